@@ -1,0 +1,79 @@
+use crate::{DType, Plan};
+use serde::{Deserialize, Serialize};
+
+/// A tensor's memory on a device, made by [`Backend::alloc`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BufferId(pub u64);
+
+/// A plan with its memory bound, made by [`Backend::prepare`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PlanId(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    DiscreteGpu,
+    IntegratedGpu,
+    VirtualGpu,
+    /// A CPU behind a graphics interface, such as llvmpipe.
+    SoftwareGpu,
+    Cpu,
+    Other,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceInfo {
+    /// `cpu`, `wgpu:0` ...: what `--device` accepts.
+    pub id: String,
+    pub name: String,
+    pub kind: DeviceKind,
+    /// API and driver with their versions.
+    pub driver: String,
+    /// Bytes of memory the device can give to one process, where the driver tells.
+    pub memory: Option<u64>,
+    /// Bytes of the largest single buffer.
+    pub max_buffer: u64,
+}
+
+/// What can go wrong on a device.
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BackendError {
+    #[error("{device}: out of memory while allocating {bytes} bytes for {what}")]
+    OutOfMemory { device: String, what: String, bytes: u64 },
+    #[error("{device}: the device was lost during {during}: {reason}")]
+    DeviceLost { device: String, during: String, reason: String },
+    #[error("{device}: {op}: {reason}")]
+    Op { device: String, op: String, reason: String },
+    #[error("{device}: {reason}")]
+    Other { device: String, reason: String },
+}
+
+/// A device that holds tensors and runs plans. The same few calls cross the plugin ABI.
+///
+/// Calls are made from one thread at a time. `run` may return before the device has finished;
+/// `read` waits for everything submitted before it.
+pub trait Backend: Send {
+    fn info(&self) -> DeviceInfo;
+
+    /// Zero-filled memory for `len` elements; `label` names the tensor in error messages.
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError>;
+
+    fn free(&mut self, buffer: BufferId);
+
+    /// Overwrites elements from element `offset` on. `data` holds little-endian values of the buffer's dtype; for
+    /// 2-byte dtypes `offset` is even.
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError>;
+
+    /// Reads elements from element `offset` on into `out`, in the form that `write` takes.
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError>;
+
+    /// Binds a plan: `arena` is an f32 buffer of at least `plan.arena / 4` elements, `externals[i]` the buffer of
+    /// `plan.externals[i]`, at least as long as its shape.
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError>;
+
+    /// Runs every call of the plan in order, as one submission where the device allows.
+    fn run(&mut self, plan: PlanId) -> Result<(), BackendError>;
+
+    fn release(&mut self, plan: PlanId);
+}

@@ -1,0 +1,16 @@
+//! The compute graph: coarse operations in SSA form, their gradients, the memory plan, and the
+//! interface that every backend implements. This crate does no arithmetic on tensors.
+
+pub mod autodiff;
+pub mod backend;
+pub mod dtype;
+pub mod graph;
+pub mod ops;
+pub mod plan;
+
+pub use autodiff::{GradRequest, gradients};
+pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, PlanId};
+pub use dtype::DType;
+pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
+pub use ops::Op;
+pub use plan::{Call, Operand, Place, Plan};

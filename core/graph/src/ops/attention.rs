@@ -1,0 +1,136 @@
+use super::*;
+
+/// Causal attention within each segment of a packed batch, with grouped query heads, an optional sliding window, logit
+/// soft-cap and dropout of the probabilities.
+///
+/// Query row t of head h sees key rows j of head h / (heads / kv_heads) with `start <= j <= t` and, with a window w,
+/// `j > t - w`, where start is the first row of t's segment. `s = scale * q.k`, then `s = cap * tanh(s / cap)`, then
+/// softmax, then dropout: key row j is dropped when Philox(key = rng[0..2], counter = (j, t, h, salt)).x * 2^-32 < p,
+/// and what stays is divided by 1 - p.
+///
+/// Inputs: `q` f32 `[T, heads * head_dim]`, `k`, `v` f32 `[T, kv_heads * head_dim]`, `spans` u32 `[T, 2]`, and `rng`
+/// u32 `[4]` if `dropout > 0`. Outputs: `o` f32 as `q`, `lse` f32 `[T, heads]`, the log-sum-exp of the scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    pub soft_cap: Option<f32>,
+    pub dropout: f32,
+    pub salt: u32,
+}
+
+impl Attention {
+    fn check(&self, q: &TensorType, k: &TensorType, v: &TensorType, rest: &[&TensorType]) -> Result<usize, String> {
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(format!("{} query heads cannot share {} key heads", self.heads, self.kv_heads));
+        }
+        if self.window == Some(0) {
+            return Err("a sliding window of 0 sees nothing".into());
+        }
+        probability(self.dropout)?;
+        let (rows, _) = matrix(q, "q")?;
+        for (ty, what, heads) in [(q, "q", self.heads), (k, "k", self.kv_heads), (v, "v", self.kv_heads)] {
+            f32s(ty, what)?;
+            shape(ty, what, &[rows, heads * self.head_dim])?;
+        }
+        spans(rest[0], rows)?;
+        match (self.dropout > 0.0, rest.get(1)) {
+            (true, Some(rng)) => rng_input(rng)?,
+            (true, None) => return Err("dropout needs the rng input".into()),
+            (false, Some(_)) => return Err("rng is given but dropout is 0".into()),
+            (false, None) => {}
+        }
+        Ok(rows)
+    }
+
+    /// Score pairs times head size; segments are not known here, so this is the bound for one segment of all rows.
+    fn pair_flops(&self, rows: usize) -> u64 {
+        let seen = self.window.map_or(rows, |w| w.min(rows)) as u64;
+        (rows as u64 * seen / 2).max(1) * (self.heads * self.head_dim) as u64
+    }
+}
+
+impl Operation for Attention {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 4..=5)?;
+        let rows = self.check(inputs[0], inputs[1], inputs[2], &inputs[3..])?;
+        Ok(vec![inputs[0].clone(), TensorType::f32([rows, self.heads])])
+    }
+
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let Some(d_o) = grads[0] else { return Ok(()) };
+        let [q, k, v, spans] = node.inputs[..4] else { return Ok(()) };
+        if ![q, k, v].iter().any(|&x| ctx.needs(x)) {
+            return Ok(());
+        }
+        let delta = AttentionDelta { heads: self.heads, head_dim: self.head_dim };
+        let ld = ctx.graph.one(delta, &[node.outputs[0], d_o, node.outputs[1]])?;
+        let mut inputs = vec![q, k, v, d_o, ld, spans];
+        inputs.extend(node.inputs.get(4));
+        let outputs = ctx.graph.apply(AttentionGrad(self.clone()).into(), &inputs)?;
+        for (input, grad) in [q, k, v].into_iter().zip(outputs) {
+            ctx.add_if_needed(input, grad)?;
+        }
+        Ok(())
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        4 * self.pair_flops(inputs[0].shape[0])
+    }
+}
+
+/// Per row and head the pair (log-sum-exp, `o . do`), which the gradient of attention reads together.
+///
+/// Inputs: `o`, `do` f32 `[T, heads * head_dim]`, `lse` f32 `[T, heads]`. Output: f32 `[T, heads, 2]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionDelta {
+    pub heads: usize,
+    pub head_dim: usize,
+}
+
+impl Operation for AttentionDelta {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 3..=3)?;
+        let (rows, _) = matrix(inputs[0], "o")?;
+        for (ty, what) in inputs.iter().zip(["o", "do", "lse"]) {
+            f32s(ty, what)?;
+            let width = if what == "lse" { self.heads } else { self.heads * self.head_dim };
+            shape(ty, what, &[rows, width])?;
+        }
+        Ok(vec![TensorType::f32([rows, self.heads, 2])])
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        2 * inputs[0].numel() as u64
+    }
+}
+
+/// Gradients of attention by recomputing the probabilities from the log-sum-exp.
+///
+/// With `p = exp(s - lse)` and `dp = (do . v) * mask / (1 - dropout)`: `ds = p (dp - delta)` times the derivative of
+/// the soft-cap; `dq = scale * ds k`, `dk = scale * ds^T q`, `dv = (p * mask / (1 - dropout))^T do`.
+///
+/// Inputs: `q`, `k`, `v`, `do`, `ld` of [`AttentionDelta`], `spans`, and `rng` if `dropout > 0`. Outputs: `dq`, `dk`,
+/// `dv`, f32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AttentionGrad(pub Attention);
+
+impl Operation for AttentionGrad {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 6..=7)?;
+        let rows = self.0.check(inputs[0], inputs[1], inputs[2], &inputs[5..])?;
+        f32s(inputs[3], "do")?;
+        shape(inputs[3], "do", &inputs[0].shape)?;
+        f32s(inputs[4], "ld")?;
+        shape(inputs[4], "ld", &[rows, self.0.heads, 2])?;
+        Ok(vec![inputs[0].clone(), inputs[1].clone(), inputs[2].clone()])
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        10 * self.0.pair_flops(inputs[0].shape[0])
+    }
+}

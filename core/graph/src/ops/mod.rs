@@ -1,0 +1,210 @@
+//! Operations: one file per op with its attributes, its shape rule and its gradient rule. A new op is a file here, a
+//! line in the list below, and a kernel of the same name in `shaders/` and in the CPU backend.
+
+use crate::DType;
+use crate::autodiff::GradCtx;
+use crate::graph::{GraphError, Node, TensorType, Value};
+use serde::{Deserialize, Serialize};
+
+/// What every operation declares.
+pub trait Operation {
+    /// Types of the outputs, or why these inputs do not fit.
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String>;
+
+    /// Adds the gradients of the inputs, given those of the outputs (`None`: the output does not influence the loss).
+    /// The default is for ops that have none.
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let _ = grads;
+        match node.inputs.iter().position(|&v| ctx.needs(v)) {
+            Some(input) => Err(GraphError::NotDifferentiable { op: node.op.name(), input }),
+            None => Ok(()),
+        }
+    }
+
+    /// Positions of the inputs that are overwritten in place.
+    fn writes(&self) -> &'static [usize] {
+        &[]
+    }
+
+    /// Pairs (output, input) that may share memory when the input is not used again: each element of the output
+    /// depends on the same element of that input only.
+    fn reuses(&self) -> &'static [(usize, usize)] {
+        &[]
+    }
+
+    /// Floating point operations, multiply and add counted separately.
+    fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+        let _ = inputs;
+        outputs.iter().map(|t| t.numel() as u64).sum()
+    }
+}
+
+macro_rules! ops {
+    ($($file:ident: $($variant:ident = $name:literal),+;)*) => {
+        $(mod $file; pub use $file::{$($variant),+};)*
+
+        /// An operation with its attributes; serialised as `{"op": "linear", ...}`.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "op")]
+        pub enum Op {
+            $($(#[serde(rename = $name)] $variant($variant)),+),*
+        }
+
+        impl Op {
+            pub fn name(&self) -> &'static str {
+                match self { $($(Op::$variant(_) => $name),+),* }
+            }
+
+            fn rule(&self) -> &dyn Operation {
+                match self { $($(Op::$variant(op) => op),+),* }
+            }
+
+            /// Names of all operations.
+            pub const NAMES: &'static [&'static str] = &[$($($name),+),*];
+        }
+
+        $($(impl From<$variant> for Op { fn from(op: $variant) -> Op { Op::$variant(op) } })+)*
+    };
+}
+
+ops! {
+    embed: Embed = "embed", EmbedGrad = "embed_grad";
+    rms_norm: RmsNorm = "rms_norm", RmsNormGrad = "rms_norm_grad", RmsNormGradW = "rms_norm_grad_w";
+    linear: Linear = "linear";
+    column_sum: ColumnSum = "column_sum";
+    rope: Rope = "rope";
+    attention: Attention = "attention", AttentionDelta = "attention_delta", AttentionGrad = "attention_grad";
+    gated_act: GatedAct = "gated_act", GatedActGrad = "gated_act_grad";
+    add: Add = "add";
+    scale: Scale = "scale";
+    dropout: Dropout = "dropout";
+    select_rows: SelectRows = "select_rows", ScatterRows = "scatter_rows";
+    soft_cap: SoftCap = "soft_cap", SoftCapGrad = "soft_cap_grad";
+    cross_entropy: CrossEntropy = "cross_entropy", CrossEntropyGrad = "cross_entropy_grad";
+    sampled_grad: SampledGrad = "sampled_grad";
+    gather: Gather = "gather";
+    scatter: Scatter = "scatter";
+    adam: Adam = "adam";
+    grad_norm: SumOfSquares = "sum_of_squares", ClipCoef = "clip_coef";
+    accumulate: Accumulate = "accumulate";
+    fill: Fill = "fill";
+    cast: Cast = "cast";
+    store: Store = "store";
+}
+
+pub use gated_act::Activation;
+pub use grad_norm::PARTIALS;
+pub use linear::Layout;
+pub use sampled_grad::Sampling;
+
+impl Op {
+    pub fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        self.rule().infer(inputs)
+    }
+
+    pub fn writes(&self) -> &'static [usize] {
+        self.rule().writes()
+    }
+
+    pub fn reuses(&self) -> &'static [(usize, usize)] {
+        self.rule().reuses()
+    }
+
+    pub fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
+        self.rule().flops(inputs, outputs)
+    }
+
+    pub(crate) fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        self.rule().grad(ctx, node, grads)
+    }
+}
+
+/// Elements of the `step` input, f32 `[8]`, written by the host before each run.
+pub mod step {
+    pub const LEN: usize = 8;
+    /// Learning rate.
+    pub const LR: usize = 0;
+    /// Adam's bias corrections, 1 - beta^t.
+    pub const BIAS_1: usize = 1;
+    pub const BIAS_2: usize = 2;
+    /// The weight of one row in the loss: 1 / (targets of the whole step), micro-batches included.
+    pub const LOSS_SCALE: usize = 3;
+}
+
+/// A label that counts as "no target".
+pub const IGNORED: u32 = u32::MAX;
+
+// ---- checks that the shape rules share
+
+fn count(inputs: &[&TensorType], expected: std::ops::RangeInclusive<usize>) -> Result<(), String> {
+    if expected.contains(&inputs.len()) {
+        return Ok(());
+    }
+    Err(format!("expected {} to {} inputs, got {}", expected.start(), expected.end(), inputs.len()))
+}
+
+fn dtype(ty: &TensorType, what: &str, expected: DType) -> Result<(), String> {
+    if ty.dtype == expected {
+        return Ok(());
+    }
+    Err(format!("{what} must be {expected}, got {}", ty.dtype))
+}
+
+/// An f32 tensor.
+fn f32s(ty: &TensorType, what: &str) -> Result<(), String> {
+    dtype(ty, what, DType::F32)
+}
+
+/// A tensor of any float type.
+fn floats(ty: &TensorType, what: &str) -> Result<(), String> {
+    if ty.dtype.is_float() {
+        return Ok(());
+    }
+    Err(format!("{what} must be a float type, got {}", ty.dtype))
+}
+
+fn shape(ty: &TensorType, what: &str, expected: &[usize]) -> Result<(), String> {
+    if ty.shape == expected {
+        return Ok(());
+    }
+    Err(format!("{what} must have shape {expected:?}, got {:?}", ty.shape))
+}
+
+fn matrix(ty: &TensorType, what: &str) -> Result<(usize, usize), String> {
+    match ty.shape[..] {
+        [rows, columns] => Ok((rows, columns)),
+        _ => Err(format!("{what} must be a matrix, got shape {:?}", ty.shape)),
+    }
+}
+
+fn vector(ty: &TensorType, what: &str) -> Result<usize, String> {
+    match ty.shape[..] {
+        [n] => Ok(n),
+        _ => Err(format!("{what} must be a vector, got shape {:?}", ty.shape)),
+    }
+}
+
+/// `[start, end)` of the segment of each row: u32 `[T, 2]`.
+fn spans(ty: &TensorType, rows: usize) -> Result<(), String> {
+    dtype(ty, "spans", DType::U32)?;
+    shape(ty, "spans", &[rows, 2])
+}
+
+/// The host's step scalars, f32 `[step::LEN]`.
+fn step_input(ty: &TensorType) -> Result<(), String> {
+    f32s(ty, "step")?;
+    shape(ty, "step", &[step::LEN])
+}
+
+/// The host's random key of the step: u32 `[4]`, of which the first two are the Philox key.
+fn rng_input(ty: &TensorType) -> Result<(), String> {
+    dtype(ty, "rng", DType::U32)?;
+    shape(ty, "rng", &[4])
+}
+
+fn probability(p: f32) -> Result<(), String> {
+    if (0.0..1.0).contains(&p) {
+        return Ok(());
+    }
+    Err(format!("the dropout probability must be in [0, 1), got {p}"))
+}

@@ -1,0 +1,101 @@
+use super::*;
+
+/// `y = x / sqrt(mean(x^2) + eps) * w` over the last `n` elements, n the length of `w`; with `plus_one` the factor is
+/// `1 + w` (Gemma).
+///
+/// Inputs: `x` f32 `[T, m]` with m a multiple of n (m / n heads are normalised separately), `w [n]` of any float type.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RmsNorm {
+    pub eps: f32,
+    pub plus_one: bool,
+}
+
+impl Operation for RmsNorm {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 2..=2)?;
+        check(inputs[0], inputs[1])?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let Some(dy) = grads[0] else { return Ok(()) };
+        let (x, w) = (node.inputs[0], node.inputs[1]);
+        if ctx.needs(w) {
+            let width = ctx.graph.shape(w)?[0];
+            let dw = ctx.graph.one(RmsNormGradW { eps: self.eps, width }, &[x, dy])?;
+            ctx.add(w, dw)?;
+        }
+        if ctx.needs(x) {
+            let mut inputs = vec![x, w, dy];
+            inputs.extend(ctx.take(x));
+            let dx = ctx.graph.one(RmsNormGrad { eps: self.eps, plus_one: self.plus_one }, &inputs)?;
+            ctx.add(x, dx)?;
+        }
+        Ok(())
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        4 * inputs[0].numel() as u64
+    }
+}
+
+/// `dx = r (g - x r^2 mean(g x)) + acc` with `r = 1 / sqrt(mean(x^2) + eps)` and `g = dy * w`.
+///
+/// Inputs: `x`, `w`, `dy`, and optionally `acc`, which is added (the gradient of a residual path).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RmsNormGrad {
+    pub eps: f32,
+    pub plus_one: bool,
+}
+
+impl Operation for RmsNormGrad {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 3..=4)?;
+        check(inputs[0], inputs[1])?;
+        for (ty, what) in inputs[2..].iter().zip(["dy", "acc"]) {
+            f32s(ty, what)?;
+            shape(ty, what, &inputs[0].shape)?;
+        }
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn reuses(&self) -> &'static [(usize, usize)] {
+        &[(0, 3)]
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        8 * inputs[0].numel() as u64
+    }
+}
+
+/// `dw[i] = sum over rows of dy[i] * x[i] * r`. Inputs: `x`, `dy`. Output: f32 `[width]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RmsNormGradW {
+    pub eps: f32,
+    pub width: usize,
+}
+
+impl Operation for RmsNormGradW {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 2..=2)?;
+        check(inputs[0], &TensorType::f32([self.width]))?;
+        f32s(inputs[1], "dy")?;
+        shape(inputs[1], "dy", &inputs[0].shape)?;
+        Ok(vec![TensorType::f32([self.width])])
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        4 * inputs[0].numel() as u64
+    }
+}
+
+fn check(x: &TensorType, w: &TensorType) -> Result<(), String> {
+    f32s(x, "x")?;
+    floats(w, "w")?;
+    let (_, columns) = matrix(x, "x")?;
+    let width = vector(w, "w")?;
+    if width == 0 || !columns.is_multiple_of(width) {
+        return Err(format!("rows of {columns} elements are not made of norms of width {width}"));
+    }
+    Ok(())
+}

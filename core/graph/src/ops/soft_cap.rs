@@ -1,0 +1,45 @@
+use super::*;
+
+/// `y = cap * tanh(x / cap)`, elementwise on f32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SoftCap {
+    pub cap: f32,
+}
+
+impl Operation for SoftCap {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 1..=1)?;
+        f32s(inputs[0], "x")?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let (Some(dy), true) = (grads[0], ctx.needs(node.inputs[0])) else { return Ok(()) };
+        let dx = ctx.graph.one(SoftCapGrad { cap: self.cap }, &[node.inputs[0], dy])?;
+        ctx.add(node.inputs[0], dx)
+    }
+
+    fn reuses(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+}
+
+/// `dx = dy * (1 - tanh(x / cap)^2)`. Inputs: `x`, `dy`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SoftCapGrad {
+    pub cap: f32,
+}
+
+impl Operation for SoftCapGrad {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 2..=2)?;
+        f32s(inputs[0], "x")?;
+        f32s(inputs[1], "dy")?;
+        shape(inputs[1], "dy", &inputs[0].shape)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn reuses(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (0, 1)]
+    }
+}

@@ -1,0 +1,185 @@
+/* The C ABI of sparta-cli plugins: methods, tasks and backends in any language.
+ *
+ * A plugin is a shared library that exports
+ *
+ *     const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);
+ *
+ * Rules:
+ * - Every struct starts with its size in bytes. A later minor version appends fields; read a field only if the size
+ *   covers it. SpartaBytes never changes. Optional function pointers may be NULL where it says so.
+ * - An interface is found by its id with a major version. Another major version is another interface; the host refuses
+ *   a major version that it does not know.
+ * - The host owns all memory that crosses. Results and errors are handed to it as bytes, which it copies before the
+ *   function returns. What the host passes in is valid until the plugin's function returns.
+ * - Handles are opaque integers of the side that made them. A SpartaCall is valid until the plugin's function returns,
+ *   and only on the thread that it was called on.
+ * - Messages are JSON in UTF-8. Their forms are shown below; the Rust crate sparta-plugin defines the same types.
+ * - A function returns SPARTA_OK, or SPARTA_FAILED after it has given a sentence for the user to host->error.
+ * - No exception crosses. The host never unloads a library.
+ */
+#ifndef SPARTA_PLUGIN_H
+#define SPARTA_PLUGIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define SPARTA_ABI_MAJOR 1
+#define SPARTA_ABI_MINOR 0
+
+#define SPARTA_METHOD_ID "sparta.method/1"
+#define SPARTA_TASK_ID "sparta.task/1"
+#define SPARTA_BACKEND_ID "sparta.backend/1"
+
+typedef int32_t SpartaStatus;
+#define SPARTA_OK 0
+#define SPARTA_FAILED 1
+
+typedef uint64_t SpartaCall;
+
+/* Borrowed bytes; data may be NULL where len is 0. */
+typedef struct SpartaBytes {
+    const uint8_t *data;
+    size_t len;
+} SpartaBytes;
+
+/* What the host offers; valid as long as the process. */
+typedef struct SpartaHost {
+    size_t size;
+    uint32_t abi_major;
+    uint32_t abi_minor;
+    /* The error message of a call that returns SPARTA_FAILED. */
+    void (*error)(SpartaCall call, SpartaBytes message);
+    /* The result of a call that answers with a message. */
+    void (*result)(SpartaCall call, SpartaBytes bytes);
+    /* The message of the latest host function that failed in this call; valid until the next host function. */
+    SpartaBytes (*last_error)(SpartaCall call);
+    /* In forward and merge: adds an operation to the graph. op is JSON: {"<op>": {attributes}}. Writes at most capacity
+     * values to outputs and their number to output_count. */
+    SpartaStatus (*graph_apply)(SpartaCall call, SpartaBytes op, const uint32_t *inputs, size_t input_count,
+                                uint32_t *outputs, size_t capacity, size_t *output_count);
+    /* Writes at most capacity dimensions of a value to dims and their number to rank. */
+    SpartaStatus (*graph_shape)(SpartaCall call, uint32_t value, uint64_t *dims, size_t capacity, size_t *rank);
+    /* Writes the value that random operations take as their counter. */
+    SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
+} SpartaHost;
+
+typedef struct SpartaInterface {
+    size_t size;
+    SpartaBytes id;    /* SPARTA_METHOD_ID ... */
+    const void *table; /* the SpartaMethod, SpartaTask or SpartaBackend that the id stands for */
+} SpartaInterface;
+
+typedef struct SpartaPlugin {
+    size_t size;
+    uint32_t abi_major; /* SPARTA_ABI_MAJOR */
+    uint32_t abi_minor; /* SPARTA_ABI_MINOR */
+    size_t interface_count;
+    const SpartaInterface *const *interfaces;
+} SpartaPlugin;
+
+/* sparta.method/1. Functions may be called from any thread, several at a time.
+ *
+ * MethodInfo  {"name": "lora", "version": "0.1.0", "summary": "...", "default_lr": 2e-4, "options": [OptionInfo]}
+ * OptionInfo  {"name": "lora-r", "help": "...", "default": 8 | null if the user must give it, "kind": OptionKind}
+ * OptionKind  {"type": "float", "min": 0.0, "max": 1.0, "min_open": true} | {"type": "int", "min": 1, "max": 1024}
+ *             | {"type": "bool"} | {"type": "text"}
+ * Parameter   {"name": "model.layers.0.mlp.up_proj.weight", "shape": [out, in], "dtype": "f32" | "bf16" | "f16",
+ *              "role": "embedding" | "norm" | "q_proj" | "k_proj" | "v_proj" | "o_proj" | "gate_proj" | "up_proj"
+ *              | "down_proj" | "bias" | "lm_head" | "head", "layer": 0 | null}
+ * Options     {"lora-r": 8, ...}: checked values of every option
+ * Selection   "frozen" | "dense" | {"sparse": {"probability": 0.05}} | {"reparam": {"tensors": [ExtraTensor]}}
+ * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": "zeros" | {"uniform": {"bound": 0.1}}
+ *              | {"normal": {"std": 0.02}}}
+ * Site        {"parameter": Parameter, "options": Options, "training": true}
+ */
+typedef struct SpartaMethod {
+    size_t size;
+    /* Result: MethodInfo. */
+    SpartaStatus (*describe)(SpartaCall call);
+    /* Request: {"parameters": [Parameter], "options": Options}; result: [Selection], one per parameter. */
+    SpartaStatus (*select)(SpartaCall call, SpartaBytes request);
+    /* x is [T, in], w [out, in], extra the tensors asked for in select; writes the [T, out] output to y.
+     * NULL where nothing is reparametrised. */
+    SpartaStatus (*forward)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
+                            size_t extra_count, uint32_t *y);
+    /* Writes the [out, in] weight that gives the same output in a plain linear layer to merged.
+     * NULL where nothing is reparametrised. */
+    SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
+                          uint32_t *merged);
+} SpartaMethod;
+
+/* sparta.task/1. describe and open may be called from any thread, several at a time; the functions of one data set and
+ * its iterators from one thread at a time. A data set is closed after its iterators.
+ *
+ * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo]}
+ * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"],
+ *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true}
+ * OpenRequest    {"task": "rte", "data": "directory"}
+ * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."]}
+ * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}}
+ * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}
+ */
+typedef struct SpartaTask {
+    size_t size;
+    /* Result: TaskPluginInfo. */
+    SpartaStatus (*describe)(SpartaCall call);
+    /* Request: OpenRequest; writes a handle of the data set. */
+    SpartaStatus (*open)(SpartaCall call, SpartaBytes request, uint64_t *dataset);
+    /* Result: Recipe. */
+    SpartaStatus (*recipe)(SpartaCall call, uint64_t dataset);
+    /* Starts reading a part that the recipe names; writes a handle of the iterator. */
+    SpartaStatus (*examples)(SpartaCall call, uint64_t dataset, SpartaBytes part, uint64_t *iterator);
+    /* Result: [Example], at most max of them; [] at the end. */
+    SpartaStatus (*next)(SpartaCall call, uint64_t iterator, size_t max);
+    void (*close_examples)(uint64_t iterator);
+    void (*close)(uint64_t dataset);
+} SpartaTask;
+
+/* sparta.backend/1. describe, devices and open may be called from any thread; the functions of one opened backend from
+ * one thread at a time. Offsets and lengths count elements of a buffer's dtype ("f32", "bf16", "f16", "u32"). An error
+ * message is a BackendError or plain text.
+ *
+ * BackendPluginInfo {"name": "cuda", "version": "0.1.0"}
+ * DeviceInfo        {"id": "cuda:0", "name": "...", "kind": "discrete_gpu" | "integrated_gpu" | "virtual_gpu"
+ *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes}
+ * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
+ *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
+ *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",
+ *                   "reason": "..."}}
+ * Plan              the JSON form of sparta_graph::Plan
+ */
+typedef struct SpartaBackend {
+    size_t size;
+    /* Result: BackendPluginInfo. */
+    SpartaStatus (*describe)(SpartaCall call);
+    /* Result: [DeviceInfo]. */
+    SpartaStatus (*devices)(SpartaCall call);
+    /* device is the id of a DeviceInfo. Result: the DeviceInfo of what was opened; writes a handle of the backend. */
+    SpartaStatus (*open)(SpartaCall call, SpartaBytes device, uint64_t *backend);
+    void (*close)(uint64_t backend);
+    /* Zero-filled memory for len elements; writes a handle of the buffer. label names it in messages. */
+    SpartaStatus (*alloc)(SpartaCall call, uint64_t backend, SpartaBytes dtype, size_t len, SpartaBytes label,
+                          uint64_t *buffer);
+    SpartaStatus (*free)(SpartaCall call, uint64_t backend, uint64_t buffer);
+    /* Little-endian values from element offset on. */
+    SpartaStatus (*write)(SpartaCall call, uint64_t backend, uint64_t buffer, size_t offset, SpartaBytes data);
+    SpartaStatus (*read)(SpartaCall call, uint64_t backend, uint64_t buffer, size_t offset, uint8_t *out,
+                         size_t byte_count);
+    /* Binds a plan to an arena and one buffer per external tensor; writes a handle of the prepared plan. */
+    SpartaStatus (*prepare)(SpartaCall call, uint64_t backend, SpartaBytes plan, uint64_t arena,
+                            const uint64_t *externals, size_t external_count, uint64_t *prepared);
+    SpartaStatus (*run)(SpartaCall call, uint64_t backend, uint64_t prepared);
+    SpartaStatus (*release)(SpartaCall call, uint64_t backend, uint64_t prepared);
+} SpartaBackend;
+
+const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,245 @@
+//! The C ABI between the host and a plugin library, the same as `include/sparta_plugin.h`.
+//!
+//! A library exports one symbol, `sparta_plugin_entry(const SpartaHost*) -> const SpartaPlugin*`. Rules:
+//!
+//! - Every struct starts with its size in bytes. A later minor version appends fields; a reader uses a field only if
+//!   the size covers it. `SpartaBytes` never changes.
+//! - An interface is found by its id with a major version (`sparta.method/1`). Another major is another interface.
+//! - The host owns all memory that crosses: results and errors are handed to it as bytes, which it copies.
+//! - Handles are opaque integers. A `SpartaCall` is valid on the calling thread until the function returns.
+//! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`] and
+//!   [`crate::backend`].
+//! - A function returns [`OK`], or [`FAILED`] after it has given a message to `SpartaHost::error`. Neither side lets a
+//!   panic or a C++ exception cross.
+
+use std::ffi::c_void;
+
+/// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
+pub const ABI_MAJOR: u32 = 1;
+pub const ABI_MINOR: u32 = 0;
+
+/// The name of the exported symbol.
+pub const ENTRY: &str = "sparta_plugin_entry";
+
+pub const METHOD_ID: &str = "sparta.method/1";
+pub const TASK_ID: &str = "sparta.task/1";
+pub const BACKEND_ID: &str = "sparta.backend/1";
+
+pub type SpartaStatus = i32;
+pub const OK: SpartaStatus = 0;
+pub const FAILED: SpartaStatus = 1;
+
+/// Names one call of the host into a plugin.
+pub type SpartaCall = u64;
+
+/// Borrowed bytes, valid until the function that received them returns. `data` may be null where `len` is 0.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaBytes {
+    pub data: *const u8,
+    pub len: usize,
+}
+
+impl SpartaBytes {
+    pub const fn new(bytes: &[u8]) -> Self {
+        SpartaBytes { data: bytes.as_ptr(), len: bytes.len() }
+    }
+
+    /// # Safety
+    /// `data` points to `len` readable bytes that stay unchanged for `'a`, or `len` is 0.
+    pub unsafe fn as_slice<'a>(self) -> &'a [u8] {
+        // SAFETY: the caller vouches for it.
+        unsafe { slice(self.data, self.len) }
+    }
+}
+
+/// A slice of a pointer and a count, where a null pointer means an empty slice.
+///
+/// # Safety
+/// `data` is null, or points to `len` initialised elements that stay unchanged for `'a`.
+pub unsafe fn slice<'a, T>(data: *const T, len: usize) -> &'a [T] {
+    if data.is_null() || len == 0 {
+        return &[];
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe { std::slice::from_raw_parts(data, len) }
+}
+
+/// What the host offers to a plugin; valid as long as the process.
+#[repr(C)]
+pub struct SpartaHost {
+    pub size: usize,
+    pub abi_major: u32,
+    pub abi_minor: u32,
+    /// The error message of a failing call, for the user.
+    pub error: unsafe extern "C" fn(SpartaCall, SpartaBytes),
+    /// The result of a call that answers with a message or bytes.
+    pub result: unsafe extern "C" fn(SpartaCall, SpartaBytes),
+    /// The message of the latest host function that failed within this call; valid until the next host function.
+    pub last_error: unsafe extern "C" fn(SpartaCall) -> SpartaBytes,
+    /// Adds an operation (`Op` as JSON) to the graph of this call: `inputs` are `input_count` values; writes at most
+    /// `capacity` values to `outputs` and their number to `output_count`.
+    pub graph_apply: unsafe extern "C" fn(
+        call: SpartaCall,
+        op: SpartaBytes,
+        inputs: *const u32,
+        input_count: usize,
+        outputs: *mut u32,
+        capacity: usize,
+        output_count: *mut usize,
+    ) -> SpartaStatus,
+    /// Writes at most `capacity` dimensions of a value's shape to `dims` and their number to `rank`.
+    pub graph_shape: unsafe extern "C" fn(
+        call: SpartaCall,
+        value: u32,
+        dims: *mut u64,
+        capacity: usize,
+        rank: *mut usize,
+    ) -> SpartaStatus,
+    /// Writes the value that random operations take as their counter.
+    pub graph_rng: unsafe extern "C" fn(call: SpartaCall, value: *mut u32) -> SpartaStatus,
+}
+
+/// What `sparta_plugin_entry` returns; valid as long as the process.
+#[repr(C)]
+pub struct SpartaPlugin {
+    pub size: usize,
+    pub abi_major: u32,
+    pub abi_minor: u32,
+    pub interface_count: usize,
+    pub interfaces: *const *const SpartaInterface,
+}
+
+// SAFETY: it is immutable and points to immutable statics.
+unsafe impl Sync for SpartaPlugin {}
+
+/// One interface that a plugin implements.
+#[repr(C)]
+pub struct SpartaInterface {
+    pub size: usize,
+    /// `sparta.method/1`, `sparta.task/1` or `sparta.backend/1`.
+    pub id: SpartaBytes,
+    /// The `SpartaMethod`, `SpartaTask` or `SpartaBackend` that the id stands for.
+    pub table: *const c_void,
+}
+
+// SAFETY: it is immutable and points to immutable statics.
+unsafe impl Sync for SpartaInterface {}
+
+/// An array of interfaces that a static can hold.
+#[repr(transparent)]
+pub struct InterfaceList<const N: usize>(pub [*const SpartaInterface; N]);
+
+// SAFETY: it is immutable and points to immutable statics.
+unsafe impl<const N: usize> Sync for InterfaceList<N> {}
+
+/// `sparta.method/1`. Functions may be called from any thread, several at a time.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaMethod {
+    pub size: usize,
+    /// Result: `MethodInfo`.
+    pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// Request: `{"parameters": [Parameter], "options": Options}`; result: `[Selection]`.
+    pub select: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
+    /// `site` is a `Site`; writes the output to `y`. May be null where nothing is reparametrised.
+    pub forward: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            x: u32,
+            w: u32,
+            extra: *const u32,
+            extra_count: usize,
+            y: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Writes the merged weight to `merged`. May be null where nothing is reparametrised.
+    pub merge: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            extra: *const u32,
+            extra_count: usize,
+            merged: *mut u32,
+        ) -> SpartaStatus,
+    >,
+}
+
+/// `sparta.task/1`. `describe` and `open` may be called from any thread, several at a time; the functions of one data
+/// set and its iterators from one thread at a time. A data set outlives its iterators.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaTask {
+    pub size: usize,
+    /// Result: `TaskPluginInfo`.
+    pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// Request: `OpenRequest`; writes the data set's handle.
+    pub open: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes, dataset: *mut u64) -> SpartaStatus>,
+    /// Result: `Recipe`.
+    pub recipe: Option<unsafe extern "C" fn(SpartaCall, dataset: u64) -> SpartaStatus>,
+    /// Starts reading a part; writes the iterator's handle.
+    pub examples: Option<
+        unsafe extern "C" fn(SpartaCall, dataset: u64, part: SpartaBytes, iterator: *mut u64) -> SpartaStatus,
+    >,
+    /// Result: `[Example]`, at most `max`; an empty array is the end.
+    pub next: Option<unsafe extern "C" fn(SpartaCall, iterator: u64, max: usize) -> SpartaStatus>,
+    pub close_examples: Option<unsafe extern "C" fn(iterator: u64)>,
+    pub close: Option<unsafe extern "C" fn(dataset: u64)>,
+}
+
+/// `sparta.backend/1`. `describe`, `devices` and `open` may be called from any thread; the functions of one opened
+/// backend from one thread at a time. Dtypes are their names: `f32`, `bf16`, `f16`, `u32`. Offsets and lengths count
+/// elements, byte counts bytes. An error message may be a `BackendError` as JSON or plain text.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaBackend {
+    pub size: usize,
+    /// Result: `BackendPluginInfo`.
+    pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// Result: `[DeviceInfo]`.
+    pub devices: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// `device` is the id of a `DeviceInfo`; result: the `DeviceInfo` of what was opened; writes the backend's handle.
+    pub open: Option<unsafe extern "C" fn(SpartaCall, device: SpartaBytes, backend: *mut u64) -> SpartaStatus>,
+    pub close: Option<unsafe extern "C" fn(backend: u64)>,
+    /// Zero-filled memory for `len` elements; writes the buffer's handle.
+    pub alloc: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            backend: u64,
+            dtype: SpartaBytes,
+            len: usize,
+            label: SpartaBytes,
+            buffer: *mut u64,
+        ) -> SpartaStatus,
+    >,
+    pub free: Option<unsafe extern "C" fn(SpartaCall, backend: u64, buffer: u64) -> SpartaStatus>,
+    pub write: Option<
+        unsafe extern "C" fn(SpartaCall, backend: u64, buffer: u64, offset: usize, data: SpartaBytes) -> SpartaStatus,
+    >,
+    pub read: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            backend: u64,
+            buffer: u64,
+            offset: usize,
+            out: *mut u8,
+            byte_count: usize,
+        ) -> SpartaStatus,
+    >,
+    /// `plan` is a `Plan`; writes the prepared plan's handle.
+    pub prepare: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            backend: u64,
+            plan: SpartaBytes,
+            arena: u64,
+            externals: *const u64,
+            external_count: usize,
+            prepared: *mut u64,
+        ) -> SpartaStatus,
+    >,
+    pub run: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
+    pub release: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
+}

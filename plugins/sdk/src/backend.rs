@@ -1,0 +1,22 @@
+//! What a backend plugin provides: its devices, and a [`Backend`] on one of them.
+
+use serde::{Deserialize, Serialize};
+use sparta_graph::{Backend, BackendError, DeviceInfo};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendPluginInfo {
+    /// What `--device` accepts: `cuda`.
+    pub name: String,
+    pub version: String,
+}
+
+/// A kind of device.
+pub trait BackendPlugin: Send + Sync {
+    fn describe(&self) -> BackendPluginInfo;
+
+    /// The devices of this kind in the machine; empty where there are none.
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError>;
+
+    /// Opens the device with this [`DeviceInfo::id`].
+    fn open(&self, device: &str) -> Result<Box<dyn Backend>, BackendError>;
+}

@@ -1,0 +1,121 @@
+//! What the columns and the labels of a task are called.
+
+/// Where the texts and the label of an example are, in files of any format, and which labels there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Schema {
+    /// Names of the text and, for a pair task, of the second text. The first entry that a file has is used.
+    pub texts: &'static [(&'static str, Option<&'static str>)],
+    /// Names of the label column; the first one that a file has is used.
+    pub label: &'static [&'static str],
+    /// Class names in the order of the labels 0, 1, ...
+    pub classes: &'static [&'static str],
+    /// The columns of a TSV file without a header line.
+    pub headerless: Option<&'static [&'static str]>,
+    /// Whether a TSV row may go on in the next line, because the texts contain line breaks.
+    pub wrapped_rows: bool,
+}
+
+/// Positions of the columns in one file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Columns {
+    pub text: usize,
+    pub pair: Option<usize>,
+    /// `None` in a file without labels.
+    pub label: Option<usize>,
+}
+
+impl Schema {
+    /// Finds the columns among `names`; `None` if the texts are not there.
+    pub(crate) fn columns(&self, names: &[&str]) -> Option<Columns> {
+        let position = |wanted: &str| names.iter().position(|name| *name == wanted);
+        let (text, pair) = self.texts.iter().find_map(|(text, pair)| {
+            let text = position(text)?;
+            match pair {
+                Some(pair) => Some((text, Some(position(pair)?))),
+                None => Some((text, None)),
+            }
+        })?;
+        let label = self.label.iter().find_map(|name| position(name));
+        Some(Columns { text, pair, label })
+    }
+
+    /// The label that `text` stands for: a class name or its number.
+    ///
+    /// # Errors
+    /// What was expected and got, without the place.
+    pub(crate) fn class(&self, text: &str) -> Result<u32, String> {
+        let by_name = self.classes.iter().position(|class| *class == text);
+        let by_number = || text.parse().ok().filter(|&n: &usize| n < self.classes.len());
+        match by_name.or_else(by_number) {
+            Some(class) => Ok(class as u32),
+            None => {
+                let classes = self.classes.iter().enumerate();
+                let known: Vec<_> = classes.map(|(i, class)| format!("{i} ({class})")).collect();
+                Err(format!("expected a label {}, got `{}`", known.join(", "), clip(text)))
+            }
+        }
+    }
+
+    /// The accepted columns in words, for messages.
+    pub(crate) fn expected_columns(&self) -> String {
+        let texts = self.texts.iter().map(|(text, pair)| match pair {
+            Some(pair) => format!("`{text}` and `{pair}`"),
+            None => format!("`{text}`"),
+        });
+        format!("{}, with `{}`", texts.collect::<Vec<_>>().join(" or "), self.label.join("` or `"))
+    }
+}
+
+/// At most 60 characters of a piece of the user's file.
+pub(crate) fn clip(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const SINGLE: Schema = Schema {
+        texts: &[("sentence", None), ("text", None)],
+        label: &["label"],
+        classes: &["negative", "positive"],
+        headerless: None,
+        wrapped_rows: false,
+    };
+    pub(crate) const PAIR: Schema = Schema {
+        texts: &[("question1", Some("question2")), ("text", Some("pair"))],
+        label: &["label", "is_duplicate"],
+        classes: &["not_duplicate", "duplicate"],
+        headerless: None,
+        wrapped_rows: true,
+    };
+
+    #[test]
+    fn columns_are_found_by_name_in_any_order() {
+        let names = ["id", "is_duplicate", "question2", "question1"];
+        let found = Columns { text: 3, pair: Some(2), label: Some(1) };
+        assert_eq!(PAIR.columns(&names), Some(found));
+        assert_eq!(PAIR.columns(&["question1", "text"]), None);
+        let unlabelled = Columns { text: 1, pair: None, label: None };
+        assert_eq!(SINGLE.columns(&["index", "sentence"]), Some(unlabelled));
+    }
+
+    #[test]
+    fn a_class_is_its_name_or_its_number() {
+        assert_eq!(SINGLE.class("positive"), Ok(1));
+        assert_eq!(SINGLE.class("0"), Ok(0));
+        for wrong in ["2", "-1", "Positive", "", "1.0"] {
+            let message = SINGLE.class(wrong).unwrap_err();
+            assert_eq!(message, format!("expected a label 0 (negative), 1 (positive), got `{wrong}`"));
+        }
+    }
+
+    #[test]
+    fn long_pieces_are_clipped_between_characters() {
+        assert_eq!(clip(&"é".repeat(61)), format!("{}...", "é".repeat(60)));
+        assert_eq!(clip("short"), "short");
+    }
+}

@@ -37,7 +37,7 @@ impl GradCtx<'_> {
     }
 
     /// The index set, when only chosen elements of this gradient are wanted.
-    pub fn sampled(&self, value: Value) -> Option<(Value, Value)> {
+    pub fn sampled(&self, value: Value) -> Option<(Value, Option<Value>)> {
         match self.requests.get(&value) {
             Some(GradRequest::Sampled { index, row_ptr }) => Some((*index, *row_ptr)),
             _ => None,

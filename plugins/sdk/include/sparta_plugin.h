@@ -57,7 +57,7 @@ typedef struct SpartaHost {
     void (*result)(SpartaCall call, SpartaBytes bytes);
     /* The message of the latest host function that failed in this call; valid until the next host function. */
     SpartaBytes (*last_error)(SpartaCall call);
-    /* In forward and merge: adds an operation to the graph. op is JSON: {"<op>": {attributes}}. Writes at most capacity
+    /* In forward and merge: adds an operation to the graph. op is JSON: {"op": "<name>", attributes}. Writes at most capacity
      * values to outputs and their number to output_count. */
     SpartaStatus (*graph_apply)(SpartaCall call, SpartaBytes op, const uint32_t *inputs, size_t input_count,
                                 uint32_t *outputs, size_t capacity, size_t *output_count);

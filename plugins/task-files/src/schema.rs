@@ -15,28 +15,21 @@ pub struct Schema {
     pub wrapped_rows: bool,
 }
 
-/// Positions of the columns in one file.
+/// Names of the columns in one file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Columns {
-    pub text: usize,
-    pub pair: Option<usize>,
+    pub text: &'static str,
+    pub pair: Option<&'static str>,
     /// `None` in a file without labels.
-    pub label: Option<usize>,
+    pub label: Option<&'static str>,
 }
 
 impl Schema {
-    /// Finds the columns among `names`; `None` if the texts are not there.
-    pub(crate) fn columns(&self, names: &[&str]) -> Option<Columns> {
-        let position = |wanted: &str| names.iter().position(|name| *name == wanted);
-        let (text, pair) = self.texts.iter().find_map(|(text, pair)| {
-            let text = position(text)?;
-            match pair {
-                Some(pair) => Some((text, Some(position(pair)?))),
-                None => Some((text, None)),
-            }
-        })?;
-        let label = self.label.iter().find_map(|name| position(name));
-        Some(Columns { text, pair, label })
+    /// The columns of a file that `has` them; `None` if the texts are not there.
+    pub(crate) fn columns(&self, has: impl Fn(&str) -> bool) -> Option<Columns> {
+        let (text, pair) = self.texts.iter().find(|(text, pair)| has(text) && pair.is_none_or(&has))?;
+        let label = self.label.iter().copied().find(|name| has(name));
+        Some(Columns { text, pair: *pair, label })
     }
 
     /// The label that `text` stands for: a class name or its number.
@@ -94,13 +87,15 @@ pub(crate) mod tests {
     };
 
     #[test]
-    fn columns_are_found_by_name_in_any_order() {
-        let names = ["id", "is_duplicate", "question2", "question1"];
-        let found = Columns { text: 3, pair: Some(2), label: Some(1) };
-        assert_eq!(PAIR.columns(&names), Some(found));
-        assert_eq!(PAIR.columns(&["question1", "text"]), None);
-        let unlabelled = Columns { text: 1, pair: None, label: None };
-        assert_eq!(SINGLE.columns(&["index", "sentence"]), Some(unlabelled));
+    fn the_first_set_of_columns_that_is_complete_is_used() {
+        let columns = |schema: Schema, names: &[&str]| schema.columns(|name| names.contains(&name));
+        let found = Columns { text: "question1", pair: Some("question2"), label: Some("is_duplicate") };
+        assert_eq!(columns(PAIR, &["id", "is_duplicate", "question2", "question1", "text", "pair"]), Some(found));
+        let generic = Columns { text: "text", pair: Some("pair"), label: Some("label") };
+        assert_eq!(columns(PAIR, &["question1", "text", "pair", "label"]), Some(generic));
+        assert_eq!(columns(PAIR, &["question1", "text"]), None);
+        let unlabelled = Columns { text: "sentence", pair: None, label: None };
+        assert_eq!(columns(SINGLE, &["index", "sentence"]), Some(unlabelled));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::lines::{Lines, MAX_LINE};
 use crate::part::{Row, Rows};
-use crate::schema::{Columns, Schema, clip};
+use crate::schema::{Schema, clip};
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
@@ -20,11 +20,20 @@ pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
             None => return Ok(Box::new(std::iter::empty())),
         },
     };
-    let columns = schema.columns(&names.iter().map(String::as_str).collect::<Vec<_>>()).ok_or_else(|| {
+    let position = |wanted: &str| names.iter().position(|name| name == wanted);
+    let columns = schema.columns(|name| position(name).is_some()).ok_or_else(|| {
         let (path, expected) = (path.display(), schema.expected_columns());
         Error(format!("{path}:1: expected a header line with the columns {expected}, got {}", describe(&names)))
     })?;
-    let mut reader = TsvReader { path: path.to_owned(), lines, names, columns, wrapped: schema.wrapped_rows };
+    let mut reader = TsvReader {
+        path: path.to_owned(),
+        lines,
+        text: position(columns.text),
+        pair: columns.pair.and_then(position),
+        label: columns.label.and_then(position),
+        names,
+        wrapped: schema.wrapped_rows,
+    };
     Ok(Box::new(std::iter::from_fn(move || reader.next_row().transpose())))
 }
 
@@ -32,7 +41,9 @@ struct TsvReader {
     path: PathBuf,
     lines: Lines,
     names: Vec<String>,
-    columns: Columns,
+    text: Option<usize>,
+    pair: Option<usize>,
+    label: Option<usize>,
     wrapped: bool,
 }
 
@@ -47,12 +58,10 @@ impl TsvReader {
             self.unwrap_row(&mut line)?;
         }
         let fields: Vec<&str> = line.split('\t').collect();
-        let field = |column: usize| fields.get(column).map(|field| (*field).to_owned());
-        match (fields.len() == expected, field(self.columns.text)) {
-            (true, Some(text)) => {
-                let pair = self.columns.pair.and_then(field);
-                let label = self.columns.label.and_then(field);
-                Ok(Some(Row { number, text, pair, label }))
+        let field = |column: Option<usize>| fields.get(column?).map(|field| (*field).to_owned());
+        match field(self.text) {
+            Some(text) if fields.len() == expected => {
+                Ok(Some(Row { number, text, pair: field(self.pair), label: field(self.label) }))
             }
             _ => {
                 let (path, names) = (self.path.display(), describe(&self.names));

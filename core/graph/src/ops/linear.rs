@@ -96,12 +96,12 @@ impl Operation for Linear {
         }
         if ctx.needs(b) {
             match (self.layout, ctx.sampled(b)) {
-                (Layout::Nt, Some((index, row_ptr))) => {
+                (Layout::Nt, Some((index, Some(row_ptr)))) => {
                     let op = SampledGrad { scale: self.scale, sampling: Sampling::Auto };
                     let grad = ctx.graph.one(op, &[dc, a, index, row_ptr])?;
                     ctx.add_sampled(b, grad)?;
                 }
-                (Layout::Nt, None) => product(ctx, b, Layout::Tn, self.scale, dc, a)?,
+                (Layout::Nt, _) => product(ctx, b, Layout::Tn, self.scale, dc, a)?,
                 (Layout::Nn, _) => product(ctx, b, Layout::Tn, self.scale, a, dc)?,
                 (Layout::Tn, _) => product(ctx, b, Layout::Nn, self.scale, a, dc)?,
             }

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradRequest {
     Dense,
-    /// Only the elements at `index` (u32 `[n]`, flat, ascending); `row_ptr` as in [`crate::ops::SampledGrad`].
+    /// Only the elements at `index` (u32 `[n]`, flat, ascending). With `row_ptr` (of [`crate::ops::SampledGrad`]) those
+    /// of a linear layer's weight are computed alone; otherwise they are picked from the dense gradient.
     Sampled {
         index: Value,
-        row_ptr: Value,
+        row_ptr: Option<Value>,
     },
 }
 

@@ -34,10 +34,7 @@ pub enum Error {
     #[error(transparent)]
     Graph(#[from] sparta_graph::GraphError),
     #[error("{}: {source}", path.display())]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { path: PathBuf, source: std::io::Error },
 }
 
 impl Error {

@@ -1,0 +1,26 @@
+//! Llama 1 to 3, and what shares its architecture. `pretraining_tp` only slices the same products.
+
+use super::super::config::{Defaults, activation, base, only_full_attention};
+use super::super::keys::Keys;
+use super::super::{Decoder, Family};
+use crate::Result;
+use sparta_graph::ops::Activation;
+
+const DEFAULTS: Defaults = Defaults {
+    kv_heads: None,
+    head_dim: None,
+    max_position_embeddings: 2048,
+    tied_embeddings: false,
+    pad: None,
+    bos: Some(1),
+    eos: Some(2),
+};
+
+pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
+    keys.only("attention_bias", false.into())?;
+    keys.only("mlp_bias", false.into())?;
+    let mut decoder = base(keys, Family::Llama, &DEFAULTS)?;
+    only_full_attention(keys, decoder.layers)?;
+    decoder.activation = activation(keys, "hidden_act", Activation::Silu)?;
+    Ok(decoder)
+}

@@ -180,9 +180,8 @@ pub struct SpartaTask {
     /// Result: `Recipe`.
     pub recipe: Option<unsafe extern "C" fn(SpartaCall, dataset: u64) -> SpartaStatus>,
     /// Starts reading a part; writes the iterator's handle.
-    pub examples: Option<
-        unsafe extern "C" fn(SpartaCall, dataset: u64, part: SpartaBytes, iterator: *mut u64) -> SpartaStatus,
-    >,
+    pub examples:
+        Option<unsafe extern "C" fn(SpartaCall, dataset: u64, part: SpartaBytes, iterator: *mut u64) -> SpartaStatus>,
     /// Result: `[Example]`, at most `max`; an empty array is the end.
     pub next: Option<unsafe extern "C" fn(SpartaCall, iterator: u64, max: usize) -> SpartaStatus>,
     pub close_examples: Option<unsafe extern "C" fn(iterator: u64)>,

@@ -33,8 +33,16 @@ pub struct OptionInfo {
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum OptionKind {
     /// `min_open`: the minimum itself is excluded.
-    Float { min: f64, max: f64, #[serde(default)] min_open: bool },
-    Int { min: i64, max: i64 },
+    Float {
+        min: f64,
+        max: f64,
+        #[serde(default)]
+        min_open: bool,
+    },
+    Int {
+        min: i64,
+        max: i64,
+    },
     Bool,
     Text,
 }
@@ -64,6 +72,14 @@ pub enum Role {
     Head,
 }
 
+impl Role {
+    /// Whether the tensor is the weight `[out, in]` of a linear layer of the body.
+    pub fn is_projection(self) -> bool {
+        use Role::*;
+        matches!(self, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj)
+    }
+}
+
 /// One tensor of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
@@ -88,9 +104,13 @@ pub enum Selection {
     /// Every element is trained, from an f32 master.
     Dense,
     /// Each element is trained with this probability; the host draws the index set (DESIGN 6).
-    Sparse { probability: f64 },
+    Sparse {
+        probability: f64,
+    },
     /// The linear layer of this weight is replaced by [`Method::forward`], with these extra trained tensors.
-    Reparam { tensors: Vec<ExtraTensor> },
+    Reparam {
+        tensors: Vec<ExtraTensor>,
+    },
 }
 
 /// A tensor that a reparametrisation adds.
@@ -107,8 +127,12 @@ pub struct ExtraTensor {
 pub enum Init {
     Zeros,
     /// Uniform in +-bound.
-    Uniform { bound: f64 },
-    Normal { std: f64 },
+    Uniform {
+        bound: f64,
+    },
+    Normal {
+        std: f64,
+    },
 }
 
 /// The place where a reparametrised weight is used.
@@ -138,7 +162,14 @@ pub trait Method: Send + Sync {
 
     /// The output rows of a reparametrised linear layer: `x` is `[T, in]`, `w` `[out, in]`, the result `[T, out]`.
     /// `extra` are the tensors asked for in `select`, in order. A bias is added by the host.
-    fn forward(&self, site: &Site, graph: &mut dyn GraphBuilder, x: Value, w: Value, extra: &[Value]) -> Result<Value, Error> {
+    fn forward(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Value, Error> {
         let _ = (graph, x, w, extra);
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
     }

@@ -127,9 +127,7 @@ impl GraphBuilder for HostGraph {
     fn shape(&self, value: Value) -> Result<Vec<usize>, Error> {
         let (mut dims, mut rank) = ([0u64; CAPACITY], 0);
         // SAFETY: every pointer and length describes a live local, and the call is still running.
-        self.check(unsafe {
-            (self.host.graph_shape)(self.call, value.0, dims.as_mut_ptr(), CAPACITY, &mut rank)
-        })?;
+        self.check(unsafe { (self.host.graph_shape)(self.call, value.0, dims.as_mut_ptr(), CAPACITY, &mut rank) })?;
         Ok(dims.iter().take(rank).map(|&n| n as usize).collect())
     }
 

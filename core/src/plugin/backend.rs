@@ -1,0 +1,146 @@
+use super::Implementation;
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_plugin::Error;
+use sparta_plugin::abi::{SpartaBackend, SpartaBytes};
+use sparta_plugin::backend::BackendPluginInfo;
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// A backend plugin of a loaded library.
+pub struct LoadedBackendPlugin {
+    plugin: Implementation<SpartaBackend>,
+    info: BackendPluginInfo,
+}
+
+/// What a plugin's error means: a [`BackendError`] as JSON, or a text.
+fn decode(device: &str, error: Error) -> BackendError {
+    serde_json::from_str(&error.0)
+        .unwrap_or_else(|_| BackendError::Other { device: device.to_owned(), reason: error.0 })
+}
+
+impl LoadedBackendPlugin {
+    /// Asks the plugin to describe itself.
+    pub fn new(mut plugin: Implementation<SpartaBackend>) -> Result<Self, Error> {
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
+        let info: BackendPluginInfo = plugin.parse("describe", &answer)?;
+        plugin.name = format!("{} ({})", info.name, plugin.name);
+        Ok(LoadedBackendPlugin { plugin, info })
+    }
+
+    pub fn info(&self) -> &BackendPluginInfo {
+        &self.info
+    }
+
+    /// The devices of this kind in the machine.
+    pub fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        let plugin = &self.plugin;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin.call("devices", plugin.table.devices, None, |f, call| unsafe { f(call) });
+        answer.and_then(|json| plugin.parse("devices", &json)).map_err(|e| decode(&self.info.name, e))
+    }
+
+    /// Opens the device with this [`DeviceInfo::id`].
+    pub fn open(&self, device: &str) -> Result<Box<dyn Backend>, BackendError> {
+        let plugin = self.plugin.clone();
+        let mut handle = 0;
+        // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+        let answer = plugin.call("open", plugin.table.open, None, |f, call| unsafe {
+            f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
+        });
+        let info: DeviceInfo = answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+        Ok(Box::new(LoadedBackend { plugin, info, handle, one_thread: PhantomData }))
+    }
+}
+
+/// An opened device of a backend plugin.
+struct LoadedBackend {
+    plugin: Implementation<SpartaBackend>,
+    info: DeviceInfo,
+    handle: u64,
+    /// Moves between threads, but is used by one at a time.
+    one_thread: PhantomData<Cell<()>>,
+}
+
+impl LoadedBackend {
+    fn call<F>(&self, what: &str, function: Option<F>, call: impl FnOnce(F, u64) -> i32) -> Result<(), BackendError> {
+        self.plugin.call(what, function, None, call).map(drop).map_err(|e| decode(&self.info.id, e))
+    }
+}
+
+// SAFETY of the calls below: functions of a loaded library with a handle that it made and that is not closed, called
+// as the ABI says, from one thread at a time; every pointer and length describes a live local or argument.
+impl Backend for LoadedBackend {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
+        let (dtype, label) = (dtype.to_string(), SpartaBytes::new(label.as_bytes()));
+        let mut buffer = 0;
+        // SAFETY: see the impl.
+        self.call("alloc", self.plugin.table.alloc, |f, call| unsafe {
+            f(call, self.handle, SpartaBytes::new(dtype.as_bytes()), len, label, &mut buffer)
+        })?;
+        Ok(BufferId(buffer))
+    }
+
+    fn free(&mut self, buffer: BufferId) {
+        // SAFETY: see the impl.
+        let freed = self.call("free", self.plugin.table.free, |f, call| unsafe { f(call, self.handle, buffer.0) });
+        // The trait's `free` cannot fail: a buffer that a broken plugin keeps is only a leak.
+        let _ = freed;
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
+        // SAFETY: see the impl.
+        self.call("write", self.plugin.table.write, |f, call| unsafe {
+            f(call, self.handle, buffer.0, offset, SpartaBytes::new(data))
+        })
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError> {
+        let (data, len) = (out.as_mut_ptr(), out.len());
+        // SAFETY: see the impl.
+        self.call("read", self.plugin.table.read, |f, call| unsafe {
+            f(call, self.handle, buffer.0, offset, data, len)
+        })
+    }
+
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        let message = serde_json::to_vec(plan).map_err(|e| BackendError::Other {
+            device: self.info.id.clone(),
+            reason: format!("the plan cannot be serialised: {e}"),
+        })?;
+        let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
+        let mut prepared = 0;
+        // SAFETY: see the impl.
+        self.call("prepare", self.plugin.table.prepare, |f, call| unsafe {
+            let plan = SpartaBytes::new(&message);
+            f(call, self.handle, plan, arena.0, externals.as_ptr(), externals.len(), &mut prepared)
+        })?;
+        Ok(PlanId(prepared))
+    }
+
+    fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
+        // SAFETY: see the impl.
+        self.call("run", self.plugin.table.run, |f, call| unsafe { f(call, self.handle, plan.0) })
+    }
+
+    fn release(&mut self, plan: PlanId) {
+        // SAFETY: see the impl.
+        let released =
+            self.call("release", self.plugin.table.release, |f, call| unsafe { f(call, self.handle, plan.0) });
+        // As for `free`.
+        let _ = released;
+    }
+}
+
+impl Drop for LoadedBackend {
+    fn drop(&mut self) {
+        if let Some(close) = self.plugin.table.close {
+            // SAFETY: the handle is closed once, here.
+            unsafe { close(self.handle) };
+        }
+    }
+}

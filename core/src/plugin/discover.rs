@@ -1,0 +1,158 @@
+//! Where plugin libraries are looked for. Never in the current directory, and never at a path that a model or a data
+//! set names.
+
+use super::manifest::target;
+use serde::Serialize;
+use std::collections::HashSet;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The environment variable with further places, separated as in `PATH`.
+pub const PATH_VARIABLE: &str = "SPARTA_PLUGIN_PATH";
+
+/// Places in the order in which they are searched; the first plugin of a name wins. A place is a library or a
+/// directory of libraries.
+#[derive(Clone, Debug, Default)]
+pub struct DiscoverOptions {
+    /// `--plugin`.
+    pub explicit: Vec<PathBuf>,
+    /// From the configuration file.
+    pub configured: Vec<PathBuf>,
+    /// The value of [`PATH_VARIABLE`].
+    pub path_variable: Option<OsString>,
+    /// The per-user plugin directory.
+    pub user: Option<PathBuf>,
+    /// The executable's directory, or where a build has put the plugins.
+    pub beside: Vec<PathBuf>,
+}
+
+impl DiscoverOptions {
+    /// The places of this process: its environment, user and executable.
+    pub fn standard(explicit: Vec<PathBuf>, configured: Vec<PathBuf>) -> Self {
+        let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
+        DiscoverOptions {
+            explicit,
+            configured,
+            path_variable: std::env::var_os(PATH_VARIABLE),
+            user: dirs::data_dir().map(|dir| dir.join("sparta").join("plugins")),
+            beside: beside.into_iter().collect(),
+        }
+    }
+}
+
+/// By which of the places a library was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    Explicit,
+    Configuration,
+    PathVariable,
+    User,
+    BesideExecutable,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Origin::Explicit => "--plugin",
+            Origin::Configuration => "configuration",
+            Origin::PathVariable => PATH_VARIABLE,
+            Origin::User => "user directory",
+            Origin::BesideExecutable => "beside the executable",
+        })
+    }
+}
+
+impl Origin {
+    /// Whether a library without a manifest may be opened: the user named the place for this run, or a build made it.
+    pub fn trusts_without_manifest(self) -> bool {
+        matches!(self, Origin::Explicit | Origin::PathVariable | Origin::BesideExecutable)
+    }
+}
+
+/// A library to look at, or a place that could not be searched.
+pub struct Candidate {
+    pub path: PathBuf,
+    pub origin: Origin,
+    pub problem: Option<String>,
+}
+
+/// All libraries at the places, in order, each once.
+pub fn candidates(options: &DiscoverOptions) -> Vec<Candidate> {
+    let variable: Vec<PathBuf> = options.path_variable.iter().flat_map(std::env::split_paths).collect();
+    let places = [
+        (Origin::Explicit, options.explicit.as_slice()),
+        (Origin::Configuration, &options.configured),
+        (Origin::PathVariable, &variable),
+        (Origin::User, options.user.as_slice()),
+        (Origin::BesideExecutable, &options.beside),
+    ];
+    let mut found = Vec::new();
+    for (origin, paths) in places {
+        // An empty entry, as in `PATH=a::b`, would mean the current directory.
+        for path in paths.iter().filter(|path| !path.as_os_str().is_empty()) {
+            search(path, origin, &mut found);
+        }
+    }
+    let mut seen = HashSet::new();
+    found.retain(|candidate| {
+        let identity = candidate.path.canonicalize().unwrap_or_else(|_| candidate.path.clone());
+        seen.insert(identity)
+    });
+    found
+}
+
+fn search(place: &Path, origin: Origin, found: &mut Vec<Candidate>) {
+    let mut add = |path: &Path, problem: Option<String>| {
+        found.push(Candidate { path: path.to_owned(), origin, problem });
+    };
+    if origin != Origin::Explicit && place.is_relative() {
+        return add(place, Some("a relative path depends on the current directory; give an absolute one".into()));
+    }
+    if !place.exists() {
+        if origin != Origin::User {
+            add(place, Some("there is no such file or directory".into()));
+        }
+        return;
+    }
+    if !place.is_dir() {
+        return add(place, None);
+    }
+    let entries = match std::fs::read_dir(place) {
+        Ok(entries) => entries,
+        Err(e) => return add(place, Some(format!("cannot be listed: {e}"))),
+    };
+    let mut libraries: Vec<PathBuf> = entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| is_library(path) && (origin != Origin::BesideExecutable || has_plugin_name(path)))
+        .collect();
+    libraries.sort();
+    libraries.iter().for_each(|path| add(path, None));
+}
+
+fn file_name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+fn is_library(path: &Path) -> bool {
+    file_name(path).ends_with(DLL_SUFFIX) && path.is_file()
+}
+
+/// `libsparta_method_lora.so`, `sparta_task_glue.dll`: beside the executable other libraries may stand, too.
+fn has_plugin_name(path: &Path) -> bool {
+    let name = file_name(path);
+    let name = name.strip_prefix(DLL_PREFIX).unwrap_or(name);
+    ["sparta_method_", "sparta_task_", "sparta_backend_"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// What to do about a library that may not be opened because nothing vouches for it.
+pub fn missing_manifest(path: &Path, origin: Origin) -> String {
+    format!(
+        "it has no manifest {}, which a library found by {origin} needs: {{\"name\", \"kind\", \"abi\", \"target\": \
+         \"{}\", \"sha256\"}}; or name the library with --plugin",
+        super::Manifest::path(path).display(),
+        target()
+    )
+}

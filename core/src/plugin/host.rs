@@ -1,0 +1,164 @@
+//! The host's table of functions, and the state of the calls that are running.
+//!
+//! A call is an integer that is looked up among the calls of the current thread, so a plugin that keeps one or passes
+//! it to another thread gets an error, never somebody else's memory.
+
+use sparta_plugin::abi::*;
+use sparta_plugin::export::panic_message;
+use sparta_plugin::graph::{Op, Value};
+use sparta_plugin::method::GraphBuilder;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub static HOST: SpartaHost = SpartaHost {
+    size: size_of::<SpartaHost>(),
+    abi_major: ABI_MAJOR,
+    abi_minor: ABI_MINOR,
+    error,
+    result,
+    last_error,
+    graph_apply,
+    graph_shape,
+    graph_rng,
+};
+
+/// The graph that a call may build on; only dereferenced while [`call`] holds the `&mut` it was made from.
+type GraphPointer = *mut (dyn GraphBuilder + 'static);
+
+#[derive(Default)]
+struct State {
+    result: Vec<u8>,
+    error: Option<String>,
+    /// The message of the latest graph function that failed.
+    graph_error: String,
+    graph: Option<GraphPointer>,
+}
+
+thread_local! {
+    static CALLS: RefCell<HashMap<SpartaCall, State>> = RefCell::default();
+    static NEXT: Cell<SpartaCall> = const { Cell::new(1) };
+}
+
+/// Calls a plugin's function and returns the bytes it gave as its result, or its error message (`None`: it failed
+/// without one).
+pub fn call(
+    graph: Option<&mut dyn GraphBuilder>,
+    function: impl FnOnce(SpartaCall) -> SpartaStatus,
+) -> Result<Vec<u8>, Option<String>> {
+    let id = NEXT.replace(NEXT.get() + 1);
+    // SAFETY: only the lifetime changes; the state that holds the pointer is removed before this function returns.
+    let graph = graph.map(|g| unsafe { std::mem::transmute::<&mut dyn GraphBuilder, GraphPointer>(g) });
+    CALLS.with_borrow_mut(|calls| calls.insert(id, State { graph, ..State::default() }));
+    let status = function(id);
+    let state = CALLS.with_borrow_mut(|calls| calls.remove(&id)).unwrap_or_default();
+    match status {
+        OK => Ok(state.result),
+        _ => Err(state.error),
+    }
+}
+
+fn with_state<T>(call: SpartaCall, f: impl FnOnce(&mut State) -> T) -> Option<T> {
+    CALLS.with_borrow_mut(|calls| calls.get_mut(&call).map(f))
+}
+
+unsafe extern "C" fn error(call: SpartaCall, message: SpartaBytes) {
+    // SAFETY: the plugin passes bytes that live until this function returns.
+    let message = String::from_utf8_lossy(unsafe { message.as_slice() }).into_owned();
+    with_state(call, |state| state.error = Some(message));
+}
+
+unsafe extern "C" fn result(call: SpartaCall, bytes: SpartaBytes) {
+    // SAFETY: the plugin passes bytes that live until this function returns.
+    let bytes = unsafe { bytes.as_slice() }.to_vec();
+    with_state(call, |state| state.result = bytes);
+}
+
+unsafe extern "C" fn last_error(call: SpartaCall) -> SpartaBytes {
+    with_state(call, |state| SpartaBytes::new(state.graph_error.as_bytes())).unwrap_or(SpartaBytes::new(&[]))
+}
+
+/// Runs `body` on the call's graph; its error, or the message of its panic, becomes the call's `last_error`.
+fn on_graph(call: SpartaCall, body: impl FnOnce(&mut dyn GraphBuilder) -> Result<(), String>) -> SpartaStatus {
+    // Taken out while it is used: a graph function called from within a graph function finds none.
+    let Some(Some(graph)) = with_state(call, |state| state.graph.take()) else {
+        let message = "graph functions can be called only in forward and merge, on the thread of the call";
+        with_state(call, |state| state.graph_error = message.into());
+        return FAILED;
+    };
+    // SAFETY: `host::call` is still on this thread's stack and holds the borrow; nobody else uses the pointer, because
+    // it was taken out of the state.
+    let outcome = catch_unwind(AssertUnwindSafe(|| body(unsafe { &mut *graph })));
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(message)) => Some(message),
+        Err(panic) => Some(format!("the host panicked: {}", panic_message(&*panic))),
+    };
+    let status = if failure.is_none() { OK } else { FAILED };
+    with_state(call, |state| {
+        state.graph = Some(graph);
+        state.graph_error = failure.unwrap_or_default();
+    });
+    status
+}
+
+unsafe extern "C" fn graph_apply(
+    call: SpartaCall,
+    op: SpartaBytes,
+    inputs: *const u32,
+    input_count: usize,
+    outputs: *mut u32,
+    capacity: usize,
+    output_count: *mut usize,
+) -> SpartaStatus {
+    on_graph(call, |graph| {
+        // SAFETY: the plugin passes bytes and an array that live until this function returns.
+        let (op, inputs) = unsafe { (op.as_slice(), slice(inputs, input_count)) };
+        let op: Op = serde_json::from_slice(op)
+            .map_err(|e| format!("not an operation of this host: {e}: {}", String::from_utf8_lossy(op)))?;
+        let name = op.name();
+        let inputs: Vec<Value> = inputs.iter().map(|&v| Value(v)).collect();
+        let values = graph.apply(op, &inputs).map_err(|e| e.0)?;
+        if values.len() > capacity {
+            return Err(format!("{name} has {} outputs, the plugin has room for {capacity}", values.len()));
+        }
+        for (i, value) in values.iter().enumerate() {
+            // SAFETY: the plugin passes an array of `capacity` writable elements, and `i` is below that.
+            unsafe { outputs.add(i).write(value.0) };
+        }
+        // SAFETY: the plugin passes a writable `size_t`.
+        unsafe { output_count.write(values.len()) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn graph_shape(
+    call: SpartaCall,
+    value: u32,
+    dims: *mut u64,
+    capacity: usize,
+    rank: *mut usize,
+) -> SpartaStatus {
+    on_graph(call, |graph| {
+        let shape = graph.shape(Value(value)).map_err(|e| e.0)?;
+        if shape.len() > capacity {
+            return Err(format!("the value has {} dimensions, the plugin has room for {capacity}", shape.len()));
+        }
+        for (i, &n) in shape.iter().enumerate() {
+            // SAFETY: the plugin passes an array of `capacity` writable elements, and `i` is below that.
+            unsafe { dims.add(i).write(n as u64) };
+        }
+        // SAFETY: the plugin passes a writable `size_t`.
+        unsafe { rank.write(shape.len()) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn graph_rng(call: SpartaCall, value: *mut u32) -> SpartaStatus {
+    on_graph(call, |graph| {
+        let rng = graph.rng().map_err(|e| e.0)?;
+        // SAFETY: the plugin passes a writable `uint32_t`.
+        unsafe { value.write(rng.0) };
+        Ok(())
+    })
+}

@@ -1,0 +1,186 @@
+//! From a library's entry point to a checked table of functions.
+
+use super::PluginKind;
+use super::host::{self, HOST};
+use serde::de::DeserializeOwned;
+use sparta_plugin::Error;
+use sparta_plugin::abi::*;
+use sparta_plugin::method::GraphBuilder;
+use std::mem::MaybeUninit;
+use std::path::{Path, PathBuf};
+
+/// The type of `sparta_plugin_entry`.
+pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
+
+/// The table of one interface, copied.
+#[derive(Clone, Copy)]
+pub enum Functions {
+    Method(SpartaMethod),
+    Task(SpartaTask),
+    Backend(SpartaBackend),
+}
+
+impl Functions {
+    pub fn kind(&self) -> PluginKind {
+        match self {
+            Functions::Method(_) => PluginKind::Method,
+            Functions::Task(_) => PluginKind::Task,
+            Functions::Backend(_) => PluginKind::Backend,
+        }
+    }
+}
+
+/// One interface of an opened library. `table` is one of the tables of [`sparta_plugin::abi`].
+#[derive(Clone)]
+pub struct Implementation<T> {
+    pub table: T,
+    /// For error messages: `lora (/usr/lib/libsparta_method_lora.so)`.
+    pub name: String,
+}
+
+impl<T> Implementation<T> {
+    /// Calls a function of the table; `what` names it in errors.
+    pub fn call<F>(
+        &self,
+        what: &str,
+        function: Option<F>,
+        graph: Option<&mut dyn GraphBuilder>,
+        call: impl FnOnce(F, SpartaCall) -> SpartaStatus,
+    ) -> Result<Vec<u8>, Error> {
+        let function =
+            function.ok_or_else(|| Error::new(format!("plugin {}: it has no function `{what}`", self.name)))?;
+        host::call(graph, |id| call(function, id)).map_err(|message| {
+            Error(message.unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)))
+        })
+    }
+
+    /// Parses the result of a function.
+    pub fn parse<M: DeserializeOwned>(&self, what: &str, result: &[u8]) -> Result<M, Error> {
+        serde_json::from_slice(result)
+            .map_err(|e| Error::new(format!("plugin {}: the answer of `{what}` cannot be read: {e}", self.name)))
+    }
+}
+
+/// Opens a library file and returns its interfaces.
+pub fn open(path: &Path) -> Result<Vec<Functions>, String> {
+    let path = canonical(path)?;
+    // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
+    // and `binary::check` has seen that it is a whole library for this machine with our entry point.
+    let library = unsafe { libloading::Library::new(&path) }.map_err(|e| format!("cannot be opened: {e}"))?;
+    // SAFETY: a library that exports this name promises this type, see `sparta_plugin.h`.
+    let entry: Entry = *unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|e| format!("not a plugin: {e}"))?;
+    // Never unloaded: its tables, threads and thread-locals may be used as long as the process lives.
+    std::mem::forget(library);
+    // SAFETY: it is the entry point of a library that stays loaded.
+    unsafe { enter(entry) }
+}
+
+/// An absolute path, so that the dynamic loader searches nowhere else.
+pub fn canonical(path: &Path) -> Result<PathBuf, String> {
+    path.canonicalize().map_err(|e| format!("cannot be read: {e}"))
+}
+
+/// Calls an entry point and checks what it returns.
+///
+/// # Safety
+/// `entry` obeys the ABI, and what it returns lives as long as the process.
+pub unsafe fn enter(entry: Entry) -> Result<Vec<Functions>, String> {
+    // SAFETY: the host's table is a static.
+    let plugin = unsafe { entry(&HOST) };
+    if plugin.is_null() {
+        return Err(format!("{ENTRY} returned nothing: the plugin refused to start"));
+    }
+    // SAFETY: in every version the struct starts with `size` and `abi_major`.
+    let (size, major) = unsafe { ((&raw const (*plugin).size).read(), (&raw const (*plugin).abi_major).read()) };
+    if major != ABI_MAJOR {
+        return Err(format!(
+            "the plugin speaks plugin ABI {major}, this host speaks {ABI_MAJOR}: {}",
+            advice(major, ABI_MAJOR)
+        ));
+    }
+    expect_size("SpartaPlugin", size, size_of::<SpartaPlugin>())?;
+    // SAFETY: its size covers the struct, and its array has as many pointers as it says.
+    let interfaces = unsafe {
+        let plugin = &*plugin;
+        slice(plugin.interfaces, plugin.interface_count)
+    };
+    if interfaces.is_empty() {
+        return Err("the plugin has no interface".into());
+    }
+    // SAFETY: a plugin's interfaces live as long as the process.
+    interfaces.iter().map(|&interface| unsafe { functions(interface) }).collect()
+}
+
+/// # Safety
+/// `interface` is null or a plugin's interface, which lives as long as the process.
+unsafe fn functions(interface: *const SpartaInterface) -> Result<Functions, String> {
+    if interface.is_null() {
+        return Err("the plugin's list of interfaces has a null pointer".into());
+    }
+    // SAFETY: in every version the struct starts with its size.
+    let size = unsafe { (&raw const (*interface).size).read() };
+    expect_size("SpartaInterface", size, size_of::<SpartaInterface>())?;
+    // SAFETY: its size covers the struct.
+    let interface = unsafe { &*interface };
+    // SAFETY: the id is a static text of the plugin.
+    let id = String::from_utf8_lossy(unsafe { interface.id.as_slice() });
+    let kind = check_interface(&id)?;
+    let table = interface.table;
+    if table.is_null() {
+        return Err(format!("the table of {id} is a null pointer"));
+    }
+    // SAFETY: the id says which table it is.
+    Ok(unsafe {
+        match kind {
+            PluginKind::Method => Functions::Method(copy(table.cast())),
+            PluginKind::Task => Functions::Task(copy(table.cast())),
+            PluginKind::Backend => Functions::Backend(copy(table.cast())),
+        }
+    })
+}
+
+/// The kind of an interface id of this host, or why it is none.
+pub fn check_interface(id: &str) -> Result<PluginKind, String> {
+    let known = PluginKind::ALL.into_iter().find(|kind| kind.interface() == id);
+    if let Some(kind) = known {
+        return Ok(kind);
+    }
+    let family = |id: &str| id.rsplit_once('/').map(|(family, major)| (family.to_owned(), major.parse::<u32>().ok()));
+    let ours = PluginKind::ALL.into_iter().map(PluginKind::interface);
+    for ours in ours.clone() {
+        if let (Some((a, Some(theirs))), Some((b, Some(major)))) = (family(id), family(ours))
+            && a == b
+        {
+            return Err(format!("the plugin implements {id}, this host knows {ours}: {}", advice(theirs, major)));
+        }
+    }
+    Err(format!("unknown interface `{id}`; this host knows {}", ours.collect::<Vec<_>>().join(", ")))
+}
+
+fn advice(theirs: u32, ours: u32) -> &'static str {
+    if theirs > ours { "update sparta-cli" } else { "rebuild the plugin with the current sparta-plugin" }
+}
+
+fn expect_size(name: &str, size: usize, expected: usize) -> Result<(), String> {
+    if size < expected {
+        return Err(format!("its {name} has {size} bytes, expected at least {expected}"));
+    }
+    Ok(())
+}
+
+/// A table of functions. Those that a plugin of an earlier minor version does not have yet are null.
+///
+/// # Safety
+/// `T` is one of the tables of [`sparta_plugin::abi`]: a size and nullable functions. `table` points to such a table,
+/// as long as its size says.
+unsafe fn copy<T: Copy>(table: *const T) -> T {
+    let mut copy = MaybeUninit::<T>::zeroed();
+    // SAFETY: every table starts with its size; what is read is within it, what is written within `T`; all zeros are a
+    // size and null functions.
+    unsafe {
+        let size = table.cast::<usize>().read();
+        let whole_fields = size.min(size_of::<T>()) / size_of::<usize>() * size_of::<usize>();
+        std::ptr::copy_nonoverlapping(table.cast::<u8>(), copy.as_mut_ptr().cast(), whole_fields);
+        copy.assume_init()
+    }
+}

@@ -1,0 +1,18 @@
+//! Plugins: where they are looked for, how a library is checked before it is opened, and the host's side of the C ABI
+//! of [`sparta_plugin::abi`].
+//!
+//! Libraries are never unloaded: what they handed out may live as long as the process.
+
+mod backend;
+mod binary;
+mod discover;
+mod host;
+mod library;
+mod manifest;
+mod set;
+
+pub use backend::LoadedBackendPlugin;
+pub use discover::{DiscoverOptions, Origin};
+pub(crate) use library::Implementation;
+pub use manifest::{Manifest, target};
+pub use set::{Found, PluginKind, PluginSet, State};

@@ -1,0 +1,252 @@
+use super::backend::LoadedBackendPlugin;
+use super::discover::{Candidate, DiscoverOptions, Origin, candidates, missing_manifest};
+use super::library::{Functions, Implementation};
+use super::manifest::Manifest;
+use super::{binary, library};
+use crate::error::{Error, Result};
+use crate::method::LoadedMethod;
+use crate::task::LoadedTask;
+use serde::{Deserialize, Serialize};
+use sparta_plugin::abi::{BACKEND_ID, METHOD_ID, TASK_ID};
+use sparta_plugin::task::TaskInfo;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PluginKind {
+    Method,
+    Task,
+    Backend,
+}
+
+impl PluginKind {
+    pub const ALL: [PluginKind; 3] = [PluginKind::Method, PluginKind::Task, PluginKind::Backend];
+
+    /// The id of its interface: `sparta.method/1`.
+    pub fn interface(self) -> &'static str {
+        match self {
+            PluginKind::Method => METHOD_ID,
+            PluginKind::Task => TASK_ID,
+            PluginKind::Backend => BACKEND_ID,
+        }
+    }
+}
+
+impl fmt::Display for PluginKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PluginKind::Method => "method",
+            PluginKind::Task => "task",
+            PluginKind::Backend => "backend",
+        })
+    }
+}
+
+/// One line of the listing of `sparta-cli plugins`: a plugin, or a file that is none.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Found {
+    pub path: PathBuf,
+    pub origin: Origin,
+    pub manifest: bool,
+    pub kind: Option<PluginKind>,
+    /// What the plugin says of itself; empty where it could not be asked.
+    pub name: String,
+    pub version: String,
+    pub state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    Loaded,
+    /// A plugin of the same kind and name was found before, in this library.
+    Shadowed {
+        by: PathBuf,
+    },
+    /// Why it is not used.
+    Refused {
+        reason: String,
+    },
+}
+
+/// The plugins of this process.
+#[derive(Default)]
+pub struct PluginSet {
+    methods: Vec<Arc<LoadedMethod>>,
+    tasks: Vec<Arc<LoadedTask>>,
+    backends: Vec<Arc<LoadedBackendPlugin>>,
+    report: Vec<Found>,
+}
+
+impl PluginSet {
+    /// Loads every plugin at the places. What cannot be loaded is in [`PluginSet::report`] and stops nothing.
+    pub fn discover(options: &DiscoverOptions) -> PluginSet {
+        let mut set = PluginSet::default();
+        for candidate in candidates(options) {
+            set.load(&candidate);
+        }
+        set
+    }
+
+    pub fn methods(&self) -> &[Arc<LoadedMethod>] {
+        &self.methods
+    }
+
+    pub fn tasks(&self) -> &[Arc<LoadedTask>] {
+        &self.tasks
+    }
+
+    pub fn backends(&self) -> &[Arc<LoadedBackendPlugin>] {
+        &self.backends
+    }
+
+    /// What was found where, in search order.
+    pub fn report(&self) -> &[Found] {
+        &self.report
+    }
+
+    /// The method of this name.
+    pub fn method(&self, name: &str) -> Result<Arc<LoadedMethod>> {
+        let found = self.methods.iter().find(|method| method.info().name == name);
+        found.cloned().ok_or_else(|| self.unknown("method", name, self.methods.iter().map(|m| &*m.info().name)))
+    }
+
+    /// The plugin with the task of this id, and the task.
+    pub fn task(&self, id: &str) -> Result<(Arc<LoadedTask>, TaskInfo)> {
+        let tasks = || self.tasks.iter().flat_map(|plugin| plugin.info().tasks.iter().map(move |task| (plugin, task)));
+        let found = tasks().find(|(_, task)| task.id == id);
+        found
+            .map(|(plugin, task)| (plugin.clone(), task.clone()))
+            .ok_or_else(|| self.unknown("task", id, tasks().map(|(_, task)| &*task.id)))
+    }
+
+    fn unknown<'a>(&self, what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Error {
+        let mut message = format!("there is no {what} `{name}`");
+        if let Some(near) = crate::method::options::nearest(name, known.clone()) {
+            message += &format!("; did you mean `{near}`?");
+        }
+        match known.collect::<Vec<_>>() {
+            known if known.is_empty() => message += &format!("; no {what} plugin was found"),
+            known => message += &format!(" The plugins that were found offer: {}.", known.join(", ")),
+        }
+        let refused = self.report.iter().filter(|found| matches!(found.state, State::Refused { .. })).count();
+        if refused > 0 {
+            message += &format!(" {refused} could not be loaded, see `sparta-cli plugins`.");
+        }
+        Error::Plugin(message)
+    }
+
+    fn load(&mut self, candidate: &Candidate) {
+        let mut found = Found {
+            path: candidate.path.clone(),
+            origin: candidate.origin,
+            manifest: false,
+            kind: None,
+            name: String::new(),
+            version: String::new(),
+            state: State::Loaded,
+        };
+        let interfaces = match &candidate.problem {
+            Some(problem) => Err(problem.clone()),
+            None => open(candidate, &mut found),
+        };
+        match interfaces {
+            Ok(interfaces) => interfaces.into_iter().for_each(|functions| self.register(functions, found.clone())),
+            Err(reason) => self.report.push(Found { state: State::Refused { reason }, ..found }),
+        }
+    }
+
+    /// Adds one interface of an opened library, unless its description is bad or its name is taken.
+    fn register(&mut self, functions: Functions, mut found: Found) {
+        let promised = std::mem::take(&mut found.name);
+        found.kind = Some(functions.kind());
+        if let Err(reason) = self.add(functions, &mut found, &promised) {
+            found.state = State::Refused { reason };
+        }
+        self.report.push(found);
+    }
+
+    fn add(&mut self, functions: Functions, found: &mut Found, promised: &str) -> std::result::Result<(), String> {
+        let place = found.path.display().to_string();
+        match functions {
+            Functions::Method(table) => {
+                let method = LoadedMethod::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let info = method.info();
+                if self.accept(found, promised, &info.name, &info.version)? {
+                    self.methods.push(Arc::new(method));
+                }
+            }
+            Functions::Task(table) => {
+                let task = LoadedTask::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let info = task.info();
+                if self.accept(found, promised, &info.name, &info.version)? {
+                    self.tasks.push(Arc::new(task));
+                }
+            }
+            Functions::Backend(table) => {
+                let backend = LoadedBackendPlugin::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let info = backend.info();
+                if self.accept(found, promised, &info.name, &info.version)? {
+                    self.backends.push(Arc::new(backend));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes a plugin's name and version; false if another plugin of its kind has the name.
+    fn accept(
+        &self,
+        found: &mut Found,
+        promised: &str,
+        name: &str,
+        version: &str,
+    ) -> std::result::Result<bool, String> {
+        (found.name, found.version) = (name.to_owned(), version.to_owned());
+        if found.manifest && promised != name {
+            return Err(format!("the manifest calls it `{promised}`, the plugin itself `{name}`"));
+        }
+        let same = |other: &&Found| other.state == State::Loaded && other.kind == found.kind && other.name == name;
+        let first = self.report.iter().find(same).map(|other| other.path.clone());
+        let loaded = first.is_none();
+        if let Some(by) = first {
+            found.state = State::Shadowed { by };
+        }
+        Ok(loaded)
+    }
+}
+
+/// Checks a library against its manifest and its file format, then opens it. Leaves the manifest's name in `found`.
+fn open(candidate: &Candidate, found: &mut Found) -> std::result::Result<Vec<Functions>, String> {
+    let path: &Path = &candidate.path;
+    let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
+    // SAFETY: the mapping is read-only and dropped below; a library that is being overwritten right now is as
+    // unreadable here as it would be to the dynamic loader.
+    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| format!("cannot be read: {e}"))?;
+    let manifest = Manifest::read(path).map_err(|e| e.to_string())?;
+    found.manifest = manifest.is_some();
+    let promised = match &manifest {
+        Some(manifest) => {
+            found.kind = Some(manifest.kind);
+            found.name = manifest.name.clone();
+            manifest.check(&bytes)?;
+            Some(manifest.kind)
+        }
+        None if candidate.origin.trusts_without_manifest() => None,
+        None => return Err(missing_manifest(path, candidate.origin)),
+    };
+    binary::check(&bytes)?;
+    drop(bytes);
+    let interfaces = library::open(path)?;
+    if let Some(kind) = promised
+        && let Some(other) = interfaces.iter().find(|functions| functions.kind() != kind)
+    {
+        return Err(format!(
+            "the manifest calls it a {kind}, the library has the interface {}",
+            other.kind().interface()
+        ));
+    }
+    Ok(interfaces)
+}

@@ -33,6 +33,9 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
+    /// Whether plans may let an output share memory with an input ([`crate::Op::reuses`]).
+    #[serde(default)]
+    pub in_place: bool,
 }
 
 /// What can go wrong on a device.

@@ -97,7 +97,8 @@ pub fn gradients(
     }
     for i in (0..forward).rev() {
         let node = ctx.graph.nodes()[i].clone();
-        let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| ctx.grads.remove(v)).collect();
+        // They stay in the map: an intermediate tensor may be requested as well.
+        let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| ctx.grads.get(v).copied()).collect();
         if grads.iter().any(Option::is_some) && node.inputs.iter().any(|&v| ctx.needs(v)) {
             ctx.graph.set_label(node.label.clone());
             node.op.grad(&mut ctx, &node, &grads)?;
@@ -112,4 +113,165 @@ pub fn gradients(
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::graph::TensorType;
+    use crate::ops::*;
+
+    /// Two linear layers: `h = x a^T`, `y = h b^T + h`, and a seed for `y`.
+    struct Net {
+        graph: Graph,
+        x: Value,
+        a: Value,
+        b: Value,
+        y: Value,
+        seed: Value,
+        forward: usize,
+    }
+
+    fn net() -> Net {
+        let mut graph = Graph::new();
+        let x = graph.external("x", DType::F32, [4, 8]);
+        let a = graph.external("a", DType::BF16, [8, 8]);
+        let b = graph.external("b", DType::BF16, [8, 8]);
+        let seed = graph.external("seed", DType::F32, [4, 8]);
+        graph.set_label("lower");
+        let h = graph.one(Linear::plain(Layout::Nt), &[x, a]).unwrap();
+        graph.set_label("upper");
+        let upper = Linear { residual: true, ..Linear::plain(Layout::Nt) };
+        let y = graph.one(upper, &[h, b, h]).unwrap();
+        let forward = graph.nodes().len();
+        Net { graph, x, a, b, y, seed, forward }
+    }
+
+    impl Net {
+        fn gradients(&mut self, requests: &[(Value, GradRequest)]) -> Result<Vec<Value>, GraphError> {
+            gradients(&mut self.graph, &[(self.y, self.seed)], requests)
+        }
+
+        /// Name, label and inputs of the nodes that the backward pass added.
+        fn backward(&self) -> Vec<(&str, &str, Vec<Value>)> {
+            let nodes = &self.graph.nodes()[self.forward..];
+            nodes.iter().map(|n| (n.op.name(), n.label.as_str(), n.inputs.clone())).collect()
+        }
+    }
+
+    #[test]
+    fn frozen_weights_get_no_gradient_and_nothing_runs_below_the_lowest_trained_one() {
+        let mut net = net();
+        let grads = net.gradients(&[(net.b, GradRequest::Dense)]).unwrap();
+        let h = net.graph.nodes()[0].outputs[0];
+        assert_eq!(net.backward(), [("linear", "upper", vec![net.seed, h])]);
+        assert_eq!(net.graph.ty(grads[0]).unwrap(), &TensorType::f32([8, 8]), "f32, although the weight is bf16");
+    }
+
+    #[test]
+    fn a_gradient_through_frozen_weights() {
+        let mut net = net();
+        net.gradients(&[(net.a, GradRequest::Dense)]).unwrap();
+        let ops = net.backward();
+        // dh = dy b + dy in one product, then da; neither db nor dx.
+        assert_eq!(ops.len(), 2);
+        assert_eq!((ops[0].1, &ops[0].2), ("upper", &vec![net.seed, net.b, net.seed]));
+        assert_eq!((ops[1].1, ops[1].2[1]), ("lower", net.x));
+    }
+
+    #[test]
+    fn requests_are_answered_in_their_order() {
+        let mut net = net();
+        let requests = [net.b, net.x, net.a].map(|v| (v, GradRequest::Dense));
+        let grads = net.gradients(&requests).unwrap();
+        let shapes: Vec<_> = grads.iter().map(|&g| net.graph.shape(g).unwrap().to_vec()).collect();
+        assert_eq!(shapes, [vec![8, 8], vec![4, 8], vec![8, 8]]);
+    }
+
+    #[test]
+    fn chosen_elements_of_a_linear_weight_are_computed_alone() {
+        let mut net = net();
+        let index = net.graph.external("index", DType::U32, [5]);
+        let row_ptr = net.graph.external("row_ptr", DType::U32, [9]);
+        let request = GradRequest::Sampled { index, row_ptr: Some(row_ptr) };
+        let grads = net.gradients(&[(net.b, request)]).unwrap();
+        let names: Vec<&str> = net.backward().iter().map(|op| op.0).collect();
+        assert_eq!(names, ["sampled_grad"], "no dense gradient exists");
+        assert_eq!(net.graph.shape(grads[0]).unwrap(), [5]);
+    }
+
+    #[test]
+    fn chosen_elements_without_rows_are_picked_from_the_dense_gradient() {
+        let mut net = net();
+        let index = net.graph.external("index", DType::U32, [5]);
+        let grads = net.gradients(&[(net.b, GradRequest::Sampled { index, row_ptr: None })]).unwrap();
+        let names: Vec<&str> = net.backward().iter().map(|op| op.0).collect();
+        assert_eq!(names, ["linear", "gather"]);
+        assert_eq!(net.graph.shape(grads[0]).unwrap(), [5]);
+    }
+
+    #[test]
+    fn every_use_of_a_tensor_counts() {
+        let mut graph = Graph::new();
+        let x = graph.external("x", DType::F32, [4]);
+        let seed = graph.external("seed", DType::F32, [4]);
+        let y = graph.one(Add {}, &[x, x]).unwrap();
+        let dx = gradients(&mut graph, &[(y, seed)], &[(x, GradRequest::Dense)]).unwrap()[0];
+        let sum = graph.nodes().last().unwrap();
+        assert_eq!((sum.op.name(), &sum.inputs, sum.outputs[0]), ("add", &vec![seed, seed], dx));
+    }
+
+    #[test]
+    fn the_gradient_of_an_intermediate_tensor_is_the_sum_over_its_uses() {
+        let mut net = net();
+        let h = net.graph.nodes()[0].outputs[0];
+        let grads = net.gradients(&[(h, GradRequest::Dense), (net.a, GradRequest::Dense)]).unwrap();
+        let ops = net.backward();
+        assert_eq!(ops.len(), 2);
+        assert_eq!(ops[1].2[0], grads[0], "the lower layer goes on from the gradient that is returned");
+    }
+
+    #[test]
+    fn seeds_add_up() {
+        let mut net = net();
+        let h = net.graph.nodes()[0].outputs[0];
+        let other = net.graph.external("other", DType::F32, [4, 8]);
+        let seeds = [(net.y, net.seed), (h, other)];
+        gradients(&mut net.graph, &seeds, &[(net.a, GradRequest::Dense)]).unwrap();
+        let adds = |op: &&(&str, &str, Vec<Value>)| op.2.contains(&other);
+        assert_eq!(net.backward().iter().filter(adds).count(), 1);
+    }
+
+    #[test]
+    fn what_does_not_influence_the_loss_is_an_error_that_names_it() {
+        let mut net = net();
+        let unused = net.graph.external("layers.0.unused", DType::F32, [4]);
+        let error = net.gradients(&[(unused, GradRequest::Dense)]).unwrap_err();
+        assert_eq!(error, GraphError::NoGradient("layers.0.unused".into()));
+        assert!(error.to_string().contains("`layers.0.unused`"));
+    }
+
+    #[test]
+    fn an_unknown_handle_is_an_error() {
+        let mut net = net();
+        let error = net.gradients(&[(Value(99), GradRequest::Dense)]).unwrap_err();
+        assert_eq!(error, GraphError::UnknownValue(99));
+    }
+
+    #[test]
+    fn an_op_without_a_gradient_is_an_error_only_where_one_is_needed() {
+        let cast_net = |wanted: &str| {
+            let mut graph = Graph::new();
+            let x = graph.external("x", DType::F32, [4]);
+            let z = graph.external("z", DType::F32, [4]);
+            let seed = graph.external("seed", DType::F32, [4]);
+            let cast = graph.one(Cast { to: DType::F32 }, &[x]).unwrap();
+            let y = graph.one(Add {}, &[cast, z]).unwrap();
+            let wanted = if wanted == "x" { x } else { z };
+            gradients(&mut graph, &[(y, seed)], &[(wanted, GradRequest::Dense)])
+        };
+        assert_eq!(cast_net("x").unwrap_err(), GraphError::NotDifferentiable { op: "cast", input: 0 });
+        assert!(cast_net("z").is_ok());
+    }
 }

@@ -137,3 +137,74 @@ impl Graph {
         &self.values[value.0 as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::*;
+
+    fn refusal(graph: &mut Graph, op: impl Into<Op>, inputs: &[Value]) -> String {
+        graph.apply(op.into(), inputs).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn outputs_have_the_inferred_types() {
+        let mut graph = Graph::new();
+        let q = graph.external("q", DType::F32, [5, 24]);
+        let kv = graph.external("kv", DType::F32, [5, 8]);
+        let spans = graph.external("spans", DType::U32, [5, 2]);
+        let attention = Attention {
+            heads: 3,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+            soft_cap: None,
+            dropout: 0.0,
+            salt: 0,
+        };
+        let outputs = graph.apply(attention.into(), &[q, kv, kv, spans]).unwrap();
+        assert_eq!(graph.shape(outputs[0]).unwrap(), [5, 24]);
+        assert_eq!(graph.ty(outputs[1]).unwrap(), &TensorType::f32([5, 3]));
+    }
+
+    #[test]
+    fn refusals_name_the_label_the_op_and_the_reason() {
+        let mut graph = Graph::new();
+        graph.set_label("layers.3.mlp");
+        let a = graph.external("a", DType::F32, [3, 5]);
+        let b = graph.external("b", DType::BF16, [7, 6]);
+        let reason = refusal(&mut graph, Linear::plain(Layout::Nt), &[a, b]);
+        assert_eq!(reason, "layers.3.mlp: linear: inner dimensions differ in Nt: a [3, 5], b [7, 6]");
+        assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32, got bf16"));
+        assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 to 2 inputs, got 1"));
+        assert!(refusal(&mut graph, Rope { head_dim: 3, inverse: false }, &[a, a, a]).contains("even heads"));
+        assert!(refusal(&mut graph, Dropout { p: 1.0, salt: 0 }, &[a, a]).contains("[0, 1)"));
+        assert!(refusal(&mut graph, Dropout { p: f32::NAN, salt: 0 }, &[a, a]).contains("[0, 1)"));
+        assert!(refusal(&mut graph, Cast { to: DType::U32 }, &[a]).contains("cannot cast to u32"));
+        assert!(refusal(&mut graph, SumOfSquares { slot: 3 }, &[a, a]).contains("norms"));
+    }
+
+    #[test]
+    fn a_refused_op_leaves_the_graph_as_it_was() {
+        let mut graph = Graph::new();
+        let a = graph.external("a", DType::F32, [3, 5]);
+        refusal(&mut graph, Add {}, &[a]);
+        assert_eq!((graph.nodes().len(), graph.values().len()), (0, 1));
+    }
+
+    #[test]
+    fn a_foreign_handle_is_refused() {
+        let mut graph = Graph::new();
+        let unknown = Value(9);
+        assert_eq!(graph.apply(Scale { factor: 1.0 }.into(), &[unknown]), Err(GraphError::UnknownValue(9)));
+        assert!(graph.ty(unknown).is_err());
+    }
+
+    #[test]
+    fn one_needs_an_output() {
+        let mut graph = Graph::new();
+        let a = graph.external("a", DType::F32, [3]);
+        assert!(graph.one(Store {}, &[a, a]).is_err());
+    }
+}

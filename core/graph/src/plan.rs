@@ -74,7 +74,10 @@ impl Plan {
                 let donor =
                     node.op.reuses().iter().filter(|(output, _)| in_place && *output == o).find_map(|(_, input)| {
                         let v = *node.inputs.get(*input)?;
-                        let free = ends_here(&v) && !taken.contains(&v);
+                        // The same tensor may also be an input that the op does not give away.
+                        let mut uses = node.inputs.iter().enumerate().filter(|(_, u)| **u == v);
+                        let given = uses.all(|(i, _)| node.op.reuses().contains(&(o, i)));
+                        let free = given && ends_here(&v) && !taken.contains(&v);
                         (free && graph.info(v).ty.bytes() == bytes).then_some(v)
                     });
                 let place = match donor.and_then(|v| places.get(&v).copied().map(|p| (v, p))) {
@@ -192,4 +195,243 @@ impl Arena {
 
 fn round_up(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(ALIGNMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DType;
+    use crate::ops::*;
+    use std::collections::HashSet;
+
+    const WIDTH: usize = 24;
+
+    /// xorshift64*: tests repeat exactly.
+    struct Rng(u64);
+
+    impl Rng {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 ^= self.0 >> 12;
+            self.0 ^= self.0 << 25;
+            self.0 ^= self.0 >> 27;
+            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
+        }
+    }
+
+    fn f32s(graph: &mut Graph, name: &str, shape: &[usize]) -> Value {
+        graph.external(name, DType::F32, shape)
+    }
+
+    /// A graph of elementwise ops, products with residuals, ops with two outputs and repeated inputs, whose values are
+    /// read once, often or never.
+    fn random_graph(seed: u64) -> Graph {
+        let mut rng = Rng(seed);
+        let mut graph = Graph::new();
+        let square = f32s(&mut graph, "square", &[WIDTH, WIDTH]);
+        let norm = f32s(&mut graph, "norm", &[WIDTH]);
+        let heights = [1, 3, 3, 17];
+        // Values of one height can meet in an op.
+        let mut pools: Vec<Vec<Value>> = heights
+            .iter()
+            .enumerate()
+            .map(|(i, &rows)| vec![f32s(&mut graph, &format!("x{i}"), &[rows, WIDTH])])
+            .collect();
+        for step in 0..60 {
+            let p = rng.below(pools.len());
+            let newest = pools[p].len() - 1;
+            // Half of the time the newest value: long chains in which memory can be taken over.
+            let mut pick = || if rng.below(2) == 0 { pools[p][newest] } else { pools[p][rng.below(newest + 1)] };
+            let (a, b, c, d) = (pick(), pick(), pick(), pick());
+            let (op, inputs): (Op, Vec<Value>) = match rng.below(9) {
+                0 => (Add {}.into(), vec![a, b]),
+                1 => (Scale { factor: 2.0 }.into(), vec![a]),
+                2 => (GatedAct { act: Activation::Silu }.into(), vec![a, b]),
+                3 => (GatedActGrad { act: Activation::Silu }.into(), vec![a, b, c]),
+                4 => (RmsNorm { eps: 1e-6, plus_one: false }.into(), vec![a, norm]),
+                5 => (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![a, norm, b, c]),
+                6 => (Linear { residual: true, ..Linear::plain(Layout::Nt) }.into(), vec![a, square, b]),
+                7 => (Linear::plain(Layout::Nn).into(), vec![a, square]),
+                _ => {
+                    let rows = graph.shape(a).unwrap()[0];
+                    let kept = f32s(&mut graph, &format!("kept{step}"), &[rows, WIDTH]);
+                    (Accumulate {}.into(), vec![kept, d])
+                }
+            };
+            pools[p].extend(graph.apply(op, &inputs).unwrap());
+        }
+        graph
+    }
+
+    /// The nodes on which a node with effects depends, found by walking back from each such node.
+    fn needed_nodes(graph: &Graph) -> Vec<usize> {
+        let maker: HashMap<Value, usize> =
+            graph.nodes().iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&v| (v, i))).collect();
+        let effects = (0..graph.nodes().len()).filter(|&i| !graph.nodes()[i].op.writes().is_empty());
+        let mut open: Vec<usize> = effects.collect();
+        let mut seen: HashSet<usize> = open.iter().copied().collect();
+        while let Some(i) = open.pop() {
+            let makers = graph.nodes()[i].inputs.iter().filter_map(|v| maker.get(v));
+            open.extend(makers.filter(|&&j| seen.insert(j)));
+        }
+        let mut nodes: Vec<usize> = seen.into_iter().collect();
+        nodes.sort();
+        nodes
+    }
+
+    fn overlap(a: (usize, usize), b: (usize, usize)) -> bool {
+        a.0 < b.1 && b.0 < a.1
+    }
+
+    fn range(operand: &Operand) -> Option<(usize, usize)> {
+        match operand.place {
+            Place::Arena(offset) => Some((offset, offset + operand.ty.bytes())),
+            Place::External(_) => None,
+        }
+    }
+
+    /// Executes a plan on memory that remembers which value each byte holds, and checks that every operand still
+    /// stands where it is read, and that outputs share memory with inputs only where the op allows it.
+    fn check(graph: &Graph, plan: &Plan, in_place: bool) {
+        let nodes = needed_nodes(graph);
+        assert_eq!(plan.calls.len(), nodes.len(), "dead nodes are dropped, others kept");
+        let mut memory: Vec<Option<Value>> = vec![None; plan.arena];
+        for (call, node) in plan.calls.iter().zip(nodes.iter().map(|&i| &graph.nodes()[i])) {
+            assert_eq!(call.op, node.op);
+            for (operand, value) in call.inputs.iter().zip(&node.inputs) {
+                match range(operand) {
+                    Some((start, end)) => {
+                        assert!(memory[start..end].iter().all(|v| *v == Some(*value)), "{value:?} was overwritten")
+                    }
+                    None => assert!(graph.info(*value).external.is_some()),
+                }
+            }
+            for (o, output) in call.outputs.iter().enumerate() {
+                let (start, end) = range(output).expect("outputs live in the arena");
+                assert!(start % ALIGNMENT == 0 && end <= plan.arena);
+                for other in call.outputs[..o].iter().filter_map(range) {
+                    assert!(!overlap((start, end), other), "two outputs share memory");
+                }
+                for (i, input) in call.inputs.iter().enumerate() {
+                    if range(input).is_some_and(|other| overlap((start, end), other)) {
+                        assert!(in_place, "memory is shared although it must not be");
+                        assert!(node.op.reuses().contains(&(o, i)), "{} input {i}, output {o}", node.op.name());
+                        assert_eq!(range(input), Some((start, end)));
+                    }
+                }
+                memory[start..end].fill(Some(node.outputs[o]));
+            }
+        }
+    }
+
+    #[test]
+    fn live_tensors_never_overlap() {
+        for seed in 1..=150 {
+            let graph = random_graph(seed * 0x9E37_79B9_7F4A_7C15);
+            for in_place in [false, true] {
+                check(&graph, &Plan::build(&graph, in_place), in_place);
+            }
+        }
+    }
+
+    #[test]
+    fn sharing_saves_memory() {
+        let arenas = |in_place| -> usize {
+            (1..=40).map(|seed| Plan::build(&random_graph(seed * 0x9E37_79B9_7F4A_7C15), in_place).arena).sum()
+        };
+        assert!(arenas(true) < arenas(false));
+    }
+
+    /// `x W + x`: the product reads every element of the row that the residual would give away.
+    #[test]
+    fn an_input_read_twice_is_not_overwritten() {
+        let mut graph = Graph::new();
+        let x = f32s(&mut graph, "x", &[4, 8]);
+        let w = f32s(&mut graph, "w", &[8, 8]);
+        let out = f32s(&mut graph, "out", &[4, 8]);
+        let h = graph.one(Scale { factor: 2.0 }, &[x]).unwrap();
+        let linear = Linear { residual: true, ..Linear::plain(Layout::Nn) };
+        let y = graph.one(linear, &[h, w, h]).unwrap();
+        graph.apply(Store {}.into(), &[out, y]).unwrap();
+        check(&graph, &Plan::build(&graph, true), true);
+    }
+
+    fn chain(length: usize) -> Graph {
+        let mut graph = Graph::new();
+        let x = f32s(&mut graph, "x", &[64]);
+        let out = f32s(&mut graph, "out", &[64]);
+        let mut h = x;
+        for _ in 0..length {
+            h = graph.one(Scale { factor: 0.5 }, &[h]).unwrap();
+        }
+        graph.apply(Store {}.into(), &[out, h]).unwrap();
+        graph
+    }
+
+    #[test]
+    fn a_chain_needs_two_tensors_and_in_place_one() {
+        let bytes = 64 * 4;
+        assert_eq!(Plan::build(&chain(100), false).arena, 2 * bytes);
+        assert_eq!(Plan::build(&chain(100), true).arena, bytes);
+    }
+
+    #[test]
+    fn what_nothing_reads_is_dropped() {
+        let mut graph = chain(1);
+        let x = Value(0);
+        let dead = graph.one(Scale { factor: 3.0 }, &[x]).unwrap();
+        graph.one(Scale { factor: 3.0 }, &[dead]).unwrap();
+        let unread = f32s(&mut graph, "unread", &[64]);
+        graph.one(Add {}, &[unread, x]).unwrap();
+        let plan = Plan::build(&graph, false);
+        let names: Vec<&str> = plan.calls.iter().map(|c| c.op.name()).collect();
+        assert_eq!(names, ["scale", "store"]);
+        let externals: Vec<&str> = plan.externals.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(externals, ["x", "out"]);
+    }
+
+    #[test]
+    fn empty_tensors_have_a_place() {
+        let mut graph = Graph::new();
+        let x = f32s(&mut graph, "x", &[8]);
+        let index = graph.external("index", DType::U32, [0]);
+        let out = f32s(&mut graph, "out", &[0]);
+        let chosen = graph.one(Gather {}, &[x, index]).unwrap();
+        graph.apply(Store {}.into(), &[out, chosen]).unwrap();
+        let plan = Plan::build(&graph, true);
+        assert_eq!(plan.calls.len(), 2);
+        assert_eq!(plan.arena, ALIGNMENT);
+    }
+
+    #[test]
+    fn a_plan_survives_serialisation() {
+        let plan = Plan::build(&random_graph(7), true);
+        let text = serde_json::to_string(&plan).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn the_arena_reuses_the_smallest_hole_that_fits_and_joins_neighbours() {
+        let mut arena = Arena::default();
+        let [a, b, c, d] = [1024, 256, 512, 256].map(|bytes| arena.alloc(bytes));
+        arena.free(a, 1024);
+        arena.free(c, 512);
+        assert_eq!(arena.alloc(300), c, "the smaller hole");
+        arena.free(c, 300);
+        arena.free(b, 256);
+        assert_eq!(arena.holes, [(0, 1792)], "one hole before the last tensor");
+        arena.free(d, 256);
+        assert_eq!(arena.alloc(4096), 0, "the hole at the end grows");
+        assert_eq!(arena.size, 4096);
+    }
+
+    #[test]
+    fn flops_of_a_product() {
+        let mut graph = Graph::new();
+        let a = f32s(&mut graph, "a", &[3, 5]);
+        let b = f32s(&mut graph, "b", &[7, 5]);
+        let out = f32s(&mut graph, "out", &[3, 7]);
+        let y = graph.one(Linear::plain(Layout::Nt), &[a, b]).unwrap();
+        graph.apply(Store {}.into(), &[out, y]).unwrap();
+        assert_eq!(Plan::build(&graph, false).flops(), 2 * 3 * 5 * 7);
+    }
 }

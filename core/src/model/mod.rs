@@ -2,9 +2,12 @@
 
 mod config;
 mod families;
+pub mod forward;
 mod keys;
 mod parameters;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 pub use families::Family;
 pub use parameters::{HeadKind, check_weights};

@@ -1,0 +1,6 @@
+//! Text to token ids.
+
+mod special;
+mod tokenizer;
+
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,314 @@
+//! The tokenizer of a model directory.
+
+use super::special::{Add, SpecialTokens};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+use tokenizers::models::ModelWrapper;
+use tokenizers::processors::template::TemplateProcessing;
+
+/// `tokenizer.json` as transformers' fast tokenizers use it, without truncation and padding.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    pad_id: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json` and `special_tokens_map.json`.
+    ///
+    /// Errors: a missing or damaged file, random merges (BPE dropout), a special token that is not in the vocabulary.
+    pub fn open(dir: &Path) -> Result<Tokenizer> {
+        let path = dir.join("tokenizer.json");
+        let error = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(error(not_found(dir))),
+            Err(e) => return Err(Error::io(&path)(e)),
+        };
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|e| error(format!("not a tokenizer this version can read: {e}")))?;
+        // A file saved after batch encoding remembers that batch's settings; lengths are the caller's business here.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some_and(|p| p > 0.0)
+        {
+            return Err(error("`model.dropout` makes tokens random; set it to null".into()));
+        }
+
+        let special = SpecialTokens::open(dir)?;
+        if let Some(add) = &special.add {
+            let template = template(&inner, &special, add).map_err(error)?;
+            inner.with_post_processor(Some(template));
+        }
+        let pad_id = special.pad.as_deref().and_then(|token| inner.token_to_id(token));
+        Ok(Tokenizer { path, inner, pad_id })
+    }
+
+    /// Ids of a text or a pair of texts with special tokens, as `AutoTokenizer(text)` and `(text, pair)` give them.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
+        let encoding = match pair {
+            None => self.inner.encode_fast(text, true),
+            Some(pair) => self.inner.encode_fast((text, pair), true),
+        };
+        let encoding = encoding.map_err(|e| {
+            let start: String = text.chars().take(40).collect();
+            Error::Tokenizer(format!("{}: cannot encode {start:?}: {e}", self.path.display()))
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`Tokenizer::encode`], for many texts in parallel; results are in order.
+    pub fn encode_batch(&self, inputs: &[(&str, Option<&str>)]) -> Result<Vec<Vec<u32>>> {
+        inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    }
+
+    /// Checks that every id is a row of the model's embedding.
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
+        let last = self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        match last {
+            Some((token, id)) if id as usize >= vocab_size => Err(Error::Tokenizer(format!(
+                "{}: token {token:?} has id {id}, but the model has {vocab_size} embeddings (`vocab_size` in \
+                 config.json); use the model's own tokenizer, or remove the token",
+                self.path.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn len(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The id of the padding token that the tokenizer's files name.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.pad_id
+    }
+}
+
+/// `bos A eos` and `bos A eos bos B eos`, each special token only where `add` asks for it.
+fn template(
+    tokenizer: &tokenizers::Tokenizer,
+    special: &SpecialTokens,
+    add: &Add,
+) -> std::result::Result<TemplateProcessing, String> {
+    let find = |wanted: bool, token: &Option<String>, key: &str| match token {
+        _ if !wanted => Ok(None),
+        None => Err(format!("add_{key} is true in tokenizer_config.json, but there is no `{key}`")),
+        Some(text) => match tokenizer.token_to_id(text) {
+            Some(id) => Ok(Some((text.clone(), id))),
+            None => Err(format!("`{key}` of tokenizer_config.json is {text:?}, which is not in the vocabulary")),
+        },
+    };
+    let (bos, eos) = (find(add.bos, &special.bos, "bos_token")?, find(add.eos, &special.eos, "eos_token")?);
+    let pieces = |sequence: &str, type_id: usize| {
+        let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| format!("{text}:{type_id}"));
+        let parts = [piece(&bos), Some(format!("{sequence}:{type_id}")), piece(&eos)];
+        parts.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let (single, second) = (pieces("$A", 0), pieces("$B", 1));
+    let pair = [single.clone(), second].concat();
+    TemplateProcessing::builder()
+        .try_single(single)?
+        .try_pair(pair)?
+        .special_tokens([bos, eos].into_iter().flatten().collect::<Vec<_>>())
+        .build()
+        .map_err(|e| e.to_string())
+}
+
+/// What to do about a missing `tokenizer.json`.
+fn not_found(dir: &Path) -> String {
+    match ["tokenizer.model", "tekken.json", "vocab.json"].iter().find(|name| dir.join(name).is_file()) {
+        Some(other) => format!(
+            "no such file; there is {other}, which is not read. Convert it: in Python, \
+             `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
+        ),
+        None => "no such file; download it with the model".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    fn tiny() -> Value {
+        json!({
+            "version": "1.0",
+            "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_id": 0, "pad_type_id": 0,
+                        "pad_token": "<pad>", "pad_to_multiple_of": null},
+            "added_tokens": [],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                         {"Sequence": {"id": "B", "type_id": 0}}],
+                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+            },
+            "decoder": null,
+            "model": {"type": "WordLevel", "unk_token": "<unk>",
+                      "vocab": {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "good": 4, "bad": 5, "film": 6}}
+        })
+    }
+
+    fn directory(tokenizer: Value, config: Value) -> TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        dir
+    }
+
+    fn open(tokenizer: Value, config: Value) -> Result<Tokenizer> {
+        Tokenizer::open(directory(tokenizer, config).path())
+    }
+
+    #[test]
+    fn neither_truncates_nor_pads() {
+        let tokenizer = open(tiny(), json!({"pad_token": "<pad>"})).unwrap();
+        assert_eq!(tokenizer.encode("good bad what film", None).unwrap(), [1, 4, 5, 3, 6]);
+        assert_eq!(tokenizer.encode("good", Some("film")).unwrap(), [1, 4, 6]);
+        assert_eq!(tokenizer.encode("", None).unwrap(), [1]);
+        assert_eq!((tokenizer.pad_id(), tokenizer.len()), (Some(0), 7));
+        let many: Vec<_> = (0..100).map(|i| (["good", "bad"][i % 2], None)).collect();
+        let ids = tokenizer.encode_batch(&many).unwrap();
+        assert!(ids.iter().enumerate().all(|(i, ids)| ids[..] == [1, 4 + i as u32 % 2]));
+    }
+
+    #[test]
+    fn llama_and_gemma_classes_follow_their_config() {
+        let config = |class: &str, bos: bool, eos: bool| {
+            json!({"tokenizer_class": class, "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": bos,
+                   "add_eos_token": eos})
+        };
+        let both = open(tiny(), config("LlamaTokenizer", true, true)).unwrap();
+        assert_eq!(both.encode("good", None).unwrap(), [1, 4, 2]);
+        assert_eq!(both.encode("good", Some("bad")).unwrap(), [1, 4, 2, 1, 5, 2]);
+        let none = open(tiny(), config("GemmaTokenizerFast", false, false)).unwrap();
+        assert_eq!(none.encode("good", Some("bad")).unwrap(), [4, 5]);
+        let other = open(tiny(), config("PreTrainedTokenizerFast", true, true)).unwrap();
+        assert_eq!(other.encode("good", None).unwrap(), [1, 4]);
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        let check = |result: Result<Tokenizer>, parts: &[&str]| {
+            let text = result.unwrap_err().to_string();
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        };
+        let llama = |bos: &str| json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true, "bos_token": bos});
+        check(open(tiny(), llama("<bos>")), &["tokenizer.json", "<bos>", "not in the vocabulary"]);
+        check(
+            open(tiny(), json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true})),
+            &["add_bos_token is true", "no `bos_token`"],
+        );
+        check(open(json!({"model": {"type": "Magic"}}), json!({})), &["tokenizer.json", "not a tokenizer"]);
+        let mut random = tiny();
+        random["model"] = json!({"type": "BPE", "dropout": 0.1, "vocab": {"a": 0}, "merges": []});
+        random["post_processor"] = Value::Null;
+        check(open(random, json!({})), &["model.dropout"]);
+
+        let dir = tempfile::tempdir().unwrap();
+        check(Tokenizer::open(dir.path()), &["tokenizer.json", "no such file"]);
+        std::fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+        check(Tokenizer::open(dir.path()), &["tokenizer.model", "save_pretrained"]);
+    }
+
+    #[test]
+    fn ids_beyond_the_embedding_are_refused() {
+        let tokenizer = open(tiny(), json!({})).unwrap();
+        tokenizer.check_vocab(7).unwrap();
+        let text = tokenizer.check_vocab(6).unwrap_err().to_string();
+        assert!(text.contains("\"film\"") && text.contains("id 6") && text.contains("6 embeddings"), "{text}");
+    }
+
+    /// Ids of `tokenizers` 0.23 in Python.
+    #[test]
+    fn real_tokenizers_give_the_ids_of_the_python_package() {
+        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+        if !data.is_dir() {
+            eprintln!("skipped: {} is absent", data.display());
+            return;
+        }
+        type Case = (&'static str, Option<&'static str>, &'static [u32]);
+        let text = " Héllo  wörld\n\t日本 🎉";
+        let pair = Some("not so.");
+        let models: [(&str, usize, &[Case]); 5] = [
+            (
+                "tokenizers/gemma-2",
+                256_000,
+                &[
+                    (text, None, &[2, 53300, 3979, 139, 235271, 2864, 706, 108, 226, 8009, 160588]),
+                    (
+                        "it's 2024!",
+                        pair,
+                        &[2, 500, 235303, 235256, 235248, 235284, 235276, 235284, 235310, 235341, 2, 1665, 712, 235265],
+                    ),
+                    ("<bos>x", None, &[2, 2, 235297]),
+                ],
+            ),
+            (
+                "tokenizers/mistral-7b-instruct-v0.3",
+                32_768,
+                &[
+                    (
+                        text,
+                        None,
+                        &[1, 1150, 29565, 1352, 29477, 29473, 1043, 2792, 1185, 781, 780, 29910, 29887, 29473, 32630],
+                    ),
+                    (
+                        "it's 2024!",
+                        pair,
+                        &[1, 1146, 29510, 29481, 29473, 29518, 29502, 29518, 29549, 29576, 1, 1227, 1347, 29491],
+                    ),
+                    ("a <s> b", None, &[1, 1032, 29473, 1, 1055]),
+                ],
+            ),
+            (
+                "tokenizers/tinyllama-1.1b-chat",
+                32_000,
+                &[
+                    (
+                        text,
+                        None,
+                        &[
+                            1, 29871, 379, 3610, 417, 29871, 281, 1340, 430, 13, 12, 30325, 30346, 29871, 243, 162,
+                            145, 140,
+                        ],
+                    ),
+                    (
+                        "it's 2024!",
+                        pair,
+                        &[1, 372, 29915, 29879, 29871, 29906, 29900, 29906, 29946, 29991, 1, 451, 577, 29889],
+                    ),
+                ],
+            ),
+            (
+                "models/reviews-4m",
+                4096,
+                &[
+                    ("A fine film.", None, &[2, 36, 1780, 348, 17]),
+                    ("it's 2024!", pair, &[2, 275, 327, 2323, 21, 23, 4, 1361, 418, 17]),
+                ],
+            ),
+            ("models/stories260K", 512, &[("A fine film.", None, &[1, 410, 447, 272, 271, 411, 272, 290, 423, 426])]),
+        ];
+        for (dir, vocab_size, cases) in models {
+            let tokenizer = Tokenizer::open(&data.join(dir)).unwrap();
+            tokenizer.check_vocab(vocab_size).unwrap();
+            for (text, pair, expected) in cases {
+                assert_eq!(tokenizer.encode(text, *pair).unwrap(), *expected, "{dir}: {text:?}");
+            }
+        }
+    }
+}

@@ -95,7 +95,10 @@ mod tests {
         let cases = [
             ("{\"text\":\"a\"", "f.jsonl:2: expected a JSON object, got `{\"text\":\"a\"`"),
             ("[1]", "f.jsonl:2: expected a JSON object, got `[1]`"),
-            ("{\"txt\":\"a\"}", "f.jsonl:2: expected an object with the keys `sentence` or `text`, with `label`, got txt"),
+            (
+                "{\"txt\":\"a\"}",
+                "f.jsonl:2: expected an object with the keys `sentence` or `text`, with `label`, got txt",
+            ),
             ("{\"text\":3,\"label\":0}", "f.jsonl:2: expected a string for `text`, got `3`"),
         ];
         for (line, expected) in cases {

@@ -15,6 +15,6 @@ mod schema;
 mod tsv;
 
 pub use dataset::FileSet;
-pub use layout::{Found, Layout, Search, draw, find};
+pub use layout::{Found, Layout, Search, draw, find, names};
 pub use part::{Format, Part};
 pub use schema::Schema;

@@ -49,7 +49,9 @@ impl Lines {
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let column = e.utf8_error().valid_up_to() + 1;
-            fail(format!("expected UTF-8, got an invalid byte at position {column} of the line; convert the file to UTF-8"))
+            fail(format!(
+                "expected UTF-8, got an invalid byte at position {column} of the line; convert the file to UTF-8"
+            ))
         })?;
         match text.strip_prefix('\u{feff}') {
             Some(rest) if number == 1 => Ok(Some((number, rest.to_owned()))),

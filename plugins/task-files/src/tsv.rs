@@ -65,7 +65,10 @@ impl TsvReader {
             }
             _ => {
                 let (path, names) = (self.path.display(), describe(&self.names));
-                Err(Error(format!("{path}:{number}: expected {expected} columns ({names}), got {got}: `{}`", clip(&line))))
+                Err(Error(format!(
+                    "{path}:{number}: expected {expected} columns ({names}), got {got}: `{}`",
+                    clip(&line)
+                )))
             }
         }
     }

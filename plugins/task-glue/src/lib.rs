@@ -1,0 +1,45 @@
+//! GLUE's classification tasks. The splits are those of Table 9 of the SpaRTA paper.
+
+mod recipe;
+mod tasks;
+#[cfg(test)]
+mod tests;
+
+use sparta_plugin::Error;
+use sparta_plugin::task::{Dataset, OpenRequest, Task, TaskInfo, TaskPluginInfo};
+use sparta_task_files::{FileSet, Search, find};
+
+pub struct Glue;
+
+sparta_plugin::export_task!(Glue);
+
+impl Task for Glue {
+    fn describe(&self) -> TaskPluginInfo {
+        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let info = |task: &tasks::GlueTask| TaskInfo {
+            id: task.id.to_owned(),
+            title: task.title.to_owned(),
+            labels: owned(task.schema.classes),
+            metrics: owned(task.metrics),
+            primary: task.primary.to_owned(),
+            pair: task.pair,
+        };
+        TaskPluginInfo {
+            name: "glue".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            tasks: tasks::TASKS.iter().map(info).collect(),
+        }
+    }
+
+    fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
+        let Some(task) = tasks::TASKS.iter().find(|task| task.id == request.task) else {
+            let known: Vec<&str> = tasks::TASKS.iter().map(|task| task.id).collect();
+            return Err(Error(format!("no task `{}` in glue: expected one of {}", request.task, known.join(", "))));
+        };
+        let places: &[&[&str]] = &[&[], &[task.folder], &["glue", task.folder]];
+        let (schema, data) = (&task.schema, request.data.as_path());
+        let found = find(&Search { task: task.id, schema, data, places, layouts: task.layouts })?;
+        let recipe = recipe::recipe(task, &found)?;
+        Ok(Box::new(FileSet { schema: task.schema, parts: found.parts(), recipe }))
+    }
+}

@@ -1,0 +1,184 @@
+//! The tasks: columns, classes, file names, and the sizes of Table 9.
+
+use sparta_task_files::{Format, Layout, Schema};
+
+pub(crate) struct GlueTask {
+    pub id: &'static str,
+    /// Its folder in the GLUE zip; the hub's folder differs only in case and signs.
+    pub folder: &'static str,
+    pub title: &'static str,
+    pub schema: Schema,
+    pub pair: bool,
+    pub metrics: &'static [&'static str],
+    pub primary: &'static str,
+    pub layouts: &'static [Layout],
+    /// Development examples that are drawn off the training split where GLUE's own are the test split.
+    pub dev: usize,
+    /// Most training examples that are left after the draw.
+    pub cap: Option<usize>,
+}
+
+const BINARY_METRICS: &[&str] = &["accuracy", "f1", "mcc"];
+
+const JSONL: Layout = Layout {
+    format: Format::Jsonl,
+    train: &["train.jsonl"],
+    dev: &[&["dev.jsonl", "validation.jsonl"]],
+    test: &["test.jsonl"],
+};
+
+const TSV: Layout = Layout { format: Format::Tsv, train: &["train.tsv"], dev: &[&["dev.tsv"]], test: &[] };
+
+const PARQUET: Layout = Layout {
+    format: Format::Parquet,
+    train: &["train-*-of-*.parquet"],
+    dev: &[&["validation-*-of-*.parquet"]],
+    test: &[],
+};
+
+/// GLUE's `test.tsv` and most of the hub's test files have no labels, so that they are not looked for.
+const LAYOUTS: &[Layout] = &[TSV, PARQUET, JSONL];
+
+/// MRPC has a labelled test split. Its original training file contains the rows of GLUE's `dev.tsv`, so that the two
+/// are never used together.
+const MRPC_LAYOUTS: &[Layout] = &[
+    Layout { test: &["msr_paraphrase_test.txt"], ..TSV },
+    Layout { train: &["msr_paraphrase_train.txt"], dev: &[], test: &["msr_paraphrase_test.txt"], ..TSV },
+    Layout { test: &["test-*-of-*.parquet"], ..PARQUET },
+    JSONL,
+];
+
+const MNLI_LAYOUTS: &[Layout] = &[
+    Layout { dev: &[&["dev_matched.tsv"], &["dev_mismatched.tsv"]], ..TSV },
+    Layout { dev: &[&["validation_matched-*-of-*.parquet"], &["validation_mismatched-*-of-*.parquet"]], ..PARQUET },
+    Layout {
+        dev: &[
+            &["dev_matched.jsonl", "validation_matched.jsonl", "dev.jsonl", "validation.jsonl"],
+            &["dev_mismatched.jsonl", "validation_mismatched.jsonl"],
+        ],
+        ..JSONL
+    },
+];
+
+/// What the tasks have in common; each names its own texts, classes and sizes.
+const SINGLE: Schema = Schema {
+    texts: &[("sentence", None), ("text", None)],
+    label: &["label"],
+    classes: &[],
+    headerless: None,
+    wrapped_rows: false,
+};
+const PAIR: Schema = Schema { texts: &[("sentence1", Some("sentence2")), ("text", Some("pair"))], ..SINGLE };
+
+pub(crate) const TASKS: &[GlueTask] = &[
+    GlueTask {
+        id: "cola",
+        folder: "CoLA",
+        title: "CoLA: is a sentence acceptable English",
+        schema: Schema {
+            classes: &["unacceptable", "acceptable"],
+            headerless: Some(&["source", "label", "mark", "sentence"]),
+            ..SINGLE
+        },
+        pair: false,
+        metrics: BINARY_METRICS,
+        primary: "mcc",
+        layouts: LAYOUTS,
+        dev: 1000,
+        cap: None,
+    },
+    GlueTask {
+        id: "sst2",
+        folder: "SST-2",
+        title: "SST-2: is a phrase of a film review positive",
+        schema: Schema { classes: &["negative", "positive"], ..SINGLE },
+        pair: false,
+        metrics: BINARY_METRICS,
+        primary: "accuracy",
+        layouts: LAYOUTS,
+        dev: 1000,
+        cap: None,
+    },
+    GlueTask {
+        id: "mrpc",
+        folder: "MRPC",
+        title: "MRPC: do two sentences of news say the same",
+        schema: Schema {
+            texts: &[("sentence1", Some("sentence2")), ("#1 String", Some("#2 String")), ("text", Some("pair"))],
+            label: &["label", "Quality"],
+            classes: &["not_equivalent", "equivalent"],
+            ..PAIR
+        },
+        pair: true,
+        metrics: BINARY_METRICS,
+        primary: "accuracy",
+        layouts: MRPC_LAYOUTS,
+        // The size of its own dev split, drawn only where that one is missing.
+        dev: 408,
+        cap: None,
+    },
+    GlueTask {
+        id: "rte",
+        folder: "RTE",
+        title: "RTE: does a text entail a sentence",
+        schema: Schema { classes: &["entailment", "not_entailment"], ..PAIR },
+        pair: true,
+        metrics: BINARY_METRICS,
+        primary: "accuracy",
+        layouts: LAYOUTS,
+        dev: 300,
+        cap: None,
+    },
+    GlueTask {
+        id: "qnli",
+        folder: "QNLI",
+        title: "QNLI: does a sentence answer a question",
+        schema: Schema {
+            texts: &[("question", Some("sentence")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
+            classes: &["entailment", "not_entailment"],
+            ..PAIR
+        },
+        pair: true,
+        metrics: BINARY_METRICS,
+        primary: "accuracy",
+        layouts: LAYOUTS,
+        dev: 5000,
+        cap: Some(100_000),
+    },
+    GlueTask {
+        id: "qqp",
+        folder: "QQP",
+        title: "QQP: do two questions ask the same",
+        schema: Schema {
+            texts: &[("question1", Some("question2")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
+            label: &["label", "is_duplicate"],
+            classes: &["not_duplicate", "duplicate"],
+            // A few questions of its train.tsv contain line breaks.
+            wrapped_rows: true,
+            ..PAIR
+        },
+        pair: true,
+        metrics: BINARY_METRICS,
+        primary: "accuracy",
+        layouts: LAYOUTS,
+        dev: 5000,
+        cap: Some(100_000),
+    },
+    GlueTask {
+        id: "mnli",
+        folder: "MNLI",
+        title: "MNLI: does a premise entail a hypothesis, contradict it, or neither",
+        schema: Schema {
+            texts: &[("premise", Some("hypothesis")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
+            label: &["label", "gold_label"],
+            classes: &["entailment", "neutral", "contradiction"],
+            ..PAIR
+        },
+        pair: true,
+        metrics: &["accuracy", "mcc"],
+        primary: "accuracy",
+        layouts: MNLI_LAYOUTS,
+        dev: 10_000,
+        cap: Some(100_000),
+    },
+];

@@ -1,6 +1,7 @@
 //! Looks into a library file without opening it as a library: opening runs its code, and a truncated file would crash
 //! the process in the dynamic loader.
 
+use object::read::NameOrOrdinal;
 use object::{Architecture, BinaryFormat, Object, ObjectSegment};
 use sparta_plugin::abi::ENTRY;
 
@@ -20,10 +21,11 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
             return Err(format!("the file is truncated: it has {} bytes and needs more", bytes.len()));
         }
     }
-    let exports = file.exports().map_err(|e| format!("damaged symbol table: {e}"))?;
+    let mut exports = file.exports().map_err(|e| format!("damaged symbol table: {e}"))?;
     // Mach-O symbols start with an underscore.
-    let is_entry = |name: &[u8]| name == ENTRY.as_bytes() || name.strip_prefix(b"_") == Some(ENTRY.as_bytes());
-    if !exports.iter().any(|export| is_entry(export.name())) {
+    let names = [ENTRY.as_bytes().to_vec(), format!("_{ENTRY}").into_bytes()];
+    let is_entry = |name| matches!(name, NameOrOrdinal::Name(name) if names.iter().any(|entry| entry == name));
+    if !exports.any(|export| export.is_ok_and(|export| is_entry(export.name()))) {
         return Err(format!("not a plugin: it does not export {ENTRY}"));
     }
     Ok(())

@@ -1,0 +1,152 @@
+//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`.
+
+use serde_json::Value as Json;
+use sparta_plugin::Error;
+use sparta_plugin::graph::Value;
+use sparta_plugin::graph::ops::{Dropout, Layout, Linear};
+use sparta_plugin::method::*;
+
+struct Lora;
+
+const TARGETS: [(&str, Role); 7] = [
+    ("q", Role::QProj),
+    ("k", Role::KProj),
+    ("v", Role::VProj),
+    ("o", Role::OProj),
+    ("gate", Role::GateProj),
+    ("up", Role::UpProj),
+    ("down", Role::DownProj),
+];
+
+impl Method for Lora {
+    fn describe(&self) -> MethodInfo {
+        let option = |name: &str, help: &str, kind, default: Json| OptionInfo {
+            name: name.into(),
+            help: help.into(),
+            kind,
+            default: Some(default),
+        };
+        let float = |min, max, min_open| OptionKind::Float { min, max, min_open };
+        let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear";
+        MethodInfo {
+            name: "lora".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            summary: "LoRA: trains low-rank additions to linear layers".into(),
+            options: vec![
+                option("lora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8.into()),
+                option("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0.into()),
+                option("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0.into()),
+                option("lora-targets", targets, OptionKind::Text, "q,v".into()),
+            ],
+            default_lr: 2e-4,
+        }
+    }
+
+    /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
+    fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
+        let r = number(options, "lora-r")? as usize;
+        let targets = options.get("lora-targets").and_then(Json::as_str).ok_or("`lora-targets`: expected a text")?;
+        let roles = target_roles(targets)?;
+        if !parameters.iter().any(|p| roles.contains(&p.role)) {
+            return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
+        }
+        parameters.iter().map(|p| select_one(p, &roles, r)).collect()
+    }
+
+    fn forward(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let (a, b) = factors(extra)?;
+        let p = number(&site.options, "lora-dropout")? as f32;
+        let frozen = linear(graph, Layout::Nt, 1.0, &[x, w])?;
+        let x = if site.training && p > 0.0 { dropout(graph, x, p, salt(&site.parameter))? } else { x };
+        let low = linear(graph, Layout::Nt, 1.0, &[x, a])?;
+        linear(graph, Layout::Nt, scale(&site.options)?, &[low, b, frozen])
+    }
+
+    /// W + (alpha / r) B A.
+    fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        let (a, b) = factors(extra)?;
+        linear(graph, Layout::Nn, scale(&site.options)?, &[b, a, w])
+    }
+}
+
+fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selection, Error> {
+    match (parameter.role, parameter.shape.as_slice()) {
+        (Role::Head, _) => Ok(Selection::Dense),
+        (role, &[out, input]) if roles.contains(&role) => Ok(Selection::Reparam {
+            tensors: vec![
+                ExtraTensor {
+                    name: "lora_A".into(),
+                    shape: vec![r, input],
+                    init: Init::Uniform { bound: 1.0 / (input as f64).sqrt() },
+                },
+                ExtraTensor { name: "lora_B".into(), shape: vec![out, r], init: Init::Zeros },
+            ],
+        }),
+        (role, shape) if roles.contains(&role) => {
+            Err(Error(format!("{}: expected a matrix, got the shape {shape:?}", parameter.name)))
+        }
+        _ => Ok(Selection::Frozen),
+    }
+}
+
+fn target_roles(targets: &str) -> Result<Vec<Role>, Error> {
+    if targets.trim() == "all-linear" {
+        return Ok(TARGETS.map(|(_, role)| role).to_vec());
+    }
+    let role = |name: &str| {
+        TARGETS.iter().find(|(target, _)| *target == name.trim()).map(|(_, role)| *role).ok_or_else(|| {
+            let known = TARGETS.map(|(target, _)| target).join(", ");
+            Error(format!("lora-targets: unknown target `{name}`; give a list of {known}, or all-linear"))
+        })
+    };
+    targets.split(',').map(role).collect()
+}
+
+fn number(options: &Options, name: &str) -> Result<f64, Error> {
+    options.get(name).and_then(Json::as_f64).ok_or_else(|| Error(format!("option `{name}`: expected a number")))
+}
+
+fn scale(options: &Options) -> Result<f32, Error> {
+    Ok((number(options, "lora-alpha")? / number(options, "lora-r")?) as f32)
+}
+
+fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {
+    match extra {
+        &[a, b] => Ok((a, b)),
+        _ => Err(Error(format!("expected the tensors lora_A and lora_B, got {} tensors", extra.len()))),
+    }
+}
+
+/// `scale * a b`, plus a residual if there is a third input.
+fn linear(graph: &mut dyn GraphBuilder, layout: Layout, scale: f32, inputs: &[Value]) -> Result<Value, Error> {
+    let op = Linear { layout, scale, bias: false, residual: inputs.len() == 3 };
+    first(graph.apply(op.into(), inputs)?)
+}
+
+fn dropout(graph: &mut dyn GraphBuilder, x: Value, p: f32, salt: u32) -> Result<Value, Error> {
+    let rng = graph.rng()?;
+    first(graph.apply(Dropout { p, salt }.into(), &[x, rng])?)
+}
+
+fn first(outputs: Vec<Value>) -> Result<Value, Error> {
+    outputs.first().copied().ok_or_else(|| Error::new("the host's operation has no output"))
+}
+
+/// Different for every linear layer. The upper half of the range, so that it meets no salt of the host.
+fn salt(parameter: &Parameter) -> u32 {
+    let target = TARGETS.iter().position(|(_, role)| *role == parameter.role).unwrap_or(TARGETS.len());
+    let layer = parameter.layer.unwrap_or(0);
+    1 << 31 | (layer as u32) << 3 | target as u32
+}
+
+sparta_plugin::export_method!(Lora);
+
+#[cfg(test)]
+mod tests;

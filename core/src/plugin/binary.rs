@@ -24,7 +24,7 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
     let mut exports = file.exports().map_err(|e| format!("damaged symbol table: {e}"))?;
     // Mach-O symbols start with an underscore.
     let names = [ENTRY.as_bytes().to_vec(), format!("_{ENTRY}").into_bytes()];
-    let is_entry = |name| matches!(name, NameOrOrdinal::Name(name) if names.iter().any(|entry| entry == name));
+    let is_entry = |name: NameOrOrdinal<&[u8]>| matches!(name, NameOrOrdinal::Name(name) if names.iter().any(|entry| entry == name));
     if !exports.any(|export| export.is_ok_and(|export| is_entry(export.name()))) {
         return Err(format!("not a plugin: it does not export {ENTRY}"));
     }

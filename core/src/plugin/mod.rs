@@ -16,3 +16,6 @@ pub use discover::{DiscoverOptions, Origin};
 pub(crate) use library::Implementation;
 pub use manifest::{Manifest, target};
 pub use set::{Found, PluginKind, PluginSet, State};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,342 @@
+//! Both sides of the ABI in one process: plugins made by the SDK's macro, called through the host's wrappers.
+
+use super::library::enter;
+use super::*;
+use crate::method::LoadedMethod;
+use crate::task::LoadedTask;
+use library::Functions;
+use sparta_plugin::Error;
+use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
+use sparta_plugin::graph::ops::{Layout, Linear};
+use sparta_plugin::graph::{
+    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, Value,
+};
+use sparta_plugin::method::*;
+use sparta_plugin::task::*;
+
+fn parameter(name: &str, role: Role) -> Parameter {
+    Parameter { name: name.into(), shape: vec![3, 4], dtype: DType::F32, role, layer: Some(0) }
+}
+
+/// A method whose behaviour its option chooses.
+struct Fickle;
+
+impl Method for Fickle {
+    fn describe(&self) -> MethodInfo {
+        let mode = OptionInfo { name: "mode".into(), help: String::new(), kind: OptionKind::Text, default: None };
+        MethodInfo {
+            name: "fickle".into(),
+            version: "0.9".into(),
+            summary: String::new(),
+            options: vec![mode],
+            default_lr: 0.1,
+        }
+    }
+
+    fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
+        let extra = |shape: &[usize]| ExtraTensor { name: "a".into(), shape: shape.into(), init: Init::Zeros };
+        let one = match options["mode"].as_str() {
+            Some("panic") => panic!("mode {} is not for eating", options["mode"]),
+            Some("error") => return Err("this model is too beautiful".into()),
+            Some("few") => return Ok(vec![]),
+            Some("likely") => Selection::Sparse { probability: 1.5 },
+            Some("thin") => Selection::Sparse { probability: 0.1 + 0.2 },
+            Some("empty") => Selection::Reparam { tensors: vec![extra(&[0])] },
+            Some("twice") => Selection::Reparam { tensors: vec![extra(&[1]), extra(&[1])] },
+            _ => Selection::Reparam { tensors: vec![extra(&[2, 4])] },
+        };
+        Ok(vec![one; parameters.len()])
+    }
+
+    fn forward(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let linear = Op::from(Linear::plain(Layout::Nt));
+        match site.options["mode"].as_str() {
+            Some("panic") => panic!("no forward"),
+            // The message of the host's own rule must come back through the plugin.
+            Some("shape") => graph.apply(linear, &[x, graph.rng()?]).map(|outputs| outputs[0]),
+            _ => {
+                assert_eq!(graph.shape(extra[0])?, [2, 4]);
+                Ok(graph.apply(linear, &[x, w])?[0])
+            }
+        }
+    }
+}
+
+sparta_plugin::__entry!(method_entry, method, METHOD_ID, SpartaMethod, dyn Method, Fickle);
+
+fn method() -> LoadedMethod {
+    // SAFETY: the SDK's entry point.
+    match unsafe { enter(method_entry) }.unwrap().remove(0) {
+        Functions::Method(table) => LoadedMethod::new(Implementation { table, name: "here".into() }).unwrap(),
+        _ => unreachable!(),
+    }
+}
+
+fn options(mode: &str) -> Options {
+    Options::from([("mode".into(), mode.into())])
+}
+
+#[test]
+fn selections_cross_and_are_checked() {
+    let method = method();
+    assert_eq!(method.describe(), Fickle.describe());
+    let select = |mode, role| method.select(&[parameter("w", role)], &options(mode));
+    assert_eq!(
+        select("thin", Role::QProj).unwrap(),
+        [Selection::Sparse { probability: 0.1 + 0.2 }],
+        "a probability keeps its bits"
+    );
+    assert_eq!(select("reparam", Role::QProj), Fickle.select(&[parameter("w", Role::QProj)], &options("reparam")));
+    let message = |mode, role| select(mode, role).unwrap_err().0;
+    assert_eq!(message("error", Role::QProj), "this model is too beautiful");
+    assert_eq!(message("panic", Role::QProj), "the plugin panicked: mode \"panic\" is not for eating");
+    assert!(message("few", Role::QProj).contains("fickle (here): `select` answered for 0 of 1"));
+    assert!(message("likely", Role::QProj).contains("w: the probability 1.5"));
+    assert!(message("empty", Role::QProj).contains("shape [0]"));
+    assert!(message("twice", Role::QProj).contains("two tensors `a`"));
+    assert!(message("reparam", Role::Norm).contains("linear layers"));
+}
+
+struct Builder {
+    graph: Graph,
+    rng: Value,
+}
+
+impl GraphBuilder for Builder {
+    fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error> {
+        self.graph.apply(op, inputs).map_err(|e| Error(e.to_string()))
+    }
+
+    fn shape(&self, value: Value) -> Result<Vec<usize>, Error> {
+        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| Error(e.to_string()))
+    }
+
+    fn rng(&mut self) -> Result<Value, Error> {
+        Ok(self.rng)
+    }
+}
+
+#[test]
+fn a_plugin_builds_on_the_host_s_graph() {
+    let mut graph = Graph::new();
+    let [x, w, a] = [("x", [5, 4]), ("w", [3, 4]), ("a", [2, 4])].map(|(n, s)| graph.external(n, DType::F32, s));
+    let rng = graph.external("rng", DType::U32, [4]);
+    let mut builder = Builder { graph, rng };
+    let mut forward = |mode| {
+        let site = Site { parameter: parameter("w", Role::QProj), options: options(mode), training: true };
+        let y = method().forward(&site, &mut builder, x, w, &[a])?;
+        builder.shape(y)
+    };
+    assert_eq!(forward("reparam").unwrap(), [5, 3]);
+    assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward");
+    let message = forward("shape").unwrap_err().0;
+    assert!(message.contains("linear") && message.contains("u32"), "{message}");
+    let site = Site { parameter: parameter("w", Role::QProj), options: options(""), training: true };
+    let message = method().merge(&site, &mut builder, w, &[a]).unwrap_err().0;
+    assert!(message.contains("does not reparametrise w"), "{message}");
+}
+
+#[test]
+fn a_call_that_is_over_reaches_nothing() {
+    let mut stale = 0;
+    host::call(None, |id| {
+        stale = id;
+        sparta_plugin::abi::OK
+    })
+    .unwrap();
+    let mut value = 7;
+    // SAFETY: the pointer is to a live local.
+    let status = unsafe { (host::HOST.graph_rng)(stale, &mut value) };
+    assert_eq!((status, value), (sparta_plugin::abi::FAILED, 7));
+    // SAFETY: the bytes are static.
+    unsafe { (host::HOST.result)(stale, sparta_plugin::abi::SpartaBytes::new(b"late")) };
+}
+
+#[test]
+fn a_graph_function_outside_of_forward_says_so() {
+    let outcome = host::call(None, |id| {
+        let mut value = 0;
+        // SAFETY: the pointer is to a live local, and the message is copied at once.
+        unsafe {
+            let status = (host::HOST.graph_rng)(id, &mut value);
+            (host::HOST.error)(id, (host::HOST.last_error)(id));
+            status
+        }
+    });
+    assert!(outcome.unwrap_err().unwrap().contains("only in forward and merge"));
+}
+
+/// 600 examples of `good`; `bad` fails at its 301st, `panics` at its second, `label` has a label too many.
+struct Numbers;
+struct Opened;
+
+impl Task for Numbers {
+    fn describe(&self) -> TaskPluginInfo {
+        let task = TaskInfo {
+            id: "parity".into(),
+            title: "Parity".into(),
+            labels: vec!["even".into(), "odd".into()],
+            metrics: vec!["accuracy".into()],
+            primary: "accuracy".into(),
+            pair: false,
+        };
+        TaskPluginInfo { name: "numbers".into(), version: "1".into(), tasks: vec![task] }
+    }
+
+    fn open(&self, _: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
+        Ok(Box::new(Opened))
+    }
+}
+
+impl Dataset for Opened {
+    fn recipe(&self) -> Recipe {
+        let source = Source { parts: vec!["good".into()], take: Take::All };
+        Recipe { train: source.clone(), dev: source.clone(), test: source, notes: vec!["one for all".into()] }
+    }
+
+    fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {
+        let part = part.to_owned();
+        Ok(Box::new((0..600u32).map(move |i| match (part.as_str(), i) {
+            ("bad", 300..) => Err(Error(format!("numbers.txt, line {}: not a number", i + 1))),
+            ("panics", 1..) => panic!("out of fingers"),
+            ("label", _) => Ok(Example { text: i.to_string(), pair: None, label: 2 }),
+            _ => Ok(Example { text: i.to_string(), pair: Some("é\n".into()), label: i % 2 }),
+        })))
+    }
+}
+
+sparta_plugin::__entry!(task_entry, task, TASK_ID, SpartaTask, dyn Task, Numbers);
+
+#[test]
+fn examples_cross_in_batches_with_their_errors() {
+    // SAFETY: the SDK's entry point.
+    let task = match unsafe { enter(task_entry) }.unwrap().remove(0) {
+        Functions::Task(table) => LoadedTask::new(Implementation { table, name: "here".into() }).unwrap(),
+        _ => unreachable!(),
+    };
+    let dataset = task.open(&OpenRequest { task: "parity".into(), data: "/data".into() }).unwrap();
+    assert_eq!(dataset.recipe(), Opened.recipe());
+    let read = |part: &str| -> Vec<Result<Example, Error>> { dataset.examples(part).unwrap().collect() };
+    assert_eq!(read("good"), Opened.examples("good").unwrap().collect::<Vec<_>>());
+    let bad = read("bad");
+    assert_eq!((bad.len(), bad.iter().filter(|e| e.is_ok()).count()), (301, 300));
+    assert_eq!(bad[300], Err("numbers.txt, line 301: not a number".into()));
+    assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers".into())]);
+    let label = read("label");
+    assert!(label.len() == 1 && label[0].as_ref().unwrap_err().0.contains("has label 2, the task has 2 labels"));
+}
+
+/// Buffers without plans.
+struct Memory(Vec<Vec<u8>>);
+struct MemoryPlugin;
+
+fn memory_info() -> DeviceInfo {
+    DeviceInfo {
+        id: "memory".into(),
+        name: "Memory".into(),
+        kind: DeviceKind::Other,
+        driver: "none".into(),
+        memory: Some(1 << 40),
+        max_buffer: u64::MAX,
+        in_place: true,
+    }
+}
+
+impl BackendPlugin for MemoryPlugin {
+    fn describe(&self) -> BackendPluginInfo {
+        BackendPluginInfo { name: "memory".into(), version: "1".into() }
+    }
+
+    fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
+        Ok(vec![memory_info()])
+    }
+
+    fn open(&self, device: &str) -> Result<Box<dyn Backend>, BackendError> {
+        match device {
+            "memory" => Ok(Box::new(Memory(vec![]))),
+            _ => panic!("no device {device}"),
+        }
+    }
+}
+
+impl Backend for Memory {
+    fn info(&self) -> DeviceInfo {
+        memory_info()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
+        if len > 1000 {
+            let (device, what, bytes) = ("memory".into(), label.into(), (len * dtype.size()) as u64);
+            return Err(BackendError::OutOfMemory { device, what, bytes });
+        }
+        self.0.push(vec![0; len * dtype.size()]);
+        Ok(BufferId(self.0.len() as u64 - 1))
+    }
+
+    fn free(&mut self, buffer: BufferId) {
+        self.0[buffer.0 as usize].clear();
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
+        self.0[buffer.0 as usize][offset * 2..][..data.len()].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError> {
+        out.copy_from_slice(&self.0[buffer.0 as usize][offset * 2..][..out.len()]);
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        Ok(PlanId(plan.arena as u64 + arena.0 + externals.iter().map(|id| id.0).sum::<u64>()))
+    }
+
+    fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
+        let (device, during) = ("memory".into(), format!("plan {}", plan.0));
+        Err(BackendError::DeviceLost { device, during, reason: "forgotten".into() })
+    }
+
+    fn release(&mut self, _: PlanId) {}
+}
+
+sparta_plugin::__entry!(backend_entry, backend, BACKEND_ID, SpartaBackend, dyn BackendPlugin, MemoryPlugin);
+
+#[test]
+fn a_backend_crosses() {
+    // SAFETY: the SDK's entry point.
+    let plugin = match unsafe { enter(backend_entry) }.unwrap().remove(0) {
+        Functions::Backend(table) => LoadedBackendPlugin::new(Implementation { table, name: "here".into() }).unwrap(),
+        _ => unreachable!(),
+    };
+    assert_eq!(plugin.info(), &MemoryPlugin.describe());
+    assert_eq!(plugin.devices().unwrap()[0].max_buffer, u64::MAX);
+    let message = plugin.open("tape").err().unwrap().to_string();
+    assert_eq!(message, "tape: the plugin panicked: no device tape");
+
+    let mut backend = plugin.open("memory").unwrap();
+    assert_eq!(backend.info().name, "Memory");
+    let [a, b] = [4, 8].map(|len| backend.alloc(DType::BF16, len, "w").unwrap());
+    backend.write(b, 3, &[1, 2, 3, 4]).unwrap();
+    let mut out = [9; 6];
+    backend.read(b, 2, &mut out).unwrap();
+    assert_eq!(out, [0, 0, 1, 2, 3, 4]);
+    assert!(matches!(
+        backend.alloc(DType::F32, 2000, "big"),
+        Err(BackendError::OutOfMemory { what, bytes: 8000, .. }) if what == "big"
+    ));
+    let plan = backend.prepare(&Plan { arena: 256, externals: vec![], calls: vec![] }, a, &[b]).unwrap();
+    assert_eq!(plan, PlanId(257));
+    assert!(matches!(backend.run(plan), Err(BackendError::DeviceLost { during, .. }) if during == "plan 257"));
+    backend.release(plan);
+    backend.free(a);
+    // A panic in the plugin is an error here, too.
+    let message = backend.read(a, 0, &mut out).unwrap_err().to_string();
+    assert!(message.starts_with("memory: the plugin panicked: "), "{message}");
+}

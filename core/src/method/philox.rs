@@ -45,7 +45,7 @@ impl Stream {
         philox4x32_10([low, high, self.name[0], self.name[1]], self.key)
     }
 
-    fn words(self) -> impl Iterator<Item = u32> {
+    pub fn words(self) -> impl Iterator<Item = u32> {
         (0..).flat_map(move |b| self.block(b))
     }
 }

@@ -65,7 +65,7 @@ pub fn vocabulary_logits(
     hidden: Value,
 ) -> Result<Value> {
     graph.set_label("lm_head");
-    let module = if decoder.tie_word_embeddings { "model.embed_tokens" } else { "lm_head" };
+    let module = if decoder.tied_embeddings { "model.embed_tokens" } else { "lm_head" };
     let logits = layers.linear(graph, module, hidden, false, None)?;
     match decoder.final_softcap {
         Some(cap) => Ok(graph.one(SoftCap { cap }, &[logits])?),
@@ -90,7 +90,7 @@ fn attention_block(
         let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
         if rotate && decoder.qk_norm {
             let w = layers.tensor(graph, &format!("{attention}.{name}_norm.weight"))?;
-            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: decoder.norm_plus_one }, &[y, w])?;
+            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false }, &[y, w])?;
         }
         if rotate {
             let rope = Rope { head_dim: decoder.head_dim, inverse: false };
@@ -121,20 +121,14 @@ fn attention_block(
     }
     let o_proj = format!("{attention}.o_proj");
     if !decoder.post_norms {
-        return layers.linear(graph, &o_proj, o, decoder.o_bias, Some(x));
+        return layers.linear(graph, &o_proj, o, false, Some(x));
     }
-    let y = layers.linear(graph, &o_proj, o, decoder.o_bias, None)?;
+    let y = layers.linear(graph, &o_proj, o, false, None)?;
     let y = norm(decoder, graph, layers, &format!("{prefix}.post_attention_layernorm"), y)?;
     Ok(graph.one(Add {}, &[x, y])?)
 }
 
-fn mlp_block(
-    decoder: &Decoder,
-    graph: &mut Graph,
-    layers: &mut dyn Layers,
-    layer: usize,
-    x: Value,
-) -> Result<Value> {
+fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, layer: usize, x: Value) -> Result<Value> {
     let prefix = format!("model.layers.{layer}");
     graph.set_label(format!("layers.{layer}.mlp"));
     let before = if decoder.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
@@ -164,11 +158,8 @@ pub fn plain_linear(
     bias: Option<Value>,
     residual: Option<Value>,
 ) -> Result<Value> {
-    let op = Linear {
-        bias: bias.is_some(),
-        residual: residual.is_some(),
-        ..Linear::plain(sparta_graph::ops::Layout::Nt)
-    };
+    let op =
+        Linear { bias: bias.is_some(), residual: residual.is_some(), ..Linear::plain(sparta_graph::ops::Layout::Nt) };
     let operands: Vec<Value> = [Some(x), Some(weight), bias, residual].into_iter().flatten().collect();
     Ok(graph.one(op, &operands)?)
 }

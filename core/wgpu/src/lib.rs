@@ -1,1 +1,16 @@
-//! The wgpu backend.
+//! The wgpu backend: WGSL kernels on Vulkan, Metal and DX12, at WebGPU's default limits.
+//!
+//! A call of a plan is lowered to dispatches ([`lower`]), each a kernel of `shaders/` with parameters and byte ranges of
+//! buffers; pipelines are made once per kernel ([`kernels`]), bind groups once per plan.
+
+mod adapters;
+mod backend;
+mod kernels;
+mod lower;
+mod report;
+
+#[cfg(test)]
+mod tests;
+
+pub use adapters::{Adapter, CooperativeMatrix, Features, Limits, devices};
+pub use backend::{Options, WgpuBackend};

@@ -1,0 +1,23 @@
+use crate::weights::Weights;
+use sha2::{Digest, Sha256};
+
+/// Bytes hashed at each end of a tensor: enough to tell models apart without reading all of them.
+const SAMPLE: usize = 4096;
+
+/// Identifies a base model: SHA-256 over the names, types, shapes and first and last bytes of all tensors but a
+/// classification head.
+pub fn fingerprint(weights: &Weights) -> String {
+    let mut hash = Sha256::new();
+    for name in weights.names().filter(|name| *name != "score.weight") {
+        if let Some(view) = weights.get(name) {
+            hash.update(format!("{name} {} {:?}\n", view.dtype, view.shape));
+            hash.update(&view.bytes[..view.bytes.len().min(SAMPLE)]);
+            hash.update(&view.bytes[view.bytes.len().saturating_sub(SAMPLE)..]);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,131 @@
+//! Packed batches: examples laid end to end, nothing computed for padding (DESIGN 5).
+
+use sparta_graph::ops::IGNORED;
+
+/// A tokenised example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encoded {
+    pub tokens: Vec<u32>,
+    pub label: u32,
+}
+
+/// Rows of a batch are rounded up to a multiple of this, so that few different plans are needed. The filling rows are
+/// segments of one token that nothing reads.
+pub const ROW_MULTIPLE: usize = 16;
+
+/// N examples in T rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// `[T]`
+    pub tokens: Vec<u32>,
+    /// `[T, 2]`: start and end row of each row's segment.
+    pub spans: Vec<u32>,
+    /// `[N]`: the last row of each example.
+    pub rows: Vec<u32>,
+    /// `[N]`
+    pub labels: Vec<u32>,
+    /// Rows that belong to examples.
+    pub real_rows: usize,
+}
+
+/// T of a batch with so many real rows.
+pub fn padded_rows(real: usize) -> usize {
+    real.next_multiple_of(ROW_MULTIPLE)
+}
+
+impl Batch {
+    /// Packs examples, none of them empty.
+    pub fn pack<'a>(examples: impl IntoIterator<Item = &'a Encoded>) -> Batch {
+        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels: vec![], real_rows: 0 };
+        for example in examples {
+            batch.segment(&example.tokens);
+            batch.rows.push(batch.tokens.len() as u32 - 1);
+            batch.labels.push(example.label);
+        }
+        batch.fill();
+        batch
+    }
+
+    /// Packs token sequences for next-token prediction: a label per row, [`IGNORED`] where a sequence ends and in the
+    /// filling rows.
+    pub fn pack_lm<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Batch {
+        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels: vec![], real_rows: 0 };
+        for tokens in sequences {
+            batch.segment(tokens);
+            batch.labels.extend(&tokens[1..]);
+            batch.labels.push(IGNORED);
+        }
+        batch.fill();
+        batch.labels.resize(batch.tokens.len(), IGNORED);
+        batch
+    }
+
+    fn segment(&mut self, tokens: &[u32]) {
+        let start = self.tokens.len() as u32;
+        let end = start + tokens.len() as u32;
+        self.tokens.extend(tokens);
+        tokens.iter().for_each(|_| self.spans.extend([start, end]));
+    }
+
+    fn fill(&mut self) {
+        self.real_rows = self.tokens.len();
+        for row in self.real_rows..padded_rows(self.real_rows) {
+            self.tokens.push(0);
+            self.spans.extend([row as u32, row as u32 + 1]);
+        }
+    }
+
+    /// Labels that count in the loss.
+    pub fn targets(&self) -> usize {
+        self.labels.iter().filter(|&&l| l != IGNORED).count()
+    }
+}
+
+/// Splits a sequence of lengths into runs of at most `budget` rows (a longer one stands alone) and at most `limit`
+/// examples; returns the end of each run.
+pub fn split_by_budget(lengths: &[usize], budget: usize, limit: usize) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let (mut rows, mut examples) = (0, 0);
+    for (i, &n) in lengths.iter().enumerate() {
+        if examples > 0 && (rows + n > budget || examples == limit) {
+            ends.push(i);
+            (rows, examples) = (0, 0);
+        }
+        rows += n;
+        examples += 1;
+    }
+    if examples > 0 {
+        ends.push(lengths.len());
+    }
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_do_not_mix_and_filling_rows_stand_alone() {
+        let a = Encoded { tokens: vec![5, 6, 7], label: 1 };
+        let b = Encoded { tokens: vec![8], label: 0 };
+        let batch = Batch::pack([&a, &b]);
+        assert_eq!(batch.tokens[..5], [5, 6, 7, 8, 0]);
+        assert_eq!(batch.spans[..10], [0, 3, 0, 3, 0, 3, 3, 4, 4, 5]);
+        assert_eq!((batch.rows, batch.labels), (vec![2, 3], vec![1, 0]));
+        assert_eq!((batch.tokens.len(), batch.real_rows), (16, 4));
+    }
+
+    #[test]
+    fn next_token_labels_end_with_the_sequence() {
+        let batch = Batch::pack_lm([&[1, 2, 3][..], &[4, 5][..]]);
+        assert_eq!(batch.labels[..6], [2, 3, IGNORED, 5, IGNORED, IGNORED]);
+        assert_eq!(batch.targets(), 3);
+    }
+
+    #[test]
+    fn a_budget_splits_in_order_and_never_drops() {
+        assert_eq!(split_by_budget(&[3, 4, 9, 1, 1], 8, 10), vec![2, 3, 5]);
+        assert_eq!(split_by_budget(&[1, 1, 1], 100, 2), vec![2, 3]);
+        assert!(split_by_budget(&[], 8, 10).is_empty());
+    }
+}

@@ -1,0 +1,202 @@
+//! From the parts of a data set to train, dev and test, by the task's recipe and the seed.
+
+use crate::method::philox::Stream;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_plugin::task::{Dataset, Example, Recipe, Source, Take};
+use std::collections::HashMap;
+
+/// The three splits, and how they came about.
+#[derive(Debug)]
+pub struct Splits {
+    pub train: Vec<Example>,
+    pub dev: Vec<Example>,
+    pub test: Vec<Example>,
+    pub origins: Origins,
+}
+
+/// Sentences for the plan.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Origins {
+    pub train: String,
+    pub dev: String,
+    pub test: String,
+    /// What stands in for what is not there.
+    pub notes: Vec<String>,
+}
+
+/// Reads every part once and deals its examples out.
+///
+/// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
+/// malformed row; an empty split; a recipe that names a label outside the task's.
+pub fn load(dataset: &dyn Dataset, classes: usize, seed: u64) -> Result<Splits> {
+    let recipe = dataset.recipe();
+    let mut dealer = Dealer { dataset, seed, classes, parts: HashMap::new(), notes: recipe.notes.clone() };
+    let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
+    let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
+    let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
+    let origins = Origins { train: train_origin, dev: dev_origin, test: test_origin, notes: dealer.notes };
+    Ok(Splits { train, dev, test, origins })
+}
+
+/// A random order of `0..len`, a function of seed and purpose alone (Fisher and Yates).
+pub fn permutation(seed: u64, purpose: &str, name: &str, len: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    let mut words = Stream::new(seed, purpose, name).words();
+    for i in (1..len).rev() {
+        let word = words.next().unwrap_or_default();
+        order.swap(i, (u64::from(word) * (i as u64 + 1) >> 32) as usize);
+    }
+    order
+}
+
+/// At most `cap` items, drawn by seed, in their old order.
+pub fn draw<T>(items: Vec<T>, cap: Option<usize>, seed: u64, name: &str) -> Vec<T> {
+    let Some(cap) = cap.filter(|&cap| cap < items.len()) else { return items };
+    let mut chosen = permutation(seed, "cap", name, items.len());
+    chosen.truncate(cap);
+    pick(items, chosen)
+}
+
+struct Dealer<'a> {
+    dataset: &'a dyn Dataset,
+    seed: u64,
+    classes: usize,
+    parts: HashMap<Vec<String>, Vec<Example>>,
+    notes: Vec<String>,
+}
+
+impl Dealer<'_> {
+    fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+        let examples = self.read(&source.parts)?;
+        let total = examples.len();
+        let name = source.parts.join(" + ");
+        let drawn = [&recipe.train, &recipe.dev, &recipe.test].into_iter().find_map(|s| match s.take {
+            Take::Draw { count } if s.parts == source.parts => Some(count),
+            _ => None,
+        });
+        let count = drawn.map_or(0, |count| self.affordable(count, total, &name));
+        let (chosen, origin) = match source.take {
+            Take::All => (examples, format!("all of {name}")),
+            Take::Draw { .. } => {
+                let mut order = permutation(self.seed, "split", &name, total);
+                order.truncate(count);
+                (pick(examples, order), format!("{count} drawn from {name}"))
+            }
+            Take::Rest { cap } => {
+                let order = permutation(self.seed, "split", &name, total).split_off(count.min(total));
+                let rest = draw(pick(examples, order), cap, self.seed, split);
+                let capped = cap.filter(|&cap| total - count > cap).map(|cap| format!(", at most {cap}"));
+                (rest, format!("the rest of {name}{}", capped.unwrap_or_default()))
+            }
+        };
+        if chosen.is_empty() {
+            return Err(Error::Data(format!("the {split} split is empty: {origin} ({total} examples)")));
+        }
+        Ok((chosen, origin))
+    }
+
+    fn affordable(&mut self, count: usize, total: usize, name: &str) -> usize {
+        if count * 3 <= total {
+            return count;
+        }
+        let less = (total / 5).max(1);
+        let note = format!("{name} has only {total} examples: {less} are drawn from it instead of {count}");
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+        less
+    }
+
+    fn read(&mut self, parts: &[String]) -> Result<Vec<Example>> {
+        if let Some(examples) = self.parts.get(parts) {
+            return Ok(examples.clone());
+        }
+        let mut examples = Vec::new();
+        for part in parts {
+            for example in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))? {
+                let example = example.map_err(|e| Error::Data(e.to_string()))?;
+                if example.label as usize >= self.classes {
+                    let (label, classes) = (example.label, self.classes);
+                    return Err(Error::Data(format!("{part}: label {label}, expected less than {classes}")));
+                }
+                examples.push(example);
+            }
+        }
+        self.parts.insert(parts.to_vec(), examples.clone());
+        Ok(examples)
+    }
+}
+
+/// The chosen items in ascending order of their positions.
+fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
+    chosen.sort_unstable();
+    let mut next = chosen.into_iter().peekable();
+    let numbered = items.into_iter().enumerate();
+    numbered.filter_map(|(i, item)| next.next_if_eq(&i).map(|_| item)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_plugin::task::Examples;
+
+    struct Fake {
+        recipe: Recipe,
+        size: usize,
+    }
+
+    impl Dataset for Fake {
+        fn recipe(&self) -> Recipe {
+            self.recipe.clone()
+        }
+
+        fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
+            let part = part.to_owned();
+            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 0 }))))
+        }
+    }
+
+    fn source(part: &str, take: Take) -> Source {
+        Source { parts: vec![part.into()], take }
+    }
+
+    fn fake(size: usize) -> Fake {
+        let recipe = Recipe {
+            train: source("train", Take::Rest { cap: Some(500) }),
+            dev: source("train", Take::Draw { count: 100 }),
+            test: source("dev", Take::All),
+            notes: vec![],
+        };
+        Fake { recipe, size }
+    }
+
+    #[test]
+    fn dev_is_drawn_off_train_and_never_overlaps() {
+        let splits = load(&fake(700), 2, 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (500, 100, 700));
+        assert!(splits.dev.iter().all(|e| !splits.train.contains(e)));
+        let other = load(&fake(700), 2, 8).unwrap();
+        assert_ne!(splits.dev, other.dev, "another seed draws another dev split");
+        assert_eq!(splits.dev, load(&fake(700), 2, 7).unwrap().dev);
+    }
+
+    #[test]
+    fn a_small_part_gives_a_fifth_and_says_so() {
+        let splits = load(&fake(50), 2, 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
+        assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);
+    }
+
+    #[test]
+    fn labels_outside_the_task_are_refused() {
+        assert!(load(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+    }
+
+    #[test]
+    fn caps_draw_by_seed() {
+        let drawn = draw((0..100).collect(), Some(10), 3, "train");
+        assert_eq!(drawn.len(), 10);
+        assert!(drawn.is_sorted() && drawn != (0..10).collect::<Vec<_>>());
+    }
+}

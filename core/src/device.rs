@@ -1,0 +1,276 @@
+//! Which device a run uses: what the backends offer, and the choice that `--device` makes.
+
+use crate::plugin::{LoadedBackendPlugin, PluginSet};
+use crate::{Error, Result};
+use sparta_graph::{Backend, BackendError, DeviceInfo, DeviceKind};
+use sparta_plugin::backend::BackendPlugin;
+use std::sync::Arc;
+
+/// A source of devices: a backend that is linked in, or one of a plugin.
+pub trait Provider {
+    /// `cpu`, `wgpu`, `cuda`: the first part of its devices' ids.
+    fn name(&self) -> &str;
+    fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError>;
+    /// Opens the device with this [`DeviceInfo::id`].
+    fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError>;
+}
+
+/// A backend that is linked into the program.
+struct Linked<B> {
+    name: String,
+    backend: B,
+}
+
+impl<B: BackendPlugin> Provider for Linked<B> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
+        self.backend.devices()
+    }
+
+    fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError> {
+        self.backend.open(id)
+    }
+}
+
+/// A provider of a backend that is linked into the program.
+pub fn linked(backend: impl BackendPlugin + 'static) -> Box<dyn Provider> {
+    Box::new(Linked { name: backend.describe().name, backend })
+}
+
+impl Provider for Arc<LoadedBackendPlugin> {
+    fn name(&self) -> &str {
+        &self.info().name
+    }
+
+    fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
+        LoadedBackendPlugin::devices(self)
+    }
+
+    fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError> {
+        LoadedBackendPlugin::open(self, id)
+    }
+}
+
+/// All devices of the machine.
+pub struct Devices {
+    providers: Vec<Box<dyn Provider>>,
+    /// With the index of the provider.
+    list: Vec<(usize, DeviceInfo)>,
+    /// Providers that could not list their devices, and why.
+    failures: Vec<(String, BackendError)>,
+}
+
+impl Devices {
+    /// The devices of the linked providers, then of the backends that plugins offer under further names.
+    pub fn find(linked: Vec<Box<dyn Provider>>, plugins: &PluginSet) -> Devices {
+        let mut providers = linked;
+        for plugin in plugins.backends() {
+            if providers.iter().all(|known| known.name() != plugin.info().name) {
+                providers.push(Box::new(plugin.clone()));
+            }
+        }
+        Devices::new(providers)
+    }
+
+    fn new(providers: Vec<Box<dyn Provider>>) -> Devices {
+        let mut list = Vec::new();
+        let mut failures = Vec::new();
+        for (index, provider) in providers.iter().enumerate() {
+            match provider.devices() {
+                Ok(found) => list.extend(found.into_iter().map(|device| (index, device))),
+                Err(error) => failures.push((provider.name().to_owned(), error)),
+            }
+        }
+        Devices { providers, list, failures }
+    }
+
+    pub fn list(&self) -> impl Iterator<Item = &DeviceInfo> {
+        self.list.iter().map(|(_, device)| device)
+    }
+
+    pub fn failures(&self) -> &[(String, BackendError)] {
+        &self.failures
+    }
+
+    /// The device that `wanted` means: `auto`, an id such as `cpu` or `wgpu:1`, the name of a backend, or a part of the
+    /// name of one device.
+    ///
+    /// `auto` is a discrete GPU, else an integrated one, else the CPU. A backend's name is its best device; a software
+    /// GPU only where the backend has no other. Of equal devices the one with the most memory wins, then the first.
+    ///
+    /// Errors list what there is: an unknown or ambiguous name, a backend that is not installed or has no device.
+    pub fn select(&self, wanted: &str) -> Result<&DeviceInfo> {
+        if wanted == "auto" {
+            let automatic = |device: &&DeviceInfo| {
+                matches!(device.kind, DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu | DeviceKind::Cpu)
+            };
+            return best(self.list().filter(automatic))
+                .ok_or_else(|| self.error("no device for `--device auto`, which takes a GPU or the CPU".into()));
+        }
+        if let Some(device) = self.list().find(|device| device.id.eq_ignore_ascii_case(wanted)) {
+            return Ok(device);
+        }
+        let backend = wanted.split(':').next().unwrap_or_default().to_ascii_lowercase();
+        if let Some(index) = self.providers.iter().position(|provider| provider.name() == backend) {
+            let own = self.list.iter().filter(|(provider, _)| *provider == index).map(|(_, device)| device);
+            return match best(own).filter(|_| !wanted.contains(':')) {
+                Some(device) => Ok(device),
+                None => Err(self.error(format!("there is no device `{wanted}`"))),
+            };
+        }
+        if backend == "cuda" {
+            return Err(self.error(format!(
+                "`--device {wanted}`: no CUDA backend plugin is installed (`sparta-cli plugins` lists what was found)"
+            )));
+        }
+        self.by_name(wanted)
+    }
+
+    fn by_name(&self, part: &str) -> Result<&DeviceInfo> {
+        let part_lower = part.to_lowercase();
+        let matches: Vec<&DeviceInfo> =
+            self.list().filter(|device| device.name.to_lowercase().contains(&part_lower)).collect();
+        match matches[..] {
+            [device] if !part.trim().is_empty() => Ok(device),
+            [] => Err(self.error(format!("no device has the id `{part}` or a name with `{part}` in it"))),
+            _ => {
+                let ids: Vec<&str> = matches.iter().map(|device| device.id.as_str()).collect();
+                Err(self.error(format!("`{part}` is not one device but {}; give an id", ids.join(", "))))
+            }
+        }
+    }
+
+    /// Opens a device of this list.
+    pub fn open(&self, device: &DeviceInfo) -> Result<Box<dyn Backend>> {
+        match self.list.iter().find(|(_, known)| known.id == device.id) {
+            Some((provider, known)) => Ok(self.providers[*provider].open(&known.id)?),
+            None => Err(self.error(format!("there is no device `{}`", device.id))),
+        }
+    }
+
+    /// `problem`, followed by what there is.
+    fn error(&self, problem: String) -> Error {
+        let mut message = problem + ". Devices here:";
+        for device in self.list() {
+            message += &format!("\n  {:<8} {}", device.id, device.name);
+        }
+        if self.list.is_empty() {
+            message += " none";
+        }
+        for (backend, error) in &self.failures {
+            message += &format!("\n  {backend}: {error}");
+        }
+        Error::Usage(message)
+    }
+}
+
+fn best<'a>(devices: impl Iterator<Item = &'a DeviceInfo>) -> Option<&'a DeviceInfo> {
+    let rank = |device: &DeviceInfo| match device.kind {
+        DeviceKind::DiscreteGpu => 0,
+        DeviceKind::IntegratedGpu => 1,
+        DeviceKind::Cpu => 2,
+        DeviceKind::VirtualGpu => 3,
+        DeviceKind::Other => 4,
+        DeviceKind::SoftwareGpu => 5,
+    };
+    devices.min_by_key(|device| (rank(device), std::cmp::Reverse(device.memory.unwrap_or(0))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DeviceKind::*;
+
+    struct Fake(&'static str, Vec<DeviceInfo>);
+
+    impl Provider for Fake {
+        fn name(&self) -> &str {
+            self.0
+        }
+
+        fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
+            if self.1.is_empty() {
+                return Err(BackendError::Other { device: self.0.into(), reason: "no driver".into() });
+            }
+            Ok(self.1.clone())
+        }
+
+        fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError> {
+            Err(BackendError::Other { device: id.into(), reason: format!("opened by {}", self.0) })
+        }
+    }
+
+    fn device(id: &str, name: &str, kind: DeviceKind, gib: Option<u64>) -> DeviceInfo {
+        let memory = gib.map(|n| n << 30);
+        DeviceInfo { id: id.into(), name: name.into(), kind, driver: String::new(), memory, max_buffer: 1 << 31 }
+    }
+
+    fn cpu() -> Fake {
+        Fake("cpu", vec![device("cpu", "Some CPU", Cpu, Some(64))])
+    }
+
+    fn machine(gpus: &[(&str, DeviceKind, Option<u64>)]) -> Devices {
+        let list = gpus.iter().enumerate().map(|(i, (name, kind, gib))| device(&format!("wgpu:{i}"), name, *kind, *gib));
+        Devices::new(vec![Box::new(Fake("wgpu", list.collect())), Box::new(cpu())])
+    }
+
+    fn picked(devices: &Devices, wanted: &str) -> String {
+        match devices.select(wanted) {
+            Ok(device) => device.id.clone(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    const LLVMPIPE: (&str, DeviceKind, Option<u64>) = ("llvmpipe (LLVM 15.0.6, 256 bits)", SoftwareGpu, Some(16));
+
+    #[test]
+    fn auto_takes_a_discrete_gpu_then_an_integrated_one_then_the_cpu_but_no_software_gpu() {
+        let (igpu, small, large) = (("Iris", IntegratedGpu, None), ("A", DiscreteGpu, Some(8)), ("B", DiscreteGpu, Some(24)));
+        assert_eq!(picked(&machine(&[LLVMPIPE, igpu, small, large]), "auto"), "wgpu:3");
+        assert_eq!(picked(&machine(&[LLVMPIPE, igpu]), "auto"), "wgpu:1");
+        assert_eq!(picked(&machine(&[LLVMPIPE]), "auto"), "cpu");
+        assert_eq!(picked(&machine(&[("Virtio", VirtualGpu, None)]), "auto"), "cpu");
+        assert_eq!(picked(&machine(&[]), "auto"), "cpu");
+        let software = Devices::new(vec![Box::new(Fake("wgpu", vec![device("wgpu:0", LLVMPIPE.0, SoftwareGpu, None)]))]);
+        assert!(picked(&software, "auto").contains("no device for `--device auto`"));
+    }
+
+    #[test]
+    fn a_backend_name_is_its_best_device() {
+        assert_eq!(picked(&machine(&[LLVMPIPE, ("Iris", IntegratedGpu, None)]), "wgpu"), "wgpu:1");
+        assert_eq!(picked(&machine(&[LLVMPIPE, ("Virtio", VirtualGpu, None)]), "wgpu"), "wgpu:1");
+        assert_eq!(picked(&machine(&[LLVMPIPE]), "wgpu"), "wgpu:0");
+        assert_eq!(picked(&machine(&[LLVMPIPE]), "cpu"), "cpu");
+    }
+
+    #[test]
+    fn ids_and_parts_of_names() {
+        let devices = machine(&[LLVMPIPE, ("Radeon RX 7600", DiscreteGpu, None), ("Radeon 780M", IntegratedGpu, None)]);
+        assert_eq!(picked(&devices, "wgpu:0"), "wgpu:0");
+        assert_eq!(picked(&devices, "LLVMpipe"), "wgpu:0");
+        assert_eq!(picked(&devices, "780m"), "wgpu:2");
+        assert!(picked(&devices, "radeon").starts_with("`radeon` is not one device but wgpu:1, wgpu:2; give an id"));
+        for unknown in ["geforce", "", "wgpu:3", "wgpu:x", "cpu:1"] {
+            let message = picked(&devices, unknown);
+            assert!(message.contains("Devices here:\n  wgpu:0   llvmpipe"), "{unknown}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_or_failing_backend_says_so() {
+        let message = picked(&machine(&[LLVMPIPE]), "cuda:1");
+        assert!(message.contains("no CUDA backend plugin is installed"), "{message}");
+        let message = picked(&machine(&[]), "wgpu");
+        assert!(message.contains("there is no device `wgpu`") && message.contains("wgpu: wgpu: no driver"), "{message}");
+    }
+
+    #[test]
+    fn a_device_is_opened_by_its_own_provider() {
+        let devices = machine(&[LLVMPIPE]);
+        let error = devices.open(devices.select("wgpu:0").unwrap()).err().unwrap();
+        assert_eq!(error.to_string(), "wgpu:0: opened by wgpu");
+    }
+}

@@ -1,0 +1,246 @@
+//! From a configuration to everything a run needs, before anything is allocated on a device.
+
+use super::plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan};
+use crate::data::splits::{self, Origins};
+use crate::data::{Encoded, batch::padded_rows};
+use crate::method::Adaptation;
+use crate::method::options::{self, Given};
+use crate::model::{Decoder, HeadKind, check_weights};
+use crate::plugin::PluginSet;
+use crate::text::Tokenizer;
+use crate::train::layout::{self, plan_memory};
+use crate::train::{Limits, Optimizer, RunConfig, Setup, Size};
+use crate::weights::Weights;
+use crate::{Error, Result};
+use sparta_graph::DeviceInfo;
+use sparta_plugin::method::{MethodInfo, Options, Role};
+use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+
+/// Examples per evaluation batch, at most.
+pub const EVAL_EXAMPLES: usize = 256;
+
+/// A run that can start.
+pub struct Prepared {
+    pub config: RunConfig,
+    pub task: TaskInfo,
+    pub weights: Weights,
+    pub setup: Setup,
+    pub train: Vec<Encoded>,
+    pub dev: Vec<Encoded>,
+    pub test: Vec<Encoded>,
+    /// The learning rate after the method's default.
+    pub lr: f64,
+    pub total_steps: usize,
+    /// Bytes of the arena.
+    pub arena: usize,
+    pub plan: RunPlan,
+}
+
+/// The standard deviation of a new head: 0.06 / sqrt(hidden) (DESIGN 6), so that training starts at ln(classes).
+pub fn default_head_std(hidden: usize) -> f64 {
+    0.06 / (hidden as f64).sqrt()
+}
+
+/// Reads model, data and method, checks everything against everything, and plans steps and memory.
+///
+/// Errors: each wrong input, named; a run without steps.
+pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
+    check_numbers(config)?;
+    let method = plugins.method(&config.method)?;
+    let options = check_options(method.info(), config)?;
+    let decoder = Decoder::open(&config.model)?;
+    let weights = Weights::open(&config.model)?;
+    let (plugin, task) = plugins.task(&config.task)?;
+    let head = HeadKind::Classification { classes: task.labels.len() };
+    let parameters = check_weights(&decoder, &weights, head)?;
+    let tokenizer = Tokenizer::open(&config.model)?;
+    tokenizer.check_vocab(decoder.vocab_size)?;
+
+    let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
+    let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
+    let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
+    let data = encode_splits(config, &decoder, &tokenizer, data)?;
+
+    let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    let lr = config.lr.unwrap_or(adaptation.info.default_lr);
+    let limits = limits(config, &adaptation, &data);
+    let optimizer = Optimizer {
+        weight_decay: config.weight_decay as f32,
+        max_grad_norm: config.max_grad_norm.map(|x| x as f32),
+        ..Optimizer::default()
+    };
+    let head_init_std = config.head_init_std.unwrap_or_else(|| default_head_std(decoder.hidden_size));
+    let setup = Setup {
+        decoder,
+        adaptation,
+        head,
+        optimizer,
+        dropout: config.dropout as f32,
+        seed: config.seed,
+        head_init_std,
+        limits,
+    };
+    let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
+    let all_steps = steps_per_epoch * config.epochs;
+    let total_steps = config.max_steps.map_or(all_steps, |max| max.min(all_steps));
+    if total_steps == 0 {
+        return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
+    }
+    let (memory, arena) = plan_memory(&setup, device.in_place)?;
+    let plan = RunPlan {
+        model: config.model.clone(),
+        family: setup.decoder.family.model_type().to_owned(),
+        parameters: setup.adaptation.parameters.iter().map(|p| p.numel()).sum(),
+        method: setup.adaptation.info.name.clone(),
+        method_version: setup.adaptation.info.version.clone(),
+        options: setup.adaptation.options.clone(),
+        trainable: trainable(&setup.adaptation),
+        task: task.id.clone(),
+        labels: task.labels.clone(),
+        data: data.plan.clone(),
+        batch_size: config.batch_size,
+        micro_batches: setup.limits.micro_batches,
+        steps_per_epoch,
+        total_steps,
+        lr,
+        schedule: config.schedule,
+        seed: config.seed,
+        device: device.clone(),
+        memory,
+    };
+    let (config, Splits { train, dev, test, .. }) = (config.clone(), data);
+    Ok(Prepared { config, task, weights, setup, train, dev, test, lr, total_steps, arena, plan })
+}
+
+/// The method's options, checked; what came from the command line is text.
+pub fn check_options(info: &MethodInfo, config: &RunConfig) -> Result<Options> {
+    let given = config.method_options.iter().map(|(name, value)| {
+        let given = match value {
+            serde_json::Value::String(text) => Given::Text(text.clone()),
+            typed => Given::Typed(typed.clone()),
+        };
+        (name.clone(), given)
+    });
+    options::check(info, &given.collect())
+}
+
+struct Splits {
+    train: Vec<Encoded>,
+    dev: Vec<Encoded>,
+    test: Vec<Encoded>,
+    plan: DataPlan,
+}
+
+/// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see.
+fn encode_splits(config: &RunConfig, decoder: &Decoder, tokenizer: &Tokenizer, data: splits::Splits) -> Result<Splits> {
+    let splits::Splits { train, dev, test, origins } = data;
+    let Origins { train: train_origin, dev: dev_origin, test: test_origin, notes } = origins;
+    let dev = splits::draw(dev, config.max_dev, config.seed, "dev");
+    let test = splits::draw(test, config.max_test, config.seed, "test");
+    let positions = decoder.max_position_embeddings;
+    let max_length = config.max_length.map_or(positions, |n| n.min(positions));
+
+    let all = train.len();
+    let train = encode(tokenizer, &train)?;
+    let train: Vec<Encoded> = train.into_iter().filter(|e| e.tokens.len() <= max_length).collect();
+    let too_long = all - train.len();
+    let train = splits::draw(train, config.max_train, config.seed, "train");
+    if train.is_empty() {
+        return Err(Error::Data(format!(
+            "no training example is left: all {all} have more than {max_length} tokens; raise --max-length"
+        )));
+    }
+    let mut cut = 0;
+    let mut encode_cut = |examples: &[Example]| -> Result<Vec<Encoded>> {
+        let mut encoded = encode(tokenizer, examples)?;
+        for example in &mut encoded {
+            cut += usize::from(example.tokens.len() > positions);
+            example.tokens.truncate(positions);
+        }
+        Ok(encoded)
+    };
+    let (dev, test) = (encode_cut(&dev)?, encode_cut(&test)?);
+    let split = |origin: String, examples: &[Encoded]| SplitPlan {
+        origin,
+        examples: examples.len(),
+        tokens: examples.iter().map(|e| e.tokens.len()).sum(),
+    };
+    let plan = DataPlan {
+        train: split(train_origin, &train),
+        dev: split(dev_origin, &dev),
+        test: split(test_origin, &test),
+        max_length,
+        too_long,
+        cut,
+        notes,
+    };
+    Ok(Splits { train, dev, test, plan })
+}
+
+/// Token ids and labels of examples. Errors: an example without any token.
+pub fn encode(tokenizer: &Tokenizer, examples: &[Example]) -> Result<Vec<Encoded>> {
+    let texts: Vec<(&str, Option<&str>)> = examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())).collect();
+    let encoded = tokenizer.encode_batch(&texts)?;
+    let labelled = encoded.into_iter().zip(examples);
+    labelled
+        .map(|(tokens, example)| match tokens.is_empty() {
+            true => Err(Error::Data(format!("the text {:?} gives no token", example.text))),
+            false => Ok(Encoded { tokens, label: example.label }),
+        })
+        .collect()
+}
+
+fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits {
+    let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
+    let longest_train = longest(&data.train);
+    let longest_all = longest_train.max(longest(&data.dev)).max(longest(&data.test));
+    let batch = config.batch_size.min(data.train.len());
+    let mut lengths: Vec<usize> = data.train.iter().map(|e| e.tokens.len()).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    let largest_batch: usize = lengths.iter().take(batch).sum();
+    let budget = config.micro_batch_tokens;
+    let head_features = adaptation.head_only() && config.dropout == 0.0;
+    let train_rows = largest_batch.min(budget.max(longest_train));
+    Limits {
+        train: Some(Size { rows: padded_rows(train_rows), examples: batch }),
+        micro_batches: largest_batch > budget && !head_features,
+        evaluate: layout::size_of(budget.max(longest_all), EVAL_EXAMPLES),
+        positions: longest_all,
+        head_features,
+        batch,
+    }
+}
+
+fn trainable(adaptation: &Adaptation) -> TrainablePlan {
+    let body = adaptation.trained_in_body();
+    let total: u64 = adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum();
+    let tensors = adaptation.trained().len();
+    TrainablePlan { body, head: adaptation.trained_count() - body, density: body as f64 / total as f64, tensors }
+}
+
+fn check_numbers(config: &RunConfig) -> Result<()> {
+    let refuse =
+        |what: &str, expected: &str, got: String| Err(Error::Usage(format!("{what} must be {expected}, got {got}")));
+    let finite_positive = |x: f64| x.is_finite() && x > 0.0;
+    match config {
+        c if c.batch_size == 0 => refuse("--batch-size", "at least 1", "0".into()),
+        c if c.micro_batch_tokens == 0 => refuse("--micro-batch-tokens", "at least 1", "0".into()),
+        c if c.lr.is_some_and(|lr| !finite_positive(lr)) => refuse("--lr", "above 0", format!("{:?}", c.lr)),
+        c if !(0.0..=1.0).contains(&c.warmup) => refuse("--warmup", "in 0 to 1", c.warmup.to_string()),
+        c if !(0.0..1.0).contains(&c.dropout) => refuse("--dropout", "in 0 to below 1", c.dropout.to_string()),
+        c if !(c.weight_decay.is_finite() && c.weight_decay >= 0.0) => {
+            refuse("--weight-decay", "at least 0", c.weight_decay.to_string())
+        }
+        c if c.max_grad_norm.is_some_and(|x| !finite_positive(x)) => {
+            refuse("--max-grad-norm", "above 0", format!("{:?}", c.max_grad_norm))
+        }
+        c if c.head_init_std.is_some_and(|x| !(x.is_finite() && x >= 0.0)) => {
+            refuse("--head-init-std", "at least 0", format!("{:?}", c.head_init_std))
+        }
+        c if c.eval_interval == Some(0) => refuse("--eval-interval", "at least 1", "0".into()),
+        c if c.patience == Some(0) => refuse("--patience", "at least 1", "0".into()),
+        c if c.max_length == Some(0) => refuse("--max-length", "at least 1", "0".into()),
+        c if !c.min_delta.is_finite() => refuse("--min-delta", "a number", c.min_delta.to_string()),
+        _ => Ok(()),
+    }
+}

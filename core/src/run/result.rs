@@ -1,0 +1,119 @@
+//! The run directory: configuration, plan, metrics, adapter, result (DESIGN 10).
+
+use super::plan::TrainablePlan;
+use super::prepare::Prepared;
+use crate::adapter;
+use crate::train::Metrics;
+use crate::weights::atomic_write;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// All steps were done.
+    Completed,
+    EarlyStopping,
+    /// By the user.
+    Interrupted,
+}
+
+/// What a run came to; stored as `result.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    pub stopped: Stopped,
+    pub steps: usize,
+    /// The step whose state was kept, with early stopping.
+    pub best_step: Option<usize>,
+    /// Metrics of the saved state; absent after an interruption.
+    pub dev: Option<Metrics>,
+    pub test: Option<Metrics>,
+    pub trainable: TrainablePlan,
+    pub parameters: u64,
+    /// Real tokens per second of training.
+    pub tokens_per_second: f64,
+    pub training_seconds: f64,
+    /// Bytes allocated on the device.
+    pub device_memory: u64,
+    /// Bytes that the plan foresaw.
+    pub planned_memory: u64,
+    /// Peak resident bytes of the process, where the system tells.
+    pub peak_resident: Option<u64>,
+    pub out: PathBuf,
+    pub adapter: PathBuf,
+}
+
+/// The directory that a run writes.
+pub struct RunDirectory {
+    path: PathBuf,
+    metrics: File,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    kind: &'a str,
+    #[serde(flatten)]
+    report: &'a T,
+}
+
+impl RunDirectory {
+    /// Creates the directory and writes configuration and plan.
+    ///
+    /// Errors: the directory holds a run already; it cannot be written.
+    pub fn create(run: &Prepared) -> Result<RunDirectory> {
+        let path = run.config.out.clone();
+        if path.join("metrics.jsonl").exists() {
+            return Err(Error::Usage(format!(
+                "{} holds a run already; give another --out, or remove the directory",
+                path.display()
+            )));
+        }
+        fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        let metrics_path = path.join("metrics.jsonl");
+        let metrics = File::options().create_new(true).append(true).open(&metrics_path);
+        let directory = RunDirectory { metrics: metrics.map_err(Error::io(metrics_path))?, path };
+        directory.write_json("config.json", &run.config)?;
+        directory.write_json("plan.json", &run.plan)?;
+        Ok(directory)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Appends a line to `metrics.jsonl`.
+    pub fn log<T: Serialize>(&mut self, kind: &str, report: &T) -> Result<()> {
+        let mut line = serde_json::to_string(&Line { kind, report }).map_err(|e| Error::Training(e.to_string()))?;
+        line.push('\n');
+        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join("metrics.jsonl")))
+    }
+
+    pub fn save_adapter(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        adapter::save(&self.adapter(), run, values)
+    }
+
+    pub fn finish(&self, result: &RunResult) -> Result<()> {
+        self.write_json("result.json", result)
+    }
+
+    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
+        let path = self.path.join(name);
+        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+    }
+}
+
+/// `VmHWM` of this process.
+pub fn peak_resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,224 @@
+//! Which tensors a session keeps on the device, how large they are, and their first values.
+
+use super::graphs::{Purpose, Size, names};
+use super::session::Setup;
+use crate::data::batch::{Batch, padded_rows};
+use crate::method::layers::{base_name, index_name, row_ptr_name};
+use crate::method::{Form, Part, philox};
+use crate::model::HeadKind;
+use crate::tensors::{MemoryKind, Tensors};
+use crate::weights::{Weights, to_f32};
+use crate::{Error, Result};
+use sparta_graph::ops::{PARTIALS, step as step_input};
+use sparta_graph::{DType, Plan};
+use sparta_plugin::method::{Init, Parameter};
+use std::collections::BTreeMap;
+
+/// The largest batches of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows and examples of a training micro-batch; `None` when nothing is trained.
+    pub train: Option<Size>,
+    /// Whether steps may be split into micro-batches.
+    pub micro_batches: bool,
+    pub evaluate: Size,
+    /// Longest sequence: rows of the rope table.
+    pub positions: usize,
+    /// Whether the head is trained on pooled hidden states.
+    pub head_features: bool,
+    /// Examples of an optimizer step: the most that a head step takes.
+    pub batch: usize,
+}
+
+impl Limits {
+    pub(super) fn check(&self, size: &Size, batch: &Batch) -> Result<()> {
+        let rows = self.max_rows();
+        if size.rows > rows || size.examples > self.max_examples() {
+            let examples = self.max_examples();
+            return Err(Error::Training(format!(
+                "a batch of {} rows and {} examples exceeds the {rows} rows and {examples} examples planned for",
+                size.rows, size.examples
+            )));
+        }
+        let longest = batch.spans.chunks(2).map(|s| (s[1] - s[0]) as usize).max().unwrap_or(0);
+        if longest > self.positions {
+            return Err(Error::Training(format!(
+                "a sequence of {longest} tokens is longer than the {} positions planned for",
+                self.positions
+            )));
+        }
+        Ok(())
+    }
+
+    fn max_rows(&self) -> usize {
+        self.train.map_or(0, |s| s.rows).max(self.evaluate.rows)
+    }
+
+    fn max_examples(&self) -> usize {
+        self.train.map_or(0, |s| s.examples).max(self.evaluate.examples).max(self.batch)
+    }
+}
+
+/// The size of a batch of `examples` sequences with `tokens` tokens together.
+pub fn size_of(tokens: usize, examples: usize) -> Size {
+    Size { rows: padded_rows(tokens), examples }
+}
+
+pub struct TensorSpec {
+    pub name: String,
+    pub dtype: DType,
+    pub len: usize,
+    pub kind: MemoryKind,
+}
+
+/// Every tensor of a session but the arena.
+pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
+    let mut list = Vec::new();
+    let mut add = |name: String, dtype, len: usize, kind| list.push(TensorSpec { name, dtype, len, kind });
+    let adaptation = &setup.adaptation;
+    for (i, parameter) in adaptation.parameters.iter().enumerate() {
+        let len = parameter.numel() as usize;
+        add(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights);
+    }
+    let trained = adaptation.trained();
+    for t in &trained {
+        let parameter = &adaptation.parameters[t.parameter];
+        let len = t.numel();
+        if t.form != Form::Dense {
+            add(t.name.clone(), DType::F32, len, MemoryKind::Adapter);
+        }
+        if t.form == Form::Sparse {
+            add(index_name(&parameter.name), DType::U32, len, MemoryKind::Adapter);
+            add(base_name(&parameter.name), DType::F32, len, MemoryKind::Adapter);
+            if let [rows, _] = parameter.shape[..] {
+                add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Adapter);
+            }
+        }
+        if setup.limits.train.is_some() {
+            add(names::adam_m(&t.name), DType::F32, len, MemoryKind::Optimizer);
+            add(names::adam_v(&t.name), DType::F32, len, MemoryKind::Optimizer);
+            if setup.limits.micro_batches {
+                add(names::grad_sum(&t.name), DType::F32, len, MemoryKind::Gradients);
+            }
+        }
+    }
+    buffers(setup, trained.len(), &mut add);
+    list
+}
+
+fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, usize, MemoryKind)) {
+    let (rows, examples) = (setup.limits.max_rows(), setup.limits.max_examples());
+    let hidden = setup.decoder.hidden_size;
+    let mut buffer = |name: &str, dtype, len| add(name.into(), dtype, len, MemoryKind::Buffers);
+    buffer(names::TOKENS, DType::U32, rows);
+    buffer(names::SPANS, DType::U32, 2 * rows);
+    buffer(names::LABELS, DType::U32, rows.max(examples));
+    buffer(names::STEP, DType::F32, step_input::LEN);
+    buffer(names::RNG, DType::U32, 4);
+    buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
+    buffer(names::LOSS, DType::F32, 1);
+    if let HeadKind::Classification { classes } = setup.head {
+        buffer(names::ROWS, DType::U32, examples);
+        buffer(names::LOGITS, DType::F32, examples * classes);
+    }
+    if setup.limits.head_features {
+        buffer(names::FEATURES, DType::F32, examples * hidden);
+        buffer(names::POOLED, DType::F32, examples * hidden);
+    }
+    if setup.limits.train.is_some() {
+        buffer(names::NORMS, DType::F32, trained * PARTIALS);
+        buffer(names::CLIP, DType::F32, 2);
+    }
+}
+
+/// Bytes by kind and bytes of the arena, from shapes alone: what [`super::Session::open`] will allocate.
+pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+    let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
+    for tensor in tensors(setup) {
+        *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
+    }
+    let mut arena = 0;
+    for purpose in largest_purposes(setup) {
+        let graph = setup.graphs().build(purpose)?;
+        arena = arena.max(Plan::build(&graph, in_place).arena);
+    }
+    memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
+    Ok((memory, arena))
+}
+
+/// The plans of the largest batches.
+fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
+    let Limits { train, micro_batches, evaluate, head_features, batch, .. } = setup.limits;
+    let mut purposes = vec![Purpose::Evaluate(evaluate)];
+    if head_features {
+        purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
+    } else if let Some(size) = train {
+        purposes.push(Purpose::Step(size));
+        if micro_batches {
+            purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
+        }
+    }
+    purposes
+}
+
+/// Writes the weights, the index sets with their base values, the first values of new tensors, and the rope table.
+pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result<()> {
+    let adaptation = &setup.adaptation;
+    for (i, parameter) in adaptation.parameters.iter().enumerate() {
+        let dtype = adaptation.device_dtype(i);
+        match weights.get(&parameter.name) {
+            Some(view) if view.dtype == dtype => tensors.write(&parameter.name, view.bytes)?,
+            Some(view) => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
+            None => {
+                let init = Init::Normal { std: setup.head_init_std };
+                tensors.write_f32(&parameter.name, &initial(setup.seed, &parameter.name, &parameter.shape, init))?;
+            }
+        }
+        if let Part::Sparse(set) = &adaptation.parts[i] {
+            if set.indices.is_empty() {
+                continue;
+            }
+            tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
+            let view = weights.get(&parameter.name).ok_or_else(|| {
+                Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
+            })?;
+            tensors.write_f32(&base_name(&parameter.name), &pick(parameter, view.dtype, view.bytes, &set.indices)?)?;
+            if let [rows, columns] = parameter.shape[..] {
+                tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
+            }
+        }
+    }
+    for t in adaptation.trained() {
+        if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
+            tensors.write_f32(&t.name, &initial(setup.seed, &t.name, &t.shape, extra[k].init))?;
+        }
+    }
+    let table = setup.decoder.rope.table(setup.decoder.head_dim, setup.limits.positions);
+    tensors.write_f32(names::ROPE, &table)
+}
+
+/// First values of a new tensor, a function of seed and name alone.
+pub fn initial(seed: u64, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
+    let len = shape.iter().product();
+    match init {
+        Init::Zeros => vec![0.0; len],
+        Init::Uniform { bound } => philox::uniform(seed, name, len, bound),
+        Init::Normal { std } => philox::normal(seed, name, len, std),
+    }
+}
+
+fn as_f32(parameter: &Parameter, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>> {
+    to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
+}
+
+fn pick(parameter: &Parameter, dtype: DType, bytes: &[u8], indices: &[u32]) -> Result<Vec<f32>> {
+    let size = dtype.size();
+    let chosen: Vec<u8> =
+        indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect();
+    as_f32(parameter, dtype, &chosen)
+}
+
+/// Where each row's elements begin among ascending flat indices: `[rows + 1]`.
+pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
+    (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
+}

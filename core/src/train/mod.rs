@@ -1,0 +1,12 @@
+//! Training: graphs of a step, the session that runs them on a device, schedules, the loop.
+
+pub mod config;
+pub mod graphs;
+pub mod layout;
+pub mod schedule;
+pub mod session;
+
+pub use config::{EvalReport, Metrics, Observer, RunConfig, Schedule, StepReport};
+pub use graphs::{Optimizer, Size};
+pub use layout::Limits;
+pub use session::{Session, Setup, StepOutput};

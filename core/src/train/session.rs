@@ -1,0 +1,272 @@
+//! A model with its method on a device: runs steps and evaluations of packed batches.
+
+use super::graphs::{Graphs, Optimizer, Purpose, Size, names};
+use super::layout::{self, Limits};
+use crate::data::Batch;
+use crate::method::philox::Stream;
+use crate::method::{Adaptation, Form};
+use crate::model::{Decoder, HeadKind};
+use crate::tensors::Tensors;
+use crate::weights::Weights;
+use crate::{Error, Result};
+use sparta_graph::ops::step as step_input;
+use sparta_graph::{Backend, Plan, PlanId};
+use std::collections::{BTreeMap, HashMap};
+
+/// What a session computes.
+#[derive(Clone)]
+pub struct Setup {
+    pub decoder: Decoder,
+    pub adaptation: Adaptation,
+    pub head: HeadKind,
+    pub optimizer: Optimizer,
+    /// Attention dropout while training.
+    pub dropout: f32,
+    pub seed: u64,
+    /// Standard deviation of a head that the checkpoint does not have.
+    pub head_init_std: f64,
+    pub limits: Limits,
+}
+
+impl Setup {
+    pub fn graphs(&self) -> Graphs<'_> {
+        Graphs {
+            decoder: &self.decoder,
+            adaptation: &self.adaptation,
+            head: self.head,
+            optimizer: &self.optimizer,
+            dropout: self.dropout,
+            positions: self.limits.positions,
+        }
+    }
+}
+
+/// The numbers of one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutput {
+    /// Mean cross-entropy over the step's targets.
+    pub loss: f64,
+    /// Global norm of all trained gradients before clipping.
+    pub grad_norm: f64,
+    pub clip_coef: f64,
+}
+
+/// Plans kept ready; the least recently used goes first.
+const PLANS_KEPT: usize = 256;
+
+pub struct Session {
+    setup: Setup,
+    tensors: Tensors,
+    in_place: bool,
+    plans: HashMap<Purpose, (PlanId, u64)>,
+    clock: u64,
+    /// Optimizer steps done: the t of Adam's bias correction.
+    steps: u64,
+}
+
+impl Session {
+    /// Allocates everything on the device and uploads the weights. `arena` is that of [`layout::plan_memory`].
+    ///
+    /// Errors: out of memory, with the tensor's name; a device that fails.
+    pub fn open(device: Box<dyn Backend>, weights: &Weights, setup: Setup, arena: usize) -> Result<Session> {
+        let in_place = device.info().in_place;
+        let mut tensors = Tensors::new(device);
+        for tensor in layout::tensors(&setup) {
+            tensors.alloc(&tensor.name, tensor.dtype, tensor.len, tensor.kind)?;
+        }
+        tensors.alloc_arena(arena)?;
+        layout::upload(&mut tensors, weights, &setup)?;
+        Ok(Session { setup, tensors, in_place, plans: HashMap::new(), clock: 0, steps: 0 })
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn tensors(&mut self) -> &mut Tensors {
+        &mut self.tensors
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// One optimizer step on micro-batches whose examples together make the batch.
+    pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<StepOutput> {
+        let targets: usize = micro_batches.iter().map(Batch::targets).sum();
+        self.begin_step(lr, targets)?;
+        let mut loss = 0.0;
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let size = self.write_batch(batch)?;
+            self.write_rng(i)?;
+            self.run(match (micro_batches.len(), i) {
+                (1, _) => Purpose::Step(size),
+                (_, 0) => Purpose::FirstMicroBatch(size),
+                _ => Purpose::MicroBatch(size),
+            })?;
+            loss += self.scalar(names::LOSS)?;
+        }
+        if micro_batches.len() > 1 {
+            self.run(Purpose::Update)?;
+        }
+        self.end_step(loss)
+    }
+
+    /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`.
+    pub fn head_step(&mut self, features: &[f32], labels: &[u32], lr: f64) -> Result<StepOutput> {
+        self.begin_step(lr, labels.len())?;
+        self.tensors.write_f32(names::FEATURES, features)?;
+        self.tensors.write_u32(names::LABELS, labels)?;
+        self.run(Purpose::HeadStep(labels.len()))?;
+        let loss = self.scalar(names::LOSS)?;
+        self.end_step(loss)
+    }
+
+    /// Class logits `[N, classes]` (empty for a causal model) and the sum of the losses of the batch's targets.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<(Vec<f32>, f64)> {
+        self.write_step(0.0, 1.0)?;
+        let size = self.write_batch(batch)?;
+        self.run(Purpose::Evaluate(size))?;
+        self.evaluation(batch.rows.len())
+    }
+
+    /// [`Session::evaluate`] from pooled hidden states.
+    pub fn head_evaluate(&mut self, features: &[f32], labels: &[u32]) -> Result<(Vec<f32>, f64)> {
+        self.write_step(0.0, 1.0)?;
+        self.tensors.write_f32(names::FEATURES, features)?;
+        self.tensors.write_u32(names::LABELS, labels)?;
+        self.run(Purpose::HeadEvaluate(labels.len()))?;
+        self.evaluation(labels.len())
+    }
+
+    /// Pooled hidden states after the final norm, f32 `[N, hidden]`.
+    pub fn pool(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let size = self.write_batch(batch)?;
+        self.run(Purpose::Pool(size))?;
+        self.tensors.read_f32(names::POOLED, size.examples * self.setup.decoder.hidden_size)
+    }
+
+    /// The values of every trained tensor, by name.
+    pub fn trained_values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
+        let trained = self.setup.adaptation.trained();
+        trained.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
+    }
+
+    /// Replaces the trained tensors, and the weights that follow from them.
+    ///
+    /// Errors: a tensor that is missing or of another length.
+    pub fn set_trained_values(&mut self, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        let trained = self.setup.adaptation.trained();
+        for t in &trained {
+            match values.get(&t.name) {
+                Some(v) if v.len() == t.numel() => self.tensors.write_f32(&t.name, v)?,
+                Some(v) => {
+                    let (name, expected, got) = (&t.name, t.numel(), v.len());
+                    return Err(Error::Weights(format!("{name}: expected {expected} values, got {got}")));
+                }
+                None => return Err(Error::Weights(format!("{} is missing", t.name))),
+            }
+        }
+        if trained.iter().any(|t| t.form == Form::Sparse) {
+            self.run(Purpose::Scatter)?;
+        }
+        Ok(())
+    }
+
+    /// Norm of the last gradient of every trained tensor, by name.
+    pub fn grad_norms(&mut self) -> Result<Vec<(String, f64)>> {
+        let trained = self.setup.adaptation.trained();
+        let partials = sparta_graph::ops::PARTIALS;
+        let norms = self.tensors.read_f32(names::NORMS, trained.len() * partials)?;
+        let sums = norms.chunks(partials).map(|row| row.iter().map(|&x| f64::from(x)).sum::<f64>().sqrt());
+        Ok(trained.into_iter().map(|t| t.name).zip(sums).collect())
+    }
+
+    /// Plans a graph outside the usual purposes and runs it once.
+    pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
+        let plan = self.tensors.prepare(&Plan::build(graph, self.in_place))?;
+        let result = self.tensors.run(plan);
+        self.tensors.release(plan);
+        result
+    }
+
+    fn begin_step(&mut self, lr: f64, targets: usize) -> Result<()> {
+        if targets == 0 {
+            return Err(Error::Training("a batch without any target cannot be trained on".into()));
+        }
+        self.steps += 1;
+        self.write_step(lr, 1.0 / targets as f64)
+    }
+
+    fn end_step(&mut self, loss: f64) -> Result<StepOutput> {
+        let clip = self.tensors.read_f32(names::CLIP, 2)?;
+        Ok(StepOutput { loss, grad_norm: clip[0].into(), clip_coef: clip[1].into() })
+    }
+
+    fn write_step(&mut self, lr: f64, loss_scale: f64) -> Result<()> {
+        let t = self.steps.max(1) as f64;
+        let mut step = [0f32; step_input::LEN];
+        step[step_input::LR] = lr as f32;
+        step[step_input::BIAS_1] = (1.0 - f64::from(self.setup.optimizer.beta1).powf(t)) as f32;
+        step[step_input::BIAS_2] = (1.0 - f64::from(self.setup.optimizer.beta2).powf(t)) as f32;
+        step[step_input::LOSS_SCALE] = loss_scale as f32;
+        self.tensors.write_f32(names::STEP, &step)
+    }
+
+    /// A fresh random key for each micro-batch of each step.
+    fn write_rng(&mut self, micro_batch: usize) -> Result<()> {
+        let stream = Stream::new(self.setup.seed, "dropout", "");
+        let key = stream.block(self.steps << 20 | micro_batch as u64);
+        self.tensors.write_u32(names::RNG, &key)
+    }
+
+    fn write_batch(&mut self, batch: &Batch) -> Result<Size> {
+        let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
+        self.setup.limits.check(&size, batch)?;
+        self.tensors.write_u32(names::TOKENS, &batch.tokens)?;
+        self.tensors.write_u32(names::SPANS, &batch.spans)?;
+        self.tensors.write_u32(names::LABELS, &batch.labels)?;
+        if matches!(self.setup.head, HeadKind::Classification { .. }) {
+            self.tensors.write_u32(names::ROWS, &batch.rows)?;
+        }
+        Ok(size)
+    }
+
+    fn evaluation(&mut self, examples: usize) -> Result<(Vec<f32>, f64)> {
+        let loss = self.scalar(names::LOSS)?;
+        match self.setup.head {
+            HeadKind::Classification { classes } => {
+                Ok((self.tensors.read_f32(names::LOGITS, examples * classes)?, loss))
+            }
+            HeadKind::CausalLm => Ok((Vec::new(), loss)),
+        }
+    }
+
+    fn scalar(&mut self, name: &str) -> Result<f64> {
+        Ok(self.tensors.read_f32(name, 1)?[0].into())
+    }
+
+    fn run(&mut self, purpose: Purpose) -> Result<()> {
+        self.clock += 1;
+        let plan = match self.plans.get(&purpose) {
+            Some(&(plan, _)) => plan,
+            None => {
+                self.forget_oldest_plan();
+                let graph = self.setup.graphs().build(purpose)?;
+                self.tensors.prepare(&Plan::build(&graph, self.in_place))?
+            }
+        };
+        self.plans.insert(purpose, (plan, self.clock));
+        self.tensors.run(plan)
+    }
+
+    fn forget_oldest_plan(&mut self) {
+        if self.plans.len() < PLANS_KEPT {
+            return;
+        }
+        if let Some((&purpose, &(plan, _))) = self.plans.iter().min_by_key(|(_, (_, used))| used) {
+            self.tensors.release(plan);
+            self.plans.remove(&purpose);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+use sparta_graph::{DeviceInfo, DeviceKind};
+
+/// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
+const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
+/// An adapter as its driver reports it.
+#[derive(Clone, Debug)]
+pub struct Adapter {
+    /// `id` is `wgpu:N` with the position in [`devices`].
+    pub info: DeviceInfo,
+    /// `vulkan`, `metal` or `dx12`.
+    pub api: String,
+    pub limits: Limits,
+    pub features: Features,
+}
+
+/// Limits of an adapter; sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub max_storage_buffer_binding_size: u64,
+    pub max_buffer_size: u64,
+    pub max_compute_workgroup_storage_size: u32,
+    pub max_compute_invocations_per_workgroup: u32,
+    pub max_compute_workgroups_per_dimension: u32,
+    pub max_storage_buffers_per_shader_stage: u32,
+    /// Smallest and largest number of invocations in a subgroup.
+    pub subgroup_size: (u32, u32),
+}
+
+/// Optional features that matter to this project.
+#[derive(Clone, Debug)]
+pub struct Features {
+    pub shader_f16: bool,
+    pub subgroups: bool,
+    pub timestamp_query: bool,
+    /// The configurations of the matrix units; empty without them.
+    pub cooperative_matrices: Vec<CooperativeMatrix>,
+}
+
+/// One shape of `C [m, n] += A [m, k] B [k, n]` on the matrix units, with the types of A and B, and of C.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CooperativeMatrix {
+    pub m: u32,
+    pub n: u32,
+    pub k: u32,
+    pub inputs: String,
+    pub result: String,
+}
+
+/// All adapters of the machine; none where there is no driver.
+pub fn devices() -> Vec<Adapter> {
+    enumerate().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
+}
+
+pub(crate) fn enumerate() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = BACKENDS;
+    // No validation layers and no debug information, whatever the build profile.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS))
+}
+
+pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let driver = [info.backend.to_str(), &info.driver, &info.driver_info];
+    let cooperative = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    Adapter {
+        info: DeviceInfo {
+            id: format!("wgpu:{index}"),
+            name: info.name.clone(),
+            kind: kind(info.device_type),
+            driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
+            memory: memory(adapter),
+            max_buffer: limits.max_buffer_size,
+        },
+        api: info.backend.to_str().to_string(),
+        limits: Limits {
+            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
+            max_buffer_size: limits.max_buffer_size,
+            max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
+            max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
+            max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            max_storage_buffers_per_shader_stage: limits.max_storage_buffers_per_shader_stage,
+            subgroup_size: (info.subgroup_min_size, info.subgroup_max_size),
+        },
+        features: Features {
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroups: features.contains(wgpu::Features::SUBGROUP),
+            timestamp_query: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            cooperative_matrices: if cooperative { cooperative_matrices(adapter) } else { Vec::new() },
+        },
+    }
+}
+
+fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => DeviceKind::DiscreteGpu,
+        wgpu::DeviceType::IntegratedGpu => DeviceKind::IntegratedGpu,
+        wgpu::DeviceType::VirtualGpu => DeviceKind::VirtualGpu,
+        wgpu::DeviceType::Cpu => DeviceKind::SoftwareGpu,
+        wgpu::DeviceType::Other => DeviceKind::Other,
+    }
+}
+
+fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
+    let configurations = adapter.cooperative_matrix_properties();
+    configurations
+        .iter()
+        .map(|c| CooperativeMatrix {
+            m: c.m_size,
+            n: c.n_size,
+            k: c.k_size,
+            inputs: format!("{:?}", c.ab_type).to_lowercase(),
+            result: format!("{:?}", c.cr_type).to_lowercase(),
+        })
+        .collect()
+}
+
+/// Bytes of the largest device-local heap. Of the three interfaces only Vulkan tells.
+#[cfg(not(target_vendor = "apple"))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the guard is only read from, and dropped before `adapter`.
+    let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = vulkan.shared_instance().raw_instance();
+    // SAFETY: the physical device belongs to this instance, and both are alive while the guard is.
+    let properties = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
+    let heaps = properties.memory_heaps_as_slice().iter();
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+#[cfg(target_vendor = "apple")]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
+/// The position in [`devices`] of what a user asked for: `wgpu` (the best adapter), `wgpu:N`, or a part of an adapter's
+/// name, whatever its case.
+pub(crate) fn select(selector: &str, adapters: &[DeviceInfo]) -> Result<usize, String> {
+    if adapters.is_empty() {
+        return Err("no adapter found: a Vulkan, Metal or DX12 driver is needed; `--device cpu` needs none".into());
+    }
+    let listed = || {
+        let lines: Vec<String> = adapters.iter().map(|a| format!("{} ({})", a.id, a.name)).collect();
+        lines.join(", ")
+    };
+    let wanted = selector.trim().to_lowercase();
+    if wanted == "wgpu" {
+        let best = adapters.iter().enumerate().min_by_key(|(_, a)| rank(a.kind));
+        return best.map(|(i, _)| i).ok_or_else(|| format!("no adapter among {}", listed()));
+    }
+    if let Some(number) = wanted.strip_prefix("wgpu:") {
+        return match number.parse::<usize>() {
+            Ok(i) if i < adapters.len() => Ok(i),
+            _ => Err(format!("no adapter `{selector}`; there are: {}", listed())),
+        };
+    }
+    let found = adapters.iter().position(|a| !wanted.is_empty() && a.name.to_lowercase().contains(&wanted));
+    found.ok_or_else(|| format!("no adapter has `{selector}` in its name; there are: {}", listed()))
+}
+
+/// Fastest first.
+fn rank(kind: DeviceKind) -> u8 {
+    match kind {
+        DeviceKind::DiscreteGpu => 0,
+        DeviceKind::IntegratedGpu => 1,
+        DeviceKind::VirtualGpu => 2,
+        DeviceKind::Other => 3,
+        DeviceKind::SoftwareGpu | DeviceKind::Cpu => 4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(i: usize, name: &str, kind: DeviceKind) -> DeviceInfo {
+        let id = format!("wgpu:{i}");
+        DeviceInfo { id, name: name.into(), kind, driver: String::new(), memory: None, max_buffer: 1 << 28 }
+    }
+
+    #[test]
+    fn selectors_find_adapters() {
+        let adapters = [
+            adapter(0, "llvmpipe (LLVM 15)", DeviceKind::SoftwareGpu),
+            adapter(1, "Intel(R) Arc(tm) A770", DeviceKind::DiscreteGpu),
+            adapter(2, "AMD Radeon 780M", DeviceKind::IntegratedGpu),
+        ];
+        assert_eq!(select("wgpu", &adapters), Ok(1));
+        assert_eq!(select("wgpu", &adapters[..1]), Ok(0));
+        assert_eq!(select("wgpu:2", &adapters), Ok(2));
+        assert_eq!(select("radeon", &adapters), Ok(2));
+        assert!(select("wgpu:3", &adapters).is_err_and(|e| e.contains("wgpu:1 (Intel(R) Arc(tm) A770)")));
+        assert!(select("nvidia", &adapters).is_err_and(|e| e.contains("`nvidia`")));
+        assert!(select("wgpu", &[]).is_err_and(|e| e.contains("no adapter found")));
+    }
+}

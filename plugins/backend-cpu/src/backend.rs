@@ -1,0 +1,256 @@
+use crate::bind::{self, Kernel};
+use crate::device;
+use crate::memory::{Buffer, Memory, Need, Scratch};
+use crate::real::Real;
+use half::{bf16, f16};
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The id of the device: what `--device` accepts.
+pub const DEVICE: &str = "cpu";
+
+/// Runs plans on the CPU, with f32 tensors held as `T`.
+///
+/// Results do not depend on the number of threads. Memory that a plan is bound to lives until the plan is released,
+/// also when its buffer is freed before.
+pub struct CpuBackend<T: Real> {
+    pool: rayon::ThreadPool,
+    info: DeviceInfo,
+    buffers: HashMap<u64, Arc<Buffer>>,
+    plans: HashMap<u64, Prepared>,
+    next: u64,
+    number: std::marker::PhantomData<T>,
+}
+
+struct Prepared {
+    steps: Vec<Step>,
+    scratch: Scratch,
+    /// Keeps the memory alive that the kernels point to.
+    _buffers: Vec<Arc<Buffer>>,
+}
+
+struct Step {
+    name: String,
+    kernel: Kernel,
+}
+
+fn other(reason: impl Into<String>) -> BackendError {
+    BackendError::Other { device: DEVICE.into(), reason: reason.into() }
+}
+
+fn out_of_memory(what: impl Into<String>, bytes: usize) -> BackendError {
+    BackendError::OutOfMemory { device: DEVICE.into(), what: what.into(), bytes: bytes as u64 }
+}
+
+fn op_error(op: &str, reason: String) -> BackendError {
+    BackendError::Op { device: DEVICE.into(), op: op.into(), reason }
+}
+
+impl<T: Real> CpuBackend<T> {
+    /// `threads`: by default those of `RAYON_NUM_THREADS`, or as many as the process may use.
+    ///
+    /// Errors: the system refuses to start the threads.
+    pub fn new(threads: Option<usize>) -> Result<Self, BackendError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.unwrap_or(0))
+            .thread_name(|i| format!("cpu-{i}"))
+            .build()
+            .map_err(|e| other(format!("cannot start the worker threads: {e}")))?;
+        let info = device::info(pool.current_num_threads());
+        Ok(CpuBackend {
+            pool,
+            info,
+            buffers: HashMap::new(),
+            plans: HashMap::new(),
+            next: 1,
+            number: std::marker::PhantomData,
+        })
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn buffer(&self, id: BufferId) -> Result<&Arc<Buffer>, BackendError> {
+        self.buffers.get(&id.0).ok_or_else(|| other(format!("there is no buffer {}", id.0)))
+    }
+
+    /// The address of `count` elements from `offset` on.
+    fn elements(&self, id: BufferId, offset: usize, count: usize) -> Result<(DType, *mut u8), BackendError> {
+        let buffer = self.buffer(id)?;
+        if offset.checked_add(count).is_none_or(|end| end > buffer.len) {
+            return Err(other(format!(
+                "`{}` holds {} elements: {count} at element {offset} are not among them",
+                buffer.label, buffer.len
+            )));
+        }
+        Ok((buffer.dtype, buffer.memory.ptr().wrapping_add(offset * bind::element::<T>(buffer.dtype))))
+    }
+
+    /// Elements of the buffer's type in `bytes` bytes of a message.
+    fn count(&self, id: BufferId, bytes: usize) -> Result<usize, BackendError> {
+        let buffer = self.buffer(id)?;
+        let size = buffer.dtype.size();
+        if !bytes.is_multiple_of(size) {
+            return Err(other(format!(
+                "`{}` holds {}: {bytes} bytes are no whole number of elements",
+                buffer.label, buffer.dtype
+            )));
+        }
+        Ok(bytes / size)
+    }
+}
+
+impl CpuBackend<f64> {
+    /// Overwrites elements of an f32 tensor from element `offset` on, unrounded.
+    pub fn write_f64(&mut self, buffer: BufferId, offset: usize, data: &[f64]) -> Result<(), BackendError> {
+        let at = self.doubles(buffer, offset, data.len())?;
+        // SAFETY: the range was checked, the memory is aligned, and nothing runs meanwhile.
+        unsafe { at.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
+    }
+
+    /// Reads elements of an f32 tensor from element `offset` on, unrounded.
+    pub fn read_f64(&self, buffer: BufferId, offset: usize, out: &mut [f64]) -> Result<(), BackendError> {
+        let at = self.doubles(buffer, offset, out.len())?;
+        // SAFETY: as in `write_f64`.
+        unsafe { out.as_mut_ptr().copy_from_nonoverlapping(at, out.len()) };
+        Ok(())
+    }
+
+    fn doubles(&self, buffer: BufferId, offset: usize, count: usize) -> Result<*mut f64, BackendError> {
+        match self.elements(buffer, offset, count)? {
+            (DType::F32, at) => Ok(at.cast()),
+            (dtype, _) => Err(other(format!("`{}` holds {dtype}, not f32", self.buffer(buffer)?.label))),
+        }
+    }
+}
+
+/// # Safety
+/// `at` has room for the elements in `data`.
+unsafe fn store<E, const N: usize>(at: *mut u8, data: &[u8], from: impl Fn([u8; N]) -> E) {
+    let at: *mut E = at.cast();
+    for (i, bytes) in data.as_chunks::<N>().0.iter().enumerate() {
+        // SAFETY: the caller vouches for the length.
+        unsafe { at.add(i).write(from(*bytes)) };
+    }
+}
+
+/// # Safety
+/// `at` has the elements that fill `out`.
+unsafe fn fetch<E: Copy, const N: usize>(at: *const u8, out: &mut [u8], to: impl Fn(E) -> [u8; N]) {
+    let at: *const E = at.cast();
+    for (i, bytes) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for the length.
+        *bytes = to(unsafe { at.add(i).read() });
+    }
+}
+
+impl<T: Real> Backend for CpuBackend<T> {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
+        let bytes = len.saturating_mul(bind::element::<T>(dtype));
+        if bytes as u64 > self.info.max_buffer {
+            return Err(out_of_memory(label, bytes));
+        }
+        let memory = Memory::zeroed(bytes).ok_or_else(|| out_of_memory(label, bytes))?;
+        let id = self.id();
+        self.buffers.insert(id, Arc::new(Buffer { memory, dtype, len, label: label.into() }));
+        Ok(BufferId(id))
+    }
+
+    fn free(&mut self, buffer: BufferId) {
+        self.buffers.remove(&buffer.0);
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
+        let (dtype, at) = self.elements(buffer, offset, self.count(buffer, data.len())?)?;
+        // SAFETY: the range was checked, and nothing runs meanwhile.
+        unsafe {
+            match dtype {
+                DType::F32 => store(at, data, |b| T::from_f32(f32::from_le_bytes(b))),
+                DType::U32 => store(at, data, u32::from_le_bytes),
+                DType::BF16 => store(at, data, bf16::from_le_bytes),
+                DType::F16 => store(at, data, f16::from_le_bytes),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError> {
+        let (dtype, at) = self.elements(buffer, offset, self.count(buffer, out.len())?)?;
+        // SAFETY: as in `write`.
+        unsafe {
+            match dtype {
+                DType::F32 => fetch(at, out, |x: T| (x.to_f64() as f32).to_le_bytes()),
+                DType::U32 => fetch(at, out, u32::to_le_bytes),
+                DType::BF16 => fetch(at, out, bf16::to_le_bytes),
+                DType::F16 => fetch(at, out, f16::to_le_bytes),
+            }
+        }
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        let arena = self.buffer(arena)?.clone();
+        if arena.dtype != DType::F32 || arena.len < plan.arena.div_ceil(4) {
+            let (dtype, len) = (arena.dtype, arena.len);
+            return Err(other(format!(
+                "the arena must hold {} bytes of f32, got {len} elements of {dtype}",
+                plan.arena
+            )));
+        }
+        if externals.len() != plan.externals.len() {
+            let (expected, got) = (plan.externals.len(), externals.len());
+            return Err(other(format!("the plan has {expected} external tensors, got {got} buffers")));
+        }
+        let externals = externals.iter().map(|&id| self.buffer(id).cloned()).collect::<Result<Vec<_>, _>>()?;
+        for (external, buffer) in plan.externals.iter().zip(&externals) {
+            let fits = bind::bytes::<T>(&external.ty).is_ok_and(|bytes| bytes <= buffer.memory.bytes());
+            if external.ty.dtype != buffer.dtype || !fits {
+                let (ty, len) = (&external.ty, buffer.len);
+                return Err(other(format!(
+                    "`{}` is {} {:?}, but its buffer `{}` holds {len} elements of {}",
+                    external.name, ty.dtype, ty.shape, buffer.label, buffer.dtype
+                )));
+            }
+        }
+        let mut need = Need::default();
+        let mut steps = Vec::with_capacity(plan.calls.len());
+        for call in &plan.calls {
+            let name = if call.label.is_empty() {
+                call.op.name().into()
+            } else {
+                format!("{} in {}", call.op.name(), call.label)
+            };
+            let kernel = bind::bind::<T>(plan, call, &arena, &externals).map_err(|reason| op_error(&name, reason))?;
+            need.shared = need.shared.max(kernel.need.shared);
+            need.per_thread = need.per_thread.max(kernel.need.per_thread);
+            steps.push(Step { name, kernel });
+        }
+        let threads = self.pool.current_num_threads();
+        let bytes = need.per_thread.saturating_mul(threads).saturating_add(need.shared);
+        let scratch = Scratch::new(need, threads).ok_or_else(|| out_of_memory("scratch memory of a plan", bytes))?;
+        let id = self.id();
+        let buffers = externals.into_iter().chain([arena]).collect();
+        self.plans.insert(id, Prepared { steps, scratch, _buffers: buffers });
+        Ok(PlanId(id))
+    }
+
+    fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
+        let plan = self.plans.get(&plan.0).ok_or_else(|| other(format!("there is no plan {}", plan.0)))?;
+        self.pool.install(|| {
+            let mut steps = plan.steps.iter();
+            steps.try_for_each(|step| (step.kernel.run)(&plan.scratch).map_err(|reason| op_error(&step.name, reason)))
+        })
+    }
+
+    fn release(&mut self, plan: PlanId) {
+        self.plans.remove(&plan.0);
+    }
+}

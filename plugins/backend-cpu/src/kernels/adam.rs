@@ -1,0 +1,53 @@
+use crate::bind::{Io, Kernel};
+use crate::parallel::{GRAIN, chunks};
+use crate::real::Real;
+use crate::simd::{map, simd};
+use sparta_graph::ops::{Adam, step};
+
+pub fn prepare<T: Real>(op: &Adam, io: &Io) -> Result<Kernel, String> {
+    let (p, m, v, grad) = (io.real::<T>(0)?, io.real::<T>(1)?, io.real::<T>(2)?, io.real::<T>(3)?);
+    let (clip, step, n) = (io.real::<T>(4)?, io.real::<T>(5)?, io.numel(0)?);
+    let op = op.clone();
+    Ok(Kernel::plain(move || {
+        // SAFETY: `clip` has 2 elements, `step` `step::LEN`.
+        let (clip, step) = unsafe { (*clip.at(1), step.slice(0, step::LEN)) };
+        let rates = Rates {
+            clip,
+            beta1: T::from_f32(op.beta1),
+            beta2: T::from_f32(op.beta2),
+            eps: T::from_f32(op.eps),
+            decay: step[step::LR] * T::from_f32(op.weight_decay),
+            rate: step[step::LR] / step[step::BIAS_1],
+            bias2: step[step::BIAS_2],
+        };
+        chunks(n, GRAIN, |c| {
+            // SAFETY: chunks of tensors of n elements.
+            unsafe { update(c.len(), p.at(c.start), m.at(c.start), v.at(c.start), grad.at(c.start), &rates) }
+        });
+    }))
+}
+
+struct Rates<T> {
+    clip: T,
+    beta1: T,
+    beta2: T,
+    eps: T,
+    /// Learning rate times weight decay.
+    decay: T,
+    /// Learning rate over the bias correction of the first moment.
+    rate: T,
+    bias2: T,
+}
+
+simd! {
+    unsafe fn update<T: Real>(n: usize, p: *mut T, m: *mut T, v: *mut T, grad: *const T, rates: &Rates<T>) {
+        let Rates { clip, beta1, beta2, eps, decay, rate, bias2 } = *rates;
+        let (p_out, m_out, v_out) = (p, m, v);
+        map!(n, |p, m, v, grad| -> p_out, m_out, v_out {
+            let g = clip * grad;
+            let m = beta1 * m + (T::ONE - beta1) * g;
+            let v = beta2 * v + (T::ONE - beta2) * g * g;
+            (p - decay * p - rate * m / ((v / bias2).sqrt() + eps), m, v)
+        })
+    }
+}

@@ -1,0 +1,39 @@
+use crate::bind::{Io, Kernel};
+use crate::memory::{Need, Ptr};
+use crate::parallel::{self, GRAIN, chunks};
+use crate::real::Real;
+use crate::simd::{map, simd};
+
+pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
+    if io.ty(0)?.shape != io.ty(1)?.shape {
+        return prepare_bias::<T>(io);
+    }
+    let (a, b, c, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.output::<T>(0)?, io.numel(0)?);
+    Ok(Kernel::plain(move || {
+        // SAFETY: chunks of tensors of n elements.
+        chunks(n, GRAIN, |r| unsafe { add(r.len(), a.at(r.start), b.at(r.start), c.at(r.start)) });
+    }))
+}
+
+fn prepare_bias<T: Real>(io: &Io) -> Result<Kernel, String> {
+    let ((rows, width), a, b, c) = (io.matrix(0)?, io.real::<T>(0)?, io.floats::<T>(1)?, io.output::<T>(0)?);
+    let need = Need { shared: width * size_of::<T>(), per_thread: 0 };
+    Ok(Kernel::new(need, move |scratch| {
+        let bias: Ptr<T> = scratch.shared();
+        // SAFETY: the bias and the scratch memory have `width` elements.
+        unsafe { b.load(0, width, bias.at(0)) };
+        parallel::rows(rows, width, |part| {
+            for at in part.map(|row| row * width) {
+                // SAFETY: a row of a and c.
+                unsafe { add(width, a.at(at), bias.at(0), c.at(at)) }
+            }
+        });
+        Ok(())
+    }))
+}
+
+simd! {
+    pub unsafe fn add<T: Real>(n: usize, a: *const T, b: *const T, c: *mut T) {
+        map!(n, |a, b| -> c { a + b })
+    }
+}

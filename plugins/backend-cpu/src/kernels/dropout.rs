@@ -1,0 +1,40 @@
+use crate::bind::{Io, Kernel};
+use crate::parallel::{GRAIN, chunks};
+use crate::philox::{philox, threshold};
+use crate::real::Real;
+use crate::simd::simd;
+use sparta_graph::ops::Dropout;
+
+pub fn prepare<T: Real>(op: &Dropout, io: &Io) -> Result<Kernel, String> {
+    let (x, rng, y, n) = (io.real::<T>(0)?, io.words(1)?, io.output::<T>(0)?, io.numel(0)?);
+    let (salt, dropped, keep) = (op.salt, threshold(op.p), T::ONE / (T::ONE - T::from_f32(op.p)));
+    Ok(Kernel::plain(move || {
+        // SAFETY: rng is u32 `[4]`.
+        let key = unsafe { [*rng.at(0), *rng.at(1)] };
+        chunks(n, GRAIN, |c| {
+            // SAFETY: chunks of tensors of n elements; GRAIN is a multiple of 4.
+            unsafe { apply(c.len(), x.at(c.start), y.at(c.start), c.start as u32 / 4, key, salt, dropped, keep) }
+        });
+    }))
+}
+
+/// Counters that are drawn together.
+const GROUP: usize = 16;
+
+simd! {
+    /// `first` is the counter of the first element.
+    unsafe fn apply<T: Real>(
+        n: usize, x: *const T, y: *mut T, first: u32, key: [u32; 2], salt: u32, dropped: u32, keep: T,
+    ) {
+        for start in (0..n).step_by(4 * GROUP) {
+            let mut draws = [[0; 4]; GROUP];
+            for (g, draw) in draws.iter_mut().enumerate() {
+                *draw = philox(key, [first + (start / 4 + g) as u32, salt, 0, 0]);
+            }
+            for (l, draw) in draws.as_flattened().iter().enumerate().take(n - start) {
+                let kept = if *draw < dropped { T::ZERO } else { keep };
+                *y.add(start + l) = *x.add(start + l) * kept;
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+use crate::bind::{Io, Kernel};
+use crate::memory::Need;
+use crate::parallel::{GRAIN, try_tasks};
+use crate::real::Real;
+
+pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
+    let (x, index, y) = (io.real::<T>(0)?, io.words(1)?, io.output::<T>(0)?);
+    let (elements, n) = (io.numel(0)?, io.numel(1)?);
+    Ok(Kernel::new(Need::default(), move |_| {
+        try_tasks(n.div_ceil(GRAIN), |task| {
+            for i in task * GRAIN..n.min((task + 1) * GRAIN) {
+                // SAFETY: i is below n; what it names is checked before it is read.
+                unsafe {
+                    let at = *index.at(i) as usize;
+                    if at >= elements {
+                        return Err(format!("index[{i}] is {at}, but x has {elements} elements"));
+                    }
+                    *y.at(i) = *x.at(at);
+                }
+            }
+            Ok(())
+        })
+    }))
+}

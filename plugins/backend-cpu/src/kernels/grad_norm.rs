@@ -1,0 +1,37 @@
+use crate::bind::{Io, Kernel};
+use crate::parallel::tasks;
+use crate::real::Real;
+use crate::simd::{simd, sum};
+use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
+
+pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
+    let (norms, x, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.numel(1)?);
+    let (first, part) = (op.slot * PARTIALS, n.div_ceil(PARTIALS));
+    let square = move |i: usize| {
+        let start = n.min(i * part);
+        // SAFETY: part i of x, and partial sum i of the slot, which the shape rule has checked.
+        unsafe { *norms.at(first + i) = sum_of_squares(x.slice(start, part.min(n - start))) }
+    };
+    Ok(Kernel::plain(move || tasks(PARTIALS, square)))
+}
+
+pub fn prepare_clip<T: Real>(op: &ClipCoef, io: &Io) -> Result<Kernel, String> {
+    let (norms, y, n) = (io.real::<T>(0)?, io.output::<T>(0)?, io.numel(0)?);
+    let max_norm = op.max_norm;
+    Ok(Kernel::plain(move || {
+        // SAFETY: norms has n elements, y 2.
+        unsafe {
+            let norm = norms.slice(0, n).iter().map(|x| x.to_f64()).sum::<f64>().sqrt();
+            let factor = max_norm.map_or(1.0, |max| max as f64 / (norm + 1e-6));
+            // A norm that is not a number must not pass as "small enough".
+            *y.at(0) = T::from_f64(norm);
+            *y.at(1) = T::from_f64(if factor > 1.0 { 1.0 } else { factor });
+        }
+    }))
+}
+
+simd! {
+    unsafe fn sum_of_squares<T: Real>(x: &[T]) -> T {
+        sum!(T, |x| x * x)
+    }
+}

@@ -1,0 +1,68 @@
+//! One file per op, with the names of the files in the graph crate. `prepare` takes the pointers that a kernel needs
+//! from its checked operands; the returned closure does the work.
+
+use crate::bind::{Io, Kernel};
+use crate::real::Real;
+use sparta_graph::Op;
+
+mod accumulate;
+mod adam;
+mod add;
+mod attention;
+mod attention_grad;
+mod cast;
+mod column_sum;
+mod cross_entropy;
+mod dropout;
+mod embed;
+mod fill;
+mod gated_act;
+mod gather;
+mod grad_norm;
+mod linear;
+mod rms_norm;
+mod rope;
+mod sampled_grad;
+mod scale;
+mod scatter;
+mod select_rows;
+mod soft_cap;
+mod store;
+
+/// Errors: operands that do not fit in a way that the shape rule does not see.
+pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
+    match op {
+        Op::Embed(op) => embed::prepare::<T>(op, io),
+        Op::EmbedGrad(op) => embed::prepare_grad::<T>(op, io),
+        Op::RmsNorm(op) => rms_norm::prepare::<T>(op, io),
+        Op::RmsNormGrad(op) => rms_norm::prepare_grad::<T>(op, io),
+        Op::RmsNormGradW(op) => rms_norm::prepare_grad_w::<T>(op, io),
+        Op::Linear(op) => linear::prepare::<T>(op, io),
+        Op::ColumnSum(_) => column_sum::prepare::<T>(io),
+        Op::Rope(op) => rope::prepare::<T>(op, io),
+        Op::Attention(op) => attention::prepare::<T>(op, io),
+        Op::AttentionDelta(op) => attention_grad::prepare_delta::<T>(op, io),
+        Op::AttentionGrad(op) => attention_grad::prepare::<T>(op, io),
+        Op::GatedAct(op) => gated_act::prepare::<T>(op, io),
+        Op::GatedActGrad(op) => gated_act::prepare_grad::<T>(op, io),
+        Op::Add(_) => add::prepare::<T>(io),
+        Op::Scale(op) => scale::prepare::<T>(op, io),
+        Op::Dropout(op) => dropout::prepare::<T>(op, io),
+        Op::SelectRows(_) => select_rows::prepare::<T>(io),
+        Op::ScatterRows(op) => select_rows::prepare_scatter::<T>(op, io),
+        Op::SoftCap(op) => soft_cap::prepare::<T>(op, io),
+        Op::SoftCapGrad(op) => soft_cap::prepare_grad::<T>(op, io),
+        Op::CrossEntropy(_) => cross_entropy::prepare::<T>(io),
+        Op::CrossEntropyGrad(_) => cross_entropy::prepare_grad::<T>(io),
+        Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
+        Op::Gather(_) => gather::prepare::<T>(io),
+        Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Adam(op) => adam::prepare::<T>(op, io),
+        Op::SumOfSquares(op) => grad_norm::prepare::<T>(op, io),
+        Op::ClipCoef(op) => grad_norm::prepare_clip::<T>(op, io),
+        Op::Accumulate(_) => accumulate::prepare::<T>(io),
+        Op::Fill(op) => fill::prepare::<T>(op, io),
+        Op::Cast(_) => cast::prepare::<T>(io),
+        Op::Store(_) => store::prepare(io),
+    }
+}

@@ -1,0 +1,135 @@
+use super::column_sum;
+use crate::bind::{Io, Kernel};
+use crate::memory::{Floats, Need, Ptr, Scratch};
+use crate::parallel;
+use crate::real::Real;
+use crate::simd::{map, simd, sum};
+use sparta_graph::ops::{RmsNorm, RmsNormGrad, RmsNormGradW};
+
+pub fn prepare<T: Real>(op: &RmsNorm, io: &Io) -> Result<Kernel, String> {
+    let (x, y, w) = (io.real::<T>(0)?, io.output::<T>(0)?, Weight::bind(io, op.plus_one)?);
+    let (width, norms, eps) = (w.width, io.numel(0)? / w.width.max(1), T::from_f32(op.eps));
+    Ok(Kernel::new(w.need(), move |scratch| {
+        let w = w.load(scratch);
+        parallel::rows(norms, width, |rows| {
+            for at in rows.map(|row| row * width) {
+                // SAFETY: one row of x and y.
+                unsafe { normalise(width, x.at(at), w.at(0), y.at(at), eps) }
+            }
+        });
+        Ok(())
+    }))
+}
+
+pub fn prepare_grad<T: Real>(op: &RmsNormGrad, io: &Io) -> Result<Kernel, String> {
+    let (x, dy, dx, w) = (io.real::<T>(0)?, io.real::<T>(2)?, io.output::<T>(0)?, Weight::bind(io, op.plus_one)?);
+    let acc = if io.inputs() > 3 { Some(io.real::<T>(3)?) } else { None };
+    let (width, norms, eps) = (w.width, io.numel(0)? / w.width.max(1), T::from_f32(op.eps));
+    Ok(Kernel::new(w.need(), move |scratch| {
+        let w = w.load(scratch);
+        parallel::rows(norms, width, |rows| {
+            for at in rows.map(|row| row * width) {
+                // SAFETY: one row of the tensors.
+                unsafe {
+                    match acc {
+                        Some(acc) => grad_add(width, x.at(at), w.at(0), dy.at(at), acc.at(at), dx.at(at), eps),
+                        None => grad(width, x.at(at), w.at(0), dy.at(at), dx.at(at), eps),
+                    }
+                }
+            }
+        });
+        Ok(())
+    }))
+}
+
+pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, String> {
+    let (x, dy, dw) = (io.real::<T>(0)?, io.real::<T>(1)?, io.output::<T>(0)?);
+    let (width, norms, eps) = (op.width, io.numel(0)? / op.width.max(1), T::from_f32(op.eps));
+    Ok(Kernel::new(column_sum::need::<T>(norms, width), move |scratch| {
+        column_sum::sum_rows(norms, width, dw, scratch, |row, sums| {
+            // SAFETY: one row of the tensors, and `width` sums.
+            unsafe { grad_w(width, x.at(row * width), dy.at(row * width), sums, eps) }
+        });
+        Ok(())
+    }))
+}
+
+/// The weight, which is converted to the number type before use.
+#[derive(Clone, Copy)]
+struct Weight<T> {
+    stored: Floats<T>,
+    width: usize,
+    plus_one: bool,
+}
+
+impl<T: Real> Weight<T> {
+    /// Input 1.
+    fn bind(io: &Io, plus_one: bool) -> Result<Self, String> {
+        Ok(Weight { stored: io.floats(1)?, width: io.numel(1)?, plus_one })
+    }
+
+    fn need(self) -> Need {
+        Need { shared: self.width * size_of::<T>(), per_thread: 0 }
+    }
+
+    /// The factors, in shared scratch memory.
+    fn load(self, scratch: &Scratch) -> Ptr<T> {
+        let w: Ptr<T> = scratch.shared();
+        // SAFETY: the scratch memory has `width` elements, which nobody else uses yet.
+        unsafe {
+            self.stored.load(0, self.width, w.at(0));
+            if self.plus_one {
+                w.slice_mut(0, self.width).iter_mut().for_each(|w| *w += T::ONE);
+            }
+        }
+        w
+    }
+}
+
+/// `1 / sqrt(mean(x^2) + eps)`
+#[inline(always)]
+fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
+    let n = T::from_f64(x.len() as f64);
+    let squares = sum!(T, |x| x * x);
+    T::ONE / (squares / n + eps).sqrt()
+}
+
+/// (r, c) of `dx = r g - c x`.
+///
+/// # Safety
+/// The pointers have n elements, which nobody writes meanwhile.
+#[inline(always)]
+unsafe fn grad_factors<T: Real>(n: usize, x: *const T, w: *const T, dy: *const T, eps: T) -> (T, T) {
+    // SAFETY: the caller vouches for it.
+    let (x, w, dy) = unsafe {
+        (std::slice::from_raw_parts(x, n), std::slice::from_raw_parts(w, n), std::slice::from_raw_parts(dy, n))
+    };
+    let r = inverse_rms(x, eps);
+    let along = sum!(T, |x, w, dy| x * w * dy);
+    (r, r * r * r * along / T::from_f64(n as f64))
+}
+
+simd! {
+    unsafe fn normalise<T: Real>(n: usize, x: *const T, w: *const T, y: *mut T, eps: T) {
+        let r = inverse_rms(std::slice::from_raw_parts(x, n), eps);
+        map!(n, |x, w| -> y { x * r * w })
+    }
+
+    unsafe fn grad<T: Real>(n: usize, x: *const T, w: *const T, dy: *const T, dx: *mut T, eps: T) {
+        let (r, c) = grad_factors(n, x, w, dy, eps);
+        map!(n, |x, w, dy| -> dx { r * dy * w - c * x })
+    }
+
+    unsafe fn grad_add<T: Real>(
+        n: usize, x: *const T, w: *const T, dy: *const T, acc: *const T, dx: *mut T, eps: T,
+    ) {
+        let (r, c) = grad_factors(n, x, w, dy, eps);
+        map!(n, |x, w, dy, acc| -> dx { r * dy * w - c * x + acc })
+    }
+
+    unsafe fn grad_w<T: Real>(n: usize, x: *const T, dy: *const T, sums: *mut T, eps: T) {
+        let r = inverse_rms(std::slice::from_raw_parts(x, n), eps);
+        let out = sums;
+        map!(n, |x, dy, sums| -> out { (dy * x).mul_add(r, sums) })
+    }
+}

@@ -1,0 +1,239 @@
+use crate::bind::{Io, Kernel};
+use crate::memory::{Need, Ptr, Scratch};
+use crate::parallel::{tasks, try_tasks};
+use crate::real::{Matrix, Operand, Real};
+use crate::simd::{dot, simd};
+use sparta_graph::ops::{SampledGrad, Sampling};
+use std::ops::Range;
+
+/// The density from which `Sampling::Auto` computes whole tiles (measured, see benches/cpu_kernels.rs).
+const TILED_FROM: f64 = 0.1;
+
+pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
+    let ((t, rows), (_, columns), n) = (io.matrix(0)?, io.matrix(1)?, io.numel(2)?);
+    let choice = Choice {
+        size: [t, rows, columns],
+        n,
+        scale: T::from_f32(op.scale),
+        dy: io.real(0)?,
+        x: io.real(1)?,
+        index: io.words(2)?,
+        row_ptr: io.words(3)?,
+        g: io.output(0)?,
+    };
+    let density = n as f64 / (rows as f64 * columns as f64);
+    let tiled = match op.sampling {
+        Sampling::Auto => density >= TILED_FROM,
+        Sampling::Sampled => false,
+        Sampling::Tiled => true,
+    };
+    if tiled {
+        let per_thread = TILE_ROWS * TILE_COLUMNS.min(columns) * size_of::<T>();
+        return Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.tiled(scratch)));
+    }
+    let shared = (rows + columns).saturating_mul(DEPTH.min(t) * size_of::<T>());
+    Ok(Kernel::new(Need { shared, per_thread: 0 }, move |scratch| choice.sampled(scratch)))
+}
+
+/// Rows of dy and x that are transposed at a time, so that each dot product runs over contiguous memory.
+const DEPTH: usize = 512;
+/// Rows of the weight that are one piece of work.
+const ROWS: usize = 16;
+const TILE_ROWS: usize = 64;
+const TILE_COLUMNS: usize = 512;
+
+#[derive(Clone, Copy)]
+struct Choice<T> {
+    /// Rows of dy and x, rows and columns of the weight.
+    size: [usize; 3],
+    n: usize,
+    scale: T,
+    dy: Ptr<T>,
+    x: Ptr<T>,
+    index: Ptr<u32>,
+    row_ptr: Ptr<u32>,
+    g: Ptr<T>,
+}
+
+impl<T: Real> Choice<T> {
+    /// Errors: row pointers that do not divide the chosen elements among the rows.
+    fn check(&self) -> Result<(), String> {
+        let rows = self.size[1];
+        // SAFETY: row_ptr is u32 `[rows + 1]`, and the op does not write it.
+        let ptr = unsafe { self.row_ptr.slice(0, rows + 1) };
+        if ptr[0] == 0 && ptr[rows] as usize == self.n && ptr.is_sorted() {
+            return Ok(());
+        }
+        Err(format!("row_ptr must ascend from 0 to the number of chosen elements, {}", self.n))
+    }
+
+    /// The first of the chosen elements of a row, and their indices.
+    fn row(&self, row: usize) -> (usize, &[u32]) {
+        // SAFETY: `check` has found that the row pointers ascend and end at the length of the index.
+        unsafe {
+            let (start, end) = (*self.row_ptr.at(row) as usize, *self.row_ptr.at(row + 1) as usize);
+            (start, self.index.slice(start, end - start))
+        }
+    }
+
+    /// The column of a chosen element of a row.
+    #[inline(always)]
+    fn column(&self, row: usize, index: u32) -> Result<usize, String> {
+        let columns = self.size[2];
+        match (index as usize).checked_sub(row * columns) {
+            Some(column) if column < columns => Ok(column),
+            _ => Err(format!("element {index} is chosen in row {row} of {columns} columns, where it does not lie")),
+        }
+    }
+
+    fn sampled(&self, scratch: &Scratch) -> Result<(), String> {
+        self.check()?;
+        let [t, rows, columns] = self.size;
+        let depth = DEPTH.min(t);
+        let dy_t: Ptr<T> = scratch.shared();
+        let x_t = Ptr::new(dy_t.at(rows * depth));
+        // At least once, so that g is written when there are no rows.
+        for first in (0..t.max(1)).step_by(DEPTH) {
+            let deep = depth.min(t - first);
+            transpose(self.dy, rows, first..first + deep, dy_t);
+            transpose(self.x, columns, first..first + deep, x_t);
+            try_tasks(rows.div_ceil(ROWS), |task| {
+                for row in task * ROWS..rows.min((task + 1) * ROWS) {
+                    let (start, chosen) = self.row(row);
+                    for (i, &index) in chosen.iter().enumerate() {
+                        let column = self.column(row, index)?;
+                        // SAFETY: rows of the transposed blocks; element `start + i` of g belongs to this row.
+                        unsafe {
+                            let sum = long_dot(dy_t.slice(row * deep, deep), x_t.slice(column * deep, deep));
+                            let g = self.g.at(start + i);
+                            *g = self.scale * sum + if first == 0 { T::ZERO } else { *g };
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn tiled(&self, scratch: &Scratch) -> Result<(), String> {
+        self.check()?;
+        let [_, rows, columns] = self.size;
+        let (down, across) = (rows.div_ceil(TILE_ROWS), columns.div_ceil(TILE_COLUMNS));
+        try_tasks(down * across, |task| {
+            let (row, column) = (task / across * TILE_ROWS, task % across * TILE_COLUMNS);
+            self.tile(row..rows.min(row + TILE_ROWS), column..columns.min(column + TILE_COLUMNS), scratch.thread())
+        })
+    }
+
+    /// Computes the tile of the dense gradient in scratch memory and keeps what is chosen of it.
+    fn tile(&self, tile_rows: Range<usize>, tile_columns: Range<usize>, scratch: Ptr<T>) -> Result<(), String> {
+        let [t, rows, columns] = self.size;
+        let (width, first) = (tile_columns.len(), tile_columns.start);
+        // SAFETY: the tile lies in the product; the scratch memory holds it.
+        unsafe {
+            let tile = Matrix::rows(scratch.at(0), width);
+            let dy = Operand::columns(self.dy.at(tile_rows.start).cast_const(), rows);
+            let x = Operand::rows(self.x.at(first).cast_const(), columns);
+            T::gemm([tile_rows.len(), width, t], tile, false, dy, x, self.scale);
+        }
+        for (r, row) in tile_rows.enumerate() {
+            let (start, chosen) = self.row(row);
+            let before = |column: usize| chosen.partition_point(|&index| (index as usize) < row * columns + column);
+            // The first and the last tile take what lies outside of the row, so that it is reported.
+            let from = if first == 0 { 0 } else { before(first) };
+            let to = if tile_columns.end == columns { chosen.len() } else { before(tile_columns.end) };
+            for (i, &index) in chosen.iter().enumerate().take(to).skip(from) {
+                let column = self.column(row, index)?;
+                if !tile_columns.contains(&column) {
+                    return Err(format!("the indices of row {row} do not ascend"));
+                }
+                // SAFETY: an element of the tile; element `start + i` of g belongs to this row and tile.
+                unsafe { *self.g.at(start + i) = *scratch.at(r * width + column - first) };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `y [width, depth]` = rows `depth` of `x [.., width]`, transposed.
+fn transpose<T: Real>(x: Ptr<T>, width: usize, depth: Range<usize>, y: Ptr<T>) {
+    const SIDE: usize = 16;
+    let deep = depth.len();
+    tasks(width.div_ceil(SIDE), |task| {
+        let columns = task * SIDE..width.min((task + 1) * SIDE);
+        for first in (0..deep).step_by(SIDE) {
+            for column in columns.clone() {
+                for t in first..deep.min(first + SIDE) {
+                    // SAFETY: an element of both; the columns are this task's own.
+                    unsafe { *y.at(column * deep + t) = *x.at((depth.start + t) * width + column) };
+                }
+            }
+        }
+    });
+}
+
+simd! {
+    unsafe fn long_dot<T: Real>(x: &[T], y: &[T]) -> T {
+        dot(x, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, error};
+    use sparta_graph::DType;
+
+    fn inputs([t, rows, columns]: [usize; 3], stride: usize) -> Vec<Tensor> {
+        let index: Vec<u32> = (0..rows * columns).step_by(stride).map(|i| i as u32).collect();
+        let ptr = |row: usize| index.partition_point(|&i| (i as usize) < row * columns) as u32;
+        let row_ptr: Vec<u32> = (0..=rows).map(ptr).collect();
+        vec![
+            Tensor::random(DType::F32, &[t, rows], 1),
+            Tensor::random(DType::F32, &[t, columns], 2),
+            Tensor::u32(&[index.len()], &index),
+            Tensor::u32(&[rows + 1], &row_ptr),
+        ]
+    }
+
+    #[test]
+    fn both_algorithms() {
+        for (size, stride) in [
+            ([1, 1, 1], 1),
+            ([5, 3, 7], 2),
+            ([40, 70, 600], 13),
+            ([600, 17, 33], 1),
+            ([0, 4, 4], 3),
+            ([9, 40, 50], 1777),
+        ] {
+            let inputs = inputs(size, stride);
+            let (dy, x, [t, rows, columns]) = (inputs[0].values(), inputs[1].values(), size);
+            let of = |&i: &u32| {
+                let (r, c) = (i as usize / columns, i as usize % columns);
+                0.5 * (0..t).map(|t| dy[t * rows + r] * x[t * columns + c]).sum::<f64>()
+            };
+            let expected: Vec<f64> = inputs[2].words().iter().map(of).collect();
+            for sampling in [Sampling::Auto, Sampling::Sampled, Sampling::Tiled] {
+                check(SampledGrad { scale: 0.5, sampling }, &inputs, std::slice::from_ref(&expected), 2e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn bad_indices_are_refused() {
+        let good = inputs([2, 3, 4], 5);
+        for sampling in [Sampling::Sampled, Sampling::Tiled] {
+            let op = SampledGrad { scale: 1.0, sampling };
+            let with = |i: usize, words: &[u32]| {
+                let mut inputs = good.clone();
+                inputs[i] = Tensor::u32(&[words.len()], words);
+                inputs
+            };
+            assert!(error(op.clone(), &with(2, &[0, 5, 12])).contains("element 12"));
+            assert!(error(op.clone(), &with(2, &[0, 3, 10])).contains("element 3"));
+            assert!(error(op.clone(), &with(3, &[0, 1, 2, 4])).contains("row_ptr"));
+            assert!(error(op.clone(), &with(3, &[0, 3, 2, 3])).contains("row_ptr"));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+use crate::bind::{Io, Kernel};
+use crate::memory::{Need, Ptr};
+use crate::parallel;
+use crate::real::Real;
+use sparta_graph::ops::ScatterRows;
+
+pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
+    let ((rows, width), x, chosen) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?);
+    let (y, n) = (io.output::<T>(0)?, io.numel(1)?);
+    Ok(Kernel::new(Need::default(), move |_| {
+        check(chosen, n, rows)?;
+        parallel::rows(n, width, |part| {
+            for i in part {
+                // SAFETY: a row of x that was checked, and row i of y.
+                unsafe {
+                    let row = *chosen.at(i) as usize;
+                    y.slice_mut(i * width, width).copy_from_slice(x.slice(row * width, width));
+                }
+            }
+        });
+        Ok(())
+    }))
+}
+
+pub fn prepare_scatter<T: Real>(op: &ScatterRows, io: &Io) -> Result<Kernel, String> {
+    const EMPTY: u32 = u32::MAX;
+    let ((n, width), x, chosen) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?);
+    let (y, rows) = (io.output::<T>(0)?, op.rows);
+    let need = Need { shared: rows.saturating_mul(size_of::<u32>()), per_thread: 0 };
+    Ok(Kernel::new(need, move |scratch| {
+        check(chosen, n, rows)?;
+        // SAFETY: the scratch memory has one number per row, which only this call uses.
+        let source = unsafe { scratch.shared::<u32>().slice_mut(0, rows) };
+        source.fill(EMPTY);
+        // SAFETY: the rows are u32 `[n]`, and were checked.
+        for (i, &row) in unsafe { chosen.slice(0, n) }.iter().enumerate() {
+            if source[row as usize] != EMPTY {
+                return Err(format!("row {row} is chosen twice"));
+            }
+            source[row as usize] = i as u32;
+        }
+        let source = &*source;
+        parallel::rows(rows, width, |part| {
+            for row in part {
+                // SAFETY: row `row` of y, and a row of x below n.
+                unsafe {
+                    let y = y.slice_mut(row * width, width);
+                    match source[row] {
+                        EMPTY => y.fill(T::ZERO),
+                        i => y.copy_from_slice(x.slice(i as usize * width, width)),
+                    }
+                }
+            }
+        });
+        Ok(())
+    }))
+}
+
+fn check(chosen: Ptr<u32>, n: usize, rows: usize) -> Result<(), String> {
+    // SAFETY: the rows are u32 `[n]`, which the ops do not write.
+    match unsafe { chosen.slice(0, n) }.iter().enumerate().find(|(_, row)| **row as usize >= rows) {
+        Some((i, row)) => Err(format!("rows[{i}] is {row}, but there are {rows} rows")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,324 @@
+//! The real binary, end to end: the embedded job with every method, plan, eval, predict, the listings, configuration
+//! files, wrong input of every kind, and interruption. Needs `cargo build --release` before, for the binary and the
+//! plugins beside it. Everything runs on the CPU backend, in temporary directories.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+
+/// `sparta-cli`, in the directory that cargo puts this test's own executable below.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join(format!("sparta-cli{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is not there; run `cargo build --release` first", path.display());
+    path
+}
+
+/// The command in an empty home.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(args).current_dir(HOME.path()).env_remove("SPARTA_PLUGIN_PATH");
+    for (name, dir) in [("HOME", ""), ("XDG_CACHE_HOME", "cache"), ("XDG_DATA_HOME", "data")] {
+        command.env(name, HOME.path().join(dir));
+    }
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn succeed(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn last_json(stdout: &str) -> Value {
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+/// The embedded job with a method, its result and its directory.
+fn train(method: &str, more: &[&str]) -> (Value, PathBuf) {
+    let out = HOME.path().join(format!("run-{method}"));
+    let args = ["run", "--method", method, "--device", "cpu", "--json", "--out", out.to_str().unwrap()];
+    (last_json(&succeed(&[&args, more].concat())), out)
+}
+
+static SPARTA: LazyLock<(Value, PathBuf)> = LazyLock::new(|| train("sparta", &["--density", "0.05"]));
+
+fn accuracy(metrics: &Value) -> f64 {
+    metrics["accuracy"].as_f64().unwrap()
+}
+
+#[test]
+fn the_main_job_starts_at_chance_and_learns() {
+    let (result, out) = &*SPARTA;
+    assert_eq!(result["stopped"], "completed");
+    assert!(accuracy(&result["test"]) >= 0.95, "{result}");
+    let density = result["trainable"]["density"].as_f64().unwrap();
+    assert!((density - 0.05).abs() < 0.002, "{density}");
+    for key in ["tokens_per_second", "device_memory", "trainable", "adapter"] {
+        assert!(!result[key].is_null(), "{key}: {result}");
+    }
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
+    let loss = first["loss"].as_f64().unwrap();
+    assert!((loss - 2f64.ln()).abs() < 0.05, "the first loss is that of chance: {loss}");
+    assert!(out.join("config.json").exists() && out.join("result.json").exists());
+}
+
+#[test]
+fn the_baselines_learn() {
+    for (method, least) in [("lora", 0.95), ("full", 0.95), ("head", 0.8)] {
+        let (result, _) = train(method, &[]);
+        assert!(accuracy(&result["test"]) >= least, "{method}: {result}");
+    }
+}
+
+#[test]
+fn eval_repeats_the_metrics_of_the_run() {
+    let (result, out) = &*SPARTA;
+    for split in ["dev", "test"] {
+        let stdout = succeed(&["eval", out.to_str().unwrap(), "--split", split, "--device", "cpu", "--json"]);
+        let metrics = &last_json(&stdout)["metrics"];
+        assert_eq!(metrics["examples"], result[split]["examples"]);
+        assert_eq!(metrics["accuracy"], result[split]["accuracy"]);
+    }
+}
+
+fn predict(args: &[&str], input: &str) -> Output {
+    let (_, out) = &*SPARTA;
+    let args = [&["predict", out.to_str().unwrap(), "--device", "cpu"], args].concat();
+    let mut child = command(&args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn predict_reads_lines_and_json() {
+    let lines = predict(&[], "what a wonderful film, i loved it.\nThe food was not good at all.\n");
+    let lines = String::from_utf8(lines.stdout).unwrap();
+    let labels: Vec<&str> = lines.lines().map(|line| line.split('\t').next().unwrap()).collect();
+    assert_eq!(labels, ["positive", "negative"]);
+    let json = predict(&["--json"], "{\"text\": \"the room was dirty and the staff was rude.\"}\n");
+    let answer = last_json(&String::from_utf8(json.stdout).unwrap());
+    assert_eq!(answer["label"], "negative");
+    let p = |label: &str| answer["probabilities"][label].as_f64().unwrap();
+    assert!((p("negative") + p("positive") - 1.0).abs() < 1e-9 && p("negative") > 0.5, "{answer}");
+    let wrong = predict(&[], "one\n\ntwo\n");
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("standard input:2: expected a text"));
+    assert_eq!(wrong.status.code(), Some(1));
+}
+
+#[test]
+fn the_plan_is_made_without_a_run() {
+    let plan = succeed(&["plan", "--density", "0.01", "--device", "cpu"]);
+    for piece in ["sparta", "density 0.01", "trainable", "memory", "steps", "sst2"] {
+        assert!(plan.contains(piece), "{plan}");
+    }
+    let plan = last_json(&succeed(&["plan", "--device", "cpu", "--json", "--out", "planned"]));
+    assert_eq!(plan["options"]["density"], 0.05);
+    assert!(!HOME.path().join("planned").exists());
+}
+
+#[test]
+fn the_command_line_wins_over_the_configuration_file() {
+    let file = HOME.path().join("merge.toml");
+    fs::write(&file, "method = \"lora\"\nbatch-size = 7\nlr = 0.25\nlora-r = 3\nmax-train = 100\n").unwrap();
+    let args = ["plan", "--config", "merge.toml", "--batch-size", "9", "--device", "cpu", "--json"];
+    let plan = last_json(&succeed(&args));
+    assert_eq!(plan["method"], "lora");
+    assert_eq!((&plan["batch_size"], &plan["lr"]), (&9.into(), &0.25.into()));
+    assert_eq!(plan["options"]["lora-r"], 3);
+    assert_eq!(plan["data"]["train"]["examples"], 100);
+}
+
+#[test]
+fn help_has_the_options_of_the_method() {
+    assert!(succeed(&["run", "--help"]).contains("--density"));
+    let help = succeed(&["run", "--method", "lora", "--help"]);
+    assert!(
+        help.contains("--lora-r") && help.contains("Options of method lora") && !help.contains("--density"),
+        "{help}"
+    );
+}
+
+#[test]
+fn plugins_lists_methods_and_tasks() {
+    let list = last_json(&succeed(&["plugins", "--json"]));
+    let loaded: Vec<(&str, &str)> = list
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|plugin| plugin["state"] == "loaded")
+        .map(|plugin| (plugin["kind"].as_str().unwrap(), plugin["name"].as_str().unwrap()))
+        .collect();
+    for name in ["sparta", "lora", "full", "head"] {
+        assert!(loaded.contains(&("method", name)), "{list}");
+    }
+    for name in ["glue", "imdb"] {
+        assert!(loaded.contains(&("task", name)), "{list}");
+    }
+    assert!(succeed(&["plugins", "--plugin", "/no/such/place"]).contains("there is no such file"));
+}
+
+#[test]
+fn devices_marks_one_that_is_not_a_software_gpu() {
+    let list = last_json(&succeed(&["devices", "--json"]));
+    let list = list.as_array().unwrap();
+    assert!(list.iter().any(|device| device["id"] == "cpu"));
+    let auto: Vec<&Value> = list.iter().filter(|device| device["auto"] == true).collect();
+    assert_eq!(auto.len(), 1);
+    assert_ne!(auto[0]["kind"], "software_gpu");
+    let text = succeed(&["devices"]);
+    assert!(text.contains("TYPE") && text.contains("limits"), "{text}");
+}
+
+#[test]
+fn completions_know_the_options_of_methods() {
+    let script = succeed(&["completions", "bash"]);
+    assert!(script.contains("--density") && script.contains("--lora-r") && script.contains("--batch-size"));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_crash() {
+    let mut child = command(&["completions", "zsh"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// Fails with this exit code and a message that has all the pieces.
+#[track_caller]
+fn refused(args: &[&str], code: i32, pieces: &[&str]) {
+    let output = run(args);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {message}");
+    for piece in pieces {
+        assert!(message.contains(piece), "{args:?}: expected `{piece}` in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{args:?}: {message}");
+}
+
+#[test]
+fn wrong_options_are_refused() {
+    refused(&["run", "--desnity", "0.1"], 2, &["--desnity", "--density"]);
+    refused(&["run", "--lora-r", "4"], 2, &["--lora-r", "is an option of method lora"]);
+    refused(&["run", "--method", "spatra"], 2, &["no method `spatra`", "did you mean `sparta`"]);
+    refused(&["run", "--task", "sst3", "--device", "cpu"], 1, &["no task `sst3`", "sst2"]);
+    for wrong in [["--epochs", "0"], ["--lr", "fast"], ["--lr", "-1"], ["--lr", "NaN"], ["--batch-size", "-3"]] {
+        refused(&["run", wrong[0], wrong[1]], 2, &[wrong[0], wrong[1]]);
+    }
+    refused(&["run", "--schedule", "square"], 2, &["--schedule", "cosine"]);
+    refused(&["trian"], 2, &["trian", "run"]);
+}
+
+#[test]
+fn wrong_densities_are_refused() {
+    for wrong in ["0", "-0.1", "1.5", "NaN", "much"] {
+        refused(&["run", "--density", wrong, "--device", "cpu"], 2, &["density", wrong]);
+    }
+    refused(&["run", "--density", "0.9", "--device", "cpu"], 1, &["density", "largest"]);
+    refused(&["run", "--density", "0.3", "--targets", "vo", "--device", "cpu"], 1, &["density", "largest"]);
+    refused(&["run", "--targets", "(", "--device", "cpu"], 1, &["targets"]);
+}
+
+#[test]
+fn wrong_devices_are_refused() {
+    refused(&["run", "--device", "cuda"], 2, &["no CUDA backend plugin is installed", "cpu"]);
+    refused(&["run", "--device", "cpu:7"], 2, &["no device `cpu:7`", "Devices here:"]);
+    refused(&["run", "--device", "abacus"], 2, &["abacus", "Devices here:"]);
+}
+
+#[test]
+fn wrong_configuration_files_are_refused() {
+    let write = |text: &str| fs::write(HOME.path().join("wrong.toml"), text).unwrap();
+    let args = ["plan", "--config", "wrong.toml"];
+    for (text, pieces) in [
+        ("batch_size = 3", &["wrong.toml: unknown key `batch_size`", "did you mean `batch-size`"][..]),
+        ("lora-r = 3", &["wrong.toml: unknown key `lora-r`", "method lora"]),
+        ("epochs = 0", &["wrong.toml", "epochs", "0"]),
+        ("epochs = [1]", &["wrong.toml: epochs: expected", "[1]"]),
+        ("density = 2", &["density", "2"]),
+        ("lr =", &["wrong.toml: not a TOML file"]),
+    ] {
+        write(text);
+        refused(&args, 2, pieces);
+    }
+    refused(&["plan", "--config", "missing.toml"], 1, &["missing.toml"]);
+}
+
+#[test]
+fn wrong_models_and_data_are_refused() {
+    let model = SPARTA.1.join("config.json");
+    let config: Value = serde_json::from_str(&fs::read_to_string(model).unwrap()).unwrap();
+    let (model, data) = (config["model"].as_str().unwrap(), config["data"].as_str().unwrap());
+    let plan = |model: &str, data: &str, pieces: &[&str]| {
+        refused(&["plan", "--model", model, "--task", "sst2", "--data", data, "--device", "cpu"], 1, pieces);
+    };
+    plan("no-such-model", data, &["no-such-model"]);
+    plan(model, "no-such-data", &["no-such-data"]);
+    refused(&["plan", "--model", model], 2, &["--data is missing"]);
+    refused(&["plan", "--data", data], 2, &["--model is missing"]);
+    refused(&["plan", "--model", model, "--data", data], 2, &["--task is missing", "sst2"]);
+
+    let tsv = |name: &str, train: &str, dev: Option<&str>| {
+        let dir = HOME.path().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("train.tsv"), train).unwrap();
+        if let Some(dev) = dev {
+            fs::write(dir.join("dev.tsv"), dev).unwrap();
+        }
+    };
+    let good = "sentence\tlabel\na good film\t1\na bad film\t0\n";
+    tsv("malformed", "sentence\tlabel\na good film\t1\nno label\n", Some(good));
+    plan(model, "malformed", &["train.tsv:3"]);
+    tsv("mislabelled", "sentence\tlabel\na good film\t1\na bad film\t7\n", Some(good));
+    plan(model, "mislabelled", &["train.tsv:3", "7"]);
+    tsv("halved", good, None);
+    plan(model, "halved", &["dev.tsv", "halved"]);
+}
+
+#[test]
+fn wrong_models_for_prediction_are_refused() {
+    refused(&["predict", "no-such-run"], 1, &["no-such-run"]);
+    let (_, out) = &*SPARTA;
+    refused(&["eval", out.to_str().unwrap(), "--split", "exam", "--device", "cpu"], 2, &["no split `exam`", "test"]);
+    refused(&["run", "--out", out.to_str().unwrap(), "--device", "cpu"], 2, &["holds a run already"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_saves_what_it_learned() {
+    let out = HOME.path().join("interrupted");
+    let args = ["run", "--epochs", "500", "--device", "cpu", "--json", "--out", out.to_str().unwrap()];
+    let mut child = command(&args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_steps(&out.join("metrics.jsonl"), 5);
+    let interrupted = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let status = child.wait().unwrap();
+    let result: Value = serde_json::from_str(&fs::read_to_string(out.join("result.json")).unwrap()).unwrap();
+    assert!(status.success());
+    assert_eq!(result["stopped"], "interrupted");
+    assert!(result["steps"].as_u64().unwrap() >= 5);
+    let args = ["eval", out.to_str().unwrap(), "--max-examples", "20", "--device", "cpu", "--json"];
+    assert_eq!(last_json(&succeed(&args))["metrics"]["examples"], 20);
+}
+
+fn wait_for_steps(metrics: &Path, steps: usize) {
+    let begin = Instant::now();
+    while fs::read_to_string(metrics).map_or(0, |text| text.lines().count()) < steps {
+        assert!(begin.elapsed() < Duration::from_secs(120), "no steps in {}", metrics.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

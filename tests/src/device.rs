@@ -1,0 +1,124 @@
+use crate::Tensor;
+use sparta_backend_cpu::Reference;
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use std::collections::BTreeMap;
+
+/// Tensors by the name of the external.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// A backend under test, or the one that decides.
+pub enum Device {
+    /// In f64; f32 tensors keep all digits.
+    Reference(Box<Reference>),
+    Backend(Box<dyn Backend>),
+}
+
+impl Device {
+    pub fn reference() -> Self {
+        Device::Reference(Box::new(Reference::new(Some(1)).expect("a thread")))
+    }
+
+    pub fn info(&mut self) -> DeviceInfo {
+        self.backend().info()
+    }
+
+    fn backend(&mut self) -> &mut dyn Backend {
+        match self {
+            Device::Reference(backend) => backend.as_mut(),
+            Device::Backend(backend) => backend.as_mut(),
+        }
+    }
+
+    /// Uploads the data, runs the plan once and returns every tensor that it wrote.
+    pub fn run(&mut self, plan: &Plan, data: &Tensors) -> Result<Tensors, BackendError> {
+        let mut session = Session::open(self, plan)?;
+        session.upload(data)?;
+        session.run()?;
+        session.download()
+    }
+}
+
+/// A plan with memory of its own on a device.
+pub struct Session<'a> {
+    device: &'a mut Device,
+    plan: &'a Plan,
+    buffers: Vec<BufferId>,
+    arena: BufferId,
+    id: PlanId,
+}
+
+impl<'a> Session<'a> {
+    pub fn open(device: &'a mut Device, plan: &'a Plan) -> Result<Self, BackendError> {
+        let backend = device.backend();
+        let externals = plan.externals.iter();
+        let buffers = externals
+            .map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name))
+            .collect::<Result<Vec<_>, BackendError>>()?;
+        let arena = backend.alloc(DType::F32, plan.arena / 4, "arena")?;
+        let id = backend.prepare(plan, arena, &buffers)?;
+        Ok(Session { device, plan, buffers, arena, id })
+    }
+
+    pub fn run(&mut self) -> Result<(), BackendError> {
+        self.device.backend().run(self.id)
+    }
+
+    pub fn upload(&mut self, data: &Tensors) -> Result<(), BackendError> {
+        for (external, &buffer) in self.plan.externals.iter().zip(&self.buffers) {
+            let tensor = data.get(&external.name).unwrap_or_else(|| panic!("no data for `{}`", external.name));
+            write(self.device, buffer, tensor)?;
+        }
+        Ok(())
+    }
+
+    pub fn write(&mut self, name: &str, tensor: &Tensor) -> Result<(), BackendError> {
+        let i = self.plan.externals.iter().position(|e| e.name == name);
+        write(self.device, self.buffers[i.unwrap_or_else(|| panic!("`{name}` is not in the plan"))], tensor)
+    }
+
+    /// Every external tensor that the plan writes.
+    pub fn download(&mut self) -> Result<Tensors, BackendError> {
+        let mut out = Tensors::new();
+        for (i, external) in self.plan.externals.iter().enumerate() {
+            if is_written(self.plan, i) {
+                let mut tensor = Tensor::zeros(external.ty.clone());
+                read(self.device, self.buffers[i], &mut tensor)?;
+                out.insert(external.name.clone(), tensor);
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        let backend = self.device.backend();
+        backend.release(self.id);
+        self.buffers.drain(..).for_each(|buffer| backend.free(buffer));
+        backend.free(self.arena);
+    }
+}
+
+fn is_written(plan: &Plan, external: usize) -> bool {
+    let place = sparta_graph::Place::External(external);
+    plan.calls.iter().any(|call| call.op.writes().iter().any(|&i| call.inputs[i].place == place))
+}
+
+fn write(device: &mut Device, buffer: BufferId, tensor: &Tensor) -> Result<(), BackendError> {
+    match device {
+        Device::Reference(backend) if tensor.ty.dtype == DType::F32 => backend.write_f64(buffer, 0, &tensor.values),
+        _ => device.backend().write(buffer, 0, &tensor.bytes()),
+    }
+}
+
+fn read(device: &mut Device, buffer: BufferId, tensor: &mut Tensor) -> Result<(), BackendError> {
+    match device {
+        Device::Reference(backend) if tensor.ty.dtype == DType::F32 => backend.read_f64(buffer, 0, &mut tensor.values),
+        _ => {
+            let mut bytes = vec![0; tensor.ty.bytes()];
+            device.backend().read(buffer, 0, &mut bytes)?;
+            *tensor = Tensor::from_bytes(tensor.ty.clone(), &bytes);
+            Ok(())
+        }
+    }
+}

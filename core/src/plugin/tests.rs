@@ -60,7 +60,10 @@ impl Method for Fickle {
         match site.options["mode"].as_str() {
             Some("panic") => panic!("no forward"),
             // The message of the host's own rule must come back through the plugin.
-            Some("shape") => graph.apply(linear, &[x, graph.rng()?]).map(|outputs| outputs[0]),
+            Some("shape") => {
+                let rng = graph.rng()?;
+                Ok(graph.apply(linear, &[x, rng])?[0])
+            }
             _ => {
                 assert_eq!(graph.shape(extra[0])?, [2, 4]);
                 Ok(graph.apply(linear, &[x, w])?[0])

@@ -56,6 +56,15 @@ pub trait Real:
     fn sigmoid(self) -> Self {
         Self::ONE / (Self::ONE + (-self).exp())
     }
+
+    /// The sigmoid of x and that of -x, neither by subtraction from 1.
+    #[inline(always)]
+    fn sigmoids(self) -> (Self, Self) {
+        let negative = self < Self::ZERO;
+        let e = (if negative { self } else { -self }).exp();
+        let large = Self::ONE / (Self::ONE + e);
+        if negative { (e * large, large) } else { (large, e * large) }
+    }
 }
 
 /// A pointer to element (0, 0), with the distances between rows and between columns in elements.

@@ -87,7 +87,7 @@ fn run_with<T: Real>(op: &Op, inputs: &[Tensor], threads: usize, in_place: bool)
     // With `in_place`, inputs that may be reused pass through the arena first.
     let mut args = values.clone();
     for &(_, i) in op.reuses().iter().filter(|_| in_place) {
-        if args[i] == values[i] && i < args.len() && inputs[i].ty.dtype == DType::F32 {
+        if i < args.len() && args[i] == values[i] && inputs[i].ty.dtype == DType::F32 {
             args[i] = graph.one(sparta_graph::ops::Scale { factor: 1.0 }, &[values[i]]).unwrap();
         }
     }

@@ -51,3 +51,31 @@ simd! {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    #[test]
+    fn one_step() {
+        let n = 40_001;
+        let op = Adam { beta1: 0.9, beta2: 0.99, eps: 1e-6, weight_decay: 0.1 };
+        let [p, m, v, g] = [1, 2, 3, 4].map(|seed| Tensor::random(DType::F32, &[n], seed));
+        let v = Tensor::f32(&[n], &v.values().iter().map(|v| v.abs()).collect::<Vec<_>>());
+        let clip = Tensor::f32(&[2], &[3.0, 0.5]);
+        let step = Tensor::f32(&[8], &[0.01, 0.19, 0.0199, 1.0, 0.0, 0.0, 0.0, 0.0]);
+        let (b1, b2, eps, decay) = (op.beta1 as f64, op.beta2 as f64, op.eps as f64, op.weight_decay as f64);
+        let [lr, bias1, bias2] = [0, 1, 2].map(|i| step.values()[i]);
+        let mut expected = [p.values(), m.values(), v.values()];
+        for (i, g) in g.values().iter().enumerate() {
+            let g = 0.5 * g;
+            expected[1][i] = b1 * expected[1][i] + (1.0 - b1) * g;
+            expected[2][i] = b2 * expected[2][i] + (1.0 - b2) * g * g;
+            let update = (expected[1][i] / bias1) / ((expected[2][i] / bias2).sqrt() + eps);
+            expected[0][i] -= lr * decay * expected[0][i] + lr * update;
+        }
+        check(op, &[p, m, v, g, clip, step], &expected, 1e-6);
+    }
+}

@@ -37,3 +37,26 @@ simd! {
         map!(n, |a, b| -> c { a + b })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+    use sparta_graph::ops::Add;
+
+    #[test]
+    fn same_shape_and_bias() {
+        for (rows, columns) in [(1, 1), (3, 70), (300, 129)] {
+            let a = Tensor::random(DType::F32, &[rows, columns], 1);
+            let add = |b: &Tensor| {
+                let values = b.values();
+                let sums = a.values().iter().enumerate().map(|(i, a)| a + values[i % values.len()]).collect();
+                check(Add {}, &[a.clone(), b.clone()], &[sums], 1e-7);
+            };
+            add(&Tensor::random(DType::F32, &[rows, columns], 2));
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                add(&Tensor::random(dtype, &[columns], 3));
+            }
+        }
+    }
+}

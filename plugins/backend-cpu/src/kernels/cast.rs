@@ -19,3 +19,26 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
         });
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check};
+    use half::{bf16, f16};
+    use sparta_graph::DType;
+    use sparta_graph::ops::Cast;
+
+    #[test]
+    fn rounds_to_nearest_even() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let x = Tensor::random(dtype, &[30, 1001], 1);
+            for to in [DType::F32, DType::BF16, DType::F16] {
+                let round = |x: &f64| match to {
+                    DType::BF16 => bf16::from_f64(*x).to_f64(),
+                    DType::F16 => f16::from_f64(*x).to_f64(),
+                    _ => *x,
+                };
+                check(Cast { to }, std::slice::from_ref(&x), &[x.values().iter().map(round).collect()], 0.0);
+            }
+        }
+    }
+}

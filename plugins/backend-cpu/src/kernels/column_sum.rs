@@ -49,3 +49,20 @@ pub fn sum_rows<T: Real>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+    use sparta_graph::ops::ColumnSum;
+
+    #[test]
+    fn sums_rows() {
+        for (rows, columns) in [(1, 1), (33, 300), (200, 65), (0, 3)] {
+            let x = Tensor::random(DType::F32, &[rows, columns], 1);
+            let mut sums = vec![0.0; columns];
+            x.values().iter().enumerate().for_each(|(i, x)| sums[i % columns] += x);
+            check(ColumnSum {}, &[x], &[sums], 1e-6);
+        }
+    }
+}

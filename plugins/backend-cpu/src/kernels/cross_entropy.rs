@@ -92,3 +92,44 @@ simd! {
         map!(n, |x| -> y { scale * (x - lse).exp() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, error};
+    use sparta_graph::ops::{CrossEntropy, CrossEntropyGrad};
+
+    #[test]
+    fn loss_and_gradient() {
+        for (rows, classes) in [(1, 1), (5, 2), (40, 33), (3, 70_000)] {
+            let large: Vec<f64> = crate::testing::random(rows * classes, 1).iter().map(|x| 100.0 * x).collect();
+            let logits = Tensor::f32(&[rows, classes], &large);
+            let label = |row: usize| if row % 3 == 1 { IGNORED } else { (row * 7 % classes) as u32 };
+            let labels = Tensor::u32(&[rows], &(0..rows).map(label).collect::<Vec<_>>());
+            let step = Tensor::f32(&[8], &[0.0, 0.0, 0.0, 0.25, 0.0, 0.0, 0.0, 0.0]);
+            let (x, mut loss, mut lse, mut grad) = (logits.values(), 0.0, vec![], vec![0.0; rows * classes]);
+            for row in 0..rows {
+                let x = &x[row * classes..][..classes];
+                let l = (x.iter().map(|x| (x - 100.0).exp()).sum::<f64>()).ln() + 100.0;
+                lse.push(l);
+                if label(row) != IGNORED {
+                    loss += 0.25 * (l - x[label(row) as usize]);
+                    (0..classes).for_each(|c| grad[row * classes + c] = 0.5 * (x[c] - l as f32 as f64).exp());
+                    grad[row * classes + label(row) as usize] -= 0.5;
+                }
+            }
+            let inputs = [logits.clone(), labels.clone(), step.clone()];
+            check(CrossEntropy {}, &inputs, &[vec![loss], lse.clone()], 1e-6);
+            let inputs = [logits, labels, Tensor::f32(&[rows], &lse), step, Tensor::f32(&[1], &[2.0])];
+            // exp of a difference of two numbers around 100 that f32 rounds.
+            check(CrossEntropyGrad {}, &inputs, &[grad], 4e-5);
+        }
+    }
+
+    #[test]
+    fn a_label_without_a_class_is_refused() {
+        let step = Tensor::f32(&[8], &[1.0; 8]);
+        let inputs = [Tensor::f32(&[1, 2], &[0.0; 2]), Tensor::u32(&[1], &[2]), step];
+        assert!(error(CrossEntropy {}, &inputs).contains("row 0 has label 2"));
+    }
+}

@@ -38,3 +38,23 @@ simd! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    #[test]
+    fn drops_by_counter() {
+        for n in [1, 5, 130, 40_000] {
+            let (x, rng) = (Tensor::random(DType::F32, &[n], 1), Tensor::u32(&[4], &[11, 12, 13, 14]));
+            let of = |(i, x): (usize, &f64)| {
+                let draw = philox([11, 12], [i as u32 / 4, 9, 0, 0])[i % 4];
+                if (draw as f64) * 2f64.powi(-32) < 0.25 { 0.0 } else { x / 0.75 }
+            };
+            let expected = x.values().iter().enumerate().map(of).collect();
+            check(Dropout { p: 0.25, salt: 9 }, &[x, rng], &[expected], 1e-6);
+        }
+    }
+}

@@ -68,3 +68,34 @@ simd! {
         map!(n, |sum, x| -> out { x.mul_add(factor, sum) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, error};
+    use sparta_graph::DType;
+
+    #[test]
+    fn lookup_and_gradient() {
+        let (vocab, width, tokens) = (50, 130, [3, 0, 3, 49, 7, 3]);
+        let ids = Tensor::u32(&[tokens.len()], &tokens);
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let table = Tensor::random(dtype, &[vocab, width], 1);
+            let rows = tokens.iter().map(|&t| table.values()[t as usize * width..][..width].to_vec());
+            let expected = rows.flatten().map(|x| 1.5 * x).collect();
+            check(Embed { scale: 1.5, padding: Some(0) }, &[table.clone(), ids.clone()], &[expected], 1e-6);
+        }
+        let dy = Tensor::random(DType::F32, &[tokens.len(), width], 2);
+        let mut grad = vec![0.0; vocab * width];
+        for (row, &token) in tokens.iter().enumerate().filter(|(_, token)| **token != 7) {
+            (0..width).for_each(|c| grad[token as usize * width + c] += 1.5 * dy.values()[row * width + c]);
+        }
+        check(EmbedGrad { vocab, scale: 1.5, padding: Some(7) }, &[dy, ids], &[grad], 1e-6);
+    }
+
+    #[test]
+    fn a_token_outside_of_the_table_is_refused() {
+        let inputs = [Tensor::f32(&[2, 1], &[0.0; 2]), Tensor::u32(&[2], &[1, 2])];
+        assert!(error(Embed { scale: 1.0, padding: None }, &inputs).contains("row 1 has token 2"));
+    }
+}

@@ -10,3 +10,14 @@ pub fn prepare<T: Real>(op: &Fill, io: &Io) -> Result<Kernel, String> {
         chunks(n, GRAIN, |c| unsafe { y.slice_mut(c.start, c.len()) }.fill(value));
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::check;
+
+    #[test]
+    fn fills() {
+        check(Fill { value: 0.75, shape: vec![3, 7000] }, &[], &[vec![0.75; 21_000]], 0.0);
+    }
+}

@@ -56,8 +56,8 @@ simd! {
 
     unsafe fn silu_grad<T: Real>(n: usize, gate: *const T, up: *const T, dy: *const T, dgate: *mut T, dup: *mut T) {
         map!(n, |gate, up, dy| -> dgate, dup {
-            let s = gate.sigmoid();
-            let slope = s * gate.mul_add(T::ONE - s, T::ONE);
+            let (s, rest) = gate.sigmoids();
+            let slope = s * gate.mul_add(rest, T::ONE);
             (dy * up * slope, dy * gate * s)
         })
     }
@@ -66,10 +66,50 @@ simd! {
         let (cubic, factor) = gelu_constants::<T>();
         let cubic3 = cubic * T::from_f32(3.0);
         map!(n, |gate, up, dy| -> dgate, dup {
-            let s = gelu_argument(gate, cubic, factor).sigmoid();
+            let (s, rest) = gelu_argument(gate, cubic, factor).sigmoids();
             let inner = factor * (cubic3 * gate).mul_add(gate, T::ONE);
-            let slope = (gate * s * (T::ONE - s)).mul_add(inner, s);
+            let slope = (gate * s * rest).mul_add(inner, s);
             (dy * up * slope, dy * gate * s)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    /// (value, derivative), by the formulas of the op.
+    fn exact(act: Activation, x: f64) -> (f64, f64) {
+        match act {
+            Activation::Silu => {
+                let s = 1.0 / (1.0 + (-x).exp());
+                (x * s, s * (1.0 + x * (1.0 - s)))
+            }
+            Activation::GeluTanh => {
+                let c = (2.0 / std::f64::consts::PI).sqrt();
+                let t = (c * (x + 0.044715 * x.powi(3))).tanh();
+                let slope = (1.0 - t * t) * c * (1.0 + 3.0 * 0.044715 * x * x);
+                (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * slope)
+            }
+        }
+    }
+
+    #[test]
+    fn values_and_gradients() {
+        for act in [Activation::Silu, Activation::GeluTanh] {
+            for n in [1, 65, 40_000] {
+                let gate: Vec<f64> = crate::testing::random(n, 1).iter().map(|x| 8.0 * x).collect();
+                let gate = Tensor::f32(&[n], &gate);
+                let [up, dy] = [2, 3].map(|seed| Tensor::random(DType::F32, &[n], seed));
+                let (g, u, d) = (gate.values(), up.values(), dy.values());
+                let y = (0..n).map(|i| exact(act, g[i]).0 * u[i]).collect();
+                check(GatedAct { act }, &[gate.clone(), up.clone()], &[y], 1e-6);
+                let dgate = (0..n).map(|i| d[i] * u[i] * exact(act, g[i]).1).collect();
+                let dup = (0..n).map(|i| d[i] * exact(act, g[i]).0).collect();
+                check(GatedActGrad { act }, &[gate, up, dy], &[dgate, dup], 1e-6);
+            }
+        }
     }
 }

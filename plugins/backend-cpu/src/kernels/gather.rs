@@ -22,3 +22,19 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
         })
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check, error};
+    use sparta_graph::DType;
+    use sparta_graph::ops::Gather;
+
+    #[test]
+    fn picks_elements() {
+        let x = Tensor::random(DType::F32, &[200, 300], 1);
+        let index: Vec<u32> = (0..60_000).step_by(3).collect();
+        let expected = index.iter().map(|&i| x.values()[i as usize]).collect::<Vec<_>>();
+        check(Gather {}, &[x.clone(), Tensor::u32(&[index.len()], &index)], &[expected], 0.0);
+        assert!(error(Gather {}, &[x, Tensor::u32(&[1], &[60_000])]).contains("index[0] is 60000"));
+    }
+}

@@ -35,3 +35,32 @@ simd! {
         sum!(T, |x| x * x)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, run};
+    use sparta_graph::DType;
+
+    #[test]
+    fn partial_sums_and_clip_factor() {
+        for n in [1, 64, 1000, 100_003] {
+            let (norms, x) = (Tensor::random(DType::F32, &[3, PARTIALS], 1), Tensor::random(DType::F32, &[n], 2));
+            for got in
+                [run::<f32>, run::<f64>].map(|f| f(SumOfSquares { slot: 1 }, &[norms.clone(), x.clone()]).unwrap())
+            {
+                let exact: f64 = x.values().iter().map(|x| x * x).sum();
+                let sum: f64 = got[0][PARTIALS..2 * PARTIALS].iter().sum();
+                assert!((sum - exact).abs() < 1e-6 * exact);
+                assert!(got[0][..PARTIALS] == norms.values()[..PARTIALS]);
+                assert!(got[0][2 * PARTIALS..] == norms.values()[2 * PARTIALS..]);
+            }
+        }
+        let norms = Tensor::f32(&[2, PARTIALS], &[0.5; 2 * PARTIALS]);
+        for (max_norm, factor) in [(None, 1.0), (Some(2.0), 2.0 / (8.0 + 1e-6)), (Some(9.0), 1.0)] {
+            check(ClipCoef { max_norm }, std::slice::from_ref(&norms), &[vec![8.0, factor]], 1e-7);
+        }
+        let nan = Tensor::f32(&[1, PARTIALS], &[f64::NAN; PARTIALS]);
+        assert!(run::<f32>(ClipCoef { max_norm: Some(1.0) }, &[nan]).unwrap()[0].iter().all(|x| x.is_nan()));
+    }
+}

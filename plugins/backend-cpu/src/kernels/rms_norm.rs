@@ -133,3 +133,42 @@ simd! {
         map!(n, |x, dy, sums| -> out { (dy * x).mul_add(r, sums) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    #[test]
+    fn values_and_gradients() {
+        let eps = 1e-5f32;
+        for (rows, heads, width) in [(1, 1, 1), (3, 1, 5), (2, 3, 64), (70, 1, 288), (5, 2, 1000)] {
+            for (dtype, plus_one) in [(DType::F32, false), (DType::BF16, true), (DType::F16, false)] {
+                let shape = [rows, heads * width];
+                let [x, dy, acc] = [1, 2, 3].map(|seed| Tensor::random(DType::F32, &shape, seed));
+                let w = Tensor::random(dtype, &[width], 4);
+                let factors: Vec<f64> = w.values().iter().map(|w| w + if plus_one { 1.0 } else { 0.0 }).collect();
+                let (xs, dys) = (x.values(), dy.values());
+                let (mut y, mut dx, mut dw) = (vec![], vec![], vec![0.0; width]);
+                for at in (0..xs.len()).step_by(width) {
+                    let (x, dy) = (&xs[at..at + width], &dys[at..at + width]);
+                    let mean = |f: &dyn Fn(usize) -> f64| (0..width).map(f).sum::<f64>() / width as f64;
+                    let r = 1.0 / (mean(&|i| x[i] * x[i]) + eps as f64).sqrt();
+                    let along = mean(&|i| dy[i] * factors[i] * x[i]);
+                    for i in 0..width {
+                        y.push(x[i] * r * factors[i]);
+                        dx.push(r * (dy[i] * factors[i] - x[i] * r * r * along));
+                        dw[i] += dy[i] * x[i] * r;
+                    }
+                }
+                let added = dx.iter().zip(acc.values()).map(|(a, b)| a + b).collect();
+                check(RmsNorm { eps, plus_one }, &[x.clone(), w.clone()], &[y], 1e-6);
+                let grad = RmsNormGrad { eps, plus_one };
+                check(grad.clone(), &[x.clone(), w.clone(), dy.clone()], &[dx], 2e-6);
+                check(grad, &[x.clone(), w, dy.clone(), acc], &[added], 2e-6);
+                check(RmsNormGradW { eps, width }, &[x, dy], &[dw], 2e-6);
+            }
+        }
+    }
+}

@@ -45,3 +45,33 @@ simd! {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, error, spans};
+    use sparta_graph::DType;
+
+    #[test]
+    fn rotates_by_the_position_in_the_segment() {
+        let (lengths, heads, head_dim) = ([3, 1, 70], 3, 10);
+        let (rows, half) = (74, 5);
+        let x = Tensor::random(DType::F32, &[rows, heads * head_dim], 1);
+        let table = Tensor::random(DType::F32, &[70, head_dim], 2);
+        for inverse in [false, true] {
+            let (v, angles, s) = (x.values(), table.values(), if inverse { -1.0 } else { 1.0 });
+            let mut y = vec![0.0; v.len()];
+            for (row, position) in lengths.iter().flat_map(|&n| 0..n).enumerate() {
+                for (head, i) in (0..heads).flat_map(|h| (0..half).map(move |i| (h, i))) {
+                    let at = (row * heads + head) * head_dim + i;
+                    let (cos, sin) = (angles[position * head_dim + i], s * angles[position * head_dim + half + i]);
+                    y[at] = v[at] * cos - v[at + half] * sin;
+                    y[at + half] = v[at + half] * cos + v[at] * sin;
+                }
+            }
+            check(Rope { head_dim, inverse }, &[x.clone(), spans(&lengths), table.clone()], &[y], 1e-6);
+        }
+        let short = Tensor::random(DType::F32, &[69, head_dim], 2);
+        assert!(error(Rope { head_dim, inverse: false }, &[x, spans(&lengths), short]).contains("rows 4..74"));
+    }
+}

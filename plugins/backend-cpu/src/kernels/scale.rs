@@ -17,3 +17,17 @@ simd! {
         map!(n, |x| -> y { factor * x })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    #[test]
+    fn scales() {
+        let x = Tensor::random(DType::F32, &[3, 12_345], 1);
+        let expected = x.values().iter().map(|x| 0.3f32 as f64 * x).collect();
+        check(Scale { factor: 0.3 }, &[x], &[expected], 1e-7);
+    }
+}

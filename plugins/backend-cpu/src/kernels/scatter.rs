@@ -23,3 +23,42 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
         })
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check, error};
+    use half::{bf16, f16};
+    use sparta_graph::DType;
+    use sparta_graph::ops::Scatter;
+
+    #[test]
+    fn writes_rounded_sums() {
+        let index: Vec<u32> = (1..60_000).step_by(3).collect();
+        let n = index.len();
+        let [base, delta] = [1, 2].map(|seed| Tensor::random(DType::F32, &[n], seed));
+        let sums = base.values().into_iter().zip(delta.values()).map(|(base, delta)| base + delta);
+        let sums: Vec<f64> = sums.collect();
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let w = Tensor::random(dtype, &[200, 300], 3);
+            let mut expected = w.values();
+            for (&at, &sum) in index.iter().zip(&sums) {
+                expected[at as usize] = match dtype {
+                    DType::BF16 => bf16::from_f64(sum).to_f64(),
+                    DType::F16 => f16::from_f64(sum).to_f64(),
+                    _ => sum,
+                };
+            }
+            let inputs = [w, Tensor::u32(&[n], &index), base.clone(), delta.clone()];
+            check(Scatter {}, &inputs, &[expected], 1e-7);
+        }
+    }
+
+    #[test]
+    fn indices_must_ascend_inside_of_the_tensor() {
+        let zeros = Tensor::f32(&[2], &[0.0; 2]);
+        for bad in [[1, 1], [2, 1], [0, 4]] {
+            let inputs = [Tensor::f32(&[4], &[0.0; 4]), Tensor::u32(&[2], &bad), zeros.clone(), zeros.clone()];
+            assert!(error(Scatter {}, &inputs).contains("index[1]"));
+        }
+    }
+}

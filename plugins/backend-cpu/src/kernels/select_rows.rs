@@ -63,3 +63,33 @@ fn check(chosen: Ptr<u32>, n: usize, rows: usize) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check, error};
+    use sparta_graph::DType;
+    use sparta_graph::ops::SelectRows;
+
+    #[test]
+    fn selects_and_scatters_rows() {
+        let (rows, width, chosen) = (9, 5000, [8, 0, 3]);
+        let ids = Tensor::u32(&[3], &chosen);
+        let x = Tensor::random(DType::F32, &[rows, width], 1);
+        let selected: Vec<f64> =
+            chosen.iter().flat_map(|&r| x.values()[r as usize * width..][..width].to_vec()).collect();
+        check(SelectRows {}, &[x, ids.clone()], std::slice::from_ref(&selected), 0.0);
+        let mut scattered = vec![0.0; rows * width];
+        for (i, &r) in chosen.iter().enumerate() {
+            scattered[r as usize * width..][..width].copy_from_slice(&selected[i * width..][..width]);
+        }
+        check(ScatterRows { rows }, &[Tensor::f32(&[3, width], &selected), ids], &[scattered], 0.0);
+    }
+
+    #[test]
+    fn bad_rows_are_refused() {
+        let x = Tensor::f32(&[2, 1], &[1.0; 2]);
+        assert!(error(SelectRows {}, &[x.clone(), Tensor::u32(&[1], &[2])]).contains("rows[0] is 2"));
+        assert!(error(ScatterRows { rows: 4 }, &[x, Tensor::u32(&[2], &[3, 3])]).contains("row 3 is chosen twice"));
+    }
+}

@@ -33,3 +33,21 @@ simd! {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+
+    #[test]
+    fn values_and_gradients() {
+        let n = 20_001;
+        let (x, dy) = (Tensor::random(DType::F32, &[n], 1), Tensor::random(DType::F32, &[n], 2));
+        let cap = 0.3f32;
+        let tanh: Vec<f64> = x.values().iter().map(|x| (x / cap as f64).tanh()).collect();
+        check(SoftCap { cap }, std::slice::from_ref(&x), &[tanh.iter().map(|t| cap as f64 * t).collect()], 1e-6);
+        let dx = tanh.iter().zip(dy.values()).map(|(t, dy)| dy * (1.0 - t * t)).collect();
+        check(SoftCapGrad { cap }, &[x, dy], &[dx], 1e-6);
+    }
+}

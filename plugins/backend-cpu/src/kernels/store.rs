@@ -10,3 +10,22 @@ pub fn prepare(io: &Io) -> Result<Kernel, String> {
         });
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Tensor, check};
+    use sparta_graph::DType;
+    use sparta_graph::ops::Store;
+
+    #[test]
+    fn copies_every_type() {
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::U32] {
+            let tensor = |seed| match dtype {
+                DType::U32 => Tensor::u32(&[3, 25_000], &(seed..seed + 75_000).collect::<Vec<_>>()),
+                _ => Tensor::random(dtype, &[3, 25_000], seed as u64),
+            };
+            let inputs = [tensor(1), tensor(2)];
+            check(Store {}, &inputs, &[inputs[1].values()], 0.0);
+        }
+    }
+}

@@ -1,4 +1,5 @@
 use sparta_graph::{DeviceInfo, DeviceKind};
+use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
@@ -49,15 +50,19 @@ pub struct CooperativeMatrix {
 
 /// All adapters of the machine; none where there is no driver.
 pub fn devices() -> Vec<Adapter> {
-    enumerate().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
+    adapters().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
 }
 
-pub(crate) fn enumerate() -> Vec<wgpu::Adapter> {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = BACKENDS;
-    // No validation layers and no debug information, whatever the build profile.
-    descriptor.flags = wgpu::InstanceFlags::empty();
-    pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS))
+/// The adapters, looked for once per process: that loads every driver.
+pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
+    static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
+    ADAPTERS.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = BACKENDS;
+        // No validation layers and no debug information, whatever the build profile.
+        descriptor.flags = wgpu::InstanceFlags::empty();
+        pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS))
+    })
 }
 
 pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
@@ -72,6 +77,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
             memory: memory(adapter),
             max_buffer: limits.max_buffer_size,
+            in_place: false,
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -176,7 +182,15 @@ mod tests {
 
     fn adapter(i: usize, name: &str, kind: DeviceKind) -> DeviceInfo {
         let id = format!("wgpu:{i}");
-        DeviceInfo { id, name: name.into(), kind, driver: String::new(), memory: None, max_buffer: 1 << 28 }
+        DeviceInfo {
+            id,
+            name: name.into(),
+            kind,
+            driver: String::new(),
+            memory: None,
+            max_buffer: 1 << 28,
+            in_place: false,
+        }
     }
 
     #[test]

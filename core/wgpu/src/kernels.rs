@@ -175,8 +175,7 @@ fn layouts(device: &wgpu::Device, storage: usize, rng: bool) -> (wgpu::BindGroup
     let mut entries = vec![entry(0, uniform)];
     entries.extend((1..).take(storage).map(|binding| entry(binding, read_write)));
     entries.extend(rng.then(|| entry(RNG_BINDING, uniform)));
-    let layout =
-        device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: None,
         bind_group_layouts: &[Some(&layout)],

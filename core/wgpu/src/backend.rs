@@ -1,0 +1,456 @@
+use crate::adapters::{Adapter, adapters, describe, devices, select};
+use crate::kernels::{Cache, RNG_BINDING};
+use crate::lower::{Bounds, Dispatch, Memory, Step, View, lower};
+use crate::report::{Caught, Reports, scoped};
+use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, Plan, PlanId};
+use std::collections::HashMap;
+
+/// Workgroups per dimension of a launch, WebGPU's default limit.
+const MAX_GROUPS: usize = 65_535;
+/// Buffers up to this size may be bound as uniforms too: the random key is.
+const UNIFORM_BYTES: u64 = 64;
+/// Bytes that one transfer stages at a time.
+const STAGING: usize = 32 << 20;
+/// About half a second on a slow integrated GPU.
+const DISPATCH_FLOPS: u64 = 100_000_000_000;
+/// wgpu's storage bindings end below 2 GiB.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
+
+/// How to open a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Bytes of the largest storage binding, to be lower than what the adapter allows; at least 256.
+    pub max_binding: Option<u64>,
+}
+
+/// A device opened through wgpu.
+pub struct WgpuBackend {
+    adapter: Adapter,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    reports: Reports,
+    bounds: Bounds,
+    kernels: Cache,
+    buffers: HashMap<u64, Buffer>,
+    plans: HashMap<u64, Prepared>,
+    next_id: u64,
+    /// Bytes written since the last submission: wgpu keeps copies of them until then.
+    staged: usize,
+}
+
+struct Buffer {
+    buffer: wgpu::Buffer,
+    dtype: DType,
+    len: usize,
+    label: String,
+}
+
+/// A plan with its pipelines and bindings.
+struct Prepared {
+    steps: Vec<PreparedStep>,
+}
+
+enum PreparedStep {
+    Dispatch { pipeline: wgpu::ComputePipeline, bindings: wgpu::BindGroup, groups: (u32, u32) },
+    Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
+}
+
+impl WgpuBackend {
+    /// Opens an adapter: `wgpu` (the best one), `wgpu:N`, or a part of its name.
+    pub fn open(selector: &str) -> Result<Self, BackendError> {
+        let infos: Vec<DeviceInfo> = devices().into_iter().map(|adapter| adapter.info).collect();
+        let index = select(selector, &infos).map_err(|reason| other(selector, reason))?;
+        Self::open_with(index, Options::default())
+    }
+
+    /// Opens the adapter at this position of [`devices`](crate::devices).
+    pub fn open_with(index: usize, options: Options) -> Result<Self, BackendError> {
+        let id = format!("wgpu:{index}");
+        let found = adapters();
+        let missing = || other(&id, format!("there is no such adapter; {} were found", found.len()));
+        let raw = found.get(index).ok_or_else(missing)?;
+        let adapter = describe(index, raw);
+        let most = adapter.limits.max_storage_buffer_binding_size.min(MAX_BINDING);
+        let binding = options.max_binding.map_or(most, |lower| lower.min(most));
+        let binding = binding as usize / ALIGNMENT * ALIGNMENT;
+        if binding == 0 {
+            return Err(other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}")));
+        }
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("sparta"),
+            required_limits: wgpu::Limits {
+                max_storage_buffer_binding_size: adapter.limits.max_storage_buffer_binding_size,
+                max_buffer_size: adapter.limits.max_buffer_size,
+                ..wgpu::Limits::default()
+            },
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
+            .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
+        Ok(WgpuBackend {
+            adapter,
+            reports: Reports::install(&device),
+            device,
+            queue,
+            bounds: Bounds { binding, flops: DISPATCH_FLOPS },
+            kernels: Cache::default(),
+            buffers: HashMap::new(),
+            plans: HashMap::new(),
+            next_id: 0,
+            staged: 0,
+        })
+    }
+
+    /// What the driver reports of the adapter in use.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    fn id(&self) -> &str {
+        &self.adapter.info.id
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
+        self.buffers.get(&buffer.0).ok_or_else(|| other(self.id(), format!("there is no buffer {}", buffer.0)))
+    }
+
+    /// Makes a buffer of at least 4 bytes; wgpu fills it with zeros before its first use.
+    fn create(&self, bytes: u64, usage: wgpu::BufferUsages, label: &str) -> Result<wgpu::Buffer, BackendError> {
+        let size = bytes.max(4).next_multiple_of(4);
+        if size > self.adapter.limits.max_buffer_size {
+            let limit = self.adapter.limits.max_buffer_size;
+            return Err(other(
+                self.id(),
+                format!(
+                    "{label} takes {bytes} bytes, but the largest buffer of {} has {limit}; use a smaller \
+                     micro-batch, a narrower type, or another device",
+                    self.adapter.info.name
+                ),
+            ));
+        }
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        scoped(&self.device, || self.device.create_buffer(&descriptor)).map_err(|caught| match caught {
+            Caught::OutOfMemory => BackendError::OutOfMemory { device: self.id().into(), what: label.into(), bytes },
+            Caught::Other(reason) => self.op(label, reason),
+        })
+    }
+
+    fn op(&self, op: &str, reason: impl Into<String>) -> BackendError {
+        BackendError::Op { device: self.id().into(), op: op.into(), reason: reason.into() }
+    }
+
+    /// Waits until the device has done everything.
+    fn wait(&self, during: &str) -> Result<(), BackendError> {
+        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.reports.check(self.id(), during)?;
+        polled.map(|_| ()).map_err(|e| self.op(during, e.to_string()))
+    }
+
+    /// The bytes of `len` elements from element `offset` on, checked against the buffer.
+    fn range(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, BackendError> {
+        let size = buffer.dtype.size();
+        let fits = offset.checked_mul(size).is_some_and(|start| {
+            start.is_multiple_of(4) && start.checked_add(bytes).is_some_and(|end| end <= buffer.len * size)
+        });
+        if fits && bytes.is_multiple_of(size) {
+            return Ok((offset * size) as u64);
+        }
+        Err(self.op(
+            &buffer.label,
+            format!("{bytes} bytes from element {offset} on are not part of {} {}", buffer.len, buffer.dtype),
+        ))
+    }
+
+    /// Reads whole words from byte `start` on.
+    fn read_words(&self, buffer: &Buffer, start: u64, out: &mut [u8]) -> Result<(), BackendError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let padded = out.len().next_multiple_of(4) as u64;
+        let staging = self.create(padded, usage, "staging")?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(&buffer.buffer, start, &staging, 0, padded);
+        self.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // The receiver is gone only if waiting failed, and then nobody listens.
+        staging.map_async(wgpu::MapMode::Read, .., move |mapped| drop(sender.send(mapped)));
+        self.wait(&buffer.label)?;
+        match receiver.try_recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(self.op(&buffer.label, e.to_string())),
+            Err(_) => return Err(self.op(&buffer.label, "the device did not answer")),
+        }
+        let mapped = staging.get_mapped_range(..).map_err(|e| self.op(&buffer.label, e.to_string()))?;
+        out.copy_from_slice(&mapped[..out.len()]);
+        Ok(())
+    }
+
+    fn prepare_call(
+        &mut self,
+        call: &Call,
+        steps: &[Step],
+        memory: &PlanMemory,
+        slot: &mut u64,
+    ) -> Result<Vec<PreparedStep>, BackendError> {
+        let name = format!("{} ({})", call.op.name(), call.label);
+        let mut prepared = Vec::new();
+        for step in steps {
+            prepared.push(match step {
+                Step::Copy { from, to } => PreparedStep::Copy {
+                    from: (memory.buffer(from.memory).clone(), from.offset as u64),
+                    to: (memory.buffer(to.memory).clone(), to.offset as u64),
+                    bytes: from.bytes as u64,
+                },
+                Step::Dispatch(dispatch) => {
+                    let offset = *slot * ALIGNMENT as u64;
+                    *slot += 1;
+                    self.prepare_dispatch(&name, dispatch, memory, offset).map_err(|caught| match caught {
+                        Caught::OutOfMemory => BackendError::OutOfMemory {
+                            device: self.id().into(),
+                            what: format!("the bindings of {name}"),
+                            bytes: 0,
+                        },
+                        Caught::Other(reason) => self.op(&name, reason),
+                    })?
+                }
+            });
+        }
+        Ok(prepared)
+    }
+
+    fn prepare_dispatch(
+        &mut self,
+        name: &str,
+        dispatch: &Dispatch,
+        memory: &PlanMemory,
+        params_offset: u64,
+    ) -> Result<PreparedStep, Caught> {
+        let storage = dispatch.bindings.len();
+        let pipeline = self.kernels.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
+        let params = wgpu::BufferBinding {
+            buffer: &memory.params,
+            offset: params_offset,
+            size: std::num::NonZeroU64::new(params_bytes(dispatch)),
+        };
+        let bind = |view: &View| wgpu::BufferBinding {
+            buffer: memory.buffer(view.memory),
+            offset: view.offset as u64,
+            size: std::num::NonZeroU64::new(view.bytes as u64),
+        };
+        let entry =
+            |binding: u32, buffer| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(buffer) };
+        let mut entries = vec![entry(0, params)];
+        entries.extend((1u32..).zip(&dispatch.bindings).map(|(i, view)| entry(i, bind(view))));
+        entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view))));
+        let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };
+        let bindings = scoped(&self.device, || self.device.create_bind_group(&descriptor))?;
+        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: fold(dispatch.groups) })
+    }
+
+    fn encode(&self, steps: &[PreparedStep]) -> wgpu::CommandBuffer {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut rest = steps;
+        while let Some(first) = rest.first() {
+            if let PreparedStep::Copy { from, to, bytes } = first {
+                encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
+                rest = &rest[1..];
+                continue;
+            }
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            while let Some(PreparedStep::Dispatch { pipeline, bindings, groups }) = rest.first() {
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, bindings, &[]);
+                pass.dispatch_workgroups(groups.0, groups.1, 1);
+                rest = &rest[1..];
+            }
+        }
+        encoder.finish()
+    }
+}
+
+/// The buffers a plan is bound to.
+struct PlanMemory {
+    arena: wgpu::Buffer,
+    externals: Vec<wgpu::Buffer>,
+    scratch: wgpu::Buffer,
+    unused: wgpu::Buffer,
+    params: wgpu::Buffer,
+}
+
+impl PlanMemory {
+    fn buffer(&self, memory: Memory) -> &wgpu::Buffer {
+        match memory {
+            Memory::Arena => &self.arena,
+            // `prepare` has checked that there is a buffer for every external.
+            Memory::External(i) => self.externals.get(i).unwrap_or(&self.unused),
+            Memory::Scratch => &self.scratch,
+            Memory::Unused => &self.unused,
+        }
+    }
+}
+
+fn other(device: &str, reason: impl Into<String>) -> BackendError {
+    BackendError::Other { device: device.into(), reason: reason.into() }
+}
+
+/// The size of a kernel's `Params`, which WGSL rounds up to 16 only for members that need it: 4 bytes each.
+fn params_bytes(dispatch: &Dispatch) -> u64 {
+    4 * dispatch.params.len() as u64
+}
+
+/// Folds a number of workgroups into two dimensions; kernels skip those beyond the end.
+fn fold(groups: usize) -> (u32, u32) {
+    let y = groups.div_ceil(MAX_GROUPS);
+    (groups.div_ceil(y.max(1)) as u32, y as u32)
+}
+
+impl Backend for WgpuBackend {
+    fn info(&self) -> DeviceInfo {
+        self.adapter.info.clone()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
+        let too_many = || other(self.id(), format!("{label}: {len} elements are more bytes than an address holds"));
+        let bytes = len.checked_mul(dtype.size()).ok_or_else(too_many)? as u64;
+        let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        if bytes <= UNIFORM_BYTES {
+            usage |= wgpu::BufferUsages::UNIFORM;
+        }
+        let buffer = self.create(bytes, usage, label)?;
+        let id = self.new_id();
+        self.buffers.insert(id, Buffer { buffer, dtype, len, label: label.into() });
+        Ok(BufferId(id))
+    }
+
+    fn free(&mut self, buffer: BufferId) {
+        self.buffers.remove(&buffer.0);
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
+        let target = self.buffer(buffer)?;
+        let start = self.range(target, offset, data.len())?;
+        let (raw, label) = (target.buffer.clone(), target.label.clone());
+        let words = data.len() / 4 * 4;
+        let mut tail = [0; 4];
+        let odd = words < data.len();
+        if odd && start as usize + data.len() < target.len * target.dtype.size() {
+            // The last element shares its word with one that stays.
+            self.read_words(target, start + words as u64, &mut tail)?;
+        }
+        tail[..data.len() - words].copy_from_slice(&data[words..]);
+        for (i, chunk) in data[..words].chunks(STAGING).enumerate() {
+            self.queue.write_buffer(&raw, start + (i * STAGING) as u64, chunk);
+            self.staged += chunk.len();
+            if self.staged >= STAGING {
+                self.queue.submit([]);
+                self.wait(&label)?;
+                self.staged = 0;
+            }
+        }
+        if odd {
+            self.queue.write_buffer(&raw, start + words as u64, &tail);
+        }
+        self.reports.check(self.id(), &label)
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError> {
+        let source = self.buffer(buffer)?;
+        let start = self.range(source, offset, out.len())?;
+        for (i, chunk) in out.chunks_mut(STAGING).enumerate() {
+            self.read_words(source, start + (i * STAGING) as u64, chunk)?;
+        }
+        self.staged = 0;
+        Ok(())
+    }
+
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        if externals.len() != plan.externals.len() {
+            let (got, wanted) = (externals.len(), plan.externals.len());
+            return Err(other(self.id(), format!("the plan has {wanted} external tensors, got {got} buffers")));
+        }
+        let arena = self.sized(arena, plan.arena, DType::F32, "the arena")?;
+        let externals = externals
+            .iter()
+            .zip(&plan.externals)
+            .map(|(&buffer, external)| self.sized(buffer, external.ty.bytes(), external.ty.dtype, &external.name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut lowered = Vec::new();
+        for call in &plan.calls {
+            let name = || format!("{} ({})", call.op.name(), call.label);
+            lowered.push(lower(call, self.bounds).map_err(|reason| self.op(&name(), reason))?);
+        }
+        let params: Vec<u8> = lowered.iter().flat_map(|l| &l.steps).flat_map(params_slot).collect();
+        let scratch = lowered.iter().map(|l| l.scratch).max().unwrap_or(0);
+        let storage = wgpu::BufferUsages::STORAGE;
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let memory = PlanMemory {
+            arena,
+            externals,
+            scratch: self.create(scratch as u64, storage, "scratch memory")?,
+            unused: self.create(ALIGNMENT as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
+            params: self.create(params.len() as u64, uniform, "parameters")?,
+        };
+        self.queue.write_buffer(&memory.params, 0, &params);
+        let mut steps = Vec::new();
+        let mut slot = 0;
+        for (call, lowered) in plan.calls.iter().zip(&lowered) {
+            steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
+        }
+        self.reports.check(self.id(), "prepare")?;
+        let id = self.new_id();
+        self.plans.insert(id, Prepared { steps });
+        Ok(PlanId(id))
+    }
+
+    fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
+        let prepared = self.plans.get(&plan.0);
+        let prepared = prepared.ok_or_else(|| other(self.id(), format!("there is no plan {}", plan.0)))?;
+        let commands = self.encode(&prepared.steps);
+        self.queue.submit([commands]);
+        self.staged = 0;
+        self.reports.check(self.id(), "run")
+    }
+
+    fn release(&mut self, plan: PlanId) {
+        self.plans.remove(&plan.0);
+    }
+}
+
+impl WgpuBackend {
+    /// A buffer that must hold at least `bytes` of `dtype`.
+    fn sized(&self, id: BufferId, bytes: usize, dtype: DType, what: &str) -> Result<wgpu::Buffer, BackendError> {
+        let buffer = self.buffer(id)?;
+        let has = buffer.len * buffer.dtype.size();
+        if has >= bytes && buffer.dtype == dtype {
+            return Ok(buffer.buffer.clone());
+        }
+        let reason = format!("{what} needs {bytes} bytes of {dtype}, its buffer has {has} of {}", buffer.dtype);
+        Err(self.op("prepare", reason))
+    }
+}
+
+/// The parameters of a dispatch at the width of a slot.
+fn params_slot(step: &Step) -> Vec<u8> {
+    let Step::Dispatch(dispatch) = step else { return Vec::new() };
+    let mut bytes: Vec<u8> = dispatch.params.iter().flat_map(|word| word.to_le_bytes()).collect();
+    bytes.resize(ALIGNMENT, 0);
+    bytes
+}
+
+#[cfg(test)]
+impl WgpuBackend {
+    /// Makes an invalid buffer, as a bug would.
+    pub(crate) fn provoke_an_error(&self) {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+        drop(self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 4,
+            usage,
+            mapped_at_creation: false,
+        }));
+    }
+}

@@ -1,0 +1,80 @@
+//! Attention: tiles of 32 query rows or 32 key rows per workgroup.
+
+use super::{Lowering, UNUSED, dropout_threshold, lanes_for, rows_of};
+use sparta_graph::ops::{Attention, AttentionDelta};
+
+const TILE: usize = 32;
+const LANES: u32 = 128;
+
+/// The largest head the kernels are made for: their sums of a tile are kept in registers.
+const MAX_HEAD_DIM: usize = 256;
+
+impl Lowering<'_> {
+    pub(super) fn attention(&mut self, op: &Attention) -> Result<(), String> {
+        let rows = rows_of(self.input(0)?);
+        let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
+        bindings.extend([self.whole(self.output(0)?, "o")?, self.whole(self.output(1)?, "lse")?]);
+        let rng = self.call.inputs.get(4).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
+        let (constants, params) = arguments(op, rows)?;
+        self.push("attention", &constants, &params, &bindings).rng(rng).groups(rows.div_ceil(TILE) * op.heads);
+        Ok(())
+    }
+
+    pub(super) fn attention_delta(&mut self, op: &AttentionDelta) -> Result<(), String> {
+        let pairs = rows_of(self.input(0)?) * op.heads;
+        let mut bindings = self.inputs(&["o", "do", "lse"])?;
+        bindings.push(self.whole(self.output(0)?, "ld")?);
+        let params = [pairs as u32, op.head_dim as u32];
+        let constants = [("LANES", lanes_for(op.head_dim))];
+        self.push("attention_delta", &constants, &params, &bindings).groups(pairs);
+        Ok(())
+    }
+
+    pub(super) fn attention_grad(&mut self, op: &Attention) -> Result<(), String> {
+        let rows = rows_of(self.input(0)?);
+        let inputs = self.inputs(&["q", "k", "v", "do", "ld", "spans"])?;
+        let [q, k, v, d_o, ld, spans] = inputs[..] else { return Err("expected 6 inputs".into()) };
+        let shared = [q, k, v, spans, d_o, ld];
+        let rng = self.call.inputs.get(6).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
+        let [dq, dk, dv] = [(0, "dq"), (1, "dk"), (2, "dv")].map(|(i, what)| self.whole(self.output(i)?, what));
+        let (constants, params) = arguments(op, rows)?;
+        let tiles = rows.div_ceil(TILE);
+        let mut bindings = shared.to_vec();
+        bindings.push(dq?);
+        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(tiles * op.heads);
+        let mut bindings = shared.to_vec();
+        bindings.extend([dk?, dv?]);
+        self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(tiles * op.kv_heads);
+        Ok(())
+    }
+
+    fn inputs(&self, names: &[&str]) -> Result<Vec<super::View>, String> {
+        names.iter().enumerate().map(|(i, name)| self.whole(self.input(i)?, name)).collect()
+    }
+}
+
+/// Constants and parameters of `attention_tile.wgsl`.
+fn arguments(op: &Attention, rows: usize) -> Result<(Vec<(&'static str, u32)>, Vec<u32>), String> {
+    if op.head_dim == 0 || op.head_dim > MAX_HEAD_DIM {
+        return Err(format!("head_dim must be 1 to {MAX_HEAD_DIM} on this backend, got {}", op.head_dim));
+    }
+    let constants = vec![
+        ("LANES", LANES),
+        ("HEAD_DIM", op.head_dim as u32),
+        ("SOFT_CAP", u32::from(op.soft_cap.is_some())),
+        ("DROPOUT", u32::from(op.dropout > 0.0)),
+    ];
+    let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
+    let params = vec![
+        rows as u32,
+        op.heads as u32,
+        op.kv_heads as u32,
+        op.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
+        op.salt,
+        dropout_threshold(op.dropout),
+        keep.to_bits(),
+        op.scale.to_bits(),
+        op.soft_cap.unwrap_or(0.0).to_bits(),
+    ];
+    Ok((constants, params))
+}

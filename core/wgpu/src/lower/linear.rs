@@ -1,0 +1,104 @@
+//! Matrix products: the tile for a size, shards of both operands and of the result.
+
+use super::{Lowering, UNUSED, code, row_bytes, rows, width_of};
+use sparta_graph::ops::{Layout, Linear};
+use std::ops::Range;
+
+/// Rows or columns of the result up to which a workgroup per dot product beats tiles.
+const SMALL: usize = 8;
+/// From this number of 128 x 128 tiles on, large tiles keep a GPU busy; below, small ones do.
+const LARGE_TILES: usize = 64;
+
+/// One dispatch: ranges of rows, columns and inner dimension of the product.
+struct Piece {
+    m: Range<usize>,
+    n: Range<usize>,
+    k: Range<usize>,
+}
+
+impl Lowering<'_> {
+    pub(super) fn linear(&mut self, op: &Linear) -> Result<(), String> {
+        for piece in self.pieces(op)? {
+            self.piece(op, &piece)?;
+        }
+        Ok(())
+    }
+
+    /// Stored rows of `b` are columns of the result for NT, and the inner dimension otherwise, over which pieces
+    /// accumulate in order.
+    fn pieces(&self, op: &Linear) -> Result<Vec<Piece>, String> {
+        let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let (m, n, k) = op.dims(&a.ty, &b.ty)?;
+        let all = |length: usize| vec![0..length];
+        let inner = match op.layout {
+            Layout::Nt => all(k),
+            Layout::Nn => self.shards(k, &[row_bytes(b)])?,
+            Layout::Tn => self.shards(k, &[row_bytes(a), row_bytes(b)])?,
+        };
+        let columns = if op.layout == Layout::Nt { self.shards(n, &[row_bytes(b)])? } else { all(n) };
+        let by_size = match op.layout {
+            Layout::Tn => self.shards(m, &[row_bytes(c)])?,
+            Layout::Nt | Layout::Nn => self.shards(m, &[row_bytes(a), row_bytes(c)])?,
+        };
+        let flops = 2 * m as u64 * n as u64 * k as u64 / (inner.len() * columns.len()).max(1) as u64;
+        let parts = flops.div_ceil(self.bounds.flops).max(1) as usize;
+        // A multiple of 128 rows keeps ranges aligned and tiles full.
+        let most = m.div_ceil(parts).next_multiple_of(128).max(128);
+        let mut pieces = Vec::new();
+        for k in &inner {
+            for n in &columns {
+                for m in &by_size {
+                    // An empty product, of no rows, is no piece.
+                    let starts = m.clone().step_by(most);
+                    let split = starts.map(|start| start..m.end.min(start + most));
+                    pieces.extend(split.map(|m| Piece { m, n: n.clone(), k: k.clone() }));
+                }
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn piece(&mut self, op: &Linear, piece: &Piece) -> Result<(), String> {
+        let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let bias = if op.bias { Some(self.input(2)?) } else { None };
+        let residual = op.residual_index().map(|i| self.input(i)).transpose()?;
+        let a_view = rows(a, if op.layout == Layout::Tn { &piece.k } else { &piece.m });
+        let b_view = rows(b, if op.layout == Layout::Nt { &piece.n } else { &piece.k });
+        let a_column = match op.layout {
+            Layout::Nt => 0,
+            Layout::Nn => piece.k.start,
+            Layout::Tn => piece.m.start,
+        };
+        let bindings = [
+            a_view,
+            b_view,
+            bias.map_or(Ok(UNUSED), |bias| self.whole(bias, "bias"))?,
+            residual.map_or(UNUSED, |residual| rows(residual, &piece.m)),
+            rows(c, &piece.m),
+        ];
+        let (m, n, k) = (piece.m.len(), piece.n.len(), piece.k.len());
+        let params = [m, n, k, width_of(a), width_of(b), width_of(c), a_column, piece.n.start].map(|x| x as u32);
+        let mut params = params.to_vec();
+        params.extend([op.scale.to_bits(), u32::from(piece.k.start > 0)]);
+        let mut constants = vec![
+            ("B", code(b.ty.dtype)),
+            ("BIAS", bias.map_or(0, |bias| 1 + code(bias.ty.dtype))),
+            ("RESIDUAL", u32::from(op.residual)),
+        ];
+        if op.layout == Layout::Nt && (m <= SMALL || n <= SMALL) {
+            constants.push(("LANES", 64));
+            self.push("linear_small", &constants, &params, &bindings).groups(m.div_ceil(SMALL) * n);
+            return Ok(());
+        }
+        let blocks = if m.div_ceil(128) * n.div_ceil(128) >= LARGE_TILES { 2 } else { 1 };
+        let layout = match op.layout {
+            Layout::Nt => 0,
+            Layout::Nn => 1,
+            Layout::Tn => 2,
+        };
+        constants.extend([("LAYOUT", layout), ("BLOCKS", blocks)]);
+        let tile = 64 * blocks as usize;
+        self.push("linear", &constants, &params, &bindings).groups(m.div_ceil(tile) * n.div_ceil(tile));
+        Ok(())
+    }
+}

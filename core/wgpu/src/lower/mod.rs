@@ -1,0 +1,312 @@
+//! From a call of a plan to dispatches. Knows shapes and limits, nothing of wgpu.
+//!
+//! A tensor that is larger than one binding may be is worked on in shards, one dispatch each: ranges of its rows, or of
+//! its flattened elements, that start at a multiple of 256 bytes.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod rows;
+mod sparse;
+
+use crate::kernels::{Kernel, LANES};
+use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::{Call, DType, Op, Operand, Place};
+use std::ops::Range;
+
+/// A byte range that a dispatch binds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub memory: Memory,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    Arena,
+    External(usize),
+    /// Memory of the plan that lives within one call.
+    Scratch,
+    /// A small buffer in place of an operand that this call lacks.
+    Unused,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatch {
+    pub kernel: Kernel,
+    /// The kernel's `Params`, floats as their bits.
+    pub params: Vec<u32>,
+    /// Storage bindings, from 1 on.
+    pub bindings: Vec<View>,
+    pub rng: Option<View>,
+    /// Workgroups, before folding.
+    pub groups: usize,
+}
+
+pub(crate) enum Step {
+    Dispatch(Dispatch),
+    Copy { from: View, to: View },
+}
+
+/// Limits of a device that the lowering respects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Bytes of a storage binding, a multiple of 256.
+    pub binding: usize,
+    /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
+    pub flops: u64,
+}
+
+/// What a call becomes, and the scratch memory it needs, in bytes.
+pub(crate) struct Lowered {
+    pub steps: Vec<Step>,
+    pub scratch: usize,
+}
+
+/// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.
+pub(crate) fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
+    for operand in call.inputs.iter().chain(&call.outputs) {
+        if operand.ty.numel() > u32::MAX as usize {
+            return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
+        }
+    }
+    let mut lowering = Lowering { call, bounds, steps: Vec::new(), scratch: 0 };
+    lowering.op()?;
+    Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
+}
+
+struct Lowering<'a> {
+    call: &'a Call,
+    bounds: Bounds,
+    steps: Vec<Step>,
+    scratch: usize,
+}
+
+impl<'a> Lowering<'a> {
+    fn op(&mut self) -> Result<(), String> {
+        match &self.call.op {
+            Op::Embed(op) => self.embed(op.scale),
+            Op::EmbedGrad(op) => self.embed_grad(op),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::RmsNormGrad(op) => self.rms_norm_grad(op),
+            Op::RmsNormGradW(op) => self.rms_norm_grad_w(op),
+            Op::Linear(op) => self.linear(op),
+            Op::ColumnSum(_) => self.column_sum(),
+            Op::Rope(op) => self.rope(op),
+            Op::Attention(op) => self.attention(op),
+            Op::AttentionDelta(op) => self.attention_delta(op),
+            Op::AttentionGrad(op) => self.attention_grad(&op.0),
+            Op::GatedAct(op) => self.gated_act(op.act),
+            Op::GatedActGrad(op) => self.gated_act_grad(op.act),
+            Op::Add(_) => self.elementwise("add", &[], &[]),
+            Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
+            Op::Dropout(op) => self.dropout(op),
+            // Rows of an f32 table are looked up like those of any other.
+            Op::SelectRows(_) => self.embed(1.0),
+            Op::ScatterRows(_) => self.scatter_rows(),
+            Op::SoftCap(op) => self.elementwise("soft_cap", &[], &[op.cap]),
+            Op::SoftCapGrad(op) => self.elementwise("soft_cap_grad", &[], &[op.cap]),
+            Op::CrossEntropy(_) => self.cross_entropy(),
+            Op::CrossEntropyGrad(_) => self.cross_entropy_grad(),
+            Op::SampledGrad(op) => self.sampled_grad(op),
+            Op::Gather(_) => self.gather(),
+            Op::Scatter(_) => self.scatter(),
+            Op::Adam(op) => self.adam(op),
+            Op::SumOfSquares(op) => self.sum_of_squares(op),
+            Op::ClipCoef(op) => self.clip_coef(op),
+            Op::Accumulate(_) => self.elementwise("accumulate", &[], &[]),
+            Op::Fill(op) => self.fill(op.value),
+            Op::Cast(_) => self.cast(),
+            Op::Store(_) => self.store(),
+        }
+    }
+
+    fn input(&self, i: usize) -> Result<&'a Operand, String> {
+        self.call.inputs.get(i).ok_or_else(|| format!("input {i} is missing"))
+    }
+
+    fn output(&self, i: usize) -> Result<&'a Operand, String> {
+        self.call.outputs.get(i).ok_or_else(|| format!("output {i} is missing"))
+    }
+
+    /// The whole of a tensor; an error if it does not fit one binding. `what` says which operand it is.
+    fn whole(&self, operand: &Operand, what: &str) -> Result<View, String> {
+        let bytes = operand.ty.bytes();
+        if bytes <= self.bounds.binding {
+            return Ok(view(operand, 0, bytes));
+        }
+        Err(format!(
+            "{what} of shape {:?} takes {bytes} bytes, but this device binds at most {} at once and the kernel needs \
+             all of it; use fewer tokens per micro-batch",
+            operand.ty.shape, self.bounds.binding
+        ))
+    }
+
+    /// The range of rows to work on in one dispatch, when a row has these numbers of bytes in the operands that are
+    /// bound by rows. Without rows: one empty range.
+    fn shards(&self, rows: usize, row_bytes: &[usize]) -> Result<Vec<Range<usize>>, String> {
+        let largest = row_bytes.iter().copied().max().unwrap_or(0);
+        if rows * largest <= self.bounds.binding {
+            return Ok(std::iter::once(0..rows).collect());
+        }
+        // A power of two, as ALIGNMENT is.
+        let aligned = |bytes: usize| ALIGNMENT >> bytes.trailing_zeros().min(ALIGNMENT.trailing_zeros());
+        let unit = row_bytes.iter().map(|&bytes| aligned(bytes)).max().unwrap_or(1);
+        let step = self.bounds.binding / largest / unit * unit;
+        if step == 0 {
+            return Err(format!(
+                "{unit} rows of {largest} bytes are more than the {} that this device binds at once",
+                self.bounds.binding
+            ));
+        }
+        Ok((0..rows).step_by(step).map(|start| start..rows.min(start + step)).collect())
+    }
+
+    /// Shards of tensors with the same number of rows.
+    fn row_shards(&self, operands: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let rows = operands.first().map_or(0, |o| rows_of(o));
+        self.shards(rows, &operands.iter().map(|o| row_bytes(o)).collect::<Vec<_>>())
+    }
+
+    /// Shards of tensors with the same number of elements, flattened; of packed pairs for 2-byte types.
+    fn element_shards(&self, operands: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let elements = operands.first().map_or(0, |o| o.ty.numel());
+        self.shards(elements, &operands.iter().map(|o| o.ty.dtype.size()).collect::<Vec<_>>())
+    }
+
+    fn push(
+        &mut self,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        params: &[u32],
+        bindings: &[View],
+    ) -> Launch<'_> {
+        let kernel = Kernel { name, constants: constants.to_vec() };
+        let (params, bindings) = (params.to_vec(), bindings.to_vec());
+        Launch { steps: &mut self.steps, dispatch: Dispatch { kernel, params, bindings, rng: None, groups: 0 } }
+    }
+
+    /// Scratch memory of `elements` f32, the only one of this call.
+    fn scratch(&mut self, elements: usize, what: &str) -> Result<View, String> {
+        let bytes = 4 * elements.max(1);
+        if bytes > self.bounds.binding {
+            return Err(format!("scratch memory for {what} takes {bytes} bytes, more than a binding may have"));
+        }
+        self.scratch = self.scratch.max(bytes);
+        Ok(View { memory: Memory::Scratch, offset: 0, bytes })
+    }
+}
+
+/// A dispatch that waits for its number of workgroups.
+struct Launch<'l> {
+    steps: &'l mut Vec<Step>,
+    dispatch: Dispatch,
+}
+
+impl Launch<'_> {
+    fn rng(mut self, rng: View) -> Self {
+        self.dispatch.rng = Some(rng);
+        self
+    }
+
+    /// Launches this many workgroups; nothing for 0.
+    fn groups(mut self, groups: usize) {
+        self.dispatch.groups = groups;
+        if groups > 0 {
+            self.steps.push(Step::Dispatch(self.dispatch));
+        }
+    }
+
+    /// Launches one thread per element.
+    fn threads(self, threads: usize) {
+        let lanes = self.dispatch.kernel.lanes() as usize;
+        self.groups(threads.div_ceil(lanes));
+    }
+}
+
+const UNUSED: View = View { memory: Memory::Unused, offset: 0, bytes: 256 };
+
+/// Threads for a reduction over `width` elements.
+fn lanes_for(width: usize) -> u32 {
+    if width <= 256 { 64 } else { LANES }
+}
+
+/// The number by which kernels know an element type.
+fn code(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 | DType::U32 => 0,
+        DType::BF16 => 1,
+        DType::F16 => 2,
+    }
+}
+
+fn rows_of(operand: &Operand) -> usize {
+    operand.ty.shape.first().copied().unwrap_or(1)
+}
+
+fn width_of(operand: &Operand) -> usize {
+    operand.ty.shape.iter().skip(1).product()
+}
+
+fn row_bytes(operand: &Operand) -> usize {
+    width_of(operand) * operand.ty.dtype.size()
+}
+
+/// Bytes `from .. to` of a tensor, the end rounded up to whole words, which every buffer has.
+fn view(operand: &Operand, from: usize, to: usize) -> View {
+    let bytes = (to - from).max(1).next_multiple_of(4);
+    match operand.place {
+        Place::Arena(offset) => View { memory: Memory::Arena, offset: offset + from, bytes },
+        Place::External(i) => View { memory: Memory::External(i), offset: from, bytes },
+    }
+}
+
+fn rows(operand: &Operand, range: &Range<usize>) -> View {
+    view(operand, range.start * row_bytes(operand), range.end * row_bytes(operand))
+}
+
+fn elements(operand: &Operand, range: &Range<usize>) -> View {
+    let size = operand.ty.dtype.size();
+    view(operand, range.start * size, range.end * size)
+}
+
+/// The draws of Philox below this are dropped: `draw * 2^-32 < p`, exactly.
+fn dropout_threshold(p: f32) -> u32 {
+    (f64::from(p) * 4_294_967_296.0).ceil() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::Add;
+
+    #[test]
+    fn shards_are_aligned_and_cover_everything() {
+        let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
+        let bounds = Bounds { binding: 64 << 10, flops: u64::MAX };
+        let lowering = Lowering { call: &call, bounds, steps: vec![], scratch: 0 };
+        for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
+            let shards = lowering.shards(rows, widths).unwrap();
+            assert_eq!(shards.first().map(|s| s.start), Some(0));
+            assert_eq!(shards.last().map(|s| s.end), Some(rows));
+            assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
+            for (shard, width) in shards.iter().flat_map(|s| widths.iter().map(move |w| (s, w))) {
+                assert_eq!(shard.start * width % ALIGNMENT, 0);
+                assert!(shard.len() * width <= bounds.binding);
+            }
+        }
+        assert!(lowering.shards(3, &[70_000]).is_err());
+        let operand = Operand { place: Place::Arena(0), ty: TensorType::f32([200, 300]) };
+        assert!(lowering.whole(&operand, "x").is_err_and(|e| e.contains("240000") && e.contains("65536")));
+    }
+
+    #[test]
+    fn the_dropout_threshold_is_exact() {
+        assert_eq!(dropout_threshold(0.0), 0);
+        assert_eq!(dropout_threshold(0.5), 1 << 31);
+        assert_eq!(dropout_threshold(1.0 - f32::EPSILON / 2.0), u32::MAX - 255);
+    }
+}

@@ -1,0 +1,200 @@
+//! Ops on rows: norms, rotary embedding, lookups, losses and sums.
+
+use super::{Lowering, code, elements, lanes_for, row_bytes, rows, rows_of, view, width_of};
+use sparta_graph::Operand;
+use sparta_graph::ops::{ClipCoef, EmbedGrad, PARTIALS, RmsNorm, RmsNormGrad, RmsNormGradW, Rope, SumOfSquares};
+
+/// Columns of a workgroup of the column sums.
+const COLUMNS: usize = 32;
+
+fn offset(plus_one: bool) -> u32 {
+    f32::from(u8::from(plus_one)).to_bits()
+}
+
+impl Lowering<'_> {
+    pub(super) fn rms_norm(&mut self, op: &RmsNorm) -> Result<(), String> {
+        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let weight = self.whole(w, "w")?;
+        let width = w.ty.numel();
+        let constants = [("LANES", lanes_for(width)), ("W", code(w.ty.dtype))];
+        for shard in self.row_shards(&[x, y])? {
+            let norms = shard.len() * (width_of(x) / width);
+            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
+            self.push("rms_norm", &constants, &params, &[rows(x, &shard), weight, rows(y, &shard)]).groups(norms);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rms_norm_grad(&mut self, op: &RmsNormGrad) -> Result<(), String> {
+        let (x, w, dy, dx) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
+        let acc = self.call.inputs.get(3);
+        let weight = self.whole(w, "w")?;
+        let width = w.ty.numel();
+        let constants = [("LANES", lanes_for(width)), ("W", code(w.ty.dtype)), ("ACC", u32::from(acc.is_some()))];
+        for shard in self.row_shards(&[x, dy, dx])? {
+            let norms = shard.len() * (width_of(x) / width);
+            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
+            let acc = acc.map_or(super::UNUSED, |acc| rows(acc, &shard));
+            let bindings = [rows(x, &shard), weight, rows(dy, &shard), acc, rows(dx, &shard)];
+            self.push("rms_norm_grad", &constants, &params, &bindings).groups(norms);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rms_norm_grad_w(&mut self, op: &RmsNormGradW) -> Result<(), String> {
+        let (x, dy) = (self.input(0)?, self.input(1)?);
+        let dw = self.whole(self.output(0)?, "dw")?;
+        let shards = self.row_shards(&[x, dy])?;
+        let per_row = width_of(x) / op.width;
+        let rate = self.scratch(shards[0].len() * per_row, "the norms of the rows")?;
+        for shard in shards {
+            let norms = shard.len() * per_row;
+            let params = [norms as u32, op.width as u32, op.eps.to_bits()];
+            let lanes = [("LANES", lanes_for(op.width))];
+            self.push("rms_norm_rate", &lanes, &params, &[rows(x, &shard), rate]).groups(norms);
+            let params = [norms as u32, op.width as u32, u32::from(shard.start > 0)];
+            let bindings = [rows(x, &shard), rows(dy, &shard), rate, dw];
+            self.push("rms_norm_grad_w", &[], &params, &bindings).groups(op.width.div_ceil(COLUMNS));
+        }
+        Ok(())
+    }
+
+    pub(super) fn column_sum(&mut self) -> Result<(), String> {
+        let x = self.input(0)?;
+        let y = self.whole(self.output(0)?, "y")?;
+        let width = width_of(x);
+        for shard in self.row_shards(&[x])? {
+            let params = [shard.len() as u32, width as u32, u32::from(shard.start > 0)];
+            self.push("column_sum", &[], &params, &[rows(x, &shard), y]).groups(width.div_ceil(COLUMNS));
+        }
+        Ok(())
+    }
+
+    pub(super) fn rope(&mut self, op: &Rope) -> Result<(), String> {
+        let (x, spans, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let table = self.input(2)?;
+        let positions = rows_of(table) as u32;
+        let table = self.whole(table, "table")?;
+        let direction = if op.inverse { -1.0f32 } else { 1.0 };
+        let width = width_of(x);
+        for shard in self.row_shards(&[x, spans, y])? {
+            let pairs = shard.len() * width / 2;
+            let params =
+                [pairs as u32, shard.start as u32, width as u32, op.head_dim as u32, positions, direction.to_bits()];
+            let bindings = [rows(x, &shard), rows(spans, &shard), table, rows(y, &shard)];
+            self.push("rope", &[], &params, &bindings).threads(pairs);
+        }
+        Ok(())
+    }
+
+    /// Rows of a table, in shards of the table and of the result.
+    pub(super) fn embed(&mut self, scale: f32) -> Result<(), String> {
+        let (table, tokens, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let width = width_of(table);
+        let constants = [("TABLE", code(table.ty.dtype))];
+        for shard in self.row_shards(&[tokens, y])? {
+            for part in self.row_shards(&[table])? {
+                let n = shard.len() * width;
+                let params = [n as u32, width as u32, part.start as u32, part.end as u32, scale.to_bits()];
+                let bindings = [rows(table, &part), rows(tokens, &shard), rows(y, &shard)];
+                self.push("embed", &constants, &params, &bindings).threads(n);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills an output with zeros.
+    fn zeros(&mut self, y: &Operand) -> Result<(), String> {
+        for shard in self.element_shards(&[y])? {
+            let params = [shard.len() as u32, 0f32.to_bits()];
+            self.push("fill", &[], &params, &[elements(y, &shard)]).threads(shard.len());
+        }
+        Ok(())
+    }
+
+    pub(super) fn embed_grad(&mut self, op: &EmbedGrad) -> Result<(), String> {
+        let (dy, tokens, table) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        self.zeros(table)?;
+        let width = width_of(dy);
+        let padding = op.padding.unwrap_or(u32::MAX);
+        let constants = [("LANES", lanes_for(width))];
+        for part in self.row_shards(&[table])? {
+            for shard in self.row_shards(&[dy, tokens])? {
+                let params =
+                    [shard.len() as u32, width as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
+                let bindings = [rows(dy, &shard), rows(tokens, &shard), rows(table, &part)];
+                self.push("embed_grad", &constants, &params, &bindings).groups(shard.len());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn scatter_rows(&mut self) -> Result<(), String> {
+        let (x, places, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        self.zeros(y)?;
+        let width = width_of(x);
+        for part in self.row_shards(&[y])? {
+            for shard in self.row_shards(&[x, places])? {
+                let n = shard.len() * width;
+                let params = [n as u32, width as u32, part.start as u32, part.end as u32];
+                let bindings = [rows(x, &shard), rows(places, &shard), rows(y, &part)];
+                self.push("scatter_rows", &[], &params, &bindings).threads(n);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn cross_entropy(&mut self) -> Result<(), String> {
+        let (logits, labels) = (self.input(0)?, self.input(1)?);
+        let step = self.whole(self.input(2)?, "step")?;
+        let (loss, lse) = (self.whole(self.output(0)?, "loss")?, self.output(1)?);
+        let total = rows_of(logits);
+        let losses = self.scratch(total, "the losses of the rows")?;
+        let constants = [("LANES", lanes_for(width_of(logits)))];
+        for shard in self.row_shards(&[logits, labels, lse])? {
+            let mut part = losses;
+            part.offset += 4 * shard.start;
+            part.bytes = 4 * shard.len().max(1);
+            let params = [shard.len() as u32, width_of(logits) as u32];
+            let bindings = [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), part];
+            self.push("cross_entropy", &constants, &params, &bindings).groups(shard.len());
+        }
+        self.push("cross_entropy_sum", &[], &[total as u32], &[losses, step, loss]).groups(1);
+        Ok(())
+    }
+
+    pub(super) fn cross_entropy_grad(&mut self) -> Result<(), String> {
+        let (logits, labels, lse, dx) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
+        let step = self.whole(self.input(3)?, "step")?;
+        let d_loss = self.whole(self.input(4)?, "d_loss")?;
+        for shard in self.row_shards(&[logits, labels, lse, dx])? {
+            let n = shard.len() * width_of(logits);
+            let params = [n as u32, width_of(logits) as u32];
+            let bindings =
+                [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), step, d_loss, rows(dx, &shard)];
+            self.push("cross_entropy_grad", &[], &params, &bindings).threads(n);
+        }
+        Ok(())
+    }
+
+    pub(super) fn sum_of_squares(&mut self, op: &SumOfSquares) -> Result<(), String> {
+        let (norms, x) = (self.input(0)?, self.input(1)?);
+        let partials = view(norms, op.slot * row_bytes(norms), (op.slot + 1) * row_bytes(norms));
+        let chunk = x.ty.numel().div_ceil(PARTIALS);
+        for shard in self.element_shards(&[x])? {
+            let params = [chunk as u32, shard.start as u32, shard.end as u32, u32::from(shard.start > 0)];
+            self.push("sum_of_squares", &[], &params, &[partials, elements(x, &shard)]).groups(PARTIALS);
+        }
+        Ok(())
+    }
+
+    pub(super) fn clip_coef(&mut self, op: &ClipCoef) -> Result<(), String> {
+        let norms = self.input(0)?;
+        let partials = norms.ty.numel() as u32;
+        let limit = op.max_norm.unwrap_or(0.0).to_bits();
+        let params = [partials, limit, u32::from(op.max_norm.is_some())];
+        let bindings = [self.whole(norms, "norms")?, self.whole(self.output(0)?, "clip")?];
+        self.push("clip_coef", &[], &params, &bindings).groups(1);
+        Ok(())
+    }
+}

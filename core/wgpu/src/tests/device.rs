@@ -1,0 +1,120 @@
+use super::{ONE_AT_A_TIME, exactly, f32s, open, run};
+use crate::WgpuBackend;
+use sparta_graph::ops::{Add, Attention, Fill, Scale, Store};
+use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Plan, PlanId};
+use std::sync::PoisonError;
+
+#[test]
+fn adapters_report_what_we_use() {
+    let Some(backend) = open(None) else { return };
+    let adapter = backend.adapter();
+    assert!(!adapter.info.name.is_empty() && !adapter.info.driver.is_empty());
+    assert!(adapter.limits.max_storage_buffer_binding_size >= 128 << 20);
+    assert!(adapter.limits.max_buffer_size >= adapter.limits.max_storage_buffer_binding_size);
+    assert!(adapter.limits.subgroup_size.0 <= adapter.limits.subgroup_size.1);
+}
+
+#[test]
+fn wrong_selectors_name_the_adapters() {
+    let Some(backend) = open(None) else { return };
+    let error = WgpuBackend::open("no such card").err().unwrap().to_string();
+    assert!(error.contains(&backend.info().name), "{error}");
+    assert!(WgpuBackend::open_with(99, Default::default()).is_err());
+}
+
+/// More workgroups than one dimension holds.
+#[test]
+fn launches_fold() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let n = 65_535 * 256 + 1000;
+    let op = Fill { value: 2.0, shape: vec![n] };
+    let (_, bytes) = run(&mut backend, &op.into(), &[]).remove(0);
+    assert!(bytes.chunks_exact(4).all(|b| b == 2f32.to_le_bytes()));
+}
+
+#[test]
+fn bytes_come_back_as_written() {
+    let Some(mut backend) = open(None) else { return };
+    let buffer = backend.alloc(DType::BF16, 7, "w").unwrap();
+    let read = |backend: &mut WgpuBackend, offset: usize, n: usize| {
+        let mut out = vec![0; 2 * n];
+        backend.read(buffer, offset, &mut out).unwrap();
+        out
+    };
+    assert_eq!(read(&mut backend, 0, 7), [0; 14]);
+    backend.write(buffer, 0, &(1..15).collect::<Vec<u8>>()).unwrap();
+    // One element in the middle: its neighbour in the same word stays.
+    backend.write(buffer, 2, &[91, 92]).unwrap();
+    assert_eq!(read(&mut backend, 0, 7), [1, 2, 3, 4, 91, 92, 7, 8, 9, 10, 11, 12, 13, 14]);
+    assert_eq!(read(&mut backend, 4, 3), [9, 10, 11, 12, 13, 14]);
+    assert!(backend.write(buffer, 6, &[0; 4]).is_err_and(|e| e.to_string().contains("w: 4 bytes")));
+    assert!(backend.read(buffer, 1, &mut [0; 2]).is_err());
+    assert!(backend.write(BufferId(99), 0, &[]).is_err());
+    assert!(backend.run(PlanId(99)).is_err());
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let Some(mut backend) = open(Some(4096)) else { return };
+    let error = backend.alloc(DType::F32, 1 << 50, "embed_tokens").unwrap_err();
+    assert!(error.to_string().contains("embed_tokens"), "{error}");
+    let mut graph = Graph::new();
+    graph.set_label("layers.0.attention");
+    let q = graph.external("q", DType::F32, [100, 16]);
+    let spans = graph.external("spans", DType::U32, [100, 2]);
+    let op = Attention {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 16,
+        scale: 1.0,
+        window: None,
+        soft_cap: None,
+        dropout: 0.0,
+        salt: 0,
+    };
+    let o = graph.one(op, &[q, q, q, spans]).unwrap();
+    let out = graph.external("out", DType::F32, [100, 16]);
+    graph.apply(Store {}.into(), &[out, o]).unwrap();
+    let plan = Plan::build(&graph, false);
+    let arena = backend.alloc(DType::F32, plan.arena / 4, "arena").unwrap();
+    let buffers: Vec<BufferId> =
+        plan.externals.iter().map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name).unwrap()).collect();
+    let error = backend.prepare(&plan, arena, &buffers).unwrap_err();
+    let BackendError::Op { op, reason, .. } = &error else { panic!("{error}") };
+    assert!(op.contains("attention (layers.0.attention)") && reason.contains("6400 bytes"), "{error}");
+    assert!(backend.prepare(&plan, arena, &buffers[1..]).is_err());
+}
+
+/// An error that wgpu reports outside of any scope is ours at the next call, and the device goes on.
+#[test]
+fn uncaptured_errors_become_results() {
+    let Some(mut backend) = open(None) else { return };
+    backend.provoke_an_error();
+    let buffer = backend.alloc(DType::F32, 4, "x").unwrap();
+    assert!(matches!(backend.write(buffer, 0, &[0; 16]), Err(BackendError::Op { .. })));
+    backend.write(buffer, 0, &[0; 16]).unwrap();
+}
+
+/// Several calls in one plan see each other's results, run after run.
+#[test]
+fn plans_run_again() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let mut graph = Graph::new();
+    let x = graph.external("x", DType::F32, [100]);
+    let doubled = graph.one(Scale { factor: 2.0 }, &[x]).unwrap();
+    let sum = graph.one(Add {}, &[doubled, doubled]).unwrap();
+    graph.apply(Store {}.into(), &[x, sum]).unwrap();
+    let plan = Plan::build(&graph, false);
+    let arena = backend.alloc(DType::F32, plan.arena / 4, "arena").unwrap();
+    let buffer = backend.alloc(DType::F32, 100, "x").unwrap();
+    backend.write(buffer, 0, &exactly(&[100], &[1.0; 100]).bytes).unwrap();
+    let id = backend.prepare(&plan, arena, &[buffer]).unwrap();
+    for _ in 0..3 {
+        backend.run(id).unwrap();
+    }
+    let mut out = f32s(&[100], 1).bytes;
+    backend.read(buffer, 0, &mut out).unwrap();
+    assert_eq!(out, exactly(&[100], &[64.0; 100]).bytes);
+}

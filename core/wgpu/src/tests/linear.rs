@@ -1,0 +1,76 @@
+use super::{Data, bench, f32s, floats};
+use sparta_graph::DType;
+use sparta_graph::ops::{Layout, Linear};
+
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+fn inputs(op: &Linear, m: usize, n: usize, k: usize, dtype: DType) -> Vec<Data> {
+    let (a, b) = match op.layout {
+        Layout::Nt => ([m, k], [n, k]),
+        Layout::Nn => ([m, k], [k, n]),
+        Layout::Tn => ([k, m], [k, n]),
+    };
+    let mut inputs = vec![f32s(&a, 1), floats(dtype, &b, 2)];
+    inputs.extend(op.bias.then(|| floats(DType::F16, &[n], 3)));
+    inputs.extend(op.residual.then(|| f32s(&[m, n], 4)));
+    inputs
+}
+
+#[test]
+fn every_layout_and_type_at_ragged_sizes() {
+    let Some(mut bench) = bench() else { return };
+    for (m, n, k) in [(1, 1, 1), (9, 66, 17), (65, 9, 33), (70, 130, 40)] {
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            for dtype in DTYPES.into_iter().filter(|&t| layout != Layout::Tn || t == DType::F32) {
+                let fused = (m + n) % 2 == 1;
+                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused };
+                bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
+            }
+        }
+    }
+}
+
+#[test]
+fn few_rows_or_columns() {
+    let Some(mut bench) = bench() else { return };
+    for (m, n, k) in [(1, 5, 100), (8, 3, 65), (3, 70, 33), (50, 8, 129), (50, 1, 7)] {
+        let op = Linear { layout: Layout::Nt, scale: 2.0, bias: true, residual: true };
+        bench.check(op.clone(), &inputs(&op, m, n, k, DType::BF16));
+    }
+}
+
+#[test]
+fn large_tiles() {
+    let Some(mut bench) = bench() else { return };
+    // Too small a limit for rows this long.
+    bench.backends.truncate(1);
+    for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+        let op = Linear::plain(layout);
+        bench.check(op.clone(), &inputs(&op, 1000, 1100, 12, DType::F32));
+    }
+}
+
+/// 64 KiB bindings: every operand is several shards.
+#[test]
+fn sharded_operands() {
+    let Some(mut bench) = bench() else { return };
+    for (layout, dtype, m, n, k) in [
+        (Layout::Nt, DType::BF16, 70, 500, 160),
+        (Layout::Nt, DType::F32, 300, 304, 100),
+        (Layout::Nn, DType::F16, 70, 160, 500),
+        (Layout::Nn, DType::F32, 300, 110, 304),
+        (Layout::Tn, DType::F32, 200, 150, 301),
+        // Odd rows of a 2-byte type: a shard starts at a multiple of 128 rows.
+        (Layout::Nt, DType::BF16, 10, 700, 127),
+    ] {
+        let op = Linear { layout, scale: 1.5, bias: true, residual: true };
+        bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
+    }
+}
+
+#[test]
+fn an_empty_inner_dimension_gives_the_residual() {
+    let Some(mut bench) = bench() else { return };
+    let op = Linear { layout: Layout::Nt, scale: 1.0, bias: false, residual: true };
+    bench.check(op.clone(), &inputs(&op, 20, 30, 0, DType::F32));
+}

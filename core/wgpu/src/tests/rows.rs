@@ -1,0 +1,140 @@
+use super::{Data, bench, exactly, f32s, floats, rng, spans, step, u32s};
+use sparta_graph::DType;
+use sparta_graph::ops::*;
+
+#[test]
+fn norms() {
+    let Some(mut bench) = bench() else { return };
+    for (t, width, per_row, dtype) in [(3, 7, 1, DType::F32), (130, 300, 1, DType::BF16), (70, 64, 5, DType::F16)] {
+        let (x, dy, acc) = (&[t, width * per_row], 2, 3);
+        let (x, dy, acc, w) = (f32s(x, 1), f32s(x, dy), f32s(x, acc), floats(dtype, &[width], 4));
+        for plus_one in [false, true] {
+            let eps = 1e-2;
+            bench.check(RmsNorm { eps, plus_one }, &[x.clone(), w.clone()]);
+            let op = RmsNormGrad { eps, plus_one };
+            bench.check(op.clone(), &[x.clone(), w.clone(), dy.clone()]);
+            bench.check(op, &[x.clone(), w.clone(), dy.clone(), acc.clone()]);
+        }
+        bench.check(RmsNormGradW { eps: 1e-2, width }, &[x, dy]);
+    }
+}
+
+#[test]
+fn rope() {
+    let Some(mut bench) = bench() else { return };
+    let lengths = [1, 100, 37, 62];
+    for inverse in [false, true] {
+        let inputs = [f32s(&[200, 3 * 40], 1), spans(&lengths), f32s(&[100, 40], 2)];
+        bench.check(Rope { head_dim: 40, inverse }, &inputs);
+    }
+}
+
+fn tokens(n: usize, vocab: u32) -> Data {
+    let values: Vec<u32> = (0..n as u32).map(|i| (i * i * 7 + i / 3) % vocab).collect();
+    u32s(&[n], &values)
+}
+
+#[test]
+fn lookups() {
+    let Some(mut bench) = bench() else { return };
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for (t, vocab, width) in [(5, 3, 7), (150, 999, 129)] {
+            let inputs = [floats(dtype, &[vocab, width], 1), tokens(t, vocab as u32)];
+            bench.check(Embed { scale: 2.5, padding: None }, &inputs);
+        }
+    }
+    for (t, vocab, width, padding) in [(5, 3, 7, None), (150, 333, 129, Some(7))] {
+        let op = EmbedGrad { vocab, scale: 2.5, padding };
+        bench.check(op, &[f32s(&[t, width], 1), tokens(t, vocab as u32)]);
+    }
+    let rows: Vec<u32> = (0..90).map(|i| (i * 37) % 300).collect();
+    bench.check(SelectRows {}, &[f32s(&[300, 200], 1), u32s(&[90], &rows)]);
+    bench.check(ScatterRows { rows: 300 }, &[f32s(&[90, 200], 1), u32s(&[90], &rows)]);
+}
+
+#[test]
+fn losses() {
+    let Some(mut bench) = bench() else { return };
+    for (n, classes) in [(1, 2), (7, 3), (200, 250)] {
+        let labels: Vec<u32> =
+            (0..n as u32).map(|i| if i % 5 == 4 { IGNORED } else { i * 7 % classes as u32 }).collect();
+        let (logits, labels) = (f32s(&[n, classes], 1), u32s(&[n], &labels));
+        bench.check(CrossEntropy {}, &[logits.clone(), labels.clone(), step()]);
+        let lse: Vec<f32> = (0..n).map(|i| 5.0 + i as f32 / 10.0).collect();
+        let inputs = [logits, labels, exactly(&[n], &lse), step(), exactly(&[1], &[3.0])];
+        bench.check(CrossEntropyGrad {}, &inputs);
+    }
+}
+
+#[test]
+fn column_sums() {
+    let Some(mut bench) = bench() else { return };
+    for (t, n) in [(1, 1), (9, 33), (400, 77)] {
+        bench.check(ColumnSum {}, &[f32s(&[t, n], 1)]);
+    }
+}
+
+#[test]
+fn elementwise() {
+    let Some(mut bench) = bench() else { return };
+    for shape in [&[1usize][..], &[7, 37], &[300, 101]] {
+        let (a, b, c) = (f32s(shape, 1), f32s(shape, 2), f32s(shape, 3));
+        bench.check(Add {}, &[a.clone(), b.clone()]);
+        bench.check(Accumulate {}, &[a.clone(), b.clone()]);
+        bench.check(Scale { factor: -0.3 }, &[a.clone()]);
+        bench.check(Fill { value: 4.5, shape: shape.to_vec() }, &[]);
+        bench.check(SoftCap { cap: 0.7 }, &[a.clone()]);
+        bench.check(SoftCapGrad { cap: 0.7 }, &[a.clone(), b.clone()]);
+        for act in [Activation::Silu, Activation::GeluTanh] {
+            bench.check(GatedAct { act }, &[a.clone(), b.clone()]);
+            bench.check(GatedActGrad { act }, &[a.clone(), b.clone(), c.clone()]);
+        }
+        for p in [0.0, 0.4] {
+            bench.check(Dropout { p, salt: 9 }, &[a.clone(), rng()]);
+        }
+        bench.check(Store {}, &[a.clone(), b.clone()]);
+    }
+}
+
+/// Large arguments saturate; they do not overflow.
+#[test]
+fn extremes() {
+    let Some(mut bench) = bench() else { return };
+    let x = exactly(&[8], &[-1e4, -100.0, -20.0, -0.0, 0.0, 20.0, 100.0, 1e4]);
+    let one = exactly(&[8], &[1.0; 8]);
+    bench.check(SoftCap { cap: 1.0 }, &[x.clone()]);
+    for act in [Activation::Silu, Activation::GeluTanh] {
+        bench.check(GatedAct { act }, &[x.clone(), one.clone()]);
+        bench.check(GatedActGrad { act }, &[x.clone(), one.clone(), one.clone()]);
+    }
+}
+
+/// Every f16 and bf16 number decodes exactly, halfway cases round to even, and odd lengths keep their last element.
+#[test]
+fn casts() {
+    let Some(mut bench) = bench() else { return };
+    let finite = |dtype: DType| {
+        let infinity: u16 = if dtype == DType::F16 { 0x7c00 } else { 0x7f80 };
+        let bits = (0..=u16::MAX).filter(move |b| b & 0x7fff <= infinity);
+        bits.flat_map(u16::to_le_bytes).collect::<Vec<u8>>()
+    };
+    for dtype in [DType::F16, DType::BF16] {
+        let bytes = finite(dtype);
+        let ty = sparta_graph::graph::TensorType::new(dtype, [bytes.len() / 2]);
+        bench.check_to(0.0, Cast { to: DType::F32 }, &[Data { ty, bytes }]);
+    }
+    let mut halfway = Vec::new();
+    for exponent in -28..17 {
+        for step in 0..64u32 {
+            let x = (1.0 + step as f32 / 64.0 + if step % 3 == 0 { 1.0 / 2048.0 } else { 1.0 / 512.0 })
+                * 2f32.powi(exponent);
+            halfway.extend([x, -x, f32::from_bits(x.to_bits() + 1), f32::from_bits(x.to_bits() - 1)]);
+        }
+    }
+    halfway.extend([65519.0, 65520.0, 1e30, 0.0, -0.0, 3.0]);
+    halfway.push(1.5);
+    for to in [DType::F16, DType::BF16, DType::F32] {
+        bench.check_to(0.0, Cast { to }, &[exactly(&[halfway.len()], &halfway)]);
+        bench.check_to(0.0, Cast { to }, &[floats(DType::BF16, &[50_001], 1)]);
+    }
+}

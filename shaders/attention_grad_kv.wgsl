@@ -1,0 +1,111 @@
+// dk = ds^T q, dv = p^T do, summed over the query heads that share a key head, in order; one workgroup per tile of 32
+// key rows of one key head.
+@group(0) @binding(7) var<storage, read_write> dk: array<f32>;
+@group(0) @binding(8) var<storage, read_write> dv: array<f32>;
+
+// The row after the last query row that sees any of the key rows from k0 on.
+fn end_query(lane: u32, k0: u32) -> u32 {
+    load_bounds(lane, k0);
+    if (lane == 0u) {
+        bound = 0u;
+        for (var i = 0u; i < TILE && k0 + i < p.rows; i++) {
+            let row = k0 + i;
+            let in_window = select(p.rows, row + p.window, p.window < p.rows - row);
+            bound = max(bound, min(bounds[TILE + i], in_window));
+        }
+        bound = min(bound, p.rows);
+    }
+    return workgroupUniformLoad(&bound);
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let id = linear_id(group, groups);
+    let kv_head = id % p.kv_heads;
+    let k0 = (id / p.kv_heads) * TILE;
+    if (k0 >= p.rows) {
+        return;
+    }
+    let shared_by = p.heads / p.kv_heads;
+    let r = 4u * (lane / 16u);
+    let c = lane % 16u;
+    let end = end_query(lane, k0);
+    var dk_sums: array<vec4<f32>, 2u * SLICES>;
+    var dv_sums: array<vec4<f32>, 2u * SLICES>;
+    for (var head = kv_head * shared_by; head < (kv_head + 1u) * shared_by; head++) {
+        for (var q0 = k0; q0 < end; q0 += TILE) {
+            let products = scores(lane, q0, k0, head, kv_head);
+            let d_weight = d_weights(lane, q0, k0, head, kv_head);
+            load_bounds(lane, q0);
+            // Of rows r + i: the gradients of the scores at columns c and c + 16.
+            var ds: array<vec2<f32>, 4>;
+            for (var i = 0u; i < 4u; i++) {
+                let t = q0 + r + i;
+                let start = bounds[r + i];
+                let near = element(products.a[i], d_weight.a[i], t, k0 + c, head, start);
+                let far = element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start);
+                weights[(r + i) * STRIDE + c] = near.x;
+                weights[(r + i) * STRIDE + c + 16u] = far.x;
+                ds[i] = vec2<f32>(near.y, far.y);
+            }
+            for (var slice = 0u; slice < SLICES; slice++) {
+                for (var e = lane; e < TILE * TILE; e += LANES) {
+                    right[(e / TILE) * STRIDE + e % TILE] = d_o_at(q0 + e / TILE, head, slice * TILE + e % TILE);
+                }
+                workgroupBarrier();
+                var a = dv_sums[2u * slice];
+                var b = dv_sums[2u * slice + 1u];
+                for (var t = 0u; t < TILE; t++) {
+                    let rows = four(t * STRIDE + r, 1u);
+                    a += rows * right[t * STRIDE + c];
+                    b += rows * right[t * STRIDE + c + 16u];
+                }
+                dv_sums[2u * slice] = a;
+                dv_sums[2u * slice + 1u] = b;
+                workgroupBarrier();
+            }
+            for (var i = 0u; i < 4u; i++) {
+                weights[(r + i) * STRIDE + c] = ds[i].x;
+                weights[(r + i) * STRIDE + c + 16u] = ds[i].y;
+            }
+            for (var slice = 0u; slice < SLICES; slice++) {
+                for (var e = lane; e < TILE * TILE; e += LANES) {
+                    right[(e / TILE) * STRIDE + e % TILE] = q_at(q0 + e / TILE, head, slice * TILE + e % TILE);
+                }
+                workgroupBarrier();
+                var a = dk_sums[2u * slice];
+                var b = dk_sums[2u * slice + 1u];
+                for (var t = 0u; t < TILE; t++) {
+                    let rows = four(t * STRIDE + r, 1u);
+                    a += rows * right[t * STRIDE + c];
+                    b += rows * right[t * STRIDE + c + 16u];
+                }
+                dk_sums[2u * slice] = a;
+                dk_sums[2u * slice + 1u] = b;
+                workgroupBarrier();
+            }
+        }
+    }
+    for (var i = 0u; i < 4u; i++) {
+        let row = k0 + r + i;
+        if (row >= p.rows) {
+            continue;
+        }
+        let base = (row * p.kv_heads + kv_head) * HEAD_DIM;
+        for (var slice = 0u; slice < SLICES; slice++) {
+            let d = slice * TILE + c;
+            if (d < HEAD_DIM) {
+                dk[base + d] = dk_sums[2u * slice][i];
+                dv[base + d] = dv_sums[2u * slice][i];
+            }
+            if (d + 16u < HEAD_DIM) {
+                dk[base + d + 16u] = dk_sums[2u * slice + 1u][i];
+                dv[base + d + 16u] = dv_sums[2u * slice + 1u][i];
+            }
+        }
+    }
+}

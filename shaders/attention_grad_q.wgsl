@@ -1,0 +1,66 @@
+// dq = ds k; one workgroup per tile of 32 query rows of one head.
+@group(0) @binding(7) var<storage, read_write> dq: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let id = linear_id(group, groups);
+    let head = id % p.heads;
+    let q0 = (id / p.heads) * TILE;
+    if (q0 >= p.rows) {
+        return;
+    }
+    let kv_head = head / (p.heads / p.kv_heads);
+    let r = 4u * (lane / 16u);
+    let c = lane % 16u;
+    load_bounds(lane, q0);
+    let begin = first_key(lane, q0);
+    let end = min(q0 + TILE, p.rows);
+    var sums: array<vec4<f32>, 2u * SLICES>;
+    for (var k0 = begin; k0 < end; k0 += TILE) {
+        let products = scores(lane, q0, k0, head, kv_head);
+        let d_weight = d_weights(lane, q0, k0, head, kv_head);
+        for (var i = 0u; i < 4u; i++) {
+            let t = q0 + r + i;
+            let start = bounds[r + i];
+            weights[(r + i) * STRIDE + c] = element(products.a[i], d_weight.a[i], t, k0 + c, head, start).y;
+            weights[(r + i) * STRIDE + c + 16u] =
+                element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start).y;
+        }
+        for (var slice = 0u; slice < SLICES; slice++) {
+            for (var e = lane; e < TILE * TILE; e += LANES) {
+                right[(e / TILE) * STRIDE + e % TILE] = k_at(k0 + e / TILE, kv_head, slice * TILE + e % TILE);
+            }
+            workgroupBarrier();
+            var a = sums[2u * slice];
+            var b = sums[2u * slice + 1u];
+            for (var j = 0u; j < TILE; j++) {
+                let rows = four(r * STRIDE + j, STRIDE);
+                a += rows * right[j * STRIDE + c];
+                b += rows * right[j * STRIDE + c + 16u];
+            }
+            sums[2u * slice] = a;
+            sums[2u * slice + 1u] = b;
+            workgroupBarrier();
+        }
+    }
+    for (var i = 0u; i < 4u; i++) {
+        let row = q0 + r + i;
+        if (row >= p.rows) {
+            continue;
+        }
+        let base = (row * p.heads + head) * HEAD_DIM;
+        for (var slice = 0u; slice < SLICES; slice++) {
+            let d = slice * TILE + c;
+            if (d < HEAD_DIM) {
+                dq[base + d] = sums[2u * slice][i];
+            }
+            if (d + 16u < HEAD_DIM) {
+                dq[base + d + 16u] = sums[2u * slice + 1u][i];
+            }
+        }
+    }
+}

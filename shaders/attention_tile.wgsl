@@ -1,0 +1,146 @@
+// What the three attention kernels share. They work on tiles of 32 query rows and 32 key rows of one head; each of 128
+// threads owns 4 rows and 2 columns (16 apart) of a tile. HEAD_DIM; SOFT_CAP and DROPOUT: 0 or 1.
+struct Params {
+    rows: u32,
+    heads: u32,
+    kv_heads: u32,
+    // Key rows that a query row sees, itself included.
+    window: u32,
+    salt: u32,
+    // A draw below drops; what stays is multiplied by `keep`.
+    threshold: u32,
+    keep: f32,
+    scale: f32,
+    cap: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> q: array<f32>;
+@group(0) @binding(2) var<storage, read_write> k: array<f32>;
+@group(0) @binding(3) var<storage, read_write> v: array<f32>;
+@group(0) @binding(4) var<storage, read_write> spans: array<u32>;
+@group(0) @binding(9) var<uniform> rng: vec4<u32>;
+
+const TILE: u32 = 32u;
+// One more than needed keeps column accesses off the same memory bank.
+const STRIDE: u32 = 33u;
+// Slices of 32 along the head dimension.
+const SLICES: u32 = (HEAD_DIM + 31u) / 32u;
+
+var<workgroup> left: array<f32, TILE * STRIDE>;
+var<workgroup> right: array<f32, TILE * STRIDE>;
+var<workgroup> weights: array<f32, TILE * STRIDE>;
+var<workgroup> bounds: array<u32, 2u * TILE>;
+var<workgroup> bound: u32;
+
+// Four rows of two columns.
+struct Block {
+    a: vec4<f32>,
+    b: vec4<f32>,
+}
+
+fn q_at(row: u32, head: u32, d: u32) -> f32 {
+    if (row >= p.rows || d >= HEAD_DIM) {
+        return 0.0;
+    }
+    return q[(row * p.heads + head) * HEAD_DIM + d];
+}
+
+fn k_at(row: u32, head: u32, d: u32) -> f32 {
+    if (row >= p.rows || d >= HEAD_DIM) {
+        return 0.0;
+    }
+    return k[(row * p.kv_heads + head) * HEAD_DIM + d];
+}
+
+fn v_at(row: u32, head: u32, d: u32) -> f32 {
+    if (row >= p.rows || d >= HEAD_DIM) {
+        return 0.0;
+    }
+    return v[(row * p.kv_heads + head) * HEAD_DIM + d];
+}
+
+// Four elements of `weights`, `step` apart.
+fn four(at: u32, step: u32) -> vec4<f32> {
+    return vec4<f32>(weights[at], weights[at + step], weights[at + 2u * step], weights[at + 3u * step]);
+}
+
+// left^T right, both stored [d][row].
+fn multiply(lane: u32, so_far: Block) -> Block {
+    var block = so_far;
+    let r = 4u * (lane / 16u);
+    let c = lane % 16u;
+    for (var d = 0u; d < TILE; d++) {
+        let at = d * STRIDE + r;
+        let rows = vec4<f32>(left[at], left[at + 1u], left[at + 2u], left[at + 3u]);
+        block.a += rows * right[d * STRIDE + c];
+        block.b += rows * right[d * STRIDE + c + 16u];
+    }
+    return block;
+}
+
+// q k^T of a tile.
+fn scores(lane: u32, q0: u32, k0: u32, head: u32, kv_head: u32) -> Block {
+    var block = Block(vec4<f32>(), vec4<f32>());
+    for (var slice = 0u; slice < SLICES; slice++) {
+        for (var e = lane; e < TILE * TILE; e += LANES) {
+            let row = e / TILE;
+            let d = e % TILE;
+            left[d * STRIDE + row] = q_at(q0 + row, head, slice * TILE + d);
+            right[d * STRIDE + row] = k_at(k0 + row, kv_head, slice * TILE + d);
+        }
+        workgroupBarrier();
+        block = multiply(lane, block);
+        workgroupBarrier();
+    }
+    return block;
+}
+
+// The score of a product, scaled and capped.
+fn score(product: f32) -> f32 {
+    let s = p.scale * product;
+    if (SOFT_CAP == 1u) {
+        return p.cap * safe_tanh(s / p.cap);
+    }
+    return s;
+}
+
+// Whether query row t sees key row j, given the first row of t's segment.
+fn sees(t: u32, j: u32, start: u32) -> bool {
+    return t < p.rows && j >= start && j <= t && t - j < p.window;
+}
+
+// What dropout multiplies a probability by.
+fn kept(j: u32, t: u32, head: u32) -> f32 {
+    if (DROPOUT == 0u) {
+        return 1.0;
+    }
+    return select(p.keep, 0.0, philox(rng.xy, vec4<u32>(j, t, head, p.salt)).x < p.threshold);
+}
+
+// Reads the spans of 32 rows into `bounds`; rows past the last have none.
+fn load_bounds(lane: u32, row0: u32) {
+    if (lane < TILE) {
+        let row = row0 + lane;
+        bounds[lane] = 0xffffffffu;
+        bounds[TILE + lane] = 0u;
+        if (row < p.rows) {
+            bounds[lane] = spans[2u * row];
+            bounds[TILE + lane] = spans[2u * row + 1u];
+        }
+    }
+    workgroupBarrier();
+}
+
+// The first key row that any of the query rows in `bounds` sees.
+fn first_key(lane: u32, q0: u32) -> u32 {
+    if (lane == 0u) {
+        bound = 0xffffffffu;
+        for (var i = 0u; i < TILE && q0 + i < p.rows; i++) {
+            let row = q0 + i;
+            let in_window = select(0u, row + 1u - p.window, row >= p.window);
+            bound = min(bound, max(bounds[i], in_window));
+        }
+    }
+    return workgroupUniformLoad(&bound);
+}

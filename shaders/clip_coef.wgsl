@@ -1,0 +1,27 @@
+// clip = (norm, min(1, max_norm / (norm + 1e-6))); one workgroup.
+struct Params {
+    partials: u32,
+    max_norm: f32,
+    limited: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> norms: array<f32>;
+@group(0) @binding(2) var<storage, read_write> clip: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(local_invocation_index) lane: u32) {
+    var sum = 0.0;
+    for (var i = lane; i < p.partials; i += LANES) {
+        sum += norms[i];
+    }
+    sum = sum_lanes(lane, sum);
+    if (lane == 0u) {
+        let norm = sqrt(sum);
+        clip[0] = norm;
+        clip[1] = 1.0;
+        if (p.limited == 1u && norm + 1e-6 > p.max_norm) {
+            clip[1] = p.max_norm / (norm + 1e-6);
+        }
+    }
+}

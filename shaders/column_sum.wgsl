@@ -1,0 +1,30 @@
+// y = sum of all rows; 32 columns per workgroup.
+struct Params {
+    rows: u32,
+    width: u32,
+    accumulate: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let column = group.x * 32u + lane % 32u;
+    var sum = 0.0;
+    if (column < p.width) {
+        for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
+            sum += x[t * p.width + column];
+        }
+    }
+    reduction[lane] = sum;
+    workgroupBarrier();
+    if (lane < 32u && column < p.width) {
+        var total = select(0.0, y[column], p.accumulate == 1u);
+        for (var part = 0u; part < LANES / 32u; part++) {
+            total += reduction[part * 32u + lane];
+        }
+        y[column] = total;
+    }
+}

@@ -1,0 +1,34 @@
+// g[i] = scale * sum over t of dy[t, r] x[t, c], index[i] = r * columns + c; one thread per chosen element.
+struct Params {
+    n: u32,
+    rows: u32,
+    out: u32,
+    columns: u32,
+    scale: f32,
+    accumulate: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> dy: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(3) var<storage, read_write> index: array<u32>;
+@group(0) @binding(4) var<storage, read_write> g: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = linear_id(group, groups) * LANES + lane;
+    if (i >= p.n) {
+        return;
+    }
+    let r = min(index[i] / p.columns, p.out - 1u);
+    let c = index[i] % p.columns;
+    var sum = 0.0;
+    for (var t = 0u; t < p.rows; t++) {
+        sum += dy[t * p.out + r] * x[t * p.columns + c];
+    }
+    g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * sum;
+}

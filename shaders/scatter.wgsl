@@ -1,0 +1,48 @@
+// w[index[i]] = round(base[i] + delta[i]) where the index is among the bound elements [first, last) of w.
+// Two neighbours in one 16-bit pair are written by the thread of the first.
+struct Params {
+    n: u32,
+    first: u32,
+    last: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> w: array<u32>;
+@group(0) @binding(2) var<storage, read_write> index: array<u32>;
+@group(0) @binding(3) var<storage, read_write> base: array<f32>;
+@group(0) @binding(4) var<storage, read_write> delta: array<f32>;
+
+fn insert(word: u32, e: u32, x: f32) -> u32 {
+    let bits = encode(W, x);
+    return select((word & 0xffff0000u) | bits, (word & 0xffffu) | (bits << 16u), (e & 1u) == 1u);
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = linear_id(group, groups) * LANES + lane;
+    if (i >= p.n) {
+        return;
+    }
+    let e = index[i];
+    if (e < p.first || e >= p.last) {
+        return;
+    }
+    if (W == F32) {
+        w[e - p.first] = bitcast<u32>(base[i] + delta[i]);
+        return;
+    }
+    let pair = e >> 1u;
+    if (i > 0u && (index[i - 1u] >> 1u) == pair) {
+        return;
+    }
+    let at = (e - p.first) >> 1u;
+    var word = insert(w[at], e, base[i] + delta[i]);
+    if (i + 1u < p.n && (index[i + 1u] >> 1u) == pair) {
+        word = insert(word, index[i + 1u], base[i + 1u] + delta[i + 1u]);
+    }
+    w[at] = word;
+}

@@ -328,13 +328,12 @@ fn unreadable_files_are_named() {
     }
 }
 
+/// Names and shapes.
+type Tensors = Vec<(String, Vec<usize>)>;
+
 /// Writes the tensors of `decoder` with zeros, changed by `edit`, and checks them.
-fn check(
-    decoder: &Decoder,
-    head: HeadKind,
-    edit: impl Fn(&mut Vec<(String, Vec<usize>)>),
-) -> crate::Result<Vec<Parameter>> {
-    let mut tensors: Vec<_> = decoder.parameters(head).into_iter().map(|p| (p.name, p.shape)).collect();
+fn check(decoder: &Decoder, head: HeadKind, edit: impl Fn(&mut Tensors)) -> crate::Result<Vec<Parameter>> {
+    let mut tensors: Tensors = decoder.parameters(head).into_iter().map(|p| (p.name, p.shape)).collect();
     edit(&mut tensors);
     let out: Vec<_> = tensors
         .into_iter()
@@ -354,10 +353,9 @@ fn a_checkpoint_must_have_exactly_the_tensors() {
     let classes = HeadKind::Classification { classes: 2 };
     let extra = |names: &[&str]| {
         let names: Vec<_> = names.iter().map(|name| (name.to_string(), vec![1])).collect();
-        move |t: &mut Vec<(String, Vec<usize>)>| t.extend(names.clone())
+        move |t: &mut Tensors| t.extend(names.clone())
     };
-    let message =
-        |edit: &dyn Fn(&mut Vec<(String, Vec<usize>)>)| check(&decoder, classes, edit).unwrap_err().to_string();
+    let message = |edit: &dyn Fn(&mut Tensors)| check(&decoder, classes, edit).unwrap_err().to_string();
 
     check(&decoder, classes, extra(&["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])).unwrap();
     check(&decoder, HeadKind::CausalLm, extra(&["score.weight"])).unwrap();
@@ -384,7 +382,7 @@ fn a_checkpoint_must_have_exactly_the_tensors() {
 #[test]
 fn a_tied_head_has_no_values_of_its_own() {
     let decoder = parse(small("gemma", json!({}))).unwrap();
-    let head = |t: &mut Vec<(String, Vec<usize>)>| t.push(("lm_head.weight".into(), vec![11, 8]));
+    let head = |t: &mut Tensors| t.push(("lm_head.weight".into(), vec![11, 8]));
     check(&decoder, HeadKind::Classification { classes: 2 }, head).unwrap();
     let text = check(&decoder, HeadKind::CausalLm, head).unwrap_err().to_string();
     assert!(text.contains("tie_word_embeddings"), "{text}");

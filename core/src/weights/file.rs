@@ -275,4 +275,24 @@ mod tests {
             message(&with_header(&format!(r#"{{"a":{{"dtype":"F32",{entry}}}}}"#), 8));
         }
     }
+
+    /// Every single-byte change of the header is an error or a readable file, never a panic.
+    #[test]
+    fn any_changed_byte_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"I64","shape":[],"data_offsets":[8,16]}}"#;
+        let good = with_header(header, 16);
+        for i in 0..8 + header.len() {
+            for change in [1, 2, 8, 128] {
+                let mut bytes = good.clone();
+                bytes[i] ^= change;
+                std::fs::write(&path, &bytes).unwrap();
+                let Ok(file) = TensorFile::open(&path) else { continue };
+                for name in file.names() {
+                    assert!(file.floats(name).is_ok() || file.integers(name).is_ok() || file.get(name).is_some());
+                }
+            }
+        }
+    }
 }

@@ -4,6 +4,7 @@ use crate::plugin::{LoadedBackendPlugin, PluginSet};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError, DeviceInfo, DeviceKind};
 use sparta_plugin::backend::BackendPlugin;
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 /// A source of devices: a backend that is linked in, or one of a plugin.
@@ -54,13 +55,13 @@ impl Provider for Arc<LoadedBackendPlugin> {
     }
 }
 
-/// All devices of the machine.
+type Answer = std::result::Result<Vec<DeviceInfo>, BackendError>;
+
+/// All devices of the machine. A backend is asked for its devices when they are needed, not before: `--device cpu` does
+/// not depend on any driver.
 pub struct Devices {
-    providers: Vec<Box<dyn Provider>>,
-    /// With the index of the provider.
-    list: Vec<(usize, DeviceInfo)>,
-    /// Providers that could not list their devices, and why.
-    failures: Vec<(String, BackendError)>,
+    /// With their answers.
+    providers: Vec<(Box<dyn Provider>, OnceCell<Answer>)>,
 }
 
 impl Devices {
@@ -76,23 +77,24 @@ impl Devices {
     }
 
     fn new(providers: Vec<Box<dyn Provider>>) -> Devices {
-        let mut list = Vec::new();
-        let mut failures = Vec::new();
-        for (index, provider) in providers.iter().enumerate() {
-            match provider.devices() {
-                Ok(found) => list.extend(found.into_iter().map(|device| (index, device))),
-                Err(error) => failures.push((provider.name().to_owned(), error)),
-            }
-        }
-        Devices { providers, list, failures }
+        Devices { providers: providers.into_iter().map(|provider| (provider, OnceCell::new())).collect() }
     }
 
+    fn answers(&self) -> impl Iterator<Item = (&dyn Provider, &Answer)> {
+        self.providers.iter().map(|(provider, answer)| {
+            let provider = provider.as_ref();
+            (provider, answer.get_or_init(|| provider.devices()))
+        })
+    }
+
+    /// The devices of all backends.
     pub fn list(&self) -> impl Iterator<Item = &DeviceInfo> {
-        self.list.iter().map(|(_, device)| device)
+        self.answers().filter_map(|(_, answer)| answer.as_ref().ok()).flatten()
     }
 
-    pub fn failures(&self) -> &[(String, BackendError)] {
-        &self.failures
+    /// The backends that cannot list their devices, and why.
+    pub fn failures(&self) -> impl Iterator<Item = (&str, &BackendError)> {
+        self.answers().filter_map(|(provider, answer)| Some((provider.name(), answer.as_ref().err()?)))
     }
 
     /// The device that `wanted` means: `auto`, an id such as `cpu` or `wgpu:1`, the name of a backend, or a part of the
@@ -110,16 +112,13 @@ impl Devices {
             return best(self.list().filter(automatic))
                 .ok_or_else(|| self.error("no device for `--device auto`, which takes a GPU or the CPU".into()));
         }
-        if let Some(device) = self.list().find(|device| device.id.eq_ignore_ascii_case(wanted)) {
-            return Ok(device);
-        }
         let backend = wanted.split(':').next().unwrap_or_default().to_ascii_lowercase();
-        if let Some(index) = self.providers.iter().position(|provider| provider.name() == backend) {
-            let own = self.list.iter().filter(|(provider, _)| *provider == index).map(|(_, device)| device);
-            return match best(own).filter(|_| !wanted.contains(':')) {
-                Some(device) => Ok(device),
-                None => Err(self.error(format!("there is no device `{wanted}`"))),
-            };
+        if let Some((provider, answer)) = self.providers.iter().find(|(provider, _)| provider.name() == backend) {
+            let own = || answer.get_or_init(|| provider.devices()).iter().flatten();
+            return own()
+                .find(|device| device.id.eq_ignore_ascii_case(wanted))
+                .or_else(|| best(own()).filter(|_| !wanted.contains(':')))
+                .ok_or_else(|| self.error(format!("there is no device `{wanted}`")));
         }
         if backend == "cuda" {
             return Err(self.error(format!(
@@ -145,8 +144,9 @@ impl Devices {
 
     /// Opens a device of this list.
     pub fn open(&self, device: &DeviceInfo) -> Result<Box<dyn Backend>> {
-        match self.list.iter().find(|(_, known)| known.id == device.id) {
-            Some((provider, known)) => Ok(self.providers[*provider].open(&known.id)?),
+        let backend = device.id.split(':').next().unwrap_or_default();
+        match self.providers.iter().find(|(provider, _)| provider.name() == backend) {
+            Some((provider, _)) => Ok(provider.open(&device.id)?),
             None => Err(self.error(format!("there is no device `{}`", device.id))),
         }
     }
@@ -157,10 +157,10 @@ impl Devices {
         for device in self.list() {
             message += &format!("\n  {:<8} {}", device.id, device.name);
         }
-        if self.list.is_empty() {
+        if self.list().next().is_none() {
             message += " none";
         }
-        for (backend, error) in &self.failures {
+        for (backend, error) in self.failures() {
             message += &format!("\n  {backend}: {error}");
         }
         Error::Usage(message)
@@ -192,6 +192,7 @@ mod tests {
         }
 
         fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
+            assert_ne!(self.0, "broken", "a backend is asked although another was meant");
             if self.1.is_empty() {
                 return Err(BackendError::Other { device: self.0.into(), reason: "no driver".into() });
             }
@@ -205,7 +206,15 @@ mod tests {
 
     fn device(id: &str, name: &str, kind: DeviceKind, gib: Option<u64>) -> DeviceInfo {
         let memory = gib.map(|n| n << 30);
-        DeviceInfo { id: id.into(), name: name.into(), kind, driver: String::new(), memory, max_buffer: 1 << 31 }
+        DeviceInfo {
+            id: id.into(),
+            name: name.into(),
+            kind,
+            driver: String::new(),
+            memory,
+            max_buffer: 1 << 31,
+            in_place: true,
+        }
     }
 
     fn cpu() -> Fake {
@@ -213,7 +222,8 @@ mod tests {
     }
 
     fn machine(gpus: &[(&str, DeviceKind, Option<u64>)]) -> Devices {
-        let list = gpus.iter().enumerate().map(|(i, (name, kind, gib))| device(&format!("wgpu:{i}"), name, *kind, *gib));
+        let list =
+            gpus.iter().enumerate().map(|(i, (name, kind, gib))| device(&format!("wgpu:{i}"), name, *kind, *gib));
         Devices::new(vec![Box::new(Fake("wgpu", list.collect())), Box::new(cpu())])
     }
 
@@ -228,13 +238,15 @@ mod tests {
 
     #[test]
     fn auto_takes_a_discrete_gpu_then_an_integrated_one_then_the_cpu_but_no_software_gpu() {
-        let (igpu, small, large) = (("Iris", IntegratedGpu, None), ("A", DiscreteGpu, Some(8)), ("B", DiscreteGpu, Some(24)));
+        let (igpu, small, large) =
+            (("Iris", IntegratedGpu, None), ("A", DiscreteGpu, Some(8)), ("B", DiscreteGpu, Some(24)));
         assert_eq!(picked(&machine(&[LLVMPIPE, igpu, small, large]), "auto"), "wgpu:3");
         assert_eq!(picked(&machine(&[LLVMPIPE, igpu]), "auto"), "wgpu:1");
         assert_eq!(picked(&machine(&[LLVMPIPE]), "auto"), "cpu");
         assert_eq!(picked(&machine(&[("Virtio", VirtualGpu, None)]), "auto"), "cpu");
         assert_eq!(picked(&machine(&[]), "auto"), "cpu");
-        let software = Devices::new(vec![Box::new(Fake("wgpu", vec![device("wgpu:0", LLVMPIPE.0, SoftwareGpu, None)]))]);
+        let software =
+            Devices::new(vec![Box::new(Fake("wgpu", vec![device("wgpu:0", LLVMPIPE.0, SoftwareGpu, None)]))]);
         assert!(picked(&software, "auto").contains("no device for `--device auto`"));
     }
 
@@ -264,7 +276,10 @@ mod tests {
         let message = picked(&machine(&[LLVMPIPE]), "cuda:1");
         assert!(message.contains("no CUDA backend plugin is installed"), "{message}");
         let message = picked(&machine(&[]), "wgpu");
-        assert!(message.contains("there is no device `wgpu`") && message.contains("wgpu: wgpu: no driver"), "{message}");
+        assert!(
+            message.contains("there is no device `wgpu`") && message.contains("wgpu: wgpu: no driver"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -272,5 +287,11 @@ mod tests {
         let devices = machine(&[LLVMPIPE]);
         let error = devices.open(devices.select("wgpu:0").unwrap()).err().unwrap();
         assert_eq!(error.to_string(), "wgpu:0: opened by wgpu");
+    }
+
+    #[test]
+    fn a_backend_that_was_not_meant_is_not_asked() {
+        let devices = Devices::new(vec![Box::new(Fake("broken", Vec::new())), Box::new(cpu())]);
+        assert_eq!(picked(&devices, "cpu"), "cpu");
     }
 }

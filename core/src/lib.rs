@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod method;
 pub mod model;

@@ -1,133 +1,183 @@
-//! Adapters on disk: `adapter.safetensors` with the trained values in f32, `adapter.json` with all that is needed to
-//! apply them to the base model again.
+//! Adapters: what a run learned, on disk and applied to its base model. Besides our own format: PEFT's LoRA, sparse
+//! deltas, several adapters in one, and merged full models in the Hugging Face layout.
 
+mod applied;
+pub mod combine;
+mod export;
 mod fingerprint;
+mod info;
+mod merge;
+mod model_dir;
+mod native;
+mod peft;
+mod sparse_deltas;
+mod stored;
+mod vector;
+mod verify;
 
-pub use fingerprint::fingerprint;
+pub use applied::Applied;
+pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
+pub use export::{ExportFormat, export};
+pub use fingerprint::{fingerprint, hex};
+pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
+pub use merge::{MergeDtype, MergeRequest, Merged, merge};
+pub use model_dir::average_models;
+pub use native::{Manifest, save};
+pub use verify::{MergeCheck, check_merged};
 
-use crate::method::index_set;
-use crate::run::Prepared;
+use crate::model::Decoder;
 use crate::train::RunConfig;
-use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save as save_tensors};
+use crate::weights::Weights;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sparta_plugin::method::Options;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-const MANIFEST: &str = "adapter.json";
-const VALUES: &str = "adapter.safetensors";
-const FORMAT: &str = "sparta-adapter/1";
+/// The head's tensor; heads of several tasks stand below each other in it.
+pub const HEAD: &str = "score.weight";
 
-/// `adapter.json`.
+/// The classification head of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// `sparta-adapter/1`
-    pub format: String,
-    pub method: String,
-    pub method_version: String,
-    /// Every option of the method.
-    pub options: Options,
-    /// Decides the index sets of sparse parts.
-    pub seed: u64,
-    /// SHA-256 over all index sets; absent where nothing is sparse.
-    pub index_sha256: Option<String>,
-    /// [`fingerprint`] of the base model.
-    pub base: String,
+pub struct Head {
+    /// The task's id, or what else tells it from the others.
+    pub name: String,
     pub labels: Vec<String>,
-    /// Scalars trained outside the head, and the share of the model that they are.
-    pub trained_in_body: u64,
-    pub density: f64,
-    /// SHA-256 of `adapter.safetensors`.
-    pub values_sha256: String,
-    /// The run that made it.
-    pub config: RunConfig,
+    /// The run that trained it; unknown where a file of another tool does not say.
+    pub config: Option<RunConfig>,
+}
+
+impl Head {
+    /// Whether the labels are mere numbers, as other tools write when they have no names.
+    pub fn unnamed(&self) -> bool {
+        self.labels.iter().enumerate().all(|(i, label)| *label == format!("LABEL_{i}"))
+    }
+}
+
+/// Where an adapter comes from, with what only that format knows.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    Native(Box<Manifest>),
+    Peft(peft::Lora),
+    SparseDeltas,
+    Combined(Box<combine::Manifest>),
+    /// A classifier without any adapter.
+    Model,
 }
 
 /// An adapter that was read.
+#[derive(Clone, Debug)]
 pub struct Adapter {
     pub dir: PathBuf,
-    pub manifest: Manifest,
-    /// Trained values by tensor name.
+    pub kind: Kind,
+    /// Directory of the base model, as the adapter names it.
+    pub model: PathBuf,
+    /// [`fingerprint`] of the base model; formats of other tools have none.
+    pub base: Option<String>,
+    /// At least one. Their classes stand in this order in [`HEAD`].
+    pub heads: Vec<Head>,
+    /// Trained values by tensor name, as in [`crate::method::Trained::name`].
     pub values: BTreeMap<String, Vec<f32>>,
+    /// Explicit index sets by parameter, flat and ascending; a method draws those that are not here.
+    pub indices: BTreeMap<String, Vec<u32>>,
 }
 
-/// Writes an adapter. The manifest comes last and holds the hash of the values, so that a torn write is noticed.
-pub fn save(dir: &Path, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let adaptation = &run.setup.adaptation;
-    let trained = adaptation.trained();
-    let tensors: Vec<OutTensor> = trained
-        .iter()
-        .filter_map(|t| {
-            let bytes = Cow::Borrowed(bytemuck::cast_slice(values.get(&t.name)?));
-            Some(OutTensor { name: t.name.clone(), dtype: Dtype::F32, shape: t.shape.clone(), bytes })
-        })
-        .collect();
-    let path = dir.join(VALUES);
-    let metadata = BTreeMap::from([("format".to_owned(), FORMAT.to_owned())]);
-    save_tensors(&path, &tensors, &metadata)?;
-    let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
-    let manifest = Manifest {
-        format: FORMAT.into(),
-        method: adaptation.info.name.clone(),
-        method_version: adaptation.info.version.clone(),
-        options: adaptation.options.clone(),
-        seed: run.config.seed,
-        index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(&sets)),
-        base: fingerprint(&run.weights),
-        labels: run.task.labels.clone(),
-        trained_in_body: run.plan.trainable.body,
-        density: run.plan.trainable.density,
-        values_sha256: hash_file(&path)?,
-        config: run.config.clone(),
-    };
-    let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Training(e.to_string()))?;
-    let path = dir.join(MANIFEST);
-    atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
-}
-
-/// Reads the adapter in `path`, an adapter directory or a run directory.
+/// Reads the adapter in `path`: an adapter directory of any format, a run directory, or a full classifier. `model`
+/// replaces the base model that the adapter names.
 ///
-/// Errors: no adapter there; an unknown format; values that are not those that were saved.
-pub fn load(path: &Path) -> Result<Adapter> {
-    let inside = path.join("adapter");
-    let dir = if inside.join(MANIFEST).is_file() { inside } else { path.to_owned() };
-    let manifest_path = dir.join(MANIFEST);
-    if !manifest_path.is_file() {
-        return Err(Error::Weights(format!(
-            "{}: no adapter here: neither {MANIFEST} nor adapter/{MANIFEST} exists; give a run directory",
-            path.display()
-        )));
+/// Errors: no adapter there; an unknown format or a setting that changes the arithmetic in an unsupported way; values
+/// that are not those that were saved.
+pub fn load(path: &Path, model: Option<&Path>) -> Result<Adapter> {
+    let mut adapter = read(path, model)?;
+    if let Some(model) = model {
+        adapter.model = model.to_owned();
     }
-    let text = fs::read_to_string(&manifest_path).map_err(Error::io(&manifest_path))?;
-    let manifest: Manifest = serde_json::from_str(&text)
-        .map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", manifest_path.display())))?;
-    if manifest.format != FORMAT {
-        return Err(Error::Weights(format!(
-            "{}: format `{}`, this version reads `{FORMAT}`",
-            manifest_path.display(),
-            manifest.format
-        )));
-    }
-    let values_path = dir.join(VALUES);
-    if hash_file(&values_path)? != manifest.values_sha256 {
-        return Err(Error::Weights(format!(
-            "{}: damaged: its SHA-256 is not the one in {MANIFEST}",
-            values_path.display()
-        )));
-    }
-    let file = TensorFile::open(&values_path)?;
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    let values = names.into_iter().map(|name| Ok((name.clone(), file.floats(&name)?.1))).collect::<Result<_>>()?;
-    Ok(Adapter { dir, manifest, values })
+    Ok(adapter)
 }
 
-fn hash_file(path: &Path) -> Result<String> {
+fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
+    let inside = path.join("adapter");
+    let dir = if inside.join(native::MANIFEST).is_file() { &inside } else { path };
+    let manifest = dir.join(native::MANIFEST);
+    if manifest.is_file() {
+        return match native::read_format(dir)?.as_str() {
+            native::FORMAT => native::load(dir),
+            combine::FORMAT => combine::load(dir),
+            other => Err(Error::Weights(format!(
+                "{}: format `{other}`, this version reads `{}` and `{}`",
+                manifest.display(),
+                native::FORMAT,
+                combine::FORMAT
+            ))),
+        };
+    }
+    if path.join(peft::CONFIG).is_file() {
+        return peft::load(path, model);
+    }
+    if path.join(sparse_deltas::VALUES).is_file() {
+        return sparse_deltas::load(path, model);
+    }
+    if let Some(pickle) = pickled(path) {
+        return Err(Error::Weights(format!(
+            "{}: a pickle, which can run code when read and is never opened. Convert it: in Python, \
+             `from safetensors.torch import save_file; save_file(torch.load(\"{}\", weights_only=True), \"{}\")`, for \
+             nested dictionaries with the keys `indices.NAME` and `deltas.NAME`",
+            path.join(pickle).display(),
+            pickle,
+            if pickle.starts_with("adapter") { peft::VALUES } else { sparse_deltas::VALUES },
+        )));
+    }
+    if path.join("config.json").is_file() {
+        return full_model(path);
+    }
+    Err(Error::Weights(format!(
+        "{}: no adapter here: neither {m} nor adapter/{m}, {}, {} or the config.json of a classifier exists; give a run \
+         directory",
+        path.display(),
+        peft::CONFIG,
+        sparse_deltas::VALUES,
+        m = native::MANIFEST,
+    )))
+}
+
+fn pickled(dir: &Path) -> Option<&'static str> {
+    ["adapter_model.bin", "sparse_deltas.pt"].into_iter().find(|name| dir.join(name).is_file())
+}
+
+/// A classifier as an adapter that changes nothing.
+fn full_model(dir: &Path) -> Result<Adapter> {
+    let decoder = Decoder::open(dir)?;
+    let weights = Weights::open(dir)?;
+    let Some(head) = weights.get(HEAD) else {
+        return Err(Error::Weights(format!(
+            "{}: neither an adapter nor a classifier: the model has no `{HEAD}`; give a run directory",
+            dir.display()
+        )));
+    };
+    let classes = head.shape.first().copied().unwrap_or(0);
+    Ok(Adapter {
+        dir: dir.to_owned(),
+        kind: Kind::Model,
+        model: dir.to_owned(),
+        base: None,
+        heads: vec![Head { name: "score".into(), labels: labels(&decoder, classes), config: None }],
+        values: BTreeMap::new(),
+        indices: BTreeMap::new(),
+    })
+}
+
+/// The labels that a configuration names, if there are as many as classes; otherwise numbers.
+fn labels(decoder: &Decoder, classes: usize) -> Vec<String> {
+    match decoder.labels.len() == classes {
+        true => decoder.labels.clone(),
+        false => (0..classes).map(|i| format!("LABEL_{i}")).collect(),
+    }
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub fn hash_file(path: &Path) -> Result<String> {
     let mut file = fs::File::open(path).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
@@ -137,5 +187,5 @@ fn hash_file(path: &Path) -> Result<String> {
             n => hash.update(&buffer[..n]),
         }
     }
-    Ok(fingerprint::hex(&hash.finalize()))
+    Ok(hex(&hash.finalize()))
 }

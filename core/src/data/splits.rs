@@ -45,7 +45,7 @@ pub fn permutation(seed: u64, purpose: &str, name: &str, len: usize) -> Vec<usiz
     let mut words = Stream::new(seed, purpose, name).words();
     for i in (1..len).rev() {
         let word = words.next().unwrap_or_default();
-        order.swap(i, (u64::from(word) * (i as u64 + 1) >> 32) as usize);
+        order.swap(i, ((u64::from(word) * (i as u64 + 1)) >> 32) as usize);
     }
     order
 }

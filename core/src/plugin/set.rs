@@ -123,12 +123,12 @@ impl PluginSet {
     }
 
     fn unknown<'a>(&self, what: &str, name: &str, known: impl Iterator<Item = &'a str> + Clone) -> Error {
-        let mut message = format!("there is no {what} `{name}`");
-        if let Some(near) = crate::method::options::nearest(name, known.clone()) {
-            message += &format!("; did you mean `{near}`?");
-        }
+        let mut message = match crate::method::options::nearest(name, known.clone()) {
+            Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
+            None => format!("there is no {what} `{name}`."),
+        };
         match known.collect::<Vec<_>>() {
-            known if known.is_empty() => message += &format!("; no {what} plugin was found"),
+            known if known.is_empty() => message += &format!(" No {what} plugin was found."),
             known => message += &format!(" The plugins that were found offer: {}.", known.join(", ")),
         }
         let refused = self.report.iter().filter(|found| matches!(found.state, State::Refused { .. })).count();

@@ -9,18 +9,28 @@ use crate::{Error, Result};
 use sparta_plugin::task::TaskInfo;
 
 /// Pooled hidden states of one split, computed once: with only the head trained they never change.
+///
+/// They are computed in fixed groups of examples, whatever is asked for first, so that a resumed run gets the same bits.
 pub struct Features {
     width: usize,
     values: Vec<f32>,
     known: Vec<bool>,
+    /// A permutation of the examples, cut into groups of `group`.
+    order: Vec<usize>,
+    group: usize,
+    /// Place of each example in `order`.
+    places: Vec<usize>,
 }
 
 impl Features {
-    pub fn new(examples: usize, width: usize) -> Self {
-        Features { width, values: vec![0.0; examples * width], known: vec![false; examples] }
+    pub fn new(order: Vec<usize>, width: usize, group: usize) -> Self {
+        let mut places = vec![0; order.len()];
+        order.iter().enumerate().for_each(|(place, &example)| places[example] = place);
+        let (values, known) = (vec![0.0; order.len() * width], vec![false; order.len()]);
+        Features { width, values, known, order, group, places }
     }
 
-    /// The features of `chosen` examples, `[chosen, width]`; runs the body for those not yet known.
+    /// The features of `chosen` examples, `[chosen, width]`; runs the body for groups not yet known.
     pub fn get(
         &mut self,
         session: &mut Session,
@@ -28,15 +38,31 @@ impl Features {
         chosen: &[usize],
         budget: usize,
     ) -> Result<Vec<f32>> {
-        let unknown: Vec<usize> = chosen.iter().copied().filter(|&i| !self.known[i]).collect();
-        for part in batches(examples, &unknown, budget) {
+        for &example in chosen {
+            if !self.known[example] {
+                self.compute_group(session, examples, example, budget)?;
+            }
+        }
+        Ok(chosen.iter().flat_map(|&i| &self.values[i * self.width..(i + 1) * self.width]).copied().collect())
+    }
+
+    fn compute_group(
+        &mut self,
+        session: &mut Session,
+        examples: &[Encoded],
+        example: usize,
+        budget: usize,
+    ) -> Result<()> {
+        let start = self.places[example] / self.group * self.group;
+        let group = &self.order[start..self.order.len().min(start + self.group)];
+        for part in batches(examples, group, budget) {
             let pooled = session.pool(&Batch::pack(part.iter().map(|&i| &examples[i])))?;
             for (&i, row) in part.iter().zip(pooled.chunks(self.width)) {
                 self.values[i * self.width..(i + 1) * self.width].copy_from_slice(row);
                 self.known[i] = true;
             }
         }
-        Ok(chosen.iter().flat_map(|&i| &self.values[i * self.width..(i + 1) * self.width]).copied().collect())
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whole jobs: plan, train, evaluate, predict, pre-train, and the comparison with other implementations.
 
 mod evaluate;
+mod identity;
 mod infer;
 mod inspect;
 mod plan;
@@ -16,7 +17,7 @@ pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, megabytes, thousands
 pub use prepare::{Prepared, default_head_std, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use result::{RunResult, Stopped};
-pub use train::run;
+pub use train::{Start, run};
 
 use crate::Result;
 use crate::plugin::PluginSet;

@@ -2,6 +2,7 @@
 
 use crate::tensors::MemoryKind;
 use crate::train::Schedule;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::Options;
@@ -67,6 +68,22 @@ pub struct SplitPlan {
 }
 
 impl RunPlan {
+    /// Errors: more memory planned than the device has, with three ways to make it fit.
+    pub fn check_memory(&self) -> Result<()> {
+        let needed = self.total_memory();
+        match self.device.memory {
+            Some(memory) if needed > memory => Err(Error::Usage(format!(
+                "the run needs {} on {}, which has {}. To make it fit: lower --micro-batch-tokens (activations take {}); \
+                 choose a method or --density that trains less; take a smaller model or one stored in bf16",
+                megabytes(needed),
+                self.device.name,
+                megabytes(memory),
+                megabytes(self.memory.get(&MemoryKind::Activations).copied().unwrap_or(0))
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes on the device, all kinds.
     pub fn total_memory(&self) -> u64 {
         self.memory.values().sum()

@@ -27,6 +27,8 @@ pub enum Stopped {
 pub struct RunResult {
     pub stopped: Stopped,
     pub steps: usize,
+    /// Steps without an update because a gradient was not finite.
+    pub skipped_steps: usize,
     /// The step whose state was kept, with early stopping.
     pub best_step: Option<usize>,
     /// Metrics of the saved state; absent after an interruption.
@@ -47,10 +49,12 @@ pub struct RunResult {
     pub adapter: PathBuf,
 }
 
-/// The directory that a run writes.
+/// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
 pub struct RunDirectory {
     path: PathBuf,
     metrics: File,
+    metrics_bytes: u64,
+    _lock: File,
 }
 
 #[derive(Serialize)]
@@ -63,22 +67,66 @@ struct Line<'a, T> {
 impl RunDirectory {
     /// Creates the directory and writes configuration and plan.
     ///
-    /// Errors: the directory holds a run already; it cannot be written.
+    /// Errors: the directory holds a run already, or is in use; it cannot be written.
     pub fn create(run: &Prepared) -> Result<RunDirectory> {
-        let path = run.config.out.clone();
+        let path = &run.config.out;
+        fs::create_dir_all(path).map_err(Error::io(path))?;
+        let lock = lock(path)?;
         if path.join("metrics.jsonl").exists() {
             return Err(Error::Usage(format!(
-                "{} holds a run already; give another --out, or remove the directory",
+                "{} holds a run already; go on with it by --resume, or give another --out",
                 path.display()
             )));
         }
-        fs::create_dir_all(&path).map_err(Error::io(&path))?;
+        Self::open(run, lock)
+    }
+
+    /// The directory of an earlier run.
+    ///
+    /// Errors: there is none; it is in use.
+    pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
+        let path = &run.config.out;
+        if !path.join("metrics.jsonl").is_file() {
+            return Err(Error::Usage(format!("{}: there is no run to resume", path.display())));
+        }
+        let lock = lock(path)?;
+        Self::open(run, lock)
+    }
+
+    fn open(run: &Prepared, lock: File) -> Result<RunDirectory> {
+        let path = run.config.out.clone();
         let metrics_path = path.join("metrics.jsonl");
-        let metrics = File::options().create_new(true).append(true).open(&metrics_path);
-        let directory = RunDirectory { metrics: metrics.map_err(Error::io(metrics_path))?, path };
+        let metrics = File::options().create(true).append(true).open(&metrics_path);
+        let metrics = metrics.map_err(Error::io(&metrics_path))?;
+        let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
+        let directory = RunDirectory { path, metrics, metrics_bytes, _lock: lock };
         directory.write_json("config.json", &run.config)?;
         directory.write_json("plan.json", &run.plan)?;
         Ok(directory)
+    }
+
+    /// Drops what was logged after a checkpoint.
+    pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        if self.metrics_bytes < bytes {
+            let got = self.metrics_bytes;
+            let what = format!("{} has {got} bytes, the checkpoint knows of {bytes}", path.display());
+            return Err(Error::Training(format!("{what}; it was changed after the run")));
+        }
+        self.metrics.set_len(bytes).map_err(Error::io(path))?;
+        self.metrics_bytes = bytes;
+        Ok(())
+    }
+
+    /// Makes what was logged safe on disk and returns its size.
+    pub fn sync_log(&self) -> Result<u64> {
+        self.metrics.sync_data().map_err(Error::io(self.path.join("metrics.jsonl")))?;
+        Ok(self.metrics_bytes)
+    }
+
+    /// Bytes logged so far.
+    pub fn log_bytes(&self) -> u64 {
+        self.metrics_bytes
     }
 
     pub fn path(&self) -> &Path {
@@ -93,7 +141,9 @@ impl RunDirectory {
     pub fn log<T: Serialize>(&mut self, kind: &str, report: &T) -> Result<()> {
         let mut line = serde_json::to_string(&Line { kind, report }).map_err(|e| Error::Training(e.to_string()))?;
         line.push('\n');
-        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join("metrics.jsonl")))
+        self.metrics.write_all(line.as_bytes()).map_err(Error::io(self.path.join("metrics.jsonl")))?;
+        self.metrics_bytes += line.len() as u64;
+        Ok(())
     }
 
     pub fn save_adapter(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
@@ -108,6 +158,20 @@ impl RunDirectory {
         let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
         let path = self.path.join(name);
         atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+    }
+}
+
+/// Takes the lock of a run directory; the system lets go of it when the process ends, however it ends.
+fn lock(path: &Path) -> Result<File> {
+    let file_path = path.join(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&file_path);
+    let file = file.map_err(Error::io(&file_path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::Usage(format!("{}: another run is writing here; give another --out", path.display())))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
     }
 }
 

@@ -1,11 +1,14 @@
 //! The training loop.
 
 use super::evaluate::{Features, predict, score};
-use super::prepare::{Prepared, prepare};
+use super::identity::identity;
+use super::prepare::{EVAL_EXAMPLES, Prepared, prepare};
 use super::result::{RunDirectory, RunResult, Stopped};
 use crate::data::batch::split_by_budget;
 use crate::data::{Batch, Encoded, splits::permutation};
+use crate::method::Form;
 use crate::plugin::PluginSet;
+use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
 use crate::train::schedule::learning_rate;
 use crate::train::{EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
 use crate::{Error, Result};
@@ -13,125 +16,181 @@ use sparta_graph::Backend;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Trains, evaluates on dev and test, and writes the run directory.
+/// Whether a run begins or goes on from its newest checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    New,
+    Resume,
+}
+
+/// Trains, evaluates on dev and test, and writes the run directory `config.out`.
 ///
-/// Errors: whatever [`prepare`] refuses; a run directory that is in use; a device that fails; a loss or a gradient that
-/// is not finite, with what was learned before saved.
+/// Errors: whatever [`prepare`] refuses; a run directory that is in use, or that cannot be resumed; a device that
+/// fails; a loss or a gradient that is not finite, with what was learned before saved.
 pub fn run(
     config: &RunConfig,
     plugins: &PluginSet,
     device: Box<dyn Backend>,
+    start: Start,
     observer: &mut dyn Observer,
 ) -> Result<RunResult> {
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
-    let directory = RunDirectory::create(&prepared)?;
+    prepared.plan.check_memory()?;
+    let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
+    let (directory, from) = match start {
+        Start::New => (RunDirectory::create(&prepared)?, None),
+        Start::Resume => {
+            let mut directory = RunDirectory::reopen(&prepared)?;
+            let (checkpoint, damaged) = checkpoints.load_newest()?;
+            damaged.iter().for_each(|text| observer.message(text));
+            observer.message(&format!("resuming after step {}", checkpoint.position.step));
+            directory.cut_log(checkpoint.position.metrics_bytes)?;
+            (directory, Some(checkpoint))
+        }
+    };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), prepared.arena)?;
-    Trainer::new(&prepared, session, directory, observer).run()
-}
-
-/// The best state on dev so far.
-struct Best {
-    metric: f64,
-    step: usize,
-    values: BTreeMap<String, Vec<f32>>,
+    let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
+    if let Some(checkpoint) = from {
+        trainer.restore(checkpoint)?;
+    }
+    trainer.run()
 }
 
 struct Trainer<'a> {
     run: &'a Prepared,
     session: Session,
     directory: RunDirectory,
+    checkpoints: Checkpoints,
     observer: &'a mut dyn Observer,
     /// Pooled features of train, dev and test, when only the head is trained.
     features: Option<[Features; 3]>,
-    step: usize,
-    tokens: u64,
+    position: Position,
+    best_values: BTreeMap<String, Vec<f32>>,
+    /// Step of the newest checkpoint.
+    saved_at: Option<usize>,
+    /// The epoch whose order `order` is.
+    epoch: usize,
+    order: Vec<usize>,
     training_time: Duration,
-    best: Option<Best>,
-    /// Evaluations on dev since the best one.
-    stale: usize,
-    last_dev: Option<(usize, Metrics)>,
+    /// Tokens trained on in this process.
+    tokens: u64,
 }
 
 impl<'a> Trainer<'a> {
-    fn new(run: &'a Prepared, session: Session, directory: RunDirectory, observer: &'a mut dyn Observer) -> Self {
-        let width = run.setup.decoder.hidden_size;
-        let splits = [&run.train, &run.dev, &run.test];
-        let features = run.setup.limits.head_features.then(|| splits.map(|s| Features::new(s.len(), width)));
+    fn new(
+        run: &'a Prepared,
+        session: Session,
+        directory: RunDirectory,
+        checkpoints: Checkpoints,
+        observer: &'a mut dyn Observer,
+    ) -> Self {
+        let order = epoch_order(run, 0);
+        let features = run.setup.limits.head_features.then(|| {
+            let width = run.setup.decoder.hidden_size;
+            let in_order = |examples: &[Encoded]| Features::new((0..examples.len()).collect(), width, EVAL_EXAMPLES);
+            let train = Features::new(order.clone(), width, run.config.batch_size);
+            [train, in_order(&run.dev), in_order(&run.test)]
+        });
         Trainer {
             run,
             session,
             directory,
+            checkpoints,
             observer,
             features,
-            step: 0,
-            tokens: 0,
+            position: Position::default(),
+            best_values: BTreeMap::new(),
+            saved_at: None,
+            epoch: 0,
+            order,
             training_time: Duration::ZERO,
-            best: None,
-            stale: 0,
-            last_dev: None,
+            tokens: 0,
         }
+    }
+
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        self.session.set_state(&checkpoint.state)?;
+        self.saved_at = Some(checkpoint.position.step);
+        self.position = checkpoint.position;
+        self.best_values = checkpoint.best_values;
+        Ok(())
     }
 
     fn run(mut self) -> Result<RunResult> {
-        let stopped = match self.epochs() {
-            Ok(stopped) => stopped,
+        match self.steps() {
+            Ok(stopped) => self.finish(stopped),
             Err(error) => {
-                let saved = self.restore_best().and_then(|()| self.save());
-                let kept = if saved.is_ok() { "the last good state is saved" } else { "nothing could be saved" };
-                return Err(Error::Training(format!("step {}: {error} ({kept})", self.step)));
-            }
-        };
-        self.finish(stopped)
-    }
-
-    fn epochs(&mut self) -> Result<Stopped> {
-        for epoch in 0..self.run.config.epochs {
-            let order = permutation(self.run.config.seed, "order", &epoch.to_string(), self.run.train.len());
-            for batch in order.chunks(self.run.config.batch_size) {
-                if self.step == self.run.total_steps {
-                    return Ok(Stopped::Completed);
-                }
-                self.train_on(batch, epoch)?;
-                if self.observer.stop_requested() {
-                    return Ok(Stopped::Interrupted);
-                }
-                let due = self.run.config.eval_interval.is_some_and(|n| self.step.is_multiple_of(n));
-                if due && self.evaluate_dev()? {
-                    return Ok(Stopped::EarlyStopping);
-                }
-            }
-            if self.run.config.eval_interval.is_none() && self.evaluate_dev()? {
-                return Ok(Stopped::EarlyStopping);
+                // A step that fails changes nothing, so the state is that of the last good one.
+                let saved = self.save_checkpoint().and_then(|()| self.restore_best()).and_then(|()| self.save());
+                let kept = match saved {
+                    Ok(()) => "the last good state is saved".to_owned(),
+                    Err(error) => format!("and the last good state could not be saved: {error}"),
+                };
+                Err(Error::Training(format!("after step {}: {error} ({kept})", self.position.step)))
             }
         }
-        Ok(Stopped::Completed)
     }
 
-    /// One optimizer step on these training examples.
-    fn train_on(&mut self, chosen: &[usize], epoch: usize) -> Result<()> {
-        let config = &self.run.config;
-        let lr = learning_rate(config.schedule, self.run.lr, config.warmup, self.step, self.run.total_steps);
+    /// Evaluates, saves and trains until there is a reason to stop. What is due at a step depends on the position
+    /// alone, so a resumed run does exactly what is left.
+    fn steps(&mut self) -> Result<Stopped> {
+        loop {
+            let step = self.position.step;
+            if self.evaluation_due() && !self.evaluate_dev()? {
+                return self.interrupted();
+            }
+            if self.run.config.patience.is_some_and(|patience| self.position.stale >= patience) {
+                self.save_checkpoint()?;
+                return Ok(Stopped::EarlyStopping);
+            }
+            let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
+            let end = step == self.run.total_steps;
+            if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.checkpoint_interval))) {
+                self.save_checkpoint()?;
+            }
+            if end {
+                return Ok(Stopped::Completed);
+            }
+            self.train_step()?;
+            if self.observer.stop_requested() {
+                return self.interrupted();
+            }
+        }
+    }
+
+    fn interrupted(&mut self) -> Result<Stopped> {
+        self.save_checkpoint()?;
+        Ok(Stopped::Interrupted)
+    }
+
+    fn evaluation_due(&self) -> bool {
+        let step = self.position.step;
+        let every = self.run.config.eval_interval.unwrap_or(self.run.plan.steps_per_epoch);
+        let done = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
+        step > 0 && step.is_multiple_of(every) && !done
+    }
+
+    /// One optimizer step on the next batch.
+    fn train_step(&mut self) -> Result<()> {
+        let (step, config) = (self.position.step, &self.run.config);
+        let (epoch, batch) = (step / self.run.plan.steps_per_epoch, step % self.run.plan.steps_per_epoch);
+        if epoch != self.epoch {
+            (self.epoch, self.order) = (epoch, epoch_order(self.run, epoch));
+        }
+        let begin = batch * config.batch_size;
+        let chosen = self.order[begin..self.order.len().min(begin + config.batch_size)].to_vec();
         let tokens: usize = chosen.iter().map(|&i| self.run.train[i].tokens.len()).sum();
-        let begin = Instant::now();
-        let output = match &mut self.features {
-            Some([features, ..]) => {
-                let budget = config.micro_batch_tokens;
-                let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
-                let labels: Vec<u32> = chosen.iter().map(|&i| self.run.train[i].label).collect();
-                self.session.head_step(&pooled, &labels, lr)?
-            }
-            None => {
-                let micro = micro_batches(&self.run.train, chosen, config.micro_batch_tokens);
-                self.session.step(&micro, lr)?
-            }
-        };
-        self.training_time += begin.elapsed();
-        self.check(&output)?;
-        self.step += 1;
+        let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
+        let time = Instant::now();
+        let output = self.train_on(&chosen, lr)?;
+        self.training_time += time.elapsed();
         self.tokens += tokens as u64;
+        self.check(&output)?;
+        self.position.step += 1;
+        self.position.tokens += tokens as u64;
         let report = StepReport {
-            step: self.step,
+            step: self.position.step,
             total_steps: self.run.total_steps,
             epoch,
             loss: output.loss,
@@ -145,37 +204,86 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// A run that cannot learn stops at once and says why.
-    fn check(&mut self, output: &StepOutput) -> Result<()> {
-        let finite = output.loss.is_finite() && output.grad_norm.is_finite();
-        if finite && (self.step > 0 || output.grad_norm > 0.0) {
-            return Ok(());
+    fn train_on(&mut self, chosen: &[usize], lr: f64) -> Result<StepOutput> {
+        let budget = self.run.config.micro_batch_tokens;
+        match &mut self.features {
+            Some([features, ..]) => {
+                let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
+                let labels: Vec<u32> = chosen.iter().map(|&i| self.run.train[i].label).collect();
+                self.session.head_step(&pooled, &labels, lr)
+            }
+            None => self.session.step(&micro_batches(&self.run.train, chosen, budget), lr),
         }
-        if !output.loss.is_finite() {
-            return Err(Error::Training(format!("the loss is {}; lower --lr", output.loss)));
-        }
-        if finite {
-            return Err(Error::Training("every gradient is zero: this run cannot learn".into()));
-        }
-        let norms = self.session.grad_norms()?;
-        let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all together", |(name, _)| name);
-        Err(Error::Training(format!("the gradient of {tensor} is not finite; lower --lr or give --max-grad-norm")))
     }
 
-    /// Evaluates on dev, keeps the best state, and says whether patience has run out.
+    /// A run that cannot learn stops and says why; a loss that jumps is reported.
+    fn check(&mut self, output: &StepOutput) -> Result<()> {
+        if !output.loss.is_finite() || !output.grad_norm.is_finite() {
+            return self.not_finite(output);
+        }
+        if self.position.step == 0 {
+            self.check_first_gradients(output)?;
+        }
+        let mean = self.position.mean_loss.unwrap_or(output.loss);
+        if output.loss > 3.0 * mean + 1.0 {
+            let step = self.position.step + 1;
+            self.observer.message(&format!("step {step}: the loss jumped to {:.4} from about {mean:.4}", output.loss));
+        }
+        self.position.mean_loss = Some(mean + 0.05 * (output.loss - mean));
+        Ok(())
+    }
+
+    fn not_finite(&mut self, output: &StepOutput) -> Result<()> {
+        let norms = self.session.grad_norms()?;
+        let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
+        let what = match output.loss.is_finite() {
+            true => format!("the gradient of {tensor} is not finite"),
+            false => format!("the loss is {}", output.loss),
+        };
+        if !self.run.config.skip_nonfinite {
+            return Err(Error::Training(format!(
+                "step {}: {what}; lower --lr, or go on without such batches with --skip-nonfinite",
+                self.position.step + 1
+            )));
+        }
+        self.position.skipped += 1;
+        let (step, skipped) = (self.position.step + 1, self.position.skipped);
+        self.observer.message(&format!("step {step}: {what}; skipped ({skipped} so far)"));
+        Ok(())
+    }
+
+    /// At the first step every trained tensor must have a gradient; extra tensors of a reparametrisation may begin
+    /// without one (LoRA's A, as B is zero).
+    fn check_first_gradients(&mut self, output: &StepOutput) -> Result<()> {
+        if output.grad_norm == 0.0 {
+            return Err(Error::Training("every gradient is zero: this run cannot learn".into()));
+        }
+        let forms: BTreeMap<String, Form> =
+            self.run.setup.adaptation.trained().into_iter().map(|t| (t.name, t.form)).collect();
+        for (name, norm) in self.session.grad_norms()? {
+            if norm == 0.0 && forms.get(&name).is_some_and(|form| !matches!(form, Form::Extra(_))) {
+                self.observer.message(&format!("step 1: the gradient of {name} is zero"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates on dev and keeps the best state; false if interrupted.
     fn evaluate_dev(&mut self) -> Result<bool> {
         let Some(metrics) = self.evaluate(1)? else { return Ok(false) };
+        let step = self.position.step;
         let metric = metrics.scores.get(&self.run.task.primary).copied().unwrap_or(-metrics.loss);
-        let better = self.best.as_ref().is_none_or(|best| metric > best.metric + self.run.config.min_delta);
-        self.stale = if better { 0 } else { self.stale + 1 };
+        let better = self.position.best.is_none_or(|(best, _)| metric > best + self.run.config.min_delta);
+        self.position.stale = if better { 0 } else { self.position.stale + 1 };
         if better {
-            let keep = self.run.config.patience.is_some();
-            let values = if keep { self.session.trained_values()? } else { BTreeMap::new() };
-            self.best = Some(Best { metric, step: self.step, values });
+            self.position.best = Some((metric, step));
+            if self.run.config.patience.is_some() {
+                self.best_values = self.session.trained_values()?;
+            }
         }
         self.report("dev", &metrics, better)?;
-        self.last_dev = Some((self.step, metrics));
-        Ok(self.run.config.patience.is_some_and(|patience| self.stale >= patience))
+        self.position.last_dev = Some((step, metrics));
+        Ok(true)
     }
 
     /// Metrics of dev (1) or test (2); `None` if interrupted.
@@ -195,20 +303,38 @@ impl<'a> Trainer<'a> {
     }
 
     fn report(&mut self, split: &str, metrics: &Metrics, best: bool) -> Result<()> {
-        let report = EvalReport { step: self.step, split: split.into(), metrics: metrics.clone(), best };
+        let report = EvalReport { step: self.position.step, split: split.into(), metrics: metrics.clone(), best };
         self.directory.log("eval", &report)?;
         self.observer.eval(&report);
         Ok(())
     }
 
+    fn save_checkpoint(&mut self) -> Result<()> {
+        if self.saved_at == Some(self.position.step) && !self.evaluated_since_saved() {
+            return Ok(());
+        }
+        self.position.metrics_bytes = self.directory.sync_log()?;
+        let state = self.session.state()?;
+        let best_values = self.best_values.clone();
+        self.checkpoints.save(&Checkpoint { position: self.position.clone(), state, best_values })?;
+        self.saved_at = Some(self.position.step);
+        Ok(())
+    }
+
+    fn evaluated_since_saved(&self) -> bool {
+        self.position.metrics_bytes != self.directory.log_bytes()
+    }
+
     /// With patience, the state that was best on dev; otherwise the last one stays.
     fn restore_best(&mut self) -> Result<()> {
-        match &self.best {
-            Some(best) if !best.values.is_empty() && best.step != self.step => {
-                self.session.set_trained_values(&best.values)
-            }
-            _ => Ok(()),
+        if self.best_step().is_some_and(|step| step != self.position.step) {
+            self.session.set_trained_values(&self.best_values)?;
         }
+        Ok(())
+    }
+
+    fn best_step(&self) -> Option<usize> {
+        self.position.best.filter(|_| !self.best_values.is_empty()).map(|(_, step)| step)
     }
 
     fn save(&mut self) -> Result<()> {
@@ -220,9 +346,9 @@ impl<'a> Trainer<'a> {
         self.restore_best()?;
         self.save()?;
         let interrupted = stopped == Stopped::Interrupted;
-        let best_step = self.best.as_ref().filter(|b| !b.values.is_empty()).map(|b| b.step);
-        let current = best_step.unwrap_or(self.step);
-        let dev = match self.last_dev.take() {
+        let best_step = self.best_step();
+        let current = best_step.unwrap_or(self.position.step);
+        let dev = match self.position.last_dev.take() {
             Some((step, metrics)) if step == current => Some(metrics),
             _ if interrupted => None,
             _ => self.evaluate(1)?,
@@ -233,7 +359,8 @@ impl<'a> Trainer<'a> {
         }
         let result = RunResult {
             stopped,
-            steps: self.step,
+            steps: self.position.step,
+            skipped_steps: self.position.skipped,
             best_step,
             dev,
             test,
@@ -254,6 +381,11 @@ impl<'a> Trainer<'a> {
     fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.training_time.as_secs_f64().max(1e-9)
     }
+}
+
+/// The order of the training examples in an epoch.
+fn epoch_order(run: &Prepared, epoch: usize) -> Vec<usize> {
+    permutation(run.config.seed, "order", &epoch.to_string(), run.train.len())
 }
 
 /// The chosen examples in packed micro-batches of at most `budget` tokens.

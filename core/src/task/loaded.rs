@@ -59,9 +59,9 @@ impl Task for LoadedTask {
         let message = serde_json::to_vec(request)
             .map_err(|e| Error(format!("{}: cannot be passed to a plugin: {e}", request.data.display())))?;
         let mut id = 0;
+        let message = SpartaBytes::new(&message);
         // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
-        plugin
-            .call("open", plugin.table.open, None, |f, call| unsafe { f(call, SpartaBytes::new(&message), &mut id) })?;
+        plugin.call("open", plugin.table.open, None, |f, call| unsafe { f(call, message, &mut id) })?;
         let handle = DatasetHandle { plugin: plugin.clone(), id, one_thread: PhantomData };
         // SAFETY: as above, with the handle that `open` gave.
         let answer = plugin.call("recipe", plugin.table.recipe, None, |f, call| unsafe { f(call, id) })?;
@@ -142,12 +142,13 @@ impl Iterator for LoadedExamples<'_> {
     type Item = Result<Example, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.batch.is_empty() && !self.ended {
-            if let Err(error) = self.fetch() {
-                // What follows an error may be anything.
-                (self.ended, self.batch) = (true, VecDeque::new());
-                return Some(Err(error));
-            }
+        if self.batch.is_empty()
+            && !self.ended
+            && let Err(error) = self.fetch()
+        {
+            // What follows an error may be anything.
+            (self.ended, self.batch) = (true, VecDeque::new());
+            return Some(Err(error));
         }
         self.batch.pop_front().map(Ok)
     }

@@ -1,8 +1,10 @@
 //! What a run is asked to do, and how it tells its progress.
 
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Everything that decides a run. The command line and the configuration file fill it; it is stored with the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,7 +49,14 @@ pub struct RunConfig {
     pub head_init_std: Option<f64>,
     /// Tokens per micro-batch; a larger batch is split, with the gradients summed.
     pub micro_batch_tokens: usize,
+    /// Write a checkpoint every so many steps, besides those at evaluations on dev and at the end.
+    pub checkpoint_interval: usize,
+    /// Newest checkpoints kept.
+    pub keep_checkpoints: usize,
+    /// Go on after a step whose gradient is not finite, without an update, instead of ending the run.
+    pub skip_nonfinite: bool,
     /// The run directory.
+    #[serde(skip)]
     pub out: PathBuf,
 }
 
@@ -72,7 +81,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Real tokens of the step's examples.
     pub tokens: usize,
-    /// Since training began, evaluation excluded.
+    /// Since training began, evaluation excluded; not stored, so that equal runs give equal files.
+    #[serde(skip)]
     pub tokens_per_second: f64,
 }
 
@@ -110,4 +120,20 @@ pub trait Observer {
     fn message(&mut self, text: &str);
     /// True ends the run cleanly after the current step.
     fn stop_requested(&self) -> bool;
+}
+
+impl RunConfig {
+    /// The configuration of an earlier run, to go on with it.
+    ///
+    /// Errors: no run directory; a file of another version.
+    pub fn of_run(dir: &Path) -> Result<RunConfig> {
+        let path = dir.join("config.json");
+        if !path.is_file() {
+            return Err(Error::Usage(format!("{}: there is no run here: no config.json", dir.display())));
+        }
+        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let config: RunConfig = serde_json::from_str(&text)
+            .map_err(|e| Error::Usage(format!("{}: not the configuration of a run: {e}", path.display())))?;
+        Ok(RunConfig { out: dir.to_owned(), ..config })
+    }
 }

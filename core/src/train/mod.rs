@@ -1,5 +1,6 @@
 //! Training: graphs of a step, the session that runs them on a device, schedules, the loop.
 
+pub mod checkpoint;
 pub mod config;
 pub mod graphs;
 pub mod layout;
@@ -9,4 +10,4 @@ pub mod session;
 pub use config::{EvalReport, Metrics, Observer, RunConfig, Schedule, StepReport};
 pub use graphs::{Optimizer, Size};
 pub use layout::Limits;
-pub use session::{Session, Setup, StepOutput};
+pub use session::{Session, Setup, State, StepOutput};

@@ -48,7 +48,19 @@ pub struct StepOutput {
     pub loss: f64,
     /// Global norm of all trained gradients before clipping.
     pub grad_norm: f64,
+    /// Negative when the norm is not finite: nothing was updated then.
     pub clip_coef: f64,
+}
+
+/// What training has changed so far: all that the next step depends on besides its batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// Trained values by tensor name, and Adam's moments of them.
+    pub values: BTreeMap<String, Vec<f32>>,
+    pub m: BTreeMap<String, Vec<f32>>,
+    pub v: BTreeMap<String, Vec<f32>>,
+    /// Optimizer steps done.
+    pub steps: u64,
 }
 
 /// Plans kept ready; the least recently used goes first.
@@ -87,8 +99,29 @@ impl Session {
         &mut self.tensors
     }
 
-    pub fn steps(&self) -> u64 {
-        self.steps
+    pub fn state(&mut self) -> Result<State> {
+        let values = self.trained_values()?;
+        let mut moments = |name: fn(&str) -> String| -> Result<BTreeMap<String, Vec<f32>>> {
+            let read =
+                |(key, value): (&String, &Vec<f32>)| Ok((key.clone(), self.tensors.read_f32(&name(key), value.len())?));
+            values.iter().map(read).collect()
+        };
+        let (m, v) = (moments(names::adam_m)?, moments(names::adam_v)?);
+        Ok(State { values, m, v, steps: self.steps })
+    }
+
+    /// Errors: a state of other tensors.
+    pub fn set_state(&mut self, state: &State) -> Result<()> {
+        self.set_trained_values(&state.values)?;
+        for (key, values) in &state.values {
+            for (moments, name) in [(&state.m, names::adam_m(key)), (&state.v, names::adam_v(key))] {
+                let moment = moments.get(key).filter(|moment| moment.len() == values.len());
+                let moment = moment.ok_or_else(|| Error::Weights(format!("the moments of {key} are missing")))?;
+                self.tensors.write_f32(&name, moment)?;
+            }
+        }
+        self.steps = state.steps;
+        Ok(())
     }
 
     /// One optimizer step on micro-batches whose examples together make the batch.
@@ -200,6 +233,10 @@ impl Session {
 
     fn end_step(&mut self, loss: f64) -> Result<StepOutput> {
         let clip = self.tensors.read_f32(names::CLIP, 2)?;
+        if clip[1] < 0.0 {
+            // Nothing was updated, so this step does not count in Adam's bias corrections.
+            self.steps -= 1;
+        }
         Ok(StepOutput { loss, grad_norm: clip[0].into(), clip_coef: clip[1].into() })
     }
 

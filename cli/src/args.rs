@@ -1,0 +1,333 @@
+//! The command line. Every option is defined here once: its name, type, range, default and help; `--config` files have the
+//! same names as keys.
+
+use clap::builder::RangedU64ValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use sparta_core::train::Schedule;
+use sparta_graph::DType;
+use std::path::PathBuf;
+
+/// Fine-tune decoder language models for classification on any GPU, or without one
+#[derive(Parser)]
+#[command(name = "sparta-cli", version, max_term_width = 120, args_override_self = true)]
+pub struct Cli {
+    /// Load plugins from this library or directory first; may be repeated
+    #[arg(long, global = true, value_name = "PATH")]
+    pub plugin: Vec<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Fine-tune a model and measure it; with no --model and no --data, a small model on film and product reviews
+    Run(RunArgs),
+    /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps
+    Plan(RunArgs),
+    /// Measure the result of a run on a data set
+    Eval(EvalArgs),
+    /// Classify texts with the result of a run
+    Predict(PredictArgs),
+    /// List the plugins: what was found where, with versions and errors
+    Plugins(ListArgs),
+    /// List the devices and mark the one that `--device auto` picks
+    Devices(ListArgs),
+    /// Look inside
+    Inspect {
+        #[command(subcommand)]
+        what: Inspect,
+    },
+    /// Pre-train a causal language model from scratch on lines of text
+    Pretrain(PretrainArgs),
+    /// Print a completion script for a shell
+    Completions { shell: Shell },
+}
+
+#[derive(Subcommand)]
+pub enum Inspect {
+    /// Logits, loss, hidden states and gradients of one batch, to compare with any other implementation
+    Forward(ForwardArgs),
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// Read options from a TOML file with the same names; options of the command line win
+    #[arg(long, value_name = "FILE.toml")]
+    pub config: Option<PathBuf>,
+    /// Model directory in the Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Task, for example sst2
+    #[arg(long, value_name = "ID")]
+    pub task: Option<String>,
+    /// Directory with the task's files: TSV, parquet, JSONL or folders
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Fine-tuning method: sparta, lora, full, head or a plugin's
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_METHOD)]
+    pub method: String,
+    /// Passes over the training data
+    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least(1))]
+    pub epochs: usize,
+    /// End after N optimizer steps, whatever --epochs says
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_steps: Option<usize>,
+    /// Examples per optimizer step
+    #[arg(long, value_name = "N", default_value = "16", value_parser = at_least(1))]
+    pub batch_size: usize,
+    /// Peak learning rate [default: the method's]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = positive)]
+    pub lr: Option<f64>,
+    /// Learning rate after the warm-up
+    #[arg(long, value_name = "NAME", default_value = "linear")]
+    pub schedule: ScheduleArg,
+    /// Share of the steps in which the learning rate rises from 0
+    #[arg(long, value_name = "X", default_value = "0.06", allow_negative_numbers = true, value_parser = share)]
+    pub warmup: f64,
+    /// Decoupled weight decay
+    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    pub weight_decay: f64,
+    /// Clip the norm of all gradients to X; 0 does not clip
+    #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true, value_parser = not_negative)]
+    pub max_grad_norm: f64,
+    /// Dropout of attention probabilities in training
+    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = below_one)]
+    pub dropout: f64,
+    /// Seed of everything random: splits, order, index sets, initial values, dropout
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Evaluate on dev every N steps [default: at the end of each epoch]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub eval_interval: Option<usize>,
+    /// Stop after N evaluations on dev without improvement
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub patience: Option<usize>,
+    /// What counts as an improvement of the dev metric
+    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    pub min_delta: f64,
+    /// Leave out training examples of more than N tokens
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_length: Option<usize>,
+    /// Use at most N training examples
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_train: Option<usize>,
+    /// Use at most N dev examples
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_dev: Option<usize>,
+    /// Use at most N test examples
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_test: Option<usize>,
+    /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
+    pub head_init_std: Option<f64>,
+    /// Tokens per micro-batch; larger batches are split and their gradients summed
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = at_least(1))]
+    pub micro_batch_tokens: usize,
+    /// Save the state of the training every N steps, besides at evaluations and at the end
+    #[arg(long, value_name = "N", default_value = "500", value_parser = at_least(1))]
+    pub checkpoint_interval: usize,
+    /// Keep the N newest checkpoints
+    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least(1))]
+    pub keep_checkpoints: usize,
+    /// Leave out steps whose gradient is not finite, instead of ending the run
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_value = "false",
+          default_missing_value = "true")]
+    pub skip_nonfinite: bool,
+    /// Directory for the result [default: runs/TASK-METHOD-N, N the first that is free]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with the run in this directory from its newest checkpoint, with its options
+    #[arg(long, value_name = "RUN")]
+    pub resume: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+pub const DEFAULT_METHOD: &str = "sparta";
+
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
+    #[arg(long, value_name = "D", default_value = "auto")]
+    pub device: String,
+    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct EvalArgs {
+    /// Run directory, or its adapter directory
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Base model [default: the one trained on]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Another task than the run's, with the same labels
+    #[arg(long, value_name = "ID")]
+    pub task: Option<String>,
+    /// Other data than the run's
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// train, dev or test
+    #[arg(long, value_name = "NAME", default_value = "test")]
+    pub split: String,
+    /// Use at most N examples
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_examples: Option<usize>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Args)]
+pub struct PredictArgs {
+    /// Run directory, or its adapter directory
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+    /// Texts, one a line, or JSONL with the key `text` and for pairs `pair`; stdin without FILE
+    #[arg(value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Base model [default: the one trained on]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
+    #[arg(long, value_name = "D", default_value = "auto")]
+    pub device: String,
+    /// Print one JSON object a text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ForwardArgs {
+    /// Model directory in the Hugging Face layout
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// safetensors with `input_ids` [B, T], and optionally `attention_mask` [B, T], `labels` [B] or `lm_labels` [B, T]
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub batch: PathBuf,
+    /// What the model computes
+    #[arg(long, value_name = "NAME", default_value = "cls")]
+    pub task: ForwardTask,
+    /// Also the gradient of every parameter
+    #[arg(long)]
+    pub grads: bool,
+    /// Where `logits`, `loss`, `last_hidden_state` and `grad.<name>` go
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub out: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ForwardTask {
+    /// Classification
+    Cls,
+    /// Causal language modelling
+    Lm,
+}
+
+#[derive(Args)]
+pub struct PretrainArgs {
+    /// Directory with config.json and the tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Text, one document a line
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Directory for the model
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Passes over the text
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least(1))]
+    pub epochs: usize,
+    /// Tokens per step; documents are packed whole
+    #[arg(long, value_name = "N", default_value = "2048", value_parser = at_least(1))]
+    pub batch_tokens: usize,
+    /// Cut documents to N tokens
+    #[arg(long, value_name = "N", default_value = "512", value_parser = at_least(2))]
+    pub max_length: usize,
+    /// Peak learning rate; a cosine to 0 follows the warm-up
+    #[arg(long, value_name = "X", default_value = "1e-3", allow_negative_numbers = true, value_parser = positive)]
+    pub lr: f64,
+    /// Share of the steps in which the learning rate rises from 0
+    #[arg(long, value_name = "X", default_value = "0.02", allow_negative_numbers = true, value_parser = share)]
+    pub warmup: f64,
+    /// Decoupled weight decay
+    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    pub weight_decay: f64,
+    /// Seed of the initial weights and the order
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Type of the saved weights
+    #[arg(long, value_name = "TYPE", default_value = "bf16")]
+    pub dtype: SavedType,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SavedType {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<SavedType> for DType {
+    fn from(saved: SavedType) -> DType {
+        match saved {
+            SavedType::F32 => DType::F32,
+            SavedType::Bf16 => DType::BF16,
+            SavedType::F16 => DType::F16,
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ScheduleArg {
+    Constant,
+    Linear,
+    Cosine,
+}
+
+impl From<ScheduleArg> for Schedule {
+    fn from(schedule: ScheduleArg) -> Schedule {
+        match schedule {
+            ScheduleArg::Constant => Schedule::Constant,
+            ScheduleArg::Linear => Schedule::Linear,
+            ScheduleArg::Cosine => Schedule::Cosine,
+        }
+    }
+}
+
+fn at_least(min: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(min..)
+}
+
+fn number(text: &str, expected: &str, ok: impl Fn(f64) -> bool) -> Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && ok(x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text, "a number above 0", |x| x > 0.0)
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, "a number of at least 0", |x| x >= 0.0)
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+fn below_one(text: &str) -> Result<f64, String> {
+    number(text, "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))
+}

@@ -1,0 +1,133 @@
+//! `sparta-cli run` and `sparta-cli plan`.
+
+use crate::args::RunArgs;
+use crate::devices;
+use crate::output::{Output, bytes};
+use crate::progress::{Progress, handle_interrupts, metrics};
+use sparta_core::plugin::PluginSet;
+use sparta_core::run::{self, Start, RunResult, Start, Stopped, thousands};
+use sparta_core::train::RunConfig;
+use sparta_core::{Error, Result};
+use sparta_plugin::method::Options;
+use std::path::{Path, PathBuf};
+
+pub fn run(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+    let output = Output::new(args.device.json);
+    let devices = devices::find(plugins);
+    let device = devices.select(&args.device.device)?.clone();
+    let start = if args.resume.is_some() { Start::Resume } else { Start::New };
+    let config = config(args, method_options, plugins)?;
+    handle_interrupts();
+    let mut progress = Progress::new(output);
+    let result = run::run(&config, plugins, devices.open(&device)?, start, &mut progress);
+    progress.finish();
+    let result = result?;
+    output.say(summary(&result))?;
+    output.result(&result)
+}
+
+pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+    let output = Output::new(args.device.json);
+    let devices = devices::find(plugins);
+    let device = devices.select(&args.device.device)?.clone();
+    let plan = run::plan(&config(args, method_options, plugins)?, plugins, &device)?;
+    output.say(&plan)?;
+    output.result(&plan)
+}
+
+fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
+    if let Some(run) = &args.resume {
+        return RunConfig::of_run(run);
+    }
+    let model = args.model.ok_or_else(|| {
+        Error::Usage(
+            "--model is missing: the directory of the model that the data is for, in the Hugging Face layout".into(),
+        )
+    })?;
+    let data = args.data.ok_or_else(|| {
+        Error::Usage("--data is missing: the directory with the task's files, or give no --model either".into())
+    })?;
+    let tasks = || {
+        let ids: Vec<&str> = plugins.tasks().iter().flat_map(|p| p.info().tasks.iter().map(|t| &*t.id)).collect();
+        ids.join(", ")
+    };
+    let task = args.task.ok_or_else(|| Error::Usage(format!("--task is missing: one of {}", tasks())))?;
+    let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{}", args.method)));
+    Ok(RunConfig {
+        model,
+        task,
+        data,
+        method: args.method,
+        method_options,
+        epochs: args.epochs,
+        max_steps: args.max_steps,
+        batch_size: args.batch_size,
+        lr: args.lr,
+        schedule: args.schedule.into(),
+        warmup: args.warmup,
+        weight_decay: args.weight_decay,
+        max_grad_norm: Some(args.max_grad_norm).filter(|&norm| norm > 0.0),
+        dropout: args.dropout,
+        seed: args.seed,
+        eval_interval: args.eval_interval,
+        patience: args.patience,
+        min_delta: args.min_delta,
+        max_length: args.max_length,
+        max_train: args.max_train,
+        max_dev: args.max_dev,
+        max_test: args.max_test,
+        head_init_std: args.head_init_std,
+        micro_batch_tokens: args.micro_batch_tokens,
+        checkpoint_interval: args.checkpoint_interval,
+        keep_checkpoints: args.keep_checkpoints,
+        skip_nonfinite: args.skip_nonfinite,
+        checkpoint_interval: args.checkpoint_interval,
+        keep_checkpoints: args.keep_checkpoints,
+        skip_nonfinite: args.skip_nonfinite,
+        out,
+    })
+}
+
+/// `parent/name-N` with the first N that is free.
+fn free_directory(parent: &Path, name: &str) -> PathBuf {
+    let mut number = 1;
+    loop {
+        let path = parent.join(format!("{name}-{number}"));
+        if !path.exists() {
+            return path;
+        }
+        number += 1;
+    }
+}
+
+/// The result for people.
+fn summary(result: &RunResult) -> String {
+    let stopped = match result.stopped {
+        Stopped::Completed => format!("{} steps", result.steps),
+        Stopped::EarlyStopping => match result.best_step {
+            Some(best) => format!("stopped early after {} steps, kept step {best}", result.steps),
+            None => format!("stopped early after {} steps", result.steps),
+        },
+        Stopped::Interrupted => format!("interrupted after {} steps; what was learned is saved", result.steps),
+    };
+    let mut lines = vec![format!("\ndone       {stopped} in {:.1} s", result.training_seconds)];
+    for (name, split) in [("dev", &result.dev), ("test", &result.test)] {
+        lines.extend(split.as_ref().map(|found| format!("{name:<10} {}", metrics(found))));
+    }
+    let trainable = &result.trainable;
+    lines.push(format!(
+        "trained    {} + {} of {} parameters",
+        thousands(trainable.body),
+        thousands(trainable.head),
+        thousands(result.parameters)
+    ));
+    let resident = result.peak_resident.map(|n| format!(", process peak {}", bytes(n))).unwrap_or_default();
+    lines.push(format!("speed      {:.0} tokens/s", result.tokens_per_second));
+    lines.push(format!(
+        "memory     {} on the device (planned {}){resident}",
+        bytes(result.device_memory),
+        bytes(result.planned_memory)
+    ));
+    lines.push(format!("saved      {}", result.out.display()));
+    lines.join("\n")
+}

@@ -1,0 +1,174 @@
+//! Our own format: `adapter.safetensors` with the trained values in f32, and `adapter.json` with all that is needed to
+//! apply them to the base model again.
+
+use super::{Adapter, Head, Kind, fingerprint, hash_file};
+use crate::method::index_set;
+use crate::run::Prepared;
+use crate::train::RunConfig;
+use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save as save_tensors};
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sparta_plugin::method::Options;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+pub const MANIFEST: &str = "adapter.json";
+const VALUES: &str = "adapter.safetensors";
+pub const FORMAT: &str = "sparta-adapter/1";
+/// Before the parameter's name: its explicit index set, u32, flat and ascending.
+const INDEX: &str = "index.";
+
+/// `adapter.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// `sparta-adapter/1`
+    pub format: String,
+    pub method: String,
+    pub method_version: String,
+    /// Every option of the method.
+    pub options: Options,
+    /// Decides the index sets of sparse parts.
+    pub seed: u64,
+    /// SHA-256 over all index sets; absent where nothing is sparse.
+    pub index_sha256: Option<String>,
+    /// [`fingerprint`] of the base model.
+    pub base: String,
+    pub labels: Vec<String>,
+    /// Scalars trained outside the head, and the share of the model that they are.
+    pub trained_in_body: u64,
+    pub density: f64,
+    /// SHA-256 of `adapter.safetensors`.
+    pub values_sha256: String,
+    /// The run that made it.
+    pub config: RunConfig,
+}
+
+/// Trained values and explicit index sets, as they are stored.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Values {
+    pub values: BTreeMap<String, Vec<f32>>,
+    pub indices: BTreeMap<String, Vec<u32>>,
+}
+
+/// Writes the adapter of a run. The manifest comes last and holds the hash of the values, so that a torn write is
+/// noticed.
+pub fn save(dir: &Path, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+    let adaptation = &run.setup.adaptation;
+    let shapes: BTreeMap<String, Vec<usize>> =
+        adaptation.trained().into_iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &BTreeMap::new())?;
+    let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
+    let manifest = Manifest {
+        format: FORMAT.into(),
+        method: adaptation.info.name.clone(),
+        method_version: adaptation.info.version.clone(),
+        options: adaptation.options.clone(),
+        seed: run.config.seed,
+        index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(&sets)),
+        base: fingerprint(&run.weights),
+        labels: run.task.labels.clone(),
+        trained_in_body: run.plan.trainable.body,
+        density: run.plan.trainable.density,
+        values_sha256,
+        config: run.config.clone(),
+    };
+    save_manifest(dir, &manifest)
+}
+
+/// Writes `adapter.safetensors`, a flat vector where `shapes` does not know the tensor. Returns the file's SHA-256.
+pub fn save_values(
+    dir: &Path,
+    format: &str,
+    values: &BTreeMap<String, Vec<f32>>,
+    shapes: &BTreeMap<String, Vec<usize>>,
+    indices: &BTreeMap<String, Vec<u32>>,
+) -> Result<String> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let floats = values.iter().map(|(name, values)| OutTensor {
+        name: name.clone(),
+        dtype: Dtype::F32,
+        shape: shapes.get(name).cloned().unwrap_or_else(|| vec![values.len()]),
+        bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
+    });
+    let sets = indices.iter().map(|(parameter, set)| OutTensor {
+        name: format!("{INDEX}{parameter}"),
+        dtype: Dtype::U32,
+        shape: vec![set.len()],
+        bytes: Cow::Borrowed(bytemuck::cast_slice(set)),
+    });
+    let tensors: Vec<OutTensor> = floats.chain(sets).collect();
+    let path = dir.join(VALUES);
+    save_tensors(&path, &tensors, &BTreeMap::from([("format".to_owned(), format.to_owned())]))?;
+    hash_file(&path)
+}
+
+pub fn save_manifest(dir: &Path, manifest: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(manifest).map_err(|e| Error::Training(e.to_string()))?;
+    let path = dir.join(MANIFEST);
+    atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+}
+
+/// The `format` of `adapter.json`.
+pub fn read_format(dir: &Path) -> Result<String> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: String,
+    }
+    Ok(read_manifest::<Format>(dir)?.format)
+}
+
+pub fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Result<T> {
+    let path = dir.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", path.display())))
+}
+
+/// Reads `adapter.safetensors`. Errors: values that are not those that were saved.
+pub fn read_values(dir: &Path, sha256: &str) -> Result<Values> {
+    let path = dir.join(VALUES);
+    if hash_file(&path)? != sha256 {
+        return Err(Error::Weights(format!("{}: damaged: its SHA-256 is not the one in {MANIFEST}", path.display())));
+    }
+    let file = TensorFile::open(&path)?;
+    let mut read = Values::default();
+    for name in file.names() {
+        match name.strip_prefix(INDEX) {
+            Some(parameter) => {
+                let indices = file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
+                let indices = indices.map_err(|_| {
+                    Error::Weights(format!("{}: `{name}` holds an index that is not in 32 bits", path.display()))
+                })?;
+                read.indices.insert(parameter.to_owned(), indices);
+            }
+            None => {
+                read.values.insert(name.to_owned(), file.floats(name)?.1);
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// Reads the adapter of a run.
+pub fn load(dir: &Path) -> Result<Adapter> {
+    let manifest: Manifest = read_manifest(dir)?;
+    let Values { values, indices } = read_values(dir, &manifest.values_sha256)?;
+    let config = &manifest.config;
+    Ok(Adapter {
+        dir: dir.to_owned(),
+        model: config.model.clone(),
+        base: Some(manifest.base.clone()),
+        heads: vec![Head {
+            name: config.task.clone(),
+            labels: manifest.labels.clone(),
+            config: Some(config.clone()),
+        }],
+        values,
+        indices,
+        kind: Kind::Native(Box::new(manifest)),
+    })
+}

@@ -1,0 +1,285 @@
+//! PEFT's LoRA directories: `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 reads and writes them.
+
+use super::{Adapter, HEAD, Head, Kind, labels};
+use crate::method::adaptation::extra_name;
+use crate::model::Decoder;
+use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
+use crate::{Error, Result};
+use regex::Regex;
+use serde_json::{Map, Value, json};
+use sparta_plugin::method::{ExtraTensor, Init};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub const CONFIG: &str = "adapter_config.json";
+pub const VALUES: &str = "adapter_model.safetensors";
+/// What PEFT puts before the model's own names.
+const PREFIX: &str = "base_model.model.";
+
+/// The LoRA layers of an adapter by parameter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lora {
+    pub layers: BTreeMap<String, LoraLayer>,
+}
+
+/// `W + (alpha / r) B A` with A `[r, input]` and B `[output, r]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraLayer {
+    pub r: usize,
+    pub alpha: f64,
+    pub input: usize,
+    pub output: usize,
+}
+
+impl LoraLayer {
+    pub fn tensors(&self) -> Vec<ExtraTensor> {
+        let tensor = |name: &str, shape| ExtraTensor { name: name.into(), shape, init: Init::Zeros };
+        vec![tensor("lora_A", vec![self.r, self.input]), tensor("lora_B", vec![self.output, self.r])]
+    }
+}
+
+/// Keys that change the arithmetic when they have another value than these.
+const ONLY: [(&str, &[&str]); 14] = [
+    ("use_dora", &["false"]),
+    ("use_qalora", &["false"]),
+    ("use_bdlora", &["false"]),
+    ("lora_bias", &["false"]),
+    ("alora_invocation_tokens", &[]),
+    ("kasa_config", &[]),
+    ("velora_config", &[]),
+    ("monteclora_config", &[]),
+    ("arrow_config", &[]),
+    ("layer_replication", &[]),
+    ("target_parameters", &["[]"]),
+    ("trainable_token_indices", &["[]", "{}"]),
+    ("megatron_config", &[]),
+    // The others subtract from the base weights at the start, so that the adapter alone does not tell the model.
+    ("init_lora_weights", &["true", "false", "\"gaussian\"", "\"eva\"", "\"orthogonal\""]),
+];
+
+/// Reads a LoRA classifier. `model` is the base, if not the one that the configuration names.
+///
+/// Errors: another kind of adapter; a setting with another arithmetic (DoRA and the like), by name; a pickle; tensors
+/// that are missing, unknown or of the wrong shape.
+pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
+    let path = dir.join(CONFIG);
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let config: Map<String, Value> = serde_json::from_slice(&text)
+        .map_err(|e| Error::Weights(format!("{}: not a JSON object: {e}", path.display())))?;
+    let config = Config { path: &path, keys: &config };
+    config.check()?;
+    let values_path = dir.join(VALUES);
+    if !values_path.is_file() {
+        return Err(Error::Weights(match dir.join("adapter_model.bin").is_file() {
+            true => format!(
+                "{}: a pickle, which can run code when read and is never opened. Convert it: in Python, \
+                 `PeftModel.from_pretrained(base, dir).save_pretrained(out, safe_serialization=True)`",
+                dir.join("adapter_model.bin").display()
+            ),
+            false => format!("{}: missing; is the download complete?", values_path.display()),
+        }));
+    }
+    let file = TensorFile::open(&values_path)?;
+    let (lora, values) = config.read(&file)?;
+    let model = match model {
+        Some(model) => model.to_owned(),
+        None => PathBuf::from(config.text("base_model_name_or_path").ok_or_else(|| {
+            Error::Usage(format!("{}: does not name the base model; give it with --model", path.display()))
+        })?),
+    };
+    let Some(head) = file.get(&format!("{PREFIX}{HEAD}")) else {
+        return Err(Error::Weights(format!("{}: has no classification head `{PREFIX}{HEAD}`", values_path.display())));
+    };
+    let classes = head.shape.first().copied().unwrap_or(0);
+    if !model.join("config.json").is_file() {
+        return Err(Error::Usage(format!(
+            "{}: the base model `{}` is not a directory here; give it with --model",
+            path.display(),
+            model.display()
+        )));
+    }
+    let labels = labels(&Decoder::open(&model)?, classes);
+    Ok(Adapter {
+        dir: dir.to_owned(),
+        kind: Kind::Peft(lora),
+        model,
+        base: None,
+        heads: vec![Head { name: "score".into(), labels, config: None }],
+        values,
+        indices: BTreeMap::new(),
+    })
+}
+
+struct Config<'a> {
+    path: &'a Path,
+    keys: &'a Map<String, Value>,
+}
+
+impl Config<'_> {
+    fn text(&self, key: &str) -> Option<&str> {
+        self.keys.get(key).and_then(Value::as_str)
+    }
+
+    fn error(&self, what: String) -> Error {
+        Error::Weights(format!("{}: {what}", self.path.display()))
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.text("peft_type") {
+            Some("LORA") => {}
+            other => return Err(self.error(format!("`peft_type` is {other:?}, only LORA is read"))),
+        }
+        if let Some(task) = self.text("task_type").filter(|task| *task != "SEQ_CLS") {
+            return Err(self.error(format!("`task_type` is {task}, expected SEQ_CLS: a classifier")));
+        }
+        for (key, allowed) in ONLY {
+            let Some(value) = self.keys.get(key).filter(|v| !v.is_null()) else { continue };
+            if !allowed.contains(&value.to_string().as_str()) {
+                return Err(self.error(format!(
+                    "`{key}` is {value}, which changes the computation in a way that is not supported; merge the \
+                     adapter with PEFT (`merge_and_unload`) and use the merged model"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        let number = self.keys.get(key).and_then(Value::as_f64).filter(|x| x.is_finite());
+        number.ok_or_else(|| self.error(format!("`{key}` is {:?}, expected a number", self.keys.get(key))))
+    }
+
+    /// `lora_alpha`, unless `alpha_pattern` has another value for the module: as in PEFT, the first key that the
+    /// module's name ends with, as a regular expression.
+    fn alpha(&self, module: &str) -> Result<f64> {
+        if let Some(Value::Object(patterns)) = self.keys.get("alpha_pattern") {
+            for (pattern, alpha) in patterns {
+                let regex = Regex::new(&format!("^(.*\\.)?({pattern})$"))
+                    .map_err(|e| self.error(format!("`alpha_pattern` has the key `{pattern}`: {e}")))?;
+                if regex.is_match(module) {
+                    let alpha = alpha.as_f64().filter(|x| x.is_finite());
+                    return alpha.ok_or_else(|| self.error(format!("`alpha_pattern.{pattern}` is not a number")));
+                }
+            }
+        }
+        self.number("lora_alpha")
+    }
+
+    fn read(&self, file: &TensorFile) -> Result<(Lora, BTreeMap<String, Vec<f32>>)> {
+        let bad = |what: String| Error::Weights(format!("{}: {what}", file.path().display()));
+        let (mut lora, mut values) = (Lora::default(), BTreeMap::new());
+        for key in file.names() {
+            let name =
+                key.strip_prefix(PREFIX).ok_or_else(|| bad(format!("`{key}` does not begin with `{PREFIX}`")))?;
+            let (shape, data) = file.floats(key)?;
+            if let Some(module) = name.strip_suffix(".lora_A.weight") {
+                let b_key = format!("{PREFIX}{module}.lora_B.weight");
+                let (b_shape, b) = file.floats(&b_key)?;
+                let (&[r, input], &[output, rank]) = (&shape[..], &b_shape[..]) else {
+                    return Err(bad(format!("`{key}` {shape:?} and `{b_key}` {b_shape:?}: expected matrices")));
+                };
+                if r != rank || r == 0 {
+                    return Err(bad(format!("`{key}` {shape:?} and `{b_key}` {b_shape:?} do not fit each other")));
+                }
+                // PEFT's scale is alpha / r, with rank stabilisation alpha / sqrt(r).
+                let stable = self.keys.get("use_rslora").and_then(Value::as_bool) == Some(true);
+                let alpha = self.alpha(module)? * if stable { (r as f64).sqrt() } else { 1.0 };
+                let parameter = format!("{module}.weight");
+                values.insert(extra_name(&parameter, "lora_A"), data);
+                values.insert(extra_name(&parameter, "lora_B"), b);
+                lora.layers.insert(parameter, LoraLayer { r, alpha, input, output });
+            } else if let Some(module) = name.strip_suffix(".lora_B.weight") {
+                if file.get(&format!("{PREFIX}{module}.lora_A.weight")).is_none() {
+                    return Err(bad(format!("`{key}` has no lora_A")));
+                }
+            } else if name.contains("lora_") {
+                return Err(bad(format!("`{key}`: only lora_A and lora_B of linear layers are supported")));
+            } else {
+                values.insert(name.to_owned(), data);
+            }
+        }
+        Ok((lora, values))
+    }
+}
+
+/// What is written besides the layers.
+pub struct Export<'a> {
+    pub lora: &'a Lora,
+    pub values: &'a BTreeMap<String, Vec<f32>>,
+    pub classes: usize,
+    pub model: &'a Path,
+    /// The dropout that was trained with; it does not change the result.
+    pub dropout: f64,
+}
+
+/// Writes a directory that `peft.PeftModel.from_pretrained` loads.
+pub fn write(dir: &Path, export: &Export) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let mut tensors = Vec::new();
+    let mut add = |key: String, name: &str, shape: Vec<usize>| -> Result<()> {
+        let values = export.values.get(name).ok_or_else(|| Error::Weights(format!("{name} is missing")))?;
+        let bytes = Cow::Borrowed(bytemuck::cast_slice(values));
+        tensors.push(OutTensor { name: format!("{PREFIX}{key}"), dtype: Dtype::F32, shape, bytes });
+        Ok(())
+    };
+    for (parameter, layer) in &export.lora.layers {
+        for tensor in layer.tensors() {
+            let name = extra_name(parameter, &tensor.name);
+            add(format!("{name}.weight"), &name, tensor.shape)?;
+        }
+    }
+    let head = export.values.get(HEAD).map_or(0, Vec::len);
+    add(HEAD.into(), HEAD, vec![export.classes, head / export.classes.max(1)])?;
+    save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    let path = dir.join(CONFIG);
+    let text = serde_json::to_string_pretty(&config(export)).map_err(|e| Error::Weights(e.to_string()))?;
+    atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+}
+
+/// `adapter_config.json` with the keys of peft 0.21 that say how the adapter is applied.
+fn config(export: &Export) -> Value {
+    let layers = &export.lora.layers;
+    let module = |parameter: &str| parameter.strip_suffix(".weight").unwrap_or(parameter).to_owned();
+    let targets: BTreeSet<String> =
+        layers.keys().filter_map(|p| module(p).rsplit('.').next().map(str::to_owned)).collect();
+    let (r, alpha) = layers.values().next().map_or((8, 8.0), |layer| (layer.r, layer.alpha));
+    let others = || layers.iter().filter(|(_, layer)| layer.r != r || layer.alpha != alpha);
+    let ranks: BTreeMap<String, usize> = others().map(|(p, layer)| (regex::escape(&module(p)), layer.r)).collect();
+    let alphas: BTreeMap<String, Value> =
+        others().map(|(p, layer)| (regex::escape(&module(p)), number(layer.alpha))).collect();
+    json!({
+        "alpha_pattern": alphas,
+        "auto_mapping": null,
+        "base_model_name_or_path": export.model.display().to_string(),
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layer_replication": null,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "loftq_config": {},
+        "lora_alpha": number(alpha),
+        "lora_bias": false,
+        "lora_dropout": export.dropout,
+        "megatron_config": null,
+        "megatron_core": "megatron.core",
+        "modules_to_save": ["classifier", "score"],
+        "peft_type": "LORA",
+        "r": r,
+        "rank_pattern": ranks,
+        "revision": null,
+        "target_modules": targets,
+        "task_type": "SEQ_CLS",
+        "use_dora": false,
+        "use_rslora": false,
+    })
+}
+
+/// A whole number without a fraction: PEFT declares `lora_alpha` as an integer.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { Value::from(x as i64) } else { Value::from(x) }
+}

@@ -1,0 +1,54 @@
+//! What a run is made of: a resumed run must be made of the same.
+
+use super::prepare::Prepared;
+use crate::adapter::{fingerprint, hex};
+use crate::data::Encoded;
+use crate::method::index_set;
+use crate::{Error, Result};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// Keys of the configuration that may differ: how long to train, what to keep, and paths, whose contents are hashed.
+const FREE: [&str; 8] = [
+    "epochs",
+    "max_steps",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "skip_nonfinite",
+    "model",
+    "data",
+    "method_options",
+];
+
+/// Names and values of everything that decides the course of a run.
+pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
+    let config = serde_json::to_value(&run.config).map_err(|e| Error::Training(e.to_string()))?;
+    let mut identity = BTreeMap::new();
+    if let Value::Object(keys) = config {
+        let fixed = keys.into_iter().filter(|(key, _)| !FREE.contains(&&**key));
+        identity.extend(fixed.map(|(key, value)| (key, value.to_string())));
+    }
+    let adaptation = &run.setup.adaptation;
+    for (name, value) in &adaptation.options {
+        identity.insert(format!("option {name}"), value.to_string());
+    }
+    identity.insert("method version".into(), adaptation.info.version.clone());
+    let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
+    identity.insert("chosen elements (SHA-256)".into(), index_set::fingerprint(&sets));
+    identity.insert("model weights (SHA-256)".into(), fingerprint(&run.weights));
+    for (name, split) in [("train", &run.train), ("dev", &run.dev), ("test", &run.test)] {
+        identity.insert(format!("{name} data (SHA-256)"), hash_examples(split));
+    }
+    Ok(identity)
+}
+
+fn hash_examples(examples: &[Encoded]) -> String {
+    let mut hash = Sha256::new();
+    for example in examples {
+        hash.update((example.tokens.len() as u64).to_le_bytes());
+        hash.update(example.label.to_le_bytes());
+        hash.update(bytemuck::cast_slice::<u32, u8>(&example.tokens));
+    }
+    hex(&hash.finalize())
+}

@@ -1,0 +1,300 @@
+//! Checkpoints: everything the next step depends on, written so that a crash at any moment leaves the old one or the
+//! new one whole.
+//!
+//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and Adam's moments), `best.safetensors`
+//! (the best values on dev, with early stopping) and `checkpoint.json`, which holds the rest and the hashes of both.
+
+use super::Metrics;
+use super::session::State;
+use crate::adapter::hash_file;
+use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const MANIFEST: &str = "checkpoint.json";
+const STATE: &str = "state.safetensors";
+const BEST: &str = "best.safetensors";
+const FORMAT: &str = "sparta-checkpoint/1";
+
+/// Where a run stands between two steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Optimizer steps taken from the data, skipped ones included.
+    pub step: usize,
+    /// Steps that were skipped because a gradient was not finite.
+    pub skipped: usize,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// The last evaluation on dev and the step it was made at.
+    pub last_dev: Option<(usize, Metrics)>,
+    /// Metric and step of the best evaluation on dev.
+    pub best: Option<(f64, usize)>,
+    /// Evaluations since the best one.
+    pub stale: usize,
+    /// Running mean of the loss, for spikes.
+    pub mean_loss: Option<f64>,
+    /// Bytes of `metrics.jsonl` that belong to this position.
+    pub metrics_bytes: u64,
+}
+
+/// A run's position with the values it goes with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    pub position: Position,
+    pub state: State,
+    /// Trained values that were best on dev; empty where they are not kept.
+    pub best_values: BTreeMap<String, Vec<f32>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: String,
+    position: Position,
+    adam_steps: u64,
+    /// What the run was made of, by name; a resumed run must have the same.
+    identity: BTreeMap<String, String>,
+    /// SHA-256 by file name.
+    files: BTreeMap<String, String>,
+}
+
+/// The checkpoints of a run directory.
+pub struct Checkpoints {
+    dir: PathBuf,
+    keep: usize,
+    identity: BTreeMap<String, String>,
+}
+
+impl Checkpoints {
+    /// `identity` describes model, data, method and configuration; `keep` is how many of the newest are kept.
+    pub fn new(run: &Path, keep: usize, identity: BTreeMap<String, String>) -> Self {
+        Checkpoints { dir: run.join("checkpoints"), keep: keep.max(1), identity }
+    }
+
+    /// Writes a checkpoint and removes those that are no longer kept.
+    ///
+    /// Errors: the disk is full or may not be written; older checkpoints are then untouched.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let name = format!("step-{:08}", checkpoint.position.step);
+        let temporary = self.dir.join(format!(".{name}.tmp"));
+        let saved = self.write(&temporary, checkpoint).and_then(|()| {
+            let target = self.dir.join(&name);
+            if target.exists() {
+                fs::remove_dir_all(&target).map_err(Error::io(&target))?;
+            }
+            fs::rename(&temporary, &target).map_err(Error::io(&target))?;
+            sync(&self.dir)
+        });
+        if let Err(error) = saved {
+            // The first error is the one to report.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(Error::Training(format!(
+                "the checkpoint could not be written: {error}; free disk space or permissions and go on with --resume"
+            )));
+        }
+        self.prune()
+    }
+
+    fn write(&self, dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+        if dir.exists() {
+            fs::remove_dir_all(dir).map_err(Error::io(dir))?;
+        }
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let state = &checkpoint.state;
+        let groups = [("value", &state.values), ("m", &state.m), ("v", &state.v)];
+        let all = groups.iter().flat_map(|(kind, map)| map.iter().map(move |(n, v)| (format!("{kind}.{n}"), v)));
+        let mut files = BTreeMap::new();
+        files.insert(STATE.to_owned(), write_values(&dir.join(STATE), all)?);
+        if !checkpoint.best_values.is_empty() {
+            let best = checkpoint.best_values.iter().map(|(name, values)| (name.clone(), values));
+            files.insert(BEST.to_owned(), write_values(&dir.join(BEST), best)?);
+        }
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            position: checkpoint.position.clone(),
+            adam_steps: state.steps,
+            identity: self.identity.clone(),
+            files,
+        };
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Training(e.to_string()))?;
+        let path = dir.join(MANIFEST);
+        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+    }
+
+    fn prune(&self) -> Result<()> {
+        let all = self.list()?;
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            fs::remove_dir_all(old).map_err(Error::io(old))?;
+        }
+        Ok(())
+    }
+
+    /// Directories of finished checkpoints, oldest first.
+    fn list(&self) -> Result<Vec<PathBuf>> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
+            let path = entry.map_err(Error::io(&self.dir))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest checkpoint that is whole, and sentences about damaged ones that were passed over.
+    ///
+    /// Errors: there is none; it was made by a run of something else, which is named.
+    pub fn load_newest(&self) -> Result<(Checkpoint, Vec<String>)> {
+        let mut damaged = Vec::new();
+        for path in self.list()?.iter().rev() {
+            match read(path) {
+                Ok((checkpoint, identity)) => {
+                    self.check_identity(path, &identity)?;
+                    return Ok((checkpoint, damaged));
+                }
+                Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
+            }
+        }
+        let listed = if damaged.is_empty() { String::new() } else { format!(" ({})", damaged.join("; ")) };
+        Err(Error::Training(format!("{}: no checkpoint to resume from{listed}", self.dir.display())))
+    }
+
+    fn check_identity(&self, path: &Path, stored: &BTreeMap<String, String>) -> Result<()> {
+        let absent = String::from("nothing");
+        let names = self.identity.keys().chain(stored.keys());
+        let changed: std::collections::BTreeSet<&String> =
+            names.filter(|name| self.identity.get(*name) != stored.get(*name)).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let differences: Vec<String> = changed
+            .into_iter()
+            .map(|name| {
+                let was = stored.get(name).unwrap_or(&absent);
+                let is = self.identity.get(name).unwrap_or(&absent);
+                format!("{name} was {was}, is {is}")
+            })
+            .collect();
+        Err(Error::Usage(format!(
+            "{}: cannot be resumed, the run would be another one: {}",
+            path.display(),
+            differences.join("; ")
+        )))
+    }
+}
+
+fn write_values<'a>(path: &Path, values: impl Iterator<Item = (String, &'a Vec<f32>)>) -> Result<String> {
+    let tensors: Vec<OutTensor> = values
+        .map(|(name, values)| OutTensor {
+            name,
+            dtype: Dtype::F32,
+            shape: vec![values.len()],
+            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
+        })
+        .collect();
+    save(path, &tensors, &BTreeMap::new())?;
+    hash_file(path)
+}
+
+fn read(dir: &Path) -> Result<(Checkpoint, BTreeMap<String, String>)> {
+    let path = dir.join(MANIFEST);
+    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
+    if manifest.format != FORMAT {
+        return Err(Error::Training(format!("format `{}`, this version reads `{FORMAT}`", manifest.format)));
+    }
+    for (name, expected) in &manifest.files {
+        if name != STATE && name != BEST {
+            return Err(Error::Training(format!("{MANIFEST} names the unknown file `{name}`")));
+        }
+        if hash_file(&dir.join(name))? != *expected {
+            return Err(Error::Training(format!("{name} is damaged: its SHA-256 is not the one in {MANIFEST}")));
+        }
+    }
+    let mut state = State { steps: manifest.adam_steps, ..State::default() };
+    for (name, values) in read_values(&dir.join(STATE))? {
+        match name.split_once('.') {
+            Some(("value", name)) => state.values.insert(name.into(), values),
+            Some(("m", name)) => state.m.insert(name.into(), values),
+            Some(("v", name)) => state.v.insert(name.into(), values),
+            _ => return Err(Error::Training(format!("{STATE} has the unknown tensor `{name}`"))),
+        };
+    }
+    let best = manifest.files.contains_key(BEST);
+    let best_values = if best { read_values(&dir.join(BEST))? } else { BTreeMap::new() };
+    Ok((Checkpoint { position: manifest.position, state, best_values }, manifest.identity))
+}
+
+fn read_values(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
+    let file = TensorFile::open(path)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    names.into_iter().map(|name| Ok((name.clone(), file.floats(&name)?.1))).collect()
+}
+
+#[cfg(unix)]
+fn sync(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+}
+
+#[cfg(not(unix))]
+fn sync(_dir: &Path) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(method: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([("method".to_owned(), method.to_owned())])
+    }
+
+    fn at(step: usize) -> Checkpoint {
+        let values = BTreeMap::from([("w".to_owned(), vec![step as f32, 2.0])]);
+        let state = State { values: values.clone(), m: values.clone(), v: values.clone(), steps: step as u64 };
+        Checkpoint { position: Position { step, ..Position::default() }, state, best_values: values }
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_used_and_a_damaged_one_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
+        for step in [10, 20, 30] {
+            checkpoints.save(&at(step)).unwrap();
+        }
+        assert_eq!(checkpoints.load_newest().unwrap(), (at(30), vec![]));
+        assert!(!dir.path().join("checkpoints/step-00000010").exists(), "only two are kept");
+
+        let newest = dir.path().join("checkpoints/step-00000030").join(STATE);
+        let mut bytes = fs::read(&newest).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&newest, bytes).unwrap();
+        let (checkpoint, damaged) = checkpoints.load_newest().unwrap();
+        assert_eq!(checkpoint, at(20));
+        assert!(damaged[0].contains("step-00000030") && damaged[0].contains("damaged"), "{damaged:?}");
+    }
+
+    #[test]
+    fn another_run_is_refused_and_the_difference_named() {
+        let dir = tempfile::tempdir().unwrap();
+        Checkpoints::new(dir.path(), 2, identity("sparta")).save(&at(1)).unwrap();
+        let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest().unwrap_err().to_string();
+        assert!(error.contains("method was sparta, is lora"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_without_checkpoints_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Checkpoints::new(dir.path(), 2, identity("sparta")).load_newest().unwrap_err().to_string();
+        assert!(error.contains("no checkpoint to resume from"), "{error}");
+    }
+}

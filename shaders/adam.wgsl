@@ -22,7 +22,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
+    if (i >= p.n || clip[1] < 0.0) {
         return;
     }
     let g = clip[1] * grad[i];

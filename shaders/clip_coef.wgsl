@@ -1,4 +1,4 @@
-// clip = (norm, min(1, max_norm / (norm + 1e-6))); one workgroup.
+// clip = (norm, min(1, max_norm / (norm + 1e-6))), factor -1 for a norm that is not finite; one workgroup.
 struct Params {
     partials: u32,
     max_norm: f32,
@@ -22,6 +22,10 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         clip[1] = 1.0;
         if (p.limited == 1u && norm + 1e-6 > p.max_norm) {
             clip[1] = p.max_norm / (norm + 1e-6);
+        }
+        // By bits: a compiler may assume that comparisons never meet a NaN.
+        if ((bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u) {
+            clip[1] = -1.0;
         }
     }
 }

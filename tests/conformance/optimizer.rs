@@ -14,6 +14,7 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(adam(50, Adam { beta1: 0.0, beta2: 0.5, eps: 1e-3, weight_decay: 0.01 }, 6));
     cases.push(zero_gradients());
+    cases.push(not_finite());
     for (i, lengths) in
         [vec![1], vec![63, 64, 65], vec![0, 3], vec![4099, 1, 257], vec![100_003]].into_iter().enumerate()
     {
@@ -60,6 +61,23 @@ fn zero_gradients() -> Case {
         let step = b.step(&[(step::LR, 0.1), (step::BIAS_1, 0.1), (step::BIAS_2, 0.001)]);
         b.apply(Adam { weight_decay: 0.0, ..ADAM }, &[p, m, v, grad, clip, step]);
         b.expect(p, b.of(p));
+    })
+}
+
+/// A gradient that is not finite updates nothing.
+fn not_finite() -> Case {
+    Case::new("clip and adam of a gradient that is not finite", |b| {
+        let partials = b.normal(&[1, PARTIALS]);
+        b.ignore(partials);
+        let (p, m, v) = (b.normal(&[9]), b.normal(&[9]), b.zeros(&[9]));
+        let grad = b.f32s(&[9], vec![1.0, f64::INFINITY, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        b.apply(SumOfSquares { slot: 0 }, &[partials, grad]);
+        let clip = b.one(ClipCoef { max_norm: Some(1.0) }, &[partials]);
+        let step = b.step(&[(step::LR, 0.1), (step::BIAS_1, 0.1), (step::BIAS_2, 0.001)]);
+        b.apply(ADAM, &[p, m, v, grad, clip, step]);
+        for x in [p, m, v] {
+            b.expect(x, b.of(x));
+        }
     })
 }
 

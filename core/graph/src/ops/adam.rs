@@ -7,6 +7,8 @@ use super::*;
 /// p = p - lr decay p - lr (m / bias_1) / (sqrt(v / bias_2) + eps)
 /// ```
 ///
+/// A negative `clip.coef` changes nothing: the gradient is not finite.
+///
 /// Inputs: `p`, `m`, `v` f32, overwritten; `grad` f32 of the same shape; `clip` f32 `[2]` of [`ClipCoef`]; `step`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Adam {

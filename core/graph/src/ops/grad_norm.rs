@@ -34,7 +34,7 @@ impl Operation for SumOfSquares {
 }
 
 /// The global gradient norm and the clip factor `min(1, max_norm / (norm + 1e-6))`, as torch's `clip_grad_norm_`;
-/// factor 1 without a `max_norm`.
+/// factor 1 without a `max_norm`; factor -1 if the norm is not finite.
 ///
 /// Input: `norms` f32 `[tensors, PARTIALS]`. Output: f32 `[2]`, norm and factor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

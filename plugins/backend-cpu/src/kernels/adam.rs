@@ -11,6 +11,9 @@ pub fn prepare<T: Real>(op: &Adam, io: &Io) -> Result<Kernel, String> {
     Ok(Kernel::plain(move || {
         // SAFETY: `clip` has 2 elements, `step` `step::LEN`.
         let (clip, step) = unsafe { (*clip.at(1), step.slice(0, step::LEN)) };
+        if clip < T::ZERO {
+            return;
+        }
         let rates = Rates {
             clip,
             beta1: T::from_f32(op.beta1),
@@ -76,6 +79,11 @@ mod tests {
             let update = (expected[1][i] / bias1) / ((expected[2][i] / bias2).sqrt() + eps);
             expected[0][i] -= lr * decay * expected[0][i] + lr * update;
         }
-        check(op, &[p, m, v, g, clip, step], &expected, 1e-6);
+        let inputs = [p, m, v, g, clip, step];
+        check(op.clone(), &inputs, &expected, 1e-6);
+        let mut skipped = inputs;
+        skipped[4] = Tensor::f32(&[2], &[f64::NAN, -1.0]);
+        let unchanged = [0, 1, 2].map(|i: usize| skipped[i].values());
+        check(op, &skipped, &unchanged, 0.0);
     }
 }

@@ -23,9 +23,8 @@ pub fn prepare_clip<T: Real>(op: &ClipCoef, io: &Io) -> Result<Kernel, String> {
         unsafe {
             let norm = norms.slice(0, n).iter().map(|x| x.to_f64()).sum::<f64>().sqrt();
             let factor = max_norm.map_or(1.0, |max| max as f64 / (norm + 1e-6));
-            // A norm that is not a number must not pass as "small enough".
             *y.at(0) = T::from_f64(norm);
-            *y.at(1) = T::from_f64(if factor > 1.0 { 1.0 } else { factor });
+            *y.at(1) = T::from_f64(if norm.is_finite() { factor.min(1.0) } else { -1.0 });
         }
     }))
 }
@@ -61,6 +60,9 @@ mod tests {
             check(ClipCoef { max_norm }, std::slice::from_ref(&norms), &[vec![8.0, factor]], 1e-7);
         }
         let nan = Tensor::f32(&[1, PARTIALS], &[f64::NAN; PARTIALS]);
-        assert!(run::<f32>(ClipCoef { max_norm: Some(1.0) }, &[nan]).unwrap()[0].iter().all(|x| x.is_nan()));
+        for max_norm in [None, Some(1.0)] {
+            let clip = &run::<f32>(ClipCoef { max_norm }, std::slice::from_ref(&nan)).unwrap()[0];
+            assert!(clip[0].is_nan() && clip[1] == -1.0);
+        }
     }
 }

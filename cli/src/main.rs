@@ -1,1 +1,60 @@
-fn main() {}
+//! `sparta-cli`: arguments, progress, reports. What is computed is in `sparta-core`.
+
+mod args;
+mod default_job;
+mod devices;
+mod infer;
+mod output;
+mod parse;
+mod plugins;
+mod pretrain;
+mod progress;
+mod train;
+
+use args::{Command, Inspect};
+use parse::{Parsed, Stop};
+use sparta_core::{Error, Result};
+use std::process::ExitCode;
+
+/// Exit code for wrong arguments, as clap has it; other errors give 1.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Clap(error)) => {
+            // Nothing can be told to a reader that has gone away.
+            let _ = error.print();
+            ExitCode::from(error.exit_code() as u8)
+        }
+        Err(Stop::Error(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(if matches!(error, Error::Usage(_)) { USAGE } else { 1 })
+        }
+    }
+}
+
+fn execute(parsed: Parsed) -> Result<()> {
+    let Parsed { cli, plugins, method_options } = parsed;
+    match cli.command {
+        Command::Run(args) => train::run(args, method_options, &plugins),
+        Command::Plan(args) => train::plan(args, method_options, &plugins),
+        Command::Eval(args) => infer::eval(args, &plugins),
+        Command::Predict(args) => infer::predict(args, &plugins),
+        Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
+        Command::Pretrain(args) => pretrain::pretrain(args, &plugins),
+        Command::Plugins(args) => plugins::list(&plugins, args.json),
+        Command::Devices(args) => devices::list(&plugins, args.json),
+        Command::Completions { shell } => completions(shell, &plugins),
+    }
+}
+
+/// With the options of all methods on `run` and `plan`, as far as their names differ.
+fn completions(shell: clap_complete::Shell, plugins: &sparta_core::plugin::PluginSet) -> Result<()> {
+    let mut command = parse::command_of_all_methods(plugins);
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "sparta-cli", &mut script);
+    output::print(String::from_utf8_lossy(&script).trim_end())
+}

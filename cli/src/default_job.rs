@@ -1,0 +1,108 @@
+//! The model and the data set that `run` uses when it is given neither: made by `assets/make.sh`, embedded in the
+//! binary, unpacked into the user's cache.
+
+use crate::parse::table_arguments;
+use sha2::{Digest, Sha256};
+use sparta_core::{Error, Result};
+use std::path::{Path, PathBuf};
+
+macro_rules! embedded {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../assets/", $path)) as &[u8])),*]
+    };
+}
+
+const FILES: &[(&str, &[u8])] = embedded![
+    "data/dev.jsonl",
+    "data/test.jsonl",
+    "data/train.jsonl",
+    "model/config.json",
+    "model/model.safetensors",
+    "model/tokenizer.json",
+    "model/tokenizer_config.json",
+];
+
+/// Options that suit the small model, for all methods and by method.
+const RECIPE: &str = include_str!("../assets/default.toml");
+
+pub struct DefaultJob;
+
+impl DefaultJob {
+    /// What `run` and `plan` would be given by a user who names the embedded model and data. Unpacks them if need be.
+    pub fn arguments(method: &str) -> Result<Vec<String>> {
+        let dir = unpack(&cache_dir()?)?;
+        let mut recipe: toml::Table =
+            RECIPE.parse().map_err(|e| Error::Config(format!("the embedded default.toml is not TOML: {e}")))?;
+        let own = recipe.remove("method").and_then(|methods| methods.get(method)?.as_table().cloned());
+        recipe.extend(own.unwrap_or_default());
+        let mut arguments = table_arguments(&recipe);
+        arguments.push(format!("--model={}", dir.join("model").display()));
+        arguments.push(format!("--data={}", dir.join("data").display()));
+        Ok(arguments)
+    }
+}
+
+fn cache_dir() -> Result<PathBuf> {
+    let cache = dirs::cache_dir().map(|dir| dir.join("sparta"));
+    cache.ok_or_else(|| {
+        Error::Usage("there is no cache directory for the embedded model; set HOME, or give --model and --data".into())
+    })
+}
+
+/// Writes the files into a directory below `cache` that is named after their content, all or nothing.
+fn unpack(cache: &Path) -> Result<PathBuf> {
+    let mut hash = Sha256::new();
+    for (name, bytes) in FILES {
+        hash.update((name.len() as u64).to_le_bytes());
+        hash.update(name);
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    }
+    let hash: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let dir = cache.join(format!("default-{hash}"));
+    if is_complete(&dir) {
+        return Ok(dir);
+    }
+    let part = cache.join(format!("default-{hash}.{}.part", std::process::id()));
+    for (name, bytes) in FILES {
+        let path = part.join(name);
+        let parent = path.parent().unwrap_or(&part);
+        std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        std::fs::write(&path, bytes).map_err(Error::io(&path))?;
+    }
+    // What someone has damaged makes way; another process may have been faster.
+    let _ = std::fs::remove_dir_all(&dir);
+    let renamed = std::fs::rename(&part, &dir);
+    if renamed.is_err() {
+        let _ = std::fs::remove_dir_all(&part);
+    }
+    if is_complete(&dir) { Ok(dir) } else { renamed.map(|()| dir.clone()).map_err(Error::io(dir)) }
+}
+
+fn is_complete(dir: &Path) -> bool {
+    FILES.iter().all(|(name, bytes)| std::fs::read(dir.join(name)).is_ok_and(|found| found == *bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpacking_writes_all_files_once_and_mends_damage() {
+        let cache = tempfile::tempdir().unwrap();
+        let dir = unpack(cache.path()).unwrap();
+        assert!(is_complete(&dir));
+        let damaged = dir.join("data/dev.jsonl");
+        std::fs::write(&damaged, "").unwrap();
+        assert!(!is_complete(&dir));
+        assert_eq!(unpack(cache.path()).unwrap(), dir);
+        assert!(is_complete(&dir));
+        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_embedded_files_stay_small() {
+        let total: usize = FILES.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(total < 3_000_000, "{total} bytes");
+    }
+}

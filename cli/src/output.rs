@@ -1,0 +1,90 @@
+//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object.
+
+use serde::Serialize;
+use sparta_core::{Error, Result};
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+use std::path::PathBuf;
+
+#[derive(Clone, Copy)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    pub fn new(json: bool) -> Output {
+        Output { json }
+    }
+
+    /// A line for people.
+    pub fn say(&self, text: impl Display) -> Result<()> {
+        if self.json { line(io::stderr(), text) } else { line(io::stdout(), text) }
+    }
+
+    /// The result as one line of JSON, if that was asked for.
+    pub fn result(&self, value: &impl Serialize) -> Result<()> {
+        if self.json { json_line(value) } else { Ok(()) }
+    }
+}
+
+/// A line on stdout.
+pub fn print(text: impl Display) -> Result<()> {
+    line(io::stdout(), text)
+}
+
+/// A line of JSON on stdout.
+pub fn json_line(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result is no JSON: {e}")))?;
+    print(text)
+}
+
+/// Writes a line; a reader that has gone away, as `head` does, is not an error.
+fn line(mut out: impl Write, text: impl Display) -> Result<()> {
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Io { path: PathBuf::from("standard output"), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A table with a header, columns as wide as their widest cell.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(|cell| cell.chars().count());
+    let widths: Vec<usize> =
+        header.iter().enumerate().map(|(i, title)| cells(i).chain([title.len()]).max().unwrap_or(0)).collect();
+    let row = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let body = rows.iter().map(|cells| row(cells.iter().map(String::as_str).collect()));
+    [row(header.to_vec())].into_iter().chain(body).collect::<Vec<_>>().join("\n")
+}
+
+/// Bytes in the unit that leaves one to four digits: `3.2 GiB`.
+pub fn bytes(n: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let rows = vec![vec!["a".into(), "déjà".into(), "x".into()], vec!["abc".into(), "b".into(), String::new()]];
+        assert_eq!(table(&["id", "b", "c"], &rows), "id   b     c\na    déjà  x\nabc  b");
+    }
+
+    #[test]
+    fn bytes_have_a_fitting_unit() {
+        assert_eq!([0, 1023, 1024, 3 << 29, 5 << 40].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 GiB", "5.0 TiB"]);
+    }
+}

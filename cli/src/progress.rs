@@ -1,0 +1,134 @@
+//! How a run tells its progress: a bar on a terminal, plain lines elsewhere.
+
+use crate::output::Output;
+use indicatif::{ProgressBar, ProgressStyle};
+use sparta_core::run::RunPlan;
+use sparta_core::train::{EvalReport, Metrics, Observer, StepReport};
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often Ctrl-C was pressed.
+static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
+
+/// The exit code after a second Ctrl-C, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// Between plain lines.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// From now on the first Ctrl-C asks the run to end after its current step, and the second ends the process.
+pub fn handle_interrupts() {
+    // An error means that a handler is there already; then nothing is lost.
+    let _ = ctrlc::set_handler(|| match INTERRUPTS.fetch_add(1, Ordering::SeqCst) {
+        0 => eprintln!("\nending after this step and saving what was learned; once more ends at once"),
+        _ => std::process::exit(INTERRUPTED),
+    });
+}
+
+pub struct Progress {
+    output: Output,
+    /// On a terminal.
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+    /// The first step that was reported, and when.
+    first_step: Option<(usize, Instant)>,
+}
+
+impl Progress {
+    pub fn new(output: Output) -> Progress {
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::hidden().with_style(style()));
+        Progress { output, bar, last_line: None, first_step: None }
+    }
+
+    /// A line above the bar.
+    fn say(&self, text: &str) {
+        // A full disk under stdout does not end a run, whose results are in its directory.
+        let say = || drop(self.output.say(text));
+        match &self.bar {
+            Some(bar) => bar.suspend(say),
+            None => say(),
+        }
+    }
+
+    /// Whether it is time for another plain line.
+    fn due(&mut self, always: bool) -> bool {
+        let due = always || self.last_line.is_none_or(|last| last.elapsed() >= INTERVAL);
+        if due {
+            self.last_line = Some(Instant::now());
+        }
+        due
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg} {eta} left").unwrap_or(ProgressStyle::default_bar())
+}
+
+impl Observer for Progress {
+    fn plan(&mut self, plan: &RunPlan) {
+        self.say(&format!("{plan}\n"));
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        let (first, started) = *self.first_step.get_or_insert_with(|| (report.step, Instant::now()));
+        let numbers = format!("loss {:.4}  {:.0} tokens/s", report.loss, report.tokens_per_second);
+        if let Some(bar) = &self.bar {
+            if bar.is_hidden() {
+                bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+                bar.reset();
+            }
+            bar.set_length(report.total_steps as u64);
+            bar.set_message(numbers);
+            bar.set_position(report.step as u64);
+        } else if self.due(report.step == first || report.step == report.total_steps) {
+            let done = report.step.saturating_sub(first).max(1);
+            let left = started.elapsed().div_f64(done as f64) * report.total_steps.saturating_sub(report.step) as u32;
+            self.say(&format!(
+                "step {:>5}/{}  epoch {}  {numbers}  lr {:.2e}  {} s left",
+                report.step,
+                report.total_steps,
+                report.epoch,
+                report.lr,
+                left.as_secs()
+            ));
+        }
+    }
+
+    fn eval(&mut self, report: &EvalReport) {
+        let best = if report.best { "  best" } else { "" };
+        self.say(&format!("step {:>5}  {}: {}{best}", report.step, report.split, metrics(&report.metrics)));
+    }
+
+    fn eval_progress(&mut self, split: &str, done: usize, total: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{split} {done}/{total}"));
+        } else if done < total && self.due(false) {
+            self.say(&format!("{split}: {done}/{total} examples"));
+        }
+    }
+
+    fn message(&mut self, text: &str) {
+        self.say(text);
+    }
+
+    fn stop_requested(&self) -> bool {
+        INTERRUPTS.load(Ordering::SeqCst) > 0
+    }
+}
+
+/// `accuracy 96.30 %  f1 96.28 %  mcc 0.926  loss 0.1042  (999 examples)`.
+pub fn metrics(metrics: &Metrics) -> String {
+    let scores = metrics.scores.iter().map(|(name, value)| match name.as_str() {
+        "accuracy" | "f1" => format!("{name} {:.2} %", 100.0 * value),
+        _ => format!("{name} {value:.4}"),
+    });
+    let scores: Vec<String> = scores.chain([format!("loss {:.4}", metrics.loss)]).collect();
+    format!("{}  ({} examples)", scores.join("  "), metrics.examples)
+}

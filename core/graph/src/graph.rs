@@ -58,6 +58,8 @@ pub struct Node {
     pub outputs: Vec<Value>,
     /// Where in the model it stands: `layers.3.mlp`. Errors and profiles name it.
     pub label: String,
+    /// The segment that [`crate::recompute`] may compute again.
+    pub segment: Option<u32>,
 }
 
 /// Tensors in SSA form and the operations on them. External tensors (weights, inputs, optimizer state) live outside;
@@ -65,8 +67,9 @@ pub struct Node {
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     values: Vec<ValueInfo>,
-    nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     label: String,
+    segment: Option<u32>,
 }
 
 impl Graph {
@@ -83,11 +86,16 @@ impl Graph {
         &self.label
     }
 
+    /// Nodes added from now on belong to this segment: a layer.
+    pub fn set_segment(&mut self, segment: Option<u32>) {
+        self.segment = segment;
+    }
+
     pub fn external(&mut self, name: impl Into<String>, dtype: DType, shape: impl Into<Vec<usize>>) -> Value {
         self.push(TensorType::new(dtype, shape), Some(name.into()))
     }
 
-    fn push(&mut self, ty: TensorType, external: Option<String>) -> Value {
+    pub(crate) fn push(&mut self, ty: TensorType, external: Option<String>) -> Value {
         self.values.push(ValueInfo { ty, external });
         Value(self.values.len() as u32 - 1)
     }
@@ -100,7 +108,13 @@ impl Graph {
         let outputs =
             op.infer(&types).map_err(|reason| GraphError::Op { label: self.label.clone(), op: op.name(), reason })?;
         let outputs: Vec<Value> = outputs.into_iter().map(|ty| self.push(ty, None)).collect();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), label: self.label.clone() });
+        self.nodes.push(Node {
+            op,
+            inputs: inputs.to_vec(),
+            outputs: outputs.clone(),
+            label: self.label.clone(),
+            segment: self.segment,
+        });
         Ok(outputs)
     }
 

@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod graph;
 pub mod ops;
 pub mod plan;
+pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
 pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, PlanId};
@@ -14,3 +15,4 @@ pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::Op;
 pub use plan::{Call, Operand, Place, Plan};
+pub use recompute::recompute;

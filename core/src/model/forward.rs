@@ -28,7 +28,7 @@ pub struct Inputs {
     pub tokens: Value,
     /// u32 `[T, 2]`
     pub spans: Value,
-    /// f32 `[P, head_dim]` of [`super::rope_table`]
+    /// f32 `[P, head_dim]` of [`super::Rope::table`]
     pub rope: Value,
     /// u32 `[N]`: the rows to compute after the last attention; all of them without.
     pub rows: Option<Value>,
@@ -43,10 +43,14 @@ pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Laye
     let embed = Embed { scale: decoder.embed_scale.unwrap_or(1.0), padding: decoder.pad_token_id };
     let mut x = graph.one(embed, &[table, inputs.tokens])?;
     for layer in 0..decoder.layers {
-        let rows = inputs.rows.filter(|_| layer + 1 == decoder.layers);
+        let last = layer + 1 == decoder.layers;
+        let rows = inputs.rows.filter(|_| last);
+        // The backward pass begins with the last layer: nothing is saved by computing that one again.
+        graph.set_segment((!last).then_some(layer as u32));
         x = attention_block(decoder, graph, layers, inputs, layer, x, rows)?;
         x = mlp_block(decoder, graph, layers, layer, x)?;
     }
+    graph.set_segment(None);
     graph.set_label("norm");
     norm(decoder, graph, layers, "model.norm", x)
 }

@@ -111,6 +111,7 @@ impl Adapted {
             head: HeadKind::Classification { classes: self.labels().len() },
             optimizer: Optimizer::default(),
             dropout: 0.0,
+            recompute: false,
             seed: self.adapter.manifest.seed,
             head_init_std: 0.0,
             limits: Limits {

@@ -26,6 +26,8 @@ pub struct RunPlan {
     pub batch_size: usize,
     /// Whether a batch may be split, with the gradients summed.
     pub micro_batches: bool,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
     pub steps_per_epoch: usize,
     pub total_steps: usize,
     pub lr: f64,
@@ -121,7 +123,8 @@ impl fmt::Display for RunPlan {
         }
         let micro =
             if self.micro_batches { ", split into micro-batches where longer than the token budget" } else { "" };
-        writeln!(f, "steps      {} of {} examples{micro}", thousands(self.total_steps as u64), self.batch_size)?;
+        let again = if self.recompute { ", activations recomputed by layer" } else { "" };
+        writeln!(f, "steps      {} of {} examples{micro}{again}", thousands(self.total_steps as u64), self.batch_size)?;
         writeln!(f, "optimizer  AdamW, learning rate {:e}, {:?} schedule, seed {}", self.lr, self.schedule, self.seed)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
         let memory: Vec<String> = MemoryKind::ALL

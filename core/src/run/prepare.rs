@@ -9,7 +9,7 @@ use crate::model::{Decoder, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::text::Tokenizer;
 use crate::train::layout::{self, plan_memory};
-use crate::train::{Limits, Optimizer, RunConfig, Setup, Size};
+use crate::train::{Limits, Optimizer, Recompute, RunConfig, Setup, Size};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::DeviceInfo;
@@ -70,12 +70,13 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         ..Optimizer::default()
     };
     let head_init_std = config.head_init_std.unwrap_or_else(|| default_head_std(decoder.hidden_size));
-    let setup = Setup {
+    let mut setup = Setup {
         decoder,
         adaptation,
         head,
         optimizer,
         dropout: config.dropout as f32,
+        recompute: config.recompute == Recompute::On,
         seed: config.seed,
         head_init_std,
         limits,
@@ -86,7 +87,12 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
-    let (memory, arena) = plan_memory(&setup, device.in_place)?;
+    let (mut memory, mut arena) = plan_memory(&setup, device.in_place)?;
+    let too_large = device.memory.is_some_and(|limit| memory.values().sum::<u64>() > limit);
+    if config.recompute == Recompute::Auto && too_large {
+        setup.recompute = true;
+        (memory, arena) = plan_memory(&setup, device.in_place)?;
+    }
     let plan = RunPlan {
         model: config.model.clone(),
         family: setup.decoder.family.model_type().to_owned(),
@@ -100,6 +106,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         data: data.plan.clone(),
         batch_size: config.batch_size,
         micro_batches: setup.limits.micro_batches,
+        recompute: setup.recompute,
         steps_per_epoch,
         total_steps,
         lr,

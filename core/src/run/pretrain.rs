@@ -84,6 +84,7 @@ pub fn pretrain(
             ..Optimizer::default()
         },
         dropout: 0.0,
+        recompute: false,
         seed: config.seed,
         head_init_std: 0.0,
         limits: Limits {

@@ -49,6 +49,8 @@ pub struct RunConfig {
     pub head_init_std: Option<f64>,
     /// Tokens per micro-batch; a larger batch is split, with the gradients summed.
     pub micro_batch_tokens: usize,
+    /// Whether the activations of a layer are computed again in the backward pass.
+    pub recompute: Recompute,
     /// Write a checkpoint every so many steps, besides those at evaluations on dev and at the end.
     pub checkpoint_interval: usize,
     /// Newest checkpoints kept.
@@ -68,6 +70,17 @@ pub enum Schedule {
     Linear,
     /// Half a cosine to 0 after the warm-up.
     Cosine,
+}
+
+/// Activation checkpointing by layer: about a third more work for much less memory, and the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Where the run would not fit the device otherwise.
+    #[default]
+    Auto,
+    On,
+    Off,
 }
 
 /// One optimizer step, as written to `metrics.jsonl`.

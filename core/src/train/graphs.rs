@@ -7,7 +7,7 @@ use crate::model::{Decoder, HeadKind};
 use sparta_graph::ops::{
     Accumulate, Adam, ClipCoef, CrossEntropy, Fill, PARTIALS, Store, SumOfSquares, step as step_input,
 };
-use sparta_graph::{DType, Graph, Value, gradients};
+use sparta_graph::{DType, Graph, Value, gradients, recompute};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
 pub mod names {
@@ -96,6 +96,8 @@ pub struct Graphs<'a> {
     pub optimizer: &'a Optimizer,
     /// Attention dropout while training.
     pub dropout: f32,
+    /// Compute the activations of a layer again in the backward pass.
+    pub recompute: bool,
     /// Rows of the rope table.
     pub positions: usize,
 }
@@ -105,9 +107,9 @@ impl Graphs<'_> {
         let mut graph = Graph::new();
         let g = &mut graph;
         match purpose {
-            Purpose::Step(size) => self.train(g, size, Gradients::Apply)?,
-            Purpose::FirstMicroBatch(size) => self.train(g, size, Gradients::Keep)?,
-            Purpose::MicroBatch(size) => self.train(g, size, Gradients::Sum)?,
+            Purpose::Step(size) => return self.train(graph, size, Gradients::Apply),
+            Purpose::FirstMicroBatch(size) => return self.train(graph, size, Gradients::Keep),
+            Purpose::MicroBatch(size) => return self.train(graph, size, Gradients::Sum),
             Purpose::Update => self.update_from_sums(g)?,
             Purpose::Evaluate(size) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -139,12 +141,15 @@ impl Graphs<'_> {
         Ok(graph)
     }
 
-    fn train(&self, graph: &mut Graph, size: Size, gradients: Gradients) -> Result<()> {
-        let rng = graph.external(names::RNG, DType::U32, [4]);
+    fn train(&self, mut graph: Graph, size: Size, gradients: Gradients) -> Result<Graph> {
+        let g = &mut graph;
+        let rng = g.external(names::RNG, DType::U32, [4]);
         let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
         let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
-        let logits = self.logits(graph, &mut layers, size, dropout)?;
-        self.backward(graph, &mut layers, logits, gradients)
+        let logits = self.logits(g, &mut layers, size, dropout)?;
+        let forward = g.nodes().len();
+        self.backward(g, &mut layers, logits, gradients)?;
+        Ok(if self.recompute { recompute(&graph, forward) } else { graph })
     }
 
     fn hidden(

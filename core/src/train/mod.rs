@@ -7,7 +7,7 @@ pub mod layout;
 pub mod schedule;
 pub mod session;
 
-pub use config::{EvalReport, Metrics, Observer, RunConfig, Schedule, StepReport};
+pub use config::{EvalReport, Metrics, Observer, Recompute, RunConfig, Schedule, StepReport};
 pub use graphs::{Optimizer, Size};
 pub use layout::Limits;
 pub use session::{Session, Setup, State, StepOutput};

@@ -22,6 +22,8 @@ pub struct Setup {
     pub optimizer: Optimizer,
     /// Attention dropout while training.
     pub dropout: f32,
+    /// Compute the activations of a layer again in the backward pass.
+    pub recompute: bool,
     pub seed: u64,
     /// Standard deviation of a head that the checkpoint does not have.
     pub head_init_std: f64,
@@ -36,6 +38,7 @@ impl Setup {
             head: self.head,
             optimizer: &self.optimizer,
             dropout: self.dropout,
+            recompute: self.recompute,
             positions: self.limits.positions,
         }
     }

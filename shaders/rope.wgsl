@@ -1,4 +1,5 @@
-// Rotation of the pairs (i, i + head_dim / 2) of each head; one thread per pair. `row` is the number of the first row bound.
+// Rotation of the pairs (i, i + head_dim / 2) of each head; one thread per pair. `row` is the number of the first row
+// bound.
 struct Params {
     n: u32,
     row: u32,

@@ -60,7 +60,9 @@ fn store(r: u32, c: u32, values: vec4<f32>) {
         if (offset >= 4u) {
             return;
         }
-        let value = select(select(values.z, values.w, offset == 3u), select(values.x, values.y, offset == 1u), offset < 2u);
+        let low_pair = select(values.x, values.y, offset == 1u);
+        let high_pair = select(values.z, values.w, offset == 3u);
+        let value = select(high_pair, low_pair, offset < 2u);
         let i = low - p.first;
         g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * value;
     }
@@ -86,8 +88,9 @@ fn main(
         let t = t0 + y_lane;
         let r = r0 + 4u * x_lane;
         let c = c0 + 4u * x_lane;
-        dy_tile[y_lane * STRIDE + x_lane] = vec4<f32>(dy_at(t, r), dy_at(t, r + 1u), dy_at(t, r + 2u), dy_at(t, r + 3u));
-        x_tile[y_lane * STRIDE + x_lane] = vec4<f32>(x_at(t, c), x_at(t, c + 1u), x_at(t, c + 2u), x_at(t, c + 3u));
+        let at = y_lane * STRIDE + x_lane;
+        dy_tile[at] = vec4<f32>(dy_at(t, r), dy_at(t, r + 1u), dy_at(t, r + 2u), dy_at(t, r + 3u));
+        x_tile[at] = vec4<f32>(x_at(t, c), x_at(t, c + 1u), x_at(t, c + 2u), x_at(t, c + 3u));
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
             let rows = dy_tile[k * STRIDE + y_lane];

@@ -135,7 +135,9 @@ impl WgpuBackend {
             ));
         }
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
-        scoped(&self.device, || self.device.create_buffer(&descriptor)).map_err(|caught| match caught {
+        let buffer = scoped(&self.device, || self.device.create_buffer(&descriptor));
+        self.check(label)?;
+        buffer.map_err(|caught| match caught {
             Caught::OutOfMemory => BackendError::OutOfMemory { device: self.id().into(), what: label.into(), bytes },
             Caught::Other(reason) => self.op(label, reason),
         })
@@ -147,7 +149,16 @@ impl WgpuBackend {
 
     /// Waits until the device has done everything.
     fn wait(&self, during: &str) -> Result<(), BackendError> {
-        let polled = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.poll(wgpu::PollType::wait_indefinitely(), during)
+    }
+
+    /// An error if wgpu has reported any; the loss of a device is reported when it is polled.
+    fn check(&self, during: &str) -> Result<(), BackendError> {
+        self.poll(wgpu::PollType::Poll, during)
+    }
+
+    fn poll(&self, how: wgpu::PollType, during: &str) -> Result<(), BackendError> {
+        let polled = self.device.poll(how);
         self.reports.check(self.id(), during)?;
         polled.map(|_| ()).map_err(|e| self.op(during, e.to_string()))
     }
@@ -354,7 +365,7 @@ impl Backend for WgpuBackend {
         if odd {
             self.queue.write_buffer(&raw, start + words as u64, &tail);
         }
-        self.reports.check(self.id(), &label)
+        self.check(&label)
     }
 
     fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError> {
@@ -400,7 +411,7 @@ impl Backend for WgpuBackend {
         for (call, lowered) in plan.calls.iter().zip(&lowered) {
             steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
         }
-        self.reports.check(self.id(), "prepare")?;
+        self.check("prepare")?;
         let id = self.new_id();
         self.plans.insert(id, Prepared { steps });
         Ok(PlanId(id))
@@ -412,7 +423,7 @@ impl Backend for WgpuBackend {
         let commands = self.encode(&prepared.steps);
         self.queue.submit([commands]);
         self.staged = 0;
-        self.reports.check(self.id(), "run")
+        self.check("run")
     }
 
     fn release(&mut self, plan: PlanId) {
@@ -452,5 +463,10 @@ impl WgpuBackend {
             usage,
             mapped_at_creation: false,
         }));
+    }
+
+    /// Loses the device, as a driver reset would.
+    pub(crate) fn lose(&self) {
+        self.device.destroy();
     }
 }

@@ -7,8 +7,11 @@ use std::collections::HashMap;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel {
     pub name: &'static str,
-    pub constants: Vec<(&'static str, u32)>,
+    pub constants: Constants,
 }
+
+/// Names and values that come before a kernel's text.
+pub(crate) type Constants = Vec<(&'static str, u32)>;
 
 impl Kernel {
     pub fn lanes(&self) -> u32 {

@@ -1,7 +1,7 @@
 //! The wgpu backend: WGSL kernels on Vulkan, Metal and DX12, at WebGPU's default limits.
 //!
-//! A call of a plan is lowered to dispatches ([`lower`]), each a kernel of `shaders/` with parameters and byte ranges of
-//! buffers; pipelines are made once per kernel ([`kernels`]), bind groups once per plan.
+//! A call of a plan is lowered to dispatches (`lower`), each a kernel of `shaders/` with parameters and byte ranges of
+//! buffers; pipelines are made once per kernel (`kernels`), bind groups once per plan (`backend`).
 
 mod adapters;
 mod backend;

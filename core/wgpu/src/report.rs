@@ -26,10 +26,7 @@ impl Reports {
         }));
         let lost = reports.clone();
         device.set_device_lost_callback(move |reason, message| {
-            // Our own destruction of the device is no loss.
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lost.lock(|state| state.lost = Some(one_line(&message)));
-            }
+            lost.lock(|state| state.lost = Some(one_line(&format!("{message} ({reason:?})"))));
         });
         reports
     }

@@ -1,6 +1,7 @@
 //! Attention: tiles of 32 query rows or 32 key rows per workgroup.
 
 use super::{Lowering, UNUSED, dropout_threshold, lanes_for, rows_of};
+use crate::kernels::Constants;
 use sparta_graph::ops::{Attention, AttentionDelta};
 
 const TILE: usize = 32;
@@ -54,7 +55,7 @@ impl Lowering<'_> {
 }
 
 /// Constants and parameters of `attention_tile.wgsl`.
-fn arguments(op: &Attention, rows: usize) -> Result<(Vec<(&'static str, u32)>, Vec<u32>), String> {
+fn arguments(op: &Attention, rows: usize) -> Result<(Constants, Vec<u32>), String> {
     if op.head_dim == 0 || op.head_dim > MAX_HEAD_DIM {
         return Err(format!("head_dim must be 1 to {MAX_HEAD_DIM} on this backend, got {}", op.head_dim));
     }

@@ -29,7 +29,7 @@ impl Lowering<'_> {
     fn pieces(&self, op: &Linear) -> Result<Vec<Piece>, String> {
         let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let (m, n, k) = op.dims(&a.ty, &b.ty)?;
-        let all = |length: usize| vec![0..length];
+        let all = |length: usize| std::iter::once(0..length).collect::<Vec<_>>();
         let inner = match op.layout {
             Layout::Nt => all(k),
             Layout::Nn => self.shards(k, &[row_bytes(b)])?,
@@ -100,5 +100,36 @@ impl Lowering<'_> {
         let tile = 64 * blocks as usize;
         self.push("linear", &constants, &params, &bindings).groups(m.div_ceil(tile) * n.div_ceil(tile));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::{Bounds, Step, lower};
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::{Layout, Linear};
+    use sparta_graph::{Call, Operand, Place};
+
+    /// A product too long for one dispatch is split by rows, which together are all of the result.
+    #[test]
+    fn long_products_are_split() {
+        let operand = |i, shape: [usize; 2]| Operand { place: Place::External(i), ty: TensorType::f32(shape) };
+        let call = Call {
+            op: Linear::plain(Layout::Nt).into(),
+            inputs: vec![operand(0, [1000, 64]), operand(1, [48, 64])],
+            outputs: vec![operand(2, [1000, 48])],
+            label: String::new(),
+        };
+        let bounds = Bounds { binding: 1 << 27, flops: 2 * 1000 * 48 * 64 / 3 };
+        let mut end = 0;
+        for step in lower(&call, bounds).unwrap().steps {
+            let Step::Dispatch(dispatch) = step else { panic!("a copy") };
+            assert!(2 * dispatch.params[0] as u64 * 48 * 64 <= bounds.flops + 2 * 128 * 48 * 64);
+            let c = dispatch.bindings[4];
+            assert_eq!((c.offset, c.bytes), (end, dispatch.params[0] as usize * 48 * 4));
+            assert_eq!(dispatch.bindings[0].offset, end / 48 * 64);
+            end += c.bytes;
+        }
+        assert_eq!(end, 1000 * 48 * 4);
     }
 }

@@ -46,7 +46,8 @@ impl Lowering<'_> {
         let dw = self.whole(self.output(0)?, "dw")?;
         let shards = self.row_shards(&[x, dy])?;
         let per_row = width_of(x) / op.width;
-        let rate = self.scratch(shards[0].len() * per_row, "the norms of the rows")?;
+        let largest = shards.iter().map(|shard| shard.len()).max().unwrap_or(0);
+        let rate = self.scratch(largest * per_row, "the norms of the rows")?;
         for shard in shards {
             let norms = shard.len() * per_row;
             let params = [norms as u32, op.width as u32, op.eps.to_bits()];

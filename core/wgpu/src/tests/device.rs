@@ -90,10 +90,25 @@ fn what_does_not_fit_is_named() {
 #[test]
 fn uncaptured_errors_become_results() {
     let Some(mut backend) = open(None) else { return };
-    backend.provoke_an_error();
     let buffer = backend.alloc(DType::F32, 4, "x").unwrap();
+    backend.provoke_an_error();
     assert!(matches!(backend.write(buffer, 0, &[0; 16]), Err(BackendError::Op { .. })));
     backend.write(buffer, 0, &[0; 16]).unwrap();
+}
+
+#[test]
+fn a_lost_device_is_reported_by_every_call() {
+    let Some(mut backend) = open(None) else { return };
+    let buffer = backend.alloc(DType::F32, 4, "x").unwrap();
+    backend.lose();
+    let lost = |result: Result<(), BackendError>| {
+        assert!(matches!(result, Err(BackendError::DeviceLost { .. })), "{result:?}");
+    };
+    for _ in 0..2 {
+        lost(backend.write(buffer, 0, &[0; 16]));
+        lost(backend.read(buffer, 0, &mut [0; 16]));
+        lost(backend.alloc(DType::F32, 4, "y").map(drop));
+    }
 }
 
 /// Several calls in one plan see each other's results, run after run.

@@ -1,5 +1,5 @@
-//! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and translates
-//! to the languages of all three interfaces.
+//! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
+//! translates to the languages of all three interfaces.
 
 use crate::kernels::{Kernel, LANES, SHADERS, source};
 use naga::back::{hlsl, msl, spv};

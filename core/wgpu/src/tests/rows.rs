@@ -81,9 +81,9 @@ fn elementwise() {
         let (a, b, c) = (f32s(shape, 1), f32s(shape, 2), f32s(shape, 3));
         bench.check(Add {}, &[a.clone(), b.clone()]);
         bench.check(Accumulate {}, &[a.clone(), b.clone()]);
-        bench.check(Scale { factor: -0.3 }, &[a.clone()]);
+        bench.check(Scale { factor: -0.3 }, std::slice::from_ref(&a));
         bench.check(Fill { value: 4.5, shape: shape.to_vec() }, &[]);
-        bench.check(SoftCap { cap: 0.7 }, &[a.clone()]);
+        bench.check(SoftCap { cap: 0.7 }, std::slice::from_ref(&a));
         bench.check(SoftCapGrad { cap: 0.7 }, &[a.clone(), b.clone()]);
         for act in [Activation::Silu, Activation::GeluTanh] {
             bench.check(GatedAct { act }, &[a.clone(), b.clone()]);
@@ -102,7 +102,7 @@ fn extremes() {
     let Some(mut bench) = bench() else { return };
     let x = exactly(&[8], &[-1e4, -100.0, -20.0, -0.0, 0.0, 20.0, 100.0, 1e4]);
     let one = exactly(&[8], &[1.0; 8]);
-    bench.check(SoftCap { cap: 1.0 }, &[x.clone()]);
+    bench.check(SoftCap { cap: 1.0 }, std::slice::from_ref(&x));
     for act in [Activation::Silu, Activation::GeluTanh] {
         bench.check(GatedAct { act }, &[x.clone(), one.clone()]);
         bench.check(GatedActGrad { act }, &[x.clone(), one.clone(), one.clone()]);

@@ -228,8 +228,8 @@ fn wrong_densities_are_refused() {
     for wrong in ["0", "-0.1", "1.5", "NaN", "much"] {
         refused(&["run", "--density", wrong, "--device", "cpu"], 2, &["density", wrong]);
     }
-    refused(&["run", "--density", "0.9", "--device", "cpu"], 1, &["density", "largest"]);
-    refused(&["run", "--density", "0.3", "--targets", "vo", "--device", "cpu"], 1, &["density", "largest"]);
+    refused(&["run", "--density", "0.9", "--device", "cpu"], 1, &["density", "at most"]);
+    refused(&["run", "--density", "0.3", "--targets", "vo", "--device", "cpu"], 1, &["density", "at most"]);
     refused(&["run", "--targets", "(", "--device", "cpu"], 1, &["targets"]);
 }
 

@@ -77,22 +77,22 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
     /// Peak learning rate [default: the method's]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "X", value_parser = positive)]
     pub lr: Option<f64>,
     /// Learning rate after the warm-up
     #[arg(long, value_name = "NAME", default_value = "linear")]
     pub schedule: ScheduleArg,
     /// Share of the steps in which the learning rate rises from 0
-    #[arg(long, value_name = "X", default_value = "0.06", allow_negative_numbers = true, value_parser = share)]
+    #[arg(long, value_name = "X", default_value = "0.06", value_parser = share)]
     pub warmup: f64,
     /// Decoupled weight decay
-    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
     /// Clip the norm of all gradients to X; 0 does not clip
-    #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value = "1", value_parser = not_negative)]
     pub max_grad_norm: f64,
     /// Dropout of attention probabilities in training
-    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = below_one)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = below_one)]
     pub dropout: f64,
     /// Seed of everything random: splits, order, index sets, initial values, dropout
     #[arg(long, value_name = "N", default_value = "0")]
@@ -104,7 +104,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub patience: Option<usize>,
     /// What counts as an improvement of the dev metric
-    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub min_delta: f64,
     /// Leave out training examples of more than N tokens
     #[arg(long, value_name = "N", value_parser = at_least(1))]
@@ -119,7 +119,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_test: Option<usize>,
     /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
-    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "X", value_parser = not_negative)]
     pub head_init_std: Option<f64>,
     /// Tokens per micro-batch; larger batches are split and their gradients summed
     #[arg(long, value_name = "N", default_value = "4096", value_parser = at_least(1))]
@@ -249,13 +249,13 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least(2))]
     pub max_length: usize,
     /// Peak learning rate; a cosine to 0 follows the warm-up
-    #[arg(long, value_name = "X", default_value = "1e-3", allow_negative_numbers = true, value_parser = positive)]
+    #[arg(long, value_name = "X", default_value = "1e-3", value_parser = positive)]
     pub lr: f64,
     /// Share of the steps in which the learning rate rises from 0
-    #[arg(long, value_name = "X", default_value = "0.02", allow_negative_numbers = true, value_parser = share)]
+    #[arg(long, value_name = "X", default_value = "0.02", value_parser = share)]
     pub warmup: f64,
     /// Decoupled weight decay
-    #[arg(long, value_name = "X", default_value = "0", allow_negative_numbers = true, value_parser = not_negative)]
+    #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
     /// Seed of the initial weights and the order
     #[arg(long, value_name = "N", default_value = "0")]

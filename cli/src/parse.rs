@@ -8,7 +8,7 @@ use crate::args::{Cli, Command, DEFAULT_METHOD, RunArgs};
 use crate::default_job::DefaultJob;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches};
 use sparta_core::method::options::{Given, check, nearest};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::{Error, Result};
@@ -48,7 +48,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let explicit: Vec<PathBuf> = values(&argv, "--plugin").into_iter().map(PathBuf::from).collect();
     let discover = |configured| PluginSet::discover(&DiscoverOptions::standard(explicit.clone(), configured));
     let Some(at) = argv.iter().position(|arg| arg == "run" || arg == "plan") else {
-        let cli = Cli::try_parse_from(&argv)?;
+        let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
         return Ok(Parsed { cli, plugins: discover(Vec::new()), method_options: Options::new() });
     };
     // `run` or `plan` as the value of another option is parsed as any other command.
@@ -90,11 +90,20 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     Ok(Parsed { cli, plugins, method_options })
 }
 
-/// The command with the options of a method on `run` and `plan`.
+/// The command without options of methods.
+fn base_command() -> clap::Command {
+    // A negative number is a wrong value of an option, not an unknown option.
+    let numbers = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
+    let command = Cli::command();
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |c| c.mut_args(numbers)))
+}
+
+/// [`base_command`] with the options of a method on `run` and `plan`.
 ///
 /// Errors: an option of the method has the name of one of ours.
 pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
-    let mut command = Cli::command();
+    let mut command = base_command();
     let Some(method) = method else { return Ok(command) };
     for subcommand in ["run", "plan"] {
         for option in &method.options {
@@ -127,7 +136,7 @@ pub fn command_of_all_methods(plugins: &PluginSet) -> clap::Command {
             all.options.push(option.clone());
         }
     }
-    command(Some(&all)).unwrap_or_else(|_| Cli::command())
+    command(Some(&all)).unwrap_or_else(|_| base_command())
 }
 
 fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {

@@ -94,7 +94,7 @@ impl Observer for Progress {
                 "step {:>5}/{}  epoch {}  {numbers}  lr {:.2e}  {} s left",
                 report.step,
                 report.total_steps,
-                report.epoch,
+                report.epoch + 1,
                 report.lr,
                 left.as_secs()
             ));
@@ -102,6 +102,10 @@ impl Observer for Progress {
     }
 
     fn eval(&mut self, report: &EvalReport) {
+        // The last word on test is in the summary.
+        if report.split == "test" {
+            return;
+        }
         let best = if report.best { "  best" } else { "" };
         self.say(&format!("step {:>5}  {}: {}{best}", report.step, report.split, metrics(&report.metrics)));
     }

@@ -5,7 +5,7 @@ use crate::devices;
 use crate::output::{Output, bytes};
 use crate::progress::{Progress, handle_interrupts, metrics};
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, Start, RunResult, Start, Stopped, thousands};
+use sparta_core::run::{self, RunResult, Start, Stopped, thousands};
 use sparta_core::train::RunConfig;
 use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;

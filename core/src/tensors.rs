@@ -9,7 +9,11 @@ use std::collections::{BTreeMap, HashMap};
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
     Weights,
-    /// Index sets, base values and deltas of sparse training; extra tensors of a reparametrisation.
+    /// Index sets of sparse training: positions and row pointers.
+    Indices,
+    /// The values from which sparse training started.
+    BaseValues,
+    /// Deltas of sparse training; extra tensors of a reparametrisation.
     Adapter,
     Optimizer,
     /// Gradient sums over micro-batches.
@@ -21,8 +25,10 @@ pub enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub const ALL: [MemoryKind; 6] = [
+    pub const ALL: [MemoryKind; 8] = [
         MemoryKind::Weights,
+        MemoryKind::Indices,
+        MemoryKind::BaseValues,
         MemoryKind::Adapter,
         MemoryKind::Optimizer,
         MemoryKind::Gradients,
@@ -33,10 +39,12 @@ impl MemoryKind {
     pub fn title(self) -> &'static str {
         match self {
             MemoryKind::Weights => "weights",
-            MemoryKind::Adapter => "adapter",
-            MemoryKind::Optimizer => "optimizer",
-            MemoryKind::Gradients => "gradients",
-            MemoryKind::Activations => "activations",
+            MemoryKind::Indices => "indices",
+            MemoryKind::BaseValues => "base values",
+            MemoryKind::Adapter => "deltas and adapters",
+            MemoryKind::Optimizer => "moments",
+            MemoryKind::Gradients => "gradient sums",
+            MemoryKind::Activations => "activations and scratch",
             MemoryKind::Buffers => "buffers",
         }
     }
@@ -80,6 +88,22 @@ impl Tensors {
     /// The memory in which plans keep their intermediate tensors.
     pub fn alloc_arena(&mut self, bytes: usize) -> Result<()> {
         self.alloc(ARENA, DType::F32, bytes.div_ceil(4), MemoryKind::Activations)
+    }
+
+    pub fn arena_bytes(&self) -> usize {
+        self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
+    }
+
+    /// Frees the arena; the plans bound to it must have been released.
+    pub fn free_arena(&mut self) {
+        self.free(ARENA);
+    }
+
+    /// Frees a tensor; the plans bound to it must have been released.
+    pub fn free(&mut self, name: &str) {
+        if let Some(tensor) = self.by_name.remove(name) {
+            self.device.free(tensor.buffer);
+        }
     }
 
     /// Overwrites the first elements with little-endian values of the tensor's type.

@@ -20,9 +20,10 @@ pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
 pub use fingerprint::{fingerprint, hex};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
-pub use merge::{MergeDtype, MergeRequest, Merged, merge};
+pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;
 pub use native::{Manifest, save};
+pub use vector::needs_device;
 pub use verify::{MergeCheck, check_merged};
 
 use crate::model::Decoder;

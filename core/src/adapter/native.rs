@@ -124,8 +124,7 @@ pub fn read_format(dir: &Path) -> Result<String> {
 pub fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Result<T> {
     let path = dir.join(MANIFEST);
     let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", path.display())))
+    serde_json::from_str(&text).map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", path.display())))
 }
 
 /// Reads `adapter.safetensors`. Errors: values that are not those that were saved.
@@ -139,7 +138,8 @@ pub fn read_values(dir: &Path, sha256: &str) -> Result<Values> {
     for name in file.names() {
         match name.strip_prefix(INDEX) {
             Some(parameter) => {
-                let indices = file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
+                let indices =
+                    file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
                 let indices = indices.map_err(|_| {
                     Error::Weights(format!("{}: `{name}` holds an index that is not in 32 bits", path.display()))
                 })?;
@@ -162,11 +162,7 @@ pub fn load(dir: &Path) -> Result<Adapter> {
         dir: dir.to_owned(),
         model: config.model.clone(),
         base: Some(manifest.base.clone()),
-        heads: vec![Head {
-            name: config.task.clone(),
-            labels: manifest.labels.clone(),
-            config: Some(config.clone()),
-        }],
+        heads: vec![Head { name: config.task.clone(), labels: manifest.labels.clone(), config: Some(config.clone()) }],
         values,
         indices,
         kind: Kind::Native(Box::new(manifest)),

@@ -152,20 +152,26 @@ impl Config<'_> {
         number.ok_or_else(|| self.error(format!("`{key}` is {:?}, expected a number", self.keys.get(key))))
     }
 
-    /// `lora_alpha`, unless `alpha_pattern` has another value for the module: as in PEFT, the first key that the
-    /// module's name ends with, as a regular expression.
+    /// `lora_alpha`, unless `alpha_pattern` has another value for the module: as in PEFT, under a key that the module's
+    /// name ends with, as a regular expression.
     fn alpha(&self, module: &str) -> Result<f64> {
+        let mut found: Option<f64> = None;
         if let Some(Value::Object(patterns)) = self.keys.get("alpha_pattern") {
             for (pattern, alpha) in patterns {
                 let regex = Regex::new(&format!("^(.*\\.)?({pattern})$"))
                     .map_err(|e| self.error(format!("`alpha_pattern` has the key `{pattern}`: {e}")))?;
-                if regex.is_match(module) {
-                    let alpha = alpha.as_f64().filter(|x| x.is_finite());
-                    return alpha.ok_or_else(|| self.error(format!("`alpha_pattern.{pattern}` is not a number")));
+                if !regex.is_match(module) {
+                    continue;
                 }
+                let alpha = alpha.as_f64().filter(|x| x.is_finite());
+                let alpha = alpha.ok_or_else(|| self.error(format!("`alpha_pattern.{pattern}` is not a number")))?;
+                if found.is_some_and(|first| first != alpha) {
+                    return Err(self.error(format!("`alpha_pattern` has several values for {module}")));
+                }
+                found = Some(alpha);
             }
         }
-        self.number("lora_alpha")
+        found.map_or_else(|| self.number("lora_alpha"), Ok)
     }
 
     fn read(&self, file: &TensorFile) -> Result<(Lora, BTreeMap<String, Vec<f32>>)> {
@@ -211,6 +217,8 @@ pub struct Export<'a> {
     pub values: &'a BTreeMap<String, Vec<f32>>,
     pub classes: usize,
     pub model: &'a Path,
+    /// Layers of the model.
+    pub depth: usize,
     /// The dropout that was trained with; it does not change the result.
     pub dropout: f64,
 }
@@ -243,8 +251,11 @@ pub fn write(dir: &Path, export: &Export) -> Result<()> {
 fn config(export: &Export) -> Value {
     let layers = &export.lora.layers;
     let module = |parameter: &str| parameter.strip_suffix(".weight").unwrap_or(parameter).to_owned();
-    let targets: BTreeSet<String> =
-        layers.keys().filter_map(|p| module(p).rsplit('.').next().map(str::to_owned)).collect();
+    let last = |parameter: &str| module(parameter).rsplit('.').next().unwrap_or_default().to_owned();
+    let names: BTreeSet<String> = layers.keys().map(|p| last(p)).collect();
+    // `q_proj` means that of every layer; where only some have one, all are named in full.
+    let everywhere = names.len() * export.depth == layers.len();
+    let targets: BTreeSet<String> = if everywhere { names } else { layers.keys().map(|p| module(p)).collect() };
     let (r, alpha) = layers.values().next().map_or((8, 8.0), |layer| (layer.r, layer.alpha));
     let others = || layers.iter().filter(|(_, layer)| layer.r != r || layer.alpha != alpha);
     let ranks: BTreeMap<String, usize> = others().map(|(p, layer)| (regex::escape(&module(p)), layer.r)).collect();

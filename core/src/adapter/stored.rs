@@ -62,7 +62,9 @@ impl Method for Stored {
         _: &Options,
     ) -> std::result::Result<Vec<Selection>, sparta_plugin::Error> {
         if let Some(unknown) = self.selections.keys().find(|name| !parameters.iter().any(|p| p.name == **name)) {
-            return Err(sparta_plugin::Error(format!("the adapter changes `{unknown}`, which the model does not have")));
+            return Err(sparta_plugin::Error(format!(
+                "the adapter changes `{unknown}`, which the model does not have"
+            )));
         }
         let selection = |p: &Parameter| self.selections.get(&p.name).cloned().unwrap_or(Selection::Frozen);
         Ok(parameters.iter().map(selection).collect())

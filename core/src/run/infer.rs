@@ -1,26 +1,27 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
 use super::evaluate::{Prediction, predict, score};
-use super::prepare::{EVAL_EXAMPLES, encode};
-use crate::adapter::{self, Adapter};
+use super::prepare::encode;
+use crate::adapter::{Applied, Head};
 use crate::data::{Encoded, splits};
-use crate::method::{Adaptation, index_set};
-use crate::model::{Decoder, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::text::Tokenizer;
-use crate::train::layout::{plan_memory, size_of};
-use crate::train::{Limits, Metrics, Optimizer, Session, Setup};
-use crate::weights::Weights;
+use crate::train::Metrics;
 use crate::{Error, Result};
 use sparta_graph::Backend;
-use sparta_plugin::task::{Example, OpenRequest, Task};
+use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
 use std::path::{Path, PathBuf};
+
+/// Tokens per batch where no run says otherwise.
+const BATCH_TOKENS: usize = 4096;
 
 /// What to evaluate.
 #[derive(Clone, Debug)]
 pub struct EvalRequest {
     /// `train`, `dev` or `test`.
     pub split: String,
+    /// The head to evaluate; may be left out where there is one.
+    pub head: Option<String>,
     /// Another task than the one trained on, with the same labels.
     pub task: Option<String>,
     /// Other data than the run's.
@@ -29,68 +30,75 @@ pub struct EvalRequest {
     pub max_examples: Option<usize>,
 }
 
-/// An adapter with its base model, ready to be put on a device.
+/// An adapter with its base model and tokenizer.
 pub struct Adapted {
-    adapter: Adapter,
-    weights: Weights,
-    decoder: Decoder,
+    applied: Applied,
     tokenizer: Tokenizer,
-    adaptation: Adaptation,
 }
 
 impl Adapted {
-    /// Opens an adapter (a run directory or an adapter directory) on its base model, or on `model`.
-    ///
-    /// Errors: a damaged adapter; another base model; a method plugin that is missing or draws other index sets.
+    /// Opens an adapter of any format, a run directory or a full classifier on its base model, or on `model`. Errors as
+    /// [`Applied::open`].
     pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Adapted> {
-        let adapter = adapter::load(path)?;
-        let manifest = &adapter.manifest;
-        let model = model.unwrap_or(&manifest.config.model);
-        let decoder = Decoder::open(model)?;
-        let weights = Weights::open(model)?;
-        if adapter::fingerprint(&weights) != manifest.base {
-            return Err(Error::Weights(format!(
-                "{}: not the model that {} was trained on ({}); give that one with --model",
-                model.display(),
-                adapter.dir.display(),
-                manifest.config.model.display()
-            )));
-        }
-        let method = plugins.method(&manifest.method)?;
-        let head = HeadKind::Classification { classes: manifest.labels.len() };
-        let parameters = check_weights(&decoder, &weights, head)?;
-        let adaptation = Adaptation::new(method, parameters, manifest.options.clone(), manifest.seed)?;
-        let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
-        if let Some(expected) = &manifest.index_sha256
-            && index_set::fingerprint(&sets) != *expected
-        {
-            let version = &adaptation.info.version;
-            return Err(Error::Method(format!(
-                "{}: method `{}` {version} chooses other elements than version {} did",
-                adapter.dir.display(),
-                manifest.method,
-                manifest.method_version
-            )));
-        }
-        let tokenizer = Tokenizer::open(model)?;
-        Ok(Adapted { adapter, weights, decoder, tokenizer, adaptation })
+        let applied = Applied::open(path, model, plugins)?;
+        let tokenizer = Tokenizer::open(&applied.adapter.model)?;
+        tokenizer.check_vocab(applied.decoder.vocab_size)?;
+        Ok(Adapted { applied, tokenizer })
     }
 
-    pub fn labels(&self) -> &[String] {
-        &self.adapter.manifest.labels
+    pub fn applied(&self) -> &Applied {
+        &self.applied
     }
 
-    /// One prediction per text or pair of texts. Texts longer than the model's positions are cut.
-    pub fn predict(&self, device: Box<dyn Backend>, texts: &[(String, Option<String>)]) -> Result<Vec<Prediction>> {
+    pub fn into_applied(self) -> Applied {
+        self.applied
+    }
+
+    pub fn heads(&self) -> &[Head] {
+        &self.applied.adapter.heads
+    }
+
+    /// The position of a head; without a name that of the only one.
+    pub fn head(&self, name: Option<&str>) -> Result<usize> {
+        let names = || self.heads().iter().map(|head| &*head.name).collect::<Vec<_>>().join(", ");
+        match (name, self.heads()) {
+            (None, [_]) => Ok(0),
+            (None, _) => Err(Error::Usage(format!("there are several heads; give one with --head: {}", names()))),
+            (Some(name), heads) => heads
+                .iter()
+                .position(|head| head.name == name)
+                .ok_or_else(|| Error::Usage(format!("there is no head `{name}`; the heads are: {}", names()))),
+        }
+    }
+
+    /// For each text or pair of texts a prediction of every head, in one pass. Texts longer than the model's positions
+    /// are cut.
+    pub fn predict(
+        &self,
+        device: Box<dyn Backend>,
+        texts: &[(String, Option<String>)],
+    ) -> Result<Vec<Vec<Prediction>>> {
         let example =
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();
-        self.predict_encoded(device, &self.encode(&examples)?, |_, _| {})
+        let predictions = self.predict_encoded(device, &self.encode(&examples)?, |_, _| {})?;
+        Ok(predictions.iter().map(|all| self.by_head(all)).collect())
+    }
+
+    /// The logits of each head.
+    fn by_head(&self, all: &Prediction) -> Vec<Prediction> {
+        let mut rest = &all.logits[..];
+        let mut take = |head: &Head| {
+            let (own, others) = rest.split_at(head.labels.len().min(rest.len()));
+            rest = others;
+            Prediction { logits: own.to_vec() }
+        };
+        self.heads().iter().map(&mut take).collect()
     }
 
     fn encode(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
         let mut encoded = encode(&self.tokenizer, examples)?;
-        encoded.iter_mut().for_each(|e| e.tokens.truncate(self.decoder.max_position_embeddings));
+        encoded.iter_mut().for_each(|e| e.tokens.truncate(self.applied.decoder.max_position_embeddings));
         Ok(encoded)
     }
 
@@ -103,33 +111,45 @@ impl Adapted {
         if examples.is_empty() {
             return Ok(Vec::new());
         }
-        let budget = self.adapter.manifest.config.micro_batch_tokens;
+        let config = self.heads().iter().find_map(|head| head.config.as_ref());
+        let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens);
         let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
-        let setup = Setup {
-            decoder: self.decoder.clone(),
-            adaptation: self.adaptation.clone(),
-            head: HeadKind::Classification { classes: self.labels().len() },
-            optimizer: Optimizer::default(),
-            dropout: 0.0,
-            recompute: false,
-            seed: self.adapter.manifest.seed,
-            head_init_std: 0.0,
-            limits: Limits {
-                train: None,
-                micro_batches: false,
-                evaluate: size_of(budget.max(longest), EVAL_EXAMPLES),
-                positions: longest,
-                head_features: false,
-                batch: 0,
-            },
-        };
-        let (_, arena) = plan_memory(&setup, device.info().in_place)?;
-        let mut session = Session::open(device, &self.weights, setup, arena)?;
-        session.set_trained_values(&self.adapter.values)?;
+        let mut session = self.applied.session(device, budget, longest)?;
         predict(&mut session, examples, budget, None, |done, total| {
             progress(done, total);
             true
         })
+    }
+
+    /// The examples of a split for one head, and their task.
+    pub fn examples(&self, request: &EvalRequest, plugins: &PluginSet) -> Result<(TaskInfo, Vec<Encoded>)> {
+        let head = &self.heads()[self.head(request.head.as_deref())?];
+        let config = head.config.as_ref();
+        let id = request.task.as_deref().or(config.map(|c| &*c.task));
+        let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
+        let (plugin, task) = plugins.task(id)?;
+        let same = task.labels == head.labels || (head.unnamed() && task.labels.len() == head.labels.len());
+        if !same {
+            return Err(Error::Usage(format!(
+                "task {} has the labels {:?}, the adapter was trained for {:?}",
+                task.id, task.labels, head.labels
+            )));
+        }
+        let data = request.data.clone().or(config.map(|c| c.data.clone()));
+        let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
+        let request_data = OpenRequest { task: task.id.clone(), data };
+        let dataset = plugin.open(&request_data).map_err(|e| Error::Data(e.to_string()))?;
+        let seed = config.map_or(0, |c| c.seed);
+        let all = splits::load(&*dataset, task.labels.len(), seed)?;
+        let (examples, cap) = match request.split.as_str() {
+            "train" => (all.train, config.and_then(|c| c.max_train)),
+            "dev" => (all.dev, config.and_then(|c| c.max_dev)),
+            "test" => (all.test, config.and_then(|c| c.max_test)),
+            other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
+        };
+        let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
+        let encoded = self.encode(&examples)?;
+        Ok((task, encoded))
     }
 }
 
@@ -141,27 +161,10 @@ pub fn evaluate(
     device: Box<dyn Backend>,
     progress: impl FnMut(usize, usize),
 ) -> Result<Metrics> {
-    let config = &adapted.adapter.manifest.config;
-    let (plugin, task) = plugins.task(request.task.as_deref().unwrap_or(&config.task))?;
-    if task.labels != adapted.labels() {
-        return Err(Error::Usage(format!(
-            "task {} has the labels {:?}, the adapter was trained for {:?}",
-            task.id,
-            task.labels,
-            adapted.labels()
-        )));
-    }
-    let data = request.data.clone().unwrap_or_else(|| config.data.clone());
-    let dataset = plugin.open(&OpenRequest { task: task.id.clone(), data }).map_err(|e| Error::Data(e.to_string()))?;
-    let all = splits::load(&*dataset, task.labels.len(), config.seed)?;
-    let (examples, cap) = match request.split.as_str() {
-        "train" => (all.train, config.max_train),
-        "dev" => (all.dev, config.max_dev),
-        "test" => (all.test, config.max_test),
-        other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
-    };
-    let examples = splits::draw(examples, request.max_examples.or(cap), config.seed, &request.split);
-    let encoded = adapted.encode(&examples)?;
+    let head = adapted.head(request.head.as_deref())?;
+    let (task, encoded) = adapted.examples(request, plugins)?;
     let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    score(&task, &encoded, &predictions)
+    let own: Vec<Prediction> =
+        predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head)).collect();
+    score(&task, &encoded, &own)
 }

@@ -312,7 +312,7 @@ fn segment(mask: &[i64]) -> Option<std::ops::Range<usize>> {
 }
 
 /// The model as it is.
-fn unadapted(parameters: Vec<Parameter>) -> Adaptation {
+pub fn unadapted(parameters: Vec<Parameter>) -> Adaptation {
     let method = Arc::new(Unadapted);
     let parts = parameters.iter().map(|_| Part::Frozen).collect();
     Adaptation { info: method.describe(), method, options: Options::new(), parameters, parts }

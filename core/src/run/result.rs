@@ -2,7 +2,7 @@
 
 use super::plan::TrainablePlan;
 use super::prepare::Prepared;
-use crate::adapter;
+use crate::adapter::{self, MergeCheck};
 use crate::train::Metrics;
 use crate::weights::atomic_write;
 use crate::{Error, Result};
@@ -47,6 +47,9 @@ pub struct RunResult {
     pub peak_resident: Option<u64>,
     pub out: PathBuf,
     pub adapter: PathBuf,
+    /// The saved adapter against the model that `adapter merge` makes of it, on dev examples; absent if that could not be
+    /// computed.
+    pub merge_check: Option<MergeCheck>,
 }
 
 /// The directory that a run writes. A lock, which ends with the process, keeps a second run out.

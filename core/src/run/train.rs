@@ -4,6 +4,7 @@ use super::evaluate::{Features, predict, score};
 use super::identity::identity;
 use super::prepare::{EVAL_EXAMPLES, Prepared, prepare};
 use super::result::{RunDirectory, RunResult, Stopped};
+use crate::adapter::{MergeCheck, MergeDtype, check_merged, merged_tensor};
 use crate::data::batch::split_by_budget;
 use crate::data::{Batch, Encoded, splits::permutation};
 use crate::method::Form;
@@ -13,6 +14,7 @@ use crate::train::schedule::learning_rate;
 use crate::train::{EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
 use crate::{Error, Result};
 use sparta_graph::Backend;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -357,6 +359,8 @@ impl<'a> Trainer<'a> {
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
+        let device_memory = self.session.tensors().memory().values().sum();
+        let merge_check = self.check_merge();
         let result = RunResult {
             stopped,
             steps: self.position.step,
@@ -368,20 +372,45 @@ impl<'a> Trainer<'a> {
             parameters: self.run.plan.parameters,
             tokens_per_second: self.tokens_per_second(),
             training_seconds: self.training_time.as_secs_f64(),
-            device_memory: self.session.tensors().memory().values().sum(),
+            device_memory,
             planned_memory: self.run.plan.total_memory(),
             peak_resident: super::result::peak_resident(),
             out: self.directory.path().to_owned(),
             adapter: self.directory.adapter(),
+            merge_check,
         };
         self.directory.finish(&result)?;
         Ok(result)
+    }
+
+    /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
+    /// The run is complete without: what fails here is told, no more.
+    fn check_merge(&mut self) -> Option<MergeCheck> {
+        let examples = &self.run.dev[..self.run.dev.len().min(MERGE_EXAMPLES)];
+        let weights = &self.run.weights;
+        let check = self.session.trained_values().and_then(|values| {
+            let merged = |session: &mut Session, position: usize| {
+                let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
+                let bytes = merged_tensor(session, weights, &values, position, dtype)?;
+                Ok((dtype, Cow::Owned(bytes.into_owned())))
+            };
+            check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens, merged)
+        });
+        match &check {
+            Ok(check) if check.agrees() => {}
+            Ok(check) => self.observer.message(&format!("warning: {check}")),
+            Err(error) => self.observer.message(&format!("warning: the merged model could not be checked: {error}")),
+        }
+        check.ok()
     }
 
     fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.training_time.as_secs_f64().max(1e-9)
     }
 }
+
+/// Dev examples on which the merged model is compared with the adapter.
+const MERGE_EXAMPLES: usize = 8;
 
 /// The order of the training examples in an epoch.
 fn epoch_order(run: &Prepared, epoch: usize) -> Vec<usize> {

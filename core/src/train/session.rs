@@ -4,13 +4,13 @@ use super::graphs::{Graphs, Optimizer, Purpose, Size, names};
 use super::layout::{self, Limits};
 use crate::data::Batch;
 use crate::method::philox::Stream;
-use crate::method::{Adaptation, Form};
+use crate::method::{Adaptation, Form, Part, Trained};
 use crate::model::{Decoder, HeadKind};
-use crate::tensors::Tensors;
+use crate::tensors::{MemoryKind, Tensors};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::ops::step as step_input;
-use sparta_graph::{Backend, Plan, PlanId};
+use sparta_graph::{Backend, DType, Plan, PlanId};
 use std::collections::{BTreeMap, HashMap};
 
 /// What a session computes.
@@ -226,6 +226,43 @@ impl Session {
         result
     }
 
+    /// Makes room for plans of graphs that are outside the usual purposes.
+    pub fn reserve_arena(&mut self, bytes: usize) -> Result<()> {
+        if self.tensors.arena_bytes() < bytes {
+            self.forget_plans();
+            self.tensors.free_arena();
+            self.tensors.alloc_arena(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a weight in this type as it is from now on, whatever the method would do with it.
+    pub fn replace_weight(&mut self, position: usize, dtype: DType, bytes: &[u8]) -> Result<()> {
+        self.forget_plans();
+        let adaptation = &mut self.setup.adaptation;
+        let parameter = &mut adaptation.parameters[position];
+        self.tensors.free(&parameter.name);
+        self.tensors.alloc(&parameter.name, dtype, parameter.numel() as usize, MemoryKind::Weights)?;
+        self.tensors.write(&parameter.name, bytes)?;
+        parameter.dtype = dtype;
+        adaptation.parts[position] = Part::Frozen;
+        Ok(())
+    }
+
+    /// Gradients of the batch's mean loss by the trained tensors, by name. Needs [`Limits::micro_batches`].
+    pub fn gradients(&mut self, batch: &Batch) -> Result<BTreeMap<String, Vec<f32>>> {
+        self.write_step(0.0, 1.0 / batch.targets().max(1) as f64)?;
+        let size = self.write_batch(batch)?;
+        self.write_rng(0)?;
+        self.run(Purpose::FirstMicroBatch(size))?;
+        let trained = self.setup.adaptation.trained();
+        let read = |t: Trained| {
+            let sum = self.tensors.read_f32(&names::grad_sum(&t.name), t.numel())?;
+            Ok((t.name, sum))
+        };
+        trained.into_iter().map(read).collect()
+    }
+
     fn begin_step(&mut self, lr: f64, targets: usize) -> Result<()> {
         if targets == 0 {
             return Err(Error::Training("a batch without any target cannot be trained on".into()));
@@ -298,6 +335,12 @@ impl Session {
         };
         self.plans.insert(purpose, (plan, self.clock));
         self.tensors.run(plan)
+    }
+
+    fn forget_plans(&mut self) {
+        for (_, (plan, _)) in self.plans.drain() {
+            self.tensors.release(plan);
+        }
     }
 
     fn forget_oldest_plan(&mut self) {

@@ -69,6 +69,11 @@ impl Weights {
         Some(TensorView { dtype: slot.dtype, shape: raw.shape, bytes: raw.bytes })
     }
 
+    /// Leaves a tensor out from now on: something else stands for it.
+    pub fn remove(&mut self, name: &str) {
+        self.tensors.remove(name);
+    }
+
     /// The file that holds a tensor.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|slot| self.files[slot.file].path())

@@ -1,0 +1,167 @@
+use super::stored::{Stored, sparse_and_whole};
+use super::{Adapter, HEAD, Kind, fingerprint, load};
+use crate::method::{Adaptation, IndexSet, index_set};
+use crate::model::{Decoder, HeadKind, check_weights};
+use crate::plugin::PluginSet;
+use crate::run::{EVAL_EXAMPLES, unadapted};
+use crate::train::layout::{plan_memory, size_of};
+use crate::train::{Limits, Optimizer, Session, Setup};
+use crate::weights::Weights;
+use crate::{Error, Result};
+use sparta_graph::Backend;
+use sparta_plugin::method::{Options, Parameter};
+use std::path::Path;
+use std::sync::Arc;
+
+/// An adapter on its base model, ready to be put on a device.
+pub struct Applied {
+    pub adapter: Adapter,
+    pub weights: Weights,
+    pub decoder: Decoder,
+    pub adaptation: Adaptation,
+}
+
+impl Applied {
+    /// Opens an adapter, of any format, on its base model, or on `model`.
+    ///
+    /// Errors: a damaged adapter; another base model; a method plugin that is missing or draws other index sets; index
+    /// sets or tensors that do not fit the model.
+    pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Applied> {
+        let adapter = load(path, model)?;
+        let decoder = Decoder::open(&adapter.model)?;
+        let mut weights = Weights::open(&adapter.model)?;
+        if let Some(base) = &adapter.base
+            && fingerprint(&weights) != *base
+        {
+            return Err(Error::Weights(format!(
+                "{}: not the model that {} was trained on; give that one with --model",
+                adapter.model.display(),
+                adapter.dir.display(),
+            )));
+        }
+        if adapter.values.contains_key(HEAD) {
+            weights.remove(HEAD);
+        }
+        let head = HeadKind::Classification { classes: adapter.heads.iter().map(|head| head.labels.len()).sum() };
+        let parameters = check_weights(&decoder, &weights, head)?;
+        let adaptation = adapt(&adapter, parameters, plugins)?;
+        check_values(&adapter, &adaptation)?;
+        Ok(Applied { adapter, weights, decoder, adaptation })
+    }
+
+    /// Classes of all heads together.
+    pub fn classes(&self) -> usize {
+        self.adapter.heads.iter().map(|head| head.labels.len()).sum()
+    }
+
+    /// Puts model and adapter on a device, for batches of up to `tokens` tokens of sequences up to `longest`.
+    pub fn session(&self, device: Box<dyn Backend>, tokens: usize, longest: usize) -> Result<Session> {
+        let limits = Limits {
+            train: None,
+            micro_batches: false,
+            evaluate: size_of(tokens.max(longest), EVAL_EXAMPLES),
+            positions: longest,
+            head_features: false,
+            batch: 0,
+        };
+        self.session_with(device, self.adaptation.clone(), limits)
+    }
+
+    /// The same for another adaptation of the model; its trained values are not set if it is not the adapter's own.
+    pub(super) fn session_with(
+        &self,
+        device: Box<dyn Backend>,
+        adaptation: Adaptation,
+        limits: Limits,
+    ) -> Result<Session> {
+        let setup = Setup {
+            decoder: self.decoder.clone(),
+            adaptation,
+            head: HeadKind::Classification { classes: self.classes() },
+            optimizer: Optimizer::default(),
+            dropout: 0.0,
+            recompute: false,
+            seed: 0,
+            head_init_std: 0.0,
+            limits,
+        };
+        let (_, arena) = plan_memory(&setup, device.info().in_place)?;
+        let own = limits.train.is_none();
+        let mut session = Session::open(device, &self.weights, setup, arena)?;
+        if own {
+            session.set_trained_values(&self.adapter.values)?;
+        }
+        Ok(session)
+    }
+}
+
+/// What the adapter changes in a model of these parameters.
+fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> Result<Adaptation> {
+    let stored = |method: Stored, parameters| {
+        let sets = |p: &Parameter, _| stored_set(adapter, p);
+        Adaptation::with_indices(Arc::new(method), parameters, Options::new(), sets)
+    };
+    match &adapter.kind {
+        Kind::Model => Ok(unadapted(parameters)),
+        Kind::Peft(lora) => {
+            let whole = adapter.values.keys().filter(|name| !name.contains(".lora_")).cloned();
+            stored(Stored::lora(lora, whole, plugins)?, parameters)
+        }
+        Kind::SparseDeltas | Kind::Combined(_) => {
+            let selections = sparse_and_whole(&parameters, &adapter.indices, &adapter.values)?;
+            stored(Stored::new("deltas", selections), parameters)
+        }
+        Kind::Native(manifest) => {
+            let method = plugins.method(&manifest.method)?;
+            let options = manifest.options.clone();
+            let adaptation = if adapter.indices.is_empty() {
+                Adaptation::new(method, parameters, options, manifest.seed)?
+            } else {
+                Adaptation::with_indices(method, parameters, options, |p, _| stored_set(adapter, p))?
+            };
+            let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
+            if let Some(expected) = &manifest.index_sha256
+                && index_set::fingerprint(&sets) != *expected
+            {
+                return Err(Error::Method(format!(
+                    "{}: method `{}` {} chooses other elements than version {} did",
+                    adapter.dir.display(),
+                    manifest.method,
+                    adaptation.info.version,
+                    manifest.method_version
+                )));
+            }
+            Ok(adaptation)
+        }
+    }
+}
+
+/// The explicit index set of a parameter, checked: ascending and inside the tensor.
+fn stored_set(adapter: &Adapter, parameter: &Parameter) -> Result<IndexSet> {
+    let indices = adapter.indices.get(&parameter.name).cloned().unwrap_or_default();
+    let (name, numel) = (&parameter.name, parameter.numel());
+    let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
+    if !ascending || indices.last().is_some_and(|&last| u64::from(last) >= numel) {
+        return Err(Error::Weights(format!(
+            "{}: the index set of {name} is not ascending, or points beyond its {numel} elements",
+            adapter.dir.display()
+        )));
+    }
+    Ok(IndexSet { tensor: name.clone(), numel, indices })
+}
+
+fn check_values(adapter: &Adapter, adaptation: &Adaptation) -> Result<()> {
+    let trained = adaptation.trained();
+    for t in &trained {
+        let got = adapter.values.get(&t.name).map(Vec::len);
+        if got != Some(t.numel()) {
+            let (expected, got) = (t.numel(), got.map_or("nothing".into(), |n| n.to_string()));
+            let (dir, name) = (adapter.dir.display(), &t.name);
+            return Err(Error::Weights(format!("{dir}: {name}: expected {expected} values, got {got}")));
+        }
+    }
+    match adapter.values.keys().find(|name| !trained.iter().any(|t| t.name == **name)) {
+        Some(extra) => Err(Error::Weights(format!("{}: `{extra}` is not part of the model", adapter.dir.display()))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,141 @@
+//! The diagonal of the Fisher information, from gradients of single examples.
+
+use super::strategy::Aligned;
+use super::{base_weight, head_values};
+use crate::adapter::stored::Stored;
+use crate::adapter::{Applied, HEAD};
+use crate::data::{Batch, Encoded, batch::padded_rows};
+use crate::method::{Adaptation, IndexSet, Part};
+use crate::run::Prediction;
+use crate::train::layout::size_of;
+use crate::train::{Limits, Session, Size};
+use crate::{Error, Result};
+use sparta_graph::Backend;
+use sparta_plugin::method::{Method, Options};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The diagonal for one adapter at the positions of all.
+pub struct Diagonal {
+    /// By position of the parameter.
+    values: BTreeMap<usize, Vec<f32>>,
+    head: usize,
+}
+
+impl Diagonal {
+    pub fn of(&self, position: usize) -> &[f32] {
+        self.values.get(&position).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub fn head(&self) -> &[f32] {
+        self.of(self.head)
+    }
+}
+
+/// F = mean over the examples x of sum_c p(c|x) (d log p(c|x) / dw)^2, the expectation over the classes taken exactly
+/// (Matena and Raffel 2022, equation 3), for each adapter at the positions that any of them changes.
+///
+/// Errors: an adapter of several heads, or without examples.
+pub fn fisher(
+    adapters: &[Applied],
+    aligned: &[Option<Aligned>],
+    examples: &[Vec<Encoded>],
+    with_head: bool,
+    device: &dyn Fn() -> Result<Box<dyn Backend>>,
+) -> Result<Vec<Diagonal>> {
+    let mut diagonals = Vec::new();
+    for (k, applied) in adapters.iter().enumerate() {
+        let dir = applied.adapter.dir.display();
+        if applied.adapter.heads.len() != 1 {
+            return Err(Error::Usage(format!("{dir}: has several heads; the Fisher information is of one task")));
+        }
+        let examples = examples.get(k).filter(|examples| !examples.is_empty());
+        let examples =
+            examples.ok_or_else(|| Error::Usage(format!("{dir}: there are no examples for the Fisher information")))?;
+        diagonals.push(diagonal(applied, aligned, k, examples, with_head, device()?)?);
+    }
+    Ok(diagonals)
+}
+
+fn diagonal(
+    applied: &Applied,
+    aligned: &[Option<Aligned>],
+    k: usize,
+    examples: &[Encoded],
+    with_head: bool,
+    device: Box<dyn Backend>,
+) -> Result<Diagonal> {
+    let (adaptation, values) = at_union(applied, aligned, k, with_head)?;
+    let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
+    let limits = Limits {
+        train: Some(Size { rows: padded_rows(longest), examples: 1 }),
+        micro_batches: true,
+        evaluate: size_of(longest, 1),
+        positions: longest,
+        head_features: false,
+        batch: 1,
+    };
+    let head = adaptation.position(HEAD).unwrap_or_default();
+    let places: BTreeMap<String, usize> = adaptation.trained().into_iter().map(|t| (t.name, t.parameter)).collect();
+    let mut session = applied.session_with(device, adaptation, limits)?;
+    session.set_trained_values(&values)?;
+    let mut sums: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
+    for example in examples {
+        add_example(&mut session, example, &places, 1.0 / examples.len() as f64, &mut sums)?;
+    }
+    Ok(Diagonal { values: sums, head })
+}
+
+/// The adapter's model with every position of the union trained, and its values there. Without the head among them the
+/// head still has to have its values, so it is always there.
+fn at_union(
+    applied: &Applied,
+    aligned: &[Option<Aligned>],
+    k: usize,
+    with_head: bool,
+) -> Result<(Adaptation, BTreeMap<String, Vec<f32>>)> {
+    let mut values = BTreeMap::new();
+    let mut parts = Vec::new();
+    for (position, (parameter, aligned)) in applied.adaptation.parameters.iter().zip(aligned).enumerate() {
+        let own_head = parameter.name == HEAD && (with_head || applied.adapter.values.contains_key(HEAD));
+        parts.push(match aligned {
+            _ if own_head => {
+                values.insert(HEAD.to_owned(), head_values(applied)?);
+                Part::Dense
+            }
+            None => Part::Frozen,
+            Some(Aligned { indices: Some(union), columns }) => {
+                values.insert(format!("delta.{}", parameter.name), columns[k].clone());
+                let (tensor, numel) = (parameter.name.clone(), parameter.numel());
+                Part::Sparse(IndexSet { tensor, numel, indices: union.clone() })
+            }
+            Some(Aligned { indices: None, columns }) => {
+                let base = base_weight(applied, position)?;
+                values.insert(parameter.name.clone(), base.iter().zip(&columns[k]).map(|(w, d)| w + d).collect());
+                Part::Dense
+            }
+        });
+    }
+    let method = Arc::new(Stored::new("fisher", BTreeMap::new()));
+    let (info, parameters) = (method.describe(), applied.adaptation.parameters.clone());
+    Ok((Adaptation { method, info, options: Options::new(), parameters, parts }, values))
+}
+
+fn add_example(
+    session: &mut Session,
+    example: &Encoded,
+    places: &BTreeMap<String, usize>,
+    share: f64,
+    sums: &mut BTreeMap<usize, Vec<f32>>,
+) -> Result<()> {
+    let (logits, _) = session.evaluate(&Batch::pack([example]))?;
+    for (class, p) in (Prediction { logits }).probabilities().into_iter().enumerate() {
+        let labelled = Encoded { tokens: example.tokens.clone(), label: class as u32 };
+        for (name, gradient) in session.gradients(&Batch::pack([&labelled]))? {
+            let Some(&position) = places.get(&name) else { continue };
+            let sum = sums.entry(position).or_insert_with(|| vec![0.0; gradient.len()]);
+            sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += (share * p * f64::from(g).powi(2)) as f32);
+        }
+    }
+    Ok(())
+}

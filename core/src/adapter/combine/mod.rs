@@ -1,0 +1,230 @@
+//! Several adapters of one base model in one (section 8 of the paper): the changes of the body are combined, the head of
+//! each task is kept, and one forward pass answers for all tasks.
+
+mod conflict;
+mod fisher;
+mod strategy;
+
+pub use conflict::Conflict;
+pub use strategy::Strategy;
+
+use super::info::same_base;
+use super::merge::is_head;
+use super::native::{MANIFEST, Values, read_manifest, read_values, save_manifest, save_values};
+use super::vector::{Delta, delta, needs_device};
+use super::{Adapter, Applied, HEAD, Head, Kind, fingerprint};
+use crate::data::Encoded;
+use crate::train::Session;
+use crate::weights::to_f32;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_graph::Backend;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use strategy::Aligned;
+
+pub const FORMAT: &str = "sparta-combined/1";
+
+/// `adapter.json` of combined adapters. Beside it `adapter.safetensors`: `delta.NAME` with the indices `index.NAME`, or
+/// `NAME` for a parameter of which every element changed, and the heads below each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// `sparta-combined/1`
+    pub format: String,
+    pub strategy: Strategy,
+    pub model: PathBuf,
+    /// [`fingerprint`] of the base model.
+    pub base: String,
+    pub heads: Vec<Head>,
+    pub sources: Vec<PathBuf>,
+    pub conflicts: Vec<Conflict>,
+    /// SHA-256 of `adapter.safetensors`.
+    pub values_sha256: String,
+}
+
+pub struct CombineRequest<'a> {
+    pub adapters: &'a [Applied],
+    pub strategy: Strategy,
+    pub out: &'a Path,
+    /// For [`Strategy::Fisher`]: examples for each adapter, from the data that it was trained for.
+    pub examples: Vec<Vec<Encoded>>,
+}
+
+/// What was combined.
+#[derive(Clone, Debug, Serialize)]
+pub struct Combination {
+    pub out: PathBuf,
+    pub strategy: Strategy,
+    pub heads: Vec<String>,
+    /// Weights of the body that differ from the base model.
+    pub changed: u64,
+    /// One for each pair of adapters.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// Combines adapters and writes the result into the new directory `out`. `device` opens the device on which
+/// reparametrised weights are merged and gradients computed; it is called only if there are any.
+///
+/// Adapters may have different methods, options and seeds. Errors: fewer than two; different base models; settings of
+/// the strategy that do not fit; `out` is there already.
+pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Backend>>) -> Result<Combination> {
+    let CombineRequest { adapters, strategy, out, .. } = request;
+    let [first, others @ ..] = adapters else { return Err(Error::Usage("there is nothing to combine".into())) };
+    if others.is_empty() {
+        return Err(Error::Usage("give at least two adapters to combine".into()));
+    }
+    others.iter().try_for_each(|other| same_base(first, other))?;
+    strategy.check(adapters.len())?;
+    if out.exists() {
+        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+    }
+    let one_head = strategy.averages() && same_heads(adapters);
+    let mut aligned = align_all(adapters, device)?;
+    let conflicts = conflict::conflicts(adapters, &aligned);
+    strategy.prepare(&mut aligned);
+    let fisher = match strategy {
+        Strategy::Fisher { .. } => fisher::fisher(adapters, &aligned, &request.examples, one_head, device)?,
+        _ => Vec::new(),
+    };
+
+    let (mut values, mut indices) = (BTreeMap::new(), BTreeMap::new());
+    let mut changed = 0;
+    for (position, column) in aligned.iter().enumerate() {
+        let Some(column) = column else { continue };
+        let weights: Vec<&[f32]> = fisher.iter().map(|f: &fisher::Diagonal| f.of(position)).collect();
+        let combined = strategy.combine(column, &weights);
+        changed += combined.iter().filter(|&&x| x != 0.0).count() as u64;
+        store(first, position, column, combined, &mut values, &mut indices)?;
+    }
+    let heads = match one_head {
+        true => {
+            let columns = adapters.iter().map(head_values).collect::<Result<Vec<_>>>()?;
+            let weights: Vec<&[f32]> = fisher.iter().map(|f| f.head()).collect();
+            values.insert(HEAD.to_owned(), strategy.combine(&Aligned { indices: None, columns }, &weights));
+            first.adapter.heads.clone()
+        }
+        false => {
+            values.insert(HEAD.to_owned(), adapters.iter().map(head_values).collect::<Result<Vec<_>>>()?.concat());
+            distinct(adapters.iter().flat_map(|a| a.adapter.heads.clone()))
+        }
+    };
+    let mut shapes: BTreeMap<String, Vec<usize>> =
+        first.adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+    let classes = heads.iter().map(|head| head.labels.len()).sum();
+    shapes.insert(HEAD.to_owned(), vec![classes, first.decoder.hidden_size]);
+    let manifest = Manifest {
+        format: FORMAT.into(),
+        strategy: strategy.clone(),
+        model: first.adapter.model.clone(),
+        base: fingerprint(&first.weights),
+        heads,
+        sources: adapters.iter().map(|a| a.adapter.dir.clone()).collect(),
+        conflicts: conflicts.clone(),
+        values_sha256: save_values(out, FORMAT, &values, &shapes, &indices)?,
+    };
+    save_manifest(out, &manifest)?;
+    let heads = manifest.heads.into_iter().map(|head| head.name).collect();
+    Ok(Combination { out: out.to_path_buf(), strategy: strategy.clone(), heads, changed, conflicts })
+}
+
+/// Reads what [`combine`] wrote.
+pub fn load(dir: &Path) -> Result<Adapter> {
+    let manifest: Manifest = read_manifest(dir)?;
+    if manifest.heads.is_empty() {
+        return Err(Error::Weights(format!("{}: names no head", dir.join(MANIFEST).display())));
+    }
+    let Values { values, indices } = read_values(dir, &manifest.values_sha256)?;
+    Ok(Adapter {
+        dir: dir.to_owned(),
+        model: manifest.model.clone(),
+        base: Some(manifest.base.clone()),
+        heads: manifest.heads.clone(),
+        values,
+        indices,
+        kind: Kind::Combined(Box::new(manifest)),
+    })
+}
+
+/// The changes of all adapters, parameter by parameter, at the union of their positions; the head is left out.
+fn align_all(adapters: &[Applied], device: &dyn Fn() -> Result<Box<dyn Backend>>) -> Result<Vec<Option<Aligned>>> {
+    let open = |applied: &Applied| -> Result<Option<Session>> {
+        if needs_device(applied) { Ok(Some(applied.session(device()?, 1, 1)?)) } else { Ok(None) }
+    };
+    let mut sessions = adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let mut all = Vec::new();
+    for (position, parameter) in adapters[0].adaptation.parameters.iter().enumerate() {
+        if is_head(parameter) {
+            all.push(None);
+            continue;
+        }
+        let deltas: Vec<Option<Delta>> = adapters
+            .iter()
+            .zip(&mut sessions)
+            .map(|(applied, session)| delta(applied, session.as_mut(), position))
+            .collect::<Result<_>>()?;
+        all.push(Aligned::new(&deltas, parameter.numel() as usize));
+    }
+    Ok(all)
+}
+
+/// Puts the combined change of a parameter into what is saved: elements that changed, or the whole weight.
+fn store(
+    base: &Applied,
+    position: usize,
+    column: &Aligned,
+    combined: Vec<f32>,
+    values: &mut BTreeMap<String, Vec<f32>>,
+    indices: &mut BTreeMap<String, Vec<u32>>,
+) -> Result<()> {
+    let name = &base.adaptation.parameters[position].name;
+    if let Some(union) = &column.indices {
+        let (set, deltas): (Vec<u32>, Vec<f32>) =
+            union.iter().zip(combined).filter(|(_, delta)| *delta != 0.0).map(|(&i, delta)| (i, delta)).unzip();
+        if !set.is_empty() {
+            values.insert(format!("delta.{name}"), deltas);
+            indices.insert(name.clone(), set);
+        }
+        return Ok(());
+    }
+    let weight = base_weight(base, position)?.into_iter().zip(combined).map(|(w0, delta)| w0 + delta).collect();
+    values.insert(name.clone(), weight);
+    Ok(())
+}
+
+fn base_weight(base: &Applied, position: usize) -> Result<Vec<f32>> {
+    let name = &base.adaptation.parameters[position].name;
+    let weight = base.weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+    weight.ok_or_else(|| Error::Weights(format!("{name} is missing in the base model")))
+}
+
+/// All heads of an adapter, f32 `[classes, hidden]`: its own, or the base model's.
+fn head_values(applied: &Applied) -> Result<Vec<f32>> {
+    let own = applied.adapter.values.get(HEAD).cloned();
+    let base = || applied.weights.get(HEAD).and_then(|view| to_f32(view.dtype, view.bytes));
+    own.or_else(base).ok_or_else(|| {
+        Error::Usage(format!("{}: the head is not stored whole; it cannot be kept", applied.adapter.dir.display()))
+    })
+}
+
+/// Whether the adapters were trained for the same task.
+fn same_heads(adapters: &[Applied]) -> bool {
+    let names = |applied: &Applied| -> Vec<(String, Vec<String>)> {
+        applied.adapter.heads.iter().map(|head| (head.name.clone(), head.labels.clone())).collect()
+    };
+    adapters.windows(2).all(|pair| names(&pair[0]) == names(&pair[1]))
+}
+
+/// Heads with names of their own: a second `sst2` is `sst2-2`.
+fn distinct(heads: impl Iterator<Item = Head>) -> Vec<Head> {
+    let mut result: Vec<Head> = Vec::new();
+    for mut head in heads {
+        let task = head.name.clone();
+        let mut number = 2;
+        while result.iter().any(|other| other.name == head.name) {
+            head.name = format!("{task}-{number}");
+            number += 1;
+        }
+        result.push(head);
+    }
+    result
+}

@@ -1,0 +1,99 @@
+use super::native::{read_manifest, save_manifest, save_values};
+use super::peft::{self, Lora, LoraLayer};
+use super::{Applied, Kind, Manifest, sparse_deltas};
+use crate::method::Part;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A format that adapters are written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// PEFT's LoRA directory.
+    Peft,
+    /// `sparse_deltas.safetensors` of peft-sparta.
+    SparseDeltas,
+    /// Our own, with the index sets themselves, so that loading draws nothing.
+    WithIndices,
+}
+
+/// Writes an adapter in another format into the new directory `out`.
+///
+/// Errors: a format that cannot hold this adapter; `out` is there already.
+pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()> {
+    if out.exists() {
+        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+    }
+    let adapter = &applied.adapter;
+    let one_head = || match &adapter.heads[..] {
+        [head] => Ok(head),
+        heads => Err(Error::Usage(format!("the adapter has {} heads, this format holds one", heads.len()))),
+    };
+    match format {
+        ExportFormat::Peft => {
+            let lora = lora(applied)?;
+            one_head()?;
+            let dropout = match &adapter.kind {
+                Kind::Native(manifest) => manifest.options.get("lora-dropout").and_then(|v| v.as_f64()),
+                _ => None,
+            };
+            let export = peft::Export {
+                lora: &lora,
+                values: &adapter.values,
+                classes: applied.classes(),
+                model: &adapter.model,
+                depth: applied.decoder.layers,
+                dropout: dropout.unwrap_or(0.0),
+            };
+            peft::write(out, &export)
+        }
+        ExportFormat::SparseDeltas => {
+            let labels = &one_head()?.labels;
+            sparse_deltas::write(out, &applied.adaptation, &adapter.values, &adapter.model, labels)
+        }
+        ExportFormat::WithIndices => {
+            if !matches!(adapter.kind, Kind::Native(_)) {
+                return Err(Error::Usage(format!(
+                    "{} is not an adapter of our own format: its indices are stored, or it has none",
+                    adapter.dir.display()
+                )));
+            }
+            let sets = applied.adaptation.index_sets();
+            if sets.is_empty() {
+                return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
+            }
+            let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
+            let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
+            let mut manifest: Manifest = read_manifest(&adapter.dir)?;
+            manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
+            save_manifest(out, &manifest)
+        }
+    }
+}
+
+/// The adapter's layers, if it consists of LoRA layers and a head.
+fn lora(applied: &Applied) -> Result<Lora> {
+    if let Kind::Peft(lora) = &applied.adapter.kind {
+        return Ok(lora.clone());
+    }
+    let refuse = |what: String| {
+        let dir = applied.adapter.dir.display();
+        Error::Usage(format!("{dir}: {what}; PEFT's format holds LoRA layers and the head"))
+    };
+    let manifest = match &applied.adapter.kind {
+        Kind::Native(manifest) if manifest.method == "lora" => manifest,
+        _ => return Err(refuse("not trained by the method lora".into())),
+    };
+    let alpha = manifest.options.get("lora-alpha").and_then(|v| v.as_f64());
+    let alpha = alpha.ok_or_else(|| refuse("its manifest has no `lora-alpha`".into()))?;
+    let mut layers = BTreeMap::new();
+    for (parameter, part) in applied.adaptation.parameters.iter().zip(&applied.adaptation.parts) {
+        let Part::Reparam(tensors) = part else { continue };
+        let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|t| (&*t.name, &*t.shape)).collect();
+        let [("lora_A", &[r, input]), ("lora_B", &[output, _])] = shapes[..] else {
+            return Err(refuse(format!("{} has other tensors than lora_A and lora_B", parameter.name)));
+        };
+        layers.insert(parameter.name.clone(), LoraLayer { r, alpha, input, output });
+    }
+    Ok(Lora { layers })
+}

@@ -1,0 +1,194 @@
+//! Merging: the full model that computes what the base model computes with its adapter.
+
+use super::verify::{MergeCheck, check_merged, sample_examples};
+use super::{Applied, HEAD, model_dir};
+use crate::method::{AdaptedLayers, Part};
+use crate::tensors::MemoryKind;
+use crate::train::Session;
+use crate::weights::{TensorSpec, Weights, from_f32, safetensors_dtype, to_f32};
+use crate::{Error, Result};
+use serde::Serialize;
+use sparta_graph::ops::Store;
+use sparta_graph::{Backend, DType, Graph, Plan};
+use sparta_plugin::method::{Parameter, Role};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// The type of merged weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MergeDtype {
+    /// Each tensor in that of the base model, a new head in that of the embedding.
+    Keep,
+    To(DType),
+}
+
+impl MergeDtype {
+    /// The type of one parameter.
+    pub fn of(self, parameters: &[Parameter], position: usize) -> DType {
+        let embedding = || parameters.iter().find(|p| p.role == Role::Embedding);
+        match (self, &parameters[position]) {
+            (MergeDtype::To(dtype), _) => dtype,
+            (MergeDtype::Keep, p) if p.role == Role::Head => embedding().map_or(p.dtype, |e| e.dtype),
+            (MergeDtype::Keep, p) => p.dtype,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct MergeRequest {
+    pub out: PathBuf,
+    pub dtype: MergeDtype,
+    /// Bytes of a weight file, at most; a larger tensor has one for itself.
+    pub shard_bytes: u64,
+}
+
+/// What [`merge`] wrote.
+#[derive(Clone, Debug, Serialize)]
+pub struct Merged {
+    pub out: PathBuf,
+    pub files: usize,
+    pub bytes: u64,
+    pub check: MergeCheck,
+}
+
+/// Tokens of the longest sequence that a merged model is checked on.
+const CHECK_LENGTH: usize = 48;
+
+/// Writes the merged model in the Hugging Face layout, one tensor at a time, reads it back, and compares its logits with
+/// those of the adapter on a fixed set of token sequences. The directory appears only if they agree.
+///
+/// Errors: `out` is there already; an adapter with several heads; logits that differ by more than
+/// [`MergeCheck::bound`].
+pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>) -> Result<Merged> {
+    let [head] = &applied.adapter.heads[..] else {
+        return Err(Error::Usage(format!(
+            "{} has {} heads; a model in the Hugging Face layout has one: merge the adapters of one task",
+            applied.adapter.dir.display(),
+            applied.adapter.heads.len()
+        )));
+    };
+    let longest = CHECK_LENGTH.min(applied.decoder.max_position_embeddings);
+    let examples = sample_examples(applied.decoder.vocab_size, longest);
+    let budget = examples.iter().map(|e| e.tokens.len()).sum();
+    let mut session = applied.session(device, budget, longest)?;
+
+    let parameters = applied.adaptation.parameters.clone();
+    let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
+    let spec = |position: usize| TensorSpec {
+        name: parameters[position].name.clone(),
+        dtype: safetensors_dtype(request.dtype.of(&parameters, position)),
+        shape: parameters[position].shape.clone(),
+    };
+    let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
+    let written = model_dir::Output::create(&request.out)?;
+    let config_dtype = request.dtype.of(&parameters, 0);
+    written.describe(&applied.adapter.model, &head.labels, config_dtype)?;
+    let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
+        let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
+        let dtype = request.dtype.of(&parameters, position);
+        merged_tensor(&mut session, &applied.weights, &applied.adapter.values, position, dtype)
+    })?;
+
+    let stored = Weights::open(written.path())?;
+    let check = check_merged(&mut session, &examples, budget, |_, position| {
+        let view = stored.get(&parameters[position].name);
+        let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
+        Ok((view.dtype, Cow::Borrowed(view.bytes)))
+    })?;
+    if !check.agrees() {
+        return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
+    }
+    drop(stored);
+    written.finish()?;
+    Ok(Merged { out: request.out.clone(), files, bytes, check })
+}
+
+/// One merged parameter as `dtype`: `w`, the trained values, `round(w0 + delta)` in the base's type as in training, or
+/// what the method's `merge` gives.
+pub fn merged_tensor<'a>(
+    session: &mut Session,
+    weights: &'a Weights,
+    values: &'a BTreeMap<String, Vec<f32>>,
+    position: usize,
+    dtype: DType,
+) -> Result<Cow<'a, [u8]>> {
+    let adaptation = &session.setup().adaptation;
+    let parameter = &adaptation.parameters[position];
+    let name = parameter.name.clone();
+    match &adaptation.parts[position] {
+        Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
+        Part::Reparam(_) => convert(&name, &merged_weight(session, position)?, dtype).map(Cow::Owned),
+        Part::Frozen => {
+            let view = weights.get(&name).ok_or_else(|| missing(&name))?;
+            recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype)
+        }
+        Part::Sparse(set) => {
+            let view = weights.get(&name).ok_or_else(|| missing(&name))?;
+            if set.indices.is_empty() {
+                return recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype);
+            }
+            let mut bytes = view.bytes.to_vec();
+            let size = view.dtype.size();
+            for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
+                let place = i as usize * size..(i as usize + 1) * size;
+                let w0 = to_f32(view.dtype, &bytes[place.clone()]).ok_or_else(|| missing(&name))?;
+                bytes[place].copy_from_slice(&convert(&name, &[w0[0] + delta], view.dtype)?);
+            }
+            recode(&name, view.dtype, Cow::Owned(bytes), dtype)
+        }
+    }
+}
+
+fn find<'a>(values: &'a BTreeMap<String, Vec<f32>>, name: &str) -> Result<&'a [f32]> {
+    values.get(name).map(Vec::as_slice).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> Error {
+    Error::Weights(format!("{name} is missing"))
+}
+
+fn convert(name: &str, values: &[f32], dtype: DType) -> Result<Vec<u8>> {
+    from_f32(dtype, values).ok_or_else(|| Error::Weights(format!("{name} cannot be stored as {dtype}")))
+}
+
+fn recode<'a>(name: &str, from: DType, bytes: Cow<'a, [u8]>, to: DType) -> Result<Cow<'a, [u8]>> {
+    if from == to {
+        return Ok(bytes);
+    }
+    let values = to_f32(from, &bytes).ok_or_else(|| Error::Weights(format!("{name} is stored as {from}")))?;
+    convert(name, &values, to).map(Cow::Owned)
+}
+
+/// The merged weight of a reparametrised parameter, f32 `[out, in]`, through the method's own graph on the device.
+pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>> {
+    const RESULT: &str = "out.merged";
+    let adaptation = &session.setup().adaptation;
+    let shape = adaptation.parameters[position].shape.clone();
+    let name = adaptation.parameters[position].name.clone();
+    let mut graph = Graph::new();
+    graph.set_label(format!("merge {name}"));
+    let merged = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)?;
+    if graph.shape(merged)? != shape {
+        let got = graph.shape(merged)?;
+        let method = &adaptation.info.name;
+        return Err(Error::Method(format!(
+            "method `{method}`, merge of {name}: expected shape {shape:?}, got {got:?}"
+        )));
+    }
+    let result = graph.external(RESULT, DType::F32, shape.as_slice());
+    graph.apply(Store {}.into(), &[result, merged])?;
+    let in_place = session.tensors().device().in_place;
+    session.reserve_arena(Plan::build(&graph, in_place).arena)?;
+    let len = shape.iter().product();
+    session.tensors().alloc(RESULT, DType::F32, len, MemoryKind::Buffers)?;
+    let outcome = session.run_graph(&graph).and_then(|()| session.tensors().read_f32(RESULT, len));
+    session.tensors().free(RESULT);
+    outcome
+}
+
+/// Whether a parameter is the head, which tasks do not share.
+pub fn is_head(parameter: &Parameter) -> bool {
+    parameter.name == HEAD
+}

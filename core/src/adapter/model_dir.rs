@@ -1,0 +1,220 @@
+//! Writes full classifiers in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, in several
+//! files with an index where they are large.
+
+use super::HEAD;
+use crate::model::{Decoder, HeadKind, check_weights};
+use crate::text::Tokenizer;
+use crate::weights::{TensorSpec, Weights, atomic_write, from_f32, safetensors_dtype, save_with, to_f32};
+use crate::{Error, Result};
+use serde_json::{Map, Value, json};
+use sparta_graph::DType;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Whatever belongs to a tokenizer, in any of the layouts that transformers reads.
+const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
+/// A model directory that appears under its name only when it is complete.
+pub struct Output {
+    out: PathBuf,
+    partial: PathBuf,
+}
+
+impl Output {
+    /// Errors: something is at `out` already; the place cannot be written.
+    pub fn create(out: &Path) -> Result<Output> {
+        let empty = out.is_dir() && fs::read_dir(out).map_err(Error::io(out))?.next().is_none();
+        if out.exists() && !empty {
+            return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+        }
+        let name = out
+            .file_name()
+            .ok_or_else(|| Error::Usage(format!("{}: not the name of a directory that can be made", out.display())))?;
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = out.with_file_name(partial);
+        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+        Ok(Output { out: out.to_owned(), partial })
+    }
+
+    /// Where the files are until [`Output::finish`].
+    pub fn path(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Configuration of a classifier made from the base model, and the base model's tokenizer.
+    pub fn describe(&self, base: &Path, labels: &[String], dtype: DType) -> Result<()> {
+        let config = classifier_config(base, labels, Some(dtype))?;
+        write_json(&self.partial.join("config.json"), &config)?;
+        for name in TOKENIZER_FILES {
+            let from = base.join(name);
+            if from.is_file() {
+                fs::copy(&from, self.partial.join(name)).map_err(Error::io(from))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the weights, `shard_bytes` to a file at most unless one tensor alone is larger; `values` makes them one at
+    /// a time. Returns the number of files and the bytes of all tensors.
+    pub fn weights<'a>(
+        &self,
+        specs: &[TensorSpec],
+        shard_bytes: u64,
+        mut values: impl FnMut(&TensorSpec) -> Result<Cow<'a, [u8]>>,
+    ) -> Result<(usize, u64)> {
+        let size = |spec: &TensorSpec| (spec.shape.iter().product::<usize>() * spec.dtype.bitsize() / 8) as u64;
+        let mut shards: Vec<Vec<TensorSpec>> = vec![vec![]];
+        let (mut room, mut total) = (shard_bytes, 0);
+        for spec in specs {
+            let bytes = size(spec);
+            if bytes > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
+                shards.push(vec![]);
+                room = shard_bytes;
+            }
+            room = room.saturating_sub(bytes);
+            total += bytes;
+            if let Some(shard) = shards.last_mut() {
+                shard.push(spec.clone());
+            }
+        }
+        let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+        let count = shards.len();
+        let mut map = BTreeMap::new();
+        for (i, shard) in shards.into_iter().enumerate() {
+            let name = match count {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+            };
+            map.extend(shard.iter().map(|spec| (spec.name.clone(), name.clone())));
+            save_with(&self.partial.join(&name), shard, &metadata, &mut values)?;
+        }
+        if count > 1 {
+            let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+            write_json(&self.partial.join("model.safetensors.index.json"), &index)?;
+        }
+        Ok((count, total))
+    }
+
+    /// Gives the directory its name.
+    pub fn finish(self) -> Result<()> {
+        if self.out.is_dir() {
+            fs::remove_dir(&self.out).map_err(Error::io(&self.out))?;
+        }
+        fs::rename(&self.partial, &self.out).map_err(Error::io(&self.out))
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // After `finish` there is nothing; otherwise the first error is the one to report.
+        let _ = fs::remove_dir_all(&self.partial);
+    }
+}
+
+/// The base model's `config.json` as that of a classifier with these labels. The type of the weights is written under
+/// the key that the file already has, `torch_dtype` where it has none. A padding token is added where only the tokenizer
+/// has one: transformers refuses batches without.
+pub fn classifier_config(base: &Path, labels: &[String], dtype: Option<DType>) -> Result<Map<String, Value>> {
+    let path = base.join("config.json");
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let mut config: Map<String, Value> = serde_json::from_slice(&text)
+        .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
+    let decoder = Decoder::parse(&path, &config)?;
+    let class = format!("{}ForSequenceClassification", decoder.family.class());
+    config.insert("architectures".into(), json!([class]));
+    let names = labels.iter().enumerate().map(|(i, label)| (i.to_string(), Value::from(label.as_str())));
+    config.insert("id2label".into(), Value::Object(names.collect()));
+    let ids = labels.iter().enumerate().map(|(i, label)| (label.clone(), Value::from(i)));
+    config.insert("label2id".into(), Value::Object(ids.collect()));
+    config.insert("problem_type".into(), "single_label_classification".into());
+    // The number of labels is the length of `id2label`; a number beside it could only contradict.
+    config.remove("num_labels");
+    if let Some(dtype) = dtype {
+        let name = match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            DType::F32 | DType::U32 => "float32",
+        };
+        let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        config.remove("torch_dtype");
+        config.insert(key.into(), name.into());
+    }
+    if decoder.pad_token_id.is_none()
+        && base.join("tokenizer.json").is_file()
+        && let Some(pad) = Tokenizer::open(base)?.pad_id()
+    {
+        config.insert("pad_token_id".into(), pad.into());
+    }
+    Ok(config)
+}
+
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::Weights(e.to_string()))?;
+    atomic_write(path, |file| writeln!(file, "{text}").map_err(Error::io(path)))
+}
+
+/// Averages full classifiers of one architecture and one task, tensor by tensor: a model soup (Wortsman et al. 2022,
+/// "Model soups", section 2): theta = sum of w_k theta_k with weights that add up to 1. Types are those of the first.
+///
+/// Errors: models whose tensors or labels differ; weights that are not as many as models.
+pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_bytes: u64) -> Result<(usize, u64)> {
+    let total: f64 = weights.iter().sum();
+    let [first, ..] = models else { return Err(Error::Usage("there is no model to average".into())) };
+    if weights.len() != models.len() || !(total > 0.0 && total.is_finite()) {
+        return Err(Error::Usage(format!("{} models need as many --weights, with a sum above 0", models.len())));
+    }
+    let decoder = Decoder::open(first)?;
+    let kind = HeadKind::Classification { classes: decoder.labels.len() };
+    let opened: Vec<Weights> = models.iter().map(Weights::open).collect::<Result<_>>()?;
+    let mut parameters = Vec::new();
+    for (dir, weights) in models.iter().zip(&opened) {
+        let other = Decoder::open(dir)?;
+        let same_shape = other.parameters(kind) == decoder.parameters(kind) || other.dtype != decoder.dtype;
+        if other.family != decoder.family || other.labels != decoder.labels || !same_shape {
+            return Err(Error::Usage(format!(
+                "{} and {} are not the same architecture with the same labels; only such models can be averaged",
+                first.display(),
+                dir.display()
+            )));
+        }
+        let checked = check_weights(&decoder, weights, kind)?;
+        if weights.get(HEAD).is_none() {
+            return Err(Error::Weights(format!("{}: the model has no `{HEAD}`", dir.display())));
+        }
+        parameters = if parameters.is_empty() { checked } else { parameters };
+    }
+    let specs: Vec<TensorSpec> = parameters
+        .iter()
+        .map(|p| TensorSpec { name: p.name.clone(), dtype: safetensors_dtype(p.dtype), shape: p.shape.clone() })
+        .collect();
+    let output = Output::create(out)?;
+    output.describe(first, &decoder.labels, parameters[0].dtype)?;
+    let written = output.weights(&specs, shard_bytes, |spec| {
+        let mut sum: Vec<f64> = vec![0.0; spec.shape.iter().product()];
+        for (model, weight) in opened.iter().zip(weights) {
+            let view = model.get(&spec.name).and_then(|view| to_f32(view.dtype, view.bytes));
+            let values = view.ok_or_else(|| Error::Weights(format!("{} is missing", spec.name)))?;
+            sum.iter_mut().zip(values).for_each(|(s, v)| *s += weight / total * f64::from(v));
+        }
+        let mean: Vec<f32> = sum.into_iter().map(|x| x as f32).collect();
+        let dtype = parameters.iter().find(|p| p.name == spec.name).map_or(DType::F32, |p| p.dtype);
+        from_f32(dtype, &mean).map(Cow::Owned).ok_or_else(|| Error::Weights(format!("{} is no float", spec.name)))
+    })?;
+    output.finish()?;
+    Ok(written)
+}

@@ -1,0 +1,197 @@
+//! `sparse_deltas.safetensors`, the format of peft-sparta, the second public implementation of SpaRTA:
+//! `indices.<param>`, int32 `[k, rank]` coordinates (flat `[k]` is read, too), and `deltas.<param>` `[k]`, for every
+//! parameter; beside it the model's `config.json` with the base model under `sparta_pretrained_model`, and
+//! `head_init.safetensors` with the initial head `head` `[classes, hidden]`, to which the head's delta is added.
+
+use super::{Adapter, HEAD, Head, Kind, labels, model_dir};
+use crate::method::{Adaptation, Part};
+use crate::model::{Decoder, HeadKind};
+use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
+use crate::{Error, Result};
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub const VALUES: &str = "sparse_deltas.safetensors";
+const HEAD_INIT: &str = "head_init.safetensors";
+/// Where `config.json` names the base model.
+const BASE: &str = "sparta_pretrained_model";
+
+/// Reads a classifier. `model` is the base, if not the one that `config.json` names.
+///
+/// Errors: tensors that do not fit each other or the model, no initial head, no base model here.
+pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
+    let file = TensorFile::open(dir.join(VALUES))?;
+    let model = match (model, named_base(dir)?) {
+        (Some(model), _) => model.to_owned(),
+        (None, Some(model)) if model.join("config.json").is_file() => model,
+        (None, named) => {
+            let named = named.map_or("unknown".into(), |path| format!("`{}`, not a directory here", path.display()));
+            return Err(Error::Usage(format!("{}: the base model is {named}; give it with --model", dir.display())));
+        }
+    };
+    let described = if dir.join("config.json").is_file() { dir } else { &model };
+    let decoder = Decoder::open(described)?;
+    let classes = decoder.labels.len();
+    let mut adapter = Adapter {
+        dir: dir.to_owned(),
+        kind: Kind::SparseDeltas,
+        base: None,
+        heads: vec![Head { name: "score".into(), labels: labels(&decoder, classes), config: None }],
+        values: BTreeMap::new(),
+        indices: BTreeMap::new(),
+        model,
+    };
+    for parameter in decoder.parameters(HeadKind::Classification { classes }) {
+        let (indices, deltas) = (format!("indices.{}", parameter.name), format!("deltas.{}", parameter.name));
+        if file.get(&deltas).is_none() {
+            continue;
+        }
+        let set = flat(&file, &indices, &parameter.shape)?;
+        let values = file.floats(&deltas)?.1;
+        if set.len() != values.len() {
+            let (n, k) = (set.len(), values.len());
+            return Err(bad(&file, &format!("`{indices}` has {n} elements, `{deltas}` {k}")));
+        }
+        if parameter.name == HEAD {
+            adapter.values.insert(HEAD.into(), head(&adapter, &file, &set, &values, parameter.numel() as usize)?);
+        } else if !set.is_empty() {
+            adapter.values.insert(format!("delta.{}", parameter.name), values);
+            adapter.indices.insert(parameter.name, set);
+        }
+    }
+    let known = |name: &str| {
+        let parameter = name.strip_prefix("deltas.").or_else(|| name.strip_prefix("indices."));
+        parameter.is_some_and(|p| {
+            p == HEAD
+                || adapter.indices.contains_key(p)
+                || file.floats(&format!("deltas.{p}")).is_ok_and(|d| d.1.is_empty())
+        })
+    };
+    match file.names().find(|name| !known(name)) {
+        Some(unknown) => Err(bad(&file, &format!("`{unknown}` does not belong to this model"))),
+        None => Ok(adapter),
+    }
+}
+
+fn bad(file: &TensorFile, what: &str) -> Error {
+    Error::Weights(format!("{}: {what}", file.path().display()))
+}
+
+fn named_base(dir: &Path) -> Result<Option<PathBuf>> {
+    let path = dir.join("config.json");
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let config: Value = serde_json::from_slice(&text)
+        .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
+    Ok(config.get(BASE).and_then(Value::as_str).map(PathBuf::from))
+}
+
+/// Coordinates as flat row-major positions, ascending as they were.
+fn flat(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
+    let (stored, values) = file.integers(name)?;
+    let rank = match stored[..] {
+        [_] => 1,
+        [_, rank] if rank == shape.len() => rank,
+        _ => return Err(bad(file, &format!("`{name}` has shape {stored:?}, expected [k, {}] or [k]", shape.len()))),
+    };
+    let sizes: Vec<usize> = if stored.len() == 1 { vec![shape.iter().product()] } else { shape.to_vec() };
+    let position = |coordinates: &[i64]| {
+        coordinates.iter().zip(&sizes).try_fold(0u64, |flat, (&c, &size)| {
+            usize::try_from(c).ok().filter(|&c| c < size).map(|c| flat * size as u64 + c as u64)
+        })
+    };
+    values
+        .chunks(rank)
+        .map(|c| position(c).and_then(|p| u32::try_from(p).ok()))
+        .collect::<Option<_>>()
+        .ok_or_else(|| bad(file, &format!("`{name}` points outside of a tensor of shape {shape:?}")))
+}
+
+/// The whole head: its initial values, stored beside the deltas or in the base model, plus the deltas.
+fn head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: usize) -> Result<Vec<f32>> {
+    let path = adapter.dir.join(HEAD_INIT);
+    let mut head = if path.is_file() {
+        TensorFile::open(&path)?.floats("head")?.1
+    } else {
+        let weights = Weights::open(&adapter.model)?;
+        let stored = weights.get(HEAD).and_then(|view| crate::weights::to_f32(view.dtype, view.bytes));
+        stored.ok_or_else(|| bad(file, &format!("neither {HEAD_INIT} nor the base model has the initial head")))?
+    };
+    if head.len() != len {
+        return Err(bad(file, &format!("the initial head has {} values, expected {len}", head.len())));
+    }
+    for (&i, delta) in set.iter().zip(deltas) {
+        head[i as usize] += delta;
+    }
+    Ok(head)
+}
+
+/// Writes an adapter whose changes are all sparse. The initial head is written as zeros, so that the delta is the head.
+pub fn write(
+    dir: &Path,
+    adaptation: &Adaptation,
+    values: &BTreeMap<String, Vec<f32>>,
+    model: &Path,
+    labels: &[String],
+) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let mut tensors: Vec<OutTensor> = Vec::new();
+    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
+        let (name, all);
+        let set: &[u32] = match part {
+            Part::Frozen => &[],
+            Part::Sparse(set) => &set.indices,
+            Part::Dense if parameter.name == HEAD => {
+                all = (0..parameter.numel() as u32).collect::<Vec<u32>>();
+                &all
+            }
+            _ => {
+                return Err(Error::Usage(format!(
+                    "{} is changed as a whole or through extra tensors; sparse deltas hold single elements",
+                    parameter.name
+                )));
+            }
+        };
+        name = if parameter.name == HEAD { HEAD.to_owned() } else { format!("delta.{}", parameter.name) };
+        let deltas = values.get(&name).map(Vec::as_slice).unwrap_or_default();
+        let bytes: Vec<u8> =
+            set.iter().flat_map(|&i| coordinates(i, &parameter.shape)).flat_map(i32::to_le_bytes).collect();
+        tensors.push(OutTensor {
+            name: format!("indices.{}", parameter.name),
+            dtype: Dtype::I32,
+            shape: vec![set.len(), parameter.shape.len()],
+            bytes: Cow::Owned(bytes),
+        });
+        tensors.push(OutTensor {
+            name: format!("deltas.{}", parameter.name),
+            dtype: Dtype::F32,
+            shape: vec![set.len()],
+            bytes: Cow::Borrowed(bytemuck::cast_slice(deltas)),
+        });
+        if parameter.name == HEAD {
+            let zeros = OutTensor {
+                name: "head".into(),
+                dtype: Dtype::F32,
+                shape: parameter.shape.clone(),
+                bytes: Cow::Owned(vec![0; 4 * set.len()]),
+            };
+            save(&dir.join(HEAD_INIT), &[zeros], &BTreeMap::new())?;
+        }
+    }
+    save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    let mut config = model_dir::classifier_config(model, labels, None)?;
+    config.insert(BASE.into(), model.display().to_string().into());
+    model_dir::write_json(&dir.join("config.json"), &config)
+}
+
+fn coordinates(flat: u32, shape: &[usize]) -> Vec<i32> {
+    match shape {
+        &[_, columns] => vec![(flat as usize / columns) as i32, (flat as usize % columns) as i32],
+        _ => vec![flat as i32],
+    }
+}

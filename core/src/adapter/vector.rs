@@ -1,0 +1,95 @@
+//! Task vectors (Ilharco et al. 2023, "Editing models with task arithmetic", section 2): what an adapter adds to each
+//! weight of its base model.
+
+use super::Applied;
+use super::merge::merged_weight;
+use crate::method::Part;
+use crate::train::Session;
+use crate::weights::to_f32;
+use crate::{Error, Result};
+
+/// Trained weight minus base weight of one parameter, in f32.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Delta {
+    /// Elements at these flat positions, ascending.
+    Sparse { indices: Vec<u32>, values: Vec<f32> },
+    /// Every element.
+    Dense(Vec<f32>),
+}
+
+impl Delta {
+    pub fn len(&self) -> usize {
+        self.values().len()
+    }
+
+    pub fn values(&self) -> &[f32] {
+        match self {
+            Delta::Sparse { values, .. } | Delta::Dense(values) => values,
+        }
+    }
+
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        match self {
+            Delta::Sparse { values, .. } | Delta::Dense(values) => values,
+        }
+    }
+
+    /// The flat position of the k-th value.
+    pub fn position(&self, k: usize) -> usize {
+        match self {
+            Delta::Sparse { indices, .. } => indices.get(k).map_or(k, |&i| i as usize),
+            Delta::Dense(_) => k,
+        }
+    }
+
+    /// The value at a flat position; `None` where the adapter does not reach.
+    pub fn at(&self, position: usize) -> Option<f32> {
+        match self {
+            Delta::Sparse { indices, values } => {
+                let k = indices.binary_search(&u32::try_from(position).ok()?).ok()?;
+                values.get(k).copied()
+            }
+            Delta::Dense(values) => values.get(position).copied(),
+        }
+    }
+
+    pub fn norm(&self) -> f64 {
+        self.values().iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// Whether [`delta`] needs a device: reparametrised weights are merged by the method's own graph.
+pub fn needs_device(applied: &Applied) -> bool {
+    applied.adaptation.parts.iter().any(|part| matches!(part, Part::Reparam(_)))
+}
+
+/// What the adapter adds to a parameter; `None` where it changes nothing. The head has no base: its values count as they
+/// are where the base model has none. `session` is that of [`Applied::session`].
+pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) -> Result<Option<Delta>> {
+    let parameter = &applied.adaptation.parameters[position];
+    let values = |name: &str| {
+        let found = applied.adapter.values.get(name);
+        found.ok_or_else(|| Error::Weights(format!("{name} is missing")))
+    };
+    let from_base = |mut tuned: Vec<f32>| {
+        if let Some(view) = applied.weights.get(&parameter.name)
+            && let Some(base) = to_f32(view.dtype, view.bytes)
+        {
+            tuned.iter_mut().zip(base).for_each(|(w, w0)| *w -= w0);
+        }
+        Some(Delta::Dense(tuned))
+    };
+    Ok(match (&applied.adaptation.parts[position], session) {
+        (Part::Frozen, _) => None,
+        (Part::Sparse(set), _) if set.indices.is_empty() => None,
+        (Part::Sparse(set), _) => Some(Delta::Sparse {
+            indices: set.indices.clone(),
+            values: values(&format!("delta.{}", parameter.name))?.clone(),
+        }),
+        (Part::Dense, _) => from_base(values(&parameter.name)?.clone()),
+        (Part::Reparam(_), Some(session)) => from_base(merged_weight(session, position)?),
+        (Part::Reparam(_), None) => {
+            return Err(Error::Usage(format!("{} is reparametrised: a device must merge it", parameter.name)));
+        }
+    })
+}

@@ -1,0 +1,132 @@
+//! Proof that a merged model computes what the base model computes with its adapter.
+
+use super::HEAD;
+use crate::data::Encoded;
+use crate::method::Part;
+use crate::method::philox::Stream;
+use crate::run::predict;
+use crate::train::Session;
+use crate::weights::to_f32;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_graph::DType;
+use std::borrow::Cow;
+use std::fmt;
+
+/// Logits with the adapter against logits of the merged weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeCheck {
+    pub examples: usize,
+    /// Largest absolute difference of a logit.
+    pub largest_difference: f64,
+    /// What rounding can explain: 4 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
+    /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
+    /// arithmetic of inner products of k terms; S = sqrt(hidden) max |score * norm|, the largest possible logit.
+    /// Rounding errors of the matrices add up like a random walk, in standard deviations of at most (u + e) S.
+    pub bound: f64,
+    /// Examples whose predicted class differs.
+    pub other_class: usize,
+}
+
+impl MergeCheck {
+    /// Written so that a bound of NaN agrees with nothing.
+    pub fn agrees(&self) -> bool {
+        self.largest_difference <= self.bound
+    }
+}
+
+impl fmt::Display for MergeCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let MergeCheck { examples, largest_difference, bound, other_class } = self;
+        let verdict = if self.agrees() { "within" } else { "ABOVE" };
+        write!(
+            f,
+            "the logits of the merged model and of the adapter differ by at most {largest_difference:.1e} on {examples} \
+             examples, {verdict} the {bound:.1e} that rounding explains"
+        )?;
+        if *other_class > 0 { write!(f, "; {other_class} get another class") } else { Ok(()) }
+    }
+}
+
+/// Token sequences of several lengths up to `longest`, the same at every call.
+pub fn sample_examples(vocab: usize, longest: usize) -> Vec<Encoded> {
+    let mut words = Stream::new(0, "merge check", "").words();
+    let lengths = [1, 2, 3, 7, 16, 24, 33, 48].map(|n: usize| n.min(longest));
+    let mut token = || ((u64::from(words.next().unwrap_or_default()) * vocab as u64) >> 32) as u32;
+    lengths.map(|n| Encoded { tokens: (0..n).map(|_| token()).collect(), label: 0 }).to_vec()
+}
+
+/// Evaluates `examples`, replaces every weight of the session by what `merged` gives for its position (type and
+/// little-endian values), and evaluates again. The session is a plain model afterwards.
+pub fn check_merged<'a>(
+    session: &mut Session,
+    examples: &[Encoded],
+    budget: usize,
+    mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
+) -> Result<MergeCheck> {
+    let before = predict(session, examples, budget, None, |_, _| true)?;
+    let count = session.setup().adaptation.parameters.len();
+    let (mut rounding, mut scale) = (0f64, Scale::default());
+    for position in 0..count {
+        let (dtype, bytes) = merged(session, position)?;
+        rounding = rounding.max(roundoff(session, position, dtype));
+        scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
+        session.replace_weight(position, dtype, &bytes)?;
+    }
+    let after = predict(session, examples, budget, None, |_, _| true)?;
+    let pairs = || before.iter().zip(&after);
+    let logits = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
+    // A logit that is no number agrees with nothing, and JSON can hold only finite numbers.
+    let difference = |(a, b): (&f32, &f32)| if (a - b).is_finite() { f64::from((a - b).abs()) } else { f64::MAX };
+    let largest_difference = logits.map(difference).fold(0.0, f64::max);
+    let decoder = &session.setup().decoder;
+    let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
+    let arithmetic = 2f64.powi(-24) * inner.sqrt();
+    let matrices = (7 * decoder.layers + 1) as f64;
+    let largest_logit = scale.largest_logit(decoder.hidden_size, decoder.norm_plus_one);
+    Ok(MergeCheck {
+        examples: examples.len(),
+        largest_difference,
+        bound: 4.0 * matrices.sqrt() * (rounding + arithmetic) * largest_logit,
+        other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
+    })
+}
+
+/// Unit roundoff of what merging does to this weight: half the distance of neighbouring values, relatively.
+fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
+    let adaptation = &session.setup().adaptation;
+    let computed = matches!(adaptation.parts[position], Part::Dense | Part::Reparam(_));
+    match to {
+        DType::BF16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-8),
+        DType::F16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-11),
+        _ => 0.0,
+    }
+}
+
+/// The head and the final norm, which bound the logits.
+#[derive(Default)]
+struct Scale {
+    head: Vec<f32>,
+    norm: Vec<f32>,
+}
+
+impl Scale {
+    fn see(&mut self, name: &str, dtype: DType, bytes: &[u8]) -> Result<()> {
+        let place = match name {
+            HEAD => &mut self.head,
+            "model.norm.weight" => &mut self.norm,
+            _ => return Ok(()),
+        };
+        *place = to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{name} is stored as {dtype}")))?;
+        Ok(())
+    }
+
+    /// A logit is the product of a row of the head with normalised values of norm sqrt(hidden) times the norm's weight.
+    fn largest_logit(&self, hidden: usize, plus_one: bool) -> f64 {
+        let weight = |w: f32| f64::from(w) + if plus_one { 1.0 } else { 0.0 };
+        let row =
+            |row: &[f32]| row.iter().zip(&self.norm).map(|(&s, &w)| (f64::from(s) * weight(w)).powi(2)).sum::<f64>();
+        let largest = self.head.chunks(hidden).map(row).fold(0.0, f64::max);
+        (hidden as f64 * largest).sqrt()
+    }
+}

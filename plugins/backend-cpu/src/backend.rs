@@ -254,3 +254,97 @@ impl<T: Real> Backend for CpuBackend<T> {
         self.plans.remove(&plan.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cpu, Reference};
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::{Add, Embed, Gather};
+    use sparta_graph::plan::External;
+    use sparta_graph::{Call, Op, Operand, Place};
+
+    #[test]
+    fn f32_passes_through_both_number_types_and_f64_only_through_the_reference() {
+        let data: Vec<u8> = [1.5f32, -2.0, 3.25].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut reference = Reference::new(Some(1)).unwrap();
+        let mut cpu = Cpu::new(Some(1)).unwrap();
+        let backends: [&mut dyn Backend; 2] = [&mut reference, &mut cpu];
+        for backend in backends {
+            let buffer = backend.alloc(DType::F32, 5, "x").unwrap();
+            backend.write(buffer, 1, &data).unwrap();
+            let mut out = [0; 20];
+            backend.read(buffer, 0, &mut out).unwrap();
+            assert_eq!((&out[..4], &out[4..16], &out[16..]), (&[0; 4][..], &data[..], &[0; 4][..]));
+            assert!(backend.write(buffer, 3, &data).unwrap_err().to_string().contains("`x` holds 5 elements"));
+            assert!(backend.read(buffer, 0, &mut [0; 3]).is_err());
+            backend.free(buffer);
+            assert!(backend.read(buffer, 0, &mut out).is_err());
+        }
+        let buffer = reference.alloc(DType::F32, 2, "x").unwrap();
+        reference.write_f64(buffer, 1, &[0.1]).unwrap();
+        let mut out = [1.0; 2];
+        reference.read_f64(buffer, 0, &mut out).unwrap();
+        assert_eq!(out, [0.0, 0.1]);
+        assert!(reference.write_f64(buffer, 2, &[0.1]).is_err());
+    }
+
+    #[test]
+    fn more_memory_than_the_machine_has_is_refused() {
+        let mut backend = Cpu::new(Some(1)).unwrap();
+        let error = backend.alloc(DType::F32, usize::MAX / 8, "embedding").unwrap_err();
+        assert!(matches!(&error, BackendError::OutOfMemory { what, .. } if what == "embedding"), "{error}");
+    }
+
+    fn operand(place: Place, shape: &[usize]) -> Operand {
+        Operand { place, ty: TensorType::f32(shape) }
+    }
+
+    /// The error of preparing an op with one external tensor `x` of 64 elements and an arena of 512 bytes.
+    fn refused(op: Op, inputs: Vec<Operand>, output: Operand) -> String {
+        let mut backend = Reference::new(Some(1)).unwrap();
+        let arena = backend.alloc(DType::F32, 128, "arena").unwrap();
+        let x = backend.alloc(DType::F32, 64, "x").unwrap();
+        let externals = vec![External { name: "x".into(), ty: TensorType::f32([64]) }];
+        let call = Call { op, inputs, outputs: vec![output], label: "layers.1".into() };
+        let plan = Plan { arena: 512, externals, calls: vec![call] };
+        backend.prepare(&plan, arena, &[x]).expect_err("a bad plan was accepted").to_string()
+    }
+
+    #[test]
+    fn bad_plans_are_refused() {
+        let add = |a, b, c| refused(Add {}.into(), vec![a, b], c);
+        let at = |offset| operand(Place::Arena(offset), &[64]);
+        let x = || operand(Place::External(0), &[64]);
+        let error = add(x(), x(), at(512));
+        assert!(error.contains("add in layers.1") && error.contains("offset 512"), "{error}");
+        assert!(add(x(), x(), at(4)).contains("offset 4"));
+        assert!(add(x(), x(), at(usize::MAX - 255)).contains("arena of 512"));
+        assert!(add(x(), operand(Place::External(1), &[64]), at(0)).contains("external tensor 1"));
+        let wide = operand(Place::External(0), &[65]);
+        assert!(add(wide.clone(), wide.clone(), operand(Place::Arena(0), &[65])).contains("`x`"));
+        assert!(add(x(), x(), operand(Place::Arena(0), &[32])).contains("the outputs must be"));
+        let huge = operand(Place::External(0), &[usize::MAX, 2]);
+        assert!(add(huge.clone(), huge.clone(), huge).contains("too large"));
+        // `x` does not hold u32.
+        let tokens = Operand { place: Place::External(0), ty: TensorType::new(DType::U32, [64]) };
+        assert!(refused(Gather {}.into(), vec![at(0), tokens.clone()], at(256)).contains("`x`"));
+        let embed = Embed { scale: 1.0, padding: None };
+        assert!(refused(embed.into(), vec![x(), tokens], at(0)).contains("must be a matrix"));
+    }
+
+    #[test]
+    fn operands_that_overlap_in_part_are_refused() {
+        let wide = |offset| operand(Place::Arena(offset), &[96]);
+        let mut backend = Cpu::new(Some(1)).unwrap();
+        let arena = backend.alloc(DType::F32, 256, "arena").unwrap();
+        let mut prepare = |a, b, c| {
+            let call =
+                Call { op: Add {}.into(), inputs: vec![wide(a), wide(b)], outputs: vec![wide(c)], label: "".into() };
+            backend.prepare(&Plan { arena: 1024, externals: vec![], calls: vec![call] }, arena, &[])
+        };
+        assert!(prepare(0, 512, 0).is_ok());
+        assert!(prepare(0, 512, 512).is_ok());
+        assert!(prepare(0, 512, 256).unwrap_err().to_string().contains("output 0 overlaps input 0"));
+    }
+}

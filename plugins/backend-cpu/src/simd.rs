@@ -145,7 +145,9 @@ pub const LANES: usize = 32;
 
 /// The sum of the lanes, pairwise.
 #[inline(always)]
-pub fn sum_lanes<T: crate::real::Real>(mut lanes: [T; LANES]) -> T {
+pub fn sum_lanes<T: crate::real::Real>(lanes: [T; LANES]) -> T {
+    // Without the barrier the compiler shapes the whole loop after the last step here, two lanes wide.
+    let mut lanes = std::hint::black_box(lanes);
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {

@@ -1,13 +1,13 @@
 use crate::bind::{Io, Kernel};
 use crate::memory::{Need, Ptr, Scratch};
-use crate::parallel::{tasks, try_tasks};
+use crate::parallel::{chunks, try_tasks};
 use crate::real::{Matrix, Operand, Real};
 use crate::simd::{dot, simd};
 use sparta_graph::ops::{SampledGrad, Sampling};
 use std::ops::Range;
 
 /// The density from which `Sampling::Auto` computes whole tiles (measured, see benches/cpu_kernels.rs).
-const TILED_FROM: f64 = 0.1;
+const TILED_FROM: f64 = 0.15;
 
 pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
     let ((t, rows), (_, columns), n) = (io.matrix(0)?, io.matrix(1)?, io.numel(2)?);
@@ -158,22 +158,33 @@ impl<T: Real> Choice<T> {
 
 /// `y [width, depth]` = rows `depth` of `x [.., width]`, transposed.
 fn transpose<T: Real>(x: Ptr<T>, width: usize, depth: Range<usize>, y: Ptr<T>) {
-    const SIDE: usize = 16;
-    let deep = depth.len();
-    tasks(width.div_ceil(SIDE), |task| {
-        let columns = task * SIDE..width.min((task + 1) * SIDE);
-        for first in (0..deep).step_by(SIDE) {
-            for column in columns.clone() {
-                for t in first..deep.min(first + SIDE) {
-                    // SAFETY: an element of both; the columns are this task's own.
-                    unsafe { *y.at(column * deep + t) = *x.at((depth.start + t) * width + column) };
-                }
-            }
-        }
+    const COLUMNS: usize = 64;
+    chunks(width, COLUMNS, |columns| {
+        // SAFETY: the rows lie in x, the columns of x are rows of y, and these are this task's own.
+        unsafe { transpose_columns(x.at(depth.start * width), width, depth.len(), columns, y.at(0)) }
     });
 }
 
 simd! {
+    unsafe fn transpose_columns<T: Real>(x: *const T, width: usize, deep: usize, columns: Range<usize>, y: *mut T) {
+        const SIDE: usize = 16;
+        let whole = deep / SIDE * SIDE;
+        for t in (0..whole).step_by(SIDE) {
+            for column in columns.clone() {
+                let mut line = [T::ZERO; SIDE];
+                for (i, value) in line.iter_mut().enumerate() {
+                    *value = *x.add((t + i) * width + column);
+                }
+                y.add(column * deep + t).cast::<[T; SIDE]>().write_unaligned(line);
+            }
+        }
+        for column in columns {
+            for t in whole..deep {
+                *y.add(column * deep + t) = *x.add(t * width + column);
+            }
+        }
+    }
+
     unsafe fn long_dot<T: Real>(x: &[T], y: &[T]) -> T {
         dot(x, y)
     }

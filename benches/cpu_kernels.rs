@@ -1,0 +1,227 @@
+//! Speed of the CPU backend's kernels: `cargo bench -p sparta-benches --bench cpu_kernels [-- FILTER]`.
+
+use sparta_backend_cpu::Cpu;
+use sparta_graph::graph::TensorType;
+use sparta_graph::ops::*;
+use sparta_graph::{Backend, BackendError, DType, Graph, Op, Plan};
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// An input: its type, and its values where random numbers will not do.
+type Input = (TensorType, Option<Vec<u32>>);
+
+fn main() -> Result<()> {
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let backend = Cpu::new(None)?;
+    println!("{}, {}", backend.info().name, backend.info().driver);
+    let mut bench = Bench { backend, filter };
+    linear(&mut bench)?;
+    attention(&mut bench)?;
+    sampled(&mut bench)?;
+    elementwise(&mut bench)
+}
+
+fn linear(bench: &mut Bench) -> Result<()> {
+    let sizes = [[1024, 288, 288], [1024, 288, 768], [512, 768, 768], [512, 768, 2048], [1024, 2048, 2048]];
+    for [m, n, k] in sizes.into_iter().chain(sizes.map(|[m, n, k]| [m, k, n])) {
+        for (layout, dtype) in [
+            (Layout::Nt, DType::F32),
+            (Layout::Nt, DType::BF16),
+            (Layout::Nn, DType::F32),
+            (Layout::Nn, DType::BF16),
+            (Layout::Tn, DType::F32),
+        ] {
+            let (a, b) = match layout {
+                Layout::Nt => ([m, k], [n, k]),
+                Layout::Nn => ([m, k], [k, n]),
+                Layout::Tn => ([k, m], [k, n]),
+            };
+            let inputs = [(TensorType::f32(a), None), (TensorType::new(dtype, b), None)];
+            bench.flops(
+                &format!("linear {layout:?} {dtype} [{m}x{n}x{k}]"),
+                Linear::plain(layout).into(),
+                &inputs,
+                None,
+            )?;
+        }
+    }
+    for [m, n, k] in [[1024, 8, 768], [1024, 768, 8], [8, 2, 768]] {
+        let inputs = [(TensorType::f32([m, k]), None), (TensorType::f32([n, k]), None)];
+        bench.flops(&format!("linear Nt f32 [{m}x{n}x{k}]"), Linear::plain(Layout::Nt).into(), &inputs, None)?;
+    }
+    Ok(())
+}
+
+fn attention(bench: &mut Bench) -> Result<()> {
+    let (heads, head_dim) = (12, 64);
+    for (segments, length) in [(8, 256), (4, 128), (32, 32), (1, 2048)] {
+        let rows = segments * length;
+        let start = |row: usize| row / length * length;
+        let spans = (0..rows).flat_map(|row| [start(row) as u32, (start(row) + length) as u32]).collect();
+        let spans = (TensorType::new(DType::U32, [rows, 2]), Some(spans));
+        let wide = || (TensorType::f32([rows, heads * head_dim]), None);
+        let op = Attention {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale: 0.125,
+            window: None,
+            soft_cap: None,
+            dropout: 0.0,
+            salt: 0,
+        };
+        let pairs = (segments * heads * length * (length + 1) / 2 * head_dim) as u64;
+        let name = format!("[{segments}x{length} x {heads} heads x {head_dim}]");
+        bench.flops(
+            &format!("attention {name}"),
+            op.clone().into(),
+            &[wide(), wide(), wide(), spans.clone()],
+            Some(4 * pairs),
+        )?;
+        let ld = (TensorType::f32([rows, heads, 2]), None);
+        let inputs = [wide(), wide(), wide(), wide(), ld, spans];
+        bench.flops(&format!("attention_grad {name}"), AttentionGrad(op).into(), &inputs, Some(10 * pairs))?;
+    }
+    Ok(())
+}
+
+fn sampled(bench: &mut Bench) -> Result<()> {
+    for [t, rows, columns] in [[1024, 768, 768], [1024, 288, 288], [512, 2048, 768]] {
+        let dense = [(TensorType::f32([t, rows]), None), (TensorType::f32([t, columns]), None)];
+        let name = format!("dense gradient [{t}x{rows}x{columns}]");
+        bench.flops(&name, Linear::plain(Layout::Tn).into(), &dense, None)?;
+        for density in [0.005, 0.02, 0.05, 0.1, 0.2, 0.4] {
+            let chosen = |i: &usize| (mix(*i as u64) >> 11) as f64 * 2f64.powi(-53) < density;
+            let index: Vec<u32> = (0..rows * columns).filter(chosen).map(|i| i as u32).collect();
+            let row_ptr = (0..=rows).map(|r| index.partition_point(|&i| (i as usize) < r * columns) as u32);
+            let mut inputs = dense.to_vec();
+            inputs.push((TensorType::new(DType::U32, [index.len()]), Some(index.clone())));
+            inputs.push((TensorType::new(DType::U32, [rows + 1]), Some(row_ptr.collect())));
+            for sampling in [Sampling::Sampled, Sampling::Tiled] {
+                let name = format!("sampled_grad {sampling:?} {} % [{t}x{rows}x{columns}]", 100.0 * density);
+                bench.flops(&name, SampledGrad { scale: 1.0, sampling }.into(), &inputs, None)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn elementwise(bench: &mut Bench) -> Result<()> {
+    for (rows, width) in [(1024, 768), (1024, 2048)] {
+        let wide = || (TensorType::f32([rows, width]), None);
+        let weight = (TensorType::f32([width]), None);
+        let rng = (TensorType::new(DType::U32, [4]), None);
+        let cases: [(Op, Vec<Input>); 10] = [
+            (Add {}.into(), vec![wide(), wide()]),
+            (Scale { factor: 0.5 }.into(), vec![wide()]),
+            (RmsNorm { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight.clone()]),
+            (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight, wide()]),
+            (RmsNormGradW { eps: 1e-6, width }.into(), vec![wide(), wide()]),
+            (GatedAct { act: Activation::Silu }.into(), vec![wide(), wide()]),
+            (GatedAct { act: Activation::GeluTanh }.into(), vec![wide(), wide()]),
+            (GatedActGrad { act: Activation::GeluTanh }.into(), vec![wide(), wide(), wide()]),
+            (SoftCap { cap: 30.0 }.into(), vec![wide()]),
+            (Dropout { p: 0.1, salt: 0 }.into(), vec![wide(), rng]),
+        ];
+        for (op, inputs) in cases {
+            let name = match &op {
+                Op::GatedAct(GatedAct { act }) => format!("gated_act {act:?} [{rows}x{width}]"),
+                _ => format!("{} [{rows}x{width}]", op.name()),
+            };
+            bench.bytes(&name, op, &inputs)?;
+        }
+        let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let ones = |n: usize| (TensorType::f32([n]), Some(vec![1f32.to_bits(); n]));
+        let inputs = [wide(), wide(), wide(), wide(), ones(2), ones(8)];
+        bench.bytes(&format!("adam [{rows}x{width}]"), adam.into(), &inputs)?;
+    }
+    Ok(())
+}
+
+struct Bench {
+    backend: Cpu,
+    filter: String,
+}
+
+impl Bench {
+    fn flops(&mut self, name: &str, op: Op, inputs: &[Input], flops: Option<u64>) -> Result<()> {
+        let Some((time, plan)) = self.time(name, op, inputs)? else { return Ok(()) };
+        let flops = flops.unwrap_or(plan.flops()) as f64;
+        println!("{name:60} {:9.1} us {:8.1} GFLOP/s", time.as_secs_f64() * 1e6, flops / time.as_secs_f64() * 1e-9);
+        Ok(())
+    }
+
+    fn bytes(&mut self, name: &str, op: Op, inputs: &[Input]) -> Result<()> {
+        let Some((time, plan)) = self.time(name, op, inputs)? else { return Ok(()) };
+        let bytes = plan.calls.iter().map(|call| call.bytes()).sum::<u64>() as f64;
+        println!("{name:60} {:9.1} us {:8.1} GB/s", time.as_secs_f64() * 1e6, bytes / time.as_secs_f64() * 1e-9);
+        Ok(())
+    }
+
+    /// The shortest time of one run, and the plan without the parts that only keep the op alive.
+    fn time(&mut self, name: &str, op: Op, inputs: &[Input]) -> Result<Option<(Duration, Plan)>> {
+        if !name.contains(&self.filter) {
+            return Ok(None);
+        }
+        let mut graph = Graph::new();
+        let names = (0..inputs.len()).map(|i| format!("input {i}"));
+        let values: Vec<_> =
+            names.zip(inputs).map(|(name, (ty, _))| graph.external(name, ty.dtype, ty.shape.clone())).collect();
+        let outputs = graph.apply(op, &values)?;
+        if let Some(&output) = outputs.first() {
+            let ty = graph.ty(output)?.clone();
+            let kept = graph.external("output", ty.dtype, ty.shape);
+            graph.apply(Store {}.into(), &[kept, output])?;
+        }
+        let mut plan = Plan::build(&graph, false);
+        plan.calls.retain(|call| !matches!(call.op, Op::Store(_)));
+        let arena = self.backend.alloc(DType::F32, plan.arena / 4, "arena")?;
+        let mut buffers = vec![];
+        for external in &plan.externals {
+            let buffer = self.backend.alloc(external.ty.dtype, external.ty.numel(), &external.name)?;
+            let given = external.name.strip_prefix("input ").and_then(|i| inputs.get(i.parse::<usize>().ok()?));
+            self.fill(buffer, &external.ty, given.and_then(|(_, values)| values.as_deref()))?;
+            buffers.push(buffer);
+        }
+        let id = self.backend.prepare(&plan, arena, &buffers)?;
+        let mut times = vec![];
+        let start = Instant::now();
+        while times.len() < 5 || start.elapsed() < Duration::from_millis(200) && times.len() < 1000 {
+            let start = Instant::now();
+            self.backend.run(id)?;
+            times.push(start.elapsed());
+        }
+        self.backend.release(id);
+        buffers.into_iter().chain([arena]).for_each(|buffer| self.backend.free(buffer));
+        Ok(Some((times.into_iter().min().unwrap_or_default(), plan)))
+    }
+
+    fn fill(
+        &mut self,
+        buffer: sparta_graph::BufferId,
+        ty: &TensorType,
+        values: Option<&[u32]>,
+    ) -> std::result::Result<(), BackendError> {
+        let random = |i: usize| (mix(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let n = ty.numel();
+        let data: Vec<u8> = match (values, ty.dtype) {
+            (Some(values), _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            (None, DType::F32) => (0..n).flat_map(|i| random(i).to_le_bytes()).collect(),
+            // The upper half of an f32 is a bf16; as f16 it is some number too.
+            (None, DType::BF16 | DType::F16) => {
+                (0..n).flat_map(|i| ((random(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
+            }
+            (None, DType::U32) => vec![0; 4 * n],
+        };
+        self.backend.write(buffer, 0, &data)
+    }
+}
+
+/// A permutation of the 64-bit numbers that looks random (the finaliser of SplitMix64).
+fn mix(i: u64) -> u64 {
+    let x = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}

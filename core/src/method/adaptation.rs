@@ -54,6 +54,8 @@ pub struct Adaptation {
     pub parameters: Vec<Parameter>,
     /// One per parameter, in order.
     pub parts: Vec<Part>,
+    /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
+    sparse_sizes: BTreeMap<usize, usize>,
 }
 
 impl Adaptation {
@@ -73,22 +75,48 @@ impl Adaptation {
         options: Options,
         mut indices: impl FnMut(&Parameter, f64) -> Result<IndexSet>,
     ) -> Result<Self> {
+        Self::with_sizes(method, parameters, options, |parameter, probability| {
+            let set = indices(parameter, probability)?;
+            Ok((set.indices.len(), set))
+        })
+    }
+
+    /// As [`Adaptation::new`], but no index set is drawn, only its expected size known: enough to plan memory.
+    pub fn expected(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options) -> Result<Self> {
+        Self::with_sizes(method, parameters, options, |parameter, probability| {
+            let (tensor, numel) = (parameter.name.clone(), parameter.numel());
+            let size = (numel as f64 * probability).round() as usize;
+            Ok((size, IndexSet { tensor, numel, indices: Vec::new() }))
+        })
+    }
+
+    fn with_sizes(
+        method: Arc<dyn Method>,
+        parameters: Vec<Parameter>,
+        options: Options,
+        mut sparse: impl FnMut(&Parameter, f64) -> Result<(usize, IndexSet)>,
+    ) -> Result<Self> {
         let info = method.describe();
         let selections = method.select(&parameters, &options).map_err(|e| Error::Method(e.to_string()))?;
         if selections.len() != parameters.len() {
             return Err(broken(&info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
         }
         let mut parts = Vec::with_capacity(parameters.len());
+        let mut sparse_sizes = BTreeMap::new();
         for (parameter, selection) in parameters.iter().zip(selections) {
             check(&info, parameter, &selection)?;
             parts.push(match selection {
                 Selection::Frozen => Part::Frozen,
                 Selection::Dense => Part::Dense,
-                Selection::Sparse { probability } => Part::Sparse(indices(parameter, probability)?),
+                Selection::Sparse { probability } => {
+                    let (size, set) = sparse(parameter, probability)?;
+                    sparse_sizes.insert(parts.len(), size);
+                    Part::Sparse(set)
+                }
                 Selection::Reparam { tensors } => Part::Reparam(tensors),
             });
         }
-        let adaptation = Adaptation { method, info, options, parameters, parts };
+        let adaptation = Adaptation { method, info, options, parameters, parts, sparse_sizes };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
                 "method `{}` trains nothing with these options; choose a larger density or other targets",
@@ -96,6 +124,22 @@ impl Adaptation {
             )));
         }
         Ok(adaptation)
+    }
+
+    /// An adaptation whose parts, one per parameter, are decided already.
+    pub fn of_parts(
+        method: Arc<dyn Method>,
+        info: MethodInfo,
+        options: Options,
+        parameters: Vec<Parameter>,
+        parts: Vec<Part>,
+    ) -> Self {
+        let size = |(i, part): (usize, &Part)| match part {
+            Part::Sparse(set) => Some((i, set.indices.len())),
+            _ => None,
+        };
+        let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
+        Adaptation { method, info, options, parameters, parts, sparse_sizes }
     }
 
     /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
@@ -106,7 +150,10 @@ impl Adaptation {
             match part {
                 Part::Frozen => {}
                 Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense),
-                Part::Sparse(set) => push(format!("delta.{}", parameter.name), vec![set.indices.len()], Form::Sparse),
+                Part::Sparse(_) => {
+                    let size = self.sparse_sizes.get(&i).copied().unwrap_or_default();
+                    push(format!("delta.{}", parameter.name), vec![size], Form::Sparse);
+                }
                 Part::Reparam(tensors) => {
                     for (k, tensor) in tensors.iter().enumerate() {
                         push(extra_name(&parameter.name, &tensor.name), tensor.shape.clone(), Form::Extra(k));

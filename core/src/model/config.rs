@@ -37,11 +37,15 @@ impl Decoder {
     /// Errors name file, key, value and what is supported: unknown architectures, sizes that contradict each other, and
     /// every setting that would change the computation in a way that is not implemented.
     pub fn open(dir: &Path) -> Result<Decoder> {
-        let path = dir.join("config.json");
-        let text = std::fs::read(&path).map_err(Error::io(&path))?;
+        Self::read(&dir.join("config.json"))
+    }
+
+    /// As [`Decoder::open`], of a file of any name.
+    pub fn read(path: &Path) -> Result<Decoder> {
+        let text = std::fs::read(path).map_err(Error::io(path))?;
         let map: Map<String, Value> = serde_json::from_slice(&text)
             .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
-        Self::parse(&path, &map)
+        Self::parse(path, &map)
     }
 
     /// As [`Decoder::open`], of a parsed file; `path` is for messages.

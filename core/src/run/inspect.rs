@@ -315,7 +315,8 @@ fn segment(mask: &[i64]) -> Option<std::ops::Range<usize>> {
 pub fn unadapted(parameters: Vec<Parameter>) -> Adaptation {
     let method = Arc::new(Unadapted);
     let parts = parameters.iter().map(|_| Part::Frozen).collect();
-    Adaptation { info: method.describe(), method, options: Options::new(), parameters, parts }
+    let info = method.describe();
+    Adaptation::of_parts(method, info, Options::new(), parameters, parts)
 }
 
 struct Unadapted;

@@ -8,8 +8,8 @@ use crate::method::options::{self, Given};
 use crate::model::{Decoder, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::text::Tokenizer;
-use crate::train::layout::{self, plan_memory};
-use crate::train::{Limits, Optimizer, Recompute, RunConfig, Setup, Size};
+use crate::train::layout;
+use crate::train::{Limits, Optimizer, RunConfig, Setup, Size};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::DeviceInfo;
@@ -76,7 +76,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         head,
         optimizer,
         dropout: config.dropout as f32,
-        recompute: config.recompute == Recompute::On,
+        recompute: false,
         seed: config.seed,
         head_init_std,
         limits,
@@ -87,12 +87,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
-    let (mut memory, mut arena) = plan_memory(&setup, device.in_place)?;
-    let too_large = device.memory.is_some_and(|limit| memory.values().sum::<u64>() > limit);
-    if config.recompute == Recompute::Auto && too_large {
-        setup.recompute = true;
-        (memory, arena) = plan_memory(&setup, device.in_place)?;
-    }
+    let (memory, arena) = layout::fit_memory(&mut setup, config.recompute, device)?;
     let plan = RunPlan {
         model: config.model.clone(),
         family: setup.decoder.family.model_type().to_owned(),
@@ -218,7 +213,8 @@ fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits 
     }
 }
 
-fn trainable(adaptation: &Adaptation) -> TrainablePlan {
+/// How much of a model an adaptation trains.
+pub(crate) fn trainable(adaptation: &Adaptation) -> TrainablePlan {
     let body = adaptation.trained_in_body();
     let total: u64 = adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum();
     let tensors = adaptation.trained().len();

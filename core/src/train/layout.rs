@@ -1,6 +1,7 @@
 //! Which tensors a session keeps on the device, how large they are, and their first values.
 
 use super::graphs::{Purpose, Size, names};
+use super::config::Recompute;
 use super::session::Setup;
 use crate::data::batch::{Batch, padded_rows};
 use crate::method::layers::{base_name, index_name, row_ptr_name};
@@ -10,7 +11,7 @@ use crate::tensors::{MemoryKind, Tensors};
 use crate::weights::{Weights, to_f32};
 use crate::{Error, Result};
 use sparta_graph::ops::{PARTIALS, step as step_input};
-use sparta_graph::{DType, Plan};
+use sparta_graph::{DType, DeviceInfo, Plan};
 use sparta_plugin::method::{Init, Parameter};
 use std::collections::BTreeMap;
 
@@ -88,10 +89,10 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
             add(t.name.clone(), DType::F32, len, MemoryKind::Adapter);
         }
         if t.form == Form::Sparse {
-            add(index_name(&parameter.name), DType::U32, len, MemoryKind::Adapter);
-            add(base_name(&parameter.name), DType::F32, len, MemoryKind::Adapter);
+            add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
+            add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
             if let [rows, _] = parameter.shape[..] {
-                add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Adapter);
+                add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
             }
         }
         if setup.limits.train.is_some() {
@@ -144,6 +145,23 @@ pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind
     }
     memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
     Ok((memory, arena))
+}
+
+/// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device
+/// has too little memory without.
+pub fn fit_memory(
+    setup: &mut Setup,
+    recompute: Recompute,
+    device: &DeviceInfo,
+) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+    setup.recompute = recompute == Recompute::On;
+    let planned = plan_memory(setup, device.in_place)?;
+    let too_large = device.memory.is_some_and(|limit| planned.0.values().sum::<u64>() > limit);
+    if recompute == Recompute::Auto && too_large {
+        setup.recompute = true;
+        return plan_memory(setup, device.in_place);
+    }
+    Ok(planned)
 }
 
 /// The plans of the largest batches.

@@ -32,6 +32,7 @@ impl Case {
             expected: vec![],
             ignored: vec![],
             magnitude: 1.0,
+            refusable: false,
         };
         (self.build)(&mut build);
         build.finish(backward).unwrap_or_else(|e| panic!("{}: {e}", self.name))
@@ -58,6 +59,8 @@ pub struct Program {
     pub ignored: Vec<String>,
     /// The size of the terms that are added up, 1 for normal data.
     pub magnitude: f64,
+    /// Whether a device may refuse tensors above its binding limit: kernels need some inputs whole.
+    pub refusable: bool,
 }
 
 /// What a case's function works on. Mistakes in a case panic with its name.
@@ -73,6 +76,7 @@ pub struct Build {
     expected: Vec<(String, Vec<f64>)>,
     ignored: Vec<String>,
     pub magnitude: f64,
+    pub refusable: bool,
 }
 
 impl Build {
@@ -235,6 +239,7 @@ impl Build {
             expected: self.expected,
             ignored: self.ignored,
             magnitude: self.magnitude,
+            refusable: self.refusable,
         })
     }
 }

@@ -55,6 +55,13 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    // Weights that are several bindings on a device that splits.
+    for (layout, size) in [(Layout::Nt, [3, 700, 65]), (Layout::Nn, [3, 131, 333]), (Layout::Tn, [331, 130, 3])] {
+        for residual in [false, true] {
+            let dtype = if layout == Layout::Tn { DType::F32 } else { FLOATS[1 + usize::from(residual)] };
+            cases.push(linear(size, Linear { layout, scale: 1.0, bias: residual, residual }, dtype, DType::F32));
+        }
+    }
     cases.push(residual_is_the_input());
     cases.push(weight_used_twice());
     cases.push(many_rows());
@@ -125,6 +132,7 @@ fn many_rows() -> Case {
 
 fn column_sum([rows, columns]: [usize; 2]) -> Case {
     Case::new(format!("column_sum {rows}x{columns}"), move |b| {
+        b.refusable = true;
         let x = b.normal(&[rows, columns]);
         let y = b.one(ColumnSum {}, &[x]);
         let values = b.of(x);

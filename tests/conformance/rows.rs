@@ -106,6 +106,7 @@ fn scatter_rows(total: usize, width: usize, rows: Vec<usize>) -> Case {
 /// Every `ignored`-th label counts nothing; 0: none, 1: all of them.
 fn cross_entropy(rows: usize, classes: usize, ignored: usize) -> Case {
     Case::new(format!("cross_entropy {rows}x{classes}, every {ignored} ignored"), move |b| {
+        b.refusable = rows > 20_000;
         let logits = b.normal(&[rows, classes]);
         let skipped = |r: usize| ignored > 0 && r % ignored == ignored - 1;
         let labels: Vec<usize> =

@@ -56,6 +56,7 @@ fn sampled_grad(dims: (usize, usize, usize), density: f64, op: SampledGrad) -> C
 
 fn sampled_grad_of(b: &mut crate::case::Build, dims: (usize, usize, usize), index: Vec<usize>, op: SampledGrad) {
     let (rows, outputs, inputs) = dims;
+    b.refusable = outputs > 20_000;
     let (dy, x) = (b.normal(&[rows, outputs]), b.normal(&[rows, inputs]));
     let chosen = b.u32s(&[index.len()], index.iter().copied());
     let row_ptr = b.row_ptr(&index, outputs, inputs);

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+pub mod command;
 pub mod device;
 pub mod random;
 pub mod tensor;

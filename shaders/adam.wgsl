@@ -1,4 +1,5 @@
-// AdamW, in place. clip = (norm, factor); step = (learning rate, bias correction 1, bias correction 2, ...).
+// AdamW, in place. clip = (norm, factor), where a negative factor stands for a gradient that is not finite;
+// step = (learning rate, bias correction 1, bias correction 2, ...).
 struct Params {
     n: u32,
     beta1: f32,

@@ -1,11 +1,12 @@
-// c = a + b
+// c = a + b; with BIAS, b is a vector that is added to every row of a.
 struct Params {
     n: u32,
+    width: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> a: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<f32>;
+@group(0) @binding(2) var<storage, read_write> b: array<u32>;
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 
 @compute @workgroup_size(LANES)
@@ -18,5 +19,9 @@ fn main(
     if (i >= p.n) {
         return;
     }
-    c[i] = a[i] + b[i];
+    var e = i;
+    if (BIAS == 1u) {
+        e = i % p.width;
+    }
+    c[i] = a[i] + decode(B, b[word_of(B, e)], e);
 }

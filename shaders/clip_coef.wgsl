@@ -23,6 +23,10 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         if (p.limited == 1u && norm + 1e-6 > p.max_norm) {
             clip[1] = p.max_norm / (norm + 1e-6);
         }
+        // By its bits: compilers may take comparisons with NaN or infinity away.
+        if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) {
+            clip[1] = -1.0;
+        }
         // By bits: a compiler may assume that comparisons never meet a NaN.
         if ((bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u) {
             clip[1] = -1.0;

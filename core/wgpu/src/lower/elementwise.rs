@@ -1,6 +1,6 @@
 //! Ops that work on each element alone, in shards of the flattened tensors.
 
-use super::{Lowering, Step, code, dropout_threshold, elements, view};
+use super::{Lowering, Step, code, dropout_threshold, elements, rows, view, width_of};
 use sparta_graph::ops::{Activation, Adam, Dropout};
 use sparta_graph::{DType, Operand};
 
@@ -18,6 +18,27 @@ impl Lowering<'_> {
             let mut params = vec![shard.len() as u32];
             params.extend(attributes.iter().map(|x| x.to_bits()));
             self.push(name, constants, &params, &bindings).threads(shard.len());
+        }
+        Ok(())
+    }
+
+    pub(super) fn add(&mut self) -> Result<(), String> {
+        let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        if a.ty.shape == b.ty.shape {
+            for shard in self.element_shards(&[a, b, c])? {
+                let bindings = [a, b, c].map(|t| elements(t, &shard));
+                let params = [shard.len() as u32, 0];
+                self.push("add", &[("B", code(DType::F32)), ("BIAS", 0)], &params, &bindings).threads(shard.len());
+            }
+            return Ok(());
+        }
+        let bias = self.whole(b, "b")?;
+        let width = width_of(a);
+        for shard in self.row_shards(&[a, c])? {
+            let n = shard.len() * width;
+            let constants = [("B", code(b.ty.dtype)), ("BIAS", 1)];
+            let bindings = [rows(a, &shard), bias, rows(c, &shard)];
+            self.push("add", &constants, &[n as u32, width as u32], &bindings).threads(n);
         }
         Ok(())
     }

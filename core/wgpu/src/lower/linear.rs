@@ -1,6 +1,6 @@
 //! Matrix products: the tile for a size, shards of both operands and of the result.
 
-use super::{Lowering, UNUSED, code, row_bytes, rows, width_of};
+use super::{Lowering, UNUSED, code, row_bytes, rows, split, width_of};
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
 
@@ -48,10 +48,7 @@ impl Lowering<'_> {
         for k in &inner {
             for n in &columns {
                 for m in &by_size {
-                    // An empty product, of no rows, is no piece.
-                    let starts = m.clone().step_by(most);
-                    let split = starts.map(|start| start..m.end.min(start + most));
-                    pieces.extend(split.map(|m| Piece { m, n: n.clone(), k: k.clone() }));
+                    pieces.extend(split(m, most).map(|m| Piece { m, n: n.clone(), k: k.clone() }));
                 }
             }
         }

@@ -100,7 +100,7 @@ impl<'a> Lowering<'a> {
             Op::AttentionGrad(op) => self.attention_grad(&op.0),
             Op::GatedAct(op) => self.gated_act(op.act),
             Op::GatedActGrad(op) => self.gated_act_grad(op.act),
-            Op::Add(_) => self.elementwise("add", &[], &[]),
+            Op::Add(_) => self.add(),
             Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
             Op::Dropout(op) => self.dropout(op),
             // Rows of an f32 table are looked up like those of any other.
@@ -226,6 +226,10 @@ impl Launch<'_> {
     }
 }
 
+/// Rows that a kernel loops over in one dispatch: a multiple of every alignment, and below the 65,536 rounds after which
+/// llvmpipe ends a loop.
+const LOOP_ROWS: usize = 1 << 15;
+
 const UNUSED: View = View { memory: Memory::Unused, offset: 0, bytes: 256 };
 
 /// Threads for a reduction over `width` elements.
@@ -270,6 +274,12 @@ fn rows(operand: &Operand, range: &Range<usize>) -> View {
 fn elements(operand: &Operand, range: &Range<usize>) -> View {
     let size = operand.ty.dtype.size();
     view(operand, range.start * size, range.end * size)
+}
+
+/// Consecutive parts of a range, of at most `most`.
+fn split(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range.clone().step_by(most).map(move |start| start..end.min(start + most))
 }
 
 /// The draws of Philox below this are dropped: `draw * 2^-32 < p`, exactly.

@@ -1,6 +1,6 @@
 //! Ops on rows: norms, rotary embedding, lookups, losses and sums.
 
-use super::{Lowering, code, elements, lanes_for, row_bytes, rows, rows_of, view, width_of};
+use super::{LOOP_ROWS, Lowering, UNUSED, code, elements, lanes_for, row_bytes, rows, rows_of, split, view, width_of};
 use sparta_graph::Operand;
 use sparta_graph::ops::{ClipCoef, EmbedGrad, PARTIALS, RmsNorm, RmsNormGrad, RmsNormGradW, Rope, SumOfSquares};
 
@@ -34,7 +34,7 @@ impl Lowering<'_> {
         for shard in self.row_shards(&[x, dy, dx])? {
             let norms = shard.len() * (width_of(x) / width);
             let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
-            let acc = acc.map_or(super::UNUSED, |acc| rows(acc, &shard));
+            let acc = acc.map_or(UNUSED, |acc| rows(acc, &shard));
             let bindings = [rows(x, &shard), weight, rows(dy, &shard), acc, rows(dx, &shard)];
             self.push("rms_norm_grad", &constants, &params, &bindings).groups(norms);
         }
@@ -120,7 +120,8 @@ impl Lowering<'_> {
         let padding = op.padding.unwrap_or(u32::MAX);
         let constants = [("LANES", lanes_for(width))];
         for part in self.row_shards(&[table])? {
-            for shard in self.row_shards(&[dy, tokens])? {
+            let shards = self.row_shards(&[dy, tokens])?;
+            for shard in shards.iter().flat_map(|shard| split(shard, LOOP_ROWS)) {
                 let params =
                     [shard.len() as u32, width as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
                 let bindings = [rows(dy, &shard), rows(tokens, &shard), rows(table, &part)];

@@ -1,9 +1,9 @@
-use super::{Data, bench, exactly, f32s, step};
+use super::{Data, bench, exactly, f32s, numbers, run, step};
 use sparta_graph::ops::{Adam, ClipCoef, PARTIALS, SumOfSquares};
 
 fn squared(mut data: Data) -> Data {
-    let numbers = super::numbers(&data.ty, &data.bytes);
-    data.bytes = numbers.iter().flat_map(|x| (x * x).to_le_bytes()).collect();
+    let values = numbers(&data.ty, &data.bytes);
+    data.bytes = values.iter().flat_map(|x| (x * x).to_le_bytes()).collect();
     data
 }
 
@@ -15,7 +15,9 @@ fn adam() {
         let tensors = [f32s(&[n], 1), f32s(&[n], 2), squared(f32s(&[n], 3)), f32s(&[n], 4)];
         let clip = exactly(&[2], &[7.0, 0.5]);
         let [p, m, v, grad] = tensors;
-        bench.check(op.clone(), &[p, m, v, grad, clip, step()]);
+        bench.check(op.clone(), &[p.clone(), m.clone(), v.clone(), grad.clone(), clip, step()]);
+        let not_finite = exactly(&[2], &[f32::INFINITY, -1.0]);
+        bench.check(op.clone(), &[p, m, v, grad, not_finite, step()]);
     }
 }
 
@@ -27,5 +29,15 @@ fn gradient_norms() {
     }
     for max_norm in [None, Some(1.0), Some(1e6)] {
         bench.check(ClipCoef { max_norm }, &[squared(f32s(&[5, PARTIALS], 1))]);
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut norms = [1.0; PARTIALS];
+            norms[3] = bad;
+            for backend in &mut bench.backends {
+                let (ty, bytes) =
+                    run(backend, &ClipCoef { max_norm }.into(), &[exactly(&[1, PARTIALS], &norms)]).remove(0);
+                let clip = numbers(&ty, &bytes);
+                assert!(!clip[0].is_finite() && clip[1] == -1.0, "{clip:?}");
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     let types = |constant| (0..3).map(|t| vec![(constant, t)]).collect();
     match name {
         "gated_act" | "gated_act_grad" => vec![vec![("ACTIVATION", 0)], vec![("ACTIVATION", 1)]],
+        "add" => (0..3).map(|b| vec![("B", b), ("BIAS", u32::from(b > 0))]).collect(),
         "embed" => types("TABLE"),
         "rms_norm" | "scatter" => types("W"),
         "rms_norm_grad" => vec![vec![("W", 0), ("ACC", 0)], vec![("W", 1), ("ACC", 1)]],

@@ -43,7 +43,8 @@ fn lookups() {
             bench.check(Embed { scale: 2.5, padding: None }, &inputs);
         }
     }
-    for (t, vocab, width, padding) in [(5, 3, 7, None), (150, 333, 129, Some(7))] {
+    // The last: more rows than a loop of llvmpipe has rounds.
+    for (t, vocab, width, padding) in [(5, 3, 7, None), (150, 333, 129, Some(7)), (70_000, 3, 1, None)] {
         let op = EmbedGrad { vocab, scale: 2.5, padding };
         bench.check(op, &[f32s(&[t, width], 1), tokens(t, vocab as u32)]);
     }
@@ -93,6 +94,14 @@ fn elementwise() {
             bench.check(Dropout { p, salt: 9 }, &[a.clone(), rng()]);
         }
         bench.check(Store {}, &[a.clone(), b.clone()]);
+    }
+}
+
+#[test]
+fn biases() {
+    let Some(mut bench) = bench() else { return };
+    for (dtype, t, n) in [(DType::F32, 1, 3), (DType::BF16, 300, 101), (DType::F16, 9, 64)] {
+        bench.check(Add {}, &[f32s(&[t, n], 1), floats(dtype, &[n], 2)]);
     }
 }
 

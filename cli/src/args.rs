@@ -1,10 +1,15 @@
 //! The command line. Every option is defined here once: its name, type, range, default and help; `--config` files have the
 //! same names as keys.
 
-use clap::builder::RangedU64ValueParser;
+use crate::adapter::AdapterCommand;
+use crate::merge::MergeAdaptersArgs;
+use crate::rank::RankArgs;
+use crate::report::ReportArgs;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use sparta_core::train::Schedule;
+use sparta_core::run::InspectTask;
+use sparta_core::train::{Recompute, Schedule};
 use sparta_graph::DType;
 use std::path::PathBuf;
 
@@ -23,16 +28,30 @@ pub struct Cli {
 pub enum Command {
     /// Fine-tune a model and measure it; with no --model and no --data, a small model on film and product reviews
     Run(RunArgs),
-    /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps
+    /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without --data
+    /// the memory alone, from the model's config.json
     Plan(RunArgs),
     /// Measure the result of a run on a data set
     Eval(EvalArgs),
     /// Classify texts with the result of a run
     Predict(PredictArgs),
+    /// Merge, export, describe and compare what runs have learned
+    Adapter {
+        #[command(subcommand)]
+        what: AdapterCommand,
+    },
+    /// Combine adapters of one base model into one that answers for all their tasks
+    MergeAdapters(MergeAdaptersArgs),
+    /// Numerical ranks of the changes that training made to a model's weight matrices
+    Rank(RankArgs),
+    /// Write report.html of a run, or of several side by side
+    Report(ReportArgs),
     /// List the plugins: what was found where, with versions and errors
     Plugins(ListArgs),
     /// List the devices and mark the one that `--device auto` picks
     Devices(ListArgs),
+    /// List the presets: the hyper-parameters of the paper's tables, each with its source
+    Presets(PresetsArgs),
     /// Look inside
     Inspect {
         #[command(subcommand)]
@@ -55,14 +74,20 @@ pub struct RunArgs {
     /// Read options from a TOML file with the same names; options of the command line win
     #[arg(long, value_name = "FILE.toml")]
     pub config: Option<PathBuf>,
-    /// Model directory in the Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    /// Fill what is not given with the options of a preset, for example paper/imdb/gemma-2b/sparta-0.5; see `presets`
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Model: a directory in the Hugging Face layout, or its name on the hub, ORG/NAME[@REVISION]
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REV")]
+    pub revision: Option<String>,
     /// Task, for example sst2
     #[arg(long, value_name = "ID")]
     pub task: Option<String>,
-    /// Directory with the task's files: TSV, parquet, JSONL or folders
-    #[arg(long, value_name = "DIR")]
+    /// Data: a directory with the task's TSV, parquet, JSONL or folders, or a name on the hub, ORG/NAME[@REVISION]
+    #[arg(long, value_name = "DIR|NAME")]
     pub data: Option<PathBuf>,
     /// Fine-tuning method: sparta, lora, full, head or a plugin's
     #[arg(long, value_name = "NAME", default_value = DEFAULT_METHOD)]
@@ -80,8 +105,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "X", value_parser = positive)]
     pub lr: Option<f64>,
     /// Learning rate after the warm-up
-    #[arg(long, value_name = "NAME", default_value = "linear")]
-    pub schedule: ScheduleArg,
+    #[arg(long, value_name = "NAME", default_value = "linear", value_parser = one_of(SCHEDULES))]
+    pub schedule: Schedule,
     /// Share of the steps in which the learning rate rises from 0
     #[arg(long, value_name = "X", default_value = "0.06", value_parser = share)]
     pub warmup: f64,
@@ -121,9 +146,21 @@ pub struct RunArgs {
     /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
     #[arg(long, value_name = "X", value_parser = not_negative)]
     pub head_init_std: Option<f64>,
+    /// Put the task to an instruction model: its prompt in the chat template, the head begins as the answers' tokens
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub instruct: Option<bool>,
+    /// Prompt with {text}, and {pair} for pairs of texts, in place of the task's; implies --instruct
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// A word for each label, in their order, each one token, in place of the task's; implies --instruct
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    pub verbalizers: Option<Vec<String>>,
     /// Tokens per micro-batch; larger batches are split and their gradients summed
     #[arg(long, value_name = "N", default_value = "4096", value_parser = at_least(1))]
     pub micro_batch_tokens: usize,
+    /// Compute the activations of a layer again in the backward pass, for less memory; auto: where they would not fit
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = one_of(RECOMPUTE))]
+    pub recompute: Recompute,
     /// Save the state of the training every N steps, besides at evaluations and at the end
     #[arg(long, value_name = "N", default_value = "500", value_parser = at_least(1))]
     pub checkpoint_interval: usize,
@@ -158,12 +195,15 @@ pub struct DeviceArgs {
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Run directory, or its adapter directory
+    /// Run directory, adapter directory of any format, or a full classifier
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     /// Base model [default: the one trained on]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
+    /// Head of several tasks' adapters [default: all, one after the other]
+    #[arg(long, value_name = "NAME")]
+    pub head: Option<String>,
     /// Another task than the run's, with the same labels
     #[arg(long, value_name = "ID")]
     pub task: Option<String>,
@@ -182,15 +222,18 @@ pub struct EvalArgs {
 
 #[derive(Args)]
 pub struct PredictArgs {
-    /// Run directory, or its adapter directory
+    /// Run directory, adapter directory of any format, or a full classifier
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     /// Texts, one a line, or JSONL with the key `text` and for pairs `pair`; stdin without FILE
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Base model [default: the one trained on]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
+    /// Answer of one head only, where there are several
+    #[arg(long, value_name = "NAME")]
+    pub head: Option<String>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
     #[arg(long, value_name = "D", default_value = "auto")]
     pub device: String,
@@ -202,14 +245,14 @@ pub struct PredictArgs {
 #[derive(Args)]
 pub struct ForwardArgs {
     /// Model directory in the Hugging Face layout
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|NAME")]
     pub model: PathBuf,
     /// safetensors with `input_ids` [B, T], and optionally `attention_mask` [B, T], `labels` [B] or `lm_labels` [B, T]
     #[arg(long, value_name = "FILE.safetensors")]
     pub batch: PathBuf,
-    /// What the model computes
-    #[arg(long, value_name = "NAME", default_value = "cls")]
-    pub task: ForwardTask,
+    /// Classification or causal language modelling
+    #[arg(long, value_name = "NAME", default_value = "cls", value_parser = one_of(FORWARD_TASKS))]
+    pub task: InspectTask,
     /// Also the gradient of every parameter
     #[arg(long)]
     pub grads: bool,
@@ -218,14 +261,6 @@ pub struct ForwardArgs {
     pub out: PathBuf,
     #[command(flatten)]
     pub device: DeviceArgs,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ForwardTask {
-    /// Classification
-    Cls,
-    /// Causal language modelling
-    Lm,
 }
 
 #[derive(Args)]
@@ -285,30 +320,34 @@ impl From<SavedType> for DType {
 }
 
 #[derive(Args)]
+pub struct PresetsArgs {
+    /// Only this preset, or those whose names begin so
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
 pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ScheduleArg {
-    Constant,
-    Linear,
-    Cosine,
+const SCHEDULES: &[(&str, Schedule)] =
+    &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];
+const FORWARD_TASKS: &[(&str, InspectTask)] = &[("cls", InspectTask::Classification), ("lm", InspectTask::CausalLm)];
+
+fn one_of<T: Copy + Send + Sync>(choices: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
+    let value = |name: String| choices.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+    PossibleValuesParser::new(choices.iter().map(|(name, _)| *name))
+        .try_map(move |name| value(name).ok_or("not one of the possible values"))
 }
 
-impl From<ScheduleArg> for Schedule {
-    fn from(schedule: ScheduleArg) -> Schedule {
-        match schedule {
-            ScheduleArg::Constant => Schedule::Constant,
-            ScheduleArg::Linear => Schedule::Linear,
-            ScheduleArg::Cosine => Schedule::Cosine,
-        }
-    }
-}
-
-fn at_least(min: u64) -> RangedU64ValueParser<usize> {
+pub fn at_least(min: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(min..)
 }
 

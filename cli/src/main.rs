@@ -1,14 +1,21 @@
 //! `sparta-cli`: arguments, progress, reports. What is computed is in `sparta-core`.
 
+mod adapter;
 mod args;
 mod default_job;
 mod devices;
+mod hub;
 mod infer;
+mod memory;
+mod merge;
 mod output;
 mod parse;
 mod plugins;
+mod presets;
 mod pretrain;
 mod progress;
+mod rank;
+mod report;
 mod train;
 
 use args::{Command, Inspect};
@@ -45,7 +52,12 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
         Command::Pretrain(args) => pretrain::pretrain(args, &plugins),
+        Command::Adapter { what } => adapter::run(what, &plugins),
+        Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),
+        Command::Rank(args) => rank::rank(args),
+        Command::Report(args) => report::report(args),
         Command::Plugins(args) => plugins::list(&plugins, args.json),
+        Command::Presets(args) => presets::list(args),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),
     }

@@ -2,10 +2,13 @@
 
 use crate::args::RunArgs;
 use crate::devices;
+use crate::hub;
+use crate::memory;
 use crate::output::{Output, bytes};
 use crate::progress::{Progress, handle_interrupts, metrics};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, RunResult, Start, Stopped, thousands};
+use sparta_core::text::Instruct;
 use sparta_core::train::RunConfig;
 use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;
@@ -27,6 +30,9 @@ pub fn run(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resul
 }
 
 pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+    if args.data.is_none() && args.resume.is_none() {
+        return memory::plan(args, method_options, plugins);
+    }
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
@@ -52,6 +58,9 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         ids.join(", ")
     };
     let task = args.task.ok_or_else(|| Error::Usage(format!("--task is missing: one of {}", tasks())))?;
+    let instruct = instruct(&args)?;
+    let model = hub::model(model, args.revision.as_deref())?;
+    let data = hub::data(data, &task)?;
     let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{}", args.method)));
     Ok(RunConfig {
         model,
@@ -63,7 +72,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         max_steps: args.max_steps,
         batch_size: args.batch_size,
         lr: args.lr,
-        schedule: args.schedule.into(),
+        schedule: args.schedule,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
         max_grad_norm: Some(args.max_grad_norm).filter(|&norm| norm > 0.0),
@@ -77,15 +86,26 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         max_dev: args.max_dev,
         max_test: args.max_test,
         head_init_std: args.head_init_std,
+        instruct,
         micro_batch_tokens: args.micro_batch_tokens,
-        checkpoint_interval: args.checkpoint_interval,
-        keep_checkpoints: args.keep_checkpoints,
-        skip_nonfinite: args.skip_nonfinite,
+        recompute: args.recompute,
         checkpoint_interval: args.checkpoint_interval,
         keep_checkpoints: args.keep_checkpoints,
         skip_nonfinite: args.skip_nonfinite,
         out,
     })
+}
+
+/// The prompt that is asked for, if any.
+fn instruct(args: &RunArgs) -> Result<Option<Instruct>> {
+    let given = args.prompt.is_some() || args.verbalizers.is_some();
+    match args.instruct {
+        Some(false) if given => {
+            Err(Error::Usage("--prompt and --verbalizers are for --instruct, which is set to false".into()))
+        }
+        on if on.unwrap_or(given) => Ok(Some(Instruct::new(args.prompt.clone(), args.verbalizers.clone()))),
+        _ => Ok(None),
+    }
 }
 
 /// `parent/name-N` with the first N that is free.
@@ -128,6 +148,7 @@ fn summary(result: &RunResult) -> String {
         bytes(result.device_memory),
         bytes(result.planned_memory)
     ));
-    lines.push(format!("saved      {}", result.out.display()));
+    lines.extend(result.merge_check.as_ref().map(|check| format!("merged     {check}")));
+    lines.push(format!("saved      {}, with report.html", result.out.display()));
     lines.join("\n")
 }

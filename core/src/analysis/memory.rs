@@ -8,7 +8,7 @@ use crate::model::{Decoder, HeadKind};
 use crate::plugin::PluginSet;
 use crate::run::{self, EVAL_EXAMPLES, TrainablePlan, megabytes, thousands};
 use crate::tensors::MemoryKind;
-use crate::train::{Limits, Optimizer, Recompute, Setup, Size, layout};
+use crate::train::{HeadInit, Limits, Optimizer, Recompute, Setup, Size, layout};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DType, DeviceInfo};
@@ -161,7 +161,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     let limits = limits(request, &decoder, &adaptation)?;
     let mut setup = Setup {
-        head_init_std: run::default_head_std(decoder.hidden_size),
+        head_init: HeadInit::Normal { std: run::default_head_std(decoder.hidden_size) },
         decoder,
         adaptation,
         head,
@@ -173,7 +173,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     };
     let (memory, _) = layout::fit_memory(&mut setup, request.recompute, device)?;
     let trainable = run::trainable(&setup.adaptation);
-    let body = setup.adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum();
+    let body = run::body_size(&setup.adaptation);
     Ok(MemoryPlan {
         model: request.model.clone(),
         family: setup.decoder.family.model_type().to_owned(),

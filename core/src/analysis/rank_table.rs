@@ -83,7 +83,7 @@ fn chart(kind: &[MatrixRank]) -> Chart {
         let largest = matrix.singular_values.first().copied().unwrap_or(0.0);
         let points = matrix.singular_values.iter().enumerate().filter(|(_, sigma)| **sigma > 0.0);
         let points = points.map(|(i, &sigma)| ((i + 1) as f64, f64::from(sigma / largest))).collect();
-        Series { name: None, points, colour: svg::gradient(i as f64 / (kind.len().max(2) - 1) as f64) }
+        Series { points, colour: svg::gradient(i as f64 / (kind.len().max(2) - 1) as f64) }
     };
     let title = kind.first().map_or("", |matrix| kind_and_layer(&matrix.name).0);
     let series = kind.iter().enumerate().map(line).collect();

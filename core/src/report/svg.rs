@@ -15,8 +15,6 @@ pub struct Chart {
 }
 
 pub struct Series {
-    /// For a legend; `None` where the chart needs none.
-    pub name: Option<String>,
     pub points: Vec<(f64, f64)>,
     pub colour: RGBColor,
 }
@@ -158,7 +156,7 @@ mod tests {
 
     fn chart(points: Vec<Vec<(f64, f64)>>, log_y: bool) -> Chart {
         let series = points.into_iter().enumerate();
-        let series = series.map(|(i, points)| Series { name: None, points, colour: colour(i) }).collect();
+        let series = series.map(|(i, points)| Series { points, colour: colour(i) }).collect();
         Chart { title: "loss < 1 & falling".into(), x_label: "step".into(), log_y, series }
     }
 

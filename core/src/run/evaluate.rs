@@ -146,5 +146,10 @@ pub fn score(task: &TaskInfo, examples: &[Encoded], predictions: &[Prediction]) 
         scores.add(label, prediction.class(), loss)?;
     }
     let values = task.metrics.iter().map(|id| Ok((id.clone(), scores.metric(id)?))).collect::<Result<_>>()?;
-    Ok(Metrics { examples: scores.count(), loss: scores.loss(), scores: values })
+    Ok(Metrics {
+        examples: scores.count(),
+        loss: scores.loss(),
+        scores: values,
+        confusion: scores.confusion().to_vec(),
+    })
 }

@@ -16,7 +16,7 @@ pub use infer::{Adapted, EvalRequest, evaluate};
 pub(crate) use inspect::unadapted;
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, megabytes, thousands};
-pub(crate) use prepare::{EVAL_EXAMPLES, trainable};
+pub(crate) use prepare::{EVAL_EXAMPLES, body_size, trainable};
 pub use prepare::{Prepared, default_head_std, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use result::{RunResult, Stopped};

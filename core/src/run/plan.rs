@@ -1,6 +1,8 @@
 //! The plan that is printed before a run allocates anything.
 
+use crate::analysis::memory::PaperMemory;
 use crate::tensors::MemoryKind;
+use crate::text::PromptPlan;
 use crate::train::Schedule;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,8 @@ pub struct RunPlan {
     pub trainable: TrainablePlan,
     pub task: String,
     pub labels: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptPlan>,
     pub data: DataPlan,
     pub batch_size: usize,
     /// Whether a batch may be split, with the gradients summed.
@@ -36,6 +40,8 @@ pub struct RunPlan {
     pub device: DeviceInfo,
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
+    /// The paper's count for as many trained parameters.
+    pub paper: PaperMemory,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -107,6 +113,11 @@ impl fmt::Display for RunPlan {
             thousands(*head)
         )?;
         writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?;
+        if let Some(prompt) = &self.prompt {
+            writeln!(f, "  prompt   {:?}", prompt.example)?;
+            let words = prompt.words.iter().map(|word| format!("{} {:?} ({})", word.label, word.text, word.token));
+            writeln!(f, "  answers  {}", words.collect::<Vec<_>>().join(", "))?;
+        }
         for (name, split) in [("train", &self.data.train), ("dev", &self.data.dev), ("test", &self.data.test)] {
             let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
             writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens: {}", split.origin)?;
@@ -132,7 +143,9 @@ impl fmt::Display for RunPlan {
             .filter_map(|kind| self.memory.get(kind).filter(|&&bytes| bytes > 0).map(|&bytes| (kind, bytes)))
             .map(|(kind, bytes)| format!("{} {}", kind.title(), megabytes(bytes)))
             .collect();
-        write!(f, "memory     {} on the device: {}", megabytes(self.total_memory()), memory.join(", "))
+        writeln!(f, "memory     {} on the device: {}", megabytes(self.total_memory()), memory.join(", "))?;
+        let (sparse, full) = (megabytes(self.paper.sparse), megabytes(self.paper.full));
+        write!(f, "paper      {sparse} by its equation (1) for as many trained parameters, {full} for full fine-tuning")
     }
 }
 

@@ -1,15 +1,17 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
+use crate::adapter::HEAD;
 use super::plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan};
+use crate::analysis::memory::PaperMemory;
 use crate::data::splits::{self, Origins};
 use crate::data::{Encoded, batch::padded_rows};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HeadKind, check_weights};
 use crate::plugin::PluginSet;
-use crate::text::Tokenizer;
+use crate::text::Encoder;
 use crate::train::layout;
-use crate::train::{Limits, Optimizer, RunConfig, Setup, Size};
+use crate::train::{HeadInit, Limits, Optimizer, RunConfig, Setup, Size};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::DeviceInfo;
@@ -53,13 +55,15 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let (plugin, task) = plugins.task(&config.task)?;
     let head = HeadKind::Classification { classes: task.labels.len() };
     let parameters = check_weights(&decoder, &weights, head)?;
-    let tokenizer = Tokenizer::open(&config.model)?;
-    tokenizer.check_vocab(decoder.vocab_size)?;
+    let encoder = Encoder::open(&config.model, &task, config.instruct.as_ref())?;
+    encoder.tokenizer().check_vocab(decoder.vocab_size)?;
+    let head_init = head_init(config, &decoder, &weights, &encoder)?;
 
     let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
     let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
     let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
-    let data = encode_splits(config, &decoder, &tokenizer, data)?;
+    let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
+    let data = encode_splits(config, &decoder, &encoder, data)?;
 
     let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
@@ -69,7 +73,6 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         max_grad_norm: config.max_grad_norm.map(|x| x as f32),
         ..Optimizer::default()
     };
-    let head_init_std = config.head_init_std.unwrap_or_else(|| default_head_std(decoder.hidden_size));
     let mut setup = Setup {
         decoder,
         adaptation,
@@ -78,7 +81,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         dropout: config.dropout as f32,
         recompute: false,
         seed: config.seed,
-        head_init_std,
+        head_init,
         limits,
     };
     let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
@@ -95,9 +98,11 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         method: setup.adaptation.info.name.clone(),
         method_version: setup.adaptation.info.version.clone(),
         options: setup.adaptation.options.clone(),
+        paper: PaperMemory::new(body_size(&setup.adaptation), setup.adaptation.trained_in_body()),
         trainable: trainable(&setup.adaptation),
         task: task.id.clone(),
         labels: task.labels.clone(),
+        prompt,
         data: data.plan.clone(),
         batch_size: config.batch_size,
         micro_batches: setup.limits.micro_batches,
@@ -110,8 +115,28 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         device: device.clone(),
         memory,
     };
-    let (config, Splits { train, dev, test, .. }) = (config.clone(), data);
+    let config = RunConfig { instruct: encoder.instruct().cloned(), ..config.clone() };
+    let Splits { train, dev, test, .. } = data;
     Ok(Prepared { config, task, weights, setup, train, dev, test, lr, total_steps, arena, plan })
+}
+
+/// The rows of the prompt's words, or else normal values.
+///
+/// Errors: a model whose own head would be used in place of the rows.
+fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: &Encoder) -> Result<HeadInit> {
+    let words = encoder.verbalizers();
+    if words.is_empty() {
+        let std = config.head_init_std.unwrap_or_else(|| default_head_std(decoder.hidden_size));
+        return Ok(HeadInit::Normal { std });
+    }
+    if config.head_init_std.is_some() {
+        return Err(Error::Usage("--instruct takes the head's first values from the model: leave out --head-init-std".into()));
+    }
+    if weights.get(HEAD).is_some() {
+        let model = config.model.display();
+        return Err(Error::Usage(format!("{model} is a classifier already, with {HEAD}: train it without --instruct")));
+    }
+    Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }
 
 /// The method's options, checked; what came from the command line is text.
@@ -134,7 +159,7 @@ struct Splits {
 }
 
 /// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see.
-fn encode_splits(config: &RunConfig, decoder: &Decoder, tokenizer: &Tokenizer, data: splits::Splits) -> Result<Splits> {
+fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data: splits::Splits) -> Result<Splits> {
     let splits::Splits { train, dev, test, origins } = data;
     let Origins { train: train_origin, dev: dev_origin, test: test_origin, notes } = origins;
     let dev = splits::draw(dev, config.max_dev, config.seed, "dev");
@@ -143,7 +168,7 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, tokenizer: &Tokenizer, d
     let max_length = config.max_length.map_or(positions, |n| n.min(positions));
 
     let all = train.len();
-    let train = encode(tokenizer, &train)?;
+    let train = encode(encoder, &train)?;
     let train: Vec<Encoded> = train.into_iter().filter(|e| e.tokens.len() <= max_length).collect();
     let too_long = all - train.len();
     let train = splits::draw(train, config.max_train, config.seed, "train");
@@ -154,10 +179,10 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, tokenizer: &Tokenizer, d
     }
     let mut cut = 0;
     let mut encode_cut = |examples: &[Example]| -> Result<Vec<Encoded>> {
-        let mut encoded = encode(tokenizer, examples)?;
+        let mut encoded = encode(encoder, examples)?;
         for example in &mut encoded {
             cut += usize::from(example.tokens.len() > positions);
-            example.tokens.truncate(positions);
+            encoder.cut(&mut example.tokens, positions);
         }
         Ok(encoded)
     };
@@ -180,9 +205,9 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, tokenizer: &Tokenizer, d
 }
 
 /// Token ids and labels of examples. Errors: an example without any token.
-pub fn encode(tokenizer: &Tokenizer, examples: &[Example]) -> Result<Vec<Encoded>> {
+pub fn encode(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Encoded>> {
     let texts: Vec<(&str, Option<&str>)> = examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())).collect();
-    let encoded = tokenizer.encode_batch(&texts)?;
+    let encoded = encoder.encode_batch(&texts)?;
     let labelled = encoded.into_iter().zip(examples);
     labelled
         .map(|(tokens, example)| match tokens.is_empty() {
@@ -213,10 +238,15 @@ fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits 
     }
 }
 
+/// Scalars of the model without its classification head.
+pub(crate) fn body_size(adaptation: &Adaptation) -> u64 {
+    adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum()
+}
+
 /// How much of a model an adaptation trains.
 pub(crate) fn trainable(adaptation: &Adaptation) -> TrainablePlan {
     let body = adaptation.trained_in_body();
-    let total: u64 = adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum();
+    let total = body_size(adaptation);
     let tensors = adaptation.trained().len();
     TrainablePlan { body, head: adaptation.trained_count() - body, density: body as f64 / total as f64, tensors }
 }

@@ -3,6 +3,7 @@
 use super::plan::TrainablePlan;
 use super::prepare::Prepared;
 use crate::adapter::{self, MergeCheck};
+use crate::report::{self, Environment};
 use crate::train::Metrics;
 use crate::weights::atomic_write;
 use crate::{Error, Result};
@@ -45,6 +46,7 @@ pub struct RunResult {
     pub planned_memory: u64,
     /// Peak resident bytes of the process, where the system tells.
     pub peak_resident: Option<u64>,
+    pub environment: Environment,
     pub out: PathBuf,
     pub adapter: PathBuf,
     /// The saved adapter against the model that `adapter merge` makes of it, on dev examples; absent if that could not be
@@ -153,8 +155,10 @@ impl RunDirectory {
         adapter::save(&self.adapter(), run, values)
     }
 
+    /// Writes the result, and from all files the report.
     pub fn finish(&self, result: &RunResult) -> Result<()> {
-        self.write_json("result.json", result)
+        self.write_json("result.json", result)?;
+        report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE))
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {

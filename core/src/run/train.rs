@@ -9,6 +9,7 @@ use crate::data::batch::split_by_budget;
 use crate::data::{Batch, Encoded, splits::permutation};
 use crate::method::Form;
 use crate::plugin::PluginSet;
+use crate::report::Environment;
 use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
 use crate::train::schedule::learning_rate;
 use crate::train::{EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
@@ -375,6 +376,7 @@ impl<'a> Trainer<'a> {
             device_memory,
             planned_memory: self.run.plan.total_memory(),
             peak_resident: super::result::peak_resident(),
+            environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
             adapter: self.directory.adapter(),
             merge_check,

@@ -33,6 +33,11 @@ impl Scores {
         self.counts.iter().flatten().sum()
     }
 
+    /// `[label][predicted]`, in examples.
+    pub fn confusion(&self) -> &[Vec<u64>] {
+        &self.counts
+    }
+
     /// Mean cross-entropy in nats.
     pub fn loss(&self) -> f64 {
         ratio(self.loss_sum, self.count() as f64)
@@ -154,6 +159,7 @@ mod tests {
             scores.add(0, 1, loss).unwrap();
         }
         assert_eq!((scores.loss(), scores.count()), (0.75, 3));
+        assert_eq!(scores.confusion(), [[0, 3], [0, 0]]);
     }
 
     #[test]

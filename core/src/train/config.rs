@@ -1,5 +1,6 @@
 //! What a run is asked to do, and how it tells its progress.
 
+use crate::text::Instruct;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -47,6 +48,9 @@ pub struct RunConfig {
     pub max_test: Option<usize>,
     /// Standard deviation of a new head; `None`: 0.06 / sqrt(hidden) (DESIGN 6).
     pub head_init_std: Option<f64>,
+    /// Put the task to an instruction model: a prompt in its chat template, and a head that begins as the rows of words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruct: Option<Instruct>,
     /// Tokens per micro-batch; a larger batch is split, with the gradients summed.
     pub micro_batch_tokens: usize,
     /// Whether the activations of a layer are computed again in the backward pass.
@@ -108,6 +112,9 @@ pub struct Metrics {
     /// The task's metrics by id: `accuracy`, `f1`, `mcc`.
     #[serde(flatten)]
     pub scores: BTreeMap<String, f64>,
+    /// `confusion[label][predicted]`, in examples.
+    #[serde(default)]
+    pub confusion: Vec<Vec<u64>>,
 }
 
 /// One evaluation, as written to `metrics.jsonl`.

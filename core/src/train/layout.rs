@@ -2,7 +2,7 @@
 
 use super::graphs::{Purpose, Size, names};
 use super::config::Recompute;
-use super::session::Setup;
+use super::session::{HeadInit, Setup};
 use crate::data::batch::{Batch, padded_rows};
 use crate::method::layers::{base_name, index_name, row_ptr_name};
 use crate::method::{Form, Part, philox};
@@ -188,8 +188,7 @@ pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result
             Some(view) if view.dtype == dtype => tensors.write(&parameter.name, view.bytes)?,
             Some(view) => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
             None => {
-                let init = Init::Normal { std: setup.head_init_std };
-                tensors.write_f32(&parameter.name, &initial(setup.seed, &parameter.name, &parameter.shape, init))?;
+                tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
             }
         }
         if let Part::Sparse(set) = &adaptation.parts[i] {
@@ -213,6 +212,30 @@ pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result
     }
     let table = setup.decoder.rope.table(setup.decoder.head_dim, setup.limits.positions);
     tensors.write_f32(names::ROPE, &table)
+}
+
+/// First values of a head that the checkpoint does not have, `[classes, hidden]`.
+fn new_head(weights: &Weights, setup: &Setup, parameter: &Parameter) -> Result<Vec<f32>> {
+    let rows = match &setup.head_init {
+        HeadInit::Normal { std } => {
+            let init = Init::Normal { std: *std };
+            return Ok(initial(setup.seed, &parameter.name, &parameter.shape, init));
+        }
+        HeadInit::VocabularyRows(rows) => rows,
+    };
+    let name = if setup.decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let error = |what: String| Error::Weights(format!("{}: {what}", weights.dir().display()));
+    let head = weights.get(name).ok_or_else(|| {
+        error(format!("the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"))
+    })?;
+    let width = setup.decoder.hidden_size * head.dtype.size();
+    let mut values = Vec::with_capacity(rows.len() * setup.decoder.hidden_size);
+    for &row in rows {
+        let bytes = head.bytes.get(row as usize * width..(row as usize + 1) * width);
+        let bytes = bytes.ok_or_else(|| error(format!("{name} is {:?}, it has no row {row}", head.shape)))?;
+        values.extend(as_f32(parameter, head.dtype, bytes)?);
+    }
+    Ok(values)
 }
 
 /// First values of a new tensor, a function of seed and name alone.

@@ -1,0 +1,187 @@
+//! The page, through a template that escapes every value.
+
+use super::svg::{self, colour};
+use super::{RunData, charts};
+use crate::run::{SplitPlan, Stopped, megabytes, thousands};
+use crate::tensors::MemoryKind;
+use crate::train::Metrics;
+use crate::{Error, Result};
+use minijinja::{AutoEscape, Environment, Value, context};
+
+const TEMPLATE: &str = include_str!("report.html");
+
+/// The page of one or several runs.
+pub fn page(runs: &[RunData]) -> Result<String> {
+    let charts = charts::charts(runs);
+    let charts = charts.iter().map(svg::inline).collect::<Result<Vec<_>>>()?;
+    let charts: Vec<Value> = charts.into_iter().map(Value::from_safe_string).collect();
+    let runs: Vec<Value> = runs.iter().enumerate().map(|(i, run)| run_value(i, run)).collect();
+    let mut environment = Environment::new();
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    let template = environment.template_from_named_str("report.html", TEMPLATE);
+    let page = template.and_then(|template| template.render(context! { runs, charts }));
+    page.map_err(|e| Error::Usage(format!("the report cannot be written: {e:#}")))
+}
+
+/// A run as the template sees it: texts, ready to be shown.
+fn run_value(i: usize, run: &RunData) -> Value {
+    let plan = &run.plan;
+    let result = run.result.as_ref();
+    let options: Vec<String> = plan.options.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
+    let trained = &plan.trainable;
+    context! {
+        name => run.name.as_str(),
+        colour => svg::hex(colour(i)),
+        model => plan.model.display().to_string(),
+        task => plan.task.as_str(),
+        method => plan.method.as_str(),
+        options => options.join(", "),
+        state => state(run),
+        finished => result.is_some(),
+        trained => thousands(trained.body + trained.head),
+        share => format!("{:.4} %", 100.0 * (trained.body + trained.head) as f64 / plan.parameters as f64),
+        time => result.map(|r| duration(r.training_seconds)),
+        speed => result.map(|r| thousands(r.tokens_per_second.round() as u64)),
+        memory => megabytes(result.map_or(plan.total_memory(), |r| r.device_memory)),
+        splits => splits(run),
+        sections => sections(run),
+        memory_by_kind => memory(run),
+    }
+}
+
+fn state(run: &RunData) -> String {
+    let done = run.steps.last().map_or(0, |step| step.step);
+    match &run.result {
+        None => format!("not finished: {done} of {} steps are logged", run.plan.total_steps),
+        Some(result) => match (result.stopped, result.best_step) {
+            (Stopped::Completed, _) => format!("{} steps", result.steps),
+            (Stopped::Interrupted, _) => format!("interrupted after {} steps", result.steps),
+            (Stopped::EarlyStopping, Some(best)) => {
+                format!("stopped early after {} steps, step {best} kept", result.steps)
+            }
+            (Stopped::EarlyStopping, None) => format!("stopped early after {} steps", result.steps),
+        },
+    }
+}
+
+/// Final metrics and confusion matrices of dev and test.
+fn splits(run: &RunData) -> Vec<Value> {
+    let Some(result) = &run.result else { return Vec::new() };
+    let found = [("dev", &result.dev), ("test", &result.test)];
+    let found = found.into_iter().filter_map(|(name, metrics)| Some((name, metrics.as_ref()?)));
+    found
+        .map(|(name, metrics)| {
+            let scores = metrics.scores.iter().map(|(id, value)| (id.clone(), format!("{value:.4}")));
+            let loss = ("loss".to_owned(), format!("{:.4}", metrics.loss));
+            let scores: Vec<_> = scores.chain([loss]).map(|(id, value)| vec![id, value]).collect();
+            context! { name, scores, examples => thousands(metrics.examples), confusion => confusion(run, metrics) }
+        })
+        .collect()
+}
+
+/// Rows of the confusion matrix, each count with its share of the row.
+fn confusion(run: &RunData, metrics: &Metrics) -> Value {
+    let row = |(i, counts): (usize, &Vec<u64>)| {
+        let total: u64 = counts.iter().sum();
+        let share = |count: u64| if total == 0 { 0.0 } else { count as f64 / total as f64 };
+        let cells = counts.iter().enumerate().map(|(j, &count)| {
+            let percent = format!("{:.0}", 100.0 * share(count));
+            context! { count => thousands(count), percent, right => i == j }
+        });
+        context! { label => run.plan.labels.get(i).map(String::as_str), cells => cells.collect::<Vec<_>>() }
+    };
+    let rows: Vec<Value> = metrics.confusion.iter().enumerate().map(row).collect();
+    context! { labels => run.plan.labels.clone(), rows }
+}
+
+/// Bytes by kind, with their share of the largest for a bar.
+fn memory(run: &RunData) -> Vec<Value> {
+    let largest = run.plan.memory.values().copied().max().unwrap_or(1).max(1);
+    let present = |kind| run.plan.memory.get(&kind).copied().filter(|&bytes| bytes > 0).map(|bytes| (kind, bytes));
+    let kinds = MemoryKind::ALL.into_iter().filter_map(present);
+    kinds
+        .map(|(kind, bytes)| {
+            let percent = format!("{:.1}", 100.0 * bytes as f64 / largest as f64);
+            context! { title => kind.title(), bytes => megabytes(bytes), percent }
+        })
+        .collect()
+}
+
+/// Tables of a name and a value a line.
+fn sections(run: &RunData) -> Vec<Value> {
+    let section = |title: &str, rows: Vec<(String, String)>| {
+        let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name, value]).collect();
+        context! { title, rows }
+    };
+    let config = run.config.iter().filter(|(_, value)| !value.is_null());
+    let config = config.map(|(name, value)| (name.replace('_', " "), plain(value))).collect();
+    vec![
+        section("Data", data(run)),
+        section("Memory in total", memory_totals(run)),
+        section("Environment", environment(run)),
+        section("Configuration", config),
+    ]
+}
+
+fn data(run: &RunData) -> Vec<(String, String)> {
+    let data = &run.plan.data;
+    let split = |split: &SplitPlan| {
+        let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
+        format!("{examples} examples, {tokens} tokens: {}", split.origin)
+    };
+    let mut rows: Vec<(String, String)> = [("train", &data.train), ("dev", &data.dev), ("test", &data.test)]
+        .into_iter()
+        .map(|(name, plan)| (name.to_owned(), split(plan)))
+        .collect();
+    if data.too_long > 0 {
+        let left_out = format!("{} training examples of more than {} tokens", data.too_long, data.max_length);
+        rows.push(("left out".into(), left_out));
+    }
+    rows.extend(data.notes.iter().map(|note| ("note".to_owned(), note.clone())));
+    rows
+}
+
+fn memory_totals(run: &RunData) -> Vec<(String, String)> {
+    let mut rows = vec![("planned".to_owned(), megabytes(run.plan.total_memory()))];
+    if let Some(result) = &run.result {
+        rows.push(("allocated on the device".into(), megabytes(result.device_memory)));
+        rows.extend(result.peak_resident.map(|bytes| ("peak of the process".into(), megabytes(bytes))));
+    }
+    let paper = &run.plan.paper;
+    rows.push(("the paper's count, 16 P + 96 k bits".into(), megabytes(paper.sparse)));
+    rows.push(("the same for full fine-tuning, 64 P bits".into(), megabytes(paper.full)));
+    rows
+}
+
+fn environment(run: &RunData) -> Vec<(String, String)> {
+    let device = &run.plan.device;
+    let mut rows = vec![("device".to_owned(), format!("{} ({})", device.name, device.id))];
+    rows.push(("driver".into(), device.driver.clone()));
+    if let Some(result) = &run.result {
+        let environment = &result.environment;
+        rows.push(("system".into(), format!("{}, {} threads", environment.system, environment.threads)));
+        rows.push(("sparta".into(), environment.version.clone()));
+    }
+    rows.push(("method".into(), format!("{} {}", run.plan.method, run.plan.method_version)));
+    rows
+}
+
+/// A JSON value for people: texts without quotes, options of a method as `name value`.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Object(map) => {
+            map.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..=99 => format!("{seconds:.1} s"),
+        100..=5999 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}

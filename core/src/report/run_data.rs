@@ -1,0 +1,93 @@
+//! What a run directory tells.
+
+use crate::run::{RunPlan, RunResult};
+use crate::train::{EvalReport, StepReport};
+use crate::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where a run took place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of this program.
+    pub version: String,
+    /// `linux x86_64`.
+    pub system: String,
+    /// Threads that the system offers.
+    pub threads: usize,
+}
+
+impl Environment {
+    pub fn of_this_process() -> Environment {
+        Environment {
+            version: env!("CARGO_PKG_VERSION").into(),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+/// The files of a run directory.
+pub struct RunData {
+    /// The directory's own name.
+    pub name: String,
+    pub config: serde_json::Map<String, serde_json::Value>,
+    pub plan: RunPlan,
+    /// Missing where the run has not ended, or was killed.
+    pub result: Option<RunResult>,
+    pub steps: Vec<StepReport>,
+    pub evals: Vec<EvalReport>,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Line {
+    Step(StepReport),
+    Eval(EvalReport),
+    /// What later versions may log.
+    #[serde(other)]
+    Other,
+}
+
+impl RunData {
+    /// Reads a run directory. A last line without its end, as a killed run leaves it, is ignored.
+    ///
+    /// Errors: a missing or malformed file, by name and line.
+    pub fn read(directory: &Path) -> Result<RunData> {
+        let metrics = directory.join("metrics.jsonl");
+        if !metrics.is_file() {
+            return Err(Error::Usage(format!("{}: not a run directory: it has no metrics.jsonl", directory.display())));
+        }
+        let text = fs::read_to_string(&metrics).map_err(Error::io(&metrics))?;
+        let (mut steps, mut evals) = (Vec::new(), Vec::new());
+        for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n')) {
+            let line = serde_json::from_str(line)
+                .map_err(|e| Error::Usage(format!("{}:{}: {e}", metrics.display(), index + 1)))?;
+            match line {
+                Line::Step(report) => steps.push(report),
+                Line::Eval(report) => evals.push(report),
+                Line::Other => {}
+            }
+        }
+        let result = directory.join("result.json");
+        let name = fs::canonicalize(directory).unwrap_or_else(|_| PathBuf::from(directory));
+        Ok(RunData {
+            name: name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned(),
+            config: read_json(&directory.join("config.json"))?,
+            plan: read_json(&directory.join("plan.json"))?,
+            result: if result.is_file() { Some(read_json(&result)?) } else { None },
+            steps,
+            evals,
+        })
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| {
+        Error::Usage(format!("{}: {e}; it is damaged, or of another version of this program", path.display()))
+    })
+}

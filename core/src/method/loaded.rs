@@ -41,9 +41,12 @@ impl LoadedMethod {
         let site = serde_json::to_vec(site).map_err(|e| Error(format!("the site cannot be serialised: {e}")))?;
         let extra: Vec<u32> = extra.iter().map(|v| v.0).collect();
         let mut output = u32::MAX;
-        self.plugin
-            .call(what, function, Some(graph), |f, id| call(f, id, SpartaBytes::new(&site), &extra, &mut output))?;
-        Ok(Value(output))
+        self.plugin.call(what, function, Some(&mut *graph), |f, id| {
+            call(f, id, SpartaBytes::new(&site), &extra, &mut output)
+        })?;
+        let output = Value(output);
+        graph.shape(output).map_err(|e| Error(format!("plugin {}: the output of `{what}`: {e}", self.plugin.name)))?;
+        Ok(output)
     }
 }
 

@@ -14,6 +14,9 @@ pub enum Error {
     Weights(String),
     #[error("{0}")]
     Tokenizer(String),
+    /// The hub: names, access, connections, hashes.
+    #[error("{0}")]
+    Hub(String),
     /// Data sets: missing files, malformed rows, empty splits.
     #[error("{0}")]
     Data(String),

@@ -9,7 +9,7 @@ use sparta_core::model::{Decoder, HeadKind, check_weights};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
-use sparta_core::train::{Limits, Optimizer, Session, Setup};
+use sparta_core::train::{HeadInit, Limits, Optimizer, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,8 +24,10 @@ const NORM: f64 = 1e-4;
 /// Not in the table: logits of the static batch after training, which depend on all parameters.
 const LOGITS_AFTER: f64 = 1e-3;
 
-/// (name in the golden data, method plugin, options)
-const METHODS: [(&str, &str, &[(&str, &str)]); 5] = [
+/// Name in the golden data, method plugin, its options.
+type Method = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const METHODS: [Method; 5] = [
     ("full", "full", &[]),
     ("lora", "lora", &[("lora-r", "8"), ("lora-alpha", "16"), ("lora-targets", "q,v")]),
     ("head", "head", &[]),
@@ -75,7 +77,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn check(&self, plugins: &PluginSet, model: &Path, method: (&str, &str, &[(&str, &str)])) -> Vec<String> {
+    fn check(&self, plugins: &PluginSet, model: &Path, method: Method) -> Vec<String> {
         let golden = self.source.trajectories(self.family);
         let log = self.log();
         let weights = Weights::open(model).unwrap_or_else(|e| panic!("{e}"));
@@ -137,7 +139,7 @@ impl Run<'_> {
             optimizer,
             dropout: 0.0,
             seed: 0,
-            head_init_std: 0.02,
+            head_init: HeadInit::Normal { std: 0.02 },
             limits,
             recompute,
         };
@@ -231,7 +233,7 @@ fn adapt(
     model: &Path,
     weights: &Weights,
     golden: &Golden,
-    (_, name, given): (&str, &str, &[(&str, &str)]),
+    (_, name, given): Method,
 ) -> Adaptation {
     let method = plugins.method(name).unwrap_or_else(|e| panic!("{e}; `cargo build --release` makes the plugins"));
     let text = |(name, value): &(&str, &str)| (name.to_string(), options::Given::Text(value.to_string()));

@@ -5,7 +5,7 @@ use crate::model::{Decoder, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::run::{EVAL_EXAMPLES, unadapted};
 use crate::train::layout::{plan_memory, size_of};
-use crate::train::{Limits, Optimizer, Session, Setup};
+use crate::train::{HeadInit, Limits, Optimizer, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::Backend;
@@ -82,7 +82,7 @@ impl Applied {
             dropout: 0.0,
             recompute: false,
             seed: 0,
-            head_init_std: 0.0,
+            head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
         let (_, arena) = plan_memory(&setup, device.info().in_place)?;

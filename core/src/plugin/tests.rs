@@ -59,6 +59,7 @@ impl Method for Fickle {
         let linear = Op::from(Linear::plain(Layout::Nt));
         match site.options["mode"].as_str() {
             Some("panic") => panic!("no forward"),
+            Some("stray") => Ok(Value(99)),
             // The message of the host's own rule must come back through the plugin.
             Some("shape") => {
                 let rng = graph.rng()?;
@@ -139,6 +140,8 @@ fn a_plugin_builds_on_the_host_s_graph() {
     };
     assert_eq!(forward("reparam").unwrap(), [5, 3]);
     assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward");
+    let message = forward("stray").unwrap_err().0;
+    assert!(message.contains("output of `forward`") && message.contains("99"), "{message}");
     let message = forward("shape").unwrap_err().0;
     assert!(message.contains("linear") && message.contains("u32"), "{message}");
     let site = Site { parameter: parameter("w", Role::QProj), options: options(""), training: true };
@@ -189,6 +192,7 @@ impl Task for Numbers {
             metrics: vec!["accuracy".into()],
             primary: "accuracy".into(),
             pair: false,
+            prompt: None,
         };
         TaskPluginInfo { name: "numbers".into(), version: "1".into(), tasks: vec![task] }
     }

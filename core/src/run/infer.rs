@@ -5,7 +5,7 @@ use super::prepare::encode;
 use crate::adapter::{Applied, Head};
 use crate::data::{Encoded, splits};
 use crate::plugin::PluginSet;
-use crate::text::Tokenizer;
+use crate::text::Encoder;
 use crate::train::Metrics;
 use crate::{Error, Result};
 use sparta_graph::Backend;
@@ -33,7 +33,9 @@ pub struct EvalRequest {
 /// An adapter with its base model and tokenizer.
 pub struct Adapted {
     applied: Applied,
-    tokenizer: Tokenizer,
+    /// The ways in which the heads want their texts, and which each head wants.
+    encoders: Vec<Encoder>,
+    encoder_of: Vec<usize>,
 }
 
 impl Adapted {
@@ -41,9 +43,21 @@ impl Adapted {
     /// [`Applied::open`].
     pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Adapted> {
         let applied = Applied::open(path, model, plugins)?;
-        let tokenizer = Tokenizer::open(&applied.adapter.model)?;
-        tokenizer.check_vocab(applied.decoder.vocab_size)?;
-        Ok(Adapted { applied, tokenizer })
+        let (mut encoders, mut encoder_of) = (Vec::<Encoder>::new(), Vec::new());
+        for head in &applied.adapter.heads {
+            let instruct = head.config.as_ref().and_then(|config| config.instruct.as_ref());
+            encoder_of.push(match encoders.iter().position(|encoder| encoder.instruct() == instruct) {
+                Some(same) => same,
+                None => {
+                    encoders.push(Encoder::stored(&applied.adapter.model, instruct)?);
+                    encoders.len() - 1
+                }
+            });
+        }
+        for encoder in &encoders {
+            encoder.tokenizer().check_vocab(applied.decoder.vocab_size)?;
+        }
+        Ok(Adapted { applied, encoders, encoder_of })
     }
 
     pub fn applied(&self) -> &Applied {
@@ -71,18 +85,23 @@ impl Adapted {
         }
     }
 
-    /// For each text or pair of texts a prediction of every head, in one pass. Texts longer than the model's positions
-    /// are cut.
+    /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
+    /// prompts. Texts longer than the model's positions are cut. `device` opens the device for a pass.
     pub fn predict(
         &self,
-        device: Box<dyn Backend>,
+        device: impl Fn() -> Result<Box<dyn Backend>>,
         texts: &[(String, Option<String>)],
     ) -> Result<Vec<Vec<Prediction>>> {
         let example =
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();
-        let predictions = self.predict_encoded(device, &self.encode(&examples)?, |_, _| {})?;
-        Ok(predictions.iter().map(|all| self.by_head(all)).collect())
+        let passes = (0..self.encoders.len()).map(|encoder| {
+            let predictions = self.predict_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
+            Ok(predictions.iter().map(|all| self.by_head(all)).collect())
+        });
+        let passes: Vec<Vec<Vec<Prediction>>> = passes.collect::<Result<_>>()?;
+        let own = |text: usize, head: usize| passes[self.encoder_of[head]][text][head].clone();
+        Ok((0..texts.len()).map(|text| (0..self.heads().len()).map(|head| own(text, head)).collect()).collect())
     }
 
     /// The logits of each head.
@@ -96,9 +115,11 @@ impl Adapted {
         self.heads().iter().map(&mut take).collect()
     }
 
-    fn encode(&self, examples: &[Example]) -> Result<Vec<Encoded>> {
-        let mut encoded = encode(&self.tokenizer, examples)?;
-        encoded.iter_mut().for_each(|e| e.tokens.truncate(self.applied.decoder.max_position_embeddings));
+    fn encode(&self, encoder: usize, examples: &[Example]) -> Result<Vec<Encoded>> {
+        let encoder = &self.encoders[encoder];
+        let mut encoded = encode(encoder, examples)?;
+        let positions = self.applied.decoder.max_position_embeddings;
+        encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
         Ok(encoded)
     }
 
@@ -123,7 +144,8 @@ impl Adapted {
 
     /// The examples of a split for one head, and their task.
     pub fn examples(&self, request: &EvalRequest, plugins: &PluginSet) -> Result<(TaskInfo, Vec<Encoded>)> {
-        let head = &self.heads()[self.head(request.head.as_deref())?];
+        let position = self.head(request.head.as_deref())?;
+        let head = &self.heads()[position];
         let config = head.config.as_ref();
         let id = request.task.as_deref().or(config.map(|c| &*c.task));
         let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
@@ -148,7 +170,7 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let encoded = self.encode(&examples)?;
+        let encoded = self.encode(self.encoder_of[position], &examples)?;
         Ok((task, encoded))
     }
 }

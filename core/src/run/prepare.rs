@@ -1,7 +1,7 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
-use crate::adapter::HEAD;
 use super::plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan};
+use crate::adapter::HEAD;
 use crate::analysis::memory::PaperMemory;
 use crate::data::splits::{self, Origins};
 use crate::data::{Encoded, batch::padded_rows};
@@ -130,7 +130,9 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
         return Ok(HeadInit::Normal { std });
     }
     if config.head_init_std.is_some() {
-        return Err(Error::Usage("--instruct takes the head's first values from the model: leave out --head-init-std".into()));
+        return Err(Error::Usage(
+            "--instruct takes the head's first values from the model: leave out --head-init-std".into(),
+        ));
     }
     if weights.get(HEAD).is_some() {
         let model = config.model.display();

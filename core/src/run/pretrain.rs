@@ -8,7 +8,7 @@ use crate::plugin::PluginSet;
 use crate::text::Tokenizer;
 use crate::train::layout::{initial, plan_memory};
 use crate::train::schedule::learning_rate;
-use crate::train::{Limits, Optimizer, Schedule, Session, Setup, Size, StepReport};
+use crate::train::{HeadInit, Limits, Optimizer, Schedule, Session, Setup, Size, StepReport};
 use crate::weights::{OutTensor, Weights, from_f32, safetensors_dtype, save};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub fn pretrain(
         dropout: 0.0,
         recompute: false,
         seed: config.seed,
-        head_init_std: 0.0,
+        head_init: HeadInit::Normal { std: 0.0 },
         limits: Limits {
             train: Some(size),
             micro_batches: false,

@@ -41,6 +41,16 @@ fn check(task: &TaskInfo) -> Result<(), String> {
     if let Some(metric) = task.metrics.iter().find(|metric| !Scores::METRICS.contains(&metric.as_str())) {
         return Err(format!("unknown metric `{metric}`; this host computes {}", Scores::METRICS.join(", ")));
     }
+    if let Some(prompt) = &task.prompt {
+        let places = ["{text}", "{pair}"].map(|place| prompt.template.matches(place).count());
+        if places != [1, usize::from(task.pair)] || prompt.verbalizers.len() != task.labels.len() {
+            return Err(format!(
+                "its prompt needs {{text}} once, {{pair}} once if it is a pair task, and a verbalizer for each of its {} \
+                 labels; got {prompt:?}",
+                task.labels.len()
+            ));
+        }
+    }
     if !task.metrics.contains(&task.primary) {
         return Err(format!("its primary metric `{}` is not one of its metrics {:?}", task.primary, task.metrics));
     }

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 #[derive(Debug, Default, PartialEq)]
@@ -22,8 +23,7 @@ pub(super) struct Add {
 impl SpecialTokens {
     /// Reads the two files of a model directory; either may be missing.
     pub fn open(dir: &Path) -> Result<SpecialTokens> {
-        let config = object(&dir.join("tokenizer_config.json"))?;
-        let map = object(&dir.join("special_tokens_map.json"))?;
+        let (config, map) = files(dir)?;
         let token = |key: &str| content(config.get(key)).or_else(|| content(map.get(key)));
         Ok(SpecialTokens {
             bos: token("bos_token"),
@@ -32,6 +32,18 @@ impl SpecialTokens {
             add: add(&config),
         })
     }
+}
+
+/// `tokenizer_config.json` and `special_tokens_map.json` of a directory, empty where there is none.
+pub(super) fn files(dir: &Path) -> Result<(Map<String, Value>, Map<String, Value>)> {
+    Ok((object(&dir.join("tokenizer_config.json"))?, object(&dir.join("special_tokens_map.json"))?))
+}
+
+/// The tokens that chat templates know by name, `bos_token` and the like.
+pub(super) fn named(config: &Map<String, Value>, map: &Map<String, Value>) -> BTreeMap<String, String> {
+    let keys = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"].map(|name| format!("{name}_token"));
+    let token = |key: String| Some((key.clone(), content(config.get(&key)).or_else(|| content(map.get(&key)))?));
+    keys.into_iter().filter_map(token).collect()
 }
 
 /// `LlamaTokenizerFast` and `GemmaTokenizerFast` of transformers 4 replace the post-processor by one made from these

@@ -55,15 +55,39 @@ impl Tokenizer {
 
     /// Ids of a text or a pair of texts with special tokens, as `AutoTokenizer(text)` and `(text, pair)` give them.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
-        let encoding = caught(|| match pair {
+        self.ids(text, || match pair {
             None => self.inner.encode_fast(text, true),
             Some(pair) => self.inner.encode_fast((text, pair), true),
-        });
-        let encoding = encoding.map_err(|e| {
+        })
+    }
+
+    /// Ids of a text that has its special tokens in it, as `AutoTokenizer(text, add_special_tokens=False)` gives them.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        self.ids(text, || self.inner.encode_fast(text, false))
+    }
+
+    fn ids(&self, text: &str, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<u32>> {
+        let encoding = caught(encode).map_err(|e| {
             let start: String = text.chars().take(40).collect();
             Error::Tokenizer(format!("{}: cannot encode {start:?}: {e}", self.path.display()))
         })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token of an id, as it is written in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether an id stands for what is not in the vocabulary.
+    pub fn is_unknown(&self, id: u32) -> bool {
+        let unknown = match self.inner.get_model() {
+            ModelWrapper::BPE(model) => model.unk_token.clone(),
+            ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
+            ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
+            ModelWrapper::Unigram(_) => Some("<unk>".into()),
+        };
+        unknown.and_then(|token| self.inner.token_to_id(&token)) == Some(id)
     }
 
     /// As [`Tokenizer::encode`], for many texts in parallel; results are in order.

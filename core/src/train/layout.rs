@@ -1,7 +1,7 @@
 //! Which tensors a session keeps on the device, how large they are, and their first values.
 
-use super::graphs::{Purpose, Size, names};
 use super::config::Recompute;
+use super::graphs::{Purpose, Size, names};
 use super::session::{HeadInit, Setup};
 use crate::data::batch::{Batch, padded_rows};
 use crate::method::layers::{base_name, index_name, row_ptr_name};
@@ -226,7 +226,9 @@ fn new_head(weights: &Weights, setup: &Setup, parameter: &Parameter) -> Result<V
     let name = if setup.decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
     let error = |what: String| Error::Weights(format!("{}: {what}", weights.dir().display()));
     let head = weights.get(name).ok_or_else(|| {
-        error(format!("the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"))
+        error(format!(
+            "the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"
+        ))
     })?;
     let width = setup.decoder.hidden_size * head.dtype.size();
     let mut values = Vec::with_capacity(rows.len() * setup.decoder.hidden_size);

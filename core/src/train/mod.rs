@@ -10,4 +10,4 @@ pub mod session;
 pub use config::{EvalReport, Metrics, Observer, Recompute, RunConfig, Schedule, StepReport};
 pub use graphs::{Optimizer, Size};
 pub use layout::Limits;
-pub use session::{Session, Setup, State, StepOutput};
+pub use session::{HeadInit, Session, Setup, State, StepOutput};

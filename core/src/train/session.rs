@@ -25,9 +25,18 @@ pub struct Setup {
     /// Compute the activations of a layer again in the backward pass.
     pub recompute: bool,
     pub seed: u64,
-    /// Standard deviation of a head that the checkpoint does not have.
-    pub head_init_std: f64,
+    pub head_init: HeadInit,
     pub limits: Limits,
+}
+
+/// First values of a head that the checkpoint does not have.
+#[derive(Clone, Debug, PartialEq)]
+pub enum HeadInit {
+    /// Normal around 0.
+    Normal { std: f64 },
+    /// A copy of these rows of the vocabulary head, one for each class. It is trained apart from the embeddings, also
+    /// where the vocabulary head is tied to them.
+    VocabularyRows(Vec<u32>),
 }
 
 impl Setup {

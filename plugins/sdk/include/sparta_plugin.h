@@ -117,7 +117,9 @@ typedef struct SpartaMethod {
  *
  * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo]}
  * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"],
- *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true}
+ *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent}
+ * Prompt         {"template": "If {text}, then {pair}?", "verbalizers": ["Yes", "No"]}, for instruction models: {text}
+ *                once, {pair} once in a pair task only; a word per label
  * OpenRequest    {"task": "rte", "data": "directory"}
  * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."]}
  * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}}

@@ -26,6 +26,18 @@ pub struct TaskInfo {
     pub primary: String,
     /// Whether an example is a pair of texts.
     pub pair: bool,
+    /// How to put the task to an instruction model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<Prompt>,
+}
+
+/// A question to an instruction model, whose answer is one of a few words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prompt {
+    /// With `{text}` once, and for pairs `{pair}` once.
+    pub template: String,
+    /// The word for each label, in their order. Common and short ones: each must be one token of the model.
+    pub verbalizers: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ mod tasks;
 mod tests;
 
 use sparta_plugin::Error;
-use sparta_plugin::task::{Dataset, OpenRequest, Task, TaskInfo, TaskPluginInfo};
+use sparta_plugin::task::{Dataset, OpenRequest, Prompt, Task, TaskInfo, TaskPluginInfo};
 use sparta_task_files::{FileSet, Search, find};
 
 pub struct Glue;
@@ -23,6 +23,7 @@ impl Task for Glue {
             metrics: owned(task.metrics),
             primary: task.primary.to_owned(),
             pair: task.pair,
+            prompt: Some(Prompt { template: task.prompt.to_owned(), verbalizers: owned(task.verbalizers) }),
         };
         TaskPluginInfo {
             name: "glue".to_owned(),

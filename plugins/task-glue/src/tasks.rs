@@ -9,6 +9,9 @@ pub(crate) struct GlueTask {
     pub title: &'static str,
     pub schema: Schema,
     pub pair: bool,
+    /// What an instruction model is asked, with the word for each class.
+    pub prompt: &'static str,
+    pub verbalizers: &'static [&'static str],
     pub metrics: &'static [&'static str],
     pub primary: &'static str,
     pub layouts: &'static [Layout],
@@ -81,6 +84,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
             ..SINGLE
         },
         pair: false,
+        prompt: "Is this sentence grammatical English? Answer Yes or No.\n\n{text}",
+        verbalizers: &["No", "Yes"],
         metrics: BINARY_METRICS,
         primary: "mcc",
         layouts: LAYOUTS,
@@ -93,6 +98,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
         title: "SST-2: is a phrase of a film review positive",
         schema: Schema { classes: &["negative", "positive"], ..SINGLE },
         pair: false,
+        prompt: "Is the sentiment of this text positive? Answer Yes or No.\n\n{text}",
+        verbalizers: &["No", "Yes"],
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: LAYOUTS,
@@ -110,6 +117,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
             ..PAIR
         },
         pair: true,
+        prompt: "Do these two sentences mean the same? Answer Yes or No.\n\n1: {text}\n2: {pair}",
+        verbalizers: &["No", "Yes"],
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: MRPC_LAYOUTS,
@@ -123,6 +132,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
         title: "RTE: does a text entail a sentence",
         schema: Schema { classes: &["entailment", "not_entailment"], ..PAIR },
         pair: true,
+        prompt: "If the text is true, is the hypothesis true? Answer Yes or No.\n\nText: {text}\nHypothesis: {pair}",
+        verbalizers: &["Yes", "No"],
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: LAYOUTS,
@@ -139,6 +150,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
             ..PAIR
         },
         pair: true,
+        prompt: "Does the sentence contain the answer to the question? Answer Yes or No.\n\nQuestion: {text}\nSentence: {pair}",
+        verbalizers: &["Yes", "No"],
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: LAYOUTS,
@@ -158,6 +171,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
             ..PAIR
         },
         pair: true,
+        prompt: "Do these two questions ask the same? Answer Yes or No.\n\n1: {text}\n2: {pair}",
+        verbalizers: &["No", "Yes"],
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: LAYOUTS,
@@ -175,6 +190,8 @@ pub(crate) const TASKS: &[GlueTask] = &[
             ..PAIR
         },
         pair: true,
+        prompt: "If the premise is true, is the hypothesis true? Answer Yes, Maybe or No.\n\nPremise: {text}\nHypothesis: {pair}",
+        verbalizers: &["Yes", "Maybe", "No"],
         metrics: &["accuracy", "mcc"],
         primary: "accuracy",
         layouts: MNLI_LAYOUTS,

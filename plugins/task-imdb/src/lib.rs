@@ -4,7 +4,7 @@
 mod tests;
 
 use sparta_plugin::Error;
-use sparta_plugin::task::{Dataset, OpenRequest, Recipe, Source, Take, Task, TaskInfo, TaskPluginInfo};
+use sparta_plugin::task::{Dataset, OpenRequest, Prompt, Recipe, Source, Take, Task, TaskInfo, TaskPluginInfo};
 use sparta_task_files::{FileSet, Format, Found, Layout, Schema, Search, draw, find, names};
 
 /// Development examples that are drawn off the test split.
@@ -51,6 +51,10 @@ impl Task for Imdb {
             metrics: ["accuracy", "f1", "mcc"].map(str::to_owned).to_vec(),
             primary: "accuracy".to_owned(),
             pair: false,
+            prompt: Some(Prompt {
+                template: "Is this film review positive? Answer Yes or No.\n\n{text}".to_owned(),
+                verbalizers: ["No", "Yes"].map(str::to_owned).to_vec(),
+            }),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         TaskPluginInfo { name: "imdb".to_owned(), version, tasks: vec![task] }

@@ -1,0 +1,426 @@
+//! The chat template of a tokenizer: a Jinja template that puts the turns of a conversation between the model's marks.
+//!
+//! Templates come with downloaded models, so they are programs of strangers: they see only the conversation and the
+//! special tokens, load nothing, and run on limited fuel.
+
+use super::special;
+use crate::{Error, Result};
+use chrono::{DateTime, Local};
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind, context};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::fs;
+use std::path::Path;
+
+/// Instructions that one rendering may take; the longest published templates need some hundreds per turn.
+const FUEL: u64 = 1_000_000;
+/// Depth of macros and blocks.
+const RECURSION: usize = 64;
+/// Bytes of a template, of which the longest published ones have some 20,000.
+const LARGEST: usize = 1 << 20;
+const NAME: &str = "chat_template";
+
+/// One turn.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Message<'a> {
+    /// `system`, `user` or `assistant`
+    pub role: &'a str,
+    pub content: &'a str,
+}
+
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    /// `bos_token` and the like.
+    tokens: BTreeMap<String, String>,
+    /// The file, for messages.
+    source: String,
+    shows_date: bool,
+}
+
+impl ChatTemplate {
+    /// The template of a model directory, found as transformers does: `chat_template.jinja`, else `chat_template` of
+    /// `tokenizer_config.json`, where of several named ones `default` counts. `None` if there is none. `now` is the
+    /// time that `strftime_now` shows, in seconds since 1970.
+    ///
+    /// Errors: a file that cannot be read, several templates without a default, a syntax error.
+    pub fn open(dir: &Path, now: i64) -> Result<Option<ChatTemplate>> {
+        let (config, map) = special::files(dir)?;
+        let file = dir.join("chat_template.jinja");
+        let (path, template) = match fs::read_to_string(&file) {
+            Ok(text) => (file, Some(text)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let path = dir.join("tokenizer_config.json");
+                let template = of_config(config.get("chat_template"))
+                    .map_err(|what| Error::Tokenizer(format!("{}: chat_template: {what}", path.display())))?;
+                (path, template)
+            }
+            Err(e) => return Err(Error::io(file)(e)),
+        };
+        let Some(template) = template else { return Ok(None) };
+        Self::new(&template, special::named(&config, &map), path.display().to_string(), now).map(Some)
+    }
+
+    fn new(template: &str, tokens: BTreeMap<String, String>, source: String, now: i64) -> Result<ChatTemplate> {
+        let fail = |what: String| Error::Tokenizer(format!("{source}: the chat template {what}"));
+        if template.len() > LARGEST {
+            return Err(fail(format!("has {} bytes, more than {LARGEST}", template.len())));
+        }
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(RECURSION);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(|out, _, value| Ok(python(out, value, false)?));
+        environment.add_filter("tojson", tojson);
+        environment.add_filter("string", |value: Value| text(&value));
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", move |format: &str| strftime(now, format));
+        let shows_date = template.contains("strftime_now");
+        let template = without_generation_marks(template);
+        environment.add_template_owned(NAME, template).map_err(|e| fail(format!("is not understood: {e}")))?;
+        Ok(ChatTemplate { environment, tokens, source, shows_date })
+    }
+
+    /// Whether the text depends on the time that was given.
+    pub fn shows_date(&self) -> bool {
+        self.shows_date
+    }
+
+    /// The conversation as the model expects it before its answer, as `apply_chat_template(messages,
+    /// add_generation_prompt=True, tokenize=False)` gives it.
+    ///
+    /// Errors: what the template refuses, and a template that runs too long.
+    pub fn render(&self, messages: &[Message]) -> Result<String> {
+        let tokens = Value::from_serialize(&self.tokens);
+        let input = context! {
+            messages => messages, add_generation_prompt => true, tools => (), documents => (), ..tokens
+        };
+        let template = self.environment.get_template(NAME);
+        template.and_then(|template| template.render(input)).map_err(|e| {
+            let line = e.line().map(|line| format!(" in line {line}")).unwrap_or_default();
+            let what = match (e.kind(), e.detail()) {
+                (ErrorKind::OutOfFuel, _) => "runs too long; it is not one for this model".to_owned(),
+                (_, Some(detail)) => detail.to_owned(),
+                _ => e.to_string(),
+            };
+            Error::Tokenizer(format!("{}: the chat template fails{line}: {what}", self.source))
+        })
+    }
+}
+
+/// The key `chat_template`: a template, or a list or an object of named ones.
+fn of_config(value: Option<&serde_json::Value>) -> std::result::Result<Option<String>, String> {
+    use serde_json::Value as Json;
+    let named: Vec<(String, Option<&str>)> = match value {
+        None | Some(Json::Null) => return Ok(None),
+        Some(Json::String(template)) => return Ok(Some(template.clone())),
+        Some(Json::Array(list)) => {
+            let name = |item: &Json| item.get("name").and_then(Json::as_str).unwrap_or_default().to_owned();
+            list.iter().map(|item| (name(item), item.get("template").and_then(Json::as_str))).collect()
+        }
+        Some(Json::Object(map)) => map.iter().map(|(name, template)| (name.clone(), template.as_str())).collect(),
+        Some(other) => return Err(format!("expected a template or a list of named ones, got {other}")),
+    };
+    match named.iter().find(|(name, _)| name == "default") {
+        Some((_, Some(template))) => Ok(Some(template.to_string())),
+        Some((_, None)) => Err("the template named `default` is not a text".into()),
+        None => {
+            let names: Vec<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
+            Err(format!("none of the templates is named `default`: {}", names.join(", ")))
+        }
+    }
+}
+
+/// Without the marks of what the assistant says, which matter to the training of chat models only; their effect on
+/// white space stays.
+fn without_generation_marks(template: &str) -> String {
+    if !template.contains("generation") {
+        return template.to_owned();
+    }
+    let mark = |word: &str| regex::Regex::new(&format!(r"\{{%(?<a>[-+]?)\s*{word}\s*(?<b>[-+]?)%\}}"));
+    match (mark("generation"), mark("endgeneration")) {
+        (Ok(start), Ok(end)) => {
+            let template = start.replace_all(template, "{%$a if true $b%}");
+            end.replace_all(&template, "{%$a endif $b%}").into_owned()
+        }
+        _ => template.to_owned(),
+    }
+}
+
+fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+}
+
+fn strftime(now: i64, format: &str) -> std::result::Result<String, minijinja::Error> {
+    let mut text = String::new();
+    let local = DateTime::from_timestamp(now, 0).map(|time| time.with_timezone(&Local));
+    match local.map(|local| write!(text, "{}", local.format(format))) {
+        Some(Ok(())) => Ok(text),
+        _ => Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("no format of a date: {format:?}"))),
+    }
+}
+
+/// `json.dumps` as transformers has it in templates: nothing is escaped but what JSON asks for.
+fn tojson(value: &Value, kwargs: Kwargs) -> std::result::Result<String, minijinja::Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    let sort: Option<bool> = kwargs.get("sort_keys")?;
+    let ascii: Option<bool> = kwargs.get("ensure_ascii")?;
+    kwargs.assert_all_used()?;
+    let mut out = String::new();
+    let layout = Layout { indent, sort: sort.unwrap_or(false), ascii: ascii.unwrap_or(false) };
+    json(&mut out, value, &layout, 0)?;
+    Ok(out)
+}
+
+struct Layout {
+    indent: Option<usize>,
+    sort: bool,
+    ascii: bool,
+}
+
+fn json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> std::result::Result<(), minijinja::Error> {
+    let quoted = |text: &str| json_string(text, layout.ascii);
+    let line = |out: &mut String, depth: usize| {
+        if let Some(indent) = layout.indent {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent * depth));
+        }
+    };
+    let comma = |out: &mut String, i: usize| match (i, layout.indent) {
+        (0, _) => {}
+        (_, None) => out.push_str(", "),
+        (_, Some(_)) => out.push(','),
+    };
+    match value.kind() {
+        ValueKind::None => out.push_str("null"),
+        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.push_str(&value.to_string()),
+        ValueKind::String => out.push_str(&quoted(value.as_str().unwrap_or_default())),
+        ValueKind::Map => {
+            let mut keys: Vec<Value> = value.try_iter()?.collect();
+            if layout.sort {
+                keys.sort();
+            }
+            out.push('{');
+            for (i, key) in keys.iter().enumerate() {
+                comma(out, i);
+                line(out, depth + 1);
+                let _ = write!(out, "{}: ", quoted(&text(key)));
+                json(out, &value.get_item(key)?, layout, depth + 1)?;
+            }
+            if !keys.is_empty() {
+                line(out, depth);
+            }
+            out.push('}');
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            out.push('[');
+            let mut count = 0;
+            for item in value.try_iter()? {
+                comma(out, count);
+                line(out, depth + 1);
+                json(out, &item, layout, depth + 1)?;
+                count += 1;
+            }
+            if count > 0 {
+                line(out, depth);
+            }
+            out.push(']');
+        }
+        kind => {
+            let message = format!("{kind} cannot be written as JSON");
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+        }
+    }
+    Ok(())
+}
+
+fn json_string(text: &str, ascii: bool) -> String {
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    if !ascii {
+        return quoted;
+    }
+    let mut out = String::new();
+    for c in quoted.chars() {
+        match c {
+            c if c.is_ascii() => out.push(c),
+            c => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
+        }
+    }
+    out
+}
+
+fn text(value: &Value) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    let _ = python(&mut out, value, false);
+    out
+}
+
+/// A value as Python's `str` shows it, or as `repr` does.
+fn python(out: &mut dyn Write, value: &Value, repr: bool) -> fmt::Result {
+    match value.kind() {
+        ValueKind::Undefined => Ok(()),
+        ValueKind::None => out.write_str("None"),
+        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }),
+        ValueKind::String if repr => python_string(out, value.as_str().unwrap_or_default()),
+        ValueKind::Map => {
+            out.write_char('{')?;
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.write_str(if i > 0 { ", " } else { "" })?;
+                python(out, &key, true)?;
+                out.write_str(": ")?;
+                python(out, &value.get_item(&key).unwrap_or_default(), true)?;
+            }
+            out.write_char('}')
+        }
+        ValueKind::Seq => {
+            out.write_char('[')?;
+            for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
+                out.write_str(if i > 0 { ", " } else { "" })?;
+                python(out, &item, true)?;
+            }
+            out.write_char(']')
+        }
+        _ => write!(out, "{value}"),
+    }
+}
+
+fn python_string(out: &mut dyn Write, text: &str) -> fmt::Result {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.write_char(quote)?;
+    for c in text.chars() {
+        match c {
+            '\\' => out.write_str("\\\\")?,
+            '\n' => out.write_str("\\n")?,
+            '\r' => out.write_str("\\r")?,
+            '\t' => out.write_str("\\t")?,
+            c if c == quote => write!(out, "\\{c}")?,
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => write!(out, "\\x{:02x}", c as u32)?,
+            c => out.write_char(c)?,
+        }
+    }
+    out.write_char(quote)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use std::path::PathBuf;
+
+    /// Rendered by transformers: see testdata/make_chat_cases.py.
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        template: Option<String>,
+        messages: Vec<BTreeMap<String, String>>,
+        tokens: BTreeMap<String, String>,
+        expected: Option<String>,
+        error: Option<String>,
+    }
+
+    fn cases() -> Vec<Case> {
+        serde_json::from_str(include_str!("testdata/chat_cases.json")).unwrap()
+    }
+
+    fn new(template: &str) -> ChatTemplate {
+        ChatTemplate::new(template, BTreeMap::new(), "test".into(), 0).unwrap()
+    }
+
+    fn check(case: &Case, template: &ChatTemplate) {
+        let message = |m: &'_ BTreeMap<String, String>| (m["role"].clone(), m["content"].clone());
+        let owned: Vec<_> = case.messages.iter().map(message).collect();
+        let messages: Vec<_> = owned.iter().map(|(role, content)| Message { role, content }).collect();
+        match (template.render(&messages), &case.expected, &case.error) {
+            (Ok(text), Some(expected), _) => assert_eq!(&text, expected, "{}", case.name),
+            (Err(e), None, Some(error)) => assert!(e.to_string().contains(error), "{}: {e}", case.name),
+            (got, expected, error) => panic!("{}: got {got:?}, expected {expected:?} {error:?}", case.name),
+        }
+    }
+
+    #[test]
+    fn published_templates_are_rendered_as_by_transformers() {
+        let mut checked = 0;
+        for case in cases() {
+            let Some(template) = &case.template else { continue };
+            check(&case, &ChatTemplate::new(template, case.tokens.clone(), case.name.clone(), 0).unwrap());
+            checked += 1;
+        }
+        assert_eq!(checked, 30);
+    }
+
+    #[test]
+    fn templates_of_real_tokenizers_are_rendered_as_by_transformers() {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
+        if !root.is_dir() {
+            println!("skipped: {} is not there", root.display());
+            return;
+        }
+        for case in cases().iter().filter(|case| case.template.is_none()) {
+            let template = ChatTemplate::open(&root.join(&case.name), 0).unwrap().unwrap();
+            for (key, token) in &case.tokens {
+                assert_eq!(template.tokens.get(key), Some(token), "{}", case.name);
+            }
+            check(case, &template);
+        }
+    }
+
+    #[test]
+    fn the_template_is_found_as_transformers_finds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || ChatTemplate::open(dir.path(), 0);
+        let render = || open().unwrap().unwrap().render(&[Message { role: "user", content: "x" }]).unwrap();
+        assert!(open().unwrap().is_none());
+        let config = |template: serde_json::Value| {
+            let config = serde_json::json!({"bos_token": {"content": "<b>"}, "chat_template": template});
+            fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        };
+        config(serde_json::Value::Null);
+        assert!(open().unwrap().is_none());
+        config("{{ bos_token }}1".into());
+        assert_eq!(render(), "<b>1");
+        config(serde_json::json!([{"name": "rag", "template": "2"}, {"name": "default", "template": "3"}]));
+        assert_eq!(render(), "3");
+        config(serde_json::json!([{"name": "rag", "template": "2"}, {"name": "tool_use", "template": "3"}]));
+        let text = open().unwrap_err().to_string();
+        assert!(text.contains("named `default`: rag, tool_use"), "{text}");
+        config(serde_json::json!(3));
+        assert!(open().unwrap_err().to_string().contains("tokenizer_config.json: chat_template: expected a template"));
+        fs::write(dir.path().join("chat_template.jinja"), "4\n").unwrap();
+        assert_eq!(render(), "4");
+        fs::write(dir.path().join("chat_template.jinja"), "{% if %}").unwrap();
+        assert!(open().unwrap_err().to_string().contains("chat_template.jinja: the chat template is not understood"));
+    }
+
+    #[test]
+    fn strangers_templates_are_limited() {
+        let error = |template: &str| {
+            let text = new(template).render(&[]).unwrap_err().to_string();
+            assert!(text.starts_with("test: the chat template fails"), "{text}");
+            text
+        };
+        let endless = "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}";
+        assert!(error(endless).contains("runs too long"));
+        error("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}");
+        error("{% include '/etc/passwd' %}");
+        error("{{ 'a' * 1000000000000 }}");
+        assert!(error("x\n{{ raise_exception('no ' + 'system') }}").contains("in line 2: no system"));
+        error("{{ messages.__class__.__mro__ }}");
+        error("{{ strftime_now('%Q') }}");
+    }
+
+    #[test]
+    fn the_date_is_the_one_given() {
+        let template =
+            ChatTemplate::new("{{ strftime_now('%d %b %Y') }}", BTreeMap::new(), "test".into(), 1_700_000_000);
+        let template = template.unwrap();
+        assert!(template.shows_date() && !new("x").shows_date());
+        // 14 or 15 November 2023, by the time zone.
+        assert!(template.render(&[]).unwrap().ends_with(" Nov 2023"));
+    }
+}

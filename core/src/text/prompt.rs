@@ -1,0 +1,264 @@
+//! How examples are put to the model: as they are, or, for instruction models, in a prompt that asks for one of a few
+//! words, inside the tokenizer's chat template (section 6.3 of the SpaRTA paper).
+
+use super::{ChatTemplate, Message, Tokenizer};
+use crate::{Error, Result};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sparta_plugin::task::{Example, TaskInfo};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const TEXT: &str = "{text}";
+const PAIR: &str = "{pair}";
+
+/// Asks for the answer where no chat template does.
+const ANSWER: &str = "\nAnswer:";
+
+/// The prompt of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instruct {
+    /// With `{text}`, and `{pair}` for pairs of texts; `None`: the task's.
+    pub prompt: Option<String>,
+    /// A word for each label, in their order; `None`: the task's.
+    pub verbalizers: Option<Vec<String>>,
+    /// The time that chat templates with a date show, in seconds since 1970: stored, so that a trained model is asked
+    /// later as it was trained.
+    pub now: i64,
+}
+
+impl Instruct {
+    /// A prompt and words, or the task's own, asked now.
+    pub fn new(prompt: Option<String>, verbalizers: Option<Vec<String>>) -> Instruct {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        Instruct { prompt, verbalizers, now }
+    }
+
+    /// With the task's own where nothing is given. Errors: the task has no prompt; texts that do not fit its labels.
+    fn resolve(&self, task: &TaskInfo, chat: bool) -> Result<(String, Vec<String>)> {
+        let own = task.prompt.as_ref();
+        let none = |what: &str| Error::Usage(format!("task {} has no {what} of its own; give --{what}", task.id));
+        let prompt = match (&self.prompt, own) {
+            (Some(prompt), _) => prompt.clone(),
+            (None, Some(own)) if chat => own.template.clone(),
+            (None, Some(own)) => format!("{}{ANSWER}", own.template),
+            (None, None) => return Err(none("prompt")),
+        };
+        let verbalizers = self.verbalizers.as_ref().or(own.map(|own| &own.verbalizers));
+        let verbalizers = verbalizers.ok_or_else(|| none("verbalizers"))?.clone();
+        if prompt.matches(TEXT).count() != 1 || prompt.matches(PAIR).count() != usize::from(task.pair) {
+            let places = if task.pair { "{text} and {pair}" } else { "{text} (and no {pair})" };
+            return Err(Error::Usage(format!("--prompt for task {} needs {places} once, got {prompt:?}", task.id)));
+        }
+        if verbalizers.len() != task.labels.len() {
+            return Err(Error::Usage(format!(
+                "task {} has the labels {}, and there must be a verbalizer for each in this order; got {verbalizers:?}",
+                task.id,
+                task.labels.join(", ")
+            )));
+        }
+        Ok((prompt, verbalizers))
+    }
+}
+
+/// The tokenizer with the prompt around each example.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    instruct: Option<Instruct>,
+    prompt: Option<Prompt>,
+}
+
+#[derive(Debug)]
+struct Prompt {
+    text: String,
+    chat: Option<ChatTemplate>,
+    /// Tokens that follow the example, whatever it is.
+    tail: usize,
+    verbalizers: Vec<Verbalizer>,
+}
+
+/// How an instruction model is asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PromptPlan {
+    /// One example, as it is given to the tokenizer.
+    pub example: String,
+    pub words: Vec<Verbalizer>,
+}
+
+/// A word that stands for a label.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verbalizer {
+    pub label: String,
+    /// As it follows the prompt.
+    pub text: String,
+    pub token: u32,
+}
+
+impl Encoder {
+    /// For a model directory and a task, with the prompt that `instruct` asks for.
+    ///
+    /// Errors: those of tokenizer and chat template; a prompt or verbalizers that do not fit the task; a verbalizer of
+    /// several tokens, or two that begin alike, with the tokens.
+    pub fn open(dir: &Path, task: &TaskInfo, instruct: Option<&Instruct>) -> Result<Encoder> {
+        let Some(given) = instruct else { return Self::stored(dir, None) };
+        let chat = ChatTemplate::open(dir, given.now)?;
+        let now = chat.as_ref().filter(|chat| chat.shows_date()).map_or(0, |_| given.now);
+        let (prompt, words) = given.resolve(task, chat.is_some())?;
+        let resolved = Instruct { prompt: Some(prompt), verbalizers: Some(words.clone()), now };
+        let mut encoder = Self::stored(dir, Some(&resolved))?;
+        let verbalizers = encoder.find_verbalizers(task, &words)?;
+        if let Some(prompt) = &mut encoder.prompt {
+            prompt.verbalizers = verbalizers;
+        }
+        Ok(encoder)
+    }
+
+    /// For a model directory and the prompt that a run stored; the words are no longer needed.
+    pub fn stored(dir: &Path, instruct: Option<&Instruct>) -> Result<Encoder> {
+        let mut encoder = Encoder { tokenizer: Tokenizer::open(dir)?, instruct: instruct.cloned(), prompt: None };
+        if let Some(Instruct { prompt: Some(text), now, .. }) = instruct {
+            let chat = ChatTemplate::open(dir, *now)?;
+            encoder.prompt = Some(Prompt { text: text.clone(), chat, tail: 0, verbalizers: Vec::new() });
+            let tail = encoder.common_tail(text.contains(PAIR))?;
+            encoder.prompt.iter_mut().for_each(|prompt| prompt.tail = tail);
+        }
+        Ok(encoder)
+    }
+
+    /// The prompt with all that was left to the task, as it is stored.
+    pub fn instruct(&self) -> Option<&Instruct> {
+        self.instruct.as_ref()
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The words for the labels; empty without a prompt.
+    pub fn verbalizers(&self) -> &[Verbalizer] {
+        self.prompt.as_ref().map_or(&[], |prompt| &prompt.verbalizers)
+    }
+
+    /// How this example is asked, to be shown. `None` without a prompt.
+    pub fn plan(&self, example: &Example) -> Result<Option<PromptPlan>> {
+        let Some(prompt) = &self.prompt else { return Ok(None) };
+        let example = prompt.render(&example.text, example.pair.as_deref())?;
+        Ok(Some(PromptPlan { example, words: prompt.verbalizers.clone() }))
+    }
+
+    /// Token ids of an example. What the chat template writes itself, like `<bos>`, is not added again.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
+        match &self.prompt {
+            None => self.tokenizer.encode(text, pair),
+            Some(prompt) => self.encode_rendered(prompt, &prompt.render(text, pair)?),
+        }
+    }
+
+    /// As [`Encoder::encode`], for many examples in parallel; results are in order.
+    pub fn encode_batch(&self, inputs: &[(&str, Option<&str>)]) -> Result<Vec<Vec<u32>>> {
+        inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    }
+
+    /// Cuts an example to `length` tokens: at its end, or before the end of the prompt, which asks for the answer.
+    pub fn cut(&self, tokens: &mut Vec<u32>, length: usize) {
+        let excess = tokens.len().saturating_sub(length);
+        let tail = self.prompt.as_ref().map_or(0, |prompt| prompt.tail).min(length);
+        let end = tokens.len() - tail;
+        tokens.drain(end - excess..end);
+    }
+
+    fn encode_rendered(&self, prompt: &Prompt, text: &str) -> Result<Vec<u32>> {
+        match prompt.chat {
+            Some(_) => self.tokenizer.encode_plain(text),
+            None => self.tokenizer.encode(text, None),
+        }
+    }
+
+    /// Tokens that two unlike examples have in common at the end.
+    fn common_tail(&self, pair: bool) -> Result<usize> {
+        let [first, second] = ["Good.", "why not"].map(|text| self.encode(text, pair.then_some(text)));
+        let (first, second) = (first?, second?);
+        Ok(first.iter().rev().zip(second.iter().rev()).take_while(|(a, b)| a == b).count())
+    }
+
+    /// The token of each verbalizer as it follows the prompt.
+    fn find_verbalizers(&self, task: &TaskInfo, words: &[String]) -> Result<Vec<Verbalizer>> {
+        let Some(prompt) = &self.prompt else { return Ok(Vec::new()) };
+        let context = prompt.render("Good.", task.pair.then_some("Good."))?;
+        let before = self.encode_rendered(prompt, &context)?;
+        // Words are written after a space, unless the model's own answer begins elsewhere.
+        let space = prompt.chat.is_none() && !context.ends_with(char::is_whitespace);
+        let mut found: Vec<Verbalizer> = Vec::new();
+        for (label, word) in task.labels.iter().zip(words) {
+            let spaced = space && !word.starts_with(char::is_whitespace);
+            let text = if spaced { format!(" {word}") } else { word.clone() };
+            let after = self.encode_rendered(prompt, &format!("{context}{text}"))?;
+            let token = match after.strip_prefix(before.as_slice()) {
+                Some(&[token]) => token,
+                added => {
+                    let ids = added.unwrap_or(&after[after.len().min(before.len().saturating_sub(1))..]);
+                    let where_ = if added.is_some() { "" } else { " (the first of them joins the end of the prompt)" };
+                    return Err(Error::Usage(format!(
+                        "verbalizer {text:?} of label {label} must be one token after the prompt, it is {}{where_}; \
+                         choose a shorter or more common word with --verbalizers",
+                        self.shown(ids)
+                    )));
+                }
+            };
+            if let Some(other) = found.iter().find(|other| other.token == token) {
+                return Err(Error::Usage(format!(
+                    "verbalizers {:?} of label {} and {text:?} of label {label} are the same token {}; choose words \
+                     that differ with --verbalizers",
+                    other.text,
+                    other.label,
+                    self.shown(&[token])
+                )));
+            }
+            if self.tokenizer.is_unknown(token) {
+                return Err(Error::Usage(format!(
+                    "verbalizer {text:?} of label {label} is not in the vocabulary; choose another with --verbalizers"
+                )));
+            }
+            found.push(Verbalizer { label: label.clone(), text, token });
+        }
+        Ok(found)
+    }
+
+    /// `[5 "▁Yes", 7 "!"]`
+    fn shown(&self, ids: &[u32]) -> String {
+        let shown = ids.iter().map(|&id| format!("{id} {:?}", self.tokenizer.token(id).unwrap_or_default()));
+        format!("[{}]", shown.collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Prompt {
+    fn render(&self, text: &str, pair: Option<&str>) -> Result<String> {
+        let content = fill(&self.text, text, pair.unwrap_or_default());
+        match &self.chat {
+            Some(chat) => chat.render(&[Message { role: "user", content: &content }]),
+            None => Ok(content),
+        }
+    }
+}
+
+/// Puts the texts into their places; what looks like a place in them stays.
+fn fill(template: &str, text: &str, pair: &str) -> String {
+    let mut out = String::with_capacity(template.len() + text.len() + pair.len());
+    let mut rest = template;
+    while let Some(at) = rest.find('{') {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        let (place, value) = match from {
+            from if from.starts_with(TEXT) => (TEXT, text),
+            from if from.starts_with(PAIR) => (PAIR, pair),
+            _ => ("{", "{"),
+        };
+        out.push_str(value);
+        rest = &from[place.len()..];
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,34 +1,71 @@
 //! `sparta-cli eval`, `predict` and `inspect forward`.
 
-use crate::args::{EvalArgs, ForwardArgs, ForwardTask, PredictArgs};
+use crate::args::{EvalArgs, ForwardArgs, PredictArgs};
 use crate::devices;
+use crate::hub;
 use crate::output::{self, Output};
 use crate::progress;
 use serde::Serialize;
+use sparta_core::adapter::Head;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest, InspectTask};
+use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest, Prediction};
 use sparta_core::train::Metrics;
 use sparta_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
 struct EvalResult<'a> {
     run: &'a Path,
     split: &'a str,
-    metrics: Metrics,
+    /// Of the only or chosen head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<&'a Metrics>,
+    /// Of every head by name, where several were evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heads: Option<&'a BTreeMap<String, Metrics>>,
 }
 
 pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let adapted = Adapted::open(&args.run, args.model.as_deref(), plugins)?;
-    let device = devices::open(&args.device.device, plugins)?;
-    let EvalArgs { run, task, data, split, max_examples, .. } = args;
-    let request = EvalRequest { split, task, data, max_examples };
-    let metrics = run::evaluate(&adapted, &request, plugins, device, |_, _| {})?;
-    output.say(format!("{:<10} {}", request.split, progress::metrics(&metrics)))?;
-    output.result(&EvalResult { run: &run, split: &request.split, metrics })
+    let adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let EvalArgs { run, head, task, data, split, max_examples, .. } = args;
+    let chosen: Vec<String> = match &head {
+        Some(name) => vec![name.clone()],
+        None => adapted.heads().iter().map(|head| head.name.clone()).collect(),
+    };
+    if chosen.len() > 1 && (task.is_some() || data.is_some()) {
+        let names = chosen.join(", ");
+        return Err(Error::Usage(format!("--task and --data are for one head; choose it with --head: {names}")));
+    }
+    let data = data.map(|data| named_data(data, task.as_deref(), &adapted, head.as_deref())).transpose()?;
+    let mut heads = BTreeMap::new();
+    for name in chosen.iter().cloned() {
+        let (split, task, data) = (split.clone(), task.clone(), data.clone());
+        let request = EvalRequest { split, head: Some(name.clone()), task, data, max_examples };
+        let device = devices::open(&args.device.device, plugins)?;
+        let metrics = run::evaluate(&adapted, &request, plugins, device, |_, _| {})?;
+        let title = if chosen.len() > 1 { format!("{name} {}", request.split) } else { request.split };
+        output.say(format!("{title:<10} {}", progress::metrics(&metrics)))?;
+        heads.insert(name, metrics);
+    }
+    let several = heads.len() > 1;
+    output.result(&EvalResult {
+        run: &run,
+        split: &split,
+        metrics: heads.values().next().filter(|_| !several),
+        heads: Some(&heads).filter(|_| several),
+    })
+}
+
+/// Other data than the run's, which may be a name on the hub.
+fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option<&str>) -> Result<PathBuf> {
+    let config = adapted.heads()[adapted.head(head)?].config.as_ref();
+    match task.or(config.map(|config| config.task.as_str())) {
+        Some(task) => hub::data(data, task),
+        None => Ok(data),
+    }
 }
 
 /// A text, or a pair of texts.
@@ -41,7 +78,8 @@ struct Answer<'a> {
 }
 
 pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
-    let adapted = Adapted::open(&args.run, args.model.as_deref(), plugins)?;
+    let adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let chosen = args.head.as_deref().map(|name| adapted.head(Some(name))).transpose()?;
     let (name, content) = match &args.input {
         Some(path) => (path.display().to_string(), std::fs::read_to_string(path).map_err(Error::io(path))?),
         None => {
@@ -51,19 +89,44 @@ pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
         }
     };
     let texts = read_texts(&name, &content)?;
-    let device = devices::open(&args.device, plugins)?;
-    let labels = adapted.labels();
-    for prediction in adapted.predict(device, &texts)? {
-        let label = labels.get(prediction.class()).map_or("", String::as_str);
-        let probabilities = labels.iter().map(String::as_str).zip(prediction.probabilities());
-        if args.json {
-            output::json_line(&Answer { label, probabilities: probabilities.collect() })?;
-        } else {
-            let probabilities: Vec<String> = probabilities.map(|(label, p)| format!("{label} {p:.4}")).collect();
-            output::print(format!("{label}\t{}", probabilities.join("\t")))?;
-        }
+    for predictions in adapted.predict(|| devices::open(&args.device, plugins), &texts)? {
+        let heads = adapted.heads().iter().zip(&predictions).enumerate();
+        let heads: Vec<(&Head, &Prediction)> =
+            heads.filter(|(i, _)| chosen.is_none_or(|chosen| chosen == *i)).map(|(_, answer)| answer).collect();
+        print_answers(&heads, args.json)?;
     }
     Ok(())
+}
+
+impl<'a> Answer<'a> {
+    fn new((head, prediction): (&'a Head, &Prediction)) -> Self {
+        let labels = || head.labels.iter().map(String::as_str);
+        let label = labels().nth(prediction.class()).unwrap_or_default();
+        Answer { label, probabilities: labels().zip(prediction.probabilities()).collect() }
+    }
+}
+
+/// One line: the answer of the only head, or the answers of several with their names.
+fn print_answers(heads: &[(&Head, &Prediction)], json: bool) -> Result<()> {
+    let fields = |pair: &(&Head, &Prediction)| {
+        let probabilities = pair.0.labels.iter().zip(pair.1.probabilities());
+        let probabilities = probabilities.map(|(label, p)| format!("{label} {p:.4}"));
+        [Answer::new(*pair).label.to_owned()].into_iter().chain(probabilities).collect::<Vec<_>>().join("\t")
+    };
+    match heads {
+        [only] if json => output::json_line(&Answer::new(*only)),
+        [only] => output::print(fields(only)),
+        several if json => {
+            let answers: BTreeMap<&str, Answer> =
+                several.iter().map(|pair| (&*pair.0.name, Answer::new(*pair))).collect();
+            output::json_line(&answers)
+        }
+        several => {
+            let answers: Vec<String> =
+                several.iter().map(|pair| format!("{}: {}", pair.0.name, fields(pair))).collect();
+            output::print(answers.join("\t"))
+        }
+    }
 }
 
 /// One text a line; JSONL if the first line begins with `{`. Empty lines at the end are ignored, others are errors, as the
@@ -105,11 +168,13 @@ struct ForwardResult<'a> {
 
 pub fn inspect_forward(args: ForwardArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let task = match args.task {
-        ForwardTask::Cls => InspectTask::Classification,
-        ForwardTask::Lm => InspectTask::CausalLm,
+    let request = InspectRequest {
+        model: hub::model(args.model, None)?,
+        batch: args.batch,
+        task: args.task,
+        grads: args.grads,
+        out: args.out,
     };
-    let request = InspectRequest { model: args.model, batch: args.batch, task, grads: args.grads, out: args.out };
     let loss = run::inspect_forward(&request, devices::open(&args.device.device, plugins)?)?;
     if let Some(loss) = loss {
         output.say(format!("loss       {loss}"))?;

@@ -2,16 +2,16 @@
 
 use super::strategy::Aligned;
 use super::{base_weight, head_values};
-use crate::adapter::stored::Stored;
+use crate::adapter::stored::{Stored, sparse_and_whole};
 use crate::adapter::{Applied, HEAD};
 use crate::data::{Batch, Encoded, batch::padded_rows};
-use crate::method::{Adaptation, IndexSet, Part};
+use crate::method::{Adaptation, IndexSet};
 use crate::run::Prediction;
 use crate::train::layout::size_of;
 use crate::train::{Limits, Session, Size};
 use crate::{Error, Result};
 use sparta_graph::Backend;
-use sparta_plugin::method::{Method, Options};
+use sparta_plugin::method::Options;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -86,39 +86,38 @@ fn diagonal(
     Ok(Diagonal { values: sums, head })
 }
 
-/// The adapter's model with every position of the union trained, and its values there. Without the head among them the
-/// head still has to have its values, so it is always there.
+/// The adapter's model with every position of the union trained, and its values there; the head as far as it is the
+/// adapter's own.
 fn at_union(
     applied: &Applied,
     aligned: &[Option<Aligned>],
     k: usize,
     with_head: bool,
 ) -> Result<(Adaptation, BTreeMap<String, Vec<f32>>)> {
-    let mut values = BTreeMap::new();
-    let mut parts = Vec::new();
-    for (position, (parameter, aligned)) in applied.adaptation.parameters.iter().zip(aligned).enumerate() {
-        let own_head = parameter.name == HEAD && (with_head || applied.adapter.values.contains_key(HEAD));
-        parts.push(match aligned {
-            _ if own_head => {
-                values.insert(HEAD.to_owned(), head_values(applied)?);
-                Part::Dense
-            }
-            None => Part::Frozen,
+    let (mut values, mut indices) = (BTreeMap::new(), BTreeMap::new());
+    let parameters = applied.adaptation.parameters.clone();
+    for (position, (parameter, aligned)) in parameters.iter().zip(aligned).enumerate() {
+        match aligned {
+            None => {}
             Some(Aligned { indices: Some(union), columns }) => {
                 values.insert(format!("delta.{}", parameter.name), columns[k].clone());
-                let (tensor, numel) = (parameter.name.clone(), parameter.numel());
-                Part::Sparse(IndexSet { tensor, numel, indices: union.clone() })
+                indices.insert(parameter.name.clone(), union.clone());
             }
             Some(Aligned { indices: None, columns }) => {
                 let base = base_weight(applied, position)?;
                 values.insert(parameter.name.clone(), base.iter().zip(&columns[k]).map(|(w, d)| w + d).collect());
-                Part::Dense
             }
-        });
+        }
     }
-    let method = Arc::new(Stored::new("fisher", BTreeMap::new()));
-    let (info, parameters) = (method.describe(), applied.adaptation.parameters.clone());
-    Ok((Adaptation { method, info, options: Options::new(), parameters, parts }, values))
+    if with_head || applied.adapter.values.contains_key(HEAD) {
+        values.insert(HEAD.to_owned(), head_values(applied)?);
+    }
+    let method = Stored::new("fisher", sparse_and_whole(&parameters, &indices, &values)?);
+    let adaptation = Adaptation::with_indices(Arc::new(method), parameters, Options::new(), |parameter, _| {
+        let (tensor, numel) = (parameter.name.clone(), parameter.numel());
+        Ok(IndexSet { tensor, numel, indices: indices.get(&parameter.name).cloned().unwrap_or_default() })
+    })?;
+    Ok((adaptation, values))
 }
 
 fn add_example(

@@ -6,6 +6,7 @@
 
 use crate::args::{Cli, Command, DEFAULT_METHOD, RunArgs};
 use crate::default_job::DefaultJob;
+use crate::presets::{self, Preset};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches};
@@ -56,7 +57,13 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         Some(path) => ConfigFile::read(Path::new(&path))?,
         None => ConfigFile::default(),
     };
-    let method = values(&argv, "--method").pop().or_else(|| file.get("method")).unwrap_or(DEFAULT_METHOD.into());
+    let preset = values(&argv, "--preset").pop().or_else(|| file.get("preset"));
+    let preset = preset.map(|name| presets::find(&name)).transpose()?;
+    let method = values(&argv, "--method").pop().or_else(|| file.get("method"));
+    let method = match &preset {
+        Some(preset) => preset.method(method)?,
+        None => method.unwrap_or(DEFAULT_METHOD.into()),
+    };
     let plugins = discover(file.plugins.clone());
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
@@ -70,6 +77,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         let alone = ["sparta-cli".to_owned(), "run".to_owned()].into_iter().chain(file_args.clone()).collect();
         parse(alone).map_err(|e| Error::Usage(format!("{}: {}", file.path.display(), first_paragraph(&e))))?;
     }
+    let preset_args = preset.iter().filter(|_| values(&argv, "--resume").is_empty()).flat_map(Preset::arguments);
+    let file_args: Vec<String> = preset_args.chain(file_args).collect();
     let mut matches = parse(with(file_args.clone()))?;
     let mut cli = Cli::from_arg_matches(&matches)?;
     if run_args(&cli).is_some_and(|args| args.resume.is_some()) {
@@ -79,6 +88,9 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     if run_args(&cli).is_some_and(|args| args.model.is_none() && args.data.is_none()) {
         matches = parse(with([DefaultJob::arguments(&method)?, file_args].concat()))?;
         cli = Cli::from_arg_matches(&matches)?;
+    }
+    if let (Some(preset), Some((_, given))) = (&preset, matches.subcommand()) {
+        preset.check_grid(|option| given.value_source(&option.replace('-', "_")) == Some(ValueSource::CommandLine))?;
     }
     let method_options = match run_args(&cli) {
         Some(_) => {
@@ -91,7 +103,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
 }
 
 /// The command without options of methods.
-fn base_command() -> clap::Command {
+pub fn base_command() -> clap::Command {
     // A negative number is a wrong value of an option, not an unknown option.
     let numbers = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
     let command = Cli::command();
@@ -294,7 +306,7 @@ fn path_list(value: &toml::Value) -> Option<Vec<PathBuf>> {
     }
 }
 
-fn argument_value(value: &toml::Value) -> Option<String> {
+pub fn argument_value(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(n) => Some(n.to_string()),

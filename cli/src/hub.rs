@@ -1,0 +1,59 @@
+//! Models and data sets that are given by name: downloads with their progress on stderr.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use sparta_core::hub::{Event, Files, Hub, Kind, Repo, Settings};
+use sparta_core::{Error, Result};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// The directory of a model: the value itself, or the snapshot of `ORG/NAME[@REVISION]`.
+pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
+    match (Repo::parse(Kind::Model, &value, revision)?, revision) {
+        (Some(repo), _) => get(&repo, &Files::Model),
+        (None, Some(revision)) => Err(Error::Usage(format!(
+            "--revision {revision} is for models of the hub, but {} is a directory or no name like ORG/NAME",
+            value.display()
+        ))),
+        (None, None) => Ok(value),
+    }
+}
+
+/// As [`model`], where there may be none.
+pub fn optional_model(value: Option<PathBuf>) -> Result<Option<PathBuf>> {
+    value.map(|value| model(value, None)).transpose()
+}
+
+/// The directory of a task's data: the value itself, or the snapshot of `ORG/NAME[@REVISION]`.
+pub fn data(value: PathBuf, task: &str) -> Result<PathBuf> {
+    match Repo::parse(Kind::Dataset, &value, None)? {
+        Some(repo) => get(&repo, &Files::Task(task.to_owned())),
+        None => Ok(value),
+    }
+}
+
+fn get(repo: &Repo, files: &Files) -> Result<PathBuf> {
+    let terminal = std::io::stderr().is_terminal();
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+    let bar = ProgressBar::hidden().with_style(style.unwrap_or(ProgressStyle::default_bar()));
+    let mut current = String::new();
+    let directory = Hub::new(Settings::from_env()).get(repo, files, &mut |event| match event {
+        Event::Message(text) => bar.suspend(|| eprintln!("{text}")),
+        Event::File { name, done, total } => {
+            if current != name {
+                current = name.to_owned();
+                match terminal {
+                    true => {
+                        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+                        bar.set_message(current.clone());
+                        bar.set_length(total);
+                        bar.reset();
+                    }
+                    false => eprintln!("downloading {} of {}, {}", name, repo.id, crate::output::bytes(total)),
+                }
+            }
+            bar.set_position(done);
+        }
+    });
+    bar.finish_and_clear();
+    directory
+}

@@ -3,7 +3,7 @@
 use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
 use crate::model::forward::{Layers, plain_linear};
 use crate::{Error, Result};
-use sparta_graph::ops::{Add, Scatter};
+use sparta_graph::ops::{Add, Cast, Scatter};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
 use std::collections::HashMap;
@@ -101,7 +101,11 @@ impl<'a> AdaptedLayers<'a> {
 
     /// The merged weight of a reparametrised parameter, f32 `[out, in]`.
     pub fn merged(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
-        let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+        let (mut w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+        let dtype = self.adaptation.device_dtype(position);
+        if dtype != DType::F32 {
+            w = graph.one(Cast { to: DType::F32 }, &[w])?;
+        }
         let site = self.site(position);
         let mut host = HostGraph { graph, rng: None };
         let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);

@@ -174,7 +174,8 @@ pub trait Method: Send + Sync {
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
     }
 
-    /// The weight `[out, in]` with which a plain linear layer gives what `forward` gives without dropout.
+    /// The weight, f32 `[out, in]`, with which a plain linear layer gives what `forward` gives without dropout. `w` is in
+    /// f32 here, whatever its type in `forward`.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let _ = (graph, w, extra);
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))

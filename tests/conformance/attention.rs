@@ -39,7 +39,8 @@ pub fn cases() -> Vec<Case> {
     cases.push(attention(Attention { dropout: 0.3, salt: u32::MAX, ..op(1, 1, 256) }, vec![67]));
     cases.push(attention(Attention { scale: -3.0, ..op(2, 1, 8) }, vec![40]));
     cases.push(huge_scores());
-    cases.push(many_segments());
+    cases.push(many_segments(70_001, 1));
+    cases.push(many_segments(20_001, 4));
     cases.push(only_some_gradients());
     cases
 }
@@ -83,14 +84,13 @@ fn huge_scores() -> Case {
     })
 }
 
-/// More segments than workgroups fit into one dimension.
-fn many_segments() -> Case {
-    Case::new("attention in 70001 segments of one row", |b| {
-        let rows = 70_001;
+/// More (row, head) pairs, and more rows, than workgroups fit into one dimension.
+fn many_segments(rows: usize, heads: usize) -> Case {
+    Case::new(format!("attention in {rows} segments of one row, {heads} heads"), move |b| {
         b.refusable = true;
-        let [q, k, v] = [(); 3].map(|()| b.normal(&[rows, 2]));
+        let [q, k, v] = [(); 3].map(|()| b.normal(&[rows, 2 * heads]));
         let spans = b.spans(&vec![1; rows]);
-        let outputs = b.apply(op(1, 1, 2), &[q, k, v, spans]);
+        let outputs = b.apply(op(heads, heads, 2), &[q, k, v, spans]);
         b.expect(outputs[0], b.of(v));
     })
 }

@@ -59,7 +59,7 @@ pub struct Program {
     pub ignored: Vec<String>,
     /// The size of the terms that are added up, 1 for normal data.
     pub magnitude: f64,
-    /// Whether a device may refuse tensors above its binding limit: kernels need some inputs whole.
+    /// Whether the case is so large that a device may refuse it.
     pub refusable: bool,
 }
 

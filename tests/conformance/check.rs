@@ -46,9 +46,7 @@ fn on_device(name: &str, device: &mut Device, judged: &[Judged], failures: &mut 
     let one = |judged: &Judged| {
         println!("{name}: {}", judged.case.name);
         against_reference(judged, device).unwrap_or_else(|failure| {
-            let refusals = ["this device binds at most", "more than a binding may have"];
-            let refused = refusals.iter().any(|text| failure.contains(text));
-            if refused && judged.program.refusable && name == devices::SPLITTING {
+            if judged.program.refusable && devices::is_refusal(name, &failure) {
                 return Tensors::new();
             }
             failures.push(format!("{}: {name}: {failure}", judged.case.name));

@@ -10,7 +10,7 @@ pub fn cpu(threads: usize) -> Device {
 }
 
 /// A wgpu device on which tensors above 80 KiB are several bindings.
-pub const SPLITTING: &str = "wgpu with bindings of 80 KiB";
+const SPLITTING: &str = "wgpu with bindings of 80 KiB";
 
 /// The wgpu devices of this process: pipelines are made once.
 static WGPU: Mutex<Option<Vec<(&str, Device)>>> = Mutex::new(None);
@@ -34,4 +34,12 @@ fn open_wgpu() -> Vec<(&'static str, Device)> {
         Device::Backend(Box::new(backend.unwrap_or_else(|e| panic!("{e}"))))
     };
     vec![("wgpu", open(None)), (SPLITTING, open(Some(80 << 10)))]
+}
+
+/// Whether a device may say no in this way: to what a kernel needs whole when bindings are small, and to loops that are
+/// longer than a software driver runs them.
+pub fn is_refusal(device: &str, failure: &str) -> bool {
+    let small_bindings = ["this device binds at most", "more than a binding may have"];
+    failure.contains("this software driver can loop over")
+        || device == SPLITTING && small_bindings.iter().any(|text| failure.contains(text))
 }

@@ -77,7 +77,7 @@ fn main(
     load_bounds(lane, q0);
     let begin = first_key(lane, q0);
     let end = min(q0 + TILE, p.rows);
-    var sums: array<vec4<f32>, 2u * SLICES>;
+    var sums: array<Block, SLICES>;
     for (var k0 = begin; k0 < end; k0 += TILE) {
         let block = scores(lane, q0, k0, head, kv_head);
         for (var i = 0u; i < 4u; i++) {
@@ -90,19 +90,14 @@ fn main(
         softmax(lane, q0, k0, head);
         let factors = vec4<f32>(row_scale[r], row_scale[r + 1u], row_scale[r + 2u], row_scale[r + 3u]);
         for (var slice = 0u; slice < SLICES; slice++) {
-            for (var e = lane; e < TILE * TILE; e += LANES) {
-                right[(e / TILE) * STRIDE + e % TILE] = v_at(k0 + e / TILE, kv_head, slice * TILE + e % TILE);
+            for (var i = 0u; i < LOADS; i++) {
+                let row = (i * LANES + lane) / TILE;
+                let d = lane % TILE;
+                right[row * STRIDE + d] = v_at(k0 + row, kv_head, slice * TILE + d);
             }
             workgroupBarrier();
-            var a = factors * sums[2u * slice];
-            var b = factors * sums[2u * slice + 1u];
-            for (var j = 0u; j < TILE; j++) {
-                let rows = four(r * STRIDE + j, STRIDE);
-                a += rows * right[j * STRIDE + c];
-                b += rows * right[j * STRIDE + c + 16u];
-            }
-            sums[2u * slice] = a;
-            sums[2u * slice + 1u] = b;
+            let so_far = Block(factors * sums[slice].a, factors * sums[slice].b);
+            sums[slice] = weigh(lane, false, so_far);
             workgroupBarrier();
         }
     }
@@ -117,10 +112,10 @@ fn main(
         for (var slice = 0u; slice < SLICES; slice++) {
             let d = slice * TILE + c;
             if (d < HEAD_DIM) {
-                o[base + d] = inverse * sums[2u * slice][i];
+                o[base + d] = inverse * sums[slice].a[i];
             }
             if (d + 16u < HEAD_DIM) {
-                o[base + d + 16u] = inverse * sums[2u * slice + 1u][i];
+                o[base + d + 16u] = inverse * sums[slice].b[i];
             }
         }
         if (c == 0u) {

@@ -1,5 +1,5 @@
-// dk = ds^T q, dv = p^T do, summed over the query heads that share a key head, in order; one workgroup per tile of 32
-// key rows of one key head.
+// dk = ds^T q, dv = p^T do, for each query head on its own: [rows, heads, head_dim]. One workgroup per tile of 32 key
+// rows of one query head.
 @group(0) @binding(7) var<storage, read_write> dk: array<f32>;
 @group(0) @binding(8) var<storage, read_write> dv: array<f32>;
 
@@ -25,69 +25,55 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let id = linear_id(group, groups);
-    let kv_head = id % p.kv_heads;
-    let k0 = (id / p.kv_heads) * TILE;
+    let head = id % p.heads;
+    let k0 = (id / p.heads) * TILE;
     if (k0 >= p.rows) {
         return;
     }
-    let shared_by = p.heads / p.kv_heads;
+    let kv_head = head / (p.heads / p.kv_heads);
     let r = 4u * (lane / 16u);
     let c = lane % 16u;
     let end = end_query(lane, k0);
-    var dk_sums: array<vec4<f32>, 2u * SLICES>;
-    var dv_sums: array<vec4<f32>, 2u * SLICES>;
-    for (var head = kv_head * shared_by; head < (kv_head + 1u) * shared_by; head++) {
-        for (var q0 = k0; q0 < end; q0 += TILE) {
-            let products = scores(lane, q0, k0, head, kv_head);
-            let d_weight = d_weights(lane, q0, k0, head, kv_head);
-            load_bounds(lane, q0);
-            // Of rows r + i: the gradients of the scores at columns c and c + 16.
-            var ds: array<vec2<f32>, 4>;
-            for (var i = 0u; i < 4u; i++) {
-                let t = q0 + r + i;
-                let start = bounds[r + i];
-                let near = element(products.a[i], d_weight.a[i], t, k0 + c, head, start);
-                let far = element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start);
-                weights[(r + i) * STRIDE + c] = near.x;
-                weights[(r + i) * STRIDE + c + 16u] = far.x;
-                ds[i] = vec2<f32>(near.y, far.y);
+    var dk_sums: array<Block, SLICES>;
+    var dv_sums: array<Block, SLICES>;
+    for (var q0 = k0; q0 < end; q0 += TILE) {
+        let products = scores(lane, q0, k0, head, kv_head);
+        let d_weight = d_weights(lane, q0, k0, head, kv_head);
+        load_bounds(lane, q0);
+        // Of rows r + i: the gradients of the scores at columns c and c + 16.
+        var ds: array<vec2<f32>, 4>;
+        for (var i = 0u; i < 4u; i++) {
+            let t = q0 + r + i;
+            let start = bounds[r + i];
+            let near = element(products.a[i], d_weight.a[i], t, k0 + c, head, start);
+            let far = element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start);
+            weights[(r + i) * STRIDE + c] = near.x;
+            weights[(r + i) * STRIDE + c + 16u] = far.x;
+            ds[i] = vec2<f32>(near.y, far.y);
+        }
+        for (var slice = 0u; slice < SLICES; slice++) {
+            for (var i = 0u; i < LOADS; i++) {
+                let row = (i * LANES + lane) / TILE;
+                let d = lane % TILE;
+                right[row * STRIDE + d] = d_o_at(q0 + row, head, slice * TILE + d);
             }
-            for (var slice = 0u; slice < SLICES; slice++) {
-                for (var e = lane; e < TILE * TILE; e += LANES) {
-                    right[(e / TILE) * STRIDE + e % TILE] = d_o_at(q0 + e / TILE, head, slice * TILE + e % TILE);
-                }
-                workgroupBarrier();
-                var a = dv_sums[2u * slice];
-                var b = dv_sums[2u * slice + 1u];
-                for (var t = 0u; t < TILE; t++) {
-                    let rows = four(t * STRIDE + r, 1u);
-                    a += rows * right[t * STRIDE + c];
-                    b += rows * right[t * STRIDE + c + 16u];
-                }
-                dv_sums[2u * slice] = a;
-                dv_sums[2u * slice + 1u] = b;
-                workgroupBarrier();
+            workgroupBarrier();
+            dv_sums[slice] = weigh(lane, true, dv_sums[slice]);
+            workgroupBarrier();
+        }
+        for (var i = 0u; i < 4u; i++) {
+            weights[(r + i) * STRIDE + c] = ds[i].x;
+            weights[(r + i) * STRIDE + c + 16u] = ds[i].y;
+        }
+        for (var slice = 0u; slice < SLICES; slice++) {
+            for (var i = 0u; i < LOADS; i++) {
+                let row = (i * LANES + lane) / TILE;
+                let d = lane % TILE;
+                right[row * STRIDE + d] = q_at(q0 + row, head, slice * TILE + d);
             }
-            for (var i = 0u; i < 4u; i++) {
-                weights[(r + i) * STRIDE + c] = ds[i].x;
-                weights[(r + i) * STRIDE + c + 16u] = ds[i].y;
-            }
-            for (var slice = 0u; slice < SLICES; slice++) {
-                for (var e = lane; e < TILE * TILE; e += LANES) {
-                    right[(e / TILE) * STRIDE + e % TILE] = q_at(q0 + e / TILE, head, slice * TILE + e % TILE);
-                }
-                workgroupBarrier();
-                var a = dk_sums[2u * slice];
-                var b = dk_sums[2u * slice + 1u];
-                for (var t = 0u; t < TILE; t++) {
-                    let rows = four(t * STRIDE + r, 1u);
-                    a += rows * right[t * STRIDE + c];
-                    b += rows * right[t * STRIDE + c + 16u];
-                }
-                dk_sums[2u * slice] = a;
-                dk_sums[2u * slice + 1u] = b;
-                workgroupBarrier();
-            }
+            workgroupBarrier();
+            dk_sums[slice] = weigh(lane, true, dk_sums[slice]);
+            workgroupBarrier();
         }
     }
     for (var i = 0u; i < 4u; i++) {
@@ -95,16 +81,16 @@ fn main(
         if (row >= p.rows) {
             continue;
         }
-        let base = (row * p.kv_heads + kv_head) * HEAD_DIM;
+        let base = (row * p.heads + head) * HEAD_DIM;
         for (var slice = 0u; slice < SLICES; slice++) {
             let d = slice * TILE + c;
             if (d < HEAD_DIM) {
-                dk[base + d] = dk_sums[2u * slice][i];
-                dv[base + d] = dv_sums[2u * slice][i];
+                dk[base + d] = dk_sums[slice].a[i];
+                dv[base + d] = dv_sums[slice].a[i];
             }
             if (d + 16u < HEAD_DIM) {
-                dk[base + d + 16u] = dk_sums[2u * slice + 1u][i];
-                dv[base + d + 16u] = dv_sums[2u * slice + 1u][i];
+                dk[base + d + 16u] = dk_sums[slice].b[i];
+                dv[base + d + 16u] = dv_sums[slice].b[i];
             }
         }
     }

@@ -19,7 +19,7 @@ fn main(
     load_bounds(lane, q0);
     let begin = first_key(lane, q0);
     let end = min(q0 + TILE, p.rows);
-    var sums: array<vec4<f32>, 2u * SLICES>;
+    var sums: array<Block, SLICES>;
     for (var k0 = begin; k0 < end; k0 += TILE) {
         let products = scores(lane, q0, k0, head, kv_head);
         let d_weight = d_weights(lane, q0, k0, head, kv_head);
@@ -31,19 +31,13 @@ fn main(
                 element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start).y;
         }
         for (var slice = 0u; slice < SLICES; slice++) {
-            for (var e = lane; e < TILE * TILE; e += LANES) {
-                right[(e / TILE) * STRIDE + e % TILE] = k_at(k0 + e / TILE, kv_head, slice * TILE + e % TILE);
+            for (var i = 0u; i < LOADS; i++) {
+                let row = (i * LANES + lane) / TILE;
+                let d = lane % TILE;
+                right[row * STRIDE + d] = k_at(k0 + row, kv_head, slice * TILE + d);
             }
             workgroupBarrier();
-            var a = sums[2u * slice];
-            var b = sums[2u * slice + 1u];
-            for (var j = 0u; j < TILE; j++) {
-                let rows = four(r * STRIDE + j, STRIDE);
-                a += rows * right[j * STRIDE + c];
-                b += rows * right[j * STRIDE + c + 16u];
-            }
-            sums[2u * slice] = a;
-            sums[2u * slice + 1u] = b;
+            sums[slice] = weigh(lane, false, sums[slice]);
             workgroupBarrier();
         }
     }
@@ -56,10 +50,10 @@ fn main(
         for (var slice = 0u; slice < SLICES; slice++) {
             let d = slice * TILE + c;
             if (d < HEAD_DIM) {
-                dq[base + d] = sums[2u * slice][i];
+                dq[base + d] = sums[slice].a[i];
             }
             if (d + 16u < HEAD_DIM) {
-                dq[base + d + 16u] = sums[2u * slice + 1u][i];
+                dq[base + d + 16u] = sums[slice].b[i];
             }
         }
     }

@@ -13,9 +13,9 @@ fn d_o_at(row: u32, head: u32, d: u32) -> f32 {
 fn d_weights(lane: u32, q0: u32, k0: u32, head: u32, kv_head: u32) -> Block {
     var block = Block(vec4<f32>(), vec4<f32>());
     for (var slice = 0u; slice < SLICES; slice++) {
-        for (var e = lane; e < TILE * TILE; e += LANES) {
-            let row = e / TILE;
-            let d = e % TILE;
+        for (var i = 0u; i < LOADS; i++) {
+            let row = (i * LANES + lane) / TILE;
+            let d = lane % TILE;
             left[d * STRIDE + row] = d_o_at(q0 + row, head, slice * TILE + d);
             right[d * STRIDE + row] = v_at(k0 + row, kv_head, slice * TILE + d);
         }

@@ -60,21 +60,46 @@ fn v_at(row: u32, head: u32, d: u32) -> f32 {
     return v[(row * p.kv_heads + head) * HEAD_DIM + d];
 }
 
-// Four elements of `weights`, `step` apart.
-fn four(at: u32, step: u32) -> vec4<f32> {
-    return vec4<f32>(weights[at], weights[at + step], weights[at + 2u * step], weights[at + 3u * step]);
-}
+// Elements of a tile that a thread loads. Loops of constant length, 8 at most, are unrolled, which keeps the rounds of a
+// thread low: llvmpipe ends all loops after 65,535 in total.
+const LOADS: u32 = TILE * TILE / LANES;
 
-// left^T right, both stored [d][row].
+// Adds left^T right, both stored [d][row].
 fn multiply(lane: u32, so_far: Block) -> Block {
     var block = so_far;
     let r = 4u * (lane / 16u);
     let c = lane % 16u;
-    for (var d = 0u; d < TILE; d++) {
-        let at = d * STRIDE + r;
-        let rows = vec4<f32>(left[at], left[at + 1u], left[at + 2u], left[at + 3u]);
-        block.a += rows * right[d * STRIDE + c];
-        block.b += rows * right[d * STRIDE + c + 16u];
+    for (var d0 = 0u; d0 < TILE; d0 += 8u) {
+        for (var i = 0u; i < 8u; i++) {
+            let at = (d0 + i) * STRIDE;
+            let rows = vec4<f32>(left[at + r], left[at + r + 1u], left[at + r + 2u], left[at + r + 3u]);
+            block.a += rows * right[at + c];
+            block.b += rows * right[at + c + 16u];
+        }
+    }
+    return block;
+}
+
+// Adds weights right, or weights^T right; `right` is stored [row][d].
+fn weigh(lane: u32, transposed: bool, so_far: Block) -> Block {
+    var block = so_far;
+    let c = lane % 16u;
+    let across = select(STRIDE, 1u, transposed);
+    let along = select(1u, STRIDE, transposed);
+    let first = 4u * (lane / 16u) * across;
+    for (var j0 = 0u; j0 < TILE; j0 += 8u) {
+        for (var i = 0u; i < 8u; i++) {
+            let j = j0 + i;
+            let at = first + j * along;
+            let rows = vec4<f32>(
+                weights[at],
+                weights[at + across],
+                weights[at + 2u * across],
+                weights[at + 3u * across],
+            );
+            block.a += rows * right[j * STRIDE + c];
+            block.b += rows * right[j * STRIDE + c + 16u];
+        }
     }
     return block;
 }
@@ -83,9 +108,9 @@ fn multiply(lane: u32, so_far: Block) -> Block {
 fn scores(lane: u32, q0: u32, k0: u32, head: u32, kv_head: u32) -> Block {
     var block = Block(vec4<f32>(), vec4<f32>());
     for (var slice = 0u; slice < SLICES; slice++) {
-        for (var e = lane; e < TILE * TILE; e += LANES) {
-            let row = e / TILE;
-            let d = e % TILE;
+        for (var i = 0u; i < LOADS; i++) {
+            let row = (i * LANES + lane) / TILE;
+            let d = lane % TILE;
             left[d * STRIDE + row] = q_at(q0 + row, head, slice * TILE + d);
             right[d * STRIDE + row] = k_at(k0 + row, kv_head, slice * TILE + d);
         }

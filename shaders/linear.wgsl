@@ -89,21 +89,19 @@ fn main(
     let y = lane / 16u;
     var sums: array<vec4<f32>, 4u * BLOCKS * BLOCKS>;
     for (var k0 = 0u; k0 < p.k; k0 += DEPTH) {
-        // 256 threads load 256 vectors of each tile, neighbours along the stored rows.
-        for (var s = lane; s < DEPTH * TILE / 4u; s += LANES) {
-            let along_k = vec2<u32>(s % DEPTH, s / DEPTH);
-            let along_rows = vec2<u32>(s / (TILE / 4u), s % (TILE / 4u));
-            let at_a = select(along_k, along_rows, LAYOUT == 2u);
-            let k_a = k0 + at_a.x;
-            let m = m0 + 4u * at_a.y;
-            a_tile[at_a.x * STRIDE + at_a.y] =
-                vec4<f32>(a_at(m, k_a), a_at(m + 1u, k_a), a_at(m + 2u, k_a), a_at(m + 3u, k_a));
-            let at_b = select(along_rows, along_k, LAYOUT == 0u);
-            let k_b = k0 + at_b.x;
-            let n = n0 + 4u * at_b.y;
-            b_tile[at_b.x * STRIDE + at_b.y] =
-                vec4<f32>(b_at(n, k_b), b_at(n + 1u, k_b), b_at(n + 2u, k_b), b_at(n + 3u, k_b));
-        }
+        // Each of 256 threads loads one of the 256 vectors of each tile, neighbours along the stored rows.
+        let along_k = vec2<u32>(lane % DEPTH, lane / DEPTH);
+        let along_rows = vec2<u32>(lane / (TILE / 4u), lane % (TILE / 4u));
+        let at_a = select(along_k, along_rows, LAYOUT == 2u);
+        let k_a = k0 + at_a.x;
+        let m = m0 + 4u * at_a.y;
+        a_tile[at_a.x * STRIDE + at_a.y] =
+            vec4<f32>(a_at(m, k_a), a_at(m + 1u, k_a), a_at(m + 2u, k_a), a_at(m + 3u, k_a));
+        let at_b = select(along_rows, along_k, LAYOUT == 0u);
+        let k_b = k0 + at_b.x;
+        let n = n0 + 4u * at_b.y;
+        b_tile[at_b.x * STRIDE + at_b.y] =
+            vec4<f32>(b_at(n, k_b), b_at(n + 1u, k_b), b_at(n + 2u, k_b), b_at(n + 3u, k_b));
         workgroupBarrier();
         for (var k = 0u; k < DEPTH; k++) {
             for (var i = 0u; i < BLOCKS; i++) {

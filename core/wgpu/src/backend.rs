@@ -1,9 +1,9 @@
 use crate::adapters::{Adapter, adapters, describe, devices, select};
 use crate::kernels::{Cache, RNG_BINDING};
-use crate::lower::{Bounds, Dispatch, Memory, Step, View, lower};
+use crate::lower::{Bounds, Dispatch, MAX_ROUNDS, Memory, Step, View, lower};
 use crate::report::{Caught, Reports, scoped};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, Plan, PlanId};
 use std::collections::HashMap;
 
 /// Workgroups per dimension of a launch, WebGPU's default limit.
@@ -77,6 +77,9 @@ impl WgpuBackend {
         if binding == 0 {
             return Err(other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}")));
         }
+        let software = adapter.info.kind == DeviceKind::SoftwareGpu;
+        let rounds = if software { MAX_ROUNDS } else { usize::MAX };
+        let bounds = Bounds { binding, flops: DISPATCH_FLOPS, rounds };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
             required_limits: wgpu::Limits {
@@ -93,7 +96,7 @@ impl WgpuBackend {
             reports: Reports::install(&device),
             device,
             queue,
-            bounds: Bounds { binding, flops: DISPATCH_FLOPS },
+            bounds,
             kernels: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),

@@ -50,6 +50,7 @@ shaders!(
     "attention_delta",
     "attention_grad_kv",
     "attention_grad_q",
+    "attention_grad_sum",
     "attention_grad_tile",
     "attention_tile",
     "cast",

@@ -16,6 +16,7 @@ impl Lowering<'_> {
         let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
         bindings.extend([self.whole(self.output(0)?, "o")?, self.whole(self.output(1)?, "lse")?]);
         let rng = self.call.inputs.get(4).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
+        self.check_rounds(op, rows, 2)?;
         let (constants, params) = arguments(op, rows)?;
         self.push("attention", &constants, &params, &bindings).rng(rng).groups(rows.div_ceil(TILE) * op.heads);
         Ok(())
@@ -37,16 +38,44 @@ impl Lowering<'_> {
         let [q, k, v, d_o, ld, spans] = inputs[..] else { return Err("expected 6 inputs".into()) };
         let shared = [q, k, v, spans, d_o, ld];
         let rng = self.call.inputs.get(6).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
-        let [dq, dk, dv] = [(0, "dq"), (1, "dk"), (2, "dv")].map(|(i, what)| self.whole(self.output(i)?, what));
+        self.check_rounds(op, rows, 4)?;
         let (constants, params) = arguments(op, rows)?;
-        let tiles = rows.div_ceil(TILE);
+        let groups = rows.div_ceil(TILE) * op.heads;
         let mut bindings = shared.to_vec();
-        bindings.push(dq?);
-        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(tiles * op.heads);
+        bindings.push(self.whole(self.output(0)?, "dq")?);
+        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(groups);
+        let (dk, dv) = (self.whole(self.output(1)?, "dk")?, self.whole(self.output(2)?, "dv")?);
+        let (mut dk_heads, mut dv_heads) = (dk, dv);
+        let shared_by = op.heads / op.kv_heads;
+        if shared_by > 1 {
+            let elements = rows * op.heads * op.head_dim;
+            dk_heads = self.scratch(elements, "gradients of the keys by head")?;
+            dv_heads = self.scratch(elements, "gradients of the values by head")?;
+        }
         let mut bindings = shared.to_vec();
-        bindings.extend([dk?, dv?]);
-        self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(tiles * op.kv_heads);
+        bindings.extend([dk_heads, dv_heads]);
+        self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+        if shared_by > 1 {
+            let n = rows * op.kv_heads * op.head_dim;
+            let params = [n as u32, op.head_dim as u32, shared_by as u32];
+            self.push("attention_grad_sum", &[], &params, &[dk_heads, dk]).threads(n);
+            self.push("attention_grad_sum", &[], &params, &[dv_heads, dv]).threads(n);
+        }
         Ok(())
+    }
+
+    /// Refuses what a device with limited loops would silently get wrong; `products` matrix products per tile.
+    fn check_rounds(&self, op: &Attention, rows: usize, products: usize) -> Result<(), String> {
+        let per_tile = 48 + 8 * products * op.head_dim.div_ceil(TILE);
+        if rows.div_ceil(TILE) * per_tile <= self.bounds.rounds {
+            return Ok(());
+        }
+        let most = self.bounds.rounds / per_tile * TILE;
+        Err(format!(
+            "{rows} rows with heads of {} are more than the {most} that this software driver can loop over; use fewer \
+             tokens per micro-batch, or the CPU backend",
+            op.head_dim
+        ))
     }
 
     fn inputs(&self, names: &[&str]) -> Result<Vec<super::View>, String> {

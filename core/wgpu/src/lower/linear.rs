@@ -117,7 +117,7 @@ mod tests {
             outputs: vec![operand(2, [1000, 48])],
             label: String::new(),
         };
-        let bounds = Bounds { binding: 1 << 27, flops: 2 * 1000 * 48 * 64 / 3 };
+        let bounds = Bounds { binding: 1 << 27, flops: 2 * 1000 * 48 * 64 / 3, rounds: usize::MAX };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {
             let Step::Dispatch(dispatch) = step else { panic!("a copy") };

@@ -57,6 +57,8 @@ pub(crate) struct Bounds {
     pub binding: usize,
     /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
     pub flops: u64,
+    /// Rounds of all loops of a thread.
+    pub rounds: usize,
 }
 
 /// What a call becomes, and the scratch memory it needs, in bytes.
@@ -188,14 +190,18 @@ impl<'a> Lowering<'a> {
         Launch { steps: &mut self.steps, dispatch: Dispatch { kernel, params, bindings, rng: None, groups: 0 } }
     }
 
-    /// Scratch memory of `elements` f32, the only one of this call.
+    /// Scratch memory of `elements` f32.
     fn scratch(&mut self, elements: usize, what: &str) -> Result<View, String> {
         let bytes = 4 * elements.max(1);
         if bytes > self.bounds.binding {
-            return Err(format!("scratch memory for {what} takes {bytes} bytes, more than a binding may have"));
+            return Err(format!(
+                "{what} take {bytes} bytes, but this device binds at most {} at once; use fewer tokens per micro-batch",
+                self.bounds.binding
+            ));
         }
-        self.scratch = self.scratch.max(bytes);
-        Ok(View { memory: Memory::Scratch, offset: 0, bytes })
+        let offset = self.scratch.next_multiple_of(ALIGNMENT);
+        self.scratch = offset + bytes;
+        Ok(View { memory: Memory::Scratch, offset, bytes })
     }
 }
 
@@ -226,9 +232,13 @@ impl Launch<'_> {
     }
 }
 
-/// Rows that a kernel loops over in one dispatch: a multiple of every alignment, and below the 65,536 rounds after which
-/// llvmpipe ends a loop.
-const LOOP_ROWS: usize = 1 << 15;
+/// Rounds of all loops of a thread, on any device: llvmpipe ends them after 65,535.
+pub(crate) const MAX_ROUNDS: usize = 60_000;
+
+/// The rows that a kernel may loop over in one dispatch, with so many rounds for each; a multiple of every alignment.
+fn rows_for_rounds(rounds_per_row: usize) -> usize {
+    (MAX_ROUNDS / rounds_per_row / ALIGNMENT).max(1) * ALIGNMENT
+}
 
 const UNUSED: View = View { memory: Memory::Unused, offset: 0, bytes: 256 };
 
@@ -296,7 +306,7 @@ mod tests {
     #[test]
     fn shards_are_aligned_and_cover_everything() {
         let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
-        let bounds = Bounds { binding: 64 << 10, flops: u64::MAX };
+        let bounds = Bounds { binding: 64 << 10, flops: u64::MAX, rounds: usize::MAX };
         let lowering = Lowering { call: &call, bounds, steps: vec![], scratch: 0 };
         for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
             let shards = lowering.shards(rows, widths).unwrap();

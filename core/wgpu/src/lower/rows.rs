@@ -1,6 +1,8 @@
 //! Ops on rows: norms, rotary embedding, lookups, losses and sums.
 
-use super::{LOOP_ROWS, Lowering, UNUSED, code, elements, lanes_for, row_bytes, rows, rows_of, split, view, width_of};
+use super::{
+    Lowering, UNUSED, code, elements, lanes_for, row_bytes, rows, rows_for_rounds, rows_of, split, view, width_of,
+};
 use sparta_graph::Operand;
 use sparta_graph::ops::{ClipCoef, EmbedGrad, PARTIALS, RmsNorm, RmsNormGrad, RmsNormGradW, Rope, SumOfSquares};
 
@@ -119,9 +121,11 @@ impl Lowering<'_> {
         let width = width_of(dy);
         let padding = op.padding.unwrap_or(u32::MAX);
         let constants = [("LANES", lanes_for(width))];
+        // A row looks for its token, then at every row, and at its own columns in each.
+        let most = rows_for_rounds(3 + width.div_ceil(lanes_for(width) as usize));
         for part in self.row_shards(&[table])? {
             let shards = self.row_shards(&[dy, tokens])?;
-            for shard in shards.iter().flat_map(|shard| split(shard, LOOP_ROWS)) {
+            for shard in shards.iter().flat_map(|shard| split(shard, most)) {
                 let params =
                     [shard.len() as u32, width as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
                 let bindings = [rows(dy, &shard), rows(tokens, &shard), rows(table, &part)];

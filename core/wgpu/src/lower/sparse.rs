@@ -1,6 +1,6 @@
 //! Ops on chosen elements of a weight.
 
-use super::{LOOP_ROWS, Lowering, code, elements, rows, split, width_of};
+use super::{Lowering, code, elements, rows, rows_for_rounds, split, width_of};
 use sparta_graph::ops::{SampledGrad, Sampling};
 
 /// Above this share of chosen elements the dense product is cheaper: a dot product per element reads two numbers from
@@ -21,7 +21,7 @@ impl Lowering<'_> {
         };
         for chosen in self.element_shards(&[index, g])? {
             let shards = self.row_shards(&[dy, x])?;
-            for shard in shards.iter().flat_map(|shard| split(shard, LOOP_ROWS)) {
+            for shard in shards.iter().flat_map(|shard| split(shard, rows_for_rounds(1))) {
                 let (dy, x) = (rows(dy, &shard), rows(x, &shard));
                 let (index, g) = (elements(index, &chosen), elements(g, &chosen));
                 let (scale, accumulate) = (op.scale.to_bits(), u32::from(shard.start > 0));

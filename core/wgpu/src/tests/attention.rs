@@ -4,7 +4,7 @@ use sparta_graph::ops::{Attention, AttentionDelta, AttentionGrad};
 
 /// Forward, delta and gradient of attention. The log-sum-exp that the gradient reads is near that of unit scores; the
 /// kernels need not know that it belongs to these scores.
-fn check(op: Attention, lengths: &[usize]) {
+pub(super) fn check(op: Attention, lengths: &[usize]) {
     let Some(mut bench) = bench() else { return };
     // Attention binds whole tensors, larger than the low limit here.
     bench.backends.truncate(1);
@@ -29,7 +29,7 @@ fn check(op: Attention, lengths: &[usize]) {
     bench.check_to(1e-5, AttentionGrad(op), &inputs);
 }
 
-fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
+pub(super) fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
     let scale = (head_dim as f32).sqrt().recip();
     Attention { heads, kv_heads, head_dim, scale, window: None, soft_cap: None, dropout: 0.0, salt: 0 }
 }

@@ -3,6 +3,7 @@
 mod attention;
 mod device;
 mod linear;
+mod long;
 mod optimizer;
 mod portable;
 mod rows;

@@ -104,6 +104,16 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
     match &adapter.kind {
         Kind::Model => Ok(unadapted(parameters)),
         Kind::Peft(lora) => {
+            for parameter in &parameters {
+                let Some(layer) = lora.layers.get(&parameter.name) else { continue };
+                if parameter.shape != [layer.output, layer.input] {
+                    let (dir, name, expected) = (adapter.dir.display(), &parameter.name, &parameter.shape);
+                    let got = [layer.output, layer.input];
+                    return Err(Error::Weights(format!(
+                        "{dir}: {name}: expected changes of {expected:?}, got {got:?}"
+                    )));
+                }
+            }
             let whole = adapter.values.keys().filter(|name| !name.contains(".lora_")).cloned();
             stored(Stored::lora(lora, whole, plugins)?, parameters)
         }

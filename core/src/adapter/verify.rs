@@ -19,10 +19,11 @@ pub struct MergeCheck {
     pub examples: usize,
     /// Largest absolute difference of a logit.
     pub largest_difference: f64,
-    /// What rounding can explain: 4 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
+    /// What rounding can explain: 8 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
     /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
-    /// arithmetic of inner products of k terms; S = sqrt(hidden) max |score * norm|, the largest possible logit.
-    /// Rounding errors of the matrices add up like a random walk, in standard deviations of at most (u + e) S.
+    /// arithmetic of inner products of k terms; S the largest norm of a row of score * norm. Rounding errors of the
+    /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
+    /// product with such a row, has an error of a standard deviation of at most sqrt(n) (u + e) S.
     pub bound: f64,
     /// Examples whose predicted class differs.
     pub other_class: usize,
@@ -83,11 +84,11 @@ pub fn check_merged<'a>(
     let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
     let arithmetic = 2f64.powi(-24) * inner.sqrt();
     let matrices = (7 * decoder.layers + 1) as f64;
-    let largest_logit = scale.largest_logit(decoder.hidden_size, decoder.norm_plus_one);
+    let row = scale.largest_row(decoder.hidden_size, decoder.norm_plus_one);
     Ok(MergeCheck {
         examples: examples.len(),
         largest_difference,
-        bound: 4.0 * matrices.sqrt() * (rounding + arithmetic) * largest_logit,
+        bound: 8.0 * matrices.sqrt() * (rounding + arithmetic) * row,
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }
@@ -103,7 +104,7 @@ fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     }
 }
 
-/// The head and the final norm, which bound the logits.
+/// The head and the final norm, through which errors of the hidden state become errors of logits.
 #[derive(Default)]
 struct Scale {
     head: Vec<f32>,
@@ -121,12 +122,12 @@ impl Scale {
         Ok(())
     }
 
-    /// A logit is the product of a row of the head with normalised values of norm sqrt(hidden) times the norm's weight.
-    fn largest_logit(&self, hidden: usize, plus_one: bool) -> f64 {
+    /// Largest norm of a row of the head times the norm's weight.
+    fn largest_row(&self, hidden: usize, plus_one: bool) -> f64 {
         let weight = |w: f32| f64::from(w) + if plus_one { 1.0 } else { 0.0 };
         let row =
             |row: &[f32]| row.iter().zip(&self.norm).map(|(&s, &w)| (f64::from(s) * weight(w)).powi(2)).sum::<f64>();
         let largest = self.head.chunks(hidden).map(row).fold(0.0, f64::max);
-        (hidden as f64 * largest).sqrt()
+        largest.sqrt()
     }
 }

@@ -85,9 +85,18 @@ impl Tensors {
         Ok(())
     }
 
-    /// The memory in which plans keep their intermediate tensors.
+    /// The memory in which plans keep their intermediate tensors, in place of what it was before: plans bound to that
+    /// must have been released.
     pub fn alloc_arena(&mut self, bytes: usize) -> Result<()> {
+        if let Some(old) = self.by_name.remove(ARENA) {
+            self.device.free(old.buffer);
+        }
         self.alloc(ARENA, DType::F32, bytes.div_ceil(4), MemoryKind::Activations)
+    }
+
+    /// Bytes of the arena.
+    pub fn arena(&self) -> usize {
+        self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
     }
 
     pub fn arena_bytes(&self) -> usize {

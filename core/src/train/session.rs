@@ -336,14 +336,22 @@ impl Session {
         self.clock += 1;
         let plan = match self.plans.get(&purpose) {
             Some(&(plan, _)) => plan,
-            None => {
-                self.forget_oldest_plan();
-                let graph = self.setup.graphs().build(purpose)?;
-                self.tensors.prepare(&Plan::build(&graph, self.in_place))?
-            }
+            None => self.prepare(purpose)?,
         };
         self.plans.insert(purpose, (plan, self.clock));
         self.tensors.run(plan)
+    }
+
+    fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {
+        let graph = self.setup.graphs().build(purpose)?;
+        let plan = Plan::build(&graph, self.in_place);
+        if plan.arena > self.tensors.arena() {
+            // Best-fit placement may need a little more for a smaller batch than for the largest.
+            self.forget_plans();
+            self.tensors.alloc_arena(plan.arena)?;
+        }
+        self.forget_oldest_plan();
+        self.tensors.prepare(&plan)
     }
 
     fn forget_plans(&mut self) {

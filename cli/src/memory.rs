@@ -13,9 +13,9 @@ const CLASSES: usize = 2;
 
 pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let model = args.model.ok_or_else(|| {
-        Error::Usage("--model is missing: a model directory, or the config.json of a model".into())
-    })?;
+    let model = args
+        .model
+        .ok_or_else(|| Error::Usage("--model is missing: a model directory, or the config.json of a model".into()))?;
     let classes = match &args.task {
         Some(task) => plugins.task(task)?.1.labels.len(),
         None => CLASSES,

@@ -64,6 +64,11 @@ impl PaperMemory {
             table: SPARSITIES.iter().map(row).collect(),
         }
     }
+
+    /// Whether SpaRTA could train as many parameters at all: not none of them and not all.
+    pub fn is_sparse(&self) -> bool {
+        self.trained > 0 && self.trained < self.parameters
+    }
 }
 
 /// Bits per parameter at a sparsity, 0 meaning full fine-tuning.
@@ -91,7 +96,7 @@ impl fmt::Display for PaperMemory {
         if billions >= 1.0 {
             line(f, &format!("GB for P = {billions:.0}e9, as in Table 1"), row(billions / 8.0, 1))?;
         }
-        if self.trained > 0 {
+        if self.is_sparse() {
             let [full, sparse, adapter] = [self.full, self.sparse, self.adapter].map(|bytes| bytes as f64 / 1e9);
             let k = thousands(self.trained);
             write!(f, "\n  with k = {k}: {sparse:.2} GB, full fine-tuning {full:.2} GB, adapter {adapter:.3} GB")?;
@@ -146,11 +151,7 @@ pub struct MemoryPlan {
 ///
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = if request.model.is_dir() {
-        Decoder::open(&request.model)?
-    } else {
-        Decoder::read(&request.model)?
-    };
+    let decoder = if request.model.is_dir() { Decoder::open(&request.model)? } else { Decoder::read(&request.model)? };
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(method.info(), &given.collect())?;

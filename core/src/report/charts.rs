@@ -9,10 +9,8 @@ const POINTS: usize = 400;
 
 /// Training loss, dev loss, dev metrics, learning rate, gradient norm; a chart without any point is left out.
 pub fn charts(runs: &[RunData]) -> Vec<Chart> {
-    let mut charts = vec![
-        steps(runs, "training loss", |step| step.loss),
-        evals(runs, "dev loss", |eval| Some(eval.metrics.loss)),
-    ];
+    let mut charts =
+        vec![steps(runs, "training loss", |step| step.loss), evals(runs, "dev loss", |eval| Some(eval.metrics.loss))];
     let mut metrics: Vec<&String> =
         runs.iter().flat_map(|run| &run.evals).flat_map(|eval| eval.metrics.scores.keys()).collect();
     metrics.sort();
@@ -46,9 +44,6 @@ fn evals(runs: &[RunData], title: &str, value: impl Fn(&EvalReport) -> Option<f6
 }
 
 fn chart(title: String, runs: &[RunData], points: impl Fn(&RunData) -> Vec<(f64, f64)>) -> Chart {
-    let line = |(i, run): (usize, &RunData)| Series {
-        points: points(run),
-        colour: colour(i),
-    };
+    let line = |(i, run): (usize, &RunData)| Series { points: points(run), colour: colour(i) };
     Chart { title, x_label: "step".into(), log_y: false, series: runs.iter().enumerate().map(line).collect() }
 }

@@ -85,8 +85,9 @@ fn confusion(run: &RunData, metrics: &Metrics) -> Value {
         let total: u64 = counts.iter().sum();
         let share = |count: u64| if total == 0 { 0.0 } else { count as f64 / total as f64 };
         let cells = counts.iter().enumerate().map(|(j, &count)| {
-            let percent = format!("{:.0}", 100.0 * share(count));
-            context! { count => thousands(count), percent, right => i == j }
+            // Half as opaque as the share, so that text stays readable.
+            let (percent, shade) = (format!("{:.0}", 100.0 * share(count)), format!("{:.0}", 50.0 * share(count)));
+            context! { count => thousands(count), percent, shade, right => i == j }
         });
         context! { label => run.plan.labels.get(i).map(String::as_str), cells => cells.collect::<Vec<_>>() }
     };
@@ -148,8 +149,10 @@ fn memory_totals(run: &RunData) -> Vec<(String, String)> {
         rows.extend(result.peak_resident.map(|bytes| ("peak of the process".into(), megabytes(bytes))));
     }
     let paper = &run.plan.paper;
-    rows.push(("the paper's count, 16 P + 96 k bits".into(), megabytes(paper.sparse)));
-    rows.push(("the same for full fine-tuning, 64 P bits".into(), megabytes(paper.full)));
+    if paper.is_sparse() {
+        rows.push(("the paper's count, 16 P + 96 k bits".into(), megabytes(paper.sparse)));
+    }
+    rows.push(("the paper's count for full fine-tuning, 64 P bits".into(), megabytes(paper.full)));
     rows
 }
 
@@ -183,5 +186,17 @@ fn duration(seconds: f64) -> String {
         0..=99 => format!("{seconds:.1} s"),
         100..=5999 => format!("{} min {} s", whole / 60, whole % 60),
         _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_for_people() {
+        let options = serde_json::json!({"density": 0.05, "targets": "all"});
+        assert_eq!(plain(&options), "density 0.05, targets all");
+        assert_eq!([3.21, 100.0, 7384.0].map(duration), ["3.2 s", "1 min 40 s", "2 h 3 min"]);
     }
 }

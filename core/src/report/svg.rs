@@ -89,10 +89,10 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
     let y = range(all().map(|point| point.1), 0.05);
     let text = |size: f64| ("sans-serif", size).into_font().color(&BLACK);
     let mut context = ChartBuilder::on(area)
-        .caption(&chart.title, text(15.0))
+        .caption(&chart.title, text(17.0))
         .margin(8)
-        .x_label_area_size(38)
-        .y_label_area_size(52)
+        .x_label_area_size(42)
+        .y_label_area_size(56)
         .build_cartesian_2d(x, y)?;
     let x_labels = |value: &f64| label(*value);
     let y_labels = |value: &f64| if chart.log_y { label(10f64.powf(*value)) } else { label(*value) };
@@ -102,8 +102,8 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
         .axis_style(BLACK.mix(0.5))
         .bold_line_style(BLACK.mix(0.15))
         .light_line_style(TRANSPARENT)
-        .label_style(text(12.0))
-        .axis_desc_style(text(12.0))
+        .label_style(text(14.0))
+        .axis_desc_style(text(14.0))
         .x_labels(8)
         .y_labels(6)
         .x_label_formatter(&x_labels)
@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn labels_are_short() {
-        let cases = [(0.0, "0"), (0.25, "0.25"), (1200.0, "1200"), (3e-5, "3e-5"), (-0.0001, "-1e-4"), (2.5e7, "2.5e7")];
+        let cases =
+            [(0.0, "0"), (0.25, "0.25"), (1200.0, "1200"), (3e-5, "3e-5"), (-0.0001, "-1e-4"), (2.5e7, "2.5e7")];
         for (value, expected) in cases {
             assert_eq!(label(value), expected);
         }

@@ -144,8 +144,11 @@ impl fmt::Display for RunPlan {
             .map(|(kind, bytes)| format!("{} {}", kind.title(), megabytes(bytes)))
             .collect();
         writeln!(f, "memory     {} on the device: {}", megabytes(self.total_memory()), memory.join(", "))?;
-        let (sparse, full) = (megabytes(self.paper.sparse), megabytes(self.paper.full));
-        write!(f, "paper      {sparse} by its equation (1) for as many trained parameters, {full} for full fine-tuning")
+        let sparse = match self.paper.is_sparse() {
+            true => format!("{} by its equation (1) for as many trained parameters, ", megabytes(self.paper.sparse)),
+            false => String::new(),
+        };
+        write!(f, "paper      {sparse}{} for full fine-tuning", megabytes(self.paper.full))
     }
 }
 

@@ -60,8 +60,8 @@ fn v_at(row: u32, head: u32, d: u32) -> f32 {
     return v[(row * p.kv_heads + head) * HEAD_DIM + d];
 }
 
-// Elements of a tile that a thread loads. Loops of constant length, 8 at most, are unrolled, which keeps the rounds of a
-// thread low: llvmpipe ends all loops after 65,535 in total.
+// Elements of a tile that a thread loads. Loops of constant length, 8 at most, are unrolled, which keeps the rounds of
+// a thread low: llvmpipe ends all loops after 65,535 in total.
 const LOADS: u32 = TILE * TILE / LANES;
 
 // Adds left^T right, both stored [d][row].

@@ -7,7 +7,8 @@ use super::special;
 use crate::{Error, Result};
 use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, context};
+use minijinja::{Environment, ErrorKind, State, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -73,14 +74,14 @@ impl ChatTemplate {
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_method);
         environment.set_formatter(|out, _, value| Ok(python(out, value, false)?));
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", |value: Value| text(&value));
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(now, format));
         let shows_date = template.contains("strftime_now");
-        let template = without_generation_marks(template);
+        let template = without_continued_lines(&without_generation_marks(template));
         environment.add_template_owned(NAME, template).map_err(|e| fail(format!("is not understood: {e}")))?;
         Ok(ChatTemplate { environment, tokens, source, shows_date })
     }
@@ -148,6 +149,37 @@ fn without_generation_marks(template: &str) -> String {
             end.replace_all(&template, "{%$a endif $b%}").into_owned()
         }
         _ => template.to_owned(),
+    }
+}
+
+/// A backslash at the end of a line in a text of a tag joins the lines, as in Python.
+fn without_continued_lines(template: &str) -> String {
+    match regex::Regex::new(r"(?s)\{[%{].*?[%}]\}") {
+        Ok(tag) => tag.replace_all(template, |tag: &regex::Captures| tag[0].replace("\\\n", "")).into_owned(),
+        Err(_) => template.to_owned(),
+    }
+}
+
+/// Methods of Python's values: those of minijinja-contrib, and some more of texts.
+fn python_method(
+    state: &State,
+    value: &Value,
+    method: &str,
+    args: &[Value],
+) -> std::result::Result<Value, minijinja::Error> {
+    let (Some(text), Some(part)) = (value.as_str(), args.first().and_then(Value::as_str)) else {
+        return unknown_method_callback(state, value, method, args);
+    };
+    match (method, args.len()) {
+        ("removeprefix", 1) => Ok(text.strip_prefix(part).unwrap_or(text).into()),
+        ("removesuffix", 1) => Ok(text.strip_suffix(part).unwrap_or(text).into()),
+        ("rsplit", 1 | 2) if !part.is_empty() => {
+            let most = args.get(1).and_then(|n| usize::try_from(n.clone()).ok()).unwrap_or(usize::MAX - 1);
+            let mut parts: Vec<&str> = text.rsplitn(most.saturating_add(1), part).collect();
+            parts.reverse();
+            Ok(Value::from_serialize(parts))
+        }
+        _ => unknown_method_callback(state, value, method, args),
     }
 }
 
@@ -278,7 +310,7 @@ fn python(out: &mut dyn Write, value: &Value, repr: bool) -> fmt::Result {
             }
             out.write_char('}')
         }
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             out.write_char('[')?;
             for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.write_str(if i > 0 { ", " } else { "" })?;
@@ -351,7 +383,7 @@ mod tests {
             check(&case, &ChatTemplate::new(template, case.tokens.clone(), case.name.clone(), 0).unwrap());
             checked += 1;
         }
-        assert_eq!(checked, 30);
+        assert_eq!(checked, 33);
     }
 
     #[test]

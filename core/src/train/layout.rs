@@ -216,26 +216,29 @@ pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result
 
 /// First values of a head that the checkpoint does not have, `[classes, hidden]`.
 fn new_head(weights: &Weights, setup: &Setup, parameter: &Parameter) -> Result<Vec<f32>> {
-    let rows = match &setup.head_init {
+    match &setup.head_init {
         HeadInit::Normal { std } => {
-            let init = Init::Normal { std: *std };
-            return Ok(initial(setup.seed, &parameter.name, &parameter.shape, init));
+            Ok(initial(setup.seed, &parameter.name, &parameter.shape, Init::Normal { std: *std }))
         }
-        HeadInit::VocabularyRows(rows) => rows,
-    };
-    let name = if setup.decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.tied_embeddings, rows),
+    }
+}
+
+/// Rows of the vocabulary head, or of the embeddings where it is tied to them.
+fn vocabulary_rows(weights: &Weights, tied: bool, rows: &[u32]) -> Result<Vec<f32>> {
+    let name = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
     let error = |what: String| Error::Weights(format!("{}: {what}", weights.dir().display()));
     let head = weights.get(name).ok_or_else(|| {
         error(format!(
             "the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"
         ))
     })?;
-    let width = setup.decoder.hidden_size * head.dtype.size();
-    let mut values = Vec::with_capacity(rows.len() * setup.decoder.hidden_size);
+    let width = head.shape.iter().skip(1).product::<usize>() * head.dtype.size();
+    let mut values = Vec::new();
     for &row in rows {
         let bytes = head.bytes.get(row as usize * width..(row as usize + 1) * width);
-        let bytes = bytes.ok_or_else(|| error(format!("{name} is {:?}, it has no row {row}", head.shape)))?;
-        values.extend(as_f32(parameter, head.dtype, bytes)?);
+        let row = bytes.and_then(|bytes| to_f32(head.dtype, bytes));
+        values.extend(row.ok_or_else(|| error(format!("{name} is {:?}, it has no such row", head.shape)))?);
     }
     Ok(values)
 }
@@ -264,4 +267,36 @@ fn pick(parameter: &Parameter, dtype: DType, bytes: &[u8], indices: &[u32]) -> R
 /// Where each row's elements begin among ascending flat indices: `[rows + 1]`.
 pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
     (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{Dtype, OutTensor, save};
+
+    #[test]
+    fn a_head_can_begin_as_rows_of_the_vocabulary_head() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |name: &str, values: [f32; 6]| OutTensor {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: vec![3, 2],
+            bytes: bytemuck::cast_slice(&values).to_vec().into(),
+        };
+        let tensors = [
+            tensor("model.embed_tokens.weight", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
+            tensor("lm_head.weight", [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]),
+        ];
+        let path = dir.path().join("model.safetensors");
+        save(&path, &tensors, &BTreeMap::new()).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert_eq!(vocabulary_rows(&weights, true, &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!(vocabulary_rows(&weights, false, &[1]).unwrap(), [12.0, 13.0]);
+        assert!(vocabulary_rows(&weights, false, &[3]).unwrap_err().to_string().contains("lm_head.weight is [3, 2]"));
+        save(&path, &tensors[..1], &BTreeMap::new()).unwrap();
+        let bare = Weights::open(dir.path()).unwrap();
+        assert!(
+            vocabulary_rows(&bare, false, &[1]).unwrap_err().to_string().contains("lm_head.weight, which is missing")
+        );
+    }
 }

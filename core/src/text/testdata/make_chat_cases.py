@@ -54,6 +54,20 @@ TEMPLATES = {
     {%- endif %}
 {%- endif %}
 """,
+    "continued lines": """{%- set system = "First.\\
+Second.\\
+\\
+Third: \\"x\\"." %}\\
+{{ bos_token }}{{ system }}
+{%- set ns = namespace(kept=[]) %}
+{%- for message in messages %}
+    {%- if message["role"] not in ["tool"] and not message.get("tool_calls") %}
+        {%- set ns.kept = ns.kept + [message["role"]] %}
+    {%- endif %}
+{%- endfor %}
+{{ ns.kept }} {{ ns.kept | length }}
+{{- messages[-1].content.removeprefix("H").removesuffix("i") }}{{ "a-b-c".rsplit("-", 1) }}{{ "a-b-c".rsplit("-")[0] }}
+""",
     "python values": """{{ none }} {{ true }} {{ [1, 'a', none, {'k': "it's"}] }} {{ 1.5 }} {{ tools }} {{ messages | tojson }}
 {{ messages | tojson(indent=2) }} {{ {'b': 1, 'a': [true, none, 'ü"\\n<']} | tojson }} {{ unknown }}
     {% if not tools is defined or tools is none %}

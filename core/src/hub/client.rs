@@ -184,13 +184,13 @@ impl Client {
             {
                 let hint = match self.similar(repo) {
                     Some(near) => format!("did you mean {near}?"),
-                    None => "check the name".into(),
+                    None => "check the name.".into(),
                 };
                 let private = match &self.token {
-                    None => format!("if it is private, {tokens}"),
-                    Some(_) => "if it is private, the account of your token may not see it".into(),
+                    None => format!("If it is private, {tokens}"),
+                    Some(_) => "If it is private, the account of your token may not see it".into(),
                 };
-                format!("there is no {noun} {id} at {endpoint}, nor a directory of that name: {hint} Or, {private}")
+                format!("there is no {noun} {id} at {endpoint}, nor a directory of that name: {hint} {private}")
             }
             StatusCode::UNAUTHORIZED if self.token.is_some() => {
                 format!("{what}: the hub does not accept your token{said}; {tokens}, or unset it")

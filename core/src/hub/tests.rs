@@ -184,7 +184,7 @@ fn send(mut stream: TcpStream, state: &mut State, request: &Request, mut body: V
 }
 
 fn weights() -> Vec<u8> {
-    (0..3_000_000u32).map(|i| (i * i >> 7) as u8).collect()
+    (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect()
 }
 
 fn model() -> BTreeMap<String, Vec<u8>> {

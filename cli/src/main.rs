@@ -27,6 +27,11 @@ use std::process::ExitCode;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Mesa prints an error where this is not set, as in most containers.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        // SAFETY: the process has no other thread yet.
+        unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
+    }
     let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
     match outcome {

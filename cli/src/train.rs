@@ -22,7 +22,7 @@ pub fn run(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resul
     let config = config(args, method_options, plugins)?;
     handle_interrupts();
     let mut progress = Progress::new(output);
-    let result = run::run(&config, plugins, devices.open(&device)?, start, &mut progress);
+    let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut progress);
     progress.finish();
     let result = result?;
     output.say(summary(&result))?;
@@ -45,6 +45,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
     if let Some(run) = &args.resume {
         return RunConfig::of_run(run);
     }
+    let instruct = instruct(&args)?;
     let model = args.model.ok_or_else(|| {
         Error::Usage(
             "--model is missing: the directory of the model that the data is for, in the Hugging Face layout".into(),
@@ -58,7 +59,6 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         ids.join(", ")
     };
     let task = args.task.ok_or_else(|| Error::Usage(format!("--task is missing: one of {}", tasks())))?;
-    let instruct = instruct(&args)?;
     let model = hub::model(model, args.revision.as_deref())?;
     let data = hub::data(data, &task)?;
     let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{}", args.method)));

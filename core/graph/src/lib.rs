@@ -6,6 +6,7 @@ pub mod backend;
 pub mod dtype;
 pub mod graph;
 pub mod ops;
+pub mod philox;
 pub mod plan;
 pub mod recompute;
 
@@ -14,5 +15,6 @@ pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, PlanI
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::Op;
+pub use philox::philox4x32_10;
 pub use plan::{Call, Operand, Place, Plan};
 pub use recompute::recompute;

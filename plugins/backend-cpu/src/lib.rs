@@ -4,11 +4,11 @@
 mod backend;
 mod bind;
 mod device;
+mod draw;
 mod floats;
 mod kernels;
 mod memory;
 mod parallel;
-mod philox;
 mod plugin;
 mod real;
 mod segments;

@@ -60,7 +60,7 @@ fn decode(dtype: DType, data: &[u8]) -> Vec<f64> {
 
 /// Numbers between -1 and 1 that f32 holds exactly.
 pub fn random(n: usize, seed: u64) -> Vec<f64> {
-    let draw = |i| crate::philox::philox([seed as u32, 7], [i as u32, 0, 0, 0])[0];
+    let draw = |i| sparta_graph::philox4x32_10([i as u32, 0, 0, 0], [seed as u32, 7])[0];
     (0..n).map(|i| (draw(i) >> 8) as f64 * 2f64.powi(-23) - 1.0).collect()
 }
 

@@ -1,11 +1,12 @@
 use crate::bind::{Io, Kernel};
+use crate::draw::threshold;
 use crate::memory::{Need, Ptr};
 use crate::parallel::tasks;
-use crate::philox::{philox, threshold};
 use crate::real::{Matrix, Operand, Real};
 use crate::segments::segments;
 use crate::simd::simd;
 use sparta_graph::ops::Attention;
+use sparta_graph::philox4x32_10;
 use std::ops::Range;
 
 /// Query rows of a block. Scores of a block are stored transposed, `[keys, QUERIES]`: every step of the softmax then
@@ -243,7 +244,7 @@ simd! {
 /// What dropout multiplies the probability of (key, query) by.
 #[inline(always)]
 pub fn factor<T: Real>(key: usize, query: usize, head: usize, dropout: Dropout<T>) -> T {
-    let draw = philox(dropout.key, [key as u32, query as u32, head as u32, dropout.salt])[0];
+    let draw = philox4x32_10([key as u32, query as u32, head as u32, dropout.salt], dropout.key)[0];
     if draw < dropout.dropped { T::ZERO } else { dropout.keep }
 }
 
@@ -296,7 +297,7 @@ pub mod tests {
             let mut factor = 1.0;
             if op.dropout > 0.0 {
                 let key = inputs[4].words();
-                let draw = philox([key[0], key[1]], [j as u32, t as u32, h as u32, op.salt])[0];
+                let draw = philox4x32_10([j as u32, t as u32, h as u32, op.salt], [key[0], key[1]])[0];
                 let dropped = (draw as f64) * 2f64.powi(-32) < op.dropout as f64;
                 factor = if dropped { 0.0 } else { 1.0 / (1.0 - op.dropout as f64) };
             }

@@ -1,9 +1,10 @@
 use crate::bind::{Io, Kernel};
+use crate::draw::threshold;
 use crate::parallel::{GRAIN, chunks};
-use crate::philox::{philox, threshold};
 use crate::real::Real;
 use crate::simd::simd;
 use sparta_graph::ops::Dropout;
+use sparta_graph::philox4x32_10;
 
 pub fn prepare<T: Real>(op: &Dropout, io: &Io) -> Result<Kernel, String> {
     let (x, rng, y, n) = (io.real::<T>(0)?, io.words(1)?, io.output::<T>(0)?, io.numel(0)?);
@@ -29,7 +30,7 @@ simd! {
         for start in (0..n).step_by(4 * GROUP) {
             let mut draws = [[0; 4]; GROUP];
             for (g, draw) in draws.iter_mut().enumerate() {
-                *draw = philox(key, [first + (start / 4 + g) as u32, salt, 0, 0]);
+                *draw = philox4x32_10([first + (start / 4 + g) as u32, salt, 0, 0], key);
             }
             for (l, draw) in draws.as_flattened().iter().enumerate().take(n - start) {
                 let kept = if *draw < dropped { T::ZERO } else { keep };
@@ -50,7 +51,7 @@ mod tests {
         for n in [1, 5, 130, 40_000] {
             let (x, rng) = (Tensor::random(DType::F32, &[n], 1), Tensor::u32(&[4], &[11, 12, 13, 14]));
             let of = |(i, x): (usize, &f64)| {
-                let draw = philox([11, 12], [i as u32 / 4, 9, 0, 0])[i % 4];
+                let draw = philox4x32_10([i as u32 / 4, 9, 0, 0], [11, 12])[i % 4];
                 if (draw as f64) * 2f64.powi(-32) < 0.25 { 0.0 } else { x / 0.75 }
             };
             let expected = x.values().iter().enumerate().map(of).collect();

@@ -2,6 +2,7 @@
 
 use crate::args::{DeviceArgs, SavedType};
 use crate::devices;
+use crate::hub;
 use crate::output::{Output, bytes, table};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -71,11 +72,8 @@ pub struct ExportArgs {
     adapter: PathBuf,
     /// peft: a LoRA directory of PEFT; sparse-deltas: sparse_deltas.safetensors with indices; with-indices: our own, with
     /// the indices that are otherwise drawn from the seed
-    #[arg(long, value_name = "NAME", required_unless_present = "with_indices")]
-    format: Option<FormatArg>,
-    /// The same as --format with-indices
-    #[arg(long, conflicts_with = "format")]
-    with_indices: bool,
+    #[arg(long, value_name = "NAME")]
+    format: FormatArg,
     /// New directory for the adapter
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -132,7 +130,7 @@ pub fn run(command: AdapterCommand, plugins: &PluginSet) -> Result<()> {
 
 fn merge(args: MergeArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let applied = Applied::open(&args.adapter, args.model.as_deref(), plugins)?;
+    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
     let device = devices::open(&args.device.device, plugins)?;
     let request = MergeRequest { out: args.out, dtype: args.dtype.into(), shard_bytes: args.shard_size };
     let merged = adapter::merge(&applied, &request, device)?;
@@ -150,11 +148,11 @@ struct Exported<'a> {
 fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.json);
     let format = match args.format {
-        Some(FormatArg::Peft) => ExportFormat::Peft,
-        Some(FormatArg::SparseDeltas) => ExportFormat::SparseDeltas,
-        Some(FormatArg::WithIndices) | None => ExportFormat::WithIndices,
+        FormatArg::Peft => ExportFormat::Peft,
+        FormatArg::SparseDeltas => ExportFormat::SparseDeltas,
+        FormatArg::WithIndices => ExportFormat::WithIndices,
     };
-    let applied = Applied::open(&args.adapter, args.model.as_deref(), plugins)?;
+    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
     adapter::export(&applied, format, &args.out)?;
     output.say(format!("saved      {}", args.out.display()))?;
     output.result(&Exported { out: &args.out })
@@ -170,7 +168,7 @@ fn session(applied: &Applied, device: &str, plugins: &PluginSet) -> Result<Optio
 
 fn info(args: InfoArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let applied = Applied::open(&args.adapter, args.model.as_deref(), plugins)?;
+    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
     let info = adapter::info(&applied, session(&applied, &args.device.device, plugins)?)?;
     output.say(describe(&info))?;
     output.result(&info)
@@ -205,7 +203,7 @@ fn describe(info: &Info) -> String {
 fn diff(args: DiffArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
     let open = |path: &Path| -> Result<(Applied, Option<Session>)> {
-        let applied = Applied::open(path, args.model.as_deref(), plugins)?;
+        let applied = Applied::open(path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
         let session = session(&applied, &args.device.device, plugins)?;
         Ok((applied, session))
     };

@@ -2,6 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::devices;
+use crate::hub;
 use crate::output::Output;
 use sparta_core::analysis::memory::{self, MemoryRequest};
 use sparta_core::plugin::PluginSet;
@@ -21,7 +22,7 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         None => CLASSES,
     };
     let request = MemoryRequest {
-        model,
+        model: hub::model(model, args.revision.as_deref())?,
         method: args.method,
         method_options,
         classes,

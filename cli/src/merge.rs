@@ -3,6 +3,7 @@
 use crate::adapter::{size, unused};
 use crate::args::{DeviceArgs, at_least};
 use crate::devices;
+use crate::hub;
 use crate::output::{Output, bytes, table};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -111,7 +112,7 @@ pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()
     let mut opened = Vec::new();
     let mut examples = Vec::new();
     for path in &args.adapters {
-        let adapted = Adapted::open(path, args.model.as_deref(), plugins)?;
+        let adapted = Adapted::open(path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
         if let Strategy::Fisher { examples: count, .. } = &strategy {
             let (split, max_examples) = ("dev".to_owned(), Some(*count));
             let request = EvalRequest { split, head: None, task: None, data: None, max_examples };

@@ -1,5 +1,6 @@
 //! `sparta-cli rank`.
 
+use crate::hub;
 use crate::output::Output;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,10 +11,10 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct RankArgs {
-    /// Model directory before the training
+    /// Model directory or ORG/NAME before the training
     #[arg(value_name = "BASE")]
     base: PathBuf,
-    /// Model directory after it: the whole model, not an adapter
+    /// Model directory or ORG/NAME after it: the whole model, not an adapter
     #[arg(value_name = "TUNED")]
     tuned: PathBuf,
     /// Singular values up to sigma_max * max(rows, columns) * eps count as zero; whose eps
@@ -37,7 +38,8 @@ enum PrecisionArg {
 
 pub fn rank(args: RankArgs) -> Result<()> {
     let output = Output::new(args.json);
-    let (base, tuned) = (Weights::open(&args.base)?, Weights::open(&args.tuned)?);
+    let open = |model| Weights::open(hub::model(model, None)?);
+    let (base, tuned) = (open(args.base)?, open(args.tuned)?);
     let precision = match args.precision {
         PrecisionArg::F32 => Precision::F32,
         PrecisionArg::Stored => Precision::Stored,

@@ -143,12 +143,12 @@ pub unsafe fn store_block<E: Copy>(y: *mut E, i: usize, n: usize, block: &[E; BL
 /// Independent partial sums of a reduction: the order of additions is the same for every instruction set.
 pub const LANES: usize = 32;
 
-/// The sum of the lanes, pairwise.
+/// The sum of the lanes, pairwise; N is a power of two.
 #[inline(always)]
-pub fn sum_lanes<T: crate::real::Real>(lanes: [T; LANES]) -> T {
+pub fn sum_lanes<T: crate::real::Real, const N: usize>(lanes: [T; N]) -> T {
     // Without the barrier the compiler shapes the whole loop after the last step here, two lanes wide.
     let mut lanes = std::hint::black_box(lanes);
-    let mut width = LANES / 2;
+    let mut width = N / 2;
     while width > 0 {
         for l in 0..width {
             lanes[l] += lanes[l + width];

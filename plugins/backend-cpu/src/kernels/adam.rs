@@ -21,7 +21,7 @@ pub fn prepare<T: Real>(op: &Adam, io: &Io) -> Result<Kernel, String> {
             eps: T::from_f32(op.eps),
             decay: step[step::LR] * T::from_f32(op.weight_decay),
             rate: step[step::LR] / step[step::BIAS_1],
-            bias2: step[step::BIAS_2],
+            unbias2: T::ONE / step[step::BIAS_2],
         };
         chunks(n, GRAIN, |c| {
             // SAFETY: chunks of tensors of n elements.
@@ -39,18 +39,19 @@ struct Rates<T> {
     decay: T,
     /// Learning rate over the bias correction of the first moment.
     rate: T,
-    bias2: T,
+    /// 1 over the bias correction of the second moment.
+    unbias2: T,
 }
 
 simd! {
     unsafe fn update<T: Real>(n: usize, p: *mut T, m: *mut T, v: *mut T, grad: *const T, rates: &Rates<T>) {
-        let Rates { clip, beta1, beta2, eps, decay, rate, bias2 } = *rates;
+        let Rates { clip, beta1, beta2, eps, decay, rate, unbias2 } = *rates;
         let (p_out, m_out, v_out) = (p, m, v);
         map!(n, |p, m, v, grad| -> p_out, m_out, v_out {
             let g = clip * grad;
             let m = beta1 * m + (T::ONE - beta1) * g;
             let v = beta2 * v + (T::ONE - beta2) * g * g;
-            (p - decay * p - rate * m / ((v / bias2).sqrt() + eps), m, v)
+            (p - decay * p - rate * m / ((v * unbias2).sqrt() + eps), m, v)
         })
     }
 }

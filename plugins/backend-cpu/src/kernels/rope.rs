@@ -3,7 +3,7 @@ use crate::memory::Need;
 use crate::parallel;
 use crate::real::Real;
 use crate::segments::segments;
-use crate::simd::{map, simd};
+use crate::simd::simd;
 use sparta_graph::ops::Rope;
 
 pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
@@ -23,10 +23,7 @@ pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
                 // SAFETY: heads of row `row`, and the row of its position in the table, which was checked.
                 unsafe {
                     let angles = table.at((row - *spans.at(2 * row) as usize) * head_dim);
-                    for head in (0..columns).step_by(head_dim) {
-                        let at = row * columns + head;
-                        rotate(half, x.at(at), angles, direction, y.at(at));
-                    }
+                    rotate(columns / head_dim, half, x.at(row * columns), angles, direction, y.at(row * columns));
                 }
             }
         });
@@ -34,15 +31,43 @@ pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
     }))
 }
 
+/// Elements that are rotated together.
+const LANES: usize = 8;
+
 simd! {
-    /// `angles` are n cosines and n sines.
-    unsafe fn rotate<T: Real>(n: usize, x: *const T, angles: *const T, direction: T, y: *mut T) {
-        let (first, second, cosine, sine) = (x, x.add(n), angles, angles.add(n));
-        let (first_out, second_out) = (y, y.add(n));
-        map!(n, |first, second, cosine, sine| -> first_out, second_out {
-            let sine = direction * sine;
-            (first * cosine - second * sine, second * cosine + first * sine)
-        })
+    /// One row of heads of `2 * half` elements; `angles` are `half` cosines and as many sines. y may be x.
+    unsafe fn rotate<T: Real>(heads: usize, half: usize, x: *const T, angles: *const T, direction: T, y: *mut T) {
+        let whole = half / LANES * LANES;
+        for head in 0..heads {
+            let (x, y) = (x.add(2 * half * head), y.add(2 * half * head));
+            for i in (0..whole).step_by(LANES) {
+                rotate_block::<T, LANES>(half, x.add(i), angles.add(i), direction, y.add(i));
+            }
+            for i in whole..half {
+                rotate_block::<T, 1>(half, x.add(i), angles.add(i), direction, y.add(i));
+            }
+        }
+    }
+}
+
+/// N elements and those `half` further on.
+///
+/// # Safety
+/// The elements and their angles lie in the tensors.
+#[inline(always)]
+unsafe fn rotate_block<T: Real, const N: usize>(half: usize, x: *const T, angles: *const T, direction: T, y: *mut T) {
+    // SAFETY: the caller vouches for the elements.
+    unsafe {
+        let load = |at: *const T| at.cast::<[T; N]>().read_unaligned();
+        let (a, b, cosine, sine) = (load(x), load(x.add(half)), load(angles), load(angles.add(half)));
+        let (mut first, mut second) = ([T::ZERO; N], [T::ZERO; N]);
+        for l in 0..N {
+            let sine = direction * sine[l];
+            first[l] = a[l] * cosine[l] - b[l] * sine;
+            second[l] = b[l] * cosine[l] + a[l] * sine;
+        }
+        y.cast::<[T; N]>().write_unaligned(first);
+        y.add(half).cast::<[T; N]>().write_unaligned(second);
     }
 }
 

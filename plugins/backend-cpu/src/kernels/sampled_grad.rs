@@ -2,12 +2,12 @@ use crate::bind::{Io, Kernel};
 use crate::memory::{Need, Ptr, Scratch};
 use crate::parallel::{chunks, try_tasks};
 use crate::real::{Matrix, Operand, Real};
-use crate::simd::{dot, simd};
+use crate::simd::{simd, sum_lanes};
 use sparta_graph::ops::{SampledGrad, Sampling};
 use std::ops::Range;
 
 /// The density from which `Sampling::Auto` computes whole tiles (measured, see benches/cpu_kernels.rs).
-const TILED_FROM: f64 = 0.15;
+const TILED_FROM: f64 = 0.18;
 
 pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
     let ((t, rows), (_, columns), n) = (io.matrix(0)?, io.matrix(1)?, io.numel(2)?);
@@ -99,19 +99,37 @@ impl<T: Real> Choice<T> {
             transpose(self.x, columns, first..first + deep, x_t);
             try_tasks(rows.div_ceil(ROWS), |task| {
                 for row in task * ROWS..rows.min((task + 1) * ROWS) {
-                    let (start, chosen) = self.row(row);
-                    for (i, &index) in chosen.iter().enumerate() {
-                        let column = self.column(row, index)?;
-                        // SAFETY: rows of the transposed blocks; element `start + i` of g belongs to this row.
-                        unsafe {
-                            let sum = long_dot(dy_t.slice(row * deep, deep), x_t.slice(column * deep, deep));
-                            let g = self.g.at(start + i);
-                            *g = self.scale * sum + if first == 0 { T::ZERO } else { *g };
-                        }
-                    }
+                    // SAFETY: rows of the transposed blocks.
+                    let (dy_row, x_rows) = unsafe { (dy_t.slice(row * deep, deep), x_t.slice(0, columns * deep)) };
+                    self.sampled_row(row, dy_row, x_rows, first == 0)?;
                 }
                 Ok(())
             })?;
+        }
+        Ok(())
+    }
+
+    /// Adds the products over one block of depth to the chosen elements of a row; `start` them if it is the first.
+    fn sampled_row(&self, row: usize, dy: &[T], x: &[T], start: bool) -> Result<(), String> {
+        let (mut at, chosen) = self.row(row);
+        for group in chosen.chunks(TOGETHER) {
+            let mut columns = [dy; TOGETHER];
+            for (column, &index) in columns.iter_mut().zip(group) {
+                let from = self.column(row, index)? * dy.len();
+                *column = &x[from..from + dy.len()];
+            }
+            let mut sums = [T::ZERO; TOGETHER];
+            // SAFETY: safe code; the elements of g from `at` on belong to this row.
+            unsafe {
+                match group.len() {
+                    1 => dots::<T, 1>(dy, &columns, &mut sums),
+                    _ => dots::<T, TOGETHER>(dy, &columns, &mut sums),
+                }
+                for (g, &sum) in self.g.slice_mut(at, group.len()).iter_mut().zip(&sums) {
+                    *g = self.scale * sum + if start { T::ZERO } else { *g };
+                }
+            }
+            at += group.len();
         }
         Ok(())
     }
@@ -165,29 +183,78 @@ fn transpose<T: Real>(x: Ptr<T>, width: usize, depth: Range<usize>, y: Ptr<T>) {
     });
 }
 
+/// Side of the squares that are transposed in registers.
+const SIDE: usize = 8;
+/// Chosen elements of a row that are computed together, so that dy is loaded once for all of them.
+const TOGETHER: usize = 4;
+/// Partial sums of each.
+const LANES: usize = 16;
+
 simd! {
     unsafe fn transpose_columns<T: Real>(x: *const T, width: usize, deep: usize, columns: Range<usize>, y: *mut T) {
-        const SIDE: usize = 16;
-        let whole = deep / SIDE * SIDE;
-        for t in (0..whole).step_by(SIDE) {
-            for column in columns.clone() {
-                let mut line = [T::ZERO; SIDE];
-                for (i, value) in line.iter_mut().enumerate() {
-                    *value = *x.add((t + i) * width + column);
+        let (whole_deep, whole_columns) = (deep / SIDE * SIDE, columns.start + columns.len() / SIDE * SIDE);
+        for column in (columns.start..whole_columns).step_by(SIDE) {
+            for t in (0..whole_deep).step_by(SIDE) {
+                let row = |i| x.add((t + i) * width + column).cast::<[T; SIDE]>().read_unaligned();
+                let square = transposed([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
+                for (i, line) in square.into_iter().enumerate() {
+                    y.add((column + i) * deep + t).cast::<[T; SIDE]>().write_unaligned(line);
                 }
-                y.add(column * deep + t).cast::<[T; SIDE]>().write_unaligned(line);
             }
         }
-        for column in columns {
-            for t in whole..deep {
+        for column in columns.clone() {
+            let done = if column < whole_columns { whole_deep } else { 0 };
+            for t in done..deep {
                 *y.add(column * deep + t) = *x.add(t * width + column);
             }
         }
     }
 
-    unsafe fn long_dot<T: Real>(x: &[T], y: &[T]) -> T {
-        dot(x, y)
+    /// The products of `dy` with the first N of `columns`, all of one length.
+    unsafe fn dots<T: Real, const N: usize>(dy: &[T], columns: &[&[T]; TOGETHER], sums: &mut [T; TOGETHER]) {
+        let mut lanes = [[T::ZERO; LANES]; N];
+        let whole = dy.len() / LANES * LANES;
+        for t in (0..whole).step_by(LANES) {
+            let block = |x: &[T]| x.as_ptr().add(t).cast::<[T; LANES]>().read_unaligned();
+            let dy = block(dy);
+            for i in 0..N {
+                let x = block(columns[i]);
+                for l in 0..LANES {
+                    lanes[i][l] = dy[l].mul_add(x[l], lanes[i][l]);
+                }
+            }
+        }
+        for i in 0..N {
+            let rest = dy[whole..].iter().zip(&columns[i][whole..]);
+            sums[i] = sum_lanes(lanes[i]) + rest.fold(T::ZERO, |sum, (&dy, &x)| dy.mul_add(x, sum));
+        }
     }
+}
+
+/// The transpose of a square of rows, as the three steps that vector units do it in: pairs, quadruples, halves.
+#[inline(always)]
+fn transposed<T: Real>(rows: [[T; SIDE]; SIDE]) -> [[T; SIDE]; SIDE] {
+    let [a, b, c, d, e, f, g, h] = rows;
+    let low = |x: [T; 8], y: [T; 8]| [x[0], y[0], x[1], y[1], x[4], y[4], x[5], y[5]];
+    let high = |x: [T; 8], y: [T; 8]| [x[2], y[2], x[3], y[3], x[6], y[6], x[7], y[7]];
+    let (ab, ab2, cd, cd2) = (low(a, b), high(a, b), low(c, d), high(c, d));
+    let (ef, ef2, gh, gh2) = (low(e, f), high(e, f), low(g, h), high(g, h));
+    let first = |x: [T; 8], y: [T; 8]| [x[0], x[1], y[0], y[1], x[4], x[5], y[4], y[5]];
+    let second = |x: [T; 8], y: [T; 8]| [x[2], x[3], y[2], y[3], x[6], x[7], y[6], y[7]];
+    let (p0, p1, p2, p3) = (first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2));
+    let (q0, q1, q2, q3) = (first(ef, gh), second(ef, gh), first(ef2, gh2), second(ef2, gh2));
+    let lower = |x: [T; 8], y: [T; 8]| [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
+    let upper = |x: [T; 8], y: [T; 8]| [x[4], x[5], x[6], x[7], y[4], y[5], y[6], y[7]];
+    [
+        lower(p0, q0),
+        lower(p1, q1),
+        lower(p2, q2),
+        lower(p3, q3),
+        upper(p0, q0),
+        upper(p1, q1),
+        upper(p2, q2),
+        upper(p3, q3),
+    ]
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::adapter::AdapterCommand;
 use crate::merge::MergeAdaptersArgs;
 use crate::rank::RankArgs;
 use crate::report::ReportArgs;
+use crate::sweep::SweepArgs;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -27,10 +28,17 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Fine-tune a model and measure it; with no --model and no --data, a small model on film and product reviews
-    Run(RunArgs),
+    Run {
+        #[command(flatten)]
+        args: RunArgs,
+        #[command(flatten)]
+        watch: WatchArgs,
+    },
     /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without --data
     /// the memory alone, from the model's config.json
     Plan(RunArgs),
+    /// Try many settings, and compare the best of each method on each task
+    Sweep(SweepArgs),
     /// Measure the result of a run on a data set
     Eval(EvalArgs),
     /// Classify texts with the result of a run
@@ -179,6 +187,20 @@ pub struct RunArgs {
     pub resume: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Who looks on while a run goes on.
+#[derive(Args)]
+pub struct WatchArgs {
+    /// Show curves, speed and memory on the whole terminal while the run goes on
+    #[arg(long)]
+    pub tui: bool,
+    /// Write TensorBoard event files into the run directory too
+    #[arg(long)]
+    pub tensorboard: bool,
+    /// End cleanly, as after Ctrl-C, when standard input closes; for programs that start runs
+    #[arg(long, hide = true)]
+    pub until_eof: bool,
 }
 
 pub const DEFAULT_METHOD: &str = "sparta";

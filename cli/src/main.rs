@@ -16,7 +16,11 @@ mod pretrain;
 mod progress;
 mod rank;
 mod report;
+mod sweep;
+mod tensorboard;
 mod train;
+mod tui;
+mod watch;
 
 use args::{Command, Inspect};
 use parse::{Parsed, Stop};
@@ -51,7 +55,8 @@ fn main() -> ExitCode {
 fn execute(parsed: Parsed) -> Result<()> {
     let Parsed { cli, plugins, method_options } = parsed;
     match cli.command {
-        Command::Run(args) => train::run(args, method_options, &plugins),
+        Command::Run { args, watch } => train::run(args, &watch, method_options, &plugins),
+        Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
         Command::Plan(args) => train::plan(args, method_options, &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),

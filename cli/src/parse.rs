@@ -174,10 +174,13 @@ fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
 
 fn run_args(cli: &Cli) -> Option<&RunArgs> {
     match &cli.command {
-        Command::Run(args) | Command::Plan(args) => Some(args),
+        Command::Run { args, .. } | Command::Plan(args) => Some(args),
         _ => None,
     }
 }
+
+/// Options that say nothing about what is computed.
+const RESUMABLE: [&str; 7] = ["resume", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
 
 /// A run goes on with the options it was begun with.
 fn only_resume(matches: &ArgMatches) -> Result<()> {
@@ -185,7 +188,7 @@ fn only_resume(matches: &ArgMatches) -> Result<()> {
     let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
     let other = matches.ids().map(clap::Id::as_str).find(|id| {
         // A group of arguments has the name of its type.
-        given(id) && !["resume", "device", "json", "plugin"].contains(id) && !id.ends_with("Args")
+        given(id) && !RESUMABLE.contains(id) && !id.ends_with("Args")
     });
     match other {
         None => Ok(()),
@@ -239,7 +242,7 @@ fn owners(option: &str, plugins: &PluginSet, method: &str) -> Option<String> {
     (!names.is_empty()).then(|| format!("`{option}` is an option of method {}, not of {method}", names.join(", ")))
 }
 
-fn first_paragraph(error: &clap::Error) -> String {
+pub fn first_paragraph(error: &clap::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     text.split("\n\nUsage:").next().unwrap_or(text).trim().to_owned()

@@ -17,13 +17,41 @@ const INTERRUPTED: i32 = 130;
 /// Between plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// What the first interruption says.
+pub const ENDING: &str = "ending after this step and saving what was learned; once more ends at once";
+
 /// From now on the first Ctrl-C asks the run to end after its current step, and the second ends the process.
 pub fn handle_interrupts() {
     // An error means that a handler is there already; then nothing is lost.
-    let _ = ctrlc::set_handler(|| match INTERRUPTS.fetch_add(1, Ordering::SeqCst) {
-        0 => eprintln!("\nending after this step and saving what was learned; once more ends at once"),
-        _ => std::process::exit(INTERRUPTED),
+    let _ = ctrlc::set_handler(|| {
+        if interrupt() {
+            eprintln!("\n{ENDING}");
+        }
     });
+}
+
+/// Asks the run to end, as Ctrl-C does; the second time ends the process. True the first time.
+pub fn interrupt() -> bool {
+    let first = INTERRUPTS.fetch_add(1, Ordering::SeqCst) == 0;
+    if !first {
+        crate::tui::restore_terminal();
+        std::process::exit(INTERRUPTED);
+    }
+    first
+}
+
+/// From now on the end of standard input asks the run to end, without effect on a later Ctrl-C.
+pub fn end_with_stdin() {
+    std::thread::spawn(|| {
+        // An input that cannot be read has ended too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        INTERRUPTS.fetch_max(1, Ordering::SeqCst);
+    });
+}
+
+/// Whether the run was asked to end.
+pub fn interrupted() -> bool {
+    INTERRUPTS.load(Ordering::SeqCst) > 0
 }
 
 pub struct Progress {
@@ -123,16 +151,21 @@ impl Observer for Progress {
     }
 
     fn stop_requested(&self) -> bool {
-        INTERRUPTS.load(Ordering::SeqCst) > 0
+        interrupted()
     }
 }
 
 /// `accuracy 96.30 %  f1 96.28 %  mcc 0.926  loss 0.1042  (999 examples)`.
 pub fn metrics(metrics: &Metrics) -> String {
-    let scores = metrics.scores.iter().map(|(name, value)| match name.as_str() {
-        "accuracy" | "f1" => format!("{name} {:.2} %", 100.0 * value),
-        _ => format!("{name} {value:.4}"),
-    });
+    let scores = metrics.scores.iter().map(|(name, value)| format!("{name} {}", score(name, *value)));
     let scores: Vec<String> = scores.chain([format!("loss {:.4}", metrics.loss)]).collect();
     format!("{}  ({} examples)", scores.join("  "), metrics.examples)
+}
+
+/// A metric for people: shares in percent, others as they are.
+pub fn score(name: &str, value: f64) -> String {
+    match name {
+        "accuracy" | "f1" => format!("{:.2} %", 100.0 * value),
+        _ => format!("{value:.4}"),
+    }
 }

@@ -1,11 +1,12 @@
 //! `sparta-cli run` and `sparta-cli plan`.
 
-use crate::args::RunArgs;
+use crate::args::{RunArgs, WatchArgs};
 use crate::devices;
 use crate::hub;
 use crate::memory;
 use crate::output::{Output, bytes};
-use crate::progress::{Progress, handle_interrupts, metrics};
+use crate::progress::metrics;
+use crate::watch::Watch;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, RunResult, Start, Stopped, thousands};
 use sparta_core::text::Instruct;
@@ -14,16 +15,15 @@ use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;
 use std::path::{Path, PathBuf};
 
-pub fn run(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
     let start = if args.resume.is_some() { Start::Resume } else { Start::New };
     let config = config(args, method_options, plugins)?;
-    handle_interrupts();
-    let mut progress = Progress::new(output);
-    let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut progress);
-    progress.finish();
+    let mut watch = Watch::new(output, watch, &config.out, plugins.task(&config.task)?.1.primary)?;
+    let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut watch);
+    watch.finish();
     let result = result?;
     output.say(summary(&result))?;
     output.result(&result)

@@ -180,7 +180,8 @@ fn plain(value: &serde_json::Value) -> String {
     }
 }
 
-fn duration(seconds: f64) -> String {
+/// `3.2 s`, `1 min 40 s`, `2 h 3 min`.
+pub fn duration(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..=99 => format!("{seconds:.1} s"),

@@ -5,6 +5,7 @@ mod html;
 mod run_data;
 pub mod svg;
 
+pub use html::duration;
 pub use run_data::{Environment, RunData};
 
 use crate::weights::atomic_write;

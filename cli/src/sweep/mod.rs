@@ -1,0 +1,212 @@
+//! `sparta-cli sweep`: many runs, and the comparison of the best.
+
+mod children;
+mod definition;
+mod state;
+mod table;
+
+use crate::args::{Command, at_least};
+use crate::output::{self, Output};
+use crate::parse::{self, Stop};
+use crate::progress::{handle_interrupts, interrupted};
+use children::Runner;
+use clap::Args;
+use definition::{Combination, Definition, Random};
+use serde::Serialize;
+use sparta_core::plugin::PluginSet;
+use sparta_core::{Error, Result, report};
+use state::{Job, State};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use table::Comparison;
+use toml::Value;
+
+#[derive(Args)]
+pub struct SweepArgs {
+    /// What to try, in TOML: [base] and [grid] with the options of `run`, lists for all of their values; or paper-table,
+    /// the rows of the paper's tables
+    #[arg(value_name = "FILE.toml")]
+    definition: PathBuf,
+    /// Directory for the runs and their comparison; what is finished there is not run again
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Model of all runs
+    #[arg(long, value_name = "DIR|NAME")]
+    model: Option<String>,
+    /// Data of all runs
+    #[arg(long, value_name = "DIR|NAME")]
+    data: Option<String>,
+    /// Tasks, each a column of the comparison
+    #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
+    task: Option<Vec<String>>,
+    /// Another value, or a list of values, for an option; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Draw N combinations of each table of the grid and each task, instead of all
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    samples: Option<usize>,
+    /// Devices, one run at a time on each
+    #[arg(long, value_name = "D,D,...", value_delimiter = ',', default_value = "auto")]
+    device: Vec<String>,
+    /// Runs at a time [default: one for each device]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    jobs: Option<usize>,
+    /// Run again what has failed
+    #[arg(long)]
+    retry: bool,
+    /// List the runs and their states, and run nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    out: &'a Path,
+    finished: usize,
+    failed: usize,
+    stopped_early: usize,
+    not_finished: usize,
+    /// Directories of the runs in the comparison.
+    best: Vec<&'a Path>,
+}
+
+pub fn sweep(args: SweepArgs, explicit_plugins: Vec<PathBuf>, plugins: &PluginSet) -> Result<()> {
+    let output = Output::new(args.json);
+    let definition = definition(&args)?;
+    let combinations = definition.combinations()?;
+    let jobs =
+        combinations.iter().map(|one| job(one, &args.out, &explicit_plugins, plugins)).collect::<Result<Vec<Job>>>()?;
+    if args.dry_run {
+        return list(output, &jobs);
+    }
+    let _lock = lock(&args.out)?;
+    handle_interrupts();
+    let count = args.jobs.unwrap_or(args.device.len());
+    let runner = Runner {
+        jobs: &jobs,
+        output,
+        devices: args.device.iter().cycle().take(count).cloned().collect(),
+        plugins: explicit_plugins,
+        early_stop: definition.early_stop,
+        retry: args.retry,
+    };
+    runner.run()?;
+    compare(output, &args.out, &jobs)
+}
+
+/// The file with what the command line changes.
+fn definition(args: &SweepArgs) -> Result<Definition> {
+    let mut definition = Definition::read(&args.definition)?;
+    let text = |text: &String| Value::String(text.clone());
+    if let Some(model) = &args.model {
+        definition.set("model", text(model));
+    }
+    if let Some(data) = &args.data {
+        definition.set("data", text(data));
+    }
+    if let Some(tasks) = &args.task {
+        definition.set("task", Value::Array(tasks.iter().map(text).collect()));
+    }
+    args.set.iter().try_for_each(|set| definition.set_text(set))?;
+    if let Some(samples) = args.samples {
+        definition.random = Some(Random { samples, seed: definition.random.map_or(0, |random| random.seed) });
+    }
+    Ok(definition)
+}
+
+/// Checks the options as `run` would, so that a mistake is told before hours of other runs.
+fn job(one: &Combination, out: &Path, explicit_plugins: &[PathBuf], plugins: &PluginSet) -> Result<Job> {
+    let options = one.options.iter().map(|(key, value)| format!("--{key}={value}"));
+    let fail = |what: String| Error::Usage(format!("a run with {}: {what}", join(options.clone())));
+    let plugin_options = explicit_plugins.iter().map(|path| format!("--plugin={}", path.display()));
+    let start = ["sparta-cli".to_owned()].into_iter().chain(plugin_options).chain(["run".to_owned()]);
+    let parsed = parse::parse(start.chain(options.clone()).collect()).map_err(|stop| match stop {
+        Stop::Clap(error) => fail(parse::first_paragraph(&error)),
+        Stop::Error(error) => fail(error.to_string()),
+    })?;
+    let Command::Run { args, .. } = parsed.cli.command else {
+        return Err(fail("this is no run".into()));
+    };
+    let task = args.task.ok_or_else(|| fail("there is no task; give --task, or `task` in [base]".into()))?;
+    if args.model.is_none() || args.data.is_none() {
+        return Err(fail("model and data are given both or neither; see --model and --data".into()));
+    }
+    let name = format!("{task}-{}-{}", args.method, one.hash());
+    Ok(Job {
+        directory: out.join(&name),
+        name,
+        row: one.row.clone().unwrap_or(args.method),
+        primary: plugins.task(&task)?.1.primary,
+        task,
+        setting: one.setting(),
+        options: one.options.clone(),
+    })
+}
+
+fn join(options: impl Iterator<Item = String>) -> String {
+    options.collect::<Vec<_>>().join(" ")
+}
+
+fn list(output: Output, jobs: &[Job]) -> Result<()> {
+    let mut rows = Vec::new();
+    for job in jobs {
+        let state = match job.state()? {
+            State::New => "to run".to_owned(),
+            State::Begun { checkpoint: true } => "to resume".to_owned(),
+            State::Begun { checkpoint: false } => "to run again".to_owned(),
+            State::Finished(_) => "finished".to_owned(),
+            State::Failed(message) => format!("failed: {message}"),
+            State::StoppedEarly(message) => format!("stopped early: {message}"),
+        };
+        rows.push(vec![job.name.clone(), job.row.clone(), job.task.clone(), job.setting.clone(), state]);
+    }
+    output.say(output::table(&["run", "method", "task", "setting", "state"], &rows))?;
+    output.say(format!("\n{} runs", jobs.len()))?;
+    let names: Vec<&str> = jobs.iter().map(|job| job.name.as_str()).collect();
+    output.result(&names)
+}
+
+/// Keeps a second sweep out of the directory, as long as this process lives.
+fn lock(out: &Path) -> Result<File> {
+    fs::create_dir_all(out).map_err(Error::io(out))?;
+    let path = out.join(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::Usage(format!("{}: another sweep is running here; give another --out", out.display())))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(path)(error)),
+    }
+}
+
+/// Writes the comparison in its forms.
+///
+/// Errors: a file that cannot be written; no run has a result, and not because of an interruption.
+fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
+    let comparison = Comparison::read(jobs)?;
+    let markdown = comparison.markdown();
+    let write = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).map_err(Error::io(out.join(name)));
+    write("comparison.md", format!("{markdown}\n").as_bytes())?;
+    write("comparison.csv", &comparison.csv()?)?;
+    let best: Vec<PathBuf> = comparison.best().iter().map(|(job, _)| job.directory.clone()).collect();
+    if !best.is_empty() {
+        report::write(&best, &out.join(report::FILE))?;
+    }
+    let [finished, failed, stopped_early, not_finished] = comparison.counts();
+    output.say(format!("\n{markdown}\n"))?;
+    output.say(format!("{finished} finished, {failed} failed, {stopped_early} stopped early, {not_finished} to do"))?;
+    output.say(format!("comparison.md, comparison.csv and report.html are in {}", out.display()))?;
+    if not_finished > 0 && interrupted() {
+        output.say("the same command goes on with the rest")?;
+    }
+    let best = best.iter().map(PathBuf::as_path).collect();
+    output.result(&Summary { out, finished, failed, stopped_early, not_finished, best })?;
+    match finished {
+        0 if failed > 0 => Err(Error::Training(format!("none of {} runs has a result", jobs.len()))),
+        _ => Ok(()),
+    }
+}

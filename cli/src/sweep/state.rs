@@ -1,0 +1,107 @@
+//! What the directory of a run tells about it, so that a sweep can go on where it was.
+
+use serde::{Deserialize, Serialize};
+use sparta_core::run::{RunResult, Stopped};
+use sparta_core::train::EvalReport;
+use sparta_core::{Error, Result};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A run of a sweep and where it is.
+pub struct Job {
+    /// `sst2-sparta-0123456789ab`.
+    pub name: String,
+    pub directory: PathBuf,
+    /// Row in the comparison.
+    pub row: String,
+    pub task: String,
+    /// The metric of its task that comparisons look at.
+    pub primary: String,
+    pub setting: String,
+    pub options: BTreeMap<String, String>,
+}
+
+#[allow(clippy::large_enum_variant)]
+pub enum State {
+    New,
+    /// Begun and not ended, with or without a checkpoint to go on from.
+    Begun {
+        checkpoint: bool,
+    },
+    Finished(RunResult),
+    Failed(String),
+    StoppedEarly(String),
+}
+
+/// Why a run is over without a result; stored in its directory.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    Failed(String),
+    StoppedEarly(String),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    options: BTreeMap<String, String>,
+    ended: Option<Ended>,
+}
+
+impl Job {
+    /// Where the run's output goes.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log.txt")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.directory.join("sweep.json")
+    }
+
+    /// Errors: a file that cannot be read or is damaged.
+    pub fn state(&self) -> Result<State> {
+        let record: Option<Record> = read_json(&self.record_path())?;
+        match record.and_then(|record| record.ended) {
+            Some(Ended::Failed(message)) => return Ok(State::Failed(message)),
+            Some(Ended::StoppedEarly(message)) => return Ok(State::StoppedEarly(message)),
+            None => {}
+        }
+        let result: Option<RunResult> = read_json(&self.directory.join("result.json"))?;
+        Ok(match result {
+            Some(result) if result.stopped != Stopped::Interrupted => State::Finished(result),
+            _ if !self.directory.join("metrics.jsonl").exists() => State::New,
+            _ => State::Begun { checkpoint: self.has_checkpoint() },
+        })
+    }
+
+    fn has_checkpoint(&self) -> bool {
+        let entries = fs::read_dir(self.directory.join("checkpoints")).into_iter().flatten().flatten();
+        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
+    }
+
+    /// Stores that the run is under way, or why it is over.
+    pub fn record(&self, ended: Option<Ended>) -> Result<()> {
+        let record = Record { options: self.options.clone(), ended };
+        let text = serde_json::to_string_pretty(&record).map_err(|e| Error::Usage(e.to_string()))?;
+        let path = self.record_path();
+        fs::write(&path, text + "\n").map_err(Error::io(path))
+    }
+
+    /// Step and metric of the evaluations on dev so far.
+    pub fn evaluations(&self) -> Vec<(usize, f64)> {
+        let text = fs::read_to_string(self.directory.join("metrics.jsonl")).unwrap_or_default();
+        let reports = text.lines().filter(|line| line.starts_with("{\"kind\":\"eval\""));
+        let reports = reports.filter_map(|line| serde_json::from_str::<EvalReport>(line).ok());
+        let dev = reports.filter(|report| report.split == "dev");
+        dev.filter_map(|report| Some((report.step, *report.metrics.scores.get(&self.primary)?))).collect()
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let damaged = |e| Error::Usage(format!("{}: {e}; remove the directory to run this again", path.display()));
+    serde_json::from_str(&text).map(Some).map_err(damaged)
+}

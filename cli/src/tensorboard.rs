@@ -1,0 +1,147 @@
+//! Event files of TensorBoard: its record format, with the few fields of `Event` that scalars need.
+//!
+//! A record is the length, 8 bytes, its masked CRC-32C, the message, and the message's masked CRC-32C, all little-endian
+//! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
+
+use sparta_core::train::{EvalReport, StepReport};
+use sparta_core::{Error, Result};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// An `events.out.tfevents.*` file that is being written. Every report is on disk when the call returns.
+pub struct EventFile {
+    path: PathBuf,
+    file: File,
+    /// Nothing but the version is in it.
+    fresh: bool,
+}
+
+impl EventFile {
+    /// Creates the file in a run's directory.
+    pub fn create(directory: &Path) -> Result<EventFile> {
+        fs::create_dir_all(directory).map_err(Error::io(directory))?;
+        let name = format!("events.out.tfevents.{:.0}.sparta.{}", now().floor(), std::process::id());
+        let path = directory.join(name);
+        let file = File::create(&path).map_err(Error::io(&path))?;
+        let mut events = EventFile { path, file, fresh: true };
+        events.write(&event(now(), 0, |event| bytes_field(event, 3, b"brain.Event:2")))?;
+        Ok(events)
+    }
+
+    pub fn step(&mut self, report: &StepReport) -> Result<()> {
+        let scalars = [
+            ("train/loss", report.loss),
+            ("train/lr", report.lr),
+            ("train/grad_norm", report.grad_norm),
+            ("train/tokens_per_second", report.tokens_per_second),
+        ];
+        self.scalars(report.step, &scalars)
+    }
+
+    pub fn eval(&mut self, report: &EvalReport) -> Result<()> {
+        let scores = report.metrics.scores.iter().map(|(name, value)| (format!("{}/{name}", report.split), *value));
+        let scores: Vec<(String, f64)> =
+            scores.chain([(format!("{}/loss", report.split), report.metrics.loss)]).collect();
+        let scalars: Vec<(&str, f64)> = scores.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        self.scalars(report.step, &scalars)
+    }
+
+    fn scalars(&mut self, step: usize, scalars: &[(&str, f64)]) -> Result<()> {
+        if std::mem::take(&mut self.fresh) {
+            // Readers drop what an earlier file, of a run that was resumed, has from this step on.
+            self.write(&event(now(), step, |event| bytes_field(event, 7, &session_start())))?;
+        }
+        self.write(&event(now(), step, |event| bytes_field(event, 5, &summary(scalars))))
+    }
+
+    fn write(&mut self, message: &[u8]) -> Result<()> {
+        self.file.write_all(&record(message)).map_err(Error::io(&self.path))
+    }
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+fn record(message: &[u8]) -> Vec<u8> {
+    let length = (message.len() as u64).to_le_bytes();
+    [&length[..], &masked_crc(&length), message, &masked_crc(message)].concat()
+}
+
+/// A checksum of data that contains checksums is weak, so they are stored rotated and shifted.
+fn masked_crc(bytes: &[u8]) -> [u8; 4] {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
+}
+
+/// `Event { wall_time = 1, step = 2, .. }`.
+fn event(wall_time: f64, step: usize, what: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut message = vec![(1 << 3) | 1];
+    message.extend(wall_time.to_le_bytes());
+    message.push(2 << 3);
+    varint(&mut message, step as u64);
+    what(&mut message);
+    message
+}
+
+/// `SessionLog { status = 1: START }`.
+fn session_start() -> Vec<u8> {
+    vec![1 << 3, 1]
+}
+
+/// `Summary { value = 1: [Value { tag = 1, simple_value = 2 }] }`.
+fn summary(scalars: &[(&str, f64)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in scalars {
+        let mut message = Vec::new();
+        bytes_field(&mut message, 1, tag.as_bytes());
+        message.push((2 << 3) | 5);
+        message.extend((*value as f32).to_le_bytes());
+        bytes_field(&mut summary, 1, &message);
+    }
+    summary
+}
+
+fn bytes_field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
+    message.push((number << 3) | 2);
+    varint(message, bytes.len() as u64);
+    message.extend(bytes);
+}
+
+fn varint(message: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        message.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    message.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Made by `tensorboard.summary.writer.record_writer.RecordWriter`, tensorboard 2.
+    const REFERENCE: &str = "1800000000000000a37f4b2209000000000000f83f10ac022a0a0a080a0178150000803f5760e791";
+
+    #[test]
+    fn records_are_those_of_the_reference() {
+        let written = record(&event(1.5, 300, |event| bytes_field(event, 5, &summary(&[("x", 1.0)]))));
+        let hex: String = written.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, REFERENCE);
+    }
+
+    #[test]
+    fn a_resumed_run_adds_a_file_that_starts_at_its_first_step() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut events = EventFile::create(directory.path()).unwrap();
+        let empty = fs::metadata(&events.path).unwrap().len();
+        let (step, total_steps, epoch, tokens) = (7, 9, 0, 3);
+        let (loss, lr, grad_norm, tokens_per_second) = (0.5, 1e-3, 1.0, 10.0);
+        events.step(&StepReport { step, total_steps, epoch, loss, lr, grad_norm, tokens, tokens_per_second }).unwrap();
+        let written = fs::read(&events.path).unwrap();
+        // Length and checksum, time, step 7, session log with status START.
+        let start = &written[empty as usize + 12..][9..];
+        assert_eq!(start[..6], [0x10, 7, 0x3a, 2, 0x08, 1]);
+    }
+}

@@ -1,0 +1,99 @@
+//! Who is told how a run goes: the bar or the dashboard, and TensorBoard's files.
+
+use crate::args::WatchArgs;
+use crate::output::Output;
+use crate::progress::{Progress, end_with_stdin, handle_interrupts};
+use crate::tensorboard::EventFile;
+use crate::tui::Dashboard;
+use sparta_core::Result;
+use sparta_core::run::RunPlan;
+use sparta_core::train::{EvalReport, Observer, StepReport};
+use std::path::{Path, PathBuf};
+
+pub struct Watch {
+    view: View,
+    /// The run directory, which exists from the first step on, until there is a file.
+    events_in: Option<PathBuf>,
+    events: Option<EventFile>,
+}
+
+enum View {
+    Plain(Progress),
+    Dashboard(Dashboard),
+}
+
+impl Watch {
+    /// For a run in a directory, on a task with this primary metric. Also lets Ctrl-C end the run cleanly.
+    ///
+    /// Errors: a dashboard without a terminal.
+    pub fn new(output: Output, args: &WatchArgs, directory: &Path, primary: String) -> Result<Watch> {
+        let view = if args.tui {
+            View::Dashboard(Dashboard::open(primary)?)
+        } else {
+            handle_interrupts();
+            View::Plain(Progress::new(output))
+        };
+        if args.until_eof {
+            end_with_stdin();
+        }
+        Ok(Watch { view, events_in: args.tensorboard.then(|| directory.to_owned()), events: None })
+    }
+
+    pub fn finish(self) {
+        match self.view {
+            View::Plain(progress) => progress.finish(),
+            View::Dashboard(dashboard) => dashboard.close(),
+        }
+    }
+
+    fn observer(&mut self) -> &mut dyn Observer {
+        match &mut self.view {
+            View::Plain(progress) => progress,
+            View::Dashboard(dashboard) => dashboard,
+        }
+    }
+
+    /// Writes into the event file. A disk that is full there does not end the run, whose own files are elsewhere.
+    fn log(&mut self, write: impl FnOnce(&mut EventFile) -> Result<()>) {
+        let created = self.events_in.take().map(|directory| EventFile::create(&directory)).transpose();
+        let written = created.and_then(|created| {
+            self.events = created.or(self.events.take());
+            self.events.as_mut().map_or(Ok(()), write)
+        });
+        if let Err(error) = written {
+            self.events = None;
+            self.observer().message(&format!("warning: no more TensorBoard events: {error}"));
+        }
+    }
+}
+
+impl Observer for Watch {
+    fn plan(&mut self, plan: &RunPlan) {
+        self.observer().plan(plan);
+    }
+
+    fn step(&mut self, report: &StepReport) {
+        self.log(|events| events.step(report));
+        self.observer().step(report);
+    }
+
+    fn eval(&mut self, report: &EvalReport) {
+        self.log(|events| events.eval(report));
+        self.observer().eval(report);
+    }
+
+    fn eval_progress(&mut self, split: &str, done: usize, total: usize) {
+        self.observer().eval_progress(split, done, total);
+    }
+
+    fn message(&mut self, text: &str) {
+        self.observer().message(text);
+    }
+
+    fn stop_requested(&self) -> bool {
+        match &self.view {
+            View::Plain(progress) => progress.stop_requested(),
+            View::Dashboard(dashboard) => dashboard.stop_requested(),
+        }
+    }
+}

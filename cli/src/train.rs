@@ -43,7 +43,8 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
 
 fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
     if let Some(run) = &args.resume {
-        return RunConfig::of_run(run);
+        let stored = RunConfig::of_run(run)?;
+        return Ok(RunConfig { max_steps: args.max_steps.or(stored.max_steps), ..stored });
     }
     let instruct = instruct(&args)?;
     let model = args.model.ok_or_else(|| {

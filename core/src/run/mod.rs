@@ -20,7 +20,7 @@ pub(crate) use prepare::{EVAL_EXAMPLES, body_size, trainable};
 pub use prepare::{Prepared, default_head_std, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use result::{RunResult, Stopped};
-pub use train::{Start, run};
+pub use train::{OpenDevice, Start, run};
 
 use crate::Result;
 use crate::plugin::PluginSet;

@@ -54,6 +54,8 @@ pub struct RunResult {
     pub merge_check: Option<MergeCheck>,
 }
 
+const CONFIG: &str = "config.json";
+
 /// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
 pub struct RunDirectory {
     path: PathBuf,
@@ -77,13 +79,15 @@ impl RunDirectory {
         let path = &run.config.out;
         fs::create_dir_all(path).map_err(Error::io(path))?;
         let lock = lock(path)?;
-        if path.join("metrics.jsonl").exists() {
+        if path.join(CONFIG).exists() {
             return Err(Error::Usage(format!(
                 "{} holds a run already; go on with it by --resume, or give another --out",
                 path.display()
             )));
         }
-        Self::open(run, lock)
+        let mut directory = Self::open(run, lock)?;
+        directory.cut_log(0)?;
+        Ok(directory)
     }
 
     /// The directory of an earlier run.
@@ -91,7 +95,7 @@ impl RunDirectory {
     /// Errors: there is none; it is in use.
     pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
-        if !path.join("metrics.jsonl").is_file() {
+        if !path.join(CONFIG).is_file() {
             return Err(Error::Usage(format!("{}: there is no run to resume", path.display())));
         }
         let lock = lock(path)?;
@@ -105,8 +109,9 @@ impl RunDirectory {
         let metrics = metrics.map_err(Error::io(&metrics_path))?;
         let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
         let directory = RunDirectory { path, metrics, metrics_bytes, _lock: lock };
-        directory.write_json("config.json", &run.config)?;
         directory.write_json("plan.json", &run.plan)?;
+        // Last: a directory with it is one of a run, which can be resumed.
+        directory.write_json(CONFIG, &run.config)?;
         Ok(directory)
     }
 

@@ -14,7 +14,7 @@ use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
 use crate::train::schedule::learning_rate;
 use crate::train::{EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
 use crate::{Error, Result};
-use sparta_graph::Backend;
+use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -26,38 +26,35 @@ pub enum Start {
     Resume,
 }
 
+/// Opens the device of a run: at its beginning, and once more if the device is lost.
+pub type OpenDevice<'a> = &'a dyn Fn() -> Result<Box<dyn Backend>>;
+
 /// Trains, evaluates on dev and test, and writes the run directory `config.out`.
 ///
 /// Errors: whatever [`prepare`] refuses; a run directory that is in use, or that cannot be resumed; a device that
-/// fails; a loss or a gradient that is not finite, with what was learned before saved.
+/// fails, or is lost a second time; a loss or a gradient that is not finite, with what was learned before saved.
 pub fn run(
     config: &RunConfig,
     plugins: &PluginSet,
-    device: Box<dyn Backend>,
+    open: OpenDevice,
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<RunResult> {
+    let device = open()?;
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
     let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
-    let (directory, from) = match start {
-        Start::New => (RunDirectory::create(&prepared)?, None),
-        Start::Resume => {
-            let mut directory = RunDirectory::reopen(&prepared)?;
-            let (checkpoint, damaged) = checkpoints.load_newest()?;
-            damaged.iter().for_each(|text| observer.message(text));
-            observer.message(&format!("resuming after step {}", checkpoint.position.step));
-            directory.cut_log(checkpoint.position.metrics_bytes)?;
-            (directory, Some(checkpoint))
-        }
+    let directory = match start {
+        Start::New => RunDirectory::create(&prepared)?,
+        Start::Resume => RunDirectory::reopen(&prepared)?,
     };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), prepared.arena)?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
-    if let Some(checkpoint) = from {
-        trainer.restore(checkpoint)?;
+    if start == Start::Resume {
+        trainer.resume()?;
     }
-    trainer.run()
+    trainer.run(open)
 }
 
 struct Trainer<'a> {
@@ -112,7 +109,16 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+    /// Goes on from the newest checkpoint; from the beginning if the run ended before its first one.
+    fn resume(&mut self) -> Result<()> {
+        let Some((checkpoint, damaged)) = self.checkpoints.load_newest()? else {
+            self.observer.message("there is no checkpoint yet: the run begins anew");
+            self.position = Position::default();
+            return self.directory.cut_log(0);
+        };
+        damaged.iter().for_each(|text| self.observer.message(text));
+        self.observer.message(&format!("resuming after step {}", checkpoint.position.step));
+        self.directory.cut_log(checkpoint.position.metrics_bytes)?;
         self.session.set_state(&checkpoint.state)?;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
@@ -120,19 +126,43 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn run(mut self) -> Result<RunResult> {
+    /// Trains to the end. A device that is lost is opened once more.
+    fn run(mut self, open: OpenDevice) -> Result<RunResult> {
+        match self.attempt() {
+            Err(Error::Device(lost @ BackendError::DeviceLost { .. })) => {
+                self.observer.message(&format!("{lost}; the device is opened again"));
+                let setup = self.run.setup.clone();
+                self.session = Session::open(open()?, &self.run.weights, setup, self.run.arena)?;
+                self.resume()?;
+                self.attempt().map_err(|error| self.lost_again(error))
+            }
+            result => result,
+        }
+    }
+
+    fn lost_again(&self, error: Error) -> Error {
+        let Error::Device(lost @ BackendError::DeviceLost { .. }) = error else { return error };
+        let out = self.directory.path().display();
+        Error::Training(format!("{lost}, for the second time; go on from the last checkpoint with --resume {out}"))
+    }
+
+    fn attempt(&mut self) -> Result<RunResult> {
         match self.steps() {
             Ok(stopped) => self.finish(stopped),
-            Err(error) => {
-                // A step that fails changes nothing, so the state is that of the last good one.
-                let saved = self.save_checkpoint().and_then(|()| self.restore_best()).and_then(|()| self.save());
-                let kept = match saved {
-                    Ok(()) => "the last good state is saved".to_owned(),
-                    Err(error) => format!("and the last good state could not be saved: {error}"),
-                };
-                Err(Error::Training(format!("after step {}: {error} ({kept})", self.position.step)))
-            }
+            Err(lost @ Error::Device(BackendError::DeviceLost { .. })) => Err(lost),
+            Err(error) => Err(self.keep(error)),
         }
+    }
+
+    /// Saves what was learned before an error. A step that fails changes nothing, so the state is that of the last good
+    /// one.
+    fn keep(&mut self, error: Error) -> Error {
+        let saved = self.save_checkpoint().and_then(|()| self.restore_best()).and_then(|()| self.save());
+        let kept = match saved {
+            Ok(()) => "the last good state is saved".to_owned(),
+            Err(error) => format!("and the last good state could not be saved: {error}"),
+        };
+        Error::Training(format!("after step {}: {error} ({kept})", self.position.step))
     }
 
     /// Evaluates, saves and trains until there is a reason to stop. What is due at a step depends on the position
@@ -185,11 +215,15 @@ impl<'a> Trainer<'a> {
         let chosen = self.order[begin..self.order.len().min(begin + config.batch_size)].to_vec();
         let tokens: usize = chosen.iter().map(|&i| self.run.train[i].tokens.len()).sum();
         let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
+        let before = if step == 0 { Some(self.session.trained_hashes()?) } else { None };
         let time = Instant::now();
         let output = self.train_on(&chosen, lr)?;
         self.training_time += time.elapsed();
         self.tokens += tokens as u64;
         self.check(&output)?;
+        if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
+            self.check_first_update(&before)?;
+        }
         self.position.step += 1;
         self.position.tokens += tokens as u64;
         let report = StepReport {
@@ -237,6 +271,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn not_finite(&mut self, output: &StepOutput) -> Result<()> {
+        self.check_weights()?;
         let norms = self.session.grad_norms()?;
         let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
         let what = match output.loss.is_finite() {
@@ -252,6 +287,42 @@ impl<'a> Trainer<'a> {
         self.position.skipped += 1;
         let (step, skipped) = (self.position.step + 1, self.position.skipped);
         self.observer.message(&format!("step {step}: {what}; skipped ({skipped} so far)"));
+        Ok(())
+    }
+
+    /// Looks for the cause of numbers that are not finite in the weights; no batch is to blame then.
+    fn check_weights(&mut self) -> Result<()> {
+        let step = self.position.step + 1;
+        let error = |what: String| Err(Error::Training(format!("step {step}: {what}")));
+        // Once is enough: the files do not change.
+        if self.position.skipped == 0
+            && let Some((name, at)) = self.run.weights.first_not_finite()
+        {
+            let model = self.run.config.model.display();
+            return error(format!("{model}: the weight {name} holds NaN or infinity at {at}; the model is damaged"));
+        }
+        for (name, values) in self.session.trained_values()? {
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                return error(format!("the trained tensor {name} is not finite at {at}; lower --lr"));
+            }
+        }
+        Ok(())
+    }
+
+    /// After the first step every tensor with a gradient must have changed. Gradients below Adam's epsilon are too small
+    /// for that.
+    fn check_first_update(&mut self, before: &BTreeMap<String, u64>) -> Result<()> {
+        let after = self.session.trained_hashes()?;
+        let epsilon = f64::from(self.run.setup.optimizer.eps);
+        for (name, norm) in self.session.grad_norms()? {
+            if norm > epsilon && before.get(&name) == after.get(&name) {
+                return Err(Error::Training(format!(
+                    "step 1: {name} has a gradient of norm {norm:.3e}, but the update changed nothing; raise --lr, which \
+                     is {} here",
+                    self.run.lr
+                )));
+            }
+        }
         Ok(())
     }
 
@@ -345,7 +416,7 @@ impl<'a> Trainer<'a> {
         self.directory.save_adapter(self.run, &values)
     }
 
-    fn finish(mut self, stopped: Stopped) -> Result<RunResult> {
+    fn finish(&mut self, stopped: Stopped) -> Result<RunResult> {
         self.restore_best()?;
         self.save()?;
         let interrupted = stopped == Stopped::Interrupted;

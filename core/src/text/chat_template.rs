@@ -21,6 +21,8 @@ const FUEL: u64 = 1_000_000;
 const RECURSION: usize = 64;
 /// Bytes of a template, of which the longest published ones have some 20,000.
 const LARGEST: usize = 1 << 20;
+/// Bytes of a rendered conversation: more than a longest line of data in the widest of formats.
+const LONGEST: usize = 1 << 24;
 const NAME: &str = "chat_template";
 
 /// One turn.
@@ -100,16 +102,40 @@ impl ChatTemplate {
         let input = context! {
             messages => messages, add_generation_prompt => true, tools => (), documents => (), ..tokens
         };
+        let mut text = Bounded(Vec::new());
         let template = self.environment.get_template(NAME);
-        template.and_then(|template| template.render(input)).map_err(|e| {
+        let rendered = template.and_then(|template| template.render_captured_to(input, &mut text).map(drop));
+        rendered.map_err(|e| {
             let line = e.line().map(|line| format!(" in line {line}")).unwrap_or_default();
             let what = match (e.kind(), e.detail()) {
+                (ErrorKind::WriteFailure, _) => {
+                    format!("writes more than {LONGEST} bytes; it is not one for this model")
+                }
                 (ErrorKind::OutOfFuel, _) => "runs too long; it is not one for this model".to_owned(),
                 (_, Some(detail)) => detail.to_owned(),
                 _ => e.to_string(),
             };
             Error::Tokenizer(format!("{}: the chat template fails{line}: {what}", self.source))
-        })
+        })?;
+        String::from_utf8(text.0)
+            .map_err(|e| Error::Tokenizer(format!("{}: the chat template writes {e}", self.source)))
+    }
+}
+
+/// A text of at most [`LONGEST`] bytes.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > LONGEST.saturating_sub(self.0.len()) {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

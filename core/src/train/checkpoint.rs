@@ -82,12 +82,15 @@ impl Checkpoints {
         let name = format!("step-{:08}", checkpoint.position.step);
         let temporary = self.dir.join(format!(".{name}.tmp"));
         let saved = self.write(&temporary, checkpoint).and_then(|()| {
-            let target = self.dir.join(&name);
+            // One of the same step is put aside under a name that counts as a checkpoint, so that there is always one.
+            let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
             if target.exists() {
-                fs::remove_dir_all(&target).map_err(Error::io(&target))?;
+                remove(&aside)?;
+                fs::rename(&target, &aside).map_err(Error::io(&target))?;
             }
             fs::rename(&temporary, &target).map_err(Error::io(&target))?;
-            sync(&self.dir)
+            sync(&self.dir)?;
+            remove(&aside)
         });
         if let Err(error) = saved {
             // The first error is the one to report.
@@ -100,9 +103,7 @@ impl Checkpoints {
     }
 
     fn write(&self, dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).map_err(Error::io(dir))?;
-        }
+        remove(dir)?;
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
         let state = &checkpoint.state;
         let groups = [("value", &state.values), ("m", &state.m), ("v", &state.v)];
@@ -149,22 +150,29 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The newest checkpoint that is whole, and sentences about damaged ones that were passed over.
+    /// The newest checkpoint that is whole, and sentences about damaged ones that were passed over. `None` if none was
+    /// written yet.
     ///
-    /// Errors: there is none; it was made by a run of something else, which is named.
-    pub fn load_newest(&self) -> Result<(Checkpoint, Vec<String>)> {
+    /// Errors: all are damaged; the newest was made by a run of something else, which is named.
+    pub fn load_newest(&self) -> Result<Option<(Checkpoint, Vec<String>)>> {
         let mut damaged = Vec::new();
         for path in self.list()?.iter().rev() {
             match read(path) {
                 Ok((checkpoint, identity)) => {
                     self.check_identity(path, &identity)?;
-                    return Ok((checkpoint, damaged));
+                    return Ok(Some((checkpoint, damaged)));
                 }
                 Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
             }
         }
-        let listed = if damaged.is_empty() { String::new() } else { format!(" ({})", damaged.join("; ")) };
-        Err(Error::Training(format!("{}: no checkpoint to resume from{listed}", self.dir.display())))
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let listed = damaged.join("; ");
+        Err(Error::Training(format!(
+            "{}: no checkpoint is whole ({listed}); begin anew with another --out",
+            self.dir.display()
+        )))
     }
 
     fn check_identity(&self, path: &Path, stored: &BTreeMap<String, String>) -> Result<()> {
@@ -191,6 +199,10 @@ impl Checkpoints {
     }
 }
 
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() { fs::remove_dir_all(dir).map_err(Error::io(dir)) } else { Ok(()) }
+}
+
 fn write_values<'a>(path: &Path, values: impl Iterator<Item = (String, &'a Vec<f32>)>) -> Result<String> {
     let tensors: Vec<OutTensor> = values
         .map(|(name, values)| OutTensor {
@@ -211,6 +223,9 @@ fn read(dir: &Path) -> Result<(Checkpoint, BTreeMap<String, String>)> {
         serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
     if manifest.format != FORMAT {
         return Err(Error::Training(format!("format `{}`, this version reads `{FORMAT}`", manifest.format)));
+    }
+    if !manifest.files.contains_key(STATE) {
+        return Err(Error::Training(format!("{MANIFEST} does not name {STATE}")));
     }
     for (name, expected) in &manifest.files {
         if name != STATE && name != BEST {
@@ -271,14 +286,14 @@ mod tests {
         for step in [10, 20, 30] {
             checkpoints.save(&at(step)).unwrap();
         }
-        assert_eq!(checkpoints.load_newest().unwrap(), (at(30), vec![]));
+        assert_eq!(checkpoints.load_newest().unwrap(), Some((at(30), vec![])));
         assert!(!dir.path().join("checkpoints/step-00000010").exists(), "only two are kept");
 
         let newest = dir.path().join("checkpoints/step-00000030").join(STATE);
         let mut bytes = fs::read(&newest).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&newest, bytes).unwrap();
-        let (checkpoint, damaged) = checkpoints.load_newest().unwrap();
+        let (checkpoint, damaged) = checkpoints.load_newest().unwrap().unwrap();
         assert_eq!(checkpoint, at(20));
         assert!(damaged[0].contains("step-00000030") && damaged[0].contains("damaged"), "{damaged:?}");
     }
@@ -292,9 +307,25 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_without_checkpoints_says_so() {
+    fn none_yet_is_not_an_error_but_only_damaged_ones_are() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Checkpoints::new(dir.path(), 2, identity("sparta")).load_newest().unwrap_err().to_string();
-        assert!(error.contains("no checkpoint to resume from"), "{error}");
+        let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
+        assert_eq!(checkpoints.load_newest().unwrap(), None);
+        checkpoints.save(&at(1)).unwrap();
+        fs::remove_file(dir.path().join("checkpoints/step-00000001").join(STATE)).unwrap();
+        let error = checkpoints.load_newest().unwrap_err().to_string();
+        assert!(error.contains("no checkpoint is whole") && error.contains("step-00000001"), "{error}");
+    }
+
+    #[test]
+    fn a_crash_while_a_step_is_saved_again_leaves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 1, identity("sparta"));
+        checkpoints.save(&at(1)).unwrap();
+        let [new, old] = ["", ".old"].map(|end| dir.path().join(format!("checkpoints/step-00000001{end}")));
+        fs::rename(&new, &old).unwrap();
+        assert_eq!(checkpoints.load_newest().unwrap(), Some((at(1), vec![])));
+        checkpoints.save(&at(1)).unwrap();
+        assert!(new.exists() && !old.exists());
     }
 }

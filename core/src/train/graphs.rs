@@ -27,6 +27,8 @@ pub mod names {
     pub const CLIP: &str = "out.clip";
     pub const LOGITS: &str = "out.logits";
     pub const POOLED: &str = "out.pooled";
+    /// A copy of the step's numbers, made last: what the host finds there, it knows beforehand.
+    pub const CANARY: &str = "out.canary";
 
     pub fn adam_m(trained: &str) -> String {
         format!("adam.m.{trained}")
@@ -205,7 +207,7 @@ impl Graphs<'_> {
         if matches!(self.head, HeadKind::Classification { .. }) {
             store(graph, names::LOGITS, logits)?;
         }
-        Ok(())
+        store_canary(graph)
     }
 
     fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, logits: Value, target: Gradients) -> Result<()> {
@@ -263,7 +265,7 @@ impl Graphs<'_> {
                 layers.scatter(graph, t)?;
             }
         }
-        Ok(())
+        store_canary(graph)
     }
 }
 
@@ -273,6 +275,11 @@ enum Gradients {
     Apply,
     Keep,
     Sum,
+}
+
+fn store_canary(graph: &mut Graph) -> Result<()> {
+    let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
+    store(graph, names::CANARY, step)
 }
 
 fn store(graph: &mut Graph, name: &str, value: Value) -> Result<()> {

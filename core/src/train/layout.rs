@@ -118,6 +118,7 @@ fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, us
     buffer(names::RNG, DType::U32, 4);
     buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
     buffer(names::LOSS, DType::F32, 1);
+    buffer(names::CANARY, DType::F32, step_input::LEN);
     if let HeadKind::Classification { classes } = setup.head {
         buffer(names::ROWS, DType::U32, examples);
         buffer(names::LOGITS, DType::F32, examples * classes);

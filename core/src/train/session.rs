@@ -10,8 +10,9 @@ use crate::tensors::{MemoryKind, Tensors};
 use crate::weights::Weights;
 use crate::{Error, Result};
 use sparta_graph::ops::step as step_input;
-use sparta_graph::{Backend, DType, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, DType, Plan, PlanId};
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hasher};
 
 /// What a session computes.
 #[derive(Clone)]
@@ -86,6 +87,8 @@ pub struct Session {
     clock: u64,
     /// Optimizer steps done: the t of Adam's bias correction.
     steps: u64,
+    /// What the device must have copied into [`names::CANARY`] by the end of a step or an evaluation.
+    canary: [f32; step_input::LEN],
 }
 
 impl Session {
@@ -100,7 +103,15 @@ impl Session {
         }
         tensors.alloc_arena(arena)?;
         layout::upload(&mut tensors, weights, &setup)?;
-        Ok(Session { setup, tensors, in_place, plans: HashMap::new(), clock: 0, steps: 0 })
+        Ok(Session {
+            setup,
+            tensors,
+            in_place,
+            plans: HashMap::new(),
+            clock: 0,
+            steps: 0,
+            canary: [0.0; step_input::LEN],
+        })
     }
 
     pub fn setup(&self) -> &Setup {
@@ -197,6 +208,17 @@ impl Session {
         trained.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
     }
 
+    /// A hash of each trained tensor's values, by name: whether it has changed, without a copy of it.
+    pub fn trained_hashes(&mut self) -> Result<BTreeMap<String, u64>> {
+        let hash = |values: Vec<f32>| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(bytemuck::cast_slice(&values));
+            hasher.finish()
+        };
+        let trained = self.setup.adaptation.trained();
+        trained.into_iter().map(|t| Ok((t.name.clone(), hash(self.tensors.read_f32(&t.name, t.numel())?)))).collect()
+    }
+
     /// Replaces the trained tensors, and the weights that follow from them.
     ///
     /// Errors: a tensor that is missing or of another length.
@@ -281,6 +303,7 @@ impl Session {
     }
 
     fn end_step(&mut self, loss: f64) -> Result<StepOutput> {
+        self.check_canary()?;
         let clip = self.tensors.read_f32(names::CLIP, 2)?;
         if clip[1] < 0.0 {
             // Nothing was updated, so this step does not count in Adam's bias corrections.
@@ -296,7 +319,20 @@ impl Session {
         step[step_input::BIAS_1] = (1.0 - f64::from(self.setup.optimizer.beta1).powf(t)) as f32;
         step[step_input::BIAS_2] = (1.0 - f64::from(self.setup.optimizer.beta2).powf(t)) as f32;
         step[step_input::LOSS_SCALE] = loss_scale as f32;
+        self.canary = step;
+        self.tensors.write_f32(names::CANARY, &[-1.0; step_input::LEN])?;
         self.tensors.write_f32(names::STEP, &step)
+    }
+
+    /// Errors: a device that did not run what it was given, or returns something else than it computed.
+    fn check_canary(&mut self) -> Result<()> {
+        let got = self.tensors.read_f32(names::CANARY, step_input::LEN)?;
+        if got == self.canary {
+            return Ok(());
+        }
+        let reason = format!("it was told to copy {:?} and returned {got:?}; update its driver", self.canary);
+        let device = self.tensors.device().id;
+        Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }
 
     /// A fresh random key for each micro-batch of each step.
@@ -319,6 +355,7 @@ impl Session {
     }
 
     fn evaluation(&mut self, examples: usize) -> Result<(Vec<f32>, f64)> {
+        self.check_canary()?;
         let loss = self.scalar(names::LOSS)?;
         match self.setup.head {
             HeadKind::Classification { classes } => {

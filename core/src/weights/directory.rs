@@ -1,5 +1,6 @@
 //! The weights of a model directory: one safetensors file, or several with an index.
 
+use super::convert::to_f32;
 use super::file::TensorFile;
 use crate::{Error, Result};
 use safetensors::Dtype;
@@ -77,6 +78,18 @@ impl Weights {
     /// The file that holds a tensor.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|slot| self.files[slot.file].path())
+    }
+
+    /// The first tensor that holds NaN or infinity, and the flat index of the value. Reads everything.
+    pub fn first_not_finite(&self) -> Option<(&str, usize)> {
+        let bad = |view: TensorView| {
+            let size = view.dtype.size();
+            let mut chunks = view.bytes.chunks(size * (1 << 16)).enumerate();
+            chunks.find_map(|(i, chunk)| {
+                Some((i << 16) + to_f32(view.dtype, chunk)?.iter().position(|x| !x.is_finite())?)
+            })
+        };
+        self.names().find_map(|name| Some((name, bad(self.get(name)?)?)))
     }
 
     /// Bytes of all tensors.
@@ -298,6 +311,24 @@ mod tests {
             index(&dir, &[("model.a", name)]);
             error(&dir, &["`model.a`", "same directory"]);
         }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |name: &str, bytes: Vec<u8>| OutTensor {
+            name: name.into(),
+            dtype: Dtype::BF16,
+            shape: vec![bytes.len() / 2],
+            bytes: bytes.into(),
+        };
+        let mut values = vec![0; 2 * 70_000];
+        let path = dir.path().join(SINGLE);
+        save(&path, &[tensor("model.a", vec![0; 6]), tensor("model.b", values.clone())], &BTreeMap::new()).unwrap();
+        assert_eq!(Weights::open(dir.path()).unwrap().first_not_finite(), None);
+        values[2 * 69_999..].copy_from_slice(&[0xc0, 0x7f]);
+        save(&path, &[tensor("model.a", vec![0; 6]), tensor("model.b", values)], &BTreeMap::new()).unwrap();
+        assert_eq!(Weights::open(dir.path()).unwrap().first_not_finite(), Some(("model.b", 69_999)));
     }
 
     #[test]

@@ -179,8 +179,8 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
     }
 }
 
-/// Options that say nothing about what is computed.
-const RESUMABLE: [&str; 7] = ["resume", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
+/// Options that say nothing about what is computed, and how far to go.
+const RESUMABLE: [&str; 8] = ["resume", "max_steps", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
 
 /// A run goes on with the options it was begun with.
 fn only_resume(matches: &ArgMatches) -> Result<()> {
@@ -245,7 +245,8 @@ fn owners(option: &str, plugins: &PluginSet, method: &str) -> Option<String> {
 pub fn first_paragraph(error: &clap::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
-    text.split("\n\nUsage:").next().unwrap_or(text).trim().to_owned()
+    let text = text.split("\n\nUsage:").next().unwrap_or(text);
+    text.split("\n\nFor more information").next().unwrap_or(text).trim().to_owned()
 }
 
 /// A TOML file with options as keys.

@@ -37,7 +37,7 @@ impl EventFile {
             ("train/grad_norm", report.grad_norm),
             ("train/tokens_per_second", report.tokens_per_second),
         ];
-        self.scalars(report.step, &scalars)
+        self.scalars(report.step, report.step, &scalars)
     }
 
     pub fn eval(&mut self, report: &EvalReport) -> Result<()> {
@@ -45,13 +45,14 @@ impl EventFile {
         let scores: Vec<(String, f64)> =
             scores.chain([(format!("{}/loss", report.split), report.metrics.loss)]).collect();
         let scalars: Vec<(&str, f64)> = scores.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        self.scalars(report.step, &scalars)
+        // The step before it is in the earlier file, with an evaluation that was equal if there was one.
+        self.scalars(report.step, report.step + 1, &scalars)
     }
 
-    fn scalars(&mut self, step: usize, scalars: &[(&str, f64)]) -> Result<()> {
+    /// Readers drop what an earlier file, of a run that was resumed, has from step `start` on.
+    fn scalars(&mut self, step: usize, start: usize, scalars: &[(&str, f64)]) -> Result<()> {
         if std::mem::take(&mut self.fresh) {
-            // Readers drop what an earlier file, of a run that was resumed, has from this step on.
-            self.write(&event(now(), step, |event| bytes_field(event, 7, &session_start())))?;
+            self.write(&event(now(), start, |event| bytes_field(event, 7, &session_start())))?;
         }
         self.write(&event(now(), step, |event| bytes_field(event, 5, &summary(scalars))))
     }

@@ -123,7 +123,7 @@ impl Runner<'_> {
             }
         };
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        self.output.say(format!("{verb}  {}  {}  {}", job.name, job.row, job.setting))?;
+        self.output.say(format!("{verb}  {}  {}  {}", job.name, job.row, job.setting).trim_end())?;
         command.spawn().map_err(Error::io(program))
     }
 

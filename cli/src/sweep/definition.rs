@@ -156,7 +156,7 @@ impl Definition {
         Ok(())
     }
 
-    /// Every combination once, in the order of the file; the first key varies slowest.
+    /// Every combination once: by tables, and in a table by the names of the options, of which the first varies slowest.
     ///
     /// Errors: an option that the sweep gives itself; a value that is none of an option; an empty list.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
@@ -248,7 +248,7 @@ mod tests {
         let all = combinations(TWO);
         assert_eq!(all.len(), 6);
         let settings: Vec<_> = all.iter().map(Combination::setting).collect();
-        assert_eq!(settings, ["lr 0.001", "lr 0.0001", "lr 0.001", "lr 0.0001", "", ""].map(String::from));
+        assert_eq!(settings, ["lr 0.001", "lr 0.001", "lr 0.0001", "lr 0.0001", "", ""].map(String::from));
         assert_eq!(all.iter().filter(|one| one.options["task"] == "cola").count(), 3);
         assert_eq!((all[5].row.as_deref(), all[5].options["seed"].as_str()), (Some("Head"), "2"));
         assert_eq!((all[0].row.as_deref(), all[0].options["seed"].as_str()), (None, "1"));

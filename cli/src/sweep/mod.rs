@@ -193,13 +193,15 @@ fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     write("comparison.md", format!("{markdown}\n").as_bytes())?;
     write("comparison.csv", &comparison.csv()?)?;
     let best: Vec<PathBuf> = comparison.best().iter().map(|(job, _)| job.directory.clone()).collect();
+    let mut written = vec!["comparison.md", "comparison.csv"];
     if !best.is_empty() {
         report::write(&best, &out.join(report::FILE))?;
+        written.push(report::FILE);
     }
     let [finished, failed, stopped_early, not_finished] = comparison.counts();
     output.say(format!("\n{markdown}\n"))?;
     output.say(format!("{finished} finished, {failed} failed, {stopped_early} stopped early, {not_finished} to do"))?;
-    output.say(format!("comparison.md, comparison.csv and report.html are in {}", out.display()))?;
+    output.say(format!("written    {} in {}", written.join(", "), out.display()))?;
     if not_finished > 0 && interrupted() {
         output.say("the same command goes on with the rest")?;
     }

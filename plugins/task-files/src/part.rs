@@ -1,5 +1,6 @@
 //! One file, or one folder of texts, and its examples.
 
+use crate::lines::MAX_LINE;
 use crate::schema::Schema;
 use crate::{folders, jsonl, parquet, tsv};
 use sparta_plugin::Error;
@@ -73,6 +74,12 @@ impl Part {
             Some(label) => schema.class(&label),
             None => Err(format!("expected a label in `{}`, got none", schema.label.join("` or `"))),
         };
+        // A small compressed page can hold a huge text.
+        let longest = text.len().max(pair.as_ref().map_or(0, String::len));
+        let label = label.and_then(|label| match longest {
+            0..=MAX_LINE => Ok(label),
+            _ => Err(format!("expected texts of at most 1 MiB, got one of {longest} bytes")),
+        });
         let label = label.map_err(|what| match self.format {
             Format::Parquet => Error(format!("{}, row {number}: {what}", self.path.display())),
             _ => Error(format!("{}:{number}: {what}", self.path.display())),

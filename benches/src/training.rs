@@ -1,0 +1,178 @@
+//! Whole training steps of a synthetic model.
+
+use crate::machine::{self, CpuWindow};
+use crate::model::{Shape, random};
+use crate::{Result, least, median};
+use serde::Serialize;
+use sparta_backend_cpu::Cpu;
+use sparta_core::data::{Batch, Encoded};
+use sparta_core::method::Adaptation;
+use sparta_core::method::options::{self, Given};
+use sparta_core::model::{Decoder, HeadKind, check_weights};
+use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::train::graphs::Purpose;
+use sparta_core::train::{Limits, Optimizer, Session, Setup, Size, layout};
+use sparta_core::weights::Weights;
+use sparta_graph::{Backend, Plan};
+use sparta_wgpu::WgpuBackend;
+use std::collections::BTreeMap;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// One cell of a table: what is trained on what.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub shape: Shape,
+    /// Sequences of a batch, and tokens of each.
+    pub batch: usize,
+    pub tokens: usize,
+    /// `full`, `lora`, `head` (the body runs forward each step) or `sparta`.
+    pub method: String,
+    /// The share of the scalars of all layers and norms that SpaRTA trains.
+    pub density: f64,
+    pub recompute: bool,
+    pub device: String,
+    /// Threads of the CPU; `None`: all cores.
+    pub threads: Option<usize>,
+}
+
+/// An opened session with its one batch.
+pub struct Bench {
+    pub session: Session,
+    pub batch: Batch,
+    /// The plan of a step.
+    pub plan: Plan,
+    pub trained: u64,
+}
+
+/// What a step costs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    pub steps: usize,
+    pub step_s: f64,
+    pub step_s_min: f64,
+    /// CPU seconds of a step, all threads together.
+    pub cpu_s: Option<f64>,
+    pub tokens_per_s: f64,
+    pub gflop_per_step: f64,
+    /// By the median.
+    pub gflops: f64,
+    pub others_cpu_share: Option<f64>,
+    pub loss: f64,
+}
+
+impl Case {
+    /// Loads the method's plugin, opens the device and uploads the model.
+    pub fn open(&self) -> Result<Bench> {
+        let directory = self.shape.directory()?;
+        let plugins = self.plugins()?;
+        let method = plugins.method(&self.method)?;
+        let mut given = BTreeMap::new();
+        if self.method == "sparta" {
+            let of_all = self.density * self.shape.layer_scalars() as f64 / self.shape.scalars() as f64;
+            given.insert("density".to_owned(), Given::Typed(of_all.into()));
+        }
+        let options = options::check(method.info(), &given)?;
+        let decoder = Decoder::open(&directory)?;
+        let weights = Weights::open(&directory)?;
+        let head = HeadKind::Classification { classes: 2 };
+        let parameters = check_weights(&decoder, &weights, head)?;
+        let adaptation = Adaptation::new(method, parameters, options, 0)?;
+        let trained = adaptation.trained_count();
+        let batch = self.random_batch();
+        let size = Size { rows: batch.tokens.len(), examples: self.batch };
+        let setup = Setup {
+            decoder,
+            adaptation,
+            head,
+            optimizer: Optimizer { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimizer::default() },
+            dropout: 0.0,
+            recompute: self.recompute,
+            seed: 0,
+            head_init_std: 0.02,
+            limits: Limits {
+                train: Some(size),
+                micro_batches: false,
+                evaluate: size,
+                positions: self.tokens,
+                head_features: false,
+                batch: self.batch,
+            },
+        };
+        let device = self.open_device()?;
+        let in_place = device.info().in_place;
+        let (_, arena) = layout::plan_memory(&setup, in_place)?;
+        let plan = Plan::build(&setup.graphs().build(Purpose::Step(size))?, in_place);
+        let session = Session::open(device, &weights, setup, arena)?;
+        Ok(Bench { session, batch, plan, trained })
+    }
+
+    /// The method's library from where the build has put it.
+    fn plugins(&self) -> Result<PluginSet> {
+        let program = std::env::current_exe()?;
+        let built = program.parent().and_then(Path::parent).ok_or("this program lies in no directory")?;
+        let library = built.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", self.method));
+        Ok(PluginSet::discover(&DiscoverOptions { explicit: vec![library], ..DiscoverOptions::default() }))
+    }
+
+    fn open_device(&self) -> Result<Box<dyn Backend>> {
+        if self.device == "cpu" {
+            return Ok(Box::new(Cpu::new(self.threads)?));
+        }
+        Ok(Box::new(WgpuBackend::open(&self.device)?))
+    }
+
+    fn random_batch(&self) -> Batch {
+        let mut state = 2;
+        let mut below = |n: usize| (random(&mut state) % n as u64) as u32;
+        let examples: Vec<Encoded> = (0..self.batch)
+            .map(|_| Encoded {
+                tokens: (0..self.tokens).map(|_| 1 + below(self.shape.vocab - 1)).collect(),
+                label: below(2),
+            })
+            .collect();
+        Batch::pack(&examples)
+    }
+}
+
+impl Bench {
+    pub fn step(&mut self) -> Result<f64> {
+        Ok(self.session.step(std::slice::from_ref(&self.batch), 1e-4)?.loss)
+    }
+
+    /// Repeats the step for so long, but at least seven times, after one that is not counted.
+    pub fn measure(&mut self, duration: Duration) -> Result<Measured> {
+        let mut loss = self.step()?;
+        let mut seconds = Vec::new();
+        let window = CpuWindow::open();
+        let start = Instant::now();
+        while seconds.len() < 7 || start.elapsed() < duration {
+            let start = Instant::now();
+            loss = self.step()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let (step_s, gflop) = (median(&seconds), self.plan.flops() as f64 * 1e-9);
+        Ok(Measured {
+            steps: seconds.len(),
+            step_s,
+            step_s_min: least(&seconds),
+            cpu_s: window.own().map(|own| own / seconds.len() as f64),
+            tokens_per_s: self.batch.real_rows as f64 / step_s,
+            gflop_per_step: gflop,
+            gflops: gflop / step_s,
+            others_cpu_share: window.others(),
+            loss,
+        })
+    }
+}
+
+/// Bytes of memory as MiB.
+pub fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+/// The peak above what was resident at the start.
+pub fn peak_above(start: Option<u64>) -> Option<f64> {
+    Some(mib(machine::peak_resident()?.saturating_sub(start?)))
+}

@@ -1,0 +1,89 @@
+//! Whole training steps on a synthetic model, as one JSON line:
+//! `cargo bench -p sparta-benches --bench steps -- --shape 15M --batch 16 --tokens 64 --method sparta --density 0.05`.
+
+use clap::Parser;
+use serde::Serialize;
+use sparta_benches::{Case, Measured, Result, Shape, machine, model, training};
+use std::time::{Duration, Instant};
+
+#[derive(Parser)]
+struct Args {
+    /// 15M, 110M or hidden,layers,heads,kv_heads,intermediate,vocab
+    #[arg(long, default_value = "15M", value_parser = Shape::parse)]
+    shape: Shape,
+    /// Sequences of a batch
+    #[arg(long, default_value = "16")]
+    batch: usize,
+    /// Tokens of each sequence
+    #[arg(long, default_value = "64")]
+    tokens: usize,
+    /// full, lora (r 8 on q and v), head (the body runs forward each step) or sparta
+    #[arg(long, default_value = "sparta")]
+    method: String,
+    /// The share of the scalars of all layers and norms that SpaRTA trains
+    #[arg(long, default_value = "0.05")]
+    density: f64,
+    /// Compute the activations of a layer again in the backward pass
+    #[arg(long)]
+    recompute: bool,
+    /// cpu or a device of wgpu
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads of the CPU [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Measure for so many seconds, but at least seven steps
+    #[arg(long, default_value = "10")]
+    seconds: f64,
+    /// What `cargo bench` passes
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// The line of a cell.
+#[derive(Serialize)]
+struct Line {
+    #[serde(flatten)]
+    measured: Measured,
+    device: String,
+    trained: u64,
+    arena_mib: f64,
+    /// Of the process above what it had at its start.
+    peak_above_start_mib: Option<f64>,
+    start_to_first_step_s: f64,
+}
+
+fn main() -> Result<()> {
+    if model::write_model_if_asked()? {
+        return Ok(());
+    }
+    machine::reset_peak();
+    let resident = machine::resident();
+    let args = Args::parse();
+    let case = Case {
+        shape: args.shape,
+        batch: args.batch,
+        tokens: args.tokens,
+        method: args.method,
+        density: args.density,
+        recompute: args.recompute,
+        device: args.device,
+        threads: args.threads,
+    };
+    case.shape.directory()?;
+    let start = Instant::now();
+    let mut bench = case.open()?;
+    bench.step()?;
+    let start_to_first_step_s = start.elapsed().as_secs_f64();
+    let measured = bench.measure(Duration::from_secs_f64(args.seconds))?;
+    let line = Line {
+        measured,
+        device: bench.session.tensors().device().name,
+        trained: bench.trained,
+        arena_mib: training::mib(bench.plan.arena as u64),
+        peak_above_start_mib: training::peak_above(resident),
+        start_to_first_step_s,
+    };
+    println!("{}", serde_json::to_string(&line)?);
+    Ok(())
+}

@@ -4,6 +4,7 @@
 use clap::Parser;
 use serde::Serialize;
 use sparta_benches::{Case, Measured, Result, Shape, machine, model, training};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[derive(Parser)]
@@ -35,6 +36,9 @@ struct Args {
     /// Measure for so many seconds, but at least seven steps
     #[arg(long, default_value = "10")]
     seconds: f64,
+    /// Print what the ops of a step take, to stderr, and write a timeline for chrome://tracing to this file
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     /// What `cargo bench` passes
     #[arg(long, hide = true)]
     bench: bool,
@@ -85,5 +89,10 @@ fn main() -> Result<()> {
         start_to_first_step_s,
     };
     println!("{}", serde_json::to_string(&line)?);
+    if let Some(file) = args.profile {
+        let profile = bench.profile()?;
+        eprint!("{profile}");
+        profile.write_trace(&file)?;
+    }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Named tensors on one device: what plans bind by name.
 
+use crate::train::Ceiling;
 use crate::{Error, Result};
 use sparta_graph::{Backend, BufferId, DType, DeviceInfo, Plan, PlanId};
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 /// What a tensor's memory is for; the memory plan adds up by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -171,6 +173,16 @@ impl Tensors {
 
     pub fn run(&mut self, plan: PlanId) -> Result<()> {
         Ok(self.device.run(plan)?)
+    }
+
+    /// [`Tensors::run`] with the time of each call.
+    pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
+        Ok(self.device.run_profiled(plan)?)
+    }
+
+    /// What the device can do at best.
+    pub fn ceiling(&mut self) -> Result<Ceiling> {
+        Ceiling::measure(&mut *self.device)
     }
 
     pub fn release(&mut self, plan: PlanId) {

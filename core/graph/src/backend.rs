@@ -1,5 +1,6 @@
 use crate::{DType, Plan};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// A tensor's memory on a device, made by [`Backend::alloc`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +78,15 @@ pub trait Backend: Send {
 
     /// Runs every call of the plan in order, as one submission where the device allows.
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError>;
+
+    /// [`Backend::run`], and what each of the plan's calls took, in their order. It waits for the device.
+    ///
+    /// Errors: those of `run`; a device that cannot time single calls.
+    fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
+        let _ = plan;
+        let reason = "this backend cannot time single calls: leave out --profile".into();
+        Err(BackendError::Other { device: self.info().id, reason })
+    }
 
     fn release(&mut self, plan: PlanId);
 }

@@ -1,7 +1,7 @@
 //! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in one arena by liveness.
 
 use crate::graph::{Graph, TensorType, Value};
-use crate::ops::Op;
+use crate::ops::{Attention, Op};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
@@ -121,6 +121,16 @@ impl Call {
         let inputs: Vec<&TensorType> = self.inputs.iter().map(|o| &o.ty).collect();
         let outputs: Vec<&TensorType> = self.outputs.iter().map(|o| &o.ty).collect();
         self.op.flops(&inputs, &outputs)
+    }
+
+    /// [`Call::flops`] on a packed batch of segments of these lengths: attention sees no other segment.
+    pub fn packed_flops(&self, lengths: &[usize]) -> u64 {
+        let pairs = |attention: &Attention| lengths.iter().map(|&rows| attention.pair_flops(rows)).sum::<u64>();
+        match &self.op {
+            Op::Attention(attention) => 4 * pairs(attention),
+            Op::AttentionGrad(grad) => 10 * pairs(&grad.0),
+            _ => self.flops(),
+        }
     }
 
     /// Bytes of all operands, each counted once.

@@ -75,6 +75,12 @@ impl Batch {
         }
     }
 
+    /// Rows of each segment, filling ones included.
+    pub fn lengths(&self) -> Vec<usize> {
+        let starts = self.spans.as_chunks::<2>().0.iter().enumerate().filter(|(row, span)| span[0] as usize == *row);
+        starts.map(|(_, &[start, end])| (end - start) as usize).collect()
+    }
+
     /// Labels that count in the loss.
     pub fn targets(&self) -> usize {
         self.labels.iter().filter(|&&l| l != IGNORED).count()
@@ -111,6 +117,8 @@ mod tests {
         let batch = Batch::pack([&a, &b]);
         assert_eq!(batch.tokens[..5], [5, 6, 7, 8, 0]);
         assert_eq!(batch.spans[..10], [0, 3, 0, 3, 0, 3, 3, 4, 4, 5]);
+        assert_eq!(batch.lengths()[..3], [3, 1, 1]);
+        assert_eq!(batch.lengths().len(), 14);
         assert_eq!((batch.rows, batch.labels), (vec![2, 3], vec![1, 0]));
         assert_eq!((batch.tokens.len(), batch.real_rows), (16, 4));
     }

@@ -5,6 +5,7 @@ use sparta_plugin::abi::{SpartaBackend, SpartaBytes};
 use sparta_plugin::backend::BackendPluginInfo;
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::time::Duration;
 
 /// A backend plugin of a loaded library.
 pub struct LoadedBackendPlugin {
@@ -125,6 +126,15 @@ impl Backend for LoadedBackend {
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
         // SAFETY: see the impl.
         self.call("run", self.plugin.table.run, |f, call| unsafe { f(call, self.handle, plan.0) })
+    }
+
+    fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
+        let (plugin, function) = (&self.plugin, self.plugin.table.run_profiled);
+        // SAFETY: see the impl.
+        let answer = plugin.call("run_profiled", function, None, |f, call| unsafe { f(call, self.handle, plan.0) });
+        let nanoseconds: Result<Vec<u64>, Error> = answer.and_then(|json| plugin.parse("run_profiled", &json));
+        let nanoseconds = nanoseconds.map_err(|e| decode(&self.info.id, e))?;
+        Ok(nanoseconds.into_iter().map(Duration::from_nanos).collect())
     }
 
     fn release(&mut self, plan: PlanId) {

@@ -4,10 +4,12 @@ pub mod checkpoint;
 pub mod config;
 pub mod graphs;
 pub mod layout;
+pub mod profile;
 pub mod schedule;
 pub mod session;
 
 pub use config::{EvalReport, Metrics, Observer, Recompute, RunConfig, Schedule, StepReport};
 pub use graphs::{Optimizer, Size};
 pub use layout::Limits;
+pub use profile::{Ceiling, Profile};
 pub use session::{HeadInit, Session, Setup, State, StepOutput};

@@ -2,6 +2,7 @@
 
 use super::graphs::{Graphs, Optimizer, Purpose, Size, names};
 use super::layout::{self, Limits};
+use super::profile::Profile;
 use crate::data::Batch;
 use crate::method::philox::Stream;
 use crate::method::{Adaptation, Form, Part, Trained};
@@ -166,6 +167,23 @@ impl Session {
             self.run(Purpose::Update)?;
         }
         self.end_step(loss)
+    }
+
+    /// [`Session::step`] on one micro-batch, with what its calls took.
+    ///
+    /// Errors: those of a step; a device that cannot time single calls.
+    pub fn step_profiled(&mut self, batch: &Batch, lr: f64) -> Result<(StepOutput, Profile)> {
+        let ceiling = self.tensors.ceiling()?;
+        self.begin_step(lr, batch.targets())?;
+        let size = self.write_batch(batch)?;
+        self.write_rng(0)?;
+        let purpose = Purpose::Step(size);
+        let id = self.prepared(purpose)?;
+        let times = self.tensors.run_profiled(id)?;
+        let plan = Plan::build(&self.setup.graphs().build(purpose)?, self.in_place);
+        let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
+        let loss = self.scalar(names::LOSS)?;
+        Ok((self.end_step(loss)?, profile))
     }
 
     /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`.
@@ -370,13 +388,19 @@ impl Session {
     }
 
     fn run(&mut self, purpose: Purpose) -> Result<()> {
+        let plan = self.prepared(purpose)?;
+        self.tensors.run(plan)
+    }
+
+    /// The plan of a purpose, prepared if it is not yet.
+    fn prepared(&mut self, purpose: Purpose) -> Result<PlanId> {
         self.clock += 1;
         let plan = match self.plans.get(&purpose) {
             Some(&(plan, _)) => plan,
             None => self.prepare(purpose)?,
         };
         self.plans.insert(purpose, (plan, self.clock));
-        self.tensors.run(plan)
+        Ok(plan)
     }
 
     fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {

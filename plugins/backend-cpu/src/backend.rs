@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// The id of the device: what `--device` accepts.
 pub const DEVICE: &str = "cpu";
@@ -248,6 +249,16 @@ impl<T: Real> Backend for CpuBackend<T> {
             let mut steps = plan.steps.iter();
             steps.try_for_each(|step| (step.kernel.run)(&plan.scratch).map_err(|reason| op_error(&step.name, reason)))
         })
+    }
+
+    fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
+        let plan = self.plans.get(&plan.0).ok_or_else(|| other(format!("there is no plan {}", plan.0)))?;
+        let timed = |step: &Step| {
+            let start = Instant::now();
+            (step.kernel.run)(&plan.scratch).map_err(|reason| op_error(&step.name, reason))?;
+            Ok(start.elapsed())
+        };
+        self.pool.install(|| plan.steps.iter().map(timed).collect())
     }
 
     fn release(&mut self, plan: PlanId) {

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 0
+#define SPARTA_ABI_MINOR 1
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -177,6 +177,8 @@ typedef struct SpartaBackend {
                             const uint64_t *externals, size_t external_count, uint64_t *prepared);
     SpartaStatus (*run)(SpartaCall call, uint64_t backend, uint64_t prepared);
     SpartaStatus (*release)(SpartaCall call, uint64_t backend, uint64_t prepared);
+    /* Since minor version 1, may be null. As run. Result: [integer], the nanoseconds of each call of the plan. */
+    SpartaStatus (*run_profiled)(SpartaCall call, uint64_t backend, uint64_t prepared);
 } SpartaBackend;
 
 const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);

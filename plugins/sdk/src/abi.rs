@@ -16,7 +16,7 @@ use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
-pub const ABI_MINOR: u32 = 0;
+pub const ABI_MINOR: u32 = 1;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
@@ -241,4 +241,6 @@ pub struct SpartaBackend {
     >,
     pub run: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
     pub release: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
+    /// Since minor version 1, may be null. As `run`; result: `[u64]`, the nanoseconds of each call of the plan.
+    pub run_profiled: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
 }

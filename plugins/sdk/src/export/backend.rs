@@ -19,6 +19,7 @@ pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
         prepare: Some(prepare),
         run: Some(run),
         release: Some(release),
+        run_profiled: Some(run_profiled),
     }
 }
 
@@ -156,5 +157,13 @@ unsafe extern "C" fn release(call: SpartaCall, backend: u64, prepared: u64) -> S
         // SAFETY: the host passed the handle to this function.
         unsafe { opened(backend) }.release(PlanId(prepared));
         Ok(())
+    })
+}
+
+unsafe extern "C" fn run_profiled(call: SpartaCall, backend: u64, prepared: u64) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the handle to this function.
+        let times = unsafe { opened(backend) }.run_profiled(PlanId(prepared)).map_err(encode)?;
+        respond(call, &times.iter().map(|time| time.as_nanos() as u64).collect::<Vec<_>>())
     })
 }

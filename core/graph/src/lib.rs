@@ -17,4 +17,4 @@ pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::Op;
 pub use philox::philox4x32_10;
 pub use plan::{Call, Operand, Place, Plan};
-pub use recompute::recompute;
+pub use recompute::{recompute, recompute_cheap};

@@ -28,6 +28,36 @@ pub fn recompute(graph: &Graph, forward: usize) -> Graph {
     out
 }
 
+/// The same computation in which the backward pass computes cheap values ([`Op::cheap`]) of the first `forward` nodes
+/// again rather than having them kept, where all that they follow from is kept for the backward pass anyway. Results
+/// are the same bits.
+pub fn recompute_cheap(graph: &Graph, forward: usize) -> Graph {
+    let (before, after) = graph.nodes().split_at(forward);
+    let cheap: HashMap<Value, &Node> =
+        before.iter().filter(|node| node.op.cheap()).flat_map(|n| n.outputs.iter().map(move |&v| (v, n))).collect();
+    let last_use: HashMap<Value, usize> =
+        after.iter().enumerate().flat_map(|(i, node)| node.inputs.iter().map(move |&v| (v, i))).collect();
+    let mut out = graph.clone();
+    out.nodes.truncate(forward);
+    let mut again: HashMap<Value, Value> = HashMap::new();
+    for (i, node) in after.iter().enumerate() {
+        let mut node = node.clone();
+        for input in &mut node.inputs {
+            let Some(source) = cheap.get(input) else { continue };
+            let kept = |v: &Value| graph.info(*v).external.is_some() || last_use.get(v).is_some_and(|&last| last >= i);
+            if !again.contains_key(input) && source.inputs.iter().all(kept) {
+                let outputs: Vec<Value> =
+                    source.outputs.iter().map(|&v| out.push(graph.info(v).ty.clone(), None)).collect();
+                again.extend(source.outputs.iter().copied().zip(outputs.iter().copied()));
+                out.nodes.push(Node { outputs, ..(*source).clone() });
+            }
+            *input = again.get(input).copied().unwrap_or(*input);
+        }
+        out.nodes.push(node);
+    }
+    out
+}
+
 struct Segments<'g> {
     graph: &'g Graph,
     /// The segment of each value that no other segment reads.
@@ -118,6 +148,37 @@ mod tests {
         let segments = Segments::find(&graph, forward);
         let backward = &again.nodes()[forward..];
         assert!(backward.iter().flat_map(|n| &n.inputs).all(|&v| segments.inner(v).is_none()));
+    }
+
+    #[test]
+    fn cheap_values_are_computed_again_where_their_sources_are_kept() {
+        let (graph, forward) = network(12, 256);
+        let again = recompute_cheap(&graph, forward);
+        let (before, after) = (Plan::build(&graph, false), Plan::build(&again, false));
+        let activations = |plan: &Plan| plan.calls.iter().filter(|c| matches!(c.op, crate::Op::GatedAct(_))).count();
+        // The gradient of `Add` needs no value, so nothing reads the activations again.
+        assert_eq!(activations(&before), activations(&after));
+
+        let mut g = Graph::new();
+        let x = g.external("x", DType::F32, [64, 16]);
+        let mut requests = Vec::new();
+        let mut y = x;
+        for layer in 0..8 {
+            let [a, b] = ["a", "b"].map(|name| g.external(format!("{name}{layer}"), DType::F32, [16, 16]));
+            requests.extend([(a, GradRequest::Dense), (b, GradRequest::Dense)]);
+            let z = g.one(Linear::plain(Layout::Nt), &[y, a]).unwrap();
+            let z = g.one(GatedAct { act: crate::ops::Activation::Silu }, &[z, z]).unwrap();
+            y = g.one(Linear::plain(Layout::Nt), &[z, b]).unwrap();
+        }
+        let forward = g.nodes().len();
+        let seed = g.one(Fill { value: 1.0, shape: vec![64, 16] }, &[]).unwrap();
+        for (i, grad) in gradients(&mut g, &[(y, seed)], &requests).unwrap().into_iter().enumerate() {
+            let out = g.external(format!("out{i}"), DType::F32, [16, 16]);
+            g.apply(Store {}.into(), &[out, grad]).unwrap();
+        }
+        let (before, after) = (Plan::build(&g, false), Plan::build(&recompute_cheap(&g, forward), false));
+        assert_eq!((activations(&before), activations(&after)), (8, 16));
+        assert!(after.arena * 10 < before.arena * 9, "{} of {}", after.arena, before.arena);
     }
 
     #[test]

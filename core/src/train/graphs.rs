@@ -7,7 +7,7 @@ use crate::model::{Decoder, HeadKind};
 use sparta_graph::ops::{
     Accumulate, Adam, ClipCoef, CrossEntropy, Fill, PARTIALS, Store, SumOfSquares, step as step_input,
 };
-use sparta_graph::{DType, Graph, Value, gradients, recompute};
+use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
 pub mod names {
@@ -151,7 +151,7 @@ impl Graphs<'_> {
         let logits = self.logits(g, &mut layers, size, dropout)?;
         let forward = g.nodes().len();
         self.backward(g, &mut layers, logits, gradients)?;
-        Ok(if self.recompute { recompute(&graph, forward) } else { graph })
+        Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
     }
 
     fn hidden(

@@ -192,10 +192,9 @@ pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result
                 tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
             }
         }
-        if let Part::Sparse(set) = &adaptation.parts[i] {
-            if set.indices.is_empty() {
-                continue;
-            }
+        if let Part::Sparse(set) = &adaptation.parts[i]
+            && !set.indices.is_empty()
+        {
             tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
             let view = weights.get(&parameter.name).ok_or_else(|| {
                 Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
@@ -205,6 +204,8 @@ pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result
                 tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
             }
         }
+        // The device has it now; the file's pages would count as this process's memory.
+        weights.forget(&parameter.name);
     }
     for t in adaptation.trained() {
         if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {

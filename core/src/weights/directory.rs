@@ -70,6 +70,13 @@ impl Weights {
         Some(TensorView { dtype: slot.dtype, shape: raw.shape, bytes: raw.bytes })
     }
 
+    /// Gives back the memory that reading a tensor took; it is read again when needed.
+    pub fn forget(&self, name: &str) {
+        if let Some(slot) = self.tensors.get(name) {
+            self.files[slot.file].forget(&slot.name);
+        }
+    }
+
     /// Leaves a tensor out from now on: something else stands for it.
     pub fn remove(&mut self, name: &str) {
         self.tensors.remove(name);

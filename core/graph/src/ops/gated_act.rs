@@ -16,6 +16,10 @@ pub struct GatedAct {
 }
 
 impl Operation for GatedAct {
+    fn cheap(&self) -> bool {
+        true
+    }
+
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
         f32s(inputs[0], "gate")?;

@@ -32,6 +32,11 @@ pub trait Operation {
         &[]
     }
 
+    /// Whether a pass over the inputs makes the outputs: computing them again costs little, and keeping them memory.
+    fn cheap(&self) -> bool {
+        false
+    }
+
     /// Floating point operations, multiply and add counted separately.
     fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
         let _ = inputs;
@@ -108,6 +113,10 @@ impl Op {
 
     pub fn reuses(&self) -> &'static [(usize, usize)] {
         self.rule().reuses()
+    }
+
+    pub fn cheap(&self) -> bool {
+        self.rule().cheap()
     }
 
     pub fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {

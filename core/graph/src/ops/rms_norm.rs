@@ -11,6 +11,10 @@ pub struct RmsNorm {
 }
 
 impl Operation for RmsNorm {
+    fn cheap(&self) -> bool {
+        true
+    }
+
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
         check(inputs[0], inputs[1])?;

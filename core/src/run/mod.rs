@@ -6,6 +6,7 @@ mod infer;
 mod inspect;
 mod plan;
 mod prepare;
+mod profile;
 mod pretrain;
 mod result;
 mod train;
@@ -19,6 +20,7 @@ pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, megabytes, thousands
 pub(crate) use prepare::{EVAL_EXAMPLES, body_size, trainable};
 pub use prepare::{Prepared, default_head_std, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
+pub use profile::profile;
 pub use result::{RunResult, Stopped};
 pub use train::{OpenDevice, Start, run};
 

@@ -1,0 +1,60 @@
+//! How the cost of a step grows over a factor of 16 in tokens, in layers, and (of the update) in chosen scalars:
+//! `cargo bench -p sparta-benches --bench linearity`. An exponent of 1 is linear growth.
+
+use sparta_benches::{Case, Result, Shape, model};
+use std::time::Duration;
+
+const FACTORS: [usize; 5] = [1, 2, 4, 8, 16];
+
+fn main() -> Result<()> {
+    if model::write_model_if_asked()? {
+        return Ok(());
+    }
+    println!("| what grows | from 1 | 2 | 4 | 8 | 16 fold | exponent |");
+    println!("|---|---|---|---|---|---|---|");
+    row("tokens (sequences of 64), ms of a step", |factor| step(&case(4, factor, 0.05)))?;
+    row("layers, ms of a step", |factor| step(&case(factor, 8, 0.05)))?;
+    row("chosen scalars, ms of the update", |factor| update(&case(4, 8, 0.05 * factor as f64)))
+}
+
+/// Hidden size 288, 64 tokens per sequence.
+fn case(layers: usize, batch: usize, density: f64) -> Case {
+    Case {
+        shape: Shape { hidden: 288, layers, heads: 6, kv_heads: 6, intermediate: 768, vocab: 32000 },
+        batch,
+        tokens: 64,
+        method: "sparta".into(),
+        density,
+        recompute: false,
+        device: "cpu".into(),
+        threads: None,
+    }
+}
+
+/// Seconds of the fastest step.
+fn step(case: &Case) -> Result<f64> {
+    Ok(case.open()?.measure(Duration::from_secs(2))?.step_s_min)
+}
+
+/// Seconds of the optimizer's calls in the fastest of some steps.
+fn update(case: &Case) -> Result<f64> {
+    let profile = case.open()?.profile()?;
+    Ok(profile.calls.iter().filter(|call| call.label.starts_with("optimizer")).map(|call| call.seconds).sum())
+}
+
+fn row(name: &str, seconds: impl Fn(usize) -> Result<f64>) -> Result<()> {
+    let times = FACTORS.into_iter().map(seconds).collect::<Result<Vec<f64>>>()?;
+    let cells: Vec<String> = times.iter().map(|time| format!("{:.2}", time * 1e3)).collect();
+    println!("| {name} | {} | {:.2} |", cells.join(" | "), exponent(&times));
+    Ok(())
+}
+
+/// The slope of the logarithms by least squares.
+fn exponent(times: &[f64]) -> f64 {
+    let x: Vec<f64> = FACTORS.iter().map(|&factor| (factor as f64).ln()).collect();
+    let y: Vec<f64> = times.iter().map(|time| time.ln()).collect();
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mx, my) = (mean(&x), mean(&y));
+    let covariance: f64 = x.iter().zip(&y).map(|(x, y)| (x - mx) * (y - my)).sum();
+    covariance / x.iter().map(|x| (x - mx) * (x - mx)).sum::<f64>()
+}

@@ -1,0 +1,37 @@
+//! Where the time of a run's steps goes.
+
+use super::prepare::prepare;
+use crate::data::Batch;
+use crate::data::batch::split_by_budget;
+use crate::plugin::PluginSet;
+use crate::train::{Profile, RunConfig, Session};
+use crate::{Error, Result};
+use sparta_graph::Backend;
+
+/// Steps that are profiled; the fastest one counts, so that what happens once is left out.
+const STEPS: usize = 5;
+
+/// Does a few optimizer steps on the first batch as [`super::run`] would, and forgets what they learned.
+///
+/// Errors: whatever [`super::run`] refuses; a run whose steps do not go through the model; a device that cannot time
+/// single calls.
+pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>) -> Result<Profile> {
+    let prepared = prepare(config, plugins, &device.info())?;
+    prepared.plan.check_memory()?;
+    if prepared.setup.limits.head_features {
+        let what = "the head alone is trained, on features that are computed once: there is no step to profile";
+        return Err(Error::Usage(what.into()));
+    }
+    let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();
+    let ends = split_by_budget(&lengths, config.micro_batch_tokens, config.batch_size);
+    let batch = Batch::pack(&prepared.train[..ends.first().copied().unwrap_or(0)]);
+    let mut session = Session::open(device, &prepared.weights, prepared.setup, prepared.arena)?;
+    let mut fastest: Option<Profile> = None;
+    for _ in 0..STEPS {
+        let (_, profile) = session.step_profiled(&batch, prepared.lr)?;
+        if fastest.as_ref().is_none_or(|fastest| profile.seconds() < fastest.seconds()) {
+            fastest = Some(profile);
+        }
+    }
+    fastest.ok_or_else(|| Error::Training("no step was profiled".into()))
+}

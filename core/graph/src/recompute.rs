@@ -177,7 +177,8 @@ mod tests {
             g.apply(Store {}.into(), &[out, grad]).unwrap();
         }
         let (before, after) = (Plan::build(&g, false), Plan::build(&recompute_cheap(&g, forward), false));
-        assert_eq!((activations(&before), activations(&after)), (8, 16));
+        // Of the last layer the backward pass computes it alone: nobody reads y.
+        assert_eq!((activations(&before), activations(&after)), (8, 15));
         assert!(after.arena * 10 < before.arena * 9, "{} of {}", after.arena, before.arena);
     }
 

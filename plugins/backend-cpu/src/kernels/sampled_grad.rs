@@ -39,7 +39,7 @@ pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
 const DEPTH: usize = 512;
 /// Rows of the weight that are one piece of work.
 const ROWS: usize = 16;
-const TILE_ROWS: usize = 64;
+const TILE_ROWS: usize = 128;
 const TILE_COLUMNS: usize = 512;
 
 #[derive(Clone, Copy)]

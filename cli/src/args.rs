@@ -198,6 +198,10 @@ pub struct WatchArgs {
     /// Write TensorBoard event files into the run directory too
     #[arg(long)]
     pub tensorboard: bool,
+    /// Before the run, print what each kind of operation takes in a step of the first batch, against what the device
+    /// can do at best, and write the step's timeline for chrome://tracing to FILE.json
+    #[arg(long, value_name = "FILE.json")]
+    pub profile: Option<PathBuf>,
     /// End cleanly, as after Ctrl-C, when standard input closes; for programs that start runs
     #[arg(long, hide = true)]
     pub until_eof: bool,

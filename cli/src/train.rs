@@ -21,6 +21,11 @@ pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &
     let device = devices.select(&args.device.device)?.clone();
     let start = if args.resume.is_some() { Start::Resume } else { Start::New };
     let config = config(args, method_options, plugins)?;
+    if let Some(file) = &watch.profile {
+        let profile = run::profile(&config, plugins, devices.open(&device)?)?;
+        output.say(&profile)?;
+        profile.write_trace(file)?;
+    }
     let mut watch = Watch::new(output, watch, &config.out, plugins.task(&config.task)?.1.primary)?;
     let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut watch);
     watch.finish();

@@ -276,7 +276,7 @@ fn every_run_proves_its_merge() {
 #[test]
 fn formats_carry_the_same_adapter() {
     let expected = accuracy(&A, &[])["metrics"].clone();
-    succeed(&["adapter", "export", &A, "--with-indices", "--out", "explicit"]);
+    succeed(&["adapter", "export", &A, "--format", "with-indices", "--out", "explicit"]);
     let explicit = TensorFile::open(HOME.path().join("explicit/adapter.safetensors")).unwrap();
     assert!(explicit.names().any(|name| name.starts_with("index.model.layers.0.")));
     assert_eq!(accuracy("explicit", &[])["metrics"], expected);

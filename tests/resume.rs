@@ -185,3 +185,81 @@ fn a_full_disk_loses_nothing() {
     assert!(failed, "the disk was not full");
     assert!(whole && output.status.success() && equal, "{text}");
 }
+
+#[test]
+fn lora_resumes_exactly_on_wgpu() {
+    if sparta_wgpu::devices().is_empty() {
+        sparta_tests::skipped_unless_in_ci("no wgpu adapter");
+        return;
+    }
+    kill_and_resume("lora", "wgpu", 1);
+}
+
+/// Equal runs give equal bytes, whatever the number of threads.
+#[test]
+fn threads_do_not_change_the_bits() {
+    let home = tempfile::tempdir().unwrap();
+    let run = |name: &str, threads: &str| {
+        let out = home.path().join(name);
+        let args = [&options("sparta")[..], &["--device", "cpu", "--out", out.to_str().unwrap()]].concat();
+        let output = command(home.path(), &args).env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        out
+    };
+    let one = run("one", "1");
+    assert_equal_results("again", &one, &run("again", "1"));
+    assert_equal_results("two threads", &one, &run("two", "2"));
+}
+
+/// The losses of ten steps on the CPU and on a graphics driver agree within 1e-3.
+#[test]
+fn devices_agree() {
+    if sparta_wgpu::devices().is_empty() {
+        sparta_tests::skipped_unless_in_ci("no wgpu adapter");
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let losses = |device: &str| -> Vec<f64> {
+        let out = home.path().join(device);
+        let mut args = vec!["run", "--method", "lora", "--max-steps", "10", "--max-dev", "8", "--max-test", "8"];
+        args.extend(["--device", device, "--out", out.to_str().unwrap()]);
+        let output = command(home.path(), &args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        lines.filter(|line| line["kind"] == "step").map(|line| line["loss"].as_f64().unwrap()).collect()
+    };
+    let (cpu, wgpu) = (losses("cpu"), losses("wgpu"));
+    assert_eq!((cpu.len(), wgpu.len()), (10, 10));
+    for (step, (a, b)) in cpu.iter().zip(&wgpu).enumerate() {
+        assert!((a - b).abs() < 1e-3, "step {}: {a} on the CPU, {b} on wgpu", step + 1);
+    }
+}
+
+/// A run that ended before its first checkpoint begins anew.
+#[test]
+fn without_a_checkpoint_the_run_begins_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let [alone, killed] = ["alone", "killed"].map(|name| home.path().join(name));
+    for out in [&alone, &killed] {
+        assert!(start(home.path(), "sparta", "cpu", out).wait().unwrap().success());
+    }
+    fs::remove_dir_all(killed.join("checkpoints")).unwrap();
+    assert!(resume(home.path(), "cpu", &killed).wait().unwrap().success());
+    assert_equal_results("sparta", &alone, &killed);
+}
+
+#[test]
+fn places_that_cannot_be_written_are_named() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    let below = file.join("run");
+    for out in [&file, &below, &PathBuf::from("/proc/run")] {
+        let args = ["run", "--max-steps", "1", "--device", "cpu", "--out", out.to_str().unwrap()];
+        let output = command(home.path(), &args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && text.contains(out.to_str().unwrap()), "{text}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
+}

@@ -6,8 +6,8 @@ mod infer;
 mod inspect;
 mod plan;
 mod prepare;
-mod profile;
 mod pretrain;
+mod profile;
 mod result;
 mod train;
 

@@ -1,0 +1,204 @@
+//! Hostile files in the place of good ones, read by the real binary under a limit of its memory: an error that names
+//! the place, never a panic, a crash or a run without end. Small files are in `bad/`, large ones are made here.
+
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use serde::Deserialize;
+use sparta_tests::command::{binary, command};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Arc, LazyLock};
+
+/// KiB of address space that a command may use.
+const MEMORY: &str = "4194304";
+
+#[derive(Deserialize)]
+struct Cases {
+    case: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    file: String,
+    /// The file that makes way, below a directory with `model`, `data`, `run` and `plugin`.
+    place: String,
+    /// What is run: see [`Place::command`].
+    command: String,
+    expect: Vec<String>,
+}
+
+/// A home with the unpacked embedded model and a finished run.
+static GOOD: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["run", "--method", "lora", "--max-steps", "4", "--checkpoint-interval", "2", "--max-dev", "16"];
+    let args = [&args[..], &["--max-test", "16", "--device", "cpu", "--out", "run"]].concat();
+    assert!(command(home.path(), &args).output().unwrap().status.success());
+    home
+});
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, target) = entry.map(|e| (e.path(), to.join(e.file_name()))).unwrap();
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(&path, &target).unwrap();
+        }
+    }
+}
+
+/// Good files, one of which a test replaces.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = fs::read_dir(GOOD.path().join("cache/sparta")).unwrap().next().unwrap().unwrap().path();
+        copy(&cache, dir.path());
+        copy(&GOOD.path().join("run"), &dir.path().join("run"));
+        fs::create_dir(dir.path().join("plugin")).unwrap();
+        let plugin = format!("{}sparta_method_lora{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        let library = dir.path().join(format!("plugin/library{}", std::env::consts::DLL_SUFFIX));
+        fs::copy(binary().with_file_name(plugin), library).unwrap();
+        Place(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        if name.ends_with(".index.json") {
+            fs::remove_file(self.path("model/model.safetensors")).unwrap();
+        }
+        if name.starts_with("data/") && !name.ends_with(".jsonl") {
+            fs::remove_file(self.path("data/train.jsonl")).unwrap();
+            fs::remove_file(self.path("data/dev.jsonl")).unwrap();
+            fs::write(self.path("data/dev.tsv"), "sentence\tlabel\nfine\t1\n").unwrap();
+            write_parquet(&self.path("data/validation-00000-of-00001.parquet"), "fine");
+        }
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn command(&self, name: &str) -> Output {
+        let text = |name: &str| self.path(name).to_str().unwrap().to_owned();
+        let mut args = match name {
+            "inspect" => vec!["inspect", "forward", "--task", "lm", "--device", "cpu"],
+            "eval" => vec!["eval", "--split", "dev", "--device", "cpu"],
+            "resume" => vec!["run", "--device", "cpu", "--resume"],
+            "plugins" => vec!["plugins", "--plugin"],
+            _ => vec!["run", "--task", "sst2", "--method", "lora", "--max-steps", "1", "--device", "cpu"],
+        }
+        .into_iter()
+        .map(str::to_owned)
+        .collect::<Vec<_>>();
+        let mut add = |option: &str, path: &str| args.extend([option.to_owned(), text(path)]);
+        match name {
+            "inspect" => [("--model", "model"), ("--batch", "batch.safetensors"), ("--out", "out.safetensors")]
+                .iter()
+                .for_each(|(option, path)| add(option, path)),
+            "eval" | "resume" => args.push(text("run")),
+            "plugins" => args.push(text("plugin")),
+            _ => [("--model", "model"), ("--data", "data"), ("--out", "new")].iter().for_each(|(o, p)| add(o, p)),
+        }
+        if name == "instruct" {
+            args.push("--instruct".into());
+        }
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -v {MEMORY}; exec \"$@\""), "sh"]).arg(binary()).args(&args);
+        limited.env("HOME", GOOD.path()).env_remove("SPARTA_PLUGIN_PATH").current_dir(self.0.path());
+        limited.output().unwrap()
+    }
+
+    /// Runs the command and compares what it says; the listing of plugins and a resumed run do not fail.
+    fn check(&self, case: &str, name: &str, expect: &[impl AsRef<str>]) -> Result<(), String> {
+        let output = self.command(name);
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let code = output.status.code();
+        let survives = name == "plugins" || (name == "resume" && case.starts_with("checkpoint"));
+        let expected = if survives { code == Some(0) } else { matches!(code, Some(1 | 2)) };
+        let said = expect.iter().all(|part| text.contains(part.as_ref()));
+        if expected && said && !text.contains("panicked") {
+            return Ok(());
+        }
+        Err(format!(
+            "{case}: {}, expected {:?} in: {text}",
+            output.status,
+            expect.iter().map(AsRef::as_ref).collect::<Vec<_>>()
+        ))
+    }
+}
+
+fn write_parquet(path: &Path, text: &str) {
+    let columns: [(&str, ArrayRef); 2] =
+        [("sentence", Arc::new(StringArray::from(vec![text]))), ("label", Arc::new(Int64Array::from(vec![1])))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_enabled(false).build();
+    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+}
+
+#[test]
+fn stored_files() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("bad");
+    let cases: Cases = toml::from_str(&fs::read_to_string(dir.join("cases.toml")).unwrap()).unwrap();
+    let mut failures = Vec::new();
+    for case in &cases.case {
+        let place = Place::new();
+        place.write(&case.place, fs::read(dir.join(&case.file)).unwrap());
+        failures.extend(place.check(&case.file, &case.command, &case.expect).err());
+    }
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), cases.case.len(), failures.join("\n"));
+}
+
+#[track_caller]
+fn check(file: &str, bytes: impl AsRef<[u8]>, command: &str, expect: &[&str]) {
+    let place = Place::new();
+    place.write(file, bytes);
+    place.check(file, command, expect).unwrap();
+}
+
+#[test]
+fn long_lines() {
+    let line = "x".repeat(2 << 20);
+    check("data/train.jsonl", format!("{{\"label\":0,\"text\":\"{line}\"}}\n"), "run", &["train.jsonl:1", "1 MiB"]);
+    check("data/train.tsv", format!("sentence\tlabel\n{line}\t1\n"), "run", &["train.tsv:2", "1 MiB"]);
+    check("data/train.jsonl", vec![b'x'; 64 << 20], "run", &["train.jsonl:1", "1 MiB"]);
+}
+
+#[test]
+fn deep_json() {
+    let deep = "[".repeat(1 << 20);
+    for file in ["model/config.json", "model/tokenizer.json", "model/tokenizer_config.json"] {
+        check(file, &deep, "run", &[file]);
+    }
+}
+
+/// A text of 512 MiB in a page of a few kilobytes.
+#[test]
+fn a_page_that_unpacks_to_a_flood() {
+    let place = Place::new();
+    place.write("data/train-00000-of-00001.parquet", "");
+    let file = place.path("data/train-00000-of-00001.parquet");
+    write_parquet(&file, &"x".repeat(512 << 20));
+    assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
+    place.check("bomb.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
+}
+
+/// The last value of the file becomes NaN; the run must say where.
+#[test]
+fn weights_that_are_not_numbers_are_named() {
+    let place = Place::new();
+    let path = place.path("model/model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
+    fs::write(&path, bytes).unwrap();
+    place.check("NaN", "run", &["step 1: ", "the weight model.", "holds NaN", "model is damaged"]).unwrap();
+}

@@ -1,0 +1,181 @@
+//! Devices that fail or lie, and memory that must not grow.
+
+use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::run::{RunPlan, RunResult, Start, run};
+use sparta_core::train::{EvalReport, Observer, RunConfig, StepReport};
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_tests::command::{binary, command};
+use std::cell::Cell;
+use std::fs;
+use std::path::Path;
+
+type Answer<T> = Result<T, BackendError>;
+
+/// How a device fails once it has run so many plans.
+#[derive(Clone, Copy)]
+enum Fault {
+    Lost,
+    /// It says that all is well and does nothing.
+    Idle,
+}
+
+/// The CPU backend with a fault.
+struct Faulty {
+    cpu: sparta_backend_cpu::Cpu,
+    fault: Fault,
+    good_runs: usize,
+}
+
+impl Backend for Faulty {
+    fn info(&self) -> DeviceInfo {
+        self.cpu.info()
+    }
+
+    fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Answer<BufferId> {
+        self.cpu.alloc(dtype, len, label)
+    }
+
+    fn free(&mut self, buffer: BufferId) {
+        self.cpu.free(buffer);
+    }
+
+    fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Answer<()> {
+        self.cpu.write(buffer, offset, data)
+    }
+
+    fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Answer<()> {
+        self.cpu.read(buffer, offset, out)
+    }
+
+    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Answer<PlanId> {
+        self.cpu.prepare(plan, arena, externals)
+    }
+
+    fn run(&mut self, plan: PlanId) -> Answer<()> {
+        match (self.good_runs.checked_sub(1), self.fault) {
+            (Some(left), _) => {
+                self.good_runs = left;
+                self.cpu.run(plan)
+            }
+            (None, Fault::Idle) => Ok(()),
+            (None, Fault::Lost) => Err(BackendError::DeviceLost {
+                device: "cpu".into(),
+                during: "a run".into(),
+                reason: "the plug was pulled".into(),
+            }),
+        }
+    }
+
+    fn release(&mut self, plan: PlanId) {
+        self.cpu.release(plan);
+    }
+}
+
+/// Keeps the messages, and the resident memory after each step.
+#[derive(Default)]
+struct Watching {
+    messages: Vec<String>,
+    resident: Vec<u64>,
+}
+
+impl Observer for Watching {
+    fn plan(&mut self, _: &RunPlan) {}
+    fn step(&mut self, _: &StepReport) {
+        self.resident.extend(resident());
+    }
+    fn eval(&mut self, _: &EvalReport) {}
+    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
+    fn message(&mut self, text: &str) {
+        self.messages.push(text.to_owned());
+    }
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// `VmRSS` of this process in KiB.
+fn resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// The configuration of a run of the embedded job, which is made in `home`.
+fn config(home: &Path, steps: usize) -> RunConfig {
+    let args = ["run", "--method", "sparta", "--max-steps", "1", "--max-dev", "8", "--max-test", "8"];
+    let args = [&args[..], &["--schedule", "constant", "--device", "cpu", "--out", "first"]].concat();
+    assert!(command(home, &args).output().unwrap().status.success());
+    let config = RunConfig::of_run(&home.join("first")).unwrap();
+    RunConfig { max_steps: Some(steps), checkpoint_interval: 4, epochs: 1000, ..config }
+}
+
+/// Trains on devices of which the first `faulty` have a fault after so many plans.
+fn train(
+    config: &RunConfig,
+    faulty: usize,
+    fault: Fault,
+    good_runs: usize,
+) -> (sparta_core::Result<RunResult>, Watching) {
+    let beside = binary().parent().unwrap().to_owned();
+    let plugins = PluginSet::discover(&DiscoverOptions { beside: vec![beside], ..DiscoverOptions::default() });
+    let opened = Cell::new(0);
+    let open = || -> sparta_core::Result<Box<dyn Backend>> {
+        opened.set(opened.get() + 1);
+        let good_runs = if opened.get() <= faulty { good_runs } else { usize::MAX };
+        Ok(Box::new(Faulty { cpu: sparta_backend_cpu::Cpu::new(None)?, fault, good_runs }))
+    };
+    let mut watching = Watching::default();
+    let result = run(config, &plugins, &open, Start::New, &mut watching);
+    (result, watching)
+}
+
+#[test]
+fn a_lost_device_is_opened_once_more_and_nothing_changes() {
+    let home = tempfile::tempdir().unwrap();
+    let base = config(home.path(), 12);
+    let at = |name: &str| RunConfig { out: home.path().join(name), ..base.clone() };
+    train(&at("good"), 0, Fault::Lost, 0).0.unwrap();
+    // Before the first checkpoint, between two, and devices that only pretend to work.
+    for (name, fault, good_runs) in [("early", Fault::Lost, 2), ("late", Fault::Lost, 9), ("idle", Fault::Idle, 6)] {
+        let (result, watching) = train(&at(name), 1, fault, good_runs);
+        result.unwrap();
+        assert!(watching.messages.iter().any(|m| m.contains("opened again")), "{name}: {:?}", watching.messages);
+        for file in ["metrics.jsonl", "adapter/adapter.safetensors"] {
+            let [a, b] = ["good", name].map(|run| fs::read(home.path().join(run).join(file)).unwrap());
+            assert!(a == b, "{name}: {file} differs");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_is_lost_twice_or_lies_ends_the_run() {
+    let home = tempfile::tempdir().unwrap();
+    let base = config(home.path(), 12);
+    for (name, fault, part) in
+        [("lost", Fault::Lost, "the plug was pulled"), ("idle", Fault::Idle, "it was told to copy")]
+    {
+        let config = RunConfig { out: home.path().join(name), ..base.clone() };
+        let text = train(&config, 2, fault, 6).0.unwrap_err().to_string();
+        assert!(text.contains(part) && text.contains("second time") && text.contains("--resume"), "{text}");
+    }
+}
+
+/// Resident memory rises by less than 1 KiB a step once a plan for every batch size is kept: 10 MB in 10,000 steps.
+#[test]
+fn memory_does_not_grow() {
+    let home = tempfile::tempdir().unwrap();
+    let config = RunConfig { out: home.path().join("long"), checkpoint_interval: 50, ..config(home.path(), 3000) };
+    let (result, watching) = train(&config, 0, Fault::Lost, 0);
+    assert_eq!(result.unwrap().steps, 3000);
+    if watching.resident.is_empty() {
+        sparta_tests::skipped("the system does not tell the resident memory");
+        return;
+    }
+    let samples = &watching.resident[1500..];
+    let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / samples.len() as f64;
+    let (x, y) = (mean(&mut (0..samples.len()).map(|i| i as f64)), mean(&mut samples.iter().map(|&r| r as f64)));
+    let covariance: f64 = samples.iter().enumerate().map(|(i, &r)| (i as f64 - x) * (r as f64 - y)).sum();
+    let variance: f64 = (0..samples.len()).map(|i| (i as f64 - x).powi(2)).sum();
+    let slope = covariance / variance;
+    println!("resident memory: {} KiB, slope {slope:.3} KiB a step", y.round());
+    assert!(slope < 1.0, "resident memory grows by {slope:.2} KiB a step");
+}

@@ -232,7 +232,7 @@ fn adapters() {
             fs::copy(GOOD.path().join("run/adapter").join(name), dir.path().join(name)).unwrap();
         }
         let place = dir.path().join(file);
-        fuzz(file, &place, &seeds(&[place.clone()], file), || adapter::load(dir.path(), None).is_ok());
+        fuzz(file, &place, &seeds(std::slice::from_ref(&place), file), || adapter::load(dir.path(), None).is_ok());
     }
 }
 

@@ -229,7 +229,9 @@ impl<T: Real> Backend for CpuBackend<T> {
             } else {
                 format!("{} in {}", call.op.name(), call.label)
             };
-            let kernel = bind::bind::<T>(plan, call, &arena, &externals).map_err(|reason| op_error(&name, reason))?;
+            // In the pool, so that a kernel can divide its work by the number of threads.
+            let kernel = self.pool.install(|| bind::bind::<T>(plan, call, &arena, &externals));
+            let kernel = kernel.map_err(|reason| op_error(&name, reason))?;
             need.shared = need.shared.max(kernel.need.shared);
             need.per_thread = need.per_thread.max(kernel.need.per_thread);
             steps.push(Step { name, kernel });

@@ -1,6 +1,6 @@
 use crate::bind::{Io, Kernel};
 use crate::memory::{Need, Ptr, Scratch};
-use crate::parallel::{chunks, try_tasks};
+use crate::parallel::try_tasks;
 use crate::real::{Matrix, Operand, Real};
 use crate::simd::{simd, sum_lanes};
 use sparta_graph::ops::{SampledGrad, Sampling};
@@ -31,16 +31,42 @@ pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
         let per_thread = TILE_ROWS * TILE_COLUMNS.min(columns) * size_of::<T>();
         return Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.tiled(scratch)));
     }
-    let shared = (rows + columns).saturating_mul(DEPTH.min(t) * size_of::<T>());
-    Ok(Kernel::new(Need { shared, per_thread: 0 }, move |scratch| choice.sampled(scratch)))
+    let pieces = Pieces::of(choice.size);
+    let per_thread =
+        (pieces.rows.min(ROWS) + pieces.columns.min(COLUMNS)).saturating_mul(pieces.depth * size_of::<T>());
+    Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.sampled(pieces, scratch)))
 }
 
-/// Rows of dy and x that are transposed at a time, so that each dot product runs over contiguous memory.
+/// The most rows of dy and x that are transposed at a time, so that each dot product runs over contiguous memory.
 const DEPTH: usize = 512;
-/// Rows of the weight that are one piece of work.
-const ROWS: usize = 16;
+/// The most columns of dy that are transposed at a time.
+const ROWS: usize = 4096;
+/// The most columns of x that are transposed at a time: they are read in random order, from the second-level cache.
+const COLUMNS: usize = 384;
 const TILE_ROWS: usize = 128;
 const TILE_COLUMNS: usize = 512;
+
+/// How the sampled algorithm divides the weight: a piece for each thread, which transposes what it needs into memory of
+/// its own. What is transposed together would go from core to core twice, which takes longer than transposing it.
+#[derive(Clone, Copy)]
+struct Pieces {
+    rows: usize,
+    columns: usize,
+    /// Rows of dy and x that are transposed at a time; they depend on the shape alone, as the order of the sums does.
+    depth: usize,
+}
+
+impl Pieces {
+    /// The grid whose pieces have the smallest sides.
+    fn of([t, rows, columns]: [usize; 3]) -> Pieces {
+        let threads = rayon::current_num_threads();
+        let grids = (1..=threads).filter(|down| threads.is_multiple_of(*down));
+        let pieces = grids.map(|down| [rows.div_ceil(down), columns.div_ceil(threads / down)]);
+        let [rows, columns] = pieces.min_by_key(|[r, c]| r + c).unwrap_or([rows, columns]).map(|side| side.max(1));
+        let depth = t.div_ceil(t.div_ceil(DEPTH).max(1)).next_multiple_of(LANES).max(LANES);
+        Pieces { rows, columns, depth }
+    }
+}
 
 #[derive(Clone, Copy)]
 struct Choice<T> {
@@ -76,50 +102,82 @@ impl<T: Real> Choice<T> {
         }
     }
 
-    /// The column of a chosen element of a row.
+    /// The column of a chosen element of a row, counted from the start of the range in which it should lie.
     #[inline(always)]
-    fn column(&self, row: usize, index: u32) -> Result<usize, String> {
+    fn column(&self, row: usize, range: &Range<usize>, index: u32) -> Result<usize, String> {
         let columns = self.size[2];
         match (index as usize).checked_sub(row * columns) {
-            Some(column) if column < columns => Ok(column),
+            Some(column) if range.contains(&column) => Ok(column - range.start),
+            Some(column) if column < columns => Err(format!("the indices of row {row} do not ascend")),
             _ => Err(format!("element {index} is chosen in row {row} of {columns} columns, where it does not lie")),
         }
     }
 
-    fn sampled(&self, scratch: &Scratch) -> Result<(), String> {
+    /// The places in [`row`](Self::row) of the chosen elements of a row that lie in a range of columns. The first and
+    /// the last range take what lies outside of the row, so that it is reported.
+    fn within(&self, row: usize, range: &Range<usize>) -> Range<usize> {
+        let (columns, (_, chosen)) = (self.size[2], self.row(row));
+        let before = |column: usize| chosen.partition_point(|&index| (index as usize) < row * columns + column);
+        let start = if range.start == 0 { 0 } else { before(range.start) };
+        start..if range.end == columns { chosen.len() } else { before(range.end) }
+    }
+
+    fn sampled(&self, pieces: Pieces, scratch: &Scratch) -> Result<(), String> {
         self.check()?;
-        let [t, rows, columns] = self.size;
-        let depth = DEPTH.min(t);
-        let dy_t: Ptr<T> = scratch.shared();
-        let x_t = Ptr::new(dy_t.at(rows * depth));
+        let [_, rows, columns] = self.size;
+        let (down, across) = (rows.div_ceil(pieces.rows), columns.div_ceil(pieces.columns));
+        try_tasks(down * across, |task| {
+            let (row, column) = (task / across * pieces.rows, task % across * pieces.columns);
+            let of_columns = column..columns.min(column + pieces.columns);
+            for of_rows in split(row..rows.min(row + pieces.rows), ROWS) {
+                self.piece(of_rows, of_columns.clone(), pieces.depth, scratch.thread())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The chosen elements of a piece of the weight.
+    fn piece(&self, rows: Range<usize>, columns: Range<usize>, depth: usize, scratch: Ptr<T>) -> Result<(), String> {
+        let [t, all_rows, all_columns] = self.size;
         // At least once, so that g is written when there are no rows.
-        for first in (0..t.max(1)).step_by(DEPTH) {
+        for first in (0..t.max(1)).step_by(depth) {
             let deep = depth.min(t - first);
-            transpose(self.dy, rows, first..first + deep, dy_t);
-            transpose(self.x, columns, first..first + deep, x_t);
-            try_tasks(rows.div_ceil(ROWS), |task| {
-                for row in task * ROWS..rows.min((task + 1) * ROWS) {
-                    // SAFETY: rows of the transposed blocks.
-                    let (dy_row, x_rows) = unsafe { (dy_t.slice(row * deep, deep), x_t.slice(0, columns * deep)) };
-                    self.sampled_row(row, dy_row, x_rows, first == 0)?;
+            let x_t = Ptr::new(scratch.at(rows.len() * deep));
+            // SAFETY: the columns lie in dy; the scratch memory holds them, and those of x behind them.
+            unsafe {
+                transpose(self.dy.at(first * all_rows + rows.start), all_rows, [deep, rows.len()], scratch.at(0))
+            };
+            for columns in split(columns.clone(), COLUMNS) {
+                let x = self.x.at(first * all_columns + columns.start);
+                // SAFETY: as above; nobody writes the transposed blocks while they are read.
+                let x = unsafe {
+                    transpose(x, all_columns, [deep, columns.len()], x_t.at(0));
+                    x_t.slice(0, columns.len() * deep)
+                };
+                for (i, row) in rows.clone().enumerate() {
+                    // SAFETY: as above.
+                    let dy = unsafe { scratch.slice(i * deep, deep) };
+                    self.sampled_row(row, &columns, dy, x, first == 0)?;
                 }
-                Ok(())
-            })?;
+            }
         }
         Ok(())
     }
 
-    /// Adds the products over one block of depth to the chosen elements of a row; `start` them if it is the first.
-    fn sampled_row(&self, row: usize, dy: &[T], x: &[T], start: bool) -> Result<(), String> {
-        let (mut at, chosen) = self.row(row);
-        for group in chosen.chunks(TOGETHER) {
+    /// Adds the products over one block of depth to the chosen elements of a row in a range of columns; `start` them if
+    /// it is the first.
+    fn sampled_row(&self, row: usize, range: &Range<usize>, dy: &[T], x: &[T], start: bool) -> Result<(), String> {
+        let (first, chosen) = self.row(row);
+        let places = self.within(row, range);
+        let mut at = first + places.start;
+        for group in chosen[places].chunks(TOGETHER) {
             let mut columns = [dy; TOGETHER];
             for (column, &index) in columns.iter_mut().zip(group) {
-                let from = self.column(row, index)? * dy.len();
+                let from = self.column(row, range, index)? * dy.len();
                 *column = &x[from..from + dy.len()];
             }
             let mut sums = [T::ZERO; TOGETHER];
-            // SAFETY: safe code; the elements of g from `at` on belong to this row.
+            // SAFETY: safe code; the elements of g from `at` on belong to this row and range.
             unsafe {
                 match group.len() {
                     1 => dots::<T, 1>(dy, &columns, &mut sums),
@@ -157,30 +215,20 @@ impl<T: Real> Choice<T> {
         }
         for (r, row) in tile_rows.enumerate() {
             let (start, chosen) = self.row(row);
-            let before = |column: usize| chosen.partition_point(|&index| (index as usize) < row * columns + column);
-            // The first and the last tile take what lies outside of the row, so that it is reported.
-            let from = if first == 0 { 0 } else { before(first) };
-            let to = if tile_columns.end == columns { chosen.len() } else { before(tile_columns.end) };
-            for (i, &index) in chosen.iter().enumerate().take(to).skip(from) {
-                let column = self.column(row, index)?;
-                if !tile_columns.contains(&column) {
-                    return Err(format!("the indices of row {row} do not ascend"));
-                }
+            for i in self.within(row, &tile_columns) {
+                let column = self.column(row, &tile_columns, chosen[i])?;
                 // SAFETY: an element of the tile; element `start + i` of g belongs to this row and tile.
-                unsafe { *self.g.at(start + i) = *scratch.at(r * width + column - first) };
+                unsafe { *self.g.at(start + i) = *scratch.at(r * width + column) };
             }
         }
         Ok(())
     }
 }
 
-/// `y [width, depth]` = rows `depth` of `x [.., width]`, transposed.
-fn transpose<T: Real>(x: Ptr<T>, width: usize, depth: Range<usize>, y: Ptr<T>) {
-    const COLUMNS: usize = 64;
-    chunks(width, COLUMNS, |columns| {
-        // SAFETY: the rows lie in x, the columns of x are rows of y, and these are this task's own.
-        unsafe { transpose_columns(x.at(depth.start * width), width, depth.len(), columns, y.at(0)) }
-    });
+/// A range in pieces of at most `size`.
+fn split(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..end.min(start + size))
 }
 
 /// Side of the squares that are transposed in registers.
@@ -191,9 +239,11 @@ const TOGETHER: usize = 4;
 const LANES: usize = 16;
 
 simd! {
-    unsafe fn transpose_columns<T: Real>(x: *const T, width: usize, deep: usize, columns: Range<usize>, y: *mut T) {
-        let (whole_deep, whole_columns) = (deep / SIDE * SIDE, columns.start + columns.len() / SIDE * SIDE);
-        for column in (columns.start..whole_columns).step_by(SIDE) {
+    /// `y [columns, deep]` = `x [deep, columns]` transposed; the rows of x are `width` apart.
+    unsafe fn transpose<T: Real>(x: *const T, width: usize, size: [usize; 2], y: *mut T) {
+        let [deep, columns] = size;
+        let (whole_deep, whole_columns) = (deep / SIDE * SIDE, columns / SIDE * SIDE);
+        for column in (0..whole_columns).step_by(SIDE) {
             for t in (0..whole_deep).step_by(SIDE) {
                 let row = |i| x.add((t + i) * width + column).cast::<[T; SIDE]>().read_unaligned();
                 let square = transposed([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
@@ -202,7 +252,7 @@ simd! {
                 }
             }
         }
-        for column in columns.clone() {
+        for column in 0..columns {
             let done = if column < whole_columns { whole_deep } else { 0 };
             for t in done..deep {
                 *y.add(column * deep + t) = *x.add(t * width + column);

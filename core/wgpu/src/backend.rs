@@ -1,10 +1,12 @@
 use crate::adapters::{Adapter, adapters, describe, devices, select};
 use crate::kernels::{Cache, RNG_BINDING};
 use crate::lower::{Bounds, Dispatch, MAX_ROUNDS, Memory, Step, View, lower};
+use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, Plan, PlanId};
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Workgroups per dimension of a launch, WebGPU's default limit.
 const MAX_GROUPS: usize = 65_535;
@@ -27,8 +29,8 @@ pub struct Options {
 /// A device opened through wgpu.
 pub struct WgpuBackend {
     adapter: Adapter,
-    device: wgpu::Device,
-    queue: wgpu::Queue,
+    pub(crate) device: wgpu::Device,
+    pub(crate) queue: wgpu::Queue,
     reports: Reports,
     bounds: Bounds,
     kernels: Cache,
@@ -39,19 +41,21 @@ pub struct WgpuBackend {
     staged: usize,
 }
 
-struct Buffer {
-    buffer: wgpu::Buffer,
-    dtype: DType,
-    len: usize,
-    label: String,
+pub(crate) struct Buffer {
+    pub buffer: wgpu::Buffer,
+    pub dtype: DType,
+    pub len: usize,
+    pub label: String,
 }
 
 /// A plan with its pipelines and bindings.
 struct Prepared {
     steps: Vec<PreparedStep>,
+    /// The end of each call's steps.
+    ends: Vec<usize>,
 }
 
-enum PreparedStep {
+pub(crate) enum PreparedStep {
     Dispatch { pipeline: wgpu::ComputePipeline, bindings: wgpu::BindGroup, groups: (u32, u32) },
     Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
@@ -82,6 +86,7 @@ impl WgpuBackend {
         let bounds = Bounds { binding, flops: DISPATCH_FLOPS, rounds };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
+            required_features: raw.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: wgpu::Limits {
                 max_storage_buffer_binding_size: adapter.limits.max_storage_buffer_binding_size,
                 max_buffer_size: adapter.limits.max_buffer_size,
@@ -123,8 +128,17 @@ impl WgpuBackend {
         self.buffers.get(&buffer.0).ok_or_else(|| other(self.id(), format!("there is no buffer {}", buffer.0)))
     }
 
+    fn prepared(&self, plan: PlanId) -> Result<&Prepared, BackendError> {
+        self.plans.get(&plan.0).ok_or_else(|| other(self.id(), format!("there is no plan {}", plan.0)))
+    }
+
     /// Makes a buffer of at least 4 bytes; wgpu fills it with zeros before its first use.
-    fn create(&self, bytes: u64, usage: wgpu::BufferUsages, label: &str) -> Result<wgpu::Buffer, BackendError> {
+    pub(crate) fn create(
+        &self,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        label: &str,
+    ) -> Result<wgpu::Buffer, BackendError> {
         let size = bytes.max(4).next_multiple_of(4);
         if size > self.adapter.limits.max_buffer_size {
             let limit = self.adapter.limits.max_buffer_size;
@@ -182,7 +196,7 @@ impl WgpuBackend {
     }
 
     /// Reads whole words from byte `start` on.
-    fn read_words(&self, buffer: &Buffer, start: u64, out: &mut [u8]) -> Result<(), BackendError> {
+    pub(crate) fn read_words(&self, buffer: &Buffer, start: u64, out: &mut [u8]) -> Result<(), BackendError> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let padded = out.len().next_multiple_of(4) as u64;
         let staging = self.create(padded, usage, "staging")?;
@@ -264,25 +278,24 @@ impl WgpuBackend {
         let bindings = scoped(&self.device, || self.device.create_bind_group(&descriptor))?;
         Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: fold(dispatch.groups) })
     }
+}
 
-    fn encode(&self, steps: &[PreparedStep]) -> wgpu::CommandBuffer {
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        let mut rest = steps;
-        while let Some(first) = rest.first() {
-            if let PreparedStep::Copy { from, to, bytes } = first {
-                encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
-                rest = &rest[1..];
-                continue;
-            }
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            while let Some(PreparedStep::Dispatch { pipeline, bindings, groups }) = rest.first() {
-                pass.set_pipeline(pipeline);
-                pass.set_bind_group(0, bindings, &[]);
-                pass.dispatch_workgroups(groups.0, groups.1, 1);
-                rest = &rest[1..];
-            }
+/// Encodes either one copy, or dispatches as one pass.
+pub(crate) fn encode(
+    encoder: &mut wgpu::CommandEncoder,
+    run: &[PreparedStep],
+    timestamp_writes: Option<wgpu::ComputePassTimestampWrites>,
+) {
+    if let [PreparedStep::Copy { from, to, bytes }] = run {
+        return encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
+    }
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+    for step in run {
+        if let PreparedStep::Dispatch { pipeline, bindings, groups } = step {
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, bindings, &[]);
+            pass.dispatch_workgroups(groups.0, groups.1, 1);
         }
-        encoder.finish()
     }
 }
 
@@ -307,7 +320,7 @@ impl PlanMemory {
     }
 }
 
-fn other(device: &str, reason: impl Into<String>) -> BackendError {
+pub(crate) fn other(device: &str, reason: impl Into<String>) -> BackendError {
     BackendError::Other { device: device.into(), reason: reason.into() }
 }
 
@@ -409,24 +422,33 @@ impl Backend for WgpuBackend {
             params: self.create(params.len() as u64, uniform, "parameters")?,
         };
         self.queue.write_buffer(&memory.params, 0, &params);
-        let mut steps = Vec::new();
+        let (mut steps, mut ends) = (Vec::new(), Vec::new());
         let mut slot = 0;
         for (call, lowered) in plan.calls.iter().zip(&lowered) {
             steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
+            ends.push(steps.len());
         }
         self.check("prepare")?;
         let id = self.new_id();
-        self.plans.insert(id, Prepared { steps });
+        self.plans.insert(id, Prepared { steps, ends });
         Ok(PlanId(id))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
-        let prepared = self.plans.get(&plan.0);
-        let prepared = prepared.ok_or_else(|| other(self.id(), format!("there is no plan {}", plan.0)))?;
-        let commands = self.encode(&prepared.steps);
-        self.queue.submit([commands]);
+        let prepared = self.prepared(plan)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        prepared.steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
+        self.queue.submit([encoder.finish()]);
         self.staged = 0;
         self.check("run")
+    }
+
+    fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
+        let prepared = self.prepared(plan)?;
+        let starts = [0].iter().chain(&prepared.ends);
+        let times = self.time_calls(starts.zip(&prepared.ends).map(|(&start, &end)| &prepared.steps[start..end]))?;
+        self.staged = 0;
+        Ok(times)
     }
 
     fn release(&mut self, plan: PlanId) {

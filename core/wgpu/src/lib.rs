@@ -7,6 +7,7 @@ mod adapters;
 mod backend;
 mod kernels;
 mod lower;
+mod profile;
 mod report;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use super::{ONE_AT_A_TIME, exactly, f32s, open, run};
 use crate::WgpuBackend;
-use sparta_graph::ops::{Add, Attention, Fill, Scale, Store};
-use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Plan, PlanId};
+use sparta_graph::ops::{Add, Attention, Fill, Layout, Linear, Scale, Store};
+use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Op, Plan, PlanId};
 use std::sync::PoisonError;
 
 #[test]
@@ -132,4 +132,37 @@ fn plans_run_again() {
     let mut out = f32s(&[100], 1).bytes;
     backend.read(buffer, 0, &mut out).unwrap();
     assert_eq!(out, exactly(&[100], &[64.0; 100]).bytes);
+}
+
+#[test]
+fn a_profiled_run_times_each_call_and_computes_the_same() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    if !backend.adapter().features.timestamp_query {
+        return println!("SKIPPED: this adapter has no timestamps");
+    }
+    let mut graph = Graph::new();
+    let [x, w, out] = ["x", "w", "out"].map(|name| graph.external(name, DType::F32, [256, 256]));
+    let y = graph.one(Linear::plain(Layout::Nt), &[x, w]).unwrap();
+    let sum = graph.one(Add {}, &[y, x]).unwrap();
+    graph.apply(Store {}.into(), &[out, sum]).unwrap();
+    let plan = Plan::build(&graph, true);
+    let arena = backend.alloc(DType::F32, plan.arena / 4, "arena").unwrap();
+    let externals: Vec<BufferId> =
+        plan.externals.iter().map(|e| backend.alloc(DType::F32, 256 * 256, &e.name).unwrap()).collect();
+    for (seed, &buffer) in (1..).zip(&externals[..2]) {
+        backend.write(buffer, 0, &f32s(&[256, 256], seed).bytes).unwrap();
+    }
+    let id = backend.prepare(&plan, arena, &externals).unwrap();
+    let mut results = [(); 2].map(|()| vec![0; 256 * 256 * 4]);
+    backend.run(id).unwrap();
+    backend.read(externals[2], 0, &mut results[0]).unwrap();
+    backend.write(externals[2], 0, &vec![0; 256 * 256 * 4]).unwrap();
+    let times = backend.run_profiled(id).unwrap();
+    backend.read(externals[2], 0, &mut results[1]).unwrap();
+    assert!(results[0] == results[1] && results[0].iter().any(|&byte| byte != 0));
+    assert_eq!(times.len(), plan.calls.len());
+    let linear = plan.calls.iter().position(|call| matches!(call.op, Op::Linear(_))).unwrap();
+    assert!(!times[linear].is_zero(), "{times:?}");
+    assert!(backend.run_profiled(PlanId(99)).is_err());
 }

@@ -1,0 +1,89 @@
+//! The time of single calls, from timestamps that the device writes before and after each.
+
+use crate::backend::{Buffer, PreparedStep, WgpuBackend, encode, other};
+use sparta_graph::{BackendError, DType};
+use std::time::Duration;
+
+/// Calls whose two timestamps fit a query set.
+const CALLS: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
+const TIMESTAMP_BYTES: usize = wgpu::QUERY_SIZE as usize;
+
+impl WgpuBackend {
+    /// Runs the steps of each call, and returns what each took. Copies of bytes have no timestamps: a call that consists
+    /// of them alone takes no time here.
+    pub(crate) fn time_calls<'a>(
+        &self,
+        calls: impl Iterator<Item = &'a [PreparedStep]>,
+    ) -> Result<Vec<Duration>, BackendError> {
+        if !self.adapter().features.timestamp_query {
+            let reason =
+                format!("{} has no timestamps to time single calls: leave out --profile", self.adapter().info.name);
+            return Err(other(&self.adapter().info.id, reason));
+        }
+        let calls: Vec<&[PreparedStep]> = calls.collect();
+        let mut times = Vec::with_capacity(calls.len());
+        for calls in calls.chunks(CALLS) {
+            times.extend(self.time_some(calls)?);
+        }
+        Ok(times)
+    }
+
+    fn time_some(&self, calls: &[&[PreparedStep]]) -> Result<Vec<Duration>, BackendError> {
+        let count = 2 * calls.len().max(1);
+        let queries = self.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("times"),
+            ty: wgpu::QueryType::Timestamp,
+            count: count as u32,
+        });
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let buffer = self.create((count * TIMESTAMP_BYTES) as u64, usage, "times")?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut used = 0;
+        let first_query: Vec<Option<u32>> = calls
+            .iter()
+            .map(|steps| {
+                let passes = steps.chunk_by(both_dispatch).filter(|run| is_dispatch(&run[0])).count();
+                let first = (passes > 0).then_some(used);
+                let mut pass = 0;
+                for run in steps.chunk_by(both_dispatch) {
+                    let writes = is_dispatch(&run[0]).then(|| {
+                        pass += 1;
+                        wgpu::ComputePassTimestampWrites {
+                            query_set: &queries,
+                            beginning_of_pass_write_index: (pass == 1).then_some(used),
+                            end_of_pass_write_index: (pass == passes).then_some(used + 1),
+                        }
+                    });
+                    encode(&mut encoder, run, writes);
+                }
+                used += if passes > 0 { 2 } else { 0 };
+                first
+            })
+            .collect();
+        if used > 0 {
+            encoder.resolve_query_set(&queries, 0..used, &buffer, 0);
+        }
+        self.queue.submit([encoder.finish()]);
+        let mut bytes = vec![0; used as usize * TIMESTAMP_BYTES];
+        let len = bytes.len() / DType::F32.size();
+        self.read_words(&Buffer { buffer, dtype: DType::F32, len, label: "times".into() }, 0, &mut bytes)?;
+        let ticks: Vec<u64> = bytes.as_chunks().0.iter().map(|&tick| u64::from_le_bytes(tick)).collect();
+        let period = f64::from(self.queue.get_timestamp_period());
+        let time = |first: &Option<u32>| {
+            let ticks = first.and_then(|first| ticks.get(first as usize..first as usize + 2));
+            // A counter that wraps meanwhile gives no time.
+            let elapsed = ticks.map_or(0, |ticks| ticks[1].saturating_sub(ticks[0]));
+            Duration::from_nanos((elapsed as f64 * period) as u64)
+        };
+        Ok(first_query.iter().map(time).collect())
+    }
+}
+
+fn is_dispatch(step: &PreparedStep) -> bool {
+    matches!(step, PreparedStep::Dispatch { .. })
+}
+
+/// Whether the second step goes into the pass of the first.
+pub(crate) fn both_dispatch(first: &PreparedStep, second: &PreparedStep) -> bool {
+    is_dispatch(first) && is_dispatch(second)
+}

@@ -61,7 +61,9 @@ fn without(json: &[u8], keys: &[&str]) -> Vec<u8> {
 fn assert_equal(what: &str, a: &Path, b: &Path) {
     let (a, b) = (contents(a), contents(b));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>(), "{what}");
-    for name in ["adapter/adapter.safetensors", "metrics.jsonl", "result.json", "checkpoints/step-00000006/checkpoint.json"] {
+    for name in
+        ["adapter/adapter.safetensors", "metrics.jsonl", "result.json", "checkpoints/step-00000006/checkpoint.json"]
+    {
         assert!(a.contains_key(name), "{name} is not there");
     }
     for (name, bytes) in &a {
@@ -122,7 +124,7 @@ fn prepared(home: &Path, seed: u64) -> Prepared {
 }
 
 fn session(run: &Prepared) -> Session {
-    let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::<f32>::new(None).unwrap());
+    let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::new(None).unwrap());
     Session::open(cpu, &run.weights, run.setup.clone(), run.arena).unwrap()
 }
 
@@ -170,7 +172,7 @@ fn the_seed_decides_everything() {
     let loss = |seed: u64| -> Vec<u8> {
         let mut setup = runs[0].setup.clone();
         setup.seed = seed;
-        let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::<f32>::new(None).unwrap());
+        let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::new(None).unwrap());
         let mut session = Session::open(cpu, &runs[0].weights, setup, runs[0].arena).unwrap();
         session.set_trained_values(&values).unwrap();
         session.step(std::slice::from_ref(&batch), 0.0).unwrap().loss.to_le_bytes().to_vec()

@@ -4,7 +4,7 @@
 use sparta_tests::Random;
 use sparta_tests::command::command;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -152,30 +152,38 @@ fn random_kills() {
         assert_equal_results(method, &alone, &killed);
         runs += 1;
     }
-    println!("{kills} kills in {runs} runs, {while_writing} while a checkpoint was written: all resumed to the same bytes");
+    println!(
+        "{kills} kills in {runs} runs, {while_writing} while a checkpoint was written: all resumed to the same bytes"
+    );
 }
 
-/// The evaluation at step 8 is long, and the kill comes in it; the log ends in half a line.
+/// A kill in the evaluation at step 8, which is long; the log ends in half a line.
 #[test]
 fn killed_in_an_evaluation_and_in_a_line() {
     let home = tempfile::tempdir().unwrap();
-    let [alone, killed] = ["alone", "killed"].map(|name| home.path().join(name));
-    let options = TWENTY.replace("--max-dev 40", "--max-dev 400").replace("--micro-batch-tokens 128", "--micro-batch-tokens 64");
+    let options = TWENTY.replace("--max-dev 40", "--max-dev 400");
+    let alone = home.path().join("alone");
     succeed(start(home.path(), &options, "sparta", "cpu", &alone));
-    let mut child = start(home.path(), &options, "sparta", "cpu", &killed);
-    let begin = Instant::now();
-    while lines(&killed) < 8 {
-        assert!(begin.elapsed() < Duration::from_secs(120) && child.try_wait().unwrap().is_none());
+    // A machine that is busy may look too late.
+    for attempt in 0..20 {
+        let killed = home.path().join(format!("killed-{attempt}"));
+        let mut child = start(home.path(), &options, "sparta", "cpu", &killed);
+        while lines(&killed) < 8 {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if lines(&killed) > 8 {
+            continue;
+        }
+        let log = killed.join("metrics.jsonl");
+        let torn = format!("{}{}", fs::read_to_string(&log).unwrap(), r#"{"kind":"eval","st"#);
+        fs::write(&log, torn).unwrap();
+        succeed(resume(home.path(), "cpu", &killed));
+        assert_equal_results("sparta", &alone, &killed);
+        return;
     }
-    std::thread::sleep(Duration::from_millis(5));
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(lines(&killed), 8, "the evaluation was over already");
-    let log = killed.join("metrics.jsonl");
-    let torn = format!("{}{}", fs::read_to_string(&log).unwrap(), r#"{"kind":"eval","st"#);
-    fs::write(&log, torn).unwrap();
-    succeed(resume(home.path(), "cpu", &killed));
-    assert_equal_results("sparta", &alone, &killed);
+    panic!("no kill hit the evaluation");
 }
 
 /// With patience 1 and a metric that soon stands still, the run ends early, at the same step with the same state.
@@ -183,7 +191,8 @@ fn killed_in_an_evaluation_and_in_a_line() {
 fn early_stopping_survives_a_kill() {
     let home = tempfile::tempdir().unwrap();
     let [alone, killed] = ["alone", "killed"].map(|name| home.path().join(name));
-    let options = "--max-steps 60 --checkpoint-interval 1 --eval-interval 4 --max-dev 8 --max-test 8 --patience 2 --lr 1e-6";
+    let options =
+        "--max-steps 60 --checkpoint-interval 1 --eval-interval 4 --max-dev 8 --max-test 8 --patience 2 --lr 1e-6";
     succeed(start(home.path(), options, "sparta", "cpu", &alone));
     let result = fs::read_to_string(alone.join("result.json")).unwrap();
     assert!(result.contains("\"early_stopping\""), "{result}");
@@ -259,12 +268,22 @@ fn a_run_may_not_become_shorter() {
     let home = tempfile::tempdir().unwrap();
     let options = "--max-train 64 --max-dev 8 --max-test 8 --device cpu";
     ran(home.path(), &format!("run {options} --epochs 2 --max-steps 6 --out run"));
-    let files = || ["config.json", "plan.json", "metrics.jsonl"].map(|name| fs::read(home.path().join("run").join(name)).unwrap());
+    let files = || {
+        ["config.json", "plan.json", "metrics.jsonl"].map(|name| fs::read(home.path().join("run").join(name)).unwrap())
+    };
     let before = files();
-    refused(home.path(), "run --resume run --max-steps 5 --device cpu", &["has 6 steps", "cut it to 5", "only become longer"]);
+    refused(
+        home.path(),
+        "run --resume run --max-steps 5 --device cpu",
+        &["has 6 steps", "cut it to 5", "only become longer"],
+    );
     refused(home.path(), "run --resume run --epochs 1 --device cpu", &["has 6 steps", "cut it to 4"]);
     // 2 epochs have 8 steps, of which 6 are done.
-    refused(home.path(), "run --resume run --epochs 3 --device cpu", &["not become longer", "--max-steps is 6", "raise both"]);
+    refused(
+        home.path(),
+        "run --resume run --epochs 3 --device cpu",
+        &["not become longer", "--max-steps is 6", "raise both"],
+    );
     refused(home.path(), "run --resume run --lr 1 --device cpu", &["leave out --lr"]);
     assert!(before == files(), "what is refused changes nothing");
     ran(home.path(), "run --resume run --max-steps 8 --device cpu");

@@ -81,10 +81,9 @@ fn every_dependency_comes_from_the_registry() {
     for package in packages() {
         match package.source {
             None => assert!(package.name.starts_with("sparta-"), "{} is a directory", package.name),
-            Some(source) => assert_eq!(
-                source, "registry+https://github.com/rust-lang/crates.io-index",
-                "{}", package.name
-            ),
+            Some(source) => {
+                assert_eq!(source, "registry+https://github.com/rust-lang/crates.io-index", "{}", package.name)
+            }
         }
     }
 }

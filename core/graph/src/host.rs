@@ -68,10 +68,10 @@ mod tests {
             [format!("{root}/jobs/one/memory.max"), format!("{root}/jobs/memory.max"), format!("{root}/memory.max")]
         );
         let old = "5:cpu,cpuacct:/a\n4:memory:/a\n";
-        assert_eq!(files(old), [
-            format!("{root}/memory/a/memory.limit_in_bytes"),
-            format!("{root}/memory/memory.limit_in_bytes")
-        ]);
+        assert_eq!(
+            files(old),
+            [format!("{root}/memory/a/memory.limit_in_bytes"), format!("{root}/memory/memory.limit_in_bytes")]
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where numbers stop being finite: a graph that also measures every tensor that it makes.
 
 use crate::DType;
-use crate::graph::{Graph, GraphError, Node};
+use crate::graph::{Graph, GraphError, Value};
 use crate::ops::{Op, PARTIALS, SumOfSquares};
 
 /// One measured tensor.
@@ -23,16 +23,16 @@ pub struct Probe {
 pub fn probe(graph: &Graph, norms: &str) -> Result<(Graph, Vec<Probe>), GraphError> {
     let end = graph.nodes().iter().position(|node| matches!(node.op, Op::Adam(_))).unwrap_or(graph.nodes().len());
     let loss = graph.nodes().iter().position(|node| matches!(node.op, Op::CrossEntropy(_))).unwrap_or(end);
-    let measured = |node: &Node| node.outputs.iter().copied().filter(|&v| graph.info(v).ty.dtype == DType::F32);
+    let is_f32 = |v: &Value| graph.info(*v).ty.dtype == DType::F32;
     let nodes = &graph.nodes()[..end];
-    let count = nodes.iter().flat_map(measured).count();
+    let count = nodes.iter().flat_map(|node| &node.outputs).filter(|v| is_f32(v)).count();
     let mut out = graph.clone();
     out.nodes.clear();
     let norms = out.external(norms, DType::F32, [count, PARTIALS]);
     let mut probes = Vec::with_capacity(count);
     for (i, node) in nodes.iter().enumerate() {
         out.nodes.push(node.clone());
-        for value in measured(node) {
+        for value in node.outputs.iter().copied().filter(is_f32) {
             out.apply(SumOfSquares { slot: probes.len() }.into(), &[norms, value])?;
             let externals = node.inputs.iter().filter_map(|&v| graph.info(v).external.clone()).collect();
             let (op, label) = (node.op.name(), node.label.clone());
@@ -63,11 +63,10 @@ mod tests {
         let names: Vec<&str> = probed.nodes().iter().map(|node| node.op.name()).collect();
         let sum = "sum_of_squares";
         assert_eq!(names, ["scale", sum, "cast", "cast", sum, "add", sum, "store"]);
-        assert_eq!(probes.iter().map(|p| (p.op, &*p.label)).collect::<Vec<_>>(), [
-            ("scale", "first"),
-            ("cast", "first"),
-            ("add", "second")
-        ]);
+        assert_eq!(
+            probes.iter().map(|p| (p.op, &*p.label)).collect::<Vec<_>>(),
+            [("scale", "first"), ("cast", "first"), ("add", "second")]
+        );
         assert_eq!(probes[2].externals, ["w"]);
         let norms = probed.values().iter().find(|v| v.external.as_deref() == Some("norms")).unwrap();
         assert_eq!(norms.ty.shape, [3, PARTIALS]);

@@ -137,8 +137,8 @@ impl RunDirectory {
         let (before, now) = (RunConfig::of_run(path)?, &run.config);
         let plan = path.join(PLAN);
         let text = fs::read_to_string(&plan).map_err(Error::io(&plan))?;
-        let length: Length =
-            serde_json::from_str(&text).map_err(|e| Error::Usage(format!("{}: not the plan of a run: {e}", plan.display())))?;
+        let length: Length = serde_json::from_str(&text)
+            .map_err(|e| Error::Usage(format!("{}: not the plan of a run: {e}", plan.display())))?;
         let (steps, total) = (length.total_steps, run.total_steps);
         let path = path.display();
         if total < steps {

@@ -11,8 +11,8 @@ use crate::method::Form;
 use crate::plugin::PluginSet;
 use crate::report::Environment;
 use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
-use crate::train::schedule::learning_rate;
 use crate::train::graphs::Purpose;
+use crate::train::schedule::learning_rate;
 use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, State, StepOutput, StepReport};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
@@ -467,9 +467,8 @@ impl<'a> Trainer<'a> {
             }
         }
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
-        let features = self.features.as_mut().map(|f| &mut f[1]);
         let budget = self.run.config.micro_batch_tokens;
-        let predictions = predict(&mut self.session, examples, budget, features, |_, _| true)?;
+        let predictions = predict(&mut self.session, examples, budget, None, |_, _| true)?;
         let bad = predictions.iter().find(|p| p.logits.iter().any(|z| !z.is_finite()));
         Ok(bad.map(|p| format!("the logits of a dev example {:?}", p.logits)))
     }

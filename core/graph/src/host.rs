@@ -32,13 +32,17 @@ fn group_files(groups: &str) -> Vec<PathBuf> {
     files
 }
 
-/// What the limit of the address space leaves beside what the process has mapped already.
+/// Address space that a process takes besides tensors: libraries, stacks, and the heaps that the C library reserves for
+/// each thread.
+const OVERHEAD: u64 = 256 << 20;
+
+/// What the limit of the address space leaves beside what the process has mapped already, and [`OVERHEAD`].
 fn address_space_left() -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     let limit = number(line.split_whitespace().next()?)?;
     let mapped = kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmSize:")?;
-    Some(limit.saturating_sub(mapped))
+    Some(limit.saturating_sub(mapped + OVERHEAD))
 }
 
 /// A limit in bytes; `max` and `unlimited` are none.

@@ -76,6 +76,9 @@ fn equal_runs_on_the_cpu_are_equal_whatever_the_threads() {
     let home = tempfile::tempdir().unwrap();
     for method in ["sparta", "lora", "full", "head"] {
         let one = run(home.path(), &format!("{method}-1"), method, "cpu", "1");
+        let result: Value = serde_json::from_slice(&fs::read(one.join("result.json")).unwrap()).unwrap();
+        let check = |key: &str| result["merge_check"][key].as_f64().unwrap_or_else(|| panic!("{method}: no {key}"));
+        assert!(check("largest_difference") <= check("bound"), "{method}: the merged model is another one");
         for (name, threads) in [("again", "1"), ("two", "2"), ("four", "4")] {
             let other = run(home.path(), &format!("{method}-{name}"), method, "cpu", threads);
             assert_equal(&format!("{method}, {name}"), &one, &other);

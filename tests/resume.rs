@@ -136,6 +136,7 @@ fn random_kills() {
         let duration = begin.elapsed();
         let mut child = start(home.path(), &options, method, "cpu", &killed);
         while !wait_for(&mut child, &killed, 0) && child.try_wait().unwrap().is_none() {}
+        let mut seen = None;
         for _ in 0..(wanted - kills).min(20) {
             std::thread::sleep(duration.mul_f64(0.5 * random.uniform()));
             if child.try_wait().unwrap().is_some() {
@@ -144,7 +145,11 @@ fn random_kills() {
             child.kill().unwrap();
             child.wait().unwrap();
             kills += 1;
-            while_writing += usize::from(!checkpoints(&killed).1.is_empty());
+            // One that an earlier kill left is cleared away by the next process, if that comes so far.
+            let unfinished = checkpoints(&killed).1.into_iter().map(|name| killed.join("checkpoints").join(name));
+            let unfinished = unfinished.map(|path| fs::metadata(path).unwrap().modified().unwrap()).max();
+            while_writing += usize::from(unfinished.is_some() && unfinished != seen);
+            seen = unfinished.or(seen);
             assert!(!checkpoints(&killed).0.is_empty(), "{method}: no checkpoint is left");
             child = resume(home.path(), "cpu", &killed);
         }

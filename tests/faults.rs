@@ -17,13 +17,23 @@ enum Fault {
     Lost,
     /// It says that all is well and does nothing.
     Idle,
+    /// [`WEIGHT`] holds a NaN from then on.
+    Poisoned,
+    /// [`WEIGHT`] holds a NaN while one plan runs.
+    PoisonedOnce,
 }
+
+/// What LoRA leaves as it is.
+const WEIGHT: &str = "model.layers.1.mlp.down_proj.weight";
+const NAN: [u8; 2] = half::bf16::NAN.to_le_bytes();
 
 /// The CPU backend with a fault.
 struct Faulty {
     cpu: sparta_backend_cpu::Cpu,
     fault: Fault,
     good_runs: usize,
+    /// Where [`WEIGHT`] is.
+    weight: Option<BufferId>,
 }
 
 impl Backend for Faulty {
@@ -32,7 +42,11 @@ impl Backend for Faulty {
     }
 
     fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Answer<BufferId> {
-        self.cpu.alloc(dtype, len, label)
+        let buffer = self.cpu.alloc(dtype, len, label)?;
+        if label == WEIGHT {
+            self.weight = Some(buffer);
+        }
+        Ok(buffer)
     }
 
     fn free(&mut self, buffer: BufferId) {
@@ -58,6 +72,18 @@ impl Backend for Faulty {
                 self.cpu.run(plan)
             }
             (None, Fault::Idle) => Ok(()),
+            (None, Fault::Poisoned) => {
+                self.cpu.write(self.weight.unwrap(), 0, &NAN)?;
+                self.cpu.run(plan)
+            }
+            (None, Fault::PoisonedOnce) => {
+                let (weight, mut good) = (self.weight.unwrap(), [0; 2]);
+                self.cpu.read(weight, 0, &mut good)?;
+                self.cpu.write(weight, 0, &NAN)?;
+                self.cpu.run(plan)?;
+                self.good_runs = usize::MAX;
+                self.cpu.write(weight, 0, &good)
+            }
             (None, Fault::Lost) => Err(BackendError::DeviceLost {
                 device: "cpu".into(),
                 during: "a run".into(),
@@ -121,7 +147,7 @@ fn train(
     let open = || -> sparta_core::Result<Box<dyn Backend>> {
         opened.set(opened.get() + 1);
         let good_runs = if opened.get() <= faulty { good_runs } else { usize::MAX };
-        Ok(Box::new(Faulty { cpu: sparta_backend_cpu::Cpu::new(None)?, fault, good_runs }))
+        Ok(Box::new(Faulty { cpu: sparta_backend_cpu::Cpu::new(None)?, fault, good_runs, weight: None }))
     };
     let mut watching = Watching::default();
     let result = run(config, &plugins, &open, Start::New, &mut watching);
@@ -156,6 +182,62 @@ fn a_device_that_is_lost_twice_or_lies_ends_the_run() {
         let config = RunConfig { out: home.path().join(name), ..base.clone() };
         let text = train(&config, 2, fault, 6).0.unwrap_err().to_string();
         assert!(text.contains(part) && text.contains("second time") && text.contains("--resume"), "{text}");
+    }
+}
+
+fn lora(config: RunConfig) -> RunConfig {
+    RunConfig { method: "lora".into(), method_options: Default::default(), ..config }
+}
+
+/// Seven plans are four steps, the trial of their state, and two steps more.
+const UNTIL_STEP_7: usize = 7;
+
+#[test]
+fn nan_ends_the_run_with_step_op_and_tensor_and_the_last_good_state() {
+    let home = tempfile::tempdir().unwrap();
+    let base = lora(config(home.path(), 12));
+    let at = |name: &str| home.path().join(name);
+    train(&RunConfig { out: at("four"), max_steps: Some(4), ..base.clone() }, 0, Fault::Lost, 0).0.unwrap();
+
+    let poisoned = RunConfig { out: at("poisoned"), ..base.clone() };
+    let text = train(&poisoned, 1, Fault::Poisoned, UNTIL_STEP_7).0.unwrap_err().to_string();
+    let cause = format!("op `linear` of layers.1.mlp in the forward pass, which reads {WEIGHT}");
+    for part in ["after step 6: step 7: the loss is NaN", &cause, "the last good state, that after step 4, is saved"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let adapter = |run: &str| fs::read(at(run).join("adapter/adapter.safetensors")).unwrap();
+    assert!(adapter("poisoned") == adapter("four"));
+
+    let early = RunConfig { out: at("early"), ..base };
+    let text = train(&early, 1, Fault::Poisoned, 0).0.unwrap_err().to_string();
+    assert!(text.contains("step 1: the loss is NaN") && text.contains("none is saved"), "{text}");
+    assert!(!at("early").join("adapter").exists() && !at("early").join("checkpoints").exists());
+}
+
+#[test]
+fn a_batch_that_gives_nan_is_left_out_and_counted_where_that_is_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let base = RunConfig { skip_nonfinite: true, out: home.path().join("run"), ..lora(config(home.path(), 12)) };
+    let (result, watching) = train(&base, 1, Fault::PoisonedOnce, UNTIL_STEP_7);
+    let result = result.unwrap();
+    assert_eq!((result.steps, result.skipped_steps), (12, 1));
+    let told = |part: &str| watching.messages.iter().any(|message| message.contains(part));
+    assert!(told("step 7: the loss is NaN") && told("skipped (1 so far)"), "{:?}", watching.messages);
+    let log = fs::read_to_string(home.path().join("run/metrics.jsonl")).unwrap();
+    assert!(log.lines().nth(6).unwrap().contains(r#""step":7,"total_steps":12,"epoch":0,"loss":null"#), "{log}");
+    assert!(home.path().join("run/report.html").exists(), "the report reads the log");
+}
+
+/// A learning rate that ruins the weights: nothing ruined is ever saved.
+#[test]
+fn an_update_that_overflows_is_never_saved() {
+    let home = tempfile::tempdir().unwrap();
+    let base = RunConfig { lr: Some(1e30), method: "full".into(), ..lora(config(home.path(), 12)) };
+    for (name, checkpoint_interval, part) in [("late", 100, "op `"), ("at once", 1, "the update made")] {
+        let config = RunConfig { out: home.path().join(name), checkpoint_interval, ..base.clone() };
+        let text = train(&config, 0, Fault::Lost, 0).0.unwrap_err().to_string();
+        assert!(text.contains(part) && text.contains("lower --lr") && text.contains("none is saved"), "{text}");
+        assert!(!config.out.join("adapter").exists() && !config.out.join("checkpoints").exists());
     }
 }
 

@@ -100,10 +100,10 @@ pub struct RunArgs {
     /// Fine-tuning method: sparta, lora, full, head or a plugin's
     #[arg(long, value_name = "NAME", default_value = DEFAULT_METHOD)]
     pub method: String,
-    /// Passes over the training data
-    #[arg(long, value_name = "N", default_value = "3", value_parser = at_least(1))]
-    pub epochs: usize,
-    /// End after N optimizer steps, whatever --epochs says
+    /// Passes over the training data; with --resume more than before make the run longer [default: 3]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub epochs: Option<usize>,
+    /// End after N optimizer steps, if --epochs has so many; may grow with --resume, too
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_steps: Option<usize>,
     /// Examples per optimizer step
@@ -182,7 +182,7 @@ pub struct RunArgs {
     /// Directory for the result [default: runs/TASK-METHOD-N, N the first that is free]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on with the run in this directory from its newest checkpoint, with its options
+    /// Go on with the run in this directory from its newest checkpoint, with its options; it may become longer
     #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
     #[command(flatten)]

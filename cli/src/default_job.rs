@@ -4,6 +4,7 @@
 use crate::parse::table_arguments;
 use sha2::{Digest, Sha256};
 use sparta_core::{Error, Result};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 macro_rules! embedded {
@@ -63,20 +64,27 @@ fn unpack(cache: &Path) -> Result<PathBuf> {
     if is_complete(&dir) {
         return Ok(dir);
     }
-    let part = cache.join(format!("default-{hash}.{}.part", std::process::id()));
+    // Whoever else unpacks waits; a process that is killed leaves its part to the next one.
+    std::fs::create_dir_all(cache).map_err(Error::io(cache))?;
+    let lock = cache.with_extension("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&lock).map_err(Error::io(&lock))?;
+    file.lock().map_err(Error::io(&lock))?;
+    if is_complete(&dir) {
+        return Ok(dir);
+    }
+    let part = cache.join(format!("default-{hash}.part"));
     for (name, bytes) in FILES {
         let path = part.join(name);
         let parent = path.parent().unwrap_or(&part);
         std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
         std::fs::write(&path, bytes).map_err(Error::io(&path))?;
     }
-    // What someone has damaged makes way; another process may have been faster.
-    let _ = std::fs::remove_dir_all(&dir);
-    let renamed = std::fs::rename(&part, &dir);
-    if renamed.is_err() {
-        let _ = std::fs::remove_dir_all(&part);
+    // What someone has damaged makes way.
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
     }
-    if is_complete(&dir) { Ok(dir) } else { renamed.map(|()| dir.clone()).map_err(Error::io(dir)) }
+    std::fs::rename(&part, &dir).map_err(Error::io(&dir))?;
+    Ok(dir)
 }
 
 fn is_complete(dir: &Path) -> bool {
@@ -89,15 +97,27 @@ mod tests {
 
     #[test]
     fn unpacking_writes_all_files_once_and_mends_damage() {
-        let cache = tempfile::tempdir().unwrap();
-        let dir = unpack(cache.path()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let cache = &home.path().join("sparta");
+        let dir = unpack(cache).unwrap();
         assert!(is_complete(&dir));
         let damaged = dir.join("data/dev.jsonl");
         std::fs::write(&damaged, "").unwrap();
         assert!(!is_complete(&dir));
-        assert_eq!(unpack(cache.path()).unwrap(), dir);
+        assert_eq!(unpack(cache).unwrap(), dir);
         assert!(is_complete(&dir));
-        assert_eq!(std::fs::read_dir(cache.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(cache).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn many_unpack_at_once_and_none_takes_it_from_another() {
+        let home = tempfile::tempdir().unwrap();
+        let cache = &home.path().join("sparta");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| assert!(is_complete(&unpack(cache).unwrap())));
+            }
+        });
     }
 
     #[test]

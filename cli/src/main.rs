@@ -36,6 +36,10 @@ fn main() -> ExitCode {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
+    if sparta_graph::host_memory() == Some(0) {
+        eprintln!("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
+        return ExitCode::FAILURE;
+    }
     let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
     match outcome {

@@ -179,8 +179,9 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
     }
 }
 
-/// Options that say nothing about what is computed, and how far to go.
-const RESUMABLE: [&str; 8] = ["resume", "max_steps", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
+/// Options that say nothing about what is computed, how far to go, and what to do with a step that cannot be computed.
+const RESUMABLE: [&str; 10] =
+    ["resume", "epochs", "max_steps", "skip_nonfinite", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
 
 /// A run goes on with the options it was begun with.
 fn only_resume(matches: &ArgMatches) -> Result<()> {

@@ -49,7 +49,12 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
 fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
     if let Some(run) = &args.resume {
         let stored = RunConfig::of_run(run)?;
-        return Ok(RunConfig { max_steps: args.max_steps.or(stored.max_steps), ..stored });
+        return Ok(RunConfig {
+            epochs: args.epochs.unwrap_or(stored.epochs),
+            max_steps: args.max_steps.or(stored.max_steps),
+            skip_nonfinite: stored.skip_nonfinite || args.skip_nonfinite,
+            ..stored
+        });
     }
     let instruct = instruct(&args)?;
     let model = args.model.ok_or_else(|| {
@@ -74,7 +79,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         data,
         method: args.method,
         method_options,
-        epochs: args.epochs,
+        epochs: args.epochs.unwrap_or(DEFAULT_EPOCHS),
         max_steps: args.max_steps,
         batch_size: args.batch_size,
         lr: args.lr,
@@ -101,6 +106,9 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         out,
     })
 }
+
+/// Passes over the training data where none are asked for.
+const DEFAULT_EPOCHS: usize = 3;
 
 /// The prompt that is asked for, if any.
 fn instruct(args: &RunArgs) -> Result<Option<Instruct>> {

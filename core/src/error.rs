@@ -1,5 +1,6 @@
 //! The one error type of the runtime. A message says what, where, expected, got, and what to do next.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -36,7 +37,7 @@ pub enum Error {
     Device(#[from] sparta_graph::BackendError),
     #[error(transparent)]
     Graph(#[from] sparta_graph::GraphError),
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Io { path: PathBuf, source: std::io::Error },
 }
 
@@ -45,5 +46,15 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.into();
         move |source| Error::Io { path, source }
+    }
+}
+
+/// What to do about an error of the file system.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free disk space and try again",
+        ErrorKind::ReadOnlyFilesystem => "; it can only be read: choose a place that can be written",
+        ErrorKind::PermissionDenied => "; check its permissions, or choose another place",
+        _ => "",
     }
 }

@@ -101,10 +101,6 @@ impl Tensors {
         self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
     }
 
-    pub fn arena_bytes(&self) -> usize {
-        self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
-    }
-
     /// Frees the arena; the plans bound to it must have been released.
     pub fn free_arena(&mut self) {
         self.free(ARENA);

@@ -274,4 +274,33 @@ mod tests {
         assert_eq!(cast_net("x").unwrap_err(), GraphError::NotDifferentiable { op: "cast", input: 0 });
         assert!(cast_net("z").is_ok());
     }
+
+    #[test]
+    fn a_loss_that_goes_through_a_log_sum_exp_is_an_error() {
+        let mut graph = Graph::new();
+        let logits = graph.external("logits", DType::F32, [4, 3]);
+        let labels = graph.external("labels", DType::U32, [4]);
+        let step = graph.external("step", DType::F32, [step::LEN]);
+        let seed = graph.external("seed", DType::F32, [4]);
+        let outputs = graph.apply(CrossEntropy {}.into(), &[logits, labels, step]).unwrap();
+        let error = gradients(&mut graph, &[(outputs[1], seed)], &[(logits, GradRequest::Dense)]).unwrap_err();
+        assert_eq!(error, GraphError::OutputNotDifferentiable { op: "cross_entropy", output: 1 });
+
+        let q = graph.external("q", DType::F32, [5, 8]);
+        let spans = graph.external("spans", DType::U32, [5, 2]);
+        let seed = graph.external("seed of lse", DType::F32, [5, 1]);
+        let attention = Attention {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 8,
+            scale: 1.0,
+            window: None,
+            soft_cap: None,
+            dropout: 0.0,
+            salt: 0,
+        };
+        let outputs = graph.apply(attention.into(), &[q, q, q, spans]).unwrap();
+        let error = gradients(&mut graph, &[(outputs[1], seed)], &[(q, GradRequest::Dense)]).unwrap_err();
+        assert_eq!(error, GraphError::OutputNotDifferentiable { op: "attention", output: 1 });
+    }
 }

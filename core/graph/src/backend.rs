@@ -43,7 +43,10 @@ pub struct DeviceInfo {
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendError {
-    #[error("{device}: out of memory while allocating {bytes} bytes for {what}")]
+    #[error(
+        "{device}: out of memory while allocating {bytes} bytes for {what}; end other programs, or lower \
+         --micro-batch-tokens"
+    )]
     OutOfMemory { device: String, what: String, bytes: u64 },
     #[error("{device}: the device was lost during {during}: {reason}")]
     DeviceLost { device: String, during: String, reason: String },

@@ -16,6 +16,8 @@ pub enum GraphError {
     NoGradient(String),
     #[error("{op} has no gradient with respect to input {input}")]
     NotDifferentiable { op: &'static str, input: usize },
+    #[error("{op}: its output {output} cannot be differentiated, but influences the loss")]
+    OutputNotDifferentiable { op: &'static str, output: usize },
 }
 
 /// Shape and element type of a tensor, row-major.

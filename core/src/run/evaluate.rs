@@ -100,9 +100,11 @@ impl Prediction {
         weights.into_iter().map(|w| w / sum).collect()
     }
 
-    /// Cross-entropy with this label.
+    /// Cross-entropy with this label: finite for all finite logits.
     fn loss(&self, label: usize) -> Option<f64> {
-        self.probabilities().get(label).map(|p| -p.ln())
+        let max = f64::from(self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let sum: f64 = self.logits.iter().map(|&z| (f64::from(z) - max).exp()).sum();
+        self.logits.get(label).map(|&z| sum.ln() + max - f64::from(z))
     }
 }
 
@@ -135,13 +137,13 @@ pub fn predict(
     Ok(predictions)
 }
 
-/// The task's metrics of predictions. Errors: a logit that is not a number.
+/// The task's metrics of predictions. Errors: a logit that is not finite.
 pub fn score(task: &TaskInfo, examples: &[Encoded], predictions: &[Prediction]) -> Result<Metrics> {
     let mut scores = Scores::new(task.labels.len());
     for (example, prediction) in examples.iter().zip(predictions) {
         let label = example.label as usize;
-        let loss = prediction.loss(label).filter(|loss| !loss.is_nan()).ok_or_else(|| {
-            Error::Training(format!("the logits {:?} of an example are not numbers", prediction.logits))
+        let loss = prediction.loss(label).filter(|loss| loss.is_finite()).ok_or_else(|| {
+            Error::Training(format!("the logits {:?} of an example are not finite numbers", prediction.logits))
         })?;
         scores.add(label, prediction.class(), loss)?;
     }

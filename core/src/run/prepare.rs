@@ -25,6 +25,8 @@ pub const EVAL_EXAMPLES: usize = 256;
 pub struct Prepared {
     pub config: RunConfig,
     pub task: TaskInfo,
+    /// Version of the task's plugin.
+    pub task_version: String,
     pub weights: Weights,
     pub setup: Setup,
     pub train: Vec<Encoded>,
@@ -117,7 +119,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
     let config = RunConfig { instruct: encoder.instruct().cloned(), ..config.clone() };
     let Splits { train, dev, test, .. } = data;
-    Ok(Prepared { config, task, weights, setup, train, dev, test, lr, total_steps, arena, plan })
+    let task_version = plugin.info().version.clone();
+    Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, lr, total_steps, arena, plan })
 }
 
 /// The rows of the prompt's words, or else normal values.

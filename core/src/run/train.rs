@@ -11,8 +11,9 @@ use crate::method::Form;
 use crate::plugin::PluginSet;
 use crate::report::Environment;
 use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
+use crate::train::graphs::Purpose;
 use crate::train::schedule::learning_rate;
-use crate::train::{EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
+use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, State, StepOutput, StepReport};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
@@ -32,7 +33,8 @@ pub type OpenDevice<'a> = &'a dyn Fn() -> Result<Box<dyn Backend>>;
 /// Trains, evaluates on dev and test, and writes the run directory `config.out`.
 ///
 /// Errors: whatever [`prepare`] refuses; a run directory that is in use, or that cannot be resumed; a device that
-/// fails, or is lost a second time; a loss or a gradient that is not finite, with what was learned before saved.
+/// fails, or is lost a second time; a loss, a gradient or an updated tensor that is not finite, with the last state saved
+/// that was good.
 pub fn run(
     config: &RunConfig,
     plugins: &PluginSet,
@@ -45,14 +47,21 @@ pub fn run(
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
     let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
-    let directory = match start {
-        Start::New => RunDirectory::create(&prepared)?,
-        Start::Resume => RunDirectory::reopen(&prepared)?,
+    let (directory, newest) = match start {
+        Start::New => (RunDirectory::create(&prepared)?, None),
+        Start::Resume => {
+            let directory = RunDirectory::reopen(&prepared)?;
+            // Nothing is changed before it is known that this is the run that stands there.
+            let newest = checkpoints.load_newest()?;
+            directory.check_length(&prepared)?;
+            directory.describe(&prepared)?;
+            (directory, newest)
+        }
     };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), prepared.arena)?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
-        trainer.resume()?;
+        trainer.resume(newest)?;
     }
     trainer.run(open)
 }
@@ -69,6 +78,8 @@ struct Trainer<'a> {
     best_values: BTreeMap<String, Vec<f32>>,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
+    /// Whether the session may be ahead of the position: it has updated tensors in a step that is not done.
+    torn: bool,
     /// The epoch whose order `order` is.
     epoch: usize,
     order: Vec<usize>,
@@ -102,6 +113,7 @@ impl<'a> Trainer<'a> {
             position: Position::default(),
             best_values: BTreeMap::new(),
             saved_at: None,
+            torn: false,
             epoch: 0,
             order,
             training_time: Duration::ZERO,
@@ -110,19 +122,24 @@ impl<'a> Trainer<'a> {
     }
 
     /// Goes on from the newest checkpoint; from the beginning if the run ended before its first one.
-    fn resume(&mut self) -> Result<()> {
-        let Some((checkpoint, damaged)) = self.checkpoints.load_newest()? else {
+    fn resume(&mut self, newest: Option<(Checkpoint, Vec<String>)>) -> Result<()> {
+        let Some((checkpoint, damaged)) = newest else {
             self.observer.message("there is no checkpoint yet: the run begins anew");
-            self.position = Position::default();
+            (self.position, self.torn) = (Position::default(), false);
             return self.directory.cut_log(0);
         };
         damaged.iter().for_each(|text| self.observer.message(text));
         self.observer.message(&format!("resuming after step {}", checkpoint.position.step));
         self.directory.cut_log(checkpoint.position.metrics_bytes)?;
+        self.adopt(checkpoint)
+    }
+
+    fn adopt(&mut self, checkpoint: Checkpoint) -> Result<()> {
         self.session.set_state(&checkpoint.state)?;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
         self.best_values = checkpoint.best_values;
+        self.torn = false;
         Ok(())
     }
 
@@ -133,7 +150,8 @@ impl<'a> Trainer<'a> {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, self.run.arena)?;
-                self.resume()?;
+                let newest = self.checkpoints.load_newest()?;
+                self.resume(newest)?;
                 self.attempt().map_err(|error| self.lost_again(error))
             }
             result => result,
@@ -154,15 +172,30 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Saves what was learned before an error. A step that fails changes nothing, so the state is that of the last good
-    /// one.
+    /// Saves the last good state before an error.
     fn keep(&mut self, error: Error) -> Error {
-        let saved = self.save_checkpoint().and_then(|()| self.restore_best()).and_then(|()| self.save());
-        let kept = match saved {
-            Ok(()) => "the last good state is saved".to_owned(),
+        let step = self.position.step;
+        let kept = match self.keep_last_good() {
+            Ok(Some(step)) => format!("the last good state, that after step {step}, is saved"),
+            Ok(None) => "no state before it was good, so none is saved".into(),
             Err(error) => format!("and the last good state could not be saved: {error}"),
         };
-        Error::Training(format!("after step {}: {error} ({kept})", self.position.step))
+        Error::Training(format!("after step {step}: {error} ({kept})"))
+    }
+
+    /// The state of the session, or where that is torn or computes no numbers, of the newest checkpoint. Returns its step.
+    fn keep_last_good(&mut self) -> Result<Option<usize>> {
+        let state = self.session.state()?;
+        if self.torn || self.defect(&state)?.is_some() {
+            let Some((checkpoint, _)) = self.checkpoints.load_newest()? else { return Ok(None) };
+            self.adopt(checkpoint)?;
+        } else {
+            self.save_checkpoint()?;
+        }
+        let step = self.position.step;
+        self.restore_best()?;
+        self.save()?;
+        Ok(Some(step))
     }
 
     /// Evaluates, saves and trains until there is a reason to stop. What is due at a step depends on the position
@@ -215,17 +248,23 @@ impl<'a> Trainer<'a> {
         let chosen = self.order[begin..self.order.len().min(begin + config.batch_size)].to_vec();
         let tokens: usize = chosen.iter().map(|&i| self.run.train[i].tokens.len()).sum();
         let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
-        let before = if step == 0 { Some(self.session.trained_hashes()?) } else { None };
+        let before = if self.nothing_updated() { Some(self.session.trained_hashes()?) } else { None };
         let time = Instant::now();
-        let output = self.train_on(&chosen, lr)?;
+        let output = self.train_on(&chosen, lr);
+        self.torn = match &output {
+            Ok(output) => output.clip_coef >= 0.0,
+            Err(error) => !matches!(error, Error::Device(BackendError::OutOfMemory { .. })),
+        };
+        let output = output?;
         self.training_time += time.elapsed();
         self.tokens += tokens as u64;
-        self.check(&output)?;
+        self.check(&output, &chosen)?;
         if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
             self.check_first_update(&before)?;
         }
         self.position.step += 1;
         self.position.tokens += tokens as u64;
+        self.torn = false;
         let report = StepReport {
             step: self.position.step,
             total_steps: self.run.total_steps,
@@ -254,11 +293,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// A run that cannot learn stops and says why; a loss that jumps is reported.
-    fn check(&mut self, output: &StepOutput) -> Result<()> {
+    fn check(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
         if !output.loss.is_finite() || !output.grad_norm.is_finite() {
-            return self.not_finite(output);
+            return self.not_finite(output, chosen);
         }
-        if self.position.step == 0 {
+        if self.nothing_updated() {
             self.check_first_gradients(output)?;
         }
         let mean = self.position.mean_loss.unwrap_or(output.loss);
@@ -270,7 +309,13 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn not_finite(&mut self, output: &StepOutput) -> Result<()> {
+    /// Whether no step before this one has updated anything.
+    fn nothing_updated(&self) -> bool {
+        self.position.step == self.position.skipped
+    }
+
+    fn not_finite(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
+        let step = self.position.step + 1;
         self.check_weights()?;
         let norms = self.session.grad_norms()?;
         let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
@@ -278,16 +323,28 @@ impl<'a> Trainer<'a> {
             true => format!("the gradient of {tensor} is not finite"),
             false => format!("the loss is {}", output.loss),
         };
-        if !self.run.config.skip_nonfinite {
+        // The error to report is the step's, also where its cause cannot be found.
+        let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
+        // What has updated the tensors can no longer be left out.
+        if !self.run.config.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
-                "step {}: {what}; lower --lr, or go on without such batches with --skip-nonfinite",
-                self.position.step + 1
+                "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
             )));
         }
         self.position.skipped += 1;
-        let (step, skipped) = (self.position.step + 1, self.position.skipped);
-        self.observer.message(&format!("step {step}: {what}; skipped ({skipped} so far)"));
+        let skipped = self.position.skipped;
+        self.observer.message(&format!("step {step}: {what}{cause}; skipped ({skipped} so far)"));
         Ok(())
+    }
+
+    /// The op of the step on these examples that is the first to give numbers that are not finite.
+    fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
+        let batches = micro_batches(&self.run.train, chosen, self.run.config.micro_batch_tokens);
+        if self.features.is_none() {
+            return self.session.blame(&batches, Purpose::Step);
+        }
+        let head = self.session.blame_purpose(Purpose::HeadStep(chosen.len()))?;
+        Ok(self.session.blame(&batches, Purpose::Pool)?.or(head))
     }
 
     /// Looks for the cause of numbers that are not finite in the weights; no batch is to blame then.
@@ -355,8 +412,8 @@ impl<'a> Trainer<'a> {
                 self.best_values = self.session.trained_values()?;
             }
         }
+        self.position.last_dev = Some((step, metrics.clone()));
         self.report("dev", &metrics, better)?;
-        self.position.last_dev = Some((step, metrics));
         Ok(true)
     }
 
@@ -387,12 +444,33 @@ impl<'a> Trainer<'a> {
         if self.saved_at == Some(self.position.step) && !self.evaluated_since_saved() {
             return Ok(());
         }
-        self.position.metrics_bytes = self.directory.sync_log()?;
         let state = self.session.state()?;
+        if let Some(defect) = self.defect(&state)? {
+            return Err(Error::Training(format!("the update made {defect}; lower --lr")));
+        }
+        self.position.metrics_bytes = self.directory.sync_log()?;
         let best_values = self.best_values.clone();
         self.checkpoints.save(&Checkpoint { position: self.position.clone(), state, best_values })?;
         self.saved_at = Some(self.position.step);
         Ok(())
+    }
+
+    /// What is wrong with the session's state: a value that is not finite, or one that makes a few dev examples so. Such a
+    /// state is never saved.
+    fn defect(&mut self, state: &State) -> Result<Option<String>> {
+        let State { values, m, v, .. } = state;
+        for (what, group) in [("", values), ("Adam's first moment of ", m), ("Adam's second moment of ", v)] {
+            for (name, values) in group {
+                if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                    return Ok(Some(format!("{what}{name} not finite at {at}")));
+                }
+            }
+        }
+        let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
+        let budget = self.run.config.micro_batch_tokens;
+        let predictions = predict(&mut self.session, examples, budget, None, |_, _| true)?;
+        let bad = predictions.iter().find(|p| p.logits.iter().any(|z| !z.is_finite()));
+        Ok(bad.map(|p| format!("the logits of a dev example {:?}", p.logits)))
     }
 
     fn evaluated_since_saved(&self) -> bool {
@@ -459,7 +537,7 @@ impl<'a> Trainer<'a> {
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
     /// The run is complete without: what fails here is told, no more.
     fn check_merge(&mut self) -> Option<MergeCheck> {
-        let examples = &self.run.dev[..self.run.dev.len().min(MERGE_EXAMPLES)];
+        let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
         let weights = &self.run.weights;
         let check = self.session.trained_values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
@@ -482,8 +560,8 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// Dev examples on which the merged model is compared with the adapter.
-const MERGE_EXAMPLES: usize = 8;
+/// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
+const FEW_EXAMPLES: usize = 8;
 
 /// The order of the training examples in an epoch.
 fn epoch_order(run: &Prepared, epoch: usize) -> Vec<usize> {

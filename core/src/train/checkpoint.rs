@@ -96,7 +96,7 @@ impl Checkpoints {
             // The first error is the one to report.
             let _ = fs::remove_dir_all(&temporary);
             return Err(Error::Training(format!(
-                "the checkpoint could not be written: {error}; free disk space or permissions and go on with --resume"
+                "the checkpoint could not be written: {error}; older ones are untouched: go on from them with --resume"
             )));
         }
         self.prune()

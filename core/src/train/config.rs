@@ -93,14 +93,23 @@ pub struct StepReport {
     pub step: usize,
     pub total_steps: usize,
     pub epoch: usize,
+    /// `null` in the file where it is not finite: the step was skipped.
+    #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     pub lr: f64,
+    /// As `loss`.
+    #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
     /// Real tokens of the step's examples.
     pub tokens: usize,
     /// Since training began, evaluation excluded; not stored, so that equal runs give equal files.
     #[serde(skip)]
     pub tokens_per_second: f64,
+}
+
+/// JSON knows no NaN; it is written as `null`.
+fn number_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 /// What an evaluation found.

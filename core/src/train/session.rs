@@ -83,10 +83,10 @@ const PLANS_KEPT: usize = 256;
 pub struct Session {
     setup: Setup,
     tensors: Tensors,
-    in_place: bool,
+    pub(super) in_place: bool,
     plans: HashMap<Purpose, (PlanId, u64)>,
     clock: u64,
-    /// Optimizer steps done: the t of Adam's bias correction.
+    /// Updates done: one less than the t of the next step in Adam's bias corrections.
     steps: u64,
     /// What the device must have copied into [`names::CANARY`] by the end of a step or an evaluation.
     canary: [f32; step_input::LEN],
@@ -277,7 +277,7 @@ impl Session {
 
     /// Makes room for plans of graphs that are outside the usual purposes.
     pub fn reserve_arena(&mut self, bytes: usize) -> Result<()> {
-        if self.tensors.arena_bytes() < bytes {
+        if self.tensors.arena() < bytes {
             self.forget_plans();
             self.tensors.free_arena();
             self.tensors.alloc_arena(bytes)?;
@@ -316,22 +316,21 @@ impl Session {
         if targets == 0 {
             return Err(Error::Training("a batch without any target cannot be trained on".into()));
         }
-        self.steps += 1;
         self.write_step(lr, 1.0 / targets as f64)
     }
 
     fn end_step(&mut self, loss: f64) -> Result<StepOutput> {
         self.check_canary()?;
         let clip = self.tensors.read_f32(names::CLIP, 2)?;
-        if clip[1] < 0.0 {
-            // Nothing was updated, so this step does not count in Adam's bias corrections.
-            self.steps -= 1;
+        if clip[1] >= 0.0 {
+            // A step without an update does not count in Adam's bias corrections.
+            self.steps += 1;
         }
         Ok(StepOutput { loss, grad_norm: clip[0].into(), clip_coef: clip[1].into() })
     }
 
     fn write_step(&mut self, lr: f64, loss_scale: f64) -> Result<()> {
-        let t = self.steps.max(1) as f64;
+        let t = (self.steps + 1) as f64;
         let mut step = [0f32; step_input::LEN];
         step[step_input::LR] = lr as f32;
         step[step_input::BIAS_1] = (1.0 - f64::from(self.setup.optimizer.beta1).powf(t)) as f32;
@@ -354,13 +353,13 @@ impl Session {
     }
 
     /// A fresh random key for each micro-batch of each step.
-    fn write_rng(&mut self, micro_batch: usize) -> Result<()> {
+    pub(super) fn write_rng(&mut self, micro_batch: usize) -> Result<()> {
         let stream = Stream::new(self.setup.seed, "dropout", "");
-        let key = stream.block(self.steps << 20 | micro_batch as u64);
+        let key = stream.block((self.steps + 1) << 20 | micro_batch as u64);
         self.tensors.write_u32(names::RNG, &key)
     }
 
-    fn write_batch(&mut self, batch: &Batch) -> Result<Size> {
+    pub(super) fn write_batch(&mut self, batch: &Batch) -> Result<Size> {
         let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
         self.setup.limits.check(&size, batch)?;
         self.tensors.write_u32(names::TOKENS, &batch.tokens)?;

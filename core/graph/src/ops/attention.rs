@@ -61,6 +61,7 @@ impl Operation for Attention {
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        no_grad_of_output("attention", grads, 1)?;
         let Some(d_o) = grads[0] else { return Ok(()) };
         let [q, k, v, spans] = node.inputs[..4] else { return Ok(()) };
         if ![q, k, v].iter().any(|&x| ctx.needs(x)) {

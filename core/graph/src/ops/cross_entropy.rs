@@ -16,6 +16,7 @@ impl Operation for CrossEntropy {
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        no_grad_of_output("cross_entropy", grads, 1)?;
         let [logits, labels, step] = node.inputs[..] else { return Ok(()) };
         let (Some(d_loss), true) = (grads[0], ctx.needs(logits)) else { return Ok(()) };
         let inputs = [logits, labels, node.outputs[1], step, d_loss];

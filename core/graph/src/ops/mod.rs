@@ -211,6 +211,14 @@ fn rng_input(ty: &TensorType) -> Result<(), String> {
     shape(ty, "rng", &[4])
 }
 
+/// For ops whose gradient rule knows nothing of one of their outputs.
+fn no_grad_of_output(op: &'static str, grads: &[Option<Value>], output: usize) -> Result<(), GraphError> {
+    match grads.get(output) {
+        Some(Some(_)) => Err(GraphError::OutputNotDifferentiable { op, output }),
+        _ => Ok(()),
+    }
+}
+
 fn probability(p: f32) -> Result<(), String> {
     if (0.0..1.0).contains(&p) {
         return Ok(());

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 /// Mutated inputs for each reader.
-const INPUTS: usize = 1000;
+const INPUTS: usize = 500;
 
 /// Words that matter to one format or another.
 const WORDS: [&str; 16] = [

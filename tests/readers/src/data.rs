@@ -40,7 +40,7 @@ pub fn good_tsv() -> Vec<Vec<u8>> {
     [
         "sentence\tlabel\nfine\t1\nbad\t0\n",
         "\u{feff}label\tid\ttext\r\nneg\t3\t\"a\r\n",
-        "question1\tquestion2\tlabel\na\nb\tc\t1\n",
+        "question1\tquestion2\tlabel\na\tb\nc\t1\n",
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
@@ -106,7 +106,7 @@ fn entry(folder: &Path, kind: u8, name: &[u8]) {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let path = folder.join(OsStr::from_bytes(name));
-    if name.is_empty() || name.contains(&b'/') || name.contains(&0) || path.exists() {
+    if name.is_empty() || name.contains(&b'/') || name.contains(&0) || path.symlink_metadata().is_ok() {
         return;
     }
     let made = match kind {

@@ -25,9 +25,12 @@ pub fn place(name: &'static str, fill: impl FnOnce(&Path)) -> PathBuf {
     })
 }
 
-/// Writes a file of a place.
+/// Writes a file of a place, a new one: ext4 waits for the disk when an old one is cut to nothing and written again.
 pub fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
-    fs::write(dir.join(name), bytes).expect("a file in the directory for temporary files");
+    let path = dir.join(name);
+    // It may not be there yet.
+    let _ = fs::remove_file(&path);
+    fs::write(&path, bytes).expect("a file in the directory for temporary files");
 }
 
 pub fn config() -> Value {

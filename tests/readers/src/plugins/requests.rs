@@ -9,7 +9,7 @@ use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 use sparta_plugin::export::{self, Exported};
 use sparta_plugin::graph::{Backend, BackendError, DeviceInfo, Graph, Plan, Value};
 use sparta_plugin::method::{GraphBuilder, Method, MethodInfo, Options, Parameter, Selection, Site};
-use sparta_plugin::task::{Dataset, OpenRequest, Task, TaskPluginInfo};
+use sparta_plugin::task::{Dataset, Examples, OpenRequest, Recipe, Source, Take, Task, TaskPluginInfo};
 
 /// A plugin of each kind that accepts what it can read.
 struct Plugin;
@@ -39,7 +39,20 @@ impl Task for Plugin {
     }
 
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
-        Err(Error(request.task.clone()))
+        Ok(Box::new(Opened(request.task.clone())))
+    }
+}
+
+struct Opened(String);
+
+impl Dataset for Opened {
+    fn recipe(&self) -> Recipe {
+        let source = || Source { parts: vec![self.0.clone()], take: Take::All };
+        Recipe { train: source(), dev: source(), test: source(), notes: vec![] }
+    }
+
+    fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {
+        Err(Error(format!("no part {part}")))
     }
 }
 
@@ -105,15 +118,25 @@ pub fn requests(bytes: &[u8]) -> bool {
         b"forward" => METHOD.forward.map(|f| unsafe { f(CALL, message, 0, 1, std::ptr::null(), 0, &mut out) }),
         // SAFETY: as above.
         b"merge" => METHOD.merge.map(|f| unsafe { f(CALL, message, 1, std::ptr::null(), 0, &mut out) }),
-        b"open" => {
-            let mut handle = 0;
-            // SAFETY: as above.
-            TASK.open.map(|f| unsafe { f(CALL, message, &mut handle) })
-        }
+        b"open" => open(message),
         b"prepare" => prepare(message),
         _ => None,
     };
     status == Some(OK)
+}
+
+/// Opens a data set, asks for its recipe, and closes it.
+fn open(request: SpartaBytes) -> Option<SpartaStatus> {
+    let mut handle = 0;
+    // SAFETY: every pointer and length describes a live local, and the handle is that of `open`, closed once.
+    unsafe {
+        if (TASK.open?)(CALL, request, &mut handle) != OK {
+            return None;
+        }
+        let status = (TASK.recipe?)(CALL, handle);
+        (TASK.close?)(handle);
+        Some(status)
+    }
 }
 
 /// Prepares a plan on a fresh device with an arena and two buffers of 64 values each.

@@ -1,12 +1,18 @@
 //! Hostile files in the place of good ones, read by the real binary under a limit of its memory: an error that names
 //! the place, never a panic, a crash or a run without end. Small files are in `bad/`, large ones are made here.
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow::array::{ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use safetensors::SafeTensors;
 use serde::Deserialize;
+use sparta_core::adapter::{Applied, fingerprint, hash_file};
+use sparta_core::plugin::PluginSet;
+use sparta_core::weights::{Dtype, OutTensor, Weights, save};
 use sparta_tests::command::{binary, command};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -188,17 +194,146 @@ fn a_page_that_unpacks_to_a_flood() {
     let file = place.path("data/train-00000-of-00001.parquet");
     write_parquet(&file, &"x".repeat(512 << 20));
     assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
-    place.check("bomb.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
+    place.check("bomb.parquet", "run", &["train-00000", "a page unpacks to 53687"]).unwrap();
 }
 
-/// The last value of the file becomes NaN; the run must say where.
+/// A text of 8 MiB that stands in the file once, and for each of its rows.
+#[test]
+fn a_dictionary_that_unpacks_to_a_flood() {
+    let place = Place::new();
+    place.write("data/train-00000-of-00001.parquet", "");
+    let file = place.path("data/train-00000-of-00001.parquet");
+    let text = StringArray::from(vec!["x".repeat(8 << 20)]);
+    let text = DictionaryArray::new(Int32Array::from(vec![0; 5000]), Arc::new(text));
+    let columns: [(&str, ArrayRef); 2] =
+        [("sentence", Arc::new(text)), ("label", Arc::new(Int64Array::from(vec![1; 5000])))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_page_size_limit(64 << 20);
+    // Without Arrow's own schema the reader makes a text of every row.
+    let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+    let out = File::create(&file).unwrap();
+    let mut writer = ArrowWriter::try_new_with_options(out, batch.schema(), options).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
+    place.check("dictionary.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
+}
+
+/// One value of a weight becomes NaN: the last of the file, and one in the embedding of a token that no text has.
 #[test]
 fn weights_that_are_not_numbers_are_named() {
     let place = Place::new();
+    let batch = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/llama/batch.safetensors");
+    fs::copy(batch, place.path("batch.safetensors")).unwrap();
     let path = place.path("model/model.safetensors");
-    let mut bytes = fs::read(&path).unwrap();
-    let end = bytes.len();
-    bytes[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
-    fs::write(&path, bytes).unwrap();
-    place.check("NaN", "run", &["step 1: ", "the weight model.", "holds NaN", "model is damaged"]).unwrap();
+    let good = fs::read(&path).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&good).unwrap();
+    let embeddings = metadata.info("model.embed_tokens.weight").unwrap().data_offsets.1;
+    for (end, name) in [(good.len(), "model."), (8 + header + embeddings, "model.embed_tokens.weight")] {
+        let mut bytes = good.clone();
+        bytes[end - 2..end].copy_from_slice(&[0xc0, 0x7f]);
+        fs::write(&path, bytes).unwrap();
+        for command in ["run", "inspect"] {
+            let weight = format!("the weight {name}");
+            place.check("NaN", command, &[&*weight, "holds NaN", "model is damaged"]).unwrap();
+            // The plan of the run that failed.
+            if command == "run" {
+                fs::remove_dir_all(place.path("new")).unwrap();
+            }
+        }
+    }
+}
+
+/// A value of an adapter becomes NaN or infinite, and its manifest has the hash of the file that it is in.
+#[test]
+fn adapters_that_are_not_numbers_are_named() {
+    for value in [f32::NAN, f32::NEG_INFINITY] {
+        let place = Place::new();
+        let [values, manifest] =
+            ["adapter.safetensors", "adapter.json"].map(|name| place.path("run/adapter").join(name));
+        let old = hash_file(&values).unwrap();
+        let mut bytes = fs::read(&values).unwrap();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&value.to_le_bytes());
+        fs::write(&values, bytes).unwrap();
+        let text = fs::read_to_string(&manifest).unwrap();
+        fs::write(&manifest, text.replace(&old, &hash_file(&values).unwrap())).unwrap();
+        place.check("NaN adapter", "eval", &["run/adapter", "holds NaN or infinity", "damaged"]).unwrap();
+    }
+}
+
+/// Index sets that point outside of a weight, go back, or do not fit their values.
+#[test]
+fn index_sets_that_do_not_fit_are_named() {
+    let place = Place::new();
+    let (model, dir) = (place.path("model"), place.path("combined"));
+    fs::create_dir(&dir).unwrap();
+    let weights = Weights::open(&model).unwrap();
+    let name = "model.norm.weight";
+    let width = weights.get(name).unwrap().shape[0] as u32;
+    let message = |indices: &[u32], deltas: &[f32]| {
+        let tensor = |name: String, dtype, len: usize, bytes: &[u8]| OutTensor {
+            name,
+            dtype,
+            shape: vec![len],
+            bytes: bytes.to_vec().into(),
+        };
+        let tensors = [
+            tensor(format!("index.{name}"), Dtype::U32, indices.len(), bytemuck::cast_slice(indices)),
+            tensor(format!("delta.{name}"), Dtype::F32, deltas.len(), bytemuck::cast_slice(deltas)),
+            tensor("score.weight".into(), Dtype::F32, 2 * width as usize, &vec![0; 8 * width as usize]),
+        ];
+        save(&dir.join("adapter.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+        let manifest = serde_json::json!({
+            "format": "sparta-combined/1", "strategy": {"name": "sum"}, "model": model, "base": fingerprint(&weights),
+            "heads": [{"name": "sst2", "labels": ["no", "yes"], "config": null}], "sources": [], "conflicts": [],
+            "values_sha256": hash_file(&dir.join("adapter.safetensors")).unwrap(),
+        });
+        fs::write(dir.join("adapter.json"), manifest.to_string()).unwrap();
+        Applied::open(&dir, None, &PluginSet::default()).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert_eq!(message(&[0, width - 1], &[1.0, 2.0]), "");
+    for indices in [[0, width], [0, u32::MAX], [5, 4], [5, 5]] {
+        let text = message(&indices, &[1.0, 2.0]);
+        assert!(text.contains("the index set of model.norm.weight is not ascending, or points beyond"), "{text}");
+    }
+    let text = message(&[0, 1], &[1.0]);
+    assert!(text.contains("delta.model.norm.weight: expected 2 values, got 1"), "{text}");
+}
+
+/// Devices and pipes in the place of files: reading one would not end.
+#[cfg(unix)]
+#[test]
+fn only_regular_files_are_read() {
+    let files = [
+        ("model/config.json", "run"),
+        ("model/tokenizer.json", "run"),
+        ("model/tokenizer_config.json", "run"),
+        ("model/model.safetensors", "run"),
+        ("model/chat_template.jinja", "instruct"),
+        ("data/train.jsonl", "run"),
+        ("run/adapter/adapter.json", "eval"),
+        ("run/adapter/adapter.safetensors", "eval"),
+        ("run/config.json", "resume"),
+    ];
+    for (file, command) in files {
+        let place = Place::new();
+        let path = place.path(file);
+        let name = path.file_name().unwrap().to_str().unwrap();
+        for pipe in [false, true] {
+            if path.symlink_metadata().is_ok() {
+                fs::remove_file(&path).unwrap();
+            }
+            if pipe {
+                assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+            } else {
+                std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+            }
+            // What is looked for under several names is as good as missing.
+            let looked_for = ["model/model.safetensors", "run/adapter/adapter.json", "run/config.json"].contains(&file);
+            let expect = if looked_for { ["", ""] } else { [name, "a directory or a device"] };
+            place.check(file, command, &expect).unwrap();
+        }
+    }
 }

@@ -5,6 +5,7 @@ pub mod analysis;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod hub;
 pub mod method;
 pub mod model;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use sparta_core::run::{RunResult, Stopped};
 use sparta_core::train::EvalReport;
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,7 +101,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
     let damaged = |e| Error::Usage(format!("{}: {e}; remove the directory to run this again", path.display()));
     serde_json::from_str(&text).map(Some).map_err(damaged)
 }

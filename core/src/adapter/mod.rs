@@ -29,11 +29,10 @@ pub use verify::{MergeCheck, check_merged};
 use crate::model::Decoder;
 use crate::train::RunConfig;
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -89,11 +88,17 @@ pub struct Adapter {
 /// replaces the base model that the adapter names.
 ///
 /// Errors: no adapter there; an unknown format or a setting that changes the arithmetic in an unsupported way; values
-/// that are not those that were saved.
+/// that are not those that were saved, or are not finite.
 pub fn load(path: &Path, model: Option<&Path>) -> Result<Adapter> {
     let mut adapter = read(path, model)?;
     if let Some(model) = model {
         adapter.model = model.to_owned();
+    }
+    for (name, values) in &adapter.values {
+        if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+            let dir = adapter.dir.display();
+            return Err(Error::Weights(format!("{dir}: {name} holds NaN or infinity at {at}; the adapter is damaged")));
+        }
     }
     Ok(adapter)
 }
@@ -179,7 +184,7 @@ fn labels(decoder: &Decoder, classes: usize) -> Vec<String> {
 
 /// SHA-256 of a file, in hexadecimal.
 pub fn hash_file(path: &Path) -> Result<String> {
-    let mut file = fs::File::open(path).map_err(Error::io(path))?;
+    let mut file = files::open(path).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

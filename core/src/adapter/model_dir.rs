@@ -5,7 +5,7 @@ use super::HEAD;
 use crate::model::{Decoder, HeadKind, check_weights};
 use crate::text::Tokenizer;
 use crate::weights::{TensorSpec, Weights, atomic_write, from_f32, safetensors_dtype, save_with, to_f32};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::{Map, Value, json};
 use sparta_graph::DType;
 use std::borrow::Cow;
@@ -131,7 +131,7 @@ impl Drop for Output {
 /// has one: transformers refuses batches without.
 pub fn classifier_config(base: &Path, labels: &[String], dtype: Option<DType>) -> Result<Map<String, Value>> {
     let path = base.join("config.json");
-    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
         .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
     let decoder = Decoder::parse(&path, &config)?;

@@ -6,7 +6,7 @@ use crate::method::index_set;
 use crate::run::Prepared;
 use crate::train::RunConfig;
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save as save_tensors};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sparta_plugin::method::Options;
@@ -123,7 +123,7 @@ pub fn read_format(dir: &Path) -> Result<String> {
 
 pub fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Result<T> {
     let path = dir.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     serde_json::from_str(&text).map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", path.display())))
 }
 

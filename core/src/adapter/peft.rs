@@ -4,7 +4,7 @@ use super::{Adapter, HEAD, Head, Kind, labels};
 use crate::method::adaptation::extra_name;
 use crate::model::Decoder;
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use sparta_plugin::method::{ExtraTensor, Init};
@@ -41,6 +41,9 @@ impl LoraLayer {
     }
 }
 
+/// Keys of `alpha_pattern`: more than any model has layers.
+const PATTERNS: usize = 4096;
+
 /// Keys that change the arithmetic when they have another value than these.
 const ONLY: [(&str, &[&str]); 14] = [
     ("use_dora", &["false"]),
@@ -66,11 +69,12 @@ const ONLY: [(&str, &[&str]); 14] = [
 /// that are missing, unknown or of the wrong shape.
 pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let path = dir.join(CONFIG);
-    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let config: Map<String, Value> = serde_json::from_slice(&text)
         .map_err(|e| Error::Weights(format!("{}: not a JSON object: {e}", path.display())))?;
-    let config = Config { path: &path, keys: &config };
+    let mut config = Config { path: &path, keys: &config, alphas: Vec::new() };
     config.check()?;
+    config.alphas = config.alpha_pattern()?;
     let values_path = dir.join(VALUES);
     if !values_path.is_file() {
         return Err(Error::Weights(match dir.join("adapter_model.bin").is_file() {
@@ -116,6 +120,8 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
 struct Config<'a> {
     path: &'a Path,
     keys: &'a Map<String, Value>,
+    /// [`Config::alpha_pattern`]
+    alphas: Vec<(Regex, f64)>,
 }
 
 impl Config<'_> {
@@ -152,26 +158,29 @@ impl Config<'_> {
         number.ok_or_else(|| self.error(format!("`{key}` is {:?}, expected a number", self.keys.get(key))))
     }
 
-    /// `lora_alpha`, unless `alpha_pattern` has another value for the module: as in PEFT, under a key that the module's
-    /// name ends with, as a regular expression.
-    fn alpha(&self, module: &str) -> Result<f64> {
-        let mut found: Option<f64> = None;
-        if let Some(Value::Object(patterns)) = self.keys.get("alpha_pattern") {
-            for (pattern, alpha) in patterns {
-                let regex = Regex::new(&format!("^(.*\\.)?({pattern})$"))
-                    .map_err(|e| self.error(format!("`alpha_pattern` has the key `{pattern}`: {e}")))?;
-                if !regex.is_match(module) {
-                    continue;
-                }
-                let alpha = alpha.as_f64().filter(|x| x.is_finite());
-                let alpha = alpha.ok_or_else(|| self.error(format!("`alpha_pattern.{pattern}` is not a number")))?;
-                if found.is_some_and(|first| first != alpha) {
-                    return Err(self.error(format!("`alpha_pattern` has several values for {module}")));
-                }
-                found = Some(alpha);
-            }
+    /// The values of `alpha_pattern`. As in PEFT, a key is a regular expression that the module's name ends with.
+    fn alpha_pattern(&self) -> Result<Vec<(Regex, f64)>> {
+        let Some(Value::Object(patterns)) = self.keys.get("alpha_pattern") else { return Ok(Vec::new()) };
+        if patterns.len() > PATTERNS {
+            return Err(self.error(format!("`alpha_pattern` has {} keys, at most {PATTERNS} are read", patterns.len())));
         }
-        found.map_or_else(|| self.number("lora_alpha"), Ok)
+        let compile = |(pattern, alpha): (&String, &Value)| {
+            let regex = Regex::new(&format!("^(.*\\.)?({pattern})$"))
+                .map_err(|e| self.error(format!("`alpha_pattern` has the key `{pattern}`: {e}")))?;
+            let alpha = alpha.as_f64().filter(|x| x.is_finite());
+            Ok((regex, alpha.ok_or_else(|| self.error(format!("`alpha_pattern.{pattern}` is not a number")))?))
+        };
+        patterns.iter().map(compile).collect()
+    }
+
+    /// `lora_alpha`, unless `alpha_pattern` has another value for the module.
+    fn alpha(&self, module: &str) -> Result<f64> {
+        let mut found = self.alphas.iter().filter(|(regex, _)| regex.is_match(module)).map(|(_, alpha)| *alpha);
+        let Some(first) = found.next() else { return self.number("lora_alpha") };
+        match found.all(|alpha| alpha == first) {
+            true => Ok(first),
+            false => Err(self.error(format!("`alpha_pattern` has several values for {module}"))),
+        }
     }
 
     fn read(&self, file: &TensorFile) -> Result<(Lora, BTreeMap<String, Vec<f32>>)> {

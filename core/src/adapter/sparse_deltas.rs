@@ -7,7 +7,7 @@ use super::{Adapter, HEAD, Head, Kind, labels, model_dir};
 use crate::method::{Adaptation, Part};
 use crate::model::{Decoder, HeadKind};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ fn named_base(dir: &Path) -> Result<Option<PathBuf>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read(&path).map_err(Error::io(&path))?;
+    let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let config: Value = serde_json::from_slice(&text)
         .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
     Ok(config.get(BASE).and_then(Value::as_str).map(PathBuf::from))
@@ -124,6 +124,9 @@ fn head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: 
     };
     if head.len() != len {
         return Err(bad(file, &format!("the initial head has {} values, expected {len}", head.len())));
+    }
+    if !set.is_sorted_by(|a, b| a < b) {
+        return Err(bad(file, &format!("`indices.{HEAD}` is not ascending")));
     }
     for (&i, delta) in set.iter().zip(deltas) {
         head[i as usize] += delta;

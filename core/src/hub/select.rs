@@ -2,6 +2,7 @@
 
 use super::Files;
 use super::client::Failure;
+use crate::files;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path};
@@ -89,7 +90,7 @@ pub(super) fn missing_shards(files: &Files, snapshot: &Path, chosen: &[String]) 
 }
 
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
-    let index: serde_json::Value = serde_json::from_slice(&fs::read(index).ok()?).ok()?;
+    let index: serde_json::Value = serde_json::from_slice(&files::read(index, files::CONFIGURATION).ok()?).ok()?;
     let names = index.get("weight_map")?.as_object()?.values();
     let names: Option<BTreeSet<String>> = names.map(|name| Some(name.as_str()?.to_owned())).collect();
     names.filter(|names| names.iter().all(|name| is_plain_path(name) && name.ends_with(".safetensors")))

@@ -2,7 +2,7 @@
 
 use super::keys::Keys;
 use super::{Decoder, Family, Rope};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use sparta_graph::DType;
 use sparta_graph::ops::Activation;
@@ -42,7 +42,7 @@ impl Decoder {
 
     /// As [`Decoder::open`], of a file of any name.
     pub fn read(path: &Path) -> Result<Decoder> {
-        let text = std::fs::read(path).map_err(Error::io(path))?;
+        let text = files::read(path, files::CONFIGURATION).map_err(Error::io(path))?;
         let map: Map<String, Value> = serde_json::from_slice(&text)
             .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
         Self::parse(path, &map)

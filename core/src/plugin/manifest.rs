@@ -1,5 +1,6 @@
 use super::PluginKind;
 use crate::error::{Error, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ impl Manifest {
     /// The manifest of a library; `None` where there is none.
     pub fn read(library: &Path) -> Result<Option<Manifest>> {
         let path = Self::path(library);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match files::read(&path, files::CONFIGURATION) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(path)(e)),

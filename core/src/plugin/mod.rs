@@ -13,6 +13,7 @@ mod set;
 
 pub use backend::LoadedBackendPlugin;
 pub use discover::{DiscoverOptions, Origin};
+pub use library::Entry;
 pub(crate) use library::Implementation;
 pub use manifest::{Manifest, target};
 pub use set::{Found, PluginKind, PluginSet, State};

@@ -1,6 +1,6 @@
 use super::backend::LoadedBackendPlugin;
 use super::discover::{Candidate, DiscoverOptions, Origin, candidates, missing_manifest};
-use super::library::{Functions, Implementation};
+use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
 use super::{binary, library};
 use crate::error::{Error, Result};
@@ -57,6 +57,13 @@ pub struct Found {
     pub state: State,
 }
 
+impl Found {
+    fn new(path: PathBuf, origin: Origin) -> Found {
+        let (name, version) = (String::new(), String::new());
+        Found { path, origin, manifest: false, kind: None, name, version, state: State::Loaded }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -88,6 +95,20 @@ impl PluginSet {
             set.load(&candidate);
         }
         set
+    }
+
+    /// Adds a plugin that is linked into this executable; `name` stands for its path. What cannot be used is in
+    /// [`PluginSet::report`].
+    ///
+    /// # Safety
+    /// `entry` obeys the ABI, and what it returns lives as long as the process.
+    pub unsafe fn link(&mut self, name: &str, entry: Entry) {
+        let found = Found::new(PathBuf::from(name), Origin::BesideExecutable);
+        // SAFETY: the caller vouches for it.
+        match unsafe { library::enter(entry) } {
+            Ok(interfaces) => interfaces.into_iter().for_each(|functions| self.register(functions, found.clone())),
+            Err(reason) => self.report.push(Found { state: State::Refused { reason }, ..found }),
+        }
     }
 
     pub fn methods(&self) -> &[Arc<LoadedMethod>] {
@@ -139,15 +160,7 @@ impl PluginSet {
     }
 
     fn load(&mut self, candidate: &Candidate) {
-        let mut found = Found {
-            path: candidate.path.clone(),
-            origin: candidate.origin,
-            manifest: false,
-            kind: None,
-            name: String::new(),
-            version: String::new(),
-            state: State::Loaded,
-        };
+        let mut found = Found::new(candidate.path.clone(), candidate.origin);
         let interfaces = match &candidate.problem {
             Some(problem) => Err(problem.clone()),
             None => open(candidate, &mut found),

@@ -2,7 +2,7 @@
 
 use crate::run::{RunPlan, RunResult};
 use crate::train::{EvalReport, StepReport};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -61,7 +61,7 @@ impl RunData {
         if !metrics.is_file() {
             return Err(Error::Usage(format!("{}: not a run directory: it has no metrics.jsonl", directory.display())));
         }
-        let text = fs::read_to_string(&metrics).map_err(Error::io(&metrics))?;
+        let text = files::read_text(&metrics, files::LOG).map_err(Error::io(&metrics))?;
         let (mut steps, mut evals) = (Vec::new(), Vec::new());
         for (index, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n')) {
             let line = serde_json::from_str(line)
@@ -86,7 +86,7 @@ impl RunData {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| {
         Error::Usage(format!("{}: {e}; it is damaged, or of another version of this program", path.display()))
     })

@@ -138,8 +138,7 @@ fn load(
     outputs: &[Output],
 ) -> Result<()> {
     for parameter in &adaptation.parameters {
-        let view = weights.get(&parameter.name);
-        let view = view.ok_or_else(|| Error::Weights(format!("{} is missing", parameter.name)))?;
+        let view = weights.get_finite(&parameter.name)?;
         tensors.alloc(&parameter.name, view.dtype, parameter.numel() as usize, MemoryKind::Weights)?;
         tensors.write(&parameter.name, view.bytes)?;
     }

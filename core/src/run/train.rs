@@ -316,7 +316,7 @@ impl<'a> Trainer<'a> {
 
     fn not_finite(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
         let step = self.position.step + 1;
-        self.check_weights()?;
+        self.check_trained()?;
         let norms = self.session.grad_norms()?;
         let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
         let what = match output.loss.is_finite() {
@@ -347,20 +347,15 @@ impl<'a> Trainer<'a> {
         Ok(self.session.blame(&batches, Purpose::Pool)?.or(head))
     }
 
-    /// Looks for the cause of numbers that are not finite in the weights; no batch is to blame then.
-    fn check_weights(&mut self) -> Result<()> {
+    /// Looks for the cause of numbers that are not finite in what was trained; no batch is to blame then. The weights of
+    /// the model were checked when they were loaded.
+    fn check_trained(&mut self) -> Result<()> {
         let step = self.position.step + 1;
-        let error = |what: String| Err(Error::Training(format!("step {step}: {what}")));
-        // Once is enough: the files do not change.
-        if self.position.skipped == 0
-            && let Some((name, at)) = self.run.weights.first_not_finite()
-        {
-            let model = self.run.config.model.display();
-            return error(format!("{model}: the weight {name} holds NaN or infinity at {at}; the model is damaged"));
-        }
         for (name, values) in self.session.trained_values()? {
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                return error(format!("the trained tensor {name} is not finite at {at}; lower --lr"));
+                return Err(Error::Training(format!(
+                    "step {step}: the trained tensor {name} is not finite at {at}; lower --lr"
+                )));
             }
         }
         Ok(())

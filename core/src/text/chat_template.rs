@@ -4,7 +4,7 @@
 //! special tokens, load nothing, and run on limited fuel.
 
 use super::special;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, State, context};
@@ -12,15 +12,18 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::fs;
 use std::path::Path;
 
 /// Instructions that one rendering may take; the longest published templates need some hundreds per turn.
-const FUEL: u64 = 1_000_000;
+const FUEL: u64 = 50_000;
 /// Depth of macros and blocks.
 const RECURSION: usize = 64;
 /// Bytes of a template, of which the longest published ones have some 20,000.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 1 << 18;
+/// Lists in lists of a value that is written.
+const DEPTH: usize = 64;
+/// Spaces of a level of JSON.
+const INDENT: usize = 64;
 /// Bytes of a rendered conversation: more than a longest line of data in the widest of formats.
 const LONGEST: usize = 1 << 24;
 const NAME: &str = "chat_template";
@@ -52,7 +55,7 @@ impl ChatTemplate {
     pub fn open(dir: &Path, now: i64) -> Result<Option<ChatTemplate>> {
         let (config, map) = special::files(dir)?;
         let file = dir.join("chat_template.jinja");
-        let (path, template) = match fs::read_to_string(&file) {
+        let (path, template) = match files::read_text(&file, files::CONFIGURATION) {
             Ok(text) => (file, Some(text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let path = dir.join("tokenizer_config.json");
@@ -77,7 +80,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(python_method);
-        environment.set_formatter(|out, _, value| Ok(python(out, value, false)?));
+        environment.set_formatter(|out, _, value| Ok(python(out, value, false, 0)?));
         environment.add_filter("tojson", tojson);
         environment.add_filter("string", |value: Value| text(&value));
         environment.add_function("raise_exception", raise_exception);
@@ -109,7 +112,7 @@ impl ChatTemplate {
             let line = e.line().map(|line| format!(" in line {line}")).unwrap_or_default();
             let what = match (e.kind(), e.detail()) {
                 (ErrorKind::WriteFailure, _) => {
-                    format!("writes more than {LONGEST} bytes; it is not one for this model")
+                    format!("writes more than {LONGEST} bytes or {DEPTH} levels; it is not one for this model")
                 }
                 (ErrorKind::OutOfFuel, _) => "runs too long; it is not one for this model".to_owned(),
                 (_, Some(detail)) => detail.to_owned(),
@@ -136,6 +139,12 @@ impl std::io::Write for Bounded {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+impl Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        std::io::Write::write_all(self, text.as_bytes()).map_err(|_| fmt::Error)
     }
 }
 
@@ -210,7 +219,11 @@ fn python_method(
 }
 
 fn raise_exception(message: &str) -> std::result::Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.to_owned()))
+    Err(invalid(message.to_owned()))
+}
+
+fn invalid(message: String) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, message)
 }
 
 fn strftime(now: i64, format: &str) -> std::result::Result<String, minijinja::Error> {
@@ -218,7 +231,7 @@ fn strftime(now: i64, format: &str) -> std::result::Result<String, minijinja::Er
     let local = DateTime::from_timestamp(now, 0).map(|time| time.with_timezone(&Local));
     match local.map(|local| write!(text, "{}", local.format(format))) {
         Some(Ok(())) => Ok(text),
-        _ => Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("no format of a date: {format:?}"))),
+        _ => Err(invalid(format!("no format of a date: {format:?}"))),
     }
 }
 
@@ -228,6 +241,9 @@ fn tojson(value: &Value, kwargs: Kwargs) -> std::result::Result<String, minijinj
     let sort: Option<bool> = kwargs.get("sort_keys")?;
     let ascii: Option<bool> = kwargs.get("ensure_ascii")?;
     kwargs.assert_all_used()?;
+    if indent.is_some_and(|indent| indent > INDENT) {
+        return Err(invalid(format!("tojson: an indent of more than {INDENT}")));
+    }
     let mut out = String::new();
     let layout = Layout { indent, sort: sort.unwrap_or(false), ascii: ascii.unwrap_or(false) };
     json(&mut out, value, &layout, 0)?;
@@ -241,6 +257,9 @@ struct Layout {
 }
 
 fn json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> std::result::Result<(), minijinja::Error> {
+    if depth > DEPTH || out.len() > LONGEST {
+        return Err(invalid(format!("tojson: more than {DEPTH} levels, or {LONGEST} bytes")));
+    }
     let quoted = |text: &str| json_string(text, layout.ascii);
     let line = |out: &mut String, depth: usize| {
         if let Some(indent) = layout.indent {
@@ -267,7 +286,7 @@ fn json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> std::
             for (i, key) in keys.iter().enumerate() {
                 comma(out, i);
                 line(out, depth + 1);
-                let _ = write!(out, "{}: ", quoted(&text(key)));
+                let _ = write!(out, "{}: ", quoted(&text(key)?));
                 json(out, &value.get_item(key)?, layout, depth + 1)?;
             }
             if !keys.is_empty() {
@@ -290,8 +309,7 @@ fn json(out: &mut String, value: &Value, layout: &Layout, depth: usize) -> std::
             out.push(']');
         }
         kind => {
-            let message = format!("{kind} cannot be written as JSON");
-            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+            return Err(invalid(format!("{kind} cannot be written as JSON")));
         }
     }
     Ok(())
@@ -312,15 +330,17 @@ fn json_string(text: &str, ascii: bool) -> String {
     out
 }
 
-fn text(value: &Value) -> String {
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    let _ = python(&mut out, value, false);
-    out
+fn text(value: &Value) -> std::result::Result<String, minijinja::Error> {
+    let mut out = Bounded(Vec::new());
+    python(&mut out, value, false, 0)?;
+    String::from_utf8(out.0).map_err(|e| invalid(e.to_string()))
 }
 
-/// A value as Python's `str` shows it, or as `repr` does.
-fn python(out: &mut dyn Write, value: &Value, repr: bool) -> fmt::Result {
+/// A value as Python's `str` shows it, or as `repr` does. Errors: more than [`DEPTH`] levels.
+fn python(out: &mut dyn Write, value: &Value, repr: bool, depth: usize) -> fmt::Result {
+    if depth > DEPTH {
+        return Err(fmt::Error);
+    }
     match value.kind() {
         ValueKind::Undefined => Ok(()),
         ValueKind::None => out.write_str("None"),
@@ -330,9 +350,9 @@ fn python(out: &mut dyn Write, value: &Value, repr: bool) -> fmt::Result {
             out.write_char('{')?;
             for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
                 out.write_str(if i > 0 { ", " } else { "" })?;
-                python(out, &key, true)?;
+                python(out, &key, true, depth + 1)?;
                 out.write_str(": ")?;
-                python(out, &value.get_item(&key).unwrap_or_default(), true)?;
+                python(out, &value.get_item(&key).unwrap_or_default(), true, depth + 1)?;
             }
             out.write_char('}')
         }
@@ -340,7 +360,7 @@ fn python(out: &mut dyn Write, value: &Value, repr: bool) -> fmt::Result {
             out.write_char('[')?;
             for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.write_str(if i > 0 { ", " } else { "" })?;
-                python(out, &item, true)?;
+                python(out, &item, true, depth + 1)?;
             }
             out.write_char(']')
         }
@@ -369,6 +389,7 @@ fn python_string(out: &mut dyn Write, text: &str) -> fmt::Result {
 mod tests {
     use super::*;
     use serde::Deserialize;
+    use std::fs;
     use std::path::PathBuf;
 
     /// Rendered by transformers: see testdata/make_chat_cases.py.
@@ -470,6 +491,15 @@ mod tests {
         assert!(error("x\n{{ raise_exception('no ' + 'system') }}").contains("in line 2: no system"));
         error("{{ messages.__class__.__mro__ }}");
         error("{{ strftime_now('%Q') }}");
+        error("{{ messages | tojson(indent=1000000000000) }}");
+        let nested = |end: &str| {
+            let deeper = "{% set n.l = [n.l] %}";
+            format!("{{% set n = namespace(l=[]) %}}{{% for i in range(5000) %}}{deeper}{{% endfor %}}{end}")
+        };
+        assert_eq!(new(&nested("")).render(&[]).unwrap(), "");
+        for end in ["{{ n.l }}", "{{ n.l | tojson }}", "{{ n.l | string }}", "{{ n.l | tojson(indent=2) }}"] {
+            error(&nested(end));
+        }
     }
 
     #[test]

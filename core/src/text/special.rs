@@ -1,6 +1,6 @@
 //! What `tokenizer_config.json` and `special_tokens_map.json` say of special tokens.
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -68,7 +68,7 @@ fn content(value: Option<&Value>) -> Option<String> {
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>> {
-    let text = match std::fs::read(path) {
+    let text = match files::read(path, files::CONFIGURATION) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
         Err(e) => return Err(Error::io(path)(e)),

@@ -1,7 +1,7 @@
 //! The tokenizer of a model directory.
 
 use super::special::{Add, SpecialTokens};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use rayon::prelude::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Tokenizer> {
         let path = dir.join("tokenizer.json");
         let error = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
-        let bytes = match std::fs::read(&path) {
+        let bytes = match files::read(&path, files::TOKENIZER) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(error(not_found(dir))),
             Err(e) => return Err(Error::io(&path)(e)),

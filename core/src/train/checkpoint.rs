@@ -8,7 +8,7 @@ use super::Metrics;
 use super::session::State;
 use crate::adapter::hash_file;
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -218,7 +218,7 @@ fn write_values<'a>(path: &Path, values: impl Iterator<Item = (String, &'a Vec<f
 
 fn read(dir: &Path) -> Result<(Checkpoint, BTreeMap<String, String>)> {
     let path = dir.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let manifest: Manifest =
         serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
     if manifest.format != FORMAT {

@@ -1,10 +1,9 @@
 //! What a run is asked to do, and how it tells its progress.
 
 use crate::text::Instruct;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything that decides a run. The command line and the configuration file fill it; it is stored with the result.
@@ -160,7 +159,7 @@ impl RunConfig {
         if !path.is_file() {
             return Err(Error::Usage(format!("{}: there is no run here: no config.json", dir.display())));
         }
-        let text = fs::read_to_string(&path).map_err(Error::io(&path))?;
+        let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
         let config: RunConfig = serde_json::from_str(&text)
             .map_err(|e| Error::Usage(format!("{}: not the configuration of a run: {e}", path.display())))?;
         Ok(RunConfig { out: dir.to_owned(), ..config })

@@ -181,15 +181,20 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
 }
 
 /// Writes the weights, the index sets with their base values, the first values of new tensors, and the rope table.
+///
+/// Errors: a weight that is NaN or infinite; a device that fails.
 pub fn upload(tensors: &mut Tensors, weights: &Weights, setup: &Setup) -> Result<()> {
     let adaptation = &setup.adaptation;
     for (i, parameter) in adaptation.parameters.iter().enumerate() {
         let dtype = adaptation.device_dtype(i);
-        match weights.get(&parameter.name) {
-            Some(view) if view.dtype == dtype => tensors.write(&parameter.name, view.bytes)?,
-            Some(view) => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
-            None => {
-                tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+        if weights.get(&parameter.name).is_none() {
+            tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+        } else {
+            // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
+            let view = weights.get_finite(&parameter.name)?;
+            match view.dtype == dtype {
+                true => tensors.write(&parameter.name, view.bytes)?,
+                false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
             }
         }
         if let Part::Sparse(set) = &adaptation.parts[i]

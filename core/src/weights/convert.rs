@@ -14,6 +14,24 @@ pub fn to_f32(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
+/// The flat index of the first NaN or infinity of a float tensor. Only exponents are looked at, a block at a time, which
+/// takes little beside copying the bytes.
+pub fn first_not_finite(dtype: DType, bytes: &[u8]) -> Option<usize> {
+    fn first<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
+        let mut blocks = bytes.as_chunks::<N>().0.chunks(1 << 12).enumerate();
+        // Without an early end inside of a block, so that it is one loop of vector instructions.
+        let (i, block) = blocks.find(|(_, block)| block.iter().fold(false, |any, value| any | bad(value)))?;
+        Some((i << 12) + block.iter().position(bad)?)
+    }
+    let all = |bits: u32, mask: u32| bits & mask == mask;
+    match dtype {
+        DType::F32 => first::<4>(bytes, |b| all(u32::from_le_bytes(*b), 0x7f80_0000)),
+        DType::BF16 => first::<2>(bytes, |b| all(u16::from_le_bytes(*b).into(), 0x7f80)),
+        DType::F16 => first::<2>(bytes, |b| all(u16::from_le_bytes(*b).into(), 0x7c00)),
+        DType::U32 => None,
+    }
+}
+
 /// Bytes of f32 values stored as `dtype`, rounded to nearest, ties to even. `None` for integer dtypes.
 pub fn from_f32(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
     Some(match dtype {
@@ -37,6 +55,22 @@ mod tests {
             assert_eq!(to_f32(dtype, &bytes).unwrap(), values);
         }
         assert!(to_f32(DType::U32, &[0; 4]).is_none());
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_found() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for at in [0, 4095, 4096, 9999] {
+                    let mut values = vec![-60000.0; 10_000];
+                    assert_eq!(first_not_finite(dtype, &from_f32(dtype, &values).unwrap()), None);
+                    values[at] = bad;
+                    assert_eq!(first_not_finite(dtype, &from_f32(dtype, &values).unwrap()), Some(at));
+                }
+            }
+        }
+        assert_eq!(first_not_finite(DType::F32, &f32::MAX.to_le_bytes()), None);
+        assert_eq!(first_not_finite(DType::U32, &[0xff; 4]), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The weights of a model directory: one safetensors file, or several with an index.
 
-use super::convert::to_f32;
+use super::convert::first_not_finite;
 use super::file::TensorFile;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use safetensors::Dtype;
 use serde::Deserialize;
 use sparta_graph::DType;
@@ -87,16 +87,18 @@ impl Weights {
         self.tensors.get(name).map(|slot| self.files[slot.file].path())
     }
 
-    /// The first tensor that holds NaN or infinity, and the flat index of the value. Reads everything.
-    pub fn first_not_finite(&self) -> Option<(&str, usize)> {
-        let bad = |view: TensorView| {
-            let size = view.dtype.size();
-            let mut chunks = view.bytes.chunks(size * (1 << 16)).enumerate();
-            chunks.find_map(|(i, chunk)| {
-                Some((i << 16) + to_f32(view.dtype, chunk)?.iter().position(|x| !x.is_finite())?)
-            })
-        };
-        self.names().find_map(|name| Some((name, bad(self.get(name)?)?)))
+    /// As [`Weights::get`], with its values checked: all of its bytes are read.
+    ///
+    /// Errors: no such tensor; NaN or infinity.
+    pub fn get_finite(&self, name: &str) -> Result<TensorView<'_>> {
+        let dir = self.dir.display();
+        let view = self.get(name).ok_or_else(|| Error::Weights(format!("{dir}: the tensor `{name}` is missing")))?;
+        match first_not_finite(view.dtype, view.bytes) {
+            None => Ok(view),
+            Some(at) => Err(Error::Weights(format!(
+                "{dir}: the weight {name} holds NaN or infinity at {at}; the model is damaged: fetch it again"
+            ))),
+        }
     }
 
     /// Bytes of all tensors.
@@ -114,7 +116,7 @@ struct Index {
 fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
     let path = dir.join(INDEX);
     let error = |what: String| Error::Weights(format!("{}: {what}", path.display()));
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|e| error(format!("not an index of safetensors files: {e}")))?;
     if index.weight_map.is_empty() {
@@ -321,21 +323,21 @@ mod tests {
     }
 
     #[test]
-    fn values_that_are_not_finite_are_found() {
+    fn values_that_are_not_finite_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let tensor = |name: &str, bytes: Vec<u8>| OutTensor {
+        let tensor = |name: &str, bytes: [u8; 4]| OutTensor {
             name: name.into(),
             dtype: Dtype::BF16,
-            shape: vec![bytes.len() / 2],
-            bytes: bytes.into(),
+            shape: vec![2],
+            bytes: bytes.to_vec().into(),
         };
-        let mut values = vec![0; 2 * 70_000];
-        let path = dir.path().join(SINGLE);
-        save(&path, &[tensor("model.a", vec![0; 6]), tensor("model.b", values.clone())], &BTreeMap::new()).unwrap();
-        assert_eq!(Weights::open(dir.path()).unwrap().first_not_finite(), None);
-        values[2 * 69_999..].copy_from_slice(&[0xc0, 0x7f]);
-        save(&path, &[tensor("model.a", vec![0; 6]), tensor("model.b", values)], &BTreeMap::new()).unwrap();
-        assert_eq!(Weights::open(dir.path()).unwrap().first_not_finite(), Some(("model.b", 69_999)));
+        let tensors = [tensor("model.a", [0, 0, 0xff, 0x7f]), tensor("model.b", [0, 0, 0, 0])];
+        save(&dir.path().join(SINGLE), &tensors, &BTreeMap::new()).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert!(weights.get_finite("model.b").is_ok());
+        let text = weights.get_finite("model.a").unwrap_err().to_string();
+        assert!(text.contains("model.a holds NaN or infinity at 1"), "{text}");
+        assert!(weights.get_finite("model.c").is_err());
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! One safetensors file, memory mapped.
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -39,10 +38,7 @@ impl TensorFile {
     /// overlap, sizes that agree with shape and dtype. Tensor values are not read.
     pub fn open(path: impl Into<PathBuf>) -> Result<TensorFile> {
         let path = path.into();
-        let file = File::open(&path).map_err(Error::io(&path))?;
-        if file.metadata().map_err(Error::io(&path))?.is_dir() {
-            return Err(Error::Weights(format!("{}: is a directory; a safetensors file was expected", path.display())));
-        }
+        let file = files::open(&path).map_err(Error::io(&path))?;
         // SAFETY: the map is only ever read. Bytes that another process changes meanwhile can give wrong numbers, and
         // a file that it shortens a bus error; like every reader of mapped files, we ask users not to do that.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;

@@ -5,7 +5,7 @@ mod directory;
 mod file;
 mod write;
 
-pub use convert::{from_f32, to_f32};
+pub use convert::{first_not_finite, from_f32, to_f32};
 pub use directory::{TensorView, Weights};
 pub use file::{RawView, TensorFile};
 pub use safetensors::Dtype;

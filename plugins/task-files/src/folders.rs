@@ -1,10 +1,9 @@
 //! One text file an example, in one folder a class: the layout of the original IMDB archive.
 
-use crate::lines::MAX_LINE;
+use crate::lines::{self, MAX_LINE};
 use crate::part::{Row, Rows};
 use crate::schema::Schema;
 use sparta_plugin::Error;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,8 +11,8 @@ use std::path::{Path, PathBuf};
 /// Other folders and files are ignored.
 ///
 /// # Errors
-/// The folder of a class is missing or has no text. A file that cannot be read, is longer than 1 MiB or is not UTF-8 is an error of
-/// the iterator.
+/// The folder of a class is missing or has no text, or a link that leads out of it. A file that cannot be read, is longer
+/// than 1 MiB or is not UTF-8 is an error of the iterator.
 pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
     let files = text_files(path, schema)?;
     Ok(Box::new(files.into_iter().zip(1..).map(|((class, file), number)| {
@@ -39,10 +38,16 @@ fn text_files(path: &Path, schema: &Schema) -> Result<Vec<(&'static str, PathBuf
         };
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(fail)? {
-            let file = entry.map_err(fail)?.path();
-            if file.extension().is_some_and(|extension| extension == "txt") {
-                files.push(file);
+            let entry = entry.map_err(fail)?;
+            let file = entry.path();
+            if file.extension().is_none_or(|extension| extension != "txt") {
+                continue;
             }
+            if entry.file_type().map_err(fail)?.is_symlink() && leads_outside(&folder, &file) {
+                let file = file.display();
+                return Err(Error(format!("{file}: a link that leads out of its folder; put the file itself here")));
+            }
+            files.push(file);
         }
         if files.is_empty() {
             return Err(Error(format!("{}: expected .txt files, got none", folder.display())));
@@ -53,11 +58,22 @@ fn text_files(path: &Path, schema: &Schema) -> Result<Vec<(&'static str, PathBuf
     Ok(all)
 }
 
+/// Whether a link ends elsewhere than in `folder`, or nowhere: a downloaded archive must not choose other files of this
+/// machine as texts.
+fn leads_outside(folder: &Path, link: &Path) -> bool {
+    match (folder.canonicalize(), link.canonicalize()) {
+        (Ok(folder), Ok(target)) => !target.starts_with(folder),
+        _ => true,
+    }
+}
+
 fn read_text(path: &Path) -> Result<String, Error> {
     let fail = |what: String| Error(format!("{}: {what}", path.display()));
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| fail(format!("cannot be opened: {e}")))?;
-    file.take(MAX_LINE as u64 + 1).read_to_end(&mut bytes).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    lines::open(path)?
+        .take(MAX_LINE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| fail(format!("cannot be read: {e}")))?;
     if bytes.len() > MAX_LINE {
         return Err(fail("expected a text of at most 1 MiB, got a longer one".to_owned()));
     }
@@ -97,6 +113,42 @@ mod tests {
         let got: Vec<_> = rows.iter().map(|row| (row.text.as_str(), row.label.as_deref().unwrap())).collect();
         assert_eq!(got, [("n5", "negative"), ("p0", "positive"), ("p1\n", "positive")]);
         assert_eq!(count(dir.path(), &SINGLE).unwrap(), 3);
+    }
+
+    /// The original archive names files by id and rating; nothing is read out of the names.
+    #[cfg(unix)]
+    #[test]
+    fn names_are_not_trusted() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        use std::os::unix::fs::symlink;
+        let dir = folder(&[
+            ("positive/99999999999999999999_300.txt", b"huge"),
+            ("positive/..txt", b"dots"),
+            ("positive/-1_-1.txt", b"negative"),
+            ("negative/0_1.txt", b"n"),
+            ("secret", b"s"),
+        ]);
+        let [positive, negative] = ["positive", "negative"].map(|class| dir.path().join(class));
+        fs::write(positive.join(format!("{}.txt", "9".repeat(200))), "long").unwrap();
+        fs::write(positive.join(OsStr::from_bytes(b"\xff\xfe_10.txt")), "bytes").unwrap();
+        symlink("-1_-1.txt", positive.join("link.txt")).unwrap();
+        let texts = || -> Result<Vec<Row>, Error> { rows(dir.path(), &SINGLE)?.collect() };
+        let mut got: Vec<String> = texts().unwrap().into_iter().map(|row| row.text).collect();
+        got.sort();
+        assert_eq!(got, ["bytes", "dots", "huge", "long", "n", "negative", "negative"]);
+
+        fs::create_dir(negative.join("1_1.txt")).unwrap();
+        let message = texts().unwrap_err().0;
+        assert!(message.contains("1_1.txt: cannot be opened: expected a file"), "{message}");
+        fs::remove_dir(negative.join("1_1.txt")).unwrap();
+        for target in ["../secret", "/dev/zero", "nowhere"] {
+            let link = negative.join("2_1.txt");
+            symlink(target, &link).unwrap();
+            let message = texts().unwrap_err().0;
+            assert!(message.contains("2_1.txt: a link that leads out of its folder"), "{message}");
+            fs::remove_file(link).unwrap();
+        }
     }
 
     #[test]

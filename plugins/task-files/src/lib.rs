@@ -9,6 +9,7 @@ mod folders;
 mod jsonl;
 mod layout;
 mod lines;
+mod pages;
 mod parquet;
 mod part;
 mod schema;

@@ -14,12 +14,24 @@ pub(crate) struct Lines {
     number: u64,
 }
 
+/// Opens a regular file, also behind a link: a pipe or a device may never end.
+///
+/// # Errors
+/// It is none, or cannot be opened.
+pub(crate) fn open(path: &Path) -> Result<File, Error> {
+    let fail = |what: String| Error(format!("{}: cannot be opened: {what}", path.display()));
+    // Before opening: to open a pipe is to wait for its other end.
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => Err(fail("expected a file, got a directory or a device".into())),
+        _ => File::open(path).map_err(|e| fail(e.to_string())),
+    }
+}
+
 impl Lines {
     /// # Errors
-    /// The file cannot be opened.
+    /// As [`open`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let file = File::open(path).map_err(|e| Error(format!("{}: cannot be opened: {e}", path.display())))?;
-        Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), number: 0 })
+        Ok(Lines { path: path.to_owned(), reader: BufReader::new(open(path)?), number: 0 })
     }
 
     /// The next line and its 1-based number, without its line end and without a byte-order mark at the start of the

@@ -2,6 +2,7 @@
 
 use crate::part::{Row, Rows};
 use crate::schema::{Schema, clip};
+use crate::{lines, pages};
 use arrow::array::{Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
@@ -11,8 +12,10 @@ use sparta_plugin::Error;
 use std::fs::File;
 use std::path::Path;
 
-/// Rows that are decoded at a time.
+/// Rows that are decoded at a time, at most.
 const BATCH: usize = 256;
+/// Bytes of text that are decoded at a time. A page can name one long text for every row.
+const BATCH_BYTES: usize = 256 << 20;
 
 /// The rows of a file with the text and label columns of `schema`, decoded batch by batch.
 ///
@@ -36,7 +39,8 @@ pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
     }
     let used = [Some(columns.text), columns.pair, columns.label];
     let mask = ProjectionMask::columns(builder.parquet_schema(), used.into_iter().flatten());
-    let reader = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(|e| broken(path, &e))?;
+    let batch = batch_rows(path, &builder, &mask)?;
+    let reader = builder.with_projection(mask).with_batch_size(batch).build().map_err(|e| broken(path, &e))?;
     let path = path.to_owned();
     let mut before = 0;
     Ok(Box::new(reader.flat_map(move |batch| {
@@ -61,6 +65,22 @@ pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
     })))
 }
 
+/// How many rows to decode at a time: no text is longer than the page that holds it.
+fn batch_rows(
+    path: &Path,
+    builder: &ParquetRecordBatchReaderBuilder<File>,
+    mask: &ProjectionMask,
+) -> Result<usize, Error> {
+    let file = lines::open(path)?;
+    let mut largest = 1;
+    for group in builder.metadata().row_groups() {
+        for (_, chunk) in group.columns().iter().enumerate().filter(|(leaf, _)| mask.leaf_included(*leaf)) {
+            largest = largest.max(pages::largest_page(&file, chunk).map_err(|e| broken(path, &e))?);
+        }
+    }
+    Ok((BATCH_BYTES / largest).clamp(1, BATCH))
+}
+
 /// The number of rows, from the file's metadata.
 ///
 /// # Errors
@@ -70,8 +90,7 @@ pub(crate) fn count(path: &Path) -> Result<usize, Error> {
 }
 
 fn open(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<File>, Error> {
-    let file = File::open(path).map_err(|e| Error(format!("{}: cannot be opened: {e}", path.display())))?;
-    ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| broken(path, &e))
+    ParquetRecordBatchReaderBuilder::try_new(lines::open(path)?).map_err(|e| broken(path, &e))
 }
 
 fn broken(path: &Path, error: &dyn std::fmt::Display) -> Error {

@@ -1,0 +1,130 @@
+//! Data sets.
+
+use crate::place::{place, put};
+use arrow::array::{ArrayRef, Int64Array, LargeStringArray, RecordBatch, StringArray};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+use sparta_task_files::{Format, Part, Schema};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+const SCHEMA: Schema = Schema {
+    texts: &[("question1", Some("question2")), ("sentence", None), ("text", None)],
+    label: &["label"],
+    classes: &["neg", "pos"],
+    headerless: None,
+    wrapped_rows: true,
+};
+
+/// Rows that are read: enough to go over a batch.
+const ROWS: usize = 1000;
+
+fn examples(path: &Path, format: Format) -> bool {
+    let part = Part { name: "x".into(), path: path.to_owned(), format };
+    part.examples(&SCHEMA).is_ok_and(|examples| examples.take(ROWS).all(|example| example.is_ok()))
+}
+
+fn rows(name: &'static str, format: Format, bytes: &[u8]) -> bool {
+    let dir = place(name, |_| ());
+    put(&dir, name, bytes);
+    examples(&dir.join(name), format)
+}
+
+pub fn tsv(bytes: &[u8]) -> bool {
+    rows("x.tsv", Format::Tsv, bytes)
+}
+
+pub fn good_tsv() -> Vec<Vec<u8>> {
+    [
+        "sentence\tlabel\nfine\t1\nbad\t0\n",
+        "\u{feff}label\tid\ttext\r\nneg\t3\t\"a\r\n",
+        "question1\tquestion2\tlabel\na\tb\nc\t1\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+pub fn jsonl(bytes: &[u8]) -> bool {
+    rows("x.jsonl", Format::Jsonl, bytes)
+}
+
+pub fn good_jsonl() -> Vec<Vec<u8>> {
+    [
+        "{\"text\":\"a\\tb\",\"label\":1,\"idx\":7}\r\n{\"label\":\"neg\",\"sentence\":\"c\"}\n\n",
+        "{\"question1\":\"a\",\"question2\":\"b\",\"label\":0}\n",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+pub fn parquet(bytes: &[u8]) -> bool {
+    rows("x.parquet", Format::Parquet, bytes)
+}
+
+pub fn good_parquet() -> Vec<Vec<u8>> {
+    let plain: ArrayRef = Arc::new(StringArray::from(vec!["fine", "bad", "fine"]));
+    let large: ArrayRef = Arc::new(LargeStringArray::from(vec!["fine", "bad", "fine"]));
+    let label: ArrayRef = Arc::new(Int64Array::from(vec![1, 0, 1]));
+    let write = |text: &ArrayRef, properties| {
+        let batch = RecordBatch::try_from_iter([("sentence", text.clone()), ("label", label.clone())]);
+        let batch = batch.expect("columns of one length");
+        let mut file = Vec::new();
+        let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).expect("a good schema");
+        writer.write(&batch).and_then(|()| writer.close()).expect("memory is written");
+        file
+    };
+    let with = |compression| WriterProperties::builder().set_compression(compression);
+    vec![
+        write(&plain, with(Compression::UNCOMPRESSED).set_dictionary_enabled(false).build()),
+        write(&plain, with(Compression::SNAPPY).build()),
+        write(&large, with(Compression::ZSTD(ZstdLevel::default())).build()),
+    ]
+}
+
+/// Each line makes an entry of a class folder: its kind, the class and the name.
+pub fn acl_imdb(bytes: &[u8]) -> bool {
+    let dir = place("acl_imdb", |_| ());
+    let root = dir.join("train");
+    // Nothing there the first time.
+    let _ = fs::remove_dir_all(&root);
+    for class in SCHEMA.classes {
+        fs::create_dir_all(root.join(class)).expect("a directory in the one for temporary files");
+    }
+    for line in bytes.split(|&byte| byte == b'\n').take(32) {
+        if let [kind, class, name @ ..] = line {
+            entry(&root.join(SCHEMA.classes[usize::from(class % 2)]), *kind, name);
+        }
+    }
+    examples(&root, Format::TextFolders)
+}
+
+/// What the system refuses as a name is left out, as no archive can hold it either.
+#[cfg(unix)]
+fn entry(folder: &Path, kind: u8, name: &[u8]) {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let path = folder.join(OsStr::from_bytes(name));
+    if name.is_empty() || name.contains(&b'/') || name.contains(&0) || path.symlink_metadata().is_ok() {
+        return;
+    }
+    let made = match kind {
+        b'd' => fs::create_dir(path),
+        b'l' => std::os::unix::fs::symlink("../pos/0_9.txt", path),
+        b'o' => std::os::unix::fs::symlink("/dev/zero", path),
+        kind => fs::write(path, [b'x', kind]),
+    };
+    drop(made);
+}
+
+#[cfg(not(unix))]
+fn entry(folder: &Path, kind: u8, name: &[u8]) {
+    drop(fs::write(folder.join(String::from_utf8_lossy(name).as_ref()), [b'x', kind]));
+}
+
+pub fn good_acl_imdb() -> Vec<Vec<u8>> {
+    ["f00_1.txt\nf10_9.txt\nf1notes.md\nd1sub", "f012499_4.txt\nf1-1_99999999999.txt\nf1..txt\nf10_9.txt"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}

@@ -101,8 +101,16 @@ impl Combination {
     /// `lr 0.001, density 0.05`: what is special about this run, besides its method and task.
     pub fn setting(&self) -> String {
         let shown = self.varied.iter().filter(|key| !["method", "task"].contains(&key.as_str()));
-        let shown = shown.filter_map(|key| Some(format!("{key} {}", self.options.get(key)?)));
+        let shown = shown.filter_map(|key| Some(format!("{key} {}", short(self.options.get(key)?))));
         shown.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `1e-7` in place of `0.0000001`; what is no number of this kind stays.
+fn short(value: &str) -> String {
+    match value.parse::<f64>() {
+        Ok(x) if x != 0.0 && x.is_finite() && !(1e-3..1e9).contains(&x.abs()) => format!("{x:e}"),
+        _ => value.to_owned(),
     }
 }
 
@@ -325,7 +333,7 @@ mod tests {
         let all = combinations(TWO);
         assert_eq!(all.len(), 6);
         let settings: Vec<_> = all.iter().map(Combination::setting).collect();
-        assert_eq!(settings, ["lr 0.001", "lr 0.0001", "lr 0.001", "lr 0.0001", "", ""].map(String::from));
+        assert_eq!(settings, ["lr 0.001", "lr 1e-4", "lr 0.001", "lr 1e-4", "", ""].map(String::from));
         assert_eq!(all.iter().filter(|one| one.options["task"] == "cola").count(), 3);
         assert_eq!((all[5].row.as_deref(), all[5].options["seed"].as_str()), (Some("Head"), "2"));
         assert_eq!((all[0].row.as_deref(), all[0].options["seed"].as_str()), (None, "1"));

@@ -308,6 +308,25 @@ fn formats_carry_the_same_adapter() {
     fail(&["adapter", "export", lora, "--format", "sparse-deltas", "--out", "x"], "hold single elements");
 }
 
+/// The run of another machine, whose model is not in the place that the run names.
+#[test]
+fn a_moved_run_asks_for_its_base_model() {
+    let adapter = HOME.path().join("moved/adapter");
+    fs::create_dir_all(&adapter).unwrap();
+    let source = HOME.path().join(&LORA.1).join("adapter");
+    fs::copy(source.join("adapter.safetensors"), adapter.join("adapter.safetensors")).unwrap();
+    let text = fs::read_to_string(source.join("adapter.json")).unwrap();
+    let mut manifest: Value = serde_json::from_str(&text).unwrap();
+    let model = manifest["config"]["model"].take();
+    manifest["config"]["model"] = "elsewhere/model".into();
+    fs::write(adapter.join("adapter.json"), manifest.to_string()).unwrap();
+    fail(
+        &["adapter", "info", "moved/adapter"],
+        "`elsewhere/model` is not a directory here; give the model with --model",
+    );
+    succeed(&["adapter", "info", "moved/adapter", "--model", model.as_str().unwrap()]);
+}
+
 #[test]
 fn info_and_diff_count() {
     let info = succeed(&["adapter", "info", &A]);

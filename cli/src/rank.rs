@@ -30,9 +30,10 @@ pub struct RankArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
-    /// 2^-23, as numpy and torch compute ranks, and the paper's tables
+    /// 2^-23: numpy and torch compute ranks in f32 at least, and so are the paper's tables
     F32,
-    /// That of the type in which the weights are stored: f32 2^-23, f16 2^-10, bf16 2^-7
+    /// That of the type in which the weights are stored: f32 2^-23, f16 2^-10, bf16 2^-7, with which every bf16 matrix of
+    /// a side of 128 or more has rank 0
     Stored,
 }
 

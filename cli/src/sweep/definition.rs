@@ -1,13 +1,14 @@
 //! What a sweep is to try: a TOML file, and the combinations that it means.
 //!
 //! `[base]` and `[grid]`, or several `[[grid]]` tables, have the options of `run` as keys; a list stands for one run with
-//! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison.
+//! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison. `[task.ID]` has
+//! what is different for one task, for example its data, and wins over both.
 
 use crate::parse::argument_value;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use sparta_core::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -23,6 +24,8 @@ pub struct Definition {
     #[serde(default)]
     base: Table,
     grid: Option<Grid>,
+    #[serde(default)]
+    task: BTreeMap<String, Table>,
     pub random: Option<Random>,
     pub early_stop: Option<EarlyStop>,
 }
@@ -32,6 +35,15 @@ pub struct Definition {
 enum Grid {
     One(Table),
     Several(Vec<Table>),
+}
+
+impl Grid {
+    fn tables_mut(&mut self) -> &mut [Table] {
+        match self {
+            Grid::One(table) => std::slice::from_mut(table),
+            Grid::Several(tables) => tables,
+        }
+    }
 }
 
 /// Not all combinations, but `samples` of every table of the grid and every task, drawn without replacement.
@@ -89,8 +101,16 @@ impl Combination {
     /// `lr 0.001, density 0.05`: what is special about this run, besides its method and task.
     pub fn setting(&self) -> String {
         let shown = self.varied.iter().filter(|key| !["method", "task"].contains(&key.as_str()));
-        let shown = shown.filter_map(|key| Some(format!("{key} {}", self.options.get(key)?)));
+        let shown = shown.filter_map(|key| Some(format!("{key} {}", short(self.options.get(key)?))));
         shown.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `1e-7` in place of `0.0000001`; what is no number of this kind stays.
+fn short(value: &str) -> String {
+    match value.parse::<f64>() {
+        Ok(x) if x != 0.0 && x.is_finite() && !(1e-3..1e9).contains(&x.abs()) => format!("{x:e}"),
+        _ => value.to_owned(),
     }
 }
 
@@ -113,6 +133,10 @@ impl Definition {
         if let Some(table) = definition.tables().iter().find(|t| t.contains_key("name") && !t["name"].is_str()) {
             return Err(format!("name: expected a text, got {}", table["name"]));
         }
+        let task_keys = ["task", "name"].into_iter().find(|key| definition.task.values().any(|t| t.contains_key(*key)));
+        if let Some(key) = task_keys {
+            return Err(format!("{key}: [task.ID] has options of the runs of one task; {key} is none of them"));
+        }
         if definition.random.is_some_and(|random| random.samples == 0) {
             return Err("random: samples must be at least 1".into());
         }
@@ -129,13 +153,10 @@ impl Definition {
 
     /// Puts a value, or a list of values, in place of those that an option has; an option that is nowhere is for all runs.
     pub fn set(&mut self, key: &str, value: Value) {
-        let tables = match &mut self.grid {
-            None => &mut [][..],
-            Some(Grid::One(table)) => std::slice::from_mut(table),
-            Some(Grid::Several(tables)) => tables,
-        };
         let mut found = false;
-        for table in tables.iter_mut().chain([&mut self.base]).filter(|table| table.contains_key(key)) {
+        let tables = self.grid.as_mut().map_or(&mut [][..], Grid::tables_mut);
+        let tables = tables.iter_mut().chain([&mut self.base]).chain(self.task.values_mut());
+        for table in tables.filter(|table| table.contains_key(key)) {
             table.insert(key.to_owned(), value.clone());
             found = true;
         }
@@ -144,19 +165,61 @@ impl Definition {
         }
     }
 
-    /// `KEY=VALUE` with a TOML value; what is none is a text.
+    /// `KEY=VALUE` with a TOML value; what is none is a text. `NAME/KEY=VALUE` is for the row or the task of that name.
     ///
-    /// Errors: no `=`.
+    /// Errors: no `=`; a name that is no row and no task.
     pub fn set_text(&mut self, text: &str) -> Result<()> {
         let (key, value) = text.split_once('=').ok_or_else(|| {
             Error::Usage(format!("--set {text}: expected KEY=VALUE, for example \"lr=[1e-3, 1e-4]\""))
         })?;
         let parsed = format!("value = {value}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
-        self.set(key.trim(), parsed.unwrap_or_else(|| Value::String(value.to_owned())));
+        let parsed = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+        match key.rsplit_once('/') {
+            Some((name, key)) => self.set_of(name.trim(), key.trim(), parsed),
+            None => {
+                self.set(key.trim(), parsed);
+                Ok(())
+            }
+        }
+    }
+
+    fn set_of(&mut self, name: &str, key: &str, value: Value) -> Result<()> {
+        if ["task", "name"].contains(&key) {
+            return Err(Error::Usage(format!(
+                "--set {name}/{key}: {key} is the same for a row or task; leave out {name}/"
+            )));
+        }
+        let tasks = self.task_names();
+        let rows: Vec<String> = self.tables().iter().filter_map(row_name).map(str::to_owned).collect();
+        if tasks.iter().any(|task| task == name) {
+            self.task.entry(name.to_owned()).or_default().insert(key.to_owned(), value);
+        } else if rows.iter().any(|row| row == name) {
+            let tables = self.grid.as_mut().map_or(&mut [][..], Grid::tables_mut);
+            for table in tables.iter_mut().filter(|table| row_name(table) == Some(name)) {
+                table.insert(key.to_owned(), value.clone());
+            }
+        } else {
+            let known = rows.into_iter().chain(tasks).collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!(
+                "--set {name}/{key}: no row and no task is called {name:?}; there are {known}"
+            )));
+        }
         Ok(())
     }
 
-    /// Every combination once: by tables, and in a table by the names of the options, of which the first varies slowest.
+    /// All tasks, as [base], [grid] and [task.ID] have them.
+    fn task_names(&self) -> Vec<String> {
+        let given = [&self.base].into_iter().chain(self.tables()).filter_map(|table| table.get("task"));
+        let given = given.flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]));
+        given
+            .filter_map(|value| Some(value.as_str()?.to_owned()))
+            .chain(self.task.keys().cloned())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect()
+    }
+
+    /// Every combination once: by tables, in a table by tasks, and then by the names of the options, of which the first varies slowest.
     ///
     /// Errors: an option that the sweep gives itself; a value that is none of an option; an empty list.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
@@ -164,7 +227,7 @@ impl Definition {
         let tables = if self.tables().is_empty() { &none } else { self.tables() };
         let mut all: Vec<Combination> = Vec::new();
         for (index, table) in tables.iter().enumerate() {
-            for combination in expand(index, &self.base, table)? {
+            for combination in self.of_table(index, table)? {
                 if all.iter().all(|known| known.options != combination.options) {
                     all.push(combination);
                 }
@@ -175,11 +238,33 @@ impl Definition {
             None => all,
         })
     }
+
+    /// A table's combinations, by tasks.
+    fn of_table(&self, index: usize, table: &Table) -> Result<Vec<Combination>> {
+        let mut merged = self.base.clone();
+        merged.extend(table.clone());
+        let tasks = match merged.get("task") {
+            Some(task) => alternatives("task", task)?,
+            None => return expand(index, merged),
+        };
+        let mut all = Vec::new();
+        for task in tasks {
+            let mut merged = merged.clone();
+            merged.extend(self.task.get(&task).cloned().unwrap_or_default());
+            merged.insert("task".to_owned(), Value::String(task));
+            all.extend(expand(index, merged)?);
+        }
+        Ok(all)
+    }
 }
 
-fn expand(index: usize, base: &Table, table: &Table) -> Result<Vec<Combination>> {
-    let mut merged = base.clone();
-    merged.extend(table.clone());
+/// What the row is called in the comparison.
+fn row_name(table: &Table) -> Option<&str> {
+    table.get("name").or(table.get("method")).and_then(Value::as_str)
+}
+
+/// Every combination of the values in `merged`.
+fn expand(index: usize, mut merged: Table) -> Result<Vec<Combination>> {
     let row = match merged.remove("name") {
         Some(Value::String(row)) => Some(row),
         _ => None,
@@ -248,7 +333,7 @@ mod tests {
         let all = combinations(TWO);
         assert_eq!(all.len(), 6);
         let settings: Vec<_> = all.iter().map(Combination::setting).collect();
-        assert_eq!(settings, ["lr 0.001", "lr 0.001", "lr 0.0001", "lr 0.0001", "", ""].map(String::from));
+        assert_eq!(settings, ["lr 0.001", "lr 1e-4", "lr 0.001", "lr 1e-4", "", ""].map(String::from));
         assert_eq!(all.iter().filter(|one| one.options["task"] == "cola").count(), 3);
         assert_eq!((all[5].row.as_deref(), all[5].options["seed"].as_str()), (Some("Head"), "2"));
         assert_eq!((all[0].row.as_deref(), all[0].options["seed"].as_str()), (None, "1"));
@@ -292,8 +377,39 @@ mod tests {
     }
 
     #[test]
+    fn one_row_and_one_task_can_differ() {
+        let mut definition = Definition::parse(TWO).unwrap();
+        for text in ["Head/lr=[0.1, 0.2]", "cola/data=elsewhere/cola", "cola/epochs=2"] {
+            definition.set_text(text).unwrap();
+        }
+        let all = definition.combinations().unwrap();
+        assert_eq!(all.len(), 8);
+        assert!(all.iter().all(|one| (one.options["task"] == "cola") == one.options.contains_key("epochs")));
+        assert!(
+            all.iter().filter(|one| one.options["task"] == "cola").all(|one| one.options["data"] == "elsewhere/cola")
+        );
+        let lr = |row: Option<&str>| {
+            all.iter().filter(|one| one.row.as_deref() == row).map(|one| &*one.options["lr"]).collect::<Vec<_>>()
+        };
+        assert_eq!(lr(Some("Head")), ["0.1", "0.2", "0.1", "0.2"]);
+        assert_eq!(lr(None), ["0.001", "0.0001", "0.001", "0.0001"]);
+        let error = definition.set_text("Haed/lr=1").unwrap_err().to_string();
+        assert!(error.contains("Haed") && error.contains("Head, cola, sst2"), "{error}");
+        // The same in a file.
+        let text = format!("{TWO}\n[task.cola]\nepochs = 3\nseed = 7");
+        assert!(combinations(&text).iter().all(|one| (one.options["task"] == "cola") == (one.options["seed"] == "7")));
+    }
+
+    #[test]
     fn wrong_definitions_are_refused() {
-        for text in ["[bsae]\nlr = 1", "[random]\nseed = 1", "[random]\nsamples = 0", "grid = 1", "[grid]\nname = 1"] {
+        for text in [
+            "[bsae]\nlr = 1",
+            "[random]\nseed = 1",
+            "[random]\nsamples = 0",
+            "grid = 1",
+            "[grid]\nname = 1",
+            "[task.a]\ntask = 'b'",
+        ] {
             assert!(Definition::parse(text).is_err(), "{text}");
         }
         for text in ["[base]\nout = 'x'", "[grid]\nlr = []", "[grid]\nlr = [[1]]", "[base]\nlr = 1979-05-27"] {

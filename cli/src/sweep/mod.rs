@@ -39,8 +39,9 @@ pub struct SweepArgs {
     /// Tasks, each a column of the comparison
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     task: Option<Vec<String>>,
-    /// Another value, or a list of values, for an option; may be repeated
-    #[arg(long, value_name = "KEY=VALUE")]
+    /// Another value, or a list of values, for an option; ROW/KEY=VALUE and TASK/KEY=VALUE for one row or one task; may be
+    /// repeated
+    #[arg(long, value_name = "[NAME/]KEY=VALUE")]
     set: Vec<String>,
     /// Draw N combinations of each table of the grid and each task, instead of all
     #[arg(long, value_name = "N", value_parser = at_least(1))]

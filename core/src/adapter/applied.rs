@@ -24,10 +24,17 @@ pub struct Applied {
 impl Applied {
     /// Opens an adapter, of any format, on its base model, or on `model`.
     ///
-    /// Errors: a damaged adapter; another base model; a method plugin that is missing or draws other index sets; index
+    /// Errors: a damaged adapter; a base model that is not here, or another one; a method plugin that is missing or draws other index sets; index
     /// sets or tensors that do not fit the model.
     pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Applied> {
         let adapter = load(path, model)?;
+        if !adapter.model.join("config.json").is_file() {
+            return Err(Error::Usage(format!(
+                "{}: its base model `{}` is not a directory here; give the model with --model",
+                adapter.dir.display(),
+                adapter.model.display()
+            )));
+        }
         let decoder = Decoder::open(&adapter.model)?;
         let mut weights = Weights::open(&adapter.model)?;
         if let Some(base) = &adapter.base

@@ -54,7 +54,8 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
         ExportFormat::WithIndices => {
             if !matches!(adapter.kind, Kind::Native(_)) {
                 return Err(Error::Usage(format!(
-                    "{} is not an adapter of our own format: its indices are stored, or it has none",
+                    "{} is not an adapter of our own format; every command reads it as it is, and where it has indices, they are \
+                     stored",
                     adapter.dir.display()
                 )));
             }

@@ -88,6 +88,8 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
     let x = range(all().map(|point| point.0), 0.0);
     let y = range(all().map(|point| point.1), 0.05);
     let text = |size: f64| ("sans-serif", size).into_font().color(&BLACK);
+    // Ticks are sums of steps: what should be 0 can be a rounding error.
+    let noise = (y.end - y.start) * 1e-9;
     let mut context = ChartBuilder::on(area)
         .caption(&chart.title, text(17.0))
         .margin(8)
@@ -95,7 +97,10 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
         .y_label_area_size(56)
         .build_cartesian_2d(x, y)?;
     let x_labels = |value: &f64| label(*value);
-    let y_labels = |value: &f64| if chart.log_y { label(10f64.powf(*value)) } else { label(*value) };
+    let y_labels = |value: &f64| match chart.log_y {
+        true => label(10f64.powf(*value)),
+        false => label(if value.abs() < noise { 0.0 } else { *value }),
+    };
     context
         .configure_mesh()
         .x_desc(&chart.x_label)
@@ -190,6 +195,14 @@ mod tests {
         assert!(svg.starts_with("<svg") && svg.contains("prefers-color-scheme: dark"));
         assert!(svg.contains("width=\"1120\" height=\"560\""), "{}", &svg[..200]);
         assert_eq!(lines(&svg), 3);
+    }
+
+    /// 5e-4 - 5 steps of 1e-4 is not 0 in floating point.
+    #[test]
+    fn an_axis_shows_no_rounding_error() {
+        let points = (0..=313).map(|step| (step as f64, 1e-3 * (1.0 - step as f64 / 313.0))).collect();
+        let svg = inline(&chart(vec![points], false)).unwrap();
+        assert!(!svg.contains("e-1") && !svg.contains("e-2") && svg.contains("8e-4"), "{svg}");
     }
 
     #[test]

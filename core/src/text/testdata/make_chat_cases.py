@@ -85,11 +85,176 @@ Third: \\"x\\"." %}\\
 {{ messages[0].get('name', 'none given') }} {{ dict(a=1).a }} {{ 'x' if messages[0].name is defined else 'y' }}
 {{ '%s-%d' | format('a', 3) }} {{ "a,b".split(",") | last }} {{ 7 // 2 }} {{ 7 / 2 }} {{ 2 ** 3 }} {{ range(3) | list }}
 """,
+    "neighbouring turns": """{#- The neighbours of a turn -#}
+{% for message in messages %}
+    {%- if loop.previtem is defined and loop.previtem.role == message.role %}!{% endif -%}
+    {{- loop.index }}/{{ loop.length }}/{{ loop.revindex0 }} {{ loop.cycle('odd', 'even') }} {{ loop.changed(message.role) }}
+    {%- if loop.nextitem is defined %} then {{ loop.nextitem['role'] | upper }}{% else %} end{% endif %}
+
+  {% if not loop.first -%} later {%- endif %}|
+{% else %}none{% endfor %}
+{%- if messages | length > 1 and messages[-2].role != 'user' -%} [{{ messages[-2]['content'].strip() }}] {% endif %}
+""",
+    "date and tools": """{{- bos_token }}
+{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
+{%- if not tools_in_user_message is defined %}{%- set tools_in_user_message = true %}{%- endif %}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}{%- set date_string = strftime_now("%Y") | length | string %}
+    {%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}
+{%- endif %}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}
+{%- else %}{%- set system_message = "" %}{%- endif %}
+{{- "<|start|>system\\n\\n" }}
+{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
+{{- "Today: " + date_string + "\\n\\n" }}{{- system_message }}{{- "<|eot|>" }}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start|>' + message['role'] + '\\n\\n'+ message['content'] | trim + '<|eot|>' }}
+    {%- elif 'tool_calls' in message %}
+        {{- raise_exception("no tools here") }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant\\n\\n' }}{%- endif %}
+""",
+    "content parts": """{{ bos_token }}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- if messages[0]['content'] is string -%}
+        {%- set first_user_prefix = messages[0]['content'] + '
+
+' -%}
+    {%- else -%}
+        {%- set first_user_prefix = messages[0]['content'][0]['text'] -%}
+    {%- endif -%}
+    {%- set loop_messages = messages[1:] -%}
+{%- else -%}
+    {%- set first_user_prefix = "" -%}
+    {%- set loop_messages = messages -%}
+{%- endif -%}
+{%- for message in loop_messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif -%}
+    {%- set role = "model" if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '
+' + (first_user_prefix if loop.first else "") }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}{{ item['text'] | trim }}{%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>
+' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<start_of_turn>model
+'}}
+{%- endif -%}
+""",
+    "indented json": """{%- set tool = {"name": "f", "parameters": {"b": [1, 2.5, []], "a": {}, "text": "é<&>'\\u2028"}, "none": none, "yes": true} %}
+{{ tool | tojson }}
+{{ tool | tojson(indent=4) }}
+{{ tool | tojson(indent=2) | replace('"', "'") }}
+{%- for key, value in tool.items() if value is not none %}
+- {{ key }}: {{ value | tojson if value is mapping or value is boolean else value }}
+{%- endfor %}
+{%- for key, value in tool.parameters | dictsort %} {{ key }}{{ [value] }}{% endfor %} {{ tool.keys() | list | join("/") }} {{ tool | length }} {{ 'name' in tool }}
+{{ messages | tojson(indent=1) }}
+""",
+    "marks of generation": """{%- for message in messages %}
+{% if message.role == 'assistant' %}
+  {% generation %}
+{{ message.content }}<|end|>
+  {% endgeneration %}
+{% else %}
+[{{ message.role }}]{{ message.content -}}
+{%  endif  %}
+{%- endfor %}
+{% if add_generation_prompt %}[assistant]{%- generation -%} {%- endgeneration -%} {% endif %}.
+""",
+    "blocks and loops": """{% set text %}  {{ messages[0].role }}
+  two{% endset %}
+[{{ text }}]
+{% filter upper %}in upper {{ messages[0].role }}{% endfilter %}
+
+{% raw %}{{ not this }} {% if %}{% endraw %}
+
+{% macro wrap(tag, sep=' ') %}<{{ tag }}>{{ caller() }}{{ sep }}</{{ tag }}>{% endmacro %}
+{% call wrap('b') %}called{% endcall %}
+
+    {% for i in range(10, 0, -3) %}{% if i == 4 %}{% continue %}{% endif %}{% if i < 2 %}{% break %}{% endif %}{{ i }},{% endfor %}
+
+    {%+ if true %}kept space{% endif +%}
+  x
+{% for a, b in [(1, 'x'), (2, 'y')] %}{{ a }}{{ b }}{{ ';' if not loop.last }}{% endfor %}
+
+{% for role in messages | map(attribute='role') | unique %}{{ role }} {% endfor %}
+{% with a = 1, b = 'c' %}{{ a ~ b ~ 1.0 ~ none ~ true }}{% endwith %}
+""",
 }
 
+# One expression each, of the last turn `t`.
+EXPRESSIONS = r"""
+t.split()
+t.split('\n', 1)
+t.strip().lower().title()
+t | capitalize
+t.find('o')
+t.count('o')
+t | replace('o', '0')
+t[:2]
+t[-3:]
+t[::-1]
+t | first
+t | last
+t | length
+'a-b-c'.rsplit('-', 1)
+'a-b-c'.partition('-')[2]
+'a-b-c'.rpartition('-')[0] + '|' + 'abc'.rpartition('-')[2]
+['\xa0', 'a\u2028b', '\u0001']
+' x '.lstrip()
+'xxay'.strip('xy')
+'7'.isdigit()
+'ab'.upper()
+['b', 'a'] | sort
+[3, 1] | max
+[1, 2] | sum
+'%.2f' | format(1.005)
+3.0
+10 / 4
+-7 // 2
+-7 % 3
+'12' | int + 1
+2.567 | round(1)
+'x' * 3
+[1] + [2]
+1 in [1]
+'a' not in 'b'
+missing | default('d')
+'' | default('e', true)
+1 == 1.0
+'a' < 'b'
+none is none
+3 is odd
+[] is sequence
+{} is mapping
+'x' is string
+2 is number
+"tab\tnew\\"
+t | e
+['x', none] | reject('none') | list
+messages | rejectattr('role', 'in', ['user']) | map(attribute='role') | list
+{'k': 1}.get('z')
+{'k': 1}.get('k', 2)
+messages | selectattr('name', 'defined') | list
+""".strip().splitlines()
 
-def cases(name, template, tokens, stored):
-    for messages in CONVERSATIONS:
+
+def cases(name, template, tokens, stored, conversations=CONVERSATIONS):
+    for messages in conversations:
         case = {"name": name, "messages": messages, "tokens": tokens}
         if stored:
             case["template"] = template
@@ -107,6 +272,8 @@ def main():
     out = []
     for name, template in TEMPLATES.items():
         out += cases(name, template, TOKENS, True)
+    for expression in EXPRESSIONS:
+        out += cases(expression, "{% set t = messages[-1].content %}{{ " + expression + " }}", TOKENS, True, [TURNS])
     for directory in map(Path, sys.argv[1:2]):
         for path in sorted(directory.iterdir()):
             config = json.loads((path / "tokenizer_config.json").read_text())

@@ -10,10 +10,10 @@ use crate::data::{Batch, Encoded, splits::permutation};
 use crate::method::Form;
 use crate::plugin::PluginSet;
 use crate::report::Environment;
-use crate::train::checkpoint::{Checkpoint, Checkpoints, Position};
+use crate::train::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::train::graphs::Purpose;
 use crate::train::schedule::learning_rate;
-use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, State, StepOutput, StepReport};
+use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
@@ -122,20 +122,22 @@ impl<'a> Trainer<'a> {
     }
 
     /// Goes on from the newest checkpoint; from the beginning if the run ended before its first one.
-    fn resume(&mut self, newest: Option<(Checkpoint, Vec<String>)>) -> Result<()> {
-        let Some((checkpoint, damaged)) = newest else {
+    fn resume(&mut self, newest: Option<(Loaded, Vec<String>)>) -> Result<()> {
+        let Some((loaded, damaged)) = newest else {
             self.observer.message("there is no checkpoint yet: the run begins anew");
             (self.position, self.torn) = (Position::default(), false);
             return self.directory.cut_log(0);
         };
         damaged.iter().for_each(|text| self.observer.message(text));
-        self.observer.message(&format!("resuming after step {}", checkpoint.position.step));
-        self.directory.cut_log(checkpoint.position.metrics_bytes)?;
-        self.adopt(checkpoint)
+        let position = &loaded.checkpoint.position;
+        self.observer.message(&format!("resuming after step {}", position.step));
+        self.directory.cut_log(position.metrics_bytes)?;
+        self.adopt(loaded)
     }
 
-    fn adopt(&mut self, checkpoint: Checkpoint) -> Result<()> {
-        self.session.set_state(&checkpoint.state)?;
+    fn adopt(&mut self, loaded: Loaded) -> Result<()> {
+        let Loaded { checkpoint, state } = loaded;
+        self.session.set_state(&state, checkpoint.adam_steps)?;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
         self.best_values = checkpoint.best_values;
@@ -185,10 +187,9 @@ impl<'a> Trainer<'a> {
 
     /// The state of the session, or where that is torn or computes no numbers, of the newest checkpoint. Returns its step.
     fn keep_last_good(&mut self) -> Result<Option<usize>> {
-        let state = self.session.state()?;
-        if self.torn || self.defect(&state)?.is_some() {
-            let Some((checkpoint, _)) = self.checkpoints.load_newest()? else { return Ok(None) };
-            self.adopt(checkpoint)?;
+        if self.torn || self.defect()?.is_some() {
+            let Some((loaded, _)) = self.checkpoints.load_newest()? else { return Ok(None) };
+            self.adopt(loaded)?;
         } else {
             self.save_checkpoint()?;
         }
@@ -439,26 +440,30 @@ impl<'a> Trainer<'a> {
         if self.saved_at == Some(self.position.step) && !self.evaluated_since_saved() {
             return Ok(());
         }
-        let state = self.session.state()?;
-        if let Some(defect) = self.defect(&state)? {
+        if let Some(defect) = self.defect()? {
             return Err(Error::Training(format!("the update made {defect}; lower --lr")));
         }
         self.position.metrics_bytes = self.directory.sync_log()?;
-        let best_values = self.best_values.clone();
-        self.checkpoints.save(&Checkpoint { position: self.position.clone(), state, best_values })?;
+        let (position, best_values) = (self.position.clone(), self.best_values.clone());
+        let checkpoint = Checkpoint { position, adam_steps: self.session.optimizer_steps(), best_values };
+        let (state, session) = (self.session.state(), &mut self.session);
+        self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
         Ok(())
     }
 
     /// What is wrong with the session's state: a value that is not finite, or one that makes a few dev examples so. Such a
     /// state is never saved.
-    fn defect(&mut self, state: &State) -> Result<Option<String>> {
-        let State { values, m, v, .. } = state;
-        for (what, group) in [("", values), ("Adam's first moment of ", m), ("Adam's second moment of ", v)] {
-            for (name, values) in group {
-                if let Some(at) = values.iter().position(|x| !x.is_finite()) {
-                    return Ok(Some(format!("{what}{name} not finite at {at}")));
-                }
+    fn defect(&mut self) -> Result<Option<String>> {
+        for tensor in self.session.state() {
+            if let Some(at) = self.session.read_state(&tensor)?.iter().position(|x| !x.is_finite()) {
+                let what = match tensor.name.split_once('.') {
+                    Some(("m", name)) => format!("Adam's first moment of {name}"),
+                    Some(("v", name)) => format!("Adam's second moment of {name}"),
+                    Some((_, name)) => name.to_owned(),
+                    None => tensor.name,
+                };
+                return Ok(Some(format!("{what} not finite at {at}")));
             }
         }
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
@@ -537,8 +542,9 @@ impl<'a> Trainer<'a> {
         let check = self.session.trained_values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
                 let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
-                let bytes = merged_tensor(session, weights, &values, position, dtype)?;
-                Ok((dtype, Cow::Owned(bytes.into_owned())))
+                let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
+                weights.forget(&session.setup().adaptation.parameters[position].name);
+                Ok((dtype, Cow::Owned(bytes)))
             };
             check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens, merged)
         });

@@ -5,9 +5,9 @@
 //! (the best values on dev, with early stopping) and `checkpoint.json`, which holds the rest and the hashes of both.
 
 use super::Metrics;
-use super::session::State;
+use super::StateTensor;
 use crate::adapter::hash_file;
-use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
+use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, save_with};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -42,13 +42,20 @@ pub struct Position {
     pub metrics_bytes: u64,
 }
 
-/// A run's position with the values it goes with.
+/// A run's position with the values it goes with, besides those of the optimizer's state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
     pub position: Position,
-    pub state: State,
+    pub adam_steps: u64,
     /// Trained values that were best on dev; empty where they are not kept.
     pub best_values: BTreeMap<String, Vec<f32>>,
+}
+
+/// A checkpoint that was found whole; the tensors of its state are still in the file.
+#[derive(Debug)]
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub state: TensorFile,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -75,13 +82,19 @@ impl Checkpoints {
         Checkpoints { dir: run.join("checkpoints"), keep: keep.max(1), identity }
     }
 
-    /// Writes a checkpoint and removes those that are no longer kept.
+    /// Writes a checkpoint and removes those that are no longer kept; `read` gives the values of each tensor of the state
+    /// when its turn comes.
     ///
     /// Errors: the disk is full or may not be written; older checkpoints are then untouched.
-    pub fn save(&self, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn save(
+        &self,
+        checkpoint: &Checkpoint,
+        state: &[StateTensor],
+        read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         let name = format!("step-{:08}", checkpoint.position.step);
         let temporary = self.dir.join(format!(".{name}.tmp"));
-        let saved = self.write(&temporary, checkpoint).and_then(|()| {
+        let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
             // One of the same step is put aside under a name that counts as a checkpoint, so that there is always one.
             let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
             if target.exists() {
@@ -102,22 +115,24 @@ impl Checkpoints {
         self.prune()
     }
 
-    fn write(&self, dir: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    fn write(
+        &self,
+        dir: &Path,
+        checkpoint: &Checkpoint,
+        state: &[StateTensor],
+        read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+    ) -> Result<()> {
         remove(dir)?;
         fs::create_dir_all(dir).map_err(Error::io(dir))?;
-        let state = &checkpoint.state;
-        let groups = [("value", &state.values), ("m", &state.m), ("v", &state.v)];
-        let all = groups.iter().flat_map(|(kind, map)| map.iter().map(move |(n, v)| (format!("{kind}.{n}"), v)));
         let mut files = BTreeMap::new();
-        files.insert(STATE.to_owned(), write_values(&dir.join(STATE), all)?);
+        files.insert(STATE.to_owned(), write_state(&dir.join(STATE), state, read)?);
         if !checkpoint.best_values.is_empty() {
-            let best = checkpoint.best_values.iter().map(|(name, values)| (name.clone(), values));
-            files.insert(BEST.to_owned(), write_values(&dir.join(BEST), best)?);
+            files.insert(BEST.to_owned(), write_values(&dir.join(BEST), &checkpoint.best_values)?);
         }
         let manifest = Manifest {
             format: FORMAT.into(),
             position: checkpoint.position.clone(),
-            adam_steps: state.steps,
+            adam_steps: checkpoint.adam_steps,
             identity: self.identity.clone(),
             files,
         };
@@ -154,13 +169,13 @@ impl Checkpoints {
     /// written yet.
     ///
     /// Errors: all are damaged; the newest was made by a run of something else, which is named.
-    pub fn load_newest(&self) -> Result<Option<(Checkpoint, Vec<String>)>> {
+    pub fn load_newest(&self) -> Result<Option<(Loaded, Vec<String>)>> {
         let mut damaged = Vec::new();
         for path in self.list()?.iter().rev() {
             match read(path) {
-                Ok((checkpoint, identity)) => {
+                Ok((loaded, identity)) => {
                     self.check_identity(path, &identity)?;
-                    return Ok(Some((checkpoint, damaged)));
+                    return Ok(Some((loaded, damaged)));
                 }
                 Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
             }
@@ -203,20 +218,32 @@ fn remove(dir: &Path) -> Result<()> {
     if dir.exists() { fs::remove_dir_all(dir).map_err(Error::io(dir)) } else { Ok(()) }
 }
 
-fn write_values<'a>(path: &Path, values: impl Iterator<Item = (String, &'a Vec<f32>)>) -> Result<String> {
-    let tensors: Vec<OutTensor> = values
-        .map(|(name, values)| OutTensor {
-            name,
-            dtype: Dtype::F32,
-            shape: vec![values.len()],
-            bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
-        })
-        .collect();
-    save(path, &tensors, &BTreeMap::new())?;
+fn flat(name: &str, len: usize) -> TensorSpec {
+    TensorSpec { name: name.into(), dtype: Dtype::F32, shape: vec![len] }
+}
+
+/// Writes a file, and returns its hash.
+fn write_state(
+    path: &Path,
+    state: &[StateTensor],
+    mut read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+) -> Result<String> {
+    let by_name: BTreeMap<&str, &StateTensor> = state.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let specs = state.iter().map(|tensor| flat(&tensor.name, tensor.len)).collect();
+    save_with(path, specs, &BTreeMap::new(), |spec| {
+        let values = read(by_name[spec.name.as_str()])?;
+        Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    })?;
     hash_file(path)
 }
 
-fn read(dir: &Path) -> Result<(Checkpoint, BTreeMap<String, String>)> {
+fn write_values(path: &Path, values: &BTreeMap<String, Vec<f32>>) -> Result<String> {
+    let specs = values.iter().map(|(name, values)| flat(name, values.len())).collect();
+    save_with(path, specs, &BTreeMap::new(), |spec| Ok(Cow::Borrowed(bytemuck::cast_slice(&values[&spec.name]))))?;
+    hash_file(path)
+}
+
+fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
     let path = dir.join(MANIFEST);
     let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let manifest: Manifest =
@@ -235,18 +262,10 @@ fn read(dir: &Path) -> Result<(Checkpoint, BTreeMap<String, String>)> {
             return Err(Error::Training(format!("{name} is damaged: its SHA-256 is not the one in {MANIFEST}")));
         }
     }
-    let mut state = State { steps: manifest.adam_steps, ..State::default() };
-    for (name, values) in read_values(&dir.join(STATE))? {
-        match name.split_once('.') {
-            Some(("value", name)) => state.values.insert(name.into(), values),
-            Some(("m", name)) => state.m.insert(name.into(), values),
-            Some(("v", name)) => state.v.insert(name.into(), values),
-            _ => return Err(Error::Training(format!("{STATE} has the unknown tensor `{name}`"))),
-        };
-    }
     let best = manifest.files.contains_key(BEST);
     let best_values = if best { read_values(&dir.join(BEST))? } else { BTreeMap::new() };
-    Ok((Checkpoint { position: manifest.position, state, best_values }, manifest.identity))
+    let checkpoint = Checkpoint { position: manifest.position, adam_steps: manifest.adam_steps, best_values };
+    Ok((Loaded { checkpoint, state: TensorFile::open(dir.join(STATE))? }, manifest.identity))
 }
 
 fn read_values(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
@@ -275,8 +294,20 @@ mod tests {
 
     fn at(step: usize) -> Checkpoint {
         let values = BTreeMap::from([("w".to_owned(), vec![step as f32, 2.0])]);
-        let state = State { values: values.clone(), m: values.clone(), v: values.clone(), steps: step as u64 };
-        Checkpoint { position: Position { step, ..Position::default() }, state, best_values: values }
+        Checkpoint { position: Position { step, ..Position::default() }, adam_steps: step as u64, best_values: values }
+    }
+
+    fn save(checkpoints: &Checkpoints, step: usize) {
+        let state = ["value.w", "m.w", "v.w"].map(|name| StateTensor::new(name, 2));
+        checkpoints.save(&at(step), &state, |tensor| Ok(vec![tensor.name.len() as f32, step as f32])).unwrap();
+    }
+
+    /// The newest checkpoint, after a look at its state, and the damaged ones.
+    fn newest(checkpoints: &Checkpoints) -> Option<(Checkpoint, Vec<String>)> {
+        let (Loaded { checkpoint, state }, damaged) = checkpoints.load_newest().unwrap()?;
+        assert_eq!(state.names().collect::<Vec<_>>(), ["m.w", "v.w", "value.w"]);
+        assert_eq!(state.floats("value.w").unwrap().1, [7.0, checkpoint.position.step as f32]);
+        Some((checkpoint, damaged))
     }
 
     #[test]
@@ -284,16 +315,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
         for step in [10, 20, 30] {
-            checkpoints.save(&at(step)).unwrap();
+            save(&checkpoints, step);
         }
-        assert_eq!(checkpoints.load_newest().unwrap(), Some((at(30), vec![])));
+        assert_eq!(newest(&checkpoints), Some((at(30), vec![])));
         assert!(!dir.path().join("checkpoints/step-00000010").exists(), "only two are kept");
 
-        let newest = dir.path().join("checkpoints/step-00000030").join(STATE);
-        let mut bytes = fs::read(&newest).unwrap();
+        let file = dir.path().join("checkpoints/step-00000030").join(STATE);
+        let mut bytes = fs::read(&file).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&newest, bytes).unwrap();
-        let (checkpoint, damaged) = checkpoints.load_newest().unwrap().unwrap();
+        fs::write(&file, bytes).unwrap();
+        let (checkpoint, damaged) = newest(&checkpoints).unwrap();
         assert_eq!(checkpoint, at(20));
         assert!(damaged[0].contains("step-00000030") && damaged[0].contains("damaged"), "{damaged:?}");
     }
@@ -301,7 +332,7 @@ mod tests {
     #[test]
     fn another_run_is_refused_and_the_difference_named() {
         let dir = tempfile::tempdir().unwrap();
-        Checkpoints::new(dir.path(), 2, identity("sparta")).save(&at(1)).unwrap();
+        save(&Checkpoints::new(dir.path(), 2, identity("sparta")), 1);
         let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest().unwrap_err().to_string();
         assert!(error.contains("method was sparta, is lora"), "{error}");
     }
@@ -310,8 +341,8 @@ mod tests {
     fn none_yet_is_not_an_error_but_only_damaged_ones_are() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
-        assert_eq!(checkpoints.load_newest().unwrap(), None);
-        checkpoints.save(&at(1)).unwrap();
+        assert_eq!(newest(&checkpoints), None);
+        save(&checkpoints, 1);
         fs::remove_file(dir.path().join("checkpoints/step-00000001").join(STATE)).unwrap();
         let error = checkpoints.load_newest().unwrap_err().to_string();
         assert!(error.contains("no checkpoint is whole") && error.contains("step-00000001"), "{error}");
@@ -321,11 +352,11 @@ mod tests {
     fn a_crash_while_a_step_is_saved_again_leaves_it() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoints = Checkpoints::new(dir.path(), 1, identity("sparta"));
-        checkpoints.save(&at(1)).unwrap();
+        save(&checkpoints, 1);
         let [new, old] = ["", ".old"].map(|end| dir.path().join(format!("checkpoints/step-00000001{end}")));
         fs::rename(&new, &old).unwrap();
-        assert_eq!(checkpoints.load_newest().unwrap(), Some((at(1), vec![])));
-        checkpoints.save(&at(1)).unwrap();
+        assert_eq!(newest(&checkpoints), Some((at(1), vec![])));
+        save(&checkpoints, 1);
         assert!(new.exists() && !old.exists());
     }
 }

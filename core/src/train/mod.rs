@@ -14,4 +14,4 @@ pub use config::{EvalReport, Metrics, Observer, Recompute, RunConfig, Schedule, 
 pub use graphs::{Optimizer, Size};
 pub use layout::Limits;
 pub use profile::{Ceiling, Profile};
-pub use session::{HeadInit, Session, Setup, State, StepOutput};
+pub use session::{HeadInit, Session, Setup, StateTensor, StepOutput};

@@ -8,7 +8,7 @@ use crate::method::philox::Stream;
 use crate::method::{Adaptation, Form, Part, Trained};
 use crate::model::{Decoder, HeadKind};
 use crate::tensors::{MemoryKind, Tensors};
-use crate::weights::Weights;
+use crate::weights::{TensorFile, Weights};
 use crate::{Error, Result};
 use sparta_graph::ops::step as step_input;
 use sparta_graph::{Backend, BackendError, DType, Plan, PlanId};
@@ -66,15 +66,22 @@ pub struct StepOutput {
     pub clip_coef: f64,
 }
 
-/// What training has changed so far: all that the next step depends on besides its batch.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
-    /// Trained values by tensor name, and Adam's moments of them.
-    pub values: BTreeMap<String, Vec<f32>>,
-    pub m: BTreeMap<String, Vec<f32>>,
-    pub v: BTreeMap<String, Vec<f32>>,
-    /// Optimizer steps done.
-    pub steps: u64,
+/// A tensor of what training has changed so far: with the number of optimizer steps, all that the next step depends on
+/// besides its batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateTensor {
+    /// `value.NAME`, and Adam's moments `m.NAME` and `v.NAME`.
+    pub name: String,
+    pub len: usize,
+    /// What the device calls it.
+    device_name: String,
+}
+
+#[cfg(test)]
+impl StateTensor {
+    pub fn new(name: &str, len: usize) -> Self {
+        StateTensor { name: name.into(), len, device_name: name.into() }
+    }
 }
 
 /// Plans kept ready; the least recently used goes first.
@@ -123,29 +130,61 @@ impl Session {
         &mut self.tensors
     }
 
-    pub fn state(&mut self) -> Result<State> {
-        let values = self.trained_values()?;
-        let mut moments = |name: fn(&str) -> String| -> Result<BTreeMap<String, Vec<f32>>> {
-            let read =
-                |(key, value): (&String, &Vec<f32>)| Ok((key.clone(), self.tensors.read_f32(&name(key), value.len())?));
-            values.iter().map(read).collect()
-        };
-        let (m, v) = (moments(names::adam_m)?, moments(names::adam_v)?);
-        Ok(State { values, m, v, steps: self.steps })
+    /// The tensors of the state, which are read one at a time: together they may be as large as three models.
+    pub fn state(&self) -> Vec<StateTensor> {
+        let tensor =
+            |kind: &str, name: &str, len, device_name| StateTensor { name: format!("{kind}.{name}"), len, device_name };
+        let trained = self.setup.adaptation.trained();
+        let tensors = trained.iter().flat_map(|t| {
+            let (name, len) = (&t.name, t.numel());
+            let [m, v] = [names::adam_m(name), names::adam_v(name)];
+            [tensor("value", name, len, name.clone()), tensor("m", name, len, m), tensor("v", name, len, v)]
+        });
+        tensors.collect()
     }
 
+    pub fn read_state(&mut self, tensor: &StateTensor) -> Result<Vec<f32>> {
+        self.tensors.read_f32(&tensor.device_name, tensor.len)
+    }
+
+    /// Optimizer steps done.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Takes over a saved state.
+    ///
     /// Errors: a state of other tensors.
-    pub fn set_state(&mut self, state: &State) -> Result<()> {
-        self.set_trained_values(&state.values)?;
-        for (key, values) in &state.values {
-            for (moments, name) in [(&state.m, names::adam_m(key)), (&state.v, names::adam_v(key))] {
-                let moment = moments.get(key).filter(|moment| moment.len() == values.len());
-                let moment = moment.ok_or_else(|| Error::Weights(format!("the moments of {key} are missing")))?;
-                self.tensors.write_f32(&name, moment)?;
-            }
+    pub fn set_state(&mut self, saved: &TensorFile, steps: u64) -> Result<()> {
+        let tensors = self.state();
+        if saved.names().count() != tensors.len() {
+            let (path, expected, got) = (saved.path().display(), tensors.len(), saved.names().count());
+            return Err(Error::Weights(format!("{path}: expected {expected} tensors, got {got}")));
         }
-        self.steps = state.steps;
-        Ok(())
+        for tensor in &tensors {
+            self.write_checked(&tensor.device_name, tensor.len, Some(&saved.floats(&tensor.name)?.1))?;
+        }
+        self.steps = steps;
+        self.follow_trained()
+    }
+
+    fn write_checked(&mut self, name: &str, expected: usize, values: Option<&Vec<f32>>) -> Result<()> {
+        match values {
+            Some(values) if values.len() == expected => self.tensors.write_f32(name, values),
+            Some(values) => {
+                let got = values.len();
+                Err(Error::Weights(format!("{name}: expected {expected} values, got {got}")))
+            }
+            None => Err(Error::Weights(format!("{name} is missing"))),
+        }
+    }
+
+    /// Computes the weights that follow from the trained tensors.
+    fn follow_trained(&mut self) -> Result<()> {
+        match self.setup.adaptation.trained().iter().any(|t| t.form == Form::Sparse) {
+            true => self.run(Purpose::Scatter),
+            false => Ok(()),
+        }
     }
 
     /// One optimizer step on micro-batches whose examples together make the batch.
@@ -241,21 +280,10 @@ impl Session {
     ///
     /// Errors: a tensor that is missing or of another length.
     pub fn set_trained_values(&mut self, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        let trained = self.setup.adaptation.trained();
-        for t in &trained {
-            match values.get(&t.name) {
-                Some(v) if v.len() == t.numel() => self.tensors.write_f32(&t.name, v)?,
-                Some(v) => {
-                    let (name, expected, got) = (&t.name, t.numel(), v.len());
-                    return Err(Error::Weights(format!("{name}: expected {expected} values, got {got}")));
-                }
-                None => return Err(Error::Weights(format!("{} is missing", t.name))),
-            }
+        for t in self.setup.adaptation.trained() {
+            self.write_checked(&t.name, t.numel(), values.get(&t.name))?;
         }
-        if trained.iter().any(|t| t.form == Form::Sparse) {
-            self.run(Purpose::Scatter)?;
-        }
-        Ok(())
+        self.follow_trained()
     }
 
     /// Norm of the last gradient of every trained tensor, by name.

@@ -1,6 +1,8 @@
 //! Places that fill up or cannot be written, and limits of memory: nothing older is lost, and the message says what to
 //! do. Parts need the rights of root, to mount a small tmpfs or to run as another user.
 
+#![cfg(unix)]
+
 use sparta_tests::command::{binary, command};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -143,7 +145,7 @@ fn rights_that_are_taken_away() {
         let inner = line(home, args);
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(binary()).args(inner.get_args());
-        inner.get_envs().for_each(|(name, value)| drop(value.map(|value| command.env(name, value))));
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.current_dir(home).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     };
@@ -186,7 +188,7 @@ fn limits_of_memory() {
         let script = format!("ulimit -v {} && exec \"$0\" \"$@\"", megabytes << 10);
         let mut command = Command::new("sh");
         command.args(["-c", &script]).arg(inner.get_program()).args(inner.get_args());
-        inner.get_envs().for_each(|(name, value)| drop(value.map(|value| command.env(name, value))));
+        command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env("RAYON_NUM_THREADS", "2").current_dir(home.path()).output().unwrap()
     };
     ran(&limited(4096, "fits"));

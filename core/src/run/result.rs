@@ -39,6 +39,7 @@ pub struct RunResult {
     pub parameters: u64,
     /// Real tokens per second of training.
     pub tokens_per_second: f64,
+    /// Time spent in steps by the process that ended the run: what it resumed is not in it.
     pub training_seconds: f64,
     /// Bytes allocated on the device.
     pub device_memory: u64,

@@ -27,7 +27,7 @@ status=0
 echo "| reader | runs | runs/s | edges | features | corpus | findings | time |"
 echo "|---|---|---|---|---|---|---|---|"
 for reader in "${readers[@]}"; do
-    mkdir -p "corpus/$reader" "artifacts/$reader"
+    mkdir -p "corpus/$reader" "artifacts/$reader" || exit 2
     before=$(ls "artifacts/$reader" | wc -l)
     log="$scratch/$reader.log"
     SECONDS=0

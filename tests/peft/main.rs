@@ -1,0 +1,82 @@
+//! LoRA adapters from and to the real `peft`: in a Python that has it, `$SPARTA_PEFT_PYTHON` or `python3`.
+
+use serde_json::Value;
+use sparta_tests::command::command;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const TEXTS: &str = "a wonderful film\nboring and far too long\nI have seen worse\n";
+
+fn python() -> Option<String> {
+    let python = std::env::var("SPARTA_PEFT_PYTHON").unwrap_or_else(|_| "python3".into());
+    let has_peft = Command::new(&python).args(["-c", "import peft, transformers"]).output();
+    if has_peft.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    sparta_tests::skipped(&format!("{python} has no peft; SPARTA_PEFT_PYTHON names an interpreter that has it"));
+    None
+}
+
+fn embedded(what: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets").join(what)
+}
+
+/// The standard output for these texts on standard input.
+fn answer(mut command: Command) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(TEXTS.as_bytes()).unwrap();
+    succeeded(child.wait_with_output().unwrap())
+}
+
+#[track_caller]
+fn succeeded(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Probabilities of the classes for each text, from peft.
+fn theirs(python: &str, what: &str, adapter: &Path) -> Vec<Vec<f64>> {
+    let mut command = Command::new(python);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peft/peft_side.py"));
+    command.arg(what).arg(embedded("model")).arg(adapter);
+    answer(command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn ours(home: &Path, adapter: &str) -> Vec<Vec<f64>> {
+    let model = embedded("model");
+    let model = model.to_str().unwrap();
+    let printed = answer(command(home, &["predict", adapter, "--model", model, "--device", "cpu", "--json"]));
+    let probabilities = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        line["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).collect()
+    };
+    printed.lines().map(probabilities).collect()
+}
+
+#[track_caller]
+fn close(a: &[Vec<f64>], b: &[Vec<f64>]) {
+    assert_eq!((a.len(), b.len()), (3, 3));
+    let largest = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(largest < 2e-6, "probabilities differ by {largest}: {a:?} {b:?}");
+}
+
+#[test]
+fn peft_loads_what_was_trained_here() {
+    let Some(python) = python() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let run = "run --method lora --epochs 1 --device cpu --out run";
+    succeeded(command(home.path(), &run.split(' ').collect::<Vec<_>>()).output().unwrap());
+    let export = "adapter export run --format peft --out peft";
+    succeeded(command(home.path(), &export.split(' ').collect::<Vec<_>>()).output().unwrap());
+    close(&theirs(&python, "load", &home.path().join("peft")), &ours(home.path(), "run"));
+}
+
+#[test]
+fn what_peft_saved_is_used_here() {
+    let Some(python) = python() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let expected = theirs(&python, "make", &home.path().join("peft"));
+    close(&expected, &ours(home.path(), "peft"));
+}

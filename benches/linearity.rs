@@ -13,15 +13,16 @@ fn main() -> Result<()> {
     }
     println!("| what grows | 1 | 2 | 4 | 8 | 16 fold | for each further unit, from 1 | 2 | 4 | 8 on |");
     println!("|---|---|---|---|---|---|---|---|---|---|");
-    row("tokens (sequences of 64), ms of a step", |factor| step(&case(4, factor, 0.05)))?;
-    row("layers, ms of a step", |factor| step(&case(factor, 8, 0.05)))?;
-    row("chosen scalars, ms of the update", |factor| update(&case(4, 8, 0.05 * factor as f64)))
+    row("tokens (8 sequences of 64), ms of a step", |factor| step(&case(288, 4, 8 * factor, 0.05)))?;
+    row("layers, ms of a step", |factor| step(&case(288, factor, 8, 0.05)))?;
+    row("chosen scalars, ms of the update", |factor| update(&case(768, 4, 1, 0.05 * factor as f64)))
 }
 
-/// Hidden size 288, 64 tokens per sequence.
-fn case(layers: usize, batch: usize, density: f64) -> Case {
+/// 64 tokens per sequence.
+fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
+    let (heads, intermediate) = (hidden / 48, hidden * 8 / 3);
     Case {
-        shape: Shape { hidden: 288, layers, heads: 6, kv_heads: 6, intermediate: 768, vocab: 32000 },
+        shape: Shape { hidden, layers, heads, kv_heads: heads, intermediate, vocab: 32000 },
         batch,
         tokens: 64,
         method: "sparta".into(),

@@ -18,6 +18,15 @@ fn cpu() -> Box<dyn Backend> {
     Box::new(sparta_backend_cpu::Cpu::new(None).unwrap_or_else(|e| panic!("{e}")))
 }
 
+/// `None` on a machine without an adapter, which is an error in CI.
+fn wgpu() -> Option<Box<dyn Backend>> {
+    if sparta_wgpu::devices().is_empty() {
+        sparta_tests::skipped_unless_in_ci("no wgpu adapter");
+        return None;
+    }
+    Some(Box::new(sparta_wgpu::WgpuBackend::open("wgpu").unwrap_or_else(|e| panic!("{e}"))))
+}
+
 /// The plugins that the build has put beside the binary.
 static PLUGINS: LazyLock<PluginSet> = LazyLock::new(|| {
     let beside = binary().parent().map(Path::to_owned).into_iter().collect();
@@ -38,6 +47,10 @@ fn peft(family: &str) -> Applied {
 
 /// Logits of the golden static batch, row by row.
 fn logits(applied: &Applied, family: &str) -> Vec<f32> {
+    logits_on(cpu(), applied, family)
+}
+
+fn logits_on(device: Box<dyn Backend>, applied: &Applied, family: &str) -> Vec<f32> {
     let file = TensorFile::open(golden(family).join("batch.safetensors")).unwrap();
     let (shape, ids) = file.integers("input_ids").unwrap();
     let lengths = file.integers("lengths").unwrap().1;
@@ -45,7 +58,7 @@ fn logits(applied: &Applied, family: &str) -> Vec<f32> {
     let examples: Vec<Encoded> = rows
         .map(|(row, n)| Encoded { tokens: row[..n as usize].iter().map(|&t| t as u32).collect(), label: 0 })
         .collect();
-    let mut session = applied.session(cpu(), 64, shape[1]).unwrap();
+    let mut session = applied.session(device, 64, shape[1]).unwrap();
     session.evaluate(&Batch::pack(&examples)).unwrap().0
 }
 
@@ -112,6 +125,26 @@ fn a_merged_peft_adapter_is_peft_merged() {
             Ok(file) => file.names().for_each(|n| close(&floats(&weights, n), &file.floats(n).unwrap().1, 1e-6)),
             Err(_) => sparta_tests::skipped("peft's own merged weights are not beside the repository"),
         }
+    }
+}
+
+#[test]
+fn adapters_are_used_and_merged_on_wgpu() {
+    let Some(device) = wgpu() else { return };
+    close(&logits_on(device, &peft("mistral"), "mistral"), &golden_logits("mistral"), 5e-5);
+    let (Some(device), dir) = (wgpu(), tempfile::tempdir().unwrap()) else { return };
+    let request = |name: &str| MergeRequest {
+        out: dir.path().join(name),
+        dtype: MergeDtype::To(DType::F32),
+        shard_bytes: 1 << 30,
+    };
+    let [there, here] = [("wgpu", device), ("cpu", cpu())].map(|(name, device)| {
+        let merged = merge(&peft("mistral"), &request(name), device).unwrap_or_else(|e| panic!("{e}"));
+        assert!(merged.check.agrees(), "{}", merged.check);
+        Weights::open(dir.path().join(name)).unwrap()
+    });
+    for name in here.names() {
+        close(&floats(&there, name), &floats(&here, name), 1e-6);
     }
 }
 

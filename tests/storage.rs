@@ -193,7 +193,7 @@ fn limits_of_memory() {
     };
     ran(&limited(4096, "fits"));
     let mut told = 0;
-    for megabytes in (64..=512).step_by(32) {
+    for megabytes in (128..=512).step_by(32) {
         let output = limited(megabytes, &format!("run-{megabytes}"));
         let text = text(&output);
         assert!(matches!(output.status.code(), Some(0..=2)), "{megabytes} MB: {:?}: {text}", output.status);

@@ -122,7 +122,7 @@ impl Profile {
                     "name": call.op, "cat": call.label, "ph": "X", "pid": 1, "tid": 1, "ts": at, "dur": microseconds,
                     "args": {
                         "label": call.label, "flops": call.flops, "bytes": call.bytes,
-                        "share_of_ceiling": self.least_seconds(call) / call.seconds,
+                        "share_of_ceiling": ratio(self.least_seconds(call), call.seconds),
                     },
                 })
             })
@@ -138,6 +138,11 @@ fn name(op: &Op) -> String {
         Op::Linear(linear) => format!("linear {:?}", linear.layout).to_lowercase(),
         op => op.name().to_owned(),
     }
+}
+
+/// Zero for what took no time: a device may not time copies.
+fn ratio(amount: f64, seconds: f64) -> f64 {
+    if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
 #[derive(Default)]
@@ -180,10 +185,10 @@ impl fmt::Display for Profile {
                 "{op:<18} {:>5} {:>9.2} {:>6.1}% {:>8.1} {:>7.1} {:>9.0}%",
                 row.calls,
                 row.seconds * 1e3,
-                100.0 * row.seconds / all,
-                row.flops / row.seconds * 1e-9,
-                row.bytes / row.seconds * 1e-9,
-                100.0 * row.least / row.seconds
+                100.0 * ratio(row.seconds, all),
+                ratio(row.flops, row.seconds) * 1e-9,
+                ratio(row.bytes, row.seconds) * 1e-9,
+                100.0 * ratio(row.least, row.seconds)
             )?;
         }
         Ok(())
@@ -219,6 +224,17 @@ mod tests {
         assert_eq!(lines[2], ["add", "2", "40.00", "66.7%", "0.0", "5.0", "50%"]);
         assert_eq!(lines[3], ["linear", "nt", "1", "20.00", "33.3%", "50.0", "0.0", "50%"]);
         assert_eq!(lines[4][..3], ["all", "3", "60.00"]);
+    }
+
+    #[test]
+    fn what_took_no_time_has_no_speed() {
+        let mut profile = profile();
+        profile.calls.truncate(1);
+        profile.calls[0].seconds = 0.0;
+        assert!(!profile.to_string().contains("NaN") && !profile.to_string().contains("inf"), "{profile}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        profile.write_trace(file.path()).unwrap();
+        assert!(!std::fs::read_to_string(file.path()).unwrap().contains("null"));
     }
 
     #[test]

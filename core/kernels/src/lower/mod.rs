@@ -94,9 +94,25 @@ pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
             return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
         }
     }
+    only_f32_activations(call)?;
     let mut lowering = Lowering { call, bounds, steps: Vec::new(), scratch: 0 };
     lowering.op()?;
     Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
+}
+
+/// Errors: a call on 16-bit activations. Weights may be of any type.
+fn only_f32_activations(call: &Call) -> Result<(), String> {
+    let dtype = |operand: &Operand| operand.ty.dtype;
+    let fits = match &call.op {
+        Op::Cast(_) | Op::Scatter(_) => true,
+        Op::Store(_) => call.inputs.iter().all(|operand| dtype(operand) == dtype(&call.inputs[0])),
+        Op::Embed(_) => call.outputs.iter().all(|operand| dtype(operand) == DType::F32),
+        _ => call.inputs.iter().take(1).chain(&call.outputs).all(|operand| dtype(operand).size() == 4),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err("this backend computes with f32 activations only: use --precision f32".into())
 }
 
 struct Lowering<'a> {

@@ -1,6 +1,7 @@
 use crate::backend::DEVICE;
 use crate::simd;
-use sparta_graph::{DeviceInfo, DeviceKind, host_memory};
+use sparta_graph::{DeviceInfo, DeviceKind};
+use sparta_plugin::host_memory;
 use std::fs;
 
 /// The CPU as a device with that many worker threads.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["sparta-graph"],
     &["sparta-plugin"],
-    &["sparta-wgpu", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
-    &["sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
+    &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
+    &["sparta-wgpu", "sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
     &["sparta-task-glue", "sparta-task-imdb", "sparta-train"],
     &["sparta-io"],
     &["sparta-core"],
@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Directories of the core crates.
-const CORE: &[&str] = &["core/graph", "core/model", "core/train", "core/io", "core"];
+const CORE: &[&str] = &["core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
 /// An op is a node of the graph, and its rules build graphs: the two sides of one recursive definition.
 const ALLOWED: &[(&str, &str)] = &[("autodiff", "ops"), ("graph", "ops")];

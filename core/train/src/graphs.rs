@@ -6,7 +6,7 @@ use sparta_graph::ops::{
 };
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::forward::{self, Inputs};
-use sparta_model::method::{Adaptation, AdaptedLayers, Form, Trained};
+use sparta_model::method::{Adaptation, AdaptedLayers, Trained};
 use sparta_model::{Decoder, HeadKind};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -86,8 +86,8 @@ pub enum Purpose {
     HeadStep(usize),
     /// Logits and loss from pooled hidden states.
     HeadEvaluate(usize),
-    /// `base + delta` into the weights of sparse parts.
-    Scatter,
+    /// What follows from the trained values, into the weights that the forward pass reads.
+    Follow,
 }
 
 /// Builds graphs for one model and method.
@@ -133,10 +133,10 @@ impl Graphs<'_> {
                 let logits = self.head_logits(g, &mut layers, examples)?;
                 self.store_evaluation(g, logits)?;
             }
-            Purpose::Scatter => {
+            Purpose::Follow => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                for trained in self.adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
-                    layers.scatter(g, trained)?;
+                for trained in &self.adaptation.trained() {
+                    layers.follow(g, trained)?;
                 }
             }
         }
@@ -261,9 +261,7 @@ impl Graphs<'_> {
             let m = graph.external(names::adam_m(&t.name), DType::F32, t.shape.as_slice());
             let v = graph.external(names::adam_v(&t.name), DType::F32, t.shape.as_slice());
             graph.apply(Adam { beta1, beta2, eps, weight_decay }.into(), &[p, m, v, grad, clip, step])?;
-            if t.form == Form::Sparse {
-                layers.scatter(graph, t)?;
-            }
+            layers.follow(graph, t)?;
         }
         store_canary(graph)
     }

@@ -7,7 +7,7 @@ use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{DType, DeviceInfo, Plan};
-use sparta_model::method::layers::{base_name, index_name, row_ptr_name};
+use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{HeadKind, WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
@@ -33,6 +33,9 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     for (i, parameter) in adaptation.parameters.iter().enumerate() {
         let len = parameter.numel() as usize;
         add(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights);
+        if adaptation.is_shadowed(i) {
+            add(shadow_name(&parameter.name), adaptation.precision.products, len, MemoryKind::Weights);
+        }
     }
     let trained = adaptation.trained();
     for t in &trained {

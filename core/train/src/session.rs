@@ -69,7 +69,7 @@ impl Session {
         }
         tensors.alloc_arena(arena)?;
         layout::upload(&mut tensors, weights, &setup)?;
-        Ok(Session {
+        let mut session = Session {
             setup,
             tensors,
             in_place,
@@ -77,7 +77,9 @@ impl Session {
             clock: 0,
             steps: 0,
             canary: [0.0; step_input::LEN],
-        })
+        };
+        session.follow_trained()?;
+        Ok(session)
     }
 
     pub fn setup(&self) -> &Setup {
@@ -135,8 +137,10 @@ impl Session {
 
     /// Computes the weights that follow from the trained tensors.
     fn follow_trained(&mut self) -> Result<()> {
-        match self.setup.adaptation.trained().iter().any(|t| t.form == Form::Sparse) {
-            true => self.run(Purpose::Scatter),
+        let adaptation = &self.setup.adaptation;
+        let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
+        match adaptation.trained().iter().any(followed) {
+            true => self.run(Purpose::Follow),
             false => Ok(()),
         }
     }

@@ -2,8 +2,8 @@
 
 use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
-use crate::{Error, Result};
-use sparta_graph::ops::{Add, Cast, Scatter};
+use crate::{Error, Precision, Result};
+use sparta_graph::ops::{Add, Cast, Scatter, Store};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
 use std::collections::HashMap;
@@ -19,6 +19,11 @@ pub fn row_ptr_name(parameter: &str) -> String {
 
 pub fn base_name(parameter: &str) -> String {
     format!("base.{parameter}")
+}
+
+/// The rounded copy of a trained parameter that products read ([`Adaptation::is_shadowed`]).
+pub fn shadow_name(parameter: &str) -> String {
+    format!("shadow.{parameter}")
 }
 
 /// [`Layers`] of an adapted model.
@@ -53,6 +58,21 @@ impl<'a> AdaptedLayers<'a> {
         self.external(graph, parameter.name.clone(), dtype, &parameter.shape)
     }
 
+    /// A parameter as products read it.
+    fn weight(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let master = self.parameter(graph, position);
+        if !self.adaptation.is_shadowed(position) {
+            return Ok(master);
+        }
+        let name = shadow_name(&self.adaptation.parameters[position].name);
+        if let Some(&shadow) = self.values.get(&name) {
+            return Ok(shadow);
+        }
+        let shadow = graph.shadow(name.as_str(), self.adaptation.precision.products, master)?;
+        self.values.insert(name, shadow);
+        Ok(shadow)
+    }
+
     /// The trained tensor itself.
     pub fn trained(&mut self, graph: &mut Graph, trained: &Trained) -> Value {
         self.external(graph, trained.name.clone(), DType::F32, &trained.shape)
@@ -73,8 +93,21 @@ impl<'a> AdaptedLayers<'a> {
         (weight, GradRequest::Sampled { index, row_ptr })
     }
 
-    /// Appends the write of `base + delta` into the weight of a sparse part.
-    pub fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+    /// Appends what follows from new values of a trained tensor: the write of `base + delta` into the weight of a sparse
+    /// part, of rounded values into the copy that products read.
+    pub fn follow(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+        match trained.form {
+            Form::Sparse => self.scatter(graph, trained),
+            Form::Dense if self.adaptation.is_shadowed(trained.parameter) => {
+                let (master, shadow) = (self.trained(graph, trained), self.weight(graph, trained.parameter)?);
+                graph.apply(Store {}.into(), &[shadow, master])?;
+                Ok(())
+            }
+            Form::Dense | Form::Extra(_) => Ok(()),
+        }
+    }
+
+    fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
         let parameter = &self.adaptation.parameters[trained.parameter];
         let weight = self.parameter(graph, trained.parameter);
         let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
@@ -119,9 +152,18 @@ impl<'a> AdaptedLayers<'a> {
 }
 
 impl Layers for AdaptedLayers<'_> {
+    fn precision(&self) -> Precision {
+        self.adaptation.precision
+    }
+
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
         Ok(self.parameter(graph, position))
+    }
+
+    fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
+        let position = self.position(name)?;
+        self.weight(graph, position)
     }
 
     fn linear(
@@ -133,12 +175,16 @@ impl Layers for AdaptedLayers<'_> {
         residual: Option<Value>,
     ) -> Result<Value> {
         let position = self.position(&format!("{module}.weight"))?;
-        let weight = self.parameter(graph, position);
+        let weight = self.weight(graph, position)?;
         let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
         if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
             return plain_linear(graph, x, weight, bias, residual);
         }
-        let (site, extras) = (self.site(position), self.extras(graph, position));
+        let (site, mut extras) = (self.site(position), self.extras(graph, position));
+        let inside = graph.ty(x)?.dtype;
+        if inside != DType::F32 {
+            extras = extras.into_iter().map(|extra| graph.one(Cast { to: inside }, &[extra])).collect::<Result<_, _>>()?;
+        }
         let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
         let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
         let mut y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
@@ -147,10 +193,14 @@ impl Layers for AdaptedLayers<'_> {
             let got = format!("the output has shape {:?}, expected {expected:?}", graph.shape(y)?);
             return Err(self.failed(position, "forward", &got));
         }
-        for term in [bias, residual].into_iter().flatten() {
-            y = graph.one(Add {}, &[y, term])?;
+        if let Some(bias) = bias {
+            y = graph.one(Add {}, &[y, bias])?;
         }
-        Ok(y)
+        match residual {
+            // The sum has the type of the residual.
+            Some(residual) => Ok(graph.one(Add {}, &[residual, y])?),
+            None => Ok(y),
+        }
     }
 }
 

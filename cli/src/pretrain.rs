@@ -22,6 +22,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         weight_decay: args.weight_decay,
         max_length: args.max_length,
         seed: args.seed,
+        precision: args.precision,
         dtype: args.dtype.into(),
         out: args.out,
     };

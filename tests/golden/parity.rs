@@ -35,6 +35,7 @@ fn check_family(on: On, source: Source, family: &str, layout: Layout) -> Vec<Str
         model: model.path().to_owned(),
         batch: batch.clone(),
         task: if layout.lm { InspectTask::CausalLm } else { InspectTask::Classification },
+        precision: PrecisionChoice::F32,
         grads: true,
         out: out.clone(),
     };

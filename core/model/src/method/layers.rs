@@ -226,3 +226,82 @@ impl GraphBuilder for HostGraph<'_> {
         self.rng.ok_or_else(|| "there is no random input while evaluating: leave dropout out".into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::forward::{self, Inputs};
+    use crate::{Decoder, HeadKind};
+    use serde_json::json;
+    use sparta_graph::{Node, gradients};
+    use std::path::Path;
+
+    /// Two layers of a family, all of it trained, with the gradients of a causal loss.
+    fn trained_whole(family: &str, precision: Precision) -> Graph {
+        let config = json!({
+            "model_type": family, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "query_pre_attn_scalar": 4,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+        });
+        let decoder = Decoder::parse(Path::new("config.json"), config.as_object().unwrap()).unwrap();
+        let mut adaptation = Adaptation::none(decoder.parameters(HeadKind::CausalLm));
+        adaptation.parts.iter_mut().for_each(|part| *part = Part::Dense);
+        adaptation.precision = precision;
+        let mut graph = Graph::new();
+        let mut layers = AdaptedLayers::new(&adaptation, None);
+        let inputs = Inputs {
+            tokens: graph.external("tokens", DType::U32, [6]),
+            spans: graph.external("spans", DType::U32, [6, 2]),
+            rope: graph.external("rope", DType::F32, [6, 4]),
+            rows: None,
+            dropout: None,
+        };
+        let hidden = forward::hidden_states(&decoder, &mut graph, &mut layers, &inputs).unwrap();
+        let logits = forward::vocabulary_logits(&decoder, &mut graph, &mut layers, hidden).unwrap();
+        assert_eq!(graph.ty(logits).unwrap().dtype, DType::F32);
+        let seed = graph.external("seed", DType::F32, [6, 11]);
+        let trained = adaptation.trained();
+        let requests: Vec<_> = trained.iter().map(|t| layers.grad_request(&mut graph, t)).collect();
+        for grad in gradients(&mut graph, &[(logits, seed)], &requests).unwrap() {
+            assert_eq!(graph.ty(grad).unwrap().dtype, DType::F32, "{family}: gradients of masters");
+        }
+        graph
+    }
+
+    fn dtypes(graph: &Graph, node: &Node) -> Vec<DType> {
+        node.inputs.iter().map(|v| graph.ty(*v).unwrap().dtype).collect()
+    }
+
+    #[test]
+    fn in_bf16_products_have_bf16_operands_and_the_residual_stream_is_f32() {
+        for family in ["llama", "gemma", "gemma2", "qwen3"] {
+            let graph = trained_whole(family, Precision::BF16);
+            for node in graph.nodes() {
+                let (types, label) = (dtypes(&graph, node), format!("{family}: {} {:?}", node.label, node.op));
+                match &node.op {
+                    Op::Linear(_) => assert_eq!(types[..2], [DType::BF16; 2], "{label}"),
+                    Op::Attention(_) | Op::GatedAct(_) => assert_eq!(types[0], DType::BF16, "{label}"),
+                    // Masters, not their rounded copies.
+                    Op::RmsNorm(_) => assert_eq!(types[1], DType::F32, "{label}"),
+                    Op::Embed(_) | Op::Add(_) if !node.label.is_empty() => {
+                        let output = graph.ty(node.outputs[0]).unwrap().dtype;
+                        assert!(output == DType::F32 || types[0] == DType::BF16, "{label}");
+                    }
+                    _ => {}
+                }
+            }
+            let shadows = graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
+            // Seven projections a layer, and the tied vocabulary head.
+            assert_eq!(shadows.count(), 2 * 7 + 1, "{family}");
+        }
+    }
+
+    #[test]
+    fn in_f32_nothing_is_rounded() {
+        let graph = trained_whole("gemma2", Precision::F32);
+        assert!(graph.values().iter().all(|v| v.ty.dtype != DType::BF16));
+        assert!(!graph.nodes().iter().any(|node| matches!(node.op, Op::Cast(_))));
+    }
+}

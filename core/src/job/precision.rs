@@ -58,9 +58,8 @@ impl PrecisionChoice {
 
 /// Whether most of the model is stored in 16-bit floats.
 fn is_16_bit(parameters: &[Parameter]) -> bool {
-    let count = |wanted: bool| {
-        parameters.iter().filter(|p| (p.dtype.size() == 2) == wanted).map(Parameter::numel).sum::<u64>()
-    };
+    let count =
+        |wanted: bool| parameters.iter().filter(|p| (p.dtype.size() == 2) == wanted).map(Parameter::numel).sum::<u64>();
     count(true) > count(false)
 }
 
@@ -98,18 +97,14 @@ mod tests {
             role,
             layer: None,
         };
-        vec![
-            parameter("q", &[64, 64], body, Role::QProj),
-            parameter("score.weight", &[2, 64], DType::F32, Role::Head),
-        ]
+        vec![parameter("q", &[64, 64], body, Role::QProj), parameter("score.weight", &[2, 64], DType::F32, Role::Head)]
     }
 
     #[test]
     fn auto_is_bf16_where_checkpoint_and_device_are_for_it() {
         let both = [DType::F32, DType::BF16];
-        let auto = |dtype, device: DeviceInfo| {
-            PrecisionChoice::Auto.choose(&parameters(dtype), &device).unwrap().precision
-        };
+        let auto =
+            |dtype, device: DeviceInfo| PrecisionChoice::Auto.choose(&parameters(dtype), &device).unwrap().precision;
         assert_eq!(auto(DType::BF16, device(&both, &[DType::BF16])), Precision::BF16);
         assert_eq!(auto(DType::F16, device(&both, &[DType::F16])), Precision::BF16);
         assert_eq!(auto(DType::F32, device(&both, &[DType::BF16])), Precision::F32);

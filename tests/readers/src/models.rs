@@ -177,7 +177,11 @@ pub fn batch(bytes: &[u8]) -> bool {
     let read = |task, grads| {
         let (model, batch, out) = (dir.clone(), dir.join("batch.safetensors"), dir.join("out.safetensors"));
         let device = Cpu::new(Some(1)).expect("a CPU");
-        inspect_forward(&InspectRequest { model, batch, task, grads, precision: PrecisionChoice::F32, out }, Box::new(device)).is_ok()
+        inspect_forward(
+            &InspectRequest { model, batch, task, grads, precision: PrecisionChoice::F32, out },
+            Box::new(device),
+        )
+        .is_ok()
     };
     // Not lazily: both tasks read other tensors of the file.
     read(InspectTask::CausalLm, false) | read(InspectTask::Classification, false)

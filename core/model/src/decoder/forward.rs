@@ -2,9 +2,7 @@
 
 use super::Decoder;
 use crate::{Precision, Result};
-use sparta_graph::ops::{
-    Add, Attention, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap,
-};
+use sparta_graph::ops::{Add, Attention, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap};
 use sparta_graph::{DType, Graph, Value};
 
 /// How the graph gets at the model's tensors; a fine-tuning method may change what a linear layer computes.

@@ -183,7 +183,9 @@ impl Layers for AdaptedLayers<'_> {
         let (site, mut extras) = (self.site(position), self.extras(graph, position));
         let inside = graph.ty(x)?.dtype;
         if inside != DType::F32 {
-            extras = extras.into_iter().map(|extra| graph.one(Cast { to: inside }, &[extra])).collect::<Result<_, _>>()?;
+            for extra in &mut extras {
+                *extra = graph.one(Cast { to: inside }, &[*extra])?;
+            }
         }
         let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
         let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
@@ -292,7 +294,8 @@ mod tests {
                     _ => {}
                 }
             }
-            let shadows = graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
+            let shadows =
+                graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
             // Seven projections a layer, and the tied vocabulary head.
             assert_eq!(shadows.count(), 2 * 7 + 1, "{family}");
         }

@@ -137,22 +137,31 @@ pub fn run<T: Real>(op: impl Into<Op>, inputs: &[Tensor]) -> Result<Vec<Vec<f64>
     Ok(dtypes.zip(&one).map(|(dtype, data)| decode(dtype, data)).collect())
 }
 
-/// Both number types give these results, f32 up to `tolerance` times the largest of them.
+/// Both number types give these results: up to `tolerance` times the largest of them in f32, and then rounded to the
+/// type of the output.
 pub fn check(op: impl Into<Op>, inputs: &[Tensor], expected: &[Vec<f64>], tolerance: f64) {
     let op = op.into();
     // The reference is read as f32.
-    compare(&op, &run::<f64>(op.clone(), inputs).unwrap(), expected, 1e-7);
-    compare(&op, &run::<f32>(op.clone(), inputs).unwrap(), expected, tolerance);
+    compare(&op, inputs, &run::<f64>(op.clone(), inputs).unwrap(), expected, 1e-7);
+    compare(&op, inputs, &run::<f32>(op.clone(), inputs).unwrap(), expected, tolerance);
 }
 
-fn compare(op: &Op, got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
+fn compare(op: &Op, inputs: &[Tensor], got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
+    let types: Vec<_> = inputs.iter().map(|t| &t.ty).collect();
+    let outputs = op.infer(&types).unwrap();
     for (o, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert_eq!(got.len(), expected.len());
+        let rounded = |x: f64| match outputs.get(o).map(|ty| ty.dtype) {
+            // `bf16::from_f64` looks at the upper 32 bits only.
+            Some(DType::BF16) => bf16::from_f32(x.to_f32_odd()).to_f64(),
+            _ => x,
+        };
         // Where the exact result is 0, rounding leaves what it leaves of numbers around 1.
         let scale = expected.iter().fold(0.1, |m: f64, x| m.max(x.abs()));
         for (i, (g, e)) in got.iter().zip(expected).enumerate() {
-            assert!((g - e).abs() <= tolerance * scale, "{op:?}: output {o}, element {i}: got {g}, expected {e}");
+            let range = rounded(e - tolerance * scale)..=rounded(e + tolerance * scale);
+            assert!(range.contains(g), "{op:?}: output {o}, element {i}: got {g}, expected {e}");
         }
     }
 }

@@ -7,8 +7,8 @@ use crate::real::{Matrix, Operand, Real};
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
 
-/// Rows and columns of `c` that are one piece of work, and the depth of a converted block. They are the same for every
-/// number of threads.
+/// Rows and columns of `c` that are one piece of work, and the depth of a converted block of a 16-bit operand. They are
+/// the same for every number of threads.
 const ROWS: usize = 512;
 const COLUMNS: usize = 96;
 const DEPTH: usize = 1024;
@@ -33,7 +33,7 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
             Ok(())
         }));
     }
-    let need = Need { shared: 0, per_thread: product.parts().iter().sum::<usize>() * size_of::<T>() };
+    let need = Need { shared: 0, per_thread: product.areas().iter().sum::<usize>() * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {
         let (down, across) = (m.div_ceil(ROWS), n.div_ceil(COLUMNS));
         tasks(down * across, |task| {
@@ -61,7 +61,7 @@ struct Product<T> {
 }
 
 impl<T: Real> Product<T> {
-    /// The product of two tensors of bf16 with f32 sums.
+    /// The product of two bf16 tensors with f32 sums, which need not be converted.
     fn bf16(&self) -> Option<product::Product> {
         let (Floats::Bf16(a), Floats::Bf16(b)) = (self.a, self.b) else { return None };
         let [m, n, k] = self.size;
@@ -82,82 +82,72 @@ impl<T: Real> Product<T> {
         Some(product)
     }
 
-    /// Elements of scratch memory for the converted blocks of a and b, for c and for the bias.
-    fn parts(&self) -> [usize; 4] {
-        let [m, n, k] = self.size;
-        let (rows, columns, depth) = (ROWS.min(m), COLUMNS.min(n), DEPTH.min(k));
-        let if_stored = |tensor, elements| if full(tensor).is_some() { 0 } else { elements };
-        [
-            if_stored(self.a, rows * depth),
-            if_stored(self.b, depth * columns),
-            if_stored(self.c, rows * columns),
-            if self.bias.is_some() { columns } else { 0 },
-        ]
+    /// Elements of the areas of a thread's scratch memory: converted blocks of b, of a and of c. The first holds the
+    /// bias before.
+    fn areas(&self) -> [usize; 3] {
+        let [m, n, k] = [self.size[0].min(ROWS), self.size[1].min(COLUMNS), self.size[2].min(DEPTH)];
+        let converted = |tensor: Floats<T>, len| if tensor.is_full() { 0 } else { len };
+        let bias = if self.bias.is_some() { n } else { 0 };
+        [converted(self.b, k * n).max(bias), converted(self.a, m * k), converted(self.c, m * n)]
     }
 
     /// # Safety
     /// The block lies in c and nobody else touches it meanwhile; `scratch` holds what `prepare` asked for.
     unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>, scratch: Ptr<T>) {
-        let [m, n, k] = self.size;
-        let [a_part, b_part, c_part, _] = self.parts();
-        let part = |start: usize| Ptr::new(scratch.at(start));
-        let (to_a, to_b, to_bias) = (part(0), part(a_part), part(a_part + b_part + c_part));
-        let c = match full(self.c) {
-            Some(c) => Matrix::rows(c.at(rows.start * n + columns.start), n),
-            None => Matrix::rows(scratch.at(a_part + b_part), columns.len()),
+        let [_, n, k] = self.size;
+        let [b_area, a_area, _] = self.areas();
+        let (a_buffer, c_buffer) = (Ptr::new(scratch.at(b_area)), scratch.at(b_area + a_area));
+        let at = rows.start * n + columns.start;
+        let c = match self.c {
+            Floats::Full(c) => Matrix::rows(c.at(at), n),
+            _ => Matrix::rows(c_buffer, columns.len()),
         };
         // SAFETY: the caller vouches for it.
-        let read = unsafe { self.start(&rows, &columns, c, to_bias) };
-        // In one piece where nothing is converted; at least once, so that c is written when k is 0.
-        let step = if a_part + b_part == 0 { k.max(1) } else { DEPTH };
-        for depth in (0..k.max(1)).step_by(step) {
-            let depths = depth..k.min(depth + step);
-            let size = [rows.len(), columns.len(), depths.len()];
-            // SAFETY: the blocks of a, b and c lie in their tensors or are converted in scratch memory, which has room
-            // for DEPTH of k; c overlaps neither a nor b.
+        let read = unsafe { self.start(&rows, &columns, c, scratch) };
+        // What need not be converted is multiplied in one go. At least once, so that c is written when k is 0.
+        let depth = if self.a.is_full() && self.b.is_full() { k } else { DEPTH }.max(1);
+        for start in (0..k.max(1)).step_by(depth) {
+            let deep = depth.min(k - start);
+            // SAFETY: the blocks of a, b and c lie in their tensors and c overlaps neither a nor b; converted blocks
+            // have at most DEPTH * ROWS and DEPTH * COLUMNS elements.
             unsafe {
                 let a = match self.layout {
-                    Layout::Nt | Layout::Nn => operand(self.a, k, rows.clone(), depths.clone(), to_a),
-                    Layout::Tn => operand(self.a, m, depths.clone(), rows.clone(), to_a).transposed(),
+                    Layout::Nt | Layout::Nn => along(self.a, &rows, k, start, deep, a_buffer),
+                    Layout::Tn => across(self.a, &rows, self.size[0], start, deep, a_buffer).transposed(),
                 };
                 let b = match self.layout {
-                    Layout::Nt => operand(self.b, k, columns.clone(), depths, to_b).transposed(),
-                    Layout::Nn | Layout::Tn => operand(self.b, n, depths, columns.clone(), to_b),
+                    Layout::Nt => along(self.b, &columns, k, start, deep, scratch).transposed(),
+                    Layout::Nn | Layout::Tn => across(self.b, &columns, n, start, deep, scratch),
                 };
-                T::gemm(size, c, read || depth > 0, a, b, T::from_f32(self.scale));
+                T::gemm([rows.len(), columns.len(), deep], c, read || start > 0, a, b, T::from_f32(self.scale));
             }
         }
-        if full(self.c).is_none() {
-            for (i, row) in rows.enumerate() {
-                // SAFETY: a row of the block, of c and in scratch memory.
-                unsafe { self.c.store(row * n + columns.start, columns.len(), c.at.add(i * c.row)) }
-            }
+        for (i, row) in rows.enumerate() {
+            // SAFETY: part of a row of c, whose numbers stand in c or in the scratch memory.
+            unsafe { self.c.finish(row * n + columns.start, columns.len(), c.at.add(i * c.row)) };
         }
     }
 
     /// Writes what the product is added to into the block of c; false when it is nothing.
     ///
     /// # Safety
-    /// As for [`Product::block`]; `c` is the block in c or in scratch memory, `bias` has room for its columns.
-    unsafe fn start(&self, rows: &Range<usize>, columns: &Range<usize>, c: Matrix<*mut T>, bias: Ptr<T>) -> bool {
+    /// As for [`Product::block`].
+    unsafe fn start(&self, rows: &Range<usize>, columns: &Range<usize>, c: Matrix<*mut T>, scratch: Ptr<T>) -> bool {
         let (n, width) = (self.size[1], columns.len());
-        // SAFETY: parts of rows of tensors of shape `[m, n]`, and of the bias.
+        // SAFETY: parts of rows of tensors of shape `[m, n]`, and of the bias; the scratch memory holds COLUMNS.
         unsafe {
-            if let Some(tensor) = self.bias {
-                tensor.load(columns.start, width, bias.at(0));
+            if let Some(bias) = self.bias {
+                bias.load(columns.start, width, scratch.at(0));
             }
-            for (i, row) in rows.clone().enumerate() {
+            for (i, at) in rows.clone().map(|row| row * n + columns.start).enumerate() {
                 let c = c.at.add(i * c.row);
-                let at = row * n + columns.start;
                 match (self.bias, self.residual) {
+                    (Some(_), Some(residual)) => add(width, scratch.at(0), residual.read(at, width, c), c),
+                    (Some(_), None) => c.copy_from_nonoverlapping(scratch.at(0), width),
                     // In place: c and the residual are the same memory.
                     (None, Some(Floats::Full(residual))) if residual.at(at) == c => break,
-                    (_, Some(residual)) => residual.load(at, width, c),
-                    (Some(_), None) => c.copy_from_nonoverlapping(bias.at(0), width),
+                    (None, Some(residual)) => residual.load(at, width, c),
                     (None, None) => break,
-                }
-                if self.bias.is_some() && self.residual.is_some() {
-                    add(width, bias.at(0), c, c);
                 }
             }
         }
@@ -165,63 +155,68 @@ impl<T: Real> Product<T> {
     }
 }
 
-/// A tensor that holds the number type.
-fn full<T>(tensor: Floats<T>) -> Option<Ptr<T>> {
-    match tensor {
-        Floats::Full(x) => Some(x),
-        Floats::Bf16(_) | Floats::F16(_) => None,
-    }
-}
-
-/// Some rows and columns of a tensor with rows of `width` elements: where they lie, or converted in scratch memory.
+/// Lines of an operand that run along k, `[lines, k]`: elements `start .. start + deep` of each, where they lie or
+/// converted into `buffer`. A matrix of `lines` rows.
 ///
 /// # Safety
-/// They lie in the tensor, and the scratch memory has room for them.
-unsafe fn operand<T: Real>(
-    tensor: Floats<T>,
-    width: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    scratch: Ptr<T>,
+/// The lines lie in the tensor, and the buffer has room for them.
+unsafe fn along<T: Real>(
+    x: Floats<T>,
+    lines: &Range<usize>,
+    k: usize,
+    start: usize,
+    deep: usize,
+    buffer: Ptr<T>,
 ) -> Operand<T> {
-    if let Some(x) = full(tensor) {
-        return Operand::rows(x.at(rows.start * width + columns.start), width);
+    if let Floats::Full(x) = x {
+        return Operand::rows(x.at(lines.start * k + start), k);
     }
-    for (i, row) in rows.enumerate() {
+    for (i, line) in lines.clone().enumerate() {
         // SAFETY: the caller vouches for it.
-        unsafe { tensor.load(row * width + columns.start, columns.len(), scratch.at(i * columns.len())) }
+        unsafe { x.load(line * k + start, deep, buffer.at(i * deep)) };
     }
-    Operand::rows(scratch.at(0), columns.len())
+    Operand::rows(buffer.at(0), deep)
+}
+
+/// As [`along`], of an operand `[k, width]` whose lines are columns. A matrix of `deep` rows.
+///
+/// # Safety
+/// As for [`along`].
+unsafe fn across<T: Real>(
+    x: Floats<T>,
+    lines: &Range<usize>,
+    width: usize,
+    start: usize,
+    deep: usize,
+    buffer: Ptr<T>,
+) -> Operand<T> {
+    if let Floats::Full(x) = x {
+        return Operand::rows(x.at(start * width + lines.start), width);
+    }
+    for i in 0..deep {
+        // SAFETY: the caller vouches for it.
+        unsafe { x.load((start + i) * width + lines.start, lines.len(), buffer.at(i * lines.len())) };
+    }
+    Operand::rows(buffer.at(0), lines.len())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
 
-    /// The types of a, b, the bias, and of c with the residual.
-    struct Types {
-        a: DType,
-        b: DType,
-        bias: Option<DType>,
-        c: DType,
-        residual: bool,
-    }
-
-    fn case(layout: Layout, [m, n, k]: [usize; 3], types: Types) {
-        let Types { bias, residual, .. } = types;
-        let op = Linear { layout, scale: 0.75, bias: bias.is_some(), residual, output: Some(types.c) };
+    fn case(layout: Layout, [m, n, k]: [usize; 3], dtype: DType, bias: Option<DType>, residual: bool) {
+        let op = Linear { layout, scale: 0.75, bias: bias.is_some(), residual, output: None };
         let (a_shape, b_shape) = match layout {
             Layout::Nt => ([m, k], [n, k]),
             Layout::Nn => ([m, k], [k, n]),
             Layout::Tn => ([k, m], [k, n]),
         };
-        let mut inputs = vec![Tensor::random(types.a, &a_shape, 1), Tensor::random(types.b, &b_shape, 2)];
+        let mut inputs = vec![Tensor::random(DType::F32, &a_shape, 1), Tensor::random(dtype, &b_shape, 2)];
         inputs.extend(bias.map(|dtype| Tensor::random(dtype, &[n], 3)));
-        inputs.extend(residual.then(|| Tensor::random(types.c, &[m, n], 4)));
-        let values: Vec<Vec<f64>> = inputs.iter().map(Tensor::values).collect();
-        let (a, b) = (&values[0], &values[1]);
+        inputs.extend(residual.then(|| Tensor::random(DType::F32, &[m, n], 4)));
+        let (a, b) = (inputs[0].values(), inputs[1].values());
         let mut c = vec![0.0; m * n];
         for (i, c) in c.iter_mut().enumerate() {
             let (i, j) = (i / n, i % n);
@@ -229,49 +224,46 @@ mod tests {
             let b = |l: usize| if layout == Layout::Nt { b[j * k + l] } else { b[l * n + j] };
             *c = 0.75 * (0..k).map(|l| a(l) * b(l)).sum::<f64>();
             if bias.is_some() {
-                *c += values[2][j];
+                *c += inputs[2].values()[j];
             }
             if residual {
-                *c += values[values.len() - 1][i * n + j];
+                *c += inputs.last().unwrap().values()[i * n + j];
             }
         }
-        check(op, &inputs, &[c], 2e-6);
-    }
-
-    fn plain(a: DType, b: DType, c: DType) -> Types {
-        Types { a, b, bias: None, c, residual: false }
+        check(op.clone(), &inputs, &[c], 2e-6);
+        if dtype == DType::F32 {
+            let residual = inputs.len() - usize::from(residual);
+            // Every mixture of operands and outputs; the residual is of the output's type.
+            for which in [vec![0], vec![1], vec![0, 1]] {
+                let narrow = Linear { output: Some(DType::BF16), ..op.clone() };
+                check_bf16(narrow, &inputs, &[which.clone(), (residual..inputs.len()).collect()].concat(), 2e-6);
+                check_bf16(Linear { output: Some(DType::F32), ..op.clone() }, &inputs, &which, 2e-6);
+            }
+        }
     }
 
     #[test]
     fn layouts_types_and_sizes() {
-        use DType::{BF16, F16, F32};
         for size in
             [[1, 1, 1], [3, 2, 1], [1, 7, 5], [17, 97, 33], [70, 200, 64], [520, 10, 8], [8, 100, 1030], [2, 3, 0]]
         {
             for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
-                case(layout, size, plain(F32, F32, F32));
-                case(layout, size, plain(F32, BF16, F32));
-                case(layout, size, plain(BF16, F32, BF16));
-                case(layout, size, plain(BF16, BF16, F32));
-                case(layout, size, plain(BF16, BF16, BF16));
+                case(layout, size, DType::F32, None, false);
             }
             for layout in [Layout::Nt, Layout::Nn] {
-                case(layout, size, Types { residual: true, ..plain(F32, F16, F32) });
-                case(layout, size, Types { residual: true, ..plain(BF16, F16, BF16) });
+                case(layout, size, DType::BF16, None, false);
+                case(layout, size, DType::F16, None, true);
             }
         }
     }
 
     #[test]
     fn bias_and_residual() {
-        use DType::{BF16, F16, F32};
         for size in [[5, 3, 4], [33, 130, 20], [600, 100, 3]] {
-            for bias in [None, Some(F32), Some(BF16), Some(F16)] {
+            for bias in [None, Some(DType::F32), Some(DType::BF16), Some(DType::F16)] {
                 for residual in [false, true] {
-                    for (inputs, c) in [(F32, F32), (BF16, F32), (BF16, BF16), (F32, BF16)] {
-                        case(Layout::Nt, size, Types { a: inputs, b: inputs, bias, c, residual });
-                        case(Layout::Tn, size, Types { a: inputs, b: inputs, bias, c, residual });
-                    }
+                    case(Layout::Nt, size, DType::F32, bias, residual);
+                    case(Layout::Tn, size, DType::F32, bias, residual);
                 }
             }
         }

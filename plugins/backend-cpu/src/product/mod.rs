@@ -76,6 +76,35 @@ impl Output {
             Floats::F16(_) => None,
         }
     }
+
+    /// From element `i` on.
+    fn offset(self, i: usize) -> Output {
+        match self {
+            Output::F32(x) => Output::F32(Ptr::new(x.at(i))),
+            Output::Bf16(x) => Output::Bf16(Ptr::new(x.at(i))),
+        }
+    }
+
+    fn address(self) -> *mut u8 {
+        match self {
+            Output::F32(x) => x.at(0).cast(),
+            Output::Bf16(x) => x.at(0).cast(),
+        }
+    }
+
+    /// Element `i`.
+    ///
+    /// # Safety
+    /// It lies in the tensor, and nobody writes it meanwhile.
+    unsafe fn get(self, i: usize) -> f32 {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            match self {
+                Output::F32(x) => *x.at(i),
+                Output::Bf16(x) => (*x.at(i)).to_f32(),
+            }
+        }
+    }
 }
 
 /// A product with all its operands.

@@ -82,6 +82,9 @@ unsafe fn rest<const FLUSH: bool>(
     lines: std::ops::Range<usize>,
     to: *mut u32,
 ) {
+    if lines.is_empty() {
+        return;
+    }
     let (have, width) = (panels.lines_of(panel), panels.width_of(panel));
     let element = |line: usize, k: usize| {
         let line = panel * panels.width + line;

@@ -4,6 +4,7 @@ use super::Output;
 use super::isa::{Isa, round};
 use crate::memory::Ptr;
 use half::bf16;
+use std::mem::MaybeUninit;
 
 /// The rows and columns of the largest tile.
 pub const HEIGHT: usize = 8;
@@ -51,30 +52,80 @@ pub struct Finish {
 /// of `S`.
 #[inline(always)]
 pub unsafe fn multiply<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const u32, finish: &Finish, part: Part) {
-    let mut sums = [0.0; HEIGHT * WIDTH];
+    let Finish { scale, start, to, stride } = *finish;
     // SAFETY: the caller vouches for it; the sums have room for every tile.
     unsafe {
-        match vectors {
-            1 => tile::<S, 1>(pairs, a, b, sums.as_mut_ptr()),
-            2 if S::VECTORS >= 2 => tile::<S, 2>(pairs, a, b, sums.as_mut_ptr()),
-            _ => tile::<S, 3>(pairs, a, b, sums.as_mut_ptr()),
+        if part.rows == S::ROWS && part.columns == vectors * S::LANES && start.bias.is_none() {
+            let add = start.add.map(|(add, stride)| (add.offset(part.row * stride + part.column), stride));
+            let end = End { scale, add, to: to.offset(part.row * stride + part.column), stride };
+            return whole_tile::<S>(vectors, pairs, a, b, end);
         }
+        let mut sums = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
+        let to = Output::F32(Ptr::new(sums.as_mut_ptr().cast()));
+        whole_tile::<S>(vectors, pairs, a, b, End { scale, add: None, to, stride: WIDTH });
         for row in 0..part.rows {
-            finish_row::<S>(&sums[row * WIDTH..(row + 1) * WIDTH], finish, Part { row: part.row + row, ..part });
+            let sums = sums.as_ptr().cast::<f32>().add(row * WIDTH);
+            let sums = std::slice::from_raw_parts(sums, part.columns);
+            finish_row(sums, finish, part.row + row, part.column);
         }
     }
 }
 
-/// The sums of `S::ROWS` rows by N vectors, [`WIDTH`] apart in `sums`.
-///
-/// Whole vectors only, and no branches: otherwise the compiler does not unroll the loops, the sums live on the stack,
-/// and each step of the inner loop ends in a store (a third of the rate).
+/// Where the sums of a whole tile go: `to = scale * sum + add`.
+#[derive(Clone, Copy)]
+struct End {
+    scale: f32,
+    /// With the elements between its rows.
+    add: Option<(Output, usize)>,
+    to: Output,
+    stride: usize,
+}
+
+/// What a tile is added to.
+const NOTHING: u8 = 0;
+const F32: u8 = 1;
+const BF16: u8 = 2;
+
+/// Chooses the code for the width of the tile and the types at its end.
 ///
 /// # Safety
-/// As for [`multiply`].
+/// As for [`multiply`], of a tile that lies in c as a whole.
+#[inline(always)]
+unsafe fn whole_tile<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const u32, end: End) {
+    macro_rules! choose {
+        ($($vectors:pat => $n:literal,)*) => {
+            match vectors {
+                $($vectors => match (end.add.map(|(add, _)| add), end.to) {
+                    (None, Output::F32(_)) => tile::<S, $n, NOTHING, F32>(pairs, a, b, end),
+                    (None, Output::Bf16(_)) => tile::<S, $n, NOTHING, BF16>(pairs, a, b, end),
+                    (Some(Output::F32(_)), Output::F32(_)) => tile::<S, $n, F32, F32>(pairs, a, b, end),
+                    (Some(Output::F32(_)), Output::Bf16(_)) => tile::<S, $n, F32, BF16>(pairs, a, b, end),
+                    (Some(Output::Bf16(_)), Output::F32(_)) => tile::<S, $n, BF16, F32>(pairs, a, b, end),
+                    (Some(Output::Bf16(_)), Output::Bf16(_)) => tile::<S, $n, BF16, BF16>(pairs, a, b, end),
+                },)*
+            }
+        };
+    }
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        choose! {
+            1 => 1,
+            2 => 2,
+            _ => 3,
+        }
+    }
+}
+
+/// A tile of `S::ROWS` rows by N vectors.
+///
+/// No branches: otherwise the compiler does not unroll the loops, the sums live on the stack, and each step of the
+/// inner loop ends in a store (a third of the rate).
+///
+/// # Safety
+/// As for [`whole_tile`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Counted loops are what the compiler unrolls.
-unsafe fn tile<S: Isa, const N: usize>(pairs: usize, a: Rows, b: *const u32, sums: *mut f32) {
+unsafe fn tile<S: Isa, const N: usize, const ADD: u8, const TO: u8>(pairs: usize, a: Rows, b: *const u32, end: End) {
     // SAFETY: the caller vouches for it.
     unsafe {
         let mut lanes = [[S::zero(); N]; HEIGHT];
@@ -90,59 +141,47 @@ unsafe fn tile<S: Isa, const N: usize>(pairs: usize, a: Rows, b: *const u32, sum
             at = at.add(a.pair);
             b = b.add(N * S::LANES);
         }
+        let (add, add_stride) = end.add.map_or((std::ptr::null(), 0), |(add, stride)| (add.address(), stride));
+        let (to, scale) = (end.to.address(), S::broadcast(end.scale));
         for r in 0..S::ROWS {
             for v in 0..N {
-                S::store(sums.add(r * WIDTH + v * S::LANES), lanes[r][v]);
+                let mut x = S::multiply(lanes[r][v], scale);
+                let at = r * add_stride + v * S::LANES;
+                match ADD {
+                    F32 => x = S::add(x, S::load(add.cast::<f32>().add(at))),
+                    BF16 => x = S::add(x, S::load_bf16(add.cast::<u16>().add(at))),
+                    _ => {}
+                }
+                let at = r * end.stride + v * S::LANES;
+                match TO {
+                    BF16 => S::store_bf16(to.cast::<u16>().add(at), x),
+                    _ => S::store(to.cast::<f32>().add(at), x),
+                }
             }
         }
     }
 }
 
-/// One row of a tile from its sums to c.
+/// Part of a row of c from its sums, already scaled.
 ///
 /// # Safety
 /// As for [`multiply`].
-#[inline(always)]
-unsafe fn finish_row<S: Isa>(sums: &[f32], finish: &Finish, part: Part) {
+unsafe fn finish_row(sums: &[f32], finish: &Finish, row: usize, column: usize) {
     let Start { bias, add } = finish.start;
-    let bias = bias.map(|bias| bias.at(part.column).cast_const());
-    let add = add.map(|(add, stride)| (add, part.row * stride + part.column));
-    let to = part.row * finish.stride + part.column;
-    let whole = part.columns / S::LANES * S::LANES;
-    // SAFETY: the caller vouches for the memory of the row, of which `part.columns` elements exist.
-    unsafe {
-        for i in (0..whole).step_by(S::LANES) {
-            let mut x = S::multiply(S::load(sums.as_ptr().add(i)), S::broadcast(finish.scale));
-            let add = add.map(|(add, at)| match add {
-                Output::F32(y) => S::load(y.at(at + i)),
-                Output::Bf16(y) => S::load_bf16(y.at(at + i).cast()),
-            });
-            match (bias, add) {
-                (Some(bias), Some(add)) => x = S::add(x, S::add(S::load(bias.add(i)), add)),
-                (Some(bias), None) => x = S::add(x, S::load(bias.add(i))),
-                (None, Some(add)) => x = S::add(x, add),
-                (None, None) => {}
-            }
+    for (i, &sum) in sums.iter().enumerate() {
+        let column = column + i;
+        // SAFETY: the caller vouches for the memory of the row.
+        unsafe {
+            let bias = bias.map(|bias| *bias.at(column));
+            let add = add.map(|(add, stride)| add.get(row * stride + column));
+            let x = match (bias, add) {
+                (Some(bias), Some(add)) => sum + (bias + add),
+                (Some(start), None) | (None, Some(start)) => sum + start,
+                (None, None) => sum,
+            };
             match finish.to {
-                Output::F32(c) => S::store(c.at(to + i), x),
-                Output::Bf16(c) => S::store_bf16(c.at(to + i).cast(), x),
-            }
-        }
-        for (i, sum) in sums.iter().enumerate().take(part.columns).skip(whole) {
-            let mut x = sum * finish.scale;
-            let add = add.map(|(add, at)| match add {
-                Output::F32(y) => *y.at(at + i),
-                Output::Bf16(y) => (*y.at(at + i)).to_f32(),
-            });
-            match (bias, add) {
-                (Some(bias), Some(add)) => x += *bias.add(i) + add,
-                (Some(bias), None) => x += *bias.add(i),
-                (None, Some(add)) => x += add,
-                (None, None) => {}
-            }
-            match finish.to {
-                Output::F32(c) => *c.at(to + i) = x,
-                Output::Bf16(c) => *c.at(to + i) = bf16::from_bits(round(x)),
+                Output::F32(c) => *c.at(row * finish.stride + column) = x,
+                Output::Bf16(c) => *c.at(row * finish.stride + column) = bf16::from_bits(round(x)),
             }
         }
     }

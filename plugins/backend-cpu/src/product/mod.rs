@@ -14,8 +14,10 @@ mod tile;
 use crate::memory::{Floats, Ptr};
 use crate::parallel::tasks;
 use half::bf16;
-use isa::Isa;
-pub use isa::Unit;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use isa::x86;
+pub(crate) use isa::{Isa, Plain, Unit, for_units};
+pub(crate) use pack::{Source, lines};
 use std::ops::Range;
 use tile::{Finish, Start};
 
@@ -294,7 +296,7 @@ impl<'a> Block<'a> {
         let multiply = |task: usize| {
             let (row, column) = (task % down * high, task / down * wide);
             // SAFETY: as above; each task writes a part of c of its own, and the packing has ended.
-            unsafe { self.multiply(row..rows.min(row + high), column..columns.min(column + wide)) }
+            unsafe { sweep(self.product.unit, self, row..rows.min(row + high), column..columns.min(column + wide)) }
         };
         let (packs, products) = (a_tasks + b_tasks, down * columns.div_ceil(wide));
         if threads && rows * columns * self.ks.len() >= WORTH_THREADS {
@@ -323,24 +325,8 @@ impl<'a> Block<'a> {
     }
 
     /// # Safety
-    /// As for [`Product::run`]; the part lies in the block and starts at a tile.
-    unsafe fn multiply(&self, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: the caller vouches for it; units are only made where the processor has their instructions.
-        unsafe {
-            match self.product.unit {
-                #[cfg(target_arch = "x86_64")]
-                Unit::DotProduct => x86::dot_product(self, rows, columns),
-                #[cfg(target_arch = "x86_64")]
-                Unit::Avx512 => x86::avx512(self, rows, columns),
-                #[cfg(target_arch = "x86_64")]
-                Unit::Avx2 => x86::avx2(self, rows, columns),
-                Unit::Plain => self.sweep::<isa::Plain>(rows, columns),
-            }
-        }
-    }
-
-    /// # Safety
-    /// As for [`Block::multiply`], where the processor has the instructions of `S`.
+    /// As for [`Product::run`]; the part lies in the block and starts at a tile, and the processor has the instructions
+    /// of `S`.
     #[inline(always)]
     unsafe fn sweep<S: Isa>(&self, rows: Range<usize>, columns: Range<usize>) {
         let width = S::VECTORS * S::LANES;
@@ -371,33 +357,10 @@ impl<'a> Block<'a> {
     }
 }
 
-/// [`Block::sweep`] compiled for each instruction set.
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::isa::x86::{Avx2, Avx512, DotProduct};
-    use super::{Block, Range};
-
+for_units! {
     /// # Safety
     /// As for [`Block::sweep`].
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl,avx512bf16")]
-    pub unsafe fn dot_product(block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: the caller vouches for it.
-        unsafe { block.sweep::<DotProduct>(rows, columns) }
-    }
-
-    /// # Safety
-    /// As for [`Block::sweep`].
-    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512vl")]
-    pub unsafe fn avx512(block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: the caller vouches for it.
-        unsafe { block.sweep::<Avx512>(rows, columns) }
-    }
-
-    /// # Safety
-    /// As for [`Block::sweep`].
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2(block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: the caller vouches for it.
-        unsafe { block.sweep::<Avx2>(rows, columns) }
+    unsafe fn sweep<S>(block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        block.sweep::<S>(rows, columns)
     }
 }

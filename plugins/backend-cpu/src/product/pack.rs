@@ -1,6 +1,7 @@
 //! Packing of an operand into panels of pairs of k.
 
 use super::isa::Unit;
+use std::ops::Range;
 
 /// Panels of `width` lines (rows of a, columns of b), the last one no wider than it must be in units of `step`. The
 /// pair p of line i of a panel lies at `p * width + i` words.
@@ -42,6 +43,17 @@ pub struct Source {
     pub k: usize,
 }
 
+impl Source {
+    /// # Safety
+    /// Element k of the line lies in the source.
+    #[inline(always)]
+    unsafe fn element(&self, line: usize, k: usize) -> u16 {
+        let at = if self.along_k { line * self.stride + k } else { k * self.stride + line };
+        // SAFETY: the caller vouches for it.
+        unsafe { *self.at.add(at) }
+    }
+}
+
 /// Packs the lines of `panels`, with zeros for those that do not exist.
 ///
 /// # Safety
@@ -62,6 +74,46 @@ pub unsafe fn pack(unit: Unit, source: Source, panels: &Panels, to: *mut u32) {
     }
 }
 
+/// Writes lines across k one after the other, `stride` words apart, each as its pairs; what lies between the last pair
+/// and `stride` is zero.
+///
+/// # Safety
+/// The lines lie in the source, `to` has room for them, and the processor has the unit's instructions.
+pub unsafe fn lines(unit: Unit, source: Source, lines: usize, to: *mut u32, stride: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        match unit {
+            #[cfg(target_arch = "x86_64")]
+            Unit::DotProduct => x86::lines::<false>(source, lines, to, stride),
+            #[cfg(target_arch = "x86_64")]
+            Unit::Avx512 | Unit::Avx2 => x86::lines::<true>(source, lines, to, stride),
+            Unit::Plain => rest_of_lines::<true>(source, 0..lines, 0..stride, to, stride),
+        }
+    }
+}
+
+/// Some pairs of some lines, one by one.
+///
+/// # Safety
+/// As for [`lines`].
+#[inline(always)]
+unsafe fn rest_of_lines<const FLUSH: bool>(
+    source: Source,
+    lines: Range<usize>,
+    pairs: Range<usize>,
+    to: *mut u32,
+    stride: usize,
+) {
+    for line in lines {
+        for pair in pairs.clone() {
+            // SAFETY: as below.
+            let element = |k: usize| if k < source.k { unsafe { source.element(line, k) } } else { 0 };
+            // SAFETY: the caller vouches for it.
+            unsafe { *to.add(line * stride + pair) = word::<FLUSH>(element(2 * pair), element(2 * pair + 1)) }
+        }
+    }
+}
+
 /// The word of a pair; with `FLUSH` subnormal elements are zero.
 #[inline(always)]
 fn word<const FLUSH: bool>(even: u16, odd: u16) -> u32 {
@@ -78,8 +130,8 @@ unsafe fn rest<const FLUSH: bool>(
     source: Source,
     panels: &Panels,
     panel: usize,
-    pairs: std::ops::Range<usize>,
-    lines: std::ops::Range<usize>,
+    pairs: Range<usize>,
+    lines: Range<usize>,
     to: *mut u32,
 ) {
     if lines.is_empty() {
@@ -87,10 +139,8 @@ unsafe fn rest<const FLUSH: bool>(
     }
     let (have, width) = (panels.lines_of(panel), panels.width_of(panel));
     let element = |line: usize, k: usize| {
-        let line = panel * panels.width + line;
-        let at = if source.along_k { line * source.stride + k } else { k * source.stride + line };
-        // SAFETY: the caller vouches for the lines, and k is checked below.
-        if k < source.k { unsafe { *source.at.add(at) } } else { 0 }
+        // SAFETY: the caller vouches for the lines.
+        if k < source.k { unsafe { source.element(panel * panels.width + line, k) } } else { 0 }
     };
     for pair in pairs {
         for line in lines.clone() {
@@ -104,7 +154,7 @@ unsafe fn rest<const FLUSH: bool>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Panels, Source, rest};
+    use super::{Panels, Source, rest, rest_of_lines};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -162,15 +212,48 @@ mod x86 {
             let from = source.at.add(panel * panels.width);
             for pair in 0..pairs {
                 let (even, to) = (from.add(2 * pair * source.stride), to.add(pair * width));
-                let odd = even.add(source.stride);
                 for line in (0..lines).step_by(8) {
-                    let wide = |p: *const u16| _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(line).cast()));
-                    let words = _mm256_or_si256(wide(even), _mm256_slli_epi32(wide(odd), 16));
-                    _mm256_storeu_si256(to.add(line).cast(), flushed::<FLUSH>(words));
+                    let words = interleaved::<FLUSH>(even.add(line), source.stride);
+                    _mm256_storeu_si256(to.add(line).cast(), words);
                 }
             }
             rest::<FLUSH>(source, panels, panel, 0..pairs, lines..width, to);
             rest::<FLUSH>(source, panels, panel, pairs..panels.pairs, 0..width, to);
+        }
+    }
+
+    /// # Safety
+    /// As for [`super::lines`]; the processor has AVX2.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn lines<const FLUSH: bool>(source: Source, lines: usize, to: *mut u32, stride: usize) {
+        let (whole_lines, pairs) = (lines / 8 * 8, source.k / 32 * 16);
+        // SAFETY: the caller vouches for it; the lines and pairs of the squares exist.
+        unsafe {
+            // 32 rows at a time, so that whole cache lines are written while the rows are read from end to end.
+            for first in (0..pairs).step_by(16) {
+                for line in (0..whole_lines).step_by(8) {
+                    for pair in [first, first + 8] {
+                        let at = source.at.add(2 * pair * source.stride + line);
+                        let row = |i: usize| interleaved::<FLUSH>(at.add(2 * i * source.stride), source.stride);
+                        transpose(std::array::from_fn(row), to.add(line * stride + pair), stride);
+                    }
+                }
+            }
+            rest_of_lines::<FLUSH>(source, whole_lines..lines, 0..pairs, to, stride);
+            rest_of_lines::<FLUSH>(source, 0..lines, pairs..stride, to, stride);
+        }
+    }
+
+    /// Eight elements of a row, each with the element below it in the high half.
+    ///
+    /// # Safety
+    /// They lie in the source, rows `stride` apart, and the processor has AVX2.
+    #[inline(always)]
+    unsafe fn interleaved<const FLUSH: bool>(even: *const u16, stride: usize) -> __m256i {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let wide = |p: *const u16| _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            flushed::<FLUSH>(_mm256_or_si256(wide(even), _mm256_slli_epi32(wide(even.add(stride)), 16)))
         }
     }
 

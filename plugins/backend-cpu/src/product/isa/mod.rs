@@ -190,3 +190,51 @@ pub fn round(x: f32) -> u16 {
     let nan = bits & 0x7fff_ffff > 0x7f80_0000;
     (if nan { (bits >> 16) | 0x40 } else { nearest }) as u16
 }
+
+/// Compiles an unsafe function that is generic over [`Isa`] for the instructions of each [`Unit`]; a call takes those of
+/// its first argument. What the body calls must be `#[inline(always)]` to be compiled along.
+macro_rules! for_units {
+    (
+        $(#[$attribute:meta])*
+        $vis:vis unsafe fn $name:ident<$S:ident $(, const $N:ident: usize)?>($($arg:ident: $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    ) => {
+        $(#[$attribute])*
+        $vis unsafe fn $name$(<const $N: usize>)?(unit: $crate::product::Unit, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::needless_range_loop)] // Counted loops are what the compiler unrolls.
+            unsafe fn body<$S: $crate::product::Isa $(, const $N: usize)?>($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller of the outer function vouches for the arguments.
+                unsafe { $body }
+            }
+            $crate::product::for_units!(@x86 "avx2,fma,avx512f,avx512bw,avx512vl,avx512bf16",
+                dot_product, DotProduct, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
+            $crate::product::for_units!(@x86 "avx2,fma,avx512f,avx512bw,avx512vl",
+                avx512, Avx512, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
+            $crate::product::for_units!(@x86 "avx2,fma", avx2, Avx2, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
+            use $crate::product::Unit;
+            // SAFETY: as in `body`; the caller has found the instructions on this machine.
+            unsafe {
+                match unit {
+                    #[cfg(target_arch = "x86_64")]
+                    Unit::DotProduct => dot_product$(::<$N>)?($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Unit::Avx512 => avx512$(::<$N>)?($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    Unit::Avx2 => avx2$(::<$N>)?($($arg),*),
+                    Unit::Plain => body::<$crate::product::Plain $(, $N)?>($($arg),*),
+                }
+            }
+        }
+    };
+    (@x86 $features:literal, $name:ident, $isa:ident, [$($N:ident)?], [$($arg:ident: $ty:ty),*], [$($ret:ty)?]) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        unsafe fn $name$(<const $N: usize>)?($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: as in `body`.
+            unsafe { body::<$crate::product::x86::$isa $(, $N)?>($($arg),*) }
+        }
+    };
+}
+
+pub(crate) use for_units;

@@ -2,6 +2,7 @@
 
 use crate::data::{Expectation, FAMILIES, Layout, Source, difference, model_directory, nan_max};
 use crate::devices::On;
+use sparta_core::job::PrecisionChoice;
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::weights::TensorFile;
 

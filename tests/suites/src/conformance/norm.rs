@@ -1,7 +1,7 @@
 //! RMS norms and rotary embeddings.
 
-use crate::case::{Build, Case};
-use crate::naive;
+use super::case::{Build, Case};
+use super::naive;
 use sparta_graph::ops::{Add, RmsNorm, Rope};
 use sparta_graph::{DType, Value};
 

@@ -214,6 +214,8 @@ mod tests {
             memory,
             max_buffer: 1 << 31,
             in_place: true,
+            activations: vec![sparta_graph::DType::F32],
+            products: vec![],
         }
     }
 

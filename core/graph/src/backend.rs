@@ -37,6 +37,16 @@ pub struct DeviceInfo {
     /// Whether plans may let an output share memory with an input ([`crate::Op::reuses`]).
     #[serde(default)]
     pub in_place: bool,
+    /// Types that activations may have in plans for this device. A backend that does not say takes f32 only.
+    #[serde(default = "only_f32")]
+    pub activations: Vec<DType>,
+    /// 16-bit types that the device multiplies in hardware faster than f32.
+    #[serde(default)]
+    pub products: Vec<DType>,
+}
+
+fn only_f32() -> Vec<DType> {
+    vec![DType::F32]
 }
 
 /// What can go wrong on a device.

@@ -94,7 +94,7 @@ fn attention_block(
         let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
         if rotate && decoder.qk_norm {
             let w = layers.tensor(graph, &format!("{attention}.{name}_norm.weight"))?;
-            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false }, &[y, w])?;
+            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false, output: None }, &[y, w])?;
         }
         if rotate {
             let rope = Rope { head_dim: decoder.head_dim, inverse: false };
@@ -151,7 +151,7 @@ fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, laye
 
 fn norm(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, module: &str, x: Value) -> Result<Value> {
     let w = layers.tensor(graph, &format!("{module}.weight"))?;
-    Ok(graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: decoder.norm_plus_one }, &[x, w])?)
+    Ok(graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: decoder.norm_plus_one, output: None }, &[x, w])?)
 }
 
 /// A plain linear layer on tensors that [`Layers::tensor`] gives; for implementations of [`Layers::linear`].

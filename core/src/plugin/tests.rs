@@ -253,6 +253,8 @@ fn memory_info() -> DeviceInfo {
         memory: Some(1 << 40),
         max_buffer: u64::MAX,
         in_place: true,
+        activations: vec![DType::F32],
+        products: vec![],
     }
 }
 

@@ -1,4 +1,4 @@
-use sparta_graph::{DeviceInfo, DeviceKind};
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
@@ -81,6 +81,8 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             },
             max_buffer: limits.max_buffer_size,
             in_place: false,
+            activations: vec![DType::F32],
+            products: vec![],
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -193,6 +195,8 @@ mod tests {
             memory: None,
             max_buffer: 1 << 28,
             in_place: false,
+            activations: vec![DType::F32],
+            products: vec![],
         }
     }
 

@@ -1,10 +1,10 @@
 use crate::adapters::{Adapter, adapters, describe, devices, select};
-use crate::kernels::{Cache, RNG_BINDING};
-use crate::lower::{Bounds, Dispatch, MAX_ROUNDS, Memory, Step, View, lower};
+use crate::pipelines::Cache;
 use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, Plan, PlanId};
+use sparta_kernels::{Bounds, Dispatch, MAX_ROUNDS, Memory, RNG_BINDING, Step, View, lower};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub struct WgpuBackend {
     pub(crate) queue: wgpu::Queue,
     reports: Reports,
     bounds: Bounds,
-    kernels: Cache,
+    pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
     next_id: u64,
@@ -102,7 +102,7 @@ impl WgpuBackend {
             device,
             queue,
             bounds,
-            kernels: Cache::default(),
+            pipelines: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),
             next_id: 0,
@@ -258,7 +258,7 @@ impl WgpuBackend {
         params_offset: u64,
     ) -> Result<PreparedStep, Caught> {
         let storage = dispatch.bindings.len();
-        let pipeline = self.kernels.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
+        let pipeline = self.pipelines.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
         let params = wgpu::BufferBinding {
             buffer: &memory.params,
             offset: params_offset,
@@ -276,7 +276,7 @@ impl WgpuBackend {
         entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view))));
         let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };
         let bindings = scoped(&self.device, || self.device.create_bind_group(&descriptor))?;
-        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: fold(dispatch.groups) })
+        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: dispatch.grid(MAX_GROUPS) })
     }
 }
 
@@ -327,12 +327,6 @@ pub(crate) fn other(device: &str, reason: impl Into<String>) -> BackendError {
 /// The size of a kernel's `Params`, which WGSL rounds up to 16 only for members that need it: 4 bytes each.
 fn params_bytes(dispatch: &Dispatch) -> u64 {
     4 * dispatch.params.len() as u64
-}
-
-/// Folds a number of workgroups into two dimensions; kernels skip those beyond the end.
-fn fold(groups: usize) -> (u32, u32) {
-    let y = groups.div_ceil(MAX_GROUPS);
-    (groups.div_ceil(y.max(1)) as u32, y as u32)
 }
 
 impl Backend for WgpuBackend {

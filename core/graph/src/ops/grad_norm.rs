@@ -5,7 +5,7 @@ pub const PARTIALS: usize = 64;
 
 /// Partial sums of squares of a gradient, into row `slot` of `norms`.
 ///
-/// Inputs: `norms` f32 `[tensors, PARTIALS]`, row `slot` overwritten; `x` f32.
+/// Inputs: `norms` f32 `[tensors, PARTIALS]`, row `slot` overwritten; `x` f32 or bf16.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SumOfSquares {
     pub slot: usize,
@@ -20,7 +20,7 @@ impl Operation for SumOfSquares {
         if self.slot >= tensors {
             return Err(format!("slot {} of {tensors}", self.slot));
         }
-        f32s(inputs[1], "x")?;
+        activation(inputs[1], "x")?;
         Ok(vec![])
     }
 

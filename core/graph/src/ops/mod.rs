@@ -164,6 +164,28 @@ fn f32s(ty: &TensorType, what: &str) -> Result<(), String> {
     dtype(ty, what, DType::F32)
 }
 
+/// A tensor of a type that activations have: f32 or bf16.
+fn activation(ty: &TensorType, what: &str) -> Result<(), String> {
+    if ty.dtype.is_activation() {
+        return Ok(());
+    }
+    Err(format!("{what} must be f32 or bf16, got {}", ty.dtype))
+}
+
+/// A tensor of the same type and shape as another.
+fn like(ty: &TensorType, what: &str, other: &TensorType) -> Result<(), String> {
+    dtype(ty, what, other.dtype)?;
+    shape(ty, what, &other.shape)
+}
+
+/// The type of an output: what the op's attribute says, by default that of the first input.
+fn output_type(output: Option<DType>, first: &TensorType) -> Result<DType, String> {
+    match output.unwrap_or(first.dtype) {
+        dtype if dtype.is_activation() => Ok(dtype),
+        dtype => Err(format!("the output must be f32 or bf16, got {dtype}")),
+    }
+}
+
 /// A tensor of any float type.
 fn floats(ty: &TensorType, what: &str) -> Result<(), String> {
     if ty.dtype.is_float() {

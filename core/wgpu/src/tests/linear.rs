@@ -23,7 +23,7 @@ fn every_layout_and_type_at_ragged_sizes() {
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for dtype in DTYPES.into_iter().filter(|&t| layout != Layout::Tn || t == DType::F32) {
                 let fused = (m + n) % 2 == 1;
-                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused };
+                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused, output: None };
                 bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
             }
         }
@@ -34,7 +34,7 @@ fn every_layout_and_type_at_ragged_sizes() {
 fn few_rows_or_columns() {
     let Some(mut bench) = bench() else { return };
     for (m, n, k) in [(1, 5, 100), (8, 3, 65), (3, 70, 33), (50, 8, 129), (50, 1, 7)] {
-        let op = Linear { layout: Layout::Nt, scale: 2.0, bias: true, residual: true };
+        let op = Linear { layout: Layout::Nt, scale: 2.0, bias: true, residual: true, output: None };
         bench.check(op.clone(), &inputs(&op, m, n, k, DType::BF16));
     }
 }
@@ -63,7 +63,7 @@ fn sharded_operands() {
         // Odd rows of a 2-byte type: a shard starts at a multiple of 128 rows.
         (Layout::Nt, DType::BF16, 10, 700, 127),
     ] {
-        let op = Linear { layout, scale: 1.5, bias: true, residual: true };
+        let op = Linear { layout, scale: 1.5, bias: true, residual: true, output: None };
         bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
     }
 }
@@ -71,6 +71,6 @@ fn sharded_operands() {
 #[test]
 fn an_empty_inner_dimension_gives_the_residual() {
     let Some(mut bench) = bench() else { return };
-    let op = Linear { layout: Layout::Nt, scale: 1.0, bias: false, residual: true };
+    let op = Linear { layout: Layout::Nt, scale: 1.0, bias: false, residual: true, output: None };
     bench.check(op.clone(), &inputs(&op, 20, 30, 0, DType::F32));
 }

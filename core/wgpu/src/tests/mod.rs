@@ -5,7 +5,6 @@ mod device;
 mod linear;
 mod long;
 mod optimizer;
-mod portable;
 mod rows;
 mod sparse;
 

@@ -144,7 +144,7 @@ mod tests {
     use sparta_graph::DType;
 
     fn case(layout: Layout, [m, n, k]: [usize; 3], dtype: DType, bias: Option<DType>, residual: bool) {
-        let op = Linear { layout, scale: 0.75, bias: bias.is_some(), residual };
+        let op = Linear { layout, scale: 0.75, bias: bias.is_some(), residual, output: None };
         let (a_shape, b_shape) = match layout {
             Layout::Nt => ([m, k], [n, k]),
             Layout::Nn => ([m, k], [k, n]),

@@ -44,6 +44,7 @@ pub fn cases() -> Vec<Case> {
                 scale: [1.0, -0.3, 2.0][(i / 2) % 3],
                 bias: i % 2 == 1,
                 residual: (i / 4 + l) % 2 == 1,
+                output: None,
             };
             cases.push(linear(size, op, dtype, FLOATS[(i / 2) % 3]));
         }
@@ -51,7 +52,12 @@ pub fn cases() -> Vec<Case> {
     for dtype in FLOATS {
         for (bias, residual) in [(false, false), (true, false), (false, true), (true, true)] {
             for layout in [Layout::Nt, Layout::Nn] {
-                cases.push(linear([5, 19, 23], Linear { layout, scale: 0.7, bias, residual }, dtype, dtype));
+                cases.push(linear(
+                    [5, 19, 23],
+                    Linear { layout, scale: 0.7, bias, residual, output: None },
+                    dtype,
+                    dtype,
+                ));
             }
         }
     }
@@ -59,7 +65,12 @@ pub fn cases() -> Vec<Case> {
     for (layout, size) in [(Layout::Nt, [3, 700, 65]), (Layout::Nn, [3, 131, 333]), (Layout::Tn, [331, 130, 3])] {
         for residual in [false, true] {
             let dtype = if layout == Layout::Tn { DType::F32 } else { FLOATS[1 + usize::from(residual)] };
-            cases.push(linear(size, Linear { layout, scale: 1.0, bias: residual, residual }, dtype, DType::F32));
+            cases.push(linear(
+                size,
+                Linear { layout, scale: 1.0, bias: residual, residual, output: None },
+                dtype,
+                DType::F32,
+            ));
         }
     }
     cases.push(residual_is_the_input());

@@ -12,7 +12,13 @@ pub fn cases() -> Vec<Case> {
         [(3, 1, 127), (2, 5, 80), (2, 1, 129), (3, 2, 96), (257, 1, 16), (2, 1, 257), (2, 1, 1030), (1, 1, 4099)];
     for (i, (rows, heads, width)) in sizes.into_iter().chain(wide).enumerate() {
         let dtype = [DType::F32, DType::BF16, DType::F16][i % 3];
-        cases.push(rms_norm(rows, heads, width, RmsNorm { eps: [1e-6, 1e-5][i / 2 % 2], plus_one: i % 2 == 1 }, dtype));
+        cases.push(rms_norm(
+            rows,
+            heads,
+            width,
+            RmsNorm { eps: [1e-6, 1e-5][i / 2 % 2], plus_one: i % 2 == 1, output: None },
+            dtype,
+        ));
     }
     cases.push(residual_around_a_norm());
     cases.push(tiny_rows());
@@ -41,7 +47,7 @@ fn residual_around_a_norm() -> Case {
     Case::new("rms_norm inside a residual", |b| {
         let (x, w) = (b.normal(&[9, 33]), b.weight(DType::BF16, &[33]));
         let h = b.one(Add {}, &[x, x]);
-        let normed = b.one(RmsNorm { eps: 1e-6, plus_one: true }, &[h, w]);
+        let normed = b.one(RmsNorm { eps: 1e-6, plus_one: true, output: None }, &[h, w]);
         let y = b.one(Add {}, &[h, normed]);
         b.seed(y);
         b.wrt(&[x, w]);
@@ -53,7 +59,7 @@ fn tiny_rows() -> Case {
     Case::new("rms_norm of tiny rows", |b| {
         let values = b.random.normals(3 * 19).iter().enumerate().map(|(i, x)| x * [0.0, 1e-3, 1e-2][i / 19]).collect();
         let (x, w) = (b.f32s(&[3, 19], values), b.normal(&[19]));
-        let y = b.one(RmsNorm { eps: 1e-5, plus_one: false }, &[x, w]);
+        let y = b.one(RmsNorm { eps: 1e-5, plus_one: false, output: None }, &[x, w]);
         b.expect(y, naive::rms_norm(&b.of(x), &b.of(w), 1e-5, false));
         b.seed(y);
         b.wrt(&[w]);
@@ -63,7 +69,7 @@ fn tiny_rows() -> Case {
 fn many_norms() -> Case {
     Case::new("rms_norm of 70001 rows", |b| {
         let (x, w) = (b.normal(&[70_001, 2]), b.normal(&[2]));
-        let y = b.one(RmsNorm { eps: 1e-2, plus_one: false }, &[x, w]);
+        let y = b.one(RmsNorm { eps: 1e-2, plus_one: false, output: None }, &[x, w]);
         b.expect(y, naive::rms_norm(&b.of(x), &b.of(w), 1e-2, false));
         b.seed(y);
         b.wrt(&[x]);

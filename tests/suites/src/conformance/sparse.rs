@@ -98,7 +98,7 @@ fn chosen_norms_and_rows() -> Case {
         let (table, norm) = (b.weight(DType::BF16, &[11, 9]), b.weight(DType::BF16, &[9]));
         let tokens = b.u32s(&[5], [1, 10, 1, 0, 4]);
         let h = b.one(Embed { scale: 2.0, padding: None }, &[table, tokens]);
-        let h = b.one(RmsNorm { eps: 1e-6, plus_one: false }, &[h, norm]);
+        let h = b.one(RmsNorm { eps: 1e-6, plus_one: false, output: None }, &[h, norm]);
         let logits = b.one(Linear::plain(Layout::Nt), &[h, table]);
         b.seed(logits);
         b.wrt_chosen(norm, &[0, 3, 8], false);

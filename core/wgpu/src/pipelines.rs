@@ -1,112 +1,8 @@
-//! Kernels: their WGSL, embedded, and the pipelines made from it.
+//! Pipelines: kernels, compiled.
 
 use crate::report::{Caught, scoped};
+use sparta_kernels::{Kernel, RNG_BINDING};
 use std::collections::HashMap;
-
-/// A kernel with its specialisation constants, of which LANES, the threads of a workgroup, is always one.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Kernel {
-    pub name: &'static str,
-    pub constants: Constants,
-}
-
-/// Names and values that come before a kernel's text.
-pub(crate) type Constants = Vec<(&'static str, u32)>;
-
-impl Kernel {
-    pub fn lanes(&self) -> u32 {
-        self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
-    }
-}
-
-/// Threads of a workgroup, where a kernel does not ask for another number.
-pub(crate) const LANES: u32 = 256;
-
-/// The binding of the random key in kernels that read one; storage buffers are bound from 1 on.
-pub(crate) const RNG_BINDING: u32 = 9;
-
-macro_rules! shaders {
-    ($($name:literal),+ $(,)?) => {
-        /// The text of a file in `shaders/`.
-        fn shader(name: &str) -> Option<&'static str> {
-            match name {
-                $($name => Some(include_str!(concat!("../../../shaders/", $name, ".wgsl"))),)+
-                _ => None,
-            }
-        }
-
-        #[cfg(test)]
-        pub(crate) const SHADERS: &[&str] = &[$($name),+];
-    };
-}
-
-shaders!(
-    "prelude",
-    "accumulate",
-    "activation",
-    "adam",
-    "add",
-    "attention",
-    "attention_delta",
-    "attention_grad_kv",
-    "attention_grad_q",
-    "attention_grad_sum",
-    "attention_grad_tile",
-    "attention_tile",
-    "cast",
-    "clip_coef",
-    "column_sum",
-    "cross_entropy",
-    "cross_entropy_grad",
-    "cross_entropy_sum",
-    "dropout",
-    "embed",
-    "embed_grad",
-    "fill",
-    "gated_act",
-    "gated_act_grad",
-    "gather",
-    "linear",
-    "linear_small",
-    "rms_norm",
-    "rms_norm_grad",
-    "rms_norm_grad_w",
-    "rms_norm_rate",
-    "rope",
-    "sampled_grad",
-    "sampled_grad_tiled",
-    "scale",
-    "scatter",
-    "scatter_rows",
-    "soft_cap",
-    "soft_cap_grad",
-    "sum_of_squares",
-);
-
-/// Files that come before a kernel's own.
-fn shared(name: &str) -> &'static [&'static str] {
-    match name {
-        "attention" => &["prelude", "attention_tile"],
-        "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
-        "gated_act" | "gated_act_grad" => &["prelude", "activation"],
-        _ => &["prelude"],
-    }
-}
-
-/// The whole WGSL of a kernel: constants, shared files, its own file. `None` for a name without a file.
-pub(crate) fn source(kernel: &Kernel) -> Option<String> {
-    let mut text = String::new();
-    if !kernel.constants.iter().any(|(name, _)| *name == "LANES") {
-        text += &format!("const LANES: u32 = {LANES}u;\n");
-    }
-    for (name, value) in &kernel.constants {
-        text += &format!("const {name}: u32 = {value}u;\n");
-    }
-    for file in shared(kernel.name).iter().chain([&kernel.name]) {
-        text += shader(file)?;
-    }
-    Some(text)
-}
 
 /// A compiled kernel and the layout of its bindings.
 #[derive(Clone)]
@@ -136,7 +32,7 @@ impl Cache {
         }
         let (layout, pipeline_layout) =
             self.layouts.entry((storage, rng)).or_insert_with(|| layouts(device, storage, rng)).clone();
-        let text = source(kernel).ok_or_else(|| Caught::Other(format!("there is no kernel `{}`", kernel.name)))?;
+        let text = kernel.source().ok_or_else(|| Caught::Other(format!("there is no kernel `{}`", kernel.name)))?;
         let pipeline = scoped(device, || compile(device, kernel.name, text, &pipeline_layout))?;
         let pipeline = Pipeline { pipeline, layout };
         self.pipelines.insert(kernel.clone(), pipeline.clone());

@@ -1,7 +1,7 @@
 //! Attention: tiles of 32 query rows or 32 key rows per workgroup.
 
 use super::{Lowering, UNUSED, dropout_threshold, lanes_for, rows_of};
-use crate::kernels::Constants;
+use crate::source::Constants;
 use sparta_graph::ops::{Attention, AttentionDelta};
 
 const TILE: usize = 32;

@@ -1,7 +1,7 @@
 //! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
 //! translates to the languages of all three interfaces.
 
-use crate::kernels::{Kernel, LANES, SHADERS, source};
+use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fs;
@@ -36,7 +36,7 @@ fn every_shader_is_portable() {
     let parts = ["prelude", "activation", "attention_tile", "attention_grad_tile"];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
-            let text = source(&Kernel { name, constants: constants.clone() }).unwrap();
+            let text = Kernel { name, constants: constants.clone() }.source().unwrap();
             check(&text, &format!("{name} {constants:?}"));
         }
     }

@@ -1,4 +1,4 @@
-//! From a call of a plan to dispatches. Knows shapes and limits, nothing of wgpu.
+//! From a call of a plan to dispatches.
 //!
 //! A tensor that is larger than one binding may be is worked on in shards, one dispatch each: ranges of its rows, or of
 //! its flattened elements, that start at a multiple of 256 bytes.
@@ -9,74 +9,110 @@ mod linear;
 mod rows;
 mod sparse;
 
-use crate::kernels::{Kernel, LANES};
+use crate::source::{Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, DType, Op, Operand, Place};
 use std::ops::Range;
 
-/// A byte range that a dispatch binds.
+/// A byte range that a step reads or writes. The offset of a binding is a multiple of [`ALIGNMENT`], the length of 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct View {
+pub struct View {
     pub memory: Memory,
     pub offset: usize,
     pub bytes: usize,
 }
 
+/// The buffer of a [`View`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Memory {
+pub enum Memory {
     Arena,
+    /// The external tensor at this position of the plan's list.
     External(usize),
-    /// Memory of the plan that lives within one call.
+    /// Memory that lives within one call, so that all calls may share it: [`Lowered::scratch`] bytes.
     Scratch,
-    /// A small buffer in place of an operand that this call lacks.
+    /// [`ALIGNMENT`] bytes in place of an operand that the call lacks: bound, never read.
     Unused,
 }
 
 /// One launch of a kernel.
 #[derive(Clone, Debug)]
-pub(crate) struct Dispatch {
+pub struct Dispatch {
     pub kernel: Kernel,
     /// The kernel's `Params`, floats as their bits.
     pub params: Vec<u32>,
     /// Storage bindings, from 1 on.
     pub bindings: Vec<View>,
     pub rng: Option<View>,
-    /// Workgroups, before folding.
+    /// Workgroups in all; a launch takes them as a [`Dispatch::grid`].
     pub groups: usize,
 }
 
-pub(crate) enum Step {
+impl Dispatch {
+    /// The workgroups in two dimensions, of which the first holds at most `most`. Kernels number them row by row and
+    /// skip those beyond the end.
+    pub fn grid(&self, most: usize) -> (u32, u32) {
+        let y = self.groups.div_ceil(most);
+        (self.groups.div_ceil(y.max(1)) as u32, y as u32)
+    }
+}
+
+/// What a device does at a time; later steps see what earlier ones wrote.
+#[derive(Clone, Debug)]
+pub enum Step {
     Dispatch(Dispatch),
-    Copy { from: View, to: View },
+    /// Copies `from.bytes` bytes, as many as `to` has.
+    Copy {
+        from: View,
+        to: View,
+    },
 }
 
 /// Limits of a device that the lowering respects.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    /// Bytes of a storage binding, a multiple of 256.
+pub struct Bounds {
+    /// Bytes of the largest storage binding, a multiple of [`ALIGNMENT`].
     pub binding: usize,
     /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
     pub flops: u64,
-    /// Rounds of all loops of a thread.
+    /// Rounds of all loops of a thread together: [`MAX_ROUNDS`] on drivers that end loops early.
     pub rounds: usize,
 }
 
-/// What a call becomes, and the scratch memory it needs, in bytes.
-pub(crate) struct Lowered {
+/// What a call becomes.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// In order of execution.
     pub steps: Vec<Step>,
+    /// Bytes of [`Memory::Scratch`].
     pub scratch: usize,
 }
 
 /// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.
-pub(crate) fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
+pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
     for operand in call.inputs.iter().chain(&call.outputs) {
         if operand.ty.numel() > u32::MAX as usize {
             return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
         }
     }
+    only_f32_activations(call)?;
     let mut lowering = Lowering { call, bounds, steps: Vec::new(), scratch: 0 };
     lowering.op()?;
     Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
+}
+
+/// Errors: a call on 16-bit activations. Weights may be of any type.
+fn only_f32_activations(call: &Call) -> Result<(), String> {
+    let dtype = |operand: &Operand| operand.ty.dtype;
+    let fits = match &call.op {
+        Op::Cast(_) | Op::Scatter(_) => true,
+        Op::Store(_) => call.inputs.iter().all(|operand| dtype(operand) == dtype(&call.inputs[0])),
+        Op::Embed(_) => call.outputs.iter().all(|operand| dtype(operand) == DType::F32),
+        _ => call.inputs.iter().take(1).chain(&call.outputs).all(|operand| dtype(operand).size() == 4),
+    };
+    if fits {
+        return Ok(());
+    }
+    Err("this backend computes with f32 activations only: use --precision f32".into())
 }
 
 struct Lowering<'a> {
@@ -232,8 +268,8 @@ impl Launch<'_> {
     }
 }
 
-/// Rounds of all loops of a thread, on any device: llvmpipe ends them after 65,535.
-pub(crate) const MAX_ROUNDS: usize = 60_000;
+/// Rounds of all loops of a thread on llvmpipe, which silently ends them after 65,535.
+pub const MAX_ROUNDS: usize = 60_000;
 
 /// The rows that a kernel may loop over in one dispatch, with so many rounds for each; a multiple of every alignment.
 fn rows_for_rounds(rounds_per_row: usize) -> usize {

@@ -4,8 +4,10 @@
 //! gradients and whole training runs of tiny models with those of PyTorch and transformers.
 
 pub mod conformance;
+pub mod contract;
 pub mod device;
 pub mod golden;
+pub mod list;
 pub mod random;
 pub mod subject;
 pub mod tensor;

@@ -23,7 +23,7 @@ fn main() -> Result<()> {
 fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
     let (heads, intermediate) = (hidden / 48, hidden * 8 / 3);
     Case {
-        shape: Shape { hidden, layers, heads, kv_heads: heads, intermediate, vocab: 32000 },
+        shape: Shape::llama(hidden, layers, heads, intermediate, 32000),
         batch,
         tokens: 64,
         method: "sparta".into(),

@@ -157,7 +157,8 @@ impl Runner {
         };
         let wanted = |device: &&Json| self.args.device.as_deref().is_none_or(|id| device["id"] == id);
         let best = self.report.devices.iter().filter(wanted).min_by_key(|device| rank(device));
-        best.cloned().ok_or_else(|| format!("there is no device `{}`", self.args.device.as_deref().unwrap_or("")).into())
+        best.cloned()
+            .ok_or_else(|| format!("there is no device `{}`", self.args.device.as_deref().unwrap_or("")).into())
     }
 
     fn steps(&mut self) -> Result<()> {
@@ -219,9 +220,12 @@ impl Runner {
     fn suites(&mut self) -> Result<()> {
         let ids: Vec<String> = match &self.args.device {
             Some(id) => vec![id.clone()],
-            None => self.report.devices.iter().filter_map(|device| Some(device["id"].as_str()?.to_owned())).collect(),
+            None => {
+                let ids = self.report.devices.iter().filter_map(|device| device["id"].as_str());
+                ids.filter(|id| *id != "cpu").map(str::to_owned).collect()
+            }
         };
-        for id in ids.iter().filter(|id| self.args.device.is_some() || *id != "cpu") {
+        for id in &ids {
             eprintln!("suites on {id}");
             let mut command = self.program("sparta-cli");
             command.args(["plugin", "check", "--json", "--device", id]);
@@ -247,7 +251,12 @@ impl Runner {
                 let what = format!("peer {} {method}", work.peer);
                 eprintln!("{what}");
                 let mut command = Command::new("python3");
-                command.arg(self.args.programs.join("peer.py")).args(["--cells", &work.peer_cell(), "--methods", method]);
+                command.arg(self.args.programs.join("peer.py")).args([
+                    "--cells",
+                    &work.peer_cell(),
+                    "--methods",
+                    method,
+                ]);
                 match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
                     Ok(line) => {
                         self.report.peer.push((work.cell(), method.to_owned(), line));

@@ -33,19 +33,8 @@ const NAMED: [(&str, [usize; 7]); 4] = [
 impl Shape {
     /// `15M`, `110M`, `SmolLM2-135M`, `gemma-2b`, or six numbers `hidden,layers,heads,kv_heads,intermediate,vocab`.
     pub fn parse(text: &str) -> Result<Shape> {
-        let of = |[hidden, layers, heads, kv_heads, head_dim, intermediate, vocab]: [usize; 7]| Shape {
-            name: text.to_owned(),
-            hidden,
-            layers,
-            heads,
-            kv_heads,
-            head_dim,
-            intermediate,
-            vocab,
-            gemma: text == "gemma-2b",
-        };
         if let Some((_, numbers)) = NAMED.iter().find(|(name, _)| *name == text) {
-            return Ok(of(*numbers));
+            return Ok(Shape { gemma: text == "gemma-2b", ..Shape::of(text, *numbers) });
         }
         let numbers: Vec<usize> = text.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
         let numbers: [usize; 6] = numbers.try_into().map_err(|_| {
@@ -53,7 +42,18 @@ impl Shape {
             format!("`{text}` is no shape: {names} or hidden,layers,heads,kv_heads,intermediate,vocab")
         })?;
         let [hidden, layers, heads, kv_heads, intermediate, vocab] = numbers;
-        Ok(of([hidden, layers, heads, kv_heads, hidden / heads.max(1), intermediate, vocab]))
+        Ok(Shape::of(text, [hidden, layers, heads, kv_heads, hidden / heads.max(1), intermediate, vocab]))
+    }
+
+    /// In the shape of Llama, with as many key-value heads as heads.
+    pub fn llama(hidden: usize, layers: usize, heads: usize, intermediate: usize, vocab: usize) -> Shape {
+        let name = format!("{hidden},{layers},{heads},{heads},{intermediate},{vocab}");
+        Shape::of(&name, [hidden, layers, heads, heads, hidden / heads.max(1), intermediate, vocab])
+    }
+
+    fn of(name: &str, [hidden, layers, heads, kv_heads, head_dim, intermediate, vocab]: [usize; 7]) -> Shape {
+        let name = name.to_owned();
+        Shape { name, hidden, layers, heads, kv_heads, head_dim, intermediate, vocab, gemma: false }
     }
 
     /// Scalars of the layers and norms: what SpaRTA chooses from.
@@ -93,7 +93,8 @@ impl Shape {
     /// The directory of the model with weights of a type, in [`crate::place`]; made when it is not there, by another
     /// process, so that the memory it takes is not this one's.
     pub fn directory(&self, weights: Weights) -> Result<PathBuf> {
-        let directory = crate::place()?.join("bench-models").join(format!("{}-{}", self.name.replace(',', "-"), weights.name()));
+        let directory =
+            crate::place()?.join("bench-models").join(format!("{}-{}", self.name.replace(',', "-"), weights.name()));
         if !directory.join("config.json").is_file() {
             let program = std::env::current_exe()?;
             let status =
@@ -115,7 +116,8 @@ impl Shape {
         let mut start = 0;
         save_with(&directory.join("model.safetensors"), specs.collect(), &BTreeMap::new(), |spec| {
             // Gemma's norms multiply by 1 + weight.
-            let (std, centre) = if spec.shape.len() == 1 { (0.0, if self.gemma { 0.0 } else { 1.0 }) } else { (0.02, 0.0) };
+            let (std, centre) =
+                if spec.shape.len() == 1 { (0.0, if self.gemma { 0.0 } else { 1.0 }) } else { (0.02, 0.0) };
             // Each tensor begins elsewhere in the block.
             start += 7919;
             let values = block.iter().cycle().skip(start % BLOCK).take(numel(&spec.shape)).map(|x| centre + std * x);

@@ -171,8 +171,7 @@ fn selected(args: &CheckArgs) -> Result<Vec<String>> {
 
 /// The plugins of a library, and nothing else.
 fn load(path: &Path) -> Result<PluginSet> {
-    let set =
-        PluginSet::discover(&DiscoverOptions { explicit: vec![path.to_owned()], ..DiscoverOptions::default() });
+    let set = PluginSet::discover(&DiscoverOptions { explicit: vec![path.to_owned()], ..DiscoverOptions::default() });
     for found in set.report() {
         if let State::Refused { reason } = &found.state {
             return Err(Error::Plugin(format!("{}: {reason}", found.path.display())));

@@ -73,8 +73,14 @@ fn offsets_count_elements(backend: &mut dyn Backend) -> Result<(), String> {
         let expected = [vec![0; 2 * size], data, vec![0; 2 * size]].concat();
         expect(out == expected, format!("{dtype}: read {out:?}, expected {expected:?}"))?;
         let mut beyond = vec![0; 4 * size];
-        expect(backend.read(buffer, 62, &mut beyond).is_err(), format!("{dtype}: the end of a buffer can be read over"))?;
-        expect(backend.write(buffer, 62, &beyond).is_err(), format!("{dtype}: the end of a buffer can be written over"))?;
+        expect(
+            backend.read(buffer, 62, &mut beyond).is_err(),
+            format!("{dtype}: the end of a buffer can be read over"),
+        )?;
+        expect(
+            backend.write(buffer, 62, &beyond).is_err(),
+            format!("{dtype}: the end of a buffer can be written over"),
+        )?;
         backend.free(buffer);
     }
     Ok(())
@@ -119,7 +125,7 @@ fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
     let x = plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?;
     let floats = |values: [f32; 4]| values.map(f32::to_le_bytes).concat();
-    let mut read = |backend: &mut dyn Backend, expected: [f32; 4]| {
+    let read = |backend: &mut dyn Backend, expected: [f32; 4]| {
         let mut out = vec![0; 16];
         backend.read(buffers[x], 0, &mut out).map_err(text)?;
         expect(out == floats(expected), format!("x is {out:?}, expected the bytes of {expected:?}"))

@@ -24,4 +24,4 @@ impl BackendPlugin for Plugin {
     }
 }
 
-sparta_plugin::export_backend!(Plugin);
+sparta_plugin::export_backend!(entry: Plugin);

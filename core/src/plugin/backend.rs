@@ -1,4 +1,5 @@
-use super::{Implementation, earlier};
+use super::earlier;
+use super::library::Implementation;
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBackend, SpartaBytes};

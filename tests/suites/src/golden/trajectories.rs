@@ -3,13 +3,13 @@
 use super::data::{Golden, Layout, Source, difference, model_directory, nan_max};
 use crate::Subject;
 use serde_json::Value as Json;
-use sparta_core::data::batch::{Batch, Encoded};
+use sparta_core::decoder;
 use sparta_core::method::{Adaptation, IndexSet, options};
-use sparta_core::model::{Decoder, HeadKind, check_weights};
+use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
-use sparta_core::train::{HeadInit, Limits, Optimizer, Session, Setup};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::Backend;
 use std::collections::BTreeMap;
@@ -101,7 +101,7 @@ impl Run<'_> {
     }
 
     fn open(&self, device: Box<dyn Backend>, model: &Path, weights: &Weights, adaptation: Adaptation) -> Session {
-        let decoder = Decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
+        let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
         let head = HeadKind::Classification { classes: decoder.labels.len() };
         let number = |key: &str| self.log[key].as_f64().expect("a number") as f32;
         let optimizer = Optimizer {
@@ -212,7 +212,7 @@ fn adapt(plugins: &PluginSet, model: &Path, weights: &Weights, golden: &Golden, 
     let given: BTreeMap<String, options::Given> = method.options.iter().map(text).collect();
     let method = plugins.method(method.plugin).unwrap_or_else(|e| panic!("{e}"));
     let options = options::check(method.info(), &given).unwrap_or_else(|e| panic!("{e}"));
-    let decoder = Decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
+    let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };
     let parameters = check_weights(&decoder, weights, head).unwrap_or_else(|e| panic!("{e}"));
     let indices = |parameter: &sparta_plugin::method::Parameter, _: f64| {

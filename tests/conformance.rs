@@ -25,7 +25,13 @@ fn check_in(precision: Precision, cases: &[Case]) {
     let (one, three) = (run(subjects::cpu(Some(1))), run(subjects::cpu(Some(3))));
     subjects::wgpu().into_iter().chain(subjects::wgpu_splitting()).for_each(|subject| drop(run(subject)));
     failures.extend(judged.differences(&one, &three));
-    assert!(failures.is_empty(), "{} failures in {} cases in {precision}\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} failures in {} cases in {precision}\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
 }
 
 fn check_area(name: &str) {

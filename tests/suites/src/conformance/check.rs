@@ -143,7 +143,8 @@ impl JudgedCase {
         let got = Device::reference().run(&Plan::build(&unrounded, false), &data).map_err(fail)?;
         for (name, expected) in expected.iter().filter(|(name, _)| !program.ignored.contains(name)) {
             let context = format!("{}: the graph for bf16 without rounding: {name}", case.name);
-            let largest = expected.values.iter().filter(|x| x.is_finite()).fold(program.magnitude, |m, x| m.max(x.abs()));
+            let largest =
+                expected.values.iter().filter(|x| x.is_finite()).fold(program.magnitude, |m, x| m.max(x.abs()));
             compare(&context, &got[name].values, &expected.values, |_| 1e-11 * largest)?;
         }
         let reference = Device::reference().run(&Plan::build(&program.graph, false), &program.data).map_err(fail)?;

@@ -130,11 +130,7 @@ fn place_of(value: Value) -> String {
 
 /// Runs the program with everything observed and judges each op on the values that it was given. `tolerance(x)` is that
 /// of arithmetic before rounding, in an element whose true value is x.
-pub fn judge(
-    program: &Program,
-    device: &mut Device,
-    tolerance: impl Fn(f64) -> f64,
-) -> Result<(), Failure> {
+pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> f64) -> Result<(), Failure> {
     let wrong = |e: GraphError| Failure::Wrong(e.to_string());
     let (graph, places) = observed(&program.graph).map_err(wrong)?;
     let mut data = program.data.clone();

@@ -165,13 +165,12 @@ impl Build {
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v)).collect();
         let (op, cast) = narrow::narrowed(op.into(), &types, self.variant);
+        self.narrowed |= !cast.is_empty() || matches!(op, Op::Linear(_) | Op::RmsNorm(_));
         let mut inputs = inputs.to_vec();
         for i in cast {
             inputs[i] = self.add(Cast { to: DType::BF16 }, &[inputs[i]])[0];
         }
-        let outputs = self.add(op, &inputs);
-        self.narrowed |= inputs.iter().chain(&outputs).any(|&v| self.ty(v).dtype == DType::BF16);
-        outputs
+        self.add(op, &inputs)
     }
 
     fn add(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Vec<Value> {
@@ -265,7 +264,8 @@ impl Build {
             expected: self.expected,
             ignored: self.ignored,
             magnitude: self.magnitude,
-            refusable: self.refusable,
+            // Rows of an odd number of 16-bit elements start where a binding can only at every 128th row.
+            refusable: self.refusable || self.narrowed,
             narrowed: self.narrowed,
         })
     }

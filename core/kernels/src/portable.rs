@@ -27,6 +27,8 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
             .into_iter()
             .flat_map(|d| [0, 1].map(|on| vec![("LANES", 128), ("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]))
             .collect(),
+        "sgd" => vec![vec![("STATE", 0)], vec![("STATE", 1)]],
+        "sum_of_squares" => vec![vec![("PARTS", 0)], vec![("PARTS", 1)]],
         _ => vec![vec![]],
     }
 }

@@ -1,7 +1,7 @@
 //! Ops that work on each element alone, in shards of the flattened tensors.
 
 use super::{Lowering, Step, code, dropout_threshold, elements, rows, view, width_of};
-use sparta_graph::ops::{Activation, Adam, Dropout};
+use sparta_graph::ops::{Activation, Dropout};
 use sparta_graph::{DType, Operand};
 
 impl Lowering<'_> {
@@ -66,21 +66,6 @@ impl Lowering<'_> {
             let params = [n as u32, shard.len() as u32, counter, op.salt, dropout_threshold(op.p), keep.to_bits()];
             let bindings = [elements(x, &shard), elements(y, &shard)];
             self.push("dropout", &[], &params, &bindings).rng(rng).threads(n);
-        }
-        Ok(())
-    }
-
-    pub(super) fn adam(&mut self, op: &Adam) -> Result<(), String> {
-        let tensors = [self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?];
-        let clip = self.whole(self.input(4)?, "clip")?;
-        let step = self.whole(self.input(5)?, "step")?;
-        let attributes = [op.beta1, op.beta2, op.eps, op.weight_decay].map(f32::to_bits);
-        for shard in self.element_shards(&tensors)? {
-            let mut bindings = tensors.map(|t| elements(t, &shard)).to_vec();
-            bindings.extend([clip, step]);
-            let mut params = vec![shard.len() as u32];
-            params.extend(attributes);
-            self.push("adam", &[], &params, &bindings).threads(shard.len());
         }
         Ok(())
     }

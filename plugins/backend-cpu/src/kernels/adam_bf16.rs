@@ -94,7 +94,7 @@ mod tests {
             assert_eq!(round(x, 0xffff), bf16::from_f32(x).to_bits());
         }
         assert!(bf16::from_bits(round(f32::NAN, 0xffff)).is_nan());
-        let x = -1.0 - 3.0 / 1024.0;
+        let x = -1.0f32 - 3.0 / 1024.0;
         let up = (0..1 << 16).filter(|&r| bf16::from_bits(round(x, r)).to_f32() != -1.0).count();
         assert_eq!(up, 3 << 13, "3/8 of a unit in the last place");
         assert_eq!(round(f64::from(x), 1 << 14), round(x, 1 << 14));

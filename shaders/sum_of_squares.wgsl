@@ -13,7 +13,7 @@ const PARTIALS: u32 = 64u;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<u32>;
 @group(0) @binding(3) var<storage, read_write> parts: array<u32>;
 
 @compute @workgroup_size(LANES)
@@ -36,7 +36,7 @@ fn main(
     let end = min(p.last, start + min(length, (id % PARTIALS + 1u) * chunk));
     var sum = 0.0;
     for (var e = begin + lane; e < end; e += LANES) {
-        let value = x[e - p.first];
+        let value = decode(X, x[word_of(X, e - p.first)], e - p.first);
         sum += value * value;
     }
     sum = sum_lanes(lane, sum);

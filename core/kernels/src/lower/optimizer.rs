@@ -1,6 +1,6 @@
 //! Gradients joined and measured, and the ops that update trained values.
 
-use super::{Lowering, UNUSED, elements, row_bytes, split, view};
+use super::{Lowering, UNUSED, code, elements, row_bytes, split, view};
 use sparta_graph::Operand;
 use sparta_graph::ops::{Adam, AdamBf16, ClipCoef, Concat, PARTIALS, Sgd, SumOfSquares};
 use std::ops::Range;
@@ -23,8 +23,9 @@ impl Lowering<'_> {
             }
             for shard in self.element_shards(&[x])? {
                 let to = begin + shard.start..begin + shard.end;
-                let params = [shard.len() as u32, 1f32.to_bits()];
-                self.push("scale", &[], &params, &[elements(x, &shard), elements(y, &to)]).threads(shard.len());
+                let constants = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
+                let bindings = [elements(x, &shard), elements(y, &to)];
+                self.push("cast", &constants, &[shard.len() as u32], &bindings).threads(shard.len());
             }
         }
         let ends = inputs.iter().zip(&begins).map(|(x, begin)| begin + x.ty.numel());
@@ -89,7 +90,7 @@ impl Lowering<'_> {
         let (norms, x, parts) = (self.input(0)?, self.input(1)?, self.call.inputs.get(2));
         let count = parts.map_or(1, |parts| parts.ty.shape[0]);
         let table = parts.map_or(Ok(UNUSED), |parts| self.whole(parts, "parts"))?;
-        let constants = [("PARTS", u32::from(parts.is_some()))];
+        let constants = [("X", code(x.ty.dtype)), ("PARTS", u32::from(parts.is_some()))];
         for shard in self.element_shards(&[x])? {
             // Rows of 256 bytes: any of them can begin a binding.
             for rows in split(&(0..count), (self.bounds.binding / row_bytes(norms)).max(1)) {

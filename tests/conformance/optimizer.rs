@@ -230,7 +230,7 @@ fn concat(lengths: Vec<usize>, salt: usize) -> Case {
         let (mut inputs, mut joined) = (vec![], vec![]);
         for (i, &n) in lengths.iter().enumerate() {
             let x = b.normal(&[n]);
-            let made = (i + salt) % 3 > 0;
+            let made = !(i + salt).is_multiple_of(3);
             inputs.push(if made { b.one(Scale { factor: 2.0 }, &[x]) } else { x });
             joined.extend(b.of(x).iter().map(|x| if made { 2.0 * x } else { *x }));
             joined.resize(joined.len().next_multiple_of(64), 0.0);

@@ -13,10 +13,21 @@ pub struct Tensor {
 pub fn round(dtype: DType, x: f64) -> f64 {
     match dtype {
         DType::F32 => f64::from(x as f32),
-        DType::BF16 => bf16::from_f64(x).to_f64(),
-        DType::F16 => f16::from_f64(x).to_f64(),
+        DType::BF16 => bf16::from_f32(odd(x)).to_f64(),
+        DType::F16 => f16::from_f32(odd(x)).to_f64(),
         DType::U32 => f64::from(x as u32),
     }
+}
+
+/// The f32 whose rounding to 16 bits is that of x: where f32 cannot hold x, its neighbour with an odd last bit. (The
+/// half crate's own conversions from f64 ignore the bits below f32's.)
+fn odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest) == x || !nearest.is_finite() {
+        return nearest;
+    }
+    let away = f64::from(nearest).abs() > x.abs();
+    f32::from_bits((nearest.to_bits() - u32::from(away)) | 1)
 }
 
 impl Tensor {
@@ -37,8 +48,8 @@ impl Tensor {
         let values = self.values.iter();
         match self.ty.dtype {
             DType::F32 => values.flat_map(|&x| (x as f32).to_le_bytes()).collect(),
-            DType::BF16 => values.flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
-            DType::F16 => values.flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
+            DType::BF16 => values.flat_map(|&x| bf16::from_f32(odd(x)).to_le_bytes()).collect(),
+            DType::F16 => values.flat_map(|&x| f16::from_f32(odd(x)).to_le_bytes()).collect(),
             DType::U32 => values.flat_map(|&x| (x as u32).to_le_bytes()).collect(),
         }
     }
@@ -74,5 +85,9 @@ mod tests {
     fn rounding_is_to_nearest_even() {
         assert_eq!(round(DType::BF16, 1.0 + 1.0 / 256.0), 1.0);
         assert_eq!(round(DType::BF16, 1.0 + 3.0 / 256.0), 1.0 + 4.0 / 256.0);
+        for tiny in [2f64.powi(-21), 2f64.powi(-40)] {
+            assert_eq!(round(DType::BF16, 1.0 + 1.0 / 256.0 + tiny), 1.0 + 2.0 / 256.0, "not a tie");
+            assert_eq!(round(DType::BF16, -1.0 - 1.0 / 256.0 + tiny), -1.0, "not a tie");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod backend;
 mod bind;
 mod device;
 mod draw;
+mod elementwise;
 mod floats;
 mod kernels;
 mod memory;

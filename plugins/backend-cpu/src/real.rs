@@ -87,6 +87,12 @@ impl<P> Matrix<P> {
     }
 }
 
+impl<P: Copy> Matrix<P> {
+    pub fn transposed(self) -> Self {
+        Matrix { at: self.at, row: self.column, column: self.row }
+    }
+}
+
 pub type Operand<T> = Matrix<*const T>;
 
 macro_rules! gemm {

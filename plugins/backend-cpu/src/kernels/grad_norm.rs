@@ -1,12 +1,13 @@
 use crate::bind::{Io, Kernel};
-use crate::memory::{Need, Ptr};
+use crate::elementwise::pieces;
+use crate::memory::{Floats, Need};
 use crate::parallel::{tasks, try_tasks};
 use crate::real::Real;
 use crate::simd::{simd, sum};
 use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
 
 pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
-    let (norms, x, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.numel(1)?);
+    let (norms, x, n) = (io.real::<T>(0)?, io.floats::<T>(1)?, io.numel(1)?);
     let first = op.slot * PARTIALS;
     // SAFETY: the tensor lies in x, and the slots are those of the shape rule.
     let square =
@@ -33,11 +34,17 @@ pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
 ///
 /// # Safety
 /// The tensor lies in x, and nobody writes it meanwhile.
-unsafe fn partial<T: Real>(x: Ptr<T>, begin: usize, len: usize, i: usize) -> T {
+unsafe fn partial<T: Real>(x: Floats<T>, begin: usize, len: usize, i: usize) -> T {
     let chunk = len.div_ceil(PARTIALS);
     let start = len.min(i * chunk);
+    let mut sum = T::ZERO;
     // SAFETY: the caller vouches for it.
-    unsafe { sum_of_squares(x.slice(begin + start, chunk.min(len - start))) }
+    unsafe {
+        pieces(begin + start..begin + len.min(start + chunk), [x], [], |r, [x], []| {
+            sum += sum_of_squares(std::slice::from_raw_parts(x, r.len()));
+        });
+    }
+    sum
 }
 
 pub fn prepare_clip<T: Real>(op: &ClipCoef, io: &Io) -> Result<Kernel, String> {

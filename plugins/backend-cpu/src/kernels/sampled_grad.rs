@@ -1,5 +1,5 @@
 use crate::bind::{Io, Kernel};
-use crate::memory::{Need, Ptr, Scratch};
+use crate::memory::{Floats, Need, Ptr, Scratch};
 use crate::parallel::try_tasks;
 use crate::real::{Matrix, Operand, Real};
 use crate::simd::{simd, sum_lanes};
@@ -15,8 +15,8 @@ pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
         size: [t, rows, columns],
         n,
         scale: T::from_f32(op.scale),
-        dy: io.real(0)?,
-        x: io.real(1)?,
+        dy: io.floats(0)?,
+        x: io.floats(1)?,
         index: io.words(2)?,
         row_ptr: io.words(3)?,
         g: io.output(0)?,
@@ -27,13 +27,17 @@ pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
         Sampling::Sampled => false,
         Sampling::Tiled => true,
     };
+    let full = choice.dy.is_full() && choice.x.is_full();
     if tiled {
-        let per_thread = TILE_ROWS * TILE_COLUMNS.min(columns) * size_of::<T>();
+        let (rows, columns) = (TILE_ROWS, TILE_COLUMNS.min(columns));
+        let converted = if full { 0 } else { DEPTH.min(t) * (rows + columns) };
+        let per_thread = (rows * columns + converted) * size_of::<T>();
         return Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.tiled(scratch)));
     }
     let pieces = Pieces::of(choice.size);
-    let per_thread =
-        (pieces.rows.min(ROWS) + pieces.columns.min(COLUMNS)).saturating_mul(pieces.depth * size_of::<T>());
+    let (rows, columns) = (pieces.rows.min(ROWS), pieces.columns.min(COLUMNS));
+    let strip = if full { 0 } else { SIDE * rows.max(columns) };
+    let per_thread = ((rows + columns).saturating_mul(pieces.depth) + strip).saturating_mul(size_of::<T>());
     Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.sampled(pieces, scratch)))
 }
 
@@ -74,8 +78,8 @@ struct Choice<T> {
     size: [usize; 3],
     n: usize,
     scale: T,
-    dy: Ptr<T>,
-    x: Ptr<T>,
+    dy: Floats<T>,
+    x: Floats<T>,
     index: Ptr<u32>,
     row_ptr: Ptr<u32>,
     g: Ptr<T>,
@@ -143,15 +147,15 @@ impl<T: Real> Choice<T> {
         for first in (0..t.max(1)).step_by(depth) {
             let deep = depth.min(t - first);
             let x_t = Ptr::new(scratch.at(rows.len() * deep));
-            // SAFETY: the columns lie in dy; the scratch memory holds them, and those of x behind them.
-            unsafe {
-                transpose(self.dy.at(first * all_rows + rows.start), all_rows, [deep, rows.len()], scratch.at(0))
-            };
+            let strip = Ptr::new(x_t.at(columns.len().min(COLUMNS) * deep));
+            let at = first * all_rows + rows.start;
+            // SAFETY: the columns lie in dy; the scratch memory holds them, and behind them those of x and a strip.
+            unsafe { transpose(self.dy, at, all_rows, [deep, rows.len()], scratch, strip) };
             for columns in split(columns.clone(), COLUMNS) {
-                let x = self.x.at(first * all_columns + columns.start);
+                let at = first * all_columns + columns.start;
                 // SAFETY: as above; nobody writes the transposed blocks while they are read.
                 let x = unsafe {
-                    transpose(x, all_columns, [deep, columns.len()], x_t.at(0));
+                    transpose(self.x, at, all_columns, [deep, columns.len()], x_t, strip);
                     x_t.slice(0, columns.len() * deep)
                 };
                 for (i, row) in rows.clone().enumerate() {
@@ -206,12 +210,19 @@ impl<T: Real> Choice<T> {
     fn tile(&self, tile_rows: Range<usize>, tile_columns: Range<usize>, scratch: Ptr<T>) -> Result<(), String> {
         let [t, rows, columns] = self.size;
         let (width, first) = (tile_columns.len(), tile_columns.start);
-        // SAFETY: the tile lies in the product; the scratch memory holds it.
-        unsafe {
-            let tile = Matrix::rows(scratch.at(0), width);
-            let dy = Operand::columns(self.dy.at(tile_rows.start).cast_const(), rows);
-            let x = Operand::rows(self.x.at(first).cast_const(), columns);
-            T::gemm([tile_rows.len(), width, t], tile, false, dy, x, self.scale);
+        let dy_buffer = Ptr::new(scratch.at(tile_rows.len() * width));
+        // What need not be converted is multiplied in one go; at least once, so that the tile is written.
+        let depth = if self.dy.is_full() && self.x.is_full() { t } else { DEPTH }.max(1);
+        for start in (0..t.max(1)).step_by(depth) {
+            let deep = depth.min(t - start);
+            let x_buffer = Ptr::new(dy_buffer.at(tile_rows.len() * deep));
+            // SAFETY: the tile lies in the product; the scratch memory holds it and the converted rows behind it.
+            unsafe {
+                let dy = rows_of(self.dy, start * rows + tile_rows.start, rows, [deep, tile_rows.len()], dy_buffer);
+                let x = rows_of(self.x, start * columns + first, columns, [deep, width], x_buffer);
+                let tile = Matrix::rows(scratch.at(0), width);
+                T::gemm([tile_rows.len(), width, deep], tile, start > 0, dy.transposed(), x, self.scale);
+            }
         }
         for (r, row) in tile_rows.enumerate() {
             let (start, chosen) = self.row(row);
@@ -238,9 +249,46 @@ const TOGETHER: usize = 4;
 /// Partial sums of each.
 const LANES: usize = 16;
 
+/// A block of a matrix whose rows are `width` apart, from element `at` on: where it lies, or converted into `buffer`.
+///
+/// # Safety
+/// The block lies in the tensor, and the buffer has room for it.
+unsafe fn rows_of<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], buffer: Ptr<T>) -> Operand<T> {
+    let [deep, columns] = size;
+    if let Floats::Full(x) = x {
+        return Operand::rows(x.at(at), width);
+    }
+    for i in 0..deep {
+        // SAFETY: the caller vouches for it.
+        unsafe { x.load(at + i * width, columns, buffer.at(i * columns)) };
+    }
+    Operand::rows(buffer.at(0), columns)
+}
+
+/// `y [columns, deep]` = the block `[deep, columns]` of x transposed, from element `at` on, the rows `width` apart. What
+/// has to be converted goes through `strip`, a few rows at a time.
+///
+/// # Safety
+/// The block lies in the tensor, y has room for it, and the strip for SIDE rows of it.
+unsafe fn transpose<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], y: Ptr<T>, strip: Ptr<T>) {
+    let [deep, columns] = size;
+    if let Floats::Full(x) = x {
+        // SAFETY: the caller vouches for it.
+        return unsafe { transpose_rows(x.at(at), width, size, y.at(0), deep) };
+    }
+    for t in (0..deep).step_by(SIDE) {
+        let rows = SIDE.min(deep - t);
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            (0..rows).for_each(|i| x.load(at + (t + i) * width, columns, strip.at(i * columns)));
+            transpose_rows(strip.at(0), columns, [rows, columns], y.at(t), deep);
+        }
+    }
+}
+
 simd! {
-    /// `y [columns, deep]` = `x [deep, columns]` transposed; the rows of x are `width` apart.
-    unsafe fn transpose<T: Real>(x: *const T, width: usize, size: [usize; 2], y: *mut T) {
+    /// `y [columns, deep]` = `x [deep, columns]` transposed; the rows of x are `width` apart, those of y `stride`.
+    unsafe fn transpose_rows<T: Real>(x: *const T, width: usize, size: [usize; 2], y: *mut T, stride: usize) {
         let [deep, columns] = size;
         let (whole_deep, whole_columns) = (deep / SIDE * SIDE, columns / SIDE * SIDE);
         for column in (0..whole_columns).step_by(SIDE) {
@@ -248,14 +296,14 @@ simd! {
                 let row = |i| x.add((t + i) * width + column).cast::<[T; SIDE]>().read_unaligned();
                 let square = transposed([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
                 for (i, line) in square.into_iter().enumerate() {
-                    y.add((column + i) * deep + t).cast::<[T; SIDE]>().write_unaligned(line);
+                    y.add((column + i) * stride + t).cast::<[T; SIDE]>().write_unaligned(line);
                 }
             }
         }
         for column in 0..columns {
             let done = if column < whole_columns { whole_deep } else { 0 };
             for t in done..deep {
-                *y.add(column * deep + t) = *x.add(t * width + column);
+                *y.add(column * stride + t) = *x.add(t * width + column);
             }
         }
     }
@@ -310,7 +358,7 @@ fn transposed<T: Real>(rows: [[T; SIDE]; SIDE]) -> [[T; SIDE]; SIDE] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check, error};
+    use crate::testing::{Tensor, check, check_bf16, error};
     use sparta_graph::DType;
 
     fn inputs([t, rows, columns]: [usize; 3], stride: usize) -> Vec<Tensor> {
@@ -343,7 +391,11 @@ mod tests {
             };
             let expected: Vec<f64> = inputs[2].words().iter().map(of).collect();
             for sampling in [Sampling::Auto, Sampling::Sampled, Sampling::Tiled] {
-                check(SampledGrad { scale: 0.5, sampling }, &inputs, std::slice::from_ref(&expected), 2e-6);
+                let op = SampledGrad { scale: 0.5, sampling };
+                check(op.clone(), &inputs, std::slice::from_ref(&expected), 2e-6);
+                for which in [&[0][..], &[1], &[0, 1]] {
+                    check_bf16(op.clone(), &inputs, which, 2e-6);
+                }
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod args;
+mod builtin;
 mod default_job;
 mod devices;
 mod hub;

@@ -18,7 +18,7 @@ mod simd;
 mod testing;
 
 pub use backend::{CpuBackend, DEVICE};
-pub use plugin::Plugin;
+pub use plugin::{Plugin, entry};
 pub use real::Real;
 
 /// The backend for use: f32.

@@ -23,4 +23,4 @@ impl BackendPlugin for Plugin {
     }
 }
 
-sparta_plugin::export_backend!(Plugin);
+sparta_plugin::export_backend!(entry: Plugin);

@@ -174,7 +174,7 @@ fn linked(entry: Entry, bytes: &[u8]) -> PluginSet {
     LINES.set(bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect());
     let mut plugins = PluginSet::default();
     // SAFETY: the entry points of this file obey the ABI, and their tables are statics.
-    unsafe { plugins.link("fuzz", entry) };
+    unsafe { plugins.link(entry) };
     plugins
 }
 

@@ -1,0 +1,142 @@
+//! Ops that pick rows, and the loss on rows of logits.
+
+use super::case::Case;
+use super::naive;
+use sparta_graph::DType;
+use sparta_graph::ops::{CrossEntropy, Embed, IGNORED, Layout, Linear, ScatterRows, SelectRows, step};
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    let tables = [(1, 1, 1), (3, 7, 2), (17, 33, 5), (300, 63, 40), (7, 64, 65), (33, 129, 17), (2, 257, 130)];
+    for (i, (vocab, width, rows)) in tables.into_iter().enumerate() {
+        let dtype = [DType::BF16, DType::F32, DType::F16][i % 3];
+        let op = Embed { scale: [1.0, 45.25][i % 2], padding: (i % 2 == 1).then_some(0) };
+        cases.push(embed(vocab, width, rows, op, dtype));
+    }
+    cases.push(embed(70_001, 2, 3, Embed { scale: 1.0, padding: None }, DType::F32));
+    cases.push(embed(3, 1, 70_001, Embed { scale: 1.0, padding: None }, DType::BF16));
+    cases.push(tied_embedding());
+    for (total, width, rows) in [
+        (1, 1, vec![0]),
+        (5, 3, vec![4]),
+        (7, 33, vec![6, 0, 3]),
+        (64, 65, vec![63]),
+        (130, 2, (0..130).rev().collect()),
+    ] {
+        cases.push(select_rows(total, width, rows.clone()));
+        cases.push(scatter_rows(total, width, rows));
+    }
+    cases.push(scatter_rows(70_001, 2, vec![70_000, 5]));
+    let losses = [(1, 1), (1, 2), (3, 3), (2, 7), (17, 33), (5, 300), (64, 65), (7, 257), (130, 2), (2, 4099)];
+    for (i, (rows, classes)) in losses.into_iter().enumerate() {
+        cases.push(cross_entropy(rows, classes, [0, 3, 1][i % 3]));
+    }
+    cases.push(cross_entropy(3, 5, 1));
+    cases.push(cross_entropy(70_001, 2, 2));
+    cases.push(huge_logits());
+    cases
+}
+
+/// Tokens repeat, so that rows of the gradient are sums.
+fn embed(vocab: usize, width: usize, rows: usize, op: Embed, dtype: DType) -> Case {
+    Case::new(format!("{op:?} {vocab}x{width} {dtype}, {rows} tokens"), move |b| {
+        let table = b.weight(dtype, &[vocab, width]);
+        let tokens: Vec<usize> = (0..rows).map(|_| b.random.below(vocab.min(rows / 2 + 1))).collect();
+        let ids = b.u32s(&[rows], tokens.iter().copied());
+        let y = b.one(op.clone(), &[table, ids]);
+        let (values, scale) = (b.of(table), f64::from(op.scale));
+        b.expect(y, tokens.iter().flat_map(|t| values[t * width..][..width].to_vec()).map(|x| scale * x).collect());
+        b.seed(y);
+        if op.padding.is_none() {
+            b.wrt(&[table]);
+        } else {
+            // The padding row gets no gradient although it has an effect: compare with the definition.
+            let dy = b.normal(&[rows, width]);
+            let grad = sparta_graph::ops::EmbedGrad { vocab, scale: op.scale, padding: op.padding };
+            let dtable = b.one(grad, &[dy, ids]);
+            let mut sum = vec![0.0; vocab * width];
+            let upstream = b.of(dy);
+            for (t, &token) in tokens.iter().enumerate().filter(|(_, token)| Some(**token as u32) != op.padding) {
+                (0..width).for_each(|c| sum[token * width + c] += scale * upstream[t * width + c]);
+            }
+            b.magnitude = scale;
+            b.expect(dtable, sum);
+        }
+    })
+}
+
+/// One table for lookup and output, as in Gemma.
+fn tied_embedding() -> Case {
+    Case::new("tied embedding", |b| {
+        let table = b.weight(DType::BF16, &[19, 8]);
+        let tokens = b.u32s(&[6], [3, 3, 0, 18, 7, 3]);
+        let h = b.one(Embed { scale: 0.5, padding: None }, &[table, tokens]);
+        let logits = b.one(Linear::plain(Layout::Nt), &[h, table]);
+        b.seed(logits);
+        b.wrt(&[table]);
+    })
+}
+
+fn select_rows(total: usize, width: usize, rows: Vec<usize>) -> Case {
+    Case::new(format!("select_rows {} of {total}x{width}", rows.len()), move |b| {
+        let x = b.normal(&[total, width]);
+        let index = b.u32s(&[rows.len()], rows.iter().copied());
+        let y = b.one(SelectRows {}, &[x, index]);
+        let values = b.of(x);
+        b.expect(y, rows.iter().flat_map(|r| values[r * width..][..width].to_vec()).collect());
+        b.seed(y);
+        b.wrt(&[x]);
+    })
+}
+
+fn scatter_rows(total: usize, width: usize, rows: Vec<usize>) -> Case {
+    Case::new(format!("scatter_rows {} of {total}x{width}", rows.len()), move |b| {
+        let x = b.normal(&[rows.len(), width]);
+        let index = b.u32s(&[rows.len()], rows.iter().copied());
+        let y = b.one(ScatterRows { rows: total }, &[x, index]);
+        let mut expected = vec![0.0; total * width];
+        let values = b.of(x);
+        for (row, chunk) in rows.iter().zip(values.chunks(width)) {
+            expected[row * width..][..width].copy_from_slice(chunk);
+        }
+        b.expect(y, expected);
+    })
+}
+
+/// Every `ignored`-th label counts nothing; 0: none, 1: all of them.
+fn cross_entropy(rows: usize, classes: usize, ignored: usize) -> Case {
+    Case::new(format!("cross_entropy {rows}x{classes}, every {ignored} ignored"), move |b| {
+        b.refusable = rows > 20_000;
+        let logits = b.normal(&[rows, classes]);
+        let skipped = |r: usize| ignored > 0 && r % ignored == ignored - 1;
+        let labels: Vec<usize> =
+            (0..rows).map(|r| if skipped(r) { IGNORED as usize } else { b.random.below(classes) }).collect();
+        let label_input = b.u32s(&[rows], labels.iter().copied());
+        let weight = 1.0 / rows as f64;
+        let scalars = b.step(&[(step::LR, 7.0), (step::LOSS_SCALE, weight)]);
+        let weight = b.of(scalars)[step::LOSS_SCALE];
+        let outputs = b.apply(CrossEntropy {}, &[logits, label_input, scalars]);
+        let values = b.of(logits);
+        let lse: Vec<f64> = values.chunks(classes).map(naive::log_sum_exp).collect();
+        let loss = |r: usize| if skipped(r) { 0.0 } else { lse[r] - values[r * classes + labels[r]] };
+        b.expect(outputs[0], vec![weight * (0..rows).map(loss).sum::<f64>()]);
+        b.expect(outputs[1], lse.clone());
+        b.seed(outputs[0]);
+        b.wrt(&[logits]);
+    })
+}
+
+fn huge_logits() -> Case {
+    Case::new("cross_entropy of huge logits", |b| {
+        let values = vec![1e4, -1e4, 0.0, 88.0, 89.0, 90.0, -1e4, -1e4, -1e4, 300.0, -300.0, 299.0];
+        let logits = b.f32s(&[4, 3], values.clone());
+        let labels = b.u32s(&[4], [1, 0, 2, 0]);
+        let scalars = b.step(&[(step::LOSS_SCALE, 0.25)]);
+        let outputs = b.apply(CrossEntropy {}, &[logits, labels, scalars]);
+        let lse: Vec<f64> = values.chunks(3).map(naive::log_sum_exp).collect();
+        let picked = [values[1], values[3], values[8], values[9]];
+        b.magnitude = 1e4;
+        b.expect(outputs[0], vec![0.25 * lse.iter().zip(picked).map(|(l, p)| l - p).sum::<f64>()]);
+        b.expect(outputs[1], lse);
+    })
+}

@@ -184,7 +184,7 @@ fn between(context: &str, got: &Tensor, exact: &[f64], tolerance: &impl Fn(f64) 
             DType::BF16 | DType::F16 => (round(dtype, exact - t), round(dtype, exact + t)),
             _ => (exact - t, exact + t),
         };
-        if !(low..=high).contains(&x) && !(x.is_nan() && exact.is_nan()) {
+        if !((low..=high).contains(&x) || x.is_nan() && exact.is_nan()) {
             return Err(format!("{context}: element {i} is {x:e}, expected {low:e} to {high:e}"));
         }
     }

@@ -260,7 +260,7 @@ pub struct EvalArgs {
     /// Use at most N examples
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_examples: Option<usize>,
-    /// Float types of activations and products [default: those of the run, where there is one, else auto]
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
     #[command(flatten)]
@@ -281,7 +281,7 @@ pub struct PredictArgs {
     /// Answer of one head only, where there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
-    /// Float types of activations and products [default: those of the run, where there is one, else auto]
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name

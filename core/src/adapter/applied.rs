@@ -21,7 +21,7 @@ pub struct Applied {
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
-    /// The float types to compute in: those of the run that made the adapter, where one did.
+    /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
     pub precision: PrecisionChoice,
 }
 
@@ -58,7 +58,7 @@ impl Applied {
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
-        Ok(Applied { precision: precision.unwrap_or_default(), adapter, weights, decoder, adaptation })
+        Ok(Applied { precision: precision.unwrap_or(PrecisionChoice::F32), adapter, weights, decoder, adaptation })
     }
 
     /// Classes of all heads together.

@@ -173,6 +173,12 @@ impl Build {
         let (op, cast) = narrow::narrowed(op.into(), &types, self.variant);
         self.narrowed |= !cast.is_empty() || matches!(op, Op::Linear(_) | Op::RmsNorm(_));
         let mut inputs = inputs.to_vec();
+        // Ops on f32 alone get what narrowed ops have given them in f32.
+        for i in (0..inputs.len()).filter(|_| narrow::is_for_f32(&op)) {
+            if types[i].dtype == DType::BF16 && !self.names.contains_key(&inputs[i]) {
+                inputs[i] = self.add(Cast { to: DType::F32 }, &[inputs[i]])[0];
+            }
+        }
         for i in cast {
             inputs[i] = self.add(Cast { to: DType::BF16 }, &[inputs[i]])[0];
         }

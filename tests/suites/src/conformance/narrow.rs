@@ -33,6 +33,11 @@ pub fn activations(op: &Op) -> &'static [usize] {
     }
 }
 
+/// Whether no input but weights can be bf16.
+pub fn is_for_f32(op: &Op) -> bool {
+    activations(op).is_empty() && !matches!(op, Op::Cast(_) | Op::Store(_))
+}
+
 /// The op on rounded inputs: the inputs to cast to bf16, and the op with the output that `variant` asks of it. Where an
 /// op names its output, one variant rounds both sides, one the inputs only, one the output only.
 pub fn narrowed(op: Op, inputs: &[TensorType], variant: usize) -> (Op, Vec<usize>) {

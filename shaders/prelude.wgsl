@@ -85,6 +85,11 @@ fn encode(dtype: u32, x: f32) -> u32 {
     return encode_f16(x);
 }
 
+// Whether a word is an f32 NaN: by its bits, for drivers may take it that no float is NaN.
+fn is_nan(bits: u32) -> bool {
+    return (bits & 0x7fffffffu) > 0x7f800000u;
+}
+
 // tanh of drivers may overflow to NaN; beyond 15 the result is 1 in f32.
 fn safe_tanh(x: f32) -> f32 {
     return tanh(clamp(x, -15.0, 15.0));

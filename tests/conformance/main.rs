@@ -10,6 +10,7 @@ mod check;
 mod devices;
 mod elementwise;
 mod linear;
+mod losses;
 mod naive;
 mod norm;
 mod optimizer;
@@ -43,8 +44,13 @@ fn elementwise_ops() {
 }
 
 #[test]
-fn rows_and_losses() {
+fn rows_of_tables() {
     check(&rows::cases());
+}
+
+#[test]
+fn losses_and_their_gradients() {
+    check(&losses::cases());
 }
 
 #[test]
@@ -59,12 +65,13 @@ fn optimizer_steps() {
 
 #[test]
 fn every_op_has_a_case() {
-    let areas: [fn() -> Vec<Case>; 7] = [
+    let areas: [fn() -> Vec<Case>; 8] = [
         linear::cases,
         norm::cases,
         attention::cases,
         elementwise::cases,
         rows::cases,
+        losses::cases,
         sparse::cases,
         optimizer::cases,
     ];

@@ -15,6 +15,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "embed" => types("TABLE"),
         "rms_norm" | "scatter" => types("W"),
         "rms_norm_grad" => vec![vec![("W", 0), ("ACC", 0)], vec![("W", 1), ("ACC", 1)]],
+        "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
         "cast" => (0..9).map(|i| vec![("FROM", i / 3), ("TO", i % 3)]).collect(),
         "linear" => (0..18)
             .map(|i| {

@@ -43,6 +43,16 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn scale_by(&mut self) -> Result<(), String> {
+        let (x, y) = (self.input(0)?, self.output(0)?);
+        let factor = self.whole(self.input(1)?, "s")?;
+        for shard in self.element_shards(&[x, y])? {
+            let bindings = [elements(x, &shard), factor, elements(y, &shard)];
+            self.push("scale_by", &[], &[shard.len() as u32], &bindings).threads(shard.len());
+        }
+        Ok(())
+    }
+
     pub(super) fn gated_act(&mut self, act: Activation) -> Result<(), String> {
         self.elementwise("gated_act", &[activation(act)], &[])
     }

@@ -9,7 +9,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<u32>;
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -17,7 +17,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let end = min(p.last, (group.x + 1u) * p.chunk);
     var sum = 0.0;
     for (var e = begin + lane; e < end; e += LANES) {
-        let value = x[e - p.first];
+        let value = decode(X, x[word_of(X, e - p.first)], e - p.first);
         sum += value * value;
     }
     sum = sum_lanes(lane, sum);

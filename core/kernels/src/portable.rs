@@ -8,25 +8,51 @@ use std::fs;
 
 /// The constants that kernels need, besides LANES.
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
-    let types = |constant| (0..3).map(|t| vec![(constant, t)]).collect();
+    // All of one type.
+    let types = |constants: &[&'static str]| {
+        (0..3).map(|t| constants.iter().map(|&constant| (constant, t)).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
     match name {
-        "gated_act" | "gated_act_grad" => vec![vec![("ACTIVATION", 0)], vec![("ACTIVATION", 1)]],
-        "add" => (0..3).map(|b| vec![("B", b), ("BIAS", u32::from(b > 0))]).collect(),
-        "embed" => types("TABLE"),
-        "rms_norm" | "scatter" => types("W"),
-        "rms_norm_grad" => vec![vec![("W", 0), ("ACC", 0)], vec![("W", 1), ("ACC", 1)]],
+        "gated_act" | "gated_act_grad" => {
+            (0..4).map(|i| vec![("ACTIVATION", i / 2), ("X", i % 2), ("Y", i % 2)]).collect()
+        }
+        "add" => (0..3).map(|b| vec![("A", b % 2), ("B", b), ("BIAS", u32::from(b > 0)), ("Y", b % 2)]).collect(),
+        "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
+        "scatter" => types(&["W"]),
+        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2)]).collect(),
+        "rms_norm_grad" => {
+            (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
+        }
+        "rms_norm_grad_w" | "sampled_grad" | "sampled_grad_tiled" => {
+            (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect()
+        }
+        "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
-        "cast" => (0..9).map(|i| vec![("FROM", i / 3), ("TO", i % 3)]).collect(),
+        "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
+        "fill" | "attention_grad_sum" => types(&["Y"]),
+        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" | "sum_of_squares" => types(&["X"]),
         "linear" => (0..18)
             .map(|i| {
                 let (layout, b, blocks) = (i % 3, i / 3 % 3, 1 + i / 9);
-                vec![("B", b), ("BIAS", b), ("RESIDUAL", i / 9), ("LAYOUT", layout), ("BLOCKS", blocks)]
+                let (a, c) = (b % 2, i / 9);
+                let types = [("A", a), ("B", b), ("C", c), ("BIAS", b), ("RESIDUAL", b % 2 * (1 + c))];
+                [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks)]].concat()
             })
             .collect(),
-        "linear_small" => (0..3).map(|b| vec![("LANES", 64), ("B", b), ("BIAS", 3 - b), ("RESIDUAL", 1)]).collect(),
+        "linear_small" => (0..6)
+            .map(|i| {
+                let (b, c) = (i % 3, i / 3);
+                vec![("LANES", 64), ("A", c), ("B", b), ("C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
+            })
+            .collect(),
         "attention" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
             .into_iter()
-            .flat_map(|d| [0, 1].map(|on| vec![("LANES", 128), ("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]))
+            .flat_map(|d| {
+                [0, 1].map(|on| {
+                    let types = [("LANES", 128), ("X", on), ("Y", on)];
+                    [&types[..], &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
+                })
+            })
             .collect(),
         _ => vec![vec![]],
     }
@@ -34,7 +60,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
 
 #[test]
 fn every_shader_is_portable() {
-    let parts = ["prelude", "activation", "attention_tile", "attention_grad_tile"];
+    let parts = ["prelude", "elementwise", "activation", "attention_tile", "attention_grad_tile", "linear_operands"];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
             let text = Kernel { name, constants: constants.clone() }.source().unwrap();

@@ -75,6 +75,7 @@ shaders!(
     "cross_entropy",
     "cross_entropy_grad",
     "dropout",
+    "elementwise",
     "embed",
     "embed_grad",
     "fill",
@@ -82,6 +83,7 @@ shaders!(
     "gated_act_grad",
     "gather",
     "linear",
+    "linear_operands",
     "linear_small",
     "loss_sum",
     "rms_norm",
@@ -107,7 +109,11 @@ fn shared(name: &str) -> &'static [&'static str] {
     match name {
         "attention" => &["prelude", "attention_tile"],
         "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
-        "gated_act" | "gated_act_grad" => &["prelude", "activation"],
+        "gated_act" => &["prelude", "elementwise", "activation"],
+        "gated_act_grad" => &["prelude", "activation"],
+        "linear" | "linear_small" => &["prelude", "linear_operands"],
+        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by"
+        | "soft_cap" | "soft_cap_grad" => &["prelude", "elementwise"],
         _ => &["prelude"],
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             },
             max_buffer: limits.max_buffer_size,
             in_place: false,
-            activations: vec![DType::F32],
+            activations: vec![DType::F32, DType::BF16],
             products: vec![],
         },
         api: info.backend.to_str().to_string(),

@@ -1,6 +1,6 @@
 //! Matrix products: the tile for a size, shards of both operands and of the result.
 
-use super::{Lowering, UNUSED, code, row_bytes, rows, split, width_of};
+use super::{Lowering, Target, UNUSED, code, row_bytes, rows, split, width_of, words};
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
 
@@ -10,23 +10,16 @@ const SMALL: usize = 8;
 const LARGE_TILES: usize = 64;
 
 /// One dispatch: ranges of rows, columns and inner dimension of the product.
-struct Piece {
-    m: Range<usize>,
-    n: Range<usize>,
-    k: Range<usize>,
+struct Piece<'r> {
+    m: &'r Range<usize>,
+    n: &'r Range<usize>,
+    k: &'r Range<usize>,
 }
 
 impl Lowering<'_> {
-    pub(super) fn linear(&mut self, op: &Linear) -> Result<(), String> {
-        for piece in self.pieces(op)? {
-            self.piece(op, &piece)?;
-        }
-        Ok(())
-    }
-
-    /// Stored rows of `b` are columns of the result for NT, and the inner dimension otherwise, over which pieces
+    /// Stored rows of `b` are columns of the result for NT, and the inner dimension otherwise, over which dispatches
     /// accumulate in order.
-    fn pieces(&self, op: &Linear) -> Result<Vec<Piece>, String> {
+    pub(super) fn linear(&mut self, op: &Linear) -> Result<(), String> {
         let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let (m, n, k) = op.dims(&a.ty, &b.ty)?;
         let all = |length: usize| std::iter::once(0..length).collect::<Vec<_>>();
@@ -36,31 +29,35 @@ impl Lowering<'_> {
             Layout::Tn => self.shards(k, &[row_bytes(a), row_bytes(b)])?,
         };
         let columns = if op.layout == Layout::Nt { self.shards(n, &[row_bytes(b)])? } else { all(n) };
-        let by_size = match op.layout {
-            Layout::Tn => self.shards(m, &[row_bytes(c)])?,
-            Layout::Nt | Layout::Nn => self.shards(m, &[row_bytes(a), row_bytes(c)])?,
-        };
+        // Sums of several dispatches are rounded once, and a dispatch must own the words that it writes.
+        let pairs = columns.iter().all(|n| n.start.is_multiple_of(2) && n.end.is_multiple_of(2));
+        let staged = c.ty.dtype.size() == 2 && (inner.len() > 1 || !pairs);
+        let mut widths = vec![row_bytes(c)];
+        widths.extend((op.layout != Layout::Tn).then(|| row_bytes(a)));
+        widths.extend(staged.then_some(4 * n));
+        let by_size = self.shards(m, &widths)?;
         let flops = 2 * m as u64 * n as u64 * k as u64 / (inner.len() * columns.len()).max(1) as u64;
         let parts = flops.div_ceil(self.bounds.flops).max(1) as usize;
         // A multiple of 128 rows keeps ranges aligned and tiles full.
         let most = m.div_ceil(parts).next_multiple_of(128).max(128);
-        let mut pieces = Vec::new();
-        for k in &inner {
+        for m in by_size.iter().flat_map(|m| split(m, most)) {
+            let target = if staged { self.staged(c, &m)? } else { self.target(c, &m, 2)? };
             for n in &columns {
-                for m in &by_size {
-                    pieces.extend(split(m, most).map(|m| Piece { m, n: n.clone(), k: k.clone() }));
+                for k in &inner {
+                    self.piece(op, &Piece { m: &m, n, k }, &target)?;
                 }
             }
+            self.finish(target);
         }
-        Ok(pieces)
+        Ok(())
     }
 
-    fn piece(&mut self, op: &Linear, piece: &Piece) -> Result<(), String> {
+    fn piece(&mut self, op: &Linear, piece: &Piece, target: &Target) -> Result<(), String> {
         let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let bias = if op.bias { Some(self.input(2)?) } else { None };
         let residual = op.residual_index().map(|i| self.input(i)).transpose()?;
-        let a_view = rows(a, if op.layout == Layout::Tn { &piece.k } else { &piece.m });
-        let b_view = rows(b, if op.layout == Layout::Nt { &piece.n } else { &piece.k });
+        let a_view = rows(a, if op.layout == Layout::Tn { piece.k } else { piece.m });
+        let b_view = rows(b, if op.layout == Layout::Nt { piece.n } else { piece.k });
         let a_column = match op.layout {
             Layout::Nt => 0,
             Layout::Nn => piece.k.start,
@@ -70,21 +67,24 @@ impl Lowering<'_> {
             a_view,
             b_view,
             bias.map_or(Ok(UNUSED), |bias| self.whole(bias, "bias"))?,
-            residual.map_or(UNUSED, |residual| rows(residual, &piece.m)),
-            rows(c, &piece.m),
+            residual.map_or(UNUSED, |residual| rows(residual, piece.m)),
+            target.view,
         ];
         let (m, n, k) = (piece.m.len(), piece.n.len(), piece.k.len());
         let params = [m, n, k, width_of(a), width_of(b), width_of(c), a_column, piece.n.start].map(|x| x as u32);
         let mut params = params.to_vec();
         params.extend([op.scale.to_bits(), u32::from(piece.k.start > 0)]);
         let mut constants = vec![
+            ("A", code(a.ty.dtype)),
             ("B", code(b.ty.dtype)),
+            ("C", code(target.dtype)),
             ("BIAS", bias.map_or(0, |bias| 1 + code(bias.ty.dtype))),
-            ("RESIDUAL", u32::from(op.residual)),
+            ("RESIDUAL", residual.map_or(0, |residual| 1 + code(residual.ty.dtype))),
         ];
         if op.layout == Layout::Nt && (m <= SMALL || n <= SMALL) {
             constants.push(("LANES", 64));
-            self.push("linear_small", &constants, &params, &bindings).groups(m.div_ceil(SMALL) * n);
+            self.push("linear_small", &constants, &params, &bindings)
+                .groups(m.div_ceil(SMALL) * words(n, target.dtype));
             return Ok(());
         }
         let blocks = if m.div_ceil(128) * n.div_ceil(128) >= LARGE_TILES { 2 } else { 1 };

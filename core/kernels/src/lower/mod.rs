@@ -2,6 +2,10 @@
 //!
 //! A tensor that is larger than one binding may be is worked on in shards, one dispatch each: ranges of its rows, or of
 //! its flattened elements, that start at a multiple of 256 bytes.
+//!
+//! Buffers are bound as words of 32 bits, and two threads of a dispatch never write one word. Elements of 16 bits are
+//! written in pairs by one thread; where rows that are made apart would share a word, they are made in f32 and then
+//! rounded ([`Lowering::target`]).
 
 mod attention;
 mod elementwise;
@@ -96,31 +100,17 @@ pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
             return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
         }
     }
-    only_f32_activations(call)?;
-    let mut lowering = Lowering { call, bounds, steps: Vec::new(), scratch: 0 };
+    let mut lowering = Lowering { call, bounds, steps: Vec::new(), used: 0, scratch: 0 };
     lowering.op()?;
     Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
-}
-
-/// Errors: a call on 16-bit activations. Weights may be of any type.
-fn only_f32_activations(call: &Call) -> Result<(), String> {
-    let dtype = |operand: &Operand| operand.ty.dtype;
-    let fits = match &call.op {
-        Op::Cast(_) | Op::Scatter(_) => true,
-        Op::Store(_) => call.inputs.iter().all(|operand| dtype(operand) == dtype(&call.inputs[0])),
-        Op::Embed(_) => call.outputs.iter().all(|operand| dtype(operand) == DType::F32),
-        _ => call.inputs.iter().take(1).chain(&call.outputs).all(|operand| dtype(operand).size() == 4),
-    };
-    if fits {
-        return Ok(());
-    }
-    Err("this backend computes with f32 activations only: use --precision f32".into())
 }
 
 struct Lowering<'a> {
     call: &'a Call,
     bounds: Bounds,
     steps: Vec<Step>,
+    /// Bytes of scratch memory in use, and the most that were.
+    used: usize,
     scratch: usize,
 }
 
@@ -144,7 +134,7 @@ impl<'a> Lowering<'a> {
             Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
             Op::ScaleBy(_) => self.scale_by(),
             Op::Dropout(op) => self.dropout(op),
-            // Rows of an f32 table are looked up like those of any other.
+            // Its rows are looked up like those of an embedding table.
             Op::SelectRows(_) => self.embed(1.0),
             Op::ScatterRows(_) => self.scatter_rows(),
             Op::SoftCap(op) => self.elementwise("soft_cap", &[], &[op.cap]),
@@ -164,7 +154,7 @@ impl<'a> Lowering<'a> {
             Op::ClipCoef(op) => self.clip_coef(op),
             Op::Accumulate(_) => self.elementwise("accumulate", &[], &[]),
             Op::Fill(op) => self.fill(op.value),
-            Op::Cast(_) => self.cast(),
+            Op::Cast(_) => self.cast(self.input(0)?, self.output(0)?),
             Op::Store(_) => self.store(),
         }
     }
@@ -216,6 +206,14 @@ impl<'a> Lowering<'a> {
         self.shards(rows, &operands.iter().map(|o| row_bytes(o)).collect::<Vec<_>>())
     }
 
+    /// Shards of the rows of an output, written in runs of `run` elements ([`Lowering::target`]), and of other tensors
+    /// with as many rows.
+    fn target_shards(&self, output: &Operand, run: usize, others: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let mut bytes: Vec<usize> = others.iter().chain([&output]).map(|o| row_bytes(o)).collect();
+        bytes.extend(shares_words(output, run).then(|| 4 * width_of(output)));
+        self.shards(rows_of(output), &bytes)
+    }
+
     /// Shards of tensors with the same number of elements, flattened; of packed pairs for 2-byte types.
     fn element_shards(&self, operands: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
         let elements = operands.first().map_or(0, |o| o.ty.numel());
@@ -243,10 +241,43 @@ impl<'a> Lowering<'a> {
                 self.bounds.binding
             ));
         }
-        let offset = self.scratch.next_multiple_of(ALIGNMENT);
-        self.scratch = offset + bytes;
+        let offset = self.used.next_multiple_of(ALIGNMENT);
+        self.used = offset + bytes;
+        self.scratch = self.scratch.max(self.used);
         Ok(View { memory: Memory::Scratch, offset, bytes })
     }
+
+    /// Where a kernel writes a range of rows of an output, in runs of `run` elements that different threads make: the
+    /// output itself, or scratch memory in f32 where runs would share words. [`Lowering::finish`] completes it.
+    fn target(&mut self, output: &Operand, range: &Range<usize>, run: usize) -> Result<Target, String> {
+        if shares_words(output, run) {
+            return self.staged(output, range);
+        }
+        Ok(Target { view: rows(output, range), dtype: output.ty.dtype, rounded_to: None })
+    }
+
+    /// Scratch memory in f32 for a range of rows of an output, which [`Lowering::finish`] rounds.
+    fn staged(&mut self, output: &Operand, range: &Range<usize>) -> Result<Target, String> {
+        let elements = range.len() * width_of(output);
+        let view = self.scratch(elements, "results before rounding")?;
+        Ok(Target { view, dtype: DType::F32, rounded_to: Some((rows(output, range), output.ty.dtype, elements)) })
+    }
+
+    /// Rounds what was made in scratch memory, and gives that memory back. The last target is finished first.
+    fn finish(&mut self, target: Target) {
+        let Some((view, dtype, n)) = target.rounded_to else { return };
+        let constants = [("X", code(target.dtype)), ("Y", code(dtype))];
+        self.push("cast", &constants, &[n as u32], &[target.view, view]).threads(words(n, dtype));
+        self.used = target.view.offset;
+    }
+}
+
+/// What a kernel writes, and its type.
+struct Target {
+    view: View,
+    dtype: DType,
+    /// The place, type and number of elements to round it to.
+    rounded_to: Option<(View, DType, usize)>,
 }
 
 /// A dispatch that waits for its number of workgroups.
@@ -269,7 +300,7 @@ impl Launch<'_> {
         }
     }
 
-    /// Launches one thread per element.
+    /// Launches one thread for each of so many elements or words.
     fn threads(self, threads: usize) {
         let lanes = self.dispatch.kernel.lanes() as usize;
         self.groups(threads.div_ceil(lanes));
@@ -298,6 +329,16 @@ fn code(dtype: DType) -> u32 {
         DType::BF16 => 1,
         DType::F16 => 2,
     }
+}
+
+/// Whether runs of `run` elements end within words.
+fn shares_words(operand: &Operand, run: usize) -> bool {
+    operand.ty.dtype.size() == 2 && run % 2 == 1
+}
+
+/// Words of 32 bits that so many elements fill: one thread each in elementwise kernels.
+fn words(elements: usize, dtype: DType) -> usize {
+    elements.div_ceil(4 / dtype.size())
 }
 
 fn rows_of(operand: &Operand) -> usize {
@@ -351,7 +392,7 @@ mod tests {
     fn shards_are_aligned_and_cover_everything() {
         let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
         let bounds = Bounds { binding: 64 << 10, flops: u64::MAX, rounds: usize::MAX };
-        let lowering = Lowering { call: &call, bounds, steps: vec![], scratch: 0 };
+        let lowering = Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0 };
         for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
             let shards = lowering.shards(rows, widths).unwrap();
             assert_eq!(shards.first().map(|s| s.start), Some(0));

@@ -1,9 +1,10 @@
 //! Ops on rows: norms, rotary embedding, lookups and sums.
 
 use super::{
-    Lowering, UNUSED, code, elements, lanes_for, row_bytes, rows, rows_for_rounds, rows_of, split, view, width_of,
+    Lowering, UNUSED, View, code, elements, lanes_for, row_bytes, rows, rows_for_rounds, rows_of, split, view,
+    width_of, words,
 };
-use sparta_graph::Operand;
+use sparta_graph::DType;
 use sparta_graph::ops::{ClipCoef, EmbedGrad, PARTIALS, RmsNorm, RmsNormGrad, RmsNormGradW, Rope, SumOfSquares};
 
 /// Columns of a workgroup of the column sums.
@@ -18,11 +19,14 @@ impl Lowering<'_> {
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let weight = self.whole(w, "w")?;
         let width = w.ty.numel();
-        let constants = [("LANES", lanes_for(width)), ("W", code(w.ty.dtype))];
-        for shard in self.row_shards(&[x, y])? {
+        for shard in self.target_shards(y, width, &[x])? {
+            let target = self.target(y, &shard, width)?;
+            let types = [("X", code(x.ty.dtype)), ("W", code(w.ty.dtype)), ("Y", code(target.dtype))];
+            let constants = [&types[..], &[("LANES", lanes_for(width))]].concat();
             let norms = shard.len() * (width_of(x) / width);
             let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
-            self.push("rms_norm", &constants, &params, &[rows(x, &shard), weight, rows(y, &shard)]).groups(norms);
+            self.push("rms_norm", &constants, &params, &[rows(x, &shard), weight, target.view]).groups(norms);
+            self.finish(target);
         }
         Ok(())
     }
@@ -32,13 +36,22 @@ impl Lowering<'_> {
         let acc = self.call.inputs.get(3);
         let weight = self.whole(w, "w")?;
         let width = w.ty.numel();
-        let constants = [("LANES", lanes_for(width)), ("W", code(w.ty.dtype)), ("ACC", u32::from(acc.is_some()))];
-        for shard in self.row_shards(&[x, dy, dx])? {
+        for shard in self.target_shards(dx, width, &[x, dy])? {
+            let target = self.target(dx, &shard, width)?;
+            let constants = [
+                ("LANES", lanes_for(width)),
+                ("X", code(x.ty.dtype)),
+                ("W", code(w.ty.dtype)),
+                ("DY", code(dy.ty.dtype)),
+                ("ACC", u32::from(acc.is_some())),
+                ("Y", code(target.dtype)),
+            ];
             let norms = shard.len() * (width_of(x) / width);
             let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
             let acc = acc.map_or(UNUSED, |acc| rows(acc, &shard));
-            let bindings = [rows(x, &shard), weight, rows(dy, &shard), acc, rows(dx, &shard)];
+            let bindings = [rows(x, &shard), weight, rows(dy, &shard), acc, target.view];
             self.push("rms_norm_grad", &constants, &params, &bindings).groups(norms);
+            self.finish(target);
         }
         Ok(())
     }
@@ -53,11 +66,13 @@ impl Lowering<'_> {
         for shard in shards {
             let norms = shard.len() * per_row;
             let params = [norms as u32, op.width as u32, op.eps.to_bits()];
-            let lanes = [("LANES", lanes_for(op.width))];
-            self.push("rms_norm_rate", &lanes, &params, &[rows(x, &shard), rate]).groups(norms);
+            let x_type = ("X", code(x.ty.dtype));
+            self.push("rms_norm_rate", &[("LANES", lanes_for(op.width)), x_type], &params, &[rows(x, &shard), rate])
+                .groups(norms);
             let params = [norms as u32, op.width as u32, u32::from(shard.start > 0)];
             let bindings = [rows(x, &shard), rows(dy, &shard), rate, dw];
-            self.push("rms_norm_grad_w", &[], &params, &bindings).groups(op.width.div_ceil(COLUMNS));
+            self.push("rms_norm_grad_w", &[x_type, ("DY", code(dy.ty.dtype))], &params, &bindings)
+                .groups(op.width.div_ceil(COLUMNS));
         }
         Ok(())
     }
@@ -68,7 +83,8 @@ impl Lowering<'_> {
         let width = width_of(x);
         for shard in self.row_shards(&[x])? {
             let params = [shard.len() as u32, width as u32, u32::from(shard.start > 0)];
-            self.push("column_sum", &[], &params, &[rows(x, &shard), y]).groups(width.div_ceil(COLUMNS));
+            self.push("column_sum", &[("X", code(x.ty.dtype))], &params, &[rows(x, &shard), y])
+                .groups(width.div_ceil(COLUMNS));
         }
         Ok(())
     }
@@ -79,13 +95,14 @@ impl Lowering<'_> {
         let positions = rows_of(table) as u32;
         let table = self.whole(table, "table")?;
         let direction = if op.inverse { -1.0f32 } else { 1.0 };
+        let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
         let width = width_of(x);
         for shard in self.row_shards(&[x, spans, y])? {
-            let pairs = shard.len() * width / 2;
+            let n = shard.len() * width;
             let params =
-                [pairs as u32, shard.start as u32, width as u32, op.head_dim as u32, positions, direction.to_bits()];
+                [n as u32, shard.start as u32, width as u32, op.head_dim as u32, positions, direction.to_bits()];
             let bindings = [rows(x, &shard), rows(spans, &shard), table, rows(y, &shard)];
-            self.push("rope", &[], &params, &bindings).threads(pairs);
+            self.push("rope", &types, &params, &bindings).threads(words(n, y.ty.dtype));
         }
         Ok(())
     }
@@ -94,30 +111,30 @@ impl Lowering<'_> {
     pub(super) fn embed(&mut self, scale: f32) -> Result<(), String> {
         let (table, tokens, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let width = width_of(table);
-        let constants = [("TABLE", code(table.ty.dtype))];
+        let constants = [("TABLE", code(table.ty.dtype)), ("Y", code(y.ty.dtype))];
         for shard in self.row_shards(&[tokens, y])? {
             for part in self.row_shards(&[table])? {
                 let n = shard.len() * width;
                 let params = [n as u32, width as u32, part.start as u32, part.end as u32, scale.to_bits()];
                 let bindings = [rows(table, &part), rows(tokens, &shard), rows(y, &shard)];
-                self.push("embed", &constants, &params, &bindings).threads(n);
+                self.push("embed", &constants, &params, &bindings).threads(words(n, y.ty.dtype));
             }
         }
         Ok(())
     }
 
-    /// Fills an output with zeros.
-    fn zeros(&mut self, y: &Operand) -> Result<(), String> {
-        for shard in self.element_shards(&[y])? {
-            let params = [shard.len() as u32, 0f32.to_bits()];
-            self.push("fill", &[], &params, &[elements(y, &shard)]).threads(shard.len());
-        }
-        Ok(())
+    /// Fills memory with zeros.
+    fn zeros(&mut self, view: View) {
+        let words = view.bytes / 4;
+        let params = [words as u32, 0f32.to_bits()];
+        self.push("fill", &[("Y", code(DType::F32))], &params, &[view]).threads(words);
     }
 
     pub(super) fn embed_grad(&mut self, op: &EmbedGrad) -> Result<(), String> {
         let (dy, tokens, table) = (self.input(0)?, self.input(1)?, self.output(0)?);
-        self.zeros(table)?;
+        for shard in self.element_shards(&[table])? {
+            self.zeros(elements(table, &shard));
+        }
         let width = width_of(dy);
         let padding = op.padding.unwrap_or(u32::MAX);
         let constants = [("LANES", lanes_for(width))];
@@ -137,15 +154,18 @@ impl Lowering<'_> {
 
     pub(super) fn scatter_rows(&mut self) -> Result<(), String> {
         let (x, places, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
-        self.zeros(y)?;
         let width = width_of(x);
-        for part in self.row_shards(&[y])? {
+        for part in self.target_shards(y, width, &[])? {
+            let target = self.target(y, &part, width)?;
+            self.zeros(target.view);
+            let types = [("X", code(x.ty.dtype)), ("Y", code(target.dtype))];
             for shard in self.row_shards(&[x, places])? {
                 let n = shard.len() * width;
                 let params = [n as u32, width as u32, part.start as u32, part.end as u32];
-                let bindings = [rows(x, &shard), rows(places, &shard), rows(y, &part)];
-                self.push("scatter_rows", &[], &params, &bindings).threads(n);
+                let bindings = [rows(x, &shard), rows(places, &shard), target.view];
+                self.push("scatter_rows", &types, &params, &bindings).threads(words(n, target.dtype));
             }
+            self.finish(target);
         }
         Ok(())
     }
@@ -156,7 +176,8 @@ impl Lowering<'_> {
         let chunk = x.ty.numel().div_ceil(PARTIALS);
         for shard in self.element_shards(&[x])? {
             let params = [chunk as u32, shard.start as u32, shard.end as u32, u32::from(shard.start > 0)];
-            self.push("sum_of_squares", &[], &params, &[partials, elements(x, &shard)]).groups(PARTIALS);
+            self.push("sum_of_squares", &[("X", code(x.ty.dtype))], &params, &[partials, elements(x, &shard)])
+                .groups(PARTIALS);
         }
         Ok(())
     }

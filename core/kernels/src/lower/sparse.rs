@@ -1,6 +1,6 @@
 //! Ops on chosen elements of a weight.
 
-use super::{Lowering, code, elements, rows, rows_for_rounds, split, width_of};
+use super::{Lowering, code, elements, rows, rows_for_rounds, split, width_of, words};
 use sparta_graph::ops::{SampledGrad, Sampling};
 
 /// Above this share of chosen elements the dense product is cheaper: a dot product per element reads two numbers from
@@ -19,6 +19,7 @@ impl Lowering<'_> {
             Sampling::Sampled => false,
             Sampling::Tiled => true,
         };
+        let types = [("DY", code(dy.ty.dtype)), ("X", code(x.ty.dtype))];
         for chosen in self.element_shards(&[index, g])? {
             let shards = self.row_shards(&[dy, x])?;
             for shard in shards.iter().flat_map(|shard| split(shard, rows_for_rounds(1))) {
@@ -30,12 +31,12 @@ impl Lowering<'_> {
                     let mut params = sizes.to_vec();
                     params.extend([chosen.start as u32, chosen.end as u32, scale, accumulate]);
                     let tiles = if chosen.is_empty() { 0 } else { out.div_ceil(TILE) * columns.div_ceil(TILE) };
-                    self.push("sampled_grad_tiled", &[], &params, &[dy, x, index, row_ptr, g]).groups(tiles);
+                    self.push("sampled_grad_tiled", &types, &params, &[dy, x, index, row_ptr, g]).groups(tiles);
                 } else {
                     let mut params = vec![chosen.len() as u32];
                     params.extend(sizes);
                     params.extend([scale, accumulate]);
-                    self.push("sampled_grad", &[], &params, &[dy, x, index, g]).threads(chosen.len());
+                    self.push("sampled_grad", &types, &params, &[dy, x, index, g]).threads(chosen.len());
                 }
             }
         }
@@ -44,11 +45,12 @@ impl Lowering<'_> {
 
     pub(super) fn gather(&mut self) -> Result<(), String> {
         let (x, index, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let types = [("X", code(x.ty.dtype))];
         for part in self.element_shards(&[x])? {
             for chosen in self.element_shards(&[index, y])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];
                 let bindings = [elements(x, &part), elements(index, &chosen), elements(y, &chosen)];
-                self.push("gather", &[], &params, &bindings).threads(chosen.len());
+                self.push("gather", &types, &params, &bindings).threads(words(chosen.len(), y.ty.dtype));
             }
         }
         Ok(())

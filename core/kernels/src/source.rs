@@ -112,8 +112,8 @@ fn shared(name: &str) -> &'static [&'static str] {
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
         "linear" | "linear_small" => &["prelude", "linear_operands"],
-        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by"
-        | "soft_cap" | "soft_cap_grad" => &["prelude", "elementwise"],
+        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
+        | "soft_cap_grad" => &["prelude", "elementwise"],
         _ => &["prelude"],
     }
 }

@@ -1,5 +1,5 @@
-//! The model and the data set that `run` uses when it is given neither: made by `assets/make.sh`, embedded in the
-//! binary, unpacked into the user's cache.
+//! The model and the data set that `run` uses when it is given neither: made by `examples/default_data`, embedded in
+//! the binary, unpacked into the user's cache.
 
 use crate::parse::table_arguments;
 use sha2::{Digest, Sha256};

@@ -5,6 +5,7 @@
 //! embedded job are put before the user's arguments as arguments of the same name: of several, the last one counts.
 
 use crate::args::{Cli, Command, DEFAULT_METHOD, RunArgs};
+use crate::builtin;
 use crate::default_job::DefaultJob;
 use crate::presets::{self, Preset};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -47,7 +48,11 @@ impl From<Error> for Stop {
 /// Parses `argv`, the program's name first.
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let explicit: Vec<PathBuf> = values(&argv, "--plugin").into_iter().map(PathBuf::from).collect();
-    let discover = |configured| PluginSet::discover(&DiscoverOptions::standard(explicit.clone(), configured));
+    let discover = |configured| {
+        let mut plugins = PluginSet::discover(&DiscoverOptions::standard(explicit.clone(), configured));
+        builtin::link(&mut plugins);
+        plugins
+    };
     let Some(at) = argv.iter().position(|arg| arg == "run" || arg == "plan") else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
         return Ok(Parsed { cli, plugins: discover(Vec::new()), method_options: Options::new() });

@@ -166,6 +166,11 @@ impl Io {
         }
     }
 
+    /// An output as bytes.
+    pub fn output_bytes(&self, i: usize) -> Result<(Ptr<u8>, usize), String> {
+        self.output_at(i).map(|b| (Ptr::new(b.at), b.bytes))
+    }
+
     pub fn output_numel(&self, i: usize) -> Result<usize, String> {
         self.output_at(i).map(|b| b.ty.numel())
     }

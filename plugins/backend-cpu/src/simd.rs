@@ -27,18 +27,6 @@ pub fn isa() -> Isa {
     Isa::Baseline
 }
 
-/// Whether the processor multiplies bf16 in hardware (AVX512-BF16).
-pub fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 impl Isa {
     pub fn name(self) -> &'static str {
         match self {
@@ -108,7 +96,7 @@ macro_rules! map {
         let (n, mut i) = ($n, 0);
         while i < n {
             $(let $x = $crate::simd::load_block($x, i, n);)*
-            let ($(mut $y,)+) = ($(($y, [Real::ZERO; BLOCK]),)+);
+            let ($(mut $y,)+) = ($(($y, [bytemuck::Zeroable::zeroed(); BLOCK]),)+);
             for l in 0..BLOCK {
                 $(let $x = $x[l];)*
                 ($($y.1[l]),+) = $body;

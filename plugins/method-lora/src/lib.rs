@@ -146,7 +146,7 @@ fn salt(parameter: &Parameter) -> u32 {
     1 << 31 | (layer as u32) << 3 | target as u32
 }
 
-sparta_plugin::export_method!(Lora);
+sparta_plugin::export_method!(entry: Lora);
 
 #[cfg(test)]
 mod tests;

@@ -263,3 +263,61 @@ impl Operation for LinearCrossEntropy {
         dense * product + sampled
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Graph, Plan, gradients};
+
+    const TOKENS: usize = 4096;
+    const VOCABULARY: usize = 256_000;
+    const WIDTH: usize = 2048;
+
+    /// The loss of 4,096 tokens against 256,000, with the gradient of the hidden states and of a trained head.
+    fn plan(dtype: DType, trained: bool) -> Plan {
+        let mut g = Graph::new();
+        let hidden = g.external("hidden", dtype, [TOKENS, WIDTH]);
+        let weight = g.external("weight", dtype, [VOCABULARY, WIDTH]);
+        let labels = g.external("labels", DType::U32, [TOKENS]);
+        let step = g.external("step", DType::F32, [step::LEN]);
+        let op = LinearCrossEntropy::new(VOCABULARY, 1.0, None);
+        let loss = g.one(op, &[hidden, weight, labels, step]).unwrap();
+        let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[]).unwrap();
+        let mut wanted = vec![hidden];
+        wanted.extend(trained.then_some(weight));
+        let requests: Vec<_> = wanted.iter().map(|&value| (value, crate::GradRequest::Dense)).collect();
+        for (i, grad) in gradients(&mut g, &[(loss, one)], &requests).unwrap().into_iter().enumerate() {
+            let shape = g.shape(grad).unwrap().to_vec();
+            let out = g.external(format!("out{i}"), DType::F32, shape);
+            g.apply(Store {}.into(), &[out, grad]).unwrap();
+        }
+        Plan::build(&g, true)
+    }
+
+    #[test]
+    fn scratch_memory_is_a_chunk_of_logits_and_products_are_two_or_three() {
+        for (dtype, trained) in [(DType::F32, false), (DType::F32, true), (DType::BF16, false), (DType::BF16, true)] {
+            let plan = plan(dtype, trained);
+            let gradients = 4 * WIDTH * (2 * TOKENS + if trained { VOCABULARY } else { 0 });
+            assert!(plan.arena < gradients + (600 << 20), "{dtype}: {} MiB", (plan.arena - gradients) >> 20);
+            let loss = plan.calls.iter().find(|call| call.op.is_loss()).unwrap();
+            let product = 2 * (TOKENS * VOCABULARY * WIDTH) as u64;
+            assert_eq!(loss.flops(), product * if trained { 3 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn another_upstream_gradient_scales_what_was_made_for_one() {
+        let mut g = Graph::new();
+        let hidden = g.external("hidden", DType::F32, [3, 4]);
+        let weight = g.external("weight", DType::F32, [5, 4]);
+        let labels = g.external("labels", DType::U32, [3]);
+        let step = g.external("step", DType::F32, [step::LEN]);
+        let upstream = g.external("upstream", DType::F32, [1]);
+        let loss = g.one(LinearCrossEntropy::new(5, 1.0, None), &[hidden, weight, labels, step]).unwrap();
+        gradients(&mut g, &[(loss, upstream)], &[(hidden, crate::GradRequest::Dense)]).unwrap();
+        let names: Vec<&str> = g.nodes().iter().map(|node| node.op.name()).collect();
+        assert_eq!(names, ["linear_cross_entropy", "scale_by"]);
+        assert_eq!(g.nodes()[0].outputs[0], loss);
+    }
+}

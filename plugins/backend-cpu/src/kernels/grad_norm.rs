@@ -1,16 +1,23 @@
 use crate::bind::{Io, Kernel};
+use crate::elementwise::pieces;
 use crate::parallel::tasks;
 use crate::real::Real;
 use crate::simd::{simd, sum};
 use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
 
 pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
-    let (norms, x, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.numel(1)?);
+    let (norms, x, n) = (io.real::<T>(0)?, io.floats::<T>(1)?, io.numel(1)?);
     let (first, part) = (op.slot * PARTIALS, n.div_ceil(PARTIALS));
     let square = move |i: usize| {
         let start = n.min(i * part);
+        let mut sum = T::ZERO;
         // SAFETY: part i of x, and partial sum i of the slot, which the shape rule has checked.
-        unsafe { *norms.at(first + i) = sum_of_squares(x.slice(start, part.min(n - start))) }
+        unsafe {
+            pieces(start..n.min(start + part), [x], [], |r, [x], []| {
+                sum += sum_of_squares(std::slice::from_raw_parts(x, r.len()));
+            });
+            *norms.at(first + i) = sum;
+        }
     };
     Ok(Kernel::plain(move || tasks(PARTIALS, square)))
 }

@@ -73,6 +73,6 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::Accumulate(_) => accumulate::prepare::<T>(io),
         Op::Fill(op) => fill::prepare::<T>(op, io),
         Op::Cast(_) => cast::prepare::<T>(io),
-        Op::Store(_) => store::prepare(io),
+        Op::Store(_) => store::prepare::<T>(io),
     }
 }

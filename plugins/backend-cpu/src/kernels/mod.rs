@@ -7,12 +7,14 @@ use sparta_graph::Op;
 
 mod accumulate;
 mod adam;
+mod adam_bf16;
 mod add;
 mod attention;
 mod attention_grad;
 mod binary_cross_entropy;
 mod cast;
 mod column_sum;
+mod concat;
 mod cross_entropy;
 mod dropout;
 mod embed;
@@ -29,6 +31,7 @@ mod scale;
 mod scale_by;
 mod scatter;
 mod select_rows;
+mod sgd;
 mod soft_cap;
 mod squared_error;
 mod store;
@@ -67,7 +70,10 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
         Op::Gather(_) => gather::prepare::<T>(io),
         Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Concat(_) => concat::prepare::<T>(io),
         Op::Adam(op) => adam::prepare::<T>(op, io),
+        Op::AdamBf16(op) => adam_bf16::prepare::<T>(op, io),
+        Op::Sgd(op) => sgd::prepare::<T>(op, io),
         Op::SumOfSquares(op) => grad_norm::prepare::<T>(op, io),
         Op::ClipCoef(op) => grad_norm::prepare_clip::<T>(op, io),
         Op::Accumulate(_) => accumulate::prepare::<T>(io),

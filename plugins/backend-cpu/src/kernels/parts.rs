@@ -8,7 +8,7 @@ use sparta_graph::{Op, Part};
 /// A kernel that runs the parts of `op`.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
     let parts = op.parts(&io.types());
-    let prepare = |part: &Part| super::prepare::<T>(&part.op, &io.part(part)?);
+    let prepare = |part: &Part| super::prepare::<T>(&part.op, &io.part::<T>(part)?);
     let kernels: Vec<Kernel> = parts.iter().map(prepare).collect::<Result<_, String>>()?;
     let need = kernels.iter().fold(Need::default(), |need, kernel| need.max(kernel.need));
     Ok(Kernel::new(need, move |scratch| kernels.iter().try_for_each(|kernel| (kernel.run)(scratch))))

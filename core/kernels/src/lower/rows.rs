@@ -168,7 +168,4 @@ impl Lowering<'_> {
         }
         Ok(())
     }
-
-        Ok(())
-    }
 }

@@ -283,7 +283,7 @@ fn fail(args: &[&str], part: &str) {
 fn train(method: &str, seed: &str, more: &[&str]) -> (Value, String) {
     let out = format!("{method}-{seed}");
     let args = ["run", "--method", method, "--seed", seed, "--max-steps", "60", "--device", "cpu", "--out", &out];
-    (succeed(&[&args, &["--precision", "f32"], more].concat()), out)
+    (succeed(&[&args[..], &["--precision", "f32"], more].concat()), out)
 }
 
 static A: LazyLock<String> = LazyLock::new(|| train("sparta", "1", &["--density", "0.05"]).1);

@@ -31,6 +31,7 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         dropout: args.dropout,
         recompute: args.recompute,
         precision: args.precision,
+        optimizer: args.optimizer.choice(),
     };
     let devices = devices::find(plugins);
     let plan = memory::plan(&request, plugins, devices.select(&args.device.device)?)?;

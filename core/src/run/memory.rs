@@ -8,7 +8,8 @@ use crate::model::{Decoder, HeadKind};
 use crate::plugin::PluginSet;
 use crate::train::batch::padded_rows;
 use crate::train::evaluate::EVAL_EXAMPLES;
-use crate::train::{HeadInit, Limits, MemoryKind, Optimizer, Recompute, Setup, Size, layout};
+use crate::train::optimizer::Choice;
+use crate::train::{HeadInit, Limits, MemoryKind, Optimization, Recompute, Setup, Size, layout};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo};
@@ -33,6 +34,7 @@ pub struct MemoryRequest {
     pub dropout: f64,
     pub recompute: Recompute,
     pub precision: PrecisionChoice,
+    pub optimizer: Choice,
 }
 
 /// The memory of a run, from the architecture alone.
@@ -82,7 +84,11 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         decoder,
         adaptation,
         head,
-        optimizer: Optimizer { max_grad_norm: Some(1.0), ..Optimizer::default() },
+        optimization: Optimization {
+            optimizer: request.optimizer.optimizer()?,
+            max_grad_norm: Some(1.0),
+            ..Optimization::default()
+        },
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,

@@ -92,7 +92,7 @@ fn main() -> Result<()> {
     if let Some(file) = args.profile {
         let profile = bench.profile()?;
         eprint!("{profile}");
-        profile.write_trace(&file)?;
+        std::fs::write(&file, profile.trace())?;
     }
     Ok(())
 }

@@ -3,9 +3,10 @@
 
 use serde_json::Value;
 use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
-use sparta_core::data::{Batch, Encoded};
+use sparta_core::model::to_f32;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::weights::{TensorFile, Weights, to_f32};
+use sparta_core::train::{Batch, Encoded};
+use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::{Backend, DType};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,10 @@
 //! Equal runs give equal bytes, twice in a row and whatever the number of threads; the seed decides everything random.
 
 use serde_json::Value;
+use sparta_core::job::RunConfig;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{Prepared, prepare};
-use sparta_core::train::{RunConfig, Session};
+use sparta_core::train::Session;
 use sparta_graph::Backend;
 use sparta_tests::command::{binary, command};
 use std::collections::BTreeMap;
@@ -134,7 +135,8 @@ fn session(run: &Prepared) -> Session {
 /// Each thing that is random is the same for the same seed and another for another seed.
 #[test]
 fn the_seed_decides_everything() {
-    use sparta_core::data::{Batch, splits::permutation};
+    use sparta_core::splits::permutation;
+    use sparta_core::train::Batch;
 
     let home = tempfile::tempdir().unwrap();
     run(home.path(), "run", "sparta", "cpu", "2");
@@ -144,7 +146,7 @@ fn the_seed_decides_everything() {
         assert!(values[0] == values[1], "{what}: differs for one seed");
         assert!(values[0] != values[2], "{what}: the same for another seed");
     };
-    let tokens = |split: fn(&Prepared) -> &Vec<sparta_core::data::Encoded>| {
+    let tokens = |split: fn(&Prepared) -> &Vec<sparta_core::train::Encoded>| {
         runs.each_ref().map(|run| {
             split(run).iter().flat_map(|e| e.tokens.iter().flat_map(|t| t.to_le_bytes())).collect::<Vec<u8>>()
         })

@@ -1,8 +1,8 @@
 //! Devices that fail or lie, and memory that must not grow.
 
+use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, RunResult, StepReport};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::run::{RunPlan, RunResult, Start, run};
-use sparta_core::train::{EvalReport, Observer, RunConfig, StepReport};
+use sparta_core::run::{Start, run};
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
 use sparta_tests::command::{binary, command};
 use std::cell::Cell;

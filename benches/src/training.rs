@@ -5,13 +5,13 @@ use crate::model::{Shape, random};
 use crate::{Result, least, median};
 use serde::Serialize;
 use sparta_backend_cpu::Cpu;
-use sparta_core::data::{Batch, Encoded};
+use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
-use sparta_core::model::{Decoder, HeadKind, check_weights};
+use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::graphs::Purpose;
-use sparta_core::train::{HeadInit, Limits, Optimizer, Profile, Session, Setup, Size, layout};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Profile, Session, Setup, Size, layout};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
@@ -74,7 +74,7 @@ impl Case {
             given.insert("density".to_owned(), Given::Typed(of_all.into()));
         }
         let options = options::check(method.info(), &given)?;
-        let decoder = Decoder::open(&directory)?;
+        let decoder = decoder::open(&directory)?;
         let weights = Weights::open(&directory)?;
         let head = HeadKind::Classification { classes: 2 };
         let parameters = check_weights(&decoder, &weights, head)?;

@@ -1,15 +1,13 @@
 //! `sparta-cli eval`, `predict` and `inspect forward`.
 
 use crate::args::{EvalArgs, ForwardArgs, PredictArgs};
-use crate::devices;
-use crate::hub;
 use crate::output::{self, Output};
-use crate::progress;
+use crate::{devices, hub, progress};
 use serde::Serialize;
 use sparta_core::adapter::Head;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest, Prediction};
-use sparta_core::train::Metrics;
+use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest};
+use sparta_core::train::{Metrics, Prediction};
 use sparta_core::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::Read;

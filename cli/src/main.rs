@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    if sparta_graph::host_memory() == Some(0) {
+    if sparta_plugin::host_memory() == Some(0) {
         eprintln!("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
         return ExitCode::FAILURE;
     }

@@ -1,11 +1,10 @@
 //! `sparta-cli plan` without data: the memory of a model of which no more than `config.json` need be there.
 
 use crate::args::RunArgs;
-use crate::devices;
-use crate::hub;
 use crate::output::Output;
-use sparta_core::analysis::memory::{self, MemoryRequest};
+use crate::{devices, hub};
 use sparta_core::plugin::PluginSet;
+use sparta_core::run::memory::{self, MemoryRequest};
 use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;
 

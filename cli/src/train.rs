@@ -1,16 +1,14 @@
 //! `sparta-cli run` and `sparta-cli plan`.
 
 use crate::args::{RunArgs, WatchArgs};
-use crate::devices;
-use crate::hub;
-use crate::memory;
 use crate::output::{Output, bytes};
 use crate::progress::metrics;
 use crate::watch::Watch;
+use crate::{devices, hub, memory};
+use sparta_core::job::{RunConfig, RunResult, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, RunResult, Start, Stopped, thousands};
+use sparta_core::run::{self, Start};
 use sparta_core::text::Instruct;
-use sparta_core::train::RunConfig;
 use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;
 use std::path::{Path, PathBuf};
@@ -24,7 +22,7 @@ pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &
     if let Some(file) = &watch.profile {
         let profile = run::profile(&config, plugins, devices.open(&device)?)?;
         output.say(&profile)?;
-        profile.write_trace(file)?;
+        std::fs::write(file, profile.trace()).map_err(Error::io(file))?;
     }
     let mut watch = Watch::new(output, watch, &config.out, plugins.task(&config.task)?.1.primary)?;
     let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut watch);

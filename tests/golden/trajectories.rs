@@ -3,13 +3,13 @@
 use crate::data::{Golden, Layout, Source, difference, model_directory};
 use crate::devices::On;
 use serde_json::Value as Json;
-use sparta_core::data::batch::{Batch, Encoded};
+use sparta_core::decoder;
 use sparta_core::method::{Adaptation, IndexSet, options};
-use sparta_core::model::{Decoder, HeadKind, check_weights};
+use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
-use sparta_core::train::{HeadInit, Limits, Optimizer, Session, Setup};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -115,7 +115,7 @@ impl Run<'_> {
     }
 
     fn open(&self, model: &Path, weights: &Weights, adaptation: Adaptation, log: &Json) -> Session {
-        let decoder = Decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
+        let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
         let head = HeadKind::Classification { classes: decoder.labels.len() };
         let number = |key: &str| log[key].as_f64().expect("a number") as f32;
         let optimizer = Optimizer {
@@ -239,7 +239,7 @@ fn adapt(
     let text = |(name, value): &(&str, &str)| (name.to_string(), options::Given::Text(value.to_string()));
     let given: BTreeMap<String, options::Given> = given.iter().map(text).collect();
     let options = options::check(method.info(), &given).unwrap_or_else(|e| panic!("{e}"));
-    let decoder = Decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
+    let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };
     let parameters = check_weights(&decoder, weights, head).unwrap_or_else(|e| panic!("{e}"));
     let indices = |parameter: &sparta_plugin::method::Parameter, _: f64| {

@@ -1,13 +1,14 @@
 use super::stored::{Stored, sparse_and_whole};
-use super::{Adapter, HEAD, Kind, fingerprint, load};
+use super::{Adapter, Kind, load};
+use crate::hash::fingerprint;
 use crate::method::{Adaptation, IndexSet, index_set};
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
-use crate::run::{EVAL_EXAMPLES, unadapted};
+use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
 use crate::train::{HeadInit, Limits, Optimizer, Session, Setup};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
 use sparta_plugin::method::{Options, Parameter};
 use std::path::Path;
@@ -35,7 +36,7 @@ impl Applied {
                 adapter.model.display()
             )));
         }
-        let decoder = Decoder::open(&adapter.model)?;
+        let decoder = decoder::open(&adapter.model)?;
         let mut weights = Weights::open(&adapter.model)?;
         if let Some(base) = &adapter.base
             && fingerprint(&weights) != *base
@@ -109,7 +110,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
         Adaptation::with_indices(Arc::new(method), parameters, Options::new(), sets)
     };
     match &adapter.kind {
-        Kind::Model => Ok(unadapted(parameters)),
+        Kind::Model => Ok(Adaptation::none(parameters)),
         Kind::Peft(lora) => {
             for parameter in &parameters {
                 let Some(layer) = lora.layers.get(&parameter.name) else { continue };

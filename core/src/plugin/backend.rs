@@ -1,4 +1,4 @@
-use super::Implementation;
+use super::library::Implementation;
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBackend, SpartaBytes};

@@ -1,9 +1,7 @@
 //! Both sides of the ABI in one process: plugins made by the SDK's macro, called through the host's wrappers.
 
-use super::library::enter;
+use super::library::{Implementation, enter};
 use super::*;
-use crate::method::LoadedMethod;
-use crate::task::LoadedTask;
 use library::Functions;
 use sparta_plugin::Error;
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};

@@ -1,9 +1,9 @@
 //! What a run is made of: a resumed run must be made of the same.
 
 use super::prepare::Prepared;
-use crate::adapter::{fingerprint, hex};
-use crate::data::Encoded;
+use crate::hash::{fingerprint, hex};
 use crate::method::index_set;
+use crate::train::Encoded;
 use crate::{Error, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -1,13 +1,12 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::evaluate::{Prediction, predict, score};
 use super::prepare::encode;
 use crate::adapter::{Applied, Head};
-use crate::data::{Encoded, splits};
 use crate::plugin::PluginSet;
 use crate::text::Encoder;
-use crate::train::Metrics;
-use crate::{Error, Result};
+use crate::train::evaluate::{Prediction, predict, score};
+use crate::train::{Encoded, Metrics};
+use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
 use std::path::{Path, PathBuf};

@@ -1,25 +1,20 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
-use super::plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan};
-use crate::adapter::HEAD;
-use crate::analysis::memory::PaperMemory;
-use crate::data::splits::{self, Origins};
-use crate::data::{Encoded, batch::padded_rows};
+use crate::job::{DataPlan, PaperMemory, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
+use crate::splits::{self, Origins};
 use crate::text::Encoder;
-use crate::train::layout;
-use crate::train::{HeadInit, Limits, Optimizer, RunConfig, Setup, Size};
+use crate::train::batch::padded_rows;
+use crate::train::evaluate::EVAL_EXAMPLES;
+use crate::train::{Encoded, HeadInit, Limits, Optimizer, Setup, Size, layout};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
-use sparta_plugin::method::{MethodInfo, Options, Role};
+use sparta_plugin::method::{MethodInfo, Options};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
-
-/// Examples per evaluation batch, at most.
-pub const EVAL_EXAMPLES: usize = 256;
 
 /// A run that can start.
 pub struct Prepared {
@@ -52,7 +47,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     check_numbers(config)?;
     let method = plugins.method(&config.method)?;
     let options = check_options(method.info(), config)?;
-    let decoder = Decoder::open(&config.model)?;
+    let decoder = decoder::open(&config.model)?;
     let weights = Weights::open(&config.model)?;
     let (plugin, task) = plugins.task(&config.task)?;
     let head = HeadKind::Classification { classes: task.labels.len() };
@@ -101,7 +96,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         method_version: setup.adaptation.info.version.clone(),
         options: setup.adaptation.options.clone(),
         paper: PaperMemory::new(body_size(&setup.adaptation), setup.adaptation.trained_in_body()),
-        trainable: trainable(&setup.adaptation),
+        trainable: TrainablePlan::new(&setup.adaptation),
         task: task.id.clone(),
         labels: task.labels.clone(),
         prompt,
@@ -241,19 +236,6 @@ fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits 
         head_features,
         batch,
     }
-}
-
-/// Scalars of the model without its classification head.
-pub(crate) fn body_size(adaptation: &Adaptation) -> u64 {
-    adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum()
-}
-
-/// How much of a model an adaptation trains.
-pub(crate) fn trainable(adaptation: &Adaptation) -> TrainablePlan {
-    let body = adaptation.trained_in_body();
-    let total = body_size(adaptation);
-    let tensors = adaptation.trained().len();
-    TrainablePlan { body, head: adaptation.trained_count() - body, density: body as f64 / total as f64, tensors }
 }
 
 fn check_numbers(config: &RunConfig) -> Result<()> {

@@ -1,16 +1,17 @@
 //! Causal-LM pre-training from scratch, for small models.
 
-use crate::data::batch::{Batch, padded_rows, split_by_budget};
-use crate::data::splits::permutation;
+use crate::job::StepReport;
 use crate::method::Adaptation;
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HeadKind, check_weights, from_f32};
 use crate::plugin::PluginSet;
+use crate::splits::permutation;
 use crate::text::Tokenizer;
+use crate::train::batch::{padded_rows, split_by_budget};
 use crate::train::layout::{initial, plan_memory};
 use crate::train::schedule::learning_rate;
-use crate::train::{HeadInit, Limits, Optimizer, Schedule, Session, Setup, Size, StepReport};
-use crate::weights::{OutTensor, Weights, from_f32, safetensors_dtype, save};
-use crate::{Error, Result};
+use crate::train::{Batch, HeadInit, Limits, Optimizer, Schedule, Session, Setup, Size};
+use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
+use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Init, Parameter, Role};
@@ -62,7 +63,7 @@ pub fn pretrain(
     device: Box<dyn Backend>,
     mut progress: impl FnMut(&StepReport),
 ) -> Result<PretrainResult> {
-    let decoder = Decoder::open(&config.model)?;
+    let decoder = decoder::open(&config.model)?;
     let tokenizer = Tokenizer::open(&config.model)?;
     tokenizer.check_vocab(decoder.vocab_size)?;
     let documents = read_documents(config, &decoder, &tokenizer)?;

@@ -1,19 +1,19 @@
 //! The training loop.
 
-use super::evaluate::{Features, predict, score};
+use super::directory::{RunDirectory, peak_resident};
 use super::identity::identity;
-use super::prepare::{EVAL_EXAMPLES, Prepared, prepare};
-use super::result::{RunDirectory, RunResult, Stopped};
-use crate::adapter::{MergeCheck, MergeDtype, check_merged, merged_tensor};
-use crate::data::batch::split_by_budget;
-use crate::data::{Batch, Encoded, splits::permutation};
+use super::prepare::{Prepared, prepare};
+use crate::adapter::{MergeDtype, check_merged, merged_tensor};
+use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
+use crate::job::{Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Form;
 use crate::plugin::PluginSet;
-use crate::report::Environment;
-use crate::train::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
+use crate::splits::permutation;
+use crate::train::batch::split_by_budget;
+use crate::train::evaluate::{EVAL_EXAMPLES, Features, predict, score};
 use crate::train::graphs::Purpose;
 use crate::train::schedule::learning_rate;
-use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
+use crate::train::{Batch, Blame, Encoded, Metrics, Session, StepOutput};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
@@ -136,8 +136,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn adopt(&mut self, loaded: Loaded) -> Result<()> {
-        let Loaded { checkpoint, state } = loaded;
-        self.session.set_state(&state, checkpoint.adam_steps)?;
+        loaded.check(&self.session.state())?;
+        self.session.set_state(loaded.checkpoint.adam_steps, |tensor| loaded.values(tensor))?;
+        let checkpoint = loaded.checkpoint;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
         self.best_values = checkpoint.best_values;
@@ -524,7 +525,7 @@ impl<'a> Trainer<'a> {
             training_seconds: self.training_time.as_secs_f64(),
             device_memory,
             planned_memory: self.run.plan.total_memory(),
-            peak_resident: super::result::peak_resident(),
+            peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
             adapter: self.directory.adapter(),

@@ -76,7 +76,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             kind: kind(info.device_type),
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
             memory: match kind(info.device_type) {
-                DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_graph::host_memory()).min(),
+                DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_plugin::host_memory()).min(),
                 _ => memory(adapter),
             },
             max_buffer: limits.max_buffer_size,

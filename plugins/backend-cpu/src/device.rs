@@ -1,6 +1,7 @@
 use crate::backend::DEVICE;
 use crate::simd;
-use sparta_graph::{DType, DeviceInfo, DeviceKind, host_memory};
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use sparta_plugin::host_memory;
 use std::fs;
 
 /// The CPU as a device with that many worker threads.

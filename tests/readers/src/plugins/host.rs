@@ -242,7 +242,7 @@ pub fn task(bytes: &[u8]) -> bool {
     let Some(id) = task.info().tasks.first().map(|task| task.id.clone()) else { return false };
     let request = OpenRequest { task: id, data: "data".into() };
     let Ok(dataset) = task.open(&request) else { return false };
-    sparta_core::data::splits::load(&*dataset, 2, 7).is_ok()
+    sparta_core::splits::load(&*dataset, 2, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

@@ -1,13 +1,13 @@
 //! What jobs are asked to do, plan, report while they work, and come to.
 
-mod config;
+pub mod config;
 mod merge_check;
 mod paper;
 mod plan;
 mod progress;
 mod result;
 
-pub use config::RunConfig;
+pub use config::{Control, RunConfig, Sources};
 pub use merge_check::MergeCheck;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};

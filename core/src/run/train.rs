@@ -46,7 +46,7 @@ pub fn run(
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
-    let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
+    let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),
         Start::Resume => {
@@ -214,7 +214,7 @@ impl<'a> Trainer<'a> {
             }
             let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
             let end = step == self.run.total_steps;
-            if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.checkpoint_interval))) {
+            if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.control.checkpoint_interval))) {
                 self.save_checkpoint()?;
             }
             if end {
@@ -328,7 +328,7 @@ impl<'a> Trainer<'a> {
         // The error to report is the step's, also where its cause cannot be found.
         let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
         // What has updated the tensors can no longer be left out.
-        if !self.run.config.skip_nonfinite || output.clip_coef >= 0.0 {
+        if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
                 "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
             )));

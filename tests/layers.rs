@@ -10,8 +10,8 @@ const LAYERS: &[&[&str]] = &[
     &["sparta-graph"],
     &["sparta-plugin"],
     &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
-    &["sparta-wgpu", "sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
-    &["sparta-task-glue", "sparta-task-imdb", "sparta-train"],
+    &["sparta-wgpu", "sparta-train", "sparta-task-glue", "sparta-task-imdb"],
+    &["sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
     &["sparta-io"],
     &["sparta-core"],
     &["sparta-cli", "sparta-readers"],
@@ -45,6 +45,10 @@ fn arrows_point_down() {
     let workspace = manifest(&root());
     let mut wrong = Vec::new();
     for member in workspace["workspace"]["members"].as_array().unwrap() {
+        // The built-in plugins' entry points, which nothing depends on.
+        if member.as_str() == Some("plugins/libraries/*") {
+            continue;
+        }
         let manifest = manifest(&root().join(member.as_str().unwrap()));
         let name = manifest["package"]["name"].as_str().unwrap();
         let none = toml::Table::new();

@@ -1,4 +1,5 @@
 use crate::backend::DEVICE;
+use crate::product::Unit;
 use crate::simd;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_plugin::host_memory;
@@ -17,7 +18,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         max_buffer: memory.unwrap_or(isize::MAX as u64),
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
-        products: if simd::multiplies_bf16() { vec![DType::BF16] } else { vec![] },
+        products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
     }
 }
 

@@ -11,6 +11,7 @@ mod kernels;
 mod memory;
 mod parallel;
 mod plugin;
+mod product;
 mod real;
 mod segments;
 mod simd;

@@ -1,5 +1,6 @@
 //! The number type of the arithmetic: f32, or f64 for the reference.
 
+use crate::memory::Floats;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -34,6 +35,8 @@ pub trait Real:
     /// Rounded to odd where f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
     fn to_f32_odd(self) -> f32;
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The tensor again, where the number type is f32.
+    fn single(tensor: Floats<Self>) -> Option<Floats<f32>>;
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;
     fn exp(self) -> Self;
@@ -85,9 +88,7 @@ impl<P> Matrix<P> {
     pub fn columns(at: P, column: usize) -> Self {
         Matrix { at, row: 1, column }
     }
-}
 
-impl<P: Copy> Matrix<P> {
     pub fn transposed(self) -> Self {
         Matrix { at: self.at, row: self.column, column: self.row }
     }
@@ -163,6 +164,10 @@ impl Real for f32 {
     #[inline(always)]
     fn mul_add(self, factor: f32, addend: f32) -> f32 {
         f32::mul_add(self, factor, addend)
+    }
+
+    fn single(tensor: Floats<f32>) -> Option<Floats<f32>> {
+        Some(tensor)
     }
 
     #[inline(always)]
@@ -256,6 +261,10 @@ impl Real for f64 {
     #[inline(always)]
     fn mul_add(self, factor: f64, addend: f64) -> f64 {
         f64::mul_add(self, factor, addend)
+    }
+
+    fn single(_: Floats<f64>) -> Option<Floats<f32>> {
+        None
     }
 
     #[inline(always)]

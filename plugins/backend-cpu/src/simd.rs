@@ -27,18 +27,6 @@ pub fn isa() -> Isa {
     Isa::Baseline
 }
 
-/// Whether the processor multiplies bf16 in hardware (AVX512-BF16).
-pub fn multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        std::arch::is_x86_feature_detected!("avx512bf16")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-}
-
 impl Isa {
     pub fn name(self) -> &'static str {
         match self {

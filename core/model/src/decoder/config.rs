@@ -14,7 +14,7 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_LAYERS: usize = 1 << 12;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 12;
-const MAX_POSITIONS: usize = 1 << 40;
+const MAX_POSITIONS: usize = 1 << 31;
 const MAX_LABELS: usize = 1 << 16;
 
 /// What a family assumes where the file is silent.

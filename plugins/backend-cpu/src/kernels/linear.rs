@@ -2,6 +2,7 @@ use super::add::add;
 use crate::bind::{Io, Kernel};
 use crate::memory::{Floats, Need, Ptr};
 use crate::parallel::tasks;
+use crate::product::{self, Output};
 use crate::real::{Matrix, Operand, Real};
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
@@ -14,16 +15,24 @@ const DEPTH: usize = 1024;
 
 pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
     let (m, n, k) = op.dims(io.ty(0)?, io.ty(1)?)?;
-    let product = Product {
+    let product = Product::<T> {
         size: [m, n, k],
         layout: op.layout,
-        scale: T::from_f32(op.scale),
+        scale: op.scale,
         a: io.floats(0)?,
         b: io.floats(1)?,
         c: io.float_output(0)?,
         bias: if op.bias { Some(io.floats(2)?) } else { None },
         residual: op.residual_index().map(|i| io.floats(i)).transpose()?,
     };
+    if let Some(product) = product.bf16() {
+        let need = Need { shared: product.scratch(), per_thread: 0 };
+        return Ok(Kernel::new(need, move |scratch| {
+            // SAFETY: the operands are those of the op, dense and checked; the scratch memory is what was asked for.
+            unsafe { product.run(scratch.shared(), true) };
+            Ok(())
+        }));
+    }
     let need = Need { shared: 0, per_thread: product.areas().iter().sum::<usize>() * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {
         let (down, across) = (m.div_ceil(ROWS), n.div_ceil(COLUMNS));
@@ -43,7 +52,7 @@ struct Product<T> {
     /// m, n, k
     size: [usize; 3],
     layout: Layout,
-    scale: T,
+    scale: f32,
     a: Floats<T>,
     b: Floats<T>,
     c: Floats<T>,
@@ -52,6 +61,27 @@ struct Product<T> {
 }
 
 impl<T: Real> Product<T> {
+    /// The product of two bf16 tensors with f32 sums, which need not be converted.
+    fn bf16(&self) -> Option<product::Product> {
+        let (Floats::Bf16(a), Floats::Bf16(b)) = (self.a, self.b) else { return None };
+        let [m, n, k] = self.size;
+        let (a, b) = match self.layout {
+            Layout::Nt => (product::Operand::along_k(a, k), product::Operand::along_k(b, k)),
+            Layout::Nn => (product::Operand::along_k(a, k), product::Operand::across_k(b, n)),
+            Layout::Tn => (product::Operand::across_k(a, m), product::Operand::across_k(b, n)),
+        };
+        let output = |tensor: Floats<T>| T::single(tensor).and_then(Output::of);
+        let mut product = product::Product::new(self.size, a, b, output(self.c)?);
+        product.scale = self.scale;
+        if let Some(bias) = self.bias {
+            product.bias = Some(T::single(bias)?);
+        }
+        if let Some(residual) = self.residual {
+            product.residual = Some(output(residual)?);
+        }
+        Some(product)
+    }
+
     /// Elements of the areas of a thread's scratch memory: converted blocks of b, of a and of c. The first holds the
     /// bias before.
     fn areas(&self) -> [usize; 3] {
@@ -89,7 +119,7 @@ impl<T: Real> Product<T> {
                     Layout::Nt => along(self.b, &columns, k, start, deep, scratch).transposed(),
                     Layout::Nn | Layout::Tn => across(self.b, &columns, n, start, deep, scratch),
                 };
-                T::gemm([rows.len(), columns.len(), deep], c, read || start > 0, a, b, self.scale);
+                T::gemm([rows.len(), columns.len(), deep], c, read || start > 0, a, b, T::from_f32(self.scale));
             }
         }
         for (i, row) in rows.enumerate() {

@@ -1,44 +1,121 @@
+//! The gradient of a weight at chosen elements. Two algorithms: a dot product per element, or whole tiles of the dense
+//! gradient, of which the chosen elements are kept.
+
+mod numbers;
+mod pairs;
+
 use crate::bind::{Io, Kernel};
 use crate::memory::{Floats, Need, Ptr, Scratch};
 use crate::parallel::try_tasks;
-use crate::real::{Matrix, Operand, Real};
-use crate::simd::{simd, sum_lanes};
+use crate::product::Unit;
+use crate::real::Real;
+use numbers::Numbers;
+use pairs::Pairs;
 use sparta_graph::ops::{SampledGrad, Sampling};
 use std::ops::Range;
 
 /// The density from which `Sampling::Auto` computes whole tiles (measured, see benches/cpu_kernels.rs).
 const TILED_FROM: f64 = 0.18;
 
+/// How the operands are held while they are multiplied. A line is a column of dy or x: what one dot product reads.
+trait Lines<T: Real>: Copy + Send + Sync + 'static {
+    type Element: Copy;
+
+    /// Elements of a line of `deep` rows.
+    fn line(&self, deep: usize) -> usize;
+
+    /// Elements of scratch memory that are needed while so many columns are transposed.
+    fn strip(&self, columns: usize) -> usize;
+
+    /// Writes the lines of a block `[deep, columns]` of dy, whose rows are `width` apart, from element `at` on.
+    ///
+    /// # Safety
+    /// The block lies in the tensor, and `to` and `strip` have room for it.
+    unsafe fn lines_of_dy(
+        &self,
+        at: usize,
+        width: usize,
+        size: [usize; 2],
+        to: Ptr<Self::Element>,
+        strip: Ptr<Self::Element>,
+    );
+
+    /// [`Lines::lines_of_dy`] for x.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn lines_of_x(
+        &self,
+        at: usize,
+        width: usize,
+        size: [usize; 2],
+        to: Ptr<Self::Element>,
+        strip: Ptr<Self::Element>,
+    );
+
+    /// The products of `dy` with each of at most [`TOGETHER`] columns, all of one length.
+    fn dots(&self, dy: &[Self::Element], columns: &[&[Self::Element]]) -> [T; TOGETHER];
+
+    /// Bytes of scratch memory for a tile of t, rows and columns.
+    fn tile_scratch(&self, size: [usize; 3]) -> usize;
+
+    /// A tile `[rows, columns]` of `scale * dy^T x`, dense: from elements `at` of dy and x on, which have rows `widths`
+    /// apart.
+    ///
+    /// # Safety
+    /// The operands lie in their tensors, `to` has room for the tile, and `scratch` the bytes of
+    /// [`Lines::tile_scratch`], aligned to 64.
+    unsafe fn tile(
+        &self,
+        size: [usize; 3],
+        at: [usize; 2],
+        widths: [usize; 2],
+        scale: f32,
+        to: Ptr<T>,
+        scratch: Ptr<u8>,
+    );
+}
+
+/// Chosen elements of a row that are computed together, so that dy is loaded once for all of them.
+const TOGETHER: usize = 4;
+/// Partial sums of each.
+const LANES: usize = 16;
+
 pub fn prepare<T: Real>(op: &SampledGrad, io: &Io) -> Result<Kernel, String> {
+    let (dy, x) = (io.floats::<T>(0)?, io.floats::<T>(1)?);
+    match (dy, x, T::single(io.float_output(0)?)) {
+        (Floats::Bf16(dy), Floats::Bf16(x), Some(Floats::Full(g))) => {
+            prepare_with(op, io, Pairs { dy, x, unit: Unit::best() }, g)
+        }
+        _ => prepare_with(op, io, Numbers { dy, x }, io.output(0)?),
+    }
+}
+
+fn prepare_with<T: Real, L: Lines<T>>(op: &SampledGrad, io: &Io, lines: L, g: Ptr<T>) -> Result<Kernel, String> {
     let ((t, rows), (_, columns), n) = (io.matrix(0)?, io.matrix(1)?, io.numel(2)?);
-    let choice = Choice {
-        size: [t, rows, columns],
-        n,
-        scale: T::from_f32(op.scale),
-        dy: io.floats(0)?,
-        x: io.floats(1)?,
-        index: io.words(2)?,
-        row_ptr: io.words(3)?,
-        g: io.output(0)?,
-    };
+    let size = [t, rows, columns];
+    let choice = Choice { size, n, scale: op.scale, lines, index: io.words(2)?, row_ptr: io.words(3)?, g };
     let density = n as f64 / (rows as f64 * columns as f64);
     let tiled = match op.sampling {
         Sampling::Auto => density >= TILED_FROM,
         Sampling::Sampled => false,
         Sampling::Tiled => true,
     };
-    let full = choice.dy.is_full() && choice.x.is_full();
     if tiled {
-        let (rows, columns) = (TILE_ROWS, TILE_COLUMNS.min(columns));
-        let converted = if full { 0 } else { DEPTH.min(t) * (rows + columns) };
-        let per_thread = (rows * columns + converted) * size_of::<T>();
+        let [rows, columns] = [TILE_ROWS.min(rows), TILE_COLUMNS.min(columns)];
+        let per_thread = tile_bytes::<T>(rows, columns) + lines.tile_scratch([t, rows, columns]);
         return Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.tiled(scratch)));
     }
-    let pieces = Pieces::of(choice.size);
+    let pieces = Pieces::of(size);
     let (rows, columns) = (pieces.rows.min(ROWS), pieces.columns.min(COLUMNS));
-    let strip = if full { 0 } else { SIDE * rows.max(columns) };
-    let per_thread = ((rows + columns).saturating_mul(pieces.depth) + strip).saturating_mul(size_of::<T>());
+    let elements = (rows + columns).saturating_mul(lines.line(pieces.depth)) + lines.strip(rows.max(columns));
+    let per_thread = elements.saturating_mul(size_of::<L::Element>());
     Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.sampled(pieces, scratch)))
+}
+
+/// Bytes of a tile in scratch memory; what lies behind it is aligned.
+fn tile_bytes<T>(rows: usize, columns: usize) -> usize {
+    (rows * columns * size_of::<T>()).next_multiple_of(64)
 }
 
 /// The most rows of dy and x that are transposed at a time, so that each dot product runs over contiguous memory.
@@ -73,19 +150,18 @@ impl Pieces {
 }
 
 #[derive(Clone, Copy)]
-struct Choice<T> {
+struct Choice<T, L> {
     /// Rows of dy and x, rows and columns of the weight.
     size: [usize; 3],
     n: usize,
-    scale: T,
-    dy: Floats<T>,
-    x: Floats<T>,
+    scale: f32,
+    lines: L,
     index: Ptr<u32>,
     row_ptr: Ptr<u32>,
     g: Ptr<T>,
 }
 
-impl<T: Real> Choice<T> {
+impl<T: Real, L: Lines<T>> Choice<T, L> {
     /// Errors: row pointers that do not divide the chosen elements among the rows.
     fn check(&self) -> Result<(), String> {
         let rows = self.size[1];
@@ -141,26 +217,33 @@ impl<T: Real> Choice<T> {
     }
 
     /// The chosen elements of a piece of the weight.
-    fn piece(&self, rows: Range<usize>, columns: Range<usize>, depth: usize, scratch: Ptr<T>) -> Result<(), String> {
+    fn piece(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        depth: usize,
+        scratch: Ptr<L::Element>,
+    ) -> Result<(), String> {
         let [t, all_rows, all_columns] = self.size;
         // At least once, so that g is written when there are no rows.
         for first in (0..t.max(1)).step_by(depth) {
             let deep = depth.min(t - first);
-            let x_t = Ptr::new(scratch.at(rows.len() * deep));
-            let strip = Ptr::new(x_t.at(columns.len().min(COLUMNS) * deep));
+            let line = self.lines.line(deep);
+            let x_lines = Ptr::new(scratch.at(rows.len() * line));
+            let strip = Ptr::new(x_lines.at(columns.len().min(COLUMNS) * line));
             let at = first * all_rows + rows.start;
             // SAFETY: the columns lie in dy; the scratch memory holds them, and behind them those of x and a strip.
-            unsafe { transpose(self.dy, at, all_rows, [deep, rows.len()], scratch, strip) };
+            unsafe { self.lines.lines_of_dy(at, all_rows, [deep, rows.len()], scratch, strip) };
             for columns in split(columns.clone(), COLUMNS) {
                 let at = first * all_columns + columns.start;
-                // SAFETY: as above; nobody writes the transposed blocks while they are read.
+                // SAFETY: as above; nobody writes the lines while they are read.
                 let x = unsafe {
-                    transpose(self.x, at, all_columns, [deep, columns.len()], x_t, strip);
-                    x_t.slice(0, columns.len() * deep)
+                    self.lines.lines_of_x(at, all_columns, [deep, columns.len()], x_lines, strip);
+                    x_lines.slice(0, columns.len() * line)
                 };
                 for (i, row) in rows.clone().enumerate() {
                     // SAFETY: as above.
-                    let dy = unsafe { scratch.slice(i * deep, deep) };
+                    let dy = unsafe { scratch.slice(i * line, line) };
                     self.sampled_row(row, &columns, dy, x, first == 0)?;
                 }
             }
@@ -170,26 +253,28 @@ impl<T: Real> Choice<T> {
 
     /// Adds the products over one block of depth to the chosen elements of a row in a range of columns; `start` them if
     /// it is the first.
-    fn sampled_row(&self, row: usize, range: &Range<usize>, dy: &[T], x: &[T], start: bool) -> Result<(), String> {
+    fn sampled_row(
+        &self,
+        row: usize,
+        range: &Range<usize>,
+        dy: &[L::Element],
+        x: &[L::Element],
+        start: bool,
+    ) -> Result<(), String> {
         let (first, chosen) = self.row(row);
         let places = self.within(row, range);
-        let mut at = first + places.start;
+        let (mut at, scale) = (first + places.start, T::from_f32(self.scale));
         for group in chosen[places].chunks(TOGETHER) {
             let mut columns = [dy; TOGETHER];
             for (column, &index) in columns.iter_mut().zip(group) {
                 let from = self.column(row, range, index)? * dy.len();
                 *column = &x[from..from + dy.len()];
             }
-            let mut sums = [T::ZERO; TOGETHER];
-            // SAFETY: safe code; the elements of g from `at` on belong to this row and range.
-            unsafe {
-                match group.len() {
-                    1 => dots::<T, 1>(dy, &columns, &mut sums),
-                    _ => dots::<T, TOGETHER>(dy, &columns, &mut sums),
-                }
-                for (g, &sum) in self.g.slice_mut(at, group.len()).iter_mut().zip(&sums) {
-                    *g = self.scale * sum + if start { T::ZERO } else { *g };
-                }
+            let sums = self.lines.dots(dy, &columns[..group.len()]);
+            // SAFETY: the elements of g from `at` on belong to this row and range.
+            let g = unsafe { self.g.slice_mut(at, group.len()) };
+            for (g, &sum) in g.iter_mut().zip(&sums) {
+                *g = scale * sum + if start { T::ZERO } else { *g };
             }
             at += group.len();
         }
@@ -209,21 +294,11 @@ impl<T: Real> Choice<T> {
     /// Computes the tile of the dense gradient in scratch memory and keeps what is chosen of it.
     fn tile(&self, tile_rows: Range<usize>, tile_columns: Range<usize>, scratch: Ptr<T>) -> Result<(), String> {
         let [t, rows, columns] = self.size;
-        let (width, first) = (tile_columns.len(), tile_columns.start);
-        let dy_buffer = Ptr::new(scratch.at(tile_rows.len() * width));
-        // What need not be converted is multiplied in one go; at least once, so that the tile is written.
-        let depth = if self.dy.is_full() && self.x.is_full() { t } else { DEPTH }.max(1);
-        for start in (0..t.max(1)).step_by(depth) {
-            let deep = depth.min(t - start);
-            let x_buffer = Ptr::new(dy_buffer.at(tile_rows.len() * deep));
-            // SAFETY: the tile lies in the product; the scratch memory holds it and the converted rows behind it.
-            unsafe {
-                let dy = rows_of(self.dy, start * rows + tile_rows.start, rows, [deep, tile_rows.len()], dy_buffer);
-                let x = rows_of(self.x, start * columns + first, columns, [deep, width], x_buffer);
-                let tile = Matrix::rows(scratch.at(0), width);
-                T::gemm([tile_rows.len(), width, deep], tile, start > 0, dy.transposed(), x, self.scale);
-            }
-        }
+        let width = tile_columns.len();
+        let rest = Ptr::new(scratch.at(0).cast::<u8>().wrapping_add(tile_bytes::<T>(tile_rows.len(), width)));
+        let (size, at) = ([t, tile_rows.len(), width], [tile_rows.start, tile_columns.start]);
+        // SAFETY: the tile lies in the product; the scratch memory holds it, and behind it what the lines need.
+        unsafe { self.lines.tile(size, at, [rows, columns], self.scale, scratch, rest) };
         for (r, row) in tile_rows.enumerate() {
             let (start, chosen) = self.row(row);
             for i in self.within(row, &tile_columns) {
@@ -240,119 +315,6 @@ impl<T: Real> Choice<T> {
 fn split(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(size).map(move |start| start..end.min(start + size))
-}
-
-/// Side of the squares that are transposed in registers.
-const SIDE: usize = 8;
-/// Chosen elements of a row that are computed together, so that dy is loaded once for all of them.
-const TOGETHER: usize = 4;
-/// Partial sums of each.
-const LANES: usize = 16;
-
-/// A block of a matrix whose rows are `width` apart, from element `at` on: where it lies, or converted into `buffer`.
-///
-/// # Safety
-/// The block lies in the tensor, and the buffer has room for it.
-unsafe fn rows_of<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], buffer: Ptr<T>) -> Operand<T> {
-    let [deep, columns] = size;
-    if let Floats::Full(x) = x {
-        return Operand::rows(x.at(at), width);
-    }
-    for i in 0..deep {
-        // SAFETY: the caller vouches for it.
-        unsafe { x.load(at + i * width, columns, buffer.at(i * columns)) };
-    }
-    Operand::rows(buffer.at(0), columns)
-}
-
-/// `y [columns, deep]` = the block `[deep, columns]` of x transposed, from element `at` on, the rows `width` apart. What
-/// has to be converted goes through `strip`, a few rows at a time.
-///
-/// # Safety
-/// The block lies in the tensor, y has room for it, and the strip for SIDE rows of it.
-unsafe fn transpose<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], y: Ptr<T>, strip: Ptr<T>) {
-    let [deep, columns] = size;
-    if let Floats::Full(x) = x {
-        // SAFETY: the caller vouches for it.
-        return unsafe { transpose_rows(x.at(at), width, size, y.at(0), deep) };
-    }
-    for t in (0..deep).step_by(SIDE) {
-        let rows = SIDE.min(deep - t);
-        // SAFETY: the caller vouches for it.
-        unsafe {
-            (0..rows).for_each(|i| x.load(at + (t + i) * width, columns, strip.at(i * columns)));
-            transpose_rows(strip.at(0), columns, [rows, columns], y.at(t), deep);
-        }
-    }
-}
-
-simd! {
-    /// `y [columns, deep]` = `x [deep, columns]` transposed; the rows of x are `width` apart, those of y `stride`.
-    unsafe fn transpose_rows<T: Real>(x: *const T, width: usize, size: [usize; 2], y: *mut T, stride: usize) {
-        let [deep, columns] = size;
-        let (whole_deep, whole_columns) = (deep / SIDE * SIDE, columns / SIDE * SIDE);
-        for column in (0..whole_columns).step_by(SIDE) {
-            for t in (0..whole_deep).step_by(SIDE) {
-                let row = |i| x.add((t + i) * width + column).cast::<[T; SIDE]>().read_unaligned();
-                let square = transposed([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)]);
-                for (i, line) in square.into_iter().enumerate() {
-                    y.add((column + i) * stride + t).cast::<[T; SIDE]>().write_unaligned(line);
-                }
-            }
-        }
-        for column in 0..columns {
-            let done = if column < whole_columns { whole_deep } else { 0 };
-            for t in done..deep {
-                *y.add(column * stride + t) = *x.add(t * width + column);
-            }
-        }
-    }
-
-    /// The products of `dy` with the first N of `columns`, all of one length.
-    unsafe fn dots<T: Real, const N: usize>(dy: &[T], columns: &[&[T]; TOGETHER], sums: &mut [T; TOGETHER]) {
-        let mut lanes = [[T::ZERO; LANES]; N];
-        let whole = dy.len() / LANES * LANES;
-        for t in (0..whole).step_by(LANES) {
-            let block = |x: &[T]| x.as_ptr().add(t).cast::<[T; LANES]>().read_unaligned();
-            let dy = block(dy);
-            for i in 0..N {
-                let x = block(columns[i]);
-                for l in 0..LANES {
-                    lanes[i][l] = dy[l].mul_add(x[l], lanes[i][l]);
-                }
-            }
-        }
-        for i in 0..N {
-            let rest = dy[whole..].iter().zip(&columns[i][whole..]);
-            sums[i] = sum_lanes(lanes[i]) + rest.fold(T::ZERO, |sum, (&dy, &x)| dy.mul_add(x, sum));
-        }
-    }
-}
-
-/// The transpose of a square of rows, as the three steps that vector units do it in: pairs, quadruples, halves.
-#[inline(always)]
-fn transposed<T: Real>(rows: [[T; SIDE]; SIDE]) -> [[T; SIDE]; SIDE] {
-    let [a, b, c, d, e, f, g, h] = rows;
-    let low = |x: [T; 8], y: [T; 8]| [x[0], y[0], x[1], y[1], x[4], y[4], x[5], y[5]];
-    let high = |x: [T; 8], y: [T; 8]| [x[2], y[2], x[3], y[3], x[6], y[6], x[7], y[7]];
-    let (ab, ab2, cd, cd2) = (low(a, b), high(a, b), low(c, d), high(c, d));
-    let (ef, ef2, gh, gh2) = (low(e, f), high(e, f), low(g, h), high(g, h));
-    let first = |x: [T; 8], y: [T; 8]| [x[0], x[1], y[0], y[1], x[4], x[5], y[4], y[5]];
-    let second = |x: [T; 8], y: [T; 8]| [x[2], x[3], y[2], y[3], x[6], x[7], y[6], y[7]];
-    let (p0, p1, p2, p3) = (first(ab, cd), second(ab, cd), first(ab2, cd2), second(ab2, cd2));
-    let (q0, q1, q2, q3) = (first(ef, gh), second(ef, gh), first(ef2, gh2), second(ef2, gh2));
-    let lower = |x: [T; 8], y: [T; 8]| [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
-    let upper = |x: [T; 8], y: [T; 8]| [x[4], x[5], x[6], x[7], y[4], y[5], y[6], y[7]];
-    [
-        lower(p0, q0),
-        lower(p1, q1),
-        lower(p2, q2),
-        lower(p3, q3),
-        upper(p0, q0),
-        upper(p1, q1),
-        upper(p2, q2),
-        upper(p3, q3),
-    ]
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl First {
     /// Any value is accepted, and an option that is not known yet counts as one of the method. What is wrong otherwise is
     /// left to the second pass.
     fn pass(argv: &[String]) -> First {
-        let mut command = any_value(Cli::command()).mut_subcommands(any_value);
+        let mut command = any_value(base_command()).mut_subcommands(any_value);
         let mut unknown: Vec<String> = Vec::new();
         let matches = loop {
             let error = match command.clone().try_get_matches_from(argv) {

@@ -282,3 +282,45 @@ pub fn fraction(text: &str) -> std::result::Result<f64, String> {
 pub fn below_one(text: &str) -> std::result::Result<f64, String> {
     number(text, "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    fn parsed(args: &[&str]) -> RunConfig {
+        let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
+        RunConfig::from_arg_matches(&command.get_matches_from(args)).unwrap()
+    }
+
+    #[test]
+    fn a_configuration_is_held_against_the_ranges_of_its_options() {
+        let good = parsed(&["--lr", "1e-30", "--schedule", "cosine", "--max-grad-norm", "0"]);
+        good.check().unwrap();
+        let wrong = [
+            (RunConfig { batch_size: 0, ..good.clone() }, "--batch-size"),
+            (RunConfig { lr: Some(-1.0), ..good.clone() }, "--lr"),
+            (RunConfig { dropout: 1.0, ..good.clone() }, "--dropout"),
+            (RunConfig { control: Control { epochs: 0, ..good.control.clone() }, ..good.clone() }, "--epochs"),
+        ];
+        for (config, option) in wrong {
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(option), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_resumed_run_may_change_is_not_part_of_its_identity() {
+        let (short, long) = (parsed(&["--epochs", "1"]), parsed(&["--epochs", "2", "--skip-nonfinite"]));
+        assert_eq!(short.fixed().unwrap(), long.fixed().unwrap());
+        assert_ne!(short.fixed().unwrap(), parsed(&["--batch-size", "3"]).fixed().unwrap());
+    }
+
+    #[test]
+    fn a_stored_configuration_is_read_back() {
+        let config = parsed(&["--lr", "0.1", "--max-steps", "7"]);
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains("\"max_steps\":7"), "{text}");
+        assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
+    }
+}

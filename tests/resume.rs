@@ -1,7 +1,7 @@
 //! A run that is killed at any moment and resumed ends with the same bytes as one that was left alone; nothing that was
 //! saved is lost. Real processes, real SIGKILL. `SPARTA_KILLS=N` kills N times in `random_kills` instead of a few.
 
-use sparta_tests::Random;
+use sparta_suites::Random;
 use sparta_tests::command::command;
 use std::fs;
 use std::path::Path;

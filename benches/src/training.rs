@@ -1,7 +1,7 @@
 //! Whole training steps of a synthetic model.
 
 use crate::machine::{self, CpuWindow};
-use crate::model::{Shape, random};
+use crate::model::{self, Shape, random};
 use crate::{Result, least, median};
 use serde::Serialize;
 use sparta_backend_cpu::Cpu;
@@ -17,7 +17,6 @@ use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// One cell of a table: what is trained on what.
@@ -33,6 +32,8 @@ pub struct Case {
     pub density: f64,
     pub recompute: bool,
     pub device: String,
+    /// The type of the weights on disk.
+    pub weights: model::Weights,
     /// Threads of the CPU; `None`: all cores.
     pub threads: Option<usize>,
 }
@@ -65,7 +66,7 @@ pub struct Measured {
 impl Case {
     /// Loads the method's plugin, opens the device and uploads the model.
     pub fn open(&self) -> Result<Bench> {
-        let directory = self.shape.directory()?;
+        let directory = self.shape.directory(self.weights)?;
         let plugins = self.plugins()?;
         let method = plugins.method(&self.method)?;
         let mut given = BTreeMap::new();
@@ -108,11 +109,9 @@ impl Case {
         Ok(Bench { session, batch, plan, trained })
     }
 
-    /// The method's library from where the build has put it.
+    /// The method's library.
     fn plugins(&self) -> Result<PluginSet> {
-        let program = std::env::current_exe()?;
-        let built = program.parent().and_then(Path::parent).ok_or("this program lies in no directory")?;
-        let library = built.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", self.method));
+        let library = crate::place()?.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", self.method));
         Ok(PluginSet::discover(&DiscoverOptions { explicit: vec![library], ..DiscoverOptions::default() }))
     }
 
@@ -153,13 +152,13 @@ impl Bench {
         Ok(best.ok_or("no step was profiled")?)
     }
 
-    /// Repeats the step for so long, but at least seven times, after one that is not counted.
-    pub fn measure(&mut self, duration: Duration) -> Result<Measured> {
+    /// Repeats the step for so long, but at least so often, after one that is not counted.
+    pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<Measured> {
         let mut loss = self.step()?;
         let mut seconds = Vec::new();
         let window = CpuWindow::open();
         let start = Instant::now();
-        while seconds.len() < 7 || start.elapsed() < duration {
+        while seconds.len() < at_least || start.elapsed() < duration {
             let start = Instant::now();
             loss = self.step()?;
             seconds.push(start.elapsed().as_secs_f64());

@@ -2,6 +2,7 @@
 
 use crate::adapter::AdapterCommand;
 use crate::merge::MergeAdaptersArgs;
+use crate::plugin_check::CheckArgs;
 use crate::rank::RankArgs;
 use crate::report::ReportArgs;
 use crate::sweep::SweepArgs;
@@ -55,6 +56,11 @@ pub enum Command {
     Report(ReportArgs),
     /// List the plugins with their versions, where they were found, and why any was refused
     Plugins(ListArgs),
+    /// Check a plugin before publishing it
+    Plugin {
+        #[command(subcommand)]
+        what: PluginCommand,
+    },
     /// List the devices and mark the one that `--device auto` picks
     Devices(ListArgs),
     /// List the presets: the hyper-parameters of the paper's tables, each with its source
@@ -68,6 +74,13 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Print a completion script for a shell
     Completions { shell: Shell },
+}
+
+#[derive(Subcommand)]
+pub enum PluginCommand {
+    /// Run the conformance and golden suites on a backend library, each test in a process of its own; of a method or a
+    /// task, check that it loads, describes itself and has well-formed options. Exit code 1 when something fails
+    Check(CheckArgs),
 }
 
 #[derive(Subcommand)]

@@ -11,6 +11,7 @@ mod memory;
 mod merge;
 mod output;
 mod parse;
+mod plugin_check;
 mod plugins;
 mod presets;
 mod pretrain;
@@ -23,7 +24,7 @@ mod train;
 mod tui;
 mod watch;
 
-use args::{Command, Inspect};
+use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
 use sparta_core::{Error, Result};
 use std::process::ExitCode;
@@ -73,6 +74,7 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Rank(args) => rank::rank(args),
         Command::Report(args) => report::report(args),
         Command::Plugins(args) => plugins::list(&plugins, args.json),
+        Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),

@@ -49,6 +49,15 @@ fn only_f32() -> Vec<DType> {
     vec![DType::F32]
 }
 
+/// Memory that a backend has allocated on its device: tensors, arenas and scratch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// Bytes in use now.
+    pub in_use: u64,
+    /// The most bytes that were in use at a time.
+    pub peak: u64,
+}
+
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -77,6 +86,20 @@ pub trait Backend: Send {
     fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError>;
 
     fn free(&mut self, buffer: BufferId);
+
+    /// What this backend has allocated; `None` where it does not count.
+    fn memory_use(&self) -> Option<MemoryUse> {
+        None
+    }
+
+    /// Whether the backend has every operation of a plan; to be asked before a run begins. The default is for backends
+    /// that have all.
+    ///
+    /// Errors: what is missing.
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        let _ = plan;
+        Ok(())
+    }
 
     /// Overwrites elements from element `offset` on. `data` holds little-endian values of the buffer's dtype; for
     /// 2-byte dtypes `offset` is even.

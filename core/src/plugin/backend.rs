@@ -1,5 +1,6 @@
+use super::earlier;
 use super::library::Implementation;
-use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBackend, SpartaBytes};
 use sparta_plugin::backend::BackendPluginInfo;
@@ -50,7 +51,8 @@ impl LoadedBackendPlugin {
             f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
         });
         let info: DeviceInfo = answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
-        Ok(Box::new(LoadedBackend { plugin, info, handle, one_thread: PhantomData }))
+        let ops = self.info.ops.clone();
+        Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
 }
 
@@ -58,6 +60,8 @@ impl LoadedBackendPlugin {
 struct LoadedBackend {
     plugin: Implementation<SpartaBackend>,
     info: DeviceInfo,
+    /// What [`BackendPluginInfo::ops`] says.
+    ops: Option<Vec<String>>,
     handle: u64,
     /// Moves between threads, but is used by one at a time.
     one_thread: PhantomData<Cell<()>>,
@@ -66,6 +70,33 @@ struct LoadedBackend {
 impl LoadedBackend {
     fn call<F>(&self, what: &str, function: Option<F>, call: impl FnOnce(F, u64) -> i32) -> Result<(), BackendError> {
         self.plugin.call(what, function, None, call).map(drop).map_err(|e| decode(&self.info.id, e))
+    }
+
+    /// The JSON form of a plan that the plugin understands.
+    fn message(&self, plan: &Plan) -> Result<Vec<u8>, BackendError> {
+        let serialise = |e: serde_json::Error| BackendError::Other {
+            device: self.info.id.clone(),
+            reason: format!("the plan cannot be serialised: {e}"),
+        };
+        let lacking = match &self.ops {
+            Some(ops) => {
+                let mut names = plan.calls.iter().map(|call| call.op.name());
+                let missing = names.find(|name| ops.iter().all(|known| known != name));
+                missing.map(|name| (name.to_owned(), "it does not have this operation".to_owned()))
+            }
+            None => earlier::check(&serde_json::to_value(plan).map_err(serialise)?).err(),
+        };
+        match lacking {
+            Some((op, what)) => Err(BackendError::Op {
+                device: self.info.id.clone(),
+                op,
+                reason: format!(
+                    "the plugin {} is older than this sparta-cli: {what}; update the plugin, or use another device",
+                    self.plugin.name
+                ),
+            }),
+            None => serde_json::to_vec(plan).map_err(serialise),
+        }
     }
 }
 
@@ -93,6 +124,19 @@ impl Backend for LoadedBackend {
         let _ = freed;
     }
 
+    fn memory_use(&self) -> Option<MemoryUse> {
+        let mut used = MemoryUse::default();
+        // SAFETY: see the impl.
+        let counted = self.call("memory", self.plugin.table.memory, |f, call| unsafe {
+            f(call, self.handle, &mut used.in_use, &mut used.peak)
+        });
+        counted.ok().map(|()| used)
+    }
+
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        self.message(plan).map(drop)
+    }
+
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
         // SAFETY: see the impl.
         self.call("write", self.plugin.table.write, |f, call| unsafe {
@@ -109,10 +153,7 @@ impl Backend for LoadedBackend {
     }
 
     fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
-        let message = serde_json::to_vec(plan).map_err(|e| BackendError::Other {
-            device: self.info.id.clone(),
-            reason: format!("the plan cannot be serialised: {e}"),
-        })?;
+        let message = self.message(plan)?;
         let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
         let mut prepared = 0;
         // SAFETY: see the impl.

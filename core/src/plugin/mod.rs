@@ -6,6 +6,7 @@
 mod backend;
 mod binary;
 mod discover;
+mod earlier;
 mod host;
 mod library;
 mod manifest;

@@ -258,7 +258,7 @@ fn memory_info() -> DeviceInfo {
 
 impl BackendPlugin for MemoryPlugin {
     fn describe(&self) -> BackendPluginInfo {
-        BackendPluginInfo { name: "memory".into(), version: "1".into() }
+        BackendPluginInfo { name: "memory".into(), version: "1".into(), ops: None }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {

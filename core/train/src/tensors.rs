@@ -2,7 +2,7 @@
 
 use crate::profile::Ceiling;
 use crate::{Error, Result};
-use sparta_graph::{Backend, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -75,6 +75,11 @@ impl Tensors {
 
     pub fn device(&self) -> DeviceInfo {
         self.device.info()
+    }
+
+    /// What the backend has allocated on the device, where it counts.
+    pub fn memory_use(&self) -> Option<MemoryUse> {
+        self.device.memory_use()
     }
 
     /// Allocates a zero-filled tensor. Errors: out of memory; a name that is already taken.

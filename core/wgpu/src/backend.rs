@@ -3,7 +3,7 @@ use crate::pipelines::Cache;
 use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Plan, PlanId};
 use sparta_kernels::{Bounds, Dispatch, MAX_ROUNDS, Memory, RNG_BINDING, Step, View, lower};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -37,6 +37,8 @@ pub struct WgpuBackend {
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
     next_id: u64,
+    /// The most bytes that were in use.
+    peak: u64,
     /// Bytes written since the last submission: wgpu keeps copies of them until then.
     staged: usize,
 }
@@ -53,6 +55,8 @@ struct Prepared {
     steps: Vec<PreparedStep>,
     /// The end of each call's steps.
     ends: Vec<usize>,
+    /// Of scratch memory and parameters.
+    bytes: u64,
 }
 
 pub(crate) enum PreparedStep {
@@ -106,6 +110,7 @@ impl WgpuBackend {
             buffers: HashMap::new(),
             plans: HashMap::new(),
             next_id: 0,
+            peak: 0,
             staged: 0,
         })
     }
@@ -122,6 +127,12 @@ impl WgpuBackend {
     fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
+    }
+
+    /// Bytes of all buffers, and of the plans' scratch memory and parameters.
+    fn in_use(&self) -> u64 {
+        let buffers = self.buffers.values().map(|buffer| buffer.buffer.size());
+        buffers.chain(self.plans.values().map(|plan| plan.bytes)).sum()
     }
 
     fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
@@ -344,11 +355,16 @@ impl Backend for WgpuBackend {
         let buffer = self.create(bytes, usage, label)?;
         let id = self.new_id();
         self.buffers.insert(id, Buffer { buffer, dtype, len, label: label.into() });
+        self.peak = self.peak.max(self.in_use());
         Ok(BufferId(id))
     }
 
     fn free(&mut self, buffer: BufferId) {
         self.buffers.remove(&buffer.0);
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -424,7 +440,9 @@ impl Backend for WgpuBackend {
         }
         self.check("prepare")?;
         let id = self.new_id();
-        self.plans.insert(id, Prepared { steps, ends });
+        let bytes = memory.scratch.size() + memory.params.size();
+        self.plans.insert(id, Prepared { steps, ends, bytes });
+        self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
 

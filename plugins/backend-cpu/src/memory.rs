@@ -133,6 +133,10 @@ impl Scratch {
         Some(Scratch { memory: Memory::zeroed(bytes)?, shared, per_thread })
     }
 
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
+    }
+
     /// The shared part, for the whole of one call.
     pub fn shared<E>(&self) -> Ptr<E> {
         Ptr(self.memory.ptr().cast())

@@ -16,7 +16,7 @@ use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
-pub const ABI_MINOR: u32 = 1;
+pub const ABI_MINOR: u32 = 2;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
@@ -243,4 +243,8 @@ pub struct SpartaBackend {
     pub release: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
     /// Since minor version 1, may be null. As `run`; result: `[u64]`, the nanoseconds of each call of the plan.
     pub run_profiled: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
+    /// Since minor version 2, may be null. Writes the bytes that the backend has allocated on the device: now, and at
+    /// most so far. Fails where it does not count.
+    pub memory:
+        Option<unsafe extern "C" fn(SpartaCall, backend: u64, in_use: *mut u64, peak: *mut u64) -> SpartaStatus>,
 }

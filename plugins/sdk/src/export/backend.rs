@@ -2,6 +2,7 @@ use super::{Exported, guarded, guarded_close, request, respond, text};
 use crate::Error;
 use crate::abi::*;
 use crate::backend::BackendPlugin;
+use serde::Deserialize;
 use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId};
 
@@ -20,6 +21,7 @@ pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
         run: Some(run),
         release: Some(release),
         run_profiled: Some(run_profiled),
+        memory: Some(memory),
     }
 }
 
@@ -137,8 +139,9 @@ unsafe extern "C" fn prepare(
 ) -> SpartaStatus {
     guarded(call, || {
         // SAFETY: the host passed the handle, the message and the array to this function.
-        let (backend, plan, externals): (_, Plan, _) =
+        let (backend, given, externals): (_, Json, _) =
             unsafe { (opened(backend), request(plan)?, slice(externals, external_count)) };
+        let plan = understood(given)?;
         let externals: Vec<BufferId> = externals.iter().map(|&id| BufferId(id)).collect();
         let id = backend.prepare(&plan, BufferId(arena), &externals).map_err(encode)?;
         // SAFETY: the host passes a writable `u64`.
@@ -166,4 +169,67 @@ unsafe extern "C" fn run_profiled(call: SpartaCall, backend: u64, prepared: u64)
         let times = unsafe { opened(backend) }.run_profiled(PlanId(prepared)).map_err(encode)?;
         respond(call, &times.iter().map(|time| time.as_nanos() as u64).collect::<Vec<_>>())
     })
+}
+
+unsafe extern "C" fn memory(call: SpartaCall, backend: u64, in_use: *mut u64, peak: *mut u64) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the handle to this function.
+        let used = unsafe { opened(backend) }.memory_use().ok_or("this backend does not count its memory")?;
+        // SAFETY: the host passes two writable `u64`.
+        unsafe {
+            in_use.write(used.in_use);
+            peak.write(used.peak);
+        }
+        Ok(())
+    })
+}
+
+/// A plan of which nothing is left out: what a later version has added changes the result.
+fn understood(given: Json) -> Result<Plan, Error> {
+    let wrong = |e: serde_json::Error| Error::new(format!("the plugin does not understand the plan: {e}"));
+    let plan = Plan::deserialize(&given).map_err(wrong)?;
+    match unknown_key(&given, &serde_json::to_value(&plan).map_err(wrong)?) {
+        Some(key) => Err(Error::new(format!(
+            "the plugin does not understand the plan's `{key}`, which has come with a later version; rebuild it with \
+             the current sparta-plugin"
+        ))),
+        None => Ok(plan),
+    }
+}
+
+/// The path of a key with a value in `given` that `known` does not have.
+fn unknown_key(given: &Json, known: &Json) -> Option<String> {
+    match (given, known) {
+        (Json::Object(given), Json::Object(known)) => given.iter().find_map(|(key, value)| match known.get(key) {
+            Some(known) => unknown_key(value, known).map(|rest| format!("{key}.{rest}")),
+            None => (!value.is_null()).then(|| key.clone()),
+        }),
+        (Json::Array(given), Json::Array(known)) => {
+            given.iter().zip(known).find_map(|(given, known)| unknown_key(given, known))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_plan_of_a_later_version_is_refused() {
+        let plan = |op: Json| {
+            let operand = json!({ "place": { "external": 0 }, "dtype": "f32", "shape": [2] });
+            let call = json!({ "op": op, "inputs": [operand], "outputs": [operand], "label": "" });
+            json!({ "arena": 0, "externals": [], "calls": [call] })
+        };
+        assert!(understood(plan(json!({ "op": "scale", "factor": 0.1 }))).is_ok());
+        let later = json!({ "op": "scale", "factor": 0.1, "twist": null });
+        assert!(understood(plan(later)).is_ok(), "what has no value changes nothing");
+        let message = |op| understood(plan(op)).unwrap_err().0;
+        let twisted = message(json!({ "op": "scale", "factor": 0.1, "twist": 2 }));
+        assert!(twisted.contains("`calls.op.twist`"), "{twisted}");
+        let unknown = message(json!({ "op": "levitate" }));
+        assert!(unknown.contains("levitate"), "{unknown}");
+    }
 }

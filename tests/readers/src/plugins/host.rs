@@ -142,6 +142,7 @@ static BACKEND: SpartaBackend = SpartaBackend {
     run: None,
     release: None,
     run_profiled: None,
+    memory: None,
 };
 
 macro_rules! entry {

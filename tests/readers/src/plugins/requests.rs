@@ -58,7 +58,7 @@ impl Dataset for Opened {
 
 impl BackendPlugin for Plugin {
     fn describe(&self) -> BackendPluginInfo {
-        BackendPluginInfo { name: "requests".into(), version: "1".into() }
+        BackendPluginInfo { name: "requests".into(), version: "1".into(), ops: None }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {

@@ -1,10 +1,10 @@
 //! What SpaRTA is made of: gradients of chosen elements, gather, and scatter into weights.
 
-use crate::case::Case;
-use crate::naive;
+use super::case::{Build, Case};
+use super::naive;
+use crate::tensor::round;
 use sparta_graph::DType;
 use sparta_graph::ops::{Embed, Gather, Layout, Linear, RmsNorm, SampledGrad, Sampling, Scatter};
-use sparta_tests::tensor::round;
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -54,7 +54,7 @@ fn sampled_grad(dims: (usize, usize, usize), density: f64, op: SampledGrad) -> C
     })
 }
 
-fn sampled_grad_of(b: &mut crate::case::Build, dims: (usize, usize, usize), index: Vec<usize>, op: SampledGrad) {
+fn sampled_grad_of(b: &mut Build, dims: (usize, usize, usize), index: Vec<usize>, op: SampledGrad) {
     let (rows, outputs, inputs) = dims;
     b.refusable = outputs > 20_000;
     let (dy, x) = (b.normal(&[rows, outputs]), b.normal(&[rows, inputs]));

@@ -1,7 +1,7 @@
 //! Matrix products: all layouts, types of the weight, bias, residual and scale, over ragged sizes; column sums.
 
-use crate::case::Case;
-use crate::naive;
+use super::case::Case;
+use super::naive;
 use sparta_graph::DType;
 use sparta_graph::ops::{Add, ColumnSum, Layout, Linear};
 

@@ -1,8 +1,8 @@
 //! Attention in packed segments, with every combination of groups, windows, caps and dropout somewhere in the grid.
 
-use crate::case::Case;
-use crate::naive;
-use crate::norm::rope_table;
+use super::case::Case;
+use super::naive;
+use super::norm::rope_table;
 use sparta_graph::DType;
 use sparta_graph::ops::{Attention, Layout, Linear, Rope};
 

@@ -1,59 +1,116 @@
 //! How a case is judged.
 
-use crate::case::{Case, Program, gradient_of};
-use crate::devices;
+use super::case::{Case, Program, gradient_of};
+use crate::device::Tensors;
+use crate::{Device, Precision, Random, Session, Subject, Tensor};
 use sparta_graph::{BackendError, DType, Plan};
-use sparta_tests::device::Tensors;
-use sparta_tests::{Device, Random, Session, Tensor};
+use std::fmt;
 
-/// A case with the outputs of the reference.
-struct Judged<'a> {
-    case: &'a Case,
+/// Cases with what the reference computes in each of them.
+pub struct Judged {
+    cases: Vec<JudgedCase>,
+    /// Where the reference disagrees with the case's own formulas or with differences.
+    pub failures: Vec<String>,
+}
+
+struct JudgedCase {
+    name: String,
     program: Program,
     reference: Tensors,
 }
 
-/// Checks cases on every backend and panics with all that failed.
-pub fn check(cases: &[Case]) {
-    let mut failures = vec![];
-    let mut judged = vec![];
-    for case in cases {
-        // Shown when a kernel panics.
-        println!("{}", case.name);
-        let program = case.program(false, true);
-        match against_formulas(case, &program) {
-            Ok(reference) => {
-                failures.extend(against_differences(case, &reference).err());
-                judged.push(Judged { case, program, reference });
-            }
-            Err(failure) => failures.push(failure),
-        }
-    }
-    let one = on_device("cpu with 1 thread", &mut devices::cpu(1), &judged, &mut failures);
-    let three = on_device("cpu with 3 threads", &mut devices::cpu(3), &judged, &mut failures);
-    for ((judged, one), three) in judged.iter().zip(&one).zip(&three) {
-        let same = one.iter().try_for_each(|(name, x)| same_bits("1 and 3 threads", &three[name], x));
-        failures.extend(same.err().map(|failure| format!("{}: {failure}", judged.case.name)));
-    }
-    devices::with_wgpu(|name, device| {
-        on_device(name, device, &judged, &mut failures);
-    });
-    assert!(failures.is_empty(), "{} failures in {} cases\n{}", failures.len(), cases.len(), failures.join("\n"));
+/// What a backend did in the cases.
+pub struct Outcome {
+    backend: String,
+    /// What it computed, by case; empty where it failed.
+    outputs: Vec<Tensors>,
+    pub failures: Vec<String>,
+    /// Cases that the backend says it cannot run, and may refuse.
+    pub refused: Vec<String>,
 }
 
-/// What a device computes in each case; nothing where it failed.
-fn on_device(name: &str, device: &mut Device, judged: &[Judged], failures: &mut Vec<String>) -> Vec<Tensors> {
-    let one = |judged: &Judged| {
-        println!("{name}: {}", judged.case.name);
-        against_reference(judged, device).unwrap_or_else(|failure| {
-            if judged.program.refusable && devices::is_refusal(name, &failure) {
-                return Tensors::new();
+enum Failure {
+    Device(BackendError),
+    Wrong(String),
+}
+
+impl From<BackendError> for Failure {
+    fn from(error: BackendError) -> Failure {
+        Failure::Device(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Device(error) => error.fmt(f),
+            Failure::Wrong(text) => f.write_str(text),
+        }
+    }
+}
+
+impl Judged {
+    /// Runs the reference on the cases and checks it.
+    pub fn new(cases: &[Case], precision: Precision) -> Judged {
+        let mut judged = Judged { cases: vec![], failures: vec![] };
+        for case in cases {
+            // Shown when a kernel panics.
+            println!("{}", case.name);
+            let program = case.program(precision, false, true);
+            match against_formulas(case, &program) {
+                Ok(reference) => {
+                    judged.failures.extend(against_differences(case, precision, &reference).err());
+                    judged.cases.push(JudgedCase { name: case.name.clone(), program, reference });
+                }
+                Err(failure) => judged.failures.push(failure),
             }
-            failures.push(format!("{}: {name}: {failure}", judged.case.name));
-            Tensors::new()
-        })
-    };
-    judged.iter().map(one).collect()
+        }
+        judged
+    }
+
+    /// Runs a backend on the cases and compares it with the reference.
+    pub fn check(&self, subject: &mut Subject) -> Outcome {
+        let mut outcome = Outcome { backend: subject.name.clone(), outputs: vec![], failures: vec![], refused: vec![] };
+        let mut device = match subject.device() {
+            Ok(device) => device,
+            Err(e) => {
+                outcome.failures.push(format!("{}: {e}", subject.name));
+                return outcome;
+            }
+        };
+        for case in &self.cases {
+            println!("{}: {}", subject.name, case.name);
+            let failure = match against_reference(case, &mut device) {
+                Ok(outputs) => {
+                    outcome.outputs.push(outputs);
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            outcome.outputs.push(Tensors::new());
+            let text = format!("{}: {}: {failure}", case.name, subject.name);
+            match failure {
+                Failure::Device(error) if case.program.refusable && subject.is_refusal(&error) => {
+                    outcome.refused.push(text);
+                }
+                _ => outcome.failures.push(text),
+            }
+        }
+        outcome
+    }
+
+    /// Where two backends computed other bits.
+    pub fn differences(&self, a: &Outcome, b: &Outcome) -> Vec<String> {
+        let mut failures = vec![];
+        for ((case, a_out), b_out) in self.cases.iter().zip(&a.outputs).zip(&b.outputs) {
+            let both = a_out.iter().filter_map(|(name, x)| Some((name, x, b_out.get(name)?)));
+            for (name, x, y) in both {
+                let context = format!("{}: {name}: {} and {}", case.name, a.backend, b.backend);
+                failures.extend(same_bits(&context, x, y).err());
+            }
+        }
+        failures
+    }
 }
 
 /// Runs the reference, compares it with the case's own formulas and returns what it computed.
@@ -75,8 +132,8 @@ fn against_formulas(case: &Case, program: &Program) -> Result<Tensors, String> {
 /// Compares the reference's gradients with differences of its forward pass.
 ///
 /// The five-point formula with step h is off by h^4 f'''''/30 + 1e-16 |f| / h: about 1e-12 for the values here.
-fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
-    let program = case.program(true, false);
+fn against_differences(case: &Case, precision: Precision, reference: &Tensors) -> Result<(), String> {
+    let program = case.program(precision, true, false);
     if program.wrt.is_empty() {
         return Ok(());
     }
@@ -135,31 +192,32 @@ fn seeded_loss(program: &Program, outputs: &Tensors) -> f64 {
 }
 
 /// Compares a backend with the reference, and with itself: a second run, and memory shared in place.
-fn against_reference(judged: &Judged, device: &mut Device) -> Result<Tensors, String> {
-    let Judged { program, reference, .. } = judged;
-    let text = |e: BackendError| e.to_string();
+fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, Failure> {
+    let JudgedCase { program, reference, .. } = case;
     let plan = Plan::build(&program.graph, false);
-    let mut session = Session::open(device, &plan).map_err(text)?;
+    let mut session = Session::open(device, &plan)?;
     let mut run = || {
         session.upload(&program.data)?;
         session.run()?;
         session.download()
     };
-    let (first, second) = (run().map_err(text)?, run().map_err(text)?);
+    let (first, second) = (run()?, run()?);
     drop(session);
     let shared = match device.info().in_place {
-        true => Some(device.run(&Plan::build(&program.graph, true), &program.data).map_err(text)?),
+        true => Some(device.run(&Plan::build(&program.graph, true), &program.data)?),
         false => None,
     };
     for (name, tensor) in &first {
         let context = format!("{name} {:?}", tensor.ty.shape);
-        if !program.ignored.contains(name) {
-            compare(&context, &tensor.values, &reference[name].values, |b| tolerance(program, tensor, b))?;
-        }
-        same_bits(&format!("{context}: second run"), &second[name], tensor)?;
-        if let Some(shared) = &shared {
-            same_bits(&format!("{context}: in place"), &shared[name], tensor)?;
-        }
+        let same = same_bits(&format!("{context}: second run"), &second[name], tensor).and_then(|()| match &shared {
+            Some(shared) => same_bits(&format!("{context}: in place"), &shared[name], tensor),
+            None => Ok(()),
+        });
+        let close = match program.ignored.contains(name) {
+            true => Ok(()),
+            false => compare(&context, &tensor.values, &reference[name].values, |b| tolerance(program, tensor, b)),
+        };
+        close.and(same).map_err(Failure::Wrong)?;
     }
     Ok(first)
 }

@@ -1,7 +1,7 @@
 //! RMS norms and rotary embeddings.
 
-use crate::case::{Build, Case};
-use crate::naive;
+use super::case::{Build, Case};
+use super::naive;
 use sparta_graph::ops::{Add, RmsNorm, Rope};
 use sparta_graph::{DType, Value};
 
@@ -37,6 +37,9 @@ fn rms_norm(rows: usize, heads: usize, width: usize, op: RmsNorm, dtype: DType) 
         let (x, w) = (b.normal(&[rows, heads * width]), b.weight(dtype, &[width]));
         let y = b.one(op.clone(), &[x, w]);
         b.expect(y, naive::rms_norm(&b.of(x), &b.of(w), op.eps, op.plus_one));
+        // The gradient of x is a difference of two terms, each divided by the root mean square of the row.
+        let rms = |row: &[f64]| (row.iter().map(|x| x * x).sum::<f64>() / width as f64).sqrt();
+        b.magnitude = b.of(x).chunks(width).map(|row| 1.0 / rms(row)).fold(1.0, f64::max);
         b.seed(y);
         b.wrt(&[x, w]);
     })

@@ -1,7 +1,8 @@
 //! One forward and backward pass of each family, through the function behind `sparta-cli inspect forward`.
 
-use crate::data::{Expectation, FAMILIES, Layout, Source, difference, model_directory, nan_max};
-use crate::devices::On;
+use super::data::{Expectation, Layout, Source, difference, model_directory, nan_max};
+use crate::Subject;
+use sparta_core::Error;
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::weights::TensorFile;
 
@@ -14,22 +15,10 @@ const GRADIENT_L2: f64 = 5e-5;
 /// Not in the table: hidden states after the final norm are of the size of the logits that are made of them.
 const HIDDEN: f64 = 5e-5;
 
-pub fn check(on: On, source: Source, layout: Layout) {
-    if !on.is_present() {
-        return;
-    }
-    let mut failures = vec![];
-    for family in FAMILIES {
-        let found = check_family(on, source, family, layout);
-        failures.extend(found.into_iter().map(|failure| format!("{family}: {failure}")));
-    }
-    let (device, set, task) = (on.name(), source.name(), if layout.lm { "causal_lm" } else { "classification" });
-    assert!(failures.is_empty(), "{task} on {device}, {set} data:\n{}", failures.join("\n"));
-}
-
-fn check_family(on: On, source: Source, family: &str, layout: Layout) -> Vec<String> {
+/// What is wrong with a family's model on a backend.
+pub fn check(subject: &mut Subject, source: &Source, family: &str, layout: Layout) -> Vec<String> {
     let model = model_directory(source, family, layout);
-    let batch = source.root().join(family).join("batch.safetensors");
+    let batch = source.batch(family);
     let out = model.path().join("out.safetensors");
     let request = InspectRequest {
         model: model.path().to_owned(),
@@ -38,7 +27,8 @@ fn check_family(on: On, source: Source, family: &str, layout: Layout) -> Vec<Str
         grads: true,
         out: out.clone(),
     };
-    if let Err(e) = inspect_forward(&request, on.open()) {
+    let result = subject.open().map_err(Error::from).and_then(|device| inspect_forward(&request, device));
+    if let Err(e) = result {
         return vec![e.to_string()];
     }
     let got = TensorFile::open(&out).expect("the result");
@@ -48,7 +38,7 @@ fn check_family(on: On, source: Source, family: &str, layout: Layout) -> Vec<Str
 
     let mut failures = vec![];
     let mut within = |what: &str, worst: f64, tolerance: f64| {
-        println!("{} {family} {what}: {worst:.1e}", on.name());
+        println!("{} {family} {what}: {worst:.1e}", subject.name);
         if worst.is_nan() || worst > tolerance {
             failures.push(format!("{what}: off by {worst:.1e}, allowed {tolerance:.0e}"));
         }

@@ -1,54 +1,58 @@
 //! Where golden numbers come from, and how they are compared.
 
+use super::embedded;
+use serde_json::Value as Json;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 pub const FAMILIES: [&str; 6] = ["gemma", "gemma2", "mistral", "llama", "qwen2", "qwen3"];
 
 /// A set of golden data.
+pub struct Source {
+    pub name: &'static str,
+    root: PathBuf,
+    layout: SourceLayout,
+    /// Deletes the files of the compact set.
+    _unpacked: Option<TempDir>,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// In this folder: weights in bf16, long tensors thinned.
+enum SourceLayout {
+    /// Weights in bf16, long tensors thinned.
     Compact,
-    /// The oracle's own files beside the repository: f32, complete.
+    /// The complete numbers of the oracle, in f32.
     Full,
 }
 
 impl Source {
-    /// The sets that are present.
-    pub fn present() -> Vec<Source> {
-        if Source::Full.root().is_dir() {
-            return vec![Source::Compact, Source::Full];
-        }
-        sparta_tests::skipped("the complete golden data is not beside the repository; the compact set is used");
-        vec![Source::Compact]
+    /// The set that is part of this program.
+    pub fn compact() -> Source {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        embedded::unpack(directory.path()).expect("the golden data is written to a temporary directory");
+        let root = directory.path().to_owned();
+        Source { name: "compact", root, layout: SourceLayout::Compact, _unpacked: Some(directory) }
     }
 
-    pub fn root(self) -> PathBuf {
-        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-        match self {
-            Source::Compact => package.join("golden"),
-            Source::Full => package.join("../../shared/oracle/golden"),
-        }
+    /// The complete set in this directory.
+    pub fn full(root: PathBuf) -> Source {
+        Source { name: "full", root, layout: SourceLayout::Full, _unpacked: None }
     }
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Source::Compact => "compact",
-            Source::Full => "full",
-        }
+    pub fn batch(&self, family: &str) -> PathBuf {
+        self.root.join(family).join("batch.safetensors")
     }
 
     /// Results of the classifier, or of the language model: `logits`, `loss`, `grad.<name>`, `last_hidden_state`.
-    pub fn expected(self, family: &str, lm: bool) -> Golden {
-        let root = self.root().join(family);
-        match (self, lm) {
-            (Source::Compact, false) => Golden::open(&[("", root.join("cls.safetensors"))]),
-            (Source::Compact, true) => Golden::open(&[("", root.join("lm.safetensors"))]),
-            (Source::Full, _) => {
+    pub fn expected(&self, family: &str, lm: bool) -> Golden {
+        let root = self.root.join(family);
+        match (self.layout, lm) {
+            (SourceLayout::Compact, false) => Golden::open(&[("", root.join("cls.safetensors"))]),
+            (SourceLayout::Compact, true) => Golden::open(&[("", root.join("lm.safetensors"))]),
+            (SourceLayout::Full, _) => {
                 let root = if lm { root.join("causal_lm") } else { root };
                 Golden::open(&[("", root.join("expected.safetensors")), ("grad.", root.join("grads.safetensors"))])
             }
@@ -56,9 +60,9 @@ impl Source {
     }
 
     /// Batches, start and results of the trajectories, named as in the compact set.
-    pub fn trajectories(self, family: &str) -> Golden {
-        let root = self.root().join(family);
-        if self == Source::Compact {
+    pub fn trajectories(&self, family: &str) -> Golden {
+        let root = self.root.join(family);
+        if self.layout == SourceLayout::Compact {
             return Golden::open(&[("", root.join("train.safetensors"))]);
         }
         let train = root.join("train");
@@ -76,6 +80,26 @@ impl Source {
         let files: Vec<(&str, PathBuf)> = files.iter().map(|(prefix, path)| (prefix.as_str(), path.clone())).collect();
         Golden::open(&files)
     }
+
+    /// Rates, losses, norms and clip factors of each step of a method, and the logits after training.
+    pub fn log(&self, family: &str, method: &str) -> Json {
+        let root = self.root.join(family);
+        let read = |path: &Path| -> Json {
+            let text = fs::read_to_string(path).expect("the log");
+            serde_json::from_str(&text).expect("JSON")
+        };
+        if self.layout == SourceLayout::Compact {
+            return read(&root.join("train.json"))[method].clone();
+        }
+        let full = read(&root.join("train").join(method).join("log.json"));
+        let mut log = full["optimizer"].clone();
+        log["eval_logits_after"] = full["eval_logits_after"].clone();
+        for key in ["loss", "grad_norm", "clip_coef"] {
+            let steps = full["steps"].as_array().expect("steps");
+            log[key] = steps.iter().map(|step| step[key].clone()).collect();
+        }
+        log
+    }
 }
 
 /// How a model directory is laid out.
@@ -89,17 +113,17 @@ pub struct Layout {
 }
 
 /// A directory with `config.json` and `model.safetensors`.
-pub fn model_directory(source: Source, family: &str, layout: Layout) -> tempfile::TempDir {
-    let root = source.root().join(family);
+pub fn model_directory(source: &Source, family: &str, layout: Layout) -> TempDir {
+    let root = source.root.join(family);
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = root.join(if layout.version_4 { "config.v4.json" } else { "config.json" });
     let mut config = fs::read_to_string(config).expect("the configuration");
     let mut files = vec![root.join("model.safetensors")];
     if layout.lm {
         config = config.replace("ForSequenceClassification", "ForCausalLM");
-        let head = match source {
-            Source::Compact => root.join("lm_head.safetensors"),
-            Source::Full => root.join("causal_lm/model.safetensors"),
+        let head = match source.layout {
+            SourceLayout::Compact => root.join("lm_head.safetensors"),
+            SourceLayout::Full => root.join("causal_lm/model.safetensors"),
         };
         files.extend(Some(head).filter(|path| path.exists()));
     }

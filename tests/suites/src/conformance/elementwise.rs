@@ -1,10 +1,10 @@
 //! Elementwise ops, and those that fill, cast and copy.
 
-use crate::case::Case;
-use crate::naive;
+use super::case::Case;
+use super::naive;
+use crate::tensor::round;
 use sparta_graph::DType;
 use sparta_graph::ops::{Activation, Add, Cast, Dropout, Fill, GatedAct, Gather, Scale, SoftCap, Store};
-use sparta_tests::tensor::round;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 const SHAPES: [[usize; 2]; 8] = [[1, 1], [1, 3], [2, 7], [17, 1], [3, 33], [5, 65], [64, 127], [257, 3]];

@@ -1,7 +1,7 @@
 //! AdamW, gradient norms, clipping and accumulation.
 
-use crate::case::Case;
-use crate::naive;
+use super::case::Case;
+use super::naive;
 use sparta_graph::ops::{Accumulate, Adam, ClipCoef, PARTIALS, SumOfSquares, step};
 
 const ADAM: Adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };

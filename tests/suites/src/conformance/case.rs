@@ -1,10 +1,10 @@
 //! A case: one small graph with its inputs, what to observe of it, and what to differentiate.
 
+use crate::device::Tensors;
+use crate::{Precision, Random, Tensor};
 use sparta_graph::graph::TensorType;
 use sparta_graph::ops::step;
 use sparta_graph::{DType, GradRequest, Graph, GraphError, Op, Value, gradients};
-use sparta_tests::device::Tensors;
-use sparta_tests::{Random, Tensor};
 use std::collections::HashMap;
 
 pub struct Case {
@@ -19,9 +19,10 @@ impl Case {
 
     /// The case as a graph. With `exact`, weights are f32 of the same values, so that they can be varied by little;
     /// with `backward`, the gradients of what the case differentiates are part of it.
-    pub fn program(&self, exact: bool, backward: bool) -> Program {
+    pub fn program(&self, precision: Precision, exact: bool, backward: bool) -> Program {
         let mut build = Build {
             graph: Graph::new(),
+            precision,
             random: Random::named(&self.name),
             exact,
             data: Tensors::new(),
@@ -66,6 +67,7 @@ pub struct Program {
 /// What a case's function works on. Mistakes in a case panic with its name.
 pub struct Build {
     graph: Graph,
+    pub precision: Precision,
     pub random: Random,
     exact: bool,
     data: Tensors,

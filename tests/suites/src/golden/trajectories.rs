@@ -1,16 +1,17 @@
 //! Twenty optimizer steps of each method, with the methods' own plugins.
 
-use crate::data::{Golden, Layout, Source, difference, model_directory};
-use crate::devices::On;
+use super::data::{Golden, Layout, Source, difference, model_directory, nan_max};
+use crate::Subject;
 use serde_json::Value as Json;
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, IndexSet, options};
 use sparta_core::model::{HeadKind, check_weights};
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
+use sparta_graph::Backend;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,16 +25,26 @@ const NORM: f64 = 1e-4;
 /// Not in the table: logits of the static batch after training, which depend on all parameters.
 const LOGITS_AFTER: f64 = 1e-3;
 
-/// Name in the golden data, method plugin, its options.
-type Method = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+/// A run of the golden data.
+pub struct Method {
+    /// In the golden data.
+    pub name: &'static str,
+    plugin: &'static str,
+    options: &'static [(&'static str, &'static str)],
+}
 
-const METHODS: [Method; 5] = [
-    ("full", "full", &[]),
-    ("lora", "lora", &[("lora-r", "8"), ("lora-alpha", "16"), ("lora-targets", "q,v")]),
-    ("head", "head", &[]),
-    ("sparta_adam", "sparta", &[("density", "0.05"), ("targets", "all")]),
-    ("sparta_adamw", "sparta", &[("density", "0.05"), ("targets", "all")]),
+const SPARTA: &[(&str, &str)] = &[("density", "0.05"), ("targets", "all")];
+
+pub const METHODS: [Method; 5] = [
+    Method { name: "full", plugin: "full", options: &[] },
+    Method { name: "lora", plugin: "lora", options: &[("lora-r", "8"), ("lora-alpha", "16"), ("lora-targets", "q,v")] },
+    Method { name: "head", plugin: "head", options: &[] },
+    Method { name: "sparta_adam", plugin: "sparta", options: SPARTA },
+    Method { name: "sparta_adamw", plugin: "sparta", options: SPARTA },
 ];
+
+/// The families that have training runs.
+pub const FAMILIES: [&str; 2] = ["gemma", "mistral"];
 
 /// How the four examples of a step are run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -43,81 +54,56 @@ pub enum Steps {
     Split,
 }
 
-pub fn check(on: On, source: Source, steps: Steps) {
-    if !on.is_present() {
-        return;
-    }
-    let plugins = plugins();
-    let mut failures = vec![];
-    for family in ["gemma", "mistral"] {
-        let layout = Layout { lm: false, f32: true, version_4: false };
-        let model = model_directory(source, family, layout);
-        for method in METHODS {
-            let run = Run { on, source, family, steps, method: method.0 };
-            let found = run.check(&plugins, model.path(), method);
-            failures.extend(found.into_iter().map(|failure| format!("{family} {}: {failure}", method.0)));
-        }
-    }
-    assert!(failures.is_empty(), "on {}, {} data:\n{}", on.name(), source.name(), failures.join("\n"));
-}
-
-/// The method plugins that `cargo build` has put beside the tests.
-fn plugins() -> PluginSet {
-    let exe = std::env::current_exe().expect("the path of this test");
-    let beside = exe.ancestors().nth(2).expect("the build directory").to_owned();
-    PluginSet::discover(&DiscoverOptions { beside: vec![beside], ..DiscoverOptions::default() })
+/// What is wrong with the training run of a method on a backend. `plugins` has the method.
+pub fn check(
+    subject: &mut Subject,
+    source: &Source,
+    plugins: &PluginSet,
+    family: &str,
+    method: &Method,
+    steps: Steps,
+) -> Vec<String> {
+    let layout = Layout { lm: false, f32: true, version_4: false };
+    let model = model_directory(source, family, layout);
+    let log = source.log(family, method.name);
+    Run { source, family, steps, method, log }.check(subject, plugins, model.path())
 }
 
 struct Run<'a> {
-    on: On,
-    source: Source,
+    source: &'a Source,
     family: &'a str,
     steps: Steps,
-    method: &'a str,
+    method: &'a Method,
+    log: Json,
 }
 
 impl Run<'_> {
-    fn check(&self, plugins: &PluginSet, model: &Path, method: Method) -> Vec<String> {
+    fn check(&self, subject: &mut Subject, plugins: &PluginSet, model: &Path) -> Vec<String> {
         let golden = self.source.trajectories(self.family);
-        let log = self.log();
         let weights = Weights::open(model).unwrap_or_else(|e| panic!("{e}"));
-        let adaptation = adapt(plugins, model, &weights, &golden, method);
-        let mut session = self.open(model, &weights, adaptation, &log);
-        if self.method == "lora" {
+        let adaptation = adapt(plugins, model, &weights, &golden, self.method);
+        let device = match subject.open() {
+            Ok(device) => device,
+            Err(e) => return vec![e.to_string()],
+        };
+        let mut session = self.open(device, model, &weights, adaptation);
+        if self.method.name == "lora" {
             let mut start = session.trained_values().expect("values");
             for expected in golden.expectations("lora.init.") {
                 start.insert(expected.name, expected.values);
             }
             session.set_trained_values(&start).expect("the start");
         }
-        let mut failures = self.train(&mut session, &golden, &log);
-        failures.extend(self.check_result(&mut session, &golden, &log));
+        println!("{} {} {}", subject.name, self.family, self.method.name);
+        let mut failures = self.train(&mut session, &golden);
+        failures.extend(self.check_result(&mut session, &golden));
         failures
     }
 
-    fn log(&self) -> Json {
-        let root = self.source.root().join(self.family);
-        let read = |path: &Path| -> Json {
-            let text = std::fs::read_to_string(path).expect("the log");
-            serde_json::from_str(&text).expect("JSON")
-        };
-        if self.source == Source::Compact {
-            return read(&root.join("train.json"))[self.method].clone();
-        }
-        let full = read(&root.join("train").join(self.method).join("log.json"));
-        let mut log = full["optimizer"].clone();
-        log["eval_logits_after"] = full["eval_logits_after"].clone();
-        for key in ["loss", "grad_norm", "clip_coef"] {
-            let steps = full["steps"].as_array().expect("steps");
-            log[key] = steps.iter().map(|step| step[key].clone()).collect();
-        }
-        log
-    }
-
-    fn open(&self, model: &Path, weights: &Weights, adaptation: Adaptation, log: &Json) -> Session {
+    fn open(&self, device: Box<dyn Backend>, model: &Path, weights: &Weights, adaptation: Adaptation) -> Session {
         let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
         let head = HeadKind::Classification { classes: decoder.labels.len() };
-        let number = |key: &str| log[key].as_f64().expect("a number") as f32;
+        let number = |key: &str| self.log[key].as_f64().expect("a number") as f32;
         let optimizer = Optimizer {
             weight_decay: number("weight_decay"),
             max_grad_norm: Some(number("max_grad_norm")),
@@ -143,14 +129,13 @@ impl Run<'_> {
             limits,
             recompute,
         };
-        let device = self.on.open();
         let arena = layout::plan_memory(&setup, device.info().in_place).expect("the plan").1;
         Session::open(device, weights, setup, arena).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    fn train(&self, session: &mut Session, golden: &Golden, log: &Json) -> Vec<String> {
+    fn train(&self, session: &mut Session, golden: &Golden) -> Vec<String> {
         let mut failures = vec![];
-        let lr = log["lr"].as_f64().expect("a number");
+        let lr = self.log["lr"].as_f64().expect("a number");
         let mut worst = [0f64; 3];
         for (step, examples) in stream(golden).chunks(4).enumerate() {
             let batches: Vec<Batch> = match self.steps {
@@ -158,9 +143,9 @@ impl Run<'_> {
                 Steps::Split => examples.chunks(2).map(Batch::pack).collect(),
             };
             let output = session.step(&batches, lr).unwrap_or_else(|e| panic!("{e}"));
-            let relative = |got: f64, key: &str| (got / log[key][step].as_f64().expect("a number") - 1.0).abs();
+            let relative = |got: f64, key: &str| (got / self.log[key][step].as_f64().expect("a number") - 1.0).abs();
             let off = [
-                (output.loss - log["loss"][step].as_f64().expect("a number")).abs(),
+                (output.loss - self.log["loss"][step].as_f64().expect("a number")).abs(),
                 relative(output.grad_norm, "grad_norm"),
                 relative(output.clip_coef, "clip_coef"),
             ];
@@ -172,8 +157,8 @@ impl Run<'_> {
                     failures.push(format!("{what} of step {}: off by {:.1e}", step + 1, off[i]));
                 }
             }
-            if step == 0 && self.steps == Steps::Split && self.method != "full" && self.method != "head" {
-                for expected in golden.expectations(&format!("{}.grad.", self.method)) {
+            if step == 0 && self.steps == Steps::Split && self.method.name != "full" && self.method.name != "head" {
+                for expected in golden.expectations(&format!("{}.grad.", self.method.name)) {
                     let name = names::grad_sum(&expected.name);
                     let elements = trained_len(session, &expected.name);
                     let got = session.tensors().read_f32(&name, elements).unwrap_or_else(|e| panic!("{e}"));
@@ -181,23 +166,15 @@ impl Run<'_> {
                 }
             }
         }
-        println!(
-            "{} {} {}: loss, norm, clip {:.1e} {:.1e} {:.1e}",
-            self.on.name(),
-            self.family,
-            self.method,
-            worst[0],
-            worst[1],
-            worst[2]
-        );
+        println!("  loss, norm, clip {:.1e} {:.1e} {:.1e}", worst[0], worst[1], worst[2]);
         failures
     }
 
-    fn check_result(&self, session: &mut Session, golden: &Golden, log: &Json) -> Vec<String> {
+    fn check_result(&self, session: &mut Session, golden: &Golden) -> Vec<String> {
         let mut failures = vec![];
         let values = session.trained_values().expect("values");
-        let finals = golden.expectations(&format!("{}.final.", self.method));
-        assert_eq!(values.len(), finals.len(), "trained tensors of {}", self.method);
+        let finals = golden.expectations(&format!("{}.final.", self.method.name));
+        assert_eq!(values.len(), finals.len(), "trained tensors of {}", self.method.name);
         let mut off: Vec<f64> = vec![];
         for expected in finals {
             let got = values.get(&expected.name).unwrap_or_else(|| panic!("{} is not trained", expected.name));
@@ -205,20 +182,22 @@ impl Run<'_> {
         }
         off.sort_by(f64::total_cmp);
         let (most, largest) = (off[(off.len() * 999).div_ceil(1000) - 1], off[off.len() - 1]);
-        let lr = log["lr"].as_f64().expect("a number");
+        let lr = self.log["lr"].as_f64().expect("a number");
         if most.is_nan() || largest.is_nan() || most > PARAMETERS || largest > lr {
             failures.push(format!("parameters: 99.9 % within {most:.1e}, all within {largest:.1e}"));
         }
-        let batch =
-            TensorFile::open(self.source.root().join(self.family).join("batch.safetensors")).expect("the batch");
+        let batch = TensorFile::open(self.source.batch(self.family)).expect("the batch");
         let ids = batch.integers("input_ids").expect("ids").1;
         let lengths = batch.integers("lengths").expect("lengths").1;
         let (logits, _) =
             session.evaluate(&Batch::pack(&examples(&ids, &lengths, &[0; 3]))).unwrap_or_else(|e| panic!("{e}"));
-        let expected =
-            log["eval_logits_after"].as_array().expect("logits").iter().flat_map(|row| row.as_array().expect("a row"));
+        let expected = self.log["eval_logits_after"]
+            .as_array()
+            .expect("logits")
+            .iter()
+            .flat_map(|row| row.as_array().expect("a row"));
         let after = logits.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b.as_f64().expect("a number")).abs());
-        let after = after.fold(0.0, crate::data::nan_max);
+        let after = after.fold(0.0, nan_max);
         if after.is_nan() || after > LOGITS_AFTER {
             failures.push(format!("logits after training: off by {after:.1e}"));
         }
@@ -228,16 +207,10 @@ impl Run<'_> {
 }
 
 /// The method on the model, SpaRTA with the golden index sets.
-fn adapt(
-    plugins: &PluginSet,
-    model: &Path,
-    weights: &Weights,
-    golden: &Golden,
-    (_, name, given): Method,
-) -> Adaptation {
-    let method = plugins.method(name).unwrap_or_else(|e| panic!("{e}; `cargo build --release` makes the plugins"));
+fn adapt(plugins: &PluginSet, model: &Path, weights: &Weights, golden: &Golden, method: &Method) -> Adaptation {
     let text = |(name, value): &(&str, &str)| (name.to_string(), options::Given::Text(value.to_string()));
-    let given: BTreeMap<String, options::Given> = given.iter().map(text).collect();
+    let given: BTreeMap<String, options::Given> = method.options.iter().map(text).collect();
+    let method = plugins.method(method.plugin).unwrap_or_else(|e| panic!("{e}"));
     let options = options::check(method.info(), &given).unwrap_or_else(|e| panic!("{e}"));
     let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };

@@ -1,7 +1,7 @@
 //! Ops that pick rows, and the loss on rows of logits.
 
-use crate::case::Case;
-use crate::naive;
+use super::case::Case;
+use super::naive;
 use sparta_graph::DType;
 use sparta_graph::ops::{CrossEntropy, Embed, IGNORED, Layout, Linear, ScatterRows, SelectRows, step};
 

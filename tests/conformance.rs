@@ -1,77 +1,74 @@
-//! Every op, forward and backward, on every backend present.
-//!
-//! The reference is the CPU backend in f64. It is compared with formulas written again here, and its gradients with
-//! differences of its forward pass; every other backend is compared with it, with itself in a second run and, where it
-//! works in place, with shared memory. A new op needs a case in one of the modules.
+//! Every op, forward and backward, on every backend present; and proof that the suite finds what is wrong.
 
-mod attention;
-mod case;
-mod check;
-mod devices;
-mod elementwise;
-mod linear;
-mod naive;
-mod norm;
-mod optimizer;
-mod rows;
-mod sparse;
-
-use case::Case;
-use check::check;
 use sparta_graph::Op;
 use sparta_graph::ops::{Embed, Scale};
+use sparta_suites::conformance::{AREAS, Case, Judged, naive};
+use sparta_suites::{Precision, Subject};
+use sparta_tests::subjects;
 use std::collections::BTreeSet;
+
+/// Checks the cases on all backends and panics with all that failed.
+fn check(cases: &[Case]) {
+    let judged = Judged::new(cases, Precision::F32);
+    let mut failures = judged.failures.clone();
+    let mut run = |mut subject: Subject<'static>| {
+        let outcome = judged.check(&mut subject);
+        failures.extend_from_slice(&outcome.failures);
+        outcome
+    };
+    let (one, three) = (run(subjects::cpu(Some(1))), run(subjects::cpu(Some(3))));
+    subjects::wgpu().into_iter().chain(subjects::wgpu_splitting()).for_each(|subject| drop(run(subject)));
+    failures.extend(judged.differences(&one, &three));
+    assert!(failures.is_empty(), "{} failures in {} cases\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+fn check_area(name: &str) {
+    let area = AREAS.iter().find(|area| area.name == name);
+    check(&(area.expect("an area of this name").cases)());
+}
 
 #[test]
 fn matrix_products() {
-    check(&linear::cases());
+    check_area("matrix products");
 }
 
 #[test]
 fn norms_and_rotations() {
-    check(&norm::cases());
+    check_area("norms and rotations");
 }
 
 #[test]
 fn attention_in_segments() {
-    check(&attention::cases());
+    check_area("attention");
 }
 
 #[test]
 fn elementwise_ops() {
-    check(&elementwise::cases());
+    check_area("elementwise ops");
 }
 
 #[test]
 fn rows_and_losses() {
-    check(&rows::cases());
+    check_area("rows and losses");
 }
 
 #[test]
 fn chosen_elements() {
-    check(&sparse::cases());
+    check_area("chosen elements");
 }
 
 #[test]
 fn optimizer_steps() {
-    check(&optimizer::cases());
+    check_area("optimizer steps");
 }
 
 #[test]
 fn every_op_has_a_case() {
-    let areas: [fn() -> Vec<Case>; 7] = [
-        linear::cases,
-        norm::cases,
-        attention::cases,
-        elementwise::cases,
-        rows::cases,
-        sparse::cases,
-        optimizer::cases,
-    ];
+    assert_eq!(AREAS.len(), 7, "every area has a test above");
     let mut names = BTreeSet::new();
     let mut covered = BTreeSet::new();
-    for case in areas.iter().flat_map(|area| area()) {
-        let program = case.program(false, true);
+    for case in AREAS.iter().flat_map(|area| (area.cases)()) {
+        let program = case.program(Precision::F32, false, true);
         covered.extend(program.graph.nodes().iter().map(|node| node.op.name()));
         assert!(names.insert(case.name.clone()), "two cases are called `{}`", case.name);
     }

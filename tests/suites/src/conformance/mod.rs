@@ -1,0 +1,35 @@
+//! Every op, forward and backward.
+//!
+//! The reference is the CPU backend in f64. It is compared with formulas written again here, and its gradients with
+//! differences of its forward pass. A backend is compared with the reference, with itself in a second run and, where it
+//! works in place, with shared memory. A new op needs a case in one of the areas.
+
+mod attention;
+pub mod case;
+mod check;
+mod elementwise;
+mod linear;
+pub mod naive;
+mod norm;
+mod optimizer;
+mod rows;
+mod sparse;
+
+pub use case::Case;
+pub use check::{Judged, Outcome};
+
+/// Cases that belong together.
+pub struct Area {
+    pub name: &'static str,
+    pub cases: fn() -> Vec<Case>,
+}
+
+pub const AREAS: [Area; 7] = [
+    Area { name: "matrix products", cases: linear::cases },
+    Area { name: "norms and rotations", cases: norm::cases },
+    Area { name: "attention", cases: attention::cases },
+    Area { name: "elementwise ops", cases: elementwise::cases },
+    Area { name: "rows and losses", cases: rows::cases },
+    Area { name: "chosen elements", cases: sparse::cases },
+    Area { name: "optimizer steps", cases: optimizer::cases },
+];

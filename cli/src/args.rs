@@ -104,6 +104,9 @@ pub struct RunArgs {
     pub sources: Sources,
     #[command(flatten)]
     pub config: RunConfig,
+    /// Directory for the results [default: runs/TASK-METHOD-N, with the first N that is free]
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
+    pub out: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }

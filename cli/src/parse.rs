@@ -89,6 +89,10 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let parse = |command: &clap::Command, argv: &[String]| {
         command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, &method))
     };
+    if first.help {
+        // Shows the defaults of the options themselves.
+        parse(&command, &argv)?;
+    }
     if let Some(dir) = job.get("resume") {
         let (cli, resumed) = resume(&command, &parse(&command, &argv)?, Path::new(dir), &argv)?;
         return Ok(Parsed { cli, plugins, method_options: Options::new(), resumed: Some(resumed) });
@@ -120,6 +124,8 @@ struct First {
     plugins: Vec<PathBuf>,
     /// For `run` and `plan` the last value of each option that was given.
     job: Option<Values>,
+    /// Whether `run` or `plan` is to explain itself.
+    help: bool,
 }
 
 impl First {
@@ -143,10 +149,11 @@ impl First {
                 None => break command.clone().ignore_errors(true).try_get_matches_from(argv).ok(),
             }
         };
-        let Some(matches) = matches else { return First { plugins: Vec::new(), job: None } };
+        let Some(matches) = matches else { return First { plugins: Vec::new(), job: None, help: false } };
         let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
-        First { plugins, job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))) }
+        let help = job.is_some_and(|(_, given)| given.get_flag("help"));
+        First { plugins, help, job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))) }
     }
 }
 
@@ -304,6 +311,8 @@ fn explain(mut error: clap::Error, plugins: &PluginSet, method: &str) -> clap::E
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(owners) = owners(arg.trim_start_matches('-'), plugins, method)
     {
+        // An option of this method whose name is similar is not what was meant.
+        error.remove(ContextKind::SuggestedArg);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![owners.into()]));
     }
     error

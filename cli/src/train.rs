@@ -57,7 +57,7 @@ pub fn plan(job: Job, plugins: &PluginSet) -> Result<()> {
 /// Errors: no model, data or task; a download that fails.
 fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
     let instruct = args.sources.instruct()?;
-    let Sources { model, revision, task, data, method, out, .. } = args.sources;
+    let Sources { model, revision, task, data, method, .. } = args.sources;
     let model = model.ok_or_else(|| {
         Error::Usage("--model is missing: name the directory of the model that the data is for".into())
     })?;
@@ -70,7 +70,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
     })?;
     let model = hub::model(model, revision.as_deref())?;
     let data = hub::data(data, &task)?;
-    let out = out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{method}")));
+    let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{method}")));
     Ok(RunConfig { model, task, data, method, method_options, instruct, out, ..args.config })
 }
 

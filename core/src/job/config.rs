@@ -51,9 +51,6 @@ pub struct Sources {
     /// Fine-tuning method: sparta, lora, full, head, or one from a plugin
     #[arg(long, value_name = "NAME", help_heading = METHOD, default_value = DEFAULT_METHOD)]
     pub method: String,
-    /// Directory for the results [default: runs/TASK-METHOD-N, with the first N that is free]
-    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
-    pub out: Option<PathBuf>,
 }
 
 impl Sources {
@@ -113,10 +110,6 @@ pub struct RunConfig {
     /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
     #[arg(long, value_name = "X", help_heading = METHOD, value_parser = not_negative)]
     pub head_init_std: Option<f64>,
-    /// What a resumed run may change.
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub control: Control,
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
@@ -156,6 +149,10 @@ pub struct RunConfig {
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
+    /// What a resumed run may change.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub control: Control,
 }
 
 /// Options that a resumed run may change: they say how long to train and what to keep, not what is computed in a step.

@@ -137,7 +137,7 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
             };
             bench.bytes(&name, op, &inputs)?;
         }
-        let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, lr_factor: 1.0 };
         let ones = |n: usize| (TensorType::f32([n]), Some(vec![1f32.to_bits(); n]));
         let inputs = [wide(), wide(), wide(), wide(), ones(2), ones(8)];
         bench.bytes(&format!("adam [{rows}x{width}]"), adam.into(), &inputs)?;

@@ -16,12 +16,13 @@ pub struct Probe {
     pub externals: Vec<String>,
 }
 
-/// The computation up to the first optimizer update. After each node the partial sums of squares of its f32 and bf16
-/// outputs go into the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for each returned probe in order of computation.
+/// The computation up to the clip factor, which every optimizer update waits for. After each node the partial sums of
+/// squares of its f32 and bf16 outputs go into the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for each
+/// returned probe in order of computation.
 ///
 /// A row is not finite where its tensor is not, or holds values above 1e19, whose squares overflow.
 pub fn probe(graph: &Graph, norms: &str) -> Result<(Graph, Vec<Probe>), GraphError> {
-    let end = graph.nodes().iter().position(|node| matches!(node.op, Op::Adam(_))).unwrap_or(graph.nodes().len());
+    let end = graph.nodes().iter().position(|node| matches!(node.op, Op::ClipCoef(_))).unwrap_or(graph.nodes().len());
     let loss = graph.nodes().iter().position(|node| matches!(node.op, Op::CrossEntropy(_))).unwrap_or(end);
     let measured = |v: &Value| graph.info(*v).ty.dtype.is_activation();
     let nodes = &graph.nodes()[..end];

@@ -29,7 +29,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "accumulate" | "scale" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
         "fill" | "attention_grad_sum" => types(&["Y"]),
-        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" | "sum_of_squares" => types(&["X"]),
+        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
         "linear" => (0..18)
             .map(|i| {
                 let (layout, b, blocks) = (i % 3, i / 3 % 3, 1 + i / 9);
@@ -53,6 +53,8 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 })
             })
             .collect(),
+        "sgd" => vec![vec![("STATE", 0)], vec![("STATE", 1)]],
+        "sum_of_squares" => (0..4).map(|i| vec![("X", i % 2), ("PARTS", i / 2)]).collect(),
         _ => vec![vec![]],
     }
 }

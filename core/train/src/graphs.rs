@@ -22,6 +22,8 @@ pub mod names {
     pub const FEATURES: &str = "features";
     /// Partial sums of squares per trained tensor.
     pub const NORMS: &str = "norms";
+    /// Set by a step that is not finite; no update is made until the host clears it.
+    pub const LATCH: &str = "latch";
     pub const LOSS: &str = "out.loss";
     /// Gradient norm and clip factor.
     pub const CLIP: &str = "out.clip";
@@ -251,7 +253,8 @@ impl Graphs<'_> {
         for (slot, &grad) in grads.iter().enumerate() {
             graph.apply(SumOfSquares { slot }.into(), &[norms, grad])?;
         }
-        let clip = graph.one(ClipCoef { max_norm: self.optimizer.max_grad_norm }, &[norms])?;
+        let [loss, latch] = [names::LOSS, names::LATCH].map(|name| graph.external(name, DType::F32, [1]));
+        let clip = graph.one(ClipCoef { max_norm: self.optimizer.max_grad_norm }, &[norms, loss, latch])?;
         store(graph, names::CLIP, clip)?;
         let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
         let Optimizer { beta1, beta2, eps, weight_decay, .. } = *self.optimizer;
@@ -260,7 +263,8 @@ impl Graphs<'_> {
             let p = layers.trained(graph, t);
             let m = graph.external(names::adam_m(&t.name), DType::F32, t.shape.as_slice());
             let v = graph.external(names::adam_v(&t.name), DType::F32, t.shape.as_slice());
-            graph.apply(Adam { beta1, beta2, eps, weight_decay }.into(), &[p, m, v, grad, clip, step])?;
+            graph
+                .apply(Adam { beta1, beta2, eps, weight_decay, lr_factor: 1.0 }.into(), &[p, m, v, grad, clip, step])?;
             if t.form == Form::Sparse {
                 layers.scatter(graph, t)?;
             }

@@ -83,6 +83,7 @@ fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, us
     if setup.limits.train.is_some() {
         buffer(names::NORMS, DType::F32, trained * PARTIALS);
         buffer(names::CLIP, DType::F32, 2);
+        buffer(names::LATCH, DType::F32, 1);
     }
 }
 

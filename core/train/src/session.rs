@@ -319,6 +319,9 @@ impl Session {
         step[step_input::BIAS_2] = (1.0 - f64::from(self.setup.optimizer.beta2).powf(t)) as f32;
         step[step_input::LOSS_SCALE] = loss_scale as f32;
         self.canary = step;
+        if self.setup.limits.train.is_some() {
+            self.tensors.write_f32(names::LATCH, &[0.0])?;
+        }
         self.tensors.write_f32(names::CANARY, &[-1.0; step_input::LEN])?;
         self.tensors.write_f32(names::STEP, &step)
     }

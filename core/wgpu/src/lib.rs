@@ -8,6 +8,7 @@ mod backend;
 mod pipelines;
 mod profile;
 mod report;
+mod transfer;
 
 #[cfg(test)]
 mod tests;

@@ -229,11 +229,11 @@ impl<T: Real> Backend for CpuBackend<T> {
         }
         let externals = externals.iter().map(|&id| self.buffer(id).cloned()).collect::<Result<Vec<_>, _>>()?;
         for (external, buffer) in plan.externals.iter().zip(&externals) {
-            let fits = bind::bytes::<T>(&external.ty).is_ok_and(|bytes| bytes <= buffer.memory.bytes());
+            let fits = bind::begin::<T>(external, buffer).is_some();
             if external.ty.dtype != buffer.dtype || !fits {
-                let (ty, len) = (&external.ty, buffer.len);
+                let (ty, at, len) = (&external.ty, external.offset, buffer.len);
                 return Err(other(format!(
-                    "`{}` is {} {:?}, but its buffer `{}` holds {len} elements of {}",
+                    "`{}` is {} {:?} at element {at}, but its buffer `{}` holds {len} elements of {}",
                     external.name, ty.dtype, ty.shape, buffer.label, buffer.dtype
                 )));
             }
@@ -336,7 +336,7 @@ mod tests {
         let mut backend = Reference::new(Some(1)).unwrap();
         let arena = backend.alloc(DType::F32, 128, "arena").unwrap();
         let x = backend.alloc(DType::F32, 64, "x").unwrap();
-        let externals = vec![External { name: "x".into(), ty: TensorType::f32([64]) }];
+        let externals = vec![External { name: "x".into(), offset: 0, ty: TensorType::f32([64]) }];
         let call = Call { op, inputs, outputs: vec![output], label: "layers.1".into() };
         let plan = Plan { arena: 512, externals, calls: vec![call] };
         backend.prepare(&plan, arena, &[x]).expect_err("a bad plan was accepted").to_string()

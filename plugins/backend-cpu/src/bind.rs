@@ -5,7 +5,7 @@ use crate::kernels;
 use crate::memory::{Buffer, Floats, Need, Ptr, Scratch};
 use crate::real::Real;
 use sparta_graph::graph::TensorType;
-use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::plan::{ALIGNMENT, External};
 use sparta_graph::{Call, DType, Operand, Place, Plan};
 use std::ops::Range;
 use std::sync::Arc;
@@ -156,7 +156,7 @@ pub fn bind<T: Real>(plan: &Plan, call: &Call, arena: &Buffer, externals: &[Arc<
         inputs: call.inputs.iter().map(bound).collect::<Result<_, _>>()?,
         outputs: call.outputs.iter().map(bound).collect::<Result<_, _>>()?,
     };
-    check_overlaps(call, &io)?;
+    check_overlaps::<T>(call, &io)?;
     kernels::prepare::<T>(&call.op, &io)
 }
 
@@ -176,6 +176,14 @@ pub fn element<T>(dtype: DType) -> usize {
     if dtype == DType::F32 { size_of::<T>() } else { dtype.size() }
 }
 
+/// The byte of its buffer at which an external tensor begins; `None` if it is not an aligned part of it.
+pub fn begin<T>(external: &External, buffer: &Buffer) -> Option<usize> {
+    let aligned = external.offset.checked_mul(external.ty.dtype.size())?.is_multiple_of(ALIGNMENT);
+    let begin = external.offset.checked_mul(element::<T>(external.ty.dtype))?;
+    let end = begin.checked_add(bytes::<T>(&external.ty).ok()?)?;
+    (aligned && end <= buffer.memory.bytes()).then_some(begin)
+}
+
 fn place<T: Real>(plan: &Plan, operand: &Operand, arena: &Buffer, externals: &[Arc<Buffer>]) -> Result<Bound, String> {
     let (ty, bytes) = (operand.ty.clone(), bytes::<T>(&operand.ty)?);
     match operand.place {
@@ -192,26 +200,37 @@ fn place<T: Real>(plan: &Plan, operand: &Operand, arena: &Buffer, externals: &[A
             Ok(Bound { at: arena.memory.ptr().wrapping_add(offset * wide), bytes, ty })
         }
         Place::External(i) => {
-            let buffer = externals.get(i).ok_or_else(|| format!("external tensor {i} of {}", externals.len()))?;
-            if buffer.dtype != ty.dtype || bytes > buffer.memory.bytes() {
+            let (Some(buffer), Some(external)) = (externals.get(i), plan.externals.get(i)) else {
+                return Err(format!("external tensor {i} of {}", externals.len()));
+            };
+            let begin = begin::<T>(external, buffer).filter(|begin| bytes <= buffer.memory.bytes() - begin);
+            let (Some(begin), true) = (begin, buffer.dtype == ty.dtype) else {
                 return Err(format!(
                     "the call wants {} {:?} in `{}`, which holds {} elements of {}",
                     ty.dtype, ty.shape, buffer.label, buffer.len, buffer.dtype
                 ));
-            }
-            Ok(Bound { at: buffer.memory.ptr(), bytes, ty })
+            };
+            Ok(Bound { at: buffer.memory.ptr().wrapping_add(begin), bytes, ty })
         }
     }
 }
 
 /// What a call writes may overlap another operand only where the op says so, and then exactly.
-fn check_overlaps(call: &Call, io: &Io) -> Result<(), String> {
+fn check_overlaps<T>(call: &Call, io: &Io) -> Result<(), String> {
+    let types: Vec<&TensorType> = io.inputs.iter().map(|input| &input.ty).collect();
+    let joins = call.op.joins(&types);
     for (o, output) in io.outputs.iter().enumerate() {
+        // An f32 in the arena may be wider than the 4 bytes that the op counts.
+        let wide = element::<T>(output.ty.dtype) / output.ty.dtype.size();
+        let within = |i: usize, input: &Bound| {
+            o == 0 && joins.get(i).is_some_and(|offset| input.at == output.at.wrapping_add(offset * wide))
+        };
         let reused = |at: *mut u8| {
             call.op.reuses().iter().any(|&(out, input)| out == o && io.inputs.get(input).is_some_and(|b| b.at == at))
         };
         for (i, input) in io.inputs.iter().enumerate().filter(|(_, input)| input.overlaps(output)) {
-            if input.at != output.at || input.bytes != output.bytes || !reused(input.at) {
+            let shared = input.at == output.at && input.bytes == output.bytes && reused(input.at);
+            if !shared && !within(i, input) {
                 return Err(format!("output {o} overlaps input {i}"));
             }
         }

@@ -32,6 +32,13 @@ pub trait Operation {
         &[]
     }
 
+    /// Where the inputs lie in the first output of an op that only joins them: byte offsets, multiples of
+    /// [`crate::plan::ALIGNMENT`], one per input. The planner then has an input made there, and nothing is copied.
+    fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
+        let _ = inputs;
+        Vec::new()
+    }
+
     /// Whether a pass over the inputs makes the outputs: computing them again costs little, and keeping them memory.
     fn cheap(&self) -> bool {
         false
@@ -89,7 +96,10 @@ ops! {
     sampled_grad: SampledGrad = "sampled_grad";
     gather: Gather = "gather";
     scatter: Scatter = "scatter";
+    concat: Concat = "concat";
     adam: Adam = "adam";
+    adam_bf16: AdamBf16 = "adam_bf16";
+    sgd: Sgd = "sgd";
     grad_norm: SumOfSquares = "sum_of_squares", ClipCoef = "clip_coef";
     accumulate: Accumulate = "accumulate";
     fill: Fill = "fill";
@@ -115,6 +125,10 @@ impl Op {
         self.rule().reuses()
     }
 
+    pub fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
+        self.rule().joins(inputs)
+    }
+
     pub fn cheap(&self) -> bool {
         self.rule().cheap()
     }
@@ -126,6 +140,17 @@ impl Op {
     pub(crate) fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
         self.rule().grad(ctx, node, grads)
     }
+}
+
+/// What every optimizer op takes besides its state: `p` and `grad` f32 of one shape, `clip` f32 `[2]` of [`ClipCoef`],
+/// `step`.
+fn optimizer_inputs(p: &TensorType, grad: &TensorType, clip: &TensorType, step: &TensorType) -> Result<(), String> {
+    f32s(p, "p")?;
+    f32s(grad, "grad")?;
+    shape(grad, "grad", &p.shape)?;
+    f32s(clip, "clip")?;
+    shape(clip, "clip", &[2])?;
+    step_input(step)
 }
 
 /// Elements of the `step` input, f32 `[8]`, written by the host before each run.

@@ -2,7 +2,7 @@
 
 use super::{Lowering, Step, code, dropout_threshold, elements, rows, view, width_of, words};
 use sparta_graph::Operand;
-use sparta_graph::ops::{Activation, Adam, Dropout};
+use sparta_graph::ops::{Activation, Dropout};
 
 impl Lowering<'_> {
     /// A kernel that binds all operands, inputs before outputs, and takes `n` and `attributes`. X is the type of its
@@ -74,21 +74,6 @@ impl Lowering<'_> {
             let params = [n as u32, shard.len() as u32, counter, op.salt, dropout_threshold(op.p), keep.to_bits()];
             let bindings = [elements(x, &shard), elements(y, &shard)];
             self.push("dropout", &[("X", code(x.ty.dtype))], &params, &bindings).rng(rng).threads(n);
-        }
-        Ok(())
-    }
-
-    pub(super) fn adam(&mut self, op: &Adam) -> Result<(), String> {
-        let tensors = [self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?];
-        let clip = self.whole(self.input(4)?, "clip")?;
-        let step = self.whole(self.input(5)?, "step")?;
-        let attributes = [op.beta1, op.beta2, op.eps, op.weight_decay].map(f32::to_bits);
-        for shard in self.element_shards(&tensors)? {
-            let mut bindings = tensors.map(|t| elements(t, &shard)).to_vec();
-            bindings.extend([clip, step]);
-            let mut params = vec![shard.len() as u32];
-            params.extend(attributes);
-            self.push("adam", &[], &params, &bindings).threads(shard.len());
         }
         Ok(())
     }

@@ -10,6 +10,7 @@
 mod attention;
 mod elementwise;
 mod linear;
+mod optimizer;
 mod rows;
 mod sparse;
 
@@ -141,7 +142,10 @@ impl<'a> Lowering<'a> {
             Op::SampledGrad(op) => self.sampled_grad(op),
             Op::Gather(_) => self.gather(),
             Op::Scatter(_) => self.scatter(),
+            Op::Concat(_) => self.concat(),
             Op::Adam(op) => self.adam(op),
+            Op::AdamBf16(op) => self.adam_bf16(op),
+            Op::Sgd(op) => self.sgd(op),
             Op::SumOfSquares(op) => self.sum_of_squares(op),
             Op::ClipCoef(op) => self.clip_coef(op),
             Op::Accumulate(_) => self.elementwise("accumulate", &[], &[]),

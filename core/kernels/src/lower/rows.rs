@@ -1,11 +1,10 @@
 //! Ops on rows: norms, rotary embedding, lookups, losses and sums.
 
 use super::{
-    Lowering, UNUSED, View, code, elements, lanes_for, row_bytes, rows, rows_for_rounds, rows_of, split, view,
-    width_of, words,
+    Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, width_of, words,
 };
 use sparta_graph::DType;
-use sparta_graph::ops::{ClipCoef, EmbedGrad, PARTIALS, RmsNorm, RmsNormGrad, RmsNormGradW, Rope, SumOfSquares};
+use sparta_graph::ops::{EmbedGrad, RmsNorm, RmsNormGrad, RmsNormGradW, Rope};
 
 /// Columns of a workgroup of the column sums.
 const COLUMNS: usize = 32;
@@ -200,28 +199,6 @@ impl Lowering<'_> {
                 [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), step, d_loss, rows(dx, &shard)];
             self.push("cross_entropy_grad", &[], &params, &bindings).threads(n);
         }
-        Ok(())
-    }
-
-    pub(super) fn sum_of_squares(&mut self, op: &SumOfSquares) -> Result<(), String> {
-        let (norms, x) = (self.input(0)?, self.input(1)?);
-        let partials = view(norms, op.slot * row_bytes(norms), (op.slot + 1) * row_bytes(norms));
-        let chunk = x.ty.numel().div_ceil(PARTIALS);
-        for shard in self.element_shards(&[x])? {
-            let params = [chunk as u32, shard.start as u32, shard.end as u32, u32::from(shard.start > 0)];
-            self.push("sum_of_squares", &[("X", code(x.ty.dtype))], &params, &[partials, elements(x, &shard)])
-                .groups(PARTIALS);
-        }
-        Ok(())
-    }
-
-    pub(super) fn clip_coef(&mut self, op: &ClipCoef) -> Result<(), String> {
-        let norms = self.input(0)?;
-        let partials = norms.ty.numel() as u32;
-        let limit = op.max_norm.unwrap_or(0.0).to_bits();
-        let params = [partials, limit, u32::from(op.max_norm.is_some())];
-        let bindings = [self.whole(norms, "norms")?, self.whole(self.output(0)?, "clip")?];
-        self.push("clip_coef", &[], &params, &bindings).groups(1);
         Ok(())
     }
 }

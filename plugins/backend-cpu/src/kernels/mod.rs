@@ -7,11 +7,13 @@ use sparta_graph::Op;
 
 mod accumulate;
 mod adam;
+mod adam_bf16;
 mod add;
 mod attention;
 mod attention_grad;
 mod cast;
 mod column_sum;
+mod concat;
 mod cross_entropy;
 mod dropout;
 mod embed;
@@ -26,6 +28,7 @@ mod sampled_grad;
 mod scale;
 mod scatter;
 mod select_rows;
+mod sgd;
 mod soft_cap;
 mod store;
 
@@ -57,7 +60,10 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
         Op::Gather(_) => gather::prepare::<T>(io),
         Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Concat(_) => concat::prepare::<T>(io),
         Op::Adam(op) => adam::prepare::<T>(op, io),
+        Op::AdamBf16(op) => adam_bf16::prepare::<T>(op, io),
+        Op::Sgd(op) => sgd::prepare::<T>(op, io),
         Op::SumOfSquares(op) => grad_norm::prepare::<T>(op, io),
         Op::ClipCoef(op) => grad_norm::prepare_clip::<T>(op, io),
         Op::Accumulate(_) => accumulate::prepare::<T>(io),

@@ -93,6 +93,12 @@ impl Build {
         self.named(name, tensor)
     }
 
+    /// [`Build::data`] that keeps its type, for inputs that no gradient is taken by.
+    pub fn stored(&mut self, dtype: DType, shape: &[usize], values: Vec<f64>) -> Value {
+        let name = format!("x{}", self.names.len());
+        self.named(name, Tensor::new(dtype, shape, values))
+    }
+
     fn named(&mut self, name: String, tensor: Tensor) -> Value {
         let value = self.graph.external(&name, tensor.ty.dtype, tensor.ty.shape.clone());
         self.names.insert(value, name.clone());

@@ -110,7 +110,15 @@ pub fn activate(act: Activation, x: f64) -> f64 {
 pub fn adam(op: &Adam, state: [&mut f64; 3], grad: f64, lr: f64, bias: [f64; 2]) {
     let [b1, b2, eps, decay] = [op.beta1, op.beta2, op.eps, op.weight_decay].map(f64::from);
     let [p, m, v] = state;
+    let lr = f64::from(op.lr_factor) * lr;
     *m = b1 * *m + (1.0 - b1) * grad;
     *v = b2 * *v + (1.0 - b2) * grad * grad;
     *p -= lr * decay * *p + lr * (*m / bias[0]) / ((*v / bias[1]).sqrt() + eps);
+}
+
+/// x, which f32 holds exactly, rounded to bf16 by 16 random bits: up with the probability of what is cut off.
+pub fn stochastic_bf16(x: f64, random: u32) -> f64 {
+    assert_eq!(f64::from(x as f32), x, "not exact in f32");
+    let bits = (x as f32).to_bits() + random;
+    f64::from(f32::from_bits(bits & 0xffff_0000))
 }

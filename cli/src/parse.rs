@@ -178,8 +178,8 @@ fn unknown_option(error: &clap::Error) -> Option<String> {
 /// The last value of each option that was given on the command line.
 fn texts(command: &clap::Command, matches: &ArgMatches) -> Values {
     let value = |arg: &Arg| {
-        let texts = matches.try_get_many::<String>(arg.get_id().as_str()).ok().flatten()?;
-        Some((arg.get_long()?.to_owned(), texts.last().cloned().unwrap_or_default()))
+        let mut texts = matches.try_get_many::<String>(arg.get_id().as_str()).ok().flatten()?;
+        Some((arg.get_long()?.to_owned(), texts.next_back().cloned().unwrap_or_default()))
     };
     command.get_arguments().filter(|arg| arg.get_action().takes_values()).filter_map(value).collect()
 }

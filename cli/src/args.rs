@@ -9,7 +9,7 @@ use crate::sweep::SweepArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use sparta_core::job::config::{DEVICE, OUTPUT, at_least, fraction, not_negative, one_of, positive};
-use sparta_core::job::{RunConfig, Sources};
+use sparta_core::job::{OptimizerOptions, RunConfig, Sources};
 use sparta_core::run::InspectTask;
 use sparta_graph::DType;
 use std::path::PathBuf;
@@ -238,6 +238,8 @@ pub struct PretrainArgs {
     /// Decoupled weight decay
     #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
+    #[command(flatten)]
+    pub optimizer: OptimizerOptions,
     /// Seed of the initial weights and the order
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,

@@ -31,6 +31,7 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         max_length: config.max_length,
         dropout: config.dropout,
         recompute: config.recompute,
+        optimizer: config.optimizer.choice(),
     };
     let devices = devices::find(plugins);
     let plan = memory::plan(&request, plugins, devices.select(&device.device)?)?;

@@ -4,6 +4,7 @@
 //! did not come from the command line.
 
 use crate::text::Instruct;
+use crate::train::optimizer::{self, Choice, Hyperparameters};
 use crate::train::{Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
@@ -125,6 +126,9 @@ pub struct RunConfig {
     /// Decoupled weight decay
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
+    #[command(flatten)]
+    #[serde(flatten, skip_serializing_if = "OptimizerOptions::is_default")]
+    pub optimizer: OptimizerOptions,
     /// Clip the global gradient norm to X; 0 turns clipping off
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "1", value_parser = not_negative)]
     pub max_grad_norm: Option<f64>,
@@ -153,6 +157,52 @@ pub struct RunConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub control: Control,
+}
+
+/// What updates the trained values. A run that was stored without these options has their defaults.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerOptions {
+    /// Optimizer
+    #[arg(long, value_name = "NAME", help_heading = TRAINING, default_value = optimizer::ALL[0].0,
+          value_parser = PossibleValuesParser::new(optimizer::ALL.iter().map(|(name, _)| *name)))]
+    pub optimizer: String,
+    /// AdamW: decay rate of the first moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
+    pub beta1: f64,
+    /// AdamW: decay rate of the second moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.999", value_parser = below_one)]
+    pub beta2: f64,
+    /// AdamW: term added to the square root of the second moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "1e-8", value_parser = positive)]
+    pub eps: f64,
+    /// SGD: momentum; 0 turns it off
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
+    pub momentum: f64,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        OptimizerOptions {
+            optimizer: optimizer::ALL[0].0.to_owned(),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            momentum: 0.9,
+        }
+    }
+}
+
+impl OptimizerOptions {
+    pub fn choice(&self) -> Choice {
+        let &OptimizerOptions { beta1, beta2, eps, momentum, .. } = self;
+        let [beta1, beta2, eps, momentum] = [beta1, beta2, eps, momentum].map(|x| x as f32);
+        Choice { name: self.optimizer.clone(), parameters: Hyperparameters { beta1, beta2, eps, momentum } }
+    }
+
+    fn is_default(&self) -> bool {
+        self.choice().is_default()
+    }
 }
 
 /// Options that a resumed run may change: they say how long to train and what to keep, not what is computed in a step.

@@ -8,7 +8,8 @@ use crate::model::{Decoder, HeadKind};
 use crate::plugin::PluginSet;
 use crate::train::batch::padded_rows;
 use crate::train::evaluate::EVAL_EXAMPLES;
-use crate::train::{HeadInit, Limits, MemoryKind, Optimizer, Recompute, Setup, Size, layout};
+use crate::train::optimizer::Choice;
+use crate::train::{HeadInit, Limits, MemoryKind, Optimization, Recompute, Setup, Size, layout};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo};
@@ -32,6 +33,7 @@ pub struct MemoryRequest {
     pub max_length: Option<usize>,
     pub dropout: f64,
     pub recompute: Recompute,
+    pub optimizer: Choice,
 }
 
 /// The memory of a run, from the architecture alone.
@@ -78,7 +80,11 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         decoder,
         adaptation,
         head,
-        optimizer: Optimizer { max_grad_norm: Some(1.0), ..Optimizer::default() },
+        optimization: Optimization {
+            optimizer: request.optimizer.optimizer()?,
+            max_grad_norm: Some(1.0),
+            ..Optimization::default()
+        },
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,

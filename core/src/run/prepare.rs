@@ -9,7 +9,7 @@ use crate::splits::{self, Origins};
 use crate::text::Encoder;
 use crate::train::batch::padded_rows;
 use crate::train::evaluate::EVAL_EXAMPLES;
-use crate::train::{Encoded, HeadInit, Limits, Optimizer, Setup, Size, layout};
+use crate::train::{Encoded, HeadInit, Limits, Optimization, Setup, Size, layout};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
@@ -65,16 +65,17 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let limits = limits(config, &adaptation, &data);
-    let optimizer = Optimizer {
+    let optimization = Optimization {
+        optimizer: config.optimizer.choice().optimizer()?,
         weight_decay: config.weight_decay as f32,
         max_grad_norm: config.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
-        ..Optimizer::default()
+        groups: Vec::new(),
     };
     let mut setup = Setup {
         decoder,
         adaptation,
         head,
-        optimizer,
+        optimization,
         dropout: config.dropout as f32,
         recompute: false,
         seed: config.seed,
@@ -106,6 +107,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         recompute: setup.recompute,
         steps_per_epoch,
         total_steps,
+        optimizer: setup.optimization.optimizer.title(),
         lr,
         schedule: config.schedule,
         seed: config.seed,

@@ -8,8 +8,8 @@ use crate::report::ReportArgs;
 use crate::sweep::SweepArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use sparta_core::job::config::{DEVICE, OUTPUT, at_least, fraction, not_negative, one_of, positive};
-use sparta_core::job::{OptimizerOptions, RunConfig, Sources};
+use sparta_core::job::config::{DEVICE, OUTPUT, PRECISIONS, at_least, fraction, not_negative, one_of, positive};
+use sparta_core::job::{OptimizerOptions, PrecisionChoice, RunConfig, Sources};
 use sparta_core::run::InspectTask;
 use sparta_graph::DType;
 use std::path::PathBuf;
@@ -162,6 +162,9 @@ pub struct EvalArgs {
     /// Use at most N examples
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_examples: Option<usize>,
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
+    pub precision: Option<PrecisionChoice>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -180,6 +183,9 @@ pub struct PredictArgs {
     /// Answer of one head only, where there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
+    pub precision: Option<PrecisionChoice>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
     #[arg(long, value_name = "D", default_value = "auto")]
     pub device: String,
@@ -202,6 +208,9 @@ pub struct ForwardArgs {
     /// Also the gradient of every parameter
     #[arg(long)]
     pub grads: bool,
+    /// Float types of activations and products
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = one_of(PRECISIONS))]
+    pub precision: PrecisionChoice,
     /// Where `logits`, `loss`, `last_hidden_state` and `grad.<name>` go
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
@@ -243,6 +252,10 @@ pub struct PretrainArgs {
     /// Seed of the initial weights and the order
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
+    /// Float types of activations and products; auto: bf16 where the saved weights are 16-bit and the device multiplies
+    /// such numbers in hardware, else f32
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(PRECISIONS))]
+    pub precision: PrecisionChoice,
     /// Type of the saved weights
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: SavedType,

@@ -32,6 +32,7 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         dropout: config.dropout,
         recompute: config.recompute,
         optimizer: config.optimizer.choice(),
+        precision: config.precision,
     };
     let devices = devices::find(plugins);
     let plan = memory::plan(&request, plugins, devices.select(&device.device)?)?;

@@ -3,6 +3,7 @@
 //! the same way; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration that
 //! did not come from the command line.
 
+use super::PrecisionChoice;
 use crate::text::Instruct;
 use crate::train::optimizer::{self, Choice, Hyperparameters};
 use crate::train::{Recompute, Schedule};
@@ -153,6 +154,11 @@ pub struct RunConfig {
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
+    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers in
+    /// hardware, else f32
+    #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
+    #[serde(default = "before_there_was_a_choice")]
+    pub precision: PrecisionChoice,
     /// What a resumed run may change.
     #[command(flatten)]
     #[serde(flatten)]
@@ -226,6 +232,10 @@ pub struct Control {
     pub keep_checkpoints: usize,
 }
 
+fn before_there_was_a_choice() -> PrecisionChoice {
+    PrecisionChoice::F32
+}
+
 impl RunConfig {
     /// The configuration of an earlier run, to go on with it.
     ///
@@ -290,6 +300,9 @@ pub fn explanation(error: &clap::Error) -> String {
     text.split("\n\nFor more information").next().unwrap_or(text).trim().to_owned()
 }
 
+/// What `--precision` can be.
+pub const PRECISIONS: &[(&str, PrecisionChoice)] =
+    &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
 const SCHEDULES: &[(&str, Schedule)] =
     &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
 const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];

@@ -55,7 +55,7 @@ pub struct Session {
 impl Session {
     /// Allocates everything on the device and uploads the weights. `arena` are the segments of [`layout::plan_memory`].
     ///
-    /// Errors: out of memory, with the tensor's name; a device that fails.
+    /// Errors: an operation that the backend does not have; out of memory, with the tensor's name; a device that fails.
     pub fn open(
         device: Box<dyn Backend>,
         weights: &dyn WeightSource,
@@ -63,6 +63,7 @@ impl Session {
         arena: &[usize],
     ) -> Result<Session> {
         let info = device.info();
+        layout::check_support(&setup, device.as_ref())?;
         let mut tensors = Tensors::new(device);
         for tensor in layout::tensors(&setup) {
             match &tensor.part_of {

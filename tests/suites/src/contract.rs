@@ -145,7 +145,7 @@ fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
 fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     let x = buffers[plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?];
     let (first, second) = ([1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat(), 10f32.to_le_bytes());
     let write = |offset, data| Work::Write { buffer: x, offset, data };

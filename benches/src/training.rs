@@ -103,7 +103,7 @@ impl Case {
         };
         let device = self.open_device()?;
         let in_place = device.info().in_place;
-        let (_, arena) = layout::plan_memory(&setup, in_place)?;
+        let arena = layout::plan_memory(&setup, &device.info())?.arena;
         let plan = Plan::build(&setup.graphs().build(Purpose::Step(size))?, in_place);
         let session = Session::open(device, &weights, setup, arena)?;
         Ok(Bench { session, batch, plan, trained })

@@ -37,7 +37,13 @@ pub enum Command {
     },
     /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without --data
     /// the memory alone, from the model's config.json
-    Plan(RunArgs),
+    Plan {
+        #[command(flatten)]
+        args: RunArgs,
+        /// Plan for a device that is not here: memory=8GiB,max-buffer=2GiB,max-binding=128MiB
+        #[arg(long, value_name = "LIMITS", conflicts_with = "device")]
+        assume: Option<String>,
+    },
     /// Try many settings, and compare the best of each method on each task
     Sweep(SweepArgs),
     /// Measure the result of a run on a data set
@@ -176,9 +182,9 @@ pub struct RunArgs {
     /// A word for each label, in their order, each one token, in place of the task's; implies --instruct
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     pub verbalizers: Option<Vec<String>>,
-    /// Tokens per micro-batch; larger batches are split and their gradients summed
-    #[arg(long, value_name = "N", default_value = "4096", value_parser = at_least(1))]
-    pub micro_batch_tokens: usize,
+    /// Tokens per micro-batch; larger batches are split and their gradients summed [default: 4096, or as many as fit]
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub micro_batch_tokens: Option<usize>,
     /// Compute the activations of a layer again in the backward pass, for less memory; auto: where they would not fit
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,

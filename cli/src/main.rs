@@ -63,7 +63,7 @@ fn execute(parsed: Parsed) -> Result<()> {
     match cli.command {
         Command::Run { args, watch } => train::run(args, &watch, method_options, &plugins),
         Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
-        Command::Plan(args) => train::plan(args, method_options, &plugins),
+        Command::Plan { args, assume } => train::plan(args, assume.as_deref(), method_options, &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),

@@ -179,7 +179,7 @@ fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
 
 fn run_args(cli: &Cli) -> Option<&RunArgs> {
     match &cli.command {
-        Command::Run { args, .. } | Command::Plan(args) => Some(args),
+        Command::Run { args, .. } | Command::Plan { args, .. } => Some(args),
         _ => None,
     }
 }

@@ -5,6 +5,7 @@ use crate::output::{Output, bytes};
 use crate::progress::metrics;
 use crate::watch::Watch;
 use crate::{devices, hub, memory};
+use sparta_core::assumed;
 use sparta_core::job::{RunConfig, RunResult, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
@@ -32,16 +33,20 @@ pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &
     output.result(&result)
 }
 
-pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
-    if args.data.is_none() && args.resume.is_none() {
-        return memory::plan(args, method_options, plugins);
-    }
+/// Prints what a run would do, also where it does not fit the device.
+pub fn plan(args: RunArgs, assume: Option<&str>, method_options: Options, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let devices = devices::find(plugins);
-    let device = devices.select(&args.device.device)?.clone();
+    let device = match assume {
+        Some(limits) => assumed::device(limits)?,
+        None => devices::find(plugins).select(&args.device.device)?.clone(),
+    };
+    if args.data.is_none() && args.resume.is_none() {
+        return memory::plan(args, &device, method_options, plugins);
+    }
     let plan = run::plan(&config(args, method_options, plugins)?, plugins, &device)?;
     output.say(&plan)?;
-    output.result(&plan)
+    output.result(&plan)?;
+    plan.check_fit()
 }
 
 fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {

@@ -1,7 +1,7 @@
 //! What a run is asked to do.
 
 use crate::text::Instruct;
-use crate::train::{Recompute, Schedule};
+use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,8 +51,9 @@ pub struct RunConfig {
     /// Put the task to an instruction model: a prompt in its chat template, and a head that begins as the rows of words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
-    /// Tokens per micro-batch; a larger batch is split, with the gradients summed.
-    pub micro_batch_tokens: usize,
+    /// Tokens per micro-batch; a larger batch is split, with the gradients summed. `None`: as many as fit the device, up
+    /// to [`MICRO_BATCH_TOKENS`]; a run stores what was chosen.
+    pub micro_batch_tokens: Option<usize>,
     /// Whether the activations of a layer are computed again in the backward pass.
     pub recompute: Recompute,
     /// Write a checkpoint every so many steps, besides those at evaluations on dev and at the end.
@@ -67,6 +68,11 @@ pub struct RunConfig {
 }
 
 impl RunConfig {
+    /// Tokens per micro-batch of a run that was prepared.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
+    }
+
     /// The configuration of an earlier run, to go on with it.
     ///
     /// Errors: no run directory; a file of another version.

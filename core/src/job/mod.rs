@@ -2,6 +2,7 @@
 
 mod config;
 mod merge_check;
+mod needs;
 mod paper;
 mod plan;
 mod progress;
@@ -9,7 +10,8 @@ mod result;
 
 pub use config::RunConfig;
 pub use merge_check::MergeCheck;
+pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};
-pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};
+pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, memory_size, thousands};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Environment, RunResult, Stopped};

@@ -2,9 +2,10 @@
 
 use crate::batch::padded_rows;
 use crate::graphs::{Purpose, Size, names};
-use crate::setup::{HeadInit, Limits, Recompute, Setup};
+use crate::setup::{HeadInit, Limits, Setup};
 use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{DType, DeviceInfo, Plan};
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name};
@@ -87,36 +88,57 @@ fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, us
     }
 }
 
-/// Bytes by kind and bytes of the arena, from shapes alone: what [`crate::Session::open`] will allocate.
-pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+/// What a session will allocate.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Bytes by kind.
+    pub memory: BTreeMap<MemoryKind, u64>,
+    /// Bytes of the arena.
+    pub arena: usize,
+    pub largest: LargestBuffer,
+}
+
+/// The largest single buffer of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargestBuffer {
+    /// The tensor, or the arena.
+    pub name: String,
+    pub bytes: u64,
+}
+
+impl Planned {
+    pub fn total(&self) -> u64 {
+        self.memory.values().sum()
+    }
+
+    /// Whether the device has the memory, and buffers that are large enough.
+    pub fn fits(&self, device: &DeviceInfo) -> bool {
+        device.memory.is_none_or(|memory| self.total() <= memory) && self.largest.bytes <= device.max_buffer
+    }
+}
+
+/// What [`crate::Session::open`] will allocate, from shapes alone.
+pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
+    let mut largest = LargestBuffer::default();
     for tensor in tensors(setup) {
-        *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
+        let bytes = (tensor.len * tensor.dtype.size()) as u64;
+        *memory.entry(tensor.kind).or_default() += bytes;
+        if bytes > largest.bytes {
+            largest = LargestBuffer { name: tensor.name, bytes };
+        }
     }
     let mut arena = 0;
     for purpose in largest_purposes(setup) {
         let graph = setup.graphs().build(purpose)?;
-        arena = arena.max(Plan::build(&graph, in_place).arena);
+        arena = arena.max(Plan::build(&graph, device.in_place).arena);
     }
-    memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
-    Ok((memory, arena))
-}
-
-/// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device
-/// has too little memory without.
-pub fn fit_memory(
-    setup: &mut Setup,
-    recompute: Recompute,
-    device: &DeviceInfo,
-) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
-    setup.recompute = recompute == Recompute::On;
-    let planned = plan_memory(setup, device.in_place)?;
-    let too_large = device.memory.is_some_and(|limit| planned.0.values().sum::<u64>() > limit);
-    if recompute == Recompute::Auto && too_large {
-        setup.recompute = true;
-        return plan_memory(setup, device.in_place);
+    let bytes = (arena.div_ceil(4) * 4) as u64;
+    memory.insert(MemoryKind::Activations, bytes);
+    if bytes > largest.bytes {
+        largest = LargestBuffer { name: "activations and scratch".into(), bytes };
     }
-    Ok(planned)
+    Ok(Planned { memory, arena, largest })
 }
 
 /// The plans of the largest batches.

@@ -5,6 +5,7 @@
 pub mod batch;
 mod blame;
 pub mod evaluate;
+mod fit;
 pub mod graphs;
 pub mod layout;
 mod metrics;
@@ -17,7 +18,9 @@ mod tensors;
 pub use batch::{Batch, Encoded};
 pub use blame::Blame;
 pub use evaluate::Prediction;
+pub use fit::{Demand, Fit, MICRO_BATCH_TOKENS, fit};
 pub use graphs::{Optimizer, Size};
+pub use layout::{LargestBuffer, Planned};
 pub use metrics::{Metrics, Scores};
 pub use profile::{Ceiling, Profile};
 pub use schedule::Schedule;

@@ -3,11 +3,10 @@
 //! The compact set of golden data proves it on a fresh clone; the complete one is read where it lies beside the
 //! repository.
 
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_suites::Subject;
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
-use sparta_tests::subjects::{cpu, wgpu};
+use sparta_tests::subjects::{cpu, methods, wgpu};
 use std::path::Path;
 
 const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
@@ -37,7 +36,7 @@ fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
 
 fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
     let Some(mut subject) = subject else { return };
-    let plugins = plugins();
+    let plugins = methods();
     let mut failures = vec![];
     for source in sources {
         for family in trajectories::FAMILIES {
@@ -49,15 +48,6 @@ fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
         }
     }
     assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
-}
-
-/// The method plugins that `cargo build` has put beside the tests.
-fn plugins() -> PluginSet {
-    let exe = std::env::current_exe().expect("the path of this test");
-    let beside = exe.ancestors().nth(2).expect("the build directory").to_owned();
-    let plugins = PluginSet::discover(&DiscoverOptions { beside: vec![beside], ..DiscoverOptions::default() });
-    assert!(!plugins.methods().is_empty(), "no method plugins; run `cargo build --release` first");
-    plugins
 }
 
 #[test]

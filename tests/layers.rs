@@ -14,7 +14,8 @@ const LAYERS: &[&[&str]] = &[
     &["sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
     &["sparta-io"],
     &["sparta-core"],
-    &["sparta-cli", "sparta-readers"],
+    &["sparta-suites", "sparta-readers"],
+    &["sparta-cli"],
     &["sparta-tests", "sparta-benches"],
 ];
 

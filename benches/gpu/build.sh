@@ -14,7 +14,6 @@ gpu=$(cargo build --release -p sparta-benches --bin gpu --locked --message-forma
 rm -rf "$out"
 mkdir -p "$out"
 cp "$release"/sparta-cli "$out"
-cp "$release"/libsparta_method_*.so "$out" 2>/dev/null || cp "$release"/libsparta_method_*.dylib "$out"
 cp "$steps" "$out/steps"
 cp "$gpu" "$out/gpu"
 cp benches/gpu/run.sh benches/gpu/peer.py "$out"

@@ -42,7 +42,7 @@ struct Args {
     /// Shapes for a software driver, and no peer
     #[arg(long)]
     tiny: bool,
-    /// Folder with sparta-cli, steps, the method plugins and peer.py
+    /// Folder with sparta-cli, steps and peer.py
     #[arg(long, hide = true)]
     programs: PathBuf,
 }

@@ -90,13 +90,15 @@ impl Shape {
         list
     }
 
-    /// The directory of the model with weights of a type, in [`crate::place`]; made when it is not there, by another
-    /// process, so that the memory it takes is not this one's.
+    /// The directory of the model with weights of a type, below `SPARTA_BENCH_DIR` or where cargo has built this program;
+    /// made when it is not there, by another process, so that the memory it takes is not this one's.
     pub fn directory(&self, weights: Weights) -> Result<PathBuf> {
-        let directory =
-            crate::place()?.join("bench-models").join(format!("{}-{}", self.name.replace(',', "-"), weights.name()));
+        let program = std::env::current_exe()?;
+        let built = program.parent().and_then(Path::parent).map(Path::to_owned);
+        let place = std::env::var_os("SPARTA_BENCH_DIR").map(PathBuf::from).or(built);
+        let name = format!("{}-{}", self.name.replace(',', "-"), weights.name());
+        let directory = place.ok_or("this program lies in no directory")?.join("bench-models").join(name);
         if !directory.join("config.json").is_file() {
-            let program = std::env::current_exe()?;
             let status =
                 Command::new(program).args(["--write-model", &self.name, weights.name()]).arg(&directory).status()?;
             if !status.success() {

@@ -9,14 +9,13 @@ use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
 use sparta_core::model::{HeadKind, check_weights};
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
 use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Profile, Session, Setup, Size, layout};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
-use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::time::{Duration, Instant};
 
 /// One cell of a table: what is trained on what.
@@ -64,10 +63,10 @@ pub struct Measured {
 }
 
 impl Case {
-    /// Loads the method's plugin, opens the device and uploads the model.
+    /// Opens the device and uploads the model.
     pub fn open(&self) -> Result<Bench> {
         let directory = self.shape.directory(self.weights)?;
-        let plugins = self.plugins()?;
+        let plugins = Self::plugins();
         let method = plugins.method(&self.method)?;
         let mut given = BTreeMap::new();
         if self.method == "sparta" {
@@ -109,10 +108,20 @@ impl Case {
         Ok(Bench { session, batch, plan, trained })
     }
 
-    /// The method's library.
-    fn plugins(&self) -> Result<PluginSet> {
-        let library = crate::place()?.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", self.method));
-        Ok(PluginSet::discover(&DiscoverOptions { explicit: vec![library], ..DiscoverOptions::default() }))
+    /// The methods, linked in.
+    fn plugins() -> PluginSet {
+        let mut plugins = PluginSet::default();
+        let entries = [
+            sparta_method_sparta::entry,
+            sparta_method_lora::entry,
+            sparta_method_full::entry,
+            sparta_method_head::entry,
+        ];
+        for entry in entries {
+            // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
+            unsafe { plugins.link(entry) };
+        }
+        plugins
     }
 
     fn open_device(&self) -> Result<Box<dyn Backend>> {

@@ -1,6 +1,7 @@
-//! The backends of this repository, as the suites take them.
+//! The backends and methods of this repository, as the suites take them.
 
 use sparta_backend_cpu::Cpu;
+use sparta_core::plugin::PluginSet;
 use sparta_graph::Backend;
 use sparta_suites::Subject;
 use sparta_wgpu::{Options, WgpuBackend};
@@ -35,4 +36,16 @@ fn open_wgpu(name: &str, max_binding: Option<u64>) -> Option<Subject<'static>> {
     }
     let open = move || WgpuBackend::open_with(0, Options { max_binding });
     Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
+}
+
+/// The methods, linked in.
+pub fn methods() -> PluginSet {
+    let mut plugins = PluginSet::default();
+    let entries =
+        [sparta_method_sparta::entry, sparta_method_lora::entry, sparta_method_full::entry, sparta_method_head::entry];
+    for entry in entries {
+        // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
+        unsafe { plugins.link(entry) };
+    }
+    plugins
 }

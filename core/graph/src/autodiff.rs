@@ -1,9 +1,9 @@
 //! Reverse-mode differentiation on the graph, pruned by need: no gradient is computed for a tensor that leads to no
 //! requested one.
 
-use crate::DType;
-use crate::graph::{Graph, GraphError, Value};
-use crate::ops::{Add, Cast, Gather};
+use crate::graph::{Graph, GraphError, Node, Value};
+use crate::ops::{Add, Cast, Fill, Gather, ScaleBy};
+use crate::{DType, Op};
 use std::collections::HashMap;
 
 /// Which elements of a tensor's gradient are wanted.
@@ -87,6 +87,31 @@ impl GradCtx<'_> {
         };
         self.grads.insert(target, sum);
         Ok(())
+    }
+
+    /// For an op that computes its gradients along with its result: puts `op` in the place of a forward node. Inputs of
+    /// the new node are those of the old one and `more`, which are external tensors; its first `kept` outputs are
+    /// those of the old one. Returns the other outputs.
+    pub(crate) fn extend(
+        &mut self,
+        node: &Node,
+        op: impl Into<Op>,
+        more: &[Value],
+        kept: usize,
+    ) -> Result<Vec<Value>, GraphError> {
+        let at = self.graph.nodes().iter().position(|n| n.outputs == node.outputs && n.inputs == node.inputs);
+        let at = at.ok_or_else(|| GraphError::UnknownValue(node.outputs.first().map_or(0, |v| v.0)))?;
+        let inputs = [&node.inputs, more].concat();
+        self.graph.replace(at, op.into(), inputs, kept)
+    }
+
+    /// `grad` times the scalar `factor`; `grad` itself where that is the constant 1.
+    pub(crate) fn scaled(&mut self, grad: Value, factor: Value) -> Result<Value, GraphError> {
+        let one = |node: &Node| node.outputs == [factor] && matches!(node.op, Op::Fill(Fill { value: 1.0, .. }));
+        if self.graph.nodes().iter().any(one) {
+            return Ok(grad);
+        }
+        self.graph.one(ScaleBy {}, &[grad, factor])
     }
 
     pub fn add_if_needed(&mut self, value: Value, grad: Value) -> Result<(), GraphError> {
@@ -355,7 +380,7 @@ mod tests {
         let labels = graph.external("labels", DType::U32, [4]);
         let step = graph.external("step", DType::F32, [step::LEN]);
         let seed = graph.external("seed", DType::F32, [4]);
-        let outputs = graph.apply(CrossEntropy {}.into(), &[logits, labels, step]).unwrap();
+        let outputs = graph.apply(CrossEntropy::default().into(), &[logits, labels, step]).unwrap();
         let error = gradients(&mut graph, &[(outputs[1], seed)], &[(logits, GradRequest::Dense)]).unwrap_err();
         assert_eq!(error, GraphError::OutputNotDifferentiable { op: "cross_entropy", output: 1 });
 

@@ -133,6 +133,26 @@ impl Graph {
         Ok(outputs)
     }
 
+    /// Puts another op in the place of node `i`. Its first `kept` outputs, of the same types as before, keep their
+    /// handles; returns the others.
+    pub(crate) fn replace(
+        &mut self,
+        i: usize,
+        op: Op,
+        inputs: Vec<Value>,
+        kept: usize,
+    ) -> Result<Vec<Value>, GraphError> {
+        let types = inputs.iter().map(|&v| self.ty(v)).collect::<Result<Vec<_>, _>>()?;
+        let label = self.nodes[i].label.clone();
+        let outputs = op.infer(&types).map_err(|reason| GraphError::Op { label, op: op.name(), reason })?;
+        let made: Vec<Value> = outputs.into_iter().skip(kept).map(|ty| self.push(ty, None)).collect();
+        let node = &mut self.nodes[i];
+        node.outputs.truncate(kept);
+        node.outputs.extend(&made);
+        (node.op, node.inputs) = (op, inputs);
+        Ok(made)
+    }
+
     /// [`Graph::apply`] for an op with exactly one output, or its first output.
     pub fn one(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, GraphError> {
         let op = op.into();

@@ -23,7 +23,7 @@ pub struct Probe {
 /// A row is not finite where its tensor is not, or holds values above 1e19, whose squares overflow.
 pub fn probe(graph: &Graph, norms: &str) -> Result<(Graph, Vec<Probe>), GraphError> {
     let end = graph.nodes().iter().position(|node| matches!(node.op, Op::ClipCoef(_))).unwrap_or(graph.nodes().len());
-    let loss = graph.nodes().iter().position(|node| matches!(node.op, Op::CrossEntropy(_))).unwrap_or(end);
+    let loss = graph.nodes().iter().position(|node| node.op.is_loss()).unwrap_or(end);
     let measured = |v: &Value| graph.info(*v).ty.dtype.is_activation();
     let nodes = &graph.nodes()[..end];
     let count = nodes.iter().flat_map(|node| &node.outputs).filter(|v| measured(v)).count();

@@ -27,7 +27,8 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
             (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect()
         }
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
-        "accumulate" | "scale" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
+        "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
+        "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
         "fill" | "attention_grad_sum" => types(&["Y"]),
         "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
         "linear" => (0..18)

@@ -68,13 +68,14 @@ shaders!(
     "attention_grad_sum",
     "attention_grad_tile",
     "attention_tile",
+    "binary_cross_entropy",
+    "binary_cross_entropy_grad",
     "cast",
     "clip_coef",
     "column_sum",
     "concat",
     "cross_entropy",
     "cross_entropy_grad",
-    "cross_entropy_sum",
     "dropout",
     "elementwise",
     "embed",
@@ -86,6 +87,7 @@ shaders!(
     "linear",
     "linear_operands",
     "linear_small",
+    "loss_sum",
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_w",
@@ -94,11 +96,14 @@ shaders!(
     "sampled_grad",
     "sampled_grad_tiled",
     "scale",
+    "scale_by",
     "scatter",
     "scatter_rows",
     "sgd",
     "soft_cap",
     "soft_cap_grad",
+    "squared_error",
+    "squared_error_grad",
     "sum_of_squares",
 );
 
@@ -110,7 +115,7 @@ fn shared(name: &str) -> &'static [&'static str] {
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
         "linear" | "linear_small" => &["prelude", "linear_operands"],
-        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "soft_cap"
+        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
         | "soft_cap_grad" => &["prelude", "elementwise"],
         _ => &["prelude"],
     }

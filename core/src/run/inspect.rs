@@ -104,7 +104,7 @@ fn build(
     if let Some(labels) = &batch.labels {
         let labels = g.external(names::LABELS, DType::U32, [labels.len()]);
         let step = g.external(names::STEP, DType::F32, [step_input::LEN]);
-        let loss = g.one(CrossEntropy {}, &[logits, labels, step])?;
+        let loss = g.one(CrossEntropy::default(), &[logits, labels, step])?;
         results.push(("loss".to_owned(), loss));
         if grads {
             let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
@@ -150,7 +150,7 @@ fn load(
     let mut step = [0f32; step_input::LEN];
     if let Some(labels) = &batch.labels {
         u32s(names::LABELS, labels)?;
-        step[step_input::LOSS_SCALE] = 1.0 / labels.iter().filter(|&&l| l != IGNORED).count() as f32;
+        step[step_input::LOSS_WEIGHT] = 1.0 / labels.iter().filter(|&&l| l != IGNORED).count() as f32;
     }
     let table = decoder.rope.table(decoder.head_dim, batch.columns);
     for (name, values) in [(names::STEP, &step[..]), (names::ROPE, &table[..])] {

@@ -199,7 +199,7 @@ impl Graphs<'_> {
         let rows = graph.shape(logits)?[0];
         let labels = graph.external(names::LABELS, DType::U32, [rows]);
         let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
-        let loss = graph.one(CrossEntropy {}, &[logits, labels, step])?;
+        let loss = graph.one(CrossEntropy::default(), &[logits, labels, step])?;
         store(graph, names::LOSS, loss)?;
         Ok(loss)
     }

@@ -317,7 +317,7 @@ impl Session {
         step[step_input::LR] = lr as f32;
         step[step_input::BIAS_1] = (1.0 - f64::from(self.setup.optimizer.beta1).powf(t)) as f32;
         step[step_input::BIAS_2] = (1.0 - f64::from(self.setup.optimizer.beta2).powf(t)) as f32;
-        step[step_input::LOSS_SCALE] = loss_scale as f32;
+        step[step_input::LOSS_WEIGHT] = loss_scale as f32;
         self.canary = step;
         if self.setup.limits.train.is_some() {
             self.tensors.write_f32(names::LATCH, &[0.0])?;

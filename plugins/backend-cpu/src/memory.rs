@@ -117,6 +117,13 @@ pub struct Need {
     pub per_thread: usize,
 }
 
+impl Need {
+    /// What is enough for both.
+    pub fn max(self, other: Need) -> Need {
+        Need { shared: self.shared.max(other.shared), per_thread: self.per_thread.max(other.per_thread) }
+    }
+}
+
 /// Scratch memory that the calls of a plan use one after the other.
 pub struct Scratch {
     memory: Memory,

@@ -39,6 +39,8 @@ pub trait Real:
     fn single(tensor: Floats<Self>) -> Option<Floats<f32>>;
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;
+    /// `ln(1 + x)`
+    fn ln_1p(self) -> Self;
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
 
@@ -179,6 +181,10 @@ impl Real for f32 {
         f32::ln(self)
     }
 
+    fn ln_1p(self) -> f32 {
+        f32::ln_1p(self)
+    }
+
     #[inline(always)]
     fn exp(self) -> f32 {
         // Below -104 the result is 0, above 89 infinite; NaN passes both comparisons.
@@ -274,6 +280,10 @@ impl Real for f64 {
 
     fn ln(self) -> f64 {
         f64::ln(self)
+    }
+
+    fn ln_1p(self) -> f64 {
+        f64::ln_1p(self)
     }
 
     fn exp(self) -> f64 {

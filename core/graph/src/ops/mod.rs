@@ -4,6 +4,7 @@
 use crate::DType;
 use crate::autodiff::GradCtx;
 use crate::graph::{GraphError, Node, TensorType, Value};
+use crate::parts::Part;
 use serde::{Deserialize, Serialize};
 
 /// What every operation declares.
@@ -42,6 +43,17 @@ pub trait Operation {
     /// Whether a pass over the inputs makes the outputs: computing them again costs little, and keeping them memory.
     fn cheap(&self) -> bool {
         false
+    }
+
+    /// Whether its first output is the loss, behind which the backward pass begins.
+    fn is_loss(&self) -> bool {
+        false
+    }
+
+    /// The op as calls of other ops, if it is a composite.
+    fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+        let _ = inputs;
+        vec![]
     }
 
     /// Floating point operations, multiply and add counted separately.
@@ -89,10 +101,15 @@ ops! {
     gated_act: GatedAct = "gated_act", GatedActGrad = "gated_act_grad";
     add: Add = "add";
     scale: Scale = "scale";
+    scale_by: ScaleBy = "scale_by";
     dropout: Dropout = "dropout";
     select_rows: SelectRows = "select_rows", ScatterRows = "scatter_rows";
     soft_cap: SoftCap = "soft_cap", SoftCapGrad = "soft_cap_grad";
     cross_entropy: CrossEntropy = "cross_entropy", CrossEntropyGrad = "cross_entropy_grad";
+    linear_cross_entropy: LinearCrossEntropy = "linear_cross_entropy";
+    binary_cross_entropy: BinaryCrossEntropy = "binary_cross_entropy",
+        BinaryCrossEntropyGrad = "binary_cross_entropy_grad";
+    squared_error: SquaredError = "squared_error", SquaredErrorGrad = "squared_error_grad";
     sampled_grad: SampledGrad = "sampled_grad";
     gather: Gather = "gather";
     scatter: Scatter = "scatter";
@@ -110,6 +127,7 @@ ops! {
 pub use gated_act::Activation;
 pub use grad_norm::PARTIALS;
 pub use linear::Layout;
+pub use linear_cross_entropy::WeightGrad;
 pub use sampled_grad::Sampling;
 
 impl Op {
@@ -131,6 +149,16 @@ impl Op {
 
     pub fn cheap(&self) -> bool {
         self.rule().cheap()
+    }
+
+    pub fn is_loss(&self) -> bool {
+        self.rule().is_loss()
+    }
+
+    /// The op as calls of other ops on rows of its operands, in order; empty for an op that is not a composite.
+    /// `inputs` are types that [`Op::infer`] accepts.
+    pub fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+        self.rule().parts(inputs)
     }
 
     pub fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
@@ -161,8 +189,8 @@ pub mod step {
     /// Adam's bias corrections, 1 - beta^t.
     pub const BIAS_1: usize = 1;
     pub const BIAS_2: usize = 2;
-    /// The weight of one row in the loss: 1 / (targets of the whole step), micro-batches included.
-    pub const LOSS_SCALE: usize = 3;
+    /// The weight of one target in the loss: 1 / (targets of the whole step), micro-batches included.
+    pub const LOSS_WEIGHT: usize = 3;
 }
 
 /// A label that counts as "no target".

@@ -51,6 +51,18 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn scale_by(&mut self) -> Result<(), String> {
+        let (x, y) = (self.input(0)?, self.output(0)?);
+        let factor = self.whole(self.input(1)?, "s")?;
+        let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
+        for shard in self.element_shards(&[x, y])? {
+            let bindings = [elements(x, &shard), factor, elements(y, &shard)];
+            let threads = words(shard.len(), y.ty.dtype);
+            self.push("scale_by", &types, &[shard.len() as u32], &bindings).threads(threads);
+        }
+        Ok(())
+    }
+
     pub(super) fn gated_act(&mut self, act: Activation) -> Result<(), String> {
         self.elementwise("gated_act", &[activation(act)], &[])
     }

@@ -10,7 +10,9 @@
 mod attention;
 mod elementwise;
 mod linear;
+mod losses;
 mod optimizer;
+mod parts;
 mod rows;
 mod sparse;
 
@@ -131,14 +133,20 @@ impl<'a> Lowering<'a> {
             Op::GatedActGrad(op) => self.gated_act_grad(op.act),
             Op::Add(_) => self.add(),
             Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
+            Op::ScaleBy(_) => self.scale_by(),
             Op::Dropout(op) => self.dropout(op),
             // Its rows are looked up like those of an embedding table.
             Op::SelectRows(_) => self.embed(1.0),
             Op::ScatterRows(_) => self.scatter_rows(),
             Op::SoftCap(op) => self.elementwise("soft_cap", &[], &[op.cap]),
             Op::SoftCapGrad(op) => self.elementwise("soft_cap_grad", &[], &[op.cap]),
-            Op::CrossEntropy(_) => self.cross_entropy(),
-            Op::CrossEntropyGrad(_) => self.cross_entropy_grad(),
+            Op::CrossEntropy(op) => self.cross_entropy(op.soft_cap),
+            Op::CrossEntropyGrad(op) => self.cross_entropy_grad(op.soft_cap),
+            Op::LinearCrossEntropy(_) => self.parts(),
+            Op::BinaryCrossEntropy(_) => self.element_loss("binary_cross_entropy"),
+            Op::BinaryCrossEntropyGrad(_) => self.element_loss_grad("binary_cross_entropy_grad"),
+            Op::SquaredError(_) => self.element_loss("squared_error"),
+            Op::SquaredErrorGrad(_) => self.element_loss_grad("squared_error_grad"),
             Op::SampledGrad(op) => self.sampled_grad(op),
             Op::Gather(_) => self.gather(),
             Op::Scatter(_) => self.scatter(),

@@ -1,4 +1,4 @@
-//! Ops on rows: norms, rotary embedding, lookups, losses and sums.
+//! Ops on rows: norms, rotary embedding, lookups and sums.
 
 use super::{
     Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, width_of, words,
@@ -165,39 +165,6 @@ impl Lowering<'_> {
                 self.push("scatter_rows", &types, &params, &bindings).threads(words(n, target.dtype));
             }
             self.finish(target);
-        }
-        Ok(())
-    }
-
-    pub(super) fn cross_entropy(&mut self) -> Result<(), String> {
-        let (logits, labels) = (self.input(0)?, self.input(1)?);
-        let step = self.whole(self.input(2)?, "step")?;
-        let (loss, lse) = (self.whole(self.output(0)?, "loss")?, self.output(1)?);
-        let total = rows_of(logits);
-        let losses = self.scratch(total, "the losses of the rows")?;
-        let constants = [("LANES", lanes_for(width_of(logits)))];
-        for shard in self.row_shards(&[logits, labels, lse])? {
-            let mut part = losses;
-            part.offset += 4 * shard.start;
-            part.bytes = 4 * shard.len().max(1);
-            let params = [shard.len() as u32, width_of(logits) as u32];
-            let bindings = [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), part];
-            self.push("cross_entropy", &constants, &params, &bindings).groups(shard.len());
-        }
-        self.push("cross_entropy_sum", &[], &[total as u32], &[losses, step, loss]).groups(1);
-        Ok(())
-    }
-
-    pub(super) fn cross_entropy_grad(&mut self) -> Result<(), String> {
-        let (logits, labels, lse, dx) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
-        let step = self.whole(self.input(3)?, "step")?;
-        let d_loss = self.whole(self.input(4)?, "d_loss")?;
-        for shard in self.row_shards(&[logits, labels, lse, dx])? {
-            let n = shard.len() * width_of(logits);
-            let params = [n as u32, width_of(logits) as u32];
-            let bindings =
-                [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), step, d_loss, rows(dx, &shard)];
-            self.push("cross_entropy_grad", &[], &params, &bindings).threads(n);
         }
         Ok(())
     }

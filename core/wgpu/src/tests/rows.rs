@@ -115,10 +115,10 @@ fn losses() {
         let labels: Vec<u32> =
             (0..n as u32).map(|i| if i % 5 == 4 { IGNORED } else { i * 7 % classes as u32 }).collect();
         let (logits, labels) = (f32s(&[n, classes], 1), u32s(&[n], &labels));
-        bench.check(CrossEntropy {}, &[logits.clone(), labels.clone(), step()]);
+        bench.check(CrossEntropy::default(), &[logits.clone(), labels.clone(), step()]);
         let lse: Vec<f32> = (0..n).map(|i| 5.0 + i as f32 / 10.0).collect();
         let inputs = [logits, labels, exactly(&[n], &lse), step(), exactly(&[1], &[3.0])];
-        bench.check(CrossEntropyGrad {}, &inputs);
+        bench.check(CrossEntropyGrad::default(), &inputs);
     }
 }
 

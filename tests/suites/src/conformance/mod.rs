@@ -9,6 +9,7 @@ pub mod case;
 mod check;
 mod elementwise;
 mod linear;
+mod losses;
 pub mod naive;
 mod norm;
 mod optimizer;
@@ -24,12 +25,13 @@ pub struct Area {
     pub cases: fn() -> Vec<Case>,
 }
 
-pub const AREAS: [Area; 7] = [
+pub const AREAS: [Area; 8] = [
     Area { name: "matrix products", cases: linear::cases },
     Area { name: "norms and rotations", cases: norm::cases },
     Area { name: "attention", cases: attention::cases },
     Area { name: "elementwise ops", cases: elementwise::cases },
-    Area { name: "rows and losses", cases: rows::cases },
+    Area { name: "rows of tables", cases: rows::cases },
+    Area { name: "losses", cases: losses::cases },
     Area { name: "chosen elements", cases: sparse::cases },
     Area { name: "optimizer steps", cases: optimizer::cases },
 ];

@@ -1,9 +1,8 @@
-//! Ops that pick rows, and the loss on rows of logits.
+//! Ops that pick rows.
 
 use super::case::Case;
-use super::naive;
 use sparta_graph::DType;
-use sparta_graph::ops::{CrossEntropy, Embed, IGNORED, Layout, Linear, ScatterRows, SelectRows, step};
+use sparta_graph::ops::{Embed, Layout, Linear, ScatterRows, SelectRows};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -27,13 +26,6 @@ pub fn cases() -> Vec<Case> {
         cases.push(scatter_rows(total, width, rows));
     }
     cases.push(scatter_rows(70_001, 2, vec![70_000, 5]));
-    let losses = [(1, 1), (1, 2), (3, 3), (2, 7), (17, 33), (5, 300), (64, 65), (7, 257), (130, 2), (2, 4099)];
-    for (i, (rows, classes)) in losses.into_iter().enumerate() {
-        cases.push(cross_entropy(rows, classes, [0, 3, 1][i % 3]));
-    }
-    cases.push(cross_entropy(3, 5, 1));
-    cases.push(cross_entropy(70_001, 2, 2));
-    cases.push(huge_logits());
     cases
 }
 
@@ -100,43 +92,5 @@ fn scatter_rows(total: usize, width: usize, rows: Vec<usize>) -> Case {
             expected[row * width..][..width].copy_from_slice(chunk);
         }
         b.expect(y, expected);
-    })
-}
-
-/// Every `ignored`-th label counts nothing; 0: none, 1: all of them.
-fn cross_entropy(rows: usize, classes: usize, ignored: usize) -> Case {
-    Case::new(format!("cross_entropy {rows}x{classes}, every {ignored} ignored"), move |b| {
-        b.refusable = rows > 20_000;
-        let logits = b.normal(&[rows, classes]);
-        let skipped = |r: usize| ignored > 0 && r % ignored == ignored - 1;
-        let labels: Vec<usize> =
-            (0..rows).map(|r| if skipped(r) { IGNORED as usize } else { b.random.below(classes) }).collect();
-        let label_input = b.u32s(&[rows], labels.iter().copied());
-        let weight = 1.0 / rows as f64;
-        let scalars = b.step(&[(step::LR, 7.0), (step::LOSS_SCALE, weight)]);
-        let weight = b.of(scalars)[step::LOSS_SCALE];
-        let outputs = b.apply(CrossEntropy {}, &[logits, label_input, scalars]);
-        let values = b.of(logits);
-        let lse: Vec<f64> = values.chunks(classes).map(naive::log_sum_exp).collect();
-        let loss = |r: usize| if skipped(r) { 0.0 } else { lse[r] - values[r * classes + labels[r]] };
-        b.expect(outputs[0], vec![weight * (0..rows).map(loss).sum::<f64>()]);
-        b.expect(outputs[1], lse.clone());
-        b.seed(outputs[0]);
-        b.wrt(&[logits]);
-    })
-}
-
-fn huge_logits() -> Case {
-    Case::new("cross_entropy of huge logits", |b| {
-        let values = vec![1e4, -1e4, 0.0, 88.0, 89.0, 90.0, -1e4, -1e4, -1e4, 300.0, -300.0, 299.0];
-        let logits = b.f32s(&[4, 3], values.clone());
-        let labels = b.u32s(&[4], [1, 0, 2, 0]);
-        let scalars = b.step(&[(step::LOSS_SCALE, 0.25)]);
-        let outputs = b.apply(CrossEntropy {}, &[logits, labels, scalars]);
-        let lse: Vec<f64> = values.chunks(3).map(naive::log_sum_exp).collect();
-        let picked = [values[1], values[3], values[8], values[9]];
-        b.magnitude = 1e4;
-        b.expect(outputs[0], vec![0.25 * lse.iter().zip(picked).map(|(l, p)| l - p).sum::<f64>()]);
-        b.expect(outputs[1], lse);
     })
 }

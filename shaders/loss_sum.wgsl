@@ -1,4 +1,4 @@
-// loss = step[LOSS_SCALE] * sum of the rows' losses; one workgroup.
+// loss = step[LOSS_WEIGHT] * sum of the rows' losses; one workgroup.
 struct Params {
     rows: u32,
 }

@@ -11,7 +11,7 @@ use sparta_core::method::options::{self, Given};
 use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Profile, Session, Setup, Size, layout};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Profile, Session, Setup, Size, layout};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
@@ -86,7 +86,7 @@ impl Case {
             decoder,
             adaptation,
             head,
-            optimizer: Optimizer { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimizer::default() },
+            optimization: Optimization { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimization::default() },
             dropout: 0.0,
             recompute: self.recompute,
             seed: 0,

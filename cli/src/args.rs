@@ -11,6 +11,7 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use sparta_core::run::InspectTask;
+use sparta_core::train::optimizer::{self, Choice, Hyperparameters};
 use sparta_core::train::{Recompute, Schedule};
 use sparta_graph::DType;
 use std::path::PathBuf;
@@ -140,6 +141,8 @@ pub struct RunArgs {
     /// Decoupled weight decay
     #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
     /// Clip the norm of all gradients to X; 0 does not clip
     #[arg(long, value_name = "X", default_value = "1", value_parser = not_negative)]
     pub max_grad_norm: f64,
@@ -308,6 +311,37 @@ pub struct ForwardArgs {
     pub device: DeviceArgs,
 }
 
+/// The optimizer and its parameters.
+#[derive(Args)]
+pub struct OptimizerArgs {
+    /// What updates the trained values
+    #[arg(long, value_name = "NAME", default_value = optimizer::ALL[0].0, value_parser = optimizers())]
+    pub optimizer: String,
+    /// AdamW: decay of the mean of gradients
+    #[arg(long, value_name = "X", default_value = "0.9")]
+    pub beta1: f32,
+    /// AdamW: decay of the mean of squared gradients
+    #[arg(long, value_name = "X", default_value = "0.999")]
+    pub beta2: f32,
+    /// AdamW: what is added to the root of the mean of squares
+    #[arg(long, value_name = "X", default_value = "1e-8")]
+    pub eps: f32,
+    /// SGD: decay of the sum of gradients; 0 keeps none
+    #[arg(long, value_name = "X", default_value = "0.9")]
+    pub momentum: f32,
+}
+
+fn optimizers() -> PossibleValuesParser {
+    PossibleValuesParser::new(optimizer::ALL.iter().map(|(name, _)| *name))
+}
+
+impl OptimizerArgs {
+    pub fn choice(self) -> Choice {
+        let OptimizerArgs { optimizer: name, beta1, beta2, eps, momentum } = self;
+        Choice { name, parameters: Hyperparameters { beta1, beta2, eps, momentum } }
+    }
+}
+
 #[derive(Args)]
 pub struct PretrainArgs {
     /// Directory with config.json and the tokenizer
@@ -337,6 +371,8 @@ pub struct PretrainArgs {
     /// Decoupled weight decay
     #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub weight_decay: f64,
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
     /// Seed of the initial weights and the order
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,

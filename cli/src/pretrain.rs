@@ -20,6 +20,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         lr: args.lr,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
+        optimizer: args.optimizer.choice(),
         max_length: args.max_length,
         seed: args.seed,
         dtype: args.dtype.into(),

@@ -89,6 +89,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         schedule: args.schedule,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
+        optimizer: args.optimizer.choice(),
         max_grad_norm: Some(args.max_grad_norm).filter(|&norm| norm > 0.0),
         dropout: args.dropout,
         seed: args.seed,

@@ -1,7 +1,7 @@
 //! Checkpoints: everything the next step depends on, written so that a crash at any moment leaves the old one or the
 //! new one whole.
 //!
-//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and Adam's moments), `best.safetensors`
+//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state), `best.safetensors`
 //! (the best values on dev, with early stopping) and `checkpoint.json`, which holds the rest and the hashes of both.
 
 use crate::hash::hash_file;
@@ -45,7 +45,8 @@ pub struct Position {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
     pub position: Position,
-    pub adam_steps: u64,
+    /// Optimizer steps that have updated something.
+    pub updates: u64,
     /// Trained values that were best on dev; empty where they are not kept.
     pub best_values: BTreeMap<String, Vec<f32>>,
 }
@@ -79,7 +80,8 @@ impl Loaded {
 struct Manifest {
     format: String,
     position: Position,
-    adam_steps: u64,
+    #[serde(alias = "adam_steps")]
+    updates: u64,
     /// What the run was made of, by name; a resumed run must have the same.
     identity: BTreeMap<String, String>,
     /// SHA-256 by file name.
@@ -149,7 +151,7 @@ impl Checkpoints {
         let manifest = Manifest {
             format: FORMAT.into(),
             position: checkpoint.position.clone(),
-            adam_steps: checkpoint.adam_steps,
+            updates: checkpoint.updates,
             identity: self.identity.clone(),
             files,
         };
@@ -281,7 +283,7 @@ fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
     }
     let best = manifest.files.contains_key(BEST);
     let best_values = if best { read_values(&dir.join(BEST))? } else { BTreeMap::new() };
-    let checkpoint = Checkpoint { position: manifest.position, adam_steps: manifest.adam_steps, best_values };
+    let checkpoint = Checkpoint { position: manifest.position, updates: manifest.updates, best_values };
     Ok((Loaded { checkpoint, state: TensorFile::open(dir.join(STATE))? }, manifest.identity))
 }
 
@@ -311,11 +313,11 @@ mod tests {
 
     fn at(step: usize) -> Checkpoint {
         let values = BTreeMap::from([("w".to_owned(), vec![step as f32, 2.0])]);
-        Checkpoint { position: Position { step, ..Position::default() }, adam_steps: step as u64, best_values: values }
+        Checkpoint { position: Position { step, ..Position::default() }, updates: step as u64, best_values: values }
     }
 
     fn save(checkpoints: &Checkpoints, step: usize) {
-        let state = ["value.w", "m.w", "v.w"].map(|name| StateTensor::new(name.into(), 2, name.into()));
+        let state = ["value.w", "m.w", "v.w"].map(|name| StateTensor::new(name.into(), 2, name.into(), name.into()));
         checkpoints.save(&at(step), &state, |tensor| Ok(vec![tensor.name.len() as f32, step as f32])).unwrap();
     }
 

@@ -6,7 +6,7 @@ use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
-use crate::train::{HeadInit, Limits, Optimizer, Session, Setup};
+use crate::train::{HeadInit, Limits, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
@@ -86,7 +86,7 @@ impl Applied {
             decoder: self.decoder.clone(),
             adaptation,
             head: HeadKind::Classification { classes: self.classes() },
-            optimizer: Optimizer::default(),
+            optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
             seed: 0,

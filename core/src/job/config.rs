@@ -1,6 +1,7 @@
 //! What a run is asked to do.
 
 use crate::text::Instruct;
+use crate::train::optimizer::Choice;
 use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,9 @@ pub struct RunConfig {
     /// Share of all steps over which the learning rate rises linearly from 0.
     pub warmup: f64,
     pub weight_decay: f64,
+    /// What updates the trained values.
+    #[serde(default, skip_serializing_if = "Choice::is_default")]
+    pub optimizer: Choice,
     /// Clip the global gradient norm to this.
     pub max_grad_norm: Option<f64>,
     /// Dropout of attention probabilities while training.

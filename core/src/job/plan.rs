@@ -34,6 +34,8 @@ pub struct RunPlan {
     pub recompute: bool,
     pub steps_per_epoch: usize,
     pub total_steps: usize,
+    /// What the optimizer is called, with its parameters.
+    pub optimizer: String,
     pub lr: f64,
     pub schedule: Schedule,
     pub seed: u64,
@@ -142,7 +144,8 @@ impl fmt::Display for RunPlan {
             if self.micro_batches { ", split into micro-batches where longer than the token budget" } else { "" };
         let again = if self.recompute { ", activations recomputed by layer" } else { "" };
         writeln!(f, "steps      {} of {} examples{micro}{again}", thousands(self.total_steps as u64), self.batch_size)?;
-        writeln!(f, "optimizer  AdamW, learning rate {:e}, {:?} schedule, seed {}", self.lr, self.schedule, self.seed)?;
+        let (optimizer, lr) = (&self.optimizer, self.lr);
+        writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
         let memory: Vec<String> = MemoryKind::ALL
             .iter()

@@ -6,7 +6,8 @@ use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HeadKind};
 use crate::plugin::PluginSet;
-use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Optimizer, Recompute, Setup};
+use crate::train::optimizer::Choice;
+use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo};
@@ -31,6 +32,7 @@ pub struct MemoryRequest {
     pub max_length: Option<usize>,
     pub dropout: f64,
     pub recompute: Recompute,
+    pub optimizer: Choice,
 }
 
 /// The memory of a run, from the architecture alone.
@@ -78,7 +80,11 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         decoder,
         adaptation,
         head,
-        optimizer: Optimizer { max_grad_norm: Some(1.0), ..Optimizer::default() },
+        optimization: Optimization {
+            optimizer: request.optimizer.optimizer()?,
+            max_grad_norm: Some(1.0),
+            ..Optimization::default()
+        },
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,

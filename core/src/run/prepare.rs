@@ -7,7 +7,7 @@ use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::splits::{self, Origins};
 use crate::text::Encoder;
-use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Optimizer, Setup};
+use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Optimization, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
@@ -63,16 +63,17 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let demand = demand(config, &adaptation, &data);
-    let optimizer = Optimizer {
+    let optimization = Optimization {
+        optimizer: config.optimizer.optimizer()?,
         weight_decay: config.weight_decay as f32,
         max_grad_norm: config.max_grad_norm.map(|x| x as f32),
-        ..Optimizer::default()
+        groups: Vec::new(),
     };
     let mut setup = Setup {
         decoder,
         adaptation,
         head,
-        optimizer,
+        optimization,
         dropout: config.dropout as f32,
         recompute: false,
         seed: config.seed,
@@ -105,6 +106,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         recompute: setup.recompute,
         steps_per_epoch,
         total_steps,
+        optimizer: setup.optimization.optimizer.title(),
         lr,
         schedule: config.schedule,
         seed: config.seed,

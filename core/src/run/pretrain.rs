@@ -8,8 +8,9 @@ use crate::splits::permutation;
 use crate::text::Tokenizer;
 use crate::train::batch::{padded_rows, split_by_budget};
 use crate::train::layout::{initial, plan_memory};
+use crate::train::optimizer::Choice;
 use crate::train::schedule::learning_rate;
-use crate::train::{Batch, HeadInit, Limits, Optimizer, Schedule, Session, Setup, Size};
+use crate::train::{Batch, HeadInit, Limits, Optimization, Schedule, Session, Setup, Size};
 use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
@@ -35,6 +36,7 @@ pub struct PretrainConfig {
     /// Share of the steps with a rising learning rate; a cosine to 0 follows.
     pub warmup: f64,
     pub weight_decay: f64,
+    pub optimizer: Choice,
     /// Documents are cut to so many tokens.
     pub max_length: usize,
     pub seed: u64,
@@ -79,10 +81,11 @@ pub fn pretrain(
         decoder,
         adaptation,
         head: HeadKind::CausalLm,
-        optimizer: Optimizer {
+        optimization: Optimization {
+            optimizer: config.optimizer.optimizer()?,
             weight_decay: config.weight_decay as f32,
             max_grad_norm: Some(1.0),
-            ..Optimizer::default()
+            ..Optimization::default()
         },
         dropout: 0.0,
         recompute: false,

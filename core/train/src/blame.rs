@@ -33,8 +33,9 @@ impl Session {
     /// the first tensor that is not finite; `None` if all are.
     pub fn blame(&mut self, micro_batches: &[Batch], purpose: fn(Size) -> Purpose) -> Result<Option<Blame>> {
         for (i, batch) in micro_batches.iter().enumerate() {
-            let size = self.write_batch(batch)?;
-            self.write_rng(i)?;
+            let size = self.size_of(batch)?;
+            self.queue_batch(batch)?;
+            self.queue_rng(i)?;
             if let Some(found) = self.blame_purpose(purpose(size))? {
                 return Ok(Some(found));
             }

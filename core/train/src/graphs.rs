@@ -1,12 +1,13 @@
 //! The graphs of a run: forward, backward and optimizer update of one (micro-)batch, evaluation, pooled features.
 
 use crate::Result;
-use sparta_graph::ops::{
-    Accumulate, Adam, ClipCoef, CrossEntropy, Fill, PARTIALS, Store, SumOfSquares, step as step_input,
-};
+use crate::buckets::buckets;
+use crate::optimizer::Optimization;
+use crate::update::join;
+use sparta_graph::ops::{Accumulate, Concat, CrossEntropy, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::forward::{self, Inputs};
-use sparta_model::method::{Adaptation, AdaptedLayers, Form, Trained};
+use sparta_model::method::{Adaptation, AdaptedLayers, Form};
 use sparta_model::{Decoder, HeadKind};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -20,45 +21,39 @@ pub mod names {
     pub const ROPE: &str = "rope";
     /// Pooled hidden states as an input, for head-only training.
     pub const FEATURES: &str = "features";
-    /// Partial sums of squares per trained tensor.
+    /// Partial sums of squares per trained tensor, in the order of the buckets.
     pub const NORMS: &str = "norms";
-    /// Set by a step that is not finite; no update is made until the host clears it.
+    /// Set by a step that is not finite; nothing is updated until the host clears it.
     pub const LATCH: &str = "latch";
-    pub const LOSS: &str = "out.loss";
-    /// Gradient norm and clip factor.
-    pub const CLIP: &str = "out.clip";
-    pub const LOGITS: &str = "out.logits";
+    /// The sum of the losses of a step's micro-batches so far.
+    pub const LOSS_SUM: &str = "loss_sum";
+    /// All that the host reads after a step or an evaluation, in one tensor: [`super::results`].
+    pub const RESULTS: &str = "out.results";
     pub const POOLED: &str = "out.pooled";
-    /// A copy of the step's numbers, made last: what the host finds there, it knows beforehand.
-    pub const CANARY: &str = "out.canary";
-
-    pub fn adam_m(trained: &str) -> String {
-        format!("adam.m.{trained}")
-    }
-
-    pub fn adam_v(trained: &str) -> String {
-        format!("adam.v.{trained}")
-    }
 
     pub fn grad_sum(trained: &str) -> String {
         format!("grad_sum.{trained}")
     }
 }
 
-/// AdamW as all methods use it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Optimizer {
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    pub max_grad_norm: Option<f32>,
-}
+/// The parts of [`names::RESULTS`]: the element at which each begins, and the length of all. The step's numbers are among
+/// them, which the host knows beforehand: where it finds others, the device has not done what it was told.
+pub mod results {
+    use sparta_graph::ops::{Concat, step};
 
-impl Default for Optimizer {
-    /// The defaults of torch.optim.AdamW, without decay and clipping.
-    fn default() -> Self {
-        Optimizer { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, max_grad_norm: None }
+    /// After a step: loss; gradient norm and clip factor; the step's numbers.
+    pub fn of_step() -> ([usize; 3], usize) {
+        layout([1, 2, step::LEN])
+    }
+
+    /// After an evaluation: loss; the step's numbers; logits.
+    pub fn of_evaluation(logits: usize) -> ([usize; 3], usize) {
+        layout([1, step::LEN, logits])
+    }
+
+    fn layout(lengths: [usize; 3]) -> ([usize; 3], usize) {
+        let (begins, length) = Concat::layout(lengths);
+        ([begins[0], begins[1], begins[2]], length)
     }
 }
 
@@ -97,7 +92,7 @@ pub struct Graphs<'a> {
     pub decoder: &'a Decoder,
     pub adaptation: &'a Adaptation,
     pub head: HeadKind,
-    pub optimizer: &'a Optimizer,
+    pub optimization: &'a Optimization,
     /// Attention dropout while training.
     pub dropout: f32,
     /// Compute the activations of a layer again in the backward pass.
@@ -193,83 +188,47 @@ impl Graphs<'_> {
         forward::class_logits(graph, layers, pooled)
     }
 
-    /// Loss of the logits, stored for the host.
+    /// Loss of the logits.
     fn loss(&self, graph: &mut Graph, logits: Value) -> Result<Value> {
         graph.set_label("loss");
         let rows = graph.shape(logits)?[0];
         let labels = graph.external(names::LABELS, DType::U32, [rows]);
-        let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
-        let loss = graph.one(CrossEntropy::default(), &[logits, labels, step])?;
-        store(graph, names::LOSS, loss)?;
-        Ok(loss)
+        let step = step_numbers(graph);
+        Ok(graph.one(CrossEntropy::default(), &[logits, labels, step])?)
     }
 
     fn store_evaluation(&self, graph: &mut Graph, logits: Value) -> Result<()> {
-        self.loss(graph, logits)?;
+        let loss = self.loss(graph, logits)?;
+        let step = step_numbers(graph);
+        let mut parts = vec![loss, step];
         if matches!(self.head, HeadKind::Classification { .. }) {
-            store(graph, names::LOGITS, logits)?;
+            parts.push(logits);
         }
-        store_canary(graph)
+        store_joined(graph, names::RESULTS, &parts)
     }
 
     fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, logits: Value, target: Gradients) -> Result<()> {
         let loss = self.loss(graph, logits)?;
         let one = graph.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
-        let trained = self.adaptation.trained();
-        let requests: Vec<_> = trained.iter().map(|t| layers.grad_request(graph, t)).collect();
+        let buckets = buckets(self.adaptation.trained(), self.optimization);
+        let trained = buckets.iter().flat_map(|bucket| &bucket.parts);
+        let requests: Vec<_> = trained.map(|part| layers.grad_request(graph, &part.trained)).collect();
         let grads = gradients(graph, &[(loss, one)], &requests)?;
         graph.set_label("optimizer");
+        let joined = join(graph, &buckets, &grads)?;
         if target == Gradients::Apply {
-            return self.update(graph, layers, &trained, &grads);
+            return self.update(graph, layers, &buckets, &joined, loss);
         }
-        for (t, grad) in trained.iter().zip(grads) {
-            let sum = graph.external(names::grad_sum(&t.name), DType::F32, t.shape.as_slice());
+        let sums = buckets.iter().map(|bucket| (bucket.gradient_sums(), bucket.len)).collect::<Vec<_>>();
+        let sums = sums.into_iter().chain([(names::LOSS_SUM.to_owned(), 1)]);
+        for ((name, len), value) in sums.zip(joined.into_iter().chain([loss])) {
+            let sum = graph.external(name, DType::F32, [len]);
             match target {
-                Gradients::Sum => graph.apply(Accumulate {}.into(), &[sum, grad])?,
-                _ => graph.apply(Store {}.into(), &[sum, grad])?,
+                Gradients::Sum => graph.apply(Accumulate {}.into(), &[sum, value])?,
+                _ => graph.apply(Store {}.into(), &[sum, value])?,
             };
         }
         Ok(())
-    }
-
-    fn update_from_sums(&self, graph: &mut Graph) -> Result<()> {
-        graph.set_label("optimizer");
-        let trained = self.adaptation.trained();
-        let sums: Vec<Value> =
-            trained.iter().map(|t| graph.external(names::grad_sum(&t.name), DType::F32, t.shape.as_slice())).collect();
-        let mut layers = AdaptedLayers::new(self.adaptation, None);
-        self.update(graph, &mut layers, &trained, &sums)
-    }
-
-    /// Clip by the global norm, Adam on every trained tensor, new values into the weights.
-    fn update(
-        &self,
-        graph: &mut Graph,
-        layers: &mut AdaptedLayers,
-        trained: &[Trained],
-        grads: &[Value],
-    ) -> Result<()> {
-        let norms = graph.external(names::NORMS, DType::F32, [trained.len(), PARTIALS]);
-        for (slot, &grad) in grads.iter().enumerate() {
-            graph.apply(SumOfSquares { slot }.into(), &[norms, grad])?;
-        }
-        let [loss, latch] = [names::LOSS, names::LATCH].map(|name| graph.external(name, DType::F32, [1]));
-        let clip = graph.one(ClipCoef { max_norm: self.optimizer.max_grad_norm }, &[norms, loss, latch])?;
-        store(graph, names::CLIP, clip)?;
-        let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
-        let Optimizer { beta1, beta2, eps, weight_decay, .. } = *self.optimizer;
-        for (t, &grad) in trained.iter().zip(grads) {
-            graph.set_label(format!("optimizer {}", t.name));
-            let p = layers.trained(graph, t);
-            let m = graph.external(names::adam_m(&t.name), DType::F32, t.shape.as_slice());
-            let v = graph.external(names::adam_v(&t.name), DType::F32, t.shape.as_slice());
-            graph
-                .apply(Adam { beta1, beta2, eps, weight_decay, lr_factor: 1.0 }.into(), &[p, m, v, grad, clip, step])?;
-            if t.form == Form::Sparse {
-                layers.scatter(graph, t)?;
-            }
-        }
-        store_canary(graph)
     }
 }
 
@@ -281,9 +240,15 @@ enum Gradients {
     Sum,
 }
 
-fn store_canary(graph: &mut Graph) -> Result<()> {
-    let step = graph.external(names::STEP, DType::F32, [step_input::LEN]);
-    store(graph, names::CANARY, step)
+/// The step's numbers, which the host writes.
+pub(crate) fn step_numbers(graph: &mut Graph) -> Value {
+    graph.external(names::STEP, DType::F32, [step_input::LEN])
+}
+
+/// Stores tensors as one.
+pub(crate) fn store_joined(graph: &mut Graph, name: &str, parts: &[Value]) -> Result<()> {
+    let joined = graph.one(Concat {}, parts)?;
+    store(graph, name, joined)
 }
 
 fn store(graph: &mut Graph, name: &str, value: Value) -> Result<()> {

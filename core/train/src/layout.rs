@@ -1,7 +1,8 @@
 //! Which tensors a session keeps on the device, how large they are, and their first values.
 
 use crate::batch::padded_rows;
-use crate::graphs::{Purpose, Size, names};
+use crate::buckets::Bucket;
+use crate::graphs::{Purpose, Size, names, results};
 use crate::setup::{HeadInit, Limits, Setup};
 use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result};
@@ -24,58 +25,89 @@ pub struct TensorSpec {
     pub dtype: DType,
     pub len: usize,
     pub kind: MemoryKind,
+    /// The tensor that it is a part of, and the element at which it begins there; such a tensor comes after the whole.
+    pub part_of: Option<(String, usize)>,
+}
+
+impl TensorSpec {
+    fn new(name: String, dtype: DType, len: usize, kind: MemoryKind) -> Self {
+        TensorSpec { name, dtype, len, kind, part_of: None }
+    }
+
+    /// Bytes of its own.
+    fn bytes(&self) -> u64 {
+        if self.part_of.is_some() { 0 } else { (self.len * self.dtype.size()) as u64 }
+    }
+}
+
+/// What the device calls an optimizer slot of a trained tensor; checkpoints do so, too.
+pub(crate) fn slot_name(slot: &str, trained: &str) -> String {
+    format!("{slot}.{trained}")
 }
 
 /// Every tensor of a session but the arena.
 pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     let mut list = Vec::new();
-    let mut add = |name: String, dtype, len: usize, kind| list.push(TensorSpec { name, dtype, len, kind });
     let adaptation = &setup.adaptation;
-    for (i, parameter) in adaptation.parameters.iter().enumerate() {
+    let whole = |i: &usize| !matches!(adaptation.parts[*i], Part::Dense);
+    for (i, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| whole(i)) {
         let len = parameter.numel() as usize;
-        add(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights);
+        list.push(TensorSpec::new(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights));
     }
-    let trained = adaptation.trained();
-    for t in &trained {
-        let parameter = &adaptation.parameters[t.parameter];
-        let len = t.numel();
-        if t.form != Form::Dense {
-            add(t.name.clone(), DType::F32, len, MemoryKind::Adapter);
-        }
-        if t.form == Form::Sparse {
-            add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
-            add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
-            if let [rows, _] = parameter.shape[..] {
-                add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
-            }
-        }
-        if setup.limits.train.is_some() {
-            add(names::adam_m(&t.name), DType::F32, len, MemoryKind::Optimizer);
-            add(names::adam_v(&t.name), DType::F32, len, MemoryKind::Optimizer);
-            if setup.limits.micro_batches {
-                add(names::grad_sum(&t.name), DType::F32, len, MemoryKind::Gradients);
-            }
+    for t in adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
+        let (parameter, len) = (&adaptation.parameters[t.parameter], t.numel());
+        let mut add = |name, dtype, len, kind| list.push(TensorSpec::new(name, dtype, len, kind));
+        add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
+        add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
+        if let [rows, _] = parameter.shape[..] {
+            add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
         }
     }
-    buffers(setup, trained.len(), &mut add);
+    let buckets = setup.buckets();
+    buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
+    buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
     list
 }
 
-fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, usize, MemoryKind)) {
+/// The flat tensors of a bucket, each followed by its parts.
+fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
+    let mut add = |whole: String, dtype, kind, name: &dyn Fn(&str) -> String| {
+        list.push(TensorSpec::new(whole.clone(), dtype, bucket.len, kind));
+        list.extend(bucket.parts.iter().map(|part| {
+            let spec = TensorSpec::new(name(&part.trained.name), dtype, part.trained.numel(), kind);
+            TensorSpec { part_of: Some((whole.clone(), part.begin)), ..spec }
+        }));
+    };
+    add(bucket.values(), DType::F32, bucket.kind, &str::to_owned);
+    if setup.limits.train.is_none() {
+        return;
+    }
+    for slot in setup.optimization.optimizer.slots() {
+        add(bucket.slot(slot.name), slot.dtype, MemoryKind::Optimizer, &|name| slot_name(slot.name, name));
+    }
+    if setup.limits.micro_batches {
+        add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
+    }
+    list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
+}
+
+fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     let (rows, examples) = (setup.limits.max_rows(), setup.limits.max_examples());
     let hidden = setup.decoder.hidden_size;
-    let mut buffer = |name: &str, dtype, len| add(name.into(), dtype, len, MemoryKind::Buffers);
+    let mut buffer = |name: &str, dtype, len| list.push(TensorSpec::new(name.into(), dtype, len, MemoryKind::Buffers));
     buffer(names::TOKENS, DType::U32, rows);
     buffer(names::SPANS, DType::U32, 2 * rows);
     buffer(names::LABELS, DType::U32, rows.max(examples));
     buffer(names::STEP, DType::F32, step_input::LEN);
     buffer(names::RNG, DType::U32, 4);
     buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
-    buffer(names::LOSS, DType::F32, 1);
-    buffer(names::CANARY, DType::F32, step_input::LEN);
-    if let HeadKind::Classification { classes } = setup.head {
+    let logits = match setup.head {
+        HeadKind::Classification { classes } => examples * classes,
+        HeadKind::CausalLm => 0,
+    };
+    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(logits).1));
+    if let HeadKind::Classification { .. } = setup.head {
         buffer(names::ROWS, DType::U32, examples);
-        buffer(names::LOGITS, DType::F32, examples * classes);
     }
     if setup.limits.head_features {
         buffer(names::FEATURES, DType::F32, examples * hidden);
@@ -83,8 +115,8 @@ fn buffers(setup: &Setup, trained: usize, add: &mut impl FnMut(String, DType, us
     }
     if setup.limits.train.is_some() {
         buffer(names::NORMS, DType::F32, trained * PARTIALS);
-        buffer(names::CLIP, DType::F32, 2);
         buffer(names::LATCH, DType::F32, 1);
+        buffer(names::LOSS_SUM, DType::F32, 1);
     }
 }
 
@@ -122,7 +154,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
     let mut largest = LargestBuffer::default();
     for tensor in tensors(setup) {
-        let bytes = (tensor.len * tensor.dtype.size()) as u64;
+        let bytes = tensor.bytes();
         *memory.entry(tensor.kind).or_default() += bytes;
         if bytes > largest.bytes {
             largest = LargestBuffer { name: tensor.name, bytes };
@@ -191,6 +223,11 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
     for t in adaptation.trained() {
         if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
             tensors.write_f32(&t.name, &initial(setup.seed, &t.name, &t.shape, extra[k].init))?;
+        }
+    }
+    if setup.limits.train.is_some() {
+        for bucket in setup.buckets() {
+            tensors.write_u32(&bucket.table(), &bucket.ranges())?;
         }
     }
     let table = setup.decoder.rope.table(setup.decoder.head_dim, setup.limits.positions);

@@ -4,28 +4,34 @@
 
 pub mod batch;
 mod blame;
+mod buckets;
 pub mod evaluate;
 mod fit;
 pub mod graphs;
 pub mod layout;
 mod metrics;
+pub mod optimizer;
 mod profile;
 pub mod schedule;
 mod session;
 mod setup;
+mod step;
 mod tensors;
+mod update;
 
 pub use batch::{Batch, Encoded};
 pub use blame::Blame;
 pub use evaluate::Prediction;
 pub use fit::{Demand, Fit, MICRO_BATCH_TOKENS, fit};
-pub use graphs::{Optimizer, Size};
+pub use graphs::Size;
 pub use layout::{LargestBuffer, Planned};
 pub use metrics::{Metrics, Scores};
+pub use optimizer::{Optimization, Optimizer};
 pub use profile::{Ceiling, Profile};
 pub use schedule::Schedule;
-pub use session::{Session, StateTensor, StepOutput};
+pub use session::{Session, StateTensor};
 pub use setup::{HeadInit, Limits, Recompute, Setup};
+pub use step::{StepOutput, Submitted};
 pub use tensors::{MemoryKind, Tensors};
 
 use sparta_model::{Error, Result};

@@ -1,12 +1,13 @@
 //! A model with its method on a device: runs steps and evaluations of packed batches.
 
 use crate::batch::Batch;
-use crate::graphs::{Purpose, Size, names};
-use crate::profile::Profile;
+use crate::graphs::{Purpose, Size, names, results};
+use crate::layout::slot_name;
 use crate::setup::Setup;
+use crate::step::StepNumbers;
 use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result, layout};
-use sparta_graph::ops::step as step_input;
+use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, BackendError, DType, Plan, PlanId};
 use sparta_model::method::philox::Stream;
 use sparta_model::method::{Form, Part, Trained};
@@ -14,31 +15,22 @@ use sparta_model::{HeadKind, WeightSource};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 
-/// The numbers of one optimizer step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepOutput {
-    /// Mean cross-entropy over the step's targets.
-    pub loss: f64,
-    /// Global norm of all trained gradients before clipping.
-    pub grad_norm: f64,
-    /// Negative when the norm is not finite: nothing was updated then.
-    pub clip_coef: f64,
-}
-
 /// A tensor of what training has changed so far: with the number of optimizer steps, all that the next step depends on
 /// besides its batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateTensor {
-    /// `value.NAME`, and Adam's moments `m.NAME` and `v.NAME`.
+    /// `value.NAME`, and `SLOT.NAME` for each slot of the optimizer.
     pub name: String,
     pub len: usize,
+    /// What messages call it.
+    pub title: String,
     /// What the device calls it.
     device_name: String,
 }
 
 impl StateTensor {
-    pub fn new(name: String, len: usize, device_name: String) -> Self {
-        StateTensor { name, len, device_name }
+    pub fn new(name: String, len: usize, title: String, device_name: String) -> Self {
+        StateTensor { name, len, title, device_name }
     }
 }
 
@@ -51,10 +43,13 @@ pub struct Session {
     pub(super) in_place: bool,
     plans: HashMap<Purpose, (PlanId, u64)>,
     clock: u64,
-    /// Updates done: one less than the t of the next step in Adam's bias corrections.
-    steps: u64,
-    /// What the device must have copied into [`names::CANARY`] by the end of a step or an evaluation.
-    canary: [f32; step_input::LEN],
+    /// Updates done, those that were submitted and not settled included.
+    pub(crate) steps: u64,
+    /// Steps that were submitted and not settled.
+    pub(crate) in_flight: usize,
+    /// Micro-batches whose gradients are in the sums, and the targets of their step.
+    pub(crate) accumulated: usize,
+    pub(crate) targets: usize,
 }
 
 impl Session {
@@ -65,7 +60,10 @@ impl Session {
         let in_place = device.info().in_place;
         let mut tensors = Tensors::new(device);
         for tensor in layout::tensors(&setup) {
-            tensors.alloc(&tensor.name, tensor.dtype, tensor.len, tensor.kind)?;
+            match &tensor.part_of {
+                Some((whole, begin)) => tensors.name_part(&tensor.name, whole, *begin, tensor.len)?,
+                None => tensors.alloc(&tensor.name, tensor.dtype, tensor.len, tensor.kind)?,
+            }
         }
         tensors.alloc_arena(arena)?;
         layout::upload(&mut tensors, weights, &setup)?;
@@ -76,7 +74,9 @@ impl Session {
             plans: HashMap::new(),
             clock: 0,
             steps: 0,
-            canary: [0.0; step_input::LEN],
+            in_flight: 0,
+            accumulated: 0,
+            targets: 0,
         })
     }
 
@@ -90,19 +90,22 @@ impl Session {
 
     /// The tensors of the state, which are read one at a time: together they may be as large as three models.
     pub fn state(&self) -> Vec<StateTensor> {
-        let tensor =
-            |kind: &str, name: &str, len, device_name| StateTensor::new(format!("{kind}.{name}"), len, device_name);
+        let slots = self.setup.optimization.optimizer.slots();
         let trained = self.setup.adaptation.trained();
         let tensors = trained.iter().flat_map(|t| {
             let (name, len) = (&t.name, t.numel());
-            let [m, v] = [names::adam_m(name), names::adam_v(name)];
-            [tensor("value", name, len, name.clone()), tensor("m", name, len, m), tensor("v", name, len, v)]
+            let value = StateTensor::new(format!("value.{name}"), len, name.clone(), name.clone());
+            let slots = slots.iter().map(move |slot| {
+                let device_name = slot_name(slot.name, name);
+                StateTensor::new(device_name.clone(), len, format!("the {} of {name}", slot.title), device_name)
+            });
+            std::iter::once(value).chain(slots)
         });
         tensors.collect()
     }
 
     pub fn read_state(&mut self, tensor: &StateTensor) -> Result<Vec<f32>> {
-        self.tensors.read_f32(&tensor.device_name, tensor.len)
+        self.tensors.read_floats(&tensor.device_name)
     }
 
     /// Optimizer steps done.
@@ -118,13 +121,13 @@ impl Session {
             let values = read(&tensor)?;
             self.write_checked(&tensor.device_name, tensor.len, Some(&values))?;
         }
-        self.steps = steps;
+        (self.steps, self.in_flight, self.accumulated) = (steps, 0, 0);
         self.follow_trained()
     }
 
     fn write_checked(&mut self, name: &str, expected: usize, values: Option<&Vec<f32>>) -> Result<()> {
         match values {
-            Some(values) if values.len() == expected => self.tensors.write_f32(name, values),
+            Some(values) if values.len() == expected => self.tensors.write_floats(name, values),
             Some(values) => {
                 let got = values.len();
                 Err(Error::Weights(format!("{name}: expected {expected} values, got {got}")))
@@ -141,75 +144,27 @@ impl Session {
         }
     }
 
-    /// One optimizer step on micro-batches whose examples together make the batch.
-    pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<StepOutput> {
-        let targets: usize = micro_batches.iter().map(Batch::targets).sum();
-        self.begin_step(lr, targets)?;
-        let mut loss = 0.0;
-        for (i, batch) in micro_batches.iter().enumerate() {
-            let size = self.write_batch(batch)?;
-            self.write_rng(i)?;
-            self.run(match (micro_batches.len(), i) {
-                (1, _) => Purpose::Step(size),
-                (_, 0) => Purpose::FirstMicroBatch(size),
-                _ => Purpose::MicroBatch(size),
-            })?;
-            loss += self.scalar(names::LOSS)?;
-        }
-        if micro_batches.len() > 1 {
-            self.run(Purpose::Update)?;
-        }
-        self.end_step(loss)
-    }
-
-    /// [`Session::step`] on one micro-batch, with what its calls took.
-    ///
-    /// Errors: those of a step; a device that cannot time single calls.
-    pub fn step_profiled(&mut self, batch: &Batch, lr: f64) -> Result<(StepOutput, Profile)> {
-        let ceiling = self.tensors.ceiling()?;
-        self.begin_step(lr, batch.targets())?;
-        let size = self.write_batch(batch)?;
-        self.write_rng(0)?;
-        let purpose = Purpose::Step(size);
-        let id = self.prepared(purpose)?;
-        let times = self.tensors.run_profiled(id)?;
-        let plan = Plan::build(&self.setup.graphs().build(purpose)?, self.in_place);
-        let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
-        let loss = self.scalar(names::LOSS)?;
-        Ok((self.end_step(loss)?, profile))
-    }
-
-    /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`.
-    pub fn head_step(&mut self, features: &[f32], labels: &[u32], lr: f64) -> Result<StepOutput> {
-        self.begin_step(lr, labels.len())?;
-        self.tensors.write_f32(names::FEATURES, features)?;
-        self.tensors.write_u32(names::LABELS, labels)?;
-        self.run(Purpose::HeadStep(labels.len()))?;
-        let loss = self.scalar(names::LOSS)?;
-        self.end_step(loss)
-    }
-
     /// Class logits `[N, classes]` (empty for a causal model) and the sum of the losses of the batch's targets.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<(Vec<f32>, f64)> {
-        self.write_step(0.0, 1.0)?;
-        let size = self.write_batch(batch)?;
-        self.run(Purpose::Evaluate(size))?;
-        self.evaluation(batch.rows.len())
+        let plan = self.prepared(Purpose::Evaluate(self.size_of(batch)?))?;
+        self.queue_batch(batch)?;
+        self.evaluation(plan, batch.rows.len())
     }
 
     /// [`Session::evaluate`] from pooled hidden states.
     pub fn head_evaluate(&mut self, features: &[f32], labels: &[u32]) -> Result<(Vec<f32>, f64)> {
-        self.write_step(0.0, 1.0)?;
-        self.tensors.write_f32(names::FEATURES, features)?;
-        self.tensors.write_u32(names::LABELS, labels)?;
-        self.run(Purpose::HeadEvaluate(labels.len()))?;
-        self.evaluation(labels.len())
+        let plan = self.prepared(Purpose::HeadEvaluate(labels.len()))?;
+        self.tensors.queue_write(names::FEATURES, features)?;
+        self.tensors.queue_write(names::LABELS, labels)?;
+        self.evaluation(plan, labels.len())
     }
 
     /// Pooled hidden states after the final norm, f32 `[N, hidden]`.
     pub fn pool(&mut self, batch: &Batch) -> Result<Vec<f32>> {
-        let size = self.write_batch(batch)?;
-        self.run(Purpose::Pool(size))?;
+        let size = self.size_of(batch)?;
+        let plan = self.prepared(Purpose::Pool(size))?;
+        self.queue_batch(batch)?;
+        self.tensors.queue_run(plan);
         self.tensors.read_f32(names::POOLED, size.examples * self.setup.decoder.hidden_size)
     }
 
@@ -242,11 +197,11 @@ impl Session {
 
     /// Norm of the last gradient of every trained tensor, by name.
     pub fn grad_norms(&mut self) -> Result<Vec<(String, f64)>> {
-        let trained = self.setup.adaptation.trained();
-        let partials = sparta_graph::ops::PARTIALS;
-        let norms = self.tensors.read_f32(names::NORMS, trained.len() * partials)?;
-        let sums = norms.chunks(partials).map(|row| row.iter().map(|&x| f64::from(x)).sum::<f64>().sqrt());
-        Ok(trained.into_iter().map(|t| t.name).zip(sums).collect())
+        let names: Vec<String> =
+            self.setup.buckets().into_iter().flat_map(|bucket| bucket.parts).map(|part| part.trained.name).collect();
+        let norms = self.tensors.read_f32(names::NORMS, names.len() * PARTIALS)?;
+        let sums = norms.chunks(PARTIALS).map(|row| row.iter().map(|&x| f64::from(x)).sum::<f64>().sqrt());
+        Ok(names.into_iter().zip(sums).collect())
     }
 
     /// Plans a graph outside the usual purposes and runs it once.
@@ -282,10 +237,12 @@ impl Session {
 
     /// Gradients of the batch's mean loss by the trained tensors, by name. Needs [`Limits::micro_batches`].
     pub fn gradients(&mut self, batch: &Batch) -> Result<BTreeMap<String, Vec<f32>>> {
-        self.write_step(0.0, 1.0 / batch.targets().max(1) as f64)?;
-        let size = self.write_batch(batch)?;
-        self.write_rng(0)?;
-        self.run(Purpose::FirstMicroBatch(size))?;
+        let plan = self.prepared(Purpose::FirstMicroBatch(self.size_of(batch)?))?;
+        let numbers = self.step_numbers(0.0, batch.targets().max(1));
+        self.queue_numbers(&numbers)?;
+        self.queue_rng(0)?;
+        self.queue_batch(batch)?;
+        self.tensors.run(plan)?;
         let trained = self.setup.adaptation.trained();
         let read = |t: Trained| {
             let sum = self.tensors.read_f32(&names::grad_sum(&t.name), t.numel())?;
@@ -294,81 +251,71 @@ impl Session {
         trained.into_iter().map(read).collect()
     }
 
-    fn begin_step(&mut self, lr: f64, targets: usize) -> Result<()> {
-        if targets == 0 {
-            return Err(Error::Training("a batch without any target cannot be trained on".into()));
-        }
-        self.write_step(lr, 1.0 / targets as f64)
-    }
-
-    fn end_step(&mut self, loss: f64) -> Result<StepOutput> {
-        self.check_canary()?;
-        let clip = self.tensors.read_f32(names::CLIP, 2)?;
-        if clip[1] >= 0.0 {
-            // A step without an update does not count in Adam's bias corrections.
-            self.steps += 1;
-        }
-        Ok(StepOutput { loss, grad_norm: clip[0].into(), clip_coef: clip[1].into() })
-    }
-
-    fn write_step(&mut self, lr: f64, loss_scale: f64) -> Result<()> {
-        let t = (self.steps + 1) as f64;
+    /// The numbers of the next step on this many targets.
+    pub(crate) fn step_numbers(&self, lr: f64, targets: usize) -> StepNumbers {
         let mut step = [0f32; step_input::LEN];
         step[step_input::LR] = lr as f32;
-        step[step_input::BIAS_1] = (1.0 - f64::from(self.setup.optimizer.beta1).powf(t)) as f32;
-        step[step_input::BIAS_2] = (1.0 - f64::from(self.setup.optimizer.beta2).powf(t)) as f32;
-        step[step_input::LOSS_WEIGHT] = loss_scale as f32;
-        self.canary = step;
-        if self.setup.limits.train.is_some() {
-            self.tensors.write_f32(names::LATCH, &[0.0])?;
-        }
-        self.tensors.write_f32(names::CANARY, &[-1.0; step_input::LEN])?;
-        self.tensors.write_f32(names::STEP, &step)
+        let numbers = self.setup.optimization.optimizer.numbers(self.steps + 1);
+        step[step_input::OPTIMIZER..step_input::OPTIMIZER + numbers.len()].copy_from_slice(&numbers);
+        step[step_input::LOSS_WEIGHT] = (1.0 / targets as f64) as f32;
+        step
+    }
+
+    /// Queues the step's numbers, and spoils the results so that old ones are not taken for new.
+    pub(crate) fn queue_numbers(&mut self, numbers: &StepNumbers) -> Result<()> {
+        self.tensors.queue_write(names::RESULTS, &vec![-1f32; results::of_step().1])?;
+        self.tensors.queue_write(names::STEP, numbers)
     }
 
     /// Errors: a device that did not run what it was given, or returns something else than it computed.
-    fn check_canary(&mut self) -> Result<()> {
-        let got = self.tensors.read_f32(names::CANARY, step_input::LEN)?;
-        if got == self.canary {
+    pub(crate) fn check_canary(&mut self, expected: &StepNumbers, got: &[f32]) -> Result<()> {
+        if got == expected {
             return Ok(());
         }
-        let reason = format!("it was told to copy {:?} and returned {got:?}; update its driver", self.canary);
+        let reason = format!("it was told to copy {expected:?} and returned {got:?}; update its driver");
         let device = self.tensors.device().id;
         Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }
 
     /// A fresh random key for each micro-batch of each step.
-    pub(super) fn write_rng(&mut self, micro_batch: usize) -> Result<()> {
+    pub(crate) fn queue_rng(&mut self, micro_batch: usize) -> Result<()> {
         let stream = Stream::new(self.setup.seed, "dropout", "");
         let key = stream.block((self.steps + 1) << 20 | micro_batch as u64);
-        self.tensors.write_u32(names::RNG, &key)
+        self.tensors.queue_write(names::RNG, &key)
     }
 
-    pub(super) fn write_batch(&mut self, batch: &Batch) -> Result<Size> {
+    /// The size of a batch.
+    ///
+    /// Errors: it is larger than planned for.
+    pub(crate) fn size_of(&self, batch: &Batch) -> Result<Size> {
         let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
         self.setup.limits.check(&size, batch)?;
-        self.tensors.write_u32(names::TOKENS, &batch.tokens)?;
-        self.tensors.write_u32(names::SPANS, &batch.spans)?;
-        self.tensors.write_u32(names::LABELS, &batch.labels)?;
-        if matches!(self.setup.head, HeadKind::Classification { .. }) {
-            self.tensors.write_u32(names::ROWS, &batch.rows)?;
-        }
         Ok(size)
     }
 
-    fn evaluation(&mut self, examples: usize) -> Result<(Vec<f32>, f64)> {
-        self.check_canary()?;
-        let loss = self.scalar(names::LOSS)?;
-        match self.setup.head {
-            HeadKind::Classification { classes } => {
-                Ok((self.tensors.read_f32(names::LOGITS, examples * classes)?, loss))
-            }
-            HeadKind::CausalLm => Ok((Vec::new(), loss)),
+    pub(crate) fn queue_batch(&mut self, batch: &Batch) -> Result<()> {
+        self.tensors.queue_write(names::TOKENS, &batch.tokens)?;
+        self.tensors.queue_write(names::SPANS, &batch.spans)?;
+        self.tensors.queue_write(names::LABELS, &batch.labels)?;
+        if matches!(self.setup.head, HeadKind::Classification { .. }) {
+            self.tensors.queue_write(names::ROWS, &batch.rows)?;
         }
+        Ok(())
     }
 
-    fn scalar(&mut self, name: &str) -> Result<f64> {
-        Ok(self.tensors.read_f32(name, 1)?[0].into())
+    /// Runs an evaluation whose batch is queued.
+    fn evaluation(&mut self, plan: PlanId, examples: usize) -> Result<(Vec<f32>, f64)> {
+        let numbers = self.step_numbers(0.0, 1);
+        self.queue_numbers(&numbers)?;
+        self.tensors.queue_run(plan);
+        let logits = match self.setup.head {
+            HeadKind::Classification { classes } => examples * classes,
+            HeadKind::CausalLm => 0,
+        };
+        let ([loss, canary, begin], len) = results::of_evaluation(logits);
+        let values = self.tensors.read_f32(names::RESULTS, len)?;
+        self.check_canary(&numbers, &values[canary..canary + step_input::LEN])?;
+        Ok((values[begin..begin + logits].to_vec(), values[loss].into()))
     }
 
     fn run(&mut self, purpose: Purpose) -> Result<()> {
@@ -377,7 +324,7 @@ impl Session {
     }
 
     /// The plan of a purpose, prepared if it is not yet.
-    fn prepared(&mut self, purpose: Purpose) -> Result<PlanId> {
+    pub(crate) fn prepared(&mut self, purpose: Purpose) -> Result<PlanId> {
         self.clock += 1;
         let plan = match self.plans.get(&purpose) {
             Some(&(plan, _)) => plan,
@@ -391,6 +338,7 @@ impl Session {
         let graph = self.setup.graphs().build(purpose)?;
         let plan = Plan::build(&graph, self.in_place);
         if plan.arena > self.tensors.arena() {
+            self.tensors.submit()?;
             // Best-fit placement may need a little more for a smaller batch than for the largest.
             self.forget_plans();
             self.tensors.alloc_arena(plan.arena)?;

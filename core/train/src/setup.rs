@@ -1,7 +1,9 @@
 //! What a session computes, and for how large batches.
 
 use crate::batch::Batch;
-use crate::graphs::{Graphs, Optimizer, Size};
+use crate::buckets::{Bucket, buckets};
+use crate::graphs::{Graphs, Size};
+use crate::optimizer::Optimization;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_model::method::Adaptation;
@@ -13,7 +15,7 @@ pub struct Setup {
     pub decoder: Decoder,
     pub adaptation: Adaptation,
     pub head: HeadKind,
-    pub optimizer: Optimizer,
+    pub optimization: Optimization,
     /// Attention dropout while training.
     pub dropout: f32,
     /// Compute the activations of a layer again in the backward pass.
@@ -34,12 +36,16 @@ pub enum HeadInit {
 }
 
 impl Setup {
+    pub(crate) fn buckets(&self) -> Vec<Bucket> {
+        buckets(self.adaptation.trained(), &self.optimization)
+    }
+
     pub fn graphs(&self) -> Graphs<'_> {
         Graphs {
             decoder: &self.decoder,
             adaptation: &self.adaptation,
             head: self.head,
-            optimizer: &self.optimizer,
+            optimization: &self.optimization,
             dropout: self.dropout,
             recompute: self.recompute,
             positions: self.limits.positions,

@@ -2,7 +2,8 @@
 
 use crate::profile::Ceiling;
 use crate::{Error, Result};
-use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
+use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
+use sparta_model::to_f32;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ impl MemoryKind {
             MemoryKind::Indices => "indices",
             MemoryKind::BaseValues => "base values",
             MemoryKind::Adapter => "deltas and adapters",
-            MemoryKind::Optimizer => "moments",
+            MemoryKind::Optimizer => "optimizer state",
             MemoryKind::Gradients => "gradient sums",
             MemoryKind::Activations => "activations and scratch",
             MemoryKind::Buffers => "buffers",
@@ -54,15 +55,34 @@ impl MemoryKind {
 
 struct Tensor {
     buffer: BufferId,
+    /// The element of the buffer at which it begins.
+    begin: usize,
     dtype: DType,
     len: usize,
     kind: MemoryKind,
+    /// Whether the buffer is another tensor's.
+    part: bool,
+}
+
+/// Work that waits for [`Tensors::submit`].
+enum Queued {
+    Write { buffer: BufferId, offset: usize, data: Vec<u8> },
+    Run(PlanId),
+}
+
+/// A read that was requested of the device.
+pub struct Requested {
+    read: ReadId,
+    len: usize,
 }
 
 /// A device and the tensors that live on it.
+///
+/// Work can be queued and submitted at once; what is read, written or run directly comes after all that was queued.
 pub struct Tensors {
     device: Box<dyn Backend>,
     by_name: HashMap<String, Tensor>,
+    queue: Vec<Queued>,
 }
 
 /// The name of the arena among the tensors.
@@ -70,7 +90,7 @@ const ARENA: &str = "arena";
 
 impl Tensors {
     pub fn new(device: Box<dyn Backend>) -> Self {
-        Tensors { device, by_name: HashMap::new() }
+        Tensors { device, by_name: HashMap::new(), queue: Vec::new() }
     }
 
     pub fn device(&self) -> DeviceInfo {
@@ -88,7 +108,24 @@ impl Tensors {
             return Err(Error::Training(format!("two tensors are called `{name}`")));
         }
         let buffer = self.device.alloc(dtype, len, name)?;
-        self.by_name.insert(name.to_owned(), Tensor { buffer, dtype, len, kind });
+        self.by_name.insert(name.to_owned(), Tensor { buffer, begin: 0, dtype, len, kind, part: false });
+        Ok(())
+    }
+
+    /// Names elements `begin .. begin + len` of a tensor, which plans then bind as a tensor.
+    ///
+    /// Errors: there are no such elements; a name that is already taken.
+    pub fn name_part(&mut self, name: &str, of: &str, begin: usize, len: usize) -> Result<()> {
+        let whole = self.get(of)?;
+        if self.by_name.contains_key(name) || begin + len > whole.len {
+            return Err(Error::Training(format!(
+                "`{name}` cannot be elements {begin} to {} of `{of}`, which has {}",
+                begin + len,
+                whole.len
+            )));
+        }
+        let Tensor { buffer, dtype, kind, .. } = *whole;
+        self.by_name.insert(name.to_owned(), Tensor { buffer, begin, dtype, len, kind, part: true });
         Ok(())
     }
 
@@ -111,17 +148,20 @@ impl Tensors {
         self.free(ARENA);
     }
 
-    /// Frees a tensor; the plans bound to it must have been released.
+    /// Frees a tensor; the plans bound to it must have been released. A part only loses its name.
     pub fn free(&mut self, name: &str) {
-        if let Some(tensor) = self.by_name.remove(name) {
+        if let Some(tensor) = self.by_name.remove(name)
+            && !tensor.part
+        {
             self.device.free(tensor.buffer);
         }
     }
 
     /// Overwrites the first elements with little-endian values of the tensor's type.
     pub fn write(&mut self, name: &str, data: &[u8]) -> Result<()> {
-        let buffer = self.get(name)?.buffer;
-        Ok(self.device.write(buffer, 0, data)?)
+        self.submit()?;
+        let (buffer, offset) = self.place(name, data.len())?;
+        Ok(self.device.write(buffer, offset, data)?)
     }
 
     pub fn write_f32(&mut self, name: &str, data: &[f32]) -> Result<()> {
@@ -132,21 +172,92 @@ impl Tensors {
         self.write(name, bytemuck::cast_slice(data))
     }
 
+    /// [`Tensors::write`] at the next [`Tensors::submit`].
+    pub fn queue_write<E: bytemuck::NoUninit>(&mut self, name: &str, data: &[E]) -> Result<()> {
+        let data: &[u8] = bytemuck::cast_slice(data);
+        let (buffer, offset) = self.place(name, data.len())?;
+        self.queue.push(Queued::Write { buffer, offset, data: data.to_vec() });
+        Ok(())
+    }
+
+    /// [`Tensors::run`] at the next [`Tensors::submit`].
+    pub fn queue_run(&mut self, plan: PlanId) {
+        self.queue.push(Queued::Run(plan));
+    }
+
+    /// Gives everything queued to the device, as one submission where it can.
+    pub fn submit(&mut self) -> Result<()> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let queue = std::mem::take(&mut self.queue);
+        let work = queue.iter().map(|queued| match queued {
+            Queued::Write { buffer, offset, data } => Work::Write { buffer: *buffer, offset: *offset, data },
+            Queued::Run(plan) => Work::Run(*plan),
+        });
+        Ok(self.device.submit(&work.collect::<Vec<_>>())?)
+    }
+
+    /// Asks for the first `len` elements of an f32 tensor as they are after all work so far, without waiting for it.
+    pub fn request_f32(&mut self, name: &str, len: usize) -> Result<Requested> {
+        self.submit()?;
+        let (buffer, offset) = self.place(name, 4 * len)?;
+        Ok(Requested { read: self.device.request(buffer, offset, 4 * len)?, len })
+    }
+
+    /// Waits for a requested read.
+    pub fn fetch_f32(&mut self, requested: Requested) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; requested.len];
+        self.device.fetch(requested.read, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+
     /// The first `len` elements of an f32 tensor.
     pub fn read_f32(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let mut out = vec![0f32; len];
-        let buffer = self.get(name)?.buffer;
-        self.device.read(buffer, 0, bytemuck::cast_slice_mut(&mut out))?;
-        Ok(out)
+        let requested = self.request_f32(name, len)?;
+        self.fetch_f32(requested)
+    }
+
+    /// All elements of a float tensor, as f32.
+    pub fn read_floats(&mut self, name: &str) -> Result<Vec<f32>> {
+        let Tensor { dtype, len, .. } = *self.get(name)?;
+        if dtype == DType::F32 {
+            return self.read_f32(name, len);
+        }
+        let bytes = self.read_bytes(name)?;
+        to_f32(dtype, &bytes).ok_or_else(|| Error::Training(format!("`{name}` is {dtype}, not a float tensor")))
+    }
+
+    /// Overwrites a float tensor with these values, rounded to its type.
+    pub fn write_floats(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let dtype = self.dtype(name)?;
+        let half = |encode: fn(f32) -> [u8; 2]| values.iter().flat_map(|&x| encode(x)).collect::<Vec<u8>>();
+        match dtype {
+            DType::F32 => self.write_f32(name, values),
+            DType::BF16 => self.write(name, &half(|x| half::bf16::from_f32(x).to_le_bytes())),
+            DType::F16 => self.write(name, &half(|x| half::f16::from_f32(x).to_le_bytes())),
+            DType::U32 => Err(Error::Training(format!("`{name}` is {dtype}, not a float tensor"))),
+        }
     }
 
     /// All bytes of a tensor, in its type.
     pub fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.submit()?;
         let tensor = self.get(name)?;
-        let (buffer, bytes) = (tensor.buffer, tensor.len * tensor.dtype.size());
-        let mut out = vec![0; bytes];
-        self.device.read(buffer, 0, &mut out)?;
+        let mut out = vec![0; tensor.len * tensor.dtype.size()];
+        let (buffer, offset) = (tensor.buffer, tensor.begin);
+        self.device.read(buffer, offset, &mut out)?;
         Ok(out)
+    }
+
+    /// The buffer of a tensor and the element at which it begins there, for the first `bytes` bytes of it.
+    fn place(&self, name: &str, bytes: usize) -> Result<(BufferId, usize)> {
+        let tensor = self.get(name)?;
+        let has = tensor.len * tensor.dtype.size();
+        if bytes > has {
+            return Err(Error::Training(format!("{bytes} bytes are more than the {has} of `{name}`")));
+        }
+        Ok((tensor.buffer, tensor.begin))
     }
 
     pub fn dtype(&self, name: &str) -> Result<DType> {
@@ -159,7 +270,13 @@ impl Tensors {
 
     /// Binds a plan to the tensors of its externals' names.
     pub fn prepare(&mut self, plan: &Plan) -> Result<PlanId> {
-        let externals = plan.externals.iter().map(|e| Ok(self.get(&e.name)?.buffer)).collect::<Result<Vec<_>>>()?;
+        let mut plan = plan.clone();
+        let mut externals = Vec::with_capacity(plan.externals.len());
+        for external in &mut plan.externals {
+            let tensor = self.get(&external.name)?;
+            external.offset = tensor.begin;
+            externals.push(tensor.buffer);
+        }
         let arena = self.get(ARENA)?;
         if arena.len * 4 < plan.arena {
             return Err(Error::Training(format!(
@@ -169,15 +286,17 @@ impl Tensors {
             )));
         }
         let arena = arena.buffer;
-        Ok(self.device.prepare(plan, arena, &externals)?)
+        Ok(self.device.prepare(&plan, arena, &externals)?)
     }
 
     pub fn run(&mut self, plan: PlanId) -> Result<()> {
+        self.submit()?;
         Ok(self.device.run(plan)?)
     }
 
     /// [`Tensors::run`] with the time of each call.
     pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
+        self.submit()?;
         Ok(self.device.run_profiled(plan)?)
     }
 
@@ -193,7 +312,7 @@ impl Tensors {
     /// Bytes allocated, by kind.
     pub fn memory(&self) -> BTreeMap<MemoryKind, u64> {
         let mut memory = BTreeMap::new();
-        for tensor in self.by_name.values() {
+        for tensor in self.by_name.values().filter(|tensor| !tensor.part) {
             *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
         }
         memory

@@ -21,6 +21,12 @@ pub struct Adam {
     pub lr_factor: f32,
 }
 
+impl Adam {
+    /// Where the bias corrections `1 - b1^t` and `1 - b2^t` are in `step`.
+    pub const BIAS_1: usize = step::OPTIMIZER;
+    pub const BIAS_2: usize = step::OPTIMIZER + 1;
+}
+
 impl Operation for Adam {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 6..=6)?;

@@ -186,9 +186,8 @@ pub mod step {
     pub const LEN: usize = 8;
     /// Learning rate.
     pub const LR: usize = 0;
-    /// Adam's bias corrections, 1 - beta^t.
-    pub const BIAS_1: usize = 1;
-    pub const BIAS_2: usize = 2;
+    /// Two numbers of the optimizer.
+    pub const OPTIMIZER: usize = 1;
     /// The weight of one target in the loss: 1 / (targets of the whole step), micro-batches included.
     pub const LOSS_WEIGHT: usize = 3;
 }

@@ -46,8 +46,8 @@ impl<T: Real> Rates<T> {
             beta2: T::from_f32(op.beta2),
             eps: T::from_f32(op.eps),
             decay: lr * T::from_f32(op.weight_decay),
-            rate: lr / step[step::BIAS_1],
-            unbias2: T::ONE / step[step::BIAS_2],
+            rate: lr / step[Adam::BIAS_1],
+            unbias2: T::ONE / step[Adam::BIAS_2],
         }
     }
 

@@ -51,13 +51,13 @@ fn adam(n: usize, op: Adam, steps: usize) -> Case {
             let grad = b.normal(&[n]);
             let clip = b.f32s(&[2], vec![123.0, 1.0 / t as f64]);
             let bias = [op.beta1, op.beta2].map(|beta| 1.0 - f64::from(beta).powi(t as i32));
-            let scalars = [(step::LR, 1e-2 * t as f64), (step::BIAS_1, bias[0]), (step::BIAS_2, bias[1])];
+            let scalars = [(step::LR, 1e-2 * t as f64), (Adam::BIAS_1, bias[0]), (Adam::BIAS_2, bias[1])];
             let step = b.step(&scalars);
             b.apply(op.clone(), &[p, m, v, grad, clip, step]);
             let (coef, s) = (b.of(clip)[1], b.of(step));
             for (i, g) in b.of(grad).into_iter().enumerate() {
                 let state = [&mut ps[i], &mut ms[i], &mut vs[i]];
-                naive::adam(&op, state, coef * g, s[step::LR], [s[step::BIAS_1], s[step::BIAS_2]]);
+                naive::adam(&op, state, coef * g, s[step::LR], [s[Adam::BIAS_1], s[Adam::BIAS_2]]);
             }
         }
         b.expect(p, ps);
@@ -72,7 +72,7 @@ fn zero_gradients() -> Case {
         let p = b.normal(&[9]);
         let [m, v, grad] = [(); 3].map(|()| b.zeros(&[9]));
         let clip = b.f32s(&[2], vec![0.0, 1.0]);
-        let step = b.step(&[(step::LR, 0.1), (step::BIAS_1, 0.1), (step::BIAS_2, 0.001)]);
+        let step = b.step(&[(step::LR, 0.1), (Adam::BIAS_1, 0.1), (Adam::BIAS_2, 0.001)]);
         b.apply(Adam { weight_decay: 0.0, ..ADAM }, &[p, m, v, grad, clip, step]);
         b.expect(p, b.of(p));
     })
@@ -87,7 +87,7 @@ fn not_finite() -> Case {
         let grad = b.f32s(&[9], vec![1.0, f64::INFINITY, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
         b.apply(SumOfSquares { slot: 0 }, &[partials, grad]);
         let clip = clip_of(b, Some(1.0), partials);
-        let step = b.step(&[(step::LR, 0.1), (step::BIAS_1, 0.1), (step::BIAS_2, 0.001)]);
+        let step = b.step(&[(step::LR, 0.1), (Adam::BIAS_1, 0.1), (Adam::BIAS_2, 0.001)]);
         b.apply(ADAM, &[p, m, v, grad, clip, step]);
         for x in [p, m, v] {
             b.expect(x, b.of(x));
@@ -183,12 +183,12 @@ fn adam_bf16(n: usize) -> Case {
             let grid = b.random.normals(n).iter().map(|x| (x * 32.0).round() / 32.0).collect();
             let grad = b.f32s(&[n], grid);
             let clip = b.f32s(&[2], vec![123.0, 1.0 / f64::from(t)]);
-            let step = b.step(&[(step::LR, 1e-2), (step::BIAS_1, 0.5), (step::BIAS_2, 0.75)]);
+            let step = b.step(&[(step::LR, 1e-2), (Adam::BIAS_1, 0.5), (Adam::BIAS_2, 0.75)]);
             b.apply(AdamBf16 { adam: op.clone(), salt: t }, &[p, m, v, grad, clip, step, rng]);
             let (coef, s) = (b.of(clip)[1], b.of(step));
             for (i, g) in b.of(grad).into_iter().enumerate() {
                 let state = [&mut ps[i], &mut ms[i], &mut vs[i]];
-                naive::adam(&op, state, coef * g, s[step::LR], [s[step::BIAS_1], s[step::BIAS_2]]);
+                naive::adam(&op, state, coef * g, s[step::LR], [s[Adam::BIAS_1], s[Adam::BIAS_2]]);
                 let word = naive::philox(key, [i as u32 / 4, t, 1, 0])[i % 4];
                 ms[i] = naive::stochastic_bf16(ms[i], word & 0xffff);
                 vs[i] = naive::stochastic_bf16(vs[i], word >> 16);

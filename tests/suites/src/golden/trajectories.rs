@@ -9,7 +9,7 @@ use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimizer, Session, Setup};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::Backend;
 use std::collections::BTreeMap;
@@ -104,10 +104,10 @@ impl Run<'_> {
         let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
         let head = HeadKind::Classification { classes: decoder.labels.len() };
         let number = |key: &str| self.log[key].as_f64().expect("a number") as f32;
-        let optimizer = Optimizer {
+        let optimization = Optimization {
             weight_decay: number("weight_decay"),
             max_grad_norm: Some(number("max_grad_norm")),
-            ..Optimizer::default()
+            ..Optimization::default()
         };
         let limits = Limits {
             train: Some(size_of(48, 4)),
@@ -122,7 +122,7 @@ impl Run<'_> {
             decoder,
             adaptation,
             head,
-            optimizer,
+            optimization,
             dropout: 0.0,
             seed: 0,
             head_init: HeadInit::Normal { std: 0.02 },

@@ -31,6 +31,7 @@ pub fn plan(args: RunArgs, device: &DeviceInfo, method_options: Options, plugins
         max_length: args.max_length,
         dropout: args.dropout,
         recompute: args.recompute,
+        precision: args.precision,
         optimizer: args.optimizer.choice(),
     };
     let plan = memory::plan(&request, plugins, device)?;

@@ -5,6 +5,7 @@ mod merge_check;
 mod needs;
 mod paper;
 mod plan;
+mod precision;
 mod progress;
 mod result;
 
@@ -13,5 +14,6 @@ pub use merge_check::MergeCheck;
 pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, memory_size, thousands};
+pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Environment, RunResult, Stopped};

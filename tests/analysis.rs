@@ -147,7 +147,9 @@ fn plan_reproduces_table_1_without_weights() {
         }
         for path in [model.clone(), model.join("config.json")] {
             let path = path.to_str().unwrap();
-            let text = succeed(&["plan", "--model", path, "--method", "sparta", "--density", "0.5", "--device", "cpu"]);
+            let assume = "memory=1TiB";
+            let text =
+                succeed(&["plan", "--model", path, "--method", "sparta", "--density", "0.5", "--assume", assume]);
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(text.lines().any(|line| words(line) == row), "{text}");
             for kind in ["weights", "indices", "base values", "deltas", "optimizer state", "activations and scratch"] {
@@ -155,6 +157,37 @@ fn plan_reproduces_table_1_without_weights() {
             }
         }
     }
+}
+
+/// Devices that are not here: what fits them, by which choices, and what to do where nothing does.
+#[test]
+fn plan_answers_for_devices_that_are_not_here() {
+    let model = shared("data/tokenizers/gemma-2b-it");
+    if !model.exists() {
+        return skipped("../shared/data/tokenizers is not there: gemma-2b is not planned for");
+    }
+    let plan = |assume: &str, method: &[&str]| {
+        let model = ["plan", "--model", model.to_str().unwrap(), "--batch-size", "16", "--max-length", "256"];
+        let output = command(&[&model[..], &["--assume", assume], method].concat());
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        (output.status.code(), text)
+    };
+    let (sparse, sparser) = (["--method", "sparta", "--density", "0.05"], ["--method", "sparta", "--density", "0.005"]);
+    for method in [&sparse[..], &sparser, &["--method", "lora"]] {
+        assert_eq!(plan("memory=80GiB,max-buffer=80GiB", method).0, Some(0), "{method:?}");
+    }
+    for method in [&sparser[..], &["--method", "lora"]] {
+        let (code, text) = plan("memory=8GiB", method);
+        assert_eq!(code, Some(0), "{text}");
+        assert!(text.contains("tokens per micro-batch, chosen for the device's memory"), "{text}");
+    }
+    let (code, text) = plan("memory=4GiB", &sparse);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("GiB, and the device has 4.00 GiB. To make it fit: "), "{text}");
+    assert_eq!(text.split("To make it fit: ").nth(1).unwrap().split("; ").count(), 3, "{text}");
+    let (code, text) = plan("memory=80GiB,max-buffer=256MiB", &sparse);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("those of the device have at most 256.0 MiB"), "{text}");
 }
 
 #[test]

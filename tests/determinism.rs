@@ -121,7 +121,7 @@ fn equal_predictions() {
 
 fn prepared(home: &Path, seed: u64) -> Prepared {
     let config = RunConfig::of_run(&home.join("run")).unwrap();
-    let config = RunConfig { seed, dropout: 0.3, micro_batch_tokens: 4096, ..config };
+    let config = RunConfig { seed, dropout: 0.3, micro_batch_tokens: Some(4096), ..config };
     let beside = binary().parent().unwrap().to_owned();
     let plugins = PluginSet::discover(&DiscoverOptions { beside: vec![beside], ..DiscoverOptions::default() });
     let cpu: sparta_backend_cpu::Cpu = sparta_backend_cpu::Cpu::new(None).unwrap();

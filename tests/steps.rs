@@ -125,7 +125,7 @@ fn a_step_is_one_submission_and_one_wait_whatever_the_number_of_micro_batches() 
     let long = 1000;
     let control = Control { checkpoint_interval: long, epochs: long, ..config.control };
     let config = RunConfig { control, eval_interval: Some(long), ..config };
-    for (name, micro_batch_tokens, plans) in [("whole", config.micro_batch_tokens, 1), ("split", 1, 5)] {
+    for (name, micro_batch_tokens, plans) in [("whole", config.micro_batch_tokens, 1), ("split", Some(1), 5)] {
         let base = RunConfig { micro_batch_tokens, ..config.clone() };
         let [few, many] = [10, 30].map(|steps| calls_of(&base, &home.path().join(name), steps));
         let expected = Calls { submissions: 20, plans: 20 * plans, waits: 20, others: 0 };

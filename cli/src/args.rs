@@ -36,7 +36,13 @@ pub enum Command {
     },
     /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without --data,
     /// the memory alone, from the model's config.json
-    Plan(RunArgs),
+    Plan {
+        #[command(flatten)]
+        args: RunArgs,
+        /// Plan for a device that is not here: memory=8GiB,max-buffer=2GiB,max-binding=128MiB,kind=gpu|cpu,types=f32|bf16
+        #[arg(long, value_name = "LIMITS", help_heading = DEVICE, conflicts_with = "device")]
+        assume: Option<String>,
+    },
     /// Try many settings and compare the best of each method on each task
     Sweep(SweepArgs),
     /// Measure the result of a run on a data set

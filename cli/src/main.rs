@@ -64,7 +64,7 @@ fn execute(parsed: Parsed) -> Result<()> {
     match cli.command {
         Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
         Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
-        Command::Plan(args) => train::plan(job(args), &plugins),
+        Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),

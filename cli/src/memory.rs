@@ -1,17 +1,18 @@
 //! `sparta-cli plan` without data: the memory of a model of which no more than `config.json` need be there.
 
 use crate::args::RunArgs;
+use crate::hub;
 use crate::output::Output;
-use crate::{devices, hub};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::memory::{self, MemoryRequest};
 use sparta_core::{Error, Result};
+use sparta_graph::DeviceInfo;
 use sparta_plugin::method::Options;
 
 /// Classes where no task is named.
 const CLASSES: usize = 2;
 
-pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: &PluginSet) -> Result<()> {
     let RunArgs { sources, config, device, .. } = args;
     let output = Output::new(device.json);
     let model = sources
@@ -34,9 +35,9 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         optimizer: config.optimizer.choice(),
         precision: config.precision,
     };
-    let devices = devices::find(plugins);
-    let plan = memory::plan(&request, plugins, devices.select(&device.device)?)?;
+    let plan = memory::plan(&request, plugins, info)?;
     output.say(&plan)?;
     output.say("note       no --data was given, so this is about memory alone")?;
-    output.result(&plan)
+    output.result(&plan)?;
+    plan.check_fit()
 }

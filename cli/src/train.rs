@@ -6,6 +6,7 @@ use crate::parse::Job;
 use crate::progress::metrics;
 use crate::watch::Watch;
 use crate::{devices, hub, memory};
+use sparta_core::assumed;
 use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
@@ -35,21 +36,27 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<()> {
     output.result(&result)
 }
 
-pub fn plan(job: Job, plugins: &PluginSet) -> Result<()> {
+/// Prints what a run would do, also where it does not fit the device.
+///
+/// Errors: a run that cannot be planned; after the plan, one that does not fit.
+pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
     let Job { args, method_options, resumed } = job;
+    let device = match assume {
+        Some(limits) => assumed::device(limits)?,
+        None => devices::find(plugins).select(&args.device.device)?.clone(),
+    };
     if args.sources.data.is_none() && resumed.is_none() {
-        return memory::plan(args, method_options, plugins);
+        return memory::plan(args, &device, method_options, plugins);
     }
     let output = Output::new(args.device.json);
-    let devices = devices::find(plugins);
-    let device = devices.select(&args.device.device)?.clone();
     let config = match resumed {
         Some(config) => config,
         None => config(args, method_options, plugins)?,
     };
     let plan = run::plan(&config, plugins, &device)?;
     output.say(&plan)?;
-    output.result(&plan)
+    output.result(&plan)?;
+    plan.check_fit()
 }
 
 /// The values of the command line, with what the sources stand for.

@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod analysis;
+pub mod assumed;
 pub mod device;
 pub mod job;
 pub mod plugin;

@@ -98,7 +98,7 @@ impl Applied {
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
-        let (_, arena) = plan_memory(&setup, &device.info())?;
+        let arena = plan_memory(&setup, &device.info())?.arena;
         let own = limits.train.is_none();
         let mut session = Session::open(device, &self.weights, setup, &arena)?;
         if own {

@@ -6,7 +6,7 @@
 use super::PrecisionChoice;
 use crate::text::Instruct;
 use crate::train::optimizer::{self, Choice, Hyperparameters};
-use crate::train::{Recompute, Schedule};
+use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Command};
@@ -148,9 +148,9 @@ pub struct RunConfig {
     /// Least gain of the dev metric that counts as an improvement
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = not_negative)]
     pub min_delta: f64,
-    /// Tokens per micro-batch; a larger batch is split and its gradients are summed
-    #[arg(long, value_name = "N", help_heading = DEVICE, default_value = "4096", value_parser = at_least(1))]
-    pub micro_batch_tokens: usize,
+    /// Tokens per micro-batch; a larger batch is split and its gradients are summed [default: 4096, or as many as fit]
+    #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
+    pub micro_batch_tokens: Option<usize>,
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
@@ -237,6 +237,11 @@ fn before_there_was_a_choice() -> PrecisionChoice {
 }
 
 impl RunConfig {
+    /// Tokens per micro-batch of a run that was prepared.
+    pub fn micro_batch_tokens(&self) -> usize {
+        self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
+    }
+
     /// The configuration of an earlier run, to go on with it.
     ///
     /// # Errors

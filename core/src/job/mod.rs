@@ -2,6 +2,7 @@
 
 pub mod config;
 mod merge_check;
+mod needs;
 mod paper;
 mod plan;
 mod precision;
@@ -10,8 +11,9 @@ mod result;
 
 pub use config::{Control, OptimizerOptions, RunConfig, Sources};
 pub use merge_check::MergeCheck;
+pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};
-pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};
+pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, memory_size, thousands};
 pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Environment, RunResult, Stopped};

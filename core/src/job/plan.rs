@@ -1,10 +1,10 @@
 //! The plan that is printed before a run allocates anything.
 
-use super::{ChosenPrecision, PaperMemory};
+use super::{ChosenPrecision, Needs, PaperMemory};
+use crate::Result;
 use crate::method::Adaptation;
 use crate::text::PromptPlan;
 use crate::train::{MemoryKind, Schedule};
-use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::{Options, Role};
@@ -44,6 +44,8 @@ pub struct RunPlan {
     pub precision: ChosenPrecision,
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
+    #[serde(default)]
+    pub needs: Needs,
     /// The paper's count for as many trained parameters.
     pub paper: PaperMemory,
 }
@@ -95,20 +97,9 @@ pub struct SplitPlan {
 }
 
 impl RunPlan {
-    /// Errors: more memory planned than the device has, with three ways to make it fit.
-    pub fn check_memory(&self) -> Result<()> {
-        let needed = self.total_memory();
-        match self.device.memory {
-            Some(memory) if needed > memory => Err(Error::Usage(format!(
-                "the run needs {} on {}, which has {}. To make it fit: lower --micro-batch-tokens (activations take {}); \
-                 choose a method or --density that trains less; take a smaller model or one stored in bf16",
-                megabytes(needed),
-                self.device.name,
-                megabytes(memory),
-                megabytes(self.memory.get(&MemoryKind::Activations).copied().unwrap_or(0))
-            ))),
-            _ => Ok(()),
-        }
+    /// Errors: the run does not fit the device, with three ways to make it fit.
+    pub fn check_fit(&self) -> Result<()> {
+        self.needs.check(&self.memory, &self.device, self.recompute)
     }
 
     /// Bytes on the device, all kinds.
@@ -162,14 +153,15 @@ impl fmt::Display for RunPlan {
         let memory: Vec<String> = MemoryKind::ALL
             .iter()
             .filter_map(|kind| self.memory.get(kind).filter(|&&bytes| bytes > 0).map(|&bytes| (kind, bytes)))
-            .map(|(kind, bytes)| format!("{} {}", kind.title(), megabytes(bytes)))
+            .map(|(kind, bytes)| format!("{} {}", kind.title(), memory_size(bytes)))
             .collect();
-        writeln!(f, "memory     {} on the device: {}", megabytes(self.total_memory()), memory.join(", "))?;
+        writeln!(f, "memory     {} on the device: {}", memory_size(self.total_memory()), memory.join(", "))?;
+        write!(f, "{}", self.needs)?;
         let sparse = match self.paper.is_sparse() {
-            true => format!("{} by its equation (1) for as many trained parameters, ", megabytes(self.paper.sparse)),
+            true => format!("{} by its equation (1) for as many trained parameters, ", memory_size(self.paper.sparse)),
             false => String::new(),
         };
-        write!(f, "paper      {sparse}{} for full fine-tuning", megabytes(self.paper.full))
+        write!(f, "paper      {sparse}{} for full fine-tuning", memory_size(self.paper.full))
     }
 }
 
@@ -186,9 +178,13 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-/// Bytes in MiB with one decimal.
-pub fn megabytes(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+/// Bytes in GiB, or in MiB where that is less than one.
+pub fn memory_size(bytes: u64) -> String {
+    const MIB: f64 = 1048576.0;
+    match bytes as f64 / MIB {
+        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
+        mib => format!("{:.2} GiB", mib / 1024.0),
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::svg::{self, colour};
 use super::{RunData, charts};
-use crate::job::{SplitPlan, Stopped, megabytes, thousands};
+use crate::job::{SplitPlan, Stopped, memory_size, thousands};
 use crate::train::{MemoryKind, Metrics};
 use crate::{Error, Result};
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -41,7 +41,7 @@ fn run_value(i: usize, run: &RunData) -> Value {
         share => format!("{:.4} %", 100.0 * (trained.body + trained.head) as f64 / plan.parameters as f64),
         time => result.map(|r| duration(r.training_seconds)),
         speed => result.map(|r| thousands(r.tokens_per_second.round() as u64)),
-        memory => megabytes(result.map_or(plan.total_memory(), |r| r.device_memory)),
+        memory => memory_size(result.map_or(plan.total_memory(), |r| r.device_memory)),
         splits => splits(run),
         sections => sections(run),
         memory_by_kind => memory(run),
@@ -102,7 +102,7 @@ fn memory(run: &RunData) -> Vec<Value> {
     kinds
         .map(|(kind, bytes)| {
             let percent = format!("{:.1}", 100.0 * bytes as f64 / largest as f64);
-            context! { title => kind.title(), bytes => megabytes(bytes), percent }
+            context! { title => kind.title(), bytes => memory_size(bytes), percent }
         })
         .collect()
 }
@@ -142,16 +142,16 @@ fn data(run: &RunData) -> Vec<(String, String)> {
 }
 
 fn memory_totals(run: &RunData) -> Vec<(String, String)> {
-    let mut rows = vec![("planned".to_owned(), megabytes(run.plan.total_memory()))];
+    let mut rows = vec![("planned".to_owned(), memory_size(run.plan.total_memory()))];
     if let Some(result) = &run.result {
-        rows.push(("allocated on the device".into(), megabytes(result.device_memory)));
-        rows.extend(result.peak_resident.map(|bytes| ("peak of the process".into(), megabytes(bytes))));
+        rows.push(("allocated on the device".into(), memory_size(result.device_memory)));
+        rows.extend(result.peak_resident.map(|bytes| ("peak of the process".into(), memory_size(bytes))));
     }
     let paper = &run.plan.paper;
     if paper.is_sparse() {
-        rows.push(("the paper's count, 16 P + 96 k bits".into(), megabytes(paper.sparse)));
+        rows.push(("the paper's count, 16 P + 96 k bits".into(), memory_size(paper.sparse)));
     }
-    rows.push(("the paper's count for full fine-tuning, 64 P bits".into(), megabytes(paper.full)));
+    rows.push(("the paper's count for full fine-tuning, 64 P bits".into(), memory_size(paper.full)));
     rows
 }
 

@@ -138,7 +138,7 @@ impl Adapted {
             return Ok(Vec::new());
         }
         let config = self.heads().iter().find_map(|head| head.config.as_ref());
-        let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens);
+        let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens());
         let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
         let mut session = self.applied.session(device, budget, longest)?;
         predict(&mut session, examples, budget, None, |done, total| {

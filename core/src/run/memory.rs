@@ -1,15 +1,15 @@
 //! The memory of fine-tuning a model of which only `config.json` is there.
 
 use super::prepare::default_head_std;
-use crate::job::{ChosenPrecision, PaperMemory, PrecisionChoice, TrainablePlan, body_size, megabytes, thousands};
+use crate::job::{
+    ChosenPrecision, Needs, PaperMemory, PrecisionChoice, TrainablePlan, body_size, memory_size, thousands,
+};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HeadKind};
 use crate::plugin::PluginSet;
-use crate::train::batch::padded_rows;
-use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::optimizer::Choice;
-use crate::train::{HeadInit, Limits, MemoryKind, Optimization, Recompute, Setup, Size, layout};
+use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo};
@@ -28,7 +28,8 @@ pub struct MemoryRequest {
     pub classes: usize,
     /// Examples per optimizer step.
     pub batch_size: usize,
-    pub micro_batch_tokens: usize,
+    /// `None`: as many as fit, up to [`MICRO_BATCH_TOKENS`].
+    pub micro_batch_tokens: Option<usize>,
     /// Tokens of the longest example; `None`: a batch fills one micro-batch.
     pub max_length: Option<usize>,
     pub dropout: f64,
@@ -59,6 +60,7 @@ pub struct MemoryPlan {
     pub precision: ChosenPrecision,
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
+    pub needs: Needs,
     pub paper: PaperMemory,
 }
 
@@ -78,7 +80,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let precision = request.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
-    let limits = limits(request, &decoder, &adaptation)?;
+    let demand = demand(request, &decoder, &adaptation)?;
     let mut setup = Setup {
         head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
         decoder,
@@ -92,9 +94,9 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,
-        limits,
+        limits: demand.limits(MICRO_BATCH_TOKENS),
     };
-    let (memory, _) = layout::fit_memory(&mut setup, request.recompute, device)?;
+    let fit = train::fit(&mut setup, &demand, request.micro_batch_tokens, request.recompute, device)?;
     let trainable = TrainablePlan::new(&setup.adaptation);
     let body = body_size(&setup.adaptation);
     Ok(MemoryPlan {
@@ -112,25 +114,25 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         recompute: setup.recompute,
         device: device.clone(),
         precision,
-        memory,
+        needs: Needs::new(&fit),
+        memory: fit.planned.memory,
     })
 }
 
-fn limits(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -> Result<Limits> {
-    let &MemoryRequest { batch_size: batch, micro_batch_tokens: budget, dropout, .. } = request;
-    if batch == 0 || budget == 0 {
+/// The batches of examples that are all as long as the longest one.
+fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -> Result<Demand> {
+    let &MemoryRequest { batch_size: batch, micro_batch_tokens, dropout, .. } = request;
+    let tokens = micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS);
+    if batch == 0 || tokens == 0 {
         return Err(Error::Usage("the batch size and the tokens of a micro-batch must be at least 1".into()));
     }
-    let longest = request.max_length.unwrap_or(budget).min(decoder.max_position_embeddings).max(1);
-    let tokens = request.max_length.map_or(budget, |_| batch.saturating_mul(longest));
-    let head_features = adaptation.head_only() && dropout == 0.0;
-    Ok(Limits {
-        train: Some(Size { rows: padded_rows(tokens.min(budget.max(longest))), examples: batch }),
-        micro_batches: tokens > budget && !head_features,
-        evaluate: layout::size_of(budget.max(longest), EVAL_EXAMPLES),
-        positions: longest,
-        head_features,
+    let longest = request.max_length.unwrap_or(tokens / batch).min(decoder.max_position_embeddings).max(1);
+    Ok(Demand {
         batch,
+        largest_batch: request.max_length.map_or(tokens, |_| batch.saturating_mul(longest)),
+        longest_train: longest,
+        longest,
+        head_features: adaptation.head_only() && dropout == 0.0,
     })
 }
 
@@ -150,12 +152,19 @@ impl fmt::Display for MemoryPlan {
         let total: u64 = self.memory.values().sum();
         let recompute = if self.recompute { ", layers computed again in the backward pass" } else { "" };
         let per_parameter = |bytes: u64| 8.0 * bytes as f64 / self.parameters as f64;
-        let (size, bits) = (megabytes(total), per_parameter(total));
+        let (size, bits) = (memory_size(total), per_parameter(total));
         writeln!(f, "memory     {size} on the device, {bits:.2} bits per parameter{recompute}")?;
         for kind in MemoryKind::ALL {
             let Some(&bytes) = self.memory.get(&kind).filter(|&&bytes| bytes > 0) else { continue };
-            writeln!(f, "  {:<24}{:>14}{:>8.2}", kind.title(), megabytes(bytes), per_parameter(bytes))?;
+            writeln!(f, "  {:<24}{:>14}{:>8.2}", kind.title(), memory_size(bytes), per_parameter(bytes))?;
         }
-        write!(f, "{}", self.paper)
+        write!(f, "{}{}", self.needs, self.paper)
+    }
+}
+
+impl MemoryPlan {
+    /// Errors: the run does not fit the device, with three ways to make it fit.
+    pub fn check_fit(&self) -> Result<()> {
+        self.needs.check(&self.memory, &self.device, self.recompute)
     }
 }

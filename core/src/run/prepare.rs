@@ -1,15 +1,15 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
-use crate::job::{DataPlan, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
+use crate::job::{
+    DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
+};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::splits::{self, Origins};
 use crate::text::Encoder;
-use crate::train::batch::padded_rows;
-use crate::train::evaluate::EVAL_EXAMPLES;
-use crate::train::{Encoded, HeadInit, Limits, Optimization, Setup, Size, layout};
+use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Optimization, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
@@ -66,7 +66,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
-    let limits = limits(config, &adaptation, &data);
+    let demand = demand(config, &adaptation, &data);
     let optimization = Optimization {
         optimizer: config.optimizer.choice().optimizer()?,
         weight_decay: config.weight_decay as f32,
@@ -82,7 +82,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         recompute: false,
         seed: config.seed,
         head_init,
-        limits,
+        limits: demand.limits(MICRO_BATCH_TOKENS),
     };
     let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
     let all_steps = steps_per_epoch * config.control.epochs;
@@ -90,7 +90,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
-    let (memory, arena) = layout::fit_memory(&mut setup, config.recompute, device)?;
+    let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
+    let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
         model: config.model.clone(),
         family: setup.decoder.family.model_type().to_owned(),
@@ -115,13 +116,16 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         seed: config.seed,
         device: device.clone(),
         precision,
-        memory,
+        needs: Needs::new(&fit),
+        memory: fit.planned.memory,
     };
     let config = RunConfig {
         instruct: encoder.instruct().cloned(),
+        micro_batch_tokens,
         precision: PrecisionChoice::of(setup.adaptation.precision),
         ..config.clone()
     };
+    let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
     let task_version = plugin.info().version.clone();
     Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, lr, total_steps, arena, plan })
@@ -226,23 +230,17 @@ pub fn encode(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Encoded>> {
         .collect()
 }
 
-fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits {
+fn demand(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Demand {
     let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
     let longest_train = longest(&data.train);
-    let longest_all = longest_train.max(longest(&data.dev)).max(longest(&data.test));
     let batch = config.batch_size.min(data.train.len());
     let mut lengths: Vec<usize> = data.train.iter().map(|e| e.tokens.len()).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let largest_batch: usize = lengths.iter().take(batch).sum();
-    let budget = config.micro_batch_tokens;
-    let head_features = adaptation.head_only() && config.dropout == 0.0;
-    let train_rows = largest_batch.min(budget.max(longest_train));
-    Limits {
-        train: Some(Size { rows: padded_rows(train_rows), examples: batch }),
-        micro_batches: largest_batch > budget && !head_features,
-        evaluate: layout::size_of(budget.max(longest_all), EVAL_EXAMPLES),
-        positions: longest_all,
-        head_features,
+    Demand {
         batch,
+        largest_batch: lengths.iter().take(batch).sum(),
+        longest_train,
+        longest: longest_train.max(longest(&data.dev)).max(longest(&data.test)),
+        head_features: adaptation.head_only() && config.dropout == 0.0,
     }
 }

@@ -103,7 +103,7 @@ pub fn pretrain(
             batch: 1,
         },
     };
-    let (_, arena) = plan_memory(&setup, &device.info())?;
+    let arena = plan_memory(&setup, &device.info())?.arena;
     let mut session = Session::open(device, &weights, setup, &arena)?;
     let (steps, loss) = train(config, &documents, &mut session, &mut progress)?;
     let values = session.trained_values()?;

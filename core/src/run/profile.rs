@@ -17,13 +17,13 @@ const STEPS: usize = 5;
 /// single calls.
 pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>) -> Result<Profile> {
     let prepared = prepare(config, plugins, &device.info())?;
-    prepared.plan.check_memory()?;
+    prepared.plan.check_fit()?;
     if prepared.setup.limits.head_features {
         let what = "the head alone is trained, on features that are computed once: there is no step to profile";
         return Err(Error::Usage(what.into()));
     }
     let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();
-    let ends = split_by_budget(&lengths, config.micro_batch_tokens, config.batch_size);
+    let ends = split_by_budget(&lengths, prepared.config.micro_batch_tokens(), config.batch_size);
     let batch = Batch::pack(&prepared.train[..ends.first().copied().unwrap_or(0)]);
     let mut session = Session::open(device, &prepared.weights, prepared.setup, &prepared.arena)?;
     let mut fastest: Option<Profile> = None;

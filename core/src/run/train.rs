@@ -45,7 +45,7 @@ pub fn run(
     let device = open()?;
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
-    prepared.plan.check_memory()?;
+    prepared.plan.check_fit()?;
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),
@@ -298,7 +298,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn submit(&mut self, chosen: &[usize], lr: f64) -> Result<Submitted> {
-        let budget = self.run.config.micro_batch_tokens;
+        let budget = self.run.config.micro_batch_tokens();
         match &mut self.features {
             Some([features, ..]) => {
                 let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
@@ -395,7 +395,7 @@ impl<'a> Trainer<'a> {
 
     /// The op of the step on these examples that is the first to give numbers that are not finite.
     fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
-        let batches = micro_batches(&self.run.train, chosen, self.run.config.micro_batch_tokens);
+        let batches = micro_batches(&self.run.train, chosen, self.run.config.micro_batch_tokens());
         if self.features.is_none() {
             return self.session.blame(&batches, Purpose::Step);
         }
@@ -471,7 +471,7 @@ impl<'a> Trainer<'a> {
     fn evaluate(&mut self, split: usize) -> Result<Option<Metrics>> {
         let (name, examples) = if split == 1 { ("dev", &self.run.dev) } else { ("test", &self.run.test) };
         let features = self.features.as_mut().map(|f| &mut f[split]);
-        let budget = self.run.config.micro_batch_tokens;
+        let budget = self.run.config.micro_batch_tokens();
         let observer = &mut *self.observer;
         let predictions = predict(&mut self.session, examples, budget, features, |done, total| {
             observer.eval_progress(name, done, total);
@@ -515,7 +515,7 @@ impl<'a> Trainer<'a> {
             }
         }
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
-        let budget = self.run.config.micro_batch_tokens;
+        let budget = self.run.config.micro_batch_tokens();
         let predictions = predict(&mut self.session, examples, budget, None, |_, _| true)?;
         let bad = predictions.iter().find(|p| p.logits.iter().any(|z| !z.is_finite()));
         Ok(bad.map(|p| format!("the logits of a dev example {:?}", p.logits)))
@@ -594,7 +594,7 @@ impl<'a> Trainer<'a> {
                 weights.forget(&session.setup().adaptation.parameters[position].name);
                 Ok((dtype, Cow::Owned(bytes)))
             };
-            check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens, merged)
+            check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens(), merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}

@@ -3,9 +3,10 @@
 use crate::batch::padded_rows;
 use crate::buckets::Bucket;
 use crate::graphs::{Purpose, Size, names, results};
-use crate::setup::{HeadInit, Limits, Recompute, Setup};
+use crate::setup::{HeadInit, Limits, Setup};
 use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
@@ -123,18 +124,57 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     }
 }
 
-/// Bytes by kind and bytes of each segment of the arena, from shapes alone: what [`crate::Session::open`] will allocate.
-pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<(BTreeMap<MemoryKind, u64>, Vec<usize>)> {
+/// What a session will allocate.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Bytes by kind.
+    pub memory: BTreeMap<MemoryKind, u64>,
+    /// Bytes of each segment of the arena.
+    pub arena: Vec<usize>,
+    pub largest: LargestBuffer,
+}
+
+/// The largest single buffer of a session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargestBuffer {
+    /// The tensor, or that it holds activations.
+    pub name: String,
+    pub bytes: u64,
+}
+
+impl Planned {
+    pub fn total(&self) -> u64 {
+        self.memory.values().sum()
+    }
+
+    /// Whether the device has the memory, and buffers that are large enough.
+    pub fn fits(&self, device: &DeviceInfo) -> bool {
+        device.memory.is_none_or(|memory| self.total() <= memory) && self.largest.bytes <= device.max_buffer
+    }
+}
+
+/// What [`crate::Session::open`] will allocate, from shapes alone.
+pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
+    let mut largest = LargestBuffer::default();
     for tensor in tensors(setup) {
-        *memory.entry(tensor.kind).or_default() += tensor.bytes();
+        let bytes = tensor.bytes();
+        *memory.entry(tensor.kind).or_default() += bytes;
+        if bytes > largest.bytes {
+            largest = LargestBuffer { name: tensor.name, bytes };
+        }
     }
     let mut arena = Vec::new();
     for purpose in largest_purposes(setup) {
         make_room(&mut arena, &device.plan(&setup.graphs().build(purpose)?));
     }
-    memory.insert(MemoryKind::Activations, arena.iter().map(|bytes| bytes.next_multiple_of(4) as u64).sum());
-    Ok((memory, arena))
+    let segments = arena.iter().map(|bytes| bytes.next_multiple_of(4) as u64);
+    memory.insert(MemoryKind::Activations, segments.clone().sum());
+    let segment = segments.max().unwrap_or(0);
+    if segment > largest.bytes {
+        largest = LargestBuffer { name: "activations and scratch".into(), bytes: segment };
+    }
+    Ok(Planned { memory, arena, largest })
 }
 
 /// Errors: an operation of the session's plans that the device's backend does not have.
@@ -143,23 +183,6 @@ pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
         device.supports(&Plan::build(&setup.graphs().build(purpose)?, device.info().in_place))?;
     }
     Ok(())
-}
-
-/// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device
-/// has too little memory without.
-pub fn fit_memory(
-    setup: &mut Setup,
-    recompute: Recompute,
-    device: &DeviceInfo,
-) -> Result<(BTreeMap<MemoryKind, u64>, Vec<usize>)> {
-    setup.recompute = recompute == Recompute::On;
-    let planned = plan_memory(setup, device)?;
-    let too_large = device.memory.is_some_and(|limit| planned.0.values().sum::<u64>() > limit);
-    if recompute == Recompute::Auto && too_large {
-        setup.recompute = true;
-        return plan_memory(setup, device);
-    }
-    Ok(planned)
 }
 
 /// The plans of the largest batches.

@@ -133,7 +133,7 @@ impl Run<'_> {
             limits,
             recompute,
         };
-        let arena = layout::plan_memory(&setup, &device.info()).expect("the plan").1;
+        let arena = layout::plan_memory(&setup, &device.info()).expect("the plan").arena;
         Session::open(device, weights, setup, &arena).unwrap_or_else(|e| panic!("{e}"))
     }
 

@@ -1,0 +1,134 @@
+//! Chooses the size of micro-batches and activation checkpointing so that a run fits its device.
+
+use crate::batch::padded_rows;
+use crate::evaluate::EVAL_EXAMPLES;
+use crate::graphs::Size;
+use crate::layout::{Planned, plan_memory, size_of};
+use crate::setup::{Limits, Recompute, Setup};
+use crate::{Error, Result};
+use sparta_graph::DeviceInfo;
+
+/// Tokens of a micro-batch where memory sets no limit.
+pub const MICRO_BATCH_TOKENS: usize = 4096;
+
+/// Below this a device multiplies matrices too slowly: recomputing activations costs less.
+const FEW_TOKENS: usize = 1024;
+
+/// The batches that the data makes, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// Examples per optimizer step.
+    pub batch: usize,
+    /// Tokens of the largest batch.
+    pub largest_batch: usize,
+    /// Tokens of the longest training example, which no micro-batch can be smaller than.
+    pub longest_train: usize,
+    /// Tokens of the longest example of all splits.
+    pub longest: usize,
+    /// Whether the head alone is trained, on pooled states that are computed once.
+    pub head_features: bool,
+}
+
+impl Demand {
+    /// The largest batches of a session whose micro-batches have at most `tokens` tokens, or one example.
+    pub fn limits(&self, tokens: usize) -> Limits {
+        let rows = self.largest_batch.min(tokens.max(self.longest_train));
+        Limits {
+            train: Some(Size { rows: padded_rows(rows), examples: self.batch }),
+            micro_batches: self.largest_batch > tokens && !self.head_features,
+            evaluate: size_of(tokens.max(self.longest), EVAL_EXAMPLES),
+            positions: self.longest,
+            head_features: self.head_features,
+            batch: self.batch,
+        }
+    }
+
+    /// From [`MICRO_BATCH_TOKENS`] by halves down to the longest example.
+    fn choices(&self) -> Vec<usize> {
+        let least = padded_rows(self.longest_train.max(1)).min(MICRO_BATCH_TOKENS);
+        let halves = std::iter::successors(Some(MICRO_BATCH_TOKENS), |&tokens| Some(tokens / 2));
+        halves.take_while(|&tokens| tokens > least).chain([least]).collect()
+    }
+}
+
+/// What a run needs after the choices.
+#[derive(Clone, Debug)]
+pub struct Fit {
+    pub planned: Planned,
+    /// Tokens per micro-batch.
+    pub micro_batch_tokens: usize,
+    /// What the run would need with the choices that cost no time, where that does not fit.
+    pub refused: Option<Planned>,
+}
+
+/// Chooses the fastest of the settings with which the run fits `device`, or, if it fits with none, the one that needs
+/// least memory. `tokens` and `recompute` are kept where they are given.
+///
+/// Errors: a model whose graph cannot be built.
+pub fn fit(
+    setup: &mut Setup,
+    demand: &Demand,
+    tokens: Option<usize>,
+    recompute: Recompute,
+    device: &DeviceInfo,
+) -> Result<Fit> {
+    let mut refused: Option<Planned> = None;
+    let mut least: Option<(u64, Planned, usize, bool)> = None;
+    for (tokens, recompute) in candidates(demand, tokens, recompute) {
+        (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
+        let planned = plan_memory(setup, device)?;
+        if planned.fits(device) {
+            return Ok(Fit { planned, micro_batch_tokens: tokens, refused });
+        }
+        let total = planned.total();
+        refused.get_or_insert_with(|| planned.clone());
+        if least.as_ref().is_none_or(|(other, ..)| total < *other) {
+            least = Some((total, planned, tokens, recompute));
+        }
+    }
+    let (_, planned, tokens, recompute) =
+        least.ok_or_else(|| Error::Training("there is no size of micro-batch to choose from".into()))?;
+    (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
+    Ok(Fit { planned, micro_batch_tokens: tokens, refused })
+}
+
+/// The settings to try, the fastest first.
+fn candidates(demand: &Demand, tokens: Option<usize>, recompute: Recompute) -> Vec<(usize, bool)> {
+    let choices = tokens.map_or_else(|| demand.choices(), |tokens| vec![tokens]);
+    let with = |on: bool| choices.iter().map(move |&tokens| (tokens, on));
+    match recompute {
+        Recompute::On => with(true).collect(),
+        Recompute::Off => with(false).collect(),
+        Recompute::Auto => {
+            let many = |&(choice, _): &(usize, bool)| choice >= FEW_TOKENS || tokens.is_some() || choices.len() == 1;
+            with(false).filter(many).chain(with(true)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEMAND: Demand =
+        Demand { batch: 16, largest_batch: 4096, longest_train: 256, longest: 300, head_features: false };
+
+    #[test]
+    fn time_is_given_up_before_it_costs_much() {
+        let auto = candidates(&DEMAND, None, Recompute::Auto);
+        let kept = [4096, 2048, 1024].map(|tokens| (tokens, false));
+        let recomputed = [4096, 2048, 1024, 512, 256].map(|tokens| (tokens, true));
+        assert_eq!(auto, [&kept[..], &recomputed[..]].concat());
+        assert_eq!(candidates(&DEMAND, Some(300), Recompute::Auto), [(300, false), (300, true)]);
+        assert_eq!(candidates(&DEMAND, Some(300), Recompute::Off), [(300, false)]);
+    }
+
+    #[test]
+    fn no_micro_batch_is_smaller_than_an_example() {
+        let long = Demand { longest_train: 700, ..DEMAND };
+        assert_eq!(long.choices(), [4096, 2048, 1024, 704]);
+        assert_eq!(long.limits(16).train, Some(Size { rows: 704, examples: 16 }));
+        assert_eq!(Demand { longest_train: 5000, ..DEMAND }.choices(), [4096]);
+        assert_eq!(Demand { longest_train: 3, ..DEMAND }.choices().last(), Some(&16));
+    }
+}

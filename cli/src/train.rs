@@ -80,6 +80,8 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         epochs: args.epochs.unwrap_or(DEFAULT_EPOCHS),
         max_steps: args.max_steps,
         batch_size: args.batch_size,
+        batch_tokens: None,
+        text: None,
         lr: args.lr,
         schedule: args.schedule,
         warmup: args.warmup,

@@ -5,8 +5,20 @@ use crate::train::optimizer::Choice;
 use crate::train::{Recompute, Schedule};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
+use sparta_graph::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// How text is learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextConfig {
+    /// Held-out text, one document a line.
+    pub dev: Option<PathBuf>,
+    /// Directory for the trained model, in the Hugging Face layout.
+    pub out: PathBuf,
+    /// Type of its weights.
+    pub dtype: DType,
+}
 
 /// Everything that decides a run. The command line and the configuration file fill it; it is stored with the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -15,7 +27,11 @@ pub struct RunConfig {
     pub model: PathBuf,
     /// Task id, for example `sst2`.
     pub task: String,
+    /// Directory of the task's data; with `text` a file of text, one document a line.
     pub data: PathBuf,
+    /// Learn each next token of text, in place of a task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
     /// Method name, for example `sparta`.
     pub method: String,
     /// Options of the method as given; checked against what the method declares.
@@ -25,6 +41,9 @@ pub struct RunConfig {
     pub max_steps: Option<usize>,
     /// Examples per optimizer step.
     pub batch_size: usize,
+    /// Tokens per optimizer step, of whole examples, in place of `batch_size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// `None`: the method's default.
     pub lr: Option<f64>,
     pub schedule: Schedule,

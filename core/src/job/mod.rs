@@ -7,7 +7,7 @@ mod plan;
 mod progress;
 mod result;
 
-pub use config::RunConfig;
+pub use config::{RunConfig, TextConfig};
 pub use merge_check::MergeCheck;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};

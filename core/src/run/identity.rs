@@ -3,14 +3,14 @@
 use super::prepare::Prepared;
 use crate::hash::{fingerprint, hex};
 use crate::method::index_set;
-use crate::train::Encoded;
+use crate::train::{Encoded, Target};
 use crate::{Error, Result};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Keys of the configuration that may differ: how long to train, what to keep, and paths, whose contents are hashed.
-const FREE: [&str; 8] = [
+const FREE: [&str; 9] = [
     "epochs",
     "max_steps",
     "checkpoint_interval",
@@ -18,6 +18,7 @@ const FREE: [&str; 8] = [
     "skip_nonfinite",
     "model",
     "data",
+    "text",
     "method_options",
 ];
 
@@ -48,7 +49,11 @@ fn hash_examples(examples: &[Encoded]) -> String {
     let mut hash = Sha256::new();
     for example in examples {
         hash.update((example.tokens.len() as u64).to_le_bytes());
-        hash.update(example.label.to_le_bytes());
+        match &example.target {
+            Target::Class(class) => hash.update(class.to_le_bytes()),
+            Target::Numbers(numbers) => hash.update(bytemuck::cast_slice::<f32, u8>(numbers)),
+            Target::Tokens(trained) => trained.iter().flatten().for_each(|&trained| hash.update([u8::from(trained)])),
+        }
         hash.update(bytemuck::cast_slice::<u32, u8>(&example.tokens));
     }
     hex(&hash.finalize())

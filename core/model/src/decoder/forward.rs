@@ -61,6 +61,12 @@ pub fn class_logits(graph: &mut Graph, layers: &mut dyn Layers, pooled: Value) -
     layers.linear(graph, "score", pooled, false, None)
 }
 
+/// The weight of the vocabulary head, `[vocab, hidden]`: that of the embeddings where it is tied to them.
+pub fn vocabulary_head(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers) -> Result<Value> {
+    let module = if decoder.tied_embeddings { "model.embed_tokens" } else { "lm_head" };
+    layers.tensor(graph, &format!("{module}.weight"))
+}
+
 /// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.
 pub fn vocabulary_logits(
     decoder: &Decoder,
@@ -69,8 +75,8 @@ pub fn vocabulary_logits(
     hidden: Value,
 ) -> Result<Value> {
     graph.set_label("lm_head");
-    let module = if decoder.tied_embeddings { "model.embed_tokens" } else { "lm_head" };
-    let logits = layers.linear(graph, module, hidden, false, None)?;
+    let weight = vocabulary_head(decoder, graph, layers)?;
+    let logits = plain_linear(graph, hidden, weight, None, None)?;
     match decoder.final_softcap {
         Some(cap) => Ok(graph.one(SoftCap { cap }, &[logits])?),
         None => Ok(logits),

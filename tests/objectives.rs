@@ -3,7 +3,7 @@
 use serde_json::json;
 use sparta_core::checkpoint::{Checkpoint, Checkpoints, Position};
 use sparta_core::decoder;
-use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport, Stopped};
+use sparta_core::job::{EvalReport, Observer, PrecisionChoice, RunPlan, StepReport, Stopped};
 use sparta_core::method::Adaptation;
 use sparta_core::model::check_weights;
 use sparta_core::run::{PretrainConfig, Start, pretrain};
@@ -234,6 +234,7 @@ fn pretraining(home: &Path) -> PretrainConfig {
         eval_interval: None,
         checkpoint_interval: 100,
         seed: 3,
+        precision: PrecisionChoice::F32,
         dtype: DType::F32,
         out: home.join("whole"),
     }

@@ -27,6 +27,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         eval_interval: args.eval_interval,
         checkpoint_interval: args.checkpoint_interval,
         seed: args.seed,
+        precision: args.precision,
         dtype: args.dtype.into(),
         out: args.out,
     };

@@ -1,5 +1,6 @@
 //! One forward (and backward) pass on a given batch, for comparison with other implementations.
 
+use crate::job::PrecisionChoice;
 use crate::method::Adaptation;
 use crate::model::{Decoder, check_weights};
 use crate::train::objective::{Classification, NextToken};
@@ -28,6 +29,7 @@ pub struct InspectRequest {
     pub task: InspectTask,
     /// Also the gradient of every parameter; needs labels.
     pub grads: bool,
+    pub precision: PrecisionChoice,
     pub out: PathBuf,
 }
 
@@ -55,7 +57,9 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         let wanted = if request.task == InspectTask::CausalLm { "lm_labels" } else { "labels" };
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
-    let adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
+    let precision = request.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
+    adaptation.precision = precision.precision;
     let size = Size { rows: batch.tokens.len(), examples: batch.batch };
     let setup = Setup {
         decoder,

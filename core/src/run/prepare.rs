@@ -1,7 +1,7 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
 use super::epochs::{Epochs, StepSize};
-use crate::job::{DataPlan, PaperMemory, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
+use crate::job::{DataPlan, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
 use crate::method::options::{self, Given};
 use crate::method::{Adaptation, Form};
 use crate::model::{Decoder, HEAD, check_weights};
@@ -60,7 +60,9 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let Source { task, task_version, objective, head_init, instruct, prompt, data } = source;
     let parameters = check_weights(&decoder, &weights, objective.head())?;
 
-    let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    let precision = config.precision.choose(&parameters, device)?;
+    let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    adaptation.precision = precision.precision;
     if config.text.is_some() && adaptation.trained().iter().any(|t| t.form != Form::Dense) {
         return Err(Error::Usage(format!(
             "text is learned by whole weights, which method `{}` does not train; use --method full",
@@ -118,9 +120,11 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         schedule: config.schedule,
         seed: config.seed,
         device: device.clone(),
+        precision,
         memory,
     };
-    let config = RunConfig { instruct, ..config.clone() };
+    let precision = PrecisionChoice::of(setup.adaptation.precision);
+    let config = RunConfig { instruct, precision, ..config.clone() };
     let Splits { train, dev, test, .. } = data;
     Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
 }

@@ -1,7 +1,7 @@
 //! Pre-training of small models: an ordinary run on text that begins with random weights.
 
 use super::train::{OpenDevice, Start, run};
-use crate::job::{Observer, RunConfig, Stopped, TextConfig};
+use crate::job::{Observer, PrecisionChoice, RunConfig, Stopped, TextConfig};
 use crate::model::{Decoder, HeadKind, from_f32, to_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
@@ -43,6 +43,7 @@ pub struct PretrainConfig {
     pub eval_interval: Option<usize>,
     pub checkpoint_interval: usize,
     pub seed: u64,
+    pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
     /// Directory in the Hugging Face layout, made by this run; the run directory is `run` in it.
@@ -131,6 +132,7 @@ fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
         instruct: None,
         micro_batch_tokens: config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length)),
         recompute: Recompute::Auto,
+        precision: config.precision,
         checkpoint_interval: config.checkpoint_interval,
         keep_checkpoints: 2,
         skip_nonfinite: false,

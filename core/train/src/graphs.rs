@@ -10,7 +10,7 @@ use sparta_graph::ops::{Accumulate, Concat, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
 use sparta_model::forward::{self, Inputs};
-use sparta_model::method::{Adaptation, AdaptedLayers, Form};
+use sparta_model::method::{Adaptation, AdaptedLayers};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
 pub mod names {
@@ -81,8 +81,8 @@ pub enum Purpose {
     HeadStep(usize),
     /// Logits and loss from pooled hidden states.
     HeadEvaluate(usize),
-    /// `base + delta` into the weights of sparse parts.
-    Scatter,
+    /// What follows from the trained values, into the weights that the forward pass reads.
+    Follow,
 }
 
 /// Builds graphs for one model and method.
@@ -129,10 +129,10 @@ impl Graphs<'_> {
                 let (pooled, size) = self.features(g, examples);
                 self.evaluate(g, &mut layers, pooled, size)?;
             }
-            Purpose::Scatter => {
+            Purpose::Follow => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                for trained in self.adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
-                    layers.scatter(g, trained)?;
+                for trained in &self.adaptation.trained() {
+                    layers.follow(g, trained)?;
                 }
             }
         }

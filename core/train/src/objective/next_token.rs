@@ -56,9 +56,9 @@ impl Objective for NextToken {
 
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, decoder: &Decoder, inputs: LossInputs) -> Result<Loss> {
         graph.set_label("lm_head");
-        let weight = forward::vocabulary_head(decoder, graph, layers)?;
+        let [hidden, weight] = forward::vocabulary_factors(decoder, graph, layers, inputs.hidden)?;
         let op = LinearCrossEntropy::new(decoder.vocab_size, 1.0, decoder.final_softcap);
-        let loss = graph.one(op, &[inputs.hidden, weight, inputs.labels, inputs.step])?;
+        let loss = graph.one(op, &[hidden, weight, inputs.labels, inputs.step])?;
         Ok(Loss { loss, outputs: None })
     }
 

@@ -3,14 +3,13 @@
 use serde_json::json;
 use sparta_core::checkpoint::{Checkpoint, Checkpoints, Position};
 use sparta_core::decoder;
-use sparta_core::job::{EvalReport, Observer, PrecisionChoice, RunPlan, StepReport, Stopped};
+use sparta_core::job::{EvalReport, Observer, OptimizerOptions, PrecisionChoice, RunPlan, StepReport, Stopped};
 use sparta_core::method::Adaptation;
 use sparta_core::model::check_weights;
 use sparta_core::run::{PretrainConfig, Start, pretrain};
 use sparta_core::train::evaluate::evaluate;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::{Classification, MultiLabel, NextToken, Regression};
-use sparta_core::train::optimizer::Choice;
 use sparta_core::train::{Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, DType};
@@ -229,7 +228,7 @@ fn pretraining(home: &Path) -> PretrainConfig {
         lr: 3e-3,
         warmup: 0.1,
         weight_decay: 0.0,
-        optimizer: Choice::default(),
+        optimizer: OptimizerOptions::default(),
         max_length: 64,
         eval_interval: None,
         checkpoint_interval: 100,

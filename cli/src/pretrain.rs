@@ -22,7 +22,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         lr: args.lr,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
-        optimizer: args.optimizer.choice(),
+        optimizer: args.optimizer,
         max_length: args.max_length,
         eval_interval: args.eval_interval,
         checkpoint_interval: args.checkpoint_interval,

@@ -1,12 +1,11 @@
 //! Pre-training of small models: an ordinary run on text that begins with random weights.
 
 use super::train::{OpenDevice, Start, run};
-use crate::job::{Observer, PrecisionChoice, RunConfig, Stopped, TextConfig};
+use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped, TextConfig};
 use crate::model::{Decoder, HeadKind, from_f32, to_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
 use crate::train::layout::initial;
-use crate::train::optimizer::Choice;
 use crate::train::{Metrics, Recompute, Schedule};
 use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
 use crate::{Error, Result, decoder};
@@ -37,7 +36,7 @@ pub struct PretrainConfig {
     /// Share of the steps with a rising learning rate; a cosine to 0 follows.
     pub warmup: f64,
     pub weight_decay: f64,
-    pub optimizer: Choice,
+    pub optimizer: OptimizerOptions,
     /// Documents are cut to so many tokens.
     pub max_length: usize,
     pub eval_interval: Option<usize>,
@@ -109,8 +108,6 @@ fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
         text: Some(TextConfig { dev: config.dev.clone(), out: config.out.clone(), dtype: config.dtype }),
         method: "full".into(),
         method_options: BTreeMap::new(),
-        epochs: config.epochs,
-        max_steps: config.max_steps,
         batch_size: 1,
         batch_tokens: Some(config.batch_tokens),
         lr: Some(config.lr),
@@ -133,9 +130,13 @@ fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
         micro_batch_tokens: config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length)),
         recompute: Recompute::Auto,
         precision: config.precision,
-        checkpoint_interval: config.checkpoint_interval,
-        keep_checkpoints: 2,
-        skip_nonfinite: false,
+        control: Control {
+            epochs: config.epochs,
+            max_steps: config.max_steps,
+            skip_nonfinite: false,
+            checkpoint_interval: config.checkpoint_interval,
+            keep_checkpoints: 2,
+        },
         out: out.to_owned(),
     }
 }

@@ -46,7 +46,7 @@ pub fn run(
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
-    let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
+    let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),
         Start::Resume => {
@@ -239,7 +239,7 @@ impl<'a> Trainer<'a> {
         }
         let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
         let end = step == self.run.total_steps;
-        if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.checkpoint_interval))) {
+        if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.control.checkpoint_interval))) {
             self.save_checkpoint()?;
         }
         Ok(end.then_some(Stopped::Completed))
@@ -272,11 +272,11 @@ impl<'a> Trainer<'a> {
     /// Whether something depends on the results of all steps so far before another one is begun.
     fn results_due(&self) -> bool {
         let (step, config) = (self.submitted(), &self.run.config);
-        config.skip_nonfinite
+        config.control.skip_nonfinite
             || self.nothing_updated()
             || step == self.run.total_steps
             || self.evaluates_after(step)
-            || step.is_multiple_of(config.checkpoint_interval)
+            || step.is_multiple_of(config.control.checkpoint_interval)
     }
 
     /// Reads the results of the step that the device was given last, if that has not been done.
@@ -400,7 +400,7 @@ impl<'a> Trainer<'a> {
         // The error to report is the step's, also where its cause cannot be found.
         let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
         // What has updated the tensors can no longer be left out.
-        if !self.run.config.skip_nonfinite || output.clip_coef >= 0.0 {
+        if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
                 "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
             )));

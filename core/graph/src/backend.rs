@@ -159,17 +159,11 @@ pub trait Backend: Send {
     ///
     /// Errors: `out` is not of the requested length; a request of another backend; those of `read`.
     fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
-        let error = |reason| BackendError::Other { device: self.info().id, reason };
-        match read {
-            ReadId::Ready(bytes) if bytes.len() == out.len() => {
-                out.copy_from_slice(&bytes);
-                Ok(())
-            }
-            ReadId::Ready(bytes) => {
-                Err(error(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len())))
-            }
-            ReadId::Pending(id) => Err(error(format!("there is no requested read {id}"))),
-        }
+        let copied = match read {
+            ReadId::Ready(bytes) => copy_ready(&bytes, out),
+            ReadId::Pending(id) => Err(format!("there is no requested read {id}")),
+        };
+        copied.map_err(|reason| BackendError::Other { device: self.info().id, reason })
     }
 
     /// [`Backend::run`], and what each of the plan's calls took, in their order. It waits for the device.
@@ -182,4 +176,15 @@ pub trait Backend: Send {
     }
 
     fn release(&mut self, plan: PlanId);
+}
+
+/// What [`Backend::fetch`] does with [`ReadId::Ready`].
+///
+/// Errors: another length than was requested.
+pub fn copy_ready(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
+    if bytes.len() != out.len() {
+        return Err(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len()));
+    }
+    out.copy_from_slice(bytes);
+    Ok(())
 }

@@ -12,7 +12,9 @@ pub mod probe;
 pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
-pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work};
+pub use backend::{
+    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work, copy_ready,
+};
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::{Op, Part, Rows, Slot};

@@ -7,7 +7,7 @@ use crate::setup::{HeadInit, Limits, Recompute, Setup};
 use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result};
 use sparta_graph::ops::{PARTIALS, step as step_input};
-use sparta_graph::{DType, DeviceInfo, Plan};
+use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{WeightSource, to_f32};
@@ -134,6 +134,14 @@ pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind
     }
     memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
     Ok((memory, arena))
+}
+
+/// Errors: an operation of the session's plans that the device's backend does not have.
+pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
+    for purpose in largest_purposes(setup) {
+        device.supports(&Plan::build(&setup.graphs().build(purpose)?, device.info().in_place))?;
+    }
+    Ok(())
 }
 
 /// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device

@@ -55,9 +55,10 @@ pub struct Session {
 impl Session {
     /// Allocates everything on the device and uploads the weights. `arena` is that of [`layout::plan_memory`].
     ///
-    /// Errors: out of memory, with the tensor's name; a device that fails.
+    /// Errors: an operation that the backend does not have; out of memory, with the tensor's name; a device that fails.
     pub fn open(device: Box<dyn Backend>, weights: &dyn WeightSource, setup: Setup, arena: usize) -> Result<Session> {
         let in_place = device.info().in_place;
+        layout::check_support(&setup, device.as_ref())?;
         let mut tensors = Tensors::new(device);
         for tensor in layout::tensors(&setup) {
             match &tensor.part_of {

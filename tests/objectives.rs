@@ -54,8 +54,9 @@ fn session(objective: Arc<dyn Objective>) -> Session {
             batch: 8,
         },
     };
-    let arena = layout::plan_memory(&setup, true).unwrap().1;
-    Session::open(cpu(), &weights, setup, arena).unwrap()
+    let device = cpu();
+    let arena = layout::plan_memory(&setup, &device.info()).unwrap().1;
+    Session::open(device, &weights, setup, &arena).unwrap()
 }
 
 /// Eight texts, whose targets depend on whether a token occurs.

@@ -79,8 +79,8 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
             batch: size.examples,
         },
     };
-    let (_, arena) = layout::plan_memory(&setup, device.info().in_place)?;
-    let mut session = Session::open(device, &weights, setup, arena)?;
+    let (_, arena) = layout::plan_memory(&setup, &device.info())?;
+    let mut session = Session::open(device, &weights, setup, &arena)?;
     let (outputs, loss) = compute(request, &batch, &mut session)?;
     let family = session.setup().decoder.family.model_type().to_owned();
     save(&request.out, &outputs, &BTreeMap::from([("family".to_owned(), family)]))?;

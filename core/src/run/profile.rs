@@ -26,7 +26,7 @@ pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>
     let ends = split_by_budget(&lengths, config.micro_batch_tokens, config.batch_size);
     let first = &prepared.train[..ends.first().copied().unwrap_or(0)];
     let batch = prepared.setup.objective.pack(first)?;
-    let mut session = Session::open(device, &prepared.weights, prepared.setup, prepared.arena)?;
+    let mut session = Session::open(device, &prepared.weights, prepared.setup, &prepared.arena)?;
     let mut fastest: Option<Profile> = None;
     for _ in 0..STEPS {
         let (_, profile) = session.step_profiled(&batch, prepared.lr)?;

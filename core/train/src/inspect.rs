@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::graphs::names;
 use crate::session::Session;
 use crate::tensors::MemoryKind;
-use sparta_graph::{DType, Plan};
+use sparta_graph::DType;
 
 /// Values of every row of a batch.
 pub struct Inspected {
@@ -21,7 +21,7 @@ impl Session {
         let size = self.size_of(batch)?;
         self.queue_batch(batch)?;
         let graph = self.setup().graphs().inspect(size)?;
-        self.reserve_arena(Plan::build(&graph, self.in_place).arena)?;
+        self.reserve_arena(&graph)?;
         let (width, vocabulary) = (self.setup().decoder.hidden_size, self.setup().decoder.vocab_size);
         let vocabulary = (!self.setup().objective.pools()).then_some(vocabulary);
         let mut outputs = vec![(names::STATES, size.rows * width)];

@@ -1,8 +1,8 @@
 //! Chooses the size of micro-batches and activation checkpointing so that a run fits its device.
 
+use crate::batch::Size;
 use crate::batch::padded_rows;
 use crate::evaluate::EVAL_EXAMPLES;
-use crate::graphs::Size;
 use crate::layout::{Planned, plan_memory, size_of};
 use crate::setup::{Limits, Recompute, Setup};
 use crate::{Error, Result};

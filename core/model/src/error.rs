@@ -27,7 +27,7 @@ pub enum Error {
     /// What a method declared does not fit the model or its options.
     #[error("{0}")]
     Method(String),
-    /// A run that cannot go on: non-finite loss, no gradient, damaged checkpoint.
+    /// A run that cannot start or go on: it does not fit its device, non-finite loss, no gradient, damaged checkpoint.
     #[error("{0}")]
     Training(String),
     /// Arguments and configuration of the user.

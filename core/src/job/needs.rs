@@ -1,7 +1,7 @@
 //! What a run was adapted to so that it fits its device, and what to do where it does not.
 
 use super::memory_size;
-use crate::train::{Fit, LargestBuffer, MemoryKind};
+use crate::train::{Fit, LargestBuffer, MemoryKind, Recompute};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::DeviceInfo;
@@ -13,15 +13,22 @@ use std::fmt;
 pub struct Needs {
     /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
+    /// Whether that number was asked for.
+    pub fixed: bool,
+    /// Whether recomputation was ruled out.
+    pub kept: bool,
     pub largest: LargestBuffer,
     /// Bytes that the run would need with the fastest choices, and its largest buffer, where they do not fit.
     pub refused: Option<(u64, LargestBuffer)>,
 }
 
 impl Needs {
-    pub fn new(fit: &Fit) -> Needs {
+    /// `tokens` and `recompute` are what was asked for.
+    pub fn new(fit: &Fit, tokens: Option<usize>, recompute: Recompute) -> Needs {
         Needs {
             micro_batch_tokens: fit.micro_batch_tokens,
+            fixed: tokens.is_some(),
+            kept: recompute == Recompute::Off,
             largest: fit.planned.largest.clone(),
             refused: fit.refused.as_ref().map(|planned| (planned.total(), planned.largest.clone())),
         }
@@ -30,7 +37,7 @@ impl Needs {
     /// Whether this fits the device.
     ///
     /// Errors: it does not, with three ways to make it fit.
-    pub fn check(&self, memory: &BTreeMap<MemoryKind, u64>, device: &DeviceInfo, recompute: bool) -> Result<()> {
+    pub fn check(&self, memory: &BTreeMap<MemoryKind, u64>, device: &DeviceInfo) -> Result<()> {
         let needed: u64 = memory.values().sum();
         let mut ways = Vec::new();
         let what = match device.memory {
@@ -45,21 +52,23 @@ impl Needs {
             _ => return Ok(()),
         };
         let bytes = |kind| memory_size(memory.get(&kind).copied().unwrap_or(0));
-        if !recompute {
+        if self.kept {
             ways.push("let activations be recomputed: --recompute auto".into());
         }
-        ways.push(format!(
-            "lower --micro-batch-tokens from {}, and --max-length where an example is longer (activations take {})",
-            self.micro_batch_tokens,
-            bytes(MemoryKind::Activations)
-        ));
+        let activations = bytes(MemoryKind::Activations);
+        ways.push(match self.fixed {
+            true => {
+                format!("leave out --micro-batch-tokens, so that fewer are chosen (activations take {activations})")
+            }
+            false => format!("leave out long examples: lower --max-length (activations take {activations})"),
+        });
         ways.push(format!(
             "train less: --method lora, or sparta with a lower --density (optimizer state takes {})",
             bytes(MemoryKind::Optimizer)
         ));
         ways.push(format!("take a smaller model, or one stored in bf16 (weights take {})", bytes(MemoryKind::Weights)));
         ways.truncate(3);
-        Err(Error::Usage(format!("{}: the run needs {what}. To make it fit: {}", device.name, ways.join("; "))))
+        Err(Error::Training(format!("{}: the run needs {what}. To make it fit: {}", device.name, ways.join("; "))))
     }
 }
 

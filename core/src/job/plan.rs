@@ -102,7 +102,7 @@ pub struct SplitPlan {
 impl RunPlan {
     /// Errors: the run does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self) -> Result<()> {
-        self.needs.check(&self.memory, &self.device, self.recompute)
+        self.needs.check(&self.memory, &self.device)
     }
 
     /// Bytes on the device, all kinds.

@@ -116,7 +116,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         recompute: setup.recompute,
         device: device.clone(),
         precision,
-        needs: Needs::new(&fit),
+        needs: Needs::new(&fit, request.micro_batch_tokens, request.recompute),
         memory: fit.planned.memory,
     })
 }
@@ -167,6 +167,6 @@ impl fmt::Display for MemoryPlan {
 impl MemoryPlan {
     /// Errors: the run does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self) -> Result<()> {
-        self.needs.check(&self.memory, &self.device, self.recompute)
+        self.needs.check(&self.memory, &self.device)
     }
 }

@@ -122,7 +122,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         seed: config.seed,
         device: device.clone(),
         precision,
-        needs: Needs::new(&fit),
+        needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);

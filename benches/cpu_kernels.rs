@@ -25,32 +25,38 @@ fn main() -> Result<()> {
 fn linear(bench: &mut Bench) -> Result<()> {
     let sizes = [[1024, 288, 288], [1024, 288, 768], [512, 768, 768], [512, 768, 2048], [1024, 2048, 2048]];
     for [m, n, k] in sizes.into_iter().chain(sizes.map(|[m, n, k]| [m, k, n])) {
-        for (layout, dtype) in [
-            (Layout::Nt, DType::F32),
-            (Layout::Nt, DType::BF16),
-            (Layout::Nn, DType::F32),
-            (Layout::Nn, DType::BF16),
-            (Layout::Tn, DType::F32),
-        ] {
-            let (a, b) = match layout {
-                Layout::Nt => ([m, k], [n, k]),
-                Layout::Nn => ([m, k], [k, n]),
-                Layout::Tn => ([k, m], [k, n]),
-            };
-            let inputs = [(TensorType::f32(a), None), (TensorType::new(dtype, b), None)];
-            bench.flops(
-                &format!("linear {layout:?} {dtype} [{m}x{n}x{k}]"),
-                Linear::plain(layout).into(),
-                &inputs,
-                None,
-            )?;
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            product(bench, layout, [m, n, k], DType::F32, DType::F32)?;
+            product(bench, layout, [m, n, k], DType::BF16, DType::BF16)?;
+        }
+        product(bench, Layout::Nt, [m, n, k], DType::F32, DType::BF16)?;
+        product(bench, Layout::Nn, [m, n, k], DType::F32, DType::BF16)?;
+    }
+    for dtype in [DType::F32, DType::BF16] {
+        for [m, n, k] in [[1024, 8, 768], [1024, 768, 8], [8, 2, 768]] {
+            product(bench, Layout::Nt, [m, n, k], dtype, dtype)?;
+        }
+        for [m, n, k] in [[1024, 8, 768], [1024, 768, 8]] {
+            product(bench, Layout::Nn, [m, n, k], dtype, dtype)?;
+        }
+        for [m, n, k] in [[768, 8, 1024], [8, 768, 1024]] {
+            product(bench, Layout::Tn, [m, n, k], dtype, dtype)?;
         }
     }
-    for [m, n, k] in [[1024, 8, 768], [1024, 768, 8], [8, 2, 768]] {
-        let inputs = [(TensorType::f32([m, k]), None), (TensorType::f32([n, k]), None)];
-        bench.flops(&format!("linear Nt f32 [{m}x{n}x{k}]"), Linear::plain(Layout::Nt).into(), &inputs, None)?;
-    }
     Ok(())
+}
+
+/// A product whose output has the type of `a`, or f32 where it is the gradient of a weight.
+fn product(bench: &mut Bench, layout: Layout, [m, n, k]: [usize; 3], a_type: DType, b_type: DType) -> Result<()> {
+    let (a, b) = match layout {
+        Layout::Nt => ([m, k], [n, k]),
+        Layout::Nn => ([m, k], [k, n]),
+        Layout::Tn => ([k, m], [k, n]),
+    };
+    let output = if layout == Layout::Tn { DType::F32 } else { a_type };
+    let op = Linear { output: Some(output), ..Linear::plain(layout) };
+    let inputs = [(TensorType::new(a_type, a), None), (TensorType::new(b_type, b), None)];
+    bench.flops(&format!("linear {layout:?} {a_type} {b_type} [{m}x{n}x{k}]"), op.into(), &inputs, None)
 }
 
 fn attention(bench: &mut Bench) -> Result<()> {
@@ -115,7 +121,7 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
         let cases: [(Op, Vec<Input>); 10] = [
             (Add {}.into(), vec![wide(), wide()]),
             (Scale { factor: 0.5 }.into(), vec![wide()]),
-            (RmsNorm { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight.clone()]),
+            (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![wide(), weight.clone()]),
             (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight, wide()]),
             (RmsNormGradW { eps: 1e-6, width }.into(), vec![wide(), wide()]),
             (GatedAct { act: Activation::Silu }.into(), vec![wide(), wide()]),
@@ -131,7 +137,7 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
             };
             bench.bytes(&name, op, &inputs)?;
         }
-        let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+        let adam = Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, lr_factor: 1.0 };
         let ones = |n: usize| (TensorType::f32([n]), Some(vec![1f32.to_bits(); n]));
         let inputs = [wide(), wide(), wide(), wide(), ones(2), ones(8)];
         bench.bytes(&format!("adam [{rows}x{width}]"), adam.into(), &inputs)?;

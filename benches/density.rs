@@ -2,6 +2,7 @@
 //! `cargo bench -p sparta-benches --bench density [-- --shape 15M --svg benches/density.svg]`.
 
 use clap::Parser;
+use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model, training::mib};
 use sparta_core::report::svg::{Chart, Series, colour, page};
 use std::path::PathBuf;
@@ -61,6 +62,7 @@ fn main() -> Result<()> {
         recompute: false,
         device: args.device.clone(),
         threads: args.threads,
+        weights: Weights::F32,
     };
     let cases = std::iter::once(case("full", 1.0)).chain(DENSITIES.map(|density| case("sparta", density)));
     let mut points: Vec<Point> =
@@ -68,7 +70,7 @@ fn main() -> Result<()> {
     for _ in 0..args.rounds.max(1) {
         for point in &mut points {
             let mut bench = point.case.open()?;
-            let measured = bench.measure(Duration::from_secs_f64(args.seconds))?;
+            let measured = bench.measure(Duration::from_secs_f64(args.seconds), 7)?;
             point.seconds = point.seconds.min(measured.step_s_min);
             point.trained = bench.trained;
             point.memory = mib(bench.session.tensors().memory().values().sum());

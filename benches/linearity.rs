@@ -2,6 +2,7 @@
 //! `cargo bench -p sparta-benches --bench linearity`. Growth is linear where each further unit costs the same; the fixed
 //! part of a step, and the last layer, of which only the pooled rows are computed, are in the first column alone.
 
+use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ fn main() -> Result<()> {
 fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
     let (heads, intermediate) = (hidden / 48, hidden * 8 / 3);
     Case {
-        shape: Shape { hidden, layers, heads, kv_heads: heads, intermediate, vocab: 32000 },
+        shape: Shape::llama(hidden, layers, heads, intermediate, 32000),
         batch,
         tokens: 64,
         method: "sparta".into(),
@@ -30,12 +31,13 @@ fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
         recompute: false,
         device: "cpu".into(),
         threads: None,
+        weights: Weights::F32,
     }
 }
 
 /// Seconds of the fastest step.
 fn step(case: &Case) -> Result<f64> {
-    Ok(case.open()?.measure(Duration::from_secs(2))?.step_s_min)
+    Ok(case.open()?.measure(Duration::from_secs(2), 7)?.step_s_min)
 }
 
 /// Seconds of the optimizer's calls in the fastest of some steps.

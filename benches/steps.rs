@@ -3,13 +3,14 @@
 
 use clap::Parser;
 use serde::Serialize;
+use sparta_benches::model::Weights;
 use sparta_benches::{Case, Measured, Result, Shape, machine, model, training};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[derive(Parser)]
 struct Args {
-    /// 15M, 110M or hidden,layers,heads,kv_heads,intermediate,vocab
+    /// 15M, 110M, SmolLM2-135M, gemma-2b or hidden,layers,heads,kv_heads,intermediate,vocab
     #[arg(long, default_value = "15M", value_parser = Shape::parse)]
     shape: Shape,
     /// Sequences of a batch
@@ -24,6 +25,12 @@ struct Args {
     /// The share of the scalars of all layers and norms that SpaRTA trains
     #[arg(long, default_value = "0.05")]
     density: f64,
+    /// The density is the share of all parameters, embeddings included
+    #[arg(long)]
+    of_all: bool,
+    /// Type of the weights on disk
+    #[arg(long, default_value = "f32")]
+    weights: Weights,
     /// Compute the activations of a layer again in the backward pass
     #[arg(long)]
     recompute: bool,
@@ -33,9 +40,12 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Measure for so many seconds, but at least seven steps
+    /// Measure for so many seconds
     #[arg(long, default_value = "10")]
     seconds: f64,
+    /// But at least so many steps
+    #[arg(long, default_value = "7")]
+    at_least: usize,
     /// Print what the ops of a step take, to stderr, and write a timeline for chrome://tracing to this file
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
@@ -52,6 +62,8 @@ struct Line {
     device: String,
     trained: u64,
     arena_mib: f64,
+    /// What the backend has allocated on the device, at most.
+    device_peak_mib: Option<f64>,
     /// Of the process above what it had at its start.
     peak_above_start_mib: Option<f64>,
     start_to_first_step_s: f64,
@@ -64,27 +76,30 @@ fn main() -> Result<()> {
     machine::reset_peak();
     let resident = machine::resident();
     let args = Args::parse();
+    let of_layers = if args.of_all { args.shape.scalars() as f64 / args.shape.layer_scalars() as f64 } else { 1.0 };
     let case = Case {
         shape: args.shape,
+        weights: args.weights,
         batch: args.batch,
         tokens: args.tokens,
         method: args.method,
-        density: args.density,
+        density: args.density * of_layers,
         recompute: args.recompute,
         device: args.device,
         threads: args.threads,
     };
-    case.shape.directory()?;
+    case.shape.directory(case.weights)?;
     let start = Instant::now();
     let mut bench = case.open()?;
     bench.step()?;
     let start_to_first_step_s = start.elapsed().as_secs_f64();
-    let measured = bench.measure(Duration::from_secs_f64(args.seconds))?;
+    let measured = bench.measure(Duration::from_secs_f64(args.seconds), args.at_least)?;
     let line = Line {
         measured,
         device: bench.session.tensors().device().name,
         trained: bench.trained,
         arena_mib: training::mib(bench.plan.arena as u64),
+        device_peak_mib: bench.session.tensors().memory_use().map(|used| training::mib(used.peak)),
         peak_above_start_mib: training::peak_above(resident),
         start_to_first_step_s,
     };
@@ -92,7 +107,7 @@ fn main() -> Result<()> {
     if let Some(file) = args.profile {
         let profile = bench.profile()?;
         eprint!("{profile}");
-        profile.write_trace(&file)?;
+        std::fs::write(&file, profile.trace())?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-// AdamW, in place. clip = (norm, factor), where a negative factor stands for a gradient that is not finite;
+// AdamW, in place. clip = (norm, factor), where a negative factor stops the update;
 // step = (learning rate, bias correction 1, bias correction 2, ...).
 struct Params {
     n: u32,
@@ -6,6 +6,7 @@ struct Params {
     beta2: f32,
     eps: f32,
     weight_decay: f32,
+    lr_factor: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -32,5 +33,6 @@ fn main(
     m[i] = m1;
     v[i] = v1;
     let update = (m1 / step[1]) / (sqrt(v1 / step[2]) + p.eps);
-    w[i] = w[i] - step[0] * p.weight_decay * w[i] - step[0] * update;
+    let lr = p.lr_factor * step[0];
+    w[i] = w[i] - lr * p.weight_decay * w[i] - lr * update;
 }

@@ -1,7 +1,22 @@
 // o = softmax(score(q k^T)) v with an online softmax over key tiles (Dao et al. 2022); one workgroup per tile of 32
 // query rows of one head. Keeps the log-sum-exp.
-@group(0) @binding(5) var<storage, read_write> o: array<f32>;
+@group(0) @binding(5) var<storage, read_write> o: array<u32>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+
+// Elements d and d + 1 of the head that begins at `base`.
+fn store_o(base: u32, d: u32, pair: vec2<f32>) {
+    if (d >= HEAD_DIM) {
+        return;
+    }
+    if (Y != F32) {
+        o[(base + d) >> 1u] = pack(Y, pair);
+        return;
+    }
+    o[base + d] = bitcast<u32>(pair.x);
+    if (d + 1u < HEAD_DIM) {
+        o[base + d + 1u] = bitcast<u32>(pair.y);
+    }
+}
 
 // Below any score: a key that is not seen.
 const UNSEEN: f32 = -3.0e38;
@@ -69,7 +84,7 @@ fn main(
     }
     let kv_head = head / (p.heads / p.kv_heads);
     let r = 4u * (lane / 16u);
-    let c = lane % 16u;
+    let c = 2u * (lane % 16u);
     if (lane < TILE) {
         row_max[lane] = UNSEEN;
         row_sum[lane] = 0.0;
@@ -84,7 +99,7 @@ fn main(
             let t = q0 + r + i;
             let start = bounds[r + i];
             weights[(r + i) * STRIDE + c] = masked(block.a[i], t, k0 + c, start);
-            weights[(r + i) * STRIDE + c + 16u] = masked(block.b[i], t, k0 + c + 16u, start);
+            weights[(r + i) * STRIDE + c + 1u] = masked(block.b[i], t, k0 + c + 1u, start);
         }
         workgroupBarrier();
         softmax(lane, q0, k0, head);
@@ -110,13 +125,7 @@ fn main(
         let inverse = select(1.0 / sum, 0.0, sum == 0.0);
         let base = (row * p.heads + head) * HEAD_DIM;
         for (var slice = 0u; slice < SLICES; slice++) {
-            let d = slice * TILE + c;
-            if (d < HEAD_DIM) {
-                o[base + d] = inverse * sums[slice].a[i];
-            }
-            if (d + 16u < HEAD_DIM) {
-                o[base + d + 16u] = inverse * sums[slice].b[i];
-            }
+            store_o(base, slice * TILE + c, inverse * vec2<f32>(sums[slice].a[i], sums[slice].b[i]));
         }
         if (c == 0u) {
             lse[row * p.heads + head] = row_max[r + i] + log(sum);

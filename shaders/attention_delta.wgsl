@@ -5,8 +5,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> o: array<f32>;
-@group(0) @binding(2) var<storage, read_write> d_o: array<f32>;
+@group(0) @binding(1) var<storage, read_write> o: array<u32>;
+@group(0) @binding(2) var<storage, read_write> d_o: array<u32>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> ld: array<f32>;
 
@@ -21,8 +21,8 @@ fn main(
         return;
     }
     var sum = 0.0;
-    for (var d = lane; d < p.head_dim; d += LANES) {
-        sum += o[pair * p.head_dim + d] * d_o[pair * p.head_dim + d];
+    for (var i = pair * p.head_dim + lane; i < (pair + 1u) * p.head_dim; i += LANES) {
+        sum += decode(X, o[word_of(X, i)], i) * decode(X, d_o[word_of(X, i)], i);
     }
     sum = sum_lanes(lane, sum);
     if (lane == 0u) {

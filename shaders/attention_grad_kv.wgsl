@@ -1,7 +1,37 @@
 // dk = ds^T q, dv = p^T do, for each query head on its own: [rows, heads, head_dim]. One workgroup per tile of 32 key
 // rows of one query head.
-@group(0) @binding(7) var<storage, read_write> dk: array<f32>;
-@group(0) @binding(8) var<storage, read_write> dv: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dk: array<u32>;
+@group(0) @binding(8) var<storage, read_write> dv: array<u32>;
+
+// Elements d and d + 1 of the head that begins at `base`.
+fn store_dk(base: u32, d: u32, pair: vec2<f32>) {
+    if (d >= HEAD_DIM) {
+        return;
+    }
+    if (Y != F32) {
+        dk[(base + d) >> 1u] = pack(Y, pair);
+        return;
+    }
+    dk[base + d] = bitcast<u32>(pair.x);
+    if (d + 1u < HEAD_DIM) {
+        dk[base + d + 1u] = bitcast<u32>(pair.y);
+    }
+}
+
+// Elements d and d + 1 of the head that begins at `base`.
+fn store_dv(base: u32, d: u32, pair: vec2<f32>) {
+    if (d >= HEAD_DIM) {
+        return;
+    }
+    if (Y != F32) {
+        dv[(base + d) >> 1u] = pack(Y, pair);
+        return;
+    }
+    dv[base + d] = bitcast<u32>(pair.x);
+    if (d + 1u < HEAD_DIM) {
+        dv[base + d + 1u] = bitcast<u32>(pair.y);
+    }
+}
 
 // The row after the last query row that sees any of the key rows from k0 on.
 fn end_query(lane: u32, k0: u32) -> u32 {
@@ -32,7 +62,7 @@ fn main(
     }
     let kv_head = head / (p.heads / p.kv_heads);
     let r = 4u * (lane / 16u);
-    let c = lane % 16u;
+    let c = 2u * (lane % 16u);
     let end = end_query(lane, k0);
     var dk_sums: array<Block, SLICES>;
     var dv_sums: array<Block, SLICES>;
@@ -40,15 +70,15 @@ fn main(
         let products = scores(lane, q0, k0, head, kv_head);
         let d_weight = d_weights(lane, q0, k0, head, kv_head);
         load_bounds(lane, q0);
-        // Of rows r + i: the gradients of the scores at columns c and c + 16.
+        // Of rows r + i: the gradients of the scores at columns c and c + 1.
         var ds: array<vec2<f32>, 4>;
         for (var i = 0u; i < 4u; i++) {
             let t = q0 + r + i;
             let start = bounds[r + i];
             let near = element(products.a[i], d_weight.a[i], t, k0 + c, head, start);
-            let far = element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start);
+            let far = element(products.b[i], d_weight.b[i], t, k0 + c + 1u, head, start);
             weights[(r + i) * STRIDE + c] = near.x;
-            weights[(r + i) * STRIDE + c + 16u] = far.x;
+            weights[(r + i) * STRIDE + c + 1u] = far.x;
             ds[i] = vec2<f32>(near.y, far.y);
         }
         for (var slice = 0u; slice < SLICES; slice++) {
@@ -63,7 +93,7 @@ fn main(
         }
         for (var i = 0u; i < 4u; i++) {
             weights[(r + i) * STRIDE + c] = ds[i].x;
-            weights[(r + i) * STRIDE + c + 16u] = ds[i].y;
+            weights[(r + i) * STRIDE + c + 1u] = ds[i].y;
         }
         for (var slice = 0u; slice < SLICES; slice++) {
             for (var i = 0u; i < LOADS; i++) {
@@ -84,14 +114,8 @@ fn main(
         let base = (row * p.heads + head) * HEAD_DIM;
         for (var slice = 0u; slice < SLICES; slice++) {
             let d = slice * TILE + c;
-            if (d < HEAD_DIM) {
-                dk[base + d] = dk_sums[slice].a[i];
-                dv[base + d] = dv_sums[slice].a[i];
-            }
-            if (d + 16u < HEAD_DIM) {
-                dk[base + d + 16u] = dk_sums[slice].b[i];
-                dv[base + d + 16u] = dv_sums[slice].b[i];
-            }
+            store_dk(base, d, vec2<f32>(dk_sums[slice].a[i], dk_sums[slice].b[i]));
+            store_dv(base, d, vec2<f32>(dv_sums[slice].a[i], dv_sums[slice].b[i]));
         }
     }
 }

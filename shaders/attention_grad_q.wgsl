@@ -1,5 +1,20 @@
 // dq = ds k; one workgroup per tile of 32 query rows of one head.
-@group(0) @binding(7) var<storage, read_write> dq: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dq: array<u32>;
+
+// Elements d and d + 1 of the head that begins at `base`.
+fn store_dq(base: u32, d: u32, pair: vec2<f32>) {
+    if (d >= HEAD_DIM) {
+        return;
+    }
+    if (Y != F32) {
+        dq[(base + d) >> 1u] = pack(Y, pair);
+        return;
+    }
+    dq[base + d] = bitcast<u32>(pair.x);
+    if (d + 1u < HEAD_DIM) {
+        dq[base + d + 1u] = bitcast<u32>(pair.y);
+    }
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -15,7 +30,7 @@ fn main(
     }
     let kv_head = head / (p.heads / p.kv_heads);
     let r = 4u * (lane / 16u);
-    let c = lane % 16u;
+    let c = 2u * (lane % 16u);
     load_bounds(lane, q0);
     let begin = first_key(lane, q0);
     let end = min(q0 + TILE, p.rows);
@@ -27,8 +42,8 @@ fn main(
             let t = q0 + r + i;
             let start = bounds[r + i];
             weights[(r + i) * STRIDE + c] = element(products.a[i], d_weight.a[i], t, k0 + c, head, start).y;
-            weights[(r + i) * STRIDE + c + 16u] =
-                element(products.b[i], d_weight.b[i], t, k0 + c + 16u, head, start).y;
+            weights[(r + i) * STRIDE + c + 1u] =
+                element(products.b[i], d_weight.b[i], t, k0 + c + 1u, head, start).y;
         }
         for (var slice = 0u; slice < SLICES; slice++) {
             for (var i = 0u; i < LOADS; i++) {
@@ -48,13 +63,7 @@ fn main(
         }
         let base = (row * p.heads + head) * HEAD_DIM;
         for (var slice = 0u; slice < SLICES; slice++) {
-            let d = slice * TILE + c;
-            if (d < HEAD_DIM) {
-                dq[base + d] = sums[slice].a[i];
-            }
-            if (d + 16u < HEAD_DIM) {
-                dq[base + d + 16u] = sums[slice].b[i];
-            }
+            store_dq(base, slice * TILE + c, vec2<f32>(sums[slice].a[i], sums[slice].b[i]));
         }
     }
 }

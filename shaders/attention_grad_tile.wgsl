@@ -1,12 +1,13 @@
 // What the two gradient kernels of attention share; after attention_tile.
-@group(0) @binding(5) var<storage, read_write> d_o: array<f32>;
+@group(0) @binding(5) var<storage, read_write> d_o: array<u32>;
 @group(0) @binding(6) var<storage, read_write> ld: array<f32>;
 
 fn d_o_at(row: u32, head: u32, d: u32) -> f32 {
     if (row >= p.rows || d >= HEAD_DIM) {
         return 0.0;
     }
-    return d_o[(row * p.heads + head) * HEAD_DIM + d];
+    let i = (row * p.heads + head) * HEAD_DIM + d;
+    return decode(X, d_o[word_of(X, i)], i);
 }
 
 // do v^T of a tile.

@@ -1,5 +1,6 @@
 // What the three attention kernels share. They work on tiles of 32 query rows and 32 key rows of one head; each of 128
-// threads owns 4 rows and 2 columns (16 apart) of a tile. HEAD_DIM; SOFT_CAP and DROPOUT: 0 or 1.
+// threads owns 4 rows and 2 neighbouring columns of a tile. X is the type of q, k, v and do, Y that of the outputs, of 16
+// bits only if HEAD_DIM is even. SOFT_CAP and DROPOUT: 0 or 1.
 struct Params {
     rows: u32,
     heads: u32,
@@ -15,9 +16,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> q: array<f32>;
-@group(0) @binding(2) var<storage, read_write> k: array<f32>;
-@group(0) @binding(3) var<storage, read_write> v: array<f32>;
+@group(0) @binding(1) var<storage, read_write> q: array<u32>;
+@group(0) @binding(2) var<storage, read_write> k: array<u32>;
+@group(0) @binding(3) var<storage, read_write> v: array<u32>;
 @group(0) @binding(4) var<storage, read_write> spans: array<u32>;
 @group(0) @binding(9) var<uniform> rng: vec4<u32>;
 
@@ -43,21 +44,24 @@ fn q_at(row: u32, head: u32, d: u32) -> f32 {
     if (row >= p.rows || d >= HEAD_DIM) {
         return 0.0;
     }
-    return q[(row * p.heads + head) * HEAD_DIM + d];
+    let i = (row * p.heads + head) * HEAD_DIM + d;
+    return decode(X, q[word_of(X, i)], i);
 }
 
 fn k_at(row: u32, head: u32, d: u32) -> f32 {
     if (row >= p.rows || d >= HEAD_DIM) {
         return 0.0;
     }
-    return k[(row * p.kv_heads + head) * HEAD_DIM + d];
+    let i = (row * p.kv_heads + head) * HEAD_DIM + d;
+    return decode(X, k[word_of(X, i)], i);
 }
 
 fn v_at(row: u32, head: u32, d: u32) -> f32 {
     if (row >= p.rows || d >= HEAD_DIM) {
         return 0.0;
     }
-    return v[(row * p.kv_heads + head) * HEAD_DIM + d];
+    let i = (row * p.kv_heads + head) * HEAD_DIM + d;
+    return decode(X, v[word_of(X, i)], i);
 }
 
 // Elements of a tile that a thread loads. Loops of constant length, 8 at most, are unrolled, which keeps the rounds of
@@ -68,13 +72,13 @@ const LOADS: u32 = TILE * TILE / LANES;
 fn multiply(lane: u32, so_far: Block) -> Block {
     var block = so_far;
     let r = 4u * (lane / 16u);
-    let c = lane % 16u;
+    let c = 2u * (lane % 16u);
     for (var d0 = 0u; d0 < TILE; d0 += 8u) {
         for (var i = 0u; i < 8u; i++) {
             let at = (d0 + i) * STRIDE;
             let rows = vec4<f32>(left[at + r], left[at + r + 1u], left[at + r + 2u], left[at + r + 3u]);
             block.a += rows * right[at + c];
-            block.b += rows * right[at + c + 16u];
+            block.b += rows * right[at + c + 1u];
         }
     }
     return block;
@@ -83,7 +87,7 @@ fn multiply(lane: u32, so_far: Block) -> Block {
 // Adds weights right, or weights^T right; `right` is stored [row][d].
 fn weigh(lane: u32, transposed: bool, so_far: Block) -> Block {
     var block = so_far;
-    let c = lane % 16u;
+    let c = 2u * (lane % 16u);
     let across = select(STRIDE, 1u, transposed);
     let along = select(1u, STRIDE, transposed);
     let first = 4u * (lane / 16u) * across;
@@ -98,7 +102,7 @@ fn weigh(lane: u32, transposed: bool, so_far: Block) -> Block {
                 weights[at + 3u * across],
             );
             block.a += rows * right[j * STRIDE + c];
-            block.b += rows * right[j * STRIDE + c + 16u];
+            block.b += rows * right[j * STRIDE + c + 1u];
         }
     }
     return block;

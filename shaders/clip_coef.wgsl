@@ -1,4 +1,5 @@
-// clip = (norm, min(1, max_norm / (norm + 1e-6))), factor -1 for a norm that is not finite; one workgroup.
+// clip = (norm, min(1, max_norm / (norm + 1e-6))); factor -1 where norm or loss is not finite, which sets the latch, and
+// while the latch is set. One workgroup.
 struct Params {
     partials: u32,
     max_norm: f32,
@@ -7,7 +8,14 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> norms: array<f32>;
-@group(0) @binding(2) var<storage, read_write> clip: array<f32>;
+@group(0) @binding(2) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(3) var<storage, read_write> latch: array<f32>;
+@group(0) @binding(4) var<storage, read_write> clip: array<f32>;
+
+// By its bits: compilers may take comparisons with NaN or infinity away.
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
+}
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(local_invocation_index) lane: u32) {
@@ -23,12 +31,10 @@ fn main(@builtin(local_invocation_index) lane: u32) {
         if (p.limited == 1u && norm + 1e-6 > p.max_norm) {
             clip[1] = p.max_norm / (norm + 1e-6);
         }
-        // By its bits: compilers may take comparisons with NaN or infinity away.
-        if ((bitcast<u32>(norm) & 0x7f800000u) == 0x7f800000u) {
-            clip[1] = -1.0;
+        if (!is_finite(sum) || !is_finite(norm) || !is_finite(loss[0])) {
+            latch[0] = 1.0;
         }
-        // By bits: a compiler may assume that comparisons never meet a NaN.
-        if ((bitcast<u32>(sum) & 0x7f800000u) == 0x7f800000u) {
+        if (latch[0] != 0.0) {
             clip[1] = -1.0;
         }
     }

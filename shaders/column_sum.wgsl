@@ -6,7 +6,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
 @compute @workgroup_size(LANES)
@@ -15,7 +15,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = 0.0;
     if (column < p.width) {
         for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
-            sum += x[t * p.width + column];
+            let i = t * p.width + column;
+            sum += decode(X, x[word_of(X, i)], i);
         }
     }
     reduction[lane] = sum;

@@ -1,7 +1,8 @@
-// The log-sum-exp of each row of logits and its loss; one workgroup per row.
+// The log-sum-exp of each row of logits and its loss; one workgroup per row. CAP: 1 where logits are soft-capped.
 struct Params {
     rows: u32,
     classes: u32,
+    cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -9,6 +10,13 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> labels: array<u32>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> losses: array<f32>;
+
+fn logit(i: u32) -> f32 {
+    if (CAP == 1u) {
+        return p.cap * safe_tanh(logits[i] / p.cap);
+    }
+    return logits[i];
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -23,12 +31,12 @@ fn main(
     let base = row * p.classes;
     var largest = -3.0e38;
     for (var i = lane; i < p.classes; i += LANES) {
-        largest = max(largest, logits[base + i]);
+        largest = max(largest, logit(base + i));
     }
     largest = max_lanes(lane, largest);
     var sum = 0.0;
     for (var i = lane; i < p.classes; i += LANES) {
-        sum += exp(logits[base + i] - largest);
+        sum += exp(logit(base + i) - largest);
     }
     sum = sum_lanes(lane, sum);
     if (lane == 0u) {
@@ -37,7 +45,7 @@ fn main(
         let label = labels[row];
         losses[row] = 0.0;
         if (label < p.classes) {
-            losses[row] = log_sum - logits[base + label];
+            losses[row] = log_sum - logit(base + label);
         }
     }
 }

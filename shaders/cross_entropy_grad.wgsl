@@ -1,7 +1,9 @@
-// dlogits = d_loss * step[LOSS_SCALE] * (softmax - one_hot), zero in ignored rows.
+// dlogits = d_loss * step[LOSS_WEIGHT] * (softmax - one_hot), times the slope of the soft cap where CAP is 1; zero in
+// ignored rows.
 struct Params {
     n: u32,
     classes: u32,
+    cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -29,5 +31,12 @@ fn main(
         return;
     }
     let wanted = select(0.0, 1.0, label == i % p.classes);
-    dlogits[i] = d_loss[0] * step[3] * (exp(logits[i] - lse[row]) - wanted);
+    var logit = logits[i];
+    var slope = 1.0;
+    if (CAP == 1u) {
+        let t = safe_tanh(logit / p.cap);
+        logit = p.cap * t;
+        slope = 1.0 - t * t;
+    }
+    dlogits[i] = d_loss[0] * step[3] * (exp(logit - lse[row]) - wanted) * slope;
 }

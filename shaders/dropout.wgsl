@@ -1,4 +1,4 @@
-// Four elements per thread: those of one Philox counter. `counter` is that of the first element bound.
+// Four elements of type X per thread: those of one Philox counter. `counter` is that of the first element bound.
 struct Params {
     n: u32,
     elements: u32,
@@ -9,9 +9,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;
 @group(0) @binding(9) var<uniform> rng: vec4<u32>;
+
+const PER_WORD: u32 = 1u + min(X, 1u);
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -24,10 +26,15 @@ fn main(
         return;
     }
     var draws = philox(rng.xy, vec4<u32>(p.counter + i, p.salt, 0u, 0u));
-    for (var j = 0u; j < 4u; j++) {
-        let e = 4u * i + j;
-        if (e < p.elements) {
-            y[e] = select(p.keep * x[e], 0.0, draws[j] < p.threshold);
+    for (var first = 0u; first < 4u; first += PER_WORD) {
+        let at = word_of(X, 4u * i + first);
+        if (4u * i + first >= p.elements) {
+            return;
         }
+        var word = 0u;
+        for (var j = first; j < first + PER_WORD; j++) {
+            word = insert(X, word, j, select(p.keep * decode(X, x[at], j), 0.0, draws[j] < p.threshold));
+        }
+        y[at] = word;
     }
 }

@@ -1,30 +1,7 @@
 // c = scale * op(a) op(b) + bias + residual, for ranges of rows and columns of the operands.
 //
 // A workgroup of 16 x 16 threads makes a tile of TILE x TILE elements of c, TILE = 64 * BLOCKS. A thread makes
-// BLOCKS x BLOCKS blocks of 4 x 4. LAYOUT: 0 NT, 1 NN, 2 TN. BIAS: 0 none, otherwise 1 + its element type.
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    // Elements from one stored row to the next.
-    a_stride: u32,
-    b_stride: u32,
-    c_stride: u32,
-    // First column of the range in a, and in c (and residual and bias).
-    a_column: u32,
-    c_column: u32,
-    scale: f32,
-    // Add to what c holds, instead of bias and residual.
-    accumulate: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> a: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<u32>;
-@group(0) @binding(3) var<storage, read_write> bias: array<u32>;
-@group(0) @binding(4) var<storage, read_write> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> c: array<f32>;
-
+// BLOCKS x BLOCKS blocks of 4 x 4. LAYOUT: 0 NT, 1 NN, 2 TN.
 const TILE: u32 = 64u * BLOCKS;
 const DEPTH: u32 = 16u / BLOCKS;
 // Vectors from one k to the next; one more than needed keeps stores off the same memory bank.
@@ -38,10 +15,8 @@ fn a_at(m: u32, k: u32) -> f32 {
     if (m >= p.m || k >= p.k) {
         return 0.0;
     }
-    if (LAYOUT == 2u) {
-        return a[k * p.a_stride + p.a_column + m];
-    }
-    return a[m * p.a_stride + p.a_column + k];
+    let i = p.a_column + select(m * p.a_stride + k, k * p.a_stride + m, LAYOUT == 2u);
+    return decode(A, a[word_of(A, i)], i);
 }
 
 fn b_at(n: u32, k: u32) -> f32 {
@@ -52,24 +27,21 @@ fn b_at(n: u32, k: u32) -> f32 {
     return decode(B, b[word_of(B, i)], i);
 }
 
-fn store(m: u32, n: u32, product: f32) {
+// The columns n and n + 1 of row m.
+fn store(m: u32, n: u32, products: vec2<f32>) {
     if (m >= p.m || n >= p.n) {
         return;
     }
     let column = p.c_column + n;
     let i = m * p.c_stride + column;
-    var sum = p.scale * product;
-    if (p.accumulate == 1u) {
-        sum += c[i];
-    } else {
-        if (BIAS != 0u) {
-            sum += decode(BIAS - 1u, bias[word_of(BIAS - 1u, column)], column);
-        }
-        if (RESIDUAL == 1u) {
-            sum += residual[i];
-        }
+    if (C != F32) {
+        c[i >> 1u] = pack(C, vec2<f32>(finish(i, column, products.x), finish(i + 1u, column + 1u, products.y)));
+        return;
     }
-    c[i] = sum;
+    c[i] = bitcast<u32>(finish(i, column, products.x));
+    if (n + 1u < p.n) {
+        c[i + 1u] = bitcast<u32>(finish(i + 1u, column + 1u, products.y));
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -124,10 +96,8 @@ fn main(
                 let values = sums[4u * (i * BLOCKS + j) + r];
                 let m = m0 + 64u * i + 4u * y + r;
                 let n = n0 + 64u * j + 4u * x;
-                store(m, n, values.x);
-                store(m, n + 1u, values.y);
-                store(m, n + 2u, values.z);
-                store(m, n + 3u, values.w);
+                store(m, n, values.xy);
+                store(m, n + 2u, values.zw);
             }
         }
     }

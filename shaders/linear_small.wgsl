@@ -1,27 +1,9 @@
 // linear in layout NT where c has few rows or few columns (heads, pooled rows, low-rank factors): one workgroup per 8
-// rows of one column of c, its threads along k. Parameters, operands and constants as in linear.wgsl.
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    a_stride: u32,
-    b_stride: u32,
-    c_stride: u32,
-    a_column: u32,
-    c_column: u32,
-    scale: f32,
-    accumulate: u32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> a: array<f32>;
-@group(0) @binding(2) var<storage, read_write> b: array<u32>;
-@group(0) @binding(3) var<storage, read_write> bias: array<u32>;
-@group(0) @binding(4) var<storage, read_write> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> c: array<f32>;
-
+// rows of the columns of one word of c, its threads along k.
 const ROWS: u32 = 8u;
-var<workgroup> partial: array<f32, ROWS * LANES>;
+const COLUMNS: u32 = 1u + min(C, 1u);
+const SUMS: u32 = ROWS * COLUMNS;
+var<workgroup> partial: array<f32, SUMS * LANES>;
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -32,27 +14,30 @@ fn main(
     let blocks = (p.m + ROWS - 1u) / ROWS;
     let tile = linear_id(group, groups);
     let m0 = (tile % blocks) * ROWS;
-    let n = tile / blocks;
-    if (n >= p.n) {
+    let n0 = (tile / blocks) * COLUMNS;
+    if (n0 >= p.n) {
         return;
     }
     let rows = min(ROWS, p.m - m0);
-    var sums: array<f32, ROWS>;
+    var sums: array<f32, SUMS>;
     for (var k = lane; k < p.k; k += LANES) {
-        let i = n * p.b_stride + k;
-        let weight = decode(B, b[word_of(B, i)], i);
-        for (var r = 0u; r < rows; r++) {
-            sums[r] += weight * a[(m0 + r) * p.a_stride + p.a_column + k];
+        for (var j = 0u; j < COLUMNS; j++) {
+            let i = (n0 + j) * p.b_stride + k;
+            let weight = decode(B, b[word_of(B, i)], i);
+            for (var r = 0u; r < rows; r++) {
+                let source = (m0 + r) * p.a_stride + p.a_column + k;
+                sums[ROWS * j + r] += weight * decode(A, a[word_of(A, source)], source);
+            }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        partial[r * LANES + lane] = sums[r];
+    for (var i = 0u; i < SUMS; i++) {
+        partial[i * LANES + lane] = sums[i];
     }
     workgroupBarrier();
     for (var half = LANES / 2u; half > 0u; half >>= 1u) {
         if (lane < half) {
-            for (var r = 0u; r < ROWS; r++) {
-                partial[r * LANES + lane] += partial[r * LANES + lane + half];
+            for (var i = 0u; i < SUMS; i++) {
+                partial[i * LANES + lane] += partial[i * LANES + lane + half];
             }
         }
         workgroupBarrier();
@@ -60,18 +45,11 @@ fn main(
     if (lane >= rows) {
         return;
     }
-    let column = p.c_column + n;
-    let i = (m0 + lane) * p.c_stride + column;
-    var sum = p.scale * partial[lane * LANES];
-    if (p.accumulate == 1u) {
-        sum += c[i];
-    } else {
-        if (BIAS != 0u) {
-            sum += decode(BIAS - 1u, bias[word_of(BIAS - 1u, column)], column);
-        }
-        if (RESIDUAL == 1u) {
-            sum += residual[i];
-        }
+    let column = p.c_column + n0;
+    let at = (m0 + lane) * p.c_stride + column;
+    var word = 0u;
+    for (var j = 0u; j < COLUMNS; j++) {
+        word = insert(C, word, j, finish(at + j, column + j, partial[(ROWS * j + lane) * LANES]));
     }
-    c[i] = sum;
+    c[word_of(C, at)] = word;
 }

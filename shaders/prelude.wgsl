@@ -1,7 +1,8 @@
 // Comes before every kernel, after its specialisation constants: `const NAME: u32 = value;`, among them LANES, the
 // threads of a workgroup.
 
-// Element types of tensors that are bound as words.
+// Element types of tensors, which are bound as words: one f32 or two 16-bit elements each. No two threads write one word
+// of a dispatch.
 const F32: u32 = 0u;
 const BF16: u32 = 1u;
 const F16: u32 = 2u;
@@ -83,6 +84,25 @@ fn encode(dtype: u32, x: f32) -> u32 {
         return encode_bf16(x);
     }
     return encode_f16(x);
+}
+
+// Whether a word is an f32 NaN: by its bits, for drivers may take it that no float is NaN.
+fn is_nan(bits: u32) -> bool {
+    return (bits & 0x7fffffffu) > 0x7f800000u;
+}
+
+// The word with its element i replaced by x, rounded to the type.
+fn insert(dtype: u32, word: u32, i: u32, x: f32) -> u32 {
+    if (dtype == F32) {
+        return bitcast<u32>(x);
+    }
+    let bits = encode(dtype, x);
+    return select((word & 0xffff0000u) | bits, (word & 0xffffu) | (bits << 16u), (i & 1u) == 1u);
+}
+
+// A word of two 16-bit elements.
+fn pack(dtype: u32, pair: vec2<f32>) -> u32 {
+    return encode(dtype, pair.x) | (encode(dtype, pair.y) << 16u);
 }
 
 // tanh of drivers may overflow to NaN; beyond 15 the result is 1 in f32.

@@ -1,4 +1,4 @@
-// y = x / sqrt(mean(x^2) + eps) * (offset + w); one workgroup per norm.
+// y = x / sqrt(mean(x^2) + eps) * (offset + w); one workgroup per norm, of even width where Y has 16 bits.
 struct Params {
     norms: u32,
     width: u32,
@@ -7,9 +7,15 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> w: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+
+const PER_WORD: u32 = 1u + min(Y, 1u);
+
+fn x_at(i: u32) -> f32 {
+    return decode(X, x[word_of(X, i)], i);
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -24,10 +30,14 @@ fn main(
     let base = norm * p.width;
     var squares = 0.0;
     for (var i = lane; i < p.width; i += LANES) {
-        squares += x[base + i] * x[base + i];
+        squares += x_at(base + i) * x_at(base + i);
     }
     let r = 1.0 / sqrt(sum_lanes(lane, squares) / f32(p.width) + p.eps);
-    for (var i = lane; i < p.width; i += LANES) {
-        y[base + i] = x[base + i] * r * (p.offset + decode(W, w[word_of(W, i)], i));
+    for (var first = PER_WORD * lane; first < p.width; first += PER_WORD * LANES) {
+        var word = 0u;
+        for (var i = first; i < first + PER_WORD; i++) {
+            word = insert(Y, word, i, x_at(base + i) * r * (p.offset + decode(W, w[word_of(W, i)], i)));
+        }
+        y[word_of(Y, base + first)] = word;
     }
 }

@@ -6,8 +6,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> dy: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> dy: array<u32>;
 @group(0) @binding(3) var<storage, read_write> rate: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dw: array<f32>;
 
@@ -17,7 +17,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum = 0.0;
     if (column < p.width) {
         for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
-            sum += dy[t * p.width + column] * x[t * p.width + column] * rate[t];
+            let i = t * p.width + column;
+            sum += decode(DY, dy[word_of(DY, i)], i) * decode(X, x[word_of(X, i)], i) * rate[t];
         }
     }
     reduction[lane] = sum;

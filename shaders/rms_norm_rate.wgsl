@@ -6,7 +6,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> rate: array<f32>;
 
 @compute @workgroup_size(LANES)
@@ -20,8 +20,9 @@ fn main(
         return;
     }
     var squares = 0.0;
-    for (var i = lane; i < p.width; i += LANES) {
-        squares += x[norm * p.width + i] * x[norm * p.width + i];
+    for (var i = norm * p.width + lane; i < (norm + 1u) * p.width; i += LANES) {
+        let value = decode(X, x[word_of(X, i)], i);
+        squares += value * value;
     }
     let mean = sum_lanes(lane, squares) / f32(p.width);
     if (lane == 0u) {

@@ -9,8 +9,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> dy: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> dy: array<u32>;
+@group(0) @binding(2) var<storage, read_write> x: array<u32>;
 @group(0) @binding(3) var<storage, read_write> index: array<u32>;
 @group(0) @binding(4) var<storage, read_write> g: array<f32>;
 
@@ -28,7 +28,8 @@ fn main(
     let c = index[i] % p.columns;
     var sum = 0.0;
     for (var t = 0u; t < p.rows; t++) {
-        sum += dy[t * p.out + r] * x[t * p.columns + c];
+        let source = vec2<u32>(t * p.out + r, t * p.columns + c);
+        sum += decode(DY, dy[word_of(DY, source.x)], source.x) * decode(X, x[word_of(X, source.y)], source.y);
     }
     g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * sum;
 }

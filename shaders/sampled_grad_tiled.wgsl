@@ -11,8 +11,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> dy: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> dy: array<u32>;
+@group(0) @binding(2) var<storage, read_write> x: array<u32>;
 @group(0) @binding(3) var<storage, read_write> index: array<u32>;
 @group(0) @binding(4) var<storage, read_write> row_ptr: array<u32>;
 @group(0) @binding(5) var<storage, read_write> g: array<f32>;
@@ -28,14 +28,16 @@ fn dy_at(t: u32, r: u32) -> f32 {
     if (t >= p.rows || r >= p.out) {
         return 0.0;
     }
-    return dy[t * p.out + r];
+    let i = t * p.out + r;
+    return decode(DY, dy[word_of(DY, i)], i);
 }
 
 fn x_at(t: u32, c: u32) -> f32 {
     if (t >= p.rows || c >= p.columns) {
         return 0.0;
     }
-    return x[t * p.columns + c];
+    let i = t * p.columns + c;
+    return decode(X, x[word_of(X, i)], i);
 }
 
 // Writes the chosen ones among the four elements of row r from column c on.

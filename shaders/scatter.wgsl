@@ -12,11 +12,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> base: array<f32>;
 @group(0) @binding(4) var<storage, read_write> delta: array<f32>;
 
-fn insert(word: u32, e: u32, x: f32) -> u32 {
-    let bits = encode(W, x);
-    return select((word & 0xffff0000u) | bits, (word & 0xffffu) | (bits << 16u), (e & 1u) == 1u);
-}
-
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -40,9 +35,9 @@ fn main(
         return;
     }
     let at = (e - p.first) >> 1u;
-    var word = insert(w[at], e, base[i] + delta[i]);
+    var word = insert(W, w[at], e, base[i] + delta[i]);
     if (i + 1u < p.n && (index[i + 1u] >> 1u) == pair) {
-        word = insert(word, index[i + 1u], base[i + 1u] + delta[i + 1u]);
+        word = insert(W, word, index[i + 1u], base[i + 1u] + delta[i + 1u]);
     }
     w[at] = word;
 }

@@ -1,24 +1,15 @@
-// dx = dy * (1 - tanh(x / cap)^2)
+// y = dy * (1 - tanh(x / cap)^2)
 struct Params {
     n: u32,
     cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> dy: array<f32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> dy: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<u32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
-    let t = safe_tanh(x[i] / p.cap);
-    dx[i] = dy[i] * (1.0 - t * t);
+fn result(e: u32) -> f32 {
+    let t = safe_tanh(decode(X, x[word_of(X, e)], e) / p.cap);
+    return decode(X, dy[word_of(X, e)], e) * (1.0 - t * t);
 }

@@ -150,7 +150,7 @@ fn plan_reproduces_table_1_without_weights() {
             let text = succeed(&["plan", "--model", path, "--method", "sparta", "--density", "0.5", "--device", "cpu"]);
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(text.lines().any(|line| words(line) == row), "{text}");
-            for kind in ["weights", "indices", "base values", "deltas", "moments", "activations and scratch"] {
+            for kind in ["weights", "indices", "base values", "deltas", "optimizer state", "activations and scratch"] {
                 assert!(text.contains(&format!("\n  {kind}")), "{kind}: {text}");
             }
         }

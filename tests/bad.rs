@@ -1,22 +1,22 @@
 //! Hostile files in the place of good ones, read by the real binary under a limit of its memory: an error that names
 //! the place, never a panic, a crash or a run without end. Small files are in `bad/`, large ones are made here.
 
-use arrow::array::{ArrayRef, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use sparta_core::adapter::{Applied, fingerprint, hash_file};
+use sparta_core::adapter::Applied;
+use sparta_core::hash::{fingerprint, hash_file};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights::{Dtype, OutTensor, Weights, save};
+use sparta_task_files::testing::{Column, parquet};
 use sparta_tests::command::{binary, command};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 /// KiB of address space that a command may use.
 const MEMORY: &str = "4194304";
@@ -140,14 +140,10 @@ impl Place {
 }
 
 fn write_parquet(path: &Path, text: &str) {
-    let columns: [(&str, ArrayRef); 2] =
-        [("sentence", Arc::new(StringArray::from(vec![text]))), ("label", Arc::new(Int64Array::from(vec![1])))];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let columns = [("sentence", Column::texts([text])), ("label", Column::integers([1]))];
     let zstd = Compression::ZSTD(ZstdLevel::default());
     let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_enabled(false).build();
-    let mut writer = ArrowWriter::try_new(File::create(path).unwrap(), batch.schema(), Some(properties)).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    fs::write(path, parquet(&columns, properties)).unwrap();
 }
 
 #[test]
@@ -203,19 +199,11 @@ fn a_dictionary_that_unpacks_to_a_flood() {
     let place = Place::new();
     place.write("data/train-00000-of-00001.parquet", "");
     let file = place.path("data/train-00000-of-00001.parquet");
-    let text = StringArray::from(vec!["x".repeat(8 << 20)]);
-    let text = DictionaryArray::new(Int32Array::from(vec![0; 5000]), Arc::new(text));
-    let columns: [(&str, ArrayRef); 2] =
-        [("sentence", Arc::new(text)), ("label", Arc::new(Int64Array::from(vec![1; 5000])))];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let text = ByteArray::from("x".repeat(8 << 20).into_bytes());
+    let columns = [("sentence", Column::Texts(vec![Some(text); 600])), ("label", Column::integers([1; 600]))];
     let zstd = Compression::ZSTD(ZstdLevel::default());
     let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_page_size_limit(64 << 20);
-    // Without Arrow's own schema the reader makes a text of every row.
-    let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
-    let out = File::create(&file).unwrap();
-    let mut writer = ArrowWriter::try_new_with_options(out, batch.schema(), options).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    fs::write(&file, parquet(&columns, properties.build())).unwrap();
     assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
     place.check("dictionary.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
 }

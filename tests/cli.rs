@@ -22,8 +22,13 @@ fn binary() -> PathBuf {
 
 /// The command in an empty home.
 fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command.args(args).current_dir(HOME.path()).env_remove("SPARTA_PLUGIN_PATH");
+    let mut command = environment(Command::new(binary()));
+    command.args(args);
+    command
+}
+
+fn environment(mut command: Command) -> Command {
+    command.current_dir(HOME.path()).env_remove("SPARTA_PLUGIN_PATH");
     for (name, dir) in [("HOME", ""), ("XDG_CACHE_HOME", "cache"), ("XDG_DATA_HOME", "data")] {
         command.env(name, HOME.path().join(dir));
     }
@@ -153,6 +158,27 @@ fn help_has_the_options_of_the_method() {
 }
 
 #[test]
+fn help_is_grouped() {
+    let help = succeed(&["run", "--help"]);
+    let headings =
+        ["Options:", "Model and data:", "Method:", "Training:", "Device:", "Output:", "Options of method sparta:"];
+    let places: Vec<usize> =
+        headings.iter().map(|h| help.find(&format!("\n{h}\n")).unwrap_or_else(|| panic!("{h}"))).collect();
+    assert!(places.is_sorted(), "{help}");
+}
+
+/// No argument is taken for a command because of its text alone.
+#[test]
+fn the_value_of_an_option_is_no_command() {
+    let plan = ["--plugin", "plan", "plan", "--max-steps", "1", "--device", "cpu", "--json"];
+    assert_eq!(last_json(&succeed(&plan))["total_steps"], 1);
+    let out = HOME.path().join("plan");
+    let run =
+        ["--plugin", "plan", "run", "--max-steps", "1", "--device", "cpu", "--json", "--out", out.to_str().unwrap()];
+    assert_eq!(last_json(&succeed(&run))["steps"], 1);
+}
+
+#[test]
 fn plugins_lists_methods_and_tasks() {
     let list = last_json(&succeed(&["plugins", "--json"]));
     let loaded: Vec<(&str, &str)> = list
@@ -169,6 +195,41 @@ fn plugins_lists_methods_and_tasks() {
         assert!(loaded.contains(&("task", name)), "{list}");
     }
     assert!(succeed(&["plugins", "--plugin", "/no/such/place"]).contains("there is no such file"));
+}
+
+/// The executable alone in a directory does what it does beside its libraries; where they are, they are used.
+#[test]
+fn one_file_is_enough() {
+    let dir = HOME.path().join("alone");
+    fs::create_dir(&dir).unwrap();
+    let alone = dir.join("sparta");
+    fs::copy(binary(), &alone).unwrap();
+    let succeed_alone = |args: &[&str]| {
+        let output = environment(Command::new(&alone)).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        last_json(&String::from_utf8(output.stdout).unwrap())
+    };
+    let state = |list: &Value, origin: &str| -> Vec<(String, Value)> {
+        let plugins = list.as_array().unwrap().iter().filter(|plugin| plugin["origin"] == origin);
+        plugins.map(|plugin| (plugin["name"].as_str().unwrap().to_owned(), plugin["state"].clone())).collect()
+    };
+    let beside = last_json(&succeed(&["plugins", "--json"]));
+    for (name, loaded) in state(&beside, "beside_executable") {
+        assert_eq!(loaded, "loaded", "{name}");
+    }
+    for (name, shadowed) in state(&beside, "linked") {
+        assert!(shadowed["shadowed"]["by"].as_str().unwrap().contains("libsparta_"), "{name}: {shadowed}");
+    }
+    let linked = succeed_alone(&["plugins", "--json"]);
+    let mut names: Vec<String> = state(&linked, "linked").into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    assert_eq!(names, ["cpu", "full", "glue", "head", "imdb", "lora", "sparta"]);
+    for (name, loaded) in state(&linked, "linked") {
+        assert_eq!(loaded, "loaded", "{name}");
+    }
+    let args = |out| ["run", "--device", "cpu", "--max-steps", "6", "--max-dev", "50", "--json", "--out", out];
+    let (with, without) = (last_json(&succeed(&args("with"))), succeed_alone(&args("without")));
+    assert_eq!(with["test"], without["test"]);
 }
 
 #[test]

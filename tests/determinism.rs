@@ -1,9 +1,10 @@
 //! Equal runs give equal bytes, twice in a row and whatever the number of threads; the seed decides everything random.
 
 use serde_json::Value;
+use sparta_core::job::RunConfig;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{Prepared, prepare};
-use sparta_core::train::{RunConfig, Session};
+use sparta_core::train::Session;
 use sparta_graph::Backend;
 use sparta_tests::command::{binary, command};
 use std::collections::BTreeMap;
@@ -14,10 +15,11 @@ use std::path::{Path, PathBuf};
 const OPTIONS: &str = "--max-steps 6 --batch-size 8 --micro-batch-tokens 96 --dropout 0.1 --weight-decay 0.01 \
                        --eval-interval 3 --checkpoint-interval 2 --max-train 200 --max-dev 24 --max-test 24";
 
+/// `method` is a name, with options after it.
 fn run(home: &Path, name: &str, method: &str, device: &str, threads: &str) -> PathBuf {
     let out = home.join(name);
-    let mut args = vec!["run", "--method", method, "--device", device, "--out", out.to_str().unwrap()];
-    args.extend(OPTIONS.split_whitespace());
+    let mut args = vec!["run", "--device", device, "--out", out.to_str().unwrap(), "--method"];
+    args.extend(method.split_whitespace().chain(OPTIONS.split_whitespace()));
     let output = command(home, &args).env("RAYON_NUM_THREADS", threads).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     out
@@ -74,7 +76,7 @@ fn assert_equal(what: &str, a: &Path, b: &Path) {
 #[test]
 fn equal_runs_on_the_cpu_are_equal_whatever_the_threads() {
     let home = tempfile::tempdir().unwrap();
-    for method in ["sparta", "lora", "full", "head"] {
+    for method in ["sparta", "lora", "full", "head", "sparta --precision bf16", "full --precision bf16"] {
         let one = run(home.path(), &format!("{method}-1"), method, "cpu", "1");
         let result: Value = serde_json::from_slice(&fs::read(one.join("result.json")).unwrap()).unwrap();
         let check = |key: &str| result["merge_check"][key].as_f64().unwrap_or_else(|| panic!("{method}: no {key}"));
@@ -134,7 +136,8 @@ fn session(run: &Prepared) -> Session {
 /// Each thing that is random is the same for the same seed and another for another seed.
 #[test]
 fn the_seed_decides_everything() {
-    use sparta_core::data::{Batch, splits::permutation};
+    use sparta_core::splits::permutation;
+    use sparta_core::train::Batch;
 
     let home = tempfile::tempdir().unwrap();
     run(home.path(), "run", "sparta", "cpu", "2");
@@ -144,7 +147,7 @@ fn the_seed_decides_everything() {
         assert!(values[0] == values[1], "{what}: differs for one seed");
         assert!(values[0] != values[2], "{what}: the same for another seed");
     };
-    let tokens = |split: fn(&Prepared) -> &Vec<sparta_core::data::Encoded>| {
+    let tokens = |split: fn(&Prepared) -> &Vec<sparta_core::train::Encoded>| {
         runs.each_ref().map(|run| {
             split(run).iter().flat_map(|e| e.tokens.iter().flat_map(|t| t.to_le_bytes())).collect::<Vec<u8>>()
         })

@@ -2,7 +2,7 @@
 //! error, never a panic. `fuzz/` feeds the same functions for longer, guided by coverage.
 
 use sparta_readers::READERS;
-use sparta_tests::Random;
+use sparta_suites::Random;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

@@ -1,23 +1,21 @@
 //! Whole training steps of a synthetic model.
 
 use crate::machine::{self, CpuWindow};
-use crate::model::{Shape, random};
+use crate::model::{self, Shape, random};
 use crate::{Result, least, median};
 use serde::Serialize;
 use sparta_backend_cpu::Cpu;
-use sparta_core::data::{Batch, Encoded};
+use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
-use sparta_core::model::{Decoder, HeadKind, check_weights};
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::model::{HeadKind, check_weights};
+use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
-use sparta_core::train::{HeadInit, Limits, Optimizer, Profile, Session, Setup, Size, layout};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Profile, Session, Setup, Size, layout};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
-use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// One cell of a table: what is trained on what.
@@ -33,6 +31,8 @@ pub struct Case {
     pub density: f64,
     pub recompute: bool,
     pub device: String,
+    /// The type of the weights on disk.
+    pub weights: model::Weights,
     /// Threads of the CPU; `None`: all cores.
     pub threads: Option<usize>,
 }
@@ -63,10 +63,10 @@ pub struct Measured {
 }
 
 impl Case {
-    /// Loads the method's plugin, opens the device and uploads the model.
+    /// Opens the device and uploads the model.
     pub fn open(&self) -> Result<Bench> {
-        let directory = self.shape.directory()?;
-        let plugins = self.plugins()?;
+        let directory = self.shape.directory(self.weights)?;
+        let plugins = Self::plugins();
         let method = plugins.method(&self.method)?;
         let mut given = BTreeMap::new();
         if self.method == "sparta" {
@@ -74,7 +74,7 @@ impl Case {
             given.insert("density".to_owned(), Given::Typed(of_all.into()));
         }
         let options = options::check(method.info(), &given)?;
-        let decoder = Decoder::open(&directory)?;
+        let decoder = decoder::open(&directory)?;
         let weights = Weights::open(&directory)?;
         let head = HeadKind::Classification { classes: 2 };
         let parameters = check_weights(&decoder, &weights, head)?;
@@ -86,7 +86,7 @@ impl Case {
             decoder,
             adaptation,
             head,
-            optimizer: Optimizer { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimizer::default() },
+            optimization: Optimization { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimization::default() },
             dropout: 0.0,
             recompute: self.recompute,
             seed: 0,
@@ -108,12 +108,20 @@ impl Case {
         Ok(Bench { session, batch, plan, trained })
     }
 
-    /// The method's library from where the build has put it.
-    fn plugins(&self) -> Result<PluginSet> {
-        let program = std::env::current_exe()?;
-        let built = program.parent().and_then(Path::parent).ok_or("this program lies in no directory")?;
-        let library = built.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", self.method));
-        Ok(PluginSet::discover(&DiscoverOptions { explicit: vec![library], ..DiscoverOptions::default() }))
+    /// The methods, linked in.
+    fn plugins() -> PluginSet {
+        let mut plugins = PluginSet::default();
+        let entries = [
+            sparta_method_sparta::entry,
+            sparta_method_lora::entry,
+            sparta_method_full::entry,
+            sparta_method_head::entry,
+        ];
+        for entry in entries {
+            // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
+            unsafe { plugins.link(entry) };
+        }
+        plugins
     }
 
     fn open_device(&self) -> Result<Box<dyn Backend>> {
@@ -153,13 +161,13 @@ impl Bench {
         Ok(best.ok_or("no step was profiled")?)
     }
 
-    /// Repeats the step for so long, but at least seven times, after one that is not counted.
-    pub fn measure(&mut self, duration: Duration) -> Result<Measured> {
+    /// Repeats the step for so long, but at least so often, after one that is not counted.
+    pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<Measured> {
         let mut loss = self.step()?;
         let mut seconds = Vec::new();
         let window = CpuWindow::open();
         let start = Instant::now();
-        while seconds.len() < 7 || start.elapsed() < duration {
+        while seconds.len() < at_least || start.elapsed() < duration {
             let start = Instant::now();
             loss = self.step()?;
             seconds.push(start.elapsed().as_secs_f64());

@@ -1,14 +1,13 @@
 //! `sparta-cli adapter merge`, `export`, `info` and `diff`.
 
 use crate::args::{DeviceArgs, SavedType};
-use crate::devices;
-use crate::hub;
 use crate::output::{Output, bytes, table};
+use crate::{devices, hub};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use sparta_core::adapter::{self, Applied, Difference, ExportFormat, Info, LayerDifference, MergeDtype, MergeRequest};
+use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::thousands;
 use sparta_core::train::Session;
 use sparta_core::{Error, Result};
 use std::path::{Path, PathBuf};

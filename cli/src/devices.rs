@@ -3,7 +3,7 @@
 use crate::output::{self, bytes, table};
 use serde::Serialize;
 use sparta_core::Result;
-use sparta_core::device::{self, Devices, Provider};
+use sparta_core::device::{Devices, Provider};
 use sparta_core::plugin::PluginSet;
 use sparta_graph::{Backend, BackendError, DeviceInfo, DeviceKind};
 use sparta_wgpu::{Adapter, WgpuBackend};
@@ -25,9 +25,9 @@ impl Provider for Wgpu {
     }
 }
 
-/// All devices: wgpu's, the CPU, and those of backend plugins.
+/// All devices: wgpu's, and those of the backend plugins, of which the CPU is one.
 pub fn find(plugins: &PluginSet) -> Devices {
-    Devices::find(vec![Box::new(Wgpu), device::linked(sparta_backend_cpu::Plugin)], plugins)
+    Devices::find(vec![Box::new(Wgpu)], plugins)
 }
 
 /// Opens the device that `--device` means.

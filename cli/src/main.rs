@@ -2,6 +2,7 @@
 
 mod adapter;
 mod args;
+mod builtin;
 mod default_job;
 mod devices;
 mod hub;
@@ -10,6 +11,7 @@ mod memory;
 mod merge;
 mod output;
 mod parse;
+mod plugin_check;
 mod plugins;
 mod presets;
 mod pretrain;
@@ -22,8 +24,8 @@ mod train;
 mod tui;
 mod watch;
 
-use args::{Command, Inspect};
-use parse::{Parsed, Stop};
+use args::{Command, Inspect, PluginCommand};
+use parse::{Job, Parsed, Stop};
 use sparta_core::{Error, Result};
 use std::process::ExitCode;
 
@@ -36,7 +38,7 @@ fn main() -> ExitCode {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    if sparta_graph::host_memory() == Some(0) {
+    if sparta_plugin::host_memory() == Some(0) {
         eprintln!("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
         return ExitCode::FAILURE;
     }
@@ -57,11 +59,12 @@ fn main() -> ExitCode {
 }
 
 fn execute(parsed: Parsed) -> Result<()> {
-    let Parsed { cli, plugins, method_options } = parsed;
+    let Parsed { cli, plugins, method_options, resumed } = parsed;
+    let job = |args| Job { args, method_options, resumed };
     match cli.command {
-        Command::Run { args, watch } => train::run(args, &watch, method_options, &plugins),
+        Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
         Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
-        Command::Plan(args) => train::plan(args, method_options, &plugins),
+        Command::Plan(args) => train::plan(job(args), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
@@ -71,6 +74,7 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Rank(args) => rank::rank(args),
         Command::Report(args) => report::report(args),
         Command::Plugins(args) => plugins::list(&plugins, args.json),
+        Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),

@@ -19,7 +19,7 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
 fn row(found: &Found) -> Vec<String> {
     let state = match &found.state {
         State::Loaded => "loaded".to_owned(),
-        State::Shadowed { by } => format!("not used, {} was found before", by.display()),
+        State::Shadowed { by } => format!("not used: {} was found first", by.display()),
         State::Refused { reason } => format!("refused: {reason}"),
     };
     let kind = found.kind.map(|kind| kind.to_string()).unwrap_or_default();

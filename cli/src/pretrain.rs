@@ -5,9 +5,9 @@ use crate::devices;
 use crate::output::Output;
 use crate::progress::Progress;
 use sparta_core::Result;
+use sparta_core::job::Observer;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, PretrainConfig};
-use sparta_core::train::Observer;
 
 pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
@@ -20,8 +20,10 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         lr: args.lr,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
+        optimizer: args.optimizer.choice(),
         max_length: args.max_length,
         seed: args.seed,
+        precision: args.precision,
         dtype: args.dtype.into(),
         out: args.out,
     };

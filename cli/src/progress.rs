@@ -2,8 +2,8 @@
 
 use crate::output::Output;
 use indicatif::{ProgressBar, ProgressStyle};
-use sparta_core::run::RunPlan;
-use sparta_core::train::{EvalReport, Metrics, Observer, StepReport};
+use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
+use sparta_core::train::Metrics;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -3,7 +3,7 @@
 //! A record is the length, 8 bytes, its masked CRC-32C, the message, and the message's masked CRC-32C, all little-endian
 //! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
 
-use sparta_core::train::{EvalReport, StepReport};
+use sparta_core::job::{EvalReport, StepReport};
 use sparta_core::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;

@@ -6,8 +6,7 @@ use crate::progress::{Progress, end_with_stdin, handle_interrupts};
 use crate::tensorboard::EventFile;
 use crate::tui::Dashboard;
 use sparta_core::Result;
-use sparta_core::run::RunPlan;
-use sparta_core::train::{EvalReport, Observer, StepReport};
+use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
 use std::path::{Path, PathBuf};
 
 pub struct Watch {

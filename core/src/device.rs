@@ -3,42 +3,16 @@
 use crate::plugin::{LoadedBackendPlugin, PluginSet};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError, DeviceInfo, DeviceKind};
-use sparta_plugin::backend::BackendPlugin;
 use std::cell::OnceCell;
 use std::sync::Arc;
 
-/// A source of devices: a backend that is linked in, or one of a plugin.
+/// A source of devices: a backend of the host itself, or a plugin's.
 pub trait Provider {
     /// `cpu`, `wgpu`, `cuda`: the first part of its devices' ids.
     fn name(&self) -> &str;
     fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError>;
     /// Opens the device with this [`DeviceInfo::id`].
     fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError>;
-}
-
-/// A backend that is linked into the program.
-struct Linked<B> {
-    name: String,
-    backend: B,
-}
-
-impl<B: BackendPlugin> Provider for Linked<B> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
-        self.backend.devices()
-    }
-
-    fn open(&self, id: &str) -> std::result::Result<Box<dyn Backend>, BackendError> {
-        self.backend.open(id)
-    }
-}
-
-/// A provider of a backend that is linked into the program.
-pub fn linked(backend: impl BackendPlugin + 'static) -> Box<dyn Provider> {
-    Box::new(Linked { name: backend.describe().name, backend })
 }
 
 impl Provider for Arc<LoadedBackendPlugin> {
@@ -65,9 +39,9 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The devices of the linked providers, then of the backends that plugins offer under further names.
-    pub fn find(linked: Vec<Box<dyn Provider>>, plugins: &PluginSet) -> Devices {
-        let mut providers = linked;
+    /// The devices of the host's own providers, then of the backends that plugins offer under further names.
+    pub fn find(own: Vec<Box<dyn Provider>>, plugins: &PluginSet) -> Devices {
+        let mut providers = own;
         for plugin in plugins.backends() {
             if providers.iter().all(|known| known.name() != plugin.info().name) {
                 providers.push(Box::new(plugin.clone()));
@@ -214,6 +188,8 @@ mod tests {
             memory,
             max_buffer: 1 << 31,
             in_place: true,
+            activations: vec![sparta_graph::DType::F32],
+            products: vec![],
         }
     }
 

@@ -1,21 +1,16 @@
-//! The runtime: models, weights, text, data, methods, training. The command line adds no logic of its own.
+//! Jobs: train, evaluate, predict, merge, report. The command line adds no logic of its own.
+//!
+//! The layers below are here under their own names, so that an application depends on this crate alone.
 
 pub mod adapter;
 pub mod analysis;
-pub mod data;
 pub mod device;
-pub mod error;
-pub mod files;
-pub mod hub;
-pub mod method;
-pub mod model;
+pub mod job;
 pub mod plugin;
 pub mod report;
 pub mod run;
-pub mod task;
-pub mod tensors;
-pub mod text;
-pub mod train;
-pub mod weights;
+pub mod splits;
 
-pub use error::{Error, Result};
+pub use sparta_io::{checkpoint, decoder, files, hash, hub, text, weights};
+pub use sparta_model::{self as model, Error, Result, method};
+pub use sparta_train as train;

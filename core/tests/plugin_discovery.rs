@@ -4,11 +4,14 @@
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sparta_core::plugin::*;
+use sparta_graph::ops::{Accumulate, Layout, Linear};
+use sparta_graph::{DType, Graph, Plan, Work};
 use sparta_plugin::task::*;
 use std::env::consts::DLL_SUFFIX;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Compiles a C file of `tests/plugins`; `None` where there is no C compiler.
 fn compile(source: &str, case: u32, directory: &Path, name: &str) -> Option<PathBuf> {
@@ -94,6 +97,51 @@ fn a_task_in_c() {
     assert!(message.contains("no task `other`"), "{message}");
     let message = set.task("sgin").err().unwrap().to_string();
     assert!(message.contains("did you mean `sign`?"), "{message}");
+}
+
+/// Libraries that were built before functions were added to the table.
+#[test]
+fn backends_of_earlier_minor_versions_work() {
+    let dir = tempfile::tempdir().unwrap();
+    for minor in [0, 1] {
+        let Some(library) = compile("backend.c", minor, dir.path(), &format!("minor{minor}")) else { return };
+        let set = explicit(&library);
+        assert_eq!(set.report()[0].state, State::Loaded);
+        let plugin = &set.backends()[0];
+        let info = plugin.devices().unwrap().remove(0);
+        assert_eq!((info.activations, info.products), (vec![DType::F32], vec![]), "what every backend has");
+        let mut backend = plugin.open("store").unwrap();
+        assert_eq!(backend.memory_use(), None);
+
+        let mut graph = Graph::new();
+        let [x, y] = ["x", "y"].map(|name| graph.external(name, DType::F32, [2]));
+        graph.apply(Accumulate {}.into(), &[x, y]).unwrap();
+        let mut plan = Plan::build(&graph, false);
+        let [arena, a, b] = [4, 2, 2].map(|len| backend.alloc(DType::F32, len, "tensor").unwrap());
+        let id = backend.prepare(&plan, arena, &[a, b]).unwrap();
+        backend.run(id).unwrap();
+        match backend.run_profiled(id) {
+            Ok(times) => assert_eq!((minor, times), (1, vec![Duration::from_nanos(7)])),
+            Err(e) => assert!(minor == 0 && e.to_string().contains("no function `run_profiled`"), "{e}"),
+        }
+        backend.write(b, 1, &[1, 2, 3, 4]).unwrap();
+        let mut out = [9; 8];
+        backend.read(b, 0, &mut out).unwrap();
+        assert_eq!(out, [0, 0, 0, 0, 1, 2, 3, 4]);
+
+        // The host does with the old functions what the library has no function for.
+        let work = [Work::Write { buffer: b, offset: 0, data: &[5; 4] }, Work::Run(id)];
+        backend.submit(&work).unwrap();
+        let read = backend.request(b, 0, 8).unwrap();
+        backend.fetch(read, &mut out).unwrap();
+        assert_eq!(out, [5, 5, 5, 5, 1, 2, 3, 4]);
+
+        // What such a library does not know, it would ignore.
+        plan.calls[0].op = Linear { output: Some(DType::BF16), ..Linear::plain(Layout::Nt) }.into();
+        let message = backend.prepare(&plan, arena, &[a, b]).unwrap_err().to_string();
+        assert!(message.contains("store: linear: the plugin store (") && message.contains("`output`"), "{message}");
+        assert_eq!(backend.supports(&plan).unwrap_err().to_string(), message);
+    }
 }
 
 #[test]

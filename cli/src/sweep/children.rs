@@ -7,7 +7,7 @@ use super::definition::EarlyStop;
 use super::state::{Ended, Job, State};
 use crate::output::Output;
 use crate::progress::interrupted;
-use sparta_core::run::{RunResult, Stopped};
+use sparta_core::job::{RunResult, Stopped};
 use sparta_core::{Error, Result};
 use std::collections::VecDeque;
 use std::fs::{self, File};

@@ -1,8 +1,7 @@
 //! What the directory of a run tells about it, so that a sweep can go on where it was.
 
 use serde::{Deserialize, Serialize};
-use sparta_core::run::{RunResult, Stopped};
-use sparta_core::train::EvalReport;
+use sparta_core::job::{EvalReport, RunResult, Stopped};
 use sparta_core::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::fs;

@@ -3,8 +3,8 @@
 use super::state::{Job, State};
 use crate::output::bytes;
 use crate::progress::score;
+use sparta_core::job::RunResult;
 use sparta_core::report::duration;
-use sparta_core::run::RunResult;
 use sparta_core::train::Metrics;
 use sparta_core::{Error, Result};
 

@@ -1,8 +1,9 @@
 //! Reverse-mode differentiation on the graph, pruned by need: no gradient is computed for a tensor that leads to no
 //! requested one.
 
-use crate::graph::{Graph, GraphError, Value};
-use crate::ops::{Add, Gather};
+use crate::graph::{Graph, GraphError, Node, Value};
+use crate::ops::{Add, Cast, Fill, Gather, ScaleBy};
+use crate::{DType, Op};
 use std::collections::HashMap;
 
 /// Which elements of a tensor's gradient are wanted.
@@ -31,15 +32,35 @@ impl GradCtx<'_> {
         self.needed.get(value.0 as usize).copied().unwrap_or(false)
     }
 
+    /// The type of a tensor's gradient: f32 for external tensors, otherwise that of the tensor.
+    pub fn grad_type(&self, value: Value) -> Result<DType, GraphError> {
+        let ty = self.graph.ty(value)?;
+        let own = ty.dtype.is_activation() && self.graph.info(value).external.is_none();
+        Ok(if own { ty.dtype } else { DType::F32 })
+    }
+
+    /// The same numbers in this type.
+    pub fn cast(&mut self, value: Value, to: DType) -> Result<Value, GraphError> {
+        if self.graph.ty(value)?.dtype == to { Ok(value) } else { self.graph.one(Cast { to }, &[value]) }
+    }
+
     /// Takes what has been accumulated for `value` so far, for a rule that adds to it in its own kernel; the rule
-    /// must [`add`](Self::add) the sum.
-    pub fn take(&mut self, value: Value) -> Option<Value> {
-        if self.sampled(value).is_some() { None } else { self.grads.remove(&value) }
+    /// must [`add`](Self::add) the sum. Nothing where that has another type than the kernel's, or a sampled form.
+    pub fn take(&mut self, value: Value, dtype: DType) -> Option<Value> {
+        if self.sampled(value).is_some() || self.grad_type(value) != Ok(dtype) {
+            return None;
+        }
+        self.grads.remove(&self.target(value))
+    }
+
+    /// The tensor whose gradient that of `value` is part of: itself, or its master.
+    fn target(&self, value: Value) -> Value {
+        self.graph.info(value).master.unwrap_or(value)
     }
 
     /// The index set, when only chosen elements of this gradient are wanted.
     pub fn sampled(&self, value: Value) -> Option<(Value, Option<Value>)> {
-        match self.requests.get(&value) {
+        match self.requests.get(&self.target(value)) {
             Some(GradRequest::Sampled { index, row_ptr }) => Some((*index, *row_ptr)),
             _ => None,
         }
@@ -56,14 +77,41 @@ impl GradCtx<'_> {
         }
     }
 
-    /// Adds a gradient that already has the requested form.
+    /// Adds a gradient that already has the requested form, in any type.
     pub fn add_sampled(&mut self, value: Value, grad: Value) -> Result<(), GraphError> {
-        let sum = match self.grads.remove(&value) {
+        let grad = self.cast(grad, self.grad_type(value)?)?;
+        let target = self.target(value);
+        let sum = match self.grads.remove(&target) {
             Some(so_far) => self.graph.one(Add {}, &[so_far, grad])?,
             None => grad,
         };
-        self.grads.insert(value, sum);
+        self.grads.insert(target, sum);
         Ok(())
+    }
+
+    /// For an op that computes its gradients along with its result: puts `op` in the place of a forward node. Inputs of
+    /// the new node are those of the old one and `more`, which are external tensors; its first `kept` outputs are
+    /// those of the old one. Returns the other outputs.
+    pub(crate) fn extend(
+        &mut self,
+        node: &Node,
+        op: impl Into<Op>,
+        more: &[Value],
+        kept: usize,
+    ) -> Result<Vec<Value>, GraphError> {
+        let at = self.graph.nodes().iter().position(|n| n.outputs == node.outputs && n.inputs == node.inputs);
+        let at = at.ok_or_else(|| GraphError::UnknownValue(node.outputs.first().map_or(0, |v| v.0)))?;
+        let inputs = [&node.inputs, more].concat();
+        self.graph.replace(at, op.into(), inputs, kept)
+    }
+
+    /// `grad` times the scalar `factor`; `grad` itself where that is the constant 1.
+    pub(crate) fn scaled(&mut self, grad: Value, factor: Value) -> Result<Value, GraphError> {
+        let one = |node: &Node| node.outputs == [factor] && matches!(node.op, Op::Fill(Fill { value: 1.0, .. }));
+        if self.graph.nodes().iter().any(one) {
+            return Ok(grad);
+        }
+        self.graph.one(ScaleBy {}, &[grad, factor])
     }
 
     pub fn add_if_needed(&mut self, value: Value, grad: Value) -> Result<(), GraphError> {
@@ -71,8 +119,9 @@ impl GradCtx<'_> {
     }
 }
 
-/// Appends the backward pass to `graph` and returns the gradient of each requested tensor, in order: f32, of the
-/// tensor's shape, or `[n]` for a sampled one.
+/// Appends the backward pass to `graph` and returns the gradient of each requested tensor, in order: of the tensor's
+/// shape, or `[n]` for a sampled one; f32 for external tensors, for others in the tensor's type. What is read through a
+/// shadow ([`Graph::shadow`]) counts for its master.
 ///
 /// `seeds` are outputs with their upstream gradients. Errors: a requested tensor does not influence any seed.
 pub fn gradients(
@@ -84,6 +133,10 @@ pub fn gradients(
     let mut needed = vec![false; graph.values().len()];
     for &(value, _) in requests {
         *needed.get_mut(value.0 as usize).ok_or(GraphError::UnknownValue(value.0))? = true;
+    }
+    let masters = graph.values().iter().enumerate().filter_map(|(i, v)| Some((i, v.master?)));
+    for (shadow, master) in masters {
+        needed[shadow] |= needed[master.0 as usize];
     }
     for node in graph.nodes() {
         if node.inputs.iter().any(|v| needed[v.0 as usize]) {
@@ -261,18 +314,63 @@ mod tests {
 
     #[test]
     fn an_op_without_a_gradient_is_an_error_only_where_one_is_needed() {
-        let cast_net = |wanted: &str| {
+        let gather_net = |wanted: &str| {
             let mut graph = Graph::new();
             let x = graph.external("x", DType::F32, [4]);
+            let index = graph.external("index", DType::U32, [4]);
             let z = graph.external("z", DType::F32, [4]);
             let seed = graph.external("seed", DType::F32, [4]);
-            let cast = graph.one(Cast { to: DType::F32 }, &[x]).unwrap();
-            let y = graph.one(Add {}, &[cast, z]).unwrap();
+            let chosen = graph.one(Gather {}, &[x, index]).unwrap();
+            let y = graph.one(Add {}, &[chosen, z]).unwrap();
             let wanted = if wanted == "x" { x } else { z };
             gradients(&mut graph, &[(y, seed)], &[(wanted, GradRequest::Dense)])
         };
-        assert_eq!(cast_net("x").unwrap_err(), GraphError::NotDifferentiable { op: "cast", input: 0 });
-        assert!(cast_net("z").is_ok());
+        assert_eq!(gather_net("x").unwrap_err(), GraphError::NotDifferentiable { op: "gather", input: 0 });
+        assert!(gather_net("z").is_ok());
+    }
+
+    /// A block of a residual stream in bf16: `y = x + act(x a^T) b^T`, with the gradients of a, b and x.
+    #[test]
+    fn products_of_bf16_values_have_bf16_operands_backward_too() {
+        let mut graph = Graph::new();
+        let stream = graph.external("stream", DType::F32, [4, 8]);
+        let x = graph.one(Scale { factor: 2.0 }, &[stream]).unwrap();
+        let [a, b] = ["a", "b"].map(|name| graph.external(name, DType::BF16, [8, 8]));
+        let seed = graph.external("seed", DType::F32, [4, 8]);
+        let low = graph.one(Cast { to: DType::BF16 }, &[x]).unwrap();
+        let h = graph.one(Linear::plain(Layout::Nt), &[low, a]).unwrap();
+        let h = graph.one(GatedAct { act: Activation::Silu }, &[h, h]).unwrap();
+        let down = Linear { residual: true, output: Some(DType::F32), ..Linear::plain(Layout::Nt) };
+        let y = graph.one(down, &[h, b, x]).unwrap();
+        let forward = graph.nodes().len();
+        let requests = [a, b, x].map(|v| (v, GradRequest::Dense));
+        let grads = gradients(&mut graph, &[(y, seed)], &requests).unwrap();
+        let types: Vec<DType> = grads.iter().map(|&g| graph.ty(g).unwrap().dtype).collect();
+        assert_eq!(types, [DType::F32; 3], "of weights, and of a value that is f32");
+        let backward = &graph.nodes()[forward..];
+        let ty = |v: &Value| graph.ty(*v).unwrap().dtype;
+        for product in backward.iter().filter(|node| matches!(node.op, Op::Linear(_))) {
+            assert!(product.inputs[..2].iter().all(|v| ty(v) == DType::BF16), "{:?}", product.op);
+        }
+        let casts = backward.iter().filter(|node| node.op == Cast { to: DType::BF16 }.into());
+        assert_eq!(casts.count(), 1, "the gradient of the stream is rounded once for both products");
+    }
+
+    #[test]
+    fn what_is_read_through_a_shadow_counts_for_its_master() {
+        let mut graph = Graph::new();
+        let master = graph.external("w", DType::F32, [16, 8]);
+        let shadow = graph.shadow("shadow.w", DType::BF16, master).unwrap();
+        let tokens = graph.external("tokens", DType::U32, [4]);
+        let seed = graph.external("seed", DType::F32, [4, 16]);
+        let x = graph.one(Embed { scale: 1.0, padding: None }, &[master, tokens]).unwrap();
+        let x = graph.one(Cast { to: DType::BF16 }, &[x]).unwrap();
+        let head = Linear { output: Some(DType::F32), ..Linear::plain(Layout::Nt) };
+        let logits = graph.one(head, &[x, shadow]).unwrap();
+        let grads = gradients(&mut graph, &[(logits, seed)], &[(master, GradRequest::Dense)]).unwrap();
+        assert_eq!(graph.ty(grads[0]).unwrap(), &TensorType::f32([16, 8]));
+        let sum = graph.nodes().last().unwrap();
+        assert_eq!((sum.op.name(), sum.outputs[0]), ("add", grads[0]), "of the head and of the lookup");
     }
 
     #[test]
@@ -282,7 +380,7 @@ mod tests {
         let labels = graph.external("labels", DType::U32, [4]);
         let step = graph.external("step", DType::F32, [step::LEN]);
         let seed = graph.external("seed", DType::F32, [4]);
-        let outputs = graph.apply(CrossEntropy {}.into(), &[logits, labels, step]).unwrap();
+        let outputs = graph.apply(CrossEntropy::default().into(), &[logits, labels, step]).unwrap();
         let error = gradients(&mut graph, &[(outputs[1], seed)], &[(logits, GradRequest::Dense)]).unwrap_err();
         assert_eq!(error, GraphError::OutputNotDifferentiable { op: "cross_entropy", output: 1 });
 

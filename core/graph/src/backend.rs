@@ -10,6 +10,24 @@ pub struct BufferId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PlanId(pub u64);
 
+/// One piece of work of [`Backend::submit`].
+#[derive(Clone, Copy, Debug)]
+pub enum Work<'a> {
+    /// Overwrites elements as [`Backend::write`] does.
+    Write { buffer: BufferId, offset: usize, data: &'a [u8] },
+    /// Runs a plan as [`Backend::run`] does.
+    Run(PlanId),
+}
+
+/// A read that was requested and not fetched yet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ReadId {
+    /// The device is still at it; the number is the backend's own.
+    Pending(u64),
+    /// The device had the bytes at once.
+    Ready(Vec<u8>),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
@@ -37,6 +55,25 @@ pub struct DeviceInfo {
     /// Whether plans may let an output share memory with an input ([`crate::Op::reuses`]).
     #[serde(default)]
     pub in_place: bool,
+    /// Types that activations may have in plans for this device. A backend that does not say takes f32 only.
+    #[serde(default = "only_f32")]
+    pub activations: Vec<DType>,
+    /// 16-bit types that the device multiplies in hardware faster than f32.
+    #[serde(default)]
+    pub products: Vec<DType>,
+}
+
+fn only_f32() -> Vec<DType> {
+    vec![DType::F32]
+}
+
+/// Memory that a backend has allocated on its device: tensors, arenas and scratch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// Bytes in use now.
+    pub in_use: u64,
+    /// The most bytes that were in use at a time.
+    pub peak: u64,
 }
 
 /// What can go wrong on a device.
@@ -58,8 +95,8 @@ pub enum BackendError {
 
 /// A device that holds tensors and runs plans. The same few calls cross the plugin ABI.
 ///
-/// Calls are made from one thread at a time. `run` may return before the device has finished;
-/// `read` waits for everything submitted before it.
+/// Calls are made from one thread at a time. `run` and `submit` may return before the device has finished; `read` waits
+/// for everything submitted before it, `fetch` for what its request needs.
 pub trait Backend: Send {
     fn info(&self) -> DeviceInfo;
 
@@ -68,6 +105,20 @@ pub trait Backend: Send {
 
     fn free(&mut self, buffer: BufferId);
 
+    /// What this backend has allocated; `None` where it does not count.
+    fn memory_use(&self) -> Option<MemoryUse> {
+        None
+    }
+
+    /// Whether the backend has every operation of a plan; to be asked before a run begins. The default is for backends
+    /// that have all.
+    ///
+    /// Errors: what is missing.
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        let _ = plan;
+        Ok(())
+    }
+
     /// Overwrites elements from element `offset` on. `data` holds little-endian values of the buffer's dtype; for
     /// 2-byte dtypes `offset` is even.
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError>;
@@ -75,12 +126,45 @@ pub trait Backend: Send {
     /// Reads elements from element `offset` on into `out`, in the form that `write` takes.
     fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError>;
 
-    /// Binds a plan: `arena` is an f32 buffer of at least `plan.arena / 4` elements, `externals[i]` the buffer of
-    /// `plan.externals[i]`, at least as long as its shape.
+    /// Binds a plan: `arena` is an f32 buffer of at least `plan.arena / 4` elements, `externals[i]` the buffer in which
+    /// `plan.externals[i]` lies from its `offset` on.
     fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError>;
 
     /// Runs every call of the plan in order, as one submission where the device allows.
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError>;
+
+    /// Does pieces of work in order: one upload and one submission where the device allows.
+    ///
+    /// Errors: those of `write` and `run`. The work before the failing piece may have been done.
+    fn submit(&mut self, work: &[Work]) -> Result<(), BackendError> {
+        for piece in work {
+            match *piece {
+                Work::Write { buffer, offset, data } => self.write(buffer, offset, data)?,
+                Work::Run(plan) => self.run(plan)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for `bytes` bytes from element `offset` on, as they are after all work submitted so far. A device that
+    /// works while the host goes on does not wait for it here; the default is for devices that are done when `run`
+    /// returns.
+    fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
+        let mut out = vec![0; bytes];
+        self.read(buffer, offset, &mut out)?;
+        Ok(ReadId::Ready(out))
+    }
+
+    /// Waits for a requested read and copies it into `out`, in the form that `write` takes.
+    ///
+    /// Errors: `out` is not of the requested length; a request of another backend; those of `read`.
+    fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
+        let copied = match read {
+            ReadId::Ready(bytes) => copy_ready(&bytes, out),
+            ReadId::Pending(id) => Err(format!("there is no requested read {id}")),
+        };
+        copied.map_err(|reason| BackendError::Other { device: self.info().id, reason })
+    }
 
     /// [`Backend::run`], and what each of the plan's calls took, in their order. It waits for the device.
     ///
@@ -92,4 +176,15 @@ pub trait Backend: Send {
     }
 
     fn release(&mut self, plan: PlanId);
+}
+
+/// What [`Backend::fetch`] does with [`ReadId::Ready`].
+///
+/// Errors: another length than was requested.
+pub fn copy_ready(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
+    if bytes.len() != out.len() {
+        return Err(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len()));
+    }
+    out.copy_from_slice(bytes);
+    Ok(())
 }

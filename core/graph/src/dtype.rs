@@ -1,8 +1,8 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The type of a tensor's elements. Arithmetic is always f32 (f64 in the reference backend);
-/// bf16 and f16 are storage types of weights.
+/// The type of a tensor's elements. Arithmetic inside an op is f32 whatever the types of its tensors (f64 in the
+/// reference backend), and each result is rounded once, to nearest with ties to even, when it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
@@ -23,6 +23,12 @@ impl DType {
 
     pub fn is_float(self) -> bool {
         self != DType::U32
+    }
+
+    /// Whether activations can have this type: f32 and bf16. f16 is for weights only: its range is too small for
+    /// gradients.
+    pub fn is_activation(self) -> bool {
+        matches!(self, DType::F32 | DType::BF16)
     }
 }
 

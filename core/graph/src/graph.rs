@@ -50,6 +50,8 @@ pub struct ValueInfo {
     pub ty: TensorType,
     /// The name of an external tensor; `None` for what a node makes.
     pub external: Option<String>,
+    /// The tensor that this one is a rounded copy of ([`Graph::shadow`]).
+    pub master: Option<Value>,
 }
 
 /// One operation. Nodes stand in execution order.
@@ -97,8 +99,19 @@ impl Graph {
         self.push(TensorType::new(dtype, shape), Some(name.into()))
     }
 
+    /// An external tensor that holds the values of `master` rounded to `dtype`: what products read of a trained weight.
+    /// Its gradient is its master's. Keeping the copy up to date, with [`crate::ops::Store`], is the caller's work.
+    ///
+    /// Errors: a handle of another graph.
+    pub fn shadow(&mut self, name: impl Into<String>, dtype: DType, master: Value) -> Result<Value, GraphError> {
+        let ty = TensorType::new(dtype, self.shape(master)?);
+        let shadow = self.push(ty, Some(name.into()));
+        self.values[shadow.0 as usize].master = Some(master);
+        Ok(shadow)
+    }
+
     pub(crate) fn push(&mut self, ty: TensorType, external: Option<String>) -> Value {
-        self.values.push(ValueInfo { ty, external });
+        self.values.push(ValueInfo { ty, external, master: None });
         Value(self.values.len() as u32 - 1)
     }
 
@@ -118,6 +131,26 @@ impl Graph {
             segment: self.segment,
         });
         Ok(outputs)
+    }
+
+    /// Puts another op in the place of node `i`. Its first `kept` outputs, of the same types as before, keep their
+    /// handles; returns the others.
+    pub(crate) fn replace(
+        &mut self,
+        i: usize,
+        op: Op,
+        inputs: Vec<Value>,
+        kept: usize,
+    ) -> Result<Vec<Value>, GraphError> {
+        let types = inputs.iter().map(|&v| self.ty(v)).collect::<Result<Vec<_>, _>>()?;
+        let label = self.nodes[i].label.clone();
+        let outputs = op.infer(&types).map_err(|reason| GraphError::Op { label, op: op.name(), reason })?;
+        let made: Vec<Value> = outputs.into_iter().skip(kept).map(|ty| self.push(ty, None)).collect();
+        let node = &mut self.nodes[i];
+        node.outputs.truncate(kept);
+        node.outputs.extend(&made);
+        (node.op, node.inputs) = (op, inputs);
+        Ok(made)
     }
 
     /// [`Graph::apply`] for an op with exactly one output, or its first output.
@@ -189,10 +222,10 @@ mod tests {
         let mut graph = Graph::new();
         graph.set_label("layers.3.mlp");
         let a = graph.external("a", DType::F32, [3, 5]);
-        let b = graph.external("b", DType::BF16, [7, 6]);
+        let b = graph.external("b", DType::F16, [7, 6]);
         let reason = refusal(&mut graph, Linear::plain(Layout::Nt), &[a, b]);
         assert_eq!(reason, "layers.3.mlp: linear: inner dimensions differ in Nt: a [3, 5], b [7, 6]");
-        assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32, got bf16"));
+        assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32 or bf16, got f16"));
         assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 to 2 inputs, got 1"));
         assert!(refusal(&mut graph, Rope { head_dim: 3, inverse: false }, &[a, a, a]).contains("even heads"));
         assert!(refusal(&mut graph, Dropout { p: 1.0, salt: 0 }, &[a, a]).contains("[0, 1)"));

@@ -5,19 +5,21 @@ pub mod autodiff;
 pub mod backend;
 pub mod dtype;
 pub mod graph;
-pub mod host;
 pub mod ops;
+pub mod parts;
 pub mod philox;
 pub mod plan;
 pub mod probe;
 pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
-pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, PlanId};
+pub use backend::{
+    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work, copy_ready,
+};
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
-pub use host::host_memory;
 pub use ops::Op;
+pub use parts::{Part, Rows, Slot};
 pub use philox::philox4x32_10;
 pub use plan::{Call, Operand, Place, Plan};
 pub use probe::{Probe, probe};

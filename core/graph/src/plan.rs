@@ -1,9 +1,9 @@
 //! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in one arena by liveness.
 
-use crate::graph::{Graph, TensorType, Value};
+use crate::graph::{Graph, Node, TensorType, Value};
 use crate::ops::{Attention, Op};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Alignment of tensors in the arena, bytes: the largest that WebGPU asks of a binding.
 pub const ALIGNMENT: usize = 256;
@@ -21,6 +21,10 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct External {
     pub name: String,
+    /// The element of its buffer at which it begins, a multiple of [`ALIGNMENT`] in bytes. Plans are built with 0; who
+    /// binds one sets it where several tensors share a buffer.
+    #[serde(default)]
+    pub offset: usize,
     #[serde(flatten)]
     pub ty: TensorType,
 }
@@ -51,63 +55,28 @@ pub enum Place {
 
 impl Plan {
     /// Plans a graph. What no op with [`Op::writes`] depends on is dropped. With `in_place` an output may take the
-    /// memory of an input that ends there ([`Op::reuses`]).
+    /// memory of an input that ends there ([`Op::reuses`]), and inputs of an op that joins them are made inside of its
+    /// output ([`Op::joins`]).
     pub fn build(graph: &Graph, in_place: bool) -> Plan {
         let live = live_nodes(graph);
         let last_use = last_uses(graph, &live);
-        let mut arena = Arena::default();
-        let mut places: HashMap<Value, Place> = HashMap::new();
-        let mut externals = Vec::new();
+        let joined = if in_place { joined(graph, &live, &last_use) } else { HashMap::new() };
+        let (arena, places) = (Arena::default(), HashMap::new());
+        let mut planner = Planner { graph, in_place, last_use, joined, arena, places, externals: Vec::new() };
         let mut calls = Vec::new();
         for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
-            for &v in &node.inputs {
-                let info = graph.info(v);
-                if let (Some(name), false) = (&info.external, places.contains_key(&v)) {
-                    places.insert(v, Place::External(externals.len()));
-                    externals.push(External { name: name.clone(), ty: info.ty.clone() });
-                }
-            }
-            let ends_here = |v: &Value| last_use.get(v) == Some(&i) && graph.info(*v).external.is_none();
-            let mut taken = Vec::new();
-            for (o, &out) in node.outputs.iter().enumerate() {
-                let bytes = graph.info(out).ty.bytes();
-                let donor =
-                    node.op.reuses().iter().filter(|(output, _)| in_place && *output == o).find_map(|(_, input)| {
-                        let v = *node.inputs.get(*input)?;
-                        // The same tensor may also be an input that the op does not give away.
-                        let mut uses = node.inputs.iter().enumerate().filter(|(_, u)| **u == v);
-                        let given = uses.all(|(i, _)| node.op.reuses().contains(&(o, i)));
-                        let free = given && ends_here(&v) && !taken.contains(&v);
-                        (free && graph.info(v).ty.bytes() == bytes).then_some(v)
-                    });
-                let place = match donor.and_then(|v| places.get(&v).copied().map(|p| (v, p))) {
-                    Some((v, place)) => {
-                        taken.push(v);
-                        place
-                    }
-                    None => Place::Arena(arena.alloc(bytes)),
-                };
-                places.insert(out, place);
-            }
-            let operand = |v: &Value| Operand { place: places[v], ty: graph.info(*v).ty.clone() };
+            planner.find_externals(node);
+            let taken = planner.place_outputs(i, node);
+            let operand = |v: &Value| Operand { place: planner.places[v], ty: graph.info(*v).ty.clone() };
             calls.push(Call {
                 op: node.op.clone(),
                 inputs: node.inputs.iter().map(operand).collect(),
                 outputs: node.outputs.iter().map(operand).collect(),
                 label: node.label.clone(),
             });
-            let mut ended: Vec<Value> =
-                node.inputs.iter().copied().filter(|v| ends_here(v) && !taken.contains(v)).collect();
-            ended.extend(node.outputs.iter().copied().filter(|v| !last_use.contains_key(v)));
-            ended.sort();
-            ended.dedup();
-            for v in ended {
-                if let Place::Arena(offset) = places[&v] {
-                    arena.free(offset, graph.info(v).ty.bytes());
-                }
-            }
+            planner.free_ended(i, node, &taken);
         }
-        Plan { arena: arena.size, externals, calls }
+        Plan { arena: planner.arena.size, externals: planner.externals, calls }
     }
 
     /// Floating point operations of one run.
@@ -155,6 +124,140 @@ fn live_nodes(graph: &Graph) -> Vec<bool> {
 fn last_uses(graph: &Graph, live: &[bool]) -> HashMap<Value, usize> {
     let nodes = graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]);
     nodes.flat_map(|(i, node)| node.inputs.iter().map(move |&v| (v, i))).collect()
+}
+
+/// Places tensors, node by node.
+struct Planner<'g> {
+    graph: &'g Graph,
+    in_place: bool,
+    last_use: HashMap<Value, usize>,
+    joined: HashMap<Value, Joined>,
+    arena: Arena,
+    places: HashMap<Value, Place>,
+    externals: Vec<External>,
+}
+
+impl Planner<'_> {
+    fn bytes(&self, value: Value) -> usize {
+        self.graph.info(value).ty.bytes()
+    }
+
+    fn ends(&self, value: Value, at: usize) -> bool {
+        self.last_use.get(&value) == Some(&at) && self.graph.info(value).external.is_none()
+    }
+
+    fn find_externals(&mut self, node: &Node) {
+        for &v in &node.inputs {
+            let info = self.graph.info(v);
+            if let (Some(name), false) = (&info.external, self.places.contains_key(&v)) {
+                self.places.insert(v, Place::External(self.externals.len()));
+                self.externals.push(External { name: name.clone(), offset: 0, ty: info.ty.clone() });
+            }
+        }
+    }
+
+    /// Places the outputs of node `i`. Returns the inputs whose memory they have taken over.
+    fn place_outputs(&mut self, i: usize, node: &Node) -> Vec<Value> {
+        let mut taken = Vec::new();
+        for (o, &out) in node.outputs.iter().enumerate() {
+            if let Some(&Joined { whole, offset }) = self.joined.get(&out) {
+                let begin = self.place_whole(whole);
+                self.places.insert(out, Place::Arena(begin + offset));
+                continue;
+            }
+            let free = |v| self.ends(v, i) && !taken.contains(&v) && !self.joined.contains_key(&v);
+            let donor = if self.in_place { donor(self.graph, node, o, free) } else { None };
+            match donor.and_then(|v| self.places.get(&v).copied().map(|place| (v, place))) {
+                Some((v, place)) => {
+                    taken.push(v);
+                    self.places.insert(out, place);
+                }
+                None => drop(self.place_whole(out)),
+            }
+        }
+        taken
+    }
+
+    /// The offset of a tensor with memory of its own, which it gets here if it has none yet.
+    fn place_whole(&mut self, value: Value) -> usize {
+        if let Some(Place::Arena(offset)) = self.places.get(&value) {
+            return *offset;
+        }
+        let offset = self.arena.alloc(self.bytes(value));
+        self.places.insert(value, Place::Arena(offset));
+        offset
+    }
+
+    fn free_ended(&mut self, i: usize, node: &Node, taken: &[Value]) {
+        let mut ended: Vec<Value> =
+            node.inputs.iter().copied().filter(|v| self.ends(*v, i) && !taken.contains(v)).collect();
+        ended.extend(node.outputs.iter().copied().filter(|v| !self.last_use.contains_key(v)));
+        // What lies inside of another tensor ends with that.
+        ended.retain(|v| !self.joined.contains_key(v));
+        ended.sort();
+        ended.dedup();
+        for v in ended {
+            if let Place::Arena(offset) = self.places[&v] {
+                self.arena.free(offset, self.bytes(v));
+            }
+        }
+    }
+}
+
+/// An input whose memory output `o` of a node may take over ([`Op::reuses`]), among those that are `free`.
+fn donor(graph: &Graph, node: &Node, o: usize, free: impl Fn(Value) -> bool) -> Option<Value> {
+    let bytes = |v: Value| graph.info(v).ty.bytes();
+    let reuses = node.op.reuses();
+    reuses.iter().filter(|(output, _)| *output == o).find_map(|&(_, input)| {
+        let v = *node.inputs.get(input)?;
+        // The same tensor may also be an input that the op does not give away.
+        let mut uses = node.inputs.iter().enumerate().filter(|(_, u)| **u == v);
+        let given = uses.all(|(i, _)| reuses.contains(&(o, i)));
+        (given && free(v) && bytes(v) == bytes(node.outputs[o])).then_some(v)
+    })
+}
+
+/// Where a tensor lies that is made inside of another one.
+#[derive(Clone, Copy)]
+struct Joined {
+    whole: Value,
+    /// Bytes from the beginning of `whole`.
+    offset: usize,
+}
+
+/// The tensors that are made inside of another one: inputs of a joining op that nothing reads after it, and those whose
+/// memory these take over.
+fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>) -> HashMap<Value, Joined> {
+    let mut joined = HashMap::new();
+    let mut wholes = HashSet::new();
+    let mut makers: HashMap<Value, usize> = HashMap::new();
+    for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
+        makers.extend(node.outputs.iter().map(|&v| (v, i)));
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| &graph.info(v).ty).collect();
+        let offsets = node.op.joins(&types);
+        let (Some(&whole), false) = (node.outputs.first(), offsets.is_empty()) else { continue };
+        wholes.insert(whole);
+        for (&input, offset) in node.inputs.iter().zip(offsets) {
+            if node.inputs.iter().filter(|&&v| v == input).count() > 1 {
+                continue;
+            }
+            let mut next = Some((input, i));
+            while let Some((value, reader)) = next {
+                // External tensors have no maker; a whole has parts inside of it already.
+                let own = !joined.contains_key(&value) && !wholes.contains(&value);
+                let (Some(&maker), true) = (makers.get(&value), own && last_use.get(&value) == Some(&reader)) else {
+                    break;
+                };
+                joined.insert(value, Joined { whole, offset });
+                let made = &graph.nodes()[maker];
+                let output = made.outputs.iter().position(|&v| v == value);
+                let free =
+                    |v: Value| makers.contains_key(&v) && last_use.get(&v) == Some(&maker) && !joined.contains_key(&v);
+                next = output.and_then(|o| donor(graph, made, o, free)).map(|v| (v, maker));
+            }
+        }
+    }
+    joined
 }
 
 /// Best-fit allocation of byte ranges; the arena grows at its end.
@@ -212,7 +315,6 @@ mod tests {
     use super::*;
     use crate::DType;
     use crate::ops::*;
-    use std::collections::HashSet;
 
     const WIDTH: usize = 24;
 
@@ -233,7 +335,7 @@ mod tests {
     }
 
     /// A graph of elementwise ops, products with residuals, ops with two outputs and repeated inputs, whose values are
-    /// read once, often or never.
+    /// read once, often or never, and joined.
     fn random_graph(seed: u64) -> Graph {
         let mut rng = Rng(seed);
         let mut graph = Graph::new();
@@ -252,15 +354,22 @@ mod tests {
             // Half of the time the newest value: long chains in which memory can be taken over.
             let mut pick = || if rng.below(2) == 0 { pools[p][newest] } else { pools[p][rng.below(newest + 1)] };
             let (a, b, c, d) = (pick(), pick(), pick(), pick());
-            let (op, inputs): (Op, Vec<Value>) = match rng.below(9) {
+            let others: Vec<Value> = pools.iter().filter_map(|pool| pool.last().copied()).collect();
+            let (op, inputs): (Op, Vec<Value>) = match rng.below(10) {
                 0 => (Add {}.into(), vec![a, b]),
                 1 => (Scale { factor: 2.0 }.into(), vec![a]),
                 2 => (GatedAct { act: Activation::Silu }.into(), vec![a, b]),
                 3 => (GatedActGrad { act: Activation::Silu }.into(), vec![a, b, c]),
-                4 => (RmsNorm { eps: 1e-6, plus_one: false }.into(), vec![a, norm]),
+                4 => (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![a, norm]),
                 5 => (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![a, norm, b, c]),
                 6 => (Linear { residual: true, ..Linear::plain(Layout::Nt) }.into(), vec![a, square, b]),
                 7 => (Linear::plain(Layout::Nn).into(), vec![a, square]),
+                8 => {
+                    let mut parts = [a, b, c, others[rng.below(others.len())]].to_vec();
+                    parts.truncate(1 + rng.below(4));
+                    join(&mut graph, &parts, rng.below(2) == 0, step);
+                    continue;
+                }
                 _ => {
                     let rows = graph.shape(a).unwrap()[0];
                     let kept = f32s(&mut graph, &format!("kept{step}"), &[rows, WIDTH]);
@@ -270,6 +379,18 @@ mod tests {
             pools[p].extend(graph.apply(op, &inputs).unwrap());
         }
         graph
+    }
+
+    /// Joins tensors, the result also with itself scaled, and adds it to an external tensor.
+    fn join(graph: &mut Graph, parts: &[Value], twice: bool, step: usize) {
+        let mut whole = graph.one(Concat {}, parts).unwrap();
+        if twice {
+            let scaled = graph.one(Scale { factor: 2.0 }, &[whole]).unwrap();
+            whole = graph.one(Concat {}, &[scaled, whole]).unwrap();
+        }
+        let length = graph.shape(whole).unwrap()[0];
+        let kept = f32s(graph, &format!("joined{step}"), &[length]);
+        graph.apply(Accumulate {}.into(), &[kept, whole]).unwrap();
     }
 
     /// The nodes on which a node with effects depends, found by walking back from each such node.
@@ -321,9 +442,15 @@ mod tests {
                 for other in call.outputs[..o].iter().filter_map(range) {
                     assert!(!overlap((start, end), other), "two outputs share memory");
                 }
+                let types: Vec<&TensorType> = call.inputs.iter().map(|input| &input.ty).collect();
+                let joins = call.op.joins(&types);
                 for (i, input) in call.inputs.iter().enumerate() {
                     if range(input).is_some_and(|other| overlap((start, end), other)) {
                         assert!(in_place, "memory is shared although it must not be");
+                        if let Some(offset) = joins.get(i) {
+                            assert_eq!(input.place, Place::Arena(start + offset), "input {i} of a joining op");
+                            continue;
+                        }
                         assert!(node.op.reuses().contains(&(o, i)), "{} input {i}, output {o}", node.op.name());
                         assert_eq!(range(input), Some((start, end)));
                     }
@@ -365,6 +492,38 @@ mod tests {
         let y = graph.one(linear, &[h, w, h]).unwrap();
         graph.apply(Store {}.into(), &[out, y]).unwrap();
         check(&graph, &Plan::build(&graph, true), true);
+    }
+
+    /// Products land in the joined tensor, also where one is added to another in its memory; an external tensor and one
+    /// that is read later do not.
+    #[test]
+    fn joined_tensors_are_made_where_they_belong() {
+        let mut graph = Graph::new();
+        let x = f32s(&mut graph, "x", &[4, 8]);
+        let w = f32s(&mut graph, "w", &[4, 8]);
+        let tn = Linear::plain(Layout::Tn);
+        let first = graph.one(tn.clone(), &[x, w]).unwrap();
+        let sum = graph.one(Linear { residual: true, ..tn.clone() }, &[x, w, first]).unwrap();
+        let kept = graph.one(Scale { factor: 3.0 }, &[x]).unwrap();
+        let other = graph.one(tn, &[w, x]).unwrap();
+        let whole = graph.one(Concat {}, &[sum, x, kept, other]).unwrap();
+        let length = graph.shape(whole).unwrap()[0];
+        for (name, value) in [("out", whole), ("again", kept)] {
+            let shape = graph.shape(value).unwrap().to_vec();
+            let out = f32s(&mut graph, name, &shape);
+            graph.apply(Store {}.into(), &[out, value]).unwrap();
+        }
+        assert_eq!(length, 64 + 64 + 64 + 64);
+        let plan = Plan::build(&graph, true);
+        check(&graph, &plan, true);
+        let concat = plan.calls.iter().find(|call| matches!(call.op, Op::Concat(_))).unwrap();
+        let Place::Arena(begin) = concat.outputs[0].place else { panic!("outputs live in the arena") };
+        let at = |i: usize| concat.inputs[i].place;
+        assert_eq!((at(0), at(3)), (Place::Arena(begin), Place::Arena(begin + 768)));
+        assert_eq!(at(1), Place::External(0));
+        assert!(matches!(at(2), Place::Arena(offset) if offset < begin || offset >= begin + 1024));
+        assert_eq!(plan.calls[0].outputs[0].place, Place::Arena(begin), "the first addend, too");
+        assert_eq!(plan.arena, 1024 + 256);
     }
 
     fn chain(length: usize) -> Graph {

@@ -16,23 +16,24 @@ pub struct Probe {
     pub externals: Vec<String>,
 }
 
-/// The computation up to the first optimizer update. After each node the partial sums of squares of its f32 outputs go
-/// into the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for each returned probe in order of computation.
+/// The computation up to the clip factor, which every optimizer update waits for. After each node the partial sums of
+/// squares of its f32 and bf16 outputs go into the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for each
+/// returned probe in order of computation.
 ///
 /// A row is not finite where its tensor is not, or holds values above 1e19, whose squares overflow.
 pub fn probe(graph: &Graph, norms: &str) -> Result<(Graph, Vec<Probe>), GraphError> {
-    let end = graph.nodes().iter().position(|node| matches!(node.op, Op::Adam(_))).unwrap_or(graph.nodes().len());
-    let loss = graph.nodes().iter().position(|node| matches!(node.op, Op::CrossEntropy(_))).unwrap_or(end);
-    let is_f32 = |v: &Value| graph.info(*v).ty.dtype == DType::F32;
+    let end = graph.nodes().iter().position(|node| matches!(node.op, Op::ClipCoef(_))).unwrap_or(graph.nodes().len());
+    let loss = graph.nodes().iter().position(|node| node.op.is_loss()).unwrap_or(end);
+    let measured = |v: &Value| graph.info(*v).ty.dtype.is_activation();
     let nodes = &graph.nodes()[..end];
-    let count = nodes.iter().flat_map(|node| &node.outputs).filter(|v| is_f32(v)).count();
+    let count = nodes.iter().flat_map(|node| &node.outputs).filter(|v| measured(v)).count();
     let mut out = graph.clone();
     out.nodes.clear();
     let norms = out.external(norms, DType::F32, [count, PARTIALS]);
     let mut probes = Vec::with_capacity(count);
     for (i, node) in nodes.iter().enumerate() {
         out.nodes.push(node.clone());
-        for value in node.outputs.iter().copied().filter(is_f32) {
+        for value in node.outputs.iter().copied().filter(measured) {
             out.apply(SumOfSquares { slot: probes.len() }.into(), &[norms, value])?;
             let externals = node.inputs.iter().filter_map(|&v| graph.info(v).external.clone()).collect();
             let (op, label) = (node.op.name(), node.label.clone());
@@ -48,7 +49,7 @@ mod tests {
     use crate::ops::{Add, Cast, Scale, Store};
 
     #[test]
-    fn every_f32_tensor_is_measured_where_it_is_made() {
+    fn every_tensor_is_measured_where_it_is_made() {
         let mut g = Graph::new();
         let [x, w, out] = ["x", "w", "out"].map(|name| g.external(name, DType::F32, [4]));
         g.set_label("first");
@@ -62,13 +63,13 @@ mod tests {
         let (probed, probes) = probe(&g, "norms").unwrap();
         let names: Vec<&str> = probed.nodes().iter().map(|node| node.op.name()).collect();
         let sum = "sum_of_squares";
-        assert_eq!(names, ["scale", sum, "cast", "cast", sum, "add", sum, "store"]);
+        assert_eq!(names, ["scale", sum, "cast", sum, "cast", sum, "add", sum, "store"]);
         assert_eq!(
             probes.iter().map(|p| (p.op, &*p.label)).collect::<Vec<_>>(),
-            [("scale", "first"), ("cast", "first"), ("add", "second")]
+            [("scale", "first"), ("cast", "first"), ("cast", "first"), ("add", "second")]
         );
-        assert_eq!(probes[2].externals, ["w"]);
+        assert_eq!(probes[3].externals, ["w"]);
         let norms = probed.values().iter().find(|v| v.external.as_deref() == Some("norms")).unwrap();
-        assert_eq!(norms.ty.shape, [3, PARTIALS]);
+        assert_eq!(norms.ty.shape, [4, PARTIALS]);
     }
 }

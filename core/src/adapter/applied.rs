@@ -1,13 +1,15 @@
 use super::stored::{Stored, sparse_and_whole};
-use super::{Adapter, HEAD, Kind, fingerprint, load};
+use super::{Adapter, Kind, load};
+use crate::hash::fingerprint;
+use crate::job::PrecisionChoice;
 use crate::method::{Adaptation, IndexSet, index_set};
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
-use crate::run::{EVAL_EXAMPLES, unadapted};
+use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
-use crate::train::{HeadInit, Limits, Optimizer, Session, Setup};
+use crate::train::{HeadInit, Limits, Optimization, Session, Setup};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
 use sparta_plugin::method::{Options, Parameter};
 use std::path::Path;
@@ -19,6 +21,8 @@ pub struct Applied {
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
+    /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
+    pub precision: PrecisionChoice,
 }
 
 impl Applied {
@@ -35,7 +39,7 @@ impl Applied {
                 adapter.model.display()
             )));
         }
-        let decoder = Decoder::open(&adapter.model)?;
+        let decoder = decoder::open(&adapter.model)?;
         let mut weights = Weights::open(&adapter.model)?;
         if let Some(base) = &adapter.base
             && fingerprint(&weights) != *base
@@ -53,7 +57,8 @@ impl Applied {
         let parameters = check_weights(&decoder, &weights, head)?;
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
-        Ok(Applied { adapter, weights, decoder, adaptation })
+        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
+        Ok(Applied { precision: precision.unwrap_or(PrecisionChoice::F32), adapter, weights, decoder, adaptation })
     }
 
     /// Classes of all heads together.
@@ -78,14 +83,15 @@ impl Applied {
     pub(super) fn session_with(
         &self,
         device: Box<dyn Backend>,
-        adaptation: Adaptation,
+        mut adaptation: Adaptation,
         limits: Limits,
     ) -> Result<Session> {
+        adaptation.precision = self.precision.choose(&adaptation.parameters, &device.info())?.precision;
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
             head: HeadKind::Classification { classes: self.classes() },
-            optimizer: Optimizer::default(),
+            optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
             seed: 0,
@@ -109,7 +115,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
         Adaptation::with_indices(Arc::new(method), parameters, Options::new(), sets)
     };
     match &adapter.kind {
-        Kind::Model => Ok(unadapted(parameters)),
+        Kind::Model => Ok(Adaptation::none(parameters)),
         Kind::Peft(lora) => {
             for parameter in &parameters {
                 let Some(layer) = lora.layers.get(&parameter.name) else { continue };

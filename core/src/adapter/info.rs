@@ -3,9 +3,9 @@
 use super::merge::is_head;
 use super::vector::{Delta, delta};
 use super::{Applied, Kind};
+use crate::model::to_f32;
 use crate::train::Session;
-use crate::weights::to_f32;
-use crate::{Error, Result};
+use crate::{Error, Result, hash};
 use half::bf16;
 use serde::Serialize;
 use sparta_plugin::method::{Options, Parameter};
@@ -212,7 +212,7 @@ pub fn difference(a: (&Applied, Option<Session>), b: (&Applied, Option<Session>)
 
 /// Errors: the base models differ.
 pub fn same_base(a: &Applied, b: &Applied) -> Result<()> {
-    let fingerprint = |applied: &Applied| super::fingerprint(&applied.weights);
+    let fingerprint = |applied: &Applied| hash::fingerprint(&applied.weights);
     if fingerprint(a) == fingerprint(b) {
         return Ok(());
     }

@@ -1,11 +1,12 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
-use super::verify::{MergeCheck, check_merged, sample_examples};
-use super::{Applied, HEAD, model_dir};
+use super::verify::{check_merged, sample_examples};
+use super::{Applied, model_dir};
+use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, Part};
-use crate::tensors::MemoryKind;
-use crate::train::Session;
-use crate::weights::{TensorSpec, Weights, from_f32, safetensors_dtype, to_f32};
+use crate::model::{HEAD, from_f32, to_f32};
+use crate::train::{MemoryKind, Session};
+use crate::weights::{TensorSpec, Weights, safetensors_dtype};
 use crate::{Error, Result};
 use serde::Serialize;
 use sparta_graph::ops::Store;

@@ -4,7 +4,6 @@
 mod applied;
 pub mod combine;
 mod export;
-mod fingerprint;
 mod info;
 mod merge;
 mod model_dir;
@@ -18,26 +17,20 @@ mod verify;
 pub use applied::Applied;
 pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
-pub use fingerprint::{fingerprint, hex};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;
 pub use native::{Manifest, save};
 pub use vector::needs_device;
-pub use verify::{MergeCheck, check_merged};
+pub use verify::check_merged;
 
-use crate::model::Decoder;
-use crate::train::RunConfig;
+use crate::job::RunConfig;
+use crate::model::{Decoder, HEAD};
 use crate::weights::Weights;
-use crate::{Error, Result, files};
+use crate::{Error, Result, decoder};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// The head's tensor; heads of several tasks stand below each other in it.
-pub const HEAD: &str = "score.weight";
 
 /// The classification head of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,7 +147,7 @@ fn pickled(dir: &Path) -> Option<&'static str> {
 
 /// A classifier as an adapter that changes nothing.
 fn full_model(dir: &Path) -> Result<Adapter> {
-    let decoder = Decoder::open(dir)?;
+    let decoder = decoder::open(dir)?;
     let weights = Weights::open(dir)?;
     let Some(head) = weights.get(HEAD) else {
         return Err(Error::Weights(format!(
@@ -180,18 +173,4 @@ fn labels(decoder: &Decoder, classes: usize) -> Vec<String> {
         true => decoder.labels.clone(),
         false => (0..classes).map(|i| format!("LABEL_{i}")).collect(),
     }
-}
-
-/// SHA-256 of a file, in hexadecimal.
-pub fn hash_file(path: &Path) -> Result<String> {
-    let mut file = files::open(path).map_err(Error::io(path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io(path))? {
-            0 => break,
-            n => hash.update(&buffer[..n]),
-        }
-    }
-    Ok(hex(&hash.finalize()))
 }

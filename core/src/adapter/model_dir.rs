@@ -1,11 +1,10 @@
 //! Writes full classifiers in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, in several
 //! files with an index where they are large.
 
-use super::HEAD;
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, HeadKind, check_weights, from_f32, to_f32};
 use crate::text::Tokenizer;
-use crate::weights::{TensorSpec, Weights, atomic_write, from_f32, safetensors_dtype, save_with, to_f32};
-use crate::{Error, Result, files};
+use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
+use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
 use sparta_graph::DType;
 use std::borrow::Cow;
@@ -178,12 +177,12 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
     if weights.len() != models.len() || !(total > 0.0 && total.is_finite()) {
         return Err(Error::Usage(format!("{} models need as many --weights, with a sum above 0", models.len())));
     }
-    let decoder = Decoder::open(first)?;
+    let decoder = decoder::open(first)?;
     let kind = HeadKind::Classification { classes: decoder.labels.len() };
     let opened: Vec<Weights> = models.iter().map(Weights::open).collect::<Result<_>>()?;
     let mut parameters = Vec::new();
     for (dir, weights) in models.iter().zip(&opened) {
-        let other = Decoder::open(dir)?;
+        let other = decoder::open(dir)?;
         let same_shape = other.parameters(kind) == decoder.parameters(kind) || other.dtype != decoder.dtype;
         if other.family != decoder.family || other.labels != decoder.labels || !same_shape {
             return Err(Error::Usage(format!(

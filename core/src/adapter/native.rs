@@ -1,11 +1,11 @@
 //! Our own format: `adapter.safetensors` with the trained values in f32, and `adapter.json` with all that is needed to
 //! apply them to the base model again.
 
-use super::{Adapter, Head, Kind, fingerprint, hash_file};
-use crate::method::index_set;
-use crate::run::Prepared;
-use crate::train::RunConfig;
-use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save as save_tensors};
+use super::{Adapter, Head, Kind};
+use crate::hash::{fingerprint, hash_file};
+use crate::job::{RunConfig, TrainablePlan};
+use crate::method::{Adaptation, index_set};
+use crate::weights::{Dtype, OutTensor, TensorFile, Weights, atomic_write, save as save_tensors};
 use crate::{Error, Result, files};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -54,27 +54,34 @@ pub struct Values {
     pub indices: BTreeMap<String, Vec<u32>>,
 }
 
-/// Writes the adapter of a run. The manifest comes last and holds the hash of the values, so that a torn write is
-/// noticed.
-pub fn save(dir: &Path, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-    let adaptation = &run.setup.adaptation;
+/// Writes the adapter of a run: trained `values` by name, for a base model with these `weights`. The manifest comes last
+/// and holds the hash of the values, so that a torn write is noticed.
+pub fn save(
+    dir: &Path,
+    config: &RunConfig,
+    adaptation: &Adaptation,
+    weights: &Weights,
+    labels: &[String],
+    values: &BTreeMap<String, Vec<f32>>,
+) -> Result<()> {
     let shapes: BTreeMap<String, Vec<usize>> =
         adaptation.trained().into_iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
     let values_sha256 = save_values(dir, FORMAT, values, &shapes, &BTreeMap::new())?;
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
+    let trainable = TrainablePlan::new(adaptation);
     let manifest = Manifest {
         format: FORMAT.into(),
         method: adaptation.info.name.clone(),
         method_version: adaptation.info.version.clone(),
         options: adaptation.options.clone(),
-        seed: run.config.seed,
+        seed: config.seed,
         index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(&sets)),
-        base: fingerprint(&run.weights),
-        labels: run.task.labels.clone(),
-        trained_in_body: run.plan.trainable.body,
-        density: run.plan.trainable.density,
+        base: fingerprint(weights),
+        labels: labels.to_vec(),
+        trained_in_body: trainable.body,
+        density: trainable.density,
         values_sha256,
-        config: run.config.clone(),
+        config: config.clone(),
     };
     save_manifest(dir, &manifest)
 }

@@ -1,10 +1,10 @@
 //! PEFT's LoRA directories: `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 reads and writes them.
 
-use super::{Adapter, HEAD, Head, Kind, labels};
+use super::{Adapter, Head, Kind, labels};
 use crate::method::adaptation::extra_name;
-use crate::model::Decoder;
+use crate::model::HEAD;
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
-use crate::{Error, Result, files};
+use crate::{Error, Result, decoder, files};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use sparta_plugin::method::{ExtraTensor, Init};
@@ -105,7 +105,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
             model.display()
         )));
     }
-    let labels = labels(&Decoder::open(&model)?, classes);
+    let labels = labels(&decoder::open(&model)?, classes);
     Ok(Adapter {
         dir: dir.to_owned(),
         kind: Kind::Peft(lora),

@@ -3,11 +3,11 @@
 //! parameter; beside it the model's `config.json` with the base model under `sparta_pretrained_model`, and
 //! `head_init.safetensors` with the initial head `head` `[classes, hidden]`, to which the head's delta is added.
 
-use super::{Adapter, HEAD, Head, Kind, labels, model_dir};
+use super::{Adapter, Head, Kind, labels, model_dir};
 use crate::method::{Adaptation, Part};
-use crate::model::{Decoder, HeadKind};
+use crate::model::{HEAD, HeadKind};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
-use crate::{Error, Result, files};
+use crate::{Error, Result, decoder, files};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
         }
     };
     let described = if dir.join("config.json").is_file() { dir } else { &model };
-    let decoder = Decoder::open(described)?;
+    let decoder = decoder::open(described)?;
     let classes = decoder.labels.len();
     let mut adapter = Adapter {
         dir: dir.to_owned(),
@@ -119,7 +119,7 @@ fn head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: 
         TensorFile::open(&path)?.floats("head")?.1
     } else {
         let weights = Weights::open(&adapter.model)?;
-        let stored = weights.get(HEAD).and_then(|view| crate::weights::to_f32(view.dtype, view.bytes));
+        let stored = weights.get(HEAD).and_then(|view| crate::model::to_f32(view.dtype, view.bytes));
         stored.ok_or_else(|| bad(file, &format!("neither {HEAD_INIT} nor the base model has the initial head")))?
     };
     if head.len() != len {

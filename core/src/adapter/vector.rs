@@ -4,8 +4,8 @@
 use super::Applied;
 use super::merge::merged_weight;
 use crate::method::Part;
+use crate::model::to_f32;
 use crate::train::Session;
-use crate::weights::to_f32;
 use crate::{Error, Result};
 
 /// Trained weight minus base weight of one parameter, in f32.

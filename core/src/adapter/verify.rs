@@ -1,53 +1,14 @@
 //! Proof that a merged model computes what the base model computes with its adapter.
 
-use super::HEAD;
-use crate::data::Encoded;
+use crate::job::MergeCheck;
 use crate::method::Part;
 use crate::method::philox::Stream;
-use crate::run::predict;
-use crate::train::Session;
-use crate::weights::to_f32;
+use crate::model::{HEAD, to_f32};
+use crate::train::evaluate::predict;
+use crate::train::{Encoded, Session};
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
 use sparta_graph::DType;
 use std::borrow::Cow;
-use std::fmt;
-
-/// Logits with the adapter against logits of the merged weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct MergeCheck {
-    pub examples: usize,
-    /// Largest absolute difference of a logit.
-    pub largest_difference: f64,
-    /// What rounding can explain: 8 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
-    /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
-    /// arithmetic of inner products of k terms; S the largest norm of a row of score * norm. Rounding errors of the
-    /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
-    /// product with such a row, has an error of a standard deviation of at most sqrt(n) (u + e) S.
-    pub bound: f64,
-    /// Examples whose predicted class differs.
-    pub other_class: usize,
-}
-
-impl MergeCheck {
-    /// Written so that a bound of NaN agrees with nothing.
-    pub fn agrees(&self) -> bool {
-        self.largest_difference <= self.bound
-    }
-}
-
-impl fmt::Display for MergeCheck {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MergeCheck { examples, largest_difference, bound, other_class } = self;
-        let verdict = if self.agrees() { "within" } else { "ABOVE" };
-        write!(
-            f,
-            "the logits of the merged model and of the adapter differ by at most {largest_difference:.1e} on {examples} \
-             examples, {verdict} the {bound:.1e} that rounding explains"
-        )?;
-        if *other_class > 0 { write!(f, "; {other_class} get another class") } else { Ok(()) }
-    }
-}
 
 /// Token sequences of several lengths up to `longest`, the same at every call.
 pub fn sample_examples(vocab: usize, longest: usize) -> Vec<Encoded> {
@@ -82,7 +43,8 @@ pub fn check_merged<'a>(
     let largest_difference = logits.map(difference).fold(0.0, f64::max);
     let decoder = &session.setup().decoder;
     let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
-    let arithmetic = 2f64.powi(-24) * inner.sqrt();
+    let activations = session.setup().adaptation.precision.activations;
+    let arithmetic = 2f64.powi(-24) * inner.sqrt() + unit_roundoff(activations);
     let matrices = (7 * decoder.layers + 1) as f64;
     let row = scale.largest_row(decoder.hidden_size, decoder.norm_plus_one);
     Ok(MergeCheck {
@@ -97,10 +59,15 @@ pub fn check_merged<'a>(
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
     let computed = matches!(adaptation.parts[position], Part::Dense | Part::Reparam(_));
-    match to {
-        DType::BF16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-8),
-        DType::F16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-11),
-        _ => 0.0,
+    if computed || adaptation.parameters[position].dtype != to { unit_roundoff(to) } else { 0.0 }
+}
+
+/// That of a 16-bit type; that of f32 counts with the products.
+fn unit_roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
+        DType::F32 | DType::U32 => 0.0,
     }
 }
 

@@ -1,5 +1,4 @@
-//! What the paper measures of models and methods besides accuracy: ranks of weight differences, memory.
+//! What the paper measures of models besides accuracy: ranks of weight differences.
 
-pub mod memory;
 pub mod rank;
 mod rank_table;

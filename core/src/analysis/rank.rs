@@ -1,6 +1,7 @@
 //! Numerical ranks of the differences between two models' weight matrices (appendix A of the paper).
 
-use crate::weights::{TensorView, Weights, to_f32};
+use crate::model::{TensorView, to_f32};
+use crate::weights::Weights;
 use crate::{Error, Result};
 use faer::{Mat, MatRef};
 use serde::Serialize;
@@ -196,7 +197,7 @@ impl Difference<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::from_f32;
+    use crate::model::from_f32;
 
     /// Small whole numbers, so that sums and products are exact in every type.
     fn integers(rows: usize, columns: usize, seed: u32) -> Vec<f32> {

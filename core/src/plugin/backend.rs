@@ -1,7 +1,10 @@
-use super::Implementation;
-use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use super::earlier;
+use super::library::Implementation;
+use sparta_graph::{
+    Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work, copy_ready,
+};
 use sparta_plugin::Error;
-use sparta_plugin::abi::{SpartaBackend, SpartaBytes};
+use sparta_plugin::abi::{SpartaBackend, SpartaBytes, SpartaWork, WORK_RUN, WORK_WRITE};
 use sparta_plugin::backend::BackendPluginInfo;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -50,7 +53,8 @@ impl LoadedBackendPlugin {
             f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
         });
         let info: DeviceInfo = answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
-        Ok(Box::new(LoadedBackend { plugin, info, handle, one_thread: PhantomData }))
+        let ops = self.info.ops.clone();
+        Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
 }
 
@@ -58,6 +62,8 @@ impl LoadedBackendPlugin {
 struct LoadedBackend {
     plugin: Implementation<SpartaBackend>,
     info: DeviceInfo,
+    /// What [`BackendPluginInfo::ops`] says.
+    ops: Option<Vec<String>>,
     handle: u64,
     /// Moves between threads, but is used by one at a time.
     one_thread: PhantomData<Cell<()>>,
@@ -66,6 +72,33 @@ struct LoadedBackend {
 impl LoadedBackend {
     fn call<F>(&self, what: &str, function: Option<F>, call: impl FnOnce(F, u64) -> i32) -> Result<(), BackendError> {
         self.plugin.call(what, function, None, call).map(drop).map_err(|e| decode(&self.info.id, e))
+    }
+
+    /// The JSON form of a plan that the plugin understands.
+    fn message(&self, plan: &Plan) -> Result<Vec<u8>, BackendError> {
+        let serialise = |e: serde_json::Error| BackendError::Other {
+            device: self.info.id.clone(),
+            reason: format!("the plan cannot be serialised: {e}"),
+        };
+        let lacking = match &self.ops {
+            Some(ops) => {
+                let mut names = plan.calls.iter().map(|call| call.op.name());
+                let missing = names.find(|name| ops.iter().all(|known| known != name));
+                missing.map(|name| (name.to_owned(), "it does not have this operation".to_owned()))
+            }
+            None => earlier::check(&serde_json::to_value(plan).map_err(serialise)?).err(),
+        };
+        match lacking {
+            Some((op, what)) => Err(BackendError::Op {
+                device: self.info.id.clone(),
+                op,
+                reason: format!(
+                    "the plugin {} is older than this sparta-cli: {what}; update the plugin, or use another device",
+                    self.plugin.name
+                ),
+            }),
+            None => serde_json::to_vec(plan).map_err(serialise),
+        }
     }
 }
 
@@ -93,6 +126,19 @@ impl Backend for LoadedBackend {
         let _ = freed;
     }
 
+    fn memory_use(&self) -> Option<MemoryUse> {
+        let mut used = MemoryUse::default();
+        // SAFETY: see the impl.
+        let counted = self.call("memory", self.plugin.table.memory, |f, call| unsafe {
+            f(call, self.handle, &mut used.in_use, &mut used.peak)
+        });
+        counted.ok().map(|()| used)
+    }
+
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        self.message(plan).map(drop)
+    }
+
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
         // SAFETY: see the impl.
         self.call("write", self.plugin.table.write, |f, call| unsafe {
@@ -109,10 +155,7 @@ impl Backend for LoadedBackend {
     }
 
     fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
-        let message = serde_json::to_vec(plan).map_err(|e| BackendError::Other {
-            device: self.info.id.clone(),
-            reason: format!("the plan cannot be serialised: {e}"),
-        })?;
+        let message = self.message(plan)?;
         let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
         let mut prepared = 0;
         // SAFETY: see the impl.
@@ -126,6 +169,55 @@ impl Backend for LoadedBackend {
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
         // SAFETY: see the impl.
         self.call("run", self.plugin.table.run, |f, call| unsafe { f(call, self.handle, plan.0) })
+    }
+
+    fn submit(&mut self, work: &[Work]) -> Result<(), BackendError> {
+        let Some(submit) = self.plugin.table.submit else {
+            return work.iter().try_for_each(|piece| match *piece {
+                Work::Write { buffer, offset, data } => self.write(buffer, offset, data),
+                Work::Run(plan) => self.run(plan),
+            });
+        };
+        let pieces: Vec<SpartaWork> = work
+            .iter()
+            .map(|piece| match *piece {
+                Work::Write { buffer, offset, data } => {
+                    SpartaWork { kind: WORK_WRITE, handle: buffer.0, offset, data: SpartaBytes::new(data) }
+                }
+                Work::Run(plan) => {
+                    SpartaWork { kind: WORK_RUN, handle: plan.0, offset: 0, data: SpartaBytes::new(&[]) }
+                }
+            })
+            .collect();
+        // SAFETY: see the impl.
+        self.call("submit", Some(submit), |f, call| unsafe { f(call, self.handle, pieces.as_ptr(), pieces.len()) })
+    }
+
+    fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
+        let Some(request) = self.plugin.table.request else {
+            let mut out = vec![0; bytes];
+            self.read(buffer, offset, &mut out)?;
+            return Ok(ReadId::Ready(out));
+        };
+        let mut read = 0;
+        // SAFETY: see the impl.
+        self.call("request", Some(request), |f, call| unsafe {
+            f(call, self.handle, buffer.0, offset, bytes, &mut read)
+        })?;
+        Ok(ReadId::Pending(read))
+    }
+
+    fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
+        let id = match read {
+            ReadId::Pending(id) => id,
+            ReadId::Ready(bytes) => {
+                let device = self.info.id.clone();
+                return copy_ready(&bytes, out).map_err(|reason| BackendError::Other { device, reason });
+            }
+        };
+        let (data, len) = (out.as_mut_ptr(), out.len());
+        // SAFETY: see the impl.
+        self.call("fetch", self.plugin.table.fetch, |f, call| unsafe { f(call, self.handle, id, data, len) })
     }
 
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {

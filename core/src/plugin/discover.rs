@@ -42,7 +42,7 @@ impl DiscoverOptions {
     }
 }
 
-/// By which of the places a library was found.
+/// Where a plugin comes from: the kind of place that its library was found at, or the executable itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -51,6 +51,7 @@ pub enum Origin {
     PathVariable,
     User,
     BesideExecutable,
+    Linked,
 }
 
 impl fmt::Display for Origin {
@@ -61,6 +62,7 @@ impl fmt::Display for Origin {
             Origin::PathVariable => PATH_VARIABLE,
             Origin::User => "user directory",
             Origin::BesideExecutable => "beside the executable",
+            Origin::Linked => "linked in",
         })
     }
 }

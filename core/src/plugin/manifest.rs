@@ -1,6 +1,5 @@
 use super::PluginKind;
-use crate::error::{Error, Result};
-use crate::files;
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};

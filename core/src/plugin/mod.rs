@@ -6,17 +6,21 @@
 mod backend;
 mod binary;
 mod discover;
+mod earlier;
 mod host;
 mod library;
 mod manifest;
+mod method;
 mod set;
+mod task;
 
 pub use backend::LoadedBackendPlugin;
 pub use discover::{DiscoverOptions, Origin};
 pub use library::Entry;
-pub(crate) use library::Implementation;
 pub use manifest::{Manifest, target};
+pub use method::LoadedMethod;
 pub use set::{Found, PluginKind, PluginSet, State};
+pub use task::LoadedTask;
 
 #[cfg(test)]
 mod tests;

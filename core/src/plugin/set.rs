@@ -2,10 +2,10 @@ use super::backend::LoadedBackendPlugin;
 use super::discover::{Candidate, DiscoverOptions, Origin, candidates, missing_manifest};
 use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
+use super::method::LoadedMethod;
+use super::task::LoadedTask;
 use super::{binary, library};
-use crate::error::{Error, Result};
-use crate::method::LoadedMethod;
-use crate::task::LoadedTask;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_plugin::abi::{BACKEND_ID, METHOD_ID, TASK_ID};
 use sparta_plugin::task::TaskInfo;
@@ -47,6 +47,7 @@ impl fmt::Display for PluginKind {
 /// One line of the listing of `sparta-cli plugins`: a plugin, or a file that is none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Found {
+    /// The library; `built in` for a plugin that is linked into the executable.
     pub path: PathBuf,
     pub origin: Origin,
     pub manifest: bool,
@@ -68,7 +69,7 @@ impl Found {
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Loaded,
-    /// A plugin of the same kind and name was found before, in this library.
+    /// A plugin of the same kind and name was found earlier, at this path.
     Shadowed {
         by: PathBuf,
     },
@@ -97,13 +98,13 @@ impl PluginSet {
         set
     }
 
-    /// Adds a plugin that is linked into this executable; `name` stands for its path. What cannot be used is in
-    /// [`PluginSet::report`].
+    /// Adds a plugin that is linked into this executable, unless one of its kind and name is here already. What became
+    /// of it is in [`PluginSet::report`].
     ///
     /// # Safety
     /// `entry` obeys the ABI, and what it returns lives as long as the process.
-    pub unsafe fn link(&mut self, name: &str, entry: Entry) {
-        let found = Found::new(PathBuf::from(name), Origin::BesideExecutable);
+    pub unsafe fn link(&mut self, entry: Entry) {
+        let found = Found::new(PathBuf::from("built in"), Origin::Linked);
         // SAFETY: the caller vouches for it.
         match unsafe { library::enter(entry) } {
             Ok(interfaces) => interfaces.into_iter().for_each(|functions| self.register(functions, found.clone())),

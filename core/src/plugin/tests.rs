@@ -1,15 +1,13 @@
 //! Both sides of the ABI in one process: plugins made by the SDK's macro, called through the host's wrappers.
 
-use super::library::enter;
+use super::library::{Implementation, enter};
 use super::*;
-use crate::method::LoadedMethod;
-use crate::task::LoadedTask;
 use library::Functions;
 use sparta_plugin::Error;
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 use sparta_plugin::graph::ops::{Layout, Linear};
 use sparta_plugin::graph::{
-    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, Value,
+    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, ReadId, Value, Work,
 };
 use sparta_plugin::method::*;
 use sparta_plugin::task::*;
@@ -253,12 +251,14 @@ fn memory_info() -> DeviceInfo {
         memory: Some(1 << 40),
         max_buffer: u64::MAX,
         in_place: true,
+        activations: vec![DType::F32],
+        products: vec![],
     }
 }
 
 impl BackendPlugin for MemoryPlugin {
     fn describe(&self) -> BackendPluginInfo {
-        BackendPluginInfo { name: "memory".into(), version: "1".into() }
+        BackendPluginInfo { name: "memory".into(), version: "1".into(), ops: None }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
@@ -338,6 +338,18 @@ fn a_backend_crosses() {
         backend.alloc(DType::F32, 2000, "big"),
         Err(BackendError::OutOfMemory { what, bytes: 8000, .. }) if what == "big"
     ));
+    // In order, and the read is of what was there when it was requested.
+    backend.submit(&[Work::Write { buffer: b, offset: 0, data: &[7, 8] }]).unwrap();
+    let read = backend.request(b, 0, 4).unwrap();
+    backend.submit(&[Work::Write { buffer: b, offset: 0, data: &[0, 0] }]).unwrap();
+    let mut out = [9; 4];
+    backend.fetch(read, &mut out).unwrap();
+    assert_eq!(out, [7, 8, 0, 0]);
+    let read = backend.request(b, 0, 4).unwrap();
+    assert!(backend.fetch(read, &mut [0; 2]).unwrap_err().to_string().contains("4 bytes were requested"));
+    assert!(backend.fetch(ReadId::Pending(77), &mut out).unwrap_err().to_string().contains("no requested read 77"));
+    assert_eq!(backend.memory_use(), None, "this backend does not count");
+    let mut out = [9; 6];
     let plan = backend.prepare(&Plan { arena: 256, externals: vec![], calls: vec![] }, a, &[b]).unwrap();
     assert_eq!(plan, PlanId(257));
     assert!(matches!(backend.run(plan), Err(BackendError::DeviceLost { during, .. }) if during == "plan 257"));

@@ -2,7 +2,7 @@
 
 use super::RunData;
 use super::svg::{Chart, Series, colour};
-use crate::train::{EvalReport, StepReport};
+use crate::job::{EvalReport, StepReport};
 
 /// Points of a line, at most; of more steps each point is a mean.
 const POINTS: usize = 400;

@@ -2,9 +2,8 @@
 
 use super::svg::{self, colour};
 use super::{RunData, charts};
-use crate::run::{SplitPlan, Stopped, megabytes, thousands};
-use crate::tensors::MemoryKind;
-use crate::train::Metrics;
+use crate::job::{SplitPlan, Stopped, megabytes, thousands};
+use crate::train::{MemoryKind, Metrics};
 use crate::{Error, Result};
 use minijinja::{AutoEscape, Environment, Value, context};
 

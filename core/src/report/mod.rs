@@ -6,7 +6,7 @@ mod run_data;
 pub mod svg;
 
 pub use html::duration;
-pub use run_data::{Environment, RunData};
+pub use run_data::RunData;
 
 use crate::weights::atomic_write;
 use crate::{Error, Result};

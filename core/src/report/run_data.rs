@@ -1,33 +1,11 @@
 //! What a run directory tells.
 
-use crate::run::{RunPlan, RunResult};
-use crate::train::{EvalReport, StepReport};
+use crate::job::{EvalReport, RunPlan, RunResult, StepReport};
 use crate::{Error, Result, files};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-/// Where a run took place.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Environment {
-    /// Version of this program.
-    pub version: String,
-    /// `linux x86_64`.
-    pub system: String,
-    /// Threads that the system offers.
-    pub threads: usize,
-}
-
-impl Environment {
-    pub fn of_this_process() -> Environment {
-        Environment {
-            version: env!("CARGO_PKG_VERSION").into(),
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-        }
-    }
-}
 
 /// The files of a run directory.
 pub struct RunData {

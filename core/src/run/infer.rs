@@ -1,13 +1,13 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::evaluate::{Prediction, predict, score};
 use super::prepare::encode;
 use crate::adapter::{Applied, Head};
-use crate::data::{Encoded, splits};
+use crate::job::PrecisionChoice;
 use crate::plugin::PluginSet;
 use crate::text::Encoder;
-use crate::train::Metrics;
-use crate::{Error, Result};
+use crate::train::evaluate::{Prediction, predict, score};
+use crate::train::{Encoded, Metrics};
+use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
 use std::path::{Path, PathBuf};
@@ -62,6 +62,11 @@ impl Adapted {
 
     pub fn applied(&self) -> &Applied {
         &self.applied
+    }
+
+    /// Computes in other float types than those of the run that made the adapter.
+    pub fn set_precision(&mut self, precision: PrecisionChoice) {
+        self.applied.precision = precision;
     }
 
     pub fn into_applied(self) -> Applied {

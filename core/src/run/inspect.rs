@@ -1,19 +1,18 @@
 //! One forward (and backward) pass on a given batch, for comparison with other implementations.
 
-use crate::method::{Adaptation, AdaptedLayers, Part};
+use crate::job::PrecisionChoice;
+use crate::method::{Adaptation, AdaptedLayers};
 use crate::model::forward::{self, Inputs, Layers};
-use crate::model::{Decoder, HeadKind, check_weights};
-use crate::tensors::{MemoryKind, Tensors};
+use crate::model::{Decoder, HeadKind, WeightSource, check_weights};
 use crate::train::graphs::names;
+use crate::train::{MemoryKind, Tensors};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use sparta_graph::ops::{CrossEntropy, Fill, IGNORED, SelectRows, Store, step as step_input};
 use sparta_graph::{Backend, DType, GradRequest, Graph, Plan, Value, gradients};
-use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Selection};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InspectTask {
@@ -30,6 +29,7 @@ pub struct InspectRequest {
     pub task: InspectTask,
     /// Also the gradient of every parameter; needs labels.
     pub grads: bool,
+    pub precision: PrecisionChoice,
     pub out: PathBuf,
 }
 
@@ -37,9 +37,9 @@ pub struct InspectRequest {
 /// `loss` where the batch has labels, and `grad.<name>` if asked for; all f32, zeros in padded places. Returns the loss.
 ///
 /// The pooled row is the last token whose id is not the pad id, as in transformers; the causal loss shifts the labels.
-/// Weights stay in their type on the device; the arithmetic is f32.
+/// Weights stay in their type on the device.
 pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Result<Option<f64>> {
-    let decoder = Decoder::open(&request.model)?;
+    let decoder = decoder::open(&request.model)?;
     let weights = Weights::open(&request.model)?;
     let head = match request.task {
         InspectTask::CausalLm => HeadKind::CausalLm,
@@ -58,7 +58,9 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
     let in_place = device.info().in_place;
-    let adaptation = unadapted(parameters);
+    let precision = request.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = Adaptation::none(parameters);
+    adaptation.precision = precision.precision;
     let (graph, outputs) = build(&decoder, &adaptation, head, &batch, request.grads)?;
     let plan = Plan::build(&graph, in_place);
     let mut tensors = Tensors::new(device);
@@ -106,7 +108,7 @@ fn build(
     if let Some(labels) = &batch.labels {
         let labels = g.external(names::LABELS, DType::U32, [labels.len()]);
         let step = g.external(names::STEP, DType::F32, [step_input::LEN]);
-        let loss = g.one(CrossEntropy {}, &[logits, labels, step])?;
+        let loss = g.one(CrossEntropy::default(), &[logits, labels, step])?;
         results.push(("loss".to_owned(), loss));
         if grads {
             let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
@@ -152,7 +154,7 @@ fn load(
     let mut step = [0f32; step_input::LEN];
     if let Some(labels) = &batch.labels {
         u32s(names::LABELS, labels)?;
-        step[step_input::LOSS_SCALE] = 1.0 / labels.iter().filter(|&&l| l != IGNORED).count() as f32;
+        step[step_input::LOSS_WEIGHT] = 1.0 / labels.iter().filter(|&&l| l != IGNORED).count() as f32;
     }
     let table = decoder.rope.table(decoder.head_dim, batch.columns);
     for (name, values) in [(names::STEP, &step[..]), (names::ROPE, &table[..])] {
@@ -308,34 +310,4 @@ fn segment(mask: &[i64]) -> Option<std::ops::Range<usize>> {
     let len = mask[start..].iter().take_while(|&&m| m == 1).count();
     let rest = mask[..start].iter().chain(&mask[start + len..]);
     rest.into_iter().all(|&m| m == 0).then_some(start..start + len)
-}
-
-/// The model as it is.
-pub fn unadapted(parameters: Vec<Parameter>) -> Adaptation {
-    let method = Arc::new(Unadapted);
-    let parts = parameters.iter().map(|_| Part::Frozen).collect();
-    let info = method.describe();
-    Adaptation::of_parts(method, info, Options::new(), parameters, parts)
-}
-
-struct Unadapted;
-
-impl Method for Unadapted {
-    fn describe(&self) -> MethodInfo {
-        MethodInfo {
-            name: "none".into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            summary: "the model as it is".into(),
-            options: vec![],
-            default_lr: 0.0,
-        }
-    }
-
-    fn select(
-        &self,
-        parameters: &[Parameter],
-        _: &Options,
-    ) -> std::result::Result<Vec<Selection>, sparta_plugin::Error> {
-        Ok(parameters.iter().map(|_| Selection::Frozen).collect())
-    }
 }

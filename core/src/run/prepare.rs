@@ -1,25 +1,20 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
-use super::plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan};
-use crate::adapter::HEAD;
-use crate::analysis::memory::PaperMemory;
-use crate::data::splits::{self, Origins};
-use crate::data::{Encoded, batch::padded_rows};
+use crate::job::{DataPlan, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
+use crate::splits::{self, Origins};
 use crate::text::Encoder;
-use crate::train::layout;
-use crate::train::{HeadInit, Limits, Optimizer, RunConfig, Setup, Size};
+use crate::train::batch::padded_rows;
+use crate::train::evaluate::EVAL_EXAMPLES;
+use crate::train::{Encoded, HeadInit, Limits, Optimization, Setup, Size, layout};
 use crate::weights::Weights;
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
-use sparta_plugin::method::{MethodInfo, Options, Role};
+use sparta_plugin::method::{MethodInfo, Options};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
-
-/// Examples per evaluation batch, at most.
-pub const EVAL_EXAMPLES: usize = 256;
 
 /// A run that can start.
 pub struct Prepared {
@@ -49,10 +44,10 @@ pub fn default_head_std(hidden: usize) -> f64 {
 ///
 /// Errors: each wrong input, named; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
-    check_numbers(config)?;
+    config.check()?;
     let method = plugins.method(&config.method)?;
     let options = check_options(method.info(), config)?;
-    let decoder = Decoder::open(&config.model)?;
+    let decoder = decoder::open(&config.model)?;
     let weights = Weights::open(&config.model)?;
     let (plugin, task) = plugins.task(&config.task)?;
     let head = HeadKind::Classification { classes: task.labels.len() };
@@ -67,19 +62,22 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     let data = encode_splits(config, &decoder, &encoder, data)?;
 
-    let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    let precision = config.precision.choose(&parameters, device)?;
+    let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    adaptation.precision = precision.precision;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let limits = limits(config, &adaptation, &data);
-    let optimizer = Optimizer {
+    let optimization = Optimization {
+        optimizer: config.optimizer.choice().optimizer()?,
         weight_decay: config.weight_decay as f32,
-        max_grad_norm: config.max_grad_norm.map(|x| x as f32),
-        ..Optimizer::default()
+        max_grad_norm: config.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
+        groups: Vec::new(),
     };
     let mut setup = Setup {
         decoder,
         adaptation,
         head,
-        optimizer,
+        optimization,
         dropout: config.dropout as f32,
         recompute: false,
         seed: config.seed,
@@ -87,8 +85,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         limits,
     };
     let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
-    let all_steps = steps_per_epoch * config.epochs;
-    let total_steps = config.max_steps.map_or(all_steps, |max| max.min(all_steps));
+    let all_steps = steps_per_epoch * config.control.epochs;
+    let total_steps = config.control.max_steps.map_or(all_steps, |max| max.min(all_steps));
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
@@ -101,7 +99,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         method_version: setup.adaptation.info.version.clone(),
         options: setup.adaptation.options.clone(),
         paper: PaperMemory::new(body_size(&setup.adaptation), setup.adaptation.trained_in_body()),
-        trainable: trainable(&setup.adaptation),
+        trainable: TrainablePlan::new(&setup.adaptation),
         task: task.id.clone(),
         labels: task.labels.clone(),
         prompt,
@@ -111,13 +109,19 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         recompute: setup.recompute,
         steps_per_epoch,
         total_steps,
+        optimizer: setup.optimization.optimizer.title(),
         lr,
         schedule: config.schedule,
         seed: config.seed,
         device: device.clone(),
+        precision,
         memory,
     };
-    let config = RunConfig { instruct: encoder.instruct().cloned(), ..config.clone() };
+    let config = RunConfig {
+        instruct: encoder.instruct().cloned(),
+        precision: PrecisionChoice::of(setup.adaptation.precision),
+        ..config.clone()
+    };
     let Splits { train, dev, test, .. } = data;
     let task_version = plugin.info().version.clone();
     Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, lr, total_steps, arena, plan })
@@ -240,45 +244,5 @@ fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits 
         positions: longest_all,
         head_features,
         batch,
-    }
-}
-
-/// Scalars of the model without its classification head.
-pub(crate) fn body_size(adaptation: &Adaptation) -> u64 {
-    adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum()
-}
-
-/// How much of a model an adaptation trains.
-pub(crate) fn trainable(adaptation: &Adaptation) -> TrainablePlan {
-    let body = adaptation.trained_in_body();
-    let total = body_size(adaptation);
-    let tensors = adaptation.trained().len();
-    TrainablePlan { body, head: adaptation.trained_count() - body, density: body as f64 / total as f64, tensors }
-}
-
-fn check_numbers(config: &RunConfig) -> Result<()> {
-    let refuse =
-        |what: &str, expected: &str, got: String| Err(Error::Usage(format!("{what} must be {expected}, got {got}")));
-    let finite_positive = |x: f64| x.is_finite() && x > 0.0;
-    match config {
-        c if c.batch_size == 0 => refuse("--batch-size", "at least 1", "0".into()),
-        c if c.micro_batch_tokens == 0 => refuse("--micro-batch-tokens", "at least 1", "0".into()),
-        c if c.lr.is_some_and(|lr| !finite_positive(lr)) => refuse("--lr", "above 0", format!("{:?}", c.lr)),
-        c if !(0.0..=1.0).contains(&c.warmup) => refuse("--warmup", "in 0 to 1", c.warmup.to_string()),
-        c if !(0.0..1.0).contains(&c.dropout) => refuse("--dropout", "in 0 to below 1", c.dropout.to_string()),
-        c if !(c.weight_decay.is_finite() && c.weight_decay >= 0.0) => {
-            refuse("--weight-decay", "at least 0", c.weight_decay.to_string())
-        }
-        c if c.max_grad_norm.is_some_and(|x| !finite_positive(x)) => {
-            refuse("--max-grad-norm", "above 0", format!("{:?}", c.max_grad_norm))
-        }
-        c if c.head_init_std.is_some_and(|x| !(x.is_finite() && x >= 0.0)) => {
-            refuse("--head-init-std", "at least 0", format!("{:?}", c.head_init_std))
-        }
-        c if c.eval_interval == Some(0) => refuse("--eval-interval", "at least 1", "0".into()),
-        c if c.patience == Some(0) => refuse("--patience", "at least 1", "0".into()),
-        c if c.max_length == Some(0) => refuse("--max-length", "at least 1", "0".into()),
-        c if !c.min_delta.is_finite() => refuse("--min-delta", "a number", c.min_delta.to_string()),
-        _ => Ok(()),
     }
 }

@@ -1,16 +1,18 @@
 //! Causal-LM pre-training from scratch, for small models.
 
-use crate::data::batch::{Batch, padded_rows, split_by_budget};
-use crate::data::splits::permutation;
+use crate::job::{PrecisionChoice, StepReport};
 use crate::method::Adaptation;
-use crate::model::{Decoder, HeadKind, check_weights};
+use crate::model::{Decoder, HeadKind, check_weights, from_f32};
 use crate::plugin::PluginSet;
+use crate::splits::permutation;
 use crate::text::Tokenizer;
+use crate::train::batch::{padded_rows, split_by_budget};
 use crate::train::layout::{initial, plan_memory};
+use crate::train::optimizer::Choice;
 use crate::train::schedule::learning_rate;
-use crate::train::{HeadInit, Limits, Optimizer, Schedule, Session, Setup, Size, StepReport};
-use crate::weights::{OutTensor, Weights, from_f32, safetensors_dtype, save};
-use crate::{Error, Result};
+use crate::train::{Batch, HeadInit, Limits, Optimization, Schedule, Session, Setup, Size};
+use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
+use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Init, Parameter, Role};
@@ -34,9 +36,11 @@ pub struct PretrainConfig {
     /// Share of the steps with a rising learning rate; a cosine to 0 follows.
     pub warmup: f64,
     pub weight_decay: f64,
+    pub optimizer: Choice,
     /// Documents are cut to so many tokens.
     pub max_length: usize,
     pub seed: u64,
+    pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
     /// Directory in the Hugging Face layout, made by this run.
@@ -62,7 +66,7 @@ pub fn pretrain(
     device: Box<dyn Backend>,
     mut progress: impl FnMut(&StepReport),
 ) -> Result<PretrainResult> {
-    let decoder = Decoder::open(&config.model)?;
+    let decoder = decoder::open(&config.model)?;
     let tokenizer = Tokenizer::open(&config.model)?;
     tokenizer.check_vocab(decoder.vocab_size)?;
     let documents = read_documents(config, &decoder, &tokenizer)?;
@@ -71,17 +75,20 @@ pub fn pretrain(
     let weights = Weights::open(&config.out)?;
     let parameters = check_weights(&decoder, &weights, HeadKind::CausalLm)?;
     let options = crate::method::options::check(plugins.method("full")?.info(), &BTreeMap::new())?;
-    let adaptation = Adaptation::new(plugins.method("full")?, parameters, options, config.seed)?;
+    let precision = config.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = Adaptation::new(plugins.method("full")?, parameters, options, config.seed)?;
+    adaptation.precision = precision.precision;
     let largest = documents.iter().map(Vec::len).max().unwrap_or(1).max(config.batch_tokens);
     let size = Size { rows: padded_rows(largest), examples: 1 };
     let setup = Setup {
         decoder,
         adaptation,
         head: HeadKind::CausalLm,
-        optimizer: Optimizer {
+        optimization: Optimization {
+            optimizer: config.optimizer.optimizer()?,
             weight_decay: config.weight_decay as f32,
             max_grad_norm: Some(1.0),
-            ..Optimizer::default()
+            ..Optimization::default()
         },
         dropout: 0.0,
         recompute: false,

@@ -1,10 +1,10 @@
 //! Where the time of a run's steps goes.
 
 use super::prepare::prepare;
-use crate::data::Batch;
-use crate::data::batch::split_by_budget;
+use crate::job::RunConfig;
 use crate::plugin::PluginSet;
-use crate::train::{Profile, RunConfig, Session};
+use crate::train::batch::split_by_budget;
+use crate::train::{Batch, Profile, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 

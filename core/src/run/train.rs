@@ -1,19 +1,19 @@
 //! The training loop.
 
-use super::evaluate::{Features, predict, score};
+use super::directory::{RunDirectory, peak_resident};
 use super::identity::identity;
-use super::prepare::{EVAL_EXAMPLES, Prepared, prepare};
-use super::result::{RunDirectory, RunResult, Stopped};
-use crate::adapter::{MergeCheck, MergeDtype, check_merged, merged_tensor};
-use crate::data::batch::split_by_budget;
-use crate::data::{Batch, Encoded, splits::permutation};
+use super::prepare::{Prepared, prepare};
+use crate::adapter::{MergeDtype, check_merged, merged_tensor};
+use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
+use crate::job::{Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Form;
 use crate::plugin::PluginSet;
-use crate::report::Environment;
-use crate::train::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
+use crate::splits::permutation;
+use crate::train::batch::split_by_budget;
+use crate::train::evaluate::{EVAL_EXAMPLES, Features, predict, score};
 use crate::train::graphs::Purpose;
 use crate::train::schedule::learning_rate;
-use crate::train::{Blame, EvalReport, Metrics, Observer, RunConfig, Session, StepOutput, StepReport};
+use crate::train::{Batch, Blame, Encoded, Metrics, Session, StepOutput, Submitted};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
@@ -46,7 +46,7 @@ pub fn run(
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
-    let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
+    let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),
         Start::Resume => {
@@ -78,6 +78,8 @@ struct Trainer<'a> {
     best_values: BTreeMap<String, Vec<f32>>,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
+    /// The step that the device was given last, until its results are read: one step late, where nothing depends on them.
+    pending: Option<Pending>,
     /// Whether the session may be ahead of the position: it has updated tensors in a step that is not done.
     torn: bool,
     /// The epoch whose order `order` is.
@@ -113,6 +115,7 @@ impl<'a> Trainer<'a> {
             position: Position::default(),
             best_values: BTreeMap::new(),
             saved_at: None,
+            pending: None,
             torn: false,
             epoch: 0,
             order,
@@ -125,7 +128,7 @@ impl<'a> Trainer<'a> {
     fn resume(&mut self, newest: Option<(Loaded, Vec<String>)>) -> Result<()> {
         let Some((loaded, damaged)) = newest else {
             self.observer.message("there is no checkpoint yet: the run begins anew");
-            (self.position, self.torn) = (Position::default(), false);
+            (self.position, self.pending, self.torn) = (Position::default(), None, false);
             return self.directory.cut_log(0);
         };
         damaged.iter().for_each(|text| self.observer.message(text));
@@ -136,12 +139,13 @@ impl<'a> Trainer<'a> {
     }
 
     fn adopt(&mut self, loaded: Loaded) -> Result<()> {
-        let Loaded { checkpoint, state } = loaded;
-        self.session.set_state(&state, checkpoint.adam_steps)?;
+        loaded.check(&self.session.state())?;
+        self.session.set_state(loaded.checkpoint.updates, |tensor| loaded.values(tensor))?;
+        let checkpoint = loaded.checkpoint;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
         self.best_values = checkpoint.best_values;
-        self.torn = false;
+        (self.pending, self.torn) = (None, false);
         Ok(())
     }
 
@@ -176,6 +180,8 @@ impl<'a> Trainer<'a> {
 
     /// Saves the last good state before an error.
     fn keep(&mut self, error: Error) -> Error {
+        // The step before the failing one may have gone well; if not, the first error is the one to report.
+        let _ = self.settle();
         let step = self.position.step;
         let kept = match self.keep_last_good() {
             Ok(Some(step)) => format!("the last good state, that after step {step}, is saved"),
@@ -203,27 +209,38 @@ impl<'a> Trainer<'a> {
     /// alone, so a resumed run does exactly what is left.
     fn steps(&mut self) -> Result<Stopped> {
         loop {
-            let step = self.position.step;
-            if self.evaluation_due() && !self.evaluate_dev()? {
-                return self.interrupted();
+            if self.results_due() {
+                self.settle()?;
             }
-            if self.run.config.patience.is_some_and(|patience| self.position.stale >= patience) {
-                self.save_checkpoint()?;
-                return Ok(Stopped::EarlyStopping);
-            }
-            let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
-            let end = step == self.run.total_steps;
-            if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.checkpoint_interval))) {
-                self.save_checkpoint()?;
-            }
-            if end {
-                return Ok(Stopped::Completed);
+            if self.pending.is_none()
+                && let Some(stopped) = self.between_steps()?
+            {
+                return Ok(stopped);
             }
             self.train_step()?;
             if self.observer.stop_requested() {
+                self.settle()?;
                 return self.interrupted();
             }
         }
+    }
+
+    /// What is due before the next step: evaluation, checkpoint, the end.
+    fn between_steps(&mut self) -> Result<Option<Stopped>> {
+        let step = self.position.step;
+        if self.evaluation_due() && !self.evaluate_dev()? {
+            return self.interrupted().map(Some);
+        }
+        if self.run.config.patience.is_some_and(|patience| self.position.stale >= patience) {
+            self.save_checkpoint()?;
+            return Ok(Some(Stopped::EarlyStopping));
+        }
+        let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
+        let end = step == self.run.total_steps;
+        if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.control.checkpoint_interval))) {
+            self.save_checkpoint()?;
+        }
+        Ok(end.then_some(Stopped::Completed))
     }
 
     fn interrupted(&mut self) -> Result<Stopped> {
@@ -233,31 +250,77 @@ impl<'a> Trainer<'a> {
 
     fn evaluation_due(&self) -> bool {
         let step = self.position.step;
-        let every = self.run.config.eval_interval.unwrap_or(self.run.plan.steps_per_epoch);
         let done = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
-        step > 0 && step.is_multiple_of(every) && !done
+        step > 0 && step.is_multiple_of(self.eval_interval()) && !done
     }
 
-    /// One optimizer step on the next batch.
+    fn eval_interval(&self) -> usize {
+        self.run.config.eval_interval.unwrap_or(self.run.plan.steps_per_epoch)
+    }
+
+    /// Steps given to the device.
+    fn submitted(&self) -> usize {
+        self.position.step + usize::from(self.pending.is_some())
+    }
+
+    /// Whether something depends on the results of all steps so far before another one is begun.
+    fn results_due(&self) -> bool {
+        let (step, config) = (self.submitted(), &self.run.config);
+        let periods = [self.eval_interval(), config.control.checkpoint_interval];
+        config.control.skip_nonfinite
+            || self.nothing_updated()
+            || step == self.run.total_steps
+            || periods.iter().any(|period| step.is_multiple_of(*period))
+    }
+
+    /// Reads the results of the step that the device was given last, if that has not been done.
+    fn settle(&mut self) -> Result<()> {
+        self.pending.take().map_or(Ok(()), |step| self.finish_step(step))
+    }
+
+    /// Gives the device an optimizer step on the next batch, then reads the results of the step before it.
     fn train_step(&mut self) -> Result<()> {
-        let (step, config) = (self.position.step, &self.run.config);
+        let (step, config) = (self.submitted(), &self.run.config);
         let (epoch, batch) = (step / self.run.plan.steps_per_epoch, step % self.run.plan.steps_per_epoch);
         if epoch != self.epoch {
             (self.epoch, self.order) = (epoch, epoch_order(self.run, epoch));
         }
         let begin = batch * config.batch_size;
         let chosen = self.order[begin..self.order.len().min(begin + config.batch_size)].to_vec();
-        let tokens: usize = chosen.iter().map(|&i| self.run.train[i].tokens.len()).sum();
         let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
         let before = if self.nothing_updated() { Some(self.session.trained_hashes()?) } else { None };
         let time = Instant::now();
-        let output = self.train_on(&chosen, lr);
+        let submitted = self.submit(&chosen, lr);
+        self.training_time += time.elapsed();
+        self.torn = submitted.as_ref().err().is_some_and(may_have_updated);
+        let next = Pending { submitted: submitted?, epoch, chosen, lr, before };
+        self.pending.replace(next).map_or(Ok(()), |last| self.finish_step(last))
+    }
+
+    fn submit(&mut self, chosen: &[usize], lr: f64) -> Result<Submitted> {
+        let budget = self.run.config.micro_batch_tokens;
+        match &mut self.features {
+            Some([features, ..]) => {
+                let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
+                let labels: Vec<u32> = chosen.iter().map(|&i| self.run.train[i].label).collect();
+                self.session.submit_head_step(&pooled, &labels, lr)
+            }
+            None => self.session.submit_step(&micro_batches(&self.run.train, chosen, budget), lr),
+        }
+    }
+
+    /// Reads the results of a step, checks and reports them.
+    fn finish_step(&mut self, step: Pending) -> Result<()> {
+        let Pending { submitted, epoch, chosen, lr, before } = step;
+        let tokens: usize = chosen.iter().map(|&i| self.run.train[i].tokens.len()).sum();
+        let time = Instant::now();
+        let output = self.session.settle(submitted);
+        self.training_time += time.elapsed();
         self.torn = match &output {
             Ok(output) => output.clip_coef >= 0.0,
-            Err(error) => !matches!(error, Error::Device(BackendError::OutOfMemory { .. })),
+            Err(error) => may_have_updated(error),
         };
         let output = output?;
-        self.training_time += time.elapsed();
         self.tokens += tokens as u64;
         self.check(&output, &chosen)?;
         if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
@@ -279,18 +342,6 @@ impl<'a> Trainer<'a> {
         self.directory.log("step", &report)?;
         self.observer.step(&report);
         Ok(())
-    }
-
-    fn train_on(&mut self, chosen: &[usize], lr: f64) -> Result<StepOutput> {
-        let budget = self.run.config.micro_batch_tokens;
-        match &mut self.features {
-            Some([features, ..]) => {
-                let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
-                let labels: Vec<u32> = chosen.iter().map(|&i| self.run.train[i].label).collect();
-                self.session.head_step(&pooled, &labels, lr)
-            }
-            None => self.session.step(&micro_batches(&self.run.train, chosen, budget), lr),
-        }
     }
 
     /// A run that cannot learn stops and says why; a loss that jumps is reported.
@@ -317,6 +368,10 @@ impl<'a> Trainer<'a> {
 
     fn not_finite(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
         let step = self.position.step + 1;
+        if let Some(next) = self.pending.take() {
+            // It has changed nothing, as this one has not.
+            self.session.settle(next.submitted)?;
+        }
         self.check_trained()?;
         let norms = self.session.grad_norms()?;
         let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
@@ -327,7 +382,7 @@ impl<'a> Trainer<'a> {
         // The error to report is the step's, also where its cause cannot be found.
         let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
         // What has updated the tensors can no longer be left out.
-        if !self.run.config.skip_nonfinite || output.clip_coef >= 0.0 {
+        if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
                 "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
             )));
@@ -362,13 +417,12 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// After the first step every tensor with a gradient must have changed. Gradients below Adam's epsilon are too small
-    /// for that.
+    /// After the first step every tensor with a gradient must have changed, unless the optimizer may neglect that.
     fn check_first_update(&mut self, before: &BTreeMap<String, u64>) -> Result<()> {
+        let Some(negligible) = self.run.setup.optimization.optimizer.negligible_norm() else { return Ok(()) };
         let after = self.session.trained_hashes()?;
-        let epsilon = f64::from(self.run.setup.optimizer.eps);
         for (name, norm) in self.session.grad_norms()? {
-            if norm > epsilon && before.get(&name) == after.get(&name) {
+            if norm > negligible && before.get(&name) == after.get(&name) {
                 return Err(Error::Training(format!(
                     "step 1: {name} has a gradient of norm {norm:.3e}, but the update changed nothing; raise --lr, which \
                      is {} here",
@@ -445,7 +499,7 @@ impl<'a> Trainer<'a> {
         }
         self.position.metrics_bytes = self.directory.sync_log()?;
         let (position, best_values) = (self.position.clone(), self.best_values.clone());
-        let checkpoint = Checkpoint { position, adam_steps: self.session.optimizer_steps(), best_values };
+        let checkpoint = Checkpoint { position, updates: self.session.optimizer_steps(), best_values };
         let (state, session) = (self.session.state(), &mut self.session);
         self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
@@ -457,13 +511,7 @@ impl<'a> Trainer<'a> {
     fn defect(&mut self) -> Result<Option<String>> {
         for tensor in self.session.state() {
             if let Some(at) = self.session.read_state(&tensor)?.iter().position(|x| !x.is_finite()) {
-                let what = match tensor.name.split_once('.') {
-                    Some(("m", name)) => format!("Adam's first moment of {name}"),
-                    Some(("v", name)) => format!("Adam's second moment of {name}"),
-                    Some((_, name)) => name.to_owned(),
-                    None => tensor.name,
-                };
-                return Ok(Some(format!("{what} not finite at {at}")));
+                return Ok(Some(format!("{} not finite at {at}", tensor.title)));
             }
         }
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
@@ -524,7 +572,7 @@ impl<'a> Trainer<'a> {
             training_seconds: self.training_time.as_secs_f64(),
             device_memory,
             planned_memory: self.run.plan.total_memory(),
-            peak_resident: super::result::peak_resident(),
+            peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
             adapter: self.directory.adapter(),
@@ -559,6 +607,21 @@ impl<'a> Trainer<'a> {
     fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.training_time.as_secs_f64().max(1e-9)
     }
+}
+
+/// A step whose results nobody has read yet.
+struct Pending {
+    submitted: Submitted,
+    epoch: usize,
+    chosen: Vec<usize>,
+    lr: f64,
+    /// Hashes of the trained tensors, before the first step.
+    before: Option<BTreeMap<String, u64>>,
+}
+
+/// Whether a step that failed in this way may have changed trained tensors.
+fn may_have_updated(error: &Error) -> bool {
+    !matches!(error, Error::Device(BackendError::OutOfMemory { .. }))
 }
 
 /// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.

@@ -1,4 +1,4 @@
-use sparta_graph::{DeviceInfo, DeviceKind};
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
@@ -76,11 +76,13 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             kind: kind(info.device_type),
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
             memory: match kind(info.device_type) {
-                DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_graph::host_memory()).min(),
+                DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_plugin::host_memory()).min(),
                 _ => memory(adapter),
             },
             max_buffer: limits.max_buffer_size,
             in_place: false,
+            activations: vec![DType::F32, DType::BF16],
+            products: vec![],
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -193,6 +195,8 @@ mod tests {
             memory: None,
             max_buffer: 1 << 28,
             in_place: false,
+            activations: vec![DType::F32],
+            products: vec![],
         }
     }
 

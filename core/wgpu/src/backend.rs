@@ -1,10 +1,14 @@
 use crate::adapters::{Adapter, adapters, describe, devices, select};
-use crate::kernels::{Cache, RNG_BINDING};
-use crate::lower::{Bounds, Dispatch, MAX_ROUNDS, Memory, Step, View, lower};
+use crate::pipelines::Cache;
 use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
+use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, Plan, PlanId};
+use sparta_graph::{
+    Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Plan, PlanId, ReadId, Work,
+};
+use sparta_kernels::{Bounds, Dispatch, MAX_ROUNDS, Memory, RNG_BINDING, Step, View, lower};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -33,12 +37,20 @@ pub struct WgpuBackend {
     pub(crate) queue: wgpu::Queue,
     reports: Reports,
     bounds: Bounds,
-    kernels: Cache,
+    pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
     next_id: u64,
+    /// The most bytes that were in use.
+    peak: u64,
     /// Bytes written since the last submission: wgpu keeps copies of them until then.
     staged: usize,
+    /// What the uploads of submissions go through.
+    pub(crate) upload: Option<wgpu::Buffer>,
+    /// Buffers that the host can read, for the next reads.
+    pub(crate) staging: RefCell<Vec<wgpu::Buffer>>,
+    /// Reads that were requested and not fetched yet.
+    reads: HashMap<u64, Reading>,
 }
 
 pub(crate) struct Buffer {
@@ -49,10 +61,12 @@ pub(crate) struct Buffer {
 }
 
 /// A plan with its pipelines and bindings.
-struct Prepared {
-    steps: Vec<PreparedStep>,
+pub(crate) struct Prepared {
+    pub steps: Vec<PreparedStep>,
     /// The end of each call's steps.
     ends: Vec<usize>,
+    /// Of scratch memory and parameters.
+    bytes: u64,
 }
 
 pub(crate) enum PreparedStep {
@@ -102,11 +116,15 @@ impl WgpuBackend {
             device,
             queue,
             bounds,
-            kernels: Cache::default(),
+            pipelines: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),
             next_id: 0,
+            peak: 0,
             staged: 0,
+            upload: None,
+            staging: RefCell::default(),
+            reads: HashMap::new(),
         })
     }
 
@@ -115,7 +133,7 @@ impl WgpuBackend {
         &self.adapter
     }
 
-    fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.adapter.info.id
     }
 
@@ -124,11 +142,17 @@ impl WgpuBackend {
         self.next_id
     }
 
-    fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
+    /// Bytes of all buffers, and of the plans' scratch memory and parameters.
+    fn in_use(&self) -> u64 {
+        let buffers = self.buffers.values().map(|buffer| buffer.buffer.size());
+        buffers.chain(self.plans.values().map(|plan| plan.bytes)).sum()
+    }
+
+    pub(crate) fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
         self.buffers.get(&buffer.0).ok_or_else(|| other(self.id(), format!("there is no buffer {}", buffer.0)))
     }
 
-    fn prepared(&self, plan: PlanId) -> Result<&Prepared, BackendError> {
+    pub(crate) fn prepared(&self, plan: PlanId) -> Result<&Prepared, BackendError> {
         self.plans.get(&plan.0).ok_or_else(|| other(self.id(), format!("there is no plan {}", plan.0)))
     }
 
@@ -160,7 +184,7 @@ impl WgpuBackend {
         })
     }
 
-    fn op(&self, op: &str, reason: impl Into<String>) -> BackendError {
+    pub(crate) fn op(&self, op: &str, reason: impl Into<String>) -> BackendError {
         BackendError::Op { device: self.id().into(), op: op.into(), reason: reason.into() }
     }
 
@@ -170,18 +194,18 @@ impl WgpuBackend {
     }
 
     /// An error if wgpu has reported any; the loss of a device is reported when it is polled.
-    fn check(&self, during: &str) -> Result<(), BackendError> {
+    pub(crate) fn check(&self, during: &str) -> Result<(), BackendError> {
         self.poll(wgpu::PollType::Poll, during)
     }
 
-    fn poll(&self, how: wgpu::PollType, during: &str) -> Result<(), BackendError> {
+    pub(crate) fn poll(&self, how: wgpu::PollType, during: &str) -> Result<(), BackendError> {
         let polled = self.device.poll(how);
         self.reports.check(self.id(), during)?;
         polled.map(|_| ()).map_err(|e| self.op(during, e.to_string()))
     }
 
     /// The bytes of `len` elements from element `offset` on, checked against the buffer.
-    fn range(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, BackendError> {
+    pub(crate) fn range(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, BackendError> {
         let size = buffer.dtype.size();
         let fits = offset.checked_mul(size).is_some_and(|start| {
             start.is_multiple_of(4) && start.checked_add(bytes).is_some_and(|end| end <= buffer.len * size)
@@ -195,28 +219,6 @@ impl WgpuBackend {
         ))
     }
 
-    /// Reads whole words from byte `start` on.
-    pub(crate) fn read_words(&self, buffer: &Buffer, start: u64, out: &mut [u8]) -> Result<(), BackendError> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let padded = out.len().next_multiple_of(4) as u64;
-        let staging = self.create(padded, usage, "staging")?;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        encoder.copy_buffer_to_buffer(&buffer.buffer, start, &staging, 0, padded);
-        self.queue.submit([encoder.finish()]);
-        let (sender, receiver) = std::sync::mpsc::channel();
-        // The receiver is gone only if waiting failed, and then nobody listens.
-        staging.map_async(wgpu::MapMode::Read, .., move |mapped| drop(sender.send(mapped)));
-        self.wait(&buffer.label)?;
-        match receiver.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(self.op(&buffer.label, e.to_string())),
-            Err(_) => return Err(self.op(&buffer.label, "the device did not answer")),
-        }
-        let mapped = staging.get_mapped_range(..).map_err(|e| self.op(&buffer.label, e.to_string()))?;
-        out.copy_from_slice(&mapped[..out.len()]);
-        Ok(())
-    }
-
     fn prepare_call(
         &mut self,
         call: &Call,
@@ -228,11 +230,13 @@ impl WgpuBackend {
         let mut prepared = Vec::new();
         for step in steps {
             prepared.push(match step {
-                Step::Copy { from, to } => PreparedStep::Copy {
-                    from: (memory.buffer(from.memory).clone(), from.offset as u64),
-                    to: (memory.buffer(to.memory).clone(), to.offset as u64),
-                    bytes: from.bytes as u64,
-                },
+                Step::Copy { from, to } => {
+                    let at = |view: &View| {
+                        let (buffer, offset) = memory.at(view);
+                        (buffer.clone(), offset)
+                    };
+                    PreparedStep::Copy { from: at(from), to: at(to), bytes: from.bytes as u64 }
+                }
                 Step::Dispatch(dispatch) => {
                     let offset = *slot * ALIGNMENT as u64;
                     *slot += 1;
@@ -258,16 +262,15 @@ impl WgpuBackend {
         params_offset: u64,
     ) -> Result<PreparedStep, Caught> {
         let storage = dispatch.bindings.len();
-        let pipeline = self.kernels.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
+        let pipeline = self.pipelines.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
         let params = wgpu::BufferBinding {
             buffer: &memory.params,
             offset: params_offset,
             size: std::num::NonZeroU64::new(params_bytes(dispatch)),
         };
-        let bind = |view: &View| wgpu::BufferBinding {
-            buffer: memory.buffer(view.memory),
-            offset: view.offset as u64,
-            size: std::num::NonZeroU64::new(view.bytes as u64),
+        let bind = |view: &View| {
+            let (buffer, offset) = memory.at(view);
+            wgpu::BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(view.bytes as u64) }
         };
         let entry =
             |binding: u32, buffer| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(buffer) };
@@ -276,7 +279,7 @@ impl WgpuBackend {
         entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view))));
         let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };
         let bindings = scoped(&self.device, || self.device.create_bind_group(&descriptor))?;
-        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: fold(dispatch.groups) })
+        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: dispatch.grid(MAX_GROUPS) })
     }
 }
 
@@ -302,20 +305,25 @@ pub(crate) fn encode(
 /// The buffers a plan is bound to.
 struct PlanMemory {
     arena: wgpu::Buffer,
-    externals: Vec<wgpu::Buffer>,
+    /// With the byte at which each begins in its buffer.
+    externals: Vec<(wgpu::Buffer, u64)>,
     scratch: wgpu::Buffer,
     unused: wgpu::Buffer,
     params: wgpu::Buffer,
 }
 
 impl PlanMemory {
-    fn buffer(&self, memory: Memory) -> &wgpu::Buffer {
-        match memory {
-            Memory::Arena => &self.arena,
+    /// The buffer of a view, and the byte at which it begins there.
+    fn at(&self, view: &View) -> (&wgpu::Buffer, u64) {
+        let offset = view.offset as u64;
+        match view.memory {
+            Memory::Arena => (&self.arena, offset),
             // `prepare` has checked that there is a buffer for every external.
-            Memory::External(i) => self.externals.get(i).unwrap_or(&self.unused),
-            Memory::Scratch => &self.scratch,
-            Memory::Unused => &self.unused,
+            Memory::External(i) => {
+                self.externals.get(i).map_or((&self.unused, 0), |(buffer, begin)| (buffer, begin + offset))
+            }
+            Memory::Scratch => (&self.scratch, offset),
+            Memory::Unused => (&self.unused, offset),
         }
     }
 }
@@ -327,12 +335,6 @@ pub(crate) fn other(device: &str, reason: impl Into<String>) -> BackendError {
 /// The size of a kernel's `Params`, which WGSL rounds up to 16 only for members that need it: 4 bytes each.
 fn params_bytes(dispatch: &Dispatch) -> u64 {
     4 * dispatch.params.len() as u64
-}
-
-/// Folds a number of workgroups into two dimensions; kernels skip those beyond the end.
-fn fold(groups: usize) -> (u32, u32) {
-    let y = groups.div_ceil(MAX_GROUPS);
-    (groups.div_ceil(y.max(1)) as u32, y as u32)
 }
 
 impl Backend for WgpuBackend {
@@ -350,11 +352,16 @@ impl Backend for WgpuBackend {
         let buffer = self.create(bytes, usage, label)?;
         let id = self.new_id();
         self.buffers.insert(id, Buffer { buffer, dtype, len, label: label.into() });
+        self.peak = self.peak.max(self.in_use());
         Ok(BufferId(id))
     }
 
     fn free(&mut self, buffer: BufferId) {
         self.buffers.remove(&buffer.0);
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -366,7 +373,7 @@ impl Backend for WgpuBackend {
         let odd = words < data.len();
         if odd && start as usize + data.len() < target.len * target.dtype.size() {
             // The last element shares its word with one that stays.
-            self.read_words(target, start + words as u64, &mut tail)?;
+            self.read_bytes(&raw, &label, start + words as u64, &mut tail)?;
         }
         tail[..data.len() - words].copy_from_slice(&data[words..]);
         for (i, chunk) in data[..words].chunks(STAGING).enumerate() {
@@ -388,7 +395,7 @@ impl Backend for WgpuBackend {
         let source = self.buffer(buffer)?;
         let start = self.range(source, offset, out.len())?;
         for (i, chunk) in out.chunks_mut(STAGING).enumerate() {
-            self.read_words(source, start + (i * STAGING) as u64, chunk)?;
+            self.read_bytes(&source.buffer, &source.label, start + (i * STAGING) as u64, chunk)?;
         }
         self.staged = 0;
         Ok(())
@@ -399,11 +406,14 @@ impl Backend for WgpuBackend {
             let (got, wanted) = (externals.len(), plan.externals.len());
             return Err(other(self.id(), format!("the plan has {wanted} external tensors, got {got} buffers")));
         }
-        let arena = self.sized(arena, plan.arena, DType::F32, "the arena")?;
+        let (arena, _) = self.sized(arena, 0, plan.arena, DType::F32, "the arena")?;
         let externals = externals
             .iter()
             .zip(&plan.externals)
-            .map(|(&buffer, external)| self.sized(buffer, external.ty.bytes(), external.ty.dtype, &external.name))
+            .map(|(&buffer, external)| {
+                let (bytes, dtype) = (external.ty.bytes(), external.ty.dtype);
+                self.sized(buffer, external.offset, bytes, dtype, &external.name)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let mut lowered = Vec::new();
         for call in &plan.calls {
@@ -430,7 +440,9 @@ impl Backend for WgpuBackend {
         }
         self.check("prepare")?;
         let id = self.new_id();
-        self.plans.insert(id, Prepared { steps, ends });
+        let bytes = memory.scratch.size() + memory.params.size();
+        self.plans.insert(id, Prepared { steps, ends, bytes });
+        self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
 
@@ -441,6 +453,38 @@ impl Backend for WgpuBackend {
         self.queue.submit([encoder.finish()]);
         self.staged = 0;
         self.check("run")
+    }
+
+    fn submit(&mut self, work: &[Work]) -> Result<(), BackendError> {
+        if Self::fits_one_upload(work, STAGING) {
+            self.staged = 0;
+            return self.submit_together(work);
+        }
+        for piece in work {
+            match *piece {
+                Work::Write { buffer, offset, data } => self.write(buffer, offset, data)?,
+                Work::Run(plan) => self.run(plan)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
+        let source = self.buffer(buffer)?;
+        let start = self.range(source, offset, bytes)?;
+        let reading = self.start_read(&source.buffer, &source.label, start, bytes)?;
+        let id = self.new_id();
+        self.reads.insert(id, reading);
+        Ok(ReadId::Pending(id))
+    }
+
+    fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
+        let reading = match read {
+            ReadId::Pending(id) => self.reads.remove(&id),
+            ReadId::Ready(_) => None,
+        };
+        let reading = reading.ok_or_else(|| other(self.id(), "the read was not requested of this device"))?;
+        self.finish_read(reading, out)
     }
 
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
@@ -457,15 +501,28 @@ impl Backend for WgpuBackend {
 }
 
 impl WgpuBackend {
-    /// A buffer that must hold at least `bytes` of `dtype`.
-    fn sized(&self, id: BufferId, bytes: usize, dtype: DType, what: &str) -> Result<wgpu::Buffer, BackendError> {
+    /// A buffer that must hold at least `bytes` of `dtype` from element `offset` on, and the byte at which those begin.
+    fn sized(
+        &self,
+        id: BufferId,
+        offset: usize,
+        bytes: usize,
+        dtype: DType,
+        what: &str,
+    ) -> Result<(wgpu::Buffer, u64), BackendError> {
         let buffer = self.buffer(id)?;
         let has = buffer.len * buffer.dtype.size();
-        if has >= bytes && buffer.dtype == dtype {
-            return Ok(buffer.buffer.clone());
+        let begin = offset.saturating_mul(dtype.size());
+        if has >= begin.saturating_add(bytes) && buffer.dtype == dtype && begin.is_multiple_of(ALIGNMENT) {
+            return Ok((buffer.buffer.clone(), begin as u64));
         }
-        let reason = format!("{what} needs {bytes} bytes of {dtype}, its buffer has {has} of {}", buffer.dtype);
-        Err(self.op("prepare", reason))
+        Err(self.op(
+            "prepare",
+            format!(
+                "{what} needs {bytes} bytes of {dtype} from byte {begin} on, its buffer has {has} of {}",
+                buffer.dtype
+            ),
+        ))
     }
 }
 

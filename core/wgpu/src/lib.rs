@@ -1,14 +1,14 @@
 //! The wgpu backend: WGSL kernels on Vulkan, Metal and DX12, at WebGPU's default limits.
 //!
-//! A call of a plan is lowered to dispatches (`lower`), each a kernel of `shaders/` with parameters and byte ranges of
-//! buffers; pipelines are made once per kernel (`kernels`), bind groups once per plan (`backend`).
+//! A call of a plan is lowered to dispatches (`sparta-kernels`); pipelines are made once per kernel (`pipelines`), bind
+//! groups once per plan (`backend`).
 
 mod adapters;
 mod backend;
-mod kernels;
-mod lower;
+mod pipelines;
 mod profile;
 mod report;
+mod transfer;
 
 #[cfg(test)]
 mod tests;

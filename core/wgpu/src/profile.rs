@@ -1,7 +1,7 @@
 //! The time of single calls, from timestamps that the device writes before and after each.
 
-use crate::backend::{Buffer, PreparedStep, WgpuBackend, encode, other};
-use sparta_graph::{BackendError, DType};
+use crate::backend::{PreparedStep, WgpuBackend, encode, other};
+use sparta_graph::BackendError;
 use std::time::Duration;
 
 /// Calls whose two timestamps fit a query set.
@@ -65,8 +65,7 @@ impl WgpuBackend {
         }
         self.queue.submit([encoder.finish()]);
         let mut bytes = vec![0; used as usize * TIMESTAMP_BYTES];
-        let len = bytes.len() / DType::F32.size();
-        self.read_words(&Buffer { buffer, dtype: DType::F32, len, label: "times".into() }, 0, &mut bytes)?;
+        self.read_bytes(&buffer, "times", 0, &mut bytes)?;
         let ticks: Vec<u64> = bytes.as_chunks().0.iter().map(|&tick| u64::from_le_bytes(tick)).collect();
         let period = f64::from(self.queue.get_timestamp_period());
         let time = |first: &Option<u32>| {

@@ -3,7 +3,7 @@ use crate::device;
 use crate::memory::{Buffer, Memory, Need, Scratch};
 use crate::real::Real;
 use half::{bf16, f16};
-use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ pub struct CpuBackend<T: Real> {
     info: DeviceInfo,
     buffers: HashMap<u64, Arc<Buffer>>,
     plans: HashMap<u64, Prepared>,
+    /// The most bytes that were in use.
+    peak: u64,
     next: u64,
     number: std::marker::PhantomData<T>,
 }
@@ -27,8 +29,8 @@ pub struct CpuBackend<T: Real> {
 struct Prepared {
     steps: Vec<Step>,
     scratch: Scratch,
-    /// Keeps the memory alive that the kernels point to.
-    _buffers: Vec<Arc<Buffer>>,
+    /// Kept alive: the kernels point to them.
+    buffers: Vec<Arc<Buffer>>,
 }
 
 struct Step {
@@ -64,6 +66,7 @@ impl<T: Real> CpuBackend<T> {
             info,
             buffers: HashMap::new(),
             plans: HashMap::new(),
+            peak: 0,
             next: 1,
             number: std::marker::PhantomData,
         })
@@ -76,6 +79,15 @@ impl<T: Real> CpuBackend<T> {
 
     fn buffer(&self, id: BufferId) -> Result<&Arc<Buffer>, BackendError> {
         self.buffers.get(&id.0).ok_or_else(|| other(format!("there is no buffer {}", id.0)))
+    }
+
+    /// Bytes of all buffers, those that only plans still hold among them, and of the plans' scratch memory.
+    fn in_use(&self) -> u64 {
+        let bound = self.plans.values().flat_map(|plan| &plan.buffers);
+        let buffers: HashMap<*const Buffer, usize> =
+            self.buffers.values().chain(bound).map(|buffer| (Arc::as_ptr(buffer), buffer.memory.bytes())).collect();
+        let scratch = self.plans.values().map(|plan| plan.scratch.bytes());
+        buffers.into_values().chain(scratch).map(|bytes| bytes as u64).sum()
     }
 
     /// The address of `count` elements from `offset` on.
@@ -162,11 +174,16 @@ impl<T: Real> Backend for CpuBackend<T> {
         let memory = Memory::zeroed(bytes).ok_or_else(|| out_of_memory(label, bytes))?;
         let id = self.id();
         self.buffers.insert(id, Arc::new(Buffer { memory, dtype, len, label: label.into() }));
+        self.peak = self.peak.max(self.in_use());
         Ok(BufferId(id))
     }
 
     fn free(&mut self, buffer: BufferId) {
         self.buffers.remove(&buffer.0);
+    }
+
+    fn memory_use(&self) -> Option<MemoryUse> {
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -212,11 +229,11 @@ impl<T: Real> Backend for CpuBackend<T> {
         }
         let externals = externals.iter().map(|&id| self.buffer(id).cloned()).collect::<Result<Vec<_>, _>>()?;
         for (external, buffer) in plan.externals.iter().zip(&externals) {
-            let fits = bind::bytes::<T>(&external.ty).is_ok_and(|bytes| bytes <= buffer.memory.bytes());
+            let fits = bind::begin::<T>(external, buffer).is_some();
             if external.ty.dtype != buffer.dtype || !fits {
-                let (ty, len) = (&external.ty, buffer.len);
+                let (ty, at, len) = (&external.ty, external.offset, buffer.len);
                 return Err(other(format!(
-                    "`{}` is {} {:?}, but its buffer `{}` holds {len} elements of {}",
+                    "`{}` is {} {:?} at element {at}, but its buffer `{}` holds {len} elements of {}",
                     external.name, ty.dtype, ty.shape, buffer.label, buffer.dtype
                 )));
             }
@@ -241,7 +258,8 @@ impl<T: Real> Backend for CpuBackend<T> {
         let scratch = Scratch::new(need, threads).ok_or_else(|| out_of_memory("scratch memory of a plan", bytes))?;
         let id = self.id();
         let buffers = externals.into_iter().chain([arena]).collect();
-        self.plans.insert(id, Prepared { steps, scratch, _buffers: buffers });
+        self.plans.insert(id, Prepared { steps, scratch, buffers });
+        self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
 
@@ -318,7 +336,7 @@ mod tests {
         let mut backend = Reference::new(Some(1)).unwrap();
         let arena = backend.alloc(DType::F32, 128, "arena").unwrap();
         let x = backend.alloc(DType::F32, 64, "x").unwrap();
-        let externals = vec![External { name: "x".into(), ty: TensorType::f32([64]) }];
+        let externals = vec![External { name: "x".into(), offset: 0, ty: TensorType::f32([64]) }];
         let call = Call { op, inputs, outputs: vec![output], label: "layers.1".into() };
         let plan = Plan { arena: 512, externals, calls: vec![call] };
         backend.prepare(&plan, arena, &[x]).expect_err("a bad plan was accepted").to_string()

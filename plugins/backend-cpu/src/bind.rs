@@ -5,8 +5,8 @@ use crate::kernels;
 use crate::memory::{Buffer, Floats, Need, Ptr, Scratch};
 use crate::real::Real;
 use sparta_graph::graph::TensorType;
-use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Call, DType, Operand, Place, Plan};
+use sparta_graph::plan::{ALIGNMENT, External};
+use sparta_graph::{Call, DType, Op, Operand, Part, Place, Plan, Rows, Slot};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -54,6 +54,16 @@ impl Bound {
         a.start < b.end && b.start < a.end && self.bytes > 0 && other.bytes > 0
     }
 
+    fn rows(&self, part: &Rows) -> Result<Bound, String> {
+        let all = self.ty.shape.first().copied().unwrap_or(0);
+        if part.rows.start > part.rows.end || part.rows.end > all {
+            return Err(format!("rows {:?} of an operand of {all} rows", part.rows));
+        }
+        let row = self.bytes / all.max(1);
+        let at = self.at.wrapping_add(part.rows.start * row);
+        Ok(Bound { at, bytes: part.rows.len() * row, ty: part.ty(&self.ty) })
+    }
+
     fn typed<E>(&self, dtype: DType) -> Result<Ptr<E>, String> {
         if self.ty.dtype == dtype {
             return Ok(Ptr::new(self.at.cast()));
@@ -78,6 +88,32 @@ impl Io {
 
     fn output_at(&self, i: usize) -> Result<&Bound, String> {
         self.outputs.get(i).ok_or_else(|| format!("output {i} is missing"))
+    }
+
+    /// The types of the inputs.
+    pub fn types(&self) -> Vec<&TensorType> {
+        self.inputs.iter().map(|b| &b.ty).collect()
+    }
+
+    /// The operands of a part of a composite op, checked like those of any call.
+    pub fn part<T>(&self, part: &Part) -> Result<Io, String> {
+        let rows = |rows: &Rows| {
+            let whole = match rows.slot {
+                Slot::Input(i) => self.input_at(i)?,
+                Slot::Output(o) => self.output_at(o)?,
+            };
+            whole.rows(rows)
+        };
+        let io = Io {
+            inputs: part.inputs.iter().map(rows).collect::<Result<_, String>>()?,
+            outputs: part.outputs.iter().map(rows).collect::<Result<_, String>>()?,
+        };
+        let inferred = part.op.infer(&io.types())?;
+        if !inferred.iter().eq(io.outputs.iter().map(|b| &b.ty)) {
+            return Err(format!("the outputs of its {} must be {inferred:?}", part.op.name()));
+        }
+        check_overlaps::<T>(&part.op, &io)?;
+        Ok(io)
     }
 
     pub fn inputs(&self) -> usize {
@@ -130,6 +166,11 @@ impl Io {
         }
     }
 
+    /// An output as bytes.
+    pub fn output_bytes(&self, i: usize) -> Result<(Ptr<u8>, usize), String> {
+        self.output_at(i).map(|b| (Ptr::new(b.at), b.bytes))
+    }
+
     pub fn output_numel(&self, i: usize) -> Result<usize, String> {
         self.output_at(i).map(|b| b.ty.numel())
     }
@@ -151,7 +192,7 @@ pub fn bind<T: Real>(plan: &Plan, call: &Call, arena: &Buffer, externals: &[Arc<
         inputs: call.inputs.iter().map(bound).collect::<Result<_, _>>()?,
         outputs: call.outputs.iter().map(bound).collect::<Result<_, _>>()?,
     };
-    check_overlaps(call, &io)?;
+    check_overlaps::<T>(&call.op, &io)?;
     kernels::prepare::<T>(&call.op, &io)
 }
 
@@ -171,6 +212,14 @@ pub fn element<T>(dtype: DType) -> usize {
     if dtype == DType::F32 { size_of::<T>() } else { dtype.size() }
 }
 
+/// The byte of its buffer at which an external tensor begins; `None` if it is not an aligned part of it.
+pub fn begin<T>(external: &External, buffer: &Buffer) -> Option<usize> {
+    let aligned = external.offset.checked_mul(external.ty.dtype.size())?.is_multiple_of(ALIGNMENT);
+    let begin = external.offset.checked_mul(element::<T>(external.ty.dtype))?;
+    let end = begin.checked_add(bytes::<T>(&external.ty).ok()?)?;
+    (aligned && end <= buffer.memory.bytes()).then_some(begin)
+}
+
 fn place<T: Real>(plan: &Plan, operand: &Operand, arena: &Buffer, externals: &[Arc<Buffer>]) -> Result<Bound, String> {
     let (ty, bytes) = (operand.ty.clone(), bytes::<T>(&operand.ty)?);
     match operand.place {
@@ -187,26 +236,37 @@ fn place<T: Real>(plan: &Plan, operand: &Operand, arena: &Buffer, externals: &[A
             Ok(Bound { at: arena.memory.ptr().wrapping_add(offset * wide), bytes, ty })
         }
         Place::External(i) => {
-            let buffer = externals.get(i).ok_or_else(|| format!("external tensor {i} of {}", externals.len()))?;
-            if buffer.dtype != ty.dtype || bytes > buffer.memory.bytes() {
+            let (Some(buffer), Some(external)) = (externals.get(i), plan.externals.get(i)) else {
+                return Err(format!("external tensor {i} of {}", externals.len()));
+            };
+            let begin = begin::<T>(external, buffer).filter(|begin| bytes <= buffer.memory.bytes() - begin);
+            let (Some(begin), true) = (begin, buffer.dtype == ty.dtype) else {
                 return Err(format!(
                     "the call wants {} {:?} in `{}`, which holds {} elements of {}",
                     ty.dtype, ty.shape, buffer.label, buffer.len, buffer.dtype
                 ));
-            }
-            Ok(Bound { at: buffer.memory.ptr(), bytes, ty })
+            };
+            Ok(Bound { at: buffer.memory.ptr().wrapping_add(begin), bytes, ty })
         }
     }
 }
 
 /// What a call writes may overlap another operand only where the op says so, and then exactly.
-fn check_overlaps(call: &Call, io: &Io) -> Result<(), String> {
+fn check_overlaps<T>(op: &Op, io: &Io) -> Result<(), String> {
+    let types: Vec<&TensorType> = io.inputs.iter().map(|input| &input.ty).collect();
+    let joins = op.joins(&types);
     for (o, output) in io.outputs.iter().enumerate() {
+        // An f32 in the arena may be wider than the 4 bytes that the op counts.
+        let wide = element::<T>(output.ty.dtype) / output.ty.dtype.size();
+        let within = |i: usize, input: &Bound| {
+            o == 0 && joins.get(i).is_some_and(|offset| input.at == output.at.wrapping_add(offset * wide))
+        };
         let reused = |at: *mut u8| {
-            call.op.reuses().iter().any(|&(out, input)| out == o && io.inputs.get(input).is_some_and(|b| b.at == at))
+            op.reuses().iter().any(|&(out, input)| out == o && io.inputs.get(input).is_some_and(|b| b.at == at))
         };
         for (i, input) in io.inputs.iter().enumerate().filter(|(_, input)| input.overlaps(output)) {
-            if input.at != output.at || input.bytes != output.bytes || !reused(input.at) {
+            let shared = input.at == output.at && input.bytes == output.bytes && reused(input.at);
+            if !shared && !within(i, input) {
                 return Err(format!("output {o} overlaps input {i}"));
             }
         }
@@ -214,7 +274,7 @@ fn check_overlaps(call: &Call, io: &Io) -> Result<(), String> {
             return Err(format!("output {o} overlaps output {other}"));
         }
     }
-    for &w in call.op.writes() {
+    for &w in op.writes() {
         let written = io.input_at(w)?;
         let others = io.inputs.iter().enumerate().filter(|(i, _)| *i != w).map(|(_, b)| b).chain(&io.outputs);
         if others.into_iter().any(|other| other.overlaps(written)) {

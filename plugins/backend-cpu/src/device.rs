@@ -1,6 +1,8 @@
 use crate::backend::DEVICE;
+use crate::product::Unit;
 use crate::simd;
-use sparta_graph::{DeviceInfo, DeviceKind, host_memory};
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use sparta_plugin::host_memory;
 use std::fs;
 
 /// The CPU as a device with that many worker threads.
@@ -15,6 +17,8 @@ pub fn info(threads: usize) -> DeviceInfo {
         memory,
         max_buffer: memory.unwrap_or(isize::MAX as u64),
         in_place: true,
+        activations: vec![DType::F32, DType::BF16],
+        products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
     }
 }
 

@@ -30,7 +30,66 @@ impl<T: Real> Floats<T> {
         unsafe {
             match self {
                 Floats::Full(y) => std::ptr::copy(x, y.at(start), n),
-                Floats::Bf16(_) | Floats::F16(_) => (0..n).for_each(|i| self.set(start + i, *x.add(i))),
+                Floats::Bf16(y) => to_bf16(n, x, y.at(start).cast()),
+                Floats::F16(_) => (0..n).for_each(|i| self.set(start + i, *x.add(i))),
+            }
+        }
+    }
+
+    /// Whether the elements lie in memory as numbers, so that kernels work on them in place.
+    #[inline(always)]
+    pub fn is_full(self) -> bool {
+        matches!(self, Floats::Full(_))
+    }
+
+    /// Elements `start .. start + n` as numbers: where they lie, or converted into `buffer`.
+    ///
+    /// # Safety
+    /// As for [`Floats::load`], where the tensor does not hold numbers.
+    #[inline(always)]
+    pub unsafe fn read(self, start: usize, n: usize, buffer: *mut T) -> *const T {
+        if let Floats::Full(x) = self {
+            return x.at(start);
+        }
+        // SAFETY: the caller vouches for it.
+        unsafe { self.load(start, n, buffer) };
+        buffer
+    }
+
+    /// Where a kernel puts the numbers from element `start` on: where they shall lie, or into `buffer`, from which
+    /// [`Floats::finish`] stores them.
+    #[inline(always)]
+    pub fn target(self, start: usize, buffer: *mut T) -> *mut T {
+        match self {
+            Floats::Full(y) => y.at(start),
+            Floats::Bf16(_) | Floats::F16(_) => buffer,
+        }
+    }
+
+    /// Stores n numbers that a kernel has put at [`Floats::target`].
+    ///
+    /// # Safety
+    /// As for [`Floats::load`]; `start` is that of the target.
+    #[inline(always)]
+    pub unsafe fn finish(self, start: usize, n: usize, target: *const T) {
+        if !self.is_full() {
+            // SAFETY: the caller vouches for it.
+            unsafe { self.store(start, n, target) };
+        }
+    }
+
+    /// Element i.
+    ///
+    /// # Safety
+    /// Element i lies in the tensor, and nobody writes it meanwhile.
+    #[inline(always)]
+    pub unsafe fn get(self, i: usize) -> T {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            match self {
+                Floats::Full(x) => *x.at(i),
+                Floats::Bf16(x) => T::from_f32((*x.at(i)).to_f32()),
+                Floats::F16(x) => T::from_f32((*x.at(i)).to_f32()),
             }
         }
     }
@@ -57,9 +116,23 @@ simd! {
         map!(n, |x| -> y { T::from_f32(f32::from_bits((x as u32) << 16)) })
     }
 
+    unsafe fn to_bf16<T: Real>(n: usize, x: *const T, y: *mut u16) {
+        map!(n, |x| -> y { bf16_bits(x.to_f32_odd()) })
+    }
+
     unsafe fn from_f16<T: Real>(n: usize, x: *const u16, y: *mut T) {
         map!(n, |x| -> y { T::from_f32(f16_to_f32(x)) })
     }
+}
+
+/// The nearest bf16, ties to even, without branches: the increment carries into the exponent where it must. A NaN stays
+/// one.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    let nan = bits >> 16 | 0x40;
+    (if x.is_nan() { nan } else { rounded }) as u16
 }
 
 /// Exact, without branches.
@@ -76,6 +149,16 @@ fn f16_to_f32(bits: u16) -> f32 {
 mod tests {
     use super::*;
     use crate::memory::Ptr;
+
+    #[test]
+    fn rounding_to_bf16_is_that_of_the_half_crate() {
+        // All upper halves, with lower halves around the ties.
+        let lows = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        for bits in (0..=u16::MAX).flat_map(|high| lows.map(|low| u32::from(high) << 16 | low)) {
+            let x = f32::from_bits(bits);
+            assert_eq!(bf16_bits(x), bf16::from_f32(x).to_bits(), "{bits:#x}");
+        }
+    }
 
     #[test]
     fn every_16_bit_float_converts_exactly_and_back() {

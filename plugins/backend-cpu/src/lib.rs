@@ -5,11 +5,13 @@ mod backend;
 mod bind;
 mod device;
 mod draw;
+mod elementwise;
 mod floats;
 mod kernels;
 mod memory;
 mod parallel;
 mod plugin;
+mod product;
 mod real;
 mod segments;
 mod simd;
@@ -17,7 +19,7 @@ mod simd;
 mod testing;
 
 pub use backend::{CpuBackend, DEVICE};
-pub use plugin::Plugin;
+pub use plugin::{Plugin, entry};
 pub use real::Real;
 
 /// The backend for use: f32.

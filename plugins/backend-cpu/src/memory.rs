@@ -117,6 +117,13 @@ pub struct Need {
     pub per_thread: usize,
 }
 
+impl Need {
+    /// What is enough for both.
+    pub fn max(self, other: Need) -> Need {
+        Need { shared: self.shared.max(other.shared), per_thread: self.per_thread.max(other.per_thread) }
+    }
+}
+
 /// Scratch memory that the calls of a plan use one after the other.
 pub struct Scratch {
     memory: Memory,
@@ -131,6 +138,10 @@ impl Scratch {
         let (shared, per_thread) = (round(need.shared)?, round(need.per_thread)?);
         let bytes = per_thread.checked_mul(threads)?.checked_add(shared)?;
         Some(Scratch { memory: Memory::zeroed(bytes)?, shared, per_thread })
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes()
     }
 
     /// The shared part, for the whole of one call.

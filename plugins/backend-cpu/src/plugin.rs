@@ -1,5 +1,5 @@
 use crate::{Cpu, DEVICE};
-use sparta_graph::{Backend, BackendError, DeviceInfo};
+use sparta_graph::{Backend, BackendError, DeviceInfo, Op};
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 
 /// The CPU as a backend plugin.
@@ -7,7 +7,8 @@ pub struct Plugin;
 
 impl BackendPlugin for Plugin {
     fn describe(&self) -> BackendPluginInfo {
-        BackendPluginInfo { name: DEVICE.into(), version: env!("CARGO_PKG_VERSION").into() }
+        let ops = Op::NAMES.iter().map(|&name| name.into()).collect();
+        BackendPluginInfo { name: DEVICE.into(), version: env!("CARGO_PKG_VERSION").into(), ops: Some(ops) }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
@@ -23,4 +24,4 @@ impl BackendPlugin for Plugin {
     }
 }
 
-sparta_plugin::export_backend!(Plugin);
+sparta_plugin::export_backend!(entry: Plugin);

@@ -1,5 +1,6 @@
 //! The number type of the arithmetic: f32, or f64 for the reference.
 
+use crate::memory::Floats;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -34,8 +35,12 @@ pub trait Real:
     /// Rounded to odd where f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
     fn to_f32_odd(self) -> f32;
     fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The tensor again, where the number type is f32.
+    fn single(tensor: Floats<Self>) -> Option<Floats<f32>>;
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;
+    /// `ln(1 + x)`
+    fn ln_1p(self) -> Self;
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
 
@@ -84,6 +89,10 @@ impl<P> Matrix<P> {
     /// The transpose of [`Matrix::rows`].
     pub fn columns(at: P, column: usize) -> Self {
         Matrix { at, row: 1, column }
+    }
+
+    pub fn transposed(self) -> Self {
+        Matrix { at: self.at, row: self.column, column: self.row }
     }
 }
 
@@ -159,6 +168,10 @@ impl Real for f32 {
         f32::mul_add(self, factor, addend)
     }
 
+    fn single(tensor: Floats<f32>) -> Option<Floats<f32>> {
+        Some(tensor)
+    }
+
     #[inline(always)]
     fn sqrt(self) -> f32 {
         f32::sqrt(self)
@@ -166,6 +179,10 @@ impl Real for f32 {
 
     fn ln(self) -> f32 {
         f32::ln(self)
+    }
+
+    fn ln_1p(self) -> f32 {
+        f32::ln_1p(self)
     }
 
     #[inline(always)]
@@ -252,6 +269,10 @@ impl Real for f64 {
         f64::mul_add(self, factor, addend)
     }
 
+    fn single(_: Floats<f64>) -> Option<Floats<f32>> {
+        None
+    }
+
     #[inline(always)]
     fn sqrt(self) -> f64 {
         f64::sqrt(self)
@@ -259,6 +280,10 @@ impl Real for f64 {
 
     fn ln(self) -> f64 {
         f64::ln(self)
+    }
+
+    fn ln_1p(self) -> f64 {
+        f64::ln_1p(self)
     }
 
     fn exp(self) -> f64 {

@@ -96,7 +96,7 @@ macro_rules! map {
         let (n, mut i) = ($n, 0);
         while i < n {
             $(let $x = $crate::simd::load_block($x, i, n);)*
-            let ($(mut $y,)+) = ($(($y, [Real::ZERO; BLOCK]),)+);
+            let ($(mut $y,)+) = ($(($y, [bytemuck::Zeroable::zeroed(); BLOCK]),)+);
             for l in 0..BLOCK {
                 $(let $x = $x[l];)*
                 ($($y.1[l]),+) = $body;

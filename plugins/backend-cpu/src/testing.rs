@@ -26,8 +26,8 @@ impl Tensor {
     pub fn float(dtype: DType, shape: &[usize], values: &[f64]) -> Tensor {
         assert_eq!(shape.iter().product::<usize>(), values.len());
         let bytes = |x: &f64| match dtype {
-            DType::BF16 => bf16::from_f64(*x).to_le_bytes().to_vec(),
-            DType::F16 => f16::from_f64(*x).to_le_bytes().to_vec(),
+            DType::BF16 => bf16::from_f32(x.to_f32_odd()).to_le_bytes().to_vec(),
+            DType::F16 => f16::from_f32(x.to_f32_odd()).to_le_bytes().to_vec(),
             _ => (*x as f32).to_le_bytes().to_vec(),
         };
         Tensor { ty: TensorType::new(dtype, shape), data: values.iter().flat_map(bytes).collect() }
@@ -47,6 +47,11 @@ impl Tensor {
     pub fn words(&self) -> Vec<u32> {
         self.data.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
     }
+}
+
+/// The nearest number of a type, ties to even. (The half crate's conversions from f64 lose bits below f32's.)
+pub fn rounded(dtype: DType, x: f64) -> f64 {
+    Tensor::float(dtype, &[1], &[x]).values()[0]
 }
 
 fn decode(dtype: DType, data: &[u8]) -> Vec<f64> {
@@ -87,7 +92,7 @@ fn run_with<T: Real>(op: &Op, inputs: &[Tensor], threads: usize, in_place: bool)
     // With `in_place`, inputs that may be reused pass through the arena first.
     let mut args = values.clone();
     for &(_, i) in op.reuses().iter().filter(|_| in_place) {
-        if i < args.len() && args[i] == values[i] && inputs[i].ty.dtype == DType::F32 {
+        if i < args.len() && args[i] == values[i] && inputs[i].ty.dtype.is_activation() {
             args[i] = graph.one(sparta_graph::ops::Scale { factor: 1.0 }, &[values[i]]).unwrap();
         }
     }
@@ -154,6 +159,42 @@ fn compare(op: &Op, got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
         for (i, (g, e)) in got.iter().zip(expected).enumerate() {
             assert!((g - e).abs() <= tolerance * scale, "{op:?}: output {o}, element {i}: got {g}, expected {e}");
         }
+    }
+}
+
+/// With the inputs `which` rounded to bf16, an op computes what it computes from the same numbers in f32, and rounds that
+/// once where its output is bf16: up to a last bit of f32 in f64, and up to `tolerance` before it is rounded in f32.
+pub fn check_bf16(op: impl Into<Op>, inputs: &[Tensor], which: &[usize], tolerance: f64) {
+    let op = op.into();
+    let (mut stored, mut wide) = (inputs.to_vec(), inputs.to_vec());
+    for &i in which {
+        stored[i] = Tensor::float(DType::BF16, &inputs[i].ty.shape, &inputs[i].values());
+        wide[i] = Tensor::f32(&inputs[i].ty.shape, &stored[i].values());
+    }
+    let exact = run::<f64>(with_f32_output(&op), &wide).unwrap();
+    let types: Vec<_> = stored.iter().map(|t| &t.ty).collect();
+    let mut dtypes: Vec<DType> = op.infer(&types).unwrap().iter().map(|ty| ty.dtype).collect();
+    dtypes.extend(op.writes().iter().map(|&i| stored[i].ty.dtype));
+    for (got, tolerance) in
+        [(run::<f64>(op.clone(), &stored), 1e-7), (run::<f32>(op.clone(), &stored), tolerance.max(1e-7))]
+    {
+        for (o, ((got, exact), dtype)) in got.unwrap().iter().zip(&exact).zip(&dtypes).enumerate() {
+            let scale = exact.iter().fold(0.1, |m: f64, x| m.max(x.abs()));
+            let round = |x: f64| if *dtype == DType::BF16 { rounded(DType::BF16, x) } else { x };
+            assert_eq!(got.len(), exact.len());
+            for (i, (g, e)) in got.iter().zip(exact).enumerate() {
+                let (low, high) = (round(e - tolerance * scale), round(e + tolerance * scale));
+                assert!((low..=high).contains(g), "{op:?}: output {o}, element {i}: got {g}, expected {low}..={high}");
+            }
+        }
+    }
+}
+
+fn with_f32_output(op: &Op) -> Op {
+    match op.clone() {
+        Op::Linear(op) => Op::Linear(sparta_graph::ops::Linear { output: Some(DType::F32), ..op }),
+        Op::RmsNorm(op) => Op::RmsNorm(sparta_graph::ops::RmsNorm { output: Some(DType::F32), ..op }),
+        op => op,
     }
 }
 

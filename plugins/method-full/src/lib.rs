@@ -37,7 +37,7 @@ impl Method for Full {
     }
 }
 
-sparta_plugin::export_method!(Full);
+sparta_plugin::export_method!(entry: Full);
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,7 @@ impl Method for Head {
     }
 }
 
-sparta_plugin::export_method!(Head);
+sparta_plugin::export_method!(entry: Head);
 
 #[cfg(test)]
 mod tests {

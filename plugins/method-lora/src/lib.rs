@@ -126,7 +126,7 @@ fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {
 
 /// `scale * a b`, plus a residual if there is a third input.
 fn linear(graph: &mut dyn GraphBuilder, layout: Layout, scale: f32, inputs: &[Value]) -> Result<Value, Error> {
-    let op = Linear { layout, scale, bias: false, residual: inputs.len() == 3 };
+    let op = Linear { scale, residual: inputs.len() == 3, ..Linear::plain(layout) };
     first(graph.apply(op.into(), inputs)?)
 }
 
@@ -146,7 +146,7 @@ fn salt(parameter: &Parameter) -> u32 {
     1 << 31 | (layer as u32) << 3 | target as u32
 }
 
-sparta_plugin::export_method!(Lora);
+sparta_plugin::export_method!(entry: Lora);
 
 #[cfg(test)]
 mod tests;

@@ -92,7 +92,7 @@ fn no_targets(targets: &str, candidates: &[&Parameter]) -> Error {
     ))
 }
 
-sparta_plugin::export_method!(Sparta);
+sparta_plugin::export_method!(entry: Sparta);
 
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 1
+#define SPARTA_ABI_MINOR 2
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -141,19 +141,34 @@ typedef struct SpartaTask {
     void (*close)(uint64_t dataset);
 } SpartaTask;
 
+/* A piece of work of submit. Its layout never changes. */
+typedef struct SpartaWork {
+    uint64_t kind; /* SPARTA_WORK_WRITE or SPARTA_WORK_RUN */
+    uint64_t handle; /* the buffer that is written, or the prepared plan that is run */
+    size_t offset; /* for a write: the element from which on the data goes */
+    SpartaBytes data; /* for a write */
+} SpartaWork;
+
+#define SPARTA_WORK_WRITE 0
+#define SPARTA_WORK_RUN 1
+
 /* sparta.backend/1. describe, devices and open may be called from any thread; the functions of one opened backend from
  * one thread at a time. Offsets and lengths count elements of a buffer's dtype ("f32", "bf16", "f16", "u32"). An error
  * message is a BackendError or plain text.
  *
- * BackendPluginInfo {"name": "cuda", "version": "0.1.0"}
+ * BackendPluginInfo {"name": "cuda", "version": "0.1.0", "ops": ["linear", ...]}; without "ops", which came with minor
+ *                   version 2, the backend is taken to have the operations of minor version 1
  * DeviceInfo        {"id": "cuda:0", "name": "...", "kind": "discrete_gpu" | "integrated_gpu" | "virtual_gpu"
  *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes,
- *                    "in_place": true}
+ *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"]}; the last two came with
+ *                    minor version 2: types of activations that it takes, and 16-bit types that it multiplies faster
+ *                    than f32; without them f32 alone
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",
  *                   "reason": "..."}}
- * Plan              the JSON form of sparta_graph::Plan
+ * Plan              the JSON form of sparta_graph::Plan. A plan with a key or an operation that the backend does not
+ *                   know must be refused, not run without it
  */
 typedef struct SpartaBackend {
     size_t size;
@@ -179,6 +194,19 @@ typedef struct SpartaBackend {
     SpartaStatus (*release)(SpartaCall call, uint64_t backend, uint64_t prepared);
     /* Since minor version 1, may be null. As run. Result: [integer], the nanoseconds of each call of the plan. */
     SpartaStatus (*run_profiled)(SpartaCall call, uint64_t backend, uint64_t prepared);
+    /* Since minor version 2, may be null. Writes the bytes that the backend has allocated on the device: now, and at
+     * most so far. Fails where it does not count. */
+    SpartaStatus (*memory)(SpartaCall call, uint64_t backend, uint64_t *in_use, uint64_t *peak);
+    /* Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission where the
+     * device can. */
+    SpartaStatus (*submit)(SpartaCall call, uint64_t backend, const SpartaWork *work, size_t work_count);
+    /* Since minor version 2, may be null; then fetch is null, too. Asks for what the buffer holds after all work so far,
+     * and does not wait for it; writes a handle of the read. */
+    SpartaStatus (*request)(SpartaCall call, uint64_t backend, uint64_t buffer, size_t offset, size_t byte_count,
+                            uint64_t *read);
+    /* Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to out, as many
+     * bytes as were requested. */
+    SpartaStatus (*fetch)(SpartaCall call, uint64_t backend, uint64_t read, uint8_t *out, size_t byte_count);
 } SpartaBackend;
 
 const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);

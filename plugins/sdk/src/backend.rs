@@ -8,6 +8,10 @@ pub struct BackendPluginInfo {
     /// What `--device` accepts: `cuda`.
     pub name: String,
     pub version: String,
+    /// Names of the operations that it has: those of `sparta_graph::Op::NAMES` where it has all that the SDK knows. A
+    /// backend that does not say is taken for one of ABI minor version 1, with the operations of then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ops: Option<Vec<String>>,
 }
 
 /// A kind of device.

@@ -33,8 +33,10 @@ pub mod abi;
 pub mod backend;
 pub mod error;
 pub mod export;
+mod host;
 pub mod method;
 pub mod task;
 
 pub use error::Error;
+pub use host::host_memory;
 pub use sparta_graph as graph;

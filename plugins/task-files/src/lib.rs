@@ -13,6 +13,7 @@ mod pages;
 mod parquet;
 mod part;
 mod schema;
+pub mod testing;
 mod tsv;
 
 pub use dataset::FileSet;

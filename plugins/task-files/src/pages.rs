@@ -12,10 +12,10 @@ const LARGEST_PAGE: usize = 256 << 20;
 /// Structs in structs of a header.
 const DEPTH: usize = 8;
 
-/// The bytes of the largest unpacked page of a column chunk.
+/// Passes over the pages of a column chunk.
 ///
 /// Errors: a chunk outside of the file, a malformed header, a page above 256 MiB.
-pub(crate) fn largest_page(file: &File, chunk: &ColumnChunkMetaData) -> Result<usize, String> {
+pub(crate) fn check(file: &File, chunk: &ColumnChunkMetaData) -> Result<(), String> {
     let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
     let (Ok(start), Ok(left)) = (u64::try_from(start), u64::try_from(chunk.compressed_size())) else {
         return Err("a column begins or ends before the file".into());
@@ -23,15 +23,13 @@ pub(crate) fn largest_page(file: &File, chunk: &ColumnChunkMetaData) -> Result<u
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let mut pages = Pages { reader, left };
-    let mut largest = 0;
     while pages.left > 0 {
         let size = pages.next_page()?;
         if size > LARGEST_PAGE {
             return Err(format!("a page unpacks to {size} bytes, at most {LARGEST_PAGE} are allowed"));
         }
-        largest = largest.max(size);
     }
-    Ok(largest)
+    Ok(())
 }
 
 struct Pages<'a> {

@@ -11,7 +11,7 @@ use sparta_task_files::{FileSet, Search, find};
 
 pub struct Glue;
 
-sparta_plugin::export_task!(Glue);
+sparta_plugin::export_task!(entry: Glue);
 
 impl Task for Glue {
     fn describe(&self) -> TaskPluginInfo {

@@ -1,12 +1,10 @@
 //! Every task in every layout: on small files, and on the real ones where they are.
 
 use super::*;
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-use parquet::arrow::ArrowWriter;
 use sparta_plugin::task::{Example, Recipe, Source, Take};
+use sparta_task_files::testing::{Column, parquet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tempfile::TempDir;
 
 fn open(task: &str, data: &Path) -> Result<Box<dyn Dataset>, Error> {
@@ -42,15 +40,10 @@ fn source(parts: &[&str], take: Take) -> Source {
 
 fn write_parquet(path: PathBuf, texts: [&str; 2], labels: &[i64]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let column = |name: &str| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values((0..labels.len()).map(|i| format!("{name} {i}"))))
-    };
-    let label: ArrayRef = Arc::new(Int64Array::from(labels.to_vec()));
+    let column = |name: &str| Column::texts((0..labels.len()).map(|i| format!("{name} {i}")));
+    let label = Column::integers(labels.iter().copied());
     let columns = [(texts[0], column(texts[0])), (texts[1], column(texts[1])), ("label", label)];
-    let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let mut writer = ArrowWriter::try_new(fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    fs::write(path, parquet(&columns, Default::default())).unwrap();
 }
 
 /// The file that lies in the project's neighbourhood, or `None` with a message.

@@ -40,7 +40,7 @@ const LAYOUTS: &[Layout] = &[
 
 pub struct Imdb;
 
-sparta_plugin::export_task!(Imdb);
+sparta_plugin::export_task!(entry: Imdb);
 
 impl Task for Imdb {
     fn describe(&self) -> TaskPluginInfo {

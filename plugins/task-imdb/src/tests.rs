@@ -1,12 +1,10 @@
 //! Every layout: on small files, and on the real ones where they are.
 
 use super::*;
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
-use parquet::arrow::ArrowWriter;
 use sparta_plugin::task::Example;
+use sparta_task_files::testing::{Column, parquet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use tempfile::TempDir;
 
 fn open(data: &Path) -> Result<Box<dyn Dataset>, Error> {
@@ -73,13 +71,10 @@ fn the_archive_is_read_by_class_and_name() {
 fn parquet_goes_before_the_archive_and_its_test_split_is_cut() {
     let dir = dir(&[("plain_text/train/pos/0.txt", "x"), ("plain_text/test/pos/0.txt", "x")]);
     for split in ["train", "test", "unsupervised"] {
-        let text: ArrayRef = Arc::new(StringArray::from_iter_values((0..10_000).map(|i| format!("{split} {i}"))));
-        let label: ArrayRef = Arc::new(Int64Array::from_iter_values((0..10_000).map(|i| i / 5000)));
-        let batch = RecordBatch::try_from_iter([("text", text), ("label", label)]).unwrap();
+        let text = Column::texts((0..10_000).map(|i| format!("{split} {i}")));
+        let label = Column::integers((0..10_000).map(|i| i / 5000));
         let path = dir.path().join(format!("plain_text/{split}-00000-of-00001.parquet"));
-        let mut writer = ArrowWriter::try_new(fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
-        writer.write(&batch).unwrap();
-        writer.close().unwrap();
+        fs::write(path, parquet(&[("text", text), ("label", label)], Default::default())).unwrap();
     }
     let data = open(dir.path()).unwrap();
     let (train, test) = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet");

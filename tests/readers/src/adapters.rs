@@ -2,7 +2,8 @@
 
 use crate::place::{self, place, put, tensor};
 use serde_json::json;
-use sparta_core::adapter::{self, Applied, hash_file};
+use sparta_core::adapter::{self, Applied};
+use sparta_core::hash::{fingerprint, hash_file};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights::{Dtype, Weights};
 use std::path::Path;
@@ -52,7 +53,7 @@ pub fn values(bytes: &[u8]) -> bool {
     put(&dir, "adapter.safetensors", bytes);
     let hash = hash_file(&dir.join("adapter.safetensors")).expect("it was written");
     let weights = Weights::open(&dir).expect("the weights are good");
-    put(&dir, "adapter.json", combined(&dir, &adapter::fingerprint(&weights), &hash));
+    put(&dir, "adapter.json", combined(&dir, &fingerprint(&weights), &hash));
     Applied::open(&dir, None, &PluginSet::default()).is_ok()
 }
 

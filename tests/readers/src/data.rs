@@ -1,14 +1,12 @@
 //! Data sets.
 
 use crate::place::{place, put};
-use arrow::array::{ArrayRef, Int64Array, LargeStringArray, RecordBatch, StringArray};
-use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use sparta_task_files::testing::{Column, parquet as file};
 use sparta_task_files::{Format, Part, Schema};
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
 const SCHEMA: Schema = Schema {
     texts: &[("question1", Some("question2")), ("sentence", None), ("text", None)],
@@ -64,22 +62,12 @@ pub fn parquet(bytes: &[u8]) -> bool {
 }
 
 pub fn good_parquet() -> Vec<Vec<u8>> {
-    let plain: ArrayRef = Arc::new(StringArray::from(vec!["fine", "bad", "fine"]));
-    let large: ArrayRef = Arc::new(LargeStringArray::from(vec!["fine", "bad", "fine"]));
-    let label: ArrayRef = Arc::new(Int64Array::from(vec![1, 0, 1]));
-    let write = |text: &ArrayRef, properties| {
-        let batch = RecordBatch::try_from_iter([("sentence", text.clone()), ("label", label.clone())]);
-        let batch = batch.expect("columns of one length");
-        let mut file = Vec::new();
-        let mut writer = ArrowWriter::try_new(&mut file, batch.schema(), Some(properties)).expect("a good schema");
-        writer.write(&batch).and_then(|()| writer.close()).expect("memory is written");
-        file
-    };
+    let columns = [("sentence", Column::texts(["fine", "bad", "fine"])), ("label", Column::integers([1, 0, 1]))];
     let with = |compression| WriterProperties::builder().set_compression(compression);
     vec![
-        write(&plain, with(Compression::UNCOMPRESSED).set_dictionary_enabled(false).build()),
-        write(&plain, with(Compression::SNAPPY).build()),
-        write(&large, with(Compression::ZSTD(ZstdLevel::default())).build()),
+        file(&columns, with(Compression::UNCOMPRESSED).set_dictionary_enabled(false).build()),
+        file(&columns, with(Compression::SNAPPY).build()),
+        file(&columns, with(Compression::ZSTD(ZstdLevel::default())).build()),
     ]
 }
 

@@ -3,7 +3,9 @@
 use crate::place::{self, place, put, tensor};
 use serde_json::json;
 use sparta_backend_cpu::Cpu;
-use sparta_core::model::{Decoder, HeadKind, check_weights};
+use sparta_core::decoder;
+use sparta_core::job::PrecisionChoice;
+use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::text::{ChatTemplate, Message, Tokenizer};
 use sparta_core::weights::{Dtype, TensorFile, Weights};
@@ -42,7 +44,7 @@ pub fn good_index() -> Vec<Vec<u8>> {
 pub fn config(bytes: &[u8]) -> bool {
     let dir = place("config", place::model);
     put(&dir, "config.json", bytes);
-    let Ok(decoder) = Decoder::open(&dir) else { return false };
+    let Ok(decoder) = decoder::open(&dir) else { return false };
     // What follows from it: the names and shapes of the weights, and a table of angles.
     let weights = Weights::open(&dir).expect("the weights are good");
     let checked = check_weights(&decoder, &weights, HeadKind::Classification { classes: decoder.labels.len() });
@@ -175,7 +177,11 @@ pub fn batch(bytes: &[u8]) -> bool {
     let read = |task, grads| {
         let (model, batch, out) = (dir.clone(), dir.join("batch.safetensors"), dir.join("out.safetensors"));
         let device = Cpu::new(Some(1)).expect("a CPU");
-        inspect_forward(&InspectRequest { model, batch, task, grads, out }, Box::new(device)).is_ok()
+        inspect_forward(
+            &InspectRequest { model, batch, task, grads, precision: PrecisionChoice::F32, out },
+            Box::new(device),
+        )
+        .is_ok()
     };
     // Not lazily: both tasks read other tensors of the file.
     read(InspectTask::CausalLm, false) | read(InspectTask::Classification, false)

@@ -1,7 +1,8 @@
 //! Directories with good files, one of which takes the bytes that are read.
 
 use serde_json::{Value, json};
-use sparta_core::model::{Decoder, HeadKind};
+use sparta_core::decoder;
+use sparta_core::model::HeadKind;
 use sparta_core::weights::{Dtype, OutTensor, save};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -62,7 +63,7 @@ pub fn model(dir: &Path) {
     put(dir, "config.json", config().to_string());
     put(dir, "tokenizer.json", tokenizer().to_string());
     put(dir, "tokenizer_config.json", tokenizer_config().to_string());
-    let decoder = Decoder::open(dir).expect("the configuration is good");
+    let decoder = decoder::open(dir).expect("the configuration is good");
     let parameters = decoder.parameters(HeadKind::Classification { classes: 2 });
     let tensors: Vec<OutTensor> = parameters
         .iter()

@@ -2,10 +2,10 @@
 
 use crate::place::{self, place, put, tensor};
 use serde_json::{Value, json};
-use sparta_core::adapter::hash_file;
+use sparta_core::checkpoint::Checkpoints;
+use sparta_core::hash::hash_file;
+use sparta_core::job::RunConfig;
 use sparta_core::report;
-use sparta_core::train::RunConfig;
-use sparta_core::train::checkpoint::Checkpoints;
 use sparta_core::weights::Dtype;
 use std::collections::BTreeMap;
 use std::fs;

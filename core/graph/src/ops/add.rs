@@ -2,18 +2,18 @@ use super::*;
 
 /// `c = a + b`, elementwise; a vector `b [n]` (a bias) is added to every row of `a [T, n]`.
 ///
-/// Inputs: `a` f32; `b` f32 of the same shape, or a vector of any float type. Output: f32 as `a`.
+/// Inputs: `a` f32 or bf16; `b` f32 or bf16 of the same shape, or a vector of any float type. Output: as `a`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Add {}
 
 impl Operation for Add {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        f32s(inputs[0], "a")?;
+        activation(inputs[0], "a")?;
         match (&inputs[0].shape[..], &inputs[1].shape[..]) {
             ([_, columns], [n]) if columns == n => floats(inputs[1], "b")?,
             (a, _) => {
-                f32s(inputs[1], "b")?;
+                activation(inputs[1], "b")?;
                 shape(inputs[1], "b", a)?;
             }
         }

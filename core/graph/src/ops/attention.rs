@@ -8,8 +8,8 @@ use super::*;
 /// softmax, then dropout: key row j is dropped when Philox(key = rng[0..2], counter = (j, t, h, salt)).x * 2^-32 < p,
 /// and what stays is divided by 1 - p.
 ///
-/// Inputs: `q` f32 `[T, heads * head_dim]`, `k`, `v` f32 `[T, kv_heads * head_dim]`, `spans` u32 `[T, 2]`, and `rng`
-/// u32 `[4]` if `dropout > 0`. Outputs: `o` f32 as `q`, `lse` f32 `[T, heads]`, the log-sum-exp of the scores.
+/// Inputs: `q [T, heads * head_dim]`, `k`, `v [T, kv_heads * head_dim]`, all f32 or all bf16, `spans` u32 `[T, 2]`, and
+/// `rng` u32 `[4]` if `dropout > 0`. Outputs: `o` as `q`, `lse` f32 `[T, heads]`, the log-sum-exp of the scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     pub heads: usize,
@@ -32,9 +32,9 @@ impl Attention {
         }
         probability(self.dropout)?;
         let (rows, _) = matrix(q, "q")?;
+        activation(q, "q")?;
         for (ty, what, heads) in [(q, "q", self.heads), (k, "k", self.kv_heads), (v, "v", self.kv_heads)] {
-            f32s(ty, what)?;
-            shape(ty, what, &[rows, heads * self.head_dim])?;
+            like(ty, what, &TensorType::new(q.dtype, [rows, heads * self.head_dim]))?;
         }
         spans(rest[0], rows)?;
         match (self.dropout > 0.0, rest.get(1)) {
@@ -85,7 +85,7 @@ impl Operation for Attention {
 
 /// Per row and head the pair (log-sum-exp, `o . do`), which the gradient of attention reads together.
 ///
-/// Inputs: `o`, `do` f32 `[T, heads * head_dim]`, `lse` f32 `[T, heads]`. Output: f32 `[T, heads, 2]`.
+/// Inputs: `o`, `do [T, heads * head_dim]`, both f32 or both bf16, `lse` f32 `[T, heads]`. Output: f32 `[T, heads, 2]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttentionDelta {
     pub heads: usize,
@@ -96,11 +96,10 @@ impl Operation for AttentionDelta {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 3..=3)?;
         let (rows, _) = matrix(inputs[0], "o")?;
-        for (ty, what) in inputs.iter().zip(["o", "do", "lse"]) {
-            f32s(ty, what)?;
-            let width = if what == "lse" { self.heads } else { self.heads * self.head_dim };
-            shape(ty, what, &[rows, width])?;
-        }
+        activation(inputs[0], "o")?;
+        shape(inputs[0], "o", &[rows, self.heads * self.head_dim])?;
+        like(inputs[1], "do", inputs[0])?;
+        like(inputs[2], "lse", &TensorType::f32([rows, self.heads]))?;
         Ok(vec![TensorType::f32([rows, self.heads, 2])])
     }
 
@@ -114,8 +113,8 @@ impl Operation for AttentionDelta {
 /// With `p = exp(s - lse)` and `dp = (do . v) * mask / (1 - dropout)`: `ds = p (dp - delta)` times the derivative of
 /// the soft-cap; `dq = scale * ds k`, `dk = scale * ds^T q`, `dv = (p * mask / (1 - dropout))^T do`.
 ///
-/// Inputs: `q`, `k`, `v`, `do`, `ld` of [`AttentionDelta`], `spans`, and `rng` if `dropout > 0`. Outputs: `dq`, `dk`,
-/// `dv`, f32.
+/// Inputs: `q`, `k`, `v`, `do` of one type, `ld` of [`AttentionDelta`], `spans`, and `rng` if `dropout > 0`. Outputs:
+/// `dq`, `dk`, `dv`, of that type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AttentionGrad(pub Attention);
@@ -124,10 +123,8 @@ impl Operation for AttentionGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 6..=7)?;
         let rows = self.0.check(inputs[0], inputs[1], inputs[2], &inputs[5..])?;
-        f32s(inputs[3], "do")?;
-        shape(inputs[3], "do", &inputs[0].shape)?;
-        f32s(inputs[4], "ld")?;
-        shape(inputs[4], "ld", &[rows, self.0.heads, 2])?;
+        like(inputs[3], "do", inputs[0])?;
+        like(inputs[4], "ld", &TensorType::f32([rows, self.0.heads, 2]))?;
         Ok(vec![inputs[0].clone(), inputs[1].clone(), inputs[2].clone()])
     }
 

@@ -1,6 +1,7 @@
 use super::*;
 
-/// The same numbers in another float type, rounded to nearest, ties to even.
+/// The same numbers in another float type, rounded to nearest, ties to even. The gradient passes as it is, in the type
+/// of the input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cast {
     pub to: DType,
@@ -14,5 +15,10 @@ impl Operation for Cast {
             return Err(format!("cannot cast to {}", self.to));
         }
         Ok(vec![TensorType::new(self.to, inputs[0].shape.clone())])
+    }
+
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let Some(dy) = grads[0] else { return Ok(()) };
+        ctx.add_if_needed(node.inputs[0], dy)
     }
 }

@@ -1,13 +1,13 @@
 use super::*;
 
-/// The sum of all rows, the gradient of a bias. Input: f32 `[T, n]`. Output: f32 `[n]`.
+/// The sum of all rows, the gradient of a bias. Input: f32 or bf16 `[T, n]`. Output: f32 `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ColumnSum {}
 
 impl Operation for ColumnSum {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 1..=1)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         let (_, columns) = matrix(inputs[0], "x")?;
         Ok(vec![TensorType::f32([columns])])
     }

@@ -1,11 +1,15 @@
 use super::*;
 
-/// Cross-entropy of rows of logits; a row whose label is [`IGNORED`] counts nothing.
+/// Cross-entropy of rows of logits, which are soft-capped first where a cap is given: `cap * tanh(x / cap)`. A row whose
+/// label is [`IGNORED`] counts nothing.
 ///
-/// Inputs: `logits` f32 `[N, C]`, `labels` u32 `[N]`, `step`. Outputs: the loss f32 `[1]`, `step[LOSS_SCALE]` times the
+/// Inputs: `logits` f32 `[N, C]`, `labels` u32 `[N]`, `step`. Outputs: the loss f32 `[1]`, `step[LOSS_WEIGHT]` times the
 /// sum of the rows' losses; `lse` f32 `[N]`, the log-sum-exp of each row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CrossEntropy {}
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CrossEntropy {
+    #[serde(default)]
+    pub soft_cap: Option<f32>,
+}
 
 impl Operation for CrossEntropy {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
@@ -20,8 +24,12 @@ impl Operation for CrossEntropy {
         let [logits, labels, step] = node.inputs[..] else { return Ok(()) };
         let (Some(d_loss), true) = (grads[0], ctx.needs(logits)) else { return Ok(()) };
         let inputs = [logits, labels, node.outputs[1], step, d_loss];
-        let dx = ctx.graph.one(CrossEntropyGrad {}, &inputs)?;
+        let dx = ctx.graph.one(CrossEntropyGrad { soft_cap: self.soft_cap }, &inputs)?;
         ctx.add(logits, dx)
+    }
+
+    fn is_loss(&self) -> bool {
+        true
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -29,11 +37,15 @@ impl Operation for CrossEntropy {
     }
 }
 
-/// `dlogits = d_loss * step[LOSS_SCALE] * (softmax - one_hot)`, zero in ignored rows.
+/// `dlogits = d_loss * step[LOSS_WEIGHT] * (softmax - one_hot)`, times the derivative of the soft cap; zero in ignored
+/// rows.
 ///
 /// Inputs: `logits`, `labels`, `lse`, `step`, `d_loss` f32 `[1]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct CrossEntropyGrad {}
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CrossEntropyGrad {
+    #[serde(default)]
+    pub soft_cap: Option<f32>,
+}
 
 impl Operation for CrossEntropyGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {

@@ -3,7 +3,7 @@ use super::*;
 /// Inverted dropout by counter: element i is dropped when lane i % 4 of Philox(key = rng[0..2], counter = (i / 4, salt,
 /// 0, 0)) times 2^-32 is below `p`; what stays is divided by 1 - p. The gradient is the same op on `dy`.
 ///
-/// Inputs: `x` f32, `rng` u32 `[4]`.
+/// Inputs: `x` f32 or bf16, `rng` u32 `[4]`. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dropout {
     pub p: f32,
@@ -15,7 +15,7 @@ impl Operation for Dropout {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
         probability(self.p)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         rng_input(inputs[1])?;
         Ok(vec![inputs[0].clone()])
     }

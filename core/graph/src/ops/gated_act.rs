@@ -9,7 +9,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `y = act(gate) * up`, elementwise. Inputs and output: f32 of one shape.
+/// `y = act(gate) * up`, elementwise. Inputs and output: f32 or bf16, of one type and shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GatedAct {
     pub act: Activation,
@@ -22,9 +22,8 @@ impl Operation for GatedAct {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        f32s(inputs[0], "gate")?;
-        f32s(inputs[1], "up")?;
-        shape(inputs[1], "up", &inputs[0].shape)?;
+        activation(inputs[0], "gate")?;
+        like(inputs[1], "up", inputs[0])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -59,10 +58,9 @@ pub struct GatedActGrad {
 impl Operation for GatedActGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 3..=3)?;
-        for (ty, what) in inputs.iter().zip(["gate", "up", "dy"]) {
-            f32s(ty, what)?;
-            shape(ty, what, &inputs[0].shape)?;
-        }
+        activation(inputs[0], "gate")?;
+        like(inputs[1], "up", inputs[0])?;
+        like(inputs[2], "dy", inputs[0])?;
         Ok(vec![inputs[0].clone(), inputs[0].clone()])
     }
 

@@ -3,9 +3,10 @@ use super::*;
 /// Partial sums per tensor of [`SumOfSquares`]: the order of additions does not depend on the device.
 pub const PARTIALS: usize = 64;
 
-/// Partial sums of squares of a gradient, into row `slot` of `norms`.
+/// Partial sums of squares of tensors, a row of `norms` for each.
 ///
-/// Inputs: `norms` f32 `[tensors, PARTIALS]`, row `slot` overwritten; `x` f32.
+/// Inputs: `norms` f32 `[tensors, PARTIALS]`, rows from `slot` on overwritten; `x` f32 or bf16; optionally
+/// `parts` u32 `[count, 2]`: the begin and the length of each tensor in the flattened `x`. Without it `x` is one tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SumOfSquares {
     pub slot: usize,
@@ -13,14 +14,18 @@ pub struct SumOfSquares {
 
 impl Operation for SumOfSquares {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        count(inputs, 2..=2)?;
-        f32s(inputs[0], "norms")?;
-        let (tensors, _) = matrix(inputs[0], "norms")?;
-        shape(inputs[0], "norms", &[tensors, PARTIALS])?;
-        if self.slot >= tensors {
-            return Err(format!("slot {} of {tensors}", self.slot));
+        count(inputs, 2..=3)?;
+        let tensors = norms(inputs[0])?;
+        activation(inputs[1], "x")?;
+        let mut parts = 1;
+        if let Some(ty) = inputs.get(2) {
+            dtype(ty, "parts", DType::U32)?;
+            (parts, _) = matrix(ty, "parts")?;
+            shape(ty, "parts", &[parts, 2])?;
         }
-        f32s(inputs[1], "x")?;
+        if self.slot + parts > tensors {
+            return Err(format!("{parts} tensors from slot {} on, but norms has {tensors} rows", self.slot));
+        }
         Ok(vec![])
     }
 
@@ -33,10 +38,15 @@ impl Operation for SumOfSquares {
     }
 }
 
-/// The global gradient norm and the clip factor `min(1, max_norm / (norm + 1e-6))`, as torch's `clip_grad_norm_`;
-/// factor 1 without a `max_norm`; factor -1 if the norm is not finite.
+/// The global gradient norm and the factor that optimizers multiply gradients with: `min(1, max_norm / (norm + 1e-6))`
+/// as torch's `clip_grad_norm_`, 1 without a `max_norm`.
 ///
-/// Input: `norms` f32 `[tensors, PARTIALS]`. Output: f32 `[2]`, norm and factor.
+/// The factor is -1, which stops the update, where the norm or the loss is not finite; `latch` is then set to 1, and as
+/// long as it is not 0 the factor stays -1. So a host that reads results a step late still finds the state as it was
+/// before the bad step; it clears the latch to go on.
+///
+/// Inputs: `norms` f32 `[tensors, PARTIALS]`; `loss` f32 `[1]`; `latch` f32 `[1]`, overwritten. Output: f32 `[2]`, norm
+/// and factor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ClipCoef {
     pub max_norm: Option<f32>,
@@ -44,14 +54,28 @@ pub struct ClipCoef {
 
 impl Operation for ClipCoef {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        count(inputs, 1..=1)?;
-        f32s(inputs[0], "norms")?;
-        let (tensors, _) = matrix(inputs[0], "norms")?;
-        shape(inputs[0], "norms", &[tensors, PARTIALS])?;
+        count(inputs, 3..=3)?;
+        norms(inputs[0])?;
+        for (ty, what) in inputs[1..].iter().zip(["loss", "latch"]) {
+            f32s(ty, what)?;
+            shape(ty, what, &[1])?;
+        }
         Ok(vec![TensorType::f32([2])])
+    }
+
+    fn writes(&self) -> &'static [usize] {
+        &[2]
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         inputs[0].numel() as u64
     }
+}
+
+/// The number of tensors that `norms` has rows for.
+fn norms(ty: &TensorType) -> Result<usize, String> {
+    f32s(ty, "norms")?;
+    let (tensors, _) = matrix(ty, "norms")?;
+    shape(ty, "norms", &[tensors, PARTIALS])?;
+    Ok(tensors)
 }

@@ -12,21 +12,25 @@ pub enum Layout {
     Tn,
 }
 
-/// `c = scale * op(a) op(b) + bias + residual`.
+/// `c = scale * op(a) op(b) + bias + residual`. Stored values are multiplied exactly and added up in f32, whatever their
+/// types: a product never rounds an operand.
 ///
-/// Inputs: `a` f32, `b` of any float type (f32 for `Tn`), then `bias [n]` of any float type if `bias`, then
-/// `residual` f32 `[m, n]` if `residual`. Output: f32 `[m, n]`.
+/// Inputs: `a` f32 or bf16, `b` of any float type (f32 or bf16 for `Tn`), then `bias [n]` of any float type if `bias`,
+/// then `residual [m, n]` of the output's type if `residual`. Output: `[m, n]` of the type `output`, by default that of
+/// `a`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Linear {
     pub layout: Layout,
     pub scale: f32,
     pub bias: bool,
     pub residual: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<DType>,
 }
 
 impl Linear {
     pub fn plain(layout: Layout) -> Self {
-        Linear { layout, scale: 1.0, bias: false, residual: false }
+        Linear { layout, scale: 1.0, bias: false, residual: false, output: None }
     }
 
     /// (m, n, k).
@@ -53,12 +57,14 @@ impl Linear {
     }
 }
 
-/// `scale * op(a) op(b)`, with what has been accumulated for `target` so far as the residual.
+/// `scale * op(a) op(b)` in the type of the target's gradient, with what has been accumulated for the target so far as
+/// the residual.
 fn product(ctx: &mut GradCtx, target: Value, layout: Layout, scale: f32, a: Value, b: Value) -> Result<(), GraphError> {
-    let so_far = ctx.take(target);
+    let output = ctx.grad_type(target)?;
+    let so_far = ctx.take(target, output);
     let mut inputs = vec![a, b];
     inputs.extend(so_far);
-    let op = Linear { layout, scale, bias: false, residual: so_far.is_some() };
+    let op = Linear { layout, scale, bias: false, residual: so_far.is_some(), output: Some(output) };
     let grad = ctx.graph.one(op, &inputs)?;
     ctx.add(target, grad)
 }
@@ -67,21 +73,21 @@ impl Operation for Linear {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let expected = 2 + usize::from(self.bias) + usize::from(self.residual);
         count(inputs, expected..=expected)?;
-        f32s(inputs[0], "a")?;
+        activation(inputs[0], "a")?;
         floats(inputs[1], "b")?;
         if self.layout == Layout::Tn {
-            f32s(inputs[1], "b")?;
+            activation(inputs[1], "b")?;
         }
+        let output = output_type(self.output, inputs[0])?;
         let (m, n, _) = self.dims(inputs[0], inputs[1])?;
         if self.bias {
             floats(inputs[2], "bias")?;
             shape(inputs[2], "bias", &[n])?;
         }
         if let Some(i) = self.residual_index() {
-            f32s(inputs[i], "residual")?;
-            shape(inputs[i], "residual", &[m, n])?;
+            like(inputs[i], "residual", &TensorType::new(output, [m, n]))?;
         }
-        Ok(vec![TensorType::f32([m, n])])
+        Ok(vec![TensorType::new(output, [m, n])])
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
@@ -94,6 +100,15 @@ impl Operation for Linear {
             let db = ctx.graph.one(ColumnSum {}, &[dc])?;
             ctx.add(node.inputs[2], db)?;
         }
+        if !ctx.needs(a) && !ctx.needs(b) {
+            return Ok(());
+        }
+        // A product of bf16 values has bf16 operands in the backward pass, too: the f32 gradient of a residual stream is
+        // rounded here, once for both products.
+        let dc = match ctx.graph.ty(a)?.dtype {
+            DType::BF16 => ctx.cast(dc, DType::BF16)?,
+            _ => dc,
+        };
         if ctx.needs(b) {
             match (self.layout, ctx.sampled(b)) {
                 (Layout::Nt, Some((index, Some(row_ptr)))) => {

@@ -4,6 +4,7 @@
 use crate::DType;
 use crate::autodiff::GradCtx;
 use crate::graph::{GraphError, Node, TensorType, Value};
+use crate::parts::Part;
 use serde::{Deserialize, Serialize};
 
 /// What every operation declares.
@@ -32,9 +33,27 @@ pub trait Operation {
         &[]
     }
 
+    /// Where the inputs lie in the first output of an op that only joins them: byte offsets, multiples of
+    /// [`crate::plan::ALIGNMENT`], one per input. The planner then has an input made there, and nothing is copied.
+    fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
+        let _ = inputs;
+        Vec::new()
+    }
+
     /// Whether a pass over the inputs makes the outputs: computing them again costs little, and keeping them memory.
     fn cheap(&self) -> bool {
         false
+    }
+
+    /// Whether its first output is the loss, behind which the backward pass begins.
+    fn is_loss(&self) -> bool {
+        false
+    }
+
+    /// The op as calls of other ops, if it is a composite.
+    fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+        let _ = inputs;
+        vec![]
     }
 
     /// Floating point operations, multiply and add counted separately.
@@ -82,14 +101,22 @@ ops! {
     gated_act: GatedAct = "gated_act", GatedActGrad = "gated_act_grad";
     add: Add = "add";
     scale: Scale = "scale";
+    scale_by: ScaleBy = "scale_by";
     dropout: Dropout = "dropout";
     select_rows: SelectRows = "select_rows", ScatterRows = "scatter_rows";
     soft_cap: SoftCap = "soft_cap", SoftCapGrad = "soft_cap_grad";
     cross_entropy: CrossEntropy = "cross_entropy", CrossEntropyGrad = "cross_entropy_grad";
+    linear_cross_entropy: LinearCrossEntropy = "linear_cross_entropy";
+    binary_cross_entropy: BinaryCrossEntropy = "binary_cross_entropy",
+        BinaryCrossEntropyGrad = "binary_cross_entropy_grad";
+    squared_error: SquaredError = "squared_error", SquaredErrorGrad = "squared_error_grad";
     sampled_grad: SampledGrad = "sampled_grad";
     gather: Gather = "gather";
     scatter: Scatter = "scatter";
+    concat: Concat = "concat";
     adam: Adam = "adam";
+    adam_bf16: AdamBf16 = "adam_bf16";
+    sgd: Sgd = "sgd";
     grad_norm: SumOfSquares = "sum_of_squares", ClipCoef = "clip_coef";
     accumulate: Accumulate = "accumulate";
     fill: Fill = "fill";
@@ -100,6 +127,7 @@ ops! {
 pub use gated_act::Activation;
 pub use grad_norm::PARTIALS;
 pub use linear::Layout;
+pub use linear_cross_entropy::WeightGrad;
 pub use sampled_grad::Sampling;
 
 impl Op {
@@ -115,8 +143,22 @@ impl Op {
         self.rule().reuses()
     }
 
+    pub fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
+        self.rule().joins(inputs)
+    }
+
     pub fn cheap(&self) -> bool {
         self.rule().cheap()
+    }
+
+    pub fn is_loss(&self) -> bool {
+        self.rule().is_loss()
+    }
+
+    /// The op as calls of other ops on rows of its operands, in order; empty for an op that is not a composite.
+    /// `inputs` are types that [`Op::infer`] accepts.
+    pub fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+        self.rule().parts(inputs)
     }
 
     pub fn flops(&self, inputs: &[&TensorType], outputs: &[&TensorType]) -> u64 {
@@ -128,16 +170,26 @@ impl Op {
     }
 }
 
+/// What every optimizer op takes besides its state: `p` and `grad` f32 of one shape, `clip` f32 `[2]` of [`ClipCoef`],
+/// `step`.
+fn optimizer_inputs(p: &TensorType, grad: &TensorType, clip: &TensorType, step: &TensorType) -> Result<(), String> {
+    f32s(p, "p")?;
+    f32s(grad, "grad")?;
+    shape(grad, "grad", &p.shape)?;
+    f32s(clip, "clip")?;
+    shape(clip, "clip", &[2])?;
+    step_input(step)
+}
+
 /// Elements of the `step` input, f32 `[8]`, written by the host before each run.
 pub mod step {
     pub const LEN: usize = 8;
     /// Learning rate.
     pub const LR: usize = 0;
-    /// Adam's bias corrections, 1 - beta^t.
-    pub const BIAS_1: usize = 1;
-    pub const BIAS_2: usize = 2;
-    /// The weight of one row in the loss: 1 / (targets of the whole step), micro-batches included.
-    pub const LOSS_SCALE: usize = 3;
+    /// Two numbers of the optimizer.
+    pub const OPTIMIZER: usize = 1;
+    /// The weight of one target in the loss: 1 / (targets of the whole step), micro-batches included.
+    pub const LOSS_WEIGHT: usize = 3;
 }
 
 /// A label that counts as "no target".
@@ -162,6 +214,28 @@ fn dtype(ty: &TensorType, what: &str, expected: DType) -> Result<(), String> {
 /// An f32 tensor.
 fn f32s(ty: &TensorType, what: &str) -> Result<(), String> {
     dtype(ty, what, DType::F32)
+}
+
+/// A tensor of a type that activations have: f32 or bf16.
+fn activation(ty: &TensorType, what: &str) -> Result<(), String> {
+    if ty.dtype.is_activation() {
+        return Ok(());
+    }
+    Err(format!("{what} must be f32 or bf16, got {}", ty.dtype))
+}
+
+/// A tensor of the same type and shape as another.
+fn like(ty: &TensorType, what: &str, other: &TensorType) -> Result<(), String> {
+    dtype(ty, what, other.dtype)?;
+    shape(ty, what, &other.shape)
+}
+
+/// The type of an output: what the op's attribute says, by default that of the first input.
+fn output_type(output: Option<DType>, first: &TensorType) -> Result<DType, String> {
+    match output.unwrap_or(first.dtype) {
+        dtype if dtype.is_activation() => Ok(dtype),
+        dtype => Err(format!("the output must be f32 or bf16, got {dtype}")),
+    }
 }
 
 /// A tensor of any float type.

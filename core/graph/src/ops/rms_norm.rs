@@ -3,11 +3,14 @@ use super::*;
 /// `y = x / sqrt(mean(x^2) + eps) * w` over the last `n` elements, n the length of `w`; with `plus_one` the factor is
 /// `1 + w` (Gemma).
 ///
-/// Inputs: `x` f32 `[T, m]` with m a multiple of n (m / n heads are normalised separately), `w [n]` of any float type.
+/// Inputs: `x` f32 or bf16 `[T, m]` with m a multiple of n (m / n heads are normalised separately), `w [n]` of any float
+/// type. Output: as `x`, or of the type `output`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNorm {
     pub eps: f32,
     pub plus_one: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<DType>,
 }
 
 impl Operation for RmsNorm {
@@ -18,7 +21,7 @@ impl Operation for RmsNorm {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
         check(inputs[0], inputs[1])?;
-        Ok(vec![inputs[0].clone()])
+        Ok(vec![TensorType::new(output_type(self.output, inputs[0])?, inputs[0].shape.clone())])
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
@@ -31,7 +34,7 @@ impl Operation for RmsNorm {
         }
         if ctx.needs(x) {
             let mut inputs = vec![x, w, dy];
-            inputs.extend(ctx.take(x));
+            inputs.extend(ctx.take(x, ctx.graph.ty(x)?.dtype));
             let dx = ctx.graph.one(RmsNormGrad { eps: self.eps, plus_one: self.plus_one }, &inputs)?;
             ctx.add(x, dx)?;
         }
@@ -45,7 +48,8 @@ impl Operation for RmsNorm {
 
 /// `dx = r (g - x r^2 mean(g x)) + acc` with `r = 1 / sqrt(mean(x^2) + eps)` and `g = dy * w`.
 ///
-/// Inputs: `x`, `w`, `dy`, and optionally `acc`, which is added (the gradient of a residual path).
+/// Inputs: `x`, `w`, `dy` f32 or bf16, and optionally `acc` of the type of `x`, which is added (the gradient of a
+/// residual path). Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNormGrad {
     pub eps: f32,
@@ -56,9 +60,10 @@ impl Operation for RmsNormGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 3..=4)?;
         check(inputs[0], inputs[1])?;
-        for (ty, what) in inputs[2..].iter().zip(["dy", "acc"]) {
-            f32s(ty, what)?;
-            shape(ty, what, &inputs[0].shape)?;
+        activation(inputs[2], "dy")?;
+        shape(inputs[2], "dy", &inputs[0].shape)?;
+        if let Some(acc) = inputs.get(3) {
+            like(acc, "acc", inputs[0])?;
         }
         Ok(vec![inputs[0].clone()])
     }
@@ -72,7 +77,7 @@ impl Operation for RmsNormGrad {
     }
 }
 
-/// `dw[i] = sum over rows of dy[i] * x[i] * r`. Inputs: `x`, `dy`. Output: f32 `[width]`.
+/// `dw[i] = sum over rows of dy[i] * x[i] * r`. Inputs: `x`, `dy`, each f32 or bf16. Output: f32 `[width]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNormGradW {
     pub eps: f32,
@@ -83,7 +88,7 @@ impl Operation for RmsNormGradW {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
         check(inputs[0], &TensorType::f32([self.width]))?;
-        f32s(inputs[1], "dy")?;
+        activation(inputs[1], "dy")?;
         shape(inputs[1], "dy", &inputs[0].shape)?;
         Ok(vec![TensorType::f32([self.width])])
     }
@@ -94,7 +99,7 @@ impl Operation for RmsNormGradW {
 }
 
 fn check(x: &TensorType, w: &TensorType) -> Result<(), String> {
-    f32s(x, "x")?;
+    activation(x, "x")?;
     floats(w, "w")?;
     let (_, columns) = matrix(x, "x")?;
     let width = vector(w, "w")?;

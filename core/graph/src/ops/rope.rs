@@ -3,7 +3,7 @@ use super::*;
 /// Rotary position embedding on half-split pairs (i, i + head_dim/2), as in transformers' `apply_rotary_pos_emb`. The
 /// position of a row is its distance from the start of its segment.
 ///
-/// Inputs: `x` f32 `[T, heads * head_dim]`, `spans` u32 `[T, 2]`, `table` f32 `[P, head_dim]` with the cosines of a
+/// Inputs: `x` f32 or bf16 `[T, heads * head_dim]`, `spans` u32 `[T, 2]`, `table` f32 `[P, head_dim]` with the cosines of a
 /// position in the first half of its row and the sines in the second. Positions must be below P.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rope {
@@ -15,7 +15,7 @@ pub struct Rope {
 impl Operation for Rope {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 3..=3)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         let (rows, columns) = matrix(inputs[0], "x")?;
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || !columns.is_multiple_of(self.head_dim) {
             return Err(format!("rows of {columns} elements are not made of even heads of {}", self.head_dim));

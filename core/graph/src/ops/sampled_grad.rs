@@ -15,7 +15,7 @@ pub enum Sampling {
 /// The chosen elements of the weight gradient of a linear layer: `g[i] = scale * sum over t of dy[t, r] x[t, c]` where
 /// `index[i] = r * in + c`. The dense gradient is never stored.
 ///
-/// Inputs: `dy` f32 `[T, out]`, `x` f32 `[T, in]`, `index` u32 `[n]` ascending, `row_ptr` u32 `[out + 1]`: the chosen
+/// Inputs: `dy [T, out]` and `x [T, in]`, each f32 or bf16, `index` u32 `[n]` ascending, `row_ptr` u32 `[out + 1]`: the chosen
 /// elements of row r are `row_ptr[r] .. row_ptr[r + 1]`. Output: f32 `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampledGrad {
@@ -26,8 +26,8 @@ pub struct SampledGrad {
 impl Operation for SampledGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 4..=4)?;
-        f32s(inputs[0], "dy")?;
-        f32s(inputs[1], "x")?;
+        activation(inputs[0], "dy")?;
+        activation(inputs[1], "x")?;
         let (rows, out) = matrix(inputs[0], "dy")?;
         let (x_rows, _) = matrix(inputs[1], "x")?;
         if rows != x_rows {

@@ -1,6 +1,6 @@
 use super::*;
 
-/// `y = factor * x`, elementwise on f32.
+/// `y = factor * x`, elementwise. Input: `x` f32 or bf16. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     pub factor: f32,
@@ -9,7 +9,7 @@ pub struct Scale {
 impl Operation for Scale {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 1..=1)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         Ok(vec![inputs[0].clone()])
     }
 

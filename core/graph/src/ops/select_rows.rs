@@ -1,17 +1,18 @@
 use super::*;
 
-/// `y[i] = x[rows[i]]`. Inputs: `x` f32 `[T, d]`, `rows` u32 `[N]`, all different. Output: f32 `[N, d]`.
+/// `y[i] = x[rows[i]]`. Inputs: `x` f32 or bf16 `[T, d]`, `rows` u32 `[N]`, all different. Output: `[N, d]` of
+/// the type of `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SelectRows {}
 
 impl Operation for SelectRows {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         let (_, columns) = matrix(inputs[0], "x")?;
         dtype(inputs[1], "rows", DType::U32)?;
         let rows = vector(inputs[1], "rows")?;
-        Ok(vec![TensorType::f32([rows, columns])])
+        Ok(vec![TensorType::new(inputs[0].dtype, [rows, columns])])
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
@@ -24,7 +25,7 @@ impl Operation for SelectRows {
 
 /// Rows at their places, zeros elsewhere: `y[rows[i]] = x[i]`.
 ///
-/// Inputs: `x` f32 `[N, d]`, `rows` u32 `[N]`, all different. Output: f32 `[rows, d]`.
+/// Inputs: `x` f32 or bf16 `[N, d]`, `rows` u32 `[N]`, all different. Output: `[rows, d]` of the type of `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScatterRows {
     pub rows: usize,
@@ -33,10 +34,10 @@ pub struct ScatterRows {
 impl Operation for ScatterRows {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         let (n, columns) = matrix(inputs[0], "x")?;
         dtype(inputs[1], "rows", DType::U32)?;
         shape(inputs[1], "rows", &[n])?;
-        Ok(vec![TensorType::f32([self.rows, columns])])
+        Ok(vec![TensorType::new(inputs[0].dtype, [self.rows, columns])])
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 
-/// `y = cap * tanh(x / cap)`, elementwise on f32.
+/// `y = cap * tanh(x / cap)`, elementwise. Input: `x` f32 or bf16. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SoftCap {
     pub cap: f32,
@@ -9,7 +9,7 @@ pub struct SoftCap {
 impl Operation for SoftCap {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 1..=1)?;
-        f32s(inputs[0], "x")?;
+        activation(inputs[0], "x")?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -24,7 +24,7 @@ impl Operation for SoftCap {
     }
 }
 
-/// `dx = dy * (1 - tanh(x / cap)^2)`. Inputs: `x`, `dy`.
+/// `dx = dy * (1 - tanh(x / cap)^2)`. Inputs: `x`, `dy`, of one type. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SoftCapGrad {
     pub cap: f32,
@@ -33,9 +33,8 @@ pub struct SoftCapGrad {
 impl Operation for SoftCapGrad {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        f32s(inputs[0], "x")?;
-        f32s(inputs[1], "dy")?;
-        shape(inputs[1], "dy", &inputs[0].shape)?;
+        activation(inputs[0], "x")?;
+        like(inputs[1], "dy", inputs[0])?;
         Ok(vec![inputs[0].clone()])
     }
 

@@ -2,13 +2,13 @@
 
 use super::strategy::Aligned;
 use super::{base_weight, head_values};
+use crate::adapter::Applied;
 use crate::adapter::stored::{Stored, sparse_and_whole};
-use crate::adapter::{Applied, HEAD};
-use crate::data::{Batch, Encoded, batch::padded_rows};
 use crate::method::{Adaptation, IndexSet};
-use crate::run::Prediction;
+use crate::model::HEAD;
+use crate::train::batch::padded_rows;
 use crate::train::layout::size_of;
-use crate::train::{Limits, Session, Size};
+use crate::train::{Batch, Encoded, Limits, Prediction, Session, Size};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 use sparta_plugin::method::Options;

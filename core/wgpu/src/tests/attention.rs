@@ -15,6 +15,7 @@ pub(super) fn check(op: Attention, lengths: &[usize]) {
     let mut inputs = vec![q.clone(), k.clone(), v.clone(), spans(lengths)];
     inputs.extend(extra.clone());
     bench.check_to(1e-5, op.clone(), &inputs);
+    bench.check_bf16(1e-5, op.clone(), &inputs, &[0, 1, 2]);
     let forward: Op = op.clone().into();
     let outputs = super::run(&mut bench.backends[0], &forward, &inputs);
     let data = |i: usize| Data { ty: outputs[i].0.clone(), bytes: outputs[i].1.clone() };
@@ -23,10 +24,12 @@ pub(super) fn check(op: Attention, lengths: &[usize]) {
     let delta = AttentionDelta { heads: op.heads, head_dim: op.head_dim };
     let inputs = [o, d_o.clone(), lse];
     bench.check(delta.clone(), &inputs);
+    bench.check_bf16(2e-6, delta.clone(), &inputs, &[0, 1]);
     let (ty, bytes) = super::run(&mut bench.backends[0], &delta.into(), &inputs).remove(0);
     let mut inputs = vec![q, k, v, d_o, Data { ty, bytes }, spans(lengths)];
     inputs.extend(extra);
-    bench.check_to(1e-5, AttentionGrad(op), &inputs);
+    bench.check_to(1e-5, AttentionGrad(op.clone()), &inputs);
+    bench.check_bf16(1e-5, AttentionGrad(op), &inputs, &[0, 1, 2, 3]);
 }
 
 pub(super) fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
@@ -38,6 +41,8 @@ pub(super) fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Attention
 fn one_segment() {
     check(plain(2, 2, 16), &[70]);
     check(plain(1, 1, 4), &[1]);
+    check(plain(2, 2, 7), &[40]);
+    check(plain(4, 2, 5), &[33, 9]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use super::{ONE_AT_A_TIME, exactly, f32s, open, run};
 use crate::WgpuBackend;
-use sparta_graph::ops::{Add, Attention, Fill, Layout, Linear, Scale, Store};
-use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Op, Plan, PlanId};
+use sparta_graph::ops::{Accumulate, Add, Attention, Fill, Layout, Linear, Scale, Store};
+use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Op, Plan, PlanId, ReadId, Work};
 use std::sync::PoisonError;
 
 #[test]
@@ -52,6 +52,42 @@ fn bytes_come_back_as_written() {
     assert!(backend.read(buffer, 1, &mut [0; 2]).is_err());
     assert!(backend.write(BufferId(99), 0, &[]).is_err());
     assert!(backend.run(PlanId(99)).is_err());
+}
+
+/// Writes between runs take effect in order, and a read sees what was submitted before it, not after.
+#[test]
+fn submissions_are_in_order_and_reads_are_of_their_moment() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let mut graph = Graph::new();
+    let [x, sum] = ["x", "sum"].map(|name| graph.external(name, DType::F32, [2]));
+    graph.apply(Accumulate {}.into(), &[sum, x]).unwrap();
+    let plan = Plan::build(&graph, false);
+    let arena = backend.alloc(DType::F32, 1, "arena").unwrap();
+    // Both in one buffer.
+    let buffer = backend.alloc(DType::F32, 66, "both").unwrap();
+    let mut plan = plan;
+    plan.externals[0].offset = 64;
+    assert_eq!(plan.externals[0].name, "sum");
+    let id = backend.prepare(&plan, arena, &[buffer, buffer]).unwrap();
+    plan.externals[0].offset = 65;
+    assert!(backend.prepare(&plan, arena, &[buffer, buffer]).is_err());
+    let [one, two] = [[1f32, 10.0], [2.0, 20.0]].map(|x| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
+    let write = |data| Work::Write { buffer, offset: 0, data };
+    backend.submit(&[write(&one), Work::Run(id), write(&two), Work::Run(id), Work::Run(id)]).unwrap();
+    let first = backend.request(buffer, 64, 8).unwrap();
+    backend.submit(&[Work::Run(id)]).unwrap();
+    let second = backend.request(buffer, 65, 4).unwrap();
+    let fetch = |backend: &mut WgpuBackend, read, n| {
+        let mut out = vec![0; n];
+        backend.fetch(read, &mut out).unwrap();
+        out.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>()
+    };
+    assert_eq!(fetch(&mut backend, second, 4), [70.0]);
+    assert_eq!(fetch(&mut backend, first, 8), [5.0, 50.0]);
+    let missing = backend.fetch(ReadId::Pending(12345), &mut []).unwrap_err().to_string();
+    assert!(missing.contains("was not requested"), "{missing}");
+    assert!(backend.submit(&[Work::Write { buffer, offset: 65, data: &one }]).is_err());
 }
 
 #[test]

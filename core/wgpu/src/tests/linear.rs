@@ -23,18 +23,39 @@ fn every_layout_and_type_at_ragged_sizes() {
         for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
             for dtype in DTYPES.into_iter().filter(|&t| layout != Layout::Tn || t == DType::F32) {
                 let fused = (m + n) % 2 == 1;
-                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused };
+                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused, output: None };
                 bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
             }
         }
     }
 }
 
+/// Activations in bf16, with results of even and odd width, in one dispatch and in shards of every operand.
+#[test]
+fn products_in_bf16() {
+    let Some(mut bench) = bench() else { return };
+    let sizes = [(1, 1, 1), (9, 66, 17), (65, 9, 33), (70, 131, 40), (50, 3, 129), (70, 500, 160), (200, 111, 250)];
+    for (m, n, k) in sizes {
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            for output in [None, Some(DType::F32)] {
+                let fused = n % 2 == 1;
+                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused, output };
+                let mut rounded = vec![0, 1];
+                // A residual has the type of the output.
+                rounded.extend((fused && output.is_none()).then_some(3));
+                bench.check_bf16(2e-6, op.clone(), &inputs(&op, m, n, k, DType::F32), &rounded);
+            }
+        }
+    }
+    let op = Linear { output: Some(DType::BF16), ..Linear::plain(Layout::Nt) };
+    bench.check_bf16(2e-6, op.clone(), &inputs(&op, 70, 40, 30, DType::BF16), &[]);
+}
+
 #[test]
 fn few_rows_or_columns() {
     let Some(mut bench) = bench() else { return };
     for (m, n, k) in [(1, 5, 100), (8, 3, 65), (3, 70, 33), (50, 8, 129), (50, 1, 7)] {
-        let op = Linear { layout: Layout::Nt, scale: 2.0, bias: true, residual: true };
+        let op = Linear { layout: Layout::Nt, scale: 2.0, bias: true, residual: true, output: None };
         bench.check(op.clone(), &inputs(&op, m, n, k, DType::BF16));
     }
 }
@@ -63,7 +84,7 @@ fn sharded_operands() {
         // Odd rows of a 2-byte type: a shard starts at a multiple of 128 rows.
         (Layout::Nt, DType::BF16, 10, 700, 127),
     ] {
-        let op = Linear { layout, scale: 1.5, bias: true, residual: true };
+        let op = Linear { layout, scale: 1.5, bias: true, residual: true, output: None };
         bench.check(op.clone(), &inputs(&op, m, n, k, dtype));
     }
 }
@@ -71,6 +92,6 @@ fn sharded_operands() {
 #[test]
 fn an_empty_inner_dimension_gives_the_residual() {
     let Some(mut bench) = bench() else { return };
-    let op = Linear { layout: Layout::Nt, scale: 1.0, bias: false, residual: true };
+    let op = Linear { layout: Layout::Nt, scale: 1.0, bias: false, residual: true, output: None };
     bench.check(op.clone(), &inputs(&op, 20, 30, 0, DType::F32));
 }

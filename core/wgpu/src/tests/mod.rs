@@ -5,7 +5,6 @@ mod device;
 mod linear;
 mod long;
 mod optimizer;
-mod portable;
 mod rows;
 mod sparse;
 
@@ -13,7 +12,7 @@ use crate::{Options, WgpuBackend, devices};
 use half::{bf16, f16};
 use sparta_backend_cpu::Reference;
 use sparta_graph::graph::TensorType;
-use sparta_graph::ops::Store;
+use sparta_graph::ops::{Linear, RmsNorm, Store};
 use sparta_graph::{Backend, DType, Graph, Op, Plan, Value};
 use std::sync::{Mutex, PoisonError};
 
@@ -190,6 +189,50 @@ impl Bench {
 
     fn check(&mut self, op: impl Into<Op>, inputs: &[Data]) {
         self.check_to(2e-6, op, inputs);
+    }
+}
+
+/// The op on f32 tensors alone.
+fn in_f32(op: &Op) -> Op {
+    match op.clone() {
+        Op::Linear(op) => Linear { output: None, ..op }.into(),
+        Op::RmsNorm(op) => RmsNorm { output: None, ..op }.into(),
+        op => op,
+    }
+}
+
+impl Bench {
+    /// Compares an op whose inputs at `rounded` are bf16 with the reference on f32 of the same values: a bf16 result must
+    /// be what rounding makes of some number within `tolerance` of the expected one.
+    fn check_bf16(&mut self, tolerance: f32, op: impl Into<Op>, inputs: &[Data], rounded: &[usize]) {
+        let op = op.into();
+        let (mut low, mut exact) = (inputs.to_vec(), inputs.to_vec());
+        for &i in rounded {
+            let values = numbers(&inputs[i].ty, &inputs[i].bytes);
+            let shape = &inputs[i].ty.shape;
+            let bits: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
+            let ty = TensorType::new(DType::BF16, shape.clone());
+            low[i] = Data { ty, bytes: bits.iter().flat_map(|x| x.to_le_bytes()).collect() };
+            exact[i] = exactly(shape, &bits.iter().map(|x| x.to_f32()).collect::<Vec<f32>>());
+        }
+        let expected = run(&mut Reference::new(Some(1)).unwrap(), &in_f32(&op), &exact);
+        for (i, backend) in self.backends.iter_mut().enumerate() {
+            let got = run(backend, &op, &low);
+            assert_eq!(got, run(backend, &op, &low), "{op:?}: two runs differ");
+            for (output, ((ty, expected), (got_ty, got))) in expected.iter().zip(&got).enumerate() {
+                let what = format!("{op:?}, result {output} in {}, backend {i}", got_ty.dtype);
+                let (expected, got) = (numbers(ty, expected), numbers(got_ty, got));
+                if got_ty.dtype != DType::BF16 {
+                    compare(tolerance, &expected, &got, &what);
+                    continue;
+                }
+                let error = tolerance * expected.iter().fold(0.1f32, |m, x| m.max(x.abs()));
+                for (j, (e, g)) in expected.iter().zip(&got).enumerate() {
+                    let ends = [e - error, e + error].map(|x| bf16::from_f32(x).to_f32());
+                    assert!(ends[0] <= *g && *g <= ends[1], "{what}: element {j}: expected {e}, got {g}");
+                }
+            }
+        }
     }
 }
 

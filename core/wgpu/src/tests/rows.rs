@@ -10,7 +10,7 @@ fn norms() {
         let (x, dy, acc, w) = (f32s(x, 1), f32s(x, dy), f32s(x, acc), floats(dtype, &[width], 4));
         for plus_one in [false, true] {
             let eps = 1e-2;
-            bench.check(RmsNorm { eps, plus_one }, &[x.clone(), w.clone()]);
+            bench.check(RmsNorm { eps, plus_one, output: None }, &[x.clone(), w.clone()]);
             let op = RmsNormGrad { eps, plus_one };
             bench.check(op.clone(), &[x.clone(), w.clone(), dy.clone()]);
             bench.check(op, &[x.clone(), w.clone(), dy.clone(), acc.clone()]);
@@ -26,6 +26,61 @@ fn rope() {
     for inverse in [false, true] {
         let inputs = [f32s(&[200, 3 * 40], 1), spans(&lengths), f32s(&[100, 40], 2)];
         bench.check(Rope { head_dim: 40, inverse }, &inputs);
+    }
+}
+
+/// Rows of bf16, of even and odd width: those of odd width share words.
+#[test]
+fn rows_in_bf16() {
+    let Some(mut bench) = bench() else { return };
+    for (t, width, per_row) in [(3, 7, 1), (331, 101, 1), (70, 64, 5), (50, 3, 4)] {
+        let shape = [t, width * per_row];
+        let (x, dy, acc, w) = (f32s(&shape, 1), f32s(&shape, 2), f32s(&shape, 3), floats(DType::BF16, &[width], 4));
+        let eps = 1e-2;
+        for output in [None, Some(DType::F32), Some(DType::BF16)] {
+            let op = RmsNorm { eps, plus_one: true, output };
+            bench.check_bf16(2e-6, op.clone(), &[x.clone(), w.clone()], &[0]);
+            bench.check_bf16(2e-6, op, &[x.clone(), w.clone()], &[]);
+        }
+        let op = RmsNormGrad { eps, plus_one: true };
+        bench.check_bf16(2e-6, op.clone(), &[x.clone(), w.clone(), dy.clone()], &[2]);
+        bench.check_bf16(2e-6, op, &[x.clone(), w.clone(), dy.clone(), acc], &[0, 2, 3]);
+        bench.check_bf16(2e-6, RmsNormGradW { eps, width }, &[x.clone(), dy], &[0, 1]);
+        bench.check_bf16(2e-6, ColumnSum {}, std::slice::from_ref(&x), &[0]);
+    }
+    for head_dim in [40, 6] {
+        let inputs = [f32s(&[200, 3 * head_dim], 1), spans(&[1, 100, 37, 62]), f32s(&[100, head_dim], 2)];
+        bench.check_bf16(2e-6, Rope { head_dim, inverse: false }, &inputs, &[0]);
+    }
+    let rows: Vec<u32> = (0..90).map(|i| (i * 37) % 400).collect();
+    for width in [200, 101, 1] {
+        bench.check_bf16(0.0, SelectRows {}, &[f32s(&[400, width], 1), u32s(&[90], &rows)], &[0]);
+        bench.check_bf16(0.0, ScatterRows { rows: 400 }, &[f32s(&[90, width], 1), u32s(&[90], &rows)], &[0]);
+    }
+}
+
+#[test]
+fn elements_in_bf16() {
+    let Some(mut bench) = bench() else { return };
+    for shape in [&[1usize][..], &[7, 37], &[300, 201]] {
+        let (a, b, c) = (f32s(shape, 1), f32s(shape, 2), f32s(shape, 3));
+        for rounded in [&[0usize][..], &[1], &[0, 1]] {
+            bench.check_bf16(2e-6, Add {}, &[a.clone(), b.clone()], rounded);
+        }
+        bench.check_bf16(2e-6, Scale { factor: -0.3 }, std::slice::from_ref(&a), &[0]);
+        bench.check_bf16(2e-6, SoftCap { cap: 0.7 }, std::slice::from_ref(&a), &[0]);
+        bench.check_bf16(2e-6, SoftCapGrad { cap: 0.7 }, &[a.clone(), b.clone()], &[0, 1]);
+        for act in [Activation::Silu, Activation::GeluTanh] {
+            bench.check_bf16(2e-6, GatedAct { act }, &[a.clone(), b.clone()], &[0, 1]);
+            bench.check_bf16(2e-6, GatedActGrad { act }, &[a.clone(), b.clone(), c.clone()], &[0, 1, 2]);
+        }
+        bench.check_bf16(2e-6, Dropout { p: 0.4, salt: 9 }, &[a.clone(), rng()], &[0]);
+        bench.check_bf16(2e-6, SumOfSquares { slot: 0 }, &[f32s(&[1, PARTIALS], 4), a.clone()], &[1]);
+        // Rounds to the type of its destination.
+        bench.check_bf16(0.0, Store {}, &[b, a], &[0]);
+    }
+    for (dtype, t, n) in [(DType::F32, 1, 3), (DType::BF16, 401, 101)] {
+        bench.check_bf16(2e-6, Add {}, &[f32s(&[t, n], 1), floats(dtype, &[n], 2)], &[0]);
     }
 }
 
@@ -60,10 +115,10 @@ fn losses() {
         let labels: Vec<u32> =
             (0..n as u32).map(|i| if i % 5 == 4 { IGNORED } else { i * 7 % classes as u32 }).collect();
         let (logits, labels) = (f32s(&[n, classes], 1), u32s(&[n], &labels));
-        bench.check(CrossEntropy {}, &[logits.clone(), labels.clone(), step()]);
+        bench.check(CrossEntropy::default(), &[logits.clone(), labels.clone(), step()]);
         let lse: Vec<f32> = (0..n).map(|i| 5.0 + i as f32 / 10.0).collect();
         let inputs = [logits, labels, exactly(&[n], &lse), step(), exactly(&[1], &[3.0])];
-        bench.check(CrossEntropyGrad {}, &inputs);
+        bench.check(CrossEntropyGrad::default(), &inputs);
     }
 }
 

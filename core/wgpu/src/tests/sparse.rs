@@ -14,6 +14,7 @@ fn check_sampled(bench: &mut Bench, t: usize, out: usize, columns: usize, share:
         let inputs =
             [f32s(&[t, out], 1), f32s(&[t, columns], 2), u32s(&[index.len()], &index), row_ptr(&index, out, columns)];
         bench.check(SampledGrad { scale: 0.5, sampling }, &inputs);
+        bench.check_bf16(2e-6, SampledGrad { scale: 0.5, sampling }, &inputs, &[0, 1]);
     }
 }
 
@@ -33,7 +34,9 @@ fn gathers() {
     let Some(mut bench) = bench() else { return };
     for (n, share) in [(10, 0.5), (70_001, 0.02), (70_001, 0.6)] {
         let index = subset(n, share, 6);
-        bench.check(Gather {}, &[f32s(&[n], 1), u32s(&[index.len()], &index)]);
+        let inputs = [f32s(&[n], 1), u32s(&[index.len()], &index)];
+        bench.check(Gather {}, &inputs);
+        bench.check_bf16(0.0, Gather {}, &inputs, &[0]);
     }
 }
 

@@ -1,6 +1,6 @@
 use crate::bind::{Io, Kernel};
 use crate::draw::threshold;
-use crate::memory::{Need, Ptr};
+use crate::memory::{Floats, Need, Ptr};
 use crate::parallel::tasks;
 use crate::real::{Matrix, Operand, Real};
 use crate::segments::segments;
@@ -15,10 +15,12 @@ pub const QUERIES: usize = 64;
 
 pub fn prepare<T: Real>(op: &Attention, io: &Io) -> Result<Kernel, String> {
     let shape = Shape::<T>::new(op, io.matrix(0)?.0)?;
-    let (q, k, v, spans) = (io.real::<T>(0)?, io.real::<T>(1)?, io.real::<T>(2)?, io.words(3)?);
+    let (q, k, v, spans) = (io.floats::<T>(0)?, io.floats::<T>(1)?, io.floats::<T>(2)?, io.words(3)?);
     let rng = if op.dropout > 0.0 { Some(io.words(4)?) } else { None };
-    let (o, lse) = (io.output::<T>(0)?, io.output::<T>(1)?);
-    let need = Need { shared: 0, per_thread: shape.rows * QUERIES * size_of::<T>() };
+    let (o, lse) = (io.float_output::<T>(0)?, io.output::<T>(1)?);
+    // Scores; where they are converted, keys or values, and queries or outputs.
+    let converted = if q.is_full() { 0 } else { (shape.rows + QUERIES) * shape.head_dim };
+    let need = Need { shared: 0, per_thread: (shape.rows * QUERIES + converted) * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {
         let blocks = query_blocks(&segments(spans, shape.rows)?);
         let dropout = shape.dropout(rng);
@@ -26,23 +28,28 @@ pub fn prepare<T: Real>(op: &Attention, io: &Io) -> Result<Kernel, String> {
             let (block, head) = (&blocks[task / shape.heads], task % shape.heads);
             let (keys, n) = (shape.keys(block), block.rows.len());
             let scores: Ptr<T> = scratch.thread();
-            // SAFETY: the blocks lie in the tensors; the scratch memory has QUERIES elements for every key row; the
-            // outputs of this block and head are this task's own.
+            let query_buffer = Ptr::new(scores.at(shape.rows * QUERIES));
+            let key_buffer = Ptr::new(query_buffer.at(QUERIES * shape.head_dim));
+            // SAFETY: the blocks lie in the tensors; the scratch memory has QUERIES elements for every key row, and the
+            // buffers of converted rows; the outputs of this block and head are this task's own.
             unsafe {
-                shape.scores(keys.clone(), block.rows.clone(), head, q, k, scores);
+                let queries = shape.queries(q, block.rows.clone(), head, query_buffer);
+                let key_rows = shape.keys_of(k, keys.clone(), head, key_buffer);
+                shape.scores([keys.len(), n], queries, key_rows, scores);
                 let mut lanes = Lanes { lse: [T::ZERO; QUERIES], inverse: [T::ZERO; QUERIES] };
                 let view = shape.view(keys.start, block.rows.start, n, scores);
                 softmax(view, keys.len(), shape.cap, &mut lanes);
                 if let Some(dropout) = dropout {
                     drop_out(view, keys.len(), head, dropout);
                 }
-                let (at, width) = (block.rows.start * shape.width + head * shape.head_dim, shape.head_dim);
                 let p = Operand::columns(scores.at(0).cast_const(), QUERIES);
-                let v = shape.key_value(keys.start, head, v);
-                T::gemm([n, width, keys.len()], Matrix::rows(o.at(at), shape.width), false, p, v, T::ONE);
+                let values = shape.keys_of(v, keys.clone(), head, key_buffer);
+                let outputs = shape.query_target(o, block.rows.start, head, query_buffer);
+                T::gemm([n, shape.head_dim, keys.len()], outputs, false, p, values, T::ONE);
                 for (i, row) in block.rows.clone().enumerate() {
-                    let o = o.slice_mut(at + i * shape.width, width);
-                    o.iter_mut().for_each(|o| *o = *o * lanes.inverse[i]);
+                    let target = std::slice::from_raw_parts_mut(outputs.at.add(i * outputs.row), shape.head_dim);
+                    target.iter_mut().for_each(|o| *o = *o * lanes.inverse[i]);
+                    o.finish(row * shape.width + head * shape.head_dim, shape.head_dim, target.as_ptr());
                     *lse.at(row * shape.heads + head) = lanes.lse[i];
                 }
             }
@@ -155,29 +162,51 @@ impl<T: Real> Shape<T> {
         View { at, key, query, queries, window: self.window }
     }
 
-    /// Rows of k or v from `row` on, for the key head of a query head.
-    pub fn key_value(&self, row: usize, head: usize, x: Ptr<T>) -> Operand<T> {
-        Operand::rows(x.at(row * self.kv_width + head / self.group * self.head_dim), self.kv_width)
+    /// Rows of one query head of q, o or do, as numbers: where they lie, or converted into `buffer`.
+    ///
+    /// # Safety
+    /// The rows lie in the tensor, and the buffer has room for them, `[rows, head_dim]`.
+    pub unsafe fn queries(&self, x: Floats<T>, rows: Range<usize>, head: usize, buffer: Ptr<T>) -> Operand<T> {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.rows(x, rows, self.width, head * self.head_dim, buffer) }
+    }
+
+    /// Rows of k or v for the key head of a query head, as [`Shape::queries`].
+    ///
+    /// # Safety
+    /// As for [`Shape::queries`].
+    pub unsafe fn keys_of(&self, x: Floats<T>, rows: Range<usize>, head: usize, buffer: Ptr<T>) -> Operand<T> {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.rows(x, rows, self.kv_width, head / self.group * self.head_dim, buffer) }
+    }
+
+    unsafe fn rows(&self, x: Floats<T>, rows: Range<usize>, width: usize, column: usize, buffer: Ptr<T>) -> Operand<T> {
+        if let Floats::Full(x) = x {
+            return Operand::rows(x.at(rows.start * width + column), width);
+        }
+        for (i, row) in rows.enumerate() {
+            // SAFETY: the caller vouches for the row and the buffer.
+            unsafe { x.load(row * width + column, self.head_dim, buffer.at(i * self.head_dim)) };
+        }
+        Operand::rows(buffer.at(0), self.head_dim)
+    }
+
+    /// Where to put rows of one query head from `row` on: where they shall lie, or into `buffer`.
+    pub fn query_target(&self, y: Floats<T>, row: usize, head: usize, buffer: Ptr<T>) -> Matrix<*mut T> {
+        match y {
+            Floats::Full(y) => Matrix::rows(y.at(row * self.width + head * self.head_dim), self.width),
+            _ => Matrix::rows(buffer.at(0), self.head_dim),
+        }
     }
 
     /// `scale * k q^T` of one head into `[keys, QUERIES]`.
     ///
     /// # Safety
-    /// The rows lie in the tensors, and `scores` has QUERIES elements per key.
-    pub unsafe fn scores(
-        &self,
-        keys: Range<usize>,
-        queries: Range<usize>,
-        head: usize,
-        q: Ptr<T>,
-        k: Ptr<T>,
-        scores: Ptr<T>,
-    ) {
-        let q = Operand::columns(q.at(queries.start * self.width + head * self.head_dim).cast_const(), self.width);
-        let k = self.key_value(keys.start, head, k);
-        let size = [keys.len(), queries.len(), self.head_dim];
+    /// `size` are the numbers of keys and queries, whose rows are readable, and `scores` has QUERIES elements per key.
+    pub unsafe fn scores(&self, size: [usize; 2], queries: Operand<T>, keys: Operand<T>, scores: Ptr<T>) {
+        let (size, scores) = ([size[0], size[1], self.head_dim], Matrix::rows(scores.at(0), QUERIES));
         // SAFETY: the caller vouches for it.
-        unsafe { T::gemm(size, Matrix::rows(scores.at(0), QUERIES), false, k, q, self.scale) }
+        unsafe { T::gemm(size, scores, false, keys, queries.transposed(), self.scale) }
     }
 }
 
@@ -251,7 +280,7 @@ pub fn factor<T: Real>(key: usize, query: usize, head: usize, dropout: Dropout<T
 #[cfg(test)]
 pub mod tests {
     use super::*;
-    use crate::testing::{Tensor, check, error, spans};
+    use crate::testing::{Tensor, check, check_bf16, error, spans};
     use sparta_graph::DType;
 
     pub fn op(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
@@ -328,7 +357,8 @@ pub mod tests {
         for (op, lengths) in cases() {
             let inputs = inputs(&op, &lengths);
             let expected = naive(&op, &inputs);
-            check(op, &inputs, &expected, 2e-6);
+            check(op.clone(), &inputs, &expected, 2e-6);
+            check_bf16(op, &inputs, &[0, 1, 2], 2e-6);
         }
     }
 

@@ -1,5 +1,6 @@
 use super::add::add;
 use crate::bind::{Io, Kernel};
+use crate::elementwise::pieces;
 use crate::memory::{Need, Ptr, Scratch};
 use crate::parallel::{chunks, tasks};
 use crate::real::Real;
@@ -9,11 +10,17 @@ use std::ops::Range;
 const ROWS: usize = 32;
 
 pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let ((rows, columns), x, y) = (io.matrix(0)?, io.real::<T>(0)?, io.output::<T>(0)?);
+    let ((rows, columns), x, y) = (io.matrix(0)?, io.floats::<T>(0)?, io.output::<T>(0)?);
     Ok(Kernel::new(need::<T>(rows, columns), move |scratch| {
         sum_rows(rows, columns, y, scratch, |row, sums| {
+            let at = row * columns;
             // SAFETY: row `row` of x, and `columns` sums.
-            unsafe { add(columns, sums, x.at(row * columns), sums) }
+            unsafe {
+                pieces(at..at + columns, [x], [], |r, [x], []| {
+                    let sums = sums.add(r.start - at);
+                    add(r.len(), sums, x, sums);
+                });
+            }
         });
         Ok(())
     }))
@@ -52,7 +59,7 @@ pub fn sum_rows<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
     use sparta_graph::ops::ColumnSum;
 
@@ -62,7 +69,8 @@ mod tests {
             let x = Tensor::random(DType::F32, &[rows, columns], 1);
             let mut sums = vec![0.0; columns];
             x.values().iter().enumerate().for_each(|(i, x)| sums[i % columns] += x);
-            check(ColumnSum {}, &[x], &[sums], 1e-6);
+            check(ColumnSum {}, std::slice::from_ref(&x), &[sums], 1e-6);
+            check_bf16(ColumnSum {}, &[x], &[0], 1e-6);
         }
     }
 }

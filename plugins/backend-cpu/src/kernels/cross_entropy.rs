@@ -3,15 +3,22 @@ use crate::memory::{Need, Ptr};
 use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
 use crate::simd::{LANES, map, simd, sum};
-use sparta_graph::ops::{IGNORED, step};
+use sparta_graph::ops::{CrossEntropy, CrossEntropyGrad, IGNORED, step};
 
-pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
+pub fn prepare<T: Real>(op: &CrossEntropy, io: &Io) -> Result<Kernel, String> {
     let ((rows, classes), logits, labels, step) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?, io.real::<T>(2)?);
     let (loss, lse) = (io.output::<T>(0)?, io.output::<T>(1)?);
+    let cap = op.soft_cap.map(T::from_f32);
     Ok(Kernel::new(Need::default(), move |_| {
         each_row(rows, classes, labels, |row, _| {
             // SAFETY: row `row` of the tensors, which no other task touches.
-            unsafe { *lse.at(row) = log_sum_exp(logits.slice(row * classes, classes)) }
+            unsafe {
+                let logits = logits.slice(row * classes, classes);
+                *lse.at(row) = match cap {
+                    None => log_sum_exp::<T, false>(logits, T::ONE),
+                    Some(cap) => log_sum_exp::<T, true>(logits, cap),
+                }
+            }
         })?;
         let mut total = T::ZERO;
         for row in 0..rows {
@@ -19,30 +26,38 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
             unsafe {
                 let label = *labels.at(row);
                 if label != IGNORED {
-                    total += *lse.at(row) - *logits.at(row * classes + label as usize);
+                    let logit = *logits.at(row * classes + label as usize);
+                    total += *lse.at(row) - cap.map_or(logit, |cap| capped(logit, cap));
                 }
             }
         }
         // SAFETY: one loss; `step` has `step::LEN` elements.
-        unsafe { *loss.at(0) = *step.at(step::LOSS_SCALE) * total };
+        unsafe { *loss.at(0) = *step.at(step::LOSS_WEIGHT) * total };
         Ok(())
     }))
 }
 
-pub fn prepare_grad<T: Real>(io: &Io) -> Result<Kernel, String> {
+pub fn prepare_grad<T: Real>(op: &CrossEntropyGrad, io: &Io) -> Result<Kernel, String> {
     let ((rows, classes), logits, labels, lse) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?, io.real::<T>(2)?);
     let (step, d_loss, grad) = (io.real::<T>(3)?, io.real::<T>(4)?, io.output::<T>(0)?);
+    let cap = op.soft_cap.map(T::from_f32);
     Ok(Kernel::new(Need::default(), move |_| {
         // SAFETY: one upstream gradient; `step` has `step::LEN` elements.
-        let scale = unsafe { *d_loss.at(0) * *step.at(step::LOSS_SCALE) };
+        let scale = unsafe { *d_loss.at(0) * *step.at(step::LOSS_WEIGHT) };
         each_row(rows, classes, labels, |row, label| {
             let at = grad.at(row * classes);
             // SAFETY: row `row` of the tensors, which no other task touches; the label was checked.
             unsafe {
                 match label {
                     Some(label) => {
-                        softmax(classes, logits.at(row * classes), *lse.at(row), scale, at);
-                        *at.add(label) += -scale;
+                        // The gradient may take the place of the logits.
+                        let logits = logits.at(row * classes);
+                        let one_hot = scale * cap.map_or(T::ONE, |cap| slope(*logits.add(label), cap));
+                        match cap {
+                            None => softmax::<T, false>(classes, logits, T::ONE, *lse.at(row), scale, at),
+                            Some(cap) => softmax::<T, true>(classes, logits, cap, *lse.at(row), scale, at),
+                        }
+                        *at.add(label) += -one_hot;
                     }
                     None => grad.slice_mut(row * classes, classes).fill(T::ZERO),
                 }
@@ -72,8 +87,21 @@ fn each_row(
     })
 }
 
+/// `cap * tanh(x / cap)`
+#[inline(always)]
+fn capped<T: Real>(x: T, cap: T) -> T {
+    cap * (x / cap).tanh()
+}
+
+/// The derivative of [`capped`].
+#[inline(always)]
+fn slope<T: Real>(x: T, cap: T) -> T {
+    let t = (x / cap).tanh();
+    T::ONE - t * t
+}
+
 simd! {
-    unsafe fn log_sum_exp<T: Real>(x: &[T]) -> T {
+    unsafe fn log_sum_exp<T: Real, const CAP: bool>(x: &[T], cap: T) -> T {
         let mut largest = [T::NEG_INFINITY; LANES];
         let blocks = x.chunks_exact(LANES);
         for (l, &x) in blocks.remainder().iter().enumerate() {
@@ -85,11 +113,19 @@ simd! {
             }
         }
         let largest = largest.into_iter().fold(T::NEG_INFINITY, T::max);
-        sum!(T, |x| (x - largest).exp()).ln() + largest
+        // The cap keeps the order.
+        let largest = if CAP { capped(largest, cap) } else { largest };
+        sum!(T, |x| ((if CAP { capped(x, cap) } else { x }) - largest).exp()).ln() + largest
     }
 
-    unsafe fn softmax<T: Real>(n: usize, x: *const T, lse: T, scale: T, y: *mut T) {
-        map!(n, |x| -> y { scale * (x - lse).exp() })
+    unsafe fn softmax<T: Real, const CAP: bool>(n: usize, x: *const T, cap: T, lse: T, scale: T, y: *mut T) {
+        map!(n, |x| -> y {
+            if CAP {
+                scale * (capped(x, cap) - lse).exp() * slope(x, cap)
+            } else {
+                scale * (x - lse).exp()
+            }
+        })
     }
 }
 
@@ -119,10 +155,10 @@ mod tests {
                 }
             }
             let inputs = [logits.clone(), labels.clone(), step.clone()];
-            check(CrossEntropy {}, &inputs, &[vec![loss], lse.clone()], 1e-6);
+            check(CrossEntropy::default(), &inputs, &[vec![loss], lse.clone()], 1e-6);
             let inputs = [logits, labels, Tensor::f32(&[rows], &lse), step, Tensor::f32(&[1], &[2.0])];
             // exp of a difference of two numbers around 100 that f32 rounds.
-            check(CrossEntropyGrad {}, &inputs, &[grad], 4e-5);
+            check(CrossEntropyGrad::default(), &inputs, &[grad], 4e-5);
         }
     }
 
@@ -130,6 +166,6 @@ mod tests {
     fn a_label_without_a_class_is_refused() {
         let step = Tensor::f32(&[8], &[1.0; 8]);
         let inputs = [Tensor::f32(&[1, 2], &[0.0; 2]), Tensor::u32(&[1], &[2]), step];
-        assert!(error(CrossEntropy {}, &inputs).contains("row 0 has label 2"));
+        assert!(error(CrossEntropy::default(), &inputs).contains("row 0 has label 2"));
     }
 }

@@ -1,21 +1,23 @@
 use crate::bind::{Io, Kernel};
 use crate::draw::threshold;
-use crate::parallel::{GRAIN, chunks};
+use crate::elementwise::elementwise;
 use crate::real::Real;
 use crate::simd::simd;
 use sparta_graph::ops::Dropout;
 use sparta_graph::philox4x32_10;
 
 pub fn prepare<T: Real>(op: &Dropout, io: &Io) -> Result<Kernel, String> {
-    let (x, rng, y, n) = (io.real::<T>(0)?, io.words(1)?, io.output::<T>(0)?, io.numel(0)?);
+    let (x, rng, y, n) = (io.floats::<T>(0)?, io.words(1)?, io.float_output::<T>(0)?, io.numel(0)?);
     let (salt, dropped, keep) = (op.salt, threshold(op.p), T::ONE / (T::ONE - T::from_f32(op.p)));
     Ok(Kernel::plain(move || {
         // SAFETY: rng is u32 `[4]`.
         let key = unsafe { [*rng.at(0), *rng.at(1)] };
-        chunks(n, GRAIN, |c| {
-            // SAFETY: chunks of tensors of n elements; GRAIN is a multiple of 4.
-            unsafe { apply(c.len(), x.at(c.start), y.at(c.start), c.start as u32 / 4, key, salt, dropped, keep) }
-        });
+        // SAFETY: tensors of n elements; ranges start at multiples of 4.
+        unsafe {
+            elementwise(n, [x], [y], |r, [x], [y]| {
+                apply(r.len(), x, y, r.start as u32 / 4, key, salt, dropped, keep);
+            });
+        }
     }))
 }
 
@@ -43,7 +45,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
 
     #[test]
@@ -55,7 +57,8 @@ mod tests {
                 if (draw as f64) * 2f64.powi(-32) < 0.25 { 0.0 } else { x / 0.75 }
             };
             let expected = x.values().iter().enumerate().map(of).collect();
-            check(Dropout { p: 0.25, salt: 9 }, &[x, rng], &[expected], 1e-6);
+            check(Dropout { p: 0.25, salt: 9 }, &[x.clone(), rng.clone()], &[expected], 1e-6);
+            check_bf16(Dropout { p: 0.25, salt: 9 }, &[x, rng], &[0], 1e-6);
         }
     }
 }

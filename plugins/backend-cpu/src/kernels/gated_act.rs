@@ -1,34 +1,35 @@
 use crate::bind::{Io, Kernel};
-use crate::parallel::{GRAIN, chunks};
+use crate::elementwise::elementwise;
 use crate::real::Real;
 use crate::simd::{map, simd};
 use sparta_graph::ops::{Activation, GatedAct, GatedActGrad};
 
 pub fn prepare<T: Real>(op: &GatedAct, io: &Io) -> Result<Kernel, String> {
-    let (gate, up, y, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.output::<T>(0)?, io.numel(0)?);
+    let (gate, up, y, n) = (io.floats::<T>(0)?, io.floats::<T>(1)?, io.float_output::<T>(0)?, io.numel(0)?);
     let kernel = match op.act {
         Activation::Silu => silu,
         Activation::GeluTanh => gelu,
     };
     Ok(Kernel::plain(move || {
-        // SAFETY: chunks of tensors of n elements.
-        chunks(n, GRAIN, |c| unsafe { kernel(c.len(), gate.at(c.start), up.at(c.start), y.at(c.start)) });
+        // SAFETY: tensors of n elements.
+        unsafe { elementwise(n, [gate, up], [y], |r, [gate, up], [y]| kernel(r.len(), gate, up, y)) }
     }))
 }
 
 pub fn prepare_grad<T: Real>(op: &GatedActGrad, io: &Io) -> Result<Kernel, String> {
-    let (gate, up, dy, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.real::<T>(2)?, io.numel(0)?);
-    let (dgate, dup) = (io.output::<T>(0)?, io.output::<T>(1)?);
+    let (inputs, n) = ([io.floats::<T>(0)?, io.floats::<T>(1)?, io.floats::<T>(2)?], io.numel(0)?);
+    let outputs = [io.float_output::<T>(0)?, io.float_output::<T>(1)?];
     let kernel = match op.act {
         Activation::Silu => silu_grad,
         Activation::GeluTanh => gelu_grad,
     };
     Ok(Kernel::plain(move || {
-        chunks(n, GRAIN, |c| {
-            let i = c.start;
-            // SAFETY: chunks of tensors of n elements.
-            unsafe { kernel(c.len(), gate.at(i), up.at(i), dy.at(i), dgate.at(i), dup.at(i)) }
-        });
+        // SAFETY: tensors of n elements.
+        unsafe {
+            elementwise(n, inputs, outputs, |r, [gate, up, dy], [dgate, dup]| {
+                kernel(r.len(), gate, up, dy, dgate, dup);
+            });
+        }
     }))
 }
 
@@ -77,7 +78,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
 
     /// (value, derivative), by the formulas of the op.
@@ -108,7 +109,9 @@ mod tests {
                 check(GatedAct { act }, &[gate.clone(), up.clone()], &[y], 1e-6);
                 let dgate = (0..n).map(|i| d[i] * u[i] * exact(act, g[i]).1).collect();
                 let dup = (0..n).map(|i| d[i] * exact(act, g[i]).0).collect();
-                check(GatedActGrad { act }, &[gate, up, dy], &[dgate, dup], 1e-6);
+                check(GatedActGrad { act }, &[gate.clone(), up.clone(), dy.clone()], &[dgate, dup], 1e-6);
+                check_bf16(GatedAct { act }, &[gate.clone(), up.clone()], &[0, 1], 1e-6);
+                check_bf16(GatedActGrad { act }, &[gate, up, dy], &[0, 1, 2], 1e-6);
             }
         }
     }

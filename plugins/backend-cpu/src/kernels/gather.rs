@@ -4,7 +4,7 @@ use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
 
 pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let (x, index, y) = (io.real::<T>(0)?, io.words(1)?, io.output::<T>(0)?);
+    let (x, index, y) = (io.floats::<T>(0)?, io.words(1)?, io.float_output::<T>(0)?);
     let (elements, n) = (io.numel(0)?, io.numel(1)?);
     Ok(Kernel::new(Need::default(), move |_| {
         try_tasks(n.div_ceil(GRAIN), |task| {
@@ -15,7 +15,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
                     if at >= elements {
                         return Err(format!("index[{i}] is {at}, but x has {elements} elements"));
                     }
-                    *y.at(i) = *x.at(at);
+                    y.set(i, x.get(at));
                 }
             }
             Ok(())

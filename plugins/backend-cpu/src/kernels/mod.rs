@@ -7,11 +7,14 @@ use sparta_graph::Op;
 
 mod accumulate;
 mod adam;
+mod adam_bf16;
 mod add;
 mod attention;
 mod attention_grad;
+mod binary_cross_entropy;
 mod cast;
 mod column_sum;
+mod concat;
 mod cross_entropy;
 mod dropout;
 mod embed;
@@ -20,13 +23,17 @@ mod gated_act;
 mod gather;
 mod grad_norm;
 mod linear;
+mod parts;
 mod rms_norm;
 mod rope;
 mod sampled_grad;
 mod scale;
+mod scale_by;
 mod scatter;
 mod select_rows;
+mod sgd;
 mod soft_cap;
+mod squared_error;
 mod store;
 
 /// Errors: operands that do not fit in a way that the shape rule does not see.
@@ -47,22 +54,31 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::GatedActGrad(op) => gated_act::prepare_grad::<T>(op, io),
         Op::Add(_) => add::prepare::<T>(io),
         Op::Scale(op) => scale::prepare::<T>(op, io),
+        Op::ScaleBy(_) => scale_by::prepare::<T>(io),
         Op::Dropout(op) => dropout::prepare::<T>(op, io),
         Op::SelectRows(_) => select_rows::prepare::<T>(io),
         Op::ScatterRows(op) => select_rows::prepare_scatter::<T>(op, io),
         Op::SoftCap(op) => soft_cap::prepare::<T>(op, io),
         Op::SoftCapGrad(op) => soft_cap::prepare_grad::<T>(op, io),
-        Op::CrossEntropy(_) => cross_entropy::prepare::<T>(io),
-        Op::CrossEntropyGrad(_) => cross_entropy::prepare_grad::<T>(io),
+        Op::CrossEntropy(op) => cross_entropy::prepare::<T>(op, io),
+        Op::CrossEntropyGrad(op) => cross_entropy::prepare_grad::<T>(op, io),
+        Op::LinearCrossEntropy(_) => parts::prepare::<T>(op, io),
+        Op::BinaryCrossEntropy(_) => binary_cross_entropy::prepare::<T>(io),
+        Op::BinaryCrossEntropyGrad(_) => binary_cross_entropy::prepare_grad::<T>(io),
+        Op::SquaredError(_) => squared_error::prepare::<T>(io),
+        Op::SquaredErrorGrad(_) => squared_error::prepare_grad::<T>(io),
         Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
         Op::Gather(_) => gather::prepare::<T>(io),
         Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Concat(_) => concat::prepare::<T>(io),
         Op::Adam(op) => adam::prepare::<T>(op, io),
+        Op::AdamBf16(op) => adam_bf16::prepare::<T>(op, io),
+        Op::Sgd(op) => sgd::prepare::<T>(op, io),
         Op::SumOfSquares(op) => grad_norm::prepare::<T>(op, io),
         Op::ClipCoef(op) => grad_norm::prepare_clip::<T>(op, io),
         Op::Accumulate(_) => accumulate::prepare::<T>(io),
         Op::Fill(op) => fill::prepare::<T>(op, io),
         Op::Cast(_) => cast::prepare::<T>(io),
-        Op::Store(_) => store::prepare(io),
+        Op::Store(_) => store::prepare::<T>(io),
     }
 }

@@ -7,14 +7,19 @@ use crate::simd::{map, simd, sum};
 use sparta_graph::ops::{RmsNorm, RmsNormGrad, RmsNormGradW};
 
 pub fn prepare<T: Real>(op: &RmsNorm, io: &Io) -> Result<Kernel, String> {
-    let (x, y, w) = (io.real::<T>(0)?, io.output::<T>(0)?, Weight::bind(io, op.plus_one)?);
+    let (x, y, w) = (io.floats::<T>(0)?, io.float_output::<T>(0)?, Weight::bind(io, op.plus_one)?);
     let (width, norms, eps) = (w.width, io.numel(0)? / w.width.max(1), T::from_f32(op.eps));
-    Ok(Kernel::new(w.need(), move |scratch| {
+    Ok(Kernel::new(Need { per_thread: row_buffers(width, &[x, y]), ..w.need() }, move |scratch| {
         let w = w.load(scratch);
         parallel::rows(norms, width, |rows| {
+            let buffers: Ptr<T> = scratch.thread();
             for at in rows.map(|row| row * width) {
-                // SAFETY: one row of x and y.
-                unsafe { normalise(width, x.at(at), w.at(0), y.at(at), eps) }
+                // SAFETY: one row of x and y, and of the buffers of this thread.
+                unsafe {
+                    let (x, target) = (x.read(at, width, buffers.at(0)), y.target(at, buffers.at(width)));
+                    normalise(width, x, w.at(0), target, eps);
+                    y.finish(at, width, target);
+                }
             }
         });
         Ok(())
@@ -22,19 +27,28 @@ pub fn prepare<T: Real>(op: &RmsNorm, io: &Io) -> Result<Kernel, String> {
 }
 
 pub fn prepare_grad<T: Real>(op: &RmsNormGrad, io: &Io) -> Result<Kernel, String> {
-    let (x, dy, dx, w) = (io.real::<T>(0)?, io.real::<T>(2)?, io.output::<T>(0)?, Weight::bind(io, op.plus_one)?);
-    let acc = if io.inputs() > 3 { Some(io.real::<T>(3)?) } else { None };
+    let (x, dy, dx, w) =
+        (io.floats::<T>(0)?, io.floats::<T>(2)?, io.float_output::<T>(0)?, Weight::bind(io, op.plus_one)?);
+    let acc = if io.inputs() > 3 { Some(io.floats::<T>(3)?) } else { None };
     let (width, norms, eps) = (w.width, io.numel(0)? / w.width.max(1), T::from_f32(op.eps));
-    Ok(Kernel::new(w.need(), move |scratch| {
+    let tensors = [x, dy, dx, acc.unwrap_or(x)];
+    Ok(Kernel::new(Need { per_thread: row_buffers(width, &tensors), ..w.need() }, move |scratch| {
         let w = w.load(scratch);
         parallel::rows(norms, width, |rows| {
+            let buffers: Ptr<T> = scratch.thread();
             for at in rows.map(|row| row * width) {
-                // SAFETY: one row of the tensors.
+                // SAFETY: one row of the tensors, and of the buffers of this thread.
                 unsafe {
+                    let (x, dy) = (x.read(at, width, buffers.at(0)), dy.read(at, width, buffers.at(width)));
+                    let target = dx.target(at, buffers.at(2 * width));
                     match acc {
-                        Some(acc) => grad_add(width, x.at(at), w.at(0), dy.at(at), acc.at(at), dx.at(at), eps),
-                        None => grad(width, x.at(at), w.at(0), dy.at(at), dx.at(at), eps),
+                        Some(acc) => {
+                            let acc = acc.read(at, width, buffers.at(3 * width));
+                            grad_add(width, x, w.at(0), dy, acc, target, eps);
+                        }
+                        None => grad(width, x, w.at(0), dy, target, eps),
                     }
+                    dx.finish(at, width, target);
                 }
             }
         });
@@ -43,15 +57,25 @@ pub fn prepare_grad<T: Real>(op: &RmsNormGrad, io: &Io) -> Result<Kernel, String
 }
 
 pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, String> {
-    let (x, dy, dw) = (io.real::<T>(0)?, io.real::<T>(1)?, io.output::<T>(0)?);
+    let (x, dy, dw) = (io.floats::<T>(0)?, io.floats::<T>(1)?, io.output::<T>(0)?);
     let (width, norms, eps) = (op.width, io.numel(0)? / op.width.max(1), T::from_f32(op.eps));
-    Ok(Kernel::new(column_sum::need::<T>(norms, width), move |scratch| {
+    let need = Need { per_thread: row_buffers(width, &[x, dy]), ..column_sum::need::<T>(norms, width) };
+    Ok(Kernel::new(need, move |scratch| {
         column_sum::sum_rows(norms, width, dw, scratch, |row, sums| {
-            // SAFETY: one row of the tensors, and `width` sums.
-            unsafe { grad_w(width, x.at(row * width), dy.at(row * width), sums, eps) }
+            let (at, buffers) = (row * width, scratch.thread::<T>());
+            // SAFETY: one row of the tensors and of the buffers of this thread, and `width` sums.
+            unsafe {
+                let (x, dy) = (x.read(at, width, buffers.at(0)), dy.read(at, width, buffers.at(width)));
+                grad_w(width, x, dy, sums, eps);
+            }
         });
         Ok(())
     }))
+}
+
+/// Bytes of one row of each tensor as numbers; none where all of them hold numbers.
+fn row_buffers<T: Real>(width: usize, tensors: &[Floats<T>]) -> usize {
+    if tensors.iter().all(|tensor| tensor.is_full()) { 0 } else { tensors.len() * width * size_of::<T>() }
 }
 
 /// The weight, which is converted to the number type before use.
@@ -137,7 +161,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
 
     #[test]
@@ -163,11 +187,17 @@ mod tests {
                     }
                 }
                 let added = dx.iter().zip(acc.values()).map(|(a, b)| a + b).collect();
-                check(RmsNorm { eps, plus_one }, &[x.clone(), w.clone()], &[y], 1e-6);
+                check(RmsNorm { eps, plus_one, output: None }, &[x.clone(), w.clone()], &[y], 1e-6);
                 let grad = RmsNormGrad { eps, plus_one };
                 check(grad.clone(), &[x.clone(), w.clone(), dy.clone()], &[dx], 2e-6);
-                check(grad, &[x.clone(), w, dy.clone(), acc], &[added], 2e-6);
-                check(RmsNormGradW { eps, width }, &[x, dy], &[dw], 2e-6);
+                check(grad.clone(), &[x.clone(), w.clone(), dy.clone(), acc.clone()], &[added], 2e-6);
+                check(RmsNormGradW { eps, width }, &[x.clone(), dy.clone()], &[dw], 2e-6);
+                check_bf16(RmsNorm { eps, plus_one, output: None }, &[x.clone(), w.clone()], &[0], 1e-6);
+                let to_bf16 = RmsNorm { eps, plus_one, output: Some(DType::BF16) };
+                check_bf16(to_bf16, &[x.clone(), w.clone()], &[], 1e-6);
+                check_bf16(grad.clone(), &[x.clone(), w.clone(), dy.clone(), acc.clone()], &[2], 2e-6);
+                check_bf16(grad, &[x.clone(), w, dy.clone(), acc], &[0, 2, 3], 2e-6);
+                check_bf16(RmsNormGradW { eps, width }, &[x, dy], &[0, 1], 2e-6);
             }
         }
     }

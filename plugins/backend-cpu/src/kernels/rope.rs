@@ -1,5 +1,5 @@
 use crate::bind::{Io, Kernel};
-use crate::memory::Need;
+use crate::memory::{Need, Ptr};
 use crate::parallel;
 use crate::real::Real;
 use crate::segments::segments;
@@ -7,11 +7,12 @@ use crate::simd::simd;
 use sparta_graph::ops::Rope;
 
 pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
-    let ((rows, columns), x, spans) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?);
-    let ((positions, _), table, y) = (io.matrix(2)?, io.real::<T>(2)?, io.output::<T>(0)?);
+    let ((rows, columns), x, spans) = (io.matrix(0)?, io.floats::<T>(0)?, io.words(1)?);
+    let ((positions, _), table, y) = (io.matrix(2)?, io.real::<T>(2)?, io.float_output::<T>(0)?);
     let (head_dim, half) = (op.head_dim, op.head_dim / 2);
     let direction = if op.inverse { -T::ONE } else { T::ONE };
-    Ok(Kernel::new(Need::default(), move |_| {
+    let per_thread = if x.is_full() { 0 } else { columns * size_of::<T>() };
+    Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| {
         if let Some(long) = segments(spans, rows)?.iter().find(|s| s.len() > positions) {
             return Err(format!(
                 "the segment of rows {}..{} is longer than the rope table of {positions} positions",
@@ -19,11 +20,16 @@ pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
             ));
         }
         parallel::rows(rows, columns, |rows| {
+            let buffer: Ptr<T> = scratch.thread();
             for row in rows {
-                // SAFETY: heads of row `row`, and the row of its position in the table, which was checked.
+                let at = row * columns;
+                // SAFETY: heads of row `row`, and the row of its position in the table, which was checked. The row is
+                // rotated in place where it is converted.
                 unsafe {
                     let angles = table.at((row - *spans.at(2 * row) as usize) * head_dim);
-                    rotate(columns / head_dim, half, x.at(row * columns), angles, direction, y.at(row * columns));
+                    let (x, target) = (x.read(at, columns, buffer.at(0)), y.target(at, buffer.at(0)));
+                    rotate(columns / head_dim, half, x, angles, direction, target);
+                    y.finish(at, columns, target);
                 }
             }
         });
@@ -74,7 +80,7 @@ unsafe fn rotate_block<T: Real, const N: usize>(half: usize, x: *const T, angles
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check, error, spans};
+    use crate::testing::{Tensor, check, check_bf16, error, spans};
     use sparta_graph::DType;
 
     #[test]
@@ -94,7 +100,9 @@ mod tests {
                     y[at + half] = v[at + half] * cos + v[at] * sin;
                 }
             }
-            check(Rope { head_dim, inverse }, &[x.clone(), spans(&lengths), table.clone()], &[y], 1e-6);
+            let inputs = [x.clone(), spans(&lengths), table.clone()];
+            check(Rope { head_dim, inverse }, &inputs, &[y], 1e-6);
+            check_bf16(Rope { head_dim, inverse }, &inputs, &[0], 1e-6);
         }
         let short = Tensor::random(DType::F32, &[69, head_dim], 2);
         assert!(error(Rope { head_dim, inverse: false }, &[x, spans(&lengths), short]).contains("rows 4..74"));

@@ -26,8 +26,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Tensor, check, error};
-    use half::{bf16, f16};
+    use crate::testing::{Tensor, check, error, rounded};
     use sparta_graph::DType;
     use sparta_graph::ops::Scatter;
 
@@ -42,11 +41,7 @@ mod tests {
             let w = Tensor::random(dtype, &[200, 300], 3);
             let mut expected = w.values();
             for (&at, &sum) in index.iter().zip(&sums) {
-                expected[at as usize] = match dtype {
-                    DType::BF16 => bf16::from_f64(sum).to_f64(),
-                    DType::F16 => f16::from_f64(sum).to_f64(),
-                    _ => sum,
-                };
+                expected[at as usize] = if dtype == DType::F32 { sum } else { rounded(dtype, sum) };
             }
             let inputs = [w, Tensor::u32(&[n], &index), base.clone(), delta.clone()];
             check(Scatter {}, &inputs, &[expected], 1e-7);

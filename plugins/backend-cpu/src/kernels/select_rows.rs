@@ -1,17 +1,18 @@
-use crate::bind::{Io, Kernel};
+use crate::bind::{Io, Kernel, element};
 use crate::memory::{Need, Ptr};
 use crate::parallel;
 use crate::real::Real;
 use sparta_graph::ops::ScatterRows;
 
 pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let ((rows, width), x, chosen) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?);
-    let (y, n) = (io.output::<T>(0)?, io.numel(1)?);
+    let ((rows, columns), (x, _), chosen) = (io.matrix(0)?, io.bytes(0)?, io.words(1)?);
+    let ((y, _), n) = (io.output_bytes(0)?, io.numel(1)?);
+    let width = columns * element::<T>(io.ty(0)?.dtype);
     Ok(Kernel::new(Need::default(), move |_| {
         check(chosen, n, rows)?;
-        parallel::rows(n, width, |part| {
+        parallel::rows(n, columns, |part| {
             for i in part {
-                // SAFETY: a row of x that was checked, and row i of y.
+                // SAFETY: a row of x that was checked, and row i of y, as bytes.
                 unsafe {
                     let row = *chosen.at(i) as usize;
                     y.slice_mut(i * width, width).copy_from_slice(x.slice(row * width, width));
@@ -24,8 +25,9 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
 
 pub fn prepare_scatter<T: Real>(op: &ScatterRows, io: &Io) -> Result<Kernel, String> {
     const EMPTY: u32 = u32::MAX;
-    let ((n, width), x, chosen) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?);
-    let (y, rows) = (io.output::<T>(0)?, op.rows);
+    let ((n, columns), (x, _), chosen) = (io.matrix(0)?, io.bytes(0)?, io.words(1)?);
+    let ((y, _), rows) = (io.output_bytes(0)?, op.rows);
+    let width = columns * element::<T>(io.ty(0)?.dtype);
     let need = Need { shared: rows.saturating_mul(size_of::<u32>()), per_thread: 0 };
     Ok(Kernel::new(need, move |scratch| {
         check(chosen, n, rows)?;
@@ -40,13 +42,14 @@ pub fn prepare_scatter<T: Real>(op: &ScatterRows, io: &Io) -> Result<Kernel, Str
             source[row as usize] = i as u32;
         }
         let source = &*source;
-        parallel::rows(rows, width, |part| {
+        parallel::rows(rows, columns, |part| {
             for row in part {
-                // SAFETY: row `row` of y, and a row of x below n.
+                // SAFETY: row `row` of y, and a row of x below n, as bytes.
                 unsafe {
                     let y = y.slice_mut(row * width, width);
                     match source[row] {
-                        EMPTY => y.fill(T::ZERO),
+                        // Zero in every float type.
+                        EMPTY => y.fill(0),
                         i => y.copy_from_slice(x.slice(i as usize * width, width)),
                     }
                 }
@@ -67,7 +70,7 @@ fn check(chosen: Ptr<u32>, n: usize, rows: usize) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Tensor, check, error};
+    use crate::testing::{Tensor, check, check_bf16, error};
     use sparta_graph::DType;
     use sparta_graph::ops::SelectRows;
 
@@ -78,12 +81,15 @@ mod tests {
         let x = Tensor::random(DType::F32, &[rows, width], 1);
         let selected: Vec<f64> =
             chosen.iter().flat_map(|&r| x.values()[r as usize * width..][..width].to_vec()).collect();
-        check(SelectRows {}, &[x, ids.clone()], std::slice::from_ref(&selected), 0.0);
+        check(SelectRows {}, &[x.clone(), ids.clone()], std::slice::from_ref(&selected), 0.0);
+        check_bf16(SelectRows {}, &[x, ids.clone()], &[0], 0.0);
         let mut scattered = vec![0.0; rows * width];
         for (i, &r) in chosen.iter().enumerate() {
             scattered[r as usize * width..][..width].copy_from_slice(&selected[i * width..][..width]);
         }
-        check(ScatterRows { rows }, &[Tensor::f32(&[3, width], &selected), ids], &[scattered], 0.0);
+        let inputs = [Tensor::f32(&[3, width], &selected), ids];
+        check(ScatterRows { rows }, &inputs, &[scattered], 0.0);
+        check_bf16(ScatterRows { rows }, &inputs, &[0], 0.0);
     }
 
     #[test]

@@ -94,7 +94,7 @@ unsafe fn text<'a>(bytes: SpartaBytes) -> Result<&'a str, Error> {
     std::str::from_utf8(bytes).map_err(|e| Error::new(format!("the request is not UTF-8: {e}")))
 }
 
-/// Defines an entry function `$name` for one interface; the export macros give it its exported name.
+/// Defines an entry function `$name` for one interface. Only the export macros give it the name that hosts look for.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __entry {
@@ -136,8 +136,14 @@ macro_rules! __entry {
 }
 
 /// Makes this `cdylib` a plugin whose method is the given [`Method`](crate::method::Method). Once per library.
+///
+/// `export_method!(entry: Lora)` defines a public function `entry` instead, and exports nothing: a program can link
+/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
 #[macro_export]
 macro_rules! export_method {
+    ($name:ident: $method:expr) => {
+        $crate::__entry!($name, method, METHOD_ID, SpartaMethod, dyn $crate::method::Method, $method);
+    };
     ($method:expr) => {
         $crate::__entry!(
             #[unsafe(no_mangle)]
@@ -152,8 +158,14 @@ macro_rules! export_method {
 }
 
 /// Makes this `cdylib` a plugin whose tasks are those of the given [`Task`](crate::task::Task). Once per library.
+///
+/// `export_task!(entry: Glue)` defines a public function `entry` instead, and exports nothing: a program can link
+/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
 #[macro_export]
 macro_rules! export_task {
+    ($name:ident: $task:expr) => {
+        $crate::__entry!($name, task, TASK_ID, SpartaTask, dyn $crate::task::Task, $task);
+    };
     ($task:expr) => {
         $crate::__entry!(
             #[unsafe(no_mangle)]
@@ -167,10 +179,15 @@ macro_rules! export_task {
     };
 }
 
-/// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per
-/// library.
+/// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per library.
+///
+/// `export_backend!(entry: Cpu)` defines a public function `entry` instead, and exports nothing: a program can link
+/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
 #[macro_export]
 macro_rules! export_backend {
+    ($name:ident: $backend:expr) => {
+        $crate::__entry!($name, backend, BACKEND_ID, SpartaBackend, dyn $crate::backend::BackendPlugin, $backend);
+    };
     ($backend:expr) => {
         $crate::__entry!(
             #[unsafe(no_mangle)]
@@ -181,5 +198,23 @@ macro_rules! export_backend {
             dyn $crate::backend::BackendPlugin,
             $backend
         );
+    };
+}
+
+/// Makes this `cdylib` a plugin of another crate's entry point. Once per library.
+#[macro_export]
+macro_rules! export_entry {
+    ($entry:path) => {
+        /// The entry point of this plugin library.
+        ///
+        /// # Safety
+        /// `host` is null or a host's table that lives as long as the process.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "C" fn sparta_plugin_entry(
+            host: *const $crate::abi::SpartaHost,
+        ) -> *const $crate::abi::SpartaPlugin {
+            // SAFETY: the pointer is what the host passed to this entry function.
+            unsafe { $entry(host) }
+        }
     };
 }

@@ -142,6 +142,10 @@ static BACKEND: SpartaBackend = SpartaBackend {
     run: None,
     release: None,
     run_profiled: None,
+    memory: None,
+    submit: None,
+    request: None,
+    fetch: None,
 };
 
 macro_rules! entry {
@@ -174,7 +178,7 @@ fn linked(entry: Entry, bytes: &[u8]) -> PluginSet {
     LINES.set(bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect());
     let mut plugins = PluginSet::default();
     // SAFETY: the entry points of this file obey the ABI, and their tables are statics.
-    unsafe { plugins.link("fuzz", entry) };
+    unsafe { plugins.link(entry) };
     plugins
 }
 
@@ -242,7 +246,7 @@ pub fn task(bytes: &[u8]) -> bool {
     let Some(id) = task.info().tasks.first().map(|task| task.id.clone()) else { return false };
     let request = OpenRequest { task: id, data: "data".into() };
     let Ok(dataset) = task.open(&request) else { return false };
-    sparta_core::data::splits::load(&*dataset, 2, 7).is_ok()
+    sparta_core::splits::load(&*dataset, 2, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

@@ -58,7 +58,7 @@ impl Dataset for Opened {
 
 impl BackendPlugin for Plugin {
     fn describe(&self) -> BackendPluginInfo {
-        BackendPluginInfo { name: "requests".into(), version: "1".into() }
+        BackendPluginInfo { name: "requests".into(), version: "1".into(), ops: None }
     }
 
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
@@ -107,7 +107,7 @@ pub fn requests(bytes: &[u8]) -> bool {
     static LINKED: std::sync::Once = std::sync::Once::new();
     // The SDK learns of the host when a plugin is entered.
     // SAFETY: the SDK's entry point, whose tables are statics.
-    LINKED.call_once(|| unsafe { PluginSet::default().link("requests", method_entry) });
+    LINKED.call_once(|| unsafe { PluginSet::default().link(method_entry) });
     let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else { return false };
     let message = SpartaBytes::new(&bytes[end + 1..]);
     let mut out = 0;

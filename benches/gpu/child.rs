@@ -1,0 +1,61 @@
+//! Child processes with a time limit.
+
+use serde::de::DeserializeOwned;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a process that ended well has written.
+pub struct Child {
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs a command to its end, but no longer than `limit`.
+///
+/// Errors: what went wrong, with the last line that the process wrote.
+pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child =
+        command.spawn().map_err(|e| format!("{} cannot be started: {e}", command.get_program().display()))?;
+    let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
+    let end = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait().map_err(|e| e.to_string())? {
+            Some(status) => break Some(status),
+            None if Instant::now() > end => {
+                // It may have ended by itself just now.
+                let _ = child.kill();
+                child.wait().map_err(|e| e.to_string())?;
+                break None;
+            }
+            None => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let text = |thread: thread::JoinHandle<String>| thread.join().unwrap_or_default();
+    let child = Child { stdout: text(stdout), stderr: text(stderr) };
+    let texts = [&child.stderr, &child.stdout];
+    let last = texts.iter().find_map(|text| text.trim().lines().last()).unwrap_or("it wrote nothing").to_owned();
+    match status {
+        Some(status) if status.success() => Ok(child),
+        Some(status) => Err(format!("{status}: {last}")),
+        None => Err(format!("ended after {:.0} s: {last}", limit.as_secs_f64())),
+    }
+}
+
+fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = vec![];
+        // What was read before an error is kept.
+        let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+impl Child {
+    pub fn last_line_as_json<T: DeserializeOwned>(&self) -> Result<T, String> {
+        let line = self.stdout.trim().lines().last().unwrap_or_default();
+        serde_json::from_str(line).map_err(|e| format!("its answer cannot be read: {e}: {line}"))
+    }
+}

@@ -1,0 +1,289 @@
+//! What the program does on a machine's GPUs: devices, whole steps, profiles, suites, and PyTorch beside it. `run.sh` has
+//! the usage. Each measurement is a process of its own with a time limit, and the report is written after each, so that
+//! what was found is kept when the machine is taken away.
+
+mod child;
+mod report;
+
+use child::Child;
+use clap::{Parser, ValueEnum};
+use report::{Report, StepsCell};
+use serde_json::Value as Json;
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Devices,
+    Steps,
+    Profile,
+    Suites,
+    Peer,
+}
+
+#[derive(Parser)]
+#[command(name = "run.sh")]
+struct Args {
+    /// What to do [default: all]
+    parts: Vec<Part>,
+    /// Only this device, for example wgpu:0 [default: steps on the best GPU, suites on each]
+    #[arg(long, value_name = "ID")]
+    device: Option<String>,
+    /// Where gpu.json, gpu.md and the timelines go
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+    /// End after this time; what did not run is in the report
+    #[arg(long, value_name = "N", default_value = "8")]
+    minutes: f64,
+    /// Shapes for a software driver, and no peer
+    #[arg(long)]
+    tiny: bool,
+    /// Folder with sparta-cli, steps and peer.py
+    #[arg(long, hide = true)]
+    programs: PathBuf,
+}
+
+/// A shape with its batch, as `steps` and the peer name it.
+struct Workload {
+    shape: &'static str,
+    peer: &'static str,
+    batch: usize,
+    tokens: usize,
+}
+
+const WORKLOADS: [Workload; 3] = [
+    Workload { shape: "gemma-2b", peer: "gemma-2b", batch: 16, tokens: 256 },
+    Workload { shape: "110M", peer: "110m", batch: 4, tokens: 128 },
+    Workload { shape: "SmolLM2-135M", peer: "smollm2-135m", batch: 8, tokens: 512 },
+];
+const TINY: [Workload; 1] = [Workload { shape: "64,2,4,2,128,512", peer: "tiny", batch: 2, tokens: 16 }];
+
+/// Names of the peer's methods, and the arguments of `steps`. Densities are of all parameters.
+const METHODS: [(&str, &[&str]); 4] = [
+    ("sparta-0.05", &["--method", "sparta", "--of-all", "--density", "0.05"]),
+    ("sparta-0.005", &["--method", "sparta", "--of-all", "--density", "0.005"]),
+    ("lora", &["--method", "lora"]),
+    ("full", &["--method", "full"]),
+];
+
+/// Types of the activations. The weights are bf16 on disk in each.
+const PRECISIONS: [&str; 1] = ["f32"];
+
+/// The longest that a single measurement may take, and a whole suite.
+const CELL: Duration = Duration::from_secs(75);
+const SUITE: Duration = Duration::from_secs(240);
+
+struct Runner {
+    args: Args,
+    end: Instant,
+    report: Report,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    std::fs::create_dir_all(&args.out)?;
+    let end = Instant::now() + Duration::from_secs_f64(60.0 * args.minutes);
+    let mut parts = args.parts.clone();
+    if parts.is_empty() {
+        parts = Part::value_variants().to_vec();
+        parts.retain(|part| !args.tiny || *part != Part::Peer);
+    }
+    let mut runner = Runner { args, end, report: Report::default() };
+    // The other parts need to know what there is.
+    runner.devices()?;
+    for part in parts {
+        match part {
+            Part::Devices => {}
+            Part::Steps => runner.steps()?,
+            Part::Profile => runner.profile()?,
+            Part::Suites => runner.suites()?,
+            Part::Peer => runner.peer()?,
+        }
+    }
+    print!("{}", runner.report.markdown());
+    if runner.args.tiny && !runner.report.failures.is_empty() {
+        return Err("a part failed".into());
+    }
+    Ok(())
+}
+
+impl Runner {
+    fn program(&self, name: &str) -> Command {
+        Command::new(self.args.programs.join(name))
+    }
+
+    /// Runs a command within its limit and the time that is left.
+    fn run(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        if left < Duration::from_secs(5) {
+            return Err("not run: the time was up".into());
+        }
+        child::run(command, limit.min(left))
+    }
+
+    fn save(&self) -> Result<()> {
+        let json = serde_json::to_vec_pretty(&self.report)?;
+        std::fs::write(self.args.out.join("gpu.json"), json)?;
+        std::fs::write(self.args.out.join("gpu.md"), self.report.markdown())?;
+        Ok(())
+    }
+
+    fn failed(&mut self, what: &str, why: &str) -> Result<()> {
+        eprintln!("{what}: {why}");
+        self.report.failures.push(format!("{what}: {why}"));
+        self.save()
+    }
+
+    fn devices(&mut self) -> Result<()> {
+        let listed = self.run(self.program("sparta-cli").args(["devices", "--json"]), CELL)?;
+        let devices: Vec<Json> = listed.last_line_as_json()?;
+        self.report.devices = devices;
+        self.save()
+    }
+
+    fn workloads(&self) -> &'static [Workload] {
+        if self.args.tiny { &TINY } else { &WORKLOADS }
+    }
+
+    /// The device of steps and profiles: a GPU where there is one, else a software driver.
+    fn best_device(&self) -> Result<Json> {
+        let rank = |device: &Json| match device["kind"].as_str() {
+            Some("discrete_gpu") => 0,
+            Some("integrated_gpu") => 1,
+            Some("virtual_gpu" | "other") => 2,
+            Some("software_gpu") => 3,
+            _ => 4,
+        };
+        let wanted = |device: &&Json| self.args.device.as_deref().is_none_or(|id| device["id"] == id);
+        let best = self.report.devices.iter().filter(wanted).min_by_key(|device| rank(device));
+        best.cloned()
+            .ok_or_else(|| format!("there is no device `{}`", self.args.device.as_deref().unwrap_or("")).into())
+    }
+
+    fn steps(&mut self) -> Result<()> {
+        let device = self.best_device()?;
+        let id = device["id"].as_str().unwrap_or_default().to_owned();
+        for work in self.workloads() {
+            for precision in PRECISIONS {
+                for (method, arguments) in METHODS {
+                    let what = format!("steps {} {method} {precision} on {id}", work.shape);
+                    eprintln!("{what}");
+                    let mut command = self.steps_command(work, &id);
+                    command.args(arguments);
+                    let line = self.run(&mut command, CELL).and_then(|child| child.last_line_as_json());
+                    match line {
+                        Ok(measured) => {
+                            let (cell, method) = (work.cell(), method.to_owned());
+                            self.report.steps.push(StepsCell {
+                                cell,
+                                method,
+                                precision: precision.to_owned(),
+                                measured,
+                            });
+                            self.save()?;
+                        }
+                        Err(why) => self.failed(&what, &why)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn steps_command(&self, work: &Workload, device: &str) -> Command {
+        let mut command = self.program("steps");
+        let seconds = if self.args.tiny { "0.2" } else { "3" };
+        command.args(["--shape", work.shape, "--device", device, "--seconds", seconds, "--at-least", "3"]);
+        command.args(["--batch", &work.batch.to_string(), "--tokens", &work.tokens.to_string()]);
+        command.args(["--weights", "bf16"]).env("SPARTA_BENCH_DIR", &self.args.programs);
+        command
+    }
+
+    /// What each op takes in a SpaRTA step of the largest workload, in each precision.
+    fn profile(&mut self) -> Result<()> {
+        let device = self.best_device()?;
+        let id = device["id"].as_str().unwrap_or_default().to_owned();
+        let work = &self.workloads()[0];
+        for precision in PRECISIONS {
+            let (method, arguments) = METHODS[0];
+            let what = format!("profile {} {method} {precision} on {id}", work.shape);
+            eprintln!("{what}");
+            let trace = self.args.out.join(format!("trace-{precision}.json"));
+            let mut command = self.steps_command(work, &id);
+            command.args(arguments).arg("--profile").arg(trace);
+            match self.run(&mut command, CELL) {
+                Ok(child) => self.report.profiles.push((what, child.stderr)),
+                Err(why) => self.failed(&what, &why)?,
+            }
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Conformance and golden data on each adapter.
+    fn suites(&mut self) -> Result<()> {
+        let ids: Vec<String> = match &self.args.device {
+            Some(id) => vec![id.clone()],
+            None => {
+                let ids = self.report.devices.iter().filter_map(|device| device["id"].as_str());
+                ids.filter(|id| *id != "cpu").map(str::to_owned).collect()
+            }
+        };
+        for id in &ids {
+            eprintln!("suites on {id}");
+            let mut command = self.program("sparta-cli");
+            command.args(["plugin", "check", "--json", "--device", id]);
+            if self.args.tiny {
+                command.args(["--test", "elementwise", "--test", "classifier gemma"]);
+            }
+            match self.run(&mut command, SUITE).and_then(|child| child.last_line_as_json()) {
+                Ok(result) => self.report.suites.push((id.clone(), result)),
+                Err(why) => self.failed(&format!("suites on {id}"), &why)?,
+            }
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn peer(&mut self) -> Result<()> {
+        let check = "import torch, transformers, peft; assert torch.cuda.is_available(), 'torch sees no GPU'";
+        if let Err(why) = self.run(Command::new("python3").args(["-c", check]), CELL) {
+            return self.failed("peer", &why);
+        }
+        for work in self.workloads() {
+            for (method, _) in METHODS {
+                let what = format!("peer {} {method}", work.peer);
+                eprintln!("{what}");
+                let mut command = Command::new("python3");
+                command.arg(self.args.programs.join("peer.py")).args([
+                    "--cells",
+                    &work.peer_cell(),
+                    "--methods",
+                    method,
+                ]);
+                match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
+                    Ok(line) => {
+                        self.report.peer.push((work.cell(), method.to_owned(), line));
+                        self.save()?;
+                    }
+                    Err(why) => self.failed(&what, &why)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Workload {
+    fn cell(&self) -> String {
+        format!("{} {}x{}", self.shape, self.batch, self.tokens)
+    }
+
+    fn peer_cell(&self) -> String {
+        format!("{}:{}x{}", self.peer, self.batch, self.tokens)
+    }
+}

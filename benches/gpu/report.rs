@@ -1,0 +1,114 @@
+//! The findings, as JSON and as Markdown.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use std::fmt::Write as _;
+
+#[derive(Default, Serialize)]
+pub struct Report {
+    /// As `sparta-cli devices --json` lists them.
+    pub devices: Vec<Json>,
+    pub steps: Vec<StepsCell>,
+    /// (cell, method, line of peer.py).
+    pub peer: Vec<(String, String, Json)>,
+    /// (device, answer of `sparta-cli plugin check`).
+    pub suites: Vec<(String, SuiteResult)>,
+    /// (what was profiled, table of its ops).
+    pub profiles: Vec<(String, String)>,
+    /// What did not run, or not to its end, and why.
+    pub failures: Vec<String>,
+}
+
+#[derive(Serialize)]
+pub struct StepsCell {
+    pub cell: String,
+    pub method: String,
+    pub precision: String,
+    pub measured: Json,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct SuiteResult {
+    pub results: Vec<TestResult>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct TestResult {
+    pub name: String,
+    pub passed: bool,
+    pub seconds: f64,
+    pub details: String,
+}
+
+impl Report {
+    pub fn markdown(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "# On this machine's GPUs\n")?;
+        for device in &self.devices {
+            let text = |key: &str| device[key].as_str().unwrap_or("?").to_owned();
+            writeln!(out, "- `{}` {} ({}, {})", text("id"), text("name"), text("kind"), text("driver"))?;
+        }
+        self.write_steps(out)?;
+        for (device, result) in &self.suites {
+            let passed = result.results.iter().filter(|test| test.passed).count();
+            let seconds: f64 = result.results.iter().map(|test| test.seconds).sum();
+            writeln!(out, "\nSuites on `{device}`: {passed} of {} passed in {seconds:.0} s", result.results.len())?;
+            for test in result.results.iter().filter(|test| !test.passed) {
+                let first = test.details.lines().next().unwrap_or_default();
+                writeln!(out, "- failed: {}: {first}", test.name)?;
+            }
+        }
+        for (what, table) in &self.profiles {
+            writeln!(out, "\n{what}\n\n```\n{}\n```", table.trim_end())?;
+        }
+        if !self.failures.is_empty() {
+            writeln!(out, "\nDid not run to the end:")?;
+        }
+        self.failures.iter().try_for_each(|failure| writeln!(out, "- {failure}"))
+    }
+
+    fn write_steps(&self, out: &mut String) -> std::fmt::Result {
+        if self.steps.is_empty() && self.peer.is_empty() {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\n| model, batch | method | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | PyTorch bf16: ms | \
+             MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|"
+        )?;
+        for ours in &self.steps {
+            let theirs = self.peer.iter().find(|(cell, method, _)| *cell == ours.cell && *method == ours.method);
+            let peer = |key: &str| theirs.and_then(|(.., line)| line[key].as_f64());
+            let own = |key: &str| ours.measured[key].as_f64();
+            let ratio = own("step_s").zip(peer("step_s")).map(|(a, b)| a / b);
+            let columns = [
+                show(own("step_s"), 1e3, 1),
+                show(own("tokens_per_s"), 1.0, 0),
+                show(own("gflops"), 1e-3, 2),
+                show(own("device_peak_mib"), 1.0, 0),
+                show(peer("step_s"), 1e3, 1),
+                show(peer("peak_allocated_mib"), 1.0, 0),
+                show(ratio, 1.0, 2),
+            ];
+            writeln!(out, "| {} | {} | {} | {} |", ours.cell, ours.method, ours.precision, columns.join(" | "))?;
+        }
+        let alone = |(cell, method, _): &&(String, String, Json)| {
+            !self.steps.iter().any(|ours| ours.cell == *cell && ours.method == *method)
+        };
+        for (cell, method, line) in self.peer.iter().filter(alone) {
+            let (ms, mib) = (show(line["step_s"].as_f64(), 1e3, 1), show(line["peak_allocated_mib"].as_f64(), 1.0, 0));
+            writeln!(out, "| {cell} | {method} |  |  |  |  |  | {ms} | {mib} |  |")?;
+        }
+        Ok(())
+    }
+}
+
+fn show(value: Option<f64>, factor: f64, digits: usize) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{:.digits$}", value * factor))
+}

@@ -1,0 +1,381 @@
+//! Checkpoints: everything the next step depends on, written so that a crash at any moment leaves the old one or the
+//! new one whole.
+//!
+//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state), `best.safetensors`
+//! (the best values on dev, with early stopping) and `checkpoint.json`, which holds the rest and the hashes of both.
+
+use crate::hash::hash_file;
+use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, save_with};
+use crate::{Error, Result, files};
+use serde::{Deserialize, Serialize};
+use sparta_train::{Metrics, StateTensor};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const MANIFEST: &str = "checkpoint.json";
+const STATE: &str = "state.safetensors";
+const BEST: &str = "best.safetensors";
+const FORMAT: &str = "sparta-checkpoint/1";
+
+/// Where a run stands between two steps.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// Optimizer steps taken from the data, skipped ones included.
+    pub step: usize,
+    /// Steps that were skipped because a gradient was not finite.
+    pub skipped: usize,
+    /// Real tokens trained on.
+    pub tokens: u64,
+    /// The last evaluation on dev and the step it was made at.
+    pub last_dev: Option<(usize, Metrics)>,
+    /// Metric and step of the best evaluation on dev.
+    pub best: Option<(f64, usize)>,
+    /// Evaluations since the best one.
+    pub stale: usize,
+    /// Running mean of the loss, for spikes.
+    pub mean_loss: Option<f64>,
+    /// Bytes of `metrics.jsonl` that belong to this position.
+    pub metrics_bytes: u64,
+}
+
+/// A run's position with the values it goes with, besides those of the optimizer's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    pub position: Position,
+    /// Optimizer steps that have updated something.
+    pub updates: u64,
+    /// Trained values that were best on dev; empty where they are not kept.
+    pub best_values: BTreeMap<String, Vec<f32>>,
+}
+
+/// A checkpoint that was found whole; the tensors of its state are still in the file.
+#[derive(Debug)]
+pub struct Loaded {
+    pub checkpoint: Checkpoint,
+    pub state: TensorFile,
+}
+
+impl Loaded {
+    /// Whether the saved state has these tensors.
+    ///
+    /// Errors: another number of them.
+    pub fn check(&self, expected: &[StateTensor]) -> Result<()> {
+        let (path, expected, got) = (self.state.path().display(), expected.len(), self.state.names().count());
+        if expected != got {
+            return Err(Error::Weights(format!("{path}: expected {expected} tensors, got {got}")));
+        }
+        Ok(())
+    }
+
+    /// The saved values of a tensor. Errors: it is not there.
+    pub fn values(&self, tensor: &StateTensor) -> Result<Vec<f32>> {
+        Ok(self.state.floats(&tensor.name)?.1)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: String,
+    position: Position,
+    #[serde(alias = "adam_steps")]
+    updates: u64,
+    /// What the run was made of, by name; a resumed run must have the same.
+    identity: BTreeMap<String, String>,
+    /// SHA-256 by file name.
+    files: BTreeMap<String, String>,
+}
+
+/// The checkpoints of a run directory.
+pub struct Checkpoints {
+    dir: PathBuf,
+    keep: usize,
+    identity: BTreeMap<String, String>,
+}
+
+impl Checkpoints {
+    /// `identity` describes model, data, method and configuration; `keep` is how many of the newest are kept.
+    pub fn new(run: &Path, keep: usize, identity: BTreeMap<String, String>) -> Self {
+        Checkpoints { dir: run.join("checkpoints"), keep: keep.max(1), identity }
+    }
+
+    /// Writes a checkpoint and removes those that are no longer kept; `read` gives the values of each tensor of the state
+    /// when its turn comes.
+    ///
+    /// Errors: the disk is full or may not be written; older checkpoints are then untouched.
+    pub fn save(
+        &self,
+        checkpoint: &Checkpoint,
+        state: &[StateTensor],
+        read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let name = format!("step-{:08}", checkpoint.position.step);
+        let temporary = self.dir.join(format!(".{name}.tmp"));
+        let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
+            // One of the same step is put aside under a name that counts as a checkpoint, so that there is always one.
+            let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
+            if target.exists() {
+                remove(&aside)?;
+                fs::rename(&target, &aside).map_err(Error::io(&target))?;
+            }
+            fs::rename(&temporary, &target).map_err(Error::io(&target))?;
+            sync(&self.dir)?;
+            remove(&aside)
+        });
+        if let Err(error) = saved {
+            // The first error is the one to report.
+            let _ = fs::remove_dir_all(&temporary);
+            return Err(Error::Training(format!(
+                "the checkpoint could not be written: {error}; older ones are untouched: go on from them with --resume"
+            )));
+        }
+        self.prune()
+    }
+
+    fn write(
+        &self,
+        dir: &Path,
+        checkpoint: &Checkpoint,
+        state: &[StateTensor],
+        read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        remove(dir)?;
+        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        let mut files = BTreeMap::new();
+        files.insert(STATE.to_owned(), write_state(&dir.join(STATE), state, read)?);
+        if !checkpoint.best_values.is_empty() {
+            files.insert(BEST.to_owned(), write_values(&dir.join(BEST), &checkpoint.best_values)?);
+        }
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            position: checkpoint.position.clone(),
+            updates: checkpoint.updates,
+            identity: self.identity.clone(),
+            files,
+        };
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Training(e.to_string()))?;
+        let path = dir.join(MANIFEST);
+        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+    }
+
+    fn prune(&self) -> Result<()> {
+        let all = self.list()?;
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            fs::remove_dir_all(old).map_err(Error::io(old))?;
+        }
+        Ok(())
+    }
+
+    /// Directories of finished checkpoints, oldest first.
+    fn list(&self) -> Result<Vec<PathBuf>> {
+        if !self.dir.exists() {
+            return Ok(Vec::new());
+        }
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
+            let path = entry.map_err(Error::io(&self.dir))?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
+                found.push(path);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// The newest checkpoint that is whole, and sentences about damaged ones that were passed over. `None` if none was
+    /// written yet.
+    ///
+    /// Errors: all are damaged; the newest was made by a run of something else, which is named.
+    pub fn load_newest(&self) -> Result<Option<(Loaded, Vec<String>)>> {
+        let mut damaged = Vec::new();
+        for path in self.list()?.iter().rev() {
+            match read(path) {
+                Ok((loaded, identity)) => {
+                    self.check_identity(path, &identity)?;
+                    return Ok(Some((loaded, damaged)));
+                }
+                Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
+            }
+        }
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        let listed = damaged.join("; ");
+        Err(Error::Training(format!(
+            "{}: no checkpoint is whole ({listed}); begin anew with another --out",
+            self.dir.display()
+        )))
+    }
+
+    fn check_identity(&self, path: &Path, stored: &BTreeMap<String, String>) -> Result<()> {
+        let absent = String::from("nothing");
+        let names = self.identity.keys().chain(stored.keys());
+        let changed: std::collections::BTreeSet<&String> =
+            names.filter(|name| self.identity.get(*name) != stored.get(*name)).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let differences: Vec<String> = changed
+            .into_iter()
+            .map(|name| {
+                let was = stored.get(name).unwrap_or(&absent);
+                let is = self.identity.get(name).unwrap_or(&absent);
+                format!("{name} was {was}, is {is}")
+            })
+            .collect();
+        Err(Error::Usage(format!(
+            "{}: cannot be resumed, the run would be another one: {}",
+            path.display(),
+            differences.join("; ")
+        )))
+    }
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    if dir.exists() { fs::remove_dir_all(dir).map_err(Error::io(dir)) } else { Ok(()) }
+}
+
+fn flat(name: &str, len: usize) -> TensorSpec {
+    TensorSpec { name: name.into(), dtype: Dtype::F32, shape: vec![len] }
+}
+
+/// Writes a file, and returns its hash.
+fn write_state(
+    path: &Path,
+    state: &[StateTensor],
+    mut read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
+) -> Result<String> {
+    let by_name: BTreeMap<&str, &StateTensor> = state.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let specs = state.iter().map(|tensor| flat(&tensor.name, tensor.len)).collect();
+    save_with(path, specs, &BTreeMap::new(), |spec| {
+        let values = read(by_name[spec.name.as_str()])?;
+        Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    })?;
+    hash_file(path)
+}
+
+fn write_values(path: &Path, values: &BTreeMap<String, Vec<f32>>) -> Result<String> {
+    let specs = values.iter().map(|(name, values)| flat(name, values.len())).collect();
+    save_with(path, specs, &BTreeMap::new(), |spec| Ok(Cow::Borrowed(bytemuck::cast_slice(&values[&spec.name]))))?;
+    hash_file(path)
+}
+
+fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
+    let path = dir.join(MANIFEST);
+    let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
+    if manifest.format != FORMAT {
+        return Err(Error::Training(format!("format `{}`, this version reads `{FORMAT}`", manifest.format)));
+    }
+    if !manifest.files.contains_key(STATE) {
+        return Err(Error::Training(format!("{MANIFEST} does not name {STATE}")));
+    }
+    for (name, expected) in &manifest.files {
+        if name != STATE && name != BEST {
+            return Err(Error::Training(format!("{MANIFEST} names the unknown file `{name}`")));
+        }
+        if hash_file(&dir.join(name))? != *expected {
+            return Err(Error::Training(format!("{name} is damaged: its SHA-256 is not the one in {MANIFEST}")));
+        }
+    }
+    let best = manifest.files.contains_key(BEST);
+    let best_values = if best { read_values(&dir.join(BEST))? } else { BTreeMap::new() };
+    let checkpoint = Checkpoint { position: manifest.position, updates: manifest.updates, best_values };
+    Ok((Loaded { checkpoint, state: TensorFile::open(dir.join(STATE))? }, manifest.identity))
+}
+
+fn read_values(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
+    let file = TensorFile::open(path)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
+    names.into_iter().map(|name| Ok((name.clone(), file.floats(&name)?.1))).collect()
+}
+
+#[cfg(unix)]
+fn sync(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
+}
+
+#[cfg(not(unix))]
+fn sync(_dir: &Path) -> Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(method: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([("method".to_owned(), method.to_owned())])
+    }
+
+    fn at(step: usize) -> Checkpoint {
+        let values = BTreeMap::from([("w".to_owned(), vec![step as f32, 2.0])]);
+        Checkpoint { position: Position { step, ..Position::default() }, updates: step as u64, best_values: values }
+    }
+
+    fn save(checkpoints: &Checkpoints, step: usize) {
+        let state = ["value.w", "m.w", "v.w"].map(|name| StateTensor::new(name.into(), 2, name.into(), name.into()));
+        checkpoints.save(&at(step), &state, |tensor| Ok(vec![tensor.name.len() as f32, step as f32])).unwrap();
+    }
+
+    /// The newest checkpoint, after a look at its state, and the damaged ones.
+    fn newest(checkpoints: &Checkpoints) -> Option<(Checkpoint, Vec<String>)> {
+        let (Loaded { checkpoint, state }, damaged) = checkpoints.load_newest().unwrap()?;
+        assert_eq!(state.names().collect::<Vec<_>>(), ["m.w", "v.w", "value.w"]);
+        assert_eq!(state.floats("value.w").unwrap().1, [7.0, checkpoint.position.step as f32]);
+        Some((checkpoint, damaged))
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_used_and_a_damaged_one_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
+        for step in [10, 20, 30] {
+            save(&checkpoints, step);
+        }
+        assert_eq!(newest(&checkpoints), Some((at(30), vec![])));
+        assert!(!dir.path().join("checkpoints/step-00000010").exists(), "only two are kept");
+
+        let file = dir.path().join("checkpoints/step-00000030").join(STATE);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        let (checkpoint, damaged) = newest(&checkpoints).unwrap();
+        assert_eq!(checkpoint, at(20));
+        assert!(damaged[0].contains("step-00000030") && damaged[0].contains("damaged"), "{damaged:?}");
+    }
+
+    #[test]
+    fn another_run_is_refused_and_the_difference_named() {
+        let dir = tempfile::tempdir().unwrap();
+        save(&Checkpoints::new(dir.path(), 2, identity("sparta")), 1);
+        let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest().unwrap_err().to_string();
+        assert!(error.contains("method was sparta, is lora"), "{error}");
+    }
+
+    #[test]
+    fn none_yet_is_not_an_error_but_only_damaged_ones_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 2, identity("sparta"));
+        assert_eq!(newest(&checkpoints), None);
+        save(&checkpoints, 1);
+        fs::remove_file(dir.path().join("checkpoints/step-00000001").join(STATE)).unwrap();
+        let error = checkpoints.load_newest().unwrap_err().to_string();
+        assert!(error.contains("no checkpoint is whole") && error.contains("step-00000001"), "{error}");
+    }
+
+    #[test]
+    fn a_crash_while_a_step_is_saved_again_leaves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoints = Checkpoints::new(dir.path(), 1, identity("sparta"));
+        save(&checkpoints, 1);
+        let [new, old] = ["", ".old"].map(|end| dir.path().join(format!("checkpoints/step-00000001{end}")));
+        fs::rename(&new, &old).unwrap();
+        assert_eq!(newest(&checkpoints), Some((at(1), vec![])));
+        save(&checkpoints, 1);
+        assert!(new.exists() && !old.exists());
+    }
+}

@@ -1,0 +1,43 @@
+//! Hashes that tell files and models apart.
+
+use crate::weights::Weights;
+use crate::{Error, Result, files};
+use sha2::{Digest, Sha256};
+use std::io::Read;
+use std::path::Path;
+
+/// Bytes hashed at each end of a tensor: enough to tell models apart without reading all of them.
+const SAMPLE: usize = 4096;
+
+/// Identifies a base model: SHA-256 over the names, types, shapes and first and last bytes of all tensors but a
+/// classification head.
+pub fn fingerprint(weights: &Weights) -> String {
+    let mut hash = Sha256::new();
+    for name in weights.names().filter(|name| *name != "score.weight") {
+        if let Some(view) = weights.get(name) {
+            hash.update(format!("{name} {} {:?}\n", view.dtype, view.shape));
+            hash.update(&view.bytes[..view.bytes.len().min(SAMPLE)]);
+            hash.update(&view.bytes[view.bytes.len().saturating_sub(SAMPLE)..]);
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub fn hash_file(path: &Path) -> Result<String> {
+    let mut file = files::open(path).map_err(Error::io(path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path))? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}

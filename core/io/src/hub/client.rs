@@ -1,0 +1,243 @@
+//! Questions to the hub and what its refusals mean.
+
+use super::{Kind, Repo, Settings};
+use serde::Deserialize;
+use sparta_model::method::options::nearest;
+use std::fmt;
+use std::time::Duration;
+use ureq::config::RedirectAuthHeaders;
+use ureq::http::{HeaderMap, Response, StatusCode};
+use ureq::{Agent, Body};
+
+/// Bytes of the largest listing that is read.
+const LISTING: u64 = 64 << 20;
+/// Redirects within the hub: renamed repositories.
+const REDIRECTS: usize = 5;
+
+/// Why something could not be had.
+#[derive(Debug, PartialEq)]
+pub(super) enum Failure {
+    /// No answer, or one that says to come back later: what is cached may serve.
+    Unreachable(String),
+    /// An answer that will not change by itself.
+    Refused(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Failure::Unreachable(text) | Failure::Refused(text)) = self;
+        f.write_str(text)
+    }
+}
+
+pub(super) type Outcome<T> = std::result::Result<T, Failure>;
+
+pub(super) struct Client {
+    pub endpoint: String,
+    pub retry_wait: Duration,
+    token: Option<String>,
+    agent: Agent,
+}
+
+/// The files of a repository at a commit.
+pub(super) struct Listing {
+    pub commit: String,
+    pub files: Vec<String>,
+}
+
+/// What the hub says of a file before it is downloaded.
+pub(super) struct Metadata {
+    /// The name of the blob: SHA-256 of a large file, git's SHA-1 of a small one.
+    pub etag: String,
+    pub size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct RepoInfo {
+    sha: Option<String>,
+    #[serde(default)]
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+}
+
+#[derive(Deserialize)]
+struct SearchHit {
+    id: String,
+}
+
+impl Client {
+    pub fn new(settings: &Settings) -> Client {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .user_agent(concat!("sparta/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(Duration::from_secs(15)))
+            .timeout_recv_response(Some(Duration::from_secs(60)))
+            .timeout_per_read(Some(Duration::from_secs(60)))
+            .build();
+        Client {
+            endpoint: settings.endpoint.clone(),
+            retry_wait: settings.retry_wait,
+            token: settings.token.clone(),
+            agent: config.into(),
+        }
+    }
+
+    /// The commit that a revision means, and its files.
+    pub fn listing(&self, repo: &Repo) -> Outcome<Listing> {
+        let revision = repo.revision.replace('/', "%2F");
+        let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, repo.kind.plural(), repo.id);
+        let response = self.get(&url, None)?;
+        if !response.status().is_success() {
+            return Err(self.refusal(repo, None, response));
+        }
+        let not_understood =
+            |what: String| Failure::Refused(format!("{url}: not an answer of the hub: {what}; check HF_ENDPOINT"));
+        let body = response.into_body().into_with_config().limit(LISTING).read_to_vec();
+        let body = body.map_err(|e| Failure::Unreachable(format!("{url}: {e}")))?;
+        let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| not_understood(e.to_string()))?;
+        let commit = info.sha.filter(|sha| super::is_commit(sha));
+        let commit = commit.ok_or_else(|| not_understood("it names no commit".into()))?;
+        Ok(Listing { commit, files: info.siblings.into_iter().map(|file| file.rfilename).collect() })
+    }
+
+    pub fn file_url(&self, repo: &Repo, commit: &str, name: &str) -> String {
+        let prefix = if repo.kind == Kind::Dataset { "datasets/" } else { "" };
+        format!("{}/{prefix}{}/resolve/{commit}/{}", self.endpoint, repo.id, escaped(name))
+    }
+
+    /// Hash and size of a file. A redirect to where its bytes are is not followed: it is the hub that knows the hash.
+    pub fn metadata(&self, repo: &Repo, url: &str, name: &str) -> Outcome<Metadata> {
+        let mut url = url.to_owned();
+        for _ in 0..REDIRECTS {
+            let request = self.agent.head(&url).header("Accept-Encoding", "identity");
+            let request = request.config().max_redirects(0).build();
+            let response = self.authorised(request).call().map_err(|e| unreachable(&url, &e))?;
+            let headers = response.headers();
+            if response.status().is_redirection()
+                && let Some(path) = text(headers, "location").filter(|location| location.starts_with('/'))
+            {
+                url = format!("{}{path}", origin(&url));
+                continue;
+            }
+            if !response.status().is_success() && !response.status().is_redirection() {
+                return Err(self.refusal(repo, Some(name), response));
+            }
+            let etag = text(headers, "x-linked-etag").or(text(headers, "etag")).map(plain_etag).unwrap_or_default();
+            if etag.is_empty() || !etag.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+                return Err(Failure::Refused(format!(
+                    "{url}: the answer has no usable ETag ({etag:?}); check HF_ENDPOINT"
+                )));
+            }
+            // The length of a redirect's own body says nothing.
+            let length = || text(headers, "content-length").filter(|_| response.status().is_success());
+            let size = text(headers, "x-linked-size").or_else(length).and_then(|size| size.parse().ok());
+            return Ok(Metadata { etag, size });
+        }
+        Err(Failure::Refused(format!("{url}: more than {REDIRECTS} redirects")))
+    }
+
+    /// A GET that follows redirects; the token stays with the hub. `from`: the first byte wanted.
+    pub fn get(&self, url: &str, from: Option<u64>) -> Outcome<Response<Body>> {
+        let mut request = self.authorised(self.agent.get(url)).header("Accept-Encoding", "identity");
+        if let Some(from) = from {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        request.call().map_err(|e| unreachable(url, &e))
+    }
+
+    fn authorised<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    /// What a refusal means and what to do about it.
+    pub fn refusal(&self, repo: &Repo, file: Option<&str>, response: Response<Body>) -> Failure {
+        let status = response.status();
+        let code = text(response.headers(), "x-error-code").unwrap_or_default().to_owned();
+        let said = text(response.headers(), "x-error-message").map(|text| format!(" ({text})")).unwrap_or_default();
+        let Repo { kind, id, revision } = repo;
+        let (noun, endpoint) = (kind.noun(), &self.endpoint);
+        let page = format!("{endpoint}/{}{id}", if *kind == Kind::Dataset { "datasets/" } else { "" });
+        let what = file.map_or(format!("{noun} {id}"), |file| format!("{file} of {noun} {id}"));
+        let tokens = format!("make a token with read access at {endpoint}/settings/tokens and set HF_TOKEN to it");
+        let gated = code == "GatedRepo" || said.to_lowercase().contains("gated");
+        Failure::Refused(match status {
+            _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                return Failure::Unreachable(format!("{what}: the hub answers {status}{said}; try again later"));
+            }
+            _ if gated && self.token.is_none() => {
+                format!("{what} is gated{said}: log in at {page} and accept its conditions; then {tokens}")
+            }
+            _ if gated => format!(
+                "{what} is gated{said}, and the account of your token has no access: accept its conditions at {page} \
+                 with that account; a fine-grained token needs the permission for gated repositories"
+            ),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+                if code == "RepoNotFound" || (code.is_empty() && file.is_none()) =>
+            {
+                let hint = match self.similar(repo) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => "check the name.".into(),
+                };
+                let private = match &self.token {
+                    None => format!("If it is private, {tokens}"),
+                    Some(_) => "If it is private, the account of your token may not see it".into(),
+                };
+                format!("there is no {noun} {id} at {endpoint}, nor a directory of that name: {hint} {private}")
+            }
+            StatusCode::UNAUTHORIZED if self.token.is_some() => {
+                format!("{what}: the hub does not accept your token{said}; {tokens}, or unset it")
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => format!("{what}: no access{said}; {tokens}"),
+            StatusCode::NOT_FOUND if code == "RevisionNotFound" => {
+                format!("{noun} {id} has no revision {revision}: see the branches and tags at {page}/tree/main")
+            }
+            StatusCode::NOT_FOUND => format!("{what}: not found at revision {revision}; see {page}/tree/{revision}"),
+            _ => format!("{what}: the hub answers {status}{said}"),
+        })
+    }
+
+    /// A repository of a name like that, if the hub's search finds one.
+    fn similar(&self, repo: &Repo) -> Option<String> {
+        let (_, name) = repo.id.split_once('/')?;
+        let url = format!("{}/api/{}?search={}&limit=20", self.endpoint, repo.kind.plural(), escaped(name));
+        let body = self.get(&url, None).ok()?.into_body().into_with_config().limit(LISTING).read_to_vec().ok()?;
+        let hits: Vec<SearchHit> = serde_json::from_slice(&body).ok()?;
+        nearest(&repo.id, hits.iter().map(|hit| hit.id.as_str())).map(str::to_owned)
+    }
+}
+
+pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {
+    Failure::Unreachable(format!("{url}: {error}; check the connection and HF_ENDPOINT"))
+}
+
+pub(super) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// `W/"abc"` and `"abc"` are `abc`.
+fn plain_etag(etag: &str) -> String {
+    etag.trim_start_matches("W/").trim_matches('"').to_owned()
+}
+
+/// `https://host:port` of a URL.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    url[host..].find('/').map_or(url, |end| &url[..host + end])
+}
+
+/// Percent-encoded, but for `/`.
+fn escaped(path: &str) -> String {
+    let byte = |b: u8| match b {
+        b if b.is_ascii_alphanumeric() || b"-_.~/".contains(&b) => (b as char).to_string(),
+        b => format!("%{b:02X}"),
+    };
+    path.bytes().map(byte).collect()
+}

@@ -1,0 +1,185 @@
+//! One file into the cache: continued where an earlier attempt ended, checked against its hash, then given its name.
+
+use super::cache::{Cache, create_parent};
+use super::client::{Client, Failure, Metadata, Outcome, text};
+use super::select::is_plain_path;
+use super::{Event, Progress, Repo};
+use crate::Error;
+use crate::hash::hex;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use ureq::http::StatusCode;
+
+/// Attempts in a row that bring no byte.
+const ATTEMPTS: u32 = 5;
+
+/// Bytes read at a time.
+const CHUNK: usize = 1 << 20;
+
+impl Client {
+    /// Makes sure that a file is in the snapshot of `commit`.
+    pub fn fetch(&self, cache: &Cache, repo: &Repo, commit: &str, name: &str, progress: Progress) -> Outcome<()> {
+        if !is_plain_path(name) {
+            return Err(Failure::Refused(format!("{}: {name:?} is not a path inside a repository", repo.id)));
+        }
+        if cache.snapshot(commit).join(name).is_file() {
+            return Ok(());
+        }
+        let url = self.file_url(repo, commit, name);
+        let metadata = self.patiently(|| self.metadata(repo, &url, name))?;
+        let blob = cache.blob(&metadata.etag);
+        create_parent(&blob)?;
+        let _lock = cache.lock(&metadata.etag)?;
+        if !blob.is_file() {
+            let path = cache.blob(&format!("{}.incomplete", metadata.etag));
+            let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+            let file = file.map_err(Error::io(&path))?;
+            let mut part = Part { client: self, repo, url: &url, name, metadata: &metadata, path, file };
+            part.download(progress)?;
+            fs::rename(&part.path, &blob).map_err(Error::io(&blob))?;
+        }
+        Ok(cache.link(commit, name, &metadata.etag)?)
+    }
+
+    /// Asks again while there is no answer.
+    fn patiently<T>(&self, ask: impl Fn() -> Outcome<T>) -> Outcome<T> {
+        for vain in 0..ATTEMPTS - 1 {
+            match ask() {
+                Err(Failure::Unreachable(_)) => std::thread::sleep(self.retry_wait * (1 << vain)),
+                outcome => return outcome,
+            }
+        }
+        ask()
+    }
+}
+
+/// A file that may be there in part.
+struct Part<'a> {
+    client: &'a Client,
+    repo: &'a Repo,
+    url: &'a str,
+    name: &'a str,
+    metadata: &'a Metadata,
+    path: PathBuf,
+    file: File,
+}
+
+impl Part<'_> {
+    /// Completes and checks the file.
+    fn download(&mut self, progress: Progress) -> Outcome<()> {
+        let resumed = self.len()? > 0;
+        self.receive(progress)?;
+        if self.is_intact()? {
+            return Ok(());
+        }
+        // What an earlier attempt left may have been of another origin: once more, from the beginning.
+        if resumed {
+            self.clear()?;
+            self.receive(progress)?;
+            if self.is_intact()? {
+                return Ok(());
+            }
+        }
+        // Nothing of it is worth keeping; the error to report is the hash.
+        let _ = fs::remove_file(&self.path);
+        Err(Failure::Refused(format!(
+            "{}: what was downloaded does not have the hash {} that the hub states; try again, and if it happens again, \
+             check HF_ENDPOINT and proxies in between",
+            self.url, self.metadata.etag
+        )))
+    }
+
+    /// Asks until all bytes are there, again and again while some arrive.
+    fn receive(&mut self, progress: Progress) -> Outcome<()> {
+        let mut vain = 0;
+        loop {
+            let before = self.len()?;
+            let outcome = match self.metadata.size {
+                Some(size) if before == size => return Ok(()),
+                Some(size) if before > size => self.clear(),
+                _ => self.receive_some(progress),
+            };
+            let after = self.len()?;
+            let reason = match outcome {
+                Ok(()) if self.metadata.size.is_none_or(|size| after == size) => return Ok(()),
+                Ok(()) => format!("{}: the connection ends after {after} bytes", self.url),
+                Err(Failure::Unreachable(reason)) => reason,
+                Err(refused) => return Err(refused),
+            };
+            if after > before {
+                vain = 0;
+                continue;
+            }
+            std::thread::sleep(self.client.retry_wait * (1 << vain));
+            vain += 1;
+            if vain == ATTEMPTS {
+                return Err(Failure::Unreachable(reason));
+            }
+        }
+    }
+
+    /// One request for what is missing, as far as it gets. A server that does not continue begins again.
+    fn receive_some(&mut self, progress: Progress) -> Outcome<()> {
+        let mut done = self.len()?;
+        let response = self.client.get(self.url, (done > 0).then_some(done))?;
+        let range = text(response.headers(), "content-range").unwrap_or_default();
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if range.starts_with(&format!("bytes {done}-")) => {}
+            StatusCode::OK => {
+                self.clear()?;
+                done = 0;
+            }
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => return self.clear(),
+            _ => return Err(self.client.refusal(self.repo, Some(self.name), response)),
+        }
+        self.file.seek(SeekFrom::Start(done)).map_err(Error::io(&self.path))?;
+        let mut body = response.into_body().into_reader();
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            progress(Event::File { name: self.name, done, total: self.metadata.size.unwrap_or(done) });
+            let n = body.read(&mut buffer).map_err(|e| Failure::Unreachable(format!("{}: {e}", self.url)))?;
+            if n == 0 {
+                return Ok(());
+            }
+            self.file.write_all(&buffer[..n]).map_err(Error::io(&self.path))?;
+            done += n as u64;
+        }
+    }
+
+    fn len(&self) -> Outcome<u64> {
+        Ok(self.file.metadata().map_err(Error::io(&self.path))?.len())
+    }
+
+    fn clear(&mut self) -> Outcome<()> {
+        Ok(self.file.set_len(0).map_err(Error::io(&self.path))?)
+    }
+
+    /// Whether the file has the hash that is its name: SHA-256 of the content, or SHA-1 as git has it. Other names,
+    /// which some mirrors give, prove nothing.
+    fn is_intact(&mut self) -> Outcome<bool> {
+        let etag = &self.metadata.etag;
+        let found = match etag.len() {
+            64 => hash(&mut self.file, &self.path, Sha256::new())?,
+            40 => {
+                let prefix = format!("blob {}\0", self.len()?);
+                hash(&mut self.file, &self.path, Sha1::new_with_prefix(prefix))?
+            }
+            _ => return Ok(true),
+        };
+        Ok(found.eq_ignore_ascii_case(etag))
+    }
+}
+
+fn hash(file: &mut File, path: &Path, mut hash: impl Digest) -> Outcome<String> {
+    file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io(path))? {
+            0 => return Ok(hex(&hash.finalize())),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The WGSL kernels and how a plan's calls become launches of them. It knows shapes and limits, and no API of a device:
+//! a backend runs the text as it is (WebGPU) or translates it (SPIR-V, MSL, HLSL, CUDA).
+//!
+//! For each call of a plan a backend asks [`lower`] for [`Step`]s and runs them in order. A step is a copy of bytes or
+//! a [`Dispatch`]: a [`Kernel`], whose text is [`Kernel::source`], its parameters, and the byte ranges that it binds:
+//!
+//! - binding 0 of group 0: the uniform `Params`, [`Dispatch::params`] as consecutive 32-bit words;
+//! - bindings 1, 2, ...: storage, [`Dispatch::bindings`] in order, each readable and writable, because ranges of one
+//!   buffer may be input and output of one dispatch;
+//! - binding [`RNG_BINDING`], where [`Dispatch::rng`] is given: the uniform `vec4<u32>` with the random key.
+//!
+//! The entry point is `main`, launched with [`Dispatch::grid`] workgroups. Each step sees what the steps before it
+//! wrote.
+
+mod lower;
+mod source;
+
+#[cfg(test)]
+mod portable;
+
+pub use lower::{Bounds, Dispatch, Lowered, MAX_ROUNDS, Memory, Step, View, lower};
+pub use source::{Constants, Kernel, LANES, RNG_BINDING};

@@ -1,0 +1,129 @@
+//! Attention: tiles of 32 query rows or 32 key rows per workgroup.
+
+use super::{Lowering, Target, UNUSED, code, dropout_threshold, lanes_for, rows_of, words};
+use crate::source::Constants;
+use sparta_graph::DType;
+use sparta_graph::ops::{Attention, AttentionDelta};
+
+const TILE: usize = 32;
+const LANES: u32 = 128;
+
+/// The largest head the kernels are made for: their sums of a tile are kept in registers.
+const MAX_HEAD_DIM: usize = 256;
+
+impl Lowering<'_> {
+    pub(super) fn attention(&mut self, op: &Attention) -> Result<(), String> {
+        let rows = rows_of(self.input(0)?);
+        let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
+        let o = self.head_target(0, "o", op)?;
+        bindings.extend([o.view, self.whole(self.output(1)?, "lse")?]);
+        let rng = self.call.inputs.get(4).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
+        self.check_rounds(op, rows, 2)?;
+        let (constants, params) = self.arguments(op, rows, o.dtype)?;
+        self.push("attention", &constants, &params, &bindings).rng(rng).groups(rows.div_ceil(TILE) * op.heads);
+        self.finish(o);
+        Ok(())
+    }
+
+    pub(super) fn attention_delta(&mut self, op: &AttentionDelta) -> Result<(), String> {
+        let pairs = rows_of(self.input(0)?) * op.heads;
+        let mut bindings = self.inputs(&["o", "do", "lse"])?;
+        bindings.push(self.whole(self.output(0)?, "ld")?);
+        let params = [pairs as u32, op.head_dim as u32];
+        let constants = [("LANES", lanes_for(op.head_dim)), ("X", code(self.input(0)?.ty.dtype))];
+        self.push("attention_delta", &constants, &params, &bindings).groups(pairs);
+        Ok(())
+    }
+
+    pub(super) fn attention_grad(&mut self, op: &Attention) -> Result<(), String> {
+        let rows = rows_of(self.input(0)?);
+        let inputs = self.inputs(&["q", "k", "v", "do", "ld", "spans"])?;
+        let [q, k, v, d_o, ld, spans] = inputs[..] else { return Err("expected 6 inputs".into()) };
+        let shared = [q, k, v, spans, d_o, ld];
+        let rng = self.call.inputs.get(6).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
+        self.check_rounds(op, rows, 4)?;
+        let groups = rows.div_ceil(TILE) * op.heads;
+        let dq = self.head_target(0, "dq", op)?;
+        let (constants, params) = self.arguments(op, rows, dq.dtype)?;
+        let bindings = [&shared[..], &[dq.view]].concat();
+        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(groups);
+        self.finish(dq);
+        let shared_by = op.heads / op.kv_heads;
+        if shared_by == 1 {
+            let (dk, dv) = (self.head_target(1, "dk", op)?, self.head_target(2, "dv", op)?);
+            let bindings = [&shared[..], &[dk.view, dv.view]].concat();
+            self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+            self.finish(dv);
+            self.finish(dk);
+            return Ok(());
+        }
+        // Each query head on its own, in f32, and then the sums.
+        let elements = rows * op.heads * op.head_dim;
+        let dk_heads = self.scratch(elements, "gradients of the keys by head")?;
+        let dv_heads = self.scratch(elements, "gradients of the values by head")?;
+        let bindings = [&shared[..], &[dk_heads, dv_heads]].concat();
+        let (constants, params) = self.arguments(op, rows, DType::F32)?;
+        self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+        for (heads, output, name) in [(dk_heads, self.output(1)?, "dk"), (dv_heads, self.output(2)?, "dv")] {
+            let n = rows * op.kv_heads * op.head_dim;
+            let params = [n as u32, op.head_dim as u32, shared_by as u32];
+            let (constants, sums) = ([("Y", code(output.ty.dtype))], self.whole(output, name)?);
+            let threads = words(n, output.ty.dtype);
+            self.push("attention_grad_sum", &constants, &params, &[heads, sums]).threads(threads);
+        }
+        Ok(())
+    }
+
+    /// Where a kernel writes an output, all of which it binds, head by head.
+    fn head_target(&mut self, output: usize, what: &str, op: &Attention) -> Result<Target, String> {
+        let output = self.output(output)?;
+        self.whole(output, what)?;
+        self.target(output, &(0..rows_of(output)), op.head_dim)
+    }
+
+    /// Refuses what a device with limited loops would silently get wrong; `products` matrix products per tile.
+    fn check_rounds(&self, op: &Attention, rows: usize, products: usize) -> Result<(), String> {
+        let per_tile = 48 + 8 * products * op.head_dim.div_ceil(TILE);
+        if rows.div_ceil(TILE) * per_tile <= self.bounds.rounds {
+            return Ok(());
+        }
+        let most = self.bounds.rounds / per_tile * TILE;
+        Err(format!(
+            "{rows} rows with heads of {} are more than the {most} that this software driver can loop over; use fewer \
+             tokens per micro-batch, or the CPU backend",
+            op.head_dim
+        ))
+    }
+
+    fn inputs(&self, names: &[&str]) -> Result<Vec<super::View>, String> {
+        names.iter().enumerate().map(|(i, name)| self.whole(self.input(i)?, name)).collect()
+    }
+
+    /// Constants and parameters of `attention_tile.wgsl`, for outputs of this type.
+    fn arguments(&self, op: &Attention, rows: usize, output: DType) -> Result<(Constants, Vec<u32>), String> {
+        if op.head_dim == 0 || op.head_dim > MAX_HEAD_DIM {
+            return Err(format!("head_dim must be 1 to {MAX_HEAD_DIM} on this backend, got {}", op.head_dim));
+        }
+        let constants = vec![
+            ("LANES", LANES),
+            ("X", code(self.input(0)?.ty.dtype)),
+            ("Y", code(output)),
+            ("HEAD_DIM", op.head_dim as u32),
+            ("SOFT_CAP", u32::from(op.soft_cap.is_some())),
+            ("DROPOUT", u32::from(op.dropout > 0.0)),
+        ];
+        let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
+        let params = vec![
+            rows as u32,
+            op.heads as u32,
+            op.kv_heads as u32,
+            op.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
+            op.salt,
+            dropout_threshold(op.dropout),
+            keep.to_bits(),
+            op.scale.to_bits(),
+            op.soft_cap.unwrap_or(0.0).to_bits(),
+        ];
+        Ok((constants, params))
+    }
+}

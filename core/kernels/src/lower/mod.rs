@@ -1,0 +1,421 @@
+//! From a call of a plan to dispatches.
+//!
+//! A tensor that is larger than one binding may be is worked on in shards, one dispatch each: ranges of its rows, or of
+//! its flattened elements, that start at a multiple of 256 bytes.
+//!
+//! Buffers are bound as words of 32 bits, and two threads of a dispatch never write one word. Elements of 16 bits are
+//! written in pairs by one thread; where rows that are made apart would share a word, they are made in f32 and then
+//! rounded ([`Lowering::target`]).
+
+mod attention;
+mod elementwise;
+mod linear;
+mod losses;
+mod optimizer;
+mod parts;
+mod rows;
+mod sparse;
+
+use crate::source::{Kernel, LANES};
+use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::{Call, DType, Op, Operand, Place};
+use std::ops::Range;
+
+/// A byte range that a step reads or writes. The offset of a binding is a multiple of [`ALIGNMENT`], the length of 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    pub memory: Memory,
+    pub offset: usize,
+    pub bytes: usize,
+}
+
+/// The buffer of a [`View`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    Arena,
+    /// The external tensor at this position of the plan's list.
+    External(usize),
+    /// Memory that lives within one call, so that all calls may share it: [`Lowered::scratch`] bytes.
+    Scratch,
+    /// [`ALIGNMENT`] bytes in place of an operand that the call lacks: bound, never read.
+    Unused,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub kernel: Kernel,
+    /// The kernel's `Params`, floats as their bits.
+    pub params: Vec<u32>,
+    /// Storage bindings, from 1 on.
+    pub bindings: Vec<View>,
+    pub rng: Option<View>,
+    /// Workgroups in all; a launch takes them as a [`Dispatch::grid`].
+    pub groups: usize,
+}
+
+impl Dispatch {
+    /// The workgroups in two dimensions, of which the first holds at most `most`. Kernels number them row by row and
+    /// skip those beyond the end.
+    pub fn grid(&self, most: usize) -> (u32, u32) {
+        let y = self.groups.div_ceil(most);
+        (self.groups.div_ceil(y.max(1)) as u32, y as u32)
+    }
+}
+
+/// What a device does at a time; later steps see what earlier ones wrote.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Dispatch(Dispatch),
+    /// Copies `from.bytes` bytes, as many as `to` has.
+    Copy {
+        from: View,
+        to: View,
+    },
+}
+
+/// Limits of a device that the lowering respects.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of the largest storage binding, a multiple of [`ALIGNMENT`].
+    pub binding: usize,
+    /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
+    pub flops: u64,
+    /// Rounds of all loops of a thread together: [`MAX_ROUNDS`] on drivers that end loops early.
+    pub rounds: usize,
+}
+
+/// What a call becomes.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// In order of execution.
+    pub steps: Vec<Step>,
+    /// Bytes of [`Memory::Scratch`].
+    pub scratch: usize,
+}
+
+/// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.
+pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
+    for operand in call.inputs.iter().chain(&call.outputs) {
+        if operand.ty.numel() > u32::MAX as usize {
+            return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
+        }
+    }
+    let mut lowering = Lowering { call, bounds, steps: Vec::new(), used: 0, scratch: 0 };
+    lowering.op()?;
+    Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
+}
+
+struct Lowering<'a> {
+    call: &'a Call,
+    bounds: Bounds,
+    steps: Vec<Step>,
+    /// Bytes of scratch memory in use, and the most that were.
+    used: usize,
+    scratch: usize,
+}
+
+impl<'a> Lowering<'a> {
+    fn op(&mut self) -> Result<(), String> {
+        match &self.call.op {
+            Op::Embed(op) => self.embed(op.scale),
+            Op::EmbedGrad(op) => self.embed_grad(op),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::RmsNormGrad(op) => self.rms_norm_grad(op),
+            Op::RmsNormGradW(op) => self.rms_norm_grad_w(op),
+            Op::Linear(op) => self.linear(op),
+            Op::ColumnSum(_) => self.column_sum(),
+            Op::Rope(op) => self.rope(op),
+            Op::Attention(op) => self.attention(op),
+            Op::AttentionDelta(op) => self.attention_delta(op),
+            Op::AttentionGrad(op) => self.attention_grad(&op.0),
+            Op::GatedAct(op) => self.gated_act(op.act),
+            Op::GatedActGrad(op) => self.gated_act_grad(op.act),
+            Op::Add(_) => self.add(),
+            Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
+            Op::ScaleBy(_) => self.scale_by(),
+            Op::Dropout(op) => self.dropout(op),
+            // Its rows are looked up like those of an embedding table.
+            Op::SelectRows(_) => self.embed(1.0),
+            Op::ScatterRows(_) => self.scatter_rows(),
+            Op::SoftCap(op) => self.elementwise("soft_cap", &[], &[op.cap]),
+            Op::SoftCapGrad(op) => self.elementwise("soft_cap_grad", &[], &[op.cap]),
+            Op::CrossEntropy(op) => self.cross_entropy(op.soft_cap),
+            Op::CrossEntropyGrad(op) => self.cross_entropy_grad(op.soft_cap),
+            Op::LinearCrossEntropy(_) => self.parts(),
+            Op::BinaryCrossEntropy(_) => self.element_loss("binary_cross_entropy"),
+            Op::BinaryCrossEntropyGrad(_) => self.element_loss_grad("binary_cross_entropy_grad"),
+            Op::SquaredError(_) => self.element_loss("squared_error"),
+            Op::SquaredErrorGrad(_) => self.element_loss_grad("squared_error_grad"),
+            Op::SampledGrad(op) => self.sampled_grad(op),
+            Op::Gather(_) => self.gather(),
+            Op::Scatter(_) => self.scatter(),
+            Op::Concat(_) => self.concat(),
+            Op::Adam(op) => self.adam(op),
+            Op::AdamBf16(op) => self.adam_bf16(op),
+            Op::Sgd(op) => self.sgd(op),
+            Op::SumOfSquares(op) => self.sum_of_squares(op),
+            Op::ClipCoef(op) => self.clip_coef(op),
+            Op::Accumulate(_) => self.elementwise("accumulate", &[], &[]),
+            Op::Fill(op) => self.fill(op.value),
+            Op::Cast(_) => self.cast(self.input(0)?, self.output(0)?),
+            Op::Store(_) => self.store(),
+        }
+    }
+
+    fn input(&self, i: usize) -> Result<&'a Operand, String> {
+        self.call.inputs.get(i).ok_or_else(|| format!("input {i} is missing"))
+    }
+
+    fn output(&self, i: usize) -> Result<&'a Operand, String> {
+        self.call.outputs.get(i).ok_or_else(|| format!("output {i} is missing"))
+    }
+
+    /// The whole of a tensor; an error if it does not fit one binding. `what` says which operand it is.
+    fn whole(&self, operand: &Operand, what: &str) -> Result<View, String> {
+        let bytes = operand.ty.bytes();
+        if bytes <= self.bounds.binding {
+            return Ok(view(operand, 0, bytes));
+        }
+        Err(format!(
+            "{what} of shape {:?} takes {bytes} bytes, but this device binds at most {} at once and the kernel needs \
+             all of it; use fewer tokens per micro-batch",
+            operand.ty.shape, self.bounds.binding
+        ))
+    }
+
+    /// The range of rows to work on in one dispatch, when a row has these numbers of bytes in the operands that are
+    /// bound by rows. Without rows: one empty range.
+    fn shards(&self, rows: usize, row_bytes: &[usize]) -> Result<Vec<Range<usize>>, String> {
+        let largest = row_bytes.iter().copied().max().unwrap_or(0);
+        if rows * largest <= self.bounds.binding {
+            return Ok(std::iter::once(0..rows).collect());
+        }
+        // A power of two, as ALIGNMENT is.
+        let aligned = |bytes: usize| ALIGNMENT >> bytes.trailing_zeros().min(ALIGNMENT.trailing_zeros());
+        let unit = row_bytes.iter().map(|&bytes| aligned(bytes)).max().unwrap_or(1);
+        let step = self.bounds.binding / largest / unit * unit;
+        if step == 0 {
+            return Err(format!(
+                "{unit} rows of {largest} bytes are more than the {} that this device binds at once",
+                self.bounds.binding
+            ));
+        }
+        Ok((0..rows).step_by(step).map(|start| start..rows.min(start + step)).collect())
+    }
+
+    /// Shards of tensors with the same number of rows.
+    fn row_shards(&self, operands: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let rows = operands.first().map_or(0, |o| rows_of(o));
+        self.shards(rows, &operands.iter().map(|o| row_bytes(o)).collect::<Vec<_>>())
+    }
+
+    /// Shards of the rows of an output, written in runs of `run` elements ([`Lowering::target`]), and of other tensors
+    /// with as many rows.
+    fn target_shards(&self, output: &Operand, run: usize, others: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let mut bytes: Vec<usize> = others.iter().chain([&output]).map(|o| row_bytes(o)).collect();
+        bytes.extend(shares_words(output, run).then(|| 4 * width_of(output)));
+        self.shards(rows_of(output), &bytes)
+    }
+
+    /// Shards of tensors with the same number of elements, flattened; of packed pairs for 2-byte types.
+    fn element_shards(&self, operands: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
+        let elements = operands.first().map_or(0, |o| o.ty.numel());
+        self.shards(elements, &operands.iter().map(|o| o.ty.dtype.size()).collect::<Vec<_>>())
+    }
+
+    fn push(
+        &mut self,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        params: &[u32],
+        bindings: &[View],
+    ) -> Launch<'_> {
+        let kernel = Kernel { name, constants: constants.to_vec() };
+        let (params, bindings) = (params.to_vec(), bindings.to_vec());
+        Launch { steps: &mut self.steps, dispatch: Dispatch { kernel, params, bindings, rng: None, groups: 0 } }
+    }
+
+    /// Scratch memory of `elements` f32.
+    fn scratch(&mut self, elements: usize, what: &str) -> Result<View, String> {
+        let bytes = 4 * elements.max(1);
+        if bytes > self.bounds.binding {
+            return Err(format!(
+                "{what} take {bytes} bytes, but this device binds at most {} at once; use fewer tokens per micro-batch",
+                self.bounds.binding
+            ));
+        }
+        let offset = self.used.next_multiple_of(ALIGNMENT);
+        self.used = offset + bytes;
+        self.scratch = self.scratch.max(self.used);
+        Ok(View { memory: Memory::Scratch, offset, bytes })
+    }
+
+    /// Where a kernel writes a range of rows of an output, in runs of `run` elements that different threads make: the
+    /// output itself, or scratch memory in f32 where runs would share words. [`Lowering::finish`] completes it.
+    fn target(&mut self, output: &Operand, range: &Range<usize>, run: usize) -> Result<Target, String> {
+        if shares_words(output, run) {
+            return self.staged(output, range);
+        }
+        Ok(Target { view: rows(output, range), dtype: output.ty.dtype, rounded_to: None })
+    }
+
+    /// Scratch memory in f32 for a range of rows of an output, which [`Lowering::finish`] rounds.
+    fn staged(&mut self, output: &Operand, range: &Range<usize>) -> Result<Target, String> {
+        let elements = range.len() * width_of(output);
+        let view = self.scratch(elements, "results before rounding")?;
+        Ok(Target { view, dtype: DType::F32, rounded_to: Some((rows(output, range), output.ty.dtype, elements)) })
+    }
+
+    /// Rounds what was made in scratch memory, and gives that memory back. The last target is finished first.
+    fn finish(&mut self, target: Target) {
+        let Some((view, dtype, n)) = target.rounded_to else { return };
+        let constants = [("X", code(target.dtype)), ("Y", code(dtype))];
+        self.push("cast", &constants, &[n as u32], &[target.view, view]).threads(words(n, dtype));
+        self.used = target.view.offset;
+    }
+}
+
+/// What a kernel writes, and its type.
+struct Target {
+    view: View,
+    dtype: DType,
+    /// The place, type and number of elements to round it to.
+    rounded_to: Option<(View, DType, usize)>,
+}
+
+/// A dispatch that waits for its number of workgroups.
+struct Launch<'l> {
+    steps: &'l mut Vec<Step>,
+    dispatch: Dispatch,
+}
+
+impl Launch<'_> {
+    fn rng(mut self, rng: View) -> Self {
+        self.dispatch.rng = Some(rng);
+        self
+    }
+
+    /// Launches this many workgroups; nothing for 0.
+    fn groups(mut self, groups: usize) {
+        self.dispatch.groups = groups;
+        if groups > 0 {
+            self.steps.push(Step::Dispatch(self.dispatch));
+        }
+    }
+
+    /// Launches one thread for each of so many elements or words.
+    fn threads(self, threads: usize) {
+        let lanes = self.dispatch.kernel.lanes() as usize;
+        self.groups(threads.div_ceil(lanes));
+    }
+}
+
+/// Rounds of all loops of a thread on llvmpipe, which silently ends them after 65,535.
+pub const MAX_ROUNDS: usize = 60_000;
+
+/// The rows that a kernel may loop over in one dispatch, with so many rounds for each; a multiple of every alignment.
+fn rows_for_rounds(rounds_per_row: usize) -> usize {
+    (MAX_ROUNDS / rounds_per_row / ALIGNMENT).max(1) * ALIGNMENT
+}
+
+const UNUSED: View = View { memory: Memory::Unused, offset: 0, bytes: 256 };
+
+/// Threads for a reduction over `width` elements.
+fn lanes_for(width: usize) -> u32 {
+    if width <= 256 { 64 } else { LANES }
+}
+
+/// The number by which kernels know an element type.
+fn code(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 | DType::U32 => 0,
+        DType::BF16 => 1,
+        DType::F16 => 2,
+    }
+}
+
+/// Whether runs of `run` elements end within words.
+fn shares_words(operand: &Operand, run: usize) -> bool {
+    operand.ty.dtype.size() == 2 && run % 2 == 1
+}
+
+/// Words of 32 bits that so many elements fill: one thread each in elementwise kernels.
+fn words(elements: usize, dtype: DType) -> usize {
+    elements.div_ceil(4 / dtype.size())
+}
+
+fn rows_of(operand: &Operand) -> usize {
+    operand.ty.shape.first().copied().unwrap_or(1)
+}
+
+fn width_of(operand: &Operand) -> usize {
+    operand.ty.shape.iter().skip(1).product()
+}
+
+fn row_bytes(operand: &Operand) -> usize {
+    width_of(operand) * operand.ty.dtype.size()
+}
+
+/// Bytes `from .. to` of a tensor, the end rounded up to whole words, which every buffer has.
+fn view(operand: &Operand, from: usize, to: usize) -> View {
+    let bytes = (to - from).max(1).next_multiple_of(4);
+    match operand.place {
+        Place::Arena(offset) => View { memory: Memory::Arena, offset: offset + from, bytes },
+        Place::External(i) => View { memory: Memory::External(i), offset: from, bytes },
+    }
+}
+
+fn rows(operand: &Operand, range: &Range<usize>) -> View {
+    view(operand, range.start * row_bytes(operand), range.end * row_bytes(operand))
+}
+
+fn elements(operand: &Operand, range: &Range<usize>) -> View {
+    let size = operand.ty.dtype.size();
+    view(operand, range.start * size, range.end * size)
+}
+
+/// Consecutive parts of a range, of at most `most`.
+fn split(range: &Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let end = range.end;
+    range.clone().step_by(most).map(move |start| start..end.min(start + most))
+}
+
+/// The draws of Philox below this are dropped: `draw * 2^-32 < p`, exactly.
+fn dropout_threshold(p: f32) -> u32 {
+    (f64::from(p) * 4_294_967_296.0).ceil() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::Add;
+
+    #[test]
+    fn shards_are_aligned_and_cover_everything() {
+        let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
+        let bounds = Bounds { binding: 64 << 10, flops: u64::MAX, rounds: usize::MAX };
+        let lowering = Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0 };
+        for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
+            let shards = lowering.shards(rows, widths).unwrap();
+            assert_eq!(shards.first().map(|s| s.start), Some(0));
+            assert_eq!(shards.last().map(|s| s.end), Some(rows));
+            assert!(shards.windows(2).all(|pair| pair[0].end == pair[1].start));
+            for (shard, width) in shards.iter().flat_map(|s| widths.iter().map(move |w| (s, w))) {
+                assert_eq!(shard.start * width % ALIGNMENT, 0);
+                assert!(shard.len() * width <= bounds.binding);
+            }
+        }
+        assert!(lowering.shards(3, &[70_000]).is_err());
+        let operand = Operand { place: Place::Arena(0), ty: TensorType::f32([200, 300]) };
+        assert!(lowering.whole(&operand, "x").is_err_and(|e| e.contains("240000") && e.contains("65536")));
+    }
+
+    #[test]
+    fn the_dropout_threshold_is_exact() {
+        assert_eq!(dropout_threshold(0.0), 0);
+        assert_eq!(dropout_threshold(0.5), 1 << 31);
+        assert_eq!(dropout_threshold(1.0 - f32::EPSILON / 2.0), u32::MAX - 255);
+    }
+}

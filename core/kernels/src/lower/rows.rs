@@ -1,0 +1,171 @@
+//! Ops on rows: norms, rotary embedding, lookups and sums.
+
+use super::{
+    Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, width_of, words,
+};
+use sparta_graph::DType;
+use sparta_graph::ops::{EmbedGrad, RmsNorm, RmsNormGrad, RmsNormGradW, Rope};
+
+/// Columns of a workgroup of the column sums.
+const COLUMNS: usize = 32;
+
+fn offset(plus_one: bool) -> u32 {
+    f32::from(u8::from(plus_one)).to_bits()
+}
+
+impl Lowering<'_> {
+    pub(super) fn rms_norm(&mut self, op: &RmsNorm) -> Result<(), String> {
+        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let weight = self.whole(w, "w")?;
+        let width = w.ty.numel();
+        for shard in self.target_shards(y, width, &[x])? {
+            let target = self.target(y, &shard, width)?;
+            let types = [("X", code(x.ty.dtype)), ("W", code(w.ty.dtype)), ("Y", code(target.dtype))];
+            let constants = [&types[..], &[("LANES", lanes_for(width))]].concat();
+            let norms = shard.len() * (width_of(x) / width);
+            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
+            self.push("rms_norm", &constants, &params, &[rows(x, &shard), weight, target.view]).groups(norms);
+            self.finish(target);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rms_norm_grad(&mut self, op: &RmsNormGrad) -> Result<(), String> {
+        let (x, w, dy, dx) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
+        let acc = self.call.inputs.get(3);
+        let weight = self.whole(w, "w")?;
+        let width = w.ty.numel();
+        for shard in self.target_shards(dx, width, &[x, dy])? {
+            let target = self.target(dx, &shard, width)?;
+            let constants = [
+                ("LANES", lanes_for(width)),
+                ("X", code(x.ty.dtype)),
+                ("W", code(w.ty.dtype)),
+                ("DY", code(dy.ty.dtype)),
+                ("ACC", u32::from(acc.is_some())),
+                ("Y", code(target.dtype)),
+            ];
+            let norms = shard.len() * (width_of(x) / width);
+            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
+            let acc = acc.map_or(UNUSED, |acc| rows(acc, &shard));
+            let bindings = [rows(x, &shard), weight, rows(dy, &shard), acc, target.view];
+            self.push("rms_norm_grad", &constants, &params, &bindings).groups(norms);
+            self.finish(target);
+        }
+        Ok(())
+    }
+
+    pub(super) fn rms_norm_grad_w(&mut self, op: &RmsNormGradW) -> Result<(), String> {
+        let (x, dy) = (self.input(0)?, self.input(1)?);
+        let dw = self.whole(self.output(0)?, "dw")?;
+        let shards = self.row_shards(&[x, dy])?;
+        let per_row = width_of(x) / op.width;
+        let largest = shards.iter().map(|shard| shard.len()).max().unwrap_or(0);
+        let rate = self.scratch(largest * per_row, "the norms of the rows")?;
+        for shard in shards {
+            let norms = shard.len() * per_row;
+            let params = [norms as u32, op.width as u32, op.eps.to_bits()];
+            let x_type = ("X", code(x.ty.dtype));
+            self.push("rms_norm_rate", &[("LANES", lanes_for(op.width)), x_type], &params, &[rows(x, &shard), rate])
+                .groups(norms);
+            let params = [norms as u32, op.width as u32, u32::from(shard.start > 0)];
+            let bindings = [rows(x, &shard), rows(dy, &shard), rate, dw];
+            self.push("rms_norm_grad_w", &[x_type, ("DY", code(dy.ty.dtype))], &params, &bindings)
+                .groups(op.width.div_ceil(COLUMNS));
+        }
+        Ok(())
+    }
+
+    pub(super) fn column_sum(&mut self) -> Result<(), String> {
+        let x = self.input(0)?;
+        let y = self.whole(self.output(0)?, "y")?;
+        let width = width_of(x);
+        for shard in self.row_shards(&[x])? {
+            let params = [shard.len() as u32, width as u32, u32::from(shard.start > 0)];
+            self.push("column_sum", &[("X", code(x.ty.dtype))], &params, &[rows(x, &shard), y])
+                .groups(width.div_ceil(COLUMNS));
+        }
+        Ok(())
+    }
+
+    pub(super) fn rope(&mut self, op: &Rope) -> Result<(), String> {
+        let (x, spans, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let table = self.input(2)?;
+        let positions = rows_of(table) as u32;
+        let table = self.whole(table, "table")?;
+        let direction = if op.inverse { -1.0f32 } else { 1.0 };
+        let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
+        let width = width_of(x);
+        for shard in self.row_shards(&[x, spans, y])? {
+            let n = shard.len() * width;
+            let params =
+                [n as u32, shard.start as u32, width as u32, op.head_dim as u32, positions, direction.to_bits()];
+            let bindings = [rows(x, &shard), rows(spans, &shard), table, rows(y, &shard)];
+            self.push("rope", &types, &params, &bindings).threads(words(n, y.ty.dtype));
+        }
+        Ok(())
+    }
+
+    /// Rows of a table, in shards of the table and of the result.
+    pub(super) fn embed(&mut self, scale: f32) -> Result<(), String> {
+        let (table, tokens, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let width = width_of(table);
+        let constants = [("TABLE", code(table.ty.dtype)), ("Y", code(y.ty.dtype))];
+        for shard in self.row_shards(&[tokens, y])? {
+            for part in self.row_shards(&[table])? {
+                let n = shard.len() * width;
+                let params = [n as u32, width as u32, part.start as u32, part.end as u32, scale.to_bits()];
+                let bindings = [rows(table, &part), rows(tokens, &shard), rows(y, &shard)];
+                self.push("embed", &constants, &params, &bindings).threads(words(n, y.ty.dtype));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills memory with zeros.
+    fn zeros(&mut self, view: View) {
+        let words = view.bytes / 4;
+        let params = [words as u32, 0f32.to_bits()];
+        self.push("fill", &[("Y", code(DType::F32))], &params, &[view]).threads(words);
+    }
+
+    pub(super) fn embed_grad(&mut self, op: &EmbedGrad) -> Result<(), String> {
+        let (dy, tokens, table) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        for shard in self.element_shards(&[table])? {
+            self.zeros(elements(table, &shard));
+        }
+        let width = width_of(dy);
+        let padding = op.padding.unwrap_or(u32::MAX);
+        let constants = [("LANES", lanes_for(width))];
+        // A row looks for its token, then at every row, and at its own columns in each.
+        let most = rows_for_rounds(3 + width.div_ceil(lanes_for(width) as usize));
+        for part in self.row_shards(&[table])? {
+            let shards = self.row_shards(&[dy, tokens])?;
+            for shard in shards.iter().flat_map(|shard| split(shard, most)) {
+                let params =
+                    [shard.len() as u32, width as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
+                let bindings = [rows(dy, &shard), rows(tokens, &shard), rows(table, &part)];
+                self.push("embed_grad", &constants, &params, &bindings).groups(shard.len());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn scatter_rows(&mut self) -> Result<(), String> {
+        let (x, places, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let width = width_of(x);
+        for part in self.target_shards(y, width, &[])? {
+            let target = self.target(y, &part, width)?;
+            self.zeros(target.view);
+            let types = [("X", code(x.ty.dtype)), ("Y", code(target.dtype))];
+            for shard in self.row_shards(&[x, places])? {
+                let n = shard.len() * width;
+                let params = [n as u32, width as u32, part.start as u32, part.end as u32];
+                let bindings = [rows(x, &shard), rows(places, &shard), target.view];
+                self.push("scatter_rows", &types, &params, &bindings).threads(words(n, target.dtype));
+            }
+            self.finish(target);
+        }
+        Ok(())
+    }
+}

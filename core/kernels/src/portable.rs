@@ -1,0 +1,125 @@
+//! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
+//! translates to the languages of all three interfaces.
+
+use crate::source::{Kernel, LANES, SHADERS};
+use naga::back::{hlsl, msl, spv};
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use std::fs;
+
+/// The constants that kernels need, besides LANES.
+fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
+    // All of one type.
+    let types = |constants: &[&'static str]| {
+        (0..3).map(|t| constants.iter().map(|&constant| (constant, t)).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    match name {
+        "gated_act" | "gated_act_grad" => {
+            (0..4).map(|i| vec![("ACTIVATION", i / 2), ("X", i % 2), ("Y", i % 2)]).collect()
+        }
+        "add" => (0..3).map(|b| vec![("A", b % 2), ("B", b), ("BIAS", u32::from(b > 0)), ("Y", b % 2)]).collect(),
+        "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
+        "scatter" => types(&["W"]),
+        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2)]).collect(),
+        "rms_norm_grad" => {
+            (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
+        }
+        "rms_norm_grad_w" | "sampled_grad" | "sampled_grad_tiled" => {
+            (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect()
+        }
+        "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
+        "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
+        "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
+        "fill" | "attention_grad_sum" => types(&["Y"]),
+        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
+        "linear" => (0..18)
+            .map(|i| {
+                let (layout, b, blocks) = (i % 3, i / 3 % 3, 1 + i / 9);
+                let (a, c) = (b % 2, i / 9);
+                let types = [("A", a), ("B", b), ("C", c), ("BIAS", b), ("RESIDUAL", b % 2 * (1 + c))];
+                [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks)]].concat()
+            })
+            .collect(),
+        "linear_small" => (0..6)
+            .map(|i| {
+                let (b, c) = (i % 3, i / 3);
+                vec![("LANES", 64), ("A", c), ("B", b), ("C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
+            })
+            .collect(),
+        "attention" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
+            .into_iter()
+            .flat_map(|d| {
+                [0, 1].map(|on| {
+                    let types = [("LANES", 128), ("X", on), ("Y", on)];
+                    [&types[..], &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
+                })
+            })
+            .collect(),
+        "sgd" => vec![vec![("STATE", 0)], vec![("STATE", 1)]],
+        "sum_of_squares" => (0..4).map(|i| vec![("X", i % 2), ("PARTS", i / 2)]).collect(),
+        _ => vec![vec![]],
+    }
+}
+
+#[test]
+fn every_shader_is_portable() {
+    let parts = ["prelude", "elementwise", "activation", "attention_tile", "attention_grad_tile", "linear_operands"];
+    for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
+        for constants in specialisations(name) {
+            let text = Kernel { name, constants: constants.clone() }.source().unwrap();
+            check(&text, &format!("{name} {constants:?}"));
+        }
+    }
+}
+
+#[test]
+fn every_file_in_shaders_is_embedded() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shaders");
+    let mut files: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .filter_map(|entry| Some(entry.unwrap().file_name().to_str()?.strip_suffix(".wgsl")?.to_string()))
+        .collect();
+    files.sort();
+    let mut embedded = SHADERS.to_vec();
+    embedded.sort();
+    assert_eq!(files, embedded);
+}
+
+fn check(text: &str, what: &str) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    default_limits(&module, &info, what);
+    spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+        .unwrap_or_else(|e| panic!("{what}: MSL: {e}"));
+    let special = hlsl::BindTarget { space: 1, ..Default::default() };
+    let options = hlsl::Options {
+        fake_missing_bindings: true,
+        special_constants_binding: Some(special),
+        ..hlsl::Options::default()
+    };
+    let mut translated = String::new();
+    hlsl::Writer::new(&mut translated, &options, &hlsl::PipelineOptions::default())
+        .write(&module, &info, None)
+        .unwrap_or_else(|e| panic!("{what}: HLSL: {e}"));
+}
+
+/// WebGPU's default limits: 256 threads and 16 KiB per workgroup, 8 storage buffers, parameters in one slot.
+fn default_limits(module: &naga::Module, info: &naga::valid::ModuleInfo, what: &str) {
+    let entry = &module.entry_points[0];
+    assert!(entry.workgroup_size.iter().product::<u32>() <= LANES, "{what}: {:?}", entry.workgroup_size);
+    let (mut workgroup, mut storage) = (0, 0);
+    for (handle, variable) in module.global_variables.iter() {
+        let size = module.types[variable.ty].inner.size(module.to_ctx());
+        match variable.space {
+            naga::AddressSpace::WorkGroup if !info.get_entry_point(0)[handle].is_empty() => workgroup += size,
+            naga::AddressSpace::Storage { .. } => storage += 1,
+            naga::AddressSpace::Uniform => assert!(size <= 256, "{what}: parameters of {size} bytes"),
+            _ => {}
+        }
+    }
+    assert!(workgroup <= 16 << 10, "{what}: {workgroup} bytes of workgroup memory");
+    assert!(storage <= 8, "{what}: {storage} storage buffers");
+}

@@ -1,0 +1,122 @@
+//! The kernels' WGSL, embedded.
+
+/// A kernel with its specialisation constants. Two equal kernels have the same text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// The name of its file in `shaders/`.
+    pub name: &'static str,
+    pub constants: Constants,
+}
+
+/// Names and values of the constants, all `u32`, that stand before a kernel's text.
+pub type Constants = Vec<(&'static str, u32)>;
+
+impl Kernel {
+    /// Threads of a workgroup: the constant `LANES`, which every kernel has.
+    pub fn lanes(&self) -> u32 {
+        self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
+    }
+
+    /// The whole WGSL: constants, shared files, the kernel's own file. `None` for a name that no file has.
+    pub fn source(&self) -> Option<String> {
+        let mut text = String::new();
+        if !self.constants.iter().any(|(name, _)| *name == "LANES") {
+            text += &format!("const LANES: u32 = {LANES}u;\n");
+        }
+        for (name, value) in &self.constants {
+            text += &format!("const {name}: u32 = {value}u;\n");
+        }
+        for file in shared(self.name).iter().chain([&self.name]) {
+            text += shader(file)?;
+        }
+        Some(text)
+    }
+}
+
+/// Threads of a workgroup, where a kernel does not ask for another number.
+pub const LANES: u32 = 256;
+
+/// The binding of the random key in kernels that read one.
+pub const RNG_BINDING: u32 = 9;
+
+macro_rules! shaders {
+    ($($name:literal),+ $(,)?) => {
+        /// The text of a file in `shaders/`.
+        fn shader(name: &str) -> Option<&'static str> {
+            match name {
+                $($name => Some(include_str!(concat!("../../../shaders/", $name, ".wgsl"))),)+
+                _ => None,
+            }
+        }
+
+        #[cfg(test)]
+        pub(crate) const SHADERS: &[&str] = &[$($name),+];
+    };
+}
+
+shaders!(
+    "prelude",
+    "accumulate",
+    "activation",
+    "adam",
+    "adam_bf16",
+    "add",
+    "attention",
+    "attention_delta",
+    "attention_grad_kv",
+    "attention_grad_q",
+    "attention_grad_sum",
+    "attention_grad_tile",
+    "attention_tile",
+    "binary_cross_entropy",
+    "binary_cross_entropy_grad",
+    "cast",
+    "clip_coef",
+    "column_sum",
+    "concat",
+    "cross_entropy",
+    "cross_entropy_grad",
+    "dropout",
+    "elementwise",
+    "embed",
+    "embed_grad",
+    "fill",
+    "gated_act",
+    "gated_act_grad",
+    "gather",
+    "linear",
+    "linear_operands",
+    "linear_small",
+    "loss_sum",
+    "rms_norm",
+    "rms_norm_grad",
+    "rms_norm_grad_w",
+    "rms_norm_rate",
+    "rope",
+    "sampled_grad",
+    "sampled_grad_tiled",
+    "scale",
+    "scale_by",
+    "scatter",
+    "scatter_rows",
+    "sgd",
+    "soft_cap",
+    "soft_cap_grad",
+    "squared_error",
+    "squared_error_grad",
+    "sum_of_squares",
+);
+
+/// Files that come before a kernel's own.
+fn shared(name: &str) -> &'static [&'static str] {
+    match name {
+        "attention" => &["prelude", "attention_tile"],
+        "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
+        "gated_act" => &["prelude", "elementwise", "activation"],
+        "gated_act_grad" => &["prelude", "activation"],
+        "linear" | "linear_small" => &["prelude", "linear_operands"],
+        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
+        | "soft_cap_grad" => &["prelude", "elementwise"],
+        _ => &["prelude"],
+    }
+}

@@ -1,0 +1,196 @@
+//! The forward pass of a decoder as a graph. One function for all families: the flags of [`Decoder`] say what differs.
+
+use super::Decoder;
+use crate::{Precision, Result};
+use sparta_graph::ops::{Add, Attention, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap};
+use sparta_graph::{DType, Graph, Value};
+
+/// How the graph gets at the model's tensors; a fine-tuning method may change what a linear layer computes.
+pub trait Layers {
+    fn precision(&self) -> Precision;
+
+    /// The parameter `name` as a graph value.
+    fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
+
+    /// The parameter `name` as products read it: itself, or its rounded copy.
+    fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
+
+    /// `x W^T (+ bias) (+ residual)` with `W` the parameter `{module}.weight` and the bias `{module}.bias`, in the type of
+    /// the residual, without one in that of x.
+    fn linear(
+        &mut self,
+        graph: &mut Graph,
+        module: &str,
+        x: Value,
+        bias: bool,
+        residual: Option<Value>,
+    ) -> Result<Value>;
+}
+
+/// A packed batch as graph values.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// u32 `[T]`
+    pub tokens: Value,
+    /// u32 `[T, 2]`
+    pub spans: Value,
+    /// f32 `[P, head_dim]` of [`super::Rope::table`]
+    pub rope: Value,
+    /// u32 `[N]`: the rows to compute after the last attention; all of them without.
+    pub rows: Option<Value>,
+    /// Probability of attention dropout and the rng input.
+    pub dropout: Option<(f32, Value)>,
+}
+
+/// The hidden states after the final norm: f32 `[N, hidden]` for `inputs.rows`, otherwise `[T, hidden]`.
+pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, inputs: &Inputs) -> Result<Value> {
+    graph.set_label("embed_tokens");
+    let table = layers.tensor(graph, "model.embed_tokens.weight")?;
+    let embed = Embed { scale: decoder.embed_scale.unwrap_or(1.0), padding: decoder.pad_token_id };
+    let mut x = graph.one(embed, &[table, inputs.tokens])?;
+    for layer in 0..decoder.layers {
+        let last = layer + 1 == decoder.layers;
+        let rows = inputs.rows.filter(|_| last);
+        // The backward pass begins with the last layer: nothing is saved by computing that one again.
+        graph.set_segment((!last).then_some(layer as u32));
+        x = attention_block(decoder, graph, layers, inputs, layer, x, rows)?;
+        x = mlp_block(decoder, graph, layers, layer, x)?;
+    }
+    graph.set_segment(None);
+    graph.set_label("norm");
+    norm(decoder, graph, layers, "model.norm", x, DType::F32)
+}
+
+/// Class logits, f32 `[N, classes]`: the bias-free head on the pooled rows. No soft-cap, not even for Gemma 2.
+pub fn class_logits(graph: &mut Graph, layers: &mut dyn Layers, pooled: Value) -> Result<Value> {
+    graph.set_label("score");
+    layers.linear(graph, "score", pooled, false, None)
+}
+
+/// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.
+pub fn vocabulary_logits(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    hidden: Value,
+) -> Result<Value> {
+    graph.set_label("lm_head");
+    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let (hidden, weight) = (narrow(graph, layers, hidden)?, layers.factor(graph, head)?);
+    let op = Linear { output: Some(DType::F32), ..Linear::plain(Layout::Nt) };
+    let logits = graph.one(op, &[hidden, weight])?;
+    match decoder.final_softcap {
+        Some(cap) => Ok(graph.one(SoftCap { cap }, &[logits])?),
+        None => Ok(logits),
+    }
+}
+
+/// An f32 value in the type of activations.
+fn narrow(graph: &mut Graph, layers: &dyn Layers, x: Value) -> Result<Value> {
+    match layers.precision().activations {
+        DType::F32 => Ok(x),
+        to => Ok(graph.one(Cast { to }, &[x])?),
+    }
+}
+
+fn attention_block(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    inputs: &Inputs,
+    layer: usize,
+    x: Value,
+    rows: Option<Value>,
+) -> Result<Value> {
+    let prefix = format!("model.layers.{layer}");
+    graph.set_label(format!("layers.{layer}.attention"));
+    let inside = layers.precision().activations;
+    let h = norm(decoder, graph, layers, &format!("{prefix}.input_layernorm"), x, inside)?;
+    let attention = format!("{prefix}.self_attn");
+    let mut project = |graph: &mut Graph, name: &str, rotate: bool| -> Result<Value> {
+        let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
+        if rotate && decoder.qk_norm {
+            let w = layers.tensor(graph, &format!("{attention}.{name}_norm.weight"))?;
+            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false, output: None }, &[y, w])?;
+        }
+        if rotate {
+            let rope = Rope { head_dim: decoder.head_dim, inverse: false };
+            y = graph.one(rope, &[y, inputs.spans, inputs.rope])?;
+        }
+        Ok(y)
+    };
+    let q = project(graph, "q", true)?;
+    let k = project(graph, "k", true)?;
+    let v = project(graph, "v", false)?;
+    let op = Attention {
+        heads: decoder.heads,
+        kv_heads: decoder.kv_heads,
+        head_dim: decoder.head_dim,
+        scale: decoder.attention_scale,
+        window: decoder.windows[layer],
+        soft_cap: decoder.attn_softcap,
+        dropout: inputs.dropout.map_or(0.0, |(p, _)| p),
+        salt: layer as u32,
+    };
+    let mut operands = vec![q, k, v, inputs.spans];
+    operands.extend(inputs.dropout.map(|(_, rng)| rng));
+    let mut o = graph.one(op, &operands)?;
+    let mut x = x;
+    if let Some(rows) = rows {
+        o = graph.one(SelectRows {}, &[o, rows])?;
+        x = graph.one(SelectRows {}, &[x, rows])?;
+    }
+    let o_proj = format!("{attention}.o_proj");
+    if !decoder.post_norms {
+        return layers.linear(graph, &o_proj, o, false, Some(x));
+    }
+    let y = layers.linear(graph, &o_proj, o, false, None)?;
+    let y = norm(decoder, graph, layers, &format!("{prefix}.post_attention_layernorm"), y, inside)?;
+    Ok(graph.one(Add {}, &[x, y])?)
+}
+
+fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, layer: usize, x: Value) -> Result<Value> {
+    let prefix = format!("model.layers.{layer}");
+    graph.set_label(format!("layers.{layer}.mlp"));
+    let inside = layers.precision().activations;
+    let before = if decoder.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+    let h = norm(decoder, graph, layers, &format!("{prefix}.{before}"), x, inside)?;
+    let gate = layers.linear(graph, &format!("{prefix}.mlp.gate_proj"), h, false, None)?;
+    let up = layers.linear(graph, &format!("{prefix}.mlp.up_proj"), h, false, None)?;
+    let y = graph.one(GatedAct { act: decoder.activation }, &[gate, up])?;
+    let down = format!("{prefix}.mlp.down_proj");
+    if !decoder.post_norms {
+        return layers.linear(graph, &down, y, false, Some(x));
+    }
+    let y = layers.linear(graph, &down, y, false, None)?;
+    let y = norm(decoder, graph, layers, &format!("{prefix}.post_feedforward_layernorm"), y, inside)?;
+    Ok(graph.one(Add {}, &[x, y])?)
+}
+
+fn norm(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    module: &str,
+    x: Value,
+    output: DType,
+) -> Result<Value> {
+    let w = layers.tensor(graph, &format!("{module}.weight"))?;
+    let (eps, plus_one) = (decoder.rms_norm_eps, decoder.norm_plus_one);
+    Ok(graph.one(RmsNorm { eps, plus_one, output: Some(output) }, &[x, w])?)
+}
+
+/// A plain linear layer on tensors that [`Layers::factor`] and [`Layers::tensor`] give; for implementations of
+/// [`Layers::linear`].
+pub fn plain_linear(
+    graph: &mut Graph,
+    x: Value,
+    weight: Value,
+    bias: Option<Value>,
+    residual: Option<Value>,
+) -> Result<Value> {
+    let output = residual.map(|residual| graph.ty(residual).map(|ty| ty.dtype)).transpose()?;
+    let op = Linear { bias: bias.is_some(), residual: residual.is_some(), output, ..Linear::plain(Layout::Nt) };
+    let operands: Vec<Value> = [Some(x), Some(weight), bias, residual].into_iter().flatten().collect();
+    Ok(graph.one(op, &operands)?)
+}

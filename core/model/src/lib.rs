@@ -1,0 +1,15 @@
+//! Decoder models: what `config.json` describes, the graph of the forward pass, and what a method turns the model into.
+//! No file system: weights are asked for through [`WeightSource`].
+
+mod convert;
+pub mod decoder;
+mod error;
+pub mod method;
+mod precision;
+mod weights;
+
+pub use convert::{first_not_finite, from_f32, to_f32};
+pub use decoder::{Decoder, Family, HEAD, HeadKind, Rope, Scaling, check_weights, forward};
+pub use error::{Error, Result};
+pub use precision::Precision;
+pub use weights::{TensorView, WeightSource};

@@ -1,0 +1,251 @@
+//! What a method decided for one model, checked and with its index sets drawn.
+
+use super::IndexSet;
+use crate::{Error, Precision, Result};
+use sparta_graph::DType;
+use sparta_plugin::method::{ExtraTensor, Method, MethodInfo, Options, Parameter, Role, Selection};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What is trained of one parameter.
+#[derive(Clone, Debug)]
+pub enum Part {
+    Frozen,
+    Dense,
+    /// The elements of the index set.
+    Sparse(IndexSet),
+    /// Extra tensors; the parameter itself is frozen.
+    Reparam(Vec<ExtraTensor>),
+}
+
+/// A trained f32 tensor: what the optimizer updates, and what an adapter stores under this name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trained {
+    /// The parameter's name, `delta.{name}` for a sparse one, `{name without .weight}.{extra}` for an extra tensor.
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// Position of the parameter in [`Adaptation::parameters`].
+    pub parameter: usize,
+    pub form: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Dense,
+    Sparse,
+    /// Position in the parameter's extra tensors.
+    Extra(usize),
+}
+
+impl Trained {
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A method applied to a model.
+#[derive(Clone)]
+pub struct Adaptation {
+    pub method: Arc<dyn Method>,
+    pub info: MethodInfo,
+    /// Every option of the method, defaults filled in.
+    pub options: Options,
+    /// The whole model, the head last.
+    pub parameters: Vec<Parameter>,
+    /// One per parameter, in order.
+    pub parts: Vec<Part>,
+    /// The types in which the adapted model is computed, f32 at first.
+    pub precision: Precision,
+    /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
+    sparse_sizes: BTreeMap<usize, usize>,
+}
+
+impl Adaptation {
+    /// Asks the method what to train and draws the index sets. `options` are checked already.
+    ///
+    /// Errors: whatever the method refuses; a selection that breaks the rules of [`Selection`].
+    pub fn new(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options, seed: u64) -> Result<Self> {
+        Self::with_indices(method, parameters, options, |parameter, probability| {
+            IndexSet::draw(seed, &parameter.name, parameter.numel(), probability)
+        })
+    }
+
+    /// As [`Adaptation::new`], with index sets from elsewhere: an adapter that stores them, a reference.
+    pub fn with_indices(
+        method: Arc<dyn Method>,
+        parameters: Vec<Parameter>,
+        options: Options,
+        mut indices: impl FnMut(&Parameter, f64) -> Result<IndexSet>,
+    ) -> Result<Self> {
+        Self::with_sizes(method, parameters, options, |parameter, probability| {
+            let set = indices(parameter, probability)?;
+            Ok((set.indices.len(), set))
+        })
+    }
+
+    /// As [`Adaptation::new`], but no index set is drawn, only its expected size known: enough to plan memory.
+    pub fn expected(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options) -> Result<Self> {
+        Self::with_sizes(method, parameters, options, |parameter, probability| {
+            let (tensor, numel) = (parameter.name.clone(), parameter.numel());
+            let size = (numel as f64 * probability).round() as usize;
+            Ok((size, IndexSet { tensor, numel, indices: Vec::new() }))
+        })
+    }
+
+    fn with_sizes(
+        method: Arc<dyn Method>,
+        parameters: Vec<Parameter>,
+        options: Options,
+        mut sparse: impl FnMut(&Parameter, f64) -> Result<(usize, IndexSet)>,
+    ) -> Result<Self> {
+        let info = method.describe();
+        let selections = method.select(&parameters, &options).map_err(|e| Error::Method(e.to_string()))?;
+        if selections.len() != parameters.len() {
+            return Err(broken(&info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
+        }
+        let mut parts = Vec::with_capacity(parameters.len());
+        let mut sparse_sizes = BTreeMap::new();
+        for (parameter, selection) in parameters.iter().zip(selections) {
+            check(&info, parameter, &selection)?;
+            parts.push(match selection {
+                Selection::Frozen => Part::Frozen,
+                Selection::Dense => Part::Dense,
+                Selection::Sparse { probability } => {
+                    let (size, set) = sparse(parameter, probability)?;
+                    sparse_sizes.insert(parts.len(), size);
+                    Part::Sparse(set)
+                }
+                Selection::Reparam { tensors } => Part::Reparam(tensors),
+            });
+        }
+        let precision = Precision::F32;
+        let adaptation = Adaptation { method, info, options, parameters, parts, precision, sparse_sizes };
+        if adaptation.trained_count() == 0 {
+            return Err(Error::Method(format!(
+                "method `{}` trains nothing with these options; choose a larger density or other targets",
+                adaptation.info.name
+            )));
+        }
+        Ok(adaptation)
+    }
+
+    /// An adaptation whose parts, one per parameter, are decided already.
+    pub fn of_parts(
+        method: Arc<dyn Method>,
+        info: MethodInfo,
+        options: Options,
+        parameters: Vec<Parameter>,
+        parts: Vec<Part>,
+    ) -> Self {
+        let size = |(i, part): (usize, &Part)| match part {
+            Part::Sparse(set) => Some((i, set.indices.len())),
+            _ => None,
+        };
+        let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
+        Adaptation { method, info, options, parameters, parts, precision: Precision::F32, sparse_sizes }
+    }
+
+    /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
+    pub fn trained(&self) -> Vec<Trained> {
+        let mut trained = Vec::new();
+        for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
+            let mut push = |name, shape, form| trained.push(Trained { name, shape, parameter: i, form });
+            match part {
+                Part::Frozen => {}
+                Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense),
+                Part::Sparse(_) => {
+                    let size = self.sparse_sizes.get(&i).copied().unwrap_or_default();
+                    push(format!("delta.{}", parameter.name), vec![size], Form::Sparse);
+                }
+                Part::Reparam(tensors) => {
+                    for (k, tensor) in tensors.iter().enumerate() {
+                        push(extra_name(&parameter.name, &tensor.name), tensor.shape.clone(), Form::Extra(k));
+                    }
+                }
+            }
+        }
+        trained.retain(|t| t.numel() > 0);
+        trained
+    }
+
+    /// Trained scalars.
+    pub fn trained_count(&self) -> u64 {
+        self.trained().iter().map(|t| t.numel() as u64).sum()
+    }
+
+    /// Trained scalars outside the classification head.
+    pub fn trained_in_body(&self) -> u64 {
+        let body = self.trained().into_iter().filter(|t| self.parameters[t.parameter].role != Role::Head);
+        body.map(|t| t.numel() as u64).sum()
+    }
+
+    /// Whether nothing but the head is trained: the body's output never changes then.
+    pub fn head_only(&self) -> bool {
+        self.trained().iter().all(|t| self.parameters[t.parameter].role == Role::Head)
+    }
+
+    /// The type in which a parameter is held on the device: f32 where all of it is trained.
+    pub fn device_dtype(&self, parameter: usize) -> DType {
+        match self.parts[parameter] {
+            Part::Dense => DType::F32,
+            _ => self.parameters[parameter].dtype,
+        }
+    }
+
+    /// Whether products read a rounded copy of the parameter, because it is trained and thus held in f32. The
+    /// classification head works on f32 rows, and norms, biases and lookups read the trained values themselves.
+    pub fn is_shadowed(&self, parameter: usize) -> bool {
+        let factor = match self.parameters[parameter].role {
+            // The vocabulary head of a model that has no other.
+            Role::Embedding => !self.parameters.iter().any(|p| matches!(p.role, Role::Head | Role::LmHead)),
+            Role::LmHead => true,
+            role => role.is_projection(),
+        };
+        factor && matches!(self.parts[parameter], Part::Dense) && self.precision.products != DType::F32
+    }
+
+    /// The index sets by parameter name.
+    pub fn index_sets(&self) -> BTreeMap<&str, &IndexSet> {
+        let pairs = self.parameters.iter().zip(&self.parts);
+        pairs.filter_map(|(p, part)| if let Part::Sparse(set) = part { Some((&*p.name, set)) } else { None }).collect()
+    }
+
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.parameters.iter().position(|p| p.name == name)
+    }
+}
+
+/// `model.layers.0.self_attn.q_proj.weight`, `lora_A` -> `model.layers.0.self_attn.q_proj.lora_A`.
+pub fn extra_name(parameter: &str, extra: &str) -> String {
+    format!("{}.{extra}", parameter.strip_suffix(".weight").unwrap_or(parameter))
+}
+
+fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Result<()> {
+    let name = &parameter.name;
+    match selection {
+        Selection::Frozen | Selection::Dense => Ok(()),
+        Selection::Sparse { probability } if !(*probability > 0.0 && *probability <= 1.0) => {
+            Err(broken(info, format!("the probability {probability} for {name} is not in (0, 1]")))
+        }
+        Selection::Sparse { .. } if parameter.numel() >= 1 << 32 => {
+            Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
+        }
+        Selection::Sparse { .. } => Ok(()),
+        Selection::Reparam { .. } if !is_linear(parameter.role) => {
+            Err(broken(info, format!("{name} is not the weight of a linear layer, only those can be reparametrised")))
+        }
+        Selection::Reparam { tensors } => match tensors.iter().find(|t| t.name.is_empty() || t.shape.contains(&0)) {
+            Some(t) => Err(broken(info, format!("the extra tensor `{}` {:?} of {name} is empty", t.name, t.shape))),
+            None => Ok(()),
+        },
+    }
+}
+
+fn is_linear(role: Role) -> bool {
+    use Role::*;
+    matches!(role, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj)
+}
+
+fn broken(info: &MethodInfo, what: String) -> Error {
+    Error::Method(format!("method `{}` {} broke its contract: {what}", info.name, info.version))
+}

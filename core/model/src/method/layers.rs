@@ -1,0 +1,310 @@
+//! The model's tensors in a graph, with the method's changes in place.
+
+use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
+use crate::decoder::forward::{Layers, plain_linear};
+use crate::{Error, Precision, Result};
+use sparta_graph::ops::{Add, Cast, Scatter, Store};
+use sparta_graph::{DType, GradRequest, Graph, Op, Value};
+use sparta_plugin::method::{GraphBuilder, Site};
+use std::collections::HashMap;
+
+/// Names of tensors on the device that belong to a sparse part.
+pub fn index_name(parameter: &str) -> String {
+    format!("index.{parameter}")
+}
+
+pub fn row_ptr_name(parameter: &str) -> String {
+    format!("row_ptr.{parameter}")
+}
+
+pub fn base_name(parameter: &str) -> String {
+    format!("base.{parameter}")
+}
+
+/// The rounded copy of a trained parameter that products read ([`Adaptation::is_shadowed`]).
+pub fn shadow_name(parameter: &str) -> String {
+    format!("shadow.{parameter}")
+}
+
+/// [`Layers`] of an adapted model.
+pub struct AdaptedLayers<'a> {
+    adaptation: &'a Adaptation,
+    positions: HashMap<&'a str, usize>,
+    values: HashMap<String, Value>,
+    /// The rng input while training; `None` while evaluating: no dropout then.
+    rng: Option<Value>,
+}
+
+impl<'a> AdaptedLayers<'a> {
+    pub fn new(adaptation: &'a Adaptation, rng: Option<Value>) -> Self {
+        let positions = adaptation.parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
+        AdaptedLayers { adaptation, positions, values: HashMap::new(), rng }
+    }
+
+    fn position(&self, name: &str) -> Result<usize> {
+        self.positions
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::Config(format!("the forward pass asks for `{name}`, which the model does not have")))
+    }
+
+    fn external(&mut self, graph: &mut Graph, name: String, dtype: DType, shape: &[usize]) -> Value {
+        *self.values.entry(name.clone()).or_insert_with(|| graph.external(name, dtype, shape))
+    }
+
+    fn parameter(&mut self, graph: &mut Graph, position: usize) -> Value {
+        let parameter = &self.adaptation.parameters[position];
+        let dtype = self.adaptation.device_dtype(position);
+        self.external(graph, parameter.name.clone(), dtype, &parameter.shape)
+    }
+
+    /// A parameter as products read it.
+    fn weight(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let master = self.parameter(graph, position);
+        if !self.adaptation.is_shadowed(position) {
+            return Ok(master);
+        }
+        let name = shadow_name(&self.adaptation.parameters[position].name);
+        if let Some(&shadow) = self.values.get(&name) {
+            return Ok(shadow);
+        }
+        let shadow = graph.shadow(name.as_str(), self.adaptation.precision.products, master)?;
+        self.values.insert(name, shadow);
+        Ok(shadow)
+    }
+
+    /// The trained tensor itself.
+    pub fn trained(&mut self, graph: &mut Graph, trained: &Trained) -> Value {
+        self.external(graph, trained.name.clone(), DType::F32, &trained.shape)
+    }
+
+    /// What to differentiate by for a trained tensor: the tensor, or chosen elements of the weight they stand for.
+    pub fn grad_request(&mut self, graph: &mut Graph, trained: &Trained) -> (Value, GradRequest) {
+        if trained.form != Form::Sparse {
+            return (self.trained(graph, trained), GradRequest::Dense);
+        }
+        let parameter = &self.adaptation.parameters[trained.parameter];
+        let weight = self.parameter(graph, trained.parameter);
+        let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
+        let row_ptr = match parameter.shape[..] {
+            [rows, _] => Some(self.external(graph, row_ptr_name(&parameter.name), DType::U32, &[rows + 1])),
+            _ => None,
+        };
+        (weight, GradRequest::Sampled { index, row_ptr })
+    }
+
+    /// Appends what follows from new values of a trained tensor: the write of `base + delta` into the weight of a sparse
+    /// part, of rounded values into the copy that products read.
+    pub fn follow(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+        match trained.form {
+            Form::Sparse => self.scatter(graph, trained),
+            Form::Dense if self.adaptation.is_shadowed(trained.parameter) => {
+                let (master, shadow) = (self.trained(graph, trained), self.weight(graph, trained.parameter)?);
+                graph.apply(Store {}.into(), &[shadow, master])?;
+                Ok(())
+            }
+            Form::Dense | Form::Extra(_) => Ok(()),
+        }
+    }
+
+    fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+        let parameter = &self.adaptation.parameters[trained.parameter];
+        let weight = self.parameter(graph, trained.parameter);
+        let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
+        let base = self.external(graph, base_name(&parameter.name), DType::F32, &trained.shape);
+        let delta = self.trained(graph, trained);
+        graph.apply(Scatter {}.into(), &[weight, index, base, delta])?;
+        Ok(())
+    }
+
+    fn extras(&mut self, graph: &mut Graph, position: usize) -> Vec<Value> {
+        let adaptation = self.adaptation;
+        let Part::Reparam(tensors) = &adaptation.parts[position] else { return Vec::new() };
+        let parameter = &adaptation.parameters[position].name;
+        tensors.iter().map(|t| self.external(graph, extra_name(parameter, &t.name), DType::F32, &t.shape)).collect()
+    }
+
+    fn site(&self, position: usize) -> Site {
+        Site {
+            parameter: self.adaptation.parameters[position].clone(),
+            options: self.adaptation.options.clone(),
+            training: self.rng.is_some(),
+        }
+    }
+
+    /// The merged weight of a reparametrised parameter, f32 `[out, in]`.
+    pub fn merged(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let (mut w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+        let dtype = self.adaptation.device_dtype(position);
+        if dtype != DType::F32 {
+            w = graph.one(Cast { to: DType::F32 }, &[w])?;
+        }
+        let site = self.site(position);
+        let mut host = HostGraph { graph, rng: None };
+        let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);
+        merged.map_err(|e| self.failed(position, "merge", &e.to_string()))
+    }
+
+    fn failed(&self, position: usize, what: &str, message: &str) -> Error {
+        let name = &self.adaptation.parameters[position].name;
+        Error::Method(format!("method `{}`, {what} of {name}: {message}", self.adaptation.info.name))
+    }
+}
+
+impl Layers for AdaptedLayers<'_> {
+    fn precision(&self) -> Precision {
+        self.adaptation.precision
+    }
+
+    fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
+        let position = self.position(name)?;
+        Ok(self.parameter(graph, position))
+    }
+
+    fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
+        let position = self.position(name)?;
+        self.weight(graph, position)
+    }
+
+    fn linear(
+        &mut self,
+        graph: &mut Graph,
+        module: &str,
+        x: Value,
+        bias: bool,
+        residual: Option<Value>,
+    ) -> Result<Value> {
+        let position = self.position(&format!("{module}.weight"))?;
+        let weight = self.weight(graph, position)?;
+        let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
+        if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
+            return plain_linear(graph, x, weight, bias, residual);
+        }
+        let (site, mut extras) = (self.site(position), self.extras(graph, position));
+        let inside = graph.ty(x)?.dtype;
+        if inside != DType::F32 {
+            for extra in &mut extras {
+                *extra = graph.one(Cast { to: inside }, &[*extra])?;
+            }
+        }
+        let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
+        let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
+        let mut y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
+        let expected = [graph.shape(x)?[0], self.adaptation.parameters[position].shape[0]];
+        if graph.shape(y)? != expected {
+            let got = format!("the output has shape {:?}, expected {expected:?}", graph.shape(y)?);
+            return Err(self.failed(position, "forward", &got));
+        }
+        if let Some(bias) = bias {
+            y = graph.one(Add {}, &[y, bias])?;
+        }
+        match residual {
+            // The sum has the type of the residual.
+            Some(residual) => Ok(graph.one(Add {}, &[residual, y])?),
+            None => Ok(y),
+        }
+    }
+}
+
+/// The graph as a method plugin sees it.
+struct HostGraph<'a> {
+    graph: &'a mut Graph,
+    rng: Option<Value>,
+}
+
+impl GraphBuilder for HostGraph<'_> {
+    fn apply(&mut self, op: Op, inputs: &[Value]) -> std::result::Result<Vec<Value>, sparta_plugin::Error> {
+        if !op.writes().is_empty() {
+            return Err(format!("a method cannot use `{}`: it changes tensors in place", op.name()).into());
+        }
+        self.graph.apply(op, inputs).map_err(|e| e.to_string().into())
+    }
+
+    fn shape(&self, value: Value) -> std::result::Result<Vec<usize>, sparta_plugin::Error> {
+        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| e.to_string().into())
+    }
+
+    fn rng(&mut self) -> std::result::Result<Value, sparta_plugin::Error> {
+        self.rng.ok_or_else(|| "there is no random input while evaluating: leave dropout out".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::forward::{self, Inputs};
+    use crate::{Decoder, HeadKind};
+    use serde_json::json;
+    use sparta_graph::{Node, gradients};
+    use std::path::Path;
+
+    /// Two layers of a family, all of it trained, with the gradients of a causal loss.
+    fn trained_whole(family: &str, precision: Precision) -> Graph {
+        let config = json!({
+            "model_type": family, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "query_pre_attn_scalar": 4,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+        });
+        let decoder = Decoder::parse(Path::new("config.json"), config.as_object().unwrap()).unwrap();
+        let mut adaptation = Adaptation::none(decoder.parameters(HeadKind::CausalLm));
+        adaptation.parts.iter_mut().for_each(|part| *part = Part::Dense);
+        adaptation.precision = precision;
+        let mut graph = Graph::new();
+        let mut layers = AdaptedLayers::new(&adaptation, None);
+        let inputs = Inputs {
+            tokens: graph.external("tokens", DType::U32, [6]),
+            spans: graph.external("spans", DType::U32, [6, 2]),
+            rope: graph.external("rope", DType::F32, [6, 4]),
+            rows: None,
+            dropout: None,
+        };
+        let hidden = forward::hidden_states(&decoder, &mut graph, &mut layers, &inputs).unwrap();
+        let logits = forward::vocabulary_logits(&decoder, &mut graph, &mut layers, hidden).unwrap();
+        assert_eq!(graph.ty(logits).unwrap().dtype, DType::F32);
+        let seed = graph.external("seed", DType::F32, [6, 11]);
+        let trained = adaptation.trained();
+        let requests: Vec<_> = trained.iter().map(|t| layers.grad_request(&mut graph, t)).collect();
+        for grad in gradients(&mut graph, &[(logits, seed)], &requests).unwrap() {
+            assert_eq!(graph.ty(grad).unwrap().dtype, DType::F32, "{family}: gradients of masters");
+        }
+        graph
+    }
+
+    fn dtypes(graph: &Graph, node: &Node) -> Vec<DType> {
+        node.inputs.iter().map(|v| graph.ty(*v).unwrap().dtype).collect()
+    }
+
+    #[test]
+    fn in_bf16_products_have_bf16_operands_and_the_residual_stream_is_f32() {
+        for family in ["llama", "gemma", "gemma2", "qwen3"] {
+            let graph = trained_whole(family, Precision::BF16);
+            for node in graph.nodes() {
+                let (types, label) = (dtypes(&graph, node), format!("{family}: {} {:?}", node.label, node.op));
+                match &node.op {
+                    Op::Linear(_) => assert_eq!(types[..2], [DType::BF16; 2], "{label}"),
+                    Op::Attention(_) | Op::GatedAct(_) => assert_eq!(types[0], DType::BF16, "{label}"),
+                    // Masters, not their rounded copies.
+                    Op::RmsNorm(_) => assert_eq!(types[1], DType::F32, "{label}"),
+                    Op::Embed(_) | Op::Add(_) if !node.label.is_empty() => {
+                        let output = graph.ty(node.outputs[0]).unwrap().dtype;
+                        assert!(output == DType::F32 || types[0] == DType::BF16, "{label}");
+                    }
+                    _ => {}
+                }
+            }
+            let shadows =
+                graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
+            // Seven projections a layer, and the tied vocabulary head.
+            assert_eq!(shadows.count(), 2 * 7 + 1, "{family}");
+        }
+    }
+
+    #[test]
+    fn in_f32_nothing_is_rounded() {
+        let graph = trained_whole("gemma2", Precision::F32);
+        assert!(graph.values().iter().all(|v| v.ty.dtype != DType::BF16));
+        assert!(!graph.nodes().iter().any(|node| matches!(node.op, Op::Cast(_))));
+    }
+}

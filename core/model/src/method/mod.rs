@@ -1,0 +1,13 @@
+//! The host's side of methods: their options, what they turn a model into, and the random numbers of index sets and
+//! initial values.
+
+pub mod adaptation;
+pub mod index_set;
+pub mod layers;
+pub mod options;
+pub mod philox;
+mod unadapted;
+
+pub use adaptation::{Adaptation, Form, Part, Trained};
+pub use index_set::IndexSet;
+pub use layers::AdaptedLayers;

@@ -1,0 +1,37 @@
+//! The method that changes nothing.
+
+use super::adaptation::{Adaptation, Part};
+use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Selection};
+use std::sync::Arc;
+
+impl Adaptation {
+    /// The model as it is.
+    pub fn none(parameters: Vec<Parameter>) -> Self {
+        let method = Arc::new(Unadapted);
+        let parts = parameters.iter().map(|_| Part::Frozen).collect();
+        let info = method.describe();
+        Adaptation::of_parts(method, info, Options::new(), parameters, parts)
+    }
+}
+
+struct Unadapted;
+
+impl Method for Unadapted {
+    fn describe(&self) -> MethodInfo {
+        MethodInfo {
+            name: "none".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            summary: "the model as it is".into(),
+            options: vec![],
+            default_lr: 0.0,
+        }
+    }
+
+    fn select(
+        &self,
+        parameters: &[Parameter],
+        _: &Options,
+    ) -> std::result::Result<Vec<Selection>, sparta_plugin::Error> {
+        Ok(parameters.iter().map(|_| Selection::Frozen).collect())
+    }
+}

@@ -1,0 +1,17 @@
+//! What jobs are asked to do, plan, report while they work, and come to.
+
+pub mod config;
+mod merge_check;
+mod paper;
+mod plan;
+mod precision;
+mod progress;
+mod result;
+
+pub use config::{Control, OptimizerOptions, RunConfig, Sources};
+pub use merge_check::MergeCheck;
+pub use paper::{PaperMemory, PaperRow};
+pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};
+pub use precision::{ChosenPrecision, PrecisionChoice};
+pub use progress::{EvalReport, Observer, StepReport};
+pub use result::{Environment, RunResult, Stopped};

@@ -1,0 +1,204 @@
+//! The plan that is printed before a run allocates anything.
+
+use super::{ChosenPrecision, PaperMemory};
+use crate::method::Adaptation;
+use crate::text::PromptPlan;
+use crate::train::{MemoryKind, Schedule};
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_graph::DeviceInfo;
+use sparta_plugin::method::{Options, Role};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunPlan {
+    pub model: PathBuf,
+    pub family: String,
+    /// Scalars of the model, the classification head included.
+    pub parameters: u64,
+    pub method: String,
+    pub method_version: String,
+    pub options: Options,
+    pub trainable: TrainablePlan,
+    pub task: String,
+    pub labels: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptPlan>,
+    pub data: DataPlan,
+    pub batch_size: usize,
+    /// Whether a batch may be split, with the gradients summed.
+    pub micro_batches: bool,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
+    pub steps_per_epoch: usize,
+    pub total_steps: usize,
+    /// What the optimizer is called, with its parameters.
+    pub optimizer: String,
+    pub lr: f64,
+    pub schedule: Schedule,
+    pub seed: u64,
+    pub device: DeviceInfo,
+    #[serde(default)]
+    pub precision: ChosenPrecision,
+    /// Bytes on the device by kind.
+    pub memory: BTreeMap<MemoryKind, u64>,
+    /// The paper's count for as many trained parameters.
+    pub paper: PaperMemory,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrainablePlan {
+    /// Trained scalars outside the classification head.
+    pub body: u64,
+    pub head: u64,
+    /// `body` as a share of the model without its classification head.
+    pub density: f64,
+    pub tensors: usize,
+}
+
+impl TrainablePlan {
+    /// How much of a model an adaptation trains.
+    pub fn new(adaptation: &Adaptation) -> TrainablePlan {
+        let body = adaptation.trained_in_body();
+        let density = body as f64 / body_size(adaptation) as f64;
+        let tensors = adaptation.trained().len();
+        TrainablePlan { body, head: adaptation.trained_count() - body, density, tensors }
+    }
+}
+
+/// Scalars of the model without its classification head.
+pub fn body_size(adaptation: &Adaptation) -> u64 {
+    adaptation.parameters.iter().filter(|p| p.role != Role::Head).map(|p| p.numel()).sum()
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DataPlan {
+    pub train: SplitPlan,
+    pub dev: SplitPlan,
+    pub test: SplitPlan,
+    /// Training examples of more tokens are left out.
+    pub max_length: usize,
+    /// Training examples left out.
+    pub too_long: usize,
+    /// Dev and test examples cut to the model's positions.
+    pub cut: usize,
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SplitPlan {
+    pub origin: String,
+    pub examples: usize,
+    pub tokens: usize,
+}
+
+impl RunPlan {
+    /// Errors: more memory planned than the device has, with three ways to make it fit.
+    pub fn check_memory(&self) -> Result<()> {
+        let needed = self.total_memory();
+        match self.device.memory {
+            Some(memory) if needed > memory => Err(Error::Usage(format!(
+                "the run needs {} on {}, which has {}. To make it fit: lower --micro-batch-tokens (activations take {}); \
+                 choose a method or --density that trains less; take a smaller model or one stored in bf16",
+                megabytes(needed),
+                self.device.name,
+                megabytes(memory),
+                megabytes(self.memory.get(&MemoryKind::Activations).copied().unwrap_or(0))
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes on the device, all kinds.
+    pub fn total_memory(&self) -> u64 {
+        self.memory.values().sum()
+    }
+}
+
+impl fmt::Display for RunPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options: Vec<String> = self.options.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let TrainablePlan { body, head, density, tensors } = &self.trainable;
+        let (family, parameters) = (&self.family, thousands(self.parameters));
+        writeln!(f, "model      {} ({family}, {parameters} parameters)", self.model.display())?;
+        writeln!(f, "method     {} {}  {}", self.method, self.method_version, options.join(", "))?;
+        writeln!(
+            f,
+            "trainable  {} in the body ({:.4} % of the model) + {} in the head, {tensors} tensors",
+            thousands(*body),
+            density * 100.0,
+            thousands(*head)
+        )?;
+        writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?;
+        if let Some(prompt) = &self.prompt {
+            writeln!(f, "  prompt   {:?}", prompt.example)?;
+            let words = prompt.words.iter().map(|word| format!("{} {:?} ({})", word.label, word.text, word.token));
+            writeln!(f, "  answers  {}", words.collect::<Vec<_>>().join(", "))?;
+        }
+        for (name, split) in [("train", &self.data.train), ("dev", &self.data.dev), ("test", &self.data.test)] {
+            let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
+            writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens: {}", split.origin)?;
+        }
+        if self.data.too_long > 0 {
+            let (n, max) = (self.data.too_long, self.data.max_length);
+            writeln!(f, "  note     {n} training examples of more than {max} tokens are left out")?;
+        }
+        if self.data.cut > 0 {
+            writeln!(f, "  note     {} dev and test examples are cut to the model's positions", self.data.cut)?;
+        }
+        for note in &self.data.notes {
+            writeln!(f, "  note     {note}")?;
+        }
+        let micro =
+            if self.micro_batches { ", split into micro-batches where longer than the token budget" } else { "" };
+        let again = if self.recompute { ", activations recomputed by layer" } else { "" };
+        writeln!(f, "steps      {} of {} examples{micro}{again}", thousands(self.total_steps as u64), self.batch_size)?;
+        let (optimizer, lr) = (&self.optimizer, self.lr);
+        writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
+        writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        writeln!(f, "precision  {}", self.precision)?;
+        let memory: Vec<String> = MemoryKind::ALL
+            .iter()
+            .filter_map(|kind| self.memory.get(kind).filter(|&&bytes| bytes > 0).map(|&bytes| (kind, bytes)))
+            .map(|(kind, bytes)| format!("{} {}", kind.title(), megabytes(bytes)))
+            .collect();
+        writeln!(f, "memory     {} on the device: {}", megabytes(self.total_memory()), memory.join(", "))?;
+        let sparse = match self.paper.is_sparse() {
+            true => format!("{} by its equation (1) for as many trained parameters, ", megabytes(self.paper.sparse)),
+            false => String::new(),
+        };
+        write!(f, "paper      {sparse}{} for full fine-tuning", megabytes(self.paper.full))
+    }
+}
+
+/// `1234567` as `1,234,567`.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// Bytes in MiB with one decimal.
+pub fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1_234_567), "1,234,567");
+    }
+}

@@ -1,0 +1,69 @@
+//! What a run came to.
+
+use super::{MergeCheck, TrainablePlan};
+use crate::train::Metrics;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stopped {
+    /// All steps were done.
+    Completed,
+    EarlyStopping,
+    /// By the user.
+    Interrupted,
+}
+
+/// What a run came to; stored as `result.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    pub stopped: Stopped,
+    pub steps: usize,
+    /// Steps without an update because a gradient was not finite.
+    pub skipped_steps: usize,
+    /// The step whose state was kept, with early stopping.
+    pub best_step: Option<usize>,
+    /// Metrics of the saved state; absent after an interruption.
+    pub dev: Option<Metrics>,
+    pub test: Option<Metrics>,
+    pub trainable: TrainablePlan,
+    pub parameters: u64,
+    /// Real tokens per second of training.
+    pub tokens_per_second: f64,
+    /// Time spent in steps by the process that ended the run: what it resumed is not in it.
+    pub training_seconds: f64,
+    /// Bytes allocated on the device.
+    pub device_memory: u64,
+    /// Bytes that the plan foresaw.
+    pub planned_memory: u64,
+    /// Peak resident bytes of the process, where the system tells.
+    pub peak_resident: Option<u64>,
+    pub environment: Environment,
+    pub out: PathBuf,
+    pub adapter: PathBuf,
+    /// The saved adapter against the model that `adapter merge` makes of it, on dev examples; absent if that could not be
+    /// computed.
+    pub merge_check: Option<MergeCheck>,
+}
+
+/// Where a run took place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Version of this program.
+    pub version: String,
+    /// `linux x86_64`.
+    pub system: String,
+    /// Threads that the system offers.
+    pub threads: usize,
+}
+
+impl Environment {
+    pub fn of_this_process() -> Environment {
+        Environment {
+            version: env!("CARGO_PKG_VERSION").into(),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+use super::library::Implementation;
+use crate::method::options::{Given, check_value};
+use sparta_plugin::Error;
+use sparta_plugin::abi::{SpartaBytes, SpartaMethod, SpartaStatus};
+use sparta_plugin::export::method::SelectRequest;
+use sparta_plugin::graph::Value;
+use sparta_plugin::method::{ExtraTensor, GraphBuilder, Init, Method, MethodInfo, Options, Parameter, Selection, Site};
+use std::borrow::Cow;
+use std::collections::HashSet;
+
+/// A method of a loaded library. What the plugin answers is checked before anybody relies on it.
+pub struct LoadedMethod {
+    plugin: Implementation<SpartaMethod>,
+    info: MethodInfo,
+}
+
+impl LoadedMethod {
+    /// Asks the plugin to describe itself. Errors: no answer, or options that contradict themselves.
+    pub fn new(mut plugin: Implementation<SpartaMethod>) -> Result<Self, Error> {
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
+        let info: MethodInfo = plugin.parse("describe", &answer)?;
+        plugin.name = format!("{} ({})", info.name, plugin.name);
+        check_info(&info).map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
+        Ok(LoadedMethod { plugin, info })
+    }
+
+    pub fn info(&self) -> &MethodInfo {
+        &self.info
+    }
+
+    /// Calls `forward` or `merge`: `function` gets the call, the site, the extra tensors and where to put the result.
+    fn build<F>(
+        &self,
+        what: &str,
+        function: Option<F>,
+        graph: &mut dyn GraphBuilder,
+        (site, extra): (&Site, &[Value]),
+        call: impl FnOnce(F, u64, SpartaBytes, &[u32], *mut u32) -> SpartaStatus,
+    ) -> Result<Value, Error> {
+        let site = serde_json::to_vec(site).map_err(|e| Error(format!("the site cannot be serialised: {e}")))?;
+        let extra: Vec<u32> = extra.iter().map(|v| v.0).collect();
+        let mut output = u32::MAX;
+        self.plugin.call(what, function, Some(&mut *graph), |f, id| {
+            call(f, id, SpartaBytes::new(&site), &extra, &mut output)
+        })?;
+        let output = Value(output);
+        graph.shape(output).map_err(|e| Error(format!("plugin {}: the output of `{what}`: {e}", self.plugin.name)))?;
+        Ok(output)
+    }
+}
+
+fn check_info(info: &MethodInfo) -> Result<(), String> {
+    if !(info.default_lr > 0.0 && info.default_lr.is_finite()) {
+        return Err(format!("its default learning rate is {}", info.default_lr));
+    }
+    let mut names = HashSet::new();
+    for option in &info.options {
+        let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if option.name.is_empty() || option.name.starts_with('-') || !option.name.chars().all(kebab) {
+            return Err(format!("the option name `{}` is not in kebab case", option.name));
+        }
+        if !names.insert(&option.name) {
+            return Err(format!("it declares the option `{}` twice", option.name));
+        }
+        if let Some(default) = &option.default {
+            check_value(option, &Given::Typed(default.clone())).map_err(|e| format!("a default is not valid: {e}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Why the host cannot do what a selection asks for.
+fn check_selection(parameter: &Parameter, selection: &Selection) -> Result<(), String> {
+    match selection {
+        Selection::Frozen | Selection::Dense => Ok(()),
+        Selection::Sparse { probability } if *probability > 0.0 && *probability <= 1.0 => Ok(()),
+        Selection::Sparse { probability } => Err(format!("the probability {probability} is not in (0, 1]")),
+        Selection::Reparam { .. } if !parameter.role.is_projection() => {
+            Err("only the weights of linear layers can be reparametrised".into())
+        }
+        Selection::Reparam { tensors } => {
+            let mut names = HashSet::new();
+            match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
+                Some(tensor) => Err(format!("it adds two tensors `{}`", tensor.name)),
+                None => tensors.iter().try_for_each(check_extra),
+            }
+        }
+    }
+}
+
+fn check_extra(tensor: &ExtraTensor) -> Result<(), String> {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if tensor.name.is_empty() || !tensor.name.chars().all(word) {
+        return Err(format!("the name `{}` of an added tensor is not a word", tensor.name));
+    }
+    if tensor.shape.is_empty() || tensor.shape.contains(&0) {
+        return Err(format!("the added tensor `{}` has the shape {:?}", tensor.name, tensor.shape));
+    }
+    match tensor.init {
+        Init::Uniform { bound: size } | Init::Normal { std: size } if !(size >= 0.0 && size.is_finite()) => {
+            Err(format!("the initial values of `{}` have the size {size}", tensor.name))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Method for LoadedMethod {
+    fn describe(&self) -> MethodInfo {
+        self.info.clone()
+    }
+
+    fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
+        let plugin = &self.plugin;
+        let request = SelectRequest { parameters: Cow::Borrowed(parameters), options: Cow::Borrowed(options) };
+        let request =
+            serde_json::to_vec(&request).map_err(|e| Error(format!("the model cannot be serialised: {e}")))?;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin
+            .call("select", plugin.table.select, None, |f, call| unsafe { f(call, SpartaBytes::new(&request)) })?;
+        let selections: Vec<Selection> = plugin.parse("select", &answer)?;
+        if selections.len() != parameters.len() {
+            return Err(Error(format!(
+                "plugin {}: `select` answered for {} of {} parameters",
+                plugin.name,
+                selections.len(),
+                parameters.len()
+            )));
+        }
+        for (parameter, selection) in parameters.iter().zip(&selections) {
+            check_selection(parameter, selection)
+                .map_err(|reason| Error(format!("plugin {}: `select`: {}: {reason}", plugin.name, parameter.name)))?;
+        }
+        Ok(selections)
+    }
+
+    fn forward(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let call = |f: unsafe extern "C" fn(_, _, _, _, _, _, _) -> _, id, site, extra: &[u32], y| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, x.0, w.0, extra.as_ptr(), extra.len(), y) }
+        };
+        self.build("forward", self.plugin.table.forward, graph, (site, extra), call)
+    }
+
+    fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        let call = |f: unsafe extern "C" fn(_, _, _, _, _, _) -> _, id, site, extra: &[u32], merged| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, w.0, extra.as_ptr(), extra.len(), merged) }
+        };
+        self.build("merge", self.plugin.table.merge, graph, (site, extra), call)
+    }
+}

@@ -1,0 +1,227 @@
+//! The run directory: configuration, plan, metrics, adapter, result (DESIGN 10).
+
+use super::prepare::Prepared;
+use crate::adapter;
+use crate::job::{RunConfig, RunResult};
+use crate::report::{self};
+use crate::weights::atomic_write;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+const PLAN: &str = "plan.json";
+
+/// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
+pub struct RunDirectory {
+    path: PathBuf,
+    metrics: File,
+    /// Bytes of whole lines in the file.
+    metrics_bytes: u64,
+    /// Lines that could not be written yet.
+    pending: Vec<u8>,
+    _lock: File,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    kind: &'a str,
+    #[serde(flatten)]
+    report: &'a T,
+}
+
+impl RunDirectory {
+    /// Creates the directory and writes configuration and plan.
+    ///
+    /// Errors: the directory holds a run already, or is in use; it cannot be written.
+    pub fn create(run: &Prepared) -> Result<RunDirectory> {
+        let path = &run.config.out;
+        fs::create_dir_all(path).map_err(Error::io(path))?;
+        let lock = lock(path)?;
+        if path.join(CONFIG).exists() {
+            return Err(Error::Usage(format!(
+                "{} holds a run already; go on with it by --resume, or give another --out",
+                path.display()
+            )));
+        }
+        let mut directory = Self::open(path, lock)?;
+        directory.cut_log(0)?;
+        directory.describe(run)?;
+        Ok(directory)
+    }
+
+    /// The directory of an earlier run, as it was left but for temporary files.
+    ///
+    /// Errors: there is none; it is in use.
+    pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
+        let path = &run.config.out;
+        if !path.join(CONFIG).is_file() {
+            return Err(Error::Usage(format!("{}: there is no run to resume", path.display())));
+        }
+        let lock = lock(path)?;
+        for dir in [path.clone(), path.join("adapter"), path.join("checkpoints")] {
+            remove_temporaries(&dir)?;
+        }
+        Self::open(path, lock)
+    }
+
+    fn open(path: &Path, lock: File) -> Result<RunDirectory> {
+        let metrics_path = path.join("metrics.jsonl");
+        let metrics = File::options().create(true).append(true).open(&metrics_path);
+        let metrics = metrics.map_err(Error::io(&metrics_path))?;
+        let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
+        Ok(RunDirectory { path: path.to_owned(), metrics, metrics_bytes, pending: Vec::new(), _lock: lock })
+    }
+
+    /// Writes plan and configuration.
+    pub fn describe(&self, run: &Prepared) -> Result<()> {
+        self.write_json(PLAN, &run.plan)?;
+        // Last: a directory with it is one of a run, which can be resumed.
+        self.write_json(CONFIG, &run.config)
+    }
+
+    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter.
+    ///
+    /// Errors: it would be shorter, or no longer although that was asked for.
+    pub fn check_length(&self, run: &Prepared) -> Result<()> {
+        let path = &self.path;
+        #[derive(Deserialize)]
+        struct Length {
+            total_steps: usize,
+        }
+        let (before, now) = (RunConfig::of_run(path)?.control, &run.config.control);
+        let plan = path.join(PLAN);
+        let text = fs::read_to_string(&plan).map_err(Error::io(&plan))?;
+        let length: Length = serde_json::from_str(&text)
+            .map_err(|e| Error::Usage(format!("{}: not the plan of a run: {e}", plan.display())))?;
+        let (steps, total) = (length.total_steps, run.total_steps);
+        let path = path.display();
+        if total < steps {
+            return Err(Error::Usage(format!(
+                "{path}: the run has {steps} steps, and --max-steps and --epochs would cut it to {total}: it may only become \
+                 longer; interrupt it where it shall end"
+            )));
+        }
+        let longer = now.epochs > before.epochs || now.max_steps.is_some_and(|n| n > before.max_steps.unwrap_or(steps));
+        if longer && total == steps {
+            let per_epoch = run.plan.steps_per_epoch;
+            let limit = now.max_steps.map_or(String::new(), |n| format!(" and --max-steps is {n}"));
+            return Err(Error::Usage(format!(
+                "{path}: the run would not become longer than its {steps} steps: --epochs is {}, of {per_epoch} steps each{limit}; \
+                 raise both",
+                now.epochs
+            )));
+        }
+        Ok(())
+    }
+
+    /// Drops what was logged after a checkpoint.
+    pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        if self.metrics_bytes < bytes {
+            let got = self.metrics_bytes;
+            let what = format!("{} has {got} bytes, the checkpoint knows of {bytes}", path.display());
+            return Err(Error::Training(format!("{what}; it was changed after the run")));
+        }
+        self.metrics.set_len(bytes).map_err(Error::io(path))?;
+        self.metrics_bytes = bytes;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Makes what was logged safe on disk and returns its size.
+    pub fn sync_log(&mut self) -> Result<u64> {
+        self.write_pending()?;
+        self.metrics.sync_data().map_err(Error::io(self.path.join("metrics.jsonl")))?;
+        Ok(self.metrics_bytes)
+    }
+
+    /// Bytes logged so far.
+    pub fn log_bytes(&self) -> u64 {
+        self.metrics_bytes + self.pending.len() as u64
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Appends a line to `metrics.jsonl`. One that cannot be written is kept for the next attempt.
+    pub fn log<T: Serialize>(&mut self, kind: &str, report: &T) -> Result<()> {
+        let mut line = serde_json::to_string(&Line { kind, report }).map_err(|e| Error::Training(e.to_string()))?;
+        line.push('\n');
+        self.pending.extend(line.as_bytes());
+        self.write_pending()
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        if let Err(error) = self.metrics.write_all(&self.pending) {
+            // A part of a line may be there; if it cannot be cut now, it is when the run is resumed.
+            let _ = self.metrics.set_len(self.metrics_bytes);
+            return Err(Error::io(self.path.join("metrics.jsonl"))(error));
+        }
+        self.metrics_bytes += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+
+    pub fn save_adapter(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        let (adaptation, labels) = (&run.setup.adaptation, &run.task.labels);
+        adapter::save(&self.adapter(), &run.config, adaptation, &run.weights, labels, values)
+    }
+
+    /// Writes the result, and from all files the report.
+    pub fn finish(&self, result: &RunResult) -> Result<()> {
+        self.write_json("result.json", result)?;
+        report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE))
+    }
+
+    fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
+        let path = self.path.join(name);
+        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+    }
+}
+
+/// Removes what a killed process was about to rename: `.NAME.tmp`.
+fn remove_temporaries(dir: &Path) -> Result<()> {
+    if !dir.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
+        let path = entry.map_err(Error::io(dir))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes the lock of a run directory; the system lets go of it when the process ends, however it ends.
+fn lock(path: &Path) -> Result<File> {
+    let file_path = path.join(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&file_path);
+    let file = file.map_err(Error::io(&file_path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::Usage(format!("{}: another run is writing here; give another --out", path.display())))
+        }
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
+    }
+}
+
+/// `VmHWM` of this process.
+pub fn peak_resident() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}

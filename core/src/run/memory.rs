@@ -1,0 +1,161 @@
+//! The memory of fine-tuning a model of which only `config.json` is there.
+
+use super::prepare::default_head_std;
+use crate::job::{ChosenPrecision, PaperMemory, PrecisionChoice, TrainablePlan, body_size, megabytes, thousands};
+use crate::method::Adaptation;
+use crate::method::options::{self, Given};
+use crate::model::{Decoder, HeadKind};
+use crate::plugin::PluginSet;
+use crate::train::batch::padded_rows;
+use crate::train::evaluate::EVAL_EXAMPLES;
+use crate::train::optimizer::Choice;
+use crate::train::{HeadInit, Limits, MemoryKind, Optimization, Recompute, Setup, Size, layout};
+use crate::{Error, Result, decoder};
+use serde::Serialize;
+use sparta_graph::{DType, DeviceInfo};
+use sparta_plugin::method::{Options, Role};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// What the memory of a run depends on.
+#[derive(Clone, Debug)]
+pub struct MemoryRequest {
+    /// A model directory, or a `config.json`.
+    pub model: PathBuf,
+    pub method: String,
+    pub method_options: Options,
+    pub classes: usize,
+    /// Examples per optimizer step.
+    pub batch_size: usize,
+    pub micro_batch_tokens: usize,
+    /// Tokens of the longest example; `None`: a batch fills one micro-batch.
+    pub max_length: Option<usize>,
+    pub dropout: f64,
+    pub recompute: Recompute,
+    pub precision: PrecisionChoice,
+    pub optimizer: Choice,
+}
+
+/// The memory of a run, from the architecture alone.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemoryPlan {
+    pub model: PathBuf,
+    pub family: String,
+    /// The type of the weights that `config.json` states, f32 where it is silent.
+    pub dtype: DType,
+    /// Scalars of the model, the classification head included.
+    pub parameters: u64,
+    pub method: String,
+    pub options: Options,
+    /// For sparse methods the expected numbers.
+    pub trainable: TrainablePlan,
+    /// Tokens of a micro-batch.
+    pub rows: usize,
+    pub batch_size: usize,
+    pub micro_batches: bool,
+    pub recompute: bool,
+    pub device: DeviceInfo,
+    pub precision: ChosenPrecision,
+    /// Bytes on the device by kind.
+    pub memory: BTreeMap<MemoryKind, u64>,
+    pub paper: PaperMemory,
+}
+
+/// Plans the memory of fine-tuning a model, without its weights, tokenizer or data. Nothing is drawn or allocated: index
+/// sets have their expected sizes.
+///
+/// Errors: an unreadable or unsupported configuration; whatever the method refuses.
+pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
+    let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
+    let method = plugins.method(&request.method)?;
+    let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
+    let options = options::check(method.info(), &given.collect())?;
+    let head = HeadKind::Classification { classes: request.classes };
+    let mut parameters = decoder.parameters(head);
+    // A new head is trained, and kept in f32.
+    parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
+    let precision = request.precision.choose(&parameters, device)?;
+    let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
+    adaptation.precision = precision.precision;
+    let limits = limits(request, &decoder, &adaptation)?;
+    let mut setup = Setup {
+        head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
+        decoder,
+        adaptation,
+        head,
+        optimization: Optimization {
+            optimizer: request.optimizer.optimizer()?,
+            max_grad_norm: Some(1.0),
+            ..Optimization::default()
+        },
+        dropout: request.dropout as f32,
+        recompute: false,
+        seed: 0,
+        limits,
+    };
+    let (memory, _) = layout::fit_memory(&mut setup, request.recompute, device)?;
+    let trainable = TrainablePlan::new(&setup.adaptation);
+    let body = body_size(&setup.adaptation);
+    Ok(MemoryPlan {
+        model: request.model.clone(),
+        family: setup.decoder.family.model_type().to_owned(),
+        dtype: setup.decoder.dtype.unwrap_or(DType::F32),
+        parameters: setup.adaptation.parameters.iter().map(|p| p.numel()).sum(),
+        method: setup.adaptation.info.name.clone(),
+        options: setup.adaptation.options.clone(),
+        paper: PaperMemory::new(body, trainable.body),
+        trainable,
+        rows: setup.limits.train.map_or(0, |size| size.rows),
+        batch_size: request.batch_size,
+        micro_batches: setup.limits.micro_batches,
+        recompute: setup.recompute,
+        device: device.clone(),
+        precision,
+        memory,
+    })
+}
+
+fn limits(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -> Result<Limits> {
+    let &MemoryRequest { batch_size: batch, micro_batch_tokens: budget, dropout, .. } = request;
+    if batch == 0 || budget == 0 {
+        return Err(Error::Usage("the batch size and the tokens of a micro-batch must be at least 1".into()));
+    }
+    let longest = request.max_length.unwrap_or(budget).min(decoder.max_position_embeddings).max(1);
+    let tokens = request.max_length.map_or(budget, |_| batch.saturating_mul(longest));
+    let head_features = adaptation.head_only() && dropout == 0.0;
+    Ok(Limits {
+        train: Some(Size { rows: padded_rows(tokens.min(budget.max(longest))), examples: batch }),
+        micro_batches: tokens > budget && !head_features,
+        evaluate: layout::size_of(budget.max(longest), EVAL_EXAMPLES),
+        positions: longest,
+        head_features,
+        batch,
+    })
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options: Vec<String> = self.options.iter().map(|(name, value)| format!("{name} {value}")).collect();
+        let (family, parameters) = (&self.family, thousands(self.parameters));
+        writeln!(f, "model      {} ({family}, {parameters} parameters, {})", self.model.display(), self.dtype)?;
+        writeln!(f, "method     {}  {}", self.method, options.join(", "))?;
+        let TrainablePlan { body, head, density, .. } = self.trainable;
+        let (body, percent) = (thousands(body), 100.0 * density);
+        writeln!(f, "trainable  {body} in the body ({percent:.4} % of the model) + {} in the head", thousands(head))?;
+        let split = if self.micro_batches { " and more micro-batches for the rest of them" } else { "" };
+        writeln!(f, "batch      {} tokens of {} examples{split}", thousands(self.rows as u64), self.batch_size)?;
+        writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        writeln!(f, "precision  {}", self.precision)?;
+        let total: u64 = self.memory.values().sum();
+        let recompute = if self.recompute { ", layers computed again in the backward pass" } else { "" };
+        let per_parameter = |bytes: u64| 8.0 * bytes as f64 / self.parameters as f64;
+        let (size, bits) = (megabytes(total), per_parameter(total));
+        writeln!(f, "memory     {size} on the device, {bits:.2} bits per parameter{recompute}")?;
+        for kind in MemoryKind::ALL {
+            let Some(&bytes) = self.memory.get(&kind).filter(|&&bytes| bytes > 0) else { continue };
+            writeln!(f, "  {:<24}{:>14}{:>8.2}", kind.title(), megabytes(bytes), per_parameter(bytes))?;
+        }
+        write!(f, "{}", self.paper)
+    }
+}

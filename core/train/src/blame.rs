@@ -1,0 +1,66 @@
+//! Which tensor of a step is the first that is not finite.
+
+use crate::Result;
+use crate::batch::Batch;
+use crate::graphs::{Purpose, Size, names};
+use crate::session::Session;
+use crate::tensors::MemoryKind;
+use sparta_graph::ops::PARTIALS;
+use sparta_graph::{DType, Plan, Probe, probe};
+use std::fmt;
+
+/// The op that gave the first numbers that are not finite.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blame {
+    probe: Probe,
+    /// Weights and trained tensors that it reads.
+    tensors: Vec<String>,
+}
+
+impl fmt::Display for Blame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pass = if self.probe.backward { "backward" } else { "forward" };
+        write!(f, "the first to overflow is op `{}` of {} in the {pass} pass", self.probe.op, self.probe.label)?;
+        if self.tensors.is_empty() { Ok(()) } else { write!(f, ", which reads {}", self.tensors.join(", ")) }
+    }
+}
+
+/// The tensor that the probes measure into.
+const NORMS: &str = "probe.norms";
+
+impl Session {
+    /// Computes the micro-batches of the last step again, or the hidden states of them, without an update, and finds
+    /// the first tensor that is not finite; `None` if all are.
+    pub fn blame(&mut self, micro_batches: &[Batch], purpose: fn(Size) -> Purpose) -> Result<Option<Blame>> {
+        for (i, batch) in micro_batches.iter().enumerate() {
+            let size = self.size_of(batch)?;
+            self.queue_batch(batch)?;
+            self.queue_rng(i)?;
+            if let Some(found) = self.blame_purpose(purpose(size))? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// [`Session::blame`] for a graph whose inputs are on the device already.
+    pub fn blame_purpose(&mut self, purpose: Purpose) -> Result<Option<Blame>> {
+        let graph = self.setup().graphs().build(purpose)?;
+        let (probed, probes) = probe(&graph, NORMS)?;
+        self.reserve_arena(Plan::build(&probed, self.in_place).arena)?;
+        self.tensors().alloc(NORMS, DType::F32, probes.len() * PARTIALS, MemoryKind::Buffers)?;
+        let sums = self.run_graph(&probed).and_then(|()| self.tensors().read_f32(NORMS, probes.len() * PARTIALS));
+        self.tensors().free(NORMS);
+        let sums = sums?;
+        let bad = sums.chunks(PARTIALS).position(|row| row.iter().any(|x| !x.is_finite()));
+        let Some(probe) = bad.and_then(|at| probes.into_iter().nth(at)) else { return Ok(None) };
+        let known = |name: &String| {
+            let adaptation = &self.setup().adaptation;
+            adaptation.parameters.iter().any(|p| p.name == *name)
+                || adaptation.trained().iter().any(|t| t.name == *name)
+                || name == names::FEATURES
+        };
+        let tensors = probe.externals.iter().filter(|name| known(name)).cloned().collect();
+        Ok(Some(Blame { probe, tensors }))
+    }
+}

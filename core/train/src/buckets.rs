@@ -1,0 +1,114 @@
+//! Trained values in few flat tensors ("buckets"), so that an update takes a few launches instead of some per tensor.
+//!
+//! Gradients, optimizer slots and, over micro-batches, gradient sums lie in tensors of the same layout. Trained tensors
+//! are ranges of their bucket, which plans bind as tensors of their own.
+
+use crate::optimizer::Optimization;
+use crate::tensors::MemoryKind;
+use sparta_graph::ops::Concat;
+use sparta_model::method::{Form, Trained};
+
+/// Elements that a bucket holds at most, unless a single tensor is larger: 64 MiB of f32, which is below what any device
+/// binds at once. It does not depend on the device, because random rounding draws by the position in the bucket.
+const LARGEST: usize = 1 << 24;
+
+/// A flat tensor of trained values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    /// What names its tensors.
+    pub number: usize,
+    pub kind: MemoryKind,
+    /// The optimizer group of all its tensors.
+    pub group: usize,
+    pub parts: Vec<Part>,
+    /// Elements, gaps between the parts included.
+    pub len: usize,
+    /// Parts of the buckets before this one.
+    pub first: usize,
+}
+
+/// A trained tensor and where it begins in its bucket, in elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub trained: Trained,
+    pub begin: usize,
+}
+
+impl Bucket {
+    pub fn values(&self) -> String {
+        format!("bucket.{}", self.number)
+    }
+
+    pub fn slot(&self, slot: &str) -> String {
+        format!("bucket.{}.{slot}", self.number)
+    }
+
+    pub fn gradient_sums(&self) -> String {
+        format!("bucket.{}.gradient", self.number)
+    }
+
+    /// The table of its parts, for [`sparta_graph::ops::SumOfSquares`].
+    pub fn table(&self) -> String {
+        format!("bucket.{}.parts", self.number)
+    }
+
+    /// Begin and length of each part.
+    pub fn ranges(&self) -> Vec<u32> {
+        self.parts.iter().flat_map(|part| [part.begin as u32, part.trained.numel() as u32]).collect()
+    }
+}
+
+/// The buckets of trained tensors: those of one kind and group together, in their order.
+pub fn buckets(trained: Vec<Trained>, optimization: &Optimization) -> Vec<Bucket> {
+    let mut collected: Vec<(MemoryKind, usize, Vec<Trained>)> = Vec::new();
+    for tensor in trained {
+        let kind = if tensor.form == Form::Dense { MemoryKind::Weights } else { MemoryKind::Adapter };
+        let group = optimization.group_of(&tensor.name);
+        let size = |tensors: &[Trained]| Concat::layout(tensors.iter().map(Trained::numel)).1;
+        let open = collected.iter_mut().rev().find(|(k, g, _)| (*k, *g) == (kind, group));
+        match open.filter(|(_, _, tensors)| size(tensors) + tensor.numel() <= LARGEST) {
+            Some((_, _, tensors)) => tensors.push(tensor),
+            None => collected.push((kind, group, vec![tensor])),
+        }
+    }
+    let mut first = 0;
+    let laid_out = collected.into_iter().enumerate().map(|(number, (kind, group, tensors))| {
+        let (begins, len) = Concat::layout(tensors.iter().map(Trained::numel));
+        let parts: Vec<Part> =
+            tensors.into_iter().zip(begins).map(|(trained, begin)| Part { trained, begin }).collect();
+        first += parts.len();
+        Bucket { number, kind, group, len, first: first - parts.len(), parts }
+    });
+    laid_out.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::Group;
+
+    fn trained(name: &str, shape: &[usize], form: Form) -> Trained {
+        Trained { name: name.into(), shape: shape.to_vec(), parameter: 0, form }
+    }
+
+    #[test]
+    fn tensors_of_a_kind_and_group_share_buckets() {
+        let tensors = vec![
+            trained("a", &[100], Form::Sparse),
+            trained("norm.b", &[3], Form::Sparse),
+            trained("c", &[64], Form::Sparse),
+            trained("large", &[1 << 12, 1 << 12], Form::Sparse),
+            trained("d", &[1], Form::Sparse),
+            trained("head", &[2, 3], Form::Dense),
+        ];
+        let group = Group { pattern: "norm*".into(), lr_factor: 1.0, weight_decay: 0.0 };
+        let buckets = buckets(tensors, &Optimization { groups: vec![group], ..Default::default() });
+        let names: Vec<Vec<&str>> =
+            buckets.iter().map(|b| b.parts.iter().map(|part| &*part.trained.name).collect()).collect();
+        assert_eq!(names, [vec!["a", "c"], vec!["norm.b"], vec!["large"], vec!["d"], vec!["head"]]);
+        assert_eq!(buckets[0].ranges(), [0, 100, 128, 64]);
+        assert_eq!(buckets.iter().map(|b| b.len).collect::<Vec<_>>(), [192, 64, 1 << 24, 64, 64]);
+        assert_eq!(buckets.iter().map(|b| b.first).collect::<Vec<_>>(), [0, 2, 3, 4, 5]);
+        assert_eq!((buckets[1].group, buckets[4].kind), (0, MemoryKind::Weights));
+    }
+}

@@ -1,0 +1,259 @@
+//! The graphs of a run: forward, backward and optimizer update of one (micro-)batch, evaluation, pooled features.
+
+use crate::Result;
+use crate::buckets::buckets;
+use crate::optimizer::Optimization;
+use crate::update::join;
+use sparta_graph::ops::{Accumulate, Concat, CrossEntropy, Fill, Store, step as step_input};
+use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
+use sparta_model::forward::{self, Inputs};
+use sparta_model::method::{Adaptation, AdaptedLayers};
+use sparta_model::{Decoder, HeadKind};
+
+/// Names of the tensors that the host reads and writes around a run of a plan.
+pub mod names {
+    pub const TOKENS: &str = "tokens";
+    pub const SPANS: &str = "spans";
+    pub const ROWS: &str = "rows";
+    pub const LABELS: &str = "labels";
+    pub const STEP: &str = "step";
+    pub const RNG: &str = "rng";
+    pub const ROPE: &str = "rope";
+    /// Pooled hidden states as an input, for head-only training.
+    pub const FEATURES: &str = "features";
+    /// Partial sums of squares per trained tensor, in the order of the buckets.
+    pub const NORMS: &str = "norms";
+    /// Set by a step that is not finite; nothing is updated until the host clears it.
+    pub const LATCH: &str = "latch";
+    /// The sum of the losses of a step's micro-batches so far.
+    pub const LOSS_SUM: &str = "loss_sum";
+    /// All that the host reads after a step or an evaluation, in one tensor: [`super::results`].
+    pub const RESULTS: &str = "out.results";
+    pub const POOLED: &str = "out.pooled";
+
+    pub fn grad_sum(trained: &str) -> String {
+        format!("grad_sum.{trained}")
+    }
+}
+
+/// The parts of [`names::RESULTS`]: the element at which each begins, and the length of all. The step's numbers are among
+/// them, which the host knows beforehand: where it finds others, the device has not done what it was told.
+pub mod results {
+    use sparta_graph::ops::{Concat, step};
+
+    /// After a step: loss; gradient norm and clip factor; the step's numbers.
+    pub fn of_step() -> ([usize; 3], usize) {
+        layout([1, 2, step::LEN])
+    }
+
+    /// After an evaluation: loss; the step's numbers; logits.
+    pub fn of_evaluation(logits: usize) -> ([usize; 3], usize) {
+        layout([1, step::LEN, logits])
+    }
+
+    fn layout(lengths: [usize; 3]) -> ([usize; 3], usize) {
+        let (begins, length) = Concat::layout(lengths);
+        ([begins[0], begins[1], begins[2]], length)
+    }
+}
+
+/// Rows of a batch: T tokens of N examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Size {
+    pub rows: usize,
+    pub examples: usize,
+}
+
+/// What one run of a plan does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Purpose {
+    /// A whole optimizer step.
+    Step(Size),
+    /// The first micro-batch of a step: gradients into the sums.
+    FirstMicroBatch(Size),
+    /// A later micro-batch: gradients added to the sums.
+    MicroBatch(Size),
+    /// The update from the gradient sums.
+    Update,
+    /// Logits and loss.
+    Evaluate(Size),
+    /// Pooled hidden states.
+    Pool(Size),
+    /// An optimizer step of the head on pooled hidden states of so many examples.
+    HeadStep(usize),
+    /// Logits and loss from pooled hidden states.
+    HeadEvaluate(usize),
+    /// What follows from the trained values, into the weights that the forward pass reads.
+    Follow,
+}
+
+/// Builds graphs for one model and method.
+pub struct Graphs<'a> {
+    pub decoder: &'a Decoder,
+    pub adaptation: &'a Adaptation,
+    pub head: HeadKind,
+    pub optimization: &'a Optimization,
+    /// Attention dropout while training.
+    pub dropout: f32,
+    /// Compute the activations of a layer again in the backward pass.
+    pub recompute: bool,
+    /// Rows of the rope table.
+    pub positions: usize,
+}
+
+impl Graphs<'_> {
+    pub fn build(&self, purpose: Purpose) -> Result<Graph> {
+        let mut graph = Graph::new();
+        let g = &mut graph;
+        match purpose {
+            Purpose::Step(size) => return self.train(graph, size, Gradients::Apply),
+            Purpose::FirstMicroBatch(size) => return self.train(graph, size, Gradients::Keep),
+            Purpose::MicroBatch(size) => return self.train(graph, size, Gradients::Sum),
+            Purpose::Update => self.update_from_sums(g)?,
+            Purpose::Evaluate(size) => {
+                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let logits = self.logits(g, &mut layers, size, None)?;
+                self.store_evaluation(g, logits)?;
+            }
+            Purpose::Pool(size) => {
+                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let pooled = self.hidden(g, &mut layers, size, None)?;
+                store(g, names::POOLED, pooled)?;
+            }
+            Purpose::HeadStep(examples) => {
+                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let logits = self.head_logits(g, &mut layers, examples)?;
+                self.backward(g, &mut layers, logits, Gradients::Apply)?;
+            }
+            Purpose::HeadEvaluate(examples) => {
+                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let logits = self.head_logits(g, &mut layers, examples)?;
+                self.store_evaluation(g, logits)?;
+            }
+            Purpose::Follow => {
+                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                for trained in &self.adaptation.trained() {
+                    layers.follow(g, trained)?;
+                }
+            }
+        }
+        Ok(graph)
+    }
+
+    fn train(&self, mut graph: Graph, size: Size, gradients: Gradients) -> Result<Graph> {
+        let g = &mut graph;
+        let rng = g.external(names::RNG, DType::U32, [4]);
+        let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
+        let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
+        let logits = self.logits(g, &mut layers, size, dropout)?;
+        let forward = g.nodes().len();
+        self.backward(g, &mut layers, logits, gradients)?;
+        Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
+    }
+
+    fn hidden(
+        &self,
+        graph: &mut Graph,
+        layers: &mut AdaptedLayers,
+        size: Size,
+        dropout: Option<(f32, Value)>,
+    ) -> Result<Value> {
+        let classify = matches!(self.head, HeadKind::Classification { .. });
+        let inputs = Inputs {
+            tokens: graph.external(names::TOKENS, DType::U32, [size.rows]),
+            spans: graph.external(names::SPANS, DType::U32, [size.rows, 2]),
+            rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
+            rows: classify.then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
+            dropout,
+        };
+        forward::hidden_states(self.decoder, graph, layers, &inputs)
+    }
+
+    fn logits(
+        &self,
+        graph: &mut Graph,
+        layers: &mut AdaptedLayers,
+        size: Size,
+        dropout: Option<(f32, Value)>,
+    ) -> Result<Value> {
+        let hidden = self.hidden(graph, layers, size, dropout)?;
+        match self.head {
+            HeadKind::Classification { .. } => forward::class_logits(graph, layers, hidden),
+            HeadKind::CausalLm => forward::vocabulary_logits(self.decoder, graph, layers, hidden),
+        }
+    }
+
+    fn head_logits(&self, graph: &mut Graph, layers: &mut AdaptedLayers, examples: usize) -> Result<Value> {
+        let pooled = graph.external(names::FEATURES, DType::F32, [examples, self.decoder.hidden_size]);
+        forward::class_logits(graph, layers, pooled)
+    }
+
+    /// Loss of the logits.
+    fn loss(&self, graph: &mut Graph, logits: Value) -> Result<Value> {
+        graph.set_label("loss");
+        let rows = graph.shape(logits)?[0];
+        let labels = graph.external(names::LABELS, DType::U32, [rows]);
+        let step = step_numbers(graph);
+        Ok(graph.one(CrossEntropy::default(), &[logits, labels, step])?)
+    }
+
+    fn store_evaluation(&self, graph: &mut Graph, logits: Value) -> Result<()> {
+        let loss = self.loss(graph, logits)?;
+        let step = step_numbers(graph);
+        let mut parts = vec![loss, step];
+        if matches!(self.head, HeadKind::Classification { .. }) {
+            parts.push(logits);
+        }
+        store_joined(graph, names::RESULTS, &parts)
+    }
+
+    fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, logits: Value, target: Gradients) -> Result<()> {
+        let loss = self.loss(graph, logits)?;
+        let one = graph.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
+        let buckets = buckets(self.adaptation.trained(), self.optimization);
+        let trained = buckets.iter().flat_map(|bucket| &bucket.parts);
+        let requests: Vec<_> = trained.map(|part| layers.grad_request(graph, &part.trained)).collect();
+        let grads = gradients(graph, &[(loss, one)], &requests)?;
+        graph.set_label("optimizer");
+        let joined = join(graph, &buckets, &grads)?;
+        if target == Gradients::Apply {
+            return self.update(graph, layers, &buckets, &joined, loss);
+        }
+        let sums = buckets.iter().map(|bucket| (bucket.gradient_sums(), bucket.len)).collect::<Vec<_>>();
+        let sums = sums.into_iter().chain([(names::LOSS_SUM.to_owned(), 1)]);
+        for ((name, len), value) in sums.zip(joined.into_iter().chain([loss])) {
+            let sum = graph.external(name, DType::F32, [len]);
+            match target {
+                Gradients::Sum => graph.apply(Accumulate {}.into(), &[sum, value])?,
+                _ => graph.apply(Store {}.into(), &[sum, value])?,
+            };
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of the gradients of a batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gradients {
+    Apply,
+    Keep,
+    Sum,
+}
+
+/// The step's numbers, which the host writes.
+pub(crate) fn step_numbers(graph: &mut Graph) -> Value {
+    graph.external(names::STEP, DType::F32, [step_input::LEN])
+}
+
+/// Stores tensors as one.
+pub(crate) fn store_joined(graph: &mut Graph, name: &str, parts: &[Value]) -> Result<()> {
+    let joined = graph.one(Concat {}, parts)?;
+    store(graph, name, joined)
+}
+
+fn store(graph: &mut Graph, name: &str, value: Value) -> Result<()> {
+    let ty = graph.ty(value)?.clone();
+    let destination = graph.external(name, ty.dtype, ty.shape);
+    graph.apply(Store {}.into(), &[destination, value])?;
+    Ok(())
+}

@@ -1,0 +1,318 @@
+//! Which tensors a session keeps on the device, how large they are, and their first values.
+
+use crate::batch::padded_rows;
+use crate::buckets::Bucket;
+use crate::graphs::{Purpose, Size, names, results};
+use crate::setup::{HeadInit, Limits, Recompute, Setup};
+use crate::tensors::{MemoryKind, Tensors};
+use crate::{Error, Result};
+use sparta_graph::ops::{PARTIALS, step as step_input};
+use sparta_graph::{Backend, DType, DeviceInfo, Plan};
+use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
+use sparta_model::method::{Form, Part, philox};
+use sparta_model::{HeadKind, WeightSource, to_f32};
+use sparta_plugin::method::{Init, Parameter};
+use std::collections::BTreeMap;
+
+/// The size of a batch of `examples` sequences with `tokens` tokens together.
+pub fn size_of(tokens: usize, examples: usize) -> Size {
+    Size { rows: padded_rows(tokens), examples }
+}
+
+pub struct TensorSpec {
+    pub name: String,
+    pub dtype: DType,
+    pub len: usize,
+    pub kind: MemoryKind,
+    /// The tensor that it is a part of, and the element at which it begins there; such a tensor comes after the whole.
+    pub part_of: Option<(String, usize)>,
+}
+
+impl TensorSpec {
+    fn new(name: String, dtype: DType, len: usize, kind: MemoryKind) -> Self {
+        TensorSpec { name, dtype, len, kind, part_of: None }
+    }
+
+    /// Bytes of its own.
+    fn bytes(&self) -> u64 {
+        if self.part_of.is_some() { 0 } else { (self.len * self.dtype.size()) as u64 }
+    }
+}
+
+/// What the device calls an optimizer slot of a trained tensor; checkpoints do so, too.
+pub(crate) fn slot_name(slot: &str, trained: &str) -> String {
+    format!("{slot}.{trained}")
+}
+
+/// Every tensor of a session but the arena.
+pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
+    let mut list = Vec::new();
+    let adaptation = &setup.adaptation;
+    let whole = |i: &usize| !matches!(adaptation.parts[*i], Part::Dense);
+    for (i, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| whole(i)) {
+        let len = parameter.numel() as usize;
+        list.push(TensorSpec::new(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights));
+    }
+    for (_, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| adaptation.is_shadowed(*i)) {
+        let (name, dtype) = (shadow_name(&parameter.name), adaptation.precision.products);
+        list.push(TensorSpec::new(name, dtype, parameter.numel() as usize, MemoryKind::Weights));
+    }
+    for t in adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
+        let (parameter, len) = (&adaptation.parameters[t.parameter], t.numel());
+        let mut add = |name, dtype, len, kind| list.push(TensorSpec::new(name, dtype, len, kind));
+        add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
+        add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
+        if let [rows, _] = parameter.shape[..] {
+            add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
+        }
+    }
+    let buckets = setup.buckets();
+    buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
+    buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
+    list
+}
+
+/// The flat tensors of a bucket, each followed by its parts.
+fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
+    let mut add = |whole: String, dtype, kind, name: &dyn Fn(&str) -> String| {
+        list.push(TensorSpec::new(whole.clone(), dtype, bucket.len, kind));
+        list.extend(bucket.parts.iter().map(|part| {
+            let spec = TensorSpec::new(name(&part.trained.name), dtype, part.trained.numel(), kind);
+            TensorSpec { part_of: Some((whole.clone(), part.begin)), ..spec }
+        }));
+    };
+    add(bucket.values(), DType::F32, bucket.kind, &str::to_owned);
+    if setup.limits.train.is_none() {
+        return;
+    }
+    for slot in setup.optimization.optimizer.slots() {
+        add(bucket.slot(slot.name), slot.dtype, MemoryKind::Optimizer, &|name| slot_name(slot.name, name));
+    }
+    if setup.limits.micro_batches {
+        add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
+    }
+    list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
+}
+
+fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
+    let (rows, examples) = (setup.limits.max_rows(), setup.limits.max_examples());
+    let hidden = setup.decoder.hidden_size;
+    let mut buffer = |name: &str, dtype, len| list.push(TensorSpec::new(name.into(), dtype, len, MemoryKind::Buffers));
+    buffer(names::TOKENS, DType::U32, rows);
+    buffer(names::SPANS, DType::U32, 2 * rows);
+    buffer(names::LABELS, DType::U32, rows.max(examples));
+    buffer(names::STEP, DType::F32, step_input::LEN);
+    buffer(names::RNG, DType::U32, 4);
+    buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
+    let logits = match setup.head {
+        HeadKind::Classification { classes } => examples * classes,
+        HeadKind::CausalLm => 0,
+    };
+    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(logits).1));
+    if let HeadKind::Classification { .. } = setup.head {
+        buffer(names::ROWS, DType::U32, examples);
+    }
+    if setup.limits.head_features {
+        buffer(names::FEATURES, DType::F32, examples * hidden);
+        buffer(names::POOLED, DType::F32, examples * hidden);
+    }
+    if setup.limits.train.is_some() {
+        buffer(names::NORMS, DType::F32, trained * PARTIALS);
+        buffer(names::LATCH, DType::F32, 1);
+        buffer(names::LOSS_SUM, DType::F32, 1);
+    }
+}
+
+/// Bytes by kind and bytes of the arena, from shapes alone: what [`crate::Session::open`] will allocate.
+pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+    let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
+    for tensor in tensors(setup) {
+        *memory.entry(tensor.kind).or_default() += tensor.bytes();
+    }
+    let mut arena = 0;
+    for purpose in largest_purposes(setup) {
+        let graph = setup.graphs().build(purpose)?;
+        arena = arena.max(Plan::build(&graph, in_place).arena);
+    }
+    memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
+    Ok((memory, arena))
+}
+
+/// Errors: an operation of the session's plans that the device's backend does not have.
+pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
+    for purpose in largest_purposes(setup) {
+        device.supports(&Plan::build(&setup.graphs().build(purpose)?, device.info().in_place))?;
+    }
+    Ok(())
+}
+
+/// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device
+/// has too little memory without.
+pub fn fit_memory(
+    setup: &mut Setup,
+    recompute: Recompute,
+    device: &DeviceInfo,
+) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+    setup.recompute = recompute == Recompute::On;
+    let planned = plan_memory(setup, device.in_place)?;
+    let too_large = device.memory.is_some_and(|limit| planned.0.values().sum::<u64>() > limit);
+    if recompute == Recompute::Auto && too_large {
+        setup.recompute = true;
+        return plan_memory(setup, device.in_place);
+    }
+    Ok(planned)
+}
+
+/// The plans of the largest batches.
+fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
+    let Limits { train, micro_batches, evaluate, head_features, batch, .. } = setup.limits;
+    let mut purposes = vec![Purpose::Evaluate(evaluate)];
+    if head_features {
+        purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
+    } else if let Some(size) = train {
+        purposes.push(Purpose::Step(size));
+        if micro_batches {
+            purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
+        }
+    }
+    purposes
+}
+
+/// Writes the weights, the index sets with their base values, the first values of new tensors, and the rope table.
+///
+/// Errors: a weight that is NaN or infinite; a device that fails.
+pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
+    let adaptation = &setup.adaptation;
+    for (i, parameter) in adaptation.parameters.iter().enumerate() {
+        let dtype = adaptation.device_dtype(i);
+        if weights.get(&parameter.name).is_none() {
+            tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+        } else {
+            // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
+            let view = weights.get_finite(&parameter.name)?;
+            match view.dtype == dtype {
+                true => tensors.write(&parameter.name, view.bytes)?,
+                false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
+            }
+        }
+        if let Part::Sparse(set) = &adaptation.parts[i]
+            && !set.indices.is_empty()
+        {
+            tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
+            let view = weights.get(&parameter.name).ok_or_else(|| {
+                Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
+            })?;
+            tensors.write_f32(&base_name(&parameter.name), &pick(parameter, view.dtype, view.bytes, &set.indices)?)?;
+            if let [rows, columns] = parameter.shape[..] {
+                tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
+            }
+        }
+        // The device has it now; the file's pages would count as this process's memory.
+        weights.forget(&parameter.name);
+    }
+    for t in adaptation.trained() {
+        if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
+            tensors.write_f32(&t.name, &initial(setup.seed, &t.name, &t.shape, extra[k].init))?;
+        }
+    }
+    if setup.limits.train.is_some() {
+        for bucket in setup.buckets() {
+            tensors.write_u32(&bucket.table(), &bucket.ranges())?;
+        }
+    }
+    let table = setup.decoder.rope.table(setup.decoder.head_dim, setup.limits.positions);
+    tensors.write_f32(names::ROPE, &table)
+}
+
+/// First values of a head that the checkpoint does not have, `[classes, hidden]`.
+fn new_head(weights: &dyn WeightSource, setup: &Setup, parameter: &Parameter) -> Result<Vec<f32>> {
+    match &setup.head_init {
+        HeadInit::Normal { std } => {
+            Ok(initial(setup.seed, &parameter.name, &parameter.shape, Init::Normal { std: *std }))
+        }
+        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.tied_embeddings, rows),
+    }
+}
+
+/// Rows of the vocabulary head, or of the embeddings where it is tied to them.
+fn vocabulary_rows(weights: &dyn WeightSource, tied: bool, rows: &[u32]) -> Result<Vec<f32>> {
+    let name = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let error = |what: String| Error::Weights(format!("{}: {what}", weights.origin()));
+    let head = weights.get(name).ok_or_else(|| {
+        error(format!(
+            "the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"
+        ))
+    })?;
+    let width = head.shape.iter().skip(1).product::<usize>() * head.dtype.size();
+    let mut values = Vec::new();
+    for &row in rows {
+        let bytes = head.bytes.get(row as usize * width..(row as usize + 1) * width);
+        let row = bytes.and_then(|bytes| to_f32(head.dtype, bytes));
+        values.extend(row.ok_or_else(|| error(format!("{name} is {:?}, it has no such row", head.shape)))?);
+    }
+    Ok(values)
+}
+
+/// First values of a new tensor, a function of seed and name alone.
+pub fn initial(seed: u64, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
+    let len = shape.iter().product();
+    match init {
+        Init::Zeros => vec![0.0; len],
+        Init::Uniform { bound } => philox::uniform(seed, name, len, bound),
+        Init::Normal { std } => philox::normal(seed, name, len, std),
+    }
+}
+
+fn as_f32(parameter: &Parameter, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>> {
+    to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
+}
+
+fn pick(parameter: &Parameter, dtype: DType, bytes: &[u8], indices: &[u32]) -> Result<Vec<f32>> {
+    let size = dtype.size();
+    let chosen: Vec<u8> =
+        indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect();
+    as_f32(parameter, dtype, &chosen)
+}
+
+/// Where each row's elements begin among ascending flat indices: `[rows + 1]`.
+pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
+    (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_model::TensorView;
+
+    /// Matrices of three rows and two columns.
+    struct Matrices(BTreeMap<&'static str, [f32; 6]>);
+
+    impl WeightSource for Matrices {
+        fn origin(&self) -> String {
+            "memory".into()
+        }
+
+        fn names(&self) -> Vec<&str> {
+            self.0.keys().copied().collect()
+        }
+
+        fn get(&self, name: &str) -> Option<TensorView<'_>> {
+            let values = self.0.get(name)?;
+            Some(TensorView { dtype: DType::F32, shape: &[3, 2], bytes: bytemuck::cast_slice(values) })
+        }
+    }
+
+    #[test]
+    fn a_head_can_begin_as_rows_of_the_vocabulary_head() {
+        let mut weights = Matrices(BTreeMap::from([
+            ("model.embed_tokens.weight", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
+            ("lm_head.weight", [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]),
+        ]));
+        assert_eq!(vocabulary_rows(&weights, true, &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!(vocabulary_rows(&weights, false, &[1]).unwrap(), [12.0, 13.0]);
+        assert!(vocabulary_rows(&weights, false, &[3]).unwrap_err().to_string().contains("lm_head.weight is [3, 2]"));
+        weights.0.remove("lm_head.weight");
+        let error = vocabulary_rows(&weights, false, &[1]).unwrap_err().to_string();
+        assert!(error.contains("lm_head.weight, which is missing"), "{error}");
+    }
+}

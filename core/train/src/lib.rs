@@ -1,0 +1,34 @@
+//! Training on a device: packed batches, graphs of a step, the session that runs them, schedules, evaluation.
+//!
+//! No file system and no clock: weights come from a [`sparta_model::WeightSource`], state goes out as values.
+
+pub mod batch;
+mod blame;
+mod buckets;
+pub mod evaluate;
+pub mod graphs;
+pub mod layout;
+mod metrics;
+pub mod optimizer;
+mod profile;
+pub mod schedule;
+mod session;
+mod setup;
+mod step;
+mod tensors;
+mod update;
+
+pub use batch::{Batch, Encoded};
+pub use blame::Blame;
+pub use evaluate::Prediction;
+pub use graphs::Size;
+pub use metrics::{Metrics, Scores};
+pub use optimizer::{Optimization, Optimizer};
+pub use profile::{Ceiling, Profile};
+pub use schedule::Schedule;
+pub use session::{Session, StateTensor};
+pub use setup::{HeadInit, Limits, Recompute, Setup};
+pub use step::{StepOutput, Submitted};
+pub use tensors::{MemoryKind, Tensors};
+
+use sparta_model::{Error, Result};

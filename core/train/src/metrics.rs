@@ -1,0 +1,189 @@
+//! Predictions compared with labels.
+
+use serde::{Deserialize, Serialize};
+use sparta_model::{Error, Result};
+use std::collections::BTreeMap;
+
+/// What an evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    pub examples: u64,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// The task's metrics by id: `accuracy`, `f1`, `mcc`.
+    #[serde(flatten)]
+    pub scores: BTreeMap<String, f64>,
+    /// `confusion[label][predicted]`, in examples.
+    #[serde(default)]
+    pub confusion: Vec<Vec<u64>>,
+}
+
+/// Predictions compared with labels. The definitions are scikit-learn's, and so are the degenerate cases: a ratio whose
+/// denominator is zero is 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scores {
+    /// `counts[label][predicted]`.
+    counts: Vec<Vec<u64>>,
+    loss_sum: f64,
+}
+
+impl Scores {
+    /// Ids that [`Scores::metric`] knows.
+    pub const METRICS: &'static [&'static str] = &["accuracy", "f1", "mcc"];
+
+    pub fn new(classes: usize) -> Self {
+        Scores { counts: vec![vec![0; classes]; classes], loss_sum: 0.0 }
+    }
+
+    /// Adds one example with its cross-entropy in nats. Errors: a class out of range.
+    pub fn add(&mut self, label: usize, predicted: usize, loss: f64) -> Result<()> {
+        let classes = self.counts.len();
+        let count = self.counts.get_mut(label).and_then(|row| row.get_mut(predicted));
+        *count.ok_or_else(|| {
+            Error::Data(format!("label {label}, predicted {predicted}: the task has {classes} classes"))
+        })? += 1;
+        self.loss_sum += loss;
+        Ok(())
+    }
+
+    /// Number of examples.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().flatten().sum()
+    }
+
+    /// `[label][predicted]`, in examples.
+    pub fn confusion(&self) -> &[Vec<u64>] {
+        &self.counts
+    }
+
+    /// Mean cross-entropy in nats.
+    pub fn loss(&self) -> f64 {
+        ratio(self.loss_sum, self.count() as f64)
+    }
+
+    /// The metric of this id, in [0, 1] (`mcc`: [-1, 1]); more is better.
+    pub fn metric(&self, id: &str) -> Result<f64> {
+        match id {
+            "accuracy" => Ok(self.accuracy()),
+            "f1" => Ok(self.f1()),
+            "mcc" => Ok(self.mcc()),
+            _ => Err(Error::Usage(format!("unknown metric `{id}`; choose one of {}", Self::METRICS.join(", ")))),
+        }
+    }
+
+    /// Share of right predictions.
+    pub fn accuracy(&self) -> f64 {
+        let right: u64 = (0..self.counts.len()).map(|class| self.counts[class][class]).sum();
+        ratio(right as f64, self.count() as f64)
+    }
+
+    /// Two classes: F1 of class 1. More: the mean of the classes' F1 (macro), over the classes that occur among labels
+    /// or predictions, as scikit-learn does.
+    pub fn f1(&self) -> f64 {
+        if self.counts.len() == 2 {
+            return self.class_f1(1);
+        }
+        let occurring: Vec<usize> =
+            (0..self.counts.len()).filter(|&class| self.labelled(class) + self.predicted(class) > 0).collect();
+        ratio(occurring.iter().map(|&class| self.class_f1(class)).sum(), occurring.len() as f64)
+    }
+
+    /// Matthews correlation; for more than two classes Gorodkin's R_K (2004), from the covariances of labels and
+    /// predictions.
+    pub fn mcc(&self) -> f64 {
+        let classes = 0..self.counts.len();
+        let n = self.count() as f64;
+        let right: u64 = classes.clone().map(|class| self.counts[class][class]).sum();
+        let dot = |a: &dyn Fn(usize) -> u64, b: &dyn Fn(usize) -> u64| -> f64 {
+            classes.clone().map(|class| a(class) as f64 * b(class) as f64).sum()
+        };
+        let (labels, predictions) = (|class| self.labelled(class), |class| self.predicted(class));
+        let covariance = right as f64 * n - dot(&labels, &predictions);
+        let label_variance = n * n - dot(&labels, &labels);
+        let prediction_variance = n * n - dot(&predictions, &predictions);
+        ratio(covariance, (label_variance * prediction_variance).sqrt())
+    }
+
+    /// 2 TP / (2 TP + FP + FN).
+    fn class_f1(&self, class: usize) -> f64 {
+        let both = self.labelled(class) + self.predicted(class);
+        ratio(2.0 * self.counts[class][class] as f64, both as f64)
+    }
+
+    fn labelled(&self, class: usize) -> u64 {
+        self.counts[class].iter().sum()
+    }
+
+    fn predicted(&self, class: usize) -> u64 {
+        self.counts.iter().map(|row| row[class]).sum()
+    }
+}
+
+fn ratio(numerator: f64, denominator: f64) -> f64 {
+    if denominator == 0.0 { 0.0 } else { numerator / denominator }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(classes: usize, labels: &[usize], predicted: &[usize]) -> Scores {
+        let mut scores = Scores::new(classes);
+        labels.iter().zip(predicted).for_each(|(&y, &p)| scores.add(y, p, 0.5).unwrap());
+        scores
+    }
+
+    /// Accuracy, F1 and Matthews correlation, against numbers of scikit-learn 1.x.
+    #[track_caller]
+    fn check(scores: Scores, expected: [f64; 3]) {
+        for (id, expected) in Scores::METRICS.iter().zip(expected) {
+            let got = scores.metric(id).unwrap();
+            assert!((got - expected).abs() < 1e-14, "{id}: {got}, expected {expected}");
+        }
+    }
+
+    const TWO: [usize; 24] = [1, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1];
+    const THREE: [usize; 24] = [2, 2, 1, 0, 1, 1, 1, 1, 2, 1, 0, 1, 1, 2, 0, 0, 1, 0, 2, 1, 1, 0, 2, 1];
+
+    #[test]
+    fn two_classes() {
+        let predicted = [1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1];
+        check(scores(2, &TWO, &predicted), [0.7083333333333334, 0.72, 0.4800793585191832]);
+        check(scores(2, &[0, 1, 1, 0], &[1, 0, 0, 1]), [0.0, 0.0, -1.0]);
+    }
+
+    #[test]
+    fn three_classes() {
+        let predicted = [2, 2, 1, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0, 2, 1, 0, 1, 0, 2, 0, 1, 2, 2, 1];
+        check(scores(3, &THREE, &predicted), [0.75, 0.7437755481233742, 0.6082762530298219]);
+        // A class that never occurs does not count in the macro mean.
+        check(scores(3, &[0, 2, 2, 0, 0], &[0, 2, 0, 0, 2]), [0.6, 0.5833333333333333, 0.16666666666666666]);
+    }
+
+    #[test]
+    fn degenerate_predictions() {
+        check(scores(2, &TWO, &[0; 24]), [0.5833333333333334, 0.0, 0.0]);
+        check(scores(2, &TWO, &[1; 24]), [0.4166666666666667, 0.5882352941176471, 0.0]);
+        check(scores(2, &[1; 5], &[1; 5]), [1.0, 1.0, 0.0]);
+        check(scores(2, &[0; 5], &[0; 5]), [1.0, 0.0, 0.0]);
+        check(scores(3, &THREE, &[2; 24]), [0.25, 0.13333333333333333, 0.0]);
+        check(Scores::new(2), [0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn loss_is_the_mean() {
+        let mut scores = Scores::new(2);
+        for loss in [0.25, 0.5, 1.5] {
+            scores.add(0, 1, loss).unwrap();
+        }
+        assert_eq!((scores.loss(), scores.count()), (0.75, 3));
+        assert_eq!(scores.confusion(), [[0, 3], [0, 0]]);
+    }
+
+    #[test]
+    fn a_class_out_of_range_is_an_error() {
+        assert!(Scores::new(2).add(2, 0, 0.0).unwrap_err().to_string().contains("label 2"));
+        assert!(Scores::new(2).add(0, 2, 0.0).is_err());
+        assert!(Scores::new(2).metric("auc").unwrap_err().to_string().contains("accuracy, f1, mcc"));
+    }
+}

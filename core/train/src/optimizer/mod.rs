@@ -1,0 +1,221 @@
+//! Optimizers: what they keep for each trained value, and how they update it. One file each, and a line in [`ALL`].
+
+mod adamw;
+mod adamw_bf16;
+mod sgd;
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_graph::{DType, Graph, GraphError, Value};
+use std::fmt;
+use std::sync::Arc;
+
+/// State that an optimizer keeps for each trained value, zero at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Names it on the device and in checkpoints.
+    pub name: &'static str,
+    /// What messages call it.
+    pub title: &'static str,
+    pub dtype: DType,
+}
+
+/// What an update works on: flat tensors of one length, in which the values of many trained tensors lie.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// f32, updated in place.
+    pub values: Value,
+    /// f32.
+    pub gradient: Value,
+    /// One for each of [`Optimizer::slots`], in their order.
+    pub slots: Vec<Value>,
+    /// Norm and clip factor, of [`sparta_graph::ops::ClipCoef`].
+    pub clip: Value,
+    /// The step's numbers ([`sparta_graph::ops::step`]).
+    pub step: Value,
+    /// The step's random key.
+    pub rng: Value,
+    pub weight_decay: f32,
+    /// What the step's learning rate is multiplied with.
+    pub lr_factor: f32,
+    /// Differs between the targets of a step.
+    pub salt: u32,
+}
+
+/// An update rule.
+pub trait Optimizer: fmt::Debug + Send + Sync {
+    /// What plans and reports call it, with its parameters.
+    fn title(&self) -> String;
+
+    fn slots(&self) -> Vec<Slot>;
+
+    /// Adds the update of a target's values and slots to the graph.
+    fn update(&self, graph: &mut Graph, target: &Target) -> std::result::Result<(), GraphError>;
+
+    /// Numbers that the update reads at [`sparta_graph::ops::step::OPTIMIZER`], for the `t`-th update, from 1 on.
+    fn numbers(&self, t: u64) -> [f32; 2] {
+        let _ = t;
+        [0.0; 2]
+    }
+
+    /// The largest gradient norm of a tensor that the first update may leave as it is; `None` if any may.
+    fn negligible_norm(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// The parameters of all optimizers; each takes those that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hyperparameters {
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub momentum: f32,
+}
+
+impl Default for Hyperparameters {
+    /// Those of torch.optim.AdamW; of the usual SGD.
+    fn default() -> Self {
+        Hyperparameters { beta1: 0.9, beta2: 0.999, eps: 1e-8, momentum: 0.9 }
+    }
+}
+
+type New = fn(&Hyperparameters) -> Arc<dyn Optimizer>;
+
+/// Every optimizer by the name that options have for it; the first is the default.
+pub const ALL: &[(&str, New)] = &[("adamw", adamw::new), ("sgd", sgd::new), ("adamw-bf16", adamw_bf16::new)];
+
+/// An optimizer by its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// One of [`ALL`].
+    pub name: String,
+    #[serde(flatten)]
+    pub parameters: Hyperparameters,
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Choice { name: ALL[0].0.into(), parameters: Hyperparameters::default() }
+    }
+}
+
+impl Choice {
+    pub fn is_default(&self) -> bool {
+        *self == Choice::default()
+    }
+
+    /// Errors: there is no optimizer of this name; a parameter outside of its range.
+    pub fn optimizer(&self) -> Result<Arc<dyn Optimizer>> {
+        let Hyperparameters { beta1, beta2, eps, momentum } = self.parameters;
+        for (option, value) in [("--beta1", beta1), ("--beta2", beta2), ("--momentum", momentum)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::Usage(format!("{option} must be at least 0 and below 1, got {value}")));
+            }
+        }
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(Error::Usage(format!("--eps must be a finite number above 0, got {eps}")));
+        }
+        let found = ALL.iter().find(|(name, _)| *name == self.name);
+        let (_, new) = found.ok_or_else(|| {
+            let known: Vec<&str> = ALL.iter().map(|(name, _)| *name).collect();
+            Error::Usage(format!("--optimizer must be one of {}, got {}", known.join(", "), self.name))
+        })?;
+        Ok(new(&self.parameters))
+    }
+}
+
+/// Trained tensors that are updated in a way of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// Names of trained tensors; `*` stands for any text.
+    pub pattern: String,
+    /// What the learning rate is multiplied with.
+    pub lr_factor: f32,
+    pub weight_decay: f32,
+}
+
+/// How trained tensors are updated.
+#[derive(Clone, Debug)]
+pub struct Optimization {
+    pub optimizer: Arc<dyn Optimizer>,
+    /// Of tensors that no group names.
+    pub weight_decay: f32,
+    /// The first that names a tensor is its group.
+    pub groups: Vec<Group>,
+    pub max_grad_norm: Option<f32>,
+}
+
+impl Default for Optimization {
+    /// AdamW without decay and clipping.
+    fn default() -> Self {
+        let optimizer = adamw::new(&Hyperparameters::default());
+        Optimization { optimizer, weight_decay: 0.0, groups: Vec::new(), max_grad_norm: None }
+    }
+}
+
+impl Optimization {
+    /// The position of a tensor's group; one beyond the last for tensors of none.
+    pub fn group_of(&self, tensor: &str) -> usize {
+        let found = self.groups.iter().position(|group| matches(&group.pattern, tensor));
+        found.unwrap_or(self.groups.len())
+    }
+
+    /// Learning rate factor and weight decay of a group.
+    pub fn rates(&self, group: usize) -> (f32, f32) {
+        self.groups.get(group).map_or((1.0, self.weight_decay), |group| (group.lr_factor, group.weight_decay))
+    }
+}
+
+/// Whether a name is what a pattern says, where `*` stands for any text.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(head) else { return false };
+    let ends = name.char_indices().map(|(i, _)| i).chain([name.len()]);
+    ends.into_iter().any(|i| matches(rest, &name[i..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("*.weight", "a.weight", true),
+            ("*norm*", "model.norm.weight", true),
+            ("score.weight", "score.weight", true),
+            ("score", "score.weight", false),
+            ("a*b*c", "abxc", true),
+            ("a*b", "abc", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn the_first_group_that_names_a_tensor_counts() {
+        let group = |pattern: &str, weight_decay| Group { pattern: pattern.into(), lr_factor: 2.0, weight_decay };
+        let groups = vec![group("*norm*", 0.0), group("*", 0.5)];
+        let optimization = Optimization { groups, ..Default::default() };
+        let rates = |name: &str| optimization.rates(optimization.group_of(name));
+        assert_eq!([rates("a.norm.weight"), rates("b")], [(2.0, 0.0), (2.0, 0.5)]);
+        assert_eq!(Optimization::default().rates(Optimization::default().group_of("b")), (1.0, 0.0));
+    }
+
+    #[test]
+    fn bad_choices_are_named() {
+        let good = Hyperparameters::default();
+        let refused =
+            |name: &str, parameters| Choice { name: name.into(), parameters }.optimizer().unwrap_err().to_string();
+        assert!(refused("adam", good).contains("one of adamw, sgd, adamw-bf16, got adam"));
+        assert!(refused("sgd", Hyperparameters { momentum: 1.0, ..good }).contains("--momentum"));
+        assert!(refused("adamw", Hyperparameters { eps: f32::NAN, ..good }).contains("--eps"));
+        for (name, _) in ALL {
+            Choice { name: (*name).into(), parameters: good }.optimizer().unwrap();
+        }
+        let text = serde_json::to_string(&Choice::default()).unwrap();
+        assert_eq!(serde_json::from_str::<Choice>(&text).unwrap(), Choice::default());
+    }
+}

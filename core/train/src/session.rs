@@ -1,0 +1,372 @@
+//! A model with its method on a device: runs steps and evaluations of packed batches.
+
+use crate::batch::Batch;
+use crate::graphs::{Purpose, Size, names, results};
+use crate::layout::slot_name;
+use crate::setup::Setup;
+use crate::step::StepNumbers;
+use crate::tensors::{MemoryKind, Tensors};
+use crate::{Error, Result, layout};
+use sparta_graph::ops::{PARTIALS, step as step_input};
+use sparta_graph::{Backend, BackendError, DType, Plan, PlanId};
+use sparta_model::method::philox::Stream;
+use sparta_model::method::{Form, Part, Trained};
+use sparta_model::{HeadKind, WeightSource};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hasher};
+
+/// A tensor of what training has changed so far: with the number of optimizer steps, all that the next step depends on
+/// besides its batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateTensor {
+    /// `value.NAME`, and `SLOT.NAME` for each slot of the optimizer.
+    pub name: String,
+    pub len: usize,
+    /// What messages call it.
+    pub title: String,
+    /// What the device calls it.
+    device_name: String,
+}
+
+impl StateTensor {
+    pub fn new(name: String, len: usize, title: String, device_name: String) -> Self {
+        StateTensor { name, len, title, device_name }
+    }
+}
+
+/// Plans kept ready; the least recently used goes first.
+const PLANS_KEPT: usize = 256;
+
+pub struct Session {
+    setup: Setup,
+    tensors: Tensors,
+    pub(super) in_place: bool,
+    plans: HashMap<Purpose, (PlanId, u64)>,
+    clock: u64,
+    /// Updates done, those that were submitted and not settled included.
+    pub(crate) steps: u64,
+    /// Steps that were submitted and not settled.
+    pub(crate) in_flight: usize,
+    /// Micro-batches whose gradients are in the sums, and the targets of their step.
+    pub(crate) accumulated: usize,
+    pub(crate) targets: usize,
+}
+
+impl Session {
+    /// Allocates everything on the device and uploads the weights. `arena` is that of [`layout::plan_memory`].
+    ///
+    /// Errors: an operation that the backend does not have; out of memory, with the tensor's name; a device that fails.
+    pub fn open(device: Box<dyn Backend>, weights: &dyn WeightSource, setup: Setup, arena: usize) -> Result<Session> {
+        let in_place = device.info().in_place;
+        layout::check_support(&setup, device.as_ref())?;
+        let mut tensors = Tensors::new(device);
+        for tensor in layout::tensors(&setup) {
+            match &tensor.part_of {
+                Some((whole, begin)) => tensors.name_part(&tensor.name, whole, *begin, tensor.len)?,
+                None => tensors.alloc(&tensor.name, tensor.dtype, tensor.len, tensor.kind)?,
+            }
+        }
+        tensors.alloc_arena(arena)?;
+        layout::upload(&mut tensors, weights, &setup)?;
+        let mut session = Session {
+            setup,
+            tensors,
+            in_place,
+            plans: HashMap::new(),
+            clock: 0,
+            steps: 0,
+            in_flight: 0,
+            accumulated: 0,
+            targets: 0,
+        };
+        if (0..session.setup.adaptation.parameters.len()).any(|i| session.setup.adaptation.is_shadowed(i)) {
+            session.follow_trained()?;
+        }
+        Ok(session)
+    }
+
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    pub fn tensors(&mut self) -> &mut Tensors {
+        &mut self.tensors
+    }
+
+    /// The tensors of the state, which are read one at a time: together they may be as large as three models.
+    pub fn state(&self) -> Vec<StateTensor> {
+        let slots = self.setup.optimization.optimizer.slots();
+        let trained = self.setup.adaptation.trained();
+        let tensors = trained.iter().flat_map(|t| {
+            let (name, len) = (&t.name, t.numel());
+            let value = StateTensor::new(format!("value.{name}"), len, name.clone(), name.clone());
+            let slots = slots.iter().map(move |slot| {
+                let device_name = slot_name(slot.name, name);
+                StateTensor::new(device_name.clone(), len, format!("the {} of {name}", slot.title), device_name)
+            });
+            std::iter::once(value).chain(slots)
+        });
+        tensors.collect()
+    }
+
+    pub fn read_state(&mut self, tensor: &StateTensor) -> Result<Vec<f32>> {
+        self.tensors.read_floats(&tensor.device_name)
+    }
+
+    /// Optimizer steps done.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Takes over a saved state after `steps` optimizer steps; `read` gives the values of each tensor when its turn comes.
+    ///
+    /// Errors: those of `read`; another number of values than the tensor has.
+    pub fn set_state(&mut self, steps: u64, mut read: impl FnMut(&StateTensor) -> Result<Vec<f32>>) -> Result<()> {
+        for tensor in self.state() {
+            let values = read(&tensor)?;
+            self.write_checked(&tensor.device_name, tensor.len, Some(&values))?;
+        }
+        (self.steps, self.in_flight, self.accumulated) = (steps, 0, 0);
+        self.follow_trained()
+    }
+
+    fn write_checked(&mut self, name: &str, expected: usize, values: Option<&Vec<f32>>) -> Result<()> {
+        match values {
+            Some(values) if values.len() == expected => self.tensors.write_floats(name, values),
+            Some(values) => {
+                let got = values.len();
+                Err(Error::Weights(format!("{name}: expected {expected} values, got {got}")))
+            }
+            None => Err(Error::Weights(format!("{name} is missing"))),
+        }
+    }
+
+    /// Computes the weights that follow from the trained tensors.
+    fn follow_trained(&mut self) -> Result<()> {
+        let adaptation = &self.setup.adaptation;
+        let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
+        match adaptation.trained().iter().any(followed) {
+            true => self.run(Purpose::Follow),
+            false => Ok(()),
+        }
+    }
+
+    /// Class logits `[N, classes]` (empty for a causal model) and the sum of the losses of the batch's targets.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<(Vec<f32>, f64)> {
+        let plan = self.prepared(Purpose::Evaluate(self.size_of(batch)?))?;
+        self.queue_batch(batch)?;
+        self.evaluation(plan, batch.rows.len())
+    }
+
+    /// [`Session::evaluate`] from pooled hidden states.
+    pub fn head_evaluate(&mut self, features: &[f32], labels: &[u32]) -> Result<(Vec<f32>, f64)> {
+        let plan = self.prepared(Purpose::HeadEvaluate(labels.len()))?;
+        self.tensors.queue_write(names::FEATURES, features)?;
+        self.tensors.queue_write(names::LABELS, labels)?;
+        self.evaluation(plan, labels.len())
+    }
+
+    /// Pooled hidden states after the final norm, f32 `[N, hidden]`.
+    pub fn pool(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        let size = self.size_of(batch)?;
+        let plan = self.prepared(Purpose::Pool(size))?;
+        self.queue_batch(batch)?;
+        self.tensors.queue_run(plan);
+        self.tensors.read_f32(names::POOLED, size.examples * self.setup.decoder.hidden_size)
+    }
+
+    /// The values of every trained tensor, by name.
+    pub fn trained_values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
+        let trained = self.setup.adaptation.trained();
+        trained.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
+    }
+
+    /// A hash of each trained tensor's values, by name: whether it has changed, without a copy of it.
+    pub fn trained_hashes(&mut self) -> Result<BTreeMap<String, u64>> {
+        let hash = |values: Vec<f32>| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(bytemuck::cast_slice(&values));
+            hasher.finish()
+        };
+        let trained = self.setup.adaptation.trained();
+        trained.into_iter().map(|t| Ok((t.name.clone(), hash(self.tensors.read_f32(&t.name, t.numel())?)))).collect()
+    }
+
+    /// Replaces the trained tensors, and the weights that follow from them.
+    ///
+    /// Errors: a tensor that is missing or of another length.
+    pub fn set_trained_values(&mut self, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        for t in self.setup.adaptation.trained() {
+            self.write_checked(&t.name, t.numel(), values.get(&t.name))?;
+        }
+        self.follow_trained()
+    }
+
+    /// Norm of the last gradient of every trained tensor, by name.
+    pub fn grad_norms(&mut self) -> Result<Vec<(String, f64)>> {
+        let names: Vec<String> =
+            self.setup.buckets().into_iter().flat_map(|bucket| bucket.parts).map(|part| part.trained.name).collect();
+        let norms = self.tensors.read_f32(names::NORMS, names.len() * PARTIALS)?;
+        let sums = norms.chunks(PARTIALS).map(|row| row.iter().map(|&x| f64::from(x)).sum::<f64>().sqrt());
+        Ok(names.into_iter().zip(sums).collect())
+    }
+
+    /// Plans a graph outside the usual purposes and runs it once.
+    pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
+        let plan = self.tensors.prepare(&Plan::build(graph, self.in_place))?;
+        let result = self.tensors.run(plan);
+        self.tensors.release(plan);
+        result
+    }
+
+    /// Makes room for plans of graphs that are outside the usual purposes.
+    pub fn reserve_arena(&mut self, bytes: usize) -> Result<()> {
+        if self.tensors.arena() < bytes {
+            self.forget_plans();
+            self.tensors.free_arena();
+            self.tensors.alloc_arena(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a weight in this type as it is from now on, whatever the method would do with it.
+    pub fn replace_weight(&mut self, position: usize, dtype: DType, bytes: &[u8]) -> Result<()> {
+        self.forget_plans();
+        let adaptation = &mut self.setup.adaptation;
+        let parameter = &mut adaptation.parameters[position];
+        self.tensors.free(&parameter.name);
+        self.tensors.alloc(&parameter.name, dtype, parameter.numel() as usize, MemoryKind::Weights)?;
+        self.tensors.write(&parameter.name, bytes)?;
+        parameter.dtype = dtype;
+        adaptation.parts[position] = Part::Frozen;
+        Ok(())
+    }
+
+    /// Gradients of the batch's mean loss by the trained tensors, by name. Needs [`Limits::micro_batches`].
+    pub fn gradients(&mut self, batch: &Batch) -> Result<BTreeMap<String, Vec<f32>>> {
+        let plan = self.prepared(Purpose::FirstMicroBatch(self.size_of(batch)?))?;
+        let numbers = self.step_numbers(0.0, batch.targets().max(1));
+        self.queue_numbers(&numbers)?;
+        self.queue_rng(0)?;
+        self.queue_batch(batch)?;
+        self.tensors.run(plan)?;
+        let trained = self.setup.adaptation.trained();
+        let read = |t: Trained| {
+            let sum = self.tensors.read_f32(&names::grad_sum(&t.name), t.numel())?;
+            Ok((t.name, sum))
+        };
+        trained.into_iter().map(read).collect()
+    }
+
+    /// The numbers of the next step on this many targets.
+    pub(crate) fn step_numbers(&self, lr: f64, targets: usize) -> StepNumbers {
+        let mut step = [0f32; step_input::LEN];
+        step[step_input::LR] = lr as f32;
+        let numbers = self.setup.optimization.optimizer.numbers(self.steps + 1);
+        step[step_input::OPTIMIZER..step_input::OPTIMIZER + numbers.len()].copy_from_slice(&numbers);
+        step[step_input::LOSS_WEIGHT] = (1.0 / targets as f64) as f32;
+        step
+    }
+
+    /// Queues the step's numbers, and spoils the results so that old ones are not taken for new.
+    pub(crate) fn queue_numbers(&mut self, numbers: &StepNumbers) -> Result<()> {
+        self.tensors.queue_write(names::RESULTS, &vec![-1f32; results::of_step().1])?;
+        self.tensors.queue_write(names::STEP, numbers)
+    }
+
+    /// Errors: a device that did not run what it was given, or returns something else than it computed.
+    pub(crate) fn check_canary(&mut self, expected: &StepNumbers, got: &[f32]) -> Result<()> {
+        if got == expected {
+            return Ok(());
+        }
+        let reason = format!("it was told to copy {expected:?} and returned {got:?}; update its driver");
+        let device = self.tensors.device().id;
+        Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
+    }
+
+    /// A fresh random key for each micro-batch of each step.
+    pub(crate) fn queue_rng(&mut self, micro_batch: usize) -> Result<()> {
+        let stream = Stream::new(self.setup.seed, "dropout", "");
+        let key = stream.block((self.steps + 1) << 20 | micro_batch as u64);
+        self.tensors.queue_write(names::RNG, &key)
+    }
+
+    /// The size of a batch.
+    ///
+    /// Errors: it is larger than planned for.
+    pub(crate) fn size_of(&self, batch: &Batch) -> Result<Size> {
+        let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
+        self.setup.limits.check(&size, batch)?;
+        Ok(size)
+    }
+
+    pub(crate) fn queue_batch(&mut self, batch: &Batch) -> Result<()> {
+        self.tensors.queue_write(names::TOKENS, &batch.tokens)?;
+        self.tensors.queue_write(names::SPANS, &batch.spans)?;
+        self.tensors.queue_write(names::LABELS, &batch.labels)?;
+        if matches!(self.setup.head, HeadKind::Classification { .. }) {
+            self.tensors.queue_write(names::ROWS, &batch.rows)?;
+        }
+        Ok(())
+    }
+
+    /// Runs an evaluation whose batch is queued.
+    fn evaluation(&mut self, plan: PlanId, examples: usize) -> Result<(Vec<f32>, f64)> {
+        let numbers = self.step_numbers(0.0, 1);
+        self.queue_numbers(&numbers)?;
+        self.tensors.queue_run(plan);
+        let logits = match self.setup.head {
+            HeadKind::Classification { classes } => examples * classes,
+            HeadKind::CausalLm => 0,
+        };
+        let ([loss, canary, begin], len) = results::of_evaluation(logits);
+        let values = self.tensors.read_f32(names::RESULTS, len)?;
+        self.check_canary(&numbers, &values[canary..canary + step_input::LEN])?;
+        Ok((values[begin..begin + logits].to_vec(), values[loss].into()))
+    }
+
+    fn run(&mut self, purpose: Purpose) -> Result<()> {
+        let plan = self.prepared(purpose)?;
+        self.tensors.run(plan)
+    }
+
+    /// The plan of a purpose, prepared if it is not yet.
+    pub(crate) fn prepared(&mut self, purpose: Purpose) -> Result<PlanId> {
+        self.clock += 1;
+        let plan = match self.plans.get(&purpose) {
+            Some(&(plan, _)) => plan,
+            None => self.prepare(purpose)?,
+        };
+        self.plans.insert(purpose, (plan, self.clock));
+        Ok(plan)
+    }
+
+    fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {
+        let graph = self.setup.graphs().build(purpose)?;
+        let plan = Plan::build(&graph, self.in_place);
+        if plan.arena > self.tensors.arena() {
+            self.tensors.submit()?;
+            // Best-fit placement may need a little more for a smaller batch than for the largest.
+            self.forget_plans();
+            self.tensors.alloc_arena(plan.arena)?;
+        }
+        self.forget_oldest_plan();
+        self.tensors.prepare(&plan)
+    }
+
+    fn forget_plans(&mut self) {
+        for (_, (plan, _)) in self.plans.drain() {
+            self.tensors.release(plan);
+        }
+    }
+
+    fn forget_oldest_plan(&mut self) {
+        if self.plans.len() < PLANS_KEPT {
+            return;
+        }
+        if let Some((&purpose, &(plan, _))) = self.plans.iter().min_by_key(|(_, (_, used))| used) {
+            self.tensors.release(plan);
+            self.plans.remove(&purpose);
+        }
+    }
+}

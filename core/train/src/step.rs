@@ -1,0 +1,172 @@
+//! Optimizer steps: all inputs of a step travel to the device in one upload, all results come back in one tensor.
+
+use crate::batch::Batch;
+use crate::graphs::{Purpose, names, results};
+use crate::profile::Profile;
+use crate::session::Session;
+use crate::tensors::Requested;
+use crate::{Error, Result};
+use sparta_graph::ops::step as step_input;
+use sparta_graph::{Plan, PlanId};
+
+/// The numbers of one optimizer step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutput {
+    /// Mean cross-entropy over the step's targets.
+    pub loss: f64,
+    /// Global norm of all trained gradients before clipping.
+    pub grad_norm: f64,
+    /// Negative when loss or norm is not finite, or those of a step before it that was not settled: nothing was updated
+    /// then.
+    pub clip_coef: f64,
+}
+
+/// A step that was given to the device and whose results nobody has read yet.
+#[must_use = "a step counts once Session::settle has read its results"]
+pub struct Submitted {
+    results: Requested,
+    /// The step's numbers, which the device must have copied.
+    canary: StepNumbers,
+}
+
+pub(crate) type StepNumbers = [f32; step_input::LEN];
+
+impl Session {
+    /// One optimizer step on micro-batches whose examples together make the batch.
+    pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<StepOutput> {
+        let submitted = self.submit_step(micro_batches, lr)?;
+        self.settle(submitted)
+    }
+
+    /// [`Session::step`] without waiting for its results. Another step may be submitted before they are read; if this
+    /// one turns out not to be finite, that one then changes nothing either.
+    pub fn submit_step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<Submitted> {
+        let targets = micro_batches.iter().map(Batch::targets).sum();
+        let [batch] = micro_batches else {
+            self.accumulate(micro_batches, targets)?;
+            return self.apply(lr);
+        };
+        check_targets(targets)?;
+        let plan = self.prepared(Purpose::Step(self.size_of(batch)?))?;
+        let numbers = self.step_numbers(lr, targets);
+        self.queue_rng(0)?;
+        self.queue_batch(batch)?;
+        self.submit_update(plan, numbers)
+    }
+
+    /// Adds gradients of micro-batches to the sums of a step that has this many targets in all. They are computed with
+    /// the next [`Session::apply`], or when something is read. Needs [`crate::Limits::micro_batches`].
+    pub fn accumulate(&mut self, micro_batches: &[Batch], targets: usize) -> Result<()> {
+        check_targets(targets)?;
+        let numbers = self.step_numbers(0.0, targets);
+        self.tensors().queue_write(names::STEP, &numbers)?;
+        // All plans first: one that needs a larger arena would end those already queued.
+        for (i, batch) in micro_batches.iter().enumerate() {
+            self.prepared(self.gradient_purpose(batch, self.accumulated + i)?)?;
+        }
+        self.prepared(Purpose::Update)?;
+        for batch in micro_batches {
+            let purpose = self.gradient_purpose(batch, self.accumulated)?;
+            self.queue_rng(self.accumulated)?;
+            self.queue_batch(batch)?;
+            let plan = self.prepared(purpose)?;
+            self.tensors().queue_run(plan);
+            self.accumulated += 1;
+        }
+        self.targets = targets;
+        Ok(())
+    }
+
+    /// Updates the trained tensors from the gradient sums, without waiting for the results.
+    ///
+    /// Errors: nothing was accumulated.
+    pub fn apply(&mut self, lr: f64) -> Result<Submitted> {
+        if std::mem::take(&mut self.accumulated) == 0 {
+            return Err(Error::Training("there are no gradients to apply".into()));
+        }
+        let numbers = self.step_numbers(lr, self.targets);
+        let plan = self.prepared(Purpose::Update)?;
+        self.submit_update(plan, numbers)
+    }
+
+    /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`, without waiting for its results.
+    pub fn submit_head_step(&mut self, features: &[f32], labels: &[u32], lr: f64) -> Result<Submitted> {
+        check_targets(labels.len())?;
+        let plan = self.prepared(Purpose::HeadStep(labels.len()))?;
+        let numbers = self.step_numbers(lr, labels.len());
+        self.tensors().queue_write(names::FEATURES, features)?;
+        self.tensors().queue_write(names::LABELS, labels)?;
+        self.queue_rng(0)?;
+        self.submit_update(plan, numbers)
+    }
+
+    /// Waits for the results of the oldest step that was submitted and not settled.
+    ///
+    /// Errors: a device that fails, or that did not do what it was told.
+    pub fn settle(&mut self, step: Submitted) -> Result<StepOutput> {
+        let values = self.tensors().fetch_f32(step.results)?;
+        self.in_flight -= 1;
+        let ([loss, clip, canary], _) = results::of_step();
+        self.check_canary(&step.canary, &values[canary..canary + step_input::LEN])?;
+        let clip_coef = values[clip + 1].into();
+        if clip_coef < 0.0 {
+            // A step without an update does not count.
+            self.steps -= 1;
+        }
+        Ok(StepOutput { loss: values[loss].into(), grad_norm: values[clip].into(), clip_coef })
+    }
+
+    /// [`Session::step`] on one micro-batch, with what its calls took.
+    ///
+    /// Errors: those of a step; a device that cannot time single calls.
+    pub fn step_profiled(&mut self, batch: &Batch, lr: f64) -> Result<(StepOutput, Profile)> {
+        let ceiling = self.tensors().ceiling()?;
+        check_targets(batch.targets())?;
+        let purpose = Purpose::Step(self.size_of(batch)?);
+        let id = self.prepared(purpose)?;
+        let numbers = self.step_numbers(lr, batch.targets());
+        self.queue_rng(0)?;
+        self.queue_batch(batch)?;
+        self.queue_update_inputs(&numbers)?;
+        let times = self.tensors().run_profiled(id)?;
+        let plan = Plan::build(&self.setup().graphs().build(purpose)?, self.in_place);
+        let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
+        let submitted = self.request_results(numbers)?;
+        Ok((self.settle(submitted)?, profile))
+    }
+
+    /// What computes the gradients of a micro-batch after so many others of its step.
+    fn gradient_purpose(&self, batch: &Batch, others: usize) -> Result<Purpose> {
+        let size = self.size_of(batch)?;
+        Ok(if others == 0 { Purpose::FirstMicroBatch(size) } else { Purpose::MicroBatch(size) })
+    }
+
+    /// Submits a step that ends with this plan, whose batches are queued.
+    fn submit_update(&mut self, plan: PlanId, numbers: StepNumbers) -> Result<Submitted> {
+        self.queue_update_inputs(&numbers)?;
+        self.tensors().queue_run(plan);
+        self.request_results(numbers)
+    }
+
+    fn queue_update_inputs(&mut self, numbers: &StepNumbers) -> Result<()> {
+        if self.in_flight == 0 {
+            // Who goes on after having seen that a step was not finite does so on purpose.
+            self.tensors().queue_write(names::LATCH, &[0f32])?;
+        }
+        self.queue_numbers(numbers)
+    }
+
+    fn request_results(&mut self, canary: StepNumbers) -> Result<Submitted> {
+        let results = self.tensors().request_f32(names::RESULTS, results::of_step().1)?;
+        self.in_flight += 1;
+        self.steps += 1;
+        Ok(Submitted { results, canary })
+    }
+}
+
+fn check_targets(targets: usize) -> Result<()> {
+    if targets == 0 {
+        return Err(Error::Training("a batch without any target cannot be trained on".into()));
+    }
+    Ok(())
+}

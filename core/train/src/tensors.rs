@@ -1,0 +1,324 @@
+//! Named tensors on one device: what plans bind by name.
+
+use crate::profile::Ceiling;
+use crate::{Error, Result};
+use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
+use sparta_model::to_f32;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// What a tensor's memory is for; the memory plan adds up by kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryKind {
+    Weights,
+    /// Index sets of sparse training: positions and row pointers.
+    Indices,
+    /// The values from which sparse training started.
+    BaseValues,
+    /// Deltas of sparse training; extra tensors of a reparametrisation.
+    Adapter,
+    Optimizer,
+    /// Gradient sums over micro-batches.
+    Gradients,
+    /// The arena: activations, gradients of one micro-batch, scratch.
+    Activations,
+    /// Batches, results and tables.
+    Buffers,
+}
+
+impl MemoryKind {
+    pub const ALL: [MemoryKind; 8] = [
+        MemoryKind::Weights,
+        MemoryKind::Indices,
+        MemoryKind::BaseValues,
+        MemoryKind::Adapter,
+        MemoryKind::Optimizer,
+        MemoryKind::Gradients,
+        MemoryKind::Activations,
+        MemoryKind::Buffers,
+    ];
+
+    pub fn title(self) -> &'static str {
+        match self {
+            MemoryKind::Weights => "weights",
+            MemoryKind::Indices => "indices",
+            MemoryKind::BaseValues => "base values",
+            MemoryKind::Adapter => "deltas and adapters",
+            MemoryKind::Optimizer => "optimizer state",
+            MemoryKind::Gradients => "gradient sums",
+            MemoryKind::Activations => "activations and scratch",
+            MemoryKind::Buffers => "buffers",
+        }
+    }
+}
+
+struct Tensor {
+    buffer: BufferId,
+    /// The element of the buffer at which it begins.
+    begin: usize,
+    dtype: DType,
+    len: usize,
+    kind: MemoryKind,
+    /// Whether the buffer is another tensor's.
+    part: bool,
+}
+
+/// Work that waits for [`Tensors::submit`].
+enum Queued {
+    Write { buffer: BufferId, offset: usize, data: Vec<u8> },
+    Run(PlanId),
+}
+
+/// A read that was requested of the device.
+pub struct Requested {
+    read: ReadId,
+    len: usize,
+}
+
+/// A device and the tensors that live on it.
+///
+/// Work can be queued and submitted at once; what is read, written or run directly comes after all that was queued.
+pub struct Tensors {
+    device: Box<dyn Backend>,
+    by_name: HashMap<String, Tensor>,
+    queue: Vec<Queued>,
+}
+
+/// The name of the arena among the tensors.
+const ARENA: &str = "arena";
+
+impl Tensors {
+    pub fn new(device: Box<dyn Backend>) -> Self {
+        Tensors { device, by_name: HashMap::new(), queue: Vec::new() }
+    }
+
+    pub fn device(&self) -> DeviceInfo {
+        self.device.info()
+    }
+
+    /// What the backend has allocated on the device, where it counts.
+    pub fn memory_use(&self) -> Option<MemoryUse> {
+        self.device.memory_use()
+    }
+
+    /// Allocates a zero-filled tensor. Errors: out of memory; a name that is already taken.
+    pub fn alloc(&mut self, name: &str, dtype: DType, len: usize, kind: MemoryKind) -> Result<()> {
+        if self.by_name.contains_key(name) {
+            return Err(Error::Training(format!("two tensors are called `{name}`")));
+        }
+        let buffer = self.device.alloc(dtype, len, name)?;
+        self.by_name.insert(name.to_owned(), Tensor { buffer, begin: 0, dtype, len, kind, part: false });
+        Ok(())
+    }
+
+    /// Names elements `begin .. begin + len` of a tensor, which plans then bind as a tensor.
+    ///
+    /// Errors: there are no such elements; a name that is already taken.
+    pub fn name_part(&mut self, name: &str, of: &str, begin: usize, len: usize) -> Result<()> {
+        let whole = self.get(of)?;
+        if self.by_name.contains_key(name) || begin + len > whole.len {
+            return Err(Error::Training(format!(
+                "`{name}` cannot be elements {begin} to {} of `{of}`, which has {}",
+                begin + len,
+                whole.len
+            )));
+        }
+        let Tensor { buffer, dtype, kind, .. } = *whole;
+        self.by_name.insert(name.to_owned(), Tensor { buffer, begin, dtype, len, kind, part: true });
+        Ok(())
+    }
+
+    /// The memory in which plans keep their intermediate tensors, in place of what it was before: plans bound to that
+    /// must have been released.
+    pub fn alloc_arena(&mut self, bytes: usize) -> Result<()> {
+        if let Some(old) = self.by_name.remove(ARENA) {
+            self.device.free(old.buffer);
+        }
+        self.alloc(ARENA, DType::F32, bytes.div_ceil(4), MemoryKind::Activations)
+    }
+
+    /// Bytes of the arena.
+    pub fn arena(&self) -> usize {
+        self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
+    }
+
+    /// Frees the arena; the plans bound to it must have been released.
+    pub fn free_arena(&mut self) {
+        self.free(ARENA);
+    }
+
+    /// Frees a tensor; the plans bound to it must have been released. A part only loses its name.
+    pub fn free(&mut self, name: &str) {
+        if let Some(tensor) = self.by_name.remove(name)
+            && !tensor.part
+        {
+            self.device.free(tensor.buffer);
+        }
+    }
+
+    /// Overwrites the first elements with little-endian values of the tensor's type.
+    pub fn write(&mut self, name: &str, data: &[u8]) -> Result<()> {
+        self.submit()?;
+        let (buffer, offset) = self.place(name, data.len())?;
+        Ok(self.device.write(buffer, offset, data)?)
+    }
+
+    pub fn write_f32(&mut self, name: &str, data: &[f32]) -> Result<()> {
+        self.write(name, bytemuck::cast_slice(data))
+    }
+
+    pub fn write_u32(&mut self, name: &str, data: &[u32]) -> Result<()> {
+        self.write(name, bytemuck::cast_slice(data))
+    }
+
+    /// [`Tensors::write`] at the next [`Tensors::submit`].
+    pub fn queue_write<E: bytemuck::NoUninit>(&mut self, name: &str, data: &[E]) -> Result<()> {
+        let data: &[u8] = bytemuck::cast_slice(data);
+        let (buffer, offset) = self.place(name, data.len())?;
+        self.queue.push(Queued::Write { buffer, offset, data: data.to_vec() });
+        Ok(())
+    }
+
+    /// [`Tensors::run`] at the next [`Tensors::submit`].
+    pub fn queue_run(&mut self, plan: PlanId) {
+        self.queue.push(Queued::Run(plan));
+    }
+
+    /// Gives everything queued to the device, as one submission where it can.
+    pub fn submit(&mut self) -> Result<()> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let queue = std::mem::take(&mut self.queue);
+        let work = queue.iter().map(|queued| match queued {
+            Queued::Write { buffer, offset, data } => Work::Write { buffer: *buffer, offset: *offset, data },
+            Queued::Run(plan) => Work::Run(*plan),
+        });
+        Ok(self.device.submit(&work.collect::<Vec<_>>())?)
+    }
+
+    /// Asks for the first `len` elements of an f32 tensor as they are after all work so far, without waiting for it.
+    pub fn request_f32(&mut self, name: &str, len: usize) -> Result<Requested> {
+        self.submit()?;
+        let (buffer, offset) = self.place(name, 4 * len)?;
+        Ok(Requested { read: self.device.request(buffer, offset, 4 * len)?, len })
+    }
+
+    /// Waits for a requested read.
+    pub fn fetch_f32(&mut self, requested: Requested) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; requested.len];
+        self.device.fetch(requested.read, bytemuck::cast_slice_mut(&mut out))?;
+        Ok(out)
+    }
+
+    /// The first `len` elements of an f32 tensor.
+    pub fn read_f32(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let requested = self.request_f32(name, len)?;
+        self.fetch_f32(requested)
+    }
+
+    /// All elements of a float tensor, as f32.
+    pub fn read_floats(&mut self, name: &str) -> Result<Vec<f32>> {
+        let Tensor { dtype, len, .. } = *self.get(name)?;
+        if dtype == DType::F32 {
+            return self.read_f32(name, len);
+        }
+        let bytes = self.read_bytes(name)?;
+        to_f32(dtype, &bytes).ok_or_else(|| Error::Training(format!("`{name}` is {dtype}, not a float tensor")))
+    }
+
+    /// Overwrites a float tensor with these values, rounded to its type.
+    pub fn write_floats(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let dtype = self.dtype(name)?;
+        let half = |encode: fn(f32) -> [u8; 2]| values.iter().flat_map(|&x| encode(x)).collect::<Vec<u8>>();
+        match dtype {
+            DType::F32 => self.write_f32(name, values),
+            DType::BF16 => self.write(name, &half(|x| half::bf16::from_f32(x).to_le_bytes())),
+            DType::F16 => self.write(name, &half(|x| half::f16::from_f32(x).to_le_bytes())),
+            DType::U32 => Err(Error::Training(format!("`{name}` is {dtype}, not a float tensor"))),
+        }
+    }
+
+    /// All bytes of a tensor, in its type.
+    pub fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.submit()?;
+        let tensor = self.get(name)?;
+        let mut out = vec![0; tensor.len * tensor.dtype.size()];
+        let (buffer, offset) = (tensor.buffer, tensor.begin);
+        self.device.read(buffer, offset, &mut out)?;
+        Ok(out)
+    }
+
+    /// The buffer of a tensor and the element at which it begins there, for the first `bytes` bytes of it.
+    fn place(&self, name: &str, bytes: usize) -> Result<(BufferId, usize)> {
+        let tensor = self.get(name)?;
+        let has = tensor.len * tensor.dtype.size();
+        if bytes > has {
+            return Err(Error::Training(format!("{bytes} bytes are more than the {has} of `{name}`")));
+        }
+        Ok((tensor.buffer, tensor.begin))
+    }
+
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        Ok(self.get(name)?.dtype)
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// Binds a plan to the tensors of its externals' names.
+    pub fn prepare(&mut self, plan: &Plan) -> Result<PlanId> {
+        let mut plan = plan.clone();
+        let mut externals = Vec::with_capacity(plan.externals.len());
+        for external in &mut plan.externals {
+            let tensor = self.get(&external.name)?;
+            external.offset = tensor.begin;
+            externals.push(tensor.buffer);
+        }
+        let arena = self.get(ARENA)?;
+        if arena.len * 4 < plan.arena {
+            return Err(Error::Training(format!(
+                "a plan needs an arena of {} bytes, {} were reserved",
+                plan.arena,
+                arena.len * 4
+            )));
+        }
+        let arena = arena.buffer;
+        Ok(self.device.prepare(&plan, arena, &externals)?)
+    }
+
+    pub fn run(&mut self, plan: PlanId) -> Result<()> {
+        self.submit()?;
+        Ok(self.device.run(plan)?)
+    }
+
+    /// [`Tensors::run`] with the time of each call.
+    pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
+        self.submit()?;
+        Ok(self.device.run_profiled(plan)?)
+    }
+
+    /// What the device can do at best.
+    pub fn ceiling(&mut self) -> Result<Ceiling> {
+        Ceiling::measure(&mut *self.device)
+    }
+
+    pub fn release(&mut self, plan: PlanId) {
+        self.device.release(plan);
+    }
+
+    /// Bytes allocated, by kind.
+    pub fn memory(&self) -> BTreeMap<MemoryKind, u64> {
+        let mut memory = BTreeMap::new();
+        for tensor in self.by_name.values().filter(|tensor| !tensor.part) {
+            *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
+        }
+        memory
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.by_name.get(name).ok_or_else(|| Error::Training(format!("no tensor `{name}` is on the device")))
+    }
+}

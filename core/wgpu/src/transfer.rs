@@ -1,0 +1,137 @@
+//! Data to the device as part of a submission, and reads that do not wait.
+
+use crate::backend::{WgpuBackend, encode, other};
+use crate::profile::both_dispatch;
+use sparta_graph::{BackendError, Work};
+use std::sync::mpsc::{Receiver, channel};
+
+/// Staging buffers kept for later reads.
+const KEPT: usize = 4;
+
+/// A read that is on its way.
+pub(crate) struct Reading {
+    staging: wgpu::Buffer,
+    bytes: usize,
+    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
+    submission: wgpu::SubmissionIndex,
+    /// The tensor that is read.
+    label: String,
+}
+
+impl WgpuBackend {
+    /// Whether all writes can travel in one buffer of at most `most` bytes: whole words each.
+    pub(crate) fn fits_one_upload(work: &[Work], most: usize) -> bool {
+        let lengths = work.iter().map(|piece| match piece {
+            Work::Write { data, .. } => data.len(),
+            Work::Run(_) => 0,
+        });
+        lengths.clone().all(|n| n.is_multiple_of(4)) && lengths.sum::<usize>() <= most
+    }
+
+    /// Uploads the data of all writes at once, then copies and runs in order, as one submission.
+    pub(crate) fn submit_together(&mut self, work: &[Work]) -> Result<(), BackendError> {
+        let mut data = Vec::new();
+        for piece in work {
+            if let Work::Write { data: part, .. } = piece {
+                data.extend_from_slice(part);
+            }
+        }
+        let upload = self.upload_buffer(data.len())?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        let mut at = 0;
+        for piece in work {
+            match *piece {
+                Work::Write { buffer, offset, data } => {
+                    let target = self.buffer(buffer)?;
+                    let start = self.range(target, offset, data.len())?;
+                    encoder.copy_buffer_to_buffer(&upload, at, &target.buffer, start, data.len() as u64);
+                    at += data.len() as u64;
+                }
+                Work::Run(plan) => {
+                    let steps = &self.prepared(plan)?.steps;
+                    steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
+                }
+            }
+        }
+        // The queue does this before the commands of the next submission, and after those of the last one.
+        self.queue.write_buffer(&upload, 0, &data);
+        self.queue.submit([encoder.finish()]);
+        self.check("submit")
+    }
+
+    /// A buffer that uploads go through, of at least `bytes` bytes.
+    fn upload_buffer(&mut self, bytes: usize) -> Result<wgpu::Buffer, BackendError> {
+        if let Some(upload) = self.upload.as_ref().filter(|upload| upload.size() >= bytes as u64) {
+            return Ok(upload.clone());
+        }
+        let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let upload = self.create(bytes.next_power_of_two() as u64, usage, "upload")?;
+        self.upload = Some(upload.clone());
+        Ok(upload)
+    }
+
+    /// Has `bytes` bytes from byte `start` on copied to where the host can read them, once the device gets there.
+    pub(crate) fn start_read(
+        &self,
+        source: &wgpu::Buffer,
+        label: &str,
+        start: u64,
+        bytes: usize,
+    ) -> Result<Reading, BackendError> {
+        let padded = bytes.next_multiple_of(4) as u64;
+        let staging = self.staging(padded)?;
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(source, start, &staging, 0, padded);
+        let submission = self.queue.submit([encoder.finish()]);
+        let (sender, mapped) = channel();
+        // The receiver is gone only if nobody wants the bytes any more.
+        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        Ok(Reading { staging, bytes, mapped, submission, label: label.into() })
+    }
+
+    /// Waits for a read, but for nothing submitted after it.
+    pub(crate) fn finish_read(&self, reading: Reading, out: &mut [u8]) -> Result<(), BackendError> {
+        let Reading { staging, bytes, mapped, submission, label } = reading;
+        if out.len() != bytes {
+            let reason = format!("{label}: {bytes} bytes were requested, {} are to be fetched", out.len());
+            return Err(other(self.id(), reason));
+        }
+        self.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }, &label)?;
+        match mapped.try_recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(self.op(&label, e.to_string())),
+            Err(_) => return Err(self.op(&label, "the device did not answer")),
+        }
+        let view = staging.get_mapped_range(..).map_err(|e| self.op(&label, e.to_string()))?;
+        out.copy_from_slice(&view[..bytes]);
+        drop(view);
+        staging.unmap();
+        let mut kept = self.staging.borrow_mut();
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push(staging);
+        Ok(())
+    }
+
+    /// Reads now.
+    pub(crate) fn read_bytes(
+        &self,
+        source: &wgpu::Buffer,
+        label: &str,
+        start: u64,
+        out: &mut [u8],
+    ) -> Result<(), BackendError> {
+        let reading = self.start_read(source, label, start, out.len())?;
+        self.finish_read(reading, out)
+    }
+
+    fn staging(&self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
+        let size = bytes.max(4);
+        let mut kept = self.staging.borrow_mut();
+        if let Some(i) = kept.iter().position(|buffer| buffer.size() == size) {
+            return Ok(kept.swap_remove(i));
+        }
+        self.create(size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST, "staging")
+    }
+}

@@ -1,0 +1,117 @@
+//! Logits, losses, gradients of all parameters and whole training runs agree with PyTorch and transformers.
+//!
+//! The compact set of golden data proves it on a fresh clone; the complete one is read where it lies beside the
+//! repository.
+
+use sparta_suites::golden::trajectories::{self, METHODS, Steps};
+use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
+use sparta_suites::{Precision, Subject};
+use sparta_tests::subjects::{cpu, methods, wgpu};
+use std::path::Path;
+
+const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
+const LANGUAGE_MODEL: Layout = Layout { lm: true, ..CLASSIFIER };
+
+/// The sets that are present.
+fn sources() -> Vec<Source> {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/oracle/golden");
+    if full.is_dir() {
+        return vec![Source::compact(), Source::full(full)];
+    }
+    sparta_tests::skipped("the complete golden data is not beside the repository; the compact set is used");
+    vec![Source::compact()]
+}
+
+/// In f32, and in bf16 where the backend takes that.
+fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
+    let Some(mut subject) = subject else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        if subject.offers(precision) {
+            check_parity_in(precision, &mut subject, sources, layout);
+        }
+    }
+}
+
+fn check_parity_in(precision: Precision, subject: &mut Subject, sources: &[Source], layout: Layout) {
+    let mut failures = vec![];
+    for source in sources {
+        for family in FAMILIES {
+            let found = parity::check(subject, source, family, layout, precision);
+            failures.extend(found.into_iter().map(|failure| format!("{} data, {family}: {failure}", source.name)));
+        }
+    }
+    assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
+}
+
+/// In f32, and in bf16 where the backend takes that.
+fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
+    let Some(mut subject) = subject else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        if subject.offers(precision) {
+            check_training_in(precision, &mut subject, sources, steps);
+        }
+    }
+}
+
+fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Source], steps: Steps) {
+    let plugins = methods();
+    let mut failures = vec![];
+    for source in sources {
+        for family in trajectories::FAMILIES {
+            for method in &METHODS {
+                let found = trajectories::check(subject, source, &plugins, family, method, steps, precision);
+                let context = format!("{} data, {family} {}", source.name, method.name);
+                failures.extend(found.into_iter().map(|failure| format!("{context}: {failure}")));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
+}
+
+#[test]
+fn classifiers_on_cpu() {
+    check_parity(Some(cpu(None)), &sources(), CLASSIFIER);
+}
+
+#[test]
+fn classifiers_on_wgpu() {
+    check_parity(wgpu(), &sources(), CLASSIFIER);
+}
+
+#[test]
+fn language_models_on_cpu() {
+    check_parity(Some(cpu(None)), &sources(), LANGUAGE_MODEL);
+}
+
+#[test]
+fn language_models_on_wgpu() {
+    check_parity(wgpu(), &sources(), LANGUAGE_MODEL);
+}
+
+/// The same weights in f32, with the configuration as transformers 4 writes it.
+#[test]
+fn f32_weights_and_old_configurations() {
+    for layout in [CLASSIFIER, LANGUAGE_MODEL] {
+        check_parity(Some(cpu(None)), &[Source::compact()], Layout { f32: true, version_4: true, ..layout });
+    }
+}
+
+#[test]
+fn training_on_cpu() {
+    check_training(Some(cpu(None)), &sources(), Steps::Whole);
+}
+
+#[test]
+fn training_in_micro_batches_on_cpu() {
+    check_training(Some(cpu(None)), &sources(), Steps::Split);
+}
+
+#[test]
+fn training_on_wgpu() {
+    check_training(wgpu(), &[Source::compact()], Steps::Whole);
+}
+
+#[test]
+fn training_in_micro_batches_on_wgpu() {
+    check_training(wgpu(), &[Source::compact()], Steps::Split);
+}

@@ -1,0 +1,56 @@
+//! The backends and methods of this repository, as the suites take them.
+
+use sparta_backend_cpu::Cpu;
+use sparta_core::plugin::PluginSet;
+use sparta_graph::Backend;
+use sparta_suites::Subject;
+use sparta_wgpu::{Options, WgpuBackend};
+
+/// What a software driver says to loops that are longer than it runs them.
+const LONG_LOOP: &str = "this software driver can loop over";
+
+pub fn cpu(threads: Option<usize>) -> Subject<'static> {
+    let name = match threads {
+        Some(1) => "cpu with 1 thread".to_owned(),
+        Some(n) => format!("cpu with {n} threads"),
+        None => "cpu".to_owned(),
+    };
+    Subject::new(name, move || Ok(Box::new(Cpu::new(threads)?)))
+}
+
+/// The first wgpu adapter. Where there is none, says so; in CI that is a failure.
+pub fn wgpu() -> Option<Subject<'static>> {
+    open_wgpu("wgpu", None).map(|subject| subject.may_refuse(&[LONG_LOOP]))
+}
+
+/// As [`wgpu`], with tensors above 80 KiB as several bindings; refuses what a kernel needs whole.
+pub fn wgpu_splitting() -> Option<Subject<'static>> {
+    let subject = open_wgpu("wgpu with bindings of 80 KiB", Some(80 << 10))?;
+    Some(subject.may_refuse(&[
+        LONG_LOOP,
+        "this device binds at most",
+        "more than a binding may have",
+        "that this device binds at once",
+    ]))
+}
+
+fn open_wgpu(name: &str, max_binding: Option<u64>) -> Option<Subject<'static>> {
+    if sparta_wgpu::devices().is_empty() {
+        crate::skipped_unless_in_ci("no wgpu adapter");
+        return None;
+    }
+    let open = move || WgpuBackend::open_with(0, Options { max_binding });
+    Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
+}
+
+/// The methods, linked in.
+pub fn methods() -> PluginSet {
+    let mut plugins = PluginSet::default();
+    let entries =
+        [sparta_method_sparta::entry, sparta_method_lora::entry, sparta_method_full::entry, sparta_method_head::entry];
+    for entry in entries {
+        // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
+        unsafe { plugins.link(entry) };
+    }
+    plugins
+}

@@ -1,0 +1,124 @@
+//! The ops once more, straight from their definitions, in f64 on slices.
+
+use sparta_graph::ops::{Activation, Adam, Attention, Layout};
+
+/// `op(a) op(b)`.
+pub fn product(layout: Layout, [m, n, k]: [usize; 3], a: &[f64], b: &[f64]) -> Vec<f64> {
+    let term = |i: usize, j: usize, l: usize| match layout {
+        Layout::Nt => a[i * k + l] * b[j * k + l],
+        Layout::Nn => a[i * k + l] * b[l * n + j],
+        Layout::Tn => a[l * m + i] * b[l * n + j],
+    };
+    (0..m * n).map(|e| (0..k).map(|l| term(e / n, e % n, l)).sum()).collect()
+}
+
+pub fn rms_norm(x: &[f64], w: &[f64], eps: f32, plus_one: bool) -> Vec<f64> {
+    let shift = if plus_one { 1.0 } else { 0.0 };
+    let row = |x: &[f64]| {
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        let r = 1.0 / (mean + f64::from(eps)).sqrt();
+        x.iter().zip(w).map(|(x, w)| x * r * (shift + w)).collect::<Vec<_>>()
+    };
+    x.chunks(w.len()).flat_map(row).collect()
+}
+
+/// The rotation by `angle(position, pair)` of each pair (i, i + head_dim / 2).
+pub fn rope(x: &[f64], width: usize, head_dim: usize, spans: &[f64], table: &[f64], inverse: bool) -> Vec<f64> {
+    let half = head_dim / 2;
+    let element = |e: usize| {
+        let (t, i) = (e / width, e % head_dim);
+        let row = &table[(t - spans[2 * t] as usize) * head_dim..][..head_dim];
+        let (cos, sin) = (row[i % half], row[half + i % half]);
+        let sin = if inverse { -sin } else { sin };
+        if i < half { x[e] * cos - x[e + half] * sin } else { x[e] * cos + x[e - half] * sin }
+    };
+    (0..x.len()).map(element).collect()
+}
+
+pub fn philox(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
+    let (mut k, mut c) = (key, counter);
+    for _ in 0..10 {
+        let wide = |m: u32, x: u32| (((u64::from(m) * u64::from(x)) >> 32) as u32, m.wrapping_mul(x));
+        let ((h0, l0), (h1, l1)) = (wide(0xD2511F53, c[0]), wide(0xCD9E8D57, c[2]));
+        c = [h1 ^ c[1] ^ k[0], l1, h0 ^ c[3] ^ k[1], l0];
+        k = [k[0].wrapping_add(0x9E3779B9), k[1].wrapping_add(0xBB67AE85)];
+    }
+    c
+}
+
+/// The factor of inverted dropout for one draw.
+pub fn kept(draw: u32, p: f32) -> f64 {
+    if f64::from(draw) * 2f64.powi(-32) < f64::from(p) { 0.0 } else { 1.0 / (1.0 - f64::from(p)) }
+}
+
+pub fn key(rng: &[f64]) -> [u32; 2] {
+    [rng[0] as u32, rng[1] as u32]
+}
+
+/// Output and log-sum-exp.
+pub fn attention(
+    op: &Attention,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    spans: &[f64],
+    rng: Option<&[f64]>,
+) -> (Vec<f64>, Vec<f64>) {
+    let d = op.head_dim;
+    let (mut o, mut lse) = (vec![0.0; q.len()], vec![]);
+    for t in 0..spans.len() / 2 {
+        for h in 0..op.heads {
+            let head = h / (op.heads / op.kv_heads);
+            let query = &q[(t * op.heads + h) * d..][..d];
+            let row = |x: &[f64], j: usize| x[(j * op.kv_heads + head) * d..][..d].to_vec();
+            let first = (spans[2 * t] as usize).max((t + 1).saturating_sub(op.window.unwrap_or(t + 1)));
+            let score = |j: usize| {
+                let dot: f64 = query.iter().zip(row(k, j)).map(|(q, k)| q * k).sum();
+                let s = f64::from(op.scale) * dot;
+                op.soft_cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
+            };
+            let scores: Vec<f64> = (first..=t).map(score).collect();
+            let log_sum = log_sum_exp(&scores);
+            for (j, s) in (first..).zip(&scores) {
+                let counter = [j as u32, t as u32, h as u32, op.salt];
+                let factor = rng.map_or(1.0, |rng| kept(philox(key(rng), counter)[0], op.dropout));
+                let p = (s - log_sum).exp() * factor;
+                let out = &mut o[(t * op.heads + h) * d..][..d];
+                out.iter_mut().zip(row(v, j)).for_each(|(o, v)| *o += p * v);
+            }
+            lse.push(log_sum);
+        }
+    }
+    (o, lse)
+}
+
+pub fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+pub fn activate(act: Activation, x: f64) -> f64 {
+    match act {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// One step of AdamW on (p, m, v).
+pub fn adam(op: &Adam, state: [&mut f64; 3], grad: f64, lr: f64, bias: [f64; 2]) {
+    let [b1, b2, eps, decay] = [op.beta1, op.beta2, op.eps, op.weight_decay].map(f64::from);
+    let [p, m, v] = state;
+    let lr = f64::from(op.lr_factor) * lr;
+    *m = b1 * *m + (1.0 - b1) * grad;
+    *v = b2 * *v + (1.0 - b2) * grad * grad;
+    *p -= lr * decay * *p + lr * (*m / bias[0]) / ((*v / bias[1]).sqrt() + eps);
+}
+
+/// x, which f32 holds exactly, rounded to bf16 by 16 random bits: up with the probability of what is cut off.
+pub fn stochastic_bf16(x: f64, random: u32) -> f64 {
+    assert_eq!(f64::from(x as f32), x, "not exact in f32");
+    let bits = (x as f32).to_bits() + random;
+    f64::from(f32::from_bits(bits & 0xffff_0000))
+}

@@ -1,0 +1,138 @@
+//! What SpaRTA is made of: gradients of chosen elements, gather, and scatter into weights.
+
+use super::case::{Build, Case};
+use super::naive;
+use crate::tensor::round;
+use sparta_graph::DType;
+use sparta_graph::ops::{Embed, Gather, Layout, Linear, RmsNorm, SampledGrad, Sampling, Scatter};
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    // (T, out, in); densities from none to all.
+    let sizes =
+        [(1, 1, 1), (7, 3, 2), (3, 17, 33), (33, 7, 65), (65, 63, 64), (2, 130, 127), (257, 33, 17), (1, 2, 1031)];
+    for (i, size) in sizes.into_iter().enumerate() {
+        for sampling in [Sampling::Auto, Sampling::Sampled, Sampling::Tiled] {
+            for density in [[0.0, 0.05], [1.0, 0.3]][i % 2] {
+                cases.push(sampled_grad(size, density, SampledGrad { scale: 0.7, sampling }));
+            }
+        }
+        cases.push(chosen_weights(size, 0.2, true));
+    }
+    for sampling in [Sampling::Sampled, Sampling::Tiled] {
+        cases.push(sampled_grad((2, 271, 263), 1.0, SampledGrad { scale: 1.0, sampling }));
+        cases.push(row_patterns(sampling));
+    }
+    cases.push(sampled_grad((2, 70_001, 2), 0.01, SampledGrad { scale: 1.0, sampling: Sampling::Sampled }));
+    cases.push(chosen_weights((5, 9, 11), 0.3, false));
+    cases.push(chosen_norms_and_rows());
+    for n in [0, 1, 2, 63, 65, 257] {
+        cases.push(gather(n));
+    }
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for (rows, columns, density) in
+            [(1, 1, 1.0), (3, 7, 0.5), (17, 33, 0.05), (5, 65, 1.0), (9, 257, 0.3), (2, 3, 0.0)]
+        {
+            cases.push(scatter(dtype, rows, columns, density));
+        }
+        cases.push(scatter(dtype, 271, 263, 1.0));
+    }
+    cases
+}
+
+/// `scale * dy^T x` at the chosen elements.
+fn chosen_products(dims: (usize, usize, usize), scale: f32, dy: &[f64], x: &[f64], index: &[usize]) -> Vec<f64> {
+    let (rows, outputs, inputs) = dims;
+    let dense = naive::product(Layout::Tn, [outputs, inputs, rows], dy, x);
+    index.iter().map(|&i| f64::from(scale) * dense[i]).collect()
+}
+
+fn sampled_grad(dims: (usize, usize, usize), density: f64, op: SampledGrad) -> Case {
+    Case::new(format!("{op:?} {dims:?} density {density}"), move |b| {
+        let index = b.random.subset(dims.1 * dims.2, density);
+        sampled_grad_of(b, dims, index, op.clone());
+    })
+}
+
+fn sampled_grad_of(b: &mut Build, dims: (usize, usize, usize), index: Vec<usize>, op: SampledGrad) {
+    let (rows, outputs, inputs) = dims;
+    b.refusable = outputs > 20_000;
+    let (dy, x) = (b.normal(&[rows, outputs]), b.normal(&[rows, inputs]));
+    let chosen = b.u32s(&[index.len()], index.iter().copied());
+    let row_ptr = b.row_ptr(&index, outputs, inputs);
+    let y = b.one(op.clone(), &[dy, x, chosen, row_ptr]);
+    b.expect(y, chosen_products(dims, op.scale, &b.of(dy), &b.of(x), &index));
+}
+
+/// Full rows between empty ones, only the first and last element, and a single column.
+fn row_patterns(sampling: Sampling) -> Case {
+    Case::new(format!("sampled_grad with patterns of rows, {sampling:?}"), move |b| {
+        let (rows, outputs, inputs) = (19, 70, 37);
+        let all = 0..outputs * inputs;
+        let patterns: [Vec<usize>; 3] = [
+            all.clone().filter(|i| (i / inputs) % 3 == 1).collect(),
+            vec![0, outputs * inputs - 1],
+            all.filter(|i| i % inputs == inputs - 1).collect(),
+        ];
+        for index in patterns {
+            sampled_grad_of(b, (rows, outputs, inputs), index, SampledGrad { scale: 1.0, sampling });
+        }
+    })
+}
+
+/// Through autodiff, against differences of the chosen elements; with or without the rows' starts.
+fn chosen_weights((rows, outputs, inputs): (usize, usize, usize), density: f64, row_ptr: bool) -> Case {
+    Case::new(format!("chosen elements of linear {rows}x{outputs}x{inputs}, rows {row_ptr}"), move |b| {
+        let (x, w) = (b.normal(&[rows, inputs]), b.weight(DType::BF16, &[outputs, inputs]));
+        let y = b.one(Linear { scale: -1.5, ..Linear::plain(Layout::Nt) }, &[x, w]);
+        let index = b.random.subset(outputs * inputs, density);
+        b.seed(y);
+        b.wrt_chosen(w, &index, row_ptr);
+        b.wrt(&[x]);
+    })
+}
+
+/// Chosen elements of tensors that no linear layer reads alone.
+fn chosen_norms_and_rows() -> Case {
+    Case::new("chosen elements of a norm and of a tied embedding", |b| {
+        let (table, norm) = (b.weight(DType::BF16, &[11, 9]), b.weight(DType::BF16, &[9]));
+        let tokens = b.u32s(&[5], [1, 10, 1, 0, 4]);
+        let h = b.one(Embed { scale: 2.0, padding: None }, &[table, tokens]);
+        let h = b.one(RmsNorm { eps: 1e-6, plus_one: false, output: None }, &[h, norm]);
+        let logits = b.one(Linear::plain(Layout::Nt), &[h, table]);
+        b.seed(logits);
+        b.wrt_chosen(norm, &[0, 3, 8], false);
+        b.wrt_chosen(table, &[0, 9, 10, 17, 50, 98], true);
+    })
+}
+
+fn gather(n: usize) -> Case {
+    Case::new(format!("gather {n}"), move |b| {
+        let x = b.normal(&[19, 17]);
+        let mut index: Vec<usize> = (0..n).map(|_| b.random.below(19 * 17)).collect();
+        index.sort();
+        let places = b.u32s(&[n], index.iter().copied());
+        let y = b.one(Gather {}, &[x, places]);
+        let values = b.of(x);
+        b.expect(y, index.iter().map(|&i| values[i]).collect());
+    })
+}
+
+/// Base and delta lie on a grid on which their f32 sum is exact, ties of the rounding included, so that every backend
+/// must store the same number. Neighbours of the chosen elements, which share a word with them, must stay.
+fn scatter(dtype: DType, rows: usize, columns: usize, density: f64) -> Case {
+    Case::new(format!("scatter {dtype} {rows}x{columns} density {density}"), move |b| {
+        let w = b.weight(dtype, &[rows, columns]);
+        let index = b.random.subset(rows * columns, density);
+        let places = b.u32s(&[index.len()], index.iter().copied());
+        let mut values = b.of(w);
+        let base: Vec<f64> = index.iter().map(|&i| (values[i] * 256.0).round() / 256.0).collect();
+        let delta: Vec<f64> = b.random.normals(index.len()).iter().map(|x| (x * 64.0).round() / 4096.0).collect();
+        for (&i, (base, delta)) in index.iter().zip(base.iter().zip(&delta)) {
+            values[i] = round(dtype, base + delta);
+        }
+        let [base, delta] = [base, delta].map(|x| b.f32s(&[index.len()], x));
+        b.apply(Scatter {}, &[w, places, base, delta]);
+        b.expect(w, values);
+    })
+}

@@ -1,0 +1,71 @@
+//! The compact set, as part of the program.
+
+use std::path::Path;
+use std::{fs, io};
+
+type File = (&'static str, &'static [u8]);
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_bytes!(concat!("../../../golden/", $name)))),*]
+    };
+}
+
+const FILES: &[File] = files![
+    "gemma/batch.safetensors",
+    "gemma/cls.safetensors",
+    "gemma/config.json",
+    "gemma/config.v4.json",
+    "gemma/lm.safetensors",
+    "gemma/model.safetensors",
+    "gemma/train.json",
+    "gemma/train.safetensors",
+    "gemma2/batch.safetensors",
+    "gemma2/cls.safetensors",
+    "gemma2/config.json",
+    "gemma2/config.v4.json",
+    "gemma2/lm.safetensors",
+    "gemma2/model.safetensors",
+    "mistral/batch.safetensors",
+    "mistral/cls.safetensors",
+    "mistral/config.json",
+    "mistral/config.v4.json",
+    "mistral/lm.safetensors",
+    "mistral/lm_head.safetensors",
+    "mistral/model.safetensors",
+    "mistral/train.json",
+    "mistral/train.safetensors",
+    "llama/batch.safetensors",
+    "llama/cls.safetensors",
+    "llama/config.json",
+    "llama/config.v4.json",
+    "llama/lm.safetensors",
+    "llama/lm_head.safetensors",
+    "llama/model.safetensors",
+    "qwen2/batch.safetensors",
+    "qwen2/cls.safetensors",
+    "qwen2/config.json",
+    "qwen2/config.v4.json",
+    "qwen2/lm.safetensors",
+    "qwen2/lm_head.safetensors",
+    "qwen2/model.safetensors",
+    "qwen3/batch.safetensors",
+    "qwen3/cls.safetensors",
+    "qwen3/config.json",
+    "qwen3/config.v4.json",
+    "qwen3/lm.safetensors",
+    "qwen3/lm_head.safetensors",
+    "qwen3/model.safetensors",
+];
+
+/// Writes the set into a directory.
+pub fn unpack(directory: &Path) -> io::Result<()> {
+    for (name, bytes) in FILES {
+        let path = directory.join(name);
+        if let Some(family) = path.parent() {
+            fs::create_dir_all(family)?;
+        }
+        fs::write(path, bytes)?;
+    }
+    Ok(())
+}

@@ -55,7 +55,7 @@ impl Backend for Counting {
         self.cpu.read(buffer, offset, out)
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Answer<PlanId> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Answer<PlanId> {
         self.cpu.prepare(plan, arena, externals)
     }
 

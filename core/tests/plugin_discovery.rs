@@ -118,7 +118,7 @@ fn backends_of_earlier_minor_versions_work() {
         graph.apply(Accumulate {}.into(), &[x, y]).unwrap();
         let mut plan = Plan::build(&graph, false);
         let [arena, a, b] = [4, 2, 2].map(|len| backend.alloc(DType::F32, len, "tensor").unwrap());
-        let id = backend.prepare(&plan, arena, &[a, b]).unwrap();
+        let id = backend.prepare(&plan, &[arena], &[a, b]).unwrap();
         backend.run(id).unwrap();
         match backend.run_profiled(id) {
             Ok(times) => assert_eq!((minor, times), (1, vec![Duration::from_nanos(7)])),
@@ -138,7 +138,7 @@ fn backends_of_earlier_minor_versions_work() {
 
         // What such a library does not know, it would ignore.
         plan.calls[0].op = Linear { output: Some(DType::BF16), ..Linear::plain(Layout::Nt) }.into();
-        let message = backend.prepare(&plan, arena, &[a, b]).unwrap_err().to_string();
+        let message = backend.prepare(&plan, &[arena], &[a, b]).unwrap_err().to_string();
         assert!(message.contains("store: linear: the plugin store (") && message.contains("`output`"), "{message}");
         assert_eq!(backend.supports(&plan).unwrap_err().to_string(), message);
     }

@@ -52,7 +52,10 @@ impl LoadedBackendPlugin {
         let answer = plugin.call("open", plugin.table.open, None, |f, call| unsafe {
             f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
         });
-        let info: DeviceInfo = answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+        let mut info: DeviceInfo =
+            answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+        // The call that prepares a plan takes one buffer as its arena.
+        info.segments = false;
         let ops = self.info.ops.clone();
         Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
@@ -154,8 +157,12 @@ impl Backend for LoadedBackend {
         })
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
         let message = self.message(plan)?;
+        let &[arena] = arena else {
+            let reason = format!("its plugin takes an arena in one buffer, got {} segments", arena.len());
+            return Err(BackendError::Other { device: self.info.id.clone(), reason });
+        };
         let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
         let mut prepared = 0;
         // SAFETY: see the impl.

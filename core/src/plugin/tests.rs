@@ -250,6 +250,7 @@ fn memory_info() -> DeviceInfo {
         driver: "none".into(),
         memory: Some(1 << 40),
         max_buffer: u64::MAX,
+        segments: false,
         in_place: true,
         activations: vec![DType::F32],
         products: vec![],
@@ -301,8 +302,8 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
-        Ok(PlanId(plan.arena as u64 + arena.0 + externals.iter().map(|id| id.0).sum::<u64>()))
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        Ok(PlanId(plan.arena as u64 + arena[0].0 + externals.iter().map(|id| id.0).sum::<u64>()))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
@@ -350,7 +351,8 @@ fn a_backend_crosses() {
     assert!(backend.fetch(ReadId::Pending(77), &mut out).unwrap_err().to_string().contains("no requested read 77"));
     assert_eq!(backend.memory_use(), None, "this backend does not count");
     let mut out = [9; 6];
-    let plan = backend.prepare(&Plan { arena: 256, externals: vec![], calls: vec![] }, a, &[b]).unwrap();
+    let plan =
+        backend.prepare(&Plan { arena: 256, segments: vec![], externals: vec![], calls: vec![] }, &[a], &[b]).unwrap();
     assert_eq!(plan, PlanId(257));
     assert!(matches!(backend.run(plan), Err(BackendError::DeviceLost { during, .. }) if during == "plan 257"));
     backend.release(plan);

@@ -30,8 +30,8 @@ pub struct Prepared {
     /// The learning rate after the method's default.
     pub lr: f64,
     pub total_steps: usize,
-    /// Bytes of the arena.
-    pub arena: usize,
+    /// Bytes of each segment of the arena.
+    pub arena: Vec<usize>,
     pub plan: RunPlan,
 }
 

@@ -58,7 +58,7 @@ pub fn run(
             (directory, newest)
         }
     };
-    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), prepared.arena)?;
+    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena)?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
         trainer.resume(newest)?;
@@ -155,7 +155,7 @@ impl<'a> Trainer<'a> {
             Err(Error::Device(lost @ BackendError::DeviceLost { .. })) => {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
-                self.session = Session::open(open()?, &self.run.weights, setup, self.run.arena)?;
+                self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
                 let newest = self.checkpoints.load_newest()?;
                 self.resume(newest)?;
                 self.attempt().map_err(|error| self.lost_again(error))

@@ -95,8 +95,8 @@ fn unknown_handles_are_errors(backend: &mut dyn Backend) -> Result<(), String> {
     expect(backend.run(PlanId(u64::MAX)).is_err(), "a plan that never was can be run")?;
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    expect(backend.prepare(&plan, arena, &[]).is_err(), "a plan can be prepared without its buffers")?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    expect(backend.prepare(&plan, &arena, &[]).is_err(), "a plan can be prepared without its buffers")?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     backend.release(id);
     expect(backend.run(id).is_err(), "a released plan can be run")
 }
@@ -114,16 +114,17 @@ fn doubling() -> Result<Plan, String> {
     Ok(Plan::build(&graph, false))
 }
 
-fn memory_of(backend: &mut dyn Backend, plan: &Plan) -> Result<(BufferId, Vec<BufferId>), String> {
+fn memory_of(backend: &mut dyn Backend, plan: &Plan) -> Result<(Vec<BufferId>, Vec<BufferId>), String> {
     let buffers = plan.externals.iter().map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name));
     let buffers = buffers.collect::<Result<Vec<_>, _>>().map_err(text)?;
-    Ok((backend.alloc(DType::F32, plan.arena / 4, "arena").map_err(text)?, buffers))
+    let arena = plan.arena_buffers().iter().map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena"));
+    Ok((arena.collect::<Result<Vec<_>, _>>().map_err(text)?, buffers))
 }
 
 fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     let x = plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?;
     let floats = |values: [f32; 4]| values.map(f32::to_le_bytes).concat();
     let read = |backend: &mut dyn Backend, expected: [f32; 4]| {
@@ -144,7 +145,7 @@ fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
 fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     let x = buffers[plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?];
     let (first, second) = ([1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat(), 10f32.to_le_bytes());
     let write = |offset, data| Work::Write { buffer: x, offset, data };

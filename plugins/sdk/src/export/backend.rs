@@ -160,7 +160,7 @@ unsafe extern "C" fn prepare(
             unsafe { (opened(backend), request(plan)?, slice(externals, external_count)) };
         let plan = understood(given)?;
         let externals: Vec<BufferId> = externals.iter().map(|&id| BufferId(id)).collect();
-        let id = backend.prepare(&plan, BufferId(arena), &externals).map_err(encode)?;
+        let id = backend.prepare(&plan, &[BufferId(arena)], &externals).map_err(encode)?;
         // SAFETY: the host passes a writable `u64`.
         unsafe { prepared.write(id.0) };
         Ok(())

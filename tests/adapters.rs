@@ -279,11 +279,11 @@ fn fail(args: &[&str], part: &str) {
     assert!(!output.status.success() && message.contains(part), "{args:?}: {message}");
 }
 
-/// A short run on the embedded data: its result and its directory.
+/// A short run on the embedded data, in f32: its result and its directory.
 fn train(method: &str, seed: &str, more: &[&str]) -> (Value, String) {
     let out = format!("{method}-{seed}");
     let args = ["run", "--method", method, "--seed", seed, "--max-steps", "60", "--device", "cpu", "--out", &out];
-    (succeed(&[&args, more].concat()), out)
+    (succeed(&[&args[..], &["--precision", "f32"], more].concat()), out)
 }
 
 static A: LazyLock<String> = LazyLock::new(|| train("sparta", "1", &["--density", "0.05"]).1);
@@ -304,6 +304,21 @@ fn every_run_proves_its_merge() {
         let (difference, bound) = (check["largest_difference"].as_f64().unwrap(), check["bound"].as_f64().unwrap());
         assert!(difference <= bound && bound < 1.0, "{check}");
         assert!(check["examples"].as_u64().unwrap() > 0);
+    }
+}
+
+/// What a run in bf16 has trained merges, and is evaluated in bf16 unless something else is asked for.
+#[test]
+fn a_run_in_bf16_merges_and_is_evaluated_in_bf16() {
+    for method in ["lora", "sparta"] {
+        let out = format!("{method}-bf16");
+        let args = ["run", "--method", method, "--max-steps", "20", "--device", "cpu", "--precision", "bf16"];
+        let result = succeed(&[&args[..], &["--out", &out]].concat());
+        let check = |key: &str| result["merge_check"][key].as_f64().unwrap();
+        assert!(check("largest_difference") <= check("bound"), "{method}: {}", result["merge_check"]);
+        let loss = |more: &[&str]| accuracy(&out, more)["metrics"]["loss"].as_f64().unwrap();
+        assert_eq!(loss(&[]), loss(&["--precision", "bf16"]), "{method}");
+        assert_ne!(loss(&[]), loss(&["--precision", "f32"]), "{method}");
     }
 }
 

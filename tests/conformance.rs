@@ -7,19 +7,31 @@ use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects;
 use std::collections::BTreeSet;
 
-/// Checks the cases on all backends and panics with all that failed.
+/// Checks the cases on all backends in both precisions and panics with all that failed.
 fn check(cases: &[Case]) {
-    let judged = Judged::new(cases, Precision::F32);
+    check_in(Precision::F32, cases);
+    check_in(Precision::Bf16, cases);
+}
+
+fn check_in(precision: Precision, cases: &[Case]) {
+    let judged = Judged::new(cases, precision);
     let mut failures = judged.failures.clone();
     let mut run = |mut subject: Subject<'static>| {
         let outcome = judged.check(&mut subject);
         failures.extend_from_slice(&outcome.failures);
+        outcome.refused.iter().filter(|_| precision == Precision::Bf16).for_each(|why| println!("refused: {why}"));
         outcome
     };
     let (one, three) = (run(subjects::cpu(Some(1))), run(subjects::cpu(Some(3))));
     subjects::wgpu().into_iter().chain(subjects::wgpu_splitting()).for_each(|subject| drop(run(subject)));
     failures.extend(judged.differences(&one, &three));
-    assert!(failures.is_empty(), "{} failures in {} cases\n{}", failures.len(), cases.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} failures in {} cases in {precision}\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
 }
 
 fn check_area(name: &str) {

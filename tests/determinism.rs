@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 const OPTIONS: &str = "--max-steps 6 --batch-size 8 --micro-batch-tokens 96 --dropout 0.1 --weight-decay 0.01 \
                        --eval-interval 3 --checkpoint-interval 2 --max-train 200 --max-dev 24 --max-test 24";
 
+/// `method` is a name, with options after it.
 fn run(home: &Path, name: &str, method: &str, device: &str, threads: &str) -> PathBuf {
     let out = home.join(name);
-    let mut args = vec!["run", "--method", method, "--device", device, "--out", out.to_str().unwrap()];
-    args.extend(OPTIONS.split_whitespace());
+    let mut args = vec!["run", "--device", device, "--out", out.to_str().unwrap(), "--method"];
+    args.extend(method.split_whitespace().chain(OPTIONS.split_whitespace()));
     let output = command(home, &args).env("RAYON_NUM_THREADS", threads).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     out
@@ -75,7 +76,7 @@ fn assert_equal(what: &str, a: &Path, b: &Path) {
 #[test]
 fn equal_runs_on_the_cpu_are_equal_whatever_the_threads() {
     let home = tempfile::tempdir().unwrap();
-    for method in ["sparta", "lora", "full", "head"] {
+    for method in ["sparta", "lora", "full", "head", "sparta --precision bf16", "full --precision bf16"] {
         let one = run(home.path(), &format!("{method}-1"), method, "cpu", "1");
         let result: Value = serde_json::from_slice(&fs::read(one.join("result.json")).unwrap()).unwrap();
         let check = |key: &str| result["merge_check"][key].as_f64().unwrap_or_else(|| panic!("{method}: no {key}"));

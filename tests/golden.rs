@@ -3,9 +3,9 @@
 //! The compact set of golden data proves it on a fresh clone; the complete one is read where it lies beside the
 //! repository.
 
-use sparta_suites::Subject;
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
+use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu};
 use std::path::Path;
 
@@ -22,32 +22,50 @@ fn sources() -> Vec<Source> {
     vec![Source::compact()]
 }
 
+/// In f32, and in bf16 where the backend takes that.
 fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
     let Some(mut subject) = subject else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        if subject.offers(precision) {
+            check_parity_in(precision, &mut subject, sources, layout);
+        }
+    }
+}
+
+fn check_parity_in(precision: Precision, subject: &mut Subject, sources: &[Source], layout: Layout) {
     let mut failures = vec![];
     for source in sources {
         for family in FAMILIES {
-            let found = parity::check(&mut subject, source, family, layout);
+            let found = parity::check(subject, source, family, layout, precision);
             failures.extend(found.into_iter().map(|failure| format!("{} data, {family}: {failure}", source.name)));
         }
     }
-    assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
+    assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
 }
 
+/// In f32, and in bf16 where the backend takes that.
 fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
     let Some(mut subject) = subject else { return };
+    for precision in [Precision::F32, Precision::Bf16] {
+        if subject.offers(precision) {
+            check_training_in(precision, &mut subject, sources, steps);
+        }
+    }
+}
+
+fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Source], steps: Steps) {
     let plugins = methods();
     let mut failures = vec![];
     for source in sources {
         for family in trajectories::FAMILIES {
             for method in &METHODS {
-                let found = trajectories::check(&mut subject, source, &plugins, family, method, steps);
+                let found = trajectories::check(subject, source, &plugins, family, method, steps, precision);
                 let context = format!("{} data, {family} {}", source.name, method.name);
                 failures.extend(found.into_iter().map(|failure| format!("{context}: {failure}")));
             }
         }
     }
-    assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
+    assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
 }
 
 #[test]

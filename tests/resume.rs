@@ -17,7 +17,7 @@ const SMALL: &str = "--max-steps 6 --batch-size 4 --checkpoint-interval 2 --eval
                      --max-test 8 --patience 5 --micro-batch-tokens 48 --max-length 24";
 
 /// A method with options that leave more behind in a step: decay, dropout, another schedule.
-const METHODS: [&str; 9] = [
+const METHODS: [&str; 11] = [
     "sparta",
     "sparta --weight-decay 0.1 --dropout 0.1 --schedule cosine",
     "lora",
@@ -27,6 +27,9 @@ const METHODS: [&str; 9] = [
     "lora --optimizer adamw-bf16 --dropout 0.1",
     "sparta --optimizer sgd --weight-decay 0.1",
     "head --dropout 0.1 --weight-decay 0.1",
+    // Rounded copies of trained weights and of extra tensors.
+    "full --precision bf16",
+    "lora --precision bf16 --dropout 0.1",
 ];
 
 fn start(home: &Path, options: &str, method: &str, device: &str, out: &Path) -> Child {

@@ -10,6 +10,7 @@ use crate::sweep::SweepArgs;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use sparta_core::job::PrecisionChoice;
 use sparta_core::run::InspectTask;
 use sparta_core::train::optimizer::{self, Choice, Hyperparameters};
 use sparta_core::train::{Recompute, Schedule};
@@ -185,6 +186,10 @@ pub struct RunArgs {
     /// Compute the activations of a layer again in the backward pass, for less memory; auto: where they would not fit
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
+    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers
+    /// in hardware, else f32
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(PRECISIONS))]
+    pub precision: PrecisionChoice,
     /// Save the state of the training every N steps, besides at evaluations and at the end
     #[arg(long, value_name = "N", default_value = "500", value_parser = at_least(1))]
     pub checkpoint_interval: usize,
@@ -258,6 +263,9 @@ pub struct EvalArgs {
     /// Use at most N examples
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_examples: Option<usize>,
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
+    pub precision: Option<PrecisionChoice>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -276,6 +284,9 @@ pub struct PredictArgs {
     /// Answer of one head only, where there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
+    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
+    pub precision: Option<PrecisionChoice>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
     #[arg(long, value_name = "D", default_value = "auto")]
     pub device: String,
@@ -298,6 +309,9 @@ pub struct ForwardArgs {
     /// Also the gradient of every parameter
     #[arg(long)]
     pub grads: bool,
+    /// Float types of activations and products
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = one_of(PRECISIONS))]
+    pub precision: PrecisionChoice,
     /// Where `logits`, `loss`, `last_hidden_state` and `grad.<name>` go
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
@@ -370,6 +384,10 @@ pub struct PretrainArgs {
     /// Seed of the initial weights and the order
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
+    /// Float types of activations and products; auto: bf16 where the saved weights are 16-bit and the device multiplies
+    /// such numbers in hardware, else f32
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(PRECISIONS))]
+    pub precision: PrecisionChoice,
     /// Type of the saved weights
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: SavedType,
@@ -414,6 +432,8 @@ pub struct ListArgs {
 const SCHEDULES: &[(&str, Schedule)] =
     &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
 const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];
+const PRECISIONS: &[(&str, PrecisionChoice)] =
+    &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
 const FORWARD_TASKS: &[(&str, InspectTask)] = &[("cls", InspectTask::Classification), ("lm", InspectTask::CausalLm)];
 
 fn one_of<T: Copy + Send + Sync>(choices: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {

@@ -27,7 +27,10 @@ struct EvalResult<'a> {
 
 pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let mut adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    if let Some(precision) = args.precision {
+        adapted.set_precision(precision);
+    }
     let EvalArgs { run, head, task, data, split, max_examples, .. } = args;
     let chosen: Vec<String> = match &head {
         Some(name) => vec![name.clone()],
@@ -76,7 +79,10 @@ struct Answer<'a> {
 }
 
 pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
-    let adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let mut adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    if let Some(precision) = args.precision {
+        adapted.set_precision(precision);
+    }
     let chosen = args.head.as_deref().map(|name| adapted.head(Some(name))).transpose()?;
     let (name, content) = match &args.input {
         Some(path) => (path.display().to_string(), std::fs::read_to_string(path).map_err(Error::io(path))?),
@@ -171,6 +177,7 @@ pub fn inspect_forward(args: ForwardArgs, plugins: &PluginSet) -> Result<()> {
         batch: args.batch,
         task: args.task,
         grads: args.grads,
+        precision: args.precision,
         out: args.out,
     };
     let loss = run::inspect_forward(&request, devices::open(&args.device.device, plugins)?)?;

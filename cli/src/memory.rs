@@ -30,6 +30,7 @@ pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Resu
         max_length: args.max_length,
         dropout: args.dropout,
         recompute: args.recompute,
+        precision: args.precision,
         optimizer: args.optimizer.choice(),
     };
     let devices = devices::find(plugins);

@@ -23,6 +23,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         optimizer: args.optimizer.choice(),
         max_length: args.max_length,
         seed: args.seed,
+        precision: args.precision,
         dtype: args.dtype.into(),
         out: args.out,
     };

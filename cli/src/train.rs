@@ -99,6 +99,7 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
         instruct,
         micro_batch_tokens: args.micro_batch_tokens,
         recompute: args.recompute,
+        precision: args.precision,
         checkpoint_interval: args.checkpoint_interval,
         keep_checkpoints: args.keep_checkpoints,
         skip_nonfinite: args.skip_nonfinite,

@@ -26,7 +26,12 @@ pub fn wgpu() -> Option<Subject<'static>> {
 /// As [`wgpu`], with tensors above 80 KiB as several bindings; refuses what a kernel needs whole.
 pub fn wgpu_splitting() -> Option<Subject<'static>> {
     let subject = open_wgpu("wgpu with bindings of 80 KiB", Some(80 << 10))?;
-    Some(subject.may_refuse(&[LONG_LOOP, "this device binds at most", "more than a binding may have"]))
+    Some(subject.may_refuse(&[
+        LONG_LOOP,
+        "this device binds at most",
+        "more than a binding may have",
+        "that this device binds at once",
+    ]))
 }
 
 fn open_wgpu(name: &str, max_binding: Option<u64>) -> Option<Subject<'static>> {

@@ -1,6 +1,7 @@
 use super::stored::{Stored, sparse_and_whole};
 use super::{Adapter, Kind, load};
 use crate::hash::fingerprint;
+use crate::job::PrecisionChoice;
 use crate::method::{Adaptation, IndexSet, index_set};
 use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
@@ -20,6 +21,8 @@ pub struct Applied {
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
+    /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
+    pub precision: PrecisionChoice,
 }
 
 impl Applied {
@@ -54,7 +57,8 @@ impl Applied {
         let parameters = check_weights(&decoder, &weights, head)?;
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
-        Ok(Applied { adapter, weights, decoder, adaptation })
+        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
+        Ok(Applied { precision: precision.unwrap_or(PrecisionChoice::F32), adapter, weights, decoder, adaptation })
     }
 
     /// Classes of all heads together.
@@ -79,9 +83,10 @@ impl Applied {
     pub(super) fn session_with(
         &self,
         device: Box<dyn Backend>,
-        adaptation: Adaptation,
+        mut adaptation: Adaptation,
         limits: Limits,
     ) -> Result<Session> {
+        adaptation.precision = self.precision.choose(&adaptation.parameters, &device.info())?.precision;
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,

@@ -43,7 +43,8 @@ pub fn check_merged<'a>(
     let largest_difference = logits.map(difference).fold(0.0, f64::max);
     let decoder = &session.setup().decoder;
     let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
-    let arithmetic = 2f64.powi(-24) * inner.sqrt();
+    let activations = session.setup().adaptation.precision.activations;
+    let arithmetic = 2f64.powi(-24) * inner.sqrt() + unit_roundoff(activations);
     let matrices = (7 * decoder.layers + 1) as f64;
     let row = scale.largest_row(decoder.hidden_size, decoder.norm_plus_one);
     Ok(MergeCheck {
@@ -58,10 +59,15 @@ pub fn check_merged<'a>(
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
     let computed = matches!(adaptation.parts[position], Part::Dense | Part::Reparam(_));
-    match to {
-        DType::BF16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-8),
-        DType::F16 if computed || adaptation.parameters[position].dtype != to => 2f64.powi(-11),
-        _ => 0.0,
+    if computed || adaptation.parameters[position].dtype != to { unit_roundoff(to) } else { 0.0 }
+}
+
+/// That of a 16-bit type; that of f32 counts with the products.
+fn unit_roundoff(dtype: DType) -> f64 {
+    match dtype {
+        DType::BF16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
+        DType::F32 | DType::U32 => 0.0,
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a run is asked to do.
 
+use super::PrecisionChoice;
 use crate::text::Instruct;
 use crate::train::optimizer::Choice;
 use crate::train::{Recompute, Schedule};
@@ -59,6 +60,9 @@ pub struct RunConfig {
     pub micro_batch_tokens: usize,
     /// Whether the activations of a layer are computed again in the backward pass.
     pub recompute: Recompute,
+    /// The float types of the graph. What a run has written down is never `auto`.
+    #[serde(default = "before_there_was_a_choice")]
+    pub precision: PrecisionChoice,
     /// Write a checkpoint every so many steps, besides those at evaluations on dev and at the end.
     pub checkpoint_interval: usize,
     /// Newest checkpoints kept.
@@ -68,6 +72,10 @@ pub struct RunConfig {
     /// The run directory.
     #[serde(skip)]
     pub out: PathBuf,
+}
+
+fn before_there_was_a_choice() -> PrecisionChoice {
+    PrecisionChoice::F32
 }
 
 impl RunConfig {

@@ -11,7 +11,7 @@ pub struct MergeCheck {
     pub largest_difference: f64,
     /// What rounding can explain: 8 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
     /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
-    /// arithmetic of inner products of k terms; S the largest norm of a row of score * norm. Rounding errors of the
+    /// arithmetic of inner products of k terms, and the unit roundoff of 16-bit activations; S the largest norm of a row of score * norm. Rounding errors of the
     /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
     /// product with such a row, has an error of a standard deviation of at most sqrt(n) (u + e) S.
     pub bound: f64,

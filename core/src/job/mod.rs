@@ -4,6 +4,7 @@ mod config;
 mod merge_check;
 mod paper;
 mod plan;
+mod precision;
 mod progress;
 mod result;
 
@@ -11,5 +12,6 @@ pub use config::RunConfig;
 pub use merge_check::MergeCheck;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};
+pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Environment, RunResult, Stopped};

@@ -1,6 +1,6 @@
 //! The plan that is printed before a run allocates anything.
 
-use super::PaperMemory;
+use super::{ChosenPrecision, PaperMemory};
 use crate::method::Adaptation;
 use crate::text::PromptPlan;
 use crate::train::{MemoryKind, Schedule};
@@ -40,6 +40,8 @@ pub struct RunPlan {
     pub schedule: Schedule,
     pub seed: u64,
     pub device: DeviceInfo,
+    #[serde(default)]
+    pub precision: ChosenPrecision,
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     /// The paper's count for as many trained parameters.
@@ -156,6 +158,7 @@ impl fmt::Display for RunPlan {
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL
             .iter()
             .filter_map(|kind| self.memory.get(kind).filter(|&&bytes| bytes > 0).map(|&bytes| (kind, bytes)))

@@ -2,6 +2,7 @@
 
 use super::prepare::encode;
 use crate::adapter::{Applied, Head};
+use crate::job::PrecisionChoice;
 use crate::plugin::PluginSet;
 use crate::text::Encoder;
 use crate::train::evaluate::{Prediction, predict, score};
@@ -61,6 +62,11 @@ impl Adapted {
 
     pub fn applied(&self) -> &Applied {
         &self.applied
+    }
+
+    /// Computes in other float types than those of the run that made the adapter.
+    pub fn set_precision(&mut self, precision: PrecisionChoice) {
+        self.applied.precision = precision;
     }
 
     pub fn into_applied(self) -> Applied {

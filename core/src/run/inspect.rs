@@ -1,5 +1,6 @@
 //! One forward (and backward) pass on a given batch, for comparison with other implementations.
 
+use crate::job::PrecisionChoice;
 use crate::method::{Adaptation, AdaptedLayers};
 use crate::model::forward::{self, Inputs, Layers};
 use crate::model::{Decoder, HeadKind, WeightSource, check_weights};
@@ -28,6 +29,7 @@ pub struct InspectRequest {
     pub task: InspectTask,
     /// Also the gradient of every parameter; needs labels.
     pub grads: bool,
+    pub precision: PrecisionChoice,
     pub out: PathBuf,
 }
 
@@ -35,7 +37,7 @@ pub struct InspectRequest {
 /// `loss` where the batch has labels, and `grad.<name>` if asked for; all f32, zeros in padded places. Returns the loss.
 ///
 /// The pooled row is the last token whose id is not the pad id, as in transformers; the causal loss shifts the labels.
-/// Weights stay in their type on the device; the arithmetic is f32.
+/// Weights stay in their type on the device.
 pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Result<Option<f64>> {
     let decoder = decoder::open(&request.model)?;
     let weights = Weights::open(&request.model)?;
@@ -56,7 +58,9 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
     let in_place = device.info().in_place;
-    let adaptation = Adaptation::none(parameters);
+    let precision = request.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = Adaptation::none(parameters);
+    adaptation.precision = precision.precision;
     let (graph, outputs) = build(&decoder, &adaptation, head, &batch, request.grads)?;
     let plan = Plan::build(&graph, in_place);
     let mut tensors = Tensors::new(device);

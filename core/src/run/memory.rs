@@ -1,7 +1,7 @@
 //! The memory of fine-tuning a model of which only `config.json` is there.
 
 use super::prepare::default_head_std;
-use crate::job::{PaperMemory, TrainablePlan, body_size, megabytes, thousands};
+use crate::job::{ChosenPrecision, PaperMemory, PrecisionChoice, TrainablePlan, body_size, megabytes, thousands};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HeadKind};
@@ -33,6 +33,7 @@ pub struct MemoryRequest {
     pub max_length: Option<usize>,
     pub dropout: f64,
     pub recompute: Recompute,
+    pub precision: PrecisionChoice,
     pub optimizer: Choice,
 }
 
@@ -55,6 +56,7 @@ pub struct MemoryPlan {
     pub micro_batches: bool,
     pub recompute: bool,
     pub device: DeviceInfo,
+    pub precision: ChosenPrecision,
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     pub paper: PaperMemory,
@@ -73,7 +75,9 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let mut parameters = decoder.parameters(head);
     // A new head is trained, and kept in f32.
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
-    let adaptation = Adaptation::expected(method.clone(), parameters, options)?;
+    let precision = request.precision.choose(&parameters, device)?;
+    let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
+    adaptation.precision = precision.precision;
     let limits = limits(request, &decoder, &adaptation)?;
     let mut setup = Setup {
         head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
@@ -107,6 +111,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         micro_batches: setup.limits.micro_batches,
         recompute: setup.recompute,
         device: device.clone(),
+        precision,
         memory,
     })
 }
@@ -141,6 +146,7 @@ impl fmt::Display for MemoryPlan {
         let split = if self.micro_batches { " and more micro-batches for the rest of them" } else { "" };
         writeln!(f, "batch      {} tokens of {} examples{split}", thousands(self.rows as u64), self.batch_size)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        writeln!(f, "precision  {}", self.precision)?;
         let total: u64 = self.memory.values().sum();
         let recompute = if self.recompute { ", layers computed again in the backward pass" } else { "" };
         let per_parameter = |bytes: u64| 8.0 * bytes as f64 / self.parameters as f64;

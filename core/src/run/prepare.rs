@@ -1,6 +1,6 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
-use crate::job::{DataPlan, PaperMemory, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
+use crate::job::{DataPlan, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HEAD, HeadKind, check_weights};
@@ -62,7 +62,9 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     let data = encode_splits(config, &decoder, &encoder, data)?;
 
-    let adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    let precision = config.precision.choose(&parameters, device)?;
+    let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    adaptation.precision = precision.precision;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let limits = limits(config, &adaptation, &data);
     let optimization = Optimization {
@@ -112,9 +114,14 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         schedule: config.schedule,
         seed: config.seed,
         device: device.clone(),
+        precision,
         memory,
     };
-    let config = RunConfig { instruct: encoder.instruct().cloned(), ..config.clone() };
+    let config = RunConfig {
+        instruct: encoder.instruct().cloned(),
+        precision: PrecisionChoice::of(setup.adaptation.precision),
+        ..config.clone()
+    };
     let Splits { train, dev, test, .. } = data;
     let task_version = plugin.info().version.clone();
     Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, lr, total_steps, arena, plan })

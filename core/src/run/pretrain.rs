@@ -1,6 +1,6 @@
 //! Causal-LM pre-training from scratch, for small models.
 
-use crate::job::StepReport;
+use crate::job::{PrecisionChoice, StepReport};
 use crate::method::Adaptation;
 use crate::model::{Decoder, HeadKind, check_weights, from_f32};
 use crate::plugin::PluginSet;
@@ -40,6 +40,7 @@ pub struct PretrainConfig {
     /// Documents are cut to so many tokens.
     pub max_length: usize,
     pub seed: u64,
+    pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
     /// Directory in the Hugging Face layout, made by this run.
@@ -74,7 +75,9 @@ pub fn pretrain(
     let weights = Weights::open(&config.out)?;
     let parameters = check_weights(&decoder, &weights, HeadKind::CausalLm)?;
     let options = crate::method::options::check(plugins.method("full")?.info(), &BTreeMap::new())?;
-    let adaptation = Adaptation::new(plugins.method("full")?, parameters, options, config.seed)?;
+    let precision = config.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = Adaptation::new(plugins.method("full")?, parameters, options, config.seed)?;
+    adaptation.precision = precision.precision;
     let largest = documents.iter().map(Vec::len).max().unwrap_or(1).max(config.batch_tokens);
     let size = Size { rows: padded_rows(largest), examples: 1 };
     let setup = Setup {

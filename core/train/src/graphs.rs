@@ -7,7 +7,7 @@ use crate::update::join;
 use sparta_graph::ops::{Accumulate, Concat, CrossEntropy, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::forward::{self, Inputs};
-use sparta_model::method::{Adaptation, AdaptedLayers, Form};
+use sparta_model::method::{Adaptation, AdaptedLayers};
 use sparta_model::{Decoder, HeadKind};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -83,8 +83,8 @@ pub enum Purpose {
     HeadStep(usize),
     /// Logits and loss from pooled hidden states.
     HeadEvaluate(usize),
-    /// `base + delta` into the weights of sparse parts.
-    Scatter,
+    /// What follows from the trained values, into the weights that the forward pass reads.
+    Follow,
 }
 
 /// Builds graphs for one model and method.
@@ -130,10 +130,10 @@ impl Graphs<'_> {
                 let logits = self.head_logits(g, &mut layers, examples)?;
                 self.store_evaluation(g, logits)?;
             }
-            Purpose::Scatter => {
+            Purpose::Follow => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                for trained in self.adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
-                    layers.scatter(g, trained)?;
+                for trained in &self.adaptation.trained() {
+                    layers.follow(g, trained)?;
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::tensors::{MemoryKind, Tensors};
 use crate::{Error, Result};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{DType, DeviceInfo, Plan};
-use sparta_model::method::layers::{base_name, index_name, row_ptr_name};
+use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{HeadKind, WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
@@ -52,6 +52,10 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     for (i, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| whole(i)) {
         let len = parameter.numel() as usize;
         list.push(TensorSpec::new(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights));
+    }
+    for (_, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| adaptation.is_shadowed(*i)) {
+        let (name, dtype) = (shadow_name(&parameter.name), adaptation.precision.products);
+        list.push(TensorSpec::new(name, dtype, parameter.numel() as usize, MemoryKind::Weights));
     }
     for t in adaptation.trained().iter().filter(|t| t.form == Form::Sparse) {
         let (parameter, len) = (&adaptation.parameters[t.parameter], t.numel());

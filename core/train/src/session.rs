@@ -67,7 +67,7 @@ impl Session {
         }
         tensors.alloc_arena(arena)?;
         layout::upload(&mut tensors, weights, &setup)?;
-        Ok(Session {
+        let mut session = Session {
             setup,
             tensors,
             in_place,
@@ -77,7 +77,11 @@ impl Session {
             in_flight: 0,
             accumulated: 0,
             targets: 0,
-        })
+        };
+        if (0..session.setup.adaptation.parameters.len()).any(|i| session.setup.adaptation.is_shadowed(i)) {
+            session.follow_trained()?;
+        }
+        Ok(session)
     }
 
     pub fn setup(&self) -> &Setup {
@@ -138,8 +142,10 @@ impl Session {
 
     /// Computes the weights that follow from the trained tensors.
     fn follow_trained(&mut self) -> Result<()> {
-        match self.setup.adaptation.trained().iter().any(|t| t.form == Form::Sparse) {
-            true => self.run(Purpose::Scatter),
+        let adaptation = &self.setup.adaptation;
+        let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
+        match adaptation.trained().iter().any(followed) {
+            true => self.run(Purpose::Follow),
             false => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use crate::graphs::{Graphs, names, step_numbers, store_joined};
 use crate::optimizer::Target;
 use sparta_graph::ops::{ClipCoef, Concat, PARTIALS, SumOfSquares};
 use sparta_graph::{DType, Graph, Value};
-use sparta_model::method::{AdaptedLayers, Form};
+use sparta_model::method::AdaptedLayers;
 
 /// The gradients of all parts, in their order, as one tensor per bucket.
 pub(crate) fn join(graph: &mut Graph, buckets: &[Bucket], gradients: &[Value]) -> Result<Vec<Value>> {
@@ -26,7 +26,7 @@ impl Graphs<'_> {
         self.update(graph, &mut layers, &buckets, &sums, loss)
     }
 
-    /// Clips by the global norm, updates each bucket, and stores the new values of sparse parts in their weights.
+    /// Clips by the global norm, updates each bucket, and stores what follows from the new values in the weights that products read.
     pub(crate) fn update(
         &self,
         graph: &mut Graph,
@@ -55,9 +55,8 @@ impl Graphs<'_> {
             let target = Target { values, gradient, slots, clip, step, rng, weight_decay, lr_factor, salt };
             optimizer.update(graph, &target)?;
         }
-        let trained = buckets.iter().flat_map(|bucket| &bucket.parts).map(|part| &part.trained);
-        for sparse in trained.filter(|trained| trained.form == Form::Sparse) {
-            layers.scatter(graph, sparse)?;
+        for part in buckets.iter().flat_map(|bucket| &bucket.parts) {
+            layers.follow(graph, &part.trained)?;
         }
         store_joined(graph, names::RESULTS, &[loss, clip, step])
     }

@@ -4,6 +4,7 @@ use crate::place::{self, place, put, tensor};
 use serde_json::json;
 use sparta_backend_cpu::Cpu;
 use sparta_core::decoder;
+use sparta_core::job::PrecisionChoice;
 use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::text::{ChatTemplate, Message, Tokenizer};
@@ -176,7 +177,11 @@ pub fn batch(bytes: &[u8]) -> bool {
     let read = |task, grads| {
         let (model, batch, out) = (dir.clone(), dir.join("batch.safetensors"), dir.join("out.safetensors"));
         let device = Cpu::new(Some(1)).expect("a CPU");
-        inspect_forward(&InspectRequest { model, batch, task, grads, out }, Box::new(device)).is_ok()
+        inspect_forward(
+            &InspectRequest { model, batch, task, grads, precision: PrecisionChoice::F32, out },
+            Box::new(device),
+        )
+        .is_ok()
     };
     // Not lazily: both tasks read other tensors of the file.
     read(InspectTask::CausalLm, false) | read(InspectTask::Classification, false)

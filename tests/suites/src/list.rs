@@ -16,8 +16,8 @@ pub struct Test {
 enum Kind {
     Contract,
     Conformance { area: &'static Area, precision: Precision },
-    Parity { family: &'static str, lm: bool },
-    Training { family: &'static str, method: &'static Method, steps: Steps },
+    Parity { family: &'static str, lm: bool, precision: Precision },
+    Training { family: &'static str, method: &'static Method, steps: Steps, precision: Precision },
 }
 
 /// What a test found.
@@ -31,7 +31,13 @@ pub struct Outcome {
 /// All tests for a backend.
 pub fn tests() -> Vec<Test> {
     let mut tests = vec![Test { name: "contract".into(), kind: Kind::Contract }];
-    let precision = Precision::F32;
+    tests.extend([Precision::F32, Precision::Bf16].into_iter().flat_map(numbers));
+    tests
+}
+
+/// The tests of what a backend computes.
+fn numbers(precision: Precision) -> Vec<Test> {
+    let mut tests = vec![];
     for area in &AREAS {
         let name = format!("conformance {precision}: {}", area.name);
         tests.push(Test { name, kind: Kind::Conformance { area, precision } });
@@ -39,14 +45,14 @@ pub fn tests() -> Vec<Test> {
     for (lm, task) in [(false, "classifier"), (true, "language model")] {
         for family in FAMILIES {
             let name = format!("golden {precision}: {task} {family}");
-            tests.push(Test { name, kind: Kind::Parity { family, lm } });
+            tests.push(Test { name, kind: Kind::Parity { family, lm, precision } });
         }
     }
     for family in trajectories::FAMILIES {
         for method in &METHODS {
             for (steps, how) in [(Steps::Whole, ""), (Steps::Split, " in micro-batches")] {
                 let name = format!("golden {precision}: training {family} {}{how}", method.name);
-                tests.push(Test { name, kind: Kind::Training { family, method, steps } });
+                tests.push(Test { name, kind: Kind::Training { family, method, steps, precision } });
             }
         }
     }
@@ -64,12 +70,15 @@ impl Test {
                 let failures = [judged.failures, outcome.failures].concat();
                 return Outcome { failures, refused: outcome.refused };
             }
-            Kind::Parity { family, lm } => {
-                let layout = Layout { lm: *lm, f32: false, version_4: false };
-                parity::check(subject, &Source::compact(), family, layout)
+            Kind::Parity { precision, .. } | Kind::Training { precision, .. } if !subject.offers(*precision) => {
+                return Outcome { failures: vec![], refused: vec![format!("{precision} is not offered")] };
             }
-            Kind::Training { family, method, steps } => {
-                trajectories::check(subject, &Source::compact(), plugins, family, method, *steps)
+            Kind::Parity { family, lm, precision } => {
+                let layout = Layout { lm: *lm, f32: false, version_4: false };
+                parity::check(subject, &Source::compact(), family, layout, *precision)
+            }
+            Kind::Training { family, method, steps, precision } => {
+                trajectories::check(subject, &Source::compact(), plugins, family, method, *steps, *precision)
             }
         };
         Outcome { failures, refused: vec![] }

@@ -1,5 +1,5 @@
 use crate::Device;
-use sparta_graph::{Backend, BackendError};
+use sparta_graph::{Backend, BackendError, DType};
 use std::fmt;
 
 /// The type of the activations in a suite's graphs.
@@ -48,6 +48,12 @@ impl<'a> Subject<'a> {
     /// The backend, opened for running plans on it.
     pub fn device(&mut self) -> Result<Device, BackendError> {
         Ok(Device::Backend(self.open()?))
+    }
+
+    /// Whether the backend takes activations of this precision; a backend that does not open fails later.
+    pub fn offers(&mut self, precision: Precision) -> bool {
+        precision == Precision::F32
+            || self.open().map_or(true, |device| device.info().activations.contains(&DType::BF16))
     }
 
     pub fn is_refusal(&self, error: &BackendError) -> bool {

@@ -1,16 +1,22 @@
 //! The forward pass of a decoder as a graph. One function for all families: the flags of [`Decoder`] say what differs.
 
 use super::Decoder;
-use crate::Result;
-use sparta_graph::ops::{Add, Attention, Embed, GatedAct, Linear, RmsNorm, Rope, SelectRows, SoftCap};
-use sparta_graph::{Graph, Value};
+use crate::{Precision, Result};
+use sparta_graph::ops::{Add, Attention, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap};
+use sparta_graph::{DType, Graph, Value};
 
 /// How the graph gets at the model's tensors; a fine-tuning method may change what a linear layer computes.
 pub trait Layers {
+    fn precision(&self) -> Precision;
+
     /// The parameter `name` as a graph value.
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
-    /// `x W^T (+ bias) (+ residual)` with `W` the parameter `{module}.weight` and the bias `{module}.bias`.
+    /// The parameter `name` as products read it: itself, or its rounded copy.
+    fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
+
+    /// `x W^T (+ bias) (+ residual)` with `W` the parameter `{module}.weight` and the bias `{module}.bias`, in the type of
+    /// the residual, without one in that of x.
     fn linear(
         &mut self,
         graph: &mut Graph,
@@ -52,7 +58,7 @@ pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Laye
     }
     graph.set_segment(None);
     graph.set_label("norm");
-    norm(decoder, graph, layers, "model.norm", x)
+    norm(decoder, graph, layers, "model.norm", x, DType::F32)
 }
 
 /// Class logits, f32 `[N, classes]`: the bias-free head on the pooled rows. No soft-cap, not even for Gemma 2.
@@ -69,11 +75,21 @@ pub fn vocabulary_logits(
     hidden: Value,
 ) -> Result<Value> {
     graph.set_label("lm_head");
-    let module = if decoder.tied_embeddings { "model.embed_tokens" } else { "lm_head" };
-    let logits = layers.linear(graph, module, hidden, false, None)?;
+    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    let (hidden, weight) = (narrow(graph, layers, hidden)?, layers.factor(graph, head)?);
+    let op = Linear { output: Some(DType::F32), ..Linear::plain(Layout::Nt) };
+    let logits = graph.one(op, &[hidden, weight])?;
     match decoder.final_softcap {
         Some(cap) => Ok(graph.one(SoftCap { cap }, &[logits])?),
         None => Ok(logits),
+    }
+}
+
+/// An f32 value in the type of activations.
+fn narrow(graph: &mut Graph, layers: &dyn Layers, x: Value) -> Result<Value> {
+    match layers.precision().activations {
+        DType::F32 => Ok(x),
+        to => Ok(graph.one(Cast { to }, &[x])?),
     }
 }
 
@@ -88,7 +104,8 @@ fn attention_block(
 ) -> Result<Value> {
     let prefix = format!("model.layers.{layer}");
     graph.set_label(format!("layers.{layer}.attention"));
-    let h = norm(decoder, graph, layers, &format!("{prefix}.input_layernorm"), x)?;
+    let inside = layers.precision().activations;
+    let h = norm(decoder, graph, layers, &format!("{prefix}.input_layernorm"), x, inside)?;
     let attention = format!("{prefix}.self_attn");
     let mut project = |graph: &mut Graph, name: &str, rotate: bool| -> Result<Value> {
         let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
@@ -128,15 +145,16 @@ fn attention_block(
         return layers.linear(graph, &o_proj, o, false, Some(x));
     }
     let y = layers.linear(graph, &o_proj, o, false, None)?;
-    let y = norm(decoder, graph, layers, &format!("{prefix}.post_attention_layernorm"), y)?;
+    let y = norm(decoder, graph, layers, &format!("{prefix}.post_attention_layernorm"), y, inside)?;
     Ok(graph.one(Add {}, &[x, y])?)
 }
 
 fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, layer: usize, x: Value) -> Result<Value> {
     let prefix = format!("model.layers.{layer}");
     graph.set_label(format!("layers.{layer}.mlp"));
+    let inside = layers.precision().activations;
     let before = if decoder.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-    let h = norm(decoder, graph, layers, &format!("{prefix}.{before}"), x)?;
+    let h = norm(decoder, graph, layers, &format!("{prefix}.{before}"), x, inside)?;
     let gate = layers.linear(graph, &format!("{prefix}.mlp.gate_proj"), h, false, None)?;
     let up = layers.linear(graph, &format!("{prefix}.mlp.up_proj"), h, false, None)?;
     let y = graph.one(GatedAct { act: decoder.activation }, &[gate, up])?;
@@ -145,16 +163,25 @@ fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, laye
         return layers.linear(graph, &down, y, false, Some(x));
     }
     let y = layers.linear(graph, &down, y, false, None)?;
-    let y = norm(decoder, graph, layers, &format!("{prefix}.post_feedforward_layernorm"), y)?;
+    let y = norm(decoder, graph, layers, &format!("{prefix}.post_feedforward_layernorm"), y, inside)?;
     Ok(graph.one(Add {}, &[x, y])?)
 }
 
-fn norm(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, module: &str, x: Value) -> Result<Value> {
+fn norm(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    module: &str,
+    x: Value,
+    output: DType,
+) -> Result<Value> {
     let w = layers.tensor(graph, &format!("{module}.weight"))?;
-    Ok(graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: decoder.norm_plus_one, output: None }, &[x, w])?)
+    let (eps, plus_one) = (decoder.rms_norm_eps, decoder.norm_plus_one);
+    Ok(graph.one(RmsNorm { eps, plus_one, output: Some(output) }, &[x, w])?)
 }
 
-/// A plain linear layer on tensors that [`Layers::tensor`] gives; for implementations of [`Layers::linear`].
+/// A plain linear layer on tensors that [`Layers::factor`] and [`Layers::tensor`] give; for implementations of
+/// [`Layers::linear`].
 pub fn plain_linear(
     graph: &mut Graph,
     x: Value,
@@ -162,8 +189,8 @@ pub fn plain_linear(
     bias: Option<Value>,
     residual: Option<Value>,
 ) -> Result<Value> {
-    let op =
-        Linear { bias: bias.is_some(), residual: residual.is_some(), ..Linear::plain(sparta_graph::ops::Layout::Nt) };
+    let output = residual.map(|residual| graph.ty(residual).map(|ty| ty.dtype)).transpose()?;
+    let op = Linear { bias: bias.is_some(), residual: residual.is_some(), output, ..Linear::plain(Layout::Nt) };
     let operands: Vec<Value> = [Some(x), Some(weight), bias, residual].into_iter().flatten().collect();
     Ok(graph.one(op, &operands)?)
 }

@@ -1,7 +1,7 @@
 //! What a method decided for one model, checked and with its index sets drawn.
 
 use super::IndexSet;
-use crate::{Error, Result};
+use crate::{Error, Precision, Result};
 use sparta_graph::DType;
 use sparta_plugin::method::{ExtraTensor, Method, MethodInfo, Options, Parameter, Role, Selection};
 use std::collections::BTreeMap;
@@ -54,6 +54,8 @@ pub struct Adaptation {
     pub parameters: Vec<Parameter>,
     /// One per parameter, in order.
     pub parts: Vec<Part>,
+    /// The types in which the adapted model is computed, f32 at first.
+    pub precision: Precision,
     /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
     sparse_sizes: BTreeMap<usize, usize>,
 }
@@ -116,7 +118,8 @@ impl Adaptation {
                 Selection::Reparam { tensors } => Part::Reparam(tensors),
             });
         }
-        let adaptation = Adaptation { method, info, options, parameters, parts, sparse_sizes };
+        let precision = Precision::F32;
+        let adaptation = Adaptation { method, info, options, parameters, parts, precision, sparse_sizes };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
                 "method `{}` trains nothing with these options; choose a larger density or other targets",
@@ -139,7 +142,7 @@ impl Adaptation {
             _ => None,
         };
         let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
-        Adaptation { method, info, options, parameters, parts, sparse_sizes }
+        Adaptation { method, info, options, parameters, parts, precision: Precision::F32, sparse_sizes }
     }
 
     /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
@@ -187,6 +190,18 @@ impl Adaptation {
             Part::Dense => DType::F32,
             _ => self.parameters[parameter].dtype,
         }
+    }
+
+    /// Whether products read a rounded copy of the parameter, because it is trained and thus held in f32. The
+    /// classification head works on f32 rows, and norms, biases and lookups read the trained values themselves.
+    pub fn is_shadowed(&self, parameter: usize) -> bool {
+        let factor = match self.parameters[parameter].role {
+            // The vocabulary head of a model that has no other.
+            Role::Embedding => !self.parameters.iter().any(|p| matches!(p.role, Role::Head | Role::LmHead)),
+            Role::LmHead => true,
+            role => role.is_projection(),
+        };
+        factor && matches!(self.parts[parameter], Part::Dense) && self.precision.products != DType::F32
     }
 
     /// The index sets by parameter name.

@@ -2,8 +2,8 @@
 
 use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
-use crate::{Error, Result};
-use sparta_graph::ops::{Add, Cast, Scatter};
+use crate::{Error, Precision, Result};
+use sparta_graph::ops::{Add, Cast, Scatter, Store};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
 use std::collections::HashMap;
@@ -19,6 +19,11 @@ pub fn row_ptr_name(parameter: &str) -> String {
 
 pub fn base_name(parameter: &str) -> String {
     format!("base.{parameter}")
+}
+
+/// The rounded copy of a trained parameter that products read ([`Adaptation::is_shadowed`]).
+pub fn shadow_name(parameter: &str) -> String {
+    format!("shadow.{parameter}")
 }
 
 /// [`Layers`] of an adapted model.
@@ -53,6 +58,21 @@ impl<'a> AdaptedLayers<'a> {
         self.external(graph, parameter.name.clone(), dtype, &parameter.shape)
     }
 
+    /// A parameter as products read it.
+    fn weight(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let master = self.parameter(graph, position);
+        if !self.adaptation.is_shadowed(position) {
+            return Ok(master);
+        }
+        let name = shadow_name(&self.adaptation.parameters[position].name);
+        if let Some(&shadow) = self.values.get(&name) {
+            return Ok(shadow);
+        }
+        let shadow = graph.shadow(name.as_str(), self.adaptation.precision.products, master)?;
+        self.values.insert(name, shadow);
+        Ok(shadow)
+    }
+
     /// The trained tensor itself.
     pub fn trained(&mut self, graph: &mut Graph, trained: &Trained) -> Value {
         self.external(graph, trained.name.clone(), DType::F32, &trained.shape)
@@ -73,8 +93,21 @@ impl<'a> AdaptedLayers<'a> {
         (weight, GradRequest::Sampled { index, row_ptr })
     }
 
-    /// Appends the write of `base + delta` into the weight of a sparse part.
-    pub fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+    /// Appends what follows from new values of a trained tensor: the write of `base + delta` into the weight of a sparse
+    /// part, of rounded values into the copy that products read.
+    pub fn follow(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+        match trained.form {
+            Form::Sparse => self.scatter(graph, trained),
+            Form::Dense if self.adaptation.is_shadowed(trained.parameter) => {
+                let (master, shadow) = (self.trained(graph, trained), self.weight(graph, trained.parameter)?);
+                graph.apply(Store {}.into(), &[shadow, master])?;
+                Ok(())
+            }
+            Form::Dense | Form::Extra(_) => Ok(()),
+        }
+    }
+
+    fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
         let parameter = &self.adaptation.parameters[trained.parameter];
         let weight = self.parameter(graph, trained.parameter);
         let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
@@ -119,9 +152,18 @@ impl<'a> AdaptedLayers<'a> {
 }
 
 impl Layers for AdaptedLayers<'_> {
+    fn precision(&self) -> Precision {
+        self.adaptation.precision
+    }
+
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
         Ok(self.parameter(graph, position))
+    }
+
+    fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
+        let position = self.position(name)?;
+        self.weight(graph, position)
     }
 
     fn linear(
@@ -133,12 +175,18 @@ impl Layers for AdaptedLayers<'_> {
         residual: Option<Value>,
     ) -> Result<Value> {
         let position = self.position(&format!("{module}.weight"))?;
-        let weight = self.parameter(graph, position);
+        let weight = self.weight(graph, position)?;
         let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
         if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
             return plain_linear(graph, x, weight, bias, residual);
         }
-        let (site, extras) = (self.site(position), self.extras(graph, position));
+        let (site, mut extras) = (self.site(position), self.extras(graph, position));
+        let inside = graph.ty(x)?.dtype;
+        if inside != DType::F32 {
+            for extra in &mut extras {
+                *extra = graph.one(Cast { to: inside }, &[*extra])?;
+            }
+        }
         let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
         let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
         let mut y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
@@ -147,10 +195,14 @@ impl Layers for AdaptedLayers<'_> {
             let got = format!("the output has shape {:?}, expected {expected:?}", graph.shape(y)?);
             return Err(self.failed(position, "forward", &got));
         }
-        for term in [bias, residual].into_iter().flatten() {
-            y = graph.one(Add {}, &[y, term])?;
+        if let Some(bias) = bias {
+            y = graph.one(Add {}, &[y, bias])?;
         }
-        Ok(y)
+        match residual {
+            // The sum has the type of the residual.
+            Some(residual) => Ok(graph.one(Add {}, &[residual, y])?),
+            None => Ok(y),
+        }
     }
 }
 
@@ -174,5 +226,85 @@ impl GraphBuilder for HostGraph<'_> {
 
     fn rng(&mut self) -> std::result::Result<Value, sparta_plugin::Error> {
         self.rng.ok_or_else(|| "there is no random input while evaluating: leave dropout out".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::forward::{self, Inputs};
+    use crate::{Decoder, HeadKind};
+    use serde_json::json;
+    use sparta_graph::{Node, gradients};
+    use std::path::Path;
+
+    /// Two layers of a family, all of it trained, with the gradients of a causal loss.
+    fn trained_whole(family: &str, precision: Precision) -> Graph {
+        let config = json!({
+            "model_type": family, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 32,
+            "rms_norm_eps": 1e-6, "tie_word_embeddings": true, "query_pre_attn_scalar": 4,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 16,
+            "hidden_activation": "gelu_pytorch_tanh",
+        });
+        let decoder = Decoder::parse(Path::new("config.json"), config.as_object().unwrap()).unwrap();
+        let mut adaptation = Adaptation::none(decoder.parameters(HeadKind::CausalLm));
+        adaptation.parts.iter_mut().for_each(|part| *part = Part::Dense);
+        adaptation.precision = precision;
+        let mut graph = Graph::new();
+        let mut layers = AdaptedLayers::new(&adaptation, None);
+        let inputs = Inputs {
+            tokens: graph.external("tokens", DType::U32, [6]),
+            spans: graph.external("spans", DType::U32, [6, 2]),
+            rope: graph.external("rope", DType::F32, [6, 4]),
+            rows: None,
+            dropout: None,
+        };
+        let hidden = forward::hidden_states(&decoder, &mut graph, &mut layers, &inputs).unwrap();
+        let logits = forward::vocabulary_logits(&decoder, &mut graph, &mut layers, hidden).unwrap();
+        assert_eq!(graph.ty(logits).unwrap().dtype, DType::F32);
+        let seed = graph.external("seed", DType::F32, [6, 11]);
+        let trained = adaptation.trained();
+        let requests: Vec<_> = trained.iter().map(|t| layers.grad_request(&mut graph, t)).collect();
+        for grad in gradients(&mut graph, &[(logits, seed)], &requests).unwrap() {
+            assert_eq!(graph.ty(grad).unwrap().dtype, DType::F32, "{family}: gradients of masters");
+        }
+        graph
+    }
+
+    fn dtypes(graph: &Graph, node: &Node) -> Vec<DType> {
+        node.inputs.iter().map(|v| graph.ty(*v).unwrap().dtype).collect()
+    }
+
+    #[test]
+    fn in_bf16_products_have_bf16_operands_and_the_residual_stream_is_f32() {
+        for family in ["llama", "gemma", "gemma2", "qwen3"] {
+            let graph = trained_whole(family, Precision::BF16);
+            for node in graph.nodes() {
+                let (types, label) = (dtypes(&graph, node), format!("{family}: {} {:?}", node.label, node.op));
+                match &node.op {
+                    Op::Linear(_) => assert_eq!(types[..2], [DType::BF16; 2], "{label}"),
+                    Op::Attention(_) | Op::GatedAct(_) => assert_eq!(types[0], DType::BF16, "{label}"),
+                    // Masters, not their rounded copies.
+                    Op::RmsNorm(_) => assert_eq!(types[1], DType::F32, "{label}"),
+                    Op::Embed(_) | Op::Add(_) if !node.label.is_empty() => {
+                        let output = graph.ty(node.outputs[0]).unwrap().dtype;
+                        assert!(output == DType::F32 || types[0] == DType::BF16, "{label}");
+                    }
+                    _ => {}
+                }
+            }
+            let shadows =
+                graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
+            // Seven projections a layer, and the tied vocabulary head.
+            assert_eq!(shadows.count(), 2 * 7 + 1, "{family}");
+        }
+    }
+
+    #[test]
+    fn in_f32_nothing_is_rounded() {
+        let graph = trained_whole("gemma2", Precision::F32);
+        assert!(graph.values().iter().all(|v| v.ty.dtype != DType::BF16));
+        assert!(!graph.nodes().iter().any(|node| matches!(node.op, Op::Cast(_))));
     }
 }

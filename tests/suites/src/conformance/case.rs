@@ -1,9 +1,10 @@
 //! A case: one small graph with its inputs, what to observe of it, and what to differentiate.
 
+use super::narrow;
 use crate::device::Tensors;
 use crate::{Precision, Random, Tensor};
 use sparta_graph::graph::TensorType;
-use sparta_graph::ops::step;
+use sparta_graph::ops::{Cast, step};
 use sparta_graph::{DType, GradRequest, Graph, GraphError, Op, Value, gradients};
 use std::collections::HashMap;
 
@@ -34,6 +35,8 @@ impl Case {
             ignored: vec![],
             magnitude: 1.0,
             refusable: false,
+            narrowed: false,
+            variant: Random::named(&self.name).below(3),
         };
         (self.build)(&mut build);
         build.finish(backward).unwrap_or_else(|e| panic!("{}: {e}", self.name))
@@ -62,6 +65,8 @@ pub struct Program {
     pub magnitude: f64,
     /// Whether the case is so large that a device may refuse it.
     pub refusable: bool,
+    /// Whether an op works on bf16 that works on f32 in the other precision.
+    pub narrowed: bool,
 }
 
 /// What a case's function works on. Mistakes in a case panic with its name.
@@ -79,6 +84,9 @@ pub struct Build {
     ignored: Vec<String>,
     pub magnitude: f64,
     pub refusable: bool,
+    narrowed: bool,
+    /// How ops that name their output are narrowed.
+    variant: usize,
 }
 
 impl Build {
@@ -156,7 +164,28 @@ impl Build {
 
     // ---- the graph
 
+    /// Adds an op; in bf16, one that works on rounded inputs.
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Vec<Value> {
+        if self.precision == Precision::F32 {
+            return self.add(op, inputs);
+        }
+        let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v)).collect();
+        let (op, cast) = narrow::narrowed(op.into(), &types, self.variant);
+        self.narrowed |= !cast.is_empty() || matches!(op, Op::Linear(_) | Op::RmsNorm(_));
+        let mut inputs = inputs.to_vec();
+        // Ops on f32 alone get what narrowed ops have given them in f32.
+        for i in (0..inputs.len()).filter(|_| narrow::is_for_f32(&op)) {
+            if types[i].dtype == DType::BF16 && !self.names.contains_key(&inputs[i]) {
+                inputs[i] = self.add(Cast { to: DType::F32 }, &[inputs[i]])[0];
+            }
+        }
+        for i in cast {
+            inputs[i] = self.add(Cast { to: DType::BF16 }, &[inputs[i]])[0];
+        }
+        self.add(op, &inputs)
+    }
+
+    fn add(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Vec<Value> {
         self.graph.apply(op.into(), inputs).unwrap_or_else(|e| panic!("{e}"))
     }
 
@@ -237,7 +266,7 @@ impl Build {
         for (value, name) in stored {
             let ty = self.ty(value);
             let out = self.named(name, Tensor::zeros(ty));
-            self.apply(sparta_graph::ops::Store {}, &[out, value]);
+            self.add(sparta_graph::ops::Store {}, &[out, value]);
         }
         Ok(Program {
             graph: self.graph,
@@ -247,7 +276,9 @@ impl Build {
             expected: self.expected,
             ignored: self.ignored,
             magnitude: self.magnitude,
-            refusable: self.refusable,
+            // Rows of an odd number of 16-bit elements start where a binding can only at every 128th row.
+            refusable: self.refusable || self.narrowed,
+            narrowed: self.narrowed,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! How a case is judged.
 
 use super::case::{Case, Program, gradient_of};
+use super::narrow;
 use crate::device::Tensors;
 use crate::{Device, Precision, Random, Session, Subject, Tensor};
 use sparta_graph::{BackendError, DType, Plan};
@@ -8,6 +9,7 @@ use std::fmt;
 
 /// Cases with what the reference computes in each of them.
 pub struct Judged {
+    precision: Precision,
     cases: Vec<JudgedCase>,
     /// Where the reference disagrees with the case's own formulas or with differences.
     pub failures: Vec<String>,
@@ -29,7 +31,7 @@ pub struct Outcome {
     pub refused: Vec<String>,
 }
 
-enum Failure {
+pub(super) enum Failure {
     Device(BackendError),
     Wrong(String),
 }
@@ -52,16 +54,16 @@ impl fmt::Display for Failure {
 impl Judged {
     /// Runs the reference on the cases and checks it.
     pub fn new(cases: &[Case], precision: Precision) -> Judged {
-        let mut judged = Judged { cases: vec![], failures: vec![] };
+        let mut judged = Judged { precision, cases: vec![], failures: vec![] };
         for case in cases {
             // Shown when a kernel panics.
             println!("{}", case.name);
-            let program = case.program(precision, false, true);
-            match against_formulas(case, &program) {
-                Ok(reference) => {
-                    judged.failures.extend(against_differences(case, precision, &reference).err());
-                    judged.cases.push(JudgedCase { name: case.name.clone(), program, reference });
-                }
+            let checked = match precision {
+                Precision::F32 => JudgedCase::new(case).map(Some),
+                Precision::Bf16 => JudgedCase::narrowed(case),
+            };
+            match checked {
+                Ok(case) => judged.cases.extend(case),
                 Err(failure) => judged.failures.push(failure),
             }
         }
@@ -78,6 +80,11 @@ impl Judged {
                 return outcome;
             }
         };
+        let offered = device.info().activations;
+        if self.precision == Precision::Bf16 && !offered.contains(&DType::BF16) {
+            outcome.refused.push(format!("{}: activations in bf16 are not offered", subject.name));
+            return outcome;
+        }
         for case in &self.cases {
             println!("{}: {}", subject.name, case.name);
             let failure = match against_reference(case, &mut device) {
@@ -113,6 +120,43 @@ impl Judged {
     }
 }
 
+impl JudgedCase {
+    fn new(case: &Case) -> Result<JudgedCase, String> {
+        let program = case.program(Precision::F32, false, true);
+        let reference = against_formulas(case, &program)?;
+        against_differences(case, &reference)?;
+        Ok(JudgedCase { name: case.name.clone(), program, reference })
+    }
+
+    /// The case in bf16; `None` where that is no other, or too large. Without rounding its graph, gradients included,
+    /// computes what the f32 one does.
+    fn narrowed(case: &Case) -> Result<Option<JudgedCase>, String> {
+        let program = case.program(Precision::Bf16, false, true);
+        if !program.narrowed || !narrow::is_small(&program) {
+            return Ok(None);
+        }
+        let fail = |e: BackendError| format!("{}: reference: {e}", case.name);
+        let wide = case.program(Precision::F32, false, true);
+        let expected = Device::reference().run(&Plan::build(&wide.graph, false), &wide.data).map_err(fail)?;
+        let unrounded = narrow::unrounded(&program.graph).map_err(|e| format!("{}: {e}", case.name))?;
+        let data = narrow::widened(&program.data);
+        let got = Device::reference().run(&Plan::build(&unrounded, false), &data).map_err(fail)?;
+        for (name, expected) in expected.iter().filter(|(name, _)| !program.ignored.contains(name)) {
+            let context = format!("{}: the graph for bf16 without rounding: {name}", case.name);
+            let largest =
+                expected.values.iter().filter(|x| x.is_finite()).fold(program.magnitude, |m, x| m.max(x.abs()));
+            compare(&context, &got[name].values, &expected.values, |_| 1e-11 * largest)?;
+        }
+        let reference = Device::reference().run(&Plan::build(&program.graph, false), &program.data).map_err(fail)?;
+        if narrow::is_pure(&program.graph) {
+            // The reference rounds where the graph says bf16, and nowhere else.
+            narrow::judge(&program, &mut Device::reference(), |x| 1e-12 * (x.abs() + program.magnitude))
+                .map_err(|failure| format!("{}: reference: {failure}", case.name))?;
+        }
+        Ok(Some(JudgedCase { name: case.name.clone(), program, reference }))
+    }
+}
+
 /// Runs the reference, compares it with the case's own formulas and returns what it computed.
 fn against_formulas(case: &Case, program: &Program) -> Result<Tensors, String> {
     let plan = Plan::build(&program.graph, false);
@@ -132,8 +176,8 @@ fn against_formulas(case: &Case, program: &Program) -> Result<Tensors, String> {
 /// Compares the reference's gradients with differences of its forward pass.
 ///
 /// The five-point formula with step h is off by h^4 f'''''/30 + 1e-16 |f| / h: about 1e-12 for the values here.
-fn against_differences(case: &Case, precision: Precision, reference: &Tensors) -> Result<(), String> {
-    let program = case.program(precision, true, false);
+fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
+    let program = case.program(Precision::F32, true, false);
     if program.wrt.is_empty() {
         return Ok(());
     }
@@ -207,15 +251,23 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
         true => Some(device.run(&Plan::build(&program.graph, true), &program.data)?),
         false => None,
     };
+    // With roundings on the way, each op is judged by what it was given.
+    let alone = program.narrowed && narrow::is_pure(&program.graph);
+    if alone {
+        narrow::judge(program, device, |b| tolerance(program, DType::F32, b))?;
+    }
     for (name, tensor) in &first {
         let context = format!("{name} {:?}", tensor.ty.shape);
         let same = same_bits(&format!("{context}: second run"), &second[name], tensor).and_then(|()| match &shared {
             Some(shared) => same_bits(&format!("{context}: in place"), &shared[name], tensor),
             None => Ok(()),
         });
-        let close = match program.ignored.contains(name) {
+        let close = match alone || program.ignored.contains(name) {
             true => Ok(()),
-            false => compare(&context, &tensor.values, &reference[name].values, |b| tolerance(program, tensor, b)),
+            false => {
+                let dtype = tensor.ty.dtype;
+                compare(&context, &tensor.values, &reference[name].values, |b| tolerance(program, dtype, b))
+            }
         };
         close.and(same).map_err(Failure::Wrong)?;
     }
@@ -227,8 +279,8 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
 /// A sum of k products of numbers near 1 is off by less than k roundings of 2^-24 each, however small the sum; k is at
 /// most the longest side of any tensor here. The relative part allows for a few dozen roundings, and for `exp` and
 /// `tanh` of graphics drivers. Stored types (bf16, f16, u32) hold values that are exact by construction of the cases.
-fn tolerance(program: &Program, tensor: &Tensor, b: f64) -> f64 {
-    if tensor.ty.dtype != DType::F32 || b.is_infinite() {
+fn tolerance(program: &Program, dtype: DType, b: f64) -> f64 {
+    if dtype != DType::F32 || b.is_infinite() {
         return 0.0;
     }
     let sides = program.graph.values().iter().flat_map(|v| v.ty.shape.iter().copied());

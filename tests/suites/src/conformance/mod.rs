@@ -3,6 +3,8 @@
 //! The reference is the CPU backend in f64. It is compared with formulas written again here, and its gradients with
 //! differences of its forward pass. A backend is compared with the reference, with itself in a second run and, where it
 //! works in place, with shared memory. A new op needs a case in one of the areas.
+//!
+//! In bf16 the same cases run with their inputs rounded; [`narrow`] has the rule by which they are judged.
 
 mod attention;
 pub mod case;
@@ -11,6 +13,7 @@ mod elementwise;
 mod linear;
 mod losses;
 pub mod naive;
+mod narrow;
 mod norm;
 mod optimizer;
 mod rows;

@@ -1,8 +1,10 @@
 //! One forward and backward pass of each family, through the function behind `sparta-cli inspect forward`.
 
 use super::data::{Expectation, Layout, Source, difference, model_directory, nan_max};
-use crate::Subject;
+use super::distance::{self, Distance};
+use crate::{Precision, Subject};
 use sparta_core::Error;
+use sparta_core::job::PrecisionChoice;
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::weights::TensorFile;
 
@@ -16,7 +18,23 @@ const GRADIENT_L2: f64 = 5e-5;
 const HIDDEN: f64 = 5e-5;
 
 /// What is wrong with a family's model on a backend.
-pub fn check(subject: &mut Subject, source: &Source, family: &str, layout: Layout) -> Vec<String> {
+pub fn check(
+    subject: &mut Subject,
+    source: &Source,
+    family: &str,
+    layout: Layout,
+    precision: Precision,
+) -> Vec<String> {
+    distance::check(subject, precision, |subject| measure(subject, source, family, layout, precision))
+}
+
+fn measure(
+    subject: &mut Subject,
+    source: &Source,
+    family: &str,
+    layout: Layout,
+    precision: Precision,
+) -> Result<Vec<Distance>, String> {
     let model = model_directory(source, family, layout);
     let batch = source.batch(family);
     let out = model.path().join("out.safetensors");
@@ -25,40 +43,38 @@ pub fn check(subject: &mut Subject, source: &Source, family: &str, layout: Layou
         batch: batch.clone(),
         task: if layout.lm { InspectTask::CausalLm } else { InspectTask::Classification },
         grads: true,
+        precision: match precision {
+            Precision::F32 => PrecisionChoice::F32,
+            Precision::Bf16 => PrecisionChoice::Bf16,
+        },
         out: out.clone(),
     };
     let result = subject.open().map_err(Error::from).and_then(|device| inspect_forward(&request, device));
-    if let Err(e) = result {
-        return vec![e.to_string()];
-    }
+    result.map_err(|e| e.to_string())?;
     let got = TensorFile::open(&out).expect("the result");
     let floats = |name: &str| got.floats(name).unwrap_or_else(|e| panic!("{e}")).1;
     let expected = source.expected(family, layout.lm);
     let mask = TensorFile::open(&batch).expect("the batch").integers("attention_mask").expect("the mask").1;
 
-    let mut failures = vec![];
-    let mut within = |what: &str, worst: f64, tolerance: f64| {
-        println!("{} {family} {what}: {worst:.1e}", subject.name);
-        if worst.is_nan() || worst > tolerance {
-            failures.push(format!("{what}: off by {worst:.1e}, allowed {tolerance:.0e}"));
-        }
-    };
+    let mut distances = vec![];
     let logits = &expected.expectations("logits")[0];
     let real = if layout.lm { Some((&mask[..], 300)) } else { None };
-    within("logits", worst(logits, &floats("logits"), real), if layout.lm { LM_LOGITS } else { CLASS_LOGITS });
-    within("loss", difference(floats("loss")[0], expected.floats("loss")[0]), LOSS);
+    let allowed = if layout.lm { LM_LOGITS } else { CLASS_LOGITS };
+    distances.push(Distance::new("logits", worst(logits, &floats("logits"), real), allowed));
+    distances.push(Distance::new("loss", difference(floats("loss")[0], expected.floats("loss")[0]), LOSS));
     if !layout.lm {
         let hidden = &expected.expectations("last_hidden_state")[0];
-        within("last_hidden_state", worst(hidden, &floats("last_hidden_state"), Some((&mask, 64))), HIDDEN);
+        let off = worst(hidden, &floats("last_hidden_state"), Some((&mask, 64)));
+        distances.push(Distance::new("last_hidden_state", off, HIDDEN));
     }
     let gradients = expected.expectations("grad.");
     let named = got.names().filter(|name| name.starts_with("grad.")).count();
     assert_eq!(named, gradients.len(), "{family}: gradients of all parameters");
     for gradient in gradients {
         let values = floats(&format!("grad.{}", gradient.name));
-        failures.extend(gradient.check(&values, GRADIENT_MAX, GRADIENT_L2).err().map(|e| format!("gradient of {e}")));
+        distances.extend(gradient.distances("gradient", &values, GRADIENT_MAX, GRADIENT_L2));
     }
-    failures
+    Ok(distances)
 }
 
 /// The largest difference, in real positions only where `mask` and the width of a position are given.

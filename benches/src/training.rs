@@ -8,7 +8,7 @@ use sparta_backend_cpu::Cpu;
 use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
-use sparta_core::model::{HeadKind, check_weights};
+use sparta_core::model::{HeadKind, Precision, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
 use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Profile, Session, Setup, Size, layout};
@@ -30,6 +30,7 @@ pub struct Case {
     /// The share of the scalars of all layers and norms that SpaRTA trains.
     pub density: f64,
     pub recompute: bool,
+    pub precision: Precision,
     pub device: String,
     /// The type of the weights on disk.
     pub weights: model::Weights,
@@ -78,7 +79,8 @@ impl Case {
         let weights = Weights::open(&directory)?;
         let head = HeadKind::Classification { classes: 2 };
         let parameters = check_weights(&decoder, &weights, head)?;
-        let adaptation = Adaptation::new(method, parameters, options, 0)?;
+        let mut adaptation = Adaptation::new(method, parameters, options, 0)?;
+        adaptation.precision = self.precision;
         let trained = adaptation.trained_count();
         let batch = self.random_batch();
         let size = Size { rows: batch.tokens.len(), examples: self.batch };

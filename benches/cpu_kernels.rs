@@ -190,7 +190,7 @@ impl Bench {
             self.fill(buffer, &external.ty, given.and_then(|(_, values)| values.as_deref()))?;
             buffers.push(buffer);
         }
-        let id = self.backend.prepare(&plan, arena, &buffers)?;
+        let id = self.backend.prepare(&plan, &[arena], &buffers)?;
         let mut times = vec![];
         let start = Instant::now();
         while times.len() < 5 || start.elapsed() < Duration::from_millis(200) && times.len() < 1000 {

@@ -66,6 +66,8 @@ struct Line {
     device: String,
     trained: u64,
     arena_mib: f64,
+    /// What the backend has allocated on the device, at most.
+    device_peak_mib: Option<f64>,
     /// Of the process above what it had at its start.
     peak_above_start_mib: Option<f64>,
     start_to_first_step_s: f64,
@@ -110,6 +112,7 @@ fn main() -> Result<()> {
         device: bench.session.tensors().device().name,
         trained: bench.trained,
         arena_mib: training::mib(bench.plan.arena as u64),
+        device_peak_mib: bench.session.tensors().memory_use().map(|used| training::mib(used.peak)),
         peak_above_start_mib: training::peak_above(resident),
         start_to_first_step_s,
     };

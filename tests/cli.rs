@@ -158,6 +158,27 @@ fn help_has_the_options_of_the_method() {
 }
 
 #[test]
+fn help_is_grouped() {
+    let help = succeed(&["run", "--help"]);
+    let headings =
+        ["Options:", "Model and data:", "Method:", "Training:", "Device:", "Output:", "Options of method sparta:"];
+    let places: Vec<usize> =
+        headings.iter().map(|h| help.find(&format!("\n{h}\n")).unwrap_or_else(|| panic!("{h}"))).collect();
+    assert!(places.is_sorted(), "{help}");
+}
+
+/// No argument is taken for a command because of its text alone.
+#[test]
+fn the_value_of_an_option_is_no_command() {
+    let plan = ["--plugin", "plan", "plan", "--max-steps", "1", "--device", "cpu", "--json"];
+    assert_eq!(last_json(&succeed(&plan))["total_steps"], 1);
+    let out = HOME.path().join("plan");
+    let run =
+        ["--plugin", "plan", "run", "--max-steps", "1", "--device", "cpu", "--json", "--out", out.to_str().unwrap()];
+    assert_eq!(last_json(&succeed(&run))["steps"], 1);
+}
+
+#[test]
 fn plugins_lists_methods_and_tasks() {
     let list = last_json(&succeed(&["plugins", "--json"]));
     let loaded: Vec<(&str, &str)> = list

@@ -130,7 +130,7 @@ fn prepared(home: &Path, seed: u64) -> Prepared {
 
 fn session(run: &Prepared) -> Session {
     let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::new(None).unwrap());
-    Session::open(cpu, &run.weights, run.setup.clone(), run.arena).unwrap()
+    Session::open(cpu, &run.weights, run.setup.clone(), &run.arena).unwrap()
 }
 
 /// Each thing that is random is the same for the same seed and another for another seed.
@@ -179,7 +179,7 @@ fn the_seed_decides_everything() {
         let mut setup = runs[0].setup.clone();
         setup.seed = seed;
         let cpu: Box<dyn Backend> = Box::new(sparta_backend_cpu::Cpu::new(None).unwrap());
-        let mut session = Session::open(cpu, &runs[0].weights, setup, runs[0].arena).unwrap();
+        let mut session = Session::open(cpu, &runs[0].weights, setup, &runs[0].arena).unwrap();
         session.set_trained_values(&values).unwrap();
         session.step(std::slice::from_ref(&batch), 0.0).unwrap().loss.to_le_bytes().to_vec()
     };

@@ -1,6 +1,6 @@
 //! Devices that fail or lie, and memory that must not grow.
 
-use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, RunResult, StepReport};
+use sparta_core::job::{Control, EvalReport, Observer, RunConfig, RunPlan, RunResult, StepReport};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{Start, run};
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
@@ -61,7 +61,7 @@ impl Backend for Faulty {
         self.cpu.read(buffer, offset, out)
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Answer<PlanId> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Answer<PlanId> {
         self.cpu.prepare(plan, arena, externals)
     }
 
@@ -131,7 +131,8 @@ fn config(home: &Path, steps: usize) -> RunConfig {
     let args = [&args[..], &["--schedule", "constant", "--device", "cpu", "--out", "first"]].concat();
     assert!(command(home, &args).output().unwrap().status.success());
     let config = RunConfig::of_run(&home.join("first")).unwrap();
-    RunConfig { max_steps: Some(steps), checkpoint_interval: 4, epochs: 1000, ..config }
+    let control = Control { max_steps: Some(steps), checkpoint_interval: 4, epochs: 1000, ..config.control };
+    RunConfig { control, ..config }
 }
 
 /// Trains on devices of which the first `faulty` have a fault after so many plans.
@@ -185,6 +186,12 @@ fn a_device_that_is_lost_twice_or_lies_ends_the_run() {
     }
 }
 
+fn with(config: &RunConfig, change: impl FnOnce(&mut Control)) -> RunConfig {
+    let mut config = config.clone();
+    change(&mut config.control);
+    config
+}
+
 fn lora(config: RunConfig) -> RunConfig {
     RunConfig { method: "lora".into(), method_options: Default::default(), ..config }
 }
@@ -197,7 +204,9 @@ fn nan_ends_the_run_with_step_op_and_tensor_and_the_last_good_state() {
     let home = tempfile::tempdir().unwrap();
     let base = lora(config(home.path(), 12));
     let at = |name: &str| home.path().join(name);
-    train(&RunConfig { out: at("four"), max_steps: Some(4), ..base.clone() }, 0, Fault::Lost, 0).0.unwrap();
+    train(&RunConfig { out: at("four"), ..with(&base, |control| control.max_steps = Some(4)) }, 0, Fault::Lost, 0)
+        .0
+        .unwrap();
 
     let poisoned = RunConfig { out: at("poisoned"), ..base.clone() };
     let text = train(&poisoned, 1, Fault::Poisoned, UNTIL_STEP_7).0.unwrap_err().to_string();
@@ -217,7 +226,8 @@ fn nan_ends_the_run_with_step_op_and_tensor_and_the_last_good_state() {
 #[test]
 fn a_batch_that_gives_nan_is_left_out_and_counted_where_that_is_asked_for() {
     let home = tempfile::tempdir().unwrap();
-    let base = RunConfig { skip_nonfinite: true, out: home.path().join("run"), ..lora(config(home.path(), 12)) };
+    let skipping = with(&lora(config(home.path(), 12)), |control| control.skip_nonfinite = true);
+    let base = RunConfig { out: home.path().join("run"), ..skipping };
     let (result, watching) = train(&base, 1, Fault::PoisonedOnce, UNTIL_STEP_7);
     let result = result.unwrap();
     assert_eq!((result.steps, result.skipped_steps), (12, 1));
@@ -234,7 +244,10 @@ fn an_update_that_overflows_is_never_saved() {
     let home = tempfile::tempdir().unwrap();
     let base = RunConfig { lr: Some(1e30), method: "full".into(), ..lora(config(home.path(), 12)) };
     for (name, checkpoint_interval, part) in [("late", 100, "op `"), ("at once", 1, "the update made")] {
-        let config = RunConfig { out: home.path().join(name), checkpoint_interval, ..base.clone() };
+        let config = RunConfig {
+            out: home.path().join(name),
+            ..with(&base, |control| control.checkpoint_interval = checkpoint_interval)
+        };
         let text = train(&config, 0, Fault::Lost, 0).0.unwrap_err().to_string();
         assert!(text.contains(part) && text.contains("lower --lr") && text.contains("none is saved"), "{text}");
         assert!(!config.out.join("adapter").exists() && !config.out.join("checkpoints").exists());
@@ -245,7 +258,8 @@ fn an_update_that_overflows_is_never_saved() {
 #[test]
 fn memory_does_not_grow() {
     let home = tempfile::tempdir().unwrap();
-    let config = RunConfig { out: home.path().join("long"), checkpoint_interval: 50, ..config(home.path(), 3000) };
+    let config = with(&config(home.path(), 3000), |control| control.checkpoint_interval = 50);
+    let config = RunConfig { out: home.path().join("long"), ..config };
     let (result, watching) = train(&config, 0, Fault::Lost, 0);
     assert_eq!(result.unwrap().steps, 3000);
     if watching.resident.is_empty() {

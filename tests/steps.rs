@@ -1,6 +1,6 @@
 //! How often the host talks to the device in a training step.
 
-use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, StepReport};
+use sparta_core::job::{Control, EvalReport, Observer, RunConfig, RunPlan, StepReport};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{Start, run};
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId, ReadId, Work};
@@ -55,7 +55,7 @@ impl Backend for Counting {
         self.cpu.read(buffer, offset, out)
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Answer<PlanId> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Answer<PlanId> {
         self.cpu.prepare(plan, arena, externals)
     }
 
@@ -104,7 +104,8 @@ fn plugins() -> PluginSet {
 
 /// What a run of the embedded job without evaluations and checkpoints before its end asks of the device.
 fn calls_of(base: &RunConfig, home: &Path, steps: usize) -> Calls {
-    let config = RunConfig { max_steps: Some(steps), out: home.join(format!("run-{steps}")), ..base.clone() };
+    let control = Control { max_steps: Some(steps), ..base.control.clone() };
+    let config = RunConfig { control, out: home.join(format!("run-{steps}")), ..base.clone() };
     let calls = Arc::new(Mutex::new(Calls::default()));
     let open = || -> sparta_core::Result<Box<dyn Backend>> {
         Ok(Box::new(Counting { cpu: sparta_backend_cpu::Cpu::new(None)?, calls: calls.clone() }))
@@ -122,7 +123,8 @@ fn a_step_is_one_submission_and_one_wait_whatever_the_number_of_micro_batches() 
     assert!(command(home.path(), &args).output().unwrap().status.success());
     let config = RunConfig::of_run(&home.path().join("first")).unwrap();
     let long = 1000;
-    let config = RunConfig { checkpoint_interval: long, eval_interval: Some(long), epochs: long, ..config };
+    let control = Control { checkpoint_interval: long, epochs: long, ..config.control };
+    let config = RunConfig { control, eval_interval: Some(long), ..config };
     for (name, micro_batch_tokens, plans) in [("whole", config.micro_batch_tokens, 1), ("split", 1, 5)] {
         let base = RunConfig { micro_batch_tokens, ..config.clone() };
         let [few, many] = [10, 30].map(|steps| calls_of(&base, &home.path().join(name), steps));

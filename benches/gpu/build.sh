@@ -5,17 +5,14 @@ cd "$(dirname "$0")/../.."
 release=$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 out=${1:-$release/../gpu}
 
-cargo build --release --locked
-steps=$(cargo bench -p sparta-benches --bench steps --locked --no-run --message-format json \
+# The whole workspace, so that no dependency is built again with other features.
+cargo build --release --locked --workspace --bin sparta-cli --bin gpu
+steps=$(cargo bench --locked --workspace --bench steps --no-run --message-format json \
     | sed -n 's/.*"name":"steps".*"executable":"\([^"]*\)".*/\1/p')
-gpu=$(cargo build --release -p sparta-benches --bin gpu --locked --message-format json \
-    | sed -n 's/.*"name":"gpu".*"executable":"\([^"]*\)".*/\1/p')
 
 rm -rf "$out"
 mkdir -p "$out"
-cp "$release"/sparta-cli "$out"
+cp "$release/sparta-cli" "$release/gpu" benches/gpu/run.sh benches/gpu/peer.py "$out"
 cp "$steps" "$out/steps"
-cp "$gpu" "$out/gpu"
-cp benches/gpu/run.sh benches/gpu/peer.py "$out"
-strip "$out"/steps "$out"/gpu "$out"/sparta-cli
+strip "$out/steps" "$out/gpu" "$out/sparta-cli"
 du -sh "$out"

@@ -70,6 +70,9 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
+/// Types of the activations. The weights are bf16 on disk in each.
+const PRECISIONS: [&str; 1] = ["f32"];
+
 /// The longest that a single measurement may take, and a whole suite.
 const CELL: Duration = Duration::from_secs(75);
 const SUITE: Duration = Duration::from_secs(240);
@@ -165,17 +168,22 @@ impl Runner {
         let device = self.best_device()?;
         let id = device["id"].as_str().unwrap_or_default().to_owned();
         for work in self.workloads() {
-            for precision in precisions(&device) {
+            for precision in PRECISIONS {
                 for (method, arguments) in METHODS {
                     let what = format!("steps {} {method} {precision} on {id}", work.shape);
                     eprintln!("{what}");
-                    let mut command = self.steps_command(work, &id, &precision);
+                    let mut command = self.steps_command(work, &id);
                     command.args(arguments);
                     let line = self.run(&mut command, CELL).and_then(|child| child.last_line_as_json());
                     match line {
                         Ok(measured) => {
                             let (cell, method) = (work.cell(), method.to_owned());
-                            self.report.steps.push(StepsCell { cell, method, precision: precision.clone(), measured });
+                            self.report.steps.push(StepsCell {
+                                cell,
+                                method,
+                                precision: precision.to_owned(),
+                                measured,
+                            });
                             self.save()?;
                         }
                         Err(why) => self.failed(&what, &why)?,
@@ -186,12 +194,12 @@ impl Runner {
         Ok(())
     }
 
-    fn steps_command(&self, work: &Workload, device: &str, precision: &str) -> Command {
+    fn steps_command(&self, work: &Workload, device: &str) -> Command {
         let mut command = self.program("steps");
         let seconds = if self.args.tiny { "0.2" } else { "3" };
         command.args(["--shape", work.shape, "--device", device, "--seconds", seconds, "--at-least", "3"]);
         command.args(["--batch", &work.batch.to_string(), "--tokens", &work.tokens.to_string()]);
-        command.args(["--weights", "bf16", "--precision", precision]).env("SPARTA_BENCH_DIR", &self.args.programs);
+        command.args(["--weights", "bf16"]).env("SPARTA_BENCH_DIR", &self.args.programs);
         command
     }
 
@@ -200,12 +208,12 @@ impl Runner {
         let device = self.best_device()?;
         let id = device["id"].as_str().unwrap_or_default().to_owned();
         let work = &self.workloads()[0];
-        for precision in precisions(&device) {
+        for precision in PRECISIONS {
             let (method, arguments) = METHODS[0];
             let what = format!("profile {} {method} {precision} on {id}", work.shape);
             eprintln!("{what}");
             let trace = self.args.out.join(format!("trace-{precision}.json"));
-            let mut command = self.steps_command(work, &id, &precision);
+            let mut command = self.steps_command(work, &id);
             command.args(arguments).arg("--profile").arg(trace);
             match self.run(&mut command, CELL) {
                 Ok(child) => self.report.profiles.push((what, child.stderr)),
@@ -278,10 +286,4 @@ impl Workload {
     fn peer_cell(&self) -> String {
         format!("{}:{}x{}", self.peer, self.batch, self.tokens)
     }
-}
-
-/// The types of activations that a device offers.
-fn precisions(device: &Json) -> Vec<String> {
-    let offered = device["activations"].as_array().into_iter().flatten();
-    offered.filter_map(|name| Some(name.as_str()?.to_owned())).collect()
 }

@@ -103,10 +103,10 @@ impl Case {
             },
         };
         let device = self.open_device()?;
-        let in_place = device.info().in_place;
-        let (_, arena) = layout::plan_memory(&setup, in_place)?;
-        let plan = Plan::build(&setup.graphs().build(Purpose::Step(size))?, in_place);
-        let session = Session::open(device, &weights, setup, arena)?;
+        let info = device.info();
+        let (_, arena) = layout::plan_memory(&setup, &info)?;
+        let plan = info.plan(&setup.graphs().build(Purpose::Step(size))?);
+        let session = Session::open(device, &weights, setup, &arena)?;
         Ok(Bench { session, batch, plan, trained })
     }
 

@@ -1,7 +1,7 @@
 //! The model and the data set that `run` uses when it is given neither: made by `examples/default_data`, embedded in
 //! the binary, unpacked into the user's cache.
 
-use crate::parse::table_arguments;
+use crate::parse::{Values, table_values};
 use sha2::{Digest, Sha256};
 use sparta_core::{Error, Result};
 use std::fs::File;
@@ -30,16 +30,17 @@ pub struct DefaultJob;
 
 impl DefaultJob {
     /// What `run` and `plan` would be given by a user who names the embedded model and data. Unpacks them if need be.
-    pub fn arguments(method: &str) -> Result<Vec<String>> {
+    pub fn values(method: &str) -> Result<Values> {
         let dir = unpack(&cache_dir()?)?;
         let mut recipe: toml::Table =
             RECIPE.parse().map_err(|e| Error::Config(format!("the embedded default.toml is not TOML: {e}")))?;
         let own = recipe.remove("method").and_then(|methods| methods.get(method)?.as_table().cloned());
         recipe.extend(own.unwrap_or_default());
-        let mut arguments = table_arguments(&recipe);
-        arguments.push(format!("--model={}", dir.join("model").display()));
-        arguments.push(format!("--data={}", dir.join("data").display()));
-        Ok(arguments)
+        let mut values = table_values(&recipe);
+        for part in ["model", "data"] {
+            values.insert(part.to_owned(), dir.join(part).display().to_string());
+        }
+        Ok(values)
     }
 }
 

@@ -25,7 +25,7 @@ mod tui;
 mod watch;
 
 use args::{Command, Inspect, PluginCommand};
-use parse::{Parsed, Stop};
+use parse::{Job, Parsed, Stop};
 use sparta_core::{Error, Result};
 use std::process::ExitCode;
 
@@ -59,11 +59,12 @@ fn main() -> ExitCode {
 }
 
 fn execute(parsed: Parsed) -> Result<()> {
-    let Parsed { cli, plugins, method_options } = parsed;
+    let Parsed { cli, plugins, method_options, resumed } = parsed;
+    let job = |args| Job { args, method_options, resumed };
     match cli.command {
-        Command::Run { args, watch } => train::run(args, &watch, method_options, &plugins),
+        Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
         Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
-        Command::Plan(args) => train::plan(args, method_options, &plugins),
+        Command::Plan(args) => train::plan(job(args), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),

@@ -12,29 +12,30 @@ use sparta_plugin::method::Options;
 const CLASSES: usize = 2;
 
 pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
-    let output = Output::new(args.device.json);
-    let model = args
+    let RunArgs { sources, config, device, .. } = args;
+    let output = Output::new(device.json);
+    let model = sources
         .model
         .ok_or_else(|| Error::Usage("--model is missing: a model directory, or the config.json of a model".into()))?;
-    let classes = match &args.task {
+    let classes = match &sources.task {
         Some(task) => plugins.task(task)?.1.labels.len(),
         None => CLASSES,
     };
     let request = MemoryRequest {
-        model: hub::model(model, args.revision.as_deref())?,
-        method: args.method,
+        model: hub::model(model, sources.revision.as_deref())?,
+        method: sources.method,
         method_options,
         classes,
-        batch_size: args.batch_size,
-        micro_batch_tokens: args.micro_batch_tokens,
-        max_length: args.max_length,
-        dropout: args.dropout,
-        recompute: args.recompute,
-        precision: args.precision,
-        optimizer: args.optimizer.choice(),
+        batch_size: config.batch_size,
+        micro_batch_tokens: config.micro_batch_tokens,
+        max_length: config.max_length,
+        dropout: config.dropout,
+        recompute: config.recompute,
+        optimizer: config.optimizer.choice(),
+        precision: config.precision,
     };
     let devices = devices::find(plugins);
-    let plan = memory::plan(&request, plugins, devices.select(&args.device.device)?)?;
+    let plan = memory::plan(&request, plugins, devices.select(&device.device)?)?;
     output.say(&plan)?;
     output.say("note       no --data was given, so this is about memory alone")?;
     output.result(&plan)

@@ -1,12 +1,13 @@
 //! `sparta-cli merge-adapters`.
 
 use crate::adapter::{size, unused};
-use crate::args::{DeviceArgs, at_least};
+use crate::args::DeviceArgs;
 use crate::output::{Output, bytes, table};
 use crate::{devices, hub};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparta_core::adapter::{self, Combination, CombineRequest, Conflict, Strategy};
+use sparta_core::job::config::at_least;
 use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{Adapted, EvalRequest};

@@ -1,16 +1,20 @@
 //! From arguments and configuration file to one parsed command.
 //!
-//! The options of `run` depend on the method, whose plugin declares them, and their values come from three places. So the
-//! method is found first, its options are added to the command, and the entries of the configuration file and of the
-//! embedded job are put before the user's arguments as arguments of the same name: of several, the last one counts.
+//! The options of `run` depend on the method, whose plugin declares them, so the arguments are parsed twice: first for the
+//! plugins, the method, the configuration file and the preset, with any option allowed; then with the method's options.
+//! Values from the embedded job, the preset and the configuration file, each winning over those before it, become the
+//! defaults of the second pass.
 
-use crate::args::{Cli, Command, DEFAULT_METHOD, RunArgs};
+use crate::args::{Cli, DeviceArgs, RunArgs, WatchArgs};
 use crate::builtin;
 use crate::default_job::DefaultJob;
 use crate::presets::{self, Preset};
+use clap::builder::{Resettable, ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches};
+use sparta_core::job::config::{DEFAULT_METHOD, explanation};
+use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::{Error, Result};
@@ -18,12 +22,26 @@ use sparta_plugin::method::{MethodInfo, OptionKind, Options};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A command that does not train, or one that does with what its method needs.
+/// The commands that train or plan to.
+const JOBS: [&str; 2] = ["run", "plan"];
+
+/// Values of options by name, as a user would write them.
+pub type Values = BTreeMap<String, String>;
+
 pub struct Parsed {
     pub cli: Cli,
     pub plugins: PluginSet,
     /// Checked options of the method, for `run` and `plan`.
     pub method_options: Options,
+    /// The configuration of the run to resume, with what may change and was given.
+    pub resumed: Option<RunConfig>,
+}
+
+/// What `run` and `plan` are to do.
+pub struct Job {
+    pub args: RunArgs,
+    pub method_options: Options,
+    pub resumed: Option<RunConfig>,
 }
 
 /// Why there is no command.
@@ -47,64 +65,167 @@ impl From<Error> for Stop {
 
 /// Parses `argv`, the program's name first.
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
-    let explicit: Vec<PathBuf> = values(&argv, "--plugin").into_iter().map(PathBuf::from).collect();
+    let first = First::pass(&argv);
     let discover = |configured| {
-        let mut plugins = PluginSet::discover(&DiscoverOptions::standard(explicit.clone(), configured));
+        let mut plugins = PluginSet::discover(&DiscoverOptions::standard(first.plugins.clone(), configured));
         builtin::link(&mut plugins);
         plugins
     };
-    let Some(at) = argv.iter().position(|arg| arg == "run" || arg == "plan") else {
+    let Some(job) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        return Ok(Parsed { cli, plugins: discover(Vec::new()), method_options: Options::new() });
+        let (plugins, method_options) = (discover(Vec::new()), Options::new());
+        return Ok(Parsed { cli, plugins, method_options, resumed: None });
     };
-    // `run` or `plan` as the value of another option is parsed as any other command.
-    let file = match values(&argv, "--config").pop() {
-        Some(path) => ConfigFile::read(Path::new(&path))?,
-        None => ConfigFile::default(),
-    };
-    let preset = values(&argv, "--preset").pop().or_else(|| file.get("preset"));
-    let preset = preset.map(|name| presets::find(&name)).transpose()?;
-    let method = values(&argv, "--method").pop().or_else(|| file.get("method"));
+    let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
+    let named = |option: &str| job.get(option).cloned().or_else(|| file.get(option));
+    let preset = named("preset").map(|name| presets::find(&name)).transpose()?;
     let method = match &preset {
-        Some(preset) => preset.method(method)?,
-        None => method.unwrap_or(DEFAULT_METHOD.into()),
+        Some(preset) => preset.method(named("method"))?,
+        None => named("method").unwrap_or(DEFAULT_METHOD.into()),
     };
     let plugins = discover(file.plugins.clone());
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
-    let file_args = file.arguments(&command, &plugins, &method)?;
-
-    let with = |extra: Vec<String>| [&argv[..=at], &extra, &argv[at + 1..]].concat();
-    let parse =
-        |argv: Vec<String>| command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, &method));
-    // The file's entries alone first: what is wrong there is told with the file's name.
-    if !file_args.is_empty() {
-        let alone = ["sparta-cli".to_owned(), "run".to_owned()].into_iter().chain(file_args.clone()).collect();
-        parse(alone).map_err(|e| Error::Usage(format!("{}: {}", file.path.display(), first_paragraph(&e))))?;
-    }
-    let preset_args = preset.iter().filter(|_| values(&argv, "--resume").is_empty()).flat_map(Preset::arguments);
-    let file_args: Vec<String> = preset_args.chain(file_args).collect();
-    let mut matches = parse(with(file_args.clone()))?;
-    let mut cli = Cli::from_arg_matches(&matches)?;
-    if run_args(&cli).is_some_and(|args| args.resume.is_some()) {
-        only_resume(&matches)?;
-        return Ok(Parsed { cli, plugins, method_options: Options::new() });
-    }
-    if run_args(&cli).is_some_and(|args| args.model.is_none() && args.data.is_none()) {
-        matches = parse(with([DefaultJob::arguments(&method)?, file_args].concat()))?;
-        cli = Cli::from_arg_matches(&matches)?;
-    }
-    if let (Some(preset), Some((_, given))) = (&preset, matches.subcommand()) {
-        preset.check_grid(|option| given.value_source(&option.replace('-', "_")) == Some(ValueSource::CommandLine))?;
-    }
-    let method_options = match run_args(&cli) {
-        Some(_) => {
-            let info = info.map_err(|e| Error::Usage(e.to_string()))?;
-            check(&info, &given(&matches, &info))?
-        }
-        None => Options::new(),
+    let parse = |command: &clap::Command, argv: &[String]| {
+        command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, &method))
     };
-    Ok(Parsed { cli, plugins, method_options })
+    if first.help {
+        // Shows the defaults of the options themselves.
+        parse(&command, &argv)?;
+    }
+    if let Some(dir) = job.get("resume") {
+        let (cli, resumed) = resume(&command, &parse(&command, &argv)?, Path::new(dir), &argv)?;
+        return Ok(Parsed { cli, plugins, method_options: Options::new(), resumed: Some(resumed) });
+    }
+    let file_values = file.values(&command, &plugins, &method)?;
+    // The file's values alone first, so that what is wrong there is reported with the file's name.
+    if !file_values.is_empty() {
+        parse(&with_defaults(&command, &file_values), &["sparta-cli".to_owned(), "run".to_owned()])
+            .map_err(|e| Error::Usage(format!("{}: {}", file.path.display(), explanation(&e))))?;
+    }
+    let mut defaults = preset.as_ref().map(Preset::values).unwrap_or_default();
+    defaults.extend(file_values.clone());
+    if ["model", "data"].iter().all(|option| !job.contains_key(*option) && !defaults.contains_key(*option)) {
+        let mut embedded = DefaultJob::values(&method)?;
+        embedded.extend(defaults);
+        defaults = embedded;
+    }
+    let matches = parse(&with_defaults(&command, &defaults), &argv)?;
+    if let Some(preset) = &preset {
+        preset.check_grid(|option| job.contains_key(option) || file_values.contains_key(option))?;
+    }
+    let info = info.map_err(|e| Error::Usage(e.to_string()))?;
+    let method_options = check(&info, &given(&matches, &info))?;
+    Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, method_options, resumed: None })
+}
+
+/// What the arguments say before the options of the method are known.
+struct First {
+    plugins: Vec<PathBuf>,
+    /// For `run` and `plan` the last value of each option that was given.
+    job: Option<Values>,
+    /// Whether `run` or `plan` is to explain itself.
+    help: bool,
+}
+
+impl First {
+    /// Any value is accepted, and an option that is not known yet counts as one of the method. What is wrong otherwise is
+    /// left to the second pass.
+    fn pass(argv: &[String]) -> First {
+        let mut command = any_value(base_command()).mut_subcommands(any_value);
+        let mut unknown: Vec<String> = Vec::new();
+        let matches = loop {
+            let error = match command.clone().try_get_matches_from(argv) {
+                Ok(matches) => break Some(matches),
+                Err(error) => error,
+            };
+            match unknown_option(&error).filter(|name| !unknown.contains(name)) {
+                Some(name) => {
+                    let arg = Arg::new(name.clone()).long(name.clone()).num_args(0..=1).allow_negative_numbers(true);
+                    let add = |command: clap::Command| command.arg(arg.clone());
+                    command = JOBS.iter().fold(command, |command, job| command.mut_subcommand(*job, add));
+                    unknown.push(name);
+                }
+                None => break command.clone().ignore_errors(true).try_get_matches_from(argv).ok(),
+            }
+        };
+        let Some(matches) = matches else { return First { plugins: Vec::new(), job: None, help: false } };
+        let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
+        let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
+        let help = job.is_some_and(|(_, given)| given.get_flag("help"));
+        First { plugins, help, job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))) }
+    }
+}
+
+/// The command without checks, defaults and help, whose options may have any value.
+fn any_value(command: clap::Command) -> clap::Command {
+    let help = Arg::new("help").long("help").short('h').action(ArgAction::SetTrue);
+    let lenient = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.value_parser(ValueParser::string()).default_value(Resettable::Reset).required(false),
+        false => arg,
+    };
+    command.disable_help_flag(true).mut_args(lenient).arg(help)
+}
+
+/// The name of the option that an error is about, if nobody has declared it.
+fn unknown_option(error: &clap::Error) -> Option<String> {
+    match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) => arg.strip_prefix("--").map(str::to_owned),
+        _ => None,
+    }
+}
+
+/// The last value of each option that was given on the command line.
+fn texts(command: &clap::Command, matches: &ArgMatches) -> Values {
+    let value = |arg: &Arg| {
+        let mut texts = matches.try_get_many::<String>(arg.get_id().as_str()).ok().flatten()?;
+        Some((arg.get_long()?.to_owned(), texts.next_back().cloned().unwrap_or_default()))
+    };
+    command.get_arguments().filter(|arg| arg.get_action().takes_values()).filter_map(value).collect()
+}
+
+/// The command with other defaults for options of `run` and `plan`.
+fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
+    let default = |arg: Arg| match arg.get_long().and_then(|name| values.get(name)) {
+        Some(value) => arg.default_value(value.clone()),
+        None => arg,
+    };
+    JOBS.iter().fold(command.clone(), |command, job| command.mut_subcommand(*job, |c| c.mut_args(default)))
+}
+
+/// The run in `dir`, with the changes that were given.
+///
+/// Errors: no run there; an option that the run has been begun with.
+fn resume(
+    command: &clap::Command,
+    matches: &ArgMatches,
+    dir: &Path,
+    argv: &[String],
+) -> std::result::Result<(Cli, RunConfig), Stop> {
+    let free = WatchArgs::augment_args(DeviceArgs::augment_args(Control::augment_args(clap::Command::new("run"))));
+    let is_free = |id: &str| ["resume", "plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id);
+    let Some((job, given)) = matches.subcommand() else {
+        return Err(Error::Usage("--resume is an option of `run` and `plan`".into()).into());
+    };
+    let options = command.find_subcommand(job).into_iter().flat_map(clap::Command::get_arguments);
+    let mut fixed = options.filter(|arg| !is_free(arg.get_id().as_str()));
+    if let Some(arg) = fixed.find(|arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)) {
+        return Err(Stop::Error(Error::Usage(format!(
+            "--resume continues with the options that the run was started with; leave out --{}",
+            arg.get_long().unwrap_or_default()
+        ))));
+    }
+    let no_default = |arg: Arg| match arg.get_action().takes_values() {
+        true => arg.default_value(Resettable::Reset),
+        false => arg,
+    };
+    let no_defaults = command.clone().mut_subcommand(job, |c| c.mut_args(no_default));
+    let changes = no_defaults.try_get_matches_from(argv)?;
+    let mut config = RunConfig::of_run(dir)?;
+    if let Some((_, changes)) = changes.subcommand() {
+        config.control.update_from_arg_matches(changes)?;
+    }
+    Ok((Cli::from_arg_matches(matches)?, config))
 }
 
 /// The command without options of methods.
@@ -122,7 +243,7 @@ pub fn base_command() -> clap::Command {
 pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
     let mut command = base_command();
     let Some(method) = method else { return Ok(command) };
-    for subcommand in ["run", "plan"] {
+    for subcommand in JOBS {
         for option in &method.options {
             let own = command.find_subcommand(subcommand).into_iter().flat_map(clap::Command::get_arguments);
             if own.chain(command.get_arguments()).any(|arg| arg.get_long() == Some(&option.name)) {
@@ -177,56 +298,11 @@ fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
     }
 }
 
-fn run_args(cli: &Cli) -> Option<&RunArgs> {
-    match &cli.command {
-        Command::Run { args, .. } | Command::Plan(args) => Some(args),
-        _ => None,
-    }
-}
-
-/// Options that say nothing about what is computed, how far to go, and what to do with a step that cannot be computed.
-const RESUMABLE: [&str; 10] =
-    ["resume", "epochs", "max_steps", "skip_nonfinite", "device", "json", "plugin", "tui", "tensorboard", "until_eof"];
-
-/// A run goes on with the options it was begun with.
-fn only_resume(matches: &ArgMatches) -> Result<()> {
-    let Some((_, matches)) = matches.subcommand() else { return Ok(()) };
-    let given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    let other = matches.ids().map(clap::Id::as_str).find(|id| {
-        // A group of arguments has the name of its type.
-        given(id) && !RESUMABLE.contains(id) && !id.ends_with("Args")
-    });
-    match other {
-        None => Ok(()),
-        Some(id) => Err(Error::Usage(format!(
-            "--resume goes on with the options that the run was begun with; leave out --{}",
-            id.replace('_', "-")
-        ))),
-    }
-}
-
-/// The method's options that were given.
+/// The method's options that were given, here or elsewhere: none has a default of ours.
 fn given(matches: &ArgMatches, info: &MethodInfo) -> BTreeMap<String, Given> {
     let Some((_, matches)) = matches.subcommand() else { return BTreeMap::new() };
-    let value = |name: &str| match matches.value_source(name) {
-        Some(ValueSource::CommandLine) => matches.get_one::<String>(name).cloned(),
-        _ => None,
-    };
+    let value = |name: &str| matches.try_get_one::<String>(name).ok().flatten().cloned();
     info.options.iter().filter_map(|o| Some((o.name.clone(), Given::Text(value(&o.name)?)))).collect()
-}
-
-/// The values of an option, `--name VALUE` or `--name=VALUE`, before anything is parsed.
-fn values(argv: &[String], name: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let mut rest = argv.iter().skip(1).take_while(|arg| *arg != "--");
-    while let Some(arg) = rest.next() {
-        if arg == name {
-            found.extend(rest.next().cloned());
-        } else if let Some(value) = arg.strip_prefix(name).and_then(|rest| rest.strip_prefix('=')) {
-            found.push(value.to_owned());
-        }
-    }
-    found
 }
 
 /// Adds to an unknown option which method has it.
@@ -235,6 +311,8 @@ fn explain(mut error: clap::Error, plugins: &PluginSet, method: &str) -> clap::E
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(owners) = owners(arg.trim_start_matches('-'), plugins, method)
     {
+        // An option of this method whose name is similar is not what was meant.
+        error.remove(ContextKind::SuggestedArg);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![owners.into()]));
     }
     error
@@ -246,13 +324,6 @@ fn owners(option: &str, plugins: &PluginSet, method: &str) -> Option<String> {
     let having = others.filter(|info| info.options.iter().any(|o| o.name == option));
     let names: Vec<&str> = having.map(|info| &*info.name).filter(|name| *name != method).collect();
     (!names.is_empty()).then(|| format!("`{option}` is an option of method {}, not of {method}", names.join(", ")))
-}
-
-pub fn first_paragraph(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let text = text.split("\n\nUsage:").next().unwrap_or(text);
-    text.split("\n\nFor more information").next().unwrap_or(text).trim().to_owned()
 }
 
 /// A TOML file with options as keys.
@@ -282,18 +353,18 @@ impl ConfigFile {
         self.entries.get(key).and_then(argument_value)
     }
 
-    /// The entries as arguments.
+    /// The entries as values of options.
     ///
     /// Errors: a key that is no option (names the nearest, or the method that has it), a value that is no single value.
-    fn arguments(&self, command: &clap::Command, plugins: &PluginSet, method: &str) -> Result<Vec<String>> {
+    fn values(&self, command: &clap::Command, plugins: &PluginSet, method: &str) -> Result<Values> {
         let run = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
         let known: Vec<&str> = run
             .filter(|arg| arg.get_action().takes_values())
             .filter_map(clap::Arg::get_long)
-            .filter(|name| !["config", "help"].contains(name))
+            .filter(|name| !["config", "resume"].contains(name))
             .collect();
         let fail = |what: String| Error::Usage(format!("{}: {what}", self.path.display()));
-        let argument = |(key, value): (&String, &toml::Value)| {
+        let entry = |(key, value): (&String, &toml::Value)| {
             if !known.contains(&key.as_str()) {
                 let hint = owners(key, plugins, method)
                     .or_else(|| nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?")))
@@ -302,9 +373,9 @@ impl ConfigFile {
             }
             let value = argument_value(value)
                 .ok_or_else(|| fail(format!("{key}: expected a text, a number, true or false, got {value}")))?;
-            Ok(format!("--{key}={value}"))
+            Ok((key.clone(), value))
         };
-        self.entries.iter().map(argument).collect()
+        self.entries.iter().map(entry).collect()
     }
 }
 
@@ -326,7 +397,7 @@ pub fn argument_value(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// The entries of a table as arguments, for tables of our own.
-pub fn table_arguments(table: &toml::Table) -> Vec<String> {
-    table.iter().filter_map(|(key, value)| Some(format!("--{key}={}", argument_value(value)?))).collect()
+/// The entries of a table as values of options, for tables of our own.
+pub fn table_values(table: &toml::Table) -> Values {
+    table.iter().filter_map(|(key, value)| Some((key.clone(), argument_value(value)?))).collect()
 }

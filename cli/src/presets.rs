@@ -3,7 +3,7 @@
 
 use crate::args::PresetsArgs;
 use crate::output;
-use crate::parse::argument_value;
+use crate::parse::{Values, argument_value};
 use serde::Serialize;
 use sparta_core::method::options::nearest;
 use sparta_core::{Error, Result};
@@ -29,10 +29,9 @@ pub struct Setting {
 }
 
 impl Preset {
-    /// The options as arguments.
-    pub fn arguments(&self) -> Vec<String> {
-        let argument = |s: &Setting| Some(format!("--{}={}", s.option, argument_value(&s.value)?));
-        self.options.iter().filter_map(argument).collect()
+    /// The options with their values.
+    pub fn values(&self) -> Values {
+        self.options.iter().filter_map(|s| Some((s.option.clone(), argument_value(&s.value)?))).collect()
     }
 
     /// The method to train with. Errors: another one was given.
@@ -187,9 +186,10 @@ mod tests {
         for preset in all().unwrap() {
             assert_eq!(preset.method(None).unwrap(), preset.method);
             let own: Vec<String> = preset
-                .arguments()
-                .into_iter()
-                .filter(|a| !a.starts_with("--density") && !a.starts_with("--lora-"))
+                .values()
+                .iter()
+                .filter(|(option, _)| *option != "density" && !option.starts_with("lora-"))
+                .map(|(option, value)| format!("--{option}={value}"))
                 .collect();
             let argv = ["sparta-cli".to_owned(), "run".into()].into_iter().chain(own);
             crate::parse::base_command().try_get_matches_from(argv).unwrap_or_else(|e| panic!("{}: {e}", preset.name));

@@ -2,23 +2,26 @@
 
 use crate::args::{RunArgs, WatchArgs};
 use crate::output::{Output, bytes};
+use crate::parse::Job;
 use crate::progress::metrics;
 use crate::watch::Watch;
 use crate::{devices, hub, memory};
-use sparta_core::job::{RunConfig, RunResult, Stopped, thousands};
+use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
-use sparta_core::text::Instruct;
 use sparta_core::{Error, Result};
 use sparta_plugin::method::Options;
 use std::path::{Path, PathBuf};
 
-pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<()> {
+    let Job { args, method_options, resumed } = job;
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
-    let start = if args.resume.is_some() { Start::Resume } else { Start::New };
-    let config = config(args, method_options, plugins)?;
+    let (config, start) = match resumed {
+        Some(config) => (config, Start::Resume),
+        None => (config(args, method_options, plugins)?, Start::New),
+    };
     if let Some(file) = &watch.profile {
         let profile = run::profile(&config, plugins, devices.open(&device)?)?;
         output.say(&profile)?;
@@ -32,94 +35,43 @@ pub fn run(args: RunArgs, watch: &WatchArgs, method_options: Options, plugins: &
     output.result(&result)
 }
 
-pub fn plan(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
-    if args.data.is_none() && args.resume.is_none() {
+pub fn plan(job: Job, plugins: &PluginSet) -> Result<()> {
+    let Job { args, method_options, resumed } = job;
+    if args.sources.data.is_none() && resumed.is_none() {
         return memory::plan(args, method_options, plugins);
     }
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
-    let plan = run::plan(&config(args, method_options, plugins)?, plugins, &device)?;
+    let config = match resumed {
+        Some(config) => config,
+        None => config(args, method_options, plugins)?,
+    };
+    let plan = run::plan(&config, plugins, &device)?;
     output.say(&plan)?;
     output.result(&plan)
 }
 
+/// The values of the command line, with what the sources stand for.
+///
+/// Errors: no model, data or task; a download that fails.
 fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
-    if let Some(run) = &args.resume {
-        let stored = RunConfig::of_run(run)?;
-        return Ok(RunConfig {
-            epochs: args.epochs.unwrap_or(stored.epochs),
-            max_steps: args.max_steps.or(stored.max_steps),
-            skip_nonfinite: stored.skip_nonfinite || args.skip_nonfinite,
-            ..stored
-        });
-    }
-    let instruct = instruct(&args)?;
-    let model = args.model.ok_or_else(|| {
-        Error::Usage(
-            "--model is missing: the directory of the model that the data is for, in the Hugging Face layout".into(),
-        )
+    let instruct = args.sources.instruct()?;
+    let Sources { model, revision, task, data, method, .. } = args.sources;
+    let model = model.ok_or_else(|| {
+        Error::Usage("--model is missing: name the directory of the model that the data is for".into())
     })?;
-    let data = args.data.ok_or_else(|| {
-        Error::Usage("--data is missing: the directory with the task's files, or give no --model either".into())
+    let data = data.ok_or_else(|| {
+        Error::Usage("--data is missing: name the directory of the task's files, or leave out --model, too".into())
     })?;
-    let tasks = || {
-        let ids: Vec<&str> = plugins.tasks().iter().flat_map(|p| p.info().tasks.iter().map(|t| &*t.id)).collect();
-        ids.join(", ")
-    };
-    let task = args.task.ok_or_else(|| Error::Usage(format!("--task is missing: one of {}", tasks())))?;
-    let model = hub::model(model, args.revision.as_deref())?;
+    let task = task.ok_or_else(|| {
+        let known = plugins.tasks().iter().flat_map(|plugin| plugin.info().tasks.iter().map(|task| &*task.id));
+        Error::Usage(format!("--task is missing: expected one of {}", known.collect::<Vec<_>>().join(", ")))
+    })?;
+    let model = hub::model(model, revision.as_deref())?;
     let data = hub::data(data, &task)?;
-    let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{}", args.method)));
-    Ok(RunConfig {
-        model,
-        task,
-        data,
-        method: args.method,
-        method_options,
-        epochs: args.epochs.unwrap_or(DEFAULT_EPOCHS),
-        max_steps: args.max_steps,
-        batch_size: args.batch_size,
-        lr: args.lr,
-        schedule: args.schedule,
-        warmup: args.warmup,
-        weight_decay: args.weight_decay,
-        optimizer: args.optimizer.choice(),
-        max_grad_norm: Some(args.max_grad_norm).filter(|&norm| norm > 0.0),
-        dropout: args.dropout,
-        seed: args.seed,
-        eval_interval: args.eval_interval,
-        patience: args.patience,
-        min_delta: args.min_delta,
-        max_length: args.max_length,
-        max_train: args.max_train,
-        max_dev: args.max_dev,
-        max_test: args.max_test,
-        head_init_std: args.head_init_std,
-        instruct,
-        micro_batch_tokens: args.micro_batch_tokens,
-        recompute: args.recompute,
-        precision: args.precision,
-        checkpoint_interval: args.checkpoint_interval,
-        keep_checkpoints: args.keep_checkpoints,
-        skip_nonfinite: args.skip_nonfinite,
-        out,
-    })
-}
-
-/// Passes over the training data where none are asked for.
-const DEFAULT_EPOCHS: usize = 3;
-
-/// The prompt that is asked for, if any.
-fn instruct(args: &RunArgs) -> Result<Option<Instruct>> {
-    let given = args.prompt.is_some() || args.verbalizers.is_some();
-    match args.instruct {
-        Some(false) if given => {
-            Err(Error::Usage("--prompt and --verbalizers are for --instruct, which is set to false".into()))
-        }
-        on if on.unwrap_or(given) => Ok(Some(Instruct::new(args.prompt.clone(), args.verbalizers.clone()))),
-        _ => Ok(None),
-    }
+    let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{method}")));
+    Ok(RunConfig { model, task, data, method, method_options, instruct, out, ..args.config })
 }
 
 /// `parent/name-N` with the first N that is free.

@@ -5,7 +5,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use sparta_core::plugin::*;
 use sparta_graph::ops::{Accumulate, Layout, Linear};
-use sparta_graph::{DType, Graph, Plan};
+use sparta_graph::{DType, Graph, Plan, Work};
 use sparta_plugin::task::*;
 use std::env::consts::DLL_SUFFIX;
 use std::ffi::OsString;
@@ -118,7 +118,7 @@ fn backends_of_earlier_minor_versions_work() {
         graph.apply(Accumulate {}.into(), &[x, y]).unwrap();
         let mut plan = Plan::build(&graph, false);
         let [arena, a, b] = [4, 2, 2].map(|len| backend.alloc(DType::F32, len, "tensor").unwrap());
-        let id = backend.prepare(&plan, arena, &[a, b]).unwrap();
+        let id = backend.prepare(&plan, &[arena], &[a, b]).unwrap();
         backend.run(id).unwrap();
         match backend.run_profiled(id) {
             Ok(times) => assert_eq!((minor, times), (1, vec![Duration::from_nanos(7)])),
@@ -129,9 +129,16 @@ fn backends_of_earlier_minor_versions_work() {
         backend.read(b, 0, &mut out).unwrap();
         assert_eq!(out, [0, 0, 0, 0, 1, 2, 3, 4]);
 
+        // The host does with the old functions what the library has no function for.
+        let work = [Work::Write { buffer: b, offset: 0, data: &[5; 4] }, Work::Run(id)];
+        backend.submit(&work).unwrap();
+        let read = backend.request(b, 0, 8).unwrap();
+        backend.fetch(read, &mut out).unwrap();
+        assert_eq!(out, [5, 5, 5, 5, 1, 2, 3, 4]);
+
         // What such a library does not know, it would ignore.
         plan.calls[0].op = Linear { output: Some(DType::BF16), ..Linear::plain(Layout::Nt) }.into();
-        let message = backend.prepare(&plan, arena, &[a, b]).unwrap_err().to_string();
+        let message = backend.prepare(&plan, &[arena], &[a, b]).unwrap_err().to_string();
         assert!(message.contains("store: linear: the plugin store (") && message.contains("`output`"), "{message}");
         assert_eq!(backend.supports(&plan).unwrap_err().to_string(), message);
     }

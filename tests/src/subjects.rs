@@ -20,12 +20,13 @@ pub fn cpu(threads: Option<usize>) -> Subject<'static> {
 
 /// The first wgpu adapter. Where there is none, says so; in CI that is a failure.
 pub fn wgpu() -> Option<Subject<'static>> {
-    open_wgpu("wgpu", None).map(|subject| subject.may_refuse(&[LONG_LOOP]))
+    open_wgpu("wgpu", Options::default()).map(|subject| subject.may_refuse(&[LONG_LOOP]))
 }
 
 /// As [`wgpu`], with tensors above 80 KiB as several bindings; refuses what a kernel needs whole.
 pub fn wgpu_splitting() -> Option<Subject<'static>> {
-    let subject = open_wgpu("wgpu with bindings of 80 KiB", Some(80 << 10))?;
+    let subject =
+        open_wgpu("wgpu with bindings of 80 KiB", Options { max_binding: Some(80 << 10), ..Options::default() })?;
     Some(subject.may_refuse(&[
         LONG_LOOP,
         "this device binds at most",
@@ -34,12 +35,12 @@ pub fn wgpu_splitting() -> Option<Subject<'static>> {
     ]))
 }
 
-fn open_wgpu(name: &str, max_binding: Option<u64>) -> Option<Subject<'static>> {
+fn open_wgpu(name: &str, options: Options) -> Option<Subject<'static>> {
     if sparta_wgpu::devices().is_empty() {
         crate::skipped_unless_in_ci("no wgpu adapter");
         return None;
     }
-    let open = move || WgpuBackend::open_with(0, Options { max_binding });
+    let open = move || WgpuBackend::open_with(0, options);
     Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
 }
 

@@ -5,7 +5,7 @@ mod definition;
 mod state;
 mod table;
 
-use crate::args::{Command, at_least};
+use crate::args::Command;
 use crate::output::{self, Output};
 use crate::parse::{self, Stop};
 use crate::progress::{handle_interrupts, interrupted};
@@ -13,6 +13,8 @@ use children::Runner;
 use clap::Args;
 use definition::{Combination, Definition, Random};
 use serde::Serialize;
+use sparta_core::job::Sources;
+use sparta_core::job::config::{at_least, explanation};
 use sparta_core::plugin::PluginSet;
 use sparta_core::{Error, Result, report};
 use state::{Job, State};
@@ -125,21 +127,22 @@ fn job(one: &Combination, out: &Path, explicit_plugins: &[PathBuf], plugins: &Pl
     let plugin_options = explicit_plugins.iter().map(|path| format!("--plugin={}", path.display()));
     let start = ["sparta-cli".to_owned()].into_iter().chain(plugin_options).chain(["run".to_owned()]);
     let parsed = parse::parse(start.chain(options.clone()).collect()).map_err(|stop| match stop {
-        Stop::Clap(error) => fail(parse::first_paragraph(&error)),
+        Stop::Clap(error) => fail(explanation(&error)),
         Stop::Error(error) => fail(error.to_string()),
     })?;
     let Command::Run { args, .. } = parsed.cli.command else {
         return Err(fail("this is no run".into()));
     };
-    let task = args.task.ok_or_else(|| fail("there is no task; give --task, or `task` in [base]".into()))?;
-    if args.model.is_none() || args.data.is_none() {
+    let Sources { model, data, task, method, .. } = args.sources;
+    let task = task.ok_or_else(|| fail("there is no task; give --task, or `task` in [base]".into()))?;
+    if model.is_none() || data.is_none() {
         return Err(fail("model and data are given both or neither; see --model and --data".into()));
     }
-    let name = format!("{task}-{}-{}", args.method, one.hash());
+    let name = format!("{task}-{}-{}", method, one.hash());
     Ok(Job {
         directory: out.join(&name),
         name,
-        row: one.row.clone().unwrap_or(args.method),
+        row: one.row.clone().unwrap_or(method),
         primary: plugins.task(&task)?.1.primary,
         task,
         setting: one.setting(),

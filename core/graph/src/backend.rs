@@ -1,4 +1,4 @@
-use crate::{DType, Plan};
+use crate::{DType, Graph, Plan};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -52,6 +52,9 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
+    /// Whether the arena of a plan may be several buffers.
+    #[serde(default)]
+    pub segments: bool,
     /// Whether plans may let an output share memory with an input ([`crate::Op::reuses`]).
     #[serde(default)]
     pub in_place: bool,
@@ -61,6 +64,18 @@ pub struct DeviceInfo {
     /// 16-bit types that the device multiplies in hardware faster than f32.
     #[serde(default)]
     pub products: Vec<DType>,
+}
+
+impl DeviceInfo {
+    /// Bytes of the largest segment of a plan's arena.
+    pub fn segment_limit(&self) -> usize {
+        if self.segments { usize::try_from(self.max_buffer).unwrap_or(usize::MAX) } else { usize::MAX }
+    }
+
+    /// The plan of a graph on this device.
+    pub fn plan(&self, graph: &Graph) -> Plan {
+        Plan::in_segments(graph, self.in_place, self.segment_limit())
+    }
 }
 
 fn only_f32() -> Vec<DType> {
@@ -126,9 +141,9 @@ pub trait Backend: Send {
     /// Reads elements from element `offset` on into `out`, in the form that `write` takes.
     fn read(&mut self, buffer: BufferId, offset: usize, out: &mut [u8]) -> Result<(), BackendError>;
 
-    /// Binds a plan: `arena` is an f32 buffer of at least `plan.arena / 4` elements, `externals[i]` the buffer in which
-    /// `plan.externals[i]` lies from its `offset` on.
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError>;
+    /// Binds a plan: `arena[i]` is an f32 buffer of at least `plan.arena_buffers()[i]` bytes, `externals[i]` the buffer
+    /// in which `plan.externals[i]` lies from its `offset` on.
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError>;
 
     /// Runs every call of the plan in order, as one submission where the device allows.
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError>;
@@ -159,17 +174,11 @@ pub trait Backend: Send {
     ///
     /// Errors: `out` is not of the requested length; a request of another backend; those of `read`.
     fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
-        let error = |reason| BackendError::Other { device: self.info().id, reason };
-        match read {
-            ReadId::Ready(bytes) if bytes.len() == out.len() => {
-                out.copy_from_slice(&bytes);
-                Ok(())
-            }
-            ReadId::Ready(bytes) => {
-                Err(error(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len())))
-            }
-            ReadId::Pending(id) => Err(error(format!("there is no requested read {id}"))),
-        }
+        let copied = match read {
+            ReadId::Ready(bytes) => copy_ready(&bytes, out),
+            ReadId::Pending(id) => Err(format!("there is no requested read {id}")),
+        };
+        copied.map_err(|reason| BackendError::Other { device: self.info().id, reason })
     }
 
     /// [`Backend::run`], and what each of the plan's calls took, in their order. It waits for the device.
@@ -182,4 +191,15 @@ pub trait Backend: Send {
     }
 
     fn release(&mut self, plan: PlanId);
+}
+
+/// What [`Backend::fetch`] does with [`ReadId::Ready`].
+///
+/// Errors: another length than was requested.
+pub fn copy_ready(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
+    if bytes.len() != out.len() {
+        return Err(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len()));
+    }
+    out.copy_from_slice(bytes);
+    Ok(())
 }

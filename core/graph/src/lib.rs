@@ -1,6 +1,7 @@
 //! The compute graph: coarse operations in SSA form, their gradients, the memory plan, and the
 //! interface that every backend implements. This crate does no arithmetic on tensors.
 
+mod arena;
 pub mod autodiff;
 pub mod backend;
 pub mod dtype;
@@ -13,7 +14,9 @@ pub mod probe;
 pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
-pub use backend::{Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work};
+pub use backend::{
+    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work, copy_ready,
+};
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::Op;

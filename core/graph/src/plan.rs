@@ -1,5 +1,6 @@
-//! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in one arena by liveness.
+//! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in an arena by liveness.
 
+use crate::arena::Arena;
 use crate::graph::{Graph, Node, TensorType, Value};
 use crate::ops::{Attention, Op};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,10 @@ pub const ALIGNMENT: usize = 256;
 pub struct Plan {
     /// Bytes of the arena.
     pub arena: usize,
+    /// Bytes of the consecutive segments that the arena consists of, where there are several, for devices whose buffers
+    /// are smaller than the arena. Every tensor lies whole in one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<usize>,
     pub externals: Vec<External>,
     pub calls: Vec<Call>,
 }
@@ -55,28 +60,60 @@ pub enum Place {
 
 impl Plan {
     /// Plans a graph. What no op with [`Op::writes`] depends on is dropped. With `in_place` an output may take the
-    /// memory of an input that ends there ([`Op::reuses`]), and inputs of an op that joins them are made inside of its
-    /// output ([`Op::joins`]).
+    /// memory of an input that ends there ([`Op::reuses`]). Inputs of an op that joins them are made inside of its output
+    /// ([`Op::joins`]).
     pub fn build(graph: &Graph, in_place: bool) -> Plan {
+        Plan::in_segments(graph, in_place, usize::MAX)
+    }
+
+    /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a tensor that is larger has a segment of
+    /// its own, which a device whose buffers end there refuses.
+    pub fn in_segments(graph: &Graph, in_place: bool, limit: usize) -> Plan {
         let live = live_nodes(graph);
         let last_use = last_uses(graph, &live);
-        let joined = if in_place { joined(graph, &live, &last_use) } else { HashMap::new() };
-        let (arena, places) = (Arena::default(), HashMap::new());
+        let joined = joined(graph, &live, &last_use, in_place);
+        let (arena, places) = (Arena::new(limit), HashMap::new());
         let mut planner = Planner { graph, in_place, last_use, joined, arena, places, externals: Vec::new() };
-        let mut calls = Vec::new();
-        for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
+        let nodes = || graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]);
+        for (i, node) in nodes() {
             planner.find_externals(node);
             let taken = planner.place_outputs(i, node);
-            let operand = |v: &Value| Operand { place: planner.places[v], ty: graph.info(*v).ty.clone() };
-            calls.push(Call {
-                op: node.op.clone(),
-                inputs: node.inputs.iter().map(operand).collect(),
-                outputs: node.outputs.iter().map(operand).collect(),
-                label: node.label.clone(),
-            });
             planner.free_ended(i, node, &taken);
         }
-        Plan { arena: planner.arena.size, externals: planner.externals, calls }
+        let segments: Vec<usize> = planner.arena.sizes();
+        let place = |spot: Spot| match spot {
+            Spot::Arena { segment, offset } => Place::Arena(segments[..segment].iter().sum::<usize>() + offset),
+            Spot::External(i) => Place::External(i),
+        };
+        let operand = |v: &Value| Operand { place: place(planner.places[v]), ty: graph.info(*v).ty.clone() };
+        let calls = nodes().map(|(_, node)| Call {
+            op: node.op.clone(),
+            inputs: node.inputs.iter().map(operand).collect(),
+            outputs: node.outputs.iter().map(operand).collect(),
+            label: node.label.clone(),
+        });
+        let calls = calls.collect();
+        let arena = segments.iter().sum();
+        let segments = if segments.len() > 1 { segments } else { Vec::new() };
+        Plan { arena, segments, externals: planner.externals, calls }
+    }
+
+    /// Bytes of each buffer of the arena: one for each segment.
+    pub fn arena_buffers(&self) -> &[usize] {
+        if self.segments.is_empty() { std::slice::from_ref(&self.arena) } else { &self.segments }
+    }
+
+    /// The segment in which an offset of the arena lies, and the offset from its beginning. An offset beyond the end
+    /// lies beyond the end of the last segment.
+    pub fn locate(&self, offset: usize) -> (usize, usize) {
+        let mut begin = 0;
+        for (i, bytes) in self.segments.iter().enumerate() {
+            if offset - begin < *bytes || i + 1 == self.segments.len() {
+                return (i, offset - begin);
+            }
+            begin += bytes;
+        }
+        (0, offset)
     }
 
     /// Floating point operations of one run.
@@ -126,6 +163,13 @@ fn last_uses(graph: &Graph, live: &[bool]) -> HashMap<Value, usize> {
     nodes.flat_map(|(i, node)| node.inputs.iter().map(move |&v| (v, i))).collect()
 }
 
+/// Where a value lies, while the sizes of segments are not known yet.
+#[derive(Clone, Copy)]
+enum Spot {
+    Arena { segment: usize, offset: usize },
+    External(usize),
+}
+
 /// Places tensors, node by node.
 struct Planner<'g> {
     graph: &'g Graph,
@@ -133,7 +177,7 @@ struct Planner<'g> {
     last_use: HashMap<Value, usize>,
     joined: HashMap<Value, Joined>,
     arena: Arena,
-    places: HashMap<Value, Place>,
+    places: HashMap<Value, Spot>,
     externals: Vec<External>,
 }
 
@@ -150,7 +194,7 @@ impl Planner<'_> {
         for &v in &node.inputs {
             let info = self.graph.info(v);
             if let (Some(name), false) = (&info.external, self.places.contains_key(&v)) {
-                self.places.insert(v, Place::External(self.externals.len()));
+                self.places.insert(v, Spot::External(self.externals.len()));
                 self.externals.push(External { name: name.clone(), offset: 0, ty: info.ty.clone() });
             }
         }
@@ -161,8 +205,8 @@ impl Planner<'_> {
         let mut taken = Vec::new();
         for (o, &out) in node.outputs.iter().enumerate() {
             if let Some(&Joined { whole, offset }) = self.joined.get(&out) {
-                let begin = self.place_whole(whole);
-                self.places.insert(out, Place::Arena(begin + offset));
+                let (segment, begin) = self.place_whole(whole);
+                self.places.insert(out, Spot::Arena { segment, offset: begin + offset });
                 continue;
             }
             let free = |v| self.ends(v, i) && !taken.contains(&v) && !self.joined.contains_key(&v);
@@ -178,14 +222,14 @@ impl Planner<'_> {
         taken
     }
 
-    /// The offset of a tensor with memory of its own, which it gets here if it has none yet.
-    fn place_whole(&mut self, value: Value) -> usize {
-        if let Some(Place::Arena(offset)) = self.places.get(&value) {
-            return *offset;
+    /// Segment and offset of a tensor with memory of its own, which it gets here if it has none yet.
+    fn place_whole(&mut self, value: Value) -> (usize, usize) {
+        if let Some(&Spot::Arena { segment, offset }) = self.places.get(&value) {
+            return (segment, offset);
         }
-        let offset = self.arena.alloc(self.bytes(value));
-        self.places.insert(value, Place::Arena(offset));
-        offset
+        let (segment, offset) = self.arena.alloc(self.bytes(value));
+        self.places.insert(value, Spot::Arena { segment, offset });
+        (segment, offset)
     }
 
     fn free_ended(&mut self, i: usize, node: &Node, taken: &[Value]) {
@@ -197,8 +241,8 @@ impl Planner<'_> {
         ended.sort();
         ended.dedup();
         for v in ended {
-            if let Place::Arena(offset) = self.places[&v] {
-                self.arena.free(offset, self.bytes(v));
+            if let Spot::Arena { segment, offset } = self.places[&v] {
+                self.arena.free(segment, offset, self.bytes(v));
             }
         }
     }
@@ -225,9 +269,9 @@ struct Joined {
     offset: usize,
 }
 
-/// The tensors that are made inside of another one: inputs of a joining op that nothing reads after it, and those whose
-/// memory these take over.
-fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>) -> HashMap<Value, Joined> {
+/// The tensors that are made inside of another one: inputs of a joining op that nothing reads after it, and with
+/// `in_place` those whose memory these take over.
+fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>, in_place: bool) -> HashMap<Value, Joined> {
     let mut joined = HashMap::new();
     let mut wholes = HashSet::new();
     let mut makers: HashMap<Value, usize> = HashMap::new();
@@ -250,7 +294,7 @@ fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>) -> Has
                 };
                 joined.insert(value, Joined { whole, offset });
                 let made = &graph.nodes()[maker];
-                let output = made.outputs.iter().position(|&v| v == value);
+                let output = made.outputs.iter().position(|&v| in_place && v == value);
                 let free =
                     |v: Value| makers.contains_key(&v) && last_use.get(&v) == Some(&maker) && !joined.contains_key(&v);
                 next = output.and_then(|o| donor(graph, made, o, free)).map(|v| (v, maker));
@@ -258,56 +302,6 @@ fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>) -> Has
         }
     }
     joined
-}
-
-/// Best-fit allocation of byte ranges; the arena grows at its end.
-#[derive(Default)]
-struct Arena {
-    size: usize,
-    /// (offset, bytes) of the holes, by offset, never adjacent.
-    holes: Vec<(usize, usize)>,
-}
-
-impl Arena {
-    fn alloc(&mut self, bytes: usize) -> usize {
-        let bytes = round_up(bytes);
-        let fitting = self.holes.iter().enumerate().filter(|(_, hole)| hole.1 >= bytes);
-        if let Some((i, &(offset, size))) = fitting.min_by_key(|(_, hole)| hole.1) {
-            if size == bytes {
-                self.holes.remove(i);
-            } else {
-                self.holes[i] = (offset + bytes, size - bytes);
-            }
-            return offset;
-        }
-        let offset = match self.holes.last() {
-            Some(&(offset, size)) if offset + size == self.size => {
-                self.holes.pop();
-                offset
-            }
-            _ => self.size,
-        };
-        self.size = offset + bytes;
-        offset
-    }
-
-    fn free(&mut self, offset: usize, bytes: usize) {
-        let bytes = round_up(bytes);
-        let i = self.holes.partition_point(|hole| hole.0 < offset);
-        self.holes.insert(i, (offset, bytes));
-        if i + 1 < self.holes.len() && offset + bytes == self.holes[i + 1].0 {
-            self.holes[i].1 += self.holes[i + 1].1;
-            self.holes.remove(i + 1);
-        }
-        if i > 0 && self.holes[i - 1].0 + self.holes[i - 1].1 == offset {
-            self.holes[i - 1].1 += self.holes[i].1;
-            self.holes.remove(i);
-        }
-    }
-}
-
-fn round_up(bytes: usize) -> usize {
-    bytes.max(1).next_multiple_of(ALIGNMENT)
 }
 
 #[cfg(test)]
@@ -425,6 +419,7 @@ mod tests {
     fn check(graph: &Graph, plan: &Plan, in_place: bool) {
         let nodes = needed_nodes(graph);
         assert_eq!(plan.calls.len(), nodes.len(), "dead nodes are dropped, others kept");
+        assert_eq!(plan.arena_buffers().iter().sum::<usize>(), plan.arena);
         let mut memory: Vec<Option<Value>> = vec![None; plan.arena];
         for (call, node) in plan.calls.iter().zip(nodes.iter().map(|&i| &graph.nodes()[i])) {
             assert_eq!(call.op, node.op);
@@ -439,6 +434,8 @@ mod tests {
             for (o, output) in call.outputs.iter().enumerate() {
                 let (start, end) = range(output).expect("outputs live in the arena");
                 assert!(start % ALIGNMENT == 0 && end <= plan.arena);
+                let (segment, offset) = plan.locate(start);
+                assert!(offset + (end - start) <= plan.arena_buffers()[segment], "a tensor lies in two segments");
                 for other in call.outputs[..o].iter().filter_map(range) {
                     assert!(!overlap((start, end), other), "two outputs share memory");
                 }
@@ -446,11 +443,11 @@ mod tests {
                 let joins = call.op.joins(&types);
                 for (i, input) in call.inputs.iter().enumerate() {
                     if range(input).is_some_and(|other| overlap((start, end), other)) {
-                        assert!(in_place, "memory is shared although it must not be");
                         if let Some(offset) = joins.get(i) {
                             assert_eq!(input.place, Place::Arena(start + offset), "input {i} of a joining op");
                             continue;
                         }
+                        assert!(in_place, "memory is shared although it must not be");
                         assert!(node.op.reuses().contains(&(o, i)), "{} input {i}, output {o}", node.op.name());
                         assert_eq!(range(input), Some((start, end)));
                     }
@@ -468,6 +465,26 @@ mod tests {
                 check(&graph, &Plan::build(&graph, in_place), in_place);
             }
         }
+    }
+
+    #[test]
+    fn no_segment_exceeds_the_limit_but_for_a_tensor_that_does() {
+        let mut several = 0;
+        for seed in 1..=150 {
+            let graph = random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
+            for (in_place, limit) in [(false, 2000), (true, 2000), (true, 300), (false, 1)] {
+                let plan = Plan::in_segments(&graph, in_place, limit);
+                check(&graph, &plan, in_place);
+                let outputs = plan.calls.iter().flat_map(|call| &call.outputs);
+                let tensors: HashSet<usize> = outputs.map(|o| o.ty.bytes().next_multiple_of(ALIGNMENT)).collect();
+                for &bytes in plan.arena_buffers() {
+                    assert!(bytes <= limit || tensors.contains(&bytes), "{bytes} bytes, limit {limit}");
+                }
+                several += plan.segments.len();
+            }
+            assert_eq!(Plan::in_segments(&graph, true, 1 << 20), Plan::build(&graph, true), "one segment is enough");
+        }
+        assert!(several > 1000);
     }
 
     #[test]
@@ -578,21 +595,6 @@ mod tests {
         let plan = Plan::build(&random_graph(7), true);
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
-    }
-
-    #[test]
-    fn the_arena_reuses_the_smallest_hole_that_fits_and_joins_neighbours() {
-        let mut arena = Arena::default();
-        let [a, b, c, d] = [1024, 256, 512, 256].map(|bytes| arena.alloc(bytes));
-        arena.free(a, 1024);
-        arena.free(c, 512);
-        assert_eq!(arena.alloc(300), c, "the smaller hole");
-        arena.free(c, 300);
-        arena.free(b, 256);
-        assert_eq!(arena.holes, [(0, 1792)], "one hole before the last tensor");
-        arena.free(d, 256);
-        assert_eq!(arena.alloc(4096), 0, "the hole at the end grows");
-        assert_eq!(arena.size, 4096);
     }
 
     #[test]

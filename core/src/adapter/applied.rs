@@ -98,9 +98,9 @@ impl Applied {
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
-        let (_, arena) = plan_memory(&setup, device.info().in_place)?;
+        let (_, arena) = plan_memory(&setup, &device.info())?;
         let own = limits.train.is_none();
-        let mut session = Session::open(device, &self.weights, setup, arena)?;
+        let mut session = Session::open(device, &self.weights, setup, &arena)?;
         if own {
             session.set_trained_values(&self.adapter.values)?;
         }

@@ -10,7 +10,7 @@ use crate::weights::{TensorSpec, Weights, safetensors_dtype};
 use crate::{Error, Result};
 use serde::Serialize;
 use sparta_graph::ops::Store;
-use sparta_graph::{Backend, DType, Graph, Plan};
+use sparta_graph::{Backend, DType, Graph};
 use sparta_plugin::method::{Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -180,8 +180,7 @@ pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>>
     }
     let result = graph.external(RESULT, DType::F32, shape.as_slice());
     graph.apply(Store {}.into(), &[result, merged])?;
-    let in_place = session.tensors().device().in_place;
-    session.reserve_arena(Plan::build(&graph, in_place).arena)?;
+    session.reserve_arena(&graph)?;
     let len = shape.iter().product();
     session.tensors().alloc(RESULT, DType::F32, len, MemoryKind::Buffers)?;
     let outcome = session.run_graph(&graph).and_then(|()| session.tensors().read_f32(RESULT, len));

@@ -1,77 +1,235 @@
-//! What a run is asked to do.
+//! The options of a run. A field here is the one definition of an option: its name, range, default, help, and whether a
+//! resumed run may change it. The command line is derived from it; configuration files, presets and sweeps name options
+//! the same way; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration that
+//! did not come from the command line.
 
 use super::PrecisionChoice;
 use crate::text::Instruct;
-use crate::train::optimizer::Choice;
+use crate::train::optimizer::{self, Choice, Hyperparameters};
 use crate::train::{Recompute, Schedule};
 use crate::{Error, Result, files};
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Everything that decides a run. The command line and the configuration file fill it; it is stored with the result.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Headings of `run --help`.
+pub const MODEL_AND_DATA: &str = "Model and data";
+pub const METHOD: &str = "Method";
+pub const TRAINING: &str = "Training";
+pub const DEVICE: &str = "Device";
+pub const OUTPUT: &str = "Output";
+
+pub const DEFAULT_METHOD: &str = "sparta";
+
+/// What a user names. [`RunConfig`] has what the names stand for.
+#[derive(Args, Clone, Debug)]
+pub struct Sources {
+    /// Model: a directory in the Hugging Face layout, or a name on the hub, ORG/NAME[@REVISION]
+    #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
+    pub model: Option<PathBuf>,
+    /// Branch, tag or commit of a model on the hub [default: main]
+    #[arg(long, value_name = "REV", help_heading = MODEL_AND_DATA)]
+    pub revision: Option<String>,
+    /// Task, for example sst2
+    #[arg(long, value_name = "ID", help_heading = MODEL_AND_DATA)]
+    pub task: Option<String>,
+    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]
+    #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
+    pub data: Option<PathBuf>,
+    /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
+    /// vocabulary rows of the answers
+    #[arg(long, value_name = "BOOL", help_heading = MODEL_AND_DATA, action = ArgAction::Set, num_args = 0..=1,
+          default_missing_value = "true")]
+    pub instruct: Option<bool>,
+    /// Prompt with {text}, and {pair} for pairs of texts, instead of the task's own; implies --instruct
+    #[arg(long, value_name = "TEXT", help_heading = MODEL_AND_DATA)]
+    pub prompt: Option<String>,
+    /// One word per label, in label order, each a single token, instead of the task's own; implies --instruct
+    #[arg(long, value_name = "A,B,...", help_heading = MODEL_AND_DATA, value_delimiter = ',')]
+    pub verbalizers: Option<Vec<String>>,
+    /// Fine-tuning method: sparta, lora, full, head, or one from a plugin
+    #[arg(long, value_name = "NAME", help_heading = METHOD, default_value = DEFAULT_METHOD)]
+    pub method: String,
+}
+
+impl Sources {
+    /// The prompt, if the task is to be put as one.
+    ///
+    /// # Errors
+    /// A prompt or verbalizers although `instruct` is off.
+    pub fn instruct(&self) -> Result<Option<Instruct>> {
+        let given = self.prompt.is_some() || self.verbalizers.is_some();
+        match self.instruct {
+            Some(false) if given => {
+                Err(Error::Usage("--prompt and --verbalizers are for --instruct, which is set to false".into()))
+            }
+            on if on.unwrap_or(given) => Ok(Some(Instruct::new(self.prompt.clone(), self.verbalizers.clone()))),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Everything that decides a run; stored with its result.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// Directory in the Hugging Face layout.
+    #[arg(skip)]
     pub model: PathBuf,
     /// Task id, for example `sst2`.
+    #[arg(skip)]
     pub task: String,
+    #[arg(skip)]
     pub data: PathBuf,
     /// Method name, for example `sparta`.
+    #[arg(skip)]
     pub method: String,
     /// Options of the method as given; checked against what the method declares.
-    pub method_options: BTreeMap<String, serde_json::Value>,
-    pub epochs: usize,
-    /// Ends the run after so many optimizer steps, whatever `epochs` says.
-    pub max_steps: Option<usize>,
-    /// Examples per optimizer step.
-    pub batch_size: usize,
-    /// `None`: the method's default.
-    pub lr: Option<f64>,
-    pub schedule: Schedule,
-    /// Share of all steps over which the learning rate rises linearly from 0.
-    pub warmup: f64,
-    pub weight_decay: f64,
-    /// What updates the trained values.
-    #[serde(default, skip_serializing_if = "Choice::is_default")]
-    pub optimizer: Choice,
-    /// Clip the global gradient norm to this.
-    pub max_grad_norm: Option<f64>,
-    /// Dropout of attention probabilities while training.
-    pub dropout: f64,
-    pub seed: u64,
-    /// Evaluate on dev every so many steps; `None`: at the end of each epoch.
-    pub eval_interval: Option<usize>,
-    /// Stop after so many evaluations on dev without improvement; the best state is kept.
-    pub patience: Option<usize>,
-    /// What counts as an improvement of the dev metric.
-    pub min_delta: f64,
-    /// Training examples of more tokens are left out.
-    pub max_length: Option<usize>,
-    pub max_train: Option<usize>,
-    pub max_dev: Option<usize>,
-    pub max_test: Option<usize>,
-    /// Standard deviation of a new head; `None`: 0.06 / sqrt(hidden) (DESIGN 6).
-    pub head_init_std: Option<f64>,
-    /// Put the task to an instruction model: a prompt in its chat template, and a head that begins as the rows of words.
+    #[arg(skip)]
+    pub method_options: BTreeMap<String, Value>,
+    /// How the task is put to an instruction model.
+    #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
-    /// Tokens per micro-batch; a larger batch is split, with the gradients summed.
-    pub micro_batch_tokens: usize,
-    /// Whether the activations of a layer are computed again in the backward pass.
-    pub recompute: Recompute,
-    /// The float types of the graph. What a run has written down is never `auto`.
-    #[serde(default = "before_there_was_a_choice")]
-    pub precision: PrecisionChoice,
-    /// Write a checkpoint every so many steps, besides those at evaluations on dev and at the end.
-    pub checkpoint_interval: usize,
-    /// Newest checkpoints kept.
-    pub keep_checkpoints: usize,
-    /// Go on after a step whose gradient is not finite, without an update, instead of ending the run.
-    pub skip_nonfinite: bool,
     /// The run directory.
+    #[arg(skip)]
     #[serde(skip)]
     pub out: PathBuf,
+    /// Leave out training examples longer than N tokens
+    #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
+    pub max_length: Option<usize>,
+    /// Use at most N training examples
+    #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
+    pub max_train: Option<usize>,
+    /// Use at most N dev examples
+    #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
+    pub max_dev: Option<usize>,
+    /// Use at most N test examples
+    #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
+    pub max_test: Option<usize>,
+    /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
+    #[arg(long, value_name = "X", help_heading = METHOD, value_parser = not_negative)]
+    pub head_init_std: Option<f64>,
+    /// Examples per optimizer step
+    #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
+    pub batch_size: usize,
+    /// Peak learning rate [default: the method's]
+    #[arg(long, value_name = "X", help_heading = TRAINING, value_parser = positive)]
+    pub lr: Option<f64>,
+    /// How the learning rate changes after the warm-up
+    #[arg(long, value_name = "NAME", help_heading = TRAINING, default_value = "linear", value_parser = one_of(SCHEDULES))]
+    pub schedule: Schedule,
+    /// Fraction of the steps over which the learning rate rises linearly from 0
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.06", value_parser = fraction)]
+    pub warmup: f64,
+    /// Decoupled weight decay
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = not_negative)]
+    pub weight_decay: f64,
+    #[command(flatten)]
+    #[serde(flatten, skip_serializing_if = "OptimizerOptions::is_default")]
+    pub optimizer: OptimizerOptions,
+    /// Clip the global gradient norm to X; 0 turns clipping off
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "1", value_parser = not_negative)]
+    pub max_grad_norm: Option<f64>,
+    /// Dropout of attention probabilities during training
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = below_one)]
+    pub dropout: f64,
+    /// Seed of everything random: splits, order, index sets, initial values, dropout
+    #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "0")]
+    pub seed: u64,
+    /// Evaluate on dev every N steps [default: after each epoch]
+    #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
+    pub eval_interval: Option<usize>,
+    /// Stop after N evaluations on dev without improvement, and keep the best state
+    #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
+    pub patience: Option<usize>,
+    /// Least gain of the dev metric that counts as an improvement
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = not_negative)]
+    pub min_delta: f64,
+    /// Tokens per micro-batch; a larger batch is split and its gradients are summed
+    #[arg(long, value_name = "N", help_heading = DEVICE, default_value = "4096", value_parser = at_least(1))]
+    pub micro_batch_tokens: usize,
+    /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
+    #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
+    pub recompute: Recompute,
+    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers in
+    /// hardware, else f32
+    #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
+    #[serde(default = "before_there_was_a_choice")]
+    pub precision: PrecisionChoice,
+    /// What a resumed run may change.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub control: Control,
+}
+
+/// What updates the trained values. A run that was stored without these options has their defaults.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OptimizerOptions {
+    /// Optimizer
+    #[arg(long, value_name = "NAME", help_heading = TRAINING, default_value = optimizer::ALL[0].0,
+          value_parser = PossibleValuesParser::new(optimizer::ALL.iter().map(|(name, _)| *name)))]
+    pub optimizer: String,
+    /// AdamW: decay rate of the first moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
+    pub beta1: f64,
+    /// AdamW: decay rate of the second moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.999", value_parser = below_one)]
+    pub beta2: f64,
+    /// AdamW: term added to the square root of the second moment
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "1e-8", value_parser = positive)]
+    pub eps: f64,
+    /// SGD: momentum; 0 turns it off
+    #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
+    pub momentum: f64,
+}
+
+impl Default for OptimizerOptions {
+    fn default() -> Self {
+        OptimizerOptions {
+            optimizer: optimizer::ALL[0].0.to_owned(),
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            momentum: 0.9,
+        }
+    }
+}
+
+impl OptimizerOptions {
+    pub fn choice(&self) -> Choice {
+        let &OptimizerOptions { beta1, beta2, eps, momentum, .. } = self;
+        let [beta1, beta2, eps, momentum] = [beta1, beta2, eps, momentum].map(|x| x as f32);
+        Choice { name: self.optimizer.clone(), parameters: Hyperparameters { beta1, beta2, eps, momentum } }
+    }
+
+    fn is_default(&self) -> bool {
+        self.choice().is_default()
+    }
+}
+
+/// Options that a resumed run may change: they say how long to train and what to keep, not what is computed in a step.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    /// Passes over the training data; with --resume, more than before make the run longer
+    #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "3", value_parser = at_least(1))]
+    pub epochs: usize,
+    /// Stop after N optimizer steps, if the epochs have that many; with --resume, more than before make the run longer
+    #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
+    pub max_steps: Option<usize>,
+    /// Skip steps whose gradient is not finite, instead of ending the run
+    #[arg(long, value_name = "BOOL", help_heading = TRAINING, action = ArgAction::Set, num_args = 0..=1,
+          default_value = "false", default_missing_value = "true")]
+    pub skip_nonfinite: bool,
+    /// Write a checkpoint every N steps, in addition to those at evaluations and at the end
+    #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "500", value_parser = at_least(1))]
+    pub checkpoint_interval: usize,
+    /// Keep the N newest checkpoints
+    #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "2", value_parser = at_least(1))]
+    pub keep_checkpoints: usize,
 }
 
 fn before_there_was_a_choice() -> PrecisionChoice {
@@ -81,7 +239,8 @@ fn before_there_was_a_choice() -> PrecisionChoice {
 impl RunConfig {
     /// The configuration of an earlier run, to go on with it.
     ///
-    /// Errors: no run directory; a file of another version.
+    /// # Errors
+    /// No run directory; a file of another version.
     pub fn of_run(dir: &Path) -> Result<RunConfig> {
         let path = dir.join("config.json");
         if !path.is_file() {
@@ -91,5 +250,137 @@ impl RunConfig {
         let config: RunConfig = serde_json::from_str(&text)
             .map_err(|e| Error::Usage(format!("{}: not the configuration of a run: {e}", path.display())))?;
         Ok(RunConfig { out: dir.to_owned(), ..config })
+    }
+
+    /// Holds every value against the range of its option, for configurations that did not come from the command line.
+    ///
+    /// # Errors
+    /// The first value that is out of range.
+    pub fn check(&self) -> Result<()> {
+        let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
+        let values = self.keys()?;
+        let argument = |arg: &clap::Arg| {
+            let text = match values.get(arg.get_id().as_str())? {
+                Value::Null => return None,
+                Value::String(text) => text.clone(),
+                value => value.to_string(),
+            };
+            Some(format!("--{}={text}", arg.get_long()?))
+        };
+        let arguments: Vec<String> = command.get_arguments().filter_map(argument).collect();
+        command.try_get_matches_from(arguments).map(drop).map_err(|e| Error::Usage(explanation(&e)))
+    }
+
+    /// The options that must be equal when the run is resumed, by name. Those that name files are left out: what they
+    /// name may have moved, and its content counts.
+    ///
+    /// # Errors
+    /// A configuration that cannot be serialised.
+    pub fn fixed(&self) -> Result<BTreeMap<String, Value>> {
+        let mut keys = self.keys()?;
+        let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
+        let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
+        for key in free.chain(["model", "data", "method_options"]) {
+            keys.remove(key);
+        }
+        Ok(keys)
+    }
+
+    fn keys(&self) -> Result<BTreeMap<String, Value>> {
+        let value = serde_json::to_value(self).map_err(|e| Error::Training(e.to_string()))?;
+        serde_json::from_value(value).map_err(|e| Error::Training(e.to_string()))
+    }
+}
+
+/// What is wrong, as clap says it, without the usage and hints that follow.
+pub fn explanation(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let text = text.split("\n\nUsage:").next().unwrap_or(text);
+    text.split("\n\nFor more information").next().unwrap_or(text).trim().to_owned()
+}
+
+/// What `--precision` can be.
+pub const PRECISIONS: &[(&str, PrecisionChoice)] =
+    &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
+const SCHEDULES: &[(&str, Schedule)] =
+    &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];
+
+/// Parses one of a few names.
+pub fn one_of<T: Copy + Send + Sync>(choices: &'static [(&'static str, T)]) -> impl TypedValueParser<Value = T> {
+    let value = |name: String| choices.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+    PossibleValuesParser::new(choices.iter().map(|(name, _)| *name))
+        .try_map(move |name| value(name).ok_or("not one of the possible values"))
+}
+
+/// Parses an integer of at least `min`.
+pub fn at_least(min: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(min..)
+}
+
+fn number(text: &str, expected: &str, ok: impl Fn(f64) -> bool) -> std::result::Result<f64, String> {
+    text.parse().ok().filter(|&x: &f64| x.is_finite() && ok(x)).ok_or_else(|| format!("expected {expected}"))
+}
+
+/// Parses a number above 0.
+pub fn positive(text: &str) -> std::result::Result<f64, String> {
+    number(text, "a number above 0", |x| x > 0.0)
+}
+
+/// Parses a number of at least 0.
+pub fn not_negative(text: &str) -> std::result::Result<f64, String> {
+    number(text, "a number of at least 0", |x| x >= 0.0)
+}
+
+/// Parses a number from 0 to 1.
+pub fn fraction(text: &str) -> std::result::Result<f64, String> {
+    number(text, "a number from 0 to 1", |x| (0.0..=1.0).contains(&x))
+}
+
+/// Parses a number from 0 to below 1.
+pub fn below_one(text: &str) -> std::result::Result<f64, String> {
+    number(text, "a number from 0 to below 1", |x| (0.0..1.0).contains(&x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    fn parsed(args: &[&str]) -> RunConfig {
+        let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
+        RunConfig::from_arg_matches(&command.get_matches_from(args)).unwrap()
+    }
+
+    #[test]
+    fn a_configuration_is_held_against_the_ranges_of_its_options() {
+        let good = parsed(&["--lr", "1e-30", "--schedule", "cosine", "--max-grad-norm", "0"]);
+        good.check().unwrap();
+        let wrong = [
+            (RunConfig { batch_size: 0, ..good.clone() }, "--batch-size"),
+            (RunConfig { lr: Some(-1.0), ..good.clone() }, "--lr"),
+            (RunConfig { dropout: 1.0, ..good.clone() }, "--dropout"),
+            (RunConfig { control: Control { epochs: 0, ..good.control.clone() }, ..good.clone() }, "--epochs"),
+        ];
+        for (config, option) in wrong {
+            let message = config.check().unwrap_err().to_string();
+            assert!(message.contains(option), "{message}");
+        }
+    }
+
+    #[test]
+    fn what_a_resumed_run_may_change_is_not_part_of_its_identity() {
+        let (short, long) = (parsed(&["--epochs", "1"]), parsed(&["--epochs", "2", "--skip-nonfinite"]));
+        assert_eq!(short.fixed().unwrap(), long.fixed().unwrap());
+        assert_ne!(short.fixed().unwrap(), parsed(&["--batch-size", "3"]).fixed().unwrap());
+    }
+
+    #[test]
+    fn a_stored_configuration_is_read_back() {
+        let config = parsed(&["--lr", "0.1", "--max-steps", "7"]);
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains("\"max_steps\":7"), "{text}");
+        assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
     }
 }

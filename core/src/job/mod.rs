@@ -1,6 +1,6 @@
 //! What jobs are asked to do, plan, report while they work, and come to.
 
-mod config;
+pub mod config;
 mod merge_check;
 mod paper;
 mod plan;
@@ -8,7 +8,7 @@ mod precision;
 mod progress;
 mod result;
 
-pub use config::RunConfig;
+pub use config::{Control, OptimizerOptions, RunConfig, Sources};
 pub use merge_check::MergeCheck;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};

@@ -83,6 +83,7 @@ mod tests {
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 31,
+            segments: false,
             in_place: true,
             activations: activations.to_vec(),
             products: products.to_vec(),

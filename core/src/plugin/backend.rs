@@ -1,8 +1,10 @@
 use super::earlier;
 use super::library::Implementation;
-use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId};
+use sparta_graph::{
+    Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work, copy_ready,
+};
 use sparta_plugin::Error;
-use sparta_plugin::abi::{SpartaBackend, SpartaBytes};
+use sparta_plugin::abi::{SpartaBackend, SpartaBytes, SpartaWork, WORK_RUN, WORK_WRITE};
 use sparta_plugin::backend::BackendPluginInfo;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -50,7 +52,10 @@ impl LoadedBackendPlugin {
         let answer = plugin.call("open", plugin.table.open, None, |f, call| unsafe {
             f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
         });
-        let info: DeviceInfo = answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+        let mut info: DeviceInfo =
+            answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+        // The call that prepares a plan takes one buffer as its arena.
+        info.segments = false;
         let ops = self.info.ops.clone();
         Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
@@ -152,8 +157,12 @@ impl Backend for LoadedBackend {
         })
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
         let message = self.message(plan)?;
+        let &[arena] = arena else {
+            let reason = format!("its plugin takes an arena in one buffer, got {} segments", arena.len());
+            return Err(BackendError::Other { device: self.info.id.clone(), reason });
+        };
         let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
         let mut prepared = 0;
         // SAFETY: see the impl.
@@ -167,6 +176,55 @@ impl Backend for LoadedBackend {
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
         // SAFETY: see the impl.
         self.call("run", self.plugin.table.run, |f, call| unsafe { f(call, self.handle, plan.0) })
+    }
+
+    fn submit(&mut self, work: &[Work]) -> Result<(), BackendError> {
+        let Some(submit) = self.plugin.table.submit else {
+            return work.iter().try_for_each(|piece| match *piece {
+                Work::Write { buffer, offset, data } => self.write(buffer, offset, data),
+                Work::Run(plan) => self.run(plan),
+            });
+        };
+        let pieces: Vec<SpartaWork> = work
+            .iter()
+            .map(|piece| match *piece {
+                Work::Write { buffer, offset, data } => {
+                    SpartaWork { kind: WORK_WRITE, handle: buffer.0, offset, data: SpartaBytes::new(data) }
+                }
+                Work::Run(plan) => {
+                    SpartaWork { kind: WORK_RUN, handle: plan.0, offset: 0, data: SpartaBytes::new(&[]) }
+                }
+            })
+            .collect();
+        // SAFETY: see the impl.
+        self.call("submit", Some(submit), |f, call| unsafe { f(call, self.handle, pieces.as_ptr(), pieces.len()) })
+    }
+
+    fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
+        let Some(request) = self.plugin.table.request else {
+            let mut out = vec![0; bytes];
+            self.read(buffer, offset, &mut out)?;
+            return Ok(ReadId::Ready(out));
+        };
+        let mut read = 0;
+        // SAFETY: see the impl.
+        self.call("request", Some(request), |f, call| unsafe {
+            f(call, self.handle, buffer.0, offset, bytes, &mut read)
+        })?;
+        Ok(ReadId::Pending(read))
+    }
+
+    fn fetch(&mut self, read: ReadId, out: &mut [u8]) -> Result<(), BackendError> {
+        let id = match read {
+            ReadId::Pending(id) => id,
+            ReadId::Ready(bytes) => {
+                let device = self.info.id.clone();
+                return copy_ready(&bytes, out).map_err(|reason| BackendError::Other { device, reason });
+            }
+        };
+        let (data, len) = (out.as_mut_ptr(), out.len());
+        // SAFETY: see the impl.
+        self.call("fetch", self.plugin.table.fetch, |f, call| unsafe { f(call, self.handle, id, data, len) })
     }
 
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {

@@ -7,7 +7,7 @@ use sparta_plugin::Error;
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 use sparta_plugin::graph::ops::{Layout, Linear};
 use sparta_plugin::graph::{
-    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, Value,
+    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, ReadId, Value, Work,
 };
 use sparta_plugin::method::*;
 use sparta_plugin::task::*;
@@ -250,6 +250,7 @@ fn memory_info() -> DeviceInfo {
         driver: "none".into(),
         memory: Some(1 << 40),
         max_buffer: u64::MAX,
+        segments: false,
         in_place: true,
         activations: vec![DType::F32],
         products: vec![],
@@ -301,8 +302,8 @@ impl Backend for Memory {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
-        Ok(PlanId(plan.arena as u64 + arena.0 + externals.iter().map(|id| id.0).sum::<u64>()))
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        Ok(PlanId(plan.arena as u64 + arena[0].0 + externals.iter().map(|id| id.0).sum::<u64>()))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
@@ -338,7 +339,20 @@ fn a_backend_crosses() {
         backend.alloc(DType::F32, 2000, "big"),
         Err(BackendError::OutOfMemory { what, bytes: 8000, .. }) if what == "big"
     ));
-    let plan = backend.prepare(&Plan { arena: 256, externals: vec![], calls: vec![] }, a, &[b]).unwrap();
+    // In order, and the read is of what was there when it was requested.
+    backend.submit(&[Work::Write { buffer: b, offset: 0, data: &[7, 8] }]).unwrap();
+    let read = backend.request(b, 0, 4).unwrap();
+    backend.submit(&[Work::Write { buffer: b, offset: 0, data: &[0, 0] }]).unwrap();
+    let mut out = [9; 4];
+    backend.fetch(read, &mut out).unwrap();
+    assert_eq!(out, [7, 8, 0, 0]);
+    let read = backend.request(b, 0, 4).unwrap();
+    assert!(backend.fetch(read, &mut [0; 2]).unwrap_err().to_string().contains("4 bytes were requested"));
+    assert!(backend.fetch(ReadId::Pending(77), &mut out).unwrap_err().to_string().contains("no requested read 77"));
+    assert_eq!(backend.memory_use(), None, "this backend does not count");
+    let mut out = [9; 6];
+    let plan =
+        backend.prepare(&Plan { arena: 256, segments: vec![], externals: vec![], calls: vec![] }, &[a], &[b]).unwrap();
     assert_eq!(plan, PlanId(257));
     assert!(matches!(backend.run(plan), Err(BackendError::DeviceLost { during, .. }) if during == "plan 257"));
     backend.release(plan);

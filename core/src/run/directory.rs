@@ -92,7 +92,7 @@ impl RunDirectory {
         struct Length {
             total_steps: usize,
         }
-        let (before, now) = (RunConfig::of_run(path)?, &run.config);
+        let (before, now) = (RunConfig::of_run(path)?.control, &run.config.control);
         let plan = path.join(PLAN);
         let text = fs::read_to_string(&plan).map_err(Error::io(&plan))?;
         let length: Length = serde_json::from_str(&text)

@@ -1,34 +1,17 @@
 //! What a run is made of: a resumed run must be made of the same.
 
 use super::prepare::Prepared;
+use crate::Result;
 use crate::hash::{fingerprint, hex};
 use crate::method::index_set;
 use crate::train::Encoded;
-use crate::{Error, Result};
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// Keys of the configuration that may differ: how long to train, what to keep, and paths, whose contents are hashed.
-const FREE: [&str; 8] = [
-    "epochs",
-    "max_steps",
-    "checkpoint_interval",
-    "keep_checkpoints",
-    "skip_nonfinite",
-    "model",
-    "data",
-    "method_options",
-];
-
 /// Names and values of everything that decides the course of a run.
 pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
-    let config = serde_json::to_value(&run.config).map_err(|e| Error::Training(e.to_string()))?;
-    let mut identity = BTreeMap::new();
-    if let Value::Object(keys) = config {
-        let fixed = keys.into_iter().filter(|(key, _)| !FREE.contains(&&**key));
-        identity.extend(fixed.map(|(key, value)| (key, value.to_string())));
-    }
+    let fixed = run.config.fixed()?.into_iter();
+    let mut identity: BTreeMap<String, String> = fixed.map(|(key, value)| (key, value.to_string())).collect();
     let adaptation = &run.setup.adaptation;
     for (name, value) in &adaptation.options {
         identity.insert(format!("option {name}"), value.to_string());

@@ -9,7 +9,7 @@ use crate::train::{MemoryKind, Tensors};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder};
 use sparta_graph::ops::{CrossEntropy, Fill, IGNORED, SelectRows, Store, step as step_input};
-use sparta_graph::{Backend, DType, GradRequest, Graph, Plan, Value, gradients};
+use sparta_graph::{Backend, DType, GradRequest, Graph, Value, gradients};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,15 +57,15 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         let wanted = if request.task == InspectTask::CausalLm { "lm_labels" } else { "labels" };
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
-    let in_place = device.info().in_place;
-    let precision = request.precision.choose(&parameters, &device.info())?;
+    let info = device.info();
+    let precision = request.precision.choose(&parameters, &info)?;
     let mut adaptation = Adaptation::none(parameters);
     adaptation.precision = precision.precision;
     let (graph, outputs) = build(&decoder, &adaptation, head, &batch, request.grads)?;
-    let plan = Plan::build(&graph, in_place);
+    let plan = info.plan(&graph);
     let mut tensors = Tensors::new(device);
     load(&mut tensors, &weights, &decoder, &adaptation, &batch, &outputs)?;
-    tensors.alloc_arena(plan.arena)?;
+    tensors.alloc_arena(plan.arena_buffers())?;
     let id = tensors.prepare(&plan)?;
     tensors.run(id)?;
     write(request, &decoder, &batch, &mut tensors, outputs)

@@ -30,8 +30,8 @@ pub struct Prepared {
     /// The learning rate after the method's default.
     pub lr: f64,
     pub total_steps: usize,
-    /// Bytes of the arena.
-    pub arena: usize,
+    /// Bytes of each segment of the arena.
+    pub arena: Vec<usize>,
     pub plan: RunPlan,
 }
 
@@ -44,7 +44,7 @@ pub fn default_head_std(hidden: usize) -> f64 {
 ///
 /// Errors: each wrong input, named; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
-    check_numbers(config)?;
+    config.check()?;
     let method = plugins.method(&config.method)?;
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
@@ -68,9 +68,9 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let limits = limits(config, &adaptation, &data);
     let optimization = Optimization {
-        optimizer: config.optimizer.optimizer()?,
+        optimizer: config.optimizer.choice().optimizer()?,
         weight_decay: config.weight_decay as f32,
-        max_grad_norm: config.max_grad_norm.map(|x| x as f32),
+        max_grad_norm: config.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
         groups: Vec::new(),
     };
     let mut setup = Setup {
@@ -85,8 +85,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         limits,
     };
     let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
-    let all_steps = steps_per_epoch * config.epochs;
-    let total_steps = config.max_steps.map_or(all_steps, |max| max.min(all_steps));
+    let all_steps = steps_per_epoch * config.control.epochs;
+    let total_steps = config.control.max_steps.map_or(all_steps, |max| max.min(all_steps));
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
@@ -244,32 +244,5 @@ fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits 
         positions: longest_all,
         head_features,
         batch,
-    }
-}
-
-fn check_numbers(config: &RunConfig) -> Result<()> {
-    let refuse =
-        |what: &str, expected: &str, got: String| Err(Error::Usage(format!("{what} must be {expected}, got {got}")));
-    let finite_positive = |x: f64| x.is_finite() && x > 0.0;
-    match config {
-        c if c.batch_size == 0 => refuse("--batch-size", "at least 1", "0".into()),
-        c if c.micro_batch_tokens == 0 => refuse("--micro-batch-tokens", "at least 1", "0".into()),
-        c if c.lr.is_some_and(|lr| !finite_positive(lr)) => refuse("--lr", "above 0", format!("{:?}", c.lr)),
-        c if !(0.0..=1.0).contains(&c.warmup) => refuse("--warmup", "in 0 to 1", c.warmup.to_string()),
-        c if !(0.0..1.0).contains(&c.dropout) => refuse("--dropout", "in 0 to below 1", c.dropout.to_string()),
-        c if !(c.weight_decay.is_finite() && c.weight_decay >= 0.0) => {
-            refuse("--weight-decay", "at least 0", c.weight_decay.to_string())
-        }
-        c if c.max_grad_norm.is_some_and(|x| !finite_positive(x)) => {
-            refuse("--max-grad-norm", "above 0", format!("{:?}", c.max_grad_norm))
-        }
-        c if c.head_init_std.is_some_and(|x| !(x.is_finite() && x >= 0.0)) => {
-            refuse("--head-init-std", "at least 0", format!("{:?}", c.head_init_std))
-        }
-        c if c.eval_interval == Some(0) => refuse("--eval-interval", "at least 1", "0".into()),
-        c if c.patience == Some(0) => refuse("--patience", "at least 1", "0".into()),
-        c if c.max_length == Some(0) => refuse("--max-length", "at least 1", "0".into()),
-        c if !c.min_delta.is_finite() => refuse("--min-delta", "a number", c.min_delta.to_string()),
-        _ => Ok(()),
     }
 }

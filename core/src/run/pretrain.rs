@@ -103,8 +103,8 @@ pub fn pretrain(
             batch: 1,
         },
     };
-    let (_, arena) = plan_memory(&setup, device.info().in_place)?;
-    let mut session = Session::open(device, &weights, setup, arena)?;
+    let (_, arena) = plan_memory(&setup, &device.info())?;
+    let mut session = Session::open(device, &weights, setup, &arena)?;
     let (steps, loss) = train(config, &documents, &mut session, &mut progress)?;
     let values = session.trained_values()?;
     let parameters = session.setup().adaptation.parameters.clone();

@@ -25,7 +25,7 @@ pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>
     let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();
     let ends = split_by_budget(&lengths, config.micro_batch_tokens, config.batch_size);
     let batch = Batch::pack(&prepared.train[..ends.first().copied().unwrap_or(0)]);
-    let mut session = Session::open(device, &prepared.weights, prepared.setup, prepared.arena)?;
+    let mut session = Session::open(device, &prepared.weights, prepared.setup, &prepared.arena)?;
     let mut fastest: Option<Profile> = None;
     for _ in 0..STEPS {
         let (_, profile) = session.step_profiled(&batch, prepared.lr)?;

@@ -46,7 +46,7 @@ pub fn run(
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_memory()?;
-    let checkpoints = Checkpoints::new(&config.out, config.keep_checkpoints, identity(&prepared)?);
+    let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),
         Start::Resume => {
@@ -58,7 +58,7 @@ pub fn run(
             (directory, newest)
         }
     };
-    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), prepared.arena)?;
+    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena)?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
         trainer.resume(newest)?;
@@ -155,7 +155,7 @@ impl<'a> Trainer<'a> {
             Err(Error::Device(lost @ BackendError::DeviceLost { .. })) => {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
-                self.session = Session::open(open()?, &self.run.weights, setup, self.run.arena)?;
+                self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
                 let newest = self.checkpoints.load_newest()?;
                 self.resume(newest)?;
                 self.attempt().map_err(|error| self.lost_again(error))
@@ -237,7 +237,7 @@ impl<'a> Trainer<'a> {
         }
         let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
         let end = step == self.run.total_steps;
-        if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.checkpoint_interval))) {
+        if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.control.checkpoint_interval))) {
             self.save_checkpoint()?;
         }
         Ok(end.then_some(Stopped::Completed))
@@ -266,8 +266,8 @@ impl<'a> Trainer<'a> {
     /// Whether something depends on the results of all steps so far before another one is begun.
     fn results_due(&self) -> bool {
         let (step, config) = (self.submitted(), &self.run.config);
-        let periods = [self.eval_interval(), config.checkpoint_interval];
-        config.skip_nonfinite
+        let periods = [self.eval_interval(), config.control.checkpoint_interval];
+        config.control.skip_nonfinite
             || self.nothing_updated()
             || step == self.run.total_steps
             || periods.iter().any(|period| step.is_multiple_of(*period))
@@ -382,7 +382,7 @@ impl<'a> Trainer<'a> {
         // The error to report is the step's, also where its cause cannot be found.
         let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
         // What has updated the tensors can no longer be left out.
-        if !self.run.config.skip_nonfinite || output.clip_coef >= 0.0 {
+        if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
                 "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
             )));

@@ -6,7 +6,7 @@ use crate::graphs::{Purpose, Size, names};
 use crate::session::Session;
 use crate::tensors::MemoryKind;
 use sparta_graph::ops::PARTIALS;
-use sparta_graph::{DType, Plan, Probe, probe};
+use sparta_graph::{DType, Probe, probe};
 use std::fmt;
 
 /// The op that gave the first numbers that are not finite.
@@ -47,7 +47,7 @@ impl Session {
     pub fn blame_purpose(&mut self, purpose: Purpose) -> Result<Option<Blame>> {
         let graph = self.setup().graphs().build(purpose)?;
         let (probed, probes) = probe(&graph, NORMS)?;
-        self.reserve_arena(Plan::build(&probed, self.in_place).arena)?;
+        self.reserve_arena(&probed)?;
         self.tensors().alloc(NORMS, DType::F32, probes.len() * PARTIALS, MemoryKind::Buffers)?;
         let sums = self.run_graph(&probed).and_then(|()| self.tensors().read_f32(NORMS, probes.len() * PARTIALS));
         self.tensors().free(NORMS);

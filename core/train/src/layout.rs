@@ -4,10 +4,10 @@ use crate::batch::padded_rows;
 use crate::buckets::Bucket;
 use crate::graphs::{Purpose, Size, names, results};
 use crate::setup::{HeadInit, Limits, Recompute, Setup};
-use crate::tensors::{MemoryKind, Tensors};
+use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result};
 use sparta_graph::ops::{PARTIALS, step as step_input};
-use sparta_graph::{DType, DeviceInfo, Plan};
+use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{HeadKind, WeightSource, to_f32};
@@ -123,19 +123,26 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     }
 }
 
-/// Bytes by kind and bytes of the arena, from shapes alone: what [`crate::Session::open`] will allocate.
-pub fn plan_memory(setup: &Setup, in_place: bool) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+/// Bytes by kind and bytes of each segment of the arena, from shapes alone: what [`crate::Session::open`] will allocate.
+pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<(BTreeMap<MemoryKind, u64>, Vec<usize>)> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
     for tensor in tensors(setup) {
         *memory.entry(tensor.kind).or_default() += tensor.bytes();
     }
-    let mut arena = 0;
+    let mut arena = Vec::new();
     for purpose in largest_purposes(setup) {
-        let graph = setup.graphs().build(purpose)?;
-        arena = arena.max(Plan::build(&graph, in_place).arena);
+        make_room(&mut arena, &device.plan(&setup.graphs().build(purpose)?));
     }
-    memory.insert(MemoryKind::Activations, (arena.div_ceil(4) * 4) as u64);
+    memory.insert(MemoryKind::Activations, arena.iter().map(|bytes| bytes.next_multiple_of(4) as u64).sum());
     Ok((memory, arena))
+}
+
+/// Errors: an operation of the session's plans that the device's backend does not have.
+pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
+    for purpose in largest_purposes(setup) {
+        device.supports(&Plan::build(&setup.graphs().build(purpose)?, device.info().in_place))?;
+    }
+    Ok(())
 }
 
 /// As [`plan_memory`], after the decision whether layers are computed again: with [`Recompute::Auto`], if the device
@@ -144,13 +151,13 @@ pub fn fit_memory(
     setup: &mut Setup,
     recompute: Recompute,
     device: &DeviceInfo,
-) -> Result<(BTreeMap<MemoryKind, u64>, usize)> {
+) -> Result<(BTreeMap<MemoryKind, u64>, Vec<usize>)> {
     setup.recompute = recompute == Recompute::On;
-    let planned = plan_memory(setup, device.in_place)?;
+    let planned = plan_memory(setup, device)?;
     let too_large = device.memory.is_some_and(|limit| planned.0.values().sum::<u64>() > limit);
     if recompute == Recompute::Auto && too_large {
         setup.recompute = true;
-        return plan_memory(setup, device.in_place);
+        return plan_memory(setup, device);
     }
     Ok(planned)
 }

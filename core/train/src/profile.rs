@@ -66,7 +66,7 @@ fn best_time(device: &mut dyn Backend, plan: &Plan) -> Result<f64> {
         buffers.push(device.alloc(external.ty.dtype, external.ty.numel(), &external.name)?);
     }
     let arena = device.alloc(DType::F32, plan.arena.div_ceil(4), "arena")?;
-    let id = device.prepare(plan, arena, &buffers)?;
+    let id = device.prepare(plan, &[arena], &buffers)?;
     let mut best = Duration::MAX;
     for _ in 0..6 {
         best = best.min(device.run_profiled(id)?.iter().sum());
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn times_of_another_plan_are_refused() {
-        let plan = Plan { arena: 0, externals: vec![], calls: vec![] };
+        let plan = Plan { arena: 0, segments: vec![], externals: vec![], calls: vec![] };
         assert!(Profile::new(&plan, &[], &[Duration::ZERO], profile().ceiling).is_err());
     }
 }

@@ -5,10 +5,10 @@ use crate::graphs::{Purpose, Size, names, results};
 use crate::layout::slot_name;
 use crate::setup::Setup;
 use crate::step::StepNumbers;
-use crate::tensors::{MemoryKind, Tensors};
+use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result, layout};
 use sparta_graph::ops::{PARTIALS, step as step_input};
-use sparta_graph::{Backend, BackendError, DType, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, DType, DeviceInfo, Plan, PlanId};
 use sparta_model::method::philox::Stream;
 use sparta_model::method::{Form, Part, Trained};
 use sparta_model::{HeadKind, WeightSource};
@@ -40,7 +40,7 @@ const PLANS_KEPT: usize = 256;
 pub struct Session {
     setup: Setup,
     tensors: Tensors,
-    pub(super) in_place: bool,
+    pub(crate) device: DeviceInfo,
     plans: HashMap<Purpose, (PlanId, u64)>,
     clock: u64,
     /// Updates done, those that were submitted and not settled included.
@@ -53,11 +53,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// Allocates everything on the device and uploads the weights. `arena` is that of [`layout::plan_memory`].
+    /// Allocates everything on the device and uploads the weights. `arena` are the segments of [`layout::plan_memory`].
     ///
-    /// Errors: out of memory, with the tensor's name; a device that fails.
-    pub fn open(device: Box<dyn Backend>, weights: &dyn WeightSource, setup: Setup, arena: usize) -> Result<Session> {
-        let in_place = device.info().in_place;
+    /// Errors: an operation that the backend does not have; out of memory, with the tensor's name; a device that fails.
+    pub fn open(
+        device: Box<dyn Backend>,
+        weights: &dyn WeightSource,
+        setup: Setup,
+        arena: &[usize],
+    ) -> Result<Session> {
+        let info = device.info();
+        layout::check_support(&setup, device.as_ref())?;
         let mut tensors = Tensors::new(device);
         for tensor in layout::tensors(&setup) {
             match &tensor.part_of {
@@ -70,7 +76,7 @@ impl Session {
         let mut session = Session {
             setup,
             tensors,
-            in_place,
+            device: info,
             plans: HashMap::new(),
             clock: 0,
             steps: 0,
@@ -210,20 +216,26 @@ impl Session {
         Ok(names.into_iter().zip(sums).collect())
     }
 
-    /// Plans a graph outside the usual purposes and runs it once.
+    /// Runs a graph outside the usual purposes once; [`Session::reserve_arena`] has made room for it.
     pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
-        let plan = self.tensors.prepare(&Plan::build(graph, self.in_place))?;
+        let plan = self.tensors.prepare(&self.device.plan(graph))?;
         let result = self.tensors.run(plan);
         self.tensors.release(plan);
         result
     }
 
-    /// Makes room for plans of graphs that are outside the usual purposes.
-    pub fn reserve_arena(&mut self, bytes: usize) -> Result<()> {
-        if self.tensors.arena() < bytes {
+    /// Makes room for the plan of a graph that is outside the usual purposes.
+    pub fn reserve_arena(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
+        self.make_room(&self.device.plan(graph))
+    }
+
+    fn make_room(&mut self, plan: &Plan) -> Result<()> {
+        if !self.tensors.has_room(plan) {
+            self.tensors.submit()?;
             self.forget_plans();
-            self.tensors.free_arena();
-            self.tensors.alloc_arena(bytes)?;
+            let mut segments = self.tensors.arena();
+            make_room(&mut segments, plan);
+            self.tensors.alloc_arena(&segments)?;
         }
         Ok(())
     }
@@ -342,13 +354,9 @@ impl Session {
 
     fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {
         let graph = self.setup.graphs().build(purpose)?;
-        let plan = Plan::build(&graph, self.in_place);
-        if plan.arena > self.tensors.arena() {
-            self.tensors.submit()?;
-            // Best-fit placement may need a little more for a smaller batch than for the largest.
-            self.forget_plans();
-            self.tensors.alloc_arena(plan.arena)?;
-        }
+        let plan = self.device.plan(&graph);
+        // Best-fit placement may need a little more for a smaller batch than for the largest.
+        self.make_room(&plan)?;
         self.forget_oldest_plan();
         self.tensors.prepare(&plan)
     }

@@ -6,8 +6,8 @@ use crate::profile::Profile;
 use crate::session::Session;
 use crate::tensors::Requested;
 use crate::{Error, Result};
+use sparta_graph::PlanId;
 use sparta_graph::ops::step as step_input;
-use sparta_graph::{Plan, PlanId};
 
 /// The numbers of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -129,7 +129,7 @@ impl Session {
         self.queue_batch(batch)?;
         self.queue_update_inputs(&numbers)?;
         let times = self.tensors().run_profiled(id)?;
-        let plan = Plan::build(&self.setup().graphs().build(purpose)?, self.in_place);
+        let plan = self.device.plan(&self.setup().graphs().build(purpose)?);
         let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
         let submitted = self.request_results(numbers)?;
         Ok((self.settle(submitted)?, profile))

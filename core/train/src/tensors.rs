@@ -82,15 +82,26 @@ pub struct Requested {
 pub struct Tensors {
     device: Box<dyn Backend>,
     by_name: HashMap<String, Tensor>,
+    arena: Vec<Segment>,
     queue: Vec<Queued>,
 }
 
-/// The name of the arena among the tensors.
-const ARENA: &str = "arena";
+/// A buffer of the arena.
+struct Segment {
+    buffer: BufferId,
+    bytes: usize,
+}
+
+/// Enlarges the segments of an arena, in bytes, so that a plan has room.
+pub fn make_room(segments: &mut Vec<usize>, plan: &Plan) {
+    let needed = plan.arena_buffers();
+    segments.resize(segments.len().max(needed.len()), 0);
+    segments.iter_mut().zip(needed).for_each(|(segment, &bytes)| *segment = bytes.max(*segment));
+}
 
 impl Tensors {
     pub fn new(device: Box<dyn Backend>) -> Self {
-        Tensors { device, by_name: HashMap::new(), queue: Vec::new() }
+        Tensors { device, by_name: HashMap::new(), arena: Vec::new(), queue: Vec::new() }
     }
 
     pub fn device(&self) -> DeviceInfo {
@@ -129,23 +140,26 @@ impl Tensors {
         Ok(())
     }
 
-    /// The memory in which plans keep their intermediate tensors, in place of what it was before: plans bound to that
-    /// must have been released.
-    pub fn alloc_arena(&mut self, bytes: usize) -> Result<()> {
-        if let Some(old) = self.by_name.remove(ARENA) {
-            self.device.free(old.buffer);
+    /// The memory in which plans keep their intermediate tensors, in segments of so many bytes, in place of what it was
+    /// before: plans bound to that must have been released.
+    pub fn alloc_arena(&mut self, segments: &[usize]) -> Result<()> {
+        self.arena.drain(..).for_each(|old| self.device.free(old.buffer));
+        for &bytes in segments {
+            let buffer = self.device.alloc(DType::F32, bytes.div_ceil(4), "arena")?;
+            self.arena.push(Segment { buffer, bytes: bytes.next_multiple_of(4) });
         }
-        self.alloc(ARENA, DType::F32, bytes.div_ceil(4), MemoryKind::Activations)
+        Ok(())
     }
 
-    /// Bytes of the arena.
-    pub fn arena(&self) -> usize {
-        self.by_name.get(ARENA).map_or(0, |arena| arena.len * 4)
+    /// Bytes of each segment of the arena.
+    pub fn arena(&self) -> Vec<usize> {
+        self.arena.iter().map(|segment| segment.bytes).collect()
     }
 
-    /// Frees the arena; the plans bound to it must have been released.
-    pub fn free_arena(&mut self) {
-        self.free(ARENA);
+    /// Whether the arena is large enough for a plan.
+    pub fn has_room(&self, plan: &Plan) -> bool {
+        let needed = plan.arena_buffers();
+        needed.len() <= self.arena.len() && needed.iter().zip(&self.arena).all(|(&bytes, has)| bytes <= has.bytes)
     }
 
     /// Frees a tensor; the plans bound to it must have been released. A part only loses its name.
@@ -277,16 +291,13 @@ impl Tensors {
             external.offset = tensor.begin;
             externals.push(tensor.buffer);
         }
-        let arena = self.get(ARENA)?;
-        if arena.len * 4 < plan.arena {
-            return Err(Error::Training(format!(
-                "a plan needs an arena of {} bytes, {} were reserved",
-                plan.arena,
-                arena.len * 4
-            )));
+        if !self.has_room(&plan) {
+            let (needed, has) = (plan.arena_buffers(), self.arena());
+            return Err(Error::Training(format!("a plan needs an arena of {needed:?} bytes, {has:?} were reserved")));
         }
-        let arena = arena.buffer;
-        Ok(self.device.prepare(&plan, arena, &externals)?)
+        let segments = plan.arena_buffers().len();
+        let arena: Vec<BufferId> = self.arena[..segments].iter().map(|segment| segment.buffer).collect();
+        Ok(self.device.prepare(&plan, &arena, &externals)?)
     }
 
     pub fn run(&mut self, plan: PlanId) -> Result<()> {
@@ -312,7 +323,10 @@ impl Tensors {
     /// Bytes allocated, by kind.
     pub fn memory(&self) -> BTreeMap<MemoryKind, u64> {
         let mut memory = BTreeMap::new();
-        for tensor in self.by_name.values().filter(|tensor| !tensor.part) {
+        if !self.arena.is_empty() {
+            memory.insert(MemoryKind::Activations, self.arena.iter().map(|segment| segment.bytes as u64).sum());
+        }
+        for tensor in self.by_name.values() {
             *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
         }
         memory

@@ -61,8 +61,31 @@ pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
         descriptor.backends = BACKENDS;
         // No validation layers and no debug information, whatever the build profile.
         descriptor.flags = wgpu::InstanceFlags::empty();
-        pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS))
+        let found = pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS));
+        let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
+        let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
+        once.map(|(adapter, _)| adapter).collect()
     })
+}
+
+/// A card as one of the interfaces lists it.
+#[derive(Clone, Copy)]
+struct Card {
+    api: wgpu::Backend,
+    vendor: u32,
+    device: u32,
+}
+
+impl Card {
+    fn of(info: &wgpu::AdapterInfo) -> Self {
+        Card { api: info.backend, vendor: info.vendor, device: info.device }
+    }
+
+    /// Whether Vulkan lists the card, too: Windows has it under both. Two cards of one model are two there.
+    fn is_known_before(&self, cards: &[Card]) -> bool {
+        let same = |other: &Card| other.vendor == self.vendor && other.device == self.device;
+        self.api == wgpu::Backend::Dx12 && cards.iter().any(|other| other.api == wgpu::Backend::Vulkan && same(other))
+    }
 }
 
 pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
@@ -80,6 +103,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
                 _ => memory(adapter),
             },
             max_buffer: limits.max_buffer_size,
+            segments: true,
             in_place: false,
             activations: vec![DType::F32, DType::BF16],
             products: vec![],
@@ -194,10 +218,19 @@ mod tests {
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 28,
+            segments: true,
             in_place: false,
             activations: vec![DType::F32],
             products: vec![],
         }
+    }
+
+    #[test]
+    fn a_card_counts_once() {
+        let card = |api, device| Card { api, vendor: 0x10de, device };
+        let (vulkan, dx12) = (wgpu::Backend::Vulkan, wgpu::Backend::Dx12);
+        let cards = [card(vulkan, 1), card(vulkan, 1), card(dx12, 1), card(dx12, 1), card(dx12, 2)];
+        assert_eq!(cards.map(|card| card.is_known_before(&cards)), [false, false, true, true, false]);
     }
 
     #[test]

@@ -4,10 +4,8 @@ use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{
-    Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Plan, PlanId, ReadId, Work,
-};
-use sparta_kernels::{Bounds, Dispatch, MAX_ROUNDS, Memory, RNG_BINDING, Step, View, lower};
+use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
+use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,8 +16,6 @@ const MAX_GROUPS: usize = 65_535;
 const UNIFORM_BYTES: u64 = 64;
 /// Bytes that one transfer stages at a time.
 const STAGING: usize = 32 << 20;
-/// About half a second on a slow integrated GPU.
-const DISPATCH_FLOPS: u64 = 100_000_000_000;
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
@@ -28,6 +24,8 @@ const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 pub struct Options {
     /// Bytes of the largest storage binding, to be lower than what the adapter allows; at least 256.
     pub max_binding: Option<u64>,
+    /// Bytes of the largest buffer, to be lower than what the adapter allows; at least 256.
+    pub max_buffer: Option<u64>,
 }
 
 /// A device opened through wgpu.
@@ -88,16 +86,17 @@ impl WgpuBackend {
         let found = adapters();
         let missing = || other(&id, format!("there is no such adapter; {} were found", found.len()));
         let raw = found.get(index).ok_or_else(missing)?;
-        let adapter = describe(index, raw);
+        let mut adapter = describe(index, raw);
+        let limits = &mut adapter.limits;
+        limits.max_buffer_size = options.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));
+        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        adapter.info.max_buffer = limits.max_buffer_size;
         let most = adapter.limits.max_storage_buffer_binding_size.min(MAX_BINDING);
         let binding = options.max_binding.map_or(most, |lower| lower.min(most));
-        let binding = binding as usize / ALIGNMENT * ALIGNMENT;
-        if binding == 0 {
+        let bounds = Bounds::new(adapter.info.kind, binding as usize);
+        if bounds.binding == 0 {
             return Err(other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}")));
         }
-        let software = adapter.info.kind == DeviceKind::SoftwareGpu;
-        let rounds = if software { MAX_ROUNDS } else { usize::MAX };
-        let bounds = Bounds { binding, flops: DISPATCH_FLOPS, rounds };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
             required_features: raw.features() & wgpu::Features::TIMESTAMP_QUERY,
@@ -303,8 +302,10 @@ pub(crate) fn encode(
 }
 
 /// The buffers a plan is bound to.
-struct PlanMemory {
-    arena: wgpu::Buffer,
+struct PlanMemory<'p> {
+    plan: &'p Plan,
+    /// A buffer for each segment.
+    arena: Vec<wgpu::Buffer>,
     /// With the byte at which each begins in its buffer.
     externals: Vec<(wgpu::Buffer, u64)>,
     scratch: wgpu::Buffer,
@@ -312,12 +313,16 @@ struct PlanMemory {
     params: wgpu::Buffer,
 }
 
-impl PlanMemory {
+impl PlanMemory<'_> {
     /// The buffer of a view, and the byte at which it begins there.
     fn at(&self, view: &View) -> (&wgpu::Buffer, u64) {
         let offset = view.offset as u64;
         match view.memory {
-            Memory::Arena => (&self.arena, offset),
+            Memory::Arena => {
+                let (segment, begin) = self.plan.locate(view.offset);
+                // `prepare` has checked that there is a buffer for every segment.
+                (self.arena.get(segment).unwrap_or(&self.unused), begin as u64)
+            }
             // `prepare` has checked that there is a buffer for every external.
             Memory::External(i) => {
                 self.externals.get(i).map_or((&self.unused, 0), |(buffer, begin)| (buffer, begin + offset))
@@ -401,12 +406,20 @@ impl Backend for WgpuBackend {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
         if externals.len() != plan.externals.len() {
             let (got, wanted) = (externals.len(), plan.externals.len());
             return Err(other(self.id(), format!("the plan has {wanted} external tensors, got {got} buffers")));
         }
-        let (arena, _) = self.sized(arena, 0, plan.arena, DType::F32, "the arena")?;
+        if arena.len() != plan.arena_buffers().len() {
+            let (got, wanted) = (arena.len(), plan.arena_buffers().len());
+            return Err(other(self.id(), format!("the arena has {wanted} segments, got {got} buffers")));
+        }
+        let arena = arena
+            .iter()
+            .zip(plan.arena_buffers())
+            .map(|(&buffer, &bytes)| Ok(self.sized(buffer, 0, bytes, DType::F32, "the arena")?.0))
+            .collect::<Result<Vec<_>, BackendError>>()?;
         let externals = externals
             .iter()
             .zip(&plan.externals)
@@ -425,6 +438,7 @@ impl Backend for WgpuBackend {
         let storage = wgpu::BufferUsages::STORAGE;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let memory = PlanMemory {
+            plan,
             arena,
             externals,
             scratch: self.create(scratch as u64, storage, "scratch memory")?,

@@ -214,14 +214,17 @@ impl<T: Real> Backend for CpuBackend<T> {
         Ok(())
     }
 
-    fn prepare(&mut self, plan: &Plan, arena: BufferId, externals: &[BufferId]) -> Result<PlanId, BackendError> {
-        let arena = self.buffer(arena)?.clone();
-        if arena.dtype != DType::F32 || arena.len < plan.arena.div_ceil(4) {
-            let (dtype, len) = (arena.dtype, arena.len);
-            return Err(other(format!(
-                "the arena must hold {} bytes of f32, got {len} elements of {dtype}",
-                plan.arena
-            )));
+    fn prepare(&mut self, plan: &Plan, arena: &[BufferId], externals: &[BufferId]) -> Result<PlanId, BackendError> {
+        let arena = arena.iter().map(|&id| self.buffer(id).cloned()).collect::<Result<Vec<_>, _>>()?;
+        if arena.len() != plan.arena_buffers().len() {
+            let (expected, got) = (plan.arena_buffers().len(), arena.len());
+            return Err(other(format!("the arena has {expected} segments, got {got} buffers")));
+        }
+        for (buffer, bytes) in arena.iter().zip(plan.arena_buffers()) {
+            if buffer.dtype != DType::F32 || buffer.len < bytes.div_ceil(4) {
+                let (dtype, len) = (buffer.dtype, buffer.len);
+                return Err(other(format!("the arena must hold {bytes} bytes of f32, got {len} elements of {dtype}")));
+            }
         }
         if externals.len() != plan.externals.len() {
             let (expected, got) = (plan.externals.len(), externals.len());
@@ -257,7 +260,7 @@ impl<T: Real> Backend for CpuBackend<T> {
         let bytes = need.per_thread.saturating_mul(threads).saturating_add(need.shared);
         let scratch = Scratch::new(need, threads).ok_or_else(|| out_of_memory("scratch memory of a plan", bytes))?;
         let id = self.id();
-        let buffers = externals.into_iter().chain([arena]).collect();
+        let buffers = externals.into_iter().chain(arena).collect();
         self.plans.insert(id, Prepared { steps, scratch, buffers });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
@@ -338,8 +341,8 @@ mod tests {
         let x = backend.alloc(DType::F32, 64, "x").unwrap();
         let externals = vec![External { name: "x".into(), offset: 0, ty: TensorType::f32([64]) }];
         let call = Call { op, inputs, outputs: vec![output], label: "layers.1".into() };
-        let plan = Plan { arena: 512, externals, calls: vec![call] };
-        backend.prepare(&plan, arena, &[x]).expect_err("a bad plan was accepted").to_string()
+        let plan = Plan { arena: 512, segments: vec![], externals, calls: vec![call] };
+        backend.prepare(&plan, &[arena], &[x]).expect_err("a bad plan was accepted").to_string()
     }
 
     #[test]
@@ -372,7 +375,8 @@ mod tests {
         let mut prepare = |a, b, c| {
             let call =
                 Call { op: Add {}.into(), inputs: vec![wide(a), wide(b)], outputs: vec![wide(c)], label: "".into() };
-            backend.prepare(&Plan { arena: 1024, externals: vec![], calls: vec![call] }, arena, &[])
+            let plan = Plan { arena: 1024, segments: vec![], externals: vec![], calls: vec![call] };
+            backend.prepare(&plan, &[arena], &[])
         };
         assert!(prepare(0, 512, 0).is_ok());
         assert!(prepare(0, 512, 512).is_ok());

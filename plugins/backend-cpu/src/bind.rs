@@ -177,7 +177,12 @@ impl Io {
 }
 
 /// Checks one call of a plan and makes its kernel.
-pub fn bind<T: Real>(plan: &Plan, call: &Call, arena: &Buffer, externals: &[Arc<Buffer>]) -> Result<Kernel, String> {
+pub fn bind<T: Real>(
+    plan: &Plan,
+    call: &Call,
+    arena: &[Arc<Buffer>],
+    externals: &[Arc<Buffer>],
+) -> Result<Kernel, String> {
     for ty in call.inputs.iter().chain(&call.outputs).map(|o| &o.ty) {
         bytes::<T>(ty)?;
     }
@@ -220,20 +225,28 @@ pub fn begin<T>(external: &External, buffer: &Buffer) -> Option<usize> {
     (aligned && end <= buffer.memory.bytes()).then_some(begin)
 }
 
-fn place<T: Real>(plan: &Plan, operand: &Operand, arena: &Buffer, externals: &[Arc<Buffer>]) -> Result<Bound, String> {
+fn place<T: Real>(
+    plan: &Plan,
+    operand: &Operand,
+    arena: &[Arc<Buffer>],
+    externals: &[Arc<Buffer>],
+) -> Result<Bound, String> {
     let (ty, bytes) = (operand.ty.clone(), bytes::<T>(&operand.ty)?);
     match operand.place {
         Place::Arena(offset) => {
             // The plan counts 4 bytes per f32; a wider number type widens the whole arena.
             let wide = size_of::<T>() / 4;
-            let end = offset.checked_mul(wide).and_then(|start| start.checked_add(bytes));
-            if !offset.is_multiple_of(ALIGNMENT) || end.is_none_or(|end| end > plan.arena.saturating_mul(wide)) {
+            let (segment, begin) = plan.locate(offset);
+            let end = begin.checked_mul(wide).and_then(|start| start.checked_add(bytes));
+            let fits = |size: usize| end.is_some_and(|end| end <= size.saturating_mul(wide));
+            let size = plan.arena_buffers().get(segment).copied().filter(|&size| fits(size));
+            let (Some(buffer), Some(_), true) = (arena.get(segment), size, offset.is_multiple_of(ALIGNMENT)) else {
                 return Err(format!(
                     "{bytes} bytes at offset {offset} are not an aligned part of an arena of {} bytes",
                     plan.arena
                 ));
-            }
-            Ok(Bound { at: arena.memory.ptr().wrapping_add(offset * wide), bytes, ty })
+            };
+            Ok(Bound { at: buffer.memory.ptr().wrapping_add(begin * wide), bytes, ty })
         }
         Place::External(i) => {
             let (Some(buffer), Some(external)) = (externals.get(i), plan.externals.get(i)) else {

@@ -16,6 +16,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         driver: format!("gemm, {threads} thread{plural}, {}", simd::isa().name()),
         memory,
         max_buffer: memory.unwrap_or(isize::MAX as u64),
+        segments: true,
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },

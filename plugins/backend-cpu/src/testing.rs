@@ -112,7 +112,7 @@ fn run_with<T: Real>(op: &Op, inputs: &[Tensor], threads: usize, in_place: bool)
         buffers.push(buffer);
     }
     let arena = backend.alloc(DType::F32, plan.arena / 4, "arena")?;
-    let id = backend.prepare(&plan, arena, &buffers)?;
+    let id = backend.prepare(&plan, &[arena], &buffers)?;
     // Memory that the op does not write shows up.
     let garbage = vec![0xff; plan.arena / 4 * 4];
     backend.write(arena, 0, &garbage)?;

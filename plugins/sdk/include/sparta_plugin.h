@@ -141,6 +141,17 @@ typedef struct SpartaTask {
     void (*close)(uint64_t dataset);
 } SpartaTask;
 
+/* A piece of work of submit. Its layout never changes. */
+typedef struct SpartaWork {
+    uint64_t kind; /* SPARTA_WORK_WRITE or SPARTA_WORK_RUN */
+    uint64_t handle; /* the buffer that is written, or the prepared plan that is run */
+    size_t offset; /* for a write: the element from which on the data goes */
+    SpartaBytes data; /* for a write */
+} SpartaWork;
+
+#define SPARTA_WORK_WRITE 0
+#define SPARTA_WORK_RUN 1
+
 /* sparta.backend/1. describe, devices and open may be called from any thread; the functions of one opened backend from
  * one thread at a time. Offsets and lengths count elements of a buffer's dtype ("f32", "bf16", "f16", "u32"). An error
  * message is a BackendError or plain text.
@@ -186,6 +197,16 @@ typedef struct SpartaBackend {
     /* Since minor version 2, may be null. Writes the bytes that the backend has allocated on the device: now, and at
      * most so far. Fails where it does not count. */
     SpartaStatus (*memory)(SpartaCall call, uint64_t backend, uint64_t *in_use, uint64_t *peak);
+    /* Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission where the
+     * device can. */
+    SpartaStatus (*submit)(SpartaCall call, uint64_t backend, const SpartaWork *work, size_t work_count);
+    /* Since minor version 2, may be null; then fetch is null, too. Asks for what the buffer holds after all work so far,
+     * and does not wait for it; writes a handle of the read. */
+    SpartaStatus (*request)(SpartaCall call, uint64_t backend, uint64_t buffer, size_t offset, size_t byte_count,
+                            uint64_t *read);
+    /* Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to out, as many
+     * bytes as were requested. */
+    SpartaStatus (*fetch)(SpartaCall call, uint64_t backend, uint64_t read, uint8_t *out, size_t byte_count);
 } SpartaBackend;
 
 const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);

@@ -188,6 +188,23 @@ pub struct SpartaTask {
     pub close: Option<unsafe extern "C" fn(dataset: u64)>,
 }
 
+/// A piece of work of `submit`. Its layout never changes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaWork {
+    /// [`WORK_WRITE`] or [`WORK_RUN`].
+    pub kind: u64,
+    /// The buffer that is written, or the prepared plan that is run.
+    pub handle: u64,
+    /// For a write: the element from which on the data goes.
+    pub offset: usize,
+    /// For a write: as `write` takes it.
+    pub data: SpartaBytes,
+}
+
+pub const WORK_WRITE: u64 = 0;
+pub const WORK_RUN: u64 = 1;
+
 /// `sparta.backend/1`. `describe`, `devices` and `open` may be called from any thread; the functions of one opened
 /// backend from one thread at a time. Dtypes are their names: `f32`, `bf16`, `f16`, `u32`. Offsets and lengths count
 /// elements, byte counts bytes. An error message may be a `BackendError` as JSON or plain text.
@@ -247,4 +264,26 @@ pub struct SpartaBackend {
     /// most so far. Fails where it does not count.
     pub memory:
         Option<unsafe extern "C" fn(SpartaCall, backend: u64, in_use: *mut u64, peak: *mut u64) -> SpartaStatus>,
+    /// Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission where the
+    /// device can.
+    pub submit: Option<
+        unsafe extern "C" fn(SpartaCall, backend: u64, work: *const SpartaWork, work_count: usize) -> SpartaStatus,
+    >,
+    /// Since minor version 2, may be null; then `fetch` is null, too. Asks for what the buffer holds after all work so
+    /// far, and does not wait for it; writes the handle of the read.
+    pub request: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            backend: u64,
+            buffer: u64,
+            offset: usize,
+            byte_count: usize,
+            read: *mut u64,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to `out`, as many
+    /// bytes as were requested.
+    pub fetch: Option<
+        unsafe extern "C" fn(SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus,
+    >,
 }

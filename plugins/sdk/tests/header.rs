@@ -33,9 +33,13 @@ fn the_header_has_the_same_layout() {
         SpartaMethod { size, describe, select, forward, merge }
         SpartaTask { size, describe, open, recipe, examples, next, close_examples, close }
         SpartaBackend { size, describe, devices, open, close, alloc, free, write, read, prepare, run, release,
-            run_profiled, memory }
+            run_profiled, memory, submit, request, fetch }
+        SpartaWork { kind, handle, offset, data }
     }
     for (name, value) in [("SPARTA_ABI_MAJOR", ABI_MAJOR), ("SPARTA_ABI_MINOR", ABI_MINOR)] {
+        writeln!(c, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
+    }
+    for (name, value) in [("SPARTA_WORK_WRITE", WORK_WRITE), ("SPARTA_WORK_RUN", WORK_RUN)] {
         writeln!(c, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
     for (name, value) in [("SPARTA_OK", OK), ("SPARTA_FAILED", FAILED)] {

@@ -3,16 +3,17 @@
 use crate::Subject;
 use sparta_graph::graph::Graph;
 use sparta_graph::ops::{Accumulate, Fill, Store};
-use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId, ReadId, Work};
 
 type Check = fn(&mut dyn Backend) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 6] = [
+const CHECKS: [(&str, Check); 7] = [
     ("what the device says of itself", describes_itself),
     ("new memory is zero", new_memory_is_zero),
     ("elements are written and read where they belong", offsets_count_elements),
     ("what does not exist is an error", unknown_handles_are_errors),
     ("a plan runs as often as asked, in order", plans_run_in_order),
+    ("work that is submitted together is done in order", submitted_work_is_done_in_order),
     ("memory in use is counted", memory_is_counted),
 ];
 
@@ -94,8 +95,8 @@ fn unknown_handles_are_errors(backend: &mut dyn Backend) -> Result<(), String> {
     expect(backend.run(PlanId(u64::MAX)).is_err(), "a plan that never was can be run")?;
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    expect(backend.prepare(&plan, arena, &[]).is_err(), "a plan can be prepared without its buffers")?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    expect(backend.prepare(&plan, &arena, &[]).is_err(), "a plan can be prepared without its buffers")?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     backend.release(id);
     expect(backend.run(id).is_err(), "a released plan can be run")
 }
@@ -113,16 +114,17 @@ fn doubling() -> Result<Plan, String> {
     Ok(Plan::build(&graph, false))
 }
 
-fn memory_of(backend: &mut dyn Backend, plan: &Plan) -> Result<(BufferId, Vec<BufferId>), String> {
+fn memory_of(backend: &mut dyn Backend, plan: &Plan) -> Result<(Vec<BufferId>, Vec<BufferId>), String> {
     let buffers = plan.externals.iter().map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name));
     let buffers = buffers.collect::<Result<Vec<_>, _>>().map_err(text)?;
-    Ok((backend.alloc(DType::F32, plan.arena / 4, "arena").map_err(text)?, buffers))
+    let arena = plan.arena_buffers().iter().map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena"));
+    Ok((arena.collect::<Result<Vec<_>, _>>().map_err(text)?, buffers))
 }
 
 fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
-    let id = backend.prepare(&plan, arena, &buffers).map_err(text)?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
     let x = plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?;
     let floats = |values: [f32; 4]| values.map(f32::to_le_bytes).concat();
     let read = |backend: &mut dyn Backend, expected: [f32; 4]| {
@@ -138,6 +140,32 @@ fn plans_run_in_order(backend: &mut dyn Backend) -> Result<(), String> {
     backend.write(buffers[x], 1, &1f32.to_le_bytes()).map_err(text)?;
     backend.run(id).map_err(text)?;
     read(backend, [16.0, 2.0, -48.0, 8.0])
+}
+
+fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), String> {
+    let plan = doubling()?;
+    let (arena, buffers) = memory_of(backend, &plan)?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(text)?;
+    let x = buffers[plan.externals.iter().position(|e| e.name == "x").ok_or("the plan has no x")?];
+    let (first, second) = ([1f32, 2.0, 3.0, 4.0].map(f32::to_le_bytes).concat(), 10f32.to_le_bytes());
+    let write = |offset, data| Work::Write { buffer: x, offset, data };
+    let run = Work::Run(id);
+    backend.submit(&[write(0, &first), run, write(1, &second), run]).map_err(text)?;
+    let early = backend.request(x, 0, 16).map_err(text)?;
+    backend.submit(&[run]).map_err(text)?;
+    let late = backend.request(x, 1, 8).map_err(text)?;
+    // What was asked for first is what was there first, in whatever order it is fetched.
+    let (mut late_bytes, mut early_bytes) = ([0; 8], [0; 16]);
+    backend.fetch(late, &mut late_bytes).map_err(text)?;
+    backend.fetch(early, &mut early_bytes).map_err(text)?;
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    expect(
+        early_bytes[..] == bytes(&[4.0, 20.0, 12.0, 16.0]),
+        format!("the first read gave the bytes {early_bytes:?}"),
+    )?;
+    expect(late_bytes[..] == bytes(&[40.0, 24.0]), format!("the second read gave the bytes {late_bytes:?}"))?;
+    expect(backend.fetch(ReadId::Pending(u64::MAX), &mut [0; 4]).is_err(), "a read that never was can be fetched")?;
+    expect(backend.submit(&[Work::Run(PlanId(u64::MAX))]).is_err(), "a plan that never was can be submitted")
 }
 
 /// A backend that does not count answers nothing, which is allowed.

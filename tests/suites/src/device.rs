@@ -43,7 +43,7 @@ pub struct Session<'a> {
     device: &'a mut Device,
     plan: &'a Plan,
     buffers: Vec<BufferId>,
-    arena: BufferId,
+    arena: Vec<BufferId>,
     id: PlanId,
 }
 
@@ -54,8 +54,11 @@ impl<'a> Session<'a> {
         let buffers = externals
             .map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name))
             .collect::<Result<Vec<_>, BackendError>>()?;
-        let arena = backend.alloc(DType::F32, plan.arena / 4, "arena")?;
-        let id = backend.prepare(plan, arena, &buffers)?;
+        let segments = plan.arena_buffers().iter();
+        let arena = segments
+            .map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena"))
+            .collect::<Result<Vec<_>, BackendError>>()?;
+        let id = backend.prepare(plan, &arena, &buffers)?;
         Ok(Session { device, plan, buffers, arena, id })
     }
 
@@ -94,8 +97,7 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         let backend = self.device.backend();
         backend.release(self.id);
-        self.buffers.drain(..).for_each(|buffer| backend.free(buffer));
-        backend.free(self.arena);
+        self.buffers.drain(..).chain(self.arena.drain(..)).for_each(|buffer| backend.free(buffer));
     }
 }
 

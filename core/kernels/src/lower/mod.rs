@@ -18,7 +18,7 @@ mod sparse;
 
 use crate::source::{Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Call, DType, Op, Operand, Place};
+use sparta_graph::{Call, DType, DeviceKind, Op, Operand, Place};
 use std::ops::Range;
 
 /// A byte range that a step reads or writes. The offset of a binding is a multiple of [`ALIGNMENT`], the length of 4.
@@ -81,8 +81,21 @@ pub struct Bounds {
     pub binding: usize,
     /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
     pub flops: u64,
-    /// Rounds of all loops of a thread together: [`MAX_ROUNDS`] on drivers that end loops early.
+    /// Rounds of all loops of a thread together: llvmpipe silently ends them after 65,535.
     pub rounds: usize,
+}
+
+impl Bounds {
+    /// For a device of this kind that binds `binding` bytes at once: matrix products take less than about half a second
+    /// each on the slowest of the kind.
+    pub fn new(kind: DeviceKind, binding: usize) -> Self {
+        let flops = match kind {
+            DeviceKind::DiscreteGpu => 2_000_000_000_000,
+            _ => 100_000_000_000,
+        };
+        let rounds = if kind == DeviceKind::SoftwareGpu { MAX_ROUNDS } else { usize::MAX };
+        Bounds { binding: binding / ALIGNMENT * ALIGNMENT, flops, rounds }
+    }
 }
 
 /// What a call becomes.
@@ -311,8 +324,8 @@ impl Launch<'_> {
     }
 }
 
-/// Rounds of all loops of a thread on llvmpipe, which silently ends them after 65,535.
-pub const MAX_ROUNDS: usize = 60_000;
+/// Below what llvmpipe runs.
+const MAX_ROUNDS: usize = 60_000;
 
 /// The rows that a kernel may loop over in one dispatch, with so many rounds for each; a multiple of every alignment.
 fn rows_for_rounds(rounds_per_row: usize) -> usize {

@@ -69,9 +69,9 @@ fn submissions_are_in_order_and_reads_are_of_their_moment() {
     let mut plan = plan;
     plan.externals[0].offset = 64;
     assert_eq!(plan.externals[0].name, "sum");
-    let id = backend.prepare(&plan, arena, &[buffer, buffer]).unwrap();
+    let id = backend.prepare(&plan, &[arena], &[buffer, buffer]).unwrap();
     plan.externals[0].offset = 65;
-    assert!(backend.prepare(&plan, arena, &[buffer, buffer]).is_err());
+    assert!(backend.prepare(&plan, &[arena], &[buffer, buffer]).is_err());
     let [one, two] = [[1f32, 10.0], [2.0, 20.0]].map(|x| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>());
     let write = |data| Work::Write { buffer, offset: 0, data };
     backend.submit(&[write(&one), Work::Run(id), write(&two), Work::Run(id), Work::Run(id)]).unwrap();
@@ -116,10 +116,10 @@ fn what_does_not_fit_is_named() {
     let arena = backend.alloc(DType::F32, plan.arena / 4, "arena").unwrap();
     let buffers: Vec<BufferId> =
         plan.externals.iter().map(|e| backend.alloc(e.ty.dtype, e.ty.numel(), &e.name).unwrap()).collect();
-    let error = backend.prepare(&plan, arena, &buffers).unwrap_err();
+    let error = backend.prepare(&plan, &[arena], &buffers).unwrap_err();
     let BackendError::Op { op, reason, .. } = &error else { panic!("{error}") };
     assert!(op.contains("attention (layers.0.attention)") && reason.contains("6400 bytes"), "{error}");
-    assert!(backend.prepare(&plan, arena, &buffers[1..]).is_err());
+    assert!(backend.prepare(&plan, &[arena], &buffers[1..]).is_err());
 }
 
 /// An error that wgpu reports outside of any scope is ours at the next call, and the device goes on.
@@ -161,13 +161,51 @@ fn plans_run_again() {
     let arena = backend.alloc(DType::F32, plan.arena / 4, "arena").unwrap();
     let buffer = backend.alloc(DType::F32, 100, "x").unwrap();
     backend.write(buffer, 0, &exactly(&[100], &[1.0; 100]).bytes).unwrap();
-    let id = backend.prepare(&plan, arena, &[buffer]).unwrap();
+    let id = backend.prepare(&plan, &[arena], &[buffer]).unwrap();
     for _ in 0..3 {
         backend.run(id).unwrap();
     }
     let mut out = f32s(&[100], 1).bytes;
     backend.read(buffer, 0, &mut out).unwrap();
     assert_eq!(out, exactly(&[100], &[64.0; 100]).bytes);
+}
+
+/// An arena in several buffers gives the same bits, and a plan is refused the wrong number of them.
+#[test]
+fn an_arena_may_have_segments() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let mut graph = Graph::new();
+    let [x, w, out] = ["x", "w", "out"].map(|name| graph.external(name, DType::F32, [64, 64]));
+    let mut sum = x;
+    for _ in 0..3 {
+        let y = graph.one(Linear::plain(Layout::Nt), &[sum, w]).unwrap();
+        sum = graph.one(Add {}, &[y, sum]).unwrap();
+    }
+    graph.apply(Store {}.into(), &[out, sum]).unwrap();
+    let mut results = Vec::new();
+    for limit in [usize::MAX, 20_000] {
+        let plan = Plan::in_segments(&graph, false, limit);
+        let segments = plan.arena_buffers().iter();
+        let arena: Vec<BufferId> =
+            segments.map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena").unwrap()).collect();
+        assert_eq!(arena.len() > 1, limit < 1 << 20);
+        let externals: Vec<BufferId> =
+            plan.externals.iter().map(|e| backend.alloc(DType::F32, e.ty.numel(), &e.name).unwrap()).collect();
+        for (seed, (external, &buffer)) in (1..).zip(plan.externals.iter().zip(&externals)) {
+            if external.name != "out" {
+                backend.write(buffer, 0, &f32s(&[64, 64], seed).bytes).unwrap();
+            }
+        }
+        let id = backend.prepare(&plan, &arena, &externals).unwrap();
+        backend.run(id).unwrap();
+        let at = plan.externals.iter().position(|e| e.name == "out").unwrap();
+        let mut bytes = vec![0; 64 * 64 * 4];
+        backend.read(externals[at], 0, &mut bytes).unwrap();
+        results.push(bytes);
+        assert!(backend.prepare(&plan, &arena[1..], &externals).is_err());
+    }
+    assert!(results[0] == results[1] && results[0].iter().any(|&byte| byte != 0));
 }
 
 #[test]
@@ -189,7 +227,7 @@ fn a_profiled_run_times_each_call_and_computes_the_same() {
     for (seed, &buffer) in (1..).zip(&externals[..2]) {
         backend.write(buffer, 0, &f32s(&[256, 256], seed).bytes).unwrap();
     }
-    let id = backend.prepare(&plan, arena, &externals).unwrap();
+    let id = backend.prepare(&plan, &[arena], &externals).unwrap();
     let mut results = [(); 2].map(|()| vec![0; 256 * 256 * 4]);
     backend.run(id).unwrap();
     backend.read(externals[2], 0, &mut results[0]).unwrap();

@@ -31,7 +31,7 @@ fn open(max_binding: Option<u64>) -> Option<WgpuBackend> {
     }
     let best = WgpuBackend::open("wgpu").unwrap();
     let index = best.info().id.trim_start_matches("wgpu:").parse().unwrap();
-    Some(WgpuBackend::open_with(index, Options { max_binding }).unwrap())
+    Some(WgpuBackend::open_with(index, Options { max_binding, ..Options::default() }).unwrap())
 }
 
 /// A tensor's little-endian bytes.
@@ -132,7 +132,7 @@ fn run(backend: &mut dyn Backend, op: &Op, inputs: &[Data]) -> Vec<(TensorType, 
         }
         buffers.push(buffer);
     }
-    let id = backend.prepare(&plan, arena, &buffers).unwrap();
+    let id = backend.prepare(&plan, &[arena], &buffers).unwrap();
     backend.run(id).unwrap();
     let mut results = Vec::new();
     for (name, ty) in read {

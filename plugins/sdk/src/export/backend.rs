@@ -4,7 +4,8 @@ use crate::abi::*;
 use crate::backend::BackendPlugin;
 use serde::Deserialize;
 use serde_json::Value as Json;
-use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId, ReadId, Work};
+use std::collections::HashMap;
 
 pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
     SpartaBackend {
@@ -22,11 +23,19 @@ pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
         release: Some(release),
         run_profiled: Some(run_profiled),
         memory: Some(memory),
+        submit: Some(submit),
+        request: Some(request_read),
+        fetch: Some(fetch),
     }
 }
 
 /// Behind a backend's handle.
-type BackendHandle = Box<dyn Backend>;
+struct Opened {
+    backend: Box<dyn Backend>,
+    /// Requested and not fetched yet.
+    reads: HashMap<u64, ReadId>,
+    next_read: u64,
+}
 
 /// A `BackendError` crosses as JSON, so that the host can tell out of memory from a lost device.
 fn encode(error: BackendError) -> Error {
@@ -35,9 +44,16 @@ fn encode(error: BackendError) -> Error {
 
 /// # Safety
 /// `backend` is a handle that `open` made and `close` has not freed, used by one thread at a time.
-unsafe fn opened<'a>(backend: u64) -> &'a mut BackendHandle {
+unsafe fn state<'a>(backend: u64) -> &'a mut Opened {
     // SAFETY: the caller vouches for it.
-    unsafe { &mut *(backend as *mut BackendHandle) }
+    unsafe { &mut *(backend as *mut Opened) }
+}
+
+/// # Safety
+/// As for [`state`].
+unsafe fn opened<'a>(backend: u64) -> &'a mut dyn Backend {
+    // SAFETY: the caller vouches for it.
+    unsafe { state(backend) }.backend.as_mut()
 }
 
 unsafe extern "C" fn describe<E: Exported<Object = dyn BackendPlugin>>(call: SpartaCall) -> SpartaStatus {
@@ -56,17 +72,18 @@ unsafe extern "C" fn open<E: Exported<Object = dyn BackendPlugin>>(
     guarded(call, || {
         // SAFETY: the host passed the id to this function.
         let device = unsafe { text(device) }?;
-        let backend: BackendHandle = E::object().open(device).map_err(encode)?;
+        let backend = E::object().open(device).map_err(encode)?;
         respond(call, &backend.info())?;
+        let opened = Opened { backend, reads: HashMap::new(), next_read: 0 };
         // SAFETY: the host passes a writable `u64`.
-        unsafe { handle.write(Box::into_raw(Box::new(backend)) as u64) };
+        unsafe { handle.write(Box::into_raw(Box::new(opened)) as u64) };
         Ok(())
     })
 }
 
 unsafe extern "C" fn close(backend: u64) {
     // SAFETY: the host passes a handle that `open` made, once.
-    guarded_close(|| drop(unsafe { Box::from_raw(backend as *mut BackendHandle) }));
+    guarded_close(|| drop(unsafe { Box::from_raw(backend as *mut Opened) }));
 }
 
 unsafe extern "C" fn alloc(
@@ -143,7 +160,7 @@ unsafe extern "C" fn prepare(
             unsafe { (opened(backend), request(plan)?, slice(externals, external_count)) };
         let plan = understood(given)?;
         let externals: Vec<BufferId> = externals.iter().map(|&id| BufferId(id)).collect();
-        let id = backend.prepare(&plan, BufferId(arena), &externals).map_err(encode)?;
+        let id = backend.prepare(&plan, &[BufferId(arena)], &externals).map_err(encode)?;
         // SAFETY: the host passes a writable `u64`.
         unsafe { prepared.write(id.0) };
         Ok(())
@@ -181,6 +198,62 @@ unsafe extern "C" fn memory(call: SpartaCall, backend: u64, in_use: *mut u64, pe
             peak.write(used.peak);
         }
         Ok(())
+    })
+}
+
+unsafe extern "C" fn submit(
+    call: SpartaCall,
+    backend: u64,
+    work: *const SpartaWork,
+    work_count: usize,
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the handle and the array to this function.
+        let (backend, work) = unsafe { (opened(backend), slice(work, work_count)) };
+        let piece = |piece: &SpartaWork| match piece.kind {
+            WORK_WRITE => {
+                // SAFETY: the host passed the bytes to this function.
+                let data = unsafe { piece.data.as_slice() };
+                Ok(Work::Write { buffer: BufferId(piece.handle), offset: piece.offset, data })
+            }
+            WORK_RUN => Ok(Work::Run(PlanId(piece.handle))),
+            kind => Err(Error::new(format!("the plugin does not know work of the kind {kind}; rebuild it"))),
+        };
+        let work = work.iter().map(piece).collect::<Result<Vec<Work>, Error>>()?;
+        backend.submit(&work).map_err(encode)
+    })
+}
+
+unsafe extern "C" fn request_read(
+    call: SpartaCall,
+    backend: u64,
+    buffer: u64,
+    offset: usize,
+    byte_count: usize,
+    read: *mut u64,
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the handle to this function.
+        let state = unsafe { state(backend) };
+        let requested = state.backend.request(BufferId(buffer), offset, byte_count).map_err(encode)?;
+        state.next_read += 1;
+        state.reads.insert(state.next_read, requested);
+        // SAFETY: the host passes a writable `u64`.
+        unsafe { read.write(state.next_read) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn fetch(call: SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the handle, and `byte_count` initialised bytes that are only ours during the call.
+        let (state, out) = unsafe {
+            let out = if byte_count == 0 { &mut [] } else { std::slice::from_raw_parts_mut(out, byte_count) };
+            (state(backend), out)
+        };
+        let requested =
+            state.reads.remove(&read).ok_or_else(|| Error::new(format!("there is no requested read {read}")))?;
+        state.backend.fetch(requested, out).map_err(encode)
     })
 }
 

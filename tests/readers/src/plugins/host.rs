@@ -143,6 +143,9 @@ static BACKEND: SpartaBackend = SpartaBackend {
     release: None,
     run_profiled: None,
     memory: None,
+    submit: None,
+    request: None,
+    fetch: None,
 };
 
 macro_rules! entry {

@@ -238,7 +238,7 @@ fn seeded_loss(program: &Program, outputs: &Tensors) -> f64 {
 /// Compares a backend with the reference, and with itself: a second run, and memory shared in place.
 fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, Failure> {
     let JudgedCase { program, reference, .. } = case;
-    let plan = Plan::build(&program.graph, false);
+    let plan = Plan::in_segments(&program.graph, false, device.info().segment_limit());
     let mut session = Session::open(device, &plan)?;
     let mut run = || {
         session.upload(&program.data)?;

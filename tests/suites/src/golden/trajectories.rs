@@ -133,8 +133,8 @@ impl Run<'_> {
             limits,
             recompute,
         };
-        let arena = layout::plan_memory(&setup, device.info().in_place).expect("the plan").1;
-        Session::open(device, weights, setup, arena).unwrap_or_else(|e| panic!("{e}"))
+        let arena = layout::plan_memory(&setup, &device.info()).expect("the plan").1;
+        Session::open(device, weights, setup, &arena).unwrap_or_else(|e| panic!("{e}"))
     }
 
     fn train(&self, session: &mut Session, golden: &Golden) -> Vec<Distance> {

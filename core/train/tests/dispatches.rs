@@ -1,0 +1,92 @@
+//! How many launches a training step is on a GPU, counted on plans of a large model, without its weights.
+
+use sparta_graph::{DType, DeviceKind, Plan};
+use sparta_kernels::{Bounds, lower};
+use sparta_model::method::Adaptation;
+use sparta_model::{Decoder, HeadKind};
+use sparta_plugin::Error;
+use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
+use sparta_train::graphs::Purpose;
+use sparta_train::{HeadInit, Limits, Optimization, Setup, Size};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The configuration of google/gemma-2b.
+const GEMMA_2B: &str = r#"{"model_type": "gemma", "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 2048,
+    "intermediate_size": 16384, "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 18,
+    "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "torch_dtype": "bfloat16",
+    "vocab_size": 256000}"#;
+
+/// A random subset of every tensor but the embeddings, 5 % of the model, and the head.
+struct Sparse;
+
+impl Method for Sparse {
+    fn describe(&self) -> MethodInfo {
+        MethodInfo {
+            name: "sparse".into(),
+            version: "1".into(),
+            summary: "a random subset".into(),
+            options: vec![],
+            default_lr: 1e-5,
+        }
+    }
+
+    fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
+        let chosen = |p: &Parameter| match p.role {
+            Role::Head => Selection::Dense,
+            Role::Embedding | Role::LmHead => Selection::Frozen,
+            _ => Selection::Sparse { probability: 0.0632 },
+        };
+        Ok(parameters.iter().map(chosen).collect())
+    }
+}
+
+/// The setup of a step on 16 examples of 256 tokens.
+fn setup() -> Setup {
+    let config = serde_json::from_str(GEMMA_2B).expect("an object");
+    let decoder = Decoder::parse(Path::new("config.json"), &config).expect("a configuration");
+    let head = HeadKind::Classification { classes: 2 };
+    let mut parameters = decoder.parameters(head);
+    parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
+    let adaptation = Adaptation::expected(Arc::new(Sparse), parameters, Options::default()).expect("an adaptation");
+    let size = Size { rows: 16 * 256, examples: 16 };
+    Setup {
+        head_init: HeadInit::Normal { std: 0.01 },
+        decoder,
+        adaptation,
+        head,
+        optimization: Optimization::default(),
+        dropout: 0.0,
+        recompute: false,
+        seed: 0,
+        limits: Limits {
+            train: Some(size),
+            micro_batches: false,
+            evaluate: size,
+            positions: 256,
+            head_features: false,
+            batch: 16,
+        },
+    }
+}
+
+#[test]
+fn a_sparse_step_of_gemma_2b() {
+    let setup = setup();
+    let size = setup.limits.train.expect("a size");
+    let graph = setup.graphs().build(Purpose::Step(size)).expect("a graph");
+    // The limits of drivers for discrete GPUs that have the lowest ones.
+    let limit = (1 << 31) - 256;
+    let plan = Plan::in_segments(&graph, false, limit);
+    let bounds = Bounds::new(DeviceKind::DiscreteGpu, limit);
+    let mut steps: BTreeMap<&str, usize> = BTreeMap::new();
+    for call in &plan.calls {
+        let lowered = lower(call, bounds).unwrap_or_else(|e| panic!("{}: {e}", call.label));
+        *steps.entry(call.op.name()).or_default() += lowered.steps.len();
+    }
+    let total: usize = steps.values().sum();
+    println!("{total} steps in {} calls: {steps:?}", plan.calls.len());
+    assert!(plan.arena_buffers().iter().all(|&bytes| bytes <= limit), "{:?}", plan.segments);
+    assert!(total <= 1040, "{total} steps: {steps:?}");
+}

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::model::to_f32;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::train::{Batch, Encoded};
+use sparta_core::train::Encoded;
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::{Backend, DType};
 use std::fs;
@@ -56,11 +56,11 @@ fn logits_on(device: Box<dyn Backend>, applied: &Applied, family: &str) -> Vec<f
     let (shape, ids) = file.integers("input_ids").unwrap();
     let lengths = file.integers("lengths").unwrap().1;
     let rows = ids.chunks(shape[1]).zip(lengths);
-    let examples: Vec<Encoded> = rows
-        .map(|(row, n)| Encoded { tokens: row[..n as usize].iter().map(|&t| t as u32).collect(), label: 0 })
-        .collect();
+    let examples: Vec<Encoded> =
+        rows.map(|(row, n)| Encoded::class(row[..n as usize].iter().map(|&t| t as u32).collect(), 0)).collect();
     let mut session = applied.session(device, 64, shape[1]).unwrap();
-    session.evaluate(&Batch::pack(&examples)).unwrap().0
+    let batch = session.setup().objective.pack(&examples).unwrap();
+    session.evaluate(&batch).unwrap().0
 }
 
 /// What peft's model gave for the same batch after training.

@@ -137,7 +137,6 @@ fn session(run: &Prepared) -> Session {
 #[test]
 fn the_seed_decides_everything() {
     use sparta_core::splits::permutation;
-    use sparta_core::train::Batch;
 
     let home = tempfile::tempdir().unwrap();
     run(home.path(), "run", "sparta", "cpu", "2");
@@ -173,7 +172,7 @@ fn the_seed_decides_everything() {
     same_and_other("the initial head", runs.each_ref().map(head));
 
     // Dropout alone: the same weights and the same batch under another seed.
-    let batch = Batch::pack(runs[0].train[..8].iter());
+    let batch = runs[0].setup.objective.pack(&runs[0].train[..8]).unwrap();
     let values = session(&runs[0]).trained_values().unwrap();
     let loss = |seed: u64| -> Vec<u8> {
         let mut setup = runs[0].setup.clone();

@@ -8,14 +8,18 @@ use sparta_backend_cpu::Cpu;
 use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
-use sparta_core::model::{HeadKind, Precision, check_weights};
+use sparta_core::model::{Precision, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Profile, Session, Setup, Size, layout};
+use sparta_core::train::objective::Classification;
+use sparta_core::train::{
+    Batch, Encoded, HeadInit, Limits, Objective, Optimization, Profile, Session, Setup, Size, layout,
+};
 use sparta_core::weights::Weights;
 use sparta_graph::{Backend, Plan};
 use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One cell of a table: what is trained on what.
@@ -77,17 +81,17 @@ impl Case {
         let options = options::check(method.info(), &given)?;
         let decoder = decoder::open(&directory)?;
         let weights = Weights::open(&directory)?;
-        let head = HeadKind::Classification { classes: 2 };
-        let parameters = check_weights(&decoder, &weights, head)?;
+        let objective: Arc<dyn Objective> = Arc::new(Classification { classes: 2 });
+        let parameters = check_weights(&decoder, &weights, objective.head())?;
         let mut adaptation = Adaptation::new(method, parameters, options, 0)?;
         adaptation.precision = self.precision;
         let trained = adaptation.trained_count();
-        let batch = self.random_batch();
+        let batch = self.random_batch(&*objective)?;
         let size = Size { rows: batch.tokens.len(), examples: self.batch };
         let setup = Setup {
             decoder,
             adaptation,
-            head,
+            objective,
             optimization: Optimization { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimization::default() },
             dropout: 0.0,
             recompute: self.recompute,
@@ -133,16 +137,16 @@ impl Case {
         Ok(Box::new(WgpuBackend::open(&self.device)?))
     }
 
-    fn random_batch(&self) -> Batch {
+    fn random_batch(&self, objective: &dyn Objective) -> Result<Batch> {
         let mut state = 2;
         let mut below = |n: usize| (random(&mut state) % n as u64) as u32;
         let examples: Vec<Encoded> = (0..self.batch)
-            .map(|_| Encoded {
-                tokens: (0..self.tokens).map(|_| 1 + below(self.shape.vocab - 1)).collect(),
-                label: below(2),
+            .map(|_| {
+                let tokens = (0..self.tokens).map(|_| 1 + below(self.shape.vocab - 1)).collect();
+                Encoded::class(tokens, below(2))
             })
             .collect();
-        Batch::pack(&examples)
+        Ok(objective.pack(&examples)?)
     }
 }
 

@@ -226,15 +226,33 @@ pub struct PretrainArgs {
     /// Text, one document a line
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
-    /// Directory for the model
+    /// Held-out text, one document a line
+    #[arg(long, value_name = "FILE")]
+    pub dev_text: Option<PathBuf>,
+    /// Directory for the model; the run with its checkpoints and report is `run` in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Go on with the run in --out; the other options must be the same
+    #[arg(long)]
+    pub resume: bool,
     /// Passes over the text
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least(1))]
     pub epochs: usize,
     /// Tokens per step; documents are packed whole
     #[arg(long, value_name = "N", default_value = "2048", value_parser = at_least(1))]
     pub batch_tokens: usize,
+    /// Split steps into micro-batches of at most N tokens
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub micro_batch_tokens: Option<usize>,
+    /// End after N steps
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub max_steps: Option<usize>,
+    /// Evaluate on the held-out text every N steps; by default after each epoch
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub eval_interval: Option<usize>,
+    /// Write a checkpoint every N steps
+    #[arg(long, value_name = "N", default_value = "200", value_parser = at_least(1))]
+    pub checkpoint_interval: usize,
     /// Cut documents to N tokens
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least(2))]
     pub max_length: usize,

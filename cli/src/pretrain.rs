@@ -3,32 +3,38 @@
 use crate::args::PretrainArgs;
 use crate::devices;
 use crate::output::Output;
-use crate::progress::Progress;
+use crate::progress::{Progress, handle_interrupts};
 use sparta_core::Result;
-use sparta_core::job::Observer;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, PretrainConfig};
+use sparta_core::run::{self, PretrainConfig, Start};
 
 pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let device = devices::open(&args.device.device, plugins)?;
+    let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
         model: args.model,
         text: args.text,
+        dev: args.dev_text,
         epochs: args.epochs,
+        max_steps: args.max_steps,
         batch_tokens: args.batch_tokens,
+        micro_batch_tokens: args.micro_batch_tokens,
         lr: args.lr,
         warmup: args.warmup,
         weight_decay: args.weight_decay,
-        optimizer: args.optimizer.choice(),
+        optimizer: args.optimizer,
         max_length: args.max_length,
+        eval_interval: args.eval_interval,
+        checkpoint_interval: args.checkpoint_interval,
         seed: args.seed,
         precision: args.precision,
         dtype: args.dtype.into(),
         out: args.out,
     };
+    handle_interrupts();
     let mut progress = Progress::new(output);
-    let result = run::pretrain(&config, plugins, device, |report| progress.step(report));
+    let open = || devices::open(&args.device.device, plugins);
+    let result = run::pretrain(&config, plugins, &open, start, &mut progress);
     progress.finish();
     let result = result?;
     output.say(format!(
@@ -36,6 +42,9 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         result.steps, result.documents, result.tokens
     ))?;
     output.say(format!("loss       {:.4} nats per token", result.loss))?;
+    if let Some(perplexity) = result.dev.as_ref().and_then(|dev| dev.scores.get("perplexity")) {
+        output.say(format!("held out   perplexity {perplexity:.2}"))?;
+    }
     output.say(format!("saved      {}", result.out.display()))?;
     output.result(&result)
 }

@@ -1,6 +1,6 @@
 //! Memory by liveness: where tensors lie in an arena while others come and go.
 
-use crate::plan::ALIGNMENT;
+use crate::graph::ALIGNMENT;
 
 /// Best-fit allocation of byte ranges in segments; a segment grows at its end, up to a limit.
 pub(crate) struct Arena {

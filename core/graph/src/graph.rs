@@ -1,6 +1,9 @@
 use crate::{DType, Op};
 use serde::{Deserialize, Serialize};
 
+/// Alignment of tensors in the arena, bytes: the largest that WebGPU asks of a binding.
+pub const ALIGNMENT: usize = 256;
+
 /// A handle of a tensor in a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

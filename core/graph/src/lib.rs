@@ -7,7 +7,6 @@ pub mod backend;
 pub mod dtype;
 pub mod graph;
 pub mod ops;
-pub mod parts;
 pub mod philox;
 pub mod plan;
 pub mod probe;
@@ -19,8 +18,7 @@ pub use backend::{
 };
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
-pub use ops::Op;
-pub use parts::{Part, Rows, Slot};
+pub use ops::{Op, Part, Rows, Slot};
 pub use philox::philox4x32_10;
 pub use plan::{Call, Operand, Place, Plan};
 pub use probe::{Probe, probe};

@@ -1,13 +1,11 @@
 //! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in an arena by liveness.
 
 use crate::arena::Arena;
+pub use crate::graph::ALIGNMENT;
 use crate::graph::{Graph, Node, TensorType, Value};
 use crate::ops::{Attention, Op};
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-
-/// Alignment of tensors in the arena, bytes: the largest that WebGPU asks of a binding.
-pub const ALIGNMENT: usize = 256;
 
 /// Kernel calls in order, on byte ranges of an arena and on external tensors. It crosses to a backend once per shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

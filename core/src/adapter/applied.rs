@@ -7,6 +7,7 @@ use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::PluginSet;
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
+use crate::train::objective::Classification;
 use crate::train::{HeadInit, Limits, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
@@ -90,7 +91,7 @@ impl Applied {
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
-            head: HeadKind::Classification { classes: self.classes() },
+            objective: Arc::new(Classification { classes: self.classes() }),
             optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,

@@ -4,7 +4,7 @@ use crate::job::MergeCheck;
 use crate::method::Part;
 use crate::method::philox::Stream;
 use crate::model::{HEAD, to_f32};
-use crate::train::evaluate::predict;
+use crate::train::evaluate::evaluate;
 use crate::train::{Encoded, Session};
 use crate::{Error, Result};
 use sparta_graph::DType;
@@ -15,7 +15,7 @@ pub fn sample_examples(vocab: usize, longest: usize) -> Vec<Encoded> {
     let mut words = Stream::new(0, "merge check", "").words();
     let lengths = [1, 2, 3, 7, 16, 24, 33, 48].map(|n: usize| n.min(longest));
     let mut token = || ((u64::from(words.next().unwrap_or_default()) * vocab as u64) >> 32) as u32;
-    lengths.map(|n| Encoded { tokens: (0..n).map(|_| token()).collect(), label: 0 }).to_vec()
+    lengths.map(|n| Encoded::class((0..n).map(|_| token()).collect(), 0)).to_vec()
 }
 
 /// Evaluates `examples`, replaces every weight of the session by what `merged` gives for its position (type and
@@ -26,7 +26,7 @@ pub fn check_merged<'a>(
     budget: usize,
     mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
 ) -> Result<MergeCheck> {
-    let before = predict(session, examples, budget, None, |_, _| true)?;
+    let before = evaluate(session, examples, budget, None, |_, _| true)?.predictions;
     let count = session.setup().adaptation.parameters.len();
     let (mut rounding, mut scale) = (0f64, Scale::default());
     for position in 0..count {
@@ -35,7 +35,7 @@ pub fn check_merged<'a>(
         scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
         session.replace_weight(position, dtype, &bytes)?;
     }
-    let after = predict(session, examples, budget, None, |_, _| true)?;
+    let after = evaluate(session, examples, budget, None, |_, _| true)?.predictions;
     let pairs = || before.iter().zip(&after);
     let logits = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
     // A logit that is no number agrees with nothing, and JSON can hold only finite numbers.

@@ -12,6 +12,7 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sparta_graph::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -72,6 +73,17 @@ impl Sources {
     }
 }
 
+/// How text is learned.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextConfig {
+    /// Held-out text, one document a line.
+    pub dev: Option<PathBuf>,
+    /// Directory for the trained model, in the Hugging Face layout.
+    pub out: PathBuf,
+    /// Type of its weights.
+    pub dtype: DType,
+}
+
 /// Everything that decides a run; stored with its result.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -81,8 +93,17 @@ pub struct RunConfig {
     /// Task id, for example `sst2`.
     #[arg(skip)]
     pub task: String,
+    /// Directory of the task's data; with `text` a file of text, one document a line.
     #[arg(skip)]
     pub data: PathBuf,
+    /// Learn each next token of text, in place of a task.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextConfig>,
+    /// Tokens per optimizer step, of whole examples, in place of `batch_size`.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Method name, for example `sparta`.
     #[arg(skip)]
     pub method: String,
@@ -280,7 +301,7 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in free.chain(["model", "data", "method_options"]) {
+        for key in free.chain(["model", "data", "text", "method_options"]) {
             keys.remove(key);
         }
         Ok(keys)

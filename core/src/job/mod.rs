@@ -8,7 +8,7 @@ mod precision;
 mod progress;
 mod result;
 
-pub use config::{Control, OptimizerOptions, RunConfig, Sources};
+pub use config::{Control, OptimizerOptions, RunConfig, Sources, TextConfig};
 pub use merge_check::MergeCheck;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, megabytes, thousands};

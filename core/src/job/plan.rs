@@ -28,6 +28,9 @@ pub struct RunPlan {
     pub prompt: Option<PromptPlan>,
     pub data: DataPlan,
     pub batch_size: usize,
+    /// Tokens of an optimizer step, where those decide in place of the number of examples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Whether a batch may be split, with the gradients summed.
     pub micro_batches: bool,
     /// Whether activations are computed again in the backward pass.
@@ -131,7 +134,10 @@ impl fmt::Display for RunPlan {
             density * 100.0,
             thousands(*head)
         )?;
-        writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?;
+        match self.labels.is_empty() {
+            true => writeln!(f, "task       {}", self.task)?,
+            false => writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?,
+        }
         if let Some(prompt) = &self.prompt {
             writeln!(f, "  prompt   {:?}", prompt.example)?;
             let words = prompt.words.iter().map(|word| format!("{} {:?} ({})", word.label, word.text, word.token));
@@ -154,7 +160,11 @@ impl fmt::Display for RunPlan {
         let micro =
             if self.micro_batches { ", split into micro-batches where longer than the token budget" } else { "" };
         let again = if self.recompute { ", activations recomputed by layer" } else { "" };
-        writeln!(f, "steps      {} of {} examples{micro}{again}", thousands(self.total_steps as u64), self.batch_size)?;
+        let size = match self.batch_tokens {
+            Some(tokens) => format!("up to {} tokens", thousands(tokens as u64)),
+            None => format!("{} examples", self.batch_size),
+        };
+        writeln!(f, "steps      {} of {size}{micro}{again}", thousands(self.total_steps as u64))?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;

@@ -1,6 +1,7 @@
 //! The run directory: configuration, plan, metrics, adapter, result (DESIGN 10).
 
 use super::prepare::Prepared;
+use super::pretrain::save_trained;
 use crate::adapter;
 use crate::job::{RunConfig, RunResult};
 use crate::report::{self};
@@ -148,10 +149,6 @@ impl RunDirectory {
         &self.path
     }
 
-    pub fn adapter(&self) -> PathBuf {
-        self.path.join("adapter")
-    }
-
     /// Appends a line to `metrics.jsonl`. One that cannot be written is kept for the next attempt.
     pub fn log<T: Serialize>(&mut self, kind: &str, report: &T) -> Result<()> {
         let mut line = serde_json::to_string(&Line { kind, report }).map_err(|e| Error::Training(e.to_string()))?;
@@ -171,9 +168,18 @@ impl RunDirectory {
         Ok(())
     }
 
-    pub fn save_adapter(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+    /// Where the run puts what it makes: an adapter, or a whole model.
+    pub fn product(&self, run: &Prepared) -> PathBuf {
+        run.config.text.as_ref().map_or_else(|| self.path.join("adapter"), |text| text.out.clone())
+    }
+
+    /// Saves what the run makes of these trained values.
+    pub fn save(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         let (adaptation, labels) = (&run.setup.adaptation, &run.task.labels);
-        adapter::save(&self.adapter(), &run.config, adaptation, &run.weights, labels, values)
+        match &run.config.text {
+            Some(text) => save_trained(text, &run.config.model, &run.weights, &adaptation.parameters, values),
+            None => adapter::save(&self.product(run), &run.config, adaptation, &run.weights, labels, values),
+        }
     }
 
     /// Writes the result, and from all files the report.

@@ -4,7 +4,7 @@ use super::prepare::Prepared;
 use crate::Result;
 use crate::hash::{fingerprint, hex};
 use crate::method::index_set;
-use crate::train::Encoded;
+use crate::train::{Encoded, Target};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -31,7 +31,11 @@ fn hash_examples(examples: &[Encoded]) -> String {
     let mut hash = Sha256::new();
     for example in examples {
         hash.update((example.tokens.len() as u64).to_le_bytes());
-        hash.update(example.label.to_le_bytes());
+        match &example.target {
+            Target::Class(class) => hash.update(class.to_le_bytes()),
+            Target::Numbers(numbers) => hash.update(bytemuck::cast_slice::<f32, u8>(numbers)),
+            Target::Tokens(trained) => trained.iter().flatten().for_each(|&trained| hash.update([u8::from(trained)])),
+        }
         hash.update(bytemuck::cast_slice::<u32, u8>(&example.tokens));
     }
     hex(&hash.finalize())

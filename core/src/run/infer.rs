@@ -5,8 +5,9 @@ use crate::adapter::{Applied, Head};
 use crate::job::PrecisionChoice;
 use crate::plugin::PluginSet;
 use crate::text::Encoder;
-use crate::train::evaluate::{Prediction, predict, score};
-use crate::train::{Encoded, Metrics};
+use crate::train::evaluate;
+use crate::train::objective::Classification;
+use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -141,10 +142,11 @@ impl Adapted {
         let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens);
         let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
         let mut session = self.applied.session(device, budget, longest)?;
-        predict(&mut session, examples, budget, None, |done, total| {
+        let found = evaluate::evaluate(&mut session, examples, budget, None, |done, total| {
             progress(done, total);
             true
-        })
+        })?;
+        Ok(found.predictions)
     }
 
     /// The examples of a split for one head, and their task.
@@ -191,7 +193,7 @@ pub fn evaluate(
     let head = adapted.head(request.head.as_deref())?;
     let (task, encoded) = adapted.examples(request, plugins)?;
     let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    let own: Vec<Prediction> =
-        predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head)).collect();
-    score(&task, &encoded, &own)
+    let predictions = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head)).collect();
+    let objective = Classification { classes: task.labels.len() };
+    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..Evaluation::default() })
 }

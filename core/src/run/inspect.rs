@@ -1,18 +1,18 @@
 //! One forward (and backward) pass on a given batch, for comparison with other implementations.
 
 use crate::job::PrecisionChoice;
-use crate::method::{Adaptation, AdaptedLayers};
-use crate::model::forward::{self, Inputs, Layers};
-use crate::model::{Decoder, HeadKind, WeightSource, check_weights};
-use crate::train::graphs::names;
-use crate::train::{MemoryKind, Tensors};
+use crate::method::Adaptation;
+use crate::model::{Decoder, check_weights};
+use crate::train::objective::{Classification, NextToken};
+use crate::train::{Batch, HeadInit, Labels, Limits, Objective, Optimization, Session, Setup, Size, layout};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder};
-use sparta_graph::ops::{CrossEntropy, Fill, IGNORED, SelectRows, Store, step as step_input};
-use sparta_graph::{Backend, DType, GradRequest, Graph, Value, gradients};
+use sparta_graph::Backend;
+use sparta_graph::ops::IGNORED;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InspectTask {
@@ -37,15 +37,15 @@ pub struct InspectRequest {
 /// `loss` where the batch has labels, and `grad.<name>` if asked for; all f32, zeros in padded places. Returns the loss.
 ///
 /// The pooled row is the last token whose id is not the pad id, as in transformers; the causal loss shifts the labels.
-/// Weights stay in their type on the device.
+/// They are the graphs that training and evaluation run.
 pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Result<Option<f64>> {
     let decoder = decoder::open(&request.model)?;
     let weights = Weights::open(&request.model)?;
-    let head = match request.task {
-        InspectTask::CausalLm => HeadKind::CausalLm,
-        InspectTask::Classification => HeadKind::Classification { classes: decoder.labels.len() },
+    let objective: Arc<dyn Objective> = match request.task {
+        InspectTask::CausalLm => Arc::new(NextToken {}),
+        InspectTask::Classification => Arc::new(Classification { classes: decoder.labels.len() }),
     };
-    let parameters = check_weights(&decoder, &weights, head)?;
+    let parameters = check_weights(&decoder, &weights, objective.head())?;
     if let (InspectTask::Classification, None) = (request.task, weights.get("score.weight")) {
         return Err(Error::Weights(format!(
             "{}: the checkpoint has no classification head `score.weight`; use --task lm",
@@ -57,147 +57,73 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         let wanted = if request.task == InspectTask::CausalLm { "lm_labels" } else { "labels" };
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
-    let info = device.info();
-    let precision = request.precision.choose(&parameters, &info)?;
-    let mut adaptation = Adaptation::none(parameters);
+    let precision = request.precision.choose(&parameters, &device.info())?;
+    let mut adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
     adaptation.precision = precision.precision;
-    let (graph, outputs) = build(&decoder, &adaptation, head, &batch, request.grads)?;
-    let plan = info.plan(&graph);
-    let mut tensors = Tensors::new(device);
-    load(&mut tensors, &weights, &decoder, &adaptation, &batch, &outputs)?;
-    tensors.alloc_arena(plan.arena_buffers())?;
-    let id = tensors.prepare(&plan)?;
-    tensors.run(id)?;
-    write(request, &decoder, &batch, &mut tensors, outputs)
-}
-
-/// A tensor that the pass leaves for the host.
-struct Output {
-    name: String,
-    shape: Vec<usize>,
-}
-
-fn build(
-    decoder: &Decoder,
-    adaptation: &Adaptation,
-    head: HeadKind,
-    batch: &PaddedBatch,
-    grads: bool,
-) -> Result<(Graph, Vec<Output>)> {
-    let mut graph = Graph::new();
-    let g = &mut graph;
-    let mut layers = AdaptedLayers::new(adaptation, None);
-    let rows = batch.tokens.len();
-    let inputs = Inputs {
-        tokens: g.external(names::TOKENS, DType::U32, [rows]),
-        spans: g.external(names::SPANS, DType::U32, [rows, 2]),
-        rope: g.external(names::ROPE, DType::F32, [batch.columns, decoder.head_dim]),
-        rows: None,
-        dropout: None,
+    let size = Size { rows: batch.tokens.len(), examples: batch.batch };
+    let setup = Setup {
+        decoder,
+        adaptation,
+        objective,
+        optimization: Optimization::default(),
+        dropout: 0.0,
+        recompute: false,
+        seed: 0,
+        head_init: HeadInit::Normal { std: 0.0 },
+        limits: Limits {
+            train: request.grads.then_some(size),
+            micro_batches: request.grads,
+            evaluate: size,
+            positions: batch.columns,
+            head_features: false,
+            batch: size.examples,
+        },
     };
-    let hidden = forward::hidden_states(decoder, g, &mut layers, &inputs)?;
-    let logits = match head {
-        HeadKind::Classification { .. } => {
-            let pooled_rows = g.external(names::ROWS, DType::U32, [batch.pooled.len()]);
-            let pooled = g.one(SelectRows {}, &[hidden, pooled_rows])?;
-            forward::class_logits(g, &mut layers, pooled)?
-        }
-        HeadKind::CausalLm => forward::vocabulary_logits(decoder, g, &mut layers, hidden)?,
-    };
-    let mut results = vec![("last_hidden_state".to_owned(), hidden), ("logits".to_owned(), logits)];
-    if let Some(labels) = &batch.labels {
-        let labels = g.external(names::LABELS, DType::U32, [labels.len()]);
-        let step = g.external(names::STEP, DType::F32, [step_input::LEN]);
-        let loss = g.one(CrossEntropy::default(), &[logits, labels, step])?;
-        results.push(("loss".to_owned(), loss));
-        if grads {
-            let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
-            let mut requests: Vec<(Value, GradRequest)> = Vec::new();
-            for parameter in &adaptation.parameters {
-                requests.push((layers.tensor(g, &parameter.name)?, GradRequest::Dense));
-            }
-            let values = gradients(g, &[(loss, one)], &requests)?;
-            let named = adaptation.parameters.iter().zip(values);
-            results.extend(named.map(|(p, v)| (format!("grad.{}", p.name), v)));
-        }
-    }
-    let mut outputs = Vec::new();
-    for (name, value) in results {
-        let shape = g.shape(value)?.to_vec();
-        let destination = g.external(format!("out.{name}"), DType::F32, shape.as_slice());
-        g.apply(Store {}.into(), &[destination, value])?;
-        outputs.push(Output { name, shape });
-    }
-    Ok((graph, outputs))
-}
-
-fn load(
-    tensors: &mut Tensors,
-    weights: &Weights,
-    decoder: &Decoder,
-    adaptation: &Adaptation,
-    batch: &PaddedBatch,
-    outputs: &[Output],
-) -> Result<()> {
-    for parameter in &adaptation.parameters {
-        let view = weights.get_finite(&parameter.name)?;
-        tensors.alloc(&parameter.name, view.dtype, parameter.numel() as usize, MemoryKind::Weights)?;
-        tensors.write(&parameter.name, view.bytes)?;
-    }
-    let mut u32s = |name: &str, values: &[u32]| -> Result<()> {
-        tensors.alloc(name, DType::U32, values.len(), MemoryKind::Buffers)?;
-        tensors.write_u32(name, values)
-    };
-    u32s(names::TOKENS, &batch.tokens)?;
-    u32s(names::SPANS, &batch.spans)?;
-    u32s(names::ROWS, &batch.pooled)?;
-    let mut step = [0f32; step_input::LEN];
-    if let Some(labels) = &batch.labels {
-        u32s(names::LABELS, labels)?;
-        step[step_input::LOSS_WEIGHT] = 1.0 / labels.iter().filter(|&&l| l != IGNORED).count() as f32;
-    }
-    let table = decoder.rope.table(decoder.head_dim, batch.columns);
-    for (name, values) in [(names::STEP, &step[..]), (names::ROPE, &table[..])] {
-        tensors.alloc(name, DType::F32, values.len(), MemoryKind::Buffers)?;
-        tensors.write_f32(name, values)?;
-    }
-    for output in outputs {
-        let len = output.shape.iter().product();
-        tensors.alloc(&format!("out.{}", output.name), DType::F32, len, MemoryKind::Buffers)?;
-    }
-    Ok(())
-}
-
-fn write(
-    request: &InspectRequest,
-    decoder: &Decoder,
-    batch: &PaddedBatch,
-    tensors: &mut Tensors,
-    outputs: Vec<Output>,
-) -> Result<Option<f64>> {
-    let mut loss = None;
-    let mut files = Vec::new();
-    for Output { name, shape } in outputs {
-        let values = tensors.read_f32(&format!("out.{name}"), shape.iter().product())?;
-        let per_row = name == "last_hidden_state" || (name == "logits" && request.task == InspectTask::CausalLm);
-        let (shape, values) = match name.as_str() {
-            "loss" => {
-                loss = values.first().map(|&x| f64::from(x));
-                (vec![], values)
-            }
-            _ if per_row => batch.unpack(&values, shape[1]),
-            _ => (shape, values),
-        };
-        let bytes = Cow::Owned(bytemuck::cast_slice(&values).to_vec());
-        files.push(OutTensor { name, dtype: Dtype::F32, shape, bytes });
-    }
-    let metadata = BTreeMap::from([("family".to_owned(), decoder.family.model_type().to_owned())]);
-    save(&request.out, &files, &metadata)?;
+    let (_, arena) = layout::plan_memory(&setup, &device.info())?;
+    let mut session = Session::open(device, &weights, setup, &arena)?;
+    let (outputs, loss) = compute(request, &batch, &mut session)?;
+    let family = session.setup().decoder.family.model_type().to_owned();
+    save(&request.out, &outputs, &BTreeMap::from([("family".to_owned(), family)]))?;
     Ok(loss)
+}
+
+/// The tensors to write, and the mean loss where the batch has labels.
+fn compute(
+    request: &InspectRequest,
+    batch: &PaddedBatch,
+    session: &mut Session,
+) -> Result<(Vec<OutTensor<'static>>, Option<f64>)> {
+    let packed = batch.packed();
+    let (width, vocabulary) = (session.setup().decoder.hidden_size, session.setup().decoder.vocab_size);
+    let rows = session.inspect(&packed)?;
+    let (class_logits, loss) = session.evaluate(&packed)?;
+    let (shape, logits) = match rows.logits {
+        Some(logits) => batch.unpack(&logits, vocabulary),
+        None => (vec![batch.batch, class_logits.len() / batch.batch], class_logits),
+    };
+    let mut outputs = vec![tensor("logits".into(), shape, &logits)];
+    let (shape, hidden) = batch.unpack(&rows.hidden, width);
+    outputs.push(tensor("last_hidden_state".into(), shape, &hidden));
+    let loss = batch.labels.is_some().then(|| loss / packed.targets() as f64);
+    outputs.extend(loss.map(|loss| tensor("loss".into(), vec![], &[loss as f32])));
+    if request.grads {
+        let mut gradients = session.gradients(&packed)?;
+        for parameter in &session.setup().adaptation.parameters {
+            let Some(gradient) = gradients.remove(&parameter.name) else { continue };
+            outputs.push(tensor(format!("grad.{}", parameter.name), parameter.shape.clone(), &gradient));
+        }
+    }
+    Ok((outputs, loss))
+}
+
+fn tensor(name: String, shape: Vec<usize>, values: &[f32]) -> OutTensor<'static> {
+    OutTensor { name, dtype: Dtype::F32, shape, bytes: Cow::Owned(bytemuck::cast_slice(values).to_vec()) }
 }
 
 /// A padded batch from a file, as segments of packed rows.
 struct PaddedBatch {
+    /// Whether there is a label per row.
+    lm: bool,
     columns: usize,
     /// Place `[b, t]` of each packed row in the padded batch, flat.
     places: Vec<usize>,
@@ -209,6 +135,18 @@ struct PaddedBatch {
 }
 
 impl PaddedBatch {
+    /// The batch as training has it, without filling rows.
+    fn packed(&self) -> Batch {
+        let labels = || vec![IGNORED; if self.lm { self.tokens.len() } else { self.batch }];
+        Batch {
+            tokens: self.tokens.clone(),
+            spans: self.spans.clone(),
+            rows: self.pooled.clone(),
+            labels: Labels::Ids(self.labels.clone().unwrap_or_else(labels)),
+            real_rows: self.tokens.len(),
+        }
+    }
+
     fn read(path: &std::path::Path, task: InspectTask, decoder: &Decoder) -> Result<PaddedBatch> {
         let file = TensorFile::open(path)?;
         let bad = |what: String| Error::Data(format!("{}: {what}", path.display()));
@@ -237,6 +175,7 @@ impl PaddedBatch {
             return Err(bad(format!("`lm_labels` has shape {got:?}, `input_ids` {shape:?}")));
         }
         let mut out = PaddedBatch {
+            lm: task == InspectTask::CausalLm,
             columns,
             places: vec![],
             batch,

@@ -4,12 +4,13 @@ use super::prepare::default_head_std;
 use crate::job::{ChosenPrecision, PaperMemory, PrecisionChoice, TrainablePlan, body_size, megabytes, thousands};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HeadKind};
+use crate::model::Decoder;
 use crate::plugin::PluginSet;
 use crate::train::batch::padded_rows;
 use crate::train::evaluate::EVAL_EXAMPLES;
+use crate::train::objective::Classification;
 use crate::train::optimizer::Choice;
-use crate::train::{HeadInit, Limits, MemoryKind, Optimization, Recompute, Setup, Size, layout};
+use crate::train::{HeadInit, Limits, MemoryKind, Objective, Optimization, Recompute, Setup, Size, layout};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo};
@@ -17,6 +18,7 @@ use sparta_plugin::method::{Options, Role};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// What the memory of a run depends on.
 #[derive(Clone, Debug)]
@@ -71,8 +73,8 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(method.info(), &given.collect())?;
-    let head = HeadKind::Classification { classes: request.classes };
-    let mut parameters = decoder.parameters(head);
+    let objective = Arc::new(Classification { classes: request.classes });
+    let mut parameters = decoder.parameters(objective.head());
     // A new head is trained, and kept in f32.
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
     let precision = request.precision.choose(&parameters, device)?;
@@ -83,7 +85,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
         decoder,
         adaptation,
-        head,
+        objective,
         optimization: Optimization {
             optimizer: request.optimizer.optimizer()?,
             max_grad_norm: Some(1.0),

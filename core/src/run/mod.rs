@@ -1,6 +1,7 @@
 //! Whole jobs: plan, train, evaluate, predict, pre-train, and the comparison with other implementations.
 
 mod directory;
+mod epochs;
 mod identity;
 mod infer;
 mod inspect;
@@ -8,6 +9,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod text;
 mod train;
 
 pub use infer::{Adapted, EvalRequest, evaluate};

@@ -1,20 +1,23 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
+use super::epochs::{Epochs, StepSize};
 use crate::job::{DataPlan, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size};
-use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HEAD, HeadKind, check_weights};
+use crate::method::{Adaptation, Form};
+use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::PluginSet;
 use crate::splits::{self, Origins};
-use crate::text::Encoder;
+use crate::text::{Encoder, Instruct, PromptPlan};
 use crate::train::batch::padded_rows;
 use crate::train::evaluate::EVAL_EXAMPLES;
-use crate::train::{Encoded, HeadInit, Limits, Optimization, Setup, Size, layout};
+use crate::train::objective::Classification;
+use crate::train::{Encoded, HeadInit, Limits, Objective, Optimization, Setup, Size, layout};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::{MethodInfo, Options};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+use std::sync::Arc;
 
 /// A run that can start.
 pub struct Prepared {
@@ -27,6 +30,7 @@ pub struct Prepared {
     pub train: Vec<Encoded>,
     pub dev: Vec<Encoded>,
     pub test: Vec<Encoded>,
+    pub epochs: Epochs,
     /// The learning rate after the method's default.
     pub lr: f64,
     pub total_steps: usize,
@@ -49,24 +53,27 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
     let weights = Weights::open(&config.model)?;
-    let (plugin, task) = plugins.task(&config.task)?;
-    let head = HeadKind::Classification { classes: task.labels.len() };
-    let parameters = check_weights(&decoder, &weights, head)?;
-    let encoder = Encoder::open(&config.model, &task, config.instruct.as_ref())?;
-    encoder.tokenizer().check_vocab(decoder.vocab_size)?;
-    let head_init = head_init(config, &decoder, &weights, &encoder)?;
-
-    let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
-    let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
-    let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
-    let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
-    let data = encode_splits(config, &decoder, &encoder, data)?;
+    let source = match &config.text {
+        Some(text) => super::text::read(config, text, &decoder)?,
+        None => read_task(config, plugins, &decoder, &weights)?,
+    };
+    let Source { task, task_version, objective, head_init, instruct, prompt, data } = source;
+    let parameters = check_weights(&decoder, &weights, objective.head())?;
 
     let precision = config.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
+    if config.text.is_some() && adaptation.trained().iter().any(|t| t.form != Form::Dense) {
+        return Err(Error::Usage(format!(
+            "text is learned by whole weights, which method `{}` does not train; use --method full",
+            adaptation.info.name
+        )));
+    }
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
-    let limits = limits(config, &adaptation, &data);
+    let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
+    let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
+    let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
+    let limits = limits(config, &adaptation, &*objective, &epochs, &data);
     let optimization = Optimization {
         optimizer: config.optimizer.choice().optimizer()?,
         weight_decay: config.weight_decay as f32,
@@ -76,7 +83,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let mut setup = Setup {
         decoder,
         adaptation,
-        head,
+        objective,
         optimization,
         dropout: config.dropout as f32,
         recompute: false,
@@ -84,9 +91,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         head_init,
         limits,
     };
-    let steps_per_epoch = data.train.len().div_ceil(config.batch_size);
-    let all_steps = steps_per_epoch * config.control.epochs;
-    let total_steps = config.control.max_steps.map_or(all_steps, |max| max.min(all_steps));
+    let total_steps = config.control.max_steps.map_or(epochs.total(), |max| max.min(epochs.total()));
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
@@ -105,9 +110,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         prompt,
         data: data.plan.clone(),
         batch_size: config.batch_size,
+        batch_tokens: config.batch_tokens,
         micro_batches: setup.limits.micro_batches,
         recompute: setup.recompute,
-        steps_per_epoch,
+        steps_per_epoch: epochs.first(),
         total_steps,
         optimizer: setup.optimization.optimizer.title(),
         lr,
@@ -117,14 +123,42 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         memory,
     };
-    let config = RunConfig {
-        instruct: encoder.instruct().cloned(),
-        precision: PrecisionChoice::of(setup.adaptation.precision),
-        ..config.clone()
-    };
+    let precision = PrecisionChoice::of(setup.adaptation.precision);
+    let config = RunConfig { instruct, precision, ..config.clone() };
     let Splits { train, dev, test, .. } = data;
-    let task_version = plugin.info().version.clone();
-    Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, lr, total_steps, arena, plan })
+    Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+}
+
+/// What a run learns, and from what.
+pub(super) struct Source {
+    pub task: TaskInfo,
+    pub task_version: String,
+    pub objective: Arc<dyn Objective>,
+    pub head_init: HeadInit,
+    pub instruct: Option<Instruct>,
+    pub prompt: Option<PromptPlan>,
+    pub data: Splits,
+}
+
+/// The labelled texts of a task.
+fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &Weights) -> Result<Source> {
+    let (plugin, task) = plugins.task(&config.task)?;
+    let encoder = Encoder::open(&config.model, &task, config.instruct.as_ref())?;
+    encoder.tokenizer().check_vocab(decoder.vocab_size)?;
+    let head_init = head_init(config, decoder, weights, &encoder)?;
+    let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
+    let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
+    let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
+    let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
+    Ok(Source {
+        objective: Arc::new(Classification { classes: task.labels.len() }),
+        task_version: plugin.info().version.clone(),
+        head_init,
+        instruct: encoder.instruct().cloned(),
+        prompt,
+        data: encode_splits(config, decoder, &encoder, data)?,
+        task,
+    })
 }
 
 /// The rows of the prompt's words, or else normal values.
@@ -160,11 +194,11 @@ pub fn check_options(info: &MethodInfo, config: &RunConfig) -> Result<Options> {
     options::check(info, &given.collect())
 }
 
-struct Splits {
-    train: Vec<Encoded>,
-    dev: Vec<Encoded>,
-    test: Vec<Encoded>,
-    plan: DataPlan,
+pub(super) struct Splits {
+    pub train: Vec<Encoded>,
+    pub dev: Vec<Encoded>,
+    pub test: Vec<Encoded>,
+    pub plan: DataPlan,
 }
 
 /// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see.
@@ -196,21 +230,20 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data:
         Ok(encoded)
     };
     let (dev, test) = (encode_cut(&dev)?, encode_cut(&test)?);
-    let split = |origin: String, examples: &[Encoded]| SplitPlan {
-        origin,
-        examples: examples.len(),
-        tokens: examples.iter().map(|e| e.tokens.len()).sum(),
-    };
     let plan = DataPlan {
-        train: split(train_origin, &train),
-        dev: split(dev_origin, &dev),
-        test: split(test_origin, &test),
+        train: split_plan(train_origin, &train),
+        dev: split_plan(dev_origin, &dev),
+        test: split_plan(test_origin, &test),
         max_length,
         too_long,
         cut,
         notes,
     };
     Ok(Splits { train, dev, test, plan })
+}
+
+pub(super) fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
+    SplitPlan { origin, examples: examples.len(), tokens: examples.iter().map(|e| e.tokens.len()).sum() }
 }
 
 /// Token ids and labels of examples. Errors: an example without any token.
@@ -221,21 +254,27 @@ pub fn encode(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Encoded>> {
     labelled
         .map(|(tokens, example)| match tokens.is_empty() {
             true => Err(Error::Data(format!("the text {:?} gives no token", example.text))),
-            false => Ok(Encoded { tokens, label: example.label }),
+            false => Ok(Encoded::class(tokens, example.label)),
         })
         .collect()
 }
 
-fn limits(config: &RunConfig, adaptation: &Adaptation, data: &Splits) -> Limits {
+fn limits(
+    config: &RunConfig,
+    adaptation: &Adaptation,
+    objective: &dyn Objective,
+    epochs: &Epochs,
+    data: &Splits,
+) -> Limits {
     let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
     let longest_train = longest(&data.train);
     let longest_all = longest_train.max(longest(&data.dev)).max(longest(&data.test));
-    let batch = config.batch_size.min(data.train.len());
-    let mut lengths: Vec<usize> = data.train.iter().map(|e| e.tokens.len()).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    let largest_batch: usize = lengths.iter().take(batch).sum();
-    let budget = config.micro_batch_tokens;
-    let head_features = adaptation.head_only() && config.dropout == 0.0;
+    let batch = match config.batch_tokens {
+        Some(_) => data.train.len(),
+        None => config.batch_size.min(data.train.len()),
+    };
+    let (largest_batch, budget) = (epochs.largest(), config.micro_batch_tokens);
+    let head_features = objective.pools() && adaptation.head_only() && config.dropout == 0.0;
     let train_rows = largest_batch.min(budget.max(longest_train));
     Limits {
         train: Some(Size { rows: padded_rows(train_rows), examples: batch }),

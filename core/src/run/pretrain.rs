@@ -1,26 +1,21 @@
-//! Causal-LM pre-training from scratch, for small models.
+//! Pre-training of small models: an ordinary run on text that begins with random weights.
 
-use crate::job::{PrecisionChoice, StepReport};
-use crate::method::Adaptation;
-use crate::model::{Decoder, HeadKind, check_weights, from_f32};
+use super::train::{OpenDevice, Start, run};
+use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped, TextConfig};
+use crate::model::{Decoder, HeadKind, from_f32, to_f32};
 use crate::plugin::PluginSet;
-use crate::splits::permutation;
-use crate::text::Tokenizer;
-use crate::train::batch::{padded_rows, split_by_budget};
-use crate::train::layout::{initial, plan_memory};
-use crate::train::optimizer::Choice;
-use crate::train::schedule::learning_rate;
-use crate::train::{Batch, HeadInit, Limits, Optimization, Schedule, Session, Setup, Size};
+use crate::report::RunData;
+use crate::train::layout::initial;
+use crate::train::{Metrics, Recompute, Schedule};
 use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
-use sparta_graph::{Backend, DType};
+use sparta_graph::DType;
 use sparta_plugin::method::{Init, Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 /// What to train on what.
 #[derive(Clone, Debug)]
@@ -29,184 +24,188 @@ pub struct PretrainConfig {
     pub model: PathBuf,
     /// One document per line.
     pub text: PathBuf,
+    /// Held-out text, one document per line: evaluated after each epoch, or every `eval_interval` steps.
+    pub dev: Option<PathBuf>,
     pub epochs: usize,
+    pub max_steps: Option<usize>,
     /// Tokens per step; documents are packed whole.
     pub batch_tokens: usize,
+    /// Tokens per micro-batch; `None`: a step is one.
+    pub micro_batch_tokens: Option<usize>,
     pub lr: f64,
     /// Share of the steps with a rising learning rate; a cosine to 0 follows.
     pub warmup: f64,
     pub weight_decay: f64,
-    pub optimizer: Choice,
+    pub optimizer: OptimizerOptions,
     /// Documents are cut to so many tokens.
     pub max_length: usize,
+    pub eval_interval: Option<usize>,
+    pub checkpoint_interval: usize,
     pub seed: u64,
     pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
-    /// Directory in the Hugging Face layout, made by this run.
+    /// Directory in the Hugging Face layout, made by this run; the run directory is `run` in it.
     pub out: PathBuf,
 }
 
 #[derive(Clone, Debug, Serialize)]
 pub struct PretrainResult {
+    pub stopped: Stopped,
     pub steps: usize,
     pub documents: usize,
     pub tokens: usize,
     /// Mean loss over the last tenth of the steps, nats per token.
     pub loss: f64,
+    /// On the held-out text.
+    pub dev: Option<Metrics>,
     pub out: PathBuf,
 }
 
+const MODEL: &str = "model.safetensors";
+
 /// Trains all weights from a random start and writes `config.json`, the tokenizer and `model.safetensors` to `out`.
 ///
-/// Errors: a configuration or tokenizer that does not fit; a text without documents; a loss that is not finite.
+/// Errors: those of [`run`]; a directory that holds a model already, unless its run is resumed.
 pub fn pretrain(
     config: &PretrainConfig,
     plugins: &PluginSet,
-    device: Box<dyn Backend>,
-    mut progress: impl FnMut(&StepReport),
+    open: OpenDevice,
+    start: Start,
+    observer: &mut dyn Observer,
 ) -> Result<PretrainResult> {
-    let decoder = decoder::open(&config.model)?;
-    let tokenizer = Tokenizer::open(&config.model)?;
-    tokenizer.check_vocab(decoder.vocab_size)?;
-    let documents = read_documents(config, &decoder, &tokenizer)?;
-    start(config, &decoder)?;
-
-    let weights = Weights::open(&config.out)?;
-    let parameters = check_weights(&decoder, &weights, HeadKind::CausalLm)?;
-    let options = crate::method::options::check(plugins.method("full")?.info(), &BTreeMap::new())?;
-    let precision = config.precision.choose(&parameters, &device.info())?;
-    let mut adaptation = Adaptation::new(plugins.method("full")?, parameters, options, config.seed)?;
-    adaptation.precision = precision.precision;
-    let largest = documents.iter().map(Vec::len).max().unwrap_or(1).max(config.batch_tokens);
-    let size = Size { rows: padded_rows(largest), examples: 1 };
-    let setup = Setup {
-        decoder,
-        adaptation,
-        head: HeadKind::CausalLm,
-        optimization: Optimization {
-            optimizer: config.optimizer.optimizer()?,
-            weight_decay: config.weight_decay as f32,
-            max_grad_norm: Some(1.0),
-            ..Optimization::default()
-        },
-        dropout: 0.0,
-        recompute: false,
-        seed: config.seed,
-        head_init: HeadInit::Normal { std: 0.0 },
-        limits: Limits {
-            train: Some(size),
-            micro_batches: false,
-            evaluate: Size { rows: padded_rows(1), examples: 1 },
-            positions: documents.iter().map(Vec::len).max().unwrap_or(1),
-            head_features: false,
-            batch: 1,
-        },
-    };
-    let (_, arena) = plan_memory(&setup, &device.info())?;
-    let mut session = Session::open(device, &weights, setup, &arena)?;
-    let (steps, loss) = train(config, &documents, &mut session, &mut progress)?;
-    let values = session.trained_values()?;
-    let parameters = session.setup().adaptation.parameters.clone();
-    drop(weights);
-    save_model(&config.out, &parameters, &values, config.dtype)?;
-    let tokens = documents.iter().map(Vec::len).sum();
-    Ok(PretrainResult { steps, documents: documents.len(), tokens, loss, out: config.out.clone() })
-}
-
-fn train(
-    config: &PretrainConfig,
-    documents: &[Vec<u32>],
-    session: &mut Session,
-    progress: &mut impl FnMut(&StepReport),
-) -> Result<(usize, f64)> {
-    let order = |epoch: usize| permutation(config.seed, "order", &epoch.to_string(), documents.len());
-    let steps_of = |order: &[usize]| {
-        let lengths: Vec<usize> = order.iter().map(|&i| documents[i].len()).collect();
-        split_by_budget(&lengths, config.batch_tokens, usize::MAX)
-    };
-    let total_steps: usize = (0..config.epochs).map(|epoch| steps_of(&order(epoch)).len()).sum();
-    let (mut step, mut tokens, mut recent) = (0, 0, Vec::new());
-    let begin = Instant::now();
-    for epoch in 0..config.epochs {
-        let order = order(epoch);
-        let mut start = 0;
-        for end in steps_of(&order) {
-            let batch = Batch::pack_lm(order[start..end].iter().map(|&i| &documents[i][..]));
-            start = end;
-            let lr = learning_rate(Schedule::Cosine, config.lr, config.warmup, step, total_steps);
-            let real = batch.real_rows;
-            let output = session.step(&[batch], lr)?;
-            step += 1;
-            tokens += real;
-            if !output.loss.is_finite() {
-                return Err(Error::Training(format!("step {step}: the loss is {}; lower --lr", output.loss)));
-            }
-            recent.push(output.loss);
-            progress(&StepReport {
-                step,
-                total_steps,
-                epoch,
-                loss: output.loss,
-                lr,
-                grad_norm: output.grad_norm,
-                tokens: real,
-                tokens_per_second: tokens as f64 / begin.elapsed().as_secs_f64().max(1e-9),
-            });
-        }
-    }
-    let last = &recent[recent.len() - recent.len().div_ceil(10)..];
-    Ok((step, last.iter().sum::<f64>() / last.len().max(1) as f64))
-}
-
-fn read_documents(config: &PretrainConfig, decoder: &Decoder, tokenizer: &Tokenizer) -> Result<Vec<Vec<u32>>> {
-    let text = fs::read_to_string(&config.text).map_err(Error::io(&config.text))?;
-    let lines: Vec<(&str, Option<&str>)> =
-        text.lines().filter(|line| !line.trim().is_empty()).map(|line| (line, None)).collect();
-    let mut documents = tokenizer.encode_batch(&lines)?;
-    documents.iter_mut().for_each(|d| d.truncate(config.max_length.min(decoder.max_position_embeddings)));
-    documents.retain(|d| d.len() > 1);
-    if documents.is_empty() || config.epochs == 0 {
-        return Err(Error::Data(format!("{}: nothing to train on; one document per line", config.text.display())));
-    }
-    Ok(documents)
-}
-
-/// Makes the output directory with configuration, tokenizer and random weights: matrices normal with the configured
-/// `initializer_range`, norms neutral, biases zero, as transformers initialises.
-fn start(config: &PretrainConfig, decoder: &Decoder) -> Result<()> {
-    fs::create_dir_all(&config.out).map_err(Error::io(&config.out))?;
-    if config.out.join("model.safetensors").exists() {
+    if start == Start::New && config.out.join(MODEL).exists() {
         return Err(Error::Usage(format!("{} holds a model already; give another --out", config.out.display())));
     }
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        let from = config.model.join(name);
-        if from.exists() {
-            fs::copy(&from, config.out.join(name)).map_err(Error::io(from))?;
-        }
+    let directory = config.out.join("run");
+    let begin = directory.join("start");
+    write_start(&begin, config)?;
+    let result = run(&run_config(config, &begin, &directory), plugins, open, start, observer)?;
+    let data = RunData::read(&directory)?;
+    let last = &data.steps[data.steps.len() - data.steps.len().div_ceil(10)..];
+    let loss = last.iter().map(|step| step.loss).sum::<f64>() / last.len().max(1) as f64;
+    if result.stopped == Stopped::Completed {
+        // They follow from the seed, should the run be made longer.
+        fs::remove_dir_all(&begin).map_err(Error::io(&begin))?;
     }
-    let std = f64::from(decoder.initializer_range);
-    let mut values = BTreeMap::new();
-    let parameters = decoder.parameters(HeadKind::CausalLm);
-    for parameter in &parameters {
-        let neutral = if decoder.norm_plus_one { 0.0 } else { 1.0 };
-        let first = match parameter.role {
-            Role::Norm => vec![neutral; parameter.numel() as usize],
-            Role::Bias => vec![0.0; parameter.numel() as usize],
-            _ => initial(config.seed, &parameter.name, &parameter.shape, Init::Normal { std }),
-        };
-        values.insert(parameter.name.clone(), first);
-    }
-    save_model(&config.out, &parameters, &values, DType::F32)
+    let train = data.plan.data.train;
+    Ok(PretrainResult {
+        stopped: result.stopped,
+        steps: result.steps,
+        documents: train.examples,
+        tokens: train.tokens,
+        loss,
+        dev: result.dev,
+        out: config.out.clone(),
+    })
 }
 
-fn save_model(out: &Path, parameters: &[Parameter], values: &BTreeMap<String, Vec<f32>>, dtype: DType) -> Result<()> {
+fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
+    RunConfig {
+        model: model.to_owned(),
+        task: "text".into(),
+        data: config.text.clone(),
+        text: Some(TextConfig { dev: config.dev.clone(), out: config.out.clone(), dtype: config.dtype }),
+        method: "full".into(),
+        method_options: BTreeMap::new(),
+        batch_size: 1,
+        batch_tokens: Some(config.batch_tokens),
+        lr: Some(config.lr),
+        schedule: Schedule::Cosine,
+        warmup: config.warmup,
+        weight_decay: config.weight_decay,
+        optimizer: config.optimizer.clone(),
+        max_grad_norm: Some(1.0),
+        dropout: 0.0,
+        seed: config.seed,
+        eval_interval: config.eval_interval,
+        patience: None,
+        min_delta: 0.0,
+        max_length: Some(config.max_length),
+        max_train: None,
+        max_dev: None,
+        max_test: None,
+        head_init_std: None,
+        instruct: None,
+        micro_batch_tokens: config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length)),
+        recompute: Recompute::Auto,
+        precision: config.precision,
+        control: Control {
+            epochs: config.epochs,
+            max_steps: config.max_steps,
+            skip_nonfinite: false,
+            checkpoint_interval: config.checkpoint_interval,
+            keep_checkpoints: 2,
+        },
+        out: out.to_owned(),
+    }
+}
+
+/// Makes a model directory with configuration, tokenizer and random weights: matrices normal with the configured
+/// `initializer_range`, norms neutral, biases zero, as transformers initialises.
+fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
+    if dir.join(MODEL).is_file() {
+        return Ok(());
+    }
+    let decoder = decoder::open(&config.model)?;
+    copy_description(&config.model, dir)?;
+    let parameters = decoder.parameters(HeadKind::CausalLm);
+    let values = parameters.iter().map(|parameter| first_values(&decoder, parameter, config.seed));
+    write_weights(dir, &parameters, DType::F32, values.map(Ok))
+}
+
+fn first_values(decoder: &Decoder, parameter: &Parameter, seed: u64) -> Vec<f32> {
+    let neutral = if decoder.norm_plus_one { 0.0 } else { 1.0 };
+    let std = f64::from(decoder.initializer_range);
+    match parameter.role {
+        Role::Norm => vec![neutral; parameter.numel() as usize],
+        Role::Bias => vec![0.0; parameter.numel() as usize],
+        _ => initial(seed, &parameter.name, &parameter.shape, Init::Normal { std }),
+    }
+}
+
+/// Writes a model with these trained weights, and those of `weights` where nothing was trained.
+pub(super) fn save_trained(
+    text: &TextConfig,
+    model: &Path,
+    weights: &Weights,
+    parameters: &[Parameter],
+    trained: &BTreeMap<String, Vec<f32>>,
+) -> Result<()> {
+    copy_description(model, &text.out)?;
+    let values = parameters.iter().map(|parameter| {
+        let name = &parameter.name;
+        let base = || weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+        let values = trained.get(name).cloned().or_else(base);
+        values.ok_or_else(|| Error::Weights(format!("{name} is neither trained nor in {}", model.display())))
+    });
+    write_weights(&text.out, parameters, text.dtype, values)
+}
+
+/// Copies configuration and tokenizer of a model.
+fn copy_description(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(Error::io(to))?;
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let from = from.join(name);
+        if from.exists() {
+            fs::copy(&from, to.join(name)).map_err(Error::io(from))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_weights(
+    dir: &Path,
+    parameters: &[Parameter],
+    dtype: DType,
+    values: impl Iterator<Item = Result<Vec<f32>>>,
+) -> Result<()> {
     let mut tensors = Vec::new();
-    for parameter in parameters {
-        let bytes = values.get(&parameter.name).and_then(|v| from_f32(dtype, v));
+    for (parameter, values) in parameters.iter().zip(values) {
+        let bytes = from_f32(dtype, &values?);
         let bytes = bytes.ok_or_else(|| Error::Weights(format!("{} cannot be saved as {dtype}", parameter.name)))?;
         let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
         tensors.push(OutTensor { name, dtype: safetensors_dtype(dtype), shape, bytes: Cow::Owned(bytes) });
     }
-    save(&out.join("model.safetensors"), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
+    save(&dir.join(MODEL), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
 }

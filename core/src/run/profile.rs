@@ -4,7 +4,7 @@ use super::prepare::prepare;
 use crate::job::RunConfig;
 use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
-use crate::train::{Batch, Profile, Session};
+use crate::train::{Profile, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 
@@ -24,7 +24,8 @@ pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>
     }
     let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();
     let ends = split_by_budget(&lengths, config.micro_batch_tokens, config.batch_size);
-    let batch = Batch::pack(&prepared.train[..ends.first().copied().unwrap_or(0)]);
+    let first = &prepared.train[..ends.first().copied().unwrap_or(0)];
+    let batch = prepared.setup.objective.pack(first)?;
     let mut session = Session::open(device, &prepared.weights, prepared.setup, &prepared.arena)?;
     let mut fastest: Option<Profile> = None;
     for _ in 0..STEPS {

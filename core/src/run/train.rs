@@ -8,9 +8,8 @@ use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Form;
 use crate::plugin::PluginSet;
-use crate::splits::permutation;
 use crate::train::batch::split_by_budget;
-use crate::train::evaluate::{EVAL_EXAMPLES, Features, predict, score};
+use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
 use crate::train::graphs::Purpose;
 use crate::train::schedule::learning_rate;
 use crate::train::{Batch, Blame, Encoded, Metrics, Session, StepOutput, Submitted};
@@ -18,6 +17,7 @@ use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Whether a run begins or goes on from its newest checkpoint.
@@ -82,9 +82,10 @@ struct Trainer<'a> {
     pending: Option<Pending>,
     /// Whether the session may be ahead of the position: it has updated tensors in a step that is not done.
     torn: bool,
-    /// The epoch whose order `order` is.
+    /// The epoch whose order `order` is, and what of it each step takes.
     epoch: usize,
     order: Vec<usize>,
+    steps: Vec<Range<usize>>,
     training_time: Duration,
     /// Tokens trained on in this process.
     tokens: u64,
@@ -98,7 +99,7 @@ impl<'a> Trainer<'a> {
         checkpoints: Checkpoints,
         observer: &'a mut dyn Observer,
     ) -> Self {
-        let order = epoch_order(run, 0);
+        let order = run.epochs.order(0);
         let features = run.setup.limits.head_features.then(|| {
             let width = run.setup.decoder.hidden_size;
             let in_order = |examples: &[Encoded]| Features::new((0..examples.len()).collect(), width, EVAL_EXAMPLES);
@@ -118,6 +119,7 @@ impl<'a> Trainer<'a> {
             pending: None,
             torn: false,
             epoch: 0,
+            steps: run.epochs.steps(&order),
             order,
             training_time: Duration::ZERO,
             tokens: 0,
@@ -251,11 +253,15 @@ impl<'a> Trainer<'a> {
     fn evaluation_due(&self) -> bool {
         let step = self.position.step;
         let done = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
-        step > 0 && step.is_multiple_of(self.eval_interval()) && !done
+        self.evaluates_after(step) && !done && !self.run.dev.is_empty()
     }
 
-    fn eval_interval(&self) -> usize {
-        self.run.config.eval_interval.unwrap_or(self.run.plan.steps_per_epoch)
+    /// Whether dev is evaluated after so many steps.
+    fn evaluates_after(&self, step: usize) -> bool {
+        match self.run.config.eval_interval {
+            Some(every) => step > 0 && step.is_multiple_of(every),
+            None => self.run.epochs.ends_at(step),
+        }
     }
 
     /// Steps given to the device.
@@ -266,11 +272,11 @@ impl<'a> Trainer<'a> {
     /// Whether something depends on the results of all steps so far before another one is begun.
     fn results_due(&self) -> bool {
         let (step, config) = (self.submitted(), &self.run.config);
-        let periods = [self.eval_interval(), config.control.checkpoint_interval];
         config.control.skip_nonfinite
             || self.nothing_updated()
             || step == self.run.total_steps
-            || periods.iter().any(|period| step.is_multiple_of(*period))
+            || self.evaluates_after(step)
+            || step.is_multiple_of(config.control.checkpoint_interval)
     }
 
     /// Reads the results of the step that the device was given last, if that has not been done.
@@ -281,12 +287,12 @@ impl<'a> Trainer<'a> {
     /// Gives the device an optimizer step on the next batch, then reads the results of the step before it.
     fn train_step(&mut self) -> Result<()> {
         let (step, config) = (self.submitted(), &self.run.config);
-        let (epoch, batch) = (step / self.run.plan.steps_per_epoch, step % self.run.plan.steps_per_epoch);
+        let (epoch, number) = self.run.epochs.position(step);
         if epoch != self.epoch {
-            (self.epoch, self.order) = (epoch, epoch_order(self.run, epoch));
+            (self.epoch, self.order) = (epoch, self.run.epochs.order(epoch));
+            self.steps = self.run.epochs.steps(&self.order);
         }
-        let begin = batch * config.batch_size;
-        let chosen = self.order[begin..self.order.len().min(begin + config.batch_size)].to_vec();
+        let chosen = self.order[self.steps[number].clone()].to_vec();
         let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
         let before = if self.nothing_updated() { Some(self.session.trained_hashes()?) } else { None };
         let time = Instant::now();
@@ -302,10 +308,10 @@ impl<'a> Trainer<'a> {
         match &mut self.features {
             Some([features, ..]) => {
                 let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
-                let labels: Vec<u32> = chosen.iter().map(|&i| self.run.train[i].label).collect();
-                self.session.submit_head_step(&pooled, &labels, lr)
+                let batch = self.run.setup.objective.pack(chosen.iter().map(|&i| &self.run.train[i]))?;
+                self.session.submit_head_step(&pooled, &batch, lr)
             }
-            None => self.session.submit_step(&micro_batches(&self.run.train, chosen, budget), lr),
+            None => self.session.submit_step(&self.micro_batches(chosen)?, lr),
         }
     }
 
@@ -342,6 +348,18 @@ impl<'a> Trainer<'a> {
         self.directory.log("step", &report)?;
         self.observer.step(&report);
         Ok(())
+    }
+
+    /// The chosen examples in packed micro-batches of at most the budget's tokens.
+    fn micro_batches(&self, chosen: &[usize]) -> Result<Vec<Batch>> {
+        let examples = &self.run.train;
+        let lengths: Vec<usize> = chosen.iter().map(|&i| examples[i].tokens.len()).collect();
+        let ends = split_by_budget(&lengths, self.run.config.micro_batch_tokens, usize::MAX);
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let pack = |(start, &end): (usize, &usize)| {
+            self.run.setup.objective.pack(chosen[start..end].iter().map(|&i| &examples[i]))
+        };
+        starts.zip(&ends).map(pack).collect()
     }
 
     /// A run that cannot learn stops and says why; a loss that jumps is reported.
@@ -395,7 +413,7 @@ impl<'a> Trainer<'a> {
 
     /// The op of the step on these examples that is the first to give numbers that are not finite.
     fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
-        let batches = micro_batches(&self.run.train, chosen, self.run.config.micro_batch_tokens);
+        let batches = self.micro_batches(chosen)?;
         if self.features.is_none() {
             return self.session.blame(&batches, Purpose::Step);
         }
@@ -473,14 +491,14 @@ impl<'a> Trainer<'a> {
         let features = self.features.as_mut().map(|f| &mut f[split]);
         let budget = self.run.config.micro_batch_tokens;
         let observer = &mut *self.observer;
-        let predictions = predict(&mut self.session, examples, budget, features, |done, total| {
+        let found = evaluate(&mut self.session, examples, budget, features, |done, total| {
             observer.eval_progress(name, done, total);
             !observer.stop_requested()
         })?;
-        if predictions.len() < examples.len() {
+        if found.predictions.len() < examples.len() {
             return Ok(None);
         }
-        score(&self.run.task, examples, &predictions).map(Some)
+        self.run.setup.objective.score(&self.run.task.metrics, examples, &found).map(Some)
     }
 
     fn report(&mut self, split: &str, metrics: &Metrics, best: bool) -> Result<()> {
@@ -516,9 +534,10 @@ impl<'a> Trainer<'a> {
         }
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
         let budget = self.run.config.micro_batch_tokens;
-        let predictions = predict(&mut self.session, examples, budget, None, |_, _| true)?;
-        let bad = predictions.iter().find(|p| p.logits.iter().any(|z| !z.is_finite()));
-        Ok(bad.map(|p| format!("the logits of a dev example {:?}", p.logits)))
+        let found = evaluate(&mut self.session, examples, budget, None, |_, _| true)?;
+        let bad = found.predictions.iter().find(|p| p.logits.iter().any(|z| !z.is_finite()));
+        let loss = (!found.loss.is_finite()).then(|| format!("the loss of dev examples {}", found.loss));
+        Ok(bad.map(|p| format!("the logits of a dev example {:?}", p.logits)).or(loss))
     }
 
     fn evaluated_since_saved(&self) -> bool {
@@ -539,7 +558,7 @@ impl<'a> Trainer<'a> {
 
     fn save(&mut self) -> Result<()> {
         let values = self.session.trained_values()?;
-        self.directory.save_adapter(self.run, &values)
+        self.directory.save(self.run, &values)
     }
 
     fn finish(&mut self, stopped: Stopped) -> Result<RunResult> {
@@ -550,15 +569,15 @@ impl<'a> Trainer<'a> {
         let current = best_step.unwrap_or(self.position.step);
         let dev = match self.position.last_dev.take() {
             Some((step, metrics)) if step == current => Some(metrics),
-            _ if interrupted => None,
+            _ if interrupted || self.run.dev.is_empty() => None,
             _ => self.evaluate(1)?,
         };
-        let test = if interrupted { None } else { self.evaluate(2)? };
+        let test = if interrupted || self.run.test.is_empty() { None } else { self.evaluate(2)? };
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
         let device_memory = self.session.tensors().memory().values().sum();
-        let merge_check = self.check_merge();
+        let merge_check = if self.run.setup.objective.pools() { self.check_merge() } else { None };
         let result = RunResult {
             stopped,
             steps: self.position.step,
@@ -575,7 +594,7 @@ impl<'a> Trainer<'a> {
             peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
-            adapter: self.directory.adapter(),
+            adapter: self.directory.product(self.run),
             merge_check,
         };
         self.directory.finish(&result)?;
@@ -626,20 +645,3 @@ fn may_have_updated(error: &Error) -> bool {
 
 /// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
 const FEW_EXAMPLES: usize = 8;
-
-/// The order of the training examples in an epoch.
-fn epoch_order(run: &Prepared, epoch: usize) -> Vec<usize> {
-    permutation(run.config.seed, "order", &epoch.to_string(), run.train.len())
-}
-
-/// The chosen examples in packed micro-batches of at most `budget` tokens.
-fn micro_batches(examples: &[Encoded], chosen: &[usize], budget: usize) -> Vec<Batch> {
-    let lengths: Vec<usize> = chosen.iter().map(|&i| examples[i].tokens.len()).collect();
-    let mut start = 0;
-    let mut batches = Vec::new();
-    for end in split_by_budget(&lengths, budget, usize::MAX) {
-        batches.push(Batch::pack(chosen[start..end].iter().map(|&i| &examples[i])));
-        start = end;
-    }
-    batches
-}

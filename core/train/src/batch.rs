@@ -6,7 +6,25 @@ use sparta_graph::ops::IGNORED;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     pub tokens: Vec<u32>,
-    pub label: u32,
+    pub target: Target,
+}
+
+/// What there is to learn from an example.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// One of n classes.
+    Class(u32),
+    /// A number for each output of the model; NaN where it is not known.
+    Numbers(Vec<f32>),
+    /// Its tokens after the first; with a mask, which has an element per token, those where it says so.
+    Tokens(Option<Vec<bool>>),
+}
+
+impl Encoded {
+    /// An example of a class.
+    pub fn class(tokens: Vec<u32>, class: u32) -> Encoded {
+        Encoded { tokens, target: Target::Class(class) }
+    }
 }
 
 /// Rows of a batch are rounded up to a multiple of this, so that few different plans are needed. The filling rows are
@@ -22,10 +40,25 @@ pub struct Batch {
     pub spans: Vec<u32>,
     /// `[N]`: the last row of each example.
     pub rows: Vec<u32>,
-    /// `[N]`
-    pub labels: Vec<u32>,
+    pub labels: Labels,
     /// Rows that belong to examples.
     pub real_rows: usize,
+}
+
+/// Rows of a batch: T tokens of N examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Size {
+    pub rows: usize,
+    pub examples: usize,
+}
+
+/// Labels of an objective's rows, as they lie on the device.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Labels {
+    /// Classes or tokens; [`IGNORED`] where there is no target.
+    Ids(Vec<u32>),
+    /// NaN where there is no target.
+    Numbers(Vec<f32>),
 }
 
 /// T of a batch with so many real rows.
@@ -34,29 +67,14 @@ pub fn padded_rows(real: usize) -> usize {
 }
 
 impl Batch {
-    /// Packs examples, none of them empty.
-    pub fn pack<'a>(examples: impl IntoIterator<Item = &'a Encoded>) -> Batch {
-        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels: vec![], real_rows: 0 };
+    /// Lays examples, none of them empty, end to end.
+    pub fn new(examples: &[&Encoded], labels: Labels) -> Batch {
+        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels, real_rows: 0 };
         for example in examples {
             batch.segment(&example.tokens);
-            batch.rows.push(batch.tokens.len() as u32 - 1);
-            batch.labels.push(example.label);
+            batch.rows.push((batch.tokens.len() as u32).saturating_sub(1));
         }
         batch.fill();
-        batch
-    }
-
-    /// Packs token sequences for next-token prediction: a label per row, [`IGNORED`] where a sequence ends and in the
-    /// filling rows.
-    pub fn pack_lm<'a>(sequences: impl IntoIterator<Item = &'a [u32]>) -> Batch {
-        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels: vec![], real_rows: 0 };
-        for tokens in sequences {
-            batch.segment(tokens);
-            batch.labels.extend(&tokens[1..]);
-            batch.labels.push(IGNORED);
-        }
-        batch.fill();
-        batch.labels.resize(batch.tokens.len(), IGNORED);
         batch
     }
 
@@ -83,7 +101,10 @@ impl Batch {
 
     /// Labels that count in the loss.
     pub fn targets(&self) -> usize {
-        self.labels.iter().filter(|&&l| l != IGNORED).count()
+        match &self.labels {
+            Labels::Ids(ids) => ids.iter().filter(|&&id| id != IGNORED).count(),
+            Labels::Numbers(numbers) => numbers.iter().filter(|x| !x.is_nan()).count(),
+        }
     }
 }
 
@@ -112,22 +133,14 @@ mod tests {
 
     #[test]
     fn segments_do_not_mix_and_filling_rows_stand_alone() {
-        let a = Encoded { tokens: vec![5, 6, 7], label: 1 };
-        let b = Encoded { tokens: vec![8], label: 0 };
-        let batch = Batch::pack([&a, &b]);
+        let (a, b) = (Encoded::class(vec![5, 6, 7], 1), Encoded::class(vec![8], 0));
+        let batch = Batch::new(&[&a, &b], Labels::Ids(vec![1, 0]));
         assert_eq!(batch.tokens[..5], [5, 6, 7, 8, 0]);
         assert_eq!(batch.spans[..10], [0, 3, 0, 3, 0, 3, 3, 4, 4, 5]);
         assert_eq!(batch.lengths()[..3], [3, 1, 1]);
         assert_eq!(batch.lengths().len(), 14);
-        assert_eq!((batch.rows, batch.labels), (vec![2, 3], vec![1, 0]));
+        assert_eq!((&batch.rows, batch.targets()), (&vec![2, 3], 2));
         assert_eq!((batch.tokens.len(), batch.real_rows), (16, 4));
-    }
-
-    #[test]
-    fn next_token_labels_end_with_the_sequence() {
-        let batch = Batch::pack_lm([&[1, 2, 3][..], &[4, 5][..]]);
-        assert_eq!(batch.labels[..6], [2, 3, IGNORED, 5, IGNORED, IGNORED]);
-        assert_eq!(batch.targets(), 3);
     }
 
     #[test]

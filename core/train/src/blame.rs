@@ -1,8 +1,8 @@
 //! Which tensor of a step is the first that is not finite.
 
 use crate::Result;
-use crate::batch::Batch;
-use crate::graphs::{Purpose, Size, names};
+use crate::batch::{Batch, Size};
+use crate::graphs::{Purpose, names};
 use crate::session::Session;
 use crate::tensors::MemoryKind;
 use sparta_graph::ops::PARTIALS;

@@ -1,10 +1,8 @@
 //! Evaluation of labelled examples, and the cache of pooled features for head-only training.
 
-use crate::batch::{Batch, Encoded, split_by_budget};
-use crate::metrics::{Metrics, Scores};
+use crate::Result;
+use crate::batch::{Encoded, split_by_budget};
 use crate::session::Session;
-use crate::{Error, Result};
-use sparta_plugin::task::TaskInfo;
 
 /// Examples per evaluation batch, at most.
 pub const EVAL_EXAMPLES: usize = 256;
@@ -57,7 +55,8 @@ impl Features {
         let start = self.places[example] / self.group * self.group;
         let group = &self.order[start..self.order.len().min(start + self.group)];
         for part in batches(examples, group, budget) {
-            let pooled = session.pool(&Batch::pack(part.iter().map(|&i| &examples[i])))?;
+            let batch = session.setup().objective.pack(part.iter().map(|&i| &examples[i]))?;
+            let pooled = session.pool(&batch)?;
             for (&i, row) in part.iter().zip(pooled.chunks(self.width)) {
                 self.values[i * self.width..(i + 1) * self.width].copy_from_slice(row);
                 self.known[i] = true;
@@ -102,57 +101,52 @@ impl Prediction {
     }
 
     /// Cross-entropy with this label: finite for all finite logits.
-    fn loss(&self, label: usize) -> Option<f64> {
+    pub(crate) fn loss(&self, label: usize) -> Option<f64> {
         let max = f64::from(self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let sum: f64 = self.logits.iter().map(|&z| (f64::from(z) - max).exp()).sum();
         self.logits.get(label).map(|&z| sum.ln() + max - f64::from(z))
     }
 }
 
-/// Predictions in the order of `examples`. `progress(done, total)` is called after each batch and may end it early by
+/// What was found on a list of examples.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Evaluation {
+    /// One for each example, in their order; empty ones where the objective has no outputs.
+    pub predictions: Vec<Prediction>,
+    /// Sum over the targets, as the device computed it.
+    pub loss: f64,
+    pub targets: usize,
+}
+
+/// Evaluates `examples` in their order. `progress(done, total)` is called after each batch and may end it early by
 /// returning false: the rest is then missing.
-pub fn predict(
+pub fn evaluate(
     session: &mut Session,
     examples: &[Encoded],
     budget: usize,
     mut features: Option<&mut Features>,
     mut progress: impl FnMut(usize, usize) -> bool,
-) -> Result<Vec<Prediction>> {
+) -> Result<Evaluation> {
     let order: Vec<usize> = (0..examples.len()).collect();
-    let mut predictions = Vec::with_capacity(examples.len());
+    let objective = session.setup().objective.clone();
+    let mut found = Evaluation::default();
     for part in batches(examples, &order, budget) {
-        let logits = match features.as_deref_mut() {
+        let batch = objective.pack(part.iter().map(|&i| &examples[i]))?;
+        let (outputs, loss) = match features.as_deref_mut() {
             Some(features) => {
                 let pooled = features.get(session, examples, part, budget)?;
-                let labels: Vec<u32> = part.iter().map(|&i| examples[i].label).collect();
-                session.head_evaluate(&pooled, &labels)?.0
+                session.head_evaluate(&pooled, &batch)?
             }
-            None => session.evaluate(&Batch::pack(part.iter().map(|&i| &examples[i])))?.0,
+            None => session.evaluate(&batch)?,
         };
-        let classes = logits.len() / part.len();
-        predictions.extend(logits.chunks(classes).map(|row| Prediction { logits: row.to_vec() }));
-        if !progress(predictions.len(), examples.len()) {
+        let width = outputs.len() / part.len();
+        let logits = |i: usize| outputs[i * width..(i + 1) * width].to_vec();
+        found.predictions.extend((0..part.len()).map(|i| Prediction { logits: logits(i) }));
+        found.loss += loss;
+        found.targets += batch.targets();
+        if !progress(found.predictions.len(), examples.len()) {
             break;
         }
     }
-    Ok(predictions)
-}
-
-/// The task's metrics of predictions. Errors: a logit that is not finite.
-pub fn score(task: &TaskInfo, examples: &[Encoded], predictions: &[Prediction]) -> Result<Metrics> {
-    let mut scores = Scores::new(task.labels.len());
-    for (example, prediction) in examples.iter().zip(predictions) {
-        let label = example.label as usize;
-        let loss = prediction.loss(label).filter(|loss| loss.is_finite()).ok_or_else(|| {
-            Error::Training(format!("the logits {:?} of an example are not finite numbers", prediction.logits))
-        })?;
-        scores.add(label, prediction.class(), loss)?;
-    }
-    let values = task.metrics.iter().map(|id| Ok((id.clone(), scores.metric(id)?))).collect::<Result<_>>()?;
-    Ok(Metrics {
-        examples: scores.count(),
-        loss: scores.loss(),
-        scores: values,
-        confusion: scores.confusion().to_vec(),
-    })
+    Ok(found)
 }

@@ -1,14 +1,16 @@
 //! The graphs of a run: forward, backward and optimizer update of one (micro-)batch, evaluation, pooled features.
 
 use crate::Result;
+use crate::batch::Size;
 use crate::buckets::buckets;
+use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
 use crate::update::join;
-use sparta_graph::ops::{Accumulate, Concat, CrossEntropy, Fill, Store, step as step_input};
+use sparta_graph::ops::{Accumulate, Concat, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
+use sparta_model::Decoder;
 use sparta_model::forward::{self, Inputs};
 use sparta_model::method::{Adaptation, AdaptedLayers};
-use sparta_model::{Decoder, HeadKind};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
 pub mod names {
@@ -30,6 +32,9 @@ pub mod names {
     /// All that the host reads after a step or an evaluation, in one tensor: [`super::results`].
     pub const RESULTS: &str = "out.results";
     pub const POOLED: &str = "out.pooled";
+    /// Hidden states of all rows, and their vocabulary logits, for inspection.
+    pub const STATES: &str = "out.states";
+    pub const VOCABULARY: &str = "out.vocabulary";
 
     pub fn grad_sum(trained: &str) -> String {
         format!("grad_sum.{trained}")
@@ -55,13 +60,6 @@ pub mod results {
         let (begins, length) = Concat::layout(lengths);
         ([begins[0], begins[1], begins[2]], length)
     }
-}
-
-/// Rows of a batch: T tokens of N examples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Size {
-    pub rows: usize,
-    pub examples: usize,
 }
 
 /// What one run of a plan does.
@@ -91,7 +89,7 @@ pub enum Purpose {
 pub struct Graphs<'a> {
     pub decoder: &'a Decoder,
     pub adaptation: &'a Adaptation,
-    pub head: HeadKind,
+    pub objective: &'a dyn Objective,
     pub optimization: &'a Optimization,
     /// Attention dropout while training.
     pub dropout: f32,
@@ -112,8 +110,8 @@ impl Graphs<'_> {
             Purpose::Update => self.update_from_sums(g)?,
             Purpose::Evaluate(size) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                let logits = self.logits(g, &mut layers, size, None)?;
-                self.store_evaluation(g, logits)?;
+                let hidden = self.hidden(g, &mut layers, size, None)?;
+                self.evaluate(g, &mut layers, hidden, size)?;
             }
             Purpose::Pool(size) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -122,13 +120,14 @@ impl Graphs<'_> {
             }
             Purpose::HeadStep(examples) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                let logits = self.head_logits(g, &mut layers, examples)?;
-                self.backward(g, &mut layers, logits, Gradients::Apply)?;
+                let (pooled, size) = self.features(g, examples);
+                let loss = self.loss(g, &mut layers, pooled, size)?;
+                self.backward(g, &mut layers, loss, Gradients::Apply)?;
             }
             Purpose::HeadEvaluate(examples) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
-                let logits = self.head_logits(g, &mut layers, examples)?;
-                self.store_evaluation(g, logits)?;
+                let (pooled, size) = self.features(g, examples);
+                self.evaluate(g, &mut layers, pooled, size)?;
             }
             Purpose::Follow => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -140,17 +139,43 @@ impl Graphs<'_> {
         Ok(graph)
     }
 
+    /// Hidden states of all rows, and their vocabulary logits where the objective has no head of its own.
+    pub fn inspect(&self, size: Size) -> Result<Graph> {
+        let mut graph = Graph::new();
+        let mut layers = AdaptedLayers::new(self.adaptation, None);
+        let inputs = self.inputs(&mut graph, size, None);
+        let hidden = forward::hidden_states(self.decoder, &mut graph, &mut layers, &Inputs { rows: None, ..inputs })?;
+        store(&mut graph, names::STATES, hidden)?;
+        if !self.objective.pools() {
+            let logits = forward::vocabulary_logits(self.decoder, &mut graph, &mut layers, hidden)?;
+            store(&mut graph, names::VOCABULARY, logits)?;
+        }
+        Ok(graph)
+    }
+
     fn train(&self, mut graph: Graph, size: Size, gradients: Gradients) -> Result<Graph> {
         let g = &mut graph;
         let rng = g.external(names::RNG, DType::U32, [4]);
         let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
         let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
-        let logits = self.logits(g, &mut layers, size, dropout)?;
+        let hidden = self.hidden(g, &mut layers, size, dropout)?;
+        let loss = self.loss(g, &mut layers, hidden, size)?;
         let forward = g.nodes().len();
-        self.backward(g, &mut layers, logits, gradients)?;
+        self.backward(g, &mut layers, loss, gradients)?;
         Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
     }
 
+    fn inputs(&self, graph: &mut Graph, size: Size, dropout: Option<(f32, Value)>) -> Inputs {
+        Inputs {
+            tokens: graph.external(names::TOKENS, DType::U32, [size.rows]),
+            spans: graph.external(names::SPANS, DType::U32, [size.rows, 2]),
+            rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
+            rows: self.objective.pools().then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
+            dropout,
+        }
+    }
+
+    /// The hidden states that the objective sees.
     fn hidden(
         &self,
         graph: &mut Graph,
@@ -158,57 +183,35 @@ impl Graphs<'_> {
         size: Size,
         dropout: Option<(f32, Value)>,
     ) -> Result<Value> {
-        let classify = matches!(self.head, HeadKind::Classification { .. });
-        let inputs = Inputs {
-            tokens: graph.external(names::TOKENS, DType::U32, [size.rows]),
-            spans: graph.external(names::SPANS, DType::U32, [size.rows, 2]),
-            rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
-            rows: classify.then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
-            dropout,
-        };
+        let inputs = self.inputs(graph, size, dropout);
         forward::hidden_states(self.decoder, graph, layers, &inputs)
     }
 
-    fn logits(
-        &self,
-        graph: &mut Graph,
-        layers: &mut AdaptedLayers,
-        size: Size,
-        dropout: Option<(f32, Value)>,
-    ) -> Result<Value> {
-        let hidden = self.hidden(graph, layers, size, dropout)?;
-        match self.head {
-            HeadKind::Classification { .. } => forward::class_logits(graph, layers, hidden),
-            HeadKind::CausalLm => forward::vocabulary_logits(self.decoder, graph, layers, hidden),
-        }
-    }
-
-    fn head_logits(&self, graph: &mut Graph, layers: &mut AdaptedLayers, examples: usize) -> Result<Value> {
+    /// Pooled hidden states as an input.
+    fn features(&self, graph: &mut Graph, examples: usize) -> (Value, Size) {
         let pooled = graph.external(names::FEATURES, DType::F32, [examples, self.decoder.hidden_size]);
-        forward::class_logits(graph, layers, pooled)
+        (pooled, Size { rows: 0, examples })
     }
 
-    /// Loss of the logits.
-    fn loss(&self, graph: &mut Graph, logits: Value) -> Result<Value> {
-        graph.set_label("loss");
-        let rows = graph.shape(logits)?[0];
-        let labels = graph.external(names::LABELS, DType::U32, [rows]);
+    /// The objective's loss.
+    fn loss(&self, graph: &mut Graph, layers: &mut AdaptedLayers, hidden: Value, size: Size) -> Result<Loss> {
+        let labels = self.objective.labels(size);
+        let labels = graph.external(names::LABELS, labels.dtype, labels.shape);
         let step = step_numbers(graph);
-        Ok(graph.one(CrossEntropy::default(), &[logits, labels, step])?)
+        self.objective.loss(graph, layers, self.decoder, LossInputs { hidden, labels, step })
     }
 
-    fn store_evaluation(&self, graph: &mut Graph, logits: Value) -> Result<()> {
-        let loss = self.loss(graph, logits)?;
-        let step = step_numbers(graph);
-        let mut parts = vec![loss, step];
-        if matches!(self.head, HeadKind::Classification { .. }) {
-            parts.push(logits);
+    fn evaluate(&self, graph: &mut Graph, layers: &mut AdaptedLayers, hidden: Value, size: Size) -> Result<()> {
+        let Loss { loss, outputs } = self.loss(graph, layers, hidden, size)?;
+        let mut parts = vec![loss, step_numbers(graph)];
+        if let Some(outputs) = outputs {
+            parts.push(outputs);
         }
         store_joined(graph, names::RESULTS, &parts)
     }
 
-    fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, logits: Value, target: Gradients) -> Result<()> {
-        let loss = self.loss(graph, logits)?;
+    fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, loss: Loss, target: Gradients) -> Result<()> {
+        let loss = loss.loss;
         let one = graph.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
         let buckets = buckets(self.adaptation.trained(), self.optimization);
         let trained = buckets.iter().flat_map(|bucket| &bucket.parts);

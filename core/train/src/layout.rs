@@ -1,8 +1,8 @@
 //! Which tensors a session keeps on the device, how large they are, and their first values.
 
-use crate::batch::padded_rows;
+use crate::batch::{Size, padded_rows};
 use crate::buckets::Bucket;
-use crate::graphs::{Purpose, Size, names, results};
+use crate::graphs::{Purpose, names, results};
 use crate::setup::{HeadInit, Limits, Recompute, Setup};
 use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result};
@@ -10,7 +10,7 @@ use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
-use sparta_model::{HeadKind, WeightSource, to_f32};
+use sparta_model::{WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
 use std::collections::BTreeMap;
 
@@ -100,16 +100,14 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     let mut buffer = |name: &str, dtype, len| list.push(TensorSpec::new(name.into(), dtype, len, MemoryKind::Buffers));
     buffer(names::TOKENS, DType::U32, rows);
     buffer(names::SPANS, DType::U32, 2 * rows);
-    buffer(names::LABELS, DType::U32, rows.max(examples));
+    let labels = setup.objective.labels(Size { rows, examples });
+    buffer(names::LABELS, labels.dtype, labels.numel());
     buffer(names::STEP, DType::F32, step_input::LEN);
     buffer(names::RNG, DType::U32, 4);
     buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
-    let logits = match setup.head {
-        HeadKind::Classification { classes } => examples * classes,
-        HeadKind::CausalLm => 0,
-    };
-    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(logits).1));
-    if let HeadKind::Classification { .. } = setup.head {
+    let outputs = examples * setup.objective.outputs();
+    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(outputs).1));
+    if setup.objective.pools() {
         buffer(names::ROWS, DType::U32, examples);
     }
     if setup.limits.head_features {

@@ -1,7 +1,7 @@
 //! A model with its method on a device: runs steps and evaluations of packed batches.
 
-use crate::batch::Batch;
-use crate::graphs::{Purpose, Size, names, results};
+use crate::batch::{Batch, Labels, Size};
+use crate::graphs::{Purpose, names, results};
 use crate::layout::slot_name;
 use crate::setup::Setup;
 use crate::step::StepNumbers;
@@ -9,9 +9,9 @@ use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result, layout};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, BackendError, DType, DeviceInfo, Plan, PlanId};
+use sparta_model::WeightSource;
 use sparta_model::method::philox::Stream;
 use sparta_model::method::{Form, Part, Trained};
-use sparta_model::{HeadKind, WeightSource};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 
@@ -156,7 +156,7 @@ impl Session {
         }
     }
 
-    /// Class logits `[N, classes]` (empty for a causal model) and the sum of the losses of the batch's targets.
+    /// The objective's outputs, `[N, outputs]`, and the sum of the losses of the batch's targets.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<(Vec<f32>, f64)> {
         let plan = self.prepared(Purpose::Evaluate(self.size_of(batch)?))?;
         self.queue_batch(batch)?;
@@ -164,11 +164,11 @@ impl Session {
     }
 
     /// [`Session::evaluate`] from pooled hidden states.
-    pub fn head_evaluate(&mut self, features: &[f32], labels: &[u32]) -> Result<(Vec<f32>, f64)> {
-        let plan = self.prepared(Purpose::HeadEvaluate(labels.len()))?;
+    pub fn head_evaluate(&mut self, features: &[f32], batch: &Batch) -> Result<(Vec<f32>, f64)> {
+        let plan = self.prepared(Purpose::HeadEvaluate(batch.rows.len()))?;
         self.tensors.queue_write(names::FEATURES, features)?;
-        self.tensors.queue_write(names::LABELS, labels)?;
-        self.evaluation(plan, labels.len())
+        self.queue_labels(batch)?;
+        self.evaluation(plan, batch.rows.len())
     }
 
     /// Pooled hidden states after the final norm, f32 `[N, hidden]`.
@@ -311,11 +311,18 @@ impl Session {
         Ok(size)
     }
 
+    pub(crate) fn queue_labels(&mut self, batch: &Batch) -> Result<()> {
+        match &batch.labels {
+            Labels::Ids(ids) => self.tensors.queue_write(names::LABELS, ids),
+            Labels::Numbers(numbers) => self.tensors.queue_write(names::LABELS, numbers),
+        }
+    }
+
     pub(crate) fn queue_batch(&mut self, batch: &Batch) -> Result<()> {
         self.tensors.queue_write(names::TOKENS, &batch.tokens)?;
         self.tensors.queue_write(names::SPANS, &batch.spans)?;
-        self.tensors.queue_write(names::LABELS, &batch.labels)?;
-        if matches!(self.setup.head, HeadKind::Classification { .. }) {
+        self.queue_labels(batch)?;
+        if self.setup.objective.pools() {
             self.tensors.queue_write(names::ROWS, &batch.rows)?;
         }
         Ok(())
@@ -326,10 +333,7 @@ impl Session {
         let numbers = self.step_numbers(0.0, 1);
         self.queue_numbers(&numbers)?;
         self.tensors.queue_run(plan);
-        let logits = match self.setup.head {
-            HeadKind::Classification { classes } => examples * classes,
-            HeadKind::CausalLm => 0,
-        };
+        let logits = examples * self.setup.objective.outputs();
         let ([loss, canary, begin], len) = results::of_evaluation(logits);
         let values = self.tensors.read_f32(names::RESULTS, len)?;
         self.check_canary(&numbers, &values[canary..canary + step_input::LEN])?;

@@ -1,20 +1,22 @@
 //! What a session computes, and for how large batches.
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Size};
 use crate::buckets::{Bucket, buckets};
-use crate::graphs::{Graphs, Size};
+use crate::graphs::Graphs;
+use crate::objective::Objective;
 use crate::optimizer::Optimization;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use sparta_model::Decoder;
 use sparta_model::method::Adaptation;
-use sparta_model::{Decoder, HeadKind};
+use std::sync::Arc;
 
 /// What a session computes.
 #[derive(Clone)]
 pub struct Setup {
     pub decoder: Decoder,
     pub adaptation: Adaptation,
-    pub head: HeadKind,
+    pub objective: Arc<dyn Objective>,
     pub optimization: Optimization,
     /// Attention dropout while training.
     pub dropout: f32,
@@ -44,7 +46,7 @@ impl Setup {
         Graphs {
             decoder: &self.decoder,
             adaptation: &self.adaptation,
-            head: self.head,
+            objective: &*self.objective,
             optimization: &self.optimization,
             dropout: self.dropout,
             recompute: self.recompute,

@@ -12,7 +12,7 @@ use sparta_graph::ops::step as step_input;
 /// The numbers of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutput {
-    /// Mean cross-entropy over the step's targets.
+    /// Mean loss over the step's targets.
     pub loss: f64,
     /// Global norm of all trained gradients before clipping.
     pub grad_norm: f64,
@@ -90,12 +90,12 @@ impl Session {
     }
 
     /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`, without waiting for its results.
-    pub fn submit_head_step(&mut self, features: &[f32], labels: &[u32], lr: f64) -> Result<Submitted> {
-        check_targets(labels.len())?;
-        let plan = self.prepared(Purpose::HeadStep(labels.len()))?;
-        let numbers = self.step_numbers(lr, labels.len());
+    pub fn submit_head_step(&mut self, features: &[f32], batch: &Batch, lr: f64) -> Result<Submitted> {
+        check_targets(batch.targets())?;
+        let plan = self.prepared(Purpose::HeadStep(batch.rows.len()))?;
+        let numbers = self.step_numbers(lr, batch.targets());
         self.tensors().queue_write(names::FEATURES, features)?;
-        self.tensors().queue_write(names::LABELS, labels)?;
+        self.queue_labels(batch)?;
         self.queue_rng(0)?;
         self.submit_update(plan, numbers)
     }

@@ -2,12 +2,13 @@
 
 use sparta_graph::{DType, DeviceKind, Plan};
 use sparta_kernels::{Bounds, lower};
+use sparta_model::Decoder;
 use sparta_model::method::Adaptation;
-use sparta_model::{Decoder, HeadKind};
 use sparta_plugin::Error;
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
 use sparta_train::graphs::Purpose;
-use sparta_train::{HeadInit, Limits, Optimization, Setup, Size};
+use sparta_train::objective::Classification;
+use sparta_train::{HeadInit, Limits, Objective, Optimization, Setup, Size};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -46,8 +47,8 @@ impl Method for Sparse {
 fn setup() -> Setup {
     let config = serde_json::from_str(GEMMA_2B).expect("an object");
     let decoder = Decoder::parse(Path::new("config.json"), &config).expect("a configuration");
-    let head = HeadKind::Classification { classes: 2 };
-    let mut parameters = decoder.parameters(head);
+    let objective = Arc::new(Classification { classes: 2 });
+    let mut parameters = decoder.parameters(objective.head());
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
     let adaptation = Adaptation::expected(Arc::new(Sparse), parameters, Options::default()).expect("an adaptation");
     let size = Size { rows: 16 * 256, examples: 16 };
@@ -55,7 +56,7 @@ fn setup() -> Setup {
         head_init: HeadInit::Normal { std: 0.01 },
         decoder,
         adaptation,
-        head,
+        objective,
         optimization: Optimization::default(),
         dropout: 0.0,
         recompute: false,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::plan::ALIGNMENT;
+use crate::graph::ALIGNMENT;
 
 /// Elements of alignment: [`ALIGNMENT`] in f32.
 const UNIT: usize = ALIGNMENT / 4;

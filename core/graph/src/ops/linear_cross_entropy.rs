@@ -1,5 +1,4 @@
 use super::*;
-use crate::parts::{Part, Rows, Slot};
 use std::ops::Range;
 
 /// Bytes of logits that are worked on at a time, where that is at least [`LEAST_ROWS`].

@@ -4,7 +4,6 @@
 use crate::DType;
 use crate::autodiff::GradCtx;
 use crate::graph::{GraphError, Node, TensorType, Value};
-use crate::parts::Part;
 use serde::{Deserialize, Serialize};
 
 /// What every operation declares.
@@ -34,7 +33,7 @@ pub trait Operation {
     }
 
     /// Where the inputs lie in the first output of an op that only joins them: byte offsets, multiples of
-    /// [`crate::plan::ALIGNMENT`], one per input. The planner then has an input made there, and nothing is copied.
+    /// [`crate::graph::ALIGNMENT`], one per input. The planner then has an input made there, and nothing is copied.
     fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
         let _ = inputs;
         Vec::new()
@@ -124,10 +123,13 @@ ops! {
     store: Store = "store";
 }
 
+mod parts;
+
 pub use gated_act::Activation;
 pub use grad_norm::PARTIALS;
 pub use linear::Layout;
 pub use linear_cross_entropy::WeightGrad;
+pub use parts::{Part, Rows, Slot};
 pub use sampled_grad::Sampling;
 
 impl Op {

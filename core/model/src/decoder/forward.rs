@@ -67,6 +67,18 @@ pub fn class_logits(graph: &mut Graph, layers: &mut dyn Layers, pooled: Value) -
     layers.linear(graph, "score", pooled, false, None)
 }
 
+/// What the product of the vocabulary head reads: the hidden states `[T, hidden]`, and the head's weight `[vocab, hidden]`,
+/// which is that of the embeddings where it is tied to them.
+pub fn vocabulary_factors(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    hidden: Value,
+) -> Result<[Value; 2]> {
+    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+    Ok([narrow(graph, layers, hidden)?, layers.factor(graph, head)?])
+}
+
 /// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.
 pub fn vocabulary_logits(
     decoder: &Decoder,
@@ -75,8 +87,7 @@ pub fn vocabulary_logits(
     hidden: Value,
 ) -> Result<Value> {
     graph.set_label("lm_head");
-    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    let (hidden, weight) = (narrow(graph, layers, hidden)?, layers.factor(graph, head)?);
+    let [hidden, weight] = vocabulary_factors(decoder, graph, layers, hidden)?;
     let op = Linear { output: Some(DType::F32), ..Linear::plain(Layout::Nt) };
     let logits = graph.one(op, &[hidden, weight])?;
     match decoder.final_softcap {

@@ -7,8 +7,17 @@ use std::sync::Arc;
 impl Adaptation {
     /// The model as it is.
     pub fn none(parameters: Vec<Parameter>) -> Self {
+        Self::plain(parameters, || Part::Frozen)
+    }
+
+    /// The model as it is, with the gradient of every parameter.
+    pub fn whole(parameters: Vec<Parameter>) -> Self {
+        Self::plain(parameters, || Part::Dense)
+    }
+
+    fn plain(parameters: Vec<Parameter>, part: fn() -> Part) -> Self {
         let method = Arc::new(Unadapted);
-        let parts = parameters.iter().map(|_| Part::Frozen).collect();
+        let parts = parameters.iter().map(|_| part()).collect();
         let info = method.describe();
         Adaptation::of_parts(method, info, Options::new(), parameters, parts)
     }

@@ -8,7 +8,7 @@ use crate::method::{Adaptation, IndexSet};
 use crate::model::HEAD;
 use crate::train::batch::padded_rows;
 use crate::train::layout::size_of;
-use crate::train::{Batch, Encoded, Limits, Prediction, Session, Size};
+use crate::train::{Encoded, Limits, Prediction, Session, Size};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 use sparta_plugin::method::Options;
@@ -127,10 +127,11 @@ fn add_example(
     share: f64,
     sums: &mut BTreeMap<usize, Vec<f32>>,
 ) -> Result<()> {
-    let (logits, _) = session.evaluate(&Batch::pack([example]))?;
+    let objective = session.setup().objective.clone();
+    let (logits, _) = session.evaluate(&objective.pack([example])?)?;
     for (class, p) in (Prediction { logits }).probabilities().into_iter().enumerate() {
-        let labelled = Encoded { tokens: example.tokens.clone(), label: class as u32 };
-        for (name, gradient) in session.gradients(&Batch::pack([&labelled]))? {
+        let labelled = Encoded::class(example.tokens.clone(), class as u32);
+        for (name, gradient) in session.gradients(&objective.pack([&labelled])?)? {
             let Some(&position) = places.get(&name) else { continue };
             let sum = sums.entry(position).or_insert_with(|| vec![0.0; gradient.len()]);
             sum.iter_mut().zip(gradient).for_each(|(s, g)| *s += (share * p * f64::from(g).powi(2)) as f32);

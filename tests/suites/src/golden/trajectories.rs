@@ -10,11 +10,13 @@ use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
+use sparta_core::train::objective::Classification;
 use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::Backend;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 // The tolerances of the oracle's README.
 const LOSS: f64 = 1e-4;
@@ -106,7 +108,7 @@ impl Run<'_> {
 
     fn open(&self, device: Box<dyn Backend>, model: &Path, weights: &Weights, adaptation: Adaptation) -> Session {
         let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
-        let head = HeadKind::Classification { classes: decoder.labels.len() };
+        let objective = Arc::new(Classification { classes: decoder.labels.len() });
         let number = |key: &str| self.log[key].as_f64().expect("a number") as f32;
         let optimization = Optimization {
             weight_decay: number("weight_decay"),
@@ -125,7 +127,7 @@ impl Run<'_> {
         let setup = Setup {
             decoder,
             adaptation,
-            head,
+            objective,
             optimization,
             dropout: 0.0,
             seed: 0,
@@ -143,8 +145,8 @@ impl Run<'_> {
         let mut steps_off: Vec<[f64; 3]> = vec![];
         for (step, examples) in stream(golden).chunks(4).enumerate() {
             let batches: Vec<Batch> = match self.steps {
-                Steps::Whole => vec![Batch::pack(examples)],
-                Steps::Split => examples.chunks(2).map(Batch::pack).collect(),
+                Steps::Whole => vec![pack(session, examples)],
+                Steps::Split => examples.chunks(2).map(|examples| pack(session, examples)).collect(),
             };
             let output = session.step(&batches, lr).unwrap_or_else(|e| panic!("{e}"));
             let relative = |got: f64, key: &str| (got / self.log[key][step].as_f64().expect("a number") - 1.0).abs();
@@ -197,8 +199,8 @@ impl Run<'_> {
         let batch = TensorFile::open(self.source.batch(self.family)).expect("the batch");
         let ids = batch.integers("input_ids").expect("ids").1;
         let lengths = batch.integers("lengths").expect("lengths").1;
-        let (logits, _) =
-            session.evaluate(&Batch::pack(&examples(&ids, &lengths, &[0; 3]))).unwrap_or_else(|e| panic!("{e}"));
+        let batch = pack(session, &examples(&ids, &lengths, &[0; 3]));
+        let (logits, _) = session.evaluate(&batch).unwrap_or_else(|e| panic!("{e}"));
         let expected = self.log["eval_logits_after"]
             .as_array()
             .expect("logits")
@@ -235,6 +237,10 @@ fn trained_len(session: &Session, name: &str) -> usize {
     trained.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name} is not trained")).numel()
 }
 
+fn pack(session: &Session, examples: &[Encoded]) -> Batch {
+    session.setup().objective.pack(examples).unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// All examples of the stream, four per step.
 fn stream(golden: &Golden) -> Vec<Encoded> {
     let integers = |name: &str| golden.integers(&format!("stream.{name}"));
@@ -244,9 +250,8 @@ fn stream(golden: &Golden) -> Vec<Encoded> {
 /// Right-padded rows without their padding.
 fn examples(ids: &[i64], lengths: &[i64], labels: &[i64]) -> Vec<Encoded> {
     let rows = ids.chunks(ids.len() / lengths.len());
-    let example = |((row, &length), &label): ((&[i64], &i64), &i64)| Encoded {
-        tokens: row[..length as usize].iter().map(|&id| id as u32).collect(),
-        label: label as u32,
+    let example = |((row, &length), &label): ((&[i64], &i64), &i64)| {
+        Encoded::class(row[..length as usize].iter().map(|&id| id as u32).collect(), label as u32)
     };
     rows.zip(lengths).zip(labels).map(example).collect()
 }

@@ -1,8 +1,7 @@
-//! Composite ops: an op given as calls of other ops on ranges of rows of its operands ([`crate::Op::parts`]). A backend
+//! Composite ops: an op given as calls of other ops on ranges of rows of its operands ([`Op::parts`]). A backend
 //! that can run the parts can run the composite; it may also have a kernel of its own for it.
 
-use crate::Op;
-use crate::graph::TensorType;
+use super::{Op, TensorType};
 use std::ops::Range;
 
 /// One call of another op. The calls of a composite run in order.
@@ -20,7 +19,7 @@ pub enum Slot {
     Output(usize),
 }
 
-/// Rows of an operand: a range of its first dimension. Ranges start at a multiple of [`crate::plan::ALIGNMENT`] bytes.
+/// Rows of an operand: a range of its first dimension. Ranges start at a multiple of [`crate::graph::ALIGNMENT`] bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
     pub slot: Slot,

@@ -1,0 +1,114 @@
+//! What is learned: which rows of a batch have labels, the loss on the hidden states, and what the outputs are worth.
+//!
+//! One file per objective. Graphs, sessions, the training loop and the evaluation know the trait alone.
+
+mod classification;
+mod multi_label;
+mod next_token;
+mod regression;
+
+pub use classification::Classification;
+pub use multi_label::MultiLabel;
+pub use next_token::NextToken;
+pub use regression::Regression;
+
+use crate::batch::{Batch, Encoded, Size};
+use crate::evaluate::Evaluation;
+use crate::metrics::Metrics;
+use crate::{Error, Result};
+use sparta_graph::graph::TensorType;
+use sparta_graph::{Graph, Value};
+use sparta_model::forward::Layers;
+use sparta_model::{Decoder, HeadKind};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+/// See the module.
+pub trait Objective: Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+
+    /// The head that the model needs. With a classification head the loss sees one row per example, its last one;
+    /// otherwise all rows of the batch.
+    fn head(&self) -> HeadKind;
+
+    /// Lays examples end to end, with their labels.
+    ///
+    /// Errors: an example with another kind of target, or one out of range.
+    fn batch(&self, examples: &[&Encoded]) -> Result<Batch>;
+
+    /// Type and shape of the labels of a batch of this size.
+    fn labels(&self, size: Size) -> TensorType;
+
+    /// Numbers that an evaluation leaves for each example; 0 for none.
+    fn outputs(&self) -> usize;
+
+    /// Adds the loss to the graph: `step[LOSS_WEIGHT]` times the sum over the targets.
+    fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, decoder: &Decoder, inputs: LossInputs) -> Result<Loss>;
+
+    /// Compares what an evaluation found with the targets. `metrics` are the ids wanted, all that there are if empty.
+    ///
+    /// Errors: an output or a loss that is not finite; an unknown metric.
+    fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics>;
+}
+
+impl dyn Objective + '_ {
+    /// [`Objective::batch`] of any list of examples.
+    pub fn pack<'a>(&self, examples: impl IntoIterator<Item = &'a Encoded>) -> Result<Batch> {
+        self.batch(&examples.into_iter().collect::<Vec<_>>())
+    }
+
+    /// Whether the loss sees one row per example, its last one.
+    pub fn pools(&self) -> bool {
+        matches!(self.head(), HeadKind::Classification { .. })
+    }
+
+    fn wrong_target(&self, example: &Encoded) -> Error {
+        Error::Data(format!("{} cannot be trained on the target {:?}", self.name(), example.target))
+    }
+}
+
+/// What the loss is computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct LossInputs {
+    /// Hidden states after the final norm: `[N, hidden]` of the last rows of the examples, or `[T, hidden]`.
+    pub hidden: Value,
+    /// As [`Objective::labels`] says.
+    pub labels: Value,
+    /// The host's scalars.
+    pub step: Value,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// f32 `[1]`
+    pub loss: Value,
+    /// f32 `[N, outputs]`, where the objective has outputs.
+    pub outputs: Option<Value>,
+}
+
+/// The wanted ones of the metrics that an objective has; all of them where none is named.
+fn choose(wanted: &[String], all: &[(&str, f64)]) -> Result<BTreeMap<String, f64>> {
+    if wanted.is_empty() {
+        return Ok(all.iter().map(|(id, value)| (id.to_string(), *value)).collect());
+    }
+    let find = |id: &String| match all.iter().find(|(known, _)| known == id) {
+        Some((_, value)) => Ok((id.clone(), *value)),
+        None => {
+            let known: Vec<&str> = all.iter().map(|(id, _)| *id).collect();
+            Err(Error::Usage(format!("unknown metric `{id}`; choose one of {}", known.join(", "))))
+        }
+    };
+    wanted.iter().map(find).collect()
+}
+
+/// Errors: an output that is not finite.
+fn check_finite(outputs: &[f32]) -> Result<()> {
+    if outputs.iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    Err(Error::Training(format!("the outputs {outputs:?} of an example are not finite numbers")))
+}
+
+fn ratio(numerator: f64, denominator: f64) -> f64 {
+    if denominator == 0.0 { 0.0 } else { numerator / denominator }
+}

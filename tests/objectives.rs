@@ -1,0 +1,275 @@
+//! Every objective trains, is evaluated, saved and resumed by the same code; pre-training is a run like any other.
+
+use serde_json::json;
+use sparta_core::checkpoint::{Checkpoint, Checkpoints, Position};
+use sparta_core::decoder;
+use sparta_core::job::{EvalReport, Observer, OptimizerOptions, PrecisionChoice, RunPlan, StepReport, Stopped};
+use sparta_core::method::Adaptation;
+use sparta_core::model::check_weights;
+use sparta_core::run::{PretrainConfig, Start, pretrain};
+use sparta_core::train::evaluate::evaluate;
+use sparta_core::train::layout::{self, size_of};
+use sparta_core::train::objective::{Classification, MultiLabel, NextToken, Regression};
+use sparta_core::train::{Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
+use sparta_core::weights::Weights;
+use sparta_graph::{Backend, DType};
+use sparta_suites::Random;
+use sparta_tests::subjects;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Optimizer steps on one batch.
+const STEPS: usize = 12;
+
+fn cpu() -> Box<dyn Backend> {
+    Box::new(sparta_backend_cpu::Cpu::new(None).unwrap())
+}
+
+/// A small causal model with its tokenizer.
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/model")
+}
+
+fn session(objective: Arc<dyn Objective>) -> Session {
+    let decoder = decoder::open(&model()).unwrap();
+    let weights = Weights::open(model()).unwrap();
+    let parameters = check_weights(&decoder, &weights, objective.head()).unwrap();
+    let setup = Setup {
+        adaptation: Adaptation::whole(parameters),
+        decoder,
+        objective,
+        optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
+        dropout: 0.0,
+        recompute: false,
+        seed: 0,
+        head_init: HeadInit::Normal { std: 0.01 },
+        limits: Limits {
+            train: Some(size_of(96, 8)),
+            micro_batches: true,
+            evaluate: size_of(96, 8),
+            positions: 16,
+            head_features: false,
+            batch: 8,
+        },
+    };
+    let device = cpu();
+    let arena = layout::plan_memory(&setup, &device.info()).unwrap().1;
+    Session::open(device, &weights, setup, &arena).unwrap()
+}
+
+/// Eight texts, whose targets depend on whether a token occurs.
+fn examples(target: fn(bool, usize) -> Target) -> Vec<Encoded> {
+    let mut random = Random::named("objectives");
+    let example = |i: usize| {
+        let mut tokens: Vec<u32> = (0..4 + i).map(|_| 10 + random.below(200) as u32).collect();
+        tokens[i % 3] = if i.is_multiple_of(2) { 5 } else { 6 };
+        let length = tokens.len();
+        Encoded { tokens, target: target(i.is_multiple_of(2), length) }
+    };
+    (0..8).map(example).collect()
+}
+
+fn step(session: &mut Session, examples: &[Encoded]) -> f64 {
+    let objective = session.setup().objective.clone();
+    let batches: Vec<_> = examples.chunks(4).map(|part| objective.pack(part).unwrap()).collect();
+    session.step(&batches, 1e-3).unwrap().loss
+}
+
+fn found(session: &mut Session, examples: &[Encoded]) -> Metrics {
+    let objective = session.setup().objective.clone();
+    let found = evaluate(session, examples, 48, None, |_, _| true).unwrap();
+    objective.score(&[], examples, &found).unwrap()
+}
+
+/// The bits of all trained tensors and of the optimizer's state.
+fn state(session: &mut Session) -> BTreeMap<String, Vec<u32>> {
+    let tensors = session.state();
+    let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
+    tensors.iter().map(|tensor| (tensor.name.clone(), bits(session.read_state(tensor).unwrap()))).collect()
+}
+
+/// Trains with micro-batches; the loss of the evaluation is that of the step, and falls; a run that goes on from a
+/// checkpoint ends in the same bits.
+fn learns(objective: impl Objective + 'static, target: fn(bool, usize) -> Target) -> Metrics {
+    let (objective, examples): (Arc<dyn Objective>, _) = (Arc::new(objective), examples(target));
+    let mut whole = session(objective.clone());
+    let before = found(&mut whole, &examples);
+    let directory = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::new(directory.path(), 1, BTreeMap::new());
+    for at in 0..STEPS {
+        if at == STEPS / 2 {
+            let position = Position { step: at, ..Position::default() };
+            let checkpoint = Checkpoint { position, updates: whole.optimizer_steps(), best_values: BTreeMap::new() };
+            checkpoints.save(&checkpoint, &whole.state(), |tensor| whole.read_state(tensor)).unwrap();
+        }
+        let loss = step(&mut whole, &examples);
+        assert!(at > 0 || (loss - before.loss).abs() < 1e-5 * before.loss, "{loss}, evaluated as {}", before.loss);
+    }
+    let mut resumed = session(objective);
+    let (loaded, _) = checkpoints.load_newest().unwrap().unwrap();
+    resumed.set_state(loaded.checkpoint.updates, |tensor| loaded.values(tensor)).unwrap();
+    for _ in STEPS / 2..STEPS {
+        step(&mut resumed, &examples);
+    }
+    assert!(state(&mut whole) == state(&mut resumed));
+    let after = found(&mut whole, &examples);
+    assert!(after.loss < 0.5 * before.loss, "{} after {}", after.loss, before.loss);
+    assert_eq!(after, found(&mut resumed, &examples));
+    after
+}
+
+#[test]
+fn one_of_several_classes() {
+    let metrics = learns(Classification { classes: 3 }, |even, _| Target::Class(if even { 2 } else { 0 }));
+    assert_eq!(metrics.scores["accuracy"], 1.0);
+    assert_eq!(metrics.confusion.iter().flatten().sum::<u64>(), 8);
+}
+
+#[test]
+fn any_number_of_labels_of_which_some_are_unknown() {
+    let target = |even, length: usize| {
+        let even = if even { 1.0 } else { 0.0 };
+        Target::Numbers(vec![even, 1.0 - even, if length.is_multiple_of(3) { f32::NAN } else { 1.0 }])
+    };
+    let metrics = learns(MultiLabel { labels: 3 }, target);
+    assert_eq!(metrics.scores.keys().collect::<Vec<_>>(), ["accuracy", "exact", "f1"]);
+    assert_eq!(metrics.scores["accuracy"], 1.0);
+}
+
+#[test]
+fn a_number() {
+    let metrics = learns(Regression {}, |even, _| Target::Numbers(vec![if even { 1.5 } else { -0.5 }]));
+    assert!(metrics.scores["pearson"] > 0.9, "{metrics:?}");
+}
+
+#[test]
+fn the_next_token_of_answers_alone() {
+    let metrics = learns(NextToken {}, |_, length| Target::Tokens(Some((0..length).map(|i| i >= 2).collect())));
+    assert!((metrics.scores["perplexity"] - metrics.loss.exp()).abs() < 1e-9);
+}
+
+#[test]
+fn a_target_of_another_kind_is_refused() {
+    let objectives: [Arc<dyn Objective>; 3] =
+        [Arc::new(Classification { classes: 2 }), Arc::new(MultiLabel { labels: 2 }), Arc::new(Regression {})];
+    for objective in objectives {
+        let text = Encoded { tokens: vec![1, 2], target: Target::Tokens(None) };
+        let error = objective.pack([&text]).unwrap_err().to_string();
+        assert!(error.contains(objective.name()), "{error}");
+    }
+    let error = Classification { classes: 2 }.batch(&[&Encoded::class(vec![1], 2)]).unwrap_err().to_string();
+    assert!(error.contains("class 2, of 2"), "{error}");
+}
+
+// ---- pre-training
+
+/// Ends the run after so many steps, and keeps what was evaluated.
+struct Until {
+    steps: usize,
+    done: usize,
+    losses: Vec<f64>,
+    evaluated: Vec<EvalReport>,
+}
+
+impl Until {
+    fn new(steps: usize) -> Until {
+        Until { steps, done: 0, losses: vec![], evaluated: vec![] }
+    }
+}
+
+impl Observer for Until {
+    fn plan(&mut self, plan: &RunPlan) {
+        assert!(plan.to_string().contains("up to 128 tokens"), "{plan}");
+    }
+    fn step(&mut self, report: &StepReport) {
+        self.done += 1;
+        self.losses.push(report.loss);
+    }
+    fn eval(&mut self, report: &EvalReport) {
+        self.evaluated.push(report.clone());
+    }
+    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
+    fn message(&mut self, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        self.done >= self.steps
+    }
+}
+
+/// A model of two thin layers to be trained on sentences, in `home`.
+fn pretraining(home: &Path) -> PretrainConfig {
+    let directory = home.join("model");
+    fs::create_dir_all(&directory).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model().join(name), directory.join(name)).unwrap();
+    }
+    let text = fs::read_to_string(model().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in [("hidden_size", 32), ("intermediate_size", 48), ("num_hidden_layers", 2), ("head_dim", 16)] {
+        config[key] = json!(value);
+    }
+    config["num_attention_heads"] = json!(2);
+    config["num_key_value_heads"] = json!(2);
+    fs::write(directory.join("config.json"), config.to_string()).unwrap();
+    let sentences = |from: usize, to: usize| -> String {
+        let words = ["food", "film", "room", "staff", "story", "view"];
+        (from..to).map(|i| format!("the {} was good and the {} was not .\n", words[i % 6], words[i * i % 5])).collect()
+    };
+    fs::write(home.join("train.txt"), sentences(0, 60)).unwrap();
+    fs::write(home.join("dev.txt"), sentences(60, 75)).unwrap();
+    PretrainConfig {
+        model: directory,
+        text: home.join("train.txt"),
+        dev: Some(home.join("dev.txt")),
+        epochs: 2,
+        max_steps: None,
+        batch_tokens: 128,
+        micro_batch_tokens: None,
+        lr: 3e-3,
+        warmup: 0.1,
+        weight_decay: 0.0,
+        optimizer: OptimizerOptions::default(),
+        max_length: 64,
+        eval_interval: None,
+        checkpoint_interval: 100,
+        seed: 3,
+        precision: PrecisionChoice::F32,
+        dtype: DType::F32,
+        out: home.join("whole"),
+    }
+}
+
+#[test]
+fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
+    let home = tempfile::tempdir().unwrap();
+    let plugins = subjects::methods();
+    let open = || Ok(cpu());
+    let base = pretraining(home.path());
+    let mut observer = Until::new(usize::MAX);
+    let result = pretrain(&base, &plugins, &open, Start::New, &mut observer).unwrap();
+    assert_eq!((result.stopped, result.documents), (Stopped::Completed, 60));
+    assert_eq!(observer.evaluated.len(), 2, "one per epoch");
+    let perplexity = |report: &EvalReport| report.metrics.scores["perplexity"];
+    assert!(perplexity(&observer.evaluated[1]) < perplexity(&observer.evaluated[0]));
+    assert!(result.loss < observer.losses[0]);
+    assert!(base.out.join("run/report.html").is_file() && !base.out.join("run/start").exists());
+
+    let split = PretrainConfig { out: home.path().join("split"), ..base.clone() };
+    let stopped = pretrain(&split, &plugins, &open, Start::New, &mut Until::new(5)).unwrap();
+    // The results of a step may be read when the next one has begun.
+    assert!(stopped.stopped == Stopped::Interrupted && (5..=6).contains(&stopped.steps), "{stopped:?}");
+    let again = pretrain(&split, &plugins, &open, Start::Resume, &mut Until::new(usize::MAX)).unwrap();
+    assert_eq!((again.steps, again.loss), (result.steps, result.loss));
+    let bytes = |config: &PretrainConfig| fs::read(config.out.join("model.safetensors")).unwrap();
+    assert!(bytes(&base) == bytes(&split), "the resumed model differs");
+    let error = pretrain(&base, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
+    assert!(error.contains("holds a model already"), "{error}");
+
+    // Micro-batches add up the same gradients in another order.
+    let micro = PretrainConfig { out: home.path().join("micro"), micro_batch_tokens: Some(40), ..base.clone() };
+    let mut small = Until::new(usize::MAX);
+    pretrain(&micro, &plugins, &open, Start::New, &mut small).unwrap();
+    let far = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-3 * b;
+    assert!(!small.losses.iter().zip(&observer.losses).any(far), "{:?} {:?}", small.losses, observer.losses);
+}

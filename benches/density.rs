@@ -4,6 +4,7 @@
 use clap::Parser;
 use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model, training::mib};
+use sparta_core::model::Precision;
 use sparta_core::report::svg::{Chart, Series, colour, page};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -60,6 +61,7 @@ fn main() -> Result<()> {
         method: method.into(),
         density,
         recompute: false,
+        precision: Precision::F32,
         device: args.device.clone(),
         threads: args.threads,
         weights: Weights::F32,

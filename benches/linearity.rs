@@ -4,6 +4,7 @@
 
 use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model};
+use sparta_core::model::Precision;
 use std::time::Duration;
 
 const FACTORS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -29,6 +30,7 @@ fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
         method: "sparta".into(),
         density,
         recompute: false,
+        precision: Precision::F32,
         device: "cpu".into(),
         threads: None,
         weights: Weights::F32,

@@ -5,6 +5,7 @@ use clap::Parser;
 use serde::Serialize;
 use sparta_benches::model::Weights;
 use sparta_benches::{Case, Measured, Result, Shape, machine, model, training};
+use sparta_core::model::Precision;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ struct Args {
     /// Type of the weights on disk
     #[arg(long, default_value = "f32")]
     weights: Weights,
+    /// Of activations and products, f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    precision: Precision,
     /// Compute the activations of a layer again in the backward pass
     #[arg(long)]
     recompute: bool,
@@ -69,6 +73,14 @@ struct Line {
     start_to_first_step_s: f64,
 }
 
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::BF16),
+        _ => Err(format!("expected f32 or bf16, got `{name}`")),
+    }
+}
+
 fn main() -> Result<()> {
     if model::write_model_if_asked()? {
         return Ok(());
@@ -85,6 +97,7 @@ fn main() -> Result<()> {
         method: args.method,
         density: args.density * of_layers,
         recompute: args.recompute,
+        precision: args.precision,
         device: args.device,
         threads: args.threads,
     };

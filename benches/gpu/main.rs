@@ -70,8 +70,8 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
-/// Types of the activations. The weights are bf16 on disk in each.
-const PRECISIONS: [&str; 1] = ["f32"];
+/// `--precision` of the steps. The weights are bf16 on disk in each.
+const PRECISIONS: [&str; 2] = ["bf16", "f32"];
 
 /// The longest that a single measurement may take, and a whole suite.
 const CELL: Duration = Duration::from_secs(75);
@@ -172,7 +172,7 @@ impl Runner {
                 for (method, arguments) in METHODS {
                     let what = format!("steps {} {method} {precision} on {id}", work.shape);
                     eprintln!("{what}");
-                    let mut command = self.steps_command(work, &id);
+                    let mut command = self.steps_command(work, &id, precision);
                     command.args(arguments);
                     let line = self.run(&mut command, CELL).and_then(|child| child.last_line_as_json());
                     match line {
@@ -194,12 +194,12 @@ impl Runner {
         Ok(())
     }
 
-    fn steps_command(&self, work: &Workload, device: &str) -> Command {
+    fn steps_command(&self, work: &Workload, device: &str, precision: &str) -> Command {
         let mut command = self.program("steps");
         let seconds = if self.args.tiny { "0.2" } else { "3" };
         command.args(["--shape", work.shape, "--device", device, "--seconds", seconds, "--at-least", "3"]);
         command.args(["--batch", &work.batch.to_string(), "--tokens", &work.tokens.to_string()]);
-        command.args(["--weights", "bf16"]).env("SPARTA_BENCH_DIR", &self.args.programs);
+        command.args(["--weights", "bf16", "--precision", precision]).env("SPARTA_BENCH_DIR", &self.args.programs);
         command
     }
 
@@ -213,7 +213,7 @@ impl Runner {
             let what = format!("profile {} {method} {precision} on {id}", work.shape);
             eprintln!("{what}");
             let trace = self.args.out.join(format!("trace-{precision}.json"));
-            let mut command = self.steps_command(work, &id);
+            let mut command = self.steps_command(work, &id, precision);
             command.args(arguments).arg("--profile").arg(trace);
             match self.run(&mut command, CELL) {
                 Ok(child) => self.report.profiles.push((what, child.stderr)),

@@ -3,12 +3,15 @@
 
     benches/peer/run.py                                    # the table of training steps, time and memory
     benches/peer/run.py --cells 110M:4x128 --methods lora,sparta --rounds 5
+    benches/peer/run.py --precision bf16                   # bf16 on both sides
     benches/peer/run.py --epoch --model DIR --data DIR     # an epoch of SST-2 end to end, and head-only training
 
 Needs only Python's standard library: PyTorch and the rest are installed from PyPI into a virtual environment below the
 target directory (or take one that has them, --python), ours is built with cargo. Both sides run in turn, each in a
 process of its own, after the machine has become quiet. Ratios are ours / theirs; `*` marks those above the target, `?`
-a cell in which other processes used more than 5 % of the machine.
+a cell in which other processes used more than 5 % of the machine. In bf16 weights, activations and products are bf16 on
+both sides (and PyTorch's moments, too), and PyTorch's SpaRTA gathers and frees each dense gradient as soon as it is there,
+the best it can do without a kernel of its own.
 """
 
 import argparse
@@ -29,9 +32,15 @@ PACKAGES = ["torch==2.15.0", "transformers==5.23.0", "peft==0.21.2", "numpy"]
 METHODS = {"full": ["full"], "lora": ["lora"], "head": ["head"], "sparta": ["sparta", "--density", "0.05"],
            "sparta-0.5": ["sparta", "--density", "0.005"]}
 TARGETS = {
-    "15M:16x64": dict(zip(METHODS, (0.80, 0.75, 0.80, 0.60, 0.55))),
-    "15M:8x256": dict(zip(METHODS, (0.80, 0.75, 0.75, 0.60, 0.55))),
-    "110M:4x128": dict(zip(METHODS, (0.88, 0.85, 0.85, 0.68, 0.60))),
+    "f32": {
+        "15M:16x64": dict(zip(METHODS, (0.80, 0.75, 0.80, 0.60, 0.55))),
+        "15M:8x256": dict(zip(METHODS, (0.80, 0.75, 0.75, 0.60, 0.55))),
+        "110M:4x128": dict(zip(METHODS, (0.88, 0.85, 0.85, 0.68, 0.60))),
+    },
+    "bf16": {
+        "15M:16x64": {"full": 0.65, "lora": 0.50, "sparta": 0.55},
+        "110M:4x128": {"full": 0.80, "lora": 0.75, "sparta": 0.60, "sparta-0.5": 0.55},
+    },
 }
 MEMORY_TARGETS = {"full": 0.95, "lora": 0.72, "sparta": 0.60}
 EPOCH_TARGETS = {"sparta": 0.35, "full": 0.45, "head": 0.20}
@@ -64,6 +73,15 @@ def build(*what):
     lines = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     artifacts = [json.loads(line) for line in lines if line.startswith('{"reason":"compiler-artifact"')]
     return {a["target"]["name"]: a["executable"] for a in artifacts if a["executable"]}
+
+
+def processor():
+    """What the machine says of itself: a virtual one often hides the product's name, but not the family and model."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    of = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    get = lambda key: of.get(key, "").lstrip("\t: ")
+    bf16 = "with" if "avx512_bf16" in get("flags") else "without"
+    return f"{get('model name')}, family {get('cpu family')} model {get('model')}, {os.cpu_count()} processors, {bf16} AVX512-BF16"
 
 
 def busy_seconds():
@@ -107,23 +125,23 @@ def ratio(ours, theirs, key, target):
 
 def steps(a):
     program = build("-p", "sparta-benches", "--bench", "steps")["steps"]
-    methods = [m for m in METHODS if m != "sparta-0.5"]
-    build(*(x for m in methods for x in ("-p", f"sparta-method-{m}")))
     python = peer_python(a.python)
+    print(f"{processor()}; {a.threads} threads, {a.precision} on both sides\n")
     print("| shape, batch x tokens | method | ours s | theirs s | ratio (target) | ours GFLOP/s | ours MiB | theirs MiB | "
           "ratio (target) | start to first step s | others |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for cell in a.cells.split(","):
+    for cell in a.cells.split(",") if a.cells else TARGETS[a.precision]:
         shape, size = cell.split(":")
         batch, tokens = size.split("x")
         for name in a.methods.split(","):
             options = ["--shape", shape.replace("/", ","), "--batch", batch, "--tokens", tokens, "--threads", a.threads,
-                       "--seconds", a.seconds, "--method", *METHODS[name]]
-            ours, theirs = in_turn([program, *options], [python, HERE / "peer.py", *options], a)
-            memory_target = MEMORY_TARGETS.get(name) if shape == "110M" else None
+                       "--seconds", a.seconds, "--precision", a.precision, "--method", *METHODS[name]]
+            ours, theirs = [program, *options, "--weights", a.precision], [python, HERE / "peer.py", *options]
+            ours, theirs = in_turn(ours, theirs, a)
+            memory_target = MEMORY_TARGETS.get(name) if shape == "110M" and a.precision == "f32" else None
             others = max(side["others_cpu_share"] for side in (ours, theirs))
             print(f"| {shape}, {batch} x {tokens} | {name} | {ours['step_s']:.3f} | {theirs['step_s']:.3f} | "
-                  f"{ratio(ours, theirs, 'step_s', TARGETS.get(cell, {}).get(name))} | {ours['gflops']:.0f} | "
+                  f"{ratio(ours, theirs, 'step_s', TARGETS[a.precision].get(cell, {}).get(name))} | {ours['gflops']:.0f} | "
                   f"{ours['peak_above_start_mib']:.0f} | {theirs['peak_above_start_mib']:.0f} | "
                   f"{ratio(ours, theirs, 'peak_above_start_mib', memory_target)} | "
                   f"{ours['start_to_first_step_s']:.2f} | {100 * others:.0f} %{'?' if others > 0.05 else ''} |", flush=True)
@@ -157,9 +175,10 @@ def epoch(a):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", default=",".join(TARGETS), help="SHAPE:BATCHxTOKENS,... where SHAPE is 15M, 110M or "
+    parser.add_argument("--cells", help="SHAPE:BATCHxTOKENS,... where SHAPE is 15M, 110M or "
                         "hidden/layers/heads/kv_heads/intermediate/vocab")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--precision", choices=TARGETS, default="f32", help="of both sides, for single steps")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side")
     parser.add_argument("--seconds", type=float, default=8, help="measured in each run of a step")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

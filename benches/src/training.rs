@@ -8,7 +8,7 @@ use sparta_backend_cpu::Cpu;
 use sparta_core::decoder;
 use sparta_core::method::Adaptation;
 use sparta_core::method::options::{self, Given};
-use sparta_core::model::check_weights;
+use sparta_core::model::{Precision, check_weights};
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::Purpose;
 use sparta_core::train::objective::Classification;
@@ -34,6 +34,7 @@ pub struct Case {
     /// The share of the scalars of all layers and norms that SpaRTA trains.
     pub density: f64,
     pub recompute: bool,
+    pub precision: Precision,
     pub device: String,
     /// The type of the weights on disk.
     pub weights: model::Weights,
@@ -82,7 +83,8 @@ impl Case {
         let weights = Weights::open(&directory)?;
         let objective: Arc<dyn Objective> = Arc::new(Classification { classes: 2 });
         let parameters = check_weights(&decoder, &weights, objective.head())?;
-        let adaptation = Adaptation::new(method, parameters, options, 0)?;
+        let mut adaptation = Adaptation::new(method, parameters, options, 0)?;
+        adaptation.precision = self.precision;
         let trained = adaptation.trained_count();
         let batch = self.random_batch(&*objective)?;
         let size = Size { rows: batch.tokens.len(), examples: self.batch };

@@ -3,9 +3,11 @@
 //! Gradients, optimizer slots and, over micro-batches, gradient sums lie in tensors of the same layout. Trained tensors
 //! are ranges of their bucket, which plans bind as tensors of their own.
 
+use crate::Result;
 use crate::optimizer::Optimization;
 use crate::tensors::MemoryKind;
 use sparta_graph::ops::Concat;
+use sparta_graph::{Graph, Value};
 use sparta_model::method::{Form, Trained};
 
 /// Elements that a bucket holds at most, unless a single tensor is larger: 64 MiB of f32, which is below what any device
@@ -80,6 +82,12 @@ pub fn buckets(trained: Vec<Trained>, optimization: &Optimization) -> Vec<Bucket
         Bucket { number, kind, group, len, first: first - parts.len(), parts }
     });
     laid_out.collect()
+}
+
+/// The gradients of all parts, in their order, as one tensor per bucket.
+pub(crate) fn join(graph: &mut Graph, buckets: &[Bucket], gradients: &[Value]) -> Result<Vec<Value>> {
+    let of = |bucket: &Bucket| &gradients[bucket.first..bucket.first + bucket.parts.len()];
+    buckets.iter().map(|bucket| Ok(graph.one(Concat {}, of(bucket))?)).collect()
 }
 
 #[cfg(test)]

@@ -2,10 +2,9 @@
 
 use crate::Result;
 use crate::batch::Size;
-use crate::buckets::buckets;
+use crate::buckets::{buckets, join};
 use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
-use crate::update::join;
 use sparta_graph::ops::{Accumulate, Concat, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
@@ -40,6 +39,9 @@ pub mod names {
         format!("grad_sum.{trained}")
     }
 }
+
+/// The host's scalars of one step: [`names::STEP`].
+pub(crate) type StepNumbers = [f32; step_input::LEN];
 
 /// The parts of [`names::RESULTS`]: the element at which each begins, and the length of all. The step's numbers are among
 /// them, which the host knows beforehand: where it finds others, the device has not done what it was told.

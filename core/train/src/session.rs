@@ -1,10 +1,9 @@
 //! A model with its method on a device: runs steps and evaluations of packed batches.
 
 use crate::batch::{Batch, Labels, Size};
-use crate::graphs::{Purpose, names, results};
+use crate::graphs::{Purpose, StepNumbers, names, results};
 use crate::layout::slot_name;
 use crate::setup::Setup;
-use crate::step::StepNumbers;
 use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result, layout};
 use sparta_graph::ops::{PARTIALS, step as step_input};

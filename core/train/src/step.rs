@@ -1,7 +1,7 @@
 //! Optimizer steps: all inputs of a step travel to the device in one upload, all results come back in one tensor.
 
 use crate::batch::Batch;
-use crate::graphs::{Purpose, names, results};
+use crate::graphs::{Purpose, StepNumbers, names, results};
 use crate::profile::Profile;
 use crate::session::Session;
 use crate::tensors::Requested;
@@ -28,8 +28,6 @@ pub struct Submitted {
     /// The step's numbers, which the device must have copied.
     canary: StepNumbers,
 }
-
-pub(crate) type StepNumbers = [f32; step_input::LEN];
 
 impl Session {
     /// One optimizer step on micro-batches whose examples together make the batch.

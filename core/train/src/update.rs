@@ -4,15 +4,9 @@ use crate::Result;
 use crate::buckets::{Bucket, buckets};
 use crate::graphs::{Graphs, names, step_numbers, store_joined};
 use crate::optimizer::Target;
-use sparta_graph::ops::{ClipCoef, Concat, PARTIALS, SumOfSquares};
+use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
 use sparta_graph::{DType, Graph, Value};
 use sparta_model::method::AdaptedLayers;
-
-/// The gradients of all parts, in their order, as one tensor per bucket.
-pub(crate) fn join(graph: &mut Graph, buckets: &[Bucket], gradients: &[Value]) -> Result<Vec<Value>> {
-    let of = |bucket: &Bucket| &gradients[bucket.first..bucket.first + bucket.parts.len()];
-    buckets.iter().map(|bucket| Ok(graph.one(Concat {}, of(bucket))?)).collect()
-}
 
 impl Graphs<'_> {
     /// The update from the sums over micro-batches.

@@ -125,6 +125,8 @@ pub struct Product {
     pub bias: Option<Floats<f32>>,
     /// `[m, n]`, f32 or bf16; may be the memory of c.
     pub residual: Option<Output>,
+    /// c and the residual are stored `[n, m]`.
+    pub transposed: bool,
 }
 
 /// The scratch memory of a product, as 4-byte words: packed a, packed b, the bias, the sums of earlier passes.
@@ -139,12 +141,22 @@ impl Product {
     /// A product without bias and residual; c is dense.
     pub fn new(size: [usize; 3], a: Operand, b: Operand, c: Output) -> Product {
         let stride = size[1];
-        Product { unit: Unit::best(), size, a, b, c, stride, scale: 1.0, bias: None, residual: None }
+        Product { unit: Unit::best(), size, a, b, c, stride, scale: 1.0, bias: None, residual: None, transposed: false }
     }
 
     /// Bytes of scratch memory that [`Product::run`] needs.
     pub fn scratch(&self) -> usize {
-        self.words().iter().sum::<usize>() * size_of::<u32>()
+        self.oriented().words().iter().sum::<usize>() * size_of::<u32>()
+    }
+
+    /// The product as it is computed. A product of a few columns, whose rows have to be packed, goes faster as its
+    /// transpose: packing wide panels is cheaper than packing narrow ones.
+    fn oriented(&self) -> Product {
+        let ([m, n, k], [_, width]) = (self.size, self.unit.tile());
+        if self.a.along_k || self.b.along_k || self.bias.is_some() || n > self.unit.lanes() || m < width {
+            return *self;
+        }
+        Product { size: [n, m, k], a: self.b, b: self.a, transposed: true, ..*self }
     }
 
     /// Words of each part of [`Space`].
@@ -180,6 +192,13 @@ impl Product {
     /// The operands lie in live memory, where nobody writes meanwhile, and nobody else touches c; c overlaps no operand
     /// but the residual, and that exactly. `scratch` has the bytes of [`Product::scratch`], aligned to 64.
     pub unsafe fn run(&self, scratch: Ptr<u32>, threads: bool) {
+        // SAFETY: the caller vouches for it.
+        unsafe { self.oriented().compute(scratch, threads) }
+    }
+
+    /// # Safety
+    /// As for [`Product::run`].
+    unsafe fn compute(&self, scratch: Ptr<u32>, threads: bool) {
         let [m, n, k] = self.size;
         if m == 0 || n == 0 {
             return;
@@ -213,18 +232,18 @@ impl Product {
 
     /// What is added to the sums of a pass, and where the result goes.
     fn finish(&self, space: &Space, ks: &Range<usize>) -> Finish {
-        let [_, n, k] = self.size;
+        let [m, n, k] = self.size;
         let (first, last) = (ks.start == 0, ks.end == k);
         let image = match self.c {
             Output::F32(_) => (self.c, self.stride),
-            Output::Bf16(_) => (Output::F32(space.sums), n),
+            Output::Bf16(_) => (Output::F32(space.sums), if self.transposed { m } else { n }),
         };
         let start = Start {
             bias: self.bias.filter(|_| first).map(|_| space.bias),
             add: if first { self.residual.map(|residual| (residual, self.stride)) } else { Some(image) },
         };
         let (to, stride) = if last { (self.c, self.stride) } else { image };
-        Finish { scale: self.scale, start, to, stride }
+        Finish { scale: self.scale, start, to, stride, transposed: self.transposed }
     }
 }
 

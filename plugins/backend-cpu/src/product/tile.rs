@@ -43,6 +43,8 @@ pub struct Finish {
     pub to: Output,
     /// Elements between rows of `to`.
     pub stride: usize,
+    /// `to` and `start.add` are stored transposed: `stride` lies between columns.
+    pub transposed: bool,
 }
 
 /// Multiplies a tile of `S::ROWS` rows and so many vectors of columns, of which those of `part` exist.
@@ -52,10 +54,11 @@ pub struct Finish {
 /// of `S`.
 #[inline(always)]
 pub unsafe fn multiply<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const u32, finish: &Finish, part: Part) {
-    let Finish { scale, start, to, stride } = *finish;
+    let Finish { scale, start, to, stride, transposed } = *finish;
     // SAFETY: the caller vouches for it; the sums have room for every tile.
     unsafe {
-        if part.rows == S::ROWS && part.columns == vectors * S::LANES && start.bias.is_none() {
+        let whole = part.rows == S::ROWS && part.columns == vectors * S::LANES;
+        if whole && start.bias.is_none() && !transposed {
             let add = start.add.map(|(add, stride)| (add.offset(part.row * stride + part.column), stride));
             let end = End { scale, add, to: to.offset(part.row * stride + part.column), stride };
             return whole_tile::<S>(vectors, pairs, a, b, end);
@@ -170,18 +173,19 @@ unsafe fn finish_row(sums: &[f32], finish: &Finish, row: usize, column: usize) {
     let Start { bias, add } = finish.start;
     for (i, &sum) in sums.iter().enumerate() {
         let column = column + i;
+        let place = |stride: usize| if finish.transposed { column * stride + row } else { row * stride + column };
         // SAFETY: the caller vouches for the memory of the row.
         unsafe {
             let bias = bias.map(|bias| *bias.at(column));
-            let add = add.map(|(add, stride)| add.get(row * stride + column));
+            let add = add.map(|(add, stride)| add.get(place(stride)));
             let x = match (bias, add) {
                 (Some(bias), Some(add)) => sum + (bias + add),
                 (Some(start), None) | (None, Some(start)) => sum + start,
                 (None, None) => sum,
             };
             match finish.to {
-                Output::F32(c) => *c.at(row * finish.stride + column) = x,
-                Output::Bf16(c) => *c.at(row * finish.stride + column) = bf16::from_bits(round(x)),
+                Output::F32(c) => *c.at(place(finish.stride)) = x,
+                Output::Bf16(c) => *c.at(place(finish.stride)) = bf16::from_bits(round(x)),
             }
         }
     }

@@ -42,7 +42,8 @@ fn the_cpu_backend_passes() {
 fn some_tests_can_be_chosen() {
     let (code, result, text) = check(&library("backend_cpu"), &["--test", "contract", "--test", "classifier qwen2"]);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(result["results"].as_array().unwrap().len(), 2);
+    // The contract, and the classifier in f32 and in bf16.
+    assert_eq!(result["results"].as_array().unwrap().len(), 3);
     let (code, _, text) = check(&library("backend_cpu"), &["--test", "of courage"]);
     assert!(code == Some(2) && text.contains("no test has `of courage` in its name"), "{text}");
 }

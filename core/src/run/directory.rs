@@ -1,4 +1,4 @@
-//! The run directory: configuration, plan, metrics, adapter, result (DESIGN 10).
+//! The run directory: configuration, plan, metrics, adapter, result.
 
 use super::prepare::Prepared;
 use super::pretrain::save_trained;

@@ -39,7 +39,7 @@ pub struct Prepared {
     pub plan: RunPlan,
 }
 
-/// The standard deviation of a new head: 0.06 / sqrt(hidden) (DESIGN 6), so that training starts at ln(classes).
+/// The standard deviation of a new head: 0.06 / sqrt(hidden), so that training starts at ln(classes).
 pub fn default_head_std(hidden: usize) -> f64 {
     0.06 / (hidden as f64).sqrt()
 }

@@ -1,4 +1,4 @@
-//! Packed batches: examples laid end to end, nothing computed for padding (DESIGN 5).
+//! Packed batches: examples laid end to end, nothing computed for padding.
 
 use sparta_graph::ops::IGNORED;
 

@@ -103,7 +103,7 @@ pub enum Selection {
     Frozen,
     /// Every element is trained, from an f32 master.
     Dense,
-    /// Each element is trained with this probability; the host draws the index set (DESIGN 6).
+    /// Each element is trained with this probability; the host draws the index set.
     Sparse {
         probability: f64,
     },

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Writes the trained elements of a weight: `w[index[i]] = round(base[i] + delta[i])`, rounded to the type of `w`
-/// (nearest, ties to even). The base is never lost (DESIGN 6, "No drift").
+/// (nearest, ties to even). The base is never lost.
 ///
 /// Inputs: `w` of any float type, overwritten; `index` u32 `[n]` ascending; `base` f32 `[n]`; `delta` f32 `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ pub mod dtype;
 pub mod graph;
 pub mod ops;
 pub mod philox;
+mod placement;
 pub mod plan;
 pub mod probe;
 pub mod recompute;

@@ -1,11 +1,10 @@
 //! From a graph to calls on memory: dead nodes dropped, every intermediate tensor placed in an arena by liveness.
 
-use crate::arena::Arena;
 pub use crate::graph::ALIGNMENT;
-use crate::graph::{Graph, Node, TensorType, Value};
+use crate::graph::{Graph, TensorType, Value};
 use crate::ops::{Attention, Op};
+use crate::placement::{Placement, Spot};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
 
 /// Kernel calls in order, on byte ranges of an arena and on external tensors. It crosses to a backend once per shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,33 +66,28 @@ impl Plan {
     /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a tensor that is larger has a segment of
     /// its own, which a device whose buffers end there refuses.
     pub fn in_segments(graph: &Graph, in_place: bool, limit: usize) -> Plan {
-        let live = live_nodes(graph);
-        let last_use = last_uses(graph, &live);
-        let joined = joined(graph, &live, &last_use, in_place);
-        let (arena, places) = (Arena::new(limit), HashMap::new());
-        let mut planner = Planner { graph, in_place, last_use, joined, arena, places, externals: Vec::new() };
-        let nodes = || graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]);
-        for (i, node) in nodes() {
-            planner.find_externals(node);
-            let taken = planner.place_outputs(i, node);
-            planner.free_ended(i, node, &taken);
-        }
-        let segments: Vec<usize> = planner.arena.sizes();
+        let placement = Placement::of(graph, in_place, limit);
+        let segments = placement.segments;
         let place = |spot: Spot| match spot {
             Spot::Arena { segment, offset } => Place::Arena(segments[..segment].iter().sum::<usize>() + offset),
             Spot::External(i) => Place::External(i),
         };
-        let operand = |v: &Value| Operand { place: place(planner.places[v]), ty: graph.info(*v).ty.clone() };
-        let calls = nodes().map(|(_, node)| Call {
+        let operand = |v: &Value| Operand { place: place(placement.spots[v]), ty: graph.info(*v).ty.clone() };
+        let external = |&v: &Value| {
+            let info = graph.info(v);
+            Some(External { name: info.external.clone()?, offset: 0, ty: info.ty.clone() })
+        };
+        let nodes = graph.nodes().iter().zip(&placement.live).filter(|(_, live)| **live);
+        let calls = nodes.map(|(node, _)| Call {
             op: node.op.clone(),
             inputs: node.inputs.iter().map(operand).collect(),
             outputs: node.outputs.iter().map(operand).collect(),
             label: node.label.clone(),
         });
-        let calls = calls.collect();
+        let (calls, externals) = (calls.collect(), placement.externals.iter().filter_map(external).collect());
         let arena = segments.iter().sum();
         let segments = if segments.len() > 1 { segments } else { Vec::new() };
-        Plan { arena, segments, externals: planner.externals, calls }
+        Plan { arena, segments, externals, calls }
     }
 
     /// Bytes of each buffer of the arena: one for each segment.
@@ -143,170 +137,12 @@ impl Call {
     }
 }
 
-fn live_nodes(graph: &Graph) -> Vec<bool> {
-    let mut wanted = vec![false; graph.values().len()];
-    let mut live = vec![false; graph.nodes().len()];
-    for (i, node) in graph.nodes().iter().enumerate().rev() {
-        if !node.op.writes().is_empty() || node.outputs.iter().any(|v| wanted[v.0 as usize]) {
-            live[i] = true;
-            node.inputs.iter().for_each(|v| wanted[v.0 as usize] = true);
-        }
-    }
-    live
-}
-
-/// The last live node that reads each value; values that nobody reads are absent.
-fn last_uses(graph: &Graph, live: &[bool]) -> HashMap<Value, usize> {
-    let nodes = graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]);
-    nodes.flat_map(|(i, node)| node.inputs.iter().map(move |&v| (v, i))).collect()
-}
-
-/// Where a value lies, while the sizes of segments are not known yet.
-#[derive(Clone, Copy)]
-enum Spot {
-    Arena { segment: usize, offset: usize },
-    External(usize),
-}
-
-/// Places tensors, node by node.
-struct Planner<'g> {
-    graph: &'g Graph,
-    in_place: bool,
-    last_use: HashMap<Value, usize>,
-    joined: HashMap<Value, Joined>,
-    arena: Arena,
-    places: HashMap<Value, Spot>,
-    externals: Vec<External>,
-}
-
-impl Planner<'_> {
-    fn bytes(&self, value: Value) -> usize {
-        self.graph.info(value).ty.bytes()
-    }
-
-    fn ends(&self, value: Value, at: usize) -> bool {
-        self.last_use.get(&value) == Some(&at) && self.graph.info(value).external.is_none()
-    }
-
-    fn find_externals(&mut self, node: &Node) {
-        for &v in &node.inputs {
-            let info = self.graph.info(v);
-            if let (Some(name), false) = (&info.external, self.places.contains_key(&v)) {
-                self.places.insert(v, Spot::External(self.externals.len()));
-                self.externals.push(External { name: name.clone(), offset: 0, ty: info.ty.clone() });
-            }
-        }
-    }
-
-    /// Places the outputs of node `i`. Returns the inputs whose memory they have taken over.
-    fn place_outputs(&mut self, i: usize, node: &Node) -> Vec<Value> {
-        let mut taken = Vec::new();
-        for (o, &out) in node.outputs.iter().enumerate() {
-            if let Some(&Joined { whole, offset }) = self.joined.get(&out) {
-                let (segment, begin) = self.place_whole(whole);
-                self.places.insert(out, Spot::Arena { segment, offset: begin + offset });
-                continue;
-            }
-            let free = |v| self.ends(v, i) && !taken.contains(&v) && !self.joined.contains_key(&v);
-            let donor = if self.in_place { donor(self.graph, node, o, free) } else { None };
-            match donor.and_then(|v| self.places.get(&v).copied().map(|place| (v, place))) {
-                Some((v, place)) => {
-                    taken.push(v);
-                    self.places.insert(out, place);
-                }
-                None => drop(self.place_whole(out)),
-            }
-        }
-        taken
-    }
-
-    /// Segment and offset of a tensor with memory of its own, which it gets here if it has none yet.
-    fn place_whole(&mut self, value: Value) -> (usize, usize) {
-        if let Some(&Spot::Arena { segment, offset }) = self.places.get(&value) {
-            return (segment, offset);
-        }
-        let (segment, offset) = self.arena.alloc(self.bytes(value));
-        self.places.insert(value, Spot::Arena { segment, offset });
-        (segment, offset)
-    }
-
-    fn free_ended(&mut self, i: usize, node: &Node, taken: &[Value]) {
-        let mut ended: Vec<Value> =
-            node.inputs.iter().copied().filter(|v| self.ends(*v, i) && !taken.contains(v)).collect();
-        ended.extend(node.outputs.iter().copied().filter(|v| !self.last_use.contains_key(v)));
-        // What lies inside of another tensor ends with that.
-        ended.retain(|v| !self.joined.contains_key(v));
-        ended.sort();
-        ended.dedup();
-        for v in ended {
-            if let Spot::Arena { segment, offset } = self.places[&v] {
-                self.arena.free(segment, offset, self.bytes(v));
-            }
-        }
-    }
-}
-
-/// An input whose memory output `o` of a node may take over ([`Op::reuses`]), among those that are `free`.
-fn donor(graph: &Graph, node: &Node, o: usize, free: impl Fn(Value) -> bool) -> Option<Value> {
-    let bytes = |v: Value| graph.info(v).ty.bytes();
-    let reuses = node.op.reuses();
-    reuses.iter().filter(|(output, _)| *output == o).find_map(|&(_, input)| {
-        let v = *node.inputs.get(input)?;
-        // The same tensor may also be an input that the op does not give away.
-        let mut uses = node.inputs.iter().enumerate().filter(|(_, u)| **u == v);
-        let given = uses.all(|(i, _)| reuses.contains(&(o, i)));
-        (given && free(v) && bytes(v) == bytes(node.outputs[o])).then_some(v)
-    })
-}
-
-/// Where a tensor lies that is made inside of another one.
-#[derive(Clone, Copy)]
-struct Joined {
-    whole: Value,
-    /// Bytes from the beginning of `whole`.
-    offset: usize,
-}
-
-/// The tensors that are made inside of another one: inputs of a joining op that nothing reads after it, and with
-/// `in_place` those whose memory these take over.
-fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>, in_place: bool) -> HashMap<Value, Joined> {
-    let mut joined = HashMap::new();
-    let mut wholes = HashSet::new();
-    let mut makers: HashMap<Value, usize> = HashMap::new();
-    for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
-        makers.extend(node.outputs.iter().map(|&v| (v, i)));
-        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| &graph.info(v).ty).collect();
-        let offsets = node.op.joins(&types);
-        let (Some(&whole), false) = (node.outputs.first(), offsets.is_empty()) else { continue };
-        wholes.insert(whole);
-        for (&input, offset) in node.inputs.iter().zip(offsets) {
-            if node.inputs.iter().filter(|&&v| v == input).count() > 1 {
-                continue;
-            }
-            let mut next = Some((input, i));
-            while let Some((value, reader)) = next {
-                // External tensors have no maker; a whole has parts inside of it already.
-                let own = !joined.contains_key(&value) && !wholes.contains(&value);
-                let (Some(&maker), true) = (makers.get(&value), own && last_use.get(&value) == Some(&reader)) else {
-                    break;
-                };
-                joined.insert(value, Joined { whole, offset });
-                let made = &graph.nodes()[maker];
-                let output = made.outputs.iter().position(|&v| in_place && v == value);
-                let free =
-                    |v: Value| makers.contains_key(&v) && last_use.get(&v) == Some(&maker) && !joined.contains_key(&v);
-                next = output.and_then(|o| donor(graph, made, o, free)).map(|v| (v, maker));
-            }
-        }
-    }
-    joined
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::DType;
     use crate::ops::*;
+    use std::collections::{HashMap, HashSet};
 
     const WIDTH: usize = 24;
 

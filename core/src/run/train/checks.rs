@@ -1,0 +1,116 @@
+//! What is checked after each step: a run that cannot learn stops and says why.
+
+use super::Trainer;
+use crate::method::Form;
+use crate::train::graphs::Purpose;
+use crate::train::{Blame, StepOutput};
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+impl Trainer<'_> {
+    /// Errors: numbers that are not finite, unless such steps are skipped; gradients that are all zero. A loss that jumps
+    /// is reported.
+    pub(super) fn check(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
+        if !output.loss.is_finite() || !output.grad_norm.is_finite() {
+            return self.not_finite(output, chosen);
+        }
+        if self.nothing_updated() {
+            self.check_first_gradients(output)?;
+        }
+        let mean = self.position.mean_loss.unwrap_or(output.loss);
+        if output.loss > 3.0 * mean + 1.0 {
+            let step = self.position.step + 1;
+            self.observer.message(&format!("step {step}: the loss jumped to {:.4} from about {mean:.4}", output.loss));
+        }
+        self.position.mean_loss = Some(mean + 0.05 * (output.loss - mean));
+        Ok(())
+    }
+
+    /// Whether no step before this one has updated anything.
+    pub(super) fn nothing_updated(&self) -> bool {
+        self.position.step == self.position.skipped
+    }
+
+    fn not_finite(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
+        let step = self.position.step + 1;
+        if let Some(next) = self.pending.take() {
+            // It has changed nothing, as this one has not.
+            self.session.settle(next.submitted)?;
+        }
+        self.check_trained()?;
+        let norms = self.session.grad_norms()?;
+        let tensor = norms.iter().find(|(_, norm)| !norm.is_finite()).map_or("all tensors together", |(name, _)| name);
+        let what = match output.loss.is_finite() {
+            true => format!("the gradient of {tensor} is not finite"),
+            false => format!("the loss is {}", output.loss),
+        };
+        // The error to report is the step's, also where its cause cannot be found.
+        let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
+        // What has updated the tensors can no longer be left out.
+        if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
+            return Err(Error::Training(format!(
+                "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
+            )));
+        }
+        self.position.skipped += 1;
+        let skipped = self.position.skipped;
+        self.observer.message(&format!("step {step}: {what}{cause}; skipped ({skipped} so far)"));
+        Ok(())
+    }
+
+    /// The op of the step on these examples that is the first to give numbers that are not finite.
+    fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
+        let batches = self.micro_batches(chosen)?;
+        if self.features.is_none() {
+            return self.session.blame(&batches, Purpose::Step);
+        }
+        let head = self.session.blame_purpose(Purpose::HeadStep(chosen.len()))?;
+        Ok(self.session.blame(&batches, Purpose::Pool)?.or(head))
+    }
+
+    /// Looks for the cause of numbers that are not finite in what was trained; no batch is to blame then. The weights of
+    /// the model were checked when they were loaded.
+    fn check_trained(&mut self) -> Result<()> {
+        let step = self.position.step + 1;
+        for (name, values) in self.session.trained_values()? {
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                return Err(Error::Training(format!(
+                    "step {step}: the trained tensor {name} is not finite at {at}; lower --lr"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// After the first step every tensor with a gradient must have changed, unless the optimizer may neglect that.
+    pub(super) fn check_first_update(&mut self, before: &BTreeMap<String, u64>) -> Result<()> {
+        let Some(negligible) = self.run.setup.optimization.optimizer.negligible_norm() else { return Ok(()) };
+        let after = self.session.trained_hashes()?;
+        for (name, norm) in self.session.grad_norms()? {
+            if norm > negligible && before.get(&name) == after.get(&name) {
+                return Err(Error::Training(format!(
+                    "step 1: {name} has a gradient of norm {norm:.3e}, but the update changed nothing; raise --lr, which \
+                     is {} here",
+                    self.run.lr
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// At the first step every trained tensor must have a gradient; extra tensors of a reparametrisation may begin
+    /// without one (LoRA's A, as B is zero).
+    fn check_first_gradients(&mut self, output: &StepOutput) -> Result<()> {
+        if output.grad_norm == 0.0 {
+            return Err(Error::Training("every gradient is zero: this run cannot learn".into()));
+        }
+        let forms: BTreeMap<String, Form> =
+            self.run.setup.adaptation.trained().into_iter().map(|t| (t.name, t.form)).collect();
+        for (name, norm) in self.session.grad_norms()? {
+            if norm == 0.0 && forms.get(&name).is_some_and(|form| !matches!(form, Form::Extra(_))) {
+                self.observer.message(&format!("step 1: the gradient of {name} is zero"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/../.."
 release=$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 out=${1:-$release/../gpu}
 
-# The whole workspace, so that no dependency is built again with other features.
+# The whole workspace, so that no dependency is rebuilt with different features.
 cargo build --release --locked --workspace --bin sparta-cli --bin gpu
 steps=$(cargo bench --locked --workspace --bench steps --no-run --message-format json \
     | sed -n 's/.*"name":"steps".*"executable":"\([^"]*\)".*/\1/p')

@@ -39,7 +39,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// The devices of the host's own providers, then of the backends that plugins offer under further names.
+    /// Devices of the host's own providers, then of plugins' backends whose names are not taken.
     pub fn find(own: Vec<Box<dyn Provider>>, plugins: &PluginSet) -> Devices {
         let mut providers = own;
         for plugin in plugins.backends() {

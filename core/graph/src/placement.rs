@@ -178,7 +178,7 @@ fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>, in_pla
             }
             let mut next = Some((input, i));
             while let Some((value, reader)) = next {
-                // External tensors have no maker; a whole has parts inside of it already.
+                // External tensors have no maker, and a joined tensor cannot lie inside another one.
                 let own = !joined.contains_key(&value) && !wholes.contains(&value);
                 let (Some(&maker), true) = (makers.get(&value), own && last_use.get(&value) == Some(&reader)) else {
                     break;

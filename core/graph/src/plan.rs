@@ -23,8 +23,8 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct External {
     pub name: String,
-    /// The element of its buffer at which it begins, a multiple of [`ALIGNMENT`] in bytes. Plans are built with 0; who
-    /// binds one sets it where several tensors share a buffer.
+    /// The element of its buffer at which it begins, a multiple of [`ALIGNMENT`] in bytes. Plans are built with 0; it is
+    /// set when a plan is bound, where several tensors share a buffer.
     #[serde(default)]
     pub offset: usize,
     #[serde(flatten)]

@@ -62,7 +62,16 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
 
 #[test]
 fn every_shader_is_portable() {
-    let parts = ["prelude", "elementwise", "activation", "attention_tile", "attention_grad_tile", "linear_operands"];
+    let parts = [
+        "prelude",
+        "elementwise",
+        "element_loss",
+        "element_loss_grad",
+        "activation",
+        "attention_tile",
+        "attention_grad_tile",
+        "linear_operands",
+    ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
             let text = Kernel { name, constants: constants.clone() }.source().unwrap();

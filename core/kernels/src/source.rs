@@ -17,7 +17,7 @@ impl Kernel {
         self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
     }
 
-    /// The whole WGSL: constants, shared files, the kernel's own file. `None` for a name that no file has.
+    /// The whole WGSL: constants, shared files, the kernel's own file. `None` if no shader has this name.
     pub fn source(&self) -> Option<String> {
         let mut text = String::new();
         if !self.constants.iter().any(|(name, _)| *name == "LANES") {
@@ -77,6 +77,8 @@ shaders!(
     "cross_entropy",
     "cross_entropy_grad",
     "dropout",
+    "element_loss",
+    "element_loss_grad",
     "elementwise",
     "embed",
     "embed_grad",
@@ -112,6 +114,8 @@ fn shared(name: &str) -> &'static [&'static str] {
     match name {
         "attention" => &["prelude", "attention_tile"],
         "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
+        "binary_cross_entropy" | "squared_error" => &["prelude", "element_loss"],
+        "binary_cross_entropy_grad" | "squared_error_grad" => &["prelude", "element_loss_grad"],
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
         "linear" | "linear_small" => &["prelude", "linear_operands"],

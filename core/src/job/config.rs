@@ -318,7 +318,7 @@ impl RunConfig {
     }
 }
 
-/// What is wrong, as clap says it, without the usage and hints that follow.
+/// clap's message without the usage and hints that follow it.
 pub fn explanation(error: &clap::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);

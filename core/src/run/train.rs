@@ -78,7 +78,7 @@ struct Trainer<'a> {
     best_values: BTreeMap<String, Vec<f32>>,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
-    /// The step that the device was given last, until its results are read: one step late, where nothing depends on them.
+    /// The submitted step whose results are still to be read: one step late, where nothing depends on them.
     pending: Option<Pending>,
     /// Whether the session may be ahead of the position: it has updated tensors in a step that is not done.
     torn: bool,

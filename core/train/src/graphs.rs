@@ -83,7 +83,7 @@ pub enum Purpose {
     HeadStep(usize),
     /// Logits and loss from pooled hidden states.
     HeadEvaluate(usize),
-    /// What follows from the trained values, into the weights that the forward pass reads.
+    /// Writes the trained values into the weights that the forward pass reads: sparse deltas and shadows.
     Follow,
 }
 

@@ -148,7 +148,7 @@ impl Session {
 
     fn queue_update_inputs(&mut self, numbers: &StepNumbers) -> Result<()> {
         if self.in_flight == 0 {
-            // Who goes on after having seen that a step was not finite does so on purpose.
+            // The caller has seen the step that was not finite and continues on purpose.
             self.tensors().queue_write(names::LATCH, &[0f32])?;
         }
         self.queue_numbers(numbers)

@@ -56,7 +56,7 @@ impl<T: Real> Floats<T> {
         buffer
     }
 
-    /// Where a kernel puts the numbers from element `start` on: where they shall lie, or into `buffer`, from which
+    /// Where a kernel writes the numbers from element `start` on: straight to their place, or to `buffer`, from which
     /// [`Floats::finish`] stores them.
     #[inline(always)]
     pub fn target(self, start: usize, buffer: *mut T) -> *mut T {

@@ -63,7 +63,7 @@ impl Dispatch {
     }
 }
 
-/// What a device does at a time; later steps see what earlier ones wrote.
+/// One launch or copy. A step sees what earlier steps wrote.
 #[derive(Clone, Debug)]
 pub enum Step {
     Dispatch(Dispatch),

@@ -82,7 +82,8 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// After the first step every tensor with a gradient must have changed, unless the optimizer may neglect that.
+    /// After the first step every tensor with a gradient must have changed, unless the gradient is negligible to the
+    /// optimizer.
     pub(super) fn check_first_update(&mut self, before: &BTreeMap<String, u64>) -> Result<()> {
         let Some(negligible) = self.run.setup.optimization.optimizer.negligible_norm() else { return Ok(()) };
         let after = self.session.trained_hashes()?;

@@ -191,7 +191,7 @@ impl<T: Real> Shape<T> {
         Operand::rows(buffer.at(0), self.head_dim)
     }
 
-    /// Where to put rows of one query head from `row` on: where they shall lie, or into `buffer`.
+    /// Where to write rows of one query head from `row` on: straight to their place, or to `buffer`.
     pub fn query_target(&self, y: Floats<T>, row: usize, head: usize, buffer: Ptr<T>) -> Matrix<*mut T> {
         match y {
             Floats::Full(y) => Matrix::rows(y.at(row * self.width + head * self.head_dim), self.width),

@@ -11,7 +11,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
 /// Rounds the n elements of x into y.
 pub fn convert<T: Real>(n: usize, x: Floats<T>, y: Floats<T>) -> Kernel {
     Kernel::plain(move || {
-        // SAFETY: tensors of n elements. The numbers are loaded to where they shall lie, or stored from where they lie.
+        // SAFETY: tensors of n elements. Numbers are loaded straight into the output, or stored straight from the input.
         unsafe {
             match y {
                 Floats::Full(_) => elementwise(n, [], [y], |r, [], [y]| x.load(r.start, r.len(), y)),

@@ -22,7 +22,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
     let parts = parts.collect::<Result<Vec<_>, String>>()?;
     Ok(Kernel::plain(move || {
         for part in &parts {
-            // An input that was made where it belongs has no other place.
+            // The planner made this input in place: nothing to copy.
             if part.from.at(0) != y.at(part.begin) {
                 // SAFETY: chunks of an input and of its part of the output, which do not overlap then.
                 chunks(part.n, GRAIN, |c| unsafe {

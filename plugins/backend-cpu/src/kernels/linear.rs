@@ -104,7 +104,7 @@ impl<T: Real> Product<T> {
         };
         // SAFETY: the caller vouches for it.
         let read = unsafe { self.start(&rows, &columns, c, scratch) };
-        // What need not be converted is multiplied in one go. At least once, so that c is written when k is 0.
+        // Operands that need no conversion take one product. At least one runs, so that c is written when k is 0.
         let depth = if self.a.is_full() && self.b.is_full() { k } else { DEPTH }.max(1);
         for start in (0..k.max(1)).step_by(depth) {
             let deep = depth.min(k - start);

@@ -240,7 +240,7 @@ fn concat(lengths: Vec<usize>, salt: usize) -> Case {
     })
 }
 
-/// Norms of tensors in a row are those of the tensors alone.
+/// The norm of each part of a joined tensor is that of the part alone.
 fn norms_of_parts(lengths: Vec<usize>) -> Case {
     Case::new(format!("clip of parts {lengths:?}"), move |b| {
         let (begins, n) = Concat::layout(lengths.iter().copied());

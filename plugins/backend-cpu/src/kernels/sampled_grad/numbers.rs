@@ -67,7 +67,7 @@ impl<T: Real> Lines<T> for Numbers<T> {
         scratch: Ptr<u8>,
     ) {
         let dy_buffer = Ptr::new(scratch.at(0).cast());
-        // What need not be converted is multiplied in one go; at least once, so that the tile is written.
+        // Operands that need no conversion take one product; at least one runs, so that the tile is written.
         let depth = if self.is_full() { t } else { DEPTH }.max(1);
         for start in (0..t.max(1)).step_by(depth) {
             let deep = depth.min(t - start);

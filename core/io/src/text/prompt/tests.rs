@@ -176,7 +176,7 @@ fn a_text_is_read_up_to_its_last_token_that_is_not_padding() {
     assert_eq!(trimmed(&[1, 2, 9, 3, 2, 2], Some(2)), [1, 2, 9, 3]);
     assert_eq!(trimmed(&[1, 2, 2], None), [1, 2, 2]);
     assert_eq!(trimmed(&[2, 2], Some(2)), [2]);
-    assert_eq!(trimmed(&[], Some(2)), []);
+    assert!(trimmed(&[], Some(2)).is_empty());
     let dir = directory(None);
     let config = json!({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "film", "pad_token": "film",
                         "add_eos_token": true});

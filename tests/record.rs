@@ -8,7 +8,7 @@ use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{self, Adapted, EvalRequest, Start};
 use sparta_core::text::Tokenizer;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
-use sparta_graph::Backend;
+use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
 use sparta_tests::command::{binary, command};
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -293,7 +293,7 @@ fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     let again = run::evaluate(&adapted, &request, &plugins, cpu().unwrap(), |_, _| {}).unwrap();
     assert_eq!(again.confusion, result.test.as_ref().unwrap().confusion);
     let merged = home.path().join("merged");
-    let request_merge = MergeRequest { out: merged.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 };
+    let request_merge = MergeRequest { out: merged.clone(), dtype: MergeDtype::To(DType::F32), shard_bytes: 1 << 30 };
     adapter::merge(adapted.applied(), &request_merge, cpu().unwrap()).unwrap();
     let (task, data) = (Some(config.task.clone()), Some(config.data.clone()));
     let of_merged = Adapted::open(&merged, None, &plugins).unwrap();

@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
+/// The key of a second text in files of no particular task.
+const SECOND: &str = "pair";
+
 /// The rows of a file of objects with the text and label keys of `schema`. Other keys are ignored.
 ///
 /// # Errors
@@ -48,6 +51,9 @@ fn parse(number: u64, line: &str, schema: &Schema) -> Result<Row, String> {
             Err(format!("expected a string for `{name}`, got `{}`", clip(&got)))
         }
     };
+    if columns.pair.is_none() && object.get(SECOND).is_some_and(|pair| !pair.is_null()) {
+        return Err(format!("expected a single text, got a second one under `{SECOND}`"));
+    }
     let label = match columns.label.and_then(|name| object.get(name)) {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.clone()),
@@ -76,6 +82,17 @@ mod tests {
         let got: Vec<_> = rows.iter().map(|row| (row.number, row.text.as_str(), row.label.as_deref())).collect();
         let expected = [(1, "a\tb", Some("1")), (2, "c", Some("negative")), (3, "d", None), (4, "e", None)];
         assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn a_pair_for_a_task_of_single_texts_is_an_error() {
+        let read = |second: &str| {
+            let lines = format!("{{\"text\":\"a\",\"label\":1}}\n{{\"text\":\"a\",\"pair\":{second},\"label\":1}}\n");
+            read(&lines, &SINGLE)
+        };
+        assert_eq!(read("null").unwrap().len(), 2);
+        let error = read("\"b\"").unwrap_err().to_string();
+        assert!(error.contains("f.jsonl:2: expected a single text"), "{error}");
     }
 
     #[test]

@@ -52,9 +52,9 @@ pub fn check(
     }
     for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
         for (i, quantity) in QUANTITIES.into_iter().enumerate() {
-            let off = distance(found[i], expected[i]);
-            // Not a number is off, too.
-            if !(off <= allowed[i]) {
+            // False for what is not a number.
+            let agrees = distance(found[i], expected[i]) <= allowed[i];
+            if !agrees {
                 return Some(Err(format!(
                     "wrong results: the {quantity} of step {} is {}, and {} within {:.1e} is right",
                     step + 1,

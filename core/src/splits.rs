@@ -150,10 +150,8 @@ fn check_recipe(recipe: &Recipe) -> Result<()> {
         }
         for (other, earlier) in &splits[..i] {
             let Some(shared) = source.parts.iter().find(|part| earlier.parts.contains(part)) else { continue };
-            let apart = match (&earlier.take, &source.take) {
-                (Take::Draw { .. }, Take::Rest { .. }) | (Take::Rest { .. }, Take::Draw { .. }) => true,
-                _ => false,
-            };
+            use Take::{Draw, Rest};
+            let apart = matches!((earlier.take, source.take), (Draw { .. }, Rest { .. }) | (Rest { .. }, Draw { .. }));
             if !apart || source.parts != earlier.parts {
                 return Err(Error::Data(format!(
                     "the {other} and {name} splits of the task's recipe share examples of {shared}: {earlier:?} and \

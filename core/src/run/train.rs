@@ -443,7 +443,15 @@ impl<'a> Trainer<'a> {
         let (state, session) = (self.session.state(), &mut self.session);
         self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
-        self.directory.save_counters(&self.counters())
+        self.save_counters();
+        Ok(())
+    }
+
+    /// A run does not end because its time cannot be written down.
+    fn save_counters(&mut self) {
+        if let Err(error) = self.directory.save_counters(&self.counters()) {
+            self.observer.message(&format!("warning: the time and tokens so far could not be saved: {error}"));
+        }
     }
 
     /// What the run has taken so far.
@@ -523,7 +531,7 @@ impl<'a> Trainer<'a> {
         let visible = self.visible()?;
         let merge_check = if self.run.setup.objective.pools() { self.check_merge() } else { None };
         let counters = self.counters();
-        self.directory.save_counters(&counters)?;
+        self.save_counters();
         let result = RunResult {
             stopped,
             steps: self.position.step,

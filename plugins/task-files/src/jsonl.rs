@@ -7,9 +7,6 @@ use serde_json::{Map, Value};
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
-/// The key of a second text in files of no particular task.
-const SECOND: &str = "pair";
-
 /// The rows of a file of objects with the text and label keys of `schema`. Other keys are ignored.
 ///
 /// # Errors
@@ -51,9 +48,7 @@ fn parse(number: u64, line: &str, schema: &Schema) -> Result<Row, String> {
             Err(format!("expected a string for `{name}`, got `{}`", clip(&got)))
         }
     };
-    if columns.pair.is_none() && object.get(SECOND).is_some_and(|pair| !pair.is_null()) {
-        return Err(format!("expected a single text, got a second one under `{SECOND}`"));
-    }
+    schema.check_single(&columns, |name| object.get(name).is_some_and(|value| !value.is_null()))?;
     let label = match columns.label.and_then(|name| object.get(name)) {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.clone()),
@@ -92,7 +87,7 @@ mod tests {
         };
         assert_eq!(read("null").unwrap().len(), 2);
         let error = read("\"b\"").unwrap_err().to_string();
-        assert!(error.contains("f.jsonl:2: expected a single text"), "{error}");
+        assert!(error.contains("f.jsonl:2: expected single texts"), "{error}");
     }
 
     #[test]

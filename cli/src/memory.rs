@@ -32,7 +32,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
         max_length: config.max_length,
         dropout: config.dropout,
         recompute: config.recompute,
-        optimizer: config.optimizer.choice(),
+        optimization: config.optimization()?,
         precision: config.precision,
     };
     let plan = memory::plan(&request, plugins, info)?;

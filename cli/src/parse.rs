@@ -358,20 +358,22 @@ impl ConfigFile {
     /// Errors: a key that is no option (names the nearest, or the method that has it), a value that is no single value.
     fn values(&self, command: &clap::Command, plugins: &PluginSet, method: &str) -> Result<Values> {
         let run = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
-        let known: Vec<&str> = run
+        let options: Vec<(&str, &Arg)> = run
             .filter(|arg| arg.get_action().takes_values())
-            .filter_map(clap::Arg::get_long)
-            .filter(|name| !["config", "resume"].contains(name))
+            .filter_map(|arg| Some((arg.get_long()?, arg)))
+            .filter(|(name, _)| !["config", "resume"].contains(name))
             .collect();
+        let known = || options.iter().map(|(name, _)| *name);
         let fail = |what: String| Error::Usage(format!("{}: {what}", self.path.display()));
         let entry = |(key, value): (&String, &toml::Value)| {
-            if !known.contains(&key.as_str()) {
+            let Some((_, arg)) = options.iter().find(|(name, _)| name == key) else {
                 let hint = owners(key, plugins, method)
-                    .or_else(|| nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?")))
-                    .unwrap_or_else(|| format!("known keys: {}", known.join(", ")));
+                    .or_else(|| nearest(key, known()).map(|near| format!("did you mean `{near}`?")))
+                    .unwrap_or_else(|| format!("known keys: {}", known().collect::<Vec<_>>().join(", ")));
                 return Err(fail(format!("unknown key `{key}`; {hint}")));
-            }
+            };
             let value = argument_value(value)
+                .or_else(|| list_value(value, arg.get_value_delimiter()?))
                 .ok_or_else(|| fail(format!("{key}: expected a text, a number, true or false, got {value}")))?;
             Ok((key.clone(), value))
         };
@@ -395,6 +397,12 @@ pub fn argument_value(value: &toml::Value) -> Option<String> {
         toml::Value::Boolean(flag) => Some(flag.to_string()),
         toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
     }
+}
+
+/// A list as the one value of an option that takes several, separated by `delimiter`.
+fn list_value(value: &toml::Value, delimiter: char) -> Option<String> {
+    let items: Option<Vec<String>> = value.as_array()?.iter().map(argument_value).collect();
+    Some(items?.join(&delimiter.to_string()))
 }
 
 /// The entries of a table as values of options, for tables of our own.

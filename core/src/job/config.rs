@@ -5,8 +5,8 @@
 
 use super::PrecisionChoice;
 use crate::text::Instruct;
-use crate::train::optimizer::{self, Choice, Hyperparameters};
-use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
+use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
+use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Command};
@@ -206,6 +206,12 @@ pub struct OptimizerOptions {
     /// SGD: momentum; 0 turns it off
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
     pub momentum: f64,
+    /// Another learning rate (a factor) or weight decay for the trained tensors of these names, where * stands for any
+    /// text, for example 'score.weight:lr=10,decay=0'; the first that names a tensor counts. May be repeated; several in
+    /// one text are separated by ;
+    #[arg(long, value_name = "PATTERN:lr=X,decay=X", help_heading = TRAINING, value_delimiter = ';')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<Group>,
 }
 
 impl Default for OptimizerOptions {
@@ -216,19 +222,20 @@ impl Default for OptimizerOptions {
             beta2: 0.999,
             eps: 1e-8,
             momentum: 0.9,
+            group: Vec::new(),
         }
     }
 }
 
 impl OptimizerOptions {
-    pub fn choice(&self) -> Choice {
+    fn choice(&self) -> Choice {
         let &OptimizerOptions { beta1, beta2, eps, momentum, .. } = self;
         let [beta1, beta2, eps, momentum] = [beta1, beta2, eps, momentum].map(|x| x as f32);
         Choice { name: self.optimizer.clone(), parameters: Hyperparameters { beta1, beta2, eps, momentum } }
     }
 
     fn is_default(&self) -> bool {
-        self.choice().is_default()
+        *self == OptimizerOptions::default()
     }
 }
 
@@ -263,6 +270,19 @@ impl RunConfig {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
     }
 
+    /// How trained tensors are updated.
+    ///
+    /// # Errors
+    /// An optimizer that does not exist, or a parameter outside of its range.
+    pub fn optimization(&self) -> Result<Optimization> {
+        Ok(Optimization {
+            optimizer: self.optimizer.choice().optimizer()?,
+            weight_decay: self.weight_decay as f32,
+            groups: self.optimizer.group.clone(),
+            max_grad_norm: self.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
+        })
+    }
+
     /// The configuration of an earlier run, to go on with it.
     ///
     /// # Errors
@@ -285,15 +305,20 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
         let values = self.keys()?;
-        let argument = |arg: &clap::Arg| {
-            let text = match values.get(arg.get_id().as_str())? {
-                Value::Null => return None,
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
-            };
-            Some(format!("--{}={text}", arg.get_long()?))
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
         };
-        let arguments: Vec<String> = command.get_arguments().filter_map(argument).collect();
+        let of_argument = |arg: &clap::Arg| -> Vec<String> {
+            let texts = match values.get(arg.get_id().as_str()) {
+                None | Some(Value::Null) => vec![],
+                Some(Value::Array(items)) => items.iter().map(text).collect(),
+                Some(value) => vec![text(value)],
+            };
+            let named = |text: String| Some(format!("--{}={text}", arg.get_long()?));
+            texts.into_iter().filter_map(named).collect()
+        };
+        let arguments: Vec<String> = command.get_arguments().flat_map(of_argument).collect();
         command.try_get_matches_from(arguments).map(drop).map_err(|e| Error::Usage(explanation(&e)))
     }
 
@@ -407,6 +432,18 @@ mod tests {
         let config = parsed(&["--lr", "0.1", "--max-steps", "7"]);
         let text = serde_json::to_string(&config).unwrap();
         assert!(text.contains("\"max_steps\":7"), "{text}");
+        assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn groups_are_part_of_a_runs_identity() {
+        let config = parsed(&["--group", "a:lr=2;b:decay=0", "--group=*norm*:lr=0.5"]);
+        config.check().unwrap();
+        let groups = ["a:lr=2", "b:lr=1,decay=0", "*norm*:lr=0.5"].map(|group| group.parse().unwrap());
+        assert_eq!(config.optimizer.group, groups);
+        let plain = parsed(&[]).fixed().unwrap();
+        assert!(!plain.contains_key("group") && config.fixed().unwrap().contains_key("group"));
+        let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
     }
 }

@@ -9,7 +9,6 @@ use crate::method::options::{self, Given};
 use crate::model::Decoder;
 use crate::plugin::PluginSet;
 use crate::train::objective::Classification;
-use crate::train::optimizer::Choice;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
@@ -37,7 +36,7 @@ pub struct MemoryRequest {
     pub dropout: f64,
     pub recompute: Recompute,
     pub precision: PrecisionChoice,
-    pub optimizer: Choice,
+    pub optimization: Optimization,
 }
 
 /// The memory of a run, from the architecture alone.
@@ -69,7 +68,7 @@ pub struct MemoryPlan {
 /// Plans the memory of fine-tuning a model, without its weights, tokenizer or data. Nothing is drawn or allocated: index
 /// sets have their expected sizes.
 ///
-/// Errors: an unreadable or unsupported configuration; whatever the method refuses.
+/// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
     let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
     let method = plugins.method(&request.method)?;
@@ -82,17 +81,14 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let precision = request.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
+    request.optimization.group_plans(&adaptation.trained())?;
     let demand = demand(request, &decoder, &adaptation)?;
     let mut setup = Setup {
         head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
         decoder,
         adaptation,
         objective,
-        optimization: Optimization {
-            optimizer: request.optimizer.optimizer()?,
-            max_grad_norm: Some(1.0),
-            ..Optimization::default()
-        },
+        optimization: request.optimization.clone(),
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,

@@ -11,7 +11,7 @@ use crate::plugin::PluginSet;
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, PromptPlan};
 use crate::train::objective::Classification;
-use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Optimization, Setup};
+use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
@@ -74,12 +74,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
     let demand = demand(config, &adaptation, &*objective, &epochs, &data);
-    let optimization = Optimization {
-        optimizer: config.optimizer.choice().optimizer()?,
-        weight_decay: config.weight_decay as f32,
-        max_grad_norm: config.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
-        groups: Vec::new(),
-    };
+    let optimization = config.optimization()?;
+    let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
         decoder,
         adaptation,
@@ -117,6 +113,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         steps_per_epoch: epochs.first(),
         total_steps,
         optimizer: setup.optimization.optimizer.title(),
+        groups,
         lr,
         schedule: config.schedule,
         seed: config.seed,

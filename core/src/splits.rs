@@ -28,7 +28,8 @@ pub struct Origins {
 /// Reads every part once and deals its examples out.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a recipe that names a label outside the task's.
+/// malformed row; an empty split, unless the recipe leaves out dev or test; a label outside the task's, which are 0 where
+/// it has no classes.
 pub fn load(dataset: &dyn Dataset, classes: usize, seed: u64) -> Result<Splits> {
     let recipe = dataset.recipe();
     let mut dealer = Dealer { dataset, seed, classes, parts: HashMap::new(), notes: recipe.notes.clone() };
@@ -68,6 +69,9 @@ struct Dealer<'a> {
 
 impl Dealer<'_> {
     fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+        if source.parts.is_empty() && split != "train" {
+            return Ok((Vec::new(), "none".into()));
+        }
         let examples = self.read(&source.parts)?;
         let total = examples.len();
         let name = source.parts.join(" + ");
@@ -116,8 +120,8 @@ impl Dealer<'_> {
         for part in parts {
             for example in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))? {
                 let example = example.map_err(|e| Error::Data(e.to_string()))?;
-                if example.label as usize >= self.classes {
-                    let (label, classes) = (example.label, self.classes);
+                if example.label as usize >= self.classes.max(1) {
+                    let (label, classes) = (example.label, self.classes.max(1));
                     return Err(Error::Data(format!("{part}: label {label}, expected less than {classes}")));
                 }
                 examples.push(example);
@@ -153,7 +157,7 @@ mod tests {
 
         fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
             let part = part.to_owned();
-            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 0 }))))
+            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 1 }))))
         }
     }
 
@@ -190,7 +194,18 @@ mod tests {
 
     #[test]
     fn labels_outside_the_task_are_refused() {
-        assert!(load(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+        for classes in [0, 1] {
+            assert!(load(&fake(50), classes, 7).unwrap_err().to_string().contains("label 1, expected less than 1"));
+        }
+    }
+
+    #[test]
+    fn dev_and_test_may_be_missing() {
+        let none = || Source { parts: vec![], take: Take::All };
+        let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![] };
+        let splits = load(&Fake { recipe, size: 3 }, 2, 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (3, 0, 0));
+        assert_eq!(splits.origins.dev, "none");
     }
 
     #[test]

@@ -1,14 +1,14 @@
 use super::stored::{Stored, sparse_and_whole};
-use super::{Adapter, Kind, load};
+use super::{Adapter, Head, Kind, load};
 use crate::hash::fingerprint;
 use crate::job::PrecisionChoice;
 use crate::method::{Adaptation, IndexSet, index_set};
-use crate::model::{Decoder, HEAD, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::PluginSet;
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
 use crate::train::objective::Classification;
-use crate::train::{HeadInit, Limits, Optimization, Session, Setup};
+use crate::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
@@ -22,6 +22,8 @@ pub struct Applied {
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
+    /// That of the only head; of several the classes of all together.
+    pub objective: Arc<dyn Objective>,
     /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
     pub precision: PrecisionChoice,
 }
@@ -54,17 +56,13 @@ impl Applied {
         if adapter.values.contains_key(HEAD) {
             weights.remove(HEAD);
         }
-        let head = HeadKind::Classification { classes: adapter.heads.iter().map(|head| head.labels.len()).sum() };
-        let parameters = check_weights(&decoder, &weights, head)?;
+        let objective = objective_of(&adapter.heads)?;
+        let parameters = check_weights(&decoder, &weights, objective.head())?;
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
-        Ok(Applied { precision: precision.unwrap_or(PrecisionChoice::F32), adapter, weights, decoder, adaptation })
-    }
-
-    /// Classes of all heads together.
-    pub fn classes(&self) -> usize {
-        self.adapter.heads.iter().map(|head| head.labels.len()).sum()
+        let precision = precision.unwrap_or(PrecisionChoice::F32);
+        Ok(Applied { precision, adapter, weights, decoder, adaptation, objective })
     }
 
     /// Puts model and adapter on a device, for batches of up to `tokens` tokens of sequences up to `longest`.
@@ -91,7 +89,7 @@ impl Applied {
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
-            objective: Arc::new(Classification { classes: self.classes() }),
+            objective: self.objective.clone(),
             optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
@@ -106,6 +104,16 @@ impl Applied {
             session.set_trained_values(&self.adapter.values)?;
         }
         Ok(session)
+    }
+}
+
+/// What a model with these heads computes.
+///
+/// Errors: an objective that this version does not know.
+fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
+    match heads {
+        [only] => only.objective(),
+        several => Ok(Arc::new(Classification { classes: several.iter().map(|head| head.labels.len()).sum() })),
     }
 }
 

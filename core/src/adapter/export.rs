@@ -32,7 +32,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
     match format {
         ExportFormat::Peft => {
             let lora = lora(applied)?;
-            one_head()?;
+            let head = one_head()?;
             let dropout = match &adapter.kind {
                 Kind::Native(manifest) => manifest.options.get("lora-dropout").and_then(|v| v.as_f64()),
                 _ => None,
@@ -40,7 +40,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
             let export = peft::Export {
                 lora: &lora,
                 values: &adapter.values,
-                classes: applied.classes(),
+                head,
                 model: &adapter.model,
                 depth: applied.decoder.layers,
                 dropout: dropout.unwrap_or(0.0),
@@ -48,8 +48,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
             peft::write(out, &export)
         }
         ExportFormat::SparseDeltas => {
-            let labels = &one_head()?.labels;
-            sparse_deltas::write(out, &applied.adaptation, &adapter.values, &adapter.model, labels)
+            sparse_deltas::write(out, &applied.adaptation, &adapter.values, &adapter.model, one_head()?)
         }
         ExportFormat::WithIndices => {
             if !matches!(adapter.kind, Kind::Native(_)) {

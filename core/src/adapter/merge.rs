@@ -1,6 +1,6 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
-use super::verify::{check_merged, sample_examples};
+use super::verify::{SAMPLE_LENGTH, check_merged, sample_examples};
 use super::{Applied, model_dir};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, Part};
@@ -54,9 +54,6 @@ pub struct Merged {
     pub check: MergeCheck,
 }
 
-/// Tokens of the longest sequence that a merged model is checked on.
-const CHECK_LENGTH: usize = 48;
-
 /// Writes the merged model in the Hugging Face layout, one tensor at a time, reads it back, and compares its logits with
 /// those of the adapter on a fixed set of token sequences. The directory appears only if they agree.
 ///
@@ -70,8 +67,8 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
             applied.adapter.heads.len()
         )));
     };
-    let longest = CHECK_LENGTH.min(applied.decoder.max_position_embeddings);
-    let examples = sample_examples(applied.decoder.vocab_size, longest);
+    let longest = SAMPLE_LENGTH.min(applied.decoder.max_position_embeddings);
+    let examples = sample_examples(&*applied.objective, applied.decoder.vocab_size, longest);
     let budget = examples.iter().map(|e| e.tokens.len()).sum();
     let mut session = applied.session(device, budget, longest)?;
 
@@ -85,7 +82,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
     let written = model_dir::Output::create(&request.out)?;
     let config_dtype = request.dtype.of(&parameters, 0);
-    written.describe(&applied.adapter.model, &head.labels, config_dtype)?;
+    written.describe(&applied.adapter.model, head, config_dtype)?;
     let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
         let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
         let dtype = request.dtype.of(&parameters, position);

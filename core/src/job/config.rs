@@ -12,7 +12,6 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sparta_graph::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -34,10 +33,11 @@ pub struct Sources {
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REV", help_heading = MODEL_AND_DATA)]
     pub revision: Option<String>,
-    /// Task, for example sst2
+    /// Task, for example sst2; text learns each next token of documents
     #[arg(long, value_name = "ID", help_heading = MODEL_AND_DATA)]
     pub task: Option<String>,
-    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]
+    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]; for
+    /// task text also one file
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
     /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
@@ -73,17 +73,6 @@ impl Sources {
     }
 }
 
-/// How text is learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TextConfig {
-    /// Held-out text, one document a line.
-    pub dev: Option<PathBuf>,
-    /// Directory for the trained model, in the Hugging Face layout.
-    pub out: PathBuf,
-    /// Type of its weights.
-    pub dtype: DType,
-}
-
 /// Everything that decides a run; stored with its result.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -93,17 +82,9 @@ pub struct RunConfig {
     /// Task id, for example `sst2`.
     #[arg(skip)]
     pub task: String,
-    /// Directory of the task's data; with `text` a file of text, one document a line.
+    /// The task's data.
     #[arg(skip)]
     pub data: PathBuf,
-    /// Learn each next token of text, in place of a task.
-    #[arg(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextConfig>,
-    /// Tokens per optimizer step, of whole examples, in place of `batch_size`.
-    #[arg(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch_tokens: Option<usize>,
     /// Method name, for example `sparta`.
     #[arg(skip)]
     pub method: String,
@@ -136,6 +117,10 @@ pub struct RunConfig {
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
+    /// Tokens per optimizer step, of whole examples, in place of --batch-size
+    #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Peak learning rate [default: the method's]
     #[arg(long, value_name = "X", help_heading = TRAINING, value_parser = positive)]
     pub lr: Option<f64>,
@@ -331,7 +316,7 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in free.chain(["model", "data", "text", "method_options"]) {
+        for key in free.chain(["model", "data", "method_options"]) {
             keys.remove(key);
         }
         Ok(keys)

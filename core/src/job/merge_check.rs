@@ -7,15 +7,15 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeCheck {
     pub examples: usize,
-    /// Largest absolute difference of a logit.
+    /// Largest absolute difference of a logit, of the head or of the vocabulary for each token.
     pub largest_difference: f64,
     /// What rounding can explain: 8 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
     /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
-    /// arithmetic of inner products of k terms, and the unit roundoff of 16-bit activations; S the largest norm of a row of score * norm. Rounding errors of the
+    /// arithmetic of inner products of k terms, and the unit roundoff of 16-bit activations; S the largest norm of a row of head * norm. Rounding errors of the
     /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
     /// product with such a row, has an error of a standard deviation of at most sqrt(n) (u + e) S.
     pub bound: f64,
-    /// Examples whose predicted class differs.
+    /// Examples, or tokens, whose largest logit is another one.
     pub other_class: usize,
 }
 
@@ -35,6 +35,6 @@ impl fmt::Display for MergeCheck {
             "the logits of the merged model and of the adapter differ by at most {largest_difference:.1e} on {examples} \
              examples, {verdict} the {bound:.1e} that rounding explains"
         )?;
-        if *other_class > 0 { write!(f, "; {other_class} get another class") } else { Ok(()) }
+        if *other_class > 0 { write!(f, "; {other_class} have another largest logit") } else { Ok(()) }
     }
 }

@@ -1,8 +1,7 @@
 //! The run directory: configuration, plan, metrics, adapter, result.
 
 use super::prepare::Prepared;
-use super::pretrain::save_trained;
-use crate::adapter;
+use crate::adapter::{self, Head};
 use crate::job::{RunConfig, RunResult};
 use crate::report::{self};
 use crate::weights::atomic_write;
@@ -168,18 +167,20 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Where the run puts what it makes: an adapter, or a whole model.
-    pub fn product(&self, run: &Prepared) -> PathBuf {
-        run.config.text.as_ref().map_or_else(|| self.path.join("adapter"), |text| text.out.clone())
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
     }
 
-    /// Saves what the run makes of these trained values.
+    /// Saves these trained values as the adapter.
     pub fn save(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        let (adaptation, labels) = (&run.setup.adaptation, &run.task.labels);
-        match &run.config.text {
-            Some(text) => save_trained(text, &run.config.model, &run.weights, &adaptation.parameters, values),
-            None => adapter::save(&self.product(run), &run.config, adaptation, &run.weights, labels, values),
-        }
+        let (adaptation, objective) = (&run.setup.adaptation, run.setup.objective.name());
+        let head = Head {
+            name: run.config.task.clone(),
+            labels: run.task.labels.clone(),
+            objective: objective.into(),
+            config: Some(run.config.clone()),
+        };
+        adapter::save(&self.adapter(), &run.config, adaptation, &run.weights, &head, values)
     }
 
     /// Writes the result, and from all files the report.

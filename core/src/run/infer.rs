@@ -1,13 +1,12 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::prepare::encode;
+use super::prepare::{documents, encode, max_length};
 use crate::adapter::{Applied, Head};
 use crate::job::PrecisionChoice;
 use crate::plugin::PluginSet;
 use crate::text::Encoder;
 use crate::train::evaluate;
-use crate::train::objective::Classification;
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -93,17 +92,26 @@ impl Adapted {
 
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
     /// prompts. Texts longer than the model's positions are cut. `device` opens the device for a pass.
+    ///
+    /// Errors: a model that does not classify.
     pub fn predict(
         &self,
         device: impl Fn() -> Result<Box<dyn Backend>>,
         texts: &[(String, Option<String>)],
     ) -> Result<Vec<Vec<Prediction>>> {
+        if !self.applied.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{}: made by {}, which gives a text no class; `eval` measures it",
+                self.applied.adapter.dir.display(),
+                self.applied.objective.name()
+            )));
+        }
         let example =
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();
         let passes = (0..self.encoders.len()).map(|encoder| {
-            let predictions = self.predict_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
-            Ok(predictions.iter().map(|all| self.by_head(all)).collect())
+            let found = self.evaluate_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
+            Ok(found.predictions.iter().map(|all| self.by_head(all)).collect())
         });
         let passes: Vec<Vec<Vec<Prediction>>> = passes.collect::<Result<_>>()?;
         let own = |text: usize, head: usize| passes[self.encoder_of[head]][text][head].clone();
@@ -123,30 +131,29 @@ impl Adapted {
 
     fn encode(&self, encoder: usize, examples: &[Example]) -> Result<Vec<Encoded>> {
         let encoder = &self.encoders[encoder];
-        let mut encoded = encode(encoder, examples)?;
+        let mut encoded = encode(encoder, &*self.applied.objective, examples)?;
         let positions = self.applied.decoder.max_position_embeddings;
         encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
         Ok(encoded)
     }
 
-    fn predict_encoded(
+    fn evaluate_encoded(
         &self,
         device: Box<dyn Backend>,
         examples: &[Encoded],
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Prediction>> {
+    ) -> Result<Evaluation> {
         if examples.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Evaluation::default());
         }
         let config = self.heads().iter().find_map(|head| head.config.as_ref());
         let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens());
         let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
         let mut session = self.applied.session(device, budget, longest)?;
-        let found = evaluate::evaluate(&mut session, examples, budget, None, |done, total| {
+        evaluate::evaluate(&mut session, examples, budget, None, |done, total| {
             progress(done, total);
             true
-        })?;
-        Ok(found.predictions)
+        })
     }
 
     /// The examples of a split for one head, and their task.
@@ -177,7 +184,15 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let encoded = self.encode(self.encoder_of[position], &examples)?;
+        let mut encoded = self.encode(self.encoder_of[position], &examples)?;
+        if !self.applied.objective.pools() {
+            let decoder = &self.applied.decoder;
+            let length = config.map_or(decoder.max_position_embeddings, |config| max_length(config, decoder));
+            encoded = documents(encoded, length).0;
+        }
+        if encoded.is_empty() {
+            return Err(Error::Data(format!("the {} split of task {} is empty", request.split, task.id)));
+        }
         Ok((task, encoded))
     }
 }
@@ -192,8 +207,9 @@ pub fn evaluate(
 ) -> Result<Metrics> {
     let head = adapted.head(request.head.as_deref())?;
     let (task, encoded) = adapted.examples(request, plugins)?;
-    let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    let predictions = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head)).collect();
-    let objective = Classification { classes: task.labels.len() };
-    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..Evaluation::default() })
+    let found = adapted.evaluate_encoded(device, &encoded, progress)?;
+    let own = |all| adapted.by_head(all).into_iter().nth(head);
+    let predictions = found.predictions.iter().filter_map(own).collect();
+    let objective = adapted.heads()[head].objective()?;
+    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })
 }

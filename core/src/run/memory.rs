@@ -8,7 +8,6 @@ use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::Decoder;
 use crate::plugin::PluginSet;
-use crate::train::objective::Classification;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
@@ -26,7 +25,7 @@ pub struct MemoryRequest {
     pub model: PathBuf,
     pub method: String,
     pub method_options: Options,
-    pub classes: usize,
+    pub objective: Arc<dyn Objective>,
     /// Examples per optimizer step.
     pub batch_size: usize,
     /// `None`: as many as fit, up to [`MICRO_BATCH_TOKENS`].
@@ -74,7 +73,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(method.info(), &given.collect())?;
-    let objective = Arc::new(Classification { classes: request.classes });
+    let objective = request.objective.clone();
     let mut parameters = decoder.parameters(objective.head());
     // A new head is trained, and kept in f32.
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
@@ -130,7 +129,7 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         largest_batch: request.max_length.map_or(tokens, |_| batch.saturating_mul(longest)),
         longest_train: longest,
         longest,
-        head_features: adaptation.head_only() && dropout == 0.0,
+        head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
     })
 }
 

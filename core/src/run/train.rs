@@ -5,7 +5,7 @@ mod checks;
 use super::directory::{RunDirectory, peak_resident};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare};
-use crate::adapter::{MergeDtype, check_merged, merged_tensor};
+use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::plugin::PluginSet;
@@ -472,7 +472,6 @@ impl<'a> Trainer<'a> {
             self.report("test", metrics, false)?;
         }
         let device_memory = self.session.tensors().memory().values().sum();
-        let merge_check = if self.run.setup.objective.pools() { self.check_merge() } else { None };
         let result = RunResult {
             stopped,
             steps: self.position.step,
@@ -489,8 +488,8 @@ impl<'a> Trainer<'a> {
             peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
-            adapter: self.directory.product(self.run),
-            merge_check,
+            adapter: self.directory.adapter(),
+            merge_check: self.check_merge(),
         };
         self.directory.finish(&result)?;
         Ok(result)
@@ -499,7 +498,7 @@ impl<'a> Trainer<'a> {
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
     /// The run is complete without: what fails here is told, no more.
     fn check_merge(&mut self) -> Option<MergeCheck> {
-        let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
+        let examples = check_examples(&self.run.setup, &self.run.dev);
         let weights = &self.run.weights;
         let check = self.session.trained_values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
@@ -508,7 +507,7 @@ impl<'a> Trainer<'a> {
                 weights.forget(&session.setup().adaptation.parameters[position].name);
                 Ok((dtype, Cow::Owned(bytes)))
             };
-            check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens(), merged)
+            check_merged(&mut self.session, &examples, self.run.config.micro_batch_tokens(), merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}
@@ -538,5 +537,5 @@ fn may_have_updated(error: &Error) -> bool {
     !matches!(error, Error::Device(BackendError::OutOfMemory { .. }))
 }
 
-/// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
+/// Dev examples on which a state is tried before it is saved.
 const FEW_EXAMPLES: usize = 8;

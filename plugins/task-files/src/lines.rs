@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The longest line that is read, in bytes.
 pub(crate) const MAX_LINE: usize = 1 << 20;
 
-pub(crate) struct Lines {
+pub struct Lines {
     path: PathBuf,
     reader: BufReader<File>,
     number: u64,

@@ -5,6 +5,7 @@
 mod applied;
 pub mod combine;
 mod export;
+mod head;
 mod info;
 mod merge;
 mod model_dir;
@@ -18,6 +19,7 @@ mod verify;
 pub use applied::Applied;
 pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
+pub use head::{align_head, order_of};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;
@@ -189,13 +191,16 @@ fn own_head(dir: &Path) -> Result<Head> {
     }
 }
 
-/// A head of so many outputs in a file that says no more of it than the model's configuration: the labels that this
-/// names, if there are as many as outputs, otherwise numbers.
+/// A head of so many outputs in a file that says no more of it than the model's configuration.
 fn score_head(model: &Path, outputs: usize) -> Result<Head> {
-    let Decoder { labels, .. } = decoder::open(model)?;
-    let labels = match labels.len() == outputs {
-        true => labels,
-        false => (0..outputs).map(|i| format!("LABEL_{i}")).collect(),
-    };
+    let labels = labels(&decoder::open(model)?, outputs);
     Ok(Head { name: "score".into(), labels, objective: model_dir::score_objective(model, outputs)?, config: None })
+}
+
+/// The labels that a configuration names, if there are as many as outputs; otherwise numbers.
+fn labels(decoder: &Decoder, outputs: usize) -> Vec<String> {
+    match decoder.labels.len() == outputs {
+        true => decoder.labels.clone(),
+        false => (0..outputs).map(|i| format!("LABEL_{i}")).collect(),
+    }
 }

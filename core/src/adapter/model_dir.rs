@@ -3,7 +3,6 @@
 
 use super::{Head, own_head};
 use crate::model::{Decoder, check_weights, from_f32, to_f32};
-use crate::text::Tokenizer;
 use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
 use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
@@ -57,8 +56,8 @@ impl Output {
     }
 
     /// Configuration of the base model with this head, and the base model's tokenizer.
-    pub fn describe(&self, base: &Path, head: &Head, dtype: DType) -> Result<()> {
-        let config = model_config(base, head, Some(dtype))?;
+    pub fn describe(&self, base: &Path, head: &Head, pad: Option<u32>, dtype: DType) -> Result<()> {
+        let config = model_config(base, head, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
         for name in TOKENIZER_FILES {
             let from = base.join(name);
@@ -169,8 +168,9 @@ pub fn is_causal(dir: &Path) -> Result<bool> {
 }
 
 /// The base model's `config.json` as that of a model with this head. The type of the weights is written under the key
-/// that the file already has, `torch_dtype` where it has none.
-pub fn model_config(base: &Path, head: &Head, dtype: Option<DType>) -> Result<Map<String, Value>> {
+/// that the file already has, `torch_dtype` where it has none. `pad` is the padding token that the texts of a classifier
+/// were read with, which decides where transformers reads them.
+pub fn model_config(base: &Path, head: &Head, pad: Option<u32>, dtype: Option<DType>) -> Result<Map<String, Value>> {
     let (path, mut config) = read_config(base)?;
     let decoder = Decoder::parse(&path, &config)?;
     let classifies = head.objective()?.pools();
@@ -193,12 +193,7 @@ pub fn model_config(base: &Path, head: &Head, dtype: Option<DType>) -> Result<Ma
         config.remove("torch_dtype");
         config.insert(key.into(), name.into());
     }
-    if classifies
-        && decoder.pad_token_id.is_none()
-        && base.join("tokenizer.json").is_file()
-        && let Some(pad) = Tokenizer::open(base)?.pad_id()
-    {
-        // transformers refuses batches of a classifier without.
+    if classifies && decoder.pad_token_id != pad {
         config.insert("pad_token_id".into(), pad.into());
     }
     Ok(config)
@@ -238,9 +233,10 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
     for (dir, weights) in models.iter().zip(&opened) {
         let other = decoder::open(dir)?;
         let same_shape = other.parameters(kind) == decoder.parameters(kind) || other.dtype != decoder.dtype;
-        if other.family != decoder.family || other.labels != decoder.labels || !same_shape {
+        let same_reading = (&other.labels, other.pad_token_id) == (&decoder.labels, decoder.pad_token_id);
+        if other.family != decoder.family || !same_reading || !same_shape {
             return Err(Error::Usage(format!(
-                "{} and {} are not the same architecture with the same labels; only such models can be averaged",
+                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only such models can be averaged",
                 first.display(),
                 dir.display()
             )));
@@ -260,7 +256,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         .map(|p| TensorSpec { name: p.name.clone(), dtype: safetensors_dtype(p.dtype), shape: p.shape.clone() })
         .collect();
     let output = Output::create(out)?;
-    output.describe(first, &head, parameters[0].dtype)?;
+    output.describe(first, &head, decoder.pad_token_id, parameters[0].dtype)?;
     let written = output.weights(&specs, shard_bytes, |spec| {
         let mut sum: Vec<f64> = vec![0.0; spec.shape.iter().product()];
         for (model, weight) in opened.iter().zip(weights) {

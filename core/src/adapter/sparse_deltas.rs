@@ -144,6 +144,7 @@ pub fn write(
     values: &BTreeMap<String, Vec<f32>>,
     model: &Path,
     head: &Head,
+    pad: Option<u32>,
 ) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let mut tensors: Vec<OutTensor> = Vec::new();
@@ -190,7 +191,7 @@ pub fn write(
         }
     }
     save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
-    let mut config = model_dir::model_config(model, head, None)?;
+    let mut config = model_dir::model_config(model, head, pad, None)?;
     config.insert(BASE.into(), model.display().to_string().into());
     model_dir::write_json(&dir.join("config.json"), &config)
 }

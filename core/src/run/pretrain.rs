@@ -82,7 +82,12 @@ pub fn pretrain(
 ) -> Result<PretrainResult> {
     let (begin, model) = (config.out.join("start"), config.out.join("model"));
     write_start(&begin, config)?;
-    let result = run(&run_config(config, &begin), plugins, open, start, observer)?;
+    let mut run_config = run_config(config, &begin);
+    if start == Start::Resume {
+        let RunConfig { plugins, earlier_plugins, earlier_lengths, .. } = RunConfig::of_run(&config.out)?;
+        run_config = RunConfig { plugins, earlier_plugins, earlier_lengths, ..run_config };
+    }
+    let result = run(&run_config, plugins, open, start, observer)?;
     if model.is_dir() {
         fs::remove_dir_all(&model).map_err(Error::io(&model))?;
     }
@@ -129,7 +134,11 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         max_dev: None,
         max_test: None,
         head_init_std: None,
+        new_head: false,
         instruct: None,
+        plugins: vec![],
+        earlier_plugins: vec![],
+        earlier_lengths: vec![],
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
         recompute: Recompute::Auto,
         precision: config.precision,

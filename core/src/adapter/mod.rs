@@ -193,8 +193,9 @@ fn own_head(dir: &Path) -> Result<Head> {
 
 /// A head of so many outputs in a file that says no more of it than the model's configuration.
 fn score_head(model: &Path, outputs: usize) -> Result<Head> {
-    let labels = labels(&decoder::open(model)?, outputs);
-    Ok(Head { name: "score".into(), labels, objective: model_dir::score_objective(model, outputs)?, config: None })
+    let decoder = decoder::open(model)?;
+    let objective = model_dir::score_objective(&decoder, outputs).into();
+    Ok(Head { name: "score".into(), labels: labels(&decoder, outputs), objective, config: None })
 }
 
 /// The labels that a configuration names, if there are as many as outputs; otherwise numbers.

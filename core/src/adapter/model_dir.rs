@@ -2,7 +2,7 @@
 //! with an index where they are large.
 
 use super::{Head, own_head};
-use crate::model::{Decoder, check_weights, from_f32, to_f32};
+use crate::model::{Decoder, PROBLEM_TYPES, check_weights, from_f32, to_f32};
 use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
 use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
@@ -125,12 +125,8 @@ impl Drop for Output {
     }
 }
 
-/// What transformers calls the objectives of a classifier.
-const PROBLEM_TYPES: [(&str, &str); 3] = [
-    ("single_label_classification", "classification"),
-    ("multi_label_classification", "multi-label classification"),
-    ("regression", "regression"),
-];
+/// The objectives of classifiers, in the order of [`PROBLEM_TYPES`].
+const OBJECTIVES: [&str; 3] = ["classification", "multi-label classification", "regression"];
 
 fn read_config(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
     let path = dir.join("config.json");
@@ -140,24 +136,10 @@ fn read_config(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
     Ok((path, config))
 }
 
-/// What a classifier's `config.json` says that its head is for: as in transformers a single output without
-/// `problem_type` is a regression's.
-///
-/// Errors: a `problem_type` that does not exist.
-pub fn score_objective(dir: &Path, outputs: usize) -> Result<String> {
-    let (path, config) = read_config(dir)?;
-    let name = match config.get("problem_type") {
-        None | Some(Value::Null) if outputs == 1 => "regression",
-        None | Some(Value::Null) => "classification",
-        Some(given) => {
-            let found = PROBLEM_TYPES.iter().find(|(name, _)| given == name);
-            let known = || PROBLEM_TYPES.map(|(name, _)| name).join(", ");
-            let unknown =
-                || Error::Config(format!("{}: `problem_type` is {given}, expected {}", path.display(), known()));
-            found.ok_or_else(unknown)?.1
-        }
-    };
-    Ok(name.into())
+/// What a classifier's head is for: as in transformers a single output without `problem_type` is a regression's.
+pub fn score_objective(decoder: &Decoder, outputs: usize) -> &'static str {
+    let kind = decoder.problem_type.as_deref().and_then(|given| PROBLEM_TYPES.iter().position(|kind| *kind == given));
+    OBJECTIVES[kind.unwrap_or(if outputs == 1 { 2 } else { 0 })]
 }
 
 /// Whether `config.json` names a model with a vocabulary head.
@@ -206,8 +188,8 @@ fn describe_classes(config: &mut Map<String, Value>, head: &Head) {
     config.insert("id2label".into(), Value::Object(names.collect()));
     let ids = labels().map(|(i, label)| (label.clone(), Value::from(i)));
     config.insert("label2id".into(), Value::Object(ids.collect()));
-    let kind = PROBLEM_TYPES.iter().find(|(_, objective)| *objective == head.objective);
-    config.extend(kind.map(|(name, _)| ("problem_type".to_owned(), Value::from(*name))));
+    let kind = OBJECTIVES.iter().position(|objective| *objective == head.objective);
+    config.extend(kind.map(|kind| ("problem_type".to_owned(), Value::from(PROBLEM_TYPES[kind]))));
 }
 
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {

@@ -7,7 +7,7 @@ use crate::job::{
 };
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HEAD, check_weights};
+use crate::model::{Decoder, HEAD, PROBLEM_TYPES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, Padding, PromptPlan};
@@ -217,7 +217,14 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
             config.model.display()
         )));
     }
-    Ok(note)
+    let other = decoder.problem_type.as_deref().filter(|kind| note.is_some() && *kind != PROBLEM_TYPES[0]);
+    match other {
+        Some(kind) => Err(Error::Usage(format!(
+            "{}: its head is for {kind}, the task has one label per text: train a new one with --new-head",
+            config.model.display()
+        ))),
+        None => Ok(note),
+    }
 }
 
 /// The rows of the prompt's words, or else normal values.

@@ -98,8 +98,15 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
         })?),
     };
     let outputs = file.get(&format!("{PREFIX}{HEAD}")).map(|head| head.shape.first().copied().unwrap_or(0));
-    if config.text("task_type") == Some(CLASSIFIER) && outputs.is_none() {
-        return Err(Error::Weights(format!("{}: has no classification head `{PREFIX}{HEAD}`", values_path.display())));
+    match (config.text("task_type"), outputs) {
+        (Some(CLASSIFIER), None) => {
+            let values = values_path.display();
+            return Err(Error::Weights(format!("{values}: has no classification head `{PREFIX}{HEAD}`")));
+        }
+        (Some(LANGUAGE_MODEL), Some(_)) => {
+            return Err(config.error(format!("`task_type` is {LANGUAGE_MODEL}, but there are values for `{HEAD}`")));
+        }
+        _ => {}
     }
     if !model.join("config.json").is_file() {
         return Err(Error::Usage(format!(

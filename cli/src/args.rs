@@ -14,7 +14,7 @@ use sparta_core::run::InspectTask;
 use sparta_graph::DType;
 use std::path::{Path, PathBuf};
 
-/// Fine-tune decoder language models for classification on any GPU, or without one
+/// Fine-tune decoder language models, for classification or on text, on any GPU, or without one
 #[derive(Parser)]
 #[command(name = "sparta-cli", version, max_term_width = 120, args_override_self = true)]
 pub struct Cli {

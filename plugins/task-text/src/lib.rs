@@ -72,7 +72,7 @@ impl Dataset for Documents {
         let mut lines = Lines::open(&path)?;
         let jsonl = path.extension().is_some_and(|ending| ending == "jsonl");
         let mut next = move || -> Result<Option<Example>, Error> {
-            while let Some((number, line)) = lines.next()? {
+            while let Some((number, line)) = lines.next_line()? {
                 if line.trim().is_empty() {
                     continue;
                 }

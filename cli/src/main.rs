@@ -62,15 +62,15 @@ fn main() -> ExitCode {
 
 fn execute(parsed: Parsed) -> Result<()> {
     let Parsed { cli, plugins, method_options, resumed } = parsed;
-    let job = |args| Job { args, method_options, resumed };
+    let job = |args, method_options| Job { args, method_options, resumed };
     match cli.command {
-        Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
+        Command::Run { args, watch } => train::run(job(args, method_options), &watch, &plugins),
         Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
-        Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
+        Command::Plan { args, assume } => train::plan(job(args, method_options), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
-        Command::Pretrain(args) => pretrain::pretrain(args, &plugins),
+        Command::Pretrain(args) => pretrain::pretrain(args, method_options, &plugins),
         Command::Adapter { what } => adapter::run(what, &plugins),
         Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),
         Command::Rank(args) => rank::rank(args),

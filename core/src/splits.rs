@@ -28,8 +28,8 @@ pub struct Origins {
 /// Reads every part once and deals its examples out.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a label outside the task's; a pair for a task of single texts, or the reverse; a recipe
-/// with an example in two splits.
+/// malformed row; an empty split, unless the recipe leaves out dev or test; a label outside the task's, which are 0 where
+/// it has no classes; a pair for a task of single texts, or the reverse; a recipe with an example in two splits.
 pub fn load(dataset: &dyn Dataset, task: &TaskInfo, seed: u64) -> Result<Splits> {
     let recipe = dataset.recipe();
     check_recipe(&recipe)?;
@@ -70,6 +70,9 @@ struct Dealer<'a> {
 
 impl Dealer<'_> {
     fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+        if source.parts.is_empty() && split != "train" {
+            return Ok((Vec::new(), "none".into()));
+        }
         let examples = self.read(&source.parts)?;
         let total = examples.len();
         let name = source.parts.join(" + ");
@@ -119,7 +122,7 @@ impl Dealer<'_> {
             for (i, example) in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
                 let example = example.map_err(|e| Error::Data(e.to_string()))?;
                 let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
-                let (label, classes) = (example.label, self.task.labels.len());
+                let (label, classes) = (example.label, self.task.labels.len().max(1));
                 if label as usize >= classes {
                     return Err(wrong(format!("label {label}, expected less than {classes}")));
                 }
@@ -188,7 +191,7 @@ mod tests {
 
         fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
             let part = part.to_owned();
-            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 0 }))))
+            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 1 }))))
         }
     }
 
@@ -237,7 +240,19 @@ mod tests {
 
     #[test]
     fn labels_outside_the_task_are_refused() {
-        assert!(load(&fake(50), &task(0), 7).unwrap_err().to_string().contains("label 0"));
+        for labels in [0, 1] {
+            let error = load(&fake(50), &task(labels), 7).unwrap_err().to_string();
+            assert!(error.contains("label 1, expected less than 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn dev_and_test_may_be_missing() {
+        let none = || Source { parts: vec![], take: Take::All };
+        let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![] };
+        let splits = load(&Fake { recipe, size: 3 }, &task(2), 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (3, 0, 0));
+        assert_eq!(splits.origins.dev, "none");
     }
 
     #[test]

@@ -44,11 +44,16 @@ fn open_wgpu(name: &str, options: Options) -> Option<Subject<'static>> {
     Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
 }
 
-/// The methods, linked in.
+/// The methods and the task `text`, linked in.
 pub fn methods() -> PluginSet {
     let mut plugins = PluginSet::default();
-    let entries =
-        [sparta_method_sparta::entry, sparta_method_lora::entry, sparta_method_full::entry, sparta_method_head::entry];
+    let entries = [
+        sparta_method_sparta::entry,
+        sparta_method_lora::entry,
+        sparta_method_full::entry,
+        sparta_method_head::entry,
+        sparta_task_text::entry,
+    ];
     for entry in entries {
         // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
         unsafe { plugins.link(entry) };

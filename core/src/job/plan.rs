@@ -4,6 +4,7 @@ use super::{ChosenPrecision, Needs, PaperMemory};
 use crate::Result;
 use crate::method::Adaptation;
 use crate::text::PromptPlan;
+use crate::train::optimizer::GroupPlan;
 use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
 use sparta_graph::DeviceInfo;
@@ -39,6 +40,9 @@ pub struct RunPlan {
     pub total_steps: usize,
     /// What the optimizer is called, with its parameters.
     pub optimizer: String,
+    /// Trained tensors with rates of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupPlan>,
     pub lr: f64,
     pub schedule: Schedule,
     pub seed: u64,
@@ -161,6 +165,11 @@ impl fmt::Display for RunPlan {
         writeln!(f, "steps      {} of {size}{micro}{again}", thousands(self.total_steps as u64))?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
+        for GroupPlan { group, tensors, trained } in &self.groups {
+            let decay = group.weight_decay.map_or(String::new(), |decay| format!(", weight decay {decay}"));
+            let (pattern, factor, trained) = (&group.pattern, group.lr_factor, thousands(*trained));
+            writeln!(f, "  group    {pattern}: learning rate x {factor}{decay}; {tensors} tensors, {trained} values")?;
+        }
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
         writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL

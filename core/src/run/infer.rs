@@ -1,13 +1,12 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::prepare::encode;
+use super::prepare::{documents, encode, max_length};
 use crate::adapter::{Applied, Head, order_of};
 use crate::job::PrecisionChoice;
 use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
-use crate::train::objective::Classification;
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Target};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction, Target};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -98,12 +97,20 @@ impl Adapted {
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
     /// prompts. Texts longer than the model's positions are cut. `device` opens the device for a pass.
     ///
-    /// Errors: a pair of texts where the task has single ones, or the reverse, with its number.
+    /// Errors: a model that does not classify; a pair of texts where the task has single ones, or the reverse, with its
+    /// number.
     pub fn predict(
         &self,
         device: impl Fn() -> Result<Box<dyn Backend>>,
         texts: &[(String, Option<String>)],
     ) -> Result<Vec<Vec<Prediction>>> {
+        if !self.applied.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{}: made by {}, which gives a text no class; `eval` measures it",
+                self.applied.adapter.dir.display(),
+                self.applied.objective.name()
+            )));
+        }
         for (i, (_, pair)) in texts.iter().enumerate() {
             let checked = self.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
             checked.map_err(|what| Error::Data(format!("text {}: {what}", i + 1)))?;
@@ -112,8 +119,8 @@ impl Adapted {
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();
         let passes = (0..self.encoders.len()).map(|encoder| {
-            let predictions = self.predict_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
-            Ok(predictions.iter().map(|all| self.by_head(all)).collect())
+            let found = self.evaluate_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
+            Ok(found.predictions.iter().map(|all| self.by_head(all)).collect())
         });
         let passes: Vec<Vec<Vec<Prediction>>> = passes.collect::<Result<_>>()?;
         let own = |text: usize, head: usize| passes[self.encoder_of[head]][text][head].clone();
@@ -133,20 +140,20 @@ impl Adapted {
 
     fn encode(&self, encoder: usize, examples: &[Example]) -> Result<Vec<Encoded>> {
         let encoder = &self.encoders[encoder];
-        let mut encoded = encode(encoder, examples)?;
+        let mut encoded = encode(encoder, &*self.applied.objective, examples)?;
         let positions = self.applied.decoder.max_position_embeddings;
         encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
         Ok(encoded)
     }
 
-    fn predict_encoded(
+    fn evaluate_encoded(
         &self,
         device: Box<dyn Backend>,
         examples: &[Encoded],
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Prediction>> {
+    ) -> Result<Evaluation> {
         if examples.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Evaluation::default());
         }
         let config = self.heads().iter().find_map(|head| head.config.as_ref());
         let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens());
@@ -158,7 +165,7 @@ impl Adapted {
         })?;
         let finite = |p: &Prediction| p.logits.iter().all(|z| z.is_finite());
         match found.predictions.iter().position(|p| !finite(p)) {
-            None => Ok(found.predictions),
+            None => Ok(found),
             Some(at) => Err(Error::Training(format!(
                 "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
                 at + 1,
@@ -207,7 +214,15 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let encoded = self.encode(self.encoder_of[position], &examples)?;
+        let mut encoded = self.encode(self.encoder_of[position], &examples)?;
+        if !self.applied.objective.pools() {
+            let decoder = &self.applied.decoder;
+            let length = config.map_or(decoder.max_position_embeddings, |config| max_length(config, decoder));
+            encoded = documents(encoded, length).0;
+        }
+        if encoded.is_empty() {
+            return Err(Error::Data(format!("the {} split of task {} is empty", request.split, task.id)));
+        }
         Ok((task, encoded))
     }
 }
@@ -228,12 +243,12 @@ pub fn evaluate(
 ) -> Result<Metrics> {
     let head = adapted.head(request.head.as_deref())?;
     let (task, encoded) = adapted.task_examples(request, plugins)?;
-    let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    let own = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head));
+    let found = adapted.evaluate_encoded(device, &encoded, progress)?;
+    let own = found.predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head));
     let order = order(&adapted.heads()[head], &task).unwrap_or_default();
     let in_order =
         |p: Prediction| Prediction { logits: order.iter().filter_map(|&class| p.logits.get(class).copied()).collect() };
     let predictions = own.map(in_order).collect();
-    let objective = Classification { classes: task.labels.len() };
-    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..Evaluation::default() })
+    let objective = adapted.heads()[head].objective()?;
+    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })
 }

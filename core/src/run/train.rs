@@ -5,7 +5,7 @@ mod checks;
 use super::directory::{Counters, RunDirectory, peak_resident};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare};
-use crate::adapter::{MergeDtype, check_merged, merged_tensor, visible_share};
+use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{
     EarlierLength, Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped,
@@ -59,7 +59,7 @@ pub fn run(
             let earlier = directory.check_length(&prepared)?;
             let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
             if earlier.is_none()
-                && let Some(result) = directory.finished(&prepared, step)
+                && let Some(result) = directory.finished(step)
             {
                 observer.message(&format!("the run is over since step {step}: there is nothing left to do"));
                 return Ok(result);
@@ -529,7 +529,6 @@ impl<'a> Trainer<'a> {
         }
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;
-        let merge_check = if self.run.setup.objective.pools() { self.check_merge() } else { None };
         let counters = self.counters();
         self.save_counters();
         let result = RunResult {
@@ -549,8 +548,8 @@ impl<'a> Trainer<'a> {
             peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
-            adapter: self.directory.product(self.run),
-            merge_check,
+            adapter: self.directory.adapter(),
+            merge_check: self.check_merge(),
         };
         self.directory.finish(&result)?;
         Ok(result)
@@ -573,7 +572,7 @@ impl<'a> Trainer<'a> {
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
     /// The run is complete without: what fails here is told, no more.
     fn check_merge(&mut self) -> Option<MergeCheck> {
-        let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
+        let examples = check_examples(&self.run.setup, &self.run.dev);
         let weights = &self.run.weights;
         let check = self.values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
@@ -582,7 +581,7 @@ impl<'a> Trainer<'a> {
                 weights.forget(&session.setup().adaptation.parameters[position].name);
                 Ok((dtype, Cow::Owned(bytes)))
             };
-            check_merged(&mut self.session, [examples; 2], self.run.config.micro_batch_tokens(), merged)
+            check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}
@@ -615,5 +614,5 @@ fn may_have_updated(error: &Error) -> bool {
 /// Share of changes that have to be visible for a run to go without a warning.
 const VISIBLE: f64 = 0.25;
 
-/// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
+/// Dev examples on which a state is tried before it is saved.
 const FEW_EXAMPLES: usize = 8;

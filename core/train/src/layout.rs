@@ -250,13 +250,12 @@ fn new_head(weights: &dyn WeightSource, setup: &Setup, parameter: &Parameter) ->
         HeadInit::Normal { std } => {
             Ok(initial(setup.seed, &parameter.name, &parameter.shape, Init::Normal { std: *std }))
         }
-        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.tied_embeddings, rows),
+        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.vocabulary_head(), rows),
     }
 }
 
-/// Rows of the vocabulary head, or of the embeddings where it is tied to them.
-fn vocabulary_rows(weights: &dyn WeightSource, tied: bool, rows: &[u32]) -> Result<Vec<f32>> {
-    let name = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+/// Rows of the vocabulary head `name`.
+fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Result<Vec<f32>> {
     let error = |what: String| Error::Weights(format!("{}: {what}", weights.origin()));
     let head = weights.get(name).ok_or_else(|| {
         error(format!(
@@ -328,11 +327,16 @@ mod tests {
             ("model.embed_tokens.weight", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
             ("lm_head.weight", [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]),
         ]));
-        assert_eq!(vocabulary_rows(&weights, true, &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
-        assert_eq!(vocabulary_rows(&weights, false, &[1]).unwrap(), [12.0, 13.0]);
-        assert!(vocabulary_rows(&weights, false, &[3]).unwrap_err().to_string().contains("lm_head.weight is [3, 2]"));
+        assert_eq!(vocabulary_rows(&weights, "model.embed_tokens.weight", &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!(vocabulary_rows(&weights, "lm_head.weight", &[1]).unwrap(), [12.0, 13.0]);
+        assert!(
+            vocabulary_rows(&weights, "lm_head.weight", &[3])
+                .unwrap_err()
+                .to_string()
+                .contains("lm_head.weight is [3, 2]")
+        );
         weights.0.remove("lm_head.weight");
-        let error = vocabulary_rows(&weights, false, &[1]).unwrap_err().to_string();
+        let error = vocabulary_rows(&weights, "lm_head.weight", &[1]).unwrap_err().to_string();
         assert!(error.contains("lm_head.weight, which is missing"), "{error}");
     }
 }

@@ -117,12 +117,14 @@ typedef struct SpartaMethod {
  *
  * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo]}
  * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"],
- *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent}
+ *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
+ *                without labels, each next token of the texts is learned; "metrics": ["perplexity" | "log_likelihood"]
  * Prompt         {"template": "If {text}, then {pair}?", "verbalizers": ["Yes", "No"]}, for instruction models: {text}
  *                once, {pair} once in a pair task only; a word per label
  * OpenRequest    {"task": "rte", "data": "directory"}
  * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."]}
- * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}}
+ * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}};
+ *                no parts: no such split
  * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}
  */
 typedef struct SpartaTask {

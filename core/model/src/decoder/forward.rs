@@ -75,8 +75,7 @@ pub fn vocabulary_factors(
     layers: &mut dyn Layers,
     hidden: Value,
 ) -> Result<[Value; 2]> {
-    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    Ok([narrow(graph, layers, hidden)?, layers.factor(graph, head)?])
+    Ok([narrow(graph, layers, hidden)?, layers.factor(graph, decoder.vocabulary_head())?])
 }
 
 /// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.

@@ -3,6 +3,8 @@ struct Params {
     rows: u32,
     width: u32,
     accumulate: u32,
+    // The norm of the first row bound, in `rate`.
+    first: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -18,7 +20,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (column < p.width) {
         for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
             let i = t * p.width + column;
-            sum += decode(DY, dy[word_of(DY, i)], i) * decode(X, x[word_of(X, i)], i) * rate[t];
+            sum += decode(DY, dy[word_of(DY, i)], i) * decode(X, x[word_of(X, i)], i) * rate[p.first + t];
         }
     }
     reduction[lane] = sum;

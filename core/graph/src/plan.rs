@@ -188,7 +188,7 @@ mod tests {
                 1 => (Scale { factor: 2.0 }.into(), vec![a]),
                 2 => (GatedAct { act: Activation::Silu }.into(), vec![a, b]),
                 3 => (GatedActGrad { act: Activation::Silu }.into(), vec![a, b, c]),
-                4 => (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![a, norm]),
+                4 => (RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }.into(), vec![a, norm]),
                 5 => (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![a, norm, b, c]),
                 6 => (Linear { residual: true, ..Linear::plain(Layout::Nt) }.into(), vec![a, square, b]),
                 7 => (Linear::plain(Layout::Nn).into(), vec![a, square]),

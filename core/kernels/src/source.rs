@@ -93,7 +93,6 @@ shaders!(
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_w",
-    "rms_norm_rate",
     "rope",
     "sampled_grad",
     "sampled_grad_tiled",
@@ -119,8 +118,9 @@ fn shared(name: &str) -> &'static [&'static str] {
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
         "linear" | "linear_small" => &["prelude", "linear_operands"],
-        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
-        | "soft_cap_grad" => &["prelude", "elementwise"],
+        "accumulate" | "add" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" => {
+            &["prelude", "elementwise"]
+        }
         _ => &["prelude"],
     }
 }

@@ -62,7 +62,7 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         let (parameter, len) = (&adaptation.parameters[t.parameter], t.numel());
         let mut add = |name, dtype, len, kind| list.push(TensorSpec::new(name, dtype, len, kind));
         add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
-        add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
+        add(base_name(&parameter.name), adaptation.device_dtype(t.parameter), len, MemoryKind::BaseValues);
         if let [rows, _] = parameter.shape[..] {
             add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
         }
@@ -222,7 +222,11 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             let view = weights.get(&parameter.name).ok_or_else(|| {
                 Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
             })?;
-            tensors.write_f32(&base_name(&parameter.name), &pick(parameter, view.dtype, view.bytes, &set.indices)?)?;
+            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
+            match view.dtype == dtype {
+                true => tensors.write(&base, &chosen)?,
+                false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
+            }
             if let [rows, columns] = parameter.shape[..] {
                 tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
             }
@@ -287,11 +291,10 @@ fn as_f32(parameter: &Parameter, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>>
     to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
 }
 
-fn pick(parameter: &Parameter, dtype: DType, bytes: &[u8], indices: &[u32]) -> Result<Vec<f32>> {
+/// The bytes of chosen elements.
+fn pick(dtype: DType, bytes: &[u8], indices: &[u32]) -> Vec<u8> {
     let size = dtype.size();
-    let chosen: Vec<u8> =
-        indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect();
-    as_f32(parameter, dtype, &chosen)
+    indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect()
 }
 
 /// Where each row's elements begin among ascending flat indices: `[rows + 1]`.

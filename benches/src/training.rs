@@ -109,7 +109,7 @@ impl Case {
         let device = self.open_device()?;
         let info = device.info();
         let arena = layout::plan_memory(&setup, &info)?.arena;
-        let plan = info.plan(&setup.graphs().build(Purpose::Step(size))?);
+        let plan = info.plan(&setup.graphs().build(Purpose::Step(size))?, &[]);
         let session = Session::open(device, &weights, setup, &arena)?;
         Ok(Bench { session, batch, plan, trained })
     }

@@ -72,9 +72,11 @@ impl DeviceInfo {
         if self.segments { usize::try_from(self.max_buffer).unwrap_or(usize::MAX) } else { usize::MAX }
     }
 
-    /// The plan of a graph on this device.
-    pub fn plan(&self, graph: &Graph) -> Plan {
-        Plan::in_segments(graph, self.in_place, self.segment_limit())
+    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes may be there already.
+    pub fn plan(&self, graph: &Graph, reserved: &[usize]) -> Plan {
+        // What is there is one segment where plans can have no more, and that grows.
+        let reserved = if self.segments { reserved } else { &[] };
+        Plan::within(graph, self.in_place, reserved, self.segment_limit())
     }
 }
 

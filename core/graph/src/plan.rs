@@ -66,7 +66,13 @@ impl Plan {
     /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a tensor that is larger has a segment of
     /// its own, which a device whose buffers end there refuses.
     pub fn in_segments(graph: &Graph, in_place: bool, limit: usize) -> Plan {
-        let placement = Placement::of(graph, in_place, limit);
+        Plan::within(graph, in_place, &[], limit)
+    }
+
+    /// As [`Plan::in_segments`], in an arena of which segments of `reserved` bytes are there: others are added only
+    /// where these are not enough.
+    pub fn within(graph: &Graph, in_place: bool, reserved: &[usize], limit: usize) -> Plan {
+        let placement = Placement::of(graph, in_place, reserved, limit);
         let segments = placement.segments;
         let place = |spot: Spot| match spot {
             Spot::Arena { segment, offset } => Place::Arena(segments[..segment].iter().sum::<usize>() + offset),

@@ -164,7 +164,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     }
     let mut arena = Vec::new();
     for purpose in largest_purposes(setup) {
-        make_room(&mut arena, &device.plan(&setup.graphs().build(purpose)?));
+        make_room(&mut arena, &device.plan(&setup.graphs().build(purpose)?, &[]));
     }
     let segments = arena.iter().map(|bytes| bytes.next_multiple_of(4) as u64);
     memory.insert(MemoryKind::Activations, segments.clone().sum());

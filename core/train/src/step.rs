@@ -127,7 +127,7 @@ impl Session {
         self.queue_batch(batch)?;
         self.queue_update_inputs(&numbers)?;
         let times = self.tensors().run_profiled(id)?;
-        let plan = self.device.plan(&self.setup().graphs().build(purpose)?);
+        let plan = self.device.plan(&self.setup().graphs().build(purpose)?, &[]);
         let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
         let submitted = self.request_results(numbers)?;
         Ok((self.settle(submitted)?, profile))

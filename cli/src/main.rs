@@ -27,6 +27,7 @@ mod watch;
 use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
 use sparta_core::{Error, Result};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit code for wrong arguments, as clap has it; other errors give 1.
@@ -63,7 +64,7 @@ fn execute(parsed: Parsed) -> Result<()> {
     let job = |args| Job { args, method_options, resumed };
     match cli.command {
         Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
-        Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
+        Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
         Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
@@ -79,6 +80,12 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),
     }
+}
+
+/// The options of this command that say which plugins to take, for other processes.
+fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
+    let explicit = explicit.iter().map(|path| format!("--plugin={}", path.display()));
+    explicit.chain(allow_other.then(|| "--allow-other-plugin".to_owned())).collect()
 }
 
 /// With the options of all methods on `run` and `plan`, as far as their names differ.

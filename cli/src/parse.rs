@@ -66,14 +66,16 @@ impl From<Error> for Stop {
 /// Parses `argv`, the program's name first.
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let first = First::pass(&argv);
-    let discover = |configured| {
-        let mut plugins = PluginSet::discover(&DiscoverOptions::standard(first.plugins.clone(), configured));
+    let discover = |configured, runs: &[&Path]| {
+        let run = runs.iter().flat_map(|run| RunConfig::libraries(run, first.allow_other)).collect();
+        let standard = DiscoverOptions::standard(first.plugins.clone(), configured);
+        let mut plugins = PluginSet::discover(&DiscoverOptions { run, allow_other: first.allow_other, ..standard });
         builtin::link(&mut plugins);
         plugins
     };
     let Some(job) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        let (plugins, method_options) = (discover(Vec::new()), Options::new());
+        let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs()), Options::new());
         return Ok(Parsed { cli, plugins, method_options, resumed: None });
     };
     let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
@@ -83,7 +85,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         Some(preset) => preset.method(named("method"))?,
         None => named("method").unwrap_or(DEFAULT_METHOD.into()),
     };
-    let plugins = discover(file.plugins.clone());
+    let resume = job.get("resume").map(Path::new);
+    let plugins = discover(file.plugins.clone(), resume.as_slice());
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
     let parse = |command: &clap::Command, argv: &[String]| {
@@ -93,8 +96,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         // Shows the defaults of the options themselves.
         parse(&command, &argv)?;
     }
-    if let Some(dir) = job.get("resume") {
-        let (cli, resumed) = resume(&command, &parse(&command, &argv)?, Path::new(dir), &argv)?;
+    if let Some(dir) = resume {
+        let (cli, resumed) = resumed(&command, &parse(&command, &argv)?, dir, &argv)?;
         return Ok(Parsed { cli, plugins, method_options: Options::new(), resumed: Some(resumed) });
     }
     let file_values = file.values(&command, &plugins, &method)?;
@@ -120,8 +123,10 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
 }
 
 /// What the arguments say before the options of the method are known.
+#[derive(Default)]
 struct First {
     plugins: Vec<PathBuf>,
+    allow_other: bool,
     /// For `run` and `plan` the last value of each option that was given.
     job: Option<Values>,
     /// Whether `run` or `plan` is to explain itself.
@@ -149,11 +154,17 @@ impl First {
                 None => break command.clone().ignore_errors(true).try_get_matches_from(argv).ok(),
             }
         };
-        let Some(matches) = matches else { return First { plugins: Vec::new(), job: None, help: false } };
+        let Some(matches) = matches else { return First::default() };
         let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
-        First { plugins, help, job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))) }
+        let allow_other = matches.get_flag("allow_other_plugin");
+        First {
+            plugins,
+            allow_other,
+            help,
+            job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))),
+        }
     }
 }
 
@@ -196,14 +207,16 @@ fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
 /// The run in `dir`, with the changes that were given.
 ///
 /// Errors: no run there; an option that the run has been begun with.
-fn resume(
+fn resumed(
     command: &clap::Command,
     matches: &ArgMatches,
     dir: &Path,
     argv: &[String],
 ) -> std::result::Result<(Cli, RunConfig), Stop> {
     let free = WatchArgs::augment_args(DeviceArgs::augment_args(Control::augment_args(clap::Command::new("run"))));
-    let is_free = |id: &str| ["resume", "plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id);
+    let is_free = |id: &str| {
+        ["resume", "plugin", "allow_other_plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id)
+    };
     let Some((job, given)) = matches.subcommand() else {
         return Err(Error::Usage("--resume is an option of `run` and `plan`".into()).into());
     };

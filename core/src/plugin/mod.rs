@@ -13,6 +13,7 @@ mod manifest;
 mod method;
 mod set;
 mod task;
+mod used;
 
 pub use backend::LoadedBackendPlugin;
 pub use discover::{DiscoverOptions, Origin};
@@ -21,6 +22,7 @@ pub use manifest::{Manifest, target};
 pub use method::LoadedMethod;
 pub use set::{Found, PluginKind, PluginSet, State};
 pub use task::LoadedTask;
+pub use used::{Recorded, UsedPlugin};
 
 #[cfg(test)]
 mod tests;

@@ -84,10 +84,11 @@ impl RunDirectory {
         self.write_json(CONFIG, &run.config)
     }
 
-    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter.
+    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter. Returns the
+    /// length that it had, if it does.
     ///
     /// Errors: it would be shorter, or no longer although that was asked for.
-    pub fn check_length(&self, run: &Prepared) -> Result<()> {
+    pub fn check_length(&self, run: &Prepared) -> Result<Option<usize>> {
         let path = &self.path;
         #[derive(Deserialize)]
         struct Length {
@@ -116,7 +117,7 @@ impl RunDirectory {
                 now.epochs
             )));
         }
-        Ok(())
+        Ok((total > steps).then_some(steps))
     }
 
     /// Drops what was logged after a checkpoint.

@@ -6,5 +6,5 @@ mod special;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
-pub use prompt::{Encoder, Instruct, PromptPlan, Verbalizer};
+pub use prompt::{Encoder, Instruct, Padding, PromptPlan, Verbalizer, without_padding};
 pub use tokenizer::Tokenizer;

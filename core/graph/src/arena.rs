@@ -25,7 +25,7 @@ impl Block {
 
     /// Bytes from `offset` on are in use from a step on, where they are not already.
     pub fn use_from(&mut self, first: usize, offset: usize, bytes: usize) {
-        if self.parts.iter().all(|part| part.range.start != offset) {
+        if bytes > 0 && self.parts.iter().all(|part| part.range.start != offset) {
             self.parts.push(Part { range: offset..offset + bytes.next_multiple_of(ALIGNMENT), first });
         }
     }
@@ -43,8 +43,8 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// Places the largest blocks first, each as low as it can lie beside those that are in use at the same time (Pisarchyk
-    /// and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size). The
-    /// first segments end where those of `reserved` do, further ones at `limit`; what is larger gets one of its own.
+    /// and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size). The first
+    /// segments end where those of `reserved` do, further ones at `limit`; what is larger gets one of its own.
     pub fn of(blocks: &[Block], reserved: &[usize], limit: usize) -> Arena {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first(), i));

@@ -428,6 +428,15 @@ mod tests {
         let plan = Plan::build(&graph, true);
         assert_eq!(plan.calls.len(), 2);
         assert_eq!(plan.arena, ALIGNMENT);
+
+        let scaled = graph.one(Scale { factor: 2.0 }, &[x]).unwrap();
+        let other = graph.one(Scale { factor: 3.0 }, &[x]).unwrap();
+        let also = f32s(&mut graph, "also", &[8]);
+        graph.apply(Store {}.into(), &[also, other]).unwrap();
+        let whole = graph.one(Concat {}, &[chosen, scaled]).unwrap();
+        let joined = f32s(&mut graph, "joined", &[64]);
+        graph.apply(Accumulate {}.into(), &[joined, whole]).unwrap();
+        check(&graph, &Plan::build(&graph, true), true);
     }
 
     #[test]

@@ -13,7 +13,7 @@ const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
 const LANGUAGE_MODEL: Layout = Layout { lm: true, ..CLASSIFIER };
 
 /// Bytes of the largest buffer of a device with low limits: about all trained values, and less than an arena.
-const BUFFER: u64 = 400 << 10;
+const BUFFER: u64 = 480 << 10;
 
 /// The sets that are present.
 fn sources() -> Vec<Source> {

@@ -151,11 +151,12 @@ fn train(run: &Prepared, device: Box<dyn Backend>) -> Session {
     let mut session = Session::open(device, &run.weights, run.setup.clone(), &run.arena).unwrap();
     let objective = &run.setup.objective;
     for examples in run.train.chunks(run.config.batch_size).take(3) {
-        let micro_batches: Vec<_> = match run.setup.limits.micro_batches {
+        let limits = &run.setup.limits;
+        let micro_batches: Vec<_> = match limits.micro_batches || limits.head_features {
             true => examples.chunks(2).map(|examples| objective.pack(examples).unwrap()).collect(),
             false => vec![objective.pack(examples).unwrap()],
         };
-        if run.setup.limits.head_features {
+        if limits.head_features {
             let features = session.pool(&micro_batches[0]).unwrap();
             let step = session.submit_head_step(&features, &micro_batches[0], 1e-3).unwrap();
             session.settle(step).unwrap();
@@ -163,7 +164,7 @@ fn train(run: &Prepared, device: Box<dyn Backend>) -> Session {
             session.step(&micro_batches, 1e-3).unwrap();
         }
     }
-    session.evaluate(&objective.pack(&run.dev).unwrap()).unwrap();
+    session.evaluate(&objective.pack(&run.dev[..1]).unwrap()).unwrap();
     session
 }
 
@@ -177,7 +178,8 @@ fn plans_are_what_devices_use() {
     for method in ["sparta", "lora", "full", "head"] {
         for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
             for micro_batch_tokens in [None, Some(64)] {
-                for device in [Some(cpu()), wgpu()].into_iter().flatten() {
+                let gpu = if micro_batch_tokens.is_none() { wgpu() } else { None };
+                for device in [Some(cpu()), gpu].into_iter().flatten() {
                     let method_options = BTreeMap::new();
                     let method = method.to_owned();
                     let config = RunConfig { method, method_options, precision, micro_batch_tokens, ..config.clone() };
@@ -205,9 +207,9 @@ fn several_segments_give_the_bits_of_one() {
     let home = tempfile::tempdir().unwrap();
     let config = embedded(home.path());
     for (method, precision) in
-        [("sparta", PrecisionChoice::F32), ("sparta", PrecisionChoice::Bf16), ("full", PrecisionChoice::F32)]
+        [("sparta", PrecisionChoice::F32), ("sparta", PrecisionChoice::Bf16), ("lora", PrecisionChoice::F32)]
     {
-        let (method, method_options, micro_batch_tokens) = (method.to_owned(), BTreeMap::new(), Some(512));
+        let (method, method_options, micro_batch_tokens) = (method.to_owned(), BTreeMap::new(), Some(256));
         let config = RunConfig { method, method_options, precision, micro_batch_tokens, ..config.clone() };
         let run = |max_buffer| {
             let device = wgpu(Options { max_buffer, ..Options::default() })?;
@@ -216,8 +218,8 @@ fn several_segments_give_the_bits_of_one() {
             let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
             Some((run.arena.len(), values.into_iter().map(|(name, x)| (name, bits(x))).collect::<BTreeMap<_, _>>()))
         };
-        let (Some((one, bits)), Some((several, others))) = (run(None), run(Some(2 << 20))) else { return };
-        assert!(one == 1 && several > 1, "{one} and {several} segments");
+        let (Some((one, bits)), Some((several, others))) = (run(None), run(Some(256 << 10))) else { return };
+        assert!(one == 1 && several > 3, "{one} and {several} segments");
         assert!(bits == others, "{} {precision:?}: other bits in {several} segments", config.method);
     }
 }

@@ -102,6 +102,16 @@ fn what_a_kernel_cannot_bind_is_avoided_or_refused_by_the_plan() {
     assert_eq!(info.max_binding, assumed.max_binding);
     let real = GEMMA_2B.plan(PrecisionChoice::F32, [16, 256], &DeviceInfo { memory: None, ..info });
     assert_eq!(real.needs.unbound, none.needs.unbound);
+
+    // Where nobody has asked the plan, the device says it before anything is allocated.
+    let home = tempfile::tempdir().unwrap();
+    let low = wgpu(Options { max_binding: Some(4 << 10), ..Options::default() }).unwrap();
+    let run = prepared(&embedded(home.path()), &low.info());
+    let refusal = run.plan.check_fit().unwrap_err().to_string();
+    let unbound = run.plan.needs.unbound.unwrap();
+    assert!(refusal.contains(&unbound), "{refusal}");
+    let open = Session::open(Box::new(low), &run.weights, run.setup, &run.arena).map(drop);
+    assert!(open.unwrap_err().to_string().contains("binds at most 4096"));
 }
 
 #[test]

@@ -385,6 +385,10 @@ impl Backend for WgpuBackend {
         Some(MemoryUse { in_use: self.in_use(), peak: self.peak, plans: self.in_plans() })
     }
 
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        sparta_kernels::check(plan, self.bounds).map_err(|reason| other(self.id(), reason))
+    }
+
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
         let target = self.buffer(buffer)?;
         let start = self.range(target, offset, data.len())?;

@@ -76,8 +76,13 @@ impl DeviceInfo {
         if self.segments { usize::try_from(self.max_buffer).unwrap_or(usize::MAX) } else { usize::MAX }
     }
 
-    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes may be there already.
-    pub fn plan(&self, graph: &Graph, reserved: &[usize]) -> Plan {
+    /// The plan of a graph on this device.
+    pub fn plan(&self, graph: &Graph) -> Plan {
+        self.plan_within(graph, &[])
+    }
+
+    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes is there already.
+    pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
         // What is there is one segment where plans can have no more, and that grows.
         let reserved = if self.segments { reserved } else { &[] };
         Plan::within(graph, self.in_place, reserved, self.segment_limit())

@@ -168,7 +168,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     }
     let (mut arena, mut unbound) = (Vec::new(), None);
     for purpose in largest_purposes(setup) {
-        let plan = device.plan(&setup.graphs().build(purpose)?, &[]);
+        let plan = device.plan(&setup.graphs().build(purpose)?);
         make_room(&mut arena, &plan);
         let checked = Bounds::of(device).map_or(Ok(()), |bounds| sparta_kernels::check(&plan, bounds));
         unbound = unbound.or(checked.err());

@@ -23,7 +23,8 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "rms_norm_grad" => {
             (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
         }
-        "rms_norm_grad_w" | "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
+        "rms_norm_grad_w" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2), ("CHOSEN", i % 2)]).collect(),
+        "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
         "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),

@@ -38,8 +38,13 @@ impl Operation for RmsNorm {
                 Some(&rate) => rate,
                 None => ctx.extend(node, RmsNorm { rate: true, ..self.clone() }, &[], 1)?[0],
             };
-            let dw = ctx.graph.one(RmsNormGradW { width }, &[x, dy, rate])?;
-            ctx.add(w, dw)?;
+            let index = ctx.sampled(w).map(|(index, _)| index);
+            let inputs: Vec<Value> = [x, dy, rate].into_iter().chain(index).collect();
+            let dw = ctx.graph.one(RmsNormGradW { width }, &inputs)?;
+            match index {
+                Some(_) => ctx.add_sampled(w, dw)?,
+                None => ctx.add(w, dw)?,
+            }
         }
         if ctx.needs(x) {
             let mut inputs = vec![x, w, dy];
@@ -86,8 +91,10 @@ impl Operation for RmsNormGrad {
     }
 }
 
-/// `dw[i] = sum over rows of dy[i] * x[i] * r`. Inputs: `x`, `dy`, each f32 or bf16, and `r`, the `rate` of [`RmsNorm`].
-/// Output: f32 `[width]`.
+/// `dw[i] = sum over rows of dy[i] * x[i] * r`, for all elements or those at `index`.
+///
+/// Inputs: `x`, `dy`, each f32 or bf16; `r`, the `rate` of [`RmsNorm`]; optionally `index` u32 `[n]`. Output: f32
+/// `[width]`, or `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNormGradW {
     pub width: usize,
@@ -95,12 +102,14 @@ pub struct RmsNormGradW {
 
 impl Operation for RmsNormGradW {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        count(inputs, 3..=3)?;
+        count(inputs, 3..=4)?;
         let rates = check(inputs[0], &TensorType::f32([self.width]))?;
         activation(inputs[1], "dy")?;
         shape(inputs[1], "dy", &inputs[0].shape)?;
         like(inputs[2], "rate", &rates)?;
-        Ok(vec![TensorType::f32([self.width])])
+        let Some(index) = inputs.get(3) else { return Ok(vec![TensorType::f32([self.width])]) };
+        dtype(index, "index", DType::U32)?;
+        Ok(vec![TensorType::f32([vector(index, "index")?])])
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {

@@ -68,12 +68,15 @@ impl Lowering<'_> {
         let dw = self.whole(self.output(0)?, "dw")?;
         let rate = self.whole(self.input(2)?, "rate")?;
         let per_row = width_of(x) / op.width;
-        let types = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype))];
+        let index = self.call.inputs.get(3);
+        let chosen = index.map_or(Ok(UNUSED), |index| self.whole(index, "index"))?;
+        let constants = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype)), ("CHOSEN", u32::from(index.is_some()))];
+        let sums = self.output(0)?.ty.numel();
         for shard in self.row_shards(&[x, dy])? {
             let (norms, first) = (shard.len() * per_row, shard.start * per_row);
-            let params = [norms, op.width, usize::from(shard.start > 0), first].map(|x| x as u32);
-            let bindings = [rows(x, &shard), rows(dy, &shard), rate, dw];
-            self.push("rms_norm_grad_w", &types, &params, &bindings).groups(op.width.div_ceil(COLUMNS));
+            let params = [norms, op.width, usize::from(shard.start > 0), first, sums].map(|x| x as u32);
+            let bindings = [rows(x, &shard), rows(dy, &shard), rate, chosen, dw];
+            self.push("rms_norm_grad_w", &constants, &params, &bindings).groups(sums.div_ceil(COLUMNS));
         }
         Ok(())
     }

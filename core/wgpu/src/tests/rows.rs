@@ -15,7 +15,9 @@ fn norms() {
             bench.check(op.clone(), &[x.clone(), w.clone(), dy.clone()]);
             bench.check(op, &[x.clone(), w.clone(), dy.clone(), acc.clone()]);
         }
-        bench.check(RmsNormGradW { width }, &[x, dy, f32s(&[t, per_row], 5)]);
+        let (rate, index) = (f32s(&[t, per_row], 5), u32s(&[2], &[1, width as u32 - 2]));
+        bench.check(RmsNormGradW { width }, &[x.clone(), dy.clone(), rate.clone()]);
+        bench.check(RmsNormGradW { width }, &[x, dy, rate, index]);
     }
 }
 

@@ -63,15 +63,25 @@ pub fn prepare_grad<T: Real>(op: &RmsNormGrad, io: &Io) -> Result<Kernel, String
 
 pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, String> {
     let (x, dy, rate, dw) = (io.floats::<T>(0)?, io.floats::<T>(1)?, io.real::<T>(2)?, io.output::<T>(0)?);
-    let (width, norms) = (op.width, io.numel(0)? / op.width.max(1));
-    let need = Need { per_thread: row_buffers(width, &[x, dy]), ..column_sum::need::<T>(norms, width) };
+    let (width, norms, elements) = (op.width, io.numel(0)? / op.width.max(1), io.output_numel(0)?);
+    let index = if io.inputs() > 3 { Some(io.words(3)?) } else { None };
+    let need = Need { per_thread: row_buffers(width, &[x, dy]), ..column_sum::need::<T>(norms, elements) };
     Ok(Kernel::new(need, move |scratch| {
-        column_sum::sum_rows(norms, width, dw, scratch, |row, sums| {
+        // SAFETY: the index has as many elements as the output, and nobody writes them meanwhile.
+        let index = index.map(|index| unsafe { index.slice(0, elements) });
+        if let Some(wrong) = index.and_then(|index| index.iter().find(|&&i| i as usize >= width)) {
+            return Err(format!("the index {wrong} is not below {width}"));
+        }
+        column_sum::sum_rows(norms, elements, dw, scratch, |row, sums| {
             let (at, buffers) = (row * width, scratch.thread::<T>());
-            // SAFETY: one row of the tensors and of the buffers of this thread, its rate, and `width` sums.
+            // SAFETY: one row of the tensors and of the buffers of this thread, its rate, and a sum for each column, or
+            // for each index, which is checked.
             unsafe {
                 let (x, dy) = (x.read(at, width, buffers.at(0)), dy.read(at, width, buffers.at(width)));
-                grad_w(width, x, dy, sums, *rate.at(row));
+                match index {
+                    Some(index) => add_chosen(index, x, dy, sums, *rate.at(row)),
+                    None => grad_w(width, x, dy, sums, *rate.at(row)),
+                }
             }
         });
         Ok(())
@@ -121,6 +131,20 @@ fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
     let n = T::from_f64(x.len() as f64);
     let squares = sum!(T, |x| x * x);
     T::ONE / (squares / n + eps).sqrt()
+}
+
+/// Adds `dy * x * r` of chosen columns to their sums.
+///
+/// # Safety
+/// x and dy have elements at each index, and there is a sum for each, which nobody else uses meanwhile.
+unsafe fn add_chosen<T: Real>(index: &[u32], x: *const T, dy: *const T, sums: *mut T, r: T) {
+    for (j, &i) in index.iter().enumerate() {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let sum = sums.add(j);
+            *sum = (*dy.add(i as usize) * *x.add(i as usize)).mul_add(r, *sum);
+        }
+    }
 }
 
 /// (r, c) of `dx = r g - c x`.
@@ -201,7 +225,11 @@ mod tests {
                 let grad = RmsNormGrad { eps, plus_one };
                 check(grad.clone(), &[x.clone(), w.clone(), dy.clone()], &[dx], 2e-6);
                 check(grad.clone(), &[x.clone(), w.clone(), dy.clone(), acc.clone()], &[added], 2e-6);
-                check(RmsNormGradW { width }, &[x.clone(), dy.clone(), rate.clone()], &[dw], 2e-6);
+                let index: Vec<u32> = (0..width as u32).step_by(3).collect();
+                let some = index.iter().map(|&i| dw[i as usize]).collect();
+                let chosen = [x.clone(), dy.clone(), rate.clone(), Tensor::u32(&[index.len()], &index)];
+                check(RmsNormGradW { width }, &chosen, &[some], 2e-6);
+                check(RmsNormGradW { width }, &chosen[..3], &[dw], 2e-6);
                 check_bf16(norm.clone(), &[x.clone(), w.clone()], &[0], 1e-6);
                 let to_bf16 = RmsNorm { output: Some(DType::BF16), rate: true, ..norm };
                 check_bf16(to_bf16, &[x.clone(), w.clone()], &[], 1e-6);

@@ -7,7 +7,7 @@ use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
 use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// Workgroups per dimension of a launch, WebGPU's default limit.
@@ -149,8 +149,12 @@ impl WgpuBackend {
 
     /// Bytes of scratch memory and parameters.
     fn in_plans(&self) -> u64 {
-        let scratch: HashSet<&wgpu::Buffer> =
-            self.plans.values().map(|plan| &plan.scratch).chain(&self.scratch).collect();
+        let mut scratch: Vec<&wgpu::Buffer> = Vec::new();
+        for buffer in self.plans.values().map(|plan| &plan.scratch).chain(&self.scratch) {
+            if !scratch.contains(&buffer) {
+                scratch.push(buffer);
+            }
+        }
         let parameters = self.plans.values().map(|plan| plan.parameters);
         scratch.into_iter().map(|buffer| buffer.size()).chain(parameters).sum()
     }

@@ -187,9 +187,9 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
         let cases: [(Op, Vec<Input>); 10] = [
             (Add {}.into(), vec![wide(), wide()]),
             (Scale { factor: 0.5 }.into(), vec![wide()]),
-            (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![wide(), weight.clone()]),
+            (RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }.into(), vec![wide(), weight.clone()]),
             (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight, wide()]),
-            (RmsNormGradW { eps: 1e-6, width }.into(), vec![wide(), wide()]),
+            (RmsNormGradW { width }.into(), vec![wide(), wide(), (TensorType::f32([rows, 1]), None)]),
             (GatedAct { act: Activation::Silu }.into(), vec![wide(), wide()]),
             (GatedAct { act: Activation::GeluTanh }.into(), vec![wide(), wide()]),
             (GatedActGrad { act: Activation::GeluTanh }.into(), vec![wide(), wide(), wide()]),

@@ -101,10 +101,10 @@ fn kind(kind: DeviceKind) -> &'static str {
 
 fn limits(info: &DeviceInfo, adapter: Option<&Adapter>) -> Vec<(&'static str, String)> {
     let mut limits = vec![("buffer", bytes(info.max_buffer))];
+    limits.extend(info.max_binding.map(|most| ("binding", bytes(most))));
     if let Some(Adapter { limits: l, .. }) = adapter {
         let (least, most) = l.subgroup_size;
         limits.extend([
-            ("binding", bytes(l.max_storage_buffer_binding_size)),
             ("workgroup memory", bytes(l.max_compute_workgroup_storage_size.into())),
             ("workgroup size", l.max_compute_invocations_per_workgroup.to_string()),
             ("workgroups", l.max_compute_workgroups_per_dimension.to_string()),

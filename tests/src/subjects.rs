@@ -23,15 +23,17 @@ pub fn wgpu() -> Option<Subject<'static>> {
     open_wgpu("wgpu", Options::default()).map(|subject| subject.may_refuse(&[LONG_LOOP]))
 }
 
-/// As [`wgpu`], with tensors above 80 KiB as several bindings; refuses what a kernel needs whole.
-pub fn wgpu_splitting() -> Option<Subject<'static>> {
-    let subject =
-        open_wgpu("wgpu with bindings of 80 KiB", Options { max_binding: Some(80 << 10), ..Options::default() })?;
+/// As [`wgpu`], with tensors above 80 KiB as several bindings, and arenas above `max_buffer` bytes as several segments;
+/// refuses what a kernel needs whole, and larger tensors.
+pub fn wgpu_limited(max_buffer: u64) -> Option<Subject<'static>> {
+    let name = format!("wgpu with bindings of 80 KiB and buffers of {} KiB", max_buffer >> 10);
+    let subject = open_wgpu(&name, Options { max_binding: Some(80 << 10), max_buffer: Some(max_buffer) })?;
     Some(subject.may_refuse(&[
         LONG_LOOP,
         "this device binds at most",
         "more than a binding may have",
         "that this device binds at once",
+        "but the largest buffer of",
     ]))
 }
 

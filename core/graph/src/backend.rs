@@ -52,6 +52,10 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
+    /// Bytes that the WGSL kernels may bind of a buffer: larger tensors are worked on in shards, and what a kernel needs
+    /// whole must not be larger. `None` for a backend with kernels of its own, which reach all of their operands.
+    #[serde(default)]
+    pub max_binding: Option<u64>,
     /// Whether the arena of a plan may be several buffers.
     #[serde(default)]
     pub segments: bool,
@@ -74,7 +78,14 @@ impl DeviceInfo {
 
     /// The plan of a graph on this device.
     pub fn plan(&self, graph: &Graph) -> Plan {
-        Plan::in_segments(graph, self.in_place, self.segment_limit())
+        self.plan_within(graph, &[])
+    }
+
+    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes is there already.
+    pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
+        // What is there is one segment where plans can have no more, and that grows.
+        let reserved = if self.segments { reserved } else { &[] };
+        Plan::within(graph, self.in_place, reserved, self.segment_limit())
     }
 }
 
@@ -89,6 +100,10 @@ pub struct MemoryUse {
     pub in_use: u64,
     /// The most bytes that were in use at a time.
     pub peak: u64,
+    /// Of those in use, what prepared plans take beside arenas and tensors: scratch memory, parameters of launches. 0 where
+    /// a backend does not tell.
+    #[serde(default)]
+    pub plans: u64,
 }
 
 /// What can go wrong on a device.

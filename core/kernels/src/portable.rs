@@ -18,17 +18,18 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         }
         "add" => (0..3).map(|b| vec![("A", b % 2), ("B", b), ("BIAS", u32::from(b > 0)), ("Y", b % 2)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
-        "scatter" => types(&["W"]),
-        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2)]).collect(),
+        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3))]).collect(),
+        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2), ("RATE", i % 2)]).collect(),
         "rms_norm_grad" => {
             (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
         }
-        "rms_norm_grad_w" | "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
+        "rms_norm_grad_w" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2), ("CHOSEN", i % 2)]).collect(),
+        "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
         "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
-        "fill" | "attention_grad_sum" => types(&["Y"]),
-        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
+        "attention_grad_sum" | "fill" => types(&["Y"]),
+        "attention_delta" | "column_sum" | "dropout" | "gather" => types(&["X"]),
         "linear" => {
             let output = |i: u32| [("C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
             products(3).into_iter().zip(0..).map(|(c, i)| [&c[..], &output(i)].concat()).collect()

@@ -106,7 +106,6 @@ shaders!(
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_w",
-    "rms_norm_rate",
     "rope",
     "sampled_grad",
     "sampled_grad_sum",
@@ -136,8 +135,9 @@ fn shared(name: &str) -> &'static [&'static str] {
         "linear_small" | "linear_sum" => &["prelude", "product_params", "linear_output"],
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
-        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
-        | "soft_cap_grad" => &["prelude", "elementwise"],
+        "accumulate" | "add" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" => {
+            &["prelude", "elementwise"]
+        }
         _ => &["prelude"],
     }
 }

@@ -1,8 +1,12 @@
+use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
+/// wgpu's storage bindings end below 2 GiB.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
 /// An adapter as its driver reports it.
 #[derive(Clone, Debug)]
@@ -103,6 +107,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
                 _ => memory(adapter),
             },
             max_buffer: limits.max_buffer_size,
+            max_binding: Some(limits.max_storage_buffer_binding_size.min(MAX_BINDING)),
             segments: true,
             in_place: false,
             activations: vec![DType::F32, DType::BF16],
@@ -218,6 +223,7 @@ mod tests {
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 28,
+            max_binding: None,
             segments: true,
             in_place: false,
             activations: vec![DType::F32],

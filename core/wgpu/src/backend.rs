@@ -16,8 +16,6 @@ const MAX_GROUPS: usize = 65_535;
 const UNIFORM_BYTES: u64 = 64;
 /// Bytes that one transfer stages at a time.
 const STAGING: usize = 32 << 20;
-/// wgpu's storage bindings end below 2 GiB.
-const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
 /// How to open a device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,6 +36,8 @@ pub struct WgpuBackend {
     pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
+    /// Scratch memory for the next plans: that of the one before where it is large enough, for one plan runs at a time.
+    scratch: Option<wgpu::Buffer>,
     next_id: u64,
     /// The most bytes that were in use.
     peak: u64,
@@ -63,8 +63,9 @@ pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
     /// The end of each call's steps.
     ends: Vec<usize>,
-    /// Of scratch memory and parameters.
-    bytes: u64,
+    /// Bytes of the parameters of all launches.
+    parameters: u64,
+    scratch: wgpu::Buffer,
 }
 
 pub(crate) enum PreparedStep {
@@ -90,13 +91,12 @@ impl WgpuBackend {
         let limits = &mut adapter.limits;
         limits.max_buffer_size = options.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        adapter.info.max_buffer = limits.max_buffer_size;
-        let most = adapter.limits.max_storage_buffer_binding_size.min(MAX_BINDING);
+        let most = adapter.info.max_binding.unwrap_or(u64::MAX).min(limits.max_buffer_size);
         let binding = options.max_binding.map_or(most, |lower| lower.min(most));
-        let bounds = Bounds::new(adapter.info.kind, binding as usize);
-        if bounds.binding == 0 {
-            return Err(other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}")));
-        }
+        (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
+        let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
+        let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
+        let bounds = bounds.ok_or_else(too_low)?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
             required_features: raw.features() & wgpu::Features::TIMESTAMP_QUERY,
@@ -118,6 +118,7 @@ impl WgpuBackend {
             pipelines: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),
+            scratch: None,
             next_id: 0,
             peak: 0,
             staged: 0,
@@ -141,10 +142,21 @@ impl WgpuBackend {
         self.next_id
     }
 
-    /// Bytes of all buffers, and of the plans' scratch memory and parameters.
+    /// Bytes of all buffers and of what plans have.
     fn in_use(&self) -> u64 {
-        let buffers = self.buffers.values().map(|buffer| buffer.buffer.size());
-        buffers.chain(self.plans.values().map(|plan| plan.bytes)).sum()
+        self.buffers.values().map(|buffer| buffer.buffer.size()).sum::<u64>() + self.in_plans()
+    }
+
+    /// Bytes of scratch memory and parameters.
+    fn in_plans(&self) -> u64 {
+        let mut scratch: Vec<&wgpu::Buffer> = Vec::new();
+        for buffer in self.plans.values().map(|plan| &plan.scratch).chain(&self.scratch) {
+            if !scratch.contains(&buffer) {
+                scratch.push(buffer);
+            }
+        }
+        let parameters = self.plans.values().map(|plan| plan.parameters);
+        scratch.into_iter().map(|buffer| buffer.size()).chain(parameters).sum()
     }
 
     pub(crate) fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
@@ -181,6 +193,14 @@ impl WgpuBackend {
             Caught::OutOfMemory => BackendError::OutOfMemory { device: self.id().into(), what: label.into(), bytes },
             Caught::Other(reason) => self.op(label, reason),
         })
+    }
+
+    /// At least so many bytes of scratch memory. Plans that have less keep it.
+    fn shared_scratch(&mut self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
+        match &self.scratch {
+            Some(scratch) if scratch.size() >= bytes => Ok(scratch.clone()),
+            _ => Ok(self.scratch.insert(self.create(bytes, wgpu::BufferUsages::STORAGE, "scratch memory")?).clone()),
+        }
     }
 
     pub(crate) fn op(&self, op: &str, reason: impl Into<String>) -> BackendError {
@@ -366,7 +386,11 @@ impl Backend for WgpuBackend {
     }
 
     fn memory_use(&self) -> Option<MemoryUse> {
-        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak, plans: self.in_plans() })
+    }
+
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        sparta_kernels::check(plan, self.bounds).map_err(|reason| other(self.id(), reason))
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -441,7 +465,7 @@ impl Backend for WgpuBackend {
             plan,
             arena,
             externals,
-            scratch: self.create(scratch as u64, storage, "scratch memory")?,
+            scratch: self.shared_scratch(scratch as u64)?,
             unused: self.create(ALIGNMENT as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
             params: self.create(params.len() as u64, uniform, "parameters")?,
         };
@@ -454,8 +478,8 @@ impl Backend for WgpuBackend {
         }
         self.check("prepare")?;
         let id = self.new_id();
-        let bytes = memory.scratch.size() + memory.params.size();
-        self.plans.insert(id, Prepared { steps, ends, bytes });
+        let (parameters, scratch) = (memory.params.size(), memory.scratch);
+        self.plans.insert(id, Prepared { steps, ends, parameters, scratch });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }

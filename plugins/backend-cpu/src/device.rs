@@ -16,6 +16,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         driver: format!("gemm, {threads} thread{plural}, {}", simd::isa().name()),
         memory,
         max_buffer: memory.unwrap_or(isize::MAX as u64),
+        max_binding: None,
         segments: true,
         in_place: true,
         activations: vec![DType::F32, DType::BF16],

@@ -162,9 +162,10 @@ typedef struct SpartaWork {
  *                   version 2, the backend is taken to have the operations of minor version 1
  * DeviceInfo        {"id": "cuda:0", "name": "...", "kind": "discrete_gpu" | "integrated_gpu" | "virtual_gpu"
  *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes,
- *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"]}; the last two came with
- *                    minor version 2: types of activations that it takes, and 16-bit types that it multiplies faster
- *                    than f32; without them f32 alone
+ *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"],
+ *                    "max_binding": bytes | null}; the last three came with minor version 2: types of activations
+ *                    that it takes, and 16-bit types that it multiplies faster than f32, without them f32 alone; and
+ *                    what the WGSL kernels may bind of a buffer, null for a backend with kernels of its own
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",

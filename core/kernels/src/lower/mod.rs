@@ -19,7 +19,7 @@ mod sparse;
 
 use crate::source::{Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Call, DType, DeviceKind, Op, Operand, Place};
+use sparta_graph::{Call, DType, DeviceInfo, DeviceKind, Op, Operand, Place, Plan};
 use std::ops::Range;
 
 /// A byte range that a step reads or writes. The offset of a binding is a multiple of [`ALIGNMENT`], the length of 4.
@@ -87,6 +87,12 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Those of a device that these kernels run on; `None` for one with kernels of its own ([`DeviceInfo::max_binding`]).
+    pub fn of(device: &DeviceInfo) -> Option<Self> {
+        let binding = usize::try_from(device.max_binding?).unwrap_or(usize::MAX);
+        Some(Bounds::new(device.kind, binding))
+    }
+
     /// For a device of this kind that binds `binding` bytes at once: matrix products take less than about half a second
     /// each on the slowest of the kind.
     pub fn new(kind: DeviceKind, binding: usize) -> Self {
@@ -106,6 +112,14 @@ pub struct Lowered {
     pub steps: Vec<Step>,
     /// Bytes of [`Memory::Scratch`].
     pub scratch: usize,
+}
+
+/// Whether every call of a plan can be lowered. Errors: the first that cannot, with the reason.
+pub fn check(plan: &Plan, bounds: Bounds) -> Result<(), String> {
+    plan.calls.iter().try_for_each(|call| {
+        lower(call, bounds).map_err(|reason| format!("{} ({}): {reason}", call.op.name(), call.label))?;
+        Ok(())
+    })
 }
 
 /// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.

@@ -8,6 +8,8 @@ use std::ops::Range;
 
 /// Workgroups that keep a large GPU busy.
 const BUSY: usize = 256;
+/// From this number of tiles on k is not cut: what that gains is no more than the launch of the sums costs.
+const ENOUGH_TILES: usize = 64;
 /// The shortest k of which the sums are made apart, where there are fewer tiles.
 const SHORTEST_PIECE: usize = 256;
 /// From this number of workgroups on, large tiles keep a GPU busy; below, small ones do.
@@ -84,7 +86,8 @@ impl Tiling {
         let bytes = 4 * (m * n.next_multiple_of(4)).max(1);
         // A thread goes once around for each k, and once more for each tile of k.
         let needed = k.div_ceil((rounds / 2).max(DEPTH));
-        let pieces = (BUSY / tiles(blocks)).min(most).min(binding / bytes).max(1).max(needed);
+        let wanted = if tiles(blocks) < ENOUGH_TILES { BUSY / tiles(blocks) } else { 1 };
+        let pieces = wanted.min(most).min(binding / bytes).max(1).max(needed);
         let piece = k.div_ceil(pieces).next_multiple_of(DEPTH).max(DEPTH);
         Tiling { blocks, pieces: k.div_ceil(piece).max(1), piece }
     }
@@ -160,6 +163,7 @@ mod tests {
         };
         // The layers of a large model: enough tiles.
         assert_eq!(cut(4096, 16384, 2048), (2, 1, 2048));
+        assert_eq!(cut(4096, 256, 2048), (2, 1, 2048));
         // Low-rank factors, and the pooled rows of the last layer.
         assert_eq!(cut(8, 2048, 4096), (1, 8, 512));
         assert_eq!(cut(16, 2048, 16384), (1, 8, 2048));

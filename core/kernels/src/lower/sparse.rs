@@ -88,7 +88,7 @@ impl Lowering<'_> {
 
     pub(super) fn scatter(&mut self) -> Result<(), String> {
         let (w, index, base, delta) = (self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?);
-        let constants = [("W", code(w.ty.dtype))];
+        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype))];
         for part in self.element_shards(&[w])? {
             for chosen in self.element_shards(&[index, base, delta])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];

@@ -142,7 +142,8 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     let (graph, places) = observed(&program.graph).map_err(wrong)?;
     let mut data = program.data.clone();
     data.extend(places.into_iter().map(|(name, ty)| (name, Tensor::zeros(ty))));
-    let outputs = device.run(&Plan::build(&graph, false), &data)?;
+    let plan = Plan::in_segments(&graph, false, device.info().segment_limit());
+    let outputs = device.run(&plan, &data)?;
     let value = |v: Value| {
         let name = program.graph.values()[v.0 as usize].external.clone().unwrap_or_else(|| place_of(v));
         outputs.get(&name).or_else(|| program.data.get(&name)).cloned()

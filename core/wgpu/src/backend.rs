@@ -1,6 +1,6 @@
 use crate::adapters::{Adapter, adapters, describe, devices, select};
+use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
-use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
@@ -49,6 +49,7 @@ pub struct WgpuBackend {
     pub(crate) staging: RefCell<Vec<wgpu::Buffer>>,
     /// Reads that were requested and not fetched yet.
     reads: HashMap<u64, Reading>,
+    pub(crate) pace: RefCell<Pace>,
 }
 
 pub(crate) struct Buffer {
@@ -61,6 +62,8 @@ pub(crate) struct Buffer {
 /// A plan with its pipelines and bindings.
 pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
+    /// Of each step.
+    pub work: Vec<f64>,
     /// The end of each call's steps.
     ends: Vec<usize>,
     /// Bytes of the parameters of all launches.
@@ -110,6 +113,7 @@ impl WgpuBackend {
         let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
             .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
         Ok(WgpuBackend {
+            pace: RefCell::new(Pace::new(adapter.info.kind)),
             adapter,
             reports: Reports::install(&device),
             device,
@@ -470,25 +474,26 @@ impl Backend for WgpuBackend {
             params: self.create(params.len() as u64, uniform, "parameters")?,
         };
         self.queue.write_buffer(&memory.params, 0, &params);
-        let (mut steps, mut ends) = (Vec::new(), Vec::new());
+        let (mut steps, mut ends, mut works) = (Vec::new(), Vec::new(), Vec::new());
         let mut slot = 0;
         for (call, lowered) in plan.calls.iter().zip(&lowered) {
             steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
+            works.resize(steps.len(), work(call) / lowered.steps.len() as f64);
             ends.push(steps.len());
         }
         self.check("prepare")?;
         let id = self.new_id();
         let (parameters, scratch) = (memory.params.size(), memory.scratch);
-        self.plans.insert(id, Prepared { steps, ends, parameters, scratch });
+        self.plans.insert(id, Prepared { steps, work: works, ends, parameters, scratch });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
         let prepared = self.prepared(plan)?;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        prepared.steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
-        self.queue.submit([encoder.finish()]);
+        let encoder = self.device.create_command_encoder(&Default::default());
+        let encoder = self.encode_paced(encoder, &prepared.steps, &prepared.work)?;
+        self.submit_encoded(encoder)?;
         self.staged = 0;
         self.check("run")
     }

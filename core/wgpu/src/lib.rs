@@ -5,6 +5,7 @@
 
 mod adapters;
 mod backend;
+mod pace;
 mod pipelines;
 mod profile;
 mod report;

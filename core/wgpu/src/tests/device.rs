@@ -54,6 +54,38 @@ fn bytes_come_back_as_written() {
     assert!(backend.run(PlanId(99)).is_err());
 }
 
+/// A plan is divided into submissions by what the device was seen to do, and computes the same.
+#[test]
+fn much_work_is_several_submissions() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let mut graph = Graph::new();
+    let [x, y] = ["x", "y"].map(|name| graph.external(name, DType::F32, [1 << 20]));
+    let mut sum = x;
+    for _ in 0..8 {
+        sum = graph.one(Add {}, &[sum, x]).unwrap();
+    }
+    graph.apply(Store {}.into(), &[y, sum]).unwrap();
+    let plan = Plan::build(&graph, false);
+    let buffers = ["x", "y"].map(|name| backend.alloc(DType::F32, 1 << 20, name).unwrap());
+    backend.write(buffers[0], 0, &0.5f32.to_le_bytes().repeat(1 << 20)).unwrap();
+    let arena = backend.alloc(DType::F32, plan.arena.div_ceil(4), "arena").unwrap();
+    let id = backend.prepare(&plan, &[arena], &buffers).unwrap();
+    let mut run = |rate: f64| {
+        backend.pace.borrow_mut().set_rate(rate);
+        let before = backend.submitted();
+        backend.submit(&[Work::Run(id)]).unwrap();
+        let submissions = backend.submitted() - before;
+        let mut out = vec![0; 4 << 20];
+        backend.read(buffers[1], 0, &mut out).unwrap();
+        assert!(out.as_chunks::<4>().0.iter().all(|&x| f32::from_le_bytes(x) == 4.5));
+        submissions
+    };
+    assert_eq!(run(1e15), 1);
+    // One step each, until the first of them is done and its time known.
+    assert!(run(1.0) >= 4);
+}
+
 /// Writes between runs take effect in order, and a read sees what was submitted before it, not after.
 #[test]
 fn submissions_are_in_order_and_reads_are_of_their_moment() {

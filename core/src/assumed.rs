@@ -19,6 +19,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: vec![DType::BF16],
+        multiplier: None,
     };
     let mut binding = None;
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {

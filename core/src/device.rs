@@ -191,6 +191,7 @@ mod tests {
             in_place: true,
             activations: vec![sparta_graph::DType::F32],
             products: vec![],
+            multiplier: None,
         }
     }
 

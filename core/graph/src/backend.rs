@@ -64,6 +64,9 @@ pub struct DeviceInfo {
     /// 16-bit types that the device multiplies in hardware faster than f32.
     #[serde(default)]
     pub products: Vec<DType>,
+    /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<String>,
 }
 
 impl DeviceInfo {

@@ -161,7 +161,8 @@ impl fmt::Display for RunPlan {
         writeln!(f, "steps      {} of {size}{micro}{again}", thousands(self.total_steps as u64))?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
-        writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        let multiplier = self.device.multiplier.iter().map(|what| format!(", multiplies 16-bit floats in {what}"));
+        writeln!(f, "device     {} ({}){}", self.device.name, self.device.id, multiplier.collect::<String>())?;
         writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL
             .iter()

@@ -87,6 +87,7 @@ mod tests {
             in_place: true,
             activations: activations.to_vec(),
             products: products.to_vec(),
+            multiplier: None,
         }
     }
 

@@ -254,6 +254,7 @@ fn memory_info() -> DeviceInfo {
         in_place: true,
         activations: vec![DType::F32],
         products: vec![],
+        multiplier: None,
     }
 }
 

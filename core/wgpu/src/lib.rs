@@ -9,6 +9,7 @@ mod pipelines;
 mod profile;
 mod report;
 mod transfer;
+mod units;
 
 #[cfg(test)]
 mod tests;

@@ -63,8 +63,7 @@ impl Lowering<'_> {
         let tiling = self.tiling(product);
         let params = Self::product_params(product, epilogue, &tiling);
         if tiling.pieces == 1 {
-            self.push_tiles("sampled_grad_tiled", &[], product, (&tiling, &params), &[index, row_ptr, g]);
-            return Ok(());
+            return self.push_tiles("sampled_grad_tiled", &[], product, (&tiling, &params), &[index, row_ptr, g]);
         }
         let partial = self.push_partial(product, &tiling, &params)?;
         let chosen = epilogue.chosen.1 - epilogue.chosen.0;

@@ -20,6 +20,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         activations: vec![DType::F32, DType::BF16],
         products: vec![DType::BF16],
         multiplier: None,
+        sampled_cost: None,
     };
     let mut binding = None;
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {

@@ -192,6 +192,7 @@ mod tests {
             activations: vec![sparta_graph::DType::F32],
             products: vec![],
             multiplier: None,
+            sampled_cost: None,
         }
     }
 

@@ -5,6 +5,7 @@ use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fs;
+use std::process::Command;
 
 /// The constants that kernels need, besides LANES.
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
@@ -92,7 +93,8 @@ fn every_shader_is_portable() {
     }
 }
 
-/// Products on matrix units of every kind, in SPIR-V, and in MSL where Metal has the size.
+/// Products on matrix units of every kind, in SPIR-V, which the program that SPARTA_SPIRV_VAL names validates, and in MSL
+/// where Metal has the size.
 #[test]
 fn products_on_matrix_units_are_valid() {
     for (size, subgroup, vectors) in [(8, 8, 1), (8, 32, 0), (16, 32, 1), (16, 64, 1)] {
@@ -120,7 +122,14 @@ fn check_units(text: &str, metal: bool, what: &str) {
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
     let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
-    spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
+    let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
+    if let Some(validator) = std::env::var_os("SPARTA_SPIRV_VAL") {
+        let file = std::env::temp_dir().join(format!("sparta-{}.spv", std::process::id()));
+        fs::write(&file, words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        let run = Command::new(validator).args(["--target-env", "spv1.6"]).arg(&file).output().unwrap();
+        assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&run.stdout));
+        fs::remove_file(file).unwrap();
+    }
     if metal {
         let options = msl::Options { lang_version: (2, 3), fake_missing_bindings: true, ..Default::default() };
         msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())

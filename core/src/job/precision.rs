@@ -88,6 +88,7 @@ mod tests {
             activations: activations.to_vec(),
             products: products.to_vec(),
             multiplier: None,
+            sampled_cost: None,
         }
     }
 

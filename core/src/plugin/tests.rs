@@ -255,6 +255,7 @@ fn memory_info() -> DeviceInfo {
         activations: vec![DType::F32],
         products: vec![],
         multiplier: None,
+        sampled_cost: None,
     }
 }
 

@@ -1,5 +1,5 @@
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
-use sparta_kernels::MatrixUnits;
+use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
@@ -110,6 +110,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             activations: vec![DType::F32, DType::BF16],
             products: if units.is_empty() { vec![] } else { vec![DType::F16] },
             multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
+            sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -253,6 +254,7 @@ mod tests {
             activations: vec![DType::F32],
             products: vec![],
             multiplier: None,
+            sampled_cost: None,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::WgpuBackend;
 use sparta_graph::ops::{Layout, Linear, Store};
 use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Plan};
-use sparta_kernels::MatrixUnits;
+use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -36,6 +36,8 @@ impl WgpuBackend {
             tested.get_or_insert_default().insert(index, chosen);
         }
         self.bounds.units = chosen;
+        self.bounds.sampled_cost = sampled_cost(self.adapter.info.kind, chosen.as_ref());
+        self.adapter.info.sampled_cost = Some(self.bounds.sampled_cost);
         self.adapter.info.multiplier = Some(chosen.map_or("f32".into(), |units| units.to_string()));
         if chosen.is_none() {
             self.adapter.info.products.clear();

@@ -162,7 +162,8 @@ typedef struct SpartaWork {
  *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes,
  *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"]}; the last two came with
  *                    minor version 2: types of activations that it takes, and 16-bit types that it multiplies faster
- *                    than f32; without them f32 alone
+ *                    than f32; without them f32 alone. May have "multiplier": "...", which says to people in what
+ *                    16-bit floats are multiplied
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",

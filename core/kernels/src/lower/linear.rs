@@ -109,10 +109,10 @@ impl Lowering<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::{Bounds, Step, lower};
+    use crate::lower::{Bounds, Step, lower, sampled_cost};
     use sparta_graph::graph::TensorType;
     use sparta_graph::ops::{Layout, Linear};
-    use sparta_graph::{Call, Operand, Place};
+    use sparta_graph::{Call, DeviceKind, Operand, Place};
 
     /// A product too long for one dispatch is split by rows, which together are all of the result.
     #[test]
@@ -124,7 +124,13 @@ mod tests {
             outputs: vec![operand(2, [1000, 48])],
             label: String::new(),
         };
-        let bounds = Bounds { binding: 1 << 27, flops: 2 * 1000 * 48 * 64 / 3, rounds: usize::MAX, units: None };
+        let bounds = Bounds {
+            binding: 1 << 27,
+            flops: 2 * 1000 * 48 * 64 / 3,
+            rounds: usize::MAX,
+            units: None,
+            sampled_cost: sampled_cost(DeviceKind::Other, None),
+        };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {
             let Step::Dispatch(dispatch) = step else { panic!("a copy") };

@@ -1,6 +1,6 @@
 //! Matrix products in tiles: how a product is cut into workgroups, and the launch that makes the tiles.
 
-use super::{Lowering, UNUSED, View, code, rows, width_of};
+use super::{Lowering, MatrixUnits, UNUSED, View, code, rows, width_of};
 use crate::source::LANES;
 use sparta_graph::ops::Layout;
 use sparta_graph::plan::ALIGNMENT;
@@ -107,6 +107,12 @@ impl Lowering<'_> {
         (most / ALIGNMENT).max(1) * ALIGNMENT
     }
 
+    /// The matrix units that serve a product.
+    pub(super) fn units(&self, product: &Product) -> Option<MatrixUnits> {
+        let serves = |factor: Factor| factor.dtype.size() == 2 && factor.in_vectors(UNITS_VECTOR);
+        self.bounds.units.filter(|_| serves(product.a) && serves(product.b))
+    }
+
     /// How a product is cut on this device.
     pub(super) fn tiling(&self, product: &Product) -> Tiling {
         Tiling::new(product.m, product.n, product.k, self.bounds.rounds, self.bounds.binding)
@@ -124,7 +130,7 @@ impl Lowering<'_> {
     }
 
     /// Launches a kernel that makes tiles, on both factors and what else it binds: on matrix units where the device has
-    /// them and both factors have 16 bits, so that nothing is rounded that a product in f32 would not round.
+    /// them and both factors have 16 bits, so that nothing is rounded that f32 would not round.
     pub(super) fn push_tiles(
         &mut self,
         name: &'static str,
@@ -145,8 +151,7 @@ impl Lowering<'_> {
         let mut params = params.to_vec();
         let mut bindings = [&[a.view, b.view], others].concat();
         let used = self.used;
-        let on_units = [a, b].iter().all(|x| x.dtype.size() == 2 && x.in_vectors(UNITS_VECTOR));
-        match self.bounds.units.filter(|_| on_units) {
+        match self.units(product) {
             Some(units) => {
                 all.extend([("VECTORS", 1), ("UNITS", units.size), ("SUBGROUP", units.subgroup)]);
                 all.push(("VECTOR_MEMORY", u32::from(units.vectors)));
@@ -188,10 +193,10 @@ impl Lowering<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::{Bounds, MatrixUnits, Step, lower};
+    use crate::lower::{Bounds, Step, lower};
     use sparta_graph::graph::TensorType;
     use sparta_graph::ops::Linear;
-    use sparta_graph::{Call, Place};
+    use sparta_graph::{Call, DeviceKind, Place};
 
     /// Matrix units multiply two operands of 16 bits that are loaded whole, and nothing else.
     #[test]
@@ -205,7 +210,7 @@ mod tests {
                 label: String::new(),
             };
             let units = Some(MatrixUnits { size: 16, subgroup: 32, vectors: true });
-            let bounds = Bounds { binding: 1 << 27, flops: u64::MAX, rounds: usize::MAX, units };
+            let bounds = Bounds { units, ..Bounds::new(DeviceKind::Other, 1 << 27) };
             let steps = lower(&call, bounds).unwrap().steps.into_iter();
             let kernels = steps.filter_map(|step| if let Step::Dispatch(d) = step { Some(d.kernel) } else { None });
             let names: Vec<_> = kernels.map(|k| (k.name, k.constants.contains(&("UNITS", 16)))).collect();

@@ -6,8 +6,8 @@ use sparta_core::job::{PrecisionChoice, RunConfig};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::memory::{self, MemoryPlan, MemoryRequest};
 use sparta_core::run::{Prepared, prepare};
-use sparta_core::train::optimizer::Choice;
-use sparta_core::train::{MemoryKind, Recompute, Session};
+use sparta_core::train::objective::Classification;
+use sparta_core::train::{MemoryKind, Optimization, Recompute, Session};
 use sparta_graph::{Backend, DeviceInfo};
 use sparta_tests::command::{binary, command};
 use sparta_tests::subjects::methods;
@@ -15,6 +15,7 @@ use sparta_wgpu::{Options, WgpuBackend};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Hidden size, layers, heads, key heads, head size, MLP, vocabulary; all of it in bf16.
 struct Shape(&'static str, [usize; 7]);
@@ -40,14 +41,14 @@ impl Shape {
             model,
             method: "sparta".into(),
             method_options: [("density".to_owned(), json!(0.05))].into(),
-            classes: 2,
+            objective: Arc::new(Classification { classes: 2 }),
             batch_size: examples,
             micro_batch_tokens: None,
             max_length: Some(tokens),
             dropout: 0.0,
             recompute: Recompute::Auto,
             precision,
-            optimizer: Choice::default(),
+            optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
         };
         memory::plan(&request, &methods(), device).unwrap()
     }

@@ -78,6 +78,9 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
     for device in &listed {
         let limits: Vec<String> = device.limits.iter().map(|(name, value)| format!("{name} {value}")).collect();
         output::print(format!("\n{}\n  limits    {}", device.info.id, limits.join(", ")))?;
+        if let Some(multiplier) = &device.info.multiplier {
+            output::print(format!("  16-bit floats are multiplied in {multiplier}"))?;
+        }
         if !device.features.is_empty() {
             output::print(format!("  features  {}", device.features.join(", ")))?;
         }

@@ -20,6 +20,8 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: vec![DType::BF16],
+        multiplier: None,
+        sampled_cost: None,
     };
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));

@@ -192,6 +192,8 @@ mod tests {
             in_place: true,
             activations: vec![sparta_graph::DType::F32],
             products: vec![],
+            multiplier: None,
+            sampled_cost: None,
         }
     }
 

@@ -68,6 +68,20 @@ pub struct DeviceInfo {
     /// 16-bit types that the device multiplies in hardware faster than f32.
     #[serde(default)]
     pub products: Vec<DType>,
+    /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<String>,
+    /// By what gradients of chosen elements are made in the cheaper way, where the device chooses by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampled_cost: Option<SampledCost>,
+}
+
+/// How many multiplications of a dense matrix product take as long as one of a dot product for a chosen element, by the
+/// operands' types: where a larger share than 1 / this is chosen, its gradients are taken from the dense product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampledCost {
+    pub f32: u32,
+    pub bf16: u32,
 }
 
 impl DeviceInfo {

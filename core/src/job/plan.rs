@@ -170,7 +170,8 @@ impl fmt::Display for RunPlan {
             let (pattern, factor, trained) = (&group.pattern, group.lr_factor, thousands(*trained));
             writeln!(f, "  group    {pattern}: learning rate x {factor}{decay}; {tensors} tensors, {trained} values")?;
         }
-        writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        let multiplier = self.device.multiplier.iter().map(|what| format!(", multiplies 16-bit floats in {what}"));
+        writeln!(f, "device     {} ({}){}", self.device.name, self.device.id, multiplier.collect::<String>())?;
         writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL
             .iter()

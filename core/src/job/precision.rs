@@ -88,6 +88,8 @@ mod tests {
             in_place: true,
             activations: activations.to_vec(),
             products: products.to_vec(),
+            multiplier: None,
+            sampled_cost: None,
         }
     }
 

@@ -255,6 +255,8 @@ fn memory_info() -> DeviceInfo {
         in_place: true,
         activations: vec![DType::F32],
         products: vec![],
+        multiplier: None,
+        sampled_cost: None,
     }
 }
 

@@ -1,11 +1,11 @@
-use crate::adapters::{Adapter, adapters, describe, devices, select};
+use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select};
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
+use sparta_kernels::{Bounds, Dispatch, MatrixUnits, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,11 +28,11 @@ pub struct Options {
 
 /// A device opened through wgpu.
 pub struct WgpuBackend {
-    adapter: Adapter,
+    pub(crate) adapter: Adapter,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     reports: Reports,
-    bounds: Bounds,
+    pub(crate) bounds: Bounds,
     pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
@@ -100,10 +100,23 @@ impl WgpuBackend {
         let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
         let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
         let bounds = bounds.ok_or_else(too_low)?;
+        let units = matrix_units(raw);
+        let mut features = wgpu::Features::TIMESTAMP_QUERY;
+        let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if !units.is_empty() {
+            features |= UNITS_FEATURES;
+            memory = memory.max(MatrixUnits::MEMORY);
+            // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices stay in
+            // bounds, and no driver's product is used before it has been compared.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
-            required_features: raw.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_features: raw.features() & features,
+            experimental_features: experimental,
             required_limits: wgpu::Limits {
+                max_compute_workgroup_storage_size: memory,
                 max_storage_buffer_binding_size: adapter.limits.max_storage_buffer_binding_size,
                 max_buffer_size: adapter.limits.max_buffer_size,
                 ..wgpu::Limits::default()
@@ -112,7 +125,7 @@ impl WgpuBackend {
         };
         let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
             .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
-        Ok(WgpuBackend {
+        let mut backend = WgpuBackend {
             pace: RefCell::new(Pace::new(adapter.info.kind)),
             adapter,
             reports: Reports::install(&device),
@@ -129,7 +142,9 @@ impl WgpuBackend {
             upload: None,
             staging: RefCell::default(),
             reads: HashMap::new(),
-        })
+        };
+        backend.choose_units(index, &units)?;
+        Ok(backend)
     }
 
     /// What the driver reports of the adapter in use.

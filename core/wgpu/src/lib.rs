@@ -10,6 +10,7 @@ mod pipelines;
 mod profile;
 mod report;
 mod transfer;
+mod units;
 
 #[cfg(test)]
 mod tests;

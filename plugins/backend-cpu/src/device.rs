@@ -21,6 +21,8 @@ pub fn info(threads: usize) -> DeviceInfo {
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
+        multiplier: Some(if Unit::in_hardware() { "bf16 instructions" } else { "f32" }.into()),
+        sampled_cost: None,
     }
 }
 

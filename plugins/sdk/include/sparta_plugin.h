@@ -165,7 +165,8 @@ typedef struct SpartaWork {
  *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"],
  *                    "max_binding": bytes | null}; the last three came with minor version 2: types of activations
  *                    that it takes, and 16-bit types that it multiplies faster than f32, without them f32 alone; and
- *                    what the WGSL kernels may bind of a buffer, null for a backend with kernels of its own
+ *                    what the WGSL kernels may bind of a buffer, null for a backend with kernels of its own. May have
+ *                    "multiplier": "...", which says to people in what 16-bit floats are multiplied
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",

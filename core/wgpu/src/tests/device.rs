@@ -14,6 +14,19 @@ fn adapters_report_what_we_use() {
     assert!(adapter.limits.subgroup_size.0 <= adapter.limits.subgroup_size.1);
 }
 
+/// An adapter that offers matrix units passes their test, or says that they are not in use.
+#[test]
+fn matrix_units_are_in_use_or_said_not_to_be() {
+    let Some(backend) = open(None) else { return };
+    let info = backend.info();
+    let multiplier = info.multiplier.clone().unwrap();
+    println!("{}: {multiplier}", info.name);
+    assert!(std::env::var_os("SPARTA_MATRIX_UNITS").is_none() || multiplier.starts_with("matrix units"), "{info:?}");
+    let offered = !crate::adapters::matrix_units(&crate::adapters::adapters()[0]).is_empty();
+    assert_eq!(multiplier.starts_with("matrix units"), !info.products.is_empty());
+    assert_eq!(multiplier == "f32" && offered, info.driver.contains("not in use"));
+}
+
 #[test]
 fn wrong_selectors_name_the_adapters() {
     let Some(backend) = open(None) else { return };

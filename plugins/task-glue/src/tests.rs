@@ -108,9 +108,11 @@ fn the_zip_of_every_task_is_read() {
 #[test]
 fn dev_is_drawn_off_the_training_split() {
     let sizes = [("sst2", 1000, None), ("rte", 300, None), ("qnli", 5000, Some(100_000)), ("qqp", 5000, Some(100_000))];
-    let line = "{\"text\":\"a\",\"pair\":\"b\",\"label\":1}\n";
-    let dir = dir(&[("train.jsonl", &line.repeat(10_000)), ("validation.jsonl", line)]);
+    let pair = "{\"text\":\"a\",\"pair\":\"b\",\"label\":1}\n";
+    let train_and_validation = |line: &str| dir(&[("train.jsonl", &line.repeat(10_000)), ("validation.jsonl", line)]);
     for (task, count, cap) in sizes {
+        let line = if task == "sst2" { "{\"text\":\"a\",\"label\":1}\n" } else { pair };
+        let dir = train_and_validation(line);
         let recipe = open(task, dir.path()).unwrap().recipe();
         assert_eq!(recipe.train, source(&["train.jsonl"], Take::Rest { cap }), "{task}");
         assert_eq!(recipe.dev, source(&["train.jsonl"], Take::Draw { count }), "{task}");
@@ -119,7 +121,7 @@ fn dev_is_drawn_off_the_training_split() {
             "There is no labelled test.jsonl: validation.jsonl stands in as test, and dev is drawn off train.jsonl.";
         assert_eq!(recipe.notes, [note]);
     }
-    let mnli = open("mnli", dir.path()).unwrap().recipe();
+    let mnli = open("mnli", train_and_validation(pair).path()).unwrap().recipe();
     assert_eq!(mnli.dev, source(&["train.jsonl"], Take::Draw { count: 2000 }));
     assert_eq!(mnli.notes[0], "train.jsonl: 10000 examples are too few to draw 10000; 2000 are drawn instead.");
 }

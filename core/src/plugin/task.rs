@@ -39,6 +39,12 @@ fn check(task: &TaskInfo) -> Result<(), String> {
     if task.labels.len() == 1 {
         return Err(format!("a task needs two labels or more, or none to learn texts; it has {:?}", task.labels));
     }
+    if let Some(i) = (0..task.labels.len()).find(|&i| task.labels[..i].contains(&task.labels[i])) {
+        return Err(format!("it has the label {:?} twice", task.labels[i]));
+    }
+    if task.labels.iter().any(|label| label.trim().is_empty()) {
+        return Err(format!("it has a label without a name: {:?}", task.labels));
+    }
     if task.labels.is_empty() && task.pair {
         return Err("it has pairs of texts, but no labels for them".into());
     }

@@ -3,7 +3,7 @@
 use crate::method::philox::Stream;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{Dataset, Example, Recipe, Source, Take};
+use sparta_plugin::task::{Dataset, Example, Recipe, Source, Take, TaskInfo};
 use std::collections::HashMap;
 
 /// The three splits, and how they came about.
@@ -28,10 +28,12 @@ pub struct Origins {
 /// Reads every part once and deals its examples out.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a recipe that names a label outside the task's.
-pub fn load(dataset: &dyn Dataset, classes: usize, seed: u64) -> Result<Splits> {
+/// malformed row; an empty split; a label outside the task's; a pair for a task of single texts, or the reverse; a recipe
+/// with an example in two splits.
+pub fn load(dataset: &dyn Dataset, task: &TaskInfo, seed: u64) -> Result<Splits> {
     let recipe = dataset.recipe();
-    let mut dealer = Dealer { dataset, seed, classes, parts: HashMap::new(), notes: recipe.notes.clone() };
+    check_recipe(&recipe)?;
+    let mut dealer = Dealer { dataset, seed, task, parts: HashMap::new(), notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
     let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
@@ -61,7 +63,7 @@ pub fn draw<T>(items: Vec<T>, cap: Option<usize>, seed: u64, name: &str) -> Vec<
 struct Dealer<'a> {
     dataset: &'a dyn Dataset,
     seed: u64,
-    classes: usize,
+    task: &'a TaskInfo,
     parts: HashMap<Vec<String>, Vec<Example>>,
     notes: Vec<String>,
 }
@@ -114,18 +116,51 @@ impl Dealer<'_> {
         }
         let mut examples = Vec::new();
         for part in parts {
-            for example in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))? {
+            for (i, example) in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
                 let example = example.map_err(|e| Error::Data(e.to_string()))?;
-                if example.label as usize >= self.classes {
-                    let (label, classes) = (example.label, self.classes);
-                    return Err(Error::Data(format!("{part}: label {label}, expected less than {classes}")));
+                let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
+                let (label, classes) = (example.label, self.task.labels.len());
+                if label as usize >= classes {
+                    return Err(wrong(format!("label {label}, expected less than {classes}")));
                 }
+                check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
                 examples.push(example);
             }
         }
         self.parts.insert(parts.to_vec(), examples.clone());
         Ok(examples)
     }
+}
+
+/// Errors: a pair for a task of single texts, or the reverse.
+pub fn check_pair(task: &TaskInfo, pair: bool) -> std::result::Result<(), String> {
+    match (task.pair, pair) {
+        (true, false) => Err(format!("expected a pair of texts, as task {} has them, got a single one", task.id)),
+        (false, true) => Err(format!("expected a single text, as task {} has them, got a pair", task.id)),
+        _ => Ok(()),
+    }
+}
+
+/// Errors: two splits share a part and are not what is drawn from it and the rest.
+fn check_recipe(recipe: &Recipe) -> Result<()> {
+    let splits = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
+    for (i, (name, source)) in splits.iter().enumerate() {
+        if let Some(part) = source.parts.iter().enumerate().find(|(k, part)| source.parts[..*k].contains(part)) {
+            return Err(Error::Data(format!("the {name} split of the task's recipe names {} twice", part.1)));
+        }
+        for (other, earlier) in &splits[..i] {
+            let Some(shared) = source.parts.iter().find(|part| earlier.parts.contains(part)) else { continue };
+            use Take::{Draw, Rest};
+            let apart = matches!((earlier.take, source.take), (Draw { .. }, Rest { .. }) | (Rest { .. }, Draw { .. }));
+            if !apart || source.parts != earlier.parts {
+                return Err(Error::Data(format!(
+                    "the {other} and {name} splits of the task's recipe share examples of {shared}: {earlier:?} and \
+                     {source:?}; the plugin must draw one of them and leave the rest to the other"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The chosen items in ascending order of their positions.
@@ -161,6 +196,18 @@ mod tests {
         Source { parts: vec![part.into()], take }
     }
 
+    fn task(classes: usize) -> TaskInfo {
+        TaskInfo {
+            id: "t".into(),
+            title: "T".into(),
+            labels: (0..classes).map(|i| i.to_string()).collect(),
+            metrics: vec![],
+            primary: String::new(),
+            pair: false,
+            prompt: None,
+        }
+    }
+
     fn fake(size: usize) -> Fake {
         let recipe = Recipe {
             train: source("train", Take::Rest { cap: Some(500) }),
@@ -173,24 +220,59 @@ mod tests {
 
     #[test]
     fn dev_is_drawn_off_train_and_never_overlaps() {
-        let splits = load(&fake(700), 2, 7).unwrap();
+        let splits = load(&fake(700), &task(2), 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (500, 100, 700));
         assert!(splits.dev.iter().all(|e| !splits.train.contains(e)));
-        let other = load(&fake(700), 2, 8).unwrap();
+        let other = load(&fake(700), &task(2), 8).unwrap();
         assert_ne!(splits.dev, other.dev, "another seed draws another dev split");
-        assert_eq!(splits.dev, load(&fake(700), 2, 7).unwrap().dev);
+        assert_eq!(splits.dev, load(&fake(700), &task(2), 7).unwrap().dev);
     }
 
     #[test]
     fn a_small_part_gives_a_fifth_and_says_so() {
-        let splits = load(&fake(50), 2, 7).unwrap();
+        let splits = load(&fake(50), &task(2), 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
         assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);
     }
 
     #[test]
     fn labels_outside_the_task_are_refused() {
-        assert!(load(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+        assert!(load(&fake(50), &task(0), 7).unwrap_err().to_string().contains("label 0"));
+    }
+
+    #[test]
+    fn no_example_is_in_two_splits() {
+        let all = source("train", Take::All);
+        let (draw, rest) = (source("train", Take::Draw { count: 10 }), source("train", Take::Rest { cap: None }));
+        let (dev, both) =
+            (source("dev", Take::All), Source { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
+        let check = |train: &Source, dev: &Source, test: &Source| {
+            let recipe = Recipe { train: train.clone(), dev: dev.clone(), test: test.clone(), notes: vec![] };
+            load(&Fake { recipe, size: 100 }, &task(2), 7).map(drop).map_err(|e| e.to_string())
+        };
+        check(&rest, &draw, &dev).unwrap();
+        check(&draw, &rest, &dev).unwrap();
+        for (train, dev, test, part) in [
+            (&all, &draw, &dev, "the train and dev splits"),
+            (&rest, &all, &dev, "the train and dev splits"),
+            (&all, &dev, &dev, "the dev and test splits"),
+            (&draw, &draw, &dev, "the train and dev splits"),
+            (&rest, &draw, &rest, "the train and test splits"),
+            (&both, &draw, &dev, "the train and dev splits"),
+        ] {
+            let error = check(train, dev, test).unwrap_err();
+            assert!(error.contains(part) && error.contains("share examples of"), "{error}");
+        }
+        let twice = Source { parts: vec!["train".into(), "train".into()], take: Take::All };
+        assert!(check(&twice, &dev, &source("x", Take::All)).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn pairs_are_for_tasks_of_pairs() {
+        let pairs = TaskInfo { pair: true, ..task(2) };
+        let error = load(&fake(50), &pairs, 7).unwrap_err().to_string();
+        assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
+        assert!(check_pair(&task(2), true).unwrap_err().contains("expected a single text"));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct Adapted {
     /// The ways in which the heads want their texts, and which each head wants.
     encoders: Vec<Encoder>,
     encoder_of: Vec<usize>,
+    /// The tasks of the heads, as far as they are known.
+    tasks: Vec<TaskInfo>,
 }
 
 impl Adapted {
@@ -58,7 +60,9 @@ impl Adapted {
         for encoder in &encoders {
             encoder.tokenizer().check_vocab(applied.decoder.vocab_size)?;
         }
-        Ok(Adapted { applied, encoders, encoder_of })
+        let configs = applied.adapter.heads.iter().filter_map(|head| head.config.as_ref());
+        let tasks = configs.filter_map(|config| Some(plugins.task(&config.task).ok()?.1)).collect();
+        Ok(Adapted { applied, encoders, encoder_of, tasks })
     }
 
     pub fn applied(&self) -> &Applied {
@@ -93,11 +97,17 @@ impl Adapted {
 
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
     /// prompts. Texts longer than the model's positions are cut. `device` opens the device for a pass.
+    ///
+    /// Errors: a pair of texts where the task has single ones, or the reverse, with its number.
     pub fn predict(
         &self,
         device: impl Fn() -> Result<Box<dyn Backend>>,
         texts: &[(String, Option<String>)],
     ) -> Result<Vec<Vec<Prediction>>> {
+        for (i, (_, pair)) in texts.iter().enumerate() {
+            let checked = self.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
+            checked.map_err(|what| Error::Data(format!("text {}: {what}", i + 1)))?;
+        }
         let example =
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();
@@ -146,7 +156,15 @@ impl Adapted {
             progress(done, total);
             true
         })?;
-        Ok(found.predictions)
+        let finite = |p: &Prediction| p.logits.iter().all(|z| z.is_finite());
+        match found.predictions.iter().position(|p| !finite(p)) {
+            None => Ok(found.predictions),
+            Some(at) => Err(Error::Training(format!(
+                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
+                at + 1,
+                found.predictions[at].logits
+            ))),
+        }
     }
 
     /// The examples of a split for one head, labelled with its classes.
@@ -181,7 +199,7 @@ impl Adapted {
         let request_data = OpenRequest { task: task.id.clone(), data };
         let dataset = plugin.open(&request_data).map_err(|e| Error::Data(e.to_string()))?;
         let seed = config.map_or(0, |c| c.seed);
-        let all = splits::load(&*dataset, task.labels.len(), seed)?;
+        let all = splits::load(&*dataset, &task, seed)?;
         let (examples, cap) = match request.split.as_str() {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),

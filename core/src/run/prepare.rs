@@ -178,7 +178,7 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let head_init = head_init(config, decoder, weights, &encoder)?;
     let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
     let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
-    let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
+    let data = splits::load(&*dataset, &task, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         objective: Arc::new(Classification { classes: task.labels.len() }),

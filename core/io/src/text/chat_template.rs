@@ -3,7 +3,7 @@
 //! Templates come with downloaded models, so they are programs of strangers: they see only the conversation and the
 //! special tokens, load nothing, and run on limited fuel.
 
-use super::special;
+use super::special::{self, SpecialTokens};
 use crate::{Error, Result, files};
 use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value, ValueKind};
@@ -53,20 +53,19 @@ impl ChatTemplate {
     ///
     /// Errors: a file that cannot be read, several templates without a default, a syntax error.
     pub fn open(dir: &Path, now: i64) -> Result<Option<ChatTemplate>> {
-        let (config, map) = special::files(dir)?;
         let file = dir.join("chat_template.jinja");
         let (path, template) = match files::read_text(&file, files::CONFIGURATION) {
             Ok(text) => (file, Some(text)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let path = dir.join("tokenizer_config.json");
-                let template = of_config(config.get("chat_template"))
+                let template = of_config(special::object(&path)?.get("chat_template"))
                     .map_err(|what| Error::Tokenizer(format!("{}: chat_template: {what}", path.display())))?;
                 (path, template)
             }
             Err(e) => return Err(Error::io(file)(e)),
         };
         let Some(template) = template else { return Ok(None) };
-        Self::new(&template, special::named(&config, &map), path.display().to_string(), now).map(Some)
+        Self::new(&template, SpecialTokens::open(dir)?.named, path.display().to_string(), now).map(Some)
     }
 
     fn new(template: &str, tokens: BTreeMap<String, String>, source: String, now: i64) -> Result<ChatTemplate> {
@@ -101,9 +100,18 @@ impl ChatTemplate {
     ///
     /// Errors: what the template refuses, and a template that runs too long.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
+        self.rendered(messages, true)
+    }
+
+    /// The conversation with the model's answer as its last turn; as without `add_generation_prompt`.
+    pub fn render_answered(&self, messages: &[Message]) -> Result<String> {
+        self.rendered(messages, false)
+    }
+
+    fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let tokens = Value::from_serialize(&self.tokens);
         let input = context! {
-            messages => messages, add_generation_prompt => true, tools => (), documents => (), ..tokens
+            messages => messages, add_generation_prompt => add_generation_prompt, tools => (), documents => (), ..tokens
         };
         let mut text = Bounded(Vec::new());
         let template = self.environment.get_template(NAME);

@@ -8,9 +8,11 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Bytes that the test binds at once.
-const BINDING: usize = 64 << 10;
-/// m, n and k of the tested products: not whole tiles, and more than one tile of k.
-const SIZE: [usize; 3] = [72, 80, 104];
+const BINDING: usize = 8 << 20;
+/// m and n of the tested products: for small and for large tiles, not a whole number of either.
+const SIZES: [[usize; 2]; 2] = [[72, 80], [1032, 1040]];
+/// More than one tile.
+const K: usize = 104;
 const LAYOUTS: [Layout; 3] = [Layout::Nt, Layout::Nn, Layout::Tn];
 
 /// What was found out about the adapters of this process.
@@ -28,13 +30,14 @@ impl WgpuBackend {
         let mut tested = TESTED.lock().unwrap_or_else(PoisonError::into_inner);
         let known = tested.get_or_insert_default().get(&index).copied();
         let chosen = match known {
-            _ if small => None,
             Some(chosen) => chosen,
-            None => self.test(candidates)?,
+            None if small => None,
+            None => {
+                let chosen = self.test(candidates)?;
+                tested.get_or_insert_default().insert(index, chosen);
+                chosen
+            }
         };
-        if !small {
-            tested.get_or_insert_default().insert(index, chosen);
-        }
         self.bounds.units = chosen;
         self.bounds.sampled_cost = sampled_cost(self.adapter.info.kind, chosen.as_ref());
         self.adapter.info.sampled_cost = Some(self.bounds.sampled_cost);
@@ -71,11 +74,11 @@ impl WgpuBackend {
         self.products_of(false)
     }
 
-    /// The test's products in all layouts, one after the other; of the operands' magnitudes if `absolute`.
+    /// The test's products in all layouts and sizes, one after the other; of the operands' magnitudes if `absolute`.
     fn products_of(&mut self, absolute: bool) -> Result<Vec<f32>, BackendError> {
-        let [m, n, k] = SIZE;
         let mut graph = Graph::new();
-        for layout in LAYOUTS {
+        for (layout, [m, n]) in LAYOUTS.iter().flat_map(|&layout| SIZES.map(|size| (layout, size))) {
+            let k = K;
             let (a, b) = match layout {
                 Layout::Nt => ([m, k], [n, k]),
                 Layout::Nn => ([m, k], [k, n]),
@@ -128,7 +131,7 @@ impl WgpuBackend {
 /// What two ways to add up k exact products may differ by, when their magnitudes add up to `sum`: a rounding to 2^-22 at
 /// each step, as some matrix units have (f32 has 2^-24). Sums in f16 would differ by 2^-11.
 fn rounding(sum: f32) -> f32 {
-    SIZE[2] as f32 * sum * 2f32.powi(-22)
+    K as f32 * sum * 2f32.powi(-22)
 }
 
 /// The bits of bf16 numbers of both signs over 12 binades.

@@ -208,6 +208,52 @@ fn a_dictionary_that_unpacks_to_a_flood() {
     place.check("dictionary.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
 }
 
+/// Templates that nest as deeply as they are long are rendered like the plain one.
+#[test]
+fn long_chat_templates_are_rendered() {
+    let said = |template: String| {
+        let place = Place::new();
+        place.write("model/chat_template.jinja", template);
+        let output = place.command("instruct");
+        let error = String::from_utf8_lossy(&output.stderr).replace(place.0.path().to_str().unwrap(), "");
+        (output.status.code(), error)
+    };
+    let chain = |link: &str| {
+        let chain = link.repeat(200_000 / link.len());
+        said(format!("{{% set x = {chain}1 %}}{{{{ messages[0].content }}}}"))
+    };
+    let plain = said("{{ messages[0].content }}".into());
+    for link in ["1+", "1~", "1-", "- ", "-", "not ", "1 and ", "1 if 1 else ", "1<"] {
+        assert_eq!(chain(link), plain, "{link}");
+    }
+    // What is built in memory is dropped link by link, too.
+    let nested = "{% set n = namespace(l=[]) %}{% for i in range(5000) %}{% set n.l = [n.l] %}{% endfor %}";
+    let elif = format!("{{% if a %}}{}{{% endif %}}", "{%elif a%}".repeat(20_000));
+    for start in [nested, &elif] {
+        assert_eq!(said(format!("{start}{{{{ messages[0].content }}}}")), plain);
+    }
+}
+
+/// Templates of a few bytes that ask for gigabytes or for minutes.
+#[test]
+fn chat_templates_without_bounds_are_refused() {
+    let long = |link: &str| format!("{{{{ x{} }}}}", link.repeat(100_000));
+    let doubled = "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+    for (template, expect) in [
+        (long(".y"), "undefined value"),
+        (long("|e"), "runs too long"),
+        ("{{ 'x'|batch(1000000000, '')|list }}".into(), "256 MiB"),
+        ("{{ 'x'|slice(1000000000)|list }}".into(), "256 MiB"),
+        ("{{ 'a\nb'|indent(1000000000) }}".into(), "256 MiB"),
+        ("{{ '%1000000000d'|format(1) }}".into(), "256 MiB"),
+        ("{{ (['a']*1000000000)|join }}".into(), "256 MiB"),
+        (doubled.into(), "256 MiB"),
+        ("{{ ([1]*1000000000000)|min }}".into(), "longer than 10 s"),
+    ] {
+        check("model/chat_template.jinja", &template, "instruct", &["chat_template.jinja: the chat template", expect]);
+    }
+}
+
 /// One value of a weight becomes NaN: the last of the file, and one in the embedding of a token that no text has.
 #[test]
 fn weights_that_are_not_numbers_are_named() {

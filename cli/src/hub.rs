@@ -1,7 +1,9 @@
 //! Models and data sets that are given by name: downloads with their progress on stderr.
 
+use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use sparta_core::hub::{Event, Files, Hub, Kind, Repo, Settings};
+use sparta_core::model::shown;
 use sparta_core::{Error, Result};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,18 +39,18 @@ fn get(repo: &Repo, files: &Files) -> Result<PathBuf> {
     let bar = ProgressBar::hidden().with_style(style.unwrap_or(ProgressStyle::default_bar()));
     let mut current = String::new();
     let directory = Hub::new(Settings::from_env()).get(repo, files, &mut |event| match event {
-        Event::Message(text) => bar.suspend(|| eprintln!("{text}")),
+        Event::Message(text) => bar.suspend(|| output::aside(text)),
         Event::File { name, done, total } => {
             if current != name {
                 current = name.to_owned();
                 match terminal {
                     true => {
                         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-                        bar.set_message(current.clone());
+                        bar.set_message(shown(&current));
                         bar.set_length(total);
                         bar.reset();
                     }
-                    false => eprintln!("downloading {} of {}, {}", name, repo.id, crate::output::bytes(total)),
+                    false => output::aside(format!("downloading {} of {}, {}", name, repo.id, output::bytes(total))),
                 }
             }
             bar.set_position(done);

@@ -5,6 +5,7 @@ use crate::output::{self, Output};
 use crate::{devices, hub, progress};
 use serde::Serialize;
 use sparta_core::adapter::Head;
+use sparta_core::model::shown;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest};
 use sparta_core::train::{Metrics, Prediction};
@@ -114,8 +115,8 @@ impl<'a> Answer<'a> {
 fn print_answers(heads: &[(&Head, &Prediction)], json: bool) -> Result<()> {
     let fields = |pair: &(&Head, &Prediction)| {
         let probabilities = pair.0.labels.iter().zip(pair.1.probabilities());
-        let probabilities = probabilities.map(|(label, p)| format!("{label} {p:.4}"));
-        [Answer::new(*pair).label.to_owned()].into_iter().chain(probabilities).collect::<Vec<_>>().join("\t")
+        let probabilities = probabilities.map(|(label, p)| format!("{} {p:.4}", shown(label)));
+        [shown(Answer::new(*pair).label)].into_iter().chain(probabilities).collect::<Vec<_>>().join("\t")
     };
     match heads {
         [only] if json => output::json_line(&Answer::new(*only)),

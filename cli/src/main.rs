@@ -1,6 +1,7 @@
 //! `sparta-cli`: arguments, progress, reports. What is computed is in `sparta-core`.
 
 mod adapter;
+mod allocator;
 mod args;
 mod builtin;
 mod default_job;
@@ -26,20 +27,34 @@ mod watch;
 
 use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, text};
+use std::io::BufReader;
 use std::process::ExitCode;
 
 /// Exit code for wrong arguments, as clap has it; other errors give 1.
 const USAGE: u8 = 2;
 
+#[global_allocator]
+static ALLOCATOR: allocator::Limited = allocator::Limited;
+
+/// Bytes that a renderer of chat templates may allocate.
+const RENDERER_MEMORY: isize = 256 << 20;
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == text::RENDERER) {
+        allocator::limit_memory(RENDERER_MEMORY);
+        let served = text::serve(BufReader::new(std::io::stdin()), std::io::stdout());
+        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    // A name that cannot be started is an error of the first template.
+    text::render_apart(std::env::current_exe().unwrap_or("sparta-cli".into()));
     // Mesa prints an error where this is not set, as in most containers.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
     if sparta_plugin::host_memory() == Some(0) {
-        eprintln!("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
+        output::aside("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
         return ExitCode::FAILURE;
     }
     let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
@@ -52,7 +67,7 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code() as u8)
         }
         Err(Stop::Error(error)) => {
-            eprintln!("error: {error}");
+            output::aside(format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Usage(_)) { USAGE } else { 1 })
         }
     }

@@ -1,6 +1,8 @@
-//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object.
+//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object; what a
+//! terminal would obey in it is written out.
 
 use serde::Serialize;
+use sparta_core::model::{shown, shown_lines};
 use sparta_core::{Error, Result};
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -32,15 +34,26 @@ pub fn print(text: impl Display) -> Result<()> {
     line(io::stdout(), text)
 }
 
+/// A line on stderr beside the output: nothing can be told to a reader that has gone away.
+pub fn aside(text: impl Display) {
+    let _ = line(io::stderr(), text);
+}
+
 /// A line of JSON on stdout.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result is no JSON: {e}")))?;
-    print(text)
+    written(writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()))
 }
 
-/// Writes a line; a reader that has gone away, as `head` does, is not an error.
+/// Writes a line for people.
 fn line(mut out: impl Write, text: impl Display) -> Result<()> {
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    let text = text.to_string();
+    written(writeln!(out, "{}", shown_lines(&text)).and_then(|()| out.flush()))
+}
+
+/// A reader that has gone away, as `head` does, is not an error.
+fn written(outcome: io::Result<()>) -> Result<()> {
+    match outcome {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Io { path: PathBuf::from("standard output"), source })
         }
@@ -48,13 +61,18 @@ fn line(mut out: impl Write, text: impl Display) -> Result<()> {
     }
 }
 
-/// A table with a header, columns as wide as their widest cell.
+/// A table with a header, columns as wide as their widest cell; cells are shown as [`shown`] does.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(|cell| cell.chars().count());
     let widths: Vec<usize> =
         header.iter().enumerate().map(|(i, title)| cells(i).chain([title.len()]).max().unwrap_or(0)).collect();
     let row = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count()))))
+            .collect();
         padded.join("  ").trim_end().to_owned()
     };
     let body = rows.iter().map(|cells| row(cells.iter().map(String::as_str).collect()));
@@ -81,6 +99,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = vec![vec!["a".into(), "déjà".into(), "x".into()], vec!["abc".into(), "b".into(), String::new()]];
         assert_eq!(table(&["id", "b", "c"], &rows), "id   b     c\na    déjà  x\nabc  b");
+    }
+
+    #[test]
+    fn cells_of_strangers_are_cut_and_written_out() {
+        let rows = vec![vec!["x".repeat(100_000), "\u{1b}[31m".into()], vec![String::new(), "y".into()]];
+        let text = table(&["a", "b"], &rows);
+        assert!(text.contains("(99700 more characters)") && text.contains("\\u{1b}[31m"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How a run tells its progress: a bar on a terminal, plain lines elsewhere.
 
-use crate::output::Output;
+use crate::output::{self, Output};
 use indicatif::{ProgressBar, ProgressStyle};
 use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
 use sparta_core::train::Metrics;
@@ -25,7 +25,7 @@ pub fn handle_interrupts() {
     // An error means that a handler is there already; then nothing is lost.
     let _ = ctrlc::set_handler(|| {
         if interrupt() {
-            eprintln!("\n{ENDING}");
+            output::aside(format!("\n{ENDING}"));
         }
     });
 }
@@ -45,8 +45,13 @@ pub fn end_with_stdin() {
     std::thread::spawn(|| {
         // An input that cannot be read has ended too.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        INTERRUPTS.fetch_max(1, Ordering::SeqCst);
+        request_end();
     });
+}
+
+/// Asks the run to end, without effect on a later Ctrl-C.
+pub fn request_end() {
+    INTERRUPTS.fetch_max(1, Ordering::SeqCst);
 }
 
 /// Whether the run was asked to end.

@@ -2,6 +2,7 @@
 
 mod children;
 mod definition;
+mod space;
 mod state;
 mod table;
 
@@ -11,8 +12,9 @@ use crate::parse::{self, Stop};
 use crate::progress::{handle_interrupts, interrupted};
 use children::Runner;
 use clap::Args;
-use definition::{Combination, Definition, Random};
+use definition::{Definition, Random};
 use serde::Serialize;
+use space::Combination;
 use sparta_core::job::Sources;
 use sparta_core::job::config::{at_least, explanation};
 use sparta_core::plugin::PluginSet;
@@ -80,6 +82,7 @@ pub fn sweep(args: SweepArgs, explicit_plugins: Vec<PathBuf>, plugins: &PluginSe
     let output = Output::new(args.json);
     let definition = definition(&args)?;
     let combinations = definition.combinations()?;
+    check_tasks(&definition, args.task.is_some(), plugins)?;
     let jobs =
         combinations.iter().map(|one| job(one, &args.out, &explicit_plugins, plugins)).collect::<Result<Vec<Job>>>()?;
     if args.dry_run {
@@ -118,6 +121,18 @@ fn definition(args: &SweepArgs) -> Result<Definition> {
         definition.random = Some(Random { samples, seed: definition.random.map_or(0, |random| random.seed) });
     }
     Ok(definition)
+}
+
+/// Errors: a [task.ID] that is no task, or of which there is no run; where --task has chosen `some`, it may have none.
+fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Result<()> {
+    for task in definition.idle_tasks() {
+        plugins.task(task).map_err(|e| Error::Usage(format!("[task.{task}]: {e}")))?;
+        if !some {
+            let given = definition.given_tasks().into_iter().collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!("[task.{task}]: no run has this task; those of the runs are: {given}")));
+        }
+    }
+    Ok(())
 }
 
 /// Checks the options as `run` would, so that a mistake is told before hours of other runs.

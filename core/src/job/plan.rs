@@ -3,6 +3,7 @@
 use super::{ChosenPrecision, Needs, PaperMemory};
 use crate::Result;
 use crate::method::Adaptation;
+use crate::model::shown;
 use crate::text::PromptPlan;
 use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
@@ -127,7 +128,10 @@ impl fmt::Display for RunPlan {
         )?;
         match self.labels.is_empty() {
             true => writeln!(f, "task       {}", self.task)?,
-            false => writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?,
+            false => {
+                let labels: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
+                writeln!(f, "task       {} ({})", self.task, labels.join(", "))?
+            }
         }
         if let Some(prompt) = &self.prompt {
             writeln!(f, "  prompt   {:?}", prompt.example)?;

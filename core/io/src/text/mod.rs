@@ -1,10 +1,13 @@
 //! Text to token ids.
 
 mod chat_template;
+mod jinja;
 mod prompt;
+mod renderer;
 mod special;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use prompt::{Encoder, Instruct, PromptPlan, Verbalizer};
+pub use renderer::{RENDERER, render_apart, serve};
 pub use tokenizer::Tokenizer;

@@ -117,7 +117,11 @@ fn read_keys() {
     loop {
         match std::io::stdin().read(&mut keys) {
             Ok(0) => break,
-            Ok(n) => keys[..n].iter().filter(|key| ENDING_KEYS.contains(key)).for_each(|_| drop(interrupt())),
+            Ok(n) => {
+                for _ in keys[..n].iter().filter(|key| ENDING_KEYS.contains(key)) {
+                    interrupt();
+                }
+            }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }

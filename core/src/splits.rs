@@ -1,10 +1,15 @@
 //! From the parts of a data set to train, dev and test, by the task's recipe and the seed.
 
+mod read;
+
 use crate::method::philox::Stream;
 use crate::{Error, Result};
+use read::read;
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{Dataset, Example, Recipe, Source, Take};
-use std::collections::HashMap;
+use sparta_plugin::task::{Example, Recipe, Source, Take};
+use std::collections::BTreeMap;
+
+pub use read::Open;
 
 /// The three splits, and how they came about.
 #[derive(Debug)]
@@ -25,13 +30,24 @@ pub struct Origins {
     pub notes: Vec<String>,
 }
 
-/// Reads every part once and deals its examples out.
+/// The names of the splits.
+pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
+
+/// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a recipe that names a label outside the task's.
-pub fn load(dataset: &dyn Dataset, classes: usize, seed: u64) -> Result<Splits> {
+/// malformed row; an empty split; a recipe that names a label outside the task's; examples that take more than 512 MiB.
+pub fn load(open: Open, wanted: &[&str], classes: usize, seed: u64) -> Result<Splits> {
+    let dataset = open().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
-    let mut dealer = Dealer { dataset, seed, classes, parts: HashMap::new(), notes: recipe.notes.clone() };
+    let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, source) in sources.iter().filter(|(split, _)| wanted.contains(split)) {
+        source.parts.iter().for_each(|part| *uses.entry(part.clone()).or_default() += 1);
+    }
+    let names: Vec<String> = uses.keys().cloned().collect();
+    let parts = read(open, dataset, &names, classes)?;
+    let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
     let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
@@ -59,16 +75,20 @@ pub fn draw<T>(items: Vec<T>, cap: Option<usize>, seed: u64, name: &str) -> Vec<
 }
 
 struct Dealer<'a> {
-    dataset: &'a dyn Dataset,
     seed: u64,
-    classes: usize,
-    parts: HashMap<Vec<String>, Vec<Example>>,
+    wanted: &'a [&'a str],
+    parts: BTreeMap<String, Vec<Example>>,
+    /// How many splits are still to be made of each part.
+    uses: BTreeMap<String, usize>,
     notes: Vec<String>,
 }
 
 impl Dealer<'_> {
     fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
-        let examples = self.read(&source.parts)?;
+        if !self.wanted.contains(&split) {
+            return Ok((Vec::new(), "not read".into()));
+        }
+        let examples = self.take(&source.parts);
         let total = examples.len();
         let name = source.parts.join(" + ");
         let drawn = [&recipe.train, &recipe.dev, &recipe.test].into_iter().find_map(|s| match s.take {
@@ -97,7 +117,7 @@ impl Dealer<'_> {
     }
 
     fn affordable(&mut self, count: usize, total: usize, name: &str) -> usize {
-        if count * 3 <= total {
+        if count.saturating_mul(3) <= total {
             return count;
         }
         let less = (total / 5).max(1);
@@ -108,23 +128,18 @@ impl Dealer<'_> {
         less
     }
 
-    fn read(&mut self, parts: &[String]) -> Result<Vec<Example>> {
-        if let Some(examples) = self.parts.get(parts) {
-            return Ok(examples.clone());
-        }
+    /// The examples of these parts; what no other split needs is not kept.
+    fn take(&mut self, parts: &[String]) -> Vec<Example> {
         let mut examples = Vec::new();
         for part in parts {
-            for example in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))? {
-                let example = example.map_err(|e| Error::Data(e.to_string()))?;
-                if example.label as usize >= self.classes {
-                    let (label, classes) = (example.label, self.classes);
-                    return Err(Error::Data(format!("{part}: label {label}, expected less than {classes}")));
-                }
-                examples.push(example);
+            let uses = self.uses.entry(part.clone()).or_default();
+            *uses = uses.saturating_sub(1);
+            match uses {
+                0 => examples.extend(self.parts.remove(part).unwrap_or_default()),
+                _ => examples.extend_from_slice(self.parts.get(part).map_or(&[], Vec::as_slice)),
             }
         }
-        self.parts.insert(parts.to_vec(), examples.clone());
-        Ok(examples)
+        examples
     }
 }
 
@@ -139,8 +154,10 @@ fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sparta_plugin::task::Examples;
+    use sparta_plugin::task::{Dataset, Examples};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    #[derive(Clone)]
     struct Fake {
         recipe: Recipe,
         size: usize,
@@ -161,6 +178,10 @@ mod tests {
         Source { parts: vec![part.into()], take }
     }
 
+    fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {
+        load(&|| Ok(Box::new(fake.clone())), &SPLITS, classes, seed)
+    }
+
     fn fake(size: usize) -> Fake {
         let recipe = Recipe {
             train: source("train", Take::Rest { cap: Some(500) }),
@@ -173,24 +194,58 @@ mod tests {
 
     #[test]
     fn dev_is_drawn_off_train_and_never_overlaps() {
-        let splits = load(&fake(700), 2, 7).unwrap();
+        let splits = deal(&fake(700), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (500, 100, 700));
         assert!(splits.dev.iter().all(|e| !splits.train.contains(e)));
-        let other = load(&fake(700), 2, 8).unwrap();
+        let other = deal(&fake(700), 2, 8).unwrap();
         assert_ne!(splits.dev, other.dev, "another seed draws another dev split");
-        assert_eq!(splits.dev, load(&fake(700), 2, 7).unwrap().dev);
+        assert_eq!(splits.dev, deal(&fake(700), 2, 7).unwrap().dev);
     }
 
     #[test]
     fn a_small_part_gives_a_fifth_and_says_so() {
-        let splits = load(&fake(50), 2, 7).unwrap();
+        let splits = deal(&fake(50), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
         assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);
     }
 
     #[test]
     fn labels_outside_the_task_are_refused() {
-        assert!(load(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+        assert!(deal(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+    }
+
+    #[test]
+    fn only_wanted_splits_are_read() {
+        let test = load(&|| Ok(Box::new(fake(700))), &["test"], 2, 7).unwrap();
+        assert_eq!((test.train.len(), test.dev.len(), test.test.len()), (0, 0, 700));
+        assert_eq!(test.test, deal(&fake(700), 2, 7).unwrap().test);
+        let dev = load(&|| Ok(Box::new(fake(700))), &["dev"], 2, 7).unwrap();
+        assert_eq!(dev.dev, deal(&fake(700), 2, 7).unwrap().dev);
+    }
+
+    /// Examples without end.
+    struct Flood<'a>(&'a AtomicUsize);
+
+    impl Dataset for Flood<'_> {
+        fn recipe(&self) -> Recipe {
+            fake(0).recipe
+        }
+
+        fn examples(&self, _: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
+            let example = || Example { text: "x".repeat(1 << 20), pair: None, label: 0 };
+            Ok(Box::new(std::iter::repeat_with(move || {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Ok(example())
+            })))
+        }
+    }
+
+    #[test]
+    fn a_data_set_without_end_is_refused() {
+        static READ: AtomicUsize = AtomicUsize::new(0);
+        let message = load(&|| Ok(Box::new(Flood(&READ))), &SPLITS, 2, 7).unwrap_err().to_string();
+        assert!(message.contains("more than 512 MiB"), "{message}");
+        assert!(READ.load(Ordering::Relaxed) < 600);
     }
 
     #[test]

@@ -81,7 +81,7 @@ fn a_task_in_c() {
 
     let (task, info) = set.task("sign").unwrap();
     assert_eq!(info.labels, ["minus", "plus"]);
-    let request = |task: &str, data: &str| OpenRequest { task: task.into(), data: data.into() };
+    let request = |task: &str, data: &str| OpenRequest::new(task, data);
     let dataset = task.open(&request("sign", "/data")).unwrap();
     let recipe = dataset.recipe();
     assert_eq!((recipe.train.take, recipe.dev.take), (Take::Rest { cap: None }, Take::Draw { count: 1 }));

@@ -226,7 +226,7 @@ fn examples_cross_in_batches_with_their_errors() {
         Functions::Task(table) => LoadedTask::new(Implementation { table, name: "here".into() }).unwrap(),
         _ => unreachable!(),
     };
-    let dataset = task.open(&OpenRequest { task: "parity".into(), data: "/data".into() }).unwrap();
+    let dataset = task.open(&OpenRequest::new("parity", "/data")).unwrap();
     assert_eq!(dataset.recipe(), Opened.recipe());
     let read = |part: &str| -> Vec<Result<Example, Error>> { dataset.examples(part).unwrap().collect() };
     assert_eq!(read("good"), Opened.examples("good").unwrap().collect::<Vec<_>>());

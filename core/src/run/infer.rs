@@ -166,11 +166,11 @@ impl Adapted {
         }
         let data = request.data.clone().or(config.map(|c| c.data.clone()));
         let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
-        let request_data = OpenRequest { task: task.id.clone(), data };
-        let dataset = plugin.open(&request_data).map_err(|e| Error::Data(e.to_string()))?;
+        let split = request.split.as_str();
+        let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
         let seed = config.map_or(0, |c| c.seed);
-        let all = splits::load(&*dataset, task.labels.len(), seed)?;
-        let (examples, cap) = match request.split.as_str() {
+        let all = splits::load(&|| plugin.open(&data), &[split], task.labels.len(), seed)?;
+        let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),
             "test" => (all.test, config.and_then(|c| c.max_test)),

@@ -17,6 +17,7 @@ use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::{MethodInfo, Options};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A run that can start.
@@ -149,9 +150,8 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let encoder = Encoder::open(&config.model, &task, config.instruct.as_ref())?;
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
-    let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
-    let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
-    let data = splits::load(&*dataset, task.labels.len(), config.seed)?;
+    let request = OpenRequest::new(task.id.clone(), config.data.clone());
+    let data = splits::load(&|| plugin.open(&request), &splits::SPLITS, task.labels.len(), config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         objective: Arc::new(Classification { classes: task.labels.len() }),
@@ -214,13 +214,14 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data:
     let max_length = config.max_length.map_or(positions, |n| n.min(positions));
 
     let all = train.len();
-    let train = encode(encoder, &train)?;
-    let train: Vec<Encoded> = train.into_iter().filter(|e| e.tokens.len() <= max_length).collect();
-    let too_long = all - train.len();
-    let train = splits::draw(train, config.max_train, config.seed, "train");
+    let (train, too_long) = draw_fitting(train, config, max_length, |examples| encode(encoder, examples))?;
     if train.is_empty() {
+        let way = match max_length < positions {
+            true => "raise --max-length",
+            false => "they do not fit the positions of the model: take shorter texts or another model",
+        };
         return Err(Error::Data(format!(
-            "no training example is left: all {all} have more than {max_length} tokens; raise --max-length"
+            "no training example is left: all {all} have more than {max_length} tokens; {way}"
         )));
     }
     let mut cut = 0;
@@ -243,6 +244,42 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data:
         notes,
     };
     Ok(Splits { train, dev, test, plan })
+}
+
+/// The training examples of at most `max_length` tokens, as many as the run may use, in their old order; and how many were
+/// longer. Those that are not needed are not tokenised: they are looked at in the order in which [`splits::draw`] would
+/// take them.
+fn draw_fitting(
+    train: Vec<Example>,
+    config: &RunConfig,
+    max_length: usize,
+    encode: impl Fn(&[Example]) -> Result<Vec<Encoded>>,
+) -> Result<(Vec<Encoded>, usize)> {
+    let fits = |example: &Encoded| example.tokens.len() <= max_length;
+    let Some(cap) = config.max_train.filter(|&cap| cap < train.len()) else {
+        let all = train.len();
+        let fitting: Vec<Encoded> = encode(&train)?.into_iter().filter(fits).collect();
+        let too_long = all - fitting.len();
+        return Ok((fitting, too_long));
+    };
+    let order = splits::permutation(config.seed, "cap", "train", train.len());
+    let (mut chosen, mut too_long) = (BTreeMap::new(), 0);
+    for some in order.chunks(cap) {
+        let examples: Vec<Example> = some.iter().map(|&i| train[i].clone()).collect();
+        for (&i, example) in some.iter().zip(encode(&examples)?) {
+            if chosen.len() == cap {
+                break;
+            } else if fits(&example) {
+                chosen.insert(i, example);
+            } else {
+                too_long += 1;
+            }
+        }
+        if chosen.len() == cap {
+            break;
+        }
+    }
+    Ok((chosen.into_values().collect(), too_long))
 }
 
 pub(super) fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 fn open(task: &str, data: &Path) -> Result<Box<dyn Dataset>, Error> {
-    Glue.open(&OpenRequest { task: task.to_owned(), data: data.to_owned() })
+    Glue.open(&OpenRequest::new(task, data))
 }
 
 fn refusal(task: &str, data: &Path) -> String {

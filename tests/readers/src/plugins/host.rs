@@ -244,9 +244,9 @@ pub fn task(bytes: &[u8]) -> bool {
     let plugins = linked(task_entry, bytes);
     let Some(task) = plugins.tasks().first() else { return false };
     let Some(id) = task.info().tasks.first().map(|task| task.id.clone()) else { return false };
-    let request = OpenRequest { task: id, data: "data".into() };
+    let request = OpenRequest::new(id, "data");
     let Ok(dataset) = task.open(&request) else { return false };
-    sparta_core::splits::load(&*dataset, 2, 7).is_ok()
+    sparta_core::splits::load(&|| task.open(&request), &sparta_core::splits::SPLITS, 2, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

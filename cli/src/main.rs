@@ -27,6 +27,7 @@ mod watch;
 
 use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
+use sparta_core::plugin::running;
 use sparta_core::{Error, Result, text};
 use std::io::BufReader;
 use std::process::ExitCode;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         let served = text::serve(BufReader::new(std::io::stdin()), std::io::stdout());
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
+    output::keep_stdout();
     // A name that cannot be started is an error of the first template.
     text::render_apart(std::env::current_exe().unwrap_or("sparta-cli".into()));
     // Mesa prints an error where this is not set, as in most containers.
@@ -57,13 +59,19 @@ fn main() -> ExitCode {
         output::aside("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
         return ExitCode::FAILURE;
     }
+    running::watch(|text| output::aside(text));
+    let code = run();
+    running::ending();
+    code
+}
+
+fn run() -> ExitCode {
     let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Clap(error)) => {
-            // Nothing can be told to a reader that has gone away.
-            let _ = error.print();
+            output::explain(&error);
             ExitCode::from(error.exit_code() as u8)
         }
         Err(Stop::Error(error)) => {

@@ -5,8 +5,43 @@ use serde::Serialize;
 use sparta_core::model::{shown, shown_lines};
 use sparta_core::{Error, Result};
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// What was standard output when the program began.
+static STDOUT: OnceLock<File> = OnceLock::new();
+
+/// From now on standard output is ours alone: what a plugin or a driver prints there goes to standard error, so that it
+/// is never taken for a result. The dashboard of --tui draws on the terminal itself.
+#[cfg(unix)]
+pub fn keep_stdout() {
+    use std::os::fd::AsFd;
+    unsafe extern "C" {
+        fn dup2(from: std::ffi::c_int, to: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    if std::env::args_os().any(|argument| argument == "--tui") {
+        return;
+    }
+    // Where there is no further descriptor, all is as it was.
+    let Ok(own) = io::stdout().as_fd().try_clone_to_owned() else { return };
+    // SAFETY: the numbers of standard error and output, which are open as long as the process.
+    if unsafe { dup2(2, 1) } == 1 {
+        let _ = STDOUT.set(own.into());
+    }
+}
+
+#[cfg(not(unix))]
+pub fn keep_stdout() {}
+
+/// Standard output.
+fn stdout() -> Box<dyn Write> {
+    match STDOUT.get() {
+        Some(file) => Box::new(file),
+        None => Box::new(io::stdout()),
+    }
+}
 
 #[derive(Clone, Copy)]
 pub struct Output {
@@ -20,7 +55,7 @@ impl Output {
 
     /// A line for people.
     pub fn say(&self, text: impl Display) -> Result<()> {
-        if self.json { line(io::stderr(), text) } else { line(io::stdout(), text) }
+        if self.json { line(io::stderr(), text) } else { line(stdout(), text) }
     }
 
     /// The result as one line of JSON, if that was asked for.
@@ -31,7 +66,21 @@ impl Output {
 
 /// A line on stdout.
 pub fn print(text: impl Display) -> Result<()> {
-    line(io::stdout(), text)
+    line(stdout(), text)
+}
+
+/// What clap has to say: help on stdout, wrong usage on stderr.
+pub fn explain(error: &clap::Error) {
+    let text = error.render();
+    let (terminal, mut out): (bool, Box<dyn Write>) = match error.use_stderr() {
+        true => (io::stderr().is_terminal(), Box::new(io::stderr())),
+        false => (STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal), stdout()),
+    };
+    // Nothing can be told to a reader that has gone away.
+    let _ = match terminal && std::env::var_os("NO_COLOR").is_none() {
+        true => write!(out, "{}", text.ansi()),
+        false => write!(out, "{text}"),
+    };
 }
 
 /// A line on stderr beside the output: nothing can be told to a reader that has gone away.
@@ -42,7 +91,7 @@ pub fn aside(text: impl Display) {
 /// A line of JSON on stdout.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result is no JSON: {e}")))?;
-    written(writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()))
+    written(writeln!(stdout(), "{text}").and_then(|()| stdout().flush()))
 }
 
 /// Writes a line for people.

@@ -16,7 +16,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches};
 use sparta_core::job::config::{DEFAULT_METHOD, explanation};
 use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
+use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet};
 use sparta_core::{Error, Result};
 use sparta_plugin::method::{MethodInfo, OptionKind, Options};
 use std::collections::BTreeMap;
@@ -67,13 +67,20 @@ impl From<Error> for Stop {
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let first = First::pass(&argv);
     let discover = |configured| {
-        let mut plugins = PluginSet::discover(&DiscoverOptions::standard(first.plugins.clone(), configured));
+        let unneeded = unneeded(first.command.as_deref());
+        let options = DiscoverOptions { unneeded, ..DiscoverOptions::standard(first.plugins.clone(), configured) };
+        let mut plugins = PluginSet::discover(&options);
         builtin::link(&mut plugins);
-        plugins
+        // Those that list or check plugins say themselves what is wrong with one.
+        match first.command.as_deref() {
+            Some("plugins" | "plugin" | "completions") => {}
+            _ => plugins.check_named(&options)?,
+        }
+        Ok::<_, Error>(plugins)
     };
     let Some(job) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        let (plugins, method_options) = (discover(Vec::new()), Options::new());
+        let (plugins, method_options) = (discover(Vec::new())?, Options::new());
         return Ok(Parsed { cli, plugins, method_options, resumed: None });
     };
     let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
@@ -83,7 +90,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         Some(preset) => preset.method(named("method"))?,
         None => named("method").unwrap_or(DEFAULT_METHOD.into()),
     };
-    let plugins = discover(file.plugins.clone());
+    let plugins = discover(file.plugins.clone())?;
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
     let parse = |command: &clap::Command, argv: &[String]| {
@@ -119,9 +126,20 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, method_options, resumed: None })
 }
 
+/// The kinds of plugins that a command has no use for.
+fn unneeded(command: Option<&str>) -> Vec<PluginKind> {
+    match command {
+        Some("report" | "rank" | "presets") => PluginKind::ALL.to_vec(),
+        Some("devices" | "inspect") => vec![PluginKind::Method, PluginKind::Task],
+        _ => Vec::new(),
+    }
+}
+
 /// What the arguments say before the options of the method are known.
+#[derive(Default)]
 struct First {
     plugins: Vec<PathBuf>,
+    command: Option<String>,
     /// For `run` and `plan` the last value of each option that was given.
     job: Option<Values>,
     /// Whether `run` or `plan` is to explain itself.
@@ -149,11 +167,13 @@ impl First {
                 None => break command.clone().ignore_errors(true).try_get_matches_from(argv).ok(),
             }
         };
-        let Some(matches) = matches else { return First { plugins: Vec::new(), job: None, help: false } };
+        let Some(matches) = matches else { return First::default() };
+        let command_name = matches.subcommand_name().map(str::to_owned);
         let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
-        First { plugins, help, job: job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given))) }
+        let job = job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given)));
+        First { plugins, command: command_name, help, job }
     }
 }
 

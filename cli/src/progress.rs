@@ -3,6 +3,7 @@
 use crate::output::{self, Output};
 use indicatif::{ProgressBar, ProgressStyle};
 use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
+use sparta_core::plugin::running;
 use sparta_core::train::Metrics;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,6 +36,7 @@ pub fn interrupt() -> bool {
     let first = INTERRUPTS.fetch_add(1, Ordering::SeqCst) == 0;
     if !first {
         crate::tui::restore_terminal();
+        running::ending();
         std::process::exit(INTERRUPTED);
     }
     first

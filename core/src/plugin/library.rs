@@ -2,10 +2,12 @@
 
 use super::PluginKind;
 use super::host::{self, HOST};
+use super::running;
 use serde::de::DeserializeOwned;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
 use sparta_plugin::method::GraphBuilder;
+use std::fs::File;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 
@@ -39,8 +41,20 @@ pub struct Implementation<T> {
 }
 
 impl<T> Implementation<T> {
-    /// Calls a function of the table; `what` names it in errors.
+    /// Calls a function of the table; `what` names it in errors, which name the plugin.
     pub fn call<F>(
+        &self,
+        what: &str,
+        function: Option<F>,
+        graph: Option<&mut dyn GraphBuilder>,
+        call: impl FnOnce(F, SpartaCall) -> SpartaStatus,
+    ) -> Result<Vec<u8>, Error> {
+        self.call_unnamed(what, function, graph, call)
+            .map_err(|e| if e.0.contains(&self.name) { e } else { Error(format!("{} [plugin {}]", e.0, self.name)) })
+    }
+
+    /// As [`Implementation::call`], with the plugin's own messages as they are.
+    pub fn call_unnamed<F>(
         &self,
         what: &str,
         function: Option<F>,
@@ -49,6 +63,7 @@ impl<T> Implementation<T> {
     ) -> Result<Vec<u8>, Error> {
         let function =
             function.ok_or_else(|| Error::new(format!("plugin {}: it has no function `{what}`", self.name)))?;
+        let _running = running::Call::begin(|| format!("{}: {what}", self.name));
         host::call(graph, |id| call(function, id)).map_err(|message| {
             Error(message.unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)))
         })
@@ -61,18 +76,64 @@ impl<T> Implementation<T> {
     }
 }
 
-/// Opens a library file and returns its interfaces.
-pub fn open(path: &Path) -> Result<Vec<Functions>, String> {
+/// Opens a library and returns its interfaces. `file` is the file at `path` that was checked: on Linux just this one is
+/// loaded, whatever stands at the path by now.
+pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let path = canonical(path)?;
+    let _running = running::Call::begin(|| format!("{}: loading it", path.display()));
+    let handle = handle_path(&file).filter(|handle| handle.exists());
     // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
     // and `binary::check` has seen that it is a whole library for this machine with our entry point.
-    let library = unsafe { libloading::Library::new(&path) }.map_err(|e| format!("cannot be opened: {e}"))?;
+    let library =
+        unsafe { load(handle.as_ref().unwrap_or(&path)) }.map_err(|e| match std::error::Error::source(&e) {
+            Some(loader) => {
+                let loader = loader.to_string();
+                let name = handle.as_ref().map_or(String::new(), |handle| handle.display().to_string());
+                match name.is_empty() {
+                    true => format!("cannot be opened: {loader}"),
+                    false => format!("cannot be opened: {}", loader.replace(&name, &path.display().to_string())),
+                }
+            }
+            None => format!("cannot be opened: {e}"),
+        })?;
     // SAFETY: a library that exports this name promises this type, see `sparta_plugin.h`.
     let entry: Entry = *unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|e| format!("not a plugin: {e}"))?;
     // Never unloaded: its tables, threads and thread-locals may be used as long as the process lives.
     std::mem::forget(library);
+    // The loader knows libraries by their names, so this handle's must not become that of another file.
+    std::mem::forget(file);
     // SAFETY: it is the entry point of a library that stays loaded.
     unsafe { enter(entry) }
+}
+
+/// The path of an open file.
+#[cfg(target_os = "linux")]
+fn handle_path(file: &File) -> Option<PathBuf> {
+    use std::os::fd::AsRawFd;
+    Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn handle_path(_file: &File) -> Option<PathBuf> {
+    None
+}
+
+/// All symbols are looked up at once: one that is missing is told here and not in the middle of a run.
+///
+/// # Safety
+/// As [`libloading::Library::new`].
+unsafe fn load(path: &Path) -> Result<libloading::Library, libloading::Error> {
+    #[cfg(unix)]
+    {
+        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+        // SAFETY: the caller vouches for it.
+        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map(Into::into)
+    }
+    #[cfg(not(unix))]
+    {
+        // SAFETY: the caller vouches for it.
+        unsafe { libloading::Library::new(path) }
+    }
 }
 
 /// An absolute path, so that the dynamic loader searches nowhere else.

@@ -7,7 +7,7 @@ use crate::job::{
 use crate::method::options::{self, Given};
 use crate::method::{Adaptation, Form};
 use crate::model::{Decoder, HEAD, check_weights};
-use crate::plugin::PluginSet;
+use crate::plugin::{PluginKind, PluginSet};
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, PromptPlan};
 use crate::train::objective::Classification;
@@ -54,11 +54,16 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
     let weights = Weights::open(&config.model)?;
+    let mut used = vec![(PluginKind::Method, config.method.clone())];
+    if config.text.is_none() {
+        used.push((PluginKind::Task, plugins.task(&config.task)?.0.info().name.clone()));
+    }
     let source = match &config.text {
         Some(text) => super::text::read(config, text, &decoder)?,
         None => read_task(config, plugins, &decoder, &weights)?,
     };
-    let Source { task, task_version, objective, head_init, instruct, prompt, data } = source;
+    let Source { task, task_version, objective, head_init, instruct, prompt, mut data } = source;
+    data.plan.notes.extend(used.iter().filter_map(|(kind, name)| plugins.note(*kind, name)));
     let parameters = check_weights(&decoder, &weights, objective.head())?;
 
     let precision = config.precision.choose(&parameters, device)?;

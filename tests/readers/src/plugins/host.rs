@@ -245,7 +245,6 @@ pub fn task(bytes: &[u8]) -> bool {
     let Some(task) = plugins.tasks().first() else { return false };
     let Some(id) = task.info().tasks.first().map(|task| task.id.clone()) else { return false };
     let request = OpenRequest::new(id, "data");
-    let Ok(dataset) = task.open(&request) else { return false };
     sparta_core::splits::load(&|| task.open(&request), &sparta_core::splits::SPLITS, 2, 7).is_ok()
 }
 

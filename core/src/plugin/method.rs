@@ -3,7 +3,7 @@ use super::names;
 use crate::method::options::{Given, check_value};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaMethod, SpartaStatus};
-use sparta_plugin::export::method::SelectRequest;
+use sparta_plugin::export::method::{Description, SelectRequest};
 use sparta_plugin::graph::Value;
 use sparta_plugin::method::{
     ExtraTensor, GraphBuilder, Init, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site,
@@ -15,6 +15,7 @@ use std::collections::HashSet;
 pub struct LoadedMethod {
     plugin: Implementation<SpartaMethod>,
     info: MethodInfo,
+    mergeable: bool,
 }
 
 impl LoadedMethod {
@@ -22,11 +23,12 @@ impl LoadedMethod {
     pub fn new(mut plugin: Implementation<SpartaMethod>) -> Result<Self, Error> {
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
-        let info: MethodInfo = plugin.parse("describe", &answer)?;
+        let Description { info, mergeable } = plugin.parse("describe", &answer)?;
+        let info: MethodInfo = info.into_owned();
         names::check("name", &info.name).map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         plugin.name = format!("{} ({})", info.name, plugin.name);
         check_info(&info).map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
-        Ok(LoadedMethod { plugin, info })
+        Ok(LoadedMethod { plugin, info, mergeable })
     }
 
     pub fn info(&self) -> &MethodInfo {
@@ -180,6 +182,10 @@ impl Method for LoadedMethod {
             unsafe { f(id, site, x.0, w.0, extra.as_ptr(), extra.len(), y) }
         };
         self.build("forward", self.plugin.table.forward, graph, (site, extra), call)
+    }
+
+    fn mergeable(&self) -> bool {
+        self.mergeable
     }
 
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {

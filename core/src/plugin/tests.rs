@@ -97,8 +97,11 @@ fn selections_cross_and_are_checked() {
     );
     assert_eq!(select("reparam", Role::QProj), Fickle.select(&[parameter("w", Role::QProj)], &options("reparam")));
     let message = |mode, role| select(mode, role).unwrap_err().0;
-    assert_eq!(message("error", Role::QProj), "this model is too beautiful");
-    assert_eq!(message("panic", Role::QProj), "the plugin panicked: mode \"panic\" is not for eating");
+    assert_eq!(message("error", Role::QProj), "this model is too beautiful [plugin fickle (here)]");
+    assert_eq!(
+        message("panic", Role::QProj),
+        "the plugin panicked: mode \"panic\" is not for eating [plugin fickle (here)]"
+    );
     assert!(message("few", Role::QProj).contains("fickle (here): `select` answered for 0 of 1"));
     assert!(message("likely", Role::QProj).contains("w: the probability 1.5"));
     assert!(message("empty", Role::QProj).contains("shape [0]"));
@@ -137,7 +140,7 @@ fn a_plugin_builds_on_the_host_s_graph() {
         builder.shape(y)
     };
     assert_eq!(forward("reparam").unwrap(), [5, 3]);
-    assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward");
+    assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward [plugin fickle (here)]");
     let message = forward("stray").unwrap_err().0;
     assert!(message.contains("output of `forward`") && message.contains("99"), "{message}");
     let message = forward("shape").unwrap_err().0;

@@ -4,6 +4,7 @@ use super::epochs::{Epochs, StepSize};
 use crate::job::{
     DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
 };
+use crate::method::layers::check_merge;
 use crate::method::options::{self, Given};
 use crate::method::{Adaptation, Form};
 use crate::model::{Decoder, HEAD, check_weights};
@@ -69,6 +70,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let precision = config.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
+    check_merge(&adaptation)?;
     if config.text.is_some() && adaptation.trained().iter().any(|t| t.form != Form::Dense) {
         return Err(Error::Usage(format!(
             "text is learned by whole weights, which method `{}` does not train; use --method full",

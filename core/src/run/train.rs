@@ -472,7 +472,8 @@ impl<'a> Trainer<'a> {
             self.report("test", metrics, false)?;
         }
         let device_memory = self.session.tensors().memory().values().sum();
-        let merge_check = if self.run.setup.objective.pools() { self.check_merge() } else { None };
+        let merges = self.run.setup.objective.pools() && self.run.setup.adaptation.method.mergeable();
+        let merge_check = if merges { self.check_merge() } else { None };
         let result = RunResult {
             stopped,
             steps: self.position.step,

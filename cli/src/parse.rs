@@ -17,7 +17,7 @@ use sparta_core::job::config::{DEFAULT_METHOD, explanation};
 use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
 use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use sparta_plugin::method::{MethodInfo, OptionKind, Options};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -357,7 +357,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
         let mut entries: toml::Table =
             text.parse().map_err(|e| Error::Usage(format!("{}: not a TOML file: {e}", path.display())))?;
         let plugins = match entries.remove("plugin") {

@@ -4,7 +4,7 @@
 //! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
 
 use sparta_core::job::{EvalReport, StepReport};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct EventFile {
 impl EventFile {
     /// Creates the file in a run's directory.
     pub fn create(directory: &Path) -> Result<EventFile> {
-        fs::create_dir_all(directory).map_err(Error::io(directory))?;
+        files::create_dirs(directory).map_err(Error::io(directory))?;
         let name = format!("events.out.tfevents.{:.0}.sparta.{}", now().floor(), std::process::id());
         let path = directory.join(name);
         let file = File::create(&path).map_err(Error::io(&path))?;

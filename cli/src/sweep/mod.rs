@@ -18,9 +18,11 @@ use space::Combination;
 use sparta_core::job::Sources;
 use sparta_core::job::config::{at_least, explanation};
 use sparta_core::plugin::PluginSet;
-use sparta_core::{Error, Result, report};
+use sparta_core::weights::atomic_write;
+use sparta_core::{Error, Result, files, report};
 use state::{Job, State};
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use table::Comparison;
 use toml::Value;
@@ -190,7 +192,7 @@ fn list(output: Output, jobs: &[Job]) -> Result<()> {
 
 /// Keeps a second sweep out of the directory, as long as this process lives.
 fn lock(out: &Path) -> Result<File> {
-    fs::create_dir_all(out).map_err(Error::io(out))?;
+    files::create_dirs(out).map_err(Error::io(out))?;
     let path = out.join(".lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
@@ -208,14 +210,19 @@ fn lock(out: &Path) -> Result<File> {
 fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     let comparison = Comparison::read(jobs)?;
     let markdown = comparison.markdown();
-    let write = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).map_err(Error::io(out.join(name)));
+    let write = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        atomic_write(&path, |file| file.write_all(bytes).map_err(Error::io(&path)))
+    };
     write("comparison.md", format!("{markdown}\n").as_bytes())?;
     write("comparison.csv", &comparison.csv()?)?;
     let best: Vec<PathBuf> = comparison.best().iter().map(|(job, _)| job.directory.clone()).collect();
     let mut written = vec!["comparison.md", "comparison.csv"];
     if !best.is_empty() {
-        report::write(&best, &out.join(report::FILE))?;
-        written.push(report::FILE);
+        match report::write(&best, &out.join(report::FILE)) {
+            Ok(()) => written.push(report::FILE),
+            Err(error) => output.say(format!("warning: there is no {}: {error}", report::FILE))?,
+        }
     }
     let [finished, failed, stopped_early, not_finished] = comparison.counts();
     output.say(format!("\n{markdown}\n"))?;

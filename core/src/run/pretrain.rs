@@ -8,7 +8,7 @@ use crate::report::RunData;
 use crate::train::layout::initial;
 use crate::train::{Metrics, Recompute, Schedule};
 use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
-use crate::{Error, Result, decoder};
+use crate::{Error, Result, decoder, files};
 use serde::Serialize;
 use sparta_graph::DType;
 use sparta_plugin::method::{Init, Parameter, Role};
@@ -184,7 +184,7 @@ pub(super) fn save_trained(
 
 /// Copies configuration and tokenizer of a model.
 fn copy_description(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to).map_err(Error::io(to))?;
+    files::create_dirs(to).map_err(Error::io(to))?;
     for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
         let from = from.join(name);
         if from.exists() {

@@ -52,7 +52,7 @@ pub fn run(
         Start::Resume => {
             let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
-            let newest = checkpoints.load_newest()?;
+            let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
             directory.check_length(&prepared)?;
             directory.describe(&prepared)?;
             (directory, newest)
@@ -158,7 +158,7 @@ impl<'a> Trainer<'a> {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
-                let newest = self.checkpoints.load_newest()?;
+                let newest = self.checkpoints.load_newest(|_| Ok(()))?;
                 self.resume(newest)?;
                 self.attempt().map_err(|error| self.lost_again(error))
             }
@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
     /// The state of the session, or where that is torn or computes no numbers, of the newest checkpoint. Returns its step.
     fn keep_last_good(&mut self) -> Result<Option<usize>> {
         if self.torn || self.defect()?.is_some() {
-            let Some((loaded, _)) = self.checkpoints.load_newest()? else { return Ok(None) };
+            let Some((loaded, _)) = self.checkpoints.load_newest(|_| Ok(()))? else { return Ok(None) };
             self.adopt(loaded)?;
         } else {
             self.save_checkpoint()?;
@@ -493,7 +493,9 @@ impl<'a> Trainer<'a> {
             adapter: self.directory.product(self.run),
             merge_check,
         };
-        self.directory.finish(&result)?;
+        if let Some(warning) = self.directory.finish(&result)? {
+            self.observer.message(&format!("warning: {warning}"));
+        }
         Ok(result)
     }
 

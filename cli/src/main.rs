@@ -8,6 +8,7 @@ mod default_job;
 mod devices;
 mod hub;
 mod infer;
+mod limits;
 mod memory;
 mod merge;
 mod output;
@@ -27,8 +28,10 @@ mod watch;
 
 use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
+use sparta_core::job::Stopped;
 use sparta_core::plugin::running;
 use sparta_core::{Error, Result, text};
+use std::ffi::OsString;
 use std::io::BufReader;
 use std::process::ExitCode;
 
@@ -55,8 +58,8 @@ fn main() -> ExitCode {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    if sparta_plugin::host_memory() == Some(0) {
-        output::aside("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
+    if let Err(what) = limits::prepare() {
+        output::aside(format!("error: {what}"));
         return ExitCode::FAILURE;
     }
     running::watch(|text| output::aside(text));
@@ -66,10 +69,17 @@ fn main() -> ExitCode {
 }
 
 fn run() -> ExitCode {
-    let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
+    let text = |argument: OsString| {
+        argument.into_string().map_err(|argument| {
+            Stop::Error(Error::Usage(format!(
+                "the argument {argument:?} is not UTF-8, in which names of files are stored; rename the file"
+            )))
+        })
+    };
+    let argv = std::env::args_os().map(text).collect::<std::result::Result<_, _>>();
+    let outcome = argv.and_then(parse::parse).and_then(|parsed| Ok(execute(parsed)?));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(Stop::Clap(error)) => {
             output::explain(&error);
             ExitCode::from(error.exit_code() as u8)
@@ -81,17 +91,19 @@ fn run() -> ExitCode {
     }
 }
 
-fn execute(parsed: Parsed) -> Result<()> {
+/// Returns the exit code: that of an interruption where a run was interrupted and saved.
+fn execute(parsed: Parsed) -> Result<u8> {
     let Parsed { cli, plugins, method_options, resumed } = parsed;
     let job = |args| Job { args, method_options, resumed };
+    let stopped = |stopped| if stopped == Stopped::Interrupted { progress::INTERRUPTED } else { 0 };
     match cli.command {
-        Command::Run { args, watch } => train::run(job(args), &watch, &plugins),
+        Command::Run { args, watch } => return train::run(job(args), &watch, &plugins).map(stopped),
+        Command::Pretrain(args) => return pretrain::pretrain(args, &plugins).map(stopped),
         Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
         Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
-        Command::Pretrain(args) => pretrain::pretrain(args, &plugins),
         Command::Adapter { what } => adapter::run(what, &plugins),
         Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),
         Command::Rank(args) => rank::rank(args),
@@ -101,7 +113,8 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Presets(args) => presets::list(args),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),
-    }
+    }?;
+    Ok(0)
 }
 
 /// With the options of all methods on `run` and `plan`, as far as their names differ.

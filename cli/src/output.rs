@@ -14,14 +14,14 @@ use std::sync::OnceLock;
 static STDOUT: OnceLock<File> = OnceLock::new();
 
 /// From now on standard output is ours alone: what a plugin or a driver prints there goes to standard error, so that it
-/// is never taken for a result. The dashboard of --tui draws on the terminal itself.
+/// is never taken for a result. The dashboard of --tui draws on the terminal itself, and the suites of `plugin check` print.
 #[cfg(unix)]
 pub fn keep_stdout() {
     use std::os::fd::AsFd;
     unsafe extern "C" {
         fn dup2(from: std::ffi::c_int, to: std::ffi::c_int) -> std::ffi::c_int;
     }
-    if std::env::args_os().any(|argument| argument == "--tui") {
+    if std::env::args_os().any(|argument| argument == "--tui" || argument == "--child") {
         return;
     }
     // Where there is no further descriptor, all is as it was.

@@ -275,7 +275,11 @@ pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
         }
         let heading = format!("Options of method {}", method.name);
         let args: Vec<Arg> = method.options.iter().map(|o| method_arg(o).help_heading(heading.clone())).collect();
-        command = command.mut_subcommand(subcommand, |c| c.args(args).after_help(method.summary.clone()));
+        let lr = format!("Peak learning rate [default: {:e}, that of method {}]", method.default_lr, method.name);
+        let default_lr =
+            |arg: Arg| if arg.get_id() == "lr" && !method.name.is_empty() { arg.help(lr.clone()) } else { arg };
+        command = command
+            .mut_subcommand(subcommand, |c| c.args(args).after_help(method.summary.clone()).mut_args(default_lr));
     }
     Ok(command)
 }

@@ -5,10 +5,11 @@ use crate::devices;
 use crate::output::Output;
 use crate::progress::{Progress, handle_interrupts};
 use sparta_core::Result;
+use sparta_core::job::Stopped;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, PretrainConfig, Start};
 
-pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
+pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<Stopped> {
     let output = Output::new(args.device.json);
     let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
@@ -46,5 +47,6 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<()> {
         output.say(format!("held out   perplexity {perplexity:.2}"))?;
     }
     output.say(format!("saved      {}", result.out.display()))?;
-    output.result(&result)
+    output.result(&result)?;
+    Ok(result.stopped)
 }

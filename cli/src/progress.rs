@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 /// How often Ctrl-C was pressed.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// The exit code after a second Ctrl-C, as shells have it.
-const INTERRUPTED: i32 = 130;
+/// The exit code after an interruption, as shells have it.
+pub const INTERRUPTED: u8 = 130;
 
 /// Between plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -37,18 +37,20 @@ pub fn interrupt() -> bool {
     if !first {
         crate::tui::restore_terminal();
         running::ending();
-        std::process::exit(INTERRUPTED);
+        std::process::exit(INTERRUPTED.into());
     }
     first
 }
 
 /// From now on the end of standard input asks the run to end, without effect on a later Ctrl-C.
 pub fn end_with_stdin() {
-    std::thread::spawn(|| {
+    let watch = || {
         // An input that cannot be read has ended too.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         request_end();
-    });
+    };
+    // Without a thread for it the run goes on to its end.
+    let _ = std::thread::Builder::new().spawn(watch);
 }
 
 /// Asks the run to end, without effect on a later Ctrl-C.

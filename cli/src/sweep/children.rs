@@ -6,7 +6,7 @@
 use super::definition::EarlyStop;
 use super::state::{Ended, Job, State};
 use crate::output::Output;
-use crate::progress::interrupted;
+use crate::progress::{INTERRUPTED, interrupted};
 use sparta_core::job::{RunResult, Stopped};
 use sparta_core::{Error, Result, files};
 use std::collections::VecDeque;
@@ -133,7 +133,8 @@ impl Runner<'_> {
         let path = job.directory.join("result.json");
         let stored = files::read_text(&path, files::CONFIGURATION).ok();
         let stored = stored.and_then(|text| serde_json::from_str::<RunResult>(&text).ok());
-        let line = match (status.success(), stored, &one.hopeless) {
+        let ended_well = status.success() || status.code() == Some(INTERRUPTED.into());
+        let line = match (ended_well, stored, &one.hopeless) {
             (true, Some(result), _) if result.stopped != Stopped::Interrupted => {
                 format!("done    {}  {}", job.name, brief(&result, &job.primary))
             }

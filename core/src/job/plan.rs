@@ -159,7 +159,8 @@ impl fmt::Display for RunPlan {
             Some(tokens) => format!("up to {} tokens", thousands(tokens as u64)),
             None => format!("{} examples", self.batch_size),
         };
-        writeln!(f, "steps      {} of {size}{micro}{again}", thousands(self.total_steps as u64))?;
+        let (total, epoch) = (thousands(self.total_steps as u64), thousands(self.steps_per_epoch as u64));
+        writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;

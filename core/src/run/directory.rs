@@ -43,16 +43,31 @@ impl RunDirectory {
         let path = &run.config.out;
         files::create_dirs(path).map_err(Error::io(path))?;
         let lock = lock(path)?;
-        if path.join(CONFIG).exists() {
-            return Err(Error::Usage(format!(
-                "{} holds a run already; go on with it by --resume, or give another --out",
-                path.display()
-            )));
-        }
+        Self::check_free(path)?;
         let mut directory = Self::open(path, lock)?;
         directory.cut_log(0)?;
         directory.describe(run)?;
         Ok(directory)
+    }
+
+    /// Errors: the directory holds a run already.
+    pub fn check_free(path: &Path) -> Result<()> {
+        match path.join(CONFIG).exists() {
+            false => Ok(()),
+            true => Err(Error::Usage(format!(
+                "{} holds a run already; go on with it by --resume, or give another --out",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Removes what a run has written that failed before its first step, so that its name is free again.
+    pub fn abandon(&self) {
+        // The error to report is the one of the run.
+        for name in [PLAN, CONFIG, "metrics.jsonl", ".lock"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        let _ = fs::remove_dir(&self.path);
     }
 
     /// The directory of an earlier run, as it was left but for temporary files.

@@ -103,6 +103,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
+    data.plan.notes.extend(step_note(config.control.max_steps, epochs.total()));
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
     let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
@@ -138,6 +139,19 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
     Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+}
+
+/// What --max-steps does to the epochs, where it does something.
+fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
+    match max_steps {
+        Some(max) if max > epochs => {
+            Some(format!("--max-steps is {max}, but the run ends after its epochs, with step {epochs}; see --epochs"))
+        }
+        Some(max) if max < epochs => {
+            Some(format!("--max-steps ends the run after step {max} of {epochs} in its epochs"))
+        }
+        _ => None,
+    }
 }
 
 /// What a run learns, and from what.

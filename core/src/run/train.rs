@@ -42,6 +42,9 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<RunResult> {
+    if start == Start::New {
+        RunDirectory::check_free(&config.out)?;
+    }
     let device = open()?;
     let prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
@@ -58,7 +61,11 @@ pub fn run(
             (directory, newest)
         }
     };
-    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena)?;
+    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena);
+    if session.is_err() && start == Start::New {
+        directory.abandon();
+    }
+    let session = session?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
         trainer.resume(newest)?;

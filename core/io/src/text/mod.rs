@@ -1,6 +1,7 @@
 //! Text to token ids.
 
 mod chat_template;
+mod growth;
 mod jinja;
 mod prompt;
 mod renderer;

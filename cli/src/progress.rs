@@ -6,6 +6,7 @@ use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
 use sparta_core::plugin::running;
 use sparta_core::train::Metrics;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,9 @@ static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
 /// The exit code after an interruption, as shells have it.
 pub const INTERRUPTED: u8 = 130;
+
+/// A terminal that goes away sends its signal to a process more than once.
+const SAME_INTERRUPT: Duration = Duration::from_millis(500);
 
 /// Between plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -33,8 +37,10 @@ pub fn handle_interrupts() {
 
 /// Asks the run to end, as Ctrl-C does; the second time ends the process. True the first time.
 pub fn interrupt() -> bool {
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    let begun = BEGUN.get_or_init(Instant::now).elapsed();
     let first = INTERRUPTS.fetch_add(1, Ordering::SeqCst) == 0;
-    if !first {
+    if !first && begun > SAME_INTERRUPT {
         crate::tui::restore_terminal();
         running::ending();
         std::process::exit(INTERRUPTED.into());

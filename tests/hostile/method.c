@@ -124,7 +124,7 @@ static SpartaStatus forward(SpartaCall call, SpartaBytes site, uint32_t x, uint3
     host->error(call, host->last_error(call));
     return SPARTA_FAILED;
 #endif
-    if (apply(call, "{\"op\": \"linear\", \"layout\": \"nt\", \"scale\": 1.0, \"bias\": false}", inputs, 2, y)) return SPARTA_FAILED;
+    if (apply(call, "{\"op\": \"linear\", \"layout\": \"nt\", \"scale\": 1.0, \"bias\": false, \"residual\": false}", inputs, 2, y)) return SPARTA_FAILED;
 #if CASE == OTHER_TYPE
     inputs[0] = *y;
     return apply(call, "{\"op\": \"cast\", \"to\": \"bf16\"}", inputs, 1, y);

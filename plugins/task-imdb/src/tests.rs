@@ -102,7 +102,7 @@ fn jsonl_is_used_as_it_is_or_cut() {
     assert_eq!(recipe.dev, source("dev.jsonl", Take::Draw { count: 5000 }));
     assert_eq!(recipe.test, source("dev.jsonl", Take::Rest { cap: None }));
     let notes = [
-        "test.jsonl has no labels and is not used.",
+        "test.jsonl has no labels in `label` and is not used.",
         "There is no labelled test file: dev.jsonl is cut into dev and test.",
     ];
     assert_eq!(recipe.notes, notes);

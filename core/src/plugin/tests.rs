@@ -235,8 +235,8 @@ fn examples_cross_in_batches_with_their_errors() {
     assert_eq!(read("good"), Opened.examples("good").unwrap().collect::<Vec<_>>());
     let bad = read("bad");
     assert_eq!((bad.len(), bad.iter().filter(|e| e.is_ok()).count()), (301, 300));
-    assert_eq!(bad[300], Err("numbers.txt, line 301: not a number [plugin parity (here)]".into()));
-    assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers [plugin parity (here)]".into())]);
+    assert_eq!(bad[300], Err("numbers.txt, line 301: not a number [plugin numbers (here)]".into()));
+    assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers [plugin numbers (here)]".into())]);
     let label = read("label");
     assert!(label.len() == 1 && label[0].as_ref().unwrap_err().0.contains("has label 2, the task has 2 labels"));
 }

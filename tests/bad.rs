@@ -87,7 +87,11 @@ impl Place {
             fs::write(self.path("data/dev.tsv"), "sentence\tlabel\nfine\t1\n").unwrap();
             write_parquet(&self.path("data/validation-00000-of-00001.parquet"), "fine");
         }
-        fs::write(self.path(name), bytes).unwrap();
+        fs::write(self.path(name), &bytes).unwrap();
+        if name.ends_with("/checkpoint.json") {
+            let seal = sparta_core::checkpoint::seal(bytes.as_ref());
+            fs::write(self.path(name).with_extension("sha256"), seal).unwrap();
+        }
     }
 
     fn command(&self, name: &str) -> Output {

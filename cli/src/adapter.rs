@@ -1,7 +1,7 @@
 //! `sparta-cli adapter merge`, `export`, `info` and `diff`.
 
 use crate::args::{DeviceArgs, SavedType};
-use crate::output::{Output, bytes, table};
+use crate::output::{self, Output, bytes, table};
 use crate::{devices, hub};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -22,6 +22,18 @@ pub enum AdapterCommand {
     Info(InfoArgs),
     /// Compare two adapters of one base model: weights in common, norms, angle
     Diff(DiffArgs),
+}
+
+impl AdapterCommand {
+    /// The adapters that it reads.
+    pub fn adapters(&self) -> Vec<&Path> {
+        match self {
+            AdapterCommand::Merge(args) => vec![&args.adapter],
+            AdapterCommand::Export(args) => vec![&args.adapter],
+            AdapterCommand::Info(args) => vec![&args.adapter],
+            AdapterCommand::Diff(args) => vec![&args.a, &args.b],
+        }
+    }
 }
 
 #[derive(Args)]
@@ -127,9 +139,16 @@ pub fn run(command: AdapterCommand, plugins: &PluginSet) -> Result<()> {
     }
 }
 
+/// Opens an adapter on its base model, and says which plugins differ from those it was made with.
+fn open(adapter: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Applied> {
+    let applied = Applied::open(adapter, hub::optional_model(model)?.as_deref(), plugins)?;
+    applied.recorded.accepted.iter().for_each(output::warn);
+    Ok(applied)
+}
+
 fn merge(args: MergeArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
+    let applied = open(&args.adapter, args.model, plugins)?;
     let device = devices::open(&args.device.device, plugins)?;
     let request = MergeRequest { out: args.out, dtype: args.dtype.into(), shard_bytes: args.shard_size };
     let merged = adapter::merge(&applied, &request, device)?;
@@ -151,8 +170,8 @@ fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
         FormatArg::SparseDeltas => ExportFormat::SparseDeltas,
         FormatArg::WithIndices => ExportFormat::WithIndices,
     };
-    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
-    adapter::export(&applied, format, &args.out)?;
+    let applied = open(&args.adapter, args.model, plugins)?;
+    adapter::export(&applied, format, &args.out)?.iter().for_each(output::warn);
     output.say(format!("saved      {}", args.out.display()))?;
     output.result(&Exported { out: &args.out })
 }
@@ -167,7 +186,7 @@ fn session(applied: &Applied, device: &str, plugins: &PluginSet) -> Result<Optio
 
 fn info(args: InfoArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let applied = Applied::open(&args.adapter, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
+    let applied = open(&args.adapter, args.model, plugins)?;
     let info = adapter::info(&applied, session(&applied, &args.device.device, plugins)?)?;
     output.say(describe(&info))?;
     output.result(&info)
@@ -202,7 +221,7 @@ fn describe(info: &Info) -> String {
 fn diff(args: DiffArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
     let open = |path: &Path| -> Result<(Applied, Option<Session>)> {
-        let applied = Applied::open(path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
+        let applied = self::open(path, args.model.clone(), plugins)?;
         let session = session(&applied, &args.device.device, plugins)?;
         Ok((applied, session))
     };

@@ -12,7 +12,7 @@ use sparta_core::job::config::{DEVICE, OUTPUT, PRECISIONS, at_least, fraction, n
 use sparta_core::job::{OptimizerOptions, PrecisionChoice, RunConfig, Sources};
 use sparta_core::run::InspectTask;
 use sparta_graph::DType;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Fine-tune decoder language models for classification on any GPU, or without one
 #[derive(Parser)]
@@ -21,6 +21,9 @@ pub struct Cli {
     /// Load plugins from this library or directory before any others; may be repeated
     #[arg(long, global = true, value_name = "PATH")]
     pub plugin: Vec<PathBuf>,
+    /// Accept plugins that are not those that a run was made with
+    #[arg(long, global = true)]
+    pub allow_other_plugin: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -80,6 +83,19 @@ pub enum Command {
     Pretrain(PretrainArgs),
     /// Print a completion script for a shell
     Completions { shell: Shell },
+}
+
+impl Command {
+    /// The runs, or what else made by runs, that the command works on.
+    pub fn runs(&self) -> Vec<&Path> {
+        match self {
+            Command::Eval(args) => vec![&args.run],
+            Command::Predict(args) => vec![&args.run],
+            Command::Adapter { what } => what.adapters(),
+            Command::MergeAdapters(args) => args.adapters(),
+            _ => vec![],
+        }
+    }
 }
 
 #[derive(Subcommand)]

@@ -21,14 +21,24 @@ struct EvalResult<'a> {
     /// Of the only or chosen head.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<&'a Metrics>,
+    /// Plugins that are not those that the run was made with.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    other_plugins: &'a [String],
     /// Of every head by name, where several were evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     heads: Option<&'a BTreeMap<String, Metrics>>,
 }
 
+/// Opens a run or an adapter, and says which plugins differ from those it was made with.
+pub fn open(run: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Adapted> {
+    let adapted = Adapted::open(run, hub::optional_model(model)?.as_deref(), plugins)?;
+    adapted.applied().recorded.accepted.iter().for_each(output::warn);
+    Ok(adapted)
+}
+
 pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let mut adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let mut adapted = open(&args.run, args.model, plugins)?;
     if let Some(precision) = args.precision {
         adapted.set_precision(precision);
     }
@@ -57,6 +67,7 @@ pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
         run: &run,
         split: &split,
         metrics: heads.values().next().filter(|_| !several),
+        other_plugins: &adapted.applied().recorded.accepted,
         heads: Some(&heads).filter(|_| several),
     })
 }
@@ -80,7 +91,7 @@ struct Answer<'a> {
 }
 
 pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
-    let mut adapted = Adapted::open(&args.run, hub::optional_model(args.model)?.as_deref(), plugins)?;
+    let mut adapted = open(&args.run, args.model, plugins)?;
     if let Some(precision) = args.precision {
         adapted.set_precision(precision);
     }

@@ -33,6 +33,7 @@ use sparta_core::plugin::running;
 use sparta_core::{Error, Result, text};
 use std::ffi::OsString;
 use std::io::BufReader;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit code for wrong arguments, as clap has it; other errors give 1.
@@ -99,7 +100,7 @@ fn execute(parsed: Parsed) -> Result<u8> {
     match cli.command {
         Command::Run { args, watch } => return train::run(job(args), &watch, &plugins).map(stopped),
         Command::Pretrain(args) => return pretrain::pretrain(args, &plugins).map(stopped),
-        Command::Sweep(args) => sweep::sweep(args, cli.plugin, &plugins),
+        Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
         Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
@@ -115,6 +116,12 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Completions { shell } => completions(shell, &plugins),
     }?;
     Ok(0)
+}
+
+/// The options of this command that say which plugins to take, for other processes.
+fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
+    let explicit = explicit.iter().map(|path| format!("--plugin={}", path.display()));
+    explicit.chain(allow_other.then(|| "--allow-other-plugin".to_owned())).collect()
 }
 
 /// With the options of all methods on `run` and `plan`, as far as their names differ.

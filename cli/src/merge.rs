@@ -3,14 +3,14 @@
 use crate::adapter::{size, unused};
 use crate::args::DeviceArgs;
 use crate::output::{Output, bytes, table};
-use crate::{devices, hub};
+use crate::{devices, infer};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparta_core::adapter::{self, Combination, CombineRequest, Conflict, Strategy};
 use sparta_core::job::config::at_least;
 use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{Adapted, EvalRequest};
+use sparta_core::run::EvalRequest;
 use sparta_core::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,10 @@ enum StrategyArg {
 }
 
 impl MergeAdaptersArgs {
+    pub fn adapters(&self) -> Vec<&Path> {
+        self.adapters.iter().map(PathBuf::as_path).collect()
+    }
+
     fn strategy(&self) -> Result<Strategy> {
         let name = self.strategy.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         let belongs = |option: &str, given: bool, to: &[StrategyArg]| match given && !to.contains(&self.strategy) {
@@ -113,11 +117,11 @@ pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()
     let mut opened = Vec::new();
     let mut examples = Vec::new();
     for path in &args.adapters {
-        let adapted = Adapted::open(path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
+        let adapted = infer::open(path, args.model.clone(), plugins)?;
         if let Strategy::Fisher { examples: count, .. } = &strategy {
             let (split, max_examples) = ("dev".to_owned(), Some(*count));
             let request = EvalRequest { split, head: None, task: None, data: None, max_examples };
-            examples.push(adapted.examples(&request, plugins)?.1);
+            examples.push(adapted.examples(&request, plugins)?);
         }
         opened.push(adapted.into_applied());
     }

@@ -64,6 +64,12 @@ impl Output {
     }
 }
 
+/// A warning on stderr, which stays out of what programs read.
+pub fn warn(text: impl Display) {
+    // Nothing can be told where stderr is gone.
+    let _ = line(io::stderr(), format!("warning: {text}"));
+}
+
 /// A line on stdout.
 pub fn print(text: impl Display) -> Result<()> {
     line(stdout(), text)

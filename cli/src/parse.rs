@@ -66,9 +66,11 @@ impl From<Error> for Stop {
 /// Parses `argv`, the program's name first.
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let first = First::pass(&argv);
-    let discover = |configured| {
-        let unneeded = unneeded(first.command.as_deref());
-        let options = DiscoverOptions { unneeded, ..DiscoverOptions::standard(first.plugins.clone(), configured) };
+    let discover = |configured, runs: &[&Path]| {
+        let run = runs.iter().flat_map(|run| RunConfig::libraries(run, first.allow_other)).collect();
+        let (unneeded, allow_other) = (unneeded(first.command.as_deref()), first.allow_other);
+        let standard = DiscoverOptions::standard(first.plugins.clone(), configured);
+        let options = DiscoverOptions { run, allow_other, unneeded, ..standard };
         let mut plugins = PluginSet::discover(&options);
         builtin::link(&mut plugins);
         // Those that list or check plugins say themselves what is wrong with one.
@@ -80,7 +82,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     };
     let Some(job) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        let (plugins, method_options) = (discover(Vec::new())?, Options::new());
+        let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs())?, Options::new());
         return Ok(Parsed { cli, plugins, method_options, resumed: None });
     };
     let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
@@ -90,7 +92,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         Some(preset) => preset.method(named("method"))?,
         None => named("method").unwrap_or(DEFAULT_METHOD.into()),
     };
-    let plugins = discover(file.plugins.clone())?;
+    let resume = job.get("resume").map(Path::new);
+    let plugins = discover(file.plugins.clone(), resume.as_slice())?;
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
     let parse = |command: &clap::Command, argv: &[String]| {
@@ -100,8 +103,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         // Shows the defaults of the options themselves.
         parse(&command, &argv)?;
     }
-    if let Some(dir) = job.get("resume") {
-        let (cli, resumed) = resume(&command, &parse(&command, &argv)?, Path::new(dir), &argv)?;
+    if let Some(dir) = resume {
+        let (cli, resumed) = resumed(&command, &parse(&command, &argv)?, dir, &argv)?;
         return Ok(Parsed { cli, plugins, method_options: Options::new(), resumed: Some(resumed) });
     }
     let file_values = file.values(&command, &plugins, &method)?;
@@ -140,6 +143,7 @@ fn unneeded(command: Option<&str>) -> Vec<PluginKind> {
 struct First {
     plugins: Vec<PathBuf>,
     command: Option<String>,
+    allow_other: bool,
     /// For `run` and `plan` the last value of each option that was given.
     job: Option<Values>,
     /// Whether `run` or `plan` is to explain itself.
@@ -173,7 +177,8 @@ impl First {
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
         let job = job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given)));
-        First { plugins, command: command_name, help, job }
+        let allow_other = matches.get_flag("allow_other_plugin");
+        First { plugins, command: command_name, allow_other, help, job }
     }
 }
 
@@ -216,14 +221,16 @@ fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
 /// The run in `dir`, with the changes that were given.
 ///
 /// Errors: no run there; an option that the run has been begun with.
-fn resume(
+fn resumed(
     command: &clap::Command,
     matches: &ArgMatches,
     dir: &Path,
     argv: &[String],
 ) -> std::result::Result<(Cli, RunConfig), Stop> {
     let free = WatchArgs::augment_args(DeviceArgs::augment_args(Control::augment_args(clap::Command::new("run"))));
-    let is_free = |id: &str| ["resume", "plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id);
+    let is_free = |id: &str| {
+        ["resume", "plugin", "allow_other_plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id)
+    };
     let Some((job, given)) = matches.subcommand() else {
         return Err(Error::Usage("--resume is an option of `run` and `plan`".into()).into());
     };

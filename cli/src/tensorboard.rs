@@ -5,7 +5,7 @@
 
 use sparta_core::job::{EvalReport, StepReport};
 use sparta_core::{Error, Result, files};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -121,6 +121,7 @@ fn varint(message: &mut Vec<u8>, mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// Made by `tensorboard.summary.writer.record_writer.RecordWriter`, tensorboard 2.
     const REFERENCE: &str = "1800000000000000a37f4b2209000000000000f83f10ac022a0a0a080a0178150000803f5760e791";

@@ -11,7 +11,6 @@ use sparta_core::job::{RunResult, Stopped};
 use sparta_core::{Error, Result, files};
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,8 @@ pub struct Runner<'a> {
     pub output: Output,
     /// A device for each run at a time.
     pub devices: Vec<String>,
-    pub plugins: Vec<PathBuf>,
+    /// `--plugin` and the like, for the runs.
+    pub plugin_options: Vec<String>,
     pub early_stop: Option<EarlyStop>,
     /// Runs failed ones again.
     pub retry: bool,
@@ -109,7 +109,7 @@ impl Runner<'_> {
         let log = File::options().create(true).append(true).open(job.log()).map_err(Error::io(job.log()))?;
         let program = std::env::current_exe().map_err(Error::io("sparta-cli"))?;
         let mut command = Command::new(&program);
-        command.args(self.plugins.iter().map(|path| format!("--plugin={}", path.display())));
+        command.args(&self.plugin_options);
         command.arg("run").arg("--until-eof").arg("--json").arg(format!("--device={}", self.devices[slot]));
         let verb = match state {
             State::Begun { checkpoint: true } => {

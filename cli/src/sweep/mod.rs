@@ -80,13 +80,13 @@ struct Summary<'a> {
     best: Vec<&'a Path>,
 }
 
-pub fn sweep(args: SweepArgs, explicit_plugins: Vec<PathBuf>, plugins: &PluginSet) -> Result<()> {
+pub fn sweep(args: SweepArgs, plugin_options: Vec<String>, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.json);
     let definition = definition(&args)?;
     let combinations = definition.combinations()?;
     check_tasks(&definition, args.task.is_some(), plugins)?;
     let jobs =
-        combinations.iter().map(|one| job(one, &args.out, &explicit_plugins, plugins)).collect::<Result<Vec<Job>>>()?;
+        combinations.iter().map(|one| job(one, &args.out, &plugin_options, plugins)).collect::<Result<Vec<Job>>>()?;
     if args.dry_run {
         return list(output, &jobs);
     }
@@ -97,7 +97,7 @@ pub fn sweep(args: SweepArgs, explicit_plugins: Vec<PathBuf>, plugins: &PluginSe
         jobs: &jobs,
         output,
         devices: args.device.iter().cycle().take(count).cloned().collect(),
-        plugins: explicit_plugins,
+        plugin_options,
         early_stop: definition.early_stop,
         retry: args.retry,
     };
@@ -138,11 +138,10 @@ fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Resu
 }
 
 /// Checks the options as `run` would, so that a mistake is told before hours of other runs.
-fn job(one: &Combination, out: &Path, explicit_plugins: &[PathBuf], plugins: &PluginSet) -> Result<Job> {
+fn job(one: &Combination, out: &Path, plugin_options: &[String], plugins: &PluginSet) -> Result<Job> {
     let options = one.options.iter().map(|(key, value)| format!("--{key}={value}"));
     let fail = |what: String| Error::Usage(format!("a run with {}: {what}", join(options.clone())));
-    let plugin_options = explicit_plugins.iter().map(|path| format!("--plugin={}", path.display()));
-    let start = ["sparta-cli".to_owned()].into_iter().chain(plugin_options).chain(["run".to_owned()]);
+    let start = ["sparta-cli".to_owned()].into_iter().chain(plugin_options.iter().cloned()).chain(["run".to_owned()]);
     let parsed = parse::parse(start.chain(options.clone()).collect()).map_err(|stop| match stop {
         Stop::Clap(error) => fail(explanation(&error)),
         Stop::Error(error) => fail(error.to_string()),

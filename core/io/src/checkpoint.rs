@@ -2,12 +2,14 @@
 //! new one whole.
 //!
 //! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state), `best.safetensors`
-//! (the best values on dev, with early stopping) and `checkpoint.json`, which holds the rest and the hashes of both.
+//! (the best values on dev, with early stopping), `checkpoint.json`, which holds the rest and the hashes of both, and
+//! `checkpoint.sha256`, the hash of that in the form of `sha256sum`.
 
-use crate::hash::hash_file;
+use crate::hash::{hash_file, hex};
 use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, save_with};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use sparta_train::{Metrics, StateTensor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,9 +18,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = "checkpoint.json";
+const SEAL: &str = "checkpoint.sha256";
 const STATE: &str = "state.safetensors";
 const BEST: &str = "best.safetensors";
-const FORMAT: &str = "sparta-checkpoint/1";
+const FORMAT: &str = "sparta-checkpoint/2";
 
 /// Where a run stands between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,7 +83,6 @@ impl Loaded {
 struct Manifest {
     format: String,
     position: Position,
-    #[serde(alias = "adam_steps")]
     updates: u64,
     /// What the run was made of, by name; a resumed run must have the same.
     identity: BTreeMap<String, String>,
@@ -154,9 +156,13 @@ impl Checkpoints {
             identity: self.identity.clone(),
             files,
         };
-        let text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Training(e.to_string()))?;
-        let path = dir.join(MANIFEST);
-        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
+        let mut text = serde_json::to_string_pretty(&manifest).map_err(|e| Error::Training(e.to_string()))?;
+        text.push('\n');
+        for (name, content) in [(MANIFEST, &text), (SEAL, &seal(text.as_bytes()))] {
+            let path = dir.join(name);
+            atomic_write(&path, |file| file.write_all(content.as_bytes()).map_err(Error::io(&path)))?;
+        }
+        Ok(())
     }
 
     fn prune(&self) -> Result<()> {
@@ -165,6 +171,12 @@ impl Checkpoints {
             remove(old)?;
         }
         Ok(())
+    }
+
+    /// The step of the newest checkpoint, whole or damaged; 0 where there is none.
+    pub fn newest_step(&self) -> Result<usize> {
+        let step = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.split('.').next()?.parse().ok();
+        Ok(self.list()?.iter().filter_map(step).max().unwrap_or(0))
     }
 
     /// Directories of finished checkpoints, oldest first.
@@ -235,6 +247,11 @@ impl Checkpoints {
     }
 }
 
+/// What [`SEAL`] holds for a manifest.
+pub fn seal(manifest: &[u8]) -> String {
+    format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
+}
+
 fn remove(path: &Path) -> Result<()> {
     files::remove(path).map_err(Error::io(path))
 }
@@ -266,9 +283,14 @@ fn write_values(path: &Path, values: &BTreeMap<String, Vec<f32>>) -> Result<Stri
 
 fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
     let path = dir.join(MANIFEST);
-    let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
+    let bytes = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
+    let seal_path = dir.join(SEAL);
+    let stored = files::read(&seal_path, files::CONFIGURATION).map_err(Error::io(&seal_path))?;
+    if stored != seal(&bytes).as_bytes() {
+        return Err(Error::Training(format!("{MANIFEST} is damaged: its SHA-256 is not the one in {SEAL}")));
+    }
     let manifest: Manifest =
-        serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::Training(format!("{}: {e}", path.display())))?;
     if manifest.format != FORMAT {
         return Err(Error::Training(format!("format `{}`, this version reads `{FORMAT}`", manifest.format)));
     }

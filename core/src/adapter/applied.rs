@@ -1,10 +1,11 @@
 use super::stored::{Stored, sparse_and_whole};
-use super::{Adapter, Kind, load};
+use super::{Adapter, Kind, align_head, load};
 use crate::hash::fingerprint;
 use crate::job::PrecisionChoice;
-use crate::method::{Adaptation, IndexSet, index_set};
+use crate::method::{Adaptation, IndexSet, Part, index_set};
 use crate::model::{Decoder, HEAD, HeadKind, check_weights};
-use crate::plugin::PluginSet;
+use crate::plugin::{PluginKind, PluginSet, Recorded};
+use crate::text::{Padding, Tokenizer};
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
 use crate::train::objective::Classification;
@@ -24,15 +25,22 @@ pub struct Applied {
     pub adaptation: Adaptation,
     /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
     pub precision: PrecisionChoice,
+    /// The plugins of the runs that it comes from, against those of now.
+    pub recorded: Recorded,
 }
 
 impl Applied {
     /// Opens an adapter, of any format, on its base model, or on `model`.
     ///
     /// Errors: a damaged adapter; a base model that is not here, or another one; a method plugin that is missing or draws other index sets; index
-    /// sets or tensors that do not fit the model.
+    /// sets or tensors that do not fit the model; a method that is another one than the run used.
     pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Applied> {
         let adapter = load(path, model)?;
+        let configs = adapter.heads.iter().filter_map(|head| head.config.as_ref());
+        let recorded = Recorded::new(configs.flat_map(|config| &config.plugins), plugins)?;
+        if let Kind::Native(manifest) = &adapter.kind {
+            recorded.check(PluginKind::Method, &manifest.method)?;
+        }
         if !adapter.model.join("config.json").is_file() {
             return Err(Error::Usage(format!(
                 "{}: its base model `{}` is not a directory here; give the model with --model",
@@ -53,13 +61,33 @@ impl Applied {
         }
         if adapter.values.contains_key(HEAD) {
             weights.remove(HEAD);
+        } else if let Kind::Native(manifest) = &adapter.kind {
+            align_head(&mut weights, &decoder, &manifest.labels)?;
         }
         let head = HeadKind::Classification { classes: adapter.heads.iter().map(|head| head.labels.len()).sum() };
         let parameters = check_weights(&decoder, &weights, head)?;
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
-        Ok(Applied { precision: precision.unwrap_or(PrecisionChoice::F32), adapter, weights, decoder, adaptation })
+        let precision = precision.unwrap_or(PrecisionChoice::F32);
+        Ok(Applied { precision, adapter, weights, decoder, adaptation, recorded })
+    }
+
+    /// Which token is padding to the texts that the adapter is applied to.
+    pub fn padding(&self) -> Padding {
+        match self.adapter.kind {
+            Kind::Model => Padding::Is(self.decoder.pad_token_id),
+            _ => Padding::of_adapter(self.decoder.pad_token_id),
+        }
+    }
+
+    /// The id of that token. Errors: the tokenizer that has it cannot be read.
+    pub fn pad(&self) -> Result<Option<u32>> {
+        match self.padding() {
+            Padding::Is(pad) => Ok(pad),
+            Padding::OfTokenizer if !self.adapter.model.join("tokenizer.json").is_file() => Ok(None),
+            Padding::OfTokenizer => Ok(Tokenizer::open(&self.adapter.model)?.pad_id()),
+        }
     }
 
     /// Classes of all heads together.
@@ -87,7 +115,9 @@ impl Applied {
         mut adaptation: Adaptation,
         limits: Limits,
     ) -> Result<Session> {
-        adaptation.precision = self.precision.choose(&adaptation.parameters, &device.info())?.precision;
+        let info = device.info();
+        self.recorded.check(PluginKind::Backend, info.id.split(':').next().unwrap_or_default())?;
+        adaptation.precision = self.precision.choose(&adaptation.parameters, &info)?.precision;
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
@@ -99,7 +129,7 @@ impl Applied {
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
-        let arena = plan_memory(&setup, &device.info())?.arena;
+        let arena = plan_memory(&setup, &info)?.arena;
         let own = limits.train.is_none();
         let mut session = Session::open(device, &self.weights, setup, &arena)?;
         if own {
@@ -138,7 +168,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
         Kind::Native(manifest) => {
             let method = plugins.method(&manifest.method)?;
             let options = manifest.options.clone();
-            let adaptation = if adapter.indices.is_empty() {
+            let mut adaptation = if adapter.indices.is_empty() {
                 Adaptation::new(method, parameters, options, manifest.seed)?
             } else {
                 Adaptation::with_indices(method, parameters, options, |p, _| stored_set(adapter, p))?
@@ -154,6 +184,12 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
                     adaptation.info.version,
                     manifest.method_version
                 )));
+            }
+            // A new head that the method left as it was drawn is stored whole.
+            for (parameter, part) in adaptation.parameters.iter().zip(&mut adaptation.parts) {
+                if matches!(part, Part::Frozen) && adapter.values.contains_key(&parameter.name) {
+                    *part = Part::Dense;
+                }
             }
             Ok(adaptation)
         }

@@ -19,8 +19,8 @@ pub enum ExportFormat {
 
 /// Writes an adapter in another format into the new directory `out`.
 ///
-/// Errors: a format that cannot hold this adapter; `out` is there already.
-pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()> {
+/// Returns what is to be told to its user. Errors: a format that cannot hold this adapter; `out` is there already.
+pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Option<String>> {
     if out.exists() {
         return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
     }
@@ -45,11 +45,19 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
                 depth: applied.decoder.layers,
                 dropout: dropout.unwrap_or(0.0),
             };
-            peft::write(out, &export)
+            peft::write(out, &export)?;
+            let unsaid = applied.pad()?.filter(|_| applied.decoder.pad_token_id.is_none());
+            return Ok(unsaid.map(|pad| {
+                format!(
+                    "the format has no place for the padding token, and the config.json of the base model has none: set \
+                     `model.config.pad_token_id = {pad}` in Python, as the adapter was trained with it"
+                )
+            }));
         }
         ExportFormat::SparseDeltas => {
             let labels = &one_head()?.labels;
-            sparse_deltas::write(out, &applied.adaptation, &adapter.values, &adapter.model, labels)
+            let (values, pad) = (&adapter.values, applied.pad()?);
+            sparse_deltas::write(out, &applied.adaptation, values, &adapter.model, labels, pad)?;
         }
         ExportFormat::WithIndices => {
             if !matches!(adapter.kind, Kind::Native(_)) {
@@ -67,9 +75,10 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<()>
             let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
             let mut manifest: Manifest = read_manifest(&adapter.dir)?;
             manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
-            save_manifest(out, &manifest)
+            save_manifest(out, &manifest)?;
         }
     }
+    Ok(None)
 }
 
 /// The adapter's layers, if it consists of LoRA layers and a head.

@@ -1,13 +1,13 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
-use super::verify::{check_merged, sample_examples};
+use super::verify::{check_merged, examples, sample_texts};
 use super::{Applied, model_dir};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, Part};
 use crate::model::{HEAD, from_f32, to_f32};
 use crate::train::{MemoryKind, Session};
 use crate::weights::{TensorSpec, Weights, safetensors_dtype};
-use crate::{Error, Result};
+use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::ops::Store;
 use sparta_graph::{Backend, DType, Graph};
@@ -71,8 +71,10 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
         )));
     };
     let longest = CHECK_LENGTH.min(applied.decoder.max_position_embeddings);
-    let examples = sample_examples(applied.decoder.vocab_size, longest);
-    let budget = examples.iter().map(|e| e.tokens.len()).sum();
+    let pad = applied.pad()?;
+    let texts = sample_texts(applied.decoder.vocab_size, longest, pad);
+    let examples = examples(&texts, pad);
+    let budget = texts.iter().map(Vec::len).sum();
     let mut session = applied.session(device, budget, longest)?;
 
     let parameters = applied.adaptation.parameters.clone();
@@ -85,7 +87,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
     let written = model_dir::Output::create(&request.out)?;
     let config_dtype = request.dtype.of(&parameters, 0);
-    written.describe(&applied.adapter.model, &head.labels, config_dtype)?;
+    written.describe(&applied.adapter.model, &head.labels, pad, config_dtype)?;
     let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
         let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
         let dtype = request.dtype.of(&parameters, position);
@@ -93,7 +95,9 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     })?;
 
     let stored = Weights::open(written.path())?;
-    let check = check_merged(&mut session, &examples, budget, |_, position| {
+    // As whoever reads the written model, with the padding that it states.
+    let read = self::examples(&texts, decoder::open(written.path())?.pad_token_id);
+    let check = check_merged(&mut session, [&examples, &read], budget, |_, position| {
         let view = stored.get(&parameters[position].name);
         let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
         Ok((view.dtype, Cow::Borrowed(view.bytes)))
@@ -121,10 +125,11 @@ pub fn merged_tensor<'a>(
     match &adaptation.parts[position] {
         Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         Part::Reparam(_) => convert(&name, &merged_weight(session, position)?, dtype).map(Cow::Owned),
-        Part::Frozen => {
-            let view = weights.get(&name).ok_or_else(|| missing(&name))?;
-            recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype)
-        }
+        Part::Frozen => match weights.get(&name) {
+            Some(view) => recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype),
+            // A new head that was left as it was drawn.
+            None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
+        },
         Part::Sparse(set) => {
             let view = weights.get(&name).ok_or_else(|| missing(&name))?;
             if set.indices.is_empty() {

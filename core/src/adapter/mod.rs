@@ -4,6 +4,7 @@
 mod applied;
 pub mod combine;
 mod export;
+mod head;
 mod info;
 mod merge;
 mod model_dir;
@@ -17,6 +18,7 @@ mod verify;
 pub use applied::Applied;
 pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
+pub use head::{align_head, order_of};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;

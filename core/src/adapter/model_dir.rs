@@ -2,7 +2,6 @@
 //! files with an index where they are large.
 
 use crate::model::{Decoder, HEAD, HeadKind, check_weights, from_f32, to_f32};
-use crate::text::Tokenizer;
 use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
 use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
@@ -56,8 +55,8 @@ impl Output {
     }
 
     /// Configuration of a classifier made from the base model, and the base model's tokenizer.
-    pub fn describe(&self, base: &Path, labels: &[String], dtype: DType) -> Result<()> {
-        let config = classifier_config(base, labels, Some(dtype))?;
+    pub fn describe(&self, base: &Path, labels: &[String], pad: Option<u32>, dtype: DType) -> Result<()> {
+        let config = classifier_config(base, labels, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
         for name in TOKENIZER_FILES {
             let from = base.join(name);
@@ -126,9 +125,14 @@ impl Drop for Output {
 }
 
 /// The base model's `config.json` as that of a classifier with these labels. The type of the weights is written under
-/// the key that the file already has, `torch_dtype` where it has none. A padding token is added where only the tokenizer
-/// has one: transformers refuses batches without.
-pub fn classifier_config(base: &Path, labels: &[String], dtype: Option<DType>) -> Result<Map<String, Value>> {
+/// the key that the file already has, `torch_dtype` where it has none. `pad` is the padding token that texts were read
+/// with, which decides where transformers reads them.
+pub fn classifier_config(
+    base: &Path,
+    labels: &[String],
+    pad: Option<u32>,
+    dtype: Option<DType>,
+) -> Result<Map<String, Value>> {
     let path = base.join("config.json");
     let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
     let mut config: Map<String, Value> = serde_json::from_slice(&text)
@@ -153,10 +157,7 @@ pub fn classifier_config(base: &Path, labels: &[String], dtype: Option<DType>) -
         config.remove("torch_dtype");
         config.insert(key.into(), name.into());
     }
-    if decoder.pad_token_id.is_none()
-        && base.join("tokenizer.json").is_file()
-        && let Some(pad) = Tokenizer::open(base)?.pad_id()
-    {
+    if decoder.pad_token_id != pad {
         config.insert("pad_token_id".into(), pad.into());
     }
     Ok(config)
@@ -184,9 +185,10 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
     for (dir, weights) in models.iter().zip(&opened) {
         let other = decoder::open(dir)?;
         let same_shape = other.parameters(kind) == decoder.parameters(kind) || other.dtype != decoder.dtype;
-        if other.family != decoder.family || other.labels != decoder.labels || !same_shape {
+        let same_reading = (&other.labels, other.pad_token_id) == (&decoder.labels, decoder.pad_token_id);
+        if other.family != decoder.family || !same_reading || !same_shape {
             return Err(Error::Usage(format!(
-                "{} and {} are not the same architecture with the same labels; only such models can be averaged",
+                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only such models can be averaged",
                 first.display(),
                 dir.display()
             )));
@@ -202,7 +204,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         .map(|p| TensorSpec { name: p.name.clone(), dtype: safetensors_dtype(p.dtype), shape: p.shape.clone() })
         .collect();
     let output = Output::create(out)?;
-    output.describe(first, &decoder.labels, parameters[0].dtype)?;
+    output.describe(first, &decoder.labels, decoder.pad_token_id, parameters[0].dtype)?;
     let written = output.weights(&specs, shard_bytes, |spec| {
         let mut sum: Vec<f64> = vec![0.0; spec.shape.iter().product()];
         for (model, weight) in opened.iter().zip(weights) {

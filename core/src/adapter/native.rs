@@ -53,7 +53,7 @@ pub struct Values {
     pub indices: BTreeMap<String, Vec<u32>>,
 }
 
-/// Writes the adapter of a run: trained `values` by name, for a base model with these `weights`. The manifest comes last
+/// Writes the adapter of a run: trained and drawn `values` by name, for a base model with these `weights`. The manifest comes last
 /// and holds the hash of the values, so that a torn write is noticed.
 pub fn save(
     dir: &Path,
@@ -63,8 +63,9 @@ pub fn save(
     labels: &[String],
     values: &BTreeMap<String, Vec<f32>>,
 ) -> Result<()> {
-    let shapes: BTreeMap<String, Vec<usize>> =
-        adaptation.trained().into_iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+    let trained = adaptation.trained().into_iter().map(|t| (t.name, t.shape));
+    let whole = adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
+    let shapes: BTreeMap<String, Vec<usize>> = whole.chain(trained).collect();
     let values_sha256 = save_values(dir, FORMAT, values, &shapes, &BTreeMap::new())?;
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     let trainable = TrainablePlan::new(adaptation);

@@ -140,6 +140,7 @@ pub fn write(
     values: &BTreeMap<String, Vec<f32>>,
     model: &Path,
     labels: &[String],
+    pad: Option<u32>,
 ) -> Result<()> {
     files::create_dirs(dir).map_err(Error::io(dir))?;
     let mut tensors: Vec<OutTensor> = Vec::new();
@@ -186,7 +187,7 @@ pub fn write(
         }
     }
     save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
-    let mut config = model_dir::classifier_config(model, labels, None)?;
+    let mut config = model_dir::classifier_config(model, labels, pad, None)?;
     config.insert(BASE.into(), model.display().to_string().into());
     model_dir::write_json(&dir.join("config.json"), &config)
 }

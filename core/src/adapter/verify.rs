@@ -4,25 +4,42 @@ use crate::job::MergeCheck;
 use crate::method::Part;
 use crate::method::philox::Stream;
 use crate::model::{HEAD, to_f32};
+use crate::text::without_padding;
 use crate::train::evaluate::evaluate;
 use crate::train::{Encoded, Session};
 use crate::{Error, Result};
 use sparta_graph::DType;
 use std::borrow::Cow;
 
-/// Token sequences of several lengths up to `longest`, the same at every call.
-pub fn sample_examples(vocab: usize, longest: usize) -> Vec<Encoded> {
+/// Token sequences of several lengths up to `longest`, some of which end in the padding token; the same at every call.
+pub fn sample_texts(vocab: usize, longest: usize, pad: Option<u32>) -> Vec<Vec<u32>> {
     let mut words = Stream::new(0, "merge check", "").words();
     let lengths = [1, 2, 3, 7, 16, 24, 33, 48].map(|n: usize| n.min(longest));
     let mut token = || ((u64::from(words.next().unwrap_or_default()) * vocab as u64) >> 32) as u32;
-    lengths.map(|n| Encoded::class((0..n).map(|_| token()).collect(), 0)).to_vec()
+    let mut texts: Vec<Vec<u32>> = lengths.map(|n| (0..n).map(|_| token()).collect()).to_vec();
+    for (text, count) in texts.iter_mut().zip([0, 0, 1, 2, 0, 1]) {
+        let end = text.len().saturating_sub(count);
+        text[end..].iter_mut().for_each(|last| *last = pad.unwrap_or(*last));
+    }
+    texts
 }
 
-/// Evaluates `examples`, replaces every weight of the session by what `merged` gives for its position (type and
-/// little-endian values), and evaluates again. The session is a plain model afterwards.
+/// The texts as they are read with this padding token.
+pub fn examples(texts: &[Vec<u32>], pad: Option<u32>) -> Vec<Encoded> {
+    let example = |text: &Vec<u32>| {
+        let mut tokens = text.clone();
+        without_padding(&mut tokens, pad);
+        Encoded::class(tokens, 0)
+    };
+    texts.iter().map(example).collect()
+}
+
+/// Evaluates the first of the `examples`, replaces every weight of the session by what `merged` gives for its position
+/// (type and little-endian values), and evaluates the second, the same texts as the merged model is given them. The
+/// session is a plain model afterwards.
 pub fn check_merged<'a>(
     session: &mut Session,
-    examples: &[Encoded],
+    [examples, again]: [&[Encoded]; 2],
     budget: usize,
     mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
 ) -> Result<MergeCheck> {
@@ -35,7 +52,7 @@ pub fn check_merged<'a>(
         scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
         session.replace_weight(position, dtype, &bytes)?;
     }
-    let after = evaluate(session, examples, budget, None, |_, _| true)?.predictions;
+    let after = evaluate(session, again, budget, None, |_, _| true)?.predictions;
     let pairs = || before.iter().zip(&after);
     let logits = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
     // A logit that is no number agrees with nothing, and JSON can hold only finite numbers.

@@ -4,6 +4,7 @@
 //! did not come from the command line.
 
 use super::PrecisionChoice;
+use crate::plugin::UsedPlugin;
 use crate::text::Instruct;
 use crate::train::optimizer::{self, Choice, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
@@ -114,6 +115,18 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
+    /// The plugins that the run uses: its method, task and backend.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<UsedPlugin>,
+    /// Those that it used before one of them was exchanged while it was resumed.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_plugins: Vec<UsedPlugin>,
+    /// The lengths that the run had before it was made longer.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier_lengths: Vec<EarlierLength>,
     /// The run directory.
     #[arg(skip)]
     #[serde(skip)]
@@ -133,6 +146,11 @@ pub struct RunConfig {
     /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
     #[arg(long, value_name = "X", help_heading = METHOD, value_parser = not_negative)]
     pub head_init_std: Option<f64>,
+    /// Start from a new classification head, also where the model has one
+    #[arg(long, value_name = "BOOL", help_heading = METHOD, action = ArgAction::Set, num_args = 0..=1,
+          default_value = "false", default_missing_value = "true")]
+    #[serde(default)]
+    pub new_head: bool,
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
@@ -184,6 +202,14 @@ pub struct RunConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub control: Control,
+}
+
+/// A length that a run had for a while: the learning rates of its steps follow from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierLength {
+    /// Steps that were done when it became longer.
+    pub until: usize,
+    pub total_steps: usize,
 }
 
 /// What updates the trained values. A run that was stored without these options has their defaults.
@@ -297,8 +323,15 @@ impl RunConfig {
         command.try_get_matches_from(arguments).map(drop).map_err(|e| Error::Usage(explanation(&e)))
     }
 
+    /// The libraries of its plugins that are as the run in `dir` used them, or changed if that is `allowed`; none if there
+    /// is no run.
+    pub fn libraries(dir: &Path, allowed: bool) -> Vec<PathBuf> {
+        let Ok(config) = RunConfig::of_run(dir) else { return Vec::new() };
+        config.plugins.iter().filter_map(|used| used.library_of_run(dir, allowed).map(Path::to_owned)).collect()
+    }
+
     /// The options that must be equal when the run is resumed, by name. Those that name files are left out: what they
-    /// name may have moved, and its content counts.
+    /// name may have moved, and its content counts. Plugins are compared on their own.
     ///
     /// # Errors
     /// A configuration that cannot be serialised.
@@ -306,7 +339,9 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in free.chain(["model", "data", "text", "method_options"]) {
+        for key in
+            free.chain(["model", "data", "text", "method_options", "plugins", "earlier_plugins", "earlier_lengths"])
+        {
             keys.remove(key);
         }
         Ok(keys)

@@ -50,6 +50,9 @@ pub struct RunPlan {
     pub memory: BTreeMap<MemoryKind, u64>,
     #[serde(default)]
     pub needs: Needs,
+    /// What is out of the ordinary about this run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// The paper's count for as many trained parameters.
     pub paper: PaperMemory,
 }
@@ -149,7 +152,7 @@ impl fmt::Display for RunPlan {
         if self.data.cut > 0 {
             writeln!(f, "  note     {} dev and test examples are cut to the model's positions", self.data.cut)?;
         }
-        for note in &self.data.notes {
+        for note in self.data.notes.iter().chain(&self.notes) {
             writeln!(f, "  note     {note}")?;
         }
         let micro =

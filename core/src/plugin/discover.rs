@@ -21,6 +21,8 @@ pub struct DiscoverOptions {
     pub unneeded: Vec<PluginKind>,
     /// `--plugin`.
     pub explicit: Vec<PathBuf>,
+    /// Libraries that the run in question has used.
+    pub run: Vec<PathBuf>,
     /// From the configuration file.
     pub configured: Vec<PathBuf>,
     /// The value of [`PATH_VARIABLE`].
@@ -29,6 +31,8 @@ pub struct DiscoverOptions {
     pub user: Option<PathBuf>,
     /// The executable's directory, or where a build has put the plugins.
     pub beside: Vec<PathBuf>,
+    /// Whether a plugin may be another one than a run has used.
+    pub allow_other: bool,
 }
 
 impl DiscoverOptions {
@@ -38,10 +42,12 @@ impl DiscoverOptions {
         DiscoverOptions {
             unneeded: Vec::new(),
             explicit,
+            run: Vec::new(),
             configured,
             path_variable: std::env::var_os(PATH_VARIABLE),
             user: dirs::data_dir().map(|dir| dir.join("sparta").join("plugins")),
             beside: beside.into_iter().collect(),
+            allow_other: false,
         }
     }
 }
@@ -51,6 +57,7 @@ impl DiscoverOptions {
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     Explicit,
+    Run,
     Configuration,
     PathVariable,
     User,
@@ -62,6 +69,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Origin::Explicit => "--plugin",
+            Origin::Run => "the run that used it",
             Origin::Configuration => "configuration",
             Origin::PathVariable => PATH_VARIABLE,
             Origin::User => "user directory",
@@ -72,9 +80,10 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Whether a library without a manifest may be opened: the user named the place for this run, or a build made it.
+    /// Whether a library without a manifest may be opened: the user named the place for this run, a run has its hash, or
+    /// a build made it.
     pub fn trusts_without_manifest(self) -> bool {
-        matches!(self, Origin::Explicit | Origin::PathVariable | Origin::BesideExecutable)
+        matches!(self, Origin::Explicit | Origin::Run | Origin::PathVariable | Origin::BesideExecutable)
     }
 }
 
@@ -90,6 +99,7 @@ pub fn candidates(options: &DiscoverOptions) -> Vec<Candidate> {
     let variable: Vec<PathBuf> = options.path_variable.iter().flat_map(std::env::split_paths).collect();
     let places = [
         (Origin::Explicit, options.explicit.as_slice()),
+        (Origin::Run, &options.run),
         (Origin::Configuration, &options.configured),
         (Origin::PathVariable, &variable),
         (Origin::User, options.user.as_slice()),

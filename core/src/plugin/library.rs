@@ -3,6 +3,8 @@
 use super::PluginKind;
 use super::host::{self, HOST};
 use super::running;
+use crate::files;
+use crate::hash::hash_open;
 use serde::de::DeserializeOwned;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
@@ -10,6 +12,7 @@ use sparta_plugin::method::GraphBuilder;
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
@@ -80,6 +83,10 @@ impl<T> Implementation<T> {
 /// loaded, whatever stands at the path by now.
 pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let path = canonical(path)?;
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, interfaces)) = opened.iter().find(|(other, _)| is_same(other, &file)) {
+        return Ok(interfaces.clone());
+    }
     let _running = running::Call::begin(|| format!("{}: loading it", path.display()));
     let handle = handle_path(&file).filter(|handle| handle.exists());
     // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
@@ -100,10 +107,42 @@ pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let entry: Entry = *unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|e| format!("not a plugin: {e}"))?;
     // Never unloaded: its tables, threads and thread-locals may be used as long as the process lives.
     std::mem::forget(library);
-    // The loader knows libraries by their names, so this handle's must not become that of another file.
-    std::mem::forget(file);
     // SAFETY: it is the entry point of a library that stays loaded.
-    unsafe { enter(entry) }
+    let interfaces = unsafe { enter(entry) };
+    // The loader knows libraries by their names, so this handle's must not become that of another file.
+    opened.push((file, interfaces.clone().unwrap_or_default()));
+    interfaces
+}
+
+/// The files of the libraries that are loaded, never closed, and their interfaces.
+static OPENED: Mutex<Vec<(File, Vec<Functions>)>> = Mutex::new(Vec::new());
+
+/// SHA-256 of a library that is loaded, from the file that was loaded.
+///
+/// Errors: another file stands at the path by now.
+pub fn hash_of(path: &Path) -> crate::Result<String> {
+    let now = files::open(path).map_err(crate::Error::io(path))?;
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    match opened.iter().find(|(file, _)| is_same(file, &now)) {
+        Some((file, _)) => hash_open(path, file),
+        None => {
+            Err(crate::Error::Plugin(format!("{}: it was replaced after it was loaded; try again", path.display())))
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_same(a: &File, b: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |file: &File| file.metadata().ok().map(|found| (found.dev(), found.ino()));
+    identity(a).is_some_and(|a| identity(b) == Some(a))
+}
+
+/// By size and time of the last change, where files have no number.
+#[cfg(not(unix))]
+fn is_same(a: &File, b: &File) -> bool {
+    let identity = |file: &File| file.metadata().ok().and_then(|found| Some((found.len(), found.modified().ok()?)));
+    identity(a).is_some_and(|a| identity(b) == Some(a))
 }
 
 /// The path of an open file.

@@ -15,6 +15,7 @@ mod names;
 pub mod running;
 mod set;
 mod task;
+mod used;
 
 pub use backend::LoadedBackendPlugin;
 pub use discover::{DiscoverOptions, Origin};
@@ -23,6 +24,7 @@ pub use manifest::{Manifest, target};
 pub use method::LoadedMethod;
 pub use set::{Found, PluginKind, PluginSet, State};
 pub use task::LoadedTask;
+pub use used::{Recorded, UsedPlugin};
 
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
 use super::method::LoadedMethod;
 use super::task::LoadedTask;
+use super::used::UsedPlugin;
 use super::{binary, library};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
@@ -90,12 +91,13 @@ pub struct PluginSet {
     tasks: Vec<Arc<LoadedTask>>,
     backends: Vec<Arc<LoadedBackendPlugin>>,
     report: Vec<Found>,
+    allow_other: bool,
 }
 
 impl PluginSet {
     /// Loads every plugin at the places. What cannot be loaded is in [`PluginSet::report`] and stops nothing.
     pub fn discover(options: &DiscoverOptions) -> PluginSet {
-        let mut set = PluginSet::default();
+        let mut set = PluginSet { allow_other: options.allow_other, ..PluginSet::default() };
         for candidate in candidates(options) {
             set.load(&candidate, &options.unneeded);
         }
@@ -167,6 +169,31 @@ impl PluginSet {
     /// What was found where, in search order.
     pub fn report(&self) -> &[Found] {
         &self.report
+    }
+
+    /// Whether a plugin may be another one than a run has used.
+    pub fn allows_other(&self) -> bool {
+        self.allow_other
+    }
+
+    /// What a run records of the plugin of this kind and name; `None` if there is none.
+    ///
+    /// Errors: a library that cannot be read any more.
+    pub fn used(&self, kind: PluginKind, name: &str) -> Result<Option<UsedPlugin>> {
+        let loaded = |found: &&Found| found.state == State::Loaded && found.kind == Some(kind) && found.name == name;
+        let Some(found) = self.report.iter().find(loaded) else { return Ok(None) };
+        let library = match found.origin {
+            Origin::Linked => None,
+            _ => Some(found.path.canonicalize().map_err(Error::io(&found.path))?),
+        };
+        Ok(Some(UsedPlugin {
+            kind,
+            name: name.to_owned(),
+            version: found.version.clone(),
+            sha256: library.as_deref().map(library::hash_of).transpose()?,
+            library,
+            host: env!("CARGO_PKG_VERSION").into(),
+        }))
     }
 
     /// The method of this name.

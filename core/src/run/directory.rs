@@ -100,10 +100,11 @@ impl RunDirectory {
         self.write_json(CONFIG, &run.config)
     }
 
-    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter.
+    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter. Returns the
+    /// length that it had, if it does.
     ///
     /// Errors: it would be shorter, or no longer although that was asked for.
-    pub fn check_length(&self, run: &Prepared) -> Result<()> {
+    pub fn check_length(&self, run: &Prepared) -> Result<Option<usize>> {
         let path = &self.path;
         #[derive(Deserialize)]
         struct Length {
@@ -132,7 +133,7 @@ impl RunDirectory {
                 now.epochs
             )));
         }
-        Ok(())
+        Ok((total > steps).then_some(steps))
     }
 
     /// Whether the first `bytes` of the log, which a checkpoint knows of, are whole lines: a power cut can leave zeros.

@@ -16,8 +16,6 @@ pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
     for (name, value) in &adaptation.options {
         identity.insert(format!("option {name}"), value.to_string());
     }
-    identity.insert("method version".into(), adaptation.info.version.clone());
-    identity.insert("task version".into(), run.task_version.clone());
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     identity.insert("chosen elements (SHA-256)".into(), index_set::fingerprint(&sets));
     identity.insert("model weights (SHA-256)".into(), fingerprint(&run.weights));

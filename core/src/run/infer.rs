@@ -1,13 +1,13 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
 use super::prepare::encode;
-use crate::adapter::{Applied, Head};
+use crate::adapter::{Applied, Head, order_of};
 use crate::job::PrecisionChoice;
-use crate::plugin::PluginSet;
+use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
 use crate::train::objective::Classification;
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction};
+use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Target};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -50,7 +50,7 @@ impl Adapted {
             encoder_of.push(match encoders.iter().position(|encoder| encoder.instruct() == instruct) {
                 Some(same) => same,
                 None => {
-                    encoders.push(Encoder::stored(&applied.adapter.model, instruct)?);
+                    encoders.push(Encoder::stored(&applied.adapter.model, applied.padding(), instruct)?);
                     encoders.len() - 1
                 }
             });
@@ -149,16 +149,28 @@ impl Adapted {
         Ok(found.predictions)
     }
 
-    /// The examples of a split for one head, and their task.
-    pub fn examples(&self, request: &EvalRequest, plugins: &PluginSet) -> Result<(TaskInfo, Vec<Encoded>)> {
+    /// The examples of a split for one head, labelled with its classes.
+    pub fn examples(&self, request: &EvalRequest, plugins: &PluginSet) -> Result<Vec<Encoded>> {
+        let (task, mut examples) = self.task_examples(request, plugins)?;
+        let order = order(&self.heads()[self.head(request.head.as_deref())?], &task).unwrap_or_default();
+        for example in &mut examples {
+            if let Target::Class(label) = &mut example.target {
+                *label = order.get(*label as usize).map_or(*label, |&class| class as u32);
+            }
+        }
+        Ok(examples)
+    }
+
+    /// The examples of a split for one head, labelled as in their task.
+    fn task_examples(&self, request: &EvalRequest, plugins: &PluginSet) -> Result<(TaskInfo, Vec<Encoded>)> {
         let position = self.head(request.head.as_deref())?;
         let head = &self.heads()[position];
         let config = head.config.as_ref();
         let id = request.task.as_deref().or(config.map(|c| &*c.task));
         let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
         let (plugin, task) = plugins.task(id)?;
-        let same = task.labels == head.labels || (head.unnamed() && task.labels.len() == head.labels.len());
-        if !same {
+        self.applied.recorded.check(PluginKind::Task, &plugin.info().name)?;
+        if order(head, &task).is_none() {
             return Err(Error::Usage(format!(
                 "task {} has the labels {:?}, the adapter was trained for {:?}",
                 task.id, task.labels, head.labels
@@ -182,6 +194,12 @@ impl Adapted {
     }
 }
 
+/// The class of a head for each label of a task; `None` where they do not have the same labels.
+fn order(head: &Head, task: &TaskInfo) -> Option<Vec<usize>> {
+    let unnamed = head.unnamed() && task.labels.len() == head.labels.len();
+    order_of(&head.labels, &task.labels).or_else(|| unnamed.then(|| (0..task.labels.len()).collect()))
+}
+
 /// Metrics of an adapter on a split of its own data or of other data.
 pub fn evaluate(
     adapted: &Adapted,
@@ -191,9 +209,13 @@ pub fn evaluate(
     progress: impl FnMut(usize, usize),
 ) -> Result<Metrics> {
     let head = adapted.head(request.head.as_deref())?;
-    let (task, encoded) = adapted.examples(request, plugins)?;
+    let (task, encoded) = adapted.task_examples(request, plugins)?;
     let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    let predictions = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head)).collect();
+    let own = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head));
+    let order = order(&adapted.heads()[head], &task).unwrap_or_default();
+    let in_order =
+        |p: Prediction| Prediction { logits: order.iter().filter_map(|&class| p.logits.get(class).copied()).collect() };
+    let predictions = own.map(in_order).collect();
     let objective = Classification { classes: task.labels.len() };
     objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..Evaluation::default() })
 }

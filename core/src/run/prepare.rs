@@ -1,6 +1,7 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
 use super::epochs::{Epochs, StepSize};
+use crate::adapter::align_head;
 use crate::job::{
     DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
 };
@@ -8,9 +9,9 @@ use crate::method::layers::check_merge;
 use crate::method::options::{self, Given};
 use crate::method::{Adaptation, Form};
 use crate::model::{Decoder, HEAD, check_weights};
-use crate::plugin::{PluginKind, PluginSet};
+use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits::{self, Origins};
-use crate::text::{Encoder, Instruct, PromptPlan};
+use crate::text::{Encoder, Instruct, Padding, PromptPlan};
 use crate::train::objective::Classification;
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Optimization, Setup};
 use crate::weights::Weights;
@@ -25,8 +26,6 @@ use std::sync::Arc;
 pub struct Prepared {
     pub config: RunConfig,
     pub task: TaskInfo,
-    /// Version of the task's plugin.
-    pub task_version: String,
     pub weights: Weights,
     pub setup: Setup,
     pub train: Vec<Encoded>,
@@ -41,6 +40,14 @@ pub struct Prepared {
     pub plan: RunPlan,
 }
 
+impl Prepared {
+    /// The length that the run has at a step.
+    pub fn length_at(&self, step: usize) -> usize {
+        let earlier = self.config.earlier_lengths.iter().find(|length| step < length.until);
+        earlier.map_or(self.total_steps, |length| length.total_steps)
+    }
+}
+
 /// The standard deviation of a new head: 0.06 / sqrt(hidden), so that training starts at ln(classes).
 pub fn default_head_std(hidden: usize) -> f64 {
     0.06 / (hidden as f64).sqrt()
@@ -51,20 +58,18 @@ pub fn default_head_std(hidden: usize) -> f64 {
 /// Errors: each wrong input, named; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
     config.check()?;
+    let recorded = Recorded::new(&config.plugins, plugins)?;
+    let used = used_plugins(config, plugins, device)?;
+    used.iter().try_for_each(|plugin| recorded.check(plugin.kind, &plugin.name))?;
     let method = plugins.method(&config.method)?;
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
-    let weights = Weights::open(&config.model)?;
-    let mut used = vec![(PluginKind::Method, config.method.clone())];
-    if config.text.is_none() {
-        used.push((PluginKind::Task, plugins.task(&config.task)?.0.info().name.clone()));
-    }
+    let mut weights = Weights::open(&config.model)?;
     let source = match &config.text {
         Some(text) => super::text::read(config, text, &decoder)?,
-        None => read_task(config, plugins, &decoder, &weights)?,
+        None => read_task(config, plugins, &decoder, &mut weights)?,
     };
-    let Source { task, task_version, objective, head_init, instruct, prompt, mut data } = source;
-    data.plan.notes.extend(used.iter().filter_map(|(kind, name)| plugins.note(*kind, name)));
+    let Source { task, objective, head_init, instruct, prompt, data, note } = source;
     let parameters = check_weights(&decoder, &weights, objective.head())?;
 
     let precision = config.precision.choose(&parameters, device)?;
@@ -103,7 +108,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
-    data.plan.notes.extend(step_note(config.control.max_steps, epochs.total()));
+    let strange: Vec<String> = used.iter().filter_map(|used| plugins.note(used.kind, &used.name)).collect();
+    let steps = step_note(config.control.max_steps, epochs.total());
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
     let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
@@ -133,12 +139,26 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
+        notes: recorded.accepted.into_iter().chain(note).chain(strange).chain(steps).collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
-    let config = RunConfig { instruct, micro_batch_tokens, precision, ..config.clone() };
+    let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();
+    let earlier_plugins = config.earlier_plugins.iter().cloned().chain(exchanged).collect();
+    let config =
+        RunConfig { instruct, micro_batch_tokens, precision, plugins: used, earlier_plugins, ..config.clone() };
     let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
-    Ok(Prepared { config, task, task_version, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+    Ok(Prepared { config, task, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+}
+
+/// The method, the task and the backend, as far as they are plugins.
+fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Vec<UsedPlugin>> {
+    let mut used = vec![plugins.used(PluginKind::Method, &config.method)?];
+    if config.text.is_none() {
+        used.push(plugins.used(PluginKind::Task, &plugins.task(&config.task)?.0.info().name)?);
+    }
+    used.push(plugins.used(PluginKind::Backend, device.id.split(':').next().unwrap_or_default())?);
+    Ok(used.into_iter().flatten().collect())
 }
 
 /// What --max-steps does to the epochs, where it does something.
@@ -157,32 +177,52 @@ fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
 /// What a run learns, and from what.
 pub(super) struct Source {
     pub task: TaskInfo,
-    pub task_version: String,
     pub objective: Arc<dyn Objective>,
     pub head_init: HeadInit,
     pub instruct: Option<Instruct>,
     pub prompt: Option<PromptPlan>,
     pub data: Splits,
+    /// What the plan says of the head.
+    pub note: Option<String>,
 }
 
 /// The labelled texts of a task.
-fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &Weights) -> Result<Source> {
+fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
     let (plugin, task) = plugins.task(&config.task)?;
-    let encoder = Encoder::open(&config.model, &task, config.instruct.as_ref())?;
+    let padding = Padding::of_adapter(decoder.pad_token_id);
+    let encoder = Encoder::open(&config.model, padding, &task, config.instruct.as_ref())?;
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
+    let note = own_head(config, decoder, weights, &task)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
     let request = OpenRequest::new(task.id.clone(), config.data.clone());
     let data = splits::load(&|| plugin.open(&request), &splits::SPLITS, task.labels.len(), config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         objective: Arc::new(Classification { classes: task.labels.len() }),
-        task_version: plugin.info().version.clone(),
         head_init,
         instruct: encoder.instruct().cloned(),
         prompt,
         data: encode_splits(config, decoder, &encoder, data)?,
         task,
+        note,
     })
+}
+
+/// The head that the model has, unless a new one is asked for: in the order of the task's labels, with a sentence about it.
+///
+/// Errors: a head for other labels; an option for a new one.
+fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: &TaskInfo) -> Result<Option<String>> {
+    if config.new_head {
+        weights.remove(HEAD);
+    }
+    let note = align_head(weights, decoder, &task.labels)?;
+    if note.is_some() && config.head_init_std.is_some() {
+        return Err(Error::Usage(format!(
+            "--head-init-std is for a new head, and {} has one, {HEAD}: leave it out, or start anew with --new-head",
+            config.model.display()
+        )));
+    }
+    Ok(note)
 }
 
 /// The rows of the prompt's words, or else normal values.
@@ -201,7 +241,9 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     }
     if weights.get(HEAD).is_some() {
         let model = config.model.display();
-        return Err(Error::Usage(format!("{model} is a classifier already, with {HEAD}: train it without --instruct")));
+        return Err(Error::Usage(format!(
+            "{model} is a classifier already, with {HEAD}: train it without --instruct, or with --new-head"
+        )));
     }
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }

@@ -80,7 +80,12 @@ pub fn pretrain(
     let directory = config.out.join("run");
     let begin = directory.join("start");
     write_start(&begin, config)?;
-    let result = run(&run_config(config, &begin, &directory), plugins, open, start, observer)?;
+    let mut run_config = run_config(config, &begin, &directory);
+    if start == Start::Resume {
+        let RunConfig { plugins, earlier_plugins, earlier_lengths, .. } = RunConfig::of_run(&directory)?;
+        run_config = RunConfig { plugins, earlier_plugins, earlier_lengths, ..run_config };
+    }
+    let result = run(&run_config, plugins, open, start, observer)?;
     let data = RunData::read(&directory)?;
     let last = &data.steps[data.steps.len() - data.steps.len().div_ceil(10)..];
     let loss = last.iter().map(|step| step.loss).sum::<f64>() / last.len().max(1) as f64;
@@ -126,7 +131,11 @@ fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
         max_dev: None,
         max_test: None,
         head_init_std: None,
+        new_head: false,
         instruct: None,
+        plugins: vec![],
+        earlier_plugins: vec![],
+        earlier_lengths: vec![],
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
         recompute: Recompute::Auto,
         precision: config.precision,

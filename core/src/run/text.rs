@@ -53,11 +53,11 @@ pub(super) fn read(config: &RunConfig, text: &TextConfig, decoder: &Decoder) -> 
             pair: false,
             prompt: None,
         },
-        task_version: env!("CARGO_PKG_VERSION").into(),
         objective: Arc::new(NextToken {}),
         head_init: HeadInit::Normal { std: 0.0 },
         instruct: None,
         prompt: None,
+        note: None,
         data: Splits { train, dev, test: vec![], plan },
     })
 }

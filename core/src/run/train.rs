@@ -7,7 +7,10 @@ use super::identity::identity;
 use super::prepare::{Prepared, prepare};
 use crate::adapter::{MergeDtype, check_merged, merged_tensor};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
-use crate::job::{Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped};
+use crate::job::{
+    EarlierLength, Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped,
+};
+use crate::method::Part;
 use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
@@ -46,7 +49,7 @@ pub fn run(
         RunDirectory::check_free(&config.out)?;
     }
     let device = open()?;
-    let prepared = prepare(config, plugins, &device.info())?;
+    let mut prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
@@ -56,7 +59,10 @@ pub fn run(
             let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
             let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
-            directory.check_length(&prepared)?;
+            if let Some(total_steps) = directory.check_length(&prepared)? {
+                let until = checkpoints.newest_step()?;
+                prepared.config.earlier_lengths.push(EarlierLength { until, total_steps });
+            }
             directory.describe(&prepared)?;
             (directory, newest)
         }
@@ -142,6 +148,14 @@ impl<'a> Trainer<'a> {
         };
         damaged.iter().for_each(|text| self.observer.message(text));
         let position = &loaded.checkpoint.position;
+        let (step, total) = (position.step, self.run.total_steps);
+        if step > total {
+            return Err(Error::Training(format!(
+                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; begin anew with \
+                 another --out",
+                self.directory.path().display()
+            )));
+        }
         self.observer.message(&format!("resuming after step {}", position.step));
         self.directory.cut_log(position.metrics_bytes)?;
         self.adopt(loaded)
@@ -300,7 +314,7 @@ impl<'a> Trainer<'a> {
             self.steps = self.run.epochs.steps(&self.order);
         }
         let chosen = self.order[self.steps[number].clone()].to_vec();
-        let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.total_steps);
+        let lr = learning_rate(config.schedule, self.run.lr, config.warmup, step, self.run.length_at(step));
         let before = if self.nothing_updated() { Some(self.session.trained_hashes()?) } else { None };
         let time = Instant::now();
         let submitted = self.submit(&chosen, lr);
@@ -344,7 +358,7 @@ impl<'a> Trainer<'a> {
         self.torn = false;
         let report = StepReport {
             step: self.position.step,
-            total_steps: self.run.total_steps,
+            total_steps: self.run.length_at(self.position.step - 1),
             epoch,
             loss: output.loss,
             lr,
@@ -459,8 +473,21 @@ impl<'a> Trainer<'a> {
     }
 
     fn save(&mut self) -> Result<()> {
-        let values = self.session.trained_values()?;
+        let values = self.values()?;
         self.directory.save(self.run, &values)
+    }
+
+    /// What the run adds to the model: trained values, and a new head that the method leaves as it was drawn.
+    fn values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
+        let mut values = self.session.trained_values()?;
+        let adaptation = &self.run.setup.adaptation;
+        for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
+            if matches!(part, Part::Frozen) && self.run.weights.get(&parameter.name).is_none() {
+                let drawn = self.session.tensors().read_f32(&parameter.name, parameter.numel() as usize)?;
+                values.insert(parameter.name.clone(), drawn);
+            }
+        }
+        Ok(values)
     }
 
     fn finish(&mut self, stopped: Stopped) -> Result<RunResult> {
@@ -511,14 +538,14 @@ impl<'a> Trainer<'a> {
     fn check_merge(&mut self) -> Option<MergeCheck> {
         let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
         let weights = &self.run.weights;
-        let check = self.session.trained_values().and_then(|values| {
+        let check = self.values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
                 let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
                 let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
                 weights.forget(&session.setup().adaptation.parameters[position].name);
                 Ok((dtype, Cow::Owned(bytes)))
             };
-            check_merged(&mut self.session, examples, self.run.config.micro_batch_tokens(), merged)
+            check_merged(&mut self.session, [examples; 2], self.run.config.micro_batch_tokens(), merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}

@@ -2,7 +2,7 @@
 
 use crate::place::{self, place, put, tensor};
 use serde_json::{Value, json};
-use sparta_core::checkpoint::Checkpoints;
+use sparta_core::checkpoint::{Checkpoints, seal};
 use sparta_core::hash::hash_file;
 use sparta_core::job::RunConfig;
 use sparta_core::report;
@@ -31,13 +31,19 @@ fn checkpoint(dir: &Path) {
     put(&dir.join(STEP), "state.safetensors", state_file());
 }
 
+/// A manifest with its hash.
+fn put_manifest(step: &Path, bytes: &[u8]) {
+    put(step, "checkpoint.json", bytes);
+    put(step, "checkpoint.sha256", seal(bytes));
+}
+
 fn load_newest(dir: &Path) -> bool {
     Checkpoints::new(dir, 1, BTreeMap::new()).load_newest(|_| Ok(())).is_ok()
 }
 
 pub fn manifest(bytes: &[u8]) -> bool {
     let dir = place("checkpoint_manifest", checkpoint);
-    put(&dir.join(STEP), "checkpoint.json", bytes);
+    put_manifest(&dir.join(STEP), bytes);
     load_newest(&dir)
 }
 
@@ -53,7 +59,7 @@ pub fn state(bytes: &[u8]) -> bool {
     let step = dir.join(STEP);
     put(&step, "state.safetensors", bytes);
     let hash = hash_file(&step.join("state.safetensors")).expect("it was written");
-    put(&step, "checkpoint.json", manifest_of(&hash));
+    put_manifest(&step, manifest_of(&hash).as_bytes());
     load_newest(&dir)
 }
 

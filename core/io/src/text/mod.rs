@@ -9,6 +9,6 @@ mod special;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
-pub use prompt::{Encoder, Instruct, PromptPlan, Verbalizer};
+pub use prompt::{Encoder, Instruct, Padding, PromptPlan, Verbalizer, without_padding};
 pub use renderer::{RENDERER, render_apart, serve};
 pub use tokenizer::Tokenizer;

@@ -61,10 +61,35 @@ impl Instruct {
     }
 }
 
+/// Which token is padding. A text is read up to its last token that is not padding, as transformers'
+/// `ForSequenceClassification` reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// This token, or none.
+    Is(Option<u32>),
+    /// That of the tokenizer's files.
+    OfTokenizer,
+}
+
+impl Padding {
+    /// That of `config.json`, where it has one; else that of the tokenizer, which a merged model's then has.
+    pub fn of_adapter(config: Option<u32>) -> Padding {
+        config.map_or(Padding::OfTokenizer, |id| Padding::Is(Some(id)))
+    }
+}
+
+/// Leaves out the padding at the end of a text, which nothing before it depends on. Of a text of padding alone the first
+/// token stays, which is what transformers then reads.
+pub fn without_padding(tokens: &mut Vec<u32>, pad: Option<u32>) {
+    let last = tokens.iter().rposition(|&token| Some(token) != pad).unwrap_or(0);
+    tokens.truncate(last + 1);
+}
+
 /// The tokenizer with the prompt around each example.
 #[derive(Debug)]
 pub struct Encoder {
     tokenizer: Tokenizer,
+    pad: Option<u32>,
     instruct: Option<Instruct>,
     prompt: Option<Prompt>,
 }
@@ -100,13 +125,13 @@ impl Encoder {
     ///
     /// Errors: those of tokenizer and chat template; a prompt or verbalizers that do not fit the task; a verbalizer of
     /// several tokens, or two that begin alike, with the tokens.
-    pub fn open(dir: &Path, task: &TaskInfo, instruct: Option<&Instruct>) -> Result<Encoder> {
-        let Some(given) = instruct else { return Self::stored(dir, None) };
+    pub fn open(dir: &Path, padding: Padding, task: &TaskInfo, instruct: Option<&Instruct>) -> Result<Encoder> {
+        let Some(given) = instruct else { return Self::stored(dir, padding, None) };
         let chat = ChatTemplate::open(dir, given.now)?;
         let now = chat.as_ref().filter(|chat| chat.shows_date()).map_or(0, |_| given.now);
         let (prompt, words) = given.resolve(task, chat.is_some())?;
         let resolved = Instruct { prompt: Some(prompt), verbalizers: Some(words.clone()), now };
-        let mut encoder = Self::stored(dir, Some(&resolved))?;
+        let mut encoder = Self::stored(dir, padding, Some(&resolved))?;
         let verbalizers = encoder.find_verbalizers(task, &words)?;
         if let Some(prompt) = &mut encoder.prompt {
             prompt.verbalizers = verbalizers;
@@ -115,8 +140,13 @@ impl Encoder {
     }
 
     /// For a model directory and the prompt that a run stored; the words are no longer needed.
-    pub fn stored(dir: &Path, instruct: Option<&Instruct>) -> Result<Encoder> {
-        let mut encoder = Encoder { tokenizer: Tokenizer::open(dir)?, instruct: instruct.cloned(), prompt: None };
+    pub fn stored(dir: &Path, padding: Padding, instruct: Option<&Instruct>) -> Result<Encoder> {
+        let tokenizer = Tokenizer::open(dir)?;
+        let pad = match padding {
+            Padding::Is(pad) => pad,
+            Padding::OfTokenizer => tokenizer.pad_id(),
+        };
+        let mut encoder = Encoder { tokenizer, pad, instruct: instruct.cloned(), prompt: None };
         if let Some(Instruct { prompt: Some(text), now, .. }) = instruct {
             let chat = ChatTemplate::open(dir, *now)?;
             encoder.prompt = Some(Prompt { text: text.clone(), chat, tail: 0, verbalizers: Vec::new() });
@@ -147,12 +177,15 @@ impl Encoder {
         Ok(Some(PromptPlan { example, words: prompt.verbalizers.clone() }))
     }
 
-    /// Token ids of an example. What the chat template writes itself, like `<bos>`, is not added again.
+    /// Token ids of an example up to the one that is read. What the chat template writes itself, like `<bos>`, is not added
+    /// again.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
-        match &self.prompt {
-            None => self.tokenizer.encode(text, pair),
-            Some(prompt) => self.encode_rendered(prompt, &prompt.render(text, pair)?),
-        }
+        let mut tokens = match &self.prompt {
+            None => self.tokenizer.encode(text, pair)?,
+            Some(prompt) => self.encode_rendered(prompt, &prompt.render(text, pair)?)?,
+        };
+        without_padding(&mut tokens, self.pad);
+        Ok(tokens)
     }
 
     /// As [`Encoder::encode`], for many examples in parallel; results are in order.
@@ -166,6 +199,7 @@ impl Encoder {
         let tail = self.prompt.as_ref().map_or(0, |prompt| prompt.tail).min(length);
         let end = tokens.len() - tail;
         tokens.drain(end - excess..end);
+        without_padding(tokens, self.pad);
     }
 
     fn encode_rendered(&self, prompt: &Prompt, text: &str) -> Result<Vec<u32>> {

@@ -27,6 +27,8 @@ struct Slot {
     /// The name inside the file.
     name: String,
     dtype: DType,
+    /// Its bytes in another order of rows.
+    reordered: Option<Vec<u8>>,
 }
 
 impl Weights {
@@ -59,7 +61,7 @@ impl Weights {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let slot = self.tensors.get(name)?;
         let raw = self.files[slot.file].get(&slot.name)?;
-        Some(TensorView { dtype: slot.dtype, shape: raw.shape, bytes: raw.bytes })
+        Some(TensorView { dtype: slot.dtype, shape: raw.shape, bytes: slot.reordered.as_deref().unwrap_or(raw.bytes) })
     }
 
     /// Gives back the memory that reading a tensor took; it is read again when needed.
@@ -72,6 +74,22 @@ impl Weights {
     /// Leaves a tensor out from now on: something else stands for it.
     pub fn remove(&mut self, name: &str) {
         self.tensors.remove(name);
+    }
+
+    /// Puts the rows of a tensor into another order from now on: row i is the stored row `order[i]`.
+    ///
+    /// Errors: there is no such tensor or row.
+    pub fn reorder_rows(&mut self, name: &str, order: &[usize]) -> Result<()> {
+        let bytes = self.get(name).and_then(|view| {
+            let width = view.shape.iter().skip(1).product::<usize>() * view.dtype.size();
+            let rows = order.iter().map(|&row| view.bytes.get(row * width..(row + 1) * width));
+            Some(rows.collect::<Option<Vec<_>>>()?.concat())
+        });
+        match (self.tensors.get_mut(name), bytes) {
+            (Some(slot), Some(bytes)) => slot.reordered = Some(bytes),
+            _ => return Err(Error::Weights(format!("{}: {name} has no rows {order:?}", self.dir.display()))),
+        }
+        Ok(())
     }
 
     /// The file that holds a tensor.
@@ -180,7 +198,7 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
             })?;
             let is_head = name.starts_with("lm_head.") || name.starts_with("score.");
             let canonical = if bare && !is_head { format!("model.{name}") } else { name.to_string() };
-            let slot = Slot { file: i, name: name.to_string(), dtype };
+            let slot = Slot { file: i, name: name.to_string(), dtype, reordered: None };
             if let Some(first) = tensors.insert(canonical, slot) {
                 return Err(error(format!(
                     "tensor `{name}` is also in {}; every tensor must be in one file",

@@ -4,6 +4,8 @@ use sparta_plugin::task;
 use std::path::PathBuf;
 use tempfile::TempDir;
 
+const NONE: Padding = Padding::Is(None);
+
 fn info(pair: bool, prompt: Option<&str>) -> TaskInfo {
     TaskInfo {
         id: "t".into(),
@@ -44,7 +46,7 @@ const CHAT: &str = "{{ bos_token }} user {{ messages[0].content | trim }}\nmodel
 
 fn open(chat: Option<&str>, task: &TaskInfo, words: Option<&[&str]>) -> Result<Encoder> {
     let words = words.map(|words| words.iter().map(|word| word.to_string()).collect());
-    Encoder::open(directory(chat).path(), task, Some(&Instruct::new(None, words)))
+    Encoder::open(directory(chat).path(), NONE, task, Some(&Instruct::new(None, words)))
 }
 
 #[test]
@@ -56,7 +58,7 @@ fn the_template_of_a_chat_brings_its_own_special_tokens() {
     let plain = open(None, &info(false, Some("Good? {text}")), None).unwrap();
     assert_eq!(plain.encode("film", None).unwrap(), [1, 2, 3, 4, 5, 6]);
     assert_eq!(plain.verbalizers()[0].text, " No");
-    let none = Encoder::open(directory(Some(CHAT)).path(), &info(false, None), None).unwrap();
+    let none = Encoder::open(directory(Some(CHAT)).path(), NONE, &info(false, None), None).unwrap();
     assert_eq!(none.encode("film", None).unwrap(), [1, 4]);
     assert!(none.verbalizers().is_empty());
 }
@@ -66,14 +68,14 @@ fn what_a_run_stores_asks_in_the_same_way_again() {
     for chat in [None, Some(CHAT)] {
         let dir = directory(chat);
         let task = info(true, Some("Good? {text} Answer {pair}"));
-        let encoder = Encoder::open(dir.path(), &task, Some(&Instruct::new(None, None))).unwrap();
+        let encoder = Encoder::open(dir.path(), NONE, &task, Some(&Instruct::new(None, None))).unwrap();
         let stored: Instruct = serde_json::from_value(serde_json::to_value(encoder.instruct()).unwrap()).unwrap();
         assert_eq!(stored.now, 0, "no date is shown");
-        let again = Encoder::stored(dir.path(), Some(&stored)).unwrap();
+        let again = Encoder::stored(dir.path(), NONE, Some(&stored)).unwrap();
         let ids = encoder.encode("film", Some("really")).unwrap();
         assert_eq!(again.encode("film", Some("really")).unwrap(), ids);
         // And as the configuration of a resumed run.
-        let resumed = Encoder::open(dir.path(), &task, Some(&stored)).unwrap();
+        let resumed = Encoder::open(dir.path(), NONE, &task, Some(&stored)).unwrap();
         assert_eq!((resumed.instruct(), resumed.verbalizers()), (encoder.instruct(), encoder.verbalizers()));
     }
 }
@@ -89,7 +91,7 @@ fn a_long_example_is_cut_before_the_end_of_the_prompt() {
     let mut short = ids.clone();
     encoder.cut(&mut short, 0);
     assert!(short.is_empty());
-    let plain = Encoder::open(directory(None).path(), &info(false, None), None).unwrap();
+    let plain = Encoder::open(directory(None).path(), NONE, &info(false, None), None).unwrap();
     let mut ids = plain.encode("film Good ?", None).unwrap();
     plain.cut(&mut ids, 2);
     assert_eq!(ids, [1, 4]);
@@ -124,7 +126,7 @@ fn words_that_cannot_be_told_apart_by_one_token_are_errors() {
 fn prompts_that_do_not_fit_the_task_are_errors() {
     let with = |prompt: &str, pair: bool| {
         let instruct = Instruct::new(Some(prompt.into()), Some(vec!["No".into(), "Yes".into()]));
-        Encoder::open(directory(None).path(), &info(pair, None), Some(&instruct))
+        Encoder::open(directory(None).path(), NONE, &info(pair, None), Some(&instruct))
     };
     assert!(with("Good? {text}", false).is_ok());
     for (prompt, pair) in [("Good?", false), ("{text}{text}", false), ("{text}{pair}", false), ("{text}", true)] {
@@ -147,7 +149,7 @@ fn real_tokenizers_give_the_ids_of_transformers() {
     let task = info(false, Some("Is this film review positive? Answer Yes or No.\n\n{text}"));
     let text = "A <b>fine</b> film.\nReally!";
     for (name, expected, words) in IDS {
-        let encoder = Encoder::open(&root.join(name), &task, Some(&Instruct::new(None, None))).unwrap();
+        let encoder = Encoder::open(&root.join(name), NONE, &task, Some(&Instruct::new(None, None))).unwrap();
         assert_eq!(encoder.encode(text, None).unwrap(), *expected, "{name}");
         let found: Vec<u32> = encoder.verbalizers().iter().map(|word| word.token).collect();
         assert_eq!(found, *words, "{name}");
@@ -162,3 +164,30 @@ const IDS: &[Ids] = &[
     ("mistral-7b-instruct-v0.3", &[1, 3, 2459, 1224, 3734, 4826, 6046, 29572, 27075, 6360, 1210, 2538, 29491, 781, 781, 29509, 1291, 29494, 29535, 29490, 1241, 1468, 29494, 29535, 3734, 29491, 781, 2693, 1346, 29576, 4], &[3269, 6381]),
     ("tinyllama-1.1b-chat", &[529, 29989, 1792, 29989, 29958, 13, 3624, 445, 2706, 9076, 6374, 29973, 673, 3869, 470, 1939, 29889, 13, 13, 29909, 529, 29890, 29958, 29888, 457, 829, 29890, 29958, 2706, 29889, 13, 1123, 635, 29991, 2, 29871, 13, 29966, 29989, 465, 22137, 29989, 29958, 13], &[3782, 8241]),
 ];
+
+/// transformers 4 and 5 read the rightmost token whose id is not `pad_token_id`, and of nothing but padding the first.
+#[test]
+fn a_text_is_read_up_to_its_last_token_that_is_not_padding() {
+    let trimmed = |tokens: &[u32], pad| {
+        let mut tokens = tokens.to_vec();
+        without_padding(&mut tokens, pad);
+        tokens
+    };
+    assert_eq!(trimmed(&[1, 2, 9, 3, 2, 2], Some(2)), [1, 2, 9, 3]);
+    assert_eq!(trimmed(&[1, 2, 2], None), [1, 2, 2]);
+    assert_eq!(trimmed(&[2, 2], Some(2)), [2]);
+    assert!(trimmed(&[], Some(2)).is_empty());
+    let dir = directory(None);
+    let config = json!({"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "film", "pad_token": "film",
+                        "add_eos_token": true});
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let encode = |padding, text| Encoder::stored(dir.path(), padding, None).unwrap().encode(text, None).unwrap();
+    assert_eq!(encode(Padding::Is(None), "Good film"), [1, 2, 4, 4]);
+    assert_eq!(encode(Padding::of_adapter(None), "Good film"), [1, 2]);
+    assert_eq!(encode(Padding::of_adapter(None), "film Good"), [1, 4, 2]);
+    assert_eq!(encode(Padding::of_adapter(Some(1)), "Good"), [1, 2, 4]);
+    let encoder = Encoder::stored(dir.path(), Padding::OfTokenizer, None).unwrap();
+    let mut tokens = encoder.encode("Good film Good", None).unwrap();
+    encoder.cut(&mut tokens, 3);
+    assert_eq!(tokens, [1, 2], "what is cut may end in padding, too");
+}

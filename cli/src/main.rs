@@ -22,6 +22,7 @@ mod rank;
 mod report;
 mod sweep;
 mod tensorboard;
+mod texts;
 mod train;
 mod tui;
 mod watch;

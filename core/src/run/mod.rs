@@ -12,7 +12,7 @@ mod profile;
 mod text;
 mod train;
 
-pub use infer::{Adapted, EvalRequest, evaluate};
+pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};

@@ -212,6 +212,21 @@ fn a_dictionary_that_unpacks_to_a_flood() {
     place.check("dictionary.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
 }
 
+/// A text of 900 KiB that stands once in a file of 20,000 rows: 18 GB.
+#[test]
+fn a_data_set_that_unpacks_to_a_flood() {
+    let place = Place::new();
+    place.write("data/train-00000-of-00001.parquet", "");
+    let file = place.path("data/train-00000-of-00001.parquet");
+    let text = ByteArray::from("x".repeat(900 << 10).into_bytes());
+    let columns = [("sentence", Column::Texts(vec![Some(text); 20_000])), ("label", Column::integers(vec![1; 20_000]))];
+    let zstd = Compression::ZSTD(ZstdLevel::default());
+    let properties = WriterProperties::builder().set_compression(zstd).set_dictionary_page_size_limit(64 << 20);
+    fs::write(&file, parquet(&columns, properties.build())).unwrap();
+    assert!(fs::metadata(&file).unwrap().len() < 1 << 20);
+    place.check("flood.parquet", "run", &["train-00000", "512 MiB"]).unwrap();
+}
+
 /// Templates that nest as deeply as they are long are rendered like the plain one.
 #[test]
 fn long_chat_templates_are_rendered() {

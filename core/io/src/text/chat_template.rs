@@ -52,6 +52,17 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         self.renderer.render(messages).map_err(|what| failed(&self.source, &what))
     }
+
+    /// Whether what the user says matters to the template.
+    ///
+    /// Errors: those of [`ChatTemplate::render`]; it does not.
+    pub fn check(&self) -> Result<()> {
+        let [one, other] = ["Good.", "why not"].map(|content| self.render(&[Message { role: "user", content }]));
+        match one? == other? {
+            true => Err(failed(&self.source, "leaves out what the user says; it is not one for this model")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// The file that has the template, and the template.
@@ -125,6 +136,18 @@ mod tests {
         assert_eq!(render(), "4");
         fs::write(dir.path().join("chat_template.jinja"), "{% if %}").unwrap();
         assert!(open().unwrap_err().to_string().contains("chat_template.jinja: the chat template is not understood"));
+    }
+
+    #[test]
+    fn a_template_without_a_place_for_the_text_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |template: &str| {
+            fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+            ChatTemplate::open(dir.path(), 0).unwrap().unwrap().check()
+        };
+        check("<{{ messages[0].content }}>").unwrap();
+        let text = check("{{ 1 + 1 }}").unwrap_err().to_string();
+        assert!(text.contains("chat_template.jinja: the chat template leaves out what the user says"), "{text}");
     }
 
     #[test]

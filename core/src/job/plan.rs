@@ -7,7 +7,7 @@ use crate::model::shown;
 use crate::text::PromptPlan;
 use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
-use sparta_graph::DeviceInfo;
+use sparta_graph::{DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Role};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -194,15 +194,6 @@ pub fn thousands(n: u64) -> String {
         out.push(c);
     }
     out
-}
-
-/// Bytes in GiB, or in MiB where that is less than one.
-pub fn memory_size(bytes: u64) -> String {
-    const MIB: f64 = 1048576.0;
-    match bytes as f64 / MIB {
-        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
-        mib => format!("{:.2} GiB", mib / 1024.0),
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@
 use clap::Parser;
 use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model, training::mib};
-use sparta_core::model::Precision;
 use sparta_core::report::svg::{Chart, Series, colour, page};
+use sparta_model::Precision;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -71,11 +71,11 @@ fn main() -> Result<()> {
         cases.map(|case| Point { case, trained: 0, seconds: f64::INFINITY, memory: 0.0 }).collect();
     for _ in 0..args.rounds.max(1) {
         for point in &mut points {
-            let mut bench = point.case.open()?;
+            let mut bench = point.case.open(false)?;
             let measured = bench.measure(Duration::from_secs_f64(args.seconds), 7)?;
-            point.seconds = point.seconds.min(measured.step_s_min);
+            point.seconds = point.seconds.min(measured.measured.step_s_min);
             point.trained = bench.trained;
-            point.memory = mib(bench.session.tensors().memory().values().sum());
+            point.memory = mib(bench.bench.session.tensors().memory().values().sum());
         }
     }
     let (full, sparta) = points.split_first().ok_or("nothing was measured")?;

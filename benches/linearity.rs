@@ -4,7 +4,7 @@
 
 use sparta_benches::model::Weights;
 use sparta_benches::{Case, Result, Shape, model};
-use sparta_core::model::Precision;
+use sparta_model::Precision;
 use std::time::Duration;
 
 const FACTORS: [usize; 5] = [1, 2, 4, 8, 16];
@@ -39,12 +39,12 @@ fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
 
 /// Seconds of the fastest step.
 fn step(case: &Case) -> Result<f64> {
-    Ok(case.open()?.measure(Duration::from_secs(2), 7)?.step_s_min)
+    Ok(case.open(false)?.measure(Duration::from_secs(2), 7)?.measured.step_s_min)
 }
 
 /// Seconds of the optimizer's calls in the fastest of some steps.
 fn update(case: &Case) -> Result<f64> {
-    let profile = case.open()?.profile()?;
+    let profile = case.open(true)?.profile()?;
     Ok(profile.calls.iter().filter(|call| call.label.starts_with("optimizer")).map(|call| call.seconds).sum())
 }
 

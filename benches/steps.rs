@@ -4,8 +4,8 @@
 use clap::Parser;
 use serde::Serialize;
 use sparta_benches::model::Weights;
-use sparta_benches::{Case, Measured, Result, Shape, machine, model, training};
-use sparta_core::model::Precision;
+use sparta_benches::{Case, OnCpu, Result, Shape, machine, model, training};
+use sparta_model::Precision;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ struct Args {
 #[derive(Serialize)]
 struct Line {
     #[serde(flatten)]
-    measured: Measured,
+    measured: OnCpu,
     device: String,
     trained: u64,
     arena_mib: f64,
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     machine::reset_peak();
     let resident = machine::resident();
     let args = Args::parse();
-    let of_layers = if args.of_all { args.shape.scalars() as f64 / args.shape.layer_scalars() as f64 } else { 1.0 };
+    let of_layers = if args.of_all { 1.0 / model::share_of_layers(&args.shape)? } else { 1.0 };
     let case = Case {
         shape: args.shape,
         weights: args.weights,
@@ -101,24 +101,24 @@ fn main() -> Result<()> {
         device: args.device,
         threads: args.threads,
     };
-    case.shape.directory(case.weights)?;
+    model::directory(&case.shape, case.weights)?;
     let start = Instant::now();
-    let mut bench = case.open()?;
-    bench.step()?;
+    let mut opened = case.open(args.profile.is_some())?;
+    opened.bench.step()?;
     let start_to_first_step_s = start.elapsed().as_secs_f64();
-    let measured = bench.measure(Duration::from_secs_f64(args.seconds), args.at_least)?;
+    let measured = opened.measure(Duration::from_secs_f64(args.seconds), args.at_least)?;
     let line = Line {
         measured,
-        device: bench.session.tensors().device().name,
-        trained: bench.trained,
-        arena_mib: training::mib(bench.plan.arena as u64),
-        device_peak_mib: bench.session.tensors().memory_use().map(|used| training::mib(used.peak)),
+        device: opened.bench.session.tensors().device().name,
+        trained: opened.trained,
+        arena_mib: training::mib(opened.arena as u64),
+        device_peak_mib: opened.bench.session.tensors().memory_use().map(|used| training::mib(used.peak)),
         peak_above_start_mib: training::peak_above(resident),
         start_to_first_step_s,
     };
     println!("{}", serde_json::to_string(&line)?);
     if let Some(file) = args.profile {
-        let profile = bench.profile()?;
+        let profile = opened.profile()?;
         eprint!("{profile}");
         std::fs::write(&file, profile.trace())?;
     }

@@ -1,6 +1,7 @@
 //! The command line. The options of a run are defined in [`sparta_core::job::config`]; those of the other commands here.
 
 use crate::adapter::AdapterCommand;
+use crate::bench::BenchArgs;
 use crate::merge::MergeAdaptersArgs;
 use crate::plugin_check::CheckArgs;
 use crate::rank::RankArgs;
@@ -72,6 +73,8 @@ pub enum Command {
     },
     /// List the devices and mark the one that `--device auto` picks
     Devices(ListArgs),
+    /// Measure what the devices reach, in single ops and in training steps, to compare them with each other
+    Bench(BenchArgs),
     /// List the presets: the hyper-parameters of the paper's tables, each with its source
     Presets(PresetsArgs),
     /// Print the internals of one forward and backward pass

@@ -3,6 +3,7 @@
 mod adapter;
 mod allocator;
 mod args;
+mod bench;
 mod builtin;
 mod default_job;
 mod devices;
@@ -113,6 +114,7 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Plugins(args) => plugins::list(&plugins, args.json),
         Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
+        Command::Bench(args) => bench::bench(args, &plugins),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),
     }?;

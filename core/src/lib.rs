@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod analysis;
 pub mod assumed;
+pub mod bench;
 pub mod device;
 pub mod job;
 pub mod plugin;

@@ -23,23 +23,18 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "rms_norm_grad" => {
             (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
         }
-        "rms_norm_grad_w" | "sampled_grad" | "sampled_grad_tiled" => {
-            (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect()
-        }
+        "rms_norm_grad_w" | "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
         "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
         "fill" | "attention_grad_sum" => types(&["Y"]),
         "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
-        "linear" => (0..18)
-            .map(|i| {
-                let (layout, b, blocks) = (i % 3, i / 3 % 3, 1 + i / 9);
-                let (a, c) = (b % 2, i / 9);
-                let types = [("A", a), ("B", b), ("C", c), ("BIAS", b), ("RESIDUAL", b % 2 * (1 + c))];
-                [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks)]].concat()
-            })
-            .collect(),
-        "linear_small" => (0..6)
+        "linear" => {
+            let output = |i: u32| [("C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
+            products(3).into_iter().zip(0..).map(|(c, i)| [&c[..], &output(i)].concat()).collect()
+        }
+        "product_partial" | "sampled_grad_tiled" => products(2),
+        "linear_small" | "linear_sum" => (0..6)
             .map(|i| {
                 let (b, c) = (i % 3, i / 3);
                 vec![("LANES", 64), ("A", c), ("B", b), ("C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
@@ -60,6 +55,17 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     }
 }
 
+/// Of the kernels that make tiles, with this number of types of b.
+fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
+    (0..12 * types)
+        .map(|i| {
+            let (layout, b) = (i % 3, i / 3 % types);
+            let (blocks, vectors) = (1 + i / (3 * types) % 2, i / (6 * types));
+            vec![("A", b % 2), ("B", b), ("LAYOUT", layout), ("BLOCKS", blocks), ("VECTORS", vectors)]
+        })
+        .collect()
+}
+
 #[test]
 fn every_shader_is_portable() {
     let parts = [
@@ -70,7 +76,9 @@ fn every_shader_is_portable() {
         "activation",
         "attention_tile",
         "attention_grad_tile",
-        "linear_operands",
+        "linear_output",
+        "product",
+        "product_params",
     ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {

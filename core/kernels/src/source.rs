@@ -1,5 +1,7 @@
 //! The kernels' WGSL, embedded.
 
+use std::collections::BTreeMap;
+
 /// A kernel with its specialisation constants. Two equal kernels have the same text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
@@ -17,19 +19,26 @@ impl Kernel {
         self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
     }
 
-    /// The whole WGSL: constants, shared files, the kernel's own file. `None` if no shader has this name.
-    pub fn source(&self) -> Option<String> {
-        let mut text = String::new();
-        if !self.constants.iter().any(|(name, _)| *name == "LANES") {
-            text += &format!("const LANES: u32 = {LANES}u;\n");
+    /// The whole WGSL: constants, shared files, the kernel's own file. The files are Jinja templates, whose variables are
+    /// the constants: what decides about registers is written out.
+    ///
+    /// Errors: no shader has this name; its text is no template.
+    pub fn source(&self) -> Result<String, String> {
+        let mut constants = self.constants.clone();
+        if !constants.iter().any(|(name, _)| *name == "LANES") {
+            constants.push(("LANES", LANES));
         }
-        for (name, value) in &self.constants {
+        let mut text = String::new();
+        for (name, value) in &constants {
             text += &format!("const {name}: u32 = {value}u;\n");
         }
+        let mut template = String::new();
         for file in shared(self.name).iter().chain([&self.name]) {
-            text += shader(file)?;
+            template += shader(file).ok_or_else(|| format!("there is no shader `{file}`"))?;
         }
-        Some(text)
+        let variables: BTreeMap<_, _> = constants.into_iter().collect();
+        let rendered = minijinja::Environment::new().render_str(&template, variables);
+        Ok(text + &rendered.map_err(|e| format!("kernel `{}`: {e:#}", self.name))?)
     }
 }
 
@@ -87,15 +96,20 @@ shaders!(
     "gated_act_grad",
     "gather",
     "linear",
-    "linear_operands",
+    "linear_output",
     "linear_small",
+    "linear_sum",
     "loss_sum",
+    "product",
+    "product_params",
+    "product_partial",
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_w",
     "rms_norm_rate",
     "rope",
     "sampled_grad",
+    "sampled_grad_sum",
     "sampled_grad_tiled",
     "scale",
     "scale_by",
@@ -118,7 +132,10 @@ fn shared(name: &str) -> &'static [&'static str] {
         "binary_cross_entropy_grad" | "squared_error_grad" => &["prelude", "element_loss_grad"],
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
-        "linear" | "linear_small" => &["prelude", "linear_operands"],
+        "linear" => &["prelude", "product_params", "product", "linear_output"],
+        "linear_small" | "linear_sum" => &["prelude", "product_params", "linear_output"],
+        "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product"],
+        "sampled_grad_sum" => &["prelude", "product_params"],
         "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
         | "soft_cap_grad" => &["prelude", "elementwise"],
         _ => &["prelude"],

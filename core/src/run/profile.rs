@@ -4,7 +4,7 @@ use super::prepare::prepare;
 use crate::job::RunConfig;
 use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
-use crate::train::{Profile, Session};
+use crate::train::{Ceiling, Profile, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 
@@ -15,7 +15,7 @@ const STEPS: usize = 5;
 ///
 /// Errors: whatever [`super::run`] refuses; a run whose steps do not go through the model; a device that cannot time
 /// single calls.
-pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>) -> Result<Profile> {
+pub fn profile(config: &RunConfig, plugins: &PluginSet, mut device: Box<dyn Backend>) -> Result<Profile> {
     let prepared = prepare(config, plugins, &device.info())?;
     prepared.plan.check_fit()?;
     if prepared.setup.limits.head_features {
@@ -26,10 +26,11 @@ pub fn profile(config: &RunConfig, plugins: &PluginSet, device: Box<dyn Backend>
     let ends = split_by_budget(&lengths, prepared.config.micro_batch_tokens(), config.batch_size);
     let first = &prepared.train[..ends.first().copied().unwrap_or(0)];
     let batch = prepared.setup.objective.pack(first)?;
+    let ceiling = Ceiling::measure(&mut *device)?;
     let mut session = Session::open(device, &prepared.weights, prepared.setup, &prepared.arena)?;
     let mut fastest: Option<Profile> = None;
     for _ in 0..STEPS {
-        let (_, profile) = session.step_profiled(&batch, prepared.lr)?;
+        let (_, profile) = session.step_profiled(&batch, prepared.lr, &ceiling)?;
         if fastest.as_ref().is_none_or(|fastest| profile.seconds() < fastest.seconds()) {
             fastest = Some(profile);
         }

@@ -5,6 +5,7 @@
 pub mod batch;
 mod blame;
 mod buckets;
+mod ceiling;
 pub mod evaluate;
 mod fit;
 pub mod graphs;
@@ -23,6 +24,7 @@ mod update;
 
 pub use batch::{Batch, Encoded, Labels, Size, Target};
 pub use blame::Blame;
+pub use ceiling::{Bandwidth, Ceiling, best_time, numbers};
 pub use evaluate::{Evaluation, Prediction};
 pub use fit::{Demand, Fit, MICRO_BATCH_TOKENS, fit};
 pub use inspect::Inspected;
@@ -30,7 +32,7 @@ pub use layout::{LargestBuffer, Planned};
 pub use metrics::{Metrics, Scores};
 pub use objective::Objective;
 pub use optimizer::{Optimization, Optimizer};
-pub use profile::{Ceiling, Profile};
+pub use profile::{CallTime, Profile};
 pub use schedule::Schedule;
 pub use session::{Session, StateTensor};
 pub use setup::{HeadInit, Limits, Recompute, Setup};

@@ -1,21 +1,12 @@
 //! Where the time of a step goes: each call of the plan against what the device can do at best.
 
+use crate::ceiling::Ceiling;
 use crate::{Error, Result};
 use serde::Serialize;
-use sparta_graph::ops::{Accumulate, Layout, Linear, Store};
-use sparta_graph::{Backend, BufferId, DType, Graph, Op, Plan};
+use sparta_graph::{Call, DType, Op, Plan};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
-
-/// What the device reached on a large matrix product and on a sum of long vectors.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Ceiling {
-    /// Floating point operations per second.
-    pub flops: f64,
-    /// Bytes of memory per second, read and written together.
-    pub bandwidth: f64,
-}
 
 /// One call of a plan.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +15,8 @@ pub struct CallTime {
     /// Where in the model: `layers.3.mlp`.
     pub label: String,
     pub seconds: f64,
+    /// The type of the first operand, which decides how a product is computed.
+    pub activations: DType,
     pub flops: u64,
     /// Of all operands, each counted once.
     pub bytes: u64,
@@ -32,67 +25,33 @@ pub struct CallTime {
 /// The calls of one step in order.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
+    /// At least what the fastest call reached, so that none is above it.
     pub ceiling: Ceiling,
     pub calls: Vec<CallTime>,
-}
-
-/// Side of the matrices, and elements of the vectors, of [`Ceiling::measure`].
-const SIDE: usize = 1536;
-const LONG: usize = 8 << 20;
-
-impl Ceiling {
-    /// Runs both on the device; takes 75 MiB there and some tenths of a second on a CPU.
-    pub fn measure(device: &mut dyn Backend) -> Result<Ceiling> {
-        let mut graph = Graph::new();
-        let [a, b, c] = ["a", "b", "c"].map(|name| graph.external(name, DType::F32, [SIDE, SIDE]));
-        let y = graph.one(Linear::plain(Layout::Nt), &[a, b])?;
-        graph.apply(Store {}.into(), &[c, y])?;
-        let product = Plan::build(&graph, true);
-        let mut graph = Graph::new();
-        let [x, y] = ["x", "y"].map(|name| graph.external(name, DType::F32, [LONG]));
-        graph.apply(Accumulate {}.into(), &[x, y])?;
-        let sum = Plan::build(&graph, true);
-        Ok(Ceiling {
-            flops: 2.0 * (SIDE as f64).powi(3) / best_time(device, &product)?,
-            bandwidth: 3.0 * 4.0 * LONG as f64 / best_time(device, &sum)?,
-        })
-    }
-}
-
-/// Seconds of the fastest of a few runs.
-fn best_time(device: &mut dyn Backend, plan: &Plan) -> Result<f64> {
-    let mut buffers = Vec::new();
-    for external in &plan.externals {
-        buffers.push(device.alloc(external.ty.dtype, external.ty.numel(), &external.name)?);
-    }
-    let arena = device.alloc(DType::F32, plan.arena.div_ceil(4), "arena")?;
-    let id = device.prepare(plan, &[arena], &buffers)?;
-    let mut best = Duration::MAX;
-    for _ in 0..6 {
-        best = best.min(device.run_profiled(id)?.iter().sum());
-    }
-    device.release(id);
-    buffers.into_iter().chain([arena]).for_each(|buffer: BufferId| device.free(buffer));
-    Ok(best.as_secs_f64())
 }
 
 impl Profile {
     /// `times` are those of the plan's calls on a packed batch whose segments have these lengths.
     ///
     /// Errors: another number of times than of calls.
-    pub fn new(plan: &Plan, lengths: &[usize], times: &[Duration], ceiling: Ceiling) -> Result<Profile> {
+    pub fn new(plan: &Plan, lengths: &[usize], times: &[Duration], mut ceiling: Ceiling) -> Result<Profile> {
         if times.len() != plan.calls.len() {
             let (expected, got) = (plan.calls.len(), times.len());
             return Err(Error::Training(format!("the device timed {got} calls of a plan that has {expected}")));
         }
-        let call = |(call, time): (&sparta_graph::Call, &Duration)| CallTime {
+        let call = |(call, time): (&Call, &Duration)| CallTime {
             op: name(&call.op),
             label: call.label.clone(),
             seconds: time.as_secs_f64(),
+            activations: call.inputs.first().map_or(DType::F32, |operand| operand.ty.dtype),
             flops: call.packed_flops(lengths),
             bytes: call.bytes(),
         };
-        Ok(Profile { ceiling, calls: plan.calls.iter().zip(times).map(call).collect() })
+        let calls: Vec<CallTime> = plan.calls.iter().zip(times).map(call).collect();
+        for call in &calls {
+            ceiling.raise(call.activations, call.flops, call.bytes, call.seconds);
+        }
+        Ok(Profile { ceiling, calls })
     }
 
     pub fn seconds(&self) -> f64 {
@@ -101,7 +60,7 @@ impl Profile {
 
     /// Seconds that the call would take if it were bound by the device's arithmetic or memory alone.
     fn least_seconds(&self, call: &CallTime) -> f64 {
-        (call.flops as f64 / self.ceiling.flops).max(call.bytes as f64 / self.ceiling.bandwidth)
+        self.ceiling.least_seconds(call.activations, call.flops, call.bytes)
     }
 
     /// The calls as a timeline for `chrome://tracing` and Perfetto, in JSON.
@@ -166,8 +125,9 @@ impl fmt::Display for Profile {
         rows.sort_by(|a, b| b.1.seconds.total_cmp(&a.1.seconds));
         rows.push(("all", total));
         let all = self.seconds();
-        let Ceiling { flops, bandwidth } = self.ceiling;
-        writeln!(f, "ceiling: {:.0} GFLOP/s, {:.1} GB/s", flops * 1e-9, bandwidth * 1e-9)?;
+        let products = |dtype| self.ceiling.flops(dtype) * 1e-9;
+        let (f32, bf16, memory) = (products(DType::F32), products(DType::BF16), self.ceiling.memory() * 1e-9);
+        writeln!(f, "ceiling: {f32:.0} GFLOP/s in f32, {bf16:.0} in bf16, {memory:.1} GB/s")?;
         writeln!(
             f,
             "{:<18} {:>5} {:>9} {:>7} {:>8} {:>7} {:>10}",
@@ -192,17 +152,23 @@ impl fmt::Display for Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ceiling::Bandwidth;
 
     fn profile() -> Profile {
         let call = |op: &str, seconds, flops, bytes| CallTime {
             op: op.into(),
             label: "layers.0".into(),
             seconds,
+            activations: DType::F32,
             flops,
             bytes,
         };
         Profile {
-            ceiling: Ceiling { flops: 100e9, bandwidth: 10e9 },
+            ceiling: Ceiling {
+                f32_flops: 100e9,
+                bf16_flops: None,
+                bandwidth: vec![Bandwidth { bytes: 1 << 30, rate: 10e9 }],
+            },
             calls: vec![
                 call("linear nt", 0.02, 1_000_000_000, 1000),
                 call("add", 0.01, 10, 50_000_000),

@@ -1,6 +1,7 @@
 //! Optimizer steps: all inputs of a step travel to the device in one upload, all results come back in one tensor.
 
 use crate::batch::Batch;
+use crate::ceiling::Ceiling;
 use crate::graphs::{Purpose, StepNumbers, names, results};
 use crate::profile::Profile;
 use crate::session::Session;
@@ -117,8 +118,7 @@ impl Session {
     /// [`Session::step`] on one micro-batch, with what its calls took.
     ///
     /// Errors: those of a step; a device that cannot time single calls.
-    pub fn step_profiled(&mut self, batch: &Batch, lr: f64) -> Result<(StepOutput, Profile)> {
-        let ceiling = self.tensors().ceiling()?;
+    pub fn step_profiled(&mut self, batch: &Batch, lr: f64, ceiling: &Ceiling) -> Result<(StepOutput, Profile)> {
         check_targets(batch.targets())?;
         let purpose = Purpose::Step(self.size_of(batch)?);
         let id = self.prepared(purpose)?;
@@ -128,7 +128,7 @@ impl Session {
         self.queue_update_inputs(&numbers)?;
         let times = self.tensors().run_profiled(id)?;
         let plan = self.device.plan(&self.setup().graphs().build(purpose)?);
-        let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling)?;
+        let profile = Profile::new(&plan, &batch.lengths(), &times, ceiling.clone())?;
         let submitted = self.request_results(numbers)?;
         Ok((self.settle(submitted)?, profile))
     }

@@ -1,6 +1,5 @@
 //! Named tensors on one device: what plans bind by name.
 
-use crate::profile::Ceiling;
 use crate::{Error, Result};
 use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
 use sparta_model::to_f32;
@@ -309,11 +308,6 @@ impl Tensors {
     pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
         self.submit()?;
         Ok(self.device.run_profiled(plan)?)
-    }
-
-    /// What the device can do at best.
-    pub fn ceiling(&mut self) -> Result<Ceiling> {
-        Ceiling::measure(&mut *self.device)
     }
 
     pub fn release(&mut self, plan: PlanId) {

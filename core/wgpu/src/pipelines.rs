@@ -32,7 +32,7 @@ impl Cache {
         }
         let (layout, pipeline_layout) =
             self.layouts.entry((storage, rng)).or_insert_with(|| layouts(device, storage, rng)).clone();
-        let text = kernel.source().ok_or_else(|| Caught::Other(format!("there is no kernel `{}`", kernel.name)))?;
+        let text = kernel.source().map_err(Caught::Other)?;
         let pipeline = scoped(device, || compile(device, kernel.name, text, &pipeline_layout))?;
         let pipeline = Pipeline { pipeline, layout };
         self.pipelines.insert(kernel.clone(), pipeline.clone());

@@ -1,13 +1,12 @@
-//! Matrix products: the tile for a size, shards of both operands and of the result.
+//! linear: shards of both operands and of the result.
 
+use super::product::{Epilogue, Factor, Product};
 use super::{Lowering, Target, UNUSED, code, row_bytes, rows, split, width_of, words};
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
 
 /// Rows or columns of the result up to which a workgroup per dot product beats tiles.
 const SMALL: usize = 8;
-/// From this number of 128 x 128 tiles on, large tiles keep a GPU busy; below, small ones do.
-const LARGE_TILES: usize = 64;
 
 /// One dispatch: ranges of rows, columns and inner dimension of the product.
 struct Piece<'r> {
@@ -56,46 +55,54 @@ impl Lowering<'_> {
         let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let bias = if op.bias { Some(self.input(2)?) } else { None };
         let residual = op.residual_index().map(|i| self.input(i)).transpose()?;
-        let a_view = rows(a, if op.layout == Layout::Tn { piece.k } else { piece.m });
-        let b_view = rows(b, if op.layout == Layout::Nt { piece.n } else { piece.k });
-        let a_column = match op.layout {
-            Layout::Nt => 0,
-            Layout::Nn => piece.k.start,
-            Layout::Tn => piece.m.start,
+        // The ranges of rows and columns of the operands as stored.
+        let (a_rows, a_columns) = match op.layout {
+            Layout::Nt => (piece.m, 0..width_of(a)),
+            Layout::Nn => (piece.m, piece.k.clone()),
+            Layout::Tn => (piece.k, piece.m.clone()),
         };
-        let bindings = [
-            a_view,
-            b_view,
+        let b_rows = if op.layout == Layout::Nt { piece.n } else { piece.k };
+        let product = Product {
+            layout: op.layout,
+            a: Factor::new(a, a_rows, &a_columns),
+            b: Factor::all_columns(b, b_rows),
+            m: piece.m.len(),
+            n: piece.n.len(),
+            k: piece.k.len(),
+        };
+        let Product { m, n, .. } = product;
+        let epilogue = Epilogue {
+            c_stride: width_of(c),
+            c_column: piece.n.start,
+            scale: op.scale,
+            accumulate: piece.k.start > 0,
+            ..Epilogue::default()
+        };
+        let output = [
             bias.map_or(Ok(UNUSED), |bias| self.whole(bias, "bias"))?,
             residual.map_or(UNUSED, |residual| rows(residual, piece.m)),
             target.view,
         ];
-        let (m, n, k) = (piece.m.len(), piece.n.len(), piece.k.len());
-        let params = [m, n, k, width_of(a), width_of(b), width_of(c), a_column, piece.n.start].map(|x| x as u32);
-        let mut params = params.to_vec();
-        params.extend([op.scale.to_bits(), u32::from(piece.k.start > 0)]);
-        let mut constants = vec![
-            ("A", code(a.ty.dtype)),
-            ("B", code(b.ty.dtype)),
+        let constants = [
             ("C", code(target.dtype)),
             ("BIAS", bias.map_or(0, |bias| 1 + code(bias.ty.dtype))),
             ("RESIDUAL", residual.map_or(0, |residual| 1 + code(residual.ty.dtype))),
         ];
+        let tiling = self.tiling(&product);
+        let params = Self::product_params(&product, &epilogue, &tiling);
         if op.layout == Layout::Nt && (m <= SMALL || n <= SMALL) {
-            constants.push(("LANES", 64));
-            self.push("linear_small", &constants, &params, &bindings)
+            let types = [("A", code(a.ty.dtype)), ("B", code(b.ty.dtype)), ("LANES", 64)];
+            let bindings = [&[product.a.view, product.b.view], &output[..]].concat();
+            self.push("linear_small", &[&types, &constants[..]].concat(), &params, &bindings)
                 .groups(m.div_ceil(SMALL) * words(n, target.dtype));
-            return Ok(());
+        } else if tiling.pieces == 1 {
+            self.push_tiles("linear", &constants, &product, (&tiling, &params), &output);
+        } else {
+            let partial = self.push_partial(&product, &tiling, &params)?;
+            let bindings = [&[partial, UNUSED], &output[..]].concat();
+            self.push("linear_sum", &constants, &params, &bindings).threads(m * n.div_ceil(4));
+            self.used = partial.offset;
         }
-        let blocks = if m.div_ceil(128) * n.div_ceil(128) >= LARGE_TILES { 2 } else { 1 };
-        let layout = match op.layout {
-            Layout::Nt => 0,
-            Layout::Nn => 1,
-            Layout::Tn => 2,
-        };
-        constants.extend([("LAYOUT", layout), ("BLOCKS", blocks)]);
-        let tile = 64 * blocks as usize;
-        self.push("linear", &constants, &params, &bindings).groups(m.div_ceil(tile) * n.div_ceil(tile));
         Ok(())
     }
 }

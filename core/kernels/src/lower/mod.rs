@@ -13,6 +13,7 @@ mod linear;
 mod losses;
 mod optimizer;
 mod parts;
+mod product;
 mod rows;
 mod sparse;
 

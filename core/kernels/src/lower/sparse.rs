@@ -1,12 +1,12 @@
 //! Ops on chosen elements of a weight.
 
-use super::{Lowering, code, elements, rows, rows_for_rounds, split, width_of, words};
-use sparta_graph::ops::{SampledGrad, Sampling};
+use super::product::{Epilogue, Factor, Product};
+use super::{Lowering, View, code, elements, rows, rows_for_rounds, split, width_of, words};
+use sparta_graph::ops::{Layout, SampledGrad, Sampling};
 
 /// Above this share of chosen elements the dense product is cheaper: a dot product per element reads two numbers from
 /// memory for each multiplication, a tile of registers reads one for eight.
 const TILED_DENSITY: f64 = 1.0 / 32.0;
-const TILE: usize = 64;
 
 impl Lowering<'_> {
     pub(super) fn sampled_grad(&mut self, op: &SampledGrad) -> Result<(), String> {
@@ -19,27 +19,57 @@ impl Lowering<'_> {
             Sampling::Sampled => false,
             Sampling::Tiled => true,
         };
-        let types = [("DY", code(dy.ty.dtype)), ("X", code(x.ty.dtype))];
-        for chosen in self.element_shards(&[index, g])? {
+        for chosen in self.element_shards(&[index, g])?.into_iter().filter(|chosen| !chosen.is_empty()) {
             let shards = self.row_shards(&[dy, x])?;
-            for shard in shards.iter().flat_map(|shard| split(shard, rows_for_rounds(1))) {
-                let (dy, x) = (rows(dy, &shard), rows(x, &shard));
+            let most = if tiled { self.rows_for_flops(2 * out * columns) } else { rows_for_rounds(1) };
+            for shard in shards.iter().flat_map(|shard| split(shard, most)) {
+                let epilogue = Epilogue {
+                    c_stride: columns,
+                    scale: op.scale,
+                    accumulate: shard.start > 0,
+                    chosen: (chosen.start, chosen.end),
+                    ..Epilogue::default()
+                };
                 let (index, g) = (elements(index, &chosen), elements(g, &chosen));
-                let (scale, accumulate) = (op.scale.to_bits(), u32::from(shard.start > 0));
-                let sizes = [shard.len() as u32, out as u32, columns as u32];
                 if tiled {
-                    let mut params = sizes.to_vec();
-                    params.extend([chosen.start as u32, chosen.end as u32, scale, accumulate]);
-                    let tiles = if chosen.is_empty() { 0 } else { out.div_ceil(TILE) * columns.div_ceil(TILE) };
-                    self.push("sampled_grad_tiled", &types, &params, &[dy, x, index, row_ptr, g]).groups(tiles);
+                    let product = Product {
+                        layout: Layout::Tn,
+                        a: Factor::all_columns(dy, &shard),
+                        b: Factor::all_columns(x, &shard),
+                        m: out,
+                        n: columns,
+                        k: shard.len(),
+                    };
+                    self.sampled_tiles(&product, &epilogue, [index, row_ptr, g])?;
                 } else {
-                    let mut params = vec![chosen.len() as u32];
-                    params.extend(sizes);
-                    params.extend([scale, accumulate]);
-                    self.push("sampled_grad", &types, &params, &[dy, x, index, g]).threads(chosen.len());
+                    let types = [("DY", code(dy.ty.dtype)), ("X", code(x.ty.dtype))];
+                    let sizes = [chosen.len(), shard.len(), out, columns].map(|x| x as u32);
+                    let params = [&sizes[..], &[op.scale.to_bits(), u32::from(epilogue.accumulate)]].concat();
+                    let bindings = [rows(dy, &shard), rows(x, &shard), index, g];
+                    self.push("sampled_grad", &types, &params, &bindings).threads(chosen.len());
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The chosen elements of a product that is made in tiles. Bindings: index, row_ptr, g.
+    fn sampled_tiles(
+        &mut self,
+        product: &Product,
+        epilogue: &Epilogue,
+        [index, row_ptr, g]: [View; 3],
+    ) -> Result<(), String> {
+        let tiling = self.tiling(product);
+        let params = Self::product_params(product, epilogue, &tiling);
+        if tiling.pieces == 1 {
+            self.push_tiles("sampled_grad_tiled", &[], product, (&tiling, &params), &[index, row_ptr, g]);
+            return Ok(());
+        }
+        let partial = self.push_partial(product, &tiling, &params)?;
+        let chosen = epilogue.chosen.1 - epilogue.chosen.0;
+        self.push("sampled_grad_sum", &[], &params, &[partial, index, g]).threads(chosen);
+        self.used = partial.offset;
         Ok(())
     }
 

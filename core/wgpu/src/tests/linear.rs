@@ -60,14 +60,35 @@ fn few_rows_or_columns() {
     }
 }
 
+/// With rows and columns that are whole vectors and not, a whole number of tiles of k and not.
 #[test]
 fn large_tiles() {
     let Some(mut bench) = bench() else { return };
     // Too small a limit for rows this long.
     bench.backends.truncate(1);
     for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
-        let op = Linear::plain(layout);
-        bench.check(op.clone(), &inputs(&op, 1000, 1100, 12, DType::F32));
+        for (m, n, k) in [(1000, 1100, 12), (1024, 1030, 32), (901, 1152, 37)] {
+            let op = Linear::plain(layout);
+            bench.check(op.clone(), &inputs(&op, m, n, k, DType::F32));
+            bench.check_bf16(2e-6, op.clone(), &inputs(&op, m, n, k, DType::F32), &[0, 1]);
+        }
+    }
+}
+
+/// Few tiles and a long inner dimension: pieces of it are summed apart, in small tiles and in large ones.
+#[test]
+fn inner_dimensions_in_pieces() {
+    let Some(mut bench) = bench() else { return };
+    for (m, n, k) in [(12, 33, 800), (16, 70, 1030), (130, 129, 4096)] {
+        if k > 800 {
+            // Too small a limit for rows this long.
+            bench.backends.truncate(1);
+        }
+        for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+            let op = Linear { layout, scale: 0.5, bias: true, residual: true, output: None };
+            bench.check(op.clone(), &inputs(&op, m, n, k, DType::F32));
+            bench.check_bf16(2e-6, op.clone(), &inputs(&op, m, n, k, DType::F32), &[0, 1, 3]);
+        }
     }
 }
 

@@ -1,0 +1,175 @@
+//! Matrix products in tiles: how a product is cut into workgroups, and the launch that makes the tiles.
+
+use super::{Lowering, View, code, rows, width_of};
+use sparta_graph::ops::Layout;
+use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::{DType, Operand};
+use std::ops::Range;
+
+/// Workgroups that keep a large GPU busy.
+const BUSY: usize = 256;
+/// The shortest k of which the sums are made apart, where there are fewer tiles.
+const SHORTEST_PIECE: usize = 256;
+/// From this number of workgroups on, large tiles keep a GPU busy; below, small ones do.
+const LARGE_TILES: usize = 64;
+/// k of a tile; a piece has a multiple of it.
+const DEPTH: usize = 32;
+
+/// A matrix that is bound by rows, of which a product reads a range of columns.
+#[derive(Clone, Copy)]
+pub(super) struct Factor {
+    pub view: View,
+    pub dtype: DType,
+    /// Elements of a stored row.
+    pub width: usize,
+    pub first_column: usize,
+    pub columns: usize,
+}
+
+impl Factor {
+    /// Ranges of an operand's stored rows and columns.
+    pub fn new(operand: &Operand, range: &Range<usize>, columns: &Range<usize>) -> Self {
+        let (width, first_column, columns) = (width_of(operand), columns.start, columns.len());
+        Factor { view: rows(operand, range), dtype: operand.ty.dtype, width, first_column, columns }
+    }
+
+    /// A range of an operand's stored rows.
+    pub fn all_columns(operand: &Operand, range: &Range<usize>) -> Self {
+        Self::new(operand, range, &(0..width_of(operand)))
+    }
+
+    /// Whether its ranges are whole vectors of 4 elements, and at least one.
+    fn in_vectors(&self) -> bool {
+        self.columns > 0 && [self.width, self.first_column, self.columns].iter().all(|x| x.is_multiple_of(4))
+    }
+}
+
+/// One product, `[m, k] x [k, n]`.
+#[derive(Clone, Copy)]
+pub(super) struct Product {
+    pub layout: Layout,
+    pub a: Factor,
+    pub b: Factor,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// Where a product goes: the stored rows of the result, what is done to it, and the chosen elements if it is sampled.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Epilogue {
+    pub c_stride: usize,
+    pub c_column: usize,
+    pub scale: f32,
+    pub accumulate: bool,
+    pub chosen: (usize, usize),
+}
+
+/// The workgroups of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Tiles are 64 or 128 wide: 64 times this.
+    blocks: usize,
+    /// Ranges of k whose sums are made apart, and the length of each.
+    pub pieces: usize,
+    piece: usize,
+}
+
+impl Tiling {
+    /// Of a device whose threads end after so many rounds of loops, and that binds so many bytes at once.
+    pub fn new(m: usize, n: usize, k: usize, rounds: usize, binding: usize) -> Self {
+        let tiles = |blocks: usize| (m.div_ceil(64 * blocks) * n.div_ceil(64 * blocks)).max(1);
+        let most = (k / SHORTEST_PIECE).max(1);
+        let blocks = if m.min(n) > 64 && tiles(2) * most >= LARGE_TILES { 2 } else { 1 };
+        let bytes = 4 * (m * n.next_multiple_of(4)).max(1);
+        // A thread goes once around for each k, and once more for each tile of k.
+        let needed = k.div_ceil((rounds / 2).max(DEPTH));
+        let pieces = (BUSY / tiles(blocks)).min(most).min(binding / bytes).max(1).max(needed);
+        let piece = k.div_ceil(pieces).next_multiple_of(DEPTH).max(DEPTH);
+        Tiling { blocks, pieces: k.div_ceil(piece).max(1), piece }
+    }
+
+    fn groups(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(64 * self.blocks) * n.div_ceil(64 * self.blocks) * self.pieces
+    }
+}
+
+impl Lowering<'_> {
+    /// The most k of one dispatch, when each takes so many floating point operations; a multiple of every alignment.
+    pub(super) fn rows_for_flops(&self, flops: usize) -> usize {
+        let most = usize::try_from(self.bounds.flops).unwrap_or(usize::MAX) / flops.max(1);
+        (most / ALIGNMENT).max(1) * ALIGNMENT
+    }
+
+    /// How a product is cut on this device.
+    pub(super) fn tiling(&self, product: &Product) -> Tiling {
+        Tiling::new(product.m, product.n, product.k, self.bounds.rounds, self.bounds.binding)
+    }
+
+    /// The `Params` of all kernels of products.
+    pub(super) fn product_params(product: &Product, epilogue: &Epilogue, tiling: &Tiling) -> Vec<u32> {
+        let Product { m, n, k, a, b, .. } = *product;
+        let mut params = vec![m, n, k, a.width, b.width, epilogue.c_stride, a.first_column, epilogue.c_column];
+        params.extend([epilogue.scale.to_bits() as usize, usize::from(epilogue.accumulate)]);
+        params.extend([tiling.pieces, tiling.piece, epilogue.chosen.0, epilogue.chosen.1]);
+        params.into_iter().map(|x| x as u32).collect()
+    }
+
+    /// Launches a kernel that makes tiles, on both factors and what else it binds.
+    pub(super) fn push_tiles(
+        &mut self,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        product: &Product,
+        (tiling, params): (&Tiling, &[u32]),
+        bindings: &[View],
+    ) {
+        let Product { a, b, .. } = product;
+        let layout = match product.layout {
+            Layout::Nt => 0,
+            Layout::Nn => 1,
+            Layout::Tn => 2,
+        };
+        let vectors = u32::from(a.in_vectors() && b.in_vectors());
+        let mut all = vec![("A", code(a.dtype)), ("B", code(b.dtype)), ("LAYOUT", layout), ("VECTORS", vectors)];
+        all.push(("BLOCKS", tiling.blocks as u32));
+        all.extend(constants);
+        let bindings = [&[a.view, b.view], bindings].concat();
+        self.push(name, &all, params, &bindings).groups(tiling.groups(product.m, product.n));
+    }
+
+    /// Launches the products of pieces of k, each apart. The scratch memory that holds them, f32 [pieces, m, n rounded up
+    /// to 4], is the caller's to give back.
+    pub(super) fn push_partial(&mut self, product: &Product, tiling: &Tiling, params: &[u32]) -> Result<View, String> {
+        let elements = tiling.pieces * product.m * product.n.next_multiple_of(4);
+        let partial = self.scratch(elements, "the sums of parts of a product")?;
+        self.push_tiles("product_partial", &[], product, (tiling, params), &[partial]);
+        Ok(partial)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_cut_to_keep_a_gpu_busy() {
+        let cut = |m, n, k| {
+            let tiling = Tiling::new(m, n, k, usize::MAX, 1 << 27);
+            (tiling.blocks, tiling.pieces, tiling.piece)
+        };
+        // The layers of a large model: enough tiles.
+        assert_eq!(cut(4096, 16384, 2048), (2, 1, 2048));
+        // Low-rank factors, and the pooled rows of the last layer.
+        assert_eq!(cut(8, 2048, 4096), (1, 8, 512));
+        assert_eq!(cut(16, 2048, 16384), (1, 8, 2048));
+        // Too short to be cut, and empty.
+        assert_eq!(cut(64, 64, 500), (1, 1, 512));
+        assert_eq!(cut(20, 30, 0), (1, 1, 32));
+        assert_eq!(Tiling::new(20, 30, 100_000, 60_000, 0).pieces, 4);
+        for k in [1, 257, 4097, 99_999] {
+            let tiling = Tiling::new(100, 100, k, usize::MAX, 1 << 27);
+            assert!(tiling.piece * tiling.pieces >= k && tiling.piece * (tiling.pieces - 1) < k);
+        }
+    }
+}

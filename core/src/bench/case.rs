@@ -1,0 +1,255 @@
+//! Whole training steps of a synthetic model: one cell of a table.
+
+use super::shape::Shape;
+use crate::plugin::PluginSet;
+use serde::{Deserialize, Serialize};
+use sparta_graph::{Backend, DType, DeviceInfo};
+use sparta_model::method::options::{self, Given};
+use sparta_model::method::{Adaptation, philox};
+use sparta_model::{Error, Precision, Result, WeightSource, check_weights};
+use sparta_plugin::method::Options;
+use sparta_train::batch::split_by_budget;
+use sparta_train::graphs::Purpose;
+use sparta_train::objective::Classification;
+use sparta_train::{
+    Batch, Ceiling, Demand, Encoded, HeadInit, Objective, Optimization, Planned, Profile, Recompute, Session, Setup,
+    Size, StepOutput, Submitted, fit,
+};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const LR: f64 = 1e-4;
+/// Steps of [`Bench::measure`] that are not timed: one to warm up, one to fill the queue, and one whose interval began
+/// with an empty queue.
+const UNTIMED: usize = 3;
+/// Tokens and steps of [`Bench::trajectory`]: a CPU can record it for a model of billions of parameters.
+const CHECK_TOKENS: usize = 512;
+const CHECK_STEPS: usize = 3;
+/// Steps of [`Bench::profile`].
+const PROFILED: usize = 5;
+
+/// A method with its options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodCase {
+    /// What tables call it.
+    pub name: String,
+    pub plugin: String,
+    pub options: Options,
+}
+
+/// What is trained on what.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub shape: Shape,
+    /// Sequences of a batch, and tokens of each.
+    pub batch: usize,
+    pub tokens: usize,
+    pub method: MethodCase,
+    pub precision: Precision,
+    pub recompute: Recompute,
+    /// The type of the weights in the checkpoint.
+    pub weights: DType,
+}
+
+/// A case that was planned for a device.
+pub struct Prepared {
+    setup: Setup,
+    pub planned: Planned,
+    micro_batch_tokens: usize,
+    pub trained: u64,
+    /// Of one step.
+    pub flops: u64,
+}
+
+/// An opened session with its one batch.
+pub struct Bench {
+    pub session: Session,
+    batches: Vec<Batch>,
+    /// The first sequences, for [`Bench::trajectory`].
+    check: Vec<Batch>,
+    flops: u64,
+}
+
+/// What a step costs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub steps: usize,
+    /// The median.
+    pub step_s: f64,
+    pub step_s_min: f64,
+    pub tokens_per_s: f64,
+    pub gflop_per_step: f64,
+    /// By the median.
+    pub gflops: f64,
+    pub loss: f64,
+}
+
+impl Measured {
+    /// Steps while the energy was counted: those timed, and the ones before and after them.
+    pub fn done(&self) -> usize {
+        self.steps + UNTIMED
+    }
+}
+
+impl Case {
+    /// Plans the session as a run would be planned. `weights` are those of the shape.
+    ///
+    /// Errors: a method that is not there; numbers that make no model.
+    pub fn prepare(&self, plugins: &PluginSet, weights: &dyn WeightSource, device: &DeviceInfo) -> Result<Prepared> {
+        let method = plugins.method(&self.method.plugin)?;
+        let given = self.method.options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
+        let options = options::check(method.info(), &given.collect::<BTreeMap<_, _>>())?;
+        let decoder = self.shape.decoder(self.weights)?;
+        let objective: Arc<dyn Objective> = Arc::new(Classification { classes: 2 });
+        let parameters = check_weights(&decoder, weights, objective.head())?;
+        let mut adaptation = Adaptation::new(method, parameters, options, 0)?;
+        adaptation.precision = self.precision;
+        let trained = adaptation.trained_count();
+        let demand = Demand {
+            batch: self.batch,
+            largest_batch: self.batch * self.tokens,
+            longest_train: self.tokens,
+            longest: self.tokens,
+            head_features: false,
+        };
+        let mut setup = Setup {
+            // Logits of about 1, so that the loss shows what is wrong in the body.
+            head_init: HeadInit::Normal { std: 1.0 / (decoder.hidden_size as f64).sqrt() },
+            decoder,
+            adaptation,
+            objective,
+            optimization: Optimization { weight_decay: 0.01, max_grad_norm: Some(1.0), ..Optimization::default() },
+            dropout: 0.0,
+            recompute: false,
+            seed: 0,
+            limits: demand.limits(self.batch * self.tokens),
+        };
+        let fit = fit(&mut setup, &demand, None, self.recompute, device)?;
+        let mut prepared =
+            Prepared { setup, planned: fit.planned, micro_batch_tokens: fit.micro_batch_tokens, trained, flops: 0 };
+        prepared.flops = prepared.count_flops(&self.batches(&prepared, self.batch)?, device)?;
+        Ok(prepared)
+    }
+
+    /// Allocates everything on the device and uploads the weights.
+    pub fn open(&self, prepared: Prepared, weights: &dyn WeightSource, device: Box<dyn Backend>) -> Result<Bench> {
+        let batches = self.batches(&prepared, self.batch)?;
+        let check = self.batches(&prepared, (CHECK_TOKENS / self.tokens).clamp(1, self.batch))?;
+        let Prepared { setup, planned, flops, .. } = prepared;
+        Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, check, flops })
+    }
+
+    /// Micro-batches of so many random sequences.
+    fn batches(&self, prepared: &Prepared, sequences: usize) -> Result<Vec<Batch>> {
+        let mut words = philox::Stream::new(0, "bench", "tokens").words();
+        let mut below = |n: usize| words.next().map_or(0, |word| word % n.max(1) as u32);
+        let example = |_| {
+            let tokens = (0..self.tokens).map(|_| 1 + below(self.shape.vocab - 1)).collect();
+            Encoded::class(tokens, below(2))
+        };
+        let examples: Vec<Encoded> = (0..sequences).map(example).collect();
+        let lengths = vec![self.tokens; sequences];
+        let ends = split_by_budget(&lengths, prepared.micro_batch_tokens, sequences);
+        let begins = std::iter::once(0).chain(ends.iter().copied());
+        begins.zip(&ends).map(|(begin, &end)| prepared.setup.objective.pack(&examples[begin..end])).collect()
+    }
+}
+
+impl Prepared {
+    fn count_flops(&self, batches: &[Batch], device: &DeviceInfo) -> Result<u64> {
+        let graphs = self.setup.graphs();
+        let mut flops = 0;
+        for (i, batch) in batches.iter().enumerate() {
+            let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
+            let purpose = match (batches.len(), i) {
+                (1, _) => Purpose::Step(size),
+                (_, 0) => Purpose::FirstMicroBatch(size),
+                _ => Purpose::MicroBatch(size),
+            };
+            let plan = device.plan(&graphs.build(purpose)?);
+            flops += plan.calls.iter().map(|call| call.packed_flops(&batch.lengths())).sum::<u64>();
+        }
+        if batches.len() > 1 {
+            flops += device.plan(&graphs.build(Purpose::Update)?).flops();
+        }
+        Ok(flops)
+    }
+}
+
+impl Bench {
+    /// One step, and its results.
+    pub fn step(&mut self) -> Result<StepOutput> {
+        self.session.step(&self.batches, LR)
+    }
+
+    /// Steps on the first sequences of the batch: loss and gradient norm of each.
+    pub fn trajectory(&mut self) -> Result<Vec<[f64; 2]>> {
+        let step = |_| self.session.step(&self.check, LR).map(|output| [output.loss, output.grad_norm]);
+        (0..CHECK_STEPS).map(step).collect()
+    }
+
+    /// The profile with the least total of some steps.
+    ///
+    /// Errors: a step of several micro-batches; a device that cannot time single calls.
+    pub fn profile(&mut self, ceiling: &Ceiling) -> Result<Profile> {
+        let [batch] = &self.batches[..] else {
+            return Err(Error::Usage("a step of several micro-batches cannot be profiled".into()));
+        };
+        let mut best: Option<Profile> = None;
+        for _ in 0..PROFILED {
+            let (_, profile) = self.session.step_profiled(batch, LR, ceiling)?;
+            if best.as_ref().is_none_or(|best| profile.seconds() < best.seconds()) {
+                best = Some(profile);
+            }
+        }
+        best.ok_or_else(|| Error::Training("no step was profiled".into()))
+    }
+
+    /// Repeats the step for so long, but at least so often, after one that is not counted. As in a run, each step is
+    /// submitted before the results of the one before it are read.
+    pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<Measured> {
+        let mut pending: VecDeque<Submitted> = VecDeque::new();
+        let mut loss = self.step()?.loss;
+        pending.push_back(self.session.submit_step(&self.batches, LR)?);
+        let mut seconds = Vec::new();
+        let start = Instant::now();
+        let mut before = start;
+        while seconds.len() < at_least || start.elapsed() < duration {
+            pending.push_back(self.session.submit_step(&self.batches, LR)?);
+            if let Some(step) = pending.pop_front() {
+                loss = self.session.settle(step)?.loss;
+            }
+            let now = Instant::now();
+            seconds.push((now - before).as_secs_f64());
+            before = now;
+        }
+        for step in pending {
+            self.session.settle(step)?;
+        }
+        // The first interval began with an empty queue.
+        if seconds.len() > 1 {
+            seconds.remove(0);
+        }
+        if !loss.is_finite() {
+            return Err(Error::Training(format!("the loss became {loss}")));
+        }
+        let (step_s, gflop) = (median(&seconds), self.flops as f64 * 1e-9);
+        Ok(Measured {
+            steps: seconds.len(),
+            step_s,
+            step_s_min: seconds.iter().copied().fold(f64::INFINITY, f64::min),
+            tokens_per_s: self.batches.iter().map(|batch| batch.real_rows).sum::<usize>() as f64 / step_s,
+            gflop_per_step: gflop,
+            gflops: gflop / step_s,
+            loss,
+        })
+    }
+}
+
+/// The middle of the values; the lower one of two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}

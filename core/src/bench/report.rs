@@ -1,0 +1,124 @@
+//! What a benchmark found, as JSON. `docs/bench.md` describes the format for those who send theirs.
+
+use super::case::Measured;
+use super::kernels::Kernel;
+use serde::{Deserialize, Serialize};
+use sparta_graph::{DType, DeviceInfo};
+use sparta_model::{Error, Result};
+use sparta_train::Ceiling;
+use std::path::Path;
+
+/// The version of the format. Readers take reports of this version and of no other.
+pub const VERSION: u32 = 1;
+/// The largest report that is read.
+const LARGEST: u64 = 16 << 20;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`VERSION`]
+    pub sparta_bench: u32,
+    /// Version of the program.
+    pub program: String,
+    /// `linux x86_64`
+    pub system: String,
+    /// The day, as 2026-11-26.
+    pub date: String,
+    pub devices: Vec<DeviceReport>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    pub device: Device,
+    /// What it reached at most, in what is reported here.
+    pub ceiling: Ceiling,
+    pub kernels: Vec<Kernel>,
+    pub steps: Vec<Step>,
+    /// What was not measured, and why; what went wrong.
+    pub notes: Vec<String>,
+}
+
+/// Of [`DeviceInfo`] what matters to others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    pub id: String,
+    pub name: String,
+    pub driver: String,
+    /// Bytes, where the driver tells.
+    pub memory: Option<u64>,
+}
+
+impl From<&DeviceInfo> for Device {
+    fn from(info: &DeviceInfo) -> Device {
+        let DeviceInfo { id, name, driver, memory, .. } = info.clone();
+        Device { id, name, driver, memory }
+    }
+}
+
+/// A whole training step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    pub shape: String,
+    /// Sequences, and tokens of each.
+    pub batch: usize,
+    pub tokens: usize,
+    pub method: String,
+    pub precision: DType,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Measured(Figures),
+    /// Why there are no figures: it does not fit, takes too long, fails, or computes wrong results.
+    NotMeasured(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Figures {
+    #[serde(flatten)]
+    pub measured: Measured,
+    pub trained: u64,
+    /// Of the products' rate in this precision.
+    pub share_of_ceiling: f64,
+    /// Bytes on the device at most, where the backend counts them; else those planned.
+    pub memory: u64,
+    /// Joules per step, where the system tells.
+    pub joules: Option<f64>,
+    /// Whether losses and gradient norms were compared with stored ones; there are some for the shapes with a name.
+    pub checked: bool,
+}
+
+impl Step {
+    /// `110M 4x128 lora`
+    pub fn cell(&self) -> String {
+        format!("{} {}x{} {}", self.shape, self.batch, self.tokens, self.method)
+    }
+
+    pub fn figures(&self) -> Option<&Figures> {
+        match &self.outcome {
+            Outcome::Measured(figures) => Some(figures),
+            Outcome::NotMeasured(_) => None,
+        }
+    }
+}
+
+impl Report {
+    /// Reads a report. Errors: a file that is none, or of another version.
+    pub fn read(path: &Path) -> Result<Report> {
+        #[derive(Deserialize)]
+        struct Version {
+            sparta_bench: u32,
+        }
+        let text = sparta_io::files::read_text(path, LARGEST).map_err(Error::io(path))?;
+        let wrong = |what: String| Error::Usage(format!("{}: {what}", path.display()));
+        let version: Version =
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not a report of `sparta-cli bench`: {e}")))?;
+        if version.sparta_bench != VERSION {
+            let found = version.sparta_bench;
+            return Err(wrong(format!("expected a report of version {VERSION}, got version {found}: measure again")));
+        }
+        serde_json::from_str(&text).map_err(|e| wrong(format!("a damaged report: {e}")))
+    }
+}

@@ -1,0 +1,110 @@
+//! Losses and gradient norms of a few steps, as the CPU backend computes them: a device that computes something else does
+//! not get a figure.
+
+use sparta_graph::DType;
+use sparta_model::{Error, Result};
+use std::collections::BTreeMap;
+
+/// By [`key`]: loss and gradient norm of each step.
+pub type Trajectories = BTreeMap<String, Vec<[f64; 2]>>;
+
+const STORED: &str = include_str!("trajectories.json");
+
+/// Relative differences of loss and norm that f32 sums in another order may cause. The CPU backend and a software GPU
+/// differ by at most 9e-7 and 1.2e-4.
+const F32: [f64; 2] = [1e-4, 1e-3];
+/// What bf16 is allowed of the distance that rounding to it causes on the CPU: two independent roundings differ by the
+/// root of two times as much on average, and any one of them may be small by chance.
+const ROUNDING: f64 = 4.0;
+const QUANTITIES: [&str; 2] = ["loss", "gradient norm"];
+
+/// The name under which a cell's trajectory is stored.
+pub fn key(cell: &str, precision: DType) -> String {
+    format!("{cell} {precision}")
+}
+
+pub fn stored() -> Result<Trajectories> {
+    serde_json::from_str(STORED).map_err(|e| Error::Training(format!("the stored trajectories are damaged: {e}")))
+}
+
+/// Compares a trajectory with the stored ones of its cell. `None`: there is none.
+///
+/// f32 is compared with f32; bf16 with bf16, within [`ROUNDING`] times the largest distance of the stored bf16 from the
+/// stored f32.
+pub fn check(
+    stored: &Trajectories,
+    cell: &str,
+    precision: DType,
+    found: &[[f64; 2]],
+) -> Option<std::result::Result<(), String>> {
+    let exact = stored.get(&key(cell, DType::F32))?;
+    let expected = stored.get(&key(cell, precision))?;
+    let mut allowed = F32;
+    if precision != DType::F32 {
+        for (steps, exact) in expected.iter().zip(exact) {
+            for i in 0..allowed.len() {
+                allowed[i] = allowed[i].max(ROUNDING * distance(steps[i], exact[i]));
+            }
+        }
+    }
+    if found.len() != expected.len() {
+        return Some(Err(format!("{} steps were done, {} are stored", found.len(), expected.len())));
+    }
+    for (step, (found, expected)) in found.iter().zip(expected).enumerate() {
+        for (i, quantity) in QUANTITIES.into_iter().enumerate() {
+            // False for what is not a number.
+            let agrees = distance(found[i], expected[i]) <= allowed[i];
+            if !agrees {
+                return Some(Err(format!(
+                    "wrong results: the {quantity} of step {} is {}, and {} within {:.1e} is right",
+                    step + 1,
+                    found[i],
+                    expected[i],
+                    allowed[i]
+                )));
+            }
+        }
+    }
+    Some(Ok(()))
+}
+
+fn distance(a: f64, b: f64) -> f64 {
+    (a - b).abs() / b.abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trajectories() -> Trajectories {
+        BTreeMap::from([
+            (key("cell", DType::F32), vec![[1.0, 10.0], [0.5, 5.0]]),
+            (key("cell", DType::BF16), vec![[1.01, 10.0], [0.5, 5.1]]),
+        ])
+    }
+
+    #[test]
+    fn f32_is_held_to_f32_and_bf16_to_its_rounding() {
+        let check = |precision, found: &[[f64; 2]]| check(&trajectories(), "cell", precision, found).unwrap();
+        assert_eq!(check(DType::F32, &[[1.00005, 10.005], [0.5, 5.0]]), Ok(()));
+        let wrong = check(DType::F32, &[[1.0, 10.0], [0.5, 5.1]]).unwrap_err();
+        assert!(wrong.contains("gradient norm of step 2 is 5.1, and 5 "), "{wrong}");
+        assert_eq!(check(DType::BF16, &[[1.04, 10.7], [0.509, 5.0]]), Ok(()));
+        assert!(check(DType::BF16, &[[1.06, 10.0], [0.5, 5.1]]).is_err());
+    }
+
+    #[test]
+    fn what_is_no_number_or_too_short_is_wrong_and_what_is_not_stored_is_not_judged() {
+        let stored = trajectories();
+        assert!(check(&stored, "cell", DType::F32, &[[1.0, f64::NAN], [0.5, 5.0]]).unwrap().is_err());
+        assert!(check(&stored, "cell", DType::F32, &[[1.0, 10.0]]).unwrap().is_err());
+        assert_eq!(check(&stored, "other", DType::F32, &[]), None);
+    }
+
+    #[test]
+    fn the_stored_ones_are_whole() {
+        for (key, steps) in stored().unwrap() {
+            assert!(!steps.is_empty() && steps.iter().flatten().all(|x| x.is_finite() && *x > 0.0), "{key}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `sparta-cli bench`, end to end on a small model: what it computes agrees with the stored steps on every device present,
+//! and reports of several machines make one table. Needs `cargo build --release` before.
+
+use serde_json::Value;
+use sparta_tests::command::command;
+use std::fs;
+use std::path::Path;
+use std::process::{Output, Stdio};
+
+/// Its steps are stored.
+const SMALL: &str = "64,2,4,2,128,512:2x16";
+
+fn run(home: &Path, args: &[&str]) -> Output {
+    command(home, args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn report(home: &Path, device: &str) -> Value {
+    let args = ["bench", "--shape", SMALL, "--steps-only", "--seconds", "0.01", "--device", device];
+    let output = run(home, &[&args[..], &["--out", device, "--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The measured steps, which all agree with the stored ones and stay below the ceiling.
+#[track_caller]
+fn check_steps(report: &Value) -> usize {
+    let steps = report["devices"][0]["steps"].as_array().unwrap();
+    for step in steps {
+        let figures = &step["measured"];
+        assert_eq!(figures["checked"], true, "{step}");
+        assert!(figures["tokens_per_s"].as_f64().unwrap() > 0.0, "{step}");
+        let share = figures["share_of_ceiling"].as_f64().unwrap();
+        assert!(share > 0.0 && share <= 1.0, "{step}");
+    }
+    steps.len()
+}
+
+#[test]
+fn every_device_agrees_with_the_stored_steps_and_reports_compare() {
+    let home = tempfile::tempdir().unwrap();
+    // Five methods in two precisions.
+    assert_eq!(check_steps(&report(home.path(), "cpu")), 10);
+    let page = fs::read_to_string(home.path().join("cpu/bench.html")).unwrap();
+    assert!(page.contains("tokens per second") && page.contains("sparta-0.05"), "{page}");
+    let mut reports = vec!["cpu/bench.json"];
+    if sparta_wgpu::devices().is_empty() {
+        sparta_tests::skipped_unless_in_ci("no wgpu adapter");
+    } else {
+        assert_eq!(check_steps(&report(home.path(), "wgpu")), 10);
+        reports.push("wgpu/bench.json");
+    }
+    let args = [&["bench", "compare"], &reports[..], &["--out", "table.html", "--json"]].concat();
+    let output = run(home.path(), &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let comparison: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(comparison["devices"].as_array().unwrap().len(), reports.len());
+    let rows = comparison["steps"].as_array().unwrap();
+    assert_eq!(rows.len(), 10);
+    assert!(rows.iter().all(|row| row["steps"].as_array().unwrap().len() == reports.len()));
+    assert!(fs::read_to_string(home.path().join("table.html")).unwrap().contains("tokens per second"));
+}
+
+#[test]
+fn single_ops_are_measured_and_none_is_above_the_ceiling() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["bench", "--quick", "--shape", SMALL, "--method", "lora", "--seconds", "0.01", "--device", "cpu"];
+    let output = run(home.path(), &[&args[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let kernels = report["devices"][0]["kernels"].as_array().unwrap();
+    assert!(kernels.len() >= 10, "{report}");
+    for kernel in kernels {
+        let share = kernel["share_of_ceiling"].as_f64().unwrap();
+        assert!(share > 0.0 && share <= 1.0, "{kernel}");
+    }
+}
+
+#[test]
+fn what_does_not_run_is_left_out_with_its_reason_and_wrong_arguments_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let args = ["bench", "--shape", SMALL, "--steps-only", "--method", "full", "--precision", "f32", "--device", "cpu"];
+    let output = run(home.path(), &[&args[..], &["--longest", "1e-12", "--json"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let why = report["devices"][0]["steps"][0]["not_measured"].as_str().unwrap();
+    assert!(why.contains("left out"), "{why}");
+    for (args, part) in [
+        (&["--shape", "16M"][..], "gemma-2b"),
+        (&["--shape", "1,2,3,4,5,6"], "batch"),
+        (&["--method", "sparta"], "sparta-0.005"),
+        (&["--precision", "f16"], "bf16"),
+        (&["--device", "nothing"], "nothing"),
+        (&["compare", "none.json"], "none.json"),
+    ] {
+        let output = run(home.path(), &[&["bench"], args].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(part), "{args:?}: {error}");
+    }
+}

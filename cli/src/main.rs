@@ -66,9 +66,17 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     running::watch(|text| output::aside(text));
-    let code = run();
-    running::ending();
-    code
+    let _ending = Ending;
+    run()
+}
+
+/// The end of the program, also by a panic: it ends by itself, and no library ends it.
+struct Ending;
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        running::ending();
+    }
 }
 
 fn run() -> ExitCode {

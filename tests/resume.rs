@@ -327,6 +327,7 @@ fn a_damaged_log_makes_way_for_an_older_checkpoint() {
     succeed(start(home.path(), options, "head", "cpu", &alone));
     for damage in 0..3 {
         succeed(start(home.path(), options, "head", "cpu", &damaged));
+        fs::remove_file(damaged.join("result.json")).unwrap();
         let log = damaged.join("metrics.jsonl");
         let text = fs::read(&log).unwrap();
         let end = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(4).unwrap().0;

@@ -37,7 +37,7 @@ fn with(case: u32, args: &[&str]) -> Option<(Output, tempfile::TempDir)> {
     Some((output, home))
 }
 
-const RUN: [&str; 14] = [
+const RUN: [&str; 16] = [
     "run",
     "--method",
     "hostile",
@@ -50,6 +50,8 @@ const RUN: [&str; 14] = [
     "--max-test",
     "8",
     "--json",
+    "--precision",
+    "f32",
     "--out",
     "out",
 ];

@@ -57,7 +57,7 @@ fn the_length_of_a_run_is_said() {
     check(&more, 0, &["4 in all, 4 to an epoch, each of 16 examples", "--max-steps is 1000, but the run ends"]);
     let less = plan(&["--epochs", "2", "--max-steps", "3", "--batch-size", "16"]);
     check(&less, 0, &["3 in all, 4 to an epoch", "--max-steps ends the run after step 3 of 8"]);
-    check(&run(&["run", "--method", "lora", "--help"], &[]), 0, &["[default: 1e-3, that of method lora]"]);
+    check(&run(&["run", "--method", "lora", "--help"], &[]), 0, &["[default: 2e-4, that of method lora]"]);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn limits_of_the_system_are_sentences() {
         .output()
         .unwrap();
     check(&many, 0, &["threads are used"]);
-    let inner = command(HOME.path(), &[&small[..], &["--out", "limited"]].concat());
+    let inner = command(HOME.path(), &[&small[..], &["--out", "limited", "--method", "lora"]].concat());
     let mut limited = std::process::Command::new("sh");
     limited.args(["-c", "ulimit -f 8; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
     limited.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(HOME.path());

@@ -10,7 +10,7 @@ use sparta_core::assumed;
 use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
-use sparta_core::{Error, Result, files};
+use sparta_core::{Error, Result, files, report};
 use sparta_plugin::method::Options;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -148,6 +148,7 @@ fn summary(result: &RunResult) -> String {
         bytes(result.planned_memory)
     ));
     lines.extend(result.merge_check.as_ref().map(|check| format!("merged     {check}")));
-    lines.push(format!("saved      {}, with report.html", result.out.display()));
+    let report = if result.out.join(report::FILE).is_file() { ", with report.html" } else { "" };
+    lines.push(format!("saved      {}{report}", result.out.display()));
     lines.join("\n")
 }

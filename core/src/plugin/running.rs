@@ -4,7 +4,8 @@
 use std::ffi::c_int;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After which a call is named.
@@ -40,6 +41,17 @@ fn calls() -> MutexGuard<'static, Calls> {
 pub fn watch(report: fn(&str)) {
     // Said twice, the first report stays.
     let _ = REPORT.set(report);
+    // A thread cannot begin while a library is being loaded: this one has begun when the first is. Without a thread for it
+    // nothing is named.
+    let (beginning, begun) = channel::<()>();
+    let watcher = move || {
+        drop(beginning);
+        name_slow_ones()
+    };
+    if std::thread::Builder::new().spawn(watcher).is_ok() {
+        // An error means that the other end was dropped: it has begun.
+        let _ = begun.recv();
+    }
     // SAFETY: `at_exit` is a function without arguments that does not unwind.
     if unsafe { atexit(at_exit) } != 0 {
         report("warning: a plugin that ends the process will not be named");
@@ -65,9 +77,6 @@ impl Call {
         if REPORT.get().is_none() {
             return Call { id: None, directory };
         }
-        static WATCHER: Once = Once::new();
-        // Without a thread for it nothing is named.
-        WATCHER.call_once(|| drop(std::thread::Builder::new().spawn(name_slow_ones)));
         let mut calls = calls();
         calls.next += 1;
         let id = calls.next;

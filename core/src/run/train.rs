@@ -528,7 +528,7 @@ impl<'a> Trainer<'a> {
             merge_check,
         };
         if let Some(warning) = self.directory.finish(&result)? {
-            self.observer.message(&format!("warning: {warning}"));
+            self.observer.message(&format!("warning: there is no report: {warning}"));
         }
         Ok(result)
     }

@@ -72,7 +72,7 @@ fn a_mistyped_directory_is_told_from_a_name_on_the_hub() {
     for option in ["model", "data"] {
         let output = job(option, "models/tiny-lama");
         check(&output, 1, &["there is no directory models/tiny-lama here, so it was looked for on the hub", "OFFLINE"]);
-        check(&job(option, "./tiny/lama/x"), 2, &["./tiny/lama/x: there is no such file or directory"]);
+        check(&job(option, "./tiny/lama/x"), 1, &["./tiny/lama/x: there is no such file or directory"]);
     }
     check(&job("model", "run"), 1, &["the directory of a run, not a model", "adapter merge"]);
 }

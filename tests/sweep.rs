@@ -107,7 +107,9 @@ fn a_run_ends_cleanly_when_its_input_closes() {
     let home = tempfile::tempdir().unwrap();
     let args = ["run", "--until-eof", "--device", "cpu", "--out", "run", "--json", "--max-steps", "100000"];
     let ended = command(home.path(), &args).stdin(Stdio::null()).output().unwrap();
-    assert_eq!(summary(&ended)["stopped"], "interrupted");
+    assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+    let result: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(result["stopped"], "interrupted");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 fn there(option: &str, path: PathBuf) -> Result<PathBuf> {
     match path.exists() {
         true => Ok(path),
-        false => Err(Error::Usage(format!(
+        false => Err(Error::Config(format!(
             "--{option} {}: there is no such file or directory, and a name on the hub has the form ORG/NAME",
             path.display()
         ))),

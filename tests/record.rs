@@ -442,3 +442,170 @@ fn padding_at_the_end_is_not_read() {
         assert!((p - expected).abs() < 1e-4, "{line}: {row:?}");
     }
 }
+
+/// Every file of a run with its bytes.
+fn files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for path in fs::read_dir(dir).unwrap().flatten().map(|entry| entry.path()) {
+        match path.is_dir() {
+            true => found.extend(files(&path)),
+            false => found.push((path.clone(), fs::read(path).unwrap())),
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_run_that_is_over_stays_as_it_is_and_its_time_is_that_of_all_processes() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let run = home.join("run");
+    ran(home, &format!("run {SHORT} --epochs 9 --max-steps 8 --out run"));
+    let before = files(&run);
+    let (out, _) = ran(home, "run --resume run --device cpu --json");
+    assert!(files(&run) == before, "a finished run was changed");
+    let again: Value = serde_json::from_str(out.lines().last().unwrap()).unwrap();
+    let first = json(run.join("result.json"));
+    assert_eq!(again["training_seconds"], first["training_seconds"]);
+    assert_eq!(again["test"], first["test"]);
+
+    ran(home, "run --resume run --max-steps 9 --device cpu");
+    let longer = json(run.join("result.json"));
+    let [of_8, of_9] = [&first, &longer].map(|result| result["training_seconds"].as_f64().unwrap());
+    assert!(of_9 > of_8, "{of_9} s for 9 steps, {of_8} s for the first 8 of them");
+    let tokens = json(run.join("counters.json"))["tokens"].as_f64().unwrap();
+    let speed = longer["tokens_per_second"].as_f64().unwrap();
+    assert!((tokens / of_9 / speed - 1.0).abs() < 1e-9, "{tokens} tokens in {of_9} s at {speed}");
+    let logged: f64 = fs::read_to_string(run.join("metrics.jsonl"))
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["tokens"].as_f64())
+        .sum();
+    assert_eq!(tokens, logged);
+
+    // An adapter that is damaged is made again.
+    let adapter = run.join("adapter/adapter.safetensors");
+    let good = fs::read(&adapter).unwrap();
+    fs::write(&adapter, &good[..good.len() - 1]).unwrap();
+    ran(home, "run --resume run --device cpu");
+    assert!(fs::read(&adapter).unwrap() == good);
+}
+
+/// A run that is being made longer has no result until it has one of its new length.
+#[test]
+fn a_killed_extension_leaves_no_result() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    ran(home, &format!("run {SHORT} --epochs 1000000 --max-steps 2 --out run"));
+    let run = home.join("run");
+    let log = run.join("metrics.jsonl");
+    let lines = || fs::read_to_string(&log).unwrap().lines().count();
+    let args = ["run", "--resume", "run", "--max-steps", "1000000", "--device", "cpu"];
+    let mut child = command(home, &args).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    while lines() < 8 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!run.join("result.json").exists() && !run.join("report.html").exists());
+    assert_eq!(json(run.join("config.json"))["max_steps"], 1_000_000);
+}
+
+#[test]
+fn adapters_that_contradict_themselves_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    ran(home, &format!("run {SHORT} --max-steps 2 --out run"));
+    ran(home, "adapter export run --format with-indices --out sets");
+    ran(home, "eval sets --device cpu");
+    let path = home.join("sets/adapter.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let lost = file.names().find(|name| name.starts_with("delta.")).unwrap().to_owned();
+    let tensors: Vec<OutTensor> = file
+        .names()
+        .filter(|name| **name != lost)
+        .map(|name| {
+            let view = file.get(name).unwrap();
+            OutTensor {
+                name: name.into(),
+                dtype: view.dtype,
+                shape: view.shape.to_vec(),
+                bytes: view.bytes.to_vec().into(),
+            }
+        })
+        .collect();
+    drop(file);
+    save(&path, &tensors, &Default::default()).unwrap();
+    let mut manifest = json(home.join("sets/adapter.json"));
+    manifest["values_sha256"] = sparta_core::hash::hash_file(&path).unwrap().into();
+    fs::write(home.join("sets/adapter.json"), manifest.to_string()).unwrap();
+    refused(home, "eval sets --device cpu", &[&lost.replace("delta.", "index."), "there is no `delta."]);
+
+    let path = home.join("run/adapter/adapter.json");
+    let mut manifest = json(path.clone());
+    manifest["options"]["densty"] = 0.1.into();
+    fs::write(&path, manifest.to_string()).unwrap();
+    refused(home, "eval run --device cpu", &["adapter.json", "densty"]);
+}
+
+#[test]
+fn adapters_of_one_seed_say_so_when_they_are_combined() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    for (out, seed) in [("a", 0), ("b", 0), ("c", 1)] {
+        ran(home, &format!("run {SHORT} --max-steps 2 --seed {seed} --out {out}"));
+    }
+    let (_, warning) = ran(home, "merge-adapters a b c --out all --device cpu");
+    assert_eq!(warning.matches("an overlap of 100 %").count(), 1, "{warning}");
+    assert!(warning.contains("a/adapter and b/adapter change the same") && warning.contains("--seed"), "{warning}");
+}
+
+#[test]
+fn changes_that_the_stored_type_hides_are_counted() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let (said, _) = ran(home, &format!("run {SHORT} --max-steps 2 --lr 1e-9 --out hidden"));
+    assert!(said.contains("warning: of the chosen weights only 0.0 %"), "{said}");
+    assert_eq!(json(home.join("hidden/result.json"))["visible"], 0.0);
+    let (said, _) = ran(home, &format!("run {SHORT} --max-steps 4 --lr 0.1 --warmup 0 --out seen"));
+    assert!(!said.contains("of the chosen weights only"), "{said}");
+    let visible = json(home.join("seen/result.json"))["visible"].as_f64().unwrap();
+    assert!(visible > 0.9, "{visible}");
+    let (info, _) = ran(home, "adapter info seen --device cpu --json");
+    let info: Value = serde_json::from_str(info.lines().last().unwrap()).unwrap();
+    assert_eq!(info["differs_as_stored"], visible);
+    ran(home, &format!("run {SHORT} --max-steps 2 --method lora --out lora"));
+    assert!(json(home.join("lora/result.json"))["visible"].is_null());
+}
+
+#[test]
+fn predictions_are_finite_and_texts_are_what_the_task_has() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let model = classifier(home, "same", &["negative", "positive"], &[0, 1]);
+    fs::write(home.join("pairs"), "{\"text\": \"a\"}\n{\"text\": \"a\", \"pair\": \"b\"}\n").unwrap();
+    refused(home, "predict trained pairs --device cpu", &["text 2: expected a single text, as task sst2 has them"]);
+    let path = Path::new(&model).join("model.safetensors");
+    let file = TensorFile::open(&path).unwrap();
+    let tensors: Vec<OutTensor> = file
+        .names()
+        .map(|name| {
+            let (shape, values) = file.floats(name).unwrap();
+            let values: Vec<f32> =
+                values.into_iter().map(|x| if name == "score.weight" { x.signum() * 3e38 } else { x }).collect();
+            OutTensor {
+                name: name.into(),
+                dtype: Dtype::F32,
+                shape,
+                bytes: bytemuck::cast_slice(&values).to_vec().into(),
+            }
+        })
+        .collect();
+    drop(file);
+    save(&path, &tensors, &Default::default()).unwrap();
+    fs::write(home.join("texts"), "a good film\n").unwrap();
+    refused(home, &format!("predict {model} texts --device cpu"), &["the logits of text 1 are not finite numbers"]);
+    let data = json(home.join("trained/config.json"))["data"].as_str().unwrap().to_owned();
+    refused(home, &format!("eval {model} --task sst2 --data {data} --device cpu"), &["not finite numbers"]);
+}

@@ -208,7 +208,11 @@ fn describe(info: &Info) -> String {
             100.0 * info.density,
             thousands(info.trained_in_head)
         ),
-        format!("in bf16    {:.1} % of the changed weights differ from the base model", 100.0 * info.differs_in_bf16),
+        format!(
+            "visible    {:.1} % of the changed weights differ from the base model as it is stored, {:.1} % in bf16",
+            100.0 * info.differs_as_stored,
+            100.0 * info.differs_in_bf16
+        ),
     ];
     let row = |l: &adapter::LayerInfo| vec![l.layer.clone(), thousands(l.changed), format!("{:.4e}", l.norm)];
     let rows: Vec<Vec<String>> = info.layers.iter().map(row).collect();

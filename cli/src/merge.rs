@@ -2,7 +2,7 @@
 
 use crate::adapter::{size, unused};
 use crate::args::DeviceArgs;
-use crate::output::{Output, bytes, table};
+use crate::output::{self, Output, bytes, table};
 use crate::{devices, infer};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -127,6 +127,7 @@ pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()
     }
     let request = CombineRequest { adapters: &opened, strategy, out: &args.out, examples };
     let combined = adapter::combine(&request, &|| devices::open(&args.device.device, plugins))?;
+    combined.notes.iter().for_each(output::warn);
     output.say(describe(&combined))?;
     output.result(&combined)
 }

@@ -6,7 +6,7 @@ use crate::method::philox::Stream;
 use crate::{Error, Result};
 use read::read;
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{Example, Recipe, Source, Take};
+use sparta_plugin::task::{Example, Recipe, Source, Take, TaskInfo};
 use std::collections::BTreeMap;
 
 pub use read::Open;
@@ -36,17 +36,19 @@ pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
 /// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a recipe that names a label outside the task's; examples that take more than 512 MiB.
-pub fn load(open: Open, wanted: &[&str], classes: usize, seed: u64) -> Result<Splits> {
+/// malformed row; an empty split; a label outside the task's; a pair for a task of single texts, or the reverse; a recipe
+/// with an example in two splits; examples that take more than 512 MiB.
+pub fn load(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
     let dataset = open().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
+    check_recipe(&recipe)?;
     let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
     for (_, source) in sources.iter().filter(|(split, _)| wanted.contains(split)) {
         source.parts.iter().for_each(|part| *uses.entry(part.clone()).or_default() += 1);
     }
     let names: Vec<String> = uses.keys().cloned().collect();
-    let parts = read(open, dataset, &names, classes)?;
+    let parts = read(open, dataset, &names, task)?;
     let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
@@ -143,6 +145,37 @@ impl Dealer<'_> {
     }
 }
 
+/// Errors: a pair for a task of single texts, or the reverse.
+pub fn check_pair(task: &TaskInfo, pair: bool) -> std::result::Result<(), String> {
+    match (task.pair, pair) {
+        (true, false) => Err(format!("expected a pair of texts, as task {} has them, got a single one", task.id)),
+        (false, true) => Err(format!("expected a single text, as task {} has them, got a pair", task.id)),
+        _ => Ok(()),
+    }
+}
+
+/// Errors: two splits share a part and are not what is drawn from it and the rest.
+fn check_recipe(recipe: &Recipe) -> Result<()> {
+    let splits = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
+    for (i, (name, source)) in splits.iter().enumerate() {
+        if let Some(part) = source.parts.iter().enumerate().find(|(k, part)| source.parts[..*k].contains(part)) {
+            return Err(Error::Data(format!("the {name} split of the task's recipe names {} twice", part.1)));
+        }
+        for (other, earlier) in &splits[..i] {
+            let Some(shared) = source.parts.iter().find(|part| earlier.parts.contains(part)) else { continue };
+            use Take::{Draw, Rest};
+            let apart = matches!((earlier.take, source.take), (Draw { .. }, Rest { .. }) | (Rest { .. }, Draw { .. }));
+            if !apart || source.parts != earlier.parts {
+                return Err(Error::Data(format!(
+                    "the {other} and {name} splits of the task's recipe share examples of {shared}: {earlier:?} and \
+                     {source:?}; the plugin must draw one of them and leave the rest to the other"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The chosen items in ascending order of their positions.
 fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
     chosen.sort_unstable();
@@ -179,7 +212,19 @@ mod tests {
     }
 
     fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {
-        load(&|| Ok(Box::new(fake.clone())), &SPLITS, classes, seed)
+        load(&|| Ok(Box::new(fake.clone())), &SPLITS, &task(classes), seed)
+    }
+
+    fn task(classes: usize) -> TaskInfo {
+        TaskInfo {
+            id: "t".into(),
+            title: "T".into(),
+            labels: (0..classes).map(|i| i.to_string()).collect(),
+            metrics: vec![],
+            primary: String::new(),
+            pair: false,
+            prompt: None,
+        }
     }
 
     fn fake(size: usize) -> Fake {
@@ -216,10 +261,10 @@ mod tests {
 
     #[test]
     fn only_wanted_splits_are_read() {
-        let test = load(&|| Ok(Box::new(fake(700))), &["test"], 2, 7).unwrap();
+        let test = load(&|| Ok(Box::new(fake(700))), &["test"], &task(2), 7).unwrap();
         assert_eq!((test.train.len(), test.dev.len(), test.test.len()), (0, 0, 700));
         assert_eq!(test.test, deal(&fake(700), 2, 7).unwrap().test);
-        let dev = load(&|| Ok(Box::new(fake(700))), &["dev"], 2, 7).unwrap();
+        let dev = load(&|| Ok(Box::new(fake(700))), &["dev"], &task(2), 7).unwrap();
         assert_eq!(dev.dev, deal(&fake(700), 2, 7).unwrap().dev);
     }
 
@@ -243,9 +288,44 @@ mod tests {
     #[test]
     fn a_data_set_without_end_is_refused() {
         static READ: AtomicUsize = AtomicUsize::new(0);
-        let message = load(&|| Ok(Box::new(Flood(&READ))), &SPLITS, 2, 7).unwrap_err().to_string();
+        let message = load(&|| Ok(Box::new(Flood(&READ))), &SPLITS, &task(2), 7).unwrap_err().to_string();
         assert!(message.contains("more than 512 MiB"), "{message}");
         assert!(READ.load(Ordering::Relaxed) < 600);
+    }
+
+    #[test]
+    fn no_example_is_in_two_splits() {
+        let all = source("train", Take::All);
+        let (draw, rest) = (source("train", Take::Draw { count: 10 }), source("train", Take::Rest { cap: None }));
+        let (dev, both) =
+            (source("dev", Take::All), Source { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
+        let check = |train: &Source, dev: &Source, test: &Source| {
+            let recipe = Recipe { train: train.clone(), dev: dev.clone(), test: test.clone(), notes: vec![] };
+            deal(&Fake { recipe, size: 100 }, 2, 7).map(drop).map_err(|e| e.to_string())
+        };
+        check(&rest, &draw, &dev).unwrap();
+        check(&draw, &rest, &dev).unwrap();
+        for (train, dev, test, part) in [
+            (&all, &draw, &dev, "the train and dev splits"),
+            (&rest, &all, &dev, "the train and dev splits"),
+            (&all, &dev, &dev, "the dev and test splits"),
+            (&draw, &draw, &dev, "the train and dev splits"),
+            (&rest, &draw, &rest, "the train and test splits"),
+            (&both, &draw, &dev, "the train and dev splits"),
+        ] {
+            let error = check(train, dev, test).unwrap_err();
+            assert!(error.contains(part) && error.contains("share examples of"), "{error}");
+        }
+        let twice = Source { parts: vec!["train".into(), "train".into()], take: Take::All };
+        assert!(check(&twice, &dev, &source("x", Take::All)).unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn pairs_are_for_tasks_of_pairs() {
+        let pairs = TaskInfo { pair: true, ..task(2) };
+        let error = load(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
+        assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
+        assert!(check_pair(&task(2), true).unwrap_err().contains("expected a single text"));
     }
 
     #[test]

@@ -2,6 +2,7 @@ use super::stored::{Stored, sparse_and_whole};
 use super::{Adapter, Kind, align_head, load};
 use crate::hash::fingerprint;
 use crate::job::PrecisionChoice;
+use crate::method::options::{self, Given};
 use crate::method::{Adaptation, IndexSet, Part, index_set};
 use crate::model::{Decoder, HEAD, HeadKind, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded};
@@ -167,7 +168,9 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
         }
         Kind::Native(manifest) => {
             let method = plugins.method(&manifest.method)?;
-            let options = manifest.options.clone();
+            let given = manifest.options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
+            let options = options::check(method.info(), &given.collect())
+                .map_err(|e| Error::Weights(format!("{}: adapter.json: {e}", adapter.dir.display())))?;
             let mut adaptation = if adapter.indices.is_empty() {
                 Adaptation::new(method, parameters, options, manifest.seed)?
             } else {

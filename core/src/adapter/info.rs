@@ -3,9 +3,10 @@
 use super::merge::is_head;
 use super::vector::{Delta, delta};
 use super::{Applied, Kind};
-use crate::method::Part;
-use crate::model::to_f32;
+use crate::method::{Adaptation, Part};
+use crate::model::{from_f32, to_f32};
 use crate::train::Session;
+use crate::weights::Weights;
 use crate::{Error, Result, hash};
 use half::bf16;
 use serde::Serialize;
@@ -33,6 +34,8 @@ pub struct Info {
     pub layers: Vec<LayerInfo>,
     /// Share of the changed weights of the body whose value in bf16 differs from the base model's in bf16.
     pub differs_in_bf16: f64,
+    /// The same in the types that the base model is stored in.
+    pub differs_as_stored: f64,
 }
 
 /// One layer of the model, or the tensors of one kind outside the layers.
@@ -47,7 +50,7 @@ pub struct LayerInfo {
 
 /// Describes an adapter. `session` is needed where [`super::vector::needs_device`] says so.
 pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
-    let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, 0u64);
+    let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, [0u64; 2]);
     for (position, parameter) in applied.adaptation.parameters.iter().enumerate() {
         // What the method cannot merge has no weight to compare with the base model's.
         if matches!(applied.adaptation.parts[position], Part::Reparam(_)) && !applied.adaptation.method.mergeable() {
@@ -62,7 +65,8 @@ pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
         }
         if !is_head(parameter) {
             changed += count;
-            differs += differing(applied, parameter, &delta)?;
+            let counts = differing(&applied.weights, parameter, &delta)?;
+            differs.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
     }
     let adapter = &applied.adapter;
@@ -78,6 +82,7 @@ pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
     };
     let body: u64 = adaptation.parameters.iter().filter(|p| !is_head(p)).map(Parameter::numel).sum();
     let trained_in_body = adaptation.trained_in_body();
+    let share = |count: u64| if changed == 0 { 0.0 } else { count as f64 / changed as f64 };
     Ok(Info {
         adapter: adapter.dir.clone(),
         format,
@@ -91,7 +96,8 @@ pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
         trained_in_head: adaptation.trained_count() - trained_in_body,
         density: trained_in_body as f64 / body as f64,
         layers,
-        differs_in_bf16: if changed == 0 { 0.0 } else { differs as f64 / changed as f64 },
+        differs_in_bf16: share(differs[0]),
+        differs_as_stored: share(differs[1]),
     })
 }
 
@@ -102,16 +108,38 @@ fn layer_name(parameter: &Parameter) -> String {
     }
 }
 
-/// How many of the changed weights differ in bf16.
-fn differing(applied: &Applied, parameter: &Parameter, delta: &Delta) -> Result<u64> {
-    let view = applied.weights.get(&parameter.name);
-    let base = view.and_then(|view| to_f32(view.dtype, view.bytes));
-    let base = base.ok_or_else(|| Error::Weights(format!("{} is missing in the base model", parameter.name)))?;
-    let differs = |(k, &d): (usize, &f32)| {
+/// How many of the changed weights differ in bf16, and as the base model stores them.
+fn differing(weights: &Weights, parameter: &Parameter, delta: &Delta) -> Result<[u64; 2]> {
+    let missing = || Error::Weights(format!("{} is missing in the base model", parameter.name));
+    let view = weights.get(&parameter.name).ok_or_else(missing)?;
+    let base = to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
+    let mut counts = [0; 2];
+    for (k, &d) in delta.values().iter().enumerate() {
         let w0 = base.get(delta.position(k)).copied().unwrap_or_default();
-        bf16::from_f32(w0 + d).to_bits() != bf16::from_f32(w0).to_bits()
-    };
-    Ok(delta.values().iter().enumerate().filter(|&item| differs(item)).count() as u64)
+        let stored = from_f32(view.dtype, &[w0 + d]) != from_f32(view.dtype, &[w0]);
+        let in_bf16 = bf16::from_f32(w0 + d).to_bits() != bf16::from_f32(w0).to_bits();
+        counts.iter_mut().zip([in_bf16, stored]).for_each(|(count, differs)| *count += u64::from(differs));
+    }
+    Ok(counts)
+}
+
+/// Of the weights that an adaptation has chosen one by one, the share that these trained values change as the model
+/// stores them; `None` where it has chosen none.
+pub fn visible_share(
+    adaptation: &Adaptation,
+    weights: &Weights,
+    values: &BTreeMap<String, Vec<f32>>,
+) -> Result<Option<f64>> {
+    let (mut changed, mut visible) = (0, 0);
+    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
+        let (Part::Sparse(set), Some(values)) = (part, values.get(&format!("delta.{}", parameter.name))) else {
+            continue;
+        };
+        let delta = Delta::Sparse { indices: set.indices.clone(), values: values.clone() };
+        changed += delta.len();
+        visible += differing(weights, parameter, &delta)?[1];
+    }
+    Ok((changed > 0).then(|| visible as f64 / changed as f64))
 }
 
 /// Two adapters of one base model, over the body.

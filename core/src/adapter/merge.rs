@@ -52,6 +52,9 @@ pub struct Merged {
     pub files: usize,
     pub bytes: u64,
     pub check: MergeCheck,
+    /// Plugins that are not those that the run was made with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_plugins: Vec<String>,
 }
 
 /// Tokens of the longest sequence that a merged model is checked on.
@@ -107,7 +110,8 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     }
     drop(stored);
     written.finish()?;
-    Ok(Merged { out: request.out.clone(), files, bytes, check })
+    let other_plugins = applied.recorded.accepted.clone();
+    Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
 }
 
 /// One merged parameter as `dtype`: `w`, the trained values, `round(w0 + delta)` in the base's type as in training, or

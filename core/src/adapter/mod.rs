@@ -19,7 +19,7 @@ pub use applied::Applied;
 pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
 pub use head::{align_head, order_of};
-pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info};
+pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info, visible_share};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;
 pub use native::{Manifest, save};

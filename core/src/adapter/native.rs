@@ -157,7 +157,17 @@ pub fn read_values(dir: &Path, sha256: &str) -> Result<Values> {
             }
         }
     }
-    Ok(read)
+    // An empty set is stored, too, so that loading draws nothing.
+    let bare =
+        read.indices.iter().find(|(name, set)| !set.is_empty() && !read.values.contains_key(&format!("delta.{name}")));
+    match bare {
+        None => Ok(read),
+        Some((name, set)) => Err(Error::Weights(format!(
+            "{}: `{INDEX}{name}` chooses {} elements, and there is no `delta.{name}` with their changes",
+            path.display(),
+            set.len()
+        ))),
+    }
 }
 
 /// Reads the adapter of a run.

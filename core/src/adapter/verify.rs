@@ -48,7 +48,7 @@ pub fn check_merged<'a>(
     let (mut rounding, mut scale) = (0f64, Scale::default());
     for position in 0..count {
         let (dtype, bytes) = merged(session, position)?;
-        rounding = rounding.max(roundoff(session, position, dtype));
+        rounding += roundoff(session, position, dtype).powi(2);
         scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
         session.replace_weight(position, dtype, &bytes)?;
     }
@@ -61,31 +61,34 @@ pub fn check_merged<'a>(
     let decoder = &session.setup().decoder;
     let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
     let activations = session.setup().adaptation.precision.activations;
-    let arithmetic = 2f64.powi(-24) * inner.sqrt() + unit_roundoff(activations);
+    let arithmetic = 2f64.powi(-24) * inner.sqrt() + deviation(activations);
     let matrices = (7 * decoder.layers + 1) as f64;
     let row = scale.largest_row(decoder.hidden_size, decoder.norm_plus_one);
     Ok(MergeCheck {
         examples: examples.len(),
         largest_difference,
-        bound: 8.0 * matrices.sqrt() * (rounding + arithmetic) * row,
+        bound: 8.0 * row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
+        largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }
 
-/// Unit roundoff of what merging does to this weight: half the distance of neighbouring values, relatively.
+/// Standard deviation of the relative error that merging makes in this weight.
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
     let computed = matches!(adaptation.parts[position], Part::Dense | Part::Reparam(_));
-    if computed || adaptation.parameters[position].dtype != to { unit_roundoff(to) } else { 0.0 }
+    if computed || adaptation.parameters[position].dtype != to { deviation(to) } else { 0.0 }
 }
 
-/// That of a 16-bit type; that of f32 counts with the products.
-fn unit_roundoff(dtype: DType) -> f64 {
-    match dtype {
+/// That of rounding to a 16-bit type: uniform in plus and minus the unit roundoff, at most. That of f32 counts with the
+/// products.
+fn deviation(dtype: DType) -> f64 {
+    let unit_roundoff = match dtype {
         DType::BF16 => 2f64.powi(-8),
         DType::F16 => 2f64.powi(-11),
         DType::F32 | DType::U32 => 0.0,
-    }
+    };
+    unit_roundoff / 3f64.sqrt()
 }
 
 /// The head and the final norm, through which errors of the hidden state become errors of logits.

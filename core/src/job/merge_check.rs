@@ -9,32 +9,68 @@ pub struct MergeCheck {
     pub examples: usize,
     /// Largest absolute difference of a logit.
     pub largest_difference: f64,
-    /// What rounding can explain: 8 sqrt(n) (u + e) S. n is the number of matrices on a token's way; u the unit roundoff
-    /// of the coarsest type that a weight was rounded to by merging (0 where none was); e = 2^-24 sqrt(k), the f32
-    /// arithmetic of inner products of k terms, and the unit roundoff of 16-bit activations; S the largest norm of a row of score * norm. Rounding errors of the
+    /// What rounding can explain: 8 S sqrt(sum of r^2 + n e^2). r is the standard deviation of the relative error of a
+    /// weight that merging has rounded, u / sqrt(3) with the unit roundoff u of its type, and the sum is over all of them;
+    /// n is the number of matrices on a token's way and e that of the arithmetic, 2^-24 sqrt(k) for inner products of k
+    /// terms and u / sqrt(3) of 16-bit activations; S the largest norm of a row of score * norm. Rounding errors of the
     /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
-    /// product with such a row, has an error of a standard deviation of at most sqrt(n) (u + e) S.
+    /// product with such a row, has an error of a standard deviation of at most an eighth of this.
     pub bound: f64,
+    /// Largest absolute value of a logit with the adapter.
+    #[serde(default = "unknown")]
+    pub largest_logit: f64,
     /// Examples whose predicted class differs.
     pub other_class: usize,
 }
 
 impl MergeCheck {
+    /// Whether the logits are the same, or as close as rounding explains, where that is less than the logits themselves.
     /// Written so that a bound of NaN agrees with nothing.
     pub fn agrees(&self) -> bool {
-        self.largest_difference <= self.bound
+        self.largest_difference == 0.0 || (self.largest_difference <= self.bound && self.bound < self.largest_logit)
     }
+}
+
+/// The logits of a check that did not store them.
+fn unknown() -> f64 {
+    f64::MAX
 }
 
 impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MergeCheck { examples, largest_difference, bound, other_class } = self;
-        let verdict = if self.agrees() { "within" } else { "ABOVE" };
+        let MergeCheck { examples, largest_difference, bound, largest_logit, other_class } = self;
+        let verdict = if largest_difference <= bound { "within" } else { "ABOVE" };
         write!(
             f,
             "the logits of the merged model and of the adapter differ by at most {largest_difference:.1e} on {examples} \
              examples, {verdict} the {bound:.1e} that rounding explains"
         )?;
+        if !self.agrees() && largest_difference <= bound {
+            write!(f, ", which proves nothing: no logit is above {largest_logit:.1e}")?;
+        }
         if *other_class > 0 { write!(f, "; {other_class} get another class") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_above_the_logits_proves_nothing() {
+        let check = |largest_difference, bound, largest_logit| MergeCheck {
+            examples: 8,
+            largest_difference,
+            bound,
+            largest_logit,
+            other_class: 0,
+        };
+        assert!(check(0.1, 0.2, 1.0).agrees());
+        assert!(check(0.0, 0.2, 0.1).agrees(), "the same logits need no bound");
+        let loose = check(0.1, 0.3, 0.2);
+        assert!(!loose.agrees() && loose.to_string().contains("proves nothing: no logit is above 2.0e-1"), "{loose}");
+        assert!(!check(0.3, 0.2, 1.0).agrees() && !check(0.1, f64::NAN, 1.0).agrees());
+        let stored = r#"{"examples": 8, "largest_difference": 0.1, "bound": 0.2, "other_class": 0}"#;
+        assert!(serde_json::from_str::<MergeCheck>(stored).unwrap().agrees());
     }
 }

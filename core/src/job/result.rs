@@ -29,9 +29,13 @@ pub struct RunResult {
     pub test: Option<Metrics>,
     pub trainable: TrainablePlan,
     pub parameters: u64,
-    /// Real tokens per second of training.
+    /// Of the single weights that were chosen, the share whose value differs from the model's in the type that the model
+    /// is stored in; absent where none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visible: Option<f64>,
+    /// Real tokens per second of training, by all processes of the run.
     pub tokens_per_second: f64,
-    /// Time spent in steps by the process that ended the run: what it resumed is not in it.
+    /// Time spent in steps, by all processes of the run.
     pub training_seconds: f64,
     /// Bytes allocated on the device.
     pub device_memory: u64,

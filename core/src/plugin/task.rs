@@ -50,6 +50,12 @@ fn check(task: &TaskInfo) -> Result<(), String> {
     if task.labels.len() < 2 {
         return Err(format!("a classification task needs two labels or more, it has {:?}", task.labels));
     }
+    if let Some(i) = (0..task.labels.len()).find(|&i| task.labels[..i].contains(&task.labels[i])) {
+        return Err(format!("it has the label {:?} twice", task.labels[i]));
+    }
+    if task.labels.iter().any(|label| label.trim().is_empty()) {
+        return Err(format!("it has a label without a name: {:?}", task.labels));
+    }
     if let Some(metric) = task.metrics.iter().find(|metric| !Scores::METRICS.contains(&metric.as_str())) {
         return Err(format!("unknown metric `{metric}`; this host computes {}", Scores::METRICS.join(", ")));
     }

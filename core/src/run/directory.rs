@@ -3,9 +3,9 @@
 use super::prepare::Prepared;
 use super::pretrain::save_trained;
 use crate::adapter;
-use crate::job::{RunConfig, RunResult};
+use crate::job::{RunConfig, RunResult, Stopped};
 use crate::report::{self};
-use crate::weights::atomic_write;
+use crate::weights::{Weights, atomic_write};
 use crate::{Error, Result, files};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 const PLAN: &str = "plan.json";
+const RESULT: &str = "result.json";
+const COUNTERS: &str = "counters.json";
 
 /// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
 pub struct RunDirectory {
@@ -26,6 +28,15 @@ pub struct RunDirectory {
     /// Lines that could not be written yet.
     pending: Vec<u8>,
     _lock: File,
+}
+
+/// What a run has taken, over all processes that worked on it: in a file of its own, as it differs between equal runs.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Time spent in training steps, those included that were done again after a crash.
+    pub training_seconds: f64,
+    /// Real tokens of these steps.
+    pub tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -219,10 +230,47 @@ impl RunDirectory {
         }
     }
 
+    /// What the processes before this one have taken; nothing where no file tells.
+    ///
+    /// Errors: a file that cannot be read.
+    pub fn counters(&self) -> Result<Counters> {
+        let path = self.path.join(COUNTERS);
+        if !path.exists() {
+            return Ok(Counters::default());
+        }
+        let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
+        serde_json::from_str(&text).map_err(|e| Error::Training(format!("{}: {e}", path.display())))
+    }
+
+    pub fn save_counters(&self, counters: &Counters) -> Result<()> {
+        self.write_json(COUNTERS, counters)
+    }
+
+    /// The result of a run that is over after `step` steps and whose product is whole.
+    pub fn finished(&self, run: &Prepared, step: usize) -> Option<RunResult> {
+        let text = files::read_text(&self.path.join(RESULT), files::CONFIGURATION).ok()?;
+        let result: RunResult = serde_json::from_str(&text).ok()?;
+        let adapter = self.product(run);
+        let whole = match &run.config.text {
+            Some(_) => Weights::open(&adapter).is_ok(),
+            None => adapter::load(&adapter, None).is_ok(),
+        };
+        let over = result.stopped != Stopped::Interrupted && result.steps == step;
+        (over && whole).then(|| RunResult { out: self.path.clone(), adapter, ..result })
+    }
+
+    /// Removes result and report of a run that goes on: they are of what it was before.
+    pub fn forget_result(&self) -> Result<()> {
+        for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
+            fs::remove_file(path).map_err(Error::io(path))?;
+        }
+        Ok(())
+    }
+
     /// Writes the result, and from all files the report. Returns why there is no report, should there be none: the run is
     /// complete without.
     pub fn finish(&self, result: &RunResult) -> Result<Option<Error>> {
-        self.write_json("result.json", result)?;
+        self.write_json(RESULT, result)?;
         Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
     }
 

@@ -37,6 +37,8 @@ pub struct Adapted {
     /// The ways in which the heads want their texts, and which each head wants.
     encoders: Vec<Encoder>,
     encoder_of: Vec<usize>,
+    /// The tasks of the heads, as far as they are known.
+    tasks: Vec<TaskInfo>,
 }
 
 impl Adapted {
@@ -58,7 +60,9 @@ impl Adapted {
         for encoder in &encoders {
             encoder.tokenizer().check_vocab(applied.decoder.vocab_size)?;
         }
-        Ok(Adapted { applied, encoders, encoder_of })
+        let configs = applied.adapter.heads.iter().filter_map(|head| head.config.as_ref());
+        let tasks = configs.filter_map(|config| Some(plugins.task(&config.task).ok()?.1)).collect();
+        Ok(Adapted { applied, encoders, encoder_of, tasks })
     }
 
     pub fn applied(&self) -> &Applied {
@@ -93,6 +97,8 @@ impl Adapted {
 
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
     /// prompts. Texts longer than the model's positions are cut. `device` opens the device.
+    ///
+    /// Errors: a pair of texts where the task has single ones, or the reverse, with its number.
     pub fn predict(
         &self,
         device: impl Fn() -> Result<Box<dyn Backend>>,
@@ -103,7 +109,7 @@ impl Adapted {
 
     /// Predicts texts as they come, on a device that stays open.
     pub fn predictor<D: Fn() -> Result<Box<dyn Backend>>>(&self, device: D) -> Predictor<'_, D> {
-        Predictor { adapted: self, device, session: None }
+        Predictor { adapted: self, device, session: None, done: 0 }
     }
 
     /// The logits of each head.
@@ -148,7 +154,15 @@ impl Adapted {
             progress(done, total);
             true
         })?;
-        Ok(found.predictions)
+        let finite = |p: &Prediction| p.logits.iter().all(|z| z.is_finite());
+        match found.predictions.iter().position(|p| !finite(p)) {
+            None => Ok(found.predictions),
+            Some(at) => Err(Error::Training(format!(
+                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
+                at + 1,
+                found.predictions[at].logits
+            ))),
+        }
     }
 
     /// Tokens of a batch.
@@ -189,7 +203,7 @@ impl Adapted {
         let split = request.split.as_str();
         let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
         let seed = config.map_or(0, |c| c.seed);
-        let all = splits::load(&|| plugin.open(&data), &[split], task.labels.len(), seed)?;
+        let all = splits::load(&|| plugin.open(&data), &[split], &task, seed)?;
         let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),
@@ -220,12 +234,19 @@ pub struct Predictor<'a, D> {
     device: D,
     /// The opened model, and the tokens of the longest text that it takes.
     session: Option<(Session, usize)>,
+    /// Texts that were predicted.
+    done: usize,
 }
 
 impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
     /// As [`Adapted::predict`].
     pub fn predict(&mut self, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<Prediction>>> {
         let adapted = self.adapted;
+        for (i, (_, pair)) in texts.iter().enumerate() {
+            let checked = adapted.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
+            checked.map_err(|what| Error::Data(format!("text {}: {what}", self.done + i + 1)))?;
+        }
+        self.done += texts.len();
         let example =
             |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
         let examples: Vec<Example> = texts.iter().map(example).collect();

@@ -195,7 +195,7 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let note = own_head(config, decoder, weights, &task)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
     let request = OpenRequest::new(task.id.clone(), config.data.clone());
-    let data = splits::load(&|| plugin.open(&request), &splits::SPLITS, task.labels.len(), config.seed)?;
+    let data = splits::load(&|| plugin.open(&request), &splits::SPLITS, &task, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         objective: Arc::new(Classification { classes: task.labels.len() }),

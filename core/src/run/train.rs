@@ -2,10 +2,10 @@
 
 mod checks;
 
-use super::directory::{RunDirectory, peak_resident};
+use super::directory::{Counters, RunDirectory, peak_resident};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare};
-use crate::adapter::{MergeDtype, check_merged, merged_tensor};
+use crate::adapter::{MergeDtype, check_merged, merged_tensor, visible_share};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{
     EarlierLength, Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped,
@@ -59,10 +59,19 @@ pub fn run(
             let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
             let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
-            if let Some(total_steps) = directory.check_length(&prepared)? {
+            let earlier = directory.check_length(&prepared)?;
+            let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
+            if earlier.is_none()
+                && let Some(result) = directory.finished(&prepared, step)
+            {
+                observer.message(&format!("the run is over since step {step}: there is nothing left to do"));
+                return Ok(result);
+            }
+            if let Some(total_steps) = earlier {
                 let until = checkpoints.newest_step()?;
                 prepared.config.earlier_lengths.push(EarlierLength { until, total_steps });
             }
+            directory.forget_result()?;
             directory.describe(&prepared)?;
             (directory, newest)
         }
@@ -74,6 +83,7 @@ pub fn run(
     let session = session?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
+        trainer.before = trainer.directory.counters()?;
         trainer.resume(newest)?;
     }
     trainer.run(open)
@@ -102,6 +112,8 @@ struct Trainer<'a> {
     training_time: Duration,
     /// Tokens trained on in this process.
     tokens: u64,
+    /// What earlier processes have taken.
+    before: Counters,
 }
 
 impl<'a> Trainer<'a> {
@@ -136,6 +148,7 @@ impl<'a> Trainer<'a> {
             order,
             training_time: Duration::ZERO,
             tokens: 0,
+            before: Counters::default(),
         }
     }
 
@@ -437,7 +450,23 @@ impl<'a> Trainer<'a> {
         let (state, session) = (self.session.state(), &mut self.session);
         self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
+        self.save_counters();
         Ok(())
+    }
+
+    /// A run does not end because its time cannot be written down.
+    fn save_counters(&mut self) {
+        if let Err(error) = self.directory.save_counters(&self.counters()) {
+            self.observer.message(&format!("warning: the time and tokens so far could not be saved: {error}"));
+        }
+    }
+
+    /// What the run has taken so far.
+    fn counters(&self) -> Counters {
+        Counters {
+            training_seconds: self.before.training_seconds + self.training_time.as_secs_f64(),
+            tokens: self.before.tokens + self.tokens,
+        }
     }
 
     /// What is wrong with the session's state: a value that is not finite, or one that makes a few dev examples so. Such a
@@ -506,19 +535,23 @@ impl<'a> Trainer<'a> {
             self.report("test", metrics, false)?;
         }
         let device_memory = self.session.tensors().memory().values().sum();
+        let visible = self.visible()?;
         let merges = self.run.setup.objective.pools() && self.run.setup.adaptation.method.mergeable();
         let merge_check = if merges { self.check_merge() } else { None };
+        let counters = self.counters();
+        self.save_counters();
         let result = RunResult {
             stopped,
             steps: self.position.step,
             skipped_steps: self.position.skipped,
+            visible,
             best_step,
             dev,
             test,
             trainable: self.run.plan.trainable.clone(),
             parameters: self.run.plan.parameters,
-            tokens_per_second: self.tokens_per_second(),
-            training_seconds: self.training_time.as_secs_f64(),
+            tokens_per_second: counters.tokens as f64 / counters.training_seconds.max(1e-9),
+            training_seconds: counters.training_seconds,
             device_memory,
             planned_memory: self.run.plan.total_memory(),
             peak_resident: peak_resident(),
@@ -531,6 +564,20 @@ impl<'a> Trainer<'a> {
             self.observer.message(&format!("warning: there is no report: {warning}"));
         }
         Ok(result)
+    }
+
+    /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.
+    fn visible(&mut self) -> Result<Option<f64>> {
+        let adaptation = &self.run.setup.adaptation;
+        let visible = visible_share(adaptation, &self.run.weights, &self.session.trained_values()?)?;
+        if let Some(share) = visible.filter(|share| *share < VISIBLE) {
+            self.observer.message(&format!(
+                "warning: of the chosen weights only {:.1} % have changed as the model stores them; the other changes are too \
+                 small for its type, so they change nothing: raise --lr, train longer, or take a model in f32",
+                100.0 * share
+            ));
+        }
+        Ok(visible)
     }
 
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
@@ -574,6 +621,9 @@ struct Pending {
 fn may_have_updated(error: &Error) -> bool {
     !matches!(error, Error::Device(BackendError::OutOfMemory { .. }))
 }
+
+/// Share of changes that have to be visible for a run to go without a warning.
+const VISIBLE: f64 = 0.25;
 
 /// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
 const FEW_EXAMPLES: usize = 8;

@@ -1,7 +1,8 @@
 //! The examples of the parts of a data set, read by several threads within a bound of memory.
 
+use super::check_pair;
 use crate::{Error, Result};
-use sparta_plugin::task::{Dataset, Example};
+use sparta_plugin::task::{Dataset, Example, TaskInfo};
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +18,9 @@ type Parts = BTreeMap<String, Vec<Example>>;
 
 /// Reads these parts, the first by the data set that is open already.
 ///
-/// Errors: a malformed row; a label outside the task's; examples that take more than 512 MiB.
-pub fn read(open: Open, first: Box<dyn Dataset>, parts: &[String], classes: usize) -> Result<Parts> {
-    let reader = Reader { classes, left: AtomicUsize::new(LARGEST), waiting: Mutex::new(parts.to_vec()) };
+/// Errors: a malformed row; a label outside the task's; a pair for a task of single texts, or the reverse; examples that take more than 512 MiB.
+pub fn read(open: Open, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
+    let reader = Reader { task, left: AtomicUsize::new(LARGEST), waiting: Mutex::new(parts.to_vec()) };
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(parts.len());
     std::thread::scope(|scope| {
         let work = || reader.work(open().map_err(|e| Error::Data(e.to_string()))?);
@@ -38,14 +39,14 @@ pub fn read(open: Open, first: Box<dyn Dataset>, parts: &[String], classes: usiz
     })
 }
 
-struct Reader {
-    classes: usize,
+struct Reader<'a> {
+    task: &'a TaskInfo,
     /// Bytes that further examples may take.
     left: AtomicUsize,
     waiting: Mutex<Vec<String>>,
 }
 
-impl Reader {
+impl Reader<'_> {
     /// Reads parts until none is left.
     fn work(&self, dataset: Box<dyn Dataset>) -> Result<Parts> {
         let mut parts = Parts::new();
@@ -59,12 +60,14 @@ impl Reader {
 
     fn part(&self, dataset: &dyn Dataset, part: &str) -> Result<Vec<Example>> {
         let mut examples = Vec::new();
-        for example in dataset.examples(part).map_err(|e| Error::Data(e.to_string()))? {
+        for (i, example) in dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
             let example = example.map_err(|e| Error::Data(e.to_string()))?;
-            if example.label as usize >= self.classes {
-                let (label, classes) = (example.label, self.classes);
-                return Err(Error::Data(format!("{part}: label {label}, expected less than {classes}")));
+            let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
+            let (label, classes) = (example.label, self.task.labels.len());
+            if label as usize >= classes {
+                return Err(wrong(format!("label {label}, expected less than {classes}")));
             }
+            check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
             let bytes = size_of::<Example>() + example.text.len() + example.pair.as_ref().map_or(0, String::len);
             let take = |left: usize| left.checked_sub(bytes);
             if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {

@@ -82,7 +82,8 @@ pub struct Recipe {
     pub notes: Vec<String>,
 }
 
-/// One split: examples of the named parts, in order, and which of them.
+/// One split: examples of the named parts, in order, and which of them. No example may be in two splits: splits that share
+/// a part are one `Draw` and one `Rest` of the same parts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
     pub parts: Vec<String>,
@@ -94,7 +95,8 @@ pub struct Source {
 pub enum Take {
     /// Every example.
     All,
-    /// `count` examples drawn by seed.
+    /// `count` examples drawn by seed; a fifth of the parts where that would leave less than twice as many, which the plan
+    /// says.
     Draw { count: usize },
     /// What `Draw` on the same parts left, at most `cap` of it.
     Rest { cap: Option<usize> },

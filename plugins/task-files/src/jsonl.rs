@@ -48,6 +48,7 @@ fn parse(number: u64, line: &str, schema: &Schema) -> Result<Row, String> {
             Err(format!("expected a string for `{name}`, got `{}`", clip(&got)))
         }
     };
+    schema.check_single(&columns, |name| object.get(name).is_some_and(|value| !value.is_null()))?;
     let label = match columns.label.and_then(|name| object.get(name)) {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) => Some(name.clone()),
@@ -76,6 +77,17 @@ mod tests {
         let got: Vec<_> = rows.iter().map(|row| (row.number, row.text.as_str(), row.label.as_deref())).collect();
         let expected = [(1, "a\tb", Some("1")), (2, "c", Some("negative")), (3, "d", None), (4, "e", None)];
         assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn a_pair_for_a_task_of_single_texts_is_an_error() {
+        let read = |second: &str| {
+            let lines = format!("{{\"text\":\"a\",\"label\":1}}\n{{\"text\":\"a\",\"pair\":{second},\"label\":1}}\n");
+            read(&lines, &SINGLE)
+        };
+        assert_eq!(read("null").unwrap().len(), 2);
+        let error = read("\"b\"").unwrap_err().to_string();
+        assert!(error.contains("f.jsonl:2: expected single texts"), "{error}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
         let (path, expected) = (path.display(), schema.expected_columns());
         Error(format!("{path}: expected the columns {expected}, got {}", clip(&names.join(", "))))
     })?;
+    let checked = schema.check_single(&columns, |name| top_level(&file).any(|known| known == name));
+    checked.map_err(|what| Error(format!("{}: {what}", path.display())))?;
     let leaves = Leaves::find(path, &file, &columns)?;
     check_pages(path, &file, &leaves)?;
     let batch = Vec::new().into_iter();

@@ -24,7 +24,18 @@ pub(crate) struct Columns {
     pub label: Option<&'static str>,
 }
 
+/// What a second text is called in files of no particular task.
+const SECOND: &str = "pair";
+
 impl Schema {
+    /// Errors: a file that `has` a second text, for a task of single ones.
+    pub(crate) fn check_single(&self, columns: &Columns, has: impl Fn(&str) -> bool) -> Result<(), String> {
+        match columns.pair.is_none() && has(SECOND) {
+            true => Err(format!("expected single texts, got a second one under `{SECOND}`")),
+            false => Ok(()),
+        }
+    }
+
     /// The columns of a file that `has` them; `None` if the texts are not there.
     pub(crate) fn columns(&self, has: impl Fn(&str) -> bool) -> Option<Columns> {
         let (text, pair) = self.texts.iter().find(|(text, pair)| has(text) && pair.is_none_or(&has))?;

@@ -25,6 +25,8 @@ pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
         let (path, expected) = (path.display(), schema.expected_columns());
         Error(format!("{path}:1: expected a header line with the columns {expected}, got {}", describe(&names)))
     })?;
+    let checked = schema.check_single(&columns, |name| position(name).is_some());
+    checked.map_err(|what| Error(format!("{}:1: {what}", path.display())))?;
     let mut reader = TsvReader {
         path: path.to_owned(),
         lines,
@@ -145,6 +147,12 @@ mod tests {
         assert!(header.ends_with(expected), "{header}");
         let count = read("sentence\tlabel\nx\t1\ny\tz\t1\n", &SINGLE).unwrap_err().0;
         assert!(count.contains("f.tsv:3: expected 2 columns (sentence, label), got 3: `y\tz\t1`"), "{count}");
+    }
+
+    #[test]
+    fn a_second_text_for_a_task_of_single_ones_is_an_error() {
+        let error = read("text\tpair\tlabel\na\tb\t1\n", &SINGLE).unwrap_err().0;
+        assert!(error.ends_with("f.tsv:1: expected single texts, got a second one under `pair`"), "{error}");
     }
 
     #[test]

@@ -18,7 +18,13 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
     }
     let test = if found.test.is_empty() { all(&found.dev) } else { all(&found.test) };
     if found.train.is_empty() || !(request.wants("train") || request.wants("dev")) {
-        return Ok(Recipe { train: all(&[]), dev: all(&found.dev), test, notes });
+        // Where both are read, dev is drawn: one file does not stand in for two splits.
+        let none = || all(&[]);
+        let (dev, test) = match request.wants("dev") {
+            true => (all(&found.dev), if found.test.is_empty() { none() } else { test }),
+            false => (none(), test),
+        };
+        return Ok(Recipe { train: none(), dev, test, notes });
     }
     let take = draw(&found.train, task.dev, &task.schema, &mut notes)?;
     let train = names(&found.train);

@@ -4,7 +4,7 @@
 //! special tokens, load nothing, and are rendered apart ([`super::renderer`]).
 
 use super::renderer::Renderer;
-use super::special;
+use super::special::{self, SpecialTokens};
 use crate::{Error, Result, files};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -32,10 +32,9 @@ impl ChatTemplate {
     ///
     /// Errors: a file that cannot be read, several templates without a default, a syntax error.
     pub fn open(dir: &Path, now: i64) -> Result<Option<ChatTemplate>> {
-        let (config, map) = special::files(dir)?;
         let Some((path, template)) = template_of(dir)? else { return Ok(None) };
         let (source, shows_date) = (path.display().to_string(), template.contains("strftime_now"));
-        let renderer = Renderer::new(&template, special::named(&config, &map), now);
+        let renderer = Renderer::new(&template, SpecialTokens::open(dir)?.named, now);
         let renderer = renderer.map_err(|what| failed(&source, &what))?;
         Ok(Some(ChatTemplate { renderer, source, shows_date }))
     }
@@ -50,7 +49,16 @@ impl ChatTemplate {
     ///
     /// Errors: what the template refuses, and a template that takes too much time or memory.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
-        self.renderer.render(messages).map_err(|what| failed(&self.source, &what))
+        self.rendered(messages, true)
+    }
+
+    /// The conversation with the model's answer as its last turn; as without `add_generation_prompt`.
+    pub fn render_answered(&self, messages: &[Message]) -> Result<String> {
+        self.rendered(messages, false)
+    }
+
+    fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.renderer.render(messages, add_generation_prompt).map_err(|what| failed(&self.source, &what))
     }
 
     /// Whether what the user says matters to the template.
@@ -74,7 +82,7 @@ pub(super) fn template_of(dir: &Path) -> Result<Option<(PathBuf, String)>> {
         Err(e) => return Err(Error::io(file)(e)),
     }
     let path = dir.join("tokenizer_config.json");
-    let template = of_config(special::files(dir)?.0.get("chat_template"))
+    let template = of_config(special::object(&path)?.get("chat_template"))
         .map_err(|what| Error::Tokenizer(format!("{}: chat_template: {what}", path.display())))?;
     Ok(template.map(|template| (path, template)))
 }

@@ -57,13 +57,13 @@ impl Jinja {
         Ok(Jinja { environment, tokens })
     }
 
-    /// The conversation as the model expects it before its answer.
+    /// The conversation; with `add_generation_prompt` as the model expects it before its answer.
     ///
     /// Errors: what the template refuses, and a template that runs too long.
-    pub fn render(&self, messages: &[Message]) -> Result<String, String> {
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
         let tokens = Value::from_serialize(&self.tokens);
         let input = context! {
-            messages => messages, add_generation_prompt => true, tools => (), documents => (), ..tokens
+            messages => messages, add_generation_prompt => add_generation_prompt, tools => (), documents => (), ..tokens
         };
         let mut text = Bounded(Vec::new());
         let template = self.environment.get_template(NAME);
@@ -332,7 +332,7 @@ fn python_string(out: &mut dyn Write, text: &str) -> fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::super::chat_template::template_of;
-    use super::super::special;
+    use super::super::special::SpecialTokens;
     use super::*;
     use serde::Deserialize;
     use std::path::PathBuf;
@@ -361,7 +361,7 @@ mod tests {
         let message = |m: &'_ BTreeMap<String, String>| (m["role"].clone(), m["content"].clone());
         let owned: Vec<_> = case.messages.iter().map(message).collect();
         let messages: Vec<_> = owned.iter().map(|(role, content)| Message { role, content }).collect();
-        match (template.render(&messages), &case.expected, &case.error) {
+        match (template.render(&messages, true), &case.expected, &case.error) {
             (Ok(text), Some(expected), _) if text == *expected => None,
             (Err(e), None, Some(error)) if e.to_string().contains(error) => None,
             (got, expected, error) => {
@@ -394,8 +394,7 @@ mod tests {
         }
         for case in cases().iter().filter(|case| case.template.is_none()) {
             let dir = root.join(&case.name);
-            let (config, map) = special::files(&dir).unwrap();
-            let tokens = special::named(&config, &map);
+            let tokens = SpecialTokens::open(&dir).unwrap().named;
             for (key, token) in &case.tokens {
                 assert_eq!(tokens.get(key), Some(token), "{}", case.name);
             }
@@ -407,7 +406,7 @@ mod tests {
     #[test]
     fn strangers_templates_are_limited() {
         let error = |template: &str| {
-            let text = new(template).render(&[]).unwrap_err();
+            let text = new(template).render(&[], true).unwrap_err();
             assert!(text.starts_with("fails"), "{text}");
             text
         };
@@ -424,7 +423,7 @@ mod tests {
             let deeper = "{% set n.l = [n.l] %}";
             format!("{{% set n = namespace(l=[]) %}}{{% for i in range(5000) %}}{deeper}{{% endfor %}}{end}")
         };
-        assert_eq!(new(&nested("")).render(&[]).unwrap(), "");
+        assert_eq!(new(&nested("")).render(&[], true).unwrap(), "");
         for end in ["{{ n.l }}", "{{ n.l | tojson }}", "{{ n.l | string }}", "{{ n.l | tojson(indent=2) }}"] {
             error(&nested(end));
         }
@@ -434,6 +433,6 @@ mod tests {
     fn the_date_is_the_one_given() {
         let template = Jinja::new("{{ strftime_now('%d %b %Y') }}", BTreeMap::new(), 1_700_000_000).unwrap();
         // 14 or 15 November 2023, by the time zone.
-        assert!(template.render(&[]).unwrap().ends_with(" Nov 2023"));
+        assert!(template.render(&[], true).unwrap().ends_with(" Nov 2023"));
     }
 }

@@ -222,12 +222,9 @@ impl Encoder {
         let Some(prompt) = &self.prompt else { return Ok(Vec::new()) };
         let context = prompt.render("Good.", task.pair.then_some("Good."))?;
         let before = self.encode_rendered(prompt, &context)?;
-        // Words are written after a space, unless the model's own answer begins elsewhere.
-        let space = prompt.chat.is_none() && !context.ends_with(char::is_whitespace);
         let mut found: Vec<Verbalizer> = Vec::new();
         for (label, word) in task.labels.iter().zip(words) {
-            let spaced = space && !word.starts_with(char::is_whitespace);
-            let text = if spaced { format!(" {word}") } else { word.clone() };
+            let text = prompt.answer(task, &context, word)?;
             let after = self.encode_rendered(prompt, &format!("{context}{text}"))?;
             let token = match after.strip_prefix(before.as_slice()) {
                 Some(&[token]) => token,
@@ -268,6 +265,25 @@ impl Encoder {
 }
 
 impl Prompt {
+    /// A word as it follows the prompt: after the white space that the chat template puts before an answer, or after a
+    /// space where there is no template. A template that writes something else before an answer, such as room for
+    /// thoughts, or that ignores answers, is asked for the word alone.
+    fn answer(&self, task: &TaskInfo, context: &str, word: &str) -> Result<String> {
+        let Some(chat) = &self.chat else {
+            let spaced = word.starts_with(char::is_whitespace) || context.ends_with(char::is_whitespace);
+            return Ok(if spaced { word.to_owned() } else { format!(" {word}") });
+        };
+        let content = fill(&self.text, "Good.", if task.pair { "Good." } else { "" });
+        let turns = [Message { role: "user", content: &content }, Message { role: "assistant", content: word }];
+        let answered = chat.render_answered(&turns)?;
+        let rest = answered.strip_prefix(context).unwrap_or_default();
+        let space = rest.len() - rest.trim_start().len();
+        match rest[space..].starts_with(word.trim()) {
+            true => Ok(rest[..space + word.trim().len()].to_owned()),
+            false => Ok(word.to_owned()),
+        }
+    }
+
     fn render(&self, text: &str, pair: Option<&str>) -> Result<String> {
         let content = fill(&self.text, text, pair.unwrap_or_default());
         match &self.chat {

@@ -38,7 +38,7 @@ pub fn render_apart(program: PathBuf) {
 #[derive(Serialize, Deserialize)]
 enum Request {
     Compile { template: String, tokens: BTreeMap<String, String>, now: i64 },
-    Render(Vec<Turn>),
+    Render { turns: Vec<Turn>, add_generation_prompt: bool },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,13 +70,13 @@ impl Renderer {
         }
     }
 
-    pub fn render(&self, messages: &[Message]) -> Answer {
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Answer {
         let process = match self {
-            Renderer::Here(jinja) => return jinja.render(messages),
+            Renderer::Here(jinja) => return jinja.render(messages, add_generation_prompt),
             Renderer::Apart(process) => process,
         };
         let turn = |m: &Message| Turn { role: m.role.to_owned(), content: m.content.to_owned() };
-        let request = Request::Render(messages.iter().map(turn).collect());
+        let request = Request::Render { turns: messages.iter().map(turn).collect(), add_generation_prompt };
         process.lock().unwrap_or_else(PoisonError::into_inner).ask(&request)
     }
 }
@@ -155,12 +155,12 @@ fn answer(line: &str, jinja: &mut Option<Jinja>) -> Answer {
             *jinja = Some(Jinja::new(&template, tokens, now)?);
             Ok(String::new())
         }
-        (Request::Render(turns), Some(jinja)) => {
+        (Request::Render { turns, add_generation_prompt }, Some(jinja)) => {
             let messages: Vec<Message> =
                 turns.iter().map(|turn| Message { role: &turn.role, content: &turn.content }).collect();
-            jinja.render(&messages)
+            jinja.render(&messages, add_generation_prompt)
         }
-        (Request::Render(_), None) => Err("was not given".into()),
+        (Request::Render { .. }, None) => Err("was not given".into()),
     }
 }
 
@@ -208,7 +208,10 @@ mod tests {
             }
         }
         let compile = |template: &str| Request::Compile { template: template.into(), tokens: BTreeMap::new(), now: 0 };
-        let render = |text: &str| Request::Render(vec![Turn { role: "user".into(), content: text.into() }]);
+        let render = |text: &str| Request::Render {
+            turns: vec![Turn { role: "user".into(), content: text.into() }],
+            add_generation_prompt: true,
+        };
         let requests =
             [render("a"), compile("{% if %}"), compile("<{{ messages[0].content }}>"), render("a\nb"), render("c")];
         let input: Vec<String> = requests.iter().map(|r| serde_json::to_string(r).unwrap()).collect();

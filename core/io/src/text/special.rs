@@ -1,17 +1,32 @@
-//! What `tokenizer_config.json` and `special_tokens_map.json` say of special tokens.
+//! What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say beside `tokenizer.json`.
+//!
+//! transformers 4.57 and 5 agree on the tokens that these files declare. Where they disagree, what
+//! `tokenizer_config.json` states counts, as in 4.57; in files that 5 has written (they have the key `backend`) what
+//! `tokenizer.json` does, as in 5.
 
 use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
+use tokenizers::AddedToken;
+
+/// Keys of the special tokens that have a name, in the order in which transformers adds them.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct SpecialTokens {
-    pub bos: Option<String>,
-    pub eos: Option<String>,
-    pub pad: Option<String>,
+    /// The tokens of [`NAMED`] that there are, by key.
+    pub named: BTreeMap<String, String>,
+    /// Tokens with an id of their own choice, which replace those of `tokenizer.json`.
+    pub numbered: Vec<AddedToken>,
+    /// Special tokens that `tokenizer.json` may lack.
+    pub special: Vec<AddedToken>,
     /// Whether bos and eos are added, where the files override what `tokenizer.json` does.
     pub add: Option<Add>,
+    /// Whether special tokens in a text are taken for text.
+    pub split: bool,
+    /// Whether a space is put before a text, where the files say so.
+    pub prefix_space: Option<PrefixSpace>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -20,37 +35,132 @@ pub(super) struct Add {
     pub eos: bool,
 }
 
+/// What `add_prefix_space` changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PrefixSpace {
+    /// Of the pre-tokenizer `ByteLevel`.
+    ByteLevel(bool),
+    /// Of `Metaspace`: in the class `LlamaTokenizer`.
+    Metaspace(bool),
+}
+
 impl SpecialTokens {
-    /// Reads the two files of a model directory; either may be missing.
+    /// Reads the files of a model directory; each may be missing.
+    ///
+    /// Errors: a file that is no JSON object; a token that is neither a text nor an object with `content`.
     pub fn open(dir: &Path) -> Result<SpecialTokens> {
-        let (config, map) = files(dir)?;
-        let token = |key: &str| content(config.get(key)).or_else(|| content(map.get(key)));
+        let path = dir.join("tokenizer_config.json");
+        let config = object(&path)?;
+        let bad = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
+        let decoder = config.get("added_tokens_decoder").cloned();
+        let config = match &decoder {
+            Some(_) => config,
+            None => with_map(config, object(&dir.join("special_tokens_map.json"))?),
+        };
+        let special = special_tokens(&config).map_err(bad)?;
+        let numbered = match &decoder {
+            Some(decoder) => decoder_tokens(decoder).map_err(bad)?,
+            None => {
+                let path = dir.join("added_tokens.json");
+                let tokens = file_tokens(object(&path)?, &special);
+                tokens.map_err(|what| Error::Tokenizer(format!("{}: {what}", path.display())))?
+            }
+        };
+        let named = NAMED.iter().filter_map(|key| Some(((*key).to_owned(), content(config.get(*key)?)?)));
         Ok(SpecialTokens {
-            bos: token("bos_token"),
-            eos: token("eos_token"),
-            pad: token("pad_token"),
+            named: named.collect(),
+            special,
+            numbered,
             add: add(&config),
+            split: config.get("split_special_tokens").and_then(Value::as_bool) == Some(true),
+            prefix_space: prefix_space(&config),
         })
     }
 }
 
-/// `tokenizer_config.json` and `special_tokens_map.json` of a directory, empty where there is none.
-pub(super) fn files(dir: &Path) -> Result<(Map<String, Value>, Map<String, Value>)> {
-    Ok((object(&dir.join("tokenizer_config.json"))?, object(&dir.join("special_tokens_map.json"))?))
+/// Whether transformers 5 has written the files.
+fn written_by_5(config: &Map<String, Value>) -> bool {
+    config.contains_key("backend")
 }
 
-/// The tokens that chat templates know by name, `bos_token` and the like.
-pub(super) fn named(config: &Map<String, Value>, map: &Map<String, Value>) -> BTreeMap<String, String> {
-    let keys = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"].map(|name| format!("{name}_token"));
-    let token = |key: String| Some((key.clone(), content(config.get(&key)).or_else(|| content(map.get(&key)))?));
-    keys.into_iter().filter_map(token).collect()
+/// `added_tokens_decoder`, by id.
+fn decoder_tokens(decoder: &Value) -> std::result::Result<Vec<AddedToken>, String> {
+    let invalid = || format!("added_tokens_decoder: expected tokens by id, got {decoder}");
+    let mut tokens = BTreeMap::new();
+    for (id, token) in decoder.as_object().ok_or_else(invalid)? {
+        let id: u32 = id.parse().map_err(|_| format!("added_tokens_decoder: {id:?} is not an id"))?;
+        tokens.insert(id, added(token, false)?);
+    }
+    Ok(tokens.into_values().collect())
+}
+
+/// `added_tokens.json`, which old versions wrote, by id.
+fn file_tokens(file: Map<String, Value>, special: &[AddedToken]) -> std::result::Result<Vec<AddedToken>, String> {
+    let mut tokens = BTreeMap::new();
+    for (token, id) in file {
+        let id = id.as_u64().ok_or_else(|| format!("{token:?}: expected an id, got {id}"))?;
+        let special = special.iter().any(|known| known.content == token);
+        tokens.insert(id, AddedToken::from(token, special));
+    }
+    Ok(tokens.into_values().collect())
+}
+
+/// The configuration with the entries of `special_tokens_map.json`, which win; its list of tokens is added.
+fn with_map(mut config: Map<String, Value>, map: Map<String, Value>) -> Map<String, Value> {
+    for (key, value) in map {
+        match (config.get_mut(&key), value) {
+            (Some(Value::Array(known)), Value::Array(more)) => {
+                let new: Vec<Value> = more.into_iter().filter(|token| !known.contains(token)).collect();
+                known.extend(new);
+            }
+            (_, value) => drop(config.insert(key, value)),
+        }
+    }
+    config
+}
+
+/// The tokens with names, and those in lists.
+fn special_tokens(config: &Map<String, Value>) -> std::result::Result<Vec<AddedToken>, String> {
+    let stated = |key: &&str| config.get(*key).filter(|value| !value.is_null());
+    let named = NAMED.iter().filter_map(stated);
+    let list = |key: &str| config.get(key).and_then(Value::as_array).into_iter().flatten();
+    let lists = || list("additional_special_tokens").chain(list("extra_special_tokens"));
+    let by_name = config.get("extra_special_tokens").and_then(Value::as_object).into_iter().flat_map(Map::values);
+    let tokens: Vec<&Value> = match written_by_5(config) {
+        true => named.chain(names_of_5(config)).chain(by_name).chain(lists()).collect(),
+        false => named.chain(lists()).chain(by_name).collect(),
+    };
+    tokens.into_iter().map(|token| added(token, true)).collect()
+}
+
+/// Tokens under names that a model has made up, such as `image_token`, which transformers 5 knows from any key.
+fn names_of_5(config: &Map<String, Value>) -> impl Iterator<Item = &Value> {
+    let own = |(key, value): &(&String, &Value)| {
+        key.ends_with("_token") && !NAMED.contains(&key.as_str()) && (value.is_string() || value.is_object())
+    };
+    config.iter().filter(own).map(|(_, value)| value)
+}
+
+/// A token is written as a string or as an object with its text in `content`.
+fn added(value: &Value, special: bool) -> std::result::Result<AddedToken, String> {
+    let content =
+        content(value).ok_or_else(|| format!("{value}: expected a token, a text or an object with `content`"))?;
+    let flag = |key: &str| value.get(key).and_then(Value::as_bool);
+    let special = special || flag("special") == Some(true);
+    let token = AddedToken::from(content, special);
+    let normalized = flag("normalized").unwrap_or(token.normalized);
+    let [single, left, right] = ["single_word", "lstrip", "rstrip"].map(|key| flag(key).unwrap_or(false));
+    Ok(token.normalized(normalized).single_word(single).lstrip(left).rstrip(right))
+}
+
+fn content(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
 }
 
 /// `LlamaTokenizerFast` and `GemmaTokenizerFast` of transformers 4 replace the post-processor by one made from these
-/// keys; other classes leave that of the file.
+/// keys; other classes, and transformers 5, leave that of the file.
 fn add(config: &Map<String, Value>) -> Option<Add> {
-    let class = config.get("tokenizer_class").and_then(Value::as_str)?;
-    if !matches!(class.trim_end_matches("Fast"), "LlamaTokenizer" | "GemmaTokenizer") {
+    if !matches!(class(config), "LlamaTokenizer" | "GemmaTokenizer") || written_by_5(config) {
         return None;
     }
     let flag = |key: &str| config.get(key).and_then(Value::as_bool);
@@ -61,13 +171,23 @@ fn add(config: &Map<String, Value>) -> Option<Add> {
     Some(Add { bos: bos.unwrap_or(true), eos: eos.unwrap_or(false) })
 }
 
-/// A token is written as a string or as an object with its text in `content`.
-fn content(value: Option<&Value>) -> Option<String> {
-    let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_string)
+/// transformers 4.57 changes a `ByteLevel`, 5 does not. The class `LlamaTokenizer` makes a `Metaspace` of its own in 5,
+/// and is not read from `tokenizer.json` by 4.57 when this key is given.
+fn prefix_space(config: &Map<String, Value>) -> Option<PrefixSpace> {
+    let space = config.get("add_prefix_space").and_then(Value::as_bool)?;
+    match class(config) {
+        "LlamaTokenizer" => Some(PrefixSpace::Metaspace(space)),
+        _ if written_by_5(config) => None,
+        _ => Some(PrefixSpace::ByteLevel(space)),
+    }
 }
 
-fn object(path: &Path) -> Result<Map<String, Value>> {
+fn class(config: &Map<String, Value>) -> &str {
+    config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default().trim_end_matches("Fast")
+}
+
+/// A JSON object from a file; empty where there is none.
+pub(super) fn object(path: &Path) -> Result<Map<String, Value>> {
     let text = match files::read(path, files::CONFIGURATION) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
@@ -82,28 +202,41 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn tokens_are_strings_or_objects_and_the_config_comes_first() {
+    fn tokens_are_strings_or_objects_and_the_map_comes_first() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(SpecialTokens::open(dir.path()).unwrap(), SpecialTokens::default());
         let write = |name: &str, value: Value| std::fs::write(dir.path().join(name), value.to_string()).unwrap();
+        let named = |key: &str| SpecialTokens::open(dir.path()).unwrap().named.get(key).cloned();
         write("tokenizer_config.json", json!({"bos_token": {"content": "<s>", "lstrip": false}, "pad_token": null}));
+        assert_eq!(named("bos_token").as_deref(), Some("<s>"));
         write("special_tokens_map.json", json!({"bos_token": "<b>", "pad_token": "<pad>"}));
-        let special = SpecialTokens::open(dir.path()).unwrap();
-        assert_eq!(special.bos.as_deref(), Some("<s>"));
-        assert_eq!(special.pad.as_deref(), Some("<pad>"));
-        assert_eq!(special.eos, None);
+        assert_eq!((named("bos_token").as_deref(), named("pad_token").as_deref()), (Some("<b>"), Some("<pad>")));
+        assert_eq!(named("eos_token"), None);
+        // Beside `added_tokens_decoder` transformers reads neither this file nor `added_tokens.json`.
+        let decoder = json!({"1": {"content": "<s>", "special": true}});
+        write("tokenizer_config.json", json!({"bos_token": "<s>", "added_tokens_decoder": decoder}));
+        assert_eq!((named("bos_token").as_deref(), named("pad_token")), (Some("<s>"), None));
     }
 
     #[test]
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("tokenizer_config.json"), "[1").unwrap();
-        let text = SpecialTokens::open(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("tokenizer_config.json"), "{text}");
+        let error = |name: &str, text: &str| {
+            std::fs::write(dir.path().join(name), text).unwrap();
+            let message = SpecialTokens::open(dir.path()).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+            message
+        };
+        error("tokenizer_config.json", "[1");
+        assert!(error("tokenizer_config.json", r#"{"bos_token": 7}"#).contains("7: expected a token"));
+        assert!(error("tokenizer_config.json", r#"{"added_tokens_decoder": {"x": "a"}}"#).contains("not an id"));
+        assert!(error("tokenizer_config.json", r#"{"added_tokens_decoder": 3}"#).contains("tokens by id"));
+        std::fs::write(dir.path().join("tokenizer_config.json"), "{}").unwrap();
+        assert!(error("added_tokens.json", r#"{"<x>": "y"}"#).contains("expected an id"));
     }
 
     #[test]
-    fn only_two_classes_override_the_post_processor() {
+    fn only_two_classes_of_transformers_4_override_the_post_processor() {
         let config = |value: Value| add(value.as_object().unwrap());
         let llama = json!({"tokenizer_class": "LlamaTokenizerFast", "add_eos_token": true});
         assert_eq!(config(llama), Some(Add { bos: true, eos: true }));
@@ -111,5 +244,7 @@ mod tests {
         assert_eq!(config(gemma), Some(Add { bos: false, eos: false }));
         assert_eq!(config(json!({"tokenizer_class": "LlamaTokenizer"})), None);
         assert_eq!(config(json!({"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": true})), None);
+        let of_5 = json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true, "backend": "tokenizers"});
+        assert_eq!(config(of_5), None);
     }
 }

@@ -1,16 +1,20 @@
 //! The tokenizer of a model directory.
 
 use super::growth::{Growth, LARGEST};
-use super::special::{Add, SpecialTokens};
+use super::special::{Add, PrefixSpace, SpecialTokens};
 use crate::{Error, Result, files};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use tokenizers::models::ModelWrapper;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::processors::template::TemplateProcessing;
 
 /// What of `tokenizer.json` can make a text longer.
@@ -31,7 +35,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json` and `special_tokens_map.json`.
+    /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `added_tokens.json`.
     ///
     /// Errors: a missing or damaged file, random merges (BPE dropout), a special token that is not in the vocabulary.
     pub fn open(dir: &Path) -> Result<Tokenizer> {
@@ -56,11 +61,12 @@ impl Tokenizer {
         }
 
         let special = SpecialTokens::open(dir)?;
+        declare(&mut inner, &special).map_err(error)?;
         if let Some(add) = &special.add {
             let template = template(&inner, &special, add).map_err(error)?;
             inner.with_post_processor(Some(template));
         }
-        let pad_id = special.pad.as_deref().and_then(|token| inner.token_to_id(token));
+        let pad_id = special.named.get("pad_token").and_then(|token| inner.token_to_id(token));
         let tokenizer = Tokenizer { path, inner, growth, pad_id };
         // Parts of the file that do not fit together show only in use.
         tokenizer.encode("", Some(""))?;
@@ -175,13 +181,61 @@ fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result
     }
 }
 
+/// Adds what the files beside `tokenizer.json` declare, as transformers does.
+fn declare(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens) -> std::result::Result<(), String> {
+    inner.add_tokens(special.numbered.clone()).map_err(|e| e.to_string())?;
+    let known: HashSet<String> = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
+    let missing = special.special.iter().filter(|token| !known.contains(&token.content));
+    inner.add_tokens(missing.cloned().collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+    inner.set_encode_special_tokens(special.split);
+    special.prefix_space.map_or(Ok(()), |space| set_prefix_space(inner, space))
+}
+
+/// Errors: `add_prefix_space` contradicts `tokenizer.json` in a way that the versions of transformers read differently.
+fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> std::result::Result<(), String> {
+    let mut pre_tokenizer = inner.get_pre_tokenizer().cloned();
+    let prepended = matches!(inner.get_normalizer(), Some(normalizer) if prepends(normalizer));
+    let contradiction = |wanted: bool| {
+        Err(format!(
+            "add_prefix_space is {wanted} in tokenizer_config.json, and this file does otherwise; versions of transformers \
+             differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
+        ))
+    };
+    match (&mut pre_tokenizer, space) {
+        (Some(PreTokenizerWrapper::ByteLevel(level)), PrefixSpace::ByteLevel(wanted)) => {
+            level.add_prefix_space = wanted
+        }
+        (_, PrefixSpace::Metaspace(false)) if prepended => return contradiction(false),
+        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(false)) => {
+            meta.prepend_scheme = PrependScheme::Never;
+        }
+        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(true))
+            if meta.prepend_scheme == PrependScheme::Never && !prepended =>
+        {
+            return contradiction(true);
+        }
+        _ => return Ok(()),
+    }
+    inner.with_pre_tokenizer(pre_tokenizer);
+    Ok(())
+}
+
+/// Whether a normalizer puts something before the text.
+fn prepends(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::Prepend(_) => true,
+        NormalizerWrapper::Sequence(all) => all.as_ref().iter().any(prepends),
+        _ => false,
+    }
+}
+
 /// `bos A eos` and `bos A eos bos B eos`, each special token only where `add` asks for it.
 fn template(
     tokenizer: &tokenizers::Tokenizer,
     special: &SpecialTokens,
     add: &Add,
 ) -> std::result::Result<TemplateProcessing, String> {
-    let find = |wanted: bool, token: &Option<String>, key: &str| match token {
+    let find = |wanted: bool, key: &str| match special.named.get(key) {
         _ if !wanted => Ok(None),
         None => Err(format!("add_{key} is true in tokenizer_config.json, but there is no `{key}`")),
         Some(text) => match tokenizer.token_to_id(text) {
@@ -189,7 +243,7 @@ fn template(
             None => Err(format!("`{key}` of tokenizer_config.json is {text:?}, which is not in the vocabulary")),
         },
     };
-    let (bos, eos) = (find(add.bos, &special.bos, "bos_token")?, find(add.eos, &special.eos, "eos_token")?);
+    let (bos, eos) = (find(add.bos, "bos_token")?, find(add.eos, "eos_token")?);
     let pieces = |sequence: &str, type_id: usize| {
         let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| format!("{text}:{type_id}"));
         let parts = [piece(&bos), Some(format!("{sequence}:{type_id}")), piece(&eos)];
@@ -220,6 +274,7 @@ fn not_found(dir: &Path) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::collections::BTreeMap;
     use tempfile::TempDir;
 
     fn tiny() -> Value {
@@ -289,7 +344,7 @@ mod tests {
             assert!(parts.iter().all(|part| text.contains(part)), "{text}");
         };
         let llama = |bos: &str| json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true, "bos_token": bos});
-        check(open(tiny(), llama("<bos>")), &["tokenizer.json", "<bos>", "not in the vocabulary"]);
+        assert_eq!(open(tiny(), llama("<bos>")).unwrap().encode("good", None).unwrap(), [7, 4], "it is added");
         check(
             open(tiny(), json!({"tokenizer_class": "LlamaTokenizer", "add_bos_token": true})),
             &["add_bos_token is true", "no `bos_token`"],
@@ -331,6 +386,60 @@ mod tests {
                     let _ = tokenizer.encode("good bad what", Some("film"));
                 }
             }
+        }
+    }
+
+    /// A directory, and what transformers makes of it: see testdata/make_tokenizer_cases.py.
+    #[derive(serde::Deserialize)]
+    struct Case {
+        #[serde(flatten)]
+        files: BTreeMap<String, Value>,
+        texts: Vec<String>,
+        /// The version whose ids count: `4` or `5` where they differ.
+        counts: String,
+    }
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Ids {
+        ids: Vec<Vec<u32>>,
+        pad: Option<u32>,
+    }
+
+    #[test]
+    fn what_other_files_declare_counts_as_in_transformers() {
+        let cases: BTreeMap<String, Case> =
+            serde_json::from_str(include_str!("testdata/tokenizer_cases.json")).unwrap();
+        assert_eq!(cases.len(), 42);
+        for (name, Case { files, texts, counts }) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            for (file, content) in files.iter().filter(|(file, _)| file.ends_with(".json")) {
+                std::fs::write(dir.path().join(file), content.to_string()).unwrap();
+            }
+            let tokenizer = Tokenizer::open(dir.path()).unwrap();
+            let ids = texts.iter().map(|text| tokenizer.encode(text, None).unwrap()).collect();
+            let version = if counts == "both" { "5" } else { &counts };
+            let expected: Ids = serde_json::from_value(files[version].clone()).unwrap();
+            assert_eq!(Ids { ids, pad: tokenizer.pad_id() }, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_that_the_files_contradict_is_refused() {
+        let llama = |wanted: bool| json!({"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": wanted});
+        let with = |part: &str, value: Value| {
+            let mut tokenizer = tiny();
+            tokenizer[part] = value;
+            tokenizer
+        };
+        let never = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": false});
+        let prepend = json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]});
+        for (tokenizer, wanted) in [(with("pre_tokenizer", never), true), (with("normalizer", prepend), false)] {
+            let text = open(tokenizer.clone(), llama(wanted)).unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("add_prefix_space is {wanted}")) && text.contains("save_pretrained"),
+                "{text}"
+            );
+            open(tokenizer, llama(!wanted)).unwrap();
         }
     }
 

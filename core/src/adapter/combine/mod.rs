@@ -14,6 +14,8 @@ use super::native::{MANIFEST, Values, read_manifest, read_values, save_manifest,
 use super::vector::{Delta, delta, needs_device};
 use super::{Adapter, Applied, Head, Kind};
 use crate::hash::fingerprint;
+use crate::job::thousands;
+use crate::method::index_set;
 use crate::model::{HEAD, to_f32};
 use crate::train::{Encoded, Session};
 use crate::{Error, Result};
@@ -60,6 +62,8 @@ pub struct Combination {
     pub changed: u64,
     /// One for each pair of adapters.
     pub conflicts: Vec<Conflict>,
+    /// What to know before the result is used.
+    pub notes: Vec<String>,
 }
 
 /// Combines adapters and writes the result into the new directory `out`. `device` opens the device on which
@@ -124,7 +128,33 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
     };
     save_manifest(out, &manifest)?;
     let heads = manifest.heads.into_iter().map(|head| head.name).collect();
-    Ok(Combination { out: out.to_path_buf(), strategy: strategy.clone(), heads, changed, conflicts })
+    let (out, strategy, notes) = (out.to_path_buf(), strategy.clone(), same_weights(adapters));
+    Ok(Combination { out, strategy, heads, changed, conflicts, notes })
+}
+
+/// A sentence for each pair of adapters that change the same weights because they were drawn alike.
+fn same_weights(adapters: &[Applied]) -> Vec<String> {
+    let fingerprint = |applied: &Applied| -> Option<(u64, String)> {
+        let sets: Vec<_> = applied.adaptation.index_sets().into_values().cloned().collect();
+        let count: usize = sets.iter().map(|set| set.indices.len()).sum();
+        (count > 0).then(|| (count as u64, index_set::fingerprint(&sets)))
+    };
+    let all: Vec<_> = adapters.iter().map(|applied| (applied.adapter.dir.display(), fingerprint(applied))).collect();
+    let mut notes = Vec::new();
+    for (i, (a, of_a)) in all.iter().enumerate() {
+        for (b, of_b) in &all[i + 1..] {
+            if let (Some((count, one)), Some((_, other))) = (of_a, of_b)
+                && one == other
+            {
+                notes.push(format!(
+                    "{a} and {b} change the same {} weights, an overlap of 100 %, as they were drawn with one seed: where \
+                     tasks are to keep their own weights, train them with different --seed",
+                    thousands(*count)
+                ));
+            }
+        }
+    }
+    notes
 }
 
 /// Reads what [`combine`] wrote.

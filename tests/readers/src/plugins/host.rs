@@ -243,15 +243,15 @@ pub fn good_method() -> Vec<Vec<u8>> {
 pub fn task(bytes: &[u8]) -> bool {
     let plugins = linked(task_entry, bytes);
     let Some(task) = plugins.tasks().first() else { return false };
-    let Some(id) = task.info().tasks.first().map(|task| task.id.clone()) else { return false };
-    let request = OpenRequest::new(id, "data");
-    sparta_core::splits::load(&|| task.open(&request), &sparta_core::splits::SPLITS, 2, 7).is_ok()
+    let Some(info) = task.info().tasks.first() else { return false };
+    let request = OpenRequest::new(info.id.clone(), "data");
+    sparta_core::splits::load(&|| task.open(&request), &sparta_core::splits::SPLITS, info, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {
     let info = json!({"name": "t", "version": "1", "tasks": [{"id": "t", "title": "", "labels": ["no", "yes"],
-        "metrics": ["accuracy", "f1"], "primary": "f1", "pair": false,
-        "prompt": {"template": "Is it? {text}", "verbalizers": ["No", "Yes"]}}]});
+        "metrics": ["accuracy", "f1"], "primary": "f1", "pair": true,
+        "prompt": {"template": "Is it? {text} {pair}", "verbalizers": ["No", "Yes"]}}]});
     let recipe = json!({"train": {"parts": ["a"], "take": "all"}, "dev": {"parts": ["b"], "take": {"draw": {"count": 1}}},
         "test": {"parts": ["b"], "take": {"rest": {"cap": 2}}}, "notes": ["x"]});
     let example = |text: &str, label: u32| json!({"text": text, "pair": "p", "label": label});

@@ -64,6 +64,24 @@ fn the_template_of_a_chat_brings_its_own_special_tokens() {
 }
 
 #[test]
+fn an_answer_is_written_as_the_template_writes_it() {
+    let turns = |answer: &str| {
+        let answered = "{% for m in messages %}{% if m.role == 'assistant' %}ANSWER{% endif %}{% endfor %}";
+        format!("{{{{ bos_token }}}} user {{{{ messages[0].content }}}} :{}", answered.replace("ANSWER", answer))
+    };
+    let text = |answer: &str, word: &str| {
+        let encoder = open(Some(&turns(answer)), &info(false, Some("Good? {text}")), Some(&["No", word])).unwrap();
+        encoder.verbalizers()[1].text.clone()
+    };
+    assert_eq!(text(" {{ m.content }}</s>", "Yes"), " Yes");
+    assert_eq!(text("{{ m.content }} .", "Yes"), "Yes");
+    assert_eq!(text("  {{ m.content | trim }}", " Yes"), "  Yes");
+    // Room for thoughts comes first, or nothing at all.
+    assert_eq!(text("Not really {{ m.content }}", "Yes"), "Yes");
+    assert_eq!(text("", "Yes"), "Yes");
+}
+
+#[test]
 fn what_a_run_stores_asks_in_the_same_way_again() {
     for chat in [None, Some(CHAT)] {
         let dir = directory(chat);
@@ -161,7 +179,7 @@ type Ids = (&'static str, &'static [u32], &'static [u32]);
 #[rustfmt::skip]
 const IDS: &[Ids] = &[
     ("gemma-2", &[2, 106, 1645, 108, 2437, 736, 4592, 3221, 6222, 235336, 10358, 6287, 689, 1307, 235265, 109, 235280, 235248, 201, 35489, 210, 4592, 235265, 108, 22365, 235341, 107, 108, 106, 2516, 108], &[1294, 3553]),
-    ("mistral-7b-instruct-v0.3", &[1, 3, 2459, 1224, 3734, 4826, 6046, 29572, 27075, 6360, 1210, 2538, 29491, 781, 781, 29509, 1291, 29494, 29535, 29490, 1241, 1468, 29494, 29535, 3734, 29491, 781, 2693, 1346, 29576, 4], &[3269, 6381]),
+    ("mistral-7b-instruct-v0.3", &[1, 3, 2459, 1224, 3734, 4826, 6046, 29572, 27075, 6360, 1210, 2538, 29491, 781, 781, 29509, 1291, 29494, 29535, 29490, 1241, 1468, 29494, 29535, 3734, 29491, 781, 2693, 1346, 29576, 4], &[2538, 6360]),
     ("tinyllama-1.1b-chat", &[529, 29989, 1792, 29989, 29958, 13, 3624, 445, 2706, 9076, 6374, 29973, 673, 3869, 470, 1939, 29889, 13, 13, 29909, 529, 29890, 29958, 29888, 457, 829, 29890, 29958, 2706, 29889, 13, 1123, 635, 29991, 2, 29871, 13, 29966, 29989, 465, 22137, 29989, 29958, 13], &[3782, 8241]),
 ];
 

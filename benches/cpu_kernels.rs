@@ -19,6 +19,7 @@ fn main() -> Result<()> {
     linear(&mut bench)?;
     attention(&mut bench)?;
     sampled(&mut bench)?;
+    vocabulary_loss(&mut bench)?;
     elementwise(&mut bench)
 }
 
@@ -113,6 +114,71 @@ fn sampled(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// `linear_cross_entropy` with the gradients of hidden states and weight, against its products alone, in turn.
+fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
+    const ROUNDS: usize = 7;
+    for (tokens, width, vocabulary) in [(4096, 512, 32_000), (4096, 1024, 32_000), (1024, 512, 128_000)] {
+        for dtype in [DType::F32, DType::BF16] {
+            let name = format!("linear_cross_entropy {dtype} [{tokens}x{vocabulary}x{width}]");
+            if !name.contains(&bench.filter) {
+                continue;
+            }
+            let op = LinearCrossEntropy {
+                hidden_grad: true,
+                weight_grad: WeightGrad::Dense,
+                ..LinearCrossEntropy::new(vocabulary, 1.0, None)
+            };
+            let types = [
+                TensorType::new(dtype, [tokens, width]),
+                TensorType::new(dtype, [vocabulary, width]),
+                TensorType::new(DType::U32, [tokens]),
+                TensorType::f32([step::LEN]),
+            ];
+            let products = bench.prepare(products(&op, &types)?, &[])?;
+            let mut graph = Graph::new();
+            apply(&mut graph, op.into(), &types)?;
+            let labels = (0..tokens as u64).map(|i| (mix(i) % vocabulary as u64) as u32).collect();
+            let whole = bench.prepare(graph, &[None, None, Some(labels), Some(vec![1f32.to_bits(); step::LEN])])?;
+            let mut times = [vec![], vec![]];
+            for _ in 0..ROUNDS {
+                for (run, times) in [&whole, &products].into_iter().zip(&mut times) {
+                    times.push(bench.run(run)?.as_secs_f64());
+                }
+            }
+            let [time, alone] = times.map(|times| times.into_iter().fold(f64::INFINITY, f64::min));
+            let speed = whole.plan.flops() as f64 / time * 1e-9;
+            println!("{name:60} {:9.1} us {speed:8.1} GFLOP/s, {:.3} of the products alone", time * 1e6, time / alone);
+            bench.free(whole);
+            bench.free(products);
+        }
+    }
+    Ok(())
+}
+
+/// The products of the op, in its chunks.
+fn products(op: &LinearCrossEntropy, types: &[TensorType]) -> Result<Graph> {
+    let [hidden, weight, ..] = types else { return Err("hidden states and weight are missing".into()) };
+    let (tokens, vocabulary, dtype) = (hidden.shape[0], weight.shape[0], hidden.dtype);
+    let mut graph = Graph::new();
+    let w = graph.external("weight", dtype, weight.shape.clone());
+    let product = |layout, output| Linear { output: Some(output), ..Linear::plain(layout) };
+    let mut sum: Option<sparta_graph::Value> = None;
+    for start in (0..tokens).step_by(op.chunk) {
+        let rows = op.chunk.min(tokens - start);
+        let h = graph.external(format!("hidden {start}"), dtype, [rows, hidden.shape[1]]);
+        let gradient = graph.external(format!("gradient of {rows}"), dtype, [rows, vocabulary]);
+        let logits = graph.one(product(Layout::Nt, DType::F32), &[h, w])?;
+        keep(&mut graph, logits, "logits")?;
+        let d_hidden = graph.one(product(Layout::Nn, dtype), &[gradient, w])?;
+        keep(&mut graph, d_hidden, "d_hidden")?;
+        let inputs: Vec<_> = [Some(gradient), Some(h), sum].into_iter().flatten().collect();
+        let op = Linear { residual: sum.is_some(), ..product(Layout::Tn, DType::F32) };
+        sum = Some(graph.one(op, &inputs)?);
+    }
+    sum.map_or(Ok(()), |sum| keep(&mut graph, sum, "d_weight"))?;
+    Ok(graph)
+}
+
 fn elementwise(bench: &mut Bench) -> Result<()> {
     for (rows, width) in [(1024, 768), (1024, 2048)] {
         let wide = || (TensorType::f32([rows, width]), None);
@@ -121,9 +187,9 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
         let cases: [(Op, Vec<Input>); 10] = [
             (Add {}.into(), vec![wide(), wide()]),
             (Scale { factor: 0.5 }.into(), vec![wide()]),
-            (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![wide(), weight.clone()]),
+            (RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }.into(), vec![wide(), weight.clone()]),
             (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![wide(), weight, wide()]),
-            (RmsNormGradW { eps: 1e-6, width }.into(), vec![wide(), wide()]),
+            (RmsNormGradW { width }.into(), vec![wide(), wide(), (TensorType::f32([rows, 1]), None)]),
             (GatedAct { act: Activation::Silu }.into(), vec![wide(), wide()]),
             (GatedAct { act: Activation::GeluTanh }.into(), vec![wide(), wide()]),
             (GatedActGrad { act: Activation::GeluTanh }.into(), vec![wide(), wide(), wide()]),
@@ -145,9 +211,34 @@ fn elementwise(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
+/// Applies an op to `input 0`, `input 1`, ... and keeps its first output.
+fn apply(graph: &mut Graph, op: Op, types: &[TensorType]) -> Result<()> {
+    let input = |(i, ty): (usize, &TensorType)| graph.external(format!("input {i}"), ty.dtype, ty.shape.clone());
+    let inputs: Vec<_> = types.iter().enumerate().map(input).collect();
+    match graph.apply(op, &inputs)?.first() {
+        Some(&output) => keep(graph, output, "output"),
+        None => Ok(()),
+    }
+}
+
+/// Keeps what computes a value from being dropped.
+fn keep(graph: &mut Graph, value: sparta_graph::Value, name: &str) -> Result<()> {
+    let ty = graph.ty(value)?.clone();
+    let kept = graph.external(name, ty.dtype, ty.shape);
+    graph.apply(Store {}.into(), &[kept, value])?;
+    Ok(())
+}
+
 struct Bench {
     backend: Cpu,
     filter: String,
+}
+
+/// A plan on the device.
+struct Run {
+    id: sparta_graph::PlanId,
+    plan: Plan,
+    buffers: Vec<sparta_graph::BufferId>,
 }
 
 impl Bench {
@@ -170,37 +261,45 @@ impl Bench {
         if !name.contains(&self.filter) {
             return Ok(None);
         }
+        let (types, values): (Vec<TensorType>, Vec<_>) = inputs.iter().cloned().unzip();
         let mut graph = Graph::new();
-        let names = (0..inputs.len()).map(|i| format!("input {i}"));
-        let values: Vec<_> =
-            names.zip(inputs).map(|(name, (ty, _))| graph.external(name, ty.dtype, ty.shape.clone())).collect();
-        let outputs = graph.apply(op, &values)?;
-        if let Some(&output) = outputs.first() {
-            let ty = graph.ty(output)?.clone();
-            let kept = graph.external("output", ty.dtype, ty.shape);
-            graph.apply(Store {}.into(), &[kept, output])?;
-        }
-        let mut plan = Plan::build(&graph, false);
-        plan.calls.retain(|call| !matches!(call.op, Op::Store(_)));
-        let arena = self.backend.alloc(DType::F32, plan.arena / 4, "arena")?;
-        let mut buffers = vec![];
-        for external in &plan.externals {
-            let buffer = self.backend.alloc(external.ty.dtype, external.ty.numel(), &external.name)?;
-            let given = external.name.strip_prefix("input ").and_then(|i| inputs.get(i.parse::<usize>().ok()?));
-            self.fill(buffer, &external.ty, given.and_then(|(_, values)| values.as_deref()))?;
-            buffers.push(buffer);
-        }
-        let id = self.backend.prepare(&plan, &[arena], &buffers)?;
+        apply(&mut graph, op, &types)?;
+        let run = self.prepare(graph, &values)?;
         let mut times = vec![];
         let start = Instant::now();
         while times.len() < 5 || start.elapsed() < Duration::from_millis(200) && times.len() < 1000 {
-            let start = Instant::now();
-            self.backend.run(id)?;
-            times.push(start.elapsed());
+            times.push(self.run(&run)?);
         }
-        self.backend.release(id);
-        buffers.into_iter().chain([arena]).for_each(|buffer| self.backend.free(buffer));
-        Ok(Some((times.into_iter().min().unwrap_or_default(), plan)))
+        Ok(Some((times.into_iter().min().unwrap_or_default(), self.free(run))))
+    }
+
+    /// The graph on the device, without the parts that only keep its ops alive. `values` are those of `input 0`, ...
+    fn prepare(&mut self, graph: Graph, values: &[Option<Vec<u32>>]) -> Result<Run> {
+        let mut plan = Plan::build(&graph, true);
+        plan.calls.retain(|call| !matches!(call.op, Op::Store(_)));
+        let arena = self.backend.alloc(DType::F32, plan.arena.div_ceil(4), "arena")?;
+        let mut buffers = vec![];
+        for external in &plan.externals {
+            let buffer = self.backend.alloc(external.ty.dtype, external.ty.numel(), &external.name)?;
+            let given = external.name.strip_prefix("input ").and_then(|i| values.get(i.parse::<usize>().ok()?));
+            self.fill(buffer, &external.ty, given.and_then(Option::as_deref))?;
+            buffers.push(buffer);
+        }
+        let id = self.backend.prepare(&plan, &[arena], &buffers)?;
+        buffers.push(arena);
+        Ok(Run { id, plan, buffers })
+    }
+
+    fn run(&mut self, run: &Run) -> Result<Duration> {
+        let start = Instant::now();
+        self.backend.run(run.id)?;
+        Ok(start.elapsed())
+    }
+
+    fn free(&mut self, run: Run) -> Plan {
+        self.backend.release(run.id);
+        run.buffers.into_iter().for_each(|buffer| self.backend.free(buffer));
+        run.plan
     }
 
     fn fill(

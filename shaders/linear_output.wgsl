@@ -1,4 +1,4 @@
-// The result of linear, from products. C is its type, BIAS and RESIDUAL are 0 for none, otherwise 1 + the type. Where C has
+// The result of linear, from products. TYPE_C is its type, BIAS and RESIDUAL are 0 for none, otherwise 1 + the type. Where it has
 // 16 bits, rows of c have an even width, the range begins at an even column, and nothing accumulates.
 @group(0) @binding(3) var<storage, read_write> bias: array<u32>;
 @group(0) @binding(4) var<storage, read_write> residual: array<u32>;
@@ -26,8 +26,8 @@ fn put_pair(m: u32, n: u32, products: vec2<f32>) {
     }
     let column = p.c_column + n;
     let i = m * p.c_stride + column;
-    if (C != F32) {
-        c[i >> 1u] = pack(C, vec2<f32>(finish(i, column, products.x), finish(i + 1u, column + 1u, products.y)));
+    if (TYPE_C != F32) {
+        c[i >> 1u] = pack(TYPE_C, vec2<f32>(finish(i, column, products.x), finish(i + 1u, column + 1u, products.y)));
         return;
     }
     c[i] = bitcast<u32>(finish(i, column, products.x));

@@ -4,7 +4,7 @@
 @group(0) @binding(2) var<storage, read_write> b: array<u32>;
 
 const ROWS: u32 = 8u;
-const COLUMNS: u32 = 1u + min(C, 1u);
+const COLUMNS: u32 = 1u + min(TYPE_C, 1u);
 const SUMS: u32 = ROWS * COLUMNS;
 var<workgroup> partial: array<f32, SUMS * LANES>;
 
@@ -26,10 +26,10 @@ fn main(
     for (var k = lane; k < p.k; k += LANES) {
         for (var j = 0u; j < COLUMNS; j++) {
             let i = (n0 + j) * p.b_stride + k;
-            let weight = decode(B, b[word_of(B, i)], i);
+            let weight = decode(TYPE_B, b[word_of(TYPE_B, i)], i);
             for (var r = 0u; r < rows; r++) {
                 let source = (m0 + r) * p.a_stride + p.a_column + k;
-                sums[ROWS * j + r] += weight * decode(A, a[word_of(A, source)], source);
+                sums[ROWS * j + r] += weight * decode(TYPE_A, a[word_of(TYPE_A, source)], source);
             }
         }
     }
@@ -52,7 +52,7 @@ fn main(
     let at = (m0 + lane) * p.c_stride + column;
     var word = 0u;
     for (var j = 0u; j < COLUMNS; j++) {
-        word = insert(C, word, j, finish(at + j, column + j, partial[(ROWS * j + lane) * LANES]));
+        word = insert(TYPE_C, word, j, finish(at + j, column + j, partial[(ROWS * j + lane) * LANES]));
     }
-    c[word_of(C, at)] = word;
+    c[word_of(TYPE_C, at)] = word;
 }

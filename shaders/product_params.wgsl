@@ -19,6 +19,9 @@ struct Params {
     // Sampled gradients: the chosen elements that are bound.
     first: u32,
     last: u32,
+    // Products on matrix units: the number of magnitudes of each operand.
+    a_magnitudes: u32,
+    b_magnitudes: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

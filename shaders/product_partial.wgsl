@@ -3,11 +3,11 @@
 
 fn write_rows(piece: u32, m: u32, n: u32, lane: u32) {
     let width = (p.n + 3u) / 4u;
-    for (var i = lane; i < 1024u; i += LANES) {
+    for (var i = lane; i < ROWS * WIDTH; i += LANES) {
         let row = m + i / WIDTH;
         let column = n / 4u + i % WIDTH;
         if (row < p.m && column < width) {
-            partial[(piece * p.m + row) * width + column] = tile[i];
+            partial[(piece * p.m + row) * width + column] = sums_at(i);
         }
     }
 }

@@ -1,15 +1,18 @@
-// y = x / sqrt(mean(x^2) + eps) * (offset + w); one workgroup per norm, of even width where Y has 16 bits.
+// y = x r (offset + w) with r = 1 / sqrt(mean(x^2) + eps); one workgroup per norm, of even width where Y has 16 bits.
+// RATE: 0 or 1, whether r is kept: at `first` and the following elements of `rate`.
 struct Params {
     norms: u32,
     width: u32,
     eps: f32,
     offset: f32,
+    first: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> x: array<u32>;
 @group(0) @binding(2) var<storage, read_write> w: array<u32>;
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;
+@group(0) @binding(4) var<storage, read_write> rate: array<f32>;
 
 const PER_WORD: u32 = 1u + min(Y, 1u);
 
@@ -33,6 +36,9 @@ fn main(
         squares += x_at(base + i) * x_at(base + i);
     }
     let r = 1.0 / sqrt(sum_lanes(lane, squares) / f32(p.width) + p.eps);
+    if (RATE == 1u && lane == 0u) {
+        rate[p.first + norm] = r;
+    }
     for (var first = PER_WORD * lane; first < p.width; first += PER_WORD * LANES) {
         var word = 0u;
         for (var i = first; i < first + PER_WORD; i++) {

@@ -28,7 +28,7 @@ fn write_rows(piece: u32, m: u32, n: u32, lane: u32) {
         if (column >= TILE) {
             return;
         }
-        let value = tile[lane / crew * WIDTH + column / 4u][column % 4u];
+        let value = sums_at(lane / crew * WIDTH + column / 4u)[column % 4u];
         g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * value;
     }
 }

@@ -9,8 +9,12 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
 @group(0) @binding(2) var<storage, read_write> index: array<u32>;
-@group(0) @binding(3) var<storage, read_write> base: array<f32>;
+@group(0) @binding(3) var<storage, read_write> base: array<u32>;
 @group(0) @binding(4) var<storage, read_write> delta: array<f32>;
+
+fn value(i: u32) -> f32 {
+    return decode(BASE, base[word_of(BASE, i)], i) + delta[i];
+}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -27,7 +31,7 @@ fn main(
         return;
     }
     if (W == F32) {
-        w[e - p.first] = bitcast<u32>(base[i] + delta[i]);
+        w[e - p.first] = bitcast<u32>(value(i));
         return;
     }
     let pair = e >> 1u;
@@ -35,9 +39,9 @@ fn main(
         return;
     }
     let at = (e - p.first) >> 1u;
-    var word = insert(W, w[at], e, base[i] + delta[i]);
+    var word = insert(W, w[at], e, value(i));
     if (i + 1u < p.n && (index[i + 1u] >> 1u) == pair) {
-        word = insert(W, word, index[i + 1u], base[i + 1u] + delta[i + 1u]);
+        word = insert(W, word, index[i + 1u], value(i + 1u));
     }
     w[at] = word;
 }

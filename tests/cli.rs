@@ -148,6 +148,33 @@ fn the_command_line_wins_over_the_configuration_file() {
 }
 
 #[test]
+fn groups_have_rates_of_their_own() {
+    let file = HOME.path().join("groups.toml");
+    fs::write(&file, "group = [\"score.weight:lr=10,decay=0\", \"*norm*:decay=0.5\"]\n").unwrap();
+    let plan = last_json(&succeed(&["plan", "--config", "groups.toml", "--device", "cpu", "--json"]));
+    assert_eq!(plan["groups"][0]["group"], "score.weight:lr=10,decay=0");
+    assert_eq!(
+        (&plan["groups"][0]["tensors"], &plan["groups"][1]["group"]),
+        (&1.into(), &"*norm*:lr=1,decay=0.5".into())
+    );
+    let text = succeed(&["plan", "--group", "*norm*:lr=2", "--device", "cpu"]);
+    assert!(text.contains("group    *norm*: learning rate x 2; "), "{text}");
+    let names = ["--group scores:lr=2: no trained tensor", "score.weight", "delta.model.layers.*.mlp.up_proj.weight"];
+    refused(&["run", "--group", "scores:lr=2", "--device", "cpu"], 2, &names);
+    refused(&["run", "--group", "score.weight:rate=2"], 2, &["--group", "got `rate`"]);
+
+    let step = |lr: &str, more: &[&str]| {
+        let out = HOME.path().join(format!("step-{}", more.len()));
+        let plain =
+            ["--optimizer", "sgd", "--momentum", "0", "--schedule", "constant", "--warmup", "0", "--max-steps", "1"];
+        let head = ["run", "--method", "head", "--device", "cpu", "--lr", lr, "--out", out.to_str().unwrap()];
+        succeed(&[&head[..], &plain, more].concat());
+        fs::read(out.join("adapter/adapter.safetensors")).unwrap()
+    };
+    assert!(step("0.5", &[]) == step("0.25", &["--group", "score.weight:lr=2"]), "another step");
+}
+
+#[test]
 fn help_has_the_options_of_the_method() {
     assert!(succeed(&["run", "--help"]).contains("--density"));
     let help = succeed(&["run", "--method", "lora", "--help"]);
@@ -225,7 +252,7 @@ fn one_file_is_enough() {
     let linked = succeed_alone(&["plugins", "--json"]);
     let mut names: Vec<String> = state(&linked, "linked").into_iter().map(|(name, _)| name).collect();
     names.sort();
-    assert_eq!(names, ["cpu", "full", "glue", "head", "imdb", "lora", "sparta"]);
+    assert_eq!(names, ["cpu", "full", "glue", "head", "imdb", "lora", "sparta", "text"]);
     for (name, loaded) in state(&linked, "linked") {
         assert_eq!(loaded, "loaded", "{name}");
     }

@@ -6,11 +6,14 @@
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
 use sparta_suites::{Precision, Subject};
-use sparta_tests::subjects::{cpu, methods, wgpu};
+use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
 use std::path::Path;
 
 const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
 const LANGUAGE_MODEL: Layout = Layout { lm: true, ..CLASSIFIER };
+
+/// Bytes of the largest buffer of a device with low limits: about all trained values, and less than an arena.
+const BUFFER: u64 = 480 << 10;
 
 /// The sets that are present.
 fn sources() -> Vec<Source> {
@@ -109,6 +112,16 @@ fn training_in_micro_batches_on_cpu() {
 #[test]
 fn training_on_wgpu() {
     check_training(wgpu(), &[Source::compact()], Steps::Whole);
+}
+
+#[test]
+fn classifiers_on_wgpu_with_low_limits() {
+    check_parity(wgpu_limited(BUFFER), &[Source::compact()], CLASSIFIER);
+}
+
+#[test]
+fn training_on_wgpu_with_low_limits() {
+    check_training(wgpu_limited(BUFFER), &[Source::compact()], Steps::Whole);
 }
 
 #[test]

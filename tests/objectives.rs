@@ -1,17 +1,20 @@
-//! Every objective trains, is evaluated, saved and resumed by the same code; pre-training is a run like any other.
+//! Every objective trains, is evaluated, saved and resumed by the same code; pre-training is a run like any other, with
+//! any method, and what it makes is read and merged as what classification makes.
 
 use serde_json::json;
+use sparta_core::adapter::{self, Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::checkpoint::{Checkpoint, Checkpoints, Position};
 use sparta_core::decoder;
 use sparta_core::job::{EvalReport, Observer, OptimizerOptions, PrecisionChoice, RunPlan, StepReport, Stopped};
 use sparta_core::method::Adaptation;
-use sparta_core::model::check_weights;
-use sparta_core::run::{PretrainConfig, Start, pretrain};
+use sparta_core::model::{HEAD, HeadKind, Precision, check_weights};
+use sparta_core::run::{self, Adapted, EvalRequest, PretrainConfig, Start, pretrain};
 use sparta_core::train::evaluate::evaluate;
+use sparta_core::train::graphs::Purpose;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::{Classification, MultiLabel, NextToken, Regression};
 use sparta_core::train::{Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
-use sparta_core::weights::Weights;
+use sparta_core::weights::{Dtype, OutTensor, Weights, safetensors_dtype, save};
 use sparta_graph::{Backend, DType};
 use sparta_suites::Random;
 use sparta_tests::subjects;
@@ -216,12 +219,14 @@ fn pretraining(home: &Path) -> PretrainConfig {
         let words = ["food", "film", "room", "staff", "story", "view"];
         (from..to).map(|i| format!("the {} was good and the {} was not .\n", words[i % 6], words[i * i % 5])).collect()
     };
-    fs::write(home.join("train.txt"), sentences(0, 60)).unwrap();
-    fs::write(home.join("dev.txt"), sentences(60, 75)).unwrap();
+    fs::create_dir_all(home.join("text")).unwrap();
+    fs::write(home.join("text/train.txt"), sentences(0, 60)).unwrap();
+    fs::write(home.join("text/dev.txt"), sentences(60, 75)).unwrap();
     PretrainConfig {
         model: directory,
-        text: home.join("train.txt"),
-        dev: Some(home.join("dev.txt")),
+        data: home.join("text"),
+        method: "full".into(),
+        method_options: BTreeMap::new(),
         epochs: 2,
         max_steps: None,
         batch_tokens: 128,
@@ -240,6 +245,13 @@ fn pretraining(home: &Path) -> PretrainConfig {
     }
 }
 
+const MODEL: &str = "model/model.safetensors";
+const ADAPTER: &str = "adapter/adapter.safetensors";
+
+fn bytes(config: &PretrainConfig, file: &str) -> Vec<u8> {
+    fs::read(config.out.join(file)).unwrap()
+}
+
 #[test]
 fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     let home = tempfile::tempdir().unwrap();
@@ -253,7 +265,7 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     let perplexity = |report: &EvalReport| report.metrics.scores["perplexity"];
     assert!(perplexity(&observer.evaluated[1]) < perplexity(&observer.evaluated[0]));
     assert!(result.loss < observer.losses[0]);
-    assert!(base.out.join("run/report.html").is_file() && !base.out.join("run/start").exists());
+    assert!(base.out.join("report.html").is_file());
 
     let split = PretrainConfig { out: home.path().join("split"), ..base.clone() };
     let stopped = pretrain(&split, &plugins, &open, Start::New, &mut Until::new(5)).unwrap();
@@ -261,10 +273,9 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     assert!(stopped.stopped == Stopped::Interrupted && (5..=6).contains(&stopped.steps), "{stopped:?}");
     let again = pretrain(&split, &plugins, &open, Start::Resume, &mut Until::new(usize::MAX)).unwrap();
     assert_eq!((again.steps, again.loss), (result.steps, result.loss));
-    let bytes = |config: &PretrainConfig| fs::read(config.out.join("model.safetensors")).unwrap();
-    assert!(bytes(&base) == bytes(&split), "the resumed model differs");
+    assert!(bytes(&base, MODEL) == bytes(&split, MODEL), "the resumed model differs");
     let error = pretrain(&base, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
-    assert!(error.contains("holds a model already"), "{error}");
+    assert!(error.contains("holds a run already"), "{error}");
 
     // Micro-batches add up the same gradients in another order.
     let micro = PretrainConfig { out: home.path().join("micro"), micro_batch_tokens: Some(40), ..base.clone() };
@@ -272,4 +283,141 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     pretrain(&micro, &plugins, &open, Start::New, &mut small).unwrap();
     let far = |(a, b): (&f64, &f64)| (a - b).abs() > 1e-3 * b;
     assert!(!small.losses.iter().zip(&observer.losses).any(far), "{:?} {:?}", small.losses, observer.losses);
+}
+
+// ---- every method on text
+
+/// The loss on held-out text of a run, an adapter or a model.
+fn held_out(path: &Path, base: Option<&Path>, config: &PretrainConfig) -> f64 {
+    let plugins = subjects::methods();
+    let adapted = Adapted::open(path, base, &plugins).unwrap();
+    let (task, data) = (Some("text".to_owned()), Some(config.data.clone()));
+    let request = EvalRequest { split: "dev".into(), head: None, task, data, max_examples: None };
+    run::evaluate(&adapted, &request, &plugins, cpu(), |_, _| {}).unwrap().loss
+}
+
+#[test]
+fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_merged() {
+    let home = tempfile::tempdir().unwrap();
+    let plugins = subjects::methods();
+    let open = || Ok(cpu());
+    let base = PretrainConfig { lr: 1e-2, ..pretraining(home.path()) };
+    let file = base.model.join("config.json");
+    let tied = fs::read_to_string(&file).unwrap();
+    for (method, format) in [
+        ("full", None),
+        ("sparta", Some(ExportFormat::SparseDeltas)),
+        ("lora", Some(ExportFormat::Peft)),
+        ("head", None),
+    ] {
+        let config = PretrainConfig { method: method.into(), out: home.path().join(method), ..base.clone() };
+        if method == "head" {
+            let refused = pretrain(&config, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
+            assert!(refused.contains("tie_word_embeddings"), "{refused}");
+            fs::write(&file, tied.replace("\"tie_word_embeddings\":true", "\"tie_word_embeddings\":false")).unwrap();
+        }
+        let mut observer = Until::new(usize::MAX);
+        let result = pretrain(&config, &plugins, &open, Start::New, &mut observer).unwrap();
+        let losses: Vec<f64> = observer.evaluated.iter().map(|report| report.metrics.loss).collect();
+        assert!(losses[1] < losses[0], "{method}: {losses:?}");
+
+        let split = PretrainConfig { out: home.path().join(format!("{method}-split")), ..config.clone() };
+        pretrain(&split, &plugins, &open, Start::New, &mut Until::new(3)).unwrap();
+        pretrain(&split, &plugins, &open, Start::Resume, &mut Until::new(usize::MAX)).unwrap();
+        for file in [ADAPTER, MODEL] {
+            assert!(bytes(&config, file) == bytes(&split, file), "{method}: {file} of the resumed run differs");
+        }
+
+        let loss = result.dev.unwrap().loss;
+        assert_eq!(held_out(&config.out, None, &config), loss, "{method}");
+        // Weights of f32, and other batches than the run's: the order of additions differs, no more.
+        let close = |other: f64| assert!((other - loss).abs() < 1e-5 * loss, "{method}: {other}, in the run {loss}");
+        close(held_out(&result.model, None, &config));
+        let described = fs::read_to_string(result.model.join("config.json")).unwrap();
+        assert!(described.contains("LlamaForCausalLM") && !described.contains("id2label"), "{described}");
+        if let Some(format) = format {
+            let out = home.path().join(format!("{method}-exported"));
+            export(&Applied::open(&config.out, None, &plugins).unwrap(), format, &out).unwrap();
+            close(held_out(&out, Some(&config.out.join("start")), &config));
+        }
+    }
+    let adapted = Adapted::open(&home.path().join("lora"), None, &plugins).unwrap();
+    let refused = adapted.predict(|| Ok(cpu()), &[("the food".into(), None)]).unwrap_err().to_string();
+    assert!(refused.contains("next-token prediction, which gives a text no class"), "{refused}");
+}
+
+/// The embedded model with a head of so many outputs and this kind of problem.
+fn classifier(dir: &Path, outputs: usize, problem: Option<&str>) {
+    fs::create_dir_all(dir).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(model().join(name), dir.join(name)).unwrap();
+    }
+    let text = fs::read_to_string(model().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["id2label"] = (0..outputs).map(|i| (i.to_string(), json!(format!("label {i}")))).collect();
+    config["problem_type"] = json!(problem);
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let weights = Weights::open(model()).unwrap();
+    let parameters = decoder::open(&model()).unwrap().parameters(HeadKind::CausalLm);
+    let mut tensors: Vec<OutTensor> = parameters
+        .iter()
+        .map(|p| {
+            let view = weights.get(&p.name).unwrap();
+            let (name, shape, bytes) = (p.name.clone(), p.shape.clone(), view.bytes.into());
+            OutTensor { name, dtype: safetensors_dtype(view.dtype), shape, bytes }
+        })
+        .collect();
+    let head: Vec<u8> = (0..outputs * 96).flat_map(|i| (i as f32 * 1e-3).to_le_bytes()).collect();
+    tensors.push(OutTensor { name: HEAD.into(), dtype: Dtype::F32, shape: vec![outputs, 96], bytes: head.into() });
+    save(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn a_model_says_what_its_head_is_for_and_a_merged_one_says_so_again() {
+    let home = tempfile::tempdir().unwrap();
+    let plugins = subjects::methods();
+    for (i, (outputs, problem, objective)) in [
+        (3, None, "classification"),
+        (3, Some("single_label_classification"), "classification"),
+        (3, Some("multi_label_classification"), "multi-label classification"),
+        (1, None, "regression"),
+        (1, Some("regression"), "regression"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [from, out] = ["from", "out"].map(|name| home.path().join(format!("{name}{i}")));
+        classifier(&from, outputs, problem);
+        let head = &adapter::load(&from, None).unwrap().heads[0];
+        assert_eq!((&*head.objective, head.labels.len()), (objective, outputs));
+        let applied = Applied::open(&from, None, &plugins).unwrap();
+        let request = MergeRequest { out: out.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 };
+        merge(&applied, &request, cpu()).unwrap();
+        assert_eq!(adapter::load(&out, None).unwrap().heads[0], *head);
+    }
+    let wrong = home.path().join("wrong");
+    classifier(&wrong, 2, Some("ranking"));
+    let error = adapter::load(&wrong, None).unwrap_err().to_string();
+    assert!(error.contains("`problem_type` is \"ranking\", expected single_label_classification"), "{error}");
+    assert_eq!(adapter::load(&model(), None).unwrap().heads[0].objective, "next-token prediction");
+}
+
+/// In bf16 the products of the vocabulary loss have operands of bf16: rounded hidden states, and the head's rounded copy.
+#[test]
+fn the_vocabulary_loss_of_a_bf16_model_reads_bf16() {
+    let decoder = decoder::open(&model()).unwrap();
+    let parameters = check_weights(&decoder, &Weights::open(model()).unwrap(), HeadKind::CausalLm).unwrap();
+    for trained in [true, false] {
+        let parameters = parameters.clone();
+        let mut adaptation = if trained { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
+        adaptation.precision = Precision::BF16;
+        let session = session(Arc::new(NextToken {}));
+        let setup = Setup { adaptation, ..session.setup().clone() };
+        let purpose = if trained { Purpose::Step(size_of(96, 8)) } else { Purpose::Evaluate(size_of(96, 8)) };
+        let graph = setup.graphs().build(purpose).unwrap();
+        let loss = graph.nodes().iter().find(|node| node.op.name() == "linear_cross_entropy").unwrap();
+        let [hidden, weight] = [0, 1].map(|i| graph.ty(loss.inputs[i]).unwrap());
+        assert_eq!((hidden.dtype, weight.dtype), (DType::BF16, DType::BF16));
+        assert_eq!(loss.outputs.len() > 3, trained, "gradients come with the loss");
+    }
 }

@@ -25,7 +25,7 @@ const METHODS: [&str; 11] = [
     "full",
     "head",
     "lora --optimizer adamw-bf16 --dropout 0.1",
-    "sparta --optimizer sgd --weight-decay 0.1",
+    "sparta --optimizer sgd --weight-decay 0.1 --group score.weight:lr=2,decay=0",
     "head --dropout 0.1 --weight-decay 0.1",
     // Rounded copies of trained weights and of extra tensors.
     "full --precision bf16",

@@ -11,9 +11,9 @@ trap 'rm -rf "$work"' EXIT
 # right shape here first.
 cargo build --release
 cargo run --release -p sparta-cli --example default_data -- "$work"
-target/release/sparta-cli pretrain --model "$work/model" --text "$work/corpus.txt" --out "$work/trained" \
+target/release/sparta-cli pretrain --model "$work/model" --data "$work/corpus.txt" --out "$work/trained" \
     --epochs 2 --batch-tokens 1024 --lr 3e-3 --warmup 0.02 --weight-decay 0 --seed 0 --dtype bf16 --device cpu
 
-rm -rf "$work/trained/run" cli/assets/data cli/assets/model
+rm -rf cli/assets/data cli/assets/model
 cp -r "$work/data" cli/assets/data
-cp -r "$work/trained" cli/assets/model
+cp -r "$work/trained/model" cli/assets/model

@@ -15,7 +15,7 @@ use sparta_core::run::InspectTask;
 use sparta_graph::DType;
 use std::path::{Path, PathBuf};
 
-/// Fine-tune decoder language models for classification on any GPU, or without one
+/// Fine-tune decoder language models, for classification or on text, on any GPU, or without one
 #[derive(Parser)]
 #[command(name = "sparta-cli", version, max_term_width = 120, args_override_self = true)]
 pub struct Cli {
@@ -166,7 +166,7 @@ pub struct DeviceArgs {
 
 #[derive(Args)]
 pub struct EvalArgs {
-    /// Run directory, adapter directory of any format, or a full classifier
+    /// Run directory, adapter directory of any format, or a full model
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
     /// Base model [default: the one trained on]
@@ -248,13 +248,13 @@ pub struct PretrainArgs {
     /// Directory with config.json and the tokenizer
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// Text, one document a line
-    #[arg(long, value_name = "FILE")]
-    pub text: PathBuf,
-    /// Held-out text, one document a line
-    #[arg(long, value_name = "FILE")]
-    pub dev_text: Option<PathBuf>,
-    /// Directory for the model; the run with its checkpoints and report is `run` in it
+    /// A file of text, one document a line, or a directory with such files: train.txt, and held out dev.txt and test.txt
+    #[arg(long, value_name = "FILE|DIR")]
+    pub data: PathBuf,
+    /// Method: full, or another one that changes the random weights
+    #[arg(long, value_name = "NAME", default_value = "full")]
+    pub method: String,
+    /// Directory for the run; the trained model is `model` in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Go on with the run in --out; the other options must be the same

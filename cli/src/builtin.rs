@@ -2,7 +2,7 @@
 
 use sparta_core::plugin::{Entry, PluginSet};
 
-const ENTRIES: [Entry; 7] = [
+const ENTRIES: [Entry; 8] = [
     sparta_backend_cpu::entry,
     sparta_method_sparta::entry,
     sparta_method_lora::entry,
@@ -10,6 +10,7 @@ const ENTRIES: [Entry; 7] = [
     sparta_method_head::entry,
     sparta_task_glue::entry,
     sparta_task_imdb::entry,
+    sparta_task_text::entry,
 ];
 
 /// Adds the built-in plugins behind those that were found: a library of the same kind and name wins.

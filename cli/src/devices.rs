@@ -78,6 +78,9 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
     for device in &listed {
         let limits: Vec<String> = device.limits.iter().map(|(name, value)| format!("{name} {value}")).collect();
         output::print(format!("\n{}\n  limits    {}", device.info.id, limits.join(", ")))?;
+        if let Some(multiplier) = &device.info.multiplier {
+            output::print(format!("  16-bit floats are multiplied in {multiplier}"))?;
+        }
         if !device.features.is_empty() {
             output::print(format!("  features  {}", device.features.join(", ")))?;
         }
@@ -101,10 +104,10 @@ fn kind(kind: DeviceKind) -> &'static str {
 
 fn limits(info: &DeviceInfo, adapter: Option<&Adapter>) -> Vec<(&'static str, String)> {
     let mut limits = vec![("buffer", bytes(info.max_buffer))];
+    limits.extend(info.max_binding.map(|most| ("binding", bytes(most))));
     if let Some(Adapter { limits: l, .. }) = adapter {
         let (least, most) = l.subgroup_size;
         limits.extend([
-            ("binding", bytes(l.max_storage_buffer_binding_size)),
             ("workgroup memory", bytes(l.max_compute_workgroup_storage_size.into())),
             ("workgroup size", l.max_compute_invocations_per_workgroup.to_string()),
             ("workgroups", l.max_compute_workgroups_per_dimension.to_string()),

@@ -105,13 +105,15 @@ fn run() -> ExitCode {
 /// Returns the exit code: that of an interruption where a run was interrupted and saved.
 fn execute(parsed: Parsed) -> Result<u8> {
     let Parsed { cli, plugins, method_options, resumed } = parsed;
-    let job = |args| Job { args, method_options, resumed };
+    let job = |args, method_options| Job { args, method_options, resumed };
     let stopped = |stopped| if stopped == Stopped::Interrupted { progress::INTERRUPTED } else { 0 };
     match cli.command {
-        Command::Run { args, watch } => return train::run(job(args), &watch, &plugins).map(stopped),
-        Command::Pretrain(args) => return pretrain::pretrain(args, &plugins).map(stopped),
+        Command::Run { args, watch } => {
+            return train::run(job(args, method_options), &watch, &plugins).map(stopped);
+        }
+        Command::Pretrain(args) => return pretrain::pretrain(args, method_options, &plugins).map(stopped),
         Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
-        Command::Plan { args, assume } => train::plan(job(args), assume.as_deref(), &plugins),
+        Command::Plan { args, assume } => train::plan(job(args, method_options), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),

@@ -5,9 +5,12 @@ use crate::hub;
 use crate::output::Output;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::memory::{self, MemoryRequest};
+use sparta_core::run::objective_of;
+use sparta_core::train::objective::Classification;
 use sparta_core::{Error, Result};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::Options;
+use std::sync::Arc;
 
 /// Classes where no task is named.
 const CLASSES: usize = 2;
@@ -18,21 +21,21 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
     let model = sources
         .model
         .ok_or_else(|| Error::Usage("--model is missing: a model directory, or the config.json of a model".into()))?;
-    let classes = match &sources.task {
-        Some(task) => plugins.task(task)?.1.labels.len(),
-        None => CLASSES,
+    let objective = match &sources.task {
+        Some(task) => objective_of(&plugins.task(task)?.1),
+        None => Arc::new(Classification { classes: CLASSES }),
     };
     let request = MemoryRequest {
         model: hub::model(model, sources.revision.as_deref())?,
         method: sources.method,
         method_options,
-        classes,
+        objective,
         batch_size: config.batch_size,
         micro_batch_tokens: config.micro_batch_tokens,
         max_length: config.max_length,
         dropout: config.dropout,
         recompute: config.recompute,
-        optimizer: config.optimizer.choice(),
+        optimization: config.optimization()?,
         precision: config.precision,
     };
     let plan = memory::plan(&request, plugins, info)?;

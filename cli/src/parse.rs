@@ -1,6 +1,6 @@
 //! From arguments and configuration file to one parsed command.
 //!
-//! The options of `run` depend on the method, whose plugin declares them, so the arguments are parsed twice: first for the
+//! The options of `run`, `plan` and `pretrain` depend on the method, whose plugin declares them, so the arguments are parsed twice: first for the
 //! plugins, the method, the configuration file and the preset, with any option allowed; then with the method's options.
 //! Values from the embedded job, the preset and the configuration file, each winning over those before it, become the
 //! defaults of the second pass.
@@ -13,7 +13,7 @@ use clap::builder::{Resettable, ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches};
-use sparta_core::job::config::{DEFAULT_METHOD, explanation};
+use sparta_core::job::config::explanation;
 use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
 use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet};
@@ -22,8 +22,10 @@ use sparta_plugin::method::{MethodInfo, OptionKind, Options};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The commands that train or plan to.
-const JOBS: [&str; 2] = ["run", "plan"];
+/// The commands that train or plan to, with the options of a method.
+const JOBS: [&str; 3] = ["run", "plan", "pretrain"];
+/// Those that without a model and data do the embedded job.
+const EMBEDDED: [&str; 2] = ["run", "plan"];
 
 /// Values of options by name, as a user would write them.
 pub type Values = BTreeMap<String, String>;
@@ -31,7 +33,7 @@ pub type Values = BTreeMap<String, String>;
 pub struct Parsed {
     pub cli: Cli,
     pub plugins: PluginSet,
-    /// Checked options of the method, for `run` and `plan`.
+    /// Checked options of the method, for [`JOBS`].
     pub method_options: Options,
     /// The configuration of the run to resume, with what may change and was given.
     pub resumed: Option<RunConfig>,
@@ -80,7 +82,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         }
         Ok::<_, Error>(plugins)
     };
-    let Some(job) = &first.job else {
+    let Some((name, job)) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
         let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs())?, Options::new());
         return Ok(Parsed { cli, plugins, method_options, resumed: None });
@@ -90,7 +92,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let preset = named("preset").map(|name| presets::find(&name)).transpose()?;
     let method = match &preset {
         Some(preset) => preset.method(named("method"))?,
-        None => named("method").unwrap_or(DEFAULT_METHOD.into()),
+        None => named("method").or_else(|| default_method(name)).unwrap_or_default(),
     };
     let resume = job.get("resume").map(Path::new);
     let plugins = discover(file.plugins.clone(), resume.as_slice())?;
@@ -115,7 +117,9 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     }
     let mut defaults = preset.as_ref().map(Preset::values).unwrap_or_default();
     defaults.extend(file_values.clone());
-    if ["model", "data"].iter().all(|option| !job.contains_key(*option) && !defaults.contains_key(*option)) {
+    if EMBEDDED.contains(&name.as_str())
+        && ["model", "data"].iter().all(|option| !job.contains_key(*option) && !defaults.contains_key(*option))
+    {
         let mut embedded = DefaultJob::values(&method)?;
         embedded.extend(defaults);
         defaults = embedded;
@@ -144,9 +148,9 @@ struct First {
     plugins: Vec<PathBuf>,
     command: Option<String>,
     allow_other: bool,
-    /// For `run` and `plan` the last value of each option that was given.
-    job: Option<Values>,
-    /// Whether `run` or `plan` is to explain itself.
+    /// One of [`JOBS`], with the last value of each option that was given.
+    job: Option<(String, Values)>,
+    /// Whether it is to explain itself.
     help: bool,
 }
 
@@ -176,10 +180,17 @@ impl First {
         let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
-        let job = job.and_then(|(name, given)| Some(texts(command.find_subcommand(name)?, given)));
+        let job = job.and_then(|(name, given)| Some((name.to_owned(), texts(command.find_subcommand(name)?, given))));
         let allow_other = matches.get_flag("allow_other_plugin");
         First { plugins, command: command_name, allow_other, help, job }
     }
+}
+
+/// The method of a job where none is named.
+fn default_method(job: &str) -> Option<String> {
+    let command = base_command();
+    let method = command.find_subcommand(job)?.get_arguments().find(|arg| arg.get_long() == Some("method"))?;
+    Some(method.get_default_values().first()?.to_str()?.to_owned())
 }
 
 /// The command without checks, defaults and help, whose options may have any value.
@@ -209,7 +220,7 @@ fn texts(command: &clap::Command, matches: &ArgMatches) -> Values {
     command.get_arguments().filter(|arg| arg.get_action().takes_values()).filter_map(value).collect()
 }
 
-/// The command with other defaults for options of `run` and `plan`.
+/// The command with other defaults for options of [`JOBS`].
 fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
     let default = |arg: Arg| match arg.get_long().and_then(|name| values.get(name)) {
         Some(value) => arg.default_value(value.clone()),
@@ -264,7 +275,7 @@ pub fn base_command() -> clap::Command {
     names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |c| c.mut_args(numbers)))
 }
 
-/// [`base_command`] with the options of a method on `run` and `plan`.
+/// [`base_command`] with the options of a method on [`JOBS`].
 ///
 /// Errors: an option of the method has the name of one of ours.
 pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
@@ -389,20 +400,22 @@ impl ConfigFile {
     /// Errors: a key that is no option (names the nearest, or the method that has it), a value that is no single value.
     fn values(&self, command: &clap::Command, plugins: &PluginSet, method: &str) -> Result<Values> {
         let run = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
-        let known: Vec<&str> = run
+        let options: Vec<(&str, &Arg)> = run
             .filter(|arg| arg.get_action().takes_values())
-            .filter_map(clap::Arg::get_long)
-            .filter(|name| !["config", "resume"].contains(name))
+            .filter_map(|arg| Some((arg.get_long()?, arg)))
+            .filter(|(name, _)| !["config", "resume"].contains(name))
             .collect();
+        let known = || options.iter().map(|(name, _)| *name);
         let fail = |what: String| Error::Usage(format!("{}: {what}", self.path.display()));
         let entry = |(key, value): (&String, &toml::Value)| {
-            if !known.contains(&key.as_str()) {
+            let Some((_, arg)) = options.iter().find(|(name, _)| name == key) else {
                 let hint = owners(key, plugins, method)
-                    .or_else(|| nearest(key, known.iter().copied()).map(|near| format!("did you mean `{near}`?")))
-                    .unwrap_or_else(|| format!("known keys: {}", known.join(", ")));
+                    .or_else(|| nearest(key, known()).map(|near| format!("did you mean `{near}`?")))
+                    .unwrap_or_else(|| format!("known keys: {}", known().collect::<Vec<_>>().join(", ")));
                 return Err(fail(format!("unknown key `{key}`; {hint}")));
-            }
+            };
             let value = argument_value(value)
+                .or_else(|| list_value(value, arg.get_value_delimiter()?))
                 .ok_or_else(|| fail(format!("{key}: expected a text, a number, true or false, got {value}")))?;
             Ok((key.clone(), value))
         };
@@ -426,6 +439,12 @@ pub fn argument_value(value: &toml::Value) -> Option<String> {
         toml::Value::Boolean(flag) => Some(flag.to_string()),
         toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
     }
+}
+
+/// A list as the one value of an option that takes several, separated by `delimiter`.
+fn list_value(value: &toml::Value, delimiter: char) -> Option<String> {
+    let items: Option<Vec<String>> = value.as_array()?.iter().map(argument_value).collect();
+    Some(items?.join(&delimiter.to_string()))
 }
 
 /// The entries of a table as values of options, for tables of our own.

@@ -8,14 +8,16 @@ use sparta_core::Result;
 use sparta_core::job::Stopped;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, PretrainConfig, Start};
+use sparta_plugin::method::Options;
 
-pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<Stopped> {
+pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet) -> Result<Stopped> {
     let output = Output::new(args.device.json);
     let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
         model: args.model,
-        text: args.text,
-        dev: args.dev_text,
+        data: args.data,
+        method: args.method,
+        method_options: method_options.into_iter().collect(),
         epochs: args.epochs,
         max_steps: args.max_steps,
         batch_tokens: args.batch_tokens,
@@ -46,7 +48,7 @@ pub fn pretrain(args: PretrainArgs, plugins: &PluginSet) -> Result<Stopped> {
     if let Some(perplexity) = result.dev.as_ref().and_then(|dev| dev.scores.get("perplexity")) {
         output.say(format!("held out   perplexity {perplexity:.2}"))?;
     }
-    output.say(format!("saved      {}", result.out.display()))?;
+    output.say(format!("saved      {}, the model in {}", result.out.display(), result.model.display()))?;
     output.result(&result)?;
     Ok(result.stopped)
 }

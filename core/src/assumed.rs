@@ -3,8 +3,8 @@
 use crate::{Error, Result};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 
-/// A GPU with these limits. `memory` must be given; `max-buffer` is as large as the memory where it is not; with `f32`
-/// as `types` the device takes no bf16; `kind` is gpu or cpu.
+/// A GPU with these limits. `memory` must be given; `max-buffer` is as large as the memory where it is not, and without
+/// `max-binding` kernels reach all of a buffer; with `f32` as `types` the device takes no bf16; `kind` is gpu or cpu.
 ///
 /// Errors: an unknown name, a size that is none, no memory.
 pub fn device(text: &str) -> Result<DeviceInfo> {
@@ -15,18 +15,20 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         driver: String::new(),
         memory: None,
         max_buffer: 0,
+        max_binding: None,
         segments: true,
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: vec![DType::BF16],
+        multiplier: None,
+        sampled_cost: None,
     };
-    let mut binding = None;
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));
         match (name, value) {
             ("memory", size) => info.memory = Some(bytes(name, size)?),
             ("max-buffer", size) => info.max_buffer = bytes(name, size)?,
-            ("max-binding", size) => binding = Some(bytes(name, size)?),
+            ("max-binding", size) => info.max_binding = Some(bytes(name, size)?),
             ("kind", "gpu") => {}
             ("kind", "cpu") => info.kind = DeviceKind::Cpu,
             ("types", "f32") => (info.activations, info.products) = (vec![DType::F32], vec![]),
@@ -45,7 +47,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
     if info.max_buffer == 0 {
         info.max_buffer = memory;
     }
-    if binding.is_some_and(|binding| binding > info.max_buffer) {
+    if info.max_binding.is_some_and(|binding| binding > info.max_buffer) {
         return Err(Error::Usage(format!("--assume: `{text}`: a binding cannot be larger than a buffer")));
     }
     Ok(info)
@@ -78,9 +80,10 @@ mod tests {
     #[test]
     fn limits_are_read_with_their_units() {
         let info = device("memory=8GiB,max-buffer=2GiB,max-binding=128MiB").unwrap();
-        assert_eq!((info.memory, info.max_buffer), (Some(8 << 30), 2 << 30));
+        assert_eq!((info.memory, info.max_buffer, info.max_binding), (Some(8 << 30), 2 << 30, Some(128 << 20)));
         let info = device("memory=24GB, types=f32").unwrap();
-        assert_eq!((info.max_buffer, info.activations), (24_000_000_000, vec![DType::F32]));
+        assert_eq!((info.max_buffer, info.max_binding), (24_000_000_000, None));
+        assert_eq!(info.activations, [DType::F32]);
     }
 
     #[test]

@@ -187,10 +187,13 @@ mod tests {
             driver: String::new(),
             memory,
             max_buffer: 1 << 31,
+            max_binding: None,
             segments: false,
             in_place: true,
             activations: vec![sparta_graph::DType::F32],
             products: vec![],
+            multiplier: None,
+            sampled_cost: None,
         }
     }
 

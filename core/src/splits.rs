@@ -6,10 +6,10 @@ use crate::method::philox::Stream;
 use crate::{Error, Result};
 use read::read;
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{Example, Recipe, Source, Take, TaskInfo};
+use sparta_plugin::task::{self, Example, Recipe, Take, TaskInfo};
 use std::collections::BTreeMap;
 
-pub use read::Open;
+pub use read::{Open, Source};
 
 /// The three splits, and how they came about.
 #[derive(Debug)]
@@ -36,10 +36,11 @@ pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
 /// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split; a label outside the task's; a pair for a task of single texts, or the reverse; a recipe
-/// with an example in two splits; examples that take more than 512 MiB.
-pub fn load(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
-    let dataset = open().map_err(|e| Error::Data(e.to_string()))?;
+/// malformed row; an empty split, unless the recipe leaves out dev or test; a label outside the task's, which are 0 where
+/// it has no classes; a pair for a task of single texts, or the reverse; a recipe with an example in two splits; examples
+/// that take too much, see [`Source`].
+pub fn load(source: &Source, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
+    let dataset = (source.open)().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
     check_recipe(&recipe)?;
     let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
@@ -48,7 +49,7 @@ pub fn load(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<S
         source.parts.iter().for_each(|part| *uses.entry(part.clone()).or_default() += 1);
     }
     let names: Vec<String> = uses.keys().cloned().collect();
-    let parts = read(open, dataset, &names, task)?;
+    let parts = read(source, dataset, &names, task)?;
     let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
@@ -86,9 +87,12 @@ struct Dealer<'a> {
 }
 
 impl Dealer<'_> {
-    fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+    fn deal(&mut self, split: &str, source: &task::Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
         if !self.wanted.contains(&split) {
             return Ok((Vec::new(), "not read".into()));
+        }
+        if source.parts.is_empty() && split != "train" {
+            return Ok((Vec::new(), "none".into()));
         }
         let examples = self.take(&source.parts);
         let total = examples.len();
@@ -187,7 +191,9 @@ fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sparta_plugin::task::Source as Part;
     use sparta_plugin::task::{Dataset, Examples};
+    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Clone)]
@@ -203,16 +209,20 @@ mod tests {
 
         fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
             let part = part.to_owned();
-            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 0 }))))
+            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 1 }))))
         }
     }
 
-    fn source(part: &str, take: Take) -> Source {
-        Source { parts: vec![part.into()], take }
+    fn source(part: &str, take: Take) -> Part {
+        Part { parts: vec![part.into()], take }
+    }
+
+    fn read_all(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
+        load(&Source { open, data: Path::new("nowhere") }, wanted, task, seed)
     }
 
     fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {
-        load(&|| Ok(Box::new(fake.clone())), &SPLITS, &task(classes), seed)
+        read_all(&|| Ok(Box::new(fake.clone())), &SPLITS, &task(classes), seed)
     }
 
     fn task(classes: usize) -> TaskInfo {
@@ -256,15 +266,18 @@ mod tests {
 
     #[test]
     fn labels_outside_the_task_are_refused() {
-        assert!(deal(&fake(50), 0, 7).unwrap_err().to_string().contains("label 0"));
+        for labels in [0, 1] {
+            let error = deal(&fake(50), labels, 7).unwrap_err().to_string();
+            assert!(error.contains("label 1, expected less than 1"), "{error}");
+        }
     }
 
     #[test]
     fn only_wanted_splits_are_read() {
-        let test = load(&|| Ok(Box::new(fake(700))), &["test"], &task(2), 7).unwrap();
+        let test = read_all(&|| Ok(Box::new(fake(700))), &["test"], &task(2), 7).unwrap();
         assert_eq!((test.train.len(), test.dev.len(), test.test.len()), (0, 0, 700));
         assert_eq!(test.test, deal(&fake(700), 2, 7).unwrap().test);
-        let dev = load(&|| Ok(Box::new(fake(700))), &["dev"], &task(2), 7).unwrap();
+        let dev = read_all(&|| Ok(Box::new(fake(700))), &["dev"], &task(2), 7).unwrap();
         assert_eq!(dev.dev, deal(&fake(700), 2, 7).unwrap().dev);
     }
 
@@ -288,9 +301,18 @@ mod tests {
     #[test]
     fn a_data_set_without_end_is_refused() {
         static READ: AtomicUsize = AtomicUsize::new(0);
-        let message = load(&|| Ok(Box::new(Flood(&READ))), &SPLITS, &task(2), 7).unwrap_err().to_string();
-        assert!(message.contains("more than 512 MiB"), "{message}");
+        let message = read_all(&|| Ok(Box::new(Flood(&READ))), &SPLITS, &task(2), 7).unwrap_err().to_string();
+        assert!(message.contains("more than 512.0 MiB"), "{message}");
         assert!(READ.load(Ordering::Relaxed) < 600);
+    }
+
+    #[test]
+    fn dev_and_test_may_be_missing() {
+        let none = || Part { parts: vec![], take: Take::All };
+        let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![] };
+        let splits = deal(&Fake { recipe, size: 3 }, 2, 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (3, 0, 0));
+        assert_eq!(splits.origins.dev, "none");
     }
 
     #[test]
@@ -298,8 +320,8 @@ mod tests {
         let all = source("train", Take::All);
         let (draw, rest) = (source("train", Take::Draw { count: 10 }), source("train", Take::Rest { cap: None }));
         let (dev, both) =
-            (source("dev", Take::All), Source { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
-        let check = |train: &Source, dev: &Source, test: &Source| {
+            (source("dev", Take::All), Part { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
+        let check = |train: &Part, dev: &Part, test: &Part| {
             let recipe = Recipe { train: train.clone(), dev: dev.clone(), test: test.clone(), notes: vec![] };
             deal(&Fake { recipe, size: 100 }, 2, 7).map(drop).map_err(|e| e.to_string())
         };
@@ -316,14 +338,14 @@ mod tests {
             let error = check(train, dev, test).unwrap_err();
             assert!(error.contains(part) && error.contains("share examples of"), "{error}");
         }
-        let twice = Source { parts: vec!["train".into(), "train".into()], take: Take::All };
+        let twice = Part { parts: vec!["train".into(), "train".into()], take: Take::All };
         assert!(check(&twice, &dev, &source("x", Take::All)).unwrap_err().contains("twice"));
     }
 
     #[test]
     fn pairs_are_for_tasks_of_pairs() {
         let pairs = TaskInfo { pair: true, ..task(2) };
-        let error = load(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
+        let error = read_all(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
         assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
         assert!(check_pair(&task(2), true).unwrap_err().contains("expected a single text"));
     }

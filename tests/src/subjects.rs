@@ -23,15 +23,17 @@ pub fn wgpu() -> Option<Subject<'static>> {
     open_wgpu("wgpu", Options::default()).map(|subject| subject.may_refuse(&[LONG_LOOP]))
 }
 
-/// As [`wgpu`], with tensors above 80 KiB as several bindings; refuses what a kernel needs whole.
-pub fn wgpu_splitting() -> Option<Subject<'static>> {
-    let subject =
-        open_wgpu("wgpu with bindings of 80 KiB", Options { max_binding: Some(80 << 10), ..Options::default() })?;
+/// As [`wgpu`], with tensors above 80 KiB as several bindings, and arenas above `max_buffer` bytes as several segments;
+/// refuses what a kernel needs whole, and larger tensors.
+pub fn wgpu_limited(max_buffer: u64) -> Option<Subject<'static>> {
+    let name = format!("wgpu with bindings of 80 KiB and buffers of {} KiB", max_buffer >> 10);
+    let subject = open_wgpu(&name, Options { max_binding: Some(80 << 10), max_buffer: Some(max_buffer) })?;
     Some(subject.may_refuse(&[
         LONG_LOOP,
         "this device binds at most",
         "more than a binding may have",
         "that this device binds at once",
+        "but the largest buffer of",
     ]))
 }
 
@@ -44,11 +46,16 @@ fn open_wgpu(name: &str, options: Options) -> Option<Subject<'static>> {
     Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
 }
 
-/// The methods, linked in.
+/// The methods and the task `text`, linked in.
 pub fn methods() -> PluginSet {
     let mut plugins = PluginSet::default();
-    let entries =
-        [sparta_method_sparta::entry, sparta_method_lora::entry, sparta_method_full::entry, sparta_method_head::entry];
+    let entries = [
+        sparta_method_sparta::entry,
+        sparta_method_lora::entry,
+        sparta_method_full::entry,
+        sparta_method_head::entry,
+        sparta_task_text::entry,
+    ];
     for entry in entries {
         // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
         unsafe { plugins.link(entry) };

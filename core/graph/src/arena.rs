@@ -1,133 +1,141 @@
-//! Memory by liveness: where tensors lie in an arena while others come and go.
+//! Places of blocks of memory that are in use for a while, so that little is needed in all.
 
 use crate::graph::ALIGNMENT;
+use std::ops::Range;
 
-/// Best-fit allocation of byte ranges in segments; a segment grows at its end, up to a limit.
-pub(crate) struct Arena {
-    limit: usize,
-    segments: Vec<Segment>,
+/// Memory that is in use from step to step of a program.
+pub(crate) struct Block {
+    bytes: usize,
+    /// The last step that uses it.
+    pub last: usize,
+    parts: Vec<Part>,
 }
 
-#[derive(Default)]
-struct Segment {
-    size: usize,
-    /// (offset, bytes) of the holes, by offset, never adjacent.
-    holes: Vec<(usize, usize)>,
+/// A range of bytes of a block, multiples of [`ALIGNMENT`], and the first step that uses it.
+struct Part {
+    range: Range<usize>,
+    first: usize,
+}
+
+impl Block {
+    /// A block that nothing uses yet.
+    pub fn new(bytes: usize, step: usize) -> Self {
+        Block { bytes: bytes.max(1).next_multiple_of(ALIGNMENT), last: step, parts: Vec::new() }
+    }
+
+    /// Bytes from `offset` on are in use from a step on, where they are not already.
+    pub fn use_from(&mut self, first: usize, offset: usize, bytes: usize) {
+        if bytes > 0 && self.parts.iter().all(|part| part.range.start != offset) {
+            self.parts.push(Part { range: offset..offset + bytes.next_multiple_of(ALIGNMENT), first });
+        }
+    }
+
+    fn first(&self) -> usize {
+        self.parts.iter().map(|part| part.first).min().unwrap_or(self.last)
+    }
+}
+
+/// Bytes of the segments that blocks lie in, and the segment and offset of each block.
+pub(crate) struct Arena {
+    pub segments: Vec<usize>,
+    pub places: Vec<(usize, usize)>,
 }
 
 impl Arena {
-    /// An arena without segments, for segments of at most `limit` bytes; what is larger gets one of its own.
-    pub fn new(limit: usize) -> Self {
-        Arena { limit, segments: Vec::new() }
-    }
-
-    /// Bytes of each segment.
-    pub fn sizes(&self) -> Vec<usize> {
-        self.segments.iter().map(|segment| segment.size).collect()
-    }
-
-    /// Segment and offset of so many bytes: in the smallest hole that fits, else at the end of the segment that has to
-    /// grow least, else in a new segment.
-    pub fn alloc(&mut self, bytes: usize) -> (usize, usize) {
-        let bytes = round_up(bytes);
-        let holes = self.segments.iter().enumerate().filter_map(|(i, s)| Some((s.hole(bytes)?, i)));
-        if let Some(((_, hole), i)) = holes.min() {
-            return (i, self.segments[i].fill(hole, bytes));
+    /// Places the largest blocks first, each as low as it can lie beside those that are in use at the same time (Pisarchyk
+    /// and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size). The first
+    /// segments end where those of `reserved` do, further ones at `limit`; what is larger gets one of its own.
+    pub fn of(blocks: &[Block], reserved: &[usize], limit: usize) -> Arena {
+        let mut order: Vec<usize> = (0..blocks.len()).collect();
+        order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first(), i));
+        let mut arena = Arena { segments: vec![0; reserved.len()], places: vec![(0, 0); blocks.len()] };
+        let mut placed: Vec<Vec<usize>> = vec![Vec::new(); reserved.len()];
+        let end = |segment: usize| reserved.get(segment).copied().unwrap_or(limit);
+        for i in order {
+            let spot = |segment: usize| lowest(blocks, i, &placed[segment], &arena.places);
+            let fits = |&(segment, offset): &(usize, usize)| offset.saturating_add(blocks[i].bytes) <= end(segment);
+            let found = (0..placed.len()).map(|segment| (segment, spot(segment))).find(fits);
+            let (segment, offset) = found.unwrap_or((placed.len(), 0));
+            if segment == placed.len() {
+                placed.push(Vec::new());
+                arena.segments.push(0);
+            }
+            placed[segment].push(i);
+            arena.places[i] = (segment, offset);
+            arena.segments[segment] = arena.segments[segment].max(offset + blocks[i].bytes);
         }
-        let open = self.segments.iter().enumerate().filter(|(_, s)| s.end().saturating_add(bytes) <= self.limit);
-        let least = open.min_by_key(|(_, s)| s.end() + bytes - s.size).map(|(i, _)| i);
-        let i = least.unwrap_or_else(|| {
-            self.segments.push(Segment::default());
-            self.segments.len() - 1
-        });
-        (i, self.segments[i].grow(bytes))
-    }
-
-    pub fn free(&mut self, segment: usize, offset: usize, bytes: usize) {
-        self.segments[segment].free(offset, round_up(bytes));
+        let used = arena.segments.iter().rposition(|&bytes| bytes > 0).map_or(0, |last| last + 1);
+        arena.segments.truncate(used);
+        arena
     }
 }
 
-impl Segment {
-    /// Size and index of the smallest hole that holds so many bytes.
-    fn hole(&self, bytes: usize) -> Option<(usize, usize)> {
-        let holes = self.holes.iter().enumerate();
-        holes.filter(|(_, hole)| hole.1 >= bytes).map(|(i, hole)| (hole.1, i)).min()
-    }
-
-    fn fill(&mut self, hole: usize, bytes: usize) -> usize {
-        let (offset, size) = self.holes[hole];
-        if size == bytes {
-            self.holes.remove(hole);
-        } else {
-            self.holes[hole] = (offset + bytes, size - bytes);
-        }
-        offset
-    }
-
-    /// Where the hole at the end begins, or the end.
-    fn end(&self) -> usize {
-        match self.holes.last() {
-            Some(&(offset, size)) if offset + size == self.size => offset,
-            _ => self.size,
+/// The lowest offset of block `i` in a segment where these blocks are placed.
+fn lowest(blocks: &[Block], i: usize, placed: &[usize], places: &[(usize, usize)]) -> usize {
+    let block = &blocks[i];
+    let mut taken: Vec<Range<usize>> = Vec::new();
+    for &j in placed {
+        let (other, offset) = (&blocks[j], places[j].1);
+        for theirs in other.parts.iter().filter(|part| part.first <= block.last) {
+            for ours in block.parts.iter().filter(|part| part.first <= other.last) {
+                // The offsets at which the two would overlap.
+                let begin = (offset + theirs.range.start).saturating_sub(ours.range.end.saturating_sub(ALIGNMENT));
+                let end = (offset + theirs.range.end).saturating_sub(ours.range.start);
+                if begin < end {
+                    taken.push(begin..end);
+                }
+            }
         }
     }
-
-    fn grow(&mut self, bytes: usize) -> usize {
-        let offset = self.end();
-        if offset < self.size {
-            self.holes.pop();
+    taken.sort_by_key(|range| range.start);
+    let mut offset = 0;
+    for range in taken {
+        if offset < range.start {
+            break;
         }
-        self.size = offset + bytes;
-        offset
+        offset = offset.max(range.end);
     }
-
-    fn free(&mut self, offset: usize, bytes: usize) {
-        let i = self.holes.partition_point(|hole| hole.0 < offset);
-        self.holes.insert(i, (offset, bytes));
-        if i + 1 < self.holes.len() && offset + bytes == self.holes[i + 1].0 {
-            self.holes[i].1 += self.holes[i + 1].1;
-            self.holes.remove(i + 1);
-        }
-        if i > 0 && self.holes[i - 1].0 + self.holes[i - 1].1 == offset {
-            self.holes[i - 1].1 += self.holes[i].1;
-            self.holes.remove(i);
-        }
-    }
-}
-
-fn round_up(bytes: usize) -> usize {
-    bytes.max(1).next_multiple_of(ALIGNMENT)
+    offset
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn block(bytes: usize, first: usize, last: usize) -> Block {
+        let mut block = Block::new(bytes, first);
+        block.use_from(first, 0, bytes);
+        block.last = last;
+        block
+    }
+
     #[test]
-    fn the_smallest_hole_that_fits_is_reused_and_neighbours_are_joined() {
-        let mut arena = Arena::new(usize::MAX);
-        let [a, b, c, d] = [1024, 256, 512, 256].map(|bytes| arena.alloc(bytes).1);
-        arena.free(0, a, 1024);
-        arena.free(0, c, 512);
-        assert_eq!(arena.alloc(300), (0, c), "the smaller hole");
-        arena.free(0, c, 300);
-        arena.free(0, b, 256);
-        assert_eq!(arena.segments[0].holes, [(0, 1792)], "one hole before the last tensor");
-        arena.free(0, d, 256);
-        assert_eq!(arena.alloc(4096), (0, 0), "the hole at the end grows");
-        assert_eq!(arena.sizes(), [4096]);
+    fn blocks_share_memory_where_their_times_differ() {
+        let blocks = [block(1024, 0, 3), block(300, 4, 9), block(512, 5, 6), block(256, 3, 4), block(512, 2, 4)];
+        let arena = Arena::of(&blocks, &[], usize::MAX);
+        assert_eq!(arena.places, [(0, 0), (0, 0), (0, 512), (0, 1536), (0, 1024)]);
+        assert_eq!(arena.segments, [1792]);
+    }
+
+    #[test]
+    fn what_is_not_in_use_yet_belongs_to_others() {
+        let mut joined = Block::new(1024, 0);
+        for (first, offset) in [(5, 0), (3, 256), (1, 512), (7, 768), (9, 512)] {
+            joined.use_from(first, offset, 256);
+        }
+        joined.last = 9;
+        let arena = Arena::of(&[joined, block(512, 0, 2), block(256, 4, 6), block(256, 5, 6)], &[], usize::MAX);
+        assert_eq!(arena.places, [(0, 0), (0, 0), (0, 768), (0, 1024)]);
     }
 
     #[test]
     fn segments_end_at_the_limit() {
-        let mut arena = Arena::new(1000);
-        assert_eq!([700, 200, 256, 256].map(|bytes| arena.alloc(bytes)), [(0, 0), (1, 0), (1, 256), (1, 512)]);
-        assert_eq!(arena.alloc(5000), (2, 0), "larger than a segment: refused where it is allocated");
-        assert_eq!(arena.sizes(), [768, 768, 5120]);
-        arena.free(1, 256, 256);
-        arena.free(1, 512, 256);
-        assert_eq!(arena.alloc(600), (3, 0), "256 + 768 bytes are too many for the second segment");
-        assert_eq!(arena.alloc(512), (1, 256));
+        let blocks = [700, 200, 256, 256, 5000].map(|bytes| block(bytes, 0, 1));
+        let arena = Arena::of(&blocks, &[], 1000);
+        assert_eq!(arena.places, [(1, 0), (2, 0), (2, 256), (2, 512), (0, 0)]);
+        assert_eq!(arena.segments, [5120, 768, 768]);
+        let arena = Arena::of(&blocks[..4], &[512, 1024, 512], 1000);
+        assert_eq!(arena.places, [(1, 0), (0, 0), (0, 256), (1, 768)]);
+        assert_eq!(arena.segments, [512, 1024]);
     }
 }

@@ -52,6 +52,10 @@ pub struct DeviceInfo {
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
+    /// Bytes that the WGSL kernels may bind of a buffer: larger tensors are worked on in shards, and what a kernel needs
+    /// whole must not be larger. `None` for a backend with kernels of its own, which reach all of their operands.
+    #[serde(default)]
+    pub max_binding: Option<u64>,
     /// Whether the arena of a plan may be several buffers.
     #[serde(default)]
     pub segments: bool,
@@ -64,6 +68,20 @@ pub struct DeviceInfo {
     /// 16-bit types that the device multiplies in hardware faster than f32.
     #[serde(default)]
     pub products: Vec<DType>,
+    /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<String>,
+    /// By what gradients of chosen elements are made in the cheaper way, where the device chooses by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampled_cost: Option<SampledCost>,
+}
+
+/// How many multiplications of a dense matrix product take as long as one of a dot product for a chosen element, by the
+/// operands' types: where a larger share than 1 / this is chosen, its gradients are taken from the dense product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampledCost {
+    pub f32: u32,
+    pub bf16: u32,
 }
 
 impl DeviceInfo {
@@ -74,7 +92,14 @@ impl DeviceInfo {
 
     /// The plan of a graph on this device.
     pub fn plan(&self, graph: &Graph) -> Plan {
-        Plan::in_segments(graph, self.in_place, self.segment_limit())
+        self.plan_within(graph, &[])
+    }
+
+    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes is there already.
+    pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
+        // What is there is one segment where plans can have no more, and that grows.
+        let reserved = if self.segments { reserved } else { &[] };
+        Plan::within(graph, self.in_place, reserved, self.segment_limit())
     }
 }
 
@@ -89,6 +114,10 @@ pub struct MemoryUse {
     pub in_use: u64,
     /// The most bytes that were in use at a time.
     pub peak: u64,
+    /// Of those in use, what prepared plans take beside arenas and tensors: scratch memory, parameters of launches. 0 where
+    /// a backend does not tell.
+    #[serde(default)]
+    pub plans: u64,
 }
 
 /// Bytes in GiB, or in MiB where that is less than one.

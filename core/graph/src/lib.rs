@@ -15,7 +15,8 @@ pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
 pub use backend::{
-    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, Work, copy_ready, memory_size,
+    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, SampledCost, Work, copy_ready,
+    memory_size,
 };
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};

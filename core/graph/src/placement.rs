@@ -1,6 +1,6 @@
 //! Where the tensors of a graph lie: every intermediate one in an arena, by liveness.
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Block};
 use crate::graph::{Graph, Node, TensorType, Value};
 use std::collections::{HashMap, HashSet};
 
@@ -16,20 +16,25 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// `in_place` and `limit` are those of [`crate::Plan::in_segments`].
-    pub fn of(graph: &Graph, in_place: bool, limit: usize) -> Placement {
+    /// The arguments are those of [`crate::Plan::within`].
+    pub fn of(graph: &Graph, in_place: bool, reserved: &[usize], limit: usize) -> Placement {
         let live = live_nodes(graph);
         let last_use = last_uses(graph, &live);
         let joined = joined(graph, &live, &last_use, in_place);
-        let (arena, places) = (Arena::new(limit), HashMap::new());
-        let mut planner = Planner { graph, in_place, last_use, joined, arena, places, externals: Vec::new() };
+        let (blocks, homes, externals) = (Vec::new(), HashMap::new(), Vec::new());
+        let mut planner = Planner { graph, in_place, last_use, joined, blocks, homes, externals };
         for (i, node) in graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]) {
             planner.find_externals(node);
-            let taken = planner.place_outputs(i, node);
-            planner.free_ended(i, node, &taken);
+            planner.find_homes(i, node);
         }
-        let segments = planner.arena.sizes();
-        Placement { live, segments, spots: planner.places, externals: planner.externals }
+        let Arena { segments, places } = Arena::of(&planner.blocks, reserved, limit);
+        let external = planner.externals.iter().enumerate().map(|(i, &v)| (v, Spot::External(i)));
+        let inner = planner.homes.iter().map(|(&v, home)| {
+            let (segment, begin) = places[home.block];
+            (v, Spot::Arena { segment, offset: begin + home.offset })
+        });
+        let spots = external.chain(inner).collect();
+        Placement { live, segments, spots, externals: planner.externals }
     }
 }
 
@@ -62,14 +67,21 @@ pub enum Spot {
     External(usize),
 }
 
-/// Places tensors, node by node.
+/// The block of memory in which a value lies, and the byte at which it begins there.
+#[derive(Clone, Copy)]
+struct Home {
+    block: usize,
+    offset: usize,
+}
+
+/// Finds the blocks of memory that tensors need, and when, node by node.
 struct Planner<'g> {
     graph: &'g Graph,
     in_place: bool,
     last_use: HashMap<Value, usize>,
     joined: HashMap<Value, Joined>,
-    arena: Arena,
-    places: HashMap<Value, Spot>,
+    blocks: Vec<Block>,
+    homes: HashMap<Value, Home>,
     externals: Vec<Value>,
 }
 
@@ -84,58 +96,60 @@ impl Planner<'_> {
 
     fn find_externals(&mut self, node: &Node) {
         for &v in &node.inputs {
-            if self.graph.info(v).external.is_some() && !self.places.contains_key(&v) {
-                self.places.insert(v, Spot::External(self.externals.len()));
+            if self.graph.info(v).external.is_some() && !self.externals.contains(&v) {
                 self.externals.push(v);
             }
         }
     }
 
-    /// Places the outputs of node `i`. Returns the inputs whose memory they have taken over.
-    fn place_outputs(&mut self, i: usize, node: &Node) -> Vec<Value> {
+    /// The homes of the outputs of node `i`.
+    fn find_homes(&mut self, i: usize, node: &Node) {
         let mut taken = Vec::new();
         for (o, &out) in node.outputs.iter().enumerate() {
             if let Some(&Joined { whole, offset }) = self.joined.get(&out) {
-                let (segment, begin) = self.place_whole(whole);
-                self.places.insert(out, Spot::Arena { segment, offset: begin + offset });
+                let (block, bytes) = (self.own_block(whole, i), self.bytes(out));
+                self.homes.insert(out, Home { block, offset });
+                self.blocks[block].use_from(i, offset, bytes);
                 continue;
             }
             let free = |v| self.ends(v, i) && !taken.contains(&v) && !self.joined.contains_key(&v);
             let donor = if self.in_place { donor(self.graph, node, o, free) } else { None };
-            match donor.and_then(|v| self.places.get(&v).copied().map(|place| (v, place))) {
-                Some((v, place)) => {
+            let block = match donor.and_then(|v| Some((v, *self.homes.get(&v)?))) {
+                Some((v, home)) => {
                     taken.push(v);
-                    self.places.insert(out, place);
+                    self.homes.insert(out, home);
+                    home.block
                 }
-                None => drop(self.place_whole(out)),
-            }
+                None => self.own_block(out, i),
+            };
+            self.use_whole(block, i, node, out);
         }
-        taken
     }
 
-    /// Segment and offset of a tensor with memory of its own, which it gets here if it has none yet.
-    fn place_whole(&mut self, value: Value) -> (usize, usize) {
-        if let Some(&Spot::Arena { segment, offset }) = self.places.get(&value) {
-            return (segment, offset);
-        }
-        let (segment, offset) = self.arena.alloc(self.bytes(value));
-        self.places.insert(value, Spot::Arena { segment, offset });
-        (segment, offset)
+    /// The block that begins with this value, made at node `i` where it has none yet.
+    fn own_block(&mut self, value: Value, i: usize) -> usize {
+        let (bytes, blocks) = (self.bytes(value), &mut self.blocks);
+        let new = || {
+            blocks.push(Block::new(bytes, i));
+            Home { block: blocks.len() - 1, offset: 0 }
+        };
+        self.homes.entry(value).or_insert_with(new).block
     }
 
-    fn free_ended(&mut self, i: usize, node: &Node, taken: &[Value]) {
-        let mut ended: Vec<Value> =
-            node.inputs.iter().copied().filter(|v| self.ends(*v, i) && !taken.contains(v)).collect();
-        ended.extend(node.outputs.iter().copied().filter(|v| !self.last_use.contains_key(v)));
-        // What lies inside of another tensor ends with that.
-        ended.retain(|v| !self.joined.contains_key(v));
-        ended.sort();
-        ended.dedup();
-        for v in ended {
-            if let Spot::Arena { segment, offset } = self.places[&v] {
-                self.arena.free(segment, offset, self.bytes(v));
-            }
+    /// Node `i` makes `out`, all of a block; what has been made inside of it is in use already.
+    fn use_whole(&mut self, block: usize, i: usize, node: &Node, out: Value) {
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| &self.graph.info(v).ty).collect();
+        let mut begins = node.op.joins(&types);
+        if begins.is_empty() {
+            begins.push(0);
         }
+        let bytes = self.bytes(out);
+        let ends = begins.iter().skip(1).copied().chain([bytes]);
+        let block = &mut self.blocks[block];
+        for (begin, end) in begins.iter().zip(ends) {
+            block.use_from(i, *begin, end - begin);
+        }
+        block.last = self.last_use.get(&out).copied().unwrap_or(i);
     }
 }
 

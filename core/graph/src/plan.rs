@@ -66,7 +66,13 @@ impl Plan {
     /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a tensor that is larger has a segment of
     /// its own, which a device whose buffers end there refuses.
     pub fn in_segments(graph: &Graph, in_place: bool, limit: usize) -> Plan {
-        let placement = Placement::of(graph, in_place, limit);
+        Plan::within(graph, in_place, &[], limit)
+    }
+
+    /// As [`Plan::in_segments`], in an arena of which segments of `reserved` bytes are there: others are added only
+    /// where these are not enough.
+    pub fn within(graph: &Graph, in_place: bool, reserved: &[usize], limit: usize) -> Plan {
+        let placement = Placement::of(graph, in_place, reserved, limit);
         let segments = placement.segments;
         let place = |spot: Spot| match spot {
             Spot::Arena { segment, offset } => Place::Arena(segments[..segment].iter().sum::<usize>() + offset),
@@ -188,7 +194,7 @@ mod tests {
                 1 => (Scale { factor: 2.0 }.into(), vec![a]),
                 2 => (GatedAct { act: Activation::Silu }.into(), vec![a, b]),
                 3 => (GatedActGrad { act: Activation::Silu }.into(), vec![a, b, c]),
-                4 => (RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), vec![a, norm]),
+                4 => (RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }.into(), vec![a, norm]),
                 5 => (RmsNormGrad { eps: 1e-6, plus_one: false }.into(), vec![a, norm, b, c]),
                 6 => (Linear { residual: true, ..Linear::plain(Layout::Nt) }.into(), vec![a, square, b]),
                 7 => (Linear::plain(Layout::Nn).into(), vec![a, square]),
@@ -422,6 +428,15 @@ mod tests {
         let plan = Plan::build(&graph, true);
         assert_eq!(plan.calls.len(), 2);
         assert_eq!(plan.arena, ALIGNMENT);
+
+        let scaled = graph.one(Scale { factor: 2.0 }, &[x]).unwrap();
+        let other = graph.one(Scale { factor: 3.0 }, &[x]).unwrap();
+        let also = f32s(&mut graph, "also", &[8]);
+        graph.apply(Store {}.into(), &[also, other]).unwrap();
+        let whole = graph.one(Concat {}, &[chosen, scaled]).unwrap();
+        let joined = f32s(&mut graph, "joined", &[64]);
+        graph.apply(Accumulate {}.into(), &[joined, whole]).unwrap();
+        check(&graph, &Plan::build(&graph, true), true);
     }
 
     #[test]

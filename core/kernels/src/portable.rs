@@ -5,6 +5,7 @@ use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fs;
+use std::process::Command;
 
 /// The constants that kernels need, besides LANES.
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
@@ -18,26 +19,28 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         }
         "add" => (0..3).map(|b| vec![("A", b % 2), ("B", b), ("BIAS", u32::from(b > 0)), ("Y", b % 2)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
-        "scatter" => types(&["W"]),
-        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2)]).collect(),
+        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3))]).collect(),
+        "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2), ("RATE", i % 2)]).collect(),
         "rms_norm_grad" => {
             (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
         }
-        "rms_norm_grad_w" | "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
+        "rms_norm_grad_w" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2), ("CHOSEN", i % 2)]).collect(),
+        "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
         "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
-        "fill" | "attention_grad_sum" => types(&["Y"]),
-        "attention_delta" | "column_sum" | "dropout" | "gather" | "rms_norm_rate" => types(&["X"]),
+        "attention_grad_sum" | "fill" => types(&["Y"]),
+        "attention_delta" | "column_sum" | "dropout" | "gather" => types(&["X"]),
+        "magnitude" => vec![vec![("X", 1)], vec![("X", 2)]],
         "linear" => {
-            let output = |i: u32| [("C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
+            let output = |i: u32| [("TYPE_C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
             products(3).into_iter().zip(0..).map(|(c, i)| [&c[..], &output(i)].concat()).collect()
         }
         "product_partial" | "sampled_grad_tiled" => products(2),
         "linear_small" | "linear_sum" => (0..6)
             .map(|i| {
                 let (b, c) = (i % 3, i / 3);
-                vec![("LANES", 64), ("A", c), ("B", b), ("C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
+                vec![("LANES", 64), ("TYPE_A", c), ("TYPE_B", b), ("TYPE_C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
             })
             .collect(),
         "attention" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
@@ -61,7 +64,8 @@ fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
         .map(|i| {
             let (layout, b) = (i % 3, i / 3 % types);
             let (blocks, vectors) = (1 + i / (3 * types) % 2, i / (6 * types));
-            vec![("A", b % 2), ("B", b), ("LAYOUT", layout), ("BLOCKS", blocks), ("VECTORS", vectors)]
+            let types = [("TYPE_A", b % 2), ("TYPE_B", b)];
+            [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks), ("VECTORS", vectors)]].concat()
         })
         .collect()
 }
@@ -78,13 +82,59 @@ fn every_shader_is_portable() {
         "attention_grad_tile",
         "linear_output",
         "product",
+        "product_operands",
         "product_params",
+        "product_units",
     ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
             let text = Kernel { name, constants: constants.clone() }.source().unwrap();
             check(&text, &format!("{name} {constants:?}"));
         }
+    }
+}
+
+/// Products on matrix units of every kind, in SPIR-V, which the program that SPARTA_SPIRV_VAL names validates, and in MSL
+/// where Metal has the size.
+#[test]
+fn products_on_matrix_units_are_valid() {
+    for (size, subgroup, vectors) in [(8, 8, 1), (8, 32, 0), (16, 32, 1), (16, 64, 1)] {
+        for i in 0..12 {
+            let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
+            let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];
+            constants.extend([("VECTORS", 1), ("UNITS", size), ("SUBGROUP", subgroup), ("VECTOR_MEMORY", vectors)]);
+            for name in ["linear", "product_partial", "sampled_grad_tiled"] {
+                let output = [("TYPE_C", types), ("BIAS", 0), ("RESIDUAL", 1)];
+                let constants = [&constants[..], if name == "linear" { &output } else { &[] }].concat();
+                let what = format!("{name} {constants:?}");
+                let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
+                check_units(&text, vectors == 0, &what);
+            }
+        }
+    }
+}
+
+fn check_units(text: &str, metal: bool, what: &str) {
+    let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    let capabilities = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
+    let info = Validator::new(ValidationFlags::all(), capabilities)
+        .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
+    let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
+    if let Some(validator) = std::env::var_os("SPARTA_SPIRV_VAL") {
+        let file = std::env::temp_dir().join(format!("sparta-{}.spv", std::process::id()));
+        fs::write(&file, words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        let run = Command::new(validator).args(["--target-env", "spv1.6"]).arg(&file).output().unwrap();
+        assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&run.stdout));
+        fs::remove_file(file).unwrap();
+    }
+    if metal {
+        let options = msl::Options { lang_version: (2, 3), fake_missing_bindings: true, ..Default::default() };
+        msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{what}: MSL: {e}"));
     }
 }
 

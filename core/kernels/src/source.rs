@@ -28,12 +28,13 @@ impl Kernel {
         if !constants.iter().any(|(name, _)| *name == "LANES") {
             constants.push(("LANES", LANES));
         }
-        let mut text = String::new();
+        let units = constants.iter().any(|(name, _)| *name == "UNITS");
+        let mut text = String::from(if units { "enable f16;\nenable wgpu_cooperative_matrix;\n" } else { "" });
         for (name, value) in &constants {
             text += &format!("const {name}: u32 = {value}u;\n");
         }
         let mut template = String::new();
-        for file in shared(self.name).iter().chain([&self.name]) {
+        for file in shared(self.name, units).iter().chain([&self.name]) {
             template += shader(file).ok_or_else(|| format!("there is no shader `{file}`"))?;
         }
         let variables: BTreeMap<_, _> = constants.into_iter().collect();
@@ -100,13 +101,15 @@ shaders!(
     "linear_small",
     "linear_sum",
     "loss_sum",
+    "magnitude",
     "product",
+    "product_operands",
     "product_params",
     "product_partial",
+    "product_units",
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_w",
-    "rms_norm_rate",
     "rope",
     "sampled_grad",
     "sampled_grad_sum",
@@ -124,7 +127,7 @@ shaders!(
 );
 
 /// Files that come before a kernel's own.
-fn shared(name: &str) -> &'static [&'static str] {
+fn shared(name: &str, units: bool) -> &'static [&'static str] {
     match name {
         "attention" => &["prelude", "attention_tile"],
         "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
@@ -132,12 +135,17 @@ fn shared(name: &str) -> &'static [&'static str] {
         "binary_cross_entropy_grad" | "squared_error_grad" => &["prelude", "element_loss_grad"],
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
-        "linear" => &["prelude", "product_params", "product", "linear_output"],
+        "linear" if units => &["prelude", "product_params", "product_operands", "product_units", "linear_output"],
+        "linear" => &["prelude", "product_params", "product_operands", "product", "linear_output"],
         "linear_small" | "linear_sum" => &["prelude", "product_params", "linear_output"],
-        "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product"],
+        "product_partial" | "sampled_grad_tiled" if units => {
+            &["prelude", "product_params", "product_operands", "product_units"]
+        }
+        "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
-        "accumulate" | "add" | "attention_grad_sum" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap"
-        | "soft_cap_grad" => &["prelude", "elementwise"],
+        "accumulate" | "add" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" => {
+            &["prelude", "elementwise"]
+        }
         _ => &["prelude"],
     }
 }

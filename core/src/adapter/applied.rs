@@ -1,16 +1,16 @@
 use super::stored::{Stored, sparse_and_whole};
-use super::{Adapter, Kind, align_head, load};
+use super::{Adapter, Head, Kind, align_head, load};
 use crate::hash::fingerprint;
 use crate::job::PrecisionChoice;
 use crate::method::options::{self, Given};
 use crate::method::{Adaptation, IndexSet, Part, index_set};
-use crate::model::{Decoder, HEAD, HeadKind, check_weights};
+use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded};
 use crate::text::{Padding, Tokenizer};
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
 use crate::train::objective::Classification;
-use crate::train::{HeadInit, Limits, Optimization, Session, Setup};
+use crate::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
@@ -24,6 +24,8 @@ pub struct Applied {
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
+    /// That of the only head; of several the classes of all together.
+    pub objective: Arc<dyn Objective>,
     /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
     pub precision: PrecisionChoice,
     /// The plugins of the runs that it comes from, against those of now.
@@ -60,23 +62,24 @@ impl Applied {
                 adapter.dir.display(),
             )));
         }
+        let objective = objective_of(&adapter.heads)?;
         if adapter.values.contains_key(HEAD) {
             weights.remove(HEAD);
-        } else if let Kind::Native(manifest) = &adapter.kind {
+        } else if let (Kind::Native(manifest), true) = (&adapter.kind, objective.pools()) {
             align_head(&mut weights, &decoder, &manifest.labels)?;
         }
-        let head = HeadKind::Classification { classes: adapter.heads.iter().map(|head| head.labels.len()).sum() };
-        let parameters = check_weights(&decoder, &weights, head)?;
+        let parameters = check_weights(&decoder, &weights, objective.head())?;
         let adaptation = adapt(&adapter, parameters, plugins)?;
         check_values(&adapter, &adaptation)?;
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
         let precision = precision.unwrap_or(PrecisionChoice::F32);
-        Ok(Applied { precision, adapter, weights, decoder, adaptation, recorded })
+        Ok(Applied { precision, adapter, weights, decoder, adaptation, objective, recorded })
     }
 
-    /// Which token is padding to the texts that the adapter is applied to.
+    /// Which token is padding to the texts that the adapter is applied to. What is learned of whole texts has none.
     pub fn padding(&self) -> Padding {
         match self.adapter.kind {
+            _ if !self.objective.pools() => Padding::Is(None),
             Kind::Model => Padding::Is(self.decoder.pad_token_id),
             _ => Padding::of_adapter(self.decoder.pad_token_id),
         }
@@ -89,11 +92,6 @@ impl Applied {
             Padding::OfTokenizer if !self.adapter.model.join("tokenizer.json").is_file() => Ok(None),
             Padding::OfTokenizer => Ok(Tokenizer::open(&self.adapter.model)?.pad_id()),
         }
-    }
-
-    /// Classes of all heads together.
-    pub fn classes(&self) -> usize {
-        self.adapter.heads.iter().map(|head| head.labels.len()).sum()
     }
 
     /// Puts model and adapter on a device, for batches of up to `tokens` tokens of sequences up to `longest`.
@@ -122,7 +120,7 @@ impl Applied {
         let setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
-            objective: Arc::new(Classification { classes: self.classes() }),
+            objective: self.objective.clone(),
             optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
@@ -137,6 +135,16 @@ impl Applied {
             session.set_trained_values(&self.adapter.values)?;
         }
         Ok(session)
+    }
+}
+
+/// What a model with these heads computes.
+///
+/// Errors: an objective that this version does not know.
+fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
+    match heads {
+        [only] => only.objective(),
+        several => Ok(Arc::new(Classification { classes: several.iter().map(|head| head.labels.len()).sum() })),
     }
 }
 

@@ -32,7 +32,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Opt
     match format {
         ExportFormat::Peft => {
             let lora = lora(applied)?;
-            one_head()?;
+            let head = one_head()?;
             let dropout = match &adapter.kind {
                 Kind::Native(manifest) => manifest.options.get("lora-dropout").and_then(|v| v.as_f64()),
                 _ => None,
@@ -40,7 +40,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Opt
             let export = peft::Export {
                 lora: &lora,
                 values: &adapter.values,
-                classes: applied.classes(),
+                head,
                 model: &adapter.model,
                 depth: applied.decoder.layers,
                 dropout: dropout.unwrap_or(0.0),
@@ -55,9 +55,8 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Opt
             }));
         }
         ExportFormat::SparseDeltas => {
-            let labels = &one_head()?.labels;
             let (values, pad) = (&adapter.values, applied.pad()?);
-            sparse_deltas::write(out, &applied.adaptation, values, &adapter.model, labels, pad)?;
+            sparse_deltas::write(out, &applied.adaptation, values, &adapter.model, one_head()?, pad)?;
         }
         ExportFormat::WithIndices => {
             if !matches!(adapter.kind, Kind::Native(_)) {

@@ -1,6 +1,6 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
-use super::verify::{check_merged, examples, sample_texts};
+use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
 use super::{Applied, model_dir};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, Part};
@@ -57,9 +57,6 @@ pub struct Merged {
     pub other_plugins: Vec<String>,
 }
 
-/// Tokens of the longest sequence that a merged model is checked on.
-const CHECK_LENGTH: usize = 48;
-
 /// Writes the merged model in the Hugging Face layout, one tensor at a time, reads it back, and compares its logits with
 /// those of the adapter on a fixed set of token sequences. The directory appears only if they agree.
 ///
@@ -73,10 +70,10 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
             applied.adapter.heads.len()
         )));
     };
-    let longest = CHECK_LENGTH.min(applied.decoder.max_position_embeddings);
-    let pad = applied.pad()?;
+    let longest = SAMPLE_LENGTH.min(applied.decoder.max_position_embeddings);
+    let (objective, pad) = (&*applied.objective, applied.pad()?);
     let texts = sample_texts(applied.decoder.vocab_size, longest, pad);
-    let examples = examples(&texts, pad);
+    let examples = examples(objective, &texts, pad);
     let budget = texts.iter().map(Vec::len).sum();
     let mut session = applied.session(device, budget, longest)?;
 
@@ -90,7 +87,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
     let written = model_dir::Output::create(&request.out)?;
     let config_dtype = request.dtype.of(&parameters, 0);
-    written.describe(&applied.adapter.model, &head.labels, pad, config_dtype)?;
+    written.describe(&applied.adapter.model, head, pad, config_dtype)?;
     let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
         let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
         let dtype = request.dtype.of(&parameters, position);
@@ -99,7 +96,8 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
 
     let stored = Weights::open(written.path())?;
     // As whoever reads the written model, with the padding that it states.
-    let read = self::examples(&texts, decoder::open(written.path())?.pad_token_id);
+    let stated = decoder::open(written.path())?.pad_token_id.filter(|_| objective.pools());
+    let read = self::examples(objective, &texts, stated);
     let check = check_merged(&mut session, [&examples, &read], budget, |_, position| {
         let view = stored.get(&parameters[position].name);
         let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;

@@ -1,5 +1,6 @@
 //! Adapters: what a run learned, on disk and applied to its base model. Besides our own format: PEFT's LoRA, sparse
-//! deltas, several adapters in one, and merged full models in the Hugging Face layout.
+//! deltas, several adapters in one, and merged full models in the Hugging Face layout. A head says what each was trained
+//! for: for classes with rows of [`HEAD`], for next tokens with the model's own vocabulary head.
 
 mod applied;
 pub mod combine;
@@ -24,27 +25,48 @@ pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::average_models;
 pub use native::{Manifest, save};
 pub use vector::needs_device;
-pub use verify::check_merged;
+pub use verify::{check_examples, check_merged};
 
 use crate::job::RunConfig;
 use crate::model::{Decoder, HEAD};
+use crate::train::objective::{self, Classification, NextToken, Objective};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The classification head of one task.
+/// What one task reads from the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
     /// The task's id, or what else tells it from the others.
     pub name: String,
+    /// Names of its outputs, which are rows of [`HEAD`]; none where the vocabulary head is used.
     pub labels: Vec<String>,
+    /// [`Objective::name`]
+    #[serde(default = "classification")]
+    pub objective: String,
     /// The run that trained it; unknown where a file of another tool does not say.
     pub config: Option<RunConfig>,
 }
 
+/// What a head is for that was stored when there was nothing else.
+fn classification() -> String {
+    Classification { classes: 2 }.name().to_owned()
+}
+
 impl Head {
+    /// The vocabulary head, in a file that does not say more.
+    fn next_token() -> Head {
+        Head { name: "text".into(), labels: vec![], objective: NextToken {}.name().into(), config: None }
+    }
+
+    /// Errors: an objective that this version does not know, or that has another number of outputs.
+    pub fn objective(&self) -> Result<Arc<dyn Objective>> {
+        objective::named(&self.objective, self.labels.len())
+    }
+
     /// Whether the labels are mere numbers, as other tools write when they have no names.
     pub fn unnamed(&self) -> bool {
         self.labels.iter().enumerate().all(|(i, label)| *label == format!("LABEL_{i}"))
@@ -58,7 +80,7 @@ pub enum Kind {
     Peft(peft::Lora),
     SparseDeltas,
     Combined(Box<combine::Manifest>),
-    /// A classifier without any adapter.
+    /// A full model without any adapter.
     Model,
 }
 
@@ -71,7 +93,7 @@ pub struct Adapter {
     pub model: PathBuf,
     /// [`fingerprint`] of the base model; formats of other tools have none.
     pub base: Option<String>,
-    /// At least one. Their classes stand in this order in [`HEAD`].
+    /// At least one. Their outputs stand in this order in [`HEAD`].
     pub heads: Vec<Head>,
     /// Trained values by tensor name, as in [`crate::method::Trained::name`].
     pub values: BTreeMap<String, Vec<f32>>,
@@ -79,7 +101,7 @@ pub struct Adapter {
     pub indices: BTreeMap<String, Vec<u32>>,
 }
 
-/// Reads the adapter in `path`: an adapter directory of any format, a run directory, or a full classifier. `model`
+/// Reads the adapter in `path`: an adapter directory of any format, a run directory, or a full model. `model`
 /// replaces the base model that the adapter names.
 ///
 /// Errors: no adapter there; an unknown format or a setting that changes the arithmetic in an unsupported way; values
@@ -140,7 +162,7 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
         return full_model(path);
     }
     Err(Error::Weights(format!(
-        "{}: no adapter here: neither {m} nor adapter/{m}, {}, {} or the config.json of a classifier exists; give a run \
+        "{}: no adapter here: neither {m} nor adapter/{m}, {}, {} or the config.json of a model exists; give a run \
          directory",
         path.display(),
         peft::CONFIG,
@@ -153,32 +175,39 @@ fn pickled(dir: &Path) -> Option<&'static str> {
     ["adapter_model.bin", "sparse_deltas.pt"].into_iter().find(|name| dir.join(name).is_file())
 }
 
-/// A classifier as an adapter that changes nothing.
+/// A full model as an adapter that changes nothing.
 fn full_model(dir: &Path) -> Result<Adapter> {
-    let decoder = decoder::open(dir)?;
-    let weights = Weights::open(dir)?;
-    let Some(head) = weights.get(HEAD) else {
-        return Err(Error::Weights(format!(
-            "{}: neither an adapter nor a classifier: the model has no `{HEAD}`; give a run directory",
-            dir.display()
-        )));
-    };
-    let classes = head.shape.first().copied().unwrap_or(0);
+    let head = own_head(dir)?;
     Ok(Adapter {
         dir: dir.to_owned(),
         kind: Kind::Model,
         model: dir.to_owned(),
         base: None,
-        heads: vec![Head { name: "score".into(), labels: labels(&decoder, classes), config: None }],
+        heads: vec![head],
         values: BTreeMap::new(),
         indices: BTreeMap::new(),
     })
 }
 
-/// The labels that a configuration names, if there are as many as classes; otherwise numbers.
-fn labels(decoder: &Decoder, classes: usize) -> Vec<String> {
-    match decoder.labels.len() == classes {
+/// What a full model is for: its [`HEAD`], or else the vocabulary head.
+fn own_head(dir: &Path) -> Result<Head> {
+    match Weights::open(dir)?.get(HEAD) {
+        Some(head) => score_head(dir, head.shape.first().copied().unwrap_or(0)),
+        None => Ok(Head::next_token()),
+    }
+}
+
+/// A head of so many outputs in a file that says no more of it than the model's configuration.
+fn score_head(model: &Path, outputs: usize) -> Result<Head> {
+    let decoder = decoder::open(model)?;
+    let objective = model_dir::score_objective(&decoder, outputs).into();
+    Ok(Head { name: "score".into(), labels: labels(&decoder, outputs), objective, config: None })
+}
+
+/// The labels that a configuration names, if there are as many as outputs; otherwise numbers.
+fn labels(decoder: &Decoder, outputs: usize) -> Vec<String> {
+    match decoder.labels.len() == outputs {
         true => decoder.labels.clone(),
-        false => (0..classes).map(|i| format!("LABEL_{i}")).collect(),
+        false => (0..outputs).map(|i| format!("LABEL_{i}")).collect(),
     }
 }

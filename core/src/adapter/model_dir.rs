@@ -1,7 +1,8 @@
-//! Writes full classifiers in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, in several
-//! files with an index where they are large.
+//! Writes full models in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, in several files
+//! with an index where they are large.
 
-use crate::model::{Decoder, HEAD, HeadKind, check_weights, from_f32, to_f32};
+use super::{Head, own_head};
+use crate::model::{Decoder, PROBLEM_TYPES, check_weights, from_f32, to_f32};
 use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
 use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
@@ -54,9 +55,9 @@ impl Output {
         &self.partial
     }
 
-    /// Configuration of a classifier made from the base model, and the base model's tokenizer.
-    pub fn describe(&self, base: &Path, labels: &[String], pad: Option<u32>, dtype: DType) -> Result<()> {
-        let config = classifier_config(base, labels, pad, Some(dtype))?;
+    /// Configuration of the base model with this head, and the base model's tokenizer.
+    pub fn describe(&self, base: &Path, head: &Head, pad: Option<u32>, dtype: DType) -> Result<()> {
+        let config = model_config(base, head, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
         for name in TOKENIZER_FILES {
             let from = base.join(name);
@@ -124,29 +125,46 @@ impl Drop for Output {
     }
 }
 
-/// The base model's `config.json` as that of a classifier with these labels. The type of the weights is written under
-/// the key that the file already has, `torch_dtype` where it has none. `pad` is the padding token that texts were read
-/// with, which decides where transformers reads them.
-pub fn classifier_config(
-    base: &Path,
-    labels: &[String],
-    pad: Option<u32>,
-    dtype: Option<DType>,
-) -> Result<Map<String, Value>> {
-    let path = base.join("config.json");
+/// The objectives of classifiers, in the order of [`PROBLEM_TYPES`].
+const OBJECTIVES: [&str; 3] = ["classification", "multi-label classification", "regression"];
+
+fn read_config(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+    let path = dir.join("config.json");
     let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
-    let mut config: Map<String, Value> = serde_json::from_slice(&text)
+    let config = serde_json::from_slice(&text)
         .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
+    Ok((path, config))
+}
+
+/// What a classifier's head is for: as in transformers a single output without `problem_type` is a regression's.
+pub fn score_objective(decoder: &Decoder, outputs: usize) -> &'static str {
+    let kind = decoder.problem_type.as_deref().and_then(|given| PROBLEM_TYPES.iter().position(|kind| *kind == given));
+    OBJECTIVES[kind.unwrap_or(if outputs == 1 { 2 } else { 0 })]
+}
+
+/// Whether `config.json` names a model with a vocabulary head.
+pub fn is_causal(dir: &Path) -> Result<bool> {
+    let (_, config) = read_config(dir)?;
+    let classes = config.get("architectures").and_then(Value::as_array);
+    Ok(classes.is_some_and(|classes| classes.iter().any(|c| c.as_str().is_some_and(|c| c.ends_with("ForCausalLM")))))
+}
+
+/// The base model's `config.json` as that of a model with this head. The type of the weights is written under the key
+/// that the file already has, `torch_dtype` where it has none. `pad` is the padding token that the texts of a classifier
+/// were read with, which decides where transformers reads them.
+pub fn model_config(base: &Path, head: &Head, pad: Option<u32>, dtype: Option<DType>) -> Result<Map<String, Value>> {
+    let (path, mut config) = read_config(base)?;
     let decoder = Decoder::parse(&path, &config)?;
-    let class = format!("{}ForSequenceClassification", decoder.family.class());
-    config.insert("architectures".into(), json!([class]));
-    let names = labels.iter().enumerate().map(|(i, label)| (i.to_string(), Value::from(label.as_str())));
-    config.insert("id2label".into(), Value::Object(names.collect()));
-    let ids = labels.iter().enumerate().map(|(i, label)| (label.clone(), Value::from(i)));
-    config.insert("label2id".into(), Value::Object(ids.collect()));
-    config.insert("problem_type".into(), "single_label_classification".into());
+    let classifies = head.objective()?.pools();
+    let class = if classifies { "ForSequenceClassification" } else { "ForCausalLM" };
+    config.insert("architectures".into(), json!([format!("{}{class}", decoder.family.class())]));
     // The number of labels is the length of `id2label`; a number beside it could only contradict.
-    config.remove("num_labels");
+    for key in ["num_labels", "id2label", "label2id", "problem_type"] {
+        config.remove(key);
+    }
+    if classifies {
+        describe_classes(&mut config, head);
+    }
     if let Some(dtype) = dtype {
         let name = match dtype {
             DType::BF16 => "bfloat16",
@@ -157,10 +175,21 @@ pub fn classifier_config(
         config.remove("torch_dtype");
         config.insert(key.into(), name.into());
     }
-    if decoder.pad_token_id != pad {
+    if classifies && decoder.pad_token_id != pad {
         config.insert("pad_token_id".into(), pad.into());
     }
     Ok(config)
+}
+
+/// Labels and kind of a classifier.
+fn describe_classes(config: &mut Map<String, Value>, head: &Head) {
+    let labels = || head.labels.iter().enumerate();
+    let names = labels().map(|(i, label)| (i.to_string(), Value::from(label.as_str())));
+    config.insert("id2label".into(), Value::Object(names.collect()));
+    let ids = labels().map(|(i, label)| (label.clone(), Value::from(i)));
+    config.insert("label2id".into(), Value::Object(ids.collect()));
+    let kind = OBJECTIVES.iter().position(|objective| *objective == head.objective);
+    config.extend(kind.map(|kind| ("problem_type".to_owned(), Value::from(PROBLEM_TYPES[kind]))));
 }
 
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
@@ -168,7 +197,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     atomic_write(path, |file| writeln!(file, "{text}").map_err(Error::io(path)))
 }
 
-/// Averages full classifiers of one architecture and one task, tensor by tensor: a model soup (Wortsman et al. 2022,
+/// Averages full models of one architecture and one task, tensor by tensor: a model soup (Wortsman et al. 2022,
 /// "Model soups", section 2): theta = sum of w_k theta_k with weights that add up to 1. Types are those of the first.
 ///
 /// Errors: models whose tensors or labels differ; weights that are not as many as models.
@@ -179,7 +208,8 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         return Err(Error::Usage(format!("{} models need as many --weights, with a sum above 0", models.len())));
     }
     let decoder = decoder::open(first)?;
-    let kind = HeadKind::Classification { classes: decoder.labels.len() };
+    let head = own_head(first)?;
+    let kind = head.objective()?.head();
     let opened: Vec<Weights> = models.iter().map(Weights::open).collect::<Result<_>>()?;
     let mut parameters = Vec::new();
     for (dir, weights) in models.iter().zip(&opened) {
@@ -194,8 +224,12 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
             )));
         }
         let checked = check_weights(&decoder, weights, kind)?;
-        if weights.get(HEAD).is_none() {
-            return Err(Error::Weights(format!("{}: the model has no `{HEAD}`", dir.display())));
+        if own_head(dir)? != head {
+            return Err(Error::Usage(format!(
+                "{} and {} are not for one task: their heads differ",
+                first.display(),
+                dir.display()
+            )));
         }
         parameters = if parameters.is_empty() { checked } else { parameters };
     }
@@ -204,7 +238,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         .map(|p| TensorSpec { name: p.name.clone(), dtype: safetensors_dtype(p.dtype), shape: p.shape.clone() })
         .collect();
     let output = Output::create(out)?;
-    output.describe(first, &decoder.labels, decoder.pad_token_id, parameters[0].dtype)?;
+    output.describe(first, &head, decoder.pad_token_id, parameters[0].dtype)?;
     let written = output.weights(&specs, shard_bytes, |spec| {
         let mut sum: Vec<f64> = vec![0.0; spec.shape.iter().product()];
         for (model, weight) in opened.iter().zip(weights) {

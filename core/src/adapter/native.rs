@@ -37,6 +37,9 @@ pub struct Manifest {
     /// [`fingerprint`] of the base model.
     pub base: String,
     pub labels: Vec<String>,
+    /// [`Head::objective`]
+    #[serde(default = "super::classification")]
+    pub objective: String,
     /// Scalars trained outside the head, and the share of the model that they are.
     pub trained_in_body: u64,
     pub density: f64,
@@ -60,7 +63,7 @@ pub fn save(
     config: &RunConfig,
     adaptation: &Adaptation,
     weights: &Weights,
-    labels: &[String],
+    head: &Head,
     values: &BTreeMap<String, Vec<f32>>,
 ) -> Result<()> {
     let trained = adaptation.trained().into_iter().map(|t| (t.name, t.shape));
@@ -77,7 +80,8 @@ pub fn save(
         seed: config.seed,
         index_sha256: (!sets.is_empty()).then(|| index_set::fingerprint(&sets)),
         base: fingerprint(weights),
-        labels: labels.to_vec(),
+        labels: head.labels.clone(),
+        objective: head.objective.clone(),
         trained_in_body: trainable.body,
         density: trainable.density,
         values_sha256,
@@ -179,7 +183,12 @@ pub fn load(dir: &Path) -> Result<Adapter> {
         dir: dir.to_owned(),
         model: config.model.clone(),
         base: Some(manifest.base.clone()),
-        heads: vec![Head { name: config.task.clone(), labels: manifest.labels.clone(), config: Some(config.clone()) }],
+        heads: vec![Head {
+            name: config.task.clone(),
+            labels: manifest.labels.clone(),
+            objective: manifest.objective.clone(),
+            config: Some(config.clone()),
+        }],
         values,
         indices,
         kind: Kind::Native(Box::new(manifest)),

@@ -1,10 +1,10 @@
 //! PEFT's LoRA directories: `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 reads and writes them.
 
-use super::{Adapter, Head, Kind, labels};
+use super::{Adapter, Head, Kind, score_head};
 use crate::method::adaptation::extra_name;
 use crate::model::HEAD;
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
-use crate::{Error, Result, decoder, files};
+use crate::{Error, Result, files};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use sparta_plugin::method::{ExtraTensor, Init};
@@ -17,6 +17,9 @@ pub const CONFIG: &str = "adapter_config.json";
 pub const VALUES: &str = "adapter_model.safetensors";
 /// What PEFT puts before the model's own names.
 const PREFIX: &str = "base_model.model.";
+/// Values of `task_type`.
+const CLASSIFIER: &str = "SEQ_CLS";
+const LANGUAGE_MODEL: &str = "CAUSAL_LM";
 
 /// The LoRA layers of an adapter by parameter.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,7 +65,7 @@ const ONLY: [(&str, &[&str]); 14] = [
     ("init_lora_weights", &["true", "false", "\"gaussian\"", "\"eva\"", "\"orthogonal\""]),
 ];
 
-/// Reads a LoRA classifier. `model` is the base, if not the one that the configuration names.
+/// Reads a LoRA classifier or language model. `model` is the base, if not the one that the configuration names.
 ///
 /// Errors: another kind of adapter; a setting with another arithmetic (DoRA and the like), by name; a pickle; tensors
 /// that are missing, unknown or of the wrong shape.
@@ -93,10 +96,17 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
             Error::Usage(format!("{}: does not name the base model; give it with --model", path.display()))
         })?),
     };
-    let Some(head) = file.get(&format!("{PREFIX}{HEAD}")) else {
-        return Err(Error::Weights(format!("{}: has no classification head `{PREFIX}{HEAD}`", values_path.display())));
-    };
-    let classes = head.shape.first().copied().unwrap_or(0);
+    let outputs = file.get(&format!("{PREFIX}{HEAD}")).map(|head| head.shape.first().copied().unwrap_or(0));
+    match (config.text("task_type"), outputs) {
+        (Some(CLASSIFIER), None) => {
+            let values = values_path.display();
+            return Err(Error::Weights(format!("{values}: has no classification head `{PREFIX}{HEAD}`")));
+        }
+        (Some(LANGUAGE_MODEL), Some(_)) => {
+            return Err(config.error(format!("`task_type` is {LANGUAGE_MODEL}, but there are values for `{HEAD}`")));
+        }
+        _ => {}
+    }
     if !model.join("config.json").is_file() {
         return Err(Error::Usage(format!(
             "{}: the base model `{}` is not a directory here; give it with --model",
@@ -104,13 +114,16 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
             model.display()
         )));
     }
-    let labels = labels(&decoder::open(&model)?, classes);
+    let head = match outputs {
+        Some(outputs) => score_head(&model, outputs)?,
+        None => Head::next_token(),
+    };
     Ok(Adapter {
         dir: dir.to_owned(),
         kind: Kind::Peft(lora),
         model,
         base: None,
-        heads: vec![Head { name: "score".into(), labels, config: None }],
+        heads: vec![head],
         values,
         indices: BTreeMap::new(),
     })
@@ -137,8 +150,8 @@ impl Config<'_> {
             Some("LORA") => {}
             other => return Err(self.error(format!("`peft_type` is {other:?}, only LORA is read"))),
         }
-        if let Some(task) = self.text("task_type").filter(|task| *task != "SEQ_CLS") {
-            return Err(self.error(format!("`task_type` is {task}, expected SEQ_CLS: a classifier")));
+        if let Some(task) = self.text("task_type").filter(|task| ![CLASSIFIER, LANGUAGE_MODEL].contains(task)) {
+            return Err(self.error(format!("`task_type` is {task}, expected {CLASSIFIER} or {LANGUAGE_MODEL}")));
         }
         for (key, allowed) in ONLY {
             let Some(value) = self.keys.get(key).filter(|v| !v.is_null()) else { continue };
@@ -223,7 +236,7 @@ impl Config<'_> {
 pub struct Export<'a> {
     pub lora: &'a Lora,
     pub values: &'a BTreeMap<String, Vec<f32>>,
-    pub classes: usize,
+    pub head: &'a Head,
     pub model: &'a Path,
     /// Layers of the model.
     pub depth: usize,
@@ -247,8 +260,11 @@ pub fn write(dir: &Path, export: &Export) -> Result<()> {
             add(format!("{name}.weight"), &name, tensor.shape)?;
         }
     }
-    let head = export.values.get(HEAD).map_or(0, Vec::len);
-    add(HEAD.into(), HEAD, vec![export.classes, head / export.classes.max(1)])?;
+    let outputs = export.head.labels.len();
+    if outputs > 0 {
+        let head = export.values.get(HEAD).map_or(0, Vec::len);
+        add(HEAD.into(), HEAD, vec![outputs, head / outputs])?;
+    }
     save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
     let path = dir.join(CONFIG);
     let text = serde_json::to_string_pretty(&config(export)).map_err(|e| Error::Weights(e.to_string()))?;
@@ -269,6 +285,7 @@ fn config(export: &Export) -> Value {
     let ranks: BTreeMap<String, usize> = others().map(|(p, layer)| (regex::escape(&module(p)), layer.r)).collect();
     let alphas: BTreeMap<String, Value> =
         others().map(|(p, layer)| (regex::escape(&module(p)), number(layer.alpha))).collect();
+    let classifies = !export.head.labels.is_empty();
     json!({
         "alpha_pattern": alphas,
         "auto_mapping": null,
@@ -286,13 +303,13 @@ fn config(export: &Export) -> Value {
         "lora_dropout": export.dropout,
         "megatron_config": null,
         "megatron_core": "megatron.core",
-        "modules_to_save": ["classifier", "score"],
+        "modules_to_save": if classifies { json!(["classifier", "score"]) } else { Value::Null },
         "peft_type": "LORA",
         "r": r,
         "rank_pattern": ranks,
         "revision": null,
         "target_modules": targets,
-        "task_type": "SEQ_CLS",
+        "task_type": if classifies { CLASSIFIER } else { LANGUAGE_MODEL },
         "use_dora": false,
         "use_rslora": false,
     })

@@ -3,9 +3,9 @@
 //! parameter; beside it the model's `config.json` with the base model under `sparta_pretrained_model`, and
 //! `head_init.safetensors` with the initial head `head` `[classes, hidden]`, to which the head's delta is added.
 
-use super::{Adapter, Head, Kind, labels, model_dir};
+use super::{Adapter, Head, Kind, model_dir, score_head};
 use crate::method::{Adaptation, Part};
-use crate::model::{HEAD, HeadKind};
+use crate::model::HEAD;
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder, files};
 use serde_json::Value;
@@ -18,7 +18,8 @@ const HEAD_INIT: &str = "head_init.safetensors";
 /// Where `config.json` names the base model.
 const BASE: &str = "sparta_pretrained_model";
 
-/// Reads a classifier. `model` is the base, if not the one that `config.json` names.
+/// Reads a classifier, or where there is no head in the file and the configuration is that of a language model, one of
+/// these. `model` is the base, if not the one that `config.json` names.
 ///
 /// Errors: tensors that do not fit each other or the model, no initial head, no base model here.
 pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
@@ -33,17 +34,19 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     };
     let described = if dir.join("config.json").is_file() { dir } else { &model };
     let decoder = decoder::open(described)?;
-    let classes = decoder.labels.len();
+    let causal = file.get(&format!("deltas.{HEAD}")).is_none() && model_dir::is_causal(described)?;
+    let head = if causal { Head::next_token() } else { score_head(described, decoder.labels.len())? };
+    let kind = head.objective()?.head();
     let mut adapter = Adapter {
         dir: dir.to_owned(),
         kind: Kind::SparseDeltas,
         base: None,
-        heads: vec![Head { name: "score".into(), labels: labels(&decoder, classes), config: None }],
+        heads: vec![head],
         values: BTreeMap::new(),
         indices: BTreeMap::new(),
         model,
     };
-    for parameter in decoder.parameters(HeadKind::Classification { classes }) {
+    for parameter in decoder.parameters(kind) {
         let (indices, deltas) = (format!("indices.{}", parameter.name), format!("deltas.{}", parameter.name));
         if file.get(&deltas).is_none() {
             continue;
@@ -55,7 +58,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
             return Err(bad(&file, &format!("`{indices}` has {n} elements, `{deltas}` {k}")));
         }
         if parameter.name == HEAD {
-            adapter.values.insert(HEAD.into(), head(&adapter, &file, &set, &values, parameter.numel() as usize)?);
+            adapter.values.insert(HEAD.into(), whole_head(&adapter, &file, &set, &values, parameter.numel() as usize)?);
         } else if !set.is_empty() {
             adapter.values.insert(format!("delta.{}", parameter.name), values);
             adapter.indices.insert(parameter.name, set);
@@ -112,7 +115,7 @@ fn flat(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
 }
 
 /// The whole head: its initial values, stored beside the deltas or in the base model, plus the deltas.
-fn head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: usize) -> Result<Vec<f32>> {
+fn whole_head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: usize) -> Result<Vec<f32>> {
     let path = adapter.dir.join(HEAD_INIT);
     let mut head = if path.is_file() {
         TensorFile::open(&path)?.floats("head")?.1
@@ -139,7 +142,7 @@ pub fn write(
     adaptation: &Adaptation,
     values: &BTreeMap<String, Vec<f32>>,
     model: &Path,
-    labels: &[String],
+    head: &Head,
     pad: Option<u32>,
 ) -> Result<()> {
     files::create_dirs(dir).map_err(Error::io(dir))?;
@@ -187,7 +190,7 @@ pub fn write(
         }
     }
     save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
-    let mut config = model_dir::classifier_config(model, labels, pad, None)?;
+    let mut config = model_dir::model_config(model, head, pad, None)?;
     config.insert(BASE.into(), model.display().to_string().into());
     model_dir::write_json(&dir.join("config.json"), &config)
 }

@@ -3,13 +3,42 @@
 use crate::job::MergeCheck;
 use crate::method::Part;
 use crate::method::philox::Stream;
-use crate::model::{HEAD, to_f32};
+use crate::model::{Decoder, HEAD, to_f32};
 use crate::text::without_padding;
 use crate::train::evaluate::evaluate;
-use crate::train::{Encoded, Session};
+use crate::train::{Encoded, Objective, Prediction, Session, Setup};
 use crate::{Error, Result};
 use sparta_graph::DType;
 use std::borrow::Cow;
+
+/// Tokens of the longest sequence that a merged model is checked on.
+pub const SAMPLE_LENGTH: usize = 48;
+
+/// What the result of a run is checked on: a few of its dev examples; samples where all logits of the vocabulary of whole
+/// documents would be too much.
+pub fn check_examples(setup: &Setup, dev: &[Encoded]) -> Vec<Encoded> {
+    if setup.objective.pools() {
+        return dev[..dev.len().min(8)].to_vec();
+    }
+    let longest = SAMPLE_LENGTH.min(setup.limits.positions).min(setup.limits.evaluate.rows);
+    examples(&*setup.objective, &sample_texts(setup.decoder.vocab_size, longest, None), None)
+}
+
+/// The logits of each example, or where the vocabulary has them, of each token.
+fn logits(session: &mut Session, examples: &[Encoded], budget: usize) -> Result<Vec<Prediction>> {
+    let objective = session.setup().objective.clone();
+    if objective.pools() {
+        return Ok(evaluate(session, examples, budget, None, |_, _| true)?.predictions);
+    }
+    let vocabulary = session.setup().decoder.vocab_size;
+    let mut rows = Vec::new();
+    for example in examples {
+        let found = session.inspect(&objective.pack([example])?)?.logits.unwrap_or_default();
+        let own = found.chunks(vocabulary).take(example.tokens.len());
+        rows.extend(own.map(|logits| Prediction { logits: logits.to_vec() }));
+    }
+    Ok(rows)
+}
 
 /// Token sequences of several lengths up to `longest`, some of which end in the padding token; the same at every call.
 pub fn sample_texts(vocab: usize, longest: usize, pad: Option<u32>) -> Vec<Vec<u32>> {
@@ -25,11 +54,11 @@ pub fn sample_texts(vocab: usize, longest: usize, pad: Option<u32>) -> Vec<Vec<u
 }
 
 /// The texts as they are read with this padding token.
-pub fn examples(texts: &[Vec<u32>], pad: Option<u32>) -> Vec<Encoded> {
+pub fn examples(objective: &dyn Objective, texts: &[Vec<u32>], pad: Option<u32>) -> Vec<Encoded> {
     let example = |text: &Vec<u32>| {
         let mut tokens = text.clone();
         without_padding(&mut tokens, pad);
-        Encoded::class(tokens, 0)
+        Encoded { tokens, target: objective.blank() }
     };
     texts.iter().map(example).collect()
 }
@@ -43,31 +72,34 @@ pub fn check_merged<'a>(
     budget: usize,
     mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
 ) -> Result<MergeCheck> {
-    let before = evaluate(session, examples, budget, None, |_, _| true)?.predictions;
-    let count = session.setup().adaptation.parameters.len();
-    let (mut rounding, mut scale) = (0f64, Scale::default());
-    for position in 0..count {
+    let before = logits(session, examples, budget)?;
+    let Setup { decoder, adaptation, objective, .. } = session.setup();
+    let mut scale = Scale::new(decoder, &**objective);
+    let mut order: Vec<usize> = (0..adaptation.parameters.len()).collect();
+    // The head is measured with the norm.
+    order.sort_by_key(|&position| adaptation.parameters[position].name != NORM);
+    let mut rounding = 0f64;
+    for position in order {
         let (dtype, bytes) = merged(session, position)?;
         rounding += roundoff(session, position, dtype).powi(2);
         scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
         session.replace_weight(position, dtype, &bytes)?;
     }
-    let after = evaluate(session, again, budget, None, |_, _| true)?.predictions;
+    let after = logits(session, again, budget)?;
     let pairs = || before.iter().zip(&after);
-    let logits = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
+    let both = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
     // A logit that is no number agrees with nothing, and JSON can hold only finite numbers.
     let difference = |(a, b): (&f32, &f32)| if (a - b).is_finite() { f64::from((a - b).abs()) } else { f64::MAX };
-    let largest_difference = logits.map(difference).fold(0.0, f64::max);
+    let largest_difference = both.map(difference).fold(0.0, f64::max);
     let decoder = &session.setup().decoder;
     let inner = decoder.hidden_size.max(decoder.intermediate_size) as f64;
     let activations = session.setup().adaptation.precision.activations;
     let arithmetic = 2f64.powi(-24) * inner.sqrt() + deviation(activations);
     let matrices = (7 * decoder.layers + 1) as f64;
-    let row = scale.largest_row(decoder.hidden_size, decoder.norm_plus_one);
     Ok(MergeCheck {
         examples: examples.len(),
         largest_difference,
-        bound: 8.0 * row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
+        bound: 8.0 * scale.largest_row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
         largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
@@ -91,30 +123,39 @@ fn deviation(dtype: DType) -> f64 {
     unit_roundoff / 3f64.sqrt()
 }
 
+const NORM: &str = "model.norm.weight";
+
 /// The head and the final norm, through which errors of the hidden state become errors of logits.
-#[derive(Default)]
 struct Scale {
-    head: Vec<f32>,
-    norm: Vec<f32>,
+    head: &'static str,
+    hidden: usize,
+    plus_one: bool,
+    /// Factors of the final norm.
+    norm: Vec<f64>,
+    /// Largest norm of a row of the head times the norm's factors.
+    largest_row: f64,
 }
 
 impl Scale {
-    fn see(&mut self, name: &str, dtype: DType, bytes: &[u8]) -> Result<()> {
-        let place = match name {
-            HEAD => &mut self.head,
-            "model.norm.weight" => &mut self.norm,
-            _ => return Ok(()),
-        };
-        *place = to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{name} is stored as {dtype}")))?;
-        Ok(())
+    fn new(decoder: &Decoder, objective: &dyn Objective) -> Scale {
+        let head = if objective.pools() { HEAD } else { decoder.vocabulary_head() };
+        Scale { head, hidden: decoder.hidden_size, plus_one: decoder.norm_plus_one, norm: vec![], largest_row: 0.0 }
     }
 
-    /// Largest norm of a row of the head times the norm's weight.
-    fn largest_row(&self, hidden: usize, plus_one: bool) -> f64 {
-        let weight = |w: f32| f64::from(w) + if plus_one { 1.0 } else { 0.0 };
-        let row =
-            |row: &[f32]| row.iter().zip(&self.norm).map(|(&s, &w)| (f64::from(s) * weight(w)).powi(2)).sum::<f64>();
-        let largest = self.head.chunks(hidden).map(row).fold(0.0, f64::max);
-        largest.sqrt()
+    /// Sees the norm before the head.
+    fn see(&mut self, name: &str, dtype: DType, bytes: &[u8]) -> Result<()> {
+        let floats =
+            |bytes: &[u8]| to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{name} is stored as {dtype}")));
+        if name == NORM {
+            let one = if self.plus_one { 1.0 } else { 0.0 };
+            self.norm = floats(bytes)?.into_iter().map(|w| f64::from(w) + one).collect();
+        }
+        if name == self.head {
+            for row in bytes.chunks(self.hidden * dtype.size()) {
+                let squares = floats(row)?.into_iter().zip(&self.norm).map(|(s, w)| (f64::from(s) * w).powi(2));
+                self.largest_row = self.largest_row.max(squares.sum::<f64>().sqrt());
+            }
+        }
+        Ok(())
     }
 }

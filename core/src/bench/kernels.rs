@@ -147,7 +147,7 @@ fn plans(device: &dyn Backend, shape: &Shape, dtype: DType) -> Result<Vec<(Strin
         }),
         (format!("rms_norm {ROWS} x {d}"), &|b| {
             let inputs = [b.input("x", dtype, &[ROWS, d]), b.input("w", dtype, &[d])];
-            b.graph.apply(RmsNorm { eps: 1e-6, plus_one: false, output: None }.into(), &inputs)
+            b.graph.apply(RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }.into(), &inputs)
         }),
     ];
     let mut plans = Vec::new();

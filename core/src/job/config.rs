@@ -6,14 +6,13 @@
 use super::PrecisionChoice;
 use crate::plugin::UsedPlugin;
 use crate::text::Instruct;
-use crate::train::optimizer::{self, Choice, Hyperparameters};
-use crate::train::{MICRO_BATCH_TOKENS, Recompute, Schedule};
+use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
+use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sparta_graph::DType;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -35,10 +34,11 @@ pub struct Sources {
     /// Branch, tag or commit of a model on the hub [default: main]
     #[arg(long, value_name = "REV", help_heading = MODEL_AND_DATA)]
     pub revision: Option<String>,
-    /// Task, for example sst2
+    /// Task, for example sst2; text learns each next token of documents
     #[arg(long, value_name = "ID", help_heading = MODEL_AND_DATA)]
     pub task: Option<String>,
-    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]
+    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]; for
+    /// task text also one file
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
     /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
@@ -74,17 +74,6 @@ impl Sources {
     }
 }
 
-/// How text is learned.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TextConfig {
-    /// Held-out text, one document a line.
-    pub dev: Option<PathBuf>,
-    /// Directory for the trained model, in the Hugging Face layout.
-    pub out: PathBuf,
-    /// Type of its weights.
-    pub dtype: DType,
-}
-
 /// Everything that decides a run; stored with its result.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
@@ -94,17 +83,9 @@ pub struct RunConfig {
     /// Task id, for example `sst2`.
     #[arg(skip)]
     pub task: String,
-    /// Directory of the task's data; with `text` a file of text, one document a line.
+    /// The task's data.
     #[arg(skip)]
     pub data: PathBuf,
-    /// Learn each next token of text, in place of a task.
-    #[arg(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextConfig>,
-    /// Tokens per optimizer step, of whole examples, in place of `batch_size`.
-    #[arg(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch_tokens: Option<usize>,
     /// Method name, for example `sparta`.
     #[arg(skip)]
     pub method: String,
@@ -154,6 +135,10 @@ pub struct RunConfig {
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
+    /// Tokens per optimizer step, of whole examples, in place of --batch-size
+    #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_tokens: Option<usize>,
     /// Peak learning rate [default: the method's]
     #[arg(long, value_name = "X", help_heading = TRAINING, value_parser = positive)]
     pub lr: Option<f64>,
@@ -232,6 +217,12 @@ pub struct OptimizerOptions {
     /// SGD: momentum; 0 turns it off
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
     pub momentum: f64,
+    /// Another learning rate (a factor) or weight decay for the trained tensors of these names, where * stands for any
+    /// text, for example 'score.weight:lr=10,decay=0'; the first that names a tensor counts. May be repeated; several in
+    /// one text are separated by ;
+    #[arg(long, value_name = "PATTERN:lr=X,decay=X", help_heading = TRAINING, value_delimiter = ';')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub group: Vec<Group>,
 }
 
 impl Default for OptimizerOptions {
@@ -242,19 +233,20 @@ impl Default for OptimizerOptions {
             beta2: 0.999,
             eps: 1e-8,
             momentum: 0.9,
+            group: Vec::new(),
         }
     }
 }
 
 impl OptimizerOptions {
-    pub fn choice(&self) -> Choice {
+    fn choice(&self) -> Choice {
         let &OptimizerOptions { beta1, beta2, eps, momentum, .. } = self;
         let [beta1, beta2, eps, momentum] = [beta1, beta2, eps, momentum].map(|x| x as f32);
         Choice { name: self.optimizer.clone(), parameters: Hyperparameters { beta1, beta2, eps, momentum } }
     }
 
     fn is_default(&self) -> bool {
-        self.choice().is_default()
+        *self == OptimizerOptions::default()
     }
 }
 
@@ -289,6 +281,19 @@ impl RunConfig {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
     }
 
+    /// How trained tensors are updated.
+    ///
+    /// # Errors
+    /// An optimizer that does not exist, or a parameter outside of its range.
+    pub fn optimization(&self) -> Result<Optimization> {
+        Ok(Optimization {
+            optimizer: self.optimizer.choice().optimizer()?,
+            weight_decay: self.weight_decay as f32,
+            groups: self.optimizer.group.clone(),
+            max_grad_norm: self.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
+        })
+    }
+
     /// The configuration of an earlier run, to go on with it.
     ///
     /// # Errors
@@ -311,15 +316,20 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
         let values = self.keys()?;
-        let argument = |arg: &clap::Arg| {
-            let text = match values.get(arg.get_id().as_str())? {
-                Value::Null => return None,
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
-            };
-            Some(format!("--{}={text}", arg.get_long()?))
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            value => value.to_string(),
         };
-        let arguments: Vec<String> = command.get_arguments().filter_map(argument).collect();
+        let of_argument = |arg: &clap::Arg| -> Vec<String> {
+            let texts = match values.get(arg.get_id().as_str()) {
+                None | Some(Value::Null) => vec![],
+                Some(Value::Array(items)) => items.iter().map(text).collect(),
+                Some(value) => vec![text(value)],
+            };
+            let named = |text: String| Some(format!("--{}={text}", arg.get_long()?));
+            texts.into_iter().filter_map(named).collect()
+        };
+        let arguments: Vec<String> = command.get_arguments().flat_map(of_argument).collect();
         command.try_get_matches_from(arguments).map(drop).map_err(|e| Error::Usage(explanation(&e)))
     }
 
@@ -339,9 +349,7 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in
-            free.chain(["model", "data", "text", "method_options", "plugins", "earlier_plugins", "earlier_lengths"])
-        {
+        for key in free.chain(["model", "data", "method_options", "plugins", "earlier_plugins", "earlier_lengths"]) {
             keys.remove(key);
         }
         Ok(keys)
@@ -442,6 +450,18 @@ mod tests {
         let config = parsed(&["--lr", "0.1", "--max-steps", "7"]);
         let text = serde_json::to_string(&config).unwrap();
         assert!(text.contains("\"max_steps\":7"), "{text}");
+        assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn groups_are_part_of_a_runs_identity() {
+        let config = parsed(&["--group", "a:lr=2;b:decay=0", "--group=*norm*:lr=0.5"]);
+        config.check().unwrap();
+        let groups = ["a:lr=2", "b:lr=1,decay=0", "*norm*:lr=0.5"].map(|group| group.parse().unwrap());
+        assert_eq!(config.optimizer.group, groups);
+        let plain = parsed(&[]).fixed().unwrap();
+        assert!(!plain.contains_key("group") && config.fixed().unwrap().contains_key("group"));
+        let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<RunConfig>(&text).unwrap(), config);
     }
 }

@@ -7,19 +7,19 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeCheck {
     pub examples: usize,
-    /// Largest absolute difference of a logit.
+    /// Largest absolute difference of a logit, of the head or of the vocabulary for each token.
     pub largest_difference: f64,
     /// What rounding can explain: 8 S sqrt(sum of r^2 + n e^2). r is the standard deviation of the relative error of a
     /// weight that merging has rounded, u / sqrt(3) with the unit roundoff u of its type, and the sum is over all of them;
     /// n is the number of matrices on a token's way and e that of the arithmetic, 2^-24 sqrt(k) for inner products of k
-    /// terms and u / sqrt(3) of 16-bit activations; S the largest norm of a row of score * norm. Rounding errors of the
+    /// terms and u / sqrt(3) of 16-bit activations; S the largest norm of a row of head * norm. Rounding errors of the
     /// matrices add up like a random walk in the hidden state and have no preferred direction there, so a logit, the
     /// product with such a row, has an error of a standard deviation of at most an eighth of this.
     pub bound: f64,
     /// Largest absolute value of a logit with the adapter.
     #[serde(default = "unknown")]
     pub largest_logit: f64,
-    /// Examples whose predicted class differs.
+    /// Examples, or tokens, whose largest logit is another one.
     pub other_class: usize,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for MergeCheck {
         if !self.agrees() && largest_difference <= bound {
             write!(f, ", which proves nothing: no logit is above {largest_logit:.1e}")?;
         }
-        if *other_class > 0 { write!(f, "; {other_class} get another class") } else { Ok(()) }
+        if *other_class > 0 { write!(f, "; {other_class} have another largest logit") } else { Ok(()) }
     }
 }
 

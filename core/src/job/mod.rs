@@ -9,7 +9,7 @@ mod precision;
 mod progress;
 mod result;
 
-pub use config::{Control, EarlierLength, OptimizerOptions, RunConfig, Sources, TextConfig};
+pub use config::{Control, EarlierLength, OptimizerOptions, RunConfig, Sources};
 pub use merge_check::MergeCheck;
 pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};

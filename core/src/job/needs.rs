@@ -1,13 +1,14 @@
 //! What a run was adapted to so that it fits its device, and what to do where it does not.
 
-use crate::train::{Fit, LargestBuffer, MemoryKind, Recompute};
+use super::thousands;
+use crate::train::{Fit, LargestBuffer, MICRO_BATCH_TOKENS, MemoryKind, Recompute};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DeviceInfo, memory_size};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// The choices that memory decided.
+/// The choices that the device's limits decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Needs {
     /// Tokens per micro-batch.
@@ -16,20 +17,33 @@ pub struct Needs {
     pub fixed: bool,
     /// Whether recomputation was ruled out.
     pub kept: bool,
+    /// Whether recomputation was chosen.
+    #[serde(default)]
+    pub recompute: bool,
     pub largest: LargestBuffer,
+    /// A kernel that the device cannot run on what it would have to bind, and why.
+    #[serde(default)]
+    pub unbound: Option<String>,
     /// Bytes that the run would need with the fastest choices, and its largest buffer, where they do not fit.
     pub refused: Option<(u64, LargestBuffer)>,
+    /// What a kernel would have to bind with them that the device does not bind.
+    #[serde(default)]
+    pub refused_unbound: Option<String>,
 }
 
 impl Needs {
     /// `tokens` and `recompute` are what was asked for.
     pub fn new(fit: &Fit, tokens: Option<usize>, recompute: Recompute) -> Needs {
+        let refused = fit.refused.as_ref();
         Needs {
             micro_batch_tokens: fit.micro_batch_tokens,
             fixed: tokens.is_some(),
             kept: recompute == Recompute::Off,
+            recompute: fit.recompute && recompute == Recompute::Auto,
             largest: fit.planned.largest.clone(),
-            refused: fit.refused.as_ref().map(|planned| (planned.total(), planned.largest.clone())),
+            unbound: fit.planned.unbound.clone(),
+            refused: refused.map(|planned| (planned.total(), planned.largest.clone())),
+            refused_unbound: refused.and_then(|planned| planned.unbound.clone()),
         }
     }
 
@@ -39,14 +53,19 @@ impl Needs {
     pub fn check(&self, memory: &BTreeMap<MemoryKind, u64>, device: &DeviceInfo) -> Result<()> {
         let needed: u64 = memory.values().sum();
         let mut ways = Vec::new();
-        let what = match device.memory {
-            Some(most) if needed > most => {
-                format!("{}, and the device has {}", memory_size(needed), memory_size(most))
+        let what = match (device.memory, &self.unbound) {
+            (Some(most), _) if needed > most => {
+                format!("the run needs {}, and the device has {}", memory_size(needed), memory_size(most))
             }
             _ if self.largest.bytes > device.max_buffer => {
                 let (bytes, most) = (memory_size(self.largest.bytes), memory_size(device.max_buffer));
                 ways.push("take a device with larger buffers, such as --device cpu".to_owned());
-                format!("a buffer of {bytes} for {}, and those of the device have at most {most}", self.largest.name)
+                let name = &self.largest.name;
+                format!("the run needs a buffer of {bytes} for {name}, and those of the device have at most {most}")
+            }
+            (_, Some(unbound)) => {
+                ways.push("take a device that binds more at once, such as --device cpu".to_owned());
+                unbound.clone()
             }
             _ => return Ok(()),
         };
@@ -67,20 +86,27 @@ impl Needs {
         ));
         ways.push(format!("take a smaller model, or one stored in bf16 (weights take {})", bytes(MemoryKind::Weights)));
         ways.truncate(3);
-        Err(Error::Training(format!("{}: the run needs {what}. To make it fit: {}", device.name, ways.join("; "))))
+        Err(Error::Training(format!("{}: {what}. To make it fit: {}", device.name, ways.join("; "))))
     }
 }
 
-/// A line of a plan about what was chosen and why; nothing where the fastest choices fit.
+/// A line of a plan about what was chosen and why; nothing where the fastest choices fit, or nothing could be chosen.
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((bytes, largest)) = &self.refused else { return Ok(()) };
+        let fewer = !self.fixed && self.micro_batch_tokens < MICRO_BATCH_TOKENS;
+        let tokens = fewer.then(|| format!("{} tokens per micro-batch", thousands(self.micro_batch_tokens as u64)));
+        let recompute = self.recompute.then(|| "layers computed again in the backward pass".to_owned());
+        let chosen = [tokens, recompute].into_iter().flatten().collect::<Vec<_>>().join(" and ");
+        if chosen.is_empty() {
+            return Ok(());
+        }
         let (bytes, buffer) = (memory_size(*bytes), memory_size(largest.bytes));
+        let unbound = self.refused_unbound.iter().map(|unbound| format!("; {unbound}")).collect::<String>();
         writeln!(
             f,
-            "  note     {} tokens per micro-batch, chosen for the device's memory: with the fastest settings the run needs \
-             {bytes}, in buffers of up to {buffer}",
-            self.micro_batch_tokens
+            "  note     {chosen}, chosen for the device's memory: with the fastest settings the run needs {bytes}, in \
+             buffers of up to {buffer}{unbound}"
         )
     }
 }

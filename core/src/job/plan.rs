@@ -5,6 +5,7 @@ use crate::Result;
 use crate::method::Adaptation;
 use crate::model::shown;
 use crate::text::PromptPlan;
+use crate::train::optimizer::GroupPlan;
 use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DeviceInfo, memory_size};
@@ -40,6 +41,9 @@ pub struct RunPlan {
     pub total_steps: usize,
     /// What the optimizer is called, with its parameters.
     pub optimizer: String,
+    /// Trained tensors with rates of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupPlan>,
     pub lr: f64,
     pub schedule: Schedule,
     pub seed: u64,
@@ -166,7 +170,13 @@ impl fmt::Display for RunPlan {
         writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
-        writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
+        for GroupPlan { group, tensors, trained } in &self.groups {
+            let decay = group.weight_decay.map_or(String::new(), |decay| format!(", weight decay {decay}"));
+            let (pattern, factor, trained) = (&group.pattern, group.lr_factor, thousands(*trained));
+            writeln!(f, "  group    {pattern}: learning rate x {factor}{decay}; {tensors} tensors, {trained} values")?;
+        }
+        let multiplier = self.device.multiplier.iter().map(|what| format!(", multiplies 16-bit floats in {what}"));
+        writeln!(f, "device     {} ({}){}", self.device.name, self.device.id, multiplier.collect::<String>())?;
         writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL
             .iter()

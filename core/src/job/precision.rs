@@ -83,10 +83,13 @@ mod tests {
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 31,
+            max_binding: None,
             segments: false,
             in_place: true,
             activations: activations.to_vec(),
             products: products.to_vec(),
+            multiplier: None,
+            sampled_cost: None,
         }
     }
 

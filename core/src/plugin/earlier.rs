@@ -26,7 +26,6 @@ const OPS: &[(&str, &[&str])] = &[
     ("linear", &["layout", "scale", "bias", "residual"]),
     ("rms_norm", &["eps", "plus_one"]),
     ("rms_norm_grad", &["eps", "plus_one"]),
-    ("rms_norm_grad_w", &["eps", "width"]),
     ("rope", &["head_dim", "inverse"]),
     ("sampled_grad", &["scale", "sampling"]),
     ("scale", &["factor"]),

@@ -1,6 +1,7 @@
 use super::library::Implementation;
 use super::names;
 use crate::train::Scores;
+use crate::train::objective::NextToken;
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaTask};
 use sparta_plugin::task::{Dataset, Example, Examples, OpenRequest, Recipe, Task, TaskInfo, TaskPluginInfo};
@@ -47,8 +48,8 @@ fn check(task: &TaskInfo) -> Result<(), String> {
     for label in &task.labels {
         names::check_line("label", label)?;
     }
-    if task.labels.len() < 2 {
-        return Err(format!("a classification task needs two labels or more, it has {:?}", task.labels));
+    if task.labels.len() == 1 {
+        return Err(format!("a task needs two labels or more, or none to learn texts; it has {:?}", task.labels));
     }
     if let Some(i) = (0..task.labels.len()).find(|&i| task.labels[..i].contains(&task.labels[i])) {
         return Err(format!("it has the label {:?} twice", task.labels[i]));
@@ -56,8 +57,12 @@ fn check(task: &TaskInfo) -> Result<(), String> {
     if task.labels.iter().any(|label| label.trim().is_empty()) {
         return Err(format!("it has a label without a name: {:?}", task.labels));
     }
-    if let Some(metric) = task.metrics.iter().find(|metric| !Scores::METRICS.contains(&metric.as_str())) {
-        return Err(format!("unknown metric `{metric}`; this host computes {}", Scores::METRICS.join(", ")));
+    if task.labels.is_empty() && task.pair {
+        return Err("it has pairs of texts, but no labels for them".into());
+    }
+    let known = if task.labels.is_empty() { NextToken::METRICS } else { Scores::METRICS };
+    if let Some(metric) = task.metrics.iter().find(|metric| !known.contains(&metric.as_str())) {
+        return Err(format!("unknown metric `{metric}`; this host computes {}", known.join(", ")));
     }
     if let Some(prompt) = &task.prompt {
         let places = ["{text}", "{pair}"].map(|place| prompt.template.matches(place).count());
@@ -160,7 +165,7 @@ impl LoadedExamples<'_> {
                 plugin.name, task.id
             )));
         }
-        match self.batch.iter().find(|example| example.label as usize >= task.labels.len()) {
+        match self.batch.iter().find(|example| example.label as usize >= task.labels.len().max(1)) {
             None => Ok(()),
             Some(example) => Err(Error(format!(
                 "plugin {}: an example of `{}` has label {}, the task has {} labels",

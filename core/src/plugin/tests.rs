@@ -253,10 +253,13 @@ fn memory_info() -> DeviceInfo {
         driver: "none".into(),
         memory: Some(1 << 40),
         max_buffer: u64::MAX,
+        max_binding: None,
         segments: false,
         in_place: true,
         activations: vec![DType::F32],
         products: vec![],
+        multiplier: None,
+        sampled_cost: None,
     }
 }
 

@@ -1,11 +1,10 @@
 //! The run directory: configuration, plan, metrics, adapter, result.
 
 use super::prepare::Prepared;
-use super::pretrain::save_trained;
-use crate::adapter;
+use crate::adapter::{self, Head};
 use crate::job::{RunConfig, RunResult, Stopped};
 use crate::report::{self};
-use crate::weights::{Weights, atomic_write};
+use crate::weights::atomic_write;
 use crate::{Error, Result, files};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -216,18 +215,20 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Where the run puts what it makes: an adapter, or a whole model.
-    pub fn product(&self, run: &Prepared) -> PathBuf {
-        run.config.text.as_ref().map_or_else(|| self.path.join("adapter"), |text| text.out.clone())
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
     }
 
-    /// Saves what the run makes of these trained values.
+    /// Saves these trained values as the adapter.
     pub fn save(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        let (adaptation, labels) = (&run.setup.adaptation, &run.task.labels);
-        match &run.config.text {
-            Some(text) => save_trained(text, &run.config.model, &run.weights, &adaptation.parameters, values),
-            None => adapter::save(&self.product(run), &run.config, adaptation, &run.weights, labels, values),
-        }
+        let (adaptation, objective) = (&run.setup.adaptation, run.setup.objective.name());
+        let head = Head {
+            name: run.config.task.clone(),
+            labels: run.task.labels.clone(),
+            objective: objective.into(),
+            config: Some(run.config.clone()),
+        };
+        adapter::save(&self.adapter(), &run.config, adaptation, &run.weights, &head, values)
     }
 
     /// What the processes before this one have taken; nothing where no file tells.
@@ -247,14 +248,11 @@ impl RunDirectory {
     }
 
     /// The result of a run that is over after `step` steps and whose product is whole.
-    pub fn finished(&self, run: &Prepared, step: usize) -> Option<RunResult> {
+    pub fn finished(&self, step: usize) -> Option<RunResult> {
         let text = files::read_text(&self.path.join(RESULT), files::CONFIGURATION).ok()?;
         let result: RunResult = serde_json::from_str(&text).ok()?;
-        let adapter = self.product(run);
-        let whole = match &run.config.text {
-            Some(_) => Weights::open(&adapter).is_ok(),
-            None => adapter::load(&adapter, None).is_ok(),
-        };
+        let adapter = self.adapter();
+        let whole = adapter::load(&adapter, None).is_ok();
         let over = result.stopped != Stopped::Interrupted && result.steps == step;
         (over && whole).then(|| RunResult { out: self.path.clone(), adapter, ..result })
     }

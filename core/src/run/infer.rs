@@ -1,13 +1,12 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::prepare::encode;
+use super::prepare::{documents, encode, max_length};
 use crate::adapter::{Applied, Head, order_of};
 use crate::job::PrecisionChoice;
 use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
-use crate::train::objective::Classification;
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Session, Target};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction, Session, Target};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -98,7 +97,8 @@ impl Adapted {
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
     /// prompts. Texts longer than the model's positions are cut. `device` opens the device.
     ///
-    /// Errors: a pair of texts where the task has single ones, or the reverse, with its number.
+    /// Errors: a model that does not classify; a pair of texts where the task has single ones, or the reverse, with its
+    /// number.
     pub fn predict(
         &self,
         device: impl Fn() -> Result<Box<dyn Backend>>,
@@ -125,20 +125,20 @@ impl Adapted {
 
     fn encode(&self, encoder: usize, examples: &[Example]) -> Result<Vec<Encoded>> {
         let encoder = &self.encoders[encoder];
-        let mut encoded = encode(encoder, examples)?;
+        let mut encoded = encode(encoder, &*self.applied.objective, examples)?;
         let positions = self.applied.decoder.max_position_embeddings;
         encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
         Ok(encoded)
     }
 
-    fn predict_encoded(
+    fn evaluate_encoded(
         &self,
         device: Box<dyn Backend>,
         examples: &[Encoded],
         progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Prediction>> {
+    ) -> Result<Evaluation> {
         if examples.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Evaluation::default());
         }
         let mut session = self.applied.session(device, self.budget(), longest(examples))?;
         self.evaluate_in(&mut session, examples, progress)
@@ -149,14 +149,14 @@ impl Adapted {
         session: &mut Session,
         examples: &[Encoded],
         mut progress: impl FnMut(usize, usize),
-    ) -> Result<Vec<Prediction>> {
+    ) -> Result<Evaluation> {
         let found = evaluate::evaluate(session, examples, self.budget(), None, |done, total| {
             progress(done, total);
             true
         })?;
         let finite = |p: &Prediction| p.logits.iter().all(|z| z.is_finite());
         match found.predictions.iter().position(|p| !finite(p)) {
-            None => Ok(found.predictions),
+            None => Ok(found),
             Some(at) => Err(Error::Training(format!(
                 "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
                 at + 1,
@@ -203,7 +203,8 @@ impl Adapted {
         let split = request.split.as_str();
         let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
         let seed = config.map_or(0, |c| c.seed);
-        let all = splits::load(&|| plugin.open(&data), &[split], &task, seed)?;
+        let source = splits::Source { open: &|| plugin.open(&data), data: &data.data };
+        let all = splits::load(&source, &[split], &task, seed)?;
         let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),
@@ -211,7 +212,15 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let encoded = self.encode(self.encoder_of[position], &examples)?;
+        let mut encoded = self.encode(self.encoder_of[position], &examples)?;
+        if !self.applied.objective.pools() {
+            let decoder = &self.applied.decoder;
+            let length = config.map_or(decoder.max_position_embeddings, |config| max_length(config, decoder));
+            encoded = documents(encoded, length).0;
+        }
+        if encoded.is_empty() {
+            return Err(Error::Data(format!("the {} split of task {} is empty", request.split, task.id)));
+        }
         Ok((task, encoded))
     }
 }
@@ -242,6 +251,13 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
     /// As [`Adapted::predict`].
     pub fn predict(&mut self, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<Prediction>>> {
         let adapted = self.adapted;
+        if !adapted.applied.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{}: made by {}, which gives a text no class; `eval` measures it",
+                adapted.applied.adapter.dir.display(),
+                adapted.applied.objective.name()
+            )));
+        }
         for (i, (_, pair)) in texts.iter().enumerate() {
             let checked = adapted.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
             checked.map_err(|what| Error::Data(format!("text {}: {what}", self.done + i + 1)))?;
@@ -255,7 +271,7 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
             let encoded = adapted.encode(encoder, &examples)?;
             let predictions = match encoded.is_empty() {
                 true => Vec::new(),
-                false => adapted.evaluate_in(self.session(longest(&encoded))?, &encoded, |_, _| {})?,
+                false => adapted.evaluate_in(self.session(longest(&encoded))?, &encoded, |_, _| {})?.predictions,
             };
             passes.push(predictions.iter().map(|all| adapted.by_head(all)).collect::<Vec<_>>());
         }
@@ -287,12 +303,12 @@ pub fn evaluate(
 ) -> Result<Metrics> {
     let head = adapted.head(request.head.as_deref())?;
     let (task, encoded) = adapted.task_examples(request, plugins)?;
-    let predictions = adapted.predict_encoded(device, &encoded, progress)?;
-    let own = predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head));
+    let found = adapted.evaluate_encoded(device, &encoded, progress)?;
+    let own = found.predictions.iter().filter_map(|all| adapted.by_head(all).into_iter().nth(head));
     let order = order(&adapted.heads()[head], &task).unwrap_or_default();
     let in_order =
         |p: Prediction| Prediction { logits: order.iter().filter_map(|&class| p.logits.get(class).copied()).collect() };
     let predictions = own.map(in_order).collect();
-    let objective = Classification { classes: task.labels.len() };
-    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..Evaluation::default() })
+    let objective = adapted.heads()[head].objective()?;
+    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })
 }

@@ -2,7 +2,7 @@
 
 use crate::job::PrecisionChoice;
 use crate::method::Adaptation;
-use crate::model::{Decoder, check_weights};
+use crate::model::{Decoder, PROBLEM_TYPES, check_weights};
 use crate::train::objective::{Classification, NextToken};
 use crate::train::{Batch, HeadInit, Labels, Limits, Objective, Optimization, Session, Setup, Size, layout};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
@@ -50,6 +50,14 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         return Err(Error::Weights(format!(
             "{}: the checkpoint has no classification head `score.weight`; use --task lm",
             request.model.display()
+        )));
+    }
+    let problem = decoder.problem_type.as_deref().unwrap_or(PROBLEM_TYPES[0]);
+    if request.task == InspectTask::Classification && problem != PROBLEM_TYPES[0] {
+        return Err(Error::Config(format!(
+            "{}: `problem_type` is {problem}, and only the loss of {} is computed here",
+            request.model.display(),
+            PROBLEM_TYPES[0]
         )));
     }
     let batch = PaddedBatch::read(&request.batch, request.task, &decoder)?;

@@ -6,8 +6,6 @@ use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::Decoder;
 use crate::plugin::PluginSet;
-use crate::train::objective::Classification;
-use crate::train::optimizer::Choice;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
@@ -25,7 +23,7 @@ pub struct MemoryRequest {
     pub model: PathBuf,
     pub method: String,
     pub method_options: Options,
-    pub classes: usize,
+    pub objective: Arc<dyn Objective>,
     /// Examples per optimizer step.
     pub batch_size: usize,
     /// `None`: as many as fit, up to [`MICRO_BATCH_TOKENS`].
@@ -35,7 +33,7 @@ pub struct MemoryRequest {
     pub dropout: f64,
     pub recompute: Recompute,
     pub precision: PrecisionChoice,
-    pub optimizer: Choice,
+    pub optimization: Optimization,
 }
 
 /// The memory of a run, from the architecture alone.
@@ -67,30 +65,27 @@ pub struct MemoryPlan {
 /// Plans the memory of fine-tuning a model, without its weights, tokenizer or data. Nothing is drawn or allocated: index
 /// sets have their expected sizes.
 ///
-/// Errors: an unreadable or unsupported configuration; whatever the method refuses.
+/// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
     let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(method.info(), &given.collect())?;
-    let objective = Arc::new(Classification { classes: request.classes });
+    let objective = request.objective.clone();
     let mut parameters = decoder.parameters(objective.head());
     // A new head is trained, and kept in f32.
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
     let precision = request.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
+    request.optimization.group_plans(&adaptation.trained())?;
     let demand = demand(request, &decoder, &adaptation)?;
     let mut setup = Setup {
         head_init: HeadInit::Normal { std: default_head_std(decoder.hidden_size) },
         decoder,
         adaptation,
         objective,
-        optimization: Optimization {
-            optimizer: request.optimizer.optimizer()?,
-            max_grad_norm: Some(1.0),
-            ..Optimization::default()
-        },
+        optimization: request.optimization.clone(),
         dropout: request.dropout as f32,
         recompute: false,
         seed: 0,
@@ -132,7 +127,7 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         largest_batch: request.max_length.map_or(tokens, |_| batch.saturating_mul(longest)),
         longest_train: longest,
         longest,
-        head_features: adaptation.head_only() && dropout == 0.0,
+        head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
     })
 }
 

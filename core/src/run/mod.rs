@@ -9,12 +9,11 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
-mod text;
 mod train;
 
 pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
-pub use prepare::{Prepared, default_head_std, prepare};
+pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use profile::profile;
 pub use train::{OpenDevice, Start, run};

@@ -5,15 +5,15 @@ use crate::adapter::align_head;
 use crate::job::{
     DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
 };
+use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options::{self, Given};
-use crate::method::{Adaptation, Form};
-use crate::model::{Decoder, HEAD, check_weights};
+use crate::model::{Decoder, HEAD, PROBLEM_TYPES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, Padding, PromptPlan};
-use crate::train::objective::Classification;
-use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Optimization, Setup};
+use crate::train::objective::{Classification, NextToken};
+use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
@@ -65,10 +65,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
     let mut weights = Weights::open(&config.model)?;
-    let source = match &config.text {
-        Some(text) => super::text::read(config, text, &decoder)?,
-        None => read_task(config, plugins, &decoder, &mut weights)?,
-    };
+    let source = read_task(config, plugins, &decoder, &mut weights)?;
     let Source { task, objective, head_init, instruct, prompt, data, note } = source;
     let parameters = check_weights(&decoder, &weights, objective.head())?;
 
@@ -76,23 +73,13 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
     check_merge(&adaptation)?;
-    if config.text.is_some() && adaptation.trained().iter().any(|t| t.form != Form::Dense) {
-        return Err(Error::Usage(format!(
-            "text is learned by whole weights, which method `{}` does not train; use --method full",
-            adaptation.info.name
-        )));
-    }
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
     let demand = demand(config, &adaptation, &*objective, &epochs, &data);
-    let optimization = Optimization {
-        optimizer: config.optimizer.choice().optimizer()?,
-        weight_decay: config.weight_decay as f32,
-        max_grad_norm: config.max_grad_norm.filter(|&norm| norm > 0.0).map(|norm| norm as f32),
-        groups: Vec::new(),
-    };
+    let optimization = config.optimization()?;
+    let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
         decoder,
         adaptation,
@@ -132,6 +119,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         steps_per_epoch: epochs.first(),
         total_steps,
         optimizer: setup.optimization.optimizer.title(),
+        groups,
         lr,
         schedule: config.schedule,
         seed: config.seed,
@@ -153,11 +141,11 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
 
 /// The method, the task and the backend, as far as they are plugins.
 fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Vec<UsedPlugin>> {
-    let mut used = vec![plugins.used(PluginKind::Method, &config.method)?];
-    if config.text.is_none() {
-        used.push(plugins.used(PluginKind::Task, &plugins.task(&config.task)?.0.info().name)?);
-    }
-    used.push(plugins.used(PluginKind::Backend, device.id.split(':').next().unwrap_or_default())?);
+    let used = [
+        plugins.used(PluginKind::Method, &config.method)?,
+        plugins.used(PluginKind::Task, &plugins.task(&config.task)?.0.info().name)?,
+        plugins.used(PluginKind::Backend, device.id.split(':').next().unwrap_or_default())?,
+    ];
     Ok(used.into_iter().flatten().collect())
 }
 
@@ -175,37 +163,62 @@ fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
 }
 
 /// What a run learns, and from what.
-pub(super) struct Source {
-    pub task: TaskInfo,
-    pub objective: Arc<dyn Objective>,
-    pub head_init: HeadInit,
-    pub instruct: Option<Instruct>,
-    pub prompt: Option<PromptPlan>,
-    pub data: Splits,
+struct Source {
+    task: TaskInfo,
+    objective: Arc<dyn Objective>,
+    head_init: HeadInit,
+    instruct: Option<Instruct>,
+    prompt: Option<PromptPlan>,
+    data: Splits,
     /// What the plan says of the head.
-    pub note: Option<String>,
+    note: Option<String>,
 }
 
-/// The labelled texts of a task.
+/// What is learned of a task's texts: their labels, or themselves where it has none.
+pub fn objective_of(task: &TaskInfo) -> Arc<dyn Objective> {
+    match task.labels.len() {
+        0 => Arc::new(NextToken {}),
+        classes => Arc::new(Classification { classes }),
+    }
+}
+
+/// The texts of a task, with their labels.
 fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
     let (plugin, task) = plugins.task(&config.task)?;
-    let padding = Padding::of_adapter(decoder.pad_token_id);
+    let objective = objective_of(&task);
+    let (padding, note) = match objective.pools() {
+        true => (Padding::of_adapter(decoder.pad_token_id), own_head(config, decoder, weights, &task)?),
+        false => (Padding::Is(None), check_unlabelled(config, &task).map(|()| None)?),
+    };
     let encoder = Encoder::open(&config.model, padding, &task, config.instruct.as_ref())?;
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
-    let note = own_head(config, decoder, weights, &task)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
     let request = OpenRequest::new(task.id.clone(), config.data.clone());
-    let data = splits::load(&|| plugin.open(&request), &splits::SPLITS, &task, config.seed)?;
+    let source = splits::Source { open: &|| plugin.open(&request), data: &request.data };
+    let data = splits::load(&source, &splits::SPLITS, &task, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
-        objective: Arc::new(Classification { classes: task.labels.len() }),
         head_init,
         instruct: encoder.instruct().cloned(),
         prompt,
-        data: encode_splits(config, decoder, &encoder, data)?,
+        data: encode_splits(config, decoder, &encoder, &*objective, data)?,
+        objective,
         task,
         note,
     })
+}
+
+/// Errors: an option that is about labels, although the task has none.
+fn check_unlabelled(config: &RunConfig, task: &TaskInfo) -> Result<()> {
+    let given = [
+        ("--instruct, --prompt and --verbalizers", config.instruct.is_some()),
+        ("--head-init-std", config.head_init_std.is_some()),
+        ("--new-head", config.new_head),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((option, _)) => Err(Error::Usage(format!("task {} has no labels: leave out {option}", task.id))),
+        None => Ok(()),
+    }
 }
 
 /// The head that the model has, unless a new one is asked for: in the order of the task's labels, with a sentence about it.
@@ -222,7 +235,14 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
             config.model.display()
         )));
     }
-    Ok(note)
+    let other = decoder.problem_type.as_deref().filter(|kind| note.is_some() && *kind != PROBLEM_TYPES[0]);
+    match other {
+        Some(kind) => Err(Error::Usage(format!(
+            "{}: its head is for {kind}, the task has one label per text: train a new one with --new-head",
+            config.model.display()
+        ))),
+        None => Ok(note),
+    }
 }
 
 /// The rows of the prompt's words, or else normal values.
@@ -260,24 +280,39 @@ pub fn check_options(info: &MethodInfo, config: &RunConfig) -> Result<Options> {
     options::check(info, &given.collect())
 }
 
-pub(super) struct Splits {
-    pub train: Vec<Encoded>,
-    pub dev: Vec<Encoded>,
-    pub test: Vec<Encoded>,
-    pub plan: DataPlan,
+struct Splits {
+    train: Vec<Encoded>,
+    dev: Vec<Encoded>,
+    test: Vec<Encoded>,
+    plan: DataPlan,
 }
 
-/// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see.
-fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data: splits::Splits) -> Result<Splits> {
+/// Tokens of the longest example that is trained on.
+pub fn max_length(config: &RunConfig, decoder: &Decoder) -> usize {
+    let positions = decoder.max_position_embeddings;
+    config.max_length.map_or(positions, |n| n.min(positions))
+}
+
+/// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see, and
+/// documents to `max_length`.
+fn encode_splits(
+    config: &RunConfig,
+    decoder: &Decoder,
+    encoder: &Encoder,
+    objective: &dyn Objective,
+    data: splits::Splits,
+) -> Result<Splits> {
     let splits::Splits { train, dev, test, origins } = data;
-    let Origins { train: train_origin, dev: dev_origin, test: test_origin, notes } = origins;
     let dev = splits::draw(dev, config.max_dev, config.seed, "dev");
     let test = splits::draw(test, config.max_test, config.seed, "test");
-    let positions = decoder.max_position_embeddings;
-    let max_length = config.max_length.map_or(positions, |n| n.min(positions));
-
+    let (positions, max_length) = (decoder.max_position_embeddings, max_length(config, decoder));
+    let encode = |examples: &[Example]| encode(encoder, objective, examples);
+    if !objective.pools() {
+        let splits = [encode(&train)?, encode(&dev)?, encode(&test)?];
+        return document_splits(config, max_length, splits, origins);
+    }
     let all = train.len();
-    let (train, too_long) = draw_fitting(train, config, max_length, |examples| encode(encoder, examples))?;
+    let (train, too_long) = draw_fitting(train, config, max_length, encode)?;
     if train.is_empty() {
         let way = match max_length < positions {
             true => "raise --max-length",
@@ -289,7 +324,7 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data:
     }
     let mut cut = 0;
     let mut encode_cut = |examples: &[Example]| -> Result<Vec<Encoded>> {
-        let mut encoded = encode(encoder, examples)?;
+        let mut encoded = encode(examples)?;
         for example in &mut encoded {
             cut += usize::from(example.tokens.len() > positions);
             encoder.cut(&mut example.tokens, positions);
@@ -297,16 +332,7 @@ fn encode_splits(config: &RunConfig, decoder: &Decoder, encoder: &Encoder, data:
         Ok(encoded)
     };
     let (dev, test) = (encode_cut(&dev)?, encode_cut(&test)?);
-    let plan = DataPlan {
-        train: split_plan(train_origin, &train),
-        dev: split_plan(dev_origin, &dev),
-        test: split_plan(test_origin, &test),
-        max_length,
-        too_long,
-        cut,
-        notes,
-    };
-    Ok(Splits { train, dev, test, plan })
+    Ok(Splits::new(train, dev, test, origins, [max_length, too_long, cut]))
 }
 
 /// The training examples of at most `max_length` tokens, as many as the run may use, in their old order; and how many were
@@ -345,19 +371,75 @@ fn draw_fitting(
     Ok((chosen.into_values().collect(), too_long))
 }
 
-pub(super) fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
+impl Splits {
+    fn new(
+        train: Vec<Encoded>,
+        dev: Vec<Encoded>,
+        test: Vec<Encoded>,
+        origins: Origins,
+        [max_length, too_long, cut]: [usize; 3],
+    ) -> Splits {
+        let plan = DataPlan {
+            train: split_plan(origins.train, &train),
+            dev: split_plan(origins.dev, &dev),
+            test: split_plan(origins.test, &test),
+            max_length,
+            too_long,
+            cut,
+            notes: origins.notes,
+        };
+        Splits { train, dev, test, plan }
+    }
+}
+
+/// The splits of documents.
+///
+/// Errors: no document is left for training.
+fn document_splits(
+    config: &RunConfig,
+    max_length: usize,
+    splits: [Vec<Encoded>; 3],
+    mut origins: Origins,
+) -> Result<Splits> {
+    let mut cut = 0;
+    let [train, dev, test] = splits.map(|split| {
+        let (documents, more) = documents(split, max_length);
+        cut += more;
+        documents
+    });
+    if train.is_empty() {
+        return Err(Error::Data(format!("{}: there is no document of two tokens or more", config.data.display())));
+    }
+    if cut > 0 {
+        origins.notes.push(format!("{cut} documents are cut to {max_length} tokens"));
+    }
+    let train = splits::draw(train, config.max_train, config.seed, "train");
+    Ok(Splits::new(train, dev, test, origins, [max_length, 0, 0]))
+}
+
+/// Documents to be learned, cut to `length` tokens, and how many were; those of one token, in which no token is the next
+/// one, are left out.
+pub fn documents(mut examples: Vec<Encoded>, length: usize) -> (Vec<Encoded>, usize) {
+    let cut = examples.iter().filter(|e| e.tokens.len() > length).count();
+    examples.iter_mut().for_each(|e| e.tokens.truncate(length));
+    examples.retain(|e| e.tokens.len() > 1);
+    (examples, cut)
+}
+
+fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
     SplitPlan { origin, examples: examples.len(), tokens: examples.iter().map(|e| e.tokens.len()).sum() }
 }
 
-/// Token ids and labels of examples. Errors: an example without any token.
-pub fn encode(encoder: &Encoder, examples: &[Example]) -> Result<Vec<Encoded>> {
+/// Token ids and targets of examples. Errors: an example without any token.
+pub fn encode(encoder: &Encoder, objective: &dyn Objective, examples: &[Example]) -> Result<Vec<Encoded>> {
+    let target = |label| if objective.pools() { Target::Class(label) } else { objective.blank() };
     let texts: Vec<(&str, Option<&str>)> = examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())).collect();
     let encoded = encoder.encode_batch(&texts)?;
     let labelled = encoded.into_iter().zip(examples);
     labelled
         .map(|(tokens, example)| match tokens.is_empty() {
             true => Err(Error::Data(format!("the text {:?} gives no token", example.text))),
-            false => Ok(Encoded::class(tokens, example.label)),
+            false => Ok(Encoded { tokens, target: target(example.label) }),
         })
         .collect()
 }

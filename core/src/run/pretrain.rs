@@ -1,15 +1,17 @@
-//! Pre-training of small models: an ordinary run on text that begins with random weights.
+//! Pre-training of small models: an ordinary run on text that begins with random weights, and the model that it makes.
 
 use super::train::{OpenDevice, Start, run};
-use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped, TextConfig};
-use crate::model::{Decoder, HeadKind, from_f32, to_f32};
+use crate::adapter::{Applied, MergeDtype, MergeRequest, merge};
+use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
+use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
 use crate::train::layout::initial;
 use crate::train::{Metrics, Recompute, Schedule};
-use crate::weights::{OutTensor, Weights, safetensors_dtype, save};
-use crate::{Error, Result, decoder, files};
+use crate::weights::{OutTensor, safetensors_dtype, save};
+use crate::{Error, Result, decoder};
 use serde::Serialize;
+use serde_json::Value;
 use sparta_graph::DType;
 use sparta_plugin::method::{Init, Parameter, Role};
 use std::borrow::Cow;
@@ -22,10 +24,10 @@ use std::path::{Path, PathBuf};
 pub struct PretrainConfig {
     /// Directory with `config.json` and the tokenizer.
     pub model: PathBuf,
-    /// One document per line.
-    pub text: PathBuf,
-    /// Held-out text, one document per line: evaluated after each epoch, or every `eval_interval` steps.
-    pub dev: Option<PathBuf>,
+    /// Data of the task `text`.
+    pub data: PathBuf,
+    pub method: String,
+    pub method_options: BTreeMap<String, Value>,
     pub epochs: usize,
     pub max_steps: Option<usize>,
     /// Tokens per step; documents are packed whole.
@@ -45,7 +47,7 @@ pub struct PretrainConfig {
     pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
-    /// Directory in the Hugging Face layout, made by this run; the run directory is `run` in it.
+    /// The run directory, with the first weights in `start` and the model in `model`.
     pub out: PathBuf,
 }
 
@@ -59,14 +61,18 @@ pub struct PretrainResult {
     pub loss: f64,
     /// On the held-out text.
     pub dev: Option<Metrics>,
+    /// In the Hugging Face layout.
+    pub model: PathBuf,
     pub out: PathBuf,
 }
 
-const MODEL: &str = "model.safetensors";
+const WEIGHTS: &str = "model.safetensors";
+/// Bytes of a weight file of the model, at most.
+const SHARD: u64 = 2_000_000_000;
 
-/// Trains all weights from a random start and writes `config.json`, the tokenizer and `model.safetensors` to `out`.
+/// Trains from a random start and writes `config.json`, the tokenizer and the weights to `model` in the run directory.
 ///
-/// Errors: those of [`run`]; a directory that holds a model already, unless its run is resumed.
+/// Errors: those of [`run`] and [`merge`].
 pub fn pretrain(
     config: &PretrainConfig,
     plugins: &PluginSet,
@@ -74,25 +80,22 @@ pub fn pretrain(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<PretrainResult> {
-    if start == Start::New && config.out.join(MODEL).exists() {
-        return Err(Error::Usage(format!("{} holds a model already; give another --out", config.out.display())));
-    }
-    let directory = config.out.join("run");
-    let begin = directory.join("start");
+    let (begin, model) = (config.out.join("start"), config.out.join("model"));
     write_start(&begin, config)?;
-    let mut run_config = run_config(config, &begin, &directory);
+    let mut run_config = run_config(config, &begin);
     if start == Start::Resume {
-        let RunConfig { plugins, earlier_plugins, earlier_lengths, .. } = RunConfig::of_run(&directory)?;
+        let RunConfig { plugins, earlier_plugins, earlier_lengths, .. } = RunConfig::of_run(&config.out)?;
         run_config = RunConfig { plugins, earlier_plugins, earlier_lengths, ..run_config };
     }
     let result = run(&run_config, plugins, open, start, observer)?;
-    let data = RunData::read(&directory)?;
+    if model.is_dir() {
+        fs::remove_dir_all(&model).map_err(Error::io(&model))?;
+    }
+    let request = MergeRequest { out: model.clone(), dtype: MergeDtype::To(config.dtype), shard_bytes: SHARD };
+    merge(&Applied::open(&config.out, None, plugins)?, &request, open()?)?;
+    let data = RunData::read(&config.out)?;
     let last = &data.steps[data.steps.len() - data.steps.len().div_ceil(10)..];
     let loss = last.iter().map(|step| step.loss).sum::<f64>() / last.len().max(1) as f64;
-    if result.stopped == Stopped::Completed {
-        // They follow from the seed, should the run be made longer.
-        fs::remove_dir_all(&begin).map_err(Error::io(&begin))?;
-    }
     let train = data.plan.data.train;
     Ok(PretrainResult {
         stopped: result.stopped,
@@ -101,18 +104,18 @@ pub fn pretrain(
         tokens: train.tokens,
         loss,
         dev: result.dev,
+        model,
         out: config.out.clone(),
     })
 }
 
-fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
+fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
     RunConfig {
         model: model.to_owned(),
         task: "text".into(),
-        data: config.text.clone(),
-        text: Some(TextConfig { dev: config.dev.clone(), out: config.out.clone(), dtype: config.dtype }),
-        method: "full".into(),
-        method_options: BTreeMap::new(),
+        data: config.data.clone(),
+        method: config.method.clone(),
+        method_options: config.method_options.clone(),
         batch_size: 1,
         batch_tokens: Some(config.batch_tokens),
         lr: Some(config.lr),
@@ -146,21 +149,29 @@ fn run_config(config: &PretrainConfig, model: &Path, out: &Path) -> RunConfig {
             checkpoint_interval: config.checkpoint_interval,
             keep_checkpoints: 2,
         },
-        out: out.to_owned(),
+        out: config.out.clone(),
     }
 }
 
 /// Makes a model directory with configuration, tokenizer and random weights: matrices normal with the configured
-/// `initializer_range`, norms neutral, biases zero, as transformers initialises.
+/// `initializer_range`, norms neutral, biases zero, as transformers initialises. They follow from the seed.
 fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
-    if dir.join(MODEL).is_file() {
-        return Ok(());
-    }
     let decoder = decoder::open(&config.model)?;
-    copy_description(&config.model, dir)?;
-    let parameters = decoder.parameters(HeadKind::CausalLm);
-    let values = parameters.iter().map(|parameter| first_values(&decoder, parameter, config.seed));
-    write_weights(dir, &parameters, DType::F32, values.map(Ok))
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let from = config.model.join(name);
+        if from.exists() {
+            fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;
+        }
+    }
+    let mut tensors = Vec::new();
+    for parameter in decoder.parameters(HeadKind::CausalLm) {
+        let bytes = from_f32(DType::F32, &first_values(&decoder, &parameter, config.seed));
+        let bytes = bytes.ok_or_else(|| Error::Weights(format!("{} cannot be saved", parameter.name)))?;
+        let Parameter { name, shape, .. } = parameter;
+        tensors.push(OutTensor { name, dtype: safetensors_dtype(DType::F32), shape, bytes: Cow::Owned(bytes) });
+    }
+    save(&dir.join(WEIGHTS), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
 }
 
 fn first_values(decoder: &Decoder, parameter: &Parameter, seed: u64) -> Vec<f32> {
@@ -171,50 +182,4 @@ fn first_values(decoder: &Decoder, parameter: &Parameter, seed: u64) -> Vec<f32>
         Role::Bias => vec![0.0; parameter.numel() as usize],
         _ => initial(seed, &parameter.name, &parameter.shape, Init::Normal { std }),
     }
-}
-
-/// Writes a model with these trained weights, and those of `weights` where nothing was trained.
-pub(super) fn save_trained(
-    text: &TextConfig,
-    model: &Path,
-    weights: &Weights,
-    parameters: &[Parameter],
-    trained: &BTreeMap<String, Vec<f32>>,
-) -> Result<()> {
-    copy_description(model, &text.out)?;
-    let values = parameters.iter().map(|parameter| {
-        let name = &parameter.name;
-        let base = || weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
-        let values = trained.get(name).cloned().or_else(base);
-        values.ok_or_else(|| Error::Weights(format!("{name} is neither trained nor in {}", model.display())))
-    });
-    write_weights(&text.out, parameters, text.dtype, values)
-}
-
-/// Copies configuration and tokenizer of a model.
-fn copy_description(from: &Path, to: &Path) -> Result<()> {
-    files::create_dirs(to).map_err(Error::io(to))?;
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        let from = from.join(name);
-        if from.exists() {
-            fs::copy(&from, to.join(name)).map_err(Error::io(from))?;
-        }
-    }
-    Ok(())
-}
-
-fn write_weights(
-    dir: &Path,
-    parameters: &[Parameter],
-    dtype: DType,
-    values: impl Iterator<Item = Result<Vec<f32>>>,
-) -> Result<()> {
-    let mut tensors = Vec::new();
-    for (parameter, values) in parameters.iter().zip(values) {
-        let bytes = from_f32(dtype, &values?);
-        let bytes = bytes.ok_or_else(|| Error::Weights(format!("{} cannot be saved as {dtype}", parameter.name)))?;
-        let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-        tensors.push(OutTensor { name, dtype: safetensors_dtype(dtype), shape, bytes: Cow::Owned(bytes) });
-    }
-    save(&dir.join(MODEL), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))
 }

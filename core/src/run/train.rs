@@ -5,7 +5,7 @@ mod checks;
 use super::directory::{Counters, RunDirectory, peak_resident};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare};
-use crate::adapter::{MergeDtype, check_merged, merged_tensor, visible_share};
+use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{
     EarlierLength, Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped,
@@ -62,7 +62,7 @@ pub fn run(
             let earlier = directory.check_length(&prepared)?;
             let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
             if earlier.is_none()
-                && let Some(result) = directory.finished(&prepared, step)
+                && let Some(result) = directory.finished(step)
             {
                 observer.message(&format!("the run is over since step {step}: there is nothing left to do"));
                 return Ok(result);
@@ -536,8 +536,6 @@ impl<'a> Trainer<'a> {
         }
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;
-        let merges = self.run.setup.objective.pools() && self.run.setup.adaptation.method.mergeable();
-        let merge_check = if merges { self.check_merge() } else { None };
         let counters = self.counters();
         self.save_counters();
         let result = RunResult {
@@ -557,8 +555,8 @@ impl<'a> Trainer<'a> {
             peak_resident: peak_resident(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
-            adapter: self.directory.product(self.run),
-            merge_check,
+            adapter: self.directory.adapter(),
+            merge_check: self.check_merge(),
         };
         if let Some(warning) = self.directory.finish(&result)? {
             self.observer.message(&format!("warning: there is no report: {warning}"));
@@ -583,7 +581,10 @@ impl<'a> Trainer<'a> {
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
     /// The run is complete without: what fails here is told, no more.
     fn check_merge(&mut self) -> Option<MergeCheck> {
-        let examples = &self.run.dev[..self.run.dev.len().min(FEW_EXAMPLES)];
+        if !self.run.setup.adaptation.method.mergeable() {
+            return None;
+        }
+        let examples = check_examples(&self.run.setup, &self.run.dev);
         let weights = &self.run.weights;
         let check = self.values().and_then(|values| {
             let merged = |session: &mut Session, position: usize| {
@@ -592,7 +593,7 @@ impl<'a> Trainer<'a> {
                 weights.forget(&session.setup().adaptation.parameters[position].name);
                 Ok((dtype, Cow::Owned(bytes)))
             };
-            check_merged(&mut self.session, [examples; 2], self.run.config.micro_batch_tokens(), merged)
+            check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), merged)
         });
         match &check {
             Ok(check) if check.agrees() => {}
@@ -625,5 +626,5 @@ fn may_have_updated(error: &Error) -> bool {
 /// Share of changes that have to be visible for a run to go without a warning.
 const VISIBLE: f64 = 0.25;
 
-/// Dev examples on which a state is tried before it is saved, and the merged model compared with the adapter.
+/// Dev examples on which a state is tried before it is saved.
 const FEW_EXAMPLES: usize = 8;

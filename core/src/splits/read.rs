@@ -2,28 +2,47 @@
 
 use super::check_pair;
 use crate::{Error, Result};
+use sparta_graph::memory_size;
 use sparta_plugin::task::{Dataset, Example, TaskInfo};
 use std::collections::BTreeMap;
 use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes that the examples of a command may take, all its parts together.
-const LARGEST: usize = 512 << 20;
+/// Bytes that the examples of a command may take, all its parts together, whatever the files are.
+const ALWAYS: u64 = 512 << 20;
+/// Bytes of examples for each byte of the files: no text is packed better.
+const PACKED: u64 = 8;
 
-/// Opens the data set; each thread that reads has one of its own.
+/// A data set that is opened by each thread that reads it. Its examples may take 8 times the bytes of its files, and at
+/// least 512 MiB: a few bytes of a compressed file can stand for any number of texts.
+pub struct Source<'a> {
+    pub open: Open<'a>,
+    /// A file or directory.
+    pub data: &'a Path,
+}
+
+/// Opens the data set.
 pub type Open<'a> = &'a (dyn Fn() -> std::result::Result<Box<dyn Dataset>, sparta_plugin::Error> + Sync);
 
 type Parts = BTreeMap<String, Vec<Example>>;
 
 /// Reads these parts, the first by the data set that is open already.
 ///
-/// Errors: a malformed row; a label outside the task's; a pair for a task of single texts, or the reverse; examples that take more than 512 MiB.
-pub fn read(open: Open, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
-    let reader = Reader { task, left: AtomicUsize::new(LARGEST), waiting: Mutex::new(parts.to_vec()) };
+/// Errors: a malformed row; a label outside the task's; a pair for a task of single texts, or the reverse; examples that
+/// take too much.
+pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
+    let reader = Reader {
+        task,
+        taken: AtomicU64::new(0),
+        most: AtomicU64::new(ALWAYS),
+        data: source.data,
+        waiting: Mutex::new(parts.to_vec()),
+    };
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(parts.len());
     std::thread::scope(|scope| {
-        let work = || reader.work(open().map_err(|e| Error::Data(e.to_string()))?);
+        let work = || reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?);
         // Where the system has no more threads, those that there are do it all.
         let others: Vec<_> =
             (1..threads).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
@@ -41,8 +60,11 @@ pub fn read(open: Open, first: Box<dyn Dataset>, parts: &[String], task: &TaskIn
 
 struct Reader<'a> {
     task: &'a TaskInfo,
-    /// Bytes that further examples may take.
-    left: AtomicUsize,
+    data: &'a Path,
+    /// Bytes of the examples so far.
+    taken: AtomicU64,
+    /// Bytes that they may take, as far as that was needed to be known.
+    most: AtomicU64,
     waiting: Mutex<Vec<String>>,
 }
 
@@ -63,22 +85,43 @@ impl Reader<'_> {
         for (i, example) in dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
             let example = example.map_err(|e| Error::Data(e.to_string()))?;
             let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
-            let (label, classes) = (example.label, self.task.labels.len());
+            let (label, classes) = (example.label, self.task.labels.len().max(1));
             if label as usize >= classes {
                 return Err(wrong(format!("label {label}, expected less than {classes}")));
             }
             check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
             let bytes = size_of::<Example>() + example.text.len() + example.pair.as_ref().map_or(0, String::len);
-            let take = |left: usize| left.checked_sub(bytes);
-            if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
-                return Err(Error::Data(format!(
-                    "{part}: with it the examples take more than {} MiB, which is the most that a data set may have; \
-                     leave some of them out",
-                    LARGEST >> 20
+            let taken = self.taken.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+            if taken > self.most.load(Ordering::Relaxed) && taken > self.allowed() {
+                return Err(wrong(format!(
+                    "with it the examples take more than {}, which is more than such files hold; leave some of them out",
+                    memory_size(self.most.load(Ordering::Relaxed))
                 )));
             }
             examples.push(example);
         }
         Ok(examples)
+    }
+
+    /// What the examples may take, now that it matters how large the files are.
+    fn allowed(&self) -> u64 {
+        let most = file_bytes(self.data, DEPTH).saturating_mul(PACKED).max(ALWAYS);
+        self.most.store(most, Ordering::Relaxed);
+        most
+    }
+}
+
+/// Folders in folders of a data set.
+const DEPTH: usize = 8;
+
+/// Bytes of the files at a path.
+fn file_bytes(path: &Path, depth: usize) -> u64 {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(found) if found.is_dir() && depth > 0 => {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| file_bytes(&entry.path(), depth - 1)).fold(0, u64::saturating_add)
+        }
+        _ => 0,
     }
 }

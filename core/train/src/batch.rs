@@ -27,8 +27,8 @@ impl Encoded {
     }
 }
 
-/// Rows of a batch are rounded up to a multiple of this, so that few different plans are needed. The filling rows are
-/// segments of one token that nothing reads.
+/// Rows of a batch are rounded up, so that few different plans are needed: to a multiple of this, and of the sixteenth
+/// part of the power of two below them. The filling rows are segments of one token that nothing reads.
 pub const ROW_MULTIPLE: usize = 16;
 
 /// N examples in T rows.
@@ -63,7 +63,8 @@ pub enum Labels {
 
 /// T of a batch with so many real rows.
 pub fn padded_rows(real: usize) -> usize {
-    real.next_multiple_of(ROW_MULTIPLE)
+    let below = real.checked_ilog2().map_or(0, |log| 1 << log);
+    real.next_multiple_of(ROW_MULTIPLE.max(below / 16))
 }
 
 impl Batch {
@@ -141,6 +142,16 @@ mod tests {
         assert_eq!(batch.lengths().len(), 14);
         assert_eq!((&batch.rows, batch.targets()), (&vec![2, 3], 2));
         assert_eq!((batch.tokens.len(), batch.real_rows), (16, 4));
+    }
+
+    #[test]
+    fn rows_are_rounded_up_to_few_classes() {
+        assert_eq!(
+            [1, 16, 17, 511, 512, 513, 1025, 4096, 4097].map(padded_rows),
+            [16, 16, 32, 512, 512, 544, 1088, 4096, 4352]
+        );
+        let classes: std::collections::BTreeSet<usize> = (1..=4096).map(padded_rows).collect();
+        assert_eq!(classes.len(), 16 + 16 + 16 * 3);
     }
 
     #[test]

@@ -109,7 +109,7 @@ mod tests {
             trained("d", &[1], Form::Sparse),
             trained("head", &[2, 3], Form::Dense),
         ];
-        let group = Group { pattern: "norm*".into(), lr_factor: 1.0, weight_decay: 0.0 };
+        let group = Group { pattern: "norm*".into(), lr_factor: 1.0, weight_decay: Some(0.0) };
         let buckets = buckets(tensors, &Optimization { groups: vec![group], ..Default::default() });
         let names: Vec<Vec<&str>> =
             buckets.iter().map(|b| b.parts.iter().map(|part| &*part.trained.name).collect()).collect();

@@ -57,6 +57,8 @@ pub struct Fit {
     pub planned: Planned,
     /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
+    /// Whether activations are computed again in the backward pass.
+    pub recompute: bool,
     /// What the run would need with the choices that cost no time, where that does not fit.
     pub refused: Option<Planned>,
 }
@@ -78,7 +80,7 @@ pub fn fit(
         (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
         let planned = plan_memory(setup, device)?;
         if planned.fits(device) {
-            return Ok(Fit { planned, micro_batch_tokens: tokens, refused });
+            return Ok(Fit { planned, micro_batch_tokens: tokens, recompute, refused });
         }
         let total = planned.total();
         refused.get_or_insert_with(|| planned.clone());
@@ -89,7 +91,7 @@ pub fn fit(
     let (_, planned, tokens, recompute) =
         least.ok_or_else(|| Error::Training("there is no size of micro-batch to choose from".into()))?;
     (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
-    Ok(Fit { planned, micro_batch_tokens: tokens, refused })
+    Ok(Fit { planned, micro_batch_tokens: tokens, recompute, refused })
 }
 
 /// The settings to try, the fastest first.

@@ -4,11 +4,12 @@ use crate::batch::{Size, padded_rows};
 use crate::buckets::Bucket;
 use crate::graphs::{Purpose, names, results};
 use crate::setup::{HeadInit, Limits, Setup};
-use crate::tensors::{MemoryKind, Tensors, make_room};
+use crate::tensors::{MemoryKind, Tensors, buffer_bytes, make_room};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, DType, DeviceInfo, Plan};
+use sparta_kernels::Bounds;
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{WeightSource, to_f32};
@@ -36,7 +37,7 @@ impl TensorSpec {
 
     /// Bytes of its own.
     fn bytes(&self) -> u64 {
-        if self.part_of.is_some() { 0 } else { (self.len * self.dtype.size()) as u64 }
+        if self.part_of.is_some() { 0 } else { buffer_bytes(self.dtype, self.len) }
     }
 }
 
@@ -62,7 +63,7 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         let (parameter, len) = (&adaptation.parameters[t.parameter], t.numel());
         let mut add = |name, dtype, len, kind| list.push(TensorSpec::new(name, dtype, len, kind));
         add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
-        add(base_name(&parameter.name), DType::F32, len, MemoryKind::BaseValues);
+        add(base_name(&parameter.name), adaptation.device_dtype(t.parameter), len, MemoryKind::BaseValues);
         if let [rows, _] = parameter.shape[..] {
             add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
         }
@@ -130,6 +131,8 @@ pub struct Planned {
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
     pub largest: LargestBuffer,
+    /// A kernel that the device cannot run on what it would have to bind, and why.
+    pub unbound: Option<String>,
 }
 
 /// The largest single buffer of a session.
@@ -145,9 +148,10 @@ impl Planned {
         self.memory.values().sum()
     }
 
-    /// Whether the device has the memory, and buffers that are large enough.
+    /// Whether the device has the memory, buffers that are large enough, and kernels that can bind what they need.
     pub fn fits(&self, device: &DeviceInfo) -> bool {
-        device.memory.is_none_or(|memory| self.total() <= memory) && self.largest.bytes <= device.max_buffer
+        let memory = device.memory.is_none_or(|memory| self.total() <= memory);
+        memory && self.largest.bytes <= device.max_buffer && self.unbound.is_none()
     }
 }
 
@@ -162,9 +166,12 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
             largest = LargestBuffer { name: tensor.name, bytes };
         }
     }
-    let mut arena = Vec::new();
+    let (mut arena, mut unbound) = (Vec::new(), None);
     for purpose in largest_purposes(setup) {
-        make_room(&mut arena, &device.plan(&setup.graphs().build(purpose)?));
+        let plan = device.plan(&setup.graphs().build(purpose)?);
+        make_room(&mut arena, &plan);
+        let checked = Bounds::of(device).map_or(Ok(()), |bounds| sparta_kernels::check(&plan, bounds));
+        unbound = unbound.or(checked.err());
     }
     let segments = arena.iter().map(|bytes| bytes.next_multiple_of(4) as u64);
     memory.insert(MemoryKind::Activations, segments.clone().sum());
@@ -172,7 +179,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     if segment > largest.bytes {
         largest = LargestBuffer { name: "activations and scratch".into(), bytes: segment };
     }
-    Ok(Planned { memory, arena, largest })
+    Ok(Planned { memory, arena, largest, unbound })
 }
 
 /// Errors: an operation of the session's plans that the device's backend does not have.
@@ -222,7 +229,11 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             let view = weights.get(&parameter.name).ok_or_else(|| {
                 Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
             })?;
-            tensors.write_f32(&base_name(&parameter.name), &pick(parameter, view.dtype, view.bytes, &set.indices)?)?;
+            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
+            match view.dtype == dtype {
+                true => tensors.write(&base, &chosen)?,
+                false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
+            }
             if let [rows, columns] = parameter.shape[..] {
                 tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
             }
@@ -250,13 +261,12 @@ fn new_head(weights: &dyn WeightSource, setup: &Setup, parameter: &Parameter) ->
         HeadInit::Normal { std } => {
             Ok(initial(setup.seed, &parameter.name, &parameter.shape, Init::Normal { std: *std }))
         }
-        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.tied_embeddings, rows),
+        HeadInit::VocabularyRows(rows) => vocabulary_rows(weights, setup.decoder.vocabulary_head(), rows),
     }
 }
 
-/// Rows of the vocabulary head, or of the embeddings where it is tied to them.
-fn vocabulary_rows(weights: &dyn WeightSource, tied: bool, rows: &[u32]) -> Result<Vec<f32>> {
-    let name = if tied { "model.embed_tokens.weight" } else { "lm_head.weight" };
+/// Rows of the vocabulary head `name`.
+fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Result<Vec<f32>> {
     let error = |what: String| Error::Weights(format!("{}: {what}", weights.origin()));
     let head = weights.get(name).ok_or_else(|| {
         error(format!(
@@ -287,11 +297,10 @@ fn as_f32(parameter: &Parameter, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>>
     to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
 }
 
-fn pick(parameter: &Parameter, dtype: DType, bytes: &[u8], indices: &[u32]) -> Result<Vec<f32>> {
+/// The bytes of chosen elements.
+fn pick(dtype: DType, bytes: &[u8], indices: &[u32]) -> Vec<u8> {
     let size = dtype.size();
-    let chosen: Vec<u8> =
-        indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect();
-    as_f32(parameter, dtype, &chosen)
+    indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect()
 }
 
 /// Where each row's elements begin among ascending flat indices: `[rows + 1]`.
@@ -328,11 +337,16 @@ mod tests {
             ("model.embed_tokens.weight", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
             ("lm_head.weight", [10.0, 11.0, 12.0, 13.0, 14.0, 15.0]),
         ]));
-        assert_eq!(vocabulary_rows(&weights, true, &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
-        assert_eq!(vocabulary_rows(&weights, false, &[1]).unwrap(), [12.0, 13.0]);
-        assert!(vocabulary_rows(&weights, false, &[3]).unwrap_err().to_string().contains("lm_head.weight is [3, 2]"));
+        assert_eq!(vocabulary_rows(&weights, "model.embed_tokens.weight", &[2, 0]).unwrap(), [4.0, 5.0, 0.0, 1.0]);
+        assert_eq!(vocabulary_rows(&weights, "lm_head.weight", &[1]).unwrap(), [12.0, 13.0]);
+        assert!(
+            vocabulary_rows(&weights, "lm_head.weight", &[3])
+                .unwrap_err()
+                .to_string()
+                .contains("lm_head.weight is [3, 2]")
+        );
         weights.0.remove("lm_head.weight");
-        let error = vocabulary_rows(&weights, false, &[1]).unwrap_err().to_string();
+        let error = vocabulary_rows(&weights, "lm_head.weight", &[1]).unwrap_err().to_string();
         assert!(error.contains("lm_head.weight, which is missing"), "{error}");
     }
 }

@@ -217,7 +217,8 @@ impl Session {
 
     /// Runs a graph outside the usual purposes once; [`Session::reserve_arena`] has made room for it.
     pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
-        let plan = self.tensors.prepare(&self.device.plan(graph))?;
+        let plan = self.device.plan_within(graph, &self.tensors.arena());
+        let plan = self.tensors.prepare(&plan)?;
         let result = self.tensors.run(plan);
         self.tensors.release(plan);
         result
@@ -225,7 +226,7 @@ impl Session {
 
     /// Makes room for the plan of a graph that is outside the usual purposes.
     pub fn reserve_arena(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
-        self.make_room(&self.device.plan(graph))
+        self.make_room(&self.device.plan_within(graph, &self.tensors.arena()))
     }
 
     fn make_room(&mut self, plan: &Plan) -> Result<()> {
@@ -357,8 +358,7 @@ impl Session {
 
     fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {
         let graph = self.setup.graphs().build(purpose)?;
-        let plan = self.device.plan(&graph);
-        // Best-fit placement may need a little more for a smaller batch than for the largest.
+        let plan = self.device.plan_within(&graph, &self.tensors.arena());
         self.make_room(&plan)?;
         self.forget_oldest_plan();
         self.tensors.prepare(&plan)

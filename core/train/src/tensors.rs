@@ -91,6 +91,11 @@ struct Segment {
     bytes: usize,
 }
 
+/// Bytes of the buffer of so many elements: buffers hold whole words.
+pub fn buffer_bytes(dtype: DType, len: usize) -> u64 {
+    (len * dtype.size()).next_multiple_of(4) as u64
+}
+
 /// Enlarges the segments of an arena, in bytes, so that a plan has room.
 pub fn make_room(segments: &mut Vec<usize>, plan: &Plan) {
     let needed = plan.arena_buffers();
@@ -320,8 +325,8 @@ impl Tensors {
         if !self.arena.is_empty() {
             memory.insert(MemoryKind::Activations, self.arena.iter().map(|segment| segment.bytes as u64).sum());
         }
-        for tensor in self.by_name.values() {
-            *memory.entry(tensor.kind).or_default() += (tensor.len * tensor.dtype.size()) as u64;
+        for tensor in self.by_name.values().filter(|tensor| !tensor.part) {
+            *memory.entry(tensor.kind).or_default() += buffer_bytes(tensor.dtype, tensor.len);
         }
         memory
     }

@@ -1,8 +1,13 @@
+use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::sync::OnceLock;
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+
+/// wgpu's storage bindings end below 2 GiB.
+const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
 /// An adapter as its driver reports it.
 #[derive(Clone, Debug)]
@@ -92,6 +97,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
     let driver = [info.backend.to_str(), &info.driver, &info.driver_info];
     let cooperative = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    let units = matrix_units(adapter);
     Adapter {
         info: DeviceInfo {
             id: format!("wgpu:{index}"),
@@ -103,10 +109,13 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
                 _ => memory(adapter),
             },
             max_buffer: limits.max_buffer_size,
+            max_binding: Some(limits.max_storage_buffer_binding_size.min(MAX_BINDING)),
             segments: true,
             in_place: false,
             activations: vec![DType::F32, DType::BF16],
-            products: vec![],
+            products: if units.is_empty() { vec![] } else { vec![DType::F16] },
+            multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
+            sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -135,6 +144,33 @@ fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
         wgpu::DeviceType::Cpu => DeviceKind::SoftwareGpu,
         wgpu::DeviceType::Other => DeviceKind::Other,
     }
+}
+
+/// What products on matrix units need.
+pub(crate) const UNITS_FEATURES: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
+
+/// The ways in which an adapter may offer products of f16 with sums in f32, the most promising first. What size its
+/// subgroups have in a kernel, a driver does not say.
+pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    let memory = limits.max_compute_workgroup_storage_size >= MatrixUnits::MEMORY;
+    if !adapter.features().contains(UNITS_FEATURES) || !memory {
+        return Vec::new();
+    }
+    let half_to_single = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+    let offered = adapter.cooperative_matrix_properties();
+    let offers = |size: u32| {
+        offered.iter().any(|c| [c.m_size, c.n_size, c.k_size] == [size; 3] && (c.ab_type, c.cr_type) == half_to_single)
+    };
+    let vectors = info.backend != wgpu::Backend::Metal;
+    let subgroups = (3..=7).rev().map(|log| 1 << log);
+    let subgroups = subgroups.filter(|size| (info.subgroup_min_size..=info.subgroup_max_size).contains(size));
+    let all = [16, 8]
+        .into_iter()
+        .filter(|&size| offers(size))
+        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors }));
+    all.filter(MatrixUnits::fit).collect()
 }
 
 fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
@@ -218,10 +254,13 @@ mod tests {
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 28,
+            max_binding: None,
             segments: true,
             in_place: false,
             activations: vec![DType::F32],
             products: vec![],
+            multiplier: None,
+            sampled_cost: None,
         }
     }
 

@@ -1,11 +1,11 @@
-use crate::adapters::{Adapter, adapters, describe, devices, select};
+use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select};
+use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
-use crate::profile::both_dispatch;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
+use sparta_kernels::{Bounds, Dispatch, MatrixUnits, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,8 +16,6 @@ const MAX_GROUPS: usize = 65_535;
 const UNIFORM_BYTES: u64 = 64;
 /// Bytes that one transfer stages at a time.
 const STAGING: usize = 32 << 20;
-/// wgpu's storage bindings end below 2 GiB.
-const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
 /// How to open a device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,14 +28,16 @@ pub struct Options {
 
 /// A device opened through wgpu.
 pub struct WgpuBackend {
-    adapter: Adapter,
+    pub(crate) adapter: Adapter,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     reports: Reports,
-    bounds: Bounds,
+    pub(crate) bounds: Bounds,
     pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
+    /// Scratch memory for the next plans: that of the one before where it is large enough, for one plan runs at a time.
+    scratch: Option<wgpu::Buffer>,
     next_id: u64,
     /// The most bytes that were in use.
     peak: u64,
@@ -49,6 +49,7 @@ pub struct WgpuBackend {
     pub(crate) staging: RefCell<Vec<wgpu::Buffer>>,
     /// Reads that were requested and not fetched yet.
     reads: HashMap<u64, Reading>,
+    pub(crate) pace: RefCell<Pace>,
 }
 
 pub(crate) struct Buffer {
@@ -61,10 +62,13 @@ pub(crate) struct Buffer {
 /// A plan with its pipelines and bindings.
 pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
+    /// Of each step.
+    pub work: Vec<f64>,
     /// The end of each call's steps.
     ends: Vec<usize>,
-    /// Of scratch memory and parameters.
-    bytes: u64,
+    /// Bytes of the parameters of all launches.
+    parameters: u64,
+    scratch: wgpu::Buffer,
 }
 
 pub(crate) enum PreparedStep {
@@ -90,17 +94,29 @@ impl WgpuBackend {
         let limits = &mut adapter.limits;
         limits.max_buffer_size = options.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        adapter.info.max_buffer = limits.max_buffer_size;
-        let most = adapter.limits.max_storage_buffer_binding_size.min(MAX_BINDING);
+        let most = adapter.info.max_binding.unwrap_or(u64::MAX).min(limits.max_buffer_size);
         let binding = options.max_binding.map_or(most, |lower| lower.min(most));
-        let bounds = Bounds::new(adapter.info.kind, binding as usize);
-        if bounds.binding == 0 {
-            return Err(other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}")));
+        (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
+        let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
+        let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
+        let bounds = bounds.ok_or_else(too_low)?;
+        let units = matrix_units(raw);
+        let mut features = wgpu::Features::TIMESTAMP_QUERY;
+        let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
+        let mut experimental = wgpu::ExperimentalFeatures::disabled();
+        if !units.is_empty() {
+            features |= UNITS_FEATURES;
+            memory = memory.max(MatrixUnits::MEMORY);
+            // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices stay in
+            // bounds, and no driver's product is used before it has been compared.
+            experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
-            required_features: raw.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_features: raw.features() & features,
+            experimental_features: experimental,
             required_limits: wgpu::Limits {
+                max_compute_workgroup_storage_size: memory,
                 max_storage_buffer_binding_size: adapter.limits.max_storage_buffer_binding_size,
                 max_buffer_size: adapter.limits.max_buffer_size,
                 ..wgpu::Limits::default()
@@ -109,7 +125,8 @@ impl WgpuBackend {
         };
         let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
             .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
-        Ok(WgpuBackend {
+        let mut backend = WgpuBackend {
+            pace: RefCell::new(Pace::new(adapter.info.kind)),
             adapter,
             reports: Reports::install(&device),
             device,
@@ -118,13 +135,16 @@ impl WgpuBackend {
             pipelines: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),
+            scratch: None,
             next_id: 0,
             peak: 0,
             staged: 0,
             upload: None,
             staging: RefCell::default(),
             reads: HashMap::new(),
-        })
+        };
+        backend.choose_units(index, &units)?;
+        Ok(backend)
     }
 
     /// What the driver reports of the adapter in use.
@@ -141,10 +161,21 @@ impl WgpuBackend {
         self.next_id
     }
 
-    /// Bytes of all buffers, and of the plans' scratch memory and parameters.
+    /// Bytes of all buffers and of what plans have.
     fn in_use(&self) -> u64 {
-        let buffers = self.buffers.values().map(|buffer| buffer.buffer.size());
-        buffers.chain(self.plans.values().map(|plan| plan.bytes)).sum()
+        self.buffers.values().map(|buffer| buffer.buffer.size()).sum::<u64>() + self.in_plans()
+    }
+
+    /// Bytes of scratch memory and parameters.
+    fn in_plans(&self) -> u64 {
+        let mut scratch: Vec<&wgpu::Buffer> = Vec::new();
+        for buffer in self.plans.values().map(|plan| &plan.scratch).chain(&self.scratch) {
+            if !scratch.contains(&buffer) {
+                scratch.push(buffer);
+            }
+        }
+        let parameters = self.plans.values().map(|plan| plan.parameters);
+        scratch.into_iter().map(|buffer| buffer.size()).chain(parameters).sum()
     }
 
     pub(crate) fn buffer(&self, buffer: BufferId) -> Result<&Buffer, BackendError> {
@@ -181,6 +212,14 @@ impl WgpuBackend {
             Caught::OutOfMemory => BackendError::OutOfMemory { device: self.id().into(), what: label.into(), bytes },
             Caught::Other(reason) => self.op(label, reason),
         })
+    }
+
+    /// At least so many bytes of scratch memory. Plans that have less keep it.
+    fn shared_scratch(&mut self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
+        match &self.scratch {
+            Some(scratch) if scratch.size() >= bytes => Ok(scratch.clone()),
+            _ => Ok(self.scratch.insert(self.create(bytes, wgpu::BufferUsages::STORAGE, "scratch memory")?).clone()),
+        }
     }
 
     pub(crate) fn op(&self, op: &str, reason: impl Into<String>) -> BackendError {
@@ -366,7 +405,11 @@ impl Backend for WgpuBackend {
     }
 
     fn memory_use(&self) -> Option<MemoryUse> {
-        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak, plans: self.in_plans() })
+    }
+
+    fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
+        sparta_kernels::check(plan, self.bounds).map_err(|reason| other(self.id(), reason))
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -441,30 +484,31 @@ impl Backend for WgpuBackend {
             plan,
             arena,
             externals,
-            scratch: self.create(scratch as u64, storage, "scratch memory")?,
+            scratch: self.shared_scratch(scratch as u64)?,
             unused: self.create(ALIGNMENT as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
             params: self.create(params.len() as u64, uniform, "parameters")?,
         };
         self.queue.write_buffer(&memory.params, 0, &params);
-        let (mut steps, mut ends) = (Vec::new(), Vec::new());
+        let (mut steps, mut ends, mut works) = (Vec::new(), Vec::new(), Vec::new());
         let mut slot = 0;
         for (call, lowered) in plan.calls.iter().zip(&lowered) {
             steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
+            works.resize(steps.len(), work(call) / lowered.steps.len() as f64);
             ends.push(steps.len());
         }
         self.check("prepare")?;
         let id = self.new_id();
-        let bytes = memory.scratch.size() + memory.params.size();
-        self.plans.insert(id, Prepared { steps, ends, bytes });
+        let (parameters, scratch) = (memory.params.size(), memory.scratch);
+        self.plans.insert(id, Prepared { steps, work: works, ends, parameters, scratch });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
         let prepared = self.prepared(plan)?;
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        prepared.steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
-        self.queue.submit([encoder.finish()]);
+        let encoder = self.device.create_command_encoder(&Default::default());
+        let encoder = self.encode_paced(encoder, &prepared.steps, &prepared.work)?;
+        self.submit_encoded(encoder)?;
         self.staged = 0;
         self.check("run")
     }

@@ -5,10 +5,12 @@
 
 mod adapters;
 mod backend;
+mod pace;
 mod pipelines;
 mod profile;
 mod report;
 mod transfer;
+mod units;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,6 @@
 //! Data to the device as part of a submission, and reads that do not wait.
 
-use crate::backend::{WgpuBackend, encode, other};
-use crate::profile::both_dispatch;
+use crate::backend::{WgpuBackend, other};
 use sparta_graph::{BackendError, Work};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -14,6 +13,8 @@ pub(crate) struct Reading {
     bytes: usize,
     mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
     submission: wgpu::SubmissionIndex,
+    /// The work that it waits for: submissions up to this number.
+    number: u64,
     /// The tensor that is read.
     label: String,
 }
@@ -28,7 +29,8 @@ impl WgpuBackend {
         lengths.clone().all(|n| n.is_multiple_of(4)) && lengths.sum::<usize>() <= most
     }
 
-    /// Uploads the data of all writes at once, then copies and runs in order, as one submission.
+    /// Uploads the data of all writes at once, then copies and runs in order, as one submission, or as several where it
+    /// is much work.
     pub(crate) fn submit_together(&mut self, work: &[Work]) -> Result<(), BackendError> {
         let mut data = Vec::new();
         for piece in work {
@@ -37,6 +39,8 @@ impl WgpuBackend {
             }
         }
         let upload = self.upload_buffer(data.len())?;
+        // The queue does this before the commands of the next submission, and after those of the last one.
+        self.queue.write_buffer(&upload, 0, &data);
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let mut at = 0;
         for piece in work {
@@ -48,14 +52,12 @@ impl WgpuBackend {
                     at += data.len() as u64;
                 }
                 Work::Run(plan) => {
-                    let steps = &self.prepared(plan)?.steps;
-                    steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
+                    let prepared = self.prepared(plan)?;
+                    encoder = self.encode_paced(encoder, &prepared.steps, &prepared.work)?;
                 }
             }
         }
-        // The queue does this before the commands of the next submission, and after those of the last one.
-        self.queue.write_buffer(&upload, 0, &data);
-        self.queue.submit([encoder.finish()]);
+        self.submit_encoded(encoder)?;
         self.check("submit")
     }
 
@@ -86,17 +88,17 @@ impl WgpuBackend {
         let (sender, mapped) = channel();
         // The receiver is gone only if nobody wants the bytes any more.
         staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
-        Ok(Reading { staging, bytes, mapped, submission, label: label.into() })
+        Ok(Reading { staging, bytes, mapped, submission, number: self.submitted(), label: label.into() })
     }
 
     /// Waits for a read, but for nothing submitted after it.
     pub(crate) fn finish_read(&self, reading: Reading, out: &mut [u8]) -> Result<(), BackendError> {
-        let Reading { staging, bytes, mapped, submission, label } = reading;
+        let Reading { staging, bytes, mapped, submission, number, label } = reading;
         if out.len() != bytes {
             let reason = format!("{label}: {bytes} bytes were requested, {} are to be fetched", out.len());
             return Err(other(self.id(), reason));
         }
-        self.poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }, &label)?;
+        self.wait_for(submission, number, &label)?;
         match mapped.try_recv() {
             Ok(Ok(())) => {}
             Ok(Err(e)) => return Err(self.op(&label, e.to_string())),

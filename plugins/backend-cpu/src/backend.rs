@@ -20,6 +20,8 @@ pub struct CpuBackend<T: Real> {
     info: DeviceInfo,
     buffers: HashMap<u64, Arc<Buffer>>,
     plans: HashMap<u64, Prepared>,
+    /// For all plans, of which one runs at a time.
+    scratch: Scratch,
     /// The most bytes that were in use.
     peak: u64,
     next: u64,
@@ -28,7 +30,6 @@ pub struct CpuBackend<T: Real> {
 
 struct Prepared {
     steps: Vec<Step>,
-    scratch: Scratch,
     /// Kept alive: the kernels point to them.
     buffers: Vec<Arc<Buffer>>,
 }
@@ -60,10 +61,12 @@ impl<T: Real> CpuBackend<T> {
             .thread_name(|i| format!("cpu-{i}"))
             .build()
             .map_err(|e| other(format!("cannot start the worker threads: {e}")))?;
-        let info = device::info(pool.current_num_threads());
+        let threads = pool.current_num_threads();
+        let scratch = Scratch::new(Need::default(), threads).ok_or_else(|| out_of_memory("scratch memory", 0))?;
         Ok(CpuBackend {
             pool,
-            info,
+            info: device::info(threads),
+            scratch,
             buffers: HashMap::new(),
             plans: HashMap::new(),
             peak: 0,
@@ -81,13 +84,12 @@ impl<T: Real> CpuBackend<T> {
         self.buffers.get(&id.0).ok_or_else(|| other(format!("there is no buffer {}", id.0)))
     }
 
-    /// Bytes of all buffers, those that only plans still hold among them, and of the plans' scratch memory.
+    /// Bytes of all buffers, those that only plans still hold among them, and of scratch memory.
     fn in_use(&self) -> u64 {
         let bound = self.plans.values().flat_map(|plan| &plan.buffers);
         let buffers: HashMap<*const Buffer, usize> =
             self.buffers.values().chain(bound).map(|buffer| (Arc::as_ptr(buffer), buffer.memory.bytes())).collect();
-        let scratch = self.plans.values().map(|plan| plan.scratch.bytes());
-        buffers.into_values().chain(scratch).map(|bytes| bytes as u64).sum()
+        buffers.into_values().chain([self.scratch.bytes()]).map(|bytes| bytes as u64).sum()
     }
 
     /// The address of `count` elements from `offset` on.
@@ -171,7 +173,9 @@ impl<T: Real> Backend for CpuBackend<T> {
         if bytes as u64 > self.info.max_buffer {
             return Err(out_of_memory(label, bytes));
         }
-        let memory = Memory::zeroed(bytes).ok_or_else(|| out_of_memory(label, bytes))?;
+        // Whole words, as on other devices.
+        let memory = bytes.checked_next_multiple_of(4).and_then(Memory::zeroed);
+        let memory = memory.ok_or_else(|| out_of_memory(label, bytes))?;
         let id = self.id();
         self.buffers.insert(id, Arc::new(Buffer { memory, dtype, len, label: label.into() }));
         self.peak = self.peak.max(self.in_use());
@@ -183,7 +187,7 @@ impl<T: Real> Backend for CpuBackend<T> {
     }
 
     fn memory_use(&self) -> Option<MemoryUse> {
-        Some(MemoryUse { in_use: self.in_use(), peak: self.peak })
+        Some(MemoryUse { in_use: self.in_use(), peak: self.peak, plans: self.scratch.bytes() as u64 })
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
@@ -241,7 +245,7 @@ impl<T: Real> Backend for CpuBackend<T> {
                 )));
             }
         }
-        let mut need = Need::default();
+        let mut need = self.scratch.need();
         let mut steps = Vec::with_capacity(plan.calls.len());
         for call in &plan.calls {
             let name = if call.label.is_empty() {
@@ -252,16 +256,18 @@ impl<T: Real> Backend for CpuBackend<T> {
             // In the pool, so that a kernel can divide its work by the number of threads.
             let kernel = self.pool.install(|| bind::bind::<T>(plan, call, &arena, &externals));
             let kernel = kernel.map_err(|reason| op_error(&name, reason))?;
-            need.shared = need.shared.max(kernel.need.shared);
-            need.per_thread = need.per_thread.max(kernel.need.per_thread);
+            need = need.max(kernel.need);
             steps.push(Step { name, kernel });
         }
-        let threads = self.pool.current_num_threads();
-        let bytes = need.per_thread.saturating_mul(threads).saturating_add(need.shared);
-        let scratch = Scratch::new(need, threads).ok_or_else(|| out_of_memory("scratch memory of a plan", bytes))?;
+        if need != self.scratch.need() {
+            let threads = self.pool.current_num_threads();
+            let bytes = need.per_thread.saturating_mul(threads).saturating_add(need.shared);
+            self.scratch =
+                Scratch::new(need, threads).ok_or_else(|| out_of_memory("scratch memory of a plan", bytes))?;
+        }
         let id = self.id();
         let buffers = externals.into_iter().chain(arena).collect();
-        self.plans.insert(id, Prepared { steps, scratch, buffers });
+        self.plans.insert(id, Prepared { steps, buffers });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))
     }
@@ -270,7 +276,7 @@ impl<T: Real> Backend for CpuBackend<T> {
         let plan = self.plans.get(&plan.0).ok_or_else(|| other(format!("there is no plan {}", plan.0)))?;
         self.pool.install(|| {
             let mut steps = plan.steps.iter();
-            steps.try_for_each(|step| (step.kernel.run)(&plan.scratch).map_err(|reason| op_error(&step.name, reason)))
+            steps.try_for_each(|step| (step.kernel.run)(&self.scratch).map_err(|reason| op_error(&step.name, reason)))
         })
     }
 
@@ -278,7 +284,7 @@ impl<T: Real> Backend for CpuBackend<T> {
         let plan = self.plans.get(&plan.0).ok_or_else(|| other(format!("there is no plan {}", plan.0)))?;
         let timed = |step: &Step| {
             let start = Instant::now();
-            (step.kernel.run)(&plan.scratch).map_err(|reason| op_error(&step.name, reason))?;
+            (step.kernel.run)(&self.scratch).map_err(|reason| op_error(&step.name, reason))?;
             Ok(start.elapsed())
         };
         self.pool.install(|| plan.steps.iter().map(timed).collect())

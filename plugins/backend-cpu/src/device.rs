@@ -16,10 +16,13 @@ pub fn info(threads: usize) -> DeviceInfo {
         driver: format!("gemm, {threads} thread{plural}, {}", simd::isa().name()),
         memory,
         max_buffer: memory.unwrap_or(isize::MAX as u64),
+        max_binding: None,
         segments: true,
         in_place: true,
         activations: vec![DType::F32, DType::BF16],
         products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
+        multiplier: Some(if Unit::in_hardware() { "bf16 instructions" } else { "f32" }.into()),
+        sampled_cost: None,
     }
 }
 

@@ -127,6 +127,7 @@ impl Need {
 /// Scratch memory that the calls of a plan use one after the other.
 pub struct Scratch {
     memory: Memory,
+    need: Need,
     shared: usize,
     per_thread: usize,
 }
@@ -137,7 +138,12 @@ impl Scratch {
         let round = |bytes: usize| bytes.checked_next_multiple_of(ALIGNMENT);
         let (shared, per_thread) = (round(need.shared)?, round(need.per_thread)?);
         let bytes = per_thread.checked_mul(threads)?.checked_add(shared)?;
-        Some(Scratch { memory: Memory::zeroed(bytes)?, shared, per_thread })
+        Some(Scratch { memory: Memory::zeroed(bytes)?, need, shared, per_thread })
+    }
+
+    /// What it is enough for.
+    pub fn need(&self) -> Need {
+        self.need
     }
 
     pub fn bytes(&self) -> usize {

@@ -10,14 +10,20 @@ impl Method for Head {
         MethodInfo {
             name: "head".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "trains the classification head only".into(),
+            summary: "trains the output head only".into(),
             options: vec![],
             default_lr: 2e-4,
         }
     }
 
     fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
-        let choose = |p: &Parameter| if p.role == Role::Head { Selection::Dense } else { Selection::Frozen };
+        // A vocabulary head that classification replaces is no output.
+        let head = [Role::Head, Role::LmHead].into_iter().find(|role| parameters.iter().any(|p| p.role == *role));
+        let head = head.ok_or(
+            "the vocabulary head of this model is its embedding matrix (tie_word_embeddings), so that it cannot be \
+             trained alone; use another method",
+        )?;
+        let choose = |p: &Parameter| if p.role == head { Selection::Dense } else { Selection::Frozen };
         Ok(parameters.iter().map(choose).collect())
     }
 }
@@ -42,5 +48,7 @@ mod tests {
         let selections = Head.select(&model, &Options::new()).unwrap();
         use Selection::*;
         assert_eq!(selections, [Frozen, Frozen, Frozen, Dense]);
+        assert_eq!(Head.select(&model[..3], &Options::new()).unwrap(), [Frozen, Frozen, Dense]);
+        assert!(Head.select(&model[..2], &Options::new()).unwrap_err().0.contains("tie_word_embeddings"));
     }
 }

@@ -34,13 +34,16 @@ impl Method for Sparta {
         }
     }
 
-    /// The density counts all parameters, embeddings included; embeddings are no targets, so each scalar of a target is
-    /// drawn with probability density * total / targets.
+    /// The density counts all parameters, embeddings and vocabulary head included, unless another head replaces that;
+    /// they are no targets, so each scalar of a target is drawn with probability density * total / targets.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let density = options.get("density").and_then(|v| v.as_f64()).ok_or("option `density`: expected a number")?;
         let targets = options.get("targets").and_then(|v| v.as_str()).ok_or("option `targets`: expected a text")?;
-        let body: Vec<&Parameter> = parameters.iter().filter(|p| !is_head(p.role)).collect();
-        let candidates: Vec<&Parameter> = body.iter().copied().filter(|p| p.role != Role::Embedding).collect();
+        let classifies = parameters.iter().any(|p| p.role == Role::Head);
+        let outside = |role| role == Role::Head || (classifies && role == Role::LmHead);
+        let body: Vec<&Parameter> = parameters.iter().filter(|p| !outside(p.role)).collect();
+        let vocabulary = |role| matches!(role, Role::Embedding | Role::LmHead);
+        let candidates: Vec<&Parameter> = body.iter().copied().filter(|p| !vocabulary(p.role)).collect();
         let chosen = Targets::parse(targets)?;
         let target_count = count(candidates.iter().copied().filter(|p| chosen.contain(p)));
         if target_count == 0 {
@@ -58,10 +61,6 @@ impl Method for Sparta {
 }
 
 /// The classification head, and the vocabulary head that it replaces: neither counts for the density.
-fn is_head(role: Role) -> bool {
-    matches!(role, Role::Head | Role::LmHead)
-}
-
 fn count<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> u64 {
     parameters.map(Parameter::numel).sum()
 }

@@ -117,12 +117,14 @@ typedef struct SpartaMethod {
  *
  * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo]}
  * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"],
- *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent}
+ *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
+ *                without labels, each next token of the texts is learned; "metrics": ["perplexity" | "log_likelihood"]
  * Prompt         {"template": "If {text}, then {pair}?", "verbalizers": ["Yes", "No"]}, for instruction models: {text}
  *                once, {pair} once in a pair task only; a word per label
  * OpenRequest    {"task": "rte", "data": "directory"}
  * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."]}
- * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}}
+ * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}};
+ *                no parts: no such split
  * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}
  */
 typedef struct SpartaTask {
@@ -160,9 +162,11 @@ typedef struct SpartaWork {
  *                   version 2, the backend is taken to have the operations of minor version 1
  * DeviceInfo        {"id": "cuda:0", "name": "...", "kind": "discrete_gpu" | "integrated_gpu" | "virtual_gpu"
  *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes,
- *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"]}; the last two came with
- *                    minor version 2: types of activations that it takes, and 16-bit types that it multiplies faster
- *                    than f32; without them f32 alone
+ *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"],
+ *                    "max_binding": bytes | null}; the last three came with minor version 2: types of activations
+ *                    that it takes, and 16-bit types that it multiplies faster than f32, without them f32 alone; and
+ *                    what the WGSL kernels may bind of a buffer, null for a backend with kernels of its own. May have
+ *                    "multiplier": "...", which says to people in what 16-bit floats are multiplied
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",

@@ -12,17 +12,17 @@ pub struct TaskPluginInfo {
     pub tasks: Vec<TaskInfo>,
 }
 
-/// One classification task.
+/// One task: texts to be classified, or to be learned themselves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskInfo {
     /// What `--task` accepts, for example `sst2`.
     pub id: String,
     pub title: String,
-    /// Class names in the order of the labels 0, 1, ...
+    /// Class names in the order of the labels 0, 1, ..., two or more; none where each next token of the texts is learned.
     pub labels: Vec<String>,
-    /// Metric ids the host computes: `accuracy`, `f1`, `mcc`.
+    /// Metric ids the host computes: `accuracy`, `f1`, `mcc`; without labels `perplexity`, `log_likelihood`.
     pub metrics: Vec<String>,
-    /// The one of `metrics` that early stopping and comparisons look at.
+    /// The one of `metrics` that early stopping and comparisons look at: the larger the better.
     pub primary: String,
     /// Whether an example is a pair of texts.
     pub pair: bool,
@@ -63,7 +63,7 @@ impl OpenRequest {
     }
 }
 
-/// One labelled text or pair of texts.
+/// One text or pair of texts, with its label: 0 where the task has none.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Example {
     pub text: String,
@@ -83,7 +83,7 @@ pub struct Recipe {
 }
 
 /// One split: examples of the named parts, in order, and which of them. No example may be in two splits: splits that share
-/// a part are one `Draw` and one `Rest` of the same parts.
+/// a part are one `Draw` and one `Rest` of the same parts. Without parts there is no such split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
     pub parts: Vec<String>,

@@ -18,5 +18,6 @@ mod tsv;
 
 pub use dataset::FileSet;
 pub use layout::{Found, Layout, Search, draw, find, names};
+pub use lines::Lines;
 pub use part::{Format, Part};
 pub use schema::Schema;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The longest line that is read, in bytes.
 pub(crate) const MAX_LINE: usize = 1 << 20;
 
-pub(crate) struct Lines {
+pub struct Lines {
     path: PathBuf,
     reader: BufReader<File>,
     number: u64,
@@ -39,7 +39,7 @@ impl Lines {
     ///
     /// # Errors
     /// Reading fails, the line is longer than [`MAX_LINE`] or is not UTF-8.
-    pub fn next(&mut self) -> Result<Option<(u64, String)>, Error> {
+    pub fn next_line(&mut self) -> Result<Option<(u64, String)>, Error> {
         let mut bytes = Vec::new();
         // Two bytes more than allowed for the line end, one more to see that the line is too long.
         let limit = MAX_LINE as u64 + 3;
@@ -71,13 +71,13 @@ impl Lines {
         }
     }
 
-    /// As [`Lines::next`], but blank lines at the end of the file are taken for its end.
+    /// As [`Lines::next_line`], but blank lines at the end of the file are taken for its end.
     ///
     /// # Errors
-    /// As [`Lines::next`], and a blank line between others.
+    /// As [`Lines::next_line`], and a blank line between others.
     pub fn next_filled(&mut self) -> Result<Option<(u64, String)>, Error> {
         let mut blank = None;
-        while let Some((number, line)) = self.next()? {
+        while let Some((number, line)) = self.next_line()? {
             if line.trim().is_empty() {
                 blank.get_or_insert(number);
             } else if let Some(blank) = blank {

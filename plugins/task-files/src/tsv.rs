@@ -78,7 +78,7 @@ impl TsvReader {
     /// Appends the lines over which a row goes on, until it has all its columns or is too long to be one row.
     fn unwrap_row(&mut self, line: &mut String) -> Result<(), Error> {
         while columns(line) < self.names.len() && line.len() <= MAX_LINE {
-            let Some((_, next)) = self.lines.next()? else {
+            let Some((_, next)) = self.lines.next_line()? else {
                 break;
             };
             line.push('\n');

@@ -169,19 +169,18 @@ impl LinearCrossEntropy {
         let chunk_loss = at.part_loss.filter(|_| !first).map_or(loss.clone(), |slot| calls.all(slot));
         let forward = CrossEntropy { soft_cap: self.soft_cap };
         calls.push(forward, &[logits.clone(), part(LABELS), step.clone()], [chunk_loss.clone(), part(LSE)]);
+        let mut gradient = logits.clone();
+        if let Some(one) = at.one {
+            let inputs = [logits.clone(), part(LABELS), part(LSE), step, calls.all(one)];
+            calls.push(CrossEntropyGrad { soft_cap: self.soft_cap }, &inputs, [logits.clone()]);
+            if let Some(rounded) = at.rounded {
+                gradient = chunk(rounded);
+                calls.push(Cast { to: dtype }, &[logits], [gradient.clone()]);
+            }
+        }
         if !first {
             calls.push(Accumulate {}, &[loss, chunk_loss], []);
         }
-        let Some(one) = at.one else { return };
-        let inputs = [logits.clone(), part(LABELS), part(LSE), step, calls.all(one)];
-        calls.push(CrossEntropyGrad { soft_cap: self.soft_cap }, &inputs, [logits.clone()]);
-        let gradient = match at.rounded {
-            Some(rounded) => {
-                calls.push(Cast { to: dtype }, &[logits], [chunk(rounded)]);
-                chunk(rounded)
-            }
-            None => logits,
-        };
         if let Some(hidden_grad) = at.hidden_grad {
             let op = self.product(Layout::Nn, false, dtype);
             calls.push(op, &[gradient.clone(), weight], [part(hidden_grad)]);

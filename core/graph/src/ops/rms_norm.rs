@@ -4,13 +4,16 @@ use super::*;
 /// `1 + w` (Gemma).
 ///
 /// Inputs: `x` f32 or bf16 `[T, m]` with m a multiple of n (m / n heads are normalised separately), `w [n]` of any float
-/// type. Output: as `x`, or of the type `output`.
+/// type. Outputs: as `x`, or of the type `output`; with `rate` also `1 / sqrt(mean(x^2) + eps)` of each norm, f32
+/// `[T, m / n]`, which the gradient of `w` reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNorm {
     pub eps: f32,
     pub plus_one: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<DType>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rate: bool,
 }
 
 impl Operation for RmsNorm {
@@ -20,17 +23,28 @@ impl Operation for RmsNorm {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        check(inputs[0], inputs[1])?;
-        Ok(vec![TensorType::new(output_type(self.output, inputs[0])?, inputs[0].shape.clone())])
+        let rates = check(inputs[0], inputs[1])?;
+        let y = TensorType::new(output_type(self.output, inputs[0])?, inputs[0].shape.clone());
+        Ok([vec![y], if self.rate { vec![rates] } else { vec![] }].concat())
     }
 
     fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        no_grad_of_output("rms_norm", grads, 1)?;
         let Some(dy) = grads[0] else { return Ok(()) };
         let (x, w) = (node.inputs[0], node.inputs[1]);
         if ctx.needs(w) {
             let width = ctx.graph.shape(w)?[0];
-            let dw = ctx.graph.one(RmsNormGradW { eps: self.eps, width }, &[x, dy])?;
-            ctx.add(w, dw)?;
+            let rate = match node.outputs.get(1) {
+                Some(&rate) => rate,
+                None => ctx.extend(node, RmsNorm { rate: true, ..self.clone() }, &[], 1)?[0],
+            };
+            let index = ctx.sampled(w).map(|(index, _)| index);
+            let inputs: Vec<Value> = [x, dy, rate].into_iter().chain(index).collect();
+            let dw = ctx.graph.one(RmsNormGradW { width }, &inputs)?;
+            match index {
+                Some(_) => ctx.add_sampled(w, dw)?,
+                None => ctx.add(w, dw)?,
+            }
         }
         if ctx.needs(x) {
             let mut inputs = vec![x, w, dy];
@@ -77,20 +91,25 @@ impl Operation for RmsNormGrad {
     }
 }
 
-/// `dw[i] = sum over rows of dy[i] * x[i] * r`. Inputs: `x`, `dy`, each f32 or bf16. Output: f32 `[width]`.
+/// `dw[i] = sum over rows of dy[i] * x[i] * r`, for all elements or those at `index`.
+///
+/// Inputs: `x`, `dy`, each f32 or bf16; `r`, the `rate` of [`RmsNorm`]; optionally `index` u32 `[n]`. Output: f32
+/// `[width]`, or `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RmsNormGradW {
-    pub eps: f32,
     pub width: usize,
 }
 
 impl Operation for RmsNormGradW {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        count(inputs, 2..=2)?;
-        check(inputs[0], &TensorType::f32([self.width]))?;
+        count(inputs, 3..=4)?;
+        let rates = check(inputs[0], &TensorType::f32([self.width]))?;
         activation(inputs[1], "dy")?;
         shape(inputs[1], "dy", &inputs[0].shape)?;
-        Ok(vec![TensorType::f32([self.width])])
+        like(inputs[2], "rate", &rates)?;
+        let Some(index) = inputs.get(3) else { return Ok(vec![TensorType::f32([self.width])]) };
+        dtype(index, "index", DType::U32)?;
+        Ok(vec![TensorType::f32([vector(index, "index")?])])
     }
 
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
@@ -98,13 +117,14 @@ impl Operation for RmsNormGradW {
     }
 }
 
-fn check(x: &TensorType, w: &TensorType) -> Result<(), String> {
+/// The type of the norms' rates.
+fn check(x: &TensorType, w: &TensorType) -> Result<TensorType, String> {
     activation(x, "x")?;
     floats(w, "w")?;
-    let (_, columns) = matrix(x, "x")?;
+    let (rows, columns) = matrix(x, "x")?;
     let width = vector(w, "w")?;
     if width == 0 || !columns.is_multiple_of(width) {
         return Err(format!("rows of {columns} elements are not made of norms of width {width}"));
     }
-    Ok(())
+    Ok(TensorType::f32([rows, columns / width]))
 }

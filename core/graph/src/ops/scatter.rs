@@ -3,7 +3,8 @@ use super::*;
 /// Writes the trained elements of a weight: `w[index[i]] = round(base[i] + delta[i])`, rounded to the type of `w`
 /// (nearest, ties to even). The base is never lost.
 ///
-/// Inputs: `w` of any float type, overwritten; `index` u32 `[n]` ascending; `base` f32 `[n]`; `delta` f32 `[n]`.
+/// Inputs: `w` of any float type, overwritten; `index` u32 `[n]` ascending; `base [n]` of any float type; `delta`
+/// f32 `[n]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scatter {}
 
@@ -13,8 +14,9 @@ impl Operation for Scatter {
         floats(inputs[0], "w")?;
         dtype(inputs[1], "index", DType::U32)?;
         let n = vector(inputs[1], "index")?;
+        floats(inputs[2], "base")?;
+        f32s(inputs[3], "delta")?;
         for (ty, what) in inputs[2..].iter().zip(["base", "delta"]) {
-            f32s(ty, what)?;
             shape(ty, what, &[n])?;
         }
         Ok(vec![])

@@ -64,13 +64,12 @@ impl Lowering<'_> {
         let bindings = [&shared[..], &[dk_heads, dv_heads]].concat();
         let (constants, params) = self.arguments(op, rows, DType::F32)?;
         self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
-        for (heads, output, name) in [(dk_heads, self.output(1)?, "dk"), (dv_heads, self.output(2)?, "dv")] {
-            let n = rows * op.kv_heads * op.head_dim;
-            let params = [n as u32, op.head_dim as u32, shared_by as u32];
-            let (constants, sums) = ([("Y", code(output.ty.dtype))], self.whole(output, name)?);
-            let threads = words(n, output.ty.dtype);
-            self.push("attention_grad_sum", &constants, &params, &[heads, sums]).threads(threads);
-        }
+        let (dk, dv) = (self.output(1)?, self.output(2)?);
+        let n = rows * op.kv_heads * op.head_dim;
+        let params = [n as u32, op.head_dim as u32, shared_by as u32];
+        let bindings = [dk_heads, dv_heads, self.whole(dk, "dk")?, self.whole(dv, "dv")?];
+        let threads = words(n, dk.ty.dtype);
+        self.push("attention_grad_sum", &[("Y", code(dk.ty.dtype))], &params, &bindings).threads(threads);
         Ok(())
     }
 

@@ -84,19 +84,19 @@ impl Lowering<'_> {
             target.view,
         ];
         let constants = [
-            ("C", code(target.dtype)),
+            ("TYPE_C", code(target.dtype)),
             ("BIAS", bias.map_or(0, |bias| 1 + code(bias.ty.dtype))),
             ("RESIDUAL", residual.map_or(0, |residual| 1 + code(residual.ty.dtype))),
         ];
         let tiling = self.tiling(&product);
         let params = Self::product_params(&product, &epilogue, &tiling);
         if op.layout == Layout::Nt && (m <= SMALL || n <= SMALL) {
-            let types = [("A", code(a.ty.dtype)), ("B", code(b.ty.dtype)), ("LANES", 64)];
+            let types = [("TYPE_A", code(a.ty.dtype)), ("TYPE_B", code(b.ty.dtype)), ("LANES", 64)];
             let bindings = [&[product.a.view, product.b.view], &output[..]].concat();
             self.push("linear_small", &[&types, &constants[..]].concat(), &params, &bindings)
                 .groups(m.div_ceil(SMALL) * words(n, target.dtype));
         } else if tiling.pieces == 1 {
-            self.push_tiles("linear", &constants, &product, (&tiling, &params), &output);
+            self.push_tiles("linear", &constants, &product, (&tiling, &params), &output)?;
         } else {
             let partial = self.push_partial(&product, &tiling, &params)?;
             let bindings = [&[partial, UNUSED], &output[..]].concat();
@@ -109,10 +109,10 @@ impl Lowering<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::{Bounds, Step, lower};
+    use crate::lower::{Bounds, Step, lower, sampled_cost};
     use sparta_graph::graph::TensorType;
     use sparta_graph::ops::{Layout, Linear};
-    use sparta_graph::{Call, Operand, Place};
+    use sparta_graph::{Call, DeviceKind, Operand, Place};
 
     /// A product too long for one dispatch is split by rows, which together are all of the result.
     #[test]
@@ -124,7 +124,13 @@ mod tests {
             outputs: vec![operand(2, [1000, 48])],
             label: String::new(),
         };
-        let bounds = Bounds { binding: 1 << 27, flops: 2 * 1000 * 48 * 64 / 3, rounds: usize::MAX };
+        let bounds = Bounds {
+            binding: 1 << 27,
+            flops: 2 * 1000 * 48 * 64 / 3,
+            rounds: usize::MAX,
+            units: None,
+            sampled_cost: sampled_cost(DeviceKind::Other, None),
+        };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {
             let Step::Dispatch(dispatch) = step else { panic!("a copy") };

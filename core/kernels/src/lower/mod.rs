@@ -19,7 +19,8 @@ mod sparse;
 
 use crate::source::{Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Call, DType, DeviceKind, Op, Operand, Place};
+use sparta_graph::{Call, DType, DeviceInfo, DeviceKind, Op, Operand, Place, Plan, SampledCost};
+use std::fmt;
 use std::ops::Range;
 
 /// A byte range that a step reads or writes. The offset of a binding is a multiple of [`ALIGNMENT`], the length of 4.
@@ -84,9 +85,56 @@ pub struct Bounds {
     pub flops: u64,
     /// Rounds of all loops of a thread together: llvmpipe silently ends them after 65,535.
     pub rounds: usize,
+    /// What multiplies 16-bit floats, where the device has it.
+    pub units: Option<MatrixUnits>,
+    /// Decides between dot products and dense products.
+    pub sampled_cost: SampledCost,
+}
+
+/// The costs on a device. A dot product reads, for each multiplication, a sector of 32 bytes from a GPU's second-level cache,
+/// which has about 0.07 bytes for each operation in f32; a tile of registers does about half of the operations that there
+/// are. Matrix units do eight times as many. Behind llvmpipe is a CPU, whose cache holds the line for its neighbours.
+pub fn sampled_cost(kind: DeviceKind, units: Option<&MatrixUnits>) -> SampledCost {
+    match kind {
+        DeviceKind::SoftwareGpu | DeviceKind::Cpu => SampledCost { f32: 32, bf16: 32 },
+        _ => SampledCost { f32: 64, bf16: if units.is_some() { 512 } else { 64 } },
+    }
+}
+
+/// Matrix units that multiply fragments of f16 and add up in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MatrixUnits {
+    /// Rows, columns and depth of a fragment: 8 or 16.
+    pub size: u32,
+    /// Threads of a subgroup.
+    pub subgroup: u32,
+    /// Whether fragments are loaded from workgroup memory of vectors; Metal wants scalars.
+    pub vectors: bool,
+}
+
+impl fmt::Display for MatrixUnits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "matrix units {0}x{0}x{0} f16", self.size)
+    }
+}
+
+impl MatrixUnits {
+    /// Bytes of workgroup memory that products on matrix units take.
+    pub const MEMORY: u32 = 30 << 10;
+
+    /// Whether tiles can be shared out among subgroups of this size.
+    pub fn fit(&self) -> bool {
+        matches!((self.size, self.subgroup), (8, 8..=128) | (16, 16..=128)) && self.subgroup.is_power_of_two()
+    }
 }
 
 impl Bounds {
+    /// Those of a device that these kernels run on; `None` for one with kernels of its own ([`DeviceInfo::max_binding`]).
+    pub fn of(device: &DeviceInfo) -> Option<Self> {
+        let binding = usize::try_from(device.max_binding?).unwrap_or(usize::MAX);
+        Some(Bounds::new(device.kind, binding))
+    }
+
     /// For a device of this kind that binds `binding` bytes at once: matrix products take less than about half a second
     /// each on the slowest of the kind.
     pub fn new(kind: DeviceKind, binding: usize) -> Self {
@@ -95,7 +143,13 @@ impl Bounds {
             _ => 100_000_000_000,
         };
         let rounds = if kind == DeviceKind::SoftwareGpu { MAX_ROUNDS } else { usize::MAX };
-        Bounds { binding: binding / ALIGNMENT * ALIGNMENT, flops, rounds }
+        Bounds {
+            binding: binding / ALIGNMENT * ALIGNMENT,
+            flops,
+            rounds,
+            units: None,
+            sampled_cost: sampled_cost(kind, None),
+        }
     }
 }
 
@@ -106,6 +160,14 @@ pub struct Lowered {
     pub steps: Vec<Step>,
     /// Bytes of [`Memory::Scratch`].
     pub scratch: usize,
+}
+
+/// Whether every call of a plan can be lowered. Errors: the first that cannot, with the reason.
+pub fn check(plan: &Plan, bounds: Bounds) -> Result<(), String> {
+    plan.calls.iter().try_for_each(|call| {
+        lower(call, bounds).map_err(|reason| format!("{} ({}): {reason}", call.op.name(), call.label))?;
+        Ok(())
+    })
 }
 
 /// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.
@@ -409,7 +471,13 @@ mod tests {
     #[test]
     fn shards_are_aligned_and_cover_everything() {
         let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
-        let bounds = Bounds { binding: 64 << 10, flops: u64::MAX, rounds: usize::MAX };
+        let bounds = Bounds {
+            binding: 64 << 10,
+            flops: u64::MAX,
+            rounds: usize::MAX,
+            units: None,
+            sampled_cost: sampled_cost(DeviceKind::Other, None),
+        };
         let lowering = Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0 };
         for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
             let shards = lowering.shards(rows, widths).unwrap();

@@ -1,6 +1,7 @@
 //! Matrix products in tiles: how a product is cut into workgroups, and the launch that makes the tiles.
 
-use super::{Lowering, View, code, rows, width_of};
+use super::{Lowering, MatrixUnits, UNUSED, View, code, rows, width_of};
+use crate::source::LANES;
 use sparta_graph::ops::Layout;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, Operand};
@@ -8,12 +9,19 @@ use std::ops::Range;
 
 /// Workgroups that keep a large GPU busy.
 const BUSY: usize = 256;
+/// From this number of tiles on k is not cut: what that gains is no more than the launch of the sums costs.
+const ENOUGH_TILES: usize = 64;
 /// The shortest k of which the sums are made apart, where there are fewer tiles.
 const SHORTEST_PIECE: usize = 256;
 /// From this number of workgroups on, large tiles keep a GPU busy; below, small ones do.
 const LARGE_TILES: usize = 64;
 /// k of a tile; a piece has a multiple of it.
 const DEPTH: usize = 32;
+
+/// Elements of 16 bits that products on matrix units load at once.
+const UNITS_VECTOR: usize = 8;
+/// The most candidates for an operand's largest magnitude, one for each thread of a workgroup.
+const MAGNITUDES: usize = LANES as usize;
 
 /// A matrix that is bound by rows, of which a product reads a range of columns.
 #[derive(Clone, Copy)]
@@ -38,9 +46,9 @@ impl Factor {
         Self::new(operand, range, &(0..width_of(operand)))
     }
 
-    /// Whether its ranges are whole vectors of 4 elements, and at least one.
-    fn in_vectors(&self) -> bool {
-        self.columns > 0 && [self.width, self.first_column, self.columns].iter().all(|x| x.is_multiple_of(4))
+    /// Whether its ranges are whole vectors of so many elements, and at least one.
+    fn in_vectors(&self, elements: usize) -> bool {
+        self.columns > 0 && [self.width, self.first_column, self.columns].iter().all(|x| x.is_multiple_of(elements))
     }
 }
 
@@ -84,7 +92,8 @@ impl Tiling {
         let bytes = 4 * (m * n.next_multiple_of(4)).max(1);
         // A thread goes once around for each k, and once more for each tile of k.
         let needed = k.div_ceil((rounds / 2).max(DEPTH));
-        let pieces = (BUSY / tiles(blocks)).min(most).min(binding / bytes).max(1).max(needed);
+        let wanted = if tiles(blocks) < ENOUGH_TILES { BUSY / tiles(blocks) } else { 1 };
+        let pieces = wanted.min(most).min(binding / bytes).max(1).max(needed);
         let piece = k.div_ceil(pieces).next_multiple_of(DEPTH).max(DEPTH);
         Tiling { blocks, pieces: k.div_ceil(piece).max(1), piece }
     }
@@ -101,6 +110,12 @@ impl Lowering<'_> {
         (most / ALIGNMENT).max(1) * ALIGNMENT
     }
 
+    /// The matrix units that serve a product.
+    pub(super) fn units(&self, product: &Product) -> Option<MatrixUnits> {
+        let serves = |factor: Factor| factor.dtype.size() == 2 && factor.in_vectors(UNITS_VECTOR);
+        self.bounds.units.filter(|_| serves(product.a) && serves(product.b))
+    }
+
     /// How a product is cut on this device.
     pub(super) fn tiling(&self, product: &Product) -> Tiling {
         Tiling::new(product.m, product.n, product.k, self.bounds.rounds, self.bounds.binding)
@@ -112,30 +127,60 @@ impl Lowering<'_> {
         let mut params = vec![m, n, k, a.width, b.width, epilogue.c_stride, a.first_column, epilogue.c_column];
         params.extend([epilogue.scale.to_bits() as usize, usize::from(epilogue.accumulate)]);
         params.extend([tiling.pieces, tiling.piece, epilogue.chosen.0, epilogue.chosen.1]);
+        // Magnitudes, which products on matrix units have.
+        params.extend([0, 0]);
         params.into_iter().map(|x| x as u32).collect()
     }
 
-    /// Launches a kernel that makes tiles, on both factors and what else it binds.
+    /// Launches a kernel that makes tiles, on both factors and what else it binds: on matrix units where the device has
+    /// them and both factors have 16 bits, so that nothing is rounded that f32 would not round.
     pub(super) fn push_tiles(
         &mut self,
         name: &'static str,
         constants: &[(&'static str, u32)],
         product: &Product,
         (tiling, params): (&Tiling, &[u32]),
-        bindings: &[View],
-    ) {
+        others: &[View],
+    ) -> Result<(), String> {
         let Product { a, b, .. } = product;
         let layout = match product.layout {
             Layout::Nt => 0,
             Layout::Nn => 1,
             Layout::Tn => 2,
         };
-        let vectors = u32::from(a.in_vectors() && b.in_vectors());
-        let mut all = vec![("A", code(a.dtype)), ("B", code(b.dtype)), ("LAYOUT", layout), ("VECTORS", vectors)];
+        let mut all = vec![("TYPE_A", code(a.dtype)), ("TYPE_B", code(b.dtype)), ("LAYOUT", layout)];
         all.push(("BLOCKS", tiling.blocks as u32));
         all.extend(constants);
-        let bindings = [&[a.view, b.view], bindings].concat();
-        self.push(name, &all, params, &bindings).groups(tiling.groups(product.m, product.n));
+        let mut params = params.to_vec();
+        let mut bindings = [&[a.view, b.view], others].concat();
+        let used = self.used;
+        match self.units(product) {
+            Some(units) => {
+                all.extend([("VECTORS", 1), ("UNITS", units.size), ("SUBGROUP", units.subgroup)]);
+                all.push(("VECTOR_MEMORY", u32::from(units.vectors)));
+                bindings.resize(5, UNUSED);
+                params.truncate(params.len() - 2);
+                for factor in [a, b] {
+                    let (magnitudes, count) = self.push_magnitudes(factor)?;
+                    bindings.push(magnitudes);
+                    params.push(count);
+                }
+            }
+            None => all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4)))),
+        }
+        self.push(name, &all, &params, &bindings).groups(tiling.groups(product.m, product.n));
+        self.used = used;
+        Ok(())
+    }
+
+    /// Launches the search for a factor's largest magnitude; returns where it leaves how many candidates.
+    fn push_magnitudes(&mut self, factor: &Factor) -> Result<(View, u32), String> {
+        let vectors = factor.view.bytes / 16;
+        let groups = vectors.div_ceil(LANES as usize).clamp(1, MAGNITUDES);
+        let magnitudes = self.scratch(MAGNITUDES, "the largest magnitudes of an operand")?;
+        self.push("magnitude", &[("X", code(factor.dtype))], &[vectors as u32], &[factor.view, magnitudes])
+            .groups(groups);
+        Ok((magnitudes, groups as u32))
     }
 
     /// Launches the products of pieces of k, each apart. The scratch memory that holds them, f32 [pieces, m, n rounded up
@@ -143,7 +188,7 @@ impl Lowering<'_> {
     pub(super) fn push_partial(&mut self, product: &Product, tiling: &Tiling, params: &[u32]) -> Result<View, String> {
         let elements = tiling.pieces * product.m * product.n.next_multiple_of(4);
         let partial = self.scratch(elements, "the sums of parts of a product")?;
-        self.push_tiles("product_partial", &[], product, (tiling, params), &[partial]);
+        self.push_tiles("product_partial", &[], product, (tiling, params), &[partial])?;
         Ok(partial)
     }
 }
@@ -151,6 +196,37 @@ impl Lowering<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lower::{Bounds, Step, lower};
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::Linear;
+    use sparta_graph::{Call, DeviceKind, Place};
+
+    /// Matrix units multiply two operands of 16 bits that are loaded whole, and nothing else.
+    #[test]
+    fn matrix_units_multiply_16_bit_operands() {
+        let on_units = |a: DType, b: DType, k: usize| {
+            let operand = |i, ty| Operand { place: Place::External(i), ty };
+            let call = Call {
+                op: Linear { output: Some(DType::F32), ..Linear::plain(Layout::Nt) }.into(),
+                inputs: vec![operand(0, TensorType::new(a, [24, k])), operand(1, TensorType::new(b, [16, k]))],
+                outputs: vec![operand(2, TensorType::f32([24, 16]))],
+                label: String::new(),
+            };
+            let units = Some(MatrixUnits { size: 16, subgroup: 32, vectors: true });
+            let bounds = Bounds { units, ..Bounds::new(DeviceKind::Other, 1 << 27) };
+            let steps = lower(&call, bounds).unwrap().steps.into_iter();
+            let kernels = steps.filter_map(|step| if let Step::Dispatch(d) = step { Some(d.kernel) } else { None });
+            let names: Vec<_> = kernels.map(|k| (k.name, k.constants.contains(&("UNITS", 16)))).collect();
+            match names[..] {
+                [("magnitude", _), ("magnitude", _), ("linear", true)] => true,
+                [("linear", false)] => false,
+                _ => panic!("{names:?}"),
+            }
+        };
+        assert!(on_units(DType::BF16, DType::BF16, 32) && on_units(DType::BF16, DType::F16, 72));
+        assert!(!on_units(DType::F32, DType::F32, 32) && !on_units(DType::F32, DType::BF16, 32));
+        assert!(!on_units(DType::BF16, DType::BF16, 36));
+    }
 
     #[test]
     fn products_are_cut_to_keep_a_gpu_busy() {
@@ -160,6 +236,7 @@ mod tests {
         };
         // The layers of a large model: enough tiles.
         assert_eq!(cut(4096, 16384, 2048), (2, 1, 2048));
+        assert_eq!(cut(4096, 256, 2048), (2, 1, 2048));
         // Low-rank factors, and the pooled rows of the last layer.
         assert_eq!(cut(8, 2048, 4096), (1, 8, 512));
         assert_eq!(cut(16, 2048, 16384), (1, 8, 2048));

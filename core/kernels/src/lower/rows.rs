@@ -17,14 +17,22 @@ impl Lowering<'_> {
     pub(super) fn rms_norm(&mut self, op: &RmsNorm) -> Result<(), String> {
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let weight = self.whole(w, "w")?;
+        let rate = if op.rate { self.whole(self.output(1)?, "rate")? } else { UNUSED };
         let width = w.ty.numel();
+        let per_row = width_of(x) / width;
         for shard in self.target_shards(y, width, &[x])? {
             let target = self.target(y, &shard, width)?;
-            let types = [("X", code(x.ty.dtype)), ("W", code(w.ty.dtype)), ("Y", code(target.dtype))];
-            let constants = [&types[..], &[("LANES", lanes_for(width))]].concat();
-            let norms = shard.len() * (width_of(x) / width);
-            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
-            self.push("rms_norm", &constants, &params, &[rows(x, &shard), weight, target.view]).groups(norms);
+            let constants = [
+                ("LANES", lanes_for(width)),
+                ("X", code(x.ty.dtype)),
+                ("W", code(w.ty.dtype)),
+                ("Y", code(target.dtype)),
+                ("RATE", u32::from(op.rate)),
+            ];
+            let (norms, first) = (shard.len() * per_row, shard.start * per_row);
+            let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one), first as u32];
+            let bindings = [rows(x, &shard), weight, target.view, rate];
+            self.push("rms_norm", &constants, &params, &bindings).groups(norms);
             self.finish(target);
         }
         Ok(())
@@ -58,20 +66,17 @@ impl Lowering<'_> {
     pub(super) fn rms_norm_grad_w(&mut self, op: &RmsNormGradW) -> Result<(), String> {
         let (x, dy) = (self.input(0)?, self.input(1)?);
         let dw = self.whole(self.output(0)?, "dw")?;
-        let shards = self.row_shards(&[x, dy])?;
+        let rate = self.whole(self.input(2)?, "rate")?;
         let per_row = width_of(x) / op.width;
-        let largest = shards.iter().map(|shard| shard.len()).max().unwrap_or(0);
-        let rate = self.scratch(largest * per_row, "the norms of the rows")?;
-        for shard in shards {
-            let norms = shard.len() * per_row;
-            let params = [norms as u32, op.width as u32, op.eps.to_bits()];
-            let x_type = ("X", code(x.ty.dtype));
-            self.push("rms_norm_rate", &[("LANES", lanes_for(op.width)), x_type], &params, &[rows(x, &shard), rate])
-                .groups(norms);
-            let params = [norms as u32, op.width as u32, u32::from(shard.start > 0)];
-            let bindings = [rows(x, &shard), rows(dy, &shard), rate, dw];
-            self.push("rms_norm_grad_w", &[x_type, ("DY", code(dy.ty.dtype))], &params, &bindings)
-                .groups(op.width.div_ceil(COLUMNS));
+        let index = self.call.inputs.get(3);
+        let chosen = index.map_or(Ok(UNUSED), |index| self.whole(index, "index"))?;
+        let constants = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype)), ("CHOSEN", u32::from(index.is_some()))];
+        let sums = self.output(0)?.ty.numel();
+        for shard in self.row_shards(&[x, dy])? {
+            let (norms, first) = (shard.len() * per_row, shard.start * per_row);
+            let params = [norms, op.width, usize::from(shard.start > 0), first, sums].map(|x| x as u32);
+            let bindings = [rows(x, &shard), rows(dy, &shard), rate, chosen, dw];
+            self.push("rms_norm_grad_w", &constants, &params, &bindings).groups(sums.div_ceil(COLUMNS));
         }
         Ok(())
     }

@@ -1,21 +1,23 @@
 //! Ops on chosen elements of a weight.
 
 use super::product::{Epilogue, Factor, Product};
-use super::{Lowering, View, code, elements, rows, rows_for_rounds, split, width_of, words};
+use super::{Lowering, View, code, elements, rows, rows_for_rounds, rows_of, split, width_of, words};
+use sparta_graph::SampledCost;
 use sparta_graph::ops::{Layout, SampledGrad, Sampling};
-
-/// Above this share of chosen elements the dense product is cheaper: a dot product per element reads two numbers from
-/// memory for each multiplication, a tile of registers reads one for eight.
-const TILED_DENSITY: f64 = 1.0 / 32.0;
+use std::ops::Range;
 
 impl Lowering<'_> {
     pub(super) fn sampled_grad(&mut self, op: &SampledGrad) -> Result<(), String> {
         let (dy, x, index, g) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
         let row_ptr = self.whole(self.input(3)?, "row_ptr")?;
         let (out, columns) = (width_of(dy), width_of(x));
-        let density = index.ty.numel() as f64 / (out * columns).max(1) as f64;
         let tiled = match op.sampling {
-            Sampling::Auto => density > TILED_DENSITY,
+            Sampling::Auto => {
+                let whole = self.sampled_product(0..rows_of(dy))?;
+                let SampledCost { f32, bf16 } = self.bounds.sampled_cost;
+                let cost = if self.units(&whole).is_some() { bf16 } else { f32 };
+                index.ty.numel() as u64 * u64::from(cost) > (out * columns) as u64
+            }
             Sampling::Sampled => false,
             Sampling::Tiled => true,
         };
@@ -32,14 +34,7 @@ impl Lowering<'_> {
                 };
                 let (index, g) = (elements(index, &chosen), elements(g, &chosen));
                 if tiled {
-                    let product = Product {
-                        layout: Layout::Tn,
-                        a: Factor::all_columns(dy, &shard),
-                        b: Factor::all_columns(x, &shard),
-                        m: out,
-                        n: columns,
-                        k: shard.len(),
-                    };
+                    let product = self.sampled_product(shard)?;
                     self.sampled_tiles(&product, &epilogue, [index, row_ptr, g])?;
                 } else {
                     let types = [("DY", code(dy.ty.dtype)), ("X", code(x.ty.dtype))];
@@ -53,6 +48,13 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    /// The dense product over a range of rows of dy and x.
+    fn sampled_product(&self, shard: Range<usize>) -> Result<Product, String> {
+        let (dy, x) = (self.input(0)?, self.input(1)?);
+        let [a, b] = [dy, x].map(|operand| Factor::all_columns(operand, &shard));
+        Ok(Product { layout: Layout::Tn, a, b, m: width_of(dy), n: width_of(x), k: shard.len() })
+    }
+
     /// The chosen elements of a product that is made in tiles. Bindings: index, row_ptr, g.
     fn sampled_tiles(
         &mut self,
@@ -63,8 +65,7 @@ impl Lowering<'_> {
         let tiling = self.tiling(product);
         let params = Self::product_params(product, epilogue, &tiling);
         if tiling.pieces == 1 {
-            self.push_tiles("sampled_grad_tiled", &[], product, (&tiling, &params), &[index, row_ptr, g]);
-            return Ok(());
+            return self.push_tiles("sampled_grad_tiled", &[], product, (&tiling, &params), &[index, row_ptr, g]);
         }
         let partial = self.push_partial(product, &tiling, &params)?;
         let chosen = epilogue.chosen.1 - epilogue.chosen.0;
@@ -88,7 +89,7 @@ impl Lowering<'_> {
 
     pub(super) fn scatter(&mut self) -> Result<(), String> {
         let (w, index, base, delta) = (self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?);
-        let constants = [("W", code(w.ty.dtype))];
+        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype))];
         for part in self.element_shards(&[w])? {
             for chosen in self.element_shards(&[index, base, delta])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];
@@ -98,5 +99,44 @@ impl Lowering<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::lower::{Bounds, MatrixUnits, Step, lower, sampled_cost};
+    use sparta_graph::graph::TensorType;
+    use sparta_graph::ops::{SampledGrad, Sampling};
+    use sparta_graph::{Call, DType, DeviceKind, Operand, Place};
+
+    /// The share from which on the dense product is made depends on what the device multiplies with.
+    #[test]
+    fn the_cheaper_kernel_is_chosen_for_the_device() {
+        let kernel = |kind: DeviceKind, units: Option<MatrixUnits>, dtype: DType, chosen: usize| {
+            let operand = |i, ty| Operand { place: Place::External(i), ty };
+            let call = Call {
+                op: SampledGrad { scale: 1.0, sampling: Sampling::Auto }.into(),
+                inputs: vec![
+                    operand(0, TensorType::new(dtype, [64, 80])),
+                    operand(1, TensorType::new(dtype, [64, 128])),
+                    operand(2, TensorType::new(DType::U32, [chosen])),
+                    operand(3, TensorType::new(DType::U32, [81])),
+                ],
+                outputs: vec![operand(4, TensorType::f32([chosen]))],
+                label: String::new(),
+            };
+            let bounds =
+                Bounds { units, sampled_cost: sampled_cost(kind, units.as_ref()), ..Bounds::new(kind, 1 << 27) };
+            let Some(Step::Dispatch(dispatch)) = lower(&call, bounds).unwrap().steps.pop() else { panic!() };
+            dispatch.kernel.name
+        };
+        let units = Some(MatrixUnits { size: 16, subgroup: 32, vectors: true });
+        let discrete = DeviceKind::DiscreteGpu;
+        assert_eq!(kernel(discrete, None, DType::BF16, 100), "sampled_grad");
+        assert_eq!(kernel(discrete, units, DType::F32, 100), "sampled_grad");
+        assert_eq!(kernel(discrete, units, DType::BF16, 100), "sampled_grad_tiled");
+        assert_eq!(kernel(discrete, units, DType::BF16, 15), "sampled_grad");
+        assert_eq!(kernel(discrete, None, DType::F32, 200), "sampled_grad_tiled");
+        assert_eq!(kernel(DeviceKind::SoftwareGpu, units, DType::BF16, 200), "sampled_grad");
     }
 }

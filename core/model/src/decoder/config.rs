@@ -96,6 +96,7 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
         bos_token_id: keys.token("bos_token_id", defaults.bos)?,
         eos_token_ids: keys.tokens("eos_token_id", defaults.eos)?,
         labels: labels(keys)?,
+        problem_type: problem_type(keys)?,
         initializer_range: keys.positive("initializer_range")?.unwrap_or(0.02) as f32,
         max_position_embeddings,
         dtype: dtype(keys)?,
@@ -168,7 +169,17 @@ fn check_unsupported(keys: &Keys) -> Result<()> {
     if keys.get("attention_dropout").is_some_and(|p| p.as_f64() != Some(0.0)) {
         return Err(keys.invalid("attention_dropout", "0: dropout is an option of the training run, not of the model"));
     }
-    keys.only("problem_type", Value::from("single_label_classification"))
+    Ok(())
+}
+
+/// What transformers calls the kinds of heads of a classifier.
+pub const PROBLEM_TYPES: [&str; 3] = ["single_label_classification", "multi_label_classification", "regression"];
+
+fn problem_type(keys: &Keys) -> Result<Option<String>> {
+    match keys.text("problem_type")? {
+        Some(other) if !PROBLEM_TYPES.contains(&other) => Err(keys.invalid("problem_type", PROBLEM_TYPES.join(", "))),
+        known => Ok(known.map(str::to_owned)),
+    }
 }
 
 /// The class names in `architectures` belong to the family: a backbone with a vocabulary head, a class head or none.

@@ -75,8 +75,7 @@ pub fn vocabulary_factors(
     layers: &mut dyn Layers,
     hidden: Value,
 ) -> Result<[Value; 2]> {
-    let head = if decoder.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    Ok([narrow(graph, layers, hidden)?, layers.factor(graph, head)?])
+    Ok([narrow(graph, layers, hidden)?, layers.factor(graph, decoder.vocabulary_head())?])
 }
 
 /// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.
@@ -122,7 +121,8 @@ fn attention_block(
         let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
         if rotate && decoder.qk_norm {
             let w = layers.tensor(graph, &format!("{attention}.{name}_norm.weight"))?;
-            y = graph.one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false, output: None }, &[y, w])?;
+            y = graph
+                .one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false, output: None, rate: false }, &[y, w])?;
         }
         if rotate {
             let rope = Rope { head_dim: decoder.head_dim, inverse: false };
@@ -188,7 +188,7 @@ fn norm(
 ) -> Result<Value> {
     let w = layers.tensor(graph, &format!("{module}.weight"))?;
     let (eps, plus_one) = (decoder.rms_norm_eps, decoder.norm_plus_one);
-    Ok(graph.one(RmsNorm { eps, plus_one, output: Some(output) }, &[x, w])?)
+    Ok(graph.one(RmsNorm { eps, plus_one, output: Some(output), rate: false }, &[x, w])?)
 }
 
 /// A plain linear layer on tensors that [`Layers::factor`] and [`Layers::tensor`] give; for implementations of

@@ -7,6 +7,7 @@ mod keys;
 mod parameters;
 mod rope;
 
+pub use config::PROBLEM_TYPES;
 pub use families::Family;
 pub use parameters::{HEAD, HeadKind, check_weights};
 pub use rope::{Rope, Scaling};
@@ -61,6 +62,8 @@ pub struct Decoder {
     pub eos_token_ids: Vec<u32>,
     /// Class names of a classifier, from `id2label`; two where the file has none, as in transformers.
     pub labels: Vec<String>,
+    /// What transformers calls the kind of a classifier's head, where the file says so.
+    pub problem_type: Option<String>,
     /// Standard deviation of new weights in pre-training.
     pub initializer_range: f32,
     pub max_position_embeddings: usize,

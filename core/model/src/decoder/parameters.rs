@@ -91,6 +91,11 @@ impl Decoder {
         list
     }
 
+    /// The tensor of the vocabulary head: that of the embeddings where it is tied to them.
+    pub fn vocabulary_head(&self) -> &'static str {
+        if self.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
+    }
+
     /// Number of parameters of the language model, a tied embedding counted once.
     pub fn numel(&self) -> u64 {
         self.parameters(HeadKind::CausalLm).iter().map(Parameter::numel).sum()

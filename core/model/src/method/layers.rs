@@ -111,7 +111,8 @@ impl<'a> AdaptedLayers<'a> {
         let parameter = &self.adaptation.parameters[trained.parameter];
         let weight = self.parameter(graph, trained.parameter);
         let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
-        let base = self.external(graph, base_name(&parameter.name), DType::F32, &trained.shape);
+        let dtype = self.adaptation.device_dtype(trained.parameter);
+        let base = self.external(graph, base_name(&parameter.name), dtype, &trained.shape);
         let delta = self.trained(graph, trained);
         graph.apply(Scatter {}.into(), &[weight, index, base, delta])?;
         Ok(())

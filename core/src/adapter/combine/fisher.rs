@@ -46,6 +46,11 @@ pub fn fisher(
     let mut diagonals = Vec::new();
     for (k, applied) in adapters.iter().enumerate() {
         let dir = applied.adapter.dir.display();
+        if !applied.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{dir}: the Fisher information here is of classes, which it has none of"
+            )));
+        }
         if applied.adapter.heads.len() != 1 {
             return Err(Error::Usage(format!("{dir}: has several heads; the Fisher information is of one task")));
         }

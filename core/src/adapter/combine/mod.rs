@@ -69,8 +69,8 @@ pub struct Combination {
 /// Combines adapters and writes the result into the new directory `out`. `device` opens the device on which
 /// reparametrised weights are merged and gradients computed; it is called only if there are any.
 ///
-/// Adapters may have different methods, options and seeds. Errors: fewer than two; different base models; settings of
-/// the strategy that do not fit; `out` is there already.
+/// Adapters may have different methods, options and seeds. Errors: fewer than two; different base models; classifiers
+/// beside language models; settings of the strategy that do not fit; `out` is there already.
 pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Backend>>) -> Result<Combination> {
     let CombineRequest { adapters, strategy, out, .. } = request;
     let [first, others @ ..] = adapters else { return Err(Error::Usage("there is nothing to combine".into())) };
@@ -78,6 +78,11 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
         return Err(Error::Usage("give at least two adapters to combine".into()));
     }
     others.iter().try_for_each(|other| same_base(first, other))?;
+    let classify = first.objective.pools();
+    if let Some(other) = others.iter().find(|other| other.objective.pools() != classify) {
+        let [a, b] = [first, other].map(|applied| applied.adapter.dir.display());
+        return Err(Error::Usage(format!("{a} and {b}: a classifier and a language model cannot be combined")));
+    }
     strategy.check(adapters.len())?;
     if out.exists() {
         return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
@@ -101,6 +106,8 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
         store(first, position, column, combined, &mut values, &mut indices)?;
     }
     let heads = match one_head {
+        // They all read the base model's vocabulary head.
+        _ if !classify => first.adapter.heads.clone(),
         true => {
             let columns = adapters.iter().map(head_values).collect::<Result<Vec<_>>>()?;
             let weights: Vec<&[f32]> = fisher.iter().map(|f| f.head()).collect();

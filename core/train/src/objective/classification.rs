@@ -44,6 +44,10 @@ impl Objective for Classification {
         self.classes
     }
 
+    fn blank(&self) -> Target {
+        Target::Class(0)
+    }
+
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, _: &Decoder, inputs: LossInputs) -> Result<Loss> {
         let logits = forward::class_logits(graph, layers, inputs.hidden)?;
         graph.set_label("loss");

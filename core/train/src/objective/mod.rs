@@ -12,7 +12,7 @@ pub use multi_label::MultiLabel;
 pub use next_token::NextToken;
 pub use regression::Regression;
 
-use crate::batch::{Batch, Encoded, Size};
+use crate::batch::{Batch, Encoded, Size, Target};
 use crate::evaluate::Evaluation;
 use crate::metrics::Metrics;
 use crate::{Error, Result};
@@ -22,9 +22,11 @@ use sparta_model::forward::Layers;
 use sparta_model::{Decoder, HeadKind};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 /// See the module.
 pub trait Objective: Debug + Send + Sync {
+    /// What messages and files call it.
     fn name(&self) -> &'static str;
 
     /// The head that the model needs. With a classification head the loss sees one row per example, its last one;
@@ -42,6 +44,9 @@ pub trait Objective: Debug + Send + Sync {
     /// Numbers that an evaluation leaves for each example; 0 for none.
     fn outputs(&self) -> usize;
 
+    /// The target of an example of which only the outputs are wanted.
+    fn blank(&self) -> Target;
+
     /// Adds the loss to the graph: `step[LOSS_WEIGHT]` times the sum over the targets.
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, decoder: &Decoder, inputs: LossInputs) -> Result<Loss>;
 
@@ -49,6 +54,24 @@ pub trait Objective: Debug + Send + Sync {
     ///
     /// Errors: an output or a loss that is not finite; an unknown metric.
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics>;
+}
+
+/// The objective of this name with so many outputs for each example.
+///
+/// Errors: there is none.
+pub fn named(name: &str, outputs: usize) -> Result<Arc<dyn Objective>> {
+    let all: [Arc<dyn Objective>; 4] = [
+        Arc::new(Classification { classes: outputs }),
+        Arc::new(MultiLabel { labels: outputs }),
+        Arc::new(Regression {}),
+        Arc::new(NextToken {}),
+    ];
+    let names = all.each_ref().map(|objective| objective.name());
+    let found = all.into_iter().find(|objective| objective.name() == name && objective.outputs() == outputs);
+    found.ok_or_else(|| {
+        let known = names.join(", ");
+        Error::Weights(format!("there is no objective `{name}` with {outputs} outputs; this version knows {known}"))
+    })
 }
 
 impl dyn Objective + '_ {

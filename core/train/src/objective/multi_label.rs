@@ -53,6 +53,10 @@ impl Objective for MultiLabel {
         self.labels
     }
 
+    fn blank(&self) -> Target {
+        Target::Numbers(vec![f32::NAN; self.labels])
+    }
+
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, _: &Decoder, inputs: LossInputs) -> Result<Loss> {
         let logits = forward::class_logits(graph, layers, inputs.hidden)?;
         graph.set_label("loss");

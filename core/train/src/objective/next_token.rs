@@ -13,6 +13,10 @@ use sparta_model::{Decoder, HeadKind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextToken {}
 
+impl NextToken {
+    pub const METRICS: &[&str] = &["perplexity", "log_likelihood"];
+}
+
 impl Objective for NextToken {
     fn name(&self) -> &'static str {
         "next-token prediction"
@@ -54,6 +58,10 @@ impl Objective for NextToken {
         0
     }
 
+    fn blank(&self) -> Target {
+        Target::Tokens(None)
+    }
+
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, decoder: &Decoder, inputs: LossInputs) -> Result<Loss> {
         graph.set_label("lm_head");
         let [hidden, weight] = forward::vocabulary_factors(decoder, graph, layers, inputs.hidden)?;
@@ -62,7 +70,7 @@ impl Objective for NextToken {
         Ok(Loss { loss, outputs: None })
     }
 
-    /// `perplexity`: e to the mean loss per token.
+    /// `perplexity`: e to the mean loss per token; `log_likelihood`: minus that loss, nats per token.
     fn score(&self, metrics: &[String], _: &[Encoded], found: &Evaluation) -> Result<Metrics> {
         let loss = ratio(found.loss, found.targets as f64);
         if !loss.is_finite() {
@@ -71,7 +79,7 @@ impl Objective for NextToken {
         Ok(Metrics {
             examples: found.predictions.len() as u64,
             loss,
-            scores: choose(metrics, &[("perplexity", loss.exp())])?,
+            scores: choose(metrics, &[("perplexity", loss.exp()), ("log_likelihood", -loss)])?,
             confusion: vec![],
         })
     }

@@ -1,7 +1,7 @@
 use super::multi_label::numbers;
 use super::{Loss, LossInputs, Objective, check_finite, choose, ratio};
 use crate::Result;
-use crate::batch::{Batch, Encoded, Labels, Size};
+use crate::batch::{Batch, Encoded, Labels, Size, Target};
 use crate::evaluate::Evaluation;
 use crate::metrics::Metrics;
 use sparta_graph::graph::TensorType;
@@ -37,6 +37,10 @@ impl Objective for Regression {
 
     fn outputs(&self) -> usize {
         1
+    }
+
+    fn blank(&self) -> Target {
+        Target::Numbers(vec![f32::NAN])
     }
 
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, _: &Decoder, inputs: LossInputs) -> Result<Loss> {

@@ -2,7 +2,10 @@
 
 mod adamw;
 mod adamw_bf16;
+mod group;
 mod sgd;
+
+pub use group::{Group, GroupPlan};
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -125,21 +128,11 @@ impl Choice {
     }
 }
 
-/// Trained tensors that are updated in a way of their own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Group {
-    /// Names of trained tensors; `*` stands for any text.
-    pub pattern: String,
-    /// What the learning rate is multiplied with.
-    pub lr_factor: f32,
-    pub weight_decay: f32,
-}
-
 /// How trained tensors are updated.
 #[derive(Clone, Debug)]
 pub struct Optimization {
     pub optimizer: Arc<dyn Optimizer>,
-    /// Of tensors that no group names.
+    /// Of tensors whose group has none.
     pub weight_decay: f32,
     /// The first that names a tensor is its group.
     pub groups: Vec<Group>,
@@ -157,52 +150,20 @@ impl Default for Optimization {
 impl Optimization {
     /// The position of a tensor's group; one beyond the last for tensors of none.
     pub fn group_of(&self, tensor: &str) -> usize {
-        let found = self.groups.iter().position(|group| matches(&group.pattern, tensor));
+        let found = self.groups.iter().position(|group| group.contains(tensor));
         found.unwrap_or(self.groups.len())
     }
 
     /// Learning rate factor and weight decay of a group.
     pub fn rates(&self, group: usize) -> (f32, f32) {
-        self.groups.get(group).map_or((1.0, self.weight_decay), |group| (group.lr_factor, group.weight_decay))
+        let Some(group) = self.groups.get(group) else { return (1.0, self.weight_decay) };
+        (group.lr_factor, group.weight_decay.unwrap_or(self.weight_decay))
     }
-}
-
-/// Whether a name is what a pattern says, where `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
-    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(name) = name.strip_prefix(head) else { return false };
-    let ends = name.char_indices().map(|(i, _)| i).chain([name.len()]);
-    ends.into_iter().any(|i| matches(rest, &name[i..]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, name, expected) in [
-            ("*", "", true),
-            ("*.weight", "a.weight", true),
-            ("*norm*", "model.norm.weight", true),
-            ("score.weight", "score.weight", true),
-            ("score", "score.weight", false),
-            ("a*b*c", "abxc", true),
-            ("a*b", "abc", false),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
-    }
-
-    #[test]
-    fn the_first_group_that_names_a_tensor_counts() {
-        let group = |pattern: &str, weight_decay| Group { pattern: pattern.into(), lr_factor: 2.0, weight_decay };
-        let groups = vec![group("*norm*", 0.0), group("*", 0.5)];
-        let optimization = Optimization { groups, ..Default::default() };
-        let rates = |name: &str| optimization.rates(optimization.group_of(name));
-        assert_eq!([rates("a.norm.weight"), rates("b")], [(2.0, 0.0), (2.0, 0.5)]);
-        assert_eq!(Optimization::default().rates(Optimization::default().group_of("b")), (1.0, 0.0));
-    }
 
     #[test]
     fn bad_choices_are_named() {

@@ -14,6 +14,19 @@ fn adapters_report_what_we_use() {
     assert!(adapter.limits.subgroup_size.0 <= adapter.limits.subgroup_size.1);
 }
 
+/// An adapter that offers matrix units passes their test, or says that they are not in use.
+#[test]
+fn matrix_units_are_in_use_or_said_not_to_be() {
+    let Some(backend) = open(None) else { return };
+    let info = backend.info();
+    let multiplier = info.multiplier.clone().unwrap();
+    println!("{}: {multiplier}", info.name);
+    assert!(std::env::var_os("SPARTA_MATRIX_UNITS").is_none() || multiplier.starts_with("matrix units"), "{info:?}");
+    let offered = !crate::adapters::matrix_units(&crate::adapters::adapters()[0]).is_empty();
+    assert_eq!(multiplier.starts_with("matrix units"), !info.products.is_empty());
+    assert_eq!(multiplier == "f32" && offered, info.driver.contains("not in use"));
+}
+
 #[test]
 fn wrong_selectors_name_the_adapters() {
     let Some(backend) = open(None) else { return };
@@ -52,6 +65,38 @@ fn bytes_come_back_as_written() {
     assert!(backend.read(buffer, 1, &mut [0; 2]).is_err());
     assert!(backend.write(BufferId(99), 0, &[]).is_err());
     assert!(backend.run(PlanId(99)).is_err());
+}
+
+/// A plan is divided into submissions by what the device was seen to do, and computes the same.
+#[test]
+fn much_work_is_several_submissions() {
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut backend) = open(None) else { return };
+    let mut graph = Graph::new();
+    let [x, y] = ["x", "y"].map(|name| graph.external(name, DType::F32, [1 << 20]));
+    let mut sum = x;
+    for _ in 0..8 {
+        sum = graph.one(Add {}, &[sum, x]).unwrap();
+    }
+    graph.apply(Store {}.into(), &[y, sum]).unwrap();
+    let plan = Plan::build(&graph, false);
+    let buffers = ["x", "y"].map(|name| backend.alloc(DType::F32, 1 << 20, name).unwrap());
+    backend.write(buffers[0], 0, &0.5f32.to_le_bytes().repeat(1 << 20)).unwrap();
+    let arena = backend.alloc(DType::F32, plan.arena.div_ceil(4), "arena").unwrap();
+    let id = backend.prepare(&plan, &[arena], &buffers).unwrap();
+    let mut run = |rate: f64| {
+        backend.pace.borrow_mut().set_rate(rate);
+        let before = backend.submitted();
+        backend.submit(&[Work::Run(id)]).unwrap();
+        let submissions = backend.submitted() - before;
+        let mut out = vec![0; 4 << 20];
+        backend.read(buffers[1], 0, &mut out).unwrap();
+        assert!(out.as_chunks::<4>().0.iter().all(|&x| f32::from_le_bytes(x) == 4.5));
+        submissions
+    };
+    assert_eq!(run(1e15), 1);
+    // One step each, until the first of them is done and its time known.
+    assert!(run(1.0) >= 4);
 }
 
 /// Writes between runs take effect in order, and a read sees what was submitted before it, not after.

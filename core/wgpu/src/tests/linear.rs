@@ -1,4 +1,4 @@
-use super::{Data, bench, f32s, floats};
+use super::{Data, bench, exactly, f32s, floats, numbers};
 use sparta_graph::DType;
 use sparta_graph::ops::{Layout, Linear};
 
@@ -73,6 +73,40 @@ fn large_tiles() {
             bench.check_bf16(2e-6, op.clone(), &inputs(&op, m, n, k, DType::F32), &[0, 1]);
         }
     }
+}
+
+/// Operands of 16 bits and whole loads, which matrix units multiply where there are any: ragged tiles, both sizes of tiles,
+/// pieces of k, results of both types, shards; magnitudes far from those that f16 holds.
+#[test]
+fn products_on_matrix_units() {
+    let Some(mut bench) = bench() else { return };
+    for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+        for (m, n, k) in [(16, 24, 40), (72, 80, 64), (144, 400, 160), (64, 40, 1024), (136, 144, 4096)] {
+            if k == 4096 {
+                // Too small a limit for rows this long.
+                bench.backends.truncate(1);
+            }
+            for (output, fused) in [(None, true), (Some(DType::F32), false)] {
+                let op = Linear { layout, scale: 0.5, bias: fused, residual: fused, output };
+                let rounded = if fused { vec![0, 1, 3] } else { vec![0, 1] };
+                bench.check_bf16(2e-6, op.clone(), &inputs(&op, m, n, k, DType::F32), &rounded);
+            }
+        }
+        for (large, small) in [(2f32.powi(80), 2f32.powi(-90)), (2f32.powi(-60), 2f32.powi(60)), (3e5, 1e-3)] {
+            let op = Linear { output: Some(DType::F32), ..Linear::plain(layout) };
+            let mut inputs = inputs(&op, 72, 80, 96, DType::F32);
+            for (input, factor) in inputs.iter_mut().zip([large, small]) {
+                let values: Vec<f32> = numbers(&input.ty, &input.bytes).iter().map(|x| x * factor).collect();
+                *input = exactly(&input.ty.shape, &values);
+            }
+            bench.check_bf16(2e-6, op, &inputs, &[0, 1]);
+        }
+    }
+    // Weights in f16.
+    let op = Linear::plain(Layout::Nt);
+    let mut inputs = inputs(&op, 72, 80, 64, DType::F16);
+    inputs[0] = floats(DType::BF16, &[72, 64], 1);
+    bench.check_bf16(2e-6, op, &inputs, &[]);
 }
 
 /// Few tiles and a long inner dimension: pieces of it are summed apart, in small tiles and in large ones.

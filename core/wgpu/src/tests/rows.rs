@@ -10,12 +10,14 @@ fn norms() {
         let (x, dy, acc, w) = (f32s(x, 1), f32s(x, dy), f32s(x, acc), floats(dtype, &[width], 4));
         for plus_one in [false, true] {
             let eps = 1e-2;
-            bench.check(RmsNorm { eps, plus_one, output: None }, &[x.clone(), w.clone()]);
+            bench.check(RmsNorm { eps, plus_one, output: None, rate: plus_one }, &[x.clone(), w.clone()]);
             let op = RmsNormGrad { eps, plus_one };
             bench.check(op.clone(), &[x.clone(), w.clone(), dy.clone()]);
             bench.check(op, &[x.clone(), w.clone(), dy.clone(), acc.clone()]);
         }
-        bench.check(RmsNormGradW { eps: 1e-2, width }, &[x, dy]);
+        let (rate, index) = (f32s(&[t, per_row], 5), u32s(&[2], &[1, width as u32 - 2]));
+        bench.check(RmsNormGradW { width }, &[x.clone(), dy.clone(), rate.clone()]);
+        bench.check(RmsNormGradW { width }, &[x, dy, rate, index]);
     }
 }
 
@@ -38,14 +40,15 @@ fn rows_in_bf16() {
         let (x, dy, acc, w) = (f32s(&shape, 1), f32s(&shape, 2), f32s(&shape, 3), floats(DType::BF16, &[width], 4));
         let eps = 1e-2;
         for output in [None, Some(DType::F32), Some(DType::BF16)] {
-            let op = RmsNorm { eps, plus_one: true, output };
+            let op = RmsNorm { eps, plus_one: true, output, rate: true };
             bench.check_bf16(2e-6, op.clone(), &[x.clone(), w.clone()], &[0]);
             bench.check_bf16(2e-6, op, &[x.clone(), w.clone()], &[]);
         }
         let op = RmsNormGrad { eps, plus_one: true };
         bench.check_bf16(2e-6, op.clone(), &[x.clone(), w.clone(), dy.clone()], &[2]);
         bench.check_bf16(2e-6, op, &[x.clone(), w.clone(), dy.clone(), acc], &[0, 2, 3]);
-        bench.check_bf16(2e-6, RmsNormGradW { eps, width }, &[x.clone(), dy], &[0, 1]);
+        let rate = f32s(&[t, per_row], 5);
+        bench.check_bf16(2e-6, RmsNormGradW { width }, &[x.clone(), dy, rate], &[0, 1]);
         bench.check_bf16(2e-6, ColumnSum {}, std::slice::from_ref(&x), &[0]);
     }
     for head_dim in [40, 6] {

@@ -32,7 +32,10 @@ fn sampled_gradients() {
     // Too small a limit for rows this long.
     bench.backends.truncate(1);
     check_sampled(&mut bench, 30, 1100, 1028, 0.02);
-    check_sampled(&mut bench, 1280, 300, 600, 0.05);
+    // Whole loads of 8.
+    check_sampled(&mut bench, 37, 72, 136, 0.1);
+    check_sampled(&mut bench, 40, 1096, 1032, 0.02);
+    check_sampled(&mut bench, 1280, 304, 600, 0.05);
 }
 
 #[test]
@@ -60,7 +63,11 @@ fn scatters() {
             // Sums that are exact in f32, some of them halfway between two numbers of the type.
             let grid = |seed| noise(index.len(), seed).map(|x| (x * 1024.0).round() / 1024.0).collect::<Vec<_>>();
             let (base, delta) = (exactly(&chosen, &grid(2)), exactly(&chosen, &grid(3)));
-            bench.check_to(0.0, Scatter {}, &[floats(dtype, &[n], 1), u32s(&chosen, &index), base, delta]);
+            let w = floats(dtype, &[n], 1);
+            for base in [base, floats(dtype, &chosen, 2)] {
+                let inputs = [w.clone(), u32s(&chosen, &index), base, delta.clone()];
+                bench.check_to(0.0, Scatter {}, &inputs);
+            }
         }
     }
 }

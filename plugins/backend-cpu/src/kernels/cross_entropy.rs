@@ -1,5 +1,6 @@
 use crate::bind::{Io, Kernel};
-use crate::memory::{Need, Ptr};
+use crate::elementwise::pieces;
+use crate::memory::{Floats, Need, Ptr};
 use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
 use crate::simd::{LANES, map, simd, sum};
@@ -63,6 +64,50 @@ pub fn prepare_grad<T: Real>(op: &CrossEntropyGrad, io: &Io) -> Result<Kernel, S
                 }
             }
         })
+    }))
+}
+
+/// Both at once: the gradient goes to `output`, which may be the logits.
+pub fn prepare_with_grad<T: Real>(op: &CrossEntropy, io: &Io, grad: &Io, output: Floats<T>) -> Result<Kernel, String> {
+    let ((rows, classes), logits, labels, step) = (io.matrix(0)?, io.real::<T>(0)?, io.words(1)?, io.real::<T>(2)?);
+    let (loss, lse, d_loss) = (io.output::<T>(0)?, io.output::<T>(1)?, grad.real::<T>(4)?);
+    let cap = op.soft_cap.map(T::from_f32);
+    let need = Need { shared: rows * size_of::<T>(), per_thread: 0 };
+    Ok(Kernel::new(need, move |scratch| {
+        let losses = scratch.shared::<T>();
+        // SAFETY: one upstream gradient; `step` has `step::LEN` elements.
+        let (weight, scale) = unsafe { (*step.at(step::LOSS_WEIGHT), *d_loss.at(0) * *step.at(step::LOSS_WEIGHT)) };
+        each_row(rows, classes, labels, |row, label| {
+            // SAFETY: row `row` of the tensors, which no other task touches; the label was checked.
+            unsafe {
+                let x = logits.slice(row * classes, classes);
+                let log_sum = match cap {
+                    None => log_sum_exp::<T, false>(x, T::ONE),
+                    Some(cap) => log_sum_exp::<T, true>(x, cap),
+                };
+                let logit = label.map(|label| x[label]);
+                let own = |logit| log_sum - cap.map_or(logit, |cap| capped(logit, cap));
+                (*lse.at(row), *losses.at(row)) = (log_sum, logit.map_or(T::ZERO, own));
+                let one_hot = logit.map(|logit| scale * cap.map_or(T::ONE, |cap| slope(logit, cap)));
+                let range = row * classes..(row + 1) * classes;
+                pieces(range, [Floats::Full(logits)], [output], |piece, [x], [y]| match (label, one_hot) {
+                    (Some(label), Some(one_hot)) => {
+                        match cap {
+                            None => softmax::<T, false>(piece.len(), x, T::ONE, log_sum, scale, y),
+                            Some(cap) => softmax::<T, true>(piece.len(), x, cap, log_sum, scale, y),
+                        }
+                        let label = row * classes + label;
+                        if piece.contains(&label) {
+                            *y.add(label - piece.start) += -one_hot;
+                        }
+                    }
+                    _ => std::slice::from_raw_parts_mut(y, piece.len()).fill(T::ZERO),
+                });
+            }
+        })?;
+        // SAFETY: all rows are written, and one loss.
+        unsafe { *loss.at(0) = weight * losses.slice(0, rows).iter().fold(T::ZERO, |sum, &x| sum + x) };
+        Ok(())
     }))
 }
 

@@ -1,5 +1,6 @@
 //! Composite ops: their parts, one after the other.
 
+use super::cross_entropy;
 use crate::bind::{Io, Kernel};
 use crate::memory::Need;
 use crate::real::Real;
@@ -7,11 +8,32 @@ use sparta_graph::{Op, Part};
 
 /// A kernel that runs the parts of `op`.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
-    let parts = op.parts(&io.types());
-    let prepare = |part: &Part| super::prepare::<T>(&part.op, &io.part::<T>(part)?);
-    let kernels: Vec<Kernel> = parts.iter().map(prepare).collect::<Result<_, String>>()?;
+    let kernels = kernels::<T>(&op.parts(&io.types()), io)?;
     let need = kernels.iter().fold(Need::default(), |need, kernel| need.max(kernel.need));
     Ok(Kernel::new(need, move |scratch| kernels.iter().try_for_each(|kernel| (kernel.run)(scratch))))
+}
+
+/// One for each part; but a cross-entropy and its gradient, rounded if a cast follows, are one, which has a row of logits
+/// in the cache for all three.
+fn kernels<T: Real>(parts: &[Part], io: &Io) -> Result<Vec<Kernel>, String> {
+    let (mut kernels, mut rest) = (Vec::new(), parts);
+    while let [part, after @ ..] = rest {
+        rest = after;
+        let own = io.part::<T>(part)?;
+        let (Op::CrossEntropy(op), [grad, after @ ..]) = (&part.op, after) else {
+            kernels.push(super::prepare::<T>(&part.op, &own)?);
+            continue;
+        };
+        if !matches!(grad.op, Op::CrossEntropyGrad(_)) || grad.inputs[0] != part.inputs[0] {
+            kernels.push(super::prepare::<T>(&part.op, &own)?);
+            continue;
+        }
+        let cast = after.first().filter(|cast| matches!(cast.op, Op::Cast(_)) && cast.inputs[0] == grad.outputs[0]);
+        let output = io.part::<T>(cast.unwrap_or(grad))?.float_output(0)?;
+        kernels.push(cross_entropy::prepare_with_grad::<T>(op, &own, &io.part::<T>(grad)?, output)?);
+        rest = &after[usize::from(cast.is_some())..];
+    }
+    Ok(kernels)
 }
 
 #[cfg(test)]

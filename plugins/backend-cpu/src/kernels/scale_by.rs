@@ -1,13 +1,13 @@
 use crate::bind::{Io, Kernel};
-use crate::parallel::{GRAIN, chunks};
+use crate::elementwise::elementwise;
 use crate::real::Real;
 use crate::simd::{map, simd};
 
 pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let (x, s, y, n) = (io.real::<T>(0)?, io.real::<T>(1)?, io.output::<T>(0)?, io.numel(0)?);
+    let (x, s, y, n) = (io.floats::<T>(0)?, io.real::<T>(1)?, io.float_output::<T>(0)?, io.numel(0)?);
     Ok(Kernel::plain(move || {
-        // SAFETY: s has one element, the others are chunks of tensors of n elements.
-        chunks(n, GRAIN, |c| unsafe { scale(c.len(), x.at(c.start), *s.at(0), y.at(c.start)) });
+        // SAFETY: s has one element, the others are tensors of n elements.
+        unsafe { elementwise(n, [x], [y], |r, [x], [y]| scale(r.len(), x, *s.at(0), y)) }
     }))
 }
 
@@ -19,7 +19,7 @@ simd! {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{Tensor, check};
+    use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::DType;
     use sparta_graph::ops::ScaleBy;
 
@@ -27,6 +27,8 @@ mod tests {
     fn scales() {
         let x = Tensor::random(DType::F32, &[3, 12_345], 1);
         let expected = x.values().iter().map(|x| 0.75 * x).collect();
-        check(ScaleBy {}, &[x, Tensor::f32(&[1], &[0.75])], &[expected], 1e-7);
+        let inputs = [x, Tensor::f32(&[1], &[0.75])];
+        check(ScaleBy {}, &inputs, &[expected], 1e-7);
+        check_bf16(ScaleBy {}, &inputs, &[0], 1e-7);
     }
 }

@@ -4,7 +4,7 @@ use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
 
 pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let (w, index, base, delta) = (io.floats::<T>(0)?, io.words(1)?, io.real::<T>(2)?, io.real::<T>(3)?);
+    let (w, index, base, delta) = (io.floats::<T>(0)?, io.words(1)?, io.floats::<T>(2)?, io.real::<T>(3)?);
     let (elements, n) = (io.numel(0)?, io.numel(1)?);
     Ok(Kernel::new(Need::default(), move |_| {
         try_tasks(n.div_ceil(GRAIN), |task| {
@@ -16,7 +16,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
                     if at >= elements || i > 0 && *index.at(i - 1) as usize >= at {
                         return Err(format!("index[{i}] is {at}: indices must ascend and be below {elements}"));
                     }
-                    w.set(at, *base.at(i) + *delta.at(i));
+                    w.set(at, base.get(i) + *delta.at(i));
                 }
             }
             Ok(())
@@ -34,10 +34,12 @@ mod tests {
     fn writes_rounded_sums() {
         let index: Vec<u32> = (1..60_000).step_by(3).collect();
         let n = index.len();
-        let [base, delta] = [1, 2].map(|seed| Tensor::random(DType::F32, &[n], seed));
-        let sums = base.values().into_iter().zip(delta.values()).map(|(base, delta)| base + delta);
-        let sums: Vec<f64> = sums.collect();
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let delta = Tensor::random(DType::F32, &[n], 2);
+        let types = [DType::F32, DType::BF16, DType::F16];
+        for (dtype, of_base) in types.into_iter().zip([DType::F32, DType::F32, DType::F32]).chain(types.map(|t| (t, t)))
+        {
+            let base = Tensor::random(of_base, &[n], 1);
+            let sums: Vec<f64> = base.values().iter().zip(delta.values()).map(|(base, delta)| base + delta).collect();
             let w = Tensor::random(dtype, &[200, 300], 3);
             let mut expected = w.values();
             for (&at, &sum) in index.iter().zip(&sums) {

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sparta_core::plugin::{Entry, PluginSet};
+use sparta_core::splits;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
 use sparta_plugin::graph::{DType, Graph, Op, Plan, Value};
@@ -245,7 +246,8 @@ pub fn task(bytes: &[u8]) -> bool {
     let Some(task) = plugins.tasks().first() else { return false };
     let Some(info) = task.info().tasks.first() else { return false };
     let request = OpenRequest::new(info.id.clone(), "data");
-    sparta_core::splits::load(&|| task.open(&request), &sparta_core::splits::SPLITS, info, 7).is_ok()
+    let source = splits::Source { open: &|| task.open(&request), data: &request.data };
+    splits::load(&source, &splits::SPLITS, info, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

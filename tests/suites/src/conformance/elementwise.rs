@@ -196,6 +196,7 @@ fn a_scalar_shape() -> Case {
 /// More elements than 65,535 workgroups of 256 hold; a few of them are looked at.
 fn millions() -> Case {
     Case::new("elementwise ops on 16.9 million elements", |b| {
+        b.refusable = true;
         let n = 16_900_001;
         let rng = b.rng_key();
         let ones = b.one(Fill { value: 1.0, shape: vec![n] }, &[]);

@@ -3,15 +3,16 @@
 //! A rounded value that lies near the middle of two bf16 numbers may become either of them, and everything behind it is
 //! then different. So each op is judged alone, on the values that the device itself gave it: its result lies between
 //! `round(ref - t)` and `round(ref + t)`, where ref is the reference's result from these values before rounding and t
-//! the tolerance in f32.
+//! the tolerance in f32. What a composite op rounds inside widens that interval by what the rounding can make of it.
 
 use super::case::Program;
 use super::check::Failure;
+use super::naive;
 use crate::device::Tensors;
 use crate::tensor::round;
 use crate::{Device, Tensor};
 use sparta_graph::graph::{Node, TensorType};
-use sparta_graph::ops::{Cast, Linear, RmsNorm, Store};
+use sparta_graph::ops::{Cast, IGNORED, Layout, Linear, RmsNorm, Store, WeightGrad, step};
 use sparta_graph::{DType, Graph, GraphError, Op, Plan, Value};
 use std::collections::HashMap;
 
@@ -25,6 +26,7 @@ pub fn activations(op: &Op) -> &'static [usize] {
         Op::SelectRows(_) | Op::ScatterRows(_) | Op::SoftCap(_) | Op::Gather(_) => &[0],
         Op::GatedAct(_) | Op::SoftCapGrad(_) | Op::SampledGrad(_) | Op::RmsNormGradW(_) => &[0, 1],
         Op::Add(_) | Op::AttentionDelta(_) => &[0, 1],
+        Op::LinearCrossEntropy(_) | Op::ScaleBy(_) => &[0],
         Op::Attention(_) | Op::GatedActGrad(_) => &[0, 1, 2],
         Op::RmsNormGrad(_) => &[0, 2, 3],
         Op::AttentionGrad(_) => &[0, 1, 2, 3],
@@ -140,7 +142,8 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     let (graph, places) = observed(&program.graph).map_err(wrong)?;
     let mut data = program.data.clone();
     data.extend(places.into_iter().map(|(name, ty)| (name, Tensor::zeros(ty))));
-    let outputs = device.run(&Plan::build(&graph, false), &data)?;
+    let plan = Plan::in_segments(&graph, false, device.info().segment_limit());
+    let outputs = device.run(&plan, &data)?;
     let value = |v: Value| {
         let name = program.graph.values()[v.0 as usize].external.clone().unwrap_or_else(|| place_of(v));
         outputs.get(&name).or_else(|| program.data.get(&name)).cloned()
@@ -148,11 +151,12 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     for node in program.graph.nodes().iter().filter(|node| !matches!(node.op, Op::Store(_))) {
         let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| value(v)).collect();
         let inputs = inputs.ok_or_else(|| Failure::Wrong(format!("{}: an input is not there", node.op.name())))?;
-        let exact = one_op(node, &inputs)?;
-        for (o, (&output, exact)) in node.outputs.iter().zip(exact).enumerate() {
+        let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs));
+        for (o, (&output, exact)) in node.outputs.iter().zip(exact).take(results(&node.op)).enumerate() {
             let Some(got) = value(output) else { continue };
             let context = format!("{:?}, output {o} {} {:?}", node.op, got.ty.dtype, got.ty.shape);
-            between(&context, &got, &exact, &tolerance).map_err(Failure::Wrong)?;
+            let more = inside.get(o).map_or(&[][..], Vec::as_slice);
+            between(&context, &got, &exact, more, &tolerance).map_err(Failure::Wrong)?;
         }
     }
     Ok(())
@@ -181,10 +185,63 @@ fn one_op(node: &Node, inputs: &[Tensor]) -> Result<Vec<Vec<f64>>, Failure> {
     Ok((0..outputs.len()).filter_map(|o| results.remove(&format!("out{o}"))).map(|tensor| tensor.values).collect())
 }
 
-fn between(context: &str, got: &Tensor, exact: &[f64], tolerance: &impl Fn(f64) -> f64) -> Result<(), String> {
+/// Outputs before scratch memory.
+fn results(op: &Op) -> usize {
+    match op {
+        Op::LinearCrossEntropy(op) => 2 + usize::from(op.hidden_grad) + usize::from(op.weight_grad != WeightGrad::None),
+        _ => usize::MAX,
+    }
+}
+
+/// What rounding inside of the op can change in each element of its outputs. `linear_cross_entropy` rounds the gradient
+/// of the logits to the type of the hidden states, by 2^-8 of each element at most, and multiplies it by weight and
+/// hidden states: a product changes by no more than 2^-8 of that of the absolute values.
+fn inside(op: &Op, inputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let (Op::LinearCrossEntropy(op), [hidden, weight, labels, scalars, more @ ..]) = (op, inputs) else {
+        return vec![];
+    };
+    if hidden.ty.dtype != DType::BF16 {
+        return vec![];
+    }
+    let ([rows, width], vocabulary) = ([hidden.ty.shape[0], hidden.ty.shape[1]], weight.ty.shape[0]);
+    let scale = f64::from(op.scale);
+    let products = naive::product(Layout::Nt, [rows, vocabulary, width], &hidden.values, &weight.values);
+    let mut gradient = Vec::with_capacity(products.len());
+    for (row, &label) in products.chunks(vocabulary).zip(&labels.values) {
+        let tanh = |x: f64| op.soft_cap.map_or(0.0, |cap| (x * scale / f64::from(cap)).tanh());
+        let logit = |x: f64| op.soft_cap.map_or(x * scale, |cap| f64::from(cap) * tanh(x));
+        let lse = naive::log_sum_exp(&row.iter().map(|&x| logit(x)).collect::<Vec<_>>());
+        let counts = if label == f64::from(IGNORED) { 0.0 } else { scalars.values[step::LOSS_WEIGHT] };
+        gradient.extend(row.iter().enumerate().map(|(v, &x)| {
+            let hit = f64::from(u8::from(v as f64 == label));
+            (counts * ((logit(x) - lse).exp() - hit) * (1.0 - tanh(x).powi(2))).abs()
+        }));
+    }
+    let absolute = |tensor: &Tensor| tensor.values.iter().map(|x| x.abs()).collect::<Vec<_>>();
+    let bound = |product: Vec<f64>| product.into_iter().map(|x| 2f64.powi(-8) * scale.abs() * x).collect::<Vec<_>>();
+    let mut all = vec![vec![], vec![]];
+    if op.hidden_grad {
+        all.push(bound(naive::product(Layout::Nn, [rows, width, vocabulary], &gradient, &absolute(weight))));
+    }
+    let whole = bound(naive::product(Layout::Tn, [vocabulary, width, rows], &gradient, &absolute(hidden)));
+    match (op.weight_grad, more) {
+        (WeightGrad::Dense, _) => all.push(whole),
+        (WeightGrad::Sampled, [index, ..]) => all.push(index.values.iter().map(|&i| whole[i as usize]).collect()),
+        _ => {}
+    }
+    all
+}
+
+fn between(
+    context: &str,
+    got: &Tensor,
+    exact: &[f64],
+    more: &[f64],
+    tolerance: &impl Fn(f64) -> f64,
+) -> Result<(), String> {
     let dtype = got.ty.dtype;
     for (i, (&x, &exact)) in got.values.iter().zip(exact).enumerate() {
-        let t = if exact.is_finite() { tolerance(exact) } else { 0.0 };
+        let t = if exact.is_finite() { tolerance(exact) + more.get(i).unwrap_or(&0.0) } else { 0.0 };
         let (low, high) = match dtype {
             DType::BF16 | DType::F16 => (round(dtype, exact - t), round(dtype, exact + t)),
             _ => (exact - t, exact + t),

@@ -16,7 +16,7 @@ pub fn cases() -> Vec<Case> {
             rows,
             heads,
             width,
-            RmsNorm { eps: [1e-6, 1e-5][i / 2 % 2], plus_one: i % 2 == 1, output: None },
+            RmsNorm { eps: [1e-6, 1e-5][i / 2 % 2], plus_one: i % 2 == 1, output: None, rate: false },
             dtype,
         ));
     }
@@ -50,7 +50,7 @@ fn residual_around_a_norm() -> Case {
     Case::new("rms_norm inside a residual", |b| {
         let (x, w) = (b.normal(&[9, 33]), b.weight(DType::BF16, &[33]));
         let h = b.one(Add {}, &[x, x]);
-        let normed = b.one(RmsNorm { eps: 1e-6, plus_one: true, output: None }, &[h, w]);
+        let normed = b.one(RmsNorm { eps: 1e-6, plus_one: true, output: None, rate: false }, &[h, w]);
         let y = b.one(Add {}, &[h, normed]);
         b.seed(y);
         b.wrt(&[x, w]);
@@ -62,7 +62,7 @@ fn tiny_rows() -> Case {
     Case::new("rms_norm of tiny rows", |b| {
         let values = b.random.normals(3 * 19).iter().enumerate().map(|(i, x)| x * [0.0, 1e-3, 1e-2][i / 19]).collect();
         let (x, w) = (b.f32s(&[3, 19], values), b.normal(&[19]));
-        let y = b.one(RmsNorm { eps: 1e-5, plus_one: false, output: None }, &[x, w]);
+        let y = b.one(RmsNorm { eps: 1e-5, plus_one: false, output: None, rate: false }, &[x, w]);
         b.expect(y, naive::rms_norm(&b.of(x), &b.of(w), 1e-5, false));
         b.seed(y);
         b.wrt(&[w]);
@@ -72,7 +72,7 @@ fn tiny_rows() -> Case {
 fn many_norms() -> Case {
     Case::new("rms_norm of 70001 rows", |b| {
         let (x, w) = (b.normal(&[70_001, 2]), b.normal(&[2]));
-        let y = b.one(RmsNorm { eps: 1e-2, plus_one: false, output: None }, &[x, w]);
+        let y = b.one(RmsNorm { eps: 1e-2, plus_one: false, output: None, rate: false }, &[x, w]);
         b.expect(y, naive::rms_norm(&b.of(x), &b.of(w), 1e-2, false));
         b.seed(y);
         b.wrt(&[x]);

@@ -33,9 +33,10 @@ pub fn cases() -> Vec<Case> {
         for (rows, columns, density) in
             [(1, 1, 1.0), (3, 7, 0.5), (17, 33, 0.05), (5, 65, 1.0), (9, 257, 0.3), (2, 3, 0.0)]
         {
-            cases.push(scatter(dtype, rows, columns, density));
+            cases.push(scatter(dtype, dtype, rows, columns, density));
         }
-        cases.push(scatter(dtype, 271, 263, 1.0));
+        cases.push(scatter(dtype, dtype, 271, 263, 1.0));
+        cases.push(scatter(dtype, DType::F32, 17, 33, 0.3));
     }
     cases
 }
@@ -98,7 +99,7 @@ fn chosen_norms_and_rows() -> Case {
         let (table, norm) = (b.weight(DType::BF16, &[11, 9]), b.weight(DType::BF16, &[9]));
         let tokens = b.u32s(&[5], [1, 10, 1, 0, 4]);
         let h = b.one(Embed { scale: 2.0, padding: None }, &[table, tokens]);
-        let h = b.one(RmsNorm { eps: 1e-6, plus_one: false, output: None }, &[h, norm]);
+        let h = b.one(RmsNorm { eps: 1e-6, plus_one: false, output: None, rate: false }, &[h, norm]);
         let logits = b.one(Linear::plain(Layout::Nt), &[h, table]);
         b.seed(logits);
         b.wrt_chosen(norm, &[0, 3, 8], false);
@@ -118,20 +119,22 @@ fn gather(n: usize) -> Case {
     })
 }
 
-/// Base and delta lie on a grid on which their f32 sum is exact, ties of the rounding included, so that every backend
+/// `of_base` is the type of the base values. Base and delta lie on a grid on which their f32 sum is exact, ties of the rounding included, so that every backend
 /// must store the same number. Neighbours of the chosen elements, which share a word with them, must stay.
-fn scatter(dtype: DType, rows: usize, columns: usize, density: f64) -> Case {
-    Case::new(format!("scatter {dtype} {rows}x{columns} density {density}"), move |b| {
+fn scatter(dtype: DType, of_base: DType, rows: usize, columns: usize, density: f64) -> Case {
+    Case::new(format!("scatter {dtype} from {of_base} {rows}x{columns} density {density}"), move |b| {
         let w = b.weight(dtype, &[rows, columns]);
         let index = b.random.subset(rows * columns, density);
         let places = b.u32s(&[index.len()], index.iter().copied());
         let mut values = b.of(w);
-        let base: Vec<f64> = index.iter().map(|&i| (values[i] * 256.0).round() / 256.0).collect();
+        let on_grid = |x: f64| round(of_base, (x * 256.0).round() / 256.0);
+        let base: Vec<f64> = index.iter().map(|&i| on_grid(values[i])).collect();
         let delta: Vec<f64> = b.random.normals(index.len()).iter().map(|x| (x * 64.0).round() / 4096.0).collect();
         for (&i, (base, delta)) in index.iter().zip(base.iter().zip(&delta)) {
             values[i] = round(dtype, base + delta);
         }
-        let [base, delta] = [base, delta].map(|x| b.f32s(&[index.len()], x));
+        let chosen = [index.len()];
+        let (base, delta) = (b.data(of_base, &chosen, base), b.f32s(&chosen, delta));
         b.apply(Scatter {}, &[w, places, base, delta]);
         b.expect(w, values);
     })

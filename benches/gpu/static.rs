@@ -1,0 +1,200 @@
+//! What a Vulkan driver's compiler makes of the hot kernels, as a table: registers, spills, scratch, occupancy. The card need
+//! not be there: `static.sh` runs this on Mesa's compiler for AMD cards.
+
+use ash::{khr, vk};
+use naga::back::spv;
+use naga::valid::{Capabilities, ValidationFlags, Validator};
+use sparta_kernels::Kernel;
+use std::error::Error;
+use std::ffi::{CStr, c_char};
+
+/// What is printed of each kernel: a heading, and how drivers name the number.
+const COLUMNS: [(&str, &str); 6] = [
+    ("VGPR", "VGPRs"),
+    ("SGPR", "SGPRs"),
+    ("spilled VGPR", "Spilled VGPRs"),
+    ("scratch B", "Scratch size"),
+    ("LDS B", "LDS size"),
+    ("waves per SIMD", "Subgroups per SIMD"),
+];
+/// Bindings 0 and 9 are uniform, those between are storage.
+const BINDINGS: u32 = 10;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let driver = Driver::load()?;
+    println!("{}\n", driver.name);
+    println!("| kernel | threads of a subgroup | {} |", COLUMNS.map(|(heading, _)| heading).join(" | "));
+    println!("|---|---|{}", "---|".repeat(COLUMNS.len()));
+    for (label, kernel) in kernels() {
+        let text = kernel.source()?;
+        let words = translate(&text).map_err(|e| format!("{label}: {e}"))?;
+        println!("| {label} | {} |", driver.compile(&words)?.join(" | "));
+    }
+    Ok(())
+}
+
+/// The kernels that take the time of a training step, with a label each; bf16 runs, head_dim 256.
+fn kernels() -> Vec<(String, Kernel)> {
+    let mut all = Vec::new();
+    let output = [("TYPE_C", 1), ("BIAS", 0), ("RESIDUAL", 0)];
+    for (types, [a, b]) in [("f32 x f32", [0, 0]), ("bf16 x bf16", [1, 1])] {
+        for (layout, code) in [("NT", 0), ("NN", 1), ("TN", 2)] {
+            let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code), ("VECTORS", 1)];
+            let units = [("UNITS", 16), ("SUBGROUP", 64), ("VECTOR_MEMORY", 1)];
+            for blocks in [1, 2] {
+                for units in [&units[..0], &units[..]].iter().filter(|units| units.is_empty() || a == 1) {
+                    let on = if units.is_empty() { "" } else { ", matrix units" };
+                    let tile = 64 * blocks;
+                    let constants = [&operands[..], units, &[("BLOCKS", blocks)]].concat();
+                    let label = |name: &str| format!("{name} {layout} {types}, {tile} x {tile}{on}");
+                    all.push((
+                        label("linear"),
+                        Kernel { name: "linear", constants: [&constants[..], &output].concat() },
+                    ));
+                    if layout == "TN" {
+                        let kernel = |name| Kernel { name, constants: constants.clone() };
+                        all.push((label("sampled_grad_tiled"), kernel("sampled_grad_tiled")));
+                        all.push((label("product_partial"), kernel("product_partial")));
+                    }
+                }
+            }
+        }
+    }
+    let attention = [("LANES", 128), ("X", 1), ("Y", 1), ("HEAD_DIM", 256), ("SOFT_CAP", 0), ("DROPOUT", 0)];
+    let others: [(&'static str, &[(&'static str, u32)]); 12] = [
+        ("magnitude", &[("X", 1)]),
+        ("linear_small", &[("LANES", 64), ("TYPE_A", 1), ("TYPE_B", 1), output[0], output[1], output[2]]),
+        ("sampled_grad", &[("X", 1), ("DY", 1)]),
+        ("attention", &attention),
+        ("attention_grad_q", &attention),
+        ("attention_grad_kv", &attention),
+        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1)]),
+        ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0)]),
+        ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
+        ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
+        ("adam", &[]),
+        ("scatter", &[("W", 1)]),
+    ];
+    all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel { name, constants: constants.to_vec() })));
+    all
+}
+
+/// The SPIR-V that wgpu would make of a text.
+fn translate(text: &str) -> Result<Vec<u32>, String> {
+    let module = naga::front::wgsl::parse_str(text).map_err(|e| e.emit_to_string(text))?;
+    let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+        .subgroup_stages(naga::valid::ShaderStages::all())
+        .subgroup_operations(naga::valid::SubgroupOperationSet::all())
+        .validate(&module)
+        .map_err(|e| e.emit_to_string(text))?;
+    let options = spv::Options {
+        lang_version: (1, 6),
+        capabilities: None,
+        force_loop_bounding: false,
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+        ..spv::Options::default()
+    };
+    spv::write_vec(&module, &info, &options, None).map_err(|e| e.to_string())
+}
+
+/// A device of the first driver, opened to compile.
+struct Driver {
+    name: String,
+    device: ash::Device,
+    executables: khr::pipeline_executable_properties::Device,
+    layout: vk::PipelineLayout,
+    // The loader, which all above need.
+    _entry: ash::Entry,
+}
+
+impl Driver {
+    fn load() -> Result<Self, Box<dyn Error>> {
+        // SAFETY: the Vulkan loader is a library like any other that this process loads, and it lives as long as `self`.
+        let entry = unsafe { ash::Entry::load() }?;
+        let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
+        let info = vk::InstanceCreateInfo::default().application_info(&application);
+        // SAFETY: all structures outlive the call.
+        let instance = unsafe { entry.create_instance(&info, None) }?;
+        // SAFETY: the instance is alive.
+        let physical = *unsafe { instance.enumerate_physical_devices() }?.first().ok_or("the driver has no device")?;
+        // SAFETY: the physical device belongs to the instance.
+        let properties = unsafe { instance.get_physical_device_properties(physical) };
+        let queues = [vk::DeviceQueueCreateInfo::default().queue_family_index(0).queue_priorities(&[1.0])];
+        let extensions = [khr::pipeline_executable_properties::NAME, khr::cooperative_matrix::NAME].map(CStr::as_ptr);
+        let mut executable =
+            vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
+        let mut matrix = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+        let mut storage = vk::PhysicalDeviceVulkan11Features::default().storage_buffer16_bit_access(true);
+        let mut half = vk::PhysicalDeviceVulkan12Features::default()
+            .shader_float16(true)
+            .vulkan_memory_model(true)
+            .vulkan_memory_model_device_scope(true);
+        let mut subgroups =
+            vk::PhysicalDeviceVulkan13Features::default().subgroup_size_control(true).maintenance4(true);
+        let info = vk::DeviceCreateInfo::default()
+            .queue_create_infos(&queues)
+            .enabled_extension_names(&extensions)
+            .push_next(&mut executable)
+            .push_next(&mut matrix)
+            .push_next(&mut storage)
+            .push_next(&mut half)
+            .push_next(&mut subgroups);
+        // SAFETY: all structures outlive the call; a driver that lacks one of them says so.
+        let device = unsafe { instance.create_device(physical, &info, None) }?;
+        let bindings: Vec<_> = (0..BINDINGS)
+            .map(|i| {
+                let uniform = i == 0 || i == sparta_kernels::RNG_BINDING;
+                let ty = if uniform { vk::DescriptorType::UNIFORM_BUFFER } else { vk::DescriptorType::STORAGE_BUFFER };
+                let binding = vk::DescriptorSetLayoutBinding::default().binding(i).descriptor_type(ty);
+                binding.descriptor_count(1).stage_flags(vk::ShaderStageFlags::COMPUTE)
+            })
+            .collect();
+        let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&bindings);
+        // SAFETY: the device is alive, and the structures outlive the call.
+        let sets = [unsafe { device.create_descriptor_set_layout(&info, None) }?];
+        let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
+        // SAFETY: as above.
+        let layout = unsafe { device.create_pipeline_layout(&info, None) }?;
+        let executables = khr::pipeline_executable_properties::Device::new(&instance, &device);
+        Ok(Driver { name: text(&properties.device_name), device, executables, layout, _entry: entry })
+    }
+
+    /// The threads of a subgroup, and the columns' numbers.
+    fn compile(&self, words: &[u32]) -> Result<Vec<String>, Box<dyn Error>> {
+        let info = vk::ShaderModuleCreateInfo::default().code(words);
+        // SAFETY: naga has validated the module.
+        let module = unsafe { self.device.create_shader_module(&info, None) }?;
+        let stage = vk::PipelineShaderStageCreateInfo::default()
+            .stage(vk::ShaderStageFlags::COMPUTE)
+            .module(module)
+            .name(c"main")
+            // As wgpu does where subgroups are on.
+            .flags(vk::PipelineShaderStageCreateFlags::ALLOW_VARYING_SUBGROUP_SIZE);
+        let info = vk::ComputePipelineCreateInfo::default()
+            .stage(stage)
+            .layout(self.layout)
+            .flags(vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR);
+        // SAFETY: the layout has every binding of the module, and all structures outlive the call.
+        let made = unsafe { self.device.create_compute_pipelines(vk::PipelineCache::null(), &[info], None) };
+        let pipeline = *made.map_err(|(_, e)| e)?.first().ok_or("no pipeline was made")?;
+        let of = vk::PipelineInfoKHR::default().pipeline(pipeline);
+        // SAFETY: the pipeline belongs to the device.
+        let executable = unsafe { self.executables.get_pipeline_executable_properties(&of) }?;
+        let subgroup = executable.first().map_or(0, |executable| executable.subgroup_size);
+        let of = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline);
+        // SAFETY: the pipeline was made to capture statistics.
+        let statistics = unsafe { self.executables.get_pipeline_executable_statistics(&of) }?;
+        let number = |name: &str| {
+            let found = statistics.iter().find(|statistic| text(&statistic.name) == name);
+            // SAFETY: every statistic that is asked for is a whole number.
+            found.map_or("?".into(), |statistic| unsafe { statistic.value.u64 }.to_string())
+        };
+        let numbers = COLUMNS.iter().map(|(_, name)| number(name));
+        Ok(std::iter::once(subgroup.to_string()).chain(numbers).collect())
+    }
+}
+
+fn text(bytes: &[c_char]) -> String {
+    let bytes = bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8);
+    String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
+}

@@ -1,0 +1,203 @@
+use super::Optimization;
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use sparta_model::method::Trained;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+/// Trained tensors with a learning rate and weight decay of their own, as text `PATTERN:lr=FACTOR,decay=X`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Group {
+    /// Names of trained tensors; `*` stands for any text.
+    pub pattern: String,
+    /// What the learning rate is multiplied with.
+    pub lr_factor: f32,
+    /// `None`: that of the run.
+    pub weight_decay: Option<f32>,
+}
+
+/// What a group contains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupPlan {
+    pub group: Group,
+    pub tensors: usize,
+    /// Trained scalars.
+    pub trained: u64,
+}
+
+impl Group {
+    pub fn contains(&self, tensor: &str) -> bool {
+        matches(&self.pattern, tensor)
+    }
+}
+
+impl FromStr for Group {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Group, String> {
+        const EXPECTED: &str = "expected PATTERN:lr=FACTOR,decay=X with one of the two or both";
+        let (pattern, settings) = text.trim().rsplit_once(':').ok_or(EXPECTED)?;
+        let (mut lr_factor, mut weight_decay) = (None, None);
+        for setting in settings.split(',') {
+            let (name, value) = setting.split_once('=').ok_or(EXPECTED)?;
+            let (place, least, range) = match name.trim() {
+                "lr" => (&mut lr_factor, f32::MIN_POSITIVE, "above 0"),
+                "decay" => (&mut weight_decay, 0.0, "of at least 0"),
+                other => return Err(format!("{EXPECTED}, got `{other}`")),
+            };
+            let number = value.trim().parse().ok().filter(|x: &f32| x.is_finite() && *x >= least);
+            let number = number.ok_or_else(|| format!("{name}: expected a number {range}, got `{value}`"))?;
+            if place.replace(number).is_some() {
+                return Err(format!("{name} is given twice"));
+            }
+        }
+        match pattern.trim() {
+            "" => Err(EXPECTED.into()),
+            pattern => Ok(Group { pattern: pattern.into(), lr_factor: lr_factor.unwrap_or(1.0), weight_decay }),
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:lr={}", self.pattern, self.lr_factor)?;
+        self.weight_decay.map_or(Ok(()), |decay| write!(f, ",decay={decay}"))
+    }
+}
+
+impl TryFrom<String> for Group {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Group, String> {
+        text.parse()
+    }
+}
+
+impl From<Group> for String {
+    fn from(group: Group) -> String {
+        group.to_string()
+    }
+}
+
+impl Optimization {
+    /// What each group contains.
+    ///
+    /// Errors: a group without a tensor; lists the names that there are.
+    pub fn group_plans(&self, trained: &[Trained]) -> Result<Vec<GroupPlan>> {
+        let plan = |(position, group): (usize, &Group)| {
+            let members = || trained.iter().filter(|t| self.group_of(&t.name) == position);
+            if members().next().is_none() {
+                return Err(self.empty(group, trained));
+            }
+            let scalars = members().map(|t| t.numel() as u64).sum();
+            Ok(GroupPlan { group: group.clone(), tensors: members().count(), trained: scalars })
+        };
+        self.groups.iter().enumerate().map(plan).collect()
+    }
+
+    fn empty(&self, group: &Group, trained: &[Trained]) -> Error {
+        let names: BTreeSet<String> = trained.iter().map(|t| any_layer(&t.name)).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let why = match trained.iter().any(|t| group.contains(&t.name)) {
+            true => "all tensors of this name are in an earlier group; give this one first",
+            false => "no trained tensor has such a name",
+        };
+        Error::Usage(format!("--group {group}: {why}. The trained tensors are {names}"))
+    }
+}
+
+/// The name with `*` for the number of its layer, which is a pattern for all layers.
+fn any_layer(name: &str) -> String {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    name.split('.').map(|part| if digits(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+}
+
+/// Whether a name is what a pattern says, where `*` stands for any text.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(head) else { return false };
+    let ends = name.char_indices().map(|(i, _)| i).chain([name.len()]);
+    ends.into_iter().any(|i| matches(rest, &name[i..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_model::method::Form;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("*", "", true),
+            ("*.weight", "a.weight", true),
+            ("*norm*", "model.norm.weight", true),
+            ("score.weight", "score.weight", true),
+            ("score", "score.weight", false),
+            ("a*b*c", "abxc", true),
+            ("a*b", "abc", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn the_first_group_that_names_a_tensor_counts() {
+        let groups = ["*norm*:lr=2,decay=0", "*:decay=0.5", "a:lr=3"].map(|text| text.parse().unwrap()).to_vec();
+        let optimization = Optimization { groups, weight_decay: 0.25, ..Default::default() };
+        let rates = |name: &str| optimization.rates(optimization.group_of(name));
+        assert_eq!([rates("a.norm.weight"), rates("b")], [(2.0, 0.0), (1.0, 0.5)]);
+        assert_eq!(optimization.rates(2), (3.0, 0.25));
+        assert_eq!(Optimization::default().rates(Optimization::default().group_of("b")), (1.0, 0.0));
+    }
+
+    #[test]
+    fn groups_are_text() {
+        for (text, expected) in [
+            ("score.weight:lr=10,decay=0", "score.weight:lr=10,decay=0"),
+            (" *norm* : decay = 0.5 ", "*norm*:lr=1,decay=0.5"),
+            ("a:b:lr=1e-3", "a:b:lr=0.001"),
+        ] {
+            let group: Group = text.parse().unwrap();
+            assert_eq!(group.to_string(), expected);
+            assert_eq!(serde_json::from_value::<Group>(serde_json::json!(text)).unwrap(), group);
+        }
+        for (text, part) in [
+            ("score.weight", "expected PATTERN:lr=FACTOR,decay=X"),
+            (":lr=1", "expected PATTERN"),
+            ("a:", "expected PATTERN"),
+            ("a:rate=1", "got `rate`"),
+            ("a:lr=0", "lr: expected a number above 0, got `0`"),
+            ("a:lr=nan", "lr: expected a number above 0"),
+            ("a:decay=-1", "decay: expected a number of at least 0, got `-1`"),
+            ("a:lr=1,lr=2", "lr is given twice"),
+        ] {
+            let error = text.parse::<Group>().unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_group_without_a_tensor_is_refused_with_the_names_that_there_are() {
+        let trained = ["layers.0.norm", "layers.1.norm", "head"].map(|name| Trained {
+            name: name.into(),
+            shape: vec![2, 3],
+            parameter: 0,
+            form: Form::Dense,
+        });
+        let plans = |groups: &[&str]| {
+            let groups = groups.iter().map(|text| text.parse().unwrap()).collect();
+            Optimization { groups, ..Default::default() }.group_plans(&trained)
+        };
+        let counts = |plans: Vec<GroupPlan>| plans.iter().map(|p| (p.tensors, p.trained)).collect::<Vec<_>>();
+        assert_eq!(counts(plans(&["head:lr=2", "*:decay=1"]).unwrap()), [(1, 6), (2, 12)]);
+        let error = plans(&["score:lr=2"]).unwrap_err().to_string();
+        assert!(
+            error.contains("score:lr=2: no trained tensor") && error.contains("are head, layers.*.norm"),
+            "{error}"
+        );
+        let error = plans(&["*:lr=2", "head:lr=3"]).unwrap_err().to_string();
+        assert!(error.contains("head:lr=3: all tensors of this name are in an earlier group"), "{error}");
+    }
+}

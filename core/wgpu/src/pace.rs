@@ -1,0 +1,191 @@
+//! How much work one submission holds: little enough that no watchdog ends it, which on an integrated GPU may be seconds,
+//! and that a desktop on the same GPU stays usable.
+//!
+//! Work is counted in the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
+//! in a second is learned from submissions that end. Where a plan is divided has no influence on its results.
+
+use crate::backend::{PreparedStep, WgpuBackend, encode};
+use crate::profile::both_dispatch;
+use sparta_graph::{BackendError, Call, DeviceKind};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// What a submission is meant to take. It may take twice that while the device is slower than it was.
+const TARGET: Duration = Duration::from_millis(50);
+/// Submissions that may wait on the device. The host waits for the oldest before it adds another.
+const AHEAD: usize = 3;
+/// Operations in whose time a device moves a byte, about: GPUs do 10 to 40.
+const PER_BYTE: u64 = 16;
+/// A wait of at least this share of the time that was measured: the device, not the host, decided how long it took.
+const WAITED: f64 = 0.1;
+
+/// What a call asks of the device.
+pub(crate) fn work(call: &Call) -> f64 {
+    call.flops().max(PER_BYTE.saturating_mul(call.bytes())) as f64
+}
+
+/// What is known of a device's speed, and what was submitted to it.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// Work per second.
+    rate: f64,
+    /// Encoded, and not submitted yet.
+    pending: f64,
+    flying: VecDeque<Flying>,
+    /// When the last submission known to be done was.
+    done: Instant,
+    /// Submissions so far.
+    pub(crate) count: u64,
+}
+
+#[derive(Debug)]
+struct Flying {
+    index: wgpu::SubmissionIndex,
+    number: u64,
+    work: f64,
+    since: Instant,
+}
+
+impl Pace {
+    /// Low at first: a device that turns out to be faster is given more, one that is slower may already have lost its
+    /// watchdog's patience.
+    pub(crate) fn new(kind: DeviceKind) -> Pace {
+        let rate = match kind {
+            DeviceKind::DiscreteGpu => 1e12,
+            DeviceKind::SoftwareGpu | DeviceKind::Cpu => 1e10,
+            DeviceKind::IntegratedGpu | DeviceKind::VirtualGpu | DeviceKind::Other => 1e11,
+        };
+        Pace { rate, pending: 0.0, flying: VecDeque::new(), done: Instant::now(), count: 0 }
+    }
+
+    /// Whether so much more is too much for the submission that is being encoded.
+    fn is_too_much(&self, work: f64) -> bool {
+        self.pending > 0.0 && self.pending + work > self.rate * TARGET.as_secs_f64()
+    }
+
+    /// Takes in that so much work took so long. Unless the host `waited` for its end it may have been done before.
+    fn learn(&mut self, work: f64, took: Duration, waited: Duration) {
+        if work <= 0.0 || took.is_zero() {
+            return;
+        }
+        let seen = work / took.as_secs_f64();
+        if waited.as_secs_f64() >= WAITED * took.as_secs_f64() || seen > self.rate {
+            self.rate = seen;
+        }
+    }
+
+    /// Takes in that all submissions up to this one are done now.
+    fn finished(&mut self, number: u64, waited: Duration) {
+        let Some(first) = self.flying.front().filter(|flying| flying.number <= number) else { return };
+        let (now, start) = (Instant::now(), first.since.max(self.done));
+        let mut work = 0.0;
+        while let Some(flying) = self.flying.front().filter(|flying| flying.number <= number) {
+            work += flying.work;
+            self.flying.pop_front();
+        }
+        self.learn(work, now.saturating_duration_since(start), waited);
+        self.done = now;
+    }
+}
+
+impl WgpuBackend {
+    /// Encodes steps, which ask for the work beside them, and submits what was encoded whenever it is enough.
+    pub(crate) fn encode_paced(
+        &self,
+        mut encoder: wgpu::CommandEncoder,
+        steps: &[PreparedStep],
+        work: &[f64],
+    ) -> Result<wgpu::CommandEncoder, BackendError> {
+        let mut begin = 0;
+        for run in steps.chunk_by(both_dispatch) {
+            let end = begin + run.len();
+            while begin < end {
+                let taken = self.take(&work[begin..end]);
+                if taken == 0 {
+                    self.submit_encoded(encoder)?;
+                    encoder = self.device.create_command_encoder(&Default::default());
+                    continue;
+                }
+                encode(&mut encoder, &steps[begin..begin + taken], None);
+                begin += taken;
+            }
+        }
+        Ok(encoder)
+    }
+
+    /// Adds the steps to the submission that are not too much for it: at least one to an empty one.
+    fn take(&self, work: &[f64]) -> usize {
+        let mut pace = self.pace.borrow_mut();
+        let mut taken = 0;
+        while let Some(&more) = work.get(taken).filter(|&&more| !pace.is_too_much(more)) {
+            pace.pending += more;
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Submits, and waits while too much is on its way.
+    pub(crate) fn submit_encoded(&self, encoder: wgpu::CommandEncoder) -> Result<(), BackendError> {
+        let index = self.queue.submit([encoder.finish()]);
+        let oldest = {
+            let mut pace = self.pace.borrow_mut();
+            pace.count += 1;
+            let (number, work) = (pace.count, std::mem::take(&mut pace.pending));
+            pace.flying.push_back(Flying { index, number, work, since: Instant::now() });
+            let full = pace.flying.len() > AHEAD;
+            pace.flying.front().filter(|_| full).map(|oldest| (oldest.index.clone(), oldest.number))
+        };
+        if let Some((index, number)) = oldest {
+            self.wait_for(index, number, "submit")?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a submission, and for nothing after the submission of this number.
+    pub(crate) fn wait_for(&self, index: wgpu::SubmissionIndex, number: u64, what: &str) -> Result<(), BackendError> {
+        let start = Instant::now();
+        self.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }, what)?;
+        self.pace.borrow_mut().finished(number, start.elapsed());
+        Ok(())
+    }
+
+    /// The number of the last submission.
+    pub(crate) fn submitted(&self) -> u64 {
+        self.pace.borrow().count
+    }
+}
+
+#[cfg(test)]
+impl Pace {
+    pub(crate) fn set_rate(&mut self, rate: f64) {
+        self.rate = rate;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_at_once_and_falls_only_when_the_device_was_waited_for() {
+        let mut pace = Pace::new(DeviceKind::IntegratedGpu);
+        let second = Duration::from_secs(1);
+        pace.learn(3e11, second, Duration::ZERO);
+        assert_eq!(pace.rate, 3e11);
+        pace.learn(1e11, second, Duration::from_millis(50));
+        assert_eq!(pace.rate, 3e11);
+        pace.learn(1e11, second, Duration::from_millis(500));
+        assert_eq!(pace.rate, 1e11);
+        pace.learn(0.0, second, second);
+        pace.learn(1.0, Duration::ZERO, second);
+        assert_eq!(pace.rate, 1e11);
+    }
+
+    #[test]
+    fn a_submission_holds_one_step_or_as_much_as_fits_its_time() {
+        let mut pace = Pace::new(DeviceKind::IntegratedGpu);
+        assert!(!pace.is_too_much(1e15));
+        pace.pending = 4e9;
+        assert!(!pace.is_too_much(1e9) && pace.is_too_much(1.1e9));
+    }
+}

@@ -1,0 +1,130 @@
+{#- What the kernels of matrix products in tiles share: how operands are bound and loaded, and where a tile lies. UNIT:
+elements of a load; LOADERS: threads that load one operand, each four vectors for a tile of k; ROW_STEP, K_STEP: from one of
+the four to the next, where k is the stored column and where it is not. #}
+{%- set TILE = 64 * BLOCKS %}
+{%- set DEPTH = 32 if UNITS else 32 // BLOCKS %}
+{%- set UNIT = 8 if UNITS else 4 %}
+{%- set LOADERS = TILE if UNITS else 128 %}
+{%- set ROW_STEP = LOADERS // 4 if UNITS else 1 %}
+{%- set K_STEP = 1 if UNITS else 512 // TILE %}
+{%- set NT = LAYOUT == 0 %}
+{%- set TN = LAYOUT == 2 %}
+// TYPE_A and TYPE_B are the operands' types, LAYOUT is 0 NT, 1 NN, 2 TN. VECTORS: ranges of columns of both operands begin and
+// end at whole loads, as stored rows do; then they are bound as vectors.
+const TILE: u32 = {{ TILE }}u;
+const DEPTH: u32 = {{ DEPTH }}u;
+// Vectors of 4 sums of a row.
+const WIDTH: u32 = TILE / 4u;
+
+{% macro operand(x, binding, type, along_k) %}
+@group(0) @binding({{ binding }}) var<storage, read_write> {{ x }}: array<{% if not VECTORS %}u32{% elif type and UNIT == 4 %}vec2<u32>{% else %}vec4<u32>{% endif %}>;
+
+// The position of an element in the binding, in units of what is bound.
+fn {{ x }}_start(row: u32, k: u32) -> u32 {
+    {%- set unit = UNIT if VECTORS else 1 %}
+    let stride = p.{{ x }}_stride / {{ unit }}u;
+    let start = {% if along_k %}row * stride + k / {{ unit }}u{% else %}k * stride + row / {{ unit }}u{% endif %};
+    return start{% if x == "a" %} + p.a_column / {{ unit }}u{% endif %};
+}
+
+{% if VECTORS -%}
+// A vector of elements, of which none or all count.
+fn {{ x }}_load(i: u32, count: u32) -> vec4<u32> {
+    if (count == 0u) {
+        return vec4<u32>();
+    }
+    return {% if type and UNIT == 4 %}vec4<u32>({{ x }}[i], 0u, 0u){% else %}{{ x }}[i]{% endif %};
+}
+{%- else -%}
+// The first elements of four from index i on, in f32.
+fn {{ x }}_load(i: u32, count: u32) -> vec4<u32> {
+    var bits = vec4<u32>();
+    for (var e = 0u; e < count; e++) {
+        bits[e] = bitcast<u32>(decode({{ type }}u, {{ x }}[word_of({{ type }}u, i + e)], i + e));
+    }
+    return bits;
+}
+{%- endif %}
+{% endmacro %}
+{{ operand("a", 1, TYPE_A, not TN) }}
+{{ operand("b", 2, TYPE_B, NT) }}
+
+// How many places of a vector from `at` on lie before `end`.
+fn count_of(at: u32, end: u32) -> u32 {
+    return min(end - min(at, end), {{ UNIT }}u);
+}
+
+{#- The four loads of a thread for the k tile at k0. Interior: no bounds are checked. #}
+{% macro loads(x, along_k, first, rows, interior) %}
+    {%- for g in range(4) %}
+        {%- if interior %}
+            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, {{ UNIT }}u);
+        {%- elif along_k %}
+            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, select(0u, count_of(k0 + t_k, k_end), {{ first }} + t_row + {{ g * ROW_STEP }}u < p.{{ rows }}));
+        {%- else %}
+            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, select(0u, count_of({{ first }} + t_row, p.{{ rows }}), k0 + t_k + {{ g * K_STEP }}u < k_end));
+        {%- endif %}
+    {%- endfor %}
+{% endmacro %}
+{% macro load(x, along_k, first, rows) %}
+    {%- if VECTORS %}
+        if (interior && k0 + DEPTH <= k_end) {
+            {{- loads(x, along_k, first, rows, true) }}
+        } else {
+            {{- loads(x, along_k, first, rows, false) }}
+        }
+    {%- else %}
+        {{- loads(x, along_k, first, rows, false) }}
+    {%- endif %}
+{% endmacro %}
+{% macro load_both() %}
+        if (loads_a) {
+            {{- load("a", not TN, "m0", "m") }}
+        } else if (loads_b) {
+            {{- load("b", NT, "n0", "n") }}
+        }
+{% endmacro %}
+{% macro begin(x, along_k, first, rows) %}
+        interior = {{ first }} + TILE <= p.{{ rows }};
+        t_row = {{ "row_along_k(t)" if along_k else "row_along_rows(t)" }};
+        t_k = {{ "k_along_k(t)" if along_k else "k_along_rows(t)" }};
+        step = {{ x }}_start({{ ROW_STEP if along_k else 0 }}u, {{ 0 if along_k else K_STEP }}u) - {{ x }}_start(0u, 0u);
+        advance = {{ x }}_start(0u, DEPTH) - {{ x }}_start(0u, 0u);
+        at = {{ x }}_start({{ first }} + t_row, k0 + t_k);
+{% endmacro %}
+{#- What a thread knows before its first load: its piece of k, its tile, what it loads. #}
+{% macro begin_both() %}
+    // Tiles in bands of 8, so that tiles that are made at a time share rows of a and b in the cache.
+    let tiles_m = (p.m + TILE - 1u) / TILE;
+    let tiles_n = (p.n + TILE - 1u) / TILE;
+    // Not by a function: the reader of WGSL takes what one returns to differ between threads.
+    let number = group.y * groups.x + group.x;
+    let piece = number / (tiles_m * tiles_n);
+    if (piece >= p.pieces) {
+        return;
+    }
+    let in_piece = number % (tiles_m * tiles_n);
+    let band = in_piece / (8u * tiles_n);
+    let height = min(8u, tiles_m - 8u * band);
+    let m0 = (8u * band + in_piece % (8u * tiles_n) % height) * TILE;
+    let n0 = (in_piece % (8u * tiles_n) / height) * TILE;
+    var k0 = piece * p.piece;
+    let k_end = min(p.k, k0 + p.piece);
+    let loads_a = lane < {{ LOADERS }}u;
+    let loads_b = lane >= {{ LOADERS }}u && lane < {{ 2 * LOADERS }}u;
+    let t = lane % {{ LOADERS }}u;
+    var interior = false;
+    var t_row = 0u;
+    var t_k = 0u;
+    var at = 0u;
+    var step = 0u;
+    var advance = 0u;
+    if (loads_a) {
+        {{- begin("a", not TN, "m0", "m") }}
+    } else {
+        {{- begin("b", NT, "n0", "n") }}
+    }
+    {%- for g in range(4) %}
+    var g{{ g }}: vec4<u32>;
+    {%- endfor %}
+{% endmacro %}

@@ -1,9 +1,9 @@
 //! `sparta-cli pretrain`.
 
 use crate::args::PretrainArgs;
-use crate::devices;
 use crate::output::Output;
 use crate::progress::{Progress, handle_interrupts};
+use crate::{devices, hub};
 use sparta_core::Result;
 use sparta_core::job::Stopped;
 use sparta_core::plugin::PluginSet;
@@ -15,7 +15,8 @@ pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet
     let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
         model: args.model,
-        data: args.data,
+        // Absolute, so that the run can be measured from anywhere.
+        data: hub::absolute(&args.data)?,
         method: args.method,
         method_options: method_options.into_iter().collect(),
         epochs: args.epochs,

@@ -318,6 +318,35 @@ fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same() {
     assert_equal_results("sparta", &alone, &damaged);
 }
 
+/// What a power cut can leave of the log: too little of it, or zeros. And a checkpoint whose name is a file's.
+#[test]
+fn a_damaged_log_makes_way_for_an_older_checkpoint() {
+    let home = tempfile::tempdir().unwrap();
+    let [alone, damaged] = ["alone", "damaged"].map(|name| home.path().join(name));
+    let options = "--max-steps 6 --checkpoint-interval 2 --max-dev 8 --max-test 8 --max-train 96 --batch-size 16";
+    succeed(start(home.path(), options, "head", "cpu", &alone));
+    for damage in 0..3 {
+        succeed(start(home.path(), options, "head", "cpu", &damaged));
+        fs::remove_file(damaged.join("result.json")).unwrap();
+        let log = damaged.join("metrics.jsonl");
+        let text = fs::read(&log).unwrap();
+        let end = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(4).unwrap().0;
+        let newest = damaged.join("checkpoints/step-00000006");
+        match damage {
+            0 => fs::write(&log, &text[..end + 10]).unwrap(),
+            1 => fs::write(&log, [&text[..end + 10], &vec![0; text.len() - end - 10]].concat()).unwrap(),
+            _ => {
+                fs::remove_dir_all(&newest).unwrap();
+                fs::write(&newest, "no directory").unwrap();
+            }
+        }
+        let output = resume(home.path(), "cpu", &damaged).wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_equal_results("head", &alone, &damaged);
+        fs::remove_dir_all(&damaged).unwrap();
+    }
+}
+
 #[test]
 fn what_changed_is_named() {
     let home = tempfile::tempdir().unwrap();

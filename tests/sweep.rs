@@ -6,6 +6,8 @@ use sparta_tests::command::command;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+#[cfg(target_os = "linux")]
+use std::time::{Duration, Instant};
 
 /// Three runs; a learning rate of 1e30 gives a loss that is no number.
 const GRID: &str = "
@@ -105,7 +107,9 @@ fn a_run_ends_cleanly_when_its_input_closes() {
     let home = tempfile::tempdir().unwrap();
     let args = ["run", "--until-eof", "--device", "cpu", "--out", "run", "--json", "--max-steps", "100000"];
     let ended = command(home.path(), &args).stdin(Stdio::null()).output().unwrap();
-    assert_eq!(summary(&ended)["stopped"], "interrupted");
+    assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+    let result: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(result["stopped"], "interrupted");
 }
 
 #[test]
@@ -137,4 +141,39 @@ fn the_dashboard_needs_a_terminal() {
     let output = command(home.path(), &["run", "--tui"]).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--tui needs a terminal"));
+}
+
+/// `script` lends a terminal; when it is killed, the terminal is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_whose_terminal_goes_away_ends_and_is_saved() {
+    let home = tempfile::tempdir().unwrap();
+    let arguments = ["run", "--tui", "--device", "cpu", "--out", "run", "--max-steps", "100000", "--epochs", "100000"];
+    let inner = command(home.path(), &[]);
+    let line = format!("exec {} {}", inner.get_program().to_str().unwrap(), arguments.join(" "));
+    let mut script = std::process::Command::new("script");
+    script
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(home.path())
+        .envs(inner.get_envs().filter_map(|(k, v)| Some((k, v?))));
+    let Ok(mut terminal) = script.stdin(Stdio::piped()).stdout(Stdio::null()).spawn() else {
+        return sparta_tests::skipped("there is no `script` to lend a terminal");
+    };
+    let run = home.path().join("run");
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let begun = Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < Duration::from_secs(120), "{what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    wait("no step was done", &|| fs::metadata(run.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0));
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    wait("the run did not end", &|| run.join("result.json").exists());
+    let result: Value = serde_json::from_slice(&fs::read(run.join("result.json")).unwrap()).unwrap();
+    assert_eq!(result["stopped"], "interrupted");
+    // The lock goes with the process.
+    let lock = || fs::File::open(run.join(".lock")).is_ok_and(|file| file.try_lock().is_ok());
+    wait("the process did not end", &lock);
 }

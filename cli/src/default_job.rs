@@ -3,7 +3,7 @@
 
 use crate::parse::{Values, table_values};
 use sha2::{Digest, Sha256};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -66,7 +66,7 @@ fn unpack(cache: &Path) -> Result<PathBuf> {
         return Ok(dir);
     }
     // Whoever else unpacks waits; a process that is killed leaves its part to the next one.
-    std::fs::create_dir_all(cache).map_err(Error::io(cache))?;
+    files::create_dirs(cache).map_err(Error::io(cache))?;
     let lock = cache.with_extension("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&lock).map_err(Error::io(&lock))?;
     file.lock().map_err(Error::io(&lock))?;
@@ -82,9 +82,9 @@ fn unpack(cache: &Path) -> Result<PathBuf> {
     }
     // What someone has damaged makes way.
     if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+        files::remove(&dir).map_err(Error::io(&dir))?;
     }
-    std::fs::rename(&part, &dir).map_err(Error::io(&dir))?;
+    files::publish(&part, &dir).map_err(Error::io(&dir))?;
     Ok(dir)
 }
 

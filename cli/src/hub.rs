@@ -1,10 +1,12 @@
 //! Models and data sets that are given by name: downloads with their progress on stderr.
 
+use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
 use sparta_core::hub::{Event, Files, Hub, Kind, Repo, Settings};
+use sparta_core::model::shown;
 use sparta_core::{Error, Result};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The directory of a model: the value itself, or the snapshot of `ORG/NAME[@REVISION]`.
 pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
@@ -14,7 +16,31 @@ pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
             "--revision {revision} is for models of the hub, but {} is a directory or no name like ORG/NAME",
             value.display()
         ))),
-        (None, None) => Ok(value),
+        (None, None) => there("model", value),
+    }
+}
+
+/// A path that means the same in any directory, as it is stored.
+///
+/// Errors: it is not UTF-8.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    let absolute = std::path::absolute(path).map_err(Error::io(path))?;
+    match absolute.to_str() {
+        Some(_) => Ok(absolute),
+        None => Err(Error::Usage(format!(
+            "the path {absolute:?} is not UTF-8, in which it is stored; rename its directories"
+        ))),
+    }
+}
+
+/// Errors: there is nothing at a path that the user has named.
+fn there(option: &str, path: PathBuf) -> Result<PathBuf> {
+    match path.exists() {
+        true => Ok(path),
+        false => Err(Error::Config(format!(
+            "--{option} {}: there is no such file or directory, and a name on the hub has the form ORG/NAME",
+            path.display()
+        ))),
     }
 }
 
@@ -27,7 +53,7 @@ pub fn optional_model(value: Option<PathBuf>) -> Result<Option<PathBuf>> {
 pub fn data(value: PathBuf, task: &str) -> Result<PathBuf> {
     match Repo::parse(Kind::Dataset, &value, None)? {
         Some(repo) => get(&repo, &Files::Task(task.to_owned())),
-        None => Ok(value),
+        None => there("data", value),
     }
 }
 
@@ -37,23 +63,25 @@ fn get(repo: &Repo, files: &Files) -> Result<PathBuf> {
     let bar = ProgressBar::hidden().with_style(style.unwrap_or(ProgressStyle::default_bar()));
     let mut current = String::new();
     let directory = Hub::new(Settings::from_env()).get(repo, files, &mut |event| match event {
-        Event::Message(text) => bar.suspend(|| eprintln!("{text}")),
+        Event::Message(text) => bar.suspend(|| output::aside(text)),
         Event::File { name, done, total } => {
             if current != name {
                 current = name.to_owned();
                 match terminal {
                     true => {
                         bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-                        bar.set_message(current.clone());
+                        bar.set_message(shown(&current));
                         bar.set_length(total);
                         bar.reset();
                     }
-                    false => eprintln!("downloading {} of {}, {}", name, repo.id, crate::output::bytes(total)),
+                    false => output::aside(format!("downloading {} of {}, {}", name, repo.id, output::bytes(total))),
                 }
             }
             bar.set_position(done);
         }
     });
     bar.finish_and_clear();
-    directory
+    directory.map_err(|error| {
+        Error::Hub(format!("there is no directory {} here, so it was looked for on the hub: {error}", repo.id))
+    })
 }

@@ -2,15 +2,16 @@
 
 use crate::args::{EvalArgs, ForwardArgs, PredictArgs};
 use crate::output::{self, Output};
+use crate::texts::Incoming;
 use crate::{devices, hub, progress};
 use serde::Serialize;
 use sparta_core::adapter::Head;
+use sparta_core::model::shown;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest};
 use sparta_core::train::{Metrics, Prediction};
 use sparta_core::{Error, Result};
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize)]
@@ -80,9 +81,6 @@ fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option
     }
 }
 
-/// A text, or a pair of texts.
-type Texts = (String, Option<String>);
-
 #[derive(Serialize)]
 struct Answer<'a> {
     label: &'a str,
@@ -95,22 +93,21 @@ pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
         adapted.set_precision(precision);
     }
     let chosen = args.head.as_deref().map(|name| adapted.head(Some(name))).transpose()?;
-    let (name, content) = match &args.input {
-        Some(path) => (path.display().to_string(), std::fs::read_to_string(path).map_err(Error::io(path))?),
-        None => {
-            let mut content = String::new();
-            std::io::stdin().read_to_string(&mut content).map_err(Error::io("standard input"))?;
-            ("standard input".to_owned(), content)
+    let incoming = Incoming::open(args.input.as_deref())?;
+    let mut predictor = adapted.predictor(|| devices::open(&args.device, plugins));
+    loop {
+        let (texts, outcome) = incoming.some();
+        for predictions in predictor.predict(&texts)? {
+            let heads = adapted.heads().iter().zip(&predictions).enumerate();
+            let heads: Vec<(&Head, &Prediction)> =
+                heads.filter(|(i, _)| chosen.is_none_or(|chosen| chosen == *i)).map(|(_, answer)| answer).collect();
+            print_answers(&heads, args.json)?;
         }
-    };
-    let texts = read_texts(&name, &content)?;
-    for predictions in adapted.predict(|| devices::open(&args.device, plugins), &texts)? {
-        let heads = adapted.heads().iter().zip(&predictions).enumerate();
-        let heads: Vec<(&Head, &Prediction)> =
-            heads.filter(|(i, _)| chosen.is_none_or(|chosen| chosen == *i)).map(|(_, answer)| answer).collect();
-        print_answers(&heads, args.json)?;
+        outcome?;
+        if texts.is_empty() {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 impl<'a> Answer<'a> {
@@ -125,8 +122,8 @@ impl<'a> Answer<'a> {
 fn print_answers(heads: &[(&Head, &Prediction)], json: bool) -> Result<()> {
     let fields = |pair: &(&Head, &Prediction)| {
         let probabilities = pair.0.labels.iter().zip(pair.1.probabilities());
-        let probabilities = probabilities.map(|(label, p)| format!("{label} {p:.4}"));
-        [Answer::new(*pair).label.to_owned()].into_iter().chain(probabilities).collect::<Vec<_>>().join("\t")
+        let probabilities = probabilities.map(|(label, p)| format!("{} {p:.4}", shown(label)));
+        [shown(Answer::new(*pair).label)].into_iter().chain(probabilities).collect::<Vec<_>>().join("\t")
     };
     match heads {
         [only] if json => output::json_line(&Answer::new(*only)),
@@ -142,37 +139,6 @@ fn print_answers(heads: &[(&Head, &Prediction)], json: bool) -> Result<()> {
             output::print(answers.join("\t"))
         }
     }
-}
-
-/// One text a line; JSONL if the first line begins with `{`. Empty lines at the end are ignored, others are errors, as the
-/// answers would no longer be in line with them.
-fn read_texts(name: &str, content: &str) -> Result<Vec<Texts>> {
-    let jsonl = content.trim_start().starts_with('{');
-    let read = |(index, line): (usize, &str)| {
-        let text = if jsonl { read_json(line) } else { read_line(line) };
-        text.map_err(|what| Error::Data(format!("{name}:{}: {what}", index + 1)))
-    };
-    content.trim_end().lines().enumerate().map(read).collect()
-}
-
-fn read_line(line: &str) -> std::result::Result<Texts, String> {
-    match line.trim() {
-        "" => Err("expected a text, got an empty line".into()),
-        text => Ok((text.to_owned(), None)),
-    }
-}
-
-fn read_json(line: &str) -> std::result::Result<Texts, String> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(line).map_err(|e| format!("expected a JSON object: {e}"))?;
-    let get = |key: &str| match object.get(key) {
-        None | Some(serde_json::Value::Null) => Ok(None),
-        Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(format!("expected a string for `{key}`, got {other}")),
-    };
-    let keys = || object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-    let text = get("text")?.ok_or_else(|| format!("expected the key `text`, got {}", keys()))?;
-    Ok((text, get("pair")?))
 }
 
 #[derive(Serialize)]
@@ -197,27 +163,4 @@ pub fn inspect_forward(args: ForwardArgs, plugins: &PluginSet) -> Result<()> {
     }
     output.say(format!("saved      {}", request.out.display()))?;
     output.result(&ForwardResult { loss, out: &request.out })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_lines_or_json_objects() {
-        let lines = read_texts("f", "good film\n{not json}\n\n").unwrap();
-        assert_eq!(lines, [("good film".to_owned(), None), ("{not json}".to_owned(), None)]);
-        let pairs = read_texts("f", "{\"text\": \"a\", \"pair\": \"b\"}\n{\"text\": \"c\", \"id\": 1}\n").unwrap();
-        assert_eq!(pairs, [("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)]);
-        assert_eq!(read_texts("f", "\n").unwrap(), []);
-    }
-
-    #[test]
-    fn malformed_input_names_the_line() {
-        let message = |content| read_texts("f", content).unwrap_err().to_string();
-        assert_eq!(message("a\n\nb"), "f:2: expected a text, got an empty line");
-        assert_eq!(message("{\"text\": \"a\"}\n{\"txt\": \"b\"}"), "f:2: expected the key `text`, got txt");
-        assert_eq!(message("{\"text\": 1}"), "f:1: expected a string for `text`, got 1");
-        assert!(message("{\"text\": \"a\"}\nb").starts_with("f:2: expected a JSON object"));
-    }
 }

@@ -1,6 +1,7 @@
 //! `sparta-cli`: arguments, progress, reports. What is computed is in `sparta-core`.
 
 mod adapter;
+mod allocator;
 mod args;
 mod bench;
 mod builtin;
@@ -8,6 +9,7 @@ mod default_job;
 mod devices;
 mod hub;
 mod infer;
+mod limits;
 mod memory;
 mod merge;
 mod output;
@@ -21,56 +23,100 @@ mod rank;
 mod report;
 mod sweep;
 mod tensorboard;
+mod texts;
 mod train;
 mod tui;
 mod watch;
 
 use args::{Command, Inspect, PluginCommand};
 use parse::{Job, Parsed, Stop};
-use sparta_core::{Error, Result};
+use sparta_core::job::Stopped;
+use sparta_core::plugin::running;
+use sparta_core::{Error, Result, text};
+use std::ffi::OsString;
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Exit code for wrong arguments, as clap has it; other errors give 1.
 const USAGE: u8 = 2;
 
+#[global_allocator]
+static ALLOCATOR: allocator::Limited = allocator::Limited;
+
+/// Bytes that a renderer of chat templates may allocate.
+const RENDERER_MEMORY: isize = 256 << 20;
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == text::RENDERER) {
+        allocator::limit_memory(RENDERER_MEMORY);
+        let served = text::serve(BufReader::new(std::io::stdin()), std::io::stdout());
+        return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    output::keep_stdout();
+    // A name that cannot be started is an error of the first template.
+    text::render_apart(std::env::current_exe().unwrap_or("sparta-cli".into()));
     // Mesa prints an error where this is not set, as in most containers.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
     }
-    if sparta_plugin::host_memory() == Some(0) {
-        eprintln!("error: the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it");
+    if let Err(what) = limits::prepare() {
+        output::aside(format!("error: {what}"));
         return ExitCode::FAILURE;
     }
-    let argv = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let outcome = parse::parse(argv).and_then(|parsed| Ok(execute(parsed)?));
+    running::watch(|text| output::aside(text));
+    let _ending = Ending;
+    run()
+}
+
+/// The end of the program, also by a panic: it ends by itself, and no library ends it.
+struct Ending;
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        running::ending();
+    }
+}
+
+fn run() -> ExitCode {
+    let text = |argument: OsString| {
+        argument.into_string().map_err(|argument| {
+            Stop::Error(Error::Usage(format!(
+                "the argument {argument:?} is not UTF-8, in which names of files are stored; rename the file"
+            )))
+        })
+    };
+    let argv = std::env::args_os().map(text).collect::<std::result::Result<_, _>>();
+    let outcome = argv.and_then(parse::parse).and_then(|parsed| Ok(execute(parsed)?));
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(Stop::Clap(error)) => {
-            // Nothing can be told to a reader that has gone away.
-            let _ = error.print();
+            output::explain(&error);
             ExitCode::from(error.exit_code() as u8)
         }
         Err(Stop::Error(error)) => {
-            eprintln!("error: {error}");
+            output::aside(format!("error: {error}"));
             ExitCode::from(if matches!(error, Error::Usage(_)) { USAGE } else { 1 })
         }
     }
 }
 
-fn execute(parsed: Parsed) -> Result<()> {
+/// Returns the exit code: that of an interruption where a run was interrupted and saved.
+fn execute(parsed: Parsed) -> Result<u8> {
     let Parsed { cli, plugins, method_options, resumed } = parsed;
     let job = |args, method_options| Job { args, method_options, resumed };
+    let stopped = |stopped| if stopped == Stopped::Interrupted { progress::INTERRUPTED } else { 0 };
     match cli.command {
-        Command::Run { args, watch } => train::run(job(args, method_options), &watch, &plugins),
+        Command::Run { args, watch } => {
+            return train::run(job(args, method_options), &watch, &plugins).map(stopped);
+        }
+        Command::Pretrain(args) => return pretrain::pretrain(args, method_options, &plugins).map(stopped),
         Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
         Command::Plan { args, assume } => train::plan(job(args, method_options), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
-        Command::Pretrain(args) => pretrain::pretrain(args, method_options, &plugins),
         Command::Adapter { what } => adapter::run(what, &plugins),
         Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),
         Command::Rank(args) => rank::rank(args),
@@ -81,7 +127,8 @@ fn execute(parsed: Parsed) -> Result<()> {
         Command::Bench(args) => bench::bench(args, &plugins),
         Command::Devices(args) => devices::list(&plugins, args.json),
         Command::Completions { shell } => completions(shell, &plugins),
-    }
+    }?;
+    Ok(0)
 }
 
 /// The options of this command that say which plugins to take, for other processes.

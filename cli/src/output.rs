@@ -1,10 +1,47 @@
-//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object.
+//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object; what a
+//! terminal would obey in it is written out.
 
 use serde::Serialize;
+use sparta_core::model::{shown, shown_lines};
 use sparta_core::{Error, Result};
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// What was standard output when the program began.
+static STDOUT: OnceLock<File> = OnceLock::new();
+
+/// From now on standard output is ours alone: what a plugin or a driver prints there goes to standard error, so that it
+/// is never taken for a result. The dashboard of --tui draws on the terminal itself, and the suites of `plugin check` print.
+#[cfg(unix)]
+pub fn keep_stdout() {
+    use std::os::fd::AsFd;
+    unsafe extern "C" {
+        fn dup2(from: std::ffi::c_int, to: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    if std::env::args_os().any(|argument| argument == "--tui" || argument == "--child") {
+        return;
+    }
+    // Where there is no further descriptor, all is as it was.
+    let Ok(own) = io::stdout().as_fd().try_clone_to_owned() else { return };
+    // SAFETY: the numbers of standard error and output, which are open as long as the process.
+    if unsafe { dup2(2, 1) } == 1 {
+        let _ = STDOUT.set(own.into());
+    }
+}
+
+#[cfg(not(unix))]
+pub fn keep_stdout() {}
+
+/// Standard output.
+fn stdout() -> Box<dyn Write> {
+    match STDOUT.get() {
+        Some(file) => Box::new(file),
+        None => Box::new(io::stdout()),
+    }
+}
 
 #[derive(Clone, Copy)]
 pub struct Output {
@@ -18,7 +55,7 @@ impl Output {
 
     /// A line for people.
     pub fn say(&self, text: impl Display) -> Result<()> {
-        if self.json { line(io::stderr(), text) } else { line(io::stdout(), text) }
+        if self.json { line(io::stderr(), text) } else { line(stdout(), text) }
     }
 
     /// The result as one line of JSON, if that was asked for.
@@ -35,18 +72,43 @@ pub fn warn(text: impl Display) {
 
 /// A line on stdout.
 pub fn print(text: impl Display) -> Result<()> {
-    line(io::stdout(), text)
+    line(stdout(), text)
+}
+
+/// What clap has to say: help on stdout, wrong usage on stderr.
+pub fn explain(error: &clap::Error) {
+    let text = error.render();
+    let (terminal, mut out): (bool, Box<dyn Write>) = match error.use_stderr() {
+        true => (io::stderr().is_terminal(), Box::new(io::stderr())),
+        false => (STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal), stdout()),
+    };
+    // Nothing can be told to a reader that has gone away.
+    let _ = match terminal && std::env::var_os("NO_COLOR").is_none() {
+        true => write!(out, "{}", text.ansi()),
+        false => write!(out, "{text}"),
+    };
+}
+
+/// A line on stderr beside the output: nothing can be told to a reader that has gone away.
+pub fn aside(text: impl Display) {
+    let _ = line(io::stderr(), text);
 }
 
 /// A line of JSON on stdout.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result is no JSON: {e}")))?;
-    print(text)
+    written(writeln!(stdout(), "{text}").and_then(|()| stdout().flush()))
 }
 
-/// Writes a line; a reader that has gone away, as `head` does, is not an error.
+/// Writes a line for people.
 fn line(mut out: impl Write, text: impl Display) -> Result<()> {
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    let text = text.to_string();
+    written(writeln!(out, "{}", shown_lines(&text)).and_then(|()| out.flush()))
+}
+
+/// A reader that has gone away, as `head` does, is not an error.
+fn written(outcome: io::Result<()>) -> Result<()> {
+    match outcome {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {
             Err(Error::Io { path: PathBuf::from("standard output"), source })
         }
@@ -54,13 +116,18 @@ fn line(mut out: impl Write, text: impl Display) -> Result<()> {
     }
 }
 
-/// A table with a header, columns as wide as their widest cell.
+/// A table with a header, columns as wide as their widest cell; cells are shown as [`shown`] does.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
     let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column)).map(|cell| cell.chars().count());
     let widths: Vec<usize> =
         header.iter().enumerate().map(|(i, title)| cells(i).chain([title.len()]).max().unwrap_or(0)).collect();
     let row = |cells: Vec<&str>| {
-        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, &width)| format!("{cell}{}", " ".repeat(width.saturating_sub(cell.chars().count()))))
+            .collect();
         padded.join("  ").trim_end().to_owned()
     };
     let body = rows.iter().map(|cells| row(cells.iter().map(String::as_str).collect()));
@@ -87,6 +154,13 @@ mod tests {
     fn columns_are_as_wide_as_their_widest_cell() {
         let rows = vec![vec!["a".into(), "déjà".into(), "x".into()], vec!["abc".into(), "b".into(), String::new()]];
         assert_eq!(table(&["id", "b", "c"], &rows), "id   b     c\na    déjà  x\nabc  b");
+    }
+
+    #[test]
+    fn cells_of_strangers_are_cut_and_written_out() {
+        let rows = vec![vec!["x".repeat(100_000), "\u{1b}[31m".into()], vec![String::new(), "y".into()]];
+        let text = table(&["a", "b"], &rows);
+        assert!(text.contains("(99700 more characters)") && text.contains("\\u{1b}[31m"), "{text}");
     }
 
     #[test]

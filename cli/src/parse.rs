@@ -16,8 +16,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches};
 use sparta_core::job::config::explanation;
 use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
-use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::{Error, Result};
+use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet};
+use sparta_core::{Error, Result, files};
 use sparta_plugin::method::{MethodInfo, OptionKind, Options};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -70,14 +70,21 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let first = First::pass(&argv);
     let discover = |configured, runs: &[&Path]| {
         let run = runs.iter().flat_map(|run| RunConfig::libraries(run, first.allow_other)).collect();
+        let (unneeded, allow_other) = (unneeded(first.command.as_deref()), first.allow_other);
         let standard = DiscoverOptions::standard(first.plugins.clone(), configured);
-        let mut plugins = PluginSet::discover(&DiscoverOptions { run, allow_other: first.allow_other, ..standard });
+        let options = DiscoverOptions { run, allow_other, unneeded, ..standard };
+        let mut plugins = PluginSet::discover(&options);
         builtin::link(&mut plugins);
-        plugins
+        // Those that list or check plugins say themselves what is wrong with one.
+        match first.command.as_deref() {
+            Some("plugins" | "plugin" | "completions") => {}
+            _ => plugins.check_named(&options)?,
+        }
+        Ok::<_, Error>(plugins)
     };
     let Some((name, job)) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs()), Options::new());
+        let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs())?, Options::new());
         return Ok(Parsed { cli, plugins, method_options, resumed: None });
     };
     let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
@@ -88,7 +95,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         None => named("method").or_else(|| default_method(name)).unwrap_or_default(),
     };
     let resume = job.get("resume").map(Path::new);
-    let plugins = discover(file.plugins.clone(), resume.as_slice());
+    let plugins = discover(file.plugins.clone(), resume.as_slice())?;
     let info = plugins.method(&method).map(|method| method.info().clone());
     let command = command(info.as_ref().ok())?;
     let parse = |command: &clap::Command, argv: &[String]| {
@@ -126,10 +133,20 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, method_options, resumed: None })
 }
 
+/// The kinds of plugins that a command has no use for.
+fn unneeded(command: Option<&str>) -> Vec<PluginKind> {
+    match command {
+        Some("report" | "rank" | "presets") => PluginKind::ALL.to_vec(),
+        Some("devices" | "inspect") => vec![PluginKind::Method, PluginKind::Task],
+        _ => Vec::new(),
+    }
+}
+
 /// What the arguments say before the options of the method are known.
 #[derive(Default)]
 struct First {
     plugins: Vec<PathBuf>,
+    command: Option<String>,
     allow_other: bool,
     /// One of [`JOBS`], with the last value of each option that was given.
     job: Option<(String, Values)>,
@@ -159,16 +176,13 @@ impl First {
             }
         };
         let Some(matches) = matches else { return First::default() };
+        let command_name = matches.subcommand_name().map(str::to_owned);
         let plugins = matches.get_many::<String>("plugin").into_iter().flatten().map(PathBuf::from).collect();
         let job = matches.subcommand().filter(|(name, _)| JOBS.contains(name));
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
+        let job = job.and_then(|(name, given)| Some((name.to_owned(), texts(command.find_subcommand(name)?, given))));
         let allow_other = matches.get_flag("allow_other_plugin");
-        First {
-            plugins,
-            allow_other,
-            help,
-            job: job.and_then(|(name, given)| Some((name.to_owned(), texts(command.find_subcommand(name)?, given)))),
-        }
+        First { plugins, command: command_name, allow_other, help, job }
     }
 }
 
@@ -279,7 +293,11 @@ pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
         }
         let heading = format!("Options of method {}", method.name);
         let args: Vec<Arg> = method.options.iter().map(|o| method_arg(o).help_heading(heading.clone())).collect();
-        command = command.mut_subcommand(subcommand, |c| c.args(args).after_help(method.summary.clone()));
+        let lr = format!("Peak learning rate [default: {:e}, that of method {}]", method.default_lr, method.name);
+        let default_lr =
+            |arg: Arg| if arg.get_id() == "lr" && !method.name.is_empty() { arg.help(lr.clone()) } else { arg };
+        command = command
+            .mut_subcommand(subcommand, |c| c.args(args).after_help(method.summary.clone()).mut_args(default_lr));
     }
     Ok(command)
 }
@@ -361,7 +379,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn read(path: &Path) -> Result<ConfigFile> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
         let mut entries: toml::Table =
             text.parse().map_err(|e| Error::Usage(format!("{}: not a TOML file: {e}", path.display())))?;
         let plugins = match entries.remove("plugin") {

@@ -18,7 +18,8 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
 
 fn row(found: &Found) -> Vec<String> {
     let state = match &found.state {
-        State::Loaded => "loaded".to_owned(),
+        State::Loaded if found.not_its_tasks.is_empty() => "loaded".to_owned(),
+        State::Loaded => format!("loaded, but not its {}: an earlier one has it", found.not_its_tasks.join(", ")),
         State::Shadowed { by } => format!("not used: {} was found first", by.display()),
         State::Refused { reason } => format!("refused: {reason}"),
     };

@@ -1,20 +1,22 @@
 //! `sparta-cli pretrain`.
 
 use crate::args::PretrainArgs;
-use crate::devices;
 use crate::output::Output;
 use crate::progress::{Progress, handle_interrupts};
+use crate::{devices, hub};
 use sparta_core::Result;
+use sparta_core::job::Stopped;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, PretrainConfig, Start};
 use sparta_plugin::method::Options;
 
-pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet) -> Result<()> {
+pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet) -> Result<Stopped> {
     let output = Output::new(args.device.json);
     let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
         model: args.model,
-        data: args.data,
+        // Absolute, so that the run can be measured from anywhere.
+        data: hub::absolute(&args.data)?,
         method: args.method,
         method_options: method_options.into_iter().collect(),
         epochs: args.epochs,
@@ -48,5 +50,6 @@ pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet
         output.say(format!("held out   perplexity {perplexity:.2}"))?;
     }
     output.say(format!("saved      {}, the model in {}", result.out.display(), result.model.display()))?;
-    output.result(&result)
+    output.result(&result)?;
+    Ok(result.stopped)
 }

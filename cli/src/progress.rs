@@ -1,18 +1,23 @@
 //! How a run tells its progress: a bar on a terminal, plain lines elsewhere.
 
-use crate::output::Output;
+use crate::output::{self, Output};
 use indicatif::{ProgressBar, ProgressStyle};
 use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
+use sparta_core::plugin::running;
 use sparta_core::train::Metrics;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often Ctrl-C was pressed.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// The exit code after a second Ctrl-C, as shells have it.
-const INTERRUPTED: i32 = 130;
+/// The exit code after an interruption, as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
+/// A terminal that goes away sends its signal to a process more than once.
+const SAME_INTERRUPT: Duration = Duration::from_millis(500);
 
 /// Between plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -25,28 +30,38 @@ pub fn handle_interrupts() {
     // An error means that a handler is there already; then nothing is lost.
     let _ = ctrlc::set_handler(|| {
         if interrupt() {
-            eprintln!("\n{ENDING}");
+            output::aside(format!("\n{ENDING}"));
         }
     });
 }
 
 /// Asks the run to end, as Ctrl-C does; the second time ends the process. True the first time.
 pub fn interrupt() -> bool {
+    static BEGUN: OnceLock<Instant> = OnceLock::new();
+    let begun = BEGUN.get_or_init(Instant::now).elapsed();
     let first = INTERRUPTS.fetch_add(1, Ordering::SeqCst) == 0;
-    if !first {
+    if !first && begun > SAME_INTERRUPT {
         crate::tui::restore_terminal();
-        std::process::exit(INTERRUPTED);
+        running::ending();
+        std::process::exit(INTERRUPTED.into());
     }
     first
 }
 
 /// From now on the end of standard input asks the run to end, without effect on a later Ctrl-C.
 pub fn end_with_stdin() {
-    std::thread::spawn(|| {
+    let watch = || {
         // An input that cannot be read has ended too.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        INTERRUPTS.fetch_max(1, Ordering::SeqCst);
-    });
+        request_end();
+    };
+    // Without a thread for it the run goes on to its end.
+    let _ = std::thread::Builder::new().spawn(watch);
+}
+
+/// Asks the run to end, without effect on a later Ctrl-C.
+pub fn request_end() {
+    INTERRUPTS.fetch_max(1, Ordering::SeqCst);
 }
 
 /// Whether the run was asked to end.

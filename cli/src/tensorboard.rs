@@ -4,8 +4,8 @@
 //! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
 
 use sparta_core::job::{EvalReport, StepReport};
-use sparta_core::{Error, Result};
-use std::fs::{self, File};
+use sparta_core::{Error, Result, files};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,7 +21,7 @@ pub struct EventFile {
 impl EventFile {
     /// Creates the file in a run's directory.
     pub fn create(directory: &Path) -> Result<EventFile> {
-        fs::create_dir_all(directory).map_err(Error::io(directory))?;
+        files::create_dirs(directory).map_err(Error::io(directory))?;
         let name = format!("events.out.tfevents.{:.0}.sparta.{}", now().floor(), std::process::id());
         let path = directory.join(name);
         let file = File::create(&path).map_err(Error::io(&path))?;
@@ -121,6 +121,7 @@ fn varint(message: &mut Vec<u8>, mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// Made by `tensorboard.summary.writer.record_writer.RecordWriter`, tensorboard 2.
     const REFERENCE: &str = "1800000000000000a37f4b2209000000000000f83f10ac022a0a0a080a0178150000803f5760e791";

@@ -10,18 +10,23 @@ use sparta_core::assumed;
 use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files, report};
 use sparta_plugin::method::Options;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<()> {
+pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> {
     let Job { args, method_options, resumed } = job;
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
-    let (config, start) = match resumed {
+    let (mut config, start) = match resumed {
         Some(config) => (config, Start::Resume),
         None => (config(args, method_options, plugins)?, Start::New),
+    };
+    let _claim = match config.out.as_os_str().is_empty() {
+        true => Some(Claim::new(&mut config)?),
+        false => None,
     };
     if let Some(file) = &watch.profile {
         let profile = run::profile(&config, plugins, devices.open(&device)?)?;
@@ -33,7 +38,8 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<()> {
     watch.finish();
     let result = result?;
     output.say(summary(&result))?;
-    output.result(&result)
+    output.result(&result)?;
+    Ok(result.stopped)
 }
 
 /// Prints what a run would do, also where it does not fit the device.
@@ -77,19 +83,39 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
     })?;
     let model = hub::model(model, revision.as_deref())?;
     let data = hub::data(data, &task)?;
-    let out = args.out.unwrap_or_else(|| free_directory(Path::new("runs"), &format!("{task}-{method}")));
+    // Absolute, so that the run can be resumed from anywhere.
+    let (model, data) = (hub::absolute(&model)?, hub::absolute(&data)?);
+    let out = args.out.unwrap_or_default();
     Ok(RunConfig { model, task, data, method, method_options, instruct, out, ..args.config })
 }
 
-/// `parent/name-N` with the first N that is free.
-fn free_directory(parent: &Path, name: &str) -> PathBuf {
-    let mut number = 1;
-    loop {
-        let path = parent.join(format!("{name}-{number}"));
-        if !path.exists() {
-            return path;
+/// The directory of a run that was given none: `runs/TASK-METHOD-N` with the first N that is free. It is there from the
+/// beginning, so that no other run takes it, and is gone at the end if nothing was written to it.
+struct Claim(PathBuf);
+
+impl Claim {
+    fn new(config: &mut RunConfig) -> Result<Claim> {
+        let parent = Path::new("runs");
+        files::create_dirs(parent).map_err(Error::io(parent))?;
+        for number in 1.. {
+            let path = parent.join(format!("{}-{}-{number}", config.task, config.method));
+            match std::fs::create_dir(&path) {
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+                created => {
+                    created.map_err(Error::io(&path))?;
+                    config.out = path.clone();
+                    return Ok(Claim(path));
+                }
+            }
         }
-        number += 1;
+        Err(Error::Usage("there are too many runs; give --out".into()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // One that holds something stays.
+        let _ = std::fs::remove_dir(&self.0);
     }
 }
 
@@ -125,6 +151,7 @@ fn summary(result: &RunResult) -> String {
         bytes(result.planned_memory)
     ));
     lines.extend(result.merge_check.as_ref().map(|check| format!("merged     {check}")));
-    lines.push(format!("saved      {}, with report.html", result.out.display()));
+    let report = if result.out.join(report::FILE).is_file() { ", with report.html" } else { "" };
+    lines.push(format!("saved      {}{report}", result.out.display()));
     lines.join("\n")
 }

@@ -1,9 +1,8 @@
-//! The dashboard of `run --tui`. A thread of its own draws it and reads the keys, so that it stays alive while the
+//! The dashboard of `run --tui`. Threads of its own draw it and read the keys, so that it stays alive while the
 //! device works; the terminal is as it was when the run ends, in whatever way.
 
 use crate::output::bytes;
-use crate::progress::{ENDING, interrupt, interrupted, metrics};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crate::progress::{ENDING, interrupt, interrupted, metrics, request_end};
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Style, Stylize};
 use ratatui::symbols::Marker;
@@ -11,10 +10,11 @@ use ratatui::text::Line;
 use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph};
 use ratatui::{DefaultTerminal, Frame};
 use sparta_core::job::{EvalReport, Observer, RunPlan, StepReport};
+use sparta_core::model::shown;
 use sparta_core::report::duration;
 use sparta_core::{Error, Result};
 use std::collections::VecDeque;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -29,13 +29,17 @@ const POINTS: usize = 2000;
 /// Messages kept.
 const MESSAGES: usize = 50;
 
+/// `q`, and Ctrl-C in raw mode.
+const ENDING_KEYS: [u8; 2] = [b'q', 3];
+
 /// Whether the terminal is ours.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
 /// Gives the terminal back, if the dashboard has it.
 pub fn restore_terminal() {
     if ACTIVE.swap(false, Ordering::SeqCst) {
-        ratatui::restore();
+        // One that has gone away needs no restoring.
+        let _ = ratatui::try_restore();
     }
 }
 
@@ -67,7 +71,12 @@ impl Dashboard {
         let state = Arc::new(Mutex::new(State { primary, ..State::default() }));
         let closing = Arc::new(AtomicBool::new(false));
         let shared = (state.clone(), closing.clone());
-        let thread = std::thread::spawn(move || draw_until_closed(terminal, &shared.0, &shared.1));
+        let thread = std::thread::Builder::new().spawn(move || draw_until_closed(terminal, &shared.0, &shared.1));
+        let thread = thread.and_then(|drawing| std::thread::Builder::new().spawn(read_keys).map(|_| drawing));
+        let thread = thread.map_err(|source| {
+            restore_terminal();
+            Error::io("the threads of --tui")(source)
+        })?;
         Ok(Dashboard { state, closing, thread: Some(thread) })
     }
 
@@ -95,20 +104,29 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn draw_until_closed(mut terminal: DefaultTerminal, state: &Mutex<State>, closing: &AtomicBool) {
     while !closing.load(Ordering::SeqCst) {
-        // A terminal that has gone away does not end the run.
+        // On a terminal that has gone away nothing is shown.
         let _ = terminal.draw(|frame| lock(state).draw(frame));
-        if event::poll(FRAME).unwrap_or(false)
-            && let Ok(Event::Key(key)) = event::read()
-            && ends(key)
-        {
-            interrupt();
-        }
+        std::thread::sleep(FRAME);
     }
 }
 
-fn ends(key: KeyEvent) -> bool {
-    let ctrl_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press && (ctrl_c || key.code == KeyCode::Char('q'))
+/// Reads the keys until the terminal goes away, which ends the run cleanly. The events of crossterm would be read without
+/// end then: it takes the end of its input for no input yet.
+fn read_keys() {
+    let mut keys = [0; 64];
+    loop {
+        match std::io::stdin().read(&mut keys) {
+            Ok(0) => break,
+            Ok(n) => {
+                for _ in keys[..n].iter().filter(|key| ENDING_KEYS.contains(key)) {
+                    interrupt();
+                }
+            }
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    request_end();
 }
 
 /// What is shown.
@@ -168,7 +186,7 @@ impl Curve {
 
 impl State {
     fn say(&mut self, text: &str) {
-        self.messages.extend(text.lines().map(str::to_owned));
+        self.messages.extend(text.lines().map(shown));
         let excess = self.messages.len().saturating_sub(MESSAGES);
         self.messages.drain(..excess);
     }
@@ -239,7 +257,7 @@ impl Observer for Dashboard {
     fn plan(&mut self, plan: &RunPlan) {
         let mut state = self.state();
         let model = plan.model.file_name().unwrap_or(plan.model.as_os_str()).to_string_lossy();
-        state.title = format!("{} on {}, {model}, {}", plan.method, plan.task, plan.device.name);
+        state.title = shown(&format!("{} on {}, {model}, {}", plan.method, plan.task, plan.device.name));
         state.memory = format!("{} planned", bytes(plan.total_memory()));
     }
 

@@ -1,10 +1,15 @@
 //! From the parts of a data set to train, dev and test, by the task's recipe and the seed.
 
+mod read;
+
 use crate::method::philox::Stream;
 use crate::{Error, Result};
+use read::read;
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{Dataset, Example, Recipe, Source, Take, TaskInfo};
-use std::collections::HashMap;
+use sparta_plugin::task::{self, Example, Recipe, Take, TaskInfo};
+use std::collections::BTreeMap;
+
+pub use read::{Open, Source};
 
 /// The three splits, and how they came about.
 #[derive(Debug)]
@@ -25,15 +30,27 @@ pub struct Origins {
     pub notes: Vec<String>,
 }
 
-/// Reads every part once and deals its examples out.
+/// The names of the splits.
+pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
+
+/// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
 ///
 /// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
 /// malformed row; an empty split, unless the recipe leaves out dev or test; a label outside the task's, which are 0 where
-/// it has no classes; a pair for a task of single texts, or the reverse; a recipe with an example in two splits.
-pub fn load(dataset: &dyn Dataset, task: &TaskInfo, seed: u64) -> Result<Splits> {
+/// it has no classes; a pair for a task of single texts, or the reverse; a recipe with an example in two splits; examples
+/// that take too much, see [`Source`].
+pub fn load(source: &Source, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
+    let dataset = (source.open)().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
     check_recipe(&recipe)?;
-    let mut dealer = Dealer { dataset, seed, task, parts: HashMap::new(), notes: recipe.notes.clone() };
+    let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
+    let mut uses: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, source) in sources.iter().filter(|(split, _)| wanted.contains(split)) {
+        source.parts.iter().for_each(|part| *uses.entry(part.clone()).or_default() += 1);
+    }
+    let names: Vec<String> = uses.keys().cloned().collect();
+    let parts = read(source, dataset, &names, task)?;
+    let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
     let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
@@ -61,19 +78,23 @@ pub fn draw<T>(items: Vec<T>, cap: Option<usize>, seed: u64, name: &str) -> Vec<
 }
 
 struct Dealer<'a> {
-    dataset: &'a dyn Dataset,
     seed: u64,
-    task: &'a TaskInfo,
-    parts: HashMap<Vec<String>, Vec<Example>>,
+    wanted: &'a [&'a str],
+    parts: BTreeMap<String, Vec<Example>>,
+    /// How many splits are still to be made of each part.
+    uses: BTreeMap<String, usize>,
     notes: Vec<String>,
 }
 
 impl Dealer<'_> {
-    fn deal(&mut self, split: &str, source: &Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+    fn deal(&mut self, split: &str, source: &task::Source, recipe: &Recipe) -> Result<(Vec<Example>, String)> {
+        if !self.wanted.contains(&split) {
+            return Ok((Vec::new(), "not read".into()));
+        }
         if source.parts.is_empty() && split != "train" {
             return Ok((Vec::new(), "none".into()));
         }
-        let examples = self.read(&source.parts)?;
+        let examples = self.take(&source.parts);
         let total = examples.len();
         let name = source.parts.join(" + ");
         let drawn = [&recipe.train, &recipe.dev, &recipe.test].into_iter().find_map(|s| match s.take {
@@ -102,7 +123,7 @@ impl Dealer<'_> {
     }
 
     fn affordable(&mut self, count: usize, total: usize, name: &str) -> usize {
-        if count * 3 <= total {
+        if count.saturating_mul(3) <= total {
             return count;
         }
         let less = (total / 5).max(1);
@@ -113,25 +134,18 @@ impl Dealer<'_> {
         less
     }
 
-    fn read(&mut self, parts: &[String]) -> Result<Vec<Example>> {
-        if let Some(examples) = self.parts.get(parts) {
-            return Ok(examples.clone());
-        }
+    /// The examples of these parts; what no other split needs is not kept.
+    fn take(&mut self, parts: &[String]) -> Vec<Example> {
         let mut examples = Vec::new();
         for part in parts {
-            for (i, example) in self.dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
-                let example = example.map_err(|e| Error::Data(e.to_string()))?;
-                let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
-                let (label, classes) = (example.label, self.task.labels.len().max(1));
-                if label as usize >= classes {
-                    return Err(wrong(format!("label {label}, expected less than {classes}")));
-                }
-                check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
-                examples.push(example);
+            let uses = self.uses.entry(part.clone()).or_default();
+            *uses = uses.saturating_sub(1);
+            match uses {
+                0 => examples.extend(self.parts.remove(part).unwrap_or_default()),
+                _ => examples.extend_from_slice(self.parts.get(part).map_or(&[], Vec::as_slice)),
             }
         }
-        self.parts.insert(parts.to_vec(), examples.clone());
-        Ok(examples)
+        examples
     }
 }
 
@@ -177,8 +191,12 @@ fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sparta_plugin::task::Examples;
+    use sparta_plugin::task::Source as Part;
+    use sparta_plugin::task::{Dataset, Examples};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
+    #[derive(Clone)]
     struct Fake {
         recipe: Recipe,
         size: usize,
@@ -195,8 +213,16 @@ mod tests {
         }
     }
 
-    fn source(part: &str, take: Take) -> Source {
-        Source { parts: vec![part.into()], take }
+    fn source(part: &str, take: Take) -> Part {
+        Part { parts: vec![part.into()], take }
+    }
+
+    fn read_all(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
+        load(&Source { open, data: Path::new("nowhere") }, wanted, task, seed)
+    }
+
+    fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {
+        read_all(&|| Ok(Box::new(fake.clone())), &SPLITS, &task(classes), seed)
     }
 
     fn task(classes: usize) -> TaskInfo {
@@ -223,17 +249,17 @@ mod tests {
 
     #[test]
     fn dev_is_drawn_off_train_and_never_overlaps() {
-        let splits = load(&fake(700), &task(2), 7).unwrap();
+        let splits = deal(&fake(700), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (500, 100, 700));
         assert!(splits.dev.iter().all(|e| !splits.train.contains(e)));
-        let other = load(&fake(700), &task(2), 8).unwrap();
+        let other = deal(&fake(700), 2, 8).unwrap();
         assert_ne!(splits.dev, other.dev, "another seed draws another dev split");
-        assert_eq!(splits.dev, load(&fake(700), &task(2), 7).unwrap().dev);
+        assert_eq!(splits.dev, deal(&fake(700), 2, 7).unwrap().dev);
     }
 
     #[test]
     fn a_small_part_gives_a_fifth_and_says_so() {
-        let splits = load(&fake(50), &task(2), 7).unwrap();
+        let splits = deal(&fake(50), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
         assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);
     }
@@ -241,16 +267,50 @@ mod tests {
     #[test]
     fn labels_outside_the_task_are_refused() {
         for labels in [0, 1] {
-            let error = load(&fake(50), &task(labels), 7).unwrap_err().to_string();
+            let error = deal(&fake(50), labels, 7).unwrap_err().to_string();
             assert!(error.contains("label 1, expected less than 1"), "{error}");
         }
     }
 
     #[test]
+    fn only_wanted_splits_are_read() {
+        let test = read_all(&|| Ok(Box::new(fake(700))), &["test"], &task(2), 7).unwrap();
+        assert_eq!((test.train.len(), test.dev.len(), test.test.len()), (0, 0, 700));
+        assert_eq!(test.test, deal(&fake(700), 2, 7).unwrap().test);
+        let dev = read_all(&|| Ok(Box::new(fake(700))), &["dev"], &task(2), 7).unwrap();
+        assert_eq!(dev.dev, deal(&fake(700), 2, 7).unwrap().dev);
+    }
+
+    /// Examples without end.
+    struct Flood<'a>(&'a AtomicUsize);
+
+    impl Dataset for Flood<'_> {
+        fn recipe(&self) -> Recipe {
+            fake(0).recipe
+        }
+
+        fn examples(&self, _: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
+            let example = || Example { text: "x".repeat(1 << 20), pair: None, label: 0 };
+            Ok(Box::new(std::iter::repeat_with(move || {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Ok(example())
+            })))
+        }
+    }
+
+    #[test]
+    fn a_data_set_without_end_is_refused() {
+        static READ: AtomicUsize = AtomicUsize::new(0);
+        let message = read_all(&|| Ok(Box::new(Flood(&READ))), &SPLITS, &task(2), 7).unwrap_err().to_string();
+        assert!(message.contains("more than 512.0 MiB"), "{message}");
+        assert!(READ.load(Ordering::Relaxed) < 600);
+    }
+
+    #[test]
     fn dev_and_test_may_be_missing() {
-        let none = || Source { parts: vec![], take: Take::All };
+        let none = || Part { parts: vec![], take: Take::All };
         let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![] };
-        let splits = load(&Fake { recipe, size: 3 }, &task(2), 7).unwrap();
+        let splits = deal(&Fake { recipe, size: 3 }, 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (3, 0, 0));
         assert_eq!(splits.origins.dev, "none");
     }
@@ -260,10 +320,10 @@ mod tests {
         let all = source("train", Take::All);
         let (draw, rest) = (source("train", Take::Draw { count: 10 }), source("train", Take::Rest { cap: None }));
         let (dev, both) =
-            (source("dev", Take::All), Source { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
-        let check = |train: &Source, dev: &Source, test: &Source| {
+            (source("dev", Take::All), Part { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
+        let check = |train: &Part, dev: &Part, test: &Part| {
             let recipe = Recipe { train: train.clone(), dev: dev.clone(), test: test.clone(), notes: vec![] };
-            load(&Fake { recipe, size: 100 }, &task(2), 7).map(drop).map_err(|e| e.to_string())
+            deal(&Fake { recipe, size: 100 }, 2, 7).map(drop).map_err(|e| e.to_string())
         };
         check(&rest, &draw, &dev).unwrap();
         check(&draw, &rest, &dev).unwrap();
@@ -278,14 +338,14 @@ mod tests {
             let error = check(train, dev, test).unwrap_err();
             assert!(error.contains(part) && error.contains("share examples of"), "{error}");
         }
-        let twice = Source { parts: vec!["train".into(), "train".into()], take: Take::All };
+        let twice = Part { parts: vec!["train".into(), "train".into()], take: Take::All };
         assert!(check(&twice, &dev, &source("x", Take::All)).unwrap_err().contains("twice"));
     }
 
     #[test]
     fn pairs_are_for_tasks_of_pairs() {
         let pairs = TaskInfo { pair: true, ..task(2) };
-        let error = load(&fake(50), &pairs, 7).unwrap_err().to_string();
+        let error = read_all(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
         assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
         assert!(check_pair(&task(2), true).unwrap_err().contains("expected a single text"));
     }

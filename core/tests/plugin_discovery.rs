@@ -81,7 +81,7 @@ fn a_task_in_c() {
 
     let (task, info) = set.task("sign").unwrap();
     assert_eq!(info.labels, ["minus", "plus"]);
-    let request = |task: &str, data: &str| OpenRequest { task: task.into(), data: data.into() };
+    let request = |task: &str, data: &str| OpenRequest::new(task, data);
     let dataset = task.open(&request("sign", "/data")).unwrap();
     let recipe = dataset.recipe();
     assert_eq!((recipe.train.take, recipe.dev.take), (Take::Rest { cap: None }, Take::Draw { count: 1 }));
@@ -91,8 +91,9 @@ fn a_task_in_c() {
         json!([{"text": "-1", "label": 0}, {"text": "+1", "label": 1}])
     );
 
-    assert_eq!(dataset.examples("dev").err().unwrap().0, "there is only the part train");
-    assert_eq!(task.open(&request("sign", "/nowhere")).err().unwrap().0, "/nowhere: no train.txt there");
+    assert!(dataset.examples("dev").err().unwrap().0.starts_with("there is only the part train [plugin c-sign ("));
+    let message = task.open(&request("sign", "/nowhere")).err().unwrap().0;
+    assert!(message.starts_with("/nowhere: no train.txt there [plugin c-sign ("), "{message}");
     let message = task.open(&request("other", "/data")).err().unwrap().0;
     assert!(message.contains("no task `other`"), "{message}");
     let message = set.task("sgin").err().unwrap().to_string();

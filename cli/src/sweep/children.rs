@@ -6,9 +6,9 @@
 use super::definition::EarlyStop;
 use super::state::{Ended, Job, State};
 use crate::output::Output;
-use crate::progress::interrupted;
+use crate::progress::{INTERRUPTED, interrupted};
 use sparta_core::job::{RunResult, Stopped};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -104,7 +104,7 @@ impl Runner<'_> {
             // There is nothing in it to go on from.
             fs::remove_dir_all(&job.directory).map_err(Error::io(&job.directory))?;
         }
-        fs::create_dir_all(&job.directory).map_err(Error::io(&job.directory))?;
+        files::create_dirs(&job.directory).map_err(Error::io(&job.directory))?;
         job.record(None)?;
         let log = File::options().create(true).append(true).open(job.log()).map_err(Error::io(job.log()))?;
         let program = std::env::current_exe().map_err(Error::io("sparta-cli"))?;
@@ -131,8 +131,10 @@ impl Runner<'_> {
     fn conclude(&self, one: &Active, status: ExitStatus) -> Result<()> {
         let job = &self.jobs[one.job];
         let path = job.directory.join("result.json");
-        let stored = fs::read_to_string(path).ok().and_then(|text| serde_json::from_str::<RunResult>(&text).ok());
-        let line = match (status.success(), stored, &one.hopeless) {
+        let stored = files::read_text(&path, files::CONFIGURATION).ok();
+        let stored = stored.and_then(|text| serde_json::from_str::<RunResult>(&text).ok());
+        let ended_well = status.success() || status.code() == Some(INTERRUPTED.into());
+        let line = match (ended_well, stored, &one.hopeless) {
             (true, Some(result), _) if result.stopped != Stopped::Interrupted => {
                 format!("done    {}  {}", job.name, brief(&result, &job.primary))
             }
@@ -193,7 +195,7 @@ fn brief(result: &RunResult, primary: &str) -> String {
 
 /// The error that a child has written last.
 fn complaint(job: &Job, status: ExitStatus) -> String {
-    let log = fs::read(job.log()).unwrap_or_default();
+    let log = files::read(&job.log(), files::LOG).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     match log.rfind("\nerror: ").map(|at| at + 1).or_else(|| log.starts_with("error: ").then_some(0)) {
         Some(at) => log[at..].trim_start_matches("error: ").trim().to_owned(),

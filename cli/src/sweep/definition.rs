@@ -4,10 +4,9 @@
 //! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison. `[task.ID]` has
 //! what is different for one task, for example its data, and wins over both.
 
-use crate::parse::argument_value;
+use super::space::{Combination, Space, alternatives};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use sparta_core::{Error, Result};
+use sparta_core::{Error, Result, files};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table, Value};
@@ -15,8 +14,8 @@ use toml::{Table, Value};
 /// The shipped definition, and what it is called.
 const PAPER_TABLE: (&str, &str) = ("paper-table", include_str!("../../assets/paper-table.toml"));
 
-/// Options that the sweep itself gives to its runs.
-const OWN: [&str; 7] = ["out", "resume", "config", "json", "device", "tui", "until-eof"];
+/// Runs of a sweep: more are days of work on any machine, and a mistake.
+const MOST_RUNS: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -78,52 +77,15 @@ impl EarlyStop {
     }
 }
 
-/// One run of a sweep.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Combination {
-    /// Which table of the grid it is from.
-    pub table: usize,
-    /// Its row in the comparison; the method's name if absent.
-    pub row: Option<String>,
-    /// Options of `run` by name.
-    pub options: BTreeMap<String, String>,
-    /// Those that have several values in this sweep.
-    pub varied: Vec<String>,
-}
-
-impl Combination {
-    /// Stable: 12 digits of the SHA-256 of the sorted options.
-    pub fn hash(&self) -> String {
-        let text: String = self.options.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-        digest(&text)
-    }
-
-    /// `lr 0.001, density 0.05`: what is special about this run, besides its method and task.
-    pub fn setting(&self) -> String {
-        let shown = self.varied.iter().filter(|key| !["method", "task"].contains(&key.as_str()));
-        let shown = shown.filter_map(|key| Some(format!("{key} {}", short(self.options.get(key)?))));
-        shown.collect::<Vec<_>>().join(", ")
-    }
-}
-
-/// `1e-7` in place of `0.0000001`; what is no number of this kind stays.
-fn short(value: &str) -> String {
-    match value.parse::<f64>() {
-        Ok(x) if x != 0.0 && x.is_finite() && !(1e-3..1e9).contains(&x.abs()) => format!("{x:e}"),
-        _ => value.to_owned(),
-    }
-}
-
-fn digest(text: &str) -> String {
-    Sha256::digest(text).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl Definition {
     /// A file, or the shipped definition by its name.
     pub fn read(source: &Path) -> Result<Definition> {
         let (name, text) = match source.to_str() {
             Some(name) if name == PAPER_TABLE.0 && !source.exists() => (name.to_owned(), PAPER_TABLE.1.to_owned()),
-            _ => (source.display().to_string(), std::fs::read_to_string(source).map_err(Error::io(source))?),
+            _ => (
+                source.display().to_string(),
+                files::read_text(source, files::CONFIGURATION).map_err(Error::io(source))?,
+            ),
         };
         Self::parse(&text).map_err(|what| Error::Usage(format!("{name}: {what}")))
     }
@@ -209,52 +171,66 @@ impl Definition {
 
     /// All tasks, as [base], [grid] and [task.ID] have them.
     fn task_names(&self) -> Vec<String> {
-        let given = [&self.base].into_iter().chain(self.tables()).filter_map(|table| table.get("task"));
-        let given = given.flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]));
-        given
-            .filter_map(|value| Some(value.as_str()?.to_owned()))
-            .chain(self.task.keys().cloned())
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect()
+        let names: BTreeSet<String> = self.given_tasks().into_iter().chain(self.task.keys().cloned()).collect();
+        names.into_iter().collect()
     }
 
-    /// Every combination once: by tables, in a table by tasks, and then by the names of the options, of which the first varies slowest.
+    /// Every combination once: by tables, in a table by tasks, and then by the names of the options, of which the first
+    /// varies slowest; or those that are drawn.
     ///
-    /// Errors: an option that the sweep gives itself; a value that is none of an option; an empty list.
+    /// Errors: more runs than a sweep can have; an option that the sweep gives itself; a value that is none of an option; an
+    /// empty list.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
         let none = [Table::new()];
         let tables = if self.tables().is_empty() { &none } else { self.tables() };
-        let mut all: Vec<Combination> = Vec::new();
+        let mut spaces = Vec::new();
         for (index, table) in tables.iter().enumerate() {
-            for combination in self.of_table(index, table)? {
-                if all.iter().all(|known| known.options != combination.options) {
-                    all.push(combination);
-                }
-            }
+            self.add_spaces(index, table, &mut spaces)?;
         }
-        Ok(match self.random {
-            Some(random) => sample(all, random),
-            None => all,
-        })
+        let drawn = |space: &Space| self.random.map_or(space.size(), |random| space.size().min(random.samples as u128));
+        let runs = spaces.iter().map(drawn).fold(0, u128::saturating_add);
+        if runs > MOST_RUNS as u128 {
+            return Err(Error::Usage(format!(
+                "the sweep has {runs} runs, at most {MOST_RUNS} are allowed; shorten its lists, or draw some of them with \
+                 --samples"
+            )));
+        }
+        let mut known = BTreeSet::new();
+        let all = spaces.iter().flat_map(|space| match self.random {
+            Some(random) => space.draw(random.samples, random.seed),
+            None => space.all(),
+        });
+        Ok(all.filter(|one| known.insert(one.options.clone())).collect())
     }
 
-    /// A table's combinations, by tasks.
-    fn of_table(&self, index: usize, table: &Table) -> Result<Vec<Combination>> {
+    /// Adds a table's spaces, one for each task.
+    fn add_spaces(&self, index: usize, table: &Table, spaces: &mut Vec<Space>) -> Result<()> {
         let mut merged = self.base.clone();
         merged.extend(table.clone());
-        let tasks = match merged.get("task") {
-            Some(task) => alternatives("task", task)?,
-            None => return expand(index, merged),
+        let Some(tasks) = merged.get("task") else {
+            spaces.push(Space::new(index, merged)?);
+            return Ok(());
         };
-        let mut all = Vec::new();
-        for task in tasks {
+        for task in alternatives("task", tasks)? {
             let mut merged = merged.clone();
             merged.extend(self.task.get(&task).cloned().unwrap_or_default());
             merged.insert("task".to_owned(), Value::String(task));
-            all.extend(expand(index, merged)?);
+            spaces.push(Space::new(index, merged)?);
         }
-        Ok(all)
+        Ok(())
+    }
+
+    /// The names of [task.ID] of which there is no run.
+    pub fn idle_tasks(&self) -> Vec<&str> {
+        let given = self.given_tasks();
+        self.task.keys().map(String::as_str).filter(|task| !given.contains(*task)).collect()
+    }
+
+    /// The tasks of the runs.
+    pub fn given_tasks(&self) -> BTreeSet<String> {
+        let given = [&self.base].into_iter().chain(self.tables()).filter_map(|table| table.get("task"));
+        let given = given.flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]));
+        given.filter_map(|value| Some(value.as_str()?.to_owned())).collect()
     }
 }
 
@@ -263,62 +239,9 @@ fn row_name(table: &Table) -> Option<&str> {
     table.get("name").or(table.get("method")).and_then(Value::as_str)
 }
 
-/// Every combination of the values in `merged`.
-fn expand(index: usize, mut merged: Table) -> Result<Vec<Combination>> {
-    let row = match merged.remove("name") {
-        Some(Value::String(row)) => Some(row),
-        _ => None,
-    };
-    let first = Combination { table: index, row, options: BTreeMap::new(), varied: Vec::new() };
-    let mut all = vec![first];
-    for (key, value) in &merged {
-        if OWN.contains(&key.as_str()) {
-            return Err(Error::Usage(format!("{key}: the sweep gives this option to its runs itself; leave it out")));
-        }
-        let values = alternatives(key, value)?;
-        let with = |one: &Combination, value: &String| {
-            let mut one = one.clone();
-            one.options.insert(key.clone(), value.clone());
-            if values.len() > 1 {
-                one.varied.push(key.clone());
-            }
-            one
-        };
-        all = all.iter().flat_map(|one| values.iter().map(move |value| with(one, value))).collect();
-    }
-    Ok(all)
-}
-
-fn alternatives(key: &str, value: &Value) -> Result<Vec<String>> {
-    let one = |value: &Value| {
-        argument_value(value)
-            .ok_or_else(|| Error::Usage(format!("{key}: expected a text, a number, true or false, got {value}")))
-    };
-    match value {
-        Value::Array(list) if list.is_empty() => Err(Error::Usage(format!("{key}: the list is empty"))),
-        Value::Array(list) => list.iter().map(one).collect(),
-        value => Ok(vec![one(value)?]),
-    }
-}
-
-/// Of each table and task those whose hash with the seed is least: the draw of a combination does not depend on which
-/// others there are, so a grid that grows keeps most of its runs.
-fn sample(all: Vec<Combination>, random: Random) -> Vec<Combination> {
-    let group = |one: &Combination| (one.table, one.options.get("task").cloned());
-    let mut groups: BTreeMap<_, Vec<String>> = BTreeMap::new();
-    let draw = |one: &Combination| digest(&format!("{} {}", random.seed, one.hash()));
-    for one in &all {
-        groups.entry(group(one)).or_default().push(draw(one));
-    }
-    for draws in groups.values_mut() {
-        draws.sort();
-        draws.truncate(random.samples);
-    }
-    all.into_iter().filter(|one| groups.get(&group(one)).is_some_and(|draws| draws.contains(&draw(one)))).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::space::digest;
     use super::*;
 
     fn combinations(text: &str) -> Vec<Combination> {
@@ -361,6 +284,36 @@ mod tests {
         assert_eq!(drawn.len(), 10);
         assert_eq!(drawn, combinations(&text));
         assert_ne!(drawn, combinations(&format!("{text}\nseed = 1")));
+    }
+
+    #[test]
+    fn samples_of_a_grid_that_cannot_be_built_are_drawn_and_the_grid_is_refused() {
+        let values: Vec<String> = (1..=2000).map(|n| format!("{n}")).collect();
+        let values = values.join(", ");
+        let grid = format!("[grid]\nlr = [{values}]\nseed = [{values}]\nepochs = [{values}]\n");
+        let error = Definition::parse(&grid).unwrap().combinations().unwrap_err().to_string();
+        assert!(error.contains("8000000000 runs") && error.contains("--samples"), "{error}");
+        let drawn = combinations(&format!("{grid}[random]\nsamples = 3"));
+        assert_eq!(drawn.len(), 3);
+        // All of a grid that is no larger than what is asked for.
+        assert_eq!(combinations("[grid]\nlr = [1, 2]\nseed = [1, 2]\n[random]\nsamples = 9").len(), 4);
+    }
+
+    #[test]
+    fn a_grid_that_grows_keeps_most_of_its_draws() {
+        let grid = |n: usize| {
+            let seeds: Vec<String> = (0..n).map(|n| n.to_string()).collect();
+            combinations(&format!("[grid]\nseed = [{}]\n[random]\nsamples = 10", seeds.join(", ")))
+        };
+        let (before, after) = (grid(100), grid(101));
+        let kept = before.iter().filter(|one| after.iter().any(|other| other.options == one.options)).count();
+        assert!(kept >= 8, "{kept} of 10");
+    }
+
+    #[test]
+    fn a_task_without_runs_is_known() {
+        let definition = Definition::parse("[base]\ntask = 'sst2'\n[task.sst2]\nlr = 1\n[task.ssst2]\nlr = 2").unwrap();
+        assert_eq!(definition.idle_tasks(), ["ssst2"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod children;
 mod definition;
+mod space;
 mod state;
 mod table;
 
@@ -11,14 +12,17 @@ use crate::parse::{self, Stop};
 use crate::progress::{handle_interrupts, interrupted};
 use children::Runner;
 use clap::Args;
-use definition::{Combination, Definition, Random};
+use definition::{Definition, Random};
 use serde::Serialize;
+use space::Combination;
 use sparta_core::job::Sources;
 use sparta_core::job::config::{at_least, explanation};
 use sparta_core::plugin::PluginSet;
-use sparta_core::{Error, Result, report};
+use sparta_core::weights::atomic_write;
+use sparta_core::{Error, Result, files, report};
 use state::{Job, State};
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use table::Comparison;
 use toml::Value;
@@ -80,6 +84,7 @@ pub fn sweep(args: SweepArgs, plugin_options: Vec<String>, plugins: &PluginSet) 
     let output = Output::new(args.json);
     let definition = definition(&args)?;
     let combinations = definition.combinations()?;
+    check_tasks(&definition, args.task.is_some(), plugins)?;
     let jobs =
         combinations.iter().map(|one| job(one, &args.out, &plugin_options, plugins)).collect::<Result<Vec<Job>>>()?;
     if args.dry_run {
@@ -118,6 +123,18 @@ fn definition(args: &SweepArgs) -> Result<Definition> {
         definition.random = Some(Random { samples, seed: definition.random.map_or(0, |random| random.seed) });
     }
     Ok(definition)
+}
+
+/// Errors: a [task.ID] that is no task, or of which there is no run; where --task has chosen `some`, it may have none.
+fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Result<()> {
+    for task in definition.idle_tasks() {
+        plugins.task(task).map_err(|e| Error::Usage(format!("[task.{task}]: {e}")))?;
+        if !some {
+            let given = definition.given_tasks().into_iter().collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!("[task.{task}]: no run has this task; those of the runs are: {given}")));
+        }
+    }
+    Ok(())
 }
 
 /// Checks the options as `run` would, so that a mistake is told before hours of other runs.
@@ -174,7 +191,7 @@ fn list(output: Output, jobs: &[Job]) -> Result<()> {
 
 /// Keeps a second sweep out of the directory, as long as this process lives.
 fn lock(out: &Path) -> Result<File> {
-    fs::create_dir_all(out).map_err(Error::io(out))?;
+    files::create_dirs(out).map_err(Error::io(out))?;
     let path = out.join(".lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
@@ -192,14 +209,19 @@ fn lock(out: &Path) -> Result<File> {
 fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     let comparison = Comparison::read(jobs)?;
     let markdown = comparison.markdown();
-    let write = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).map_err(Error::io(out.join(name)));
+    let write = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        atomic_write(&path, |file| file.write_all(bytes).map_err(Error::io(&path)))
+    };
     write("comparison.md", format!("{markdown}\n").as_bytes())?;
     write("comparison.csv", &comparison.csv()?)?;
     let best: Vec<PathBuf> = comparison.best().iter().map(|(job, _)| job.directory.clone()).collect();
     let mut written = vec!["comparison.md", "comparison.csv"];
     if !best.is_empty() {
-        report::write(&best, &out.join(report::FILE))?;
-        written.push(report::FILE);
+        match report::write(&best, &out.join(report::FILE)) {
+            Ok(()) => written.push(report::FILE),
+            Err(error) => output.say(format!("warning: there is no {}: {error}", report::FILE))?,
+        }
     }
     let [finished, failed, stopped_early, not_finished] = comparison.counts();
     output.say(format!("\n{markdown}\n"))?;

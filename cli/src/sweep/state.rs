@@ -2,9 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 use sparta_core::job::{EvalReport, RunResult, Stopped};
+use sparta_core::weights::atomic_write;
 use sparta_core::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// A run of a sweep and where it is.
@@ -57,15 +59,23 @@ impl Job {
         self.directory.join("sweep.json")
     }
 
-    /// Errors: a file that cannot be read or is damaged.
+    /// A record that is damaged counts as none: what the run itself has written decides then.
+    ///
+    /// Errors: a file that cannot be read; a result that is damaged.
     pub fn state(&self) -> Result<State> {
-        let record: Option<Record> = read_json(&self.record_path())?;
+        let record: Option<Record> = match read_text(&self.record_path())? {
+            Some(text) => serde_json::from_str(&text).ok(),
+            None => None,
+        };
         match record.and_then(|record| record.ended) {
             Some(Ended::Failed(message)) => return Ok(State::Failed(message)),
             Some(Ended::StoppedEarly(message)) => return Ok(State::StoppedEarly(message)),
             None => {}
         }
-        let result: Option<RunResult> = read_json(&self.directory.join("result.json"))?;
+        let path = self.directory.join("result.json");
+        let damaged = |e| Error::Usage(format!("{}: {e}; remove the directory to run this again", path.display()));
+        let result: Option<RunResult> =
+            read_text(&path)?.map(|text| serde_json::from_str(&text).map_err(damaged)).transpose()?;
         Ok(match result {
             Some(result) if result.stopped != Stopped::Interrupted => State::Finished(result),
             _ if !self.directory.join("metrics.jsonl").exists() => State::New,
@@ -83,12 +93,12 @@ impl Job {
         let record = Record { options: self.options.clone(), ended };
         let text = serde_json::to_string_pretty(&record).map_err(|e| Error::Usage(e.to_string()))?;
         let path = self.record_path();
-        fs::write(&path, text + "\n").map_err(Error::io(path))
+        atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
     }
 
     /// Step and metric of the evaluations on dev so far.
     pub fn evaluations(&self) -> Vec<(usize, f64)> {
-        let text = fs::read_to_string(self.directory.join("metrics.jsonl")).unwrap_or_default();
+        let text = files::read_text(&self.directory.join("metrics.jsonl"), files::LOG).unwrap_or_default();
         let reports = text.lines().filter(|line| line.starts_with("{\"kind\":\"eval\""));
         let reports = reports.filter_map(|line| serde_json::from_str::<EvalReport>(line).ok());
         let dev = reports.filter(|report| report.split == "dev");
@@ -96,11 +106,30 @@ impl Job {
     }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    if !path.is_file() {
-        return Ok(None);
+fn read_text(path: &Path) -> Result<Option<String>> {
+    match path.is_file() {
+        true => files::read_text(path, files::CONFIGURATION).map(Some).map_err(Error::io(path)),
+        false => Ok(None),
     }
-    let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
-    let damaged = |e| Error::Usage(format!("{}: {e}; remove the directory to run this again", path.display()));
-    serde_json::from_str(&text).map(Some).map_err(damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_record_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let [name, row, task, primary, setting] = ["n", "r", "t", "accuracy", ""].map(str::to_owned);
+        let job = Job { name, directory: dir.path().to_owned(), row, task, primary, setting, options: BTreeMap::new() };
+        job.record(Some(Ended::Failed("no luck".into()))).unwrap();
+        assert!(matches!(job.state().unwrap(), State::Failed(why) if why == "no luck"));
+        fs::write(dir.path().join("metrics.jsonl"), "").unwrap();
+        for half in ["", "{\"options\": {"] {
+            fs::write(job.record_path(), half).unwrap();
+            assert!(matches!(job.state().unwrap(), State::Begun { checkpoint: false }));
+        }
+        fs::write(dir.path().join("result.json"), "{").unwrap();
+        assert!(job.state().is_err());
+    }
 }

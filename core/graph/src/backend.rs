@@ -120,13 +120,23 @@ pub struct MemoryUse {
     pub plans: u64,
 }
 
+/// Bytes in GiB, or in MiB where that is less than one.
+pub fn memory_size(bytes: u64) -> String {
+    const MIB: f64 = 1048576.0;
+    match bytes as f64 / MIB {
+        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
+        mib => format!("{:.2} GiB", mib / 1024.0),
+    }
+}
+
 /// What can go wrong on a device.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendError {
     #[error(
-        "{device}: out of memory while allocating {bytes} bytes for {what}; end other programs, or lower \
-         --micro-batch-tokens"
+        "{device}: out of memory while allocating {} for {what}; end other programs, or lower \
+         --micro-batch-tokens",
+        memory_size(*bytes)
     )]
     OutOfMemory { device: String, what: String, bytes: u64 },
     #[error("{device}: the device was lost during {during}: {reason}")]

@@ -16,6 +16,7 @@ pub mod recompute;
 pub use autodiff::{GradRequest, gradients};
 pub use backend::{
     Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, SampledCost, Work, copy_ready,
+    memory_size,
 };
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};

@@ -122,8 +122,7 @@ impl Checkpoints {
                 remove(&aside)?;
                 fs::rename(&target, &aside).map_err(Error::io(&target))?;
             }
-            fs::rename(&temporary, &target).map_err(Error::io(&target))?;
-            sync(&self.dir)?;
+            files::publish(&temporary, &target).map_err(Error::io(&target))?;
             remove(&aside)
         });
         if let Err(error) = saved {
@@ -144,7 +143,7 @@ impl Checkpoints {
         read: impl FnMut(&StateTensor) -> Result<Vec<f32>>,
     ) -> Result<()> {
         remove(dir)?;
-        fs::create_dir_all(dir).map_err(Error::io(dir))?;
+        files::create_dirs(dir).map_err(Error::io(dir))?;
         let mut files = BTreeMap::new();
         files.insert(STATE.to_owned(), write_state(&dir.join(STATE), state, read)?);
         if !checkpoint.best_values.is_empty() {
@@ -169,7 +168,7 @@ impl Checkpoints {
     fn prune(&self) -> Result<()> {
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            fs::remove_dir_all(old).map_err(Error::io(old))?;
+            remove(old)?;
         }
         Ok(())
     }
@@ -196,17 +195,20 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The newest checkpoint that is whole, and sentences about damaged ones that were passed over. `None` if none was
-    /// written yet.
+    /// The newest checkpoint that is whole and that `fits`, and sentences about those that were passed over. `None` if
+    /// none was written yet.
     ///
     /// Errors: all are damaged; the newest was made by a run of something else, which is named.
-    pub fn load_newest(&self) -> Result<Option<(Loaded, Vec<String>)>> {
+    pub fn load_newest(&self, fits: impl Fn(&Position) -> Result<()>) -> Result<Option<(Loaded, Vec<String>)>> {
         let mut damaged = Vec::new();
         for path in self.list()?.iter().rev() {
             match read(path) {
                 Ok((loaded, identity)) => {
                     self.check_identity(path, &identity)?;
-                    return Ok(Some((loaded, damaged)));
+                    match fits(&loaded.checkpoint.position) {
+                        Ok(()) => return Ok(Some((loaded, damaged))),
+                        Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
+                    }
                 }
                 Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
             }
@@ -250,8 +252,8 @@ pub fn seal(manifest: &[u8]) -> String {
     format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
 }
 
-fn remove(dir: &Path) -> Result<()> {
-    if dir.exists() { fs::remove_dir_all(dir).map_err(Error::io(dir)) } else { Ok(()) }
+fn remove(path: &Path) -> Result<()> {
+    files::remove(path).map_err(Error::io(path))
 }
 
 fn flat(name: &str, len: usize) -> TensorSpec {
@@ -315,16 +317,6 @@ fn read_values(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
     names.into_iter().map(|name| Ok((name.clone(), file.floats(&name)?.1))).collect()
 }
 
-#[cfg(unix)]
-fn sync(dir: &Path) -> Result<()> {
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))
-}
-
-#[cfg(not(unix))]
-fn sync(_dir: &Path) -> Result<()> {
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,7 +337,7 @@ mod tests {
 
     /// The newest checkpoint, after a look at its state, and the damaged ones.
     fn newest(checkpoints: &Checkpoints) -> Option<(Checkpoint, Vec<String>)> {
-        let (Loaded { checkpoint, state }, damaged) = checkpoints.load_newest().unwrap()?;
+        let (Loaded { checkpoint, state }, damaged) = checkpoints.load_newest(|_| Ok(())).unwrap()?;
         assert_eq!(state.names().collect::<Vec<_>>(), ["m.w", "v.w", "value.w"]);
         assert_eq!(state.floats("value.w").unwrap().1, [7.0, checkpoint.position.step as f32]);
         Some((checkpoint, damaged))
@@ -374,7 +366,7 @@ mod tests {
     fn another_run_is_refused_and_the_difference_named() {
         let dir = tempfile::tempdir().unwrap();
         save(&Checkpoints::new(dir.path(), 2, identity("sparta")), 1);
-        let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest().unwrap_err().to_string();
+        let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest(|_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("method was sparta, is lora"), "{error}");
     }
 
@@ -385,7 +377,7 @@ mod tests {
         assert_eq!(newest(&checkpoints), None);
         save(&checkpoints, 1);
         fs::remove_file(dir.path().join("checkpoints/step-00000001").join(STATE)).unwrap();
-        let error = checkpoints.load_newest().unwrap_err().to_string();
+        let error = checkpoints.load_newest(|_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("no checkpoint is whole") && error.contains("step-00000001"), "{error}");
     }
 

@@ -3,19 +3,97 @@
 use crate::files;
 use serde_json::{Map, Value};
 use sparta_model::{Decoder, Error, Result};
+use std::fs;
 use std::path::Path;
 
 /// Reads the `config.json` of a model directory.
 ///
-/// Errors: an unreadable file; whatever [`Decoder::parse`] refuses.
+/// Errors: something else than a model directory, which is named; an unreadable file; whatever [`Decoder::parse`] refuses.
 pub fn open(dir: &Path) -> Result<Decoder> {
-    read(&dir.join("config.json"))
+    match other_kind(dir) {
+        Some(what) => Err(Error::Config(format!("{}: {what}", dir.display()))),
+        None => read(&dir.join("config.json")),
+    }
 }
 
 /// As [`open`], of a file of any name.
 pub fn read(path: &Path) -> Result<Decoder> {
-    let text = files::read(path, files::CONFIGURATION).map_err(Error::io(path))?;
-    let map: Map<String, Value> = serde_json::from_slice(&text)
-        .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
+    let map = object(path)?;
     Decoder::parse(path, &map)
+}
+
+fn object(path: &Path) -> Result<Map<String, Value>> {
+    let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))
+}
+
+/// What stands at a path where a model directory is expected, and what to do about it; `None` for what may be one.
+fn other_kind(path: &Path) -> Option<String> {
+    const LAYOUT: &str = "the directory in the Hugging Face layout (config.json, model.safetensors, tokenizer.json)";
+    let gguf = || format!("a GGUF file, which is not read; give {LAYOUT} that it was made from");
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if path.is_file() {
+        return Some(match name(path) {
+            file if file.to_lowercase().ends_with(".gguf") => gguf(),
+            file => format!("{file} is a file; give {LAYOUT} that it belongs to"),
+        });
+    }
+    let config = path.join("config.json");
+    let config = config.is_file().then(|| object(&config).unwrap_or_default());
+    if config.as_ref().is_some_and(|config| config.contains_key("model_type") || !config.contains_key("method")) {
+        return None;
+    }
+    let merge = format!("make a model of it first: sparta-cli adapter merge {} --out MODEL", path.display());
+    if config.is_some() {
+        return Some(format!("the directory of a run, not a model; {merge}"));
+    }
+    if path.join("adapter.json").is_file() {
+        return Some(format!("an adapter, not a model; {merge}"));
+    }
+    if path.join("adapter_config.json").is_file() {
+        return Some(format!("an adapter of PEFT, not a model; {merge}"));
+    }
+    let inside: Vec<String> = fs::read_dir(path).ok()?.flatten().map(|entry| name(&entry.path())).collect();
+    let has = |wanted: fn(&str) -> bool| inside.iter().any(|name| wanted(name));
+    if has(|name| name.starts_with("models--")) {
+        return Some("a cache of the hub with several models; give a name, ORG/NAME, in its place".into());
+    }
+    if has(|name| name == "snapshots") && has(|name| name == "blobs") {
+        return Some("the hub's cache of a model; give a directory below its snapshots, or the model's name".into());
+    }
+    has(|name| name.to_lowercase().ends_with(".gguf")).then(gguf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_model_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = |name: &str, files: &[(&str, &str)]| {
+            let place = dir.path().join(name);
+            for (file, content) in files {
+                let path = place.join(file);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, content).unwrap();
+            }
+            open(&place).unwrap_err().to_string()
+        };
+        for (name, files, said) in [
+            ("run", &[("config.json", "{\"method\": \"lora\"}")][..], "the directory of a run"),
+            ("own", &[("adapter.json", "{}")], "an adapter, not a model"),
+            ("peft", &[("adapter_config.json", "{}")], "an adapter of PEFT"),
+            ("root", &[("models--a--b/refs/main", "")], "several models"),
+            ("cache", &[("snapshots/x/config.json", "{}"), ("blobs/y", "")], "below its snapshots"),
+            ("gguf", &[("a.Q4.gguf", "GGUF")], "a GGUF file"),
+        ] {
+            let text = place(name, files);
+            assert!(text.contains(said), "{text}");
+        }
+        let file = open(&dir.path().join("gguf/a.Q4.gguf")).unwrap_err().to_string();
+        assert!(file.contains("a GGUF file"), "{file}");
+        let model = place("model", &[("config.json", "{\"model_type\": \"new\"}")]);
+        assert!(model.contains("config.json"), "{model}");
+    }
 }

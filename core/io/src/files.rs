@@ -1,4 +1,5 @@
-//! Opening files of strangers: regular ones only, as a pipe would never end, and small enough for what they are.
+//! Opening files of strangers: regular ones only, as a pipe would never end, and small enough for what they are. And giving
+//! finished files their names, so that neither a crash nor a power cut leaves half of one.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -43,9 +44,98 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
         .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("expected UTF-8: {e}")))
 }
 
+/// Creates a directory with those above it, which then survive a power cut.
+///
+/// Errors: those of the system.
+pub fn create_dirs(dir: &Path) -> io::Result<()> {
+    if dir.as_os_str().is_empty() || dir.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = dir.parent() {
+        create_dirs(parent)?;
+    }
+    match fs::create_dir(dir) {
+        // Another process was faster.
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_parent(dir),
+    }
+}
+
+/// Renames a finished file or directory. All of it is on disk before, and the new name after.
+///
+/// Errors: those of the system.
+pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
+    sync(from)?;
+    fs::rename(from, to)?;
+    sync_parent(to)
+}
+
+/// Makes a file, or a directory and what is in it, safe on disk.
+fn sync(path: &Path) -> io::Result<()> {
+    let kind = fs::symlink_metadata(path)?;
+    if kind.is_dir() {
+        for entry in fs::read_dir(path)? {
+            sync(&entry?.path())?;
+        }
+        return sync_dir(path);
+    }
+    // Windows syncs only what may be written.
+    if kind.is_file() { File::options().write(true).open(path)?.sync_all() } else { Ok(()) }
+}
+
+/// Makes the name of a file or directory safe on disk.
+///
+/// Errors: those of the system.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
+        _ => sync_dir(Path::new(".")),
+    }
+}
+
+#[cfg(unix)]
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Removes a file, or a directory and what is in it; nothing where there is none.
+///
+/// Errors: those of the system.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(kind) if kind.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_published_has_its_new_name_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (part, whole) = (dir.path().join("a/b/.part"), dir.path().join("a/b/whole"));
+        create_dirs(&part).unwrap();
+        create_dirs(&part).unwrap();
+        fs::write(part.join("f"), "1").unwrap();
+        publish(&part, &whole).unwrap();
+        assert!(!part.exists() && fs::read(whole.join("f")).unwrap() == b"1");
+        for path in [whole.join("f"), whole.clone(), whole] {
+            remove(&path).unwrap();
+            assert!(!path.exists());
+        }
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(create_dirs(&dir.path().join("file/below")).is_err());
+    }
 
     #[test]
     fn only_regular_files_within_the_limit_are_read() {

@@ -3,7 +3,8 @@
 use crate::weights::Weights;
 use crate::{Error, Result, files};
 use sha2::{Digest, Sha256};
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Bytes hashed at each end of a tensor: enough to tell models apart without reading all of them.
@@ -30,7 +31,12 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// SHA-256 of a file, in hexadecimal.
 pub fn hash_file(path: &Path) -> Result<String> {
-    let mut file = files::open(path).map_err(Error::io(path))?;
+    hash_open(path, &files::open(path).map_err(Error::io(path))?)
+}
+
+/// SHA-256 of an open file from its beginning, in hexadecimal.
+pub fn hash_open(path: &Path, mut file: &File) -> Result<String> {
+    file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

@@ -52,6 +52,10 @@ pub struct LayerInfo {
 pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
     let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, [0u64; 2]);
     for (position, parameter) in applied.adaptation.parameters.iter().enumerate() {
+        // What the method cannot merge has no weight to compare with the base model's.
+        if matches!(applied.adaptation.parts[position], Part::Reparam(_)) && !applied.adaptation.method.mergeable() {
+            continue;
+        }
         let Some(delta) = delta(applied, session.as_mut(), position)? else { continue };
         let layer = layer_name(parameter);
         let (count, norm) = (delta.len() as u64, delta.norm());

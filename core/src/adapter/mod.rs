@@ -152,6 +152,12 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
             if pickle.starts_with("adapter") { peft::VALUES } else { sparse_deltas::VALUES },
         )));
     }
+    if RunConfig::of_run(path).is_ok() {
+        return Err(Error::Weights(format!(
+            "{}: the run saved no adapter: it ended before it had learned anything; go on with it by --resume",
+            path.display()
+        )));
+    }
     if path.join("config.json").is_file() {
         return full_model(path);
     }

@@ -46,7 +46,7 @@ impl Output {
         partial.push(name);
         partial.push(format!(".{}.partial", std::process::id()));
         let partial = out.with_file_name(partial);
-        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
+        files::create_dirs(&partial).map_err(Error::io(&partial))?;
         Ok(Output { out: out.to_owned(), partial })
     }
 
@@ -114,7 +114,7 @@ impl Output {
         if self.out.is_dir() {
             fs::remove_dir(&self.out).map_err(Error::io(&self.out))?;
         }
-        fs::rename(&self.partial, &self.out).map_err(Error::io(&self.out))
+        files::publish(&self.partial, &self.out).map_err(Error::io(&self.out))
     }
 }
 

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use sparta_plugin::method::Options;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::Path;
 
@@ -99,7 +98,7 @@ pub fn save_values(
     shapes: &BTreeMap<String, Vec<usize>>,
     indices: &BTreeMap<String, Vec<u32>>,
 ) -> Result<String> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    files::create_dirs(dir).map_err(Error::io(dir))?;
     let floats = values.iter().map(|(name, values)| OutTensor {
         name: name.clone(),
         dtype: Dtype::F32,

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use sparta_plugin::method::{ExtraTensor, Init};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -247,7 +246,7 @@ pub struct Export<'a> {
 
 /// Writes a directory that `peft.PeftModel.from_pretrained` loads.
 pub fn write(dir: &Path, export: &Export) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    files::create_dirs(dir).map_err(Error::io(dir))?;
     let mut tensors = Vec::new();
     let mut add = |key: String, name: &str, shape: Vec<usize>| -> Result<()> {
         let values = export.values.get(name).ok_or_else(|| Error::Weights(format!("{name} is missing")))?;

@@ -11,7 +11,6 @@ use crate::{Error, Result, decoder, files};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 pub const VALUES: &str = "sparse_deltas.safetensors";
@@ -146,7 +145,7 @@ pub fn write(
     head: &Head,
     pad: Option<u32>,
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    files::create_dirs(dir).map_err(Error::io(dir))?;
     let mut tensors: Vec<OutTensor> = Vec::new();
     for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
         let (name, all);

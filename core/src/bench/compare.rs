@@ -1,11 +1,11 @@
 //! Devices side by side: of one report, or of several machines'.
 
 use super::report::{Device, DeviceReport, Report, Step};
-use crate::job::{memory_size, thousands};
+use crate::job::thousands;
 use crate::report::svg::{colour, hex};
 use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
-use sparta_graph::DType;
+use sparta_graph::{DType, memory_size};
 use sparta_model::{Error, Result};
 
 const TEMPLATE: &str = include_str!("bench.html");

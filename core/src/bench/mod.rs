@@ -188,7 +188,7 @@ impl Bencher<'_> {
         let precision = case.precision.activations;
         let prepared = case.prepare(self.plugins, weights, info)?;
         if !prepared.planned.fits(info) {
-            let needed = crate::job::memory_size(prepared.planned.total());
+            let needed = sparta_graph::memory_size(prepared.planned.total());
             return Ok(Outcome::NotMeasured(format!("does not fit: it needs {needed} on the device")));
         }
         let least = prepared.flops as f64 / ceiling.flops(precision);

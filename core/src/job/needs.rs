@@ -1,10 +1,10 @@
 //! What a run was adapted to so that it fits its device, and what to do where it does not.
 
-use super::{memory_size, thousands};
+use super::thousands;
 use crate::train::{Fit, LargestBuffer, MICRO_BATCH_TOKENS, MemoryKind, Recompute};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use sparta_graph::DeviceInfo;
+use sparta_graph::{DeviceInfo, memory_size};
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -3,11 +3,12 @@
 use super::{ChosenPrecision, Needs, PaperMemory};
 use crate::Result;
 use crate::method::Adaptation;
+use crate::model::shown;
 use crate::text::PromptPlan;
 use crate::train::optimizer::GroupPlan;
 use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
-use sparta_graph::DeviceInfo;
+use sparta_graph::{DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Role};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -134,7 +135,10 @@ impl fmt::Display for RunPlan {
         )?;
         match self.labels.is_empty() {
             true => writeln!(f, "task       {}", self.task)?,
-            false => writeln!(f, "task       {} ({})", self.task, self.labels.join(", "))?,
+            false => {
+                let labels: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
+                writeln!(f, "task       {} ({})", self.task, labels.join(", "))?
+            }
         }
         if let Some(prompt) = &self.prompt {
             writeln!(f, "  prompt   {:?}", prompt.example)?;
@@ -162,7 +166,8 @@ impl fmt::Display for RunPlan {
             Some(tokens) => format!("up to {} tokens", thousands(tokens as u64)),
             None => format!("{} examples", self.batch_size),
         };
-        writeln!(f, "steps      {} of {size}{micro}{again}", thousands(self.total_steps as u64))?;
+        let (total, epoch) = (thousands(self.total_steps as u64), thousands(self.steps_per_epoch as u64));
+        writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         for GroupPlan { group, tensors, trained } in &self.groups {
@@ -199,15 +204,6 @@ pub fn thousands(n: u64) -> String {
         out.push(c);
     }
     out
-}
-
-/// Bytes in GiB, or in MiB where that is less than one.
-pub fn memory_size(bytes: u64) -> String {
-    const MIB: f64 = 1048576.0;
-    match bytes as f64 / MIB {
-        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
-        mib => format!("{:.2} GiB", mib / 1024.0),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 use super::earlier;
 use super::library::Implementation;
+use super::names;
 use sparta_graph::{
     Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work, copy_ready,
 };
@@ -17,9 +18,11 @@ pub struct LoadedBackendPlugin {
 }
 
 /// What a plugin's error means: a [`BackendError`] as JSON, or a text.
-fn decode(device: &str, error: Error) -> BackendError {
-    serde_json::from_str(&error.0)
-        .unwrap_or_else(|_| BackendError::Other { device: device.to_owned(), reason: error.0 })
+fn decode(plugin: &Implementation<SpartaBackend>, device: &str, error: Error) -> BackendError {
+    serde_json::from_str(&error.0).unwrap_or_else(|_| BackendError::Other {
+        device: device.to_owned(),
+        reason: format!("{} [plugin {}]", error.0, plugin.name),
+    })
 }
 
 impl LoadedBackendPlugin {
@@ -28,6 +31,9 @@ impl LoadedBackendPlugin {
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
         let info: BackendPluginInfo = plugin.parse("describe", &answer)?;
+        names::check("name", &info.name)
+            .and_then(|()| names::check_version(&info.version))
+            .map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         plugin.name = format!("{} ({})", info.name, plugin.name);
         Ok(LoadedBackendPlugin { plugin, info })
     }
@@ -40,8 +46,8 @@ impl LoadedBackendPlugin {
     pub fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
         let plugin = &self.plugin;
         // SAFETY: the function of a loaded library, called as the ABI says.
-        let answer = plugin.call("devices", plugin.table.devices, None, |f, call| unsafe { f(call) });
-        answer.and_then(|json| plugin.parse("devices", &json)).map_err(|e| decode(&self.info.name, e))
+        let answer = plugin.call_unnamed("devices", plugin.table.devices, None, |f, call| unsafe { f(call) });
+        answer.and_then(|json| plugin.parse("devices", &json)).map_err(|e| decode(plugin, &self.info.name, e))
     }
 
     /// Opens the device with this [`DeviceInfo::id`].
@@ -49,11 +55,11 @@ impl LoadedBackendPlugin {
         let plugin = self.plugin.clone();
         let mut handle = 0;
         // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
-        let answer = plugin.call("open", plugin.table.open, None, |f, call| unsafe {
+        let answer = plugin.call_unnamed("open", plugin.table.open, None, |f, call| unsafe {
             f(call, SpartaBytes::new(device.as_bytes()), &mut handle)
         });
         let mut info: DeviceInfo =
-            answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(device, e))?;
+            answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(&plugin, device, e))?;
         // The call that prepares a plan takes one buffer as its arena.
         info.segments = false;
         let ops = self.info.ops.clone();
@@ -74,7 +80,10 @@ struct LoadedBackend {
 
 impl LoadedBackend {
     fn call<F>(&self, what: &str, function: Option<F>, call: impl FnOnce(F, u64) -> i32) -> Result<(), BackendError> {
-        self.plugin.call(what, function, None, call).map(drop).map_err(|e| decode(&self.info.id, e))
+        self.plugin
+            .call_unnamed(what, function, None, call)
+            .map(drop)
+            .map_err(|e| decode(&self.plugin, &self.info.id, e))
     }
 
     /// The JSON form of a plan that the plugin understands.
@@ -230,9 +239,10 @@ impl Backend for LoadedBackend {
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
         let (plugin, function) = (&self.plugin, self.plugin.table.run_profiled);
         // SAFETY: see the impl.
-        let answer = plugin.call("run_profiled", function, None, |f, call| unsafe { f(call, self.handle, plan.0) });
+        let answer =
+            plugin.call_unnamed("run_profiled", function, None, |f, call| unsafe { f(call, self.handle, plan.0) });
         let nanoseconds: Result<Vec<u64>, Error> = answer.and_then(|json| plugin.parse("run_profiled", &json));
-        let nanoseconds = nanoseconds.map_err(|e| decode(&self.info.id, e))?;
+        let nanoseconds = nanoseconds.map_err(|e| decode(&self.plugin, &self.info.id, e))?;
         Ok(nanoseconds.into_iter().map(Duration::from_nanos).collect())
     }
 

@@ -1,6 +1,7 @@
 //! Where plugin libraries are looked for. Never in the current directory, and never at a path that a model or a data
 //! set names.
 
+use super::PluginKind;
 use super::manifest::target;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -16,6 +17,8 @@ pub const PATH_VARIABLE: &str = "SPARTA_PLUGIN_PATH";
 /// directory of libraries.
 #[derive(Clone, Debug, Default)]
 pub struct DiscoverOptions {
+    /// Kinds that are not needed; of what is known before it is opened, none of them is.
+    pub unneeded: Vec<PluginKind>,
     /// `--plugin`.
     pub explicit: Vec<PathBuf>,
     /// Libraries that the run in question has used.
@@ -37,6 +40,7 @@ impl DiscoverOptions {
     pub fn standard(explicit: Vec<PathBuf>, configured: Vec<PathBuf>) -> Self {
         let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
         DiscoverOptions {
+            unneeded: Vec::new(),
             explicit,
             run: Vec::new(),
             configured,
@@ -138,7 +142,7 @@ fn search(place: &Path, origin: Origin, found: &mut Vec<Candidate>) {
     };
     let mut libraries: Vec<PathBuf> = entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| is_library(path) && (origin != Origin::BesideExecutable || has_plugin_name(path)))
+        .filter(|path| is_library(path) && (origin != Origin::BesideExecutable || kind_by_name(path).is_some()))
         .collect();
     libraries.sort();
     libraries.iter().for_each(|path| add(path, None));
@@ -152,11 +156,11 @@ fn is_library(path: &Path) -> bool {
     file_name(path).ends_with(DLL_SUFFIX) && path.is_file()
 }
 
-/// `libsparta_method_lora.so`, `sparta_task_glue.dll`: beside the executable other libraries may stand, too.
-fn has_plugin_name(path: &Path) -> bool {
+/// The kind of `libsparta_method_lora.so` or `sparta_task_glue.dll`: beside the executable other libraries may stand, too.
+pub fn kind_by_name(path: &Path) -> Option<PluginKind> {
     let name = file_name(path);
     let name = name.strip_prefix(DLL_PREFIX).unwrap_or(name);
-    ["sparta_method_", "sparta_task_", "sparta_backend_"].iter().any(|prefix| name.starts_with(prefix))
+    PluginKind::ALL.into_iter().find(|kind| name.starts_with(&format!("sparta_{kind}_")))
 }
 
 /// What to do about a library that may not be opened because nothing vouches for it.

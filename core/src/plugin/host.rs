@@ -29,6 +29,8 @@ type GraphPointer = *mut (dyn GraphBuilder + 'static);
 #[derive(Default)]
 struct State {
     result: Vec<u8>,
+    /// Why the result was not taken.
+    refused: Option<String>,
     error: Option<String>,
     /// The message of the latest graph function that failed.
     graph_error: String,
@@ -39,6 +41,11 @@ thread_local! {
     static CALLS: RefCell<HashMap<SpartaCall, State>> = RefCell::default();
     static NEXT: Cell<SpartaCall> = const { Cell::new(1) };
 }
+
+/// Bytes of a plugin's answer: a batch of the longest texts has as many.
+const ANSWER: usize = 256 << 20;
+/// Bytes of a plugin's message.
+const MESSAGE: usize = 1 << 16;
 
 /// Calls a plugin's function and returns the bytes it gave as its result, or its error message (`None`: it failed
 /// without one).
@@ -53,7 +60,7 @@ pub fn call(
     let status = function(id);
     let state = CALLS.with_borrow_mut(|calls| calls.remove(&id)).unwrap_or_default();
     match status {
-        OK => Ok(state.result),
+        OK => state.refused.map_or(Ok(state.result), |why| Err(Some(why))),
         _ => Err(state.error),
     }
 }
@@ -64,14 +71,18 @@ fn with_state<T>(call: SpartaCall, f: impl FnOnce(&mut State) -> T) -> Option<T>
 
 unsafe extern "C" fn error(call: SpartaCall, message: SpartaBytes) {
     // SAFETY: the plugin passes bytes that live until this function returns.
-    let message = String::from_utf8_lossy(unsafe { message.as_slice() }).into_owned();
+    let message = unsafe { message.as_slice() };
+    let message = String::from_utf8_lossy(&message[..message.len().min(MESSAGE)]).into_owned();
     with_state(call, |state| state.error = Some(message));
 }
 
 unsafe extern "C" fn result(call: SpartaCall, bytes: SpartaBytes) {
     // SAFETY: the plugin passes bytes that live until this function returns.
-    let bytes = unsafe { bytes.as_slice() }.to_vec();
-    with_state(call, |state| state.result = bytes);
+    let bytes = unsafe { bytes.as_slice() };
+    with_state(call, |state| match bytes.len() {
+        0..=ANSWER => state.result = bytes.to_vec(),
+        size => state.refused = Some(format!("its answer has {size} bytes, at most {ANSWER} are allowed")),
+    });
 }
 
 unsafe extern "C" fn last_error(call: SpartaCall) -> SpartaBytes {
@@ -116,6 +127,9 @@ unsafe extern "C" fn graph_apply(
         let (op, inputs) = unsafe { (op.as_slice(), slice(inputs, input_count)) };
         let op: Op = serde_json::from_slice(op)
             .map_err(|e| format!("not an operation of this host: {e}: {}", String::from_utf8_lossy(op)))?;
+        if output_count.is_null() || (outputs.is_null() && capacity > 0) {
+            return Err("graph_apply: there is no place for the outputs: a pointer is null".into());
+        }
         let name = op.name();
         let inputs: Vec<Value> = inputs.iter().map(|&v| Value(v)).collect();
         let values = graph.apply(op, &inputs).map_err(|e| e.0)?;
@@ -140,6 +154,9 @@ unsafe extern "C" fn graph_shape(
     rank: *mut usize,
 ) -> SpartaStatus {
     on_graph(call, |graph| {
+        if rank.is_null() || (dims.is_null() && capacity > 0) {
+            return Err("graph_shape: there is no place for the shape: a pointer is null".into());
+        }
         let shape = graph.shape(Value(value)).map_err(|e| e.0)?;
         if shape.len() > capacity {
             return Err(format!("the value has {} dimensions, the plugin has room for {capacity}", shape.len()));
@@ -156,6 +173,9 @@ unsafe extern "C" fn graph_shape(
 
 unsafe extern "C" fn graph_rng(call: SpartaCall, value: *mut u32) -> SpartaStatus {
     on_graph(call, |graph| {
+        if value.is_null() {
+            return Err("graph_rng: there is no place for the value: the pointer is null".into());
+        }
         let rng = graph.rng().map_err(|e| e.0)?;
         // SAFETY: the plugin passes a writable `uint32_t`.
         unsafe { value.write(rng.0) };

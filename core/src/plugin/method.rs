@@ -1,10 +1,13 @@
 use super::library::Implementation;
+use super::names;
 use crate::method::options::{Given, check_value};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaMethod, SpartaStatus};
-use sparta_plugin::export::method::SelectRequest;
+use sparta_plugin::export::method::{Description, SelectRequest};
 use sparta_plugin::graph::Value;
-use sparta_plugin::method::{ExtraTensor, GraphBuilder, Init, Method, MethodInfo, Options, Parameter, Selection, Site};
+use sparta_plugin::method::{
+    ExtraTensor, GraphBuilder, Init, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site,
+};
 use std::borrow::Cow;
 use std::collections::HashSet;
 
@@ -12,6 +15,7 @@ use std::collections::HashSet;
 pub struct LoadedMethod {
     plugin: Implementation<SpartaMethod>,
     info: MethodInfo,
+    mergeable: bool,
 }
 
 impl LoadedMethod {
@@ -19,10 +23,12 @@ impl LoadedMethod {
     pub fn new(mut plugin: Implementation<SpartaMethod>) -> Result<Self, Error> {
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
-        let info: MethodInfo = plugin.parse("describe", &answer)?;
+        let Description { info, mergeable } = plugin.parse("describe", &answer)?;
+        let info: MethodInfo = info.into_owned();
+        names::check("name", &info.name).map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         plugin.name = format!("{} ({})", info.name, plugin.name);
         check_info(&info).map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
-        Ok(LoadedMethod { plugin, info })
+        Ok(LoadedMethod { plugin, info, mergeable })
     }
 
     pub fn info(&self) -> &MethodInfo {
@@ -54,11 +60,18 @@ fn check_info(info: &MethodInfo) -> Result<(), String> {
     if !(info.default_lr > 0.0 && info.default_lr.is_finite()) {
         return Err(format!("its default learning rate is {}", info.default_lr));
     }
+    names::check_version(&info.version)?;
+    names::check_text("summary", &info.summary)?;
     let mut names = HashSet::new();
     for option in &info.options {
+        names::check_text("help of an option", &option.help)?;
+        check_range(option)?;
         let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if option.name.is_empty() || option.name.starts_with('-') || !option.name.chars().all(kebab) {
             return Err(format!("the option name `{}` is not in kebab case", option.name));
+        }
+        if OWN.contains(&option.name.as_str()) || option.name.len() > names::LONGEST {
+            return Err(format!("its option `{}` has a name that is taken or too long; rename it", option.name));
         }
         if !names.insert(&option.name) {
             return Err(format!("it declares the option `{}` twice", option.name));
@@ -68,6 +81,28 @@ fn check_info(info: &MethodInfo) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Options of every command.
+const OWN: [&str; 2] = ["help", "version"];
+
+/// Errors: a range without a value.
+fn check_range(option: &OptionInfo) -> Result<(), String> {
+    let fits = match option.kind {
+        OptionKind::Float { min, max, min_open } => {
+            if min_open {
+                min < max
+            } else {
+                min <= max
+            }
+        }
+        OptionKind::Int { min, max } => min <= max,
+        OptionKind::Bool | OptionKind::Text => true,
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(format!("no value is in the range of its option `{}`: {:?}", option.name, option.kind)),
+    }
 }
 
 /// Why the host cannot do what a selection asks for.
@@ -147,6 +182,10 @@ impl Method for LoadedMethod {
             unsafe { f(id, site, x.0, w.0, extra.as_ptr(), extra.len(), y) }
         };
         self.build("forward", self.plugin.table.forward, graph, (site, extra), call)
+    }
+
+    fn mergeable(&self) -> bool {
+        self.mergeable
     }
 
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {

@@ -11,6 +11,8 @@ mod host;
 mod library;
 mod manifest;
 mod method;
+mod names;
+pub mod running;
 mod set;
 mod task;
 mod used;

@@ -1,13 +1,12 @@
 use super::backend::LoadedBackendPlugin;
-use super::discover::{Candidate, DiscoverOptions, Origin, candidates, missing_manifest};
+use super::discover::{Candidate, DiscoverOptions, Origin, candidates, kind_by_name, missing_manifest};
 use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
 use super::method::LoadedMethod;
 use super::task::LoadedTask;
 use super::used::UsedPlugin;
 use super::{binary, library};
-use crate::hash::hash_file;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use sparta_plugin::abi::{BACKEND_ID, METHOD_ID, TASK_ID};
 use sparta_plugin::task::TaskInfo;
@@ -58,12 +57,16 @@ pub struct Found {
     pub name: String,
     pub version: String,
     pub state: State,
+    /// Tasks of it that an earlier plugin offers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_its_tasks: Vec<String>,
 }
 
 impl Found {
     fn new(path: PathBuf, origin: Origin) -> Found {
         let (name, version) = (String::new(), String::new());
-        Found { path, origin, manifest: false, kind: None, name, version, state: State::Loaded }
+        let not_its_tasks = Vec::new();
+        Found { path, origin, manifest: false, kind: None, name, version, state: State::Loaded, not_its_tasks }
     }
 }
 
@@ -96,9 +99,45 @@ impl PluginSet {
     pub fn discover(options: &DiscoverOptions) -> PluginSet {
         let mut set = PluginSet { allow_other: options.allow_other, ..PluginSet::default() };
         for candidate in candidates(options) {
-            set.load(&candidate);
+            set.load(&candidate, &options.unneeded);
         }
         set
+    }
+
+    /// Errors: a library that the user has named, by --plugin or in the configuration, is not used; a directory that the
+    /// user has named has no plugin.
+    pub fn check_named(&self, options: &DiscoverOptions) -> Result<()> {
+        for place in options.explicit.iter().chain(&options.configured) {
+            let reason = |found: &Found| match &found.state {
+                State::Refused { reason } => Some(format!("plugin {}: {reason}", found.path.display())),
+                _ => None,
+            };
+            let named = || self.report.iter().filter(|found| found.path == *place);
+            let inside = || self.report.iter().filter(|found| found.path != *place && found.path.starts_with(place));
+            let refused: Vec<String> = named().filter_map(reason).collect();
+            if !refused.is_empty() {
+                return Err(Error::Plugin(refused.join("; ")));
+            }
+            if place.is_dir() && inside().all(|found| reason(found).is_some()) {
+                let reasons: Vec<String> = inside().filter_map(reason).collect();
+                let reasons = if reasons.is_empty() { "there is no library".to_owned() } else { reasons.join("; ") };
+                return Err(Error::Plugin(format!("{}: no plugin was loaded from it: {reasons}", place.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// A sentence for the plan where the plugin of this kind and name is not one that comes with the program.
+    pub fn note(&self, kind: PluginKind, name: &str) -> Option<String> {
+        let own = |found: &&Found| matches!(found.origin, Origin::BesideExecutable | Origin::Linked);
+        let same = || self.report.iter().filter(|found| found.kind == Some(kind) && found.name == name);
+        let used = same().find(|found| found.state == State::Loaded).filter(|found| !own(found))?;
+        let instead = match same().any(|found| own(&found)) {
+            true => ", in place of the one that comes with sparta-cli",
+            false => "",
+        };
+        let (version, path, origin) = (&used.version, used.path.display(), used.origin);
+        Some(format!("the {kind} plugin {name} {version} is {path} ({origin}){instead}"))
     }
 
     /// Adds a plugin that is linked into this executable, unless one of its kind and name is here already. What became
@@ -151,7 +190,7 @@ impl PluginSet {
             kind,
             name: name.to_owned(),
             version: found.version.clone(),
-            sha256: library.as_deref().map(hash_file).transpose()?,
+            sha256: library.as_deref().map(library::hash_of).transpose()?,
             library,
             host: env!("CARGO_PKG_VERSION").into(),
         }))
@@ -188,11 +227,15 @@ impl PluginSet {
         Error::Plugin(message)
     }
 
-    fn load(&mut self, candidate: &Candidate) {
+    fn load(&mut self, candidate: &Candidate, unneeded: &[PluginKind]) {
+        let beside = candidate.origin == Origin::BesideExecutable;
+        if beside && kind_by_name(&candidate.path).is_some_and(|kind| unneeded.contains(&kind)) {
+            return;
+        }
         let mut found = Found::new(candidate.path.clone(), candidate.origin);
         let interfaces = match &candidate.problem {
             Some(problem) => Err(problem.clone()),
-            None => open(candidate, &mut found),
+            None => open(candidate, &mut found, unneeded),
         };
         match interfaces {
             Ok(interfaces) => interfaces.into_iter().for_each(|functions| self.register(functions, found.clone())),
@@ -224,6 +267,8 @@ impl PluginSet {
                 let task = LoadedTask::new(Implementation { table, name: place }).map_err(|e| e.0)?;
                 let info = task.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
+                    let ids = info.tasks.iter().map(|task| task.id.clone());
+                    found.not_its_tasks = ids.filter(|id| self.task(id).is_ok()).collect();
                     self.tasks.push(Arc::new(task));
                 }
             }
@@ -260,10 +305,15 @@ impl PluginSet {
     }
 }
 
-/// Checks a library against its manifest and its file format, then opens it. Leaves the manifest's name in `found`.
-fn open(candidate: &Candidate, found: &mut Found) -> std::result::Result<Vec<Functions>, String> {
+/// Checks a library against its manifest and its file format, then opens it, unless the manifest says that it is of a kind
+/// that is not needed. Leaves the manifest's name in `found`.
+fn open(
+    candidate: &Candidate,
+    found: &mut Found,
+    unneeded: &[PluginKind],
+) -> std::result::Result<Vec<Functions>, String> {
     let path: &Path = &candidate.path;
-    let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
+    let file = files::open(path).map_err(|e| format!("cannot be read: {e}"))?;
     // SAFETY: the mapping is read-only and dropped below; a library that is being overwritten right now is as
     // unreadable here as it would be to the dynamic loader.
     let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| format!("cannot be read: {e}"))?;
@@ -273,6 +323,9 @@ fn open(candidate: &Candidate, found: &mut Found) -> std::result::Result<Vec<Fun
         Some(manifest) => {
             found.kind = Some(manifest.kind);
             found.name = manifest.name.clone();
+            if unneeded.contains(&manifest.kind) {
+                return Ok(Vec::new());
+            }
             manifest.check(&bytes)?;
             Some(manifest.kind)
         }
@@ -281,7 +334,7 @@ fn open(candidate: &Candidate, found: &mut Found) -> std::result::Result<Vec<Fun
     };
     binary::check(&bytes)?;
     drop(bytes);
-    let interfaces = library::open(path)?;
+    let interfaces = library::open(path, file)?;
     if let Some(kind) = promised
         && let Some(other) = interfaces.iter().find(|functions| functions.kind() != kind)
     {

@@ -1,4 +1,5 @@
 use super::library::Implementation;
+use super::names;
 use crate::train::Scores;
 use crate::train::objective::NextToken;
 use sparta_plugin::Error;
@@ -7,6 +8,9 @@ use sparta_plugin::task::{Dataset, Example, Examples, OpenRequest, Recipe, Task,
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+
+/// Bytes of a text; no model has positions for more.
+const LONGEST_TEXT: usize = 1 << 20;
 
 /// Examples asked for in one call.
 const BATCH: usize = 256;
@@ -23,6 +27,9 @@ impl LoadedTask {
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin.call("describe", plugin.table.describe, None, |f, call| unsafe { f(call) })?;
         let info: TaskPluginInfo = plugin.parse("describe", &answer)?;
+        names::check("name", &info.name)
+            .and_then(|()| names::check_version(&info.version))
+            .map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         for task in &info.tasks {
             check(task).map_err(|reason| Error(format!("plugin {}: task `{}`: {reason}", plugin.name, task.id)))?;
         }
@@ -36,6 +43,11 @@ impl LoadedTask {
 }
 
 fn check(task: &TaskInfo) -> Result<(), String> {
+    names::check("id", &task.id)?;
+    names::check_text("title", &task.title)?;
+    for label in &task.labels {
+        names::check_line("label", label)?;
+    }
     if task.labels.len() == 1 {
         return Err(format!("a task needs two labels or more, or none to learn texts; it has {:?}", task.labels));
     }
@@ -146,6 +158,13 @@ impl LoadedExamples<'_> {
         self.batch = plugin.parse("next", &answer)?;
         self.ended = self.batch.is_empty();
         let task = &self.dataset.task;
+        let longest = |example: &Example| example.text.len().max(example.pair.as_ref().map_or(0, String::len));
+        if let Some(bytes) = self.batch.iter().map(longest).find(|&bytes| bytes > LONGEST_TEXT) {
+            return Err(Error(format!(
+                "plugin {}: an example of `{}` has a text of {bytes} bytes, expected at most {LONGEST_TEXT}",
+                plugin.name, task.id
+            )));
+        }
         match self.batch.iter().find(|example| example.label as usize >= task.labels.len().max(1)) {
             None => Ok(()),
             Some(example) => Err(Error(format!(

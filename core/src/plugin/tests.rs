@@ -97,8 +97,11 @@ fn selections_cross_and_are_checked() {
     );
     assert_eq!(select("reparam", Role::QProj), Fickle.select(&[parameter("w", Role::QProj)], &options("reparam")));
     let message = |mode, role| select(mode, role).unwrap_err().0;
-    assert_eq!(message("error", Role::QProj), "this model is too beautiful");
-    assert_eq!(message("panic", Role::QProj), "the plugin panicked: mode \"panic\" is not for eating");
+    assert_eq!(message("error", Role::QProj), "this model is too beautiful [plugin fickle (here)]");
+    assert_eq!(
+        message("panic", Role::QProj),
+        "the plugin panicked: mode \"panic\" is not for eating [plugin fickle (here)]"
+    );
     assert!(message("few", Role::QProj).contains("fickle (here): `select` answered for 0 of 1"));
     assert!(message("likely", Role::QProj).contains("w: the probability 1.5"));
     assert!(message("empty", Role::QProj).contains("shape [0]"));
@@ -137,7 +140,7 @@ fn a_plugin_builds_on_the_host_s_graph() {
         builder.shape(y)
     };
     assert_eq!(forward("reparam").unwrap(), [5, 3]);
-    assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward");
+    assert_eq!(forward("panic").unwrap_err().0, "the plugin panicked: no forward [plugin fickle (here)]");
     let message = forward("stray").unwrap_err().0;
     assert!(message.contains("output of `forward`") && message.contains("99"), "{message}");
     let message = forward("shape").unwrap_err().0;
@@ -226,14 +229,14 @@ fn examples_cross_in_batches_with_their_errors() {
         Functions::Task(table) => LoadedTask::new(Implementation { table, name: "here".into() }).unwrap(),
         _ => unreachable!(),
     };
-    let dataset = task.open(&OpenRequest { task: "parity".into(), data: "/data".into() }).unwrap();
+    let dataset = task.open(&OpenRequest::new("parity", "/data")).unwrap();
     assert_eq!(dataset.recipe(), Opened.recipe());
     let read = |part: &str| -> Vec<Result<Example, Error>> { dataset.examples(part).unwrap().collect() };
     assert_eq!(read("good"), Opened.examples("good").unwrap().collect::<Vec<_>>());
     let bad = read("bad");
     assert_eq!((bad.len(), bad.iter().filter(|e| e.is_ok()).count()), (301, 300));
-    assert_eq!(bad[300], Err("numbers.txt, line 301: not a number".into()));
-    assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers".into())]);
+    assert_eq!(bad[300], Err("numbers.txt, line 301: not a number [plugin numbers (here)]".into()));
+    assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers [plugin numbers (here)]".into())]);
     let label = read("label");
     assert!(label.len() == 1 && label[0].as_ref().unwrap_err().0.contains("has label 2, the task has 2 labels"));
 }
@@ -329,7 +332,7 @@ fn a_backend_crosses() {
     assert_eq!(plugin.info(), &MemoryPlugin.describe());
     assert_eq!(plugin.devices().unwrap()[0].max_buffer, u64::MAX);
     let message = plugin.open("tape").err().unwrap().to_string();
-    assert_eq!(message, "tape: the plugin panicked: no device tape");
+    assert_eq!(message, "tape: the plugin panicked: no device tape [plugin memory (here)]");
 
     let mut backend = plugin.open("memory").unwrap();
     assert_eq!(backend.info().name, "Memory");

@@ -2,10 +2,11 @@
 
 use super::svg::{self, colour};
 use super::{RunData, charts};
-use crate::job::{SplitPlan, Stopped, memory_size, thousands};
+use crate::job::{SplitPlan, Stopped, thousands};
 use crate::train::{MemoryKind, Metrics};
 use crate::{Error, Result};
 use minijinja::{AutoEscape, Environment, Value, context};
+use sparta_graph::memory_size;
 
 const TEMPLATE: &str = include_str!("report.html");
 

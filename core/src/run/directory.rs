@@ -6,10 +6,11 @@ use crate::job::{RunConfig, RunResult, Stopped};
 use crate::report::{self};
 use crate::weights::atomic_write;
 use crate::{Error, Result, files};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
@@ -50,18 +51,33 @@ impl RunDirectory {
     /// Errors: the directory holds a run already, or is in use; it cannot be written.
     pub fn create(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
-        fs::create_dir_all(path).map_err(Error::io(path))?;
+        files::create_dirs(path).map_err(Error::io(path))?;
         let lock = lock(path)?;
-        if path.join(CONFIG).exists() {
-            return Err(Error::Usage(format!(
-                "{} holds a run already; go on with it by --resume, or give another --out",
-                path.display()
-            )));
-        }
+        Self::check_free(path)?;
         let mut directory = Self::open(path, lock)?;
         directory.cut_log(0)?;
         directory.describe(run)?;
         Ok(directory)
+    }
+
+    /// Errors: the directory holds a run already.
+    pub fn check_free(path: &Path) -> Result<()> {
+        match path.join(CONFIG).exists() {
+            false => Ok(()),
+            true => Err(Error::Usage(format!(
+                "{} holds a run already; go on with it by --resume, or give another --out",
+                path.display()
+            ))),
+        }
+    }
+
+    /// Removes what a run has written that failed before its first step, so that its name is free again.
+    pub fn abandon(&self) {
+        // The error to report is the one of the run.
+        for name in [PLAN, CONFIG, "metrics.jsonl", ".lock"] {
+            let _ = fs::remove_file(self.path.join(name));
+        }
+        let _ = fs::remove_dir(&self.path);
     }
 
     /// The directory of an earlier run, as it was left but for temporary files.
@@ -106,7 +122,7 @@ impl RunDirectory {
         }
         let (before, now) = (RunConfig::of_run(path)?.control, &run.config.control);
         let plan = path.join(PLAN);
-        let text = fs::read_to_string(&plan).map_err(Error::io(&plan))?;
+        let text = files::read_text(&plan, files::CONFIGURATION).map_err(Error::io(&plan))?;
         let length: Length = serde_json::from_str(&text)
             .map_err(|e| Error::Usage(format!("{}: not the plan of a run: {e}", plan.display())))?;
         let (steps, total) = (length.total_steps, run.total_steps);
@@ -130,14 +146,34 @@ impl RunDirectory {
         Ok((total > steps).then_some(steps))
     }
 
+    /// Whether the first `bytes` of the log, which a checkpoint knows of, are whole lines: a power cut can leave zeros.
+    ///
+    /// Errors: they are not, or not there.
+    pub fn check_log(&self, bytes: u64) -> Result<()> {
+        let path = self.path.join("metrics.jsonl");
+        let damaged =
+            |what: String| Error::Training(format!("{}: {what}; it was changed after the run", path.display()));
+        if self.metrics_bytes < bytes {
+            let got = self.metrics_bytes;
+            return Err(damaged(format!("expected {bytes} bytes, which the checkpoint knows of, got {got}")));
+        }
+        let mut log = BufReader::new(files::open(&path).map_err(Error::io(&path))?).take(bytes);
+        let mut line = Vec::new();
+        for number in 1.. {
+            line.clear();
+            if log.read_until(b'\n', &mut line).map_err(Error::io(&path))? == 0 {
+                break;
+            }
+            if !line.ends_with(b"\n") || serde_json::from_slice::<IgnoredAny>(&line).is_err() {
+                return Err(damaged(format!("line {number} is not one that a run writes")));
+            }
+        }
+        Ok(())
+    }
+
     /// Drops what was logged after a checkpoint.
     pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
-        if self.metrics_bytes < bytes {
-            let got = self.metrics_bytes;
-            let what = format!("{} has {got} bytes, the checkpoint knows of {bytes}", path.display());
-            return Err(Error::Training(format!("{what}; it was changed after the run")));
-        }
         self.metrics.set_len(bytes).map_err(Error::io(path))?;
         self.metrics_bytes = bytes;
         self.pending.clear();
@@ -229,10 +265,11 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Writes the result, and from all files the report.
-    pub fn finish(&self, result: &RunResult) -> Result<()> {
+    /// Writes the result, and from all files the report. Returns why there is no report, should there be none: the run is
+    /// complete without.
+    pub fn finish(&self, result: &RunResult) -> Result<Option<Error>> {
         self.write_json(RESULT, result)?;
-        report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE))
+        Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
@@ -251,8 +288,7 @@ fn remove_temporaries(dir: &Path) -> Result<()> {
         let path = entry.map_err(Error::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') && name.ends_with(".tmp") {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.map_err(Error::io(&path))?;
+            files::remove(&path).map_err(Error::io(&path))?;
         }
     }
     Ok(())

@@ -6,7 +6,7 @@ use crate::job::PrecisionChoice;
 use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
-use crate::train::{Encoded, Evaluation, Metrics, Prediction, Target};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction, Session, Target};
 use crate::{Error, Result, splits};
 use sparta_graph::Backend;
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
@@ -95,7 +95,7 @@ impl Adapted {
     }
 
     /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
-    /// prompts. Texts longer than the model's positions are cut. `device` opens the device for a pass.
+    /// prompts. Texts longer than the model's positions are cut. `device` opens the device.
     ///
     /// Errors: a model that does not classify; a pair of texts where the task has single ones, or the reverse, with its
     /// number.
@@ -104,27 +104,12 @@ impl Adapted {
         device: impl Fn() -> Result<Box<dyn Backend>>,
         texts: &[(String, Option<String>)],
     ) -> Result<Vec<Vec<Prediction>>> {
-        if !self.applied.objective.pools() {
-            return Err(Error::Usage(format!(
-                "{}: made by {}, which gives a text no class; `eval` measures it",
-                self.applied.adapter.dir.display(),
-                self.applied.objective.name()
-            )));
-        }
-        for (i, (_, pair)) in texts.iter().enumerate() {
-            let checked = self.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
-            checked.map_err(|what| Error::Data(format!("text {}: {what}", i + 1)))?;
-        }
-        let example =
-            |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
-        let examples: Vec<Example> = texts.iter().map(example).collect();
-        let passes = (0..self.encoders.len()).map(|encoder| {
-            let found = self.evaluate_encoded(device()?, &self.encode(encoder, &examples)?, |_, _| {})?;
-            Ok(found.predictions.iter().map(|all| self.by_head(all)).collect())
-        });
-        let passes: Vec<Vec<Vec<Prediction>>> = passes.collect::<Result<_>>()?;
-        let own = |text: usize, head: usize| passes[self.encoder_of[head]][text][head].clone();
-        Ok((0..texts.len()).map(|text| (0..self.heads().len()).map(|head| own(text, head)).collect()).collect())
+        self.predictor(device).predict(texts)
+    }
+
+    /// Predicts texts as they come, on a device that stays open.
+    pub fn predictor<D: Fn() -> Result<Box<dyn Backend>>>(&self, device: D) -> Predictor<'_, D> {
+        Predictor { adapted: self, device, session: None, done: 0 }
     }
 
     /// The logits of each head.
@@ -150,16 +135,22 @@ impl Adapted {
         &self,
         device: Box<dyn Backend>,
         examples: &[Encoded],
-        mut progress: impl FnMut(usize, usize),
+        progress: impl FnMut(usize, usize),
     ) -> Result<Evaluation> {
         if examples.is_empty() {
             return Ok(Evaluation::default());
         }
-        let config = self.heads().iter().find_map(|head| head.config.as_ref());
-        let budget = config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens());
-        let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
-        let mut session = self.applied.session(device, budget, longest)?;
-        let found = evaluate::evaluate(&mut session, examples, budget, None, |done, total| {
+        let mut session = self.applied.session(device, self.budget(), longest(examples))?;
+        self.evaluate_in(&mut session, examples, progress)
+    }
+
+    fn evaluate_in(
+        &self,
+        session: &mut Session,
+        examples: &[Encoded],
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Evaluation> {
+        let found = evaluate::evaluate(session, examples, self.budget(), None, |done, total| {
             progress(done, total);
             true
         })?;
@@ -172,6 +163,12 @@ impl Adapted {
                 found.predictions[at].logits
             ))),
         }
+    }
+
+    /// Tokens of a batch.
+    fn budget(&self) -> usize {
+        let config = self.heads().iter().find_map(|head| head.config.as_ref());
+        config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens())
     }
 
     /// The examples of a split for one head, labelled with its classes.
@@ -203,11 +200,12 @@ impl Adapted {
         }
         let data = request.data.clone().or(config.map(|c| c.data.clone()));
         let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
-        let request_data = OpenRequest { task: task.id.clone(), data };
-        let dataset = plugin.open(&request_data).map_err(|e| Error::Data(e.to_string()))?;
+        let split = request.split.as_str();
+        let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
         let seed = config.map_or(0, |c| c.seed);
-        let all = splits::load(&*dataset, &task, seed)?;
-        let (examples, cap) = match request.split.as_str() {
+        let source = splits::Source { open: &|| plugin.open(&data), data: &data.data };
+        let all = splits::load(&source, &[split], &task, seed)?;
+        let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),
             "test" => (all.test, config.and_then(|c| c.max_test)),
@@ -231,6 +229,68 @@ impl Adapted {
 fn order(head: &Head, task: &TaskInfo) -> Option<Vec<usize>> {
     let unnamed = head.unnamed() && task.labels.len() == head.labels.len();
     order_of(&head.labels, &task.labels).or_else(|| unnamed.then(|| (0..task.labels.len()).collect()))
+}
+
+/// Tokens of the longest example.
+fn longest(examples: &[Encoded]) -> usize {
+    examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1)
+}
+
+/// An adapter that predicts texts as they come.
+pub struct Predictor<'a, D> {
+    adapted: &'a Adapted,
+    /// Opens the device.
+    device: D,
+    /// The opened model, and the tokens of the longest text that it takes.
+    session: Option<(Session, usize)>,
+    /// Texts that were predicted.
+    done: usize,
+}
+
+impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
+    /// As [`Adapted::predict`].
+    pub fn predict(&mut self, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<Prediction>>> {
+        let adapted = self.adapted;
+        if !adapted.applied.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{}: made by {}, which gives a text no class; `eval` measures it",
+                adapted.applied.adapter.dir.display(),
+                adapted.applied.objective.name()
+            )));
+        }
+        for (i, (_, pair)) in texts.iter().enumerate() {
+            let checked = adapted.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
+            checked.map_err(|what| Error::Data(format!("text {}: {what}", self.done + i + 1)))?;
+        }
+        self.done += texts.len();
+        let example =
+            |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
+        let examples: Vec<Example> = texts.iter().map(example).collect();
+        let mut passes = Vec::new();
+        for encoder in 0..adapted.encoders.len() {
+            let encoded = adapted.encode(encoder, &examples)?;
+            let predictions = match encoded.is_empty() {
+                true => Vec::new(),
+                false => adapted.evaluate_in(self.session(longest(&encoded))?, &encoded, |_, _| {})?.predictions,
+            };
+            passes.push(predictions.iter().map(|all| adapted.by_head(all)).collect::<Vec<_>>());
+        }
+        let own = |text: usize, head: usize| passes[adapted.encoder_of[head]][text][head].clone();
+        Ok((0..texts.len()).map(|text| (0..adapted.heads().len()).map(|head| own(text, head)).collect()).collect())
+    }
+
+    /// A session for texts of so many tokens; one that is too small makes way for one of twice the size.
+    fn session(&mut self, longest: usize) -> Result<&mut Session> {
+        let session = match self.session.take().filter(|(_, most)| *most >= longest) {
+            Some(session) => session,
+            None => {
+                let positions = self.adapted.applied.decoder.max_position_embeddings;
+                let most = longest.next_power_of_two().min(positions).max(longest);
+                (self.adapted.applied.session((self.device)()?, self.adapted.budget(), most)?, most)
+            }
+        };
+        Ok(&mut self.session.insert(session).0)
+    }
 }
 
 /// Metrics of an adapter on a split of its own data or of other data.

@@ -1,9 +1,7 @@
 //! The memory of fine-tuning a model of which only `config.json` is there.
 
 use super::prepare::default_head_std;
-use crate::job::{
-    ChosenPrecision, Needs, PaperMemory, PrecisionChoice, TrainablePlan, body_size, memory_size, thousands,
-};
+use crate::job::{ChosenPrecision, Needs, PaperMemory, PrecisionChoice, TrainablePlan, body_size, thousands};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::Decoder;
@@ -11,7 +9,7 @@ use crate::plugin::PluginSet;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Role};
 use std::collections::BTreeMap;
 use std::fmt;

@@ -11,7 +11,7 @@ mod pretrain;
 mod profile;
 mod train;
 
-pub use infer::{Adapted, EvalRequest, evaluate};
+pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};

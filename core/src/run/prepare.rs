@@ -6,6 +6,7 @@ use crate::job::{
     DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
 };
 use crate::method::Adaptation;
+use crate::method::layers::check_merge;
 use crate::method::options::{self, Given};
 use crate::model::{Decoder, HEAD, PROBLEM_TYPES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
@@ -18,6 +19,7 @@ use crate::{Error, Result, decoder};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::{MethodInfo, Options};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A run that can start.
@@ -70,6 +72,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let precision = config.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
+    check_merge(&adaptation)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
@@ -92,6 +95,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
+    let strange: Vec<String> = used.iter().filter_map(|used| plugins.note(used.kind, &used.name)).collect();
+    let steps = step_note(config.control.max_steps, epochs.total());
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
     let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
@@ -122,7 +127,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
-        notes: recorded.accepted.into_iter().chain(note).collect(),
+        notes: recorded.accepted.into_iter().chain(note).chain(strange).chain(steps).collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
     let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();
@@ -142,6 +147,19 @@ fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) ->
         plugins.used(PluginKind::Backend, device.id.split(':').next().unwrap_or_default())?,
     ];
     Ok(used.into_iter().flatten().collect())
+}
+
+/// What --max-steps does to the epochs, where it does something.
+fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
+    match max_steps {
+        Some(max) if max > epochs => {
+            Some(format!("--max-steps is {max}, but the run ends after its epochs, with step {epochs}; see --epochs"))
+        }
+        Some(max) if max < epochs => {
+            Some(format!("--max-steps ends the run after step {max} of {epochs} in its epochs"))
+        }
+        _ => None,
+    }
 }
 
 /// What a run learns, and from what.
@@ -175,9 +193,9 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let encoder = Encoder::open(&config.model, padding, &task, config.instruct.as_ref())?;
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
-    let request = OpenRequest { task: task.id.clone(), data: config.data.clone() };
-    let dataset = plugin.open(&request).map_err(|e| Error::Data(e.to_string()))?;
-    let data = splits::load(&*dataset, &task, config.seed)?;
+    let request = OpenRequest::new(task.id.clone(), config.data.clone());
+    let source = splits::Source { open: &|| plugin.open(&request), data: &request.data };
+    let data = splits::load(&source, &splits::SPLITS, &task, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         head_init,
@@ -294,13 +312,14 @@ fn encode_splits(
         return document_splits(config, max_length, splits, origins);
     }
     let all = train.len();
-    let train = encode(&train)?;
-    let train: Vec<Encoded> = train.into_iter().filter(|e| e.tokens.len() <= max_length).collect();
-    let too_long = all - train.len();
-    let train = splits::draw(train, config.max_train, config.seed, "train");
+    let (train, too_long) = draw_fitting(train, config, max_length, encode)?;
     if train.is_empty() {
+        let way = match max_length < positions {
+            true => "raise --max-length",
+            false => "they do not fit the positions of the model: take shorter texts or another model",
+        };
         return Err(Error::Data(format!(
-            "no training example is left: all {all} have more than {max_length} tokens; raise --max-length"
+            "no training example is left: all {all} have more than {max_length} tokens; {way}"
         )));
     }
     let mut cut = 0;
@@ -314,6 +333,42 @@ fn encode_splits(
     };
     let (dev, test) = (encode_cut(&dev)?, encode_cut(&test)?);
     Ok(Splits::new(train, dev, test, origins, [max_length, too_long, cut]))
+}
+
+/// The training examples of at most `max_length` tokens, as many as the run may use, in their old order; and how many were
+/// longer. Those that are not needed are not tokenised: they are looked at in the order in which [`splits::draw`] would
+/// take them.
+fn draw_fitting(
+    train: Vec<Example>,
+    config: &RunConfig,
+    max_length: usize,
+    encode: impl Fn(&[Example]) -> Result<Vec<Encoded>>,
+) -> Result<(Vec<Encoded>, usize)> {
+    let fits = |example: &Encoded| example.tokens.len() <= max_length;
+    let Some(cap) = config.max_train.filter(|&cap| cap < train.len()) else {
+        let all = train.len();
+        let fitting: Vec<Encoded> = encode(&train)?.into_iter().filter(fits).collect();
+        let too_long = all - fitting.len();
+        return Ok((fitting, too_long));
+    };
+    let order = splits::permutation(config.seed, "cap", "train", train.len());
+    let (mut chosen, mut too_long) = (BTreeMap::new(), 0);
+    for some in order.chunks(cap) {
+        let examples: Vec<Example> = some.iter().map(|&i| train[i].clone()).collect();
+        for (&i, example) in some.iter().zip(encode(&examples)?) {
+            if chosen.len() == cap {
+                break;
+            } else if fits(&example) {
+                chosen.insert(i, example);
+            } else {
+                too_long += 1;
+            }
+        }
+        if chosen.len() == cap {
+            break;
+        }
+    }
+    Ok((chosen.into_values().collect(), too_long))
 }
 
 impl Splits {

@@ -45,6 +45,9 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<RunResult> {
+    if start == Start::New {
+        RunDirectory::check_free(&config.out)?;
+    }
     let device = open()?;
     let mut prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
@@ -55,7 +58,7 @@ pub fn run(
         Start::Resume => {
             let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
-            let newest = checkpoints.load_newest()?;
+            let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
             let earlier = directory.check_length(&prepared)?;
             let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
             if earlier.is_none()
@@ -73,7 +76,11 @@ pub fn run(
             (directory, newest)
         }
     };
-    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena)?;
+    let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena);
+    if session.is_err() && start == Start::New {
+        directory.abandon();
+    }
+    let session = session?;
     let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
     if start == Start::Resume {
         trainer.before = trainer.directory.counters()?;
@@ -185,7 +192,7 @@ impl<'a> Trainer<'a> {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
-                let newest = self.checkpoints.load_newest()?;
+                let newest = self.checkpoints.load_newest(|_| Ok(()))?;
                 self.resume(newest)?;
                 self.attempt().map_err(|error| self.lost_again(error))
             }
@@ -223,7 +230,7 @@ impl<'a> Trainer<'a> {
     /// The state of the session, or where that is torn or computes no numbers, of the newest checkpoint. Returns its step.
     fn keep_last_good(&mut self) -> Result<Option<usize>> {
         if self.torn || self.defect()?.is_some() {
-            let Some((loaded, _)) = self.checkpoints.load_newest()? else { return Ok(None) };
+            let Some((loaded, _)) = self.checkpoints.load_newest(|_| Ok(()))? else { return Ok(None) };
             self.adopt(loaded)?;
         } else {
             self.save_checkpoint()?;
@@ -551,7 +558,9 @@ impl<'a> Trainer<'a> {
             adapter: self.directory.adapter(),
             merge_check: self.check_merge(),
         };
-        self.directory.finish(&result)?;
+        if let Some(warning) = self.directory.finish(&result)? {
+            self.observer.message(&format!("warning: there is no report: {warning}"));
+        }
         Ok(result)
     }
 
@@ -572,6 +581,9 @@ impl<'a> Trainer<'a> {
     /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
     /// The run is complete without: what fails here is told, no more.
     fn check_merge(&mut self) -> Option<MergeCheck> {
+        if !self.run.setup.adaptation.method.mergeable() {
+            return None;
+        }
         let examples = check_examples(&self.run.setup, &self.run.dev);
         let weights = &self.run.weights;
         let check = self.values().and_then(|values| {

@@ -138,7 +138,7 @@ unsafe impl<const N: usize> Sync for InterfaceList<N> {}
 #[derive(Clone, Copy)]
 pub struct SpartaMethod {
     pub size: usize,
-    /// Result: `MethodInfo`.
+    /// Result: `MethodInfo`, and optionally `"mergeable": false` beside its fields.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
     /// Request: `{"parameters": [Parameter], "options": Options}`; result: `[Selection]`.
     pub select: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,

@@ -174,6 +174,12 @@ pub trait Method: Send + Sync {
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
     }
 
+    /// Whether a reparametrised weight can be merged. Where it cannot, there is training, evaluation and prediction, but no
+    /// merged model.
+    fn mergeable(&self) -> bool {
+        true
+    }
+
     /// The weight, f32 `[out, in]`, with which a plain linear layer gives what `forward` gives without dropout. `w` is in
     /// f32 here, whatever its type in `forward`.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {

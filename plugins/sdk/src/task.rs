@@ -45,6 +45,22 @@ pub struct OpenRequest {
     pub task: String,
     /// The user's `--data` directory.
     pub data: PathBuf,
+    /// Which of `train`, `dev` and `test` will be read: files of the others may be missing, and their sources in the
+    /// recipe empty. None are named by hosts of earlier versions, and mean all.
+    #[serde(default)]
+    pub splits: Vec<String>,
+}
+
+impl OpenRequest {
+    /// Of all splits.
+    pub fn new(task: impl Into<String>, data: impl Into<PathBuf>) -> OpenRequest {
+        OpenRequest { task: task.into(), data: data.into(), splits: Vec::new() }
+    }
+
+    /// Whether a split will be read.
+    pub fn wants(&self, split: &str) -> bool {
+        self.splits.is_empty() || self.splits.iter().any(|wanted| wanted == split)
+    }
 }
 
 /// One text or pair of texts, with its label: 0 where the task has none.

@@ -4,8 +4,7 @@ use crate::find::{Folder, folders};
 use crate::part::{Format, Part, State};
 use crate::schema::Schema;
 use sparta_plugin::Error;
-use sparta_plugin::task::Take;
-use std::path::Path;
+use sparta_plugin::task::{OpenRequest, Take};
 
 /// The file names of a task's splits in one format. `stem-*-of-*.parquet` stands for a set of shards.
 #[derive(Clone, Copy, Debug)]
@@ -21,17 +20,15 @@ pub struct Layout {
 
 /// Where the files of a task may be.
 pub struct Search<'a> {
-    pub task: &'a str,
+    pub request: &'a OpenRequest,
     pub schema: &'a Schema,
-    /// The user's directory.
-    pub data: &'a Path,
-    /// Folder names below `data`, in order of preference; empty for `data` itself.
+    /// Folder names below the user's directory, in order of preference; empty for itself.
     pub places: &'a [&'a [&'a str]],
     /// In order of preference.
     pub layouts: &'a [Layout],
 }
 
-/// The files of one layout in one folder: a training split, and a development or a test split or both.
+/// The files of one layout in one folder: a training split, if it is wanted, and a development or a test split or both.
 #[derive(Debug)]
 pub struct Found {
     pub layout: Layout,
@@ -45,8 +42,9 @@ pub struct Found {
 }
 
 impl Found {
-    fn is_complete(&self) -> bool {
-        !self.train.is_empty() && (!self.dev.is_empty() || !self.test.is_empty())
+    /// Whether there is what is wanted: with the training split, where that is.
+    fn is_complete(&self, train: bool) -> bool {
+        (!train || !self.train.is_empty()) && (!self.dev.is_empty() || !self.test.is_empty())
     }
 
     /// All files.
@@ -60,28 +58,33 @@ pub fn names(parts: &[Part]) -> Vec<String> {
     parts.iter().map(|part| part.name.clone()).collect()
 }
 
-/// The first layout of the search, in the first of its folders, that has a labelled training split and a labelled
-/// development or test split.
+/// The first layout of the search, in the first of its folders, that has a labelled training split, if it is wanted, and a
+/// labelled development or test split.
 ///
 /// # Errors
 /// There is none: the message lists what was looked for and what is there. A file whose first row is malformed.
 pub fn find(search: &Search) -> Result<Found, Error> {
-    let folders = folders(search.data, search.places)?;
+    let folders = folders(&search.request.data, search.places)?;
+    let needs_train = search.request.wants("train");
     let (mut notes, mut any_train) = (Vec::new(), false);
-    for layout in search.layouts {
-        for folder in &folders {
-            let mut found = collect(folder, layout)?;
-            any_train |= !found.train.is_empty();
-            if found.is_complete() {
-                drop_unlabelled(&mut found, search.schema)?;
-                if found.is_complete() {
-                    return Ok(found);
+    // Files with a training split first, so that every command takes the same.
+    for train in if needs_train { &[true][..] } else { &[true, false] } {
+        for layout in search.layouts {
+            for folder in &folders {
+                let mut found = collect(folder, layout)?;
+                any_train |= !found.train.is_empty();
+                if found.is_complete(*train) {
+                    drop_unlabelled(&mut found, search)?;
+                    if found.is_complete(*train) {
+                        return Ok(found);
+                    }
+                    notes.append(&mut found.notes);
                 }
-                notes.append(&mut found.notes);
             }
         }
     }
     let lacking = match any_train {
+        _ if !needs_train => "labelled development or test split",
         false => "training split",
         true => "labelled development or test split beside a training split",
     };
@@ -116,12 +119,18 @@ fn collect(folder: &Folder, layout: &Layout) -> Result<Found, Error> {
     Ok(found)
 }
 
-fn drop_unlabelled(found: &mut Found, schema: &Schema) -> Result<(), Error> {
-    for split in [&mut found.train, &mut found.dev, &mut found.test] {
+/// Looks into the files of the splits that will be read; dev and test may stand in for each other, and dev may be drawn
+/// off train.
+fn drop_unlabelled(found: &mut Found, search: &Search) -> Result<(), Error> {
+    let (schema, reads_train) = (search.schema, search.request.wants("train") || search.request.wants("dev"));
+    for (split, read) in [(&mut found.train, reads_train), (&mut found.dev, true), (&mut found.test, true)] {
         for part in std::mem::take(split) {
-            match part.state(schema)? {
+            match if read { part.state(schema)? } else { State::Labelled } {
                 State::Labelled => split.push(part),
-                State::Unlabelled => found.notes.push(format!("{} has no labels and is not used.", part.name)),
+                State::Unlabelled => {
+                    let keys = schema.label.join("` or `");
+                    found.notes.push(format!("{} has no labels in `{keys}` and is not used.", part.name));
+                }
                 State::Empty => return Err(Error(format!("{}: expected rows, got none", part.path.display()))),
             }
         }
@@ -130,7 +139,7 @@ fn drop_unlabelled(found: &mut Found, schema: &Schema) -> Result<(), Error> {
 }
 
 fn missing(search: &Search, lacking: &str, folders: &[Folder], notes: &[String]) -> Error {
-    let (task, data) = (search.task, search.data.display());
+    let (task, data) = (&search.request.task, search.request.data.display());
     let places: Vec<String> =
         search.places.iter().filter(|place| !place.is_empty()).map(|place| place.join("/")).collect();
     let mut message =
@@ -195,6 +204,10 @@ mod tests {
     const LINE: &str = "{\"text\":\"x\",\"label\":1}\n";
 
     fn found(files: &[(&str, &str)]) -> Result<Found, Error> {
+        found_for(&[], files)
+    }
+
+    fn found_for(splits: &[&str], files: &[(&str, &str)]) -> Result<Found, Error> {
         let dir = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = dir.path().join(name);
@@ -202,7 +215,11 @@ mod tests {
             fs::write(path, content).unwrap();
         }
         let places: &[&[&str]] = &[&[], &["sst2"]];
-        find(&Search { task: "sst2", schema: &SINGLE, data: dir.path(), places, layouts: LAYOUTS })
+        let request = OpenRequest {
+            splits: splits.iter().map(|s| s.to_string()).collect(),
+            ..OpenRequest::new("sst2", dir.path())
+        };
+        find(&Search { request: &request, schema: &SINGLE, places, layouts: LAYOUTS })
     }
 
     #[test]
@@ -216,13 +233,23 @@ mod tests {
     }
 
     #[test]
+    fn a_held_out_split_alone_is_enough_where_it_alone_is_read() {
+        let alone = [("test.jsonl", LINE)];
+        assert_eq!(names(&found_for(&["test"], &alone).unwrap().parts()), ["test.jsonl"]);
+        assert!(found_for(&["train", "test"], &alone).is_err());
+        // The training split is not looked into, but a folder that has one comes first.
+        let broken = [("test.jsonl", LINE), ("SST-2/train.tsv", "no header\n"), ("SST-2/b.tsv", ROWS)];
+        assert_eq!(names(&found_for(&["test"], &broken).unwrap().parts()), ["SST-2/train.tsv", "SST-2/b.tsv"]);
+    }
+
+    #[test]
     fn unlabelled_files_are_not_used() {
         let bare = "{\"text\":\"x\",\"label\":-1}\n";
         let with_dev = found(&[("train.jsonl", LINE), ("dev.jsonl", LINE), ("test.jsonl", bare)]).unwrap();
         assert!(with_dev.test.is_empty());
-        assert_eq!(with_dev.notes, ["test.jsonl has no labels and is not used."]);
+        assert_eq!(with_dev.notes, ["test.jsonl has no labels in `label` and is not used."]);
         let message = found(&[("train.jsonl", LINE), ("test.jsonl", bare)]).unwrap_err().0;
-        assert!(message.ends_with("\n  test.jsonl has no labels and is not used."), "{message}");
+        assert!(message.ends_with("\n  test.jsonl has no labels in `label` and is not used."), "{message}");
         let no_train = found(&[("dev.jsonl", LINE)]).unwrap_err().0;
         assert!(no_train.starts_with("task sst2: no training split directly in "), "{no_train}");
     }

@@ -25,6 +25,9 @@ pub struct Part {
     pub format: Format,
 }
 
+/// Bytes of texts without a label after which none is looked for any more.
+const UNLABELLED: usize = 256 << 20;
+
 /// One row as the file has it.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Row {
@@ -38,11 +41,12 @@ pub(crate) struct Row {
 
 pub(crate) type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
 
-/// What the first row tells of a file.
+/// Whether a file can be used.
 #[derive(Debug, PartialEq)]
 pub(crate) enum State {
+    /// A row without a label is an error then.
     Labelled,
-    /// No label, or the hub's -1.
+    /// No row has a label, or all have the hub's -1.
     Unlabelled,
     Empty,
 }
@@ -87,18 +91,27 @@ impl Part {
         Ok(Example { text, pair, label })
     }
 
-    /// Looks at the first row.
+    /// Looks for the first row with a label.
     ///
     /// # Errors
-    /// It is malformed or the file cannot be read.
+    /// A row up to there is malformed, or the file cannot be read.
     pub(crate) fn state(&self, schema: &Schema) -> Result<State, Error> {
-        let Some(row) = self.rows(schema)?.next().transpose()? else {
-            return Ok(State::Empty);
-        };
-        if row.label.as_deref().is_none_or(|label| label == "-1") {
-            return Ok(State::Unlabelled);
+        let (mut state, mut bytes) = (State::Empty, 0);
+        for row in self.rows(schema)? {
+            let row = row?;
+            if row.label.as_deref().is_some_and(|label| label != "-1") {
+                return match state {
+                    State::Empty => self.example(row, schema).map(|_| State::Labelled),
+                    _ => Ok(State::Labelled),
+                };
+            }
+            state = State::Unlabelled;
+            bytes += row.text.len();
+            if bytes > UNLABELLED {
+                break;
+            }
         }
-        self.example(row, schema).map(|_| State::Labelled)
+        Ok(state)
     }
 
     /// The number of examples; that of a text file stops at `enough`.
@@ -140,12 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_row_tells_labelled_from_unlabelled_files() {
+    fn one_label_makes_a_file_a_labelled_one() {
         let dir = tempfile::tempdir().unwrap();
         let state = |content: &str| part(&dir, content).state(&SINGLE);
         assert_eq!(state("sentence\tlabel\na\t1\n"), Ok(State::Labelled));
         assert_eq!(state("sentence\tlabel\na\t-1\n"), Ok(State::Unlabelled));
         assert_eq!(state("index\tsentence\n0\ta\n"), Ok(State::Unlabelled));
+        assert_eq!(state("sentence\tlabel\na\t-1\nb\t1\n"), Ok(State::Labelled));
         assert_eq!(state("sentence\tlabel\n"), Ok(State::Empty));
         assert!(state("sentence\tlabel\na\tgood\n").is_err());
     }

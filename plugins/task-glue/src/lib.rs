@@ -38,9 +38,8 @@ impl Task for Glue {
             return Err(Error(format!("no task `{}` in glue: expected one of {}", request.task, known.join(", "))));
         };
         let places: &[&[&str]] = &[&[], &[task.folder], &["glue", task.folder]];
-        let (schema, data) = (&task.schema, request.data.as_path());
-        let found = find(&Search { task: task.id, schema, data, places, layouts: task.layouts })?;
-        let recipe = recipe::recipe(task, &found)?;
+        let found = find(&Search { request, schema: &task.schema, places, layouts: task.layouts })?;
+        let recipe = recipe::recipe(task, &found, request)?;
         Ok(Box::new(FileSet { schema: task.schema, parts: found.parts(), recipe }))
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::tasks::GlueTask;
 use sparta_plugin::Error;
-use sparta_plugin::task::{Recipe, Source, Take};
+use sparta_plugin::task::{OpenRequest, Recipe, Source, Take};
 use sparta_task_files::{Found, draw, names};
 
 /// GLUE's dev is the test split, and dev is drawn off the training split. Where there is a labelled test split as
@@ -10,15 +10,24 @@ use sparta_task_files::{Found, draw, names};
 ///
 /// # Errors
 /// A file cannot be read or has too few examples to draw from.
-pub(crate) fn recipe(task: &GlueTask, found: &Found) -> Result<Recipe, Error> {
+pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> Result<Recipe, Error> {
     let all = |parts: &[_]| Source { parts: names(parts), take: Take::All };
     let mut notes = found.notes.clone();
     if !found.dev.is_empty() && !found.test.is_empty() {
         return Ok(Recipe { train: all(&found.train), dev: all(&found.dev), test: all(&found.test), notes });
     }
+    let test = if found.test.is_empty() { all(&found.dev) } else { all(&found.test) };
+    if found.train.is_empty() || !(request.wants("train") || request.wants("dev")) {
+        // Where both are read, dev is drawn: one file does not stand in for two splits.
+        let none = || all(&[]);
+        let (dev, test) = match request.wants("dev") {
+            true => (all(&found.dev), if found.test.is_empty() { none() } else { test }),
+            false => (none(), test),
+        };
+        return Ok(Recipe { train: none(), dev, test, notes });
+    }
     let take = draw(&found.train, task.dev, &task.schema, &mut notes)?;
     let train = names(&found.train);
-    let test = if found.test.is_empty() { all(&found.dev) } else { all(&found.test) };
     note_substitutes(found, &train.join(", "), &test.parts.join(", "), &mut notes);
     Ok(Recipe {
         train: Source { parts: train.clone(), take: Take::Rest { cap: task.cap } },

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 fn open(task: &str, data: &Path) -> Result<Box<dyn Dataset>, Error> {
-    Glue.open(&OpenRequest { task: task.to_owned(), data: data.to_owned() })
+    Glue.open(&OpenRequest::new(task, data))
 }
 
 fn refusal(task: &str, data: &Path) -> String {
@@ -191,7 +191,7 @@ fn the_hubs_files_are_read_in_the_order_of_their_shards() {
     write_parquet(hub.join("test-00000-of-00001.parquet"), texts, &[-1, -1]);
     let recipe = open("mrpc", &hub).unwrap().recipe();
     assert_eq!(recipe.test, source(&["validation-00000-of-00001.parquet"], Take::All));
-    assert_eq!(recipe.notes[0], "test-00000-of-00001.parquet has no labels and is not used.");
+    assert_eq!(recipe.notes[0], "test-00000-of-00001.parquet has no labels in `label` or `Quality` and is not used.");
 
     write_parquet(hub.join("train-00000-of-00002.parquet"), texts, &[0, -1]);
     let data = open("mrpc", &hub).unwrap();

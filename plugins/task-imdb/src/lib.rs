@@ -64,8 +64,7 @@ impl Task for Imdb {
         if request.task != "imdb" {
             return Err(Error(format!("no task `{}` in imdb: expected imdb", request.task)));
         }
-        let data = request.data.as_path();
-        let found = find(&Search { task: "imdb", schema: &SCHEMA, data, places: PLACES, layouts: LAYOUTS })?;
+        let found = find(&Search { request, schema: &SCHEMA, places: PLACES, layouts: LAYOUTS })?;
         Ok(Box::new(FileSet { schema: SCHEMA, parts: found.parts(), recipe: recipe(&found)? }))
     }
 }

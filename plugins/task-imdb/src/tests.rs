@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 fn open(data: &Path) -> Result<Box<dyn Dataset>, Error> {
-    Imdb.open(&OpenRequest { task: "imdb".to_owned(), data: data.to_owned() })
+    Imdb.open(&OpenRequest::new("imdb", data))
 }
 
 fn read(data: &dyn Dataset, source: &Source) -> Vec<Example> {
@@ -102,7 +102,7 @@ fn jsonl_is_used_as_it_is_or_cut() {
     assert_eq!(recipe.dev, source("dev.jsonl", Take::Draw { count: 5000 }));
     assert_eq!(recipe.test, source("dev.jsonl", Take::Rest { cap: None }));
     let notes = [
-        "test.jsonl has no labels and is not used.",
+        "test.jsonl has no labels in `label` and is not used.",
         "There is no labelled test file: dev.jsonl is cut into dev and test.",
     ];
     assert_eq!(recipe.notes, notes);
@@ -116,7 +116,7 @@ fn missing_files_and_unknown_tasks_are_errors() {
     assert!(message.contains("train: train-*-of-*.parquet; "), "{message}");
     assert!(message.contains("\n  train: train; test: test\n"), "{message}");
     assert!(message.ends_with("imdb: test.jsonl"), "{message}");
-    let unknown = Imdb.open(&OpenRequest { task: "sst2".to_owned(), data: data.path().to_owned() }).err().unwrap();
+    let unknown = Imdb.open(&OpenRequest::new("sst2", data.path())).err().unwrap();
     assert_eq!(unknown.0, "no task `sst2` in imdb: expected imdb");
 }
 

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     fn open(data: &Path) -> Result<Box<dyn Dataset>, Error> {
-        Text.open(&OpenRequest { task: "text".into(), data: data.to_owned() })
+        Text.open(&OpenRequest::new("text", data))
     }
 
     fn texts(dataset: &dyn Dataset, source: &Source) -> Result<Vec<String>, Error> {

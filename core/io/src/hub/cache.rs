@@ -4,8 +4,8 @@
 use super::client::Failure;
 use super::{Repo, is_commit};
 use crate::weights::atomic_write;
-use crate::{Error, Result};
-use std::fs::{self, File};
+use crate::{Error, Result, files};
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ impl Cache {
         if is_commit(&repo.revision) {
             return Some(repo.revision.clone());
         }
-        let text = fs::read_to_string(self.repo.join("refs").join(&repo.revision)).ok()?;
+        let text = files::read_text(&self.repo.join("refs").join(&repo.revision), files::CONFIGURATION).ok()?;
         Some(text.trim().to_owned()).filter(|text| is_commit(text))
     }
 
@@ -64,7 +64,7 @@ impl Cache {
         match symlink(Path::new(&format!("{up}blobs/{etag}")), &self.blob(etag), &pointer) {
             // A dangling link is what is left of a blob that someone removed.
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-            other => other.map_err(Error::io(pointer)),
+            other => other.and_then(|()| files::sync_parent(&pointer)).map_err(Error::io(pointer)),
         }
     }
 }
@@ -77,12 +77,12 @@ fn symlink(relative: &Path, _blob: &Path, pointer: &Path) -> std::io::Result<()>
 /// Links need rights on Windows that few users have: a second name of the same file does as well.
 #[cfg(not(unix))]
 fn symlink(_relative: &Path, blob: &Path, pointer: &Path) -> std::io::Result<()> {
-    fs::hard_link(blob, pointer).or_else(|_| fs::copy(blob, pointer).map(drop))
+    std::fs::hard_link(blob, pointer).or_else(|_| std::fs::copy(blob, pointer).map(drop))
 }
 
 pub(super) fn create_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
-    fs::create_dir_all(parent).map_err(Error::io(parent))
+    files::create_dirs(parent).map_err(Error::io(parent))
 }
 
 impl From<Error> for Failure {

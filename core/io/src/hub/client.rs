@@ -3,10 +3,10 @@
 use super::{Kind, Repo, Settings};
 use serde::Deserialize;
 use sparta_model::method::options::nearest;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
-use ureq::config::RedirectAuthHeaders;
-use ureq::http::{HeaderMap, Response, StatusCode};
+use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
 /// Bytes of the largest listing that is read.
@@ -17,15 +17,17 @@ const REDIRECTS: usize = 5;
 /// Why something could not be had.
 #[derive(Debug, PartialEq)]
 pub(super) enum Failure {
-    /// No answer, or one that says to come back later: what is cached may serve.
+    /// No answer: what is cached may serve.
     Unreachable(String),
+    /// An answer that says to come back later, and after how long if it says that: what is cached may serve.
+    Busy(String, Option<Duration>),
     /// An answer that will not change by itself.
     Refused(String),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Failure::Unreachable(text) | Failure::Refused(text)) = self;
+        let (Failure::Unreachable(text) | Failure::Busy(text, _) | Failure::Refused(text)) = self;
         f.write_str(text)
     }
 }
@@ -43,6 +45,8 @@ pub(super) struct Client {
 pub(super) struct Listing {
     pub commit: String,
     pub files: Vec<String>,
+    /// Bytes of the files, as far as the hub says so.
+    pub sizes: BTreeMap<String, u64>,
 }
 
 /// What the hub says of a file before it is downloaded.
@@ -62,6 +66,7 @@ struct RepoInfo {
 #[derive(Deserialize)]
 struct Sibling {
     rfilename: String,
+    size: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -73,7 +78,7 @@ impl Client {
     pub fn new(settings: &Settings) -> Client {
         let config = Agent::config_builder()
             .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .max_redirects(0)
             .user_agent(concat!("sparta/", env!("CARGO_PKG_VERSION")))
             .timeout_connect(Some(Duration::from_secs(15)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -90,7 +95,7 @@ impl Client {
     /// The commit that a revision means, and its files.
     pub fn listing(&self, repo: &Repo) -> Outcome<Listing> {
         let revision = repo.revision.replace('/', "%2F");
-        let url = format!("{}/api/{}/{}/revision/{revision}", self.endpoint, repo.kind.plural(), repo.id);
+        let url = format!("{}/api/{}/{}/revision/{revision}?blobs=true", self.endpoint, repo.kind.plural(), repo.id);
         let response = self.get(&url, None)?;
         if !response.status().is_success() {
             return Err(self.refusal(repo, None, response));
@@ -102,7 +107,8 @@ impl Client {
         let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| not_understood(e.to_string()))?;
         let commit = info.sha.filter(|sha| super::is_commit(sha));
         let commit = commit.ok_or_else(|| not_understood("it names no commit".into()))?;
-        Ok(Listing { commit, files: info.siblings.into_iter().map(|file| file.rfilename).collect() })
+        let sizes = info.siblings.iter().filter_map(|file| Some((file.rfilename.clone(), file.size?))).collect();
+        Ok(Listing { commit, files: info.siblings.into_iter().map(|file| file.rfilename).collect(), sizes })
     }
 
     pub fn file_url(&self, repo: &Repo, commit: &str, name: &str) -> String {
@@ -115,13 +121,12 @@ impl Client {
         let mut url = url.to_owned();
         for _ in 0..REDIRECTS {
             let request = self.agent.head(&url).header("Accept-Encoding", "identity");
-            let request = request.config().max_redirects(0).build();
-            let response = self.authorised(request).call().map_err(|e| unreachable(&url, &e))?;
+            let response = self.authorised(request, &url).call().map_err(|e| unreachable(&url, &e))?;
             let headers = response.headers();
             if response.status().is_redirection()
                 && let Some(path) = text(headers, "location").filter(|location| location.starts_with('/'))
             {
-                url = format!("{}{path}", origin(&url));
+                url = resolved(&url, path);
                 continue;
             }
             if !response.status().is_success() && !response.status().is_redirection() {
@@ -143,15 +148,25 @@ impl Client {
 
     /// A GET that follows redirects; the token stays with the hub. `from`: the first byte wanted.
     pub fn get(&self, url: &str, from: Option<u64>) -> Outcome<Response<Body>> {
-        let mut request = self.authorised(self.agent.get(url)).header("Accept-Encoding", "identity");
-        if let Some(from) = from {
-            request = request.header("Range", format!("bytes={from}-"));
+        let mut url = url.to_owned();
+        for _ in 0..REDIRECTS {
+            let mut request = self.authorised(self.agent.get(&url), &url).header("Accept-Encoding", "identity");
+            if let Some(from) = from {
+                request = request.header("Range", format!("bytes={from}-"));
+            }
+            let response = request.call().map_err(|e| unreachable(&url, &e))?;
+            match text(response.headers(), "location").filter(|_| response.status().is_redirection()) {
+                Some(location) => url = resolved(&url, location),
+                None => return Ok(response),
+            }
         }
-        request.call().map_err(|e| unreachable(url, &e))
+        Err(Failure::Refused(format!("{url}: more than {REDIRECTS} redirects")))
     }
 
-    fn authorised<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.token {
+    /// With the token, if it is the hub itself that is asked: same scheme, host and port.
+    fn authorised<B>(&self, request: ureq::RequestBuilder<B>, url: &str) -> ureq::RequestBuilder<B> {
+        let hub = origin(&self.endpoint).is_some_and(|hub| origin(url) == Some(hub));
+        match self.token.as_ref().filter(|_| hub) {
             Some(token) => request.header("Authorization", format!("Bearer {token}")),
             None => request,
         }
@@ -170,7 +185,10 @@ impl Client {
         let gated = code == "GatedRepo" || said.to_lowercase().contains("gated");
         Failure::Refused(match status {
             _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
-                return Failure::Unreachable(format!("{what}: the hub answers {status}{said}; try again later"));
+                let wait = text(response.headers(), "retry-after").and_then(|text| text.trim().parse().ok());
+                let after = wait.map(|seconds| format!(" in {seconds} s")).unwrap_or(" later".into());
+                let reason = format!("{what}: the hub answers {status}{said}; try again{after}");
+                return Failure::Busy(reason, wait.map(Duration::from_secs));
             }
             _ if gated && self.token.is_none() => {
                 format!("{what} is gated{said}: log in at {page} and accept its conditions; then {tokens}")
@@ -227,10 +245,24 @@ fn plain_etag(etag: &str) -> String {
     etag.trim_start_matches("W/").trim_matches('"').to_owned()
 }
 
-/// `https://host:port` of a URL.
-fn origin(url: &str) -> &str {
-    let host = url.find("://").map_or(0, |at| at + 3);
-    url[host..].find('/').map_or(url, |end| &url[..host + end])
+/// Scheme, host and port of a URL.
+fn origin(url: &str) -> Option<(String, String, u16)> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri.scheme_str()?.to_lowercase();
+    let port = uri.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    Some((scheme, uri.host()?.to_lowercase(), port))
+}
+
+/// Where a redirect from `url` leads.
+fn resolved(url: &str, location: &str) -> String {
+    let scheme = url.find("://").map_or(0, |at| at + 3);
+    let host = url[scheme..].find('/').map_or(url, |end| &url[..scheme + end]);
+    match location {
+        absolute if absolute.contains("://") => absolute.to_owned(),
+        other if other.starts_with("//") => format!("{}{}", &url[..scheme.saturating_sub(2)], other),
+        path if path.starts_with('/') => format!("{host}{path}"),
+        relative => format!("{}/{relative}", url.rsplit_once('/').map_or(url, |(folder, _)| folder)),
+    }
 }
 
 /// Percent-encoded, but for `/`.
@@ -240,4 +272,29 @@ fn escaped(path: &str) -> String {
         b => format!("%{b:02X}"),
     };
     path.bytes().map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_scheme_host_and_port() {
+        let same = |a: &str, b: &str| origin(a).is_some() && origin(a) == origin(b);
+        assert!(same("https://hub.example", "https://HUB.example:443/a?b"));
+        for other in
+            ["http://hub.example", "https://hub.example:8443", "https://hub.example.evil", "https://hub.example@evil"]
+        {
+            assert!(!same("https://hub.example", other), "{other}");
+        }
+    }
+
+    #[test]
+    fn redirects_are_resolved() {
+        let from = |location: &str| resolved("https://h:1/a/b?c", location);
+        assert_eq!(from("http://x/y"), "http://x/y");
+        assert_eq!(from("//x/y"), "https://x/y");
+        assert_eq!(from("/y"), "https://h:1/y");
+        assert_eq!(from("y"), "https://h:1/a/y");
+    }
 }

@@ -4,28 +4,44 @@ use super::cache::{Cache, create_parent};
 use super::client::{Client, Failure, Metadata, Outcome, text};
 use super::select::is_plain_path;
 use super::{Event, Progress, Repo};
-use crate::Error;
 use crate::hash::hex;
+use crate::{Error, files};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use ureq::http::StatusCode;
 
 /// Attempts in a row that bring no byte.
 const ATTEMPTS: u32 = 5;
+
+/// As long as the hub may have us wait for an answer.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Bytes read at a time.
 const CHUNK: usize = 1 << 20;
 
 impl Client {
     /// Makes sure that a file is in the snapshot of `commit`.
-    pub fn fetch(&self, cache: &Cache, repo: &Repo, commit: &str, name: &str, progress: Progress) -> Outcome<()> {
+    ///
+    /// `size`: its bytes, if they are known; a file of another size is fetched again.
+    pub fn fetch(
+        &self,
+        cache: &Cache,
+        repo: &Repo,
+        commit: &str,
+        (name, size): (&str, Option<u64>),
+        progress: Progress,
+    ) -> Outcome<()> {
         if !is_plain_path(name) {
             return Err(Failure::Refused(format!("{}: {name:?} is not a path inside a repository", repo.id)));
         }
-        if cache.snapshot(commit).join(name).is_file() {
+        let whole = |path: &Path, size: Option<u64>| {
+            fs::metadata(path).is_ok_and(|found| found.is_file() && size.is_none_or(|size| found.len() == size))
+        };
+        if whole(&cache.snapshot(commit).join(name), size) {
             return Ok(());
         }
         let url = self.file_url(repo, commit, name);
@@ -33,13 +49,17 @@ impl Client {
         let blob = cache.blob(&metadata.etag);
         create_parent(&blob)?;
         let _lock = cache.lock(&metadata.etag)?;
-        if !blob.is_file() {
+        if !whole(&blob, metadata.size) {
             let path = cache.blob(&format!("{}.incomplete", metadata.etag));
+            if blob.is_file() {
+                // Perhaps the beginning of the right one.
+                fs::rename(&blob, &path).map_err(Error::io(&blob))?;
+            }
             let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
             let file = file.map_err(Error::io(&path))?;
             let mut part = Part { client: self, repo, url: &url, name, metadata: &metadata, path, file };
             part.download(progress)?;
-            fs::rename(&part.path, &blob).map_err(Error::io(&blob))?;
+            files::publish(&part.path, &blob).map_err(Error::io(&blob))?;
         }
         Ok(cache.link(commit, name, &metadata.etag)?)
     }
@@ -48,11 +68,36 @@ impl Client {
     fn patiently<T>(&self, ask: impl Fn() -> Outcome<T>) -> Outcome<T> {
         for vain in 0..ATTEMPTS - 1 {
             match ask() {
-                Err(Failure::Unreachable(_)) => std::thread::sleep(self.retry_wait * (1 << vain)),
+                Err(failure) => self.wait(failure, vain)?,
+                found => return found,
+            }
+        }
+        ask()
+    }
+
+    /// Asks again while the answer is to come back later.
+    pub fn politely<T>(&self, ask: impl Fn() -> Outcome<T>) -> Outcome<T> {
+        for vain in 0..ATTEMPTS - 1 {
+            match ask() {
+                Err(failure @ Failure::Busy(..)) => self.wait(failure, vain)?,
                 outcome => return outcome,
             }
         }
         ask()
+    }
+
+    /// Waits after the attempt of this number that was in vain: as long as the hub says, or twice as long each time.
+    ///
+    /// Errors: what will not change by itself, or not in a minute.
+    fn wait(&self, failure: Failure, vain: u32) -> Outcome<()> {
+        let own = self.retry_wait * (1 << vain);
+        let wait = match failure {
+            Failure::Busy(_, Some(wait)) if wait <= LONGEST_WAIT => wait.max(own),
+            Failure::Unreachable(_) | Failure::Busy(_, None) => own,
+            failure => return Err(failure),
+        };
+        std::thread::sleep(wait);
+        Ok(())
     }
 }
 
@@ -103,21 +148,20 @@ impl Part<'_> {
                 _ => self.receive_some(progress),
             };
             let after = self.len()?;
-            let reason = match outcome {
+            let failure = match outcome {
                 Ok(()) if self.metadata.size.is_none_or(|size| after == size) => return Ok(()),
-                Ok(()) => format!("{}: the connection ends after {after} bytes", self.url),
-                Err(Failure::Unreachable(reason)) => reason,
-                Err(refused) => return Err(refused),
+                Ok(()) => Failure::Unreachable(format!("{}: the connection ends after {after} bytes", self.url)),
+                Err(failure) => failure,
             };
             if after > before {
                 vain = 0;
                 continue;
             }
-            std::thread::sleep(self.client.retry_wait * (1 << vain));
             vain += 1;
             if vain == ATTEMPTS {
-                return Err(Failure::Unreachable(reason));
+                return Err(failure);
             }
+            self.client.wait(failure, vain - 1)?;
         }
     }
 
@@ -136,16 +180,20 @@ impl Part<'_> {
             _ => return Err(self.client.refusal(self.repo, Some(self.name), response)),
         }
         self.file.seek(SeekFrom::Start(done)).map_err(Error::io(&self.path))?;
+        // Where nobody says how long the file is, it is a small one.
+        let most = self.metadata.size.unwrap_or(files::TOKENIZER);
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; CHUNK];
         loop {
             progress(Event::File { name: self.name, done, total: self.metadata.size.unwrap_or(done) });
             let n = body.read(&mut buffer).map_err(|e| Failure::Unreachable(format!("{}: {e}", self.url)))?;
-            if n == 0 {
+            // What goes on beyond the stated size is cut off.
+            let wanted = usize::try_from(most - done).map_or(n, |left| left.min(n));
+            if wanted == 0 {
                 return Ok(());
             }
-            self.file.write_all(&buffer[..n]).map_err(Error::io(&self.path))?;
-            done += n as u64;
+            self.file.write_all(&buffer[..wanted]).map_err(Error::io(&self.path))?;
+            done += wanted as u64;
         }
     }
 

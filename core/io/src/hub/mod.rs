@@ -160,7 +160,7 @@ impl Hub {
         }
         match (self.download(&cache, repo, files, progress), complete) {
             (Ok(dir), _) => Ok(dir),
-            (Err(Failure::Unreachable(reason)), Some(dir)) => {
+            (Err(Failure::Unreachable(reason) | Failure::Busy(reason, _)), Some(dir)) => {
                 progress(Event::Message(&format!("{}: using the cached copy: {reason}", repo.id)));
                 Ok(dir)
             }
@@ -175,13 +175,15 @@ impl Hub {
         files: &Files,
         progress: Progress,
     ) -> std::result::Result<PathBuf, Failure> {
-        let listing = self.client.listing(repo)?;
+        let listing = self.client.politely(|| self.client.listing(repo))?;
         let snapshot = cache.snapshot(&listing.commit);
         let mut chosen = select::choose(files, &listing.files)
             .map_err(|what| Failure::Refused(format!("{} at revision {}: {what}", repo.id, repo.revision)))?;
         let mut fetched = 0;
         while fetched < chosen.len() {
-            self.client.fetch(cache, repo, &listing.commit, &chosen[fetched], progress)?;
+            let name = &chosen[fetched];
+            let size = listing.sizes.get(name).copied();
+            self.client.fetch(cache, repo, &listing.commit, (name, size), progress)?;
             fetched += 1;
             if fetched == chosen.len() {
                 // The index is among the first files; only with it the names of the shards are known.

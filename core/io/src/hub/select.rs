@@ -3,6 +3,7 @@
 use super::Files;
 use super::client::Failure;
 use crate::files;
+use crate::weights::TensorFile;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path};
@@ -105,7 +106,11 @@ pub(super) fn is_plain_path(name: &str) -> bool {
 
 /// Whether a snapshot has all that is wanted, as far as it can be told without the hub.
 pub(super) fn is_complete(files: &Files, snapshot: &Path) -> bool {
-    let has = |name: &str| snapshot.join(name).is_file();
+    let has = |name: &str| {
+        let path = snapshot.join(name);
+        // A file of weights says itself how long it is.
+        path.is_file() && (!name.ends_with(".safetensors") || TensorFile::open(&path).is_ok())
+    };
     match files {
         Files::Model => {
             let sharded = || shards(&snapshot.join(INDEX)).is_some_and(|names| names.iter().all(|name| has(name)));

@@ -1,5 +1,6 @@
 //! What the environment says of the hub: the variables of its other tools.
 
+use crate::files;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ impl Settings {
         });
         let token_file = path("HF_TOKEN_PATH").unwrap_or_else(|| hub_home.join("token"));
         let token = variable("HF_TOKEN").or_else(|| {
-            let text = std::fs::read_to_string(token_file).ok()?;
+            let text = files::read_text(&token_file, files::CONFIGURATION).ok()?;
             Some(text.trim().to_owned()).filter(|text| !text.is_empty())
         });
         let yes = |text: String| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str());

@@ -5,7 +5,7 @@ use crate::hash::hex;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -27,6 +27,11 @@ struct State {
     /// Bytes that are sent in place of the right ones, as often as said.
     corrupt: usize,
     no_ranges: bool,
+    /// How often a listing is put off, and for how many seconds.
+    busy: usize,
+    retry_after: u64,
+    /// Bytes more than stated.
+    longer: usize,
     requests: Vec<String>,
 }
 
@@ -121,10 +126,16 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         return answer("401 Unauthorized", "x-error-code: RepoNotFound\r\n", "no");
     }
     if let Some(revision) = request.path.split_once("/revision/").map(|(_, revision)| revision) {
+        let revision = revision.trim_end_matches("?blobs=true");
         if revision != "main" && revision != COMMIT && revision != "refs%2Fpr%2F1" {
             return answer("404 Not Found", "x-error-code: RevisionNotFound\r\n", "{}");
         }
-        let names: Vec<_> = state.files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
+        if state.busy > 0 {
+            state.busy -= 1;
+            return answer("429 Too Many Requests", &format!("retry-after: {}\r\n", state.retry_after), "no");
+        }
+        let named = |(name, bytes): (&String, &Vec<u8>)| serde_json::json!({"rfilename": name, "size": bytes.len()});
+        let names: Vec<_> = state.files.iter().map(named).collect();
         let body = serde_json::json!({"sha": COMMIT, "siblings": names}).to_string();
         return answer("200 OK", "content-type: application/json\r\n", &body);
     }
@@ -171,7 +182,8 @@ fn send(mut stream: TcpStream, state: &mut State, request: &Request, mut body: V
         }
         None => ("200 OK", String::new(), &body[..]),
     };
-    let head = format!("HTTP/1.1 {status}\r\n{range}content-length: {}\r\nconnection: close\r\n\r\n", rest.len());
+    let length = rest.len() + state.longer;
+    let head = format!("HTTP/1.1 {status}\r\n{range}content-length: {length}\r\nconnection: close\r\n\r\n");
     let _ = stream.write_all(head.as_bytes());
     let sent = match &mut state.cut {
         Some((bytes, times)) if *times > 0 => {
@@ -181,10 +193,18 @@ fn send(mut stream: TcpStream, state: &mut State, request: &Request, mut body: V
         _ => rest.len(),
     };
     let _ = stream.write_all(&rest[..sent]);
+    let _ = stream.write_all(&vec![0; state.longer]);
 }
 
+/// A safetensors file of 3,000,000 bytes.
 fn weights() -> Vec<u8> {
-    (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect()
+    let (total, header) = (3_000_000, 120);
+    let n = total - header - 8;
+    let text = format!("{{\"a\":{{\"dtype\":\"U8\",\"shape\":[{n}],\"data_offsets\":[0,{n}]}}}}");
+    let mut bytes = (header as u64).to_le_bytes().to_vec();
+    bytes.extend(format!("{text:<header$}").into_bytes());
+    bytes.extend((0..n as u32).map(|i| (i.wrapping_mul(i) >> 7) as u8));
+    bytes
 }
 
 fn model() -> BTreeMap<String, Vec<u8>> {
@@ -354,6 +374,50 @@ fn without_a_connection_the_cached_copy_serves() {
     });
     assert_eq!(cached.unwrap(), dir);
     assert!(said.contains("using the cached copy"), "{said}");
+}
+
+#[test]
+fn what_is_cut_short_in_the_cache_is_fetched_again() {
+    let (server, cache) = (Server::start(State { files: model(), ..State::default() }), tempfile::tempdir().unwrap());
+    let hub = server.hub(&cache);
+    let dir = get(&hub, &repo()).unwrap();
+    let pinned = Repo { revision: COMMIT.into(), ..repo() };
+    for (name, repo) in [("model.safetensors", repo()), ("config.json", repo()), ("model.safetensors", pinned)] {
+        let blob = fs::canonicalize(dir.join(name)).unwrap();
+        File::options().write(true).open(blob).unwrap().set_len(1).unwrap();
+        assert_eq!(get(&hub, &repo).unwrap(), dir);
+        assert_eq!(fs::read(dir.join(name)).unwrap(), model()[name], "{name}");
+    }
+    assert_eq!(server.requests("GET /cdn/model.safetensors?signed from 1"), 2);
+}
+
+#[test]
+fn a_busy_hub_is_asked_again_when_it_says() {
+    let state = State { files: model(), busy: 2, ..State::default() };
+    let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
+    get(&server.hub(&cache), &repo()).unwrap();
+    assert_eq!(server.requests("/api/"), 3);
+    let state = State { files: model(), busy: 1, retry_after: 3600, ..State::default() };
+    let text = message(&Server::start(state).hub(&tempfile::tempdir().unwrap()), &repo());
+    assert!(text.contains("try again in 3600 s"), "{text}");
+}
+
+#[test]
+fn a_body_that_goes_on_is_cut_off() {
+    let state = State { files: model(), longer: 1 << 20, ..State::default() };
+    let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
+    let dir = get(&server.hub(&cache), &repo()).unwrap();
+    assert_eq!(fs::read(dir.join("model.safetensors")).unwrap(), weights());
+}
+
+/// The other host is this machine by another name, or another port.
+#[test]
+fn the_token_goes_to_the_hub_alone() {
+    let state = State { files: model(), gated: true, token: Some("good".into()), ..State::default() };
+    let (server, cache) = (Server::start(state), tempfile::tempdir().unwrap());
+    // The server refuses a token at the place of the bytes.
+    get(&server.hub_with(&cache, |s| s.token = Some("good".into())), &repo()).unwrap();
+    assert!(server.requests("GET /cdn/") > 0);
 }
 
 #[test]

@@ -149,6 +149,7 @@ impl Encoder {
         let mut encoder = Encoder { tokenizer, pad, instruct: instruct.cloned(), prompt: None };
         if let Some(Instruct { prompt: Some(text), now, .. }) = instruct {
             let chat = ChatTemplate::open(dir, *now)?;
+            chat.as_ref().map_or(Ok(()), ChatTemplate::check)?;
             encoder.prompt = Some(Prompt { text: text.clone(), chat, tail: 0, verbalizers: Vec::new() });
             let tail = encoder.common_tail(text.contains(PAIR))?;
             encoder.prompt.iter_mut().for_each(|prompt| prompt.tail = tail);

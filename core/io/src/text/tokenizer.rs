@@ -1,22 +1,36 @@
 //! The tokenizer of a model directory.
 
+use super::growth::{Growth, LARGEST};
 use super::special::{Add, PrefixSpace, SpecialTokens};
 use crate::{Error, Result, files};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::processors::template::TemplateProcessing;
 
+/// What of `tokenizer.json` can make a text longer.
+#[derive(Serialize, Deserialize)]
+struct Pipeline {
+    normalizer: Option<Value>,
+    pre_tokenizer: Option<Value>,
+    post_processor: Option<Value>,
+}
+
 /// `tokenizer.json` as transformers' fast tokenizers use it, without truncation and padding.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    growth: Growth,
     pad_id: Option<u32>,
 }
 
@@ -33,7 +47,8 @@ impl Tokenizer {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(error(not_found(dir))),
             Err(e) => return Err(Error::io(&path)(e)),
         };
-        serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).map_err(|e| error(format!("not JSON: {e}")))?;
+        let file: Pipeline = serde_json::from_slice(&bytes).map_err(|e| error(format!("not JSON: {e}")))?;
+        let growth = Growth::of(&serde_json::json!(file)).map_err(error)?;
         let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|e| error(format!("not a tokenizer this version can read: {e}")))?;
         // A file saved after batch encoding remembers that batch's settings; lengths are the caller's business here.
@@ -52,7 +67,7 @@ impl Tokenizer {
             inner.with_post_processor(Some(template));
         }
         let pad_id = special.named.get("pad_token").and_then(|token| inner.token_to_id(token));
-        let tokenizer = Tokenizer { path, inner, pad_id };
+        let tokenizer = Tokenizer { path, inner, growth, pad_id };
         // Parts of the file that do not fit together show only in use.
         tokenizer.encode("", Some(""))?;
         tokenizer.encode("", None)?;
@@ -61,7 +76,8 @@ impl Tokenizer {
 
     /// Ids of a text or a pair of texts with special tokens, as `AutoTokenizer(text)` and `(text, pair)` give them.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
-        self.ids(text, || match pair {
+        let longest = pair.filter(|pair| pair.len() > text.len()).unwrap_or(text);
+        self.ids(longest, || match pair {
             None => self.inner.encode_fast(text, true),
             Some(pair) => self.inner.encode_fast((text, pair), true),
         })
@@ -72,7 +88,18 @@ impl Tokenizer {
         self.ids(text, || self.inner.encode_fast(text, false))
     }
 
+    /// `text` is the longest text that `encode` encodes.
     fn ids(&self, text: &str, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<u32>> {
+        if !self.growth.allows(text.len()) {
+            return Err(Error::Tokenizer(format!(
+                "{}: its normalizer and pre_tokenizer can make more than {} MiB of a text of more than {:.0} bytes, and there \
+                 is one of {}; use the model's own tokenizer, or shorter texts",
+                self.path.display(),
+                LARGEST as u64 >> 20,
+                self.growth.longest(),
+                text.len()
+            )));
+        }
         let encoding = caught(encode).map_err(|e| {
             let start: String = text.chars().take(40).collect();
             Error::Tokenizer(format!("{}: cannot encode {start:?}: {e}", self.path.display()))
@@ -129,9 +156,26 @@ impl Tokenizer {
     }
 }
 
+thread_local! {
+    /// Whether a panic of this thread will be caught and become an error: it prints nothing then.
+    static CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The tokenizers crate panics on some files that contradict themselves: to the user that is an error like any other.
 fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(run)) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !CAUGHT.get() {
+                hook(panic)
+            }
+        }));
+    });
+    CAUGHT.set(true);
+    let outcome = catch_unwind(AssertUnwindSafe(run));
+    CAUGHT.set(false);
+    match outcome {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its parts contradict each other".into()),
     }
@@ -229,7 +273,7 @@ fn not_found(dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use std::collections::BTreeMap;
     use tempfile::TempDir;
 
@@ -315,6 +359,16 @@ mod tests {
         check(Tokenizer::open(dir.path()), &["tokenizer.json", "no such file"]);
         std::fs::write(dir.path().join("tokenizer.model"), "").unwrap();
         check(Tokenizer::open(dir.path()), &["tokenizer.model", "save_pretrained"]);
+    }
+
+    #[test]
+    fn a_normalizer_that_amplifies_is_refused() {
+        let ten = json!({"type": "Replace", "pattern": {"String": "o"}, "content": "oooooooooo"});
+        let mut bomb = tiny();
+        bomb["normalizer"] = json!({"type": "Sequence", "normalizers": vec![ten; 12]});
+        // Nothing is encoded yet but the empty text.
+        let text = open(bomb, json!({})).unwrap().encode("good", None).unwrap_err().to_string();
+        assert!(text.contains("tokenizer.json") && text.contains("more than 64 MiB"), "{text}");
     }
 
     /// Every single-byte change of the file is an error or a working tokenizer.

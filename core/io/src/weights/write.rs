@@ -1,6 +1,6 @@
 //! Writing safetensors files: the same tensors give the same bytes, and a crash leaves the old file or the new one.
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use safetensors::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -116,7 +116,7 @@ pub fn atomic_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resu
         let _ = fs::remove_file(&temporary);
         return written;
     }
-    sync_directory(path)
+    files::sync_parent(path).map_err(Error::io(path))
 }
 
 fn write_synced(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
@@ -124,21 +124,6 @@ fn write_synced(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<(
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out)?;
     out.flush().and_then(|()| out.get_ref().sync_all()).map_err(Error::io(path))
-}
-
-/// The rename itself survives a power cut only when the directory is synced too.
-#[cfg(unix)]
-fn sync_directory(path: &Path) -> Result<()> {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(parent))
-}
-
-#[cfg(not(unix))]
-fn sync_directory(_path: &Path) -> Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

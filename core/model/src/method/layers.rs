@@ -143,13 +143,41 @@ impl<'a> AdaptedLayers<'a> {
         let site = self.site(position);
         let mut host = HostGraph { graph, rng: None };
         let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);
-        merged.map_err(|e| self.failed(position, "merge", &e.to_string()))
+        let merged = merged.map_err(|e| self.failed(position, "merge", &e.to_string()))?;
+        self.check(graph, merged, &self.adaptation.parameters[position].shape, DType::F32)
+            .map_err(|what| self.failed(position, "merge", &what))?;
+        Ok(merged)
+    }
+
+    /// Whether a value that the method made has this shape and type.
+    fn check(&self, graph: &Graph, value: Value, shape: &[usize], dtype: DType) -> std::result::Result<(), String> {
+        let ty = graph.ty(value).map_err(|e| e.to_string())?;
+        if ty.shape != shape {
+            return Err(format!("the output has shape {:?}, expected {shape:?}", ty.shape));
+        }
+        if ty.dtype != dtype {
+            return Err(format!("the output has the type {}, expected {dtype}", ty.dtype));
+        }
+        Ok(())
     }
 
     fn failed(&self, position: usize, what: &str, message: &str) -> Error {
         let name = &self.adaptation.parameters[position].name;
         Error::Method(format!("method `{}`, {what} of {name}: {message}", self.adaptation.info.name))
     }
+}
+
+/// Builds the merged weight of every reparametrised parameter, only to know before a run that it can be built.
+///
+/// Errors: those of the method; a weight of another shape or type. Nothing is built where the method cannot be merged.
+pub fn check_merge(adaptation: &Adaptation) -> Result<()> {
+    let reparametrised = |position: &usize| matches!(adaptation.parts[*position], Part::Reparam(_));
+    for position in
+        (0..adaptation.parts.len()).filter(|position| adaptation.method.mergeable() && reparametrised(position))
+    {
+        AdaptedLayers::new(adaptation, None).merged(&mut Graph::new(), position)?;
+    }
+    Ok(())
 }
 
 impl Layers for AdaptedLayers<'_> {
@@ -192,10 +220,7 @@ impl Layers for AdaptedLayers<'_> {
         let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
         let mut y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
         let expected = [graph.shape(x)?[0], self.adaptation.parameters[position].shape[0]];
-        if graph.shape(y)? != expected {
-            let got = format!("the output has shape {:?}, expected {expected:?}", graph.shape(y)?);
-            return Err(self.failed(position, "forward", &got));
-        }
+        self.check(graph, y, &expected, inside).map_err(|what| self.failed(position, "forward", &what))?;
         if let Some(bias) = bias {
             y = graph.one(Add {}, &[y, bias])?;
         }

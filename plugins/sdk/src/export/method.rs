@@ -1,10 +1,24 @@
 use super::{Exported, guarded, host, request, respond};
 use crate::Error;
 use crate::abi::*;
-use crate::method::{GraphBuilder, Method, Options, Parameter, Site};
+use crate::method::{GraphBuilder, Method, MethodInfo, Options, Parameter, Site};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{Op, Value};
 use std::borrow::Cow;
+
+/// The answer of `describe`.
+#[derive(Serialize, Deserialize)]
+pub struct Description<'a> {
+    #[serde(flatten)]
+    pub info: Cow<'a, MethodInfo>,
+    /// [`Method::mergeable`]; plugins of earlier versions do not say so.
+    #[serde(default = "yes")]
+    pub mergeable: bool,
+}
+
+fn yes() -> bool {
+    true
+}
 
 /// The request of `select`.
 #[derive(Serialize, Deserialize)]
@@ -24,7 +38,10 @@ pub const fn table<E: Exported<Object = dyn Method>>() -> SpartaMethod {
 }
 
 unsafe extern "C" fn describe<E: Exported<Object = dyn Method>>(call: SpartaCall) -> SpartaStatus {
-    guarded(call, || respond(call, &E::object().describe()))
+    guarded(call, || {
+        let method = E::object();
+        respond(call, &Description { info: Cow::Owned(method.describe()), mergeable: method.mergeable() })
+    })
 }
 
 unsafe extern "C" fn select<E: Exported<Object = dyn Method>>(call: SpartaCall, message: SpartaBytes) -> SpartaStatus {

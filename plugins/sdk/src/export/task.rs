@@ -16,6 +16,9 @@ pub const fn table<E: Exported<Object = dyn Task>>() -> SpartaTask {
     }
 }
 
+/// Bytes of text after which a batch is given: an example more, at most.
+const BATCH_BYTES: usize = 1 << 20;
+
 /// Behind a data set's handle.
 type DatasetHandle = Box<dyn Dataset>;
 
@@ -79,10 +82,14 @@ impl Iteration {
         if let Some(error) = self.pending.take() {
             return Err(error);
         }
-        let mut batch = Vec::new();
-        for example in self.examples.by_ref().take(max) {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < max && bytes < BATCH_BYTES {
+            let Some(example) = self.examples.next() else { break };
             match example {
-                Ok(example) => batch.push(example),
+                Ok(example) => {
+                    bytes += example.text.len() + example.pair.as_ref().map_or(0, String::len);
+                    batch.push(example);
+                }
                 Err(error) if batch.is_empty() => return Err(error),
                 Err(error) => {
                     self.pending = Some(error);

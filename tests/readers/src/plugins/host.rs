@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sparta_core::plugin::{Entry, PluginSet};
+use sparta_core::splits;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
 use sparta_plugin::graph::{DType, Graph, Op, Plan, Value};
@@ -244,9 +245,9 @@ pub fn task(bytes: &[u8]) -> bool {
     let plugins = linked(task_entry, bytes);
     let Some(task) = plugins.tasks().first() else { return false };
     let Some(info) = task.info().tasks.first() else { return false };
-    let request = OpenRequest { task: info.id.clone(), data: "data".into() };
-    let Ok(dataset) = task.open(&request) else { return false };
-    sparta_core::splits::load(&*dataset, info, 7).is_ok()
+    let request = OpenRequest::new(info.id.clone(), "data");
+    let source = splits::Source { open: &|| task.open(&request), data: &request.data };
+    splits::load(&source, &splits::SPLITS, info, 7).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

@@ -1,0 +1,62 @@
+//! The allocator of this executable: the system's, with a limit where the process is one that serves strangers' files.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
+
+/// Bytes that may be in use; nothing is counted before there is a limit.
+static LIMIT: AtomicIsize = AtomicIsize::new(isize::MAX);
+/// Bytes allocated since then, less those that were freed.
+static IN_USE: AtomicIsize = AtomicIsize::new(0);
+
+/// From now on the process may allocate so many bytes more. What is asked for beyond ends it.
+pub fn limit_memory(bytes: isize) {
+    LIMIT.store(bytes, Relaxed);
+}
+
+pub struct Limited;
+
+/// Counts a change; false if it is more than the limit allows.
+fn count(bytes: isize) -> bool {
+    let limit = LIMIT.load(Relaxed);
+    if limit == isize::MAX {
+        return true;
+    }
+    let allowed = IN_USE.fetch_add(bytes, Relaxed).saturating_add(bytes) <= limit || bytes < 0;
+    if !allowed {
+        IN_USE.fetch_sub(bytes, Relaxed);
+    }
+    allowed
+}
+
+/// A layout's size is at most `isize::MAX`.
+fn size(layout: Layout) -> isize {
+    layout.size() as isize
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is, or answered with null, which means that there is
+// no memory.
+unsafe impl GlobalAlloc for Limited {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        if count(size(layout)) { unsafe { System.alloc(layout) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout.
+        if count(size(layout)) { unsafe { System.alloc_zeroed(layout) } } else { std::ptr::null_mut() }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-size(layout));
+        // SAFETY: the caller's pointer and layout.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        if !count((new_size as isize).saturating_sub(size(layout))) {
+            return std::ptr::null_mut();
+        }
+        // SAFETY: the caller's pointer, layout and size.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+}

@@ -1,0 +1,113 @@
+//! The limits that the system sets to this process: threads, memory, sizes of files. Where one is met there is a sentence,
+//! not a signal.
+
+use std::num::NonZero;
+use std::sync::mpsc::channel;
+
+/// What the thread pools of this program and of its plugins read.
+const THREADS: &str = "RAYON_NUM_THREADS";
+/// Threads besides those of the pools: progress, interrupts, drivers.
+const OTHERS: usize = 8;
+/// The most threads for each processor that are of any use.
+const PER_PROCESSOR: usize = 8;
+
+/// Takes the limits into account, before there is another thread.
+///
+/// Errors: there is no thread or no memory to work with; says so.
+pub fn prepare() -> Result<(), String> {
+    // How a library dies that is checked is for the parent to see.
+    if std::env::args_os().all(|argument| argument != "--child") {
+        signals::prepare();
+    }
+    if sparta_plugin::host_memory() == Some(0) {
+        return Err("the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it".into());
+    }
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let asked = std::env::var(THREADS).ok().and_then(|text| text.parse().ok()).filter(|&n: &usize| n > 0);
+    let most = processors.saturating_mul(PER_PROCESSOR);
+    let wanted = asked.map_or(processors, |n| n.min(most));
+    // A pool here and one in the CPU backend's library.
+    let possible = threads(2 * wanted + OTHERS);
+    let threads = wanted.min(possible.saturating_sub(OTHERS) / 2);
+    if threads == 0 {
+        return Err(format!(
+            "the system lets this process have {possible} threads (`ulimit -u`, `ulimit -v`, a control group), and {} are \
+             needed; raise the limit",
+            OTHERS + 2
+        ));
+    }
+    if Some(threads) != asked && (threads < wanted || asked.is_some()) {
+        let why = if threads < wanted { "the system allows no more" } else { "more are of no use here" };
+        crate::output::aside(format!("note: {threads} threads are used: {why}"));
+        // SAFETY: the process has no other thread: those that were tried have ended.
+        unsafe { std::env::set_var(THREADS, threads.to_string()) };
+    }
+    Ok(())
+}
+
+/// How many threads there can be at a time, up to `most`.
+fn threads(most: usize) -> usize {
+    let mut all = Vec::new();
+    for _ in 0..most {
+        let (end, ended) = channel::<()>();
+        // A thread lives until its channel closes.
+        match std::thread::Builder::new().spawn(move || ended.recv().is_ok()) {
+            Ok(thread) => all.push((end, thread)),
+            Err(_) => break,
+        }
+    }
+    let count = all.len();
+    let (ends, threads): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+    drop(ends);
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+    count
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::ffi::{c_int, c_void};
+
+    unsafe extern "C" {
+        fn signal(number: c_int, handler: usize) -> usize;
+        fn write(file: c_int, bytes: *const c_void, count: usize) -> isize;
+        fn _exit(status: c_int) -> !;
+    }
+
+    const SIG_IGN: usize = 1;
+    const SIGABRT: c_int = 6;
+    /// The same number on Linux (but MIPS), macOS and the BSDs.
+    const SIGXFSZ: c_int = 25;
+
+    /// From now on a file that becomes too large is an error of the write, and a process that has no memory left, which
+    /// Rust ends by an abort, says so and has the exit code 1.
+    pub fn prepare() {
+        // SAFETY: a constant of the system, and a handler that does only what a handler may.
+        unsafe {
+            signal(SIGXFSZ, SIG_IGN);
+            signal(SIGABRT, aborted as *const () as usize);
+        }
+    }
+
+    extern "C" fn aborted(_: c_int) {
+        let text = "error: the process had to stop: it has no memory left, or a library in it has failed; see above. \
+                    `ulimit -v` and control groups limit memory; what was saved before is whole\n";
+        // SAFETY: the bytes of a constant; both functions may be called in a handler.
+        unsafe {
+            write(2, text.as_ptr().cast(), text.len());
+            _exit(1)
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod signals {
+    pub fn prepare() {}
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn threads_are_counted_and_end() {
+        assert_eq!(super::threads(3), 3);
+    }
+}

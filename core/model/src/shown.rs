@@ -1,0 +1,71 @@
+//! Texts of strangers on their way to a terminal: labels, fields of adapters, messages of templates and plugins. Control
+//! characters could move its cursor, change its title or turn the direction of writing; a text without end fills it.
+
+use std::borrow::Cow;
+
+/// Characters of a text inside a line.
+const FIELD: usize = 300;
+/// Characters of a line.
+const LINE: usize = 4000;
+
+/// A text inside a line: on one line, without characters that a terminal obeys, cut to 300 characters.
+pub fn shown(text: &str) -> String {
+    limited(text, FIELD, false).into_owned()
+}
+
+/// A text of several lines, each without characters that a terminal obeys but tabs, and cut to 4000 characters.
+pub fn shown_lines(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(|c| obeyed(c) && !is_space(c)) && text.lines().all(|line| line.len() <= LINE) {
+        return text.into();
+    }
+    text.split('\n').map(|line| limited(line, LINE, true)).collect::<Vec<_>>().join("\n").into()
+}
+
+fn limited(text: &str, most: usize, tabs: bool) -> Cow<'_, str> {
+    let mut out = String::new();
+    for (count, c) in text.chars().enumerate() {
+        if count == most {
+            out.push_str(&format!("... ({} more characters)", text.chars().count() - most));
+            break;
+        }
+        match c {
+            '\t' if tabs => out.push(c),
+            c if obeyed(c) => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out.into()
+}
+
+/// The white space of a text of several lines.
+fn is_space(c: char) -> bool {
+    c == '\n' || c == '\t'
+}
+
+/// Control characters, line ends, and marks that turn the direction of writing.
+fn obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out() {
+        assert_eq!(shown("a\u{1b}[2Jb\nc\td\u{202e}é"), "a\\u{1b}[2Jb\\nc\\td\\u{202e}é");
+        assert_eq!(shown_lines("a\tb\n\u{9b}c\r\n"), "a\tb\n\\u{9b}c\\r\n");
+        assert_eq!(shown_lines("plain\nlines"), "plain\nlines");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        assert_eq!(shown(&"é".repeat(301)), format!("{}... (1 more characters)", "é".repeat(300)));
+        assert_eq!(shown(&"é".repeat(300)), "é".repeat(300));
+        assert_eq!(
+            shown_lines(&format!("a\n{}", "b".repeat(4001))),
+            format!("a\n{}... (1 more characters)", "b".repeat(4000))
+        );
+    }
+}

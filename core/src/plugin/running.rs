@@ -1,0 +1,134 @@
+//! The calls into plugins that are running: one that takes long is named, and one that ends the process does not end it
+//! without a word.
+
+use std::ffi::c_int;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After which a call is named.
+const SLOW: Duration = Duration::from_secs(3);
+
+struct Running {
+    id: u64,
+    name: String,
+    since: Instant,
+    named: bool,
+}
+
+#[derive(Default)]
+struct Calls {
+    running: Vec<Running>,
+    next: u64,
+}
+
+static CALLS: Mutex<Calls> = Mutex::new(Calls { running: Vec::new(), next: 0 });
+
+/// Who is told.
+static REPORT: OnceLock<fn(&str)> = OnceLock::new();
+
+/// Whether the program itself has said that it ends.
+static ENDING: AtomicBool = AtomicBool::new(false);
+
+fn calls() -> MutexGuard<'static, Calls> {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on `report` is told when a plugin takes more than three seconds for a call, and when one ends the process,
+/// which then has the exit code 1. A program that calls this calls [`ending`] before it ends.
+pub fn watch(report: fn(&str)) {
+    // Said twice, the first report stays.
+    let _ = REPORT.set(report);
+    // A thread cannot begin while a library is being loaded: this one has begun when the first is. Without a thread for it
+    // nothing is named.
+    let (beginning, begun) = channel::<()>();
+    let watcher = move || {
+        drop(beginning);
+        name_slow_ones()
+    };
+    if std::thread::Builder::new().spawn(watcher).is_ok() {
+        // An error means that the other end was dropped: it has begun.
+        let _ = begun.recv();
+    }
+    // SAFETY: `at_exit` is a function without arguments that does not unwind.
+    if unsafe { atexit(at_exit) } != 0 {
+        report("warning: a plugin that ends the process will not be named");
+    }
+}
+
+/// The program is about to end by itself.
+pub fn ending() {
+    ENDING.store(true, Ordering::SeqCst);
+}
+
+/// A call that is running until this is dropped. The current directory is then as it was: paths that are relative to it
+/// mean what they meant to the user.
+pub struct Call {
+    id: Option<u64>,
+    directory: Option<PathBuf>,
+}
+
+impl Call {
+    /// `name` says what is done by which plugin: `lora (/path): describe`.
+    pub fn begin(name: impl FnOnce() -> String) -> Call {
+        let directory = std::env::current_dir().ok();
+        if REPORT.get().is_none() {
+            return Call { id: None, directory };
+        }
+        let mut calls = calls();
+        calls.next += 1;
+        let id = calls.next;
+        calls.running.push(Running { id, name: name(), since: Instant::now(), named: false });
+        Call { id: Some(id), directory }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            calls().running.retain(|call| call.id != id);
+        }
+        if let Some(directory) = &self.directory
+            && std::env::current_dir().ok().as_ref() != Some(directory)
+        {
+            // A directory that is gone cannot be gone back to.
+            let _ = std::env::set_current_dir(directory);
+        }
+    }
+}
+
+fn name_slow_ones() {
+    loop {
+        std::thread::sleep(SLOW / 10);
+        let mut slow = Vec::new();
+        for call in calls().running.iter_mut().filter(|call| !call.named && call.since.elapsed() >= SLOW) {
+            call.named = true;
+            slow.push(format!("waiting for plugin {}", call.name));
+        }
+        if let Some(report) = REPORT.get() {
+            slow.iter().for_each(|text| report(text));
+        }
+    }
+}
+
+unsafe extern "C" {
+    fn atexit(function: extern "C" fn()) -> c_int;
+    fn _exit(status: c_int) -> !;
+}
+
+extern "C" fn at_exit() {
+    if ENDING.load(Ordering::SeqCst) {
+        return;
+    }
+    let running: Vec<String> = calls().running.iter().map(|call| call.name.clone()).collect();
+    if let Some(report) = REPORT.get() {
+        match running.is_empty() {
+            true => report("error: the process was ended by a library, not by sparta-cli"),
+            false => report(&format!("error: the process was ended during a call of plugin {}", running.join(", "))),
+        }
+    }
+    // SAFETY: it ends the process.
+    unsafe { _exit(1) }
+}

@@ -1,0 +1,127 @@
+//! The examples of the parts of a data set, read by several threads within a bound of memory.
+
+use super::check_pair;
+use crate::{Error, Result};
+use sparta_graph::memory_size;
+use sparta_plugin::task::{Dataset, Example, TaskInfo};
+use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes that the examples of a command may take, all its parts together, whatever the files are.
+const ALWAYS: u64 = 512 << 20;
+/// Bytes of examples for each byte of the files: no text is packed better.
+const PACKED: u64 = 8;
+
+/// A data set that is opened by each thread that reads it. Its examples may take 8 times the bytes of its files, and at
+/// least 512 MiB: a few bytes of a compressed file can stand for any number of texts.
+pub struct Source<'a> {
+    pub open: Open<'a>,
+    /// A file or directory.
+    pub data: &'a Path,
+}
+
+/// Opens the data set.
+pub type Open<'a> = &'a (dyn Fn() -> std::result::Result<Box<dyn Dataset>, sparta_plugin::Error> + Sync);
+
+type Parts = BTreeMap<String, Vec<Example>>;
+
+/// Reads these parts, the first by the data set that is open already.
+///
+/// Errors: a malformed row; a label outside the task's; a pair for a task of single texts, or the reverse; examples that
+/// take too much.
+pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
+    let reader = Reader {
+        task,
+        taken: AtomicU64::new(0),
+        most: AtomicU64::new(ALWAYS),
+        data: source.data,
+        waiting: Mutex::new(parts.to_vec()),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(parts.len());
+    std::thread::scope(|scope| {
+        let work = || reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?);
+        // Where the system has no more threads, those that there are do it all.
+        let others: Vec<_> =
+            (1..threads).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
+        let mut all = reader.work(first);
+        for other in others {
+            let found = other.join().unwrap_or_else(|_| Err(Error::Data("a thread that reads data panicked".into())));
+            all = all.and_then(|mut all| {
+                all.extend(found?);
+                Ok(all)
+            });
+        }
+        all
+    })
+}
+
+struct Reader<'a> {
+    task: &'a TaskInfo,
+    data: &'a Path,
+    /// Bytes of the examples so far.
+    taken: AtomicU64,
+    /// Bytes that they may take, as far as that was needed to be known.
+    most: AtomicU64,
+    waiting: Mutex<Vec<String>>,
+}
+
+impl Reader<'_> {
+    /// Reads parts until none is left.
+    fn work(&self, dataset: Box<dyn Dataset>) -> Result<Parts> {
+        let mut parts = Parts::new();
+        let next = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        while let Some(part) = next() {
+            let examples = self.part(&*dataset, &part)?;
+            parts.insert(part, examples);
+        }
+        Ok(parts)
+    }
+
+    fn part(&self, dataset: &dyn Dataset, part: &str) -> Result<Vec<Example>> {
+        let mut examples = Vec::new();
+        for (i, example) in dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
+            let example = example.map_err(|e| Error::Data(e.to_string()))?;
+            let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
+            let (label, classes) = (example.label, self.task.labels.len().max(1));
+            if label as usize >= classes {
+                return Err(wrong(format!("label {label}, expected less than {classes}")));
+            }
+            check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
+            let bytes = size_of::<Example>() + example.text.len() + example.pair.as_ref().map_or(0, String::len);
+            let taken = self.taken.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+            if taken > self.most.load(Ordering::Relaxed) && taken > self.allowed() {
+                return Err(wrong(format!(
+                    "with it the examples take more than {}, which is more than such files hold; leave some of them out",
+                    memory_size(self.most.load(Ordering::Relaxed))
+                )));
+            }
+            examples.push(example);
+        }
+        Ok(examples)
+    }
+
+    /// What the examples may take, now that it matters how large the files are.
+    fn allowed(&self) -> u64 {
+        let most = file_bytes(self.data, DEPTH).saturating_mul(PACKED).max(ALWAYS);
+        self.most.store(most, Ordering::Relaxed);
+        most
+    }
+}
+
+/// Folders in folders of a data set.
+const DEPTH: usize = 8;
+
+/// Bytes of the files at a path.
+fn file_bytes(path: &Path, depth: usize) -> u64 {
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(found) if found.is_dir() && depth > 0 => {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|entry| file_bytes(&entry.path(), depth - 1)).fold(0, u64::saturating_add)
+        }
+        _ => 0,
+    }
+}

@@ -1,0 +1,159 @@
+//! Plugins that hang, end, mislead or overreach, loaded by the real binary: an error or a sentence that names them, never a
+//! crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
+#![cfg(unix)]
+
+use serde_json::Value;
+use sparta_tests::command::command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The library of a case; `None` where there is no C compiler.
+fn compile(case: u32, directory: &Path) -> Option<PathBuf> {
+    let library = directory.join(format!("case{case}{}", std::env::consts::DLL_SUFFIX));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let compiler = Command::new("cc")
+        .args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function"])
+        .arg(format!("-DCASE={case}"))
+        .arg("-I")
+        .arg(root.join("../plugins/sdk/include"))
+        .arg("-o")
+        .arg(&library)
+        .arg(root.join("hostile/method.c"))
+        .output();
+    let Ok(output) = compiler else {
+        sparta_tests::skipped("no C compiler `cc`");
+        return None;
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(library)
+}
+
+/// A command with the library of a case.
+fn with(case: u32, args: &[&str]) -> Option<(Output, tempfile::TempDir)> {
+    let home = tempfile::tempdir().unwrap();
+    let library = compile(case, home.path())?;
+    let plugin = ["--plugin", library.to_str().unwrap()];
+    let output = command(home.path(), &[&plugin, args].concat()).stdin(Stdio::null()).output().unwrap();
+    Some((output, home))
+}
+
+const RUN: [&str; 16] = [
+    "run",
+    "--method",
+    "hostile",
+    "--device",
+    "cpu",
+    "--max-steps",
+    "2",
+    "--max-dev",
+    "8",
+    "--max-test",
+    "8",
+    "--json",
+    "--precision",
+    "f32",
+    "--out",
+    "out",
+];
+/// A run with a method that is built in.
+const OTHER: [&str; 6] = ["plan", "--method", "head", "--device", "cpu", "--json"];
+
+fn texts(output: &Output) -> (String, String) {
+    (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[track_caller]
+fn refused(case: u32, args: &[&str], parts: &[&str]) {
+    let Some((output, _home)) = with(case, args) else { return };
+    let (stdout, stderr) = texts(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{stderr}");
+    let library = format!("case{case}");
+    for part in parts.iter().chain([&library.as_str()]) {
+        assert!(stderr.contains(part), "{part}: {stderr}");
+    }
+}
+
+#[test]
+fn a_good_one_runs_and_is_in_the_plan() {
+    let Some((output, home)) = with(0, &RUN) else { return };
+    let (stdout, stderr) = texts(&output);
+    let result: Value = serde_json::from_str(stdout.trim()).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+    assert_eq!(result["stopped"], "completed");
+    assert!(stderr.contains("the method plugin hostile 1 is ") && stderr.contains("(--plugin)"), "{stderr}");
+    assert!(home.path().join("out/result.json").is_file());
+}
+
+#[test]
+fn one_that_ends_the_process_is_named() {
+    for (case, what) in [(1, "loading it"), (2, "describe"), (3, "select")] {
+        refused(case, &RUN, &["the process was ended during a call of plugin", what]);
+    }
+}
+
+#[test]
+fn a_slow_one_is_named() {
+    let Some((output, _home)) = with(4, &OTHER) else { return };
+    let (_, stderr) = texts(&output);
+    assert!(output.status.success() && stderr.contains("waiting for plugin"), "{stderr}");
+}
+
+#[test]
+fn what_it_prints_is_no_result_and_where_it_goes_is_no_matter() {
+    for case in [5, 6] {
+        let Some((output, home)) = with(case, &RUN) else { return };
+        let (stdout, stderr) = texts(&output);
+        let result: Value = serde_json::from_str(stdout.trim()).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+        assert_eq!(result["stopped"], "completed");
+        assert!(home.path().join("out/result.json").is_file(), "{stderr}");
+    }
+}
+
+#[test]
+fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
+    refused(8, &OTHER, &["is no name"]);
+    refused(9, &OTHER, &["option `help`"]);
+    refused(10, &OTHER, &["no value is in the range of its option `n`"]);
+    refused(11, &OTHER, &["a_function_that_is_nowhere"]);
+    refused(16, &OTHER, &["its summary has 7999 bytes"]);
+    let home = tempfile::tempdir().unwrap();
+    let output = command(home.path(), &[&["--plugin", "nowhere.so"][..], &OTHER].concat()).output().unwrap();
+    assert!(texts(&output).1.contains("nowhere.so: there is no such file"), "{}", texts(&output).1);
+    assert_eq!(output.status.code(), Some(1));
+    // The listing lists.
+    let Some((output, _home)) = with(11, &["plugins"]) else { return };
+    assert!(output.status.success() && texts(&output).0.contains("a_function_that_is_nowhere"));
+}
+
+#[test]
+fn what_it_answers_is_checked() {
+    refused(7, &RUN, &["a pointer is null"]);
+    refused(12, &RUN, &["its answer has 314572800 bytes"]);
+    refused(13, &RUN, &["the output has the type bf16, expected f32"]);
+    refused(14, &RUN, &["the moon is not full"]);
+}
+
+#[test]
+fn one_that_cannot_be_merged_runs_and_is_described() {
+    let Some((output, home)) = with(15, &RUN) else { return };
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    let library = home.path().join(format!("case15{}", std::env::consts::DLL_SUFFIX));
+    let again = |args: &[&str]| {
+        let plugin = ["--plugin", library.to_str().unwrap()];
+        command(home.path(), &[&plugin, args].concat()).output().unwrap()
+    };
+    let info = again(&["adapter", "info", "out"]);
+    assert!(info.status.success(), "{}", texts(&info).1);
+    let merged = again(&["adapter", "merge", "out", "--out", "merged"]);
+    assert!(!merged.status.success() && texts(&merged).1.contains("cannot be merged"), "{}", texts(&merged).1);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_library() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe.so");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let output = command(home.path(), &[&["--plugin", pipe.to_str().unwrap()][..], &OTHER].concat()).output().unwrap();
+    assert!(texts(&output).1.contains("a directory or a device"), "{}", texts(&output).1);
+}

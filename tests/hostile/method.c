@@ -1,0 +1,168 @@
+/* A method that misbehaves, chosen by -DCASE=...: a reparametrisation `y = x w^T` of q_proj whose plugin does something
+   that no plugin should. */
+#include "sparta_plugin.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define GOOD 0
+#define EXIT_IN_CONSTRUCTOR 1
+#define EXIT_IN_DESCRIBE 2
+#define EXIT_IN_SELECT 3
+#define SLOW 4
+#define PRINTS 5
+#define MOVES 6
+#define NULL_POINTERS 7
+#define NAME 8
+#define OPTION_HELP 9
+#define EMPTY_RANGE 10
+#define UNDEFINED 11
+#define HUGE_ANSWER 12
+#define OTHER_TYPE 13
+#define FAILS 14
+#define NO_MERGE 15
+#define LONG_SUMMARY 16
+
+static const SpartaHost *host;
+
+static SpartaBytes text(const char *s) {
+    SpartaBytes bytes = {(const uint8_t *)s, strlen(s)};
+    return bytes;
+}
+
+#if CASE == UNDEFINED
+extern int a_function_that_is_nowhere(void);
+#endif
+
+__attribute__((constructor)) static void opened(void) {
+#if CASE == EXIT_IN_CONSTRUCTOR
+    exit(0);
+#elif CASE == SLOW
+    sleep(4);
+#elif CASE == MOVES
+    if (chdir("/")) abort();
+#endif
+}
+
+#if CASE == NAME
+#define METHOD "../escape"
+#else
+#define METHOD "hostile"
+#endif
+
+#if CASE == OPTION_HELP
+#define OPTIONS "{\"name\": \"help\", \"help\": \"\", \"kind\": {\"type\": \"bool\"}, \"default\": false}"
+#elif CASE == EMPTY_RANGE
+#define OPTIONS "{\"name\": \"n\", \"help\": \"\", \"kind\": {\"type\": \"int\", \"min\": 3, \"max\": 2}, \"default\": null}"
+#else
+#define OPTIONS ""
+#endif
+
+static SpartaStatus describe(SpartaCall call) {
+    static char answer[10000];
+    char summary[8000] = "misbehaves";
+#if CASE == LONG_SUMMARY
+    memset(summary, 'x', sizeof summary - 1);
+#endif
+    snprintf(answer, sizeof answer,
+             "{\"name\": \"" METHOD "\", \"version\": \"1\", \"summary\": \"%s\", \"options\": [" OPTIONS "], "
+             "\"default_lr\": 0.001, \"mergeable\": %s}", summary, CASE == NO_MERGE ? "false" : "true");
+#if CASE == EXIT_IN_DESCRIBE
+    exit(0);
+#elif CASE == PRINTS
+    puts("{\"stopped\": \"by a plugin\"}");
+    fflush(stdout);
+#elif CASE == UNDEFINED
+    return a_function_that_is_nowhere();
+#endif
+    host->result(call, text(answer));
+    return SPARTA_OK;
+}
+
+/* An answer for each parameter: how many there are is the number of times that "role" stands in the request. */
+static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
+#if CASE == EXIT_IN_SELECT
+    exit(0);
+#elif CASE == FAILS
+    host->error(call, text("the moon is not full"));
+    return SPARTA_FAILED;
+#elif CASE == HUGE_ANSWER
+    SpartaBytes huge = {calloc(1, (size_t)300 << 20), (size_t)300 << 20};
+    host->result(call, huge);
+    return SPARTA_OK;
+#endif
+    static char answer[1 << 20];
+    size_t used = (size_t)sprintf(answer, "[");
+    for (size_t i = 0; i + 8 <= request.len; i++) {
+        if (memcmp(request.data + i, "\"role\":\"", 8)) continue;
+        int q = i + 14 <= request.len && !memcmp(request.data + i + 8, "q_proj", 6);
+        int head = i + 12 <= request.len && !memcmp(request.data + i + 8, "head", 4);
+        const char *one = q ? "{\"reparam\": {\"tensors\": []}}" : head ? "\"dense\"" : "\"frozen\"";
+        used += (size_t)sprintf(answer + used, "%s%s", used > 1 ? ", " : "", one);
+    }
+    sprintf(answer + used, "]");
+    host->result(call, text(answer));
+    return SPARTA_OK;
+}
+
+static SpartaStatus apply(SpartaCall call, const char *op, const uint32_t *inputs, size_t count, uint32_t *y) {
+    size_t outputs = 0;
+    if (host->graph_apply(call, text(op), inputs, count, y, 1, &outputs) == SPARTA_OK) return SPARTA_OK;
+    host->error(call, host->last_error(call));
+    return SPARTA_FAILED;
+}
+
+static SpartaStatus forward(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
+                            size_t extra_count, uint32_t *y) {
+    (void)site, (void)extra, (void)extra_count;
+    uint32_t inputs[] = {x, w};
+#if CASE == NULL_POINTERS
+    if (host->graph_rng(call, NULL) == SPARTA_OK || host->graph_shape(call, x, NULL, 4, NULL) == SPARTA_OK ||
+        host->graph_apply(call, text("{\"op\": \"add\"}"), inputs, 2, NULL, 1, NULL) == SPARTA_OK)
+        return SPARTA_OK;
+    host->error(call, host->last_error(call));
+    return SPARTA_FAILED;
+#endif
+    if (apply(call, "{\"op\": \"linear\", \"layout\": \"nt\", \"scale\": 1.0, \"bias\": false, \"residual\": false}", inputs, 2, y)) return SPARTA_FAILED;
+#if CASE == OTHER_TYPE
+    inputs[0] = *y;
+    return apply(call, "{\"op\": \"cast\", \"to\": \"bf16\"}", inputs, 1, y);
+#endif
+    return SPARTA_OK;
+}
+
+static SpartaStatus merge(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
+                          uint32_t *merged) {
+    (void)site, (void)extra, (void)extra_count;
+    uint32_t inputs[] = {w};
+    return apply(call, "{\"op\": \"scale\", \"factor\": 1.0}", inputs, 1, merged);
+}
+
+static const SpartaMethod table = {
+    .size = sizeof(SpartaMethod),
+    .describe = describe,
+    .select = select_parameters,
+    .forward = forward,
+    .merge = CASE == NO_MERGE ? NULL : merge,
+};
+
+static const SpartaInterface interface = {
+    .size = sizeof(SpartaInterface),
+    .id = {(const uint8_t *)SPARTA_METHOD_ID, sizeof(SPARTA_METHOD_ID) - 1},
+    .table = &table,
+};
+
+static const SpartaInterface *const interfaces[] = {&interface};
+
+static const SpartaPlugin plugin = {
+    .size = sizeof(SpartaPlugin),
+    .abi_major = SPARTA_ABI_MAJOR,
+    .interface_count = 1,
+    .interfaces = interfaces,
+};
+
+const SpartaPlugin *sparta_plugin_entry(const SpartaHost *given) {
+    host = given;
+    return &plugin;
+}

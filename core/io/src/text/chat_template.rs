@@ -67,9 +67,14 @@ impl ChatTemplate {
     pub fn check(&self) -> Result<()> {
         let [one, other] = ["Good.", "why not"].map(|content| self.render(&[Message { role: "user", content }]));
         match one? == other? {
-            true => Err(failed(&self.source, "leaves out what the user says; it is not one for this model")),
+            true => Err(self.unfit("leaves out what the user says; it is not one for this model")),
             false => Ok(()),
         }
+    }
+
+    /// The error that the template, by its file, does `what` it should not.
+    pub fn unfit(&self, what: &str) -> Error {
+        failed(&self.source, what)
     }
 }
 

@@ -229,6 +229,11 @@ impl Encoder {
             let token = match after.strip_prefix(before.as_slice()) {
                 Some(&[token]) => token,
                 added => {
+                    if let (Some([]), Some(chat)) = (added, &prompt.chat) {
+                        return Err(
+                            chat.unfit(&format!("leaves no place for an answer: {text:?} after it is no token"))
+                        );
+                    }
                     let ids = added.unwrap_or(&after[after.len().min(before.len().saturating_sub(1))..]);
                     let where_ = if added.is_some() { "" } else { " (the first of them joins the end of the prompt)" };
                     return Err(Error::Usage(format!(

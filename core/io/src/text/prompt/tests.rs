@@ -209,3 +209,15 @@ fn a_text_is_read_up_to_its_last_token_that_is_not_padding() {
     encoder.cut(&mut tokens, 3);
     assert_eq!(tokens, [1, 2], "what is cut may end in padding, too");
 }
+
+#[test]
+fn a_template_that_runs_into_the_answer_is_named() {
+    let dir = directory(Some("{{ messages[0].content }}"));
+    let path = dir.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"Whitespace\"", "\"WhitespaceSplit\"")).unwrap();
+    let instruct = Instruct { prompt: Some("{text}".into()), verbalizers: None, now: 0 };
+    let task = info(false, Some("Good? {text}"));
+    let text = Encoder::open(dir.path(), NONE, &task, Some(&instruct)).unwrap_err().to_string();
+    assert!(text.contains("tokenizer_config.json: the chat template leaves no place for an answer"), "{text}");
+}

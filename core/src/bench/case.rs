@@ -19,7 +19,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The learning rate where so many scalars are trained; where there are more it is lower, as the change of the loss grows
+/// with both.
 const LR: f64 = 1e-4;
+const LR_TRAINED: u64 = 1_000_000;
 /// Steps of [`Bench::measure`] that are not timed: one to warm up, one to fill the queue, and one whose interval began
 /// with an empty queue.
 const UNTIMED: usize = 3;
@@ -68,6 +71,7 @@ pub struct Bench {
     batches: Vec<Batch>,
     /// The first sequences, for [`Bench::trajectory`].
     check: Vec<Batch>,
+    lr: f64,
     flops: u64,
 }
 
@@ -136,8 +140,9 @@ impl Case {
     pub fn open(&self, prepared: Prepared, weights: &dyn WeightSource, device: Box<dyn Backend>) -> Result<Bench> {
         let batches = self.batches(&prepared, self.batch)?;
         let check = self.batches(&prepared, (CHECK_TOKENS / self.tokens).clamp(1, self.batch))?;
-        let Prepared { setup, planned, flops, .. } = prepared;
-        Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, check, flops })
+        let Prepared { setup, planned, flops, trained, .. } = prepared;
+        let lr = LR * LR_TRAINED as f64 / trained.max(LR_TRAINED) as f64;
+        Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, check, lr, flops })
     }
 
     /// Micro-batches of so many random sequences.
@@ -180,12 +185,12 @@ impl Prepared {
 impl Bench {
     /// One step, and its results.
     pub fn step(&mut self) -> Result<StepOutput> {
-        self.session.step(&self.batches, LR)
+        self.session.step(&self.batches, self.lr)
     }
 
     /// Steps on the first sequences of the batch: loss and gradient norm of each.
     pub fn trajectory(&mut self) -> Result<Vec<[f64; 2]>> {
-        let step = |_| self.session.step(&self.check, LR).map(|output| [output.loss, output.grad_norm]);
+        let step = |_| self.session.step(&self.check, self.lr).map(|output| [output.loss, output.grad_norm]);
         (0..CHECK_STEPS).map(step).collect()
     }
 
@@ -198,7 +203,7 @@ impl Bench {
         };
         let mut best: Option<Profile> = None;
         for _ in 0..PROFILED {
-            let (_, profile) = self.session.step_profiled(batch, LR, ceiling)?;
+            let (_, profile) = self.session.step_profiled(batch, self.lr, ceiling)?;
             if best.as_ref().is_none_or(|best| profile.seconds() < best.seconds()) {
                 best = Some(profile);
             }
@@ -211,12 +216,12 @@ impl Bench {
     pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<Measured> {
         let mut pending: VecDeque<Submitted> = VecDeque::new();
         let mut loss = self.step()?.loss;
-        pending.push_back(self.session.submit_step(&self.batches, LR)?);
+        pending.push_back(self.session.submit_step(&self.batches, self.lr)?);
         let mut seconds = Vec::new();
         let start = Instant::now();
         let mut before = start;
         while seconds.len() < at_least || start.elapsed() < duration {
-            pending.push_back(self.session.submit_step(&self.batches, LR)?);
+            pending.push_back(self.session.submit_step(&self.batches, self.lr)?);
             if let Some(step) = pending.pop_front() {
                 loss = self.session.settle(step)?.loss;
             }

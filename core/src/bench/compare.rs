@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(comparison.steps.len(), 2);
         assert!(comparison.steps[0].steps[2].is_none() && comparison.steps[1].steps[0].is_none());
         let page = html(&comparison).unwrap();
-        for text in ["a &lt;b&gt;", "wrong results", "not asked for", "2,048", "1.0 GiB"] {
+        for text in ["a &lt;b&gt;", "wrong results", "not asked for", "2,048", "1.00 GiB"] {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert!(!page.contains("<b>"));

@@ -218,7 +218,7 @@ mod tests {
     }
 
     fn read_all(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
-        load(&Source { open, data: Path::new("nowhere") }, wanted, task, seed)
+        load(&Source::new(open, Path::new("nowhere")), wanted, task, seed)
     }
 
     fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {

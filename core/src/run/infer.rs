@@ -203,7 +203,8 @@ impl Adapted {
         let split = request.split.as_str();
         let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
         let seed = config.map_or(0, |c| c.seed);
-        let source = splits::Source { open: &|| plugin.open(&data), data: &data.data };
+        let open = || plugin.open(&data);
+        let source = splits::Source::new(&open, &data.data);
         let all = splits::load(&source, &[split], &task, seed)?;
         let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),

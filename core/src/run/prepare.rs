@@ -194,7 +194,8 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
     let request = OpenRequest::new(task.id.clone(), config.data.clone());
-    let source = splits::Source { open: &|| plugin.open(&request), data: &request.data };
+    let open = || plugin.open(&request);
+    let source = splits::Source::new(&open, &request.data);
     let data = splits::load(&source, &splits::SPLITS, &task, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {

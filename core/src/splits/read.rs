@@ -4,7 +4,7 @@ use super::check_pair;
 use crate::{Error, Result};
 use sparta_graph::memory_size;
 use sparta_plugin::task::{Dataset, Example, TaskInfo};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +21,15 @@ pub struct Source<'a> {
     pub open: Open<'a>,
     /// A file or directory.
     pub data: &'a Path,
+    /// Parts that are read at a time.
+    pub threads: usize,
+}
+
+impl<'a> Source<'a> {
+    /// With as many threads as there are processors.
+    pub fn new(open: Open<'a>, data: &'a Path) -> Source<'a> {
+        Source { open, data, threads: std::thread::available_parallelism().map_or(1, NonZero::get) }
+    }
 }
 
 /// Opens the data set.
@@ -38,9 +47,9 @@ pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &T
         taken: AtomicU64::new(0),
         most: AtomicU64::new(ALWAYS),
         data: source.data,
-        waiting: Mutex::new(parts.to_vec()),
+        waiting: Mutex::new(parts.iter().cloned().collect()),
     };
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(parts.len());
+    let threads = source.threads.min(parts.len());
     std::thread::scope(|scope| {
         let work = || reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?);
         // Where the system has no more threads, those that there are do it all.
@@ -65,14 +74,14 @@ struct Reader<'a> {
     taken: AtomicU64,
     /// Bytes that they may take, as far as that was needed to be known.
     most: AtomicU64,
-    waiting: Mutex<Vec<String>>,
+    waiting: Mutex<VecDeque<String>>,
 }
 
 impl Reader<'_> {
     /// Reads parts until none is left.
     fn work(&self, dataset: Box<dyn Dataset>) -> Result<Parts> {
         let mut parts = Parts::new();
-        let next = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let next = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         while let Some(part) = next() {
             let examples = self.part(&*dataset, &part)?;
             parts.insert(part, examples);

@@ -14,6 +14,9 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+/// The functions of a backend that take as long as the work that a device is given.
+const WORK: [&str; 6] = ["write", "read", "run", "run_profiled", "submit", "fetch"];
+
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
 
@@ -66,7 +69,7 @@ impl<T> Implementation<T> {
     ) -> Result<Vec<u8>, Error> {
         let function =
             function.ok_or_else(|| Error::new(format!("plugin {}: it has no function `{what}`", self.name)))?;
-        let _running = running::Call::begin(|| format!("{}: {what}", self.name));
+        let _running = running::Call::begin(|| format!("{}: {what}", self.name), WORK.contains(&what));
         host::call(graph, |id| call(function, id)).map_err(|message| {
             Error(message.unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)))
         })
@@ -87,7 +90,7 @@ pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     if let Some((_, interfaces)) = opened.iter().find(|(other, _)| is_same(other, &file)) {
         return Ok(interfaces.clone());
     }
-    let _running = running::Call::begin(|| format!("{}: loading it", path.display()));
+    let _running = running::Call::begin(|| format!("{}: loading it", path.display()), false);
     let handle = handle_path(&file).filter(|handle| handle.exists());
     // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
     // and `binary::check` has seen that it is a whole library for this machine with our entry point.

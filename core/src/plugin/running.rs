@@ -71,8 +71,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// `name` says what is done by which plugin: `lora (/path): describe`.
-    pub fn begin(name: impl FnOnce() -> String) -> Call {
+    /// `name` says what is done by which plugin: `lora (/path): describe`. A call that `may_last`, as a step of a large model
+    /// does, is not named before the process ends in it.
+    pub fn begin(name: impl FnOnce() -> String, may_last: bool) -> Call {
         let directory = std::env::current_dir().ok();
         if REPORT.get().is_none() {
             return Call { id: None, directory };
@@ -80,7 +81,7 @@ impl Call {
         let mut calls = calls();
         calls.next += 1;
         let id = calls.next;
-        calls.running.push(Running { id, name: name(), since: Instant::now(), named: false });
+        calls.running.push(Running { id, name: name(), since: Instant::now(), named: may_last });
         Call { id: Some(id), directory }
     }
 }

@@ -86,7 +86,7 @@ pub struct Figures {
     pub memory: u64,
     /// Joules per step, where the system tells.
     pub joules: Option<f64>,
-    /// Whether losses and gradient norms were compared with stored ones; there are some for the shapes with a name.
+    /// Whether losses and gradient norms were compared with stored ones.
     pub checked: bool,
 }
 

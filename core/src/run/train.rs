@@ -1,15 +1,13 @@
 //! The training loop.
 
 mod checks;
+mod finish;
 
-use super::directory::{Counters, RunDirectory, peak_resident};
+use super::directory::{Counters, RunDirectory};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare};
-use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
 use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
-use crate::job::{
-    EarlierLength, Environment, EvalReport, MergeCheck, Observer, RunConfig, RunResult, StepReport, Stopped,
-};
+use crate::job::{EarlierLength, EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Part;
 use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
@@ -18,7 +16,6 @@ use crate::train::schedule::learning_rate;
 use crate::train::{Batch, Encoded, Metrics, Session, Submitted};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -489,14 +486,6 @@ impl<'a> Trainer<'a> {
         self.position.metrics_bytes != self.directory.log_bytes()
     }
 
-    /// With patience, the state that was best on dev; otherwise the last one stays.
-    fn restore_best(&mut self) -> Result<()> {
-        if self.best_step().is_some_and(|step| step != self.position.step) {
-            self.session.set_trained_values(&self.best_values)?;
-        }
-        Ok(())
-    }
-
     fn best_step(&self) -> Option<usize> {
         self.position.best.filter(|_| !self.best_values.is_empty()).map(|(_, step)| step)
     }
@@ -519,90 +508,6 @@ impl<'a> Trainer<'a> {
         Ok(values)
     }
 
-    fn finish(&mut self, stopped: Stopped) -> Result<RunResult> {
-        self.restore_best()?;
-        self.save()?;
-        let interrupted = stopped == Stopped::Interrupted;
-        let best_step = self.best_step();
-        let current = best_step.unwrap_or(self.position.step);
-        let dev = match self.position.last_dev.take() {
-            Some((step, metrics)) if step == current => Some(metrics),
-            _ if interrupted || self.run.dev.is_empty() => None,
-            _ => self.evaluate(1)?,
-        };
-        let test = if interrupted || self.run.test.is_empty() { None } else { self.evaluate(2)? };
-        if let Some(metrics) = &test {
-            self.report("test", metrics, false)?;
-        }
-        let device_memory = self.session.tensors().memory().values().sum();
-        let visible = self.visible()?;
-        let counters = self.counters();
-        self.save_counters();
-        let result = RunResult {
-            stopped,
-            steps: self.position.step,
-            skipped_steps: self.position.skipped,
-            visible,
-            best_step,
-            dev,
-            test,
-            trainable: self.run.plan.trainable.clone(),
-            parameters: self.run.plan.parameters,
-            tokens_per_second: counters.tokens as f64 / counters.training_seconds.max(1e-9),
-            training_seconds: counters.training_seconds,
-            device_memory,
-            planned_memory: self.run.plan.total_memory(),
-            peak_resident: peak_resident(),
-            environment: Environment::of_this_process(),
-            out: self.directory.path().to_owned(),
-            adapter: self.directory.adapter(),
-            merge_check: self.check_merge(),
-        };
-        if let Some(warning) = self.directory.finish(&result)? {
-            self.observer.message(&format!("warning: there is no report: {warning}"));
-        }
-        Ok(result)
-    }
-
-    /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.
-    fn visible(&mut self) -> Result<Option<f64>> {
-        let adaptation = &self.run.setup.adaptation;
-        let visible = visible_share(adaptation, &self.run.weights, &self.session.trained_values()?)?;
-        if let Some(share) = visible.filter(|share| *share < VISIBLE) {
-            self.observer.message(&format!(
-                "warning: of the chosen weights only {:.1} % have changed as the model stores them; the other changes are too \
-                 small for its type, so they change nothing: raise --lr, train longer, or take a model in f32",
-                100.0 * share
-            ));
-        }
-        Ok(visible)
-    }
-
-    /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
-    /// The run is complete without: what fails here is told, no more.
-    fn check_merge(&mut self) -> Option<MergeCheck> {
-        if !self.run.setup.adaptation.method.mergeable() {
-            return None;
-        }
-        let examples = check_examples(&self.run.setup, &self.run.dev);
-        let weights = &self.run.weights;
-        let check = self.values().and_then(|values| {
-            let merged = |session: &mut Session, position: usize| {
-                let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
-                let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
-                weights.forget(&session.setup().adaptation.parameters[position].name);
-                Ok((dtype, Cow::Owned(bytes)))
-            };
-            check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), merged)
-        });
-        match &check {
-            Ok(check) if check.agrees() => {}
-            Ok(check) => self.observer.message(&format!("warning: {check}")),
-            Err(error) => self.observer.message(&format!("warning: the merged model could not be checked: {error}")),
-        }
-        check.ok()
-    }
-
     fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.training_time.as_secs_f64().max(1e-9)
     }
@@ -622,9 +527,6 @@ struct Pending {
 fn may_have_updated(error: &Error) -> bool {
     !matches!(error, Error::Device(BackendError::OutOfMemory { .. }))
 }
-
-/// Share of changes that have to be visible for a run to go without a warning.
-const VISIBLE: f64 = 0.25;
 
 /// Dev examples on which a state is tried before it is saved.
 const FEW_EXAMPLES: usize = 8;

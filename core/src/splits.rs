@@ -45,10 +45,15 @@ pub fn load(source: &Source, wanted: &[&str], task: &TaskInfo, seed: u64) -> Res
     check_recipe(&recipe)?;
     let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
-    for (_, source) in sources.iter().filter(|(split, _)| wanted.contains(split)) {
-        source.parts.iter().for_each(|part| *uses.entry(part.clone()).or_default() += 1);
+    let mut names: Vec<String> = Vec::new();
+    let wanted_sources = sources.iter().filter(|(split, _)| wanted.contains(split));
+    for part in wanted_sources.flat_map(|(_, source)| &source.parts) {
+        let count = uses.entry(part.clone()).or_default();
+        if *count == 0 {
+            names.push(part.clone());
+        }
+        *count += 1;
     }
-    let names: Vec<String> = uses.keys().cloned().collect();
     let parts = read(source, dataset, &names, task)?;
     let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;

@@ -51,19 +51,24 @@ pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &T
     };
     let threads = source.threads.min(parts.len());
     std::thread::scope(|scope| {
-        let work = || reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?);
+        let work = || Ok(reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?));
         // Where the system has no more threads, those that there are do it all.
         let others: Vec<_> =
             (1..threads).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
-        let mut all = reader.work(first);
+        let mut found = reader.work(first);
+        let mut failure = None;
         for other in others {
-            let found = other.join().unwrap_or_else(|_| Err(Error::Data("a thread that reads data panicked".into())));
-            all = all.and_then(|mut all| {
-                all.extend(found?);
-                Ok(all)
-            });
+            match other.join().unwrap_or_else(|_| Err(Error::Data("a thread that reads data panicked".into()))) {
+                Ok(more) => found.extend(more),
+                Err(error) => failure = Some(error),
+            }
         }
-        all
+        // Parts are begun in their order, so the first error in it does not depend on the threads.
+        let whole = parts.iter().map(|part| {
+            let missing = || Err(failure.take().unwrap_or_else(|| Error::Data(format!("{part} was not read"))));
+            Ok((part.clone(), found.remove(part).unwrap_or_else(missing)?))
+        });
+        whole.collect()
     })
 }
 
@@ -78,15 +83,19 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads parts until none is left.
-    fn work(&self, dataset: Box<dyn Dataset>) -> Result<Parts> {
-        let mut parts = Parts::new();
+    /// Reads parts until none is left or one is wrong.
+    fn work(&self, dataset: Box<dyn Dataset>) -> BTreeMap<String, Result<Vec<Example>>> {
+        let mut found = BTreeMap::new();
         let next = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         while let Some(part) = next() {
-            let examples = self.part(&*dataset, &part)?;
-            parts.insert(part, examples);
+            let examples = self.part(&*dataset, &part);
+            let failed = examples.is_err();
+            found.insert(part, examples);
+            if failed {
+                break;
+            }
         }
-        Ok(parts)
+        found
     }
 
     fn part(&self, dataset: &dyn Dataset, part: &str) -> Result<Vec<Example>> {

@@ -229,7 +229,9 @@ impl Encoder {
             let token = match after.strip_prefix(before.as_slice()) {
                 Some(&[token]) => token,
                 added => {
-                    if let (Some([]), Some(chat)) = (added, &prompt.chat) {
+                    if let (Some([]), Some(chat)) = (added, &prompt.chat)
+                        && !word.is_empty()
+                    {
                         return Err(
                             chat.unfit(&format!("leaves no place for an answer: {text:?} after it is no token"))
                         );

@@ -33,7 +33,7 @@ struct Args {
     #[arg(long, default_value = "f32")]
     weights: Weights,
     /// Of activations and products, f32 or bf16
-    #[arg(long, default_value = "f32", value_parser = precision)]
+    #[arg(long, default_value = "f32")]
     precision: Precision,
     /// Compute the activations of a layer again in the backward pass
     #[arg(long)]
@@ -71,14 +71,6 @@ struct Line {
     /// Of the process above what it had at its start.
     peak_above_start_mib: Option<f64>,
     start_to_first_step_s: f64,
-}
-
-fn precision(name: &str) -> std::result::Result<Precision, String> {
-    match name {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::BF16),
-        _ => Err(format!("expected f32 or bf16, got `{name}`")),
-    }
 }
 
 fn main() -> Result<()> {

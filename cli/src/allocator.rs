@@ -1,4 +1,4 @@
-//! The allocator of this executable: the system's, with a limit where the process is one that serves strangers' files.
+//! The allocator of this executable: the system's, with a limit in a process that reads untrusted files.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};

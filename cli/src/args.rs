@@ -22,7 +22,7 @@ pub struct Cli {
     /// Load plugins from this library or directory before any others; may be repeated
     #[arg(long, global = true, value_name = "PATH")]
     pub plugin: Vec<PathBuf>,
-    /// Accept plugins that are not those that a run was made with
+    /// Accept plugins other than those that a run was made with
     #[arg(long, global = true)]
     pub allow_other_plugin: bool,
     #[command(subcommand)]
@@ -73,7 +73,7 @@ pub enum Command {
     },
     /// List the devices and mark the one that `--device auto` picks
     Devices(ListArgs),
-    /// Measure what the devices reach, in single ops and in training steps, to compare them with each other
+    /// Benchmark the devices, in single ops and in whole training steps, and compare them
     Bench(BenchArgs),
     /// List the presets: the hyper-parameters of the paper's tables, each with its source
     Presets(PresetsArgs),
@@ -89,7 +89,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The runs, or what else made by runs, that the command works on.
+    /// The runs or adapters that the command works on.
     pub fn runs(&self) -> Vec<&Path> {
         match self {
             Command::Eval(args) => vec![&args.run],

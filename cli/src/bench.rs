@@ -1,7 +1,7 @@
 //! `sparta-cli bench`.
 
 use crate::devices;
-use crate::output::{Output, bytes};
+use crate::output::Output;
 use clap::{Args, Subcommand};
 use sparta_core::bench::{
     self, Bencher, Comparison, MethodCase, Outcome, Report, Request, Shape, Trajectories, Workload,
@@ -12,7 +12,7 @@ use sparta_core::job::{Environment, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights::atomic_write;
 use sparta_core::{Error, Result};
-use sparta_graph::{DeviceInfo, DeviceKind};
+use sparta_graph::{DeviceInfo, DeviceKind, memory_size};
 use sparta_model::Precision;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 pub struct BenchArgs {
     #[command(subcommand)]
     what: Option<BenchCommand>,
-    /// What fits within a minute: small models, two methods, one precision
+    /// Finish within a minute: small models, two methods, one precision
     #[arg(long)]
     quick: bool,
     /// Models, each with its standard batch or as SHAPE:BATCHxTOKENS [default: 15M, SmolLM2-135M, 110M, 1.1B, gemma-2b,
@@ -33,15 +33,15 @@ pub struct BenchArgs {
     #[arg(long = "method", value_name = "NAME", value_parser = MethodCase::parse)]
     methods: Vec<MethodCase>,
     /// f32, bf16 [default: those that the device takes]
-    #[arg(long = "precision", value_name = "TYPE", value_parser = precision)]
+    #[arg(long = "precision", value_name = "TYPE")]
     precisions: Vec<Precision>,
     /// Leave out the single ops
     #[arg(long)]
     steps_only: bool,
-    /// Repeat each step for so many seconds [default: 5; 1 with --quick]
+    /// Time each step for X seconds [default: 5; 1 with --quick]
     #[arg(long, value_name = "X", value_parser = positive)]
     seconds: Option<f64>,
-    /// Leave out steps that take more than so many seconds even at the device's ceiling [default: 20; 0.3 with --quick]
+    /// Skip steps that take more than X seconds even at the device's ceiling [default: 20; 0.3 with --quick]
     #[arg(long, value_name = "X", value_parser = positive)]
     longest: Option<f64>,
     /// A device, or `all` [default: every GPU, and the CPU]
@@ -60,7 +60,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand)]
 enum BenchCommand {
-    /// Put reports of several machines into one table
+    /// Compare reports of several machines in one table
     Compare(CompareArgs),
 }
 
@@ -80,7 +80,7 @@ struct CompareArgs {
 /// With --quick.
 const QUICK_SHAPES: [&str; 2] = ["15M", "110M"];
 const QUICK_METHODS: [&str; 2] = ["lora", "sparta-0.05"];
-/// Whose layers' ops are measured singly: without --quick both.
+/// Shapes whose ops are measured one by one; with --quick only the first.
 const KERNELS: [&str; 2] = ["110M", "gemma-2b"];
 
 pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
@@ -200,7 +200,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     atomic_write(path, |file| file.write_all(bytes).map_err(Error::io(path)))
 }
 
-/// Markdown, so that it can be put into a message to others.
+/// As Markdown, to be pasted into a message.
 fn print(output: &Output, comparison: &Comparison) -> Result<()> {
     let names: Vec<String> = comparison.devices.iter().map(|entry| entry.device.name.replace('|', "/")).collect();
     output.say("\n| device | f32 GFLOP/s | bf16 GFLOP/s | GB/s | driver |\n|---|---|---|---|---|")?;
@@ -227,15 +227,7 @@ fn cell(step: &bench::Step) -> String {
             let (speed, share) = (thousands(figures.measured.tokens_per_s.round() as u64), figures.share_of_ceiling);
             let joules = figures.joules.map(|joules| format!(", {joules:.1} J a step")).unwrap_or_default();
             let checked = if figures.checked { "" } else { ", not compared" };
-            format!("{speed} ({:.0} %, {}{joules}{checked})", 100.0 * share, bytes(figures.memory))
+            format!("{speed} ({:.0} %, {}{joules}{checked})", 100.0 * share, memory_size(figures.memory))
         }
-    }
-}
-
-fn precision(name: &str) -> std::result::Result<Precision, String> {
-    match name {
-        "f32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::BF16),
-        _ => Err(format!("expected f32 or bf16, got `{name}`")),
     }
 }

@@ -15,7 +15,7 @@ const PER_PROCESSOR: usize = 8;
 ///
 /// Errors: there is no thread or no memory to work with; says so.
 pub fn prepare() -> Result<(), String> {
-    // How a library dies that is checked is for the parent to see.
+    // The parent of a check has to see how the library dies.
     if std::env::args_os().all(|argument| argument != "--child") {
         signals::prepare();
     }

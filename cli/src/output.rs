@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_of_strangers_are_cut_and_written_out() {
+    fn untrusted_cells_are_cut_and_escaped() {
         let rows = vec![vec!["x".repeat(100_000), "\u{1b}[31m".into()], vec![String::new(), "y".into()]];
         let text = table(&["a", "b"], &rows);
         assert!(text.contains("(99700 more characters)") && text.contains("\\u{1b}[31m"), "{text}");

@@ -1,4 +1,4 @@
-//! Places of blocks of memory that are in use for a while, so that little is needed in all.
+//! Places blocks of memory by when they are in use, so that the arena stays small.
 
 use crate::graph::ALIGNMENT;
 use std::ops::Range;

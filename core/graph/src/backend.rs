@@ -71,7 +71,7 @@ pub struct DeviceInfo {
     /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplier: Option<String>,
-    /// By what gradients of chosen elements are made in the cheaper way, where the device chooses by it.
+    /// The costs by which the device chooses between sampled and dense gradients; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,
 }

@@ -1,4 +1,4 @@
-//! Opening files of strangers: regular ones only, as a pipe would never end, and small enough for what they are. And giving
+//! Opens untrusted files: regular ones only, as a pipe would never end, and small enough for what they are. And gives
 //! finished files their names, so that neither a crash nor a power cut leaves half of one.
 
 use std::fs::{self, File};

@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 use sparta_graph::DType;
 use std::fmt;
+use std::str::FromStr;
 
 /// The float types of a model's graph, chosen when it is built.
 ///
@@ -23,6 +24,18 @@ impl Precision {
 impl Default for Precision {
     fn default() -> Self {
         Precision::F32
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Precision::F32),
+            "bf16" => Ok(Precision::BF16),
+            _ => Err(format!("expected f32 or bf16, got `{name}`")),
+        }
     }
 }
 

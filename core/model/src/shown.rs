@@ -1,4 +1,4 @@
-//! Texts of strangers on their way to a terminal: labels, fields of adapters, messages of templates and plugins. Control
+//! Untrusted texts on their way to a terminal: labels, fields of adapters, messages of templates and plugins. Control
 //! characters could move its cursor, change its title or turn the direction of writing; a text without end fills it.
 
 use std::borrow::Cow;

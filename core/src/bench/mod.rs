@@ -8,7 +8,7 @@ mod report;
 mod shape;
 mod trajectory;
 
-pub use case::{Bench, Case, Measured, MethodCase, Prepared, median};
+pub use case::{Bench, Case, Measured, MethodCase, Prepared};
 pub use compare::{Comparison, html};
 pub use kernels::Kernel;
 pub use report::{Device, DeviceReport, Figures, Outcome, Report, Step, VERSION};

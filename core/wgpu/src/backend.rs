@@ -591,22 +591,3 @@ fn params_slot(step: &Step) -> Vec<u8> {
     bytes.resize(ALIGNMENT, 0);
     bytes
 }
-
-#[cfg(test)]
-impl WgpuBackend {
-    /// Makes an invalid buffer, as a bug would.
-    pub(crate) fn provoke_an_error(&self) {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
-        drop(self.device.create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: 4,
-            usage,
-            mapped_at_creation: false,
-        }));
-    }
-
-    /// Loses the device, as a driver reset would.
-    pub(crate) fn lose(&self) {
-        self.device.destroy();
-    }
-}

@@ -1,5 +1,5 @@
-//! How much work one submission holds: little enough that no watchdog ends it, which on an integrated GPU may be seconds,
-//! and that a desktop on the same GPU stays usable.
+//! Limits the work of one submission, so that no watchdog resets the device, as it may after seconds on an integrated GPU,
+//! and a desktop on the same GPU stays usable.
 //!
 //! Work is counted in the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
 //! in a second is learned from submissions that end. Where a plan is divided has no influence on its results.
@@ -10,13 +10,13 @@ use sparta_graph::{BackendError, Call, DeviceKind};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// What a submission is meant to take. It may take twice that while the device is slower than it was.
+/// What a submission should take. It may take twice that when the device slows down.
 const TARGET: Duration = Duration::from_millis(50);
 /// Submissions that may wait on the device. The host waits for the oldest before it adds another.
 const AHEAD: usize = 3;
-/// Operations in whose time a device moves a byte, about: GPUs do 10 to 40.
+/// Operations that take as long as moving one byte; GPUs do 10 to 40.
 const PER_BYTE: u64 = 16;
-/// A wait of at least this share of the time that was measured: the device, not the host, decided how long it took.
+/// If the host waited at least this share of the measured time, the device decided how long it took.
 const WAITED: f64 = 0.1;
 
 /// What a call asks of the device.
@@ -47,8 +47,8 @@ struct Flying {
 }
 
 impl Pace {
-    /// Low at first: a device that turns out to be faster is given more, one that is slower may already have lost its
-    /// watchdog's patience.
+    /// Low at first: a fast device is soon given more, but a slow one given too much would already be reset by its
+    /// watchdog.
     pub(crate) fn new(kind: DeviceKind) -> Pace {
         let rate = match kind {
             DeviceKind::DiscreteGpu => 1e12,

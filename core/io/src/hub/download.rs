@@ -86,7 +86,7 @@ impl Client {
         ask()
     }
 
-    /// Waits after the attempt of this number that was in vain: as long as the hub says, or twice as long each time.
+    /// Waits after failed attempt number n: as long as the hub says, or twice as long each time.
     ///
     /// Errors: what will not change by itself, or not in a minute.
     fn wait(&self, failure: Failure, vain: u32) -> Outcome<()> {

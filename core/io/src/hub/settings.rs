@@ -14,7 +14,7 @@ pub struct Settings {
     pub cache: PathBuf,
     pub token: Option<String>,
     pub offline: bool,
-    /// Before a file is asked for again; doubles with each try in vain.
+    /// Before a file is asked for again; doubles with each failed attempt.
     pub retry_wait: Duration,
 }
 

@@ -1,6 +1,6 @@
 //! The chat template of a tokenizer: a Jinja template that puts the turns of a conversation between the model's marks.
 //!
-//! Templates come with downloaded models, so they are programs of strangers: they see only the conversation and the
+//! Templates come with downloaded models, so they are untrusted programs: they see only the conversation and the
 //! special tokens, load nothing, and are rendered apart ([`super::renderer`]).
 
 use super::renderer::Renderer;

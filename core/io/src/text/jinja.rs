@@ -1,7 +1,7 @@
 //! Jinja as chat templates need it: rendered as transformers does, on limited fuel and into a bounded text.
 //!
 //! What one instruction may allocate and how deeply a template nests is not limited here, as the engine has no hook for it:
-//! the process that renders strangers' templates is ([`super::renderer`]).
+//! the process that renders untrusted templates is ([`super::renderer`]).
 
 use super::Message;
 use chrono::{DateTime, Local};
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_templates_are_limited() {
+    fn untrusted_templates_are_limited() {
         let error = |template: &str| {
             let text = new(template).render(&[], true).unwrap_err();
             assert!(text.starts_with("fails"), "{text}");

@@ -16,6 +16,24 @@ use sparta_graph::ops::{Linear, RmsNorm, Store};
 use sparta_graph::{Backend, DType, Graph, Op, Plan, Value};
 use std::sync::{Mutex, PoisonError};
 
+impl WgpuBackend {
+    /// Makes an invalid buffer, as a bug would.
+    pub(crate) fn provoke_an_error(&self) {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::STORAGE;
+        drop(self.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 4,
+            usage,
+            mapped_at_creation: false,
+        }));
+    }
+
+    /// Loses the device, as a driver reset would.
+    pub(crate) fn lose(&self) {
+        self.device.destroy();
+    }
+}
+
 /// A binding limit that shards all but small tensors.
 const LOW: u64 = 64 << 10;
 

@@ -1,4 +1,4 @@
-//! `sparta-cli bench`: what devices reach in single ops and in whole training steps, to compare them with each other.
+//! `sparta-cli bench`: compares devices in single ops and in whole training steps.
 
 mod case;
 mod compare;
@@ -114,7 +114,7 @@ pub struct Bencher<'a> {
 }
 
 impl Bencher<'_> {
-    /// Measures a device. `found` sees the report as it grows, so that what was measured is kept whatever comes.
+    /// Measures a device. `found` sees the report as it grows, so that nothing is lost if a later step fails.
     ///
     /// Errors: the device cannot be opened, or its ceiling not measured; those of `found`. What fails later is in the
     /// report.
@@ -211,7 +211,7 @@ impl Bencher<'_> {
         Ok(Outcome::Measured(Figures { measured, trained, share_of_ceiling: 0.0, memory, joules, checked }))
     }
 
-    /// The trajectories of the request's cells, to be stored. Only the CPU backend is trusted with it.
+    /// The trajectories of the request's cells, to be stored; meant for the CPU backend.
     pub fn record(&self, request: &Request, info: &DeviceInfo) -> Result<Trajectories> {
         let mut found = Trajectories::new();
         for work in &request.workloads {

@@ -18,7 +18,7 @@ pub struct Ceiling {
     pub bandwidth: Vec<Bandwidth>,
 }
 
-/// Bytes per second, read and written together, of an op whose operands have so many bytes in all.
+/// Bytes per second, read and written together, of an op whose operands have `bytes` bytes in all.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bandwidth {
     pub bytes: u64,
@@ -65,13 +65,13 @@ impl Ceiling {
         self.bandwidth.last().map_or(f64::INFINITY, |class| class.rate)
     }
 
-    /// Seconds that so many operations and bytes take at least.
+    /// The least time, in seconds, for these operations and bytes.
     pub fn least_seconds(&self, activations: DType, flops: u64, bytes: u64) -> f64 {
         let rate = self.bandwidth.get(self.class(bytes)).map_or(f64::INFINITY, |class| class.rate);
         (flops as f64 / self.flops(activations)).max(bytes as f64 / rate)
     }
 
-    /// Takes over what was reached elsewhere, where it is more.
+    /// Raises the ceiling to what was reached elsewhere.
     pub fn raise(&mut self, activations: DType, flops: u64, bytes: u64, seconds: f64) {
         if seconds <= 0.0 {
             return;
@@ -129,7 +129,7 @@ fn fitting(time: std::result::Result<Duration, BackendError>) -> Result<Option<D
     }
 }
 
-/// What a plan takes: the fastest of a few runs. `data` gives the bytes of the tensors outside the plan.
+/// The time of a plan: the fastest of a few runs. `data` gives the bytes of the tensors outside the plan.
 ///
 /// Errors: those of the device; one that cannot time single calls.
 pub fn best_time(

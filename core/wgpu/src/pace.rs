@@ -2,7 +2,7 @@
 //! and a desktop on the same GPU stays usable.
 //!
 //! Work is counted in the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
-//! in a second is learned from submissions that end. Where a plan is divided has no influence on its results.
+//! in a second is learned from submissions that end. Where a plan is split does not change its results.
 
 use crate::backend::{PreparedStep, WgpuBackend, encode};
 use crate::profile::both_dispatch;
@@ -58,12 +58,12 @@ impl Pace {
         Pace { rate, pending: 0.0, flying: VecDeque::new(), done: Instant::now(), count: 0 }
     }
 
-    /// Whether so much more is too much for the submission that is being encoded.
+    /// Whether this work no longer fits the submission that is being encoded.
     fn is_too_much(&self, work: f64) -> bool {
         self.pending > 0.0 && self.pending + work > self.rate * TARGET.as_secs_f64()
     }
 
-    /// Takes in that so much work took so long. Unless the host `waited` for its end it may have been done before.
+    /// Learns the rate from finished work. Unless the host `waited` for it, it may have been done earlier.
     fn learn(&mut self, work: f64, took: Duration, waited: Duration) {
         if work <= 0.0 || took.is_zero() {
             return;
@@ -74,7 +74,7 @@ impl Pace {
         }
     }
 
-    /// Takes in that all submissions up to this one are done now.
+    /// Records that all submissions up to this number are done.
     fn finished(&mut self, number: u64, waited: Duration) {
         let Some(first) = self.flying.front().filter(|flying| flying.number <= number) else { return };
         let (now, start) = (Instant::now(), first.since.max(self.done));
@@ -89,7 +89,7 @@ impl Pace {
 }
 
 impl WgpuBackend {
-    /// Encodes steps, which ask for the work beside them, and submits what was encoded whenever it is enough.
+    /// Encodes steps, `work[i]` being that of `steps[i]`, and submits whenever the encoded work is enough.
     pub(crate) fn encode_paced(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -113,7 +113,7 @@ impl WgpuBackend {
         Ok(encoder)
     }
 
-    /// Adds the steps to the submission that are not too much for it: at least one to an empty one.
+    /// Adds as many steps as fit the current submission, at least one if it is empty, and returns their number.
     fn take(&self, work: &[f64]) -> usize {
         let mut pace = self.pace.borrow_mut();
         let mut taken = 0;

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["sparta-graph"],
     &["sparta-plugin"],
     &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
-    &["sparta-wgpu", "sparta-train", "sparta-task-glue", "sparta-task-imdb", "sparta-task-text"],
+    &["sparta-wgpu", "sparta-backend-cuda", "sparta-train", "sparta-task-glue", "sparta-task-imdb", "sparta-task-text"],
     &["sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
     &["sparta-io"],
     &["sparta-core"],

@@ -1,0 +1,11 @@
+//! The CUDA backend. A plan's calls are lowered to the kernels of `sparta-kernels`, whose WGSL is translated to CUDA C++
+//! (`writer`), and to products of the vendor's library. What runs them is a [`Machine`]: a GPU, or in tests a CPU.
+
+mod machine;
+mod plugin;
+
+pub use machine::{
+    Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
+    Threads,
+};
+pub use plugin::{Plugin, entry};

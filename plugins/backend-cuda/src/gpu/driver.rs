@@ -26,6 +26,7 @@ functions! {
         cuDeviceGetName: fn(*mut c_char, c_int, c_int) -> Code;
         cuDeviceTotalMem_v2: fn(*mut usize, c_int) -> Code;
         cuDeviceGetAttribute: fn(*mut c_int, c_int, c_int) -> Code;
+        cuDeviceGetPCIBusId: fn(*mut c_char, c_int, c_int) -> Code;
         cuCtxCreate_v2: fn(*mut Context, c_uint, c_int) -> Code;
         cuCtxDestroy_v2: fn(Context) -> Code;
         cuCtxSetCurrent: fn(Context) -> Code;
@@ -103,6 +104,8 @@ pub struct Card {
     pub memory: u64,
     pub capability: (u32, u32),
     pub integrated: bool,
+    /// On the PCI bus.
+    pub place: Option<String>,
 }
 
 /// Why there is no driver to work with.
@@ -185,7 +188,18 @@ impl Driver {
         };
         let capability = (attribute(ATTRIBUTE_MAJOR)?, attribute(ATTRIBUTE_MINOR)?);
         let integrated = attribute(ATTRIBUTE_INTEGRATED)? != 0;
-        Ok(Card { ordinal, name, memory: memory as u64, capability, integrated })
+        let place = self.place(device);
+        Ok(Card { ordinal, name, memory: memory as u64, capability, integrated, place })
+    }
+
+    /// `0000:01:00.0`; `None` for a card without such a place.
+    fn place(&self, device: c_int) -> Option<String> {
+        let mut place = [0 as c_char; 32];
+        // SAFETY: the pointer is to a live local with so many bytes.
+        let asked =
+            unsafe { (self.functions.cuDeviceGetPCIBusId)(place.as_mut_ptr(), place.len() as c_int - 1, device) };
+        // SAFETY: the array ends with a zero: the driver was told of one byte less than it has.
+        (asked == 0).then(|| unsafe { CStr::from_ptr(place.as_ptr()) }.to_string_lossy().to_lowercase())
     }
 
     /// What a call's code means.

@@ -46,6 +46,7 @@ impl Tools {
             id: format!("cuda:{}", card.ordinal),
             name: card.name.clone(),
             kind: if card.integrated { DeviceKind::IntegratedGpu } else { DeviceKind::DiscreteGpu },
+            card: card.place.clone(),
             driver: format!("{}, {}, {products}", self.driver.title(), self.compiler.title()),
             memory: Some(card.memory),
             max_buffer: card.memory,

@@ -12,7 +12,6 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -50,15 +49,9 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// The newest NVRTC up to CUDA `major`, loaded once by the first that asks.
+    /// The newest NVRTC up to CUDA `major`.
     ///
     /// Errors: what is missing and how to get it.
-    pub fn get(major: u32) -> Result<&'static Compiler, String> {
-        static COMPILER: OnceLock<Result<Compiler, String>> = OnceLock::new();
-        COMPILER.get_or_init(|| Compiler::open(&Search::of_environment(), major)).as_ref().map_err(Clone::clone)
-    }
-
-    /// As [`Compiler::get`], from where `search` finds it.
     pub fn open(search: &Search, major: u32) -> Result<Compiler, String> {
         let functions = Functions::of(search.open(Part::Nvrtc, major)?)?;
         let mut compiler = Compiler { functions, version: (0, 0), architectures: Vec::new() };
@@ -238,6 +231,7 @@ impl Drop for Owned<'_> {
 
 /// Machine code on disk, which any number of processes use at a time. A file is the code and its SHA-256. Nothing here
 /// fails: what cannot be kept is compiled again.
+#[derive(Clone)]
 pub struct Cache {
     dir: Option<PathBuf>,
 }
@@ -304,8 +298,8 @@ mod tests {
     const GOOD: &str = "extern \"C\" __global__ void double_all(float* x) {\n    x[threadIdx.x] *= 2.0f;\n}\n";
 
     /// NVRTC where the machine has it; `SPARTA_NVRTC=required` says that it must.
-    pub fn nvrtc() -> Option<&'static Compiler> {
-        match Compiler::get(13) {
+    fn nvrtc() -> Option<Compiler> {
+        match Compiler::open(&Search::of_environment(), 13) {
             Ok(compiler) => Some(compiler),
             Err(reason) => {
                 assert!(std::env::var_os("SPARTA_NVRTC").is_none(), "{reason}");

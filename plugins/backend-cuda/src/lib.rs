@@ -7,7 +7,9 @@ mod libraries;
 mod machine;
 mod plugin;
 
+pub use compile::Cache;
 pub use gpu::{Card, Driver, Gpu, NoDriver, Tools};
+pub use libraries::Search;
 pub use machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
     Threads,

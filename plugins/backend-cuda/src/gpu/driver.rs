@@ -5,7 +5,6 @@ use crate::machine::Failure;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::ptr;
-use std::sync::OnceLock;
 
 pub type Context = *mut c_void;
 pub type Stream = *mut c_void;
@@ -117,13 +116,8 @@ pub enum NoDriver {
 }
 
 impl Driver {
-    /// The system's driver, loaded once by the first that asks.
-    pub fn get() -> Result<&'static Driver, NoDriver> {
-        static DRIVER: OnceLock<Result<Driver, NoDriver>> = OnceLock::new();
-        DRIVER.get_or_init(|| Driver::start(&Search::of_environment())).as_ref().map_err(Clone::clone)
-    }
-
-    fn start(search: &Search) -> Result<Driver, NoDriver> {
+    /// Loads and starts the driver.
+    pub fn start(search: &Search) -> Result<Driver, NoDriver> {
         let library = search.open(Part::Driver, 1).map_err(NoDriver::Absent)?;
         let functions = Functions::of(library)
             .map_err(|error| NoDriver::Broken(format!("the CUDA driver is too old or not NVIDIA's: {error}")))?;

@@ -16,23 +16,34 @@ use product::{CublasLt, Products};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::ffi::CString;
 use std::ptr;
+use std::sync::Arc;
 use std::time::Duration;
 use transfer::{Downloads, Upload};
 
-/// What works on a card, with the libraries that are there.
+/// The machine's cards, and the libraries that work on them.
 pub struct Tools {
-    pub driver: &'static Driver,
-    compiler: &'static Compiler,
+    pub cards: Vec<Card>,
+    driver: Arc<Driver>,
+    compiler: Arc<Compiler>,
     /// Or why there is none.
-    products: Result<&'static CublasLt, String>,
+    products: Result<Arc<CublasLt>, String>,
+    cache: Cache,
 }
 
 impl Tools {
-    /// Errors: the libraries that are missing, and how to get them.
-    pub fn of(driver: &'static Driver) -> Result<Tools, String> {
-        let with_driver = |reason| format!("{} is here, but {reason}", driver.title());
-        let compiler = Compiler::get(driver.major()).map_err(with_driver)?;
-        Ok(Tools { driver, compiler, products: CublasLt::get(&Search::of_environment(), driver.major()) })
+    /// Loads the libraries. Makes no context on any card.
+    ///
+    /// Errors: no driver or no card; a library that is missing beside the driver, and how to get it.
+    pub fn load(search: &Search, cache: Cache) -> Result<Tools, NoDriver> {
+        let driver = Driver::start(search)?;
+        let cards = driver.cards()?;
+        if cards.is_empty() {
+            return Err(NoDriver::Absent(format!("{} finds no card", driver.title())));
+        }
+        let compiler = Compiler::open(search, driver.major());
+        let compiler = compiler.map_err(|why| NoDriver::Broken(format!("{} is here, but {why}", driver.title())))?;
+        let products = CublasLt::open(search, driver.major()).map(Arc::new);
+        Ok(Tools { cards, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
     }
 
     /// What `devices` says of a card.
@@ -63,20 +74,20 @@ impl Tools {
 
 /// A context on a card. Everything that is made in it goes with it, and what breaks it breaks no other.
 pub struct Session {
-    pub driver: &'static Driver,
+    pub driver: Arc<Driver>,
     context: Context,
     pub stream: Stream,
 }
 
 impl Session {
-    fn open(driver: &'static Driver, card: &Card) -> Result<Session, Failure> {
+    fn open(driver: &Arc<Driver>, card: &Card) -> Result<Session, Failure> {
         let (mut device, mut context) = (0, ptr::null_mut());
         // SAFETY: the pointers are to live locals.
         unsafe {
             driver.check("cuDeviceGet", (driver.functions.cuDeviceGet)(&mut device, card.ordinal))?;
             driver.check("cuCtxCreate", (driver.functions.cuCtxCreate_v2)(&mut context, 0, device))?;
         }
-        let mut session = Session { driver, context, stream: ptr::null_mut() };
+        let mut session = Session { driver: driver.clone(), context, stream: ptr::null_mut() };
         // SAFETY: the context is current to this thread now; the pointer is to a live field.
         let made = unsafe { (driver.functions.cuStreamCreate)(&mut session.stream, driver::STREAM_NON_BLOCKING) };
         driver.check("cuStreamCreate", made)?;
@@ -151,7 +162,7 @@ struct Work {
     marks: Vec<Event>,
     /// Events of earlier marks.
     spare: Vec<Event>,
-    compiler: &'static Compiler,
+    compiler: Arc<Compiler>,
     architecture: String,
     cache: Cache,
     session: Session,
@@ -164,9 +175,9 @@ impl Gpu {
     /// Opens a card.
     pub fn open(tools: &Tools, card: &Card) -> Result<Gpu, Failure> {
         let architecture = tools.compiler.architecture(card.capability).map_err(Failure::Other)?;
-        let session = Session::open(tools.driver, card)?;
+        let session = Session::open(&tools.driver, card)?;
         let products = match &tools.products {
-            Ok(library) => Some(Products::new(library, &session)?),
+            Ok(library) => Some(Products::new(library.clone(), &session)?),
             Err(_) => None,
         };
         let work = Work {
@@ -176,9 +187,9 @@ impl Gpu {
             kernels: Vec::new(),
             marks: Vec::new(),
             spare: Vec::new(),
-            compiler: tools.compiler,
+            compiler: tools.compiler.clone(),
             architecture,
-            cache: Cache::of_user(),
+            cache: tools.cache.clone(),
             session,
         };
         Ok(Gpu { info: tools.info(card), card: card.clone(), lost: None, work })
@@ -215,7 +226,7 @@ impl Work {
     }
 
     fn function(&self, kernel: &KernelText, code: &[u8]) -> Result<Function, Failure> {
-        let (driver, functions) = (self.session.driver, &self.session.driver.functions);
+        let (driver, functions) = (&self.session.driver, &self.session.driver.functions);
         let named = |call: &str| format!("kernel {}: {call}", kernel.entry);
         let entry = CString::new(kernel.entry.as_str()).map_err(|_| Failure::Other(named("a zero in its name")))?;
         let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
@@ -268,7 +279,7 @@ impl Machine for Gpu {
         // The trait's `free` cannot fail: what the driver does not take back is a leak, and goes with the context.
         let _ = self.run(|work| {
             work.session.wait()?;
-            let driver = work.session.driver;
+            let driver = &work.session.driver;
             // SAFETY: the address is one of `alloc`, and no work is in the queue.
             driver.check("cuMemFree", unsafe { (driver.functions.cuMemFree_v2)(address) })
         });
@@ -286,7 +297,7 @@ impl Machine for Gpu {
 
     unsafe fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Failure> {
         self.run(|work| {
-            let (driver, stream) = (work.session.driver, work.session.stream);
+            let (driver, stream) = (&work.session.driver, work.session.stream);
             // SAFETY: the caller vouches for the ranges.
             let copied = unsafe { (driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, stream) };
             driver.check("cuMemcpyDtoDAsync", copied)
@@ -315,7 +326,7 @@ impl Machine for Gpu {
     ) -> Result<(), Failure> {
         self.run(|work| {
             let function = *work.kernels.get(kernel.0).ok_or_else(|| Failure::Other("no such kernel".into()))?;
-            let (driver, stream) = (work.session.driver, work.session.stream);
+            let (driver, stream) = (&work.session.driver, work.session.stream);
             let pointers = arguments.pointers().as_mut_ptr();
             // SAFETY: the caller vouches for the arguments, which the driver has copied when it returns.
             let launched = unsafe {

@@ -9,7 +9,7 @@ use sparta_graph::ops::Layout;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 type Code = c_int;
 /// Descriptors, layouts, preferences and the library's handle are all opaque.
@@ -93,13 +93,11 @@ pub struct CublasLt {
 }
 
 impl CublasLt {
-    /// The newest up to CUDA `major`, loaded once by the first that asks.
+    /// The newest up to CUDA `major`.
     ///
     /// Errors: what is missing and how to get it.
-    pub fn get(search: &Search, major: u32) -> Result<&'static CublasLt, String> {
-        static LIBRARY: OnceLock<Result<CublasLt, String>> = OnceLock::new();
-        let open = || Ok(CublasLt { functions: Functions::of(search.open(Part::CublasLt, major)?)? });
-        LIBRARY.get_or_init(open).as_ref().map_err(Clone::clone)
+    pub fn open(search: &Search, major: u32) -> Result<CublasLt, String> {
+        Ok(CublasLt { functions: Functions::of(search.open(Part::CublasLt, major)?)? })
     }
 
     /// `cuBLASLt 13.0.2`.
@@ -147,7 +145,7 @@ impl Drop for Object {
 
 /// cuBLASLt in a context, with the forms that were prepared.
 pub struct Products {
-    library: &'static CublasLt,
+    library: Arc<CublasLt>,
     forms: Vec<Form>,
     /// Where a form is, or that there is none.
     known: HashMap<Product, Option<ProductId>>,
@@ -168,7 +166,7 @@ struct Form {
 
 impl Products {
     /// In the context that is current.
-    pub fn new(library: &'static CublasLt, session: &Session) -> Result<Products, Failure> {
+    pub fn new(library: Arc<CublasLt>, session: &Session) -> Result<Products, Failure> {
         let functions = &library.functions;
         let handle = library.object("cublasLtCreate", functions.cublasLtDestroy, |handle| {
             // SAFETY: the pointer is to a live local.
@@ -252,7 +250,7 @@ impl Products {
 
     /// What cuBLASLt takes for the fastest; `None` where it has nothing.
     fn algorithm(&self, operation: &Object, [a, b, c]: [&Object; 3]) -> Result<Option<Algorithm>, Failure> {
-        let (library, functions) = (self.library, &self.library.functions);
+        let (library, functions) = (&self.library, &self.library.functions);
         let destroy = functions.cublasLtMatmulPreferenceDestroy;
         let preference = library.object("cublasLtMatmulPreferenceCreate", destroy, |preference| {
             // SAFETY: the pointer is to a live local.

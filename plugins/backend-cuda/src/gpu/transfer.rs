@@ -18,7 +18,7 @@ struct Pinned {
 
 impl Pinned {
     fn new(session: &Session, bytes: usize) -> Result<Pinned, Failure> {
-        let (driver, mut start) = (session.driver, ptr::null_mut::<c_void>());
+        let (driver, mut start) = (&session.driver, ptr::null_mut::<c_void>());
         // SAFETY: the pointer is to a live local.
         let made = unsafe { (driver.functions.cuMemHostAlloc)(&mut start, bytes, 0) };
         // Of the host's memory, of which the device's errors speak not.
@@ -44,7 +44,7 @@ impl Upload {
     /// # Safety
     /// `to` and as many bytes after it as `data` has lie in memory of the device.
     pub unsafe fn write(&mut self, session: &Session, to: u64, data: &[u8]) -> Result<(), Failure> {
-        let driver = session.driver;
+        let driver = &session.driver;
         let mut to = to;
         for piece in data.chunks(PIECE) {
             if self.taken + piece.len() > PIECE {
@@ -150,7 +150,7 @@ impl Downloads {
 /// # Safety
 /// Both have so many bytes, and nothing else uses those of the host until the copy is done.
 unsafe fn receive(session: &Session, from: u64, to: &Pinned, bytes: usize) -> Result<(), Failure> {
-    let driver = session.driver;
+    let driver = &session.driver;
     // SAFETY: the caller vouches for both.
     let received = unsafe { (driver.functions.cuMemcpyDtoHAsync_v2)(to.start.cast(), from, bytes, session.stream) };
     driver.check("cuMemcpyDtoHAsync", received)

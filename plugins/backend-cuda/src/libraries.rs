@@ -94,6 +94,12 @@ impl Search {
         Search::of(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
 
+    /// In one directory.
+    #[cfg(test)]
+    pub fn within(dir: &Path) -> Search {
+        Search { first: vec![dir.to_path_buf()], then: Vec::new() }
+    }
+
     fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Search {
         let listed = variable(PATH_VARIABLE).iter().flat_map(env::split_paths).collect::<Vec<_>>();
         let mut first: Vec<PathBuf> = listed.iter().flat_map(|dir| toolkit(dir)).collect();

@@ -2,6 +2,8 @@
 
 mod driver;
 mod product;
+#[cfg(all(test, unix))]
+mod tests;
 mod transfer;
 
 pub use driver::{Card, Driver, NoDriver};

@@ -51,7 +51,8 @@ fn softmax(lane: u32, q0: u32, k0: u32, head: u32) {
     for (var i = 0u; i < 8u; i++) {
         let s = weights[at + i];
         var e = 0.0;
-        if (s > UNSEEN) {
+        // By its bits: a NaN is seen.
+        if (bitcast<u32>(s) != bitcast<u32>(UNSEEN)) {
             e = exp(s - largest);
             sum += e;
             e *= kept(k0 + 8u * (lane % 4u) + i, q0 + row, head);

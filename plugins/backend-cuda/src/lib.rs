@@ -2,6 +2,9 @@
 //! (`writer`), and to products of the vendor's library. What runs them is a [`Machine`]: a GPU, or in tests a CPU.
 
 mod backend;
+mod compile;
+mod gpu;
+mod libraries;
 mod machine;
 mod pieces;
 mod plan;

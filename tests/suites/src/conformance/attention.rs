@@ -39,6 +39,8 @@ pub fn cases() -> Vec<Case> {
     cases.push(attention(Attention { dropout: 0.3, salt: u32::MAX, ..op(1, 1, 256) }, vec![67]));
     cases.push(attention(Attention { scale: -3.0, ..op(2, 1, 8) }, vec![40]));
     cases.push(huge_scores());
+    cases.extend([0, 11, 39].map(nan_in_a_key));
+    cases.push(nan_in_a_query());
     cases.push(many_segments(70_001, 1));
     cases.push(many_segments(20_001, 4));
     cases.push(only_some_gradients());
@@ -77,6 +79,30 @@ fn huge_scores() -> Case {
         let (q, k) = (large(16), large(8));
         let (v, spans) = (b.normal(&[20, 8]), b.spans(&[20]));
         b.magnitude = 1e3;
+        let outputs = b.apply(op.clone(), &[q, k, v, spans]);
+        let (o, lse) = naive::attention(&op, &b.of(q), &b.of(k), &b.of(v), &b.of(spans), None);
+        b.expect(outputs[0], o);
+        b.expect(outputs[1], lse);
+    })
+}
+
+/// Every row that sees the key has a NaN for its result, and no other row has.
+fn nan_in_a_key(row: usize) -> Case {
+    with_nan(format!("attention with a NaN in key row {row}"), move |_, k| k[8 * row + 3] = f64::NAN)
+}
+
+fn nan_in_a_query() -> Case {
+    with_nan("attention with a NaN in query row 33".into(), |q, _| q[16 * 33 + 9] = f64::NAN)
+}
+
+/// Segments of 35 and 12 rows, with what `spoil` makes of q and k.
+fn with_nan(name: String, spoil: impl Fn(&mut [f64], &mut [f64]) + 'static) -> Case {
+    Case::new(name, move |b| {
+        let op = op(2, 1, 8);
+        let [mut q, mut k] = [16, 8].map(|width| b.random.normals(47 * width));
+        spoil(&mut q, &mut k);
+        let (q, k) = (b.f32s(&[47, 16], q), b.f32s(&[47, 8], k));
+        let (v, spans) = (b.normal(&[47, 8]), b.spans(&[35, 12]));
         let outputs = b.apply(op.clone(), &[q, k, v, spans]);
         let (o, lse) = naive::attention(&op, &b.of(q), &b.of(k), &b.of(v), &b.of(spans), None);
         b.expect(outputs[0], o);

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use libloading::Library;
 use sparta_backend_cuda::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
-    SAMPLED_COST, Threads,
+    Threads,
 };
 use sparta_graph::ops::Layout;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
@@ -141,6 +141,7 @@ impl Machine for Emulated {
             id: "cuda:emulated".into(),
             name: format!("CUDA C++ on the CPU, {:?}", self.options),
             kind: DeviceKind::DiscreteGpu,
+            card: None,
             driver: String::new(),
             memory: None,
             max_buffer: u64::MAX,
@@ -150,7 +151,7 @@ impl Machine for Emulated {
             activations: vec![DType::F32, DType::BF16],
             products: vec![DType::BF16],
             multiplier: None,
-            sampled_cost: Some(SAMPLED_COST),
+            sampled_cost: None,
         }
     }
 

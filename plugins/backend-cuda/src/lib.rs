@@ -13,9 +13,11 @@ mod products;
 mod writer;
 
 pub use backend::CudaBackend;
+pub use compile::Cache;
+pub use gpu::{Card, Driver, Gpu, NoDriver, Tools};
+pub use libraries::Search;
 pub use machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
     Threads,
 };
 pub use plugin::{Plugin, entry};
-pub use products::SAMPLED_COST;

@@ -106,6 +106,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             id: format!("wgpu:{index}"),
             name: info.name.clone(),
             kind: kind(info.device_type),
+            card: Some(info.device_pci_bus_id.clone()).filter(|card| !card.is_empty()),
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
             memory: match kind(info.device_type) {
                 DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_plugin::host_memory()).min(),
@@ -255,6 +256,7 @@ mod tests {
             id,
             name: name.into(),
             kind,
+            card: None,
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 28,

@@ -1,8 +1,9 @@
 // c = scale * op(a) op(b) + bias + residual, for ranges of rows and columns of the operands.
-fn begin_rows(m: u32, n: u32, lane: u32) {}
+fn begin_tile(m: u32, n: u32, lane: u32) {}
 
-fn write_rows(piece: u32, m: u32, n: u32, lane: u32) {
-    for (var i = lane; i < ROWS * WIDTH; i += LANES) {
-        put(m + i / WIDTH, n + 4u * (i % WIDTH), sums_at(i));
+// Of the block at row m and column n, which workgroup memory holds from vector `block` on.
+fn write_block(piece: u32, m: u32, n: u32, block: u32, writer: u32) {
+    for (var i = writer; i < ROWS * WIDTH; i += WRITERS) {
+        put(m + i / WIDTH, n + 4u * (i % WIDTH), sums_at(block + i));
     }
 }

@@ -1,9 +1,13 @@
-{#- c = op(a) op(b) in tiles, in f32, for kernels whose own file says where rows of a tile go (`write_rows`). Sums, and what
-is loaded ahead, are named variables: a compiler that does not unroll would put an array into memory. #}
+{#- c = op(a) op(b) in tiles, in f32, for kernels whose own file says where blocks of a tile go (`begin_tile`,
+`write_block`). Sums, and what is loaded ahead, are named variables: a compiler that does not unroll would put an array into
+memory. UNROLL: so many k are written out. #}
+{%- set STEP = UNROLL or 1 %}
 // A workgroup of 16 x 16 threads makes a tile of TILE x TILE sums over a piece of k, a thread BLOCKS x BLOCKS blocks of
 // 4 x 4.
-// Rows that workgroup memory holds at a time at the end.
+// At the end workgroup memory holds a block of the tile at a time: so many rows, vectors of a row, threads that write it.
 const ROWS: u32 = 1024u / WIDTH;
+const WIDTH: u32 = TILE / 4u;
+const WRITERS: u32 = LANES;
 
 // In the loop a: [k][m / 4] and b: [k][n / 4], of which the last index is exclusive-or 2 (k / 4) against bank conflicts;
 // at the end rows of sums.
@@ -86,20 +90,25 @@ fn main(
         workgroupBarrier();
         // The next tile comes while this one is multiplied.
         {{- advance_all() }}
-        for (var k = 0u; k < DEPTH; k++) {
-            let twist = 2u * (k / 4u);
-            let from_a = k * WIDTH + (y ^ twist);
-            let from_b = k * WIDTH + (x ^ twist) + 512u;
-            {%- for i in range(BLOCKS) %}
-            let rows{{ i }} = tile[from_a + {{ 16 * i }}u];
-            {%- endfor %}
-            {%- for j in range(BLOCKS) %}
-            let columns{{ j }} = tile[from_b + {{ 16 * j }}u];
-            {%- endfor %}
-            {%- for i in range(4 * BLOCKS) %}
-                {%- for j in range(BLOCKS) %}
-            s{{ i }}_{{ j }} = fma(vec4<f32>(rows{{ i // 4 }}.{{ ["x", "y", "z", "w"][i % 4] }}), columns{{ j }}, s{{ i }}_{{ j }});
+        for (var step = 0u; step < DEPTH; step += {{ STEP }}u) {
+            {%- for u in range(STEP) %}
+            {
+                let k = step + {{ u }}u;
+                let twist = 2u * (k / 4u);
+                let from_a = k * WIDTH + (y ^ twist);
+                let from_b = k * WIDTH + (x ^ twist) + 512u;
+                {%- for i in range(BLOCKS) %}
+                let rows{{ i }} = tile[from_a + {{ 16 * i }}u];
                 {%- endfor %}
+                {%- for j in range(BLOCKS) %}
+                let columns{{ j }} = tile[from_b + {{ 16 * j }}u];
+                {%- endfor %}
+                {%- for i in range(4 * BLOCKS) %}
+                    {%- for j in range(BLOCKS) %}
+                s{{ i }}_{{ j }} = fma(vec4<f32>(rows{{ i // 4 }}.{{ ["x", "y", "z", "w"][i % 4] }}), columns{{ j }}, s{{ i }}_{{ j }});
+                    {%- endfor %}
+                {%- endfor %}
+            }
             {%- endfor %}
         }
         if (k0 >= k_end) {
@@ -107,7 +116,7 @@ fn main(
         }
         workgroupBarrier();
     }
-    begin_rows(m0, n0, lane);
+    begin_tile(m0, n0, lane);
     {%- for part in range(BLOCKS * BLOCKS) %}
     workgroupBarrier();
     if (y / {{ 16 // BLOCKS }}u == {{ part % BLOCKS }}u) {
@@ -119,6 +128,6 @@ fn main(
         {%- endfor %}
     }
     workgroupBarrier();
-    write_rows(piece, m0 + {{ part }}u * ROWS, n0, lane);
+    write_block(piece, m0 + {{ part }}u * ROWS, n0, 0u, lane);
     {%- endfor %}
 }

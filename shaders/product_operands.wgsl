@@ -1,22 +1,24 @@
 {#- What the kernels of matrix products in tiles share: how operands are bound and loaded, and where a tile lies. UNIT:
-elements of a load; a thread loads blocks of four vectors, of which LOADERS make the tile of one operand for a tile of k;
-ROW_STEP, K_STEP: from one of the four to the next, where k is the stored column and where it is not. With more blocks than
+elements of a vector; a thread loads blocks of VECTORS_EACH vectors, of which LOADERS make the tile of one operand for a tile
+of k; ROW_STEP, K_STEP: from one of them to the next, where k is the stored column and where it is not. With more blocks than
 threads there are ROUNDS, of which the first half is a's. #}
 {%- set TILE = 64 * BLOCKS %}
 {%- set DEPTH = 32 if UNITS else 32 // BLOCKS %}
 {%- set UNIT = 8 if UNITS else 4 %}
-{%- set LOADERS = TILE if UNITS else 128 %}
+{%- set VECTORS_EACH = 2 if UNITS and not TURN and 2 * TILE == LANES else 4 %}
+{%- set LOADERS = 4 * TILE // VECTORS_EACH if UNITS else 128 %}
 {%- set ROUNDS = [1, 2 * LOADERS // LANES] | max %}
 {%- set ROW_STEP = LOADERS // 4 if UNITS else 1 %}
-{%- set K_STEP = (1 if TURN else 8) if UNITS else 512 // TILE %}
+{%- set K_STEP = (1 if TURN else 8 * LOADERS // TILE) if UNITS else 512 // TILE %}
+{%- set UNCHECKED = VECTORS and WHOLE %}
+{%- set CLAMPED = UNCHECKED and EDGES %}
 {%- set NT = LAYOUT == 0 %}
 {%- set TN = LAYOUT == 2 %}
 // TYPE_A and TYPE_B are the operands' types, LAYOUT is 0 NT, 1 NN, 2 TN. VECTORS: ranges of columns of both operands begin and
-// end at whole loads, as stored rows do; then they are bound as vectors.
+// end at whole loads, as stored rows do; then they are bound as vectors. WHOLE: every piece of k is a number of tiles. EDGES:
+// m or n is none.
 const TILE: u32 = {{ TILE }}u;
 const DEPTH: u32 = {{ DEPTH }}u;
-// Vectors of 4 sums of a row.
-const WIDTH: u32 = TILE / 4u;
 
 {% macro operand(x, binding, type, along_k) %}
 @group(0) @binding({{ binding }}) var<storage, read_write> {{ x }}: array<{% if not VECTORS %}u32{% elif type and UNIT == 4 %}vec2<u32>{% else %}vec4<u32>{% endif %}>;
@@ -56,28 +58,19 @@ fn count_of(at: u32, end: u32) -> u32 {
     return min(end - min(at, end), {{ UNIT }}u);
 }
 
-{#- The four loads of a thread in round r for the k tile at k0. Interior: no bounds are checked. #}
-{% macro loads(x, along_k, first, rows, r, interior) %}
-    {%- for g in range(4) %}
-        {%- if interior %}
-            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, {{ UNIT }}u);
+{#- The loads of a thread in round r for the k tile at k0. No branch stands around a load of a vector: compilers wait
+for memory where two ways meet. #}
+{% macro load(x, along_k, first, rows, r) %}
+    {%- for g in range(VECTORS_EACH) %}
+        {%- set at = "at" ~ r ~ (" + o" ~ r ~ "_" ~ g if CLAMPED else " + " ~ g ~ "u * step" ~ r) %}
+        {%- if UNCHECKED %}
+        g{{ r }}_{{ g }} = {{ x }}_load({{ at }}, {{ UNIT }}u);
         {%- elif along_k %}
-            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, select(0u, count_of(k0 + t_k{{ r }}, k_end), {{ first }} + t_row{{ r }} + {{ g * ROW_STEP }}u < p.{{ rows }}));
+        g{{ r }}_{{ g }} = {{ x }}_load({{ at }}, select(0u, count_of(k0 + t_k{{ r }}, k_end), {{ first }} + t_row{{ r }} + {{ g * ROW_STEP }}u < p.{{ rows }}));
         {%- else %}
-            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, select(0u, count_of({{ first }} + t_row{{ r }}, p.{{ rows }}), k0 + t_k{{ r }} + {{ g * K_STEP }}u < k_end));
+        g{{ r }}_{{ g }} = {{ x }}_load({{ at }}, select(0u, count_of({{ first }} + t_row{{ r }}, p.{{ rows }}), k0 + t_k{{ r }} + {{ g * K_STEP }}u < k_end));
         {%- endif %}
     {%- endfor %}
-{% endmacro %}
-{% macro load(x, along_k, first, rows, r) %}
-    {%- if VECTORS %}
-        if (interior{{ r }} && k0 + DEPTH <= k_end) {
-            {{- loads(x, along_k, first, rows, r, true) }}
-        } else {
-            {{- loads(x, along_k, first, rows, r, false) }}
-        }
-    {%- else %}
-        {{- loads(x, along_k, first, rows, r, false) }}
-    {%- endif %}
 {% endmacro %}
 {% macro load_a(r) %}{{ load("a", not TN, "m0", "m", r) }}{% endmacro %}
 {% macro load_b(r) %}{{ load("b", NT, "n0", "n", r) }}{% endmacro %}
@@ -94,13 +87,24 @@ fn count_of(at: u32, end: u32) -> u32 {
         {%- endfor %}
     {%- endif %}
 {% endmacro %}
+{#- Clamped: beyond the last row, the tile has what is in that row, for that part of the result is not written. #}
 {% macro begin(x, along_k, first, rows, r) %}
-        interior{{ r }} = {{ first }} + TILE <= p.{{ rows }};
         t_row{{ r }} = {{ "row_along_k" if along_k else "row_along_rows" }}(t{{ r }});
         t_k{{ r }} = {{ "k_along_k" if along_k else "k_along_rows" }}(t{{ r }});
-        step{{ r }} = {{ x }}_start({{ ROW_STEP if along_k else 0 }}u, {{ 0 if along_k else K_STEP }}u) - {{ x }}_start(0u, 0u);
         advance{{ r }} = {{ x }}_start(0u, DEPTH) - {{ x }}_start(0u, 0u);
+    {%- if CLAMPED %}
+        at{{ r }} = {{ x }}_start(0u, k0);
+        {%- for g in range(VECTORS_EACH) %}
+            {%- if along_k %}
+        o{{ r }}_{{ g }} = {{ x }}_start(min({{ first }} + t_row{{ r }} + {{ g * ROW_STEP }}u, p.{{ rows }} - 1u), t_k{{ r }}) - {{ x }}_start(0u, 0u);
+            {%- else %}
+        o{{ r }}_{{ g }} = {{ x }}_start(min({{ first }} + t_row{{ r }}, p.{{ rows }} - {{ UNIT }}u), t_k{{ r }} + {{ g * K_STEP }}u) - {{ x }}_start(0u, 0u);
+            {%- endif %}
+        {%- endfor %}
+    {%- else %}
         at{{ r }} = {{ x }}_start({{ first }} + t_row{{ r }}, k0 + t_k{{ r }});
+        step{{ r }} = {{ x }}_start({{ ROW_STEP if along_k else 0 }}u, {{ 0 if along_k else K_STEP }}u) - {{ x }}_start(0u, 0u);
+    {%- endif %}
 {% endmacro %}
 {% macro begin_a(r) %}{{ begin("a", not TN, "m0", "m", r) }}{% endmacro %}
 {% macro begin_b(r) %}{{ begin("b", NT, "n0", "n", r) }}{% endmacro %}
@@ -124,13 +128,17 @@ fn count_of(at: u32, end: u32) -> u32 {
     let k_end = min(p.k, k0 + p.piece);
     {%- for r in range(ROUNDS) %}
     let t{{ r }} = {{ "lane" if ROUNDS == 1 else "(lane + " ~ r * LANES ~ "u)" }} % {{ LOADERS }}u;
-    var interior{{ r }} = false;
     var t_row{{ r }} = 0u;
     var t_k{{ r }} = 0u;
     var at{{ r }} = 0u;
-    var step{{ r }} = 0u;
     var advance{{ r }} = 0u;
-        {%- for g in range(4) %}
+        {%- if not CLAMPED %}
+    var step{{ r }} = 0u;
+        {%- endif %}
+        {%- for g in range(VECTORS_EACH) %}
+            {%- if CLAMPED %}
+    var o{{ r }}_{{ g }} = 0u;
+            {%- endif %}
     var g{{ r }}_{{ g }}: vec4<u32>;
         {%- endfor %}
     {%- endfor %}

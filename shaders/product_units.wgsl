@@ -1,5 +1,5 @@
-{#- c = op(a) op(b) in tiles on matrix units: f16 fragments, f32 sums, for kernels whose own file says where rows of a tile
-go (`write_rows`). Both operands have 16 bits and are multiplied by a power of two that brings their largest number to 2^14,
+{#- c = op(a) op(b) in tiles on matrix units: f16 fragments, f32 sums, for kernels whose own file says where blocks of a tile
+go (`begin_tile`, `write_block`). Both operands have 16 bits and are multiplied by a power of two that brings their largest number to 2^14,
 so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for all that is not much smaller. #}
 {%- set T = UNITS %}
 {%- set SUBGROUPS = LANES // SUBGROUP %}
@@ -8,6 +8,7 @@ so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for al
 {%- set TALL = TILE // SUBGROUPS_M %}
 {%- set WIDE = TILE // SUBGROUPS_N %}
 {%- set PER = 4 if VECTOR_MEMORY else 1 %}
+{%- set BLOCK = [WIDE, 128 // SUBGROUPS] | min %}
 {#- Tiles lie along k, [m][k] and [n][k], or as the operand is stored: [k][m] and [k][n]. #}
 {%- set A_ALONG_K = TURN or not TN %}
 {%- set B_ALONG_K = TURN or NT %}
@@ -18,19 +19,21 @@ alias MatrixB = coop_mat{{ T }}x{{ T }}<f16, B>;
 alias MatrixC = coop_mat{{ T }}x{{ T }}<f32, C>;
 
 // A workgroup makes a tile of TILE x TILE sums over a piece of k, each subgroup its fragments of it.
-// Rows that workgroup memory holds at a time at the end.
+// At the end a subgroup passes on a block of its sums at a time: so many rows, vectors of a row, threads that write it.
 const ROWS: u32 = 16u;
+const WIDTH: u32 = {{ BLOCK // 4 }}u;
+const WRITERS: u32 = {{ SUBGROUP }}u;
 
 // Lines are padded by 8 against bank conflicts. TURN: what a thread has of a fragment must lie together, along k.
 var<workgroup> a_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if A_ALONG_K else DEPTH) * A_LINE // PER }}>;
 var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if B_ALONG_K else DEPTH) * B_LINE // PER }}>;
-var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, ROWS * TILE / {{ PER }}u>;
+var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, {{ SUBGROUPS * 16 * BLOCK // PER }}>;
 
 // The largest finite magnitudes of ranges of a and of b, from the kernel `magnitude`.
 @group(0) @binding(6) var<storage, read_write> a_magnitudes: array<f32>;
 @group(0) @binding(7) var<storage, read_write> b_magnitudes: array<f32>;
 
-// Vector i of the rows.
+// Vector i of the blocks.
 fn sums_at(i: u32) -> vec4<f32> {
     return {% if VECTOR_MEMORY %}sums[i]{% else %}vec4<f32>(sums[4u * i], sums[4u * i + 1u], sums[4u * i + 2u], sums[4u * i + 3u]){% endif %};
 }
@@ -89,7 +92,7 @@ fn {{ x }}_keep(at: u32, value: vec4<f16>) {
 {#- Puts what was loaded in round r into the tile; where it is turned, in blocks of 4 k x 8 rows. #}
 {% macro keep(x, along_k, line, r) %}
     {%- if along_k or not TURN %}
-        {%- for g in range(4) %}
+        {%- for g in range(VECTORS_EACH) %}
             {%- if along_k %}
             let to{{ r }}_{{ g }} = (t_row{{ r }} + {{ g * ROW_STEP }}u) * {{ line }}u + t_k{{ r }};
             {%- else %}
@@ -118,6 +121,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup_id: u32,
+    @builtin(subgroup_invocation_id) writer: u32,
 ) {
     {{- begin_all() }}
     // On a device whose subgroups are smaller than expected results are wrong, which the test at its opening sees; no index
@@ -178,26 +182,28 @@ fn main(
         }
         workgroupBarrier();
     }
-    begin_rows(m0, n0, lane);
+    begin_tile(m0, n0, lane);
     // In two factors, each of which is a number; what they make together may be none.
     let exponent = -(a_exponent + b_exponent);
     let low = power_of_two(exponent / 2);
     let high = power_of_two(exponent - exponent / 2);
-    {%- for part in range(TILE // 16) %}
+    let block = subgroup * ROWS * WIDTH;
+    {%- for part_m in range(TALL // 16) %}
+        {%- for part_n in range(WIDE // BLOCK) %}
+    // All subgroups do the same: fragments that some use and others do not may end up in memory.
     workgroupBarrier();
-    if (subgroup / {{ SUBGROUPS_N }}u == {{ 16 * part // TALL }}u) {
-        {%- for i in range(16 // T) %}
-            {%- for j in range(WIDE // T) %}
-        {
-            let value = high * (low * c{{ 16 * part % TALL // T + i }}_{{ j }});
-            let to = (first_n + {{ i * T * TILE + j * T }}u) / {{ PER }}u;
-            let stride = TILE / {{ PER }}u;
-            coopStoreT(value, &sums[to], stride);
-        }
-            {%- endfor %}
-        {%- endfor %}
+            {%- for i in range(16 // T) %}
+                {%- for j in range(BLOCK // T) %}
+    {
+        let value = high * (low * c{{ part_m * 16 // T + i }}_{{ part_n * BLOCK // T + j }});
+        let to = block * {{ 4 // PER }}u + {{ (i * T * BLOCK + j * T) // PER }}u;
+        let stride = {{ BLOCK // PER }}u;
+        coopStoreT(value, &sums[to], stride);
     }
+                {%- endfor %}
+            {%- endfor %}
     workgroupBarrier();
-    write_rows(piece, m0 + {{ 16 * part }}u, n0, lane);
+    write_block(piece, m0 + first_m + {{ 16 * part_m }}u, n0 + first_n + {{ BLOCK * part_n }}u, block, writer);
+        {%- endfor %}
     {%- endfor %}
 }

@@ -20,10 +20,10 @@ fn search(row: u32, n: u32) -> u32 {
 }
 
 {% if UNITS -%}
-// Of each row of the tile, all searched at a time: each step of a search waits for memory.
+// Of each row of the tile from its first column on, all searched at a time: each step of a search waits for memory.
 var<workgroup> found: array<u32, TILE>;
 
-fn begin_rows(m: u32, n: u32, lane: u32) {
+fn begin_tile(m: u32, n: u32, lane: u32) {
     for (var row = m + lane; row < min(m + TILE, p.m); row += LANES) {
         found[row - m] = search(row, n);
     }
@@ -34,28 +34,30 @@ fn first_chosen(row: u32, n: u32) -> u32 {
 }
 {%- else -%}
 // There is no workgroup memory left to remember them.
-fn begin_rows(m: u32, n: u32, lane: u32) {}
+fn begin_tile(m: u32, n: u32, lane: u32) {}
 
 fn first_chosen(row: u32, n: u32) -> u32 {
     return search(row, n);
 }
 {%- endif %}
 
-fn write_rows(piece: u32, m: u32, n: u32, lane: u32) {
+fn write_block(piece: u32, m: u32, n: u32, block: u32, writer: u32) {
     // Threads of a row.
-    let crew = LANES / ROWS;
-    let row = m + lane / crew;
-    if (row >= p.m) {
-        return;
-    }
-    let end = clamp(row_ptr[row + 1u], p.first, p.last);
-    for (var i = first_chosen(row, n) + lane % crew; i < end; i += crew) {
-        let at = i - p.first;
-        let column = index[at] - row * p.n - n;
-        if (column >= TILE) {
-            return;
+    let crew = max(WRITERS / ROWS, 1u);
+    for (var r = writer / crew; r < min(ROWS, p.m - min(m, p.m)); r += WRITERS / crew) {
+        let end = clamp(row_ptr[m + r + 1u], p.first, p.last);
+        let wanted = (m + r) * p.n + n;
+        for (var i = first_chosen(m + r, n) + writer % crew; i < end; i += crew) {
+            let at = i - p.first;
+            let e = index[at];
+            if (e >= wanted + 4u * WIDTH) {
+                break;
+            }
+            if (e >= wanted) {
+                let column = e - wanted;
+                let value = sums_at(block + r * WIDTH + column / 4u)[column % 4u];
+                g[at] = select(0.0, g[at], p.accumulate == 1u) + p.scale * value;
+            }
         }
-        let value = sums_at(lane / crew * WIDTH + column / 4u)[column % 4u];
-        g[at] = select(0.0, g[at], p.accumulate == 1u) + p.scale * value;
     }
 }

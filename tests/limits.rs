@@ -11,7 +11,7 @@ use sparta_core::train::{MemoryKind, Optimization, Recompute, Session};
 use sparta_graph::{Backend, DeviceInfo};
 use sparta_tests::command::{binary, command};
 use sparta_tests::subjects::methods;
-use sparta_wgpu::{Options, WgpuBackend};
+use sparta_wgpu::{DeviceFeatures, Options, WgpuBackend};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -209,6 +209,38 @@ fn plans_are_what_devices_use() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// A feature that a device lacks costs time and nothing else: without matrix units, products of bf16 are made in f32.
+#[test]
+fn masked_features_and_the_limits_of_webgpu_train_to_the_same_numbers() {
+    let home = tempfile::tempdir().unwrap();
+    let config = embedded(home.path());
+    let units = DeviceFeatures::EXPERIMENTAL_COOPERATIVE_MATRIX | DeviceFeatures::SHADER_F16 | DeviceFeatures::SUBGROUP;
+    let all = units | DeviceFeatures::TIMESTAMP_QUERY;
+    let webgpu = Options { max_binding: Some(128 << 20), max_buffer: Some(256 << 20), without: all };
+    let masked = all.iter().map(|feature| Options { without: feature, ..Options::default() });
+    let masked: Vec<Options> = masked.chain([webgpu]).collect();
+    for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
+        let config = RunConfig { precision, ..config.clone() };
+        let run = |options: Options| {
+            let device = wgpu(options)?;
+            let on_units = device.info().multiplier.is_some_and(|multiplier| multiplier.starts_with("matrix units"));
+            assert!(!on_units || !options.without.intersects(units), "{options:?}");
+            let run = prepared(&config, &device.info());
+            let values = train(&run, Box::new(device)).trained_values().unwrap();
+            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+            let bits = values.into_iter().map(|(name, x)| (name, bits(x))).collect::<BTreeMap<_, _>>();
+            Some((on_units && precision == PrecisionChoice::Bf16, bits))
+        };
+        let mut seen = BTreeMap::new();
+        for options in [Options::default()].iter().chain(&masked) {
+            let Some((on_units, bits)) = run(*options) else { return };
+            // Matrix units round elsewhere than f32 does: `golden` compares either with the reference.
+            let expected = seen.entry(on_units).or_insert_with(|| bits.clone());
+            assert!(*expected == bits, "{precision:?}: other bits with {options:?}");
         }
     }
 }

@@ -42,10 +42,12 @@ fn kernels() -> Vec<(String, Kernel)> {
             let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code)];
             let units = MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true }.constants();
             for blocks in [1, 2] {
-                for units in [&[("VECTORS", 1)], &units[..]].iter().filter(|units| units.len() == 1 || a == 1) {
-                    let on = if units.len() == 1 { "" } else { ", matrix units" };
+                for units in
+                    [&[("VECTORS", 1), ("UNROLL", 16)], &units[..]].iter().filter(|units| units.len() == 2 || a == 1)
+                {
+                    let on = if units.len() == 2 { "" } else { ", matrix units" };
                     let tile = 64 * blocks;
-                    let constants = [&operands[..], units, &[("BLOCKS", blocks)]].concat();
+                    let constants = [&operands[..], units, &[("BLOCKS", blocks), ("WHOLE", 1)]].concat();
                     let label = |name: &str| format!("{name} {layout} {types}, {tile} x {tile}{on}");
                     all.push((
                         label("linear"),
@@ -62,7 +64,7 @@ fn kernels() -> Vec<(String, Kernel)> {
     }
     let attention = [("LANES", 128), ("X", 1), ("Y", 1), ("HEAD_DIM", 256), ("SOFT_CAP", 0), ("DROPOUT", 0)];
     let others: [(&'static str, &[(&'static str, u32)]); 12] = [
-        ("magnitude", &[("X", 1)]),
+        ("magnitude", &[("A", 1), ("B", 1)]),
         ("linear_small", &[("LANES", 64), ("TYPE_A", 1), ("TYPE_B", 1), output[0], output[1], output[2]]),
         ("sampled_grad", &[("X", 1), ("DY", 1)]),
         ("attention", &attention),

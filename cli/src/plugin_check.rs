@@ -3,7 +3,7 @@
 //! The library is loaded only in child processes, one for each test, so that one which crashes or hangs is a failed test.
 
 use crate::devices;
-use crate::output::{self, Output, table};
+use crate::output::{self, Output};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use sparta_core::device::Devices;
@@ -111,17 +111,15 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     for name in &contents.tests {
         let ended = child(args, explicit, name)?;
         let details = if ended.passed() { ended.stdout_details() } else { ended.why(args.limit) };
-        let first = details.lines().next().unwrap_or_default();
-        let mark = if ended.passed() { "passed" } else { "FAILED" };
-        output.say(format!("{mark}  {:>6.1} s  {name}  {first}", ended.seconds).trim_end())?;
+        let (mark, said) = match ended.passed() {
+            true => ("passed", details.lines().next().unwrap_or_default()),
+            // All of it at once: what comes after may take long, or never end.
+            false => ("FAILED", details.as_str()),
+        };
+        output.say(format!("{mark}  {:>6.1} s  {name}  {said}", ended.seconds).trim_end())?;
         results.push(TestResult { name: name.clone(), passed: ended.passed(), seconds: ended.seconds, details });
     }
-    let failed: Vec<Vec<String>> =
-        results.iter().filter(|r| !r.passed).map(|r| vec![r.name.clone(), r.details.clone()]).collect();
-    let (count, failures) = (results.len(), failed.len());
-    if !failed.is_empty() {
-        output.say(format!("\n{}", table(&["FAILED", "WHY"], &failed)))?;
-    }
+    let (count, failures) = (results.len(), results.iter().filter(|result| !result.passed).count());
     output.result(&Report { contents, results })?;
     match failures {
         0 => output.say(format!("{count} tests passed")),

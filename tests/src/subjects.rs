@@ -27,7 +27,8 @@ pub fn wgpu() -> Option<Subject<'static>> {
 /// refuses what a kernel needs whole, and larger tensors.
 pub fn wgpu_limited(max_buffer: u64) -> Option<Subject<'static>> {
     let name = format!("wgpu with bindings of 80 KiB and buffers of {} KiB", max_buffer >> 10);
-    let subject = open_wgpu(&name, Options { max_binding: Some(80 << 10), max_buffer: Some(max_buffer) })?;
+    let subject =
+        open_wgpu(&name, Options { max_binding: Some(80 << 10), max_buffer: Some(max_buffer), ..Options::default() })?;
     Some(subject.may_refuse(&[
         LONG_LOOP,
         "this device binds at most",

@@ -32,7 +32,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
         "attention_grad_sum" | "fill" => types(&["Y"]),
         "attention_delta" | "column_sum" | "dropout" | "gather" => types(&["X"]),
-        "magnitude" => vec![vec![("X", 1)], vec![("X", 2)]],
+        "magnitude" => vec![vec![("A", 1), ("B", 2)], vec![("A", 2), ("B", 1)]],
         "linear" => {
             let output = |i: u32| [("TYPE_C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
             products(3).into_iter().zip(0..).map(|(c, i)| [&c[..], &output(i)].concat()).collect()
@@ -66,7 +66,8 @@ fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
             let (layout, b) = (i % 3, i / 3 % types);
             let (blocks, vectors) = (1 + i / (3 * types) % 2, i / (6 * types));
             let types = [("TYPE_A", b % 2), ("TYPE_B", b)];
-            [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks), ("VECTORS", vectors)]].concat()
+            let whole = [("WHOLE", i % 2), ("EDGES", i / 2 % 2), ("UNROLL", 1 + 15 * (i / 4 % 2))];
+            [&types[..], &[("LAYOUT", layout), ("BLOCKS", blocks), ("VECTORS", vectors)], &whole].concat()
         })
         .collect()
 }
@@ -105,6 +106,7 @@ fn products_on_matrix_units_are_valid() {
         for i in 0..12 {
             let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
             let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];
+            constants.extend([("WHOLE", i % 2), ("EDGES", i / 2 % 2)]);
             constants.extend(units.constants());
             for name in ["linear", "product_partial", "sampled_grad_tiled"] {
                 let output = [("TYPE_C", types), ("BIAS", 0), ("RESIDUAL", 1)];

@@ -9,8 +9,9 @@ const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::ME
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
-/// NVIDIA's number among the vendors of PCI devices.
+/// Numbers of vendors of PCI devices.
 const NVIDIA: u32 = 0x10de;
+const AMD: u32 = 0x1002;
 
 /// An adapter as its driver reports it.
 #[derive(Clone, Debug)]
@@ -176,6 +177,11 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
         .filter(|&size| offers(size))
         .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn }));
     all.filter(MatrixUnits::fit).collect()
+}
+
+/// How far the adapter's compiler lets loops of f32 products be written out ([`sparta_kernels::Bounds::unroll`]).
+pub(crate) fn unroll(adapter: &wgpu::Adapter) -> u32 {
+    if matches!(adapter.get_info().vendor, NVIDIA | AMD) { 16 } else { 1 }
 }
 
 fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {

@@ -1,11 +1,11 @@
-use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select};
+use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select, unroll};
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, MatrixUnits, Memory, RNG_BINDING, Step, View, lower};
+use sparta_kernels::{Bounds, Dispatch, MatrixUnits, Memory, RNG_BINDING, Step, View, lower, sampled_cost};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,6 +17,9 @@ const UNIFORM_BYTES: u64 = 64;
 /// Bytes that one transfer stages at a time.
 const STAGING: usize = 32 << 20;
 
+/// Optional features of a device.
+pub use wgpu::Features as DeviceFeatures;
+
 /// How to open a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
@@ -24,6 +27,8 @@ pub struct Options {
     pub max_binding: Option<u64>,
     /// Bytes of the largest buffer, to be lower than what the adapter allows; at least 256.
     pub max_buffer: Option<u64>,
+    /// What the adapter may have and is not to be used.
+    pub without: DeviceFeatures,
 }
 
 /// A device opened through wgpu.
@@ -99,8 +104,15 @@ impl WgpuBackend {
         (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
         let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
         let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
-        let bounds = bounds.ok_or_else(too_low)?;
-        let units = matrix_units(raw);
+        adapter.features.timestamp_query &= !options.without.contains(DeviceFeatures::TIMESTAMP_QUERY);
+        let bounds = Bounds { unroll: unroll(raw), ..bounds.ok_or_else(too_low)? };
+        let mut units = matrix_units(raw);
+        if options.without.intersects(UNITS_FEATURES) {
+            units.clear();
+            adapter.info.products.clear();
+            adapter.info.multiplier = Some("f32".into());
+            adapter.info.sampled_cost = Some(sampled_cost(adapter.info.kind, None));
+        }
         let mut features = wgpu::Features::TIMESTAMP_QUERY;
         let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
@@ -113,7 +125,7 @@ impl WgpuBackend {
         }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("sparta"),
-            required_features: raw.features() & features,
+            required_features: (raw.features() & features).difference(options.without),
             experimental_features: experimental,
             required_limits: wgpu::Limits {
                 max_compute_workgroup_storage_size: memory,

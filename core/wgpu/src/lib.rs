@@ -16,4 +16,4 @@ mod units;
 mod tests;
 
 pub use adapters::{Adapter, CooperativeMatrix, Features, Limits, devices};
-pub use backend::{Options, WgpuBackend};
+pub use backend::{DeviceFeatures, Options, WgpuBackend};

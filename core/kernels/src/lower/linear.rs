@@ -90,7 +90,9 @@ impl Lowering<'_> {
         ];
         let tiling = self.tiling(&product);
         let params = Self::product_params(&product, &epilogue, &tiling);
-        if op.layout == Layout::Nt && (m <= SMALL || n <= SMALL) {
+        // Matrix units make up for the empty part of their tiles where there is more than one.
+        let small = m <= SMALL || n <= SMALL && (m <= 64 || self.units(&product).is_none());
+        if op.layout == Layout::Nt && small {
             let types = [("TYPE_A", code(a.ty.dtype)), ("TYPE_B", code(b.ty.dtype)), ("LANES", 64)];
             let bindings = [&[product.a.view, product.b.view], &output[..]].concat();
             self.push("linear_small", &[&types, &constants[..]].concat(), &params, &bindings)
@@ -130,6 +132,7 @@ mod tests {
             rounds: usize::MAX,
             units: None,
             sampled_cost: sampled_cost(DeviceKind::Other, None),
+            unroll: 1,
         };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {

@@ -20,7 +20,7 @@ const DEPTH: usize = 32;
 
 /// Elements of 16 bits that products on matrix units load at once.
 const UNITS_VECTOR: usize = 8;
-/// The most candidates for an operand's largest magnitude, one for each thread of a workgroup.
+/// The most candidates for an operand's largest magnitude.
 const MAGNITUDES: usize = LANES as usize;
 
 /// A matrix that is bound by rows, of which a product reads a range of columns.
@@ -149,7 +149,9 @@ impl Lowering<'_> {
             Layout::Tn => 2,
         };
         let mut all = vec![("TYPE_A", code(a.dtype)), ("TYPE_B", code(b.dtype)), ("LAYOUT", layout)];
-        all.push(("BLOCKS", tiling.blocks as u32));
+        let whole = product.k > 0 && product.k.is_multiple_of(DEPTH);
+        let edges = [product.m, product.n].iter().any(|x| !x.is_multiple_of(64 * tiling.blocks));
+        all.extend([("BLOCKS", tiling.blocks as u32), ("WHOLE", u32::from(whole)), ("EDGES", u32::from(edges))]);
         all.extend(constants);
         let mut params = params.to_vec();
         let mut bindings = [&[a.view, b.view], others].concat();
@@ -159,27 +161,32 @@ impl Lowering<'_> {
                 all.extend(units.constants());
                 bindings.resize(5, UNUSED);
                 params.truncate(params.len() - 2);
-                for factor in [a, b] {
-                    let (magnitudes, count) = self.push_magnitudes(factor)?;
-                    bindings.push(magnitudes);
-                    params.push(count);
-                }
+                let [of_a, of_b] = self.push_magnitudes([a, b])?;
+                bindings.extend([of_a.0, of_b.0]);
+                params.extend([of_a.1, of_b.1]);
             }
-            None => all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4)))),
+            None => {
+                all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4))));
+                // Small tiles have short loops.
+                let unroll = if tiling.blocks == 1 { 1 } else { self.bounds.unroll };
+                all.push(("UNROLL", unroll));
+            }
         }
         self.push(name, &all, &params, &bindings).groups(tiling.groups(product.m, product.n));
         self.used = used;
         Ok(())
     }
 
-    /// Launches the search for a factor's largest magnitude; returns where it leaves how many candidates.
-    fn push_magnitudes(&mut self, factor: &Factor) -> Result<(View, u32), String> {
-        let vectors = factor.view.bytes / 16;
-        let groups = vectors.div_ceil(LANES as usize).clamp(1, MAGNITUDES);
-        let magnitudes = self.scratch(MAGNITUDES, "the largest magnitudes of an operand")?;
-        self.push("magnitude", &[("X", code(factor.dtype))], &[vectors as u32], &[factor.view, magnitudes])
-            .groups(groups);
-        Ok((magnitudes, groups as u32))
+    /// Launches the search for the largest magnitudes of both factors; returns where it leaves how many candidates of each.
+    fn push_magnitudes(&mut self, [a, b]: [&Factor; 2]) -> Result<[(View, u32); 2], String> {
+        let vectors = [a, b].map(|factor| factor.view.bytes / 16);
+        let [of_a, of_b] = vectors.map(|vectors| vectors.div_ceil(LANES as usize).clamp(1, MAGNITUDES));
+        let what = "the largest magnitudes of an operand";
+        let found = [self.scratch(MAGNITUDES, what)?, self.scratch(MAGNITUDES, what)?];
+        let params = [vectors[0], vectors[1], of_a].map(|x| x as u32);
+        let bindings = [a.view, b.view, found[0], found[1]];
+        self.push("magnitude", &[("A", code(a.dtype)), ("B", code(b.dtype))], &params, &bindings).groups(of_a + of_b);
+        Ok([(found[0], of_a as u32), (found[1], of_b as u32)])
     }
 
     /// Launches the products of pieces of k, each apart. The scratch memory that holds them, f32 [pieces, m, n rounded up
@@ -217,7 +224,7 @@ mod tests {
             let kernels = steps.filter_map(|step| if let Step::Dispatch(d) = step { Some(d.kernel) } else { None });
             let names: Vec<_> = kernels.map(|k| (k.name, k.constants.contains(&("UNITS", 16)))).collect();
             match names[..] {
-                [("magnitude", _), ("magnitude", _), ("linear", true)] => true,
+                [("magnitude", _), ("linear", true)] => true,
                 [("linear", false)] => false,
                 _ => panic!("{names:?}"),
             }

@@ -108,6 +108,8 @@ impl Search {
         let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name));
         let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
         let mut then: Vec<PathBuf> = toolkits.flat_map(|dir| toolkit(&dir)).collect();
+        // Where containers and WSL mount the driver.
+        then.extend(["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"].map(PathBuf::from));
         let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| variable(name));
         let python = variable("PATH").and_then(|path| python(path.as_os_str()));
         let home = variable("HOME").map(|home| home.join(".local"));

@@ -17,6 +17,8 @@ mod product;
 mod rows;
 mod sparse;
 
+pub use parts::parts;
+
 use crate::source::{Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, DType, DeviceInfo, DeviceKind, Op, Operand, Place, Plan, SampledCost};

@@ -32,8 +32,7 @@ impl BackendPlugin for Plugin {
 
     /// Errors: those of `devices`; why there is no such device; what fails on it.
     fn open(&self, device: &str) -> Result<Box<dyn Backend>, BackendError> {
-        let tools =
-            tools().map_err(|NoDriver::Absent(reason)| NoDriver::Broken(reason) | error(device, reason.clone()))?;
+        let tools = tools().map_err(|none| error(device, none.reason().to_owned()))?;
         let id = |card: &Card| tools.info(card).id;
         let card = tools.cards.iter().find(|card| id(card) == device).ok_or_else(|| {
             let ids: Vec<String> = tools.cards.iter().map(id).collect();

@@ -61,10 +61,11 @@ impl Part {
         }
     }
 
-    /// The package of Python that has it for CUDA `major`.
-    fn package(self, major: u32) -> String {
-        let name = if self == Part::Nvrtc { "nvidia-cuda-nvrtc" } else { "nvidia-cublas" };
-        if major < 13 { format!("{name}-cu{major}") } else { name.into() }
+    /// The packages of Python to install where it is missing: cuBLASLt is needed as well as NVRTC.
+    fn packages(self, major: u32) -> String {
+        let suffix = if major < 13 { format!("-cu{major}") } else { String::new() };
+        let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{suffix} ") } else { String::new() };
+        format!("{nvrtc}nvidia-cublas{suffix}")
     }
 }
 
@@ -161,7 +162,7 @@ fn missing(part: Part, major: u32) -> String {
         Part::Nvrtc | Part::CublasLt => format!(
             "{part} is missing ({name}): `pip install {}` in the active Python environment, install the CUDA {major} \
              toolkit, or let {PATH_VARIABLE} name the directory that has it",
-            part.package(major)
+            part.packages(major)
         ),
     }
 }

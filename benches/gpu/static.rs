@@ -4,7 +4,7 @@
 use ash::{khr, vk};
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use sparta_kernels::Kernel;
+use sparta_kernels::{Kernel, MatrixUnits};
 use std::error::Error;
 use std::ffi::{CStr, c_char};
 
@@ -39,11 +39,11 @@ fn kernels() -> Vec<(String, Kernel)> {
     let output = [("TYPE_C", 1), ("BIAS", 0), ("RESIDUAL", 0)];
     for (types, [a, b]) in [("f32 x f32", [0, 0]), ("bf16 x bf16", [1, 1])] {
         for (layout, code) in [("NT", 0), ("NN", 1), ("TN", 2)] {
-            let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code), ("VECTORS", 1)];
-            let units = [("UNITS", 16), ("SUBGROUP", 64), ("VECTOR_MEMORY", 1)];
+            let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code)];
+            let units = MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true }.constants();
             for blocks in [1, 2] {
-                for units in [&units[..0], &units[..]].iter().filter(|units| units.is_empty() || a == 1) {
-                    let on = if units.is_empty() { "" } else { ", matrix units" };
+                for units in [&[("VECTORS", 1)], &units[..]].iter().filter(|units| units.len() == 1 || a == 1) {
+                    let on = if units.len() == 1 { "" } else { ", matrix units" };
                     let tile = 64 * blocks;
                     let constants = [&operands[..], units, &[("BLOCKS", blocks)]].concat();
                     let label = |name: &str| format!("{name} {layout} {types}, {tile} x {tile}{on}");

@@ -1,6 +1,7 @@
 //! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
 //! translates to the languages of all three interfaces.
 
+use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -98,17 +99,19 @@ fn every_shader_is_portable() {
 /// where Metal has the size.
 #[test]
 fn products_on_matrix_units_are_valid() {
-    for (size, subgroup, vectors) in [(8, 8, 1), (8, 32, 0), (16, 32, 1), (16, 64, 1)] {
+    let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];
+    for (size, subgroup, vectors, turn) in all {
+        let units = MatrixUnits { size, subgroup, vectors, turn };
         for i in 0..12 {
             let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
             let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];
-            constants.extend([("VECTORS", 1), ("UNITS", size), ("SUBGROUP", subgroup), ("VECTOR_MEMORY", vectors)]);
+            constants.extend(units.constants());
             for name in ["linear", "product_partial", "sampled_grad_tiled"] {
                 let output = [("TYPE_C", types), ("BIAS", 0), ("RESIDUAL", 1)];
                 let constants = [&constants[..], if name == "linear" { &output } else { &[] }].concat();
                 let what = format!("{name} {constants:?}");
                 let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
-                check_units(&text, vectors == 0, &what);
+                check_units(&text, !vectors, &what);
             }
         }
     }

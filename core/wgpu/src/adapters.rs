@@ -9,6 +9,9 @@ const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::ME
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
+/// NVIDIA's number among the vendors of PCI devices.
+const NVIDIA: u32 = 0x10de;
+
 /// An adapter as its driver reports it.
 #[derive(Clone, Debug)]
 pub struct Adapter {
@@ -165,12 +168,13 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
         offered.iter().any(|c| [c.m_size, c.n_size, c.k_size] == [size; 3] && (c.ab_type, c.cr_type) == half_to_single)
     };
     let vectors = info.backend != wgpu::Backend::Metal;
+    let turn = info.vendor != NVIDIA;
     let subgroups = (3..=7).rev().map(|log| 1 << log);
     let subgroups = subgroups.filter(|size| (info.subgroup_min_size..=info.subgroup_max_size).contains(size));
     let all = [16, 8]
         .into_iter()
         .filter(|&size| offers(size))
-        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors }));
+        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn }));
     all.filter(MatrixUnits::fit).collect()
 }
 

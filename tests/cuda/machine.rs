@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use libloading::Library;
 use sparta_backend_cuda::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
-    SAMPLED_COST, Threads,
+    Threads,
 };
 use sparta_graph::ops::Layout;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
@@ -74,7 +74,7 @@ impl Emulated {
     }
 
     fn open(&self, text: &KernelText, library: &Path) -> Kernel {
-        let own = self.folder.path().join(format!("{}.so", self.kernels.len()));
+        let own = self.folder.path().join(format!("{}{}.so", text.entry, self.kernels.len()));
         fs::copy(library, &own).unwrap();
         // SAFETY: the library was made of a kernel and shim.h, and its initialisers are those of the C++ library.
         let library = unsafe { Library::new(&own) }.unwrap();
@@ -93,7 +93,8 @@ fn kept() -> PathBuf {
 }
 
 fn flags() -> Vec<&'static str> {
-    let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-w"];
+    // Without unique symbols, of which a process has one each: threads with machines of their own would share stacks.
+    let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w"];
     flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
     flags
 }
@@ -150,7 +151,7 @@ impl Machine for Emulated {
             activations: vec![DType::F32, DType::BF16],
             products: vec![DType::BF16],
             multiplier: None,
-            sampled_cost: Some(SAMPLED_COST),
+            sampled_cost: None,
         }
     }
 

@@ -1,6 +1,7 @@
 use crate::pieces::Pieces;
 use crate::plan::{Addresses, Cache, Step};
-use crate::{Failure, MAX_BINDING, Machine, Reading, SAMPLED_COST};
+use crate::products::SAMPLED_COST;
+use crate::{Failure, MAX_BINDING, Machine, Reading};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{
     Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Plan, PlanId, ReadId,
@@ -58,10 +59,10 @@ struct PreparedCall {
 impl CudaBackend {
     /// Errors: the machine has not even a little memory.
     pub fn new(mut machine: Box<dyn Machine>) -> Result<Self, BackendError> {
-        let info = machine.info();
+        let mut info = machine.info();
         let binding = info.max_binding.map_or(MAX_BINDING, |most| most.min(MAX_BINDING));
         let mut bounds = Bounds::new(DeviceKind::DiscreteGpu, usize::try_from(binding).unwrap_or(usize::MAX));
-        bounds.sampled_cost = info.sampled_cost.unwrap_or(SAMPLED_COST);
+        bounds.sampled_cost = *info.sampled_cost.get_or_insert(SAMPLED_COST);
         let unused = machine.alloc(GRANULE).map_err(|failure| named(&info.id, "opening", failure))?;
         Ok(CudaBackend {
             machine,

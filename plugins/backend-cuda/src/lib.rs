@@ -13,9 +13,10 @@ mod products;
 mod writer;
 
 pub use backend::CudaBackend;
+pub use compile::{Cache, Compiler};
+pub use libraries::Search;
 pub use machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
     Threads,
 };
 pub use plugin::{Plugin, entry};
-pub use products::SAMPLED_COST;

@@ -1,6 +1,7 @@
 //! What a call of a plan becomes: pieces of work on views of memory, before addresses are known.
 
 use crate::{KernelText, Product, Threads, products, writer};
+use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, Operand, Place};
 use sparta_kernels::{Bounds, Dispatch, Kernel, Memory, Step, View};
 
@@ -149,8 +150,9 @@ impl From<Step> for Piece {
 impl From<Dispatch> for Launch {
     fn from(dispatch: Dispatch) -> Launch {
         let (x, y) = dispatch.grid(MAX_BLOCKS);
-        let mut arguments = vec![Argument::Words(dispatch.params)];
-        arguments.extend(dispatch.bindings.into_iter().chain(dispatch.rng).map(Argument::Address));
+        let rng = dispatch.rng.unwrap_or(View { memory: Memory::Unused, offset: 0, bytes: ALIGNMENT });
+        let mut arguments = vec![Argument::Words(dispatch.params), Argument::Address(rng)];
+        arguments.extend(dispatch.bindings.into_iter().map(Argument::Address));
         let threads = Threads { block: dispatch.kernel.lanes(), shared: 0 };
         Launch { program: Program::Translated(dispatch.kernel), grid: [x, y, 1], threads, arguments }
     }

@@ -73,7 +73,8 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
         residual: residual.map(whole),
         scale: op.scale,
     };
-    if a.ty.dtype == b.ty.dtype {
+    let narrow = c.ty.dtype == DType::F32 || c.ty.dtype == a.ty.dtype;
+    if a.ty.dtype == b.ty.dtype && narrow {
         let pieces = vec![Piece::Multiply(multiply)];
         return Ok(serves(&form)?.then_some(Pieces { pieces, scratch: 0 }));
     }

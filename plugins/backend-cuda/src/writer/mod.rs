@@ -1,8 +1,8 @@
 //! From WGSL, as naga reads it, to CUDA C++: what the kernels of `sparta-kernels` use of it, without matrix units.
 //!
 //! All functions of a kernel become members of one structure, whose fields are the bindings, so that they can name them;
-//! the entry point makes the structure. Arguments, in order of the bindings: `Params` by value, of every storage buffer
-//! and of the random key the address.
+//! the entry point makes the structure. Its arguments are `Params` by value, the address of the random key, and the
+//! addresses of the storage buffers from 1 on; also of those that a kernel leaves out.
 
 mod function;
 mod types;
@@ -11,7 +11,7 @@ use crate::KernelText;
 use function::Writer;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Binding, BuiltIn, EntryPoint, GlobalVariable, Handle, Module, Type, TypeInner, VectorSize};
-use sparta_kernels::Kernel;
+use sparta_kernels::{Kernel, RNG_BINDING};
 
 const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
 
@@ -50,31 +50,35 @@ fn write(source: &Source, module: &Module, info: &ModuleInfo, name: &str) -> Res
         return Err(format!("kernel `{}` has {} entry points", source.kernel, module.entry_points.len()));
     };
     let mut out = format!("{PRELUDE}\n{}", structures(source, module)?);
-    let (mut fields, mut parameters, mut values) = (String::new(), Vec::new(), Vec::new());
+    let (mut fields, mut values) = (String::new(), Vec::new());
+    let mut parameters = vec!["const u32 no_params".to_owned(), "const v4<u32>* no_key".to_owned()];
     let mut globals: Vec<_> = module.global_variables.iter().collect();
     globals.sort_by_key(|(_, variable)| variable.binding.map_or(u32::MAX, |binding| binding.binding));
     for (handle, variable) in globals {
         let at = |what: String| source.refuse(module.global_variables.get_span(handle), &what);
         let name = format!("g_{}", variable.name.as_deref().unwrap_or(""));
         let ty = types::name(module, variable.ty).map_err(at)?;
+        let binding = variable.binding.map_or(0, |binding| binding.binding);
         match variable.space {
             AddressSpace::WorkGroup => out += &format!("__shared__ {ty} {name};\n"),
-            AddressSpace::Storage { .. } => {
-                fields += &format!("    {ty} {name};\n");
+            AddressSpace::Storage { .. } if binding > 0 => {
+                let missing = parameters.len()..=binding as usize;
+                parameters.extend(missing.map(|i| format!("const void* no_{i}")));
                 parameters.push(format!("{ty} {name}"));
+                fields += &format!("    {ty} {name};\n");
                 values.push(name);
             }
-            AddressSpace::Uniform if is_structure(module, variable) => {
+            AddressSpace::Uniform if binding == 0 && is_structure(module, variable) => {
+                parameters[0] = format!("const {ty} {name}");
                 fields += &format!("    const {ty} {name};\n");
-                parameters.push(format!("const {ty} {name}"));
                 values.push(name);
             }
-            AddressSpace::Uniform => {
+            AddressSpace::Uniform if binding == RNG_BINDING => {
+                parameters[1] = format!("const {ty}* {name}");
                 fields += &format!("    const {ty}& {name};\n");
-                parameters.push(format!("const {ty}* {name}"));
                 values.push(format!("*{name}"));
             }
-            other => return Err(at(format!("the address space {other:?}"))),
+            other => return Err(at(format!("the address space {other:?} at binding {binding}"))),
         }
     }
     out += &format!("struct Kernel {{\n{fields}");

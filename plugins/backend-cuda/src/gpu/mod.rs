@@ -23,6 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use transfer::{Downloads, Upload};
 
+/// Bytes that a context takes of a card, with the code of its kernels and of cuBLASLt.
+const CONTEXT: u64 = 512 << 20;
+
 /// The machine's cards, and the libraries that work on them.
 pub struct Tools {
     pub cards: Vec<Card>,
@@ -51,6 +54,7 @@ impl Tools {
 
     /// What `devices` says of a card.
     pub fn info(&self, card: &Card) -> DeviceInfo {
+        let memory = card.memory.saturating_sub(CONTEXT);
         let tensor_cores = card.capability >= (8, 0) && self.products.is_ok();
         let products = match &self.products {
             Ok(library) => library.title(),
@@ -62,8 +66,8 @@ impl Tools {
             kind: if card.integrated { DeviceKind::IntegratedGpu } else { DeviceKind::DiscreteGpu },
             card: card.place.clone(),
             driver: format!("{}, {}, {products}", self.driver.title(), self.compiler.title()),
-            memory: Some(card.memory),
-            max_buffer: card.memory,
+            memory: Some(memory),
+            max_buffer: memory,
             max_binding: Some(MAX_BINDING),
             segments: true,
             in_place: true,

@@ -46,18 +46,6 @@ fn k_along_rows(t: u32) -> u32 {
     return 4u * (t % 8u);
 }
 
-// The exponent that brings a magnitude to 2^14, within what a factor may be.
-fn exponent_for(magnitude: f32) -> i32 {
-    if (magnitude == 0.0) {
-        return 0;
-    }
-    return clamp(14 + 127 - i32(bitcast<u32>(magnitude) >> 23u), -126, 126);
-}
-
-fn power_of_two(exponent: i32) -> f32 {
-    return bitcast<f32>(u32(exponent + 127) << 23u);
-}
-
 {% macro stage(x, type) %}
 // Four elements as scaled f16.
 fn {{ x }}_half(x: u32, y: u32, scale: f32) -> vec4<f16> {
@@ -124,8 +112,8 @@ fn main(
     if (lane < p.b_magnitudes) {
         b_magnitude = b_magnitudes[lane];
     }
-    let a_exponent = exponent_for(max_lanes(lane, a_magnitude));
-    let b_exponent = exponent_for(max_lanes(lane, b_magnitude));
+    let a_exponent = exponent_for(max_lanes(lane, a_magnitude), 0);
+    let b_exponent = exponent_for(max_lanes(lane, b_magnitude), 0);
     let scale = power_of_two(select(b_exponent, a_exponent, loads_a));
     {%- for i in range(TALL // T) %}
         {%- for j in range(WIDE // T) %}

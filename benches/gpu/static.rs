@@ -68,13 +68,21 @@ fn kernels() -> Vec<(String, Kernel)> {
         ("attention", &attention),
         ("attention_grad_q", &attention),
         ("attention_grad_kv", &attention),
-        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1)]),
+        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1), ("RATE", 0)]),
         ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0)]),
         ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("adam", &[]),
         ("scatter", &[("W", 1)]),
     ];
+    for head_dim in [64, 256] {
+        for (kind, sum) in (0..).zip(["log-sum-exp", "o", "dq", "dk", "dv"]) {
+            let units = [("LANES", 256), ("UNITS", 16), ("SUBGROUP", 64), ("VECTOR_MEMORY", 1), ("OTHERS", 64)];
+            let op = [("DEPTH", 32), ("KIND", kind), ("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0), ("Y", 1)];
+            let kernel = Kernel { name: "attention_units", constants: [&units[..], &op].concat() };
+            all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
+        }
+    }
     all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel { name, constants: constants.to_vec() })));
     all
 }

@@ -35,8 +35,8 @@ low: 22 bits, so that a sum is as near as one in f32. -#}
 {#- Vectors of 8 that a thread loads of a slice of the scores' operands, and of rows of the other tile. #}
 {%- set SLICE_LOADS = ((64 + OTHERS) * DEPTH // 8 + LANES - 1) // LANES %}
 {%- set ROW_LOADS = (ROWS * DIM // 8 + LANES - 1) // LANES %}
-{#- Vectors of scores of a thread, and the threads of a row. #}
-{%- set VECTORS = 64 * OTHERS // 4 // LANES %}
+{#- Vectors of 4 scores of a thread, and the threads of a row. #}
+{%- set QUADS = 64 * OTHERS // 4 // LANES %}
 {%- set ROW_LANES = LANES // 64 %}
 alias MatrixA = coop_mat{{ T }}x{{ T }}<f16, A>;
 alias MatrixB = coop_mat{{ T }}x{{ T }}<f16, B>;
@@ -335,12 +335,12 @@ fn main(
         }
         {%- endif %}
         {{- multiply(K, Q) if OWN_KEYS else multiply(Q, K) }}
-        {%- for i in range(VECTORS) %}
+        {%- for i in range(QUADS) %}
         let products{{ i }} = scores_at((row * {{ SCORES_LINE }}u + 4u * part) / 4u + {{ ROW_LANES * i }}u);
         {%- endfor %}
         {%- if KIND == 0 %}
         var tile_most = most;
-            {%- for i in range(VECTORS) %}
+            {%- for i in range(QUADS) %}
         var scores{{ i }}: vec4<f32>;
                 {%- for e in range(4) %}
         {
@@ -352,14 +352,14 @@ fn main(
             {%- endfor %}
         sum *= exp(most - tile_most);
         most = tile_most;
-            {%- for i in range(VECTORS) %}
+            {%- for i in range(QUADS) %}
                 {%- for e in range(4) %}
         // By its bits: a NaN is seen.
         sum += select(exp(scores{{ i }}[{{ e }}] - most), 0.0, bitcast<u32>(scores{{ i }}[{{ e }}]) == bitcast<u32>(UNSEEN));
                 {%- endfor %}
             {%- endfor %}
         {%- else %}
-            {%- for i in range(VECTORS) %}
+            {%- for i in range(QUADS) %}
         var weights{{ i }}: vec4<f32>;
                 {%- for e in range(4) %}
         {
@@ -377,7 +377,7 @@ fn main(
             {%- if GRADS %}
             {{- multiply(V, D_O) if OWN_KEYS else multiply(D_O, V) }}
         var tile_most = 0.0;
-                {%- for i in range(VECTORS) %}
+                {%- for i in range(QUADS) %}
         let d_weights{{ i }} = scores_at((row * {{ SCORES_LINE }}u + 4u * part) / 4u + {{ ROW_LANES * i }}u);
                     {%- for e in range(4) %}
         {
@@ -402,7 +402,7 @@ fn main(
         let other_exponent = exponent_of({{ X }}, other0);
         let exponent = min(sum_exponent, own_exponent + other_exponent);
         let factor = power_of_two(clamp(exponent - other_exponent, -126, 126));
-            {%- for i in range(VECTORS) %}
+            {%- for i in range(QUADS) %}
         {
             let at = row * {{ WEIGHTS_LINE }}u + 4u * part + {{ 4 * ROW_LANES * i }}u;
             let weight = factor * weights{{ i }};

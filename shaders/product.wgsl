@@ -47,17 +47,17 @@ fn {{ x }}_decode(bits: vec4<u32>) -> vec4<f32> {
 {#- Puts what was loaded into the tile; where k is the stored column, blocks of 4 x 4 are turned. #}
 {% macro keep(x, along_k, base) %}
     {%- for g in range(4) %}
-            let f{{ g }} = {{ x }}_decode(g{{ g }});
+            let f{{ g }} = {{ x }}_decode(g0_{{ g }});
     {%- endfor %}
     {%- if along_k %}
-            let to = {{ base }}u + t_k * WIDTH + ((t_row / 4u) ^ (t_k / 2u));
+            let to = {{ base }}u + t_k0 * WIDTH + ((t_row0 / 4u) ^ (t_k0 / 2u));
         {%- for e in ["x", "y", "z", "w"] %}
             tile[to + {{ loop.index0 }}u * WIDTH] = vec4<f32>(f0.{{ e }}, f1.{{ e }}, f2.{{ e }}, f3.{{ e }});
         {%- endfor %}
     {%- else %}
         {%- for g in range(4) %}
-            let k_{{ g }} = t_k + {{ g * K_STEP }}u;
-            tile[{{ base }}u + k_{{ g }} * WIDTH + ((t_row / 4u) ^ (2u * (k_{{ g }} / 4u)))] = f{{ g }};
+            let k_{{ g }} = t_k0 + {{ g * K_STEP }}u;
+            tile[{{ base }}u + k_{{ g }} * WIDTH + ((t_row0 / 4u) ^ (2u * (k_{{ g }} / 4u)))] = f{{ g }};
         {%- endfor %}
     {%- endif %}
 {% endmacro %}
@@ -67,7 +67,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    {{- begin_both() }}
+    {{- begin_all() }}
     // 32 threads are a block of 8 x 4.
     let x = (lane / 32u % 2u) * 8u + lane % 8u;
     let y = (lane / 64u) * 4u + lane % 32u / 8u;
@@ -76,7 +76,7 @@ fn main(
     var s{{ i }}_{{ j }}: vec4<f32>;
         {%- endfor %}
     {%- endfor %}
-    {{ load_both() }}
+    {{ load_all() }}
     loop {
         if (loads_a) {
             {{- keep("a", not TN, 0) }}
@@ -85,11 +85,7 @@ fn main(
         }
         workgroupBarrier();
         // The next tile comes while this one is multiplied.
-        k0 += DEPTH;
-        at += advance;
-        if (k0 < k_end) {
-            {{- load_both() }}
-        }
+        {{- advance_all() }}
         for (var k = 0u; k < DEPTH; k++) {
             let twist = 2u * (k / 4u);
             let from_a = k * WIDTH + (y ^ twist);
@@ -111,6 +107,7 @@ fn main(
         }
         workgroupBarrier();
     }
+    begin_rows(m0, n0, lane);
     {%- for part in range(BLOCKS * BLOCKS) %}
     workgroupBarrier();
     if (y / {{ 16 // BLOCKS }}u == {{ part % BLOCKS }}u) {

@@ -1,12 +1,14 @@
 {#- What the kernels of matrix products in tiles share: how operands are bound and loaded, and where a tile lies. UNIT:
-elements of a load; LOADERS: threads that load one operand, each four vectors for a tile of k; ROW_STEP, K_STEP: from one of
-the four to the next, where k is the stored column and where it is not. #}
+elements of a load; a thread loads blocks of four vectors, of which LOADERS make the tile of one operand for a tile of k;
+ROW_STEP, K_STEP: from one of the four to the next, where k is the stored column and where it is not. With more blocks than
+threads there are ROUNDS, of which the first half is a's. #}
 {%- set TILE = 64 * BLOCKS %}
 {%- set DEPTH = 32 if UNITS else 32 // BLOCKS %}
 {%- set UNIT = 8 if UNITS else 4 %}
 {%- set LOADERS = TILE if UNITS else 128 %}
+{%- set ROUNDS = [1, 2 * LOADERS // LANES] | max %}
 {%- set ROW_STEP = LOADERS // 4 if UNITS else 1 %}
-{%- set K_STEP = 1 if UNITS else 512 // TILE %}
+{%- set K_STEP = (1 if TURN else 8) if UNITS else 512 // TILE %}
 {%- set NT = LAYOUT == 0 %}
 {%- set TN = LAYOUT == 2 %}
 // TYPE_A and TYPE_B are the operands' types, LAYOUT is 0 NT, 1 NN, 2 TN. VECTORS: ranges of columns of both operands begin and
@@ -54,46 +56,56 @@ fn count_of(at: u32, end: u32) -> u32 {
     return min(end - min(at, end), {{ UNIT }}u);
 }
 
-{#- The four loads of a thread for the k tile at k0. Interior: no bounds are checked. #}
-{% macro loads(x, along_k, first, rows, interior) %}
+{#- The four loads of a thread in round r for the k tile at k0. Interior: no bounds are checked. #}
+{% macro loads(x, along_k, first, rows, r, interior) %}
     {%- for g in range(4) %}
         {%- if interior %}
-            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, {{ UNIT }}u);
+            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, {{ UNIT }}u);
         {%- elif along_k %}
-            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, select(0u, count_of(k0 + t_k, k_end), {{ first }} + t_row + {{ g * ROW_STEP }}u < p.{{ rows }}));
+            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, select(0u, count_of(k0 + t_k{{ r }}, k_end), {{ first }} + t_row{{ r }} + {{ g * ROW_STEP }}u < p.{{ rows }}));
         {%- else %}
-            g{{ g }} = {{ x }}_load(at + {{ g }}u * step, select(0u, count_of({{ first }} + t_row, p.{{ rows }}), k0 + t_k + {{ g * K_STEP }}u < k_end));
+            g{{ r }}_{{ g }} = {{ x }}_load(at{{ r }} + {{ g }}u * step{{ r }}, select(0u, count_of({{ first }} + t_row{{ r }}, p.{{ rows }}), k0 + t_k{{ r }} + {{ g * K_STEP }}u < k_end));
         {%- endif %}
     {%- endfor %}
 {% endmacro %}
-{% macro load(x, along_k, first, rows) %}
+{% macro load(x, along_k, first, rows, r) %}
     {%- if VECTORS %}
-        if (interior && k0 + DEPTH <= k_end) {
-            {{- loads(x, along_k, first, rows, true) }}
+        if (interior{{ r }} && k0 + DEPTH <= k_end) {
+            {{- loads(x, along_k, first, rows, r, true) }}
         } else {
-            {{- loads(x, along_k, first, rows, false) }}
+            {{- loads(x, along_k, first, rows, r, false) }}
         }
     {%- else %}
-        {{- loads(x, along_k, first, rows, false) }}
+        {{- loads(x, along_k, first, rows, r, false) }}
     {%- endif %}
 {% endmacro %}
-{% macro load_both() %}
+{% macro load_a(r) %}{{ load("a", not TN, "m0", "m", r) }}{% endmacro %}
+{% macro load_b(r) %}{{ load("b", NT, "n0", "n", r) }}{% endmacro %}
+{% macro load_all() %}
+    {%- if ROUNDS == 1 %}
         if (loads_a) {
-            {{- load("a", not TN, "m0", "m") }}
+            {{- load_a(0) }}
         } else if (loads_b) {
-            {{- load("b", NT, "n0", "n") }}
+            {{- load_b(0) }}
         }
+    {%- else %}
+        {%- for r in range(ROUNDS) %}
+            {{- load_a(r) if r < ROUNDS // 2 else load_b(r) }}
+        {%- endfor %}
+    {%- endif %}
 {% endmacro %}
-{% macro begin(x, along_k, first, rows) %}
-        interior = {{ first }} + TILE <= p.{{ rows }};
-        t_row = {{ "row_along_k(t)" if along_k else "row_along_rows(t)" }};
-        t_k = {{ "k_along_k(t)" if along_k else "k_along_rows(t)" }};
-        step = {{ x }}_start({{ ROW_STEP if along_k else 0 }}u, {{ 0 if along_k else K_STEP }}u) - {{ x }}_start(0u, 0u);
-        advance = {{ x }}_start(0u, DEPTH) - {{ x }}_start(0u, 0u);
-        at = {{ x }}_start({{ first }} + t_row, k0 + t_k);
+{% macro begin(x, along_k, first, rows, r) %}
+        interior{{ r }} = {{ first }} + TILE <= p.{{ rows }};
+        t_row{{ r }} = {{ "row_along_k" if along_k else "row_along_rows" }}(t{{ r }});
+        t_k{{ r }} = {{ "k_along_k" if along_k else "k_along_rows" }}(t{{ r }});
+        step{{ r }} = {{ x }}_start({{ ROW_STEP if along_k else 0 }}u, {{ 0 if along_k else K_STEP }}u) - {{ x }}_start(0u, 0u);
+        advance{{ r }} = {{ x }}_start(0u, DEPTH) - {{ x }}_start(0u, 0u);
+        at{{ r }} = {{ x }}_start({{ first }} + t_row{{ r }}, k0 + t_k{{ r }});
 {% endmacro %}
+{% macro begin_a(r) %}{{ begin("a", not TN, "m0", "m", r) }}{% endmacro %}
+{% macro begin_b(r) %}{{ begin("b", NT, "n0", "n", r) }}{% endmacro %}
 {#- What a thread knows before its first load: its piece of k, its tile, what it loads. #}
-{% macro begin_both() %}
+{% macro begin_all() %}
     // Tiles in bands of 8, so that tiles that are made at a time share rows of a and b in the cache.
     let tiles_m = (p.m + TILE - 1u) / TILE;
     let tiles_n = (p.n + TILE - 1u) / TILE;
@@ -110,21 +122,39 @@ fn count_of(at: u32, end: u32) -> u32 {
     let n0 = (in_piece % (8u * tiles_n) / height) * TILE;
     var k0 = piece * p.piece;
     let k_end = min(p.k, k0 + p.piece);
+    {%- for r in range(ROUNDS) %}
+    let t{{ r }} = {{ "lane" if ROUNDS == 1 else "(lane + " ~ r * LANES ~ "u)" }} % {{ LOADERS }}u;
+    var interior{{ r }} = false;
+    var t_row{{ r }} = 0u;
+    var t_k{{ r }} = 0u;
+    var at{{ r }} = 0u;
+    var step{{ r }} = 0u;
+    var advance{{ r }} = 0u;
+        {%- for g in range(4) %}
+    var g{{ r }}_{{ g }}: vec4<u32>;
+        {%- endfor %}
+    {%- endfor %}
+    {%- if ROUNDS == 1 %}
     let loads_a = lane < {{ LOADERS }}u;
     let loads_b = lane >= {{ LOADERS }}u && lane < {{ 2 * LOADERS }}u;
-    let t = lane % {{ LOADERS }}u;
-    var interior = false;
-    var t_row = 0u;
-    var t_k = 0u;
-    var at = 0u;
-    var step = 0u;
-    var advance = 0u;
     if (loads_a) {
-        {{- begin("a", not TN, "m0", "m") }}
+        {{- begin_a(0) }}
     } else {
-        {{- begin("b", NT, "n0", "n") }}
+        {{- begin_b(0) }}
     }
-    {%- for g in range(4) %}
-    var g{{ g }}: vec4<u32>;
-    {%- endfor %}
+    {%- else %}
+        {%- for r in range(ROUNDS) %}
+            {{- begin_a(r) if r < ROUNDS // 2 else begin_b(r) }}
+        {%- endfor %}
+    {%- endif %}
+{% endmacro %}
+{#- Goes on to the next tile of k. #}
+{% macro advance_all() %}
+        k0 += DEPTH;
+        {%- for r in range(ROUNDS) %}
+        at{{ r }} += advance{{ r }};
+        {%- endfor %}
+        if (k0 < k_end) {
+            {{- load_all() }}
+        }
 {% endmacro %}

@@ -1,6 +1,8 @@
 // The products of pieces of k, f32 [pieces][m][n / 4 vectors, rounded up], to be added up in order: for few tiles and long k.
 @group(0) @binding(3) var<storage, read_write> partial: array<vec4<f32>>;
 
+fn begin_rows(m: u32, n: u32, lane: u32) {}
+
 fn write_rows(piece: u32, m: u32, n: u32, lane: u32) {
     let width = (p.n + 3u) / 4u;
     for (var i = lane; i < ROWS * WIDTH; i += LANES) {

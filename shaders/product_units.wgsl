@@ -2,12 +2,17 @@
 go (`write_rows`). Both operands have 16 bits and are multiplied by a power of two that brings their largest number to 2^14,
 so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for all that is not much smaller. #}
 {%- set T = UNITS %}
-{%- set SUBGROUPS = 256 // SUBGROUP %}
+{%- set SUBGROUPS = LANES // SUBGROUP %}
 {%- set SUBGROUPS_M = 1 if SUBGROUPS == 2 else 2 if SUBGROUPS <= 8 else 4 %}
 {%- set SUBGROUPS_N = SUBGROUPS // SUBGROUPS_M %}
 {%- set TALL = TILE // SUBGROUPS_M %}
 {%- set WIDE = TILE // SUBGROUPS_N %}
 {%- set PER = 4 if VECTOR_MEMORY else 1 %}
+{#- Tiles lie along k, [m][k] and [n][k], or as the operand is stored: [k][m] and [k][n]. #}
+{%- set A_ALONG_K = TURN or not TN %}
+{%- set B_ALONG_K = TURN or NT %}
+{%- set A_LINE = DEPTH + 8 if A_ALONG_K else TILE + 8 %}
+{%- set B_LINE = DEPTH + 8 if B_ALONG_K else TILE + 8 %}
 alias MatrixA = coop_mat{{ T }}x{{ T }}<f16, A>;
 alias MatrixB = coop_mat{{ T }}x{{ T }}<f16, B>;
 alias MatrixC = coop_mat{{ T }}x{{ T }}<f32, C>;
@@ -15,12 +20,10 @@ alias MatrixC = coop_mat{{ T }}x{{ T }}<f32, C>;
 // A workgroup makes a tile of TILE x TILE sums over a piece of k, each subgroup its fragments of it.
 // Rows that workgroup memory holds at a time at the end.
 const ROWS: u32 = 16u;
-// f16 from one row of an operand's tile to the next: padded against bank conflicts.
-const LINE: u32 = DEPTH + 8u;
 
-// [m][k] and [n][k], so that what a thread has of a fragment lies together; then rows of sums.
-var<workgroup> a_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, TILE * LINE / {{ PER }}u>;
-var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, TILE * LINE / {{ PER }}u>;
+// Lines are padded by 8 against bank conflicts. TURN: what a thread has of a fragment must lie together, along k.
+var<workgroup> a_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if A_ALONG_K else DEPTH) * A_LINE // PER }}>;
+var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if B_ALONG_K else DEPTH) * B_LINE // PER }}>;
 var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, ROWS * TILE / {{ PER }}u>;
 
 // The largest finite magnitudes of ranges of a and of b, from the kernel `magnitude`.
@@ -40,10 +43,10 @@ fn k_along_k(t: u32) -> u32 {
     return 8u * (t % 4u);
 }
 fn row_along_rows(t: u32) -> u32 {
-    return 8u * (t / 8u);
+    return 8u * ({{ "t / 8u" if TURN else "t % (TILE / 8u)" }});
 }
 fn k_along_rows(t: u32) -> u32 {
-    return 4u * (t % 8u);
+    return {{ "4u * (t % 8u)" if TURN else "t / (TILE / 8u)" }};
 }
 
 {% macro stage(x, type) %}
@@ -57,9 +60,8 @@ fn {{ x }}_half(x: u32, y: u32, scale: f32) -> vec4<f16> {
 {%- endif %}
 }
 
-// Puts four neighbours along k into the tile.
-fn {{ x }}_keep(row: u32, k: u32, value: vec4<f16>) {
-    let at = row * LINE + k;
+// Puts four neighbours into the tile.
+fn {{ x }}_keep(at: u32, value: vec4<f16>) {
 {%- if VECTOR_MEMORY %}
     {{ x }}_tile[at / 4u] = value;
 {%- else %}
@@ -72,25 +74,32 @@ fn {{ x }}_keep(row: u32, k: u32, value: vec4<f16>) {
 {{ stage("a", TYPE_A) }}
 {{ stage("b", TYPE_B) }}
 
-{#- Puts what was loaded into the tile; where k is not the stored column, blocks of 4 k x 8 rows are turned. #}
-{% macro keep(x, along_k) %}
-    {%- if along_k %}
+{#- Puts what was loaded in round r into the tile; where it is turned, in blocks of 4 k x 8 rows. #}
+{% macro keep(x, along_k, line, r) %}
+    {%- if along_k or not TURN %}
         {%- for g in range(4) %}
-            {{ x }}_keep(t_row + {{ g * ROW_STEP }}u, t_k, {{ x }}_half(g{{ g }}.x, g{{ g }}.y, scale));
-            {{ x }}_keep(t_row + {{ g * ROW_STEP }}u, t_k + 4u, {{ x }}_half(g{{ g }}.z, g{{ g }}.w, scale));
+            {%- if along_k %}
+            let to{{ r }}_{{ g }} = (t_row{{ r }} + {{ g * ROW_STEP }}u) * {{ line }}u + t_k{{ r }};
+            {%- else %}
+            let to{{ r }}_{{ g }} = (t_k{{ r }} + {{ g * K_STEP }}u) * {{ line }}u + t_row{{ r }};
+            {%- endif %}
+            {{ x }}_keep(to{{ r }}_{{ g }}, {{ x }}_half(g{{ r }}_{{ g }}.x, g{{ r }}_{{ g }}.y, {{ x }}_scale));
+            {{ x }}_keep(to{{ r }}_{{ g }} + 4u, {{ x }}_half(g{{ r }}_{{ g }}.z, g{{ r }}_{{ g }}.w, {{ x }}_scale));
         {%- endfor %}
     {%- else %}
         {%- for pair in ["x, y", "z, w"] %}
             {%- set half = loop.index0 %}
             {%- for g in range(4) %}
-            let h{{ half }}_{{ g }} = {{ x }}_half(g{{ g }}.{{ pair[0:1] }}, g{{ g }}.{{ pair[3:4] }}, scale);
+            let h{{ r }}_{{ half }}_{{ g }} = {{ x }}_half(g{{ r }}_{{ g }}.{{ pair[0:1] }}, g{{ r }}_{{ g }}.{{ pair[3:4] }}, {{ x }}_scale);
             {%- endfor %}
             {%- for e in ["x", "y", "z", "w"] %}
-            {{ x }}_keep(t_row + {{ 4 * half + loop.index0 }}u, t_k, vec4<f16>({% for g in range(4) %}h{{ half }}_{{ g }}.{{ e }}{{ ", " if not loop.last }}{% endfor %}));
+            {{ x }}_keep((t_row{{ r }} + {{ 4 * half + loop.index0 }}u) * {{ line }}u + t_k{{ r }}, vec4<f16>({% for g in range(4) %}h{{ r }}_{{ half }}_{{ g }}.{{ e }}{{ ", " if not loop.last }}{% endfor %}));
             {%- endfor %}
         {%- endfor %}
     {%- endif %}
 {% endmacro %}
+{% macro keep_a(r) %}{{ keep("a", not TN, A_LINE, r) }}{% endmacro %}
+{% macro keep_b(r) %}{{ keep("b", NT, B_LINE, r) }}{% endmacro %}
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -98,52 +107,54 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup_id: u32,
 ) {
-    {{- begin_both() }}
+    {{- begin_all() }}
     // On a device whose subgroups are smaller than expected results are wrong, which the test at its opening sees; no index
     // goes astray.
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let first_m = subgroup / {{ SUBGROUPS_N }}u * {{ TALL }}u;
     let first_n = subgroup % {{ SUBGROUPS_N }}u * {{ WIDE }}u;
-    var a_magnitude = 0.0;
-    if (lane < p.a_magnitudes) {
-        a_magnitude = a_magnitudes[lane];
+    {%- for x in ["a", "b"] %}
+    var {{ x }}_magnitude = 0.0;
+    for (var i = lane; i < p.{{ x }}_magnitudes; i += LANES) {
+        {{ x }}_magnitude = max({{ x }}_magnitude, {{ x }}_magnitudes[i]);
     }
-    var b_magnitude = 0.0;
-    if (lane < p.b_magnitudes) {
-        b_magnitude = b_magnitudes[lane];
-    }
-    let a_exponent = exponent_for(max_lanes(lane, a_magnitude), 0);
-    let b_exponent = exponent_for(max_lanes(lane, b_magnitude), 0);
-    let scale = power_of_two(select(b_exponent, a_exponent, loads_a));
+    let {{ x }}_exponent = exponent_for(max_lanes(lane, {{ x }}_magnitude), 0);
+    let {{ x }}_scale = power_of_two({{ x }}_exponent);
+    {%- endfor %}
     {%- for i in range(TALL // T) %}
         {%- for j in range(WIDE // T) %}
     var c{{ i }}_{{ j }}: MatrixC;
         {%- endfor %}
     {%- endfor %}
-    let from_a = first_m * LINE / {{ PER }}u;
-    let from_b = first_n * LINE / {{ PER }}u;
-    let line = LINE / {{ PER }}u;
-    {{ load_both() }}
+    let from_a = first_m{{ " * " ~ A_LINE ~ "u" if A_ALONG_K }} / {{ PER }}u;
+    let from_b = first_n{{ " * " ~ B_LINE ~ "u" if B_ALONG_K }} / {{ PER }}u;
+    let a_line = {{ A_LINE // PER }}u;
+    let b_line = {{ B_LINE // PER }}u;
+    {{ load_all() }}
     loop {
+        {%- if ROUNDS == 1 %}
         if (loads_a) {
-            {{- keep("a", not TN) }}
+            {{- keep_a(0) }}
         } else if (loads_b) {
-            {{- keep("b", NT) }}
+            {{- keep_b(0) }}
         }
+        {%- else %}
+            {%- for r in range(ROUNDS) %}
+                {{- keep_a(r) if r < ROUNDS // 2 else keep_b(r) }}
+            {%- endfor %}
+        {%- endif %}
         workgroupBarrier();
         // The next tile comes while this one is multiplied.
-        k0 += DEPTH;
-        at += advance;
-        if (k0 < k_end) {
-            {{- load_both() }}
-        }
+        {{- advance_all() }}
         {%- for k in range(0, DEPTH, T) %}
         {
             {%- for i in range(TALL // T) %}
-            let a{{ i }} = coopLoadT<MatrixA>(&a_tile[from_a + {{ (i * T * (DEPTH + 8) + k) // PER }}u], line);
+                {%- set at = (i * T * A_LINE + k if A_ALONG_K else k * A_LINE + i * T) // PER %}
+            let a{{ i }} = {{ "coopLoadT" if A_ALONG_K else "coopLoad" }}<MatrixA>(&a_tile[from_a + {{ at }}u], a_line);
             {%- endfor %}
             {%- for j in range(WIDE // T) %}
-            let b{{ j }} = coopLoad<MatrixB>(&b_tile[from_b + {{ (j * T * (DEPTH + 8) + k) // PER }}u], line);
+                {%- set at = (j * T * B_LINE + k if B_ALONG_K else k * B_LINE + j * T) // PER %}
+            let b{{ j }} = {{ "coopLoad" if B_ALONG_K else "coopLoadT" }}<MatrixB>(&b_tile[from_b + {{ at }}u], b_line);
                 {%- for i in range(TALL // T) %}
             c{{ i }}_{{ j }} = coopMultiplyAdd(a{{ i }}, b{{ j }}, c{{ i }}_{{ j }});
                 {%- endfor %}
@@ -155,6 +166,7 @@ fn main(
         }
         workgroupBarrier();
     }
+    begin_rows(m0, n0, lane);
     // In two factors, each of which is a number; what they make together may be none.
     let exponent = -(a_exponent + b_exponent);
     let low = power_of_two(exponent / 2);

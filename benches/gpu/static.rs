@@ -4,7 +4,7 @@
 use ash::{khr, vk};
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use sparta_kernels::Kernel;
+use sparta_kernels::{Kernel, MatrixUnits};
 use std::error::Error;
 use std::ffi::{CStr, c_char};
 
@@ -17,6 +17,9 @@ const COLUMNS: [(&str, &str); 6] = [
     ("LDS B", "LDS size"),
     ("waves per SIMD", "Subgroups per SIMD"),
 ];
+/// Those of the card.
+const UNITS: MatrixUnits =
+    MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true, memory: MatrixUnits::MEMORY };
 /// Bindings 0 and 9 are uniform, those between are storage.
 const BINDINGS: u32 = 10;
 
@@ -39,11 +42,11 @@ fn kernels() -> Vec<(String, Kernel)> {
     let output = [("TYPE_C", 1), ("BIAS", 0), ("RESIDUAL", 0)];
     for (types, [a, b]) in [("f32 x f32", [0, 0]), ("bf16 x bf16", [1, 1])] {
         for (layout, code) in [("NT", 0), ("NN", 1), ("TN", 2)] {
-            let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code), ("VECTORS", 1)];
-            let units = [("UNITS", 16), ("SUBGROUP", 64), ("VECTOR_MEMORY", 1)];
+            let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code)];
+            let units = UNITS.constants();
             for blocks in [1, 2] {
-                for units in [&units[..0], &units[..]].iter().filter(|units| units.is_empty() || a == 1) {
-                    let on = if units.is_empty() { "" } else { ", matrix units" };
+                for units in [&[("VECTORS", 1)], &units[..]].iter().filter(|units| units.len() == 1 || a == 1) {
+                    let on = if units.len() == 1 { "" } else { ", matrix units" };
                     let tile = 64 * blocks;
                     let constants = [&operands[..], units, &[("BLOCKS", blocks)]].concat();
                     let label = |name: &str| format!("{name} {layout} {types}, {tile} x {tile}{on}");
@@ -77,9 +80,10 @@ fn kernels() -> Vec<(String, Kernel)> {
     ];
     for head_dim in [64, 256] {
         for (kind, sum) in (0..).zip(["log-sum-exp", "o", "dq", "dk", "dv"]) {
-            let units = [("LANES", 256), ("UNITS", 16), ("SUBGROUP", 64), ("VECTOR_MEMORY", 1), ("OTHERS", 64)];
-            let op = [("DEPTH", 32), ("KIND", kind), ("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0), ("Y", 1)];
-            let kernel = Kernel { name: "attention_units", constants: [&units[..], &op].concat() };
+            let tile = [("OTHERS", 64), ("DEPTH", 32), ("KIND", kind), ("Y", 1)];
+            let op = [("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0)];
+            let constants = [&UNITS.constants()[..], &tile, &op].concat();
+            let kernel = Kernel { name: "attention_units", constants };
             all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
         }
     }

@@ -123,10 +123,10 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
 /// The devices to measure, in the order in which they are listed.
 fn choose<'a>(args: &BenchArgs, found: &'a Devices) -> Result<Vec<&'a DeviceInfo>> {
     match args.device.as_deref() {
-        Some("all") => Ok(found.list().collect()),
+        Some("all") => Ok(found.distinct().collect()),
         Some(wanted) => Ok(vec![found.select(wanted)?]),
         None => {
-            let chosen: Vec<_> = found.list().filter(|info| info.kind != DeviceKind::SoftwareGpu).collect();
+            let chosen: Vec<_> = found.distinct().filter(|info| info.kind != DeviceKind::SoftwareGpu).collect();
             if chosen.is_empty() { Err(Error::Usage("there is no device to measure".into())) } else { Ok(chosen) }
         }
     }

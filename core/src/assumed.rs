@@ -12,6 +12,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         id: "assumed".into(),
         name: format!("a device with {text}"),
         kind: DeviceKind::DiscreteGpu,
+        card: None,
         driver: String::new(),
         memory: None,
         max_buffer: 0,

@@ -66,6 +66,20 @@ impl Devices {
         self.answers().filter_map(|(_, answer)| answer.as_ref().ok()).flatten()
     }
 
+    /// Each card once: where two backends list it, as the one has it that multiplies 16-bit floats in hardware, else as the
+    /// later one, a plugin's rather than the host's own.
+    pub fn distinct(&self) -> impl Iterator<Item = &DeviceInfo> {
+        let listed: Vec<&DeviceInfo> = self.list().collect();
+        let suits = |(i, device): (usize, &DeviceInfo)| (!device.products.is_empty(), i);
+        let best = |i: usize| {
+            let same = |other: &DeviceInfo| other.card.is_some() && other.card == listed[i].card;
+            let mut others = listed.iter().enumerate().filter(|(_, other)| same(other));
+            others.all(|(j, other)| suits((j, other)) <= suits((i, listed[i])))
+        };
+        let kept: Vec<&DeviceInfo> = (0..listed.len()).filter(|&i| best(i)).map(|i| listed[i]).collect();
+        kept.into_iter()
+    }
+
     /// The backends that cannot list their devices, and why.
     pub fn failures(&self) -> impl Iterator<Item = (&str, &BackendError)> {
         self.answers().filter_map(|(provider, answer)| Some((provider.name(), answer.as_ref().err()?)))
@@ -75,20 +89,27 @@ impl Devices {
     /// name of one device.
     ///
     /// `auto` is a discrete GPU, else an integrated one, else the CPU. A backend's name is its best device; a software
-    /// GPU only where the backend has no other. Of equal devices the one with the most memory wins, then the first.
+    /// GPU only where the backend has no other. Of equal devices the one with the most memory wins, then the first. A card
+    /// that two backends list is one device to `auto` and to parts of names ([`Devices::distinct`]).
     ///
-    /// Errors list what there is: an unknown or ambiguous name, a backend that is not installed or has no device.
+    /// Errors list what there is: an unknown or ambiguous name, a backend that is not installed or has no device, and why.
     pub fn select(&self, wanted: &str) -> Result<&DeviceInfo> {
         if wanted == "auto" {
             let automatic = |device: &&DeviceInfo| {
                 matches!(device.kind, DeviceKind::DiscreteGpu | DeviceKind::IntegratedGpu | DeviceKind::Cpu)
             };
-            return best(self.list().filter(automatic))
+            return best(self.distinct().filter(automatic))
                 .ok_or_else(|| self.error("no device for `--device auto`, which takes a GPU or the CPU".into()));
         }
         let backend = wanted.split(':').next().unwrap_or_default().to_ascii_lowercase();
         if let Some((provider, answer)) = self.providers.iter().find(|(provider, _)| provider.name() == backend) {
             let own = || answer.get_or_init(|| provider.devices()).iter().flatten();
+            if own().next().is_none() && answer.get().is_some_and(Answer::is_ok) {
+                // A backend lists no device where it has no driver, and says so where one is to be opened.
+                let why = provider.open(wanted).err().map(|error| error.to_string());
+                let why = why.unwrap_or_else(|| format!("there is no device `{wanted}`"));
+                return Err(self.error(why));
+            }
             return own()
                 .find(|device| device.id.eq_ignore_ascii_case(wanted))
                 .or_else(|| best(own()).filter(|_| !wanted.contains(':')))
@@ -105,7 +126,7 @@ impl Devices {
     fn by_name(&self, part: &str) -> Result<&DeviceInfo> {
         let part_lower = part.to_lowercase();
         let matches: Vec<&DeviceInfo> =
-            self.list().filter(|device| device.name.to_lowercase().contains(&part_lower)).collect();
+            self.distinct().filter(|device| device.name.to_lowercase().contains(&part_lower)).collect();
         match matches[..] {
             [device] if !part.trim().is_empty() => Ok(device),
             [] => Err(self.error(format!("no device has the id `{part}` or a name with `{part}` in it"))),
@@ -157,6 +178,7 @@ fn best<'a>(devices: impl Iterator<Item = &'a DeviceInfo>) -> Option<&'a DeviceI
 mod tests {
     use super::*;
     use DeviceKind::*;
+    use sparta_graph::DType;
 
     struct Fake(&'static str, Vec<DeviceInfo>);
 
@@ -167,7 +189,7 @@ mod tests {
 
         fn devices(&self) -> std::result::Result<Vec<DeviceInfo>, BackendError> {
             assert_ne!(self.0, "broken", "a backend is asked although another was meant");
-            if self.1.is_empty() {
+            if self.1.is_empty() && self.0 != "cuda" {
                 return Err(BackendError::Other { device: self.0.into(), reason: "no driver".into() });
             }
             Ok(self.1.clone())
@@ -184,13 +206,14 @@ mod tests {
             id: id.into(),
             name: name.into(),
             kind,
+            card: None,
             driver: String::new(),
             memory,
             max_buffer: 1 << 31,
             max_binding: None,
             segments: false,
             in_place: true,
-            activations: vec![sparta_graph::DType::F32],
+            activations: vec![DType::F32],
             products: vec![],
             multiplier: None,
             sampled_cost: None,
@@ -260,6 +283,44 @@ mod tests {
             message.contains("there is no device `wgpu`") && message.contains("wgpu: wgpu: no driver"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_backend_without_devices_is_asked_why() {
+        let devices = Devices::new(vec![Box::new(Fake("cuda", Vec::new())), Box::new(cpu())]);
+        for wanted in ["cuda", "cuda:1"] {
+            let message = picked(&devices, wanted);
+            assert!(message.starts_with(&format!("{wanted}: opened by cuda. Devices here:\n  cpu")), "{message}");
+        }
+        assert_eq!(picked(&devices, "auto"), "cpu");
+    }
+
+    #[test]
+    fn a_card_of_two_backends_is_one_device() {
+        let card = |id, place: &str, products: &[DType]| DeviceInfo {
+            card: Some(place.into()),
+            products: products.to_vec(),
+            ..device(id, "H100", DiscreteGpu, Some(if id == "wgpu:1" { 81 } else { 80 }))
+        };
+        let both = |ours: &[DType], theirs: &[DType]| {
+            let own = vec![card("wgpu:0", "0000:01:00.0", theirs), card("wgpu:1", "0000:02:00.0", theirs)];
+            let plugin = vec![card("cuda:0", "0000:02:00.0", ours), card("cuda:1", "0000:03:00.0", ours)];
+            Devices::new(vec![Box::new(Fake("wgpu", own)), Box::new(cpu()), Box::new(Fake("cuda", plugin))])
+        };
+        let (bf16, f16) = ([DType::BF16], [DType::F16]);
+        let ids = |devices: &Devices| devices.distinct().map(|d| d.id.clone()).collect::<Vec<_>>().join(" ");
+        assert_eq!(ids(&both(&bf16, &f16)), "wgpu:0 cpu cuda:0 cuda:1");
+        assert_eq!(ids(&both(&[], &f16)), "wgpu:0 wgpu:1 cpu cuda:1", "a backend that lacks a library");
+        assert_eq!(ids(&both(&[], &[])), "wgpu:0 cpu cuda:0 cuda:1");
+        assert_eq!(both(&bf16, &f16).list().count(), 5, "what is listed is all");
+        let one = |id, name, ours: &[DType]| {
+            let card = card(id, "0000:01:00.0", ours);
+            Fake(name, vec![card])
+        };
+        let one = Devices::new(vec![Box::new(one("wgpu:0", "wgpu", &f16)), Box::new(one("cuda:0", "cuda", &bf16))]);
+        for (wanted, id) in [("auto", "cuda:0"), ("h100", "cuda:0"), ("wgpu", "wgpu:0"), ("wgpu:0", "wgpu:0")] {
+            assert_eq!(picked(&one, wanted), id);
+        }
     }
 
     #[test]

@@ -46,6 +46,10 @@ pub struct DeviceInfo {
     pub id: String,
     pub name: String,
     pub kind: DeviceKind,
+    /// Where the card is, `0000:01:00.0` on a PCI bus: a card that two backends list is there twice. `None` where the driver
+    /// does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<String>,
     /// API and driver with their versions.
     pub driver: String,
     /// Bytes of memory the device can give to one process, where the driver tells.

@@ -18,5 +18,5 @@ mod source;
 #[cfg(test)]
 mod portable;
 
-pub use lower::{Bounds, Dispatch, Lowered, MatrixUnits, Memory, Step, View, check, lower, sampled_cost};
+pub use lower::{Bounds, Dispatch, Lowered, MatrixUnits, Memory, Step, View, check, lower, parts, sampled_cost};
 pub use source::{Constants, Kernel, LANES, RNG_BINDING};

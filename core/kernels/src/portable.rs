@@ -1,6 +1,7 @@
 //! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
 //! translates to the languages of all three interfaces.
 
+use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -103,17 +104,19 @@ fn every_shader_is_portable() {
 /// where Metal has the size.
 #[test]
 fn products_on_matrix_units_are_valid() {
-    for (size, subgroup, vectors) in [(8, 8, 1), (8, 32, 0), (16, 32, 1), (16, 64, 1)] {
+    let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];
+    for (size, subgroup, vectors, turn) in all {
+        let units = MatrixUnits { size, subgroup, vectors, turn, memory: MatrixUnits::MEMORY };
         for i in 0..12 {
             let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
             let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];
-            constants.extend([("VECTORS", 1), ("UNITS", size), ("SUBGROUP", subgroup), ("VECTOR_MEMORY", vectors)]);
+            constants.extend(units.constants());
             for name in ["linear", "product_partial", "sampled_grad_tiled"] {
                 let output = [("TYPE_C", types), ("BIAS", 0), ("RESIDUAL", 1)];
                 let constants = [&constants[..], if name == "linear" { &output } else { &[] }].concat();
                 let what = format!("{name} {constants:?}");
                 let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
-                check_units(&text, vectors == 0, &what);
+                check_units(&text, !vectors, &what);
             }
         }
     }
@@ -122,9 +125,15 @@ fn products_on_matrix_units_are_valid() {
 /// Attention on matrix units, as [`products_on_matrix_units_are_valid`].
 #[test]
 fn attention_on_matrix_units_is_valid() {
-    for (units, subgroup, lanes, vectors) in
-        [(8, 8, 256, 1), (8, 16, 256, 1), (8, 32, 256, 0), (16, 16, 128, 1), (16, 32, 256, 1), (16, 64, 256, 1)]
-    {
+    for (units, subgroup, lanes, vectors) in [
+        (8, 8, 128, 1),
+        (8, 8, 256, 1),
+        (8, 32, 128, 0),
+        (16, 32, 128, 1),
+        (16, 16, 128, 1),
+        (16, 32, 256, 1),
+        (16, 64, 256, 1),
+    ] {
         let shared = [("LANES", lanes), ("UNITS", units), ("SUBGROUP", subgroup), ("VECTOR_MEMORY", vectors)];
         for (i, head_dim) in [(0, 5), (1, 64), (2, 80), (3, 256)] {
             let mut kernels = vec![("attention_half", vec![("X", 1), ("D_O", i % 2)])];

@@ -80,6 +80,7 @@ mod tests {
             id: "cpu".into(),
             name: "Some CPU".into(),
             kind: DeviceKind::Cpu,
+            card: None,
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 31,

@@ -250,6 +250,7 @@ fn memory_info() -> DeviceInfo {
         id: "memory".into(),
         name: "Memory".into(),
         kind: DeviceKind::Other,
+        card: None,
         driver: "none".into(),
         memory: Some(1 << 40),
         max_buffer: u64::MAX,

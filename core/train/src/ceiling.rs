@@ -4,8 +4,8 @@ use crate::Result;
 use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{Accumulate, Layout, Linear, Store};
 use sparta_graph::plan::External;
-use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Plan};
-use std::time::Duration;
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceKind, Graph, Plan};
+use std::time::{Duration, Instant};
 
 /// The most that a device was seen to reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,6 +32,8 @@ const LONG: Duration = Duration::from_millis(20);
 const LENGTHS: [usize; 6] = [1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
 /// Runs of each, of which the fastest counts.
 const RUNS: usize = 6;
+/// What a card does before it is timed: its clock falls while it waits, and rises only after some work.
+const WARM_UP: Duration = Duration::from_millis(200);
 
 impl Ceiling {
     /// Measures on the device, where it takes up to 192 MiB, and some tenths of a second on a CPU. What does not fit
@@ -161,6 +163,10 @@ fn best_time_in(
         device.write(buffer, 0, &data(external))?;
     }
     let id = device.prepare(plan, &buffers[externals.len()..], &externals)?;
+    let start = Instant::now();
+    while !matches!(device.info().kind, DeviceKind::Cpu | DeviceKind::SoftwareGpu) && start.elapsed() < WARM_UP {
+        device.run_profiled(id)?;
+    }
     let runs = (0..RUNS).map(|_| Ok(device.run_profiled(id)?.iter().sum::<Duration>()));
     let times: std::result::Result<Vec<Duration>, BackendError> = runs.collect();
     device.release(id);

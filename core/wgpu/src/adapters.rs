@@ -9,6 +9,9 @@ const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::ME
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
+/// NVIDIA's number among the vendors of PCI devices.
+const NVIDIA: u32 = 0x10de;
+
 /// An adapter as its driver reports it.
 #[derive(Clone, Debug)]
 pub struct Adapter {
@@ -103,6 +106,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             id: format!("wgpu:{index}"),
             name: info.name.clone(),
             kind: kind(info.device_type),
+            card: Some(info.device_pci_bus_id.clone()).filter(|card| !card.is_empty()),
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),
             memory: match kind(info.device_type) {
                 DeviceKind::SoftwareGpu => memory(adapter).into_iter().chain(sparta_plugin::host_memory()).min(),
@@ -164,12 +168,13 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
         offered.iter().any(|c| [c.m_size, c.n_size, c.k_size] == [size; 3] && (c.ab_type, c.cr_type) == half_to_single)
     };
     let vectors = info.backend != wgpu::Backend::Metal;
+    let turn = info.vendor != NVIDIA;
     let subgroups = (3..=7).rev().map(|log| 1 << log);
     let subgroups = subgroups.filter(|size| (info.subgroup_min_size..=info.subgroup_max_size).contains(size));
     let all = [16, 8]
         .into_iter()
         .filter(|&size| offers(size))
-        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, memory }));
+        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn, memory }));
     all.filter(MatrixUnits::fit).collect()
 }
 
@@ -251,6 +256,7 @@ mod tests {
             id,
             name: name.into(),
             kind,
+            card: None,
             driver: String::new(),
             memory: None,
             max_buffer: 1 << 28,

@@ -13,6 +13,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         id: DEVICE.into(),
         name: name().unwrap_or_else(|| format!("{} CPU", std::env::consts::ARCH)),
         kind: DeviceKind::Cpu,
+        card: None,
         driver: format!("gemm, {threads} thread{plural}, {}", simd::isa().name()),
         memory,
         max_buffer: memory.unwrap_or(isize::MAX as u64),

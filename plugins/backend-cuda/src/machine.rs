@@ -100,6 +100,16 @@ pub enum Failure {
     Other(String),
 }
 
+impl Failure {
+    /// What failed, for people.
+    pub fn reason(&self) -> String {
+        match self {
+            Failure::OutOfMemory { bytes } => format!("no memory for {bytes} bytes"),
+            Failure::Lost(reason) | Failure::Other(reason) => reason.clone(),
+        }
+    }
+}
+
 /// A kernel that is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId(pub usize);

@@ -127,14 +127,12 @@ impl Lowering<'_> {
             Kind::Dq => (false, 6),
             Kind::Dk | Kind::Dv => (true, 6),
         };
-        // No more subgroups than a tile of scores has fragments.
-        let lanes = LANES.min(TILE as u32 * 32 / units.size.pow(2) * units.subgroup);
+        let lanes = lanes(op, units, kind);
         let others = if units.memory >= SQUARE { 64 } else { 32 };
         let mut constants = variant(op).to_vec();
         constants.extend([("LANES", lanes), ("UNITS", units.size), ("SUBGROUP", units.subgroup)]);
-        constants.extend([("VECTOR_MEMORY", u32::from(units.vectors)), ("KIND", kind as u32)]);
-        constants.extend([("OTHERS", others), ("DEPTH", DEPTH)]);
-        constants.push(("Y", target.map_or(0, |target| code(target.dtype))));
+        constants.extend([("VECTOR_MEMORY", u32::from(units.vectors)), ("OTHERS", others), ("DEPTH", DEPTH)]);
+        constants.extend([("KIND", kind as u32), ("Y", target.map_or(0, |target| code(target.dtype)))]);
         let mut bindings = vec![halves.values, halves.exponents, spans, terms];
         bindings.extend(target.map(|target| target.view));
         let rng = self.call.inputs.get(rng_at).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
@@ -143,6 +141,13 @@ impl Lowering<'_> {
         self.push("attention_units", &constants, &params, &bindings).rng(rng).groups(groups);
         Ok(())
     }
+}
+
+/// Threads of a workgroup: as few as have the registers, and no more subgroups than a tile of scores has fragments.
+fn lanes(op: &Attention, units: &MatrixUnits, kind: Kind) -> u32 {
+    let large = matches!(kind, Kind::Dq | Kind::Dk) && op.head_dim > 128;
+    let most = TILE as u32 * 32 / units.size.pow(2) * units.subgroup;
+    most.min(if large { LANES } else { units.lanes() })
 }
 
 /// Columns of a head as f16.

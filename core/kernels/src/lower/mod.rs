@@ -18,7 +18,9 @@ mod product;
 mod rows;
 mod sparse;
 
-use crate::source::{Kernel, LANES};
+pub use parts::parts;
+
+use crate::source::{Constants, Kernel, LANES};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, DType, DeviceInfo, DeviceKind, Op, Operand, Place, Plan, SampledCost};
 use std::fmt;
@@ -114,6 +116,9 @@ pub struct MatrixUnits {
     pub vectors: bool,
     /// Bytes of workgroup memory that a kernel may take.
     pub memory: u32,
+    /// Whether tiles must lie along k in workgroup memory, so that operands stored otherwise are turned on the way in: other
+    /// compilers than NVIDIA's load such fragments element by element.
+    pub turn: bool,
 }
 
 impl fmt::Display for MatrixUnits {
@@ -126,6 +131,19 @@ impl MatrixUnits {
     /// Bytes of workgroup memory that kernels on matrix units take, at least and at most.
     pub const MEMORY: u32 = 30 << 10;
     pub const MOST_MEMORY: u32 = 47 << 10;
+
+    /// Threads of a workgroup that makes a tile: as few as have the registers, for then each subgroup multiplies the largest
+    /// part of it, and loads the fewest fragments for that.
+    pub fn lanes(&self) -> u32 {
+        if self.subgroup <= 32 { 128 } else { 256 }
+    }
+
+    /// Those of a product's kernel.
+    pub fn constants(&self) -> Constants {
+        let [vectors, turn] = [self.vectors, self.turn].map(u32::from);
+        let sizes = [("UNITS", self.size), ("SUBGROUP", self.subgroup), ("LANES", self.lanes())];
+        [&sizes[..], &[("VECTORS", 1), ("VECTOR_MEMORY", vectors), ("TURN", turn)]].concat()
+    }
 
     /// Whether tiles can be shared out among subgroups of this size.
     pub fn fit(&self) -> bool {

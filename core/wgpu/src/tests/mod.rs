@@ -181,8 +181,12 @@ struct Bench {
 fn bench() -> Option<Bench> {
     let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let backends = [None, Some(LOW)].map(open);
-    let backends: Option<Vec<WgpuBackend>> = backends.into_iter().collect();
-    backends.map(|backends| Bench { backends, _guard: guard })
+    let mut backends: Vec<WgpuBackend> = backends.into_iter().collect::<Option<_>>()?;
+    // Tiles on matrix units both ways.
+    for (i, backend) in backends.iter_mut().enumerate() {
+        backend.bounds.units.iter_mut().for_each(|units| units.turn = i == 0);
+    }
+    Some(Bench { backends, _guard: guard })
 }
 
 impl Bench {

@@ -1,0 +1,381 @@
+//! A GPU: the driver's memory and queue, kernels from NVRTC, products of cuBLASLt.
+
+mod driver;
+mod product;
+#[cfg(all(test, unix))]
+mod tests;
+mod transfer;
+
+pub use driver::{Card, Driver, NoDriver};
+
+use crate::compile::{Cache, Compiler};
+use crate::libraries::Search;
+use crate::machine::{
+    Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading, Threads,
+};
+use driver::{Context, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
+use product::{CublasLt, Products};
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use std::ffi::CString;
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+use transfer::{Downloads, Upload};
+
+/// The machine's cards, and the libraries that work on them.
+pub struct Tools {
+    pub cards: Vec<Card>,
+    driver: Arc<Driver>,
+    compiler: Arc<Compiler>,
+    /// Or why there is none.
+    products: Result<Arc<CublasLt>, String>,
+    cache: Cache,
+}
+
+impl Tools {
+    /// Loads the libraries. Makes no context on any card.
+    ///
+    /// Errors: no driver or no card; a library that is missing beside the driver, and how to get it.
+    pub fn load(search: &Search, cache: Cache) -> Result<Tools, NoDriver> {
+        let driver = Driver::start(search)?;
+        let cards = driver.cards()?;
+        if cards.is_empty() {
+            return Err(NoDriver::Absent(format!("{} finds no card", driver.title())));
+        }
+        let compiler = Compiler::open(search, driver.major());
+        let compiler = compiler.map_err(|why| NoDriver::Broken(format!("{} is here, but {why}", driver.title())))?;
+        let products = CublasLt::open(search, driver.major()).map(Arc::new);
+        Ok(Tools { cards, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
+    }
+
+    /// What `devices` says of a card.
+    pub fn info(&self, card: &Card) -> DeviceInfo {
+        let tensor_cores = card.capability >= (8, 0) && self.products.is_ok();
+        let products = match &self.products {
+            Ok(library) => library.title(),
+            Err(reason) => format!("products are slow, as {reason}"),
+        };
+        DeviceInfo {
+            id: format!("cuda:{}", card.ordinal),
+            name: card.name.clone(),
+            kind: if card.integrated { DeviceKind::IntegratedGpu } else { DeviceKind::DiscreteGpu },
+            card: card.place.clone(),
+            driver: format!("{}, {}, {products}", self.driver.title(), self.compiler.title()),
+            memory: Some(card.memory),
+            max_buffer: card.memory,
+            max_binding: Some(MAX_BINDING),
+            segments: true,
+            in_place: true,
+            activations: vec![DType::F32, DType::BF16],
+            products: if tensor_cores { vec![DType::BF16] } else { vec![] },
+            multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
+            sampled_cost: None,
+        }
+    }
+}
+
+/// A context on a card. Everything that is made in it goes with it, and what breaks it breaks no other.
+pub struct Session {
+    pub driver: Arc<Driver>,
+    context: Context,
+    pub stream: Stream,
+}
+
+impl Session {
+    fn open(driver: &Arc<Driver>, card: &Card) -> Result<Session, Failure> {
+        let (mut device, mut context) = (0, ptr::null_mut());
+        // SAFETY: the pointers are to live locals.
+        unsafe {
+            driver.check("cuDeviceGet", (driver.functions.cuDeviceGet)(&mut device, card.ordinal))?;
+            driver.check("cuCtxCreate", (driver.functions.cuCtxCreate_v2)(&mut context, 0, device))?;
+        }
+        let mut session = Session { driver: driver.clone(), context, stream: ptr::null_mut() };
+        // SAFETY: the context is current to this thread now; the pointer is to a live field.
+        let made = unsafe { (driver.functions.cuStreamCreate)(&mut session.stream, driver::STREAM_NON_BLOCKING) };
+        driver.check("cuStreamCreate", made)?;
+        Ok(session)
+    }
+
+    /// Makes the context that of this thread.
+    fn enter(&self) -> Result<(), Failure> {
+        // SAFETY: the context lives as long as the session.
+        self.driver.check("cuCtxSetCurrent", unsafe { (self.driver.functions.cuCtxSetCurrent)(self.context) })
+    }
+
+    /// Waits for all work in the queue.
+    pub fn wait(&self) -> Result<(), Failure> {
+        // SAFETY: the stream lives as long as the context.
+        self.driver.check("cuStreamSynchronize", unsafe { (self.driver.functions.cuStreamSynchronize)(self.stream) })
+    }
+
+    pub fn event(&self, flags: u32) -> Result<Event, Failure> {
+        let mut event = ptr::null_mut();
+        // SAFETY: the pointer is to a live local.
+        self.driver.check("cuEventCreate", unsafe { (self.driver.functions.cuEventCreate)(&mut event, flags) })?;
+        Ok(event)
+    }
+
+    pub fn record(&self, event: Event) -> Result<(), Failure> {
+        // SAFETY: both were made in this context, in which they live as long.
+        self.driver.check("cuEventRecord", unsafe { (self.driver.functions.cuEventRecord)(event, self.stream) })
+    }
+
+    /// Waits for the work before an event.
+    pub fn wait_for(&self, event: Event) -> Result<(), Failure> {
+        // SAFETY: as in `record`.
+        self.driver.check("cuEventSynchronize", unsafe { (self.driver.functions.cuEventSynchronize)(event) })
+    }
+
+    /// Memory filled with zeros.
+    pub fn alloc(&self, bytes: usize) -> Result<u64, Failure> {
+        let (functions, mut address) = (&self.driver.functions, 0);
+        // SAFETY: the pointer is to a live local.
+        let made = unsafe { (functions.cuMemAlloc_v2)(&mut address, bytes) };
+        self.driver.check_memory("cuMemAlloc", made, bytes)?;
+        // SAFETY: so many bytes are there.
+        let cleared = unsafe { (functions.cuMemsetD8Async)(address, 0, bytes, self.stream) };
+        self.driver.check("cuMemsetD8Async", cleared)?;
+        Ok(address)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // SAFETY: the context was made by `open` and is destroyed once. What it answers changes nothing any more.
+        unsafe { (self.driver.functions.cuCtxDestroy_v2)(self.context) };
+    }
+}
+
+/// A card that is open.
+pub struct Gpu {
+    info: DeviceInfo,
+    card: Card,
+    /// Why the device does nothing any more.
+    lost: Option<String>,
+    work: Work,
+}
+
+/// What is in a context. Fields are dropped in this order: the context last.
+struct Work {
+    products: Option<Products>,
+    upload: Upload,
+    downloads: Downloads,
+    kernels: Vec<Function>,
+    marks: Vec<Event>,
+    /// Events of earlier marks.
+    spare: Vec<Event>,
+    compiler: Arc<Compiler>,
+    architecture: String,
+    cache: Cache,
+    session: Session,
+}
+
+// SAFETY: the driver's handles may be used by any thread, which `Gpu::run` makes the context current to, one at a time.
+unsafe impl Send for Work {}
+
+impl Gpu {
+    /// Opens a card.
+    pub fn open(tools: &Tools, card: &Card) -> Result<Gpu, Failure> {
+        let architecture = tools.compiler.architecture(card.capability).map_err(Failure::Other)?;
+        let session = Session::open(&tools.driver, card)?;
+        let products = match &tools.products {
+            Ok(library) => Some(Products::new(library.clone(), &session)?),
+            Err(_) => None,
+        };
+        let work = Work {
+            products,
+            upload: Upload::new(&session)?,
+            downloads: Downloads::new(&session)?,
+            kernels: Vec::new(),
+            marks: Vec::new(),
+            spare: Vec::new(),
+            compiler: tools.compiler.clone(),
+            architecture,
+            cache: tools.cache.clone(),
+            session,
+        };
+        Ok(Gpu { info: tools.info(card), card: card.clone(), lost: None, work })
+    }
+
+    /// Does something in the context. After an error that the device does not survive, every call answers that one.
+    fn run<T>(&mut self, call: impl FnOnce(&mut Work) -> Result<T, Failure>) -> Result<T, Failure> {
+        if let Some(reason) = &self.lost {
+            return Err(Failure::Lost(reason.clone()));
+        }
+        let done = self.work.session.enter().and_then(|()| call(&mut self.work));
+        if let Err(Failure::Lost(reason)) = &done {
+            self.lost = Some(reason.clone());
+        }
+        done
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // Work that is in the queue uses what goes now. What it answers changes nothing any more.
+        let _ = self.work.session.enter().and_then(|()| self.work.session.wait());
+    }
+}
+
+impl Work {
+    fn load(&mut self, kernels: &[KernelText]) -> Result<Vec<KernelId>, Failure> {
+        let codes = self.compiler.compile_all(kernels, &self.architecture, &self.cache).map_err(Failure::Other)?;
+        let loaded = kernels.iter().zip(&codes).map(|(kernel, code)| {
+            self.kernels.push(self.function(kernel, code)?);
+            Ok(KernelId(self.kernels.len() - 1))
+        });
+        loaded.collect()
+    }
+
+    fn function(&self, kernel: &KernelText, code: &[u8]) -> Result<Function, Failure> {
+        let (driver, functions) = (&self.session.driver, &self.session.driver.functions);
+        let named = |call: &str| format!("kernel {}: {call}", kernel.entry);
+        let entry = CString::new(kernel.entry.as_str()).map_err(|_| Failure::Other(named("a zero in its name")))?;
+        let (mut module, mut function) = (ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the code is a whole cubin, the name ends with a zero, and the other pointers are to live locals.
+        unsafe {
+            let loaded = (functions.cuModuleLoadData)(&mut module, code.as_ptr().cast());
+            driver.check_memory(&named("cuModuleLoadData"), loaded, code.len())?;
+            let found = (functions.cuModuleGetFunction)(&mut function, module, entry.as_ptr());
+            driver.check(&named("cuModuleGetFunction"), found)?;
+        }
+        if kernel.shared > 0 {
+            let shared = i32::try_from(kernel.shared).unwrap_or(i32::MAX);
+            // SAFETY: the function was found.
+            let set = unsafe { (functions.cuFuncSetAttribute)(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared) };
+            driver.check(&named(&format!("cuFuncSetAttribute to {shared} bytes of shared memory")), set)?;
+        }
+        Ok(function)
+    }
+
+    fn times(&mut self) -> Result<Vec<Duration>, Failure> {
+        let marks = std::mem::take(&mut self.marks);
+        let between = marks.windows(2).map(|pair| {
+            let mut milliseconds = 0f32;
+            // SAFETY: both events were recorded, and the pointer is to a live local.
+            let asked =
+                unsafe { (self.session.driver.functions.cuEventElapsedTime)(&mut milliseconds, pair[0], pair[1]) };
+            self.session.driver.check("cuEventElapsedTime", asked)?;
+            Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
+        });
+        let times = self.session.wait().and_then(|()| between.collect());
+        self.spare.extend(marks);
+        times
+    }
+}
+
+impl Machine for Gpu {
+    fn info(&self) -> DeviceInfo {
+        self.info.clone()
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        self.card.capability
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<u64, Failure> {
+        self.run(|work| work.session.alloc(bytes.max(1)))
+    }
+
+    fn free(&mut self, address: u64) {
+        // The trait's `free` cannot fail: what the driver does not take back is a leak, and goes with the context.
+        let _ = self.run(|work| {
+            work.session.wait()?;
+            let driver = &work.session.driver;
+            // SAFETY: the address is one of `alloc`, and no work is in the queue.
+            driver.check("cuMemFree", unsafe { (driver.functions.cuMemFree_v2)(address) })
+        });
+    }
+
+    unsafe fn write(&mut self, to: u64, data: &[u8]) -> Result<(), Failure> {
+        // SAFETY: the caller vouches for the range.
+        self.run(|work| unsafe { work.upload.write(&work.session, to, data) })
+    }
+
+    unsafe fn read(&mut self, from: u64, out: &mut [u8]) -> Result<(), Failure> {
+        // SAFETY: the caller vouches for the range.
+        self.run(|work| unsafe { work.downloads.read(&work.session, from, out) })
+    }
+
+    unsafe fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Failure> {
+        self.run(|work| {
+            let (driver, stream) = (&work.session.driver, work.session.stream);
+            // SAFETY: the caller vouches for the ranges.
+            let copied = unsafe { (driver.functions.cuMemcpyDtoDAsync_v2)(to, from, bytes, stream) };
+            driver.check("cuMemcpyDtoDAsync", copied)
+        })
+    }
+
+    unsafe fn start_read(&mut self, from: u64, bytes: usize) -> Result<Reading, Failure> {
+        // SAFETY: the caller vouches for the range.
+        self.run(|work| unsafe { work.downloads.start(&work.session, from, bytes) })
+    }
+
+    fn finish_read(&mut self, reading: Reading, out: &mut [u8]) -> Result<(), Failure> {
+        self.run(|work| work.downloads.finish(&work.session, reading, out))
+    }
+
+    fn load(&mut self, kernels: &[KernelText]) -> Result<Vec<KernelId>, Failure> {
+        self.run(|work| work.load(kernels))
+    }
+
+    unsafe fn launch(
+        &mut self,
+        kernel: KernelId,
+        [x, y, z]: [u32; 3],
+        threads: Threads,
+        arguments: &mut Arguments,
+    ) -> Result<(), Failure> {
+        self.run(|work| {
+            let function = *work.kernels.get(kernel.0).ok_or_else(|| Failure::Other("no such kernel".into()))?;
+            let (driver, stream) = (&work.session.driver, work.session.stream);
+            let pointers = arguments.pointers().as_mut_ptr();
+            // SAFETY: the caller vouches for the arguments, which the driver has copied when it returns.
+            let launched = unsafe {
+                let Threads { block, shared } = threads;
+                (driver.functions.cuLaunchKernel)(
+                    function,
+                    x,
+                    y,
+                    z,
+                    block,
+                    1,
+                    1,
+                    shared,
+                    stream,
+                    pointers,
+                    ptr::null_mut(),
+                )
+            };
+            driver.check("cuLaunchKernel", launched)
+        })
+    }
+
+    fn product(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
+        self.run(|work| match &mut work.products {
+            Some(products) => products.prepare(product),
+            None => Ok(None),
+        })
+    }
+
+    unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure> {
+        self.run(|work| {
+            let missing = || Failure::Other("no such product".into());
+            // SAFETY: the caller vouches for the factors.
+            unsafe { work.products.as_ref().ok_or_else(missing)?.multiply(&work.session, product, factors) }
+        })
+    }
+
+    fn mark(&mut self) -> Result<(), Failure> {
+        self.run(|work| {
+            let event = work.spare.pop().map_or_else(|| work.session.event(EVENT_DEFAULT), Ok)?;
+            // Before it can fail, so that the event is not lost.
+            work.marks.push(event);
+            work.session.record(event)
+        })
+    }
+
+    fn times(&mut self) -> Result<Vec<Duration>, Failure> {
+        self.run(Work::times)
+    }
+}

@@ -1,0 +1,337 @@
+//! Products of cuBLASLt. It counts matrices column by column, so that ours, row by row, are to it the transposed ones: it
+//! computes `c^T = op(b)^T op(a)^T`.
+
+use super::Session;
+use crate::libraries::{Part, Search, functions};
+use crate::machine::{Factors, Failure, Matrix, Product, ProductId};
+use sparta_graph::DType;
+use sparta_graph::ops::Layout;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+use std::sync::Arc;
+
+type Code = c_int;
+/// Descriptors, layouts, preferences and the library's handle are all opaque.
+type Handle = *mut c_void;
+
+functions! {
+    /// Of libcublasLt, as `cublasLt.h` declares them. The newest is of CUDA 11.4.
+    struct Functions {
+        cublasLtGetVersion: fn() -> usize;
+        cublasLtGetStatusString: fn(Code) -> *const c_char;
+        cublasLtCreate: fn(*mut Handle) -> Code;
+        cublasLtDestroy: fn(Handle) -> Code;
+        cublasLtMatmulDescCreate: fn(*mut Handle, c_int, c_int) -> Code;
+        cublasLtMatmulDescDestroy: fn(Handle) -> Code;
+        cublasLtMatmulDescSetAttribute: fn(Handle, c_int, *const c_void, usize) -> Code;
+        cublasLtMatrixLayoutCreate: fn(*mut Handle, c_int, u64, u64, i64) -> Code;
+        cublasLtMatrixLayoutDestroy: fn(Handle) -> Code;
+        cublasLtMatmulPreferenceCreate: fn(*mut Handle) -> Code;
+        cublasLtMatmulPreferenceDestroy: fn(Handle) -> Code;
+        cublasLtMatmulPreferenceSetAttribute: fn(Handle, c_int, *const c_void, usize) -> Code;
+        cublasLtMatmulAlgoGetHeuristic: fn(
+            Handle, Handle, Handle, Handle, Handle, Handle, Handle, c_int, *mut Heuristic, *mut c_int
+        ) -> Code;
+        cublasLtMatmul: fn(
+            Handle, Handle, *const f32, *const c_void, Handle, *const c_void, Handle, *const f32, *const c_void, Handle,
+            *mut c_void, Handle, *const Algorithm, *mut c_void, usize, Handle
+        ) -> Code;
+    }
+}
+
+/// `cublasLtMatmulAlgo_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Algorithm {
+    data: [u64; 8],
+}
+
+/// `cublasLtMatmulHeuristicResult_t`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Heuristic {
+    algorithm: Algorithm,
+    workspace: usize,
+    state: Code,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+const NOT_SUPPORTED: Code = 15;
+
+/// `CUBLAS_COMPUTE_32F`: sums in f32, and of factors in f32 all bits.
+const COMPUTE_32F: c_int = 68;
+/// `cudaDataType_t`.
+const R_32F: c_int = 0;
+const R_16F: c_int = 2;
+const R_16BF: c_int = 14;
+/// `cublasLtMatmulDescAttributes_t`.
+const DESC_TRANSA: c_int = 3;
+const DESC_TRANSB: c_int = 4;
+const DESC_EPILOGUE: c_int = 7;
+const DESC_BIAS_POINTER: c_int = 8;
+/// `cublasLtEpilogue_t`: a bias of the output's type, one value for each of its columns as we see it.
+const EPILOGUE_BIAS: u32 = 4;
+/// `cublasLtMatmulPreferenceAttributes_t`.
+const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
+const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
+const PREF_MIN_ALIGNMENT_BYTES: [c_int; 4] = [5, 6, 7, 8];
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: where the inner dimension is split, the parts are kept in f32 and added up in
+/// order. The other schemes round the parts or add them as they come.
+const REDUCTION_IN_F32: u32 = 2;
+
+/// What [`Factors`] promise of addresses.
+const ALIGNMENT: u32 = 16;
+
+/// Bytes that products may use while they run; what NVIDIA advises for the cards of its largest kind.
+const WORKSPACE: usize = 32 << 20;
+
+/// cuBLASLt.
+pub struct CublasLt {
+    functions: Functions,
+}
+
+impl CublasLt {
+    /// The newest up to CUDA `major`.
+    ///
+    /// Errors: what is missing and how to get it.
+    pub fn open(search: &Search, major: u32) -> Result<CublasLt, String> {
+        Ok(CublasLt { functions: Functions::of(search.open(Part::CublasLt, major)?)? })
+    }
+
+    /// `cuBLASLt 13.0.2`.
+    pub fn title(&self) -> String {
+        // SAFETY: it takes nothing and answers a number.
+        let version = unsafe { (self.functions.cublasLtGetVersion)() };
+        format!("cuBLASLt {}.{}.{}", version / 10000, version / 100 % 100, version % 100)
+    }
+
+    fn check(&self, call: &str, code: Code) -> Result<(), Failure> {
+        if code == 0 {
+            return Ok(());
+        }
+        // SAFETY: cuBLASLt answers a text of its own for every code.
+        let text = unsafe { (self.functions.cublasLtGetStatusString)(code) };
+        // SAFETY: the text ends with a zero and lives as long as the library.
+        let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
+        Err(Failure::Other(format!("{call}: {} ({code})", text.unwrap_or_else(|| "error".into()))))
+    }
+
+    fn object(
+        &self,
+        call: &str,
+        destroy: unsafe extern "C" fn(Handle) -> Code,
+        make: impl FnOnce(*mut Handle) -> Code,
+    ) -> Result<Object, Failure> {
+        let mut handle = ptr::null_mut();
+        self.check(call, make(&mut handle))?;
+        Ok(Object { handle, destroy })
+    }
+}
+
+/// One of cuBLASLt's opaque objects, until it goes.
+struct Object {
+    handle: Handle,
+    destroy: unsafe extern "C" fn(Handle) -> Code,
+}
+
+impl Drop for Object {
+    fn drop(&mut self) {
+        // SAFETY: the object was made and is destroyed once. What it answers changes nothing any more.
+        unsafe { (self.destroy)(self.handle) };
+    }
+}
+
+/// cuBLASLt in a context, with the forms that were prepared.
+pub struct Products {
+    library: Arc<CublasLt>,
+    forms: Vec<Form>,
+    /// Where a form is, or that there is none.
+    known: HashMap<Product, Option<ProductId>>,
+    workspace: u64,
+    handle: Object,
+}
+
+struct Form {
+    operation: Object,
+    /// What cuBLASLt calls A is our `b`.
+    a: Object,
+    b: Object,
+    c: Object,
+    algorithm: Algorithm,
+    bias: bool,
+    residual: bool,
+}
+
+impl Products {
+    /// In the context that is current.
+    pub fn new(library: Arc<CublasLt>, session: &Session) -> Result<Products, Failure> {
+        let functions = &library.functions;
+        let handle = library.object("cublasLtCreate", functions.cublasLtDestroy, |handle| {
+            // SAFETY: the pointer is to a live local.
+            unsafe { (functions.cublasLtCreate)(handle) }
+        })?;
+        let workspace = session.alloc(WORKSPACE)?;
+        Ok(Products { library, forms: Vec::new(), known: HashMap::new(), workspace, handle })
+    }
+
+    /// Chooses an algorithm for a form, once.
+    pub fn prepare(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
+        if let Some(known) = self.known.get(product) {
+            return Ok(*known);
+        }
+        let id = self.form(product)?.map(|form| {
+            self.forms.push(form);
+            ProductId(self.forms.len() - 1)
+        });
+        self.known.insert(*product, id);
+        Ok(id)
+    }
+
+    fn form(&self, product: &Product) -> Result<Option<Form>, Failure> {
+        // cuBLASLt adds a bias of the output's type.
+        let other_bias = product.bias.is_some_and(|dtype| dtype != product.c.dtype);
+        if product.a.dtype != product.b.dtype || other_bias || product.m * product.n * product.k == 0 {
+            return Ok(None);
+        }
+        let (m, n, k) = (product.m as u64, product.n as u64, product.k as u64);
+        let (a_shape, b_shape) = match product.layout {
+            Layout::Nt => ((m, k), (n, k)),
+            Layout::Nn => ((m, k), (k, n)),
+            Layout::Tn => ((k, m), (k, n)),
+        };
+        let operation = self.operation(product)?;
+        let a = self.layout(product.b, b_shape)?;
+        let b = self.layout(product.a, a_shape)?;
+        let c = self.layout(product.c, (m, n))?;
+        let Some(algorithm) = self.algorithm(&operation, [&a, &b, &c])? else { return Ok(None) };
+        Ok(Some(Form { operation, a, b, c, algorithm, bias: product.bias.is_some(), residual: product.residual }))
+    }
+
+    fn operation(&self, product: &Product) -> Result<Object, Failure> {
+        let functions = &self.library.functions;
+        let operation =
+            self.library.object("cublasLtMatmulDescCreate", functions.cublasLtMatmulDescDestroy, |operation| {
+                // SAFETY: the pointer is to a live local.
+                unsafe { (functions.cublasLtMatmulDescCreate)(operation, COMPUTE_32F, R_32F) }
+            })?;
+        let set = |attribute, value: u32| {
+            let value = (&raw const value).cast();
+            // SAFETY: the attributes set here are of 4 bytes, and the value is copied.
+            let set = unsafe {
+                (functions.cublasLtMatmulDescSetAttribute)(operation.handle, attribute, value, size_of::<u32>())
+            };
+            self.library.check(&format!("cublasLtMatmulDescSetAttribute {attribute}"), set)
+        };
+        set(DESC_TRANSA, u32::from(product.layout == Layout::Nt))?;
+        set(DESC_TRANSB, u32::from(product.layout == Layout::Tn))?;
+        if product.bias.is_some() {
+            set(DESC_EPILOGUE, EPILOGUE_BIAS)?;
+        }
+        Ok(operation)
+    }
+
+    /// A matrix of ours, which has its rows where cuBLASLt sees columns.
+    fn layout(&self, matrix: Matrix, (rows, columns): (u64, u64)) -> Result<Object, Failure> {
+        let functions = &self.library.functions;
+        let dtype = match matrix.dtype {
+            DType::F32 => R_32F,
+            DType::BF16 => R_16BF,
+            DType::F16 => R_16F,
+            other => return Err(Failure::Other(format!("no products of {other}"))),
+        };
+        let stride = i64::try_from(matrix.stride).unwrap_or(i64::MAX);
+        self.library.object("cublasLtMatrixLayoutCreate", functions.cublasLtMatrixLayoutDestroy, |layout| {
+            // SAFETY: the pointer is to a live local.
+            unsafe { (functions.cublasLtMatrixLayoutCreate)(layout, dtype, columns, rows, stride) }
+        })
+    }
+
+    /// What cuBLASLt takes for the fastest; `None` where it has nothing.
+    fn algorithm(&self, operation: &Object, [a, b, c]: [&Object; 3]) -> Result<Option<Algorithm>, Failure> {
+        let (library, functions) = (&self.library, &self.library.functions);
+        let destroy = functions.cublasLtMatmulPreferenceDestroy;
+        let preference = library.object("cublasLtMatmulPreferenceCreate", destroy, |preference| {
+            // SAFETY: the pointer is to a live local.
+            unsafe { (functions.cublasLtMatmulPreferenceCreate)(preference) }
+        })?;
+        let set = |attribute, value: &[u8]| {
+            let (value, bytes) = (value.as_ptr().cast(), value.len());
+            // SAFETY: the value has as many bytes as the attribute, and is copied.
+            let set =
+                unsafe { (functions.cublasLtMatmulPreferenceSetAttribute)(preference.handle, attribute, value, bytes) };
+            library.check(&format!("cublasLtMatmulPreferenceSetAttribute {attribute}"), set)
+        };
+        set(PREF_MAX_WORKSPACE_BYTES, &WORKSPACE.to_ne_bytes())?;
+        set(PREF_REDUCTION_SCHEME_MASK, &REDUCTION_IN_F32.to_ne_bytes())?;
+        for attribute in PREF_MIN_ALIGNMENT_BYTES {
+            set(attribute, &ALIGNMENT.to_ne_bytes())?;
+        }
+        let (mut best, mut count) = (Heuristic::default(), 0);
+        // SAFETY: the objects were made and live, and there is place for the one algorithm that is asked for.
+        let asked = unsafe {
+            (functions.cublasLtMatmulAlgoGetHeuristic)(
+                self.handle.handle,
+                operation.handle,
+                a.handle,
+                b.handle,
+                c.handle,
+                c.handle,
+                preference.handle,
+                1,
+                &mut best,
+                &mut count,
+            )
+        };
+        if asked == NOT_SUPPORTED {
+            return Ok(None);
+        }
+        library.check("cublasLtMatmulAlgoGetHeuristic", asked)?;
+        Ok((count > 0 && best.state == 0).then_some(best.algorithm))
+    }
+
+    /// # Safety
+    /// The factors are those of the prepared form, in memory of the device.
+    pub unsafe fn multiply(&self, session: &Session, id: ProductId, factors: &Factors) -> Result<(), Failure> {
+        let functions = &self.library.functions;
+        let form = self.forms.get(id.0).ok_or_else(|| Failure::Other("no such product".into()))?;
+        if form.bias {
+            let (bias, bytes) = ((&raw const factors.bias).cast(), size_of::<u64>());
+            // SAFETY: the attribute is an address of 8 bytes, which is copied.
+            let set = unsafe {
+                (functions.cublasLtMatmulDescSetAttribute)(form.operation.handle, DESC_BIAS_POINTER, bias, bytes)
+            };
+            self.library.check("cublasLtMatmulDescSetAttribute of the bias", set)?;
+        }
+        let (added, beta) = if form.residual { (factors.residual, 1f32) } else { (factors.c, 0f32) };
+        let address = |address: u64| address as *mut c_void;
+        // SAFETY: the caller vouches for the factors; all objects were made and live, and the two numbers are read before
+        // it returns.
+        let done = unsafe {
+            (functions.cublasLtMatmul)(
+                self.handle.handle,
+                form.operation.handle,
+                &factors.scale,
+                address(factors.b),
+                form.a.handle,
+                address(factors.a),
+                form.b.handle,
+                &beta,
+                address(added),
+                form.c.handle,
+                address(factors.c),
+                form.c.handle,
+                &form.algorithm,
+                address(self.workspace),
+                WORKSPACE,
+                session.stream,
+            )
+        };
+        match self.library.check("cublasLtMatmul", done) {
+            Ok(()) => Ok(()),
+            // Where the context is broken, the driver knows why.
+            Err(failure) => session.wait().and(Err(failure)),
+        }
+    }
+}

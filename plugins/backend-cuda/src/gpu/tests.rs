@@ -1,0 +1,346 @@
+//! The GPU's side on stand-ins for NVIDIA's libraries, whose queue does its work when somebody waits for it.
+
+use super::*;
+use crate::machine::Matrix;
+use sparta_graph::ops::Layout;
+use std::path::Path;
+use std::process::Command;
+
+/// The stand-ins with these definitions, in a directory of their own; `None` where there is no C compiler.
+fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
+    let dir = tempfile::tempdir().unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cuda/libraries.c");
+    let driver = dir.path().join("libcuda.so.1");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&driver).arg(source).args(definitions);
+    let Ok(done) = compiler.output() else {
+        eprintln!("SKIPPED: no C compiler `cc`");
+        return None;
+    };
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // One file, so that the loader takes all for one library.
+    for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
+        std::fs::hard_link(&driver, dir.path().join(name)).unwrap();
+    }
+    Some(dir)
+}
+
+fn tools(dir: &tempfile::TempDir) -> Result<Tools, NoDriver> {
+    Tools::load(&Search::within(dir.path()), Cache::at(None))
+}
+
+fn open(definitions: &[&str]) -> Option<Gpu> {
+    let tools = tools(&libraries(definitions)?).unwrap();
+    Some(Gpu::open(&tools, &tools.cards[0]).unwrap())
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+}
+
+fn put(gpu: &mut Gpu, data: &[u8]) -> u64 {
+    let address = gpu.alloc(data.len()).unwrap();
+    // SAFETY: the memory has as many bytes.
+    unsafe { gpu.write(address, data) }.unwrap();
+    address
+}
+
+fn get(gpu: &mut Gpu, address: u64, length: usize) -> Vec<u8> {
+    let mut out = vec![1; length];
+    // SAFETY: tests ask for what they have allocated.
+    unsafe { gpu.read(address, &mut out) }.unwrap();
+    out
+}
+
+/// The stand-in's only kernel.
+fn add(shared: u32) -> KernelText {
+    KernelText { text: "good".into(), entry: "add".into(), shared }
+}
+
+fn launch(gpu: &mut Gpu, kernel: KernelId, address: u64, count: u32, value: f32) -> Result<(), Failure> {
+    let mut arguments = Arguments::default();
+    arguments.address(address);
+    arguments.words(&[count, value.to_bits()]);
+    // SAFETY: the arguments are those of the stand-in's kernel.
+    unsafe { gpu.launch(kernel, [1, 1, 1], Threads { block: 32, shared: 0 }, &mut arguments) }
+}
+
+#[test]
+fn cards_are_listed_with_the_versions_of_all_libraries() {
+    let Some(dir) = libraries(&["-DCARDS=2"]) else { return };
+    let tools = tools(&dir).unwrap();
+    let infos: Vec<DeviceInfo> = tools.cards.iter().map(|card| tools.info(card)).collect();
+    let ids: Vec<&str> = infos.iter().map(|info| info.id.as_str()).collect();
+    assert_eq!(ids, ["cuda:0", "cuda:1"]);
+    let second = &infos[1];
+    assert_eq!((second.name.as_str(), second.memory), ("Stand-in B", Some(2 << 30)));
+    assert_eq!(second.card.as_deref(), Some("0000:0b:00.0"));
+    assert!(second.driver.contains("(CUDA 13.0)") || second.driver.contains("driver for CUDA 13.0"), "{second:?}");
+    assert!(second.driver.ends_with(", NVRTC 13.0, cuBLASLt 13.0.2"), "{second:?}");
+    assert_eq!((second.products.as_slice(), second.kind), (&[DType::BF16][..], DeviceKind::DiscreteGpu));
+}
+
+#[test]
+fn what_is_missing_is_said_with_the_package_that_has_it() {
+    let Some(dir) = libraries(&["-DVERSION=12080"]) else { return };
+    // A driver for CUDA 12 runs no library of CUDA 13.
+    let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("there is no NVRTC 12") };
+    let said = ["CUDA 12.8", "NVRTC is missing (libnvrtc.so.12)", "`pip install nvidia-cuda-nvrtc-cu12`"];
+    assert!(said.iter().all(|part| reason.contains(part)), "{reason}");
+    let Some(dir) = libraries(&[]) else { return };
+    std::fs::remove_file(dir.path().join("libcublasLt.so.13")).unwrap();
+    let tools = tools(&dir).unwrap();
+    let info = tools.info(&tools.cards[0]);
+    assert!(
+        info.driver.contains("products are slow, as cuBLASLt is missing (libcublasLt.so.13): `pip install nvidia-")
+    );
+    assert_eq!((info.products.len(), info.multiplier.as_deref()), (0, Some("f32")));
+    let mut gpu = Gpu::open(&tools, &tools.cards[0]).unwrap();
+    assert_eq!(gpu.product(&product(Layout::Nt, DType::F32, DType::F32)).unwrap(), None);
+}
+
+#[test]
+fn no_driver_is_absent_and_a_failing_one_broken() {
+    let kind = |definitions: &[&str]| Some(tools(&libraries(definitions)?).err());
+    let Some(absent) = kind(&["-DFAIL=\"cuInit\"", "-DCODE=100"]) else { return };
+    assert!(matches!(absent, Some(NoDriver::Absent(_))), "{absent:?}");
+    assert!(matches!(kind(&["-DCARDS=0"]), Some(Some(NoDriver::Absent(_)))));
+    let broken = |call: &str, code: &str| match kind(&[&format!("-DFAIL=\"{call}\""), &format!("-DCODE={code}")]) {
+        Some(Some(NoDriver::Broken(reason))) => reason,
+        other => panic!("{call}: {other:?}"),
+    };
+    assert_eq!(broken("cuInit", "998"), "cuInit: error 998");
+    for call in ["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName"] {
+        assert_eq!(broken(call, "3"), format!("{call}: CUDA_ERROR_OTHER (something else)"));
+    }
+    assert!(broken("cuDeviceTotalMem_v2", "3").starts_with("cuDeviceTotalMem: "));
+    assert!(broken("cuDeviceGetAttribute", "3").starts_with("cuDeviceGetAttribute: "));
+    assert!(broken("nvrtcVersion", "3").ends_with("is here, but nvrtcVersion: NVRTC_ERROR_OTHER"));
+}
+
+#[test]
+fn a_card_that_does_not_open_says_which_call_failed() {
+    let opened = |call: &str, code: &str| {
+        let dir = libraries(&[&format!("-DFAIL=\"{call}\""), &format!("-DCODE={code}")])?;
+        let tools = tools(&dir).unwrap();
+        Some(Gpu::open(&tools, &tools.cards[0]).err().unwrap_or_else(|| panic!("{call} does not fail")))
+    };
+    for (call, shown) in [
+        ("cuCtxCreate_v2", "cuCtxCreate"),
+        ("cuStreamCreate", "cuStreamCreate"),
+        ("cuMemHostAlloc", "cuMemHostAlloc of 16777216 bytes"),
+        ("cuEventCreate", "cuEventCreate"),
+        ("cuMemsetD8Async", "cuMemsetD8Async"),
+    ] {
+        let Some(failure) = opened(call, "3") else { return };
+        assert_eq!(failure, Failure::Other(format!("{shown}: CUDA_ERROR_OTHER (something else)")));
+    }
+    assert_eq!(opened("cuMemAlloc_v2", "2"), Some(Failure::OutOfMemory { bytes: 32 << 20 }));
+    assert_eq!(opened("cublasLtCreate", "1"), Some(Failure::Other("cublasLtCreate: some status (1)".into())));
+}
+
+#[test]
+fn memory_is_zero_and_bytes_come_back_however_many() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let empty = gpu.alloc(0).unwrap();
+    gpu.free(empty);
+    let address = gpu.alloc(1000).unwrap();
+    assert_eq!(get(&mut gpu, address, 1000), vec![0; 1000]);
+    // Larger than both halves of the pinned memory, in pieces that do not fit its end.
+    let large: Vec<u8> = (0..70_000_003u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8).collect();
+    let whole = put(&mut gpu, &large);
+    assert_eq!(get(&mut gpu, whole, large.len()), large);
+    let pieces = gpu.alloc(large.len()).unwrap();
+    let mut at = 0;
+    for (i, piece) in large.chunks(7_777_777).enumerate() {
+        // SAFETY: the memory has as many bytes as `large`.
+        unsafe { gpu.write(pieces + at, piece) }.unwrap();
+        at += piece.len() as u64;
+        // SAFETY: as above.
+        unsafe { gpu.write(address, &[i as u8]) }.unwrap();
+    }
+    assert_eq!(get(&mut gpu, pieces, large.len()), large);
+    assert_eq!(get(&mut gpu, address, 2), [9, 0]);
+    // SAFETY: both ranges are allocated.
+    unsafe { gpu.copy(whole + 5, address, 990) }.unwrap();
+    assert_eq!(get(&mut gpu, address, 990), large[5..995]);
+}
+
+#[test]
+fn reads_are_of_their_moment() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let kernel = gpu.load(&[add(0)]).unwrap()[0];
+    let address = put(&mut gpu, &bytes(&[1.0, 2.0]));
+    let mut readings = Vec::new();
+    for _ in 0..3 {
+        launch(&mut gpu, kernel, address, 2, 10.0).unwrap();
+        // SAFETY: the memory has 8 bytes.
+        readings.push(unsafe { gpu.start_read(address, 8) }.unwrap());
+    }
+    let mut out = [0; 8];
+    for (i, reading) in readings.iter().enumerate().rev() {
+        gpu.finish_read(*reading, &mut out).unwrap();
+        assert_eq!(floats(&out), [1.0 + 10.0 * (i + 1) as f32, 2.0 + 10.0 * (i + 1) as f32]);
+    }
+    let again = gpu.finish_read(readings[0], &mut out);
+    assert_eq!(again, Err(Failure::Other("there is no requested read 1".into())));
+    // SAFETY: the memory has 8 bytes.
+    let short = unsafe { gpu.start_read(address, 4) }.unwrap();
+    assert!(matches!(gpu.finish_read(short, &mut out), Err(Failure::Other(_))));
+    // SAFETY: as above.
+    let nothing = unsafe { gpu.start_read(address, 0) }.unwrap();
+    gpu.finish_read(nothing, &mut []).unwrap();
+}
+
+#[test]
+fn kernels_get_their_arguments_and_shared_memory() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let kernels = gpu.load(&[add(0), add(100_000)]).unwrap();
+    assert_eq!(kernels, [KernelId(0), KernelId(1)]);
+    let address = put(&mut gpu, &bytes(&[0.0; 4]));
+    let mut arguments = Arguments::default();
+    arguments.address(address);
+    arguments.words(&[3, 0.5f32.to_bits()]);
+    for (kernel, shared, right) in [(1, 100_000, true), (0, 100_000, false)] {
+        let threads = Threads { block: 64, shared };
+        // SAFETY: the arguments are those of the stand-in's kernel.
+        let launched = unsafe { gpu.launch(kernels[kernel], [1, 1, 1], threads, &mut arguments) };
+        assert_eq!(launched.is_ok(), right);
+    }
+    assert_eq!(floats(&get(&mut gpu, address, 16)), [0.5, 0.5, 0.5, 0.0]);
+    let wrong = KernelText { text: "first line\nwrong".into(), entry: "bad".into(), shared: 0 };
+    let message = "NVRTC 13.0 does not compile kernel bad: bad(2): error: it is wrong [wrong]";
+    assert_eq!(gpu.load(&[add(0), wrong]), Err(Failure::Other(message.into())));
+    let large = "kernel add: cuFuncSetAttribute to 1048576 bytes of shared memory: CUDA_ERROR_OTHER (something else)";
+    assert_eq!(gpu.load(&[add(1 << 20)]), Err(Failure::Other(large.into())));
+}
+
+#[test]
+fn marks_time_what_is_between_them() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let kernel = gpu.load(&[add(0)]).unwrap()[0];
+    let address = put(&mut gpu, &bytes(&[0.0]));
+    for _ in 0..2 {
+        for launches in [0, 2, 3] {
+            (0..launches).for_each(|_| launch(&mut gpu, kernel, address, 1, 1.0).unwrap());
+            gpu.mark().unwrap();
+        }
+        assert_eq!(gpu.times().unwrap(), [Duration::from_millis(2), Duration::from_millis(3)]);
+    }
+    assert_eq!(gpu.times().unwrap(), []);
+}
+
+#[test]
+fn a_lost_device_stays_lost_and_other_errors_pass() {
+    let Some(mut gpu) = open(&["-DFAIL=\"cuMemcpyDtoDAsync_v2\"", "-DCODE=700"]) else { return };
+    let address = gpu.alloc(8).unwrap();
+    // SAFETY: the stand-in fails before it copies.
+    let lost = unsafe { gpu.copy(address, address, 8) }.unwrap_err();
+    let reason = "cuMemcpyDtoDAsync: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered)";
+    assert_eq!(lost, Failure::Lost(reason.into()));
+    assert_eq!(gpu.alloc(8), Err(lost.clone()));
+    assert_eq!(gpu.mark(), Err(lost.clone()));
+    assert_eq!(gpu.product(&product(Layout::Nt, DType::F32, DType::F32)), Err(lost));
+    gpu.free(address);
+
+    // The first is that of the products' memory.
+    let Some(mut gpu) = open(&["-DFAIL=\"cuMemAlloc_v2\"", "-DCODE=2", "-DAFTER=1"]) else { return };
+    assert_eq!(gpu.alloc(1 << 40), Err(Failure::OutOfMemory { bytes: 1 << 40 }));
+    assert_eq!(gpu.mark(), Ok(()));
+}
+
+/// 3 x 5 from an inner dimension of 4; the rows of each matrix are longer than they need be.
+fn product(layout: Layout, factors: DType, result: DType) -> Product {
+    let matrix = |dtype| Matrix { dtype, stride: 8 };
+    let (a, b, c) = (matrix(factors), matrix(factors), matrix(result));
+    Product { layout, m: 3, n: 5, k: 4, a, b, c, bias: None, residual: false }
+}
+
+#[test]
+fn products_are_those_of_rows() {
+    let Some(mut gpu) = open(&[]) else { return };
+    // Small whole numbers, which bf16 has exactly: 8 rows of 8.
+    let value = |seed: usize, row: usize, column: usize| ((seed * 7 + row * 3 + column * 5) % 9) as f32 - 4.0;
+    let matrix = |seed| (0..64).map(|i| value(seed, i / 8, i % 8)).collect::<Vec<f32>>();
+    let encode = |values: &[f32], dtype| match dtype {
+        DType::F32 => bytes(values),
+        _ => values.iter().flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+    };
+    let decode = |data: &[u8], dtype| match dtype {
+        DType::F32 => floats(data),
+        _ => data
+            .chunks_exact(2)
+            .map(|two| f32::from_bits(u32::from(u16::from_le_bytes([two[0], two[1]])) << 16))
+            .collect(),
+    };
+    let (a, b, residual, bias) = (matrix(1), matrix(2), matrix(3), &matrix(4)[..5]);
+    for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
+        for (factors, result) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F32)] {
+            for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
+                let form = Product {
+                    bias: with_bias.then_some(result),
+                    residual: with_residual,
+                    ..product(layout, factors, result)
+                };
+                let id = gpu.product(&form).unwrap().unwrap();
+                assert_eq!(gpu.product(&form).unwrap(), Some(id), "a form is prepared once");
+                let place = Factors {
+                    a: put(&mut gpu, &encode(&a, factors)),
+                    b: put(&mut gpu, &encode(&b, factors)),
+                    c: put(&mut gpu, &encode(&[8.0; 64], result)),
+                    bias: put(&mut gpu, &encode(bias, result)),
+                    residual: put(&mut gpu, &encode(&residual, result)),
+                    scale: 0.5,
+                };
+                // SAFETY: the factors are of the form.
+                unsafe { gpu.multiply(id, &place) }.unwrap();
+                let length = 64 * result.size();
+                let c = decode(&get(&mut gpu, place.c, length), result);
+                for (i, j) in (0..3).flat_map(|i| (0..5).map(move |j| (i, j))) {
+                    let term = |l: usize| match layout {
+                        Layout::Nt => value(1, i, l) * value(2, j, l),
+                        Layout::Nn => value(1, i, l) * value(2, l, j),
+                        Layout::Tn => value(1, l, i) * value(2, l, j),
+                    };
+                    let mut wanted = 0.5 * (0..4).map(term).sum::<f32>();
+                    wanted += if with_bias { bias[j] } else { 0.0 };
+                    wanted += if with_residual { residual[8 * i + j] } else { 0.0 };
+                    assert_eq!(c[8 * i + j], wanted, "{form:?} at {i}, {j}");
+                }
+                assert!((0..3).all(|i| c[8 * i + 5..8 * i + 8] == [8.0; 3]) && c[24..] == [8.0; 40], "{form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_that_the_library_lacks_are_none() {
+    let Some(mut gpu) = open(&["-DNO_ALGORITHM"]) else { return };
+    assert_eq!(gpu.product(&product(Layout::Nt, DType::BF16, DType::F32)).unwrap(), None);
+    let Some(mut gpu) = open(&[]) else { return };
+    let mut mixed = product(Layout::Nt, DType::BF16, DType::F32);
+    mixed.a.dtype = DType::F32;
+    let other_bias = Product { bias: Some(DType::BF16), ..product(Layout::Nt, DType::BF16, DType::F32) };
+    let empty = Product { k: 0, ..product(Layout::Nt, DType::F32, DType::F32) };
+    for form in [mixed, other_bias, empty] {
+        assert_eq!(gpu.product(&form).unwrap(), None, "{form:?}");
+    }
+    let mut narrow = product(Layout::Nt, DType::F32, DType::F32);
+    narrow.a.stride = 2;
+    let failure = gpu.product(&narrow).unwrap_err();
+    assert_eq!(failure, Failure::Other("cublasLtMatrixLayoutCreate: some status (7)".into()));
+}
+
+#[test]
+fn a_failing_product_says_what_the_driver_says() {
+    let Some(mut gpu) = open(&["-DFAIL=\"cublasLtMatmul\"", "-DCODE=13"]) else { return };
+    let id = gpu.product(&product(Layout::Nn, DType::F32, DType::F32)).unwrap().unwrap();
+    let place = Factors { a: 0, b: 0, c: 0, bias: 0, residual: 0, scale: 1.0 };
+    // SAFETY: the stand-in fails before it reads.
+    let failure = unsafe { gpu.multiply(id, &place) };
+    assert_eq!(failure, Err(Failure::Other("cublasLtMatmul: some status (13)".into())));
+}

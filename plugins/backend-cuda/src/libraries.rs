@@ -1,0 +1,264 @@
+//! Where NVIDIA's libraries are: the driver's libcuda, NVRTC, which compiles kernels, and cuBLASLt, which multiplies. Only
+//! the first comes with the driver; the others come with the CUDA toolkit, with PyTorch, or as packages of their own.
+
+use libloading::Library;
+use std::env;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The environment variable that names directories to look in first.
+pub const PATH_VARIABLE: &str = "SPARTA_CUDA_PATH";
+
+/// A library of NVIDIA's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Driver,
+    Nvrtc,
+    CublasLt,
+}
+
+impl Part {
+    /// How the names of its files begin; a version follows.
+    fn stem(self) -> &'static str {
+        match (self, cfg!(windows)) {
+            (Part::Driver, false) => "libcuda.so",
+            (Part::Driver, true) => "nvcuda.dll",
+            (Part::Nvrtc, false) => "libnvrtc.so",
+            (Part::Nvrtc, true) => "nvrtc64_",
+            (Part::CublasLt, false) => "libcublasLt.so",
+            (Part::CublasLt, true) => "cublasLt64_",
+        }
+    }
+
+    /// The name by which the system's loader knows the version for CUDA `major`.
+    fn name(self, major: u32) -> String {
+        match (self, cfg!(windows)) {
+            (Part::Driver, false) => "libcuda.so.1".into(),
+            (Part::Driver, true) => "nvcuda.dll".into(),
+            (Part::Nvrtc, true) => format!("nvrtc64_{major}0_0.dll"),
+            (Part::CublasLt, true) => format!("cublasLt64_{major}.dll"),
+            // CUDA 11 froze NVRTC's name at 11.2.
+            (Part::Nvrtc, false) if major == 11 => "libnvrtc.so.11.2".into(),
+            _ => format!("{}.{major}", self.stem()),
+        }
+    }
+
+    /// Whether a file of this name is this library, for CUDA `major` where the name tells.
+    fn is(self, file: &str, major: u32) -> bool {
+        let Some(version) = file.strip_prefix(self.stem()) else { return false };
+        match self {
+            Part::Driver => matches!(version, "" | ".1"),
+            Part::Nvrtc if cfg!(windows) => {
+                version.strip_suffix("_0.dll").is_some_and(|digits| digits.starts_with(&major.to_string()))
+            }
+            Part::CublasLt if cfg!(windows) => version == format!("{major}.dll"),
+            Part::Nvrtc | Part::CublasLt => {
+                let version = version.trim_start_matches('.');
+                version.is_empty() || version.split('.').next() == Some(&major.to_string())
+            }
+        }
+    }
+
+    /// The package of Python that has it for CUDA `major`.
+    fn package(self, major: u32) -> String {
+        let name = if self == Part::Nvrtc { "nvidia-cuda-nvrtc" } else { "nvidia-cublas" };
+        if major < 13 { format!("{name}-cu{major}") } else { name.into() }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Driver => "the CUDA driver",
+            Part::Nvrtc => "NVRTC",
+            Part::CublasLt => "cuBLASLt",
+        })
+    }
+}
+
+/// The directories to look in, in order.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// Before the system's loader is asked.
+    first: Vec<PathBuf>,
+    /// After it.
+    then: Vec<PathBuf>,
+}
+
+impl Search {
+    /// `SPARTA_CUDA_PATH`, the system's loader, `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda`, then the packages of the Python
+    /// that is active (`VIRTUAL_ENV`, `CONDA_PREFIX`, `python3` of `PATH`) or the user's own.
+    pub fn of_environment() -> Search {
+        Search::of(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
+    }
+
+    /// In one directory.
+    #[cfg(test)]
+    pub fn within(dir: &Path) -> Search {
+        Search { first: vec![dir.to_path_buf()], then: Vec::new() }
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Search {
+        let listed = variable(PATH_VARIABLE).iter().flat_map(env::split_paths).collect::<Vec<_>>();
+        let mut first: Vec<PathBuf> = listed.iter().flat_map(|dir| toolkit(dir)).collect();
+        // A directory of packages, or a virtual environment, may be given as it is.
+        first.extend(listed.iter().flat_map(|dir| [packages(dir), environment(dir)].concat()));
+        let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name));
+        let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
+        let mut then: Vec<PathBuf> = toolkits.flat_map(|dir| toolkit(&dir)).collect();
+        let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| variable(name));
+        let python = variable("PATH").and_then(|path| python(path.as_os_str()));
+        let home = variable("HOME").map(|home| home.join(".local"));
+        for prefix in active.chain(python.into_iter().flatten()).chain(home) {
+            // An environment of conda holds the toolkit's libraries itself.
+            then.push(prefix.join("lib"));
+            then.extend(environment(&prefix));
+        }
+        Search { first, then }
+    }
+
+    /// Opens the library, for the newest major version of CUDA up to `newest` that is there; the driver has one name for
+    /// all versions.
+    ///
+    /// Errors: what is not there and how to get it; what is there and cannot be loaded, and why.
+    pub fn open(&self, part: Part, newest: u32) -> Result<Library, String> {
+        let oldest = if part == Part::Driver { newest } else { OLDEST };
+        let mut broken = None;
+        for major in (oldest..=newest).rev() {
+            let named = [PathBuf::from(part.name(major))];
+            let found = self.first.iter().flat_map(|dir| files(dir, part, major));
+            let later = self.then.iter().flat_map(|dir| files(dir, part, major));
+            for path in found.chain(named).chain(later) {
+                match open(&path) {
+                    Ok(library) => return Ok(library),
+                    // What the loader does not find by its name is only not there.
+                    Err(error) if path.is_absolute() => broken = broken.or(Some((path, error))),
+                    Err(_) => {}
+                }
+            }
+        }
+        Err(match broken {
+            Some((path, error)) => format!("{} cannot be loaded: {error}", path.display()),
+            None => missing(part, newest),
+        })
+    }
+}
+
+/// The oldest CUDA whose libraries are taken.
+const OLDEST: u32 = 11;
+
+fn missing(part: Part, major: u32) -> String {
+    let name = part.name(major);
+    match part {
+        Part::Driver => format!(
+            "no CUDA driver is installed: {name}, which comes with NVIDIA's driver, is not among the system's libraries, \
+             nor where {PATH_VARIABLE} points"
+        ),
+        Part::Nvrtc | Part::CublasLt => format!(
+            "{part} is missing ({name}): `pip install {}` in the active Python environment, install the CUDA {major} \
+             toolkit, or let {PATH_VARIABLE} name the directory that has it",
+            part.package(major)
+        ),
+    }
+}
+
+fn open(path: &Path) -> Result<Library, libloading::Error> {
+    // NVRTC asks the loader for its second library by name alone, and packages before 13.5 do not say where it is.
+    let second = path.parent().filter(|_| path.is_absolute()).and_then(|dir| {
+        let is_nvrtc = path.file_name()?.to_str()?.starts_with(Part::Nvrtc.stem());
+        is_nvrtc.then(|| entries(dir).into_iter().filter(|name| name.contains("nvrtc-builtins")).map(|n| dir.join(n)))
+    });
+    for builtins in second.into_iter().flatten() {
+        // SAFETY: loading NVIDIA's library runs its initialisers only.
+        if let Ok(library) = unsafe { Library::new(&builtins) } {
+            std::mem::forget(library);
+        }
+    }
+    // SAFETY: as above.
+    unsafe { Library::new(path) }
+}
+
+/// The files of a directory that are this library, the shortest name first: it links to the others.
+fn files(dir: &Path, part: Part, major: u32) -> Vec<PathBuf> {
+    let mut names: Vec<String> = entries(dir).into_iter().filter(|name| part.is(name, major)).collect();
+    // A name without a version may be of any; what names the version is surer.
+    names.sort_by_key(|name| (name == part.stem(), name.len(), name.clone()));
+    names.into_iter().map(|name| dir.join(name)).collect()
+}
+
+fn entries(dir: &Path) -> Vec<String> {
+    let listed = fs::read_dir(dir).into_iter().flatten().flatten();
+    listed.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Where a toolkit in `dir` has its libraries; `dir` may be that place itself.
+fn toolkit(dir: &Path) -> Vec<PathBuf> {
+    let below = ["", "lib64", "lib", "bin", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin/x64"];
+    below.iter().map(|name| dir.join(name)).collect()
+}
+
+/// Where the Python packages of an environment (`VENV`, `/usr`) have them.
+fn environment(prefix: &Path) -> Vec<PathBuf> {
+    let lib = prefix.join("lib");
+    let versions = entries(&lib).into_iter().filter(|name| name.starts_with("python3")).map(|name| lib.join(name));
+    let mut all: Vec<PathBuf> = versions.collect();
+    // The newest first, and Windows' name.
+    all.sort_by_key(|dir| std::cmp::Reverse(dir.as_os_str().len()));
+    all.push(prefix.join("Lib"));
+    let sites = all.iter().flat_map(|dir| ["site-packages", "dist-packages"].map(|name| dir.join(name)));
+    sites.flat_map(|site| packages(&site)).collect()
+}
+
+/// Where the packages of a `site-packages` have them: `nvidia/*/lib`, and PyTorch's.
+fn packages(site: &Path) -> Vec<PathBuf> {
+    let nvidia = site.join("nvidia");
+    let mut names = entries(&nvidia);
+    // cu13 holds all of CUDA 13; older packages have a directory each.
+    names.sort();
+    let mut dirs: Vec<PathBuf> =
+        names.iter().flat_map(|name| ["lib", "bin"].map(|kind| nvidia.join(name).join(kind))).collect();
+    dirs.push(site.join("torch/lib"));
+    dirs.retain(|dir| dir.is_dir());
+    dirs
+}
+
+/// The prefixes of the `python3` that a shell would start: of the name on `PATH`, which may be a virtual environment's, and
+/// of what it links to. Python itself is not started.
+fn python(path: &OsStr) -> Option<Vec<PathBuf>> {
+    let names = if cfg!(windows) { ["python.exe", "python3.exe"] } else { ["python3", "python"] };
+    let program =
+        names.iter().find_map(|name| env::split_paths(path).map(|dir| dir.join(name)).find(|file| file.is_file()))?;
+    let linked = program.canonicalize().ok();
+    let prefix = |program: &Path| Some(program.parent()?.parent()?.to_path_buf());
+    Some([prefix(&program), linked.as_deref().and_then(prefix)].into_iter().flatten().collect())
+}
+
+/// Functions of a library, looked up once. The library stays loaded: NVIDIA's libraries have threads of their own.
+macro_rules! functions {
+    ($(#[$doc:meta])* $visible:vis struct $table:ident { $($name:ident: fn($($argument:ty),*) -> $result:ty;)* }) => {
+        $(#[$doc])*
+        #[allow(non_snake_case)]
+        $visible struct $table {
+            $($visible $name: unsafe extern "C" fn($($argument),*) -> $result,)*
+        }
+
+        impl $table {
+            /// Errors: the name of a function that the library does not have.
+            fn of(library: libloading::Library) -> Result<Self, String> {
+                let table = $table {
+                    $($name: {
+                        let name = concat!(stringify!($name), "\0").as_bytes();
+                        // SAFETY: the type is the one that NVIDIA's header declares for the function of this name.
+                        let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> $result>(name) };
+                        *found.map_err(|error| format!("a library of CUDA lacks a function: {error}"))?
+                    },)*
+                };
+                std::mem::forget(library);
+                Ok(table)
+            }
+        }
+    };
+}
+pub(crate) use functions;

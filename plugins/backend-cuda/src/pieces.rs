@@ -1,0 +1,173 @@
+//! What a call of a plan becomes: pieces of work on views of memory, before addresses are known.
+
+use crate::{KernelText, Product, Threads, products, writer};
+use sparta_graph::plan::ALIGNMENT;
+use sparta_graph::{Call, Operand, Place};
+use sparta_kernels::{Bounds, Dispatch, Kernel, Memory, Step, View};
+
+/// Blocks in one dimension of a launch.
+const MAX_BLOCKS: usize = 65_535;
+
+/// One thing for the device to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Launch(Launch),
+    /// Copies as many bytes as `to` has.
+    Copy {
+        from: View,
+        to: View,
+    },
+    Multiply(Multiply),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Launch {
+    pub program: Program,
+    pub grid: [u32; 3],
+    pub threads: Threads,
+    pub arguments: Vec<Argument>,
+}
+
+/// A kernel's text. Equal programs have the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Program {
+    /// Translated from WGSL.
+    Translated(Kernel),
+    /// A kernel of `kernels/`.
+    Written(Written),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Written {
+    SampledGather,
+}
+
+impl Program {
+    /// Errors: those of the translation.
+    pub fn text(&self) -> Result<KernelText, String> {
+        match self {
+            Program::Translated(kernel) => writer::translate(kernel),
+            Program::Written(Written::SampledGather) => {
+                let text = include_str!("../kernels/sampled_gather.cu").into();
+                Ok(KernelText { text, entry: "sampled_gather".into(), shared: 0 })
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Argument {
+    Words(Vec<u32>),
+    Address(View),
+}
+
+/// A product of the vendor's library.
+#[derive(Clone, Debug)]
+pub(crate) struct Multiply {
+    pub form: Product,
+    pub a: View,
+    pub b: View,
+    pub c: View,
+    pub bias: Option<View>,
+    pub residual: Option<View>,
+    pub scale: f32,
+}
+
+/// Pieces in order of execution, and the bytes of [`Memory::Scratch`] that they share.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pieces {
+    pub pieces: Vec<Piece>,
+    pub scratch: usize,
+}
+
+impl Pieces {
+    /// Those of a call. `serves` says whether the device's library multiplies in this form.
+    ///
+    /// Errors: those of the lowering.
+    pub fn of(
+        call: &Call,
+        bounds: Bounds,
+        serves: &mut dyn FnMut(&Product) -> Result<bool, String>,
+    ) -> Result<Pieces, String> {
+        let parts = sparta_kernels::parts(call)?;
+        if parts.is_empty() {
+            return match products::pieces(call, bounds, serves)? {
+                Some(pieces) => Ok(pieces),
+                None => Pieces::lowered(call, bounds),
+            };
+        }
+        let mut all = Pieces::default();
+        for (part, operands) in parts {
+            all.append(Pieces::of(&part, bounds, serves)?.within(&operands));
+        }
+        Ok(all)
+    }
+
+    /// The translated kernels for a call.
+    pub fn lowered(call: &Call, bounds: Bounds) -> Result<Pieces, String> {
+        let lowered = sparta_kernels::lower(call, bounds)?;
+        Ok(Pieces { pieces: lowered.steps.into_iter().map(Piece::from).collect(), scratch: lowered.scratch })
+    }
+
+    /// The same where the numbered operands of a call lie.
+    pub fn within(mut self, operands: &[View]) -> Pieces {
+        self.pieces.iter_mut().for_each(|piece| piece.each_view(|view| *view = view.within(operands)));
+        self
+    }
+
+    /// Puts others behind these; both use the same scratch memory, one after the other.
+    pub fn append(&mut self, others: Pieces) {
+        self.pieces.extend(others.pieces);
+        self.scratch = self.scratch.max(others.scratch);
+    }
+}
+
+impl Piece {
+    fn each_view(&mut self, mut change: impl FnMut(&mut View)) {
+        match self {
+            Piece::Launch(launch) => launch.arguments.iter_mut().for_each(|argument| {
+                if let Argument::Address(view) = argument {
+                    change(view);
+                }
+            }),
+            Piece::Copy { from, to } => [from, to].into_iter().for_each(change),
+            Piece::Multiply(Multiply { a, b, c, bias, residual, .. }) => {
+                [a, b, c].into_iter().chain(bias).chain(residual).for_each(change);
+            }
+        }
+    }
+}
+
+impl From<Step> for Piece {
+    fn from(step: Step) -> Piece {
+        match step {
+            Step::Copy { from, to } => Piece::Copy { from, to },
+            Step::Dispatch(dispatch) => Piece::Launch(dispatch.into()),
+        }
+    }
+}
+
+impl From<Dispatch> for Launch {
+    fn from(dispatch: Dispatch) -> Launch {
+        let (x, y) = dispatch.grid(MAX_BLOCKS);
+        let rng = dispatch.rng.unwrap_or(View { memory: Memory::Unused, offset: 0, bytes: ALIGNMENT });
+        let mut arguments = vec![Argument::Words(dispatch.params), Argument::Address(rng)];
+        arguments.extend(dispatch.bindings.into_iter().map(Argument::Address));
+        let threads = Threads { block: dispatch.kernel.lanes(), shared: 0 };
+        Launch { program: Program::Translated(dispatch.kernel), grid: [x, y, 1], threads, arguments }
+    }
+}
+
+/// Bytes `from .. to` of an operand.
+pub(crate) fn bytes_of(operand: &Operand, from: usize, to: usize) -> View {
+    let (memory, base) = match operand.place {
+        Place::Arena(offset) => (Memory::Arena, offset),
+        Place::External(i) => (Memory::External(i), 0),
+    };
+    View { memory, offset: base + from, bytes: to - from }
+}
+
+/// All of an operand.
+pub(crate) fn whole(operand: &Operand) -> View {
+    bytes_of(operand, 0, operand.ty.bytes())
+}

@@ -1,0 +1,121 @@
+//! The CUDA backend on a CPU: conformance and golden suites on its kernels as g++ compiles them, in several orders of
+//! threads, with and without a library of products.
+
+#[path = "cuda/machine.rs"]
+mod machine;
+
+use machine::{Emulated, Options};
+use sparta_backend_cuda::CudaBackend;
+use sparta_suites::conformance::{AREAS, Judged};
+use sparta_suites::golden::trajectories::{self, METHODS, Steps};
+use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
+use sparta_suites::{Precision, Subject, contract};
+use std::process::Command;
+
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+/// Where there is no g++, says so; in CI that is a failure.
+fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
+    if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
+        sparta_tests::skipped("kernels are emulated on Linux on x86-64 only");
+        return None;
+    }
+    if Command::new("g++").arg("--version").output().is_err() {
+        sparta_tests::skipped_unless_in_ci("no g++");
+        return None;
+    }
+    let options = Options { order, products };
+    let open = move || CudaBackend::new(Box::new(Emulated::new(options)));
+    Some(Subject::new(format!("{options:?}"), move || Ok(Box::new(open()?))))
+}
+
+/// All cases of an area in both precisions: translated products in one order, the library's in two others.
+fn check_area(name: &str) {
+    let area = AREAS.iter().find(|area| area.name == name).expect("an area of this name");
+    let mut failures = vec![];
+    for precision in PRECISIONS {
+        let judged = Judged::new(&(area.cases)(), precision);
+        failures.extend_from_slice(&judged.failures);
+        for (order, products) in [(0, false), (1, true), (2, true)] {
+            let Some(mut subject) = subject(order, products) else { return };
+            failures.extend_from_slice(&judged.check(&mut subject).failures);
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn matrix_products() {
+    check_area("matrix products");
+}
+
+#[test]
+fn norms_and_rotations() {
+    check_area("norms and rotations");
+}
+
+#[test]
+fn attention_in_segments() {
+    check_area("attention");
+}
+
+#[test]
+fn elementwise_ops() {
+    check_area("elementwise ops");
+}
+
+#[test]
+fn rows_of_tables() {
+    check_area("rows of tables");
+}
+
+#[test]
+fn losses_and_their_gradients() {
+    check_area("losses");
+}
+
+#[test]
+fn chosen_elements() {
+    check_area("chosen elements");
+}
+
+#[test]
+fn optimizer_steps() {
+    check_area("optimizer steps");
+}
+
+#[test]
+fn the_contract_is_kept() {
+    let Some(mut subject) = subject(0, true) else { return };
+    let failures = contract::check(&mut subject);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn models_agree_with_pytorch() {
+    let Some(mut subject) = subject(1, true) else { return };
+    let mut failures = vec![];
+    for precision in PRECISIONS {
+        for (family, lm) in FAMILIES.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+            let layout = Layout { lm, f32: false, version_4: false };
+            let found = parity::check(&mut subject, &Source::compact(), family, layout, precision);
+            failures.extend(found.into_iter().map(|failure| format!("{family} in {precision}: {failure}")));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn training_agrees_with_pytorch() {
+    let Some(mut subject) = subject(2, true) else { return };
+    let plugins = sparta_tests::subjects::methods();
+    let mut failures = vec![];
+    for precision in PRECISIONS {
+        for (family, method) in trajectories::FAMILIES.into_iter().flat_map(|f| METHODS.iter().map(move |m| (f, m))) {
+            let source = Source::compact();
+            let found = trajectories::check(&mut subject, &source, &plugins, family, method, Steps::Whole, precision);
+            failures.extend(found.into_iter().map(|failure| format!("{family} {}: {failure}", method.name)));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -1,0 +1,335 @@
+//! A machine that is a CPU: kernels compiled by g++ against `shim.h`, products by loops.
+
+use half::{bf16, f16};
+use libloading::Library;
+use sparta_backend_cuda::{
+    Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
+    Threads,
+};
+use sparta_graph::ops::Layout;
+use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use std::alloc::{Layout as Block, alloc_zeroed, dealloc};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{CStr, c_char, c_void};
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Compilers at a time.
+const COMPILERS: usize = 2;
+
+/// How a machine differs from others.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Of blocks, warps and threads: forwards, backwards, mixed; in the last two a warp goes on for as long as it can.
+    pub order: i32,
+    /// Whether there is a library of products.
+    pub products: bool,
+}
+
+type Emulate = unsafe extern "C" fn(*const u32, u32, i32, *mut *mut c_void) -> *const c_char;
+
+struct Kernel {
+    name: String,
+    emulate: Emulate,
+    _library: Library,
+}
+
+pub struct Emulated {
+    options: Options,
+    /// Bytes by address.
+    memory: BTreeMap<u64, usize>,
+    kernels: Vec<Kernel>,
+    products: Vec<Product>,
+    reads: HashMap<u64, Vec<u8>>,
+    next_read: u64,
+    marks: Vec<Instant>,
+    /// This machine's own copies of the kernels, for each has variables of its own.
+    folder: tempfile::TempDir,
+}
+
+impl Emulated {
+    pub fn new(options: Options) -> Self {
+        Emulated {
+            options,
+            memory: BTreeMap::new(),
+            kernels: vec![],
+            products: vec![],
+            reads: HashMap::new(),
+            next_read: 0,
+            marks: vec![],
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Panics if a range is not part of an allocation: the backend must not ask for it.
+    fn range(&self, address: u64, bytes: usize) -> *mut u8 {
+        let block = self.memory.range(..=address).next_back();
+        let inside = block.is_some_and(|(start, size)| address + bytes as u64 <= start + *size as u64);
+        assert!(inside, "{bytes} bytes at {address:#x} are not in memory of this machine");
+        address as *mut u8
+    }
+
+    fn open(&self, text: &KernelText, library: &Path) -> Kernel {
+        let own = self.folder.path().join(format!("{}{}.so", text.entry, self.kernels.len()));
+        fs::copy(library, &own).unwrap();
+        // SAFETY: the library was made of a kernel and shim.h, and its initialisers are those of the C++ library.
+        let library = unsafe { Library::new(&own) }.unwrap();
+        fs::remove_file(own).unwrap();
+        // SAFETY: SHIM_EXPORT gives the symbol this type.
+        let emulate = *unsafe { library.get::<Emulate>(b"emulate\0") }.unwrap();
+        Kernel { name: text.entry.clone(), emulate, _library: library }
+    }
+}
+
+/// Where compiled kernels are kept between runs.
+fn kept() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn flags() -> Vec<&'static str> {
+    // Without unique symbols, of which a process has one each: threads with machines of their own would share stacks.
+    let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w"];
+    flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
+    flags
+}
+
+/// A kernel that is being compiled, in a folder of its own.
+struct Compiling {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+/// Begins to compile a kernel, unless it is there. Returns the library's path.
+fn compile(text: &KernelText) -> (PathBuf, Option<Compiling>) {
+    let shim = include_str!("shim.h");
+    let whole = format!("{shim}\n#line 1\n{}\nSHIM_EXPORT({})\n", text.text, text.entry);
+    let mut hash = DefaultHasher::new();
+    (&whole, flags()).hash(&mut hash);
+    let path = kept().join(format!("{}{:016x}.so", text.entry, hash.finish()));
+    if path.exists() {
+        return (path, None);
+    }
+    let folder = tempfile::tempdir_in(kept()).unwrap();
+    let source = folder.path().join("kernel.cpp");
+    fs::write(&source, whole).unwrap();
+    let mut command = Command::new("g++");
+    command.args(flags()).arg("-o").arg(folder.path().join("kernel.so")).arg(source).stderr(Stdio::piped());
+    (path, Some(Compiling { child: command.spawn().expect("g++"), folder }))
+}
+
+/// Publishes what was compiled, whole, for others may have compiled the same.
+fn compiled(path: &Path, compiling: Option<Compiling>) -> Result<(), Failure> {
+    let Some(Compiling { child, folder }) = compiling else { return Ok(()) };
+    let output = child.wait_with_output().unwrap();
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(Failure::Other(format!("{}: {said}", folder.keep().display())));
+    }
+    fs::rename(folder.path().join("kernel.so"), path).unwrap();
+    Ok(())
+}
+
+impl Machine for Emulated {
+    fn info(&self) -> DeviceInfo {
+        DeviceInfo {
+            id: "cuda:emulated".into(),
+            name: format!("CUDA C++ on the CPU, {:?}", self.options),
+            kind: DeviceKind::DiscreteGpu,
+            card: None,
+            driver: String::new(),
+            memory: None,
+            max_buffer: u64::MAX,
+            max_binding: Some(MAX_BINDING),
+            segments: false,
+            in_place: true,
+            activations: vec![DType::F32, DType::BF16],
+            products: vec![DType::BF16],
+            multiplier: None,
+            sampled_cost: None,
+        }
+    }
+
+    fn capability(&self) -> (u32, u32) {
+        (8, 0)
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<u64, Failure> {
+        assert!(bytes > 0);
+        // SAFETY: the size is not zero.
+        let address = unsafe { alloc_zeroed(Block::from_size_align(bytes, 256).unwrap()) } as u64;
+        assert!(address != 0, "no memory for {bytes} bytes");
+        self.memory.insert(address, bytes);
+        Ok(address)
+    }
+
+    fn free(&mut self, address: u64) {
+        let bytes = self.memory.remove(&address).expect("memory of this machine");
+        // SAFETY: it was allocated with this layout, and is forgotten now.
+        unsafe { dealloc(address as *mut u8, Block::from_size_align(bytes, 256).unwrap()) };
+    }
+
+    unsafe fn write(&mut self, to: u64, data: &[u8]) -> Result<(), Failure> {
+        // SAFETY: `range` has checked the range.
+        unsafe { self.range(to, data.len()).copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        Ok(())
+    }
+
+    unsafe fn read(&mut self, from: u64, out: &mut [u8]) -> Result<(), Failure> {
+        // SAFETY: `range` has checked the range.
+        unsafe { self.range(from, out.len()).copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Failure> {
+        let (from, to) = (self.range(from, bytes), self.range(to, bytes));
+        // SAFETY: `range` has checked the ranges.
+        unsafe { to.copy_from(from, bytes) };
+        Ok(())
+    }
+
+    unsafe fn start_read(&mut self, from: u64, bytes: usize) -> Result<Reading, Failure> {
+        let mut out = vec![0; bytes];
+        // SAFETY: the caller's promise is the one that `read` asks for.
+        unsafe { self.read(from, &mut out) }?;
+        self.next_read += 1;
+        self.reads.insert(self.next_read, out);
+        Ok(Reading(self.next_read))
+    }
+
+    fn finish_read(&mut self, reading: Reading, out: &mut [u8]) -> Result<(), Failure> {
+        out.copy_from_slice(&self.reads.remove(&reading.0).expect("a read of this machine"));
+        Ok(())
+    }
+
+    fn load(&mut self, kernels: &[KernelText]) -> Result<Vec<KernelId>, Failure> {
+        let mut ids = vec![];
+        for some in kernels.chunks(COMPILERS) {
+            let compiling: Vec<_> = some.iter().map(compile).collect();
+            for (text, (path, child)) in some.iter().zip(compiling) {
+                compiled(&path, child)?;
+                ids.push(KernelId(self.kernels.len()));
+                self.kernels.push(self.open(text, &path));
+            }
+        }
+        Ok(ids)
+    }
+
+    unsafe fn launch(
+        &mut self,
+        kernel: KernelId,
+        grid: [u32; 3],
+        threads: Threads,
+        arguments: &mut Arguments,
+    ) -> Result<(), Failure> {
+        let Kernel { name, emulate, .. } = &self.kernels[kernel.0];
+        let pointers = arguments.pointers().as_mut_ptr();
+        // SAFETY: the caller promises the arguments of the kernel.
+        let wrong = unsafe { emulate(grid.as_ptr(), threads.block, self.options.order, pointers) };
+        if wrong.is_null() {
+            return Ok(());
+        }
+        // SAFETY: a string of the library's, that is there until the next launch.
+        let wrong = unsafe { CStr::from_ptr(wrong) }.to_string_lossy();
+        Err(Failure::Other(format!("{name}: {wrong}")))
+    }
+
+    fn product(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
+        let Product { a, b, c, bias, .. } = product;
+        let narrow = c.dtype == a.dtype || c.dtype == DType::F32;
+        assert!(a.dtype == b.dtype && narrow, "no library multiplies {product:?}");
+        if !self.options.products || bias.is_some_and(|bias| bias != c.dtype) {
+            return Ok(None);
+        }
+        self.products.push(*product);
+        Ok(Some(ProductId(self.products.len() - 1)))
+    }
+
+    unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure> {
+        let Product { layout, m, n, k, a, b, c, bias, residual } = self.products[product.0];
+        let turned = |turned: bool, rows: usize, columns: usize| if turned { (columns, rows) } else { (rows, columns) };
+        let a = Values::new(self, factors.a, a, turned(layout == Layout::Tn, m, k));
+        let b = Values::new(self, factors.b, b, turned(layout == Layout::Nt, k, n));
+        let added = residual.then(|| Values::new(self, factors.residual, c, (m, n)));
+        let bias = bias.map(|dtype| Values::new(self, factors.bias, Matrix { dtype, stride: n }, (1, n)));
+        let c = Values::new(self, factors.c, c, (m, n));
+        for i in 0..m {
+            for j in 0..n {
+                let a = |t| if layout == Layout::Tn { a.get(t, i) } else { a.get(i, t) };
+                let b = |t| if layout == Layout::Nt { b.get(j, t) } else { b.get(t, j) };
+                let sum: f64 = (0..k).map(|t| a(t) * b(t)).sum();
+                let more = bias.as_ref().map_or(0.0, |bias| bias.get(0, j));
+                let more = more + added.as_ref().map_or(0.0, |added| added.get(i, j));
+                c.set(i, j, (f64::from(factors.scale) * sum + more) as f32);
+            }
+        }
+        Ok(())
+    }
+
+    fn mark(&mut self) -> Result<(), Failure> {
+        self.marks.push(Instant::now());
+        Ok(())
+    }
+
+    fn times(&mut self) -> Result<Vec<Duration>, Failure> {
+        let marks = std::mem::take(&mut self.marks);
+        Ok(marks.windows(2).map(|pair| pair[1] - pair[0]).collect())
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        for address in self.memory.keys().copied().collect::<Vec<_>>() {
+            self.free(address);
+        }
+    }
+}
+
+/// A matrix in memory.
+struct Values {
+    start: *mut u8,
+    form: Matrix,
+}
+
+impl Values {
+    /// Panics if it is not all in memory, or not where a library wants it.
+    fn new(machine: &Emulated, address: u64, form: Matrix, (rows, columns): (usize, usize)) -> Self {
+        assert!(address.is_multiple_of(16), "a factor at {address:#x}");
+        assert!(columns <= form.stride, "{columns} columns in rows of {form:?}");
+        let elements = (rows - 1) * form.stride + columns;
+        Values { start: machine.range(address, elements * form.dtype.size()), form }
+    }
+
+    fn at(&self, row: usize, column: usize) -> *mut u8 {
+        self.start.wrapping_add((row * self.form.stride + column) * self.form.dtype.size())
+    }
+
+    fn get(&self, row: usize, column: usize) -> f64 {
+        let at = self.at(row, column);
+        // SAFETY: `new` has checked that the matrix is in memory, aligned to 16 bytes.
+        unsafe {
+            match self.form.dtype {
+                DType::BF16 => bf16::from_bits(at.cast::<u16>().read()).to_f64(),
+                DType::F16 => f16::from_bits(at.cast::<u16>().read()).to_f64(),
+                DType::F32 | DType::U32 => f64::from(at.cast::<f32>().read()),
+            }
+        }
+    }
+
+    fn set(&self, row: usize, column: usize, value: f32) {
+        let at = self.at(row, column);
+        // SAFETY: as of `get`.
+        unsafe {
+            match self.form.dtype {
+                DType::BF16 => at.cast::<u16>().write(bf16::from_f32(value).to_bits()),
+                DType::F16 => at.cast::<u16>().write(f16::from_f32(value).to_bits()),
+                DType::F32 | DType::U32 => at.cast::<f32>().write(value),
+            }
+        }
+    }
+}

@@ -61,10 +61,11 @@ impl Part {
         }
     }
 
-    /// The package of Python that has it for CUDA `major`.
-    fn package(self, major: u32) -> String {
-        let name = if self == Part::Nvrtc { "nvidia-cuda-nvrtc" } else { "nvidia-cublas" };
-        if major < 13 { format!("{name}-cu{major}") } else { name.into() }
+    /// The packages of Python to install where it is missing: cuBLASLt is needed as well as NVRTC.
+    fn packages(self, major: u32) -> String {
+        let suffix = if major < 13 { format!("-cu{major}") } else { String::new() };
+        let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{suffix} ") } else { String::new() };
+        format!("{nvrtc}nvidia-cublas{suffix}")
     }
 }
 
@@ -108,6 +109,8 @@ impl Search {
         let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name));
         let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
         let mut then: Vec<PathBuf> = toolkits.flat_map(|dir| toolkit(&dir)).collect();
+        // Where containers and WSL mount the driver.
+        then.extend(["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"].map(PathBuf::from));
         let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| variable(name));
         let python = variable("PATH").and_then(|path| python(path.as_os_str()));
         let home = variable("HOME").map(|home| home.join(".local"));
@@ -159,7 +162,7 @@ fn missing(part: Part, major: u32) -> String {
         Part::Nvrtc | Part::CublasLt => format!(
             "{part} is missing ({name}): `pip install {}` in the active Python environment, install the CUDA {major} \
              toolkit, or let {PATH_VARIABLE} name the directory that has it",
-            part.package(major)
+            part.packages(major)
         ),
     }
 }

@@ -6,14 +6,15 @@ mod product;
 mod tests;
 mod transfer;
 
-pub use driver::{Card, Driver, NoDriver};
+pub use driver::{Card, NoDriver};
 
 use crate::compile::{Cache, Compiler};
 use crate::libraries::Search;
 use crate::machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading, Threads,
 };
-use driver::{Context, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
+use crate::products::SAMPLED_COST;
+use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
 use product::{CublasLt, Products};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::ffi::CString;
@@ -69,7 +70,7 @@ impl Tools {
             activations: vec![DType::F32, DType::BF16],
             products: if tensor_cores { vec![DType::BF16] } else { vec![] },
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
-            sampled_cost: None,
+            sampled_cost: Some(SAMPLED_COST),
         }
     }
 }

@@ -69,6 +69,7 @@ impl Tools {
             activations: vec![DType::F32, DType::BF16],
             products: if tensor_cores { vec![DType::BF16] } else { vec![] },
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
+            rounds_in_attention: false,
             sampled_cost: None,
         }
     }

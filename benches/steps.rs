@@ -38,7 +38,7 @@ struct Args {
     /// Compute the activations of a layer again in the backward pass
     #[arg(long)]
     recompute: bool,
-    /// cpu or a device of wgpu
+    /// cpu, or a device of wgpu or cuda
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads of the CPU [default: all cores]

@@ -18,9 +18,6 @@ fn store_o(base: u32, d: u32, pair: vec2<f32>) {
     }
 }
 
-// Below any score: a key that is not seen.
-const UNSEEN: f32 = -3.0e38;
-
 var<workgroup> row_max: array<f32, TILE>;
 var<workgroup> row_sum: array<f32, TILE>;
 var<workgroup> row_scale: array<f32, TILE>;

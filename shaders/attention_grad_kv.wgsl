@@ -39,9 +39,7 @@ fn end_query(lane: u32, k0: u32) -> u32 {
     if (lane == 0u) {
         bound = 0u;
         for (var i = 0u; i < TILE && k0 + i < p.rows; i++) {
-            let row = k0 + i;
-            let in_window = select(p.rows, row + p.window, p.window < p.rows - row);
-            bound = max(bound, min(bounds[TILE + i], in_window));
+            bound = max(bound, end_of_seeing(k0 + i, bounds[TILE + i]));
         }
         bound = min(bound, p.rows);
     }

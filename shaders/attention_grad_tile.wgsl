@@ -36,9 +36,6 @@ fn element(product: f32, d_weight: f32, t: u32, j: u32, head: u32, start: u32) -
     let s = score(product);
     let probability = exp(s - ld[row]);
     let mask = kept(j, t, head);
-    var ds = p.scale * probability * (mask * d_weight - ld[row + 1u]);
-    if (SOFT_CAP == 1u) {
-        ds *= 1.0 - (s / p.cap) * (s / p.cap);
-    }
+    let ds = p.scale * probability * (mask * d_weight - ld[row + 1u]) * slope(s);
     return vec2<f32>(mask * probability, ds);
 }

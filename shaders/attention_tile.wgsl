@@ -1,26 +1,10 @@
-// What the three attention kernels share. They work on tiles of 32 query rows and 32 key rows of one head; each of 128
+// What the three attention kernels in f32 share. They work on tiles of 32 query rows and 32 key rows of one head; each of 128
 // threads owns 4 rows and 2 neighbouring columns of a tile. X is the type of q, k, v and do, Y that of the outputs, of 16
 // bits only if HEAD_DIM is even. SOFT_CAP and DROPOUT: 0 or 1.
-struct Params {
-    rows: u32,
-    heads: u32,
-    kv_heads: u32,
-    // Key rows that a query row sees, itself included.
-    window: u32,
-    salt: u32,
-    // A draw below drops; what stays is multiplied by `keep`.
-    threshold: u32,
-    keep: f32,
-    scale: f32,
-    cap: f32,
-}
-
-@group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> q: array<u32>;
 @group(0) @binding(2) var<storage, read_write> k: array<u32>;
 @group(0) @binding(3) var<storage, read_write> v: array<u32>;
 @group(0) @binding(4) var<storage, read_write> spans: array<u32>;
-@group(0) @binding(9) var<uniform> rng: vec4<u32>;
 
 const TILE: u32 = 32u;
 // One more than needed keeps column accesses off the same memory bank.
@@ -125,28 +109,6 @@ fn scores(lane: u32, q0: u32, k0: u32, head: u32, kv_head: u32) -> Block {
     return block;
 }
 
-// The score of a product, scaled and capped.
-fn score(product: f32) -> f32 {
-    let s = p.scale * product;
-    if (SOFT_CAP == 1u) {
-        return p.cap * safe_tanh(s / p.cap);
-    }
-    return s;
-}
-
-// Whether query row t sees key row j, given the first row of t's segment.
-fn sees(t: u32, j: u32, start: u32) -> bool {
-    return t < p.rows && j >= start && j <= t && t - j < p.window;
-}
-
-// What dropout multiplies a probability by.
-fn kept(j: u32, t: u32, head: u32) -> f32 {
-    if (DROPOUT == 0u) {
-        return 1.0;
-    }
-    return select(p.keep, 0.0, philox(rng.xy, vec4<u32>(j, t, head, p.salt)).x < p.threshold);
-}
-
 // Reads the spans of 32 rows into `bounds`; rows past the last have none.
 fn load_bounds(lane: u32, row0: u32) {
     if (lane < TILE) {
@@ -166,9 +128,7 @@ fn first_key(lane: u32, q0: u32) -> u32 {
     if (lane == 0u) {
         bound = 0xffffffffu;
         for (var i = 0u; i < TILE && q0 + i < p.rows; i++) {
-            let row = q0 + i;
-            let in_window = select(0u, row + 1u - p.window, row >= p.window);
-            bound = min(bound, max(bounds[i], in_window));
+            bound = min(bound, first_seen(q0 + i, bounds[i]));
         }
     }
     return workgroupUniformLoad(&bound);

@@ -49,18 +49,6 @@ fn k_along_rows(t: u32) -> u32 {
     return {{ "4u * (t % 8u)" if TURN else "t / (TILE / 8u)" }};
 }
 
-// The exponent that brings a magnitude to 2^14, within what a factor may be.
-fn exponent_for(magnitude: f32) -> i32 {
-    if (magnitude == 0.0) {
-        return 0;
-    }
-    return clamp(14 + 127 - i32(bitcast<u32>(magnitude) >> 23u), -126, 126);
-}
-
-fn power_of_two(exponent: i32) -> f32 {
-    return bitcast<f32>(u32(exponent + 127) << 23u);
-}
-
 {% macro stage(x, type) %}
 // Four elements as scaled f16.
 fn {{ x }}_half(x: u32, y: u32, scale: f32) -> vec4<f16> {
@@ -130,7 +118,7 @@ fn main(
     for (var i = lane; i < p.{{ x }}_magnitudes; i += LANES) {
         {{ x }}_magnitude = max({{ x }}_magnitude, {{ x }}_magnitudes[i]);
     }
-    let {{ x }}_exponent = exponent_for(max_lanes(lane, {{ x }}_magnitude));
+    let {{ x }}_exponent = exponent_for(max_lanes(lane, {{ x }}_magnitude), 0);
     let {{ x }}_scale = power_of_two({{ x }}_exponent);
     {%- endfor %}
     {%- for i in range(TALL // T) %}

@@ -17,6 +17,9 @@ const COLUMNS: [(&str, &str); 6] = [
     ("LDS B", "LDS size"),
     ("waves per SIMD", "Subgroups per SIMD"),
 ];
+/// Those of the card.
+const UNITS: MatrixUnits =
+    MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true, memory: MatrixUnits::MEMORY };
 /// Bindings 0 and 9 are uniform, those between are storage.
 const BINDINGS: u32 = 10;
 
@@ -40,7 +43,7 @@ fn kernels() -> Vec<(String, Kernel)> {
     for (types, [a, b]) in [("f32 x f32", [0, 0]), ("bf16 x bf16", [1, 1])] {
         for (layout, code) in [("NT", 0), ("NN", 1), ("TN", 2)] {
             let operands = [("TYPE_A", a), ("TYPE_B", b), ("LAYOUT", code)];
-            let units = MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true }.constants();
+            let units = UNITS.constants();
             for blocks in [1, 2] {
                 for units in [&[("VECTORS", 1)], &units[..]].iter().filter(|units| units.len() == 1 || a == 1) {
                     let on = if units.len() == 1 { "" } else { ", matrix units" };
@@ -68,13 +71,22 @@ fn kernels() -> Vec<(String, Kernel)> {
         ("attention", &attention),
         ("attention_grad_q", &attention),
         ("attention_grad_kv", &attention),
-        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1)]),
+        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1), ("RATE", 0)]),
         ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0)]),
         ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("adam", &[]),
         ("scatter", &[("W", 1)]),
     ];
+    for head_dim in [64, 256] {
+        for (kind, sum) in (0..).zip(["log-sum-exp", "o", "dq", "dk", "dv"]) {
+            let tile = [("OTHERS", 64), ("DEPTH", 32), ("KIND", kind), ("Y", 1)];
+            let op = [("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0)];
+            let constants = [&UNITS.constants()[..], &tile, &op].concat();
+            let kernel = Kernel { name: "attention_units", constants };
+            all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
+        }
+    }
     all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel { name, constants: constants.to_vec() })));
     all
 }

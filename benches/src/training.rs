@@ -5,11 +5,13 @@ use crate::machine::{self, CpuWindow};
 use crate::model::{self, Weights};
 use serde::Serialize;
 use sparta_backend_cpu::Cpu;
+use sparta_backend_cuda::Plugin as Cuda;
 use sparta_core::bench::{self, Measured, MethodCase, Shape};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights;
 use sparta_graph::Backend;
 use sparta_model::Precision;
+use sparta_plugin::backend::BackendPlugin;
 use sparta_train::{Ceiling, Recompute};
 use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
@@ -85,6 +87,9 @@ impl Case {
     fn open_device(&self) -> Result<Box<dyn Backend>> {
         if self.device == "cpu" {
             return Ok(Box::new(Cpu::new(self.threads)?));
+        }
+        if self.device.starts_with("cuda") {
+            return Ok(Cuda.open(&self.device)?);
         }
         Ok(Box::new(WgpuBackend::open(&self.device)?))
     }

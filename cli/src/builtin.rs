@@ -2,8 +2,9 @@
 
 use sparta_core::plugin::{Entry, PluginSet};
 
-const ENTRIES: [Entry; 8] = [
+const ENTRIES: [Entry; 9] = [
     sparta_backend_cpu::entry,
+    sparta_backend_cuda::entry,
     sparta_method_sparta::entry,
     sparta_method_lora::entry,
     sparta_method_full::entry,

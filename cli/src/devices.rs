@@ -85,8 +85,8 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
             output::print(format!("  features  {}", device.features.join(", ")))?;
         }
     }
-    for (backend, error) in devices.failures() {
-        output::print(format!("\n{backend}: {error}"))?;
+    for error in devices.failures() {
+        output::print(format!("\n{error}"))?;
     }
     Ok(())
 }

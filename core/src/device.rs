@@ -80,9 +80,9 @@ impl Devices {
         kept.into_iter()
     }
 
-    /// The backends that cannot list their devices, and why.
-    pub fn failures(&self) -> impl Iterator<Item = (&str, &BackendError)> {
-        self.answers().filter_map(|(provider, answer)| Some((provider.name(), answer.as_ref().err()?)))
+    /// Why backends cannot list their devices; the errors name them.
+    pub fn failures(&self) -> impl Iterator<Item = &BackendError> {
+        self.answers().filter_map(|(_, answer)| answer.as_ref().err())
     }
 
     /// The device that `wanted` means: `auto`, an id such as `cpu` or `wgpu:1`, the name of a backend, or a part of the
@@ -155,8 +155,8 @@ impl Devices {
         if self.list().next().is_none() {
             message += " none";
         }
-        for (backend, error) in self.failures() {
-            message += &format!("\n  {backend}: {error}");
+        for error in self.failures() {
+            message += &format!("\n  {error}");
         }
         Error::Usage(message)
     }
@@ -280,10 +280,7 @@ mod tests {
         let message = picked(&machine(&[LLVMPIPE]), "cuda:1");
         assert!(message.contains("no CUDA backend plugin is installed"), "{message}");
         let message = picked(&machine(&[]), "wgpu");
-        assert!(
-            message.contains("there is no device `wgpu`") && message.contains("wgpu: wgpu: no driver"),
-            "{message}"
-        );
+        assert!(message.contains("there is no device `wgpu`") && message.contains("\n  wgpu: no driver"), "{message}");
     }
 
     #[test]

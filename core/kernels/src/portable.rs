@@ -7,6 +7,7 @@ use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use std::fs;
 use std::process::Command;
+use std::thread;
 
 /// The constants that kernels need, besides LANES.
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
@@ -80,12 +81,16 @@ fn every_shader_is_portable() {
         "element_loss_grad",
         "activation",
         "attention_tile",
+        "attention_units",
         "attention_grad_tile",
+        "attention_half",
+        "attention_params",
         "linear_output",
         "product",
         "product_operands",
         "product_params",
         "product_units",
+        "units",
     ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
@@ -101,7 +106,7 @@ fn every_shader_is_portable() {
 fn products_on_matrix_units_are_valid() {
     let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];
     for (size, subgroup, vectors, turn) in all {
-        let units = MatrixUnits { size, subgroup, vectors, turn };
+        let units = MatrixUnits { size, subgroup, vectors, turn, memory: MatrixUnits::MEMORY };
         for i in 0..12 {
             let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
             let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];
@@ -112,6 +117,36 @@ fn products_on_matrix_units_are_valid() {
                 let what = format!("{name} {constants:?}");
                 let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
                 check_units(&text, !vectors, &what);
+            }
+        }
+    }
+}
+
+/// Attention on matrix units, as [`products_on_matrix_units_are_valid`].
+#[test]
+fn attention_on_matrix_units_is_valid() {
+    for (units, subgroup, lanes, vectors) in [
+        (8, 8, 128, 1),
+        (8, 8, 256, 1),
+        (8, 32, 128, 0),
+        (16, 32, 128, 1),
+        (16, 16, 128, 1),
+        (16, 32, 256, 1),
+        (16, 64, 256, 1),
+    ] {
+        let shared = [("LANES", lanes), ("UNITS", units), ("SUBGROUP", subgroup), ("VECTOR_MEMORY", vectors)];
+        for (i, head_dim) in [(0, 5), (1, 64), (2, 80), (3, 256)] {
+            let mut kernels = vec![("attention_half", vec![("X", 1), ("D_O", i % 2)])];
+            for kind in 0..5 {
+                let options = vec![("KIND", kind), ("OTHERS", 32 + 32 * (i / 2)), ("DEPTH", 32), ("Y", i % 2)];
+                let variant = vec![("SOFT_CAP", i % 2), ("DROPOUT", i / 2)];
+                kernels.push(("attention_units", [options, variant].concat()));
+            }
+            for (name, constants) in kernels {
+                let constants = [&shared[..], &constants, &[("HEAD_DIM", head_dim)]].concat();
+                let what = format!("{name} {constants:?}");
+                let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
+                check_units(&text, vectors == 0, &what);
             }
         }
     }
@@ -128,7 +163,7 @@ fn check_units(text: &str, metal: bool, what: &str) {
     let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
     let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
     if let Some(validator) = std::env::var_os("SPARTA_SPIRV_VAL") {
-        let file = std::env::temp_dir().join(format!("sparta-{}.spv", std::process::id()));
+        let file = std::env::temp_dir().join(format!("sparta-{}-{:?}.spv", std::process::id(), thread::current().id()));
         fs::write(&file, words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
         let run = Command::new(validator).args(["--target-env", "spv1.6"]).arg(&file).output().unwrap();
         assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&run.stdout));

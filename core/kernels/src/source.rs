@@ -77,7 +77,10 @@ shaders!(
     "attention_grad_q",
     "attention_grad_sum",
     "attention_grad_tile",
+    "attention_half",
+    "attention_params",
     "attention_tile",
+    "attention_units",
     "binary_cross_entropy",
     "binary_cross_entropy_grad",
     "cast",
@@ -124,22 +127,29 @@ shaders!(
     "squared_error",
     "squared_error_grad",
     "sum_of_squares",
+    "units",
 );
 
 /// Files that come before a kernel's own.
 fn shared(name: &str, units: bool) -> &'static [&'static str] {
     match name {
-        "attention" => &["prelude", "attention_tile"],
-        "attention_grad_q" | "attention_grad_kv" => &["prelude", "attention_tile", "attention_grad_tile"],
+        "attention" => &["prelude", "attention_params", "attention_tile"],
+        "attention_grad_q" | "attention_grad_kv" => {
+            &["prelude", "attention_params", "attention_tile", "attention_grad_tile"]
+        }
+        "attention_half" => &["prelude", "units"],
+        "attention_units" => &["prelude", "units", "attention_params"],
         "binary_cross_entropy" | "squared_error" => &["prelude", "element_loss"],
         "binary_cross_entropy_grad" | "squared_error_grad" => &["prelude", "element_loss_grad"],
         "gated_act" => &["prelude", "elementwise", "activation"],
         "gated_act_grad" => &["prelude", "activation"],
-        "linear" if units => &["prelude", "product_params", "product_operands", "product_units", "linear_output"],
+        "linear" if units => {
+            &["prelude", "units", "product_params", "product_operands", "product_units", "linear_output"]
+        }
         "linear" => &["prelude", "product_params", "product_operands", "product", "linear_output"],
         "linear_small" | "linear_sum" => &["prelude", "product_params", "linear_output"],
         "product_partial" | "sampled_grad_tiled" if units => {
-            &["prelude", "product_params", "product_operands", "product_units"]
+            &["prelude", "units", "product_params", "product_operands", "product_units"]
         }
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],

@@ -151,7 +151,7 @@ fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
     }
 }
 
-/// What products on matrix units need.
+/// What kernels on matrix units need.
 pub(crate) const UNITS_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
@@ -159,8 +159,8 @@ pub(crate) const UNITS_FEATURES: wgpu::Features =
 /// subgroups have in a kernel, a driver does not say.
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     let (info, limits) = (adapter.get_info(), adapter.limits());
-    let memory = limits.max_compute_workgroup_storage_size >= MatrixUnits::MEMORY;
-    if !adapter.features().contains(UNITS_FEATURES) || !memory {
+    let memory = limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);
+    if !adapter.features().contains(UNITS_FEATURES) || memory < MatrixUnits::MEMORY {
         return Vec::new();
     }
     let half_to_single = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
@@ -175,7 +175,7 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     let all = [16, 8]
         .into_iter()
         .filter(|&size| offers(size))
-        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn }));
+        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn, memory }));
     all.filter(MatrixUnits::fit).collect()
 }
 

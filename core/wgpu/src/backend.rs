@@ -5,7 +5,7 @@ use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, MatrixUnits, Memory, RNG_BINDING, Step, View, lower};
+use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -104,9 +104,9 @@ impl WgpuBackend {
         let mut features = wgpu::Features::TIMESTAMP_QUERY;
         let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if !units.is_empty() {
+        if let Some(units) = units.first() {
             features |= UNITS_FEATURES;
-            memory = memory.max(MatrixUnits::MEMORY);
+            memory = memory.max(units.memory);
             // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices stay in
             // bounds, and no driver's product is used before it has been compared.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };

@@ -245,8 +245,7 @@ impl Cache {
         Cache { dir: dirs::cache_dir().map(|dir| dir.join("sparta").join("cuda")) }
     }
 
-    /// In a directory, or none.
-    #[cfg(test)]
+    /// In a directory, or nowhere.
     pub fn at(dir: Option<PathBuf>) -> Cache {
         Cache { dir }
     }

@@ -14,8 +14,7 @@ mod products;
 mod writer;
 
 pub use backend::CudaBackend;
-pub use compile::Cache;
-pub use gpu::{Card, Driver, Gpu, NoDriver, Tools};
+pub use compile::{Cache, Compiler};
 pub use libraries::Search;
 pub use machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,

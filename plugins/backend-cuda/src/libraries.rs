@@ -61,10 +61,11 @@ impl Part {
         }
     }
 
-    /// The package of Python that has it for CUDA `major`.
-    fn package(self, major: u32) -> String {
-        let name = if self == Part::Nvrtc { "nvidia-cuda-nvrtc" } else { "nvidia-cublas" };
-        if major < 13 { format!("{name}-cu{major}") } else { name.into() }
+    /// The packages of Python to install where it is missing: cuBLASLt is needed as well as NVRTC.
+    fn packages(self, major: u32) -> String {
+        let suffix = if major < 13 { format!("-cu{major}") } else { String::new() };
+        let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{suffix} ") } else { String::new() };
+        format!("{nvrtc}nvidia-cublas{suffix}")
     }
 }
 
@@ -108,6 +109,8 @@ impl Search {
         let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name));
         let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
         let mut then: Vec<PathBuf> = toolkits.flat_map(|dir| toolkit(&dir)).collect();
+        // Where containers and WSL mount the driver.
+        then.extend(["/usr/local/nvidia/lib64", "/usr/lib/wsl/lib"].map(PathBuf::from));
         let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(|name| variable(name));
         let python = variable("PATH").and_then(|path| python(path.as_os_str()));
         let home = variable("HOME").map(|home| home.join(".local"));
@@ -159,7 +162,7 @@ fn missing(part: Part, major: u32) -> String {
         Part::Nvrtc | Part::CublasLt => format!(
             "{part} is missing ({name}): `pip install {}` in the active Python environment, install the CUDA {major} \
              toolkit, or let {PATH_VARIABLE} name the directory that has it",
-            part.package(major)
+            part.packages(major)
         ),
     }
 }
@@ -262,3 +265,99 @@ macro_rules! functions {
     };
 }
 pub(crate) use functions;
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// A directory with empty files.
+    fn tree(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        dir
+    }
+
+    /// Where the library is looked for, without what is not there, by path below `dir`.
+    fn found(dir: &Path, variables: &[(&str, &str)], part: Part, major: u32) -> Vec<String> {
+        let search = Search::of(|name| {
+            let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+            Some(PathBuf::from(value.replace("DIR", dir.to_str().unwrap())))
+        });
+        let dirs = search.first.iter().chain(&search.then);
+        let all = dirs.flat_map(|dir| files(dir, part, major));
+        let below = all.filter_map(|path| Some(path.strip_prefix(dir).ok()?.to_str().unwrap().to_owned()));
+        let mut once = Vec::new();
+        below.for_each(|path| {
+            if !once.contains(&path) {
+                once.push(path);
+            }
+        });
+        once
+    }
+
+    #[test]
+    fn places_are_searched_in_order() {
+        let dir = tree(&[
+            "own/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13.0.88",
+            "toolkit/lib64/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so",
+            "toolkit/lib64/libnvrtc.so.12",
+            "toolkit/lib64/libnvrtc-builtins.so.13.0",
+            "toolkit/lib64/libnvrtc.alt.so.13",
+            "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
+            "path/bin/python3",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc.so.13",
+            "home/.local/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
+        ]);
+        let variables = [
+            ("HOME", "DIR/home"),
+            ("PATH", "DIR/nothing:DIR/path/bin"),
+            ("VIRTUAL_ENV", "DIR/venv"),
+            ("CUDA_HOME", "DIR/toolkit"),
+            (PATH_VARIABLE, "DIR/other:DIR/own"),
+        ];
+        let wanted = [
+            "own/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13.0.88",
+            "toolkit/lib64/libnvrtc.so",
+            "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc.so.13",
+        ];
+        assert_eq!(found(dir.path(), &variables, Part::Nvrtc, 13), wanted);
+        let of_12 = found(dir.path(), &variables, Part::Nvrtc, 12);
+        assert_eq!(of_12[0], "toolkit/lib64/libnvrtc.so.12");
+        assert!(of_12[2].ends_with("nvidia/cuda_nvrtc/lib/libnvrtc.so.12"), "{of_12:?}");
+        assert!(found(dir.path(), &variables, Part::CublasLt, 13).is_empty());
+    }
+
+    #[test]
+    fn the_variable_takes_toolkits_environments_and_packages() {
+        let library = "nvidia/cu13/lib/libcublasLt.so.13";
+        let environment = format!("venv/lib/python3.12/site-packages/{library}");
+        let dir = tree(&[&environment, &format!("packages/{library}"), "toolkit/lib64/libcublasLt.so.13"]);
+        for (value, path) in [
+            ("DIR/venv", environment.as_str()),
+            ("DIR/packages", &format!("packages/{library}")),
+            ("DIR/toolkit", "toolkit/lib64/libcublasLt.so.13"),
+            ("DIR/toolkit/lib64", "toolkit/lib64/libcublasLt.so.13"),
+        ] {
+            assert_eq!(found(dir.path(), &[(PATH_VARIABLE, value)], Part::CublasLt, 13), [path], "{value}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_named() {
+        let dir = tree(&["libnvrtc.so.13"]);
+        let search = Search::within(dir.path());
+        let Err(message) = search.open(Part::Nvrtc, 13) else { return };
+        assert!(message.contains("libnvrtc.so.13 cannot be loaded: "), "{message}");
+        let Err(message) = search.open(Part::CublasLt, 12) else { return };
+        assert!(message.contains("`pip install nvidia-cublas-cu12`"), "{message}");
+    }
+}

@@ -1,6 +1,6 @@
 //! Attention: tiles of 32 query rows or 32 key rows per workgroup.
 
-use super::{Lowering, Target, UNUSED, code, dropout_threshold, lanes_for, rows_of, words};
+use super::{Lowering, Target, UNUSED, View, code, dropout_threshold, lanes_for, rows_of, words};
 use crate::source::Constants;
 use sparta_graph::DType;
 use sparta_graph::ops::{Attention, AttentionDelta};
@@ -9,10 +9,13 @@ const TILE: usize = 32;
 const LANES: u32 = 128;
 
 /// The largest head the kernels are made for: their sums of a tile are kept in registers.
-const MAX_HEAD_DIM: usize = 256;
+pub(super) const MAX_HEAD_DIM: usize = 256;
 
 impl Lowering<'_> {
     pub(super) fn attention(&mut self, op: &Attention) -> Result<(), String> {
+        if let Some(units) = self.attention_units(op)? {
+            return self.attention_on_units(op, &units);
+        }
         let rows = rows_of(self.input(0)?);
         let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
         let o = self.head_target(0, "o", op)?;
@@ -36,6 +39,9 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attention_grad(&mut self, op: &Attention) -> Result<(), String> {
+        if let Some(units) = self.attention_units(op)? {
+            return self.attention_grad_on_units(op, &units);
+        }
         let rows = rows_of(self.input(0)?);
         let inputs = self.inputs(&["q", "k", "v", "do", "ld", "spans"])?;
         let [q, k, v, d_o, ld, spans] = inputs[..] else { return Err("expected 6 inputs".into()) };
@@ -58,23 +64,33 @@ impl Lowering<'_> {
             return Ok(());
         }
         // Each query head on its own, in f32, and then the sums.
-        let elements = rows * op.heads * op.head_dim;
-        let dk_heads = self.scratch(elements, "gradients of the keys by head")?;
-        let dv_heads = self.scratch(elements, "gradients of the values by head")?;
-        let bindings = [&shared[..], &[dk_heads, dv_heads]].concat();
+        let parts = self.grad_parts(op, shared_by)?;
+        let bindings = [&shared[..], &parts].concat();
         let (constants, params) = self.arguments(op, rows, DType::F32)?;
         self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+        self.sum_grad_parts(op, shared_by, parts)
+    }
+
+    /// Scratch memory for dk and dv in so many parts for each key head, f32 `[rows, kv_heads * parts, head_dim]`.
+    pub(super) fn grad_parts(&mut self, op: &Attention, parts: usize) -> Result<[View; 2], String> {
+        let elements = rows_of(self.input(0)?) * op.kv_heads * parts * op.head_dim;
+        let dk = self.scratch(elements, "gradients of the keys in parts")?;
+        Ok([dk, self.scratch(elements, "gradients of the values in parts")?])
+    }
+
+    /// Launches the sums of the parts, in order.
+    pub(super) fn sum_grad_parts(&mut self, op: &Attention, parts: usize, views: [View; 2]) -> Result<(), String> {
         let (dk, dv) = (self.output(1)?, self.output(2)?);
-        let n = rows * op.kv_heads * op.head_dim;
-        let params = [n as u32, op.head_dim as u32, shared_by as u32];
-        let bindings = [dk_heads, dv_heads, self.whole(dk, "dk")?, self.whole(dv, "dv")?];
+        let n = dk.ty.numel();
+        let params = [n as u32, op.head_dim as u32, parts as u32];
+        let bindings = [views[0], views[1], self.whole(dk, "dk")?, self.whole(dv, "dv")?];
         let threads = words(n, dk.ty.dtype);
         self.push("attention_grad_sum", &[("Y", code(dk.ty.dtype))], &params, &bindings).threads(threads);
         Ok(())
     }
 
     /// Where a kernel writes an output, all of which it binds, head by head.
-    fn head_target(&mut self, output: usize, what: &str, op: &Attention) -> Result<Target, String> {
+    pub(super) fn head_target(&mut self, output: usize, what: &str, op: &Attention) -> Result<Target, String> {
         let output = self.output(output)?;
         self.whole(output, what)?;
         self.target(output, &(0..rows_of(output)), op.head_dim)
@@ -94,35 +110,43 @@ impl Lowering<'_> {
         ))
     }
 
-    fn inputs(&self, names: &[&str]) -> Result<Vec<super::View>, String> {
+    pub(super) fn inputs(&self, names: &[&str]) -> Result<Vec<View>, String> {
         names.iter().enumerate().map(|(i, name)| self.whole(self.input(i)?, name)).collect()
     }
 
-    /// Constants and parameters of `attention_tile.wgsl`, for outputs of this type.
+    /// Constants and parameters of the kernels in f32, for outputs of this type.
     fn arguments(&self, op: &Attention, rows: usize, output: DType) -> Result<(Constants, Vec<u32>), String> {
         if op.head_dim == 0 || op.head_dim > MAX_HEAD_DIM {
             return Err(format!("head_dim must be 1 to {MAX_HEAD_DIM} on this backend, got {}", op.head_dim));
         }
-        let constants = vec![
-            ("LANES", LANES),
-            ("X", code(self.input(0)?.ty.dtype)),
-            ("Y", code(output)),
-            ("HEAD_DIM", op.head_dim as u32),
-            ("SOFT_CAP", u32::from(op.soft_cap.is_some())),
-            ("DROPOUT", u32::from(op.dropout > 0.0)),
-        ];
-        let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
-        let params = vec![
-            rows as u32,
-            op.heads as u32,
-            op.kv_heads as u32,
-            op.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
-            op.salt,
-            dropout_threshold(op.dropout),
-            keep.to_bits(),
-            op.scale.to_bits(),
-            op.soft_cap.unwrap_or(0.0).to_bits(),
-        ];
-        Ok((constants, params))
+        let mut constants = variant(op).to_vec();
+        constants.extend([("LANES", LANES), ("X", code(self.input(0)?.ty.dtype)), ("Y", code(output))]);
+        Ok((constants, params(op, rows, 1)))
     }
+}
+
+/// Constants of all attention kernels.
+pub(super) fn variant(op: &Attention) -> [(&'static str, u32); 3] {
+    [
+        ("HEAD_DIM", op.head_dim as u32),
+        ("SOFT_CAP", u32::from(op.soft_cap.is_some())),
+        ("DROPOUT", u32::from(op.dropout > 0.0)),
+    ]
+}
+
+/// The `Params` of all attention kernels.
+pub(super) fn params(op: &Attention, rows: usize, parts: usize) -> Vec<u32> {
+    let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
+    vec![
+        rows as u32,
+        op.heads as u32,
+        op.kv_heads as u32,
+        op.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX)),
+        op.salt,
+        dropout_threshold(op.dropout),
+        keep.to_bits(),
+        op.scale.to_bits(),
+        op.soft_cap.unwrap_or(0.0).to_bits(),
+        parts as u32,
+    ]
 }

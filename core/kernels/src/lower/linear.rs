@@ -129,6 +129,7 @@ mod tests {
             flops: 2 * 1000 * 48 * 64 / 3,
             rounds: usize::MAX,
             units: None,
+            attention_units: None,
             sampled_cost: sampled_cost(DeviceKind::Other, None),
         };
         let mut end = 0;

@@ -8,6 +8,7 @@
 //! rounded ([`Lowering::target`]).
 
 mod attention;
+mod attention_units;
 mod elementwise;
 mod linear;
 mod losses;
@@ -87,8 +88,9 @@ pub struct Bounds {
     pub flops: u64,
     /// Rounds of all loops of a thread together: llvmpipe silently ends them after 65,535.
     pub rounds: usize,
-    /// What multiplies 16-bit floats, where the device has it.
+    /// What multiplies 16-bit floats, where the device has it: in products, and in attention.
     pub units: Option<MatrixUnits>,
+    pub attention_units: Option<MatrixUnits>,
     /// Decides between dot products and dense products.
     pub sampled_cost: SampledCost,
 }
@@ -112,6 +114,8 @@ pub struct MatrixUnits {
     pub subgroup: u32,
     /// Whether fragments are loaded from workgroup memory of vectors; Metal wants scalars.
     pub vectors: bool,
+    /// Bytes of workgroup memory that a kernel may take.
+    pub memory: u32,
     /// Whether tiles must lie along k in workgroup memory, so that operands stored otherwise are turned on the way in: other
     /// compilers than NVIDIA's load such fragments element by element.
     pub turn: bool,
@@ -124,8 +128,9 @@ impl fmt::Display for MatrixUnits {
 }
 
 impl MatrixUnits {
-    /// Bytes of workgroup memory that products on matrix units take.
+    /// Bytes of workgroup memory that kernels on matrix units take, at least and at most.
     pub const MEMORY: u32 = 30 << 10;
+    pub const MOST_MEMORY: u32 = 47 << 10;
 
     /// Threads of a workgroup that makes a tile: as few as have the registers, for then each subgroup multiplies the largest
     /// part of it, and loads the fewest fragments for that.
@@ -166,6 +171,7 @@ impl Bounds {
             flops,
             rounds,
             units: None,
+            attention_units: None,
             sampled_cost: sampled_cost(kind, None),
         }
     }
@@ -494,6 +500,7 @@ mod tests {
             flops: u64::MAX,
             rounds: usize::MAX,
             units: None,
+            attention_units: None,
             sampled_cost: sampled_cost(DeviceKind::Other, None),
         };
         let lowering = Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0 };

@@ -211,7 +211,8 @@ mod tests {
                 outputs: vec![operand(2, TensorType::f32([24, 16]))],
                 label: String::new(),
             };
-            let units = Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true });
+            let units =
+                Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true, memory: MatrixUnits::MEMORY });
             let bounds = Bounds { units, ..Bounds::new(DeviceKind::Other, 1 << 27) };
             let steps = lower(&call, bounds).unwrap().steps.into_iter();
             let kernels = steps.filter_map(|step| if let Step::Dispatch(d) = step { Some(d.kernel) } else { None });

@@ -130,7 +130,8 @@ mod tests {
             let Some(Step::Dispatch(dispatch)) = lower(&call, bounds).unwrap().steps.pop() else { panic!() };
             dispatch.kernel.name
         };
-        let units = Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true });
+        let units =
+            Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true, memory: MatrixUnits::MEMORY });
         let discrete = DeviceKind::DiscreteGpu;
         assert_eq!(kernel(discrete, None, DType::BF16, 100), "sampled_grad");
         assert_eq!(kernel(discrete, units, DType::F32, 100), "sampled_grad");

@@ -228,12 +228,17 @@ impl Driver {
     }
 }
 
+impl NoDriver {
+    pub fn reason(&self) -> &str {
+        match self {
+            NoDriver::Absent(reason) | NoDriver::Broken(reason) => reason,
+        }
+    }
+}
+
 impl From<Failure> for NoDriver {
     fn from(failure: Failure) -> NoDriver {
-        match failure {
-            Failure::Lost(reason) | Failure::Other(reason) => NoDriver::Broken(reason),
-            Failure::OutOfMemory { .. } => NoDriver::Broken("the CUDA driver has no memory".into()),
-        }
+        NoDriver::Broken(failure.reason())
     }
 }
 

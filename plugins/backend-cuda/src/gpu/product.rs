@@ -6,7 +6,6 @@ use crate::libraries::{Part, Search, functions};
 use crate::machine::{Factors, Failure, Matrix, Product, ProductId};
 use sparta_graph::DType;
 use sparta_graph::ops::Layout;
-use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
@@ -147,8 +146,6 @@ impl Drop for Object {
 pub struct Products {
     library: Arc<CublasLt>,
     forms: Vec<Form>,
-    /// Where a form is, or that there is none.
-    known: HashMap<Product, Option<ProductId>>,
     workspace: u64,
     handle: Object,
 }
@@ -173,20 +170,14 @@ impl Products {
             unsafe { (functions.cublasLtCreate)(handle) }
         })?;
         let workspace = session.alloc(WORKSPACE)?;
-        Ok(Products { library, forms: Vec::new(), known: HashMap::new(), workspace, handle })
+        Ok(Products { library, forms: Vec::new(), workspace, handle })
     }
 
-    /// Chooses an algorithm for a form, once.
+    /// Chooses an algorithm for a form.
     pub fn prepare(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
-        if let Some(known) = self.known.get(product) {
-            return Ok(*known);
-        }
-        let id = self.form(product)?.map(|form| {
-            self.forms.push(form);
-            ProductId(self.forms.len() - 1)
-        });
-        self.known.insert(*product, id);
-        Ok(id)
+        let Some(form) = self.form(product)? else { return Ok(None) };
+        self.forms.push(form);
+        Ok(Some(ProductId(self.forms.len() - 1)))
     }
 
     fn form(&self, product: &Product) -> Result<Option<Form>, Failure> {

@@ -77,7 +77,7 @@ fn cards_are_listed_with_the_versions_of_all_libraries() {
     let ids: Vec<&str> = infos.iter().map(|info| info.id.as_str()).collect();
     assert_eq!(ids, ["cuda:0", "cuda:1"]);
     let second = &infos[1];
-    assert_eq!((second.name.as_str(), second.memory), ("Stand-in B", Some(2 << 30)));
+    assert_eq!((second.name.as_str(), second.memory), ("Stand-in B", Some((2 << 30) - CONTEXT)));
     assert_eq!(second.card.as_deref(), Some("0000:0b:00.0"));
     assert!(second.driver.contains("(CUDA 13.0)") || second.driver.contains("driver for CUDA 13.0"), "{second:?}");
     assert!(second.driver.ends_with(", NVRTC 13.0, cuBLASLt 13.0.2"), "{second:?}");
@@ -89,14 +89,16 @@ fn what_is_missing_is_said_with_the_package_that_has_it() {
     let Some(dir) = libraries(&["-DVERSION=12080"]) else { return };
     // A driver for CUDA 12 runs no library of CUDA 13.
     let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("there is no NVRTC 12") };
-    let said = ["CUDA 12.8", "NVRTC is missing (libnvrtc.so.12)", "`pip install nvidia-cuda-nvrtc-cu12`"];
+    let said =
+        ["CUDA 12.8", "NVRTC is missing (libnvrtc.so.12)", "`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`"];
     assert!(said.iter().all(|part| reason.contains(part)), "{reason}");
     let Some(dir) = libraries(&[]) else { return };
     std::fs::remove_file(dir.path().join("libcublasLt.so.13")).unwrap();
     let tools = tools(&dir).unwrap();
     let info = tools.info(&tools.cards[0]);
     assert!(
-        info.driver.contains("products are slow, as cuBLASLt is missing (libcublasLt.so.13): `pip install nvidia-")
+        info.driver
+            .contains("products are slow, as cuBLASLt is missing (libcublasLt.so.13): `pip install nvidia-cublas`")
     );
     assert_eq!((info.products.len(), info.multiplier.as_deref()), (0, Some("f32")));
     let mut gpu = Gpu::open(&tools, &tools.cards[0]).unwrap();
@@ -287,7 +289,6 @@ fn products_are_those_of_rows() {
                     ..product(layout, factors, result)
                 };
                 let id = gpu.product(&form).unwrap().unwrap();
-                assert_eq!(gpu.product(&form).unwrap(), Some(id), "a form is prepared once");
                 let place = Factors {
                     a: put(&mut gpu, &encode(&a, factors)),
                     b: put(&mut gpu, &encode(&b, factors)),

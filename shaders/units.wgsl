@@ -1,0 +1,13 @@
+// What kernels on matrix units share.
+
+// The exponent of the power of two that brings a magnitude to 2^14, within what a factor may be; `of_zero` for 0.
+fn exponent_for(magnitude: f32, of_zero: i32) -> i32 {
+    if (magnitude == 0.0) {
+        return of_zero;
+    }
+    return clamp(14 + 127 - i32(bitcast<u32>(magnitude) >> 23u), -126, 126);
+}
+
+fn power_of_two(exponent: i32) -> f32 {
+    return bitcast<f32>(u32(exponent + 127) << 23u);
+}

@@ -252,7 +252,7 @@ fn one_file_is_enough() {
     let linked = succeed_alone(&["plugins", "--json"]);
     let mut names: Vec<String> = state(&linked, "linked").into_iter().map(|(name, _)| name).collect();
     names.sort();
-    assert_eq!(names, ["cpu", "full", "glue", "head", "imdb", "lora", "sparta", "text"]);
+    assert_eq!(names, ["cpu", "cuda", "full", "glue", "head", "imdb", "lora", "sparta", "text"]);
     for (name, loaded) in state(&linked, "linked") {
         assert_eq!(loaded, "loaded", "{name}");
     }
@@ -271,6 +271,41 @@ fn devices_marks_one_that_is_not_a_software_gpu() {
     assert_ne!(auto[0]["kind"], "software_gpu");
     let text = succeed(&["devices"]);
     assert!(text.contains("TYPE") && text.contains("limits"), "{text}");
+}
+
+/// With stand-ins for NVIDIA's libraries: what is listed, what `auto` takes, and what is said where one is missing.
+#[cfg(target_os = "linux")]
+#[test]
+fn cuda_needs_its_libraries() {
+    let dir = HOME.path().join("stand-ins");
+    fs::create_dir(&dir).unwrap();
+    let (source, driver) = (concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/libraries.c"), dir.join("libcuda.so.1"));
+    let Ok(compiled) = Command::new("cc").args(["-shared", "-fPIC", source, "-o"]).arg(&driver).output() else {
+        return sparta_tests::skipped("no C compiler `cc`");
+    };
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let told = |args: &[&str]| {
+        let output = command(args).env("SPARTA_CUDA_PATH", &dir).output().unwrap();
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned())
+    };
+    let nvrtc = "cuda: driver for CUDA 13.0 is here, but NVRTC is missing (libnvrtc.so.13): `pip install nvidia-cuda-nvrtc \
+                 nvidia-cublas` in the active Python environment";
+    let [listed, _] = told(&["devices"]);
+    let [_, refused] = told(&["plan", "--device", "cuda"]);
+    // A machine may have NVRTC elsewhere, and a version of its driver.
+    if !listed.contains("cuda:0") && !std::path::Path::new("/proc/driver/nvidia/version").exists() {
+        assert!(listed.contains(nvrtc) && refused.contains(nvrtc), "{listed}{refused}");
+    }
+    for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
+        fs::hard_link(&driver, dir.join(name)).unwrap();
+    }
+    let [listed, _] = told(&["devices", "--json"]);
+    let listed = last_json(&listed);
+    let card = listed.as_array().unwrap().iter().find(|device| device["id"] == "cuda:0").unwrap();
+    assert_eq!((&card["name"], &card["card"]), (&"Stand-in A".into(), &"0000:0a:00.0".into()));
+    assert!(card["driver"].as_str().unwrap().ends_with(", NVRTC 13.0, cuBLASLt 13.0.2"), "{card}");
+    let [plan, _] = told(&["plan", "--device", "cuda", "--json"]);
+    assert_eq!(last_json(&plan)["device"]["id"], "cuda:0");
 }
 
 #[test]
@@ -325,7 +360,7 @@ fn wrong_densities_are_refused() {
 
 #[test]
 fn wrong_devices_are_refused() {
-    refused(&["run", "--device", "cuda"], 2, &["no CUDA backend plugin is installed", "cpu"]);
+    refused(&["run", "--device", "cuda:99"], 2, &["cuda:99", "Devices here:", "cpu"]);
     refused(&["run", "--device", "cpu:7"], 2, &["no device `cpu:7`", "Devices here:"]);
     refused(&["run", "--device", "abacus"], 2, &["abacus", "Devices here:"]);
 }

@@ -33,6 +33,9 @@ struct Args {
     /// Only this device, for example wgpu:0 [default: steps on the best GPU, suites on each]
     #[arg(long, value_name = "ID")]
     device: Option<String>,
+    /// The best card of cuda, and that of wgpu beside it
+    #[arg(long, conflicts_with = "device")]
+    cuda: bool,
     /// Where gpu.json, gpu.md and the timelines go
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
@@ -149,49 +152,46 @@ impl Runner {
         if self.args.tiny { &TINY } else { &WORKLOADS }
     }
 
-    /// The device of steps and profiles: a GPU where there is one, else a software driver.
-    fn best_device(&self) -> Result<Json> {
-        let rank = |device: &Json| match device["kind"].as_str() {
-            Some("discrete_gpu") => 0,
-            Some("integrated_gpu") => 1,
-            Some("virtual_gpu" | "other") => 2,
-            Some("software_gpu") => 3,
-            _ => 4,
+    /// The devices of steps and profiles: one, the best where none is named; with `--cuda` one of each backend.
+    fn chosen(&self) -> Result<Vec<String>> {
+        let backends = if self.args.cuda { &["cuda:", "wgpu:"][..] } else { &[""] };
+        let named = self.args.device.as_deref();
+        let best = |backend: &&str| {
+            let id = |device: &Json| device["id"].as_str().unwrap_or_default().to_owned();
+            let wanted = |id: &str| id.starts_with(backend) && named.is_none_or(|named| id == named);
+            let found = self.report.devices.iter().filter(|device| wanted(&id(device))).min_by_key(|d| rank(d));
+            let what = named.or(Some(backend)).filter(|what| !what.is_empty()).unwrap_or("at all");
+            found.map(id).ok_or_else(|| format!("there is no device `{what}`").into())
         };
-        let wanted = |device: &&Json| self.args.device.as_deref().is_none_or(|id| device["id"] == id);
-        let best = self.report.devices.iter().filter(wanted).min_by_key(|device| rank(device));
-        best.cloned()
-            .ok_or_else(|| format!("there is no device `{}`", self.args.device.as_deref().unwrap_or("")).into())
+        backends.iter().map(best).collect()
     }
 
     fn steps(&mut self) -> Result<()> {
-        let device = self.best_device()?;
-        let id = device["id"].as_str().unwrap_or_default().to_owned();
-        for work in self.workloads() {
-            for precision in PRECISIONS {
-                for (method, arguments) in METHODS {
-                    let what = format!("steps {} {method} {precision} on {id}", work.shape);
-                    eprintln!("{what}");
-                    let mut command = self.steps_command(work, &id, precision);
-                    command.args(arguments);
-                    let line = self.run(&mut command, CELL).and_then(|child| child.last_line_as_json());
-                    match line {
-                        Ok(measured) => {
-                            let (cell, method) = (work.cell(), method.to_owned());
-                            self.report.steps.push(StepsCell {
-                                cell,
-                                method,
-                                precision: precision.to_owned(),
-                                measured,
-                            });
-                            self.save()?;
-                        }
-                        Err(why) => self.failed(&what, &why)?,
+        for id in self.chosen()? {
+            for work in self.workloads() {
+                for precision in PRECISIONS {
+                    for (method, arguments) in METHODS {
+                        self.step(&id, work, precision, method, arguments)?;
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    fn step(&mut self, id: &str, work: &Workload, precision: &str, method: &str, arguments: &[&str]) -> Result<()> {
+        let what = format!("steps {} {method} {precision} on {id}", work.shape);
+        eprintln!("{what}");
+        let mut command = self.steps_command(work, id, precision);
+        command.args(arguments);
+        match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json()) {
+            Ok(measured) => {
+                let [device, method, precision] = [id, method, precision].map(str::to_owned);
+                self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, measured });
+                self.save()
+            }
+            Err(why) => self.failed(&what, &why),
+        }
     }
 
     fn steps_command(&self, work: &Workload, device: &str, precision: &str) -> Command {
@@ -205,15 +205,13 @@ impl Runner {
 
     /// What each op takes in a SpaRTA step of the largest workload, in each precision.
     fn profile(&mut self) -> Result<()> {
-        let device = self.best_device()?;
-        let id = device["id"].as_str().unwrap_or_default().to_owned();
         let work = &self.workloads()[0];
-        for precision in PRECISIONS {
+        for (id, precision) in self.chosen()?.iter().flat_map(|id| PRECISIONS.map(|precision| (id, precision))) {
             let (method, arguments) = METHODS[0];
             let what = format!("profile {} {method} {precision} on {id}", work.shape);
             eprintln!("{what}");
-            let trace = self.args.out.join(format!("trace-{precision}.json"));
-            let mut command = self.steps_command(work, &id, precision);
+            let trace = self.args.out.join(format!("trace-{}-{precision}.json", id.replace(':', "-")));
+            let mut command = self.steps_command(work, id, precision);
             command.args(arguments).arg("--profile").arg(trace);
             match self.run(&mut command, CELL) {
                 Ok(child) => self.report.profiles.push((what, child.stderr)),
@@ -228,6 +226,7 @@ impl Runner {
     fn suites(&mut self) -> Result<()> {
         let ids: Vec<String> = match &self.args.device {
             Some(id) => vec![id.clone()],
+            None if self.args.cuda => self.chosen()?,
             None => {
                 let ids = self.report.devices.iter().filter_map(|device| device["id"].as_str());
                 ids.filter(|id| *id != "cpu").map(str::to_owned).collect()
@@ -276,6 +275,19 @@ impl Runner {
         }
         Ok(())
     }
+}
+
+/// The order in which devices are taken: a GPU where there is one, else a software driver; of one card's entries the one
+/// that `--device auto` means.
+fn rank(device: &Json) -> (u8, bool) {
+    let kind = match device["kind"].as_str() {
+        Some("discrete_gpu") => 0,
+        Some("integrated_gpu") => 1,
+        Some("virtual_gpu" | "other") => 2,
+        Some("software_gpu") => 3,
+        _ => 4,
+    };
+    (kind, device["auto"] != true)
 }
 
 impl Workload {

@@ -21,6 +21,8 @@ pub struct Report {
 
 #[derive(Serialize)]
 pub struct StepsCell {
+    /// Its id.
+    pub device: String,
     pub cell: String,
     pub method: String,
     pub precision: String,
@@ -38,6 +40,13 @@ pub struct TestResult {
     pub passed: bool,
     pub seconds: f64,
     pub details: String,
+}
+
+impl StepsCell {
+    /// Whether it is the same work on any device.
+    fn is_like(&self, other: &StepsCell) -> bool {
+        (&self.cell, &self.method, &self.precision) == (&other.cell, &other.method, &other.precision)
+    }
 }
 
 impl Report {
@@ -79,10 +88,14 @@ impl Report {
         }
         writeln!(
             out,
-            "\n| model, batch | method | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | PyTorch bf16: ms | \
-             MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|"
+            "\n| model, batch | method | device | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | PyTorch bf16: ms | \
+             MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
         )?;
-        for ours in &self.steps {
+        // The devices of a workload side by side.
+        let mut steps: Vec<&StepsCell> = self.steps.iter().collect();
+        let place = |ours: &StepsCell| self.steps.iter().position(|first| first.is_like(ours));
+        steps.sort_by_key(|ours| place(ours));
+        for ours in steps {
             let theirs = self.peer.iter().find(|(cell, method, _)| *cell == ours.cell && *method == ours.method);
             let peer = |key: &str| theirs.and_then(|(.., line)| line[key].as_f64());
             let own = |key: &str| ours.measured[key].as_f64();
@@ -96,14 +109,15 @@ impl Report {
                 show(peer("peak_allocated_mib"), 1.0, 0),
                 show(ratio, 1.0, 2),
             ];
-            writeln!(out, "| {} | {} | {} | {} |", ours.cell, ours.method, ours.precision, columns.join(" | "))?;
+            let StepsCell { device, cell, method, precision, .. } = ours;
+            writeln!(out, "| {cell} | {method} | {device} | {precision} | {} |", columns.join(" | "))?;
         }
         let alone = |(cell, method, _): &&(String, String, Json)| {
             !self.steps.iter().any(|ours| ours.cell == *cell && ours.method == *method)
         };
         for (cell, method, line) in self.peer.iter().filter(alone) {
             let (ms, mib) = (show(line["step_s"].as_f64(), 1e3, 1), show(line["peak_allocated_mib"].as_f64(), 1.0, 0));
-            writeln!(out, "| {cell} | {method} |  |  |  |  |  | {ms} | {mib} |  |")?;
+            writeln!(out, "| {cell} | {method} |  |  |  |  |  |  | {ms} | {mib} |  |")?;
         }
         Ok(())
     }

@@ -265,3 +265,99 @@ macro_rules! functions {
     };
 }
 pub(crate) use functions;
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// A directory with empty files.
+    fn tree(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        dir
+    }
+
+    /// Where the library is looked for, without what is not there, by path below `dir`.
+    fn found(dir: &Path, variables: &[(&str, &str)], part: Part, major: u32) -> Vec<String> {
+        let search = Search::of(|name| {
+            let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+            Some(PathBuf::from(value.replace("DIR", dir.to_str().unwrap())))
+        });
+        let dirs = search.first.iter().chain(&search.then);
+        let all = dirs.flat_map(|dir| files(dir, part, major));
+        let below = all.filter_map(|path| Some(path.strip_prefix(dir).ok()?.to_str().unwrap().to_owned()));
+        let mut once = Vec::new();
+        below.for_each(|path| {
+            if !once.contains(&path) {
+                once.push(path);
+            }
+        });
+        once
+    }
+
+    #[test]
+    fn places_are_searched_in_order() {
+        let dir = tree(&[
+            "own/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13.0.88",
+            "toolkit/lib64/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so",
+            "toolkit/lib64/libnvrtc.so.12",
+            "toolkit/lib64/libnvrtc-builtins.so.13.0",
+            "toolkit/lib64/libnvrtc.alt.so.13",
+            "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
+            "path/bin/python3",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc.so.13",
+            "home/.local/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
+        ]);
+        let variables = [
+            ("HOME", "DIR/home"),
+            ("PATH", "DIR/nothing:DIR/path/bin"),
+            ("VIRTUAL_ENV", "DIR/venv"),
+            ("CUDA_HOME", "DIR/toolkit"),
+            (PATH_VARIABLE, "DIR/other:DIR/own"),
+        ];
+        let wanted = [
+            "own/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13",
+            "toolkit/lib64/libnvrtc.so.13.0.88",
+            "toolkit/lib64/libnvrtc.so",
+            "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc.so.13",
+        ];
+        assert_eq!(found(dir.path(), &variables, Part::Nvrtc, 13), wanted);
+        let of_12 = found(dir.path(), &variables, Part::Nvrtc, 12);
+        assert_eq!(of_12[0], "toolkit/lib64/libnvrtc.so.12");
+        assert!(of_12[2].ends_with("nvidia/cuda_nvrtc/lib/libnvrtc.so.12"), "{of_12:?}");
+        assert!(found(dir.path(), &variables, Part::CublasLt, 13).is_empty());
+    }
+
+    #[test]
+    fn the_variable_takes_toolkits_environments_and_packages() {
+        let library = "nvidia/cu13/lib/libcublasLt.so.13";
+        let environment = format!("venv/lib/python3.12/site-packages/{library}");
+        let dir = tree(&[&environment, &format!("packages/{library}"), "toolkit/lib64/libcublasLt.so.13"]);
+        for (value, path) in [
+            ("DIR/venv", environment.as_str()),
+            ("DIR/packages", &format!("packages/{library}")),
+            ("DIR/toolkit", "toolkit/lib64/libcublasLt.so.13"),
+            ("DIR/toolkit/lib64", "toolkit/lib64/libcublasLt.so.13"),
+        ] {
+            assert_eq!(found(dir.path(), &[(PATH_VARIABLE, value)], Part::CublasLt, 13), [path], "{value}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_loaded_is_named() {
+        let dir = tree(&["libnvrtc.so.13"]);
+        let search = Search::within(dir.path());
+        let Err(message) = search.open(Part::Nvrtc, 13) else { return };
+        assert!(message.contains("libnvrtc.so.13 cannot be loaded: "), "{message}");
+        let Err(message) = search.open(Part::CublasLt, 12) else { return };
+        assert!(message.contains("`pip install nvidia-cublas-cu12`"), "{message}");
+    }
+}

@@ -13,6 +13,7 @@ use crate::libraries::Search;
 use crate::machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading, Threads,
 };
+use crate::overrides::TENSOR_CORES;
 use crate::products::SAMPLED_COST;
 use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
 use product::{CublasLt, Products};
@@ -22,6 +23,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 use transfer::{Downloads, Upload};
+
+/// Bytes that a context takes of a card, with the code of its kernels and of cuBLASLt.
+const CONTEXT: u64 = 512 << 20;
 
 /// The machine's cards, and the libraries that work on them.
 pub struct Tools {
@@ -51,7 +55,8 @@ impl Tools {
 
     /// What `devices` says of a card.
     pub fn info(&self, card: &Card) -> DeviceInfo {
-        let tensor_cores = card.capability >= (8, 0) && self.products.is_ok();
+        let memory = card.memory.saturating_sub(CONTEXT);
+        let tensor_cores = card.capability >= TENSOR_CORES && self.products.is_ok();
         let products = match &self.products {
             Ok(library) => library.title(),
             Err(reason) => format!("products are slow, as {reason}"),
@@ -62,14 +67,15 @@ impl Tools {
             kind: if card.integrated { DeviceKind::IntegratedGpu } else { DeviceKind::DiscreteGpu },
             card: card.place.clone(),
             driver: format!("{}, {}, {products}", self.driver.title(), self.compiler.title()),
-            memory: Some(card.memory),
-            max_buffer: card.memory,
+            memory: Some(memory),
+            max_buffer: memory,
             max_binding: Some(MAX_BINDING),
             segments: true,
             in_place: true,
             activations: vec![DType::F32, DType::BF16],
             products: if tensor_cores { vec![DType::BF16] } else { vec![] },
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
+            rounds_in_attention: card.capability >= TENSOR_CORES,
             sampled_cost: Some(SAMPLED_COST),
         }
     }

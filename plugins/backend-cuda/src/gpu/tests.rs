@@ -77,7 +77,7 @@ fn cards_are_listed_with_the_versions_of_all_libraries() {
     let ids: Vec<&str> = infos.iter().map(|info| info.id.as_str()).collect();
     assert_eq!(ids, ["cuda:0", "cuda:1"]);
     let second = &infos[1];
-    assert_eq!((second.name.as_str(), second.memory), ("Stand-in B", Some(2 << 30)));
+    assert_eq!((second.name.as_str(), second.memory), ("Stand-in B", Some((2 << 30) - CONTEXT)));
     assert_eq!(second.card.as_deref(), Some("0000:0b:00.0"));
     assert!(second.driver.contains("(CUDA 13.0)") || second.driver.contains("driver for CUDA 13.0"), "{second:?}");
     assert!(second.driver.ends_with(", NVRTC 13.0, cuBLASLt 13.0.2"), "{second:?}");

@@ -22,6 +22,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         activations: vec![DType::F32, DType::BF16],
         products: vec![DType::BF16],
         multiplier: None,
+        rounds_in_attention: false,
         sampled_cost: None,
     };
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {

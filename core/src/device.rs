@@ -216,6 +216,7 @@ mod tests {
             activations: vec![DType::F32],
             products: vec![],
             multiplier: None,
+            rounds_in_attention: false,
             sampled_cost: None,
         }
     }

@@ -151,6 +151,7 @@ impl Machine for Emulated {
             activations: vec![DType::F32, DType::BF16],
             products: vec![DType::BF16],
             multiplier: None,
+            rounds_in_attention: false,
             sampled_cost: None,
         }
     }

@@ -173,9 +173,46 @@ inline void copies_done() { for (auto& c : copies[current]) perform(c); copies[c
 inline float bf16(unsigned bits) { return __uint_as_float(bits << 16); }
 inline unsigned round_bf16(float x) {
     unsigned b = __float_as_uint(x);
+    if (x != x) return (b >> 16) | 0x40u;
     return (b + 0x7fffu + ((b >> 16) & 1u)) >> 16;
 }
 }  // namespace shim
+
+// mma.cuh as exchanges between fibers.
+#define SHARED_MEMORY(bytes) __shared__ unsigned short memory[(bytes) / 2];
+struct Frag { unsigned a[4], b[2]; };
+inline void mma_bf16(float* d, const unsigned* a, const unsigned* b) {
+    Frag f; memcpy(f.a, a, 16); memcpy(f.b, b, 8);
+    shim::Exchange<Frag> x(f, __LINE__);
+    unsigned lane = shim::current % 32, g = lane / 4, t = lane % 4;
+    auto half = [](unsigned w, unsigned hi) { return shim::bf16(hi ? w >> 16 : w & 0xffff); };
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned row = g + 8 * (i / 2), col = 2 * t + i % 2;
+        float sum = d[i];
+        for (unsigned k = 0; k < 16; k++) {
+            // a: register (row / 8) + 2 (k / 8) of lane 4 (row % 8) + (k % 8) / 2; b: register k / 8 of lane 4 col + (k % 8) / 2.
+            float av = half(x.all[4 * (row % 8) + (k % 8) / 2].a[row / 8 + 2 * (k / 8)], k % 2);
+            float bv = half(x.all[4 * col + (k % 8) / 2].b[k / 8], k % 2);
+            sum += av * bv;
+        }
+        d[i] = sum;
+    }
+}
+inline unsigned pack(float lo, float hi) { return shim::round_bf16(lo) | shim::round_bf16(hi) << 16; }
+inline void ldmatrix_(unsigned* r, const unsigned short* row, bool trans) {
+    shim::Exchange<const unsigned short*> x(row, trans ? 1000001 : 1000000);
+    unsigned lane = shim::current % 32, g = lane / 4, t = lane % 4;
+    for (unsigned m = 0; m < 4; m++) {
+        auto at = [&](unsigned i, unsigned j) { return unsigned(trans ? x.all[8 * m + j][i] : x.all[8 * m + i][j]); };
+        r[m] = at(g, 2 * t) | at(g, 2 * t + 1) << 16;
+    }
+}
+inline void ldmatrix4(unsigned* r, const unsigned short* row) { ldmatrix_(r, row, false); }
+inline void ldmatrix4t(unsigned* r, const unsigned short* row) { ldmatrix_(r, row, true); }
+inline float shuffle_xor(float v, int mask) { shim::Exchange<float> x(v, 1000002); return x.all[(shim::current % 32) ^ mask]; }
+inline void copy16(void* shared, const void* global, bool valid) { shim::copy(shared, global, valid, 16); }
+inline void copy8(void* shared, const void* global, bool valid) { shim::copy(shared, global, valid, 8); }
+inline void copies_done() { shim::copies_done(); }
 
 #define __syncthreads() shim::yield(shim::BLOCK, __LINE__)
 #define SHIM_EXPORT(kernel) \

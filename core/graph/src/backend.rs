@@ -75,6 +75,10 @@ pub struct DeviceInfo {
     /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplier: Option<String>,
+    /// Whether attention of bf16 rounds probabilities and gradients of scores to bf16 before it multiplies them, as matrix
+    /// units take them; otherwise only its results are rounded.
+    #[serde(default)]
+    pub rounds_in_attention: bool,
     /// The costs by which the device chooses between sampled and dense gradients; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,

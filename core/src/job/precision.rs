@@ -90,6 +90,7 @@ mod tests {
             activations: activations.to_vec(),
             products: products.to_vec(),
             multiplier: None,
+            rounds_in_attention: false,
             sampled_cost: None,
         }
     }

@@ -260,6 +260,7 @@ fn memory_info() -> DeviceInfo {
         activations: vec![DType::F32],
         products: vec![],
         multiplier: None,
+        rounds_in_attention: false,
         sampled_cost: None,
     }
 }

@@ -120,6 +120,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             activations: vec![DType::F32, DType::BF16],
             products: if units.is_empty() { vec![] } else { vec![DType::F16] },
             multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
+            rounds_in_attention: false,
             sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
         },
         api: info.backend.to_str().to_string(),
@@ -272,6 +273,7 @@ mod tests {
             activations: vec![DType::F32],
             products: vec![],
             multiplier: None,
+            rounds_in_attention: false,
             sampled_cost: None,
         }
     }

@@ -23,6 +23,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         activations: vec![DType::F32, DType::BF16],
         products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
         multiplier: Some(if Unit::in_hardware() { "bf16 instructions" } else { "f32" }.into()),
+        rounds_in_attention: false,
         sampled_cost: None,
     }
 }

@@ -1,4 +1,5 @@
-use crate::pieces::Pieces;
+use crate::overrides::TENSOR_CORES;
+use crate::pieces::{Device, Pieces};
 use crate::plan::{Addresses, Cache, Step};
 use crate::products::SAMPLED_COST;
 use crate::{Failure, MAX_BINDING, Machine, Reading};
@@ -18,7 +19,7 @@ const GRANULE: usize = 256;
 pub struct CudaBackend {
     machine: Box<dyn Machine>,
     info: DeviceInfo,
-    bounds: Bounds,
+    device: Device,
     cache: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
@@ -63,11 +64,13 @@ impl CudaBackend {
         let binding = info.max_binding.map_or(MAX_BINDING, |most| most.min(MAX_BINDING));
         let mut bounds = Bounds::new(DeviceKind::DiscreteGpu, usize::try_from(binding).unwrap_or(usize::MAX));
         bounds.sampled_cost = *info.sampled_cost.get_or_insert(SAMPLED_COST);
+        info.rounds_in_attention = machine.capability() >= TENSOR_CORES;
+        let device = Device { bounds, capability: machine.capability() };
         let unused = machine.alloc(GRANULE).map_err(|failure| named(&info.id, "opening", failure))?;
         Ok(CudaBackend {
             machine,
             info,
-            bounds,
+            device,
             cache: Cache::default(),
             buffers: HashMap::new(),
             plans: HashMap::new(),
@@ -204,7 +207,7 @@ impl CudaBackend {
             let (cache, machine) = (&mut self.cache, self.machine.as_mut());
             let mut failure = None;
             let mut serves = |form: &_| cache.serves(machine, form).map_err(|why| failure.insert(why).reason());
-            match Pieces::of(call, self.bounds, &mut serves) {
+            match Pieces::of(call, &self.device, &mut serves) {
                 Ok(pieces) => all.push(pieces),
                 Err(reason) => {
                     return Err(match failure {
@@ -281,7 +284,7 @@ impl Backend for CudaBackend {
     }
 
     fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
-        sparta_kernels::check(plan, self.bounds).map_err(|reason| self.other(reason))
+        sparta_kernels::check(plan, self.device.bounds).map_err(|reason| self.other(reason))
     }
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {

@@ -6,6 +6,7 @@ mod compile;
 mod gpu;
 mod libraries;
 mod machine;
+mod overrides;
 mod pieces;
 mod plan;
 mod plugin;

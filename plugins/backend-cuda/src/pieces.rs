@@ -1,6 +1,6 @@
 //! What a call of a plan becomes: pieces of work on views of memory, before addresses are known.
 
-use crate::{KernelText, Product, Threads, products, writer};
+use crate::{KernelText, Product, Threads, overrides, products, writer};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, Operand, Place};
 use sparta_kernels::{Bounds, Dispatch, Kernel, Memory, Step, View};
@@ -37,22 +37,63 @@ pub(crate) enum Program {
     Written(Written),
 }
 
+/// The kernels of `kernels/`, with what they are specialised by: `tile` are the rows that are read at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Written {
     SampledGather,
+    Attention { head_dim: usize, tile: usize },
+    AttentionGradQ { head_dim: usize, tile: usize },
+    AttentionGradKv { head_dim: usize, tile: usize },
+    AttentionGradSum,
 }
 
-impl Program {
+macro_rules! kernels {
+    ($($file:literal),+) => { concat!($(include_str!(concat!("../kernels/", $file))),+) };
+}
+
+impl Written {
+    fn text(self, shared: u32) -> KernelText {
+        let (entry, text) = match self {
+            Written::SampledGather => ("sampled_gather", kernels!("sampled_gather.cu")),
+            Written::Attention { .. } => ("attention", kernels!("mma.cuh", "attention.cuh", "attention.cu")),
+            Written::AttentionGradQ { .. } => {
+                let text = kernels!("mma.cuh", "attention.cuh", "attention_grad.cuh", "attention_grad_q.cu");
+                ("attention_grad_q", text)
+            }
+            Written::AttentionGradKv { .. } => {
+                let text = kernels!("mma.cuh", "attention.cuh", "attention_grad.cuh", "attention_grad_kv.cu");
+                ("attention_grad_kv", text)
+            }
+            Written::AttentionGradSum => ("attention_grad_sum", kernels!("mma.cuh", "attention_grad_sum.cu")),
+        };
+        let constants = match self {
+            Written::Attention { head_dim, tile }
+            | Written::AttentionGradQ { head_dim, tile }
+            | Written::AttentionGradKv { head_dim, tile } => {
+                format!("#define HEAD_DIM {head_dim}\n#define TILE_ROWS {tile}\n")
+            }
+            Written::SampledGather | Written::AttentionGradSum => String::new(),
+        };
+        KernelText { text: constants + text, entry: entry.into(), shared }
+    }
+}
+
+impl Launch {
     /// Errors: those of the translation.
     pub fn text(&self) -> Result<KernelText, String> {
-        match self {
+        match &self.program {
             Program::Translated(kernel) => writer::translate(kernel),
-            Program::Written(Written::SampledGather) => {
-                let text = include_str!("../kernels/sampled_gather.cu").into();
-                Ok(KernelText { text, entry: "sampled_gather".into(), shared: 0 })
-            }
+            Program::Written(kernel) => Ok(kernel.text(self.threads.shared)),
         }
     }
+}
+
+/// What of a device decides about the pieces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device {
+    pub bounds: Bounds,
+    /// Major and minor compute capability.
+    pub capability: (u32, u32),
 }
 
 #[derive(Clone, Debug)]
@@ -86,19 +127,22 @@ impl Pieces {
     /// Errors: those of the lowering.
     pub fn of(
         call: &Call,
-        bounds: Bounds,
+        device: &Device,
         serves: &mut dyn FnMut(&Product) -> Result<bool, String>,
     ) -> Result<Pieces, String> {
         let parts = sparta_kernels::parts(call)?;
         if parts.is_empty() {
-            return match products::pieces(call, bounds, serves)? {
+            if let Some(pieces) = overrides::pieces(call, device)? {
+                return Ok(pieces);
+            }
+            return match products::pieces(call, device.bounds, serves)? {
                 Some(pieces) => Ok(pieces),
-                None => Pieces::lowered(call, bounds),
+                None => Pieces::lowered(call, device.bounds),
             };
         }
         let mut all = Pieces::default();
         for (part, operands) in parts {
-            all.append(Pieces::of(&part, bounds, serves)?.within(&operands));
+            all.append(Pieces::of(&part, device, serves)?.within(&operands));
         }
         Ok(all)
     }

@@ -1,6 +1,6 @@
 //! Plans bound to memory: pieces with their kernels loaded, their products prepared, and all addresses known.
 
-use crate::pieces::{Argument, Launch, Multiply, Piece, Pieces, Program};
+use crate::pieces::{Argument, Multiply, Piece, Pieces, Program};
 use crate::{Arguments, Factors, Failure, KernelId, Machine, Product, ProductId, Threads};
 use sparta_graph::Plan;
 use sparta_kernels::{Memory, View};
@@ -27,18 +27,17 @@ impl Cache {
 
     /// Loads the kernels of some pieces that are not loaded yet, together.
     pub fn load(&mut self, machine: &mut dyn Machine, pieces: &[Pieces]) -> Result<(), Failure> {
-        let mut missing: Vec<&Program> = Vec::new();
+        let (mut missing, mut texts) = (Vec::new(), Vec::new());
         for piece in pieces.iter().flat_map(|pieces| &pieces.pieces) {
-            if let Piece::Launch(Launch { program, .. }) = piece
-                && !self.kernels.contains_key(program)
-                && !missing.contains(&program)
+            if let Piece::Launch(launch) = piece
+                && !self.kernels.contains_key(&launch.program)
+                && !missing.contains(&launch.program)
             {
-                missing.push(program);
+                texts.push(launch.text().map_err(Failure::Other)?);
+                missing.push(launch.program.clone());
             }
         }
-        let texts: Result<Vec<_>, _> = missing.iter().map(|program| program.text()).collect();
-        let loaded = machine.load(&texts.map_err(Failure::Other)?)?;
-        self.kernels.extend(missing.into_iter().cloned().zip(loaded));
+        self.kernels.extend(missing.into_iter().zip(machine.load(&texts)?));
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use crate::libraries::Search;
 use crate::machine::{
     Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading, Threads,
 };
+use crate::overrides::TENSOR_CORES;
 use crate::products::SAMPLED_COST;
 use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
 use product::{CublasLt, Products};
@@ -55,7 +56,7 @@ impl Tools {
     /// What `devices` says of a card.
     pub fn info(&self, card: &Card) -> DeviceInfo {
         let memory = card.memory.saturating_sub(CONTEXT);
-        let tensor_cores = card.capability >= (8, 0) && self.products.is_ok();
+        let tensor_cores = card.capability >= TENSOR_CORES && self.products.is_ok();
         let products = match &self.products {
             Ok(library) => library.title(),
             Err(reason) => format!("products are slow, as {reason}"),
@@ -74,6 +75,7 @@ impl Tools {
             activations: vec![DType::F32, DType::BF16],
             products: if tensor_cores { vec![DType::BF16] } else { vec![] },
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
+            rounds_in_attention: card.capability >= TENSOR_CORES,
             sampled_cost: Some(SAMPLED_COST),
         }
     }

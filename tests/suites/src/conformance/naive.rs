@@ -55,6 +55,56 @@ pub fn key(rng: &[f64]) -> [u32; 2] {
     [rng[0] as u32, rng[1] as u32]
 }
 
+/// A query row and a key row that it sees.
+pub struct Pair {
+    /// Where the first element of the query's head is, and of the key's.
+    pub query: usize,
+    pub key: usize,
+    /// The row of log-sum-exp.
+    pub row: usize,
+    pub probability: f64,
+    /// That of dropout.
+    pub factor: f64,
+    /// The derivative of the soft-cap.
+    pub slope: f64,
+}
+
+/// All pairs, and the log-sum-exp of each row and head.
+pub fn attention_pairs(
+    op: &Attention,
+    q: &[f64],
+    k: &[f64],
+    spans: &[f64],
+    rng: Option<&[f64]>,
+) -> (Vec<Pair>, Vec<f64>) {
+    let d = op.head_dim;
+    let (mut pairs, mut lse) = (vec![], vec![]);
+    for t in 0..spans.len() / 2 {
+        for h in 0..op.heads {
+            let head = h / (op.heads / op.kv_heads);
+            let query = (t * op.heads + h) * d;
+            let key = |j: usize| (j * op.kv_heads + head) * d;
+            let first = (spans[2 * t] as usize).max((t + 1).saturating_sub(op.window.unwrap_or(t + 1)));
+            let score = |j: usize| {
+                let dot: f64 = q[query..][..d].iter().zip(&k[key(j)..][..d]).map(|(q, k)| q * k).sum();
+                let s = f64::from(op.scale) * dot;
+                let tanh = op.soft_cap.map_or(0.0, |cap| (s / f64::from(cap)).tanh());
+                (op.soft_cap.map_or(s, |cap| f64::from(cap) * tanh), 1.0 - tanh * tanh)
+            };
+            let scores: Vec<(f64, f64)> = (first..=t).map(score).collect();
+            let log_sum = log_sum_exp(&scores.iter().map(|(s, _)| *s).collect::<Vec<_>>());
+            pairs.extend((first..).zip(&scores).map(|(j, (s, slope))| {
+                let counter = [j as u32, t as u32, h as u32, op.salt];
+                let draw = |rng| kept(philox(self::key(rng), counter)[0], op.dropout);
+                let probability = (s - log_sum).exp();
+                Pair { query, key: key(j), row: lse.len(), probability, factor: rng.map_or(1.0, draw), slope: *slope }
+            }));
+            lse.push(log_sum);
+        }
+    }
+    (pairs, lse)
+}
+
 /// Output and log-sum-exp.
 pub fn attention(
     op: &Attention,
@@ -64,32 +114,17 @@ pub fn attention(
     spans: &[f64],
     rng: Option<&[f64]>,
 ) -> (Vec<f64>, Vec<f64>) {
-    let d = op.head_dim;
-    let (mut o, mut lse) = (vec![0.0; q.len()], vec![]);
-    for t in 0..spans.len() / 2 {
-        for h in 0..op.heads {
-            let head = h / (op.heads / op.kv_heads);
-            let query = &q[(t * op.heads + h) * d..][..d];
-            let row = |x: &[f64], j: usize| x[(j * op.kv_heads + head) * d..][..d].to_vec();
-            let first = (spans[2 * t] as usize).max((t + 1).saturating_sub(op.window.unwrap_or(t + 1)));
-            let score = |j: usize| {
-                let dot: f64 = query.iter().zip(row(k, j)).map(|(q, k)| q * k).sum();
-                let s = f64::from(op.scale) * dot;
-                op.soft_cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
-            };
-            let scores: Vec<f64> = (first..=t).map(score).collect();
-            let log_sum = log_sum_exp(&scores);
-            for (j, s) in (first..).zip(&scores) {
-                let counter = [j as u32, t as u32, h as u32, op.salt];
-                let factor = rng.map_or(1.0, |rng| kept(philox(key(rng), counter)[0], op.dropout));
-                let p = (s - log_sum).exp() * factor;
-                let out = &mut o[(t * op.heads + h) * d..][..d];
-                out.iter_mut().zip(row(v, j)).for_each(|(o, v)| *o += p * v);
-            }
-            lse.push(log_sum);
-        }
+    let (pairs, lse) = attention_pairs(op, q, k, spans, rng);
+    let mut o = vec![0.0; q.len()];
+    for pair in pairs {
+        add_row(&mut o[pair.query..][..op.head_dim], pair.probability * pair.factor, &v[pair.key..]);
     }
     (o, lse)
+}
+
+/// `to += factor * row`.
+pub fn add_row(to: &mut [f64], factor: f64, row: &[f64]) {
+    to.iter_mut().zip(row).for_each(|(to, x)| *to += factor * x);
 }
 
 pub fn log_sum_exp(x: &[f64]) -> f64 {

@@ -3,7 +3,7 @@
 //! A rounded value that lies near the middle of two bf16 numbers may become either of them, and everything behind it is
 //! then different. So each op is judged alone, on the values that the device itself gave it: its result lies between
 //! `round(ref - t)` and `round(ref + t)`, where ref is the reference's result from these values before rounding and t
-//! the tolerance in f32. What a composite op rounds inside widens that interval by what the rounding can make of it.
+//! the tolerance in f32. What an op rounds inside widens that interval by what the rounding can make of it.
 
 use super::case::Program;
 use super::check::Failure;
@@ -12,7 +12,9 @@ use crate::device::Tensors;
 use crate::tensor::round;
 use crate::{Device, Tensor};
 use sparta_graph::graph::{Node, TensorType};
-use sparta_graph::ops::{Cast, IGNORED, Layout, Linear, RmsNorm, Store, WeightGrad, step};
+use sparta_graph::ops::{
+    Attention, Cast, IGNORED, Layout, Linear, LinearCrossEntropy, RmsNorm, Store, WeightGrad, step,
+};
 use sparta_graph::{DType, Graph, GraphError, Op, Plan, Value};
 use std::collections::HashMap;
 
@@ -144,6 +146,7 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     data.extend(places.into_iter().map(|(name, ty)| (name, Tensor::zeros(ty))));
     let plan = Plan::in_segments(&graph, false, device.info().segment_limit());
     let outputs = device.run(&plan, &data)?;
+    let in_attention = device.info().rounds_in_attention;
     let value = |v: Value| {
         let name = program.graph.values()[v.0 as usize].external.clone().unwrap_or_else(|| place_of(v));
         outputs.get(&name).or_else(|| program.data.get(&name)).cloned()
@@ -151,7 +154,7 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     for node in program.graph.nodes().iter().filter(|node| !matches!(node.op, Op::Store(_))) {
         let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| value(v)).collect();
         let inputs = inputs.ok_or_else(|| Failure::Wrong(format!("{}: an input is not there", node.op.name())))?;
-        let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs));
+        let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs, in_attention));
         for (o, (&output, exact)) in node.outputs.iter().zip(exact).take(results(&node.op)).enumerate() {
             let Some(got) = value(output) else { continue };
             let context = format!("{:?}, output {o} {} {:?}", node.op, got.ty.dtype, got.ty.shape);
@@ -193,16 +196,63 @@ fn results(op: &Op) -> usize {
     }
 }
 
-/// What rounding inside of the op can change in each element of its outputs. `linear_cross_entropy` rounds the gradient
-/// of the logits to the type of the hidden states, by 2^-8 of each element at most, and multiplies it by weight and
-/// hidden states: a product changes by no more than 2^-8 of that of the absolute values.
-fn inside(op: &Op, inputs: &[Tensor]) -> Vec<Vec<f64>> {
-    let (Op::LinearCrossEntropy(op), [hidden, weight, labels, scalars, more @ ..]) = (op, inputs) else {
-        return vec![];
-    };
-    if hidden.ty.dtype != DType::BF16 {
+/// What rounding to bf16 changes of a number at most, as a share of it: that much, a product changes of the product of the
+/// absolute values when one of its factors is rounded.
+const ROUNDING: f64 = 1.0 / 256.0;
+
+/// What rounding inside of the op can change in each element of its outputs. `in_attention`: the device rounds there.
+fn inside(op: &Op, inputs: &[Tensor], in_attention: bool) -> Vec<Vec<f64>> {
+    if inputs.first().is_none_or(|input| input.ty.dtype != DType::BF16) {
         return vec![];
     }
+    match op {
+        Op::LinearCrossEntropy(op) => inside_linear_cross_entropy(op, inputs),
+        Op::Attention(op) if in_attention => inside_attention(op, inputs),
+        Op::AttentionGrad(op) if in_attention => inside_attention_grad(&op.0, inputs),
+        _ => vec![],
+    }
+}
+
+/// The probabilities are rounded and multiplied by v.
+fn inside_attention(op: &Attention, inputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let [q, k, v, spans, rng @ ..] = inputs else { return vec![] };
+    let (rng, v) = (rng.first().map(|rng| &rng.values[..]), absolute(v));
+    let (pairs, _) = naive::attention_pairs(op, &q.values, &k.values, &spans.values, rng);
+    let mut o = vec![0.0; q.values.len()];
+    for pair in pairs {
+        let change = ROUNDING * pair.probability * pair.factor;
+        naive::add_row(&mut o[pair.query..][..op.head_dim], change, &v[pair.key..]);
+    }
+    vec![o]
+}
+
+/// The gradients of the scores are rounded and multiplied by k and q, the probabilities by the gradient of the result.
+fn inside_attention_grad(op: &Attention, inputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let [q, k, v, d_o, ld, spans, rng @ ..] = inputs else { return vec![] };
+    let (d, rng) = (op.head_dim, rng.first().map(|rng| &rng.values[..]));
+    let (pairs, _) = naive::attention_pairs(op, &q.values, &k.values, &spans.values, rng);
+    let [q, k, to] = [q, k, d_o].map(absolute);
+    let [mut dq, mut dk, mut dv] = [&q, &k, &k].map(|like| vec![0.0; like.len()]);
+    for pair in pairs {
+        let row = d_o.values[pair.query..][..d].iter();
+        let dot: f64 = row.zip(&v.values[pair.key..]).map(|(a, b)| a * b).sum();
+        let d_score = pair.probability * (pair.factor * dot - ld.values[2 * pair.row + 1]) * pair.slope;
+        let change = ROUNDING * (f64::from(op.scale) * d_score).abs();
+        naive::add_row(&mut dq[pair.query..][..d], change, &k[pair.key..]);
+        naive::add_row(&mut dk[pair.key..][..d], change, &q[pair.query..]);
+        let change = ROUNDING * pair.probability * pair.factor;
+        naive::add_row(&mut dv[pair.key..][..d], change, &to[pair.query..]);
+    }
+    vec![dq, dk, dv]
+}
+
+fn absolute(tensor: &Tensor) -> Vec<f64> {
+    tensor.values.iter().map(|x| x.abs()).collect()
+}
+
+/// The gradient of the logits is rounded to the type of the hidden states and multiplied by weight and hidden states.
+fn inside_linear_cross_entropy(op: &LinearCrossEntropy, inputs: &[Tensor]) -> Vec<Vec<f64>> {
+    let [hidden, weight, labels, scalars, more @ ..] = inputs else { return vec![] };
     let ([rows, width], vocabulary) = ([hidden.ty.shape[0], hidden.ty.shape[1]], weight.ty.shape[0]);
     let scale = f64::from(op.scale);
     let products = naive::product(Layout::Nt, [rows, vocabulary, width], &hidden.values, &weight.values);
@@ -217,8 +267,7 @@ fn inside(op: &Op, inputs: &[Tensor]) -> Vec<Vec<f64>> {
             (counts * ((logit(x) - lse).exp() - hit) * (1.0 - tanh(x).powi(2))).abs()
         }));
     }
-    let absolute = |tensor: &Tensor| tensor.values.iter().map(|x| x.abs()).collect::<Vec<_>>();
-    let bound = |product: Vec<f64>| product.into_iter().map(|x| 2f64.powi(-8) * scale.abs() * x).collect::<Vec<_>>();
+    let bound = |product: Vec<f64>| product.into_iter().map(|x| ROUNDING * scale.abs() * x).collect::<Vec<_>>();
     let mut all = vec![vec![], vec![]];
     if op.hidden_grad {
         all.push(bound(naive::product(Layout::Nn, [rows, width, vocabulary], &gradient, &absolute(weight))));

@@ -17,7 +17,7 @@ if [ -z "${VK_DRIVER_FILES:-}" ] && [ -f "$mounted" ]; then
     export VK_DRIVER_FILES=$mounted
 fi
 # Where libraries of its own are missing, the loader passes that driver over without a word.
-driver=$(ldconfig -p 2>/dev/null | awk '/libGLX_nvidia\.so\.0/ {print $NF; exit}')
+driver=$(ldconfig -p 2>/dev/null | awk '/libGLX_nvidia\.so\.0/ && !n++ {print $NF}')
 missing=$([ -z "$driver" ] || ldd "$driver" 2>/dev/null | awk '/not found/ {printf " %s", $1}')
 [ -z "$missing" ] || echo "NVIDIA's Vulkan driver cannot be loaded: it needs$missing" >&2
 exec "$here/gpu" --programs "$here" "$@"

@@ -4,6 +4,7 @@ use crate::pieces::{Argument, Launch, Multiply, Piece, Pieces, Program, Written,
 use crate::{Matrix, Product, Threads};
 use sparta_graph::graph::TensorType;
 use sparta_graph::ops::{Cast, Layout, Linear, SampledGrad, Sampling};
+use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, DType, Op, Operand, Place, SampledCost};
 use sparta_kernels::{Bounds, Memory, View};
 
@@ -64,7 +65,7 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
         bias: bias.map(|bias| bias.ty.dtype),
         residual: residual.is_some(),
     };
-    let multiply = Multiply {
+    let mut multiply = Multiply {
         form,
         a: whole(a),
         b: whole(b),
@@ -73,49 +74,48 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
         residual: residual.map(whole),
         scale: op.scale,
     };
-    let narrow = c.ty.dtype == DType::F32 || c.ty.dtype == a.ty.dtype;
-    if a.ty.dtype == b.ty.dtype && narrow {
-        let pieces = vec![Piece::Multiply(multiply)];
-        return Ok(serves(&form)?.then_some(Pieces { pieces, scratch: 0 }));
+    let mut all = Pieces::default();
+    if let Some(bias) = bias.filter(|bias| c.ty.dtype == DType::F32 && bias.ty.dtype != DType::F32) {
+        let wide = View { memory: Memory::Scratch, offset: 0, bytes: 4 * n };
+        all = widen(whole(bias), bias.ty.dtype, wide, n, bounds)?;
+        all.scratch = all.scratch.max(wide.bytes.next_multiple_of(ALIGNMENT));
+        (multiply.bias, multiply.form.bias) = (Some(wide), Some(DType::F32));
     }
-    if (a.ty.dtype, c.ty.dtype) != (DType::F32, DType::F32) {
-        return Ok(None);
+    match (a.ty.dtype, b.ty.dtype, c.ty.dtype) {
+        (a, b, c) if a == b && (c == a || c == DType::F32) => {
+            let served = serves(&multiply.form)?;
+            all.pieces.push(Piece::Multiply(multiply));
+            Ok(served.then_some(all))
+        }
+        (DType::F32, _, DType::F32) => Ok(widened(&multiply, b, bounds, all.scratch, serves)?.map(|products| {
+            all.append(products);
+            all
+        })),
+        _ => Ok(None),
     }
-    widened(&multiply, b, bounds, serves)
 }
 
-/// The product of f32 and a narrower `b`, of which ranges of stored rows are made f32 in scratch memory: columns of the
-/// result, or pieces of the inner dimension that are added up.
-fn widened(product: &Multiply, b: &Operand, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
+/// The product of f32 and a narrower `b`, of which ranges of stored rows are made f32 in scratch memory from byte `from`
+/// on: columns of the result, or pieces of the inner dimension that are added up.
+fn widened(
+    product: &Multiply,
+    b: &Operand,
+    bounds: Bounds,
+    from: usize,
+    serves: Serves,
+) -> Result<Option<Pieces>, String> {
     let columns = product.form.layout == Layout::Nt;
     let (rows, width) = if columns { (product.form.n, product.form.k) } else { (product.form.k, product.form.n) };
     let most = (WIDENED / (4 * width) / ROW_UNIT * ROW_UNIT).max(ROW_UNIT);
-    let scratch = 4 * width * rows.min(most);
-    if scratch > bounds.binding {
+    let bytes = 4 * width * rows.min(most);
+    if bytes > bounds.binding {
         return Ok(None);
     }
-    let mut all = Pieces { pieces: vec![], scratch };
+    let mut all = Pieces { pieces: vec![], scratch: from + bytes };
     for start in (0..rows).step_by(most) {
         let count = most.min(rows - start);
-        let wide = View { memory: Memory::Scratch, offset: 0, bytes: 4 * width * count };
-        let mut part = product.clone();
-        (part.b, part.form.b.dtype) = (wide, DType::F32);
-        if columns {
-            part.form.n = count;
-            part.c.offset += 4 * start;
-            part.residual.iter_mut().for_each(|residual| residual.offset += 4 * start);
-            let bias = part.bias.iter_mut().zip(product.form.bias);
-            bias.for_each(|(bias, dtype)| bias.offset += dtype.size() * start);
-        } else {
-            part.form.k = count;
-            // The columns of `a` for Nn, the rows for Tn.
-            let step = if part.form.layout == Layout::Nn { 1 } else { part.form.a.stride };
-            part.a.offset += 4 * step * start;
-            if start > 0 {
-                (part.bias, part.form.bias) = (None, None);
-                (part.residual, part.form.residual) = (Some(part.c), true);
-            }
-        }
+        let wide = View { memory: Memory::Scratch, offset: from, bytes: 4 * width * count };
+        let part = part(product, start, count, wide);
         if !serves(&part.form)? {
             return Ok(None);
         }
@@ -125,6 +125,28 @@ fn widened(product: &Multiply, b: &Operand, bounds: Bounds, serves: Serves) -> R
         all.pieces.push(Piece::Multiply(part));
     }
     Ok(Some(all))
+}
+
+/// The product with a range of stored rows of `b`, in f32 at `b`.
+fn part(product: &Multiply, start: usize, count: usize, b: View) -> Multiply {
+    let mut part = product.clone();
+    (part.b, part.form.b.dtype) = (b, DType::F32);
+    let f32s = |elements: usize| 4 * elements;
+    if product.form.layout == Layout::Nt {
+        part.form.n = count;
+        part.c.offset += f32s(start);
+        part.residual.iter_mut().chain(&mut part.bias).for_each(|added| added.offset += f32s(start));
+        return part;
+    }
+    part.form.k = count;
+    // The columns of `a` for Nn, the rows for Tn.
+    let step = if part.form.layout == Layout::Nn { 1 } else { part.form.a.stride };
+    part.a.offset += f32s(step * start);
+    if start > 0 {
+        (part.bias, part.form.bias) = (None, None);
+        (part.residual, part.form.residual) = (Some(part.c), true);
+    }
+    part
 }
 
 /// Widens `elements` numbers to f32.
@@ -189,4 +211,87 @@ fn sampled_grad(op: &SampledGrad, call: &Call, bounds: Bounds, serves: Serves) -
         }));
     }
     Ok(Some(all))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pieces::Device;
+    use sparta_graph::DeviceKind;
+    use sparta_graph::ops::Attention;
+
+    fn operand(i: usize, dtype: DType, shape: impl Into<Vec<usize>>) -> Operand {
+        Operand { place: Place::External(i), ty: TensorType::new(dtype, shape) }
+    }
+
+    /// The names of a call's pieces on a card of this capability: kernels, and `product` with its sizes.
+    fn names(call: &Call, capability: (u32, u32)) -> Vec<String> {
+        let bounds = Bounds { sampled_cost: SAMPLED_COST, ..Bounds::new(DeviceKind::DiscreteGpu, 1 << 30) };
+        let pieces = Pieces::of(call, &Device { bounds, capability }, &mut |_| Ok(true)).unwrap();
+        let name = |piece: Piece| match piece {
+            Piece::Launch(launch) => launch.text().unwrap().entry,
+            Piece::Copy { .. } => "copy".into(),
+            Piece::Multiply(Multiply { form: Product { m, n, k, .. }, .. }) => format!("product {m}x{n}x{k}"),
+        };
+        pieces.pieces.into_iter().map(name).collect()
+    }
+
+    fn linear(a: DType, b: DType, c: DType, bias: Option<DType>, [m, n, k]: [usize; 3]) -> Vec<String> {
+        let op = Linear { bias: bias.is_some(), output: Some(c), ..Linear::plain(Layout::Nt) };
+        let mut inputs = vec![operand(0, a, [m, k]), operand(1, b, [n, k])];
+        inputs.extend(bias.map(|dtype| operand(2, dtype, [n])));
+        let call = Call { op: op.into(), inputs, outputs: vec![operand(3, c, [m, n])], label: String::new() };
+        names(&call, (8, 0))
+    }
+
+    #[test]
+    fn the_library_multiplies_what_it_can() {
+        let (wide, narrow, size) = (DType::F32, DType::BF16, [9, 24, 16]);
+        let product = ["product 9x24x16"];
+        assert_eq!(linear(narrow, narrow, narrow, Some(narrow), size), product);
+        assert_eq!(linear(narrow, narrow, wide, None, size), product);
+        assert_eq!(linear(wide, wide, wide, Some(wide), size), product);
+        assert_eq!(linear(narrow, narrow, wide, Some(narrow), size), ["cast_", "product 9x24x16"]);
+        assert_eq!(linear(wide, narrow, wide, Some(narrow), size), ["cast_", "cast_", "product 9x24x16"]);
+        assert_eq!(linear(narrow, wide, narrow, None, size), ["linear_"]);
+        assert_eq!(linear(wide, wide, narrow, None, size), ["linear_"]);
+        let parts = ["cast_", "product 9x16384x1024", "cast_", "product 9x7x1024"];
+        assert_eq!(linear(wide, narrow, wide, None, [9, 16391, 1024]), parts);
+    }
+
+    #[test]
+    fn chosen_elements_come_from_rows_of_the_dense_gradient() {
+        let sampled = |dtype: DType, chosen: usize| {
+            let inputs = vec![
+                operand(0, dtype, [32, 5000]),
+                operand(1, dtype, [32, 1024]),
+                operand(2, DType::U32, [chosen]),
+                operand(3, DType::U32, [5001]),
+            ];
+            let op = SampledGrad { scale: 1.0, sampling: Sampling::Auto };
+            let outputs = vec![operand(4, DType::F32, [chosen])];
+            names(&Call { op: op.into(), inputs, outputs, label: String::new() }, (8, 0))
+        };
+        let dense = ["product 4096x1024x32", "sampled_gather", "product 904x1024x32", "sampled_gather"];
+        assert_eq!(sampled(DType::BF16, 50_000), dense);
+        assert_eq!(sampled(DType::BF16, 20_000), ["sampled_grad_"]);
+        assert_eq!(sampled(DType::F32, 50_000), ["sampled_grad_"]);
+    }
+
+    #[test]
+    fn attention_of_bf16_is_made_on_tensor_cores() {
+        let attention = |dtype: DType, head_dim: usize, capability| {
+            let (scale, window, soft_cap) = (1.0, None, None);
+            let op = Attention { heads: 8, kv_heads: 1, head_dim, scale, window, soft_cap, dropout: 0.0, salt: 0 };
+            let [q, k, v] = [(0, 8), (1, 1), (2, 1)].map(|(i, heads)| operand(i, dtype, [300, heads * head_dim]));
+            let outputs = vec![operand(4, dtype, [300, 8 * head_dim]), operand(5, DType::F32, [300, 8])];
+            let inputs = vec![q, k, v, operand(3, DType::U32, [300, 2])];
+            names(&Call { op: op.into(), inputs, outputs, label: String::new() }, capability)
+        };
+        assert_eq!(attention(DType::BF16, 128, (8, 0)), ["attention"]);
+        assert_eq!(attention(DType::BF16, 256, (12, 0)), ["attention"]);
+        assert_eq!(attention(DType::BF16, 128, (7, 5)), ["attention_"]);
+        assert_eq!(attention(DType::BF16, 80, (9, 0)), ["attention_"]);
+        assert_eq!(attention(DType::F32, 128, (9, 0)), ["attention_"]);
+    }
 }

@@ -145,3 +145,35 @@ fn builtins(source: &Source, entry: &EntryPoint) -> Result<String, String> {
     let values: Result<Vec<_>, _> = entry.function.arguments.iter().map(|argument| value(&argument.binding)).collect();
     Ok(values?.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> Result<String, String> {
+        let module = naga::front::wgsl::parse_str(text).unwrap();
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all()).validate(&module).unwrap();
+        write(&Source { kernel: "test", text }, &module, &info, "test_")
+    }
+
+    const BEGIN: &str = "struct Params { n: u32 }
+        @group(0) @binding(0) var<uniform> p: Params;
+        @group(0) @binding(2) var<storage, read_write> y: array<u32>;
+        @compute @workgroup_size(64) fn main(@builtin(local_invocation_index) lane: u32) {\n";
+
+    #[test]
+    fn arguments_stand_at_the_place_of_their_binding() {
+        let text = written(&format!("{BEGIN} y[lane] = p.n; }}")).unwrap();
+        let arguments = "test_(const s_Params g_p, const v4<u32>* no_key, const void* no_2, u32* g_y)";
+        assert!(text.contains(arguments) && text.contains("__launch_bounds__(64)"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_written_is_named_with_its_line() {
+        let refused = written(&format!("{BEGIN} y[lane] = countOneBits(p.n); }}")).unwrap_err();
+        let expected = "kernel `test`, line 5: CUDA C++ is not written for the function CountOneBits";
+        assert!(refused.starts_with(expected) && refused.ends_with("y[lane] = countOneBits(p.n); }"), "{refused}");
+        let refused = written(&format!("{BEGIN} atomicAdd(&count, 1u); }} var<workgroup> count: atomic<u32>;"));
+        assert!(refused.is_err_and(|why| why.contains("line 5") && why.contains("Atomic")));
+    }
+}

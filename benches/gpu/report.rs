@@ -88,8 +88,8 @@ impl Report {
         }
         writeln!(
             out,
-            "\n| model, batch | method | device | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | PyTorch bf16: ms | \
-             MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+            "\n| model, batch | method | device | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | \
+             PyTorch bf16: ms | MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|---|"
         )?;
         // The devices of a workload side by side.
         let mut steps: Vec<&StepsCell> = self.steps.iter().collect();

@@ -143,11 +143,12 @@ impl Lowering<'_> {
     }
 }
 
-/// Threads of a workgroup: as few as have the registers, and no more subgroups than a tile of scores has fragments.
+/// Threads of a workgroup: as few as have the registers, and no more subgroups than a tile of scores has fragments. Small
+/// subgroups are those of software, whose compiler takes long over many fragments.
 fn lanes(op: &Attention, units: &MatrixUnits, kind: Kind) -> u32 {
     let large = matches!(kind, Kind::Dq | Kind::Dk) && op.head_dim > 128;
     let most = TILE as u32 * 32 / units.size.pow(2) * units.subgroup;
-    most.min(if large { LANES } else { units.lanes() })
+    most.min(if large || units.subgroup < 16 { LANES } else { units.lanes() })
 }
 
 /// Columns of a head as f16.

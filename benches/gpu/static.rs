@@ -78,7 +78,7 @@ fn kernels() -> Vec<(String, Kernel)> {
         ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("adam", &[]),
-        ("scatter", &[("W", 1)]),
+        ("scatter", &[("W", 1), ("BASE", 1)]),
     ];
     for head_dim in [64, 256] {
         for (kind, sum) in (0..).zip(["log-sum-exp", "o", "dq", "dk", "dv"]) {
@@ -211,4 +211,18 @@ impl Driver {
 fn text(bytes: &[c_char]) -> String {
     let bytes = bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8);
     String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel's constants change with its text.
+    #[test]
+    fn every_kernel_of_the_table_is_valid() {
+        for (label, kernel) in kernels() {
+            let words = kernel.source().and_then(|text| translate(&text));
+            assert!(words.is_ok(), "{label}: {}", words.unwrap_err());
+        }
+    }
 }

@@ -20,9 +20,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 enum Part {
     Devices,
     Steps,
+    Peer,
     Profile,
     Suites,
-    Peer,
+    F32,
 }
 
 #[derive(Parser)]
@@ -73,9 +74,6 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
-/// `--precision` of the steps. The weights are bf16 on disk in each.
-const PRECISIONS: [&str; 2] = ["bf16", "f32"];
-
 /// The longest that a single measurement may take, and a whole suite.
 const CELL: Duration = Duration::from_secs(75);
 const SUITE: Duration = Duration::from_secs(240);
@@ -101,10 +99,14 @@ fn main() -> Result<()> {
     for part in parts {
         match part {
             Part::Devices => {}
-            Part::Steps => runner.steps()?,
-            Part::Profile => runner.profile()?,
-            Part::Suites => runner.suites()?,
+            Part::Steps => runner.steps("bf16")?,
             Part::Peer => runner.peer()?,
+            Part::Profile => runner.profile("bf16")?,
+            Part::Suites => runner.suites()?,
+            Part::F32 => {
+                runner.steps("f32")?;
+                runner.profile("f32")?;
+            }
         }
     }
     print!("{}", runner.report.markdown());
@@ -166,13 +168,13 @@ impl Runner {
         backends.iter().map(best).collect()
     }
 
-    fn steps(&mut self) -> Result<()> {
-        for id in self.chosen()? {
-            for work in self.workloads() {
-                for precision in PRECISIONS {
-                    for (method, arguments) in METHODS {
-                        self.step(&id, work, precision, method, arguments)?;
-                    }
+    /// Of each workload on one device after the other. The weights are bf16 on disk in either precision.
+    fn steps(&mut self, precision: &str) -> Result<()> {
+        let ids = self.chosen()?;
+        for work in self.workloads() {
+            for (method, arguments) in METHODS {
+                for id in &ids {
+                    self.step(id, work, precision, method, arguments)?;
                 }
             }
         }
@@ -203,15 +205,15 @@ impl Runner {
         command
     }
 
-    /// What each op takes in a SpaRTA step of the largest workload, in each precision.
-    fn profile(&mut self) -> Result<()> {
+    /// What each op takes in a SpaRTA step of the largest workload.
+    fn profile(&mut self, precision: &str) -> Result<()> {
         let work = &self.workloads()[0];
-        for (id, precision) in self.chosen()?.iter().flat_map(|id| PRECISIONS.map(|precision| (id, precision))) {
+        for id in self.chosen()? {
             let (method, arguments) = METHODS[0];
             let what = format!("profile {} {method} {precision} on {id}", work.shape);
             eprintln!("{what}");
             let trace = self.args.out.join(format!("trace-{}-{precision}.json", id.replace(':', "-")));
-            let mut command = self.steps_command(work, id, precision);
+            let mut command = self.steps_command(work, &id, precision);
             command.args(arguments).arg("--profile").arg(trace);
             match self.run(&mut command, CELL) {
                 Ok(child) => self.report.profiles.push((what, child.stderr)),

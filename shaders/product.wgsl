@@ -1,10 +1,10 @@
 {#- c = op(a) op(b) in tiles, in f32, for kernels whose own file says where blocks of a tile go (`begin_tile`,
 `write_block`). Sums, and what is loaded ahead, are named variables: a compiler that does not unroll would put an array into
-memory. UNROLL: so many k are written out. #}
+memory. UNROLL: the unroll factor of the k loop. #}
 {%- set STEP = UNROLL or 1 %}
 // A workgroup of 16 x 16 threads makes a tile of TILE x TILE sums over a piece of k, a thread BLOCKS x BLOCKS blocks of
 // 4 x 4.
-// At the end workgroup memory holds a block of the tile at a time: so many rows, vectors of a row, threads that write it.
+// The tile is written in blocks, through workgroup memory: rows of a block, vectors of a row, threads that write it.
 const ROWS: u32 = 1024u / WIDTH;
 const WIDTH: u32 = TILE / 4u;
 const WRITERS: u32 = LANES;

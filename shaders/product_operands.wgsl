@@ -1,22 +1,22 @@
 {#- What the kernels of matrix products in tiles share: how operands are bound and loaded, and where a tile lies. UNIT:
-elements of a vector; a thread loads blocks of VECTORS_EACH vectors, of which LOADERS make the tile of one operand for a tile
-of k; ROW_STEP, K_STEP: from one of them to the next, where k is the stored column and where it is not. With more blocks than
-threads there are ROUNDS, of which the first half is a's. #}
+elements of a vector. A thread loads groups of VECTORS_EACH vectors, GROUPS of which are one operand's tile; ROW_STEP, K_STEP:
+from one vector of a group to the next, where k is the stored column and where it is not. ROUNDS: groups that each thread
+loads, first a's and then b's; where it is 1, half of the threads load a and half load b. #}
 {%- set TILE = 64 * BLOCKS %}
 {%- set DEPTH = 32 if UNITS else 32 // BLOCKS %}
 {%- set UNIT = 8 if UNITS else 4 %}
-{%- set VECTORS_EACH = 2 if UNITS and not TURN and 2 * TILE == LANES else 4 %}
-{%- set LOADERS = 4 * TILE // VECTORS_EACH if UNITS else 128 %}
-{%- set ROUNDS = [1, 2 * LOADERS // LANES] | max %}
-{%- set ROW_STEP = LOADERS // 4 if UNITS else 1 %}
-{%- set K_STEP = (1 if TURN else 8 * LOADERS // TILE) if UNITS else 512 // TILE %}
+{%- set VECTORS_EACH = 2 if UNITS and not TRANSPOSE and 2 * TILE == LANES else 4 %}
+{%- set GROUPS = 4 * TILE // VECTORS_EACH if UNITS else 128 %}
+{%- set ROUNDS = [1, 2 * GROUPS // LANES] | max %}
+{%- set ROW_STEP = GROUPS // 4 if UNITS else 1 %}
+{%- set K_STEP = (1 if TRANSPOSE else 8 * GROUPS // TILE) if UNITS else 512 // TILE %}
 {%- set UNCHECKED = VECTORS and WHOLE %}
 {%- set CLAMPED = UNCHECKED and EDGES %}
 {%- set NT = LAYOUT == 0 %}
 {%- set TN = LAYOUT == 2 %}
 // TYPE_A and TYPE_B are the operands' types, LAYOUT is 0 NT, 1 NN, 2 TN. VECTORS: ranges of columns of both operands begin and
-// end at whole loads, as stored rows do; then they are bound as vectors. WHOLE: every piece of k is a number of tiles. EDGES:
-// m or n is none.
+// end at whole loads, as stored rows do; then they are bound as vectors. WHOLE: every piece of k is a multiple of DEPTH. EDGES:
+// m or n is not a multiple of TILE.
 const TILE: u32 = {{ TILE }}u;
 const DEPTH: u32 = {{ DEPTH }}u;
 
@@ -58,8 +58,8 @@ fn count_of(at: u32, end: u32) -> u32 {
     return min(end - min(at, end), {{ UNIT }}u);
 }
 
-{#- The loads of a thread in round r for the k tile at k0. No branch stands around a load of a vector: compilers wait
-for memory where two ways meet. #}
+{#- The loads of a thread in round r for the k tile at k0. Unchecked loads stand in no branch of their own:
+NVIDIA's compiler seems to wait for loads where control flow merges. #}
 {% macro load(x, along_k, first, rows, r) %}
     {%- for g in range(VECTORS_EACH) %}
         {%- set at = "at" ~ r ~ (" + o" ~ r ~ "_" ~ g if CLAMPED else " + " ~ g ~ "u * step" ~ r) %}
@@ -87,7 +87,7 @@ for memory where two ways meet. #}
         {%- endfor %}
     {%- endif %}
 {% endmacro %}
-{#- Clamped: beyond the last row, the tile has what is in that row, for that part of the result is not written. #}
+{#- Clamped: past the end, the last row is loaded again; the sums that it gives are not written. #}
 {% macro begin(x, along_k, first, rows, r) %}
         t_row{{ r }} = {{ "row_along_k" if along_k else "row_along_rows" }}(t{{ r }});
         t_k{{ r }} = {{ "k_along_k" if along_k else "k_along_rows" }}(t{{ r }});
@@ -127,7 +127,7 @@ for memory where two ways meet. #}
     var k0 = piece * p.piece;
     let k_end = min(p.k, k0 + p.piece);
     {%- for r in range(ROUNDS) %}
-    let t{{ r }} = {{ "lane" if ROUNDS == 1 else "(lane + " ~ r * LANES ~ "u)" }} % {{ LOADERS }}u;
+    let t{{ r }} = {{ "lane" if ROUNDS == 1 else "(lane + " ~ r * LANES ~ "u)" }} % {{ GROUPS }}u;
     var t_row{{ r }} = 0u;
     var t_k{{ r }} = 0u;
     var at{{ r }} = 0u;
@@ -143,8 +143,8 @@ for memory where two ways meet. #}
         {%- endfor %}
     {%- endfor %}
     {%- if ROUNDS == 1 %}
-    let loads_a = lane < {{ LOADERS }}u;
-    let loads_b = lane >= {{ LOADERS }}u && lane < {{ 2 * LOADERS }}u;
+    let loads_a = lane < {{ GROUPS }}u;
+    let loads_b = lane >= {{ GROUPS }}u && lane < {{ 2 * GROUPS }}u;
     if (loads_a) {
         {{- begin_a(0) }}
     } else {

@@ -1,6 +1,7 @@
 {#- c = op(a) op(b) in tiles on matrix units: f16 fragments, f32 sums, for kernels whose own file says where blocks of a tile
-go (`begin_tile`, `write_block`). Both operands have 16 bits and are multiplied by a power of two that brings their largest number to 2^14,
-so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for all that is not much smaller. #}
+go (`begin_tile`, `write_block`). Both operands have 16 bits and are multiplied by a power of two that brings their largest
+number to 2^14, so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for all that is not much smaller.
+BLOCK: columns of a block. #}
 {%- set T = UNITS %}
 {%- set SUBGROUPS = LANES // SUBGROUP %}
 {%- set SUBGROUPS_M = 1 if SUBGROUPS == 2 else 2 if SUBGROUPS <= 8 else 4 %}
@@ -10,8 +11,8 @@ so that f16 holds what bf16 does: to within 2^-39 of the largest, exactly for al
 {%- set PER = 4 if VECTOR_MEMORY else 1 %}
 {%- set BLOCK = [WIDE, 128 // SUBGROUPS] | min %}
 {#- Tiles lie along k, [m][k] and [n][k], or as the operand is stored: [k][m] and [k][n]. #}
-{%- set A_ALONG_K = TURN or not TN %}
-{%- set B_ALONG_K = TURN or NT %}
+{%- set A_ALONG_K = TRANSPOSE or not TN %}
+{%- set B_ALONG_K = TRANSPOSE or NT %}
 {%- set A_LINE = DEPTH + 8 if A_ALONG_K else TILE + 8 %}
 {%- set B_LINE = DEPTH + 8 if B_ALONG_K else TILE + 8 %}
 alias MatrixA = coop_mat{{ T }}x{{ T }}<f16, A>;
@@ -19,12 +20,12 @@ alias MatrixB = coop_mat{{ T }}x{{ T }}<f16, B>;
 alias MatrixC = coop_mat{{ T }}x{{ T }}<f32, C>;
 
 // A workgroup makes a tile of TILE x TILE sums over a piece of k, each subgroup its fragments of it.
-// At the end a subgroup passes on a block of its sums at a time: so many rows, vectors of a row, threads that write it.
+// Each subgroup writes its sums in blocks, through workgroup memory: rows of a block, vectors of a row, threads that write it.
 const ROWS: u32 = 16u;
 const WIDTH: u32 = {{ BLOCK // 4 }}u;
 const WRITERS: u32 = {{ SUBGROUP }}u;
 
-// Lines are padded by 8 against bank conflicts. TURN: what a thread has of a fragment must lie together, along k.
+// Lines are padded by 8 against bank conflicts. TRANSPOSE: tiles lie along k, whatever the layout.
 var<workgroup> a_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if A_ALONG_K else DEPTH) * A_LINE // PER }}>;
 var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (TILE if B_ALONG_K else DEPTH) * B_LINE // PER }}>;
 var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, {{ SUBGROUPS * 16 * BLOCK // PER }}>;
@@ -46,10 +47,10 @@ fn k_along_k(t: u32) -> u32 {
     return 8u * (t % 4u);
 }
 fn row_along_rows(t: u32) -> u32 {
-    return 8u * ({{ "t / 8u" if TURN else "t % (TILE / 8u)" }});
+    return 8u * ({{ "t / 8u" if TRANSPOSE else "t % (TILE / 8u)" }});
 }
 fn k_along_rows(t: u32) -> u32 {
-    return {{ "4u * (t % 8u)" if TURN else "t / (TILE / 8u)" }};
+    return {{ "4u * (t % 8u)" if TRANSPOSE else "t / (TILE / 8u)" }};
 }
 
 {% macro stage(x, type) %}
@@ -77,9 +78,9 @@ fn {{ x }}_keep(at: u32, value: vec4<f16>) {
 {{ stage("a", TYPE_A) }}
 {{ stage("b", TYPE_B) }}
 
-{#- Puts what was loaded in round r into the tile; where it is turned, in blocks of 4 k x 8 rows. #}
+{#- Puts what was loaded in round r into the tile; where it is transposed, in groups of 4 k x 8 rows. #}
 {% macro keep(x, along_k, line, r) %}
-    {%- if along_k or not TURN %}
+    {%- if along_k or not TRANSPOSE %}
         {%- for g in range(VECTORS_EACH) %}
             {%- if along_k %}
             let to{{ r }}_{{ g }} = (t_row{{ r }} + {{ g * ROW_STEP }}u) * {{ line }}u + t_k{{ r }};
@@ -178,7 +179,7 @@ fn main(
     let block = subgroup * ROWS * WIDTH;
     {%- for part_m in range(TALL // 16) %}
         {%- for part_n in range(WIDE // BLOCK) %}
-    // All subgroups do the same: fragments that some use and others do not may end up in memory.
+    // All subgroups store at a time: stores by some of them only are suspected to spill the sums on NVIDIA.
     workgroupBarrier();
             {%- for i in range(16 // T) %}
                 {%- for j in range(BLOCK // T) %}

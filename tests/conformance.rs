@@ -2,7 +2,7 @@
 
 use sparta_graph::Op;
 use sparta_graph::ops::{Embed, Scale};
-use sparta_suites::conformance::{AREAS, Case, Judged, naive};
+use sparta_suites::conformance::{AREAS, Area, Case, Judged, naive};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects;
 use std::collections::BTreeSet;
@@ -37,54 +37,14 @@ fn check_in(precision: Precision, cases: &[Case]) {
     );
 }
 
-fn check_area(name: &str) {
-    let area = AREAS.iter().find(|area| area.name == name);
-    check(&(area.expect("an area of this name").cases)());
+fn check_area(area: &Area) {
+    check(&(area.cases)());
 }
 
-#[test]
-fn matrix_products() {
-    check_area("matrix products");
-}
-
-#[test]
-fn norms_and_rotations() {
-    check_area("norms and rotations");
-}
-
-#[test]
-fn attention_in_segments() {
-    check_area("attention");
-}
-
-#[test]
-fn elementwise_ops() {
-    check_area("elementwise ops");
-}
-
-#[test]
-fn rows_of_tables() {
-    check_area("rows of tables");
-}
-
-#[test]
-fn losses_and_their_gradients() {
-    check_area("losses");
-}
-
-#[test]
-fn chosen_elements() {
-    check_area("chosen elements");
-}
-
-#[test]
-fn optimizer_steps() {
-    check_area("optimizer steps");
-}
+sparta_tests::area_tests!(check_area);
 
 #[test]
 fn every_op_has_a_case() {
-    assert_eq!(AREAS.len(), 8, "every area has a test above");
     let mut names = BTreeSet::new();
     let mut covered = BTreeSet::new();
     for case in AREAS.iter().flat_map(|area| (area.cases)()) {

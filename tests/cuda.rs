@@ -6,7 +6,7 @@ mod machine;
 
 use machine::{Emulated, Options};
 use sparta_backend_cuda::CudaBackend;
-use sparta_suites::conformance::{AREAS, Judged};
+use sparta_suites::conformance::{Area, Judged};
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
 use sparta_suites::{Precision, Subject, contract};
@@ -30,8 +30,7 @@ fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
 }
 
 /// All cases of an area in both precisions: translated products in one order, the library's in two others.
-fn check_area(name: &str) {
-    let area = AREAS.iter().find(|area| area.name == name).expect("an area of this name");
+fn check_area(area: &Area) {
     let mut failures = vec![];
     for precision in PRECISIONS {
         let judged = Judged::new(&(area.cases)(), precision);
@@ -44,45 +43,7 @@ fn check_area(name: &str) {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-#[test]
-fn matrix_products() {
-    check_area("matrix products");
-}
-
-#[test]
-fn norms_and_rotations() {
-    check_area("norms and rotations");
-}
-
-#[test]
-fn attention_in_segments() {
-    check_area("attention");
-}
-
-#[test]
-fn elementwise_ops() {
-    check_area("elementwise ops");
-}
-
-#[test]
-fn rows_of_tables() {
-    check_area("rows of tables");
-}
-
-#[test]
-fn losses_and_their_gradients() {
-    check_area("losses");
-}
-
-#[test]
-fn chosen_elements() {
-    check_area("chosen elements");
-}
-
-#[test]
-fn optimizer_steps() {
-    check_area("optimizer steps");
-}
+sparta_tests::area_tests!(check_area);
 
 #[test]
 fn the_contract_is_kept() {

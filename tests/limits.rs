@@ -213,7 +213,7 @@ fn plans_are_what_devices_use() {
     }
 }
 
-/// A feature that a device lacks costs time and nothing else: without matrix units, products of bf16 are made in f32.
+/// Missing features cost time and change no result, but for matrix units, which round differently.
 #[test]
 fn masked_features_and_the_limits_of_webgpu_train_to_the_same_numbers() {
     let home = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ mounted=/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json
 if [ -z "${VK_DRIVER_FILES:-}" ] && [ -f "$mounted" ]; then
     export VK_DRIVER_FILES=$mounted
 fi
-# Where libraries of its own are missing, the loader passes that driver over without a word.
+# The Vulkan loader skips a driver that lacks libraries, without a message.
 driver=$(ldconfig -p 2>/dev/null | awk '/libGLX_nvidia\.so\.0/ && !n++ {print $NF}')
 missing=$([ -z "$driver" ] || ldd "$driver" 2>/dev/null | awk '/not found/ {printf " %s", $1}')
 [ -z "$missing" ] || echo "NVIDIA's Vulkan driver cannot be loaded: it needs$missing" >&2

@@ -19,7 +19,7 @@ const COLUMNS: [(&str, &str); 6] = [
 ];
 /// Those of the card.
 const UNITS: MatrixUnits =
-    MatrixUnits { size: 16, subgroup: 64, vectors: true, turn: true, memory: MatrixUnits::MEMORY };
+    MatrixUnits { size: 16, subgroup: 64, vectors: true, transpose: true, memory: MatrixUnits::MEMORY };
 /// Bindings 0 and 9 are uniform, those between are storage.
 const BINDINGS: u32 = 10;
 

@@ -111,10 +111,11 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     for name in &contents.tests {
         let ended = child(args, explicit, name)?;
         let details = if ended.passed() { ended.stdout_details() } else { ended.why(args.limit) };
-        let (mark, said) = match ended.passed() {
-            true => ("passed", details.lines().next().unwrap_or_default()),
-            // All of it at once: what comes after may take long, or never end.
-            false => ("FAILED", details.as_str()),
+        let (mark, said) = if ended.passed() {
+            ("passed", details.lines().next().unwrap_or_default())
+        } else {
+            // The whole reason now: a later test may hang.
+            ("FAILED", details.as_str())
         };
         output.say(format!("{mark}  {:>6.1} s  {name}  {said}", ended.seconds).trim_end())?;
         results.push(TestResult { name: name.clone(), passed: ended.passed(), seconds: ended.seconds, details });

@@ -106,8 +106,8 @@ fn every_shader_is_portable() {
 #[test]
 fn products_on_matrix_units_are_valid() {
     let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];
-    for (size, subgroup, vectors, turn) in all {
-        let units = MatrixUnits { size, subgroup, vectors, turn, memory: MatrixUnits::MEMORY };
+    for (size, subgroup, vectors, transpose) in all {
+        let units = MatrixUnits { size, subgroup, vectors, transpose, memory: MatrixUnits::MEMORY };
         for i in 0..12 {
             let (layout, types, blocks) = (i % 3, i / 3 % 2, 1 + i / 6);
             let mut constants = vec![("TYPE_A", 1), ("TYPE_B", 1 + types), ("LAYOUT", layout), ("BLOCKS", blocks)];

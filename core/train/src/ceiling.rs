@@ -32,7 +32,7 @@ const LONG: Duration = Duration::from_millis(20);
 const LENGTHS: [usize; 6] = [1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
 /// Runs of each, of which the fastest counts.
 const RUNS: usize = 6;
-/// What a card does before it is timed: its clock falls while it waits, and rises only after some work.
+/// How long a GPU works before it is timed: its clock falls while it is idle.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 impl Ceiling {

@@ -170,17 +170,16 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
         offered.iter().any(|c| [c.m_size, c.n_size, c.k_size] == [size; 3] && (c.ab_type, c.cr_type) == half_to_single)
     };
     let vectors = info.backend != wgpu::Backend::Metal;
-    let turn = info.vendor != NVIDIA;
+    let transpose = info.vendor != NVIDIA;
     let subgroups = (3..=7).rev().map(|log| 1 << log);
     let subgroups = subgroups.filter(|size| (info.subgroup_min_size..=info.subgroup_max_size).contains(size));
-    let all = [16, 8]
-        .into_iter()
-        .filter(|&size| offers(size))
-        .flat_map(|size| subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, turn, memory }));
+    let all = [16, 8].into_iter().filter(|&size| offers(size)).flat_map(|size| {
+        subgroups.clone().map(move |subgroup| MatrixUnits { size, subgroup, vectors, transpose, memory })
+    });
     all.filter(MatrixUnits::fit).collect()
 }
 
-/// How far the adapter's compiler lets loops of f32 products be written out ([`sparta_kernels::Bounds::unroll`]).
+/// The [`sparta_kernels::Bounds::unroll`] that suits the adapter's compiler.
 pub(crate) fn unroll(adapter: &wgpu::Adapter) -> u32 {
     if matches!(adapter.get_info().vendor, NVIDIA | AMD) { 16 } else { 1 }
 }

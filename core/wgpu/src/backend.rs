@@ -1,11 +1,12 @@
 use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select, unroll};
+use crate::options::Options;
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower, sampled_cost};
+use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,20 +17,6 @@ const MAX_GROUPS: usize = 65_535;
 const UNIFORM_BYTES: u64 = 64;
 /// Bytes that one transfer stages at a time.
 const STAGING: usize = 32 << 20;
-
-/// Optional features of a device.
-pub use wgpu::Features as DeviceFeatures;
-
-/// How to open a device.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Options {
-    /// Bytes of the largest storage binding, to be lower than what the adapter allows; at least 256.
-    pub max_binding: Option<u64>,
-    /// Bytes of the largest buffer, to be lower than what the adapter allows; at least 256.
-    pub max_buffer: Option<u64>,
-    /// What the adapter may have and is not to be used.
-    pub without: DeviceFeatures,
-}
 
 /// A device opened through wgpu.
 pub struct WgpuBackend {
@@ -95,24 +82,11 @@ impl WgpuBackend {
         let found = adapters();
         let missing = || other(&id, format!("there is no such adapter; {} were found", found.len()));
         let raw = found.get(index).ok_or_else(missing)?;
-        let mut adapter = describe(index, raw);
-        let limits = &mut adapter.limits;
-        limits.max_buffer_size = options.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));
-        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let most = adapter.info.max_binding.unwrap_or(u64::MAX).min(limits.max_buffer_size);
-        let binding = options.max_binding.map_or(most, |lower| lower.min(most));
-        (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
+        let (adapter, units) = options.apply(describe(index, raw), matrix_units(raw));
         let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
+        let binding = adapter.info.max_binding.unwrap_or_default();
         let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
-        adapter.features.timestamp_query &= !options.without.contains(DeviceFeatures::TIMESTAMP_QUERY);
         let bounds = Bounds { unroll: unroll(raw), ..bounds.ok_or_else(too_low)? };
-        let mut units = matrix_units(raw);
-        if options.without.intersects(UNITS_FEATURES) {
-            units.clear();
-            adapter.info.products.clear();
-            adapter.info.multiplier = Some("f32".into());
-            adapter.info.sampled_cost = Some(sampled_cost(adapter.info.kind, None));
-        }
         let mut features = wgpu::Features::TIMESTAMP_QUERY;
         let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();

@@ -5,6 +5,7 @@
 
 mod adapters;
 mod backend;
+mod options;
 mod pace;
 mod pipelines;
 mod profile;
@@ -16,4 +17,5 @@ mod units;
 mod tests;
 
 pub use adapters::{Adapter, CooperativeMatrix, Features, Limits, devices};
-pub use backend::{DeviceFeatures, Options, WgpuBackend};
+pub use backend::WgpuBackend;
+pub use options::{DeviceFeatures, Options};

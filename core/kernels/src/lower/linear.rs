@@ -90,7 +90,7 @@ impl Lowering<'_> {
         ];
         let tiling = self.tiling(&product);
         let params = Self::product_params(&product, &epilogue, &tiling);
-        // Matrix units make up for the empty part of their tiles where there is more than one.
+        // With several tiles, matrix units are faster even where most of each tile is empty.
         let small = m <= SMALL || n <= SMALL && (m <= 64 || self.units(&product).is_none());
         if op.layout == Layout::Nt && small {
             let types = [("TYPE_A", code(a.ty.dtype)), ("TYPE_B", code(b.ty.dtype)), ("LANES", 64)];

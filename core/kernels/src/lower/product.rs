@@ -167,7 +167,7 @@ impl Lowering<'_> {
             }
             None => {
                 all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4))));
-                // Small tiles have short loops.
+                // Unrolling gained nothing in small tiles.
                 let unroll = if tiling.blocks == 1 { 1 } else { self.bounds.unroll };
                 all.push(("UNROLL", unroll));
             }
@@ -177,7 +177,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Launches the search for the largest magnitudes of both factors; returns where it leaves how many candidates of each.
+    /// Launches the search for the largest magnitude of each factor; returns where its candidates are and how many.
     fn push_magnitudes(&mut self, [a, b]: [&Factor; 2]) -> Result<[(View, u32); 2], String> {
         let vectors = [a, b].map(|factor| factor.view.bytes / 16);
         let [of_a, of_b] = vectors.map(|vectors| vectors.div_ceil(LANES as usize).clamp(1, MAGNITUDES));
@@ -218,8 +218,13 @@ mod tests {
                 outputs: vec![operand(2, TensorType::f32([24, 16]))],
                 label: String::new(),
             };
-            let units =
-                Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true, memory: MatrixUnits::MEMORY });
+            let units = Some(MatrixUnits {
+                size: 16,
+                subgroup: 32,
+                vectors: true,
+                transpose: true,
+                memory: MatrixUnits::MEMORY,
+            });
             let bounds = Bounds { units, ..Bounds::new(DeviceKind::Other, 1 << 27) };
             let steps = lower(&call, bounds).unwrap().steps.into_iter();
             let kernels = steps.filter_map(|step| if let Step::Dispatch(d) = step { Some(d.kernel) } else { None });

@@ -131,7 +131,7 @@ mod tests {
             dispatch.kernel.name
         };
         let units =
-            Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, turn: true, memory: MatrixUnits::MEMORY });
+            Some(MatrixUnits { size: 16, subgroup: 32, vectors: true, transpose: true, memory: MatrixUnits::MEMORY });
         let discrete = DeviceKind::DiscreteGpu;
         assert_eq!(kernel(discrete, None, DType::BF16, 100), "sampled_grad");
         assert_eq!(kernel(discrete, units, DType::F32, 100), "sampled_grad");

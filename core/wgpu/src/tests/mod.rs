@@ -182,9 +182,9 @@ fn bench() -> Option<Bench> {
     let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let backends = [None, Some(LOW)].map(open);
     let mut backends: Vec<WgpuBackend> = backends.into_iter().collect::<Option<_>>()?;
-    // Tiles on matrix units both ways.
+    // One with transposed tiles on matrix units, one without.
     for (i, backend) in backends.iter_mut().enumerate() {
-        backend.bounds.units.iter_mut().for_each(|units| units.turn = i == 0);
+        backend.bounds.units.iter_mut().for_each(|units| units.transpose = i == 0);
     }
     Some(Bench { backends, _guard: guard })
 }

@@ -1,0 +1,36 @@
+use crate::adapters::{Adapter, UNITS_FEATURES};
+use sparta_kernels::{MatrixUnits, sampled_cost};
+
+/// Optional features of a device.
+pub use wgpu::Features as DeviceFeatures;
+
+/// How to open a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Bytes of the largest storage binding, to be lower than what the adapter allows; at least 256.
+    pub max_binding: Option<u64>,
+    /// Bytes of the largest buffer, to be lower than what the adapter allows; at least 256.
+    pub max_buffer: Option<u64>,
+    /// Features not to use, though the adapter has them.
+    pub without: DeviceFeatures,
+}
+
+impl Options {
+    /// What is left of an adapter and its matrix units.
+    pub(crate) fn apply(&self, mut adapter: Adapter, mut units: Vec<MatrixUnits>) -> (Adapter, Vec<MatrixUnits>) {
+        let limits = &mut adapter.limits;
+        limits.max_buffer_size = self.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));
+        limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let most = adapter.info.max_binding.unwrap_or(u64::MAX).min(limits.max_buffer_size);
+        let binding = self.max_binding.map_or(most, |lower| lower.min(most));
+        (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
+        adapter.features.timestamp_query &= !self.without.contains(DeviceFeatures::TIMESTAMP_QUERY);
+        if self.without.intersects(UNITS_FEATURES) {
+            units.clear();
+            adapter.info.products.clear();
+            adapter.info.multiplier = Some("f32".into());
+            adapter.info.sampled_cost = Some(sampled_cost(adapter.info.kind, None));
+        }
+        (adapter, units)
+    }
+}

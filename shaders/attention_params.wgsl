@@ -11,7 +11,8 @@ struct Params {
     keep: f32,
     scale: f32,
     cap: f32,
-    // On matrix units: workgroups that share the query heads of one key head and one tile of keys.
+    // On matrix units: workgroups that share the query heads of one key head and one tile of keys. Where keys are kept: rows
+    // of k and v.
     parts: u32,
 }
 

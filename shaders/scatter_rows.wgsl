@@ -1,5 +1,5 @@
-// y[rows[i]] = x[i] where the row is among the bound rows [first, last) of y, which holds zeros; one thread per word of y,
-// so rows have an even width where Y has 16 bits.
+// y[rows[i]] = x[i] where the row is among the bound rows [first, last) of y; one thread per word of y, so rows have an even
+// width where Y has 16 bits.
 struct Params {
     n: u32,
     width: u32,

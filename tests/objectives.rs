@@ -55,6 +55,7 @@ fn session(objective: Arc<dyn Objective>) -> Session {
             positions: 16,
             head_features: false,
             batch: 8,
+            cache: None,
         },
     };
     let device = cpu();

@@ -16,7 +16,7 @@ pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
             "--revision {revision} is for models of the hub, but {} is a directory or no name like ORG/NAME",
             value.display()
         ))),
-        (None, None) => there("model", value),
+        (None, None) => there("--model", value),
     }
 }
 
@@ -34,13 +34,21 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// Errors: there is nothing at a path that the user has named.
-fn there(option: &str, path: PathBuf) -> Result<PathBuf> {
+fn there(what: &str, path: PathBuf) -> Result<PathBuf> {
     match path.exists() {
         true => Ok(path),
         false => Err(Error::Config(format!(
-            "--{option} {}: there is no such file or directory, and a name on the hub has the form ORG/NAME",
+            "{what} {}: there is no such file or directory, and a name on the hub has the form ORG/NAME",
             path.display()
         ))),
+    }
+}
+
+/// A run, an adapter or a model: what is there, or a model's name on the hub.
+pub fn run_or_model(value: PathBuf) -> Result<PathBuf> {
+    match Repo::parse(Kind::Model, &value, None)? {
+        Some(repo) => get(&repo, &Files::Model),
+        None => there("RUN or MODEL", value),
     }
 }
 
@@ -53,7 +61,7 @@ pub fn optional_model(value: Option<PathBuf>) -> Result<Option<PathBuf>> {
 pub fn data(value: PathBuf, task: &str) -> Result<PathBuf> {
     match Repo::parse(Kind::Dataset, &value, None)? {
         Some(repo) => get(&repo, &Files::Task(task.to_owned())),
-        None => there("data", value),
+        None => there("--data", value),
     }
 }
 

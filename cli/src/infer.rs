@@ -2,7 +2,7 @@
 
 use crate::args::{EvalArgs, ForwardArgs, PredictArgs};
 use crate::output::{self, Output};
-use crate::texts::Incoming;
+use crate::texts::{Incoming, Texts};
 use crate::{devices, hub, progress};
 use serde::Serialize;
 use sparta_core::adapter::Head;
@@ -93,7 +93,7 @@ pub fn predict(args: PredictArgs, plugins: &PluginSet) -> Result<()> {
         adapted.set_precision(precision);
     }
     let chosen = args.head.as_deref().map(|name| adapted.head(Some(name))).transpose()?;
-    let incoming = Incoming::open(args.input.as_deref())?;
+    let incoming = Incoming::<Texts>::open(args.input.as_deref())?;
     let mut predictor = adapted.predictor(|| devices::open(&args.device, plugins));
     loop {
         let (texts, outcome) = incoming.some();

@@ -7,6 +7,7 @@ mod bench;
 mod builtin;
 mod default_job;
 mod devices;
+mod generate;
 mod hub;
 mod infer;
 mod limits;
@@ -116,6 +117,7 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Plan { args, assume } => train::plan(job(args, method_options), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
+        Command::Generate(args) => generate::generate(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
         Command::Adapter { what } => adapter::run(what, &plugins),
         Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),

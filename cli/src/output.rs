@@ -43,6 +43,10 @@ fn stdout() -> Box<dyn Write> {
     }
 }
 
+fn stdout_is_terminal() -> bool {
+    STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal)
+}
+
 #[derive(Clone, Copy)]
 pub struct Output {
     json: bool,
@@ -56,6 +60,16 @@ impl Output {
     /// A line for people.
     pub fn say(&self, text: impl Display) -> Result<()> {
         if self.json { line(io::stderr(), text) } else { line(stdout(), text) }
+    }
+
+    /// A piece of a text that was written. A terminal gets it as a line for people, anything else as it is.
+    pub fn piece(&self, text: &str) -> Result<()> {
+        let (terminal, mut out): (bool, Box<dyn Write>) = match self.json {
+            true => (io::stderr().is_terminal(), Box::new(io::stderr())),
+            false => (stdout_is_terminal(), stdout()),
+        };
+        let text = if terminal { shown_lines(text) } else { text.into() };
+        written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
     }
 
     /// The result as one line of JSON, if that was asked for.
@@ -80,7 +94,7 @@ pub fn explain(error: &clap::Error) {
     let text = error.render();
     let (terminal, mut out): (bool, Box<dyn Write>) = match error.use_stderr() {
         true => (io::stderr().is_terminal(), Box::new(io::stderr())),
-        false => (STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal), stdout()),
+        false => (stdout_is_terminal(), stdout()),
     };
     // Nothing can be told to a reader that has gone away.
     let _ = match terminal && std::env::var_os("NO_COLOR").is_none() {

@@ -1,4 +1,4 @@
-//! The texts that `predict` classifies: one a line or JSONL, read as they come.
+//! The texts that `predict` classifies, and the prompts of `generate`: one a line or JSONL, read as they come.
 //!
 //! The end of a line is not part of its text, and a byte-order mark is not part of the first; every other character is,
 //! as in the files that a task is trained on.
@@ -10,6 +10,18 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
+
+/// What a line is read as.
+pub trait Entry: Sized + Send + 'static {
+    /// The key of a text in JSONL, for messages.
+    const KEY: &'static str;
+
+    /// Of a line that is a text.
+    fn of_text(text: String) -> Self;
+
+    /// Of a line of JSONL. Errors: it has other keys or values.
+    fn of_object(object: serde_json::Map<String, serde_json::Value>) -> std::result::Result<Self, String>;
+}
 
 /// Bytes of a line, as in the files of tasks.
 const LONGEST: usize = 1 << 20;
@@ -28,22 +40,23 @@ const KEYS: [(&str, Option<&str>); 6] = [
 ];
 
 /// Reads texts in a thread of its own, so that what has come is classified while more is waited for.
-pub struct Incoming {
-    lines: Receiver<Result<Texts>>,
+pub struct Incoming<E> {
+    lines: Receiver<Result<E>>,
 }
 
-impl Incoming {
+impl<E: Entry> Incoming<E> {
     /// Of a file, or of standard input.
     ///
     /// Errors: a file that cannot be opened or is a table.
-    pub fn open(path: Option<&Path>) -> Result<Incoming> {
+    pub fn open(path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Self::read(BufReader::new(io::stdin()), "standard input".into(), None) };
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
         if ["csv", "tsv", "parquet"].contains(&extension.as_str()) {
             return Err(Error::Data(format!(
                 "{}: a table ({extension}), which is not read here; give the texts one a line, or as JSONL with the key \
-                 `text`",
-                path.display()
+                 `{}`",
+                path.display(),
+                E::KEY
             )));
         }
         let form = (extension == "jsonl").then_some(Form::Jsonl);
@@ -51,7 +64,7 @@ impl Incoming {
         Self::read(BufReader::new(file), path.display().to_string(), form)
     }
 
-    fn read(input: impl BufRead + Send + 'static, name: String, form: Option<Form>) -> Result<Incoming> {
+    fn read(input: impl BufRead + Send + 'static, name: String, form: Option<Form>) -> Result<Self> {
         let (sender, lines) = sync_channel(AHEAD);
         let mut reader = Lines { input, name, form, number: 0, blank: None };
         let read = move || {
@@ -67,7 +80,7 @@ impl Incoming {
     }
 
     /// Waits for a text, and takes what else is there; what has come before an error is given first. Nothing at the end.
-    pub fn some(&self) -> (Vec<Texts>, Result<()>) {
+    pub fn some(&self) -> (Vec<E>, Result<()>) {
         let mut texts = Vec::new();
         let mut next = self.lines.recv().ok();
         while let Some(line) = next {
@@ -99,7 +112,7 @@ struct Lines<R> {
 
 impl<R: BufRead> Lines<R> {
     /// The next text; blank lines at the end are its end, others are errors, as the answers would no longer be in line.
-    fn next(&mut self) -> Option<Result<Texts>> {
+    fn next<E: Entry>(&mut self) -> Option<Result<E>> {
         loop {
             let line = match self.line() {
                 Ok(Some(line)) => line,
@@ -113,7 +126,7 @@ impl<R: BufRead> Lines<R> {
             if let Some(blank) = self.blank {
                 return Some(Err(self.error(blank, "expected a text, got an empty line")));
             }
-            return Some(self.texts(line).map_err(|what| self.error(self.number, &what)));
+            return Some(self.entry(line).map_err(|what| self.error(self.number, &what)));
         }
     }
 
@@ -145,21 +158,23 @@ impl<R: BufRead> Lines<R> {
         }
     }
 
-    fn texts(&mut self, line: String) -> std::result::Result<Texts, String> {
+    fn entry<E: Entry>(&mut self, line: String) -> std::result::Result<E, String> {
         let form = match self.form {
             Some(form) => form,
-            None => *self.form.insert(form_of(&line)?),
+            None => *self.form.insert(form_of(&line, E::KEY)?),
         };
         match form {
-            Form::Lines => Ok((line, None)),
-            Form::Jsonl => object(&line),
+            Form::Lines => Ok(E::of_text(line)),
+            Form::Jsonl => {
+                E::of_object(serde_json::from_str(&line).map_err(|e| format!("expected a JSON object: {e}"))?)
+            }
         }
     }
 }
 
 /// What a first line tells. Errors: it begins an array or a table.
-fn form_of(line: &str) -> std::result::Result<Form, String> {
-    let convert = "; give the texts one a line, or as JSONL with the key `text`";
+fn form_of(line: &str, key: &str) -> std::result::Result<Form, String> {
+    let convert = format!("; give the texts one a line, or as JSONL with the key `{key}`");
     match serde_json::from_str::<serde_json::Value>(line) {
         Ok(serde_json::Value::Object(_)) => return Ok(Form::Jsonl),
         Ok(serde_json::Value::Array(_)) => return Err(format!("a JSON array, which is not read here{convert}")),
@@ -177,31 +192,37 @@ fn form_of(line: &str) -> std::result::Result<Form, String> {
     Ok(Form::Lines)
 }
 
-fn object(line: &str) -> std::result::Result<Texts, String> {
-    let object: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(line).map_err(|e| format!("expected a JSON object: {e}"))?;
-    let get = |key: &str| match object.get(key) {
-        None | Some(serde_json::Value::Null) => Ok(None),
-        Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(format!("expected a string for `{key}`, got {other}")),
-    };
-    let has = |key: &str| object.contains_key(key);
-    // A pair before a single text, where the names of both are there.
-    let whole = KEYS.iter().find(|(text, pair)| has(text) && pair.is_none_or(has));
-    let alone = || KEYS.iter().find(|(text, _)| has(text) && ["text", "sentence"].contains(text));
-    let Some((text, pair)) = whole.or_else(alone) else {
-        let keys = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let known: Vec<String> = KEYS
-            .iter()
-            .map(|(text, pair)| match pair {
-                Some(pair) => format!("`{text}` and `{pair}`"),
-                None => format!("`{text}`"),
-            })
-            .collect();
-        return Err(format!("expected the key `text`, or those of a task ({}), got {keys}", known.join(", ")));
-    };
-    let first = get(text)?.ok_or_else(|| format!("expected a string for `{text}`, got null"))?;
-    Ok((first, pair.map(get).transpose()?.flatten()))
+impl Entry for Texts {
+    const KEY: &'static str = "text";
+
+    fn of_text(text: String) -> Texts {
+        (text, None)
+    }
+
+    fn of_object(object: serde_json::Map<String, serde_json::Value>) -> std::result::Result<Texts, String> {
+        let get = |key: &str| match object.get(key) {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(format!("expected a string for `{key}`, got {other}")),
+        };
+        let has = |key: &str| object.contains_key(key);
+        // A pair before a single text, where the names of both are there.
+        let whole = KEYS.iter().find(|(text, pair)| has(text) && pair.is_none_or(has));
+        let alone = || KEYS.iter().find(|(text, _)| has(text) && ["text", "sentence"].contains(text));
+        let Some((text, pair)) = whole.or_else(alone) else {
+            let keys = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let known: Vec<String> = KEYS
+                .iter()
+                .map(|(text, pair)| match pair {
+                    Some(pair) => format!("`{text}` and `{pair}`"),
+                    None => format!("`{text}`"),
+                })
+                .collect();
+            return Err(format!("expected the key `text`, or those of a task ({}), got {keys}", known.join(", ")));
+        };
+        let first = get(text)?.ok_or_else(|| format!("expected a string for `{text}`, got null"))?;
+        Ok((first, pair.map(get).transpose()?.flatten()))
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +230,7 @@ mod tests {
     use super::*;
 
     fn read(content: &'static str) -> std::result::Result<Vec<Texts>, String> {
-        let incoming = Incoming::read(content.as_bytes(), "f".into(), None).unwrap();
+        let incoming = Incoming::<Texts>::read(content.as_bytes(), "f".into(), None).unwrap();
         let mut all = Vec::new();
         loop {
             let (texts, outcome) = incoming.some();

@@ -22,6 +22,23 @@ pub fn read(path: &Path) -> Result<Decoder> {
     Decoder::parse(path, &map)
 }
 
+/// The tokens that end a text: those of `generation_config.json` where it names some, else those of `config.json`.
+///
+/// Errors: a file that cannot be read; something else than ids.
+pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
+    let path = dir.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(decoder.eos_token_ids.clone());
+    }
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ends = match object(&path)?.get("eos_token_id") {
+        None | Some(Value::Null) => Some(decoder.eos_token_ids.clone()),
+        Some(Value::Array(list)) => list.iter().map(id).collect(),
+        Some(value) => id(value).map(|id| vec![id]),
+    };
+    ends.ok_or_else(|| Error::Config(format!("{}: `eos_token_id`: expected an id or a list of ids", path.display())))
+}
+
 fn object(path: &Path) -> Result<Map<String, Value>> {
     let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))
@@ -67,6 +84,26 @@ fn other_kind(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_generation_config_names_the_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = r#"{"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "eos_token_id": 2}"#;
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        let decoder = open(dir.path()).unwrap();
+        let ends = |file: &str| {
+            fs::write(dir.path().join("generation_config.json"), file).unwrap();
+            end_tokens(dir.path(), &decoder)
+        };
+        assert_eq!(end_tokens(dir.path(), &decoder).unwrap(), [2]);
+        assert_eq!(ends("{}").unwrap(), [2]);
+        assert_eq!(ends(r#"{"eos_token_id": 5}"#).unwrap(), [5]);
+        assert_eq!(ends(r#"{"eos_token_id": [5, 7]}"#).unwrap(), [5, 7]);
+        assert!(
+            ends(r#"{"eos_token_id": ["x"]}"#).unwrap_err().to_string().contains("expected an id or a list of ids")
+        );
+    }
 
     #[test]
     fn what_is_no_model_is_named() {

@@ -45,7 +45,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 vec![("LANES", 64), ("TYPE_A", c), ("TYPE_B", b), ("TYPE_C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
             })
             .collect(),
-        "attention" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
+        "attention" | "attention_cached" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
             .into_iter()
             .flat_map(|d| {
                 [0, 1].map(|on| {

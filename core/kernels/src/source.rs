@@ -72,6 +72,7 @@ shaders!(
     "adam_bf16",
     "add",
     "attention",
+    "attention_cached",
     "attention_delta",
     "attention_grad_kv",
     "attention_grad_q",
@@ -137,6 +138,7 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         "attention_grad_q" | "attention_grad_kv" => {
             &["prelude", "attention_params", "attention_tile", "attention_grad_tile"]
         }
+        "attention_cached" => &["prelude", "attention_params"],
         "attention_half" => &["prelude", "units"],
         "attention_units" => &["prelude", "units", "attention_params"],
         "binary_cross_entropy" | "squared_error" => &["prelude", "element_loss"],

@@ -103,11 +103,26 @@ impl Applied {
             positions: longest,
             head_features: false,
             batch: 0,
+            cache: None,
         };
         self.session_with(device, self.adaptation.clone(), limits)
     }
 
-    /// The same for another adaptation of the model; its trained values are not set if it is not the adapter's own.
+    /// Puts model and adapter on a device, to write texts of up to `context` tokens.
+    ///
+    /// Errors: a model that classifies; those of [`Session::open`].
+    pub fn generation(&self, device: Box<dyn Backend>, context: usize) -> Result<Session> {
+        if self.objective.pools() {
+            return Err(Error::Usage(format!(
+                "{}: made for {}, and only language models write text; `predict` is for this one",
+                self.adapter.dir.display(),
+                self.objective.name()
+            )));
+        }
+        self.session_with(device, self.adaptation.clone(), Limits::generation(context))
+    }
+
+    /// As [`Applied::session`] for another adaptation of the model; its trained values are not set if it is not the adapter's own.
     pub(super) fn session_with(
         &self,
         device: Box<dyn Backend>,

@@ -85,6 +85,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
             positions: batch.columns,
             head_features: false,
             batch: size.examples,
+            cache: None,
         },
     };
     let arena = layout::plan_memory(&setup, &device.info())?.arena;

@@ -1,7 +1,8 @@
-//! Whole jobs: plan, train, evaluate, predict, pre-train, and the comparison with other implementations.
+//! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
 mod directory;
 mod epochs;
+mod generate;
 mod identity;
 mod infer;
 mod inspect;
@@ -11,6 +12,7 @@ mod pretrain;
 mod profile;
 mod train;
 
+pub use generate::{Finish, Generated, Generator, Prompt, Sampling, Turn, Writing};
 pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};

@@ -40,6 +40,7 @@ impl Demand {
             positions: self.longest,
             head_features: self.head_features,
             batch: self.batch,
+            cache: None,
         }
     }
 

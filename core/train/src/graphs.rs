@@ -5,10 +5,10 @@ use crate::batch::Size;
 use crate::buckets::{buckets, join};
 use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
-use sparta_graph::ops::{Accumulate, Concat, Fill, Store, step as step_input};
+use sparta_graph::ops::{Accumulate, Concat, Embed, Fill, Store, step as step_input};
 use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
-use sparta_model::forward::{self, Inputs};
+use sparta_model::forward::{self, Cache, Inputs};
 use sparta_model::method::{Adaptation, AdaptedLayers};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -31,6 +31,11 @@ pub mod names {
     /// All that the host reads after a step or an evaluation, in one tensor: [`super::results`].
     pub const RESULTS: &str = "out.results";
     pub const POOLED: &str = "out.pooled";
+    /// Of each row that is decoded: its position, the row of the cache that its key and value go to, and the rows there
+    /// that it sees.
+    pub const POSITIONS: &str = "positions";
+    pub const CACHE_ROWS: &str = "cache_rows";
+    pub const SEEN: &str = "seen";
     /// Hidden states of all rows, and their vocabulary logits, for inspection.
     pub const STATES: &str = "out.states";
     pub const VOCABULARY: &str = "out.vocabulary";
@@ -56,6 +61,12 @@ pub mod results {
     /// After an evaluation: loss; the step's numbers; logits.
     pub fn of_evaluation(logits: usize) -> ([usize; 3], usize) {
         layout([1, step::LEN, logits])
+    }
+
+    /// After decoding: the step's numbers; logits.
+    pub fn of_decoding(vocabulary: usize) -> ([usize; 2], usize) {
+        let (begins, length) = Concat::layout([step::LEN, vocabulary]);
+        ([begins[0], begins[1]], length)
     }
 
     fn layout(lengths: [usize; 3]) -> ([usize; 3], usize) {
@@ -85,6 +96,8 @@ pub enum Purpose {
     HeadEvaluate(usize),
     /// Writes the trained values into the weights that the forward pass reads: sparse deltas and shadows.
     Follow,
+    /// Keys and values of so many rows into a cache of so many rows, and the vocabulary logits of one of them.
+    Decode { rows: usize, cache: usize },
 }
 
 /// Builds graphs for one model and method.
@@ -137,8 +150,25 @@ impl Graphs<'_> {
                     layers.follow(g, trained)?;
                 }
             }
+            Purpose::Decode { rows, cache } => self.decode(g, rows, cache)?,
         }
         Ok(graph)
+    }
+
+    fn decode(&self, graph: &mut Graph, rows: usize, len: usize) -> Result<()> {
+        let mut layers = AdaptedLayers::new(self.adaptation, None);
+        let inputs = self.inputs(graph, Size { rows, examples: 1 }, None);
+        let mut rows_of = |name: &str| graph.external(name, DType::U32, [rows]);
+        let (positions, places) = (rows_of(names::POSITIONS), rows_of(names::CACHE_ROWS));
+        let cache = Cache { len, rows: places, seen: graph.external(names::SEEN, DType::U32, [rows, 2]) };
+        // Rotations take a row's angles by its place among these rows.
+        let rope = graph.one(Embed { scale: 1.0, padding: None }, &[inputs.rope, positions])?;
+        let last = graph.external(names::ROWS, DType::U32, [1]);
+        let inputs = Inputs { rope, rows: Some(last), cache: Some(cache), ..inputs };
+        let hidden = forward::hidden_states(self.decoder, graph, &mut layers, &inputs)?;
+        let logits = forward::vocabulary_logits(self.decoder, graph, &mut layers, hidden)?;
+        let numbers = step_numbers(graph);
+        store_joined(graph, names::RESULTS, &[numbers, logits])
     }
 
     /// Hidden states of all rows, and their vocabulary logits where the objective has no head of its own.
@@ -174,6 +204,7 @@ impl Graphs<'_> {
             rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
             rows: self.objective.pools().then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
             dropout,
+            cache: None,
         }
     }
 

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_kernels::Bounds;
+use sparta_model::forward::cache_names;
 use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{WeightSource, to_f32};
@@ -71,6 +72,11 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     let buckets = setup.buckets();
     buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
     buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
+    if let Some(tokens) = setup.limits.cache {
+        let (dtype, width) = (adaptation.precision.activations, setup.decoder.kv_heads * setup.decoder.head_dim);
+        let kept = (0..setup.decoder.layers).flat_map(cache_names);
+        list.extend(kept.map(|name| TensorSpec::new(name, dtype, tokens * width, MemoryKind::Cache)));
+    }
     list
 }
 
@@ -108,9 +114,15 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     buffer(names::RNG, DType::U32, 4);
     buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
     let outputs = examples * setup.objective.outputs();
-    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(outputs).1));
-    if setup.objective.pools() {
+    let decoded = setup.limits.cache.map_or(0, |_| results::of_decoding(setup.decoder.vocab_size).1);
+    buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(outputs).1).max(decoded));
+    if setup.objective.pools() || setup.limits.cache.is_some() {
         buffer(names::ROWS, DType::U32, examples);
+    }
+    if setup.limits.cache.is_some() {
+        buffer(names::POSITIONS, DType::U32, rows);
+        buffer(names::CACHE_ROWS, DType::U32, rows);
+        buffer(names::SEEN, DType::U32, 2 * rows);
     }
     if setup.limits.head_features {
         buffer(names::FEATURES, DType::F32, examples * hidden);
@@ -192,8 +204,9 @@ pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
 
 /// The plans of the largest batches.
 fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
-    let Limits { train, micro_batches, evaluate, head_features, batch, .. } = setup.limits;
+    let Limits { train, micro_batches, evaluate, head_features, batch, cache, .. } = setup.limits;
     let mut purposes = vec![Purpose::Evaluate(evaluate)];
+    purposes.extend(cache.map(|cache| Purpose::Decode { rows: Limits::DECODED, cache }));
     if head_features {
         purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
     } else if let Some(size) = train {

@@ -6,6 +6,7 @@ pub mod batch;
 mod blame;
 mod buckets;
 mod ceiling;
+mod decode;
 pub mod evaluate;
 mod fit;
 pub mod graphs;

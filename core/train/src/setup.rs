@@ -1,6 +1,6 @@
 //! What a session computes, and for how large batches.
 
-use crate::batch::{Batch, Size};
+use crate::batch::{Batch, ROW_MULTIPLE, Size};
 use crate::buckets::{Bucket, buckets};
 use crate::graphs::Graphs;
 use crate::objective::Objective;
@@ -69,9 +69,27 @@ pub struct Limits {
     pub head_features: bool,
     /// Examples of an optimizer step: the most that a head step takes.
     pub batch: usize,
+    /// Tokens whose keys and values are kept, where text is generated.
+    pub cache: Option<usize>,
 }
 
 impl Limits {
+    /// Rows that are decoded at once, at most.
+    pub const DECODED: usize = 256;
+
+    /// Of a session that generates text: sequences of up to `tokens` tokens.
+    pub fn generation(tokens: usize) -> Limits {
+        Limits {
+            train: None,
+            micro_batches: false,
+            evaluate: Size { rows: ROW_MULTIPLE, examples: 1 },
+            positions: tokens,
+            head_features: false,
+            batch: 0,
+            cache: Some(tokens),
+        }
+    }
+
     pub(crate) fn check(&self, size: &Size, batch: &Batch) -> Result<()> {
         let rows = self.max_rows();
         if size.rows > rows || size.examples > self.max_examples() {
@@ -92,7 +110,8 @@ impl Limits {
     }
 
     pub(crate) fn max_rows(&self) -> usize {
-        self.train.map_or(0, |s| s.rows).max(self.evaluate.rows)
+        let decoded = self.cache.map_or(0, |_| Limits::DECODED);
+        self.train.map_or(0, |s| s.rows).max(self.evaluate.rows).max(decoded)
     }
 
     pub(crate) fn max_examples(&self) -> usize {

@@ -22,12 +22,14 @@ pub enum MemoryKind {
     Gradients,
     /// The arena: activations, gradients of one micro-batch, scratch.
     Activations,
+    /// Keys and values of the tokens so far, where text is generated.
+    Cache,
     /// Batches, results and tables.
     Buffers,
 }
 
 impl MemoryKind {
-    pub const ALL: [MemoryKind; 8] = [
+    pub const ALL: [MemoryKind; 9] = [
         MemoryKind::Weights,
         MemoryKind::Indices,
         MemoryKind::BaseValues,
@@ -35,6 +37,7 @@ impl MemoryKind {
         MemoryKind::Optimizer,
         MemoryKind::Gradients,
         MemoryKind::Activations,
+        MemoryKind::Cache,
         MemoryKind::Buffers,
     ];
 
@@ -47,6 +50,7 @@ impl MemoryKind {
             MemoryKind::Optimizer => "optimizer state",
             MemoryKind::Gradients => "gradient sums",
             MemoryKind::Activations => "activations and scratch",
+            MemoryKind::Cache => "keys and values",
             MemoryKind::Buffers => "buffers",
         }
     }

@@ -68,6 +68,7 @@ fn setup() -> Setup {
             positions: 256,
             head_features: false,
             batch: 16,
+            cache: None,
         },
     }
 }

@@ -26,13 +26,18 @@ pub struct Attention {
 }
 
 impl Attention {
-    fn check(&self, q: &TensorType, k: &TensorType, v: &TensorType, rest: &[&TensorType]) -> Result<usize, String> {
+    pub(super) fn check_heads(&self) -> Result<(), String> {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!("{} query heads cannot share {} key heads", self.heads, self.kv_heads));
         }
         if self.window == Some(0) {
             return Err("a sliding window of 0 sees nothing".into());
         }
+        Ok(())
+    }
+
+    fn check(&self, q: &TensorType, k: &TensorType, v: &TensorType, rest: &[&TensorType]) -> Result<usize, String> {
+        self.check_heads()?;
         probability(self.dropout)?;
         let (rows, _) = matrix(q, "q")?;
         activation(q, "q")?;

@@ -97,6 +97,7 @@ ops! {
     column_sum: ColumnSum = "column_sum";
     rope: Rope = "rope";
     attention: Attention = "attention", AttentionDelta = "attention_delta", AttentionGrad = "attention_grad";
+    attention_cached: AttentionCached = "attention_cached";
     gated_act: GatedAct = "gated_act", GatedActGrad = "gated_act_grad";
     add: Add = "add";
     scale: Scale = "scale";
@@ -121,6 +122,7 @@ ops! {
     fill: Fill = "fill";
     cast: Cast = "cast";
     store: Store = "store";
+    store_rows: StoreRows = "store_rows";
 }
 
 mod parts;

@@ -13,7 +13,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 /// Folders of data sets that have no parts.
 const NO_TASK: [&str; 4] = ["", "data", "default", "plain_text"];
-const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"];
 
 /// The files to download first, of all that there are. Errors: what is missing, and what is there instead.
 pub(super) fn choose(files: &Files, listing: &[String]) -> Result<Vec<String>, String> {

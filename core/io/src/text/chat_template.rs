@@ -57,6 +57,16 @@ impl ChatTemplate {
         self.rendered(messages, false)
     }
 
+    /// What the template writes behind an answer, such as the mark at its end.
+    ///
+    /// Errors: those of [`ChatTemplate::render`].
+    pub fn after_answer(&self) -> Result<String> {
+        let [question, answer] = ["why not", "Good."];
+        let turns = [Message { role: "user", content: question }, Message { role: "assistant", content: answer }];
+        let text = self.render_answered(&turns)?;
+        Ok(text.rsplit_once(answer).map_or(String::new(), |(_, rest)| rest.to_owned()))
+    }
+
     fn rendered(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.renderer.render(messages, add_generation_prompt).map_err(|what| failed(&self.source, &what))
     }
@@ -161,6 +171,14 @@ mod tests {
         check("<{{ messages[0].content }}>").unwrap();
         let text = check("{{ 1 + 1 }}").unwrap_err().to_string();
         assert!(text.contains("chat_template.jinja: the chat template leaves out what the user says"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}";
+        fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
+        assert_eq!(ChatTemplate::open(dir.path(), 0).unwrap().unwrap().after_answer().unwrap(), "<end>\n");
     }
 
     #[test]

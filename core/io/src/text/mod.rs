@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! Text to token ids, and back.
 
 mod chat_template;
 mod growth;
@@ -6,9 +6,11 @@ mod jinja;
 mod prompt;
 mod renderer;
 mod special;
+mod stream;
 mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use prompt::{Encoder, Instruct, Padding, PromptPlan, Verbalizer, without_padding};
 pub use renderer::{RENDERER, render_apart, serve};
+pub use stream::TextStream;
 pub use tokenizer::Tokenizer;

@@ -28,6 +28,26 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn attention_cached(&mut self, op: &Attention) -> Result<(), String> {
+        let (rows, kept) = (rows_of(self.input(0)?), rows_of(self.input(1)?));
+        let per_tile = op.head_dim + LANES as usize + 16;
+        if kept.div_ceil(LANES as usize) * per_tile > self.bounds.rounds {
+            return Err(format!(
+                "{kept} kept rows with heads of {} are more than the {} that this software driver can loop over; keep \
+                 fewer with --context, or use the CPU backend",
+                op.head_dim,
+                self.bounds.rounds / per_tile * LANES as usize
+            ));
+        }
+        let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
+        let o = self.head_target(0, "o", op)?;
+        bindings.push(o.view);
+        let (constants, _) = self.arguments(op, rows, o.dtype)?;
+        self.push("attention_cached", &constants, &params(op, rows, kept), &bindings).groups(rows * op.heads);
+        self.finish(o);
+        Ok(())
+    }
+
     pub(super) fn attention_delta(&mut self, op: &AttentionDelta) -> Result<(), String> {
         let pairs = rows_of(self.input(0)?) * op.heads;
         let mut bindings = self.inputs(&["o", "do", "lse"])?;

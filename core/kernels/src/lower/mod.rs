@@ -231,6 +231,7 @@ impl<'a> Lowering<'a> {
             Op::ColumnSum(_) => self.column_sum(),
             Op::Rope(op) => self.rope(op),
             Op::Attention(op) => self.attention(op),
+            Op::AttentionCached(op) => self.attention_cached(&op.0),
             Op::AttentionDelta(op) => self.attention_delta(op),
             Op::AttentionGrad(op) => self.attention_grad(&op.0),
             Op::GatedAct(op) => self.gated_act(op.act),
@@ -264,6 +265,7 @@ impl<'a> Lowering<'a> {
             Op::Fill(op) => self.fill(op.value),
             Op::Cast(_) => self.cast(self.input(0)?, self.output(0)?),
             Op::Store(_) => self.store(),
+            Op::StoreRows(_) => self.store_rows(),
         }
     }
 

@@ -3,8 +3,9 @@
 use super::{
     Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, width_of, words,
 };
-use sparta_graph::DType;
 use sparta_graph::ops::{EmbedGrad, RmsNorm, RmsNormGrad, RmsNormGradW, Rope};
+use sparta_graph::{DType, Operand};
+use std::ops::Range;
 
 /// Columns of a workgroup of the column sums.
 const COLUMNS: usize = 32;
@@ -156,19 +157,39 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn store_rows(&mut self) -> Result<(), String> {
+        let (y, x, places) = (self.input(0)?, self.input(1)?, self.input(2)?);
+        for part in self.row_shards(&[y])? {
+            self.rows_to_places(x, places, &part, (rows(y, &part), y.ty.dtype))?;
+        }
+        Ok(())
+    }
+
+    /// Rows of x to their places among the rows `part` of a tensor, which lie in a view.
+    fn rows_to_places(
+        &mut self,
+        x: &Operand,
+        places: &Operand,
+        part: &Range<usize>,
+        (view, dtype): (View, DType),
+    ) -> Result<(), String> {
+        let (width, types) = (width_of(x), [("X", code(x.ty.dtype)), ("Y", code(dtype))]);
+        for shard in self.row_shards(&[x, places])? {
+            let n = shard.len() * width;
+            let params = [n as u32, width as u32, part.start as u32, part.end as u32];
+            let bindings = [rows(x, &shard), rows(places, &shard), view];
+            self.push("scatter_rows", &types, &params, &bindings).threads(words(n, dtype));
+        }
+        Ok(())
+    }
+
     pub(super) fn scatter_rows(&mut self) -> Result<(), String> {
         let (x, places, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let width = width_of(x);
         for part in self.target_shards(y, width, &[])? {
             let target = self.target(y, &part, width)?;
             self.zeros(target.view);
-            let types = [("X", code(x.ty.dtype)), ("Y", code(target.dtype))];
-            for shard in self.row_shards(&[x, places])? {
-                let n = shard.len() * width;
-                let params = [n as u32, width as u32, part.start as u32, part.end as u32];
-                let bindings = [rows(x, &shard), rows(places, &shard), target.view];
-                self.push("scatter_rows", &types, &params, &bindings).threads(words(n, target.dtype));
-            }
+            self.rows_to_places(x, places, &part, (target.view, target.dtype))?;
             self.finish(target);
         }
         Ok(())

@@ -2,7 +2,10 @@
 
 use super::Decoder;
 use crate::{Precision, Result};
-use sparta_graph::ops::{Add, Attention, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap};
+use sparta_graph::ops::{
+    Add, Attention, AttentionCached, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap,
+    StoreRows,
+};
 use sparta_graph::{DType, Graph, Value};
 
 /// How the graph gets at the model's tensors; a fine-tuning method may change what a linear layer computes.
@@ -40,6 +43,39 @@ pub struct Inputs {
     pub rows: Option<Value>,
     /// Probability of attention dropout and the rng input.
     pub dropout: Option<(f32, Value)>,
+    /// Where keys and values are kept for later rows; there is no dropout then.
+    pub cache: Option<Cache>,
+}
+
+/// Keys and values that are kept: attention stores those of its rows, and reads what is there.
+#[derive(Clone, Copy, Debug)]
+pub struct Cache {
+    /// Rows of the kept tensors, [`cache_names`].
+    pub len: usize,
+    /// u32 `[T]`: the row in which each row's key and value are kept.
+    pub rows: Value,
+    /// u32 `[T, 2]`: the kept rows that each row sees, its own the last.
+    pub seen: Value,
+}
+
+/// The kept keys and values of a layer, of the type of activations, `[len, kv_heads * head_dim]`.
+pub fn cache_names(layer: usize) -> [String; 2] {
+    ["keys", "values"].map(|what| format!("{what}.{layer}"))
+}
+
+impl Cache {
+    fn attend(&self, graph: &mut Graph, op: Attention, layer: usize, [q, k, v]: [Value; 3]) -> Result<Value> {
+        let mut keep = |name: String, new: Value| -> Result<Value> {
+            let ty = graph.ty(new)?;
+            let (dtype, width) = (ty.dtype, op.kv_heads * op.head_dim);
+            let kept = graph.external(name, dtype, [self.len, width]);
+            graph.apply(StoreRows {}.into(), &[kept, new, self.rows])?;
+            Ok(kept)
+        };
+        let [keys, values] = cache_names(layer);
+        let (keys, values) = (keep(keys, k)?, keep(values, v)?);
+        Ok(graph.one(AttentionCached(op), &[q, keys, values, self.seen])?)
+    }
 }
 
 /// The hidden states after the final norm: f32 `[N, hidden]` for `inputs.rows`, otherwise `[T, hidden]`.
@@ -143,9 +179,13 @@ fn attention_block(
         dropout: inputs.dropout.map_or(0.0, |(p, _)| p),
         salt: layer as u32,
     };
-    let mut operands = vec![q, k, v, inputs.spans];
-    operands.extend(inputs.dropout.map(|(_, rng)| rng));
-    let mut o = graph.one(op, &operands)?;
+    let mut o = match &inputs.cache {
+        Some(cache) => cache.attend(graph, op, layer, [q, k, v])?,
+        None => {
+            let rng = inputs.dropout.map(|(_, rng)| rng);
+            graph.one(op, &[q, k, v, inputs.spans].into_iter().chain(rng).collect::<Vec<_>>())?
+        }
+    };
     let mut x = x;
     if let Some(rows) = rows {
         o = graph.one(SelectRows {}, &[o, rows])?;

@@ -285,6 +285,7 @@ mod tests {
             rope: graph.external("rope", DType::F32, [6, 4]),
             rows: None,
             dropout: None,
+            cache: None,
         };
         let hidden = forward::hidden_states(&decoder, &mut graph, &mut layers, &inputs).unwrap();
         let logits = forward::vocabulary_logits(&decoder, &mut graph, &mut layers, hidden).unwrap();

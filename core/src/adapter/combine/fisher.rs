@@ -79,6 +79,7 @@ fn diagonal(
         positions: longest,
         head_features: false,
         batch: 1,
+        cache: None,
     };
     let head = adaptation.position(HEAD).unwrap_or_default();
     let places: BTreeMap<String, usize> = adaptation.trained().into_iter().map(|t| (t.name, t.parameter)).collect();

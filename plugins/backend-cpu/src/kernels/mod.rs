@@ -10,6 +10,7 @@ mod adam;
 mod adam_bf16;
 mod add;
 mod attention;
+mod attention_cached;
 mod attention_grad;
 mod binary_cross_entropy;
 mod cast;
@@ -35,6 +36,7 @@ mod sgd;
 mod soft_cap;
 mod squared_error;
 mod store;
+mod store_rows;
 
 /// Errors: operands that do not fit in a way that the shape rule does not see.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
@@ -48,6 +50,7 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::ColumnSum(_) => column_sum::prepare::<T>(io),
         Op::Rope(op) => rope::prepare::<T>(op, io),
         Op::Attention(op) => attention::prepare::<T>(op, io),
+        Op::AttentionCached(op) => attention_cached::prepare::<T>(op, io),
         Op::AttentionDelta(op) => attention_grad::prepare_delta::<T>(op, io),
         Op::AttentionGrad(op) => attention_grad::prepare::<T>(op, io),
         Op::GatedAct(op) => gated_act::prepare::<T>(op, io),
@@ -80,5 +83,6 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::Fill(op) => fill::prepare::<T>(op, io),
         Op::Cast(_) => cast::prepare::<T>(io),
         Op::Store(_) => store::prepare::<T>(io),
+        Op::StoreRows(_) => store_rows::prepare::<T>(io),
     }
 }

@@ -3,8 +3,9 @@
 use super::case::Case;
 use super::naive;
 use super::norm::rope_table;
+use crate::tensor::round;
 use sparta_graph::DType;
-use sparta_graph::ops::{Attention, Layout, Linear, Rope};
+use sparta_graph::ops::{Attention, AttentionCached, Embed, Layout, Linear, Rope, StoreRows};
 
 fn op(heads: usize, kv_heads: usize, head_dim: usize) -> Attention {
     let scale = (head_dim as f32).powf(-0.5);
@@ -49,7 +50,89 @@ pub fn cases() -> Vec<Case> {
     cases.push(many_segments(70_001, 1));
     cases.push(many_segments(20_001, 4));
     cases.push(only_some_gradients());
+    cases.extend(cached_cases());
     cases
+}
+
+/// Queries with spans of their own in keys that are kept, around the sizes of tiles of keys.
+fn cached_cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for (i, head_dim) in [1, 2, 5, 8, 16, 24, 64, 80, 128, 256].into_iter().enumerate() {
+        let (heads, kv_heads) = [(1, 1), (4, 2), (3, 1), (8, 1)][i % 4];
+        let spans = [vec![(0, 1)], vec![(0, 7), (2, 3)], vec![(5, 5), (0, 9), (8, 9)]][i % 3].clone();
+        cases.push(cached(op(heads, kv_heads, head_dim), 9, spans));
+    }
+    for kept in [127, 128, 129, 300] {
+        cases.push(cached(op(4, 2, 8), kept, vec![(0, kept), (1, kept), (kept - 1, kept), (0, 1), (3, 126)]));
+    }
+    for (window, soft_cap) in [(1, None), (8, Some(2.0)), (130, None), (1000, Some(50.0))] {
+        let op = Attention { window: Some(window), soft_cap, ..op(6, 2, 16) };
+        cases.push(cached(op, 200, (0..13).map(|i| (7 * i, 100 + 8 * i)).collect()));
+    }
+    cases.push(cached(Attention { scale: -3.0, ..op(2, 1, 8) }, 40, vec![(0, 40), (10, 30)]));
+    cases.push(nan_in_a_kept_key());
+    cases.push(steps_with_a_cache());
+    cases
+}
+
+fn cached(op: Attention, kept: usize, spans: Vec<(usize, usize)>) -> Case {
+    Case::new(format!("cached {op:?} of {kept} keys, {spans:?}"), move |b| {
+        b.magnitude = f64::from(op.scale).powi(2).max(1.0);
+        let q = b.normal(&[spans.len(), op.heads * op.head_dim]);
+        let [k, v] = [(); 2].map(|()| b.normal(&[kept, op.kv_heads * op.head_dim]));
+        let rows = b.u32s(&[spans.len(), 2], spans.iter().flat_map(|&(start, end)| [start, end]));
+        let o = b.one(AttentionCached(op.clone()), &[q, k, v, rows]);
+        b.expect(o, naive::attention_cached(&op, &b.of(q), &b.of(k), &b.of(v), &spans));
+    })
+}
+
+/// A row that sees the key has a NaN for its result, the others have not.
+fn nan_in_a_kept_key() -> Case {
+    Case::new("cached attention with a NaN in key row 130", |b| {
+        let (op, spans) = (op(2, 1, 8), [(0, 140), (0, 130), (131, 140), (100, 131)]);
+        let mut keys = b.random.normals(140 * 8);
+        keys[130 * 8 + 3] = f64::NAN;
+        let (q, k, v) = (b.normal(&[4, 16]), b.f32s(&[140, 8], keys), b.normal(&[140, 8]));
+        let rows = b.u32s(&[4, 2], spans.iter().flat_map(|&(start, end)| [start, end]));
+        let o = b.one(AttentionCached(op.clone()), &[q, k, v, rows]);
+        b.expect(o, naive::attention_cached(&op, &b.of(q), &b.of(k), &b.of(v), &spans));
+    })
+}
+
+/// The path of a layer that goes on where it was: rows of the rope table by position, keys and values to their rows, and
+/// attention on all that is kept; what it computes is attention in one segment.
+fn steps_with_a_cache() -> Case {
+    Case::new("attention in steps with a cache", |b| {
+        let (op, width) = (Attention { window: Some(9), ..op(4, 2, 8) }, [32, 16, 16]);
+        let exact = |x: Vec<f64>| x.into_iter().map(|x| round(DType::F32, x)).collect::<Vec<_>>();
+        let all = width.map(|width| exact(b.random.normals(14 * width)));
+        let (table, kept) = (rope_table(b, 14, 8), [(); 2].map(|()| b.zeros(&[16, 16])));
+        let [q, k, v] = [0, 1, 2].map(|i| b.f32s(&[14, width[i]], all[i].clone()));
+        let segment = b.spans(&[14]);
+        let [rotated_q, rotated_k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, segment, table]));
+        let whole = b.apply(op.clone(), &[rotated_q, rotated_k, v, segment])[0];
+        b.observe(whole);
+        let (table, spans) = (b.of(table), (0..14).flat_map(|_| [0.0, 14.0]).collect::<Vec<_>>());
+        let rope = |x: &[f64], width| naive::rope(x, width, 8, &spans, &table, false);
+        let (queries, keys) = (rope(&all[0], 32), rope(&all[1], 16));
+        let (expected, _) = naive::attention(&op, &queries, &keys, &all[2], &spans, None);
+        let table = b.f32s(&[14, 8], table.clone());
+        for (start, end) in [(0, 5), (5, 6), (6, 14)] {
+            let n = end - start;
+            let part = |i: usize| all[i][start * width[i]..end * width[i]].to_vec();
+            let [q, k, v] = [0, 1, 2].map(|i| b.f32s(&[n, width[i]], part(i)));
+            let positions = b.u32s(&[n], start..end);
+            let angles = b.one(Embed { scale: 1.0, padding: None }, &[table, positions]);
+            let segment = b.spans(&[n]);
+            let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, segment, angles]));
+            for (kept, new) in kept.into_iter().zip([k, v]) {
+                b.apply(StoreRows {}, &[kept, new, positions]);
+            }
+            let seen = b.u32s(&[n, 2], (start..end).flat_map(|row| [0, row + 1]));
+            let o = b.one(AttentionCached(op.clone()), &[q, kept[0], kept[1], seen]);
+            b.expect(o, expected[start * 32..end * 32].to_vec());
+        }
+    })
 }
 
 fn attention(op: Attention, segments: Vec<usize>) -> Case {

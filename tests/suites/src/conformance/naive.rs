@@ -122,6 +122,31 @@ pub fn attention(
     (o, lse)
 }
 
+/// Output of queries that see spans of the keys, of a window the last ones.
+pub fn attention_cached(op: &Attention, q: &[f64], k: &[f64], v: &[f64], spans: &[(usize, usize)]) -> Vec<f64> {
+    let (d, width) = (op.head_dim, op.kv_heads * op.head_dim);
+    let mut o = Vec::with_capacity(q.len());
+    for (t, &(start, end)) in spans.iter().enumerate() {
+        let first = start.max(end.saturating_sub(op.window.unwrap_or(end)));
+        for h in 0..op.heads {
+            let (query, column) = (&q[(t * op.heads + h) * d..][..d], h / (op.heads / op.kv_heads) * d);
+            let score = |j: usize| {
+                let dot: f64 = query.iter().zip(&k[j * width + column..]).map(|(q, k)| q * k).sum();
+                let s = f64::from(op.scale) * dot;
+                op.soft_cap.map_or(s, |cap| f64::from(cap) * (s / f64::from(cap)).tanh())
+            };
+            let scores: Vec<f64> = (first..end).map(score).collect();
+            let log_sum = log_sum_exp(&scores);
+            let mut row = vec![0.0; d];
+            for (j, s) in (first..end).zip(scores) {
+                add_row(&mut row, (s - log_sum).exp(), &v[j * width + column..]);
+            }
+            o.extend(row);
+        }
+    }
+    o
+}
+
 /// `to += factor * row`.
 pub fn add_row(to: &mut [f64], factor: f64, row: &[f64]) {
     to.iter_mut().zip(row).for_each(|(to, x)| *to += factor * x);

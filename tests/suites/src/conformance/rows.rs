@@ -1,8 +1,9 @@
 //! Ops that pick rows.
 
 use super::case::Case;
+use crate::tensor::round;
 use sparta_graph::DType;
-use sparta_graph::ops::{Embed, Layout, Linear, ScatterRows, SelectRows};
+use sparta_graph::ops::{Embed, IGNORED, Layout, Linear, ScatterRows, SelectRows, StoreRows};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -26,7 +27,37 @@ pub fn cases() -> Vec<Case> {
         cases.push(scatter_rows(total, width, rows));
     }
     cases.push(scatter_rows(70_001, 2, vec![70_000, 5]));
+    let ignored = IGNORED as usize;
+    for (kept, width, rows) in [
+        (1, 2, vec![0]),
+        (5, 4, vec![4, ignored, 0, ignored]),
+        (64, 66, vec![63, 0, 7]),
+        (300, 130, (100..171).rev().collect()),
+        (3, 2, vec![ignored]),
+        (70_001, 2, vec![70_000, ignored, 5]),
+    ] {
+        for dtype in [DType::F32, DType::BF16] {
+            cases.push(store_rows(kept, width, rows.clone(), dtype));
+        }
+    }
+    cases.push(store_rows(9, 5, vec![8, 2], DType::F32));
     cases
+}
+
+/// Numbers that bf16 holds and numbers that are rounded to it, over numbers that are there.
+fn store_rows(kept: usize, width: usize, rows: Vec<usize>, dtype: DType) -> Case {
+    Case::new(format!("store_rows {} of {kept}x{width} {dtype}", rows.len()), move |b| {
+        let dst = b.weight(dtype, &[kept, width]);
+        let src = b.normal(&[rows.len(), width]);
+        let index = b.u32s(&[rows.len()], rows.iter().copied());
+        let (mut expected, new) = (b.of(dst), b.of(src));
+        b.apply(StoreRows {}, &[dst, src, index]);
+        for (&row, new) in rows.iter().zip(new.chunks(width)).filter(|(row, _)| **row < kept) {
+            let stored = new.iter().map(|&x| round(dtype, x));
+            expected[row * width..][..width].iter_mut().zip(stored).for_each(|(old, new)| *old = new);
+        }
+        b.expect(dst, expected);
+    })
 }
 
 /// Tokens repeat, so that rows of the gradient are sums.

@@ -122,6 +122,7 @@ impl Run<'_> {
             positions: 16,
             head_features: false,
             batch: 4,
+            cache: None,
         };
         let recompute = self.steps == Steps::Split;
         let setup = Setup {

@@ -1,0 +1,237 @@
+//! A language model at work: it goes on with texts and answers in conversations.
+
+mod sampler;
+mod stops;
+
+pub use sampler::Sampling;
+
+use crate::adapter::Applied;
+use crate::text::{ChatTemplate, Message, TextStream, Tokenizer};
+use crate::train::Session;
+use crate::{Error, Result, decoder};
+use sampler::Sampler;
+use serde::{Deserialize, Serialize};
+use sparta_graph::Backend;
+use stops::Stops;
+
+/// Tokens of prompt and text together where nothing else is asked for and the model takes more.
+const CONTEXT: usize = 4096;
+
+/// A turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// `system`, `user` or `assistant`
+    pub role: String,
+    pub content: String,
+}
+
+/// What is to be gone on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text, with the special tokens that the tokenizer adds at its beginning.
+    Text(String),
+    /// A conversation, which the model's chat template writes.
+    Turns(Vec<Turn>),
+}
+
+/// How texts are written.
+#[derive(Clone, Debug)]
+pub struct Writing {
+    pub sampling: Sampling,
+    pub max_tokens: usize,
+    /// Texts that end what is written; they are no part of it. None of them is empty.
+    pub stop: Vec<String>,
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model ended it, or a stop text came.
+    Stop,
+    /// It has as many tokens as were asked for.
+    Length,
+    /// Prompt and text fill the context.
+    Context,
+}
+
+/// A text that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Generated {
+    pub text: String,
+    pub tokens: usize,
+    pub finish: Finish,
+    pub prompt_tokens: usize,
+}
+
+/// A language model on a device.
+pub struct Generator {
+    session: Session,
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+    /// Tokens that end a text, and those that end an answer.
+    ends: Vec<u32>,
+    answer_ends: Vec<u32>,
+    context: usize,
+    /// The tokens whose keys and values are on the device.
+    kept: Vec<u32>,
+    /// Texts begun so far.
+    texts: u64,
+    name: String,
+}
+
+impl Generator {
+    /// Puts a model, with an adapter or not, on a device. `now` is the time that chat templates with a date show, in seconds
+    /// since 1970; `context` are the tokens of prompt and text together, by default what the model takes, up to 4096.
+    ///
+    /// Errors: a model that writes no text; a context that it does not take; a tokenizer or chat template that cannot be
+    /// read; a device that has no room.
+    pub fn open(applied: &Applied, device: Box<dyn Backend>, context: Option<usize>, now: i64) -> Result<Generator> {
+        let (model, positions) = (&applied.adapter.model, applied.decoder.max_position_embeddings);
+        let context = context.unwrap_or(positions.min(CONTEXT));
+        if context > positions {
+            let name = model.display();
+            return Err(Error::Usage(format!("--context {context}: {name} takes up to {positions} tokens")));
+        }
+        let tokenizer = Tokenizer::open(model)?;
+        tokenizer.check_vocab(applied.decoder.vocab_size)?;
+        let chat = ChatTemplate::open(model, now)?;
+        let ends = decoder::end_tokens(model, &applied.decoder)?;
+        let mut answer_ends = ends.clone();
+        answer_ends.extend(chat.as_ref().map_or(Ok(None), |chat| end_of_answer(chat, &tokenizer))?);
+        let session = applied.generation(device, context)?;
+        let (kept, texts, name) = (Vec::new(), 0, applied.adapter.dir.display().to_string());
+        Ok(Generator { session, tokenizer, chat, ends, answer_ends, context, kept, texts, name })
+    }
+
+    /// Whether the model has a chat template.
+    pub fn chats(&self) -> bool {
+        self.chat.is_some()
+    }
+
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Goes on with a prompt and gives the text to `show` piece by piece.
+    ///
+    /// Errors: a conversation without a chat template; a prompt that has no tokens or more than the context; logits that are
+    /// not finite; those of `show`.
+    pub fn write(
+        &mut self,
+        prompt: &Prompt,
+        writing: &Writing,
+        show: impl FnMut(&str) -> Result<()>,
+    ) -> Result<Generated> {
+        // What was kept of another text would change the grouping of sums, and with it last bits.
+        self.kept.clear();
+        self.go_on(prompt, writing, show)
+    }
+
+    /// As [`Generator::write`], where the prompt goes on with what was read and written before: that is not read again.
+    pub fn go_on(
+        &mut self,
+        prompt: &Prompt,
+        writing: &Writing,
+        mut show: impl FnMut(&str) -> Result<()>,
+    ) -> Result<Generated> {
+        let tokens = self.tokens(prompt)?;
+        let mut logits = self.read(&tokens)?;
+        let ends = if matches!(prompt, Prompt::Turns(_)) { &self.answer_ends } else { &self.ends }.clone();
+        let mut sampler = Sampler::new(&writing.sampling, self.texts);
+        self.texts += 1;
+        let (session, kept) = (&mut self.session, &mut self.kept);
+        let mut stream = TextStream::after(&self.tokenizer, &tokens);
+        let mut stops = Stops::new(&writing.stop);
+        let (mut text, mut count) = (String::new(), 0);
+        let mut give = |piece: &str| {
+            text.push_str(piece);
+            if piece.is_empty() { Ok(()) } else { show(piece) }
+        };
+        let finish = loop {
+            if count == writing.max_tokens {
+                break Finish::Length;
+            }
+            let token = sampler.choose(&logits);
+            if ends.contains(&token) {
+                break Finish::Stop;
+            }
+            count += 1;
+            let (piece, stopped) = stops.push(&stream.push(token)?);
+            give(&piece)?;
+            if stopped {
+                return Ok(Generated { text, tokens: count, finish: Finish::Stop, prompt_tokens: tokens.len() });
+            }
+            if kept.len() == self.context {
+                break Finish::Context;
+            }
+            if count < writing.max_tokens {
+                logits = decode(session, kept, &[token], &self.name)?;
+            }
+        };
+        let (piece, stopped) = stops.push(&stream.finish()?);
+        give(&piece)?;
+        if !stopped {
+            give(&stops.finish())?;
+        }
+        Ok(Generated { text, tokens: count, finish, prompt_tokens: tokens.len() })
+    }
+
+    /// The tokens of a prompt.
+    fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text, None)?,
+            Prompt::Turns(turns) => {
+                let chat = self.chat.as_ref().ok_or_else(|| {
+                    Error::Usage(format!(
+                        "{}: the model has no chat template, so it cannot take turns; give it texts",
+                        self.name
+                    ))
+                })?;
+                let turns = turns.iter().map(|turn| Message { role: &turn.role, content: &turn.content });
+                self.tokenizer.encode_plain(&chat.render(&turns.collect::<Vec<_>>())?)?
+            }
+        };
+        match tokens.len() {
+            0 => Err(Error::Data("a prompt of no tokens cannot be gone on with; give a text".into())),
+            n if n > self.context => Err(Error::Data(format!(
+                "the context is full: the prompt has {n} tokens, and there is room for {}; shorten it, or give a larger \
+                 --context, which the model may take up to {}",
+                self.context,
+                self.session.setup().decoder.max_position_embeddings
+            ))),
+            _ => Ok(tokens),
+        }
+    }
+
+    /// Reads what is not kept of a prompt; the logits after it.
+    fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let same = self.kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        // The last token is read again, for its logits.
+        self.kept.truncate(same.min(tokens.len() - 1));
+        let rest = &tokens[self.kept.len()..];
+        decode(&mut self.session, &mut self.kept, rest, &self.name)
+    }
+}
+
+/// Reads tokens behind those that are kept; the logits after them.
+fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str) -> Result<Vec<f32>> {
+    let logits = session.decode(tokens, kept.len())?;
+    if let Some(at) = logits.iter().position(|z| !z.is_finite()) {
+        return Err(Error::Training(format!(
+            "{name}: the logit of token {at} is {} after {} tokens; try --precision f32, and look at the model's weights",
+            logits[at],
+            kept.len() + tokens.len()
+        )));
+    }
+    kept.extend(tokens);
+    Ok(logits)
+}
+
+/// The special token that the chat template puts behind an answer, if it does.
+fn end_of_answer(chat: &ChatTemplate, tokenizer: &Tokenizer) -> Result<Option<u32>> {
+    // A template that knows no answers is found when it is used for a conversation.
+    let Ok(rest) = chat.after_answer() else { return Ok(None) };
+    let first = tokenizer.encode_plain(rest.trim_start())?.first().copied();
+    Ok(first.filter(|&id| tokenizer.is_special(id)))
+}

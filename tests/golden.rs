@@ -1,10 +1,10 @@
-//! Logits, losses, gradients of all parameters and whole training runs agree with PyTorch and transformers.
+//! Logits, losses, gradients of all parameters, whole training runs and what is written agree with PyTorch and transformers.
 //!
 //! The compact set of golden data proves it on a fresh clone; the complete one is read where it lies beside the
 //! repository.
 
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
-use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
+use sparta_suites::golden::{FAMILIES, Layout, Source, generation, parity};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
 use std::path::Path;
@@ -69,6 +69,37 @@ fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Sou
         }
     }
     assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
+}
+
+/// Token by token: logits in f32, and in bf16 where the backend takes that; greedy text in f32.
+fn check_generation(subject: Option<Subject>, sources: &[Source]) {
+    let Some(mut subject) = subject else { return };
+    let mut failures = vec![];
+    for (source, family) in sources.iter().flat_map(|source| FAMILIES.map(|family| (source, family))) {
+        let mut found = generation::check_greedy(&mut subject, source, family);
+        for precision in [Precision::F32, Precision::Bf16] {
+            if subject.offers(precision) {
+                found.extend(generation::check(&mut subject, source, family, precision));
+            }
+        }
+        failures.extend(found.into_iter().map(|failure| format!("{} data, {family}: {failure}", source.name)));
+    }
+    assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
+}
+
+#[test]
+fn generation_on_cpu() {
+    check_generation(Some(cpu(None)), &sources());
+}
+
+#[test]
+fn generation_on_wgpu() {
+    check_generation(wgpu(), &[Source::compact()]);
+}
+
+#[test]
+fn generation_on_wgpu_with_low_limits() {
+    check_generation(wgpu_limited(BUFFER), &[Source::compact()]);
 }
 
 #[test]

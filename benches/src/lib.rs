@@ -5,6 +5,6 @@ pub mod model;
 pub mod training;
 
 pub use sparta_core::bench::Shape;
-pub use training::{Case, OnCpu, Opened};
+pub use training::{Case, OnCpu, Opened, open_device};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

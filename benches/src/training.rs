@@ -61,7 +61,7 @@ impl Case {
     pub fn open(&self, profile: bool) -> Result<Opened> {
         let directory = model::directory(&self.shape, self.weights)?;
         let weights = weights::Weights::open(&directory)?;
-        let mut device = self.open_device()?;
+        let mut device = open_device(&self.device, self.threads)?;
         let ceiling = if profile { Some(Ceiling::measure(&mut *device)?) } else { None };
         let case = self.in_core()?;
         let prepared = case.prepare(&plugins(), &weights, &device.info())?;
@@ -83,16 +83,17 @@ impl Case {
             weights: self.weights.dtype(),
         })
     }
+}
 
-    fn open_device(&self) -> Result<Box<dyn Backend>> {
-        if self.device == "cpu" {
-            return Ok(Box::new(Cpu::new(self.threads)?));
-        }
-        if self.device.starts_with("cuda") {
-            return Ok(Cuda.open(&self.device)?);
-        }
-        Ok(Box::new(WgpuBackend::open(&self.device)?))
+/// Opens a device by its id; `threads` are those of the CPU, by default all.
+pub fn open_device(id: &str, threads: Option<usize>) -> Result<Box<dyn Backend>> {
+    if id == "cpu" {
+        return Ok(Box::new(Cpu::new(threads)?));
     }
+    if id.starts_with("cuda") {
+        return Ok(Cuda.open(id)?);
+    }
+    Ok(Box::new(WgpuBackend::open(id)?))
 }
 
 /// The methods, linked in.

@@ -26,10 +26,12 @@ impl Session {
             self.tensors().queue_run(plan);
             begin += chunk.len();
         }
-        let ([canary, logits], len) = results::of_decoding(self.setup().decoder.vocab_size);
+        let vocabulary = self.setup().decoder.vocab_size;
+        let ([canary, logits], len) = results::of_decoding(vocabulary);
         let mut values = self.tensors().read_f32(names::RESULTS, len)?;
         let numbers = numbers((tokens.len() - 1) / Limits::DECODED * Limits::DECODED + past);
         self.check_canary(&numbers, &values[canary..canary + step_input::LEN])?;
+        values.truncate(logits + vocabulary);
         Ok(values.split_off(logits))
     }
 

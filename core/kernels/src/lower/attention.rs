@@ -1,6 +1,6 @@
 //! Attention: tiles of 32 query rows or 32 key rows per workgroup.
 
-use super::{Lowering, Target, UNUSED, View, code, dropout_threshold, lanes_for, rows_of, words};
+use super::{Lowering, Target, UNUSED, View, code, dropout_threshold, lanes_for, rows, rows_of, words};
 use crate::source::Constants;
 use sparta_graph::DType;
 use sparta_graph::ops::{Attention, AttentionDelta};
@@ -29,7 +29,7 @@ impl Lowering<'_> {
     }
 
     pub(super) fn attention_cached(&mut self, op: &Attention) -> Result<(), String> {
-        let (rows, kept) = (rows_of(self.input(0)?), rows_of(self.input(1)?));
+        let kept = rows_of(self.input(1)?);
         let per_tile = op.head_dim + LANES as usize + 16;
         if kept.div_ceil(LANES as usize) * per_tile > self.bounds.rounds {
             return Err(format!(
@@ -39,12 +39,16 @@ impl Lowering<'_> {
                 self.bounds.rounds / per_tile * LANES as usize
             ));
         }
-        let mut bindings = self.inputs(&["q", "k", "v", "spans"])?;
-        let o = self.head_target(0, "o", op)?;
-        bindings.push(o.view);
-        let (constants, _) = self.arguments(op, rows, o.dtype)?;
-        self.push("attention_cached", &constants, &params(op, rows, kept), &bindings).groups(rows * op.heads);
-        self.finish(o);
+        let (q, spans, o) = (self.input(0)?, self.input(3)?, self.output(0)?);
+        let (k, v) = (self.whole(self.input(1)?, "k")?, self.whole(self.input(2)?, "v")?);
+        for shard in self.target_shards(o, op.head_dim, &[q, spans])? {
+            let target = self.target(o, &shard, op.head_dim)?;
+            let (constants, _) = self.arguments(op, shard.len(), target.dtype)?;
+            let bindings = [rows(q, &shard), k, v, rows(spans, &shard), target.view];
+            self.push("attention_cached", &constants, &params(op, shard.len(), kept), &bindings)
+                .groups(shard.len() * op.heads);
+            self.finish(target);
+        }
         Ok(())
     }
 

@@ -15,7 +15,9 @@ impl<'s> Stops<'s> {
     /// What can be given of the text so far, and whether a stop text has come, which is no part of it.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
-        if let Some(at) = self.texts.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        let found = self.texts.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        // The one that is complete first, however the text is cut into pieces.
+        if let Some((_, at)) = found.min() {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
         }
@@ -54,7 +56,7 @@ mod tests {
     fn a_stop_is_found_across_pieces() {
         assert_eq!(written(&["\nUser:"], &["yes\n", "Us", "er: no"]), (vec!["yes".into(), "".into(), "".into()], true));
         assert_eq!(written(&["ab", "é!"], &["xé", "!b"]), (vec!["x".into(), "".into()], true));
-        // The first of several, wherever their ends are.
+        // The first of several that is complete.
         assert_eq!(written(&["bc", "abcd"], &["xabcd"]), (vec!["xa".into()], true));
     }
 

@@ -7,7 +7,8 @@
 mod data;
 mod distance;
 mod embedded;
+pub mod generation;
 pub mod parity;
 pub mod trajectories;
 
-pub use data::{FAMILIES, Layout, Source};
+pub use data::{FAMILIES, Layout, Source, model_directory};

@@ -10,7 +10,7 @@ use sparta_core::weights::TensorFile;
 
 // The tolerances of the oracle's README, from the distance of f32 to f64.
 const CLASS_LOGITS: f64 = 5e-5;
-const LM_LOGITS: f64 = 2e-4;
+pub(super) const LM_LOGITS: f64 = 2e-4;
 const LOSS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
@@ -78,7 +78,7 @@ fn measure(
 }
 
 /// The largest difference, in real positions only where `mask` and the width of a position are given.
-fn worst(expected: &Expectation, got: &[f32], mask: Option<(&[i64], usize)>) -> f64 {
+pub(super) fn worst(expected: &Expectation, got: &[f32], mask: Option<(&[i64], usize)>) -> f64 {
     let is_real = |i: usize| mask.is_none_or(|(mask, width)| mask[i * expected.stride / width] == 1);
     let pairs = expected.pairs(got).enumerate().filter(|(i, _)| is_real(*i));
     pairs.map(|(_, (a, b))| difference(a, b)).fold(0.0, nan_max)

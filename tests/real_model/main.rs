@@ -1,0 +1,135 @@
+//! SmolLM2-135M-Instruct, a real language model with its real tokenizer and chat template: `.ci/smollm2 DIR` makes it, and
+//! SPARTA_REAL_MODEL=DIR/model names it. The numbers are those of transformers on the same files. Needs
+//! `cargo build --release` before.
+
+use serde_json::Value;
+use sparta_backend_cpu::Cpu;
+use sparta_core::job::PrecisionChoice;
+use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
+use sparta_core::text::{ChatTemplate, Message, Tokenizer};
+use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
+use sparta_tests::command::command;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::LazyLock;
+
+static GOLDEN: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(include_str!("golden.json")).unwrap());
+static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+
+/// The model's directory.
+fn model() -> Option<PathBuf> {
+    let found = std::env::var_os("SPARTA_REAL_MODEL").map(PathBuf::from);
+    if found.is_none() {
+        sparta_tests::skipped("no real model: `.ci/smollm2 DIR` makes one, and SPARTA_REAL_MODEL=DIR/model names it");
+    }
+    found
+}
+
+fn text(key: &str) -> &'static str {
+    GOLDEN[key].as_str().unwrap()
+}
+
+fn numbers(key: &str) -> Vec<f64> {
+    GOLDEN[key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[track_caller]
+fn succeed(args: &[&str]) -> String {
+    let output = command(HOME.path(), args).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn last_json(stdout: &str) -> Value {
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn the_tokenizer_and_the_template_are_those_of_transformers() {
+    let Some(model) = model() else { return };
+    let ids: Vec<f64> =
+        Tokenizer::open(&model).unwrap().encode(text("paragraph"), None).unwrap().iter().map(|&id| id.into()).collect();
+    assert_eq!(ids, numbers("ids"));
+    let turns: Vec<Message> = GOLDEN["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|turn| Message { role: turn["role"].as_str().unwrap(), content: turn["content"].as_str().unwrap() })
+        .collect();
+    let chat = ChatTemplate::open(&model, 0).unwrap().unwrap();
+    assert_eq!(chat.render(&turns).unwrap(), text("rendered"));
+    assert_eq!(chat.after_answer().unwrap(), "<|im_end|>\n");
+}
+
+/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
+#[test]
+fn loss_and_logits_are_those_of_transformers() {
+    let Some(model) = model() else { return };
+    let ids: Vec<i64> = numbers("ids").iter().map(|&id| id as i64).collect();
+    let tensor = |name: &str| OutTensor {
+        name: name.into(),
+        dtype: Dtype::I64,
+        shape: vec![1, ids.len()],
+        bytes: Cow::Owned(ids.iter().flat_map(|id| id.to_le_bytes()).collect()),
+    };
+    let (batch, out) = (HOME.path().join("batch.safetensors"), HOME.path().join("out.safetensors"));
+    save(&batch, &[tensor("input_ids"), tensor("lm_labels")], &BTreeMap::new()).unwrap();
+    let request = InspectRequest {
+        model,
+        batch,
+        task: InspectTask::CausalLm,
+        grads: false,
+        precision: PrecisionChoice::F32,
+        out: out.clone(),
+    };
+    let loss = inspect_forward(&request, Box::new(Cpu::new(None).unwrap())).unwrap().unwrap();
+    let allowed = 4.0 * GOLDEN["distance_of_f32"].as_f64().unwrap();
+    let expected = GOLDEN["loss"].as_f64().unwrap();
+    assert!((loss - expected).abs() < allowed, "loss {loss}, expected {expected} within {allowed:e}");
+    let (shape, logits) = TensorFile::open(&out).unwrap().floats("logits").unwrap();
+    let last = logits[logits.len() - shape[2]..].iter().step_by(997);
+    assert_eq!(last.len(), numbers("logits").len());
+    for (i, (got, expected)) in last.zip(numbers("logits")).enumerate() {
+        assert!(
+            (f64::from(*got) - expected).abs() < allowed,
+            "logit {i}: {got}, expected {expected} within {allowed:e}"
+        );
+    }
+}
+
+#[test]
+fn it_writes_and_answers() {
+    let Some(model) = model() else { return };
+    let model = model.to_str().unwrap();
+    let written = succeed(&["generate", model, "--device", "cpu", "--prompt", text("prompt"), "--max-tokens", "24"]);
+    assert!(written.starts_with(" Paris"), "{written}");
+    assert_eq!(written.trim_end(), text("greedy").trim_end());
+    let messages = HOME.path().join("messages.jsonl");
+    fs::write(&messages, serde_json::json!({"messages": GOLDEN["messages"]}).to_string()).unwrap();
+    let answer = last_json(&succeed(&["generate", model, "--device", "cpu", messages.to_str().unwrap()]));
+    assert_eq!(answer["finish"], "stop", "{answer}");
+    assert!(answer["text"].as_str().unwrap().contains("Madrid"), "{answer}");
+}
+
+/// One run on 1,600 sentences; of the 436 it is tested on, 50.9 % are positive in the whole set.
+#[test]
+fn sparta_learns_sst2_with_it() {
+    let Some(model) = model() else { return };
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/glue/SST-2");
+    if !data.is_dir() {
+        return sparta_tests::skipped("SST-2 is not beside the repository");
+    }
+    let out = HOME.path().join("sst2");
+    let paths = [&model, &data, &out].map(|path| path.to_str().unwrap());
+    let run =
+        ["run", "--model", paths[0], "--data", paths[1], "--out", paths[2], "--task", "sst2", "--method", "sparta"];
+    let options = ["--density", "0.005", "--lr", "1e-3", "--batch-size", "16", "--epochs", "1", "--seed", "1"];
+    let sizes = ["--max-train", "1600", "--max-dev", "1", "--max-test", "436", "--device", "cpu", "--json"];
+    let result = last_json(&succeed(&[&run[..], &options, &sizes].concat()));
+    let accuracy = result["test"]["accuracy"].as_f64().unwrap();
+    assert!(accuracy >= 0.76, "{result}");
+}

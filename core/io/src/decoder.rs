@@ -2,7 +2,7 @@
 
 use crate::files;
 use serde_json::{Map, Value};
-use sparta_model::{Decoder, Error, Result};
+use sparta_model::{Decoder, Error, Result, text_config};
 use std::fs;
 use std::path::Path;
 
@@ -20,6 +20,13 @@ pub fn open(dir: &Path) -> Result<Decoder> {
 pub fn read(path: &Path) -> Result<Decoder> {
     let map = object(path)?;
     Decoder::parse(path, &map)
+}
+
+/// The contents of a model directory's `config.json`; of a model that also reads images, those of its text part alone.
+pub fn config(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join("config.json");
+    let map = object(&path)?;
+    Ok(text_config(&path, &map)?.unwrap_or(map))
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>> {

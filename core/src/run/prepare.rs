@@ -8,7 +8,7 @@ use crate::job::{
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options::{self, Given};
-use crate::model::{Decoder, HEAD, PROBLEM_TYPES, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, PROBLEM_TYPES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, Padding, PromptPlan};
@@ -95,6 +95,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
     }
+    let images = setup.decoder.reads_images.then(|| images_note(&weights)).flatten();
     let strange: Vec<String> = used.iter().filter_map(|used| plugins.note(used.kind, &used.name)).collect();
     let steps = step_note(config.control.max_steps, epochs.total());
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
@@ -127,7 +128,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
-        notes: recorded.accepted.into_iter().chain(note).chain(strange).chain(steps).collect(),
+        notes: recorded.accepted.into_iter().chain(note).chain(images).chain(strange).chain(steps).collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
     let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();
@@ -244,6 +245,13 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
         ))),
         None => Ok(note),
     }
+}
+
+/// That what reads images is not used.
+fn images_note(weights: &Weights) -> Option<String> {
+    let of_images = |name: &str| IMAGES.iter().any(|prefix| name.starts_with(prefix));
+    let count = weights.names().filter(|name| of_images(name)).count();
+    (count > 0).then(|| format!("only text is read: the {count} tensors of the model that read images are left out"))
 }
 
 /// The rows of the prompt's words, or else normal values.

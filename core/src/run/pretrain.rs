@@ -158,7 +158,11 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
 fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
     let decoder = decoder::open(&config.model)?;
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+    let path = dir.join("config.json");
+    let described = serde_json::to_vec_pretty(&decoder::config(&config.model)?);
+    let described = described.map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
+    fs::write(&path, described).map_err(Error::io(&path))?;
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
         let from = config.model.join(name);
         if from.exists() {
             fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;

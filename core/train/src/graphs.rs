@@ -19,7 +19,6 @@ pub mod names {
     pub const LABELS: &str = "labels";
     pub const STEP: &str = "step";
     pub const RNG: &str = "rng";
-    pub const ROPE: &str = "rope";
     /// Pooled hidden states as an input, for head-only training.
     pub const FEATURES: &str = "features";
     /// Partial sums of squares per trained tensor, in the order of the buckets.
@@ -34,6 +33,11 @@ pub mod names {
     /// Hidden states of all rows, and their vocabulary logits, for inspection.
     pub const STATES: &str = "out.states";
     pub const VOCABULARY: &str = "out.vocabulary";
+
+    /// The table of one of the decoder's rotations.
+    pub fn rope(rotation: usize) -> String {
+        format!("rope.{rotation}")
+    }
 
     pub fn grad_sum(trained: &str) -> String {
         format!("grad_sum.{trained}")
@@ -171,7 +175,9 @@ impl Graphs<'_> {
         Inputs {
             tokens: graph.external(names::TOKENS, DType::U32, [size.rows]),
             spans: graph.external(names::SPANS, DType::U32, [size.rows, 2]),
-            rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
+            ropes: (self.decoder.ropes.iter().enumerate())
+                .map(|(i, rope)| graph.external(names::rope(i), DType::F32, [self.positions, rope.width]))
+                .collect(),
             rows: self.objective.pools().then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
             dropout,
         }

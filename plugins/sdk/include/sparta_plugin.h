@@ -89,7 +89,8 @@ typedef struct SpartaPlugin {
  *             | {"type": "bool"} | {"type": "text"}
  * Parameter   {"name": "model.layers.0.mlp.up_proj.weight", "shape": [out, in], "dtype": "f32" | "bf16" | "f16",
  *              "role": "embedding" | "norm" | "q_proj" | "k_proj" | "v_proj" | "o_proj" | "gate_proj" | "up_proj"
- *              | "down_proj" | "bias" | "lm_head" | "head", "layer": 0 | null}
+ *              | "down_proj" | "qkv_proj" | "gate_up_proj" | "bias" | "lm_head" | "head", "layer": 0 | null}; "qkv_proj" and
+ *              "gate_up_proj" are q, k and v, or gate and up, as one layer
  * Options     {"lora-r": 8, ...}: checked values of every option
  * Selection   "frozen" | "dense" | {"sparse": {"probability": 0.05}} | {"reparam": {"tensors": [ExtraTensor]}}
  * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": "zeros" | {"uniform": {"bound": 0.1}}

@@ -14,6 +14,7 @@ mod attention_grad;
 mod binary_cross_entropy;
 mod cast;
 mod column_sum;
+mod columns;
 mod concat;
 mod cross_entropy;
 mod dropout;
@@ -46,6 +47,8 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::RmsNormGradW(op) => rms_norm::prepare_grad_w::<T>(op, io),
         Op::Linear(op) => linear::prepare::<T>(op, io),
         Op::ColumnSum(_) => column_sum::prepare::<T>(io),
+        Op::SplitColumns(_) => columns::prepare_split::<T>(io),
+        Op::JoinColumns(_) => columns::prepare_join::<T>(io),
         Op::Rope(op) => rope::prepare::<T>(op, io),
         Op::Attention(op) => attention::prepare::<T>(op, io),
         Op::AttentionDelta(op) => attention_grad::prepare_delta::<T>(op, io),

@@ -134,7 +134,7 @@ fn only_some_gradients() -> Case {
         let table = rope_table(b, 7, 8);
         let weights = [16, 8, 8].map(|out| b.weight(DType::BF16, &[out, 12]));
         let [q, k, v] = weights.map(|w| b.one(Linear { scale: 0.3, ..Linear::plain(Layout::Nt) }, &[x, w]));
-        let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, spans, table]));
+        let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false, rotated: None }, &[x, spans, table]));
         let o = b.one(op.clone(), &[q, k, v, spans]);
         b.seed(o);
         b.wrt(&[weights[2]]);

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-pub const FAMILIES: [&str; 6] = ["gemma", "gemma2", "mistral", "llama", "qwen2", "qwen3"];
+pub const FAMILIES: [&str; 9] = ["gemma", "gemma2", "gemma3", "mistral", "llama", "smollm3", "phi3", "qwen2", "qwen3"];
 
 /// A set of golden data.
 pub struct Source {
@@ -41,6 +41,11 @@ impl Source {
     /// The complete set in this directory.
     pub fn full(root: PathBuf) -> Source {
         Source { name: "full", root, layout: SourceLayout::Full, _unpacked: None }
+    }
+
+    /// Whether the set has this family: a complete one may be older than this program.
+    pub fn has(&self, family: &str) -> bool {
+        self.root.join(family).is_dir()
     }
 
     pub fn batch(&self, family: &str) -> PathBuf {
@@ -121,7 +126,9 @@ pub fn model_directory(source: &Source, family: &str, layout: Layout) -> TempDir
     let mut config = fs::read_to_string(config).expect("the configuration");
     let mut files = vec![root.join("model.safetensors")];
     if layout.lm {
-        config = config.replace("ForSequenceClassification", "ForCausalLM");
+        for class in ["TextForSequenceClassification", "ForSequenceClassification"] {
+            config = config.replace(class, "ForCausalLM");
+        }
         let head = match source.layout {
             SourceLayout::Compact => root.join("lm_head.safetensors"),
             SourceLayout::Full => root.join("causal_lm/model.safetensors"),

@@ -27,7 +27,7 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(scatter_rows(70_001, 2, vec![70_000, 5]));
     for (rows, widths) in
-        [(1, vec![2]), (3, vec![2, 6]), (65, vec![34, 2, 64]), (7, vec![130, 258]), (70_001, vec![2, 2])]
+        [(1, vec![2]), (3, vec![2, 6]), (65, vec![34, 2, 64]), (7, vec![130, 258]), (9_001, vec![2, 2])]
     {
         cases.push(split_columns(rows, widths.clone(), None));
         cases.push(split_columns(rows, widths.clone(), Some(widths.len() - 1)));

@@ -253,7 +253,7 @@ fn longrope_is_that_of_short_texts() {
     let rope = &phi3.ropes[0];
     let Scaling::Long { attention_factor, .. } = &rope.scaling else { panic!("{rope:?}") };
     assert_eq!(*attention_factor as f32, 1.0801234);
-    assert_eq!(rope.inv_freq(), [1.0, 0.030943921, 0.0010772172]);
+    assert_eq!(rope.inv_freq(), [1.0, 0.03094392, 0.0010772172]);
     let given = parse(small("phi3", longrope(json!({"short_factor": [1, 1.5, 2], "attention_factor": 1.25})))).unwrap();
     assert_eq!(given.ropes[0].table(1), [1.25, 1.25, 1.25, 0.0, 0.0, 0.0]);
 }

@@ -1,7 +1,6 @@
 use crate::bind::{Io, Kernel};
 use crate::memory::Ptr;
 use crate::parallel;
-use crate::real::Real;
 
 /// A block of columns, in bytes: where it lies, its width, and where its columns begin in a row of the whole matrix.
 struct Block {
@@ -10,12 +9,12 @@ struct Block {
     begin: usize,
 }
 
-pub fn prepare_split<T: Real>(io: &Io) -> Result<Kernel, String> {
-    let ((rows, columns), (x, bytes)) = (io.matrix(0)?, io.bytes(0)?);
+pub fn prepare_split(io: &Io) -> Result<Kernel, String> {
+    let ((rows, _), (x, bytes)) = (io.matrix(0)?, io.bytes(0)?);
     let blocks = blocks(rows, (0..io.outputs()).map(|i| io.output_bytes(i)))?;
     let stride = bytes / rows.max(1);
     Ok(Kernel::plain(move || {
-        parallel::rows(rows, columns, |part| {
+        parallel::rows(rows, stride, |part| {
             for (row, block) in part.flat_map(|row| blocks.iter().map(move |block| (row, block))) {
                 // SAFETY: a row of a block, and its columns of that row of x; this task alone writes the block's row.
                 unsafe {
@@ -27,12 +26,12 @@ pub fn prepare_split<T: Real>(io: &Io) -> Result<Kernel, String> {
     }))
 }
 
-pub fn prepare_join<T: Real>(io: &Io) -> Result<Kernel, String> {
+pub fn prepare_join(io: &Io) -> Result<Kernel, String> {
     let ((rows, _), (y, bytes)) = (io.matrix(0)?, io.output_bytes(0)?);
     let blocks = blocks(rows, (0..io.inputs()).map(|i| io.bytes(i)))?;
     let stride = bytes / rows.max(1);
     Ok(Kernel::plain(move || {
-        parallel::rows(rows, stride / size_of::<T>(), |part| {
+        parallel::rows(rows, stride, |part| {
             for (row, block) in part.flat_map(|row| blocks.iter().map(move |block| (row, block))) {
                 // SAFETY: a row of a block, and its columns of that row of y, which this task alone writes.
                 unsafe {

@@ -27,7 +27,8 @@ const ROLES: &[(&str, &str)] =
     &[("human", USER), ("gpt", ASSISTANT), ("chatgpt", ASSISTANT), ("bot", ASSISTANT), ("model", ASSISTANT)];
 
 /// What a base model is asked, which has no chat template: Alpaca's prompts.
-const ASK: &str = "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
+const ASK: &str =
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
 const ASK_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further \
                               context. Write a response that appropriately completes the request.";
 
@@ -54,16 +55,6 @@ impl Form {
              `text`; got {}",
             if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
         ))
-    }
-
-    /// Its keys, for messages.
-    pub fn keys(self) -> String {
-        match self {
-            Form::Turns(key) => format!("`{key}`"),
-            Form::Prompt { answer } => format!("`prompt` and `{answer}`"),
-            Form::Instruction { answer, .. } => format!("`instruction` and `{answer}`"),
-            Form::Text => "`text`".to_owned(),
-        }
     }
 
     /// The example of a row of this form.
@@ -143,7 +134,8 @@ fn laid_out(before: String, answer: &str) -> Vec<Segment> {
 }
 
 fn turns(value: &Value, key: &str) -> Result<Vec<Message>, String> {
-    let wrong = || format!("expected a list of turns in `{key}`, each with `role` and `content`, or `from` and `value`");
+    let wrong =
+        || format!("expected a list of turns in `{key}`, each with `role` and `content`, or `from` and `value`");
     let list = value.as_array().filter(|list| !list.is_empty()).ok_or_else(wrong)?;
     let read = |(i, item): (usize, &Value)| {
         let item = item.as_object().ok_or_else(wrong)?;
@@ -226,7 +218,12 @@ mod tests {
     /// `role: content`, with a dash for what is shown alone.
     fn turns_of(value: Value) -> Vec<String> {
         let mark = |turn: &Message| if turn.context { "-" } else { "" };
-        read(value).unwrap().messages.iter().map(|turn| format!("{}{}: {}", mark(turn), turn.role, turn.content)).collect()
+        read(value)
+            .unwrap()
+            .messages
+            .iter()
+            .map(|turn| format!("{}{}: {}", mark(turn), turn.role, turn.content))
+            .collect()
     }
 
     fn segments_of(value: Value) -> Vec<(String, bool)> {
@@ -287,10 +284,19 @@ mod tests {
             (json!({"messages": []}), ["a list of turns in `messages`", "`from`"]),
             (json!({"messages": "hi"}), ["a list of turns in `messages`", "`role`"]),
             (json!({"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}), ["turn 2", "`role` or `from`"]),
-            (json!({"conversations": [{"from": "gpt"}]}), ["`conversations`, turn 1", "`content` or `value`, got nothing"]),
-            (json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}), ["turn 1", "only texts are learned"]),
+            (
+                json!({"conversations": [{"from": "gpt"}]}),
+                ["`conversations`, turn 1", "`content` or `value`, got nothing"],
+            ),
+            (
+                json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
+                ["turn 1", "only texts are learned"],
+            ),
             (json!({"messages": [{"role": "assistant", "tool_calls": [{}]}]}), ["turn 1", "tools"]),
-            (json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}), ["`tools`", "leave such rows out"]),
+            (
+                json!({"messages": [{"role": "user", "content": "a"}], "tools": [{}]}),
+                ["`tools`", "leave such rows out"],
+            ),
             (json!({"prompt": "p", "completion": 3}), ["a list of turns in `completion`", ""]),
             (json!({"instruction": ["p"], "output": "o"}), ["a text for `instruction`, got `[\"p\"]`", ""]),
             (json!({"text": 5}), ["a text for `text`, got `5`", ""]),

@@ -212,9 +212,9 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// As [`Encoder::encode`], for many examples in parallel; results are in order.
-    pub fn encode_batch(&self, inputs: &[(&str, Option<&str>)]) -> Result<Vec<Vec<u32>>> {
-        inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    /// As [`Encoder::lesson`], for many examples in parallel; results are in order.
+    pub fn lessons(&self, examples: &[&Example]) -> Vec<Result<Lesson>> {
+        examples.par_iter().map(|example| self.lesson(example)).collect()
     }
 
     /// The tokens of an example that are learned: all of a text, and what is to be of a conversation.

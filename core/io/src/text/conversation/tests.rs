@@ -5,8 +5,22 @@ use std::path::Path;
 use tempfile::TempDir;
 
 const WORDS: &[&str] = &[
-    "<unk>", "<s>", "</s>", "<end>", "user", "assistant", "system", "hi", "sum", "two", "three", "sure", "yes", "no",
-    "the", "then",
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<end>",
+    "user",
+    "assistant",
+    "system",
+    "hi",
+    "sum",
+    "two",
+    "three",
+    "sure",
+    "yes",
+    "no",
+    "the",
+    "then",
 ];
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }}<end> {% endfor %}\
                     {% if add_generation_prompt %}assistant {% endif %}";
@@ -109,7 +123,8 @@ fn a_template_that_writes_beginnings_otherwise_is_refused() {
     let forgets = "{{ bos_token }}{% for m in messages %}{{ m.role }} {% if m.role != 'assistant' or loop.last %}\
                    {{ m.content }}{% endif %}<end> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
     let message = rendered(forgets, TrainOn::Answers, &conversation(TURNS)).unwrap_err().to_string();
-    for part in ["tokenizer_config.json: the chat template", "turn 3", "token 9 is \"two\"", "\"<end>\"", "--train-on"] {
+    for part in ["tokenizer_config.json: the chat template", "turn 3", "token 9 is \"two\"", "\"<end>\"", "--train-on"]
+    {
         assert!(message.contains(part), "{part}: {message}");
     }
     let last = rendered(forgets, TrainOn::Last, &conversation(TURNS)).unwrap();
@@ -119,7 +134,8 @@ fn a_template_that_writes_beginnings_otherwise_is_refused() {
     // The characters go on as they began, the tokens do not.
     let joins = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ 'the' if m.role == 'assistant' }}{{ m.content }}\
                  <end> {% endfor %}{% if add_generation_prompt %}assistant the{% endif %}";
-    let message = rendered(joins, TrainOn::Answers, &conversation(&["user sum", "assistant n"])).unwrap_err().to_string();
+    let example = conversation(&["user sum", "assistant n"]);
+    let message = rendered(joins, TrainOn::Answers, &example).unwrap_err().to_string();
     assert!(message.contains("\"the\" in the beginning and \"then\" in the whole"), "{message}");
 
     let ignores = "{{ bos_token }}{{ messages[0].content }} ";
@@ -130,7 +146,7 @@ fn a_template_that_writes_beginnings_otherwise_is_refused() {
 #[test]
 fn texts_follow_each_other_and_end() {
     let example = texts(&[("the sum ", false), ("two", true)]);
-    let shown = |train_on, example| shown(&laid_out(train_on, example).unwrap());
+    let shown = |train_on, example: &Example| shown(&laid_out(train_on, example).unwrap());
     assert_eq!(shown(TrainOn::Answers, &example), "<s> the sum [two] [</s>]");
     assert_eq!(shown(TrainOn::All, &example), "<s> [the] [sum] [two] [</s>]");
     assert_eq!(shown(TrainOn::Answers, &texts(&[("sum</s>", true)])), "<s> [sum] [</s>]", "it ends once");

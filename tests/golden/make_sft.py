@@ -29,7 +29,7 @@ from datasets import Dataset
 HERE = pathlib.Path(__file__).parent
 VOCABULARY = 300
 BATCH, STEPS, LENGTH = 4, 20, 64
-SETTINGS = {"lr": 2e-3, "weight_decay": 0.0, "max_grad_norm": 1.0}
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.0, "max_grad_norm": 1.0}
 SPECIAL = ["<pad>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 TEMPLATE = """{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>
 {{ message.content }}<|end|>

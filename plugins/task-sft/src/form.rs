@@ -305,6 +305,9 @@ mod tests {
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         }
         let other = Form::Text.example(&row(json!({"prompt": "p", "completion": "c"}))).unwrap_err();
-        assert!(other.contains("expected `text`, as the rows before have it, got prompt, completion"), "{other}");
+        assert!(
+            other.starts_with("expected `text`, as the rows before have it, got ") && other.contains("prompt"),
+            "{other}"
+        );
     }
 }

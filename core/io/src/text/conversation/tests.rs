@@ -103,7 +103,7 @@ fn answers_are_trained_with_the_end_of_their_turn() {
         "<s> system the <end> user sum <end> assistant two <end> user sure <end> assistant [yes] [yes] [<end>]"
     );
     let all = shown(TrainOn::All);
-    assert!(all.starts_with("<s> [system] [the]") && all.matches('[').count() == 17, "{all}");
+    assert!(all.starts_with("<s> [system] [the]") && all.matches('[').count() == 16, "{all}");
 }
 
 #[test]

@@ -183,29 +183,11 @@ fn questions() -> String {
 fn train(method: &str, more: &[&str]) -> (Value, PathBuf) {
     let (chat, data) = (model("words", Some(WORDS)), questions());
     let out = HOME.path().join(format!("run-{method}-{}", more.len()));
-    let args = [
-        "run",
-        "--task",
-        "sft",
-        "--model",
-        &chat,
-        "--data",
-        &data,
-        "--method",
-        method,
-        "--batch-size",
-        "8",
-        "--epochs",
-        "60",
-        "--eval-interval",
-        "30",
-        "--device",
-        "cpu",
-        "--json",
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    (last_json(&succeed(&[&args, more].concat())), out)
+    let fixed = "--batch-size 8 --epochs 60 --eval-interval 30 --precision f32 --device cpu --json";
+    let named =
+        ["--task", "sft", "--model", &chat, "--data", &data, "--method", method, "--out", out.to_str().unwrap()];
+    let args: Vec<&str> = ["run"].into_iter().chain(fixed.split(' ')).chain(named).collect();
+    (last_json(&succeed(&[&args[..], more].concat())), out)
 }
 
 fn eval(path: &Path, split: &str, more: &[&str]) -> Value {

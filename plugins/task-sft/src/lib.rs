@@ -130,7 +130,7 @@ mod tests {
     fn dev_is_a_file_or_a_share_of_train() {
         let home = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(home.path().join(name), text).unwrap();
-        write("train.jsonl", "{\"text\": \"a\"}\n\n{\"text\": \"b\"}\n");
+        write("train.jsonl", "{\"text\": \"a\"}\n{\"text\": \"b\"}\n");
         let recipe = Sft.open(&OpenRequest::new("sft", home.path())).unwrap().recipe();
         assert_eq!(recipe.train.take, Take::Share { from: 0.0, to: 0.9 });
         assert_eq!((recipe.dev.take, &recipe.dev.parts), (Take::Share { from: 0.9, to: 1.0 }, &recipe.train.parts));

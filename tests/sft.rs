@@ -2,6 +2,7 @@
 //! method, and wrong input. Needs `cargo build --release` before. Everything runs on the CPU backend.
 
 use serde_json::{Value, json};
+use sparta_tests::chat::{self, turn};
 use sparta_tests::command::command;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,32 +14,18 @@ static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}\
                     {% if add_generation_prompt %}assistant:{% endif %}";
 
-/// Marks that the model has seen in its texts: without its embeddings it does not learn to say others.
-const WORDS: &str = "{{ bos_token }}{% for m in messages %} {{ m.role }}, {{ m.content }}.{% endfor %}\
-                     {% if add_generation_prompt %} assistant,{% endif %}";
-
 /// The small embedded model, with this chat template or without one.
-fn model(name: &str, chat: Option<&str>) -> String {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/model");
+fn model(name: &str, template: Option<&str>) -> String {
     let to = HOME.path().join(name);
     if !to.exists() {
-        fs::create_dir(&to).unwrap();
-        for file in ["config.json", "model.safetensors", "tokenizer.json"] {
-            fs::copy(from.join(file), to.join(file)).unwrap();
-        }
-        let text = fs::read_to_string(from.join("tokenizer_config.json")).unwrap();
-        let mut config: Value = serde_json::from_str(&text).unwrap();
-        config["chat_template"] = json!(chat);
-        fs::write(to.join("tokenizer_config.json"), config.to_string()).unwrap();
+        chat::model(&to, template);
     }
     to.display().to_string()
 }
 
-fn file(name: &str, lines: &[Value]) -> String {
+fn file(name: &str, rows: &[Value]) -> String {
     let path = HOME.path().join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
-    fs::write(&path, lines).unwrap();
+    chat::rows(&path, rows);
     path.display().to_string()
 }
 
@@ -86,10 +73,6 @@ fn shown(model: &str, data: &str, more: &[&str]) -> Vec<String> {
         if inside { text + "]" } else { text }
     };
     examples.map(text).collect()
-}
-
-fn turn(role: &str, content: &str) -> Value {
-    json!({"role": role, "content": content})
 }
 
 #[test]
@@ -166,14 +149,8 @@ fn what_is_shown_is_marked_and_counted() {
     assert!(reviews.contains("dev 1: ") && reviews.contains("label ") && !reviews.contains('«'), "{reviews}");
 }
 
-/// Questions with one of two answers.
 fn questions() -> String {
-    let things = ["film", "food", "room", "staff", "story", "view", "music", "price"];
-    let row = |i: usize| {
-        let answer = ["it was good and great", "it was bad and rude"][i % 2];
-        json!({"messages": [turn("user", &format!("how was the {}?", things[i])), turn("assistant", answer)]})
-    };
-    let rows: Vec<Value> = (0..8).map(row).collect();
+    let rows = chat::questions(8);
     file("questions/dev.jsonl", &rows[..2]);
     file("questions/train.jsonl", &rows);
     HOME.path().join("questions").display().to_string()
@@ -181,7 +158,7 @@ fn questions() -> String {
 
 /// A run of 60 steps, its result and directory.
 fn train(method: &str, more: &[&str]) -> (Value, PathBuf) {
-    let (chat, data) = (model("words", Some(WORDS)), questions());
+    let (chat, data) = (model("words", Some(chat::WORDS)), questions());
     let out = HOME.path().join(format!("run-{method}-{}", more.len()));
     let fixed = "--batch-size 8 --epochs 60 --eval-interval 30 --precision f32 --device cpu --json";
     let named =
@@ -256,7 +233,7 @@ fn wrong_input_is_explained() {
         "forgets",
         Some("{{ bos_token }}{{ messages[-1].content }}{% if add_generation_prompt %} so:{% endif %}"),
     );
-    show(&forgets, &turns, &[], &["train, example 1", "does not write the beginning of a conversation", "turn 2"]);
+    show(&forgets, &turns, &[], &["train, example 1", "is not prefix-stable", "turn 2"]);
     let unanswered = file("unanswered.jsonl", &[json!({"messages": [turn("user", "a")]})]);
     let args = ["plan", "--task", "sft", "--model", &chat, "--data", &unanswered, "--device", "cpu"];
     refused(&args, &["no training example is left", "--train-on"]);

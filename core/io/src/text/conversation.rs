@@ -49,10 +49,26 @@ pub struct Conversations {
 }
 
 impl Conversations {
+    /// Errors: what the model is asked ends within a token of what it would learn, whatever the answer is.
+    pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let Some(chat) = self.chat.as_ref().filter(|_| self.train_on != TrainOn::All) else { return Ok(()) };
+        let turns = ["user", ANSWERS].map(|role| Message { role, content: "Good." });
+        // Templates that refuse these turns say so for those of the examples, too.
+        let (Ok(asked), Ok(whole)) = (chat.render(&turns[..1]), chat.render_answered(&turns)) else { return Ok(()) };
+        let begin = Beginning { chat, tokenizer, turn: 1, text: &asked };
+        match begin.within(&whole, &tokenizer.encode_plain(&whole)?) {
+            Ok((_, true)) => Err(chat.unfit(
+                "is not prefix-stable: what the model is asked ends within a token of what it would learn, as with white \
+                 space at the end; take --train-on all, or another template",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The turns in the chat template; without one the texts of the example one after the other, and eos.
     ///
-    /// Errors: turns that have no other form where there is no template; what the template refuses; a template that does
-    /// not write the beginning of a conversation as it writes the whole one.
+    /// Errors: turns that have no other form where there is no template; what the template refuses; a template that writes
+    /// the beginning of a conversation otherwise when more follows.
     pub fn lesson(&self, tokenizer: &Tokenizer, example: &Example) -> Result<Lesson> {
         let mut lesson = match &self.chat {
             Some(chat) if !example.messages.is_empty() => self.rendered(chat, tokenizer, &example.messages)?,
@@ -72,26 +88,27 @@ impl Conversations {
     fn rendered(&self, chat: &ChatTemplate, tokenizer: &Tokenizer, turns: &[task::Message]) -> Result<Lesson> {
         let messages: Vec<Message> =
             turns.iter().map(|turn| Message { role: &turn.role, content: &turn.content }).collect();
-        let tokens = tokenizer.encode_plain(&chat.render_answered(&messages)?)?;
-        let mut trained = vec![self.train_on == TrainOn::All; tokens.len()];
+        let whole = chat.render_answered(&messages)?;
+        let tokens = tokenizer.encode_plain(&whole)?;
+        let (mut trained, mut joined) = (vec![self.train_on == TrainOn::All; tokens.len()], false);
         let answers = turns.iter().enumerate().filter(|(_, turn)| turn.role == ANSWERS && !turn.context);
         for turn in self.chosen(answers.map(|(turn, _)| turn).collect()) {
-            // Asked for the answer, the model has seen exactly the tokens before it.
-            let asked = tokenizer.encode_plain(&chat.render(&messages[..turn])?)?;
-            let begin = prefix(chat, tokenizer, turn, &asked, &tokens)?;
+            let mut tokens_of = |text: String| -> Result<usize> {
+                let (length, within) = Beginning { chat, tokenizer, turn, text: &text }.within(&whole, &tokens)?;
+                joined |= within;
+                Ok(length)
+            };
+            let begin = tokens_of(chat.render(&messages[..turn])?)?;
             let end = match turn + 1 == turns.len() {
                 true => tokens.len(),
-                false => {
-                    let answered = tokenizer.encode_plain(&chat.render_answered(&messages[..=turn])?)?;
-                    prefix(chat, tokenizer, turn, &answered, &tokens)?
-                }
+                false => tokens_of(chat.render_answered(&messages[..=turn])?)?,
             };
             match trained.get_mut(begin..end).filter(|answer| !answer.is_empty()) {
                 Some(answer) => answer.fill(true),
                 None => return Err(chat.unfit(&format!("writes nothing for the answer in turn {}", turn + 1))),
             }
         }
-        Ok(Lesson { tokens, trained, joined: false })
+        Ok(Lesson { tokens, trained, joined })
     }
 
     fn laid_out(&self, tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Lesson> {
@@ -143,27 +160,38 @@ fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The number of tokens in a beginning of a conversation, up to or with the answer in `turn`.
-///
-/// Errors: the conversation does not begin so.
-fn prefix(chat: &ChatTemplate, tokenizer: &Tokenizer, turn: usize, part: &[u32], whole: &[u32]) -> Result<usize> {
-    let at = common(part, whole);
-    if at == part.len() {
-        return Ok(at);
+/// The beginning of a conversation, up to or with the answer in `turn`.
+struct Beginning<'a> {
+    chat: &'a ChatTemplate,
+    tokenizer: &'a Tokenizer,
+    turn: usize,
+    text: &'a str,
+}
+
+impl Beginning<'_> {
+    /// How many of the `tokens` of the `whole` conversation are its own, and whether it ends within the next one.
+    ///
+    /// Errors: the whole does not begin so.
+    fn within(&self, whole: &str, tokens: &[u32]) -> Result<(usize, bool)> {
+        let own = self.tokenizer.encode_plain(self.text)?;
+        let at = common(&own, tokens);
+        if at == own.len() || whole.starts_with(self.text) {
+            return Ok((at, at < own.len()));
+        }
+        let shown = |tokens: &[u32]| match tokens.get(at) {
+            Some(&token) => format!("{:?}", self.tokenizer.token(token).unwrap_or_default()),
+            None => "its end".to_owned(),
+        };
+        Err(self.chat.unfit(&format!(
+            "is not prefix-stable: it writes the beginning of a conversation otherwise when more follows. Around the answer \
+             in turn {}, token {} is {} in the beginning and {} in the whole, so it is not known which tokens are the \
+             answer; take --train-on last or all, data without such turns, or another template",
+            self.turn + 1,
+            at + 1,
+            shown(&own),
+            shown(tokens)
+        )))
     }
-    let shown = |tokens: &[u32]| match tokens.get(at) {
-        Some(&token) => format!("{:?}", tokenizer.token(token).unwrap_or_default()),
-        None => "its end".to_owned(),
-    };
-    Err(chat.unfit(&format!(
-        "does not write the beginning of a conversation as it writes the whole one: around the answer in turn {}, token {} \
-         is {} in the beginning and {} in the whole, so it is not known which tokens are the answer; take --train-on all, \
-         data without this, or another template",
-        turn + 1,
-        at + 1,
-        shown(part),
-        shown(whole)
-    )))
 }
 
 #[cfg(test)]

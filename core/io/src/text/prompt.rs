@@ -163,7 +163,7 @@ impl Encoder {
     /// For a model directory and a task whose tokens are learned, with the model's chat template where `instruct` asks for
     /// it. `eos` ends a text where the tokenizer's files do not name another token.
     ///
-    /// Errors: those of tokenizer and chat template; there is no template.
+    /// Errors: those of tokenizer and chat template; there is no template; those of [`Conversations::check`].
     pub fn of_lessons(dir: &Path, instruct: Option<&Instruct>, train_on: TrainOn, eos: Option<u32>) -> Result<Encoder> {
         let tokenizer = Tokenizer::open(dir)?;
         let (mut chat, mut stored) = (None, None);
@@ -176,7 +176,9 @@ impl Encoder {
             (chat, stored) = (Some(template), Some(Instruct { now, ..given.clone() }));
         }
         let eos = tokenizer.eos_id().or(eos);
-        let conversations = Some(Conversations { chat, train_on, eos });
+        let conversations = Conversations { chat, train_on, eos };
+        conversations.check(&tokenizer)?;
+        let conversations = Some(conversations);
         Ok(Encoder { tokenizer, pad: None, instruct: stored, prompt: None, conversations })
     }
 

@@ -21,6 +21,8 @@ const WORDS: &[&str] = &[
     "no",
     "the",
     "then",
+    ":",
+    ":::",
 ];
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }}<end> {% endfor %}\
                     {% if add_generation_prompt %}assistant {% endif %}";
@@ -123,24 +125,43 @@ fn a_template_that_writes_beginnings_otherwise_is_refused() {
     let forgets = "{{ bos_token }}{% for m in messages %}{{ m.role }} {% if m.role != 'assistant' or loop.last %}\
                    {{ m.content }}{% endif %}<end> {% endfor %}{% if add_generation_prompt %}assistant {% endif %}";
     let message = rendered(forgets, TrainOn::Answers, &conversation(TURNS)).unwrap_err().to_string();
-    for part in ["tokenizer_config.json: the chat template", "turn 3", "token 9 is \"two\"", "\"<end>\"", "--train-on"]
-    {
+    for part in [
+        "tokenizer_config.json: the chat template is not prefix-stable",
+        "turn 3",
+        "is \"two\"",
+        "\"<end>\"",
+        "--train-on",
+    ] {
         assert!(message.contains(part), "{part}: {message}");
     }
     let last = rendered(forgets, TrainOn::Last, &conversation(TURNS)).unwrap();
     assert_eq!(last.trained.iter().filter(|trained| **trained).count(), 3);
     rendered(forgets, TrainOn::All, &conversation(TURNS)).unwrap();
 
-    // The characters go on as they began, the tokens do not.
-    let joins = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ 'the' if m.role == 'assistant' }}{{ m.content }}\
-                 <end> {% endfor %}{% if add_generation_prompt %}assistant the{% endif %}";
-    let example = conversation(&["user sum", "assistant n"]);
-    let message = rendered(joins, TrainOn::Answers, &example).unwrap_err().to_string();
-    assert!(message.contains("\"the\" in the beginning and \"then\" in the whole"), "{message}");
-
     let ignores = "{{ bos_token }}{{ messages[0].content }} ";
     let message = rendered(ignores, TrainOn::Answers, &conversation(&["user sum", "assistant two"])).unwrap_err();
     assert!(message.to_string().contains("writes nothing for the answer in turn 2"), "{message}");
+}
+
+/// The characters go on as they began, the tokens do not.
+#[test]
+fn a_token_of_two_turns_is_the_templates_fault_or_the_answers() {
+    let joins = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ 'the' if m.role == 'assistant' }}{{ m.content }}\
+                 <end> {% endfor %}{% if add_generation_prompt %}assistant the{% endif %}";
+    let dir = directory(Some(joins), None);
+    let open = |train_on| Encoder::of_lessons(dir.path(), Some(&Instruct::new(None, None)), train_on, None);
+    let message = open(TrainOn::Answers).unwrap_err().to_string();
+    assert!(
+        message.contains("the chat template is not prefix-stable: what the model is asked ends within"),
+        "{message}"
+    );
+    open(TrainOn::All).unwrap();
+
+    let spaced = CHAT.replace("{{ m.role }} {{ m.content }}", "{{ m.role }}:{{ m.content }}");
+    let spaced = spaced.replace("assistant {%", "assistant:{%");
+    let colons = rendered(&spaced, TrainOn::Answers, &conversation(&["user sum", "assistant :: two"])).unwrap();
+    assert!(colons.joined);
+    assert_eq!(shown(&colons), "<s> user : sum <end> assistant [:::] [two] [<end>]");
 }
 
 #[test]
@@ -204,5 +225,5 @@ fn real_templates_give_the_answers() {
     // This one writes the system's turn before the last question, and not at all when an answer follows.
     let system: Vec<&str> = ["system Be brief."].into_iter().chain(turns).collect();
     let refused: Error = trained("mistral-7b-instruct-v0.3", &system).unwrap_err();
-    assert!(refused.to_string().contains("does not write the beginning"), "{refused}");
+    assert!(refused.to_string().contains("writes the beginning of a conversation otherwise"), "{refused}");
 }

@@ -1,9 +1,10 @@
-// Rotation of the pairs (i, i + head_dim / 2) of each head. `row` is the number of the first row bound.
+// Rotation of the pairs (i, i + rotated / 2) of each head. `row` is the number of the first row bound.
 struct Params {
     n: u32,
     row: u32,
     width: u32,
     head_dim: u32,
+    rotated: u32,
     positions: u32,
     direction: f32,
 }
@@ -15,14 +16,17 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<u32>;
 
 fn result(e: u32) -> f32 {
-    let half = p.head_dim / 2u;
+    let half = p.rotated / 2u;
     let t = e / p.width;
     let d = e % p.head_dim;
+    let own = decode(X, x[word_of(X, e)], e);
+    if (d >= p.rotated) {
+        return own;
+    }
     let second = d >= half;
     let partner = select(e + half, e - half, second);
     let position = min(p.row + t - spans[2u * t], p.positions - 1u);
-    let at = position * p.head_dim + select(d, d - half, second);
+    let at = position * p.rotated + select(d, d - half, second);
     let sine = p.direction * table[at + half];
-    let own = decode(X, x[word_of(X, e)], e);
     return own * table[at] + decode(X, x[word_of(X, partner)], partner) * select(-sine, sine, second);
 }

@@ -6,14 +6,15 @@ use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, expo
 use sparta_core::model::to_f32;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::Encoded;
-use sparta_core::weights::{TensorFile, Weights};
+use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use sparta_graph::{Backend, DType};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-const FAMILIES: [&str; 2] = ["gemma", "mistral"];
+const FAMILIES: [&str; 4] = ["gemma", "mistral", "gemma3", "phi3"];
 
 fn cpu() -> Box<dyn Backend> {
     Box::new(sparta_backend_cpu::Cpu::new(None).unwrap_or_else(|e| panic!("{e}")))
@@ -195,6 +196,63 @@ fn what_is_exported_for_peft_is_what_peft_wrote() {
         assert_eq!(files[0].names().collect::<Vec<_>>(), files[1].names().collect::<Vec<_>>());
         files[0].names().for_each(|name| assert_eq!(files[0].floats(name).unwrap(), files[1].floats(name).unwrap()));
     }
+}
+
+/// The golden Gemma 3 as the text part of a model that also reads images, with the names of published checkpoints.
+fn with_images() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden("gemma3");
+    let text: Value = serde_json::from_slice(&fs::read(from.join("config.json")).unwrap()).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["Gemma3ForSequenceClassification"], "model_type": "gemma3", "id2label": text["id2label"],
+        "dtype": "bfloat16", "text_config": text, "vision_config": {"model_type": "siglip_vision_model"},
+    });
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let weights = Weights::open(&from).unwrap();
+    let of_text = weights.names().map(|name| {
+        let view = weights.get(name).unwrap();
+        let name = if name == "score.weight" { name.to_owned() } else { format!("language_model.{name}") };
+        OutTensor { name, dtype: Dtype::BF16, shape: view.shape.to_vec(), bytes: view.bytes.into() }
+    });
+    let of_images = ["vision_tower.post_layernorm.weight", "multi_modal_projector.mm_input_projection_weight"];
+    let of_images = of_images.map(|name| OutTensor {
+        name: name.into(),
+        dtype: Dtype::BF16,
+        shape: vec![2],
+        bytes: vec![0; 4].into(),
+    });
+    let tensors: Vec<OutTensor> = of_text.chain(of_images).collect();
+    save(&dir.path().join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    dir
+}
+
+#[test]
+fn the_text_part_of_a_model_with_images_is_trained_merged_and_exported() {
+    let base = with_images();
+    let expected = TensorFile::open(golden("gemma3").join("cls.safetensors")).unwrap().floats("logits").unwrap().1;
+    let whole = Applied::open(base.path(), None, &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    close(&logits(&whole, "gemma3"), &expected, 5e-5);
+
+    let adapter = golden("gemma3").join("peft_adapter");
+    let applied = Applied::open(&adapter, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    close(&logits(&applied, "gemma3"), &golden_logits("gemma3"), 5e-5);
+    let (_dir, out) = merged(&applied, MergeDtype::To(DType::F32), 1 << 30);
+    let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["model_type"], "gemma3_text");
+    assert_eq!(config["architectures"], serde_json::json!(["Gemma3TextForSequenceClassification"]));
+    assert!(config.get("vision_config").is_none());
+    close(&logits(&Applied::open(&out, None, &PLUGINS).unwrap(), "gemma3"), &golden_logits("gemma3"), 5e-5);
+
+    // PEFT finds the layers by the names that transformers gives them in the whole model.
+    let exported = base.path().join("peft");
+    export(&applied, ExportFormat::Peft, &exported).unwrap();
+    let file = TensorFile::open(exported.join("adapter_model.safetensors")).unwrap();
+    let first = file.names().next().unwrap();
+    assert_eq!(first, "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight");
+    let config: Value = serde_json::from_slice(&fs::read(exported.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["target_modules"][0], "model.language_model.layers.0.self_attn.q_proj");
+    let again = Applied::open(&exported, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    close(&logits(&again, "gemma3"), &golden_logits("gemma3"), 5e-5);
 }
 
 /// The golden adapter with another configuration.

@@ -83,7 +83,7 @@ fn lines(text: &str) -> Vec<Value> {
 #[test]
 fn greedy_text_is_that_of_transformers() {
     let (prompt, text) = golden("llama");
-    assert_eq!(succeed(LLAMA.path(), &["--prompt", &prompt, "--max-tokens", "40"], ""), format!("{text}\n"));
+    assert_eq!(succeed(LLAMA.path(), &["--prompt", &prompt, "--max-tokens", "24"], ""), format!("{text}\n"));
     let result = result(LLAMA.path(), &prompt, &["--max-tokens", "7"]);
     assert_eq!(result, json!({"text": first(&text, 7), "tokens": 7, "finish": "length", "prompt_tokens": 5}));
 }

@@ -4,7 +4,7 @@
 //! repository.
 
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
-use sparta_suites::golden::{FAMILIES, Layout, Source, generation, parity};
+use sparta_suites::golden::{FAMILIES, Layout, Source, answers, generation, parity};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
 use std::path::Path;
@@ -25,6 +25,14 @@ fn sources() -> Vec<Source> {
     vec![Source::compact()]
 }
 
+fn has(source: &Source, family: &str) -> bool {
+    let has = source.has(family);
+    if !has {
+        sparta_tests::skipped(&format!("the {} golden data has no {family}", source.name));
+    }
+    has
+}
+
 /// In f32, and in bf16 where the backend takes that.
 fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
     let Some(mut subject) = subject else { return };
@@ -38,7 +46,7 @@ fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
 fn check_parity_in(precision: Precision, subject: &mut Subject, sources: &[Source], layout: Layout) {
     let mut failures = vec![];
     for source in sources {
-        for family in FAMILIES {
+        for family in FAMILIES.into_iter().filter(|family| has(source, family)) {
             let found = parity::check(subject, source, family, layout, precision);
             failures.extend(found.into_iter().map(|failure| format!("{} data, {family}: {failure}", source.name)));
         }
@@ -60,7 +68,7 @@ fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Sou
     let plugins = methods();
     let mut failures = vec![];
     for source in sources {
-        for family in trajectories::FAMILIES {
+        for family in trajectories::FAMILIES.into_iter().filter(|family| has(source, family)) {
             for method in &METHODS {
                 let found = trajectories::check(subject, source, &plugins, family, method, steps, precision);
                 let context = format!("{} data, {family} {}", source.name, method.name);
@@ -75,7 +83,8 @@ fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Sou
 fn check_generation(subject: Option<Subject>, sources: &[Source]) {
     let Some(mut subject) = subject else { return };
     let mut failures = vec![];
-    for (source, family) in sources.iter().flat_map(|source| FAMILIES.map(|family| (source, family))) {
+    let all = sources.iter().flat_map(|source| FAMILIES.map(|family| (source, family)));
+    for (source, family) in all.filter(|(source, family)| has(source, family)) {
         let mut found = generation::check_greedy(&mut subject, source, family);
         for precision in [Precision::F32, Precision::Bf16] {
             if subject.offers(precision) {
@@ -158,4 +167,20 @@ fn training_on_wgpu_with_low_limits() {
 #[test]
 fn training_in_micro_batches_on_wgpu() {
     check_training(wgpu(), &[Source::compact()], Steps::Split);
+}
+
+fn check_answers(subject: Option<Subject>) {
+    let Some(mut subject) = subject else { return };
+    let failures = answers::check(&mut subject, &Source::compact());
+    assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
+}
+
+#[test]
+fn prompts_and_answers_on_cpu() {
+    check_answers(Some(cpu(None)));
+}
+
+#[test]
+fn prompts_and_answers_on_wgpu() {
+    check_answers(wgpu());
 }

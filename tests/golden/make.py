@@ -3,7 +3,7 @@
 
     python3 make.py ../../../shared/oracle/golden
 
-The oracle runs PyTorch and transformers on tiny checkpoints of six decoder families. What is kept here:
+The oracle runs PyTorch and transformers on tiny checkpoints of nine decoder families. What is kept here:
 
 <family>/config.json, config.v4.json   as they are (layouts of transformers 5 and 4)
 <family>/model.safetensors             the classifier's weights in bf16, in which they are exact
@@ -26,7 +26,7 @@ import shutil
 import struct
 import sys
 
-FAMILIES = ["gemma", "gemma2", "mistral", "llama", "qwen2", "qwen3"]
+FAMILIES = ["gemma", "gemma2", "gemma3", "mistral", "llama", "smollm3", "phi3", "qwen2", "qwen3"]
 METHODS = ["full", "lora", "head", "sparta_adam", "sparta_adamw"]
 # Tensors with more elements than this are thinned.
 SHORT = 2048

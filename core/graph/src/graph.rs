@@ -230,7 +230,9 @@ mod tests {
         assert_eq!(reason, "layers.3.mlp: linear: inner dimensions differ in Nt: a [3, 5], b [7, 6]");
         assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32 or bf16, got f16"));
         assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 to 2 inputs, got 1"));
-        assert!(refusal(&mut graph, Rope { head_dim: 3, inverse: false }, &[a, a, a]).contains("even heads"));
+        assert!(
+            refusal(&mut graph, Rope { head_dim: 3, inverse: false, rotated: None }, &[a, a, a]).contains("even heads")
+        );
         assert!(refusal(&mut graph, Dropout { p: 1.0, salt: 0 }, &[a, a]).contains("[0, 1)"));
         assert!(refusal(&mut graph, Dropout { p: f32::NAN, salt: 0 }, &[a, a]).contains("[0, 1)"));
         assert!(refusal(&mut graph, Cast { to: DType::U32 }, &[a]).contains("cannot cast to u32"));

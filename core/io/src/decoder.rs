@@ -2,7 +2,7 @@
 
 use crate::files;
 use serde_json::{Map, Value};
-use sparta_model::{Decoder, Error, Result};
+use sparta_model::{Decoder, Error, Result, text_config};
 use std::fs;
 use std::path::Path;
 
@@ -37,6 +37,13 @@ pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
         Some(value) => id(value).map(|id| vec![id]),
     };
     ends.ok_or_else(|| Error::Config(format!("{}: `eos_token_id`: expected an id or a list of ids", path.display())))
+}
+
+/// The contents of a model directory's `config.json`; of a model that also reads images, those of its text part alone.
+pub fn config(dir: &Path) -> Result<Map<String, Value>> {
+    let path = dir.join("config.json");
+    let map = object(&path)?;
+    Ok(text_config(&path, &map)?.unwrap_or(map))
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>> {

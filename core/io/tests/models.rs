@@ -38,61 +38,72 @@ fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// The golden classifier of a family.
+fn golden(family: Family) -> PathBuf {
+    let name = family.model_type().trim_end_matches("_text");
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
 #[test]
 fn both_layouts_of_transformers_give_one_decoder() {
-    let Some(golden) = shared("oracle/golden") else { return };
     for family in Family::ALL {
-        let dir = golden.join(family.model_type());
-        for dir in [dir.clone(), dir.join("causal_lm")] {
-            let read = |name: &str| {
-                let map: Map<String, Value> = serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap();
-                // Version 4 writes no dtype here.
-                Decoder { dtype: None, ..Decoder::parse(&dir.join(name), &map).unwrap() }
-            };
-            assert_eq!(read("config.json"), read("config.v4.json"), "{}", dir.display());
-        }
+        let dir = golden(family);
+        let read = |name: &str| {
+            let map: Map<String, Value> = serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap();
+            // Version 4 writes no dtype here.
+            Decoder { dtype: None, ..Decoder::parse(&dir.join(name), &map).unwrap() }
+        };
+        assert_eq!(read("config.json"), read("config.v4.json"), "{}", dir.display());
     }
 }
 
 #[test]
 fn golden_checkpoints_have_exactly_our_tensors() {
-    let Some(golden) = shared("oracle/golden") else { return };
     for family in Family::ALL {
-        let dir = golden.join(family.model_type());
-        for (dir, head) in
-            [(dir.clone(), HeadKind::Classification { classes: 3 }), (dir.join("causal_lm"), HeadKind::CausalLm)]
-        {
-            let decoder = decoder::open(&dir).unwrap();
-            let weights = Weights::open(&dir).unwrap();
-            let parameters = check_weights(&decoder, &weights, head).unwrap();
-            let ours: BTreeSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
-            assert_eq!(ours, weights.names().collect(), "{}", dir.display());
-            assert_eq!(decoder.family, family);
-        }
+        let dir = golden(family);
+        let decoder = decoder::open(&dir).unwrap();
+        let weights = Weights::open(&dir).unwrap();
+        let parameters = check_weights(&decoder, &weights, HeadKind::Classification { classes: 3 }).unwrap();
+        let ours: BTreeSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(ours, weights.names().collect(), "{}", dir.display());
+        assert_eq!(decoder.family, family);
     }
 }
 
 #[test]
 fn golden_values_are_parsed() {
-    let Some(golden) = shared("oracle/golden") else { return };
-    let open = |family: &str| decoder::open(&golden.join(family)).unwrap();
-    let gemma = open("gemma");
+    let open = |family: Family| decoder::open(&golden(family)).unwrap();
+    let gemma = open(Family::Gemma);
     assert_eq!((gemma.vocab_size, gemma.hidden_size, gemma.intermediate_size), (300, 64, 128));
     assert_eq!((gemma.layers, gemma.heads, gemma.kv_heads, gemma.head_dim), (2, 4, 1, 32));
     assert_eq!((gemma.rms_norm_eps, gemma.embed_scale, gemma.norm_plus_one), (1e-6, Some(8.0), true));
     assert_eq!(gemma.labels, ["LABEL_0", "LABEL_1", "LABEL_2"]);
     assert_eq!(gemma.eos_token_ids, [1]);
-    let gemma2 = open("gemma2");
+    let gemma2 = open(Family::Gemma2);
     assert_eq!(gemma2.windows, [Some(8), None]);
     assert_eq!((gemma2.attn_softcap, gemma2.final_softcap), (Some(50.0), Some(30.0)));
     assert_eq!(gemma2.attention_scale, 24f64.powf(-0.5) as f32);
-    let mistral = open("mistral");
+    let mistral = open(Family::Mistral);
     assert_eq!(mistral.windows, [Some(8), Some(8)]);
-    assert_eq!((mistral.rms_norm_eps, mistral.rope.theta, mistral.pad_token_id), (1e-5, 1e6, Some(2)));
-    assert_eq!(open("llama").rope.theta, 5e5);
-    let (qwen2, qwen3) = (open("qwen2"), open("qwen3"));
+    assert_eq!((mistral.rms_norm_eps, mistral.ropes[0].theta, mistral.pad_token_id), (1e-5, 1e6, Some(2)));
+    assert_eq!(open(Family::Llama).ropes[0].theta, 5e5);
+    let (qwen2, qwen3) = (open(Family::Qwen2), open(Family::Qwen3));
     assert_eq!((qwen2.windows, qwen2.qkv_bias, qwen2.qk_norm), (vec![None, None], true, false));
     assert_eq!((qwen3.qkv_bias, qwen3.qk_norm, qwen3.head_dim), (false, true, 32));
+    let gemma3 = open(Family::Gemma3);
+    assert_eq!((gemma3.windows, gemma3.rotations), (vec![Some(8), None], vec![Some(1), Some(0)]));
+    let [global, local] = &gemma3.ropes[..] else { panic!("two rotations") };
+    assert_eq!((global.theta, &global.scaling), (1e6, &Scaling::Linear { factor: 8.0 }));
+    assert_eq!((local.theta, &local.scaling), (1e4, &Scaling::None));
+    assert_eq!(
+        (gemma3.norm_plus_one, gemma3.qk_norm, gemma3.post_norms, gemma3.attn_softcap),
+        (true, true, true, None)
+    );
+    assert_eq!(open(Family::SmolLm3).rotations, [Some(0), None]);
+    let phi3 = open(Family::Phi3);
+    assert_eq!((phi3.fused, phi3.windows, phi3.ropes[0].width), (true, vec![Some(8), Some(8)], 12));
+    // The positions of pre-training, not the 64 that other factors would reach.
+    assert_eq!((phi3.max_position_embeddings, phi3.rms_norm_eps), (32, 1e-5));
 }
 
 #[test]
@@ -122,6 +133,10 @@ fn parameter_counts_are_the_published_ones() {
         ("llama", [128_256, 2048, 8192, 16, 32, 8, 64], true, 1_235_814_400),
         ("qwen2", [151_936, 896, 4864, 24, 14, 2, 64], true, 494_032_768),
         ("qwen3", [151_936, 1024, 3072, 28, 16, 8, 128], true, 596_049_920),
+        ("gemma3_text", [262_144, 1152, 6912, 26, 4, 1, 256], true, 999_885_952),
+        ("smollm3", [128_256, 2048, 11_008, 36, 16, 4, 128], true, 3_075_098_624),
+        ("phi3", [32_064, 3072, 8192, 32, 32, 32, 96], false, 3_821_079_552),
+        ("phi3", [200_064, 3072, 8192, 32, 24, 8, 128], true, 3_836_021_760),
     ];
     for (family, [vocab, hidden, inner, layers, heads, kv_heads, head_dim], tied, count) in models {
         let config = json!({
@@ -148,7 +163,8 @@ fn missing_keys_have_the_family_default() {
     let gemma = open(gemma).unwrap();
     assert_eq!((gemma.head_dim, gemma.kv_heads, gemma.tied_embeddings), (256, 16, true));
     assert_eq!((gemma.activation, gemma.pad_token_id), (Activation::GeluTanh, Some(0)));
-    assert_eq!((gemma.rope, gemma.rms_norm_eps), (Rope { theta: 1e4, scaling: Scaling::None }, 1e-6));
+    let rope = Rope { width: 256, theta: 1e4, scaling: Scaling::None };
+    assert_eq!((gemma.ropes, gemma.rms_norm_eps), (vec![rope], 1e-6));
     let gemma2 = open(bare("gemma2")).unwrap();
     assert_eq!((gemma2.head_dim, gemma2.kv_heads, gemma2.attention_scale), (256, 4, 0.0625));
     assert_eq!(gemma2.windows, [Some(4096), None, Some(4096)]);
@@ -192,8 +208,8 @@ fn qwen_windows_need_the_switch() {
 
 #[test]
 fn rope_is_read_in_every_layout() {
-    let rope = |more| parse(small("llama", more)).unwrap().rope;
-    let linear = Rope { theta: 5e5, scaling: Scaling::Linear { factor: 2.0 } };
+    let rope = |more| parse(small("llama", more)).unwrap().ropes.remove(0);
+    let linear = Rope { width: 6, theta: 5e5, scaling: Scaling::Linear { factor: 2.0 } };
     let inner = |kind: &str| json!({kind: "linear", "factor": 2.0, "rope_theta": 500000});
     assert_eq!(rope(json!({"rope_parameters": inner("rope_type")})), linear);
     assert_eq!(rope(json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}})), linear);
@@ -207,7 +223,7 @@ fn rope_is_read_in_every_layout() {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!(rope(llama3), Rope { theta: 5e5, scaling });
+    assert_eq!(rope(llama3), Rope { width: 6, theta: 5e5, scaling });
 }
 
 #[test]
@@ -222,11 +238,62 @@ fn harmless_keys_are_accepted() {
     assert_eq!(labels, ["a", "b"]);
 }
 
+/// Keys of a Phi-3 with these parameters of longrope.
+fn longrope(more: Value) -> Value {
+    let mut scaling = object(json!({"type": "longrope", "long_factor": [1, 2, 3]}));
+    scaling.extend(object(more));
+    json!({"pad_token_id": 0, "original_max_position_embeddings": 64, "max_position_embeddings": 128, "rope_scaling": scaling})
+}
+
+/// The factors of short texts and the factor of cosine and sine, as transformers 5.23 computes it.
+#[test]
+fn longrope_is_that_of_short_texts() {
+    let phi3 = parse(small("phi3", longrope(json!({"short_factor": [1, 1.5, 2]})))).unwrap();
+    assert_eq!(phi3.max_position_embeddings, 64);
+    let rope = &phi3.ropes[0];
+    let Scaling::Long { attention_factor, .. } = &rope.scaling else { panic!("{rope:?}") };
+    assert_eq!(*attention_factor as f32, 1.0801234);
+    assert_eq!(rope.inv_freq(), [1.0, 0.03094392, 0.0010772172]);
+    let given = parse(small("phi3", longrope(json!({"short_factor": [1, 1.5, 2], "attention_factor": 1.25})))).unwrap();
+    assert_eq!(given.ropes[0].table(1), [1.25, 1.25, 1.25, 0.0, 0.0, 0.0]);
+}
+
+/// As published: most of the text's sizes are the defaults of transformers.
+#[test]
+fn the_text_part_of_a_model_with_images_is_read() {
+    let config = |more: Value| {
+        let mut map = object(json!({
+            "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "eos_token_id": [1, 106],
+            "torch_dtype": "bfloat16", "vision_config": {"hidden_size": 1152}, "initializer_range": 0.02,
+            "text_config": {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text",
+                "num_hidden_layers": 34, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+        }));
+        map.extend(object(more));
+        Value::Object(map)
+    };
+    let decoder = parse(config(json!({}))).unwrap();
+    assert_eq!((decoder.family, decoder.reads_images), (Family::Gemma3, true));
+    assert_eq!((decoder.heads, decoder.kv_heads, decoder.head_dim, decoder.vocab_size), (8, 4, 256, 262_208));
+    // Without the 416,866,032 parameters of what reads images; the published total has them.
+    assert_eq!(decoder.numel(), 3_880_263_168);
+    assert_eq!((decoder.dtype, &decoder.eos_token_ids[..]), (Some(DType::BF16), &[1, 106][..]));
+    assert_eq!(decoder.windows[4..7], [Some(1024), None, Some(1024)]);
+    assert_eq!(decoder.rotations[4..7], [Some(1), Some(0), Some(1)]);
+    assert_eq!(decoder.ropes[0].scaling, Scaling::Linear { factor: 8.0 });
+    assert_eq!(parse(config(json!({"architectures": ["Gemma3ForSequenceClassification"]}))).unwrap(), decoder);
+    let quantized = parse(config(json!({"quantization_config": {"bits": 4}}))).unwrap_err().to_string();
+    assert!(quantized.contains("quantization_config"), "{quantized}");
+}
+
 /// Each line: family, keys, and what the message must say besides the file's name.
 #[test]
 fn what_is_not_supported_is_refused() {
     let cases = [
-        ("gpt2", json!({}), vec!["`model_type`", "\"gpt2\"", "gemma, gemma2, mistral, llama, qwen2, qwen3"]),
+        (
+            "gpt2",
+            json!({}),
+            vec!["`model_type`", "\"gpt2\"", "gemma, gemma2, gemma3_text, mistral, llama, smollm3, phi3, qwen2"],
+        ),
         (
             "llama",
             json!({"architectures": ["LlamaForTokenClassification"]}),
@@ -307,6 +374,50 @@ fn what_is_not_supported_is_refused() {
             vec!["`layer_types`"],
         ),
         ("qwen2", json!({"max_window_layers": -1, "use_sliding_window": true}), vec!["`max_window_layers`"]),
+        ("mixtral", json!({"num_local_experts": 8}), vec!["`model_type` is \"mixtral\"", "mixture of experts"]),
+        ("llama", json!({"num_experts": 8}), vec!["`num_experts` is 8", "mixtures of experts"]),
+        ("phi3_v", json!({"img_processor": {}}), vec!["`model_type` is \"phi3_v\"", "reads images"]),
+        ("gemma3", json!({}), vec!["no `text_config`"]),
+        ("gemma3", json!({"text_config": {"model_type": "gemma2"}}), vec!["`text_config.model_type` is \"gemma2\""]),
+        (
+            "gemma3",
+            json!({"text_config": {}, "architectures": ["Gemma3ForTokenClassification"]}),
+            vec!["`architectures`", "Gemma3ForConditionalGeneration"],
+        ),
+        ("gemma3_text", json!({"attn_logit_softcapping": 50.0}), vec!["`attn_logit_softcapping` is 50.0"]),
+        ("gemma3_text", json!({"sliding_window": null}), vec!["no sliding window"]),
+        (
+            "gemma3_text",
+            json!({"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}}),
+            vec!["`rope_parameters`", "sliding_attention"],
+        ),
+        (
+            "gemma3_text",
+            json!({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}),
+            vec!["`rope_parameters.full_attention.rope_type` is \"yarn\""],
+        ),
+        (
+            "smollm3",
+            json!({"pad_token_id": 0, "no_rope_layers": [1, 0]}),
+            vec!["`no_rope_layers` is [1,0]", "3 numbers"],
+        ),
+        ("smollm3", json!({"pad_token_id": 0, "no_rope_layers": [1, 0, 2]}), vec!["each 0 or 1"]),
+        ("smollm3", json!({"pad_token_id": 0, "mlp_bias": true}), vec!["`mlp_bias`"]),
+        ("phi3", json!({"pad_token_id": 0, "intermediate_size": 13}), vec!["`intermediate_size` is 13", "even"]),
+        ("phi3", json!({"pad_token_id": 0, "resid_pdrop": 0.1}), vec!["`resid_pdrop` is 0.1"]),
+        ("phi3", json!({"pad_token_id": 0, "lm_head_bias": true}), vec!["`lm_head_bias`"]),
+        (
+            "phi3",
+            json!({"pad_token_id": 0, "partial_rotary_factor": 0.5}),
+            vec!["`partial_rotary_factor` is 0.5", "6 elements"],
+        ),
+        ("phi3", longrope(json!({"short_factor": [1.0, 2.0]})), vec!["`rope_scaling.short_factor`", "3 numbers"]),
+        ("phi3", longrope(json!({"short_factor": [1.0, 2.0, 0.0]})), vec!["`rope_scaling.short_factor`", "above 0"]),
+        (
+            "phi3",
+            json!({"pad_token_id": 0, "rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1]}}),
+            vec!["`original_max_position_embeddings` is nothing"],
+        ),
     ];
     for (family, more, parts) in cases {
         let text = match parse(small(family, more.clone())) {

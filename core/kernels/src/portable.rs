@@ -54,6 +54,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 })
             })
             .collect(),
+        "columns" => vec![vec![("JOIN", 0)], vec![("JOIN", 1)]],
         "sgd" => vec![vec![("STATE", 0)], vec![("STATE", 1)]],
         "sum_of_squares" => (0..4).map(|i| vec![("X", i % 2), ("PARTS", i / 2)]).collect(),
         _ => vec![vec![]],

@@ -87,6 +87,7 @@ shaders!(
     "cast",
     "clip_coef",
     "column_sum",
+    "columns",
     "concat",
     "cross_entropy",
     "cross_entropy_grad",

@@ -10,7 +10,9 @@ mod shown;
 mod weights;
 
 pub use convert::{first_not_finite, from_f32, to_f32};
-pub use decoder::{Decoder, Family, HEAD, HeadKind, PROBLEM_TYPES, Rope, Scaling, check_weights, forward};
+pub use decoder::{
+    Decoder, Family, HEAD, HeadKind, IMAGES, PROBLEM_TYPES, Rope, Scaling, check_weights, forward, text_config,
+};
 pub use error::{Error, Result};
 pub use precision::Precision;
 pub use shown::{shown, shown_lines};

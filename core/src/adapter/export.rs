@@ -42,7 +42,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Opt
                 values: &adapter.values,
                 head,
                 model: &adapter.model,
-                depth: applied.decoder.layers,
+                decoder: &applied.decoder,
                 dropout: dropout.unwrap_or(0.0),
             };
             peft::write(out, &export)?;

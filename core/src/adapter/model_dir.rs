@@ -128,14 +128,6 @@ impl Drop for Output {
 /// The objectives of classifiers, in the order of [`PROBLEM_TYPES`].
 const OBJECTIVES: [&str; 3] = ["classification", "multi-label classification", "regression"];
 
-fn read_config(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
-    let path = dir.join("config.json");
-    let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
-    let config = serde_json::from_slice(&text)
-        .map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))?;
-    Ok((path, config))
-}
-
 /// What a classifier's head is for: as in transformers a single output without `problem_type` is a regression's.
 pub fn score_objective(decoder: &Decoder, outputs: usize) -> &'static str {
     let kind = decoder.problem_type.as_deref().and_then(|given| PROBLEM_TYPES.iter().position(|kind| *kind == given));
@@ -144,20 +136,20 @@ pub fn score_objective(decoder: &Decoder, outputs: usize) -> &'static str {
 
 /// Whether `config.json` names a model with a vocabulary head.
 pub fn is_causal(dir: &Path) -> Result<bool> {
-    let (_, config) = read_config(dir)?;
+    let config = decoder::config(dir)?;
     let classes = config.get("architectures").and_then(Value::as_array);
     Ok(classes.is_some_and(|classes| classes.iter().any(|c| c.as_str().is_some_and(|c| c.ends_with("ForCausalLM")))))
 }
 
-/// The base model's `config.json` as that of a model with this head. The type of the weights is written under the key
+/// The base model's `config.json` as that of a model with this head; of a model that also reads images, of its text part. The type of the weights is written under the key
 /// that the file already has, `torch_dtype` where it has none. `pad` is the padding token that the texts of a classifier
 /// were read with, which decides where transformers reads them.
 pub fn model_config(base: &Path, head: &Head, pad: Option<u32>, dtype: Option<DType>) -> Result<Map<String, Value>> {
-    let (path, mut config) = read_config(base)?;
-    let decoder = Decoder::parse(&path, &config)?;
+    let mut config = decoder::config(base)?;
+    let decoder = Decoder::parse(&base.join("config.json"), &config)?;
     let classifies = head.objective()?.pools();
-    let class = if classifies { "ForSequenceClassification" } else { "ForCausalLM" };
-    config.insert("architectures".into(), json!([format!("{}{class}", decoder.family.class())]));
+    let [causal, classifier, _] = decoder.family.classes();
+    config.insert("architectures".into(), json!([if classifies { classifier } else { causal }]));
     // The number of labels is the length of `id2label`; a number beside it could only contradict.
     for key in ["num_labels", "id2label", "label2id", "problem_type"] {
         config.remove(key);

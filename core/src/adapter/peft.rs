@@ -2,7 +2,7 @@
 
 use super::{Adapter, Head, Kind, score_head};
 use crate::method::adaptation::extra_name;
-use crate::model::HEAD;
+use crate::model::{Decoder, HEAD};
 use crate::weights::{Dtype, OutTensor, TensorFile, atomic_write, save};
 use crate::{Error, Result, files};
 use regex::Regex;
@@ -214,7 +214,7 @@ impl Config<'_> {
                 // PEFT's scale is alpha / r, with rank stabilisation alpha / sqrt(r).
                 let stable = self.keys.get("use_rslora").and_then(Value::as_bool) == Some(true);
                 let alpha = self.alpha(module)? * if stable { (r as f64).sqrt() } else { 1.0 };
-                let parameter = format!("{module}.weight");
+                let parameter = format!("{}.weight", of_text(module));
                 values.insert(extra_name(&parameter, "lora_A"), data);
                 values.insert(extra_name(&parameter, "lora_B"), b);
                 lora.layers.insert(parameter, LoraLayer { r, alpha, input, output });
@@ -225,11 +225,20 @@ impl Config<'_> {
             } else if name.contains("lora_") {
                 return Err(bad(format!("`{key}`: only lora_A and lora_B of linear layers are supported")));
             } else {
-                values.insert(name.to_owned(), data);
+                values.insert(of_text(name), data);
             }
         }
         Ok((lora, values))
     }
+}
+
+/// What transformers calls the backbone's modules, and what it calls them in a model that also reads images.
+const MODULES: [&str; 2] = ["model.", "model.language_model."];
+
+/// A name as a text model has it.
+fn of_text(name: &str) -> String {
+    let [text, inside] = MODULES;
+    name.strip_prefix(inside).map_or_else(|| name.to_owned(), |rest| format!("{text}{rest}"))
 }
 
 /// What is written besides the layers.
@@ -238,10 +247,18 @@ pub struct Export<'a> {
     pub values: &'a BTreeMap<String, Vec<f32>>,
     pub head: &'a Head,
     pub model: &'a Path,
-    /// Layers of the model.
-    pub depth: usize,
+    pub decoder: &'a Decoder,
     /// The dropout that was trained with; it does not change the result.
     pub dropout: f64,
+}
+
+impl Export<'_> {
+    /// A name as the base model has it in transformers.
+    fn named(&self, name: &str) -> String {
+        let [text, inside] = MODULES;
+        let rest = name.strip_prefix(text).filter(|_| self.decoder.reads_images);
+        rest.map_or_else(|| name.to_owned(), |rest| format!("{inside}{rest}"))
+    }
 }
 
 /// Writes a directory that `peft.PeftModel.from_pretrained` loads.
@@ -257,7 +274,7 @@ pub fn write(dir: &Path, export: &Export) -> Result<()> {
     for (parameter, layer) in &export.lora.layers {
         for tensor in layer.tensors() {
             let name = extra_name(parameter, &tensor.name);
-            add(format!("{name}.weight"), &name, tensor.shape)?;
+            add(format!("{}.weight", export.named(&name)), &name, tensor.shape)?;
         }
     }
     let outputs = export.head.labels.len();
@@ -274,11 +291,12 @@ pub fn write(dir: &Path, export: &Export) -> Result<()> {
 /// `adapter_config.json` with the keys of peft 0.21 that say how the adapter is applied.
 fn config(export: &Export) -> Value {
     let layers = &export.lora.layers;
-    let module = |parameter: &str| parameter.strip_suffix(".weight").unwrap_or(parameter).to_owned();
+    let module = |parameter: &str| export.named(parameter.strip_suffix(".weight").unwrap_or(parameter));
     let last = |parameter: &str| module(parameter).rsplit('.').next().unwrap_or_default().to_owned();
     let names: BTreeSet<String> = layers.keys().map(|p| last(p)).collect();
-    // `q_proj` means that of every layer; where only some have one, all are named in full.
-    let everywhere = names.len() * export.depth == layers.len();
+    // `q_proj` means that of every layer; where only some have one, all are named in full. What reads images has layers of
+    // that name, too.
+    let everywhere = names.len() * export.decoder.layers == layers.len() && !export.decoder.reads_images;
     let targets: BTreeSet<String> = if everywhere { names } else { layers.keys().map(|p| module(p)).collect() };
     let (r, alpha) = layers.values().next().map_or((8, 8.0), |layer| (layer.r, layer.alpha));
     let others = || layers.iter().filter(|(_, layer)| layer.r != r || layer.alpha != alpha);

@@ -6,13 +6,15 @@ use crate::report::svg::{self, Chart, Series};
 use std::fmt;
 
 /// Kinds in the order of the paper's tables; others come after them by name.
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 9] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",
+    "self_attn.qkv_proj",
     "self_attn.o_proj",
     "mlp.gate_proj",
     "mlp.up_proj",
+    "mlp.gate_up_proj",
     "mlp.down_proj",
 ];
 

@@ -4,8 +4,8 @@
 //! did not come from the command line.
 
 use super::PrecisionChoice;
-use crate::plugin::UsedPlugin;
-use crate::text::Instruct;
+use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
+use crate::text::{Instruct, TrainOn};
 use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
@@ -13,8 +13,10 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sparta_plugin::task::TaskInfo;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Headings of `run --help`.
 pub const MODEL_AND_DATA: &str = "Model and data";
@@ -42,7 +44,8 @@ pub struct Sources {
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
     /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
-    /// vocabulary rows of the answers
+    /// vocabulary rows of the answers. Conversations of task sft are written by the template where there is one; false lays
+    /// their texts one after the other
     #[arg(long, value_name = "BOOL", help_heading = MODEL_AND_DATA, action = ArgAction::Set, num_args = 0..=1,
           default_missing_value = "true")]
     pub instruct: Option<bool>,
@@ -92,10 +95,22 @@ pub struct RunConfig {
     /// Options of the method as given; checked against what the method declares.
     #[arg(skip)]
     pub method_options: BTreeMap<String, Value>,
+    /// Options of the task as given; checked against what its plugin declares.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub task_options: BTreeMap<String, Value>,
+    /// What the data turned out to be, where it decides: labels, pairs or not.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_task: Option<TaskInfo>,
     /// How the task is put to an instruction model.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
+    /// Conversations are laid out without the model's chat template.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_template: bool,
     /// The plugins that the run uses: its method, task and backend.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -112,6 +127,10 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(skip)]
     pub out: PathBuf,
+    /// What is trained on of prompts and answers: the answers, all tokens, or the last answer of each conversation
+    #[arg(long, value_name = "WHAT", help_heading = MODEL_AND_DATA, default_value = "answers", value_parser = one_of(TRAIN_ON))]
+    #[serde(default, skip_serializing_if = "is_answers")]
+    pub train_on: TrainOn,
     /// Leave out training examples longer than N tokens
     #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
     pub max_length: Option<usize>,
@@ -271,6 +290,10 @@ pub struct Control {
     pub keep_checkpoints: usize,
 }
 
+fn is_answers(train_on: &TrainOn) -> bool {
+    *train_on == TrainOn::Answers
+}
+
 fn before_there_was_a_choice() -> PrecisionChoice {
     PrecisionChoice::F32
 }
@@ -279,6 +302,15 @@ impl RunConfig {
     /// Tokens per micro-batch of a run that was prepared.
     pub fn micro_batch_tokens(&self) -> usize {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
+    }
+
+    /// The plugin of its task, and the task as its data has it.
+    ///
+    /// # Errors
+    /// There is no plugin for it.
+    pub fn task_info(&self, plugins: &PluginSet) -> Result<(Arc<LoadedTask>, TaskInfo)> {
+        let (plugin, described) = plugins.task(&self.task)?;
+        Ok((plugin, self.found_task.clone().unwrap_or(described)))
     }
 
     /// How trained tensors are updated.
@@ -341,7 +373,7 @@ impl RunConfig {
     }
 
     /// The options that must be equal when the run is resumed, by name. Those that name files are left out: what they
-    /// name may have moved, and its content counts. Plugins are compared on their own.
+    /// name may have moved, and its content counts. Plugins and their options are compared on their own.
     ///
     /// # Errors
     /// A configuration that cannot be serialised.
@@ -349,7 +381,9 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in free.chain(["model", "data", "method_options", "plugins", "earlier_plugins", "earlier_lengths"]) {
+        let stated_otherwise =
+            ["model", "data", "method_options", "task_options", "plugins", "earlier_plugins", "earlier_lengths"];
+        for key in free.chain(stated_otherwise) {
             keys.remove(key);
         }
         Ok(keys)
@@ -374,6 +408,7 @@ pub const PRECISIONS: &[(&str, PrecisionChoice)] =
     &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
 const SCHEDULES: &[(&str, Schedule)] =
     &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+const TRAIN_ON: &[(&str, TrainOn)] = &[("answers", TrainOn::Answers), ("all", TrainOn::All), ("last", TrainOn::Last)];
 const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];
 
 /// Parses one of a few names.

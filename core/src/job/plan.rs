@@ -10,6 +10,7 @@ use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Role};
+use sparta_plugin::task::Target;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -26,6 +27,15 @@ pub struct RunPlan {
     pub trainable: TrainablePlan,
     pub task: String,
     pub labels: Vec<String>,
+    /// What an example is labelled with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The metric that runs are compared by.
+    #[serde(default)]
+    pub primary: String,
+    /// Options of the task's plugin.
+    #[serde(default, skip_serializing_if = "Options::is_empty")]
+    pub task_options: Options,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptPlan>,
     pub data: DataPlan,
@@ -60,6 +70,9 @@ pub struct RunPlan {
     /// The paper's count for as many trained parameters.
     pub paper: PaperMemory,
 }
+
+/// Labels that are listed.
+const MOST_LABELS: usize = 50;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrainablePlan {
@@ -105,12 +118,30 @@ pub struct SplitPlan {
     pub origin: String,
     pub examples: usize,
     pub tokens: usize,
+    /// Tokens that are trained on, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained: Option<usize>,
 }
 
 impl RunPlan {
     /// Errors: the run does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self) -> Result<()> {
         self.needs.check(&self.memory, &self.device)
+    }
+
+    /// What an example is labelled with, in the order of the outputs.
+    fn labels(&self) -> String {
+        let shown: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
+        let list = match shown.split_at_checked(MOST_LABELS) {
+            Some((first, rest)) if !rest.is_empty() => format!("{} and {} more", first.join(", "), rest.len()),
+            _ => shown.join(", "),
+        };
+        match self.target {
+            _ if shown.is_empty() => String::new(),
+            Some(Target::Classes) => format!(" (any of {list})"),
+            Some(Target::Number) => format!(" (the number {list})"),
+            _ => format!(" ({list})"),
+        }
     }
 
     /// Bytes on the device, all kinds.
@@ -133,12 +164,11 @@ impl fmt::Display for RunPlan {
             density * 100.0,
             thousands(*head)
         )?;
-        match self.labels.is_empty() {
-            true => writeln!(f, "task       {}", self.task)?,
-            false => {
-                let labels: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
-                writeln!(f, "task       {} ({})", self.task, labels.join(", "))?
-            }
+        writeln!(f, "task       {}{}", self.task, self.labels())?;
+        let given = self.task_options.iter().filter(|(_, value)| value.as_str() != Some(""));
+        let given: Vec<String> = given.map(|(name, value)| format!("{name} {value}")).collect();
+        if !given.is_empty() {
+            writeln!(f, "  options  {}", given.join(", "))?;
         }
         if let Some(prompt) = &self.prompt {
             writeln!(f, "  prompt   {:?}", prompt.example)?;
@@ -147,7 +177,8 @@ impl fmt::Display for RunPlan {
         }
         for (name, split) in [("train", &self.data.train), ("dev", &self.data.dev), ("test", &self.data.test)] {
             let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
-            writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens: {}", split.origin)?;
+            let trained = split.trained.map(|n| format!(", {} trained on", thousands(n as u64))).unwrap_or_default();
+            writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens{trained}: {}", split.origin)?;
         }
         if self.data.too_long > 0 {
             let (n, max) = (self.data.too_long, self.data.max_length);

@@ -1,6 +1,7 @@
 //! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
 mod directory;
+mod encode;
 mod epochs;
 mod generate;
 mod identity;
@@ -10,6 +11,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod show;
 mod train;
 
 pub use generate::{Finish, Generated, Generator, Prompt, Sampling, Turn, Writing};
@@ -18,6 +20,7 @@ pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use profile::profile;
+pub use show::{ShownData, ShownExample, ShownSplit, show};
 pub use train::{OpenDevice, Start, run};
 
 use crate::Result;

@@ -6,6 +6,7 @@ use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
+use crate::text::TrainOn;
 use crate::train::layout::initial;
 use crate::train::{Metrics, Recompute, Schedule};
 use crate::weights::{OutTensor, safetensors_dtype, save};
@@ -116,6 +117,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         data: config.data.clone(),
         method: config.method.clone(),
         method_options: config.method_options.clone(),
+        task_options: BTreeMap::new(),
+        found_task: None,
         batch_size: 1,
         batch_tokens: Some(config.batch_tokens),
         lr: Some(config.lr),
@@ -136,6 +139,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         head_init_std: None,
         new_head: false,
         instruct: None,
+        no_template: false,
+        train_on: TrainOn::Answers,
         plugins: vec![],
         earlier_plugins: vec![],
         earlier_lengths: vec![],
@@ -158,7 +163,11 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
 fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
     let decoder = decoder::open(&config.model)?;
     fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+    let path = dir.join("config.json");
+    let described = serde_json::to_vec_pretty(&decoder::config(&config.model)?);
+    let described = described.map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
+    fs::write(&path, described).map_err(Error::io(&path))?;
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
         let from = config.model.join(name);
         if from.exists() {
             fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;

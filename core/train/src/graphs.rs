@@ -19,7 +19,6 @@ pub mod names {
     pub const LABELS: &str = "labels";
     pub const STEP: &str = "step";
     pub const RNG: &str = "rng";
-    pub const ROPE: &str = "rope";
     /// Pooled hidden states as an input, for head-only training.
     pub const FEATURES: &str = "features";
     /// Partial sums of squares per trained tensor, in the order of the buckets.
@@ -39,6 +38,11 @@ pub mod names {
     /// Hidden states of all rows, and their vocabulary logits, for inspection.
     pub const STATES: &str = "out.states";
     pub const VOCABULARY: &str = "out.vocabulary";
+
+    /// The table of one of the decoder's rotations.
+    pub fn rope(rotation: usize) -> String {
+        format!("rope.{rotation}")
+    }
 
     pub fn grad_sum(trained: &str) -> String {
         format!("grad_sum.{trained}")
@@ -162,9 +166,10 @@ impl Graphs<'_> {
         let (positions, places) = (rows_of(names::POSITIONS), rows_of(names::CACHE_ROWS));
         let cache = Cache { len, rows: places, seen: graph.external(names::SEEN, DType::U32, [rows, 2]) };
         // Rotations take a row's angles by its place among these rows.
-        let rope = graph.one(Embed { scale: 1.0, padding: None }, &[inputs.rope, positions])?;
+        let angles = |table: &Value| graph.one(Embed { scale: 1.0, padding: None }, &[*table, positions]);
+        let ropes = inputs.ropes.iter().map(angles).collect::<std::result::Result<_, _>>()?;
         let last = graph.external(names::ROWS, DType::U32, [1]);
-        let inputs = Inputs { rope, rows: Some(last), cache: Some(cache), ..inputs };
+        let inputs = Inputs { ropes, rows: Some(last), cache: Some(cache), ..inputs };
         let hidden = forward::hidden_states(self.decoder, graph, &mut layers, &inputs)?;
         let logits = forward::vocabulary_logits(self.decoder, graph, &mut layers, hidden)?;
         let numbers = step_numbers(graph);
@@ -201,7 +206,9 @@ impl Graphs<'_> {
         Inputs {
             tokens: graph.external(names::TOKENS, DType::U32, [size.rows]),
             spans: graph.external(names::SPANS, DType::U32, [size.rows, 2]),
-            rope: graph.external(names::ROPE, DType::F32, [self.positions, self.decoder.head_dim]),
+            ropes: (self.decoder.ropes.iter().enumerate())
+                .map(|(i, rope)| graph.external(names::rope(i), DType::F32, [self.positions, rope.width]))
+                .collect(),
             rows: self.objective.pools().then(|| graph.external(names::ROWS, DType::U32, [size.examples])),
             dropout,
             cache: None,

@@ -112,7 +112,9 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     buffer(names::LABELS, labels.dtype, labels.numel());
     buffer(names::STEP, DType::F32, step_input::LEN);
     buffer(names::RNG, DType::U32, 4);
-    buffer(names::ROPE, DType::F32, setup.limits.positions * setup.decoder.head_dim);
+    for (i, rope) in setup.decoder.ropes.iter().enumerate() {
+        buffer(&names::rope(i), DType::F32, setup.limits.positions * rope.width);
+    }
     let outputs = examples * setup.objective.outputs();
     let decoded = setup.limits.cache.map_or(0, |_| results::of_decoding(setup.decoder.vocab_size).1);
     buffer(names::RESULTS, DType::F32, results::of_step().1.max(results::of_evaluation(outputs).1).max(decoded));
@@ -264,8 +266,22 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             tensors.write_u32(&bucket.table(), &bucket.ranges())?;
         }
     }
-    let table = setup.decoder.rope.table(setup.decoder.head_dim, setup.limits.positions);
-    tensors.write_f32(names::ROPE, &table)
+    write_ropes(tensors, setup)
+}
+
+/// Errors: more positions than a rotation can compute.
+fn write_ropes(tensors: &mut Tensors, setup: &Setup) -> Result<()> {
+    let positions = setup.limits.positions;
+    for (i, rope) in setup.decoder.ropes.iter().enumerate() {
+        if let Some(most) = rope.positions().filter(|&most| most < positions) {
+            return Err(Error::Data(format!(
+                "there are texts of up to {positions} tokens; with this model's longrope only up to {most} are supported, as \
+                 longer ones are rotated by other angles: take shorter texts, or set --max-length {most}"
+            )));
+        }
+        tensors.write_f32(&names::rope(i), &rope.table(positions))?;
+    }
+    Ok(())
 }
 
 /// First values of a head that the checkpoint does not have, `[classes, hidden]`.

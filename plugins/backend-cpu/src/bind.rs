@@ -120,6 +120,10 @@ impl Io {
         self.inputs.len()
     }
 
+    pub fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+
     /// An f32 input.
     pub fn real<T: Real>(&self, i: usize) -> Result<Ptr<T>, String> {
         self.input_at(i)?.typed(DType::F32)

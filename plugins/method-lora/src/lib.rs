@@ -27,7 +27,8 @@ impl Method for Lora {
             default: Some(default),
         };
         let float = |min, max, min_open| OptionKind::Float { min, max, min_open };
-        let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear";
+        let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one \
+                       layer, each of them means that layer; gate and up likewise";
         MethodInfo {
             name: "lora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -98,7 +99,7 @@ fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selecti
 
 fn target_roles(targets: &str) -> Result<Vec<Role>, Error> {
     if targets.trim() == "all-linear" {
-        return Ok(TARGETS.map(|(_, role)| role).to_vec());
+        return Ok(TARGETS.iter().flat_map(|(_, role)| layers_of(*role)).collect());
     }
     let role = |name: &str| {
         TARGETS.iter().find(|(target, _)| *target == name.trim()).map(|(_, role)| *role).ok_or_else(|| {
@@ -106,7 +107,18 @@ fn target_roles(targets: &str) -> Result<Vec<Role>, Error> {
             Error(format!("lora-targets: unknown target `{name}`; give a list of {known}, or all-linear"))
         })
     };
-    targets.split(',').map(role).collect()
+    let roles = targets.split(',').map(role).collect::<Result<Vec<_>, Error>>()?;
+    Ok(roles.into_iter().flat_map(layers_of).collect())
+}
+
+/// The roles that a layer with this projection may have: it alone, or in one layer with others.
+fn layers_of(role: Role) -> impl Iterator<Item = Role> {
+    let joint = match role {
+        Role::QProj | Role::KProj | Role::VProj => Some(Role::QkvProj),
+        Role::GateProj | Role::UpProj => Some(Role::GateUpProj),
+        _ => None,
+    };
+    [role].into_iter().chain(joint)
 }
 
 fn number(options: &Options, name: &str) -> Result<f64, Error> {
@@ -141,7 +153,8 @@ fn first(outputs: Vec<Value>) -> Result<Value, Error> {
 
 /// Different for every linear layer. The upper half of the range, so that it meets no salt of the host.
 fn salt(parameter: &Parameter) -> u32 {
-    let target = TARGETS.iter().position(|(_, role)| *role == parameter.role).unwrap_or(TARGETS.len());
+    let is_own = |(_, role): &(&str, Role)| layers_of(*role).any(|role| role == parameter.role);
+    let target = TARGETS.iter().position(is_own).unwrap_or(TARGETS.len());
     let layer = parameter.layer.unwrap_or(0);
     1 << 31 | (layer as u32) << 3 | target as u32
 }

@@ -79,6 +79,31 @@ fn targets() {
     assert!(Lora.select(&no_layers, &options("q", 0.0)).unwrap_err().0.contains("match no linear layer"));
 }
 
+/// A projection that shares its layer with others stands for that layer; both have salts of their own.
+#[test]
+fn layers_of_several_projections() {
+    let mut parameters = model(TINY);
+    parameters.retain(|p| !matches!(p.role, Role::KProj | Role::VProj | Role::UpProj));
+    for p in &mut parameters {
+        p.role = match p.role {
+            Role::QProj => Role::QkvProj,
+            Role::GateProj => Role::GateUpProj,
+            other => other,
+        };
+    }
+    let chosen = |targets: &str| {
+        let selections = Lora.select(&parameters, &options(targets, 0.0)).unwrap();
+        let pairs = parameters.iter().zip(selections);
+        let roles = pairs.filter(|(_, selection)| matches!(selection, Selection::Reparam { .. })).map(|(p, _)| p.role);
+        roles.collect::<HashSet<_>>()
+    };
+    assert_eq!(chosen("q,v"), HashSet::from([Role::QkvProj]));
+    assert_eq!(chosen("up,o"), HashSet::from([Role::GateUpProj, Role::OProj]));
+    assert_eq!(chosen("all-linear").len(), 4);
+    let salts: HashSet<u32> = parameters.iter().filter(|p| p.role.is_projection()).map(salt).collect();
+    assert_eq!(salts.len(), 4 * TINY.layers);
+}
+
 #[test]
 fn selections_of_one_layer() {
     let selections = Lora.select(&model(TINY), &options("v", 0.0)).unwrap();

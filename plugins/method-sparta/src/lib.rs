@@ -45,6 +45,7 @@ impl Method for Sparta {
         let vocabulary = |role| matches!(role, Role::Embedding | Role::LmHead);
         let candidates: Vec<&Parameter> = body.iter().copied().filter(|p| !vocabulary(p.role)).collect();
         let chosen = Targets::parse(targets)?;
+        chosen.check(parameters)?;
         let target_count = count(candidates.iter().copied().filter(|p| chosen.contain(p)));
         if target_count == 0 {
             return Err(no_targets(targets, &candidates));

@@ -24,6 +24,18 @@ impl Targets {
         })
     }
 
+    /// Why these targets cannot be told apart from others in this model.
+    pub fn check(&self, parameters: &[Parameter]) -> Result<(), Error> {
+        let joint = parameters.iter().find(|p| p.role == Role::QkvProj);
+        match (self, joint) {
+            (Targets::ValueOutput, Some(joint)) => Err(Error(format!(
+                "targets `vo`: this model has q, k and v in one tensor, {}; choose attn, or `o_proj` alone",
+                joint.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a tensor of the body is one of them; a bias belongs to its projection.
     pub fn contain(&self, parameter: &Parameter) -> bool {
         let role = parameter.role;
@@ -33,11 +45,13 @@ impl Targets {
         match self {
             Targets::All => true,
             Targets::Attention => {
-                matches!(role, Role::QProj | Role::KProj | Role::VProj | Role::OProj) || bias_of(&["q", "k", "v", "o"])
+                matches!(role, Role::QProj | Role::KProj | Role::VProj | Role::QkvProj | Role::OProj)
+                    || bias_of(&["q", "k", "v", "o"])
             }
             Targets::ValueOutput => matches!(role, Role::VProj | Role::OProj) || bias_of(&["v", "o"]),
             Targets::Mlp => {
-                matches!(role, Role::GateProj | Role::UpProj | Role::DownProj) || bias_of(&["gate", "up", "down"])
+                matches!(role, Role::GateProj | Role::UpProj | Role::GateUpProj | Role::DownProj)
+                    || bias_of(&["gate", "up", "down"])
             }
             Targets::Names(regex) => regex.is_match(&parameter.name),
         }

@@ -73,6 +73,21 @@ fn named_targets() {
     assert_eq!(names(r"layers\.1\..*q_proj"), ["model.layers.1.self_attn.q_proj.weight"]);
 }
 
+/// Values alone cannot be chosen out of a tensor that holds queries and keys, too.
+#[test]
+fn one_tensor_for_q_k_and_v() {
+    let mut parameters = model();
+    parameters.retain(|p| !matches!(p.role, Role::KProj | Role::VProj | Role::Bias));
+    parameters.iter_mut().filter(|p| p.role == Role::QProj).for_each(|p| p.role = Role::QkvProj);
+    let select = |targets: &str| {
+        let options = Options::from([("density".into(), 0.01.into()), ("targets".into(), targets.into())]);
+        Sparta.select(&parameters, &options)
+    };
+    let sparse = select("attn").unwrap().iter().filter(|s| matches!(s, Selection::Sparse { .. })).count();
+    assert_eq!(sparse, 4);
+    assert!(select("vo").unwrap_err().0.contains("q, k and v in one tensor"));
+}
+
 #[test]
 fn too_large_a_density_names_the_largest() {
     // v and o with biases: 420 of 2,048.

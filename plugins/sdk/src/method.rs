@@ -64,6 +64,10 @@ pub enum Role {
     GateProj,
     UpProj,
     DownProj,
+    /// Q, k and v as one layer, their rows below each other (Phi-3).
+    QkvProj,
+    /// Gate and up as one layer, their rows below each other (Phi-3).
+    GateUpProj,
     /// Biases of q, k, v.
     Bias,
     /// The vocabulary head of a causal model where untied.
@@ -76,7 +80,7 @@ impl Role {
     /// Whether the tensor is the weight `[out, in]` of a linear layer of the body.
     pub fn is_projection(self) -> bool {
         use Role::*;
-        matches!(self, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj)
+        matches!(self, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj | QkvProj | GateUpProj)
     }
 }
 

@@ -48,7 +48,7 @@ pub fn config(bytes: &[u8]) -> bool {
     // What follows from it: the names and shapes of the weights, and a table of angles.
     let weights = Weights::open(&dir).expect("the weights are good");
     let checked = check_weights(&decoder, &weights, HeadKind::Classification { classes: decoder.labels.len() });
-    drop((checked, decoder.rope.table(decoder.head_dim, 4)));
+    drop((checked, decoder.ropes.iter().map(|rope| rope.table(4)).collect::<Vec<_>>()));
     true
 }
 

@@ -95,6 +95,7 @@ ops! {
     rms_norm: RmsNorm = "rms_norm", RmsNormGrad = "rms_norm_grad", RmsNormGradW = "rms_norm_grad_w";
     linear: Linear = "linear";
     column_sum: ColumnSum = "column_sum";
+    columns: SplitColumns = "split_columns", JoinColumns = "join_columns";
     rope: Rope = "rope";
     attention: Attention = "attention", AttentionDelta = "attention_delta", AttentionGrad = "attention_grad";
     attention_cached: AttentionCached = "attention_cached";

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use tokenizers::models::ModelWrapper;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -32,6 +32,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     growth: Growth,
     pad_id: Option<u32>,
+    eos_id: Option<u32>,
+    /// Rows of the model's embedding, once they are known.
+    rows: OnceLock<usize>,
 }
 
 impl Tokenizer {
@@ -66,8 +69,9 @@ impl Tokenizer {
             let template = template(&inner, &special, add).map_err(error)?;
             inner.with_post_processor(Some(template));
         }
-        let pad_id = special.named.get("pad_token").and_then(|token| inner.token_to_id(token));
-        let tokenizer = Tokenizer { path, inner, growth, pad_id };
+        let named = |key: &str| special.named.get(key).and_then(|token| inner.token_to_id(token));
+        let (pad_id, eos_id) = (named("pad_token"), named("eos_token"));
+        let tokenizer = Tokenizer { path, inner, growth, pad_id, eos_id, rows: OnceLock::new() };
         // Parts of the file that do not fit together show only in use.
         tokenizer.encode("", Some(""))?;
         tokenizer.encode("", None)?;
@@ -104,7 +108,16 @@ impl Tokenizer {
             let start: String = text.chars().take(40).collect();
             Error::Tokenizer(format!("{}: cannot encode {start:?}: {e}", self.path.display()))
         })?;
-        Ok(encoding.get_ids().to_vec())
+        let (ids, rows) = (encoding.get_ids(), self.rows.get().copied().unwrap_or(usize::MAX));
+        match ids.iter().find(|&&id| id as usize >= rows) {
+            Some(&id) => Err(Error::Tokenizer(format!(
+                "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} embeddings; \
+                 take it out of the text",
+                self.path.display(),
+                self.token(id).unwrap_or_default()
+            ))),
+            None => Ok(ids.to_vec()),
+        }
     }
 
     /// The text of ids, without special tokens.
@@ -139,9 +152,14 @@ impl Tokenizer {
         inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
     }
 
-    /// Checks that every id is a row of the model's embedding.
+    /// Checks that every id of the vocabulary is a row of the model's embedding. Tokens that are added to it may lie beyond, as
+    /// that of images does in Gemma 3 of 1B, which reads none: from now on a text with such a token is an error.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
-        let last = self.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        // Two models are not read with one tokenizer.
+        self.rows.get_or_init(|| vocab_size);
+        let added = self.inner.get_added_vocabulary().get_vocab();
+        let own = self.inner.get_vocab(true).into_iter().filter(|(token, _)| !added.contains_key(token));
+        let last = own.max_by_key(|(_, id)| *id);
         match last {
             Some((token, id)) if id as usize >= vocab_size => Err(Error::Tokenizer(format!(
                 "{}: token {token:?} has id {id}, but the model has {vocab_size} embeddings (`vocab_size` in \
@@ -164,6 +182,11 @@ impl Tokenizer {
     /// The id of the padding token that the tokenizer's files name.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
+    }
+
+    /// The id of the token for the end of a text that the tokenizer's files name.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
     }
 }
 
@@ -460,6 +483,20 @@ mod tests {
         tokenizer.check_vocab(7).unwrap();
         let text = tokenizer.check_vocab(6).unwrap_err().to_string();
         assert!(text.contains("\"film\"") && text.contains("id 6") && text.contains("6 embeddings"), "{text}");
+    }
+
+    /// The token of images in Gemma 3 of 1B is added behind the rows of its embedding.
+    #[test]
+    fn an_added_token_beyond_the_embedding_is_refused_in_texts() {
+        let mut file = tiny();
+        let image = json!({"id": 7, "content": "<image>", "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false});
+        file["added_tokens"].as_array_mut().unwrap().push(image);
+        let tokenizer = open(file, json!({})).unwrap();
+        tokenizer.check_vocab(7).unwrap();
+        tokenizer.encode("a film", None).unwrap();
+        let text = tokenizer.encode("a <image> film", None).unwrap_err().to_string();
+        assert!(text.contains("\"<image>\" with the id 7") && text.contains("7 embeddings"), "{text}");
     }
 
     /// Ids of `tokenizers` 0.23 in Python.

@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use sparta_graph::DType;
 use sparta_model::{TensorView, WeightSource};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -13,7 +14,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a model directory by their Hugging Face names. Names of the backbone always begin with `model.`,
-/// also where the files hold a bare backbone without that prefix.
+/// also where the files hold a bare backbone without that prefix, or a model whose text part has names of its own.
 #[derive(Debug)]
 pub struct Weights {
     dir: PathBuf,
@@ -183,7 +184,7 @@ fn is_plain_file_name(name: &str) -> bool {
 
 fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
     let all = || files.iter().flat_map(TensorFile::names);
-    let bare = !all().any(|name| name.starts_with("model."));
+    let bare = !all().any(|name| of_text(name).starts_with("model."));
     let mut tensors: BTreeMap<String, Slot> = BTreeMap::new();
     for (i, file) in files.iter().enumerate() {
         for name in file.names() {
@@ -196,8 +197,9 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
                     view.dtype
                 ))
             })?;
-            let is_head = name.starts_with("lm_head.") || name.starts_with("score.");
-            let canonical = if bare && !is_head { format!("model.{name}") } else { name.to_string() };
+            let text = of_text(name);
+            let is_head = text.starts_with("lm_head.") || text.starts_with("score.");
+            let canonical = if bare && !is_head { format!("model.{text}") } else { text.into_owned() };
             let slot = Slot { file: i, name: name.to_string(), dtype, reordered: None };
             if let Some(first) = tensors.insert(canonical, slot) {
                 return Err(error(format!(
@@ -208,6 +210,17 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
         }
     }
     Ok(tensors)
+}
+
+/// A name as a text model has it: the text part of a model that also reads images is called `language_model`, where
+/// published checkpoints have it and where transformers has it in memory.
+fn of_text(name: &str) -> Cow<'_, str> {
+    for inside in ["language_model.model.", "model.language_model."] {
+        if let Some(rest) = name.strip_prefix(inside) {
+            return Cow::Owned(format!("model.{rest}"));
+        }
+    }
+    Cow::Borrowed(name.strip_prefix("language_model.").unwrap_or(name))
 }
 
 fn weight_dtype(dtype: Dtype) -> Option<DType> {
@@ -298,6 +311,27 @@ mod tests {
         let weights = Weights::open(dir.path()).unwrap();
         assert_eq!(weights.names().collect::<Vec<_>>(), ["model.embed_tokens.weight", "score.weight"]);
         assert!(weights.get("model.embed_tokens.weight").is_some());
+    }
+
+    #[test]
+    fn the_text_part_of_a_larger_model_is_a_model() {
+        for (text, images) in [
+            ("language_model.model.a", "vision_tower.b"),
+            ("model.language_model.a", "model.vision_tower.b"),
+            ("language_model.a", "vision_tower.b"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            shard(
+                &dir,
+                SINGLE,
+                &[(text, Dtype::F32), (images, Dtype::F32), ("language_model.lm_head.weight", Dtype::F32)],
+            );
+            let weights = Weights::open(dir.path()).unwrap();
+            let names: Vec<_> = weights.names().collect();
+            assert_eq!(names.len(), 3);
+            assert!(names.contains(&"model.a") && names.contains(&"lm_head.weight"), "{names:?}");
+            assert!(names.iter().any(|name| name.ends_with("vision_tower.b")), "{names:?}");
+        }
     }
 
     #[test]

@@ -229,6 +229,8 @@ impl<'a> Lowering<'a> {
             Op::RmsNormGradW(op) => self.rms_norm_grad_w(op),
             Op::Linear(op) => self.linear(op),
             Op::ColumnSum(_) => self.column_sum(),
+            Op::SplitColumns(_) => self.columns(self.input(0)?, &self.call.outputs, false),
+            Op::JoinColumns(_) => self.columns(self.output(0)?, &self.call.inputs, true),
             Op::Rope(op) => self.rope(op),
             Op::Attention(op) => self.attention(op),
             Op::AttentionCached(op) => self.attention_cached(&op.0),

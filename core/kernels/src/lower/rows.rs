@@ -104,10 +104,27 @@ impl Lowering<'_> {
         let width = width_of(x);
         for shard in self.row_shards(&[x, spans, y])? {
             let n = shard.len() * width;
-            let params =
-                [n as u32, shard.start as u32, width as u32, op.head_dim as u32, positions, direction.to_bits()];
+            let sizes = [width, op.head_dim, op.width()].map(|n| n as u32);
+            let params = [&[n as u32, shard.start as u32], &sizes[..], &[positions, direction.to_bits()]].concat();
             let bindings = [rows(x, &shard), rows(spans, &shard), table, rows(y, &shard)];
             self.push("rope", &types, &params, &bindings).threads(words(n, y.ty.dtype));
+        }
+        Ok(())
+    }
+
+    /// Blocks of columns out of a matrix, which `blocks` make up, or into it.
+    pub(super) fn columns(&mut self, matrix: &Operand, blocks: &[Operand], join: bool) -> Result<(), String> {
+        let stride = words(width_of(matrix), matrix.ty.dtype);
+        let mut begin = 0;
+        for block in blocks {
+            let width = words(width_of(block), block.ty.dtype);
+            for shard in self.row_shards(&[matrix, block])? {
+                let n = shard.len() * width;
+                let params = [n, width, stride, begin].map(|n| n as u32);
+                let bindings = [rows(matrix, &shard), rows(block, &shard)];
+                self.push("columns", &[("JOIN", u32::from(join))], &params, &bindings).threads(n);
+            }
+            begin += width;
         }
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Reads `config.json`: what all families share.
 
 use super::keys::Keys;
-use super::{Decoder, Family, Rope};
-use crate::Result;
+use super::rope::RopeDefaults;
+use super::{Decoder, Family, Rope, text_config};
+use crate::{Error, Result};
 use serde_json::{Map, Value};
 use sparta_graph::DType;
 use sparta_graph::ops::Activation;
@@ -19,6 +20,10 @@ const MAX_LABELS: usize = 1 << 16;
 
 /// What a family assumes where the file is silent.
 pub(super) struct Defaults {
+    /// `None`: the file must say it.
+    pub vocab_size: Option<usize>,
+    /// `None`: the file must say it.
+    pub heads: Option<usize>,
     /// `None`: as many as query heads.
     pub kv_heads: Option<usize>,
     /// `None`: hidden size / query heads.
@@ -28,6 +33,25 @@ pub(super) struct Defaults {
     pub pad: Option<u32>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
+    pub rms_norm_eps: f64,
+    pub rope: RopeDefaults,
+}
+
+impl Defaults {
+    /// Those of most families.
+    pub const PLAIN: Defaults = Defaults {
+        vocab_size: None,
+        heads: None,
+        kv_heads: None,
+        head_dim: None,
+        max_position_embeddings: 2048,
+        tied_embeddings: false,
+        pad: None,
+        bos: None,
+        eos: None,
+        rms_norm_eps: 1e-6,
+        rope: RopeDefaults { theta: 10_000.0, local_theta: None, partial: false },
+    };
 }
 
 impl Decoder {
@@ -37,23 +61,35 @@ impl Decoder {
     /// Errors name file, key, value and what is supported: unknown architectures, sizes that contradict each other, and
     /// every setting that would change the computation in a way that is not implemented.
     pub fn parse(path: &Path, map: &Map<String, Value>) -> Result<Decoder> {
-        let keys = Keys::new(path, map);
+        let text = text_config(path, map)?;
+        let keys = Keys::new(path, text.as_ref().unwrap_or(map));
         let Some(kind) = keys.text("model_type")? else {
             return Err(keys.error("has no `model_type`; is this the config.json of a transformers model?"));
         };
-        let Some(family) = Family::of_model_type(kind) else {
-            return Err(keys.invalid("model_type", format_args!("one of {}", Family::supported())));
-        };
+        let Some(family) = Family::of_model_type(kind) else { return Err(unknown_family(&keys)) };
         check_architectures(&keys, family)?;
-        family.decoder(&keys)
+        Ok(Decoder { reads_images: text.is_some(), ..family.decoder(&keys)? })
     }
+}
+
+/// Why a `model_type` is not supported, where the file shows it.
+fn unknown_family(keys: &Keys) -> Error {
+    let has = |parts: &[&str]| keys.map().keys().any(|key| parts.iter().any(|part| key.contains(part)));
+    let what = if has(&["expert"]) {
+        ": this is a mixture of experts, which is not supported"
+    } else if has(&["vision", "audio", "img_", "image_"]) {
+        ": this model also reads images or sound; of those the text part of gemma3 is supported"
+    } else {
+        ""
+    };
+    keys.invalid("model_type", format_args!("one of {}{what}", Family::supported()))
 }
 
 /// The part of a decoder that is read alike for all families; the flags are those of a Llama.
 pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<Decoder> {
     check_unsupported(keys)?;
     let hidden_size = keys.required_size("hidden_size", MAX_WIDTH)?;
-    let heads = keys.required_size("num_attention_heads", MAX_HEADS)?;
+    let heads = keys.size_or("num_attention_heads", MAX_HEADS, defaults.heads)?;
     let kv_heads = match keys.size("num_key_value_heads", MAX_HEADS)? {
         Some(n) => n,
         // An explicit null is as many as query heads in every family.
@@ -66,10 +102,11 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
         )));
     }
     let layers = keys.required_size("num_hidden_layers", MAX_LAYERS)?;
-    let vocab_size = keys.required_size("vocab_size", MAX_VOCAB)?;
+    let vocab_size = keys.size_or("vocab_size", MAX_VOCAB, defaults.vocab_size)?;
     let head_dim = head_dim(keys, hidden_size, heads, defaults)?;
     let max_position_embeddings =
         keys.size("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(defaults.max_position_embeddings);
+    let ropes = Rope::parse(keys, &defaults.rope, head_dim, max_position_embeddings)?;
     Ok(Decoder {
         family,
         vocab_size,
@@ -79,7 +116,7 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
         heads,
         kv_heads,
         head_dim,
-        rms_norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        rms_norm_eps: keys.positive("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps) as f32,
         activation: Activation::Silu,
         norm_plus_one: false,
         embed_scale: None,
@@ -89,7 +126,8 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
         post_norms: false,
         qk_norm: false,
         qkv_bias: false,
-        rope: Rope::parse(keys, max_position_embeddings)?,
+        fused: false,
+        rotations: vec![Some(0); layers],
         windows: vec![None; layers],
         tied_embeddings: keys.flag("tie_word_embeddings", defaults.tied_embeddings)?,
         pad_token_id: pad_token(keys, vocab_size, defaults.pad)?,
@@ -98,8 +136,10 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
         labels: labels(keys)?,
         problem_type: problem_type(keys)?,
         initializer_range: keys.positive("initializer_range")?.unwrap_or(0.02) as f32,
-        max_position_embeddings,
+        max_position_embeddings: ropes.iter().filter_map(Rope::positions).fold(max_position_embeddings, usize::min),
+        ropes,
         dtype: dtype(keys)?,
+        reads_images: false,
     })
 }
 
@@ -131,11 +171,11 @@ pub(super) fn layer_types(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>
 }
 
 /// The window size, which is `default` where the key is missing; `null` is none.
-pub(super) fn sliding_window(keys: &Keys, default: usize) -> Result<Option<usize>> {
+pub(super) fn sliding_window(keys: &Keys, default: Option<usize>) -> Result<Option<usize>> {
     if keys.is_null("sliding_window") {
         return Ok(None);
     }
-    Ok(Some(keys.size("sliding_window", MAX_POSITIONS)?.unwrap_or(default)))
+    Ok(keys.size("sliding_window", MAX_POSITIONS)?.or(default))
 }
 
 /// Windows of layers that slide where `types` says so. A sliding layer without a window is a contradiction.
@@ -164,10 +204,17 @@ fn check_unsupported(keys: &Keys) -> Result<()> {
     if keys.get("per_layer_config").is_some() {
         return Err(keys.invalid("per_layer_config", "no such key: all layers must have one shape"));
     }
+    if let Some(key) =
+        ["num_local_experts", "num_experts", "n_routed_experts"].into_iter().find(|key| keys.get(key).is_some())
+    {
+        return Err(keys.invalid(key, "no such key: mixtures of experts are not supported"));
+    }
     // transformers 5 makes any decoder bidirectional by this key.
     keys.only("is_causal", Value::Bool(true))?;
-    if keys.get("attention_dropout").is_some_and(|p| p.as_f64() != Some(0.0)) {
-        return Err(keys.invalid("attention_dropout", "0: dropout is an option of the training run, not of the model"));
+    for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+        if keys.get(key).is_some_and(|p| p.as_f64() != Some(0.0)) {
+            return Err(keys.invalid(key, "0: dropout is an option of the training run, not of the model"));
+        }
     }
     Ok(())
 }
@@ -185,7 +232,7 @@ fn problem_type(keys: &Keys) -> Result<Option<String>> {
 /// The class names in `architectures` belong to the family: a backbone with a vocabulary head, a class head or none.
 fn check_architectures(keys: &Keys, family: Family) -> Result<()> {
     let Some(value) = keys.get("architectures") else { return Ok(()) };
-    let supported = ["ForCausalLM", "ForSequenceClassification", "Model"].map(|end| format!("{}{end}", family.class()));
+    let supported = family.classes();
     let known = |value: &Value| value.as_str().is_some_and(|name| supported.iter().any(|s| s == name));
     match value.as_array() {
         Some(list) if list.iter().all(known) => Ok(()),

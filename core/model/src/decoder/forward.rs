@@ -1,10 +1,10 @@
 //! The forward pass of a decoder as a graph. One function for all families: the flags of [`Decoder`] say what differs.
 
 use super::Decoder;
-use crate::{Precision, Result};
+use crate::{Error, Precision, Result};
 use sparta_graph::ops::{
     Add, Attention, AttentionCached, Cast, Embed, GatedAct, Layout, Linear, RmsNorm, Rope, SelectRows, SoftCap,
-    StoreRows,
+    SplitColumns, StoreRows,
 };
 use sparta_graph::{DType, Graph, Value};
 
@@ -31,14 +31,14 @@ pub trait Layers {
 }
 
 /// A packed batch as graph values.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Inputs {
     /// u32 `[T]`
     pub tokens: Value,
     /// u32 `[T, 2]`
     pub spans: Value,
-    /// f32 `[P, head_dim]` of [`super::Rope::table`]
-    pub rope: Value,
+    /// f32 `[P, width]` of [`super::Rope::table`], for each of [`Decoder::ropes`].
+    pub ropes: Vec<Value>,
     /// u32 `[N]`: the rows to compute after the last attention; all of them without.
     pub rows: Option<Value>,
     /// Probability of attention dropout and the rng input.
@@ -153,22 +153,21 @@ fn attention_block(
     let inside = layers.precision().activations;
     let h = norm(decoder, graph, layers, &format!("{prefix}.input_layernorm"), x, inside)?;
     let attention = format!("{prefix}.self_attn");
-    let mut project = |graph: &mut Graph, name: &str, rotate: bool| -> Result<Value> {
-        let mut y = layers.linear(graph, &format!("{attention}.{name}_proj"), h, decoder.qkv_bias, None)?;
-        if rotate && decoder.qk_norm {
+    let widths = [decoder.heads, decoder.kv_heads, decoder.kv_heads].map(|heads| heads * decoder.head_dim);
+    let parts = ["q", "k", "v"].into_iter().zip(widths);
+    let [q, k, v] = project(decoder, graph, layers, &attention, ("qkv", parts), h)?;
+    let mut heads = |graph: &mut Graph, name: &str, mut y: Value| -> Result<Value> {
+        if decoder.qk_norm {
             let w = layers.tensor(graph, &format!("{attention}.{name}_norm.weight"))?;
-            y = graph
-                .one(RmsNorm { eps: decoder.rms_norm_eps, plus_one: false, output: None, rate: false }, &[y, w])?;
+            let (eps, plus_one) = (decoder.rms_norm_eps, decoder.norm_plus_one);
+            y = graph.one(RmsNorm { eps, plus_one, output: None, rate: false }, &[y, w])?;
         }
-        if rotate {
-            let rope = Rope { head_dim: decoder.head_dim, inverse: false };
-            y = graph.one(rope, &[y, inputs.spans, inputs.rope])?;
-        }
-        Ok(y)
+        let Some(rotation) = decoder.rotations[layer] else { return Ok(y) };
+        let (head_dim, width) = (decoder.head_dim, decoder.ropes[rotation].width);
+        let rope = Rope { head_dim, inverse: false, rotated: Some(width).filter(|&width| width < head_dim) };
+        Ok(graph.one(rope, &[y, inputs.spans, inputs.ropes[rotation]])?)
     };
-    let q = project(graph, "q", true)?;
-    let k = project(graph, "k", true)?;
-    let v = project(graph, "v", false)?;
+    let (q, k) = (heads(graph, "q", q)?, heads(graph, "k", k)?);
     let op = Attention {
         heads: decoder.heads,
         kv_heads: decoder.kv_heads,
@@ -200,14 +199,36 @@ fn attention_block(
     Ok(graph.one(Add {}, &[x, y])?)
 }
 
+/// Projections of the same rows, `parts` by name and width: each a layer of its own, or all of them blocks of the outputs
+/// of the layer `fused`.
+fn project<const N: usize>(
+    decoder: &Decoder,
+    graph: &mut Graph,
+    layers: &mut dyn Layers,
+    block: &str,
+    (fused, parts): (&str, impl Iterator<Item = (&'static str, usize)>),
+    x: Value,
+) -> Result<[Value; N]> {
+    let bias = decoder.qkv_bias && fused == "qkv";
+    let outputs = if decoder.fused {
+        let y = layers.linear(graph, &format!("{block}.{fused}_proj"), x, bias, None)?;
+        graph.apply(SplitColumns { widths: parts.map(|(_, width)| width).collect() }.into(), &[y])?
+    } else {
+        let layer = |(name, _)| layers.linear(graph, &format!("{block}.{name}_proj"), x, bias, None);
+        parts.map(layer).collect::<Result<Vec<_>>>()?
+    };
+    let wrong = |outputs: Vec<Value>| Error::Config(format!("{block} has {} projections, expected {N}", outputs.len()));
+    outputs.try_into().map_err(wrong)
+}
+
 fn mlp_block(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, layer: usize, x: Value) -> Result<Value> {
     let prefix = format!("model.layers.{layer}");
     graph.set_label(format!("layers.{layer}.mlp"));
     let inside = layers.precision().activations;
     let before = if decoder.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
     let h = norm(decoder, graph, layers, &format!("{prefix}.{before}"), x, inside)?;
-    let gate = layers.linear(graph, &format!("{prefix}.mlp.gate_proj"), h, false, None)?;
-    let up = layers.linear(graph, &format!("{prefix}.mlp.up_proj"), h, false, None)?;
+    let parts = ["gate", "up"].into_iter().zip([decoder.intermediate_size; 2]);
+    let [gate, up] = project(decoder, graph, layers, &format!("{prefix}.mlp"), ("gate_up", parts), h)?;
     let y = graph.one(GatedAct { act: decoder.activation }, &[gate, up])?;
     let down = format!("{prefix}.mlp.down_proj");
     if !decoder.post_norms {

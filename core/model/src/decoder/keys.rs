@@ -19,9 +19,9 @@ impl<'a> Keys<'a> {
         Keys { path, prefix: "", map }
     }
 
-    /// The object under a key; `prefix` is the key with a final dot.
+    /// The object under a key; `prefix` is the key with a final dot, after the keys that lead here.
     pub fn object(&self, prefix: &'a str) -> Result<Option<Keys<'a>>> {
-        let key = prefix.trim_end_matches('.');
+        let key = prefix.strip_prefix(self.prefix).unwrap_or(prefix).trim_end_matches('.');
         match self.get(key) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(Keys { path: self.path, prefix, map })),
@@ -36,6 +36,10 @@ impl<'a> Keys<'a> {
     /// Whether the key is there with the value `null`.
     pub fn is_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)
+    }
+
+    pub fn map(&self) -> &'a Map<String, Value> {
+        self.map
     }
 
     pub fn is_empty(&self) -> bool {
@@ -97,7 +101,13 @@ impl<'a> Keys<'a> {
     }
 
     pub fn required_size(&self, key: &str, max: usize) -> Result<usize> {
+        self.size_or(key, max, None)
+    }
+
+    /// An integer in `1..=max`, or the default where the key is missing. Errors: neither of the two.
+    pub fn size_or(&self, key: &str, max: usize, default: Option<usize>) -> Result<usize> {
         self.size(key, max)?
+            .or(default)
             .ok_or_else(|| self.error(format_args!("has no `{}{key}`; is this the model's own file?", self.prefix)))
     }
 

@@ -6,11 +6,13 @@ pub mod forward;
 mod keys;
 mod parameters;
 mod rope;
+mod text;
 
 pub use config::PROBLEM_TYPES;
 pub use families::Family;
 pub use parameters::{HEAD, HeadKind, check_weights};
 pub use rope::{Rope, Scaling};
+pub use text::{IMAGES, text_config};
 
 use sparta_graph::DType;
 use sparta_graph::ops::Activation;
@@ -19,7 +21,7 @@ use sparta_graph::ops::Activation;
 /// weights. Every block is
 ///
 /// ```text
-/// h = h + [norm] o_proj(attention(rope([norm] q_proj(n)), rope([norm] k_proj(n)), v_proj(n)))   n = norm(h)
+/// h = h + [norm] o_proj(attention([rope] [norm] q_proj(n), [rope] [norm] k_proj(n), v_proj(n)))   n = norm(h)
 /// h = h + [norm] down_proj(act(gate_proj(n)) * up_proj(n))                                      n = norm(h)
 /// ```
 #[derive(Clone, Debug, PartialEq)]
@@ -48,11 +50,16 @@ pub struct Decoder {
     pub final_softcap: Option<f32>,
     /// Norms after attention and MLP, before the residual sum; then four norms per layer (Gemma 2).
     pub post_norms: bool,
-    /// RMS norm over each query and key head before RoPE, always without the `1 +` (Qwen 3).
+    /// RMS norm over each query and key head before RoPE (Qwen 3, Gemma 3).
     pub qk_norm: bool,
     /// Biases of q, k, v (Qwen 2).
     pub qkv_bias: bool,
-    pub rope: Rope,
+    /// One layer computes q, k and v, another gate and up (Phi-3).
+    pub fused: bool,
+    /// The rotations that layers have, one or two.
+    pub ropes: Vec<Rope>,
+    /// The rotation of each layer, by its position in `ropes`; `None`: queries and keys are not rotated (SmolLM3).
+    pub rotations: Vec<Option<usize>>,
     /// Sliding window of each layer: position i sees i - w + 1 ..= i. `None`: all positions up to its own.
     pub windows: Vec<Option<usize>>,
     /// The vocabulary head is the embedding matrix.
@@ -66,7 +73,10 @@ pub struct Decoder {
     pub problem_type: Option<String>,
     /// Standard deviation of new weights in pre-training.
     pub initializer_range: f32,
+    /// Positions that can be computed: those of the file, with longrope those of pre-training.
     pub max_position_embeddings: usize,
     /// The dtype that the file states; the weights' own counts.
     pub dtype: Option<DType>,
+    /// The text part of a model that also reads images, whose checkpoint has tensors for these, too ([`IMAGES`]).
+    pub reads_images: bool,
 }

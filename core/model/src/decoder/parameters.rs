@@ -1,6 +1,6 @@
 //! The tensors of a decoder, and whether a checkpoint has exactly these.
 
-use super::Decoder;
+use super::{Decoder, IMAGES};
 use crate::weights::WeightSource;
 use crate::{Error, Result};
 use sparta_graph::DType;
@@ -63,11 +63,17 @@ impl Decoder {
         let norm = |name| (name, vec![hidden], Role::Norm);
 
         let mut list = vec![norm("input_layernorm.weight")];
+        if self.fused {
+            list.push(("self_attn.qkv_proj.weight", vec![queries + 2 * keys, hidden], Role::QkvProj));
+        }
         for (weight, bias, rows, role) in [
             ("self_attn.q_proj.weight", "self_attn.q_proj.bias", queries, Role::QProj),
             ("self_attn.k_proj.weight", "self_attn.k_proj.bias", keys, Role::KProj),
             ("self_attn.v_proj.weight", "self_attn.v_proj.bias", keys, Role::VProj),
-        ] {
+        ]
+        .into_iter()
+        .filter(|_| !self.fused)
+        {
             list.push((weight, vec![rows, hidden], role));
             if self.qkv_bias {
                 list.push((bias, vec![rows], Role::Bias));
@@ -82,8 +88,12 @@ impl Decoder {
         if self.post_norms {
             list.push(norm("pre_feedforward_layernorm.weight"));
         }
-        list.push(("mlp.gate_proj.weight", vec![inner, hidden], Role::GateProj));
-        list.push(("mlp.up_proj.weight", vec![inner, hidden], Role::UpProj));
+        if self.fused {
+            list.push(("mlp.gate_up_proj.weight", vec![2 * inner, hidden], Role::GateUpProj));
+        } else {
+            list.push(("mlp.gate_proj.weight", vec![inner, hidden], Role::GateProj));
+            list.push(("mlp.up_proj.weight", vec![inner, hidden], Role::UpProj));
+        }
         list.push(("mlp.down_proj.weight", vec![hidden, inner], Role::DownProj));
         if self.post_norms {
             list.push(norm("post_feedforward_layernorm.weight"));
@@ -126,7 +136,7 @@ pub fn check_weights(decoder: &Decoder, weights: &dyn WeightSource, head: HeadKi
     let known: BTreeSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
     let stored = weights.names().into_iter();
     let extra: Vec<String> =
-        stored.filter(|name| !known.contains(name) && !may_be_unused(name)).map(str::to_string).collect();
+        stored.filter(|name| !known.contains(name) && !may_be_unused(decoder, name)).map(str::to_string).collect();
 
     let mut problems = Vec::new();
     for (what, names) in [("missing", missing), ("not part of this architecture", extra), ("of wrong shape", wrong)] {
@@ -149,10 +159,11 @@ pub fn check_weights(decoder: &Decoder, weights: &dyn WeightSource, head: HeadKi
     Ok(parameters)
 }
 
-/// Tensors that a checkpoint may hold though this model does not read them: the head of another task, and frequencies
-/// that old versions stored.
-fn may_be_unused(name: &str) -> bool {
-    matches!(name, "lm_head.weight" | HEAD) || name.ends_with(".rotary_emb.inv_freq")
+/// Tensors that a checkpoint may hold though this model does not read them: the head of another task, frequencies that old
+/// versions stored, and what reads images.
+fn may_be_unused(decoder: &Decoder, name: &str) -> bool {
+    let of_images = decoder.reads_images && IMAGES.iter().any(|prefix| name.starts_with(prefix));
+    of_images || matches!(name, "lm_head.weight" | HEAD) || name.ends_with(".rotary_emb.inv_freq")
 }
 
 /// A stored `lm_head.weight` must equal the embedding that replaces it.

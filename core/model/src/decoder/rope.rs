@@ -5,15 +5,17 @@ use crate::Result;
 use serde_json::Value;
 use std::f64::consts::PI;
 
-/// Rotation of half-split pairs (i, i + head_dim/2) by `position * inv_freq[i]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Rotation of the first `width` elements of each head, in half-split pairs (i, i + width/2) by `position * inv_freq[i]`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
+    /// Even.
+    pub width: usize,
     pub theta: f64,
     pub scaling: Scaling,
 }
 
 /// How frequencies are changed for contexts longer than those of pre-training.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Scaling {
     None,
     /// All frequencies divided by `factor`.
@@ -28,64 +30,83 @@ pub enum Scaling {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    /// LongRoPE: each frequency is divided by a factor of its own, and cosines and sines are multiplied by one. These are the
+    /// factors for texts of up to `original` positions: longer ones have others at all their positions, and are refused.
+    Long {
+        short_factor: Vec<f64>,
+        attention_factor: f64,
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// What a family assumes where the file is silent, and what it can do.
+pub(super) struct RopeDefaults {
+    pub theta: f64,
+    /// That of layers that slide, in families where these rotate by other angles.
+    pub local_theta: Option<f64>,
+    /// Whether only a part of a head may be rotated.
+    pub partial: bool,
 }
 
 impl Rope {
     /// From the keys of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`). Where theta is in both
-    /// places the inner one counts; where it is in neither it is 10000, for every family.
-    pub(super) fn parse(keys: &Keys, max_position_embeddings: usize) -> Result<Rope> {
+    /// places the inner one counts. In families where sliding layers have a rotation of their own that is the second one.
+    pub(super) fn parse(
+        keys: &Keys,
+        defaults: &RopeDefaults,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    ) -> Result<Vec<Rope>> {
+        let reader = Reader { keys, defaults, head_dim, max_position_embeddings };
         let inner = parameters(keys)?;
-        keys.only("partial_rotary_factor", Value::from(1.0))?;
-        let outer_theta = keys.positive("rope_theta")?;
-        let Some(inner) = inner else {
-            return Ok(Rope { theta: outer_theta.unwrap_or(10_000.0), scaling: Scaling::None });
+        let of_types =
+            |inner: &Keys| ["full_attention", "sliding_attention"].into_iter().find(|t| inner.get(t).is_some());
+        let named = inner.as_ref().and_then(of_types);
+        let global = keys.positive("rope_theta")?.unwrap_or(defaults.theta);
+        let Some(local) = defaults.local_theta else {
+            return match (inner, named) {
+                (Some(inner), Some(key)) => Err(inner.invalid(key, "one set of parameters for all layers")),
+                (inner, _) => Ok(vec![reader.rope(inner, global)?]),
+            };
         };
-        inner.only("partial_rotary_factor", Value::from(1.0))?;
-        let theta = inner.positive("rope_theta")?.or(outer_theta).unwrap_or(10_000.0);
-        // Files before transformers 4.43 call it `type`.
-        let kind = match inner.text("rope_type")? {
-            Some(kind) => kind,
-            None => inner.text("type")?.unwrap_or("default"),
-        };
-        let number = |key: &str| inner.positive(key)?.ok_or_else(|| inner.invalid(key, "a number above 0"));
-        let scaling = match kind {
-            "default" => Scaling::None,
-            "linear" => Scaling::Linear { factor: number("factor")? },
-            "llama3" => {
-                let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
-                if high <= low {
-                    return Err(inner.invalid("high_freq_factor", format_args!("more than low_freq_factor, {low}")));
-                }
-                let original = "original_max_position_embeddings";
-                let original = match keys.size(original, 1 << 40)? {
-                    Some(n) => n,
-                    None => inner.size(original, 1 << 40)?.unwrap_or(max_position_embeddings),
-                };
-                Scaling::Llama3 {
-                    factor: number("factor")?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: original,
-                }
+        let local = keys.positive("rope_local_base_freq")?.unwrap_or(local);
+        match (inner, named) {
+            (Some(inner), Some(_)) => {
+                let full = inner.object("rope_parameters.full_attention.")?;
+                let sliding = inner.object("rope_parameters.sliding_attention.")?;
+                Ok(vec![reader.rope(full, global)?, reader.rope(sliding, local)?])
             }
-            _ => {
-                let key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
-                return Err(inner.invalid(key, "default, linear or llama3; other kinds are not supported"));
+            // transformers 4 scales only what layers that see all rotate by.
+            (inner, _) if keys.get("rope_parameters").is_none() => {
+                Ok(vec![reader.rope(inner, global)?, reader.rope(None, local)?])
             }
-        };
-        Ok(Rope { theta, scaling })
+            _ => Err(keys.invalid("rope_parameters", "parameters for full_attention and for sliding_attention")),
+        }
     }
 
-    /// Inverse frequencies `[head_dim / 2]`, in f32 steps as transformers takes them.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
-        let default = (0..head_dim).step_by(2).map(|i| {
-            let exponent = i as f32 / head_dim as f32;
-            1.0 / f64::from(self.theta as f32).powf(exponent.into()) as f32
-        });
+    /// The positions that can be computed, where there is a limit besides that of the model.
+    pub fn positions(&self) -> Option<usize> {
         match self.scaling {
+            Scaling::Long { original_max_position_embeddings, .. } => Some(original_max_position_embeddings),
+            _ => None,
+        }
+    }
+
+    /// Inverse frequencies `[width / 2]`, in f32 steps as transformers takes them.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let power = |i: usize| {
+            let exponent = (2 * i) as f32 / self.width as f32;
+            f64::from(self.theta as f32).powf(exponent.into()) as f32
+        };
+        let powers = (0..self.width / 2).map(power);
+        let default = powers.clone().map(|power| 1.0 / power);
+        match &self.scaling {
             Scaling::None => default.collect(),
-            Scaling::Linear { factor } => default.map(|f| f / factor as f32).collect(),
-            Scaling::Llama3 {
+            Scaling::Linear { factor } => default.map(|f| f / *factor as f32).collect(),
+            Scaling::Long { short_factor, .. } => {
+                powers.zip(short_factor).map(|(power, factor)| 1.0 / (*factor as f32 * power)).collect()
+            }
+            &Scaling::Llama3 {
                 factor,
                 low_freq_factor: low,
                 high_freq_factor: high,
@@ -108,18 +129,122 @@ impl Rope {
         }
     }
 
-    /// The table `[positions, head_dim]`, row-major: cosines of a position in the first half of its row, sines in the
+    /// The table `[positions, width]`, row-major: cosines of a position in the first half of its row, sines in the
     /// second. Angles are f32 products, as in transformers; their cosine and sine are rounded once.
-    pub fn table(&self, head_dim: usize, positions: usize) -> Vec<f32> {
-        let inv_freq = self.inv_freq(head_dim);
-        let mut table = Vec::with_capacity(positions * head_dim);
+    pub fn table(&self, positions: usize) -> Vec<f32> {
+        let inv_freq = self.inv_freq();
+        let factor = match self.scaling {
+            Scaling::Long { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        };
+        let mut table = Vec::with_capacity(positions * self.width);
         for position in 0..positions {
             let angles = || inv_freq.iter().map(|f| f64::from(position as f32 * f));
-            table.extend(angles().map(|a| a.cos() as f32));
-            table.extend(angles().map(|a| a.sin() as f32));
+            table.extend(angles().map(|a| a.cos() as f32 * factor));
+            table.extend(angles().map(|a| a.sin() as f32 * factor));
         }
         table
     }
+}
+
+/// Reads one rotation.
+struct Reader<'a> {
+    keys: &'a Keys<'a>,
+    defaults: &'a RopeDefaults,
+    head_dim: usize,
+    max_position_embeddings: usize,
+}
+
+impl Reader<'_> {
+    /// From the object that holds its parameters; without one, or without theta in it, by `theta`.
+    fn rope(&self, inner: Option<Keys>, theta: f64) -> Result<Rope> {
+        let width = self.width(inner.as_ref())?;
+        let Some(inner) = inner else { return Ok(Rope { width, theta, scaling: Scaling::None }) };
+        let theta = inner.positive("rope_theta")?.unwrap_or(theta);
+        // Files before transformers 4.43 call it `type`.
+        let kind = match inner.text("rope_type")? {
+            Some(kind) => kind,
+            None => inner.text("type")?.unwrap_or("default"),
+        };
+        let scaling = match kind {
+            "default" => Scaling::None,
+            "linear" => Scaling::Linear { factor: number(&inner, "factor")? },
+            "llama3" => self.llama3(&inner)?,
+            // The first files of Phi-3 say `su`.
+            "longrope" | "su" => self.long(&inner, width)?,
+            _ => {
+                let key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
+                return Err(inner.invalid(key, "default, linear, llama3 or longrope; other kinds are not supported"));
+            }
+        };
+        Ok(Rope { width, theta, scaling })
+    }
+
+    /// Elements of a head that are rotated.
+    fn width(&self, inner: Option<&Keys>) -> Result<usize> {
+        const KEY: &str = "partial_rotary_factor";
+        let holder = inner.filter(|inner| inner.get(KEY).is_some()).unwrap_or(self.keys);
+        if !self.defaults.partial {
+            holder.only(KEY, Value::from(1.0))?;
+            return Ok(self.head_dim);
+        }
+        let width = (self.head_dim as f64 * holder.positive(KEY)?.unwrap_or(1.0)) as usize;
+        if width == 0 || width > self.head_dim || !width.is_multiple_of(2) {
+            return Err(holder.invalid(
+                KEY,
+                format_args!("a part of a head of {} elements that is an even number of them", self.head_dim),
+            ));
+        }
+        Ok(width)
+    }
+
+    fn llama3(&self, inner: &Keys) -> Result<Scaling> {
+        let (low, high) = (number(inner, "low_freq_factor")?, number(inner, "high_freq_factor")?);
+        if high <= low {
+            return Err(inner.invalid("high_freq_factor", format_args!("more than low_freq_factor, {low}")));
+        }
+        Ok(Scaling::Llama3 {
+            factor: number(inner, "factor")?,
+            low_freq_factor: low,
+            high_freq_factor: high,
+            original_max_position_embeddings: self.original(inner)?.unwrap_or(self.max_position_embeddings),
+        })
+    }
+
+    /// The model's own key counts before the one among the parameters.
+    fn original(&self, inner: &Keys) -> Result<Option<usize>> {
+        const KEY: &str = "original_max_position_embeddings";
+        Ok(self.keys.size(KEY, 1 << 40)?.or(inner.size(KEY, 1 << 40)?))
+    }
+
+    fn long(&self, inner: &Keys, width: usize) -> Result<Scaling> {
+        let Some(original) = self.original(inner)? else {
+            return Err(self.keys.invalid("original_max_position_embeddings", "the positions of pre-training"));
+        };
+        let factors = inner.get("short_factor").and_then(Value::as_array);
+        let positive = |value: &Value| value.as_f64().filter(|&x| x as f32 > 0.0 && (x as f32).is_finite());
+        let short_factor = factors.and_then(|list| list.iter().map(positive).collect::<Option<Vec<_>>>());
+        let short_factor = short_factor
+            .filter(|list| list.len() == width / 2)
+            .ok_or_else(|| inner.invalid("short_factor", format_args!("a list of {} numbers above 0", width / 2)))?;
+        let grown = self.max_position_embeddings as f64 / original as f64;
+        let factor = inner.positive("factor")?.unwrap_or(grown);
+        let attention_factor = match inner.positive("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        };
+        if !(attention_factor as f32).is_finite() {
+            return Err(self
+                .keys
+                .invalid("original_max_position_embeddings", "the positions of pre-training, at least 2"));
+        }
+        Ok(Scaling::Long { short_factor, attention_factor, original_max_position_embeddings: original })
+    }
+}
+
+fn number(inner: &Keys, key: &str) -> Result<f64> {
+    inner.positive(key)?.ok_or_else(|| inner.invalid(key, "a number above 0"))
 }
 
 /// The object that holds the parameters besides a top-level theta, or `None`.
@@ -129,21 +254,15 @@ fn parameters<'a>(keys: &Keys<'a>) -> Result<Option<Keys<'a>>> {
     if old.is_some() && new.is_some() && keys.get("rope_scaling") != keys.get("rope_parameters") {
         return Err(keys.error("has both `rope_scaling` and `rope_parameters`, and they differ; remove one of them"));
     }
-    let Some(inner) = new.or(old) else { return Ok(None) };
-    for layer_type in ["full_attention", "sliding_attention"] {
-        if inner.get(layer_type).is_some() {
-            return Err(inner.invalid(layer_type, "one set of parameters for all layers"));
-        }
-    }
-    Ok(Some(inner))
+    Ok(new.or(old))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn close(rope: Rope, head_dim: usize, expected: &[f64]) {
-        let got = rope.inv_freq(head_dim);
+    fn close(rope: Rope, expected: &[f64]) {
+        let got = rope.inv_freq();
         assert_eq!(got.len(), expected.len());
         for (got, expected) in got.iter().zip(expected) {
             assert_eq!(*got, *expected as f32);
@@ -153,7 +272,7 @@ mod tests {
     // The numbers below are those of transformers 5.23.
     #[test]
     fn default_frequencies_equal_transformers() {
-        let rope = |theta| Rope { theta, scaling: Scaling::None };
+        let rope = |theta| Rope { width: 16, theta, scaling: Scaling::None };
         let expected = [
             1.0,
             0.3162277638912201,
@@ -164,7 +283,7 @@ mod tests {
             0.0010000000474974513,
             0.0003162277862429619,
         ];
-        close(rope(1e4), 16, &expected);
+        close(rope(1e4), &expected);
         let expected = [
             1.0,
             0.17782793939113617,
@@ -175,12 +294,12 @@ mod tests {
             3.162277425872162e-05,
             5.62341347176698e-06,
         ];
-        close(rope(1e6), 16, &expected);
+        close(rope(1e6), &expected);
     }
 
     #[test]
     fn scaled_frequencies_equal_transformers() {
-        let linear = Rope { theta: 1e4, scaling: Scaling::Linear { factor: 4.0 } };
+        let linear = Rope { width: 16, theta: 1e4, scaling: Scaling::Linear { factor: 4.0 } };
         let expected = [
             0.25,
             0.07905694097280502,
@@ -191,7 +310,7 @@ mod tests {
             0.0002500000118743628,
             7.905694656074047e-05,
         ];
-        close(linear, 16, &expected);
+        close(linear, &expected);
         let scaling = Scaling::Llama3 {
             factor: 8.0,
             low_freq_factor: 1.0,
@@ -208,12 +327,12 @@ mod tests {
             6.647869668086059e-06,
             1.289173155782919e-06,
         ];
-        close(Rope { theta: 5e5, scaling }, 16, &expected);
+        close(Rope { width: 16, theta: 5e5, scaling }, &expected);
     }
 
     #[test]
     fn a_table_row_is_cosines_then_sines() {
-        let table = Rope { theta: 1e4, scaling: Scaling::None }.table(4, 3);
+        let table = Rope { width: 4, theta: 1e4, scaling: Scaling::None }.table(3);
         assert_eq!(table.len(), 12);
         assert_eq!(table[..4], [1.0, 1.0, 0.0, 0.0]);
         let angle = f64::from(2.0 * (1.0 / 100.0f32));

@@ -231,7 +231,7 @@ fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Res
             Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
         }
         Selection::Sparse { .. } => Ok(()),
-        Selection::Reparam { .. } if !is_linear(parameter.role) => {
+        Selection::Reparam { .. } if !parameter.role.is_projection() => {
             Err(broken(info, format!("{name} is not the weight of a linear layer, only those can be reparametrised")))
         }
         Selection::Reparam { tensors } => match tensors.iter().find(|t| t.name.is_empty() || t.shape.contains(&0)) {
@@ -239,11 +239,6 @@ fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Res
             None => Ok(()),
         },
     }
-}
-
-fn is_linear(role: Role) -> bool {
-    use Role::*;
-    matches!(role, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj)
 }
 
 fn broken(info: &MethodInfo, what: String) -> Error {

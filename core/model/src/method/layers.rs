@@ -282,7 +282,7 @@ mod tests {
         let inputs = Inputs {
             tokens: graph.external("tokens", DType::U32, [6]),
             spans: graph.external("spans", DType::U32, [6, 2]),
-            rope: graph.external("rope", DType::F32, [6, 4]),
+            ropes: (0..decoder.ropes.len()).map(|i| graph.external(format!("rope.{i}"), DType::F32, [6, 4])).collect(),
             rows: None,
             dropout: None,
             cache: None,

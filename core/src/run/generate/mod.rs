@@ -87,7 +87,9 @@ impl Generator {
     /// Errors: a model that writes no text; a context that it does not take; a tokenizer or chat template that cannot be
     /// read; a device that has no room.
     pub fn open(applied: &Applied, device: Box<dyn Backend>, context: Option<usize>, now: i64) -> Result<Generator> {
-        let (model, positions) = (&applied.adapter.model, applied.decoder.max_position_embeddings);
+        let model = &applied.adapter.model;
+        let rotated = applied.decoder.ropes.iter().filter_map(|rope| rope.positions()).min();
+        let positions = applied.decoder.max_position_embeddings.min(rotated.unwrap_or(usize::MAX));
         let context = context.unwrap_or(positions.min(CONTEXT));
         if context > positions {
             let name = model.display();

@@ -27,7 +27,7 @@ fn rope() {
     let lengths = [1, 100, 37, 62];
     for inverse in [false, true] {
         let inputs = [f32s(&[200, 3 * 40], 1), spans(&lengths), f32s(&[100, 40], 2)];
-        bench.check(Rope { head_dim: 40, inverse }, &inputs);
+        bench.check(Rope { head_dim: 40, inverse, rotated: None }, &inputs);
     }
 }
 
@@ -53,7 +53,7 @@ fn rows_in_bf16() {
     }
     for head_dim in [40, 6] {
         let inputs = [f32s(&[200, 3 * head_dim], 1), spans(&[1, 100, 37, 62]), f32s(&[100, head_dim], 2)];
-        bench.check_bf16(2e-6, Rope { head_dim, inverse: false }, &inputs, &[0]);
+        bench.check_bf16(2e-6, Rope { head_dim, inverse: false, rotated: None }, &inputs, &[0]);
     }
     let rows: Vec<u32> = (0..90).map(|i| (i * 37) % 400).collect();
     for width in [200, 101, 1] {

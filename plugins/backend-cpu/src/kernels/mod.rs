@@ -15,6 +15,7 @@ mod attention_grad;
 mod binary_cross_entropy;
 mod cast;
 mod column_sum;
+mod columns;
 mod concat;
 mod cross_entropy;
 mod dropout;
@@ -48,6 +49,8 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::RmsNormGradW(op) => rms_norm::prepare_grad_w::<T>(op, io),
         Op::Linear(op) => linear::prepare::<T>(op, io),
         Op::ColumnSum(_) => column_sum::prepare::<T>(io),
+        Op::SplitColumns(_) => columns::prepare_split(io),
+        Op::JoinColumns(_) => columns::prepare_join(io),
         Op::Rope(op) => rope::prepare::<T>(op, io),
         Op::Attention(op) => attention::prepare::<T>(op, io),
         Op::AttentionCached(op) => attention_cached::prepare::<T>(op, io),

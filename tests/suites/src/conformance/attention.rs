@@ -109,11 +109,12 @@ fn steps_with_a_cache() -> Case {
         let (table, kept) = (rope_table(b, 14, 8), [(); 2].map(|()| b.zeros(&[16, 16])));
         let [q, k, v] = [0, 1, 2].map(|i| b.f32s(&[14, width[i]], all[i].clone()));
         let segment = b.spans(&[14]);
-        let [rotated_q, rotated_k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, segment, table]));
+        let rotation = Rope { head_dim: 8, inverse: false, rotated: None };
+        let [rotated_q, rotated_k] = [q, k].map(|x| b.one(rotation.clone(), &[x, segment, table]));
         let whole = b.apply(op.clone(), &[rotated_q, rotated_k, v, segment])[0];
         b.observe(whole);
         let (table, spans) = (b.of(table), (0..14).flat_map(|_| [0.0, 14.0]).collect::<Vec<_>>());
-        let rope = |x: &[f64], width| naive::rope(x, width, 8, &spans, &table, false);
+        let rope = |x: &[f64], width| naive::rope(&rotation, width, x, &spans, &table);
         let (queries, keys) = (rope(&all[0], 32), rope(&all[1], 16));
         let (expected, _) = naive::attention(&op, &queries, &keys, &all[2], &spans, None);
         let table = b.f32s(&[14, 8], table.clone());
@@ -124,7 +125,7 @@ fn steps_with_a_cache() -> Case {
             let positions = b.u32s(&[n], start..end);
             let angles = b.one(Embed { scale: 1.0, padding: None }, &[table, positions]);
             let segment = b.spans(&[n]);
-            let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, segment, angles]));
+            let [q, k] = [q, k].map(|x| b.one(rotation.clone(), &[x, segment, angles]));
             for (kept, new) in kept.into_iter().zip([k, v]) {
                 b.apply(StoreRows {}, &[kept, new, positions]);
             }
@@ -217,7 +218,7 @@ fn only_some_gradients() -> Case {
         let table = rope_table(b, 7, 8);
         let weights = [16, 8, 8].map(|out| b.weight(DType::BF16, &[out, 12]));
         let [q, k, v] = weights.map(|w| b.one(Linear { scale: 0.3, ..Linear::plain(Layout::Nt) }, &[x, w]));
-        let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false }, &[x, spans, table]));
+        let [q, k] = [q, k].map(|x| b.one(Rope { head_dim: 8, inverse: false, rotated: None }, &[x, spans, table]));
         let o = b.one(op.clone(), &[q, k, v, spans]);
         b.seed(o);
         b.wrt(&[weights[2]]);

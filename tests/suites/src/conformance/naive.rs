@@ -1,6 +1,6 @@
 //! The ops once more, straight from their definitions, in f64 on slices.
 
-use sparta_graph::ops::{Activation, Adam, Attention, Layout};
+use sparta_graph::ops::{Activation, Adam, Attention, Layout, Rope};
 
 /// `op(a) op(b)`.
 pub fn product(layout: Layout, [m, n, k]: [usize; 3], a: &[f64], b: &[f64]) -> Vec<f64> {
@@ -22,14 +22,17 @@ pub fn rms_norm(x: &[f64], w: &[f64], eps: f32, plus_one: bool) -> Vec<f64> {
     x.chunks(w.len()).flat_map(row).collect()
 }
 
-/// The rotation by `angle(position, pair)` of each pair (i, i + head_dim / 2).
-pub fn rope(x: &[f64], width: usize, head_dim: usize, spans: &[f64], table: &[f64], inverse: bool) -> Vec<f64> {
-    let half = head_dim / 2;
+/// The rotation by `angle(position, pair)` of each pair (i, i + r / 2) of the first r elements of a head.
+pub fn rope(op: &Rope, width: usize, x: &[f64], spans: &[f64], table: &[f64]) -> Vec<f64> {
+    let half = op.width() / 2;
     let element = |e: usize| {
-        let (t, i) = (e / width, e % head_dim);
-        let row = &table[(t - spans[2 * t] as usize) * head_dim..][..head_dim];
+        let (t, i) = (e / width, e % op.head_dim);
+        if i >= 2 * half {
+            return x[e];
+        }
+        let row = &table[(t - spans[2 * t] as usize) * 2 * half..][..2 * half];
         let (cos, sin) = (row[i % half], row[half + i % half]);
-        let sin = if inverse { -sin } else { sin };
+        let sin = if op.inverse { -sin } else { sin };
         if i < half { x[e] * cos - x[e + half] * sin } else { x[e] * cos + x[e - half] * sin }
     };
     (0..x.len()).map(element).collect()

@@ -25,10 +25,14 @@ pub fn cases() -> Vec<Case> {
     cases.push(many_norms());
     for (i, head_dim) in [2, 4, 8, 16, 34, 64, 80, 96, 128, 256].into_iter().enumerate() {
         let segments = [vec![1], vec![5], vec![1, 2, 1], vec![17, 1, 33], vec![3, 64]][i % 5].clone();
-        cases.push(rope(head_dim, 1 + i % 3, segments.clone(), false));
-        cases.push(rope(head_dim, 1 + i % 2, segments, true));
+        let op = |inverse| Rope { head_dim, inverse, rotated: None };
+        cases.push(rope(op(false), 1 + i % 3, segments.clone()));
+        cases.push(rope(op(true), 1 + i % 2, segments));
     }
-    cases.push(rope(2, 1, vec![257; 256], false));
+    cases.push(rope(Rope { head_dim: 2, inverse: false, rotated: None }, 1, vec![257; 256]));
+    for (i, (head_dim, rotated)) in [(4, 2), (16, 12), (34, 32), (128, 96)].into_iter().enumerate() {
+        cases.push(rope(Rope { head_dim, inverse: i % 2 == 1, rotated: Some(rotated) }, 1 + i % 3, vec![5, 1, 33]));
+    }
     cases
 }
 
@@ -80,26 +84,26 @@ fn many_norms() -> Case {
 }
 
 /// Cosines and sines of positions up to `positions`, of the default frequencies.
-pub fn rope_table(b: &mut Build, positions: usize, head_dim: usize) -> Value {
-    let half = head_dim / 2;
+pub fn rope_table(b: &mut Build, positions: usize, width: usize) -> Value {
+    let half = width / 2;
     let angle = |p: usize, i: usize| p as f64 * 1e4f64.powf(-(i as f64) / half as f64);
     let row = |p| {
         let cosines = (0..half).map(move |i| angle(p, i).cos());
         cosines.chain((0..half).map(move |i| angle(p, i).sin())).collect::<Vec<_>>()
     };
-    b.f32s(&[positions, head_dim], (0..positions).flat_map(row).collect())
+    b.f32s(&[positions, width], (0..positions).flat_map(row).collect())
 }
 
-fn rope(head_dim: usize, heads: usize, segments: Vec<usize>, inverse: bool) -> Case {
-    let name = format!("rope {heads}x{head_dim} {} segments of {} inverse {inverse}", segments.len(), segments[0]);
+fn rope(op: Rope, heads: usize, segments: Vec<usize>) -> Case {
+    let name = format!("{op:?} of {heads} heads, {} segments of {}", segments.len(), segments[0]);
     Case::new(name, move |b| {
         let rows: usize = segments.iter().sum();
         let longest = segments.iter().copied().max().unwrap_or(0);
-        let (x, spans) = (b.normal(&[rows, heads * head_dim]), b.spans(&segments));
-        let table = rope_table(b, longest + 1, head_dim);
-        let y = b.one(Rope { head_dim, inverse }, &[x, spans, table]);
-        let width = heads * head_dim;
-        b.expect(y, naive::rope(&b.of(x), width, head_dim, &b.of(spans), &b.of(table), inverse));
+        let width = heads * op.head_dim;
+        let (x, spans) = (b.normal(&[rows, width]), b.spans(&segments));
+        let table = rope_table(b, longest + 1, op.width());
+        let y = b.one(op.clone(), &[x, spans, table]);
+        b.expect(y, naive::rope(&op, width, &b.of(x), &b.of(spans), &b.of(table)));
         b.seed(y);
         b.wrt(&[x]);
     })

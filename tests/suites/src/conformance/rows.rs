@@ -1,9 +1,11 @@
-//! Ops that pick rows.
+//! Ops that pick rows or columns.
 
 use super::case::Case;
 use crate::tensor::round;
 use sparta_graph::DType;
-use sparta_graph::ops::{Embed, IGNORED, Layout, Linear, ScatterRows, SelectRows, StoreRows};
+use sparta_graph::ops::{
+    Embed, IGNORED, JoinColumns, Layout, Linear, ScatterRows, SelectRows, SplitColumns, StoreRows,
+};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -41,6 +43,13 @@ pub fn cases() -> Vec<Case> {
         }
     }
     cases.push(store_rows(9, 5, vec![8, 2], DType::F32));
+    for (rows, widths) in
+        [(1, vec![2]), (3, vec![2, 6]), (65, vec![34, 2, 64]), (7, vec![130, 258]), (9_001, vec![2, 2])]
+    {
+        cases.push(split_columns(rows, widths.clone(), None));
+        cases.push(split_columns(rows, widths.clone(), Some(widths.len() - 1)));
+        cases.push(join_columns(rows, widths));
+    }
     cases
 }
 
@@ -57,6 +66,45 @@ fn store_rows(kept: usize, width: usize, rows: Vec<usize>, dtype: DType) -> Case
             expected[row * width..][..width].iter_mut().zip(stored).for_each(|(old, new)| *old = new);
         }
         b.expect(dst, expected);
+    })
+}
+
+/// The columns of each block in every row of `x`.
+fn blocks(x: &[f64], widths: &[usize]) -> Vec<Vec<f64>> {
+    let columns = widths.iter().sum();
+    let mut end = 0;
+    let block = |&width: &usize| {
+        end += width;
+        x.chunks(columns).flat_map(|row| row[end - width..end].to_vec()).collect()
+    };
+    widths.iter().map(block).collect()
+}
+
+/// With `used`, only one of the outputs has a gradient.
+fn split_columns(rows: usize, widths: Vec<usize>, used: Option<usize>) -> Case {
+    Case::new(format!("split_columns {widths:?} of {rows} rows, used {used:?}"), move |b| {
+        let x = b.normal(&[rows, widths.iter().sum()]);
+        let outputs = b.apply(SplitColumns { widths: widths.clone() }, &[x]);
+        for (i, (&y, expected)) in outputs.iter().zip(blocks(&b.of(x), &widths)).enumerate() {
+            b.expect(y, expected);
+            if used.is_none_or(|used| used == i) {
+                b.seed(y);
+            }
+        }
+        b.wrt(&[x]);
+    })
+}
+
+fn join_columns(rows: usize, widths: Vec<usize>) -> Case {
+    Case::new(format!("join_columns {widths:?} of {rows} rows"), move |b| {
+        let all = b.random.normals(rows * widths.iter().sum::<usize>());
+        let inputs: Vec<_> =
+            blocks(&all, &widths).into_iter().zip(&widths).map(|(x, &w)| b.f32s(&[rows, w], x)).collect();
+        let y = b.one(JoinColumns {}, &inputs);
+        let parts: Vec<Vec<f64>> = inputs.iter().map(|&x| b.of(x)).collect();
+        let row = |t: usize| parts.iter().zip(&widths).flat_map(move |(x, &w)| x[t * w..][..w].to_vec());
+        let expected = (0..rows).flat_map(row).collect();
+        b.expect(y, expected);
     })
 }
 

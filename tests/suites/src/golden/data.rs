@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-pub const FAMILIES: [&str; 6] = ["gemma", "gemma2", "mistral", "llama", "qwen2", "qwen3"];
+pub const FAMILIES: [&str; 9] = ["gemma", "gemma2", "gemma3", "mistral", "llama", "smollm3", "phi3", "qwen2", "qwen3"];
 
 /// A set of golden data.
 pub struct Source {
@@ -43,6 +43,11 @@ impl Source {
         Source { name: "full", root, layout: SourceLayout::Full, _unpacked: None }
     }
 
+    /// Whether the set has this family: a complete one may be older than this program.
+    pub fn has(&self, family: &str) -> bool {
+        self.root.join(family).is_dir()
+    }
+
     pub fn batch(&self, family: &str) -> PathBuf {
         self.root.join(family).join("batch.safetensors")
     }
@@ -58,6 +63,12 @@ impl Source {
                 Golden::open(&[("", root.join("expected.safetensors")), ("grad.", root.join("grads.safetensors"))])
             }
         }
+    }
+
+    /// Conversations, what TRL makes of them, and the files of their tokenizer; the complete set has none.
+    pub fn answers(&self) -> [PathBuf; 4] {
+        let root = self.root.join("sft");
+        ["train.jsonl", "trl.json", "tokenizer.json", "tokenizer_config.json"].map(|file| root.join(file))
     }
 
     /// Batches, start and results of the trajectories, named as in the compact set.
@@ -121,7 +132,9 @@ pub fn model_directory(source: &Source, family: &str, layout: Layout) -> TempDir
     let mut config = fs::read_to_string(config).expect("the configuration");
     let mut files = vec![root.join("model.safetensors")];
     if layout.lm {
-        config = config.replace("ForSequenceClassification", "ForCausalLM");
+        for class in ["TextForSequenceClassification", "ForSequenceClassification"] {
+            config = config.replace(class, "ForCausalLM");
+        }
         let head = match source.layout {
             SourceLayout::Compact => root.join("lm_head.safetensors"),
             SourceLayout::Full => root.join("causal_lm/model.safetensors"),

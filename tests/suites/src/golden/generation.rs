@@ -15,6 +15,9 @@ use std::path::Path;
 /// Made by `tests/golden/greedy.py`.
 const GREEDY: &str = include_str!("../../../golden/greedy.json");
 
+/// As many positions as every family's model can compute.
+const CONTEXT: usize = 32;
+
 const LANGUAGE_MODEL: Layout = Layout { lm: true, f32: false, version_4: false };
 
 /// What is wrong with the logits that a family's model writes by.
@@ -31,7 +34,7 @@ fn measure(
     let model = model_directory(source, family, LANGUAGE_MODEL);
     let mut session = open(subject, model.path(), precision)?;
     let vocabulary = session.setup().decoder.vocab_size;
-    let batch = TensorFile::open(&source.batch(family)).expect("the batch");
+    let batch = TensorFile::open(source.batch(family)).expect("the batch");
     let (shape, ids) = batch.integers("input_ids").expect("tokens");
     let mask = batch.integers("attention_mask").expect("the mask").1;
     let (mut logits, mut known) = (vec![0.0; ids.len() * vocabulary], vec![0; ids.len()]);
@@ -96,5 +99,5 @@ fn open(subject: &mut Subject, model: &Path, precision: Precision) -> Result<Ses
         Precision::Bf16 => PrecisionChoice::Bf16,
     };
     let device = subject.open().map_err(|e| e.to_string())?;
-    applied.generation(device, 64).map_err(|e| e.to_string())
+    applied.generation(device, CONTEXT).map_err(|e| e.to_string())
 }

@@ -47,7 +47,7 @@ pub const METHODS: [Method; 5] = [
 ];
 
 /// The families that have training runs.
-pub const FAMILIES: [&str; 2] = ["gemma", "mistral"];
+pub const FAMILIES: [&str; 4] = ["gemma", "mistral", "gemma3", "phi3"];
 
 /// How the four examples of a step are run.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -221,7 +221,7 @@ fn adapt(plugins: &PluginSet, model: &Path, weights: &Weights, golden: &Golden, 
     let text = |(name, value): &(&str, &str)| (name.to_string(), options::Given::Text(value.to_string()));
     let given: BTreeMap<String, options::Given> = method.options.iter().map(text).collect();
     let method = plugins.method(method.plugin).unwrap_or_else(|e| panic!("{e}"));
-    let options = options::check(method.info(), &given).unwrap_or_else(|e| panic!("{e}"));
+    let options = options::check("the method", &method.info().options, &given).unwrap_or_else(|e| panic!("{e}"));
     let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };
     let parameters = check_weights(&decoder, weights, head).unwrap_or_else(|e| panic!("{e}"));

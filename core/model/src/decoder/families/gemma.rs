@@ -14,6 +14,7 @@ const DEFAULTS: Defaults = Defaults {
     pad: Some(0),
     bos: Some(2),
     eos: Some(1),
+    ..Defaults::PLAIN
 };
 
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {

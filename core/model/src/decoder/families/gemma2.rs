@@ -14,6 +14,7 @@ const DEFAULTS: Defaults = Defaults {
     pad: Some(0),
     bos: Some(2),
     eos: Some(1),
+    ..Defaults::PLAIN
 };
 
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
@@ -32,7 +33,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
         Some(types) => types,
         None => (0..decoder.layers).map(|layer| layer % 2 == 0).collect(),
     };
-    decoder.windows = windows(keys, &types, sliding_window(keys, 4096)?)?;
+    decoder.windows = windows(keys, &types, sliding_window(keys, Some(4096))?)?;
     Ok(decoder)
 }
 

@@ -6,15 +6,7 @@ use super::super::{Decoder, Family};
 use crate::Result;
 use sparta_graph::ops::Activation;
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: None,
-    head_dim: None,
-    max_position_embeddings: 2048,
-    tied_embeddings: false,
-    pad: None,
-    bos: Some(1),
-    eos: Some(2),
-};
+const DEFAULTS: Defaults = Defaults { bos: Some(1), eos: Some(2), ..Defaults::PLAIN };
 
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     keys.only("attention_bias", false.into())?;

@@ -6,20 +6,13 @@ use super::super::{Decoder, Family};
 use crate::Result;
 use sparta_graph::ops::Activation;
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: Some(8),
-    head_dim: None,
-    max_position_embeddings: 131_072,
-    tied_embeddings: false,
-    pad: None,
-    bos: Some(1),
-    eos: Some(2),
-};
+const DEFAULTS: Defaults =
+    Defaults { kv_heads: Some(8), max_position_embeddings: 131_072, bos: Some(1), eos: Some(2), ..Defaults::PLAIN };
 
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     let mut decoder = base(keys, Family::Mistral, &DEFAULTS)?;
     decoder.activation = activation(keys, "hidden_act", Activation::Silu)?;
-    let window = sliding_window(keys, 4096)?;
+    let window = sliding_window(keys, Some(4096))?;
     decoder.windows = vec![window; decoder.layers];
     // transformers ignores `layer_types` here, so a file that means alternating layers is not this architecture.
     match layer_types(keys, decoder.layers)? {

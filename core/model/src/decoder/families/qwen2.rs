@@ -6,15 +6,7 @@ use super::super::{Decoder, Family};
 use crate::Result;
 use sparta_graph::ops::Activation;
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: Some(32),
-    head_dim: None,
-    max_position_embeddings: 32_768,
-    tied_embeddings: false,
-    pad: None,
-    bos: None,
-    eos: None,
-};
+const DEFAULTS: Defaults = Defaults { kv_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::PLAIN };
 
 /// The biases are part of the architecture; transformers reads no key for them.
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
@@ -28,7 +20,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
 /// `sliding_window` counts only with `use_sliding_window`, and then from layer `max_window_layers` on, unless
 /// `layer_types` says which layers slide.
 pub(super) fn upper_windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
-    let window = if keys.flag("use_sliding_window", false)? { sliding_window(keys, 4096)? } else { None };
+    let window = if keys.flag("use_sliding_window", false)? { sliding_window(keys, Some(4096))? } else { None };
     let types = match layer_types(keys, layers)? {
         Some(types) => types,
         None => {

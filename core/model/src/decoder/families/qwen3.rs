@@ -7,15 +7,8 @@ use super::qwen2::upper_windows;
 use crate::Result;
 use sparta_graph::ops::Activation;
 
-const DEFAULTS: Defaults = Defaults {
-    kv_heads: Some(32),
-    head_dim: Some(128),
-    max_position_embeddings: 32_768,
-    tied_embeddings: false,
-    pad: None,
-    bos: None,
-    eos: None,
-};
+const DEFAULTS: Defaults =
+    Defaults { kv_heads: Some(32), head_dim: Some(128), max_position_embeddings: 32_768, ..Defaults::PLAIN };
 
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     keys.only("attention_bias", false.into())?;

@@ -164,7 +164,7 @@ fn a_conversation_goes_on() {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     let messages = |turns: &[Value]| json!({"messages": turns}).to_string() + "\n";
     let asked = turn("user", question);
-    let found = lines(&succeed(model.path(), &[], &messages(&[asked.clone()])));
+    let found = lines(&succeed(model.path(), &[], &messages(std::slice::from_ref(&asked))));
     assert_eq!(found[0], json!({"text": answer, "tokens": 21, "finish": "stop", "prompt_tokens": 5}));
 
     let chat = lines(&succeed(model.path(), &["--chat", "--json"], &format!("{question}\n\nt7 t8\n")));

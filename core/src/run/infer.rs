@@ -9,7 +9,7 @@ use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
 use crate::train::objective::{MultiLabel, Regression};
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Session, Target};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction, Session, Target};
 use crate::{Error, Result, splits};
 use serde_json::Value;
 use sparta_graph::Backend;
@@ -254,8 +254,8 @@ fn trained_task(head: &Head, described: &TaskInfo) -> TaskInfo {
         return found;
     }
     let target = match head.objective.as_str() {
-        name if name == (MultiLabel { labels: 1 }).name() => task::Target::Classes,
-        name if name == (Regression {}).name() => task::Target::Number,
+        MultiLabel::NAME => task::Target::Classes,
+        Regression::NAME => task::Target::Number,
         _ => task::Target::Class,
     };
     TaskInfo { labels: head.labels.clone(), target: Some(target), ..described.clone() }
@@ -368,5 +368,6 @@ pub fn evaluate(
         |p: Prediction| Prediction { logits: order.iter().filter_map(|&class| p.logits.get(class).copied()).collect() };
     let predictions = own.map(in_order).collect();
     let objective = adapted.heads()[head].objective()?;
-    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })
+    let metrics = objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })?;
+    Ok(metrics.name_labels(&task.labels))
 }

@@ -102,7 +102,7 @@ fn classes_of_an_odd_table() {
     let predicted = ran(home, &["predict", "run", "my reviews.csv", "--device", "cpu"]);
     assert_eq!(predicted.lines().count(), 90);
     fs::write(home.join("lines.txt"), "the bed was soft\n").unwrap();
-    assert!(ran(home, &["predict", "run", "lines.txt", "--device", "cpu"]).starts_with("room\t"));
+    assert!(ran(home, &["predict", "run", "lines.txt", "--device", "cpu"]).contains("\troom 0."));
 
     let resumed = ["run", "--resume", "run", "--device", "cpu", "--epochs", "9", "--max-steps", "14"];
     ran(home, &resumed);

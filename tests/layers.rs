@@ -18,6 +18,7 @@ const LAYERS: &[&[&str]] = &[
         "sparta-task-glue",
         "sparta-task-imdb",
         "sparta-task-text",
+        "sparta-task-sft",
     ],
     &["sparta-method-sparta", "sparta-method-lora", "sparta-method-full", "sparta-method-head"],
     &["sparta-io"],

@@ -316,7 +316,8 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         let adapted = self.adapted;
         if !adapted.applied.objective.pools() {
             return Err(Error::Usage(format!(
-                "{}: made by {}, which gives a text no class; `eval` measures it",
+                "{}: made by {}, which gives a text no class; `eval` measures it, and `adapter merge` makes a model that \
+                 writes texts",
                 adapted.applied.adapter.dir.display(),
                 adapted.applied.objective.name()
             )));

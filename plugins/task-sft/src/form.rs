@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use sparta_plugin::task::{Example, Message, Segment};
+use sparta_task_files::clip;
 
 pub(crate) type Row = Map<String, Value>;
 
@@ -194,11 +195,7 @@ fn optional<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, String> {
 
 /// A piece of the user's file.
 fn shown(value: Option<&Value>) -> String {
-    let text = value.map_or("nothing".to_owned(), |value| format!("`{value}`"));
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    value.map_or("nothing".to_owned(), |value| format!("`{}`", clip(&value.to_string())))
 }
 
 #[cfg(test)]

@@ -158,12 +158,12 @@ fn kind(field: &Type) -> String {
     }
 }
 
-/// A text or a plain number: no date, no decimal.
+/// A text or a plain number: no date, no decimal. A column of nothing but nulls is one of unknown numbers.
 fn is_value(field: &Type) -> bool {
     use ConvertedType::*;
     let (logical, converted) = (field.get_basic_info().logical_type_ref(), field.get_basic_info().converted_type());
     let integer = match logical {
-        Some(logical) => matches!(logical, LogicalType::Integer { .. }),
+        Some(logical) => matches!(logical, LogicalType::Integer { .. } | LogicalType::Unknown),
         None => matches!(converted, NONE | INT_8 | INT_16 | INT_32 | INT_64 | UINT_8 | UINT_16 | UINT_32 | UINT_64),
     };
     match field.get_physical_type() {
@@ -509,6 +509,20 @@ mod tests {
         let tags: &dyn Fn(&str) -> bool = &|name| name == "tag";
         let rows = read_bytes(&bytes, Reading { wanted: Some(tags), ..Reading::default() }).unwrap();
         assert_eq!(rows, [json!({"tag": []}), json!({"tag": ["x", "y"]})]);
+    }
+
+    #[test]
+    fn a_column_of_nulls_has_no_type_of_its_own() {
+        let schema = parse_message_type("message schema { optional int32 system (UNKNOWN); }").unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut bytes, Arc::new(schema), Arc::default()).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<Int32Type>().write_batch(&[], Some(&[0, 0]), None).unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+        writer.close().unwrap();
+        assert_eq!(read_bytes(&bytes, Reading::default()).unwrap(), vec![json!({"system": null}); 2]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 mod form;
 
-use form::Form;
+use form::{Form, KEYS};
 use serde_json::Value;
 use sparta_plugin::Error;
 use sparta_plugin::method::{OptionInfo, OptionKind};
@@ -94,7 +94,9 @@ impl Dataset for Conversations {
     fn examples(&self, name: &str) -> Result<Examples<'_>, Error> {
         let part = self.parts.iter().find(|part| part.name == name);
         let part = part.ok_or_else(|| Error(format!("no part `{name}` in this data")))?;
-        let table = Table::open(&part.path, part.format, Reading::default())?;
+        let wanted = |name: &str| KEYS.contains(&name);
+        let table = Table::open(&part.path, part.format, Reading { wanted: Some(&wanted), ..Reading::default() })?;
+        let columns = table.columns;
         let (mut form, mut failed) = (None, false);
         let examples = table.records.map(move |record| {
             let record = record?;
@@ -102,7 +104,13 @@ impl Dataset for Conversations {
             let wrong = |what: String| Error(format!("{}: {what}", place()));
             let form = match form {
                 Some(form) => form,
-                None => *form.insert(Form::of(&record.values).map_err(wrong)?),
+                None => {
+                    let keys: Vec<&str> = match &columns {
+                        Some(columns) => columns.iter().map(String::as_str).collect(),
+                        None => record.values.keys().map(String::as_str).collect(),
+                    };
+                    *form.insert(Form::of(&record.values, &keys).map_err(wrong)?)
+                }
             };
             form.example(&record.values).map_err(wrong)
         });

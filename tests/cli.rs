@@ -120,7 +120,7 @@ fn predict_reads_lines_and_json() {
     let p = |label: &str| answer["probabilities"][label].as_f64().unwrap();
     assert!((p("negative") + p("positive") - 1.0).abs() < 1e-9 && p("negative") > 0.5, "{answer}");
     let wrong = predict(&[], "one\n\ntwo\n");
-    assert!(String::from_utf8_lossy(&wrong.stderr).contains("standard input:2: expected a text"));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("standard input:2: expected a row, got a blank line"));
     assert_eq!(wrong.status.code(), Some(1));
 }
 

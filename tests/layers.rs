@@ -14,6 +14,7 @@ const LAYERS: &[&[&str]] = &[
         "sparta-wgpu",
         "sparta-backend-cuda",
         "sparta-train",
+        "sparta-task-classify",
         "sparta-task-glue",
         "sparta-task-imdb",
         "sparta-task-text",

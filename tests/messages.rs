@@ -151,7 +151,7 @@ fn predict_answers_as_texts_come() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
-/// Three rows, three answers, in every form that is read; others are refused by name.
+/// Three rows, three answers, in every form that is read.
 #[test]
 fn predict_reads_texts_as_tasks_do() {
     let answers = |name: &str, content: &str| {
@@ -166,8 +166,11 @@ fn predict_reads_texts_as_tasks_do() {
     ] {
         assert_eq!(answers(name, content).stdout, lines.stdout, "{name}");
     }
-    check(&answers("d.json", "[{\"text\": \"a\"}]"), 1, &["d.json:1: a JSON array"]);
-    check(&answers("e.csv", "text,label\na,1\n"), 1, &["a table (csv)"]);
+    let json = "[{\"text\": \" a fine film \"}, {\"text\": \"a dull plot\\t\"}, {\"text\": \"x\"}]";
+    assert_eq!(answers("d.json", json).stdout, lines.stdout);
+    let csv = "text,label\n a fine film ,1\n\"a dull plot\t\",0\nx,\n";
+    assert_eq!(answers("e.csv", csv).stdout, lines.stdout);
+    check(&answers("f", "text,label\na,1\n"), 1, &["f:1: \"text,label\" is the header of a table", "--format csv"]);
 }
 
 #[cfg(unix)]

@@ -206,6 +206,11 @@ pub struct EvalArgs {
     /// Other data than the run's
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub columns: ColumnArgs,
+    /// Column of the labels, for a task that reads any table [default: the one trained with]
+    #[arg(long, value_name = "NAME")]
+    pub label: Option<String>,
     /// train, dev or test
     #[arg(long, value_name = "NAME", default_value = "test")]
     pub split: String,
@@ -224,12 +229,14 @@ pub struct PredictArgs {
     /// Run directory, adapter directory of any format, or a full classifier
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Texts, one a line, or JSONL with the key `text` and for pairs `pair`; stdin without FILE
+    /// Texts: CSV, TSV, JSONL, JSON, parquet, .txt with one a line, or a folder of .txt files; stdin without FILE
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Base model [default: the one trained on]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub columns: ColumnArgs,
     /// Answer of one head only, where there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
@@ -242,6 +249,20 @@ pub struct PredictArgs {
     /// Print one JSON object a text
     #[arg(long)]
     pub json: bool,
+}
+
+/// Where the texts are in a table.
+#[derive(Args)]
+pub struct ColumnArgs {
+    /// csv, tsv, jsonl, json, parquet, lines or folder [default: what the name of the file says]
+    #[arg(long, value_name = "NAME")]
+    pub format: Option<String>,
+    /// Column of the texts [default: the one trained with, or text, sentence, ...]
+    #[arg(long, value_name = "NAME")]
+    pub text: Option<String>,
+    /// Column of the second texts of pairs
+    #[arg(long, value_name = "NAME")]
+    pub pair: Option<String>,
 }
 
 #[derive(Args)]

@@ -2,13 +2,14 @@
 
 use sparta_core::plugin::{Entry, PluginSet};
 
-const ENTRIES: [Entry; 10] = [
+const ENTRIES: [Entry; 11] = [
     sparta_backend_cpu::entry,
     sparta_backend_cuda::entry,
     sparta_method_sparta::entry,
     sparta_method_lora::entry,
     sparta_method_full::entry,
     sparta_method_head::entry,
+    sparta_task_classify::entry,
     sparta_task_glue::entry,
     sparta_task_imdb::entry,
     sparta_task_text::entry,

@@ -2,13 +2,14 @@
 
 use crate::args::GenerateArgs;
 use crate::output::{self, Output};
-use crate::texts::{Entry, Incoming};
+use crate::texts::{Incoming, Shape};
 use crate::{devices, hub};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sparta_core::adapter::Applied;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{Finish, Generator, Prompt, Sampling, Turn, Writing};
 use sparta_core::{Error, Result};
+use sparta_task_files::Record;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -82,7 +83,7 @@ fn one(generator: &mut Generator, prompt: &Prompt, writing: &Writing, output: Ou
 
 /// A JSON object for each prompt.
 fn each(generator: &mut Generator, input: Option<PathBuf>, asked: &Asked, writing: &Writing) -> Result<()> {
-    let incoming = Incoming::<Prompt>::open(input.as_deref())?;
+    let incoming = Incoming::open(input.as_deref(), Prompts)?;
     let mut number = 0;
     loop {
         let (prompts, outcome) = incoming.some();
@@ -132,28 +133,44 @@ fn converse(generator: &mut Generator, asked: &Asked, writing: &Writing, output:
     }
 }
 
-impl Entry for Prompt {
-    const KEY: &'static str = "prompt";
+/// Prompts as lines, or as records with `prompt` (`text` does, too) or `messages`.
+struct Prompts;
 
-    fn of_text(text: String) -> Prompt {
-        Prompt::Text(text)
+const KEYS: [&str; 3] = ["prompt", "text", "messages"];
+
+impl Shape for Prompts {
+    type Entry = Prompt;
+
+    fn wants(&self, column: &str) -> bool {
+        KEYS.contains(&column)
     }
 
-    fn of_object(object: Map<String, Value>) -> std::result::Result<Prompt, String> {
-        match (object.get("prompt"), object.get("messages")) {
-            (Some(Value::String(text)), None) => Ok(Prompt::Text(text.clone())),
-            (None, Some(Value::Array(messages))) if !messages.is_empty() => messages
+    fn check(&self, columns: &[&str]) -> std::result::Result<(), String> {
+        match columns.iter().any(|column| self.wants(column)) {
+            true => Ok(()),
+            false => Err(wrong(columns)),
+        }
+    }
+
+    fn entry(&self, record: Record) -> std::result::Result<Prompt, String> {
+        let found: Vec<(&str, &Value)> =
+            KEYS.into_iter().filter_map(|key| Some((key, record.values.get(key)?))).collect();
+        match found[..] {
+            [("prompt" | "text", Value::String(text))] => Ok(Prompt::Text(text.clone())),
+            [("messages", Value::Array(messages))] if !messages.is_empty() => messages
                 .iter()
                 .enumerate()
                 .map(|(i, message)| turn_of(i + 1, message))
                 .collect::<std::result::Result<_, _>>()
                 .map(Prompt::Turns),
-            _ => {
-                let keys = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-                Err(format!("expected the key `prompt` with a text, or `messages` with a list of turns, got {keys}"))
-            }
+            _ => Err(wrong(&record.values.keys().map(String::as_str).collect::<Vec<_>>())),
         }
     }
+}
+
+fn wrong(columns: &[&str]) -> String {
+    let got = columns.join(", ");
+    format!("expected the key `prompt` with a text, or `messages` with a list of turns, got {got}")
 }
 
 fn turn_of(number: usize, message: &Value) -> std::result::Result<Turn, String> {
@@ -173,11 +190,11 @@ mod tests {
 
     #[test]
     fn prompts_are_texts_or_conversations() {
-        let read = |line: &str| Prompt::of_object(serde_json::from_str(line).unwrap());
+        let read = |line: &str| Prompts.entry(Record { number: 1, values: serde_json::from_str(line).unwrap() });
         assert_eq!(read(r#"{"prompt": "a"}"#).unwrap(), Prompt::Text("a".into()));
         let turns = read(r#"{"messages": [{"role": "user", "content": "a"}], "id": 1}"#).unwrap();
         assert_eq!(turns, Prompt::Turns(vec![turn("user", "a")]));
-        assert!(read(r#"{"text": "a"}"#).unwrap_err().contains("expected the key `prompt`"));
+        assert!(read(r#"{"txt": "a"}"#).unwrap_err().contains("expected the key `prompt`"));
         assert!(read(r#"{"messages": []}"#).is_err() && read(r#"{"prompt": "a", "messages": []}"#).is_err());
         let parts = read(r#"{"messages": [{"role": "user", "content": [{"type": "text"}]}]}"#).unwrap_err();
         assert!(parts.starts_with("message 1: expected a string for `content`, got ["), "{parts}");

@@ -1,236 +1,207 @@
-//! The texts that `predict` classifies, and the prompts of `generate`: one a line or JSONL, read as they come.
-//!
-//! The end of a line is not part of its text, and a byte-order mark is not part of the first; every other character is,
-//! as in the files that a task is trained on.
+//! The texts that `predict` classifies and the prompts of `generate`, from a file in any format or from standard input, read as
+//! they come.
 
-use sparta_core::{Error, Result, files};
-use std::io::{self, BufRead, BufReader, Read};
+use sparta_core::{Error, Result};
+use sparta_task_files::{Columns, Format, Input, MAX_LINE, Named, Reading, Record, Table, text};
+use std::io::{BufRead, Cursor, Read};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
 
-/// What a line is read as.
-pub trait Entry: Sized + Send + 'static {
-    /// The key of a text in JSONL, for messages.
-    const KEY: &'static str;
-
-    /// Of a line that is a text.
-    fn of_text(text: String) -> Self;
-
-    /// Of a line of JSONL. Errors: it has other keys or values.
-    fn of_object(object: serde_json::Map<String, serde_json::Value>) -> std::result::Result<Self, String>;
-}
-
-/// Bytes of a line, as in the files of tasks.
-const LONGEST: usize = 1 << 20;
-
-/// Lines that are read ahead.
+/// Texts that are read ahead.
 const AHEAD: usize = 64;
 
-/// Names that tasks have for a text, and for the second one of a pair.
-const KEYS: [(&str, Option<&str>); 6] = [
-    ("sentence1", Some("sentence2")),
-    ("question1", Some("question2")),
-    ("question", Some("sentence")),
-    ("premise", Some("hypothesis")),
-    ("text", Some("pair")),
-    ("sentence", None),
-];
-
-/// Reads texts in a thread of its own, so that what has come is classified while more is waited for.
-pub struct Incoming<E> {
-    lines: Receiver<Result<E>>,
+/// How the texts are written down.
+#[derive(Clone, Debug, Default)]
+pub struct Form {
+    /// [`Format::NAMES`]; `None`: what the name of the file says, or else its first line.
+    pub format: Option<String>,
+    /// The columns that the user names.
+    pub named: Named,
+    /// Those of the training data, used where a table has them.
+    pub trained: Named,
 }
 
-impl<E: Entry> Incoming<E> {
-    /// Of a file, or of standard input.
-    ///
-    /// Errors: a file that cannot be opened or is a table.
-    pub fn open(path: Option<&Path>) -> Result<Self> {
-        let Some(path) = path else { return Self::read(BufReader::new(io::stdin()), "standard input".into(), None) };
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default().to_lowercase();
-        if ["csv", "tsv", "parquet"].contains(&extension.as_str()) {
-            return Err(Error::Data(format!(
-                "{}: a table ({extension}), which is not read here; give the texts one a line, or as JSONL with the key \
-                 `{}`",
-                path.display(),
-                E::KEY
-            )));
-        }
-        let form = (extension == "jsonl").then_some(Form::Jsonl);
-        let file = files::open(path).map_err(Error::io(path))?;
-        Self::read(BufReader::new(file), path.display().to_string(), form)
+/// What records are read as.
+pub trait Shape: Send + 'static {
+    type Entry: Send + 'static;
+
+    /// The format that the user names.
+    fn format(&self) -> Option<&str> {
+        None
     }
 
-    fn read(input: impl BufRead + Send + 'static, name: String, form: Option<Form>) -> Result<Self> {
-        let (sender, lines) = sync_channel(AHEAD);
-        let mut reader = Lines { input, name, form, number: 0, blank: None };
+    /// Whether a column is read.
+    fn wants(&self, column: &str) -> bool;
+
+    /// Errors: a table of these columns has none for the entry.
+    fn check(&self, columns: &[&str]) -> std::result::Result<(), String>;
+
+    /// Errors: a record of other columns or values.
+    fn entry(&self, record: Record) -> std::result::Result<Self::Entry, String>;
+}
+
+/// Reads entries in a thread of its own, so that what has come is worked on while more is waited for.
+pub struct Incoming<E> {
+    entries: Receiver<Result<E>>,
+}
+
+impl<E: Send + 'static> Incoming<E> {
+    /// Of a file or folder, or of standard input.
+    ///
+    /// Errors: a file that cannot be opened; a table without columns of texts, or whose form nothing says.
+    pub fn open(path: Option<&Path>, shape: impl Shape<Entry = E>) -> Result<Self> {
+        let Some(path) = path else { return Self::read("standard input".into(), std::io::stdin(), shape) };
+        let named = shape.format().map(Format::named).transpose().map_err(data)?;
+        match named.or_else(|| Format::of(path)) {
+            Some(format) => {
+                let table = Table::open(path, format, reading(&|name| shape.wants(name))).map_err(data)?;
+                Self::start(path.display().to_string(), format, table, shape)
+            }
+            None => Self::read_input(Input::open(path).map_err(data)?, None, shape),
+        }
+    }
+
+    fn read(name: String, input: impl Read + Send + 'static, shape: impl Shape<Entry = E>) -> Result<Self> {
+        let named = shape.format().map(Format::named).transpose().map_err(data)?;
+        Self::read_input(Input::new(name, input).map_err(data)?, named, shape)
+    }
+
+    fn read_input(input: Input, format: Option<Format>, shape: impl Shape<Entry = E>) -> Result<Self> {
+        let (input, format) = match format {
+            Some(format) => (input, format),
+            None => told_by_first_line(input)?,
+        };
+        let name = input.name.clone();
+        let table = Table::read(input, format, reading(&|name| shape.wants(name))).map_err(data)?;
+        Self::start(name, format, table, shape)
+    }
+
+    fn start(name: String, format: Format, table: Table, shape: impl Shape<Entry = E>) -> Result<Self> {
+        // A header that lacks the columns is told before there are texts.
+        if let Some(columns) = table.columns.as_ref().filter(|columns| !columns.is_empty()) {
+            let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+            shape.check(&columns).map_err(|what| Error::Data(format!("{name}: {what}")))?;
+        }
+        let (sender, entries) = sync_channel(AHEAD);
         let read = move || {
-            while let Some(texts) = reader.next() {
-                let failed = texts.is_err();
-                if sender.send(texts).is_err() || failed {
+            for record in table.records {
+                let entry = record.map_err(data).and_then(|record| {
+                    let place = format.place(&name, record.number);
+                    shape.entry(record).map_err(|what| Error::Data(format!("{place}: {what}")))
+                });
+                let failed = entry.is_err();
+                if sender.send(entry).is_err() || failed {
                     break;
                 }
             }
         };
         std::thread::Builder::new().spawn(read).map_err(Error::io("a thread that reads the texts"))?;
-        Ok(Incoming { lines })
+        Ok(Incoming { entries })
     }
 
-    /// Waits for a text, and takes what else is there; what has come before an error is given first. Nothing at the end.
+    /// Waits for an entry, and takes what else is there; what has come before an error is given first. Nothing at the end.
     pub fn some(&self) -> (Vec<E>, Result<()>) {
-        let mut texts = Vec::new();
-        let mut next = self.lines.recv().ok();
-        while let Some(line) = next {
-            match line {
-                Ok(text) => texts.push(text),
-                Err(error) => return (texts, Err(error)),
+        let mut entries = Vec::new();
+        let mut next = self.entries.recv().ok();
+        while let Some(entry) = next {
+            match entry {
+                Ok(entry) => entries.push(entry),
+                Err(error) => return (entries, Err(error)),
             }
-            next = if texts.len() < AHEAD { self.lines.try_recv().ok() } else { None };
+            next = if entries.len() < AHEAD { self.entries.try_recv().ok() } else { None };
         }
-        (texts, Ok(()))
+        (entries, Ok(()))
     }
 }
 
-/// How the texts are written down; what the first line tells, where the name of the file does not.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Form {
-    Lines,
-    Jsonl,
+fn data(error: sparta_plugin::Error) -> Error {
+    Error::Data(error.0)
 }
 
-struct Lines<R> {
-    input: R,
-    name: String,
-    form: Option<Form>,
-    number: u64,
-    /// The first of the blank lines just before.
-    blank: Option<u64>,
+fn reading(wanted: &dyn Fn(&str) -> bool) -> Reading<'_> {
+    Reading { wanted: Some(wanted), ..Reading::default() }
 }
 
-impl<R: BufRead> Lines<R> {
-    /// The next text; blank lines at the end are its end, others are errors, as the answers would no longer be in line.
-    fn next<E: Entry>(&mut self) -> Option<Result<E>> {
-        loop {
-            let line = match self.line() {
-                Ok(Some(line)) => line,
-                Ok(None) => return None,
-                Err(what) => return Some(Err(self.error(self.number, &what))),
-            };
-            if line.trim().is_empty() {
-                self.blank.get_or_insert(self.number);
-                continue;
-            }
-            if let Some(blank) = self.blank {
-                return Some(Err(self.error(blank, "expected a text, got an empty line")));
-            }
-            return Some(self.entry(line).map_err(|what| self.error(self.number, &what)));
-        }
-    }
-
-    fn error(&self, number: u64, what: &str) -> Error {
-        Error::Data(format!("{}:{number}: {what}", self.name))
-    }
-
-    fn line(&mut self) -> std::result::Result<Option<String>, String> {
-        let mut bytes = Vec::new();
-        self.number += 1;
-        // Room for the end of the line, and one byte to see that it is too long.
-        let read = self.input.by_ref().take(LONGEST as u64 + 3).read_until(b'\n', &mut bytes);
-        if read.map_err(|e| format!("cannot be read: {e}"))? == 0 {
-            return Ok(None);
-        }
-        if bytes.ends_with(b"\n") {
-            bytes.pop();
-            if bytes.ends_with(b"\r") {
-                bytes.pop();
-            }
-        }
-        if bytes.len() > LONGEST {
-            return Err("expected lines of at most 1 MiB, got a longer one".into());
-        }
-        let line = String::from_utf8(bytes).map_err(|e| format!("expected UTF-8, got {}", e.utf8_error()))?;
-        match line.strip_prefix('\u{feff}') {
-            Some(rest) if self.number == 1 => Ok(Some(rest.to_owned())),
-            _ => Ok(Some(line)),
-        }
-    }
-
-    fn entry<E: Entry>(&mut self, line: String) -> std::result::Result<E, String> {
-        let form = match self.form {
-            Some(form) => form,
-            None => *self.form.insert(form_of(&line, E::KEY)?),
-        };
-        match form {
-            Form::Lines => Ok(E::of_text(line)),
-            Form::Jsonl => {
-                E::of_object(serde_json::from_str(&line).map_err(|e| format!("expected a JSON object: {e}"))?)
-            }
+impl Form {
+    fn columns(&self, all: &[&str]) -> std::result::Result<Columns, String> {
+        match self.named == Named::default() {
+            true => self.trained.columns(all).or_else(|_| self.named.columns(all)),
+            false => self.named.columns(all),
         }
     }
 }
 
-/// What a first line tells. Errors: it begins an array or a table.
-fn form_of(line: &str, key: &str) -> std::result::Result<Form, String> {
-    let convert = format!("; give the texts one a line, or as JSONL with the key `{key}`");
-    match serde_json::from_str::<serde_json::Value>(line) {
-        Ok(serde_json::Value::Object(_)) => return Ok(Form::Jsonl),
-        Ok(serde_json::Value::Array(_)) => return Err(format!("a JSON array, which is not read here{convert}")),
-        _ if matches!(line.trim(), "[" | "{") => return Err(format!("JSON over several lines{convert}")),
-        _ => {}
+impl Shape for Form {
+    type Entry = Texts;
+
+    fn format(&self) -> Option<&str> {
+        self.format.as_deref()
     }
-    for separator in ['\t', ','] {
+
+    fn wants(&self, column: &str) -> bool {
+        self.named.wants(column) || self.trained.wants(column)
+    }
+
+    fn check(&self, columns: &[&str]) -> std::result::Result<(), String> {
+        self.columns(columns).map(drop)
+    }
+
+    fn entry(&self, record: Record) -> std::result::Result<Texts, String> {
+        let names: Vec<&str> = record.values.keys().map(String::as_str).collect();
+        let columns = self.columns(&names)?;
+        let first = text(&record.values, &columns.text)?;
+        let second = columns.pair.map(|pair| text(&record.values, &pair)).transpose()?;
+        match first.len().max(second.as_ref().map_or(0, String::len)) {
+            0..=MAX_LINE => Ok((first, second)),
+            bytes => Err(format!("expected texts of at most 1 MiB, got one of {bytes} bytes")),
+        }
+    }
+}
+
+/// The format of a text whose name does not say it.
+///
+/// Errors: its first line is the header of a table.
+fn told_by_first_line(mut input: Input) -> Result<(Input, Format)> {
+    let mut first = Vec::new();
+    let read = input.reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut first);
+    read.map_err(Error::io(&input.name))?;
+    let line = String::from_utf8_lossy(&first);
+    let format = format_of(&line).map_err(|what| Error::Data(format!("{}:1: {what}", input.name)))?;
+    let reader = Box::new(Cursor::new(first).chain(input.reader));
+    Ok((Input { reader, ..input }, format))
+}
+
+fn format_of(line: &str) -> std::result::Result<Format, String> {
+    if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(line).is_ok() {
+        return Ok(Format::Jsonl);
+    }
+    if line.trim() == "{" || line.trim() == "[" || serde_json::from_str::<Vec<serde_json::Value>>(line).is_ok() {
+        return Ok(Format::Json);
+    }
+    for (separator, format) in [('\t', "tsv"), (',', "csv"), (';', "csv")] {
         let fields: Vec<&str> = line.split(separator).map(|field| field.trim().trim_matches('"')).collect();
-        let named = |name: &str| fields.contains(&name);
-        let text = KEYS.iter().any(|(text, pair)| named(text) && pair.is_none_or(|pair| named(pair) || named("label")));
-        if fields.len() > 1 && text && (named("label") || separator == '\t') {
-            return Err(format!("the header of a table ({line:?}), which is not read here{convert}"));
+        let named = Named::default().columns(&fields);
+        if fields.len() > 1 && named.is_ok_and(|named| named.label.is_some() || named.pair.is_some() || format == "tsv")
+        {
+            return Err(format!(
+                "{:?} is the header of a table; say so with --format {format}, or give texts one a line with --format lines",
+                line.trim_end()
+            ));
         }
     }
-    Ok(Form::Lines)
-}
-
-impl Entry for Texts {
-    const KEY: &'static str = "text";
-
-    fn of_text(text: String) -> Texts {
-        (text, None)
-    }
-
-    fn of_object(object: serde_json::Map<String, serde_json::Value>) -> std::result::Result<Texts, String> {
-        let get = |key: &str| match object.get(key) {
-            None | Some(serde_json::Value::Null) => Ok(None),
-            Some(serde_json::Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(format!("expected a string for `{key}`, got {other}")),
-        };
-        let has = |key: &str| object.contains_key(key);
-        // A pair before a single text, where the names of both are there.
-        let whole = KEYS.iter().find(|(text, pair)| has(text) && pair.is_none_or(has));
-        let alone = || KEYS.iter().find(|(text, _)| has(text) && ["text", "sentence"].contains(text));
-        let Some((text, pair)) = whole.or_else(alone) else {
-            let keys = object.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            let known: Vec<String> = KEYS
-                .iter()
-                .map(|(text, pair)| match pair {
-                    Some(pair) => format!("`{text}` and `{pair}`"),
-                    None => format!("`{text}`"),
-                })
-                .collect();
-            return Err(format!("expected the key `text`, or those of a task ({}), got {keys}", known.join(", ")));
-        };
-        let first = get(text)?.ok_or_else(|| format!("expected a string for `{text}`, got null"))?;
-        Ok((first, pair.map(get).transpose()?.flatten()))
-    }
+    Ok(Format::Lines)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(content: &'static str) -> std::result::Result<Vec<Texts>, String> {
-        let incoming = Incoming::<Texts>::read(content.as_bytes(), "f".into(), None).unwrap();
+    fn read_as(format: Option<&str>, content: &'static str) -> std::result::Result<Vec<Texts>, String> {
+        let form = Form { format: format.map(str::to_owned), ..Form::default() };
+        let incoming = Incoming::read("f".into(), content.as_bytes(), form).map_err(|e| e.to_string())?;
         let mut all = Vec::new();
         loop {
             let (texts, outcome) = incoming.some();
@@ -243,19 +214,43 @@ mod tests {
         }
     }
 
+    fn read(content: &'static str) -> std::result::Result<Vec<Texts>, String> {
+        read_as(None, content)
+    }
+
     fn texts(texts: &[&str]) -> Vec<Texts> {
         texts.iter().map(|text| (text.to_string(), None)).collect()
     }
 
     #[test]
-    fn texts_are_lines_or_json_objects() {
+    fn the_first_line_tells_the_format_where_nothing_else_does() {
         assert_eq!(read("good film\n{not json}\n\n").unwrap(), texts(&["good film", "{not json}"]));
         assert_eq!(read("{sic} a film\nb").unwrap(), texts(&["{sic} a film", "b"]));
+        assert_eq!(read("[sic] a film, and more\n").unwrap(), texts(&["[sic] a film, and more"]));
         let pairs = read("{\"text\": \"a\", \"pair\": \"b\"}\n{\"sentence\": \"c\", \"id\": 1}\n").unwrap();
         assert_eq!(pairs, [("a".to_owned(), Some("b".to_owned())), ("c".to_owned(), None)]);
         let pair = read("{\"question\": \"q\", \"sentence\": \"s\"}").unwrap();
         assert_eq!(pair, [("q".to_owned(), Some("s".to_owned()))]);
+        assert_eq!(read("[{\"text\": \"a\"}, {\"text\": \"b\"}]").unwrap(), texts(&["a", "b"]));
+        assert_eq!(read("[\n{\"text\": \"a\"}]").unwrap(), texts(&["a"]));
+        assert_eq!(read("{\n\"text\": \"a\"}").unwrap(), texts(&["a"]));
         assert_eq!(read("\n").unwrap(), []);
+        for (content, format) in [("text,label\na,1", "csv"), ("sentence\tlabel\na\t1", "tsv"), ("text;label", "csv")] {
+            let message = read(content).unwrap_err();
+            assert!(message.starts_with("f:1: ") && message.contains(&format!("--format {format}")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_named_format_is_taken() {
+        assert_eq!(read_as(Some("csv"), "id,text\n1,\" a, b \"\n").unwrap(), texts(&[" a, b "]));
+        assert_eq!(read_as(Some("tsv"), "text\n\"a\n").unwrap(), texts(&["\"a"]));
+        assert_eq!(
+            read_as(Some("lines"), "{\"text\": 1}\ntext,label\n").unwrap(),
+            texts(&["{\"text\": 1}", "text,label"])
+        );
+        assert!(read_as(Some("xls"), "").unwrap_err().contains("expected one of csv, tsv"));
+        assert!(read_as(Some("parquet"), "").unwrap_err().contains("name a file"));
     }
 
     #[test]
@@ -265,29 +260,24 @@ mod tests {
     }
 
     #[test]
-    fn other_forms_are_named() {
-        for (content, form) in [
-            ("[{\"text\": \"a\"}]", "JSON array"),
-            ("[\n{\"text\": \"a\"}]", "several lines"),
-            ("text,label\na,1", "table"),
-            ("sentence\tlabel\na\t1", "table"),
-        ] {
-            let message = read(content).unwrap_err();
-            assert!(message.starts_with("f:1: ") && message.contains(form) && message.contains("JSONL"), "{message}");
-        }
-        assert_eq!(read("the text, and a label\n").unwrap().len(), 1);
+    fn columns_of_the_training_data_are_used_where_they_are_there() {
+        let named = |text: &str| Named { text: Some(text.into()), ..Named::default() };
+        let form = Form { trained: named("body"), ..Form::default() };
+        assert_eq!(form.columns(&["text", "body"]).unwrap().text, "body");
+        assert_eq!(form.columns(&["text"]).unwrap().text, "text");
+        let form = Form { named: named("title"), ..form };
+        assert_eq!(form.columns(&["title", "body"]).unwrap().text, "title");
+        assert!(form.columns(&["text", "body"]).unwrap_err().contains("`title`"));
     }
 
     #[test]
     fn malformed_input_names_the_line() {
         let message = |content| read(content).unwrap_err();
-        assert_eq!(message("a\n\nb"), "f:2: expected a text, got an empty line");
-        assert!(
-            message("{\"text\": \"a\"}\n{\"txt\": \"b\"}").starts_with("f:2: expected the key `text`, or those of")
-        );
-        assert_eq!(message("{\"text\": 1}"), "f:1: expected a string for `text`, got 1");
+        assert_eq!(message("a\n\nb"), "f:2: expected a row, got a blank line; remove it");
+        assert!(message("{\"text\": \"a\"}\n{\"txt\": \"b\"}").contains("f:2: expected a column of texts"));
+        assert_eq!(message("{\"text\": 1}"), "f:1: expected a string for `text`, got `1`");
         assert!(message("{\"text\": \"a\"}\nb").starts_with("f:2: expected a JSON object"));
-        let long: &'static str = Box::leak("x".repeat(LONGEST + 1).into_boxed_str());
+        let long: &'static str = Box::leak("x".repeat(MAX_LINE + 1).into_boxed_str());
         assert_eq!(message(long), "f:1: expected lines of at most 1 MiB, got a longer one");
     }
 }

@@ -136,7 +136,7 @@ impl Runner<'_> {
         let ended_well = status.success() || status.code() == Some(INTERRUPTED.into());
         let line = match (ended_well, stored, &one.hopeless) {
             (true, Some(result), _) if result.stopped != Stopped::Interrupted => {
-                format!("done    {}  {}", job.name, brief(&result, &job.primary))
+                format!("done    {}  {}", job.name, brief(&result, &job.metric()))
             }
             (true, _, Some(why)) => {
                 job.record(Some(Ended::StoppedEarly(why.clone())))?;

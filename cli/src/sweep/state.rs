@@ -17,7 +17,7 @@ pub struct Job {
     /// Row in the comparison.
     pub row: String,
     pub task: String,
-    /// The metric of its task that comparisons look at.
+    /// The metric of its task that comparisons look at, as the task is described.
     pub primary: String,
     pub setting: String,
     pub options: BTreeMap<String, String>,
@@ -53,6 +53,17 @@ impl Job {
     /// Where the run's output goes.
     pub fn log(&self) -> PathBuf {
         self.directory.join("log.txt")
+    }
+
+    /// The metric that comparisons look at: a task that finds its labels in the data may have another one than described.
+    pub fn metric(&self) -> String {
+        #[derive(Deserialize)]
+        struct Plan {
+            primary: String,
+        }
+        let text = files::read_text(&self.directory.join("plan.json"), files::CONFIGURATION).unwrap_or_default();
+        let plan = serde_json::from_str::<Plan>(&text).ok().filter(|plan| !plan.primary.is_empty());
+        plan.map_or_else(|| self.primary.clone(), |plan| plan.primary)
     }
 
     fn record_path(&self) -> PathBuf {
@@ -102,7 +113,8 @@ impl Job {
         let reports = text.lines().filter(|line| line.starts_with("{\"kind\":\"eval\""));
         let reports = reports.filter_map(|line| serde_json::from_str::<EvalReport>(line).ok());
         let dev = reports.filter(|report| report.split == "dev");
-        dev.filter_map(|report| Some((report.step, *report.metrics.scores.get(&self.primary)?))).collect()
+        let metric = self.metric();
+        dev.filter_map(|report| Some((report.step, *report.metrics.scores.get(&metric)?))).collect()
     }
 }
 

@@ -86,8 +86,9 @@ impl<'a> Comparison<'a> {
     /// The form of the paper's Tables 3, 4, 5, 10 and 11.
     fn paper_table(&self) -> String {
         let tasks = self.tasks();
-        let metric =
-            |task: &&str| self.runs.iter().find(|(job, _)| job.task == *task).map_or("", |(job, _)| &job.primary);
+        let metric = |task: &&str| {
+            self.runs.iter().find(|(job, _)| job.task == *task).map_or(String::new(), |(job, _)| job.metric())
+        };
         let header: Vec<String> = ["Method".to_owned(), "Trained".to_owned()]
             .into_iter()
             .chain(tasks.iter().flat_map(|task| [format!("{task} loss"), format!("{task} {}", metric(task))]))
@@ -124,7 +125,7 @@ impl<'a> Comparison<'a> {
             };
             let is_best = best.contains(&job.name.as_str()).to_string();
             let mut record: Vec<String> =
-                [&job.name, &job.row, &job.task, &job.setting, name, &is_best, &job.primary].map(str::to_owned).into();
+                [&job.name, &job.row, &job.task, &job.setting, name, &is_best, &job.metric()].map(str::to_owned).into();
             record.extend(match state {
                 State::Finished(result) => numbers(job, result),
                 _ => Default::default(),
@@ -139,13 +140,14 @@ impl<'a> Comparison<'a> {
 /// Better is greater: the metric on dev, then the loss.
 fn rank((job, result): Finished) -> (f64, f64) {
     let dev = result.dev.as_ref();
-    let metric = dev.and_then(|dev| dev.scores.get(&job.primary)).copied().unwrap_or(f64::NEG_INFINITY);
+    let metric = dev.and_then(|dev| dev.scores.get(&job.metric())).copied().unwrap_or(f64::NEG_INFINITY);
     (metric, -dev.map_or(f64::INFINITY, |dev| dev.loss))
 }
 
 fn numbers(job: &Job, result: &RunResult) -> [String; 7] {
     let text = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-    let metric = |split: &Option<Metrics>| text(split.as_ref().and_then(|m| m.scores.get(&job.primary).copied()));
+    let primary = job.metric();
+    let metric = |split: &Option<Metrics>| text(split.as_ref().and_then(|m| m.scores.get(&primary).copied()));
     let loss = |split: &Option<Metrics>| text(split.as_ref().map(|m| m.loss));
     [
         metric(&result.dev),
@@ -165,7 +167,7 @@ fn best_cells((job, result): Finished) -> Vec<String> {
         job.row.clone(),
         job.task.clone(),
         job.setting.clone(),
-        format!("{} {}", job.primary, metric(&result.dev)),
+        format!("{} {}", job.metric(), metric(&result.dev)),
         loss(&result.dev),
         metric(&result.test),
         loss(&result.test),
@@ -177,7 +179,8 @@ fn best_cells((job, result): Finished) -> Vec<String> {
 }
 
 fn primary(job: &Job, metrics: &Metrics) -> String {
-    metrics.scores.get(&job.primary).map_or("-".into(), |&value| score(&job.primary, value))
+    let metric = job.metric();
+    metrics.scores.get(&metric).map_or("-".into(), |&value| score(&metric, value))
 }
 
 fn share(result: &RunResult) -> f64 {

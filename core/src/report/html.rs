@@ -74,7 +74,12 @@ fn splits(run: &RunData) -> Vec<Value> {
             let scores = metrics.scores.iter().map(|(id, value)| (id.clone(), format!("{value:.4}")));
             let loss = ("loss".to_owned(), format!("{:.4}", metrics.loss));
             let scores: Vec<_> = scores.chain([loss]).map(|(id, value)| vec![id, value]).collect();
-            context! { name, scores, examples => thousands(metrics.examples), confusion => confusion(run, metrics) }
+            let per_label = metrics.per_label.iter().map(|of| {
+                let shares = [of.precision, of.recall, of.f1].map(|share| format!("{share:.4}"));
+                [vec![of.label.clone()], shares.to_vec(), vec![thousands(of.support)]].concat()
+            });
+            let per_label: Vec<Vec<String>> = per_label.collect();
+            context! { name, scores, per_label, examples => thousands(metrics.examples), confusion => confusion(run, metrics) }
         })
         .collect()
 }

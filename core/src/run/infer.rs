@@ -10,7 +10,7 @@ use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
 use crate::train::objective::{MultiLabel, Regression};
-use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Session, Target};
+use crate::train::{Encoded, Evaluation, Metrics, Prediction, Session, Target};
 use crate::{Error, Result, splits};
 use serde_json::Value;
 use sparta_graph::Backend;
@@ -261,8 +261,8 @@ fn trained_task(head: &Head, described: &TaskInfo) -> TaskInfo {
         return found;
     }
     let target = match head.objective.as_str() {
-        name if name == (MultiLabel { labels: 1 }).name() => task::Target::Classes,
-        name if name == (Regression {}).name() => task::Target::Number,
+        MultiLabel::NAME => task::Target::Classes,
+        Regression::NAME => task::Target::Number,
         _ => task::Target::Class,
     };
     TaskInfo { labels: head.labels.clone(), target: Some(target), ..described.clone() }
@@ -316,7 +316,8 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         let adapted = self.adapted;
         if !adapted.applied.objective.pools() {
             return Err(Error::Usage(format!(
-                "{}: made by {}, which gives a text no class; `eval` measures it",
+                "{}: made by {}, which gives a text no class; `eval` measures it, and `adapter merge` makes a model that \
+                 writes texts",
                 adapted.applied.adapter.dir.display(),
                 adapted.applied.objective.name()
             )));
@@ -376,5 +377,6 @@ pub fn evaluate(
         |p: Prediction| Prediction { logits: order.iter().filter_map(|&class| p.logits.get(class).copied()).collect() };
     let predictions = own.map(in_order).collect();
     let objective = adapted.heads()[head].objective()?;
-    objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })
+    let metrics = objective.score(&task.metrics, &encoded, &Evaluation { predictions, ..found })?;
+    Ok(metrics.name_labels(&task.labels))
 }

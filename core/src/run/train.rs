@@ -424,7 +424,8 @@ impl<'a> Trainer<'a> {
         if found.predictions.len() < examples.len() {
             return Ok(None);
         }
-        self.run.setup.objective.score(&self.run.task.metrics, examples, &found).map(Some)
+        let metrics = self.run.setup.objective.score(&self.run.task.metrics, examples, &found)?;
+        Ok(Some(metrics.name_labels(&self.run.task.labels)))
     }
 
     fn report(&mut self, split: &str, metrics: &Metrics, best: bool) -> Result<()> {

@@ -100,6 +100,11 @@ impl Prediction {
         weights.into_iter().map(|w| w / sum).collect()
     }
 
+    /// The probability of each label, of those that do not exclude each other: the sigmoid of its logit.
+    pub fn independent(&self) -> Vec<f64> {
+        self.logits.iter().map(|&z| 1.0 / (1.0 + f64::from(-z).exp())).collect()
+    }
+
     /// Cross-entropy with this label: finite for all finite logits.
     pub(crate) fn loss(&self, label: usize) -> Option<f64> {
         let max = f64::from(self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));

@@ -21,9 +21,20 @@ pub struct Metrics {
     pub per_label: Vec<LabelMetrics>,
 }
 
+impl Metrics {
+    /// Gives the labels their names.
+    pub fn name_labels(mut self, names: &[String]) -> Metrics {
+        self.per_label.iter_mut().zip(names).for_each(|(of, name)| of.label.clone_from(name));
+        self
+    }
+}
+
 /// How well one label was found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelMetrics {
+    /// Its name, from [`Metrics::name_labels`] on.
+    #[serde(default)]
+    pub label: String,
     pub precision: f64,
     pub recall: f64,
     pub f1: f64,
@@ -36,7 +47,7 @@ impl LabelMetrics {
     pub(crate) fn new(right: u64, predicted: u64, support: u64) -> LabelMetrics {
         let share = |of: u64| ratio(right as f64, of as f64);
         let f1 = ratio(2.0 * right as f64, (predicted + support) as f64);
-        LabelMetrics { precision: share(predicted), recall: share(support), f1, support }
+        LabelMetrics { label: String::new(), precision: share(predicted), recall: share(support), f1, support }
     }
 }
 

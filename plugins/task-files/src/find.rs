@@ -1,6 +1,7 @@
 //! Files by name in the folders where a task's data may lie.
 
-use crate::part::{Format, Part};
+use crate::format::Format;
+use crate::part::Part;
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +36,7 @@ pub(crate) fn folders(data: &Path, places: &[&[&str]]) -> Result<Vec<Folder>, Er
 }
 
 impl Folder {
-    fn read(path: PathBuf, prefix: String) -> Result<Self, Error> {
+    pub fn read(path: PathBuf, prefix: String) -> Result<Self, Error> {
         let fail = |e: std::io::Error| {
             let path = path.display();
             Error(format!("{path}: expected a directory with data files, got: {e}; check --data"))
@@ -75,6 +76,17 @@ impl Folder {
             return Err(Error(format!("{path}: expected all shards of one set, numbered from 0, got {got}")));
         }
         Ok(shards.iter().map(|shard| part(shard.2)).collect())
+    }
+
+    /// The files whose names say that they are tables, or all of a given format.
+    pub fn tables(&self, format: Option<Format>) -> Vec<Part> {
+        let part = |name: &String| {
+            let path = self.path.join(name);
+            let said = Format::of(&path).filter(|format| *format != Format::TextFolders);
+            let format = format.filter(|_| path.is_file()).or(said)?;
+            (format != Format::TextFolders).then(|| Part { name: format!("{}{name}", self.prefix), path, format })
+        };
+        self.names.iter().filter_map(part).collect()
     }
 
     /// What is in the folder, for messages: at most twelve names.

@@ -1,7 +1,8 @@
 //! Which files make up the splits of a task: what the plugin looks for, and what is there.
 
 use crate::find::{Folder, folders};
-use crate::part::{Format, Part, State};
+use crate::format::Format;
+use crate::part::{Part, State};
 use crate::schema::Schema;
 use sparta_plugin::Error;
 use sparta_plugin::task::{OpenRequest, Take};

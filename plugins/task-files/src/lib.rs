@@ -1,11 +1,18 @@
-//! Finds and reads the files that labelled texts come in: TSV, parquet, folders of text files, JSONL.
+//! Finds and reads the files that texts come in, labelled or not: CSV, TSV, JSON, JSONL, parquet, lines, folders of text
+//! files.
 //!
-//! A task plugin says what its columns and labels are called ([`Schema`]) and which file names make up its splits
-//! ([`Layout`]); [`find`] picks the files under the user's directory, and a [`FileSet`] reads them row by row.
+//! [`Table`] is the one reader: records of names and values, of any file. A task plugin with files of its own says what its
+//! columns and labels are called ([`Schema`]) and which file names make up its splits ([`Layout`]); [`find`] picks the files
+//! under the user's directory, and a [`FileSet`] reads them row by row. In anybody's table [`Named`] finds the columns.
 
+mod columns;
+mod csv;
 mod dataset;
 mod find;
 mod folders;
+mod format;
+mod input;
+mod json;
 mod jsonl;
 mod layout;
 mod lines;
@@ -13,11 +20,18 @@ mod pages;
 mod parquet;
 mod part;
 mod schema;
+mod table;
+mod tables;
 pub mod testing;
 mod tsv;
 
+pub use columns::{Columns, Named, label, scalar, text};
 pub use dataset::FileSet;
+pub use format::Format;
+pub use input::Input;
 pub use layout::{Found, Layout, Search, draw, find, names};
-pub use lines::Lines;
-pub use part::{Format, Part};
-pub use schema::Schema;
+pub use lines::{Lines, MAX_LINE};
+pub use part::Part;
+pub use schema::{Schema, clip};
+pub use table::{Reading, Record, Records, Table};
+pub use tables::{Tables, find_tables};

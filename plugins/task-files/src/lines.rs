@@ -1,41 +1,35 @@
-//! Lines of a text file, one at a time, in bounded memory.
+//! Lines of a text, one at a time, in bounded memory.
 
+use crate::input::Input;
 use sparta_plugin::Error;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, Read};
+use std::path::Path;
 
-/// The longest line that is read, in bytes.
-pub(crate) const MAX_LINE: usize = 1 << 20;
+/// The longest text, and the longest line that is read, in bytes.
+pub const MAX_LINE: usize = 1 << 20;
 
 pub struct Lines {
-    path: PathBuf,
-    reader: BufReader<File>,
+    input: Input,
     number: u64,
-}
-
-/// Opens a regular file, also behind a link: a pipe or a device may never end.
-///
-/// # Errors
-/// It is none, or cannot be opened.
-pub(crate) fn open(path: &Path) -> Result<File, Error> {
-    let fail = |what: String| Error(format!("{}: cannot be opened: {what}", path.display()));
-    // Before opening: to open a pipe is to wait for its other end.
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Err(fail("expected a file, got a directory or a device".into())),
-        _ => File::open(path).map_err(|e| fail(e.to_string())),
-    }
 }
 
 impl Lines {
     /// # Errors
-    /// As [`open`].
+    /// As [`Input::open`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Lines { path: path.to_owned(), reader: BufReader::new(open(path)?), number: 0 })
+        Ok(Self::new(Input::open(path)?))
     }
 
-    /// The next line and its 1-based number, without its line end and without a byte-order mark at the start of the
-    /// file; `None` at the end.
+    pub fn new(input: Input) -> Self {
+        Lines { input, number: 0 }
+    }
+
+    /// What messages call the text.
+    pub fn name(&self) -> &str {
+        &self.input.name
+    }
+
+    /// The next line and its 1-based number, without its line end; `None` at the end.
     ///
     /// # Errors
     /// Reading fails, the line is longer than [`MAX_LINE`] or is not UTF-8.
@@ -43,9 +37,9 @@ impl Lines {
         let mut bytes = Vec::new();
         // Two bytes more than allowed for the line end, one more to see that the line is too long.
         let limit = MAX_LINE as u64 + 3;
-        let read = self.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
+        let read = self.input.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
         let number = self.number + 1;
-        let fail = |what: String| Error(format!("{}:{number}: {what}", self.path.display()));
+        let fail = |what: String| Error(format!("{}:{number}: {what}", self.input.name));
         if read.map_err(|e| fail(format!("cannot be read: {e}")))? == 0 {
             return Ok(None);
         }
@@ -65,13 +59,10 @@ impl Lines {
                 "expected UTF-8, got an invalid byte at position {column} of the line; convert the file to UTF-8"
             ))
         })?;
-        match text.strip_prefix('\u{feff}') {
-            Some(rest) if number == 1 => Ok(Some((number, rest.to_owned()))),
-            _ => Ok(Some((number, text))),
-        }
+        Ok(Some((number, text)))
     }
 
-    /// As [`Lines::next_line`], but blank lines at the end of the file are taken for its end.
+    /// As [`Lines::next_line`], but blank lines at the end of the text are taken for its end.
     ///
     /// # Errors
     /// As [`Lines::next_line`], and a blank line between others.
@@ -81,8 +72,8 @@ impl Lines {
             if line.trim().is_empty() {
                 blank.get_or_insert(number);
             } else if let Some(blank) = blank {
-                let path = self.path.display();
-                return Err(Error(format!("{path}:{blank}: expected a row, got a blank line; remove it")));
+                let name = &self.input.name;
+                return Err(Error(format!("{name}:{blank}: expected a row, got a blank line; remove it")));
             } else {
                 return Ok(Some((number, line)));
             }
@@ -90,7 +81,6 @@ impl Lines {
         Ok(None)
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,12 +9,14 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 /// Bytes of an unpacked page. Writers begin a new page at about 1 MiB, looked at after a thousand texts or so.
 const LARGEST_PAGE: usize = 256 << 20;
+/// Values of a column of lists in a row group, which may hold a million rows.
+const MOST_VALUES: u64 = 1 << 26;
 /// Structs in structs of a header.
 const DEPTH: usize = 8;
 
 /// Passes over the pages of a column chunk.
 ///
-/// Errors: a chunk outside of the file, a malformed header, a page above 256 MiB.
+/// Errors: a chunk outside of the file, a malformed header, a page above 256 MiB, more values than lists may have.
 pub(crate) fn check(file: &File, chunk: &ColumnChunkMetaData) -> Result<(), String> {
     let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
     let (Ok(start), Ok(left)) = (u64::try_from(start), u64::try_from(chunk.compressed_size())) else {
@@ -23,13 +25,28 @@ pub(crate) fn check(file: &File, chunk: &ColumnChunkMetaData) -> Result<(), Stri
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(start)).map_err(|e| e.to_string())?;
     let mut pages = Pages { reader, left };
+    let lists = chunk.column_descr().max_rep_level() > 0;
+    let mut values = 0u64;
     while pages.left > 0 {
-        let size = pages.next_page()?;
+        let Page { size, values: more } = pages.next_page()?;
+        values = values.saturating_add(more);
+        if lists && values > MOST_VALUES {
+            return Err(format!("the lists of a row group have {values} values, at most {MOST_VALUES} are allowed"));
+        }
         if size > LARGEST_PAGE {
             return Err(format!("a page unpacks to {size} bytes, at most {LARGEST_PAGE} are allowed"));
         }
     }
     Ok(())
+}
+
+/// What a header promises.
+#[derive(Debug, PartialEq)]
+struct Page {
+    /// Bytes, unpacked.
+    size: usize,
+    /// 0 for a dictionary.
+    values: u64,
 }
 
 struct Pages<'a> {
@@ -39,22 +56,39 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// Reads a header and passes over its page. Returns the unpacked size.
-    fn next_page(&mut self) -> Result<usize, String> {
-        let (mut unpacked, mut packed) = (None, None);
+    /// Reads a header and passes over its page.
+    fn next_page(&mut self) -> Result<Page, String> {
+        let (mut unpacked, mut packed, mut values) = (None, None, 0);
         let mut id = 0;
         while let Some((field, kind)) = self.field(id)? {
             id = field;
             match (field, kind) {
                 (2, I32) => unpacked = Some(self.integer()?),
                 (3, I32) => packed = Some(self.integer()?),
+                // A data page of either version.
+                (5 | 8, STRUCT) => values = self.first_integer()?,
                 _ => self.skip(kind, DEPTH)?,
             }
         }
         let size = |n: Option<i64>| n.and_then(|n| usize::try_from(n).ok()).ok_or("a page header has no valid size");
         let (unpacked, packed) = (size(unpacked)?, size(packed)?);
         self.pass(packed as u64)?;
-        Ok(unpacked)
+        Ok(Page { size: unpacked, values })
+    }
+
+    /// The first field of a struct, a count.
+    fn first_integer(&mut self) -> Result<u64, String> {
+        let (mut id, mut found) = (0, 0);
+        while let Some((field, kind)) = self.field(id)? {
+            id = field;
+            match (field, kind) {
+                (1, I32) => {
+                    found = u64::try_from(self.integer()?).map_err(|_| "a page has a negative number of values")?
+                }
+                _ => self.skip(kind, DEPTH)?,
+            }
+        }
+        Ok(found)
     }
 
     /// Id and type of the next field of a struct, after the field `last`; `None` at its end.
@@ -138,7 +172,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn page(bytes: &[u8]) -> Result<usize, String> {
+    fn page(bytes: &[u8]) -> Result<Page, String> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         file.rewind().unwrap();
@@ -151,7 +185,7 @@ mod tests {
         let mut header =
             vec![0x15, 0, 0x15, 0xd0, 0x0f, 0x15, 6, 0x15, 9, 0x1c, 0x15, 2, 0x4c, 0x18, 2, b'a', b'b', 0, 0];
         header.push(0);
-        assert_eq!(page(&[&header[..], &[1, 2, 3]].concat()), Ok(1000));
+        assert_eq!(page(&[&header[..], &[1, 2, 3]].concat()), Ok(Page { size: 1000, values: 1 }));
         assert!(page(&[&header[..], &[1, 2]].concat()).unwrap_err().contains("outside of its column"));
         assert!(page(&header[..5]).unwrap_err().contains("cut off"));
     }

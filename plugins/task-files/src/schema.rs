@@ -1,5 +1,7 @@
 //! What the columns and the labels of a task are called.
 
+use sparta_plugin::task::Example;
+
 /// Where the texts and the label of an example are, in files of any format, and which labels there are.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema {
@@ -7,7 +9,7 @@ pub struct Schema {
     pub texts: &'static [(&'static str, Option<&'static str>)],
     /// Names of the label column; the first one that a file has is used.
     pub label: &'static [&'static str],
-    /// Class names in the order of the labels 0, 1, ...
+    /// Class names in the order of the labels 0, 1, ...; none where the label is a number.
     pub classes: &'static [&'static str],
     /// The columns of a TSV file without a header line.
     pub headerless: Option<&'static [&'static str]>,
@@ -43,11 +45,34 @@ impl Schema {
         Some(Columns { text, pair: *pair, label })
     }
 
-    /// The label that `text` stands for: a class name or its number.
+    /// Whether a column of this name can matter.
+    pub(crate) fn mentions(&self, name: &str) -> bool {
+        let texts = self.texts.iter().any(|(text, pair)| *text == name || *pair == Some(name));
+        texts || self.label.contains(&name) || name == SECOND
+    }
+
+    /// Whether a label stands for none: the hub's -1, and an empty field.
+    pub(crate) fn is_unlabelled(&self, label: &str) -> bool {
+        label.is_empty() || (label.parse() == Ok(-1.0))
+    }
+
+    /// What `text` labels an example with, which has no texts yet: a class by its name or number, or a number.
     ///
     /// # Errors
     /// What was expected and got, without the place.
-    pub(crate) fn class(&self, text: &str) -> Result<u32, String> {
+    pub(crate) fn label(&self, text: &str) -> Result<Example, String> {
+        if !self.classes.is_empty() {
+            return Ok(Example { label: self.class(text)?, ..Example::default() });
+        }
+        match text.trim().parse::<f64>() {
+            Ok(number) if number.is_finite() && !self.is_unlabelled(text) => {
+                Ok(Example { number: Some(number), ..Example::default() })
+            }
+            _ => Err(format!("expected a number as the label, got `{}`", clip(text))),
+        }
+    }
+
+    fn class(&self, text: &str) -> Result<u32, String> {
         let by_name = self.classes.iter().position(|class| *class == text);
         let by_number = || text.parse().ok().filter(|&n: &usize| n < self.classes.len());
         match by_name.or_else(by_number) {
@@ -71,7 +96,7 @@ impl Schema {
 }
 
 /// At most 60 characters of a piece of the user's file.
-pub(crate) fn clip(text: &str) -> String {
+pub fn clip(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
@@ -116,6 +141,15 @@ pub(crate) mod tests {
         for wrong in ["2", "-1", "Positive", "", "1.0"] {
             let message = SINGLE.class(wrong).unwrap_err();
             assert_eq!(message, format!("expected a label 0 (negative), 1 (positive), got `{wrong}`"));
+        }
+    }
+
+    #[test]
+    fn without_classes_a_label_is_a_number() {
+        let number = Schema { classes: &[], ..PAIR };
+        assert_eq!(number.label(" 3.25").unwrap().number, Some(3.25));
+        for wrong in ["-1", "", "good", "inf"] {
+            assert_eq!(number.label(wrong).unwrap_err(), format!("expected a number as the label, got `{wrong}`"));
         }
     }
 

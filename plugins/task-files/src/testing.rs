@@ -5,6 +5,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The cells of a column.
@@ -12,6 +13,8 @@ pub enum Column {
     /// Strings or nulls.
     Texts(Vec<Option<ByteArray>>),
     Integers(Vec<i64>),
+    /// Lists of strings, all of which may be null.
+    Lists(Vec<Option<Vec<Option<String>>>>),
 }
 
 impl Column {
@@ -27,19 +30,60 @@ impl Column {
         match self {
             Column::Texts(cells) => cells.len(),
             Column::Integers(cells) => cells.len(),
+            Column::Lists(cells) => cells.len(),
         }
     }
 
     fn kind(&self, name: &str) -> Type {
-        let kind = match self {
-            Column::Texts(_) => Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
+        let text = |name| {
+            Type::primitive_type_builder(name, Physical::BYTE_ARRAY)
                 .with_repetition(Repetition::OPTIONAL)
-                .with_converted_type(ConvertedType::UTF8),
+                .with_converted_type(ConvertedType::UTF8)
+        };
+        let kind = match self {
+            Column::Texts(_) => text(name).build(),
             Column::Integers(_) => {
-                Type::primitive_type_builder(name, Physical::INT64).with_repetition(Repetition::REQUIRED)
+                let integer = Type::primitive_type_builder(name, Physical::INT64);
+                integer.with_repetition(Repetition::REQUIRED).build()
+            }
+            Column::Lists(_) => {
+                let element = Arc::new(text("element").build().expect("a valid column"));
+                let list = Type::group_type_builder("list").with_repetition(Repetition::REPEATED);
+                let list = Arc::new(list.with_fields(vec![element]).build().expect("a valid group"));
+                let outer = Type::group_type_builder(name).with_repetition(Repetition::OPTIONAL);
+                outer.with_converted_type(ConvertedType::LIST).with_fields(vec![list]).build()
             }
         };
-        kind.build().expect("a valid column")
+        kind.expect("a valid column")
+    }
+
+    /// The values of some rows, with their definition and repetition levels.
+    fn texts_with_levels(&self, range: Range<usize>) -> (Vec<ByteArray>, Vec<i16>, Vec<i16>) {
+        let (mut values, mut definitions, mut repetitions) = (vec![], vec![], vec![]);
+        let mut entry = |value: Option<ByteArray>, definition, repetition| {
+            values.extend(value);
+            definitions.push(definition);
+            repetitions.push(repetition);
+        };
+        match self {
+            Column::Texts(cells) => {
+                cells[range].iter().for_each(|cell| entry(cell.clone(), i16::from(cell.is_some()), 0));
+            }
+            Column::Integers(_) => {}
+            Column::Lists(lists) => {
+                for list in &lists[range] {
+                    match list.as_deref() {
+                        None => entry(None, 0, 0),
+                        Some([]) => entry(None, 1, 0),
+                        Some(items) => items.iter().enumerate().for_each(|(i, item)| {
+                            let value = item.as_deref().map(ByteArray::from);
+                            entry(value, 2 + i16::from(item.is_some()), i16::from(i > 0));
+                        }),
+                    }
+                }
+            }
+        }
+        (values, definitions, repetitions)
     }
 }
 
@@ -62,12 +106,11 @@ pub fn parquet(columns: &[(&str, Column)], properties: WriterProperties) -> Vec<
         for (_, column) in columns {
             let mut out = group.next_column().expect("memory is written").expect("a column for each");
             match column {
-                Column::Texts(cells) => {
-                    let levels: Vec<i16> = cells[range.clone()].iter().map(|cell| i16::from(cell.is_some())).collect();
-                    let values: Vec<ByteArray> = cells[range.clone()].iter().flatten().cloned().collect();
-                    out.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None)
-                }
                 Column::Integers(cells) => out.typed::<Int64Type>().write_batch(&cells[range.clone()], None, None),
+                _ => {
+                    let (values, definitions, repetitions) = column.texts_with_levels(range.clone());
+                    out.typed::<ByteArrayType>().write_batch(&values, Some(&definitions), Some(&repetitions))
+                }
             }
             .expect("memory is written");
             out.close().expect("memory is written");

@@ -1,56 +1,42 @@
 //! Tab-separated rows. Quotes are ordinary characters: GLUE's files have unbalanced ones.
 
+use crate::input::Input;
 use crate::lines::{Lines, MAX_LINE};
-use crate::part::{Row, Rows};
-use crate::schema::{Schema, clip};
+use crate::schema::clip;
+use crate::table::{Reading, Record, Table, check_header};
+use serde_json::Value;
 use sparta_plugin::Error;
-use std::path::{Path, PathBuf};
 
-/// The rows of a file whose columns are found by the header line or, where the schema says so, by position.
+/// A table whose columns are named by its first line, or by `reading`. A row with another number of columns is an error of
+/// the iterator.
 ///
 /// # Errors
-/// The file cannot be read or its header lacks the columns of `schema`. A row with another number of columns than
-/// the header is an error of the iterator.
-pub(crate) fn rows(path: &Path, schema: &Schema) -> Result<Rows, Error> {
-    let mut lines = Lines::open(path)?;
-    let names: Vec<String> = match schema.headerless {
+/// The header cannot be read, or has a wanted name twice.
+pub(crate) fn table(input: Input, reading: Reading) -> Result<Table, Error> {
+    let mut lines = Lines::new(input);
+    let names: Vec<String> = match reading.header {
         Some(names) => names.iter().map(|&name| name.to_owned()).collect(),
         None => match lines.next_filled()? {
-            Some((_, header)) => header.split('\t').map(str::to_owned).collect(),
-            None => return Ok(Box::new(std::iter::empty())),
+            Some((_, header)) => header.split('\t').map(|name| name.trim().to_owned()).collect(),
+            None => vec![],
         },
     };
-    let position = |wanted: &str| names.iter().position(|name| name == wanted);
-    let columns = schema.columns(|name| position(name).is_some()).ok_or_else(|| {
-        let (path, expected) = (path.display(), schema.expected_columns());
-        Error(format!("{path}:1: expected a header line with the columns {expected}, got {}", describe(&names)))
-    })?;
-    let checked = schema.check_single(&columns, |name| position(name).is_some());
-    checked.map_err(|what| Error(format!("{}:1: {what}", path.display())))?;
-    let mut reader = TsvReader {
-        path: path.to_owned(),
-        lines,
-        text: position(columns.text),
-        pair: columns.pair.and_then(position),
-        label: columns.label.and_then(position),
-        names,
-        wrapped: schema.wrapped_rows,
-    };
-    Ok(Box::new(std::iter::from_fn(move || reader.next_row().transpose())))
+    check_header(lines.name(), &names, reading)?;
+    let wanted = names.iter().map(|name| reading.wants(name)).collect();
+    let mut reader = TsvReader { lines, wanted, names: names.clone(), wrapped: reading.wrapped_rows };
+    Ok(Table { columns: Some(names), records: Box::new(std::iter::from_fn(move || reader.next_row().transpose())) })
 }
 
 struct TsvReader {
-    path: PathBuf,
     lines: Lines,
     names: Vec<String>,
-    text: Option<usize>,
-    pair: Option<usize>,
-    label: Option<usize>,
+    /// Which of the columns are read.
+    wanted: Vec<bool>,
     wrapped: bool,
 }
 
 impl TsvReader {
-    fn next_row(&mut self) -> Result<Option<Row>, Error> {
+    fn next_row(&mut self) -> Result<Option<Record>, Error> {
         let Some((number, mut line)) = self.lines.next_filled()? else {
             return Ok(None);
         };
@@ -60,19 +46,16 @@ impl TsvReader {
             self.unwrap_row(&mut line)?;
         }
         let fields: Vec<&str> = line.split('\t').collect();
-        let field = |column: Option<usize>| fields.get(column?).map(|field| (*field).to_owned());
-        match field(self.text) {
-            Some(text) if fields.len() == expected => {
-                Ok(Some(Row { number, text, pair: field(self.pair), label: field(self.label) }))
-            }
-            _ => {
-                let (path, names) = (self.path.display(), describe(&self.names));
-                Err(Error(format!(
-                    "{path}:{number}: expected {expected} columns ({names}), got {got}: `{}`",
-                    clip(&line)
-                )))
-            }
+        if fields.len() != expected {
+            let (name, names) = (self.lines.name(), clip(&self.names.join(", ")));
+            return Err(Error(format!(
+                "{name}:{number}: expected {expected} columns ({names}), got {got}: `{}`",
+                clip(&line)
+            )));
         }
+        let named = self.names.iter().zip(fields).zip(&self.wanted).filter(|(_, wanted)| **wanted);
+        let values = named.map(|((name, field), _)| (name.clone(), Value::from(field))).collect();
+        Ok(Some(Record { number, values }))
     }
 
     /// Appends the lines over which a row goes on, until it has all its columns or is too long to be one row.
@@ -92,72 +75,56 @@ fn columns(line: &str) -> usize {
     line.split('\t').count()
 }
 
-fn describe(names: &[String]) -> String {
-    clip(&names.join(", "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::tests::{PAIR, SINGLE};
+    use crate::format::Format;
+    use serde_json::json;
+    use std::io::Cursor;
 
-    fn read(content: &str, schema: &Schema) -> Result<Vec<Row>, Error> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f.tsv");
-        std::fs::write(&path, content).unwrap();
-        rows(&path, schema)?.collect()
-    }
-
-    fn row(number: u64, text: &str, pair: Option<&str>, label: &str) -> Row {
-        Row { number, text: text.to_owned(), pair: pair.map(str::to_owned), label: Some(label.to_owned()) }
+    fn read(content: &str, reading: Reading) -> Result<Vec<(u64, Value)>, String> {
+        let input = Input::new("f.tsv".into(), Cursor::new(content.as_bytes().to_vec())).unwrap();
+        let table = Table::read(input, Format::Tsv, reading).map_err(|e| e.0)?;
+        let record = |record: Result<Record, Error>| record.map(|r| (r.number, Value::Object(r.values)));
+        table.records.map(record).collect::<Result<_, _>>().map_err(|e| e.0)
     }
 
     #[test]
     fn quotes_are_ordinary_and_spaces_are_kept() {
-        let rows = read("\u{feff}label\tsentence\r\n1\t\"so good \r\n0\tit \"s\n", &SINGLE).unwrap();
-        assert_eq!(rows, [row(2, "\"so good ", None, "1"), row(3, "it \"s", None, "0")]);
+        let rows = read("\u{feff}label\tsentence\r\n1\t\"so good \r\n0\tit \"s\n", Reading::default()).unwrap();
+        let row = |label: &str, sentence: &str| json!({"label": label, "sentence": sentence});
+        assert_eq!(rows, [(2, row("1", "\"so good ")), (3, row("0", "it \"s"))]);
+        assert_eq!(read("", Reading::default()).unwrap(), []);
     }
 
     #[test]
     fn a_file_without_header_is_read_by_position() {
-        let cola = Schema { headerless: Some(&["source", "label", "mark", "sentence"]), ..SINGLE };
-        assert_eq!(read("gj04\t1\t\tIt sat.\nc\t0\t*\tSat it.", &cola).unwrap()[1], row(2, "Sat it.", None, "0"));
+        let header = Some(&["source", "label", "mark", "sentence"][..]);
+        let wanted: &dyn Fn(&str) -> bool = &|name| ["label", "sentence"].contains(&name);
+        let rows = read(
+            "gj04\t1\t\tIt sat.\nc\t0\t*\tSat it.",
+            Reading { header, wanted: Some(wanted), ..Reading::default() },
+        );
+        assert_eq!(rows.unwrap()[1], (2, json!({"label": "0", "sentence": "Sat it."})));
     }
 
     #[test]
-    fn a_row_may_go_on_in_the_next_lines_where_the_schema_says_so() {
+    fn a_row_may_go_on_in_the_next_lines_where_that_is_so() {
         let header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n";
+        let wanted: &dyn Fn(&str) -> bool = &|name| name.starts_with("question");
+        let reading = Reading { wrapped_rows: true, wanted: Some(wanted), ..Reading::default() };
         let content = format!("{header}1\t2\t3\twhat\n\nis it\tit\t1\n4\t5\t6\tb\tc\t0\n");
-        let rows = read(&content, &PAIR).unwrap();
-        assert_eq!(rows, [row(2, "what\n\nis it", Some("it"), "1"), row(5, "b", Some("c"), "0")]);
-
-        let cut = read(&format!("{header}1\t2\t3\ta\tb\n4\t5\t6\tb\tc\t0\n"), &PAIR).unwrap_err().0;
-        assert!(cut.contains("f.tsv:2: expected 6 columns (id, qid1,"), "{cut}");
-        assert!(cut.contains("got 5"), "{cut}");
-        let end = read(&format!("{header}1\t2\t3\ta\tb\n"), &PAIR).unwrap_err().0;
-        assert!(end.contains("f.tsv:2: expected 6 columns"), "{end}");
-        let stray = read(&format!("{header}stray\n4\t5\t6\tb\tc\t0\n"), &PAIR).unwrap_err().0;
-        assert!(stray.contains("f.tsv:2: expected 6 columns"), "{stray}");
+        let row = |a: &str, b: &str| json!({"question1": a, "question2": b});
+        assert_eq!(read(&content, reading).unwrap(), [(2, row("what\n\nis it", "it")), (5, row("b", "c"))]);
+        for wrong in ["1\t2\t3\ta\tb\n4\t5\t6\tb\tc\t0\n", "1\t2\t3\ta\tb\n", "stray\n4\t5\t6\tb\tc\t0\n"] {
+            let error = read(&format!("{header}{wrong}"), reading).unwrap_err();
+            assert!(error.contains("f.tsv:2: expected 6 columns (id, qid1,"), "{error}");
+        }
     }
 
     #[test]
-    fn wrong_headers_and_column_counts_are_errors() {
-        let header = read("a\tb\nx\t1\n", &SINGLE).unwrap_err().0;
-        let expected = "f.tsv:1: expected a header line with the columns `sentence` or `text`, with `label`, got a, b";
-        assert!(header.ends_with(expected), "{header}");
-        let count = read("sentence\tlabel\nx\t1\ny\tz\t1\n", &SINGLE).unwrap_err().0;
+    fn wrong_column_counts_are_errors() {
+        let count = read("sentence\tlabel\nx\t1\ny\tz\t1\n", Reading::default()).unwrap_err();
         assert!(count.contains("f.tsv:3: expected 2 columns (sentence, label), got 3: `y\tz\t1`"), "{count}");
-    }
-
-    #[test]
-    fn a_second_text_for_a_task_of_single_ones_is_an_error() {
-        let error = read("text\tpair\tlabel\na\tb\t1\n", &SINGLE).unwrap_err().0;
-        assert!(error.ends_with("f.tsv:1: expected single texts, got a second one under `pair`"), "{error}");
-    }
-
-    #[test]
-    fn a_file_without_label_column_has_rows_without_labels() {
-        assert_eq!(read("index\tsentence\n0\tx\n", &SINGLE).unwrap()[0].label, None);
-        assert_eq!(read("", &SINGLE).unwrap(), []);
     }
 }

@@ -1,4 +1,4 @@
-//! GLUE's classification tasks. The splits are those of Table 9 of the SpaRTA paper.
+//! GLUE's tasks. The splits are those of Table 9 of the SpaRTA paper.
 
 mod recipe;
 mod tasks;
@@ -6,7 +6,7 @@ mod tasks;
 mod tests;
 
 use sparta_plugin::Error;
-use sparta_plugin::task::{Dataset, OpenRequest, Prompt, Task, TaskInfo, TaskPluginInfo};
+use sparta_plugin::task::{Dataset, OpenRequest, Prompt, Target, Task, TaskInfo, TaskPluginInfo};
 use sparta_task_files::{FileSet, Search, find};
 
 pub struct Glue;
@@ -19,12 +19,15 @@ impl Task for Glue {
         let info = |task: &tasks::GlueTask| TaskInfo {
             id: task.id.to_owned(),
             title: task.title.to_owned(),
-            labels: owned(task.schema.classes),
+            labels: task.number.map_or_else(|| owned(task.schema.classes), |name| vec![name.to_owned()]),
             metrics: owned(task.metrics),
             primary: task.primary.to_owned(),
-            target: None,
+            target: task.number.map(|_| Target::Number),
             pair: task.pair,
-            prompt: Some(Prompt { template: task.prompt.to_owned(), verbalizers: owned(task.verbalizers) }),
+            prompt: task
+                .number
+                .is_none()
+                .then(|| Prompt { template: task.prompt.to_owned(), verbalizers: owned(task.verbalizers) }),
         };
         TaskPluginInfo {
             name: "glue".to_owned(),

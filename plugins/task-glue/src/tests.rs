@@ -60,15 +60,20 @@ fn real(path: &str) -> Option<PathBuf> {
 fn the_description_is_consistent() {
     let info = Glue.describe();
     let ids: Vec<&str> = info.tasks.iter().map(|task| task.id.as_str()).collect();
-    assert_eq!(ids, ["cola", "sst2", "mrpc", "rte", "qnli", "qqp", "mnli"]);
+    assert_eq!(ids, ["cola", "sst2", "mrpc", "rte", "wnli", "stsb", "qnli", "qqp", "mnli"]);
     for task in &info.tasks {
         assert!(task.metrics.contains(&task.primary), "{}", task.id);
-        assert_eq!(task.primary, if task.id == "cola" { "mcc" } else { "accuracy" });
-        assert_eq!(task.labels.len(), if task.id == "mnli" { 3 } else { 2 });
+        let (primary, labels) = match task.id.as_str() {
+            "cola" => ("mcc", 2),
+            "mnli" => ("accuracy", 3),
+            "stsb" => ("pearson", 1),
+            _ => ("accuracy", 2),
+        };
+        assert_eq!((task.primary.as_str(), task.labels.len()), (primary, labels));
         assert_eq!(task.pair, !["cola", "sst2"].contains(&task.id.as_str()));
     }
     let unknown = refusal("sst3", Path::new("."));
-    assert_eq!(unknown, "no task `sst3` in glue: expected one of cola, sst2, mrpc, rte, qnli, qqp, mnli");
+    assert_eq!(unknown, "no task `sst3` in glue: expected one of cola, sst2, mrpc, rte, wnli, stsb, qnli, qqp, mnli");
 }
 
 /// Header and a row of each task as the GLUE zip has them, and what the row says.
@@ -79,11 +84,14 @@ fn the_zip_of_every_task_is_read() {
                 sentence2_parse\tsentence1\tsentence2\tlabel1\tgold_label\n";
     let qqp = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n";
     let mrpc = "\u{feff}Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n";
+    let stsb = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n";
     let cases = [
         ("cola", "CoLA", "", "gj04\t1\t\tA \"b.", example("A \"b.", None, 1)),
         ("sst2", "SST-2", "sentence\tlabel\r\n", "a b \t0\r", example("a b ", None, 0)),
         ("mrpc", "MRPC", mrpc, "1\t5\t6\ta\t\"b", example("a", Some("\"b"), 1)),
         ("rte", "RTE", "index\tsentence1\tsentence2\tlabel\n", "0\ta\tb\tnot_entailment", pair(1)),
+        ("wnli", "WNLI", "index\tsentence1\tsentence2\tlabel\n", "0\ta\tb\t1", pair(1)),
+        ("stsb", "STS-B", stsb, "0\tg\tf\t2012\t1\tn\tn\ta\tb\t3.750", Example { number: Some(3.75), ..pair(0) }),
         ("qnli", "QNLI", "index\tquestion\tsentence\tlabel\n", "0\ta\tb\tentailment", pair(0)),
         ("qqp", "QQP", qqp, "0\t1\t2\ta\nc\tb\t1", example("a\nc", Some("b"), 1)),
         ("mnli", "MNLI", mnli, "0\t0\t0\tg\t\t\t\t\ta\tb\tneutral\tcontradiction", pair(2)),

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use sparta_plugin::task::{Example, Message, Segment};
+use sparta_task_files::clip;
 
 pub(crate) type Row = Map<String, Value>;
 
@@ -21,6 +22,7 @@ pub(crate) enum Form {
 const USER: &str = "user";
 const ASSISTANT: &str = "assistant";
 const SYSTEM: &str = "system";
+const TOOLS: &str = "tools";
 
 /// Other names of roles.
 const ROLES: &[(&str, &str)] =
@@ -32,9 +34,25 @@ const ASK: &str =
 const ASK_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further \
                               context. Write a response that appropriately completes the request.";
 
+/// All keys that are read.
+pub(crate) const KEYS: [&str; 12] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "instruction",
+    "input",
+    "context",
+    "output",
+    "response",
+    "text",
+    SYSTEM,
+    TOOLS,
+];
+
 impl Form {
-    /// Errors: none of the forms, with the keys that there are.
-    pub fn of(row: &Row) -> Result<Form, String> {
+    /// Errors: none of the forms, with the `keys` that there are.
+    pub fn of(row: &Row, keys: &[&str]) -> Result<Form, String> {
         let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
         let one = |keys: [&'static str; 2]| keys.into_iter().find(|key| has(key));
         if let Some(key) = one(["messages", "conversations"]) {
@@ -49,11 +67,10 @@ impl Form {
         if has("text") {
             return Ok(Form::Text);
         }
-        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
         Err(format!(
             "expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and `output` (with `input`), or \
              `text`; got {}",
-            if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") }
+            if keys.is_empty() { "nothing".to_owned() } else { clip(&keys.join(", ")) }
         ))
     }
 
@@ -61,7 +78,7 @@ impl Form {
     ///
     /// Errors: a value that is missing or of another type; a conversation without turns; tools.
     pub fn example(self, row: &Row) -> Result<Example, String> {
-        if row.get("tools").is_some_and(|tools| !empty(tools)) {
+        if row.get(TOOLS).is_some_and(|tools| !empty(tools)) {
             return Err("it has `tools`, which are not taught here: leave such rows out".into());
         }
         let system = optional(row, SYSTEM)?;
@@ -194,11 +211,7 @@ fn optional<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, String> {
 
 /// A piece of the user's file.
 fn shown(value: Option<&Value>) -> String {
-    let text = value.map_or("nothing".to_owned(), |value| format!("`{value}`"));
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+    value.map_or("nothing".to_owned(), |value| format!("`{}`", clip(&value.to_string())))
 }
 
 #[cfg(test)]
@@ -212,7 +225,8 @@ mod tests {
 
     fn read(value: Value) -> Result<Example, String> {
         let row = row(value);
-        Form::of(&row)?.example(&row)
+        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
+        Form::of(&row, &keys)?.example(&row)
     }
 
     /// `role: content`, with a dash for what is shown alone.

@@ -4,7 +4,7 @@ use crate::place::{place, put};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use sparta_task_files::testing::{Column, parquet as file};
-use sparta_task_files::{Format, Part, Schema};
+use sparta_task_files::{Format, Part, Reading, Schema, Table};
 use std::fs;
 use std::path::Path;
 
@@ -57,12 +57,48 @@ pub fn good_jsonl() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
+/// All columns, whatever they are called.
+fn records(name: &'static str, format: Format, bytes: &[u8]) -> bool {
+    let dir = place(name, |_| ());
+    put(&dir, name, bytes);
+    let table = Table::open(&dir.join(name), format, Reading::default());
+    table.is_ok_and(|table| table.records.take(ROWS).all(|record| record.is_ok()))
+}
+
+pub fn csv(bytes: &[u8]) -> bool {
+    records("x.csv", Format::Csv, bytes)
+}
+
+pub fn good_csv() -> Vec<Vec<u8>> {
+    let utf16 = "\u{feff}text;n\r\n\u{1f600};1\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let texts = ["id,text,label\n1,\"a, \"\"b\"\"\n\",x\n\n2, c ,y\n", "text;label\r\na;0\r\n"];
+    texts.map(|text| text.as_bytes().to_vec()).into_iter().chain([utf16]).collect()
+}
+
+pub fn json(bytes: &[u8]) -> bool {
+    records("x.json", Format::Json, bytes)
+}
+
+pub fn good_json() -> Vec<Vec<u8>> {
+    [
+        "[{\"text\": \"a]}\\\"\", \"label\": [\"x\", \"y\"]},\n {\"text\": \"b\", \"n\": {\"m\": 1.5}}]",
+        "{\"text\": \"a\"}\n{\"text\":\n\"b\"}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
 pub fn parquet(bytes: &[u8]) -> bool {
-    rows("x.parquet", Format::Parquet, bytes)
+    rows("x.parquet", Format::Parquet, bytes) && records("x.parquet", Format::Parquet, bytes)
 }
 
 pub fn good_parquet() -> Vec<Vec<u8>> {
-    let columns = [("sentence", Column::texts(["fine", "bad", "fine"])), ("label", Column::integers([1, 0, 1]))];
+    let tags = [Some(vec![Some("a".to_owned()), None]), None, Some(vec![])];
+    let columns = [
+        ("sentence", Column::texts(["fine", "bad", "fine"])),
+        ("label", Column::integers([1, 0, 1])),
+        ("tags", Column::Lists(tags.to_vec())),
+    ];
     let with = |compression| WriterProperties::builder().set_compression(compression);
     vec![
         file(&columns, with(Compression::UNCOMPRESSED).set_dictionary_enabled(false).build()),

@@ -40,6 +40,8 @@ pub const READERS: &[Reader] = &[
     Reader { name: "inspect_batch", read: models::batch, good: models::good_batch, bad: ".safetensors" },
     Reader { name: "tsv", read: data::tsv, good: data::good_tsv, bad: ".tsv" },
     Reader { name: "jsonl", read: data::jsonl, good: data::good_jsonl, bad: ".jsonl" },
+    Reader { name: "csv", read: data::csv, good: data::good_csv, bad: ".csv" },
+    Reader { name: "json", read: data::json, good: data::good_json, bad: "" },
     Reader { name: "parquet", read: data::parquet, good: data::good_parquet, bad: ".parquet" },
     Reader { name: "acl_imdb", read: data::acl_imdb, good: data::good_acl_imdb, bad: "" },
     Reader { name: "adapter_manifest", read: adapters::manifest, good: adapters::good_manifest, bad: ".json" },

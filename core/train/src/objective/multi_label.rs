@@ -16,6 +16,7 @@ pub struct MultiLabel {
 }
 
 impl MultiLabel {
+    pub const NAME: &str = "multi-label classification";
     pub const METRICS: &[&str] = &["accuracy", "exact", "f1", "precision", "recall"];
 }
 
@@ -34,7 +35,7 @@ pub(super) fn numbers<'a>(objective: &dyn Objective, example: &'a Encoded, count
 
 impl Objective for MultiLabel {
     fn name(&self) -> &'static str {
-        "multi-label classification"
+        Self::NAME
     }
 
     fn head(&self) -> HeadKind {
@@ -155,7 +156,10 @@ mod tests {
         let predictions = logits.iter().map(|row: &[f32; 3]| Prediction { logits: row.to_vec() }).collect();
         let found = Evaluation { predictions, ..Evaluation::default() };
         let metrics = MultiLabel { labels: 3 }.score(&[], &examples, &found).unwrap();
-        let of = |precision, recall, f1, support| LabelMetrics { precision, recall, f1, support };
+        let of = |precision, recall, f1, support| {
+            let label = String::new();
+            LabelMetrics { label, precision, recall, f1, support }
+        };
         let expected = [of(1.0, 1.0, 1.0, 3), of(2.0 / 3.0, 1.0, 0.8, 2), of(0.5, 0.5, 0.5, 2)];
         assert_eq!(metrics.per_label, expected);
         for (id, expected) in

@@ -15,12 +15,13 @@ use sparta_model::{Decoder, HeadKind};
 pub struct Regression {}
 
 impl Regression {
+    pub const NAME: &str = "regression";
     pub const METRICS: &[&str] = &["pearson", "spearman", "mse", "mae"];
 }
 
 impl Objective for Regression {
     fn name(&self) -> &'static str {
-        "regression"
+        Self::NAME
     }
 
     fn head(&self) -> HeadKind {

@@ -25,9 +25,9 @@ pub(super) fn resolved(task: &TaskInfo) -> Result<(), String> {
     if task.target() == Target::Tokens && task.pair {
         return Err("it has pairs of texts, but no labels for them".into());
     }
-    let fits = task.target() == Target::Class && task.weights.len() == task.labels.len();
-    let good = |weight: &f64| *weight > 0.0 && (*weight as f32).is_finite();
-    if !task.weights.is_empty() && !(fits && task.weights.iter().all(good)) {
+    let misplaced = task.target() != Target::Class || task.weights.len() != task.labels.len();
+    let bad = |weight: &f64| !(*weight > 0.0 && (*weight as f32).is_finite());
+    if !task.weights.is_empty() && (misplaced || task.weights.iter().any(bad)) {
         return Err(format!("its weights {:?} are not a number above 0 for each class", task.weights));
     }
     if let Some(prompt) = &task.prompt {

@@ -124,6 +124,7 @@ shaders!(
     "sgd",
     "soft_cap",
     "soft_cap_grad",
+    "sparse_linear",
     "squared_error",
     "squared_error_grad",
     "sum_of_squares",

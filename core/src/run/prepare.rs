@@ -16,8 +16,8 @@ use crate::train::objective::{Classification, NextToken};
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::DeviceInfo;
-use sparta_plugin::method::{MethodInfo, Options};
+use sparta_graph::{DType, DeviceInfo};
+use sparta_plugin::method::{MethodInfo, Options, Parameter, Role};
 use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,7 +53,18 @@ pub fn default_head_std(hidden: usize) -> f64 {
     0.06 / (hidden as f64).sqrt()
 }
 
-/// Reads model, data and method, checks everything against everything, and plans steps and memory.
+/// What the plan says of a model without its weights.
+const NO_WEIGHTS: &str = "the model's weights are not here; their sizes and types are those of its config.json";
+
+/// The tensors of a model as its configuration states them. A new head is trained, and kept in f32.
+pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<Parameter> {
+    let mut parameters = decoder.parameters(objective.head());
+    parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
+    parameters
+}
+
+/// Reads model, data and method, checks everything against everything, and plans steps and memory. A model without weights
+/// can be planned for; whoever goes on checks [`Weights::check_present`].
 ///
 /// Errors: each wrong input, named; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
@@ -64,14 +75,20 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let method = plugins.method(&config.method)?;
     let options = check_options(method.info(), config)?;
     let decoder = decoder::open(&config.model)?;
-    let mut weights = Weights::open(&config.model)?;
+    let mut weights = Weights::find(&config.model)?;
     let source = read_task(config, plugins, &decoder, &mut weights)?;
     let Source { task, objective, head_init, instruct, prompt, data, note } = source;
-    let parameters = check_weights(&decoder, &weights, objective.head())?;
+    let (parameters, absent) = match weights.is_absent() {
+        true => (expected_parameters(&decoder, &*objective), Some(NO_WEIGHTS.to_owned())),
+        false => (check_weights(&decoder, &weights, objective.head())?, None),
+    };
 
     let precision = config.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
+    if config.residual {
+        adaptation.add_residual()?;
+    }
     check_merge(&adaptation)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
@@ -127,7 +144,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
-        notes: recorded.accepted.into_iter().chain(note).chain(strange).chain(steps).collect(),
+        notes: recorded.accepted.into_iter().chain(absent).chain(note).chain(strange).chain(steps).collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
     let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();

@@ -135,6 +135,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         max_test: None,
         head_init_std: None,
         new_head: false,
+        residual: false,
         instruct: None,
         plugins: vec![],
         earlier_plugins: vec![],

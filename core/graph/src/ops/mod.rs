@@ -112,6 +112,7 @@ ops! {
     sampled_grad: SampledGrad = "sampled_grad";
     gather: Gather = "gather";
     scatter: Scatter = "scatter";
+    sparse_linear: SparseLinear = "sparse_linear";
     concat: Concat = "concat";
     adam: Adam = "adam";
     adam_bf16: AdamBf16 = "adam_bf16";

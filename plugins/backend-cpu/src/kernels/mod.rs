@@ -33,6 +33,7 @@ mod scatter;
 mod select_rows;
 mod sgd;
 mod soft_cap;
+mod sparse_linear;
 mod squared_error;
 mod store;
 
@@ -69,7 +70,8 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::SquaredErrorGrad(_) => squared_error::prepare_grad::<T>(io),
         Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
         Op::Gather(_) => gather::prepare::<T>(io),
-        Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Scatter(op) => scatter::prepare::<T>(op, io),
+        Op::SparseLinear(op) => sparse_linear::prepare::<T>(op, io),
         Op::Concat(_) => concat::prepare::<T>(io),
         Op::Adam(op) => adam::prepare::<T>(op, io),
         Op::AdamBf16(op) => adam_bf16::prepare::<T>(op, io),

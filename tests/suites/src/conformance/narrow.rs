@@ -28,7 +28,7 @@ pub fn activations(op: &Op) -> &'static [usize] {
         Op::SelectRows(_) | Op::ScatterRows(_) | Op::SoftCap(_) | Op::Gather(_) => &[0],
         Op::GatedAct(_) | Op::SoftCapGrad(_) | Op::SampledGrad(_) | Op::RmsNormGradW(_) => &[0, 1],
         Op::Add(_) | Op::AttentionDelta(_) => &[0, 1],
-        Op::LinearCrossEntropy(_) | Op::ScaleBy(_) => &[0],
+        Op::LinearCrossEntropy(_) | Op::ScaleBy(_) | Op::SparseLinear(_) => &[0],
         Op::Attention(_) | Op::GatedActGrad(_) => &[0, 1, 2],
         Op::RmsNormGrad(_) => &[0, 2, 3],
         Op::AttentionGrad(_) => &[0, 1, 2, 3],

@@ -82,6 +82,7 @@ fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
 fn every_shader_is_portable() {
     let parts = [
         "prelude",
+        "binary",
         "elementwise",
         "element_loss",
         "element_loss_grad",

@@ -216,5 +216,5 @@ fn a_model_without_weights_can_be_planned_for() {
     assert_eq!(memory(&planned), memory(&whole));
     check(&run(&of("run"), &SMALL), 1, &["no model.safetensors"]);
     let small = ["--max-train", "64", "--assume", "memory=1MiB"];
-    check(&run(&of("plan"), &small), 1, &["the model's weights are not here", "does not fit"]);
+    check(&run(&of("plan"), &small), 1, &["the model's weights are not here", "the run needs"]);
 }

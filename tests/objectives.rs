@@ -137,7 +137,7 @@ fn any_number_of_labels_of_which_some_are_unknown() {
         Target::Numbers(vec![even, 1.0 - even, if length.is_multiple_of(3) { f32::NAN } else { 1.0 }])
     };
     let metrics = learns(MultiLabel { labels: 3 }, target);
-    assert_eq!(metrics.scores.keys().collect::<Vec<_>>(), ["accuracy", "exact", "f1"]);
+    assert_eq!(metrics.scores.keys().collect::<Vec<_>>(), ["accuracy", "exact", "f1", "precision", "recall"]);
     assert_eq!(metrics.scores["accuracy"], 1.0);
 }
 
@@ -292,7 +292,8 @@ fn held_out(path: &Path, base: Option<&Path>, config: &PretrainConfig) -> f64 {
     let plugins = subjects::methods();
     let adapted = Adapted::open(path, base, &plugins).unwrap();
     let (task, data) = (Some("text".to_owned()), Some(config.data.clone()));
-    let request = EvalRequest { split: "dev".into(), head: None, task, data, max_examples: None };
+    let request =
+        EvalRequest { split: "dev".into(), head: None, task, data, task_options: BTreeMap::new(), max_examples: None };
     run::evaluate(&adapted, &request, &plugins, cpu(), |_, _| {}).unwrap().loss
 }
 

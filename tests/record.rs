@@ -11,6 +11,7 @@ use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
 use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
 use sparta_tests::command::{binary, command, json, ran, refused};
+use std::collections::BTreeMap;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -262,7 +263,14 @@ fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     assert!(result.merge_check.unwrap().agrees());
 
     let adapted = Adapted::open(&out, None, &plugins).unwrap();
-    let request = EvalRequest { split: "test".into(), head: None, task: None, data: None, max_examples: None };
+    let request = EvalRequest {
+        split: "test".into(),
+        head: None,
+        task: None,
+        data: None,
+        task_options: BTreeMap::new(),
+        max_examples: None,
+    };
     let again = run::evaluate(&adapted, &request, &plugins, cpu().unwrap(), |_, _| {}).unwrap();
     assert_eq!(again.confusion, result.test.as_ref().unwrap().confusion);
     let merged = home.path().join("merged");

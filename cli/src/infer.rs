@@ -55,7 +55,8 @@ pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
     let mut heads = BTreeMap::new();
     for name in chosen.iter().cloned() {
         let (split, task, data) = (split.clone(), task.clone(), data.clone());
-        let request = EvalRequest { split, head: Some(name.clone()), task, data, max_examples };
+        let request =
+            EvalRequest { split, head: Some(name.clone()), task, data, task_options: BTreeMap::new(), max_examples };
         let device = devices::open(&args.device.device, plugins)?;
         let metrics = run::evaluate(&adapted, &request, plugins, device, |_, _| {})?;
         let title = if chosen.len() > 1 { format!("{name} {}", request.split) } else { request.split };

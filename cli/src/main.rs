@@ -104,16 +104,16 @@ fn run() -> ExitCode {
 
 /// Returns the exit code: that of an interruption where a run was interrupted and saved.
 fn execute(parsed: Parsed) -> Result<u8> {
-    let Parsed { cli, plugins, method_options, resumed } = parsed;
-    let job = |args, method_options| Job { args, method_options, resumed };
+    let Parsed { cli, plugins, options, resumed } = parsed;
+    let job = |args, options| Job { args, options, resumed };
     let stopped = |stopped| if stopped == Stopped::Interrupted { progress::INTERRUPTED } else { 0 };
     match cli.command {
         Command::Run { args, watch } => {
-            return train::run(job(args, method_options), &watch, &plugins).map(stopped);
+            return train::run(job(args, options), &watch, &plugins).map(stopped);
         }
-        Command::Pretrain(args) => return pretrain::pretrain(args, method_options, &plugins).map(stopped),
+        Command::Pretrain(args) => return pretrain::pretrain(args, options.method, &plugins).map(stopped),
         Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
-        Command::Plan { args, assume } => train::plan(job(args, method_options), assume.as_deref(), &plugins),
+        Command::Plan { args, assume } => train::plan(job(args, options), assume.as_deref(), &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),
@@ -137,9 +137,9 @@ fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
     explicit.chain(allow_other.then(|| "--allow-other-plugin".to_owned())).collect()
 }
 
-/// With the options of all methods on `run` and `plan`, as far as their names differ.
+/// With the options of all methods and tasks on `run` and `plan`, as far as their names differ.
 fn completions(shell: clap_complete::Shell, plugins: &sparta_core::plugin::PluginSet) -> Result<()> {
-    let mut command = parse::command_of_all_methods(plugins);
+    let mut command = parse::command_of_all_plugins(plugins);
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "sparta-cli", &mut script);
     output::print(String::from_utf8_lossy(&script).trim_end())

@@ -10,9 +10,10 @@ use sparta_core::train::objective::Classification;
 use sparta_core::{Error, Result};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::Options;
+use sparta_plugin::task::Target;
 use std::sync::Arc;
 
-/// Classes where no task is named.
+/// Classes where no task is named, or one that finds its labels in its data.
 const CLASSES: usize = 2;
 
 pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: &PluginSet) -> Result<()> {
@@ -22,7 +23,12 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
         .model
         .ok_or_else(|| Error::Usage("--model is missing: a model directory, or the config.json of a model".into()))?;
     let objective = match &sources.task {
-        Some(task) => objective_of(&plugins.task(task)?.1),
+        Some(task) => match plugins.task(task)?.1 {
+            found if found.labels.is_empty() && found.target() == Target::Class => {
+                Arc::new(Classification { classes: CLASSES })
+            }
+            described => objective_of(&described),
+        },
         None => Arc::new(Classification { classes: CLASSES }),
     };
     let request = MemoryRequest {

@@ -12,6 +12,7 @@ use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::EvalRequest;
 use sparta_core::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -120,7 +121,8 @@ pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()
         let adapted = infer::open(path, args.model.clone(), plugins)?;
         if let Strategy::Fisher { examples: count, .. } = &strategy {
             let (split, max_examples) = ("dev".to_owned(), Some(*count));
-            let request = EvalRequest { split, head: None, task: None, data: None, max_examples };
+            let request =
+                EvalRequest { split, head: None, task: None, data: None, task_options: BTreeMap::new(), max_examples };
             examples.push(adapted.examples(&request, plugins)?);
         }
         opened.push(adapted.into_applied());

@@ -1,7 +1,8 @@
 //! From arguments and configuration file to one parsed command.
 //!
-//! The options of `run`, `plan` and `pretrain` depend on the method, whose plugin declares them, so the arguments are parsed twice: first for the
-//! plugins, the method, the configuration file and the preset, with any option allowed; then with the method's options.
+//! The options of `run`, `plan` and `pretrain` depend on the method and the task, whose plugins declare them, so the
+//! arguments are parsed twice: first for the plugins, the method, the task, the configuration file and the preset, with any
+//! option allowed; then with the options of method and task.
 //! Values from the embedded job, the preset and the configuration file, each winning over those before it, become the
 //! defaults of the second pass.
 
@@ -18,12 +19,15 @@ use sparta_core::job::{Control, RunConfig};
 use sparta_core::method::options::{Given, check, nearest};
 use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet};
 use sparta_core::{Error, Result, files};
-use sparta_plugin::method::{MethodInfo, OptionKind, Options};
+use sparta_plugin::method::{MethodInfo, OptionInfo, OptionKind, Options};
+use sparta_plugin::task::TaskPluginInfo;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The commands that train or plan to, with the options of a method.
 const JOBS: [&str; 3] = ["run", "plan", "pretrain"];
+/// Those that also have the options of a task.
+const TASK_JOBS: [&str; 2] = ["run", "plan"];
 /// Those that without a model and data do the embedded job.
 const EMBEDDED: [&str; 2] = ["run", "plan"];
 
@@ -33,16 +37,22 @@ pub type Values = BTreeMap<String, String>;
 pub struct Parsed {
     pub cli: Cli,
     pub plugins: PluginSet,
-    /// Checked options of the method, for [`JOBS`].
-    pub method_options: Options,
+    pub options: PluginOptions,
     /// The configuration of the run to resume, with what may change and was given.
     pub resumed: Option<RunConfig>,
+}
+
+/// Checked options of the plugins of one of [`JOBS`].
+#[derive(Default)]
+pub struct PluginOptions {
+    pub method: Options,
+    pub task: Options,
 }
 
 /// What `run` and `plan` are to do.
 pub struct Job {
     pub args: RunArgs,
-    pub method_options: Options,
+    pub options: PluginOptions,
     pub resumed: Option<RunConfig>,
 }
 
@@ -84,8 +94,8 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     };
     let Some((name, job)) = &first.job else {
         let cli = Cli::from_arg_matches(&base_command().try_get_matches_from(&argv)?)?;
-        let (plugins, method_options) = (discover(Vec::new(), &cli.command.runs())?, Options::new());
-        return Ok(Parsed { cli, plugins, method_options, resumed: None });
+        let plugins = discover(Vec::new(), &cli.command.runs())?;
+        return Ok(Parsed { cli, plugins, options: PluginOptions::default(), resumed: None });
     };
     let file = job.get("config").map(|path| ConfigFile::read(Path::new(path))).transpose()?.unwrap_or_default();
     let named = |option: &str| job.get(option).cloned().or_else(|| file.get(option));
@@ -97,9 +107,13 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let resume = job.get("resume").map(Path::new);
     let plugins = discover(file.plugins.clone(), resume.as_slice())?;
     let info = plugins.method(&method).map(|method| method.info().clone());
-    let command = command(info.as_ref().ok())?;
+    let of_preset = || preset.as_ref().and_then(|preset| preset.values().remove("task"));
+    let task = named("task").or_else(of_preset).unwrap_or_default();
+    let task_info = plugins.task(&task).ok().map(|(plugin, _)| plugin.info().clone());
+    let command = command(info.as_ref().ok(), task_info.as_ref())?;
+    let chosen = [method.as_str(), &task];
     let parse = |command: &clap::Command, argv: &[String]| {
-        command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, &method))
+        command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, chosen))
     };
     if first.help {
         // Shows the defaults of the options themselves.
@@ -107,9 +121,9 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     }
     if let Some(dir) = resume {
         let (cli, resumed) = resumed(&command, &parse(&command, &argv)?, dir, &argv)?;
-        return Ok(Parsed { cli, plugins, method_options: Options::new(), resumed: Some(resumed) });
+        return Ok(Parsed { cli, plugins, options: PluginOptions::default(), resumed: Some(resumed) });
     }
-    let file_values = file.values(&command, &plugins, &method)?;
+    let file_values = file.values(&command, &plugins, chosen)?;
     // The file's values alone first, so that what is wrong there is reported with the file's name.
     if !file_values.is_empty() {
         parse(&with_defaults(&command, &file_values), &["sparta-cli".to_owned(), "run".to_owned()])
@@ -129,8 +143,14 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         preset.check_grid(|option| job.contains_key(option) || file_values.contains_key(option))?;
     }
     let info = info.map_err(|e| Error::Usage(e.to_string()))?;
-    let method_options = check(&info, &given(&matches, &info))?;
-    Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, method_options, resumed: None })
+    let options = PluginOptions {
+        method: check(&format!("method {method}"), &info.options, &given(&matches, &info.options))?,
+        task: match &task_info {
+            Some(info) => check(&format!("task {task}"), &info.options, &given(&matches, &info.options))?,
+            None => Options::new(),
+        },
+    };
+    Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, options, resumed: None })
 }
 
 /// The kinds of plugins that a command has no use for.
@@ -266,7 +286,7 @@ fn resumed(
     Ok((Cli::from_arg_matches(matches)?, config))
 }
 
-/// The command without options of methods.
+/// The command without options of plugins.
 pub fn base_command() -> clap::Command {
     // A negative number is a wrong value of an option, not an unknown option.
     let numbers = |arg: Arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg };
@@ -275,51 +295,68 @@ pub fn base_command() -> clap::Command {
     names.into_iter().fold(command, |command, name| command.mut_subcommand(name, |c| c.mut_args(numbers)))
 }
 
-/// [`base_command`] with the options of a method on [`JOBS`].
+/// [`base_command`] with the options of a method and of a task.
 ///
-/// Errors: an option of the method has the name of one of ours.
-pub fn command(method: Option<&MethodInfo>) -> Result<clap::Command> {
+/// Errors: an option of a plugin has the name of another one.
+pub fn command(method: Option<&MethodInfo>, task: Option<&TaskPluginInfo>) -> Result<clap::Command> {
     let mut command = base_command();
-    let Some(method) = method else { return Ok(command) };
     for subcommand in JOBS {
-        for option in &method.options {
-            let own = command.find_subcommand(subcommand).into_iter().flat_map(clap::Command::get_arguments);
-            if own.chain(command.get_arguments()).any(|arg| arg.get_long() == Some(&option.name)) {
-                return Err(Error::Plugin(format!(
-                    "method {}: its option --{} has the name of another option of `{subcommand}`; rename it",
-                    method.name, option.name
-                )));
-            }
+        if let Some(method) = method {
+            command = with_options(command, subcommand, &format!("method {}", method.name), &method.options)?;
+            let lr = format!("Peak learning rate [default: {:e}, that of method {}]", method.default_lr, method.name);
+            let default_lr =
+                |arg: Arg| if arg.get_id() == "lr" && !method.name.is_empty() { arg.help(lr.clone()) } else { arg };
+            command = command.mut_subcommand(subcommand, |c| c.after_help(method.summary.clone()).mut_args(default_lr));
         }
-        let heading = format!("Options of method {}", method.name);
-        let args: Vec<Arg> = method.options.iter().map(|o| method_arg(o).help_heading(heading.clone())).collect();
-        let lr = format!("Peak learning rate [default: {:e}, that of method {}]", method.default_lr, method.name);
-        let default_lr =
-            |arg: Arg| if arg.get_id() == "lr" && !method.name.is_empty() { arg.help(lr.clone()) } else { arg };
-        command = command
-            .mut_subcommand(subcommand, |c| c.args(args).after_help(method.summary.clone()).mut_args(default_lr));
+        if let Some(task) = task.filter(|_| TASK_JOBS.contains(&subcommand)) {
+            command = with_options(command, subcommand, &format!("task {}", task.name), &task.options)?;
+        }
     }
     Ok(command)
 }
 
-/// [`command`] with the options of every method, each name once.
-pub fn command_of_all_methods(plugins: &PluginSet) -> clap::Command {
-    let mut all = MethodInfo {
-        name: String::new(),
-        version: String::new(),
-        summary: String::new(),
-        options: Vec::new(),
-        default_lr: 0.0,
-    };
-    for option in plugins.methods().iter().flat_map(|method| &method.info().options) {
-        if all.options.iter().all(|known| known.name != option.name) {
-            all.options.push(option.clone());
+/// The command with the options of a plugin on a subcommand.
+///
+/// Errors: one of them has the name of another option.
+fn with_options(
+    command: clap::Command,
+    subcommand: &str,
+    owner: &str,
+    options: &[OptionInfo],
+) -> Result<clap::Command> {
+    for option in options {
+        let own = command.find_subcommand(subcommand).into_iter().flat_map(clap::Command::get_arguments);
+        if own.chain(command.get_arguments()).any(|arg| arg.get_long() == Some(&option.name)) {
+            return Err(Error::Plugin(format!(
+                "{owner}: its option --{} has the name of another option of `{subcommand}`; rename it",
+                option.name
+            )));
         }
     }
-    command(Some(&all)).unwrap_or_else(|_| base_command())
+    let heading = format!("Options of {owner}");
+    let args: Vec<Arg> = options.iter().map(|option| plugin_arg(option).help_heading(heading.clone())).collect();
+    Ok(command.mut_subcommand(subcommand, |c| c.args(args)))
 }
 
-fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
+/// [`command`] with the options of every method and every task, each name once.
+pub fn command_of_all_plugins(plugins: &PluginSet) -> clap::Command {
+    fn add(all: &mut Vec<OptionInfo>, taken: &[OptionInfo], options: &[OptionInfo]) {
+        for option in options {
+            if taken.iter().chain(&*all).all(|known| known.name != option.name) {
+                all.push(option.clone());
+            }
+        }
+    }
+    let (name, version, summary) = (String::new(), String::new(), String::new());
+    let mut method = MethodInfo { name, version, summary, options: Vec::new(), default_lr: 0.0 };
+    plugins.methods().iter().for_each(|plugin| add(&mut method.options, &[], &plugin.info().options));
+    let (name, version) = (String::new(), String::new());
+    let mut task = TaskPluginInfo { name, version, tasks: Vec::new(), options: Vec::new() };
+    plugins.tasks().iter().for_each(|plugin| add(&mut task.options, &method.options, &plugin.info().options));
+    command(Some(&method), Some(&task)).unwrap_or_else(|_| base_command())
+}
+
+fn plugin_arg(option: &OptionInfo) -> Arg {
     let (value, range) = match &option.kind {
         OptionKind::Float { min, max, min_open } => {
             ("X", format!(" [from {}{min} to {max}]", if *min_open { "above " } else { "" }))
@@ -329,6 +366,7 @@ fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
         OptionKind::Text => ("TEXT", String::new()),
     };
     let default = option.default.as_ref().map(|value| match value.as_str() {
+        Some("") => String::new(),
         Some(text) => format!(" [default: {text}]"),
         None => format!(" [default: {value}]"),
     });
@@ -340,18 +378,18 @@ fn method_arg(option: &sparta_plugin::method::OptionInfo) -> Arg {
     }
 }
 
-/// The method's options that were given, here or elsewhere: none has a default of ours.
-fn given(matches: &ArgMatches, info: &MethodInfo) -> BTreeMap<String, Given> {
+/// The options of a plugin that were given, here or elsewhere: none has a default of ours.
+fn given(matches: &ArgMatches, options: &[OptionInfo]) -> BTreeMap<String, Given> {
     let Some((_, matches)) = matches.subcommand() else { return BTreeMap::new() };
     let value = |name: &str| matches.try_get_one::<String>(name).ok().flatten().cloned();
-    info.options.iter().filter_map(|o| Some((o.name.clone(), Given::Text(value(&o.name)?)))).collect()
+    options.iter().filter_map(|o| Some((o.name.clone(), Given::Text(value(&o.name)?)))).collect()
 }
 
-/// Adds to an unknown option which method has it.
-fn explain(mut error: clap::Error, plugins: &PluginSet, method: &str) -> clap::Error {
+/// Adds to an unknown option which method or task has it, where the `chosen` ones have not.
+fn explain(mut error: clap::Error, plugins: &PluginSet, chosen: [&str; 2]) -> clap::Error {
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
     if error.kind() == ErrorKind::UnknownArgument
-        && let Some(owners) = owners(arg.trim_start_matches('-'), plugins, method)
+        && let Some(owners) = owners(arg.trim_start_matches('-'), plugins, chosen)
     {
         // An option of this method whose name is similar is not what was meant.
         error.remove(ContextKind::SuggestedArg);
@@ -360,12 +398,18 @@ fn explain(mut error: clap::Error, plugins: &PluginSet, method: &str) -> clap::E
     error
 }
 
-/// The other methods that have an option.
-fn owners(option: &str, plugins: &PluginSet, method: &str) -> Option<String> {
-    let others = plugins.methods().iter().map(|method| method.info());
-    let having = others.filter(|info| info.options.iter().any(|o| o.name == option));
-    let names: Vec<&str> = having.map(|info| &*info.name).filter(|name| *name != method).collect();
-    (!names.is_empty()).then(|| format!("`{option}` is an option of method {}, not of {method}", names.join(", ")))
+/// The methods, or else the tasks, that have an option, other than the chosen ones.
+fn owners(option: &str, plugins: &PluginSet, [method, task]: [&str; 2]) -> Option<String> {
+    let has = |options: &[OptionInfo]| options.iter().any(|o| o.name == option);
+    let methods = plugins.methods().iter().map(|method| method.info()).filter(|info| has(&info.options));
+    let methods: Vec<&str> = methods.map(|info| &*info.name).filter(|name| *name != method).collect();
+    if !methods.is_empty() {
+        return Some(format!("`{option}` is an option of method {}, not of {method}", methods.join(", ")));
+    }
+    let tasks = plugins.tasks().iter().map(|plugin| plugin.info()).filter(|info| has(&info.options));
+    let tasks: Vec<&str> = tasks.flat_map(|info| &info.tasks).map(|info| &*info.id).filter(|id| *id != task).collect();
+    let other = if task.is_empty() { "; see --task".to_owned() } else { format!(", not of {task}") };
+    (!tasks.is_empty()).then(|| format!("`{option}` is an option of task {}{other}", tasks.join(", ")))
 }
 
 /// A TOML file with options as keys.
@@ -397,8 +441,9 @@ impl ConfigFile {
 
     /// The entries as values of options.
     ///
-    /// Errors: a key that is no option (names the nearest, or the method that has it), a value that is no single value.
-    fn values(&self, command: &clap::Command, plugins: &PluginSet, method: &str) -> Result<Values> {
+    /// Errors: a key that is no option (names the nearest, or the method or task that has it), a value that is no single
+    /// value.
+    fn values(&self, command: &clap::Command, plugins: &PluginSet, chosen: [&str; 2]) -> Result<Values> {
         let run = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
         let options: Vec<(&str, &Arg)> = run
             .filter(|arg| arg.get_action().takes_values())
@@ -409,7 +454,7 @@ impl ConfigFile {
         let fail = |what: String| Error::Usage(format!("{}: {what}", self.path.display()));
         let entry = |(key, value): (&String, &toml::Value)| {
             let Some((_, arg)) = options.iter().find(|(name, _)| name == key) else {
-                let hint = owners(key, plugins, method)
+                let hint = owners(key, plugins, chosen)
                     .or_else(|| nearest(key, known()).map(|near| format!("did you mean `{near}`?")))
                     .unwrap_or_else(|| format!("known keys: {}", known().collect::<Vec<_>>().join(", ")));
                 return Err(fail(format!("unknown key `{key}`; {hint}")));

@@ -150,7 +150,7 @@ fn contents(args: &CheckArgs, plugins: &PluginSet) -> Result<Contents> {
         // The defaults have to be good where there is one for each option.
         let info = method.info();
         if info.options.iter().all(|option| option.default.is_some()) {
-            options::check(info, &BTreeMap::new())?;
+            options::check(&format!("method {}", info.name), &info.options, &BTreeMap::new())?;
         }
     }
     if set.backends().is_empty() {

@@ -180,7 +180,7 @@ pub fn metrics(metrics: &Metrics) -> String {
 /// A metric for people: shares in percent, others as they are.
 pub fn score(name: &str, value: f64) -> String {
     match name {
-        "accuracy" | "f1" => format!("{:.2} %", 100.0 * value),
+        "accuracy" | "f1" | "precision" | "recall" | "exact" => format!("{:.2} %", 100.0 * value),
         _ => format!("{value:.4}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{RunArgs, WatchArgs};
 use crate::output::{Output, bytes};
-use crate::parse::Job;
+use crate::parse::{Job, PluginOptions};
 use crate::progress::metrics;
 use crate::watch::Watch;
 use crate::{devices, hub, memory};
@@ -11,18 +11,17 @@ use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
 use sparta_core::{Error, Result, files, report};
-use sparta_plugin::method::Options;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> {
-    let Job { args, method_options, resumed } = job;
+    let Job { args, options, resumed } = job;
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
     let device = devices.select(&args.device.device)?.clone();
     let (mut config, start) = match resumed {
         Some(config) => (config, Start::Resume),
-        None => (config(args, method_options, plugins)?, Start::New),
+        None => (config(args, options, plugins)?, Start::New),
     };
     let _claim = match config.out.as_os_str().is_empty() {
         true => Some(Claim::new(&mut config)?),
@@ -33,7 +32,7 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> 
         output.say(&profile)?;
         std::fs::write(file, profile.trace()).map_err(Error::io(file))?;
     }
-    let mut watch = Watch::new(output, watch, &config.out, plugins.task(&config.task)?.1.primary)?;
+    let mut watch = Watch::new(output, watch, &config.out)?;
     let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut watch);
     watch.finish();
     let result = result?;
@@ -46,18 +45,18 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> 
 ///
 /// Errors: a run that cannot be planned; after the plan, one that does not fit.
 pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
-    let Job { args, method_options, resumed } = job;
+    let Job { args, options, resumed } = job;
     let device = match assume {
         Some(limits) => assumed::device(limits)?,
         None => devices::find(plugins).select(&args.device.device)?.clone(),
     };
     if args.sources.data.is_none() && resumed.is_none() {
-        return memory::plan(args, &device, method_options, plugins);
+        return memory::plan(args, &device, options.method, plugins);
     }
     let output = Output::new(args.device.json);
     let config = match resumed {
         Some(config) => config,
-        None => config(args, method_options, plugins)?,
+        None => config(args, options, plugins)?,
     };
     let plan = run::plan(&config, plugins, &device)?;
     output.say(&plan)?;
@@ -68,7 +67,7 @@ pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
 /// The values of the command line, with what the sources stand for.
 ///
 /// Errors: no model, data or task; a download that fails.
-fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result<RunConfig> {
+fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Result<RunConfig> {
     let instruct = args.sources.instruct()?;
     let Sources { model, revision, task, data, method, .. } = args.sources;
     let model = model.ok_or_else(|| {
@@ -86,7 +85,8 @@ fn config(args: RunArgs, method_options: Options, plugins: &PluginSet) -> Result
     // Absolute, so that the run can be resumed from anywhere.
     let (model, data) = (hub::absolute(&model)?, hub::absolute(&data)?);
     let out = args.out.unwrap_or_default();
-    Ok(RunConfig { model, task, data, method, method_options, instruct, out, ..args.config })
+    let PluginOptions { method: method_options, task: task_options } = options;
+    Ok(RunConfig { model, task, data, method, method_options, task_options, instruct, out, ..args.config })
 }
 
 /// The directory of a run that was given none: `runs/TASK-METHOD-N` with the first N that is free. It is there from the

@@ -51,10 +51,10 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// Takes the terminal, for a task with this primary metric. Ctrl-C and `q` end the run cleanly, the second time at once.
+    /// Takes the terminal. Ctrl-C and `q` end the run cleanly, the second time at once.
     ///
     /// Errors: standard output or input is no terminal.
-    pub fn open(primary: String) -> Result<Dashboard> {
+    pub fn open() -> Result<Dashboard> {
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
             return Err(Error::Usage("--tui needs a terminal on standard input and output; leave it out here".into()));
         }
@@ -68,7 +68,7 @@ impl Dashboard {
             restore_terminal();
             Error::io("terminal")(source)
         })?;
-        let state = Arc::new(Mutex::new(State { primary, ..State::default() }));
+        let state = Arc::new(Mutex::new(State::default()));
         let closing = Arc::new(AtomicBool::new(false));
         let shared = (state.clone(), closing.clone());
         let thread = std::thread::Builder::new().spawn(move || draw_until_closed(terminal, &shared.0, &shared.1));
@@ -258,6 +258,7 @@ impl Observer for Dashboard {
         let mut state = self.state();
         let model = plan.model.file_name().unwrap_or(plan.model.as_os_str()).to_string_lossy();
         state.title = shown(&format!("{} on {}, {model}, {}", plan.method, plan.task, plan.device.name));
+        state.primary = plan.primary.clone();
         state.memory = format!("{} planned", bytes(plan.total_memory()));
     }
 

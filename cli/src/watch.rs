@@ -22,12 +22,12 @@ enum View {
 }
 
 impl Watch {
-    /// For a run in a directory, on a task with this primary metric. Also lets Ctrl-C end the run cleanly.
+    /// For a run in a directory. Also lets Ctrl-C end the run cleanly.
     ///
     /// Errors: a dashboard without a terminal.
-    pub fn new(output: Output, args: &WatchArgs, directory: &Path, primary: String) -> Result<Watch> {
+    pub fn new(output: Output, args: &WatchArgs, directory: &Path) -> Result<Watch> {
         let view = if args.tui {
-            View::Dashboard(Dashboard::open(primary)?)
+            View::Dashboard(Dashboard::open()?)
         } else {
             handle_interrupts();
             View::Plain(Progress::new(output))

@@ -1,12 +1,13 @@
 //! From the parts of a data set to train, dev and test, by the task's recipe and the seed.
 
 mod read;
+mod share;
 
 use crate::method::philox::Stream;
 use crate::{Error, Result};
 use read::read;
 use serde::{Deserialize, Serialize};
-use sparta_plugin::task::{self, Example, Recipe, Take, TaskInfo};
+use sparta_plugin::task::{self, Dataset, Example, Recipe, Take, TaskInfo};
 use std::collections::BTreeMap;
 
 pub use read::{Open, Source};
@@ -14,6 +15,8 @@ pub use read::{Open, Source};
 /// The three splits, and how they came about.
 #[derive(Debug)]
 pub struct Splits {
+    /// What the data turned out to be.
+    pub task: TaskInfo,
     pub train: Vec<Example>,
     pub dev: Vec<Example>,
     pub test: Vec<Example>,
@@ -33,16 +36,33 @@ pub struct Origins {
 /// The names of the splits.
 pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
 
-/// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
+/// A data set with its recipe, of which no example has been read.
+pub struct Opened<'a> {
+    source: &'a Source<'a>,
+    dataset: Box<dyn Dataset>,
+    recipe: Recipe,
+    /// What the data turned out to be.
+    pub task: TaskInfo,
+}
+
+/// Opens a data set of the `described` task.
 ///
-/// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split, unless the recipe leaves out dev or test; a label outside the task's, which are 0 where
-/// it has no classes; a pair for a task of single texts, or the reverse; a recipe with an example in two splits; examples
-/// that take too much, see [`Source`].
-pub fn load(source: &Source, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
+/// Errors: what the plugin says; a recipe with an example in two splits.
+pub fn open<'a>(source: &'a Source, described: &TaskInfo) -> Result<Opened<'a>> {
     let dataset = (source.open)().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
     check_recipe(&recipe)?;
+    let task = recipe.task.as_ref().unwrap_or(described).clone();
+    Ok(Opened { source, dataset, recipe, task })
+}
+
+/// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
+///
+/// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
+/// malformed row; an empty split, unless the recipe leaves out dev or test; an example that is not one of the task's;
+/// examples that take too much, see [`Source`].
+pub fn load(opened: Opened, wanted: &[&str], seed: u64) -> Result<Splits> {
+    let Opened { source, dataset, recipe, task } = opened;
     let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
     let mut uses: BTreeMap<String, usize> = BTreeMap::new();
     let mut names: Vec<String> = Vec::new();
@@ -54,13 +74,13 @@ pub fn load(source: &Source, wanted: &[&str], task: &TaskInfo, seed: u64) -> Res
         }
         *count += 1;
     }
-    let parts = read(source, dataset, &names, task)?;
+    let parts = read(source, dataset, &names, &task)?;
     let mut dealer = Dealer { seed, wanted, parts, uses, notes: recipe.notes.clone() };
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
     let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
     let origins = Origins { train: train_origin, dev: dev_origin, test: test_origin, notes: dealer.notes };
-    Ok(Splits { train, dev, test, origins })
+    Ok(Splits { task, train, dev, test, origins })
 }
 
 /// A random order of `0..len`, a function of seed and purpose alone (Fisher and Yates).
@@ -120,7 +140,15 @@ impl Dealer<'_> {
                 let capped = cap.filter(|&cap| total - count > cap).map(|cap| format!(", at most {cap}"));
                 (rest, format!("the rest of {name}{}", capped.unwrap_or_default()))
             }
+            Take::Share { from, to } => {
+                let places = share::places(&examples, self.seed, &name);
+                let chosen = (0..total).filter(|&i| (from..to).contains(&places[i])).collect();
+                (pick(examples, chosen), format!("{:.0} % of {name}, drawn by seed", 100.0 * (to - from)))
+            }
         };
+        if chosen.is_empty() && split != "train" && matches!(source.take, Take::Share { .. }) {
+            return Ok((Vec::new(), format!("none, as {name} has too few different examples")));
+        }
         if chosen.is_empty() {
             return Err(Error::Data(format!("the {split} split is empty: {origin} ({total} examples)")));
         }
@@ -154,16 +182,7 @@ impl Dealer<'_> {
     }
 }
 
-/// Errors: a pair for a task of single texts, or the reverse.
-pub fn check_pair(task: &TaskInfo, pair: bool) -> std::result::Result<(), String> {
-    match (task.pair, pair) {
-        (true, false) => Err(format!("expected a pair of texts, as task {} has them, got a single one", task.id)),
-        (false, true) => Err(format!("expected a single text, as task {} has them, got a pair", task.id)),
-        _ => Ok(()),
-    }
-}
-
-/// Errors: two splits share a part and are not what is drawn from it and the rest.
+/// Errors: two splits share a part and are not what is drawn from it and the rest, or different shares.
 fn check_recipe(recipe: &Recipe) -> Result<()> {
     let splits = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
     for (i, (name, source)) in splits.iter().enumerate() {
@@ -172,8 +191,12 @@ fn check_recipe(recipe: &Recipe) -> Result<()> {
         }
         for (other, earlier) in &splits[..i] {
             let Some(shared) = source.parts.iter().find(|part| earlier.parts.contains(part)) else { continue };
-            use Take::{Draw, Rest};
-            let apart = matches!((earlier.take, source.take), (Draw { .. }, Rest { .. }) | (Rest { .. }, Draw { .. }));
+            use Take::{Draw, Rest, Share};
+            let apart = match (earlier.take, source.take) {
+                (Draw { .. }, Rest { .. }) | (Rest { .. }, Draw { .. }) => true,
+                (Share { from: a, to: b }, Share { from: c, to: d }) => b <= c || d <= a,
+                _ => false,
+            };
             if !apart || source.parts != earlier.parts {
                 return Err(Error::Data(format!(
                     "the {other} and {name} splits of the task's recipe share examples of {shared}: {earlier:?} and \
@@ -197,7 +220,7 @@ fn pick<T>(items: Vec<T>, mut chosen: Vec<usize>) -> Vec<T> {
 mod tests {
     use super::*;
     use sparta_plugin::task::Source as Part;
-    use sparta_plugin::task::{Dataset, Examples};
+    use sparta_plugin::task::{Examples, Target};
     use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -214,7 +237,10 @@ mod tests {
 
         fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
             let part = part.to_owned();
-            Ok(Box::new((0..self.size).map(move |i| Ok(Example { text: format!("{part} {i}"), pair: None, label: 1 }))))
+            Ok(Box::new(
+                (0..self.size)
+                    .map(move |i| Ok(Example { text: format!("{part} {i}"), label: 1, ..Example::default() })),
+            ))
         }
     }
 
@@ -223,7 +249,8 @@ mod tests {
     }
 
     fn read_all(open: Open, wanted: &[&str], task: &TaskInfo, seed: u64) -> Result<Splits> {
-        load(&Source::new(open, Path::new("nowhere")), wanted, task, seed)
+        let source = Source::new(open, Path::new("nowhere"));
+        load(super::open(&source, task)?, wanted, seed)
     }
 
     fn deal(fake: &Fake, classes: usize, seed: u64) -> Result<Splits> {
@@ -235,6 +262,7 @@ mod tests {
             id: "t".into(),
             title: "T".into(),
             labels: (0..classes).map(|i| i.to_string()).collect(),
+            target: Some(Target::Class),
             metrics: vec![],
             primary: String::new(),
             pair: false,
@@ -248,6 +276,7 @@ mod tests {
             dev: source("train", Take::Draw { count: 100 }),
             test: source("dev", Take::All),
             notes: vec![],
+            task: None,
         };
         Fake { recipe, size }
     }
@@ -273,8 +302,21 @@ mod tests {
     fn labels_outside_the_task_are_refused() {
         for labels in [0, 1] {
             let error = deal(&fake(50), labels, 7).unwrap_err().to_string();
-            assert!(error.contains("label 1, expected less than 1"), "{error}");
+            assert!(error.contains(&format!("label 1, expected less than {labels}")), "{error}");
         }
+    }
+
+    #[test]
+    fn shares_of_one_part_are_apart() {
+        let share = |from, to| source("train", Take::Share { from, to });
+        let recipe = |dev| Recipe { train: share(0.0, 0.8), dev, test: share(0.9, 1.0), notes: vec![], task: None };
+        let splits = deal(&Fake { recipe: recipe(share(0.8, 0.9)), size: 100 }, 2, 7).unwrap();
+        assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (80, 10, 10));
+        assert_eq!(splits.origins.dev, "10 % of train, drawn by seed");
+        let few = deal(&Fake { recipe: recipe(share(0.8, 0.9)), size: 2 }, 2, 7).unwrap();
+        assert_eq!((few.train.len(), few.dev.len(), few.test.len()), (2, 0, 0));
+        let overlapping = deal(&Fake { recipe: recipe(share(0.7, 0.9)), size: 100 }, 2, 7).unwrap_err().to_string();
+        assert!(overlapping.contains("share examples of train"), "{overlapping}");
     }
 
     #[test]
@@ -295,7 +337,7 @@ mod tests {
         }
 
         fn examples(&self, _: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
-            let example = || Example { text: "x".repeat(1 << 20), pair: None, label: 0 };
+            let example = || Example { text: "x".repeat(1 << 20), ..Example::default() };
             Ok(Box::new(std::iter::repeat_with(move || {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Ok(example())
@@ -314,7 +356,7 @@ mod tests {
     #[test]
     fn dev_and_test_may_be_missing() {
         let none = || Part { parts: vec![], take: Take::All };
-        let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![] };
+        let recipe = Recipe { train: source("train", Take::All), dev: none(), test: none(), notes: vec![], task: None };
         let splits = deal(&Fake { recipe, size: 3 }, 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len(), splits.test.len()), (3, 0, 0));
         assert_eq!(splits.origins.dev, "none");
@@ -327,7 +369,8 @@ mod tests {
         let (dev, both) =
             (source("dev", Take::All), Part { parts: vec!["dev".into(), "train".into()], ..rest.clone() });
         let check = |train: &Part, dev: &Part, test: &Part| {
-            let recipe = Recipe { train: train.clone(), dev: dev.clone(), test: test.clone(), notes: vec![] };
+            let [train, dev, test] = [train, dev, test].map(Part::clone);
+            let recipe = Recipe { train, dev, test, notes: vec![], task: None };
             deal(&Fake { recipe, size: 100 }, 2, 7).map(drop).map_err(|e| e.to_string())
         };
         check(&rest, &draw, &dev).unwrap();
@@ -352,7 +395,6 @@ mod tests {
         let pairs = TaskInfo { pair: true, ..task(2) };
         let error = read_all(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
         assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
-        assert!(check_pair(&task(2), true).unwrap_err().contains("expected a single text"));
     }
 
     #[test]

@@ -179,7 +179,8 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
         Kind::Native(manifest) => {
             let method = plugins.method(&manifest.method)?;
             let given = manifest.options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
-            let options = options::check(method.info(), &given.collect())
+            let owner = format!("method {}", manifest.method);
+            let options = options::check(&owner, &method.info().options, &given.collect())
                 .map_err(|e| Error::Weights(format!("{}: adapter.json: {e}", adapter.dir.display())))?;
             let mut adaptation = if adapter.indices.is_empty() {
                 Adaptation::new(method, parameters, options, manifest.seed)?

@@ -25,7 +25,8 @@ pub fn align_head(weights: &mut Weights, decoder: &Decoder, wanted: &[String]) -
     let own = labels(decoder, classes);
     let unnamed = own.iter().enumerate().all(|(i, label)| *label == format!("LABEL_{i}"));
     let listed = own.join(", ");
-    if own == wanted {
+    // The name of a single number is no class.
+    if own == wanted || (own.len() == 1 && wanted.len() == 1) {
         return Ok(Some("the head is the model's own".into()));
     }
     if unnamed && classes == wanted.len() {

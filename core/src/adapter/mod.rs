@@ -22,7 +22,7 @@ pub use export::{ExportFormat, export};
 pub use head::{align_head, order_of};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info, visible_share};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
-pub use model_dir::average_models;
+pub use model_dir::{average_models, score_objective};
 pub use native::{Manifest, save};
 pub use vector::needs_device;
 pub use verify::{check_examples, check_merged};

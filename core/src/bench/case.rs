@@ -103,7 +103,11 @@ impl Case {
     pub fn prepare(&self, plugins: &PluginSet, weights: &dyn WeightSource, device: &DeviceInfo) -> Result<Prepared> {
         let method = plugins.method(&self.method.plugin)?;
         let given = self.method.options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
-        let options = options::check(method.info(), &given.collect::<BTreeMap<_, _>>())?;
+        let options = options::check(
+            &format!("method {}", method.info().name),
+            &method.info().options,
+            &given.collect::<BTreeMap<_, _>>(),
+        )?;
         let decoder = self.shape.decoder(self.weights)?;
         let objective: Arc<dyn Objective> = Arc::new(Classification { classes: 2 });
         let parameters = check_weights(&decoder, weights, objective.head())?;

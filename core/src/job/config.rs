@@ -4,7 +4,7 @@
 //! did not come from the command line.
 
 use super::PrecisionChoice;
-use crate::plugin::UsedPlugin;
+use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
 use crate::text::Instruct;
 use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
@@ -13,8 +13,10 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use clap::{ArgAction, Args, Command};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sparta_plugin::task::TaskInfo;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Headings of `run --help`.
 pub const MODEL_AND_DATA: &str = "Model and data";
@@ -92,6 +94,14 @@ pub struct RunConfig {
     /// Options of the method as given; checked against what the method declares.
     #[arg(skip)]
     pub method_options: BTreeMap<String, Value>,
+    /// Options of the task as given; checked against what its plugin declares.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub task_options: BTreeMap<String, Value>,
+    /// What the data turned out to be, where it decides: labels, pairs or not.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found_task: Option<TaskInfo>,
     /// How the task is put to an instruction model.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -287,6 +297,15 @@ impl RunConfig {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
     }
 
+    /// The plugin of its task, and the task as its data has it.
+    ///
+    /// # Errors
+    /// There is no plugin for it.
+    pub fn task_info(&self, plugins: &PluginSet) -> Result<(Arc<LoadedTask>, TaskInfo)> {
+        let (plugin, described) = plugins.task(&self.task)?;
+        Ok((plugin, self.found_task.clone().unwrap_or(described)))
+    }
+
     /// How trained tensors are updated.
     ///
     /// # Errors
@@ -347,7 +366,7 @@ impl RunConfig {
     }
 
     /// The options that must be equal when the run is resumed, by name. Those that name files are left out: what they
-    /// name may have moved, and its content counts. Plugins are compared on their own.
+    /// name may have moved, and its content counts. Plugins and their options are compared on their own.
     ///
     /// # Errors
     /// A configuration that cannot be serialised.
@@ -355,7 +374,9 @@ impl RunConfig {
         let mut keys = self.keys()?;
         let control = serde_json::to_value(&self.control).map_err(|e| Error::Training(e.to_string()))?;
         let free = control.as_object().into_iter().flat_map(|control| control.keys().map(String::as_str));
-        for key in free.chain(["model", "data", "method_options", "plugins", "earlier_plugins", "earlier_lengths"]) {
+        let stated_otherwise =
+            ["model", "data", "method_options", "task_options", "plugins", "earlier_plugins", "earlier_lengths"];
+        for key in free.chain(stated_otherwise) {
             keys.remove(key);
         }
         Ok(keys)

@@ -10,6 +10,7 @@ use crate::train::{MemoryKind, Schedule};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Role};
+use sparta_plugin::task::Target;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -26,6 +27,15 @@ pub struct RunPlan {
     pub trainable: TrainablePlan,
     pub task: String,
     pub labels: Vec<String>,
+    /// What an example is labelled with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// The metric that runs are compared by.
+    #[serde(default)]
+    pub primary: String,
+    /// Options of the task's plugin.
+    #[serde(default, skip_serializing_if = "Options::is_empty")]
+    pub task_options: Options,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<PromptPlan>,
     pub data: DataPlan,
@@ -60,6 +70,9 @@ pub struct RunPlan {
     /// The paper's count for as many trained parameters.
     pub paper: PaperMemory,
 }
+
+/// Labels that are listed.
+const MOST_LABELS: usize = 50;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrainablePlan {
@@ -113,6 +126,21 @@ impl RunPlan {
         self.needs.check(&self.memory, &self.device)
     }
 
+    /// What an example is labelled with, in the order of the outputs.
+    fn labels(&self) -> String {
+        let shown: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
+        let list = match shown.split_at_checked(MOST_LABELS) {
+            Some((first, rest)) if !rest.is_empty() => format!("{} and {} more", first.join(", "), rest.len()),
+            _ => shown.join(", "),
+        };
+        match self.target {
+            _ if shown.is_empty() => String::new(),
+            Some(Target::Classes) => format!(" (any of {list})"),
+            Some(Target::Number) => format!(" (the number {list})"),
+            _ => format!(" ({list})"),
+        }
+    }
+
     /// Bytes on the device, all kinds.
     pub fn total_memory(&self) -> u64 {
         self.memory.values().sum()
@@ -133,12 +161,11 @@ impl fmt::Display for RunPlan {
             density * 100.0,
             thousands(*head)
         )?;
-        match self.labels.is_empty() {
-            true => writeln!(f, "task       {}", self.task)?,
-            false => {
-                let labels: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
-                writeln!(f, "task       {} ({})", self.task, labels.join(", "))?
-            }
+        writeln!(f, "task       {}{}", self.task, self.labels())?;
+        let given = self.task_options.iter().filter(|(_, value)| value.as_str() != Some(""));
+        let given: Vec<String> = given.map(|(name, value)| format!("{name} {value}")).collect();
+        if !given.is_empty() {
+            writeln!(f, "  options  {}", given.join(", "))?;
         }
         if let Some(prompt) = &self.prompt {
             writeln!(f, "  prompt   {:?}", prompt.example)?;

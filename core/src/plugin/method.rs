@@ -62,8 +62,13 @@ fn check_info(info: &MethodInfo) -> Result<(), String> {
     }
     names::check_version(&info.version)?;
     names::check_text("summary", &info.summary)?;
+    check_options(&info.options)
+}
+
+/// Errors: an option of a method or a task that contradicts itself, or has a name that is taken.
+pub(super) fn check_options(options: &[OptionInfo]) -> Result<(), String> {
     let mut names = HashSet::new();
-    for option in &info.options {
+    for option in options {
         names::check_text("help of an option", &option.help)?;
         check_range(option)?;
         let kebab = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -15,6 +15,7 @@ mod names;
 pub mod running;
 mod set;
 mod task;
+mod task_check;
 mod used;
 
 pub use backend::LoadedBackendPlugin;
@@ -24,6 +25,7 @@ pub use manifest::{Manifest, target};
 pub use method::LoadedMethod;
 pub use set::{Found, PluginKind, PluginSet, State};
 pub use task::LoadedTask;
+pub use task_check::{check_example, check_pair};
 pub use used::{Recorded, UsedPlugin};
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 use super::library::Implementation;
-use super::names;
-use crate::train::Scores;
-use crate::train::objective::NextToken;
+use super::method::check_options;
+use super::{names, task_check};
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaTask};
 use sparta_plugin::task::{Dataset, Example, Examples, OpenRequest, Recipe, Task, TaskInfo, TaskPluginInfo};
@@ -9,7 +8,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 
-/// Bytes of a text; no model has positions for more.
+/// Bytes of the texts of an example; no model has positions for more.
 const LONGEST_TEXT: usize = 1 << 20;
 
 /// Examples asked for in one call.
@@ -29,9 +28,11 @@ impl LoadedTask {
         let info: TaskPluginInfo = plugin.parse("describe", &answer)?;
         names::check("name", &info.name)
             .and_then(|()| names::check_version(&info.version))
+            .and_then(|()| check_options(&info.options))
             .map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         for task in &info.tasks {
-            check(task).map_err(|reason| Error(format!("plugin {}: task `{}`: {reason}", plugin.name, task.id)))?;
+            task_check::described(task)
+                .map_err(|reason| Error(format!("plugin {}: task `{}`: {reason}", plugin.name, task.id)))?;
         }
         plugin.name = format!("{} ({})", info.name, plugin.name);
         Ok(LoadedTask { plugin, info })
@@ -40,44 +41,6 @@ impl LoadedTask {
     pub fn info(&self) -> &TaskPluginInfo {
         &self.info
     }
-}
-
-fn check(task: &TaskInfo) -> Result<(), String> {
-    names::check("id", &task.id)?;
-    names::check_text("title", &task.title)?;
-    for label in &task.labels {
-        names::check_line("label", label)?;
-    }
-    if task.labels.len() == 1 {
-        return Err(format!("a task needs two labels or more, or none to learn texts; it has {:?}", task.labels));
-    }
-    if let Some(i) = (0..task.labels.len()).find(|&i| task.labels[..i].contains(&task.labels[i])) {
-        return Err(format!("it has the label {:?} twice", task.labels[i]));
-    }
-    if task.labels.iter().any(|label| label.trim().is_empty()) {
-        return Err(format!("it has a label without a name: {:?}", task.labels));
-    }
-    if task.labels.is_empty() && task.pair {
-        return Err("it has pairs of texts, but no labels for them".into());
-    }
-    let known = if task.labels.is_empty() { NextToken::METRICS } else { Scores::METRICS };
-    if let Some(metric) = task.metrics.iter().find(|metric| !known.contains(&metric.as_str())) {
-        return Err(format!("unknown metric `{metric}`; this host computes {}", known.join(", ")));
-    }
-    if let Some(prompt) = &task.prompt {
-        let places = ["{text}", "{pair}"].map(|place| prompt.template.matches(place).count());
-        if places != [1, usize::from(task.pair)] || prompt.verbalizers.len() != task.labels.len() {
-            return Err(format!(
-                "its prompt needs {{text}} once, {{pair}} once if it is a pair task, and a verbalizer for each of its {} \
-                 labels; got {prompt:?}",
-                task.labels.len()
-            ));
-        }
-    }
-    if !task.metrics.contains(&task.primary) {
-        return Err(format!("its primary metric `{}` is not one of its metrics {:?}", task.primary, task.metrics));
-    }
-    Ok(())
 }
 
 impl Task for LoadedTask {
@@ -98,8 +61,14 @@ impl Task for LoadedTask {
         let handle = DatasetHandle { plugin: plugin.clone(), id, one_thread: PhantomData };
         // SAFETY: as above, with the handle that `open` gave.
         let answer = plugin.call("recipe", plugin.table.recipe, None, |f, call| unsafe { f(call, id) })?;
-        let recipe = plugin.parse("recipe", &answer)?;
-        Ok(Box::new(LoadedDataset { handle, task: task.clone(), recipe }))
+        let recipe: Recipe = plugin.parse("recipe", &answer)?;
+        let task = recipe.task.as_ref().unwrap_or(task).clone();
+        let named = match task.id == request.task {
+            true => task_check::resolved(&task),
+            false => Err(format!("the opened data are of another task, `{}`", task.id)),
+        };
+        named.map_err(|reason| Error(format!("plugin {}: task `{}`: {reason}", plugin.name, request.task)))?;
+        Ok(Box::new(LoadedDataset { handle, task, recipe }))
     }
 }
 
@@ -158,23 +127,15 @@ impl LoadedExamples<'_> {
         self.batch = plugin.parse("next", &answer)?;
         self.ended = self.batch.is_empty();
         let task = &self.dataset.task;
-        let longest = |example: &Example| example.text.len().max(example.pair.as_ref().map_or(0, String::len));
+        let longest = |example: &Example| example.texts().map(str::len).max().unwrap_or_default();
         if let Some(bytes) = self.batch.iter().map(longest).find(|&bytes| bytes > LONGEST_TEXT) {
             return Err(Error(format!(
                 "plugin {}: an example of `{}` has a text of {bytes} bytes, expected at most {LONGEST_TEXT}",
                 plugin.name, task.id
             )));
         }
-        match self.batch.iter().find(|example| example.label as usize >= task.labels.len().max(1)) {
-            None => Ok(()),
-            Some(example) => Err(Error(format!(
-                "plugin {}: an example of `{}` has label {}, the task has {} labels",
-                plugin.name,
-                task.id,
-                example.label,
-                task.labels.len()
-            ))),
-        }
+        let checked = self.batch.iter().try_for_each(|example| task_check::check_example(task, example));
+        checked.map_err(|what| Error(format!("plugin {}: an example of `{}`: {what}", plugin.name, task.id)))
     }
 }
 

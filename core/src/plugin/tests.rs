@@ -190,12 +190,13 @@ impl Task for Numbers {
             id: "parity".into(),
             title: "Parity".into(),
             labels: vec!["even".into(), "odd".into()],
+            target: None,
             metrics: vec!["accuracy".into()],
             primary: "accuracy".into(),
-            pair: false,
+            pair: true,
             prompt: None,
         };
-        TaskPluginInfo { name: "numbers".into(), version: "1".into(), tasks: vec![task] }
+        TaskPluginInfo { name: "numbers".into(), version: "1".into(), tasks: vec![task], options: vec![] }
     }
 
     fn open(&self, _: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
@@ -206,7 +207,13 @@ impl Task for Numbers {
 impl Dataset for Opened {
     fn recipe(&self) -> Recipe {
         let source = Source { parts: vec!["good".into()], take: Take::All };
-        Recipe { train: source.clone(), dev: source.clone(), test: source, notes: vec!["one for all".into()] }
+        Recipe {
+            train: source.clone(),
+            dev: source.clone(),
+            test: source,
+            notes: vec!["one for all".into()],
+            task: None,
+        }
     }
 
     fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {
@@ -214,8 +221,11 @@ impl Dataset for Opened {
         Ok(Box::new((0..600u32).map(move |i| match (part.as_str(), i) {
             ("bad", 300..) => Err(Error(format!("numbers.txt, line {}: not a number", i + 1))),
             ("panics", 1..) => panic!("out of fingers"),
-            ("label", _) => Ok(Example { text: i.to_string(), pair: None, label: 2 }),
-            _ => Ok(Example { text: i.to_string(), pair: Some("é\n".into()), label: i % 2 }),
+            ("label", _) => Ok(Example { text: i.to_string(), pair: Some("p".into()), label: 2, ..Example::default() }),
+            _ => {
+                let pair = Some("é\n".into());
+                Ok(Example { text: i.to_string(), pair, label: i % 2, ..Example::default() })
+            }
         })))
     }
 }
@@ -238,7 +248,7 @@ fn examples_cross_in_batches_with_their_errors() {
     assert_eq!(bad[300], Err("numbers.txt, line 301: not a number [plugin numbers (here)]".into()));
     assert_eq!(read("panics"), [Err("the plugin panicked: out of fingers [plugin numbers (here)]".into())]);
     let label = read("label");
-    assert!(label.len() == 1 && label[0].as_ref().unwrap_err().0.contains("has label 2, the task has 2 labels"));
+    assert!(label.len() == 1 && label[0].as_ref().unwrap_err().0.contains("`parity`: label 2, expected less than 2"));
 }
 
 /// Buffers without plans.

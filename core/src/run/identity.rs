@@ -16,6 +16,9 @@ pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
     for (name, value) in &adaptation.options {
         identity.insert(format!("option {name}"), value.to_string());
     }
+    for (name, value) in &run.task_options {
+        identity.insert(format!("task option {name}"), value.to_string());
+    }
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     identity.insert("chosen elements (SHA-256)".into(), index_set::fingerprint(&sets));
     identity.insert("model weights (SHA-256)".into(), fingerprint(&run.weights));

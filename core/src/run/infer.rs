@@ -1,15 +1,20 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::prepare::{documents, encode, max_length};
+use super::prepare::{documents, encode, max_length, objective_of, target};
 use crate::adapter::{Applied, Head, order_of};
 use crate::job::PrecisionChoice;
+use crate::method::options;
+use crate::plugin::check_pair;
 use crate::plugin::{PluginKind, PluginSet};
 use crate::text::Encoder;
 use crate::train::evaluate;
-use crate::train::{Encoded, Evaluation, Metrics, Prediction, Session, Target};
+use crate::train::objective::{MultiLabel, Regression};
+use crate::train::{Encoded, Evaluation, Metrics, Objective, Prediction, Session, Target};
 use crate::{Error, Result, splits};
+use serde_json::Value;
 use sparta_graph::Backend;
-use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Tokens per batch where no run says otherwise.
@@ -26,6 +31,8 @@ pub struct EvalRequest {
     pub task: Option<String>,
     /// Other data than the run's.
     pub data: Option<PathBuf>,
+    /// Options of the task, in place of the run's.
+    pub task_options: BTreeMap<String, Value>,
     /// At most so many examples, drawn by the run's seed.
     pub max_examples: Option<usize>,
 }
@@ -60,7 +67,7 @@ impl Adapted {
             encoder.tokenizer().check_vocab(applied.decoder.vocab_size)?;
         }
         let configs = applied.adapter.heads.iter().filter_map(|head| head.config.as_ref());
-        let tasks = configs.filter_map(|config| Some(plugins.task(&config.task).ok()?.1)).collect();
+        let tasks = configs.filter_map(|config| Some(config.task_info(plugins).ok()?.1)).collect();
         Ok(Adapted { applied, encoders, encoder_of, tasks })
     }
 
@@ -123,9 +130,14 @@ impl Adapted {
         self.heads().iter().map(&mut take).collect()
     }
 
-    fn encode(&self, encoder: usize, examples: &[Example]) -> Result<Vec<Encoded>> {
+    fn encode(
+        &self,
+        encoder: usize,
+        examples: &[Example],
+        target: impl Fn(&Example) -> Target,
+    ) -> Result<Vec<Encoded>> {
         let encoder = &self.encoders[encoder];
-        let mut encoded = encode(encoder, &*self.applied.objective, examples)?;
+        let mut encoded = encode(encoder, examples, target)?;
         let positions = self.applied.decoder.max_position_embeddings;
         encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
         Ok(encoded)
@@ -190,22 +202,30 @@ impl Adapted {
         let config = head.config.as_ref();
         let id = request.task.as_deref().or(config.map(|c| &*c.task));
         let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
-        let (plugin, task) = plugins.task(id)?;
+        let (plugin, described) = plugins.task(id)?;
         self.applied.recorded.check(PluginKind::Task, &plugin.info().name)?;
-        if order(head, &task).is_none() {
-            return Err(Error::Usage(format!(
-                "task {} has the labels {:?}, the adapter was trained for {:?}",
-                task.id, task.labels, head.labels
-            )));
-        }
+        // Labels that a task finds in its data are here those of the head.
+        let trained = (described.labels.is_empty() && !head.labels.is_empty()).then(|| trained_task(head, &described));
         let data = request.data.clone().or(config.map(|c| c.data.clone()));
         let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
         let split = request.split.as_str();
-        let data = OpenRequest { splits: vec![split.to_owned()], ..OpenRequest::new(task.id.clone(), data) };
+        let own = config.filter(|config| config.task == id).map(|config| config.task_options.clone());
+        let mut given = own.unwrap_or_default();
+        given.extend(request.task_options.clone());
+        let data = OpenRequest {
+            splits: vec![split.to_owned()],
+            options: options::check(&format!("task {id}"), &plugin.info().options, &options::given(&given))?,
+            trained,
+            other_data: request.data.is_some(),
+            ..OpenRequest::new(id, data)
+        };
         let seed = config.map_or(0, |c| c.seed);
         let open = || plugin.open(&data);
         let source = splits::Source::new(&open, &data.data);
-        let all = splits::load(&source, &[split], &task, seed)?;
+        let opened = splits::open(&source, &described)?;
+        check_labels(head, &opened.task)?;
+        let all = splits::load(opened, &[split], seed)?;
+        let task = all.task;
         let (examples, cap) = match split {
             "train" => (all.train, config.and_then(|c| c.max_train)),
             "dev" => (all.dev, config.and_then(|c| c.max_dev)),
@@ -213,7 +233,7 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let mut encoded = self.encode(self.encoder_of[position], &examples)?;
+        let mut encoded = self.encode(self.encoder_of[position], &examples, |example| target(&task, example))?;
         if !self.applied.objective.pools() {
             let decoder = &self.applied.decoder;
             let length = config.map_or(decoder.max_position_embeddings, |config| max_length(config, decoder));
@@ -226,9 +246,44 @@ impl Adapted {
     }
 }
 
+/// A task that finds its labels in its data, as it was when the head was trained.
+fn trained_task(head: &Head, described: &TaskInfo) -> TaskInfo {
+    if let Some(found) = head.config.as_ref().and_then(|config| config.found_task.clone())
+        && found.id == described.id
+    {
+        return found;
+    }
+    let target = match head.objective.as_str() {
+        name if name == (MultiLabel { labels: 1 }).name() => task::Target::Classes,
+        name if name == (Regression {}).name() => task::Target::Number,
+        _ => task::Target::Class,
+    };
+    TaskInfo { labels: head.labels.clone(), target: Some(target), ..described.clone() }
+}
+
+/// Errors: a task for other labels than the head, or for another kind of them.
+fn check_labels(head: &Head, task: &TaskInfo) -> Result<()> {
+    let wanted = objective_of(task).name();
+    if head.objective != wanted {
+        return Err(Error::Usage(format!(
+            "task {} is {wanted}, the adapter was trained for {}",
+            task.id, head.objective
+        )));
+    }
+    match order(head, task) {
+        Some(_) => Ok(()),
+        None => Err(Error::Usage(format!(
+            "task {} has the labels {:?}, the adapter was trained for {:?}",
+            task.id, task.labels, head.labels
+        ))),
+    }
+}
+
 /// The class of a head for each label of a task; `None` where they do not have the same labels.
 fn order(head: &Head, task: &TaskInfo) -> Option<Vec<usize>> {
-    let unnamed = head.unnamed() && task.labels.len() == head.labels.len();
+    // The name of a single number is no class.
+    let number = head.labels.len() == 1 && task.target() == task::Target::Number;
+    let unnamed = (head.unnamed() || number) && task.labels.len() == head.labels.len();
     order_of(&head.labels, &task.labels).or_else(|| unnamed.then(|| (0..task.labels.len()).collect()))
 }
 
@@ -260,16 +315,18 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
             )));
         }
         for (i, (_, pair)) in texts.iter().enumerate() {
-            let checked = adapted.tasks.iter().try_for_each(|task| splits::check_pair(task, pair.is_some()));
+            let checked = adapted.tasks.iter().try_for_each(|task| check_pair(task, pair.is_some()));
             checked.map_err(|what| Error::Data(format!("text {}: {what}", self.done + i + 1)))?;
         }
         self.done += texts.len();
-        let example =
-            |(text, pair): &(String, Option<String>)| Example { text: text.clone(), pair: pair.clone(), label: 0 };
+        let example = |(text, pair): &(String, Option<String>)| {
+            let (text, pair) = (text.clone(), pair.clone());
+            Example { text, pair, ..Example::default() }
+        };
         let examples: Vec<Example> = texts.iter().map(example).collect();
         let mut passes = Vec::new();
         for encoder in 0..adapted.encoders.len() {
-            let encoded = adapted.encode(encoder, &examples)?;
+            let encoded = adapted.encode(encoder, &examples, |_| adapted.applied.objective.blank())?;
             let predictions = match encoded.is_empty() {
                 true => Vec::new(),
                 false => adapted.evaluate_in(self.session(longest(&encoded))?, &encoded, |_, _| {})?.predictions,

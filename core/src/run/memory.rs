@@ -72,7 +72,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
-    let options = options::check(method.info(), &given.collect())?;
+    let options = options::check(&format!("method {}", request.method), &method.info().options, &given.collect())?;
     let objective = request.objective.clone();
     let parameters = expected_parameters(&decoder, &*objective);
     let precision = request.precision.choose(&parameters, device)?;

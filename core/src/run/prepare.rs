@@ -1,31 +1,33 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
 use super::epochs::{Epochs, StepSize};
-use crate::adapter::align_head;
+use crate::adapter::{align_head, score_objective};
 use crate::job::{
     DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
 };
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
-use crate::method::options::{self, Given};
-use crate::model::{Decoder, HEAD, PROBLEM_TYPES, check_weights};
+use crate::method::options;
+use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Instruct, Padding, PromptPlan};
-use crate::train::objective::{Classification, NextToken};
+use crate::train::objective::{Classification, MultiLabel, NextToken, Regression};
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::{DType, DeviceInfo};
-use sparta_plugin::method::{MethodInfo, Options, Parameter, Role};
-use sparta_plugin::task::{Example, OpenRequest, Task, TaskInfo};
+use sparta_plugin::method::{Options, Parameter, Role};
+use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A run that can start.
 pub struct Prepared {
     pub config: RunConfig,
+    /// As the data has it.
     pub task: TaskInfo,
+    pub task_options: Options,
     pub weights: Weights,
     pub setup: Setup,
     pub train: Vec<Encoded>,
@@ -73,11 +75,12 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let used = used_plugins(config, plugins, device)?;
     used.iter().try_for_each(|plugin| recorded.check(plugin.kind, &plugin.name))?;
     let method = plugins.method(&config.method)?;
-    let options = check_options(method.info(), config)?;
+    let owner = format!("method {}", config.method);
+    let options = options::check(&owner, &method.info().options, &options::given(&config.method_options))?;
     let decoder = decoder::open(&config.model)?;
     let mut weights = Weights::find(&config.model)?;
     let source = read_task(config, plugins, &decoder, &mut weights)?;
-    let Source { task, objective, head_init, instruct, prompt, data, note } = source;
+    let Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note } = source;
     let (parameters, absent) = match weights.is_absent() {
         true => (expected_parameters(&decoder, &*objective), Some(NO_WEIGHTS.to_owned())),
         false => (check_weights(&decoder, &weights, objective.head())?, None),
@@ -127,6 +130,9 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         trainable: TrainablePlan::new(&setup.adaptation),
         task: task.id.clone(),
         labels: task.labels.clone(),
+        target: task.target,
+        primary: task.primary.clone(),
+        task_options: task_options.clone(),
         prompt,
         data: data.plan.clone(),
         batch_size: config.batch_size,
@@ -149,11 +155,18 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let precision = PrecisionChoice::of(setup.adaptation.precision);
     let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();
     let earlier_plugins = config.earlier_plugins.iter().cloned().chain(exchanged).collect();
-    let config =
-        RunConfig { instruct, micro_batch_tokens, precision, plugins: used, earlier_plugins, ..config.clone() };
+    let config = RunConfig {
+        found_task,
+        instruct,
+        micro_batch_tokens,
+        precision,
+        plugins: used,
+        earlier_plugins,
+        ..config.clone()
+    };
     let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
-    Ok(Prepared { config, task, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+    Ok(Prepared { config, task, task_options, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
 }
 
 /// The method, the task and the backend, as far as they are plugins.
@@ -181,7 +194,11 @@ fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
 
 /// What a run learns, and from what.
 struct Source {
+    /// As the data has it.
     task: TaskInfo,
+    /// The same, where it is not as it was described.
+    found_task: Option<TaskInfo>,
+    task_options: Options,
     objective: Arc<dyn Objective>,
     head_init: HeadInit,
     instruct: Option<Instruct>,
@@ -191,17 +208,45 @@ struct Source {
     note: Option<String>,
 }
 
-/// What is learned of a task's texts: their labels, or themselves where it has none.
+/// What is learned of a task's texts: what they are labelled with, or themselves.
 pub fn objective_of(task: &TaskInfo) -> Arc<dyn Objective> {
-    match task.labels.len() {
-        0 => Arc::new(NextToken {}),
-        classes => Arc::new(Classification { classes }),
+    let outputs = task.labels.len();
+    match task.target() {
+        task::Target::Class => Arc::new(Classification { classes: outputs }),
+        task::Target::Classes => Arc::new(MultiLabel { labels: outputs }),
+        task::Target::Number => Arc::new(Regression {}),
+        task::Target::Tokens => Arc::new(NextToken {}),
     }
+}
+
+/// What there is to learn from an example of a task.
+pub fn target(task: &TaskInfo, example: &Example) -> Target {
+    match task.target() {
+        task::Target::Class => Target::Class(example.label),
+        task::Target::Classes => {
+            let has = |label: usize| f32::from(u8::from(example.labels.contains(&(label as u32))));
+            Target::Numbers((0..task.labels.len()).map(has).collect())
+        }
+        task::Target::Number => Target::Numbers(vec![example.number.map_or(f32::NAN, |number| number as f32)]),
+        task::Target::Tokens => Target::Tokens(None),
+    }
+}
+
+/// The options of a task's plugin, checked.
+pub fn task_options(plugin: &TaskPluginInfo, config: &RunConfig) -> Result<Options> {
+    options::check(&format!("task {}", config.task), &plugin.options, &options::given(&config.task_options))
 }
 
 /// The texts of a task, with their labels.
 fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
-    let (plugin, task) = plugins.task(&config.task)?;
+    let (plugin, described) = plugins.task(&config.task)?;
+    let task_options = task_options(plugin.info(), config)?;
+    let request =
+        OpenRequest { options: task_options.clone(), ..OpenRequest::new(described.id.clone(), config.data.clone()) };
+    let open = || plugin.open(&request);
+    let source = splits::Source::new(&open, &request.data);
+    let opened = splits::open(&source, &described)?;
+    let task = opened.task.clone();
     let objective = objective_of(&task);
     let (padding, note) = match objective.pools() {
         true => (Padding::of_adapter(decoder.pad_token_id), own_head(config, decoder, weights, &task)?),
@@ -210,10 +255,7 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let encoder = Encoder::open(&config.model, padding, &task, config.instruct.as_ref())?;
     encoder.tokenizer().check_vocab(decoder.vocab_size)?;
     let head_init = head_init(config, decoder, weights, &encoder)?;
-    let request = OpenRequest::new(task.id.clone(), config.data.clone());
-    let open = || plugin.open(&request);
-    let source = splits::Source::new(&open, &request.data);
-    let data = splits::load(&source, &splits::SPLITS, &task, config.seed)?;
+    let data = splits::load(opened, &splits::SPLITS, config.seed)?;
     let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
     Ok(Source {
         head_init,
@@ -221,7 +263,9 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
         prompt,
         data: encode_splits(config, decoder, &encoder, &*objective, data)?,
         objective,
+        found_task: (task != described).then(|| task.clone()),
         task,
+        task_options,
         note,
     })
 }
@@ -241,7 +285,7 @@ fn check_unlabelled(config: &RunConfig, task: &TaskInfo) -> Result<()> {
 
 /// The head that the model has, unless a new one is asked for: in the order of the task's labels, with a sentence about it.
 ///
-/// Errors: a head for other labels; an option for a new one.
+/// Errors: a head for other labels or another kind of them; an option for a new one.
 fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: &TaskInfo) -> Result<Option<String>> {
     if config.new_head {
         weights.remove(HEAD);
@@ -253,13 +297,13 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
             config.model.display()
         )));
     }
-    let other = decoder.problem_type.as_deref().filter(|kind| note.is_some() && *kind != PROBLEM_TYPES[0]);
-    match other {
-        Some(kind) => Err(Error::Usage(format!(
-            "{}: its head is for {kind}, the task has one label per text: train a new one with --new-head",
+    let (own, wanted) = (score_objective(decoder, task.labels.len()), objective_of(task).name());
+    match note.is_some() && own != wanted {
+        true => Err(Error::Usage(format!(
+            "{}: its head is for {own}, the task is {wanted}: train a new one with --new-head",
             config.model.display()
         ))),
-        None => Ok(note),
+        false => Ok(note),
     }
 }
 
@@ -286,18 +330,6 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }
 
-/// The method's options, checked; what came from the command line is text.
-pub fn check_options(info: &MethodInfo, config: &RunConfig) -> Result<Options> {
-    let given = config.method_options.iter().map(|(name, value)| {
-        let given = match value {
-            serde_json::Value::String(text) => Given::Text(text.clone()),
-            typed => Given::Typed(typed.clone()),
-        };
-        (name.clone(), given)
-    });
-    options::check(info, &given.collect())
-}
-
 struct Splits {
     train: Vec<Encoded>,
     dev: Vec<Encoded>,
@@ -320,11 +352,11 @@ fn encode_splits(
     objective: &dyn Objective,
     data: splits::Splits,
 ) -> Result<Splits> {
-    let splits::Splits { train, dev, test, origins } = data;
+    let splits::Splits { task, train, dev, test, origins } = data;
     let dev = splits::draw(dev, config.max_dev, config.seed, "dev");
     let test = splits::draw(test, config.max_test, config.seed, "test");
     let (positions, max_length) = (decoder.max_position_embeddings, max_length(config, decoder));
-    let encode = |examples: &[Example]| encode(encoder, objective, examples);
+    let encode = |examples: &[Example]| encode(encoder, examples, |example| target(&task, example));
     if !objective.pools() {
         let splits = [encode(&train)?, encode(&dev)?, encode(&test)?];
         return document_splits(config, max_length, splits, origins);
@@ -449,15 +481,14 @@ fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
 }
 
 /// Token ids and targets of examples. Errors: an example without any token.
-pub fn encode(encoder: &Encoder, objective: &dyn Objective, examples: &[Example]) -> Result<Vec<Encoded>> {
-    let target = |label| if objective.pools() { Target::Class(label) } else { objective.blank() };
+pub fn encode(encoder: &Encoder, examples: &[Example], target: impl Fn(&Example) -> Target) -> Result<Vec<Encoded>> {
     let texts: Vec<(&str, Option<&str>)> = examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())).collect();
     let encoded = encoder.encode_batch(&texts)?;
     let labelled = encoded.into_iter().zip(examples);
     labelled
         .map(|(tokens, example)| match tokens.is_empty() {
             true => Err(Error::Data(format!("the text {:?} gives no token", example.text))),
-            false => Ok(Encoded { tokens, target: target(example.label) }),
+            false => Ok(Encoded { tokens, target: target(example) }),
         })
         .collect()
 }

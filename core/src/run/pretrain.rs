@@ -116,6 +116,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         data: config.data.clone(),
         method: config.method.clone(),
         method_options: config.method_options.clone(),
+        task_options: BTreeMap::new(),
+        found_task: None,
         batch_size: 1,
         batch_tokens: Some(config.batch_tokens),
         lr: Some(config.lr),

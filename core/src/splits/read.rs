@@ -1,6 +1,6 @@
 //! The examples of the parts of a data set, read by several threads within a bound of memory.
 
-use super::check_pair;
+use crate::plugin::check_example;
 use crate::{Error, Result};
 use sparta_graph::memory_size;
 use sparta_plugin::task::{Dataset, Example, TaskInfo};
@@ -39,8 +39,7 @@ type Parts = BTreeMap<String, Vec<Example>>;
 
 /// Reads these parts, the first by the data set that is open already.
 ///
-/// Errors: a malformed row; a label outside the task's; a pair for a task of single texts, or the reverse; examples that
-/// take too much.
+/// Errors: a malformed row; an example that is not one of the task's, see [`check_example`]; examples that take too much.
 pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
     let reader = Reader {
         task,
@@ -103,12 +102,8 @@ impl Reader<'_> {
         for (i, example) in dataset.examples(part).map_err(|e| Error::Data(e.to_string()))?.enumerate() {
             let example = example.map_err(|e| Error::Data(e.to_string()))?;
             let wrong = |what: String| Error::Data(format!("{part}, example {}: {what}", i + 1));
-            let (label, classes) = (example.label, self.task.labels.len().max(1));
-            if label as usize >= classes {
-                return Err(wrong(format!("label {label}, expected less than {classes}")));
-            }
-            check_pair(self.task, example.pair.is_some()).map_err(wrong)?;
-            let bytes = size_of::<Example>() + example.text.len() + example.pair.as_ref().map_or(0, String::len);
+            check_example(self.task, &example).map_err(wrong)?;
+            let bytes = size_of::<Example>() + example.texts().map(str::len).sum::<usize>();
             let taken = self.taken.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
             if taken > self.most.load(Ordering::Relaxed) && taken > self.allowed() {
                 return Err(wrong(format!(

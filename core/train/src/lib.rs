@@ -29,7 +29,7 @@ pub use evaluate::{Evaluation, Prediction};
 pub use fit::{Demand, Fit, MICRO_BATCH_TOKENS, fit};
 pub use inspect::Inspected;
 pub use layout::{LargestBuffer, Planned};
-pub use metrics::{Metrics, Scores};
+pub use metrics::{LabelMetrics, Metrics, Scores};
 pub use objective::Objective;
 pub use optimizer::{Optimization, Optimizer};
 pub use profile::{CallTime, Profile};

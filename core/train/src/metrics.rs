@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     pub examples: u64,
-    /// Mean cross-entropy.
+    /// Mean over the targets, as the objective has it.
     pub loss: f64,
     /// The task's metrics by id: `accuracy`, `f1`, `mcc`.
     #[serde(flatten)]
@@ -16,6 +16,28 @@ pub struct Metrics {
     /// `confusion[label][predicted]`, in examples.
     #[serde(default)]
     pub confusion: Vec<Vec<u64>>,
+    /// In the order of the labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub per_label: Vec<LabelMetrics>,
+}
+
+/// How well one label was found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LabelMetrics {
+    pub precision: f64,
+    pub recall: f64,
+    pub f1: f64,
+    /// Examples that have the label.
+    pub support: u64,
+}
+
+impl LabelMetrics {
+    /// Of a label that was found `right` times, was predicted `predicted` times and is that of `support` examples.
+    pub(crate) fn new(right: u64, predicted: u64, support: u64) -> LabelMetrics {
+        let share = |of: u64| ratio(right as f64, of as f64);
+        let f1 = ratio(2.0 * right as f64, (predicted + support) as f64);
+        LabelMetrics { precision: share(predicted), recall: share(support), f1, support }
+    }
 }
 
 /// Predictions compared with labels. The definitions are scikit-learn's, and so are the degenerate cases: a ratio whose
@@ -29,7 +51,7 @@ pub struct Scores {
 
 impl Scores {
     /// Ids that [`Scores::metric`] knows.
-    pub const METRICS: &'static [&'static str] = &["accuracy", "f1", "mcc"];
+    pub const METRICS: &'static [&'static str] = &["accuracy", "f1", "mcc", "precision", "recall"];
 
     pub fn new(classes: usize) -> Self {
         Scores { counts: vec![vec![0; classes]; classes], loss_sum: 0.0 }
@@ -67,6 +89,8 @@ impl Scores {
             "accuracy" => Ok(self.accuracy()),
             "f1" => Ok(self.f1()),
             "mcc" => Ok(self.mcc()),
+            "precision" => Ok(self.over_classes(|class| class.precision)),
+            "recall" => Ok(self.over_classes(|class| class.recall)),
             _ => Err(Error::Usage(format!("unknown metric `{id}`; choose one of {}", Self::METRICS.join(", ")))),
         }
     }
@@ -77,15 +101,27 @@ impl Scores {
         ratio(right as f64, self.count() as f64)
     }
 
-    /// Two classes: F1 of class 1. More: the mean of the classes' F1 (macro), over the classes that occur among labels
-    /// or predictions, as scikit-learn does.
     pub fn f1(&self) -> f64 {
-        if self.counts.len() == 2 {
-            return self.class_f1(1);
+        self.over_classes(|class| class.f1)
+    }
+
+    /// Two classes: the value of class 1. More: the mean of the classes' values (macro), over the classes that occur among
+    /// labels or predictions, as scikit-learn does.
+    fn over_classes(&self, value: impl Fn(&LabelMetrics) -> f64) -> f64 {
+        let per_label = self.per_label();
+        if let [_, second] = &per_label[..] {
+            return value(second);
         }
-        let occurring: Vec<usize> =
-            (0..self.counts.len()).filter(|&class| self.labelled(class) + self.predicted(class) > 0).collect();
-        ratio(occurring.iter().map(|&class| self.class_f1(class)).sum(), occurring.len() as f64)
+        let occurring = |&class: &usize| self.labelled(class) + self.predicted(class) > 0;
+        let values: Vec<f64> = (0..per_label.len()).filter(occurring).map(|class| value(&per_label[class])).collect();
+        ratio(values.iter().sum(), values.len() as f64)
+    }
+
+    /// In the order of the classes.
+    pub fn per_label(&self) -> Vec<LabelMetrics> {
+        let of =
+            |class: usize| LabelMetrics::new(self.counts[class][class], self.predicted(class), self.labelled(class));
+        (0..self.counts.len()).map(of).collect()
     }
 
     /// Matthews correlation; for more than two classes Gorodkin's R_K (2004), from the covariances of labels and
@@ -104,12 +140,6 @@ impl Scores {
         ratio(covariance, (label_variance * prediction_variance).sqrt())
     }
 
-    /// 2 TP / (2 TP + FP + FN).
-    fn class_f1(&self, class: usize) -> f64 {
-        let both = self.labelled(class) + self.predicted(class);
-        ratio(2.0 * self.counts[class][class] as f64, both as f64)
-    }
-
     fn labelled(&self, class: usize) -> u64 {
         self.counts[class].iter().sum()
     }
@@ -119,7 +149,8 @@ impl Scores {
     }
 }
 
-fn ratio(numerator: f64, denominator: f64) -> f64 {
+/// 0 where the denominator is.
+pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator == 0.0 { 0.0 } else { numerator / denominator }
 }
 
@@ -160,6 +191,29 @@ mod tests {
         check(scores(3, &[0, 2, 2, 0, 0], &[0, 2, 0, 0, 2]), [0.6, 0.5833333333333333, 0.16666666666666666]);
     }
 
+    /// Precision, recall, F1 and support of each class, against scikit-learn's `precision_recall_fscore_support`.
+    #[test]
+    fn each_class_has_its_own() {
+        let predicted = [2, 2, 1, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0, 2, 1, 0, 1, 0, 2, 0, 1, 2, 2, 1];
+        let three = scores(3, &THREE, &predicted);
+        assert_eq!(three.confusion(), [[4, 1, 1], [3, 9, 0], [0, 1, 5]]);
+        let expected = [
+            (0.5714285714285714, 0.6666666666666666, 0.6153846153846154, 6),
+            (0.8181818181818182, 0.75, 0.782608695652174, 12),
+            (0.8333333333333334, 0.8333333333333334, 0.8333333333333334, 6),
+        ];
+        for (got, (precision, recall, f1, support)) in three.per_label().iter().zip(expected) {
+            let pairs = [(got.precision, precision), (got.recall, recall), (got.f1, f1)];
+            assert!(pairs.iter().all(|(got, expected)| (got - expected).abs() < 1e-14), "{got:?}");
+            assert_eq!(got.support, support);
+        }
+        let macros = [three.metric("precision").unwrap(), three.metric("recall").unwrap()];
+        assert!((macros[0] - 0.740981240981241).abs() < 1e-14 && (macros[1] - 0.75).abs() < 1e-14, "{macros:?}");
+        let predicted = [1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1];
+        let two = scores(2, &TWO, &predicted);
+        assert_eq!((two.metric("precision").unwrap(), two.metric("recall").unwrap()), (0.6, 0.9));
+    }
+
     #[test]
     fn degenerate_predictions() {
         check(scores(2, &TWO, &[0; 24]), [0.5833333333333334, 0.0, 0.0]);
@@ -184,6 +238,6 @@ mod tests {
     fn a_class_out_of_range_is_an_error() {
         assert!(Scores::new(2).add(2, 0, 0.0).unwrap_err().to_string().contains("label 2"));
         assert!(Scores::new(2).add(0, 2, 0.0).is_err());
-        assert!(Scores::new(2).metric("auc").unwrap_err().to_string().contains("accuracy, f1, mcc"));
+        assert!(Scores::new(2).metric("auc").unwrap_err().to_string().contains("accuracy, f1, mcc, precision, recall"));
     }
 }

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 2
+#define SPARTA_ABI_MINOR 3
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -115,17 +115,36 @@ typedef struct SpartaMethod {
 /* sparta.task/1. describe and open may be called from any thread, several at a time; the functions of one data set and
  * its iterators from one thread at a time. A data set is closed after its iterators.
  *
- * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo]}
- * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"],
- *                 "metrics": ["accuracy" | "f1" | "mcc"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
- *                without labels, each next token of the texts is learned; "metrics": ["perplexity" | "log_likelihood"]
+ * What is marked with (3) came with minor version 3 and may be left out.
+ *
+ * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo], "options": [OptionInfo] (3)}; the options are
+ *                those of all its tasks
+ * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"], "target": Target (3),
+ *                 "metrics": ["accuracy"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
+ *                "labels" are two classes or more, or the name of a number; [] where tokens are learned, and in describe
+ *                where the labels are found in the data. The larger "primary", one of "metrics", the better
+ * Target (3)     "class": one of the labels, the default with labels; metrics "accuracy", "f1", "mcc", "precision",
+ *                         "recall"
+ *                | "classes": any number of the labels; metrics "accuracy", "exact", "f1", "precision", "recall"
+ *                | "number": metrics "pearson", "spearman", "mse", "mae"; the last two, of which less is better, cannot be
+ *                           primary
+ *                | "tokens": each next token is learned, the default without labels; metrics "perplexity",
+ *                            "log_likelihood"
  * Prompt         {"template": "If {text}, then {pair}?", "verbalizers": ["Yes", "No"]}, for instruction models: {text}
  *                once, {pair} once in a pair task only; a word per label
- * OpenRequest    {"task": "rte", "data": "directory"}
- * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."]}
- * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}};
- *                no parts: no such split
- * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}
+ * OpenRequest    {"task": "rte", "data": "directory", "splits": ["test"], "options": Options (3), "trained": TaskInfo (3),
+ *                 "other_data": true (3)}; "splits" are those that will be read, all of them without it. "trained" is what
+ *                the task was found to be when a model was trained on it, whose labels must be kept in their order;
+ *                "other_data" says that the data is not that of the training: a single file is the wanted split, whole
+ * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."], "task": TaskInfo (3)}; "task" is what
+ *                the opened data turned out to be, in place of the description
+ * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}
+ *                 | {"share": {"from": 0.8, "to": 1.0}} (3)}; no parts: no such split. A share is of the examples in an
+ *                order by seed, in which each label has about its share and equal texts stay together
+ * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}; for other targets than a class, in
+ *                place of "label": "labels": [0, 2] (3), "number": 3.5 (3); for tokens in place of "text":
+ *                "messages": [{"role": "user", "content": "..."}] (3), which the host renders with the model's template,
+ *                or "segments": [{"text": "...", "trained": true}] (3), laid one after the other
  */
 typedef struct SpartaTask {
     size_t size;

@@ -1,6 +1,7 @@
 //! What a task plugin provides: which files make up a data set, and its examples. No tensor code.
 
 use crate::Error;
+use crate::method::{OptionInfo, Options};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -10,17 +11,25 @@ pub struct TaskPluginInfo {
     pub name: String,
     pub version: String,
     pub tasks: Vec<TaskInfo>,
+    /// Options of all its tasks, like those of a method.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<OptionInfo>,
 }
 
-/// One task: texts to be classified, or to be learned themselves.
+/// One task: texts to be labelled, or to be learned themselves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskInfo {
     /// What `--task` accepts, for example `sst2`.
     pub id: String,
     pub title: String,
-    /// Class names in the order of the labels 0, 1, ..., two or more; none where each next token of the texts is learned.
+    /// Names of the classes or labels in the order 0, 1, ...; two classes or more, or the name of a number. None where each
+    /// next token of the texts is learned, and in the description of a task whose labels are found in its data.
     pub labels: Vec<String>,
-    /// Metric ids the host computes: `accuracy`, `f1`, `mcc`; without labels `perplexity`, `log_likelihood`.
+    /// What an example is labelled with. `None`, as from plugins of earlier versions: a class where there are labels, else
+    /// its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Target>,
+    /// Ids of metrics that the host computes for this target, see `sparta_plugin.h`.
     pub metrics: Vec<String>,
     /// The one of `metrics` that early stopping and comparisons look at: the larger the better.
     pub primary: String,
@@ -29,6 +38,28 @@ pub struct TaskInfo {
     /// How to put the task to an instruction model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<Prompt>,
+}
+
+impl TaskInfo {
+    /// What an example is labelled with.
+    pub fn target(&self) -> Target {
+        let default = if self.labels.is_empty() { Target::Tokens } else { Target::Class };
+        self.target.unwrap_or(default)
+    }
+}
+
+/// What an example is labelled with, and so what is learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// One of the labels.
+    Class,
+    /// Any number of the labels.
+    Classes,
+    /// A number.
+    Number,
+    /// Nothing: each next token is learned, or those that it marks.
+    Tokens,
 }
 
 /// A question to an instruction model, whose answer is one of a few words.
@@ -49,12 +80,28 @@ pub struct OpenRequest {
     /// recipe empty. None are named by hosts of earlier versions, and mean all.
     #[serde(default)]
     pub splits: Vec<String>,
+    /// Checked values of every option of the plugin.
+    #[serde(default, skip_serializing_if = "Options::is_empty")]
+    pub options: Options,
+    /// What the task was found to be when a model was trained on it: its labels must be kept, in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained: Option<TaskInfo>,
+    /// `data` is other data than a model was trained on: a single file is the wanted split, whole, and not to be cut.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_data: bool,
 }
 
 impl OpenRequest {
-    /// Of all splits.
+    /// Of all splits, without options.
     pub fn new(task: impl Into<String>, data: impl Into<PathBuf>) -> OpenRequest {
-        OpenRequest { task: task.into(), data: data.into(), splits: Vec::new() }
+        OpenRequest {
+            task: task.into(),
+            data: data.into(),
+            splits: Vec::new(),
+            options: Options::new(),
+            trained: None,
+            other_data: false,
+        }
     }
 
     /// Whether a split will be read.
@@ -63,13 +110,55 @@ impl OpenRequest {
     }
 }
 
-/// One text or pair of texts, with its label: 0 where the task has none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// One text or pair of texts with what the task's target asks for, and nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Example {
+    /// Empty where there are messages or segments instead.
+    #[serde(default)]
     pub text: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<String>,
+    /// Its class; 0 where the target is another.
+    #[serde(default)]
     pub label: u32,
+    /// For [`Target::Classes`]: its labels, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<u32>,
+    /// For [`Target::Number`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<f64>,
+    /// For [`Target::Tokens`], in place of a text: the turns of a conversation, which the host renders with the model's
+    /// template.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+    /// For [`Target::Tokens`], in place of a text: texts that are laid one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<Segment>,
+}
+
+/// A turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or another that the model's template knows.
+    pub role: String,
+    pub content: String,
+}
+
+/// A piece of a text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Segment {
+    pub text: String,
+    /// Whether its tokens are learned, or only read.
+    pub trained: bool,
+}
+
+impl Example {
+    /// All its texts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        let messages = self.messages.iter().flat_map(|message| [message.role.as_str(), &message.content]);
+        let segments = self.segments.iter().map(|segment| segment.text.as_str());
+        [self.text.as_str()].into_iter().chain(self.pair.as_deref()).chain(messages).chain(segments)
+    }
 }
 
 /// How the three splits are made of the parts (files) that were found.
@@ -80,10 +169,14 @@ pub struct Recipe {
     pub test: Source,
     /// Sentences for the plan: what stands in for a file that is not there.
     pub notes: Vec<String>,
+    /// What the opened data turned out to be, in place of the task's description: labels that were found, pairs or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskInfo>,
 }
 
 /// One split: examples of the named parts, in order, and which of them. No example may be in two splits: splits that share
-/// a part are one `Draw` and one `Rest` of the same parts. Without parts there is no such split.
+/// a part are one `Draw` and one `Rest` of the same parts, or `Share`s that do not overlap. Without parts there is no such
+/// split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
     pub parts: Vec<String>,
@@ -100,6 +193,9 @@ pub enum Take {
     Draw { count: usize },
     /// What `Draw` on the same parts left, at most `cap` of it.
     Rest { cap: Option<usize> },
+    /// The examples from one share of the parts to another, 0 to 1, in an order that is drawn by seed: each label has about
+    /// its share, and equal texts stay together. Dev and test may come out empty.
+    Share { from: f64, to: f64 },
 }
 
 pub type Examples<'a> = Box<dyn Iterator<Item = Result<Example, Error>> + 'a>;

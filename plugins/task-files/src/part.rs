@@ -88,7 +88,7 @@ impl Part {
             Format::Parquet => Error(format!("{}, row {number}: {what}", self.path.display())),
             _ => Error(format!("{}:{number}: {what}", self.path.display())),
         })?;
-        Ok(Example { text, pair, label })
+        Ok(Example { text, pair, label, ..Example::default() })
     }
 
     /// Looks for the first row with a label.
@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let part = part(&dir, "sentence\tlabel\na\t1\nb\t7\nc\t0\n");
         let all: Vec<_> = part.examples(&SINGLE).unwrap().collect();
-        assert_eq!(all[0], Ok(Example { text: "a".into(), pair: None, label: 1 }));
+        assert_eq!(all[0], Ok(Example { text: "a".into(), label: 1, ..Example::default() }));
         let error = all[1].as_ref().unwrap_err();
         assert!(error.0.ends_with("f.tsv:3: expected a label 0 (negative), 1 (positive), got `7`"), "{error}");
         assert_eq!(all.len(), 2);

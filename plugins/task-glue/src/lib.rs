@@ -22,6 +22,7 @@ impl Task for Glue {
             labels: owned(task.schema.classes),
             metrics: owned(task.metrics),
             primary: task.primary.to_owned(),
+            target: None,
             pair: task.pair,
             prompt: Some(Prompt { template: task.prompt.to_owned(), verbalizers: owned(task.verbalizers) }),
         };
@@ -29,6 +30,7 @@ impl Task for Glue {
             name: "glue".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             tasks: tasks::TASKS.iter().map(info).collect(),
+            options: vec![],
         }
     }
 

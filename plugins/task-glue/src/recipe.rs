@@ -14,7 +14,13 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
     let all = |parts: &[_]| Source { parts: names(parts), take: Take::All };
     let mut notes = found.notes.clone();
     if !found.dev.is_empty() && !found.test.is_empty() {
-        return Ok(Recipe { train: all(&found.train), dev: all(&found.dev), test: all(&found.test), notes });
+        return Ok(Recipe {
+            train: all(&found.train),
+            dev: all(&found.dev),
+            test: all(&found.test),
+            notes,
+            task: None,
+        });
     }
     let test = if found.test.is_empty() { all(&found.dev) } else { all(&found.test) };
     if found.train.is_empty() || !(request.wants("train") || request.wants("dev")) {
@@ -24,7 +30,7 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
             true => (all(&found.dev), if found.test.is_empty() { none() } else { test }),
             false => (none(), test),
         };
-        return Ok(Recipe { train: none(), dev, test, notes });
+        return Ok(Recipe { train: none(), dev, test, notes, task: None });
     }
     let take = draw(&found.train, task.dev, &task.schema, &mut notes)?;
     let train = names(&found.train);
@@ -34,6 +40,7 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
         dev: Source { parts: train, take },
         test,
         notes,
+        task: None,
     })
 }
 

@@ -31,7 +31,7 @@ fn dir(files: &[(&str, &str)]) -> TempDir {
 }
 
 fn example(text: &str, pair: Option<&str>, label: u32) -> Example {
-    Example { text: text.to_owned(), pair: pair.map(str::to_owned), label }
+    Example { text: text.to_owned(), pair: pair.map(str::to_owned), label, ..Example::default() }
 }
 
 fn source(parts: &[&str], take: Take) -> Source {
@@ -134,7 +134,7 @@ fn jsonl_with_three_files_is_used_as_it_is() {
     let all = |part| source(&[part], Take::All);
     let notes = Vec::new();
     let (train, dev, test) = (all("train.jsonl"), all("dev.jsonl"), all("test.jsonl"));
-    assert_eq!(data.recipe(), Recipe { train, dev, test, notes });
+    assert_eq!(data.recipe(), Recipe { train, dev, test, notes, task: None });
     assert_eq!(read(&*data, &data.recipe().dev), [example("a", Some("b"), 1)]);
 }
 

@@ -50,6 +50,7 @@ impl Task for Imdb {
             labels: SCHEMA.classes.iter().map(|&class| class.to_owned()).collect(),
             metrics: ["accuracy", "f1", "mcc"].map(str::to_owned).to_vec(),
             primary: "accuracy".to_owned(),
+            target: None,
             pair: false,
             prompt: Some(Prompt {
                 template: "Is this film review positive? Answer Yes or No.\n\n{text}".to_owned(),
@@ -57,7 +58,7 @@ impl Task for Imdb {
             }),
         };
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        TaskPluginInfo { name: "imdb".to_owned(), version, tasks: vec![task] }
+        TaskPluginInfo { name: "imdb".to_owned(), version, tasks: vec![task], options: vec![] }
     }
 
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
@@ -76,7 +77,7 @@ fn recipe(found: &Found) -> Result<Recipe, Error> {
     let mut notes = found.notes.clone();
     if !found.dev.is_empty() && !found.test.is_empty() {
         let (dev, test) = (source(&found.dev, Take::All), source(&found.test, Take::All));
-        return Ok(Recipe { train, dev, test, notes });
+        return Ok(Recipe { train, dev, test, notes, task: None });
     }
     let held_out = if found.test.is_empty() { &found.dev } else { &found.test };
     if found.test.is_empty() {
@@ -84,5 +85,5 @@ fn recipe(found: &Found) -> Result<Recipe, Error> {
     }
     let drawn = draw(held_out, DEV, &SCHEMA, &mut notes)?;
     let (dev, test) = (source(held_out, drawn), source(held_out, Take::Rest { cap: None }));
-    Ok(Recipe { train, dev, test, notes })
+    Ok(Recipe { train, dev, test, notes, task: None })
 }

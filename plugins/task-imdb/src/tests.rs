@@ -79,10 +79,10 @@ fn parquet_goes_before_the_archive_and_its_test_split_is_cut() {
     let data = open(dir.path()).unwrap();
     let (train, test) = ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet");
     let (dev, rest) = (source(test, Take::Draw { count: DEV }), source(test, Take::Rest { cap: None }));
-    let expected = Recipe { train: source(train, Take::All), dev, test: rest, notes: Vec::new() };
+    let expected = Recipe { train: source(train, Take::All), dev, test: rest, notes: Vec::new(), task: None };
     assert_eq!(data.recipe(), expected);
     let last = read(&*data, &expected.test).pop().unwrap();
-    assert_eq!(last, Example { text: "test 9999".to_owned(), pair: None, label: 1 });
+    assert_eq!(last, Example { text: "test 9999".to_owned(), label: 1, ..Example::default() });
 }
 
 #[test]

@@ -24,10 +24,16 @@ impl Task for Text {
             labels: vec![],
             metrics: ["perplexity", "log_likelihood"].map(str::to_owned).to_vec(),
             primary: "log_likelihood".into(),
+            target: None,
             pair: false,
             prompt: None,
         };
-        TaskPluginInfo { name: "text".into(), version: env!("CARGO_PKG_VERSION").into(), tasks: vec![task] }
+        TaskPluginInfo {
+            name: "text".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            tasks: vec![task],
+            options: vec![],
+        }
     }
 
     /// `data` is a directory with `train.txt`, and optionally `dev.txt` and `test.txt`, one document a line, or the same
@@ -64,7 +70,7 @@ impl Dataset for Documents {
         let [train, dev, test] = self.files.each_ref().map(source);
         let none =
             dev.parts.is_empty().then(|| "There is no dev.txt beside train.txt: nothing is held out.".to_owned());
-        Recipe { train, dev, test, notes: none.into_iter().collect() }
+        Recipe { train, dev, test, notes: none.into_iter().collect(), task: None }
     }
 
     fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {
@@ -78,7 +84,7 @@ impl Dataset for Documents {
                 }
                 let text = if jsonl { text_of(&line) } else { Ok(line) };
                 let text = text.map_err(|what| Error(format!("{}:{number}: {what}", path.display())))?;
-                return Ok(Some(Example { text, pair: None, label: 0 }));
+                return Ok(Some(Example { text, ..Example::default() }));
             }
             Ok(None)
         };

@@ -1,8 +1,8 @@
-//! Checks the user's options of a method against what the method declares.
+//! Checks the user's options of a method or a task against what its plugin declares.
 
 use crate::error::{Error, Result};
 use serde_json::Value as Json;
-use sparta_plugin::method::{MethodInfo, OptionInfo, OptionKind, Options};
+use sparta_plugin::method::{OptionInfo, OptionKind, Options};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
@@ -15,14 +15,15 @@ pub enum Given {
     Typed(Json),
 }
 
-/// Values of all options of the method: the given ones checked, the others at their defaults.
+/// Values of all declared options of `owner`, for example `method lora`: the given ones checked, the others at their
+/// defaults.
 ///
 /// Errors: an unknown option (names the nearest), a wrong type, a value out of range or not a number, a required option
 /// that is missing.
-pub fn check(info: &MethodInfo, given: &BTreeMap<String, Given>) -> Result<Options> {
+pub fn check(owner: &str, declared: &[OptionInfo], given: &BTreeMap<String, Given>) -> Result<Options> {
     for name in given.keys() {
-        if !info.options.iter().any(|option| option.name == *name) {
-            return Err(Error::Usage(unknown(info, name)));
+        if !declared.iter().any(|option| option.name == *name) {
+            return Err(Error::Usage(unknown(owner, declared, name)));
         }
     }
     let value = |option: &OptionInfo| {
@@ -30,22 +31,28 @@ pub fn check(info: &MethodInfo, given: &BTreeMap<String, Given>) -> Result<Optio
             (Some(given), _) => check_value(option, given).map_err(Error::Usage)?,
             (None, Some(default)) => default.clone(),
             (None, None) => {
-                return Err(Error::Usage(format!(
-                    "method {}: --{} is required: {}",
-                    info.name, option.name, option.help
-                )));
+                return Err(Error::Usage(format!("{owner}: --{} is required: {}", option.name, option.help)));
             }
         };
         Ok((option.name.clone(), value))
     };
-    info.options.iter().map(value).collect()
+    declared.iter().map(value).collect()
 }
 
-fn unknown(info: &MethodInfo, name: &str) -> String {
-    let names = info.options.iter().map(|option| option.name.as_str());
+/// Options as a configuration stores them, as [`check`] takes them: what came from the command line is text.
+pub fn given(options: &BTreeMap<String, Json>) -> BTreeMap<String, Given> {
+    let given = |value: &Json| match value {
+        Json::String(text) => Given::Text(text.clone()),
+        typed => Given::Typed(typed.clone()),
+    };
+    options.iter().map(|(name, value)| (name.clone(), given(value))).collect()
+}
+
+fn unknown(owner: &str, declared: &[OptionInfo], name: &str) -> String {
+    let names = declared.iter().map(|option| option.name.as_str());
     let message = match nearest(name, names.clone()) {
-        Some(near) => format!("method {} has no option `{name}`; did you mean `{near}`?", info.name),
-        None => format!("method {} has no option `{name}`.", info.name),
+        Some(near) => format!("{owner} has no option `{name}`; did you mean `{near}`?"),
+        None => format!("{owner} has no option `{name}`."),
     };
     match names.collect::<Vec<_>>() {
         names if names.is_empty() => message + " It has no options.",
@@ -104,31 +111,25 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn info() -> MethodInfo {
+    fn declared() -> Vec<OptionInfo> {
         let option = |name: &str, kind, default: Json| OptionInfo {
             name: name.into(),
             help: "helps".into(),
             kind,
             default: Some(default).filter(|default| !default.is_null()),
         };
-        MethodInfo {
-            name: "m".into(),
-            version: "1".into(),
-            summary: String::new(),
-            default_lr: 1e-3,
-            options: vec![
-                option("density", OptionKind::Float { min: 0.0, max: 1.0, min_open: true }, json!(0.05)),
-                option("lora-r", OptionKind::Int { min: 1, max: 1024 }, json!(8)),
-                option("lora-alpha", OptionKind::Float { min: 0.0, max: 1e6, min_open: false }, json!(16.0)),
-                option("train-embeddings", OptionKind::Bool, json!(true)),
-                option("targets", OptionKind::Text, Json::Null),
-            ],
-        }
+        vec![
+            option("density", OptionKind::Float { min: 0.0, max: 1.0, min_open: true }, json!(0.05)),
+            option("lora-r", OptionKind::Int { min: 1, max: 1024 }, json!(8)),
+            option("lora-alpha", OptionKind::Float { min: 0.0, max: 1e6, min_open: false }, json!(16.0)),
+            option("train-embeddings", OptionKind::Bool, json!(true)),
+            option("targets", OptionKind::Text, Json::Null),
+        ]
     }
 
     fn given(name: &str, given: Given) -> Result<Options> {
         let targets = ("targets".to_owned(), Given::Text("all".into()));
-        check(&info(), &BTreeMap::from([targets, (name.to_owned(), given)]))
+        check("method m", &declared(), &BTreeMap::from([targets, (name.to_owned(), given)]))
     }
 
     fn text(name: &str, value: &str) -> Result<Json> {
@@ -197,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_missing_required_option_is_refused() {
-        let message = check(&info(), &BTreeMap::new()).unwrap_err().to_string();
+        let message = check("method m", &declared(), &BTreeMap::new()).unwrap_err().to_string();
         assert!(message.contains("--targets is required: helps"), "{message}");
     }
 }

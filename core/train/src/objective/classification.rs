@@ -74,6 +74,7 @@ impl Objective for Classification {
             loss: scores.loss(),
             scores: wanted.iter().map(|id| Ok((id.clone(), scores.metric(id)?))).collect::<Result<_>>()?,
             confusion: scores.confusion().to_vec(),
+            per_label: scores.per_label(),
         })
     }
 }

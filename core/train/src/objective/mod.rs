@@ -131,7 +131,3 @@ fn check_finite(outputs: &[f32]) -> Result<()> {
     }
     Err(Error::Training(format!("the outputs {outputs:?} of an example are not finite numbers")))
 }
-
-fn ratio(numerator: f64, denominator: f64) -> f64 {
-    if denominator == 0.0 { 0.0 } else { numerator / denominator }
-}

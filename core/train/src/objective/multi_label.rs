@@ -1,7 +1,7 @@
-use super::{Loss, LossInputs, Objective, check_finite, choose, ratio};
+use super::{Loss, LossInputs, Objective, check_finite, choose};
 use crate::batch::{Batch, Encoded, Labels, Size, Target};
 use crate::evaluate::Evaluation;
-use crate::metrics::Metrics;
+use crate::metrics::{LabelMetrics, Metrics, ratio};
 use crate::{Error, Result};
 use sparta_graph::graph::TensorType;
 use sparta_graph::ops::BinaryCrossEntropy;
@@ -13,6 +13,10 @@ use sparta_model::{Decoder, HeadKind};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MultiLabel {
     pub labels: usize,
+}
+
+impl MultiLabel {
+    pub const METRICS: &[&str] = &["accuracy", "exact", "f1", "precision", "recall"];
 }
 
 /// The target of an example as `count` numbers.
@@ -64,37 +68,101 @@ impl Objective for MultiLabel {
         Ok(Loss { loss, outputs: Some(logits) })
     }
 
-    /// `accuracy`: share of right answers; `exact`: share of examples with right answers only; `f1`: over all answers
-    /// (micro).
+    /// `accuracy`: share of right answers; `exact`: share of examples with right answers only; `f1`, `precision` and
+    /// `recall`: over all answers (micro).
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics> {
-        let (mut loss, mut known, mut right, mut exact) = (0.0, 0.0, 0.0, 0.0);
-        let (mut both, mut either) = (0.0, 0.0);
+        let mut counts = vec![Counts::default(); self.labels];
+        let (mut loss, mut exact) = (0.0, 0.0);
         for (example, prediction) in examples.iter().zip(&found.predictions) {
             check_finite(&prediction.logits)?;
-            let before = known - right;
+            let mut right = true;
             let pairs = prediction.logits.iter().zip(numbers(self, example, self.labels)?);
-            for (&logit, &label) in pairs.filter(|(_, label)| !label.is_nan()) {
+            for ((&logit, &label), counts) in pairs.zip(&mut counts).filter(|((_, label), _)| !label.is_nan()) {
                 let (x, y) = (f64::from(logit), f64::from(label));
                 loss += x.max(0.0) - y * x + (-x.abs()).exp().ln_1p();
-                let (said, so) = (x > 0.0, y > 0.5);
-                known += 1.0;
-                right += f64::from(u8::from(said == so));
-                both += f64::from(u8::from(said && so));
-                either += f64::from(u8::from(said)) + f64::from(u8::from(so));
+                right &= counts.add(x > 0.0, y > 0.5);
             }
-            exact += f64::from(u8::from(known - right == before));
+            exact += f64::from(u8::from(right));
         }
-        let examples = found.predictions.len();
+        let all = counts.iter().copied().fold(Counts::default(), Counts::sum);
+        let (micro, examples) = (all.metrics(), found.predictions.len());
         let scores = [
-            ("accuracy", ratio(right, known)),
+            ("accuracy", ratio(all.right as f64, all.answers as f64)),
             ("exact", ratio(exact, examples as f64)),
-            ("f1", ratio(2.0 * both, either)),
+            ("f1", micro.f1),
+            ("precision", micro.precision),
+            ("recall", micro.recall),
         ];
         Ok(Metrics {
             examples: examples as u64,
-            loss: ratio(loss, known),
+            loss: ratio(loss, all.answers as f64),
             scores: choose(metrics, &scores)?,
             confusion: vec![],
+            per_label: counts.iter().map(Counts::metrics).collect(),
         })
+    }
+}
+
+/// Answers for one label.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    answers: u64,
+    right: u64,
+    /// Predicted and so.
+    both: u64,
+    predicted: u64,
+    support: u64,
+}
+
+impl Counts {
+    /// Whether the answer was right.
+    fn add(&mut self, said: bool, so: bool) -> bool {
+        self.answers += 1;
+        self.right += u64::from(said == so);
+        self.both += u64::from(said && so);
+        self.predicted += u64::from(said);
+        self.support += u64::from(so);
+        said == so
+    }
+
+    fn sum(self, other: Counts) -> Counts {
+        Counts {
+            answers: self.answers + other.answers,
+            right: self.right + other.right,
+            both: self.both + other.both,
+            predicted: self.predicted + other.predicted,
+            support: self.support + other.support,
+        }
+    }
+
+    fn metrics(&self) -> LabelMetrics {
+        LabelMetrics::new(self.both, self.predicted, self.support)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evaluate::Prediction;
+
+    /// Against scikit-learn 1.9: `precision_recall_fscore_support`, micro averages, `accuracy_score` of rows and of cells.
+    #[test]
+    fn scores_are_those_of_scikit_learn() {
+        let labels = [[1., 0., 1.], [0., 0., 0.], [1., 1., 0.], [0., 1., 1.], [1., 0., 0.]];
+        let logits = [[2., -1., -0.5], [-1., -2., 0.25], [0.5, 1., -3.], [-0.5, 0.75, 2.], [1., 0.1, -0.2]];
+        let encoded = |row: &[f32; 3]| Encoded { tokens: vec![1], target: Target::Numbers(row.to_vec()) };
+        let examples: Vec<Encoded> = labels.iter().map(encoded).collect();
+        let predictions = logits.iter().map(|row: &[f32; 3]| Prediction { logits: row.to_vec() }).collect();
+        let found = Evaluation { predictions, ..Evaluation::default() };
+        let metrics = MultiLabel { labels: 3 }.score(&[], &examples, &found).unwrap();
+        let of = |precision, recall, f1, support| LabelMetrics { precision, recall, f1, support };
+        let expected = [of(1.0, 1.0, 1.0, 3), of(2.0 / 3.0, 1.0, 0.8, 2), of(0.5, 0.5, 0.5, 2)];
+        assert_eq!(metrics.per_label, expected);
+        for (id, expected) in
+            [("f1", 0.8), ("precision", 0.75), ("recall", 0.8571428571428571), ("exact", 0.4), ("accuracy", 0.8)]
+        {
+            assert!((metrics.scores[id] - expected).abs() < 1e-14, "{id} {metrics:?}");
+        }
+        assert!((metrics.loss - 0.4106663361843185).abs() < 1e-8, "{}", metrics.loss);
     }
 }

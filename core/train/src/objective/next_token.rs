@@ -1,7 +1,7 @@
-use super::{Loss, LossInputs, Objective, choose, ratio};
+use super::{Loss, LossInputs, Objective, choose};
 use crate::batch::{Batch, Encoded, Labels, Size, Target};
 use crate::evaluate::Evaluation;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ratio};
 use crate::{Error, Result};
 use sparta_graph::graph::TensorType;
 use sparta_graph::ops::{IGNORED, LinearCrossEntropy};
@@ -81,6 +81,7 @@ impl Objective for NextToken {
             loss,
             scores: choose(metrics, &[("perplexity", loss.exp()), ("log_likelihood", -loss)])?,
             confusion: vec![],
+            per_label: vec![],
         })
     }
 }

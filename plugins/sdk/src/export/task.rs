@@ -87,7 +87,7 @@ impl Iteration {
             let Some(example) = self.examples.next() else { break };
             match example {
                 Ok(example) => {
-                    bytes += example.text.len() + example.pair.as_ref().map_or(0, String::len);
+                    bytes += example.texts().map(str::len).sum::<usize>();
                     batch.push(example);
                 }
                 Err(error) if batch.is_empty() => return Err(error),

@@ -249,7 +249,8 @@ pub fn task(bytes: &[u8]) -> bool {
     let open = || task.open(&request);
     // The answers are given in order, whoever asks.
     let source = splits::Source { threads: 1, ..splits::Source::new(&open, &request.data) };
-    splits::load(&source, &splits::SPLITS, info, 7).is_ok()
+    let load = |opened| splits::load(opened, &splits::SPLITS, 7);
+    splits::open(&source, info).and_then(load).is_ok()
 }
 
 pub fn good_task() -> Vec<Vec<u8>> {

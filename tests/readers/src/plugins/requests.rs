@@ -35,7 +35,7 @@ impl Method for Plugin {
 
 impl Task for Plugin {
     fn describe(&self) -> TaskPluginInfo {
-        TaskPluginInfo { name: "requests".into(), version: "1".into(), tasks: vec![] }
+        TaskPluginInfo { name: "requests".into(), version: "1".into(), tasks: vec![], options: vec![] }
     }
 
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
@@ -48,7 +48,7 @@ struct Opened(String);
 impl Dataset for Opened {
     fn recipe(&self) -> Recipe {
         let source = || Source { parts: vec![self.0.clone()], take: Take::All };
-        Recipe { train: source(), dev: source(), test: source(), notes: vec![] }
+        Recipe { train: source(), dev: source(), test: source(), notes: vec![], task: None }
     }
 
     fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {

@@ -220,7 +220,7 @@ fn adapt(plugins: &PluginSet, model: &Path, weights: &Weights, golden: &Golden, 
     let text = |(name, value): &(&str, &str)| (name.to_string(), options::Given::Text(value.to_string()));
     let given: BTreeMap<String, options::Given> = method.options.iter().map(text).collect();
     let method = plugins.method(method.plugin).unwrap_or_else(|e| panic!("{e}"));
-    let options = options::check(method.info(), &given).unwrap_or_else(|e| panic!("{e}"));
+    let options = options::check("the method", &method.info().options, &given).unwrap_or_else(|e| panic!("{e}"));
     let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };
     let parameters = check_weights(&decoder, weights, head).unwrap_or_else(|e| panic!("{e}"));

@@ -11,6 +11,7 @@ fn info(pair: bool, prompt: Option<&str>) -> TaskInfo {
         id: "t".into(),
         title: "T".into(),
         labels: vec!["negative".into(), "positive".into()],
+        target: None,
         metrics: vec!["accuracy".into()],
         primary: "accuracy".into(),
         pair,

@@ -4,7 +4,7 @@
 //! repository.
 
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
-use sparta_suites::golden::{FAMILIES, Layout, Source, parity};
+use sparta_suites::golden::{FAMILIES, Layout, Source, answers, parity};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
 use std::path::Path;
@@ -127,4 +127,20 @@ fn training_on_wgpu_with_low_limits() {
 #[test]
 fn training_in_micro_batches_on_wgpu() {
     check_training(wgpu(), &[Source::compact()], Steps::Split);
+}
+
+fn check_answers(subject: Option<Subject>) {
+    let Some(mut subject) = subject else { return };
+    let failures = answers::check(&mut subject, &Source::compact());
+    assert!(failures.is_empty(), "{}:\n{}", subject.name, failures.join("\n"));
+}
+
+#[test]
+fn prompts_and_answers_on_cpu() {
+    check_answers(Some(cpu(None)));
+}
+
+#[test]
+fn prompts_and_answers_on_wgpu() {
+    check_answers(wgpu());
 }

@@ -2,6 +2,7 @@
 //! saved is lost. Real processes, real SIGKILL. `SPARTA_KILLS=N` kills N times in `random_kills` instead of a few.
 
 use sparta_suites::Random;
+use sparta_tests::chat;
 use sparta_tests::command::command;
 use std::fs;
 use std::path::Path;
@@ -110,6 +111,20 @@ fn kill_and_resume(options: &str, method: &str, device: &str, kills: usize) {
 fn every_method_resumes_exactly_on_the_cpu() {
     for method in METHODS {
         kill_and_resume(TWENTY, method, "cpu", 3);
+    }
+}
+
+/// Prompts and answers from one file, of which a share is dev.
+#[test]
+fn prompts_and_answers_resume_exactly() {
+    let place = tempfile::tempdir().unwrap();
+    let [model, data] = ["model", "chats.jsonl"].map(|name| place.path().join(name));
+    chat::model(&model, Some(chat::WORDS));
+    chat::rows(&data, &chat::questions(40));
+    let options = format!("--task sft --model {} --data {} --epochs 4 --batch-size 8", model.display(), data.display());
+    for method in ["sparta --density 0.2 --dropout 0.1", "lora", "full"] {
+        let control = "--checkpoint-interval 3 --eval-interval 8 --patience 5 --micro-batch-tokens 128";
+        kill_and_resume(&format!("{options} {control}"), method, "cpu", 2);
     }
 }
 

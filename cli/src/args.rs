@@ -47,6 +47,17 @@ pub enum Command {
         #[arg(long, value_name = "LIMITS", help_heading = DEVICE, conflicts_with = "device")]
         assume: Option<String>,
     },
+    /// Show the examples of a task as `run` with the same options would train on them: every token, which of them are
+    /// trained on, and what is left out
+    Data {
+        /// What to do with the data
+        #[arg(value_name = "show", value_parser = ["show"])]
+        what: String,
+        #[command(flatten)]
+        show: ShowArgs,
+        #[command(flatten)]
+        args: RunArgs,
+    },
     /// Try many settings and compare the best of each method on each task
     Sweep(SweepArgs),
     /// Measure the result of a run on a data set
@@ -134,6 +145,17 @@ pub struct RunArgs {
     pub out: Option<PathBuf>,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Which examples are shown.
+#[derive(Args)]
+pub struct ShowArgs {
+    /// Only train, dev or test
+    #[arg(long, value_name = "NAME")]
+    pub split: Option<String>,
+    /// The first N examples of each split [default: all]
+    #[arg(long, value_name = "N", value_parser = at_least(0))]
+    pub first: Option<usize>,
 }
 
 /// Ways to watch a run.

@@ -2,7 +2,7 @@
 
 use sparta_core::plugin::{Entry, PluginSet};
 
-const ENTRIES: [Entry; 9] = [
+const ENTRIES: [Entry; 10] = [
     sparta_backend_cpu::entry,
     sparta_backend_cuda::entry,
     sparta_method_sparta::entry,
@@ -12,6 +12,7 @@ const ENTRIES: [Entry; 9] = [
     sparta_task_glue::entry,
     sparta_task_imdb::entry,
     sparta_task_text::entry,
+    sparta_task_sft::entry,
 ];
 
 /// Adds the built-in plugins behind those that were found: a library of the same kind and name wins.

@@ -5,6 +5,7 @@ mod allocator;
 mod args;
 mod bench;
 mod builtin;
+mod data;
 mod default_job;
 mod devices;
 mod hub;
@@ -114,6 +115,7 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Pretrain(args) => return pretrain::pretrain(args, options.method, &plugins).map(stopped),
         Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
         Command::Plan { args, assume } => train::plan(job(args, options), assume.as_deref(), &plugins),
+        Command::Data { show, args, .. } => data::show(job(args, options), &show, &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),
         Command::Predict(args) => infer::predict(args, &plugins),
         Command::Inspect { what: Inspect::Forward(args) } => infer::inspect_forward(args, &plugins),

@@ -75,15 +75,34 @@ pub fn print(text: impl Display) -> Result<()> {
     line(stdout(), text)
 }
 
+/// A line of words on stdout; those that are marked in green on a terminal, else between « and ».
+pub fn marked<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Result<()> {
+    let (begin, end) = if stdout_is_terminal() && wants_colour() { ("\x1b[1;32m", "\x1b[0m") } else { ("«", "»") };
+    let word = |(word, marked): (&str, bool)| match marked {
+        true => format!("{begin}{}{end}", shown(word)),
+        false => shown(word),
+    };
+    let words: Vec<String> = words.map(word).collect();
+    written(writeln!(stdout(), "  {}", words.join(" ")))
+}
+
+fn stdout_is_terminal() -> bool {
+    STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal)
+}
+
+fn wants_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none()
+}
+
 /// What clap has to say: help on stdout, wrong usage on stderr.
 pub fn explain(error: &clap::Error) {
     let text = error.render();
     let (terminal, mut out): (bool, Box<dyn Write>) = match error.use_stderr() {
         true => (io::stderr().is_terminal(), Box::new(io::stderr())),
-        false => (STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal), stdout()),
+        false => (stdout_is_terminal(), stdout()),
     };
     // Nothing can be told to a reader that has gone away.
-    let _ = match terminal && std::env::var_os("NO_COLOR").is_none() {
+    let _ = match terminal && wants_colour() {
         true => write!(out, "{}", text.ansi()),
         false => write!(out, "{text}"),
     };

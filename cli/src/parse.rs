@@ -6,7 +6,7 @@
 //! Values from the embedded job, the preset and the configuration file, each winning over those before it, become the
 //! defaults of the second pass.
 
-use crate::args::{Cli, DeviceArgs, RunArgs, WatchArgs};
+use crate::args::{Cli, DeviceArgs, RunArgs, ShowArgs, WatchArgs};
 use crate::builtin;
 use crate::default_job::DefaultJob;
 use crate::presets::{self, Preset};
@@ -25,11 +25,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The commands that train or plan to, with the options of a method.
-const JOBS: [&str; 3] = ["run", "plan", "pretrain"];
+const JOBS: [&str; 4] = ["run", "plan", "data", "pretrain"];
 /// Those that also have the options of a task.
-const TASK_JOBS: [&str; 2] = ["run", "plan"];
+const TASK_JOBS: [&str; 3] = ["run", "plan", "data"];
 /// Those that without a model and data do the embedded job.
-const EMBEDDED: [&str; 2] = ["run", "plan"];
+const EMBEDDED: [&str; 3] = ["run", "plan", "data"];
 
 /// Values of options by name, as a user would write them.
 pub type Values = BTreeMap<String, String>;
@@ -258,9 +258,11 @@ fn resumed(
     dir: &Path,
     argv: &[String],
 ) -> std::result::Result<(Cli, RunConfig), Stop> {
-    let free = WatchArgs::augment_args(DeviceArgs::augment_args(Control::augment_args(clap::Command::new("run"))));
+    let run = Control::augment_args(clap::Command::new("run"));
+    let free = ShowArgs::augment_args(WatchArgs::augment_args(DeviceArgs::augment_args(run)));
     let is_free = |id: &str| {
-        ["resume", "plugin", "allow_other_plugin"].contains(&id) || free.get_arguments().any(|arg| arg.get_id() == id)
+        ["resume", "plugin", "allow_other_plugin", "what"].contains(&id)
+            || free.get_arguments().any(|arg| arg.get_id() == id)
     };
     let Some((job, given)) = matches.subcommand() else {
         return Err(Error::Usage("--resume is an option of `run` and `plan`".into()).into());

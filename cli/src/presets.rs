@@ -1,4 +1,5 @@
-//! Named sets of options: the hyper-parameters of the paper's tables, from `assets/presets.toml`. A preset fills what
+//! Named sets of options: the hyper-parameters of the paper's tables, and those of others for prompts and answers, from
+//! `assets/presets.toml`. A preset fills what
 //! neither the command line nor the configuration file gives.
 
 use crate::args::PresetsArgs;
@@ -68,7 +69,7 @@ pub fn find(name: &str) -> Result<Preset> {
     found.ok_or_else(|| Error::Usage(format!("there is no preset `{name}`; {hint}")))
 }
 
-/// Every preset: `paper/TASKS/MODEL/METHOD`.
+/// Every preset: `paper/TASKS/MODEL/METHOD`, and for any model `sft/METHOD`.
 pub fn all() -> Result<Vec<Preset>> {
     let broken = |what: &str| Error::Config(format!("the embedded presets.toml: {what}"));
     let file: Table = PRESETS.parse().map_err(|e| broken(&format!("not TOML: {e}")))?;
@@ -93,6 +94,17 @@ pub fn all() -> Result<Vec<Preset>> {
                 });
             }
         }
+    }
+    let section = table(&file, "sft")?;
+    let shared = table(&section, "all")?;
+    for (row, own) in section.iter().filter(|(name, _)| *name != "all") {
+        let own = own.as_table().ok_or_else(|| broken(row))?;
+        presets.push(Preset {
+            name: format!("sft/{row}"),
+            method: own.get("method").and_then(Value::as_str).ok_or_else(|| broken(row))?.to_owned(),
+            options: [&shared, own].into_iter().flat_map(|t| settings(t, None)).collect(),
+            grid: Vec::new(),
+        });
     }
     Ok(presets)
 }
@@ -148,7 +160,7 @@ mod tests {
     #[test]
     fn presets_have_the_values_of_the_tables() {
         let presets = all().unwrap();
-        assert_eq!(presets.len(), 2 * 4 * 6);
+        assert_eq!(presets.len(), 2 * 4 * 6 + 4);
         for (name, option, expected) in [
             ("imdb/gemma-2b/full", "max-grad-norm", "10"),
             ("imdb/gemma-2b-it/full", "max-grad-norm", "50"),
@@ -179,6 +191,14 @@ mod tests {
             };
             assert!(preset.options.iter().all(sourced), "{name}");
         }
+    }
+
+    #[test]
+    fn prompts_and_answers_have_published_values() {
+        let lora = find("sft/lora").unwrap();
+        let found = ["task", "lr", "lora-r", "epochs"].map(|option| value(&lora, option).unwrap());
+        assert_eq!(found, ["sft", "0.0003", "8", "3"]);
+        assert!(lora.options.iter().all(|setting| !setting.source.is_empty()));
     }
 
     #[test]

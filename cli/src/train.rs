@@ -67,8 +67,8 @@ pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
 /// The values of the command line, with what the sources stand for.
 ///
 /// Errors: no model, data or task; a download that fails.
-fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Result<RunConfig> {
-    let instruct = args.sources.instruct()?;
+pub fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Result<RunConfig> {
+    let (instruct, no_template) = (args.sources.instruct()?, args.sources.instruct == Some(false));
     let Sources { model, revision, task, data, method, .. } = args.sources;
     let model = model.ok_or_else(|| {
         Error::Usage("--model is missing: name the directory of the model that the data is for".into())
@@ -86,7 +86,7 @@ fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Result<
     let (model, data) = (hub::absolute(&model)?, hub::absolute(&data)?);
     let out = args.out.unwrap_or_default();
     let PluginOptions { method: method_options, task: task_options } = options;
-    Ok(RunConfig { model, task, data, method, method_options, task_options, instruct, out, ..args.config })
+    Ok(RunConfig { model, task, data, method, method_options, task_options, instruct, no_template, out, ..args.config })
 }
 
 /// The directory of a run that was given none: `runs/TASK-METHOD-N` with the first N that is free. It is there from the

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+pub mod chat;
 pub mod command;
 pub mod subjects;
 

@@ -47,7 +47,7 @@ fn open_wgpu(name: &str, options: Options) -> Option<Subject<'static>> {
     Some(Subject::new(name, move || open().map(|backend| Box::new(backend) as Box<dyn Backend>)))
 }
 
-/// The methods and the task `text`, linked in.
+/// The methods and the tasks `text` and `sft`, linked in.
 pub fn methods() -> PluginSet {
     let mut plugins = PluginSet::default();
     let entries = [
@@ -56,6 +56,7 @@ pub fn methods() -> PluginSet {
         sparta_method_full::entry,
         sparta_method_head::entry,
         sparta_task_text::entry,
+        sparta_task_sft::entry,
     ];
     for entry in entries {
         // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.

@@ -5,7 +5,7 @@
 
 use super::PrecisionChoice;
 use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
-use crate::text::Instruct;
+use crate::text::{Instruct, TrainOn};
 use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
@@ -44,7 +44,8 @@ pub struct Sources {
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
     /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
-    /// vocabulary rows of the answers
+    /// vocabulary rows of the answers. Conversations of task sft are written by the template where there is one; false lays
+    /// their texts one after the other
     #[arg(long, value_name = "BOOL", help_heading = MODEL_AND_DATA, action = ArgAction::Set, num_args = 0..=1,
           default_missing_value = "true")]
     pub instruct: Option<bool>,
@@ -106,6 +107,10 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
+    /// Conversations are laid out without the model's chat template.
+    #[arg(skip)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_template: bool,
     /// The plugins that the run uses: its method, task and backend.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -122,6 +127,10 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(skip)]
     pub out: PathBuf,
+    /// What is trained on of prompts and answers: the answers, all tokens, or the last answer of each conversation
+    #[arg(long, value_name = "WHAT", help_heading = MODEL_AND_DATA, default_value = "answers", value_parser = one_of(TRAIN_ON))]
+    #[serde(default, skip_serializing_if = "is_answers")]
+    pub train_on: TrainOn,
     /// Leave out training examples longer than N tokens
     #[arg(long, value_name = "N", help_heading = MODEL_AND_DATA, value_parser = at_least(1))]
     pub max_length: Option<usize>,
@@ -287,6 +296,10 @@ pub struct Control {
     pub keep_checkpoints: usize,
 }
 
+fn is_answers(train_on: &TrainOn) -> bool {
+    *train_on == TrainOn::Answers
+}
+
 fn before_there_was_a_choice() -> PrecisionChoice {
     PrecisionChoice::F32
 }
@@ -401,6 +414,7 @@ pub const PRECISIONS: &[(&str, PrecisionChoice)] =
     &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
 const SCHEDULES: &[(&str, Schedule)] =
     &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
+const TRAIN_ON: &[(&str, TrainOn)] = &[("answers", TrainOn::Answers), ("all", TrainOn::All), ("last", TrainOn::Last)];
 const RECOMPUTE: &[(&str, Recompute)] = &[("auto", Recompute::Auto), ("on", Recompute::On), ("off", Recompute::Off)];
 
 /// Parses one of a few names.

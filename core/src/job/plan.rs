@@ -118,6 +118,9 @@ pub struct SplitPlan {
     pub origin: String,
     pub examples: usize,
     pub tokens: usize,
+    /// Tokens that are trained on, where that is not all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained: Option<usize>,
 }
 
 impl RunPlan {
@@ -174,7 +177,8 @@ impl fmt::Display for RunPlan {
         }
         for (name, split) in [("train", &self.data.train), ("dev", &self.data.dev), ("test", &self.data.test)] {
             let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
-            writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens: {}", split.origin)?;
+            let trained = split.trained.map(|n| format!(", {} trained on", thousands(n as u64))).unwrap_or_default();
+            writeln!(f, "  {name:<8} {examples:>8} examples, {tokens:>10} tokens{trained}: {}", split.origin)?;
         }
         if self.data.too_long > 0 {
             let (n, max) = (self.data.too_long, self.data.max_length);

@@ -111,9 +111,8 @@ pub fn check_example(task: &TaskInfo, example: &Example) -> Result<(), String> {
     if let Some((what, ..)) = strange.iter().find(|(_, given, of)| *given && *of != target) {
         return Err(format!("it has `{what}`, which do not belong to a task whose target is {target:?}"));
     }
-    let forms = [!example.text.is_empty(), !example.messages.is_empty(), !example.segments.is_empty()];
-    if forms.iter().filter(|given| **given).count() > 1 {
-        return Err("expected a text, messages or segments, got several of them".into());
+    if !example.text.is_empty() && !example.is_plain() {
+        return Err("expected a text, or messages and segments, got both".into());
     }
     check_pair(task, example.pair.is_some())
 }
@@ -180,7 +179,7 @@ mod tests {
         ];
         let text = || Example { text: "t".into(), ..Example::default() };
         let messages =
-            || Example { messages: vec![Message { role: "user".into(), content: "c".into() }], ..Example::default() };
+            || Example { messages: vec![Message { role: "user".into(), ..Message::default() }], ..Example::default() };
         let segments = || vec![Segment { text: "s".into(), trained: true }];
         for (task, example) in [
             (&class, Example { label: 1, ..text() }),
@@ -190,6 +189,7 @@ mod tests {
             (&tokens, text()),
             (&tokens, messages()),
             (&tokens, Example { segments: segments(), ..Example::default() }),
+            (&tokens, Example { segments: segments(), ..messages() }),
         ] {
             check_example(task, &example).unwrap();
         }
@@ -203,7 +203,7 @@ mod tests {
             (&number, text(), "got None"),
             (&number, Example { number: Some(1e300), ..text() }, "finite"),
             (&tokens, Example { number: Some(1.0), ..text() }, "`number`"),
-            (&tokens, Example { text: "t".into(), ..messages() }, "several"),
+            (&tokens, Example { text: "t".into(), ..messages() }, "got both"),
             (&tokens, Example { pair: Some("p".into()), ..text() }, "got a pair"),
         ] {
             let error = check_example(task, &example).unwrap_err();

@@ -128,7 +128,8 @@ fn data(run: &RunData) -> Vec<(String, String)> {
     let data = &run.plan.data;
     let split = |split: &SplitPlan| {
         let (examples, tokens) = (thousands(split.examples as u64), thousands(split.tokens as u64));
-        format!("{examples} examples, {tokens} tokens: {}", split.origin)
+        let trained = split.trained.map(|n| format!(", {} trained on", thousands(n as u64))).unwrap_or_default();
+        format!("{examples} examples, {tokens} tokens{trained}: {}", split.origin)
     };
     let mut rows: Vec<(String, String)> = [("train", &data.train), ("dev", &data.dev), ("test", &data.test)]
         .into_iter()

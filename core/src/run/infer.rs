@@ -1,8 +1,9 @@
 //! A trained adapter at work: metrics on a split, predictions for texts.
 
-use super::prepare::{documents, encode, max_length, objective_of, target};
+use super::encode::{Coder, kept, max_length};
+use super::prepare::{has_turns, lesson_encoder, objective_of, target};
 use crate::adapter::{Applied, Head, order_of};
-use crate::job::PrecisionChoice;
+use crate::job::{PrecisionChoice, RunConfig};
 use crate::method::options;
 use crate::plugin::check_pair;
 use crate::plugin::{PluginKind, PluginSet};
@@ -130,17 +131,20 @@ impl Adapted {
         self.heads().iter().map(&mut take).collect()
     }
 
+    /// The examples as tokens, of at most as many as the model can see; texts that are learned whole have at most those
+    /// that the run's had.
     fn encode(
         &self,
-        encoder: usize,
+        encoder: &Encoder,
+        config: Option<&RunConfig>,
         examples: &[Example],
-        target: impl Fn(&Example) -> Target,
+        target: &dyn Fn(&Example) -> Target,
     ) -> Result<Vec<Encoded>> {
-        let encoder = &self.encoders[encoder];
-        let mut encoded = encode(encoder, examples, target)?;
-        let positions = self.applied.decoder.max_position_embeddings;
-        encoded.iter_mut().for_each(|e| encoder.cut(&mut e.tokens, positions));
-        Ok(encoded)
+        let decoder = &self.applied.decoder;
+        let positions = decoder.max_position_embeddings;
+        let max_length = config.map_or(positions, |config| max_length(config, decoder));
+        let coder = Coder { encoder, target, max_length, positions };
+        Ok(kept(coder.items("the data", examples, &(0..examples.len()).collect::<Vec<_>>())?))
     }
 
     fn evaluate_encoded(
@@ -233,12 +237,15 @@ impl Adapted {
             other => return Err(Error::Usage(format!("there is no split `{other}`; the splits are train, dev, test"))),
         };
         let examples = splits::draw(examples, request.max_examples.or(cap), seed, &request.split);
-        let mut encoded = self.encode(self.encoder_of[position], &examples, |example| target(&task, example))?;
-        if !self.applied.objective.pools() {
-            let decoder = &self.applied.decoder;
-            let length = config.map_or(decoder.max_position_embeddings, |config| max_length(config, decoder));
-            encoded = documents(encoded, length).0;
-        }
+        let target = |example: &Example| target(&task, example);
+        let encoded = match self.applied.objective.pools() {
+            true => self.encode(&self.encoders[self.encoder_of[position]], config, &examples, &target)?,
+            false => {
+                let (model, decoder) = (&self.applied.adapter.model, &self.applied.decoder);
+                let encoder = lesson_encoder(model, decoder, config, has_turns(&examples))?;
+                self.encode(&encoder, config, &examples, &target)?
+            }
+        };
         if encoded.is_empty() {
             return Err(Error::Data(format!("the {} split of task {} is empty", request.split, task.id)));
         }
@@ -326,7 +333,8 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         let examples: Vec<Example> = texts.iter().map(example).collect();
         let mut passes = Vec::new();
         for encoder in 0..adapted.encoders.len() {
-            let encoded = adapted.encode(encoder, &examples, |_| adapted.applied.objective.blank())?;
+            let encoder = &adapted.encoders[encoder];
+            let encoded = adapted.encode(encoder, None, &examples, &|_| adapted.applied.objective.blank())?;
             let predictions = match encoded.is_empty() {
                 true => Vec::new(),
                 false => adapted.evaluate_in(self.session(longest(&encoded))?, &encoded, |_, _| {})?.predictions,

@@ -1,6 +1,7 @@
 //! Whole jobs: plan, train, evaluate, predict, pre-train, and the comparison with other implementations.
 
 mod directory;
+mod encode;
 mod epochs;
 mod identity;
 mod infer;
@@ -9,6 +10,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod show;
 mod train;
 
 pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
@@ -16,6 +18,7 @@ pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use profile::profile;
+pub use show::{ShownData, ShownExample, ShownSplit, show};
 pub use train::{OpenDevice, Start, run};
 
 use crate::Result;

@@ -1,17 +1,16 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
+use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use crate::adapter::{align_head, score_objective};
-use crate::job::{
-    DataPlan, Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, SplitPlan, TrainablePlan, body_size,
-};
+use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
 use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
-use crate::splits::{self, Origins};
-use crate::text::{Encoder, Instruct, Padding, PromptPlan};
+use crate::splits;
+use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
 use crate::train::objective::{Classification, MultiLabel, NextToken, Regression};
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
@@ -19,7 +18,7 @@ use crate::{Error, Result, decoder};
 use sparta_graph::{DType, DeviceInfo};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A run that can start.
@@ -237,8 +236,22 @@ pub fn task_options(plugin: &TaskPluginInfo, config: &RunConfig) -> Result<Optio
     options::check(&format!("task {}", config.task), &plugin.options, &options::given(&config.task_options))
 }
 
-/// The texts of a task, with their labels.
-fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
+/// A task's examples, as they were read.
+pub struct Read {
+    /// As the data has it.
+    pub task: TaskInfo,
+    /// The same, where it is not as it was described.
+    found_task: Option<TaskInfo>,
+    task_options: Options,
+    objective: Arc<dyn Objective>,
+    pub encoder: Encoder,
+    pub data: splits::Splits,
+    /// What the plan says of the head, or of how conversations are written.
+    pub note: Option<String>,
+}
+
+/// Reads the examples of a task; with the model's weights its head is held against the labels.
+pub fn read(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: Option<&mut Weights>) -> Result<Read> {
     let (plugin, described) = plugins.task(&config.task)?;
     let task_options = task_options(plugin.info(), config)?;
     let request =
@@ -248,39 +261,108 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     let opened = splits::open(&source, &described)?;
     let task = opened.task.clone();
     let objective = objective_of(&task);
-    let (padding, note) = match objective.pools() {
-        true => (Padding::of_adapter(decoder.pad_token_id), own_head(config, decoder, weights, &task)?),
-        false => (Padding::Is(None), check_unlabelled(config, &task).map(|()| None)?),
+    let labelled = match objective.pools() {
+        true => Some(labelled_encoder(config, decoder, weights, &task)?),
+        false => None,
     };
-    let encoder = Encoder::open(&config.model, padding, &task, config.instruct.as_ref())?;
-    encoder.tokenizer().check_vocab(decoder.vocab_size)?;
-    let head_init = head_init(config, decoder, weights, &encoder)?;
     let data = splits::load(opened, &splits::SPLITS, config.seed)?;
-    let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
-    Ok(Source {
-        head_init,
-        instruct: encoder.instruct().cloned(),
-        prompt,
-        data: encode_splits(config, decoder, &encoder, &*objective, data)?,
-        objective,
-        found_task: (task != described).then(|| task.clone()),
-        task,
-        task_options,
-        note,
-    })
+    let (encoder, note) = match labelled {
+        Some(labelled) => labelled,
+        None => unlabelled_encoder(config, decoder, &data)?,
+    };
+    encoder.tokenizer().check_vocab(decoder.vocab_size)?;
+    let found_task = (task != described).then(|| task.clone());
+    Ok(Read { task, found_task, task_options, objective, encoder, data, note })
 }
 
-/// Errors: an option that is about labels, although the task has none.
-fn check_unlabelled(config: &RunConfig, task: &TaskInfo) -> Result<()> {
-    let given = [
-        ("--instruct, --prompt and --verbalizers", config.instruct.is_some()),
-        ("--head-init-std", config.head_init_std.is_some()),
-        ("--new-head", config.new_head),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((option, _)) => Err(Error::Usage(format!("task {} has no labels: leave out {option}", task.id))),
-        None => Ok(()),
+/// The texts of a task, with their labels.
+fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
+    let Read { task, found_task, task_options, objective, encoder, data, note } =
+        read(config, plugins, decoder, Some(weights))?;
+    let head_init = head_init(config, decoder, weights, &encoder)?;
+    let prompt = data.train.first().map(|example| encoder.plan(example)).transpose()?.flatten();
+    let coder = Coder {
+        encoder: &encoder,
+        target: &|example| target(&task, example),
+        max_length: max_length(config, decoder),
+        positions: decoder.max_position_embeddings,
+    };
+    let data = coder.splits(config, data)?;
+    let instruct = encoder.instruct().cloned();
+    Ok(Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note })
+}
+
+/// The encoder of a task with labels, and a sentence about the head that the model has.
+///
+/// Errors: an option that is about answers; those of [`own_head`] and of the encoder.
+fn labelled_encoder(
+    config: &RunConfig,
+    decoder: &Decoder,
+    weights: Option<&mut Weights>,
+    task: &TaskInfo,
+) -> Result<(Encoder, Option<String>)> {
+    if config.train_on != TrainOn::Answers {
+        return Err(Error::Usage(format!("task {} has labels: leave out --train-on", task.id)));
     }
+    let note = weights.map(|weights| own_head(config, decoder, weights, task)).transpose()?.flatten();
+    let padding = Padding::of_adapter(decoder.pad_token_id);
+    Ok((Encoder::open(&config.model, padding, task, config.instruct.as_ref())?, note))
+}
+
+/// The encoder of a task whose tokens are learned, and a sentence about how conversations are written.
+///
+/// Errors: an option that is about labels, or about turns where there are none; those of the encoder.
+fn unlabelled_encoder(
+    config: &RunConfig,
+    decoder: &Decoder,
+    data: &splits::Splits,
+) -> Result<(Encoder, Option<String>)> {
+    let all = || data.train.iter().chain(&data.dev).chain(&data.test);
+    let (turns, plain) = (has_turns(all()), all().all(Example::is_plain));
+    let instruct = config.instruct.as_ref();
+    let asked = instruct.is_some_and(|instruct| instruct.prompt.is_some() || instruct.verbalizers.is_some());
+    let given = [
+        ("has no labels", "--prompt and --verbalizers", asked),
+        ("has no labels", "--head-init-std", config.head_init_std.is_some()),
+        ("has no labels", "--new-head", config.new_head),
+        ("has no turns of a conversation", "--instruct", instruct.is_some() && !turns),
+        ("has no answers", "--train-on", config.train_on != TrainOn::Answers && plain),
+    ];
+    if let Some((what, option, _)) = given.iter().find(|(.., given)| *given) {
+        return Err(Error::Usage(format!("task {} {what}: leave out {option}", data.task.id)));
+    }
+    let encoder = lesson_encoder(&config.model, decoder, Some(config), turns)?;
+    let trained = match config.train_on {
+        TrainOn::Answers => "the answers",
+        TrainOn::All => "all tokens",
+        TrainOn::Last => "the last answer of each",
+    };
+    let written = match encoder.instruct() {
+        Some(_) => "conversations are written by the model's chat template",
+        None => "texts are laid one after the other, with the end-of-text token behind the last",
+    };
+    Ok((encoder, (!plain).then(|| format!("{written}; trained on are {trained}"))))
+}
+
+/// Whether some of the examples are conversations.
+pub fn has_turns<'a>(examples: impl IntoIterator<Item = &'a Example>) -> bool {
+    examples.into_iter().any(|example| !example.messages.is_empty())
+}
+
+/// The encoder of examples whose tokens are learned, with turns or without: as a run is configured, or with the model's
+/// chat template where there is one.
+///
+/// Errors: those of [`Encoder::of_lessons`].
+pub fn lesson_encoder(model: &Path, decoder: &Decoder, config: Option<&RunConfig>, turns: bool) -> Result<Encoder> {
+    let given = config.and_then(|config| config.instruct.clone());
+    let refused = config.is_some_and(|config| config.no_template);
+    let instruct = match given {
+        _ if !turns => None,
+        None if !refused && ChatTemplate::is_in(model)? => Some(Instruct::new(None, None)),
+        given => given,
+    };
+    let train_on = config.map_or(TrainOn::Answers, |config| config.train_on);
+    Encoder::of_lessons(model, instruct.as_ref(), train_on, decoder.eos_token_ids.first().copied())
 }
 
 /// The head that the model has, unless a new one is asked for: in the order of the task's labels, with a sentence about it.
@@ -328,169 +410,6 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
         )));
     }
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
-}
-
-struct Splits {
-    train: Vec<Encoded>,
-    dev: Vec<Encoded>,
-    test: Vec<Encoded>,
-    plan: DataPlan,
-}
-
-/// Tokens of the longest example that is trained on.
-pub fn max_length(config: &RunConfig, decoder: &Decoder) -> usize {
-    let positions = decoder.max_position_embeddings;
-    config.max_length.map_or(positions, |n| n.min(positions))
-}
-
-/// Tokenises; leaves out training examples above `max_length`, cuts dev and test ones to what the model can see, and
-/// documents to `max_length`.
-fn encode_splits(
-    config: &RunConfig,
-    decoder: &Decoder,
-    encoder: &Encoder,
-    objective: &dyn Objective,
-    data: splits::Splits,
-) -> Result<Splits> {
-    let splits::Splits { task, train, dev, test, origins } = data;
-    let dev = splits::draw(dev, config.max_dev, config.seed, "dev");
-    let test = splits::draw(test, config.max_test, config.seed, "test");
-    let (positions, max_length) = (decoder.max_position_embeddings, max_length(config, decoder));
-    let encode = |examples: &[Example]| encode(encoder, examples, |example| target(&task, example));
-    if !objective.pools() {
-        let splits = [encode(&train)?, encode(&dev)?, encode(&test)?];
-        return document_splits(config, max_length, splits, origins);
-    }
-    let all = train.len();
-    let (train, too_long) = draw_fitting(train, config, max_length, encode)?;
-    if train.is_empty() {
-        let way = match max_length < positions {
-            true => "raise --max-length",
-            false => "they do not fit the positions of the model: take shorter texts or another model",
-        };
-        return Err(Error::Data(format!(
-            "no training example is left: all {all} have more than {max_length} tokens; {way}"
-        )));
-    }
-    let mut cut = 0;
-    let mut encode_cut = |examples: &[Example]| -> Result<Vec<Encoded>> {
-        let mut encoded = encode(examples)?;
-        for example in &mut encoded {
-            cut += usize::from(example.tokens.len() > positions);
-            encoder.cut(&mut example.tokens, positions);
-        }
-        Ok(encoded)
-    };
-    let (dev, test) = (encode_cut(&dev)?, encode_cut(&test)?);
-    Ok(Splits::new(train, dev, test, origins, [max_length, too_long, cut]))
-}
-
-/// The training examples of at most `max_length` tokens, as many as the run may use, in their old order; and how many were
-/// longer. Those that are not needed are not tokenised: they are looked at in the order in which [`splits::draw`] would
-/// take them.
-fn draw_fitting(
-    train: Vec<Example>,
-    config: &RunConfig,
-    max_length: usize,
-    encode: impl Fn(&[Example]) -> Result<Vec<Encoded>>,
-) -> Result<(Vec<Encoded>, usize)> {
-    let fits = |example: &Encoded| example.tokens.len() <= max_length;
-    let Some(cap) = config.max_train.filter(|&cap| cap < train.len()) else {
-        let all = train.len();
-        let fitting: Vec<Encoded> = encode(&train)?.into_iter().filter(fits).collect();
-        let too_long = all - fitting.len();
-        return Ok((fitting, too_long));
-    };
-    let order = splits::permutation(config.seed, "cap", "train", train.len());
-    let (mut chosen, mut too_long) = (BTreeMap::new(), 0);
-    for some in order.chunks(cap) {
-        let examples: Vec<Example> = some.iter().map(|&i| train[i].clone()).collect();
-        for (&i, example) in some.iter().zip(encode(&examples)?) {
-            if chosen.len() == cap {
-                break;
-            } else if fits(&example) {
-                chosen.insert(i, example);
-            } else {
-                too_long += 1;
-            }
-        }
-        if chosen.len() == cap {
-            break;
-        }
-    }
-    Ok((chosen.into_values().collect(), too_long))
-}
-
-impl Splits {
-    fn new(
-        train: Vec<Encoded>,
-        dev: Vec<Encoded>,
-        test: Vec<Encoded>,
-        origins: Origins,
-        [max_length, too_long, cut]: [usize; 3],
-    ) -> Splits {
-        let plan = DataPlan {
-            train: split_plan(origins.train, &train),
-            dev: split_plan(origins.dev, &dev),
-            test: split_plan(origins.test, &test),
-            max_length,
-            too_long,
-            cut,
-            notes: origins.notes,
-        };
-        Splits { train, dev, test, plan }
-    }
-}
-
-/// The splits of documents.
-///
-/// Errors: no document is left for training.
-fn document_splits(
-    config: &RunConfig,
-    max_length: usize,
-    splits: [Vec<Encoded>; 3],
-    mut origins: Origins,
-) -> Result<Splits> {
-    let mut cut = 0;
-    let [train, dev, test] = splits.map(|split| {
-        let (documents, more) = documents(split, max_length);
-        cut += more;
-        documents
-    });
-    if train.is_empty() {
-        return Err(Error::Data(format!("{}: there is no document of two tokens or more", config.data.display())));
-    }
-    if cut > 0 {
-        origins.notes.push(format!("{cut} documents are cut to {max_length} tokens"));
-    }
-    let train = splits::draw(train, config.max_train, config.seed, "train");
-    Ok(Splits::new(train, dev, test, origins, [max_length, 0, 0]))
-}
-
-/// Documents to be learned, cut to `length` tokens, and how many were; those of one token, in which no token is the next
-/// one, are left out.
-pub fn documents(mut examples: Vec<Encoded>, length: usize) -> (Vec<Encoded>, usize) {
-    let cut = examples.iter().filter(|e| e.tokens.len() > length).count();
-    examples.iter_mut().for_each(|e| e.tokens.truncate(length));
-    examples.retain(|e| e.tokens.len() > 1);
-    (examples, cut)
-}
-
-fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
-    SplitPlan { origin, examples: examples.len(), tokens: examples.iter().map(|e| e.tokens.len()).sum() }
-}
-
-/// Token ids and targets of examples. Errors: an example without any token.
-pub fn encode(encoder: &Encoder, examples: &[Example], target: impl Fn(&Example) -> Target) -> Result<Vec<Encoded>> {
-    let texts: Vec<(&str, Option<&str>)> = examples.iter().map(|e| (e.text.as_str(), e.pair.as_deref())).collect();
-    let encoded = encoder.encode_batch(&texts)?;
-    let labelled = encoded.into_iter().zip(examples);
-    labelled
-        .map(|(tokens, example)| match tokens.is_empty() {
-            true => Err(Error::Data(format!("the text {:?} gives no token", example.text))),
-            false => Ok(Encoded { tokens, target: target(example) }),
-        })
-        .collect()
 }
 
 fn demand(

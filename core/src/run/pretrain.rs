@@ -6,6 +6,7 @@ use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
+use crate::text::TrainOn;
 use crate::train::layout::initial;
 use crate::train::{Metrics, Recompute, Schedule};
 use crate::weights::{OutTensor, safetensors_dtype, save};
@@ -139,6 +140,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         new_head: false,
         residual: false,
         instruct: None,
+        no_template: false,
+        train_on: TrainOn::Answers,
         plugins: vec![],
         earlier_plugins: vec![],
         earlier_lengths: vec![],

@@ -143,8 +143,9 @@ typedef struct SpartaMethod {
  *                order by seed, in which each label has about its share and equal texts stay together
  * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}; for other targets than a class, in
  *                place of "label": "labels": [0, 2] (3), "number": 3.5 (3); for tokens in place of "text":
- *                "messages": [{"role": "user", "content": "..."}] (3), which the host renders with the model's template,
- *                or "segments": [{"text": "...", "trained": true}] (3), laid one after the other
+ *                "messages": [{"role": "user", "content": "...", "context": false}] (3), which the host writes with the
+ *                model's chat template; an answer of "context" true is read, not learned; and "segments":
+ *                [{"text": "...", "trained": true}] (3), laid one after the other where there are no messages or no template
  */
 typedef struct SpartaTask {
     size_t size;

@@ -127,21 +127,25 @@ pub struct Example {
     /// For [`Target::Number`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<f64>,
-    /// For [`Target::Tokens`], in place of a text: the turns of a conversation, which the host renders with the model's
-    /// template.
+    /// For [`Target::Tokens`], in place of a text: the turns of a conversation, which the host writes with the chat template
+    /// of the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Message>,
-    /// For [`Target::Tokens`], in place of a text: texts that are laid one after the other.
+    /// For [`Target::Tokens`], in place of a text: texts that are laid one after the other, with the end-of-text token of
+    /// the model behind the last; beside messages they count where the model has no template.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<Segment>,
 }
 
 /// A turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, or another that the model's template knows.
     pub role: String,
     pub content: String,
+    /// An answer that is read, and not learned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub context: bool,
 }
 
 /// A piece of a text.
@@ -153,6 +157,11 @@ pub struct Segment {
 }
 
 impl Example {
+    /// Whether it is a text, or a pair of them.
+    pub fn is_plain(&self) -> bool {
+        self.messages.is_empty() && self.segments.is_empty()
+    }
+
     /// All its texts.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         let messages = self.messages.iter().flat_map(|message| [message.role.as_str(), &message.content]);

@@ -2,7 +2,7 @@
 
 use crate::conformance::{AREAS, Area, Judged};
 use crate::golden::trajectories::{self, METHODS, Method, Steps};
-use crate::golden::{FAMILIES, Layout, Source, parity};
+use crate::golden::{FAMILIES, Layout, Source, answers, parity};
 use crate::{Precision, Subject, contract};
 use sparta_core::plugin::PluginSet;
 
@@ -15,9 +15,23 @@ pub struct Test {
 
 enum Kind {
     Contract,
-    Conformance { area: &'static Area, precision: Precision },
-    Parity { family: &'static str, lm: bool, precision: Precision },
-    Training { family: &'static str, method: &'static Method, steps: Steps, precision: Precision },
+    Conformance {
+        area: &'static Area,
+        precision: Precision,
+    },
+    Parity {
+        family: &'static str,
+        lm: bool,
+        precision: Precision,
+    },
+    /// In f32.
+    Answers,
+    Training {
+        family: &'static str,
+        method: &'static Method,
+        steps: Steps,
+        precision: Precision,
+    },
 }
 
 /// What a test found.
@@ -32,6 +46,7 @@ pub struct Outcome {
 pub fn tests() -> Vec<Test> {
     let mut tests = vec![Test { name: "contract".into(), kind: Kind::Contract }];
     tests.extend([Precision::F32, Precision::Bf16].into_iter().flat_map(numbers));
+    tests.push(Test { name: "golden f32: prompts and answers".into(), kind: Kind::Answers });
     tests
 }
 
@@ -77,6 +92,7 @@ impl Test {
                 let layout = Layout { lm: *lm, f32: false, version_4: false };
                 parity::check(subject, &Source::compact(), family, layout, *precision)
             }
+            Kind::Answers => answers::check(subject, &Source::compact()),
             Kind::Training { family, method, steps, precision } => {
                 trajectories::check(subject, &Source::compact(), plugins, family, method, *steps, *precision)
             }

@@ -39,6 +39,11 @@ impl ChatTemplate {
         Ok(Some(ChatTemplate { renderer, source, shows_date }))
     }
 
+    /// Whether a model directory has a template. Errors: those of [`ChatTemplate::open`] before the template is read.
+    pub fn is_in(dir: &Path) -> Result<bool> {
+        Ok(template_of(dir)?.is_some())
+    }
+
     /// Whether the text depends on the time that was given.
     pub fn shows_date(&self) -> bool {
         self.shows_date

@@ -8,11 +8,13 @@ use chrono::{DateTime, Local};
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, State, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-/// Instructions that one rendering may take; the longest published templates need some hundreds per turn.
+/// Instructions that the rendering of so many turns may take; the longest published templates need some hundreds per turn.
 const FUEL: u64 = 50_000;
+const TURNS: usize = 16;
 /// Depth of macros and blocks.
 const RECURSION: usize = 64;
 /// Bytes of a template, of which the longest published ones have some 20,000.
@@ -66,7 +68,11 @@ impl Jinja {
             messages => messages, add_generation_prompt => add_generation_prompt, tools => (), documents => (), ..tokens
         };
         let mut text = Bounded(Vec::new());
-        let template = self.environment.get_template(NAME);
+        let mut environment = Cow::Borrowed(&self.environment);
+        if messages.len() > TURNS {
+            environment.to_mut().set_fuel(Some(FUEL * messages.len().div_ceil(TURNS) as u64));
+        }
+        let template = environment.get_template(NAME);
         let rendered = template.and_then(|template| template.render_captured_to(input, &mut text).map(drop));
         rendered.map_err(|e| {
             let line = e.line().map(|line| format!(" in line {line}")).unwrap_or_default();
@@ -368,6 +374,13 @@ mod tests {
                 Some(format!("{}:\n  got      {got:?}\n  expected {expected:?} {error:?}", case.name))
             }
         }
+    }
+
+    #[test]
+    fn a_long_conversation_has_fuel_for_each_turn() {
+        let template = "{% for m in messages %}{% for i in range(200) %}{{ m.content }}{% endfor %}{% endfor %}";
+        let messages = [Message { role: "user", content: "a" }; 100];
+        assert_eq!(new(template).render(&messages, false).unwrap().len(), 20_000);
     }
 
     #[test]

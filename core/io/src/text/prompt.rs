@@ -1,6 +1,7 @@
 //! How examples are put to the model: as they are, or, for instruction models, in a prompt that asks for one of a few
 //! words, inside the tokenizer's chat template (section 6.3 of the SpaRTA paper).
 
+use super::conversation::{Conversations, Lesson, TrainOn};
 use super::{ChatTemplate, Message, Tokenizer};
 use crate::{Error, Result};
 use rayon::prelude::*;
@@ -92,6 +93,8 @@ pub struct Encoder {
     pad: Option<u32>,
     instruct: Option<Instruct>,
     prompt: Option<Prompt>,
+    /// Where tokens are learned.
+    conversations: Option<Conversations>,
 }
 
 #[derive(Debug)]
@@ -146,7 +149,7 @@ impl Encoder {
             Padding::Is(pad) => pad,
             Padding::OfTokenizer => tokenizer.pad_id(),
         };
-        let mut encoder = Encoder { tokenizer, pad, instruct: instruct.cloned(), prompt: None };
+        let mut encoder = Encoder { tokenizer, pad, instruct: instruct.cloned(), prompt: None, conversations: None };
         if let Some(Instruct { prompt: Some(text), now, .. }) = instruct {
             let chat = ChatTemplate::open(dir, *now)?;
             chat.as_ref().map_or(Ok(()), ChatTemplate::check)?;
@@ -155,6 +158,28 @@ impl Encoder {
             encoder.prompt.iter_mut().for_each(|prompt| prompt.tail = tail);
         }
         Ok(encoder)
+    }
+
+    /// For a model directory and a task whose tokens are learned, with the model's chat template where `instruct` asks for
+    /// it. `eos` ends a text where the tokenizer's files do not name another token.
+    ///
+    /// Errors: those of tokenizer and chat template; there is no template; those of [`Conversations::check`].
+    pub fn of_lessons(dir: &Path, instruct: Option<&Instruct>, train_on: TrainOn, eos: Option<u32>) -> Result<Encoder> {
+        let tokenizer = Tokenizer::open(dir)?;
+        let (mut chat, mut stored) = (None, None);
+        if let Some(given) = instruct {
+            let template = ChatTemplate::open(dir, given.now)?.ok_or_else(|| {
+                let dir = dir.display();
+                Error::Usage(format!("{dir}: --instruct needs a chat template, and the model has none; leave it out"))
+            })?;
+            let now = if template.shows_date() { given.now } else { 0 };
+            (chat, stored) = (Some(template), Some(Instruct { now, ..given.clone() }));
+        }
+        let eos = tokenizer.eos_id().or(eos);
+        let conversations = Conversations { chat, train_on, eos };
+        conversations.check(&tokenizer)?;
+        let conversations = Some(conversations);
+        Ok(Encoder { tokenizer, pad: None, instruct: stored, prompt: None, conversations })
     }
 
     /// The prompt with all that was left to the task, as it is stored.
@@ -189,9 +214,21 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// As [`Encoder::encode`], for many examples in parallel; results are in order.
-    pub fn encode_batch(&self, inputs: &[(&str, Option<&str>)]) -> Result<Vec<Vec<u32>>> {
-        inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
+    /// As [`Encoder::lesson`], for many examples in parallel; results are in order.
+    pub fn lessons(&self, examples: &[&Example]) -> Vec<Result<Lesson>> {
+        examples.par_iter().map(|example| self.lesson(example)).collect()
+    }
+
+    /// The tokens of an example that are learned: all of a text, and what is to be of a conversation.
+    ///
+    /// Errors: those of [`Conversations::lesson`].
+    pub fn lesson(&self, example: &Example) -> Result<Lesson> {
+        match &self.conversations {
+            Some(conversations) if !example.messages.is_empty() || !example.segments.is_empty() => {
+                conversations.lesson(&self.tokenizer, example)
+            }
+            _ => Ok(Lesson::whole(self.encode(&example.text, example.pair.as_deref())?)),
+        }
     }
 
     /// Cuts an example to `length` tokens: at its end, or before the end of the prompt, which asks for the answer.

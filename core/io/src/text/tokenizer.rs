@@ -32,6 +32,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     growth: Growth,
     pad_id: Option<u32>,
+    eos_id: Option<u32>,
 }
 
 impl Tokenizer {
@@ -66,8 +67,9 @@ impl Tokenizer {
             let template = template(&inner, &special, add).map_err(error)?;
             inner.with_post_processor(Some(template));
         }
-        let pad_id = special.named.get("pad_token").and_then(|token| inner.token_to_id(token));
-        let tokenizer = Tokenizer { path, inner, growth, pad_id };
+        let named = |key: &str| special.named.get(key).and_then(|token| inner.token_to_id(token));
+        let (pad_id, eos_id) = (named("pad_token"), named("eos_token"));
+        let tokenizer = Tokenizer { path, inner, growth, pad_id, eos_id };
         // Parts of the file that do not fit together show only in use.
         tokenizer.encode("", Some(""))?;
         tokenizer.encode("", None)?;
@@ -153,6 +155,11 @@ impl Tokenizer {
     /// The id of the padding token that the tokenizer's files name.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
+    }
+
+    /// The id of the token for the end of a text that the tokenizer's files name.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.eos_id
     }
 }
 

@@ -60,6 +60,12 @@ impl Source {
         }
     }
 
+    /// Conversations, what TRL makes of them, and the files of their tokenizer; the complete set has none.
+    pub fn answers(&self) -> [PathBuf; 4] {
+        let root = self.root.join("sft");
+        ["train.jsonl", "trl.json", "tokenizer.json", "tokenizer_config.json"].map(|file| root.join(file))
+    }
+
     /// Batches, start and results of the trajectories, named as in the compact set.
     pub fn trajectories(&self, family: &str) -> Golden {
         let root = self.root.join(family);

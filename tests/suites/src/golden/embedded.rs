@@ -56,6 +56,10 @@ const FILES: &[File] = files![
     "qwen3/lm.safetensors",
     "qwen3/lm_head.safetensors",
     "qwen3/model.safetensors",
+    "sft/tokenizer.json",
+    "sft/tokenizer_config.json",
+    "sft/train.jsonl",
+    "sft/trl.json",
 ];
 
 /// Writes the set into a directory.

@@ -4,6 +4,7 @@
 //! of this crate, in `tests/golden`; `make.py` there says how it is made of the complete one. Tolerances are those that
 //! the implementation derives from the distance between f32 and f64; in bf16, from the distance of a reference that rounds.
 
+pub mod answers;
 mod data;
 mod distance;
 mod embedded;

@@ -84,7 +84,8 @@ fn no_change_is_too_small_with_a_residual() {
     };
     let [of_run, of_exact] = ["kept", "exact"].map(|run| eval(run)["metrics"].clone());
     assert_eq!(of_run, result["test"]);
-    assert_eq!(of_run, of_exact);
+    let loss = |metrics: &Value| metrics["loss"].as_f64().unwrap();
+    assert!((loss(&of_run) - loss(&of_exact)).abs() < 1e-6, "{of_run} {of_exact}");
     ran(home, "adapter merge kept --out merged --dtype f32 --device cpu");
     ran(home, "adapter merge kept --out rounded --device cpu");
     let weights = |model: &str| fs::read(home.join(model).join("model.safetensors")).unwrap();

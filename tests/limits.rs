@@ -48,6 +48,7 @@ impl Shape {
             dropout: 0.0,
             recompute: Recompute::Auto,
             precision,
+            residual: false,
             optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
         };
         memory::plan(&request, &methods(), device).unwrap()

@@ -197,3 +197,27 @@ fn limits_of_the_system_are_sentences() {
         check(&run(&args, &[]), 1, &["a directory or a device"]);
     }
 }
+
+/// A directory with `config.json` and tokenizer is enough for a plan, that of a run's data included.
+#[test]
+fn a_model_without_weights_can_be_planned_for() {
+    let model = HOME.path().join("weightless");
+    fs::create_dir(&model).unwrap();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(embedded("model").join(name), model.join(name)).unwrap();
+    }
+    let (model, data) = (model.display().to_string(), embedded("data").display().to_string());
+    let of = |command: &'static str| [command, "--model", &model, "--data", &data, "--task", "sst2"];
+    let planned = run(&of("plan"), &SMALL);
+    check(&planned, 0, &["64", "the model's weights are not here"]);
+    let whole =
+        run(&["plan", "--model", &embedded("model").display().to_string(), "--data", &data, "--task", "sst2"], &SMALL);
+    let memory = |output: &Output| {
+        let text = said(output);
+        text.lines().filter(|line| line.contains("iB")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(memory(&planned), memory(&whole));
+    check(&run(&of("run"), &SMALL), 1, &["no model.safetensors"]);
+    let small = ["--max-train", "64", "--assume", "memory=1MiB"];
+    check(&run(&of("plan"), &small), 1, &["the model's weights are not here", "the run needs"]);
+}

@@ -10,41 +10,14 @@ use sparta_core::text::Tokenizer;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
 use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
-use sparta_tests::command::{binary, command};
+use sparta_tests::command::{binary, command, json, ran, refused};
 use std::collections::BTreeMap;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 const SHORT: &str = "--max-train 64 --max-dev 8 --max-test 8 --device cpu";
-
-fn output(home: &Path, line: &str) -> Output {
-    let args: Vec<&str> = line.split_whitespace().collect();
-    command(home, &args).stdin(Stdio::null()).output().unwrap()
-}
-
-#[track_caller]
-fn ran(home: &Path, line: &str) -> (String, String) {
-    let output = output(home, line);
-    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    assert!(output.status.success(), "{line}: {err}");
-    (out, err)
-}
-
-#[track_caller]
-fn refused(home: &Path, line: &str, parts: &[&str]) {
-    let output = output(home, line);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{line} succeeded");
-    for part in parts {
-        assert!(text.contains(part), "{line}: {part} is not in: {text}");
-    }
-}
-
-fn json(path: PathBuf) -> Value {
-    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-}
 
 /// A copy of the library of a built-in plugin; with `changed` another build of the same version.
 #[cfg(target_os = "linux")]
@@ -567,24 +540,6 @@ fn adapters_of_one_seed_say_so_when_they_are_combined() {
     let (_, warning) = ran(home, "merge-adapters a b c --out all --device cpu");
     assert_eq!(warning.matches("an overlap of 100 %").count(), 1, "{warning}");
     assert!(warning.contains("a/adapter and b/adapter change the same") && warning.contains("--seed"), "{warning}");
-}
-
-#[test]
-fn changes_that_the_stored_type_hides_are_counted() {
-    let home = tempfile::tempdir().unwrap();
-    let home = home.path();
-    let (said, _) = ran(home, &format!("run {SHORT} --max-steps 2 --lr 1e-9 --out hidden"));
-    assert!(said.contains("warning: of the chosen weights only 0.0 %"), "{said}");
-    assert_eq!(json(home.join("hidden/result.json"))["visible"], 0.0);
-    let (said, _) = ran(home, &format!("run {SHORT} --max-steps 4 --lr 0.1 --warmup 0 --out seen"));
-    assert!(!said.contains("of the chosen weights only"), "{said}");
-    let visible = json(home.join("seen/result.json"))["visible"].as_f64().unwrap();
-    assert!(visible > 0.9, "{visible}");
-    let (info, _) = ran(home, "adapter info seen --device cpu --json");
-    let info: Value = serde_json::from_str(info.lines().last().unwrap()).unwrap();
-    assert_eq!(info["differs_as_stored"], visible);
-    ran(home, &format!("run {SHORT} --max-steps 2 --method lora --out lora"));
-    assert!(json(home.join("lora/result.json"))["visible"].is_null());
 }
 
 #[test]

@@ -43,6 +43,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
         recompute: config.recompute,
         optimization: config.optimization()?,
         precision: config.precision,
+        residual: config.residual,
     };
     let plan = memory::plan(&request, plugins, info)?;
     output.say(&plan)?;

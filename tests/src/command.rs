@@ -1,7 +1,9 @@
 //! The real binary as a child process.
 
+use serde_json::Value;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 /// `sparta-cli`, in the directory that cargo puts the test's own executable below.
 pub fn binary() -> PathBuf {
@@ -20,4 +22,34 @@ pub fn command(home: &Path, args: &[&str]) -> Command {
         command.env(name, home.join(dir));
     }
     command
+}
+
+/// What the command comes to with the words of a line as its arguments, and nothing to read.
+pub fn output(home: &Path, line: &str) -> Output {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    command(home, &args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What it prints, to the output and to the error stream, where it succeeds.
+#[track_caller]
+pub fn ran(home: &Path, line: &str) -> (String, String) {
+    let output = output(home, line);
+    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success(), "{line}: {err}");
+    (out, err)
+}
+
+/// Fails with a message of these parts.
+#[track_caller]
+pub fn refused(home: &Path, line: &str, parts: &[&str]) {
+    let output = output(home, line);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{line} succeeded");
+    for part in parts {
+        assert!(text.contains(part), "{line}: {part} is not in: {text}");
+    }
+}
+
+pub fn json(path: PathBuf) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }

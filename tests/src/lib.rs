@@ -28,6 +28,7 @@ macro_rules! area_tests {
             norms_and_rotations "norms and rotations"
             attention_in_segments "attention"
             elementwise_ops "elementwise ops"
+            primitives "primitives"
             rows_of_tables "rows of tables"
             losses_and_their_gradients "losses"
             chosen_elements "chosen elements"

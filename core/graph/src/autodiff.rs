@@ -139,7 +139,7 @@ pub fn gradients(
         needed[shadow] |= needed[master.0 as usize];
     }
     for node in graph.nodes() {
-        if node.inputs.iter().any(|v| needed[v.0 as usize]) {
+        if !matches!(node.op, Op::Detach(_)) && node.inputs.iter().any(|v| needed[v.0 as usize]) {
             node.outputs.iter().for_each(|v| needed[v.0 as usize] = true);
         }
     }

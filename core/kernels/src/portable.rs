@@ -19,9 +19,14 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "gated_act" | "gated_act_grad" => {
             (0..4).map(|i| vec![("ACTIVATION", i / 2), ("X", i % 2), ("Y", i % 2)]).collect()
         }
-        "add" => (0..3).map(|b| vec![("A", b % 2), ("B", b), ("BIAS", u32::from(b > 0)), ("Y", b % 2)]).collect(),
+        "add" | "div" | "mul" => {
+            (0..3).map(|b| vec![("A", b % 2), ("B", b % 2), ("BROADCAST", b), ("Y", b % 2)]).collect()
+        }
+        "map" => (0..8).map(|i| vec![("X", i / 4), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
+        "map_grad" => (0..8).map(|i| vec![("X", i / 4), ("DY", i % 2), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
-        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3))]).collect(),
+        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3)), ("REST", i / 3)]).collect(),
+        "sparse_linear" => (0..4).map(|i| vec![("X", i % 2), ("TRANSPOSED", i / 2)]).collect(),
         "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2), ("RATE", i % 2)]).collect(),
         "rms_norm_grad" => {
             (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("DY", 1 - i % 2), ("ACC", i % 2), ("Y", i % 2)]).collect()
@@ -30,9 +35,9 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "sampled_grad" => (0..4).map(|i| vec![("X", i % 2), ("DY", i / 2)]).collect(),
         "cast" | "scatter_rows" => (0..9).map(|i| vec![("X", i / 3), ("Y", i % 3)]).collect(),
         "cross_entropy" | "cross_entropy_grad" => vec![vec![("CAP", 0)], vec![("CAP", 1)]],
-        "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" => types(&["X", "Y"]),
+        "accumulate" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "rope" | "moved" => types(&["X", "Y"]),
         "attention_grad_sum" | "fill" => types(&["Y"]),
-        "attention_delta" | "column_sum" | "dropout" | "gather" => types(&["X"]),
+        "attention_delta" | "column_sum" | "row_sum" | "dropout" | "gather" => types(&["X"]),
         "magnitude" => vec![vec![("A", 1), ("B", 2)], vec![("A", 2), ("B", 1)]],
         "linear" => {
             let output = |i: u32| [("TYPE_C", i / 18), ("BIAS", i % 4), ("RESIDUAL", i % 2 * (1 + i / 18))];
@@ -78,6 +83,7 @@ fn products(types: u32) -> Vec<Vec<(&'static str, u32)>> {
 fn every_shader_is_portable() {
     let parts = [
         "prelude",
+        "binary",
         "elementwise",
         "element_loss",
         "element_loss_grad",

@@ -82,6 +82,7 @@ shaders!(
     "attention_params",
     "attention_tile",
     "attention_units",
+    "binary",
     "binary_cross_entropy",
     "binary_cross_entropy_grad",
     "cast",
@@ -91,6 +92,7 @@ shaders!(
     "concat",
     "cross_entropy",
     "cross_entropy_grad",
+    "div",
     "dropout",
     "element_loss",
     "element_loss_grad",
@@ -107,6 +109,10 @@ shaders!(
     "linear_sum",
     "loss_sum",
     "magnitude",
+    "map",
+    "map_grad",
+    "moved",
+    "mul",
     "product",
     "product_operands",
     "product_params",
@@ -116,6 +122,7 @@ shaders!(
     "rms_norm_grad",
     "rms_norm_grad_w",
     "rope",
+    "row_sum",
     "sampled_grad",
     "sampled_grad_sum",
     "sampled_grad_tiled",
@@ -126,6 +133,7 @@ shaders!(
     "sgd",
     "soft_cap",
     "soft_cap_grad",
+    "sparse_linear",
     "squared_error",
     "squared_error_grad",
     "sum_of_squares",
@@ -155,9 +163,9 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         }
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
-        "accumulate" | "add" | "cast" | "fill" | "rope" | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" => {
-            &["prelude", "elementwise"]
-        }
+        "add" | "div" | "mul" => &["prelude", "binary", "elementwise"],
+        "accumulate" | "cast" | "fill" | "map" | "map_grad" | "moved" | "rope" | "scale" | "scale_by" | "soft_cap"
+        | "soft_cap_grad" => &["prelude", "elementwise"],
         _ => &["prelude"],
     }
 }

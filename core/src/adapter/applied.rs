@@ -69,7 +69,9 @@ impl Applied {
             align_head(&mut weights, &decoder, &manifest.labels)?;
         }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
-        let adaptation = adapt(&adapter, parameters, plugins)?;
+        let mut adaptation = adapt(&adapter, parameters, plugins)?;
+        adaptation.residual =
+            adapter.heads.iter().filter_map(|head| head.config.as_ref()).any(|config| config.residual);
         check_values(&adapter, &adaptation)?;
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
         let precision = precision.unwrap_or(PrecisionChoice::F32);

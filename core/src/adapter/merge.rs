@@ -112,8 +112,8 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
 }
 
-/// One merged parameter as `dtype`: `w`, the trained values, `round(w0 + delta)` in the base's type as in training, or
-/// what the method's `merge` gives.
+/// One merged parameter as `dtype`: `w`, the trained values, what the method's `merge` gives, or `round(w0 + delta)` in the
+/// base's type as in training, where products with what that lost are rounded to `dtype` alone.
 pub fn merged_tensor<'a>(
     session: &mut Session,
     weights: &'a Weights,
@@ -137,14 +137,14 @@ pub fn merged_tensor<'a>(
             if set.indices.is_empty() {
                 return recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype);
             }
-            let mut bytes = view.bytes.to_vec();
-            let size = view.dtype.size();
+            let rounded = if adaptation.residual { dtype } else { view.dtype };
+            let mut bytes = recode(&name, view.dtype, Cow::Borrowed(view.bytes), rounded)?.into_owned();
+            let of = |dtype: DType, i: u32| i as usize * dtype.size()..(i as usize + 1) * dtype.size();
             for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
-                let place = i as usize * size..(i as usize + 1) * size;
-                let w0 = to_f32(view.dtype, &bytes[place.clone()]).ok_or_else(|| missing(&name))?;
-                bytes[place].copy_from_slice(&convert(&name, &[w0[0] + delta], view.dtype)?);
+                let w0 = to_f32(view.dtype, &view.bytes[of(view.dtype, i)]).ok_or_else(|| missing(&name))?;
+                bytes[of(rounded, i)].copy_from_slice(&convert(&name, &[w0[0] + delta], rounded)?);
             }
-            recode(&name, view.dtype, Cow::Owned(bytes), dtype)
+            recode(&name, rounded, Cow::Owned(bytes), dtype)
         }
     }
 }

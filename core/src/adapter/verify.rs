@@ -108,8 +108,16 @@ pub fn check_merged<'a>(
 /// Standard deviation of the relative error that merging makes in this weight.
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
-    let computed = matches!(adaptation.parts[position], Part::Dense | Part::Reparam(_));
-    if computed || adaptation.parameters[position].dtype != to { deviation(to) } else { 0.0 }
+    let parameter = &adaptation.parameters[position];
+    match &adaptation.parts[position] {
+        _ if parameter.dtype != to => deviation(to),
+        Part::Dense | Part::Reparam(_) => deviation(to),
+        // The chosen elements alone are rounded, which the adapter's products are not.
+        Part::Sparse(set) if adaptation.residual => {
+            deviation(to) * (set.indices.len() as f64 / parameter.numel() as f64).sqrt()
+        }
+        Part::Sparse(_) | Part::Frozen => 0.0,
+    }
 }
 
 /// That of rounding to a 16-bit type: uniform in plus and minus the unit roundoff, at most. That of f32 counts with the

@@ -175,7 +175,7 @@ fn updates(device: &dyn Backend, [rows, columns]: [usize; 2], chosen: usize) -> 
     let w = graph.external("w", DType::BF16, [rows, columns]);
     let index = graph.external("index", DType::U32, [chosen]);
     let [base, delta] = ["base", "delta"].map(|name| graph.external(name, DType::F32, [chosen]));
-    graph.apply(Scatter {}.into(), &[w, index, base, delta])?;
+    graph.apply(Scatter::default().into(), &[w, index, base, delta])?;
     let scatter = device.info().plan(&graph);
     Ok([(format!("adam {chosen}"), adam), (format!("scatter {chosen} of {rows} x {columns}"), scatter)])
 }

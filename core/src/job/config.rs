@@ -151,6 +151,12 @@ pub struct RunConfig {
           default_value = "false", default_missing_value = "true")]
     #[serde(default)]
     pub new_head: bool,
+    /// Add to products what the model's 16-bit weights cannot hold of their trained elements, so that no change is too small to
+    /// count; for methods that train chosen elements
+    #[arg(long, value_name = "BOOL", help_heading = METHOD, action = ArgAction::Set, num_args = 0..=1,
+          default_value = "false", default_missing_value = "true")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub residual: bool,
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,

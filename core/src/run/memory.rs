@@ -1,6 +1,6 @@
 //! The memory of fine-tuning a model of which only `config.json` is there.
 
-use super::prepare::default_head_std;
+use super::prepare::{default_head_std, expected_parameters};
 use crate::job::{ChosenPrecision, Needs, PaperMemory, PrecisionChoice, TrainablePlan, body_size, thousands};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
@@ -10,7 +10,7 @@ use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objec
 use crate::{Error, Result, decoder};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo, memory_size};
-use sparta_plugin::method::{Options, Role};
+use sparta_plugin::method::Options;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -33,6 +33,8 @@ pub struct MemoryRequest {
     pub dropout: f64,
     pub recompute: Recompute,
     pub precision: PrecisionChoice,
+    /// As the option `--residual`.
+    pub residual: bool,
     pub optimization: Optimization,
 }
 
@@ -72,12 +74,13 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(&format!("method {}", request.method), &method.info().options, &given.collect())?;
     let objective = request.objective.clone();
-    let mut parameters = decoder.parameters(objective.head());
-    // A new head is trained, and kept in f32.
-    parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
+    let parameters = expected_parameters(&decoder, &*objective);
     let precision = request.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
+    if request.residual {
+        adaptation.add_residual()?;
+    }
     request.optimization.group_plans(&adaptation.trained())?;
     let demand = demand(request, &decoder, &adaptation)?;
     let mut setup = Setup {

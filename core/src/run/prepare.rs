@@ -15,8 +15,8 @@ use crate::train::objective::{Classification, MultiLabel, NextToken, Regression}
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::DeviceInfo;
-use sparta_plugin::method::Options;
+use sparta_graph::{DType, DeviceInfo};
+use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +54,18 @@ pub fn default_head_std(hidden: usize) -> f64 {
     0.06 / (hidden as f64).sqrt()
 }
 
-/// Reads model, data and method, checks everything against everything, and plans steps and memory.
+/// What the plan says of a model without its weights.
+const NO_WEIGHTS: &str = "the model's weights are not here; their sizes and types are those of its config.json";
+
+/// The tensors of a model as its configuration states them. A new head is trained, and kept in f32.
+pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<Parameter> {
+    let mut parameters = decoder.parameters(objective.head());
+    parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
+    parameters
+}
+
+/// Reads model, data and method, checks everything against everything, and plans steps and memory. A model without weights
+/// can be planned for; whoever goes on checks [`Weights::check_present`].
 ///
 /// Errors: each wrong input, named; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
@@ -66,14 +77,20 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let owner = format!("method {}", config.method);
     let options = options::check(&owner, &method.info().options, &options::given(&config.method_options))?;
     let decoder = decoder::open(&config.model)?;
-    let mut weights = Weights::open(&config.model)?;
+    let mut weights = Weights::find(&config.model)?;
     let source = read_task(config, plugins, &decoder, &mut weights)?;
     let Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note } = source;
-    let parameters = check_weights(&decoder, &weights, objective.head())?;
+    let (parameters, absent) = match weights.is_absent() {
+        true => (expected_parameters(&decoder, &*objective), Some(NO_WEIGHTS.to_owned())),
+        false => (check_weights(&decoder, &weights, objective.head())?, None),
+    };
 
     let precision = config.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
     adaptation.precision = precision.precision;
+    if config.residual {
+        adaptation.add_residual()?;
+    }
     check_merge(&adaptation)?;
     let lr = config.lr.unwrap_or(adaptation.info.default_lr);
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
@@ -133,7 +150,15 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
-        notes: recorded.accepted.into_iter().chain(note).chain(images).chain(strange).chain(steps).collect(),
+        notes: recorded
+            .accepted
+            .into_iter()
+            .chain(absent)
+            .chain(note)
+            .chain(images)
+            .chain(strange)
+            .chain(steps)
+            .collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
     let exchanged = config.plugins.iter().filter(|was| !used.contains(was)).cloned();

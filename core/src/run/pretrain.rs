@@ -138,6 +138,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         max_test: None,
         head_init_std: None,
         new_head: false,
+        residual: false,
         instruct: None,
         no_template: false,
         train_on: TrainOn::Answers,

@@ -18,6 +18,7 @@ const STEPS: usize = 5;
 pub fn profile(config: &RunConfig, plugins: &PluginSet, mut device: Box<dyn Backend>) -> Result<Profile> {
     let prepared = prepare(config, plugins, &device.info())?;
     prepared.plan.check_fit()?;
+    prepared.weights.check_present()?;
     if prepared.setup.limits.head_features {
         let what = "the head alone is trained, on features that are computed once: there is no step to profile";
         return Err(Error::Usage(what.into()));

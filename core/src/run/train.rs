@@ -49,6 +49,7 @@ pub fn run(
     let mut prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
+    prepared.weights.check_present()?;
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let (directory, newest) = match start {
         Start::New => (RunDirectory::create(&prepared)?, None),

@@ -11,7 +11,9 @@ use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_kernels::Bounds;
 use sparta_model::forward::cache_names;
-use sparta_model::method::layers::{base_name, index_name, row_ptr_name, shadow_name};
+use sparta_model::method::layers::{
+    base_name, column_ptr_name, index_name, order_name, rest_name, row_ptr_name, shadow_name,
+};
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
@@ -65,8 +67,13 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         let mut add = |name, dtype, len, kind| list.push(TensorSpec::new(name, dtype, len, kind));
         add(index_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
         add(base_name(&parameter.name), adaptation.device_dtype(t.parameter), len, MemoryKind::BaseValues);
-        if let [rows, _] = parameter.shape[..] {
+        if let [rows, columns] = parameter.shape[..] {
             add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
+            if adaptation.has_rest(t.parameter) {
+                add(rest_name(&parameter.name), DType::F32, len, MemoryKind::Adapter);
+                add(order_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
+                add(column_ptr_name(&parameter.name), DType::U32, columns + 1, MemoryKind::Indices);
+            }
         }
     }
     let buckets = setup.buckets();
@@ -251,6 +258,11 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             }
             if let [rows, columns] = parameter.shape[..] {
                 tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
+                if adaptation.has_rest(i) {
+                    let (order, column_ptr) = by_column(&set.indices, columns);
+                    tensors.write_u32(&order_name(&parameter.name), &order)?;
+                    tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;
+                }
             }
         }
         // The device has it now; the file's pages would count as this process's memory.
@@ -337,6 +349,21 @@ pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
     (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
 }
 
+/// The positions in `indices` sorted by column, and where each column's begin among them: `[columns + 1]`.
+fn by_column(indices: &[u32], columns: usize) -> (Vec<u32>, Vec<u32>) {
+    let column = |i: &u32| *i as usize % columns;
+    let mut starts = vec![0; columns + 1];
+    indices.iter().for_each(|i| starts[column(i) + 1] += 1);
+    (0..columns).for_each(|c| starts[c + 1] += starts[c]);
+    let (mut next, mut order) = (starts.clone(), vec![0; indices.len()]);
+    for (position, i) in (0..).zip(indices) {
+        let at = &mut next[column(i)];
+        order[*at as usize] = position;
+        *at += 1;
+    }
+    (order, starts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,6 +385,14 @@ mod tests {
             let values = self.0.get(name)?;
             Some(TensorView { dtype: DType::F32, shape: &[3, 2], bytes: bytemuck::cast_slice(values) })
         }
+    }
+
+    #[test]
+    fn elements_are_found_by_column() {
+        // Of three rows: (0, 1), (0, 3), (1, 1), (2, 0), (2, 1).
+        let (order, starts) = by_column(&[1, 3, 5, 8, 9], 4);
+        assert_eq!((&order[..], &starts[..]), (&[3, 0, 2, 4, 1][..], &[0, 1, 4, 4, 5][..]));
+        assert_eq!(by_column(&[], 2), (vec![], vec![0; 3]));
     }
 
     #[test]

@@ -1,22 +1,16 @@
 use super::*;
 
-/// `c = a + b`, elementwise; a vector `b [n]` (a bias) is added to every row of `a [T, n]`.
+/// `c = a + b`, elementwise; `b` may be a vector `[n]` (a bias) that is added to every row of `a [T, n]`, or a column
+/// `[T, 1]`.
 ///
-/// Inputs: `a` f32 or bf16; `b` f32 or bf16 of the same shape, or a vector of any float type. Output: as `a`.
+/// Inputs: `a` f32 or bf16; `b` f32 or bf16, as a vector of any float type. Output: as `a`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Add {}
 
 impl Operation for Add {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         count(inputs, 2..=2)?;
-        activation(inputs[0], "a")?;
-        match (&inputs[0].shape[..], &inputs[1].shape[..]) {
-            ([_, columns], [n]) if columns == n => floats(inputs[1], "b")?,
-            (a, _) => {
-                activation(inputs[1], "b")?;
-                shape(inputs[1], "b", a)?;
-            }
-        }
+        Broadcasting::of(inputs[0], inputs[1])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -24,11 +18,7 @@ impl Operation for Add {
         let Some(dc) = grads[0] else { return Ok(()) };
         let (a, b) = (node.inputs[0], node.inputs[1]);
         ctx.add_if_needed(a, dc)?;
-        if ctx.needs(b) && ctx.graph.shape(a)? != ctx.graph.shape(b)? {
-            let db = ctx.graph.one(ColumnSum {}, &[dc])?;
-            return ctx.add(b, db);
-        }
-        ctx.add_if_needed(b, dc)
+        if ctx.needs(b) { add_broadcast(ctx, b, dc) } else { Ok(()) }
     }
 
     fn reuses(&self) -> &'static [(usize, usize)] {

@@ -12,6 +12,10 @@ impl Operation for ColumnSum {
         Ok(vec![TensorType::f32([columns])])
     }
 
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        broadcast_grad(ctx, node, grads)
+    }
+
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         inputs[0].numel() as u64
     }

@@ -101,6 +101,14 @@ ops! {
     attention_cached: AttentionCached = "attention_cached";
     gated_act: GatedAct = "gated_act", GatedActGrad = "gated_act_grad";
     add: Add = "add";
+    mul: Mul = "mul";
+    div: Div = "div";
+    map: Map = "map", MapGrad = "map_grad";
+    row_sum: RowSum = "row_sum";
+    broadcast: Broadcast = "broadcast";
+    transpose: Transpose = "transpose";
+    slice: Slice = "slice", Unslice = "unslice";
+    detach: Detach = "detach";
     scale: Scale = "scale";
     scale_by: ScaleBy = "scale_by";
     dropout: Dropout = "dropout";
@@ -114,6 +122,7 @@ ops! {
     sampled_grad: SampledGrad = "sampled_grad";
     gather: Gather = "gather";
     scatter: Scatter = "scatter";
+    sparse_linear: SparseLinear = "sparse_linear";
     concat: Concat = "concat";
     adam: Adam = "adam";
     adam_bf16: AdamBf16 = "adam_bf16";
@@ -128,10 +137,13 @@ ops! {
 
 mod parts;
 
+pub use broadcast::Broadcasting;
+use broadcast::{add_broadcast, broadcast_grad};
 pub use gated_act::Activation;
 pub use grad_norm::PARTIALS;
 pub use linear::Layout;
 pub use linear_cross_entropy::WeightGrad;
+pub use map::Function;
 pub use parts::{Part, Rows, Slot};
 pub use sampled_grad::Sampling;
 

@@ -38,16 +38,33 @@ impl Weights {
     /// Errors name file and tensor: nothing to open, a damaged file, an index that disagrees with its shards or points
     /// outside the directory, a tensor in two shards, a dtype other than f32, bf16, f16.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Weights> {
+        let weights = Weights::find(dir)?;
+        weights.check_present()?;
+        Ok(weights)
+    }
+
+    /// [`Weights::open`] for what works without weights, too: where there are none, no tensors.
+    pub fn find(dir: impl Into<PathBuf>) -> Result<Weights> {
         let dir = dir.into();
         let files = if dir.join(SINGLE).is_file() {
             vec![TensorFile::open(dir.join(SINGLE))?]
         } else if dir.join(INDEX).is_file() {
             open_shards(&dir)?
         } else {
-            return Err(nothing_found(&dir));
+            vec![]
         };
         let tensors = collect(&files)?;
         Ok(Weights { dir, files, tensors })
+    }
+
+    /// Errors: the directory has no weights; what it has instead.
+    pub fn check_present(&self) -> Result<()> {
+        if self.is_absent() { Err(nothing_found(&self.dir)) } else { Ok(()) }
+    }
+
+    /// Whether the directory has no weights.
+    pub fn is_absent(&self) -> bool {
+        self.files.is_empty()
     }
 
     pub fn dir(&self) -> &Path {

@@ -2,7 +2,7 @@
 
 use super::{Lowering, Step, code, dropout_threshold, elements, rows, view, width_of, words};
 use sparta_graph::Operand;
-use sparta_graph::ops::{Activation, Dropout};
+use sparta_graph::ops::{Activation, Broadcasting, Dropout, Function};
 
 impl Lowering<'_> {
     /// A kernel that binds all operands, inputs before outputs, and takes `n` and `attributes`. X is the type of its
@@ -27,26 +27,40 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn add(&mut self) -> Result<(), String> {
+    /// An op of two operands, of which the second may be a row or a column.
+    pub(super) fn binary(&mut self, name: &'static str) -> Result<(), String> {
         let (a, b, c) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let kind = Broadcasting::of(&a.ty, &b.ty)?;
         let types = [("A", code(a.ty.dtype)), ("B", code(b.ty.dtype)), ("Y", code(c.ty.dtype))];
-        if a.ty.shape == b.ty.shape {
-            let constants = [&types[..], &[("BIAS", 0)]].concat();
+        let constants = [&types[..], &[("BROADCAST", kind as u32)]].concat();
+        if kind == Broadcasting::None {
             for shard in self.element_shards(&[a, b, c])? {
                 let bindings = [a, b, c].map(|t| elements(t, &shard));
                 let threads = words(shard.len(), c.ty.dtype);
-                self.push("add", &constants, &[shard.len() as u32, 0], &bindings).threads(threads);
+                self.push(name, &constants, &[shard.len() as u32, 0], &bindings).threads(threads);
             }
             return Ok(());
         }
-        let constants = [&types[..], &[("BIAS", 1)]].concat();
-        let bias = self.whole(b, "b")?;
-        let width = width_of(a);
-        for shard in self.row_shards(&[a, c])? {
+        let (row, width) = (kind == Broadcasting::Row, width_of(a));
+        let repeated = if row { Some(self.whole(b, "b")?) } else { None };
+        let operands = if row { vec![a, c] } else { vec![a, b, c] };
+        for shard in self.row_shards(&operands)? {
             let n = shard.len() * width;
-            let bindings = [rows(a, &shard), bias, rows(c, &shard)];
+            let bindings = [rows(a, &shard), repeated.unwrap_or_else(|| rows(b, &shard)), rows(c, &shard)];
             let threads = words(n, c.ty.dtype);
-            self.push("add", &constants, &[n as u32, width as u32], &bindings).threads(threads);
+            self.push(name, &constants, &[n as u32, width as u32], &bindings).threads(threads);
+        }
+        Ok(())
+    }
+
+    pub(super) fn map_grad(&mut self, function: Function) -> Result<(), String> {
+        let (x, dy, dx) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let types = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype)), ("Y", code(dx.ty.dtype))];
+        let constants = [&types[..], &[("FUNCTION", function as u32)]].concat();
+        for shard in self.element_shards(&[x, dy, dx])? {
+            let bindings = [x, dy, dx].map(|t| elements(t, &shard));
+            let threads = words(shard.len(), dx.ty.dtype);
+            self.push("map_grad", &constants, &[shard.len() as u32], &bindings).threads(threads);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ mod attention_units;
 mod elementwise;
 mod linear;
 mod losses;
+mod moved;
 mod optimizer;
 mod parts;
 mod product;
@@ -238,7 +239,17 @@ impl<'a> Lowering<'a> {
             Op::AttentionGrad(op) => self.attention_grad(&op.0),
             Op::GatedAct(op) => self.gated_act(op.act),
             Op::GatedActGrad(op) => self.gated_act_grad(op.act),
-            Op::Add(_) => self.add(),
+            Op::Add(_) => self.binary("add"),
+            Op::Mul(_) => self.binary("mul"),
+            Op::Div(_) => self.binary("div"),
+            Op::Map(op) => self.elementwise("map", &[("FUNCTION", op.function as u32)], &[]),
+            Op::MapGrad(op) => self.map_grad(op.function),
+            Op::RowSum(_) => self.row_sum(),
+            Op::Broadcast(_) => self.broadcast(),
+            Op::Transpose(_) => self.transpose(),
+            Op::Slice(op) => self.slice(op),
+            Op::Unslice(op) => self.unslice(op),
+            Op::Detach(_) => self.cast(self.input(0)?, self.output(0)?),
             Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
             Op::ScaleBy(_) => self.scale_by(),
             Op::Dropout(op) => self.dropout(op),
@@ -256,7 +267,8 @@ impl<'a> Lowering<'a> {
             Op::SquaredErrorGrad(_) => self.element_loss_grad("squared_error_grad"),
             Op::SampledGrad(op) => self.sampled_grad(op),
             Op::Gather(_) => self.gather(),
-            Op::Scatter(_) => self.scatter(),
+            Op::Scatter(op) => self.scatter(op),
+            Op::SparseLinear(op) => self.sparse_linear(op),
             Op::Concat(_) => self.concat(),
             Op::Adam(op) => self.adam(op),
             Op::AdamBf16(op) => self.adam_bf16(op),

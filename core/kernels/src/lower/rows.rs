@@ -94,6 +94,17 @@ impl Lowering<'_> {
         Ok(())
     }
 
+    pub(super) fn row_sum(&mut self) -> Result<(), String> {
+        let (x, y) = (self.input(0)?, self.output(0)?);
+        let width = width_of(x);
+        for shard in self.row_shards(&[x, y])? {
+            let constants = [("LANES", lanes_for(width)), ("X", code(x.ty.dtype))];
+            let params = [shard.len() as u32, width as u32];
+            self.push("row_sum", &constants, &params, &[rows(x, &shard), rows(y, &shard)]).groups(shard.len());
+        }
+        Ok(())
+    }
+
     pub(super) fn rope(&mut self, op: &Rope) -> Result<(), String> {
         let (x, spans, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let table = self.input(2)?;

@@ -1,9 +1,9 @@
 //! Ops on chosen elements of a weight.
 
 use super::product::{Epilogue, Factor, Product};
-use super::{Lowering, View, code, elements, rows, rows_for_rounds, rows_of, split, width_of, words};
+use super::{Lowering, UNUSED, View, code, elements, rows, rows_for_rounds, rows_of, split, width_of, words};
 use sparta_graph::SampledCost;
-use sparta_graph::ops::{Layout, SampledGrad, Sampling};
+use sparta_graph::ops::{Layout, SampledGrad, Sampling, Scatter, SparseLinear};
 use std::ops::Range;
 
 impl Lowering<'_> {
@@ -87,16 +87,37 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    pub(super) fn scatter(&mut self) -> Result<(), String> {
+    pub(super) fn scatter(&mut self, op: &Scatter) -> Result<(), String> {
         let (w, index, base, delta) = (self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?);
-        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype))];
+        let rest = if op.rest { Some(self.input(4)?) } else { None };
+        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype)), ("REST", u32::from(op.rest))];
         for part in self.element_shards(&[w])? {
             for chosen in self.element_shards(&[index, base, delta])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];
-                let chosen_views = [index, base, delta].map(|t| elements(t, &chosen));
-                let bindings = [elements(w, &part), chosen_views[0], chosen_views[1], chosen_views[2]];
+                let [index, base, delta] = [index, base, delta].map(|t| elements(t, &chosen));
+                let rest = rest.map_or(UNUSED, |rest| elements(rest, &chosen));
+                let bindings = [elements(w, &part), index, base, delta, rest];
                 self.push("scatter", &constants, &params, &bindings).threads(chosen.len());
             }
+        }
+        Ok(())
+    }
+
+    pub(super) fn sparse_linear(&mut self, op: &SparseLinear) -> Result<(), String> {
+        let (x, values, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
+        let (width, made, n) = (width_of(x), width_of(y), values.ty.numel());
+        let columns = self.input(5)?.ty.numel() - 1;
+        // Nothing is read of a matrix without elements.
+        let of_elements = |i: usize, what: &str| if n == 0 { Ok(UNUSED) } else { self.whole(self.input(i)?, what) };
+        let (elements, index, order) = (of_elements(1, "values")?, of_elements(2, "index")?, of_elements(4, "order")?);
+        let starts = self.whole(self.input(if op.transposed { 5 } else { 3 })?, "the lines' starts")?;
+        let constants = [("X", code(x.ty.dtype)), ("TRANSPOSED", u32::from(op.transposed))];
+        // Its loads are scattered: one takes about as long as eight multiplications of a product.
+        let most = self.rows_for_flops(8 * 2 * n);
+        for shard in self.row_shards(&[x, y])?.iter().flat_map(|shard| split(shard, most)) {
+            let params = [shard.len() * made, width, made, columns, n].map(|x| x as u32);
+            let bindings = [rows(x, &shard), elements, index, starts, order, rows(y, &shard)];
+            self.push("sparse_linear", &constants, &params, &bindings).threads(shard.len() * made);
         }
         Ok(())
     }

@@ -56,6 +56,9 @@ pub struct Adaptation {
     pub parts: Vec<Part>,
     /// The types in which the adapted model is computed, f32 at first.
     pub precision: Precision,
+    /// Whether products add what a 16-bit weight cannot hold of its trained elements; other sparse parts are then f32 on the
+    /// device.
+    pub residual: bool,
     /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
     sparse_sizes: BTreeMap<usize, usize>,
 }
@@ -119,7 +122,8 @@ impl Adaptation {
             });
         }
         let precision = Precision::F32;
-        let adaptation = Adaptation { method, info, options, parameters, parts, precision, sparse_sizes };
+        let adaptation =
+            Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
                 "method `{}` trains nothing with these options; choose a larger density or other targets",
@@ -142,7 +146,8 @@ impl Adaptation {
             _ => None,
         };
         let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
-        Adaptation { method, info, options, parameters, parts, precision: Precision::F32, sparse_sizes }
+        let precision = Precision::F32;
+        Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes }
     }
 
     /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
@@ -154,8 +159,7 @@ impl Adaptation {
                 Part::Frozen => {}
                 Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense),
                 Part::Sparse(_) => {
-                    let size = self.sparse_sizes.get(&i).copied().unwrap_or_default();
-                    push(format!("delta.{}", parameter.name), vec![size], Form::Sparse);
+                    push(format!("delta.{}", parameter.name), vec![self.sparse_size(i)], Form::Sparse);
                 }
                 Part::Reparam(tensors) => {
                     for (k, tensor) in tensors.iter().enumerate() {
@@ -186,10 +190,38 @@ impl Adaptation {
 
     /// The type in which a parameter is held on the device: f32 where all of it is trained.
     pub fn device_dtype(&self, parameter: usize) -> DType {
+        let own = &self.parameters[parameter];
         match self.parts[parameter] {
             Part::Dense => DType::F32,
-            _ => self.parameters[parameter].dtype,
+            Part::Sparse(_) if self.residual && !own.role.is_projection() => DType::F32,
+            _ => own.dtype,
         }
+    }
+
+    /// Has products add what 16-bit weights cannot hold of their trained elements.
+    ///
+    /// Errors: there is no such weight.
+    pub fn add_residual(&mut self) -> Result<()> {
+        self.residual = true;
+        if (0..self.parts.len()).any(|position| self.has_rest(position)) {
+            return Ok(());
+        }
+        Err(Error::Method(format!(
+            "--residual is for 16-bit weights of which a method trains chosen elements, and `{}` has none here: the weights \
+             hold all that is trained; leave it out",
+            self.info.name
+        )))
+    }
+
+    /// Trained elements of a sparse part; 0 for another.
+    pub fn sparse_size(&self, parameter: usize) -> usize {
+        let size = self.sparse_sizes.get(&parameter).filter(|_| matches!(self.parts[parameter], Part::Sparse(_)));
+        size.copied().unwrap_or_default()
+    }
+
+    /// Whether the device holds what the weight cannot hold of its trained elements, for products to add.
+    pub fn has_rest(&self, parameter: usize) -> bool {
+        self.residual && self.sparse_size(parameter) > 0 && self.device_dtype(parameter) != DType::F32
     }
 
     /// Whether products read a rounded copy of the parameter, because it is trained and thus held in f32. The

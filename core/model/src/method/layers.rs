@@ -3,7 +3,7 @@
 use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
 use crate::{Error, Precision, Result};
-use sparta_graph::ops::{Add, Cast, Scatter, Store};
+use sparta_graph::ops::{Add, Cast, Scatter, SparseLinear, Store};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
 use std::collections::HashMap;
@@ -19,6 +19,20 @@ pub fn row_ptr_name(parameter: &str) -> String {
 
 pub fn base_name(parameter: &str) -> String {
     format!("base.{parameter}")
+}
+
+/// The elements of a sparse part by column, where each column's begin, and what the weight cannot hold of each element
+/// ([`Adaptation::has_rest`]).
+pub fn order_name(parameter: &str) -> String {
+    format!("order.{parameter}")
+}
+
+pub fn column_ptr_name(parameter: &str) -> String {
+    format!("column_ptr.{parameter}")
+}
+
+pub fn rest_name(parameter: &str) -> String {
+    format!("rest.{parameter}")
 }
 
 /// The rounded copy of a trained parameter that products read ([`Adaptation::is_shadowed`]).
@@ -114,8 +128,53 @@ impl<'a> AdaptedLayers<'a> {
         let dtype = self.adaptation.device_dtype(trained.parameter);
         let base = self.external(graph, base_name(&parameter.name), dtype, &trained.shape);
         let delta = self.trained(graph, trained);
-        graph.apply(Scatter {}.into(), &[weight, index, base, delta])?;
+        let mut operands = vec![weight, index, base, delta];
+        let rest = self.adaptation.has_rest(trained.parameter);
+        if rest {
+            operands.push(self.external(graph, rest_name(&parameter.name), DType::F32, &trained.shape));
+        }
+        graph.apply(Scatter { rest }.into(), &operands)?;
         Ok(())
+    }
+
+    /// What products of x with a parameter lack because the weight cannot hold it: f32 `[T, out]`.
+    fn rest(&mut self, graph: &mut Graph, position: usize, x: Value) -> Result<Value> {
+        let parameter = &self.adaptation.parameters[position];
+        let (name, n) = (&parameter.name, [self.adaptation.sparse_size(position)]);
+        let &[rows, columns] = &parameter.shape[..] else {
+            return Err(Error::Config(format!("{name} is {:?}, expected a matrix", parameter.shape)));
+        };
+        let operands = [
+            x,
+            self.external(graph, rest_name(name), DType::F32, &n),
+            self.external(graph, index_name(name), DType::U32, &n),
+            self.external(graph, row_ptr_name(name), DType::U32, &[rows + 1]),
+            self.external(graph, order_name(name), DType::U32, &n),
+            self.external(graph, column_ptr_name(name), DType::U32, &[columns + 1]),
+        ];
+        Ok(graph.one(SparseLinear { transposed: false }, &operands)?)
+    }
+
+    /// A plain linear layer, with what its weight cannot hold: rounded once, after all of it is added up.
+    fn whole_linear(
+        &mut self,
+        graph: &mut Graph,
+        position: usize,
+        x: Value,
+        bias: Option<Value>,
+        residual: Option<Value>,
+    ) -> Result<Value> {
+        let weight = self.weight(graph, position)?;
+        if !self.adaptation.has_rest(position) {
+            return plain_linear(graph, x, weight, bias, residual);
+        }
+        let mut rest = self.rest(graph, position, x)?;
+        let output = graph.ty(residual.unwrap_or(x))?.dtype;
+        if let Some(residual) = residual {
+            rest = graph.one(Add {}, &[rest, residual])?;
+        }
+        let y = plain_linear(graph, x, weight, bias, Some(rest))?;
+        if output == DType::F32 { Ok(y) } else { Ok(graph.one(Cast { to: output }, &[y])?) }
     }
 
     fn extras(&mut self, graph: &mut Graph, position: usize) -> Vec<Value> {
@@ -204,11 +263,11 @@ impl Layers for AdaptedLayers<'_> {
         residual: Option<Value>,
     ) -> Result<Value> {
         let position = self.position(&format!("{module}.weight"))?;
-        let weight = self.weight(graph, position)?;
         let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
         if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
-            return plain_linear(graph, x, weight, bias, residual);
+            return self.whole_linear(graph, position, x, bias, residual);
         }
+        let weight = self.weight(graph, position)?;
         let (site, mut extras) = (self.site(position), self.extras(graph, position));
         let inside = graph.ty(x)?.dtype;
         if inside != DType::F32 {

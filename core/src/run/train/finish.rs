@@ -63,10 +63,18 @@ impl Trainer<'_> {
         let adaptation = &self.run.setup.adaptation;
         let visible = visible_share(adaptation, &self.run.weights, &self.session.trained_values()?)?;
         if let Some(share) = visible.filter(|share| *share < VISIBLE) {
+            let consequence = match adaptation.residual {
+                true => {
+                    "the adapter has the other changes, a merged model has them only in f32 (adapter merge --dtype f32)"
+                }
+                false => {
+                    "the other changes are too small for its type, so they change nothing: use --residual, raise --lr, train \
+                     longer, or take a model in f32"
+                }
+            };
+            let share = 100.0 * share;
             self.observer.message(&format!(
-                "warning: of the chosen weights only {:.1} % have changed as the model stores them; the other changes are too \
-                 small for its type, so they change nothing: raise --lr, train longer, or take a model in f32",
-                100.0 * share
+                "warning: of the chosen weights only {share:.1} % have changed as the model stores them; {consequence}"
             ));
         }
         Ok(visible)

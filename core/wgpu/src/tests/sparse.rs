@@ -66,7 +66,7 @@ fn scatters() {
             let w = floats(dtype, &[n], 1);
             for base in [base, floats(dtype, &chosen, 2)] {
                 let inputs = [w.clone(), u32s(&chosen, &index), base, delta.clone()];
-                bench.check_to(0.0, Scatter {}, &inputs);
+                bench.check_to(0.0, Scatter::default(), &inputs);
             }
         }
     }
@@ -77,7 +77,7 @@ fn nothing_chosen() {
     let Some(mut bench) = bench() else { return };
     let none = u32s(&[0], &[]);
     bench.check(Gather {}, &[f32s(&[9], 1), none.clone()]);
-    bench.check(Scatter {}, &[f32s(&[9], 1), none.clone(), f32s(&[0], 2), f32s(&[0], 3)]);
+    bench.check(Scatter::default(), &[f32s(&[9], 1), none.clone(), f32s(&[0], 2), f32s(&[0], 3)]);
     for sampling in [Sampling::Sampled, Sampling::Tiled] {
         let inputs = [f32s(&[4, 2], 1), f32s(&[4, 3], 2), none.clone(), u32s(&[3], &[0, 0, 0])];
         bench.check(SampledGrad { scale: 1.0, sampling }, &inputs);

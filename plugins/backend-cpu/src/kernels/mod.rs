@@ -12,12 +12,15 @@ mod add;
 mod attention;
 mod attention_cached;
 mod attention_grad;
+mod binary;
 mod binary_cross_entropy;
+mod broadcast;
 mod cast;
 mod column_sum;
 mod columns;
 mod concat;
 mod cross_entropy;
+mod div;
 mod dropout;
 mod embed;
 mod fill;
@@ -25,19 +28,26 @@ mod gated_act;
 mod gather;
 mod grad_norm;
 mod linear;
+mod map;
+mod moved;
+mod mul;
 mod parts;
 mod rms_norm;
 mod rope;
+mod row_sum;
 mod sampled_grad;
 mod scale;
 mod scale_by;
 mod scatter;
 mod select_rows;
 mod sgd;
+mod slice;
 mod soft_cap;
+mod sparse_linear;
 mod squared_error;
 mod store;
 mod store_rows;
+mod transpose;
 
 /// Errors: operands that do not fit in a way that the shape rule does not see.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
@@ -59,6 +69,17 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::GatedAct(op) => gated_act::prepare::<T>(op, io),
         Op::GatedActGrad(op) => gated_act::prepare_grad::<T>(op, io),
         Op::Add(_) => add::prepare::<T>(io),
+        Op::Mul(_) => mul::prepare::<T>(io),
+        Op::Div(_) => div::prepare::<T>(io),
+        Op::Map(op) => map::prepare::<T>(op, io),
+        Op::MapGrad(op) => map::prepare_grad::<T>(op, io),
+        Op::RowSum(_) => row_sum::prepare::<T>(io),
+        Op::Broadcast(op) => broadcast::prepare::<T>(op, io),
+        Op::Transpose(_) => transpose::prepare::<T>(io),
+        Op::Slice(op) => slice::prepare::<T>(op, io),
+        Op::Unslice(op) => slice::prepare_unslice::<T>(op, io),
+        // The same numbers in the same type.
+        Op::Detach(_) => cast::prepare::<T>(io),
         Op::Scale(op) => scale::prepare::<T>(op, io),
         Op::ScaleBy(_) => scale_by::prepare::<T>(io),
         Op::Dropout(op) => dropout::prepare::<T>(op, io),
@@ -75,7 +96,8 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::SquaredErrorGrad(_) => squared_error::prepare_grad::<T>(io),
         Op::SampledGrad(op) => sampled_grad::prepare::<T>(op, io),
         Op::Gather(_) => gather::prepare::<T>(io),
-        Op::Scatter(_) => scatter::prepare::<T>(io),
+        Op::Scatter(op) => scatter::prepare::<T>(op, io),
+        Op::SparseLinear(op) => sparse_linear::prepare::<T>(op, io),
         Op::Concat(_) => concat::prepare::<T>(io),
         Op::Adam(op) => adam::prepare::<T>(op, io),
         Op::AdamBf16(op) => adam_bf16::prepare::<T>(op, io),

@@ -2,9 +2,11 @@ use crate::bind::{Io, Kernel};
 use crate::memory::Need;
 use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
+use sparta_graph::ops::Scatter;
 
-pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
+pub fn prepare<T: Real>(op: &Scatter, io: &Io) -> Result<Kernel, String> {
     let (w, index, base, delta) = (io.floats::<T>(0)?, io.words(1)?, io.floats::<T>(2)?, io.real::<T>(3)?);
+    let rest = if op.rest { Some(io.real::<T>(4)?) } else { None };
     let (elements, n) = (io.numel(0)?, io.numel(1)?);
     Ok(Kernel::new(Need::default(), move |_| {
         try_tasks(n.div_ceil(GRAIN), |task| {
@@ -16,7 +18,11 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
                     if at >= elements || i > 0 && *index.at(i - 1) as usize >= at {
                         return Err(format!("index[{i}] is {at}: indices must ascend and be below {elements}"));
                     }
-                    w.set(at, base.get(i) + *delta.at(i));
+                    let sum = base.get(i) + *delta.at(i);
+                    w.set(at, sum);
+                    if let Some(rest) = rest {
+                        *rest.at(i) = sum - w.get(at);
+                    }
                 }
             }
             Ok(())
@@ -46,7 +52,7 @@ mod tests {
                 expected[at as usize] = if dtype == DType::F32 { sum } else { rounded(dtype, sum) };
             }
             let inputs = [w, Tensor::u32(&[n], &index), base.clone(), delta.clone()];
-            check(Scatter {}, &inputs, &[expected], 1e-7);
+            check(Scatter::default(), &inputs, &[expected], 1e-7);
         }
     }
 
@@ -55,7 +61,7 @@ mod tests {
         let zeros = Tensor::f32(&[2], &[0.0; 2]);
         for bad in [[1, 1], [2, 1], [0, 4]] {
             let inputs = [Tensor::f32(&[4], &[0.0; 4]), Tensor::u32(&[2], &bad), zeros.clone(), zeros.clone()];
-            assert!(error(Scatter {}, &inputs).contains("index[1]"));
+            assert!(error(Scatter::default(), &inputs).contains("index[1]"));
         }
     }
 }

@@ -25,10 +25,13 @@ const LARGEST: usize = 1 << 20;
 pub fn activations(op: &Op) -> &'static [usize] {
     match op {
         Op::Linear(_) | Op::RmsNorm(_) | Op::ColumnSum(_) | Op::Rope(_) | Op::Scale(_) | Op::Dropout(_) => &[0],
+        Op::Map(_) | Op::RowSum(_) | Op::Broadcast(_) | Op::Transpose(_) => &[0],
+        Op::Slice(_) | Op::Unslice(_) | Op::Detach(_) => &[0],
+        Op::Mul(_) | Op::Div(_) | Op::MapGrad(_) => &[0, 1],
         Op::SelectRows(_) | Op::ScatterRows(_) | Op::SoftCap(_) | Op::Gather(_) | Op::SplitColumns(_) => &[0],
         Op::GatedAct(_) | Op::SoftCapGrad(_) | Op::SampledGrad(_) | Op::RmsNormGradW(_) => &[0, 1],
         Op::Add(_) | Op::AttentionDelta(_) => &[0, 1],
-        Op::LinearCrossEntropy(_) | Op::ScaleBy(_) => &[0],
+        Op::LinearCrossEntropy(_) | Op::ScaleBy(_) | Op::SparseLinear(_) => &[0],
         Op::Attention(_) | Op::AttentionCached(_) | Op::GatedActGrad(_) | Op::JoinColumns(_) => &[0, 1, 2],
         Op::RmsNormGrad(_) => &[0, 2, 3],
         Op::AttentionGrad(_) => &[0, 1, 2, 3],

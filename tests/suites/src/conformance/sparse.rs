@@ -4,7 +4,7 @@ use super::case::{Build, Case};
 use super::naive;
 use crate::tensor::round;
 use sparta_graph::DType;
-use sparta_graph::ops::{Embed, Gather, Layout, Linear, RmsNorm, SampledGrad, Sampling, Scatter};
+use sparta_graph::ops::{Embed, Gather, Layout, Linear, RmsNorm, SampledGrad, Sampling, Scatter, SparseLinear};
 
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
@@ -18,7 +18,12 @@ pub fn cases() -> Vec<Case> {
             }
         }
         cases.push(chosen_weights(size, 0.2, true));
+        for transposed in [false, true] {
+            cases.push(sparse_linear(size, [0.05, 0.4, 1.0][i % 3], transposed));
+        }
     }
+    cases.push(sparse_linear((5, 9, 11), 0.0, false));
+    cases.push(sparse_linear((3, 70_001, 2), 0.01, true));
     for sampling in [Sampling::Sampled, Sampling::Tiled] {
         cases.push(sampled_grad((2, 271, 263), 1.0, SampledGrad { scale: 1.0, sampling }));
         cases.push(row_patterns(sampling));
@@ -33,10 +38,11 @@ pub fn cases() -> Vec<Case> {
         for (rows, columns, density) in
             [(1, 1, 1.0), (3, 7, 0.5), (17, 33, 0.05), (5, 65, 1.0), (9, 257, 0.3), (2, 3, 0.0)]
         {
-            cases.push(scatter(dtype, dtype, rows, columns, density));
+            cases.push(scatter([dtype, dtype], rows, columns, density, false));
+            cases.push(scatter([dtype, dtype], rows, columns, density, true));
         }
-        cases.push(scatter(dtype, dtype, 271, 263, 1.0));
-        cases.push(scatter(dtype, DType::F32, 17, 33, 0.3));
+        cases.push(scatter([dtype, dtype], 271, 263, 1.0, true));
+        cases.push(scatter([dtype, DType::F32], 17, 33, 0.3, false));
     }
     cases
 }
@@ -119,10 +125,43 @@ fn gather(n: usize) -> Case {
     })
 }
 
-/// `of_base` is the type of the base values. Base and delta lie on a grid on which their f32 sum is exact, ties of the rounding included, so that every backend
-/// must store the same number. Neighbours of the chosen elements, which share a word with them, must stay.
-fn scatter(dtype: DType, of_base: DType, rows: usize, columns: usize, density: f64) -> Case {
-    Case::new(format!("scatter {dtype} from {of_base} {rows}x{columns} density {density}"), move |b| {
+/// The matrix of `(T, out, in)` dimensions that has only chosen elements, times rows of x; and the gradient of x.
+fn sparse_linear(dims: (usize, usize, usize), density: f64, transposed: bool) -> Case {
+    Case::new(format!("sparse_linear {dims:?} density {density} transposed {transposed}"), move |b| {
+        let (rows, out, inputs) = dims;
+        b.refusable = out > 20_000;
+        let index = b.random.subset(out * inputs, density);
+        let n = index.len();
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by_key(|&i| index[i] % inputs);
+        let starts = (0..=inputs).map(|c| index.iter().filter(|&&i| i % inputs < c).count());
+        let (width, made) = if transposed { (out, inputs) } else { (inputs, out) };
+        let (x, values) = (b.normal(&[rows, width]), b.normal(&[n]));
+        let places = b.u32s(&[n], index.iter().copied());
+        let (row_ptr, order) = (b.row_ptr(&index, out, inputs), b.u32s(&[n], order));
+        let column_ptr = b.u32s(&[inputs + 1], starts);
+        let y = b.one(SparseLinear { transposed }, &[x, values, places, row_ptr, order, column_ptr]);
+        let (x_values, elements) = (b.of(x), b.of(values));
+        let mut expected = vec![0.0; rows * made];
+        for t in 0..rows {
+            for (&at, value) in index.iter().zip(&elements) {
+                let (r, c) = (at / inputs, at % inputs);
+                let (from, to) = if transposed { (r, c) } else { (c, r) };
+                expected[t * made + to] += x_values[t * width + from] * value;
+            }
+        }
+        b.expect(y, expected);
+        b.seed(y);
+        b.wrt(&[x]);
+    })
+}
+
+/// Types are those of the weight and of the base values. Base and delta lie on a grid on which their f32 sum is exact, ties of
+/// the rounding included, so that every backend must store the same number, and the same rest. Neighbours of the chosen
+/// elements, which share a word with them, must stay.
+fn scatter([dtype, of_base]: [DType; 2], rows: usize, columns: usize, density: f64, rest: bool) -> Case {
+    let name = format!("scatter {dtype} from {of_base} {rows}x{columns} density {density} rest {rest}");
+    Case::new(name, move |b| {
         let w = b.weight(dtype, &[rows, columns]);
         let index = b.random.subset(rows * columns, density);
         let places = b.u32s(&[index.len()], index.iter().copied());
@@ -130,12 +169,20 @@ fn scatter(dtype: DType, of_base: DType, rows: usize, columns: usize, density: f
         let on_grid = |x: f64| round(of_base, (x * 256.0).round() / 256.0);
         let base: Vec<f64> = index.iter().map(|&i| on_grid(values[i])).collect();
         let delta: Vec<f64> = b.random.normals(index.len()).iter().map(|x| (x * 64.0).round() / 4096.0).collect();
+        let mut rests = vec![];
         for (&i, (base, delta)) in index.iter().zip(base.iter().zip(&delta)) {
             values[i] = round(dtype, base + delta);
+            rests.push(base + delta - values[i]);
         }
         let chosen = [index.len()];
         let (base, delta) = (b.data(of_base, &chosen, base), b.f32s(&chosen, delta));
-        b.apply(Scatter {}, &[w, places, base, delta]);
+        if rest {
+            let lost = b.zeros(&chosen);
+            b.apply(Scatter { rest }, &[w, places, base, delta, lost]);
+            b.expect(lost, rests);
+        } else {
+            b.apply(Scatter { rest }, &[w, places, base, delta]);
+        }
         b.expect(w, values);
     })
 }

@@ -1,0 +1,22 @@
+use super::*;
+
+/// The sum of each row. Input: f32 or bf16 `[T, n]`. Output: f32 `[T, 1]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowSum {}
+
+impl Operation for RowSum {
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        count(inputs, 1..=1)?;
+        activation(inputs[0], "x")?;
+        let (rows, _) = matrix(inputs[0], "x")?;
+        Ok(vec![TensorType::f32([rows, 1])])
+    }
+
+    fn grad(&self, ctx: &mut GradCtx, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        broadcast_grad(ctx, node, grads)
+    }
+
+    fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
+        inputs[0].numel() as u64
+    }
+}

@@ -1,0 +1,3 @@
+fn result(e: u32) -> f32 {
+    return first(e) / second(e);
+}

@@ -1,0 +1,45 @@
+// y[t, l] = sum over the elements i of line l of x[t, inner(i)] * values[i]; lines are the rows of a sparse matrix of
+// `columns` columns, or with TRANSPOSED its columns. One thread per element of y.
+struct Params {
+    n: u32,
+    width: u32,
+    made: u32,
+    columns: u32,
+    elements: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+@group(0) @binding(2) var<storage, read_write> values: array<f32>;
+@group(0) @binding(3) var<storage, read_write> index: array<u32>;
+// Where each line begins.
+@group(0) @binding(4) var<storage, read_write> starts: array<u32>;
+// The elements by column.
+@group(0) @binding(5) var<storage, read_write> order: array<u32>;
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let e = linear_id(group, groups) * LANES + lane;
+    if (e >= p.n) {
+        return;
+    }
+    let row = e / p.made;
+    let line = e % p.made;
+    let end = min(starts[line + 1u], p.elements);
+    var sum = 0.0;
+    for (var k = starts[line]; k < end; k++) {
+        var i = k;
+        if (TRANSPOSED == 1u) {
+            i = min(order[k], p.elements - 1u);
+        }
+        let inner = select(index[i] % p.columns, index[i] / p.columns, TRANSPOSED == 1u);
+        let source = row * p.width + min(inner, p.width - 1u);
+        sum += decode(X, x[word_of(X, source)], source) * values[i];
+    }
+    y[e] = sum;
+}

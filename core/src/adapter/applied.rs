@@ -69,7 +69,7 @@ impl Applied {
             align_head(&mut weights, &decoder, &manifest.labels)?;
         }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
-        let mut adaptation = adapt(&adapter, parameters, plugins)?;
+        let mut adaptation = adapt(&adapter, parameters, &weights, plugins)?;
         adaptation.residual =
             adapter.heads.iter().filter_map(|head| head.config.as_ref()).any(|config| config.residual);
         check_values(&adapter, &adaptation)?;
@@ -93,6 +93,14 @@ impl Applied {
             Padding::Is(pad) => Ok(pad),
             Padding::OfTokenizer if !self.adapter.model.join("tokenizer.json").is_file() => Ok(None),
             Padding::OfTokenizer => Ok(Tokenizer::open(&self.adapter.model)?.pad_id()),
+        }
+    }
+
+    /// The seed of the run that made the adapter.
+    fn seed(&self) -> u64 {
+        match &self.adapter.kind {
+            Kind::Native(manifest) => manifest.seed,
+            _ => 0,
         }
     }
 
@@ -141,7 +149,8 @@ impl Applied {
             optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
-            seed: 0,
+            // Of added tensors that are not trained.
+            seed: self.seed(),
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
@@ -166,9 +175,9 @@ fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
 }
 
 /// What the adapter changes in a model of these parameters.
-fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> Result<Adaptation> {
+fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugins: &PluginSet) -> Result<Adaptation> {
     let stored = |method: Stored, parameters| {
-        let sets = |p: &Parameter, _| stored_set(adapter, p);
+        let sets = |p: &Parameter| stored_set(adapter, p);
         Adaptation::with_indices(Arc::new(method), parameters, Options::new(), sets)
     };
     match &adapter.kind {
@@ -198,9 +207,9 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, plugins: &PluginSet) -> 
             let options = options::check(&owner, &method.info().options, &given.collect())
                 .map_err(|e| Error::Weights(format!("{}: adapter.json: {e}", adapter.dir.display())))?;
             let mut adaptation = if adapter.indices.is_empty() {
-                Adaptation::new(method, parameters, options, manifest.seed)?
+                Adaptation::new(method, parameters, options, manifest.seed, weights)?
             } else {
-                Adaptation::with_indices(method, parameters, options, |p, _| stored_set(adapter, p))?
+                Adaptation::with_indices(method, parameters, options, |p| stored_set(adapter, p))?
             };
             let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
             if let Some(expected) = &manifest.index_sha256

@@ -38,7 +38,7 @@ pub struct LoraLayer {
 
 impl LoraLayer {
     pub fn tensors(&self) -> Vec<ExtraTensor> {
-        let tensor = |name: &str, shape| ExtraTensor { name: name.into(), shape, init: Init::Zeros };
+        let tensor = |name: &str, shape: Vec<usize>| ExtraTensor::new(name, shape, Init::Zeros);
         vec![tensor("lora_A", vec![self.r, self.input]), tensor("lora_B", vec![self.output, self.r])]
     }
 }
@@ -214,9 +214,10 @@ impl Config<'_> {
                 // PEFT's scale is alpha / r, with rank stabilisation alpha / sqrt(r).
                 let stable = self.keys.get("use_rslora").and_then(Value::as_bool) == Some(true);
                 let alpha = self.alpha(module)? * if stable { (r as f64).sqrt() } else { 1.0 };
-                let parameter = format!("{}.weight", of_text(module));
-                values.insert(extra_name(&parameter, "lora_A"), data);
-                values.insert(extra_name(&parameter, "lora_B"), b);
+                let module = of_text(module);
+                values.insert(format!("{module}.lora_A"), data);
+                values.insert(format!("{module}.lora_B"), b);
+                let parameter = format!("{module}.weight");
                 lora.layers.insert(parameter, LoraLayer { r, alpha, input, output });
             } else if let Some(module) = name.strip_suffix(".lora_B.weight") {
                 if file.get(&format!("{PREFIX}{module}.lora_A.weight")).is_none() {
@@ -273,7 +274,7 @@ pub fn write(dir: &Path, export: &Export) -> Result<()> {
     };
     for (parameter, layer) in &export.lora.layers {
         for tensor in layer.tensors() {
-            let name = extra_name(parameter, &tensor.name);
+            let name = extra_name(parameter, &tensor);
             add(format!("{}.weight", export.named(&name)), &name, tensor.shape)?;
         }
     }

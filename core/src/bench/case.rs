@@ -111,7 +111,7 @@ impl Case {
         let decoder = self.shape.decoder(self.weights)?;
         let objective: Arc<dyn Objective> = Arc::new(Classification { classes: 2 });
         let parameters = check_weights(&decoder, weights, objective.head())?;
-        let mut adaptation = Adaptation::new(method, parameters, options, 0)?;
+        let mut adaptation = Adaptation::new(method, parameters, options, 0, weights)?;
         adaptation.precision = self.precision;
         let trained = adaptation.trained_count();
         let demand = Demand {

@@ -116,6 +116,10 @@ fn check_selection(parameter: &Parameter, selection: &Selection) -> Result<(), S
         Selection::Frozen | Selection::Dense => Ok(()),
         Selection::Sparse { probability } if *probability > 0.0 && *probability <= 1.0 => Ok(()),
         Selection::Sparse { probability } => Err(format!("the probability {probability} is not in (0, 1]")),
+        Selection::Magnitude(magnitude) if magnitude.share > 0.0 && magnitude.share <= 1.0 => Ok(()),
+        Selection::Magnitude(magnitude) => Err(format!("the share {} is not in (0, 1]", magnitude.share)),
+        // Whether they ascend within the shape is checked where all selections are.
+        Selection::Chosen { .. } => Ok(()),
         Selection::Reparam { .. } if !parameter.role.is_projection() => {
             Err("only the weights of linear layers can be reparametrised".into())
         }
@@ -138,6 +142,7 @@ fn check_extra(tensor: &ExtraTensor) -> Result<(), String> {
         return Err(format!("the added tensor `{}` has the shape {:?}", tensor.name, tensor.shape));
     }
     match tensor.init {
+        Init::Constant { value } if !value.is_finite() => Err(format!("`{}` is to be {value}", tensor.name)),
         Init::Uniform { bound: size } | Init::Normal { std: size } if !(size >= 0.0 && size.is_finite()) => {
             Err(format!("the initial values of `{}` have the size {size}", tensor.name))
         }

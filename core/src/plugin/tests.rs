@@ -32,7 +32,7 @@ impl Method for Fickle {
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let extra = |shape: &[usize]| ExtraTensor { name: "a".into(), shape: shape.into(), init: Init::Zeros };
+        let extra = |shape: &[usize]| ExtraTensor::new("a", shape, Init::Zeros);
         let one = match options["mode"].as_str() {
             Some("panic") => panic!("mode {} is not for eating", options["mode"]),
             Some("error") => return Err("this model is too beautiful".into()),

@@ -86,7 +86,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
 
     let precision = config.precision.choose(&parameters, device)?;
-    let mut adaptation = Adaptation::new(method.clone(), parameters, options, config.seed)?;
+    let mut adaptation = match absent {
+        Some(_) => Adaptation::expected(method.clone(), parameters, options)?,
+        None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
+    };
     adaptation.precision = precision.precision;
     if config.residual {
         adaptation.add_residual()?;

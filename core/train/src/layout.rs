@@ -76,6 +76,10 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
             }
         }
     }
+    for constant in adaptation.constants() {
+        let len = constant.numel();
+        list.push(TensorSpec::new(constant.name, DType::F32, len, MemoryKind::Adapter));
+    }
     let buckets = setup.buckets();
     buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
     buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
@@ -268,9 +272,13 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
         // The device has it now; the file's pages would count as this process's memory.
         weights.forget(&parameter.name);
     }
-    for t in adaptation.trained() {
+    for t in adaptation.trained().into_iter().chain(adaptation.constants()) {
         if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
-            tensors.write_f32(&t.name, &initial(setup.seed, &t.name, &t.shape, extra[k].init))?;
+            let values = match extra[k].init {
+                Init::RowNorms => row_norms(weights, &adaptation.parameters[t.parameter])?,
+                init => initial(setup.seed, &t.name, &t.shape, init),
+            };
+            tensors.write_f32(&t.name, &values)?;
         }
     }
     if setup.limits.train.is_some() {
@@ -324,11 +332,23 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
     Ok(values)
 }
 
-/// First values of a new tensor, a function of seed and name alone.
+/// The Euclidean norm of each row of a weight.
+fn row_norms(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f32>> {
+    let view = weights.get_finite(&parameter.name)?;
+    let values = as_f32(parameter, view.dtype, view.bytes)?;
+    let width: usize = view.shape.iter().skip(1).product();
+    let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32;
+    let norms = values.chunks(width.max(1)).map(norm).collect();
+    weights.forget(&parameter.name);
+    Ok(norms)
+}
+
+/// First values of a new tensor that does not depend on the model's, a function of seed and name alone.
 pub fn initial(seed: u64, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
     let len = shape.iter().product();
     match init {
-        Init::Zeros => vec![0.0; len],
+        Init::Zeros | Init::RowNorms => vec![0.0; len],
+        Init::Constant { value } => vec![value as f32; len],
         Init::Uniform { bound } => philox::uniform(seed, name, len, bound),
         Init::Normal { std } => philox::normal(seed, name, len, std),
     }

@@ -1,6 +1,5 @@
 //! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`.
 
-use serde_json::Value as Json;
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
 use sparta_plugin::graph::ops::{Dropout, Layout, Linear};
@@ -20,12 +19,6 @@ const TARGETS: [(&str, Role); 7] = [
 
 impl Method for Lora {
     fn describe(&self) -> MethodInfo {
-        let option = |name: &str, help: &str, kind, default: Json| OptionInfo {
-            name: name.into(),
-            help: help.into(),
-            kind,
-            default: Some(default),
-        };
         let float = |min, max, min_open| OptionKind::Float { min, max, min_open };
         let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one \
                        layer, each of them means that layer; gate and up likewise";
@@ -34,10 +27,10 @@ impl Method for Lora {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "LoRA: trains low-rank additions to linear layers".into(),
             options: vec![
-                option("lora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8.into()),
-                option("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0.into()),
-                option("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0.into()),
-                option("lora-targets", targets, OptionKind::Text, "q,v".into()),
+                OptionInfo::new("lora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8),
+                OptionInfo::new("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0),
+                OptionInfo::new("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0),
+                OptionInfo::new("lora-targets", targets, OptionKind::Text, "q,v"),
             ],
             default_lr: 2e-4,
         }
@@ -46,7 +39,7 @@ impl Method for Lora {
     /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let r = number(options, "lora-r")? as usize;
-        let targets = options.get("lora-targets").and_then(Json::as_str).ok_or("`lora-targets`: expected a text")?;
+        let targets = text(options, "lora-targets")?;
         let roles = target_roles(targets)?;
         if !parameters.iter().any(|p| roles.contains(&p.role)) {
             return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
@@ -82,12 +75,8 @@ fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selecti
         (Role::Head, _) => Ok(Selection::Dense),
         (role, &[out, input]) if roles.contains(&role) => Ok(Selection::Reparam {
             tensors: vec![
-                ExtraTensor {
-                    name: "lora_A".into(),
-                    shape: vec![r, input],
-                    init: Init::Uniform { bound: 1.0 / (input as f64).sqrt() },
-                },
-                ExtraTensor { name: "lora_B".into(), shape: vec![out, r], init: Init::Zeros },
+                ExtraTensor::new("lora_A", [r, input], Init::Uniform { bound: 1.0 / (input as f64).sqrt() }),
+                ExtraTensor::new("lora_B", [out, r], Init::Zeros),
             ],
         }),
         (role, shape) if roles.contains(&role) => {
@@ -121,10 +110,6 @@ fn layers_of(role: Role) -> impl Iterator<Item = Role> {
     [role].into_iter().chain(joint)
 }
 
-fn number(options: &Options, name: &str) -> Result<f64, Error> {
-    options.get(name).and_then(Json::as_f64).ok_or_else(|| Error(format!("option `{name}`: expected a number")))
-}
-
 fn scale(options: &Options) -> Result<f32, Error> {
     Ok((number(options, "lora-alpha")? / number(options, "lora-r")?) as f32)
 }
@@ -139,16 +124,12 @@ fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {
 /// `scale * a b`, plus a residual if there is a third input.
 fn linear(graph: &mut dyn GraphBuilder, layout: Layout, scale: f32, inputs: &[Value]) -> Result<Value, Error> {
     let op = Linear { scale, residual: inputs.len() == 3, ..Linear::plain(layout) };
-    first(graph.apply(op.into(), inputs)?)
+    graph.one(op, inputs)
 }
 
 fn dropout(graph: &mut dyn GraphBuilder, x: Value, p: f32, salt: u32) -> Result<Value, Error> {
     let rng = graph.rng()?;
-    first(graph.apply(Dropout { p, salt }.into(), &[x, rng])?)
-}
-
-fn first(outputs: Vec<Value>) -> Result<Value, Error> {
-    outputs.first().copied().ok_or_else(|| Error::new("the host's operation has no output"))
+    graph.one(Dropout { p, salt }, &[x, rng])
 }
 
 /// Different for every linear layer. The upper half of the range, so that it meets no salt of the host.

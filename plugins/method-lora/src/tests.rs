@@ -41,7 +41,7 @@ fn model(shape: Shape) -> Vec<Parameter> {
 }
 
 fn options(targets: &str, dropout: f64) -> Options {
-    let option = |name: &str, value: Json| (name.to_owned(), value);
+    let option = |name: &str, value: serde_json::Value| (name.to_owned(), value);
     Options::from([
         option("lora-r", 8.into()),
         option("lora-alpha", 16.0.into()),
@@ -111,8 +111,8 @@ fn selections_of_one_layer() {
     assert_eq!(selections[1], Selection::Frozen);
     assert_eq!(selections.last(), Some(&Selection::Dense));
     let bound = 1.0 / 8f64.sqrt();
-    let a = ExtraTensor { name: "lora_A".into(), shape: vec![8, 8], init: Init::Uniform { bound } };
-    let b = ExtraTensor { name: "lora_B".into(), shape: vec![4, 8], init: Init::Zeros };
+    let a = ExtraTensor::new("lora_A", [8, 8], Init::Uniform { bound });
+    let b = ExtraTensor::new("lora_B", [4, 8], Init::Zeros);
     assert_eq!(selections[3], Selection::Reparam { tensors: vec![a, b] });
 }
 

@@ -3,7 +3,9 @@
 mod targets;
 
 use sparta_plugin::Error;
-use sparta_plugin::method::{Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection};
+use sparta_plugin::method::{
+    Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection, number, text,
+};
 use targets::Targets;
 
 struct Sparta;
@@ -15,20 +17,19 @@ impl Method for Sparta {
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "SpaRTA: trains a random sparse subset of the model's own parameters".into(),
             options: vec![
-                OptionInfo {
-                    name: "density".into(),
-                    help: "Fraction of all model parameters that is trained, besides the head".into(),
-                    kind: OptionKind::Float { min: 0.0, max: 1.0, min_open: true },
-                    default: Some(0.05.into()),
-                },
-                OptionInfo {
-                    name: "targets".into(),
-                    help: "Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression that is \
-                           searched in tensor names; never embeddings"
-                        .into(),
-                    kind: OptionKind::Text,
-                    default: Some("all".into()),
-                },
+                OptionInfo::new(
+                    "density",
+                    "Fraction of all model parameters that is trained, besides the head",
+                    OptionKind::Float { min: 0.0, max: 1.0, min_open: true },
+                    0.05,
+                ),
+                OptionInfo::new(
+                    "targets",
+                    "Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression that is \
+                           searched in tensor names; never embeddings",
+                    OptionKind::Text,
+                    "all",
+                ),
             ],
             default_lr: 1.5e-5,
         }
@@ -37,8 +38,7 @@ impl Method for Sparta {
     /// The density counts all parameters, embeddings and vocabulary head included, unless another head replaces that;
     /// they are no targets, so each scalar of a target is drawn with probability density * total / targets.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let density = options.get("density").and_then(|v| v.as_f64()).ok_or("option `density`: expected a number")?;
-        let targets = options.get("targets").and_then(|v| v.as_str()).ok_or("option `targets`: expected a text")?;
+        let (density, targets) = (number(options, "density")?, text(options, "targets")?);
         let classifies = parameters.iter().any(|p| p.role == Role::Head);
         let outside = |role| role == Role::Head || (classifies && role == Role::LmHead);
         let body: Vec<&Parameter> = parameters.iter().filter(|p| !outside(p.role)).collect();

@@ -28,6 +28,13 @@ pub struct OptionInfo {
     pub default: Option<serde_json::Value>,
 }
 
+impl OptionInfo {
+    /// An option with a default.
+    pub fn new(name: &str, help: &str, kind: OptionKind, default: impl Into<serde_json::Value>) -> Self {
+        OptionInfo { name: name.into(), help: help.into(), kind, default: Some(default.into()) }
+    }
+}
+
 /// Types and ranges; the host checks them before the plugin sees a value. NaN is never in range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
@@ -49,6 +56,30 @@ pub enum OptionKind {
 
 /// Checked values of every option of the method, defaults filled in.
 pub type Options = BTreeMap<String, serde_json::Value>;
+
+/// The value of an option that is a number.
+pub fn number(options: &Options, name: &str) -> Result<f64, Error> {
+    value(options, name, "a number", serde_json::Value::as_f64)
+}
+
+/// The value of an option that is a text.
+pub fn text<'a>(options: &'a Options, name: &str) -> Result<&'a str, Error> {
+    value(options, name, "a text", serde_json::Value::as_str)
+}
+
+/// The value of an option that is on or off.
+pub fn flag(options: &Options, name: &str) -> Result<bool, Error> {
+    value(options, name, "true or false", serde_json::Value::as_bool)
+}
+
+fn value<'a, V>(
+    options: &'a Options,
+    name: &str,
+    expected: &str,
+    read: impl Fn(&'a serde_json::Value) -> Option<V>,
+) -> Result<V, Error> {
+    options.get(name).and_then(read).ok_or_else(|| Error(format!("option `{name}`: expected {expected}")))
+}
 
 /// What a tensor is for. Names are those of the Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -111,19 +142,86 @@ pub enum Selection {
     Sparse {
         probability: f64,
     },
+    /// These elements are trained: flat, row-major, ascending. Since ABI minor version 3.
+    Chosen {
+        indices: Vec<u32>,
+    },
+    /// The elements with the largest or the smallest magnitudes are trained; of equal ones those that come first. Since ABI
+    /// minor version 3.
+    Magnitude(Magnitude),
     /// The linear layer of this weight is replaced by [`Method::forward`], with these extra trained tensors.
     Reparam {
         tensors: Vec<ExtraTensor>,
     },
 }
 
+/// Which elements [`Selection::Magnitude`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Magnitude {
+    /// The share of the elements, in (0, 1], rounded to a whole number of them, one at least.
+    pub share: f64,
+    pub order: Order,
+    pub scope: Scope,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    Largest,
+    Smallest,
+}
+
+/// Among what the elements are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    /// The tensor.
+    Tensor,
+    /// All tensors that are selected in the same way.
+    Model,
+    /// Each so many neighbours of a row, which they divide: share 0.5 of 4 is a 2:4 pattern.
+    Group(usize),
+}
+
 /// A tensor that a reparametrisation adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExtraTensor {
-    /// Appended to the weight's name without `.weight`: `lora_A`.
+    /// Appended to the weight's name without `.weight`: `lora_A`. A shared tensor is called `shared.` and this.
     pub name: String,
     pub shape: Vec<usize>,
     pub init: Init,
+    /// Whether it is trained. One that is not follows from the seed or the model, so no adapter stores it. Since ABI minor
+    /// version 3.
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub trained: bool,
+    /// Whether all weights that add a tensor of this name mean the same one, which all describe alike. Since ABI minor version 3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_true(on: &bool) -> bool {
+    *on
+}
+
+impl ExtraTensor {
+    /// A trained tensor of one weight.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
+        ExtraTensor { name: name.into(), shape: shape.into(), init, trained: true, shared: false }
+    }
+
+    /// It keeps its initial values.
+    pub fn frozen(self) -> Self {
+        ExtraTensor { trained: false, ..self }
+    }
+
+    /// It is one for all weights.
+    pub fn shared(self) -> Self {
+        ExtraTensor { shared: true, ..self }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -137,6 +235,12 @@ pub enum Init {
     Normal {
         std: f64,
     },
+    /// All of one value. Since ABI minor version 3.
+    Constant {
+        value: f64,
+    },
+    /// The Euclidean norms of the rows of the weight `[out, in]`: `out` numbers. Since ABI minor version 3.
+    RowNorms,
 }
 
 /// The place where a reparametrised weight is used.
@@ -155,6 +259,14 @@ pub trait GraphBuilder {
     fn shape(&self, value: Value) -> Result<Vec<usize>, Error>;
     /// The random counter input that [`Op::Dropout`] takes.
     fn rng(&mut self) -> Result<Value, Error>;
+}
+
+impl dyn GraphBuilder + '_ {
+    /// [`GraphBuilder::apply`] of an operation with one output.
+    pub fn one(&mut self, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, Error> {
+        let outputs = self.apply(op.into(), inputs)?;
+        outputs.first().copied().ok_or_else(|| Error::new("the operation has no output"))
+    }
 }
 
 /// A fine-tuning method.

@@ -1,10 +1,10 @@
 //! What a method decided for one model, checked and with its index sets drawn.
 
-use super::IndexSet;
-use crate::{Error, Precision, Result};
+use super::{IndexSet, magnitude};
+use crate::{Error, Precision, Result, WeightSource};
 use sparta_graph::DType;
-use sparta_plugin::method::{ExtraTensor, Method, MethodInfo, Options, Parameter, Role, Selection};
-use std::collections::BTreeMap;
+use sparta_plugin::method::{ExtraTensor, Init, Magnitude, Method, MethodInfo, Options, Parameter, Role, Selection};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 /// What is trained of one parameter.
@@ -18,7 +18,8 @@ pub enum Part {
     Reparam(Vec<ExtraTensor>),
 }
 
-/// A trained f32 tensor: what the optimizer updates, and what an adapter stores under this name.
+/// A trained f32 tensor: what the optimizer updates, and what an adapter stores under this name. Also an added tensor that is
+/// not trained ([`Adaptation::constants`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trained {
     /// The parameter's name, `delta.{name}` for a sparse one, `{name without .weight}.{extra}` for an extra tensor.
@@ -64,12 +65,36 @@ pub struct Adaptation {
 }
 
 impl Adaptation {
-    /// Asks the method what to train and draws the index sets. `options` are checked already.
+    /// Asks the method what to train, and draws or finds the index sets. `options` are checked already.
     ///
-    /// Errors: whatever the method refuses; a selection that breaks the rules of [`Selection`].
-    pub fn new(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options, seed: u64) -> Result<Self> {
-        Self::with_indices(method, parameters, options, |parameter, probability| {
-            IndexSet::draw(seed, &parameter.name, parameter.numel(), probability)
+    /// Errors: whatever the method refuses; a selection that breaks the rules of [`Selection`]; a weight that is needed to
+    /// choose elements of it and is missing.
+    pub fn new(
+        method: Arc<dyn Method>,
+        parameters: Vec<Parameter>,
+        options: Options,
+        seed: u64,
+        weights: &dyn WeightSource,
+    ) -> Result<Self> {
+        Self::with_sizes(method, parameters, options, |sparse| {
+            let by_magnitude = |(parameter, selection): &(_, _)| match selection {
+                &&Selection::Magnitude(magnitude) => Some((*parameter, magnitude)),
+                _ => None,
+            };
+            let chosen: Vec<(&Parameter, Magnitude)> = sparse.iter().filter_map(by_magnitude).collect();
+            let mut found = magnitude::index_sets(weights, &chosen)?.into_iter();
+            let set = |(parameter, selection): &(&Parameter, &Selection)| match selection {
+                Selection::Chosen { indices } => Some(Ok(IndexSet {
+                    tensor: parameter.name.clone(),
+                    numel: parameter.numel(),
+                    indices: indices.clone(),
+                })),
+                Selection::Sparse { probability } => {
+                    Some(IndexSet::draw(seed, &parameter.name, parameter.numel(), *probability))
+                }
+                _ => found.next().map(Ok),
+            };
+            sparse.iter().filter_map(set).map(|set| set.map(|set| (set.indices.len(), set))).collect()
         })
     }
 
@@ -78,47 +103,62 @@ impl Adaptation {
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
         options: Options,
-        mut indices: impl FnMut(&Parameter, f64) -> Result<IndexSet>,
+        mut indices: impl FnMut(&Parameter) -> Result<IndexSet>,
     ) -> Result<Self> {
-        Self::with_sizes(method, parameters, options, |parameter, probability| {
-            let set = indices(parameter, probability)?;
-            Ok((set.indices.len(), set))
+        Self::with_sizes(method, parameters, options, |sparse| {
+            let sets = sparse.iter().map(|(parameter, _)| indices(parameter));
+            sets.map(|set| set.map(|set| (set.indices.len(), set))).collect()
         })
     }
 
     /// As [`Adaptation::new`], but no index set is drawn, only its expected size known: enough to plan memory.
     pub fn expected(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options) -> Result<Self> {
-        Self::with_sizes(method, parameters, options, |parameter, probability| {
-            let (tensor, numel) = (parameter.name.clone(), parameter.numel());
-            let size = (numel as f64 * probability).round() as usize;
-            Ok((size, IndexSet { tensor, numel, indices: Vec::new() }))
+        Self::with_sizes(method, parameters, options, |sparse| {
+            let set = |(parameter, selection): &(&Parameter, &Selection)| {
+                let (tensor, numel) = (parameter.name.clone(), parameter.numel());
+                let size = match selection {
+                    Selection::Chosen { indices } => indices.len(),
+                    Selection::Magnitude(Magnitude { share, .. }) => magnitude::count(*share, numel) as usize,
+                    Selection::Sparse { probability } => (numel as f64 * probability).round() as usize,
+                    Selection::Frozen | Selection::Dense | Selection::Reparam { .. } => 0,
+                };
+                Ok((size, IndexSet { tensor, numel, indices: Vec::new() }))
+            };
+            sparse.iter().map(set).collect()
         })
     }
 
+    /// `sparse` gives the size and the index set of each of the parameters that have one, in their order.
     fn with_sizes(
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
         options: Options,
-        mut sparse: impl FnMut(&Parameter, f64) -> Result<(usize, IndexSet)>,
+        sparse: impl FnOnce(&[(&Parameter, &Selection)]) -> Result<Vec<(usize, IndexSet)>>,
     ) -> Result<Self> {
         let info = method.describe();
         let selections = method.select(&parameters, &options).map_err(|e| Error::Method(e.to_string()))?;
         if selections.len() != parameters.len() {
             return Err(broken(&info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
         }
+        for (parameter, selection) in parameters.iter().zip(&selections) {
+            check(&info, parameter, selection)?;
+        }
+        check_shared(&info, &selections)?;
+        let chosen: Vec<_> = parameters.iter().zip(&selections).filter(|(_, selection)| is_sparse(selection)).collect();
+        let mut sets = sparse(&chosen)?.into_iter();
         let mut parts = Vec::with_capacity(parameters.len());
         let mut sparse_sizes = BTreeMap::new();
-        for (parameter, selection) in parameters.iter().zip(selections) {
-            check(&info, parameter, &selection)?;
+        for selection in selections {
             parts.push(match selection {
                 Selection::Frozen => Part::Frozen,
                 Selection::Dense => Part::Dense,
-                Selection::Sparse { probability } => {
-                    let (size, set) = sparse(parameter, probability)?;
+                Selection::Reparam { tensors } => Part::Reparam(tensors),
+                Selection::Sparse { .. } | Selection::Chosen { .. } | Selection::Magnitude(_) => {
+                    let set = sets.next();
+                    let (size, set) = set.ok_or_else(|| broken(&info, "a tensor has no index set".into()))?;
                     sparse_sizes.insert(parts.len(), size);
                     Part::Sparse(set)
                 }
-                Selection::Reparam { tensors } => Part::Reparam(tensors),
             });
         }
         let precision = Precision::F32;
@@ -162,14 +202,27 @@ impl Adaptation {
                     push(format!("delta.{}", parameter.name), vec![self.sparse_size(i)], Form::Sparse);
                 }
                 Part::Reparam(tensors) => {
-                    for (k, tensor) in tensors.iter().enumerate() {
-                        push(extra_name(&parameter.name, &tensor.name), tensor.shape.clone(), Form::Extra(k));
+                    for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained) {
+                        push(extra_name(&parameter.name, tensor), tensor.shape.clone(), Form::Extra(k));
                     }
                 }
             }
         }
         trained.retain(|t| t.numel() > 0);
-        trained
+        only_first(trained)
+    }
+
+    /// Added tensors that are not trained, in a fixed order.
+    pub fn constants(&self) -> Vec<Trained> {
+        let mut constants = Vec::new();
+        for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
+            let Part::Reparam(tensors) = part else { continue };
+            for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !tensor.trained) {
+                let (name, shape) = (extra_name(&parameter.name, tensor), tensor.shape.clone());
+                constants.push(Trained { name, shape, parameter: i, form: Form::Extra(k) });
+            }
+        }
+        only_first(constants)
     }
 
     /// Trained scalars.
@@ -247,9 +300,43 @@ impl Adaptation {
     }
 }
 
-/// `model.layers.0.self_attn.q_proj.weight`, `lora_A` -> `model.layers.0.self_attn.q_proj.lora_A`.
-pub fn extra_name(parameter: &str, extra: &str) -> String {
-    format!("{}.{extra}", parameter.strip_suffix(".weight").unwrap_or(parameter))
+/// What the device and adapters call an added tensor: `model.layers.0.self_attn.q_proj.weight` and `lora_A` give
+/// `model.layers.0.self_attn.q_proj.lora_A`, a shared one `shared.lora_A`.
+pub fn extra_name(parameter: &str, extra: &ExtraTensor) -> String {
+    match extra.shared {
+        true => format!("shared.{}", extra.name),
+        false => format!("{}.{}", parameter.strip_suffix(".weight").unwrap_or(parameter), extra.name),
+    }
+}
+
+/// Without what has the name of an earlier one: a shared tensor counts once.
+fn only_first(mut tensors: Vec<Trained>) -> Vec<Trained> {
+    let mut seen = HashSet::new();
+    tensors.retain(|t| seen.insert(t.name.clone()));
+    tensors
+}
+
+fn is_sparse(selection: &Selection) -> bool {
+    matches!(selection, Selection::Sparse { .. } | Selection::Chosen { .. } | Selection::Magnitude(_))
+}
+
+/// Errors: a shared tensor that two weights describe differently, or that follows from one of them.
+fn check_shared(info: &MethodInfo, selections: &[Selection]) -> Result<()> {
+    let mut known: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
+    let tensors = selections.iter().filter_map(|selection| match selection {
+        Selection::Reparam { tensors } => Some(tensors),
+        _ => None,
+    });
+    for tensor in tensors.flatten().filter(|tensor| tensor.shared) {
+        let first = known.entry(&tensor.name).or_insert(tensor);
+        if *first != tensor {
+            return Err(broken(info, format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name)));
+        }
+        if tensor.init == Init::RowNorms {
+            return Err(broken(info, format!("the shared tensor `{}` has the row norms of one weight", tensor.name)));
+        }
+    }
+    Ok(())
 }
 
 fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Result<()> {
@@ -259,17 +346,39 @@ fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Res
         Selection::Sparse { probability } if !(*probability > 0.0 && *probability <= 1.0) => {
             Err(broken(info, format!("the probability {probability} for {name} is not in (0, 1]")))
         }
-        Selection::Sparse { .. } if parameter.numel() >= 1 << 32 => {
+        Selection::Magnitude(Magnitude { share, .. }) if !(*share > 0.0 && *share <= 1.0) => {
+            Err(broken(info, format!("the share {share} of {name} is not in (0, 1]")))
+        }
+        sparse if is_sparse(sparse) && parameter.numel() >= 1 << 32 => {
             Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
         }
-        Selection::Sparse { .. } => Ok(()),
+        Selection::Chosen { indices } => {
+            let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
+            match ascending && indices.last().is_none_or(|&last| u64::from(last) < parameter.numel()) {
+                true => Ok(()),
+                false => Err(broken(info, format!("the elements chosen of {name} do not ascend within its shape"))),
+            }
+        }
+        Selection::Sparse { .. } | Selection::Magnitude(_) => Ok(()),
         Selection::Reparam { .. } if !parameter.role.is_projection() => {
             Err(broken(info, format!("{name} is not the weight of a linear layer, only those can be reparametrised")))
         }
-        Selection::Reparam { tensors } => match tensors.iter().find(|t| t.name.is_empty() || t.shape.contains(&0)) {
-            Some(t) => Err(broken(info, format!("the extra tensor `{}` {:?} of {name} is empty", t.name, t.shape))),
-            None => Ok(()),
-        },
+        Selection::Reparam { tensors } => {
+            if let Some(t) = tensors.iter().find(|t| t.name.is_empty() || t.shape.contains(&0)) {
+                return Err(broken(info, format!("the extra tensor `{}` {:?} of {name} is empty", t.name, t.shape)));
+            }
+            let rows = &parameter.shape[..1];
+            match tensors.iter().find(|t| t.init == Init::RowNorms && t.shape != rows) {
+                Some(t) => {
+                    let (extra, shape) = (&t.name, &t.shape);
+                    Err(broken(
+                        info,
+                        format!("`{extra}` has the norms of the rows of {name}, so {rows:?}, got {shape:?}"),
+                    ))
+                }
+                None => Ok(()),
+            }
+        }
     }
 }
 

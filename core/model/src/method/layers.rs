@@ -181,7 +181,7 @@ impl<'a> AdaptedLayers<'a> {
         let adaptation = self.adaptation;
         let Part::Reparam(tensors) = &adaptation.parts[position] else { return Vec::new() };
         let parameter = &adaptation.parameters[position].name;
-        tensors.iter().map(|t| self.external(graph, extra_name(parameter, &t.name), DType::F32, &t.shape)).collect()
+        tensors.iter().map(|t| self.external(graph, extra_name(parameter, t), DType::F32, &t.shape)).collect()
     }
 
     fn site(&self, position: usize) -> Site {

@@ -4,6 +4,7 @@
 pub mod adaptation;
 pub mod index_set;
 pub mod layers;
+mod magnitude;
 pub mod options;
 pub mod philox;
 mod unadapted;

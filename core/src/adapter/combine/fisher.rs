@@ -119,7 +119,7 @@ fn at_union(
         values.insert(HEAD.to_owned(), head_values(applied)?);
     }
     let method = Stored::new("fisher", sparse_and_whole(&parameters, &indices, &values)?);
-    let adaptation = Adaptation::with_indices(Arc::new(method), parameters, Options::new(), |parameter, _| {
+    let adaptation = Adaptation::with_indices(Arc::new(method), parameters, Options::new(), |parameter| {
         let (tensor, numel) = (parameter.name.clone(), parameter.numel());
         Ok(IndexSet { tensor, numel, indices: indices.get(&parameter.name).cloned().unwrap_or_default() })
     })?;

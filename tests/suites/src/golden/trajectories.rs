@@ -225,7 +225,7 @@ fn adapt(plugins: &PluginSet, model: &Path, weights: &Weights, golden: &Golden, 
     let decoder = decoder::open(model).unwrap_or_else(|e| panic!("{e}"));
     let head = HeadKind::Classification { classes: decoder.labels.len() };
     let parameters = check_weights(&decoder, weights, head).unwrap_or_else(|e| panic!("{e}"));
-    let indices = |parameter: &sparta_plugin::method::Parameter, _: f64| {
+    let indices = |parameter: &sparta_plugin::method::Parameter| {
         let chosen = golden.integers(&format!("indices.{}", parameter.name));
         let indices = chosen.into_iter().map(|i| i as u32).collect();
         Ok(IndexSet { tensor: parameter.name.clone(), numel: parameter.numel(), indices })

@@ -1,0 +1,188 @@
+//! Index sets by the magnitudes of the weights.
+
+use super::IndexSet;
+use crate::{Error, Result, WeightSource, to_f32};
+use sparta_plugin::method::{Magnitude, Order, Parameter, Scope};
+use std::collections::BTreeMap;
+
+/// How many elements of `numel` are chosen.
+pub fn count(share: f64, numel: u64) -> u64 {
+    ((share * numel as f64).round() as u64).clamp(1, numel.max(1))
+}
+
+/// The index set of each of the tensors, which are compared with each other where their scope is the model.
+///
+/// Errors: a tensor that the model does not have yet; more than 2^32 elements; groups that do not divide a row.
+pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]) -> Result<Vec<IndexSet>> {
+    let mut limits: BTreeMap<(u64, Order), Limit> = BTreeMap::new();
+    for (_, magnitude) in chosen.iter().filter(|(_, magnitude)| magnitude.scope == Scope::Model) {
+        let alike = || chosen.iter().filter(|(_, other)| other == magnitude).map(|(parameter, _)| *parameter);
+        let key = (magnitude.share.to_bits(), magnitude.order);
+        if !limits.contains_key(&key) {
+            let total = alike().map(Parameter::numel).sum();
+            let each = |see: &mut dyn FnMut(u32)| {
+                alike().try_for_each(|parameter| {
+                    ranks(weights, parameter, magnitude.order)?.into_iter().for_each(&mut *see);
+                    Ok(())
+                })
+            };
+            limits.insert(key, Limit::find(count(magnitude.share, total), each)?);
+        }
+    }
+    let of_one = |(parameter, magnitude): &(&Parameter, Magnitude)| {
+        let ranks = ranks(weights, parameter, magnitude.order)?;
+        let indices = match magnitude.scope {
+            Scope::Model => {
+                let limit = limits.get_mut(&(magnitude.share.to_bits(), magnitude.order));
+                limit.map(|limit| limit.take(&ranks)).unwrap_or_default()
+            }
+            Scope::Tensor => whole(magnitude.share, &ranks)?,
+            Scope::Group(size) => groups(parameter, size, magnitude.share, &ranks)?,
+        };
+        Ok(IndexSet { tensor: parameter.name.clone(), numel: parameter.numel(), indices })
+    };
+    chosen.iter().map(of_one).collect()
+}
+
+/// For each element a number that is the smaller the sooner the element is chosen: the bits of |w|, or their complement.
+fn ranks(weights: &dyn WeightSource, parameter: &Parameter, order: Order) -> Result<Vec<u32>> {
+    let name = &parameter.name;
+    let view = weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+    let values = view.ok_or_else(|| Error::Method(format!("{name} is new: its elements have no magnitudes yet")))?;
+    let rank = |value: f32| match order {
+        Order::Smallest => value.abs().to_bits(),
+        Order::Largest => !value.abs().to_bits(),
+    };
+    weights.forget(name);
+    Ok(values.into_iter().map(rank).collect())
+}
+
+fn whole(share: f64, ranks: &[u32]) -> Result<Vec<u32>> {
+    let mut limit = Limit::find(count(share, ranks.len() as u64), |see| {
+        ranks.iter().copied().for_each(see);
+        Ok(())
+    })?;
+    Ok(limit.take(ranks))
+}
+
+fn groups(parameter: &Parameter, size: usize, share: f64, ranks: &[u32]) -> Result<Vec<u32>> {
+    let row = parameter.shape.last().copied().unwrap_or(0);
+    if size == 0 || row % size != 0 {
+        let name = &parameter.name;
+        return Err(Error::Method(format!(
+            "groups of {size} do not divide the rows of {name}, which have {row} elements"
+        )));
+    }
+    let keep = count(share, size as u64) as usize;
+    let mut indices = Vec::with_capacity(ranks.len() / size * keep);
+    for (group, ranks) in ranks.chunks(size).enumerate() {
+        let mut order: Vec<usize> = (0..size).collect();
+        order.sort_by_key(|&i| (ranks[i], i));
+        order.truncate(keep);
+        order.sort_unstable();
+        indices.extend(order.into_iter().map(|i| (group * size + i) as u32));
+    }
+    Ok(indices)
+}
+
+/// Up to which rank elements are chosen: all below it, and of those that have it the first few.
+struct Limit {
+    rank: u32,
+    ties: u64,
+}
+
+impl Limit {
+    /// For the `count` smallest of the ranks that `each` shows twice, by their upper and then by their lower halves.
+    fn find(count: u64, mut each: impl FnMut(&mut dyn FnMut(u32)) -> Result<()>) -> Result<Limit> {
+        let mut upper = vec![0u64; 1 << 16];
+        each(&mut |rank| upper[(rank >> 16) as usize] += 1)?;
+        let (high, left) = bucket(&upper, count);
+        let mut lower = vec![0u64; 1 << 16];
+        each(&mut |rank| {
+            if rank >> 16 == high {
+                lower[(rank & 0xffff) as usize] += 1;
+            }
+        })?;
+        let (low, ties) = bucket(&lower, left);
+        Ok(Limit { rank: high << 16 | low, ties })
+    }
+
+    /// The chosen ones of these ranks; ties that are used up are gone for the next.
+    fn take(&mut self, ranks: &[u32]) -> Vec<u32> {
+        let mut chosen = Vec::new();
+        for (i, &rank) in (0..).zip(ranks) {
+            if rank < self.rank || (rank == self.rank && self.ties > 0) {
+                self.ties -= u64::from(rank == self.rank);
+                chosen.push(i);
+            }
+        }
+        chosen
+    }
+}
+
+/// The bucket in which the `count`-th element lies, and how many of that bucket are still to be counted.
+fn bucket(counts: &[u64], count: u64) -> (u32, u64) {
+    let mut left = count;
+    for (i, &n) in (0..).zip(counts) {
+        if n >= left {
+            return (i, left);
+        }
+        left -= n;
+    }
+    (u32::from(u16::MAX), left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TensorView;
+    use sparta_graph::DType;
+    use sparta_plugin::method::Role;
+
+    /// Two tensors of 2 x 4 numbers, as bytes.
+    struct Two([Vec<u8>; 2]);
+
+    impl WeightSource for Two {
+        fn origin(&self) -> String {
+            "memory".into()
+        }
+
+        fn names(&self) -> Vec<&str> {
+            vec!["a", "b"]
+        }
+
+        fn get(&self, name: &str) -> Option<TensorView<'_>> {
+            let bytes = &self.0[["a", "b"].iter().position(|known| *known == name)?];
+            Some(TensorView { dtype: DType::F32, shape: &[2, 4], bytes })
+        }
+    }
+
+    fn chosen(scope: Scope, order: Order, share: f64) -> Vec<Vec<u32>> {
+        let numbers: [[f32; 8]; 2] =
+            [[0.5, -3.0, 1.0, 2.0, -0.25, 1.0, 1.0, 8.0], [-0.125, 0.0, 1.0, -1.0, 16.0, 4.0, 0.75, 0.0]];
+        let weights = Two(numbers.map(|numbers| numbers.iter().flat_map(|x| x.to_le_bytes()).collect()));
+        let parameter = |name: &str| Parameter {
+            name: name.into(),
+            shape: vec![2, 4],
+            dtype: DType::F32,
+            role: Role::QProj,
+            layer: None,
+        };
+        let (a, b) = (parameter("a"), parameter("b"));
+        let magnitude = Magnitude { share, order, scope };
+        let sets = index_sets(&weights, &[(&a, magnitude), (&b, magnitude)]).unwrap();
+        sets.into_iter().map(|set| set.indices).collect()
+    }
+
+    #[test]
+    fn elements_are_compared_within_their_scope() {
+        use Order::*;
+        assert_eq!(chosen(Scope::Tensor, Largest, 0.375), [vec![1, 3, 7], vec![2, 4, 5]]);
+        assert_eq!(chosen(Scope::Tensor, Smallest, 0.25), [vec![0, 4], vec![1, 7]]);
+        assert_eq!(chosen(Scope::Model, Largest, 0.25), [vec![1, 7], vec![4, 5]]);
+        assert_eq!(chosen(Scope::Model, Largest, 0.4375), [vec![1, 2, 3, 5, 7], vec![4, 5]], "the first of equal ones");
+        assert_eq!(chosen(Scope::Group(2), Largest, 0.5), [vec![1, 3, 5, 7], vec![0, 2, 4, 6]]);
+        assert_eq!(chosen(Scope::Tensor, Largest, 1.0), [(0..8).collect::<Vec<u32>>(), (0..8).collect()]);
+        assert_eq!(chosen(Scope::Tensor, Largest, 1e-9), [vec![7], vec![4]], "one at least");
+    }
+}

@@ -1,0 +1,51 @@
+//! Trains the scalars of linear layers whose magnitudes are the largest (PEFT's Super-Tuning), or the smallest, and the head: the
+//! nearest neighbours of SpaRTA's random choice.
+
+use sparta_plugin::Error;
+use sparta_plugin::method::*;
+
+struct ByMagnitude;
+
+sparta_plugin::export_method!(entry: ByMagnitude);
+
+impl Method for ByMagnitude {
+    fn describe(&self) -> MethodInfo {
+        MethodInfo {
+            name: "magnitude".into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            summary: "trains the weights of the largest or smallest magnitudes".into(),
+            options: vec![
+                OptionInfo::new(
+                    "share",
+                    "Fraction of the weights of linear layers that is trained",
+                    OptionKind::Float { min: 0.0, max: 1.0, min_open: true },
+                    0.05,
+                ),
+                OptionInfo::new("smallest", "Train the smallest ones instead of the largest", OptionKind::Bool, false),
+                OptionInfo::new(
+                    "whole-model",
+                    "Compare the weights of all layers with each other",
+                    OptionKind::Bool,
+                    false,
+                ),
+            ],
+            default_lr: 1.5e-5,
+        }
+    }
+
+    fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
+        let (share, smallest, whole) =
+            (number(options, "share")?, flag(options, "smallest")?, flag(options, "whole-model")?);
+        let magnitude = Magnitude {
+            share,
+            order: if smallest { Order::Smallest } else { Order::Largest },
+            scope: if whole { Scope::Model } else { Scope::Tensor },
+        };
+        let choose = |p: &Parameter| match p.role {
+            Role::Head => Selection::Dense,
+            role if role.is_projection() => Selection::Magnitude(magnitude),
+            _ => Selection::Frozen,
+        };
+        Ok(parameters.iter().map(choose).collect())
+    }
+}

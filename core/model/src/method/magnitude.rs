@@ -4,6 +4,7 @@ use super::IndexSet;
 use crate::{Error, Result, WeightSource, to_f32};
 use sparta_plugin::method::{Magnitude, Order, Parameter, Scope};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// How many elements of `numel` are chosen.
 pub fn count(share: f64, numel: u64) -> u64 {
@@ -17,8 +18,7 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
     let mut limits: BTreeMap<(u64, Order), Limit> = BTreeMap::new();
     for (_, magnitude) in chosen.iter().filter(|(_, magnitude)| magnitude.scope == Scope::Model) {
         let alike = || chosen.iter().filter(|(_, other)| other == magnitude).map(|(parameter, _)| *parameter);
-        let key = (magnitude.share.to_bits(), magnitude.order);
-        if !limits.contains_key(&key) {
+        if let Entry::Vacant(place) = limits.entry((magnitude.share.to_bits(), magnitude.order)) {
             let total = alike().map(Parameter::numel).sum();
             let each = |see: &mut dyn FnMut(u32)| {
                 alike().try_for_each(|parameter| {
@@ -26,7 +26,7 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
                     Ok(())
                 })
             };
-            limits.insert(key, Limit::find(count(magnitude.share, total), each)?);
+            place.insert(Limit::find(count(magnitude.share, total), each)?);
         }
     }
     let of_one = |(parameter, magnitude): &(&Parameter, Magnitude)| {

@@ -62,6 +62,7 @@ fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weig
         positions: 16,
         head_features: false,
         batch: 4,
+        cache: None,
     };
     let setup = Setup {
         decoder,

@@ -100,10 +100,6 @@ pub fn marked<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Result<()> {
     written(writeln!(stdout(), "  {}", words.join(" ")))
 }
 
-fn stdout_is_terminal() -> bool {
-    STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal)
-}
-
 fn wants_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none()
 }

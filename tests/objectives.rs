@@ -13,7 +13,7 @@ use sparta_core::train::evaluate::evaluate;
 use sparta_core::train::graphs::Purpose;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::{Classification, MultiLabel, NextToken, Regression};
-use sparta_core::train::{Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
 use sparta_core::weights::{Dtype, OutTensor, Weights, safetensors_dtype, save};
 use sparta_graph::{Backend, DType};
 use sparta_suites::Random;
@@ -91,6 +91,24 @@ fn state(session: &mut Session) -> BTreeMap<String, Vec<u32>> {
     let tensors = session.state();
     let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect();
     tensors.iter().map(|tensor| (tensor.name.clone(), bits(session.read_state(tensor).unwrap()))).collect()
+}
+
+/// A weight is as good as so many copies.
+#[test]
+fn weights_of_micro_batches_are_those_of_their_losses() {
+    let objective = Arc::new(Classification { classes: 2 });
+    let examples = examples(|first, _| Target::Class(u32::from(first)));
+    let pack = |part: &[Encoded], weight| Batch { weight, ..(&*objective as &dyn Objective).pack(part).unwrap() };
+    let (a, b) = (&examples[..2], &examples[2..4]);
+    let step = |batches: &[Batch]| session(objective.clone()).step(batches, 1e-3).unwrap();
+    let weighted = step(&[pack(a, 1.0), pack(b, 2.0)]);
+    let copied = step(&[pack(a, 1.0), pack(&[b, b].concat(), 1.0)]);
+    // Four targets against six.
+    for (weighted, copied) in [(weighted.loss, copied.loss), (weighted.grad_norm, copied.grad_norm)] {
+        assert!((weighted - 1.5 * copied).abs() < 1e-5 * weighted, "{weighted} {copied}");
+    }
+    let (alone, half) = (step(&[pack(a, 1.0)]), step(&[pack(a, 0.5)]));
+    assert!((half.loss - 0.5 * alone.loss).abs() < 1e-6, "{} {}", half.loss, alone.loss);
 }
 
 /// Trains with micro-batches; the loss of the evaluation is that of the step, and falls; a run that goes on from a

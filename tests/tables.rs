@@ -88,6 +88,10 @@ fn classes_of_an_odd_table() {
     let table = ran(home, &["eval", "run", "--device", "cpu"]);
     assert!(table.contains("label  precision  recall  f1      examples"), "{table}");
 
+    let balanced = [&columns[..], &["--class-weights", "balanced", "--method", "sparta", "--max-steps", "2"]].concat();
+    let plan = train(home, "my reviews.csv", "balanced", &balanced);
+    assert!(plan.contains("Weights of the classes in training: film 1.000, food 1.000, room 1.000"), "{plan}");
+
     // Other data is one split, whole, with the labels of the run: another format, other names, one label missing.
     fs::write(home.join("other.jsonl"), "{\"body\": \"the soup was warm\", \"kind\": \"food\"}\n").unwrap();
     let other =

@@ -263,6 +263,7 @@ mod tests {
             title: "T".into(),
             labels: (0..classes).map(|i| i.to_string()).collect(),
             target: Some(Target::Class),
+            weights: vec![],
             metrics: vec![],
             primary: String::new(),
             pair: false,

@@ -120,6 +120,7 @@ impl Case {
             longest_train: self.tokens,
             longest: self.tokens,
             head_features: false,
+            weighted: false,
         };
         let mut setup = Setup {
             // Logits of about 1, so that the loss shows what is wrong in the body.

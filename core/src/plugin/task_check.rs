@@ -25,6 +25,11 @@ pub(super) fn resolved(task: &TaskInfo) -> Result<(), String> {
     if task.target() == Target::Tokens && task.pair {
         return Err("it has pairs of texts, but no labels for them".into());
     }
+    let misplaced = task.target() != Target::Class || task.weights.len() != task.labels.len();
+    let bad = |weight: &f64| !(*weight > 0.0 && (*weight as f32).is_finite());
+    if !task.weights.is_empty() && (misplaced || task.weights.iter().any(bad)) {
+        return Err(format!("its weights {:?} are not a number above 0 for each class", task.weights));
+    }
     if let Some(prompt) = &task.prompt {
         let places = ["{text}", "{pair}"].map(|place| prompt.template.matches(place).count());
         if places != [1, usize::from(task.pair)] || prompt.verbalizers.len() != task.labels.len() {
@@ -137,6 +142,7 @@ mod tests {
             title: "T".into(),
             labels: labels.iter().map(|label| label.to_string()).collect(),
             target: Some(target),
+            weights: vec![],
             metrics: vec![primary.into()],
             primary: primary.into(),
             pair: false,
@@ -164,6 +170,16 @@ mod tests {
         ] {
             let error = resolved(&bad).unwrap_err();
             assert!(error.contains(what), "{error}");
+        }
+        let weighted =
+            |target, weights: &[f64]| TaskInfo { weights: weights.into(), ..task(target, &["a", "b"], "f1") };
+        resolved(&weighted(Target::Class, &[0.5, 2.0])).unwrap();
+        for bad in [
+            weighted(Target::Class, &[1.0]),
+            weighted(Target::Class, &[1.0, 0.0]),
+            weighted(Target::Classes, &[1.0, 1.0]),
+        ] {
+            assert!(resolved(&bad).unwrap_err().contains("its weights"));
         }
         described(&task(Target::Class, &[], "mcc")).unwrap();
         assert!(described(&task(Target::Tokens, &["a", "b"], "perplexity")).is_err());

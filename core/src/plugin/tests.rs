@@ -191,6 +191,7 @@ impl Task for Numbers {
             title: "Parity".into(),
             labels: vec!["even".into(), "odd".into()],
             target: None,
+            weights: vec![],
             metrics: vec!["accuracy".into()],
             primary: "accuracy".into(),
             pair: true,

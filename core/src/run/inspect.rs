@@ -152,6 +152,7 @@ impl PaddedBatch {
             rows: self.pooled.clone(),
             labels: Labels::Ids(self.labels.clone().unwrap_or_else(labels)),
             real_rows: self.tokens.len(),
+            weight: 1.0,
         }
     }
 

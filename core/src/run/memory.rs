@@ -128,6 +128,7 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         longest_train: longest,
         longest,
         head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
+        weighted: false,
     })
 }
 

@@ -79,7 +79,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
-    let demand = demand(config, &adaptation, &*objective, &epochs, &data);
+    let demand = demand(config, &adaptation, &task, &epochs, &data);
     let optimization = config.optimization()?;
     let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
@@ -395,13 +395,8 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }
 
-fn demand(
-    config: &RunConfig,
-    adaptation: &Adaptation,
-    objective: &dyn Objective,
-    epochs: &Epochs,
-    data: &Splits,
-) -> Demand {
+fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: &Epochs, data: &Splits) -> Demand {
+    let weighted = !task.weights.is_empty();
     let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
     let longest_train = longest(&data.train);
     Demand {
@@ -412,6 +407,10 @@ fn demand(
         largest_batch: epochs.largest(),
         longest_train,
         longest: longest_train.max(longest(&data.dev)).max(longest(&data.test)),
-        head_features: objective.pools() && adaptation.head_only() && config.dropout == 0.0,
+        head_features: task.target() != task::Target::Tokens
+            && adaptation.head_only()
+            && config.dropout == 0.0
+            && !weighted,
+        weighted,
     }
 }

@@ -13,7 +13,7 @@ use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
 use crate::train::schedule::learning_rate;
-use crate::train::{Batch, Encoded, Metrics, Session, Submitted};
+use crate::train::{Batch, Encoded, Metrics, Session, Submitted, Target};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError};
 use std::collections::BTreeMap;
@@ -382,15 +382,26 @@ impl<'a> Trainer<'a> {
     }
 
     /// The chosen examples in packed micro-batches of at most the budget's tokens.
+    /// Batches within the token budget, each of examples of one weight.
     fn micro_batches(&self, chosen: &[usize]) -> Result<Vec<Batch>> {
-        let examples = &self.run.train;
-        let lengths: Vec<usize> = chosen.iter().map(|&i| examples[i].tokens.len()).collect();
-        let ends = split_by_budget(&lengths, self.run.config.micro_batch_tokens(), usize::MAX);
-        let starts = std::iter::once(0).chain(ends.iter().copied());
-        let pack = |(start, &end): (usize, &usize)| {
-            self.run.setup.objective.pack(chosen[start..end].iter().map(|&i| &examples[i]))
+        let (examples, weights) = (&self.run.train, &self.run.task.weights);
+        let weight = |i: &usize| match examples[*i].target {
+            Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
+            _ => 1.0,
         };
-        starts.zip(&ends).map(pack).collect()
+        let mut chosen = chosen.to_vec();
+        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+        let mut batches = Vec::new();
+        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
+            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
+            let ends = split_by_budget(&lengths, self.run.config.micro_batch_tokens(), usize::MAX);
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            for (start, &end) in starts.zip(&ends) {
+                let batch = self.run.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
+                batches.push(Batch { weight: weight(&equal[start]), ..batch });
+            }
+        }
+        Ok(batches)
     }
 
     /// Evaluates on dev and keeps the best state; false if interrupted.

@@ -43,6 +43,8 @@ pub struct Batch {
     pub labels: Labels,
     /// Rows that belong to examples.
     pub real_rows: usize,
+    /// By how much its loss counts in that of a step.
+    pub weight: f32,
 }
 
 /// Rows of a batch: T tokens of N examples.
@@ -70,7 +72,7 @@ pub fn padded_rows(real: usize) -> usize {
 impl Batch {
     /// Lays examples, none of them empty, end to end.
     pub fn new(examples: &[&Encoded], labels: Labels) -> Batch {
-        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels, real_rows: 0 };
+        let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels, real_rows: 0, weight: 1.0 };
         for example in examples {
             batch.segment(&example.tokens);
             batch.rows.push((batch.tokens.len() as u32).saturating_sub(1));

@@ -27,6 +27,8 @@ pub struct Demand {
     pub longest: usize,
     /// Whether the head alone is trained, on pooled states that are computed once.
     pub head_features: bool,
+    /// Whether a batch is split, whatever its size, as its examples have different weights.
+    pub weighted: bool,
 }
 
 impl Demand {
@@ -35,7 +37,7 @@ impl Demand {
         let rows = self.largest_batch.min(tokens.max(self.longest_train));
         Limits {
             train: Some(Size { rows: padded_rows(rows), examples: self.batch }),
-            micro_batches: self.largest_batch > tokens && !self.head_features,
+            micro_batches: (self.largest_batch > tokens || self.weighted) && !self.head_features,
             evaluate: size_of(tokens.max(self.longest), EVAL_EXAMPLES),
             positions: self.longest,
             head_features: self.head_features,
@@ -112,8 +114,14 @@ fn candidates(demand: &Demand, tokens: Option<usize>, recompute: Recompute) -> V
 mod tests {
     use super::*;
 
-    const DEMAND: Demand =
-        Demand { batch: 16, largest_batch: 4096, longest_train: 256, longest: 300, head_features: false };
+    const DEMAND: Demand = Demand {
+        batch: 16,
+        largest_batch: 4096,
+        longest_train: 256,
+        longest: 300,
+        head_features: false,
+        weighted: false,
+    };
 
     #[test]
     fn time_is_given_up_before_it_costs_much() {

@@ -31,7 +31,8 @@ pub struct Submitted {
 }
 
 impl Session {
-    /// One optimizer step on micro-batches whose examples together make the batch.
+    /// One optimizer step on micro-batches whose examples together make the batch: the mean loss over all their targets,
+    /// each times its batch's weight.
     pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<StepOutput> {
         let submitted = self.submit_step(micro_batches, lr)?;
         self.settle(submitted)
@@ -47,7 +48,8 @@ impl Session {
         };
         check_targets(targets)?;
         let plan = self.prepared(Purpose::Step(self.size_of(batch)?))?;
-        let numbers = self.step_numbers(lr, targets);
+        let mut numbers = self.step_numbers(lr, targets);
+        numbers[step_input::LOSS_WEIGHT] *= batch.weight;
         self.queue_rng(0)?;
         self.queue_batch(batch)?;
         self.submit_update(plan, numbers)
@@ -58,7 +60,6 @@ impl Session {
     pub fn accumulate(&mut self, micro_batches: &[Batch], targets: usize) -> Result<()> {
         check_targets(targets)?;
         let numbers = self.step_numbers(0.0, targets);
-        self.tensors().queue_write(names::STEP, &numbers)?;
         // All plans first: one that needs a larger arena would end those already queued.
         for (i, batch) in micro_batches.iter().enumerate() {
             self.prepared(self.gradient_purpose(batch, self.accumulated + i)?)?;
@@ -66,6 +67,9 @@ impl Session {
         self.prepared(Purpose::Update)?;
         for batch in micro_batches {
             let purpose = self.gradient_purpose(batch, self.accumulated)?;
+            let mut numbers = numbers;
+            numbers[step_input::LOSS_WEIGHT] *= batch.weight;
+            self.tensors().queue_write(names::STEP, &numbers)?;
             self.queue_rng(self.accumulated)?;
             self.queue_batch(batch)?;
             let plan = self.prepared(purpose)?;

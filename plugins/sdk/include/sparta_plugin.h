@@ -119,10 +119,11 @@ typedef struct SpartaMethod {
  *
  * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo], "options": [OptionInfo] (3)}; the options are
  *                those of all its tasks
- * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"], "target": Target (3),
+ * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"], "target": Target (3), "weights": [1.0, 2.5] (3),
  *                 "metrics": ["accuracy"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
  *                "labels" are two classes or more, or the name of a number; [] where tokens are learned, and in describe
- *                where the labels are found in the data. The larger "primary", one of "metrics", the better
+ *                where the labels are found in the data. The larger "primary", one of "metrics", the better;
+ *                "weights" say by how much an example of each class counts in the loss of training
  * Target (3)     "class": one of the labels, the default with labels; metrics "accuracy", "f1", "mcc", "precision",
  *                         "recall"
  *                | "classes": any number of the labels; metrics "accuracy", "exact", "f1", "precision", "recall"

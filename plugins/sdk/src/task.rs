@@ -29,6 +29,9 @@ pub struct TaskInfo {
     /// its tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
+    /// By how much an example of each class counts in the loss of training, in the order of the labels; none: all alike.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
     /// Ids of metrics that the host computes for this target, see `sparta_plugin.h`.
     pub metrics: Vec<String>,
     /// The one of `metrics` that early stopping and comparisons look at: the larger the better.

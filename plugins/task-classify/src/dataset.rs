@@ -52,6 +52,10 @@ impl Opened {
             Target::Number => "a number",
             _ => "one label a text",
         };
+        if !task.weights.is_empty() {
+            let each = task.labels.iter().zip(&task.weights).map(|(label, weight)| format!("{label} {weight:.3}"));
+            notes.push(format!("Weights of the classes in training: {}.", each.collect::<Vec<_>>().join(", ")));
+        }
         notes.push(format!("The labels are in the column `{column}`, {kind}; --label and --target choose otherwise."));
         Ok(Opened { files, settings, task, notes })
     }
@@ -133,7 +137,12 @@ fn task(files: &Files, settings: &Settings, seen: &Seen) -> Result<TaskInfo, Err
             clip(&labels.join(", "))
         )));
     }
-    Ok(info(target, labels, seen.pair))
+    let weights = match &settings.weights {
+        None => vec![],
+        Some(text) if target == Target::Class => seen.weights(text, &labels).map_err(Error)?,
+        Some(_) => return Err(Error("--class-weights are for one class a text: leave them out here".into())),
+    };
+    Ok(TaskInfo { weights, ..info(target, labels, seen.pair) })
 }
 
 impl Dataset for Opened {

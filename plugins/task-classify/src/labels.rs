@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use sparta_plugin::Error;
 use sparta_plugin::task::{Example, Target};
 use sparta_task_files::{Columns, Named, Part, Reading, Table, clip, scalar, text};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// Different labels of a table.
 const MOST: usize = 10_000;
@@ -83,7 +83,8 @@ impl Row {
 /// What is known of the labels of one or more files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    pub names: BTreeSet<String>,
+    /// With the number of rows of each.
+    pub names: BTreeMap<String, u64>,
     /// The column of the first row that has one.
     pub column: Option<String>,
     pub rows: u64,
@@ -130,20 +131,24 @@ impl Seen {
                 Ok(number) if number.is_finite() => self.fraction |= number.fract() != 0.0,
                 _ => self.text = true,
             }
-            match self.names.len() < MOST {
-                true => drop(self.names.insert(label)),
-                false => self.many |= !self.names.contains(&label),
+            let room = self.names.len() < MOST;
+            match self.names.get_mut(&label) {
+                Some(rows) => *rows += 1,
+                None if room => drop(self.names.insert(label, 1)),
+                None => self.many = true,
             }
         }
     }
 
     /// Whether every label is the hub's -1, which stands for none.
     pub fn is_blank(&self) -> bool {
-        self.names.iter().all(|name| name == "-1")
+        self.names.keys().all(|name| name == "-1")
     }
 
     pub fn join(&mut self, other: Seen) {
-        self.names.extend(other.names);
+        for (name, rows) in other.names {
+            *self.names.entry(name).or_default() += rows;
+        }
         self.column = self.column.take().or(other.column);
         self.rows += other.rows;
         self.labelled += other.labelled;
@@ -169,9 +174,39 @@ impl Seen {
         self.many || (self.labelled > FEW && self.names.len() as u64 == self.labelled)
     }
 
+    /// The weight of each of these labels: as `text` gives it, or for `balanced` all rows / (labels * rows of the label), as
+    /// scikit-learn has it.
+    ///
+    /// # Errors
+    /// A label that there is not, or a weight that is no number above 0.
+    pub fn weights(&self, text: &str, labels: &[String]) -> Result<Vec<f64>, String> {
+        if text == "balanced" {
+            let share = |label: &String| {
+                let rows = self.names.get(label).copied().unwrap_or(1);
+                self.labelled as f64 / (labels.len() as f64 * rows as f64)
+            };
+            return Ok(labels.iter().map(share).collect());
+        }
+        let mut weights = vec![1.0; labels.len()];
+        for item in text.split(',') {
+            let (label, weight) = item.rsplit_once('=').unwrap_or((item, ""));
+            let position = labels.iter().position(|known| known == label.trim());
+            let weight = weight.trim().parse().ok().filter(|weight: &f64| *weight > 0.0 && weight.is_finite());
+            let (Some(position), Some(weight)) = (position, weight) else {
+                return Err(format!(
+                    "--class-weights: expected balanced, or LABEL=NUMBER,... with numbers above 0 and labels of {}, got `{}`",
+                    clip(&labels.join(", ")),
+                    clip(item)
+                ));
+            };
+            weights[position] = weight;
+        }
+        Ok(weights)
+    }
+
     /// The names in their order: numbers by size, texts by their letters.
     pub fn ordered(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.names.iter().cloned().collect();
+        let mut names: Vec<String> = self.names.keys().cloned().collect();
         if !self.text {
             let number = |name: &String| name.parse::<f64>().unwrap_or(0.0);
             names.sort_by(|a, b| number(a).total_cmp(&number(b)));

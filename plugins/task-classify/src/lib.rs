@@ -37,6 +37,11 @@ impl Task for Classify {
                 AUTO,
             ),
             option("label-separator", "What separates the labels of a text in one field, for example ';'", ""),
+            option(
+                "class-weights",
+                "By how much classes count in training: balanced, so that each counts alike, or 'a=2,b=0.5' (others 1)",
+                "",
+            ),
             option("format", "csv, tsv, jsonl, json, parquet, lines or folder; without it what names say", ""),
         ];
         let tasks = vec![info(Target::Class, vec![], false)];
@@ -63,6 +68,7 @@ fn info(target: Target, labels: Vec<String>, pair: bool) -> TaskInfo {
         title: "Classify: labels of your own table".into(),
         labels,
         target: Some(target),
+        weights: vec![],
         metrics: metrics.iter().map(|id| id.to_string()).collect(),
         primary: primary.into(),
         pair,
@@ -79,6 +85,7 @@ struct Settings {
     /// `None`: what the labels look like.
     target: Option<Target>,
     separator: Option<String>,
+    weights: Option<String>,
 }
 
 impl Settings {
@@ -103,6 +110,7 @@ impl Settings {
             ));
         }
         Ok(Settings {
+            weights: given("class-weights"),
             named: Named { text: given("text"), pair: given("pair"), label: given("label") },
             format: given("format").as_deref().map(Format::named).transpose()?,
             target,

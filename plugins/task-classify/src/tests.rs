@@ -96,6 +96,24 @@ fn several_labels_come_as_lists_or_with_a_separator() {
     assert!(wrong.contains("--label-separator"), "{wrong}");
 }
 
+/// `balanced` as scikit-learn's `compute_class_weight`.
+#[test]
+fn classes_may_have_weights() {
+    let csv = "text,label\na,x\nb,x\nc,x\nd,y\ne,z\nf,z\n";
+    let weights =
+        |given: &str| Ok::<_, String>(open(&[("w.csv", csv)], "w.csv", &[("class-weights", given)])?.task.weights);
+    assert_eq!(weights("balanced").unwrap(), [6.0 / 9.0, 2.0, 1.0]);
+    assert_eq!(weights("y=3, x=0.5").unwrap(), [0.5, 3.0, 1.0]);
+    assert!(weights("").unwrap().is_empty());
+    for wrong in ["y", "y=0", "u=1", "y=nan"] {
+        let error = weights(wrong).unwrap_err();
+        assert!(error.contains(&format!("labels of x, y, z, got `{wrong}`")), "{error}");
+    }
+    let number = [("target", "number"), ("class-weights", "balanced")];
+    let error = open(&[("n.csv", "text,label\na,1\nb,2\n")], "n.csv", &number).err().unwrap();
+    assert!(error.contains("one class a text"), "{error}");
+}
+
 #[test]
 fn files_of_splits_are_used_as_they_are() {
     let rows = |label: &str| format!("premise,hypothesis,label\np,h,{label}\nq,i,yes\n");

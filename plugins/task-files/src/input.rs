@@ -37,7 +37,7 @@ impl Input {
             [0xfe, 0xff] => Box::new(BufReader::new(Utf16::new(raw, u16::from_be_bytes))),
             [0, _] | [_, 0] => {
                 return Err(Error(format!(
-                    "{name}: expected text, got a zero byte at its beginning: UTF-16 without a byte-order mark, or no text; \
+                    "{name}:1: expected text, got a zero byte at its beginning: UTF-16 without a byte-order mark, or no text; \
                      convert the file to UTF-8"
                 )));
             }

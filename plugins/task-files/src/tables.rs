@@ -11,6 +11,9 @@ use std::path::Path;
 const NAMES: [(&str, &[&str]); 3] =
     [("train", &["train"]), ("dev", &["dev", "validation", "valid", "val"]), ("test", &["test"])];
 
+/// Folders that the hub puts files into.
+const INNER: [&str; 3] = ["data", "default", "plain_text"];
+
 /// The files of a data set.
 #[derive(Debug, PartialEq)]
 pub enum Tables {
@@ -20,7 +23,7 @@ pub enum Tables {
     Splits { train: Vec<Part>, dev: Vec<Part>, test: Vec<Part> },
 }
 
-/// The table at `data`, or in that directory or in `data` there: files named after the splits, folders of texts named so, or
+/// The table at `data`, or in that directory or in [`INNER`] there: files named after the splits, folders of texts named so, or
 /// else the only table, or the folders of texts of each class. A `format` overrides what names say.
 ///
 /// # Errors
@@ -31,11 +34,12 @@ pub fn find_tables(data: &Path, format: Option<Format>) -> Result<Tables, Error>
         let format = format.map_or_else(|| Format::choose(None, data), Ok)?;
         return Ok(Tables::One(Part { name, path: data.to_owned(), format }));
     }
-    let inner = data.join("data");
-    let folders = [Some((data, "")), inner.is_dir().then_some((inner.as_path(), "data/"))];
+    let inner = INNER.map(|name| (data.join(name), format!("{name}/")));
+    let folders =
+        [(data.to_owned(), String::new())].into_iter().chain(inner.into_iter().filter(|(path, _)| path.is_dir()));
     let mut single = Vec::new();
-    for (path, prefix) in folders.into_iter().flatten() {
-        let folder = Folder::read(path.to_owned(), prefix.to_owned())?;
+    for (path, prefix) in folders {
+        let folder = Folder::read(path, prefix)?;
         let splits = NAMES.map(|(split, names)| files(&folder, split, names, format));
         let [train, dev, test] = splits;
         let (train, dev, test) = (train?, dev?, test?);

@@ -23,6 +23,7 @@ impl Task for Glue {
             metrics: owned(task.metrics),
             primary: task.primary.to_owned(),
             target: task.number.map(|_| Target::Number),
+            weights: vec![],
             pair: task.pair,
             prompt: task
                 .number

@@ -51,6 +51,7 @@ impl Task for Imdb {
             metrics: ["accuracy", "f1", "mcc"].map(str::to_owned).to_vec(),
             primary: "accuracy".to_owned(),
             target: None,
+            weights: vec![],
             pair: false,
             prompt: Some(Prompt {
                 template: "Is this film review positive? Answer Yes or No.\n\n{text}".to_owned(),

@@ -27,6 +27,7 @@ impl Task for Sft {
             title: "Prompts and answers: each next token of the answers".into(),
             labels: vec![],
             target: Some(Target::Tokens),
+            weights: vec![],
             metrics: ["perplexity", "log_likelihood"].map(str::to_owned).to_vec(),
             primary: "log_likelihood".into(),
             pair: false,

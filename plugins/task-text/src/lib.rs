@@ -25,6 +25,7 @@ impl Task for Text {
             metrics: ["perplexity", "log_likelihood"].map(str::to_owned).to_vec(),
             primary: "log_likelihood".into(),
             target: None,
+            weights: vec![],
             pair: false,
             prompt: None,
         };

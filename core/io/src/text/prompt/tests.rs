@@ -12,6 +12,7 @@ fn info(pair: bool, prompt: Option<&str>) -> TaskInfo {
         title: "T".into(),
         labels: vec!["negative".into(), "positive".into()],
         target: None,
+        weights: vec![],
         metrics: vec!["accuracy".into()],
         primary: "accuracy".into(),
         pair,

@@ -39,7 +39,13 @@ def main():
         loss = torch.nn.functional.cross_entropy(exact[:-1], ids[0, 1:]).item()
         prompt = tokenizer(CAPITAL, return_tensors="pt")
         model = models[torch.float32]
-        text = model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)[0, prompt.input_ids.shape[1] :]
+
+        def go_on(prompt):
+            return model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)[0, prompt.input_ids.shape[1] :]
+
+        text = go_on(prompt)
+        rendered = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
+        answer = go_on(tokenizer(rendered, return_tensors="pt", add_special_tokens=False))
     golden = {
         "paragraph": PARAGRAPH,
         "ids": ids[0].tolist(),
@@ -50,7 +56,8 @@ def main():
         "prompt": CAPITAL,
         "greedy": tokenizer.decode(text),
         "messages": QUESTION,
-        "rendered": tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False),
+        "rendered": rendered,
+        "answer": tokenizer.decode(answer, skip_special_tokens=True),
     }
     path = pathlib.Path(__file__).parent / "golden.json"
     path.write_text(json.dumps(golden, indent=1) + "\n")

@@ -91,7 +91,8 @@ impl Conversations {
         let whole = chat.render_answered(&messages)?;
         let tokens = tokenizer.encode_plain(&whole)?;
         let (mut trained, mut joined) = (vec![self.train_on == TrainOn::All; tokens.len()], false);
-        let answers = turns.iter().enumerate().filter(|(_, turn)| turn.role == ANSWERS && !turn.context);
+        // Nothing asks for an answer that begins a conversation: it is read alone.
+        let answers = turns.iter().enumerate().skip(1).filter(|(_, turn)| turn.role == ANSWERS && !turn.context);
         for turn in self.chosen(answers.map(|(turn, _)| turn).collect()) {
             let mut tokens_of = |text: String| -> Result<usize> {
                 let (length, within) = Beginning { chat, tokenizer, turn, text: &text }.within(&whole, &tokens)?;

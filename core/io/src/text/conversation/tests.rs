@@ -109,12 +109,15 @@ fn answers_are_trained_with_the_end_of_their_turn() {
 }
 
 #[test]
-fn an_answer_of_the_prompt_is_not_learned() {
+fn an_answer_of_the_prompt_and_one_that_nobody_asked_for_are_not_learned() {
     let example = conversation(&["user sum", "-assistant two", "user sure", "assistant yes", "user then"]);
     let expected = "<s> user sum <end> assistant two <end> user sure <end> assistant [yes] [<end>] user then <end>";
     for train_on in [TrainOn::Answers, TrainOn::Last] {
         assert_eq!(shown(&rendered(CHAT, train_on, &example).unwrap()), expected);
     }
+    let greeted =
+        rendered(CHAT, TrainOn::Answers, &conversation(&["assistant hi", "user sum", "assistant two"])).unwrap();
+    assert_eq!(shown(&greeted), "<s> assistant hi <end> user sum <end> assistant [two] [<end>]");
     let none = rendered(CHAT, TrainOn::Answers, &conversation(&["user sum", "-assistant two"])).unwrap();
     assert!(!none.trained.contains(&true));
 }

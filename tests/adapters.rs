@@ -411,8 +411,84 @@ fn formats_carry_the_same_adapter() {
         let adapter = accuracy(run, &[])["metrics"]["accuracy"].as_f64().unwrap();
         assert!((found - adapter).abs() < 0.01, "{found} {adapter}");
     }
-    fail(&["adapter", "export", &A, "--format", "peft", "--out", "x"], "not trained by the method lora");
     fail(&["adapter", "export", lora, "--format", "sparse-deltas", "--out", "x"], "hold single elements");
+    fail(&["adapter", "export", lora, "--format", "patch", "--out", "x"], "holds single elements");
+
+    // Super-Tuning: the same model, with the names of its classes; and again.
+    let predictions = predicted(&A);
+    assert!(predictions.contains("positive") && predictions.contains("negative"), "{predictions}");
+    succeed(&["adapter", "export", &A, "--format", "peft", "--out", "elements"]);
+    assert_eq!(predicted("elements"), predictions);
+    let info = succeed(&["adapter", "info", "elements"]);
+    assert_eq!((&info["format"], &info["method"]), (&"peft".into(), &"super-tuning".into()));
+    succeed(&["adapter", "export", "elements", "--format", "peft", "--out", "elements-again"]);
+    assert_eq!(predicted("elements-again"), predictions);
+}
+
+/// Classes and probabilities of some texts.
+fn predicted(adapter: &str) -> String {
+    fs::write(HOME.path().join("some-texts"), "a wonderful film\nboring and far too long\nwho knows\n").unwrap();
+    let output = run(&["predict", adapter, "some-texts", "--device", "cpu", "--precision", "f32"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The patch, applied to the base model as vLLM does, gives the merged model in bf16.
+#[test]
+fn a_patch_makes_the_merged_model_of_the_base() {
+    succeed(&["adapter", "export", &A, "--format", "patch", "--out", "patch"]);
+    succeed(&["adapter", "merge", &A, "--out", "patched", "--dtype", "bf16", "--device", "cpu"]);
+    let patch = TensorFile::open(HOME.path().join("patch/patch.safetensors")).unwrap();
+    assert_eq!(patch.metadata()["encoding"], "gap_delta");
+    assert_eq!(patch.metadata()["labels"], "[\"negative\",\"positive\"]");
+    let manifest = fs::read_to_string(HOME.path().join(&*A).join("adapter/adapter.json")).unwrap();
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let base = Weights::open(manifest["config"]["model"].as_str().unwrap()).unwrap();
+    let merged = Weights::open(HOME.path().join("patched")).unwrap();
+    let (mut elements, mut patched) = (0, 0);
+    for name in merged.names() {
+        let expected = floats(&merged, name);
+        let mut ours = base.get(name).map_or_else(|| vec![f32::NAN; expected.len()], |_| floats(&base, name));
+        if patch.get(&format!("{name}.val")).is_some() {
+            let (gaps, values) =
+                (patch.integers(&format!("{name}.idx")).unwrap().1, patch.floats(&format!("{name}.val")).unwrap().1);
+            let mut at = -1;
+            for (gap, value) in gaps.iter().zip(&values) {
+                at += gap + 1;
+                assert_ne!(ours[at as usize], *value, "{name}: an element that does not change");
+                ours[at as usize] = *value;
+            }
+            (elements, patched) = (elements + values.len(), patched + 1);
+        }
+        assert_eq!(ours, expected, "{name}");
+    }
+    assert_eq!(patch.metadata()["total_changed_elements"], elements.to_string());
+    assert_eq!(patch.names().count(), 2 * patched);
+}
+
+/// What the format of single elements cannot hold is named.
+#[test]
+fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
+    let refused = |kind: &str, more: Value, part: &str| {
+        let dir = reconfigured(|config| {
+            config.insert("peft_type".into(), kind.into());
+            for key in ["r", "lora_alpha", "init_lora_weights"] {
+                config.remove(key);
+            }
+            config.extend(more.as_object().unwrap().clone());
+        });
+        let error = Applied::open(dir.path(), Some(&golden("gemma")), &PLUGINS).err().unwrap().to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    refused("SUPERTUNING", serde_json::json!({"r": 4}), "`r` is 4");
+    refused(
+        "SUPERTUNING",
+        serde_json::json!({"save_precomputed_indices": false}),
+        "`save_precomputed_indices` is false",
+    );
+    refused("SHIRA", serde_json::json!({"fan_in_fan_out": true}), "`fan_in_fan_out` is true");
+    // The values of LoRA are whole tensors of no model here.
+    refused("SHIRA", serde_json::json!({}), "lora_A");
 }
 
 /// The run of another machine, whose model is not in the place that the run names.

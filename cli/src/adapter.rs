@@ -81,8 +81,9 @@ pub struct ExportArgs {
     /// Run directory, or an adapter of any format
     #[arg(value_name = "RUN")]
     adapter: PathBuf,
-    /// peft: a LoRA directory of PEFT; sparse-deltas: sparse_deltas.safetensors with indices; with-indices: our own, with
-    /// the indices that are otherwise drawn from the seed
+    /// peft: a directory of PEFT, LoRA or for single elements Super-Tuning; sparse-deltas: sparse_deltas.safetensors with
+    /// indices; patch: the new bf16 values of what differs, for TRL and vLLM; with-indices: our own, with the indices that
+    /// are otherwise drawn from the seed
     #[arg(long, value_name = "NAME")]
     format: FormatArg,
     /// New directory for the adapter
@@ -100,6 +101,7 @@ pub struct ExportArgs {
 enum FormatArg {
     Peft,
     SparseDeltas,
+    Patch,
     WithIndices,
 }
 
@@ -168,6 +170,7 @@ fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
     let format = match args.format {
         FormatArg::Peft => ExportFormat::Peft,
         FormatArg::SparseDeltas => ExportFormat::SparseDeltas,
+        FormatArg::Patch => ExportFormat::Patch,
         FormatArg::WithIndices => ExportFormat::WithIndices,
     };
     let applied = open(&args.adapter, args.model, plugins)?;

@@ -1,7 +1,8 @@
-//! LoRA adapters from and to the real `peft`: in a Python that has it, `$SPARTA_PEFT_PYTHON` or `python3`.
+//! LoRA and sparse adapters from and to the real `peft`: in a Python that has it, `$SPARTA_PEFT_PYTHON` or `python3`.
 
 use serde_json::Value;
 use sparta_tests::command::command;
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -37,22 +38,25 @@ fn succeeded(output: Output) -> String {
 }
 
 /// Probabilities of the classes for each text, from peft.
-fn theirs(python: &str, what: &str, adapter: &Path) -> Vec<Vec<f64>> {
+fn theirs(python: &str, what: &str, base: &Path, adapter: &Path) -> Vec<Vec<f64>> {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peft/peft_side.py"));
-    command.arg(what).arg(embedded("model")).arg(adapter);
+    command.arg(what).arg(base).arg(adapter);
     answer(command).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn ours(home: &Path, adapter: &str) -> Vec<Vec<f64>> {
-    let model = embedded("model");
-    let model = model.to_str().unwrap();
+fn ours(home: &Path, base: &Path, adapter: &str) -> Vec<Vec<f64>> {
+    let model = base.to_str().unwrap();
     let printed = answer(command(home, &["predict", adapter, "--model", model, "--device", "cpu", "--json"]));
     let probabilities = |line: &str| {
         let line: Value = serde_json::from_str(line).unwrap();
         line["probabilities"].as_object().unwrap().values().map(|p| p.as_f64().unwrap()).collect()
     };
     printed.lines().map(probabilities).collect()
+}
+
+fn run(home: &Path, line: &str) {
+    succeeded(command(home, &line.split(' ').collect::<Vec<_>>()).output().unwrap());
 }
 
 #[track_caller]
@@ -65,18 +69,30 @@ fn close(a: &[Vec<f64>], b: &[Vec<f64>]) {
 #[test]
 fn peft_loads_what_was_trained_here() {
     let Some(python) = python() else { return };
-    let home = tempfile::tempdir().unwrap();
-    let run = "run --method lora --epochs 1 --device cpu --out run";
-    succeeded(command(home.path(), &run.split(' ').collect::<Vec<_>>()).output().unwrap());
-    let export = "adapter export run --format peft --out peft";
-    succeeded(command(home.path(), &export.split(' ').collect::<Vec<_>>()).output().unwrap());
-    close(&theirs(&python, "load", &home.path().join("peft")), &ours(home.path(), "run"));
+    let (home, base) = (tempfile::tempdir().unwrap(), embedded("model"));
+    for method in ["lora", "sparta --density 0.02 --lr 1e-3"] {
+        run(home.path(), &format!("run --method {method} --epochs 1 --device cpu --precision f32 --out run"));
+        run(home.path(), "adapter export run --format peft --out peft");
+        let (expected, adapter) = (ours(home.path(), &base, "run"), home.path().join("peft"));
+        close(&theirs(&python, "load", &base, &adapter), &expected);
+        close(&theirs(&python, "merged", &base, &adapter), &expected);
+        close(&ours(home.path(), &base, "peft"), &expected);
+        for made in ["run", "peft"] {
+            fs::remove_dir_all(home.path().join(made)).unwrap();
+        }
+    }
 }
 
+/// On weights in f32: in 16 bits PEFT keeps sums that we round as they are stored.
 #[test]
 fn what_peft_saved_is_used_here() {
     let Some(python) = python() else { return };
-    let home = tempfile::tempdir().unwrap();
-    let expected = theirs(&python, "make", &home.path().join("peft"));
-    close(&expected, &ours(home.path(), "peft"));
+    let (home, model) = (tempfile::tempdir().unwrap(), embedded("model"));
+    let wide = format!("adapter merge {} --dtype f32 --device cpu --out wide", model.to_str().unwrap());
+    run(home.path(), &wide);
+    let base = home.path().join("wide");
+    for kind in ["lora", "supertuning", "shira"] {
+        let expected = theirs(&python, kind, &base, &home.path().join(kind));
+        close(&expected, &ours(home.path(), &base, kind));
+    }
 }

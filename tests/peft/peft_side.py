@@ -1,7 +1,8 @@
-"""PEFT's side of tests/peft.rs: the probabilities of each line of stdin, as JSON.
+"""PEFT's side of tests/peft: the probabilities of each line of stdin, as JSON.
 
-    peft_side.py load BASE ADAPTER     # with an adapter that is there
-    peft_side.py make BASE ADAPTER     # with a new one of random values, which is saved
+    peft_side.py load BASE ADAPTER            # with an adapter that is there
+    peft_side.py merged BASE ADAPTER          # the same after merge_and_unload
+    peft_side.py lora BASE ADAPTER            # with a new one of random values, which is saved; or supertuning, or shira
 """
 
 import json
@@ -9,9 +10,21 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, ShiraConfig, get_peft_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
+
+
+def new(kind):
+    layers = ["k_proj", "o_proj"]
+    if kind == "lora":
+        return LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=12, use_rslora=True, target_modules=layers)
+    if kind == "shira":
+        return ShiraConfig(task_type="SEQ_CLS", r=4, random_seed=3, target_modules=layers)
+    from peft import SupertuningConfig
+
+    saved = ["score", "model.layers.1.input_layernorm"]
+    return SupertuningConfig(task_type="SEQ_CLS", sparsity=0.9, target_modules=layers, modules_to_save=saved)
 
 
 def main():
@@ -20,11 +33,12 @@ def main():
     tokenizer = Tokenizer.from_file(str(Path(base) / "tokenizer.json"))
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, dtype=torch.float32)
     model.config.pad_token_id = 0
-    if what == "load":
+    if what in ("load", "merged"):
         model = PeftModel.from_pretrained(model, adapter)
+        if what == "merged":
+            model = model.merge_and_unload()
     else:
-        lora = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=12, use_rslora=True, target_modules=["k_proj", "o_proj"])
-        model = get_peft_model(model, lora)
+        model = get_peft_model(model, new(what))
         for p in model.parameters():
             if p.requires_grad:
                 torch.nn.init.normal_(p, std=0.1)

@@ -196,7 +196,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
             let whole = adapter.values.keys().filter(|name| !name.contains(".lora_")).cloned();
             stored(Stored::lora(lora, whole, plugins)?, parameters)
         }
-        Kind::SparseDeltas | Kind::Combined(_) => {
+        Kind::Deltas { .. } | Kind::Combined(_) => {
             let selections = sparse_and_whole(&parameters, &adapter.indices, &adapter.values)?;
             stored(Stored::new("deltas", selections), parameters)
         }

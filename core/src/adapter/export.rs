@@ -1,6 +1,7 @@
 use super::native::{read_manifest, save_manifest, save_values};
-use super::peft::{self, Lora, LoraLayer};
-use super::{Applied, Kind, Manifest, sparse_deltas};
+use super::patch::Patch;
+use super::peft::{Lora, LoraExport, LoraLayer, SparseExport};
+use super::{Applied, Head, Kind, Manifest, sparse_deltas};
 use crate::method::Part;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
@@ -9,10 +10,12 @@ use std::path::Path;
 /// A format that adapters are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// PEFT's LoRA directory.
+    /// PEFT's directory: LoRA for LoRA, Super-Tuning for single elements.
     Peft,
     /// `sparse_deltas.safetensors` of peft-sparta.
     SparseDeltas,
+    /// The new values of what differs, as TRL and vLLM read them.
+    Patch,
     /// Our own, with the index sets themselves, so that loading draws nothing.
     WithIndices,
 }
@@ -20,7 +23,7 @@ pub enum ExportFormat {
 /// Writes an adapter in another format into the new directory `out`.
 ///
 /// Returns what is to be told to its user. Errors: a format that cannot hold this adapter; `out` is there already.
-pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Option<String>> {
+pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
     if out.exists() {
         return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
     }
@@ -29,55 +32,77 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Opt
         [head] => Ok(head),
         heads => Err(Error::Usage(format!("the adapter has {} heads, this format holds one", heads.len()))),
     };
+    let mut notes = Vec::new();
     match format {
         ExportFormat::Peft => {
-            let lora = lora(applied)?;
             let head = one_head()?;
-            let dropout = match &adapter.kind {
-                Kind::Native(manifest) => manifest.options.get("lora-dropout").and_then(|v| v.as_f64()),
-                _ => None,
-            };
-            let export = peft::Export {
-                lora: &lora,
-                values: &adapter.values,
-                head,
-                model: &adapter.model,
-                decoder: &applied.decoder,
-                dropout: dropout.unwrap_or(0.0),
-            };
-            peft::write(out, &export)?;
-            let unsaid = applied.pad()?.filter(|_| applied.decoder.pad_token_id.is_none());
-            return Ok(unsaid.map(|pad| {
-                format!(
-                    "the format has no place for the padding token, and the config.json of the base model has none: set \
-                     `model.config.pad_token_id = {pad}` in Python, as the adapter was trained with it"
-                )
-            }));
+            peft(applied, head, out)?;
+            notes.extend(unsaid_in_peft(applied, head)?);
         }
         ExportFormat::SparseDeltas => {
             let (values, pad) = (&adapter.values, applied.pad()?);
             sparse_deltas::write(out, &applied.adaptation, values, &adapter.model, one_head()?, pad)?;
         }
-        ExportFormat::WithIndices => {
-            if !matches!(adapter.kind, Kind::Native(_)) {
-                return Err(Error::Usage(format!(
-                    "{} is not an adapter of our own format; every command reads it as it is, and where it has indices, they are \
-                     stored",
-                    adapter.dir.display()
-                )));
-            }
-            let sets = applied.adaptation.index_sets();
-            if sets.is_empty() {
-                return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
-            }
-            let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
-            let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
-            let mut manifest: Manifest = read_manifest(&adapter.dir)?;
-            manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
-            save_manifest(out, &manifest)?;
+        ExportFormat::Patch => {
+            let (adaptation, values, weights) = (&applied.adaptation, &adapter.values, &applied.weights);
+            Patch { adaptation, values, weights, head: one_head()? }.write(out)?;
         }
+        ExportFormat::WithIndices => with_indices(applied, out)?,
     }
-    Ok(None)
+    Ok(notes)
+}
+
+fn peft(applied: &Applied, head: &Head, out: &Path) -> Result<()> {
+    let Applied { adapter, adaptation, weights, decoder, .. } = applied;
+    let (values, model) = (&adapter.values, &*adapter.model);
+    if !adaptation.index_sets().is_empty() {
+        return SparseExport { adaptation, values, weights, head, model, decoder }.write(out);
+    }
+    let lora = lora(applied)?;
+    let dropout = match &adapter.kind {
+        Kind::Native(manifest) => manifest.options.get("lora-dropout").and_then(|v| v.as_f64()),
+        _ => None,
+    };
+    LoraExport { lora: &lora, values, head, model, decoder, dropout: dropout.unwrap_or(0.0) }.write(out)
+}
+
+/// What PEFT's directory has no place for, and the base model does not say either.
+fn unsaid_in_peft(applied: &Applied, head: &Head) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    if let Some(pad) = applied.pad()?.filter(|_| applied.decoder.pad_token_id.is_none()) {
+        notes.push(format!(
+            "the format has no place for the padding token, and the config.json of the base model has none: set \
+             `model.config.pad_token_id = {pad}` in Python, as the adapter was trained with it"
+        ));
+    }
+    if !head.labels.is_empty() && !head.unnamed() && head.labels != applied.decoder.labels {
+        let labels = serde_json::to_string(&head.labels).map_err(|e| Error::Weights(e.to_string()))?;
+        notes.push(format!(
+            "PEFT has no place for the names of the classes: load the base model with \
+             `id2label=dict(enumerate({labels}))` in Python (sparta-cli reads them from the adapter)"
+        ));
+    }
+    Ok(notes)
+}
+
+fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
+    let adapter = &applied.adapter;
+    if !matches!(adapter.kind, Kind::Native(_)) {
+        return Err(Error::Usage(format!(
+            "{} is not an adapter of our own format; every command reads it as it is, and where it has indices, they are \
+             stored",
+            adapter.dir.display()
+        )));
+    }
+    let sets = applied.adaptation.index_sets();
+    if sets.is_empty() {
+        return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
+    }
+    let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
+    let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
+    let mut manifest: Manifest = read_manifest(&adapter.dir)?;
+    manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
+    save_manifest(out, &manifest)
 }
 
 /// The adapter's layers, if it consists of LoRA layers and a head.
@@ -87,11 +112,11 @@ fn lora(applied: &Applied) -> Result<Lora> {
     }
     let refuse = |what: String| {
         let dir = applied.adapter.dir.display();
-        Error::Usage(format!("{dir}: {what}; PEFT's format holds LoRA layers and the head"))
+        Error::Usage(format!("{dir}: {what}; PEFT's formats hold LoRA layers, or single elements of linear layers"))
     };
     let manifest = match &applied.adapter.kind {
         Kind::Native(manifest) if manifest.method == "lora" => manifest,
-        _ => return Err(refuse("not trained by the method lora".into())),
+        _ => return Err(refuse("it trains neither LoRA layers nor single elements".into())),
     };
     let alpha = manifest.options.get("lora-alpha").and_then(|v| v.as_f64());
     let alpha = alpha.ok_or_else(|| refuse("its manifest has no `lora-alpha`".into()))?;

@@ -77,7 +77,7 @@ pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
             ("combined", m.strategy.name().to_owned(), adaptation.info.version.clone(), m.strategy.options())
         }
         Kind::Peft(_) => ("peft", "lora".into(), String::new(), Options::new()),
-        Kind::SparseDeltas => ("sparse-deltas", "sparta".into(), String::new(), Options::new()),
+        Kind::Deltas { format, method } => (*format, (*method).into(), String::new(), Options::new()),
         Kind::Model => ("model", "none".into(), String::new(), Options::new()),
     };
     let body: u64 = adaptation.parameters.iter().filter(|p| !is_head(p)).map(Parameter::numel).sum();

@@ -3,7 +3,7 @@
 use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
 use super::{Applied, model_dir};
 use crate::job::MergeCheck;
-use crate::method::{AdaptedLayers, Part};
+use crate::method::{AdaptedLayers, IndexSet, Part};
 use crate::model::{HEAD, from_f32, to_f32};
 use crate::train::{MemoryKind, Session};
 use crate::weights::{TensorSpec, Weights, safetensors_dtype};
@@ -133,23 +133,38 @@ pub fn merged_tensor<'a>(
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         },
         Part::Sparse(set) => {
-            let view = weights.get(&name).ok_or_else(|| missing(&name))?;
-            if set.indices.is_empty() {
-                return recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype);
-            }
-            let rounded = if adaptation.residual { dtype } else { view.dtype };
-            let mut bytes = recode(&name, view.dtype, Cow::Borrowed(view.bytes), rounded)?.into_owned();
-            let of = |dtype: DType, i: u32| i as usize * dtype.size()..(i as usize + 1) * dtype.size();
-            for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
-                let w0 = to_f32(view.dtype, &view.bytes[of(view.dtype, i)]).ok_or_else(|| missing(&name))?;
-                bytes[of(rounded, i)].copy_from_slice(&convert(&name, &[w0[0] + delta], rounded)?);
-            }
-            recode(&name, rounded, Cow::Owned(bytes), dtype)
+            let rounded = if adaptation.residual { Some(dtype) } else { None };
+            let (stored, bytes) = with_deltas(weights, values, parameter, set, rounded)?;
+            recode(&name, stored, bytes, dtype)
         }
     }
 }
 
-fn find<'a>(values: &'a BTreeMap<String, Vec<f32>>, name: &str) -> Result<&'a [f32]> {
+/// A parameter with the changes of its chosen elements, `round(w0 + delta)` in the type `rounded`, by default the base's as in
+/// training; and that type.
+pub fn with_deltas<'a>(
+    weights: &'a Weights,
+    values: &BTreeMap<String, Vec<f32>>,
+    parameter: &Parameter,
+    set: &IndexSet,
+    rounded: Option<DType>,
+) -> Result<(DType, Cow<'a, [u8]>)> {
+    let name = &parameter.name;
+    let view = weights.get(name).ok_or_else(|| missing(name))?;
+    if set.indices.is_empty() {
+        return Ok((view.dtype, Cow::Borrowed(view.bytes)));
+    }
+    let rounded = rounded.unwrap_or(view.dtype);
+    let mut bytes = recode(name, view.dtype, Cow::Borrowed(view.bytes), rounded)?.into_owned();
+    let of = |dtype: DType, i: u32| i as usize * dtype.size()..(i as usize + 1) * dtype.size();
+    for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
+        let w0 = to_f32(view.dtype, &view.bytes[of(view.dtype, i)]).ok_or_else(|| missing(name))?;
+        bytes[of(rounded, i)].copy_from_slice(&convert(name, &[w0[0] + delta], rounded)?);
+    }
+    Ok((rounded, Cow::Owned(bytes)))
+}
+
+pub fn find<'a>(values: &'a BTreeMap<String, Vec<f32>>, name: &str) -> Result<&'a [f32]> {
     values.get(name).map(Vec::as_slice).ok_or_else(|| missing(name))
 }
 

@@ -1,5 +1,5 @@
-//! Adapters: what a run learned, on disk and applied to its base model. Besides our own format: PEFT's LoRA, sparse
-//! deltas, several adapters in one, and merged full models in the Hugging Face layout. A head says what each was trained
+//! Adapters: what a run learned, on disk and applied to its base model. Besides our own format: PEFT's LoRA and sparse
+//! methods, sparse deltas, patches of checkpoints, several adapters in one, and merged full models in the Hugging Face layout. A head says what each was trained
 //! for: for classes with rows of [`HEAD`], for next tokens with the model's own vocabulary head.
 
 mod applied;
@@ -10,6 +10,7 @@ mod info;
 mod merge;
 mod model_dir;
 mod native;
+mod patch;
 mod peft;
 mod sparse_deltas;
 mod stored;
@@ -78,7 +79,11 @@ impl Head {
 pub enum Kind {
     Native(Box<Manifest>),
     Peft(peft::Lora),
-    SparseDeltas,
+    /// Single elements and whole tensors, by another tool's format and method.
+    Deltas {
+        format: &'static str,
+        method: &'static str,
+    },
     Combined(Box<combine::Manifest>),
     /// A full model without any adapter.
     Model,

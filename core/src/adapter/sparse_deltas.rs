@@ -39,7 +39,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let kind = head.objective()?.head();
     let mut adapter = Adapter {
         dir: dir.to_owned(),
-        kind: Kind::SparseDeltas,
+        kind: Kind::Deltas { format: "sparse-deltas", method: "sparta" },
         base: None,
         heads: vec![head],
         values: BTreeMap::new(),
@@ -145,8 +145,7 @@ pub fn write(
     head: &Head,
     pad: Option<u32>,
 ) -> Result<()> {
-    files::create_dirs(dir).map_err(Error::io(dir))?;
-    let mut tensors: Vec<OutTensor> = Vec::new();
+    let (mut tensors, mut head_init): (Vec<OutTensor>, Vec<OutTensor>) = Default::default();
     for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
         let (name, all);
         let set: &[u32] = match part {
@@ -180,14 +179,17 @@ pub fn write(
             bytes: Cow::Borrowed(bytemuck::cast_slice(deltas)),
         });
         if parameter.name == HEAD {
-            let zeros = OutTensor {
+            head_init.push(OutTensor {
                 name: "head".into(),
                 dtype: Dtype::F32,
                 shape: parameter.shape.clone(),
                 bytes: Cow::Owned(vec![0; 4 * set.len()]),
-            };
-            save(&dir.join(HEAD_INIT), &[zeros], &BTreeMap::new())?;
+            });
         }
+    }
+    files::create_dirs(dir).map_err(Error::io(dir))?;
+    if !head_init.is_empty() {
+        save(&dir.join(HEAD_INIT), &head_init, &BTreeMap::new())?;
     }
     save(&dir.join(VALUES), &tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?;
     let mut config = model_dir::model_config(model, head, pad, None)?;

@@ -89,16 +89,37 @@ fn peft_file() -> Vec<u8> {
 }
 
 pub fn peft_values(bytes: &[u8]) -> bool {
-    let dir = place("peft_values", |dir| {
-        place::model(dir);
-        put(dir, "adapter_config.json", &good_peft_config()[1]);
-    });
-    put(&dir, "adapter_model.safetensors", bytes);
-    adapter::load(&dir, Some(&dir)).is_ok()
+    let elements = |kind: &str| json!({"peft_type": kind, "task_type": "SEQ_CLS"}).to_string().into_bytes();
+    let configs = [
+        ("peft_values", good_peft_config().swap_remove(1)),
+        ("peft_supertuning", elements("SUPERTUNING")),
+        ("peft_shira", elements("SHIRA")),
+    ];
+    let read = |(name, config): (&'static str, Vec<u8>)| {
+        let dir = place(name, |dir| {
+            place::model(dir);
+            put(dir, "adapter_config.json", &config);
+        });
+        put(&dir, "adapter_model.safetensors", bytes);
+        adapter::load(&dir, Some(&dir)).is_ok()
+    };
+    configs.map(read).contains(&true)
 }
 
 pub fn good_peft_values() -> Vec<Vec<u8>> {
-    vec![peft_file()]
+    let name = |end: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.{end}");
+    let values = |end: &str| tensor(&name(end), Dtype::F32, &[3], bytemuck::cast_slice(&[0.25f32, -1.0, 0.0]));
+    let head = || tensor("base_model.model.score.weight", Dtype::F32, &[2, 8], bytemuck::cast_slice(&[0.5f32; 16]));
+    let indices = |end: &str, shape: &[usize], at: &[i32]| {
+        tensor(&name(end), Dtype::I32, shape, bytemuck::cast_slice::<i32, u8>(at))
+    };
+    let flat = indices("supertuning_indices", &[3], &[9, 2, 0]);
+    let places = indices("shira_indices", &[2, 3], &[0, 1, 7, 3, 0, 7]);
+    vec![
+        peft_file(),
+        place::file(&[flat, values("supertuning_values"), head()]),
+        place::file(&[places, values("shira_weight"), head()]),
+    ]
 }
 
 pub fn sparse_deltas(bytes: &[u8]) -> bool {

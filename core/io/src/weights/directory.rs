@@ -110,6 +110,11 @@ impl Weights {
         Ok(())
     }
 
+    /// What the files call a tensor.
+    pub fn stored_name(&self, name: &str) -> Option<&str> {
+        self.tensors.get(name).map(|slot| slot.name.as_str())
+    }
+
     /// The file that holds a tensor.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
         self.tensors.get(name).map(|slot| self.files[slot.file].path())

@@ -93,9 +93,34 @@ typedef struct SpartaPlugin {
  *              "gate_up_proj" are q, k and v, or gate and up, as one layer
  * Options     {"lora-r": 8, ...}: checked values of every option
  * Selection   "frozen" | "dense" | {"sparse": {"probability": 0.05}} | {"reparam": {"tensors": [ExtraTensor]}}
- * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": "zeros" | {"uniform": {"bound": 0.1}}
- *              | {"normal": {"std": 0.02}}}
+ *             | {"chosen": {"indices": [0, 17, ...]}} (3): these elements, flat, row-major, ascending
+ *             | {"magnitude": {"share": 0.05, "order": "largest" | "smallest", "scope": "tensor" | "model"
+ *                              | {"group": 4}}} (3): the elements of the largest or smallest |w| of the tensor, of all tensors
+ *               that are selected alike, or of each so many neighbours of a row
+ * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": Init, "trained": true (3), "shared": false (3)}; without "trained"
+ *              it keeps its initial values; "shared": all weights that add this name mean one tensor
+ * Init        "zeros" | {"uniform": {"bound": 0.1}} | {"normal": {"std": 0.02}} | {"constant": {"value": 1.0}} (3)
+ *             | "row_norms" (3): the Euclidean norms of the weight's rows, [out]
  * Site        {"parameter": Parameter, "options": Options, "training": true}
+ *
+ * What is marked with (3) came with minor version 3.
+ *
+ * Operations of forward and merge, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3)
+ * came with minor version 3. All have gradients.
+ *   {"op": "linear", "layout": "nt" | "nn" | "tn", "scale": 1.0, "bias": false, "residual": false}: a, b -> scale op(a) op(b)
+ *       (nt: a [m, k], b [n, k]; nn: a [m, k], b [k, n]; tn: a [k, m], b [k, n]), then bias [n] and residual [m, n] if given
+ *   {"op": "add"} | {"op": "mul"} (3) | {"op": "div"} (3): a [m, n], b of its shape, a row [n] or a column [m, 1] (3)
+ *   {"op": "scale", "factor": 0.5}: x
+ *   {"op": "map", "function": "exp" | "rsqrt" | "abs" | "relu"} (3): x
+ *   {"op": "gated_act", "act": "silu" | "gelu_tanh"}: gate, up -> act(gate) up
+ *   {"op": "column_sum"}: x [m, n] -> f32 [n]; {"op": "row_sum"} (3): x [m, n] -> f32 [m, 1]
+ *   {"op": "broadcast", "shape": [m, n]} (3): a row [n] or a column [m, 1]; {"op": "transpose"} (3): x [m, n] -> [n, m]
+ *   {"op": "slice", "rows": [0, 2], "columns": [0, 4]} (3): x; {"op": "unslice", "shape": [m, n], "at": [0, 0]} (3): x, a
+ *       block of a matrix of zeros
+ *   {"op": "detach"} (3): x, through which no gradient goes
+ *   {"op": "rms_norm", "eps": 1e-6, "plus_one": false}: x [T, k n], w [n]
+ *   {"op": "dropout", "p": 0.1, "salt": 1}: x and the value of graph_rng, in training
+ *   {"op": "soft_cap", "cap": 30.0}: x; {"op": "cast", "to": "f32" | "bf16"}: x
  */
 typedef struct SpartaMethod {
     size_t size;

@@ -1,20 +1,24 @@
 //! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
-//! makes the numbers.
+//! makes the numbers. Needs `cargo build --release` before.
 
 use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
 use sparta_core::model::{HeadKind, check_weights};
-use sparta_core::plugin::PluginSet;
+use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
 use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_suites::golden::{Layout, Source, model_directory};
+use sparta_tests::command::{binary, json, ran};
 use sparta_tests::subjects;
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock};
 
 const LR: f64 = 5e-3;
 /// Of losses between 0.4 and 3; PyTorch and this program each add up in f32, ten steps of Adam apart.
@@ -22,20 +26,27 @@ const LOSS: f64 = 1e-4;
 /// Of values that moved by up to ten times the rate.
 const VALUES: f32 = 2e-4;
 
-fn methods() -> PluginSet {
-    let mut plugins = PluginSet::default();
-    let entries = [
-        sparta_method_bitfit::entry,
-        sparta_method_dora::entry,
-        sparta_method_ia3::entry,
-        sparta_method_magnitude::entry,
-        sparta_method_vera::entry,
-    ];
-    for entry in entries {
-        // SAFETY: entry points that the SDK wrote, of crates that are part of this executable.
-        unsafe { plugins.link(entry) };
+const METHODS: [&str; 5] = ["bitfit", "dora", "ia3", "magnitude", "vera"];
+
+/// Where the libraries are, which the build leaves out unless they are asked for.
+static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--locked", "--quiet"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    for method in METHODS {
+        build.args(["-p", &format!("sparta-method-{method}")]);
     }
-    plugins
+    assert!(build.status().unwrap().success());
+    binary().parent().unwrap().to_owned()
+});
+
+fn library(method: &str) -> PathBuf {
+    LIBRARIES.join(format!("{DLL_PREFIX}sparta_method_{method}{DLL_SUFFIX}"))
+}
+
+fn methods() -> PluginSet {
+    let explicit = METHODS.map(library).to_vec();
+    PluginSet::discover(&DiscoverOptions { explicit, ..DiscoverOptions::default() })
 }
 
 fn golden() -> TensorFile {
@@ -181,4 +192,29 @@ fn the_largest_weights_are_trained_alone() {
     }
     assert_eq!(count, (all as f64 * 0.1).round() as usize);
     assert!(chosen >= left, "{chosen} is trained, {left} is not");
+}
+
+/// Tensors that no adapter stores are the same in another process, and after a resume.
+#[test]
+fn shared_and_frozen_tensors_follow_from_the_seed() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let plugin = library("vera").display().to_string();
+    let options =
+        "--max-train 64 --max-dev 8 --max-test 32 --device cpu --schedule constant --warmup 0 --seed 5 --lr 0.05";
+    for (out, steps) in [("whole", 6), ("parts", 3)] {
+        ran(
+            home,
+            &format!("run {options} --plugin {plugin} --method vera --vera-r 16 --max-steps {steps} --out {out}"),
+        );
+    }
+    ran(home, "run --resume parts --max-steps 6");
+    let adapter = |run: &str| fs::read(home.join(run).join("adapter/adapter.safetensors")).unwrap();
+    assert!(adapter("whole") == adapter("parts"));
+    let result = json(home.join("whole/result.json"));
+    assert_eq!(result["merge_check"]["other_class"], 0);
+    let (report, _) = ran(home, "eval whole --device cpu --json");
+    let report: serde_json::Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
+    assert_eq!(report["metrics"], result["test"]);
+    ran(home, "adapter merge whole --out merged --device cpu");
 }

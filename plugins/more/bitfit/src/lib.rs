@@ -5,7 +5,7 @@ use sparta_plugin::method::*;
 
 struct BitFit;
 
-sparta_plugin::export_method!(entry: BitFit);
+sparta_plugin::export_method!(BitFit);
 
 impl Method for BitFit {
     fn describe(&self) -> MethodInfo {

@@ -8,7 +8,7 @@ use sparta_plugin::method::*;
 
 struct Dora;
 
-sparta_plugin::export_method!(entry: Dora);
+sparta_plugin::export_method!(Dora);
 
 impl Method for Dora {
     fn describe(&self) -> MethodInfo {

@@ -8,7 +8,7 @@ use sparta_plugin::method::*;
 
 struct Ia3;
 
-sparta_plugin::export_method!(entry: Ia3);
+sparta_plugin::export_method!(Ia3);
 
 impl Method for Ia3 {
     fn describe(&self) -> MethodInfo {

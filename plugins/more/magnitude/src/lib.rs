@@ -6,7 +6,7 @@ use sparta_plugin::method::*;
 
 struct ByMagnitude;
 
-sparta_plugin::export_method!(entry: ByMagnitude);
+sparta_plugin::export_method!(ByMagnitude);
 
 impl Method for ByMagnitude {
     fn describe(&self) -> MethodInfo {

@@ -8,7 +8,7 @@ use sparta_plugin::method::*;
 
 struct Vera;
 
-sparta_plugin::export_method!(entry: Vera);
+sparta_plugin::export_method!(Vera);
 
 fn is_target(parameter: &Parameter) -> bool {
     matches!(parameter.role, Role::QProj | Role::VProj)

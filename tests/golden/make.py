@@ -27,6 +27,8 @@ import struct
 import sys
 
 FAMILIES = ["gemma", "gemma2", "gemma3", "mistral", "llama", "smollm3", "phi3", "qwen2", "qwen3"]
+# Families whose runs are repeated; of another only the losses and the logits after training are kept, for its adapter.
+TRAINED = ["gemma", "mistral", "phi3"]
 METHODS = ["full", "lora", "head", "sparta_adam", "sparta_adamw"]
 # Tensors with more elements than this are thinned.
 SHORT = 2048
@@ -115,7 +117,8 @@ def trajectories(source, target):
             **{key: [step[key] for step in log["steps"]] for key in ["loss", "grad_norm", "clip_coef"]},
             "eval_logits_after": log["eval_logits_after"],
         }
-    save(target / "train.safetensors", tensors)
+    if target.name in TRAINED:
+        save(target / "train.safetensors", tensors)
     (target / "train.json").write_text(json.dumps(logs, indent=1) + "\n")
 
 

@@ -48,8 +48,6 @@ const FILES: &[File] = files![
     "gemma3/config.v4.json",
     "gemma3/lm.safetensors",
     "gemma3/model.safetensors",
-    "gemma3/train.json",
-    "gemma3/train.safetensors",
     "smollm3/batch.safetensors",
     "smollm3/cls.safetensors",
     "smollm3/config.json",

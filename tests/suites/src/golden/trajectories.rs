@@ -47,7 +47,7 @@ pub const METHODS: [Method; 5] = [
 ];
 
 /// The families that have training runs.
-pub const FAMILIES: [&str; 4] = ["gemma", "mistral", "gemma3", "phi3"];
+pub const FAMILIES: [&str; 3] = ["gemma", "mistral", "phi3"];
 
 /// How the four examples of a step are run.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -134,7 +134,7 @@ fn prompts_come_as_lines_or_json() {
     fs::write(&file, format!("{prompt}\nt1 t9\n")).unwrap();
     let same = lines(&succeed(LLAMA.path(), &["--max-tokens", "3", file.to_str().unwrap()], ""));
     assert_eq!(answers, same);
-    let wrong = generate(LLAMA.path(), &[], "{\"prompt\": \"t1\"}\n{\"text\": \"t1\"}\n");
+    let wrong = generate(LLAMA.path(), &[], "{\"prompt\": \"t1\"}\n{\"txt\": \"t1\"}\n");
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("standard input:2: expected the key `prompt`"));
     assert_eq!((wrong.status.code(), wrong.stdout.iter().filter(|b| **b == b'\n').count()), (Some(1), 1));
 }

@@ -56,7 +56,7 @@ impl<'w> Writer<'w> {
         for (handle, variable) in self.function.local_variables.iter() {
             let value = match variable.init {
                 Some(init) => match self.function.expressions[init] {
-                    Expression::Compose { .. } => self.emitted(init)?,
+                    Expression::Compose { .. } | Expression::Splat { .. } => self.emitted(init)?,
                     _ => self.value(init)?,
                 },
                 None => "{}".into(),

@@ -88,6 +88,13 @@ fn no_change_is_too_small_with_a_residual() {
     assert!((loss(&of_run) - loss(&of_exact)).abs() < 1e-6, "{of_run} {of_exact}");
     ran(home, "adapter merge kept --out merged --dtype f32 --device cpu");
     ran(home, "adapter merge kept --out rounded --device cpu");
+    // So has its export, of which rounded changes would be zeros.
+    ran(home, "adapter export kept --format peft --out exported");
+    let exported = TensorFile::open(home.join("exported/adapter_model.safetensors")).unwrap();
+    let values = exported.names().filter(|name| name.ends_with("supertuning_values"));
+    let changes: Vec<f32> = values.flat_map(|name| exported.floats(name).unwrap().1).collect();
+    let seen = changes.iter().filter(|change| **change != 0.0).count();
+    assert!(seen as f64 > 0.9 * changes.len() as f64, "{seen} of {}", changes.len());
     let weights = |model: &str| fs::read(home.join(model).join("model.safetensors")).unwrap();
     ran(home, "adapter merge exact --out expected --dtype f32 --device cpu");
     assert_eq!(weights("merged").len(), weights("expected").len());

@@ -9,6 +9,7 @@ use crate::model::{Decoder, HEAD, to_f32};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights};
 use crate::{Error, Result};
 use serde_json::{Value, json};
+use sparta_graph::DType;
 use sparta_plugin::method::{Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -199,9 +200,10 @@ impl SparseExport<'_> {
         ])
     }
 
-    /// A parameter with its changed elements.
+    /// A parameter with its changed elements, rounded as the run did.
     fn merged(&self, parameter: &Parameter, set: &IndexSet) -> Result<Vec<f32>> {
-        let (dtype, bytes) = with_deltas(self.weights, self.values, parameter, set, None)?;
+        let rounded = self.adaptation.residual.then_some(DType::F32);
+        let (dtype, bytes) = with_deltas(self.weights, self.values, parameter, set, rounded)?;
         to_f32(dtype, &bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
     }
 
@@ -253,7 +255,6 @@ fn sparsity(layers: &[Layer]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sparta_graph::DType;
 
     #[test]
     fn all_layers_have_room() {

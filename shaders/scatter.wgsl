@@ -1,5 +1,5 @@
-// w[index[i]] = round(base[i] + delta[i]) where the index is among the bound elements [first, last) of w; with REST also
-// rest[i], what the rounding lost.
+// w[index[i]] = round(base[i] + delta[i]) where the index is among the bound elements [first, last) of w; with REMAINDER also
+// remainder[i], what the rounding lost.
 // Two neighbours in one 16-bit pair are written by the thread of the first.
 struct Params {
     n: u32,
@@ -12,7 +12,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> index: array<u32>;
 @group(0) @binding(3) var<storage, read_write> base: array<u32>;
 @group(0) @binding(4) var<storage, read_write> delta: array<f32>;
-@group(0) @binding(5) var<storage, read_write> rest: array<f32>;
+@group(0) @binding(5) var<storage, read_write> remainder: array<f32>;
 
 fn value(i: u32) -> f32 {
     return decode(BASE, base[word_of(BASE, i)], i) + delta[i];
@@ -32,8 +32,8 @@ fn main(
     if (e < p.first || e >= p.last) {
         return;
     }
-    if (REST == 1u) {
-        rest[i] = value(i) - decode(W, insert(W, 0u, e, value(i)), e);
+    if (REMAINDER == 1u) {
+        remainder[i] = value(i) - decode(W, insert(W, 0u, e, value(i)), e);
     }
     if (W == F32) {
         w[e - p.first] = bitcast<u32>(value(i));

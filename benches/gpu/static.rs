@@ -78,7 +78,7 @@ fn kernels() -> Vec<(String, Kernel)> {
         ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
         ("adam", &[]),
-        ("scatter", &[("W", 1), ("BASE", 1), ("REST", 0)]),
+        ("scatter", &[("W", 1), ("BASE", 1), ("REMAINDER", 0)]),
     ];
     for head_dim in [64, 256] {
         for (kind, sum) in (0..).zip(["log-sum-exp", "o", "dq", "dk", "dv"]) {

@@ -64,7 +64,7 @@ pub enum Command {
     Eval(EvalArgs),
     /// Classify texts with the result of a run
     Predict(PredictArgs),
-    /// Write text with a language model or the result of a run: go on with a prompt, answer in a conversation
+    /// Generate text with a language model or a trained run: continue a prompt, or chat
     Generate(GenerateArgs),
     /// Merge, export, describe and compare adapters
     Adapter {
@@ -273,11 +273,11 @@ pub struct GenerateArgs {
     /// Prompts, one a line, or JSONL with the key `prompt` or `messages`; stdin without FILE. Answers are JSONL
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Go on with this text
+    /// Continue this text
     #[arg(long, value_name = "TEXT", conflicts_with = "input")]
     pub prompt: Option<String>,
-    /// Put prompts to the model as a user's turns, through its chat template; without --prompt and FILE a conversation, a
-    /// turn a line, which is also what happens on a terminal
+    /// Take each prompt as a user's turn, through the model's chat template; without --prompt and FILE, chat line by line,
+    /// which is the default on a terminal
     #[arg(long)]
     pub chat: bool,
     /// Begin conversations with this system message
@@ -286,25 +286,25 @@ pub struct GenerateArgs {
     /// Base model [default: the one trained on]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Write at most N tokens
+    /// Generate at most N tokens
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least(1))]
     pub max_tokens: usize,
-    /// Tokens of prompt and text together [default: what the model takes, at most 4096]
+    /// Context length in tokens, prompt included [default: what the model takes, at most 4096]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub context: Option<usize>,
-    /// Draw tokens by their probabilities, with logits divided by X; at 0 take the most probable one each time
+    /// Sampling temperature; at 0 the most probable token is taken each time
     #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub temperature: f64,
-    /// Draw among the N most probable tokens [default: all]
+    /// Sample from the N most probable tokens [default: all]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub top_k: Option<usize>,
-    /// Draw among the fewest most probable tokens whose probabilities come to X together
+    /// Sample from the smallest set of most probable tokens whose probabilities add up to X
     #[arg(long, value_name = "X", default_value = "1", value_parser = fraction)]
     pub top_p: f64,
-    /// Seed of the draws: the same seed, the same texts
+    /// Sampling seed; the same seed gives the same texts
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
-    /// End a text before this one; may be repeated
+    /// Stop before this text; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// Float types of activations and products [default: those of the run, where there is one, else f32]

@@ -25,7 +25,7 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "map" => (0..8).map(|i| vec![("X", i / 4), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
         "map_grad" => (0..8).map(|i| vec![("X", i / 4), ("DY", i % 2), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
-        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3)), ("REST", i / 3)]).collect(),
+        "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3)), ("REMAINDER", i / 3)]).collect(),
         "sparse_linear" => (0..4).map(|i| vec![("X", i % 2), ("TRANSPOSED", i / 2)]).collect(),
         "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2), ("RATE", i % 2)]).collect(),
         "rms_norm_grad" => {

@@ -151,8 +151,8 @@ pub struct RunConfig {
           default_value = "false", default_missing_value = "true")]
     #[serde(default)]
     pub new_head: bool,
-    /// Add to products what the model's 16-bit weights cannot hold of their trained elements, so that no change is too small to
-    /// count; for methods that train chosen elements
+    /// Keep changes that are too small for the model's 16-bit weights: a sparse product adds what rounding loses. For methods
+    /// that train single elements, such as sparta
     #[arg(long, value_name = "BOOL", help_heading = METHOD, action = ArgAction::Set, num_args = 0..=1,
           default_value = "false", default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

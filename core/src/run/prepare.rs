@@ -55,7 +55,7 @@ pub fn default_head_std(hidden: usize) -> f64 {
 }
 
 /// What the plan says of a model without its weights.
-const NO_WEIGHTS: &str = "the model's weights are not here; their sizes and types are those of its config.json";
+const NO_WEIGHTS: &str = "the model's weights are not here; sizes and types are taken from its config.json";
 
 /// The tensors of a model as its configuration states them. A new head is trained, and kept in f32.
 pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<Parameter> {

@@ -12,7 +12,7 @@ use sparta_graph::{Backend, DType, DeviceInfo, Plan};
 use sparta_kernels::Bounds;
 use sparta_model::forward::cache_names;
 use sparta_model::method::layers::{
-    base_name, column_ptr_name, index_name, order_name, rest_name, row_ptr_name, shadow_name,
+    base_name, column_ptr_name, index_name, order_name, remainder_name, row_ptr_name, shadow_name,
 };
 use sparta_model::method::{Form, Part, philox};
 use sparta_model::{WeightSource, to_f32};
@@ -69,8 +69,8 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         add(base_name(&parameter.name), adaptation.device_dtype(t.parameter), len, MemoryKind::BaseValues);
         if let [rows, columns] = parameter.shape[..] {
             add(row_ptr_name(&parameter.name), DType::U32, rows + 1, MemoryKind::Indices);
-            if adaptation.has_rest(t.parameter) {
-                add(rest_name(&parameter.name), DType::F32, len, MemoryKind::Adapter);
+            if adaptation.has_remainder(t.parameter) {
+                add(remainder_name(&parameter.name), DType::F32, len, MemoryKind::Adapter);
                 add(order_name(&parameter.name), DType::U32, len, MemoryKind::Indices);
                 add(column_ptr_name(&parameter.name), DType::U32, columns + 1, MemoryKind::Indices);
             }
@@ -262,7 +262,7 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             }
             if let [rows, columns] = parameter.shape[..] {
                 tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
-                if adaptation.has_rest(i) {
+                if adaptation.has_remainder(i) {
                     let (order, column_ptr) = by_column(&set.indices, columns);
                     tensors.write_u32(&order_name(&parameter.name), &order)?;
                     tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;

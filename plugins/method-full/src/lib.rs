@@ -1,7 +1,7 @@
 //! Trains every parameter of the model.
 
 use sparta_plugin::Error;
-use sparta_plugin::method::{Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection};
+use sparta_plugin::method::{Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection, flag};
 
 struct Full;
 
@@ -11,22 +11,19 @@ impl Method for Full {
             name: "full".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "full fine-tuning: trains every parameter".into(),
-            options: vec![OptionInfo {
-                name: "train-embeddings".into(),
-                help: "Train the token embeddings, too".into(),
-                kind: OptionKind::Bool,
-                default: Some(true.into()),
-            }],
+            options: vec![OptionInfo::new(
+                "train-embeddings",
+                "Train the token embeddings, too",
+                OptionKind::Bool,
+                true,
+            )],
             default_lr: 1e-5,
         }
     }
 
     /// Everything but a vocabulary head that the classification head replaces.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let embeddings = options
-            .get("train-embeddings")
-            .and_then(|value| value.as_bool())
-            .ok_or("option `train-embeddings`: expected true or false")?;
+        let embeddings = flag(options, "train-embeddings")?;
         let classifies = parameters.iter().any(|p| p.role == Role::Head);
         let choose = |p: &Parameter| match p.role {
             Role::Embedding if !embeddings => Selection::Frozen,

@@ -21,16 +21,11 @@ sparta_plugin::export_task!(entry: Classify);
 
 impl Task for Classify {
     fn describe(&self) -> TaskPluginInfo {
-        let option = |name: &str, help: &str, default: &str| OptionInfo {
-            name: name.into(),
-            help: help.into(),
-            kind: OptionKind::Text,
-            default: Some(Value::from(default)),
-        };
+        let option = |name, help, default: &str| OptionInfo::new(name, help, OptionKind::Text, default);
         let options = vec![
-            option("text", "Column of the texts; without it text, sentence, content ...", ""),
+            option("text", "Column of the texts [default: text, sentence, content ...]", ""),
             option("pair", "Column of the second texts, for pairs", ""),
-            option("label", "Column of the labels; without it label, labels, target, class", ""),
+            option("label", "Column of the labels [default: label, labels, target, class]", ""),
             option(
                 "target",
                 "class, classes (any number of labels a text) or number; auto: what the labels look like",
@@ -42,7 +37,11 @@ impl Task for Classify {
                 "By how much classes count in training: balanced, so that each counts alike, or 'a=2,b=0.5' (others 1)",
                 "",
             ),
-            option("format", "csv, tsv, jsonl, json, parquet, lines or folder; without it what names say", ""),
+            option(
+                "format",
+                "Format of the files: csv, tsv, jsonl, json, parquet, lines or folder [default: by the file's ending]",
+                "",
+            ),
         ];
         let tasks = vec![info(Target::Class, vec![], false)];
         TaskPluginInfo { name: ID.into(), version: env!("CARGO_PKG_VERSION").into(), tasks, options }

@@ -110,16 +110,17 @@ fn shard(name: &str, pattern: &str) -> Option<(usize, usize)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::fs;
 
-    fn tree(files: &[&str]) -> tempfile::TempDir {
+    /// A directory of these files, each of one letter.
+    pub fn tree(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for file in files {
             let path = dir.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
+            fs::write(path, "x").unwrap();
         }
         dir
     }

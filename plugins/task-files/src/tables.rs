@@ -99,17 +99,7 @@ fn files(folder: &Folder, split: &str, names: &[&str], format: Option<Format>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-
-    fn tree(files: &[&str]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = dir.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "x").unwrap();
-        }
-        dir
-    }
+    use crate::find::tests::tree;
 
     /// The names of train, dev and test, or of the only table.
     fn found(files: &[&str], format: Option<Format>) -> Result<String, String> {

@@ -33,12 +33,8 @@ impl Task for Sft {
             pair: false,
             prompt: None,
         };
-        let format = OptionInfo {
-            name: FORMAT.into(),
-            help: "jsonl, json, parquet, csv, tsv or lines; without it what names say".into(),
-            kind: OptionKind::Text,
-            default: Some(Value::from("")),
-        };
+        let help = "Format of the files: jsonl, json, parquet, csv, tsv or lines [default: by the file's ending]";
+        let format = OptionInfo::new(FORMAT, help, OptionKind::Text, "");
         TaskPluginInfo {
             name: "sft".into(),
             version: env!("CARGO_PKG_VERSION").into(),

@@ -89,14 +89,15 @@ impl Lowering<'_> {
 
     pub(super) fn scatter(&mut self, op: &Scatter) -> Result<(), String> {
         let (w, index, base, delta) = (self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?);
-        let rest = if op.rest { Some(self.input(4)?) } else { None };
-        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype)), ("REST", u32::from(op.rest))];
+        let remainder = if op.remainder { Some(self.input(4)?) } else { None };
+        let constants =
+            [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype)), ("REMAINDER", u32::from(op.remainder))];
         for part in self.element_shards(&[w])? {
             for chosen in self.element_shards(&[index, base, delta])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];
                 let [index, base, delta] = [index, base, delta].map(|t| elements(t, &chosen));
-                let rest = rest.map_or(UNUSED, |rest| elements(rest, &chosen));
-                let bindings = [elements(w, &part), index, base, delta, rest];
+                let remainder = remainder.map_or(UNUSED, |remainder| elements(remainder, &chosen));
+                let bindings = [elements(w, &part), index, base, delta, remainder];
                 self.push("scatter", &constants, &params, &bindings).threads(chosen.len());
             }
         }

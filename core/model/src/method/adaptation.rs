@@ -256,12 +256,11 @@ impl Adaptation {
     /// Errors: there is no such weight.
     pub fn add_residual(&mut self) -> Result<()> {
         self.residual = true;
-        if (0..self.parts.len()).any(|position| self.has_rest(position)) {
+        if (0..self.parts.len()).any(|position| self.has_remainder(position)) {
             return Ok(());
         }
         Err(Error::Method(format!(
-            "--residual is for 16-bit weights of which a method trains chosen elements, and `{}` has none here: the weights \
-             hold all that is trained; leave it out",
+            "--residual is for 16-bit weights whose elements are trained one by one, and `{}` has none here: leave it out",
             self.info.name
         )))
     }
@@ -273,7 +272,7 @@ impl Adaptation {
     }
 
     /// Whether the device holds what the weight cannot hold of its trained elements, for products to add.
-    pub fn has_rest(&self, parameter: usize) -> bool {
+    pub fn has_remainder(&self, parameter: usize) -> bool {
         self.residual && self.sparse_size(parameter) > 0 && self.device_dtype(parameter) != DType::F32
     }
 

@@ -22,7 +22,7 @@ pub fn base_name(parameter: &str) -> String {
 }
 
 /// The elements of a sparse part by column, where each column's begin, and what the weight cannot hold of each element
-/// ([`Adaptation::has_rest`]).
+/// ([`Adaptation::has_remainder`]).
 pub fn order_name(parameter: &str) -> String {
     format!("order.{parameter}")
 }
@@ -31,8 +31,8 @@ pub fn column_ptr_name(parameter: &str) -> String {
     format!("column_ptr.{parameter}")
 }
 
-pub fn rest_name(parameter: &str) -> String {
-    format!("rest.{parameter}")
+pub fn remainder_name(parameter: &str) -> String {
+    format!("remainder.{parameter}")
 }
 
 /// The rounded copy of a trained parameter that products read ([`Adaptation::is_shadowed`]).
@@ -129,16 +129,16 @@ impl<'a> AdaptedLayers<'a> {
         let base = self.external(graph, base_name(&parameter.name), dtype, &trained.shape);
         let delta = self.trained(graph, trained);
         let mut operands = vec![weight, index, base, delta];
-        let rest = self.adaptation.has_rest(trained.parameter);
-        if rest {
-            operands.push(self.external(graph, rest_name(&parameter.name), DType::F32, &trained.shape));
+        let remainder = self.adaptation.has_remainder(trained.parameter);
+        if remainder {
+            operands.push(self.external(graph, remainder_name(&parameter.name), DType::F32, &trained.shape));
         }
-        graph.apply(Scatter { rest }.into(), &operands)?;
+        graph.apply(Scatter { remainder }.into(), &operands)?;
         Ok(())
     }
 
     /// What products of x with a parameter lack because the weight cannot hold it: f32 `[T, out]`.
-    fn rest(&mut self, graph: &mut Graph, position: usize, x: Value) -> Result<Value> {
+    fn remainder(&mut self, graph: &mut Graph, position: usize, x: Value) -> Result<Value> {
         let parameter = &self.adaptation.parameters[position];
         let (name, n) = (&parameter.name, [self.adaptation.sparse_size(position)]);
         let &[rows, columns] = &parameter.shape[..] else {
@@ -146,7 +146,7 @@ impl<'a> AdaptedLayers<'a> {
         };
         let operands = [
             x,
-            self.external(graph, rest_name(name), DType::F32, &n),
+            self.external(graph, remainder_name(name), DType::F32, &n),
             self.external(graph, index_name(name), DType::U32, &n),
             self.external(graph, row_ptr_name(name), DType::U32, &[rows + 1]),
             self.external(graph, order_name(name), DType::U32, &n),
@@ -156,7 +156,7 @@ impl<'a> AdaptedLayers<'a> {
     }
 
     /// A plain linear layer, with what its weight cannot hold: rounded once, after all of it is added up.
-    fn whole_linear(
+    fn linear_with_remainder(
         &mut self,
         graph: &mut Graph,
         position: usize,
@@ -165,15 +165,15 @@ impl<'a> AdaptedLayers<'a> {
         residual: Option<Value>,
     ) -> Result<Value> {
         let weight = self.weight(graph, position)?;
-        if !self.adaptation.has_rest(position) {
+        if !self.adaptation.has_remainder(position) {
             return plain_linear(graph, x, weight, bias, residual);
         }
-        let mut rest = self.rest(graph, position, x)?;
+        let mut remainder = self.remainder(graph, position, x)?;
         let output = graph.ty(residual.unwrap_or(x))?.dtype;
         if let Some(residual) = residual {
-            rest = graph.one(Add {}, &[rest, residual])?;
+            remainder = graph.one(Add {}, &[remainder, residual])?;
         }
-        let y = plain_linear(graph, x, weight, bias, Some(rest))?;
+        let y = plain_linear(graph, x, weight, bias, Some(remainder))?;
         if output == DType::F32 { Ok(y) } else { Ok(graph.one(Cast { to: output }, &[y])?) }
     }
 
@@ -265,7 +265,7 @@ impl Layers for AdaptedLayers<'_> {
         let position = self.position(&format!("{module}.weight"))?;
         let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
         if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
-            return self.whole_linear(graph, position, x, bias, residual);
+            return self.linear_with_remainder(graph, position, x, bias, residual);
         }
         let weight = self.weight(graph, position)?;
         let (site, mut extras) = (self.site(position), self.extras(graph, position));

@@ -1,4 +1,4 @@
-//! A language model at work: it goes on with texts and answers in conversations.
+//! Text generation with a language model: it continues prompts and answers in conversations.
 
 mod sampler;
 mod stops;
@@ -25,7 +25,7 @@ pub struct Turn {
     pub content: String,
 }
 
-/// What is to be gone on with.
+/// What is to be continued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
     /// A text, with the special tokens that the tokenizer adds at its beginning.
@@ -115,7 +115,7 @@ impl Generator {
         &mut self.session
     }
 
-    /// Goes on with a prompt and gives the text to `show` piece by piece.
+    /// Continues a prompt and gives the text to `show` piece by piece.
     ///
     /// Errors: a conversation without a chat template; a prompt that has no tokens or more than the context; logits that are
     /// not finite; those of `show`.
@@ -130,7 +130,7 @@ impl Generator {
         self.go_on(prompt, writing, show)
     }
 
-    /// As [`Generator::write`], where the prompt goes on with what was read and written before: that is not read again.
+    /// As [`Generator::write`], where the prompt continues what was read and written before, which is not read again.
     pub fn go_on(
         &mut self,
         prompt: &Prompt,
@@ -186,7 +186,7 @@ impl Generator {
             Prompt::Turns(turns) => {
                 let chat = self.chat.as_ref().ok_or_else(|| {
                     Error::Usage(format!(
-                        "{}: the model has no chat template, so it cannot take turns; give it texts",
+                        "{}: the model has no chat template, so it cannot chat; give plain prompts",
                         self.name
                     ))
                 })?;
@@ -195,7 +195,7 @@ impl Generator {
             }
         };
         match tokens.len() {
-            0 => Err(Error::Data("a prompt of no tokens cannot be gone on with; give a text".into())),
+            0 => Err(Error::Data("the prompt has no tokens; give a text".into())),
             n if n > self.context => Err(Error::Data(format!(
                 "the context is full: the prompt has {n} tokens, and there is room for {}; shorten it, or give a larger \
                  --context, which the model may take up to {}",

@@ -6,7 +6,7 @@ use sparta_graph::ops::Scatter;
 
 pub fn prepare<T: Real>(op: &Scatter, io: &Io) -> Result<Kernel, String> {
     let (w, index, base, delta) = (io.floats::<T>(0)?, io.words(1)?, io.floats::<T>(2)?, io.real::<T>(3)?);
-    let rest = if op.rest { Some(io.real::<T>(4)?) } else { None };
+    let remainder = if op.remainder { Some(io.real::<T>(4)?) } else { None };
     let (elements, n) = (io.numel(0)?, io.numel(1)?);
     Ok(Kernel::new(Need::default(), move |_| {
         try_tasks(n.div_ceil(GRAIN), |task| {
@@ -20,8 +20,8 @@ pub fn prepare<T: Real>(op: &Scatter, io: &Io) -> Result<Kernel, String> {
                     }
                     let sum = base.get(i) + *delta.at(i);
                     w.set(at, sum);
-                    if let Some(rest) = rest {
-                        *rest.at(i) = sum - w.get(at);
+                    if let Some(remainder) = remainder {
+                        *remainder.at(i) = sum - w.get(at);
                     }
                 }
             }

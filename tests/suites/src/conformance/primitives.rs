@@ -36,7 +36,7 @@ enum Repeated {
 }
 
 /// Normal numbers that are moved away from 0, where quotients and kinks are.
-fn away(b: &mut Build, shape: &[usize]) -> Value {
+fn away_from_zero(b: &mut Build, shape: &[usize]) -> Value {
     let values = b.random.normals(shape.iter().product());
     b.f32s(shape, values.into_iter().map(|x| x + 0.5 * x.signum()).collect())
 }
@@ -46,9 +46,9 @@ fn binary(op: Op, f: fn(f64, f64) -> f64, shape: [usize; 2], repeated: Repeated)
         let [rows, columns] = shape;
         let x = b.normal(&shape);
         let y = match repeated {
-            Repeated::No => away(b, &shape),
-            Repeated::Row => away(b, &[columns]),
-            Repeated::Column => away(b, &[rows, 1]),
+            Repeated::No => away_from_zero(b, &shape),
+            Repeated::Row => away_from_zero(b, &[columns]),
+            Repeated::Column => away_from_zero(b, &[rows, 1]),
         };
         let at = |e: usize| match repeated {
             Repeated::No => e,

@@ -157,10 +157,10 @@ fn sparse_linear(dims: (usize, usize, usize), density: f64, transposed: bool) ->
 }
 
 /// Types are those of the weight and of the base values. Base and delta lie on a grid on which their f32 sum is exact, ties of
-/// the rounding included, so that every backend must store the same number, and the same rest. Neighbours of the chosen
+/// the rounding included, so that every backend must store the same number, and the same remainder. Neighbours of the chosen
 /// elements, which share a word with them, must stay.
-fn scatter([dtype, of_base]: [DType; 2], rows: usize, columns: usize, density: f64, rest: bool) -> Case {
-    let name = format!("scatter {dtype} from {of_base} {rows}x{columns} density {density} rest {rest}");
+fn scatter([dtype, of_base]: [DType; 2], rows: usize, columns: usize, density: f64, remainder: bool) -> Case {
+    let name = format!("scatter {dtype} from {of_base} {rows}x{columns} density {density} remainder {remainder}");
     Case::new(name, move |b| {
         let w = b.weight(dtype, &[rows, columns]);
         let index = b.random.subset(rows * columns, density);
@@ -169,19 +169,19 @@ fn scatter([dtype, of_base]: [DType; 2], rows: usize, columns: usize, density: f
         let on_grid = |x: f64| round(of_base, (x * 256.0).round() / 256.0);
         let base: Vec<f64> = index.iter().map(|&i| on_grid(values[i])).collect();
         let delta: Vec<f64> = b.random.normals(index.len()).iter().map(|x| (x * 64.0).round() / 4096.0).collect();
-        let mut rests = vec![];
+        let mut remainders = vec![];
         for (&i, (base, delta)) in index.iter().zip(base.iter().zip(&delta)) {
             values[i] = round(dtype, base + delta);
-            rests.push(base + delta - values[i]);
+            remainders.push(base + delta - values[i]);
         }
         let chosen = [index.len()];
         let (base, delta) = (b.data(of_base, &chosen, base), b.f32s(&chosen, delta));
-        if rest {
+        if remainder {
             let lost = b.zeros(&chosen);
-            b.apply(Scatter { rest }, &[w, places, base, delta, lost]);
-            b.expect(lost, rests);
+            b.apply(Scatter { remainder }, &[w, places, base, delta, lost]);
+            b.expect(lost, remainders);
         } else {
-            b.apply(Scatter { rest }, &[w, places, base, delta]);
+            b.apply(Scatter { remainder }, &[w, places, base, delta]);
         }
         b.expect(w, values);
     })

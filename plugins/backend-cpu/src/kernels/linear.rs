@@ -26,9 +26,6 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
         bias: if op.bias { Some(io.floats(2)?) } else { None },
         residual: op.residual_index().map(|i| io.floats(i)).transpose()?,
     };
-    if let Some(product) = product.few_rows() {
-        return Ok(product.kernel());
-    }
     if let Some(product) = product.bf16() {
         let need = Need { shared: product.scratch(), per_thread: 0 };
         return Ok(Kernel::new(need, move |scratch| {
@@ -36,6 +33,9 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
             unsafe { product.run(scratch.shared(), true) };
             Ok(())
         }));
+    }
+    if let Some(product) = product.few_rows() {
+        return Ok(product.kernel());
     }
     let need = Need { shared: 0, per_thread: product.areas().iter().sum::<usize>() * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {

@@ -26,6 +26,9 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
         bias: if op.bias { Some(io.floats(2)?) } else { None },
         residual: op.residual_index().map(|i| io.floats(i)).transpose()?,
     };
+    if let Some(product) = product.few_rows() {
+        return Ok(product.kernel());
+    }
     if let Some(product) = product.bf16() {
         let need = Need { shared: product.scratch(), per_thread: 0 };
         return Ok(Kernel::new(need, move |scratch| {
@@ -33,9 +36,6 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
             unsafe { product.run(scratch.shared(), true) };
             Ok(())
         }));
-    }
-    if let Some(product) = product.few_rows() {
-        return Ok(product.kernel());
     }
     let need = Need { shared: 0, per_thread: product.areas().iter().sum::<usize>() * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {
@@ -86,9 +86,11 @@ impl<T: Real> Product<T> {
         Some(product)
     }
 
-    /// The product of a few rows with columns that lie in one piece.
+    /// The product of a few rows with columns that lie in one piece. Of bf16 by bf16 it is one row: more of them, which
+    /// training has, add in the order of all others.
     fn few_rows(&self) -> Option<FewRows> {
-        if self.layout != Layout::Nt || self.size[0] > linear_few::ROWS {
+        let narrow = matches!((self.a, self.b), (Floats::Bf16(_), Floats::Bf16(_)));
+        if self.layout != Layout::Nt || self.size[0] > if narrow { 1 } else { linear_few::ROWS } {
             return None;
         }
         Some(FewRows {

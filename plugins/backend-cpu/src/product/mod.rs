@@ -310,18 +310,6 @@ impl<'a> Block<'a> {
                 self.pack(&self.product.a, self.rows.start + self.direct, &self.a, lines, self.to_a)
             }
         };
-        let worth_threads = threads && rows * columns * self.ks.len() >= WORTH_THREADS;
-        if rows <= height {
-            // Packed columns that only one tile of rows needs are multiplied while they are in the cache.
-            (b_tasks..b_tasks + a_tasks).for_each(pack);
-            let columns_of = |task: usize| task * b_lines..columns.min((task + 1) * b_lines);
-            let both = |task: usize| {
-                pack(task);
-                // SAFETY: as above; each task writes columns of its own, which it has packed.
-                unsafe { sweep(self.product.unit, self, 0..rows, columns_of(task)) }
-            };
-            return if worth_threads { tasks(b_tasks, both) } else { (0..b_tasks).for_each(both) };
-        }
         let (high, wide) = (ROWS / height * height, COLUMNS / width * width);
         let down = rows.div_ceil(high);
         let multiply = |task: usize| {
@@ -330,7 +318,7 @@ impl<'a> Block<'a> {
             unsafe { sweep(self.product.unit, self, row..rows.min(row + high), column..columns.min(column + wide)) }
         };
         let (packs, products) = (a_tasks + b_tasks, down * columns.div_ceil(wide));
-        if worth_threads {
+        if threads && rows * columns * self.ks.len() >= WORTH_THREADS {
             tasks(packs, pack);
             tasks(products, multiply);
         } else {

@@ -65,7 +65,7 @@ pub unsafe fn multiply<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const 
         }
         let mut sums = MaybeUninit::<[f32; HEIGHT * WIDTH]>::uninit();
         let to = Output::F32(Ptr::new(sums.as_mut_ptr().cast()));
-        partial_tile::<S>(part.rows, vectors, pairs, a, b, End { scale, add: None, to, stride: WIDTH });
+        whole_tile::<S>(vectors, pairs, a, b, End { scale, add: None, to, stride: WIDTH });
         for row in 0..part.rows {
             let sums = sums.as_ptr().cast::<f32>().add(row * WIDTH);
             let sums = std::slice::from_raw_parts(sums, part.columns);
@@ -99,12 +99,12 @@ unsafe fn whole_tile<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const u3
         ($($vectors:pat => $n:literal,)*) => {
             match vectors {
                 $($vectors => match (end.add.map(|(add, _)| add), end.to) {
-                    (None, Output::F32(_)) => tile::<S, $n, 0, NOTHING, F32>(pairs, a, b, end),
-                    (None, Output::Bf16(_)) => tile::<S, $n, 0, NOTHING, BF16>(pairs, a, b, end),
-                    (Some(Output::F32(_)), Output::F32(_)) => tile::<S, $n, 0, F32, F32>(pairs, a, b, end),
-                    (Some(Output::F32(_)), Output::Bf16(_)) => tile::<S, $n, 0, F32, BF16>(pairs, a, b, end),
-                    (Some(Output::Bf16(_)), Output::F32(_)) => tile::<S, $n, 0, BF16, F32>(pairs, a, b, end),
-                    (Some(Output::Bf16(_)), Output::Bf16(_)) => tile::<S, $n, 0, BF16, BF16>(pairs, a, b, end),
+                    (None, Output::F32(_)) => tile::<S, $n, NOTHING, F32>(pairs, a, b, end),
+                    (None, Output::Bf16(_)) => tile::<S, $n, NOTHING, BF16>(pairs, a, b, end),
+                    (Some(Output::F32(_)), Output::F32(_)) => tile::<S, $n, F32, F32>(pairs, a, b, end),
+                    (Some(Output::F32(_)), Output::Bf16(_)) => tile::<S, $n, F32, BF16>(pairs, a, b, end),
+                    (Some(Output::Bf16(_)), Output::F32(_)) => tile::<S, $n, BF16, F32>(pairs, a, b, end),
+                    (Some(Output::Bf16(_)), Output::Bf16(_)) => tile::<S, $n, BF16, BF16>(pairs, a, b, end),
                 },)*
             }
         };
@@ -119,27 +119,7 @@ unsafe fn whole_tile<S: Isa>(vectors: usize, pairs: usize, a: Rows, b: *const u3
     }
 }
 
-/// As [`whole_tile`] where nothing is added and the sums go to f32: only about as many rows as there are.
-///
-/// # Safety
-/// As for [`whole_tile`].
-#[inline(always)]
-unsafe fn partial_tile<S: Isa>(rows: usize, vectors: usize, pairs: usize, a: Rows, b: *const u32, end: End) {
-    macro_rules! choose {
-        ($($rows:literal)*) => {
-            match (rows, vectors) {
-                $(($rows, 1) => tile::<S, 1, $rows, NOTHING, F32>(pairs, a, b, end),
-                ($rows, 2) => tile::<S, 2, $rows, NOTHING, F32>(pairs, a, b, end),
-                ($rows, _) => tile::<S, 3, $rows, NOTHING, F32>(pairs, a, b, end),)*
-                _ => whole_tile::<S>(vectors, pairs, a, b, end),
-            }
-        };
-    }
-    // SAFETY: the caller vouches for it.
-    unsafe { choose!(1 2 3 4) }
-}
-
-/// A tile of R rows, for 0 of `S::ROWS`, by N vectors.
+/// A tile of `S::ROWS` rows by N vectors.
 ///
 /// No branches: otherwise the compiler does not unroll the loops, the sums live on the stack, and each step of the
 /// inner loop ends in a store (a third of the rate).
@@ -148,20 +128,14 @@ unsafe fn partial_tile<S: Isa>(rows: usize, vectors: usize, pairs: usize, a: Row
 /// As for [`whole_tile`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // Counted loops are what the compiler unrolls.
-unsafe fn tile<S: Isa, const N: usize, const R: usize, const ADD: u8, const TO: u8>(
-    pairs: usize,
-    a: Rows,
-    b: *const u32,
-    end: End,
-) {
-    let rows = if R == 0 { S::ROWS } else { R };
+unsafe fn tile<S: Isa, const N: usize, const ADD: u8, const TO: u8>(pairs: usize, a: Rows, b: *const u32, end: End) {
     // SAFETY: the caller vouches for it.
     unsafe {
         let mut lanes = [[S::zero(); N]; HEIGHT];
         let (mut at, mut b) = (a.at, b);
         for _ in 0..pairs {
             let columns: [S::Pairs; N] = std::array::from_fn(|v| S::pairs(b.add(v * S::LANES)));
-            for r in 0..rows {
+            for r in 0..S::ROWS {
                 let row = S::splat(at.add(r * a.row).cast());
                 for v in 0..N {
                     lanes[r][v] = S::dot(lanes[r][v], row, columns[v]);
@@ -172,7 +146,7 @@ unsafe fn tile<S: Isa, const N: usize, const R: usize, const ADD: u8, const TO: 
         }
         let (add, add_stride) = end.add.map_or((std::ptr::null(), 0), |(add, stride)| (add.address(), stride));
         let (to, scale) = (end.to.address(), S::broadcast(end.scale));
-        for r in 0..rows {
+        for r in 0..S::ROWS {
             for v in 0..N {
                 let mut x = S::multiply(lanes[r][v], scale);
                 let at = r * add_stride + v * S::LANES;

@@ -44,7 +44,7 @@ pub fn written(session: &mut Session, config: &RunConfig, examples: &[Encoded]) 
         // A conversation's turn may end otherwise than a text.
         let last = expected.last().copied().filter(|&token| tokenizer.is_special(token));
         let is_end = |token: &u32| ends.contains(token) || last == Some(*token);
-        let tokens = greedy(session, prompt, context, &is_end)?;
+        let tokens = greedy(session, prompt, context, is_end)?;
         let ended = tokens.last().is_some_and(is_end);
         Ok(Answer {
             prompt: tokenizer.decode(prompt)?,

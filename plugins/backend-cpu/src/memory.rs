@@ -111,7 +111,7 @@ pub enum Floats<T> {
 }
 
 impl<T> Floats<T> {
-    /// Bytes of so many elements.
+    /// Bytes of this many elements.
     pub fn bytes(self, elements: usize) -> usize {
         elements * if matches!(self, Floats::Full(_)) { size_of::<T>() } else { size_of::<u16>() }
     }

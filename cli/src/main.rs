@@ -7,11 +7,13 @@ mod bench;
 mod builtin;
 mod data;
 mod default_job;
+mod device_report;
 mod devices;
 mod generate;
 mod hub;
 mod infer;
 mod limits;
+mod logging;
 mod memory;
 mod merge;
 mod output;
@@ -129,7 +131,8 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
         Command::Bench(args) => bench::bench(args, &plugins),
-        Command::Devices(args) => devices::list(&plugins, args.json),
+        Command::Devices { list, report: None } => devices::list(&plugins, list.json),
+        Command::Devices { report: Some(file), .. } => device_report::write(&plugins, &file),
         Command::Completions { shell } => completions(shell, &plugins),
     }?;
     Ok(0)

@@ -70,7 +70,10 @@ fn run(page: &str) {
     for (info, code) in blocks(&fs::read_to_string(path).unwrap()).into_iter().filter(|(info, _)| *info == "sh") {
         let mut shell = Command::new("bash");
         for (name, value) in command(home.path(), &[]).get_envs() {
-            value.map_or_else(|| shell.env_remove(name), |value| shell.env(name, value));
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
         }
         shell.args(["-euo", "pipefail", "-c", &code]).current_dir(home.path()).env("PATH", &paths);
         let output = shell.env("HF_HUB_OFFLINE", "1").stdin(Stdio::null()).output().unwrap();

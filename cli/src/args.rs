@@ -106,8 +106,8 @@ pub enum Command {
     },
     /// Pre-train a causal language model from scratch on lines of text
     Pretrain(PretrainArgs),
-    /// Print a completion script for a shell
-    Completions { shell: Shell },
+    /// Print a completion script for a shell, or how to install one
+    Completions { shell: Option<Shell> },
 }
 
 impl Command {
@@ -429,7 +429,7 @@ impl From<SavedType> for DType {
 
 #[derive(Args)]
 pub struct PresetsArgs {
-    /// Only this preset, or those whose names begin so
+    /// All options of this preset, or a list of those whose names begin so [default: list all]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// Print JSON

@@ -6,20 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const RUN: [&str; 12] = [
-    "run",
-    "--device",
-    "cpu",
-    "--max-steps",
-    "3",
-    "--max-train",
-    "64",
-    "--max-dev",
-    "8",
-    "--max-test",
-    "8",
-    "--out",
-];
+const RUN: [&str; 12] =
+    ["run", "--device", "cpu", "--max-steps", "3", "--max-train", "64", "--max-dev", "8", "--max-test", "8", "--out"];
 
 #[track_caller]
 fn succeeds(command: &mut Command) -> Output {

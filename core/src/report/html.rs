@@ -65,7 +65,6 @@ fn option(run: &RunData, name: &str) -> String {
 fn run_value(i: usize, run: &RunData) -> Value {
     let plan = &run.plan;
     let result = run.result.as_ref();
-    let options: Vec<String> = plan.options.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
     let trained = &plan.trainable;
     context! {
         name => run.name.as_str(),
@@ -73,7 +72,6 @@ fn run_value(i: usize, run: &RunData) -> Value {
         model => plan.model.display().to_string(),
         task => plan.task.as_str(),
         method => plan.method.as_str(),
-        options => options.join(", "),
         state => state(run),
         finished => result.is_some(),
         trained => thousands(trained.body + trained.head),
@@ -97,6 +95,9 @@ fn state(run: &RunData) -> String {
     match &run.result {
         None => format!("not finished: {done} of {} steps are logged", run.plan.total_steps),
         Some(result) => match (result.stopped, result.best_step) {
+            (Stopped::Completed, Some(best)) if best != result.steps => {
+                format!("{} steps, the best state on dev, of step {best}, kept", result.steps)
+            }
             (Stopped::Completed, _) => format!("{} steps", result.steps),
             (Stopped::Interrupted, _) => format!("interrupted after {} steps", result.steps),
             (Stopped::EarlyStopping, Some(best)) => {

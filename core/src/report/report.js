@@ -113,7 +113,7 @@ const charts = [...document.querySelectorAll(".chart")].map((card) => [card.data
 document.querySelectorAll("table.sortable").forEach(sortable);
 const smoothing = document.querySelector("#smoothing");
 if (smoothing) {
-  smoothing.parentElement.hidden = false;
+  smoothing.closest("p").hidden = false;
   smoothing.addEventListener("input", () => {
     charts.filter(([noisy]) => noisy).forEach(([, smooth]) => smooth(Number(smoothing.value)));
   });

@@ -121,6 +121,7 @@ fn draw_chart(area: &Drawing, chart: &Chart) -> std::result::Result<Frame, Box<d
     let mut context = ChartBuilder::on(area)
         .caption(&chart.title, text(17.0))
         .margin(8)
+        .margin_right(20)
         .x_label_area_size(42)
         .y_label_area_size(56)
         .build_cartesian_2d(x, y)?;

@@ -28,7 +28,7 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Measure each density for so many seconds in each round
+    /// Seconds to measure each density for, in each round
     #[arg(long, default_value = "2")]
     seconds: f64,
     /// Passes over all densities: the fastest step of all counts

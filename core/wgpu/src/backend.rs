@@ -205,7 +205,7 @@ impl WgpuBackend {
         })
     }
 
-    /// At least so many bytes of scratch memory. Plans that have less keep it.
+    /// Scratch memory of at least this many bytes. Plans that have less keep theirs.
     fn shared_scratch(&mut self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
         match &self.scratch {
             Some(scratch) if scratch.size() >= bytes => Ok(scratch.clone()),

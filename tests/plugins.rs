@@ -73,7 +73,9 @@ fn new_crates_build_and_pass() {
     let data = format!("--data {}", directory.join("data").display());
     let results = passes(home.path(), &task, &data);
     assert_eq!((results.len(), skipped(&results)), (7, vec!["task new-task: options"]), "{results:?}");
-    // Without data there is little to test.
+    // One of several tasks; without data there is little to test.
+    let one = passes(home.path(), &library("task_glue"), "--task sst2");
+    assert_eq!((one.len(), skipped(&one).len()), (7, 6));
     assert_eq!(skipped(&passes(home.path(), &task, "")).len(), 6);
 }
 

@@ -31,8 +31,8 @@ pub struct CheckArgs {
     /// Model to train with the method or on the task [default: the built-in one]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Task of --data, for a method [default: sst2]
-    #[arg(long, value_name = "ID", requires = "model")]
+    /// Task of --data: the one to check, where the library has several; for a method, the one to train [default: sst2]
+    #[arg(long, value_name = "ID")]
     pub task: Option<String>,
     /// Only tests with TEXT in their names; may be repeated
     #[arg(long, value_name = "TEXT")]
@@ -163,8 +163,14 @@ fn contents(args: &CheckArgs, plugins: &PluginSet) -> Result<Contents> {
     let loaded = found.filter_map(|found| {
         Some(Plugin { kind: found.kind?, name: found.name.clone(), version: found.version.clone() })
     });
-    let mut tests: Vec<String> = plugin::tests(&set).iter().map(plugin::PluginTest::name).collect();
-    tests.extend(jobs::tests(&set).iter().map(jobs::Job::name));
+    let meant =
+        |kind, subject: &str| kind != PluginKind::Task || args.task.as_deref().is_none_or(|task| task == subject);
+    let own = plugin::tests(&set).into_iter().filter(|test| meant(test.kind, &test.subject));
+    let runs = jobs::tests(&set).into_iter().filter(|job| meant(job.kind, &job.subject));
+    let mut tests: Vec<String> = own.map(|test| test.name()).chain(runs.map(|job| job.name())).collect();
+    if let Some(task) = args.task.as_ref().filter(|_| tests.is_empty() && set.backends().is_empty()) {
+        return Err(Error::Usage(format!("{}: it has no task `{task}`", path.display())));
+    }
     let mut device = None;
     if !set.backends().is_empty() {
         device = Some(select(&Devices::find(vec![], &set), args, &set)?.id);

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 /// Runs of one method or task.
 pub struct Job {
-    kind: PluginKind,
-    subject: String,
+    pub kind: PluginKind,
+    pub subject: String,
     what: &'static str,
     /// Options that have no default, with values.
     required: Vec<String>,
@@ -128,15 +128,18 @@ impl Runs<'_> {
             return Ok(());
         }
         let plan = self.call(self.options("plan", steps)?, true)?;
-        let why = |ended: &Ended| ended.why(self.args.limit);
+        let (why, refusal) = (ended.why(self.args.limit), plan.why(self.args.limit));
+        let broken = ["the process was ended", "the plugin panicked"].iter().any(|sign| refusal.contains(sign));
         // A method may need what the built-in model does not have; what it does in layers is checked without it.
-        if self.args.model.is_none() && plan.status.is_some_and(|status| matches!(status.code(), Some(1 | 2))) {
+        if self.args.model.is_none()
+            && !broken
+            && plan.status.is_some_and(|status| matches!(status.code(), Some(1 | 2)))
+        {
             return Err(Ending::Skipped(format!(
-                "the built-in model is not trained so; give another with --model and --data: {}",
-                why(&plan)
+                "the built-in model is not trained so; give another with --model and --data: {refusal}"
             )));
         }
-        Err(Ending::Failed(why(&ended)))
+        Err(Ending::Failed(why))
     }
 
     /// What a resumed run is to come to.

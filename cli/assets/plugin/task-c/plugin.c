@@ -15,7 +15,7 @@ static SpartaBytes text(const char *s) {
 /* An error is a sentence for the user: what, where, expected, got, what to do next. */
 static SpartaStatus fail(SpartaCall call, const char *where, const char *why) {
     char message[1400];
-    snprintf(message, sizeof message, "%s: %s", where, why);
+    snprintf(message, sizeof message, "%.1100s: %s", where, why);
     host->error(call, text(message));
     return SPARTA_FAILED;
 }

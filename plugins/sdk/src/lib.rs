@@ -1,6 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![deny(missing_docs)]
-
 pub mod abi;
 pub mod backend;
 mod error;

@@ -5,7 +5,7 @@ use crate::Error;
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DType, Op, Value};
 
-pub use crate::options::{Above, OptionInfo, OptionKind, Options};
+pub use crate::options::{Above, OptionInfo, OptionKind, Options, flag, number, text};
 
 /// What a method says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -20,6 +20,13 @@ pub struct OptionInfo {
     pub default: Option<Json>,
 }
 
+impl OptionInfo {
+    /// An option with a default, where [`options!`](crate::options!) is no help.
+    pub fn new(name: &str, help: &str, kind: OptionKind, default: impl Into<Json>) -> Self {
+        OptionInfo { name: name.into(), help: help.into(), kind, default: Some(default.into()) }
+    }
+}
+
 /// Types and ranges; the host checks them before the plugin sees a value. NaN is never in range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
@@ -139,6 +146,27 @@ impl OptionType for String {
     fn read(value: &Json) -> Option<String> {
         value.as_str().map(str::to_owned)
     }
+}
+
+/// The value of an option that is a number.
+///
+/// Errors: it is not there, or of another type.
+pub fn number(options: &Options, name: &str) -> Result<f64, Error> {
+    __value(options, name, None)
+}
+
+/// The value of an option that is a text.
+///
+/// Errors: it is not there, or of another type.
+pub fn text<'a>(options: &'a Options, name: &str) -> Result<&'a str, Error> {
+    options.get(name).and_then(Json::as_str).ok_or_else(|| Error(format!("option `{name}`: expected a text")))
+}
+
+/// The value of an option that is on or off.
+///
+/// Errors: it is not there, or of another type.
+pub fn flag(options: &Options, name: &str) -> Result<bool, Error> {
+    __value(options, name, None)
 }
 
 /// The value of the option of a field.

@@ -208,10 +208,16 @@ pub fn layers<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer
         return Err(Error(format!("`select` answered for {} of {} tensors", selections.len(), parameters.len())));
     }
     let layer = |(parameter, selection)| match selection {
-        Selection::Reparam { tensors } => Some(Layer { method, parameter, options: options.clone(), tensors }),
+        Selection::Reparam { tensors } if is_linear(&parameter) => {
+            Some(Layer { method, parameter, options: options.clone(), tensors })
+        }
         _ => None,
     };
     Ok(parameters.into_iter().zip(selections).filter_map(layer).collect())
+}
+
+fn is_linear(parameter: &Parameter) -> bool {
+    parameter.role.is_projection() || parameter.role == Role::Head
 }
 
 /// Rows of the layers' inputs.

@@ -125,8 +125,7 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     let (all, failed, skipped) = (results.len(), count(|result| !result.passed), count(|result| result.skipped));
     output.result(&Report { contents, results })?;
     match failed {
-        0 if skipped > 0 => output.say(format!("{} tests passed, {skipped} skipped", all - skipped)),
-        0 => output.say(format!("{all} tests passed")),
+        0 => output.say(format!("passed: {}, skipped: {skipped}", all - skipped)),
         n => Err(Error::Plugin(format!("{n} of {all} tests failed"))),
     }
 }

@@ -143,7 +143,8 @@ macro_rules! __entry {
 /// Makes this `cdylib` a plugin whose method is the given [`Method`](crate::method::Method). Once per library.
 ///
 /// `export_method!(entry: Lora)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_method {
     ($name:ident: $method:expr) => {
@@ -165,7 +166,8 @@ macro_rules! export_method {
 /// Makes this `cdylib` a plugin whose tasks are those of the given [`Task`](crate::task::Task). Once per library.
 ///
 /// `export_task!(entry: Glue)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_task {
     ($name:ident: $task:expr) => {
@@ -187,7 +189,8 @@ macro_rules! export_task {
 /// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per library.
 ///
 /// `export_backend!(entry: Cpu)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_backend {
     ($name:ident: $backend:expr) => {

@@ -352,7 +352,8 @@ pub struct PretrainArgs {
     /// Directory with config.json and the tokenizer
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// A file of text, one document a line, or a directory with such files: train.txt, and held out dev.txt and test.txt
+    /// A file of text, one document a line or in another format under `text`, or a directory with such files: train, and
+    /// held out dev and test
     #[arg(long, value_name = "FILE|DIR")]
     pub data: PathBuf,
     /// Method: full, or another one that changes the random weights

@@ -16,4 +16,4 @@ pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, Lengths, RunPlan, SplitPlan, TrainablePlan, body_size, thousands};
 pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
-pub use result::{Environment, RunResult, Stopped};
+pub use result::{Answer, Environment, RunResult, Stopped};

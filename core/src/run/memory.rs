@@ -131,6 +131,7 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         longest_train: longest,
         longest,
         head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
+        cache: None,
         weighted: false,
     })
 }

@@ -1,5 +1,6 @@
 //! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
+mod answers;
 mod directory;
 mod encode;
 mod epochs;

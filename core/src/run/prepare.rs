@@ -1,5 +1,6 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
+use super::answers;
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use crate::adapter::{align_head, score_objective};
@@ -99,7 +100,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
-    let demand = demand(config, &adaptation, &task, &epochs, &data);
+    let demand = demand(config, &decoder, &adaptation, &task, &epochs, &data);
     let optimization = config.optimization()?;
     let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
@@ -431,7 +432,14 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }
 
-fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: &Epochs, data: &Splits) -> Demand {
+fn demand(
+    config: &RunConfig,
+    decoder: &Decoder,
+    adaptation: &Adaptation,
+    task: &TaskInfo,
+    epochs: &Epochs,
+    data: &Splits,
+) -> Demand {
     let weighted = !task.weights.is_empty();
     let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
     let longest_train = longest(&data.train);
@@ -447,6 +455,7 @@ fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: 
             && adaptation.head_only()
             && config.dropout == 0.0
             && !weighted,
+        cache: answers::context(&data.dev, config.control.answers, decoder),
         weighted,
     }
 }

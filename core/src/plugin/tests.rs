@@ -3,12 +3,12 @@
 use super::library::{Implementation, enter};
 use super::*;
 use library::Functions;
+use sparta_graph::{
+    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, ReadId, Value, Work,
+};
 use sparta_plugin::Error;
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 use sparta_plugin::graph::ops::{Layout, Linear};
-use sparta_plugin::graph::{
-    Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, ReadId, Value, Work,
-};
 use sparta_plugin::method::*;
 use sparta_plugin::task::*;
 

@@ -7,6 +7,26 @@ use sparta_plugin::method::*;
 
 struct Lora;
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank
+        lora_r: usize = 8, 1..=1024;
+        /// Scale: additions count alpha / r
+        lora_alpha: f64 = 16.0, Above(0.0, 1e6);
+        /// Dropout of the additions' input
+        lora_dropout: f64 = 0.0, 0.0..=0.99;
+        /// Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one layer, each
+        /// of them means that layer; gate and up likewise
+        lora_targets: String = "q,v";
+    }
+}
+
+impl Settings {
+    fn scale(&self) -> f32 {
+        (self.lora_alpha / self.lora_r as f64) as f32
+    }
+}
+
 const TARGETS: [(&str, Role); 7] = [
     ("q", Role::QProj),
     ("k", Role::KProj),
@@ -19,32 +39,23 @@ const TARGETS: [(&str, Role); 7] = [
 
 impl Method for Lora {
     fn describe(&self) -> MethodInfo {
-        let float = |min, max, min_open| OptionKind::Float { min, max, min_open };
-        let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one \
-                       layer, each of them means that layer; gate and up likewise";
         MethodInfo {
             name: "lora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "LoRA: trains low-rank additions to linear layers".into(),
-            options: vec![
-                OptionInfo::new("lora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8),
-                OptionInfo::new("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0),
-                OptionInfo::new("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0),
-                OptionInfo::new("lora-targets", targets, OptionKind::Text, "q,v"),
-            ],
+            options: Settings::declared(),
             default_lr: 2e-4,
         }
     }
 
     /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let r = number(options, "lora-r")? as usize;
-        let targets = text(options, "lora-targets")?;
-        let roles = target_roles(targets)?;
+        let Settings { lora_r, lora_targets: targets, .. } = Settings::read(options)?;
+        let roles = target_roles(&targets)?;
         if !parameters.iter().any(|p| roles.contains(&p.role)) {
             return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
         }
-        parameters.iter().map(|p| select_one(p, &roles, r)).collect()
+        parameters.iter().map(|p| select_one(p, &roles, lora_r)).collect()
     }
 
     fn forward(
@@ -56,17 +67,18 @@ impl Method for Lora {
         extra: &[Value],
     ) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
-        let p = number(&site.options, "lora-dropout")? as f32;
+        let settings = Settings::read(&site.options)?;
+        let p = settings.lora_dropout as f32;
         let frozen = linear(graph, Layout::Nt, 1.0, &[x, w])?;
         let x = if site.training && p > 0.0 { dropout(graph, x, p, salt(&site.parameter))? } else { x };
         let low = linear(graph, Layout::Nt, 1.0, &[x, a])?;
-        linear(graph, Layout::Nt, scale(&site.options)?, &[low, b, frozen])
+        linear(graph, Layout::Nt, settings.scale(), &[low, b, frozen])
     }
 
     /// W + (alpha / r) B A.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
-        linear(graph, Layout::Nn, scale(&site.options)?, &[b, a, w])
+        linear(graph, Layout::Nn, Settings::read(&site.options)?.scale(), &[b, a, w])
     }
 }
 
@@ -108,10 +120,6 @@ fn layers_of(role: Role) -> impl Iterator<Item = Role> {
         _ => None,
     };
     [role].into_iter().chain(joint)
-}
-
-fn scale(options: &Options) -> Result<f32, Error> {
-    Ok((number(options, "lora-alpha")? / number(options, "lora-r")?) as f32)
 }
 
 fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {

@@ -4,96 +4,45 @@
 use crate::Error;
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DType, Op, Value};
-use std::collections::BTreeMap;
 
+pub use crate::options::{Above, OptionInfo, OptionKind, Options};
+
+/// What a method says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MethodInfo {
+    /// What `--method` accepts: `lora`.
     pub name: String,
+    /// Of the plugin.
     pub version: String,
     /// One line for `--help`.
     pub summary: String,
+    /// Declared with [`options!`](crate::options!).
     pub options: Vec<OptionInfo>,
     /// Learning rate when the user gives none.
     pub default_lr: f64,
-}
-
-/// An option of a method: it becomes a command line option and a configuration key.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OptionInfo {
-    /// In kebab case, without dashes: `lora-alpha`, `density`.
-    pub name: String,
-    pub help: String,
-    pub kind: OptionKind,
-    /// `None`: the user must give it.
-    pub default: Option<serde_json::Value>,
-}
-
-impl OptionInfo {
-    /// An option with a default.
-    pub fn new(name: &str, help: &str, kind: OptionKind, default: impl Into<serde_json::Value>) -> Self {
-        OptionInfo { name: name.into(), help: help.into(), kind, default: Some(default.into()) }
-    }
-}
-
-/// Types and ranges; the host checks them before the plugin sees a value. NaN is never in range.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "type")]
-pub enum OptionKind {
-    /// `min_open`: the minimum itself is excluded.
-    Float {
-        min: f64,
-        max: f64,
-        #[serde(default)]
-        min_open: bool,
-    },
-    Int {
-        min: i64,
-        max: i64,
-    },
-    Bool,
-    Text,
-}
-
-/// Checked values of every option of the method, defaults filled in.
-pub type Options = BTreeMap<String, serde_json::Value>;
-
-/// The value of an option that is a number.
-pub fn number(options: &Options, name: &str) -> Result<f64, Error> {
-    value(options, name, "a number", serde_json::Value::as_f64)
-}
-
-/// The value of an option that is a text.
-pub fn text<'a>(options: &'a Options, name: &str) -> Result<&'a str, Error> {
-    value(options, name, "a text", serde_json::Value::as_str)
-}
-
-/// The value of an option that is on or off.
-pub fn flag(options: &Options, name: &str) -> Result<bool, Error> {
-    value(options, name, "true or false", serde_json::Value::as_bool)
-}
-
-fn value<'a, V>(
-    options: &'a Options,
-    name: &str,
-    expected: &str,
-    read: impl Fn(&'a serde_json::Value) -> Option<V>,
-) -> Result<V, Error> {
-    options.get(name).and_then(read).ok_or_else(|| Error(format!("option `{name}`: expected {expected}")))
 }
 
 /// What a tensor is for. Names are those of the Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// The token embeddings `[vocabulary, hidden]`.
     Embedding,
     /// Norm weights, of layers, heads and the final one.
     Norm,
+    /// Queries of attention.
     QProj,
+    /// Keys of attention.
     KProj,
+    /// Values of attention.
     VProj,
+    /// Output of attention.
     OProj,
+    /// Gate of the MLP.
     GateProj,
+    /// First layer of the MLP.
     UpProj,
+    /// Last layer of the MLP.
     DownProj,
     /// Q, k and v as one layer, their rows below each other (Phi-3).
     QkvProj,
@@ -118,14 +67,20 @@ impl Role {
 /// One tensor of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
+    /// As the checkpoint calls it: `model.layers.0.mlp.up_proj.weight`.
     pub name: String,
+    /// `[out, in]` for a linear layer.
     pub shape: Vec<usize>,
+    /// As it is stored.
     pub dtype: DType,
+    /// What it is for.
     pub role: Role,
+    /// The layer of the decoder that it belongs to, from 0.
     pub layer: Option<usize>,
 }
 
 impl Parameter {
+    /// How many numbers it has.
     pub fn numel(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
@@ -135,15 +90,18 @@ impl Parameter {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
+    /// It is not trained.
     Frozen,
     /// Every element is trained, from an f32 master.
     Dense,
     /// Each element is trained with this probability; the host draws the index set.
     Sparse {
+        /// In (0, 1].
         probability: f64,
     },
     /// These elements are trained: flat, row-major, ascending. Since ABI minor version 3.
     Chosen {
+        /// Positions in the tensor as one row.
         indices: Vec<u32>,
     },
     /// The elements with the largest or the smallest magnitudes are trained; of equal ones those that come first. Since ABI
@@ -151,6 +109,7 @@ pub enum Selection {
     Magnitude(Magnitude),
     /// The linear layer of this weight is replaced by [`Method::forward`], with these extra trained tensors.
     Reparam {
+        /// As `forward` and `merge` get them.
         tensors: Vec<ExtraTensor>,
     },
 }
@@ -160,14 +119,19 @@ pub enum Selection {
 pub struct Magnitude {
     /// The share of the elements, in (0, 1], rounded to a whole number of them, one at least.
     pub share: f64,
+    /// Which end of the order is taken.
     pub order: Order,
+    /// Among what the elements are compared.
     pub scope: Scope,
 }
 
+/// Which magnitudes are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
+    /// The largest.
     Largest,
+    /// The smallest.
     Smallest,
 }
 
@@ -188,7 +152,9 @@ pub enum Scope {
 pub struct ExtraTensor {
     /// Appended to the weight's name without `.weight`: `lora_A`. A shared tensor is called `shared.` and this.
     pub name: String,
+    /// One dimension or more, none of them 0.
     pub shape: Vec<usize>,
+    /// Its values when training begins.
     pub init: Init,
     /// Whether it is trained. One that is not follows from the seed or the model, so no adapter stores it. Since ABI minor
     /// version 3.
@@ -224,19 +190,25 @@ impl ExtraTensor {
     }
 }
 
+/// Values that a tensor begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
+    /// All 0.
     Zeros,
     /// Uniform in +-bound.
     Uniform {
+        /// 0 or more.
         bound: f64,
     },
+    /// Normal with mean 0, drawn by the run's seed.
     Normal {
+        /// Standard deviation, 0 or more.
         std: f64,
     },
     /// All of one value. Since ABI minor version 3.
     Constant {
+        /// A finite number.
         value: f64,
     },
     /// The Euclidean norms of the rows of the weight `[out, in]`: `out` numbers. Since ABI minor version 3.
@@ -246,7 +218,9 @@ pub enum Init {
 /// The place where a reparametrised weight is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Site {
+    /// The weight.
     pub parameter: Parameter,
+    /// Of the method.
     pub options: Options,
     /// False while evaluating: no dropout then.
     pub training: bool,
@@ -256,8 +230,9 @@ pub struct Site {
 pub trait GraphBuilder {
     /// Adds one operation and returns its outputs. A wrong shape or dtype is an error that names both.
     fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error>;
+    /// The dimensions of a value. Errors: a value that is not of this graph.
     fn shape(&self, value: Value) -> Result<Vec<usize>, Error>;
-    /// The random counter input that [`Op::Dropout`] takes.
+    /// The random counter input that [`Op::Dropout`] takes. Errors: while evaluating there is none.
     fn rng(&mut self) -> Result<Value, Error>;
 }
 
@@ -271,9 +246,12 @@ impl dyn GraphBuilder + '_ {
 
 /// A fine-tuning method.
 pub trait Method: Send + Sync {
+    /// Its name, version and options; the same whenever it is asked for.
     fn describe(&self) -> MethodInfo;
 
     /// One selection per parameter, in order. `parameters` is the whole model, the new head last.
+    ///
+    /// Errors: options that this model cannot have, with what it can.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error>;
 
     /// The output rows of a reparametrised linear layer: `x` is `[T, in]`, `w` `[out, in]`, the result `[T, out]`.

@@ -8,13 +8,18 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod method;
+#[doc(hidden)]
 pub mod task;
 
 /// The object behind an exported interface, made when the host first asks for it.
 pub trait Exported: 'static {
+    /// `dyn Method`, `dyn Task` or `dyn BackendPlugin`.
     type Object: ?Sized + 'static;
+    /// It.
     fn object() -> &'static Self::Object;
 }
 

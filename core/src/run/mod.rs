@@ -12,6 +12,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod score;
 mod show;
 mod train;
 

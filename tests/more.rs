@@ -351,17 +351,22 @@ fn chosen_elements_are_stored_with_run_and_adapter() {
 /// learning rate times itself.
 struct Penalised;
 
+sparta_plugin::options! {
+    struct Penalties {
+        /// Of the loss term
+        c: f64 = 0.0, 0.0..=1.0;
+        /// After each step
+        shrink: bool = false;
+    }
+}
+
 impl Method for Penalised {
     fn describe(&self) -> MethodInfo {
-        let number = OptionKind::Float { min: 0.0, max: 1.0, min_open: false };
         MethodInfo {
             name: "penalised".into(),
             version: "1".into(),
             summary: String::new(),
-            options: vec![
-                OptionInfo::new("c", "", number.clone(), 0.0),
-                OptionInfo::new("shrink", "", OptionKind::Bool, false),
-            ],
+            options: Penalties::declared(),
             default_lr: 0.1,
         }
     }
@@ -394,14 +399,14 @@ impl Method for Penalised {
         _: Value,
         extra: &[Value],
     ) -> Result<Option<Value>, Error> {
-        let half = number(&site.options, "c")? as f32 / 2.0;
+        let half = Penalties::read(&site.options)?.c as f32 / 2.0;
         // [1, n] [1, n]^T = [1, 1]
         let squares = g.one(Linear { scale: half, ..Linear::plain(Product::Nt) }, &[extra[0], extra[0]])?;
         Ok(Some(g.one(ColumnSum {}, &[squares])?))
     }
 
     fn update(&self, site: &Site, g: &mut dyn GraphBuilder, extra: &[Value], lr: Value) -> Result<Vec<Value>, Error> {
-        if !flag(&site.options, "shrink")? {
+        if !Penalties::read(&site.options)?.shrink {
             return Ok(extra.to_vec());
         }
         let part = g.one(ScaleBy {}, &[extra[0], lr])?;
@@ -472,19 +477,26 @@ fn a_method_s_update_follows_the_optimizer_s_and_is_left_out_with_it() {
 /// Every parameter w is w + d with a trained d, or is trained itself.
 struct Everything;
 
+sparta_plugin::options! {
+    struct Additions {
+        /// To every parameter, which is frozen itself
+        added: bool = false;
+    }
+}
+
 impl Method for Everything {
     fn describe(&self) -> MethodInfo {
         MethodInfo {
             name: "everything".into(),
             version: "1".into(),
             summary: String::new(),
-            options: vec![OptionInfo::new("added", "", OptionKind::Bool, false)],
+            options: Additions::declared(),
             default_lr: 0.1,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let added = flag(options, "added")?;
+        let Additions { added } = Additions::read(options)?;
         let choose = |p: &Parameter| match added {
             true => Selection::Reparam { tensors: vec![ExtraTensor::new("d", p.shape.clone(), Init::Zeros)] },
             false => Selection::Dense,

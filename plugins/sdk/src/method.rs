@@ -119,8 +119,10 @@ pub enum Selection {
     Scored(Scored),
     /// A dense or sparse selection whose updates have rates of their own. Since ABI minor version 4.
     Rated {
+        /// Learning rate and weight decay.
         #[serde(flatten)]
         rates: Rates,
+        /// What is trained with them.
         selection: Box<Selection>,
     },
 }
@@ -195,9 +197,13 @@ pub enum Scope {
 /// Which elements [`Selection::Scored`] takes; the first three as in [`Magnitude`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
+    /// The share of the elements, in (0, 1].
     pub share: f64,
+    /// Which end of the scores is taken.
     pub order: Order,
+    /// Among what elements are compared.
     pub scope: Scope,
+    /// What an element is worth.
     pub score: Score,
 }
 
@@ -213,17 +219,25 @@ impl Scored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Score {
-    /// The sum of |g| over so many batches, or of g^2 (the diagonal of the empirical Fisher information).
+    /// The sum of |g| over these batches, or of g^2 (the diagonal of the empirical Fisher information).
     Gradient {
+        /// How many batches are summed over.
         batches: u32,
+        /// Squares in place of magnitudes.
         #[serde(default)]
         squared: bool,
     },
-    /// The sum of |w g| over so many batches.
-    WeightGradient { batches: u32 },
-    /// |w after - w before| of so many steps that train all elements of the scored tensors, with the run's optimizer and
+    /// The sum of |w g| over these batches.
+    WeightGradient {
+        /// How many batches are summed over.
+        batches: u32,
+    },
+    /// |w after - w before| of steps that train all elements of the scored tensors, with the run's optimizer and
     /// learning rate, and everything else as the method says. They are taken back.
-    Change { steps: u32 },
+    Change {
+        /// How many steps are taken.
+        steps: u32,
+    },
 }
 
 impl Score {

@@ -1,18 +1,22 @@
 //! Documents without labels, of which a model learns each next token, from files in any format.
 
-use serde_json::Value;
 use sparta_plugin::Error;
-use sparta_plugin::method::{OptionInfo, OptionKind};
 use sparta_plugin::task::{
     Dataset, Example, Examples, OpenRequest, Recipe, Source, Take, Task, TaskInfo, TaskPluginInfo,
 };
 use sparta_task_files::{Format, Part, Reading, Table, find_tables, names, text};
 
-const FORMAT: &str = "format";
 /// The column or key of the documents.
 const TEXT: &str = "text";
 
 pub struct Text;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Format of the files: lines, jsonl, json, parquet, csv or tsv [default: by the file's ending]
+        format: String = "";
+    }
+}
 
 sparta_plugin::export_task!(entry: Text);
 
@@ -29,20 +33,19 @@ impl Task for Text {
             pair: false,
             prompt: None,
         };
-        let help = "Format of the files: lines, jsonl, json, parquet, csv or tsv [default: by the file's ending]";
-        let format = OptionInfo::new(FORMAT, help, OptionKind::Text, "");
         TaskPluginInfo {
             name: "text".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             tasks: vec![task],
-            options: vec![format],
+            options: Settings::declared(),
         }
     }
 
     /// `data` is one file, or a directory with files called train, and optionally dev and test. Lines are documents; elsewhere
     /// they are under `text`.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
-        let format = request.options.get(FORMAT).and_then(Value::as_str).filter(|name| !name.is_empty());
+        let Settings { format } = Settings::read(&request.options)?;
+        let format = Some(format.as_str()).filter(|name| !name.is_empty());
         let tables = find_tables(&request.data, format.map(Format::named).transpose()?)?;
         let splits = tables.splits(request);
         let [train, dev, test] = &splits;
@@ -124,7 +127,7 @@ mod tests {
         write("documents", "One.\n");
         let mut named = OpenRequest::new("text", home.path().join("documents"));
         assert!(Text.open(&named).err().unwrap().0.contains("--format"));
-        named.options.insert(FORMAT.into(), "lines".into());
+        named.options.insert("format".into(), "lines".into());
         assert!(Text.open(&named).is_ok());
     }
 

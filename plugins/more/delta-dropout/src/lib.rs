@@ -11,24 +11,30 @@ struct DeltaDropout;
 
 sparta_plugin::export_method!(DeltaDropout);
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank
+        delta_r: usize = 8, 1..=1024;
+        /// Scale: additions count alpha / r
+        delta_alpha: f64 = 16.0, Above(0.0, 1e6);
+        /// Share of each delta that a step leaves out
+        delta_dropout: f64 = 0.5, 0.0..=0.99;
+    }
+}
+
 impl Method for DeltaDropout {
     fn describe(&self) -> MethodInfo {
-        let float = |max, min_open| OptionKind::Float { min: 0.0, max, min_open };
         MethodInfo {
             name: "delta-dropout".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "trains low-rank additions to q and v, a random part of which is left out in each step".into(),
-            options: vec![
-                OptionInfo::new("delta-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8),
-                OptionInfo::new("delta-alpha", "Scale: additions count alpha / r", float(1e6, true), 16.0),
-                OptionInfo::new("delta-dropout", "Share of each delta that a step leaves out", float(0.99, false), 0.5),
-            ],
+            options: Settings::declared(),
             default_lr: 2e-4,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let r = number(options, "delta-r")? as usize;
+        let r = Settings::read(options)?.delta_r;
         let choose = |p: &Parameter| match (p.role, &p.shape[..]) {
             (Role::Head, _) => Selection::Dense,
             (Role::QProj | Role::VProj, &[out, input]) => Selection::Reparam {
@@ -50,7 +56,7 @@ impl Method for DeltaDropout {
         w: Value,
         extra: &[Value],
     ) -> Result<Value, Error> {
-        let p = number(&site.options, "delta-dropout")? as f32;
+        let p = Settings::read(&site.options)?.delta_dropout as f32;
         let &[a, b] = extra else { return Err(Error::new("expected A and B")) };
         let mut delta = graph.one(product(site, false)?, &[b, a])?;
         if site.training && p > 0.0 {
@@ -68,7 +74,8 @@ impl Method for DeltaDropout {
 }
 
 fn product(site: &Site, residual: bool) -> Result<Linear, Error> {
-    let scale = (number(&site.options, "delta-alpha")? / number(&site.options, "delta-r")?) as f32;
+    let Settings { delta_r, delta_alpha, .. } = Settings::read(&site.options)?;
+    let scale = (delta_alpha / delta_r as f64) as f32;
     Ok(Linear { scale, residual, ..Linear::plain(Layout::Nn) })
 }
 

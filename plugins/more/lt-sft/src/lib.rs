@@ -8,29 +8,30 @@ struct LtSft;
 
 sparta_plugin::export_method!(LtSft);
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Fraction of the weights of linear layers that is trained
+        share: f64 = 0.05, Above(0.0, 1.0);
+        /// Steps of the first training
+        first_steps: u32 = 100, 1..=1_000_000;
+    }
+}
+
 impl Method for LtSft {
     fn describe(&self) -> MethodInfo {
-        let share = OptionKind::Float { min: 0.0, max: 1.0, min_open: true };
-        let steps = OptionKind::Int { min: 1, max: 1_000_000 };
         MethodInfo {
             name: "lt-sft".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "LT-SFT: trains the weights that a first training changes most".into(),
-            options: vec![
-                OptionInfo::new("share", "Fraction of the weights of linear layers that is trained", share, 0.05),
-                OptionInfo::new("first-steps", "Steps of the first training", steps, 100),
-            ],
+            options: Settings::declared(),
             default_lr: 5e-5,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let scored = Scored {
-            share: number(options, "share")?,
-            order: Order::Largest,
-            scope: Scope::Model,
-            score: Score::Change { steps: number(options, "first-steps")? as u32 },
-        };
+        let Settings { share, first_steps } = Settings::read(options)?;
+        let scored =
+            Scored { share, order: Order::Largest, scope: Scope::Model, score: Score::Change { steps: first_steps } };
         let choose = |p: &Parameter| match p.role {
             Role::Head => Selection::Dense,
             role if role.is_projection() => Selection::Scored(scored),

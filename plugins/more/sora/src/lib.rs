@@ -10,24 +10,30 @@ struct Sora;
 
 sparta_plugin::export_method!(Sora);
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank at first
+        sora_r: usize = 8, 1..=1024;
+        /// Scale: additions count alpha / r
+        sora_alpha: f64 = 16.0, Above(0.0, 1e6);
+        /// How strongly gates are drawn to 0
+        sora_lambda: f64 = 10.0, 0.0..=1e6;
+    }
+}
+
 impl Method for Sora {
     fn describe(&self) -> MethodInfo {
-        let float = |max, min_open| OptionKind::Float { min: 0.0, max, min_open };
         MethodInfo {
             name: "sora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "SoRA: trains low-rank additions to q and v, and drops ranks on the way".into(),
-            options: vec![
-                OptionInfo::new("sora-r", "Rank at first", OptionKind::Int { min: 1, max: 1024 }, 8),
-                OptionInfo::new("sora-alpha", "Scale: additions count alpha / r", float(1e6, true), 16.0),
-                OptionInfo::new("sora-lambda", "How strongly gates are drawn to 0", float(1e6, false), 10.0),
-            ],
+            options: Settings::declared(),
             default_lr: 8e-4,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let r = number(options, "sora-r")? as usize;
+        let r = Settings::read(options)?.sora_r;
         let choose = |p: &Parameter| match (p.role, &p.shape[..]) {
             (Role::Head, _) => Selection::Dense,
             (Role::QProj | Role::VProj, &[out, input]) => Selection::Reparam {
@@ -76,7 +82,7 @@ impl Method for Sora {
         lr: Value,
     ) -> Result<Vec<Value>, Error> {
         let &[a, b, gate] = extra else { return Err(Error::new("expected A, B and gates")) };
-        let lambda = number(&site.options, "sora-lambda")? as f32;
+        let lambda = Settings::read(&site.options)?.sora_lambda as f32;
         let minus = graph.one(Fill { value: -lambda, shape: graph.shape(gate)? }, &[])?;
         let minus = graph.one(ScaleBy {}, &[minus, lr])?;
         let mut beyond = |sign: f32| -> Result<Value, Error> {
@@ -91,5 +97,6 @@ impl Method for Sora {
 }
 
 fn scale(site: &Site) -> Result<f32, Error> {
-    Ok((number(&site.options, "sora-alpha")? / number(&site.options, "sora-r")?) as f32)
+    let Settings { sora_r, sora_alpha, .. } = Settings::read(&site.options)?;
+    Ok((sora_alpha / sora_r as f64) as f32)
 }

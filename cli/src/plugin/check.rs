@@ -109,6 +109,7 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     let mut results = vec![];
     for name in &contents.tests {
         let ended = child::run(&arguments(args, explicit, name), args.limit, false)?;
+        ended.stderr.lines().for_each(|line| tracing::info!("{name}: {line}"));
         let passed = ended.passed();
         let details = if passed { ended.said() } else { ended.why(args.limit) };
         let skipped = passed && details.starts_with(SKIPPED);

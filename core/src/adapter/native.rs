@@ -69,7 +69,11 @@ pub fn save(
     let trained = adaptation.trained().into_iter().map(|t| (t.name, t.shape));
     let whole = adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
     let shapes: BTreeMap<String, Vec<usize>> = whole.chain(trained).collect();
-    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &BTreeMap::new())?;
+    let indices = match adaptation.sets_stored {
+        true => adaptation.index_sets().into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect(),
+        false => BTreeMap::new(),
+    };
+    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &indices)?;
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     let trainable = TrainablePlan::new(adaptation);
     let manifest = Manifest {

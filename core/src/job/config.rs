@@ -294,6 +294,16 @@ pub struct Control {
     /// Keep the N newest checkpoints
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "2", value_parser = at_least(1))]
     pub keep_checkpoints: usize,
+    /// Put the trained model's answers to N held-out prompts into the report, for data of prompts and answers; 0 for none
+    #[arg(long, value_name = "N", help_heading = OUTPUT, default_value_t = ANSWERS)]
+    #[serde(default = "answers")]
+    pub answers: usize,
+}
+
+const ANSWERS: usize = 3;
+
+fn answers() -> usize {
+    ANSWERS
 }
 
 fn is_answers(train_on: &TrainOn) -> bool {

@@ -93,7 +93,7 @@ unsafe extern "C" fn last_error(call: SpartaCall) -> SpartaBytes {
 fn on_graph(call: SpartaCall, body: impl FnOnce(&mut dyn GraphBuilder) -> Result<(), String>) -> SpartaStatus {
     // Taken out while it is used: a graph function called from within a graph function finds none.
     let Some(Some(graph)) = with_state(call, |state| state.graph.take()) else {
-        let message = "graph functions can be called only in forward and merge, on the thread of the call";
+        let message = "graph functions can be called only in the functions of a method that get values, on the thread of the call";
         with_state(call, |state| state.graph_error = message.into());
         return FAILED;
     };

@@ -1,5 +1,6 @@
 //! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
+mod answers;
 mod directory;
 mod encode;
 mod epochs;
@@ -11,6 +12,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod score;
 mod show;
 mod train;
 

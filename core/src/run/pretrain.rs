@@ -154,6 +154,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
             skip_nonfinite: false,
             checkpoint_interval: config.checkpoint_interval,
             keep_checkpoints: 2,
+            answers: 0,
         },
         out: config.out.clone(),
     }

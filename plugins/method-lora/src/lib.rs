@@ -1,4 +1,5 @@
-//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`.
+//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`; LoRA+ (Hayou et
+//! al., 2024), which trains B at a higher rate, and rsLoRA (Kalajdzievski, 2023), which divides by sqrt(r).
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -18,12 +19,17 @@ sparta_plugin::options! {
         /// Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one layer, each
         /// of them means that layer; gate and up likewise
         lora_targets: String = "q,v";
+        /// LoRA+: how many times the learning rate of A that of B is
+        lora_plus_ratio: f64 = 1.0, Above(0.0, 1e6);
+        /// rsLoRA: additions count alpha / sqrt(r)
+        lora_rs: bool = false;
     }
 }
 
 impl Settings {
     fn scale(&self) -> f32 {
-        (self.lora_alpha / self.lora_r as f64) as f32
+        let r = self.lora_r as f64;
+        (self.lora_alpha / if self.lora_rs { r.sqrt() } else { r }) as f32
     }
 }
 
@@ -50,12 +56,13 @@ impl Method for Lora {
 
     /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let Settings { lora_r, lora_targets: targets, .. } = Settings::read(options)?;
+        let Settings { lora_r, lora_targets: targets, lora_plus_ratio, .. } = Settings::read(options)?;
         let roles = target_roles(&targets)?;
         if !parameters.iter().any(|p| roles.contains(&p.role)) {
             return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
         }
-        parameters.iter().map(|p| select_one(p, &roles, lora_r)).collect()
+        let plus = Rates { lr_factor: lora_plus_ratio, ..Rates::default() };
+        parameters.iter().map(|p| select_one(p, &roles, lora_r, plus)).collect()
     }
 
     fn forward(
@@ -75,20 +82,20 @@ impl Method for Lora {
         linear(graph, Layout::Nt, settings.scale(), &[low, b, frozen])
     }
 
-    /// W + (alpha / r) B A.
+    /// W + scale B A.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
         linear(graph, Layout::Nn, Settings::read(&site.options)?.scale(), &[b, a, w])
     }
 }
 
-fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selection, Error> {
+fn select_one(parameter: &Parameter, roles: &[Role], r: usize, plus: Rates) -> Result<Selection, Error> {
     match (parameter.role, parameter.shape.as_slice()) {
         (Role::Head, _) => Ok(Selection::Dense),
         (role, &[out, input]) if roles.contains(&role) => Ok(Selection::Reparam {
             tensors: vec![
                 ExtraTensor::new("lora_A", [r, input], Init::Uniform { bound: 1.0 / (input as f64).sqrt() }),
-                ExtraTensor::new("lora_B", [out, r], Init::Zeros),
+                ExtraTensor::new("lora_B", [out, r], Init::Zeros).rated(plus),
             ],
         }),
         (role, shape) if roles.contains(&role) => {

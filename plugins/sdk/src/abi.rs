@@ -17,7 +17,7 @@ use std::ffi::c_void;
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
 /// Its minor version: the fields of it and of all before are there.
-pub const ABI_MINOR: u32 = 3;
+pub const ABI_MINOR: u32 = 4;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
@@ -185,6 +185,53 @@ pub struct SpartaMethod {
             extra: *const u32,
             extra_count: usize,
             merged: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. As `forward`, of a layer with a bias `[out]`, which `y` includes.
+    pub forward_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            x: u32,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            y: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. As `merge`, of a layer with a bias; writes the weight and the bias to `merged`.
+    pub merge_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            merged: *mut [u32; 2],
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. Writes a term of the loss, f32 `[1]`, to `value`, or leaves that as it is.
+    pub penalty: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            extra: *const u32,
+            extra_count: usize,
+            value: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. `values` are those of `extra` after the optimizer's update; overwrites those
+    /// that become others.
+    pub update: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            lr: u32,
+            values: *mut u32,
+            value_count: usize,
         ) -> SpartaStatus,
     >,
 }

@@ -5,7 +5,7 @@ pub use sparta_graph::{DType, Op, Value};
 /// The operations that a method can use; all of them have gradients, on every backend.
 pub mod ops {
     pub use sparta_graph::ops::{
-        Activation, Add, Broadcast, Cast, ColumnSum, Detach, Div, Dropout, Function, GatedAct, Layout, Linear, Map,
-        Mul, RmsNorm, RowSum, Scale, Slice, SoftCap, Transpose, Unslice,
+        Activation, Add, Broadcast, Cast, ColumnSum, Detach, Div, Dropout, Fill, Function, GatedAct, Layout, Linear,
+        Map, Mul, RmsNorm, RowSum, Scale, ScaleBy, Slice, SoftCap, Transpose, Unslice,
     };
 }

@@ -7,7 +7,7 @@ use sparta_plugin::Error;
 use sparta_plugin::task::{
     Dataset, Examples, OpenRequest, Recipe, Source, Take, Target, Task, TaskInfo, TaskPluginInfo,
 };
-use sparta_task_files::{Format, Part, Reading, Table, Tables, find_tables, names};
+use sparta_task_files::{Format, Part, Reading, Table, find_tables, names};
 
 /// Where nothing is held out, this share of the training examples is dev.
 const DEV: f64 = 0.1;
@@ -49,15 +49,8 @@ impl Task for Sft {
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
         let Settings { format } = Settings::read(&request.options)?;
         let format = Some(format.as_str()).filter(|name| !name.is_empty());
-        let [train, dev, test] = match find_tables(&request.data, format.map(Format::named).transpose()?)? {
-            Tables::One(part) => match &request.splits[..] {
-                [split] if request.other_data => {
-                    ["train", "dev", "test"].map(|name| Vec::from_iter((name == split).then(|| part.clone())))
-                }
-                _ => [vec![part], vec![], vec![]],
-            },
-            Tables::Splits { train, dev, test } => [train, dev, test],
-        };
+        let tables = find_tables(&request.data, format.map(Format::named).transpose()?)?;
+        let [train, dev, test] = tables.splits(request);
         if train.is_empty() && request.wants("train") {
             let (data, there) = (request.data.display(), [names(&dev), names(&test)].concat().join(", "));
             return Err(Error(format!("{data}: expected a file called train for the training, got only {there}")));

@@ -70,6 +70,19 @@ pub fn good_config() -> Vec<Vec<u8>> {
     all
 }
 
+pub fn generation_config(bytes: &[u8]) -> bool {
+    let dir = place("generation_config", place::model);
+    put(&dir, "generation_config.json", bytes);
+    let decoder = decoder::open(&dir).expect("the configuration is good");
+    decoder::end_tokens(&dir, &decoder).is_ok()
+}
+
+pub fn good_generation_config() -> Vec<Vec<u8>> {
+    let one = json!({"bos_token_id": 1, "eos_token_id": 2, "do_sample": true, "temperature": 0.6, "_from_model_config": true});
+    let several = json!({"eos_token_id": [2, 7, 128009], "transformers_version": "4.57.0"});
+    [one, several, json!({"eos_token_id": null}), json!({})].map(|config| config.to_string().into_bytes()).to_vec()
+}
+
 pub fn tokenizer(bytes: &[u8]) -> bool {
     let dir = place("tokenizer", place::model);
     put(&dir, "tokenizer.json", bytes);

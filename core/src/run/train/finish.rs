@@ -3,7 +3,8 @@
 use super::Trainer;
 use crate::Result;
 use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
-use crate::job::{Environment, MergeCheck, RunResult, Stopped};
+use crate::job::{Answer, Environment, MergeCheck, RunResult, Stopped};
+use crate::run::answers;
 use crate::run::directory::peak_resident;
 use crate::train::Session;
 use std::borrow::Cow;
@@ -28,6 +29,7 @@ impl Trainer<'_> {
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
+        let answers = if interrupted { Vec::new() } else { self.answers() };
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;
         let counters = self.counters();
@@ -40,6 +42,7 @@ impl Trainer<'_> {
             best_step,
             dev,
             test,
+            answers,
             trainable: self.run.plan.trainable.clone(),
             parameters: self.run.plan.parameters,
             tokens_per_second: counters.tokens as f64 / counters.training_seconds.max(1e-9),
@@ -56,6 +59,15 @@ impl Trainer<'_> {
             self.observer.message(&format!("warning: there is no report: {warning}"));
         }
         Ok(result)
+    }
+
+    /// Answers to held-out prompts. The run is complete without: what fails here is told, no more.
+    fn answers(&mut self) -> Vec<Answer> {
+        let (run, examples) = (self.run, &self.run.dev);
+        answers::written(&mut self.session, &run.config, examples).unwrap_or_else(|error| {
+            self.observer.message(&format!("warning: the report has no answers: {error}"));
+            Vec::new()
+        })
     }
 
     /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.

@@ -191,18 +191,18 @@ fn recode<'a>(name: &str, from: DType, bytes: Cow<'a, [u8]>, to: DType) -> Resul
 pub fn merged_by_method(session: &mut Session, position: usize) -> Result<Option<Vec<f32>>> {
     const RESULT: &str = "out.merged";
     let adaptation = &session.setup().adaptation;
-    if adaptation.reparametrised().next().is_none() {
-        return Ok(None);
+    if !adaptation.method.mergeable() {
+        return match adaptation.parts[position] {
+            Part::Reparam(_) => Err(Error::Method(format!(
+                "method `{}` says that it cannot be merged; use the adapter with its base model",
+                adaptation.info.name
+            ))),
+            _ => Ok(None),
+        };
     }
     let shape = adaptation.parameters[position].shape.clone();
     let mut graph = Graph::new();
     graph.set_label(format!("merge {}", adaptation.parameters[position].name));
-    if !adaptation.method.mergeable() {
-        return Err(Error::Method(format!(
-            "method `{}` says that it cannot be merged; use the adapter with its base model",
-            adaptation.info.name
-        )));
-    }
     let Some(merged) = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)? else { return Ok(None) };
     let result = graph.external(RESULT, DType::F32, shape.as_slice());
     graph.apply(Store {}.into(), &[result, merged])?;

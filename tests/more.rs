@@ -15,6 +15,7 @@ use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
 use sparta_plugin::graph::ops::{Add, ColumnSum, Layout as Product, Linear, Mul, Scale, ScaleBy};
 use sparta_plugin::method::*;
+use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{binary, json, ran, refused};
 use sparta_tests::subjects;
@@ -102,7 +103,11 @@ fn setup_of(family: &str, lm: bool, plugin: Arc<dyn Method>, given: &[(&str, &st
 
 /// On the CPU.
 fn open(setup: &Setup, weights: &Weights) -> Session {
-    let device = subjects::cpu(None).open().unwrap();
+    open_on(&mut subjects::cpu(None), setup, weights)
+}
+
+fn open_on(subject: &mut Subject, setup: &Setup, weights: &Weights) -> Session {
+    let device = subject.open().unwrap();
     let arena = layout::plan_memory(setup, &device.info()).unwrap().arena;
     Session::open(device, weights, setup.clone(), &arena).unwrap()
 }
@@ -169,14 +174,14 @@ fn follows_from(mut session: Session, weights: &Weights, run: &str, own_start: &
 }
 
 /// The elements with the highest scores are those of the reference, and train as there.
-fn follows_by_score(method: &str, run: &str, options: &[(&str, &str)]) {
+fn follows_by_score(subject: &mut Subject, method: &str, run: &str, options: &[(&str, &str)]) {
     let golden = golden();
     let share = golden.floats(&format!("{run}.share")).unwrap().1[0].to_string();
     let options = [options, &[("share", &share)]].concat();
     let (mut setup, weights) = setup("llama", methods().method(method).unwrap(), &options);
     assert!(Session::open(subjects::cpu(None).open().unwrap(), &weights, setup.clone(), &[1 << 24]).is_err());
     let score = setup.adaptation.scored().values().next().unwrap().score;
-    let mut scoring = open(&score::setup(&setup, score), &weights);
+    let mut scoring = open_on(subject, &score::setup(&setup, score), &weights);
     for examples in batches(&golden).iter().take(score.count() as usize) {
         let batch = scoring.setup().objective.pack(examples).unwrap();
         scoring.step(&[batch], LR).unwrap();
@@ -189,7 +194,8 @@ fn follows_by_score(method: &str, run: &str, options: &[(&str, &str)]) {
         assert_eq!(indices, expected(name), "{run}: {name}");
     }
     assert!(sets.values().map(|set| set.indices.len()).sum::<usize>() > 500);
-    follows_from(open(&setup, &weights), &weights, run, &["score.weight"]);
+    drop(scoring);
+    follows_from(open_on(subject, &setup, &weights), &weights, run, &["score.weight"]);
 }
 
 fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
@@ -238,14 +244,23 @@ fn delta_dropout_follows_pytorch() {
 
 #[test]
 fn lt_sft_follows_pytorch() {
-    follows_by_score("lt-sft", "lt-sft", &[("first-steps", "5")]);
+    follows_by_score(&mut subjects::cpu(None), "lt-sft", "lt-sft", &[("first-steps", "5")]);
 }
 
 #[test]
 fn masks_by_gradients_follow_pytorch() {
     for score in ["fisher", "snip"] {
-        follows_by_score("gradient-mask", score, &[("score", score), ("score-batches", "3")]);
+        follows_by_score(&mut subjects::cpu(None), "gradient-mask", score, &[("score", score), ("score-batches", "3")]);
     }
+}
+
+/// The method's update and the sums of scores, too, are nodes of a graph that any backend runs.
+#[test]
+fn updates_and_scores_are_those_of_the_cpu_on_wgpu() {
+    let Some(mut wgpu) = subjects::wgpu() else { return };
+    let (setup, weights) = setup("llama", methods().method("sora").unwrap(), &[]);
+    follows_from(open_on(&mut wgpu, &setup, &weights), &weights, "sora", &[".sora_B"]);
+    follows_by_score(&mut wgpu, "gradient-mask", "fisher", &[("score", "fisher"), ("score-batches", "3")]);
 }
 
 #[test]

@@ -462,3 +462,43 @@ pub trait Method: Send + Sync {
         Ok(extra.to_vec())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// As the header shows them to other languages.
+    #[test]
+    fn selections_of_minor_version_4_as_json() {
+        let rates = Rates { lr_factor: 0.1, weight_decay: Some(0.0) };
+        let score = Score::Gradient { batches: 8, squared: true };
+        let scored = Scored { share: 0.05, order: Order::Largest, scope: Scope::Group(4), score };
+        let extra =
+            ExtraTensor::new("lora_B", [2, 8], Init::Zeros).rated(Rates { lr_factor: 16.0, weight_decay: None });
+        for (selection, expected) in [
+            (
+                Selection::Dense.rated(rates),
+                json!({"rated": {"lr_factor": 0.1, "weight_decay": 0.0, "selection": "dense"}}),
+            ),
+            (
+                Selection::Scored(scored),
+                json!({"scored": {"share": 0.05, "order": "largest", "scope": {"group": 4},
+                    "score": {"gradient": {"batches": 8, "squared": true}}}}),
+            ),
+            (
+                Selection::Reparam { tensors: vec![extra] },
+                json!({"reparam": {"tensors": [{"name": "lora_B", "shape": [2, 8], "init": "zeros", "lr_factor": 16.0}]}}),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(&selection).unwrap(), expected);
+            assert_eq!(serde_json::from_value::<Selection>(expected).unwrap(), selection);
+        }
+        let short =
+            json!({"scored": {"share": 1.0, "order": "smallest", "scope": "model", "score": {"change": {"steps": 3}}}});
+        assert!(matches!(
+            serde_json::from_value(short).unwrap(),
+            Selection::Scored(Scored { score: Score::Change { steps: 3 }, .. })
+        ));
+    }
+}

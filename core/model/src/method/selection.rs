@@ -130,3 +130,63 @@ fn check_rates(rates: &Rates) -> std::result::Result<(), String> {
 pub fn broken(info: &MethodInfo, what: String) -> Error {
     Error::Method(format!("method `{}` {} broke its contract: {what}", info.name, info.version))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_graph::DType;
+    use sparta_plugin::method::{Order, Role, Scope, Score};
+
+    fn answer(selection: Selection) -> std::result::Result<(Selection, Rates), String> {
+        let info = MethodInfo {
+            name: "m".into(),
+            version: "1".into(),
+            summary: String::new(),
+            options: vec![],
+            default_lr: 1.0,
+        };
+        let (name, shape) = ("w".to_owned(), vec![4, 6]);
+        let w = Parameter { name, shape, dtype: DType::F32, role: Role::QProj, layer: Some(0) };
+        let mut all = checked(&info, &[w], vec![selection]).map_err(|e| e.to_string())?;
+        Ok(all.remove(0))
+    }
+
+    #[test]
+    fn rates_go_with_what_is_trained_as_a_whole() {
+        let rates = Rates { lr_factor: 0.5, weight_decay: Some(0.0) };
+        assert_eq!(answer(Selection::Dense.rated(rates)), Ok((Selection::Dense, rates)));
+        assert_eq!(answer(Selection::Dense), Ok((Selection::Dense, Rates::default())));
+        let extra = |rates| vec![ExtraTensor::new("a", [2], Init::Zeros).rated(rates)];
+        let reparam = Selection::Reparam { tensors: extra(rates) };
+        assert_eq!(answer(reparam.clone()), Ok((reparam.clone(), Rates::default())));
+        let refused = |selection: Selection, why: &str| {
+            let message = answer(selection).unwrap_err();
+            assert!(message.contains(why), "{message}");
+        };
+        refused(reparam.rated(rates), "w has rates as a whole");
+        refused(Selection::Frozen.rated(rates), "w has rates as a whole");
+        refused(Selection::Dense.rated(rates).rated(rates), "rates within rates");
+        for (lr_factor, weight_decay, why) in [
+            (0.0, None, "a number above 0, got 0"),
+            (1e-50, None, "a number above 0"),
+            (f64::INFINITY, None, "got inf"),
+            (1.0, Some(-0.5), "at least 0, got -0.5"),
+        ] {
+            let rates = Rates { lr_factor, weight_decay };
+            refused(Selection::Dense.rated(rates), why);
+            refused(Selection::Reparam { tensors: extra(rates) }, why);
+        }
+    }
+
+    #[test]
+    fn the_expected_number_of_elements_is_that_of_the_scope() {
+        let score = Score::Gradient { batches: 1, squared: false };
+        let scored = |share, scope| Selection::Scored(Scored { share, order: Order::Largest, scope, score });
+        assert_eq!(expected(&scored(0.25, Scope::Tensor), 24), 6);
+        assert_eq!(expected(&scored(0.3, Scope::Group(3)), 24), 8);
+        assert!(answer(scored(0.0, Scope::Model)).unwrap_err().contains("the share 0 of w"));
+        let none = Score::Change { steps: 0 };
+        let scored = Scored { share: 0.5, order: Order::Largest, scope: Scope::Tensor, score: none };
+        assert!(answer(Selection::Scored(scored)).unwrap_err().contains("scored by nothing"));
+    }
+}

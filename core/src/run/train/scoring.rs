@@ -5,14 +5,15 @@ use crate::job::Observer;
 use crate::run::directory::RunDirectory;
 use crate::run::prepare::Prepared;
 use crate::run::score::store;
-use crate::train::Session;
 use crate::train::schedule::learning_rate;
 use crate::train::score::scores;
+use crate::train::{Batch, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 use sparta_plugin::method::Score;
 
-/// Computes the scores, with the first batches of the run, and chooses the elements, which are then stored in the run directory. Returns an open device.
+/// Computes the scores, with the first batches of the run, and chooses the elements, which are then stored in the run
+/// directory. Returns an open device.
 ///
 /// Errors: scores that are not finite; a device that fails; a user who asks to stop.
 pub fn choose(
@@ -32,8 +33,12 @@ pub fn choose(
         observer.message(&format!("scoring {}", scoring.plan));
         let own = device.take().map_or_else(open, Ok)?;
         let mut session = Session::open(own, &run.weights, scoring.setup, &scoring.arena)?;
-        for step in 0..score.count() as usize {
-            one_step(run, &mut session, score, (step, scoring.micro_batch_tokens))?;
+        let batches = first_batches(run, score.count() as usize);
+        let (mut done, total) = (0, batches.iter().map(Vec::len).sum());
+        for (step, examples) in batches.iter().enumerate() {
+            one_step(run, &mut session, score, (step, &run.micro_batches(examples, scoring.micro_batch_tokens)?))?;
+            done += examples.len();
+            observer.eval_progress("scores", done, total);
             if observer.stop_requested() {
                 return Err(Error::Training(
                     "stopped before the first step, while elements were scored: nothing is trained".into(),
@@ -50,14 +55,22 @@ pub fn choose(
     Ok(device)
 }
 
-fn one_step(run: &Prepared, session: &mut Session, score: Score, (step, tokens): (usize, usize)) -> Result<()> {
-    // After the last epoch of the run its steps come again.
-    let (epoch, number) = run.epochs.position(step % run.epochs.total());
-    let order = run.epochs.order(epoch);
-    let chosen = &order[run.epochs.steps(&order)[number].clone()];
+/// The examples of the run's first `count` batches; behind its last epoch others would follow in the same way.
+fn first_batches(run: &Prepared, count: usize) -> Vec<Vec<usize>> {
+    let (mut batches, mut epoch) = (Vec::new(), 0);
+    while batches.len() < count {
+        let order = run.epochs.order(epoch);
+        batches.extend(run.epochs.steps(&order).into_iter().map(|step| order[step].to_vec()));
+        epoch += 1;
+    }
+    batches.truncate(count);
+    batches
+}
+
+fn one_step(run: &Prepared, session: &mut Session, score: Score, (step, batches): (usize, &[Batch])) -> Result<()> {
     let config = &run.config;
     let lr = learning_rate(config.schedule, run.lr, config.warmup, step, score.count() as usize);
-    let output = session.step(&run.micro_batches(chosen, tokens)?, lr)?;
+    let output = session.step(batches, lr)?;
     match output.clip_coef >= 0.0 {
         true => Ok(()),
         false => Err(Error::Training(format!(

@@ -1,24 +1,26 @@
 //! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
 //! makes the numbers. Needs `cargo build --release` before.
 
+use serde_json::Value as Json;
 use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use sparta_core::decoder;
-use sparta_core::method::{Adaptation, options};
+use sparta_core::method::{Adaptation, IndexSet, options};
 use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
-use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup};
+use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup, StepPoint};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_suites::golden::{Layout, Source, model_directory};
-use sparta_tests::command::{binary, json, ran};
+use sparta_tests::command::{binary, command, json, ran};
 use sparta_tests::subjects;
 use std::collections::BTreeMap;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 const LR: f64 = 5e-3;
 /// Of losses between 0.4 and 3; PyTorch and this program each add up in f32, ten steps of Adam apart.
@@ -26,7 +28,7 @@ const LOSS: f64 = 1e-4;
 /// Of values that moved by up to ten times the rate.
 const VALUES: f32 = 2e-4;
 
-const METHODS: [&str; 5] = ["bitfit", "dora", "ia3", "magnitude", "vera"];
+const METHODS: [&str; 7] = ["adalora", "bitfit", "dora", "ia3", "magnitude", "spiel", "vera"];
 
 /// Where the libraries are, which the build leaves out unless they are asked for.
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -49,12 +51,26 @@ fn methods() -> PluginSet {
     PluginSet::discover(&DiscoverOptions { explicit, ..DiscoverOptions::default() })
 }
 
-fn golden() -> TensorFile {
-    TensorFile::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/more/runs.safetensors")).unwrap()
+fn golden(file: &str) -> TensorFile {
+    TensorFile::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/more").join(file)).unwrap()
+}
+
+fn runs() -> TensorFile {
+    golden("runs.safetensors")
 }
 
 /// A method on the classifier of a family, on the CPU.
 fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weights) {
+    session_from(family, method, given, None)
+}
+
+/// [`session`] with index sets from elsewhere.
+fn session_from(
+    family: &str,
+    method: &str,
+    given: &[(&str, &str)],
+    first: Option<&BTreeMap<String, Vec<u32>>>,
+) -> (Session, Weights) {
     let layout = Layout { lm: false, f32: true, version_4: false };
     let model = model_directory(&Source::compact(), family, layout);
     let weights = Weights::open(model.path()).unwrap();
@@ -65,7 +81,13 @@ fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weig
     let given: BTreeMap<_, _> =
         given.iter().map(|(name, value)| (name.to_string(), options::Given::Text(value.to_string()))).collect();
     let options = options::check(method, &plugin.info().options, &given).unwrap();
-    let adaptation = Adaptation::new(plugin, parameters, options, 7, &weights).unwrap();
+    let adaptation = match first {
+        None => Adaptation::new(plugin, parameters, options, 7, &weights),
+        Some(first) => Adaptation::with_indices(plugin, parameters, options, |p| {
+            Ok(IndexSet { tensor: p.name.clone(), numel: p.numel(), indices: first[&p.name].clone() })
+        }),
+    };
+    let adaptation = adaptation.unwrap();
     let limits = Limits {
         train: Some(size_of(64, 4)),
         micro_batches: false,
@@ -102,18 +124,30 @@ fn batches(golden: &TensorFile) -> Vec<Vec<Encoded>> {
     all.chunks(4).map(<[Encoded]>::to_vec).collect()
 }
 
-/// The tensors of a part of a method's run, by our names.
-fn part(golden: &TensorFile, method: &str, part: &str) -> BTreeMap<String, Vec<f32>> {
+/// The tensors of a part of a method's run: their names there, and ours.
+fn names<'a>(golden: &'a TensorFile, method: &str, part: &str) -> impl Iterator<Item = (&'a str, String)> {
     let prefix = format!("{method}.{part}.");
-    let names = golden.names().filter_map(|name| Some((name, name.strip_prefix(&prefix)?.to_owned())));
-    names.map(|(name, own)| (own, golden.floats(name).unwrap().1)).collect()
+    golden.names().filter_map(move |name| Some((name, name.strip_prefix(&prefix)?.to_owned())))
+}
+
+fn part(golden: &TensorFile, method: &str, part: &str) -> BTreeMap<String, Vec<f32>> {
+    names(golden, method, part).map(|(name, own)| (own, golden.floats(name).unwrap().1)).collect()
+}
+
+/// The index sets of a part, by parameter.
+fn sets(golden: &TensorFile, method: &str, part: &str) -> BTreeMap<String, Vec<u32>> {
+    let indices = |name: &str| golden.integers(name).unwrap().1.iter().map(|&i| i as u32).collect();
+    names(golden, method, part).map(|(name, own)| (own, indices(name))).collect()
 }
 
 /// Ten steps from the reference's start give its losses and values; the merged weights then give the same logits.
 fn follows(family: &str, method: &str, options: &[(&str, &str)], own_start: &[&str]) {
-    let golden = golden();
     let (mut session, weights) = session(family, method, options);
-    let start = part(&golden, method, "init");
+    follows_in(&mut session, &weights, &runs(), method, own_start);
+}
+
+fn follows_in(session: &mut Session, weights: &Weights, golden: &TensorFile, method: &str, own_start: &[&str]) {
+    let start = part(golden, method, "init");
     let drawn = session.trained_values().unwrap();
     assert_eq!(drawn.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>(), "{method} trains the same tensors");
     // What does not come from a random generator is the same from the beginning.
@@ -122,26 +156,36 @@ fn follows(family: &str, method: &str, options: &[(&str, &str)], own_start: &[&s
         assert!(off < 1e-6, "{method}: {name} begins {off} off");
     }
     session.set_trained_values(&start).unwrap();
-    for (name, values) in part(&golden, method, "constant") {
+    for (name, values) in part(golden, method, "constant") {
         session.tensors().write_f32(&name, &values).unwrap();
     }
     let expected = golden.floats(&format!("{method}.losses")).unwrap().1;
-    let batches = batches(&golden);
+    let (batches, mut state) = (batches(&runs()), Json::Null);
     for (step, (examples, expected)) in batches.iter().zip(expected).enumerate() {
         let batch = session.setup().objective.pack(examples).unwrap();
-        let loss = session.step(&[batch], LR).unwrap().loss;
+        let output = session.step(std::slice::from_ref(&batch), LR).unwrap();
+        let loss = output.loss;
         assert!((loss - f64::from(expected)).abs() < LOSS, "{method}, step {step}: {loss}, PEFT has {expected}");
+        let step = step as u64 + 1;
+        if session.setup().adaptation.steps.is_some_and(|steps| step.is_multiple_of(steps.every)) {
+            let (total_steps, clip_coef, micro_batches) = (batches.len() as u64, output.clip_coef, &[batch][..]);
+            let point = StepPoint { step, total_steps, clip_coef, micro_batches, state: &state, weights };
+            state = session.on_step(&point).unwrap();
+        }
+    }
+    for (name, indices) in sets(golden, method, "last") {
+        let set = &session.setup().adaptation.index_sets()[&*name].indices;
+        assert!(*set == indices, "{method}: other elements of {name} are trained at the end");
     }
     let values = session.trained_values().unwrap();
     // All keys share their bias, and softmax hardly sees what all keys share: the gradients are so small that Adam amplifies
     // rounding. PyTorch's own runs in f32 and f64 end 1e-3 apart there, and 3e-7 elsewhere.
-    for (name, expected) in
-        part(&golden, method, "final").into_iter().filter(|(name, _)| !name.ends_with("k_proj.bias"))
+    for (name, expected) in part(golden, method, "final").into_iter().filter(|(name, _)| !name.ends_with("k_proj.bias"))
     {
         let off = values[&name].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off < VALUES, "{method}: {name} ends {off} off");
     }
-    merges(&mut session, &weights, &batches[0]);
+    merges(session, weights, &batches[0]);
 }
 
 fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
@@ -174,6 +218,31 @@ fn vera_follows_peft() {
 #[test]
 fn bitfit_follows_pytorch() {
     follows("qwen2", "bitfit", &[], &[".bias", "score.weight"]);
+}
+
+/// Importance, allocations and masks: a rank that stays or goes otherwise would be far off.
+#[test]
+fn adalora_follows_peft() {
+    let options = [
+        ("init-r", "6"),
+        ("target-r", "3"),
+        ("adalora-alpha", "8"),
+        ("tinit", "2"),
+        ("tfinal", "2"),
+        ("delta-t", "2"),
+        ("ipt-beta2", "0.8"),
+    ];
+    let (mut session, weights) = session("llama", "adalora", &options);
+    follows_in(&mut session, &weights, &golden("acting.safetensors"), "adalora", &["lora_E"]);
+}
+
+/// Three exchanges of elements, with the state of those that stay.
+#[test]
+fn spiel_follows_its_definition() {
+    let golden = golden("acting.safetensors");
+    let options = [("every", "3"), ("rate", "0.3"), ("density", "0.05")];
+    let (mut session, weights) = session_from("llama", "spiel", &options, Some(&sets(&golden, "spiel", "first")));
+    follows_in(&mut session, &weights, &golden, "spiel", &[]);
 }
 
 #[test]
@@ -221,4 +290,51 @@ fn shared_and_frozen_tensors_follow_from_the_seed() {
     let report: serde_json::Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
     assert_eq!(report["metrics"], result["test"]);
     ran(home, "adapter merge whole --out merged --device cpu");
+}
+
+/// Index sets, masks and state of methods that act between steps are in checkpoints, and in adapters as they were at the best
+/// step.
+#[test]
+fn what_methods_do_between_steps_survives_a_kill() {
+    let common = "--max-train 64 --max-dev 16 --max-test 32 --device cpu --schedule constant --warmup 0 --seed 5 --lr 0.05 \
+                  --max-steps 8 --eval-interval 3 --patience 9 --checkpoint-interval 1 --keep-checkpoints 1";
+    let methods = [
+        ("spiel", "--every 2 --rate 0.5 --density 0.05 --micro-batch-tokens 128"),
+        ("spiel", "--every 3 --rate 0.5 --density 0.05 --optimizer adamw-bf16 --precision bf16"),
+        ("adalora", "--init-r 4 --target-r 2 --delta-t 2 --tfinal 2"),
+    ];
+    for (method, options) in methods {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let plugin = library(method).display().to_string();
+        let line = |out| format!("run {common} {options} --plugin {plugin} --method {method} --out {out}");
+        ran(home, &line("alone"));
+        let line = line("killed");
+        let mut child = command(home, &line.split_whitespace().collect::<Vec<_>>())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let fifth = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-00000005");
+        while child.try_wait().unwrap().is_none() {
+            let mut entries = fs::read_dir(home.join("killed/checkpoints")).into_iter().flatten().flatten();
+            if entries.any(fifth) {
+                child.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ran(home, "run --resume killed");
+        for file in ["metrics.jsonl", "adapter/adapter.safetensors", "adapter/adapter.json"] {
+            let [a, b] = ["alone", "killed"].map(|run| fs::read(home.join(run).join(file)).unwrap());
+            assert!(a == b, "{method} {options}: {file} of the killed run differs");
+        }
+        let result = json(home.join("alone/result.json"));
+        assert_eq!(result["merge_check"]["other_class"], 0, "{method}");
+        let (report, _) = ran(home, "eval alone --device cpu --json");
+        let report: Json = serde_json::from_str(report.lines().last().unwrap()).unwrap();
+        assert_eq!(report["metrics"], result["test"], "{method} {options}");
+        ran(home, "adapter merge alone --out merged --device cpu");
+        ran(home, "adapter info alone");
+    }
 }

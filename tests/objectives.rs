@@ -123,7 +123,7 @@ fn learns(objective: impl Objective + 'static, target: fn(bool, usize) -> Target
     for at in 0..STEPS {
         if at == STEPS / 2 {
             let position = Position { step: at, ..Position::default() };
-            let checkpoint = Checkpoint { position, updates: whole.optimizer_steps(), best_values: BTreeMap::new() };
+            let checkpoint = Checkpoint { position, updates: whole.optimizer_steps(), ..Checkpoint::default() };
             checkpoints.save(&checkpoint, &whole.state(), |tensor| whole.read_state(tensor)).unwrap();
         }
         let loss = step(&mut whole, &examples);

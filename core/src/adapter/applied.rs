@@ -249,8 +249,8 @@ fn stored_set(adapter: &Adapter, parameter: &Parameter) -> Result<IndexSet> {
 }
 
 fn check_values(adapter: &Adapter, adaptation: &Adaptation) -> Result<()> {
-    let trained = adaptation.trained();
-    for t in &trained {
+    let stored = adaptation.stored();
+    for t in &stored {
         let got = adapter.values.get(&t.name).map(Vec::len);
         if got != Some(t.numel()) {
             let (expected, got) = (t.numel(), got.map_or("nothing".into(), |n| n.to_string()));
@@ -258,7 +258,7 @@ fn check_values(adapter: &Adapter, adaptation: &Adaptation) -> Result<()> {
             return Err(Error::Weights(format!("{dir}: {name}: expected {expected} values, got {got}")));
         }
     }
-    match adapter.values.keys().find(|name| !trained.iter().any(|t| t.name == **name)) {
+    match adapter.values.keys().find(|name| !stored.iter().any(|t| t.name == **name)) {
         Some(extra) => Err(Error::Weights(format!("{}: `{extra}` is not part of the model", adapter.dir.display()))),
         None => Ok(()),
     }

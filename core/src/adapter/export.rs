@@ -99,7 +99,7 @@ fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
         return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
     }
     let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
-    let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
+    let shapes: BTreeMap<_, _> = applied.adaptation.stored().into_iter().map(|t| (t.name, t.shape)).collect();
     let mut manifest: Manifest = read_manifest(&adapter.dir)?;
     manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
     save_manifest(out, &manifest)

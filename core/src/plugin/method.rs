@@ -1,12 +1,15 @@
 use super::library::Implementation;
 use super::names;
 use crate::method::options::{Given, check_value};
+use serde::Serialize;
+use serde_json::Value as Json;
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaMethod, SpartaStatus};
 use sparta_plugin::export::method::{Description, SelectRequest};
 use sparta_plugin::graph::Value;
 use sparta_plugin::method::{
     ExtraTensor, GraphBuilder, Init, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site,
+    StepInfo, StepTensors, Steps,
 };
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -44,7 +47,7 @@ impl LoadedMethod {
         (site, extra): (&Site, &[Value]),
         call: impl FnOnce(F, u64, SpartaBytes, &[u32], *mut u32) -> SpartaStatus,
     ) -> Result<Value, Error> {
-        let site = serde_json::to_vec(site).map_err(|e| Error(format!("the site cannot be serialised: {e}")))?;
+        let site = serialised("site", site)?;
         let extra: Vec<u32> = extra.iter().map(|v| v.0).collect();
         let mut output = u32::MAX;
         self.plugin.call(what, function, Some(&mut *graph), |f, id| {
@@ -54,6 +57,13 @@ impl LoadedMethod {
         graph.shape(output).map_err(|e| Error(format!("plugin {}: the output of `{what}`: {e}", self.plugin.name)))?;
         Ok(output)
     }
+}
+
+/// Bytes of what a method keeps between steps, as JSON.
+pub const STATE: usize = 64 << 20;
+
+fn serialised(what: &str, message: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(message).map_err(|e| Error(format!("the {what} cannot be serialised: {e}")))
 }
 
 fn check_info(info: &MethodInfo) -> Result<(), String> {
@@ -158,8 +168,7 @@ impl Method for LoadedMethod {
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let plugin = &self.plugin;
         let request = SelectRequest { parameters: Cow::Borrowed(parameters), options: Cow::Borrowed(options) };
-        let request =
-            serde_json::to_vec(&request).map_err(|e| Error(format!("the model cannot be serialised: {e}")))?;
+        let request = serialised("model", &request)?;
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin
             .call("select", plugin.table.select, None, |f, call| unsafe { f(call, SpartaBytes::new(&request)) })?;
@@ -204,5 +213,36 @@ impl Method for LoadedMethod {
             unsafe { f(id, site, w.0, extra.as_ptr(), extra.len(), merged) }
         };
         self.build("merge", self.plugin.table.merge, graph, (site, extra), call)
+    }
+
+    fn steps(&self, options: &Options) -> Result<Option<Steps>, Error> {
+        let plugin = &self.plugin;
+        let Some(steps) = plugin.table.steps else { return Ok(None) };
+        let options = serialised("options", options)?;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer =
+            plugin.call("steps", Some(steps), None, |f, call| unsafe { f(call, SpartaBytes::new(&options)) })?;
+        let steps: Option<Steps> = plugin.parse("steps", &answer)?;
+        if steps.is_some() && plugin.table.on_step.is_none() {
+            return Err(Error(format!("plugin {}: it wants to act between steps and has no `on_step`", plugin.name)));
+        }
+        Ok(steps)
+    }
+
+    fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<Json, Error> {
+        let plugin = &self.plugin;
+        let request = serialised("step", step)?;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin.call_on_step("on_step", plugin.table.on_step, tensors, |f, call| unsafe {
+            f(call, SpartaBytes::new(&request))
+        })?;
+        match answer.len() {
+            0 => Ok(step.state.clone()),
+            1..=STATE => plugin.parse("on_step", &answer),
+            size => Err(Error(format!(
+                "plugin {}: `on_step`: its state has {size} bytes, at most {STATE} are kept",
+                plugin.name
+            ))),
+        }
     }
 }

@@ -180,6 +180,20 @@ fn a_graph_function_outside_of_forward_says_so() {
     assert!(outcome.unwrap_err().unwrap().contains("only in forward and merge"));
 }
 
+#[test]
+fn a_step_function_outside_of_on_step_says_so() {
+    let nothing = || sparta_plugin::abi::SpartaBytes::new(b"w");
+    let outcome = host::call(None, |id| {
+        // SAFETY: the bytes are static, and the message is copied at once.
+        unsafe {
+            let status = (host::HOST.step_write)(id, nothing(), nothing(), nothing());
+            (host::HOST.error)(id, (host::HOST.last_error)(id));
+            status
+        }
+    });
+    assert!(outcome.unwrap_err().unwrap().contains("only in on_step"));
+}
+
 /// 600 examples of `good`; `bad` fails at its 301st, `panics` at its second, `label` has a label too many.
 struct Numbers;
 struct Opened;

@@ -3,6 +3,7 @@
 use super::prepare::Prepared;
 use crate::adapter::{self, Head};
 use crate::job::{RunConfig, RunResult, Stopped};
+use crate::method::Adaptation;
 use crate::report::{self};
 use crate::weights::atomic_write;
 use crate::{Error, Result, files};
@@ -219,9 +220,9 @@ impl RunDirectory {
         self.path.join("adapter")
     }
 
-    /// Saves these trained values as the adapter.
-    pub fn save(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        let (adaptation, objective) = (&run.setup.adaptation, run.setup.objective.name());
+    /// Saves these values as the adapter, with the index sets of an adaptation that has come from the run's.
+    pub fn save(&self, run: &Prepared, adaptation: &Adaptation, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        let objective = run.setup.objective.name();
         let head = Head {
             name: run.config.task.clone(),
             labels: run.task.labels.clone(),

@@ -130,7 +130,10 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         largest_batch: request.max_length.map_or(tokens, |_| batch.saturating_mul(longest)),
         longest_train: longest,
         longest,
-        head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
+        head_features: request.objective.pools()
+            && adaptation.head_only()
+            && adaptation.steps.is_none()
+            && dropout == 0.0,
         weighted: false,
     })
 }

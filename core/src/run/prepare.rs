@@ -120,6 +120,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let images = setup.decoder.reads_images.then(|| images_note(&weights)).flatten();
     let strange: Vec<String> = used.iter().filter_map(|used| plugins.note(used.kind, &used.name)).collect();
     let steps = step_note(config.control.max_steps, epochs.total());
+    let acts = setup.adaptation.steps.map(|steps| match steps.every {
+        1 => "the method acts after each step".to_owned(),
+        every => format!("the method acts after every {every} steps"),
+    });
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
     let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
@@ -161,6 +165,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
             .chain(images)
             .chain(strange)
             .chain(steps)
+            .chain(acts)
             .collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
@@ -445,6 +450,7 @@ fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: 
         longest: longest_train.max(longest(&data.dev)).max(longest(&data.test)),
         head_features: task.target() != task::Target::Tokens
             && adaptation.head_only()
+            && adaptation.steps.is_none()
             && config.dropout == 0.0
             && !weighted,
         weighted,

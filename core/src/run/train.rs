@@ -13,8 +13,9 @@ use crate::plugin::PluginSet;
 use crate::train::batch::split_by_budget;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
 use crate::train::schedule::learning_rate;
-use crate::train::{Batch, Encoded, Metrics, Session, Submitted, Target};
+use crate::train::{Batch, Encoded, Metrics, Session, Snapshot, StepPoint, Submitted, Target};
 use crate::{Error, Result};
+use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -96,7 +97,10 @@ struct Trainer<'a> {
     /// Pooled features of train, dev and test, when only the head is trained.
     features: Option<[Features; 3]>,
     position: Position,
-    best_values: BTreeMap<String, Vec<f32>>,
+    /// The state that was best on dev, where it is kept.
+    best: Snapshot,
+    /// What the method keeps between steps.
+    method_state: Json,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
     /// The submitted step whose results are still to be read: one step late, where nothing depends on them.
@@ -137,7 +141,8 @@ impl<'a> Trainer<'a> {
             observer,
             features,
             position: Position::default(),
-            best_values: BTreeMap::new(),
+            best: Snapshot::default(),
+            method_state: Json::Null,
             saved_at: None,
             pending: None,
             torn: false,
@@ -155,6 +160,7 @@ impl<'a> Trainer<'a> {
         let Some((loaded, damaged)) = newest else {
             self.observer.message("there is no checkpoint yet: the run begins anew");
             (self.position, self.pending, self.torn) = (Position::default(), None, false);
+            (self.best, self.method_state) = (Snapshot::default(), Json::Null);
             return self.directory.cut_log(0);
         };
         damaged.iter().for_each(|text| self.observer.message(text));
@@ -174,11 +180,12 @@ impl<'a> Trainer<'a> {
 
     fn adopt(&mut self, loaded: Loaded) -> Result<()> {
         loaded.check(&self.session.state())?;
+        self.session.set_indices(&self.run.weights, &loaded.checkpoint.indices)?;
         self.session.set_state(loaded.checkpoint.updates, |tensor| loaded.values(tensor))?;
         let checkpoint = loaded.checkpoint;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
-        self.best_values = checkpoint.best_values;
+        (self.best, self.method_state) = (checkpoint.best, checkpoint.method_state);
         (self.pending, self.torn) = (None, false);
         Ok(())
     }
@@ -308,6 +315,7 @@ impl<'a> Trainer<'a> {
             || self.nothing_updated()
             || step == self.run.total_steps
             || self.evaluates_after(step)
+            || self.acts_after(step)
             || step.is_multiple_of(config.control.checkpoint_interval)
     }
 
@@ -364,6 +372,10 @@ impl<'a> Trainer<'a> {
         if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
             self.check_first_update(&before)?;
         }
+        // Before the step counts: it is done when the method is, and one that fails leaves no state between the two.
+        if output.clip_coef >= 0.0 && self.acts_after(self.position.step + 1) {
+            self.act(&chosen, output.clip_coef)?;
+        }
         self.position.step += 1;
         self.position.tokens += tokens as u64;
         self.torn = false;
@@ -382,7 +394,28 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The chosen examples in packed micro-batches of at most the budget's tokens.
+    /// Whether the method acts after so many steps.
+    fn acts_after(&self, step: usize) -> bool {
+        let steps = self.run.setup.adaptation.steps;
+        steps.is_some_and(|steps| step > 0 && (step as u64).is_multiple_of(steps.every))
+    }
+
+    /// Lets the method act after a step on these examples.
+    fn act(&mut self, chosen: &[usize], clip_coef: f64) -> Result<()> {
+        let (step, time) = (self.position.step, Instant::now());
+        let point = StepPoint {
+            step: step as u64 + 1,
+            total_steps: self.run.length_at(step) as u64,
+            clip_coef,
+            micro_batches: &self.micro_batches(chosen)?,
+            state: &self.method_state,
+            weights: &self.run.weights,
+        };
+        self.method_state = self.session.on_step(&point)?;
+        self.training_time += time.elapsed();
+        Ok(())
+    }
+
     /// Batches within the token budget, each of examples of one weight.
     fn micro_batches(&self, chosen: &[usize]) -> Result<Vec<Batch>> {
         let (examples, weights) = (&self.run.train, &self.run.task.weights);
@@ -415,7 +448,7 @@ impl<'a> Trainer<'a> {
         if better {
             self.position.best = Some((metric, step));
             if self.run.config.patience.is_some() {
-                self.best_values = self.session.trained_values()?;
+                self.best = self.session.snapshot()?;
             }
         }
         self.position.last_dev = Some((step, metrics.clone()));
@@ -455,8 +488,13 @@ impl<'a> Trainer<'a> {
             return Err(Error::Training(format!("the update made {defect}; lower --lr")));
         }
         self.position.metrics_bytes = self.directory.sync_log()?;
-        let (position, best_values) = (self.position.clone(), self.best_values.clone());
-        let checkpoint = Checkpoint { position, updates: self.session.optimizer_steps(), best_values };
+        let checkpoint = Checkpoint {
+            position: self.position.clone(),
+            updates: self.session.optimizer_steps(),
+            best: self.best.clone(),
+            indices: self.session.setup().adaptation.changed_indices(),
+            method_state: self.method_state.clone(),
+        };
         let (state, session) = (self.session.state(), &mut self.session);
         self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
@@ -500,12 +538,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn best_step(&self) -> Option<usize> {
-        self.position.best.filter(|_| !self.best_values.is_empty()).map(|(_, step)| step)
+        self.position.best.filter(|_| !self.best.values.is_empty()).map(|(_, step)| step)
     }
 
     fn save(&mut self) -> Result<()> {
         let values = self.values()?;
-        self.directory.save(self.run, &values)
+        self.directory.save(self.run, &self.session.setup().adaptation, &values)
     }
 
     /// What the run adds to the model: trained values, and a new head that the method leaves as it was drawn.

@@ -12,7 +12,7 @@ use sparta_model::method::{Form, Trained};
 
 /// Elements that a bucket holds at most, unless a single tensor is larger: 64 MiB of f32, which is below what any device
 /// binds at once. It does not depend on the device, because random rounding draws by the position in the bucket.
-const LARGEST: usize = 1 << 24;
+pub(crate) const LARGEST: usize = 1 << 24;
 
 /// A flat tensor of trained values.
 #[derive(Clone, Debug, PartialEq)]

@@ -80,6 +80,7 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         let len = constant.numel();
         list.push(TensorSpec::new(constant.name, DType::F32, len, MemoryKind::Adapter));
     }
+    whole_gradients(setup, &mut list);
     let buckets = setup.buckets();
     buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
     buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
@@ -107,10 +108,25 @@ fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
     for slot in setup.optimization.optimizer.slots() {
         add(bucket.slot(slot.name), slot.dtype, MemoryKind::Optimizer, &|name| slot_name(slot.name, name));
     }
-    if setup.limits.micro_batches {
+    if setup.keeps_sums() {
         add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
     }
     list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
+}
+
+/// The gradients of whole weights that are computed together, one group at a time in the same memory.
+fn whole_gradients(setup: &Setup, list: &mut Vec<TensorSpec>) {
+    let groups = setup.whole_groups();
+    let len = groups.iter().map(|group| group.len).max().unwrap_or(0);
+    if len > 0 {
+        list.push(TensorSpec::new(names::WHOLE_GRADIENTS.into(), DType::F32, len, MemoryKind::Gradients));
+    }
+    for (position, begin) in groups.into_iter().flat_map(|group| group.parts) {
+        let parameter = &setup.adaptation.parameters[position];
+        let name = names::whole_gradient(&parameter.name);
+        let spec = TensorSpec::new(name, DType::F32, parameter.numel() as usize, MemoryKind::Gradients);
+        list.push(TensorSpec { part_of: Some((names::WHOLE_GRADIENTS.into(), begin)), ..spec });
+    }
 }
 
 fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
@@ -217,15 +233,21 @@ pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
 
 /// The plans of the largest batches.
 fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
-    let Limits { train, micro_batches, evaluate, head_features, batch, cache, .. } = setup.limits;
+    let Limits { train, evaluate, head_features, batch, cache, .. } = setup.limits;
     let mut purposes = vec![Purpose::Evaluate(evaluate)];
     purposes.extend(cache.map(|cache| Purpose::Decode { rows: Limits::DECODED, cache }));
     if head_features {
         purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
     } else if let Some(size) = train {
         purposes.push(Purpose::Step(size));
-        if micro_batches {
+        if setup.keeps_sums() {
             purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
+        }
+        // The first group has the longest way back, the largest one the most gradients.
+        let groups = setup.whole_groups();
+        let largest = (0..groups.len()).max_by_key(|&group| groups[group].len);
+        for group in largest.into_iter().chain(largest.map(|_| 0)) {
+            purposes.push(Purpose::WholeGradients { size, group, first: false });
         }
     }
     purposes
@@ -236,41 +258,8 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
 /// Errors: a weight that is NaN or infinite; a device that fails.
 pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
     let adaptation = &setup.adaptation;
-    for (i, parameter) in adaptation.parameters.iter().enumerate() {
-        let dtype = adaptation.device_dtype(i);
-        if weights.get(&parameter.name).is_none() {
-            tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
-        } else {
-            // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
-            let view = weights.get_finite(&parameter.name)?;
-            match view.dtype == dtype {
-                true => tensors.write(&parameter.name, view.bytes)?,
-                false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
-            }
-        }
-        if let Part::Sparse(set) = &adaptation.parts[i]
-            && !set.indices.is_empty()
-        {
-            tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
-            let view = weights.get(&parameter.name).ok_or_else(|| {
-                Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
-            })?;
-            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
-            match view.dtype == dtype {
-                true => tensors.write(&base, &chosen)?,
-                false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
-            }
-            if let [rows, columns] = parameter.shape[..] {
-                tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
-                if adaptation.has_remainder(i) {
-                    let (order, column_ptr) = by_column(&set.indices, columns);
-                    tensors.write_u32(&order_name(&parameter.name), &order)?;
-                    tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;
-                }
-            }
-        }
-        // The device has it now; the file's pages would count as this process's memory.
-        weights.forget(&parameter.name);
+    for position in 0..adaptation.parameters.len() {
+        upload_parameter(tensors, weights, setup, position)?;
     }
     for t in adaptation.trained().into_iter().chain(adaptation.constants()) {
         if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
@@ -287,6 +276,53 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
         }
     }
     write_ropes(tensors, setup)
+}
+
+/// Writes a weight as the model has it, and its index set with the base values.
+///
+/// Errors: those of [`upload`].
+pub(crate) fn upload_parameter(
+    tensors: &mut Tensors,
+    weights: &dyn WeightSource,
+    setup: &Setup,
+    position: usize,
+) -> Result<()> {
+    let adaptation = &setup.adaptation;
+    let (parameter, dtype) = (&adaptation.parameters[position], adaptation.device_dtype(position));
+    if weights.get(&parameter.name).is_none() {
+        tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+    } else {
+        // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
+        let view = weights.get_finite(&parameter.name)?;
+        match view.dtype == dtype {
+            true => tensors.write(&parameter.name, view.bytes)?,
+            false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
+        }
+    }
+    if let Part::Sparse(set) = &adaptation.parts[position]
+        && !set.indices.is_empty()
+    {
+        tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
+        let view = weights.get(&parameter.name).ok_or_else(|| {
+            Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
+        })?;
+        let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
+        match view.dtype == dtype {
+            true => tensors.write(&base, &chosen)?,
+            false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
+        }
+        if let [rows, columns] = parameter.shape[..] {
+            tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
+            if adaptation.has_remainder(position) {
+                let (order, column_ptr) = by_column(&set.indices, columns);
+                tensors.write_u32(&order_name(&parameter.name), &order)?;
+                tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;
+            }
+        }
+    }
+    // The device has it now; the file's pages would count as this process's memory.
+    weights.forget(&parameter.name);
+    Ok(())
 }
 
 /// Errors: more positions than a rotation can compute.

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 3
+#define SPARTA_ABI_MINOR 4
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -65,6 +65,14 @@ typedef struct SpartaHost {
     SpartaStatus (*graph_shape)(SpartaCall call, uint32_t value, uint64_t *dims, size_t capacity, size_t *rank);
     /* Writes the value that random operations take as their counter. */
     SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
+    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, where capacity is as large, its
+     * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or a slot of the optimizer ("m"
+     * and "v" of AdamW), all f32, or "indices", u32; see on_step. */
+    SpartaStatus (*step_read)(SpartaCall call, SpartaBytes what, SpartaBytes name, uint8_t *out, size_t capacity,
+                              size_t *byte_count);
+    /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. Where one call of it fails, on_step
+     * counts as failed and nothing is changed. */
+    SpartaStatus (*step_write)(SpartaCall call, SpartaBytes what, SpartaBytes name, SpartaBytes data);
 } SpartaHost;
 
 typedef struct SpartaInterface {
@@ -103,7 +111,14 @@ typedef struct SpartaPlugin {
  *             | "row_norms" (3): the Euclidean norms of the weight's rows, [out]
  * Site        {"parameter": Parameter, "options": Options, "training": true}
  *
- * What is marked with (3) came with minor version 3.
+ * Steps (4)   null | {"every": 100, "gradients": false, "whole_gradients": false}: on_step is called after each so many
+ *              optimizer steps; "gradients" and "whole_gradients" say that it reads those, which takes memory on the device
+ * StepInfo (4) {"step": 100, "total_steps": 1000, "options": Options, "state": any JSON, "tensors": [OwnTensor]}
+ * OwnTensor (4) {"name": "...", "form": "dense" | "sparse" | "extra" | "frozen", "shape": [n], "parameter": Parameter}; the name
+ *              is the parameter's, of an added tensor that without ".weight" and with its own: "...q_proj.lora_A"; the shape
+ *              is that of its values, of a sparse one the number of its elements
+ *
+ * What is marked with (3) or (4) came with minor version 3 or 4.
  *
  * Operations of forward and merge, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3)
  * came with minor version 3. All have gradients.
@@ -136,6 +151,17 @@ typedef struct SpartaMethod {
      * NULL where nothing is reparametrised. */
     SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                           uint32_t *merged);
+    /* (4) Result: Steps. NULL where on_step is never called. */
+    SpartaStatus (*steps)(SpartaCall call, SpartaBytes options);
+    /* (4) Called after an optimizer step that changed something. Request: StepInfo; result: the state for the next call, any
+     * JSON; without a result the state stays. What it does may depend on nothing but the request and what it reads.
+     *   "values": of a sparse tensor what is added to its elements; "gradient": with which it was updated, clipped;
+     *   "indices": its elements, flat, row-major, ascending; "weight": of a parameter that is not frozen; "whole_gradient": of
+     *   every element of a parameter that is sparse or reparametrised, over the step's batch, where the model is now.
+     * Written values are finite and as many as there are. Written indices ascend within the parameter and are as many as
+     * before: those that stay keep value and optimizer state, those that are gone are again what the model has, new ones
+     * begin with zeros; values written in the same call are those of the new elements. NULL where steps is. */
+    SpartaStatus (*on_step)(SpartaCall call, SpartaBytes request);
 } SpartaMethod;
 
 /* sparta.task/1. describe and open may be called from any thread, several at a time; the functions of one data set and

@@ -16,7 +16,7 @@ use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
-pub const ABI_MINOR: u32 = 3;
+pub const ABI_MINOR: u32 = 4;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
@@ -98,6 +98,20 @@ pub struct SpartaHost {
     ) -> SpartaStatus,
     /// Writes the value that random operations take as their counter.
     pub graph_rng: unsafe extern "C" fn(call: SpartaCall, value: *mut u32) -> SpartaStatus,
+    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, where `capacity` is as
+    /// large, little-endian f32 to `out`, of `indices` u32. `what` and `name` as in [`crate::method::StepTensors`].
+    pub step_read: unsafe extern "C" fn(
+        call: SpartaCall,
+        what: SpartaBytes,
+        name: SpartaBytes,
+        out: *mut u8,
+        capacity: usize,
+        byte_count: *mut usize,
+    ) -> SpartaStatus,
+    /// Since minor version 4, in `on_step`. Sets `values` (f32) or `indices` (u32), little-endian. Once one call of it fails,
+    /// `on_step` counts as failed.
+    pub step_write:
+        unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
 }
 
 /// What `sparta_plugin_entry` returns; valid as long as the process.
@@ -165,6 +179,11 @@ pub struct SpartaMethod {
             merged: *mut u32,
         ) -> SpartaStatus,
     >,
+    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never called.
+    pub steps: Option<unsafe extern "C" fn(SpartaCall, options: SpartaBytes) -> SpartaStatus>,
+    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result the one
+    /// that it was given. Reads and changes tensors with `step_read` and `step_write`.
+    pub on_step: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
 }
 
 /// `sparta.task/1`. `describe` and `open` may be called from any thread, several at a time; the functions of one data

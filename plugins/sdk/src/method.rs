@@ -269,6 +269,98 @@ impl dyn GraphBuilder + '_ {
     }
 }
 
+/// When the host calls [`Method::on_step`], and what that reads besides values. Since ABI minor version 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Steps {
+    /// After each so many optimizer steps, 1 at least.
+    pub every: u64,
+    /// Whether it reads gradients of trained tensors: the device then keeps them after a step.
+    #[serde(default)]
+    pub gradients: bool,
+    /// Whether it reads gradients of whole weights: the device then has memory for them.
+    #[serde(default)]
+    pub whole_gradients: bool,
+}
+
+/// The optimizer step after which [`Method::on_step`] is called.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepInfo {
+    /// From 1 on.
+    pub step: u64,
+    pub total_steps: u64,
+    pub options: Options,
+    /// What the previous call returned; null before the first.
+    pub state: serde_json::Value,
+    pub tensors: Vec<OwnTensor>,
+}
+
+/// A tensor of the method's own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OwnTensor {
+    /// That of the parameter, of an added tensor as [`ExtraTensor::name`] says.
+    pub name: String,
+    pub form: OwnForm,
+    /// Of its values: `[n]` where n elements of a parameter are trained.
+    pub shape: Vec<usize>,
+    /// What it belongs to; of a shared tensor the first of its parameters.
+    pub parameter: Parameter,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnForm {
+    /// A parameter that is trained whole.
+    Dense,
+    /// Chosen elements of a parameter; its values are what is added to them.
+    Sparse,
+    /// An added tensor.
+    Extra,
+    /// An added tensor that is not trained.
+    Frozen,
+}
+
+/// The tensors of a method after a step. What is read is as it was before the call; changes are made when
+/// [`Method::on_step`] has returned, all of them or, where one is refused, none.
+pub trait StepTensors {
+    /// Reads `values`, `gradient`, `whole_gradient`, `weight` or a slot of the optimizer (`m` and `v` of AdamW) of a tensor.
+    fn read(&mut self, what: &str, name: &str) -> Result<Vec<f32>, Error>;
+
+    /// The trained elements of a parameter: flat, row-major, ascending.
+    fn indices(&mut self, name: &str) -> Result<Vec<u32>, Error>;
+
+    /// Sets the values of a tensor, trained or not: as many finite numbers as it has. The optimizer's state stays.
+    fn set(&mut self, name: &str, values: &[f32]) -> Result<(), Error>;
+
+    /// Trains other elements of a parameter, as many as before. Those that stay keep value and optimizer state, those that
+    /// are gone are again what the model has, new ones begin at a change of 0 with a state of 0. Values that are set in the
+    /// same call are those of the new elements.
+    fn replace(&mut self, name: &str, indices: &[u32]) -> Result<(), Error>;
+}
+
+impl dyn StepTensors + '_ {
+    /// The values of a tensor.
+    pub fn values(&mut self, name: &str) -> Result<Vec<f32>, Error> {
+        self.read("values", name)
+    }
+
+    /// The gradient with which a trained tensor was updated, clipped as the optimizer took it.
+    pub fn gradient(&mut self, name: &str) -> Result<Vec<f32>, Error> {
+        self.read("gradient", name)
+    }
+
+    /// The gradient of every element of a weight of which elements are trained or that is reparametrised: of the mean loss
+    /// over the step's batch, without dropout, where the model is now. Weights that are read in the order of the model share
+    /// passes.
+    pub fn whole_gradient(&mut self, parameter: &str) -> Result<Vec<f32>, Error> {
+        self.read("whole_gradient", parameter)
+    }
+
+    /// The values of a parameter that the method does not leave as it is.
+    pub fn weight(&mut self, parameter: &str) -> Result<Vec<f32>, Error> {
+        self.read("weight", parameter)
+    }
+}
+
 /// A fine-tuning method.
 pub trait Method: Send + Sync {
     fn describe(&self) -> MethodInfo;
@@ -301,5 +393,18 @@ pub trait Method: Send + Sync {
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let _ = (graph, w, extra);
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
+    }
+
+    /// When [`Method::on_step`] is called with these options; `None`: never. Since ABI minor version 4.
+    fn steps(&self, options: &Options) -> Result<Option<Steps>, Error> {
+        let _ = options;
+        Ok(None)
+    }
+
+    /// Acts after an optimizer step that changed something: reads tensors, changes them, and returns what it wants to know at
+    /// the next call. What it does may depend on nothing else, or a resumed run is another one. Since ABI minor version 4.
+    fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<serde_json::Value, Error> {
+        let _ = (step, tensors);
+        Err(Error::new("this method does not act between steps"))
     }
 }

@@ -105,4 +105,5 @@ def main():
     save_file(out, HERE / "runs.safetensors")
 
 
-main()
+if __name__ == "__main__":
+    main()

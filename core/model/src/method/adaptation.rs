@@ -3,7 +3,9 @@
 use super::{IndexSet, magnitude};
 use crate::{Error, Precision, Result, WeightSource};
 use sparta_graph::DType;
-use sparta_plugin::method::{ExtraTensor, Init, Magnitude, Method, MethodInfo, Options, Parameter, Role, Selection};
+use sparta_plugin::method::{
+    ExtraTensor, Init, Magnitude, Method, MethodInfo, Options, Parameter, Role, Selection, Steps,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -60,6 +62,8 @@ pub struct Adaptation {
     /// Whether products add what a 16-bit weight cannot hold of its trained elements; other sparse parts are then f32 on the
     /// device.
     pub residual: bool,
+    /// When the method acts between steps, if it does.
+    pub steps: Option<Steps>,
     /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
     sparse_sizes: BTreeMap<usize, usize>,
 }
@@ -161,9 +165,13 @@ impl Adaptation {
                 }
             });
         }
+        let steps = method.steps(&options).map_err(|e| Error::Method(e.to_string()))?;
+        if steps.is_some_and(|steps| steps.every == 0) {
+            return Err(broken(&info, "it wants to be called after every 0 steps".into()));
+        }
         let precision = Precision::F32;
         let adaptation =
-            Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes };
+            Adaptation { method, info, options, parameters, parts, precision, residual: false, steps, sparse_sizes };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
                 "method `{}` trains nothing with these options; choose a larger density or other targets",
@@ -187,7 +195,8 @@ impl Adaptation {
         };
         let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
         let precision = Precision::F32;
-        Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes }
+        let steps = None;
+        Adaptation { method, info, options, parameters, parts, precision, residual: false, steps, sparse_sizes }
     }
 
     /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
@@ -223,6 +232,42 @@ impl Adaptation {
             }
         }
         only_first(constants)
+    }
+
+    /// What checkpoints and adapters store: trained tensors and, where the method acts between steps, the others that it
+    /// adds, as it may set those, too.
+    pub fn stored(&self) -> Vec<Trained> {
+        let others = if self.steps.is_some() { self.constants() } else { Vec::new() };
+        self.trained().into_iter().chain(others).collect()
+    }
+
+    /// Whether the device keeps the gradients of a step.
+    pub fn keeps_gradients(&self) -> bool {
+        self.steps.is_some_and(|steps| steps.gradients)
+    }
+
+    /// The index sets as checkpoints and adapters store them: none where they are what the method chose at first.
+    pub fn changed_indices(&self) -> BTreeMap<String, Vec<u32>> {
+        let sets = self.index_sets().into_iter().filter(|_| self.steps.is_some());
+        sets.map(|(name, set)| (name.to_owned(), set.indices.clone())).collect()
+    }
+
+    /// Errors: indices that cannot take the place of those of a parameter, in words.
+    pub fn check_indices(&self, position: usize, indices: &[u32]) -> std::result::Result<(), String> {
+        let (parameter, size) = (&self.parameters[position], self.sparse_size(position));
+        let (name, numel) = (&parameter.name, parameter.numel());
+        if size != indices.len() {
+            return Err(format!("{name}: expected {size} indices, as many as before, got {}", indices.len()));
+        }
+        if let Some(pair) = indices.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(format!("{name}: expected ascending indices, got {} before {}", pair[0], pair[1]));
+        }
+        match indices.last() {
+            Some(&last) if u64::from(last) >= numel => {
+                Err(format!("{name}: expected indices below {numel}, its elements, got {last}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Trained scalars.

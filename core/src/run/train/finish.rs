@@ -60,8 +60,9 @@ impl Trainer<'_> {
 
     /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.
     fn visible(&mut self) -> Result<Option<f64>> {
-        let adaptation = &self.run.setup.adaptation;
-        let visible = visible_share(adaptation, &self.run.weights, &self.session.trained_values()?)?;
+        let values = self.session.trained_values()?;
+        let adaptation = &self.session.setup().adaptation;
+        let visible = visible_share(adaptation, &self.run.weights, &values)?;
         if let Some(share) = visible.filter(|share| *share < VISIBLE) {
             let consequence = match adaptation.residual {
                 true => {
@@ -108,7 +109,7 @@ impl Trainer<'_> {
     /// With patience, the state that was best on dev; otherwise the last one stays.
     pub(super) fn restore_best(&mut self) -> Result<()> {
         if self.best_step().is_some_and(|step| step != self.position.step) {
-            self.session.set_trained_values(&self.best_values)?;
+            self.session.restore(&self.run.weights, &self.best)?;
         }
         Ok(())
     }

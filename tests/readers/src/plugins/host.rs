@@ -116,6 +116,8 @@ static METHOD: SpartaMethod = SpartaMethod {
     select: Some(answer_request),
     forward: Some(forward),
     merge: None,
+    steps: None,
+    on_step: None,
 };
 
 static TASK: SpartaTask = SpartaTask {

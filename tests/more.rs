@@ -11,10 +11,14 @@ use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
 use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup, StepPoint};
 use sparta_core::weights::{TensorFile, Weights};
+use sparta_plugin::Error;
+use sparta_plugin::graph::ops::{Linear, Mul};
+use sparta_plugin::graph::{self, Value};
+use sparta_plugin::method::*;
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{binary, command, json, ran};
 use sparta_tests::subjects;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,23 +75,29 @@ fn session_from(
     given: &[(&str, &str)],
     first: Option<&BTreeMap<String, Vec<u32>>>,
 ) -> (Session, Weights) {
+    open(family, |parameters, weights| {
+        let plugin = methods().method(method).unwrap();
+        let given: BTreeMap<_, _> =
+            given.iter().map(|(name, value)| (name.to_string(), options::Given::Text(value.to_string()))).collect();
+        let options = options::check(method, &plugin.info().options, &given).unwrap();
+        let adaptation = match first {
+            None => Adaptation::new(plugin, parameters, options, 7, weights),
+            Some(first) => Adaptation::with_indices(plugin, parameters, options, |p| {
+                Ok(IndexSet { tensor: p.name.clone(), numel: p.numel(), indices: first[&p.name].clone() })
+            }),
+        };
+        adaptation.unwrap()
+    })
+}
+
+fn open(family: &str, adapt: impl Fn(Vec<Parameter>, &Weights) -> Adaptation) -> (Session, Weights) {
     let layout = Layout { lm: false, f32: true, version_4: false };
     let model = model_directory(&Source::compact(), family, layout);
     let weights = Weights::open(model.path()).unwrap();
     let decoder = decoder::open(model.path()).unwrap();
     let classes = decoder.labels.len();
     let parameters = check_weights(&decoder, &weights, HeadKind::Classification { classes }).unwrap();
-    let plugin = methods().method(method).unwrap();
-    let given: BTreeMap<_, _> =
-        given.iter().map(|(name, value)| (name.to_string(), options::Given::Text(value.to_string()))).collect();
-    let options = options::check(method, &plugin.info().options, &given).unwrap();
-    let adaptation = match first {
-        None => Adaptation::new(plugin, parameters, options, 7, &weights),
-        Some(first) => Adaptation::with_indices(plugin, parameters, options, |p| {
-            Ok(IndexSet { tensor: p.name.clone(), numel: p.numel(), indices: first[&p.name].clone() })
-        }),
-    };
-    let adaptation = adaptation.unwrap();
+    let adaptation = adapt(parameters, &weights);
     let limits = Limits {
         train: Some(size_of(64, 4)),
         micro_batches: false,
@@ -243,6 +253,118 @@ fn spiel_follows_its_definition() {
     let options = [("every", "3"), ("rate", "0.3"), ("density", "0.05")];
     let (mut session, weights) = session_from("llama", "spiel", &options, Some(&sets(&golden, "spiel", "first")));
     follows_in(&mut session, &weights, &golden, "spiel", &[]);
+}
+
+/// Trains elements of v, and gates q by rows that it sets itself.
+struct Gate;
+
+impl Method for Gate {
+    fn describe(&self) -> MethodInfo {
+        let (name, version, summary) = ("gate".into(), "1".into(), String::new());
+        MethodInfo { name, version, summary, options: vec![], default_lr: 0.1 }
+    }
+
+    fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
+        let gate = |out| ExtraTensor::new("gate", [out], Init::Constant { value: 1.0 }).frozen();
+        let choose = |p: &Parameter| match p.role {
+            Role::Head => Selection::Dense,
+            Role::VProj => Selection::Sparse { probability: 0.1 },
+            Role::QProj => Selection::Reparam { tensors: vec![gate(p.shape[0])] },
+            _ => Selection::Frozen,
+        };
+        Ok(parameters.iter().map(choose).collect())
+    }
+
+    fn forward(
+        &self,
+        _: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let y = graph.one(Linear::plain(graph::ops::Layout::Nt), &[x, w])?;
+        graph.one(Mul {}, &[y, extra[0]])
+    }
+
+    fn steps(&self, _: &Options) -> Result<Option<Steps>, Error> {
+        Ok(Some(Steps { every: 1, gradients: true, whole_gradients: true }))
+    }
+
+    /// After a step that changed nothing the gradient of its elements is that of the whole weight there.
+    fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<Json, Error> {
+        let mut off = 0f32;
+        for tensor in &step.tensors {
+            match tensor.form {
+                OwnForm::Sparse => {
+                    let (gradient, indices) = (tensors.gradient(&tensor.name)?, tensors.indices(&tensor.name)?);
+                    let whole = tensors.whole_gradient(&tensor.name)?;
+                    assert_eq!((whole.len() as u64, gradient.len()), (tensor.parameter.numel(), indices.len()));
+                    let size = whole.iter().fold(0f32, |a, b| a.max(b.abs()));
+                    assert!(size > 0.0);
+                    let pairs = indices.iter().zip(&gradient).map(|(&i, g)| (whole[i as usize] - g).abs() / size);
+                    off = pairs.fold(off, f32::max);
+                    // The next elements, where there are any, with changes of their own.
+                    let moved: BTreeSet<u32> = indices.iter().map(|&i| (i + 1).min(whole.len() as u32 - 1)).collect();
+                    if moved.len() == indices.len() {
+                        tensors.replace(&tensor.name, &moved.into_iter().collect::<Vec<_>>())?;
+                        tensors.set(&tensor.name, &vec![0.25; indices.len()])?;
+                    }
+                }
+                OwnForm::Frozen => {
+                    let last = tensors.values(&tensor.name)?;
+                    tensors.set(&tensor.name, &vec![last[0] / 2.0; last.len()])?;
+                    assert!(tensors.whole_gradient(&tensor.parameter.name)?.iter().any(|g| *g != 0.0));
+                }
+                _ => assert!(tensors.whole_gradient(&tensor.name).is_err(), "all of the head is trained"),
+            }
+        }
+        Ok(off.into())
+    }
+}
+
+/// Gradients by elements and of whole weights agree, over micro-batches, too; what a method has set and replaced is in the model,
+/// and in another session that takes over its state.
+#[test]
+fn changes_between_steps_are_in_the_model_and_its_state() {
+    let adapt = |parameters, weights: &Weights| {
+        Adaptation::new(Arc::new(Gate), parameters, Options::new(), 7, weights).unwrap()
+    };
+    let all = batches(&runs());
+    for parts in [1, 2] {
+        let (mut session, weights) = open("llama", adapt);
+        let pack = |session: &Session, examples: &[Encoded]| session.setup().objective.pack(examples).unwrap();
+        let micro_batches: Vec<_> = all[0].chunks(4 / parts).map(|examples| pack(&session, examples)).collect();
+        let before = session.evaluate(&micro_batches[0]).unwrap();
+        session.step(&micro_batches, 0.0).unwrap();
+        let (state, micro_batches) = (Json::Null, &micro_batches[..]);
+        // As if nothing had been clipped.
+        let point =
+            StepPoint { step: 1, total_steps: 2, clip_coef: 1.0, micro_batches, state: &state, weights: &weights };
+        let off = session.on_step(&point).unwrap();
+        assert!(off.as_f64().unwrap() < 1e-5, "{off}");
+
+        let sets = session.setup().adaptation.changed_indices();
+        for (name, set) in &sets {
+            let view = weights.get(name).unwrap();
+            let mut expected = sparta_core::model::to_f32(view.dtype, view.bytes).unwrap();
+            let first = &open("llama", adapt).0.setup().adaptation.changed_indices()[name];
+            assert!(first != set, "{name}");
+            set.iter().for_each(|&i| expected[i as usize] += 0.25);
+            assert_eq!(session.tensors().read_floats(name).unwrap(), expected, "{name}");
+        }
+        let snapshot = session.snapshot().unwrap();
+        let gates = snapshot.values.iter().filter(|(name, _)| name.ends_with(".gate"));
+        assert!(gates.clone().count() > 0 && gates.flat_map(|(_, gate)| gate).all(|&gate| gate == 0.5));
+        let after = session.evaluate(&micro_batches[0]).unwrap();
+        assert!(after != before);
+        let (mut other, weights) = open("llama", adapt);
+        other.restore(&weights, &snapshot).unwrap();
+        assert_eq!(other.evaluate(&micro_batches[0]).unwrap(), after);
+        let wrong = BTreeMap::from([("model.norm.weight".to_owned(), vec![1])]);
+        let message = other.set_indices(&weights, &wrong).unwrap_err().to_string();
+        assert!(message.contains("model.norm.weight, of which no elements are trained"), "{message}");
+    }
 }
 
 #[test]

@@ -120,6 +120,7 @@ fn lora(applied: &Applied) -> Result<Lora> {
     };
     let alpha = manifest.options.get("lora-alpha").and_then(|v| v.as_f64());
     let alpha = alpha.ok_or_else(|| refuse("its manifest has no `lora-alpha`".into()))?;
+    let stabilised = manifest.options.get("lora-rs").and_then(|v| v.as_bool()) == Some(true);
     let mut layers = BTreeMap::new();
     for (parameter, part) in applied.adaptation.parameters.iter().zip(&applied.adaptation.parts) {
         let Part::Reparam(tensors) = part else { continue };
@@ -127,6 +128,8 @@ fn lora(applied: &Applied) -> Result<Lora> {
         let [("lora_A", &[r, input]), ("lora_B", &[output, _])] = shapes[..] else {
             return Err(refuse(format!("{} has other tensors than lora_A and lora_B", parameter.name)));
         };
+        // The layer's scale is alpha / r.
+        let alpha = if stabilised { alpha * (r as f64).sqrt() } else { alpha };
         layers.insert(parameter.name.clone(), LoraLayer { r, alpha, input, output });
     }
     Ok(Lora { layers })

@@ -121,13 +121,15 @@ pub fn merged_tensor<'a>(
     position: usize,
     dtype: DType,
 ) -> Result<Cow<'a, [u8]>> {
+    let name = session.setup().adaptation.parameters[position].name.clone();
+    if let Some(merged) = merged_by_method(session, position)? {
+        return convert(&name, &merged, dtype).map(Cow::Owned);
+    }
     let adaptation = &session.setup().adaptation;
     let parameter = &adaptation.parameters[position];
-    let name = parameter.name.clone();
     match &adaptation.parts[position] {
         Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
-        Part::Reparam(_) => convert(&name, &merged_weight(session, position)?, dtype).map(Cow::Owned),
-        Part::Frozen => match weights.get(&name) {
+        Part::Frozen | Part::Reparam(_) => match weights.get(&name) {
             Some(view) => recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype),
             // A new head that was left as it was drawn.
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
@@ -184,21 +186,24 @@ fn recode<'a>(name: &str, from: DType, bytes: Cow<'a, [u8]>, to: DType) -> Resul
     convert(name, &values, to).map(Cow::Owned)
 }
 
-/// The merged weight of a reparametrised parameter, f32 `[out, in]`, through the method's own graph on the device.
-pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>> {
+/// A parameter as the method merges it, f32 of its shape, through the method's own graph on the device. `None`: it leaves
+/// that one as it is.
+pub fn merged_by_method(session: &mut Session, position: usize) -> Result<Option<Vec<f32>>> {
     const RESULT: &str = "out.merged";
     let adaptation = &session.setup().adaptation;
-    let shape = adaptation.parameters[position].shape.clone();
-    let name = adaptation.parameters[position].name.clone();
-    let mut graph = Graph::new();
-    graph.set_label(format!("merge {name}"));
     if !adaptation.method.mergeable() {
-        return Err(Error::Method(format!(
-            "method `{}` says that it cannot be merged; use the adapter with its base model",
-            adaptation.info.name
-        )));
+        return match adaptation.parts[position] {
+            Part::Reparam(_) => Err(Error::Method(format!(
+                "method `{}` says that it cannot be merged; use the adapter with its base model",
+                adaptation.info.name
+            ))),
+            _ => Ok(None),
+        };
     }
-    let merged = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)?;
+    let shape = adaptation.parameters[position].shape.clone();
+    let mut graph = Graph::new();
+    graph.set_label(format!("merge {}", adaptation.parameters[position].name));
+    let Some(merged) = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)? else { return Ok(None) };
     let result = graph.external(RESULT, DType::F32, shape.as_slice());
     graph.apply(Store {}.into(), &[result, merged])?;
     session.reserve_arena(&graph)?;
@@ -206,7 +211,7 @@ pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>>
     session.tensors().alloc(RESULT, DType::F32, len, MemoryKind::Buffers)?;
     let outcome = session.run_graph(&graph).and_then(|()| session.tensors().read_f32(RESULT, len));
     session.tensors().free(RESULT);
-    outcome
+    outcome.map(Some)
 }
 
 /// Whether a parameter is the head, which tasks do not share.

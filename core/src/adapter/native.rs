@@ -61,7 +61,7 @@ pub fn save(
     let trained = adaptation.stored().into_iter().map(|t| (t.name, t.shape));
     let whole = adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
     let shapes: BTreeMap<String, Vec<usize>> = whole.chain(trained).collect();
-    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &adaptation.changed_indices())?;
+    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &adaptation.stored_indices())?;
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     let trainable = TrainablePlan::new(adaptation);
     let manifest = Manifest {

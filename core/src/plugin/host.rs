@@ -136,7 +136,8 @@ fn on<P: Copy>(
 }
 
 fn on_graph(call: SpartaCall, body: impl FnOnce(&mut dyn GraphBuilder) -> Result<(), String>) -> SpartaStatus {
-    let elsewhere = "graph functions can be called only in forward and merge, on the thread of the call";
+    let elsewhere =
+        "graph functions can be called only in the functions of a method that get values, on the thread of the call";
     // SAFETY: `host::call` is still on this thread's stack and holds the borrow; nobody else uses the pointer, because
     // it was taken out of the state.
     on(call, |state| &mut state.graph, elsewhere, |graph| body(unsafe { &mut *graph }))

@@ -1,6 +1,7 @@
 //! The run directory: configuration, plan, metrics, adapter, result.
 
 use super::prepare::Prepared;
+use super::score::CHOSEN;
 use crate::adapter::{self, Head};
 use crate::job::{RunConfig, RunResult, Stopped};
 use crate::method::Adaptation;
@@ -75,7 +76,7 @@ impl RunDirectory {
     /// Removes what a run has written that failed before its first step, so that its name is free again.
     pub fn abandon(&self) {
         // The error to report is the one of the run.
-        for name in [PLAN, CONFIG, "metrics.jsonl", ".lock"] {
+        for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
             let _ = fs::remove_file(self.path.join(name));
         }
         let _ = fs::remove_dir(&self.path);

@@ -11,6 +11,7 @@ pub mod memory;
 mod prepare;
 mod pretrain;
 mod profile;
+mod score;
 mod show;
 mod train;
 

@@ -2,6 +2,7 @@
 
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
+use super::score::{Scoring, restore, scorings};
 use crate::adapter::{align_head, score_objective};
 use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
@@ -11,8 +12,9 @@ use crate::model::{Decoder, HEAD, IMAGES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
+use crate::train::batch::split_by_budget;
 use crate::train::objective::{Classification, MultiLabel, NextToken, Regression};
-use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
+use crate::train::{self, Batch, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::{DType, DeviceInfo};
@@ -38,10 +40,44 @@ pub struct Prepared {
     pub total_steps: usize,
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
+    /// What is to be computed before the training, to choose what is trained.
+    pub scorings: Vec<Scoring>,
     pub plan: RunPlan,
 }
 
 impl Prepared {
+    /// The chosen examples within the token budget, each batch of examples of one weight.
+    pub fn micro_batches(&self, chosen: &[usize], tokens: usize) -> Result<Vec<Batch>> {
+        let (examples, weights) = (&self.train, &self.task.weights);
+        let weight = |i: &usize| match examples[*i].target {
+            Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
+            _ => 1.0,
+        };
+        let mut chosen = chosen.to_vec();
+        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+        let mut batches = Vec::new();
+        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
+            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
+            let ends = split_by_budget(&lengths, tokens, usize::MAX);
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            for (start, &end) in starts.zip(&ends) {
+                let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
+                batches.push(Batch { weight: weight(&equal[start]), ..batch });
+            }
+        }
+        Ok(batches)
+    }
+
+    /// Plans with the elements that were chosen by their scores: how many of a tensor was not known before.
+    ///
+    /// Errors: they do not fit the device.
+    pub fn chosen(&mut self, device: &DeviceInfo) -> Result<()> {
+        let planned = train::layout::plan_memory(&self.setup, device)?;
+        (self.arena, self.plan.memory) = (planned.arena, planned.memory);
+        self.plan.trainable = TrainablePlan::new(&self.setup.adaptation);
+        self.plan.check_fit()
+    }
+
     /// The length that the run has at a step.
     pub fn length_at(&self, step: usize) -> usize {
         let earlier = self.config.earlier_lengths.iter().find(|length| step < length.until);
@@ -91,6 +127,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
     };
     adaptation.precision = precision.precision;
+    restore(config, &mut adaptation)?;
     if config.residual {
         adaptation.add_residual()?;
     }
@@ -113,6 +150,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         head_init,
         limits: demand.limits(MICRO_BATCH_TOKENS),
     };
+    let scorings = scorings(&setup, &demand, device)?;
     let total_steps = config.control.max_steps.map_or(epochs.total(), |max| max.min(epochs.total()));
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
@@ -157,6 +195,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
+        scoring: scorings.iter().map(|scoring| scoring.plan.clone()).collect(),
         notes: recorded
             .accepted
             .into_iter()
@@ -182,7 +221,22 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
     let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
-    Ok(Prepared { config, task, task_options, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+    Ok(Prepared {
+        config,
+        task,
+        task_options,
+        weights,
+        setup,
+        train,
+        dev,
+        test,
+        epochs,
+        lr,
+        total_steps,
+        arena,
+        scorings,
+        plan,
+    })
 }
 
 /// The method, the task and the backend, as far as they are plugins.

@@ -2,6 +2,7 @@
 
 mod checks;
 mod finish;
+mod scoring;
 
 use super::directory::{Counters, RunDirectory};
 use super::identity::identity;
@@ -10,10 +11,9 @@ use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{EarlierLength, EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Part;
 use crate::plugin::PluginSet;
-use crate::train::batch::split_by_budget;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
 use crate::train::schedule::learning_rate;
-use crate::train::{Batch, Encoded, Metrics, Session, Snapshot, StepPoint, Submitted, Target};
+use crate::train::{Encoded, Metrics, Session, Snapshot, StepPoint, Submitted};
 use crate::{Error, Result};
 use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError};
@@ -51,11 +51,19 @@ pub fn run(
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
+    let directory = match start {
+        Start::New => RunDirectory::create(&prepared)?,
+        Start::Resume => RunDirectory::reopen(&prepared)?,
+    };
+    let device = scoring::choose(&mut prepared, &directory, device, open, observer).inspect_err(|_| {
+        if start == Start::New {
+            directory.abandon();
+        }
+    })?;
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
-    let (directory, newest) = match start {
-        Start::New => (RunDirectory::create(&prepared)?, None),
+    let newest = match start {
+        Start::New => None,
         Start::Resume => {
-            let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
             let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
             let earlier = directory.check_length(&prepared)?;
@@ -72,7 +80,7 @@ pub fn run(
             }
             directory.forget_result()?;
             directory.describe(&prepared)?;
-            (directory, newest)
+            newest
         }
     };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena);
@@ -351,7 +359,7 @@ impl<'a> Trainer<'a> {
                 let batch = self.run.setup.objective.pack(chosen.iter().map(|&i| &self.run.train[i]))?;
                 self.session.submit_head_step(&pooled, &batch, lr)
             }
-            None => self.session.submit_step(&self.micro_batches(chosen)?, lr),
+            None => self.session.submit_step(&self.run.micro_batches(chosen, budget)?, lr),
         }
     }
 
@@ -414,28 +422,6 @@ impl<'a> Trainer<'a> {
         self.method_state = self.session.on_step(&point)?;
         self.training_time += time.elapsed();
         Ok(())
-    }
-
-    /// Batches within the token budget, each of examples of one weight.
-    fn micro_batches(&self, chosen: &[usize]) -> Result<Vec<Batch>> {
-        let (examples, weights) = (&self.run.train, &self.run.task.weights);
-        let weight = |i: &usize| match examples[*i].target {
-            Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
-            _ => 1.0,
-        };
-        let mut chosen = chosen.to_vec();
-        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
-        let mut batches = Vec::new();
-        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
-            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
-            let ends = split_by_budget(&lengths, self.run.config.micro_batch_tokens(), usize::MAX);
-            let starts = std::iter::once(0).chain(ends.iter().copied());
-            for (start, &end) in starts.zip(&ends) {
-                let batch = self.run.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
-                batches.push(Batch { weight: weight(&equal[start]), ..batch });
-            }
-        }
-        Ok(batches)
     }
 
     /// Evaluates on dev and keeps the best state; false if interrupted.

@@ -6,7 +6,7 @@ use crate::buckets::{buckets, join};
 use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
 use crate::whole::{WholeGroup, whole_groups};
-use sparta_graph::ops::{Accumulate, Concat, Embed, Fill, Store, step as step_input};
+use sparta_graph::ops::{Accumulate, Add, Concat, Embed, Fill, Store, step as step_input};
 use sparta_graph::{DType, GradRequest, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
 use sparta_model::forward::{self, Cache, Inputs, Layers};
@@ -19,6 +19,8 @@ pub mod names {
     pub const ROWS: &str = "rows";
     pub const LABELS: &str = "labels";
     pub const STEP: &str = "step";
+    /// The learning rate among them.
+    pub const LR: &str = "step.lr";
     pub const RNG: &str = "rng";
     /// Pooled hidden states as an input, for head-only training.
     pub const FEATURES: &str = "features";
@@ -151,9 +153,11 @@ impl Graphs<'_> {
                 store(g, names::POOLED, pooled)?;
             }
             Purpose::HeadStep(examples) => {
-                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let rng = g.external(names::RNG, DType::U32, [4]);
+                let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
                 let (pooled, size) = self.features(g, examples);
                 let loss = self.loss(g, &mut layers, pooled, size)?;
+                let loss = penalised(g, &mut layers, loss)?;
                 self.backward(g, &mut layers, loss, Gradients::Apply)?;
             }
             Purpose::HeadEvaluate(examples) => {
@@ -209,7 +213,11 @@ impl Graphs<'_> {
         let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
         let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
         let hidden = self.hidden(g, &mut layers, size, dropout)?;
-        let loss = self.loss(g, &mut layers, hidden, size)?;
+        let mut loss = self.loss(g, &mut layers, hidden, size)?;
+        if gradients != Gradients::Sum {
+            // All micro-batches of a step have the same trained values: the first one's gradient is that of the step.
+            loss = penalised(g, &mut layers, loss)?;
+        }
         let forward = g.nodes().len();
         self.backward(g, &mut layers, loss, gradients)?;
         Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
@@ -309,6 +317,16 @@ impl Graphs<'_> {
         }
         Ok(())
     }
+}
+
+/// The loss with the method's terms.
+fn penalised(graph: &mut Graph, layers: &mut AdaptedLayers, mut loss: Loss) -> Result<Loss> {
+    graph.set_label("penalty");
+    for term in layers.penalties(graph)? {
+        loss.loss = graph.one(Add {}, &[loss.loss, term])?;
+    }
+    graph.set_label("loss");
+    Ok(loss)
 }
 
 /// What becomes of the gradients of a batch.

@@ -139,6 +139,11 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     buffer(names::LABELS, labels.dtype, labels.numel());
     buffer(names::STEP, DType::F32, step_input::LEN);
     buffer(names::RNG, DType::U32, 4);
+    list.push(TensorSpec {
+        part_of: Some((names::STEP.into(), step_input::LR)),
+        ..TensorSpec::new(names::LR.into(), DType::F32, 1, MemoryKind::Buffers)
+    });
+    let mut buffer = |name: &str, dtype, len| list.push(TensorSpec::new(name.into(), dtype, len, MemoryKind::Buffers));
     for (i, rope) in setup.decoder.ropes.iter().enumerate() {
         buffer(&names::rope(i), DType::F32, setup.limits.positions * rope.width);
     }
@@ -300,8 +305,14 @@ pub(crate) fn upload_parameter(
         }
     }
     if let Part::Sparse(set) = &adaptation.parts[position]
-        && !set.indices.is_empty()
+        && adaptation.sparse_size(position) > 0
     {
+        if adaptation.scored().contains_key(&position) {
+            let (method, name) = (&adaptation.info.name, &parameter.name);
+            return Err(Error::Method(format!(
+                "method `{method}` chooses elements of {name} by their scores, which only a run computes: see `run`"
+            )));
+        }
         tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
         let view = weights.get(&parameter.name).ok_or_else(|| {
             Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))

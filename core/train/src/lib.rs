@@ -18,6 +18,7 @@ pub mod objective;
 pub mod optimizer;
 mod profile;
 pub mod schedule;
+pub mod score;
 mod session;
 mod setup;
 mod step;

@@ -1,4 +1,5 @@
-//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`.
+//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`; LoRA+ (Hayou et
+//! al., 2024), which trains B at a higher rate, and rsLoRA (Kalajdzievski, 2023), which divides by sqrt(r).
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -31,6 +32,13 @@ impl Method for Lora {
                 OptionInfo::new("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0),
                 OptionInfo::new("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0),
                 OptionInfo::new("lora-targets", targets, OptionKind::Text, "q,v"),
+                OptionInfo::new(
+                    "lora-plus-ratio",
+                    "LoRA+: how many times the learning rate of A that of B is",
+                    float(0.0, 1e6, true),
+                    1.0,
+                ),
+                OptionInfo::new("lora-rs", "rsLoRA: additions count alpha / sqrt(r)", OptionKind::Bool, false),
             ],
             default_lr: 2e-4,
         }
@@ -44,7 +52,8 @@ impl Method for Lora {
         if !parameters.iter().any(|p| roles.contains(&p.role)) {
             return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
         }
-        parameters.iter().map(|p| select_one(p, &roles, r)).collect()
+        let plus = Rates { lr_factor: number(options, "lora-plus-ratio")?, ..Rates::default() };
+        parameters.iter().map(|p| select_one(p, &roles, r, plus)).collect()
     }
 
     fn forward(
@@ -63,20 +72,20 @@ impl Method for Lora {
         linear(graph, Layout::Nt, scale(&site.options)?, &[low, b, frozen])
     }
 
-    /// W + (alpha / r) B A.
+    /// W + scale B A.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
         linear(graph, Layout::Nn, scale(&site.options)?, &[b, a, w])
     }
 }
 
-fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selection, Error> {
+fn select_one(parameter: &Parameter, roles: &[Role], r: usize, plus: Rates) -> Result<Selection, Error> {
     match (parameter.role, parameter.shape.as_slice()) {
         (Role::Head, _) => Ok(Selection::Dense),
         (role, &[out, input]) if roles.contains(&role) => Ok(Selection::Reparam {
             tensors: vec![
                 ExtraTensor::new("lora_A", [r, input], Init::Uniform { bound: 1.0 / (input as f64).sqrt() }),
-                ExtraTensor::new("lora_B", [out, r], Init::Zeros),
+                ExtraTensor::new("lora_B", [out, r], Init::Zeros).rated(plus),
             ],
         }),
         (role, shape) if roles.contains(&role) => {
@@ -111,7 +120,9 @@ fn layers_of(role: Role) -> impl Iterator<Item = Role> {
 }
 
 fn scale(options: &Options) -> Result<f32, Error> {
-    Ok((number(options, "lora-alpha")? / number(options, "lora-r")?) as f32)
+    let r = number(options, "lora-r")?;
+    let divisor = if flag(options, "lora-rs")? { r.sqrt() } else { r };
+    Ok((number(options, "lora-alpha")? / divisor) as f32)
 }
 
 fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {

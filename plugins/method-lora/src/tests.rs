@@ -47,6 +47,8 @@ fn options(targets: &str, dropout: f64) -> Options {
         option("lora-alpha", 16.0.into()),
         option("lora-dropout", dropout.into()),
         option("lora-targets", targets.into()),
+        option("lora-plus-ratio", 16.0.into()),
+        option("lora-rs", false.into()),
     ])
 }
 
@@ -112,7 +114,8 @@ fn selections_of_one_layer() {
     assert_eq!(selections.last(), Some(&Selection::Dense));
     let bound = 1.0 / 8f64.sqrt();
     let a = ExtraTensor::new("lora_A", [8, 8], Init::Uniform { bound });
-    let b = ExtraTensor::new("lora_B", [4, 8], Init::Zeros);
+    let plus = Rates { lr_factor: 16.0, weight_decay: None };
+    let b = ExtraTensor::new("lora_B", [4, 8], Init::Zeros).rated(plus);
     assert_eq!(selections[3], Selection::Reparam { tensors: vec![a, b] });
 }
 

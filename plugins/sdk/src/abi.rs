@@ -179,6 +179,53 @@ pub struct SpartaMethod {
             merged: *mut u32,
         ) -> SpartaStatus,
     >,
+    /// Since minor version 4, may be null. As `forward`, of a layer with a bias `[out]`, which `y` includes.
+    pub forward_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            x: u32,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            y: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. As `merge`, of a layer with a bias; writes the weight and the bias to `merged`.
+    pub merge_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            merged: *mut [u32; 2],
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. Writes a term of the loss, f32 `[1]`, to `value`, or leaves that as it is.
+    pub penalty: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            extra: *const u32,
+            extra_count: usize,
+            value: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. `values` are those of `extra` after the optimizer's update; overwrites those
+    /// that become others.
+    pub update: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            lr: u32,
+            values: *mut u32,
+            value_count: usize,
+        ) -> SpartaStatus,
+    >,
     /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never called.
     pub steps: Option<unsafe extern "C" fn(SpartaCall, options: SpartaBytes) -> SpartaStatus>,
     /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result the one

@@ -3,6 +3,7 @@
 
 use crate::Error;
 use serde::{Deserialize, Serialize};
+use sparta_graph::ops::Add;
 use sparta_graph::{DType, Op, Value};
 use std::collections::BTreeMap;
 
@@ -149,10 +150,54 @@ pub enum Selection {
     /// The elements with the largest or the smallest magnitudes are trained; of equal ones those that come first. Since ABI
     /// minor version 3.
     Magnitude(Magnitude),
-    /// The linear layer of this weight is replaced by [`Method::forward`], with these extra trained tensors.
+    /// A linear layer with this weight computes [`Method::forward`], with these extra tensors. Any other parameter is used as
+    /// [`Method::merge`] gives it, which is possible since ABI minor version 4.
     Reparam {
         tensors: Vec<ExtraTensor>,
     },
+    /// The elements with the largest or the smallest scores are trained, which the host computes before the training. Since
+    /// ABI minor version 4.
+    Scored(Scored),
+    /// A dense or sparse selection whose updates have rates of their own. Since ABI minor version 4.
+    Rated {
+        #[serde(flatten)]
+        rates: Rates,
+        selection: Box<Selection>,
+    },
+}
+
+impl Selection {
+    /// The same elements with these rates.
+    pub fn rated(self, rates: Rates) -> Self {
+        Selection::Rated { rates, selection: Box::new(self) }
+    }
+}
+
+/// Learning rate and weight decay of a trained tensor, unless the user gives it others with `--group`. Since ABI minor
+/// version 4.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// What the run's learning rate is multiplied by, above 0.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub lr_factor: f64,
+    /// `None`: the run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay: Option<f64>,
+}
+
+impl Default for Rates {
+    /// Those of the run.
+    fn default() -> Self {
+        Rates { lr_factor: 1.0, weight_decay: None }
+    }
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(factor: &f64) -> bool {
+    *factor == 1.0
 }
 
 /// Which elements [`Selection::Magnitude`] takes.
@@ -183,6 +228,50 @@ pub enum Scope {
     Group(usize),
 }
 
+/// Which elements [`Selection::Scored`] takes; the first three as in [`Magnitude`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    pub share: f64,
+    pub order: Order,
+    pub scope: Scope,
+    pub score: Score,
+}
+
+impl Scored {
+    /// How elements are taken by their scores.
+    pub fn rule(self) -> Magnitude {
+        let Scored { share, order, scope, .. } = self;
+        Magnitude { share, order, scope }
+    }
+}
+
+/// What an element is worth. Each batch is that of an optimizer step, the first ones of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// The sum of |g| over so many batches, or of g^2 (the diagonal of the empirical Fisher information).
+    Gradient {
+        batches: u32,
+        #[serde(default)]
+        squared: bool,
+    },
+    /// The sum of |w g| over so many batches.
+    WeightGradient { batches: u32 },
+    /// |w after - w before| of so many steps that train all elements of the scored tensors, with the run's optimizer and
+    /// learning rate, and everything else as the method says. They are taken back.
+    Change { steps: u32 },
+}
+
+impl Score {
+    /// The batches or steps that it takes.
+    pub fn count(self) -> u32 {
+        match self {
+            Score::Gradient { batches, .. } | Score::WeightGradient { batches } => batches,
+            Score::Change { steps } => steps,
+        }
+    }
+}
+
 /// A tensor that a reparametrisation adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExtraTensor {
@@ -197,6 +286,9 @@ pub struct ExtraTensor {
     /// Whether all weights that add a tensor of this name mean the same one, which all describe alike. Since ABI minor version 3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
+    /// Since ABI minor version 4.
+    #[serde(flatten)]
+    pub rates: Rates,
 }
 
 fn yes() -> bool {
@@ -210,7 +302,14 @@ fn is_true(on: &bool) -> bool {
 impl ExtraTensor {
     /// A trained tensor of one weight.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
-        ExtraTensor { name: name.into(), shape: shape.into(), init, trained: true, shared: false }
+        ExtraTensor {
+            name: name.into(),
+            shape: shape.into(),
+            init,
+            trained: true,
+            shared: false,
+            rates: Rates::default(),
+        }
     }
 
     /// It keeps its initial values.
@@ -221,6 +320,11 @@ impl ExtraTensor {
     /// It is one for all weights.
     pub fn shared(self) -> Self {
         ExtraTensor { shared: true, ..self }
+    }
+
+    /// Its updates have these rates.
+    pub fn rated(self, rates: Rates) -> Self {
+        ExtraTensor { rates, ..self }
     }
 }
 
@@ -368,8 +472,8 @@ pub trait Method: Send + Sync {
     /// One selection per parameter, in order. `parameters` is the whole model, the new head last.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error>;
 
-    /// The output rows of a reparametrised linear layer: `x` is `[T, in]`, `w` `[out, in]`, the result `[T, out]`.
-    /// `extra` are the tensors asked for in `select`, in order. A bias is added by the host.
+    /// The output rows of a reparametrised linear layer of the body, or of the classification head: `x` is `[T, in]`, `w`
+    /// `[out, in]`, the result `[T, out]`. `extra` are the tensors asked for in `select`, in order.
     fn forward(
         &self,
         site: &Site,
@@ -382,14 +486,29 @@ pub trait Method: Send + Sync {
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
     }
 
+    /// [`Method::forward`] of a layer that has a bias `[out]`, which the result includes. Since ABI minor version 4; without
+    /// it the bias is added to what `forward` gives.
+    fn forward_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let y = self.forward(site, graph, x, w, extra)?;
+        graph.one(Add {}, &[y, bias])
+    }
+
     /// Whether a reparametrised weight can be merged. Where it cannot, there is training, evaluation and prediction, but no
     /// merged model.
     fn mergeable(&self) -> bool {
         true
     }
 
-    /// The weight, f32 `[out, in]`, with which a plain linear layer gives what `forward` gives without dropout. `w` is in
-    /// f32 here, whatever its type in `forward`.
+    /// The parameter, f32 of its shape, with which the plain model computes what the reparametrised one does without dropout.
+    /// `w` is in f32 here, whatever its type in `forward`. Norms, biases, the embedding and the vocabulary head have no
+    /// `forward`: they are used in training, too, as this gives them.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let _ = (graph, w, extra);
         Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
@@ -406,5 +525,45 @@ pub trait Method: Send + Sync {
     fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<serde_json::Value, Error> {
         let _ = (step, tensors);
         Err(Error::new("this method does not act between steps"))
+    }
+
+    /// [`Method::merge`] of a layer that has a bias, f32 `[out]`: weight and bias. Since ABI minor version 4; without it the
+    /// bias stays as it is.
+    fn merge_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<[Value; 2], Error> {
+        Ok([self.merge(site, graph, w, extra)?, bias])
+    }
+
+    /// A term of the loss for a reparametrised parameter, f32 `[1]`, or none. It counts once in each optimizer step, however
+    /// many micro-batches that has, and never in an evaluation. `w` has the type of the checkpoint or f32, `extra` are f32.
+    /// Since ABI minor version 4.
+    fn penalty(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Option<Value>, Error> {
+        let _ = (site, graph, w, extra);
+        Ok(None)
+    }
+
+    /// The values that the extra tensors have after an optimizer step, given those that the optimizer made, f32: one each, of
+    /// its shape. A value that is returned as it is stays so; so do all of them where a step is not finite. `lr` is the
+    /// step's learning rate, f32 `[1]`. Of a shared tensor the first weight decides. Since ABI minor version 4.
+    fn update(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        extra: &[Value],
+        lr: Value,
+    ) -> Result<Vec<Value>, Error> {
+        let _ = (site, graph, lr);
+        Ok(extra.to_vec())
     }
 }

@@ -1,4 +1,4 @@
-"""Training runs of methods that act between steps, for tests/more.rs: AdaLoRA of PEFT, and SpIEL written down here.
+"""Training runs of methods that act between steps, for tests/acting.rs: AdaLoRA of PEFT, and SpIEL written down here.
 
     python acting.py        # as make.py, whose models and batches these are
 
@@ -24,7 +24,7 @@ def loss_of(model, step, data):
 def adalora():
     torch.manual_seed(3)
     config = AdaLoraConfig(init_r=6, target_r=3, tinit=2, tfinal=2, deltaT=2, beta1=0.85, beta2=0.8, total_step=STEPS,
-                           orth_reg_weight=0.0, lora_alpha=8, target_modules=["q_proj", "v_proj"],
+                           orth_reg_weight=0.5, lora_alpha=8, target_modules=["q_proj", "v_proj"],
                            task_type=TaskType.SEQ_CLS, modules_to_save=["score"])
     model = get_peft_model(base("llama"), config).eval()
     data = batches(model.config.vocab_size, model.config.num_labels)

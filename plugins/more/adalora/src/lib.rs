@@ -1,10 +1,15 @@
 //! AdaLoRA (Zhang et al., 2023): `y = x W^T + (alpha / r) x (E A)^T B^T` with singular values E that are set to zero where the
 //! importance of their triplets is small, until the run has its budget of ranks, as PEFT's `AdaLoraConfig` has it for q and v.
-//! The penalty on A and B that are not orthogonal is left out (`orth_reg_weight` 0).
+//! Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
 
+mod importance;
+
+use importance::{Averages, PARTS, allocate, follow};
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
-use sparta_plugin::graph::ops::{Add, Layout, Linear, Mul};
+use sparta_plugin::graph::ops::{
+    Add, ColumnSum, Fill, Function, Layout, Linear, Map, Mul, RowSum, Scale, Slice, Unslice,
+};
 use sparta_plugin::method::*;
 use std::collections::BTreeMap;
 
@@ -12,11 +17,8 @@ struct AdaLora;
 
 sparta_plugin::export_method!(AdaLora);
 
-/// What is kept between steps: of each element of each added tensor the averages of its sensitivity and uncertainty; and which
-/// singular values stay, from the end of the allocation on.
-type State = (BTreeMap<String, [Vec<f32>; 2]>, BTreeMap<String, Vec<bool>>);
-
-const PARTS: [&str; 3] = ["lora_A", "lora_E", "lora_B"];
+/// What is kept between steps: averages, and from the end of the allocation on which singular values stay.
+type State = (Averages, BTreeMap<String, Vec<bool>>);
 
 impl Method for AdaLora {
     fn describe(&self) -> MethodInfo {
@@ -24,6 +26,7 @@ impl Method for AdaLora {
             |name, help, min, default: u64| OptionInfo::new(name, help, OptionKind::Int { min, max: 1 << 20 }, default);
         let beta = || OptionKind::Float { min: 0.0, max: 0.999_999, min_open: true };
         let alpha = OptionKind::Float { min: 0.0, max: 1e6, min_open: true };
+        let weight = OptionKind::Float { min: 0.0, max: 1e3, min_open: false };
         MethodInfo {
             name: "adalora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -37,6 +40,7 @@ impl Method for AdaLora {
                 int("delta-t", "Steps between allocations", 1, 1),
                 OptionInfo::new("ipt-beta1", "Decay of the average sensitivity", beta(), 0.85),
                 OptionInfo::new("ipt-beta2", "Decay of the average uncertainty", beta(), 0.85),
+                OptionInfo::new("orth-weight", "Weight of how far each A and B is from orthogonal", weight, 0.0),
             ],
             default_lr: 1e-3,
         }
@@ -85,6 +89,30 @@ impl Method for AdaLora {
         graph.one(Add {}, &[change, w])
     }
 
+    fn penalty(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        _: Value,
+        extra: &[Value],
+    ) -> Result<Option<Value>, Error> {
+        let (&[a, _, b], factor) = (extra, number(&site.options, "orth-weight")? as f32) else { return Ok(None) };
+        if factor == 0.0 {
+            return Ok(None);
+        }
+        let identity = minus_identity(graph, number(&site.options, "init-r")? as usize)?;
+        let [of_a, of_b] = [(a, Layout::Nt), (b, Layout::Tn)].map(|(x, layout)| {
+            let off = graph.one(Linear { residual: true, ..Linear::plain(layout) }, &[x, x, identity])?;
+            let squares = graph.one(Mul {}, &[off, off])?;
+            let rows = graph.one(RowSum {}, &[squares])?;
+            let sum = graph.one(ColumnSum {}, &[rows])?;
+            let inverse = graph.one(Map { function: Function::Rsqrt }, &[sum])?;
+            graph.one(Mul {}, &[sum, inverse])
+        });
+        let both = graph.one(Add {}, &[of_a?, of_b?])?;
+        Ok(Some(graph.one(Scale { factor }, &[both])?))
+    }
+
     fn steps(&self, _: &Options) -> Result<Option<Steps>, Error> {
         Ok(Some(Steps { every: 1, gradients: true, whole_gradients: false }))
     }
@@ -105,12 +133,10 @@ impl Method for AdaLora {
             }
         }
         let due = step.step > tinit && step.step < last && step.step.is_multiple_of(whole("delta-t")?);
-        if due || step.step == last {
-            let sites = named("lora_E");
-            let [ranks, target] = [whole("init-r")?, whole("target-r")?].map(|r| (r * sites.len() as u64) as f64);
+        if (due || step.step == last) && !averages.is_empty() {
             let (done, span) = (step.step as f64 - tinit as f64, last as f64 - tinit as f64);
-            let left = if span > 0.0 { (1.0 - done / span).powi(3) } else { 1.0 };
-            kept = allocate(&sites, &averages, (ranks - ((ranks - target) * left + target).floor()) as usize);
+            let left = if span > 0.0 { 1.0 - done / span } else { 1.0 };
+            kept = allocate(&named("lora_E"), &averages, whole("target-r")?, left);
         }
         for (name, kept) in &kept {
             let mut values = tensors.values(name)?;
@@ -122,36 +148,16 @@ impl Method for AdaLora {
     }
 }
 
+/// `-I [r, r]`, by doubling.
+fn minus_identity(graph: &mut dyn GraphBuilder, r: usize) -> Result<Value, Error> {
+    let (mut known, mut n) = (graph.one(Fill { value: -1.0, shape: vec![1, 1] }, &[])?, 1);
+    while n < r {
+        let [upper, lower] = [[0, 0], [n, n]].map(|at| graph.one(Unslice { shape: [2 * n, 2 * n], at }, &[known]));
+        (known, n) = (graph.one(Add {}, &[upper?, lower?])?, 2 * n);
+    }
+    graph.one(Slice { rows: [0, r], columns: [0, r] }, &[known])
+}
+
 fn scale(site: &Site) -> Result<f32, Error> {
     Ok((number(&site.options, "adalora-alpha")? / (number(&site.options, "init-r")? + 1e-5)) as f32)
-}
-
-/// Averages sensitivity, `|p g|`, and how uncertain it is.
-fn follow([sensitivity, uncertainty]: &mut [Vec<f32>; 2], values: &[f32], gradient: &[f32], [beta1, beta2]: [f32; 2]) {
-    for ((s, u), (p, g)) in sensitivity.iter_mut().zip(uncertainty).zip(values.iter().zip(gradient)) {
-        let now = (p * g).abs();
-        *s = beta1 * *s + (1.0 - beta1) * now;
-        *u = beta2 * *u + (1.0 - beta2) * (now - *s).abs();
-    }
-}
-
-/// Which triplets stay when the `less` least important ones of all layers go.
-fn allocate(sites: &[&String], averages: &BTreeMap<String, [Vec<f32>; 2]>, less: usize) -> BTreeMap<String, Vec<bool>> {
-    let importance = |name: &&String| {
-        let [a, e, b] = PARTS.map(|part| {
-            let [s, u] = &averages[&name.replace("lora_E", part)];
-            s.iter().zip(u).map(|(s, u)| s * u).collect::<Vec<f32>>()
-        });
-        let r = e.len();
-        let mean = |values: &mut dyn Iterator<Item = &f32>, n: usize| values.sum::<f32>() * r as f32 / n as f32;
-        let row = |i| a.iter().skip(i * a.len() / r).take(a.len() / r);
-        let of = |i| e[i] + mean(&mut row(i), a.len()) + mean(&mut b.iter().skip(i).step_by(r), b.len());
-        (name.to_string(), (0..r).map(of).collect::<Vec<f32>>())
-    };
-    let scores: BTreeMap<String, Vec<f32>> = sites.iter().map(importance).collect();
-    let mut all: Vec<f32> = scores.values().flatten().copied().collect();
-    all.sort_by(f32::total_cmp);
-    let threshold = less.checked_sub(1).map_or(f32::NEG_INFINITY, |at| all[at]);
-    let stay = |scores: Vec<f32>| scores.iter().map(|&score| score > threshold).collect();
-    scores.into_iter().map(|(name, scores)| (name, stay(scores))).collect()
 }

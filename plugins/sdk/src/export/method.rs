@@ -34,6 +34,10 @@ pub const fn table<E: Exported<Object = dyn Method>>() -> SpartaMethod {
         select: Some(select::<E>),
         forward: Some(forward::<E>),
         merge: Some(merge::<E>),
+        forward_with_bias: Some(forward_with_bias::<E>),
+        merge_with_bias: Some(merge_with_bias::<E>),
+        penalty: Some(penalty::<E>),
+        update: Some(update::<E>),
         steps: Some(steps::<E>),
         on_step: Some(on_step::<E>),
     }
@@ -104,6 +108,90 @@ unsafe extern "C" fn on_step<E: Exported<Object = dyn Method>>(call: SpartaCall,
         // SAFETY: the host passed the message to this function.
         let step: StepInfo = unsafe { request(step) }?;
         respond(call, &E::object().on_step(&step, &mut HostTensors(HostCall::new(call)?))?)
+    })
+}
+
+unsafe extern "C" fn forward_with_bias<E: Exported<Object = dyn Method>>(
+    call: SpartaCall,
+    site: SpartaBytes,
+    x: u32,
+    w: u32,
+    bias: u32,
+    extra: *const u32,
+    extra_count: usize,
+    y: *mut u32,
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the message and the array to this function.
+        let (site, extra): (Site, _) = unsafe { (request(site)?, values(extra, extra_count)) };
+        let layer = [Value(w), Value(bias)];
+        let value =
+            E::object().forward_with_bias(&site, &mut HostGraph(HostCall::new(call)?), Value(x), layer, &extra)?;
+        // SAFETY: the host passes a writable `u32`.
+        unsafe { y.write(value.0) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn merge_with_bias<E: Exported<Object = dyn Method>>(
+    call: SpartaCall,
+    site: SpartaBytes,
+    w: u32,
+    bias: u32,
+    extra: *const u32,
+    extra_count: usize,
+    merged: *mut [u32; 2],
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the message and the array to this function.
+        let (site, extra): (Site, _) = unsafe { (request(site)?, values(extra, extra_count)) };
+        let layer = [Value(w), Value(bias)];
+        let both = E::object().merge_with_bias(&site, &mut HostGraph(HostCall::new(call)?), layer, &extra)?;
+        // SAFETY: the host passes two writable `u32`.
+        unsafe { merged.write(both.map(|value| value.0)) };
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn penalty<E: Exported<Object = dyn Method>>(
+    call: SpartaCall,
+    site: SpartaBytes,
+    w: u32,
+    extra: *const u32,
+    extra_count: usize,
+    value: *mut u32,
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the message and the array to this function.
+        let (site, extra): (Site, _) = unsafe { (request(site)?, values(extra, extra_count)) };
+        if let Some(term) = E::object().penalty(&site, &mut HostGraph(HostCall::new(call)?), Value(w), &extra)? {
+            // SAFETY: the host passes a writable `u32`.
+            unsafe { value.write(term.0) };
+        }
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn update<E: Exported<Object = dyn Method>>(
+    call: SpartaCall,
+    site: SpartaBytes,
+    lr: u32,
+    values: *mut u32,
+    value_count: usize,
+) -> SpartaStatus {
+    guarded(call, || {
+        // SAFETY: the host passed the message and the array to this function.
+        let (site, extra): (Site, _) = unsafe { (request(site)?, self::values(values, value_count)) };
+        let updated = E::object().update(&site, &mut HostGraph(HostCall::new(call)?), &extra, Value(lr))?;
+        if updated.len() != extra.len() {
+            let (got, expected) = (updated.len(), extra.len());
+            return Err(Error::new(format!("`update` gave {got} values, expected one for each of {expected} tensors")));
+        }
+        for (i, value) in updated.into_iter().enumerate() {
+            // SAFETY: the host passes an array of `value_count` writable `u32`, and `i` is below that.
+            unsafe { values.add(i).write(value.0) };
+        }
+        Ok(())
     })
 }
 

@@ -116,6 +116,10 @@ static METHOD: SpartaMethod = SpartaMethod {
     select: Some(answer_request),
     forward: Some(forward),
     merge: None,
+    forward_with_bias: None,
+    merge_with_bias: None,
+    penalty: None,
+    update: None,
     steps: None,
     on_step: None,
 };

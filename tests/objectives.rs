@@ -383,7 +383,7 @@ fn classifier(dir: &Path, outputs: usize, problem: Option<&str>) {
         .iter()
         .map(|p| {
             let view = weights.get(&p.name).unwrap();
-            let (name, shape, bytes) = (p.name.clone(), p.shape.clone(), view.bytes.into());
+            let (name, shape, bytes) = (p.name.clone(), p.shape.clone(), view.raw().into());
             OutTensor { name, dtype: safetensors_dtype(view.dtype), shape, bytes }
         })
         .collect();

@@ -2,6 +2,8 @@
 //! SPARTA_REAL_MODEL=DIR/model names it. The numbers are those of transformers on the same files. Needs
 //! `cargo build --release` before.
 
+mod gguf;
+
 use serde_json::Value;
 use sparta_backend_cpu::Cpu;
 use sparta_core::job::PrecisionChoice;

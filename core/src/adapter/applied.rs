@@ -44,9 +44,9 @@ impl Applied {
         if let Kind::Native(manifest) = &adapter.kind {
             recorded.check(PluginKind::Method, &manifest.method)?;
         }
-        if !adapter.model.join("config.json").is_file() {
+        if !decoder::is_model(&adapter.model) {
             return Err(Error::Usage(format!(
-                "{}: its base model `{}` is not a directory here; give the model with --model",
+                "{}: its base model `{}` is not here; give the model with --model",
                 adapter.dir.display(),
                 adapter.model.display()
             )));
@@ -91,7 +91,7 @@ impl Applied {
     pub fn pad(&self) -> Result<Option<u32>> {
         match self.padding() {
             Padding::Is(pad) => Ok(pad),
-            Padding::OfTokenizer if !self.adapter.model.join("tokenizer.json").is_file() => Ok(None),
+            Padding::OfTokenizer if !Tokenizer::is_in(&self.adapter.model) => Ok(None),
             Padding::OfTokenizer => Ok(Tokenizer::open(&self.adapter.model)?.pad_id()),
         }
     }

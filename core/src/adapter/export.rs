@@ -1,3 +1,4 @@
+use super::gguf_lora::GgufLora;
 use super::native::{read_manifest, save_manifest, save_values};
 use super::patch::Patch;
 use super::peft::{Lora, LoraExport, LoraLayer, SparseExport};
@@ -16,6 +17,8 @@ pub enum ExportFormat {
     SparseDeltas,
     /// The new values of what differs, as TRL and vLLM read them.
     Patch,
+    /// LoRA in a GGUF file, as llama.cpp's `--lora` reads it.
+    Gguf,
     /// Our own, with the index sets themselves, so that loading draws nothing.
     WithIndices,
 }
@@ -46,6 +49,11 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec
         ExportFormat::Patch => {
             let (adaptation, values, weights) = (&applied.adaptation, &adapter.values, &applied.weights);
             Patch { adaptation, values, weights, head: one_head()? }.write(out)?;
+        }
+        ExportFormat::Gguf => {
+            let lora = lora(applied)?;
+            let Applied { adapter, decoder, .. } = applied;
+            GgufLora { lora: &lora, values: &adapter.values, head: one_head()?, decoder }.write(out)?;
         }
         ExportFormat::WithIndices => with_indices(applied, out)?,
     }

@@ -1,7 +1,8 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
-use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
-use super::{Applied, model_dir};
+use super::model_dir::{self, is_gguf};
+use super::verify::{Replacement, SAMPLE_LENGTH, check_merged, examples, sample_texts};
+use super::{Applied, Head, gguf_model};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, IndexSet, Part};
 use crate::model::{HEAD, from_f32, to_f32};
@@ -23,6 +24,8 @@ pub enum MergeDtype {
     /// Each tensor in that of the base model, a new head in that of the embedding.
     Keep,
     To(DType),
+    /// Blocks of a GGUF file; what has no whole blocks is f16 there.
+    Q8_0,
 }
 
 impl MergeDtype {
@@ -31,6 +34,7 @@ impl MergeDtype {
         let embedding = || parameters.iter().find(|p| p.role == Role::Embedding);
         match (self, &parameters[position]) {
             (MergeDtype::To(dtype), _) => dtype,
+            (MergeDtype::Q8_0, _) => DType::F32,
             (MergeDtype::Keep, p) if p.role == Role::Head => embedding().map_or(p.dtype, |e| e.dtype),
             (MergeDtype::Keep, p) => p.dtype,
         }
@@ -57,8 +61,9 @@ pub struct Merged {
     pub other_plugins: Vec<String>,
 }
 
-/// Writes the merged model in the Hugging Face layout, one tensor at a time, reads it back, and compares its logits with
-/// those of the adapter on a fixed set of token sequences. The directory appears only if they agree.
+/// Writes the merged model in the Hugging Face layout, or where `out` ends with `.gguf` into a GGUF file, one tensor at a time,
+/// reads it back, and compares its logits with those of the adapter on a fixed set of token sequences. It appears only if they
+/// agree.
 ///
 /// Errors: `out` is there already; an adapter with several heads; logits that differ by more than
 /// [`MergeCheck::bound`].
@@ -78,30 +83,28 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let mut session = applied.session(device, budget, longest)?;
 
     let parameters = applied.adaptation.parameters.clone();
-    let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
-    let spec = |position: usize| TensorSpec {
-        name: parameters[position].name.clone(),
-        dtype: safetensors_dtype(request.dtype.of(&parameters, position)),
-        shape: parameters[position].shape.clone(),
-    };
-    let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
     let written = model_dir::Output::create(&request.out)?;
-    let config_dtype = request.dtype.of(&parameters, 0);
-    written.describe(&applied.adapter.model, head, pad, config_dtype)?;
-    let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
-        let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
-        let dtype = request.dtype.of(&parameters, position);
-        merged_tensor(&mut session, &applied.weights, &applied.adapter.values, position, dtype)
-    })?;
+    let (files, bytes) = if is_gguf(&request.out) {
+        gguf_model::write(applied, &mut session, (head, pad), request.dtype, &written.path())?
+    } else {
+        in_layout(applied, &mut session, (head, pad), request, &written)?
+    };
 
-    let stored = Weights::open(written.path())?;
+    let place = written.path();
+    let stored = Weights::open(&place)?;
     // As whoever reads the written model, with the padding that it states.
-    let stated = decoder::open(written.path())?.pad_token_id.filter(|_| objective.pools());
+    let stated = decoder::open(&place)?.pad_token_id.filter(|_| objective.pools());
     let read = self::examples(objective, &texts, stated);
-    let check = check_merged(&mut session, [&examples, &read], budget, |_, position| {
+    let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
         let view = stored.get(&parameters[position].name);
         let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
-        Ok((view.dtype, Cow::Borrowed(view.bytes)))
+        let mut replacement = Replacement::rounded(view.dtype, view.bytes());
+        if request.dtype == MergeDtype::Q8_0 {
+            let (weights, values) = (&applied.weights, &applied.adapter.values);
+            let exact = merged_tensor(session, weights, values, position, DType::F32)?;
+            replacement.error = Some(relative_error(&exact, &view.to_f32().unwrap_or_default()));
+        }
+        Ok(replacement)
     })?;
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
@@ -110,6 +113,43 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     written.finish()?;
     let other_plugins = applied.recorded.accepted.clone();
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
+}
+
+/// The root mean square of what differs between f32 values and others, relative to theirs.
+fn relative_error(exact: &[u8], values: &[f32]) -> f64 {
+    let exact = || exact.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
+    let squares: f64 = exact().map(|x| x * x).sum();
+    let lost: f64 = exact().zip(values).map(|(x, &value)| (x - f64::from(value)).powi(2)).sum();
+    if squares > 0.0 { (lost / squares).sqrt() } else { 0.0 }
+}
+
+/// Writes a directory in the Hugging Face layout; returns the number of files of weights and the bytes of all tensors.
+///
+/// Errors: a type that safetensors do not have.
+fn in_layout(
+    applied: &Applied,
+    session: &mut Session,
+    (head, pad): (&Head, Option<u32>),
+    request: &MergeRequest,
+    written: &model_dir::Output,
+) -> Result<(usize, u64)> {
+    if request.dtype == MergeDtype::Q8_0 {
+        return Err(Error::Usage("q8_0 is a type of GGUF files: give --out a name that ends with .gguf".into()));
+    }
+    let parameters = &applied.adaptation.parameters;
+    let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
+    let spec = |position: usize| TensorSpec {
+        name: parameters[position].name.clone(),
+        dtype: safetensors_dtype(request.dtype.of(parameters, position)),
+        shape: parameters[position].shape.clone(),
+    };
+    let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
+    written.describe(&applied.adapter.model, head, pad, request.dtype.of(parameters, 0))?;
+    written.weights(&specs, request.shard_bytes, |spec| {
+        let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
+        let dtype = request.dtype.of(parameters, position);
+        merged_tensor(session, &applied.weights, &applied.adapter.values, position, dtype)
+    })
 }
 
 /// One merged parameter as `dtype`: `w`, the trained values, what the method's `merge` gives, or `round(w0 + delta)` in the
@@ -128,7 +168,7 @@ pub fn merged_tensor<'a>(
         Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         Part::Reparam(_) => convert(&name, &merged_weight(session, position)?, dtype).map(Cow::Owned),
         Part::Frozen => match weights.get(&name) {
-            Some(view) => recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype),
+            Some(view) => recode(&name, view.dtype, view.bytes(), dtype),
             // A new head that was left as it was drawn.
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         },
@@ -152,13 +192,14 @@ pub fn with_deltas<'a>(
     let name = &parameter.name;
     let view = weights.get(name).ok_or_else(|| missing(name))?;
     if set.indices.is_empty() {
-        return Ok((view.dtype, Cow::Borrowed(view.bytes)));
+        return Ok((view.dtype, view.bytes()));
     }
     let rounded = rounded.unwrap_or(view.dtype);
-    let mut bytes = recode(name, view.dtype, Cow::Borrowed(view.bytes), rounded)?.into_owned();
+    let stored = view.bytes();
+    let mut bytes = recode(name, view.dtype, stored.clone(), rounded)?.into_owned();
     let of = |dtype: DType, i: u32| i as usize * dtype.size()..(i as usize + 1) * dtype.size();
     for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
-        let w0 = to_f32(view.dtype, &view.bytes[of(view.dtype, i)]).ok_or_else(|| missing(name))?;
+        let w0 = to_f32(view.dtype, &stored[of(view.dtype, i)]).ok_or_else(|| missing(name))?;
         bytes[of(rounded, i)].copy_from_slice(&convert(name, &[w0[0] + delta], rounded)?);
     }
     Ok((rounded, Cow::Owned(bytes)))

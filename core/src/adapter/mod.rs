@@ -5,6 +5,8 @@
 mod applied;
 pub mod combine;
 mod export;
+mod gguf_lora;
+mod gguf_model;
 mod head;
 mod info;
 mod merge;
@@ -26,7 +28,7 @@ pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
 pub use model_dir::{average_models, score_objective};
 pub use native::{Manifest, save};
 pub use vector::needs_device;
-pub use verify::{check_examples, check_merged};
+pub use verify::{Replacement, check_examples, check_merged};
 
 use crate::job::RunConfig;
 use crate::model::{Decoder, HEAD};
@@ -163,7 +165,7 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
             path.display()
         )));
     }
-    if path.join("config.json").is_file() {
+    if decoder::is_model(path) {
         return full_model(path);
     }
     Err(Error::Weights(format!(

@@ -4,7 +4,6 @@
 use super::Applied;
 use super::merge::merged_weight;
 use crate::method::Part;
-use crate::model::to_f32;
 use crate::train::Session;
 use crate::{Error, Result};
 
@@ -73,7 +72,7 @@ pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) 
     };
     let from_base = |mut tuned: Vec<f32>| {
         if let Some(view) = applied.weights.get(&parameter.name)
-            && let Some(base) = to_f32(view.dtype, view.bytes)
+            && let Some(base) = view.to_f32()
         {
             tuned.iter_mut().zip(base).for_each(|(w, w0)| *w -= w0);
         }

@@ -69,7 +69,10 @@ pub struct MemoryPlan {
 ///
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
+    let decoder = match decoder::is_model(&request.model) || request.model.is_dir() {
+        true => decoder::open(&request.model)?,
+        false => decoder::read(&request.model)?,
+    };
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(&format!("method {}", request.method), &method.info().options, &given.collect())?;

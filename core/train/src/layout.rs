@@ -242,10 +242,10 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
         } else {
             // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
-            let view = weights.get_finite(&parameter.name)?;
-            match view.dtype == dtype {
-                true => tensors.write(&parameter.name, view.bytes)?,
-                false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
+            let (stored, bytes) = weights.finite(&parameter.name)?;
+            match stored == dtype {
+                true => tensors.write(&parameter.name, &bytes)?,
+                false => tensors.write_f32(&parameter.name, &as_f32(parameter, stored, &bytes)?)?,
             }
         }
         if let Part::Sparse(set) = &adaptation.parts[i]
@@ -255,7 +255,7 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
             let view = weights.get(&parameter.name).ok_or_else(|| {
                 Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
             })?;
-            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
+            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, &view.bytes(), &set.indices));
             match view.dtype == dtype {
                 true => tensors.write(&base, &chosen)?,
                 false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
@@ -322,11 +322,10 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
             "the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"
         ))
     })?;
-    let width = head.shape.iter().skip(1).product::<usize>() * head.dtype.size();
+    let width = head.shape.iter().skip(1).product::<usize>();
     let mut values = Vec::new();
     for &row in rows {
-        let bytes = head.bytes.get(row as usize * width..(row as usize + 1) * width);
-        let row = bytes.and_then(|bytes| to_f32(head.dtype, bytes));
+        let row = head.part_f32(row as usize * width..(row as usize + 1) * width);
         values.extend(row.ok_or_else(|| error(format!("{name} is {:?}, it has no such row", head.shape)))?);
     }
     Ok(values)
@@ -334,9 +333,9 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
 
 /// The Euclidean norm of each row of a weight.
 fn row_norms(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f32>> {
-    let view = weights.get_finite(&parameter.name)?;
-    let values = as_f32(parameter, view.dtype, view.bytes)?;
-    let width: usize = view.shape.iter().skip(1).product();
+    let (stored, bytes) = weights.finite(&parameter.name)?;
+    let values = as_f32(parameter, stored, &bytes)?;
+    let width: usize = parameter.shape.iter().skip(1).product();
     let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32;
     let norms = values.chunks(width.max(1)).map(norm).collect();
     weights.forget(&parameter.name);
@@ -403,7 +402,7 @@ mod tests {
 
         fn get(&self, name: &str) -> Option<TensorView<'_>> {
             let values = self.0.get(name)?;
-            Some(TensorView { dtype: DType::F32, shape: &[3, 2], bytes: bytemuck::cast_slice(values) })
+            Some(TensorView::new(DType::F32, &[3, 2], bytemuck::cast_slice(values)))
         }
     }
 

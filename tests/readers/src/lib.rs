@@ -26,6 +26,7 @@ pub struct Reader {
 /// All of them.
 pub const READERS: &[Reader] = &[
     Reader { name: "safetensors", read: models::safetensors, good: models::good_safetensors, bad: ".safetensors" },
+    Reader { name: "gguf", read: models::gguf, good: models::good_gguf, bad: ".gguf" },
     Reader { name: "safetensors_index", read: models::index, good: models::good_index, bad: ".index.json" },
     Reader { name: "config", read: models::config, good: models::good_config, bad: ".json" },
     Reader { name: "tokenizer", read: models::tokenizer, good: models::good_tokenizer, bad: ".json" },

@@ -26,6 +26,23 @@ pub fn good_safetensors() -> Vec<Vec<u8>> {
     vec![place::file(&[floats.clone(), integers]), place::file(&[floats]), place::file(&[])]
 }
 
+/// A model: configuration, weights and tokenizer.
+pub fn gguf(bytes: &[u8]) -> bool {
+    let dir = place("gguf", |_| ());
+    put(&dir, "x.gguf", bytes);
+    let path = dir.join("x.gguf");
+    let Ok(weights) = Weights::open(&path) else { return false };
+    let views: Vec<_> = weights.names().filter_map(|name| weights.get(name)).collect();
+    views.iter().for_each(|view| assert_eq!(view.bytes().len(), view.size()));
+    let decoder = decoder::open(&path);
+    let _ = (encodes(&path), renders(&path));
+    decoder.is_ok_and(|decoder| check_weights(&decoder, &weights, HeadKind::CausalLm).is_ok())
+}
+
+pub fn good_gguf() -> Vec<Vec<u8>> {
+    vec![place::gguf("llama"), place::gguf("gpt2")]
+}
+
 pub fn index(bytes: &[u8]) -> bool {
     let dir = place("index", |dir| {
         place::model(dir);

@@ -1,7 +1,7 @@
 //! Index sets by the magnitudes of the weights.
 
 use super::IndexSet;
-use crate::{Error, Result, WeightSource, to_f32};
+use crate::{Error, Result, WeightSource};
 use sparta_plugin::method::{Magnitude, Order, Parameter, Scope};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -47,7 +47,7 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
 /// For each element a number that is the smaller the sooner the element is chosen: the bits of |w|, or their complement.
 fn ranks(weights: &dyn WeightSource, parameter: &Parameter, order: Order) -> Result<Vec<u32>> {
     let name = &parameter.name;
-    let view = weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+    let view = weights.get(name).and_then(|view| view.to_f32());
     let values = view.ok_or_else(|| Error::Method(format!("{name} is new: its elements have no magnitudes yet")))?;
     let rank = |value: f32| match order {
         Order::Smallest => value.abs().to_bits(),
@@ -153,7 +153,7 @@ mod tests {
 
         fn get(&self, name: &str) -> Option<TensorView<'_>> {
             let bytes = &self.0[["a", "b"].iter().position(|known| *known == name)?];
-            Some(TensorView { dtype: DType::F32, shape: &[2, 4], bytes })
+            Some(TensorView::new(DType::F32, &[2, 4], bytes))
         }
     }
 

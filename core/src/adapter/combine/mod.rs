@@ -16,7 +16,7 @@ use super::{Adapter, Applied, Head, Kind};
 use crate::hash::fingerprint;
 use crate::job::thousands;
 use crate::method::index_set;
-use crate::model::{HEAD, to_f32};
+use crate::model::HEAD;
 use crate::train::{Encoded, Session};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -230,14 +230,14 @@ fn store(
 
 fn base_weight(base: &Applied, position: usize) -> Result<Vec<f32>> {
     let name = &base.adaptation.parameters[position].name;
-    let weight = base.weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+    let weight = base.weights.get(name).and_then(|view| view.to_f32());
     weight.ok_or_else(|| Error::Weights(format!("{name} is missing in the base model")))
 }
 
 /// All heads of an adapter, f32 `[classes, hidden]`: its own, or the base model's.
 fn head_values(applied: &Applied) -> Result<Vec<f32>> {
     let own = applied.adapter.values.get(HEAD).cloned();
-    let base = || applied.weights.get(HEAD).and_then(|view| to_f32(view.dtype, view.bytes));
+    let base = || applied.weights.get(HEAD).and_then(|view| view.to_f32());
     own.or_else(base).ok_or_else(|| {
         Error::Usage(format!("{}: the head is not stored whole; it cannot be kept", applied.adapter.dir.display()))
     })

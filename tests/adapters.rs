@@ -502,10 +502,7 @@ fn a_moved_run_asks_for_its_base_model() {
     let model = manifest["config"]["model"].take();
     manifest["config"]["model"] = "elsewhere/model".into();
     fs::write(adapter.join("adapter.json"), manifest.to_string()).unwrap();
-    fail(
-        &["adapter", "info", "moved/adapter"],
-        "`elsewhere/model` is not a directory here; give the model with --model",
-    );
+    fail(&["adapter", "info", "moved/adapter"], "`elsewhere/model` is not here; give the model with --model");
     succeed(&["adapter", "info", "moved/adapter", "--model", model.as_str().unwrap()]);
 }
 

@@ -1,7 +1,7 @@
 //! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
 //! makes the numbers. Needs `cargo build --release` before.
 
-use sparta_core::adapter::{MergeDtype, Replacement, check_examples, check_merged, merged_tensor};
+use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
 use sparta_core::model::{HeadKind, check_weights};
@@ -150,7 +150,7 @@ fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
     let merged = |session: &mut Session, position: usize| {
         let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
         let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
-        Ok(Replacement::rounded(dtype, bytes.into()))
+        Ok((dtype, bytes.into()))
     };
     let check = check_merged(session, [&examples; 2], 64, merged).unwrap();
     assert!(check.agrees() && check.largest_difference < 1e-4, "{check}");

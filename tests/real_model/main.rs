@@ -67,18 +67,16 @@ fn the_tokenizer_and_the_template_are_those_of_transformers() {
     assert_eq!(chat.after_answer().unwrap(), "<|im_end|>\n");
 }
 
-/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
-#[test]
-fn loss_and_logits_are_those_of_transformers() {
-    let Some(model) = model() else { return };
-    let ids: Vec<i64> = numbers("ids").iter().map(|&id| id as i64).collect();
+/// The loss of a text as a language model's, and the logits behind its last token.
+fn loss_and_last_logits(model: PathBuf, ids: &[u32]) -> (f64, Vec<f32>) {
     let tensor = |name: &str| OutTensor {
         name: name.into(),
         dtype: Dtype::I64,
         shape: vec![1, ids.len()],
-        bytes: Cow::Owned(ids.iter().flat_map(|id| id.to_le_bytes()).collect()),
+        bytes: Cow::Owned(ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect()),
     };
-    let (batch, out) = (HOME.path().join("batch.safetensors"), HOME.path().join("out.safetensors"));
+    let dir = tempfile::tempdir().unwrap();
+    let (batch, out) = (dir.path().join("batch.safetensors"), dir.path().join("out.safetensors"));
     save(&batch, &[tensor("input_ids"), tensor("lm_labels")], &BTreeMap::new()).unwrap();
     let request = InspectRequest {
         model,
@@ -89,11 +87,20 @@ fn loss_and_logits_are_those_of_transformers() {
         out: out.clone(),
     };
     let loss = inspect_forward(&request, Box::new(Cpu::new(None).unwrap())).unwrap().unwrap();
+    let (shape, logits) = TensorFile::open(&out).unwrap().floats("logits").unwrap();
+    (loss, logits[logits.len() - shape[2]..].to_vec())
+}
+
+/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
+#[test]
+fn loss_and_logits_are_those_of_transformers() {
+    let Some(model) = model() else { return };
+    let ids: Vec<u32> = numbers("ids").iter().map(|&id| id as u32).collect();
+    let (loss, last) = loss_and_last_logits(model, &ids);
     let allowed = 4.0 * GOLDEN["distance_of_f32"].as_f64().unwrap();
     let expected = GOLDEN["loss"].as_f64().unwrap();
     assert!((loss - expected).abs() < allowed, "loss {loss}, expected {expected} within {allowed:e}");
-    let (shape, logits) = TensorFile::open(&out).unwrap().floats("logits").unwrap();
-    let last = logits[logits.len() - shape[2]..].iter().step_by(997);
+    let last = last.iter().step_by(997);
     assert_eq!(last.len(), numbers("logits").len());
     for (i, (got, expected)) in last.zip(numbers("logits")).enumerate() {
         assert!(

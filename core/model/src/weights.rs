@@ -1,9 +1,10 @@
 //! Where weights come from: the one thing that models and training need of files.
 
-use crate::convert::{first_not_finite, to_f32};
+use crate::convert::{first_not_finite, from_f32, to_f32};
 use crate::{Error, Result};
 use sparta_graph::{Blocks, DType};
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 /// A weight: its values row-major and little-endian, decoded when they are asked for where they are stored otherwise.
@@ -23,6 +24,15 @@ pub enum Stored {
     Plain(DType),
     /// Rows of whole blocks; the values are f32.
     Blocks(Blocks),
+}
+
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stored::Plain(dtype) => dtype.fmt(f),
+            Stored::Blocks(blocks) => blocks.fmt(f),
+        }
+    }
 }
 
 impl Stored {
@@ -90,9 +100,21 @@ impl<'a> TensorView<'a> {
         TensorView { dtype, shape, stored, bytes, arrangement }
     }
 
+    /// The same with values of blocks rounded to this float type; others keep theirs.
+    pub fn decoded_as(self, dtype: DType) -> TensorView<'a> {
+        match (self.stored, self.arrangement) {
+            (Stored::Blocks(_), Arrangement::None | Arrangement::RotatedPairs { .. }) => TensorView { dtype, ..self },
+            _ => self,
+        }
+    }
+
     /// The bytes in the file, whatever they mean.
     pub fn raw(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    pub fn format(&self) -> Stored {
+        self.stored
     }
 
     pub fn numel(&self) -> usize {
@@ -148,7 +170,7 @@ impl<'a> TensorView<'a> {
                 let bytes = begin + columns.start * dtype.size()..begin + columns.end * dtype.size();
                 let bytes = self.bytes.get(bytes)?;
                 match self.arrangement {
-                    Arrangement::PlusOne => push(out, &to_f32(dtype, bytes)?, 1.0),
+                    Arrangement::PlusOne => push(out, self.dtype, to_f32(dtype, bytes)?, 1.0)?,
                     _ => out.extend_from_slice(bytes),
                 }
             }
@@ -159,15 +181,18 @@ impl<'a> TensorView<'a> {
                 let mut values = vec![0.0; whole.len() * n];
                 blocks.decode(bytes, &mut values);
                 let less = if self.arrangement == Arrangement::PlusOne { 1.0 } else { 0.0 };
-                push(out, values.get(columns.start - whole.start * n..columns.end - whole.start * n)?, less);
+                let values = values.get(columns.start - whole.start * n..columns.end - whole.start * n)?;
+                push(out, self.dtype, values.to_vec(), less)?;
             }
         }
         Some(())
     }
 }
 
-fn push(out: &mut Vec<u8>, values: &[f32], less: f32) {
-    out.extend(values.iter().flat_map(|value| (value - less).to_le_bytes()));
+fn push(out: &mut Vec<u8>, dtype: DType, mut values: Vec<f32>, less: f32) -> Option<()> {
+    values.iter_mut().for_each(|value| *value -= less);
+    out.extend(from_f32(dtype, &values)?);
+    Some(())
 }
 
 /// The tensors of a model by their Hugging Face names; those of the backbone begin with `model.`.
@@ -201,7 +226,6 @@ pub trait WeightSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::from_f32;
 
     #[test]
     fn a_part_is_what_the_whole_has_there() {
@@ -232,6 +256,11 @@ mod tests {
         assert_eq!(pairs.apply(1, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(Arrangement::PlusOne.apply(2, &[0.5, -1.0]), [1.5, 0.0]);
         assert_eq!((norm.dtype, norm.to_f32().unwrap()), (DType::F32, vec![-1.0, 2.0, 0.0, 3.0, 1.0, 4.0]));
+        let blocks = [0x00, 0x3c].into_iter().chain((0..32).map(|q| 97 + q % 31)).collect::<Vec<u8>>();
+        let exact = TensorView::stored(Stored::Blocks(Blocks::Q8_0), &[1, 32], &blocks, Arrangement::None);
+        let rounded = exact.decoded_as(DType::BF16);
+        assert_eq!((rounded.dtype, rounded.size()), (DType::BF16, 64));
+        assert_eq!(*rounded.bytes(), *from_f32(DType::BF16, &exact.to_f32().unwrap()).unwrap());
         let short = TensorView::new(DType::F16, &[7], &bytes);
         assert!(short.part(0..7).is_none() && short.to_f32().is_none());
     }

@@ -13,7 +13,7 @@ use crate::train::objective::Classification;
 use crate::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::Backend;
+use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Options, Parameter};
 use std::path::Path;
 use std::sync::Arc;
@@ -68,13 +68,17 @@ impl Applied {
         } else if let (Kind::Native(manifest), true) = (&adapter.kind, objective.pools()) {
             align_head(&mut weights, &decoder, &manifest.labels)?;
         }
+        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
+        let precision = precision.unwrap_or(PrecisionChoice::F32);
+        if precision == PrecisionChoice::Bf16 {
+            // As the run did.
+            weights.decode_as(DType::BF16);
+        }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
         let mut adaptation = adapt(&adapter, parameters, &weights, plugins)?;
         adaptation.residual =
             adapter.heads.iter().filter_map(|head| head.config.as_ref()).any(|config| config.residual);
         check_values(&adapter, &adaptation)?;
-        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
-        let precision = precision.unwrap_or(PrecisionChoice::F32);
         Ok(Applied { precision, adapter, weights, decoder, adaptation, objective, recorded })
     }
 

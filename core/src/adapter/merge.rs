@@ -1,17 +1,18 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
 use super::model_dir::{self, is_gguf};
-use super::verify::{Replacement, SAMPLE_LENGTH, check_merged, examples, sample_texts};
+use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
 use super::{Applied, Head, gguf_model};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, IndexSet, Part};
-use crate::model::{HEAD, from_f32, to_f32};
+use crate::model::{HEAD, Stored, TensorView, from_f32, to_f32};
 use crate::train::{MemoryKind, Session};
 use crate::weights::{TensorSpec, Weights, safetensors_dtype};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
+use sparta_graph::blocks::encode_q8_0;
 use sparta_graph::ops::Store;
-use sparta_graph::{Backend, DType, Graph};
+use sparta_graph::{Backend, Blocks, DType, Graph};
 use sparta_plugin::method::{Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -98,14 +99,14 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
         let view = stored.get(&parameters[position].name);
         let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
-        let mut replacement = Replacement::rounded(view.dtype, view.bytes());
-        if request.dtype == MergeDtype::Q8_0 {
+        if let Stored::Blocks(blocks) = view.format() {
             let (weights, values) = (&applied.weights, &applied.adapter.values);
             let exact = merged_tensor(session, weights, values, position, DType::F32)?;
-            replacement.error = Some(relative_error(&exact, &view.to_f32().unwrap_or_default()));
+            check_blocks(blocks, &exact, &view)?;
         }
-        Ok(replacement)
+        Ok((view.dtype, view.bytes()))
     })?;
+    let check = MergeCheck { quantised: request.dtype == MergeDtype::Q8_0, ..check };
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
     }
@@ -115,12 +116,15 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
 }
 
-/// The root mean square of what differs between f32 values and others, relative to theirs.
-fn relative_error(exact: &[u8], values: &[f32]) -> f64 {
-    let exact = || exact.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
-    let squares: f64 = exact().map(|x| x * x).sum();
-    let lost: f64 = exact().zip(values).map(|(x, &value)| (x - f64::from(value)).powi(2)).sum();
-    if squares > 0.0 { (lost / squares).sqrt() } else { 0.0 }
+/// Errors: what was read of a weight is not the merged one, rounded to blocks.
+fn check_blocks(blocks: Blocks, exact: &[u8], read: &TensorView) -> Result<()> {
+    let exact: Vec<f32> = exact.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let mut expected = vec![0.0; exact.len()];
+    blocks.decode(&encode_q8_0(&exact), &mut expected);
+    match read.to_f32().is_some_and(|read| read == expected) {
+        true => Ok(()),
+        false => Err(Error::Weights("a weight is not read as it was written; the disk may be damaged".into())),
+    }
 }
 
 /// Writes a directory in the Hugging Face layout; returns the number of files of weights and the bytes of all tensors.

@@ -25,10 +25,10 @@ pub use export::{ExportFormat, export};
 pub use head::{align_head, order_of};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info, visible_share};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
-pub use model_dir::{average_models, score_objective};
+pub use model_dir::{average_models, score_objective, write_tokenizer};
 pub use native::{Manifest, save};
 pub use vector::needs_device;
-pub use verify::{Replacement, check_examples, check_merged};
+pub use verify::{check_examples, check_merged};
 
 use crate::job::RunConfig;
 use crate::model::{Decoder, HEAD};

@@ -68,18 +68,7 @@ impl Output {
     pub fn describe(&self, base: &Path, head: &Head, pad: Option<u32>, dtype: DType) -> Result<()> {
         let config = model_config(base, head, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
-        if let Some(file) = gguf::locate(base)? {
-            let gguf = Gguf::open(&file)?;
-            write_json(&self.partial.join("tokenizer.json"), &gguf.tokenizer()?)?;
-            return write_json(&self.partial.join("tokenizer_config.json"), &gguf.tokenizer_config()?);
-        }
-        for name in TOKENIZER_FILES {
-            let from = base.join(name);
-            if from.is_file() {
-                fs::copy(&from, self.partial.join(name)).map_err(Error::io(from))?;
-            }
-        }
-        Ok(())
+        write_tokenizer(base, &self.partial)
     }
 
     /// Writes the weights, `shard_bytes` to a file at most unless one tensor alone is larger; `values` makes them one at
@@ -130,6 +119,22 @@ impl Output {
         }
         files::publish(&self.path(), &self.out).map_err(Error::io(&self.out))
     }
+}
+
+/// Writes a model's tokenizer into a directory.
+pub fn write_tokenizer(model: &Path, dir: &Path) -> Result<()> {
+    if let Some(file) = gguf::locate(model)? {
+        let gguf = Gguf::open(&file)?;
+        write_json(&dir.join("tokenizer.json"), &gguf.tokenizer()?)?;
+        return write_json(&dir.join("tokenizer_config.json"), &gguf.tokenizer_config()?);
+    }
+    for name in TOKENIZER_FILES {
+        let from = model.join(name);
+        if from.is_file() {
+            fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Output {

@@ -63,28 +63,14 @@ pub fn examples(objective: &dyn Objective, texts: &[Vec<u32>], pad: Option<u32>)
     texts.iter().map(example).collect()
 }
 
-/// What a weight becomes.
-pub struct Replacement<'a> {
-    pub dtype: DType,
-    /// Little-endian values.
-    pub bytes: Cow<'a, [u8]>,
-    /// The relative error of the values, root mean square, where it is not that of rounding to `dtype`.
-    pub error: Option<f64>,
-}
-
-impl<'a> Replacement<'a> {
-    pub fn rounded(dtype: DType, bytes: Cow<'a, [u8]>) -> Replacement<'a> {
-        Replacement { dtype, bytes, error: None }
-    }
-}
-
-/// Evaluates the first of the `examples`, replaces every weight of the session by what `merged` gives for its position, and evaluates the second, the same texts as the merged model is given them. The
+/// Evaluates the first of the `examples`, replaces every weight of the session by what `merged` gives for its position
+/// (type and little-endian values), and evaluates the second, the same texts as the merged model is given them. The
 /// session is a plain model afterwards.
 pub fn check_merged<'a>(
     session: &mut Session,
     [examples, again]: [&[Encoded]; 2],
     budget: usize,
-    mut merged: impl FnMut(&mut Session, usize) -> Result<Replacement<'a>>,
+    mut merged: impl FnMut(&mut Session, usize) -> Result<(DType, Cow<'a, [u8]>)>,
 ) -> Result<MergeCheck> {
     let before = logits(session, examples, budget)?;
     let Setup { decoder, adaptation, objective, .. } = session.setup();
@@ -94,8 +80,8 @@ pub fn check_merged<'a>(
     order.sort_by_key(|&position| adaptation.parameters[position].name != NORM);
     let mut rounding = 0f64;
     for position in order {
-        let Replacement { dtype, bytes, error } = merged(session, position)?;
-        rounding += error.unwrap_or_else(|| roundoff(session, position, dtype)).powi(2);
+        let (dtype, bytes) = merged(session, position)?;
+        rounding += roundoff(session, position, dtype).powi(2);
         scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
         session.replace_weight(position, dtype, &bytes)?;
     }
@@ -115,6 +101,7 @@ pub fn check_merged<'a>(
         largest_difference,
         bound: 8.0 * scale.largest_row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
         largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
+        quantised: false,
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }

@@ -7,7 +7,7 @@ use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, Traina
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
-use crate::model::{Decoder, HEAD, IMAGES, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, Stored, TensorView, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
@@ -15,7 +15,7 @@ use crate::train::objective::{Classification, MultiLabel, NextToken, Regression}
 use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
 use std::path::Path;
@@ -80,12 +80,16 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let mut weights = Weights::find(&config.model)?;
     let source = read_task(config, plugins, &decoder, &mut weights)?;
     let Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note } = source;
-    let (parameters, absent) = match weights.is_absent() {
+    let (mut parameters, absent) = match weights.is_absent() {
         true => (expected_parameters(&decoder, &*objective), Some(NO_WEIGHTS.to_owned())),
         false => (check_weights(&decoder, &weights, objective.head())?, None),
     };
 
     let precision = config.precision.choose(&parameters, device)?;
+    if precision.precision.activations != DType::F32 && absent.is_none() {
+        weights.decode_as(precision.precision.activations);
+        parameters = check_weights(&decoder, &weights, objective.head())?;
+    }
     let mut adaptation = match absent {
         Some(_) => Adaptation::expected(method.clone(), parameters, options)?,
         None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
@@ -159,6 +163,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
             .chain(absent)
             .chain(note)
             .chain(images)
+            .chain(decoded_note(&weights))
             .chain(strange)
             .chain(steps)
             .collect(),
@@ -406,6 +411,20 @@ fn images_note(weights: &Weights) -> Option<String> {
     let of_images = |name: &str| IMAGES.iter().any(|prefix| name.starts_with(prefix));
     let count = weights.names().filter(|name| of_images(name)).count();
     (count > 0).then(|| format!("only text is read: the {count} tensors of the model that read images are left out"))
+}
+
+/// That weights of a GGUF file take more on the device than in the file.
+fn decoded_note(weights: &Weights) -> Option<String> {
+    let views = || weights.names().filter_map(|name| weights.get(name));
+    let mut decoded = views().filter(|view| matches!(view.format(), Stored::Blocks(_))).peekable();
+    let dtype = decoded.peek()?.dtype;
+    let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
+    Some(format!(
+        "{} weights are quantised in the file: they are decoded to {dtype}, and the model takes {} in place of {}",
+        decoded.count(),
+        sum(|view| view.size()),
+        sum(|view| view.raw().len())
+    ))
 }
 
 /// The rows of the prompt's words, or else normal values.

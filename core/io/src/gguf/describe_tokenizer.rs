@@ -5,7 +5,7 @@ use super::write::{Field, Fields};
 use crate::{Error, Result, files};
 use serde_json::Value;
 use sparta_model::Decoder;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 const NORMAL: i32 = 1;
@@ -90,7 +90,7 @@ fn of_file(file: &Value, decoder: &Decoder) -> std::result::Result<Fields, Strin
     if pieces {
         add("model", Field::Text("llama".into()));
         add("pre", Field::Text("default".into()));
-        add("scores", Field::F32s(scores(&tokens, &merges)));
+        add("scores", Field::F32s(scores(&tokens, &kinds, &merges)));
         add("add_space_prefix", Field::Flag(prepends(file)));
     } else {
         let split = split_name(&file["pre_tokenizer"]).ok_or("its way to split texts has no name in GGUF")?;
@@ -125,11 +125,15 @@ fn pair(merge: &Value) -> Option<[&str; 2]> {
     }
 }
 
-/// A piece's score is the number of the first merge that makes it, negated.
-fn scores(tokens: &[String], merges: &[[&str; 2]]) -> Vec<f32> {
+/// Scores of pieces that are made by merging: 0, -1, -2, ... in the order of the first merge that makes them. What is no plain
+/// piece is merged before, as if it had 0.
+fn scores(tokens: &[String], kinds: &[i32], merges: &[[&str; 2]]) -> Vec<f32> {
+    let plain = tokens.iter().zip(kinds).filter(|(_, kind)| **kind == NORMAL);
+    let plain: HashSet<&str> = plain.map(|(token, _)| token.as_str()).collect();
     let mut ranks = HashMap::new();
-    for (rank, merge) in merges.iter().enumerate() {
-        ranks.entry(merge.concat()).or_insert(rank);
+    for piece in merges.iter().map(|merge| merge.concat()).filter(|piece| plain.contains(piece.as_str())) {
+        let next = ranks.len();
+        ranks.entry(piece).or_insert(next);
     }
     tokens.iter().map(|token| -(ranks.get(token).copied().unwrap_or_default() as f32)).collect()
 }

@@ -147,7 +147,7 @@ impl Info {
     /// Bytes that the values take.
     fn bytes(&self) -> std::result::Result<usize, String> {
         if let Stored::Blocks(blocks) = self.stored {
-            let columns = self.shape.last().copied().unwrap_or_default();
+            let columns = self.shape.last().copied().unwrap_or(1);
             if !columns.is_multiple_of(blocks.elements()) {
                 return Err(format!(
                     "tensor `{}` has rows of {columns} elements in {blocks}, expected a multiple of {}",

@@ -60,7 +60,9 @@ pub(super) fn is_rotation(name: &str) -> bool {
 
 fn arrangement(architecture: &Architecture, canonical: &str, rows: usize, heads: &Heads) -> Arrangement {
     let pairs = |heads: u64| match usize::try_from(heads) {
-        Ok(heads) if heads > 0 => Arrangement::RotatedPairs { head_rows: rows / heads },
+        Ok(heads) if heads > 0 && rows.is_multiple_of(2 * heads) => {
+            Arrangement::RotatedPairs { head_rows: rows / heads }
+        }
         _ => Arrangement::None,
     };
     match canonical.rsplit('.').nth(1) {

@@ -283,24 +283,32 @@ fn pieces_become_the_models_own_merges() {
     }
 }
 
-/// Metadata with the vocabulary of a `tokenizer.json`. A piece's score is the number of the first merge that makes it, negated.
+/// Metadata with the vocabulary of a `tokenizer.json`. The scores of pieces are 0, -1, -2, ... in the order of the first merges
+/// that make them, as SentencePiece has them.
 fn of_tokenizer(file: &Value, prefix: bool) -> Fields {
     let vocab = file["model"]["vocab"].as_object().unwrap();
     let mut tokens = vec![String::new(); vocab.len()];
     vocab.iter().for_each(|(token, id)| tokens[id.as_u64().unwrap() as usize] = token.clone());
+    let added: BTreeMap<&str, bool> = file["added_tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| (token["content"].as_str().unwrap(), token["special"] == true))
+        .collect();
     let mut ranks = BTreeMap::new();
-    for (rank, merge) in file["model"]["merges"].as_array().unwrap().iter().enumerate() {
+    for merge in file["model"]["merges"].as_array().unwrap() {
         let piece = match merge {
             Value::String(text) => text.replacen(' ', "", 1),
             pair => format!("{}{}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
         };
-        ranks.entry(piece).or_insert(rank);
+        let rank = ranks.len();
+        if !added.contains_key(piece.as_str()) {
+            ranks.entry(piece).or_insert(rank);
+        }
     }
     let score = |token: &String| -(ranks.get(token).copied().unwrap_or(0) as f32);
-    let mut kinds = vec![1; tokens.len()];
-    for token in file["added_tokens"].as_array().unwrap() {
-        kinds[token["id"].as_u64().unwrap() as usize] = if token["special"] == true { 3 } else { 4 };
-    }
+    let kind = |token: &String| added.get(token.as_str()).map_or(1, |&special| if special { 3 } else { 4 });
+    let kinds = tokens.iter().map(kind).collect();
     fields(|fields| {
         let id = |names: &[&str]| names.iter().find_map(|name| vocab.get(*name)).unwrap().as_u64().unwrap() as u32;
         set(fields, "tokenizer.ggml.scores", Field::F32s(tokens.iter().map(score).collect()));

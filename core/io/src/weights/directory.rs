@@ -22,6 +22,8 @@ pub struct Weights {
     files: Vec<TensorFile>,
     /// The model, where it is in a GGUF file; there are no other files then.
     gguf: Option<Gguf>,
+    /// The type of values that are stored in blocks.
+    decoded: DType,
     tensors: BTreeMap<String, Slot>,
 }
 
@@ -33,7 +35,7 @@ struct Slot {
     name: String,
     dtype: DType,
     /// Its values in another order of rows.
-    reordered: Option<Vec<u8>>,
+    reordered: Option<(DType, Vec<u8>)>,
 }
 
 impl Weights {
@@ -61,14 +63,14 @@ impl Weights {
             vec![]
         };
         let tensors = collect(&files)?;
-        Ok(Weights { dir, files, gguf: None, tensors })
+        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, tensors })
     }
 
     fn of_gguf(dir: PathBuf, gguf: Gguf) -> Weights {
         let dtype = |name: &str| gguf.get(name).map_or(DType::F32, |view| view.dtype);
         let slot = |name: &str| Slot { file: 0, name: name.to_owned(), dtype: dtype(name), reordered: None };
         let tensors = gguf.names().map(|name| (name.to_owned(), slot(name))).collect();
-        Weights { dir, files: vec![], gguf: Some(gguf), tensors }
+        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, tensors }
     }
 
     /// Errors: the directory has no weights; what it has instead.
@@ -93,16 +95,21 @@ impl Weights {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let slot = self.tensors.get(name)?;
         let view = match &self.gguf {
-            Some(gguf) => gguf.get(&slot.name)?,
+            Some(gguf) => gguf.get(&slot.name)?.decoded_as(self.decoded),
             None => {
                 let raw = self.files[slot.file].get(&slot.name)?;
                 TensorView::new(slot.dtype, raw.shape, raw.bytes)
             }
         };
         Some(match &slot.reordered {
-            Some(bytes) => TensorView::new(slot.dtype, view.shape, bytes),
+            Some((dtype, bytes)) => TensorView::new(*dtype, view.shape, bytes),
             None => view,
         })
+    }
+
+    /// Rounds values that are stored in blocks to this float type from now on; they are f32 before.
+    pub fn decode_as(&mut self, dtype: DType) {
+        self.decoded = dtype;
     }
 
     /// Gives back the memory that reading a tensor took; it is read again when needed.
@@ -123,13 +130,13 @@ impl Weights {
     ///
     /// Errors: there is no such tensor or row.
     pub fn reorder_rows(&mut self, name: &str, order: &[usize]) -> Result<()> {
-        let bytes = self.get(name).and_then(|view| {
+        let rows = self.get(name).and_then(|view| {
             let width = view.shape.iter().skip(1).product::<usize>();
             let rows = order.iter().map(|&row| view.part(row * width..(row + 1) * width));
-            Some(rows.collect::<Option<Vec<_>>>()?.concat())
+            Some((view.dtype, rows.collect::<Option<Vec<_>>>()?.concat()))
         });
-        match (self.tensors.get_mut(name), bytes) {
-            (Some(slot), Some(bytes)) => slot.reordered = Some(bytes),
+        match (self.tensors.get_mut(name), rows) {
+            (Some(slot), Some(rows)) => slot.reordered = Some(rows),
             _ => return Err(Error::Weights(format!("{}: {name} has no rows {order:?}", self.dir.display()))),
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use crate::Result;
-use crate::adapter::{MergeDtype, Replacement, check_examples, check_merged, merged_tensor, visible_share};
+use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
 use crate::job::{Environment, MergeCheck, RunResult, Stopped};
 use crate::run::directory::peak_resident;
 use crate::train::Session;
@@ -93,7 +93,7 @@ impl Trainer<'_> {
                 let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
                 let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
                 weights.forget(&session.setup().adaptation.parameters[position].name);
-                Ok(Replacement::rounded(dtype, Cow::Owned(bytes)))
+                Ok((dtype, Cow::Owned(bytes)))
             };
             check_merged(&mut self.session, [&examples; 2], self.run.config.micro_batch_tokens(), merged)
         });

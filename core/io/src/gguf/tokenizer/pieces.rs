@@ -89,7 +89,8 @@ fn merges<'a>(vocabulary: &'a Vocabulary, scores: &[f64]) -> Result<Vec<[&'a str
     for (id, piece) in vocabulary.tokens.iter().enumerate() {
         // SentencePiece gives 0 to what is no piece of a text; llama.cpp's converter writes something else.
         let plain = ![UNKNOWN, CONTROL, USER_DEFINED].contains(&vocabulary.kinds[id]);
-        let score = if plain { scores[id] } else { 0.0 };
+        // The first piece has -0.
+        let score = if plain { scores[id] + 0.0 } else { 0.0 };
         if !score.is_finite() {
             return Err(format!("`tokenizer.ggml.scores` has {score} for token {id}"));
         }

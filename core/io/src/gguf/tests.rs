@@ -266,7 +266,11 @@ fn pieces_become_the_models_own_merges() {
             };
             merges.map(text).collect()
         };
-        let (made, own) = (pairs(&made), pairs(&own));
+        let (mut made, mut own) = (pairs(&made), pairs(&own));
+        // Pairs that make one piece have one score: versions of transformers order them differently.
+        for all in [&mut made, &mut own] {
+            all.chunk_by_mut(|a, b| a.replace(' ', "") == b.replace(' ', "")).for_each(|same| same.sort());
+        }
         assert_eq!(made.len(), own.len(), "{name}");
         if let Some(at) = made.iter().zip(&own).position(|(made, own)| made != own) {
             panic!("{name}: merge {at} is {:?}, expected {:?}", made[at], own[at]);
@@ -274,7 +278,7 @@ fn pieces_become_the_models_own_merges() {
         let (made, own) = (Tokenizer::open(&path).unwrap(), Tokenizer::open(&data.join(name)).unwrap());
         for text in [
             "A fine film.",
-            " two  spaces\n\n\nand\ttabs\t\t",
+            " two  spaces\n\n\nand\ttabs\t\t             x   ",
             "1234 \u{e9}\u{4f60}\u{597d} \u{1f600}",
             "don't</s><eos>x",
         ] {

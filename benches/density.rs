@@ -28,7 +28,7 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Measure each density for so many seconds in each round
+    /// Seconds to measure each density for, in each round
     #[arg(long, default_value = "2")]
     seconds: f64,
     /// Passes over all densities: the fastest step of all counts
@@ -96,13 +96,14 @@ fn main() -> Result<()> {
     if let Some(path) = args.svg {
         let chart = |title: &str, value: fn(&Point) -> f64| {
             let x = |point: &Point| percent(&point.case).log10();
-            let line = |points: Vec<(f64, f64)>, i| Series { points, colour: colour(i) };
+            let line =
+                |points: Vec<(f64, f64)>, i| Series { name: String::new(), points, colour: colour(i), mark: None };
             let ends = [&sparta[0], &sparta[sparta.len() - 1]].map(|end| (x(end), value(full)));
             Chart {
                 title: format!("{title}: SpaRTA by density, and full fine-tuning (level)"),
                 x_label: "log10 of the trained share of the layers' scalars in %".into(),
-                log_y: false,
                 series: vec![line(sparta.iter().map(|p| (x(p), value(p))).collect(), 0), line(ends.to_vec(), 1)],
+                ..Chart::default()
             }
         };
         let charts = [chart("ms per step", |p| p.seconds * 1e3), chart("device MiB", |p| p.memory)];

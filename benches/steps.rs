@@ -44,10 +44,10 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Measure for so many seconds
+    /// Seconds to measure for
     #[arg(long, default_value = "10")]
     seconds: f64,
-    /// But at least so many steps
+    /// Steps to measure at least
     #[arg(long, default_value = "7")]
     at_least: usize,
     /// Print what the ops of a step take, to stderr, and write a timeline for chrome://tracing to this file

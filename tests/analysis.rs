@@ -208,10 +208,13 @@ fn reports_stand_alone_and_escape() {
         for title in ["training loss", "dev accuracy", "learning rate", "gradient norm"] {
             assert!(page.contains(title), "{title}");
         }
-        let outside = ["<script", "src=", "href=", "url(", "@import"];
+        let outside = ["src=", "href=", "url(", "@import", "fetch(", "import("];
         assert!(outside.iter().all(|reference| !page.contains(reference)), "the page refers to something outside");
     }
     assert!(both.contains("2 runs compared"));
+    // Both methods have options of their own: columns of a table that a click sorts.
+    assert!(both.contains("<th class=\"number\">lora-r</th>") && both.contains("data-value=\"0.05\""), "{both}");
+    assert!(one.contains("Lengths of training examples") && one.contains("application/json"));
     // A run that was killed: no result, and half a line.
     fs::remove_file(Path::new(&runs[1]).join("result.json")).unwrap();
     let metrics = Path::new(&runs[1]).join("metrics.jsonl");

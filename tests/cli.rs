@@ -312,6 +312,15 @@ fn cuda_needs_its_libraries() {
 fn completions_know_the_options_of_methods() {
     let script = succeed(&["completions", "bash"]);
     assert!(script.contains("--density") && script.contains("--lora-r") && script.contains("--batch-size"));
+    assert!(succeed(&["completions"]).contains("sparta-cli completions fish >"));
+}
+
+#[test]
+fn presets_are_listed_briefly() {
+    let list = succeed(&["presets"]);
+    assert!(list.contains("paper/imdb/gemma-2b/lora") && !list.contains("Table 12"), "{list}");
+    let one = succeed(&["presets", "paper/imdb/gemma-2b/lora"]);
+    assert!(one.contains("--lora-dropout") && one.contains("Table 12"), "{one}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 
 type Answer<T> = Result<T, BackendError>;
 
-/// How a device fails once it has run so many plans.
+/// How a device fails after a number of plans.
 #[derive(Clone, Copy)]
 enum Fault {
     Lost,
@@ -135,7 +135,7 @@ fn config(home: &Path, steps: usize) -> RunConfig {
     RunConfig { control, ..config }
 }
 
-/// Trains on devices of which the first `faulty` have a fault after so many plans.
+/// Trains on devices of which the first `faulty` fail after a number of plans.
 fn train(
     config: &RunConfig,
     faulty: usize,

@@ -24,7 +24,7 @@ const GEMMA_2B: Shape = Shape("gemma", [2048, 18, 8, 1, 256, 16384, 256_000]);
 const LLAMA_110M: Shape = Shape("llama", [768, 12, 12, 12, 64, 2048, 32_000]);
 
 impl Shape {
-    /// The plan of SpaRTA with 5 % on batches of so many examples of so many tokens.
+    /// The plan of SpaRTA with 5 % on batches of this many examples, each of this many tokens.
     fn plan(&self, precision: PrecisionChoice, [examples, tokens]: [usize; 2], device: &DeviceInfo) -> MemoryPlan {
         let Shape(family, [hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary]) = self;
         let config = json!({

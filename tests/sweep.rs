@@ -133,6 +133,7 @@ fn event_files_change_nothing_else() {
     let bytes = fs::read(&events(&logged)[0]).unwrap();
     let count = |tag: &str| bytes.windows(tag.len()).filter(|window| *window == tag.as_bytes()).count();
     assert_eq!([count("train/loss"), count("train/grad_norm"), count("test/accuracy")], [4, 4, 1]);
+    assert_eq!([count("_hparams_/session_start_info"), count("| density | 0.05 |")], [1, 1]);
 }
 
 #[test]

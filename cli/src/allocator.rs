@@ -8,7 +8,7 @@ static LIMIT: AtomicIsize = AtomicIsize::new(isize::MAX);
 /// Bytes allocated since then, less those that were freed.
 static IN_USE: AtomicIsize = AtomicIsize::new(0);
 
-/// From now on the process may allocate so many bytes more. What is asked for beyond ends it.
+/// Limits what the process may allocate from now on, in bytes. A request beyond the limit ends it.
 pub fn limit_memory(bytes: isize) {
     LIMIT.store(bytes, Relaxed);
 }

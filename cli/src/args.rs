@@ -7,7 +7,7 @@ use crate::plugin_check::CheckArgs;
 use crate::rank::RankArgs;
 use crate::report::ReportArgs;
 use crate::sweep::SweepArgs;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use sparta_core::job::config::{DEVICE, OUTPUT, PRECISIONS, at_least, fraction, not_negative, one_of, positive};
 use sparta_core::job::{OptimizerOptions, PrecisionChoice, RunConfig, Sources};
@@ -25,6 +25,9 @@ pub struct Cli {
     /// Accept plugins other than those that a run was made with
     #[arg(long, global = true)]
     pub allow_other_plugin: bool,
+    /// Log to stderr what is looked for, found and opened: -vv more, -vvv all; SPARTA_LOG sets a filter instead
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -85,7 +88,13 @@ pub enum Command {
         what: PluginCommand,
     },
     /// List the devices and mark the one that `--device auto` picks
-    Devices(ListArgs),
+    Devices {
+        #[command(flatten)]
+        list: ListArgs,
+        /// Write to FILE what a report of trouble with a device needs: versions, drivers, limits, what opening each does
+        #[arg(long, value_name = "FILE", conflicts_with = "json")]
+        report: Option<PathBuf>,
+    },
     /// Benchmark the devices, in single ops and in whole training steps, and compare them
     Bench(BenchArgs),
     /// List the presets: the hyper-parameters of the paper's tables, each with its source
@@ -97,8 +106,8 @@ pub enum Command {
     },
     /// Pre-train a causal language model from scratch on lines of text
     Pretrain(PretrainArgs),
-    /// Print a completion script for a shell
-    Completions { shell: Shell },
+    /// Print a completion script for a shell, or how to install one
+    Completions { shell: Option<Shell> },
 }
 
 impl Command {
@@ -420,7 +429,7 @@ impl From<SavedType> for DType {
 
 #[derive(Args)]
 pub struct PresetsArgs {
-    /// Only this preset, or those whose names begin so
+    /// All options of this preset, or a list of those whose names begin so [default: list all]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// Print JSON

@@ -7,11 +7,13 @@ mod bench;
 mod builtin;
 mod data;
 mod default_job;
+mod device_report;
 mod devices;
 mod generate;
 mod hub;
 mod infer;
 mod limits;
+mod logging;
 mod memory;
 mod merge;
 mod output;
@@ -129,8 +131,10 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
         Command::Bench(args) => bench::bench(args, &plugins),
-        Command::Devices(args) => devices::list(&plugins, args.json),
-        Command::Completions { shell } => completions(shell, &plugins),
+        Command::Devices { list, report: None } => devices::list(&plugins, list.json),
+        Command::Devices { report: Some(file), .. } => device_report::write(&plugins, &file),
+        Command::Completions { shell: Some(shell) } => completions(shell, &plugins),
+        Command::Completions { shell: None } => output::print(COMPLETIONS),
     }?;
     Ok(0)
 }
@@ -140,6 +144,16 @@ fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
     let explicit = explicit.iter().map(|path| format!("--plugin={}", path.display()));
     explicit.chain(allow_other.then(|| "--allow-other-plugin".to_owned())).collect()
 }
+
+/// Where shells look for completions.
+const COMPLETIONS: &str = "\
+sparta-cli completions SHELL prints a script, to be stored once and again after an update:
+
+  bash        sparta-cli completions bash > ~/.local/share/bash-completion/completions/sparta-cli
+  zsh         sparta-cli completions zsh > ~/.zfunc/_sparta-cli        (with ~/.zfunc in fpath)
+  fish        sparta-cli completions fish > ~/.config/fish/completions/sparta-cli.fish
+  powershell  sparta-cli completions powershell >> $PROFILE
+  elvish      sparta-cli completions elvish >> ~/.config/elvish/rc.elv";
 
 /// With the options of all methods and tasks on `run` and `plan`, as far as their names differ.
 fn completions(shell: clap_complete::Shell, plugins: &sparta_core::plugin::PluginSet) -> Result<()> {

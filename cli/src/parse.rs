@@ -9,6 +9,7 @@
 use crate::args::{Cli, DeviceArgs, RunArgs, ShowArgs, WatchArgs};
 use crate::builtin;
 use crate::default_job::DefaultJob;
+use crate::logging;
 use crate::presets::{self, Preset};
 use clap::builder::{Resettable, ValueParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -78,6 +79,7 @@ impl From<Error> for Stop {
 /// Parses `argv`, the program's name first.
 pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     let first = First::pass(&argv);
+    logging::start(first.verbose, std::env::var(logging::VARIABLE).ok())?;
     let discover = |configured, runs: &[&Path]| {
         let run = runs.iter().flat_map(|run| RunConfig::libraries(run, first.allow_other)).collect();
         let (unneeded, allow_other) = (unneeded(first.command.as_deref()), first.allow_other);
@@ -85,6 +87,15 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         let options = DiscoverOptions { run, allow_other, unneeded, ..standard };
         let mut plugins = PluginSet::discover(&options);
         builtin::link(&mut plugins);
+        for found in plugins.report() {
+            tracing::info!(
+                "plugin {} {}, found by {}: {:?}",
+                found.name,
+                found.path.display(),
+                found.origin,
+                found.state
+            );
+        }
         // Those that list or check plugins say themselves what is wrong with one.
         match first.command.as_deref() {
             Some("plugins" | "plugin" | "completions") => {}
@@ -168,6 +179,7 @@ struct First {
     plugins: Vec<PathBuf>,
     command: Option<String>,
     allow_other: bool,
+    verbose: u8,
     /// One of [`JOBS`], with the last value of each option that was given.
     job: Option<(String, Values)>,
     /// Whether it is to explain itself.
@@ -202,7 +214,8 @@ impl First {
         let help = job.is_some_and(|(_, given)| given.get_flag("help"));
         let job = job.and_then(|(name, given)| Some((name.to_owned(), texts(command.find_subcommand(name)?, given))));
         let allow_other = matches.get_flag("allow_other_plugin");
-        First { plugins, command: command_name, allow_other, help, job }
+        let verbose = matches.get_count("verbose");
+        First { plugins, command: command_name, allow_other, verbose, help, job }
     }
 }
 

@@ -110,6 +110,7 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     let mut results = vec![];
     for name in &contents.tests {
         let ended = child(args, explicit, name)?;
+        ended.stderr.lines().for_each(|line| tracing::info!("{name}: {line}"));
         let details = if ended.passed() { ended.stdout_details() } else { ended.why(args.limit) };
         let (mark, said) = if ended.passed() {
             ("passed", details.lines().next().unwrap_or_default())

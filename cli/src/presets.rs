@@ -124,6 +124,9 @@ fn settings(table: &Table, column: Option<usize>) -> Vec<Setting> {
 }
 
 /// `sparta-cli presets`: their names, or with a name the values of one and of those below it.
+/// What the list of presets shows of each.
+const NOTABLE: [&str; 4] = ["lr", "epochs", "batch-size", "density"];
+
 pub fn list(args: PresetsArgs) -> Result<()> {
     let mut presets = all()?;
     if let Some(name) = &args.name {
@@ -134,6 +137,16 @@ pub fn list(args: PresetsArgs) -> Result<()> {
     }
     if args.json {
         return output::json_line(&presets);
+    }
+    if presets.len() > 1 {
+        let row = |preset: &Preset| {
+            let text = |s: &Setting| format!("--{} {}", s.option, s.value);
+            let notable = preset.options.iter().filter(|s| NOTABLE.contains(&s.option.as_str())).map(text);
+            let searched = preset.grid.iter().map(|s| format!("--{} one of {}", s.option, s.value));
+            vec![preset.name.clone(), notable.chain(searched).collect::<Vec<_>>().join("  ")]
+        };
+        output::print(output::table(&["PRESET", "OF ITS OPTIONS"], &presets.iter().map(row).collect::<Vec<_>>()))?;
+        return output::print("\nsparta-cli presets NAME shows all options of one, and where each comes from");
     }
     for preset in &presets {
         output::print(&preset.name)?;

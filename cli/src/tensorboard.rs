@@ -1,8 +1,9 @@
-//! Event files of TensorBoard: its record format, with the few fields of `Event` that scalars need.
+//! Event files of TensorBoard: its record format, with the few fields of `Event` that scalars, a text and hyper-parameters need.
 //!
 //! A record is the length, 8 bytes, its masked CRC-32C, the message, and the message's masked CRC-32C, all little-endian
 //! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
 
+use serde_json::{Map, Value};
 use sparta_core::job::{EvalReport, StepReport};
 use sparta_core::{Error, Result, files};
 use std::fs::File;
@@ -27,7 +28,26 @@ impl EventFile {
         let file = File::create(&path).map_err(Error::io(&path))?;
         let mut events = EventFile { path, file, fresh: true };
         events.write(&event(now(), 0, |event| bytes_field(event, 3, b"brain.Event:2")))?;
+        events.describe(directory)?;
         Ok(events)
+    }
+
+    /// What the run directory's configuration says, as hyper-parameters and as a table to be read.
+    fn describe(&mut self, directory: &Path) -> Result<()> {
+        let path = directory.join("config.json");
+        let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
+        let config: Map<String, Value> = serde_json::from_str(&text)
+            .map_err(|e| Error::Usage(format!("{}: not a configuration: {e}", path.display())))?;
+        let options = config.iter().flat_map(|(name, value)| match value {
+            Value::Object(of_method) => of_method.clone().into_iter().collect(),
+            value => vec![(name.clone(), value.clone())],
+        });
+        let options: Vec<(String, Value)> =
+            options.filter(|(_, value)| !value.is_null() && !value.is_array()).collect();
+        let row = |(name, value): &(String, Value)| format!("| {name} | {} |\n", plain(value).replace('|', "\\|"));
+        let table = format!("| option | value |\n|---|---|\n{}", options.iter().map(row).collect::<String>());
+        self.summary(0, &tensor("configuration", "text", &[], table.as_bytes()))?;
+        self.summary(0, &tensor("_hparams_/session_start_info", "hparams", &hyper_parameters(&options), b""))
     }
 
     pub fn step(&mut self, report: &StepReport) -> Result<()> {
@@ -54,7 +74,11 @@ impl EventFile {
         if std::mem::take(&mut self.fresh) {
             self.write(&event(now(), start, |event| bytes_field(event, 7, &session_start())))?;
         }
-        self.write(&event(now(), step, |event| bytes_field(event, 5, &summary(scalars))))
+        self.summary(step, &summary(scalars))
+    }
+
+    fn summary(&mut self, step: usize, summary: &[u8]) -> Result<()> {
+        self.write(&event(now(), step, |event| bytes_field(event, 5, summary)))
     }
 
     fn write(&mut self, message: &[u8]) -> Result<()> {
@@ -104,6 +128,52 @@ fn summary(scalars: &[(&str, f64)]) -> Vec<u8> {
     summary
 }
 
+/// `Summary { value = 1: [Value { tag = 1, tensor = 8, metadata = 9 }] }` for a plugin of TensorBoard, with its own data:
+/// `TensorProto { dtype = 1: STRING, tensor_shape = 2, string_val = 8 }`,
+/// `SummaryMetadata { plugin_data = 1: { plugin_name = 1, content = 2 } }`.
+fn tensor(tag: &str, plugin: &str, content: &[u8], text: &[u8]) -> Vec<u8> {
+    let (mut plugin_data, mut metadata, mut tensor, mut value) = (vec![], vec![], vec![], vec![]);
+    bytes_field(&mut plugin_data, 1, plugin.as_bytes());
+    bytes_field(&mut plugin_data, 2, content);
+    bytes_field(&mut metadata, 1, &plugin_data);
+    tensor.extend([1 << 3, 7]);
+    bytes_field(&mut tensor, 2, &[]);
+    bytes_field(&mut tensor, 8, text);
+    bytes_field(&mut value, 1, tag.as_bytes());
+    bytes_field(&mut value, 8, &tensor);
+    bytes_field(&mut value, 9, &metadata);
+    let mut summary = Vec::new();
+    bytes_field(&mut summary, 1, &value);
+    summary
+}
+
+/// `HParamsPluginData { session_start_info = 3: { hparams = 1: map<string, google.protobuf.Value> } }`.
+fn hyper_parameters(options: &[(String, Value)]) -> Vec<u8> {
+    let mut session = Vec::new();
+    for (name, value) in options {
+        let (mut entry, mut message) = (vec![], vec![]);
+        match value {
+            Value::Number(number) => {
+                message.push((2 << 3) | 1);
+                message.extend(number.as_f64().unwrap_or(f64::NAN).to_le_bytes());
+            }
+            Value::Bool(on) => message.extend([4 << 3, u8::from(*on)]),
+            other => bytes_field(&mut message, 3, plain(other).as_bytes()),
+        }
+        bytes_field(&mut entry, 1, name.as_bytes());
+        bytes_field(&mut entry, 2, &message);
+        bytes_field(&mut session, 1, &entry);
+    }
+    let mut data = Vec::new();
+    bytes_field(&mut data, 3, &session);
+    data
+}
+
+/// A text without quotation marks.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
 fn bytes_field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
     message.push((number << 3) | 2);
     varint(message, bytes.len() as u64);
@@ -136,6 +206,7 @@ mod tests {
     #[test]
     fn a_resumed_run_adds_a_file_that_starts_at_its_first_step() {
         let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("config.json"), r#"{"lr": 1e-3, "method_options": {"density": 0.5}}"#).unwrap();
         let mut events = EventFile::create(directory.path()).unwrap();
         let empty = fs::metadata(&events.path).unwrap().len();
         let (step, total_steps, epoch, tokens) = (7, 9, 0, 3);

@@ -85,12 +85,17 @@ fn chart(kind: &[MatrixRank]) -> Chart {
         let largest = matrix.singular_values.first().copied().unwrap_or(0.0);
         let points = matrix.singular_values.iter().enumerate().filter(|(_, sigma)| **sigma > 0.0);
         let points = points.map(|(i, &sigma)| ((i + 1) as f64, f64::from(sigma / largest))).collect();
-        Series { points, colour: svg::gradient(i as f64 / (kind.len().max(2) - 1) as f64) }
+        Series {
+            name: String::new(),
+            mark: None,
+            points,
+            colour: svg::gradient(i as f64 / (kind.len().max(2) - 1) as f64),
+        }
     };
     let title = kind.first().map_or("", |matrix| kind_and_layer(&matrix.name).0);
     let series = kind.iter().enumerate().map(line).collect();
     let title = format!("{title}: singular values of the change, relative to the largest");
-    Chart { title, x_label: "position".into(), log_y: true, series }
+    Chart { title, x_label: "position".into(), log_y: true, series, ..Chart::default() }
 }
 
 impl fmt::Display for RankReport {

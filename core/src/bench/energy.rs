@@ -20,7 +20,7 @@ struct Counter {
 }
 
 enum Unit {
-    /// Microjoules, from 0 again after so many.
+    /// Where the counter of microjoules wraps around to 0.
     Microjoules { wraps: f64 },
     /// Microwatts, the mean of the time since is taken to be that of both readings.
     Microwatts { since: Instant },

@@ -180,7 +180,7 @@ fn updates(device: &dyn Backend, [rows, columns]: [usize; 2], chosen: usize) -> 
     Ok([(format!("adam {chosen}"), adam), (format!("scatter {chosen} of {rows} x {columns}"), scatter)])
 }
 
-/// Random floats; every [`ONE_IN`]th element of a weight with so many columns; one segment of all rows.
+/// Random floats; every [`ONE_IN`]th element of a weight with this many columns; one segment of all rows.
 fn data(external: &External, columns: usize) -> Vec<u8> {
     let n = external.ty.numel();
     let words = |word: &dyn Fn(usize) -> usize| (0..n).flat_map(|i| (word(i) as u32).to_le_bytes()).collect();

@@ -42,7 +42,7 @@ pub struct Request {
     pub kernels: Vec<Shape>,
     /// Seconds for which steps are repeated.
     pub seconds: f64,
-    /// Steps and ops that take longer than so many seconds at the device's ceiling are left out.
+    /// Steps and ops that would take more than this many seconds at the device's ceiling are left out.
     pub longest: f64,
 }
 

@@ -13,7 +13,7 @@ pub use config::{Control, EarlierLength, OptimizerOptions, RunConfig, Sources};
 pub use merge_check::MergeCheck;
 pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};
-pub use plan::{DataPlan, RunPlan, SplitPlan, TrainablePlan, body_size, thousands};
+pub use plan::{DataPlan, Lengths, RunPlan, SplitPlan, TrainablePlan, body_size, thousands};
 pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Environment, RunResult, Stopped};

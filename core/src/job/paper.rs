@@ -18,7 +18,7 @@ pub struct PaperMemory {
     pub trained: u64,
     /// Bytes of full fine-tuning, 64 P bits.
     pub full: u64,
-    /// Bytes of SpaRTA with so many trained parameters, 16 P + 96 k bits.
+    /// Bytes of SpaRTA with this many trained parameters, 16 P + 96 k bits.
     pub sparse: u64,
     /// Bytes of the stored adapter, 48 k bits.
     pub adapter: u64,

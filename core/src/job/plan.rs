@@ -121,6 +121,30 @@ pub struct SplitPlan {
     /// Tokens that are trained on, where that is not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained: Option<usize>,
+    /// Missing in plans of earlier versions, and where there are no examples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lengths: Option<Lengths>,
+}
+
+/// A histogram: `counts[i]` examples have more than `i * width` and at most `(i + 1) * width` tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lengths {
+    pub width: usize,
+    pub counts: Vec<usize>,
+}
+
+impl Lengths {
+    /// Bars of a histogram, at most.
+    const BARS: usize = 30;
+
+    /// `None` without a length above 0.
+    pub fn of(lengths: impl Iterator<Item = usize> + Clone) -> Option<Lengths> {
+        let longest = lengths.clone().max().filter(|&longest| longest > 0)?;
+        let width = longest.div_ceil(Self::BARS);
+        let mut counts = vec![0; longest.div_ceil(width)];
+        lengths.for_each(|length| counts[length.saturating_sub(1) / width] += 1);
+        Some(Lengths { width, counts })
+    }
 }
 
 impl RunPlan {

@@ -32,7 +32,8 @@ fn steps(runs: &[RunData], title: &str, value: impl Fn(&StepReport) -> f64) -> C
         let sum: f64 = steps.iter().map(&value).sum();
         (steps.last().map_or(0.0, |step| step.step as f64), sum / steps.len() as f64)
     };
-    chart(title, runs, |run| run.steps.chunks(size).map(mean).collect())
+    let chart = chart(title, runs, |run| run.steps.chunks(size).map(mean).collect());
+    Chart { noisy: true, ..chart }
 }
 
 fn evals(runs: &[RunData], title: &str, value: impl Fn(&EvalReport) -> Option<f64>) -> Chart {
@@ -40,10 +41,20 @@ fn evals(runs: &[RunData], title: &str, value: impl Fn(&EvalReport) -> Option<f6
         let dev = run.evals.iter().filter(|eval| eval.split == "dev");
         dev.filter_map(|eval| Some((eval.step as f64, value(eval)?))).collect()
     };
-    chart(title.to_owned(), runs, dev)
+    let mut chart = chart(title.to_owned(), runs, dev);
+    for (series, run) in chart.series.iter_mut().zip(runs) {
+        series.mark = run.result.as_ref().and_then(|result| result.best_step).map(|step| step as f64);
+    }
+    chart
 }
 
 fn chart(title: String, runs: &[RunData], points: impl Fn(&RunData) -> Vec<(f64, f64)>) -> Chart {
-    let line = |(i, run): (usize, &RunData)| Series { points: points(run), colour: colour(i) };
-    Chart { title, x_label: "step".into(), log_y: false, series: runs.iter().enumerate().map(line).collect() }
+    let line = |(i, run): (usize, &RunData)| Series {
+        name: run.name.clone(),
+        points: points(run),
+        colour: colour(i),
+        mark: None,
+    };
+    let series = runs.iter().enumerate().map(line).collect();
+    Chart { title, x_label: "step".into(), series, ..Chart::default() }
 }

@@ -1,33 +1,70 @@
 //! The page, through a template that escapes every value.
 
-use super::svg::{self, colour};
+use super::svg::{self, Chart, Series, colour};
 use super::{RunData, charts};
-use crate::job::{SplitPlan, Stopped, thousands};
+use crate::job::{Lengths, SplitPlan, Stopped, thousands};
 use crate::train::{MemoryKind, Metrics};
 use crate::{Error, Result};
 use minijinja::{AutoEscape, Environment, Value, context};
 use sparta_graph::memory_size;
+use std::collections::BTreeSet;
 
 const TEMPLATE: &str = include_str!("report.html");
+const SCRIPT: &str = include_str!("report.js");
 
 /// The page of one or several runs.
 pub fn page(runs: &[RunData]) -> Result<String> {
-    let charts = charts::charts(runs);
-    let charts = charts.iter().map(svg::inline).collect::<Result<Vec<_>>>()?;
-    let charts: Vec<Value> = charts.into_iter().map(Value::from_safe_string).collect();
-    let runs: Vec<Value> = runs.iter().enumerate().map(|(i, run)| run_value(i, run)).collect();
+    let charts = charts::charts(runs).iter().map(chart_value).collect::<Result<Vec<_>>>()?;
+    let swept = swept(runs);
+    let value = |(i, run): (usize, &RunData)| {
+        let swept: Vec<String> = swept.iter().map(|name| option(run, name)).collect();
+        context! { swept, ..run_value(i, run) }
+    };
+    let runs: Vec<Value> = runs.iter().enumerate().map(value).collect();
+    let script = Value::from_safe_string(SCRIPT.into());
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     let template = environment.template_from_named_str("report.html", TEMPLATE);
-    let page = template.and_then(|template| template.render(context! { runs, charts }));
+    let page = template.and_then(|template| template.render(context! { runs, charts, swept, script }));
     page.map_err(|e| Error::Usage(format!("the report cannot be written: {e:#}")))
+}
+
+/// A chart with what the page's script needs of it.
+fn chart_value(chart: &Chart) -> Result<Value> {
+    let (svg, frame) = svg::inline(chart)?;
+    let line = |series: &Series| {
+        let points = series.points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
+        let points: Vec<[f64; 2]> = points.map(|&(x, y)| [x, y]).collect();
+        context! { name => series.name.as_str(), colour => svg::hex(series.colour), points }
+    };
+    let series: Vec<Value> = chart.series.iter().map(line).collect();
+    let x_label = chart.x_label.as_str();
+    let data = context! { x_label, series, ..Value::from_serialize(frame) };
+    Ok(context! { svg => Value::from_safe_string(svg), noisy => chart.noisy, data })
+}
+
+/// Keys of a configuration that say where a run lies, not what it is, or that have columns of their own.
+const NOT_SWEPT: [&str; 6] = ["data", "out", "method", "model", "plugins", "task"];
+
+/// Names of the options, the method's own included, in which the runs differ.
+fn swept(runs: &[RunData]) -> Vec<String> {
+    let own = runs.iter().flat_map(|run| run.config.keys()).filter(|name| !NOT_SWEPT.contains(&name.as_str()));
+    let of_methods = runs.iter().flat_map(|run| run.plan.options.keys());
+    let names: BTreeSet<&String> = own.filter(|name| *name != "method_options").chain(of_methods).collect();
+    let differs = |name: &&&String| runs.iter().any(|run| option(run, name) != option(&runs[0], name));
+    names.iter().filter(differs).map(|name| (**name).clone()).collect()
+}
+
+/// The value of an option of the run or its method; nothing where it has none.
+fn option(run: &RunData, name: &str) -> String {
+    let value = run.plan.options.get(name).or_else(|| run.config.get(name));
+    value.filter(|value| !value.is_null()).map(plain).unwrap_or_default()
 }
 
 /// A run as the template sees it: texts, ready to be shown.
 fn run_value(i: usize, run: &RunData) -> Value {
     let plan = &run.plan;
     let result = run.result.as_ref();
-    let options: Vec<String> = plan.options.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
     let trained = &plan.trainable;
     context! {
         name => run.name.as_str(),
@@ -35,12 +72,16 @@ fn run_value(i: usize, run: &RunData) -> Value {
         model => plan.model.display().to_string(),
         task => plan.task.as_str(),
         method => plan.method.as_str(),
-        options => options.join(", "),
         state => state(run),
         finished => result.is_some(),
         trained => thousands(trained.body + trained.head),
+        trained_count => trained.body + trained.head,
         share => format!("{:.4} %", 100.0 * (trained.body + trained.head) as f64 / plan.parameters as f64),
         time => result.map(|r| duration(r.training_seconds)),
+        seconds => result.map(|r| r.training_seconds),
+        tokens_per_second => result.map(|r| r.tokens_per_second),
+        bytes => result.map_or(plan.total_memory(), |r| r.device_memory),
+        lengths => lengths(run),
         speed => result.map(|r| thousands(r.tokens_per_second.round() as u64)),
         memory => memory_size(result.map_or(plan.total_memory(), |r| r.device_memory)),
         splits => splits(run),
@@ -54,6 +95,9 @@ fn state(run: &RunData) -> String {
     match &run.result {
         None => format!("not finished: {done} of {} steps are logged", run.plan.total_steps),
         Some(result) => match (result.stopped, result.best_step) {
+            (Stopped::Completed, Some(best)) if best != result.steps => {
+                format!("{} steps, the best state on dev, of step {best}, kept", result.steps)
+            }
             (Stopped::Completed, _) => format!("{} steps", result.steps),
             (Stopped::Interrupted, _) => format!("interrupted after {} steps", result.steps),
             (Stopped::EarlyStopping, Some(best)) => {
@@ -98,6 +142,17 @@ fn confusion(run: &RunData, metrics: &Metrics) -> Value {
     };
     let rows: Vec<Value> = metrics.confusion.iter().enumerate().map(row).collect();
     context! { labels => run.plan.labels.clone(), rows }
+}
+
+/// How many training examples have so many tokens: a bar each.
+fn lengths(run: &RunData) -> Vec<Value> {
+    let Some(Lengths { width, counts }) = &run.plan.data.train.lengths else { return Vec::new() };
+    let largest = counts.iter().copied().max().unwrap_or(1).max(1);
+    let bar = |(i, &count): (usize, &usize)| {
+        let range = format!("{} to {} tokens", i * width + 1, (i + 1) * width);
+        context! { range, count => thousands(count as u64), percent => format!("{:.1}", 100.0 * count as f64 / largest as f64) }
+    };
+    counts.iter().enumerate().map(bar).collect()
 }
 
 /// Bytes by kind, with their share of the largest for a bar.

@@ -2,21 +2,46 @@
 
 use crate::{Error, Result};
 use plotters::prelude::*;
+use serde::Serialize;
 use std::ops::Range;
 
 pub use plotters::style::RGBColor;
 
+#[derive(Default)]
 pub struct Chart {
     pub title: String,
     pub x_label: String,
     /// Values are drawn by their logarithm; those that have none are left out.
     pub log_y: bool,
+    /// Its lines go up and down from step to step.
+    pub noisy: bool,
     pub series: Vec<Series>,
 }
 
 pub struct Series {
+    /// What a chart of several lines calls it.
+    pub name: String,
     pub points: Vec<(f64, f64)>,
     pub colour: RGBColor,
+    /// Where on the x axis something happened: a dashed line marks it.
+    pub mark: Option<f64>,
+}
+
+/// Where a chart's values lie in its drawing: the pixels of the axes' ends, and what they stand for.
+#[derive(Clone, Debug, Serialize)]
+pub struct Frame {
+    pub area: Area,
+    pub x: (f64, f64),
+    pub y: (f64, f64),
+}
+
+/// In pixels.
+#[derive(Clone, Debug, Serialize)]
+pub struct Area {
+    pub left: i32,
+    pub right: i32,
+    pub top: i32,
+    pub bottom: i32,
 }
 
 /// Pixels of one chart; pages scale it.
@@ -49,41 +74,44 @@ pub fn hex(colour: RGBColor) -> String {
     format!("#{:02X}{:02X}{:02X}", colour.0, colour.1, colour.2)
 }
 
-/// One chart to stand in an HTML page.
-pub fn inline(chart: &Chart) -> Result<String> {
-    draw(std::slice::from_ref(chart), 1)
+/// One chart to stand in an HTML page, and where its values lie in it.
+pub fn inline(chart: &Chart) -> Result<(String, Frame)> {
+    let (svg, mut frames) = draw(std::slice::from_ref(chart), 1)?;
+    let frame = frames.pop().ok_or_else(|| Error::Usage(format!("the chart `{}` was not drawn", chart.title)))?;
+    Ok((svg, frame))
 }
 
 /// Charts in a grid, as a file of its own with colours for light and dark.
 pub fn page(charts: &[Chart], columns: usize) -> Result<String> {
     const STYLE: &str = "<style>:root { color: #1c1c1c; background: #fff } @media (prefers-color-scheme: dark) { \
                          :root { color: #e4e4e4; background: #161616 } }</style>";
-    let svg = draw(charts, columns)?;
+    let svg = draw(charts, columns)?.0;
     let start = svg.find('>').map_or(0, |end| end + 1);
     Ok(format!("{}\n{STYLE}{}", &svg[..start], &svg[start..]))
 }
 
-fn draw(charts: &[Chart], columns: usize) -> Result<String> {
+fn draw(charts: &[Chart], columns: usize) -> Result<(String, Vec<Frame>)> {
     let columns = columns.clamp(1, charts.len().max(1));
     let rows = charts.len().div_ceil(columns);
-    let mut svg = String::new();
+    let (mut svg, mut frames) = (String::new(), Vec::new());
     {
         let size = (SIZE.0 * columns as u32, SIZE.1 * rows.max(1) as u32);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
         for (area, chart) in root.split_evenly((rows, columns)).iter().zip(charts) {
-            draw_chart(area, chart).map_err(|e| Error::Usage(format!("the chart `{}`: {e}", chart.title)))?;
+            let frame = draw_chart(area, chart);
+            frames.push(frame.map_err(|e| Error::Usage(format!("the chart `{}`: {e}", chart.title)))?);
         }
         root.present().map_err(|e| Error::Usage(format!("a chart cannot be drawn: {e}")))?;
     }
     // Black is the only colour that means text, axis or grid.
-    Ok(svg.replace("\"#000000\"", "\"currentColor\""))
+    Ok((svg.replace("\"#000000\"", "\"currentColor\""), frames))
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+type Drawing<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let series: Vec<(Vec<(f64, f64)>, RGBColor)> =
-        chart.series.iter().map(|series| (scaled(&series.points, chart.log_y), series.colour)).collect();
+fn draw_chart(area: &Drawing, chart: &Chart) -> std::result::Result<Frame, Box<dyn std::error::Error>> {
+    let series: Vec<(Vec<(f64, f64)>, &Series)> =
+        chart.series.iter().map(|series| (scaled(&series.points, chart.log_y), series)).collect();
     let all = || series.iter().flat_map(|(points, _)| points);
     let x = range(all().map(|point| point.0), 0.0);
     let y = range(all().map(|point| point.1), 0.05);
@@ -93,6 +121,7 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
     let mut context = ChartBuilder::on(area)
         .caption(&chart.title, text(17.0))
         .margin(8)
+        .margin_right(20)
         .x_label_area_size(42)
         .y_label_area_size(56)
         .build_cartesian_2d(x, y)?;
@@ -114,13 +143,21 @@ fn draw_chart(area: &Area, chart: &Chart) -> std::result::Result<(), Box<dyn std
         .x_label_formatter(&x_labels)
         .y_label_formatter(&y_labels)
         .draw()?;
-    for (points, colour) in series {
+    let ends = context.as_coord_spec().get_y_range();
+    for (points, Series { colour, mark, .. }) in series {
+        if let Some(x) = mark {
+            let line = [(*x, ends.start), (*x, ends.end)];
+            context.draw_series(DashedLineSeries::new(line, 4, 4, colour.stroke_width(1)))?;
+        }
         match points[..] {
             [point] => drop(context.draw_series([Circle::new(point, 3, colour.filled())])?),
             _ => drop(context.draw_series(LineSeries::new(points, colour.stroke_width(2)))?),
         }
     }
-    Ok(())
+    let area = context.plotting_area();
+    let ((x, y), (across, down)) = ((area.get_x_range(), area.get_y_range()), area.get_pixel_range());
+    let area = Area { left: across.start, right: across.end, top: down.start, bottom: down.end };
+    Ok(Frame { area, x: (x.start, x.end), y: (y.start, y.end) })
 }
 
 /// The finite points, with logarithms where asked for.
@@ -161,8 +198,9 @@ mod tests {
 
     fn chart(points: Vec<Vec<(f64, f64)>>, log_y: bool) -> Chart {
         let series = points.into_iter().enumerate();
-        let series = series.map(|(i, points)| Series { points, colour: colour(i) }).collect();
-        Chart { title: "loss < 1 & falling".into(), x_label: "step".into(), log_y, series }
+        let series =
+            series.map(|(i, points)| Series { name: String::new(), points, colour: colour(i), mark: None }).collect();
+        Chart { title: "loss < 1 & falling".into(), x_label: "step".into(), log_y, series, noisy: false }
     }
 
     fn lines(svg: &str) -> usize {
@@ -171,7 +209,11 @@ mod tests {
 
     #[test]
     fn a_chart_has_its_lines_and_no_fixed_text_colour() {
-        let svg = inline(&chart(vec![vec![(0.0, 1.0), (1.0, 0.5)], vec![(0.0, 2.0), (1.0, 0.1)]], false)).unwrap();
+        let (svg, frame) =
+            inline(&chart(vec![vec![(0.0, 1.0), (1.0, 0.5)], vec![(0.0, 2.0), (1.0, 0.1)]], false)).unwrap();
+        assert_eq!(frame.x, (0.0, 1.0));
+        assert!(frame.y.0 < 0.1 && frame.y.1 > 2.0 && frame.area.left < frame.area.right, "{frame:?}");
+        assert!(frame.area.top < frame.area.bottom, "{frame:?}");
         assert_eq!(lines(&svg), 2, "{svg}");
         assert!(svg.contains("fill=\"currentColor\"") && !svg.contains("#000000") && !svg.contains("<style>"));
         assert!(svg.contains("loss &lt; 1 &amp; falling"), "titles are escaped: {svg}");
@@ -201,7 +243,7 @@ mod tests {
     #[test]
     fn an_axis_shows_no_rounding_error() {
         let points = (0..=313).map(|step| (step as f64, 1e-3 * (1.0 - step as f64 / 313.0))).collect();
-        let svg = inline(&chart(vec![points], false)).unwrap();
+        let svg = inline(&chart(vec![points], false)).unwrap().0;
         assert!(!svg.contains("e-1") && !svg.contains("e-2") && svg.contains("8e-4"), "{svg}");
     }
 

@@ -1,6 +1,6 @@
 //! The examples of a run as tokens: which of them are kept, and what becomes of the others.
 
-use crate::job::{DataPlan, RunConfig, SplitPlan};
+use crate::job::{DataPlan, Lengths, RunConfig, SplitPlan};
 use crate::model::Decoder;
 use crate::splits::{self, Origins};
 use crate::text::{Encoder, Lesson};
@@ -234,5 +234,6 @@ fn split_plan(origin: String, examples: &[Encoded]) -> SplitPlan {
         tokens += example.tokens.len();
         of_them = trained(example).map(|more| of_them.unwrap_or(0) + more).or(of_them);
     }
-    SplitPlan { origin, examples: examples.len(), tokens, trained: of_them }
+    let lengths = Lengths::of(examples.iter().map(|example| example.tokens.len()));
+    SplitPlan { origin, examples: examples.len(), tokens, trained: of_them, lengths }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepSize {
     Examples(usize),
-    /// Whole examples of together at most so many tokens; a longer one stands alone.
+    /// Whole examples with at most this many tokens together; a longer one stands alone.
     Tokens(usize),
 }
 
@@ -51,7 +51,7 @@ impl Epochs {
         (epoch, step - self.starts[epoch])
     }
 
-    /// Whether an epoch is over after so many steps.
+    /// Whether an epoch ends at this step.
     pub fn ends_at(&self, steps: usize) -> bool {
         self.starts[1..].contains(&steps)
     }

@@ -34,7 +34,7 @@ pub struct EvalRequest {
     pub data: Option<PathBuf>,
     /// Options of the task, in place of the run's.
     pub task_options: BTreeMap<String, Value>,
-    /// At most so many examples, drawn by the run's seed.
+    /// The most examples to use; which ones, the run's seed decides.
     pub max_examples: Option<usize>,
 }
 
@@ -346,7 +346,7 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         Ok((0..texts.len()).map(|text| (0..adapted.heads().len()).map(|head| own(text, head)).collect()).collect())
     }
 
-    /// A session for texts of so many tokens; one that is too small makes way for one of twice the size.
+    /// A session for texts of this many tokens; one that is too small makes way for one of twice the size.
     fn session(&mut self, longest: usize) -> Result<&mut Session> {
         let session = match self.session.take().filter(|(_, most)| *most >= longest) {
             Some(session) => session,

@@ -4,7 +4,7 @@ use super::permutation;
 use sparta_plugin::task::Example;
 use std::collections::HashMap;
 
-/// Bounds of the numbers of a regression that count as one label: so many examples each, at most.
+/// Bounds of the numbers of a regression that count as one label, with at most this many examples each.
 const NUMBERS: usize = 10;
 
 /// For each example the place of its group in the order that is cut, from 0 to 1.

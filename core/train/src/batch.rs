@@ -63,7 +63,7 @@ pub enum Labels {
     Numbers(Vec<f32>),
 }
 
-/// T of a batch with so many real rows.
+/// T of a batch with this many real rows.
 pub fn padded_rows(real: usize) -> usize {
     let below = real.checked_ilog2().map_or(0, |log| 1 << log);
     real.next_multiple_of(ROW_MULTIPLE.max(below / 16))

@@ -89,7 +89,7 @@ impl Ceiling {
         }
     }
 
-    /// The first class of at least so many bytes, else the last.
+    /// The first class of at least this many bytes, else the last.
     fn class(&self, bytes: u64) -> usize {
         let found = self.bandwidth.iter().position(|class| bytes <= class.bytes);
         found.unwrap_or(self.bandwidth.len().saturating_sub(1))

@@ -54,7 +54,7 @@ impl Session {
     }
 }
 
-/// Rows of the plan that decodes so many: few plans serve all texts.
+/// Rows of the plan that decodes this many: a few plans serve all texts.
 fn rows_for(tokens: usize) -> usize {
     if tokens == 1 { 1 } else { tokens.next_power_of_two().max(ROW_MULTIPLE) }
 }

@@ -95,7 +95,7 @@ struct Segment {
     bytes: usize,
 }
 
-/// Bytes of the buffer of so many elements: buffers hold whole words.
+/// Bytes of a buffer for this many elements: buffers hold whole words.
 pub fn buffer_bytes(dtype: DType, len: usize) -> u64 {
     (len * dtype.size()).next_multiple_of(4) as u64
 }
@@ -148,7 +148,7 @@ impl Tensors {
         Ok(())
     }
 
-    /// The memory in which plans keep their intermediate tensors, in segments of so many bytes, in place of what it was
+    /// The memory in which plans keep their intermediate tensors, in segments of these sizes in bytes, in place of what it was
     /// before: plans bound to that must have been released.
     pub fn alloc_arena(&mut self, segments: &[usize]) -> Result<()> {
         self.arena.drain(..).for_each(|old| self.device.free(old.buffer));

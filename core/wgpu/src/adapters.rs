@@ -2,6 +2,7 @@ use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::sync::OnceLock;
+use tracing::{debug, info};
 
 /// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
@@ -71,6 +72,11 @@ pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
         // No validation layers and no debug information, whatever the build profile.
         descriptor.flags = wgpu::InstanceFlags::empty();
         let found = pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS));
+        for adapter in &found {
+            let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+            info!("found {} through {}: driver {} {}", info.name, info.backend, info.driver, info.driver_info);
+            debug!(?info, ?limits, ?features, "all that the driver says of {}", info.name);
+        }
         let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
         let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
         once.map(|(adapter, _)| adapter).collect()

@@ -10,6 +10,7 @@ use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
+use tracing::{debug, info};
 
 /// Workgroups per dimension of a launch, WebGPU's default limit.
 const MAX_GROUPS: usize = 65_535;
@@ -109,6 +110,9 @@ impl WgpuBackend {
             },
             ..Default::default()
         };
+        let (wanted, limits) = (descriptor.required_features, &descriptor.required_limits);
+        info!("opening {} as {id} with {wanted:?}", adapter.info.name);
+        debug!(?limits, ?units, "limits that are asked for, matrix units that may be used");
         let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
             .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
         let mut backend = WgpuBackend {
@@ -130,6 +134,7 @@ impl WgpuBackend {
             reads: HashMap::new(),
         };
         backend.choose_units(index, &units)?;
+        info!("{id} is open, 16-bit floats are multiplied in {:?}", backend.adapter.info.multiplier);
         Ok(backend)
     }
 
@@ -200,7 +205,7 @@ impl WgpuBackend {
         })
     }
 
-    /// At least so many bytes of scratch memory. Plans that have less keep it.
+    /// Scratch memory of at least this many bytes. Plans that have less keep theirs.
     fn shared_scratch(&mut self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
         match &self.scratch {
             Some(scratch) if scratch.size() >= bytes => Ok(scratch.clone()),

@@ -140,7 +140,7 @@ impl CudaBackend {
         self.memory.in_use -= bytes as u64;
     }
 
-    /// At least so many bytes of scratch memory. Plans that have less keep it.
+    /// Scratch memory of at least this many bytes. Plans that have less keep theirs.
     fn shared_scratch(&mut self, bytes: usize) -> Result<Arc<Scratch>, BackendError> {
         match &self.scratch {
             Some(scratch) if scratch.bytes >= bytes => Ok(scratch.clone()),

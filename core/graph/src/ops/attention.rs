@@ -54,7 +54,7 @@ impl Attention {
         Ok(rows)
     }
 
-    /// Score pairs times head size of one segment of so many rows. Where segments are not known, all rows are one.
+    /// Score pairs times head size of one segment of this many rows. Where segments are not known, all rows are one.
     pub(crate) fn pair_flops(&self, rows: usize) -> u64 {
         let seen = self.window.map_or(rows, |w| w.min(rows)) as u64;
         (rows as u64 * seen / 2).max(1) * (self.heads * self.head_dim) as u64

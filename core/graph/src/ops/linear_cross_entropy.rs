@@ -5,7 +5,7 @@ use std::ops::Range;
 const LOGITS: usize = 128 << 20;
 /// Fewer rows make the products slow: they read the whole weight for each chunk, and its gradient as well.
 const LEAST_ROWS: usize = 256;
-/// Ranges of a multiple of so many rows start at aligned bytes in tensors of any width and type.
+/// Ranges that start at a multiple of this many rows begin at aligned bytes in tensors of any width and type.
 const UNIT: usize = 128;
 
 /// The gradient of the weight that [`LinearCrossEntropy`] makes.

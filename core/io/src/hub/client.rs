@@ -122,6 +122,7 @@ impl Client {
         for _ in 0..REDIRECTS {
             let request = self.agent.head(&url).header("Accept-Encoding", "identity");
             let response = self.authorised(request, &url).call().map_err(|e| unreachable(&url, &e))?;
+            log("HEAD", &url, &response);
             let headers = response.headers();
             if response.status().is_redirection()
                 && let Some(path) = text(headers, "location").filter(|location| location.starts_with('/'))
@@ -155,6 +156,7 @@ impl Client {
                 request = request.header("Range", format!("bytes={from}-"));
             }
             let response = request.call().map_err(|e| unreachable(&url, &e))?;
+            log("GET", &url, &response);
             match text(response.headers(), "location").filter(|_| response.status().is_redirection()) {
                 Some(location) => url = resolved(&url, location),
                 None => return Ok(response),
@@ -230,6 +232,11 @@ impl Client {
         let hits: Vec<SearchHit> = serde_json::from_slice(&body).ok()?;
         nearest(&repo.id, hits.iter().map(|hit| hit.id.as_str())).map(str::to_owned)
     }
+}
+
+/// What follows `?` may be a signature.
+fn log(method: &str, url: &str, response: &Response<Body>) {
+    tracing::debug!("{method} {}: {}", url.split('?').next().unwrap_or_default(), response.status());
 }
 
 pub(super) fn unreachable(url: &str, error: &ureq::Error) -> Failure {

@@ -27,7 +27,7 @@ impl Growth {
         Growth { factor: self.factor * next.factor, added: self.added * next.factor + next.added }
     }
 
-    /// Whether a text of so many bytes stays below [`LARGEST`]. Written so that infinity and NaN do not.
+    /// Whether a text of this many bytes stays below [`LARGEST`]. Written so that infinity and NaN do not.
     pub fn allows(self, bytes: usize) -> bool {
         self.factor * bytes as f64 + self.added <= LARGEST
     }

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-/// Instructions that the rendering of so many turns may take; the longest published templates need some hundreds per turn.
+/// Instructions that rendering this many turns may take; the longest published templates need some hundreds per turn.
 const FUEL: u64 = 50_000;
 const TURNS: usize = 16;
 /// Depth of macros and blocks.

@@ -43,6 +43,7 @@ impl TensorFile {
         // a file that it shortens a bus error; like every reader of mapped files, we ask users not to do that.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| explain(&path, &map, e))?;
+        tracing::debug!("opened {}, {} bytes", path.display(), map.len());
         let start = 8 + header;
         let tensors = metadata
             .tensors()

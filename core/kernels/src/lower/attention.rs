@@ -95,7 +95,7 @@ impl Lowering<'_> {
         self.sum_grad_parts(op, shared_by, parts)
     }
 
-    /// Scratch memory for dk and dv in so many parts for each key head, f32 `[rows, kv_heads * parts, head_dim]`.
+    /// Scratch memory for dk and dv, split into this many parts for each key head, f32 `[rows, kv_heads * parts, head_dim]`.
     pub(super) fn grad_parts(&mut self, op: &Attention, parts: usize) -> Result<[View; 2], String> {
         let elements = rows_of(self.input(0)?) * op.kv_heads * parts * op.head_dim;
         let dk = self.scratch(elements, "gradients of the keys in parts")?;

@@ -424,7 +424,7 @@ impl Launch<'_> {
         }
     }
 
-    /// Launches one thread for each of so many elements or words.
+    /// Launches one thread for each element or word.
     fn threads(self, threads: usize) {
         let lanes = self.dispatch.kernel.lanes() as usize;
         self.groups(threads.div_ceil(lanes));
@@ -434,7 +434,7 @@ impl Launch<'_> {
 /// Below what llvmpipe runs.
 const MAX_ROUNDS: usize = 60_000;
 
-/// The rows that a kernel may loop over in one dispatch, with so many rounds for each; a multiple of every alignment.
+/// The rows that a kernel may loop over in one dispatch, with this many rounds for each; a multiple of every alignment.
 fn rows_for_rounds(rounds_per_row: usize) -> usize {
     (MAX_ROUNDS / rounds_per_row / ALIGNMENT).max(1) * ALIGNMENT
 }
@@ -460,7 +460,7 @@ fn shares_words(operand: &Operand, run: usize) -> bool {
     operand.ty.dtype.size() == 2 && run % 2 == 1
 }
 
-/// Words of 32 bits that so many elements fill: one thread each in elementwise kernels.
+/// The 32-bit words that a number of elements fill: one thread each in elementwise kernels.
 fn words(elements: usize, dtype: DType) -> usize {
     elements.div_ceil(4 / dtype.size())
 }

@@ -46,7 +46,7 @@ impl Factor {
         Self::new(operand, range, &(0..width_of(operand)))
     }
 
-    /// Whether its ranges are whole vectors of so many elements, and at least one.
+    /// Whether its ranges are whole vectors of this many elements, and at least one.
     fn in_vectors(&self, elements: usize) -> bool {
         self.columns > 0 && [self.width, self.first_column, self.columns].iter().all(|x| x.is_multiple_of(elements))
     }
@@ -84,7 +84,7 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Of a device whose threads end after so many rounds of loops, and that binds so many bytes at once.
+    /// Of a device that limits the rounds of a thread's loops and the bytes of a binding.
     pub fn new(m: usize, n: usize, k: usize, rounds: usize, binding: usize) -> Self {
         let tiles = |blocks: usize| (m.div_ceil(64 * blocks) * n.div_ceil(64 * blocks)).max(1);
         let most = (k / SHORTEST_PIECE).max(1);
@@ -104,7 +104,7 @@ impl Tiling {
 }
 
 impl Lowering<'_> {
-    /// The most k of one dispatch, when each takes so many floating point operations; a multiple of every alignment.
+    /// The most k of one dispatch, when each takes this many floating point operations; a multiple of every alignment.
     pub(super) fn rows_for_flops(&self, flops: usize) -> usize {
         let most = usize::try_from(self.bounds.flops).unwrap_or(usize::MAX) / flops.max(1);
         (most / ALIGNMENT).max(1) * ALIGNMENT

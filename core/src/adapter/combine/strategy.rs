@@ -74,7 +74,7 @@ impl Strategy {
         }
     }
 
-    /// Errors: settings that do not fit so many adapters, or out of range.
+    /// Errors: settings that do not fit the number of adapters, or out of range.
     pub fn check(&self, adapters: usize) -> Result<()> {
         let refuse = |what: String| Err(Error::Usage(what));
         let weights = self.weights();

@@ -56,7 +56,7 @@ pub trait Objective: Debug + Send + Sync {
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics>;
 }
 
-/// The objective of this name with so many outputs for each example.
+/// The objective of this name, with this many outputs for each example.
 ///
 /// Errors: there is none.
 pub fn named(name: &str, outputs: usize) -> Result<Arc<dyn Objective>> {

@@ -189,7 +189,7 @@ impl Driver {
     /// `0000:01:00.0`; `None` for a card without such a place.
     fn place(&self, device: c_int) -> Option<String> {
         let mut place = [0 as c_char; 32];
-        // SAFETY: the pointer is to a live local with so many bytes.
+        // SAFETY: the pointer is to a live local of this size.
         let asked =
             unsafe { (self.functions.cuDeviceGetPCIBusId)(place.as_mut_ptr(), place.len() as c_int - 1, device) };
         // SAFETY: the array ends with a zero: the driver was told of one byte less than it has.

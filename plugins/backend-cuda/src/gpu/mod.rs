@@ -139,7 +139,7 @@ impl Session {
         // SAFETY: the pointer is to a live local.
         let made = unsafe { (functions.cuMemAlloc_v2)(&mut address, bytes) };
         self.driver.check_memory("cuMemAlloc", made, bytes)?;
-        // SAFETY: so many bytes are there.
+        // SAFETY: `bytes` bytes were allocated at the address just now.
         let cleared = unsafe { (functions.cuMemsetD8Async)(address, 0, bytes, self.stream) };
         self.driver.check("cuMemsetD8Async", cleared)?;
         Ok(address)

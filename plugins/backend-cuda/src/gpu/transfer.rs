@@ -100,7 +100,7 @@ impl Downloads {
             // SAFETY: the caller vouches for the device's bytes; the piece is no longer than the pinned memory.
             unsafe { receive(session, from, &self.piece, piece.len()) }?;
             session.wait()?;
-            // SAFETY: the device has written so many bytes and is done.
+            // SAFETY: the device has written these bytes and is done.
             unsafe { ptr::copy_nonoverlapping(self.piece.start, piece.as_mut_ptr(), piece.len()) };
             from += piece.len() as u64;
         }
@@ -139,7 +139,7 @@ impl Downloads {
         if bytes != out.len() {
             return Err(Failure::Other(format!("{bytes} bytes were requested, {} are to be fetched", out.len())));
         }
-        // SAFETY: the device has written so many bytes and is done.
+        // SAFETY: the device has written these bytes and is done.
         unsafe { ptr::copy_nonoverlapping(memory, out.as_mut_ptr(), bytes) };
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Downloads {
 /// Puts a copy into pinned memory into the queue.
 ///
 /// # Safety
-/// Both have so many bytes, and nothing else uses those of the host until the copy is done.
+/// Both have this many bytes, and nothing else uses those of the host until the copy is done.
 unsafe fn receive(session: &Session, from: u64, to: &Pinned, bytes: usize) -> Result<(), Failure> {
     let driver = &session.driver;
     // SAFETY: the caller vouches for both.

@@ -24,7 +24,7 @@ trait Lines<T: Real>: Copy + Send + Sync + 'static {
     /// Elements of a line of `deep` rows.
     fn line(&self, deep: usize) -> usize;
 
-    /// Elements of scratch memory that are needed while so many columns are transposed.
+    /// Elements of scratch memory that transposing this many columns needs.
     fn strip(&self, columns: usize) -> usize;
 
     /// Writes the lines of a block `[deep, columns]` of dy, whose rows are `width` apart, from element `at` on.

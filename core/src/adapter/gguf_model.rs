@@ -67,14 +67,15 @@ pub fn write(
         None => Err(Error::Weights(format!("{} is missing", tensor.name))),
     };
     atomic_write(path, |out| gguf::save(out, path, &metadata, &tensors, values))?;
-    check_described(base, decoder, path)?;
+    check_described(applied, path)?;
     Ok((1, total))
 }
 
 /// Reads back what the file says of the model, which decides what others compute with it.
 ///
 /// Errors: another architecture, or other tokens.
-fn check_described(base: &Path, decoder: &Decoder, path: &Path) -> Result<()> {
+fn check_described(applied: &Applied, path: &Path) -> Result<()> {
+    let base = &applied.adapter.model;
     let unsaid = |what: &str| {
         Error::Usage(format!("GGUF has no place for {what} of {}: write a directory in its place", base.display()))
     };
@@ -91,7 +92,9 @@ fn check_described(base: &Path, decoder: &Decoder, path: &Path) -> Result<()> {
         initializer_range: read.initializer_range,
         dtype: read.dtype,
         reads_images: read.reads_images,
-        ..decoder.clone()
+        // A classifier's file has no vocabulary head.
+        tied_embeddings: if applied.objective.pools() { read.tied_embeddings } else { applied.decoder.tied_embeddings },
+        ..applied.decoder.clone()
     };
     if read != expected {
         return Err(unsaid("some setting"));

@@ -39,7 +39,7 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
         let scales = &block[192 + 8 * n..200 + 8 * n];
         for run in 0..4 {
             for (i, &bits) in high.iter().enumerate() {
-                let byte = low[32 * (run & 1) + i] >> (run & 2) * 2 & 15;
+                let byte = low[32 * (run & 1) + i] >> ((run & 2) * 2) & 15;
                 let q = i32::from(byte | (bits >> (2 * run) & 3) << 4) - 32;
                 let scale = f32::from(scales[2 * run + i / 16] as i8);
                 values[32 * run + i] = d * scale * q as f32;

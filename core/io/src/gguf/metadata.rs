@@ -264,7 +264,7 @@ fn list(reader: &mut Reader) -> Result<List> {
     let (kind, count) = (reader.u32()?, reader.u64()?);
     let begin = reader.at;
     match width(kind) {
-        Some(width) => reader.skip(count.checked_mul(width).unwrap_or(u64::MAX))?,
+        Some(width) => reader.skip(count.saturating_mul(width))?,
         None if kind == TEXT => {
             for _ in 0..count {
                 let length = reader.u64()?;

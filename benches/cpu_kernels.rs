@@ -33,6 +33,12 @@ fn linear(bench: &mut Bench) -> Result<()> {
         product(bench, Layout::Nt, [m, n, k], DType::F32, DType::BF16)?;
         product(bench, Layout::Nn, [m, n, k], DType::F32, DType::BF16)?;
     }
+    for [m, n, k] in [[1, 49152, 576], [1, 1536, 576], [4, 49152, 576]] {
+        for b in [DType::F32, DType::F16, DType::BF16] {
+            product(bench, Layout::Nt, [m, n, k], DType::F32, b)?;
+        }
+        product(bench, Layout::Nt, [m, n, k], DType::BF16, DType::BF16)?;
+    }
     for dtype in [DType::F32, DType::BF16] {
         for [m, n, k] in [[1024, 8, 768], [1024, 768, 8], [8, 2, 768]] {
             product(bench, Layout::Nt, [m, n, k], dtype, dtype)?;

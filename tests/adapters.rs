@@ -3,7 +3,6 @@
 
 use serde_json::Value;
 use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
-use sparta_core::model::to_f32;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::Encoded;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
@@ -90,7 +89,7 @@ fn merged(applied: &Applied, dtype: MergeDtype, shard_bytes: u64) -> (tempfile::
 
 fn floats(weights: &Weights, name: &str) -> Vec<f32> {
     let view = weights.get(name).unwrap_or_else(|| panic!("{name} is missing"));
-    to_f32(view.dtype, view.bytes).unwrap()
+    view.to_f32().unwrap()
 }
 
 #[test]
@@ -169,7 +168,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
         assert_eq!((new.dtype, new.shape), (DType::BF16, old.shape), "{name}");
         // Untouched tensors are the same bytes.
         assert_eq!(
-            new.bytes == old.bytes,
+            new.raw() == old.raw(),
             !name.contains("q_proj") && !name.contains("v_proj") && name != "score.weight"
         );
     }
@@ -212,7 +211,7 @@ fn with_images() -> tempfile::TempDir {
     let of_text = weights.names().map(|name| {
         let view = weights.get(name).unwrap();
         let name = if name == "score.weight" { name.to_owned() } else { format!("language_model.{name}") };
-        OutTensor { name, dtype: Dtype::BF16, shape: view.shape.to_vec(), bytes: view.bytes.into() }
+        OutTensor { name, dtype: Dtype::BF16, shape: view.shape.to_vec(), bytes: view.raw().into() }
     });
     let of_images = ["vision_tower.post_layernorm.weight", "multi_modal_projector.mm_input_projection_weight"];
     let of_images = of_images.map(|name| OutTensor {
@@ -503,10 +502,7 @@ fn a_moved_run_asks_for_its_base_model() {
     let model = manifest["config"]["model"].take();
     manifest["config"]["model"] = "elsewhere/model".into();
     fs::write(adapter.join("adapter.json"), manifest.to_string()).unwrap();
-    fail(
-        &["adapter", "info", "moved/adapter"],
-        "`elsewhere/model` is not a directory here; give the model with --model",
-    );
+    fail(&["adapter", "info", "moved/adapter"], "`elsewhere/model` is not here; give the model with --model");
     succeed(&["adapter", "info", "moved/adapter", "--model", model.as_str().unwrap()]);
 }
 

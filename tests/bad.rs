@@ -113,7 +113,10 @@ impl Place {
                 .for_each(|(option, path)| add(option, path)),
             "eval" | "resume" => args.push(text("run")),
             "plugins" => args.push(text("plugin")),
-            _ => [("--model", "model"), ("--data", "data"), ("--out", "new")].iter().for_each(|(o, p)| add(o, p)),
+            _ => {
+                let model = if name == "gguf" { "model.gguf" } else { "model" };
+                [("--model", model), ("--data", "data"), ("--out", "new")].iter().for_each(|(o, p)| add(o, p));
+            }
         }
         if name == "instruct" {
             args.push("--instruct".into());

@@ -132,6 +132,34 @@ fn what_it_answers_is_checked() {
 }
 
 #[test]
+fn what_it_does_between_steps_is_checked() {
+    let Some((output, home)) = with(17, &RUN) else { return };
+    assert!(output.status.success(), "{}", texts(&output).1);
+    assert!(home.path().join("out/adapter/adapter.safetensors").is_file());
+    let cases: [(u32, &[&str]); 16] = [
+        (18, &["after step 1", "it has no tensor `moon`", "q_proj.weight"]),
+        (19, &["q_proj.weight`: expected ", " values, got "]),
+        (20, &["expected finite values, got NaN at 2"]),
+        (21, &["expected ascending indices, got "]),
+        (22, &["expected indices below ", "got 4294967295"]),
+        (23, &[" indices, as many as before, got "]),
+        (24, &["set `gradients` in `steps`"]),
+        (25, &["set `whole_gradients` in `steps`"]),
+        (26, &["there is no `hindsight` to read", "m, v"]),
+        (27, &["its state has 68157440 bytes"]),
+        (28, &["after every 0 steps"]),
+        (29, &[" values, got "]),
+        (30, &["it wants to act between steps and has no `on_step`"]),
+        (31, &["`weight` cannot be changed"]),
+        (32, &["are not a whole number of elements of 4"]),
+        (33, &["the answer of `on_step` cannot be read"]),
+    ];
+    for (case, parts) in cases {
+        refused(case, &RUN, parts);
+    }
+}
+
+#[test]
 fn one_that_cannot_be_merged_runs_and_is_described() {
     let Some((output, home)) = with(15, &RUN) else { return };
     let (stdout, stderr) = texts(&output);

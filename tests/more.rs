@@ -1,17 +1,23 @@
 //! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
-//! makes the numbers. Needs `cargo build --release` before.
+//! makes the numbers. And what else a method can say, by methods of this file. Needs `cargo build --release` before.
 
 use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
-use sparta_core::model::{HeadKind, check_weights};
+use sparta_core::model::check_weights;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::layout::{self, size_of};
-use sparta_core::train::objective::Classification;
-use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup};
+use sparta_core::train::objective::{Classification, NextToken};
+use sparta_core::train::score;
+use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Objective, Optimization, Session, Setup, Target};
 use sparta_core::weights::{TensorFile, Weights};
+use sparta_plugin::Error;
+use sparta_plugin::graph::Value;
+use sparta_plugin::graph::ops::{Add, ColumnSum, Layout as Product, Linear, Mul, Scale, ScaleBy};
+use sparta_plugin::method::*;
+use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
-use sparta_tests::command::{binary, json, ran};
+use sparta_tests::command::{binary, json, ran, refused};
 use sparta_tests::subjects;
 use std::collections::BTreeMap;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -26,7 +32,8 @@ const LOSS: f64 = 1e-4;
 /// Of values that moved by up to ten times the rate.
 const VALUES: f32 = 2e-4;
 
-const METHODS: [&str; 5] = ["bitfit", "dora", "ia3", "magnitude", "vera"];
+const METHODS: [&str; 9] =
+    ["bitfit", "delta-dropout", "dora", "gradient-mask", "ia3", "lt-sft", "magnitude", "sora", "vera"];
 
 /// Where the libraries are, which the build leaves out unless they are asked for.
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -41,11 +48,11 @@ static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 fn library(method: &str) -> PathBuf {
-    LIBRARIES.join(format!("{DLL_PREFIX}sparta_method_{method}{DLL_SUFFIX}"))
+    LIBRARIES.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", method.replace('-', "_")))
 }
 
 fn methods() -> PluginSet {
-    let explicit = METHODS.map(library).to_vec();
+    let explicit = METHODS.into_iter().chain(["lora"]).map(library).collect();
     PluginSet::discover(&DiscoverOptions { explicit, ..DiscoverOptions::default() })
 }
 
@@ -53,22 +60,27 @@ fn golden() -> TensorFile {
     TensorFile::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/more/runs.safetensors")).unwrap()
 }
 
-/// A method on the classifier of a family, on the CPU.
-fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weights) {
-    let layout = Layout { lm: false, f32: true, version_4: false };
+/// A method on the classifier of a family.
+fn setup(family: &str, plugin: Arc<dyn Method>, given: &[(&str, &str)]) -> (Setup, Weights) {
+    setup_of(family, false, plugin, given)
+}
+
+/// A method on the classifier or the language model of a family.
+fn setup_of(family: &str, lm: bool, plugin: Arc<dyn Method>, given: &[(&str, &str)]) -> (Setup, Weights) {
+    let layout = Layout { lm, f32: true, version_4: false };
     let model = model_directory(&Source::compact(), family, layout);
     let weights = Weights::open(model.path()).unwrap();
     let decoder = decoder::open(model.path()).unwrap();
     let classes = decoder.labels.len();
-    let parameters = check_weights(&decoder, &weights, HeadKind::Classification { classes }).unwrap();
-    let plugin = methods().method(method).unwrap();
+    let objective: Arc<dyn Objective> = if lm { Arc::new(NextToken {}) } else { Arc::new(Classification { classes }) };
+    let parameters = check_weights(&decoder, &weights, objective.head()).unwrap();
     let given: BTreeMap<_, _> =
         given.iter().map(|(name, value)| (name.to_string(), options::Given::Text(value.to_string()))).collect();
-    let options = options::check(method, &plugin.info().options, &given).unwrap();
+    let options = options::check("method", &plugin.describe().options, &given).unwrap();
     let adaptation = Adaptation::new(plugin, parameters, options, 7, &weights).unwrap();
     let limits = Limits {
         train: Some(size_of(64, 4)),
-        micro_batches: false,
+        micro_batches: true,
         evaluate: size_of(64, 4),
         positions: 16,
         head_features: false,
@@ -78,7 +90,7 @@ fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weig
     let setup = Setup {
         decoder,
         adaptation,
-        objective: Arc::new(Classification { classes }),
+        objective,
         optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
         dropout: 0.0,
         seed: 7,
@@ -86,9 +98,23 @@ fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weig
         limits,
         recompute: false,
     };
-    let device = subjects::cpu(None).open().unwrap();
-    let arena = layout::plan_memory(&setup, &device.info()).unwrap().arena;
-    (Session::open(device, &weights, setup, &arena).unwrap(), weights)
+    (setup, weights)
+}
+
+/// On the CPU.
+fn open(setup: &Setup, weights: &Weights) -> Session {
+    open_on(&mut subjects::cpu(None), setup, weights)
+}
+
+fn open_on(subject: &mut Subject, setup: &Setup, weights: &Weights) -> Session {
+    let device = subject.open().unwrap();
+    let arena = layout::plan_memory(setup, &device.info()).unwrap().arena;
+    Session::open(device, weights, setup.clone(), &arena).unwrap()
+}
+
+fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weights) {
+    let (setup, weights) = setup(family, methods().method(method).unwrap(), given);
+    (open(&setup, &weights), weights)
 }
 
 fn batches(golden: &TensorFile) -> Vec<Vec<Encoded>> {
@@ -111,37 +137,65 @@ fn part(golden: &TensorFile, method: &str, part: &str) -> BTreeMap<String, Vec<f
 
 /// Ten steps from the reference's start give its losses and values; the merged weights then give the same logits.
 fn follows(family: &str, method: &str, options: &[(&str, &str)], own_start: &[&str]) {
+    let (session, weights) = session(family, method, options);
+    follows_from(session, &weights, method, own_start);
+}
+
+/// `run` is what the reference's run is called.
+fn follows_from(mut session: Session, weights: &Weights, run: &str, own_start: &[&str]) {
     let golden = golden();
-    let (mut session, weights) = session(family, method, options);
-    let start = part(&golden, method, "init");
+    let start = part(&golden, run, "init");
     let drawn = session.trained_values().unwrap();
-    assert_eq!(drawn.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>(), "{method} trains the same tensors");
+    assert_eq!(drawn.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>(), "{run} trains the same tensors");
     // What does not come from a random generator is the same from the beginning.
     for (name, values) in start.iter().filter(|(name, _)| own_start.iter().any(|own| name.ends_with(own))) {
         let off = values.iter().zip(&drawn[name]).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f32::max);
-        assert!(off < 1e-6, "{method}: {name} begins {off} off");
+        assert!(off < 1e-6, "{run}: {name} begins {off} off");
     }
     session.set_trained_values(&start).unwrap();
-    for (name, values) in part(&golden, method, "constant") {
+    for (name, values) in part(&golden, run, "constant") {
         session.tensors().write_f32(&name, &values).unwrap();
     }
-    let expected = golden.floats(&format!("{method}.losses")).unwrap().1;
+    let expected = golden.floats(&format!("{run}.losses")).unwrap().1;
     let batches = batches(&golden);
     for (step, (examples, expected)) in batches.iter().zip(expected).enumerate() {
         let batch = session.setup().objective.pack(examples).unwrap();
         let loss = session.step(&[batch], LR).unwrap().loss;
-        assert!((loss - f64::from(expected)).abs() < LOSS, "{method}, step {step}: {loss}, PEFT has {expected}");
+        assert!((loss - f64::from(expected)).abs() < LOSS, "{run}, step {step}: {loss}, the reference has {expected}");
     }
     let values = session.trained_values().unwrap();
     // All keys share their bias, and softmax hardly sees what all keys share: the gradients are so small that Adam amplifies
     // rounding. PyTorch's own runs in f32 and f64 end 1e-3 apart there, and 3e-7 elsewhere.
-    for (name, expected) in
-        part(&golden, method, "final").into_iter().filter(|(name, _)| !name.ends_with("k_proj.bias"))
-    {
+    for (name, expected) in part(&golden, run, "final").into_iter().filter(|(name, _)| !name.ends_with("k_proj.bias")) {
         let off = values[&name].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < VALUES, "{method}: {name} ends {off} off");
+        assert!(off < VALUES, "{run}: {name} ends {off} off");
     }
-    merges(&mut session, &weights, &batches[0]);
+    merges(&mut session, weights, &batches[0]);
+}
+
+/// The elements with the highest scores are those of the reference, and train as there.
+fn follows_by_score(subject: &mut Subject, method: &str, run: &str, options: &[(&str, &str)]) {
+    let golden = golden();
+    let share = golden.floats(&format!("{run}.share")).unwrap().1[0].to_string();
+    let options = [options, &[("share", &share)]].concat();
+    let (mut setup, weights) = setup("llama", methods().method(method).unwrap(), &options);
+    assert!(Session::open(subjects::cpu(None).open().unwrap(), &weights, setup.clone(), &[1 << 24]).is_err());
+    let score = setup.adaptation.scored().values().next().unwrap().score;
+    let mut scoring = open_on(subject, &score::setup(&setup, score), &weights);
+    for examples in batches(&golden).iter().take(score.count() as usize) {
+        let batch = scoring.setup().objective.pack(examples).unwrap();
+        scoring.step(&[batch], LR).unwrap();
+    }
+    setup.adaptation.choose(score, |p| score::scores(&mut scoring, &weights, score, p)).unwrap();
+    let sets = setup.adaptation.index_sets();
+    let expected = |name: &str| golden.integers(&format!("{run}.index.{name}")).unwrap().1;
+    for (name, set) in &sets {
+        let indices: Vec<i64> = set.indices.iter().map(|&i| i.into()).collect();
+        assert_eq!(indices, expected(name), "{run}: {name}");
+    }
+    assert!(sets.values().map(|set| set.indices.len()).sum::<usize>() > 500);
+    drop(scoring);
+    follows_from(open_on(subject, &setup, &weights), &weights, run, &["score.weight"]);
 }
 
 fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
@@ -159,6 +213,54 @@ fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
 #[test]
 fn ia3_follows_peft() {
     follows("llama", "ia3", &[], &[".ia3"]);
+}
+
+/// Biases of keys and values are scaled, too.
+#[test]
+fn ia3_follows_peft_in_a_model_with_biases() {
+    let (session, weights) = session("qwen2", "ia3", &[]);
+    follows_from(session, &weights, "ia3-bias", &[".ia3"]);
+}
+
+/// LoRA+ and rank stabilisation together.
+#[test]
+fn lora_s_options_follow_peft() {
+    let options = [("lora-r", "4"), ("lora-alpha", "8"), ("lora-plus-ratio", "16"), ("lora-rs", "true")];
+    follows("llama", "lora", &options, &[".lora_B"]);
+}
+
+#[test]
+fn sora_follows_pytorch() {
+    follows("llama", "sora", &[], &[".sora_B"]);
+    let gates = part(&golden(), "sora", "final").into_iter().filter(|(name, _)| name.ends_with("gate"));
+    let zeros = gates.flat_map(|(_, gate)| gate).filter(|&gate| gate == 0.0).count();
+    assert!(zeros > 0, "no gate is closed");
+}
+
+#[test]
+fn delta_dropout_follows_pytorch() {
+    follows("llama", "delta-dropout", &[("delta-r", "4"), ("delta-alpha", "8")], &[".delta_B"]);
+}
+
+#[test]
+fn lt_sft_follows_pytorch() {
+    follows_by_score(&mut subjects::cpu(None), "lt-sft", "lt-sft", &[("first-steps", "5")]);
+}
+
+#[test]
+fn masks_by_gradients_follow_pytorch() {
+    for score in ["fisher", "snip"] {
+        follows_by_score(&mut subjects::cpu(None), "gradient-mask", score, &[("score", score), ("score-batches", "3")]);
+    }
+}
+
+/// The method's update and the sums of scores, too, are nodes of a graph that any backend runs.
+#[test]
+fn updates_and_scores_are_those_of_the_cpu_on_wgpu() {
+    let Some(mut wgpu) = subjects::wgpu() else { return };
+    let (setup, weights) = setup("llama", methods().method("sora").unwrap(), &[]);
+    follows_from(open_on(&mut wgpu, &setup, &weights), &weights, "sora", &[".sora_B"]);
+    follows_by_score(&mut wgpu, "gradient-mask", "fisher", &[("score", "fisher"), ("score-batches", "3")]);
 }
 
 #[test]
@@ -184,7 +286,7 @@ fn the_largest_weights_are_trained_alone() {
     let (mut count, mut all) = (0, 0);
     for set in adaptation.index_sets().into_values() {
         let view = weights.get(&set.tensor).unwrap();
-        let values = sparta_core::model::to_f32(view.dtype, view.bytes).unwrap();
+        let values = view.to_f32().unwrap();
         for (i, value) in values.iter().enumerate() {
             match set.indices.binary_search(&(i as u32)) {
                 Ok(_) => chosen = chosen.min(value.abs()),
@@ -221,4 +323,236 @@ fn shared_and_frozen_tensors_follow_from_the_seed() {
     let report: serde_json::Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
     assert_eq!(report["metrics"], result["test"]);
     ran(home, "adapter merge whole --out merged --device cpu");
+}
+
+/// A run by scores, resumed with its stored sets: the same bits as a run in one go; every command reads the adapter.
+#[test]
+fn chosen_elements_are_stored_with_run_and_adapter() {
+    let home = tempfile::tempdir().unwrap();
+    let home = home.path();
+    let plugin = library("lt-sft").display().to_string();
+    let options = "--max-train 64 --max-dev 8 --max-test 32 --device cpu --schedule constant --warmup 0 --seed 5 --lr 0.01 \
+                   --share 0.02 --first-steps 3";
+    let method = format!("--plugin {plugin} --method lt-sft");
+    let (plan, _) = ran(home, &format!("plan {options} {method} --json"));
+    let plan: serde_json::Value = serde_json::from_str(plan.lines().last().unwrap()).unwrap();
+    let scoring = &plan["scoring"][0];
+    assert_eq!(scoring["score"], serde_json::json!({"change": {"steps": 3}}));
+    for (out, steps) in [("whole", 6), ("parts", 3)] {
+        let (out, log) = ran(home, &format!("run {options} {method} --max-steps {steps} --out {out}"));
+        assert!(format!("{out}{log}").contains("scoring |change| in 3 steps"), "{out}{log}");
+    }
+    let (out, log) = ran(home, "run --resume parts --max-steps 6");
+    assert!(!format!("{out}{log}").contains("scoring |change|"), "the sets are there already: {out}{log}");
+    let read = |path: &str| fs::read(home.join(path)).unwrap();
+    assert!(read("whole/chosen.safetensors") == read("parts/chosen.safetensors"));
+    assert!(read("whole/adapter/adapter.safetensors") == read("parts/adapter/adapter.safetensors"));
+    let planned = json(home.join("whole/plan.json"));
+    let (body, elements) = (&planned["trainable"]["body"], scoring["elements"].as_u64().unwrap());
+    assert_eq!(body.as_u64().unwrap(), (elements as f64 * 0.02).round() as u64, "of all layers together");
+    let result = json(home.join("whole/result.json"));
+    assert_eq!(result["merge_check"]["other_class"], 0);
+    let (report, _) = ran(home, "eval whole --device cpu --json");
+    let report: serde_json::Value = serde_json::from_str(report.lines().last().unwrap()).unwrap();
+    assert_eq!(report["metrics"], result["test"]);
+    ran(home, "adapter merge whole --out merged --device cpu");
+    // Training all of the scored tensors takes more memory than the run itself.
+    let small = "--share 0.02 --assume memory=3MiB";
+    refused(home, &format!("plan {method} {small}"), &["scores before the training, |change| in 100 steps", "3.0 MiB"]);
+    ran(home, &format!("plan --plugin {} --method magnitude {small}", library("magnitude").display()));
+}
+
+/// Scales the queries by trained numbers s, with c / 2 |s|^2 in the loss; after a step each s is what it was less the
+/// learning rate times itself.
+struct Penalised;
+
+sparta_plugin::options! {
+    struct Penalties {
+        /// Of the loss term
+        c: f64 = 0.0, 0.0..=1.0;
+        /// After each step
+        shrink: bool = false;
+    }
+}
+
+impl Method for Penalised {
+    fn describe(&self) -> MethodInfo {
+        MethodInfo {
+            name: "penalised".into(),
+            version: "1".into(),
+            summary: String::new(),
+            options: Penalties::declared(),
+            default_lr: 0.1,
+        }
+    }
+
+    fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
+        let scale = |p: &Parameter| match p.role {
+            Role::QProj => {
+                let init = Init::Constant { value: 2.0 };
+                Selection::Reparam { tensors: vec![ExtraTensor::new("s", [1, p.shape[0]], init)] }
+            }
+            _ => Selection::Frozen,
+        };
+        Ok(parameters.iter().map(scale).collect())
+    }
+
+    fn forward(&self, _: &Site, g: &mut dyn GraphBuilder, x: Value, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        let y = g.one(Linear::plain(Product::Nt), &[x, w])?;
+        let row = g.one(ColumnSum {}, &[extra[0]])?;
+        g.one(Mul {}, &[y, row])
+    }
+
+    fn mergeable(&self) -> bool {
+        false
+    }
+
+    fn penalty(
+        &self,
+        site: &Site,
+        g: &mut dyn GraphBuilder,
+        _: Value,
+        extra: &[Value],
+    ) -> Result<Option<Value>, Error> {
+        let half = Penalties::read(&site.options)?.c as f32 / 2.0;
+        // [1, n] [1, n]^T = [1, 1]
+        let squares = g.one(Linear { scale: half, ..Linear::plain(Product::Nt) }, &[extra[0], extra[0]])?;
+        Ok(Some(g.one(ColumnSum {}, &[squares])?))
+    }
+
+    fn update(&self, site: &Site, g: &mut dyn GraphBuilder, extra: &[Value], lr: Value) -> Result<Vec<Value>, Error> {
+        if !Penalties::read(&site.options)?.shrink {
+            return Ok(extra.to_vec());
+        }
+        let part = g.one(ScaleBy {}, &[extra[0], lr])?;
+        let part = g.one(Scale { factor: -1.0 }, &[part])?;
+        Ok(vec![g.one(Add {}, &[extra[0], part])?])
+    }
+}
+
+fn penalised(given: &[(&str, &str)]) -> Session {
+    let (setup, weights) = setup("llama", Arc::new(Penalised), given);
+    open(&setup, &weights)
+}
+
+#[test]
+fn a_penalty_counts_once_in_a_step_and_never_in_an_evaluation() {
+    let examples = &batches(&golden())[0];
+    let (mut without, mut with) = (penalised(&[]), penalised(&[("c", "0.25")]));
+    let whole = with.setup().objective.pack(examples).unwrap();
+    let (plain, added) = (without.gradients(&whole).unwrap(), with.gradients(&whole).unwrap());
+    let mut numbers = 0;
+    for (name, plain) in &plain {
+        for (a, b) in plain.iter().zip(&added[name]) {
+            // The derivative of c / 2 s^2 at s = 2.
+            assert!((b - a - 0.5).abs() < 1e-6, "{name}: {a} and {b}");
+            numbers += 1;
+        }
+    }
+    let term = 0.25 / 2.0 * 4.0 * f64::from(numbers);
+    let parts = examples.chunks(1).map(|one| with.setup().objective.pack(one).unwrap()).collect::<Vec<_>>();
+    let mut split = penalised(&[("c", "0.25")]);
+    assert_eq!(with.evaluate(&whole).unwrap(), without.evaluate(&whole).unwrap());
+    let plain = without.step(std::slice::from_ref(&whole), 0.01).unwrap();
+    let [one, four] = [with.step(&[whole], 0.01).unwrap(), split.step(&parts, 0.01).unwrap()];
+    for output in [one, four] {
+        assert!((output.loss - plain.loss - term).abs() < 1e-4, "{output:?}, without {plain:?}, term {term}");
+    }
+    assert!((one.grad_norm - four.grad_norm).abs() < 1e-5, "{one:?} {four:?}");
+    let (one, four) = (with.trained_values().unwrap(), split.trained_values().unwrap());
+    for (name, values) in one {
+        let off = values.iter().zip(&four[&name]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(off < 1e-5, "{name}: {off}");
+    }
+}
+
+#[test]
+fn a_method_s_update_follows_the_optimizer_s_and_is_left_out_with_it() {
+    let examples = &batches(&golden())[0];
+    let (mut plain, mut shrunk) = (penalised(&[]), penalised(&[("shrink", "true")]));
+    let batch = plain.setup().objective.pack(examples).unwrap();
+    let halves = examples.chunks(2).map(|half| plain.setup().objective.pack(half).unwrap()).collect::<Vec<_>>();
+    let bad = Batch { weight: f32::INFINITY, ..batch.clone() };
+    let before = shrunk.trained_values().unwrap();
+    for bad in [vec![bad.clone()], vec![bad.clone(), bad]] {
+        assert!(shrunk.step(&bad, 0.5).unwrap().clip_coef < 0.0);
+        assert_eq!(shrunk.trained_values().unwrap(), before);
+    }
+    for batches in [vec![batch], halves] {
+        plain.step(&batches, 0.5).unwrap();
+        let expected: BTreeMap<_, Vec<f32>> = plain.trained_values().unwrap();
+        let expected = expected.into_iter().map(|(name, s)| (name, s.iter().map(|s| s - s * 0.5).collect()));
+        let expected: BTreeMap<String, Vec<f32>> = expected.collect();
+        shrunk.step(&batches, 0.5).unwrap();
+        assert_eq!(shrunk.trained_values().unwrap(), expected);
+        plain.set_trained_values(&expected).unwrap();
+    }
+}
+
+/// Every parameter w is w + d with a trained d, or is trained itself.
+struct Everything;
+
+sparta_plugin::options! {
+    struct Additions {
+        /// To every parameter, which is frozen itself
+        added: bool = false;
+    }
+}
+
+impl Method for Everything {
+    fn describe(&self) -> MethodInfo {
+        MethodInfo {
+            name: "everything".into(),
+            version: "1".into(),
+            summary: String::new(),
+            options: Additions::declared(),
+            default_lr: 0.1,
+        }
+    }
+
+    fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
+        let Additions { added } = Additions::read(options)?;
+        let choose = |p: &Parameter| match added {
+            true => Selection::Reparam { tensors: vec![ExtraTensor::new("d", p.shape.clone(), Init::Zeros)] },
+            false => Selection::Dense,
+        };
+        Ok(parameters.iter().map(choose).collect())
+    }
+
+    fn forward(&self, _: &Site, g: &mut dyn GraphBuilder, x: Value, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        let w = g.one(Add {}, &[w, extra[0]])?;
+        g.one(Linear::plain(Product::Nt), &[x, w])
+    }
+
+    fn merge(&self, _: &Site, g: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        g.one(Add {}, &[w, extra[0]])
+    }
+}
+
+/// Norms, biases, embeddings, tied or not, and heads: what is added has the gradient of the parameter, and merges.
+#[test]
+fn every_parameter_is_a_site() {
+    for (family, lm) in [("llama", true), ("qwen2", false), ("qwen2", true), ("gemma2", false), ("gemma2", true)] {
+        let of = |added: &str| {
+            let (setup, weights) = setup_of(family, lm, Arc::new(Everything), &[("added", added)]);
+            (open(&setup, &weights), weights)
+        };
+        let ((mut whole, _), (mut added, weights)) = (of("false"), of("true"));
+        let vocabulary = added.setup().decoder.vocab_size as u32;
+        let tokens = |n: u32| (0..n).map(|i| (7 * i + n) % vocabulary).collect::<Vec<u32>>();
+        let target = |n: u32| if lm { Target::Tokens(None) } else { Target::Class(n % 2) };
+        let examples = [5, 9, 12].map(|n| Encoded { tokens: tokens(n), target: target(n) });
+        let batch = added.setup().objective.pack(&examples).unwrap();
+        let (expected, found) = (whole.gradients(&batch).unwrap(), added.gradients(&batch).unwrap());
+        assert_eq!(expected.len(), found.len());
+        for (name, expected) in &expected {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let found = &found[&format!("{module}.d")];
+            let size = expected.iter().fold(1e-3, |most: f32, x| most.max(x.abs()));
+            let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-5 * size, "{family}, lm {lm}: the gradient of {name} is {off} off of {size}");
+        }
+        added.step(&[batch], 0.01).unwrap();
+        merges(&mut added, &weights, &examples);
+    }
 }

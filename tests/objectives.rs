@@ -123,7 +123,7 @@ fn learns(objective: impl Objective + 'static, target: fn(bool, usize) -> Target
     for at in 0..STEPS {
         if at == STEPS / 2 {
             let position = Position { step: at, ..Position::default() };
-            let checkpoint = Checkpoint { position, updates: whole.optimizer_steps(), best_values: BTreeMap::new() };
+            let checkpoint = Checkpoint { position, updates: whole.optimizer_steps(), ..Checkpoint::default() };
             checkpoints.save(&checkpoint, &whole.state(), |tensor| whole.read_state(tensor)).unwrap();
         }
         let loss = step(&mut whole, &examples);
@@ -383,7 +383,7 @@ fn classifier(dir: &Path, outputs: usize, problem: Option<&str>) {
         .iter()
         .map(|p| {
             let view = weights.get(&p.name).unwrap();
-            let (name, shape, bytes) = (p.name.clone(), p.shape.clone(), view.bytes.into());
+            let (name, shape, bytes) = (p.name.clone(), p.shape.clone(), view.raw().into());
             OutTensor { name, dtype: safetensors_dtype(view.dtype), shape, bytes }
         })
         .collect();

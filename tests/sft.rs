@@ -172,6 +172,35 @@ fn eval(path: &Path, split: &str, more: &[&str]) -> Value {
     last_json(&succeed(&[&args, more].concat()))["metrics"].clone()
 }
 
+/// The report has the answers to the two prompts of dev, which are those that `generate` gives.
+fn check_answers(result: &Value, out: &Path) {
+    let answers = result["answers"].as_array().unwrap();
+    let rows = chat::questions(2);
+    assert_eq!(answers.len(), rows.len(), "{result}");
+    let prompts: Vec<Value> = rows.iter().map(|row| json!({"messages": [row["messages"][0]]})).collect();
+    let prompts = file("prompts.jsonl", &prompts);
+    let generated = succeed(&["generate", out.to_str().unwrap(), &prompts, "--max-tokens", "128", "--device", "cpu"]);
+    let report = fs::read_to_string(out.join("report.html")).unwrap();
+    for ((answer, line), row) in answers.iter().zip(generated.lines()).zip(&rows) {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let again: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(answer["generated"], again["text"]);
+        assert_eq!(answer["ended"], json!(again["finish"] == "stop"));
+        let [asked, expected] = [0, 1].map(|turn| text(&row["messages"][turn]["content"]));
+        assert!(text(&answer["prompt"]).contains(&asked), "{answer}");
+        assert!(text(&answer["expected"]).contains(&expected), "{answer}");
+        assert!(text(&answer["generated"]).trim_start().starts_with(&expected), "{answer}");
+        assert!(report.contains("Answers to held-out prompts") && report.contains(&expected));
+    }
+}
+
+#[test]
+fn no_answers_are_written_where_none_are_wanted() {
+    let (result, out) = train("full", &["--answers", "0", "--max-steps", "1"]);
+    assert!(result["answers"].is_null(), "{result}");
+    assert!(!fs::read_to_string(out.join("report.html")).unwrap().contains("Answers to held-out prompts"));
+}
+
 #[test]
 fn every_method_teaches_the_answers() {
     for (method, more) in [
@@ -183,6 +212,7 @@ fn every_method_teaches_the_answers() {
         let perplexity = result["dev"]["perplexity"].as_f64().unwrap();
         assert!(perplexity < 1.5, "{method}: {result}");
         assert_eq!(eval(&out, "dev", &[])["loss"], result["dev"]["loss"], "{method}");
+        check_answers(&result, &out);
         let predicted = run(&["predict", out.to_str().unwrap(), "--device", "cpu"]);
         let text = String::from_utf8_lossy(&predicted.stderr);
         assert!(!predicted.status.success() && text.contains("gives a text no class; `eval` measures it"), "{text}");

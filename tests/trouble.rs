@@ -47,7 +47,7 @@ fn a_report_has_versions_plugins_and_what_each_device_does() {
         "== plugins",
         "== cpu (",
         "conformance f32: norms",
-        "2 tests passed",
+        "passed: 2",
         "log:",
     ] {
         assert!(report.contains(part), "{part}: {report}");

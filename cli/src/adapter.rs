@@ -41,10 +41,10 @@ pub struct MergeArgs {
     /// Run directory, or an adapter of any format
     #[arg(value_name = "RUN")]
     adapter: PathBuf,
-    /// New directory for the model, in the Hugging Face layout
+    /// New directory for the model, in the Hugging Face layout; or a GGUF file, whose name ends with .gguf
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights: keep is that of the base model
+    /// Type of the weights: keep is that of the base model, q8_0 is for GGUF files
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: DtypeArg,
     /// Largest weight file, for example 500MB or 2GiB
@@ -63,6 +63,8 @@ enum DtypeArg {
     F32,
     Bf16,
     F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl From<DtypeArg> for MergeDtype {
@@ -72,6 +74,7 @@ impl From<DtypeArg> for MergeDtype {
             DtypeArg::F32 => MergeDtype::To(SavedType::F32.into()),
             DtypeArg::Bf16 => MergeDtype::To(SavedType::Bf16.into()),
             DtypeArg::F16 => MergeDtype::To(SavedType::F16.into()),
+            DtypeArg::Q8_0 => MergeDtype::Q8_0,
         }
     }
 }
@@ -82,11 +85,11 @@ pub struct ExportArgs {
     #[arg(value_name = "RUN")]
     adapter: PathBuf,
     /// peft: a directory of PEFT, LoRA or for single elements Super-Tuning; sparse-deltas: sparse_deltas.safetensors with
-    /// indices; patch: the new bf16 values of what differs, for TRL and vLLM; with-indices: our own, with the indices that
-    /// are otherwise drawn from the seed
+    /// indices; patch: the new bf16 values of what differs, for TRL and vLLM; gguf: a LoRA file for llama.cpp; with-indices:
+    /// our own, with the indices that are otherwise drawn from the seed
     #[arg(long, value_name = "NAME")]
     format: FormatArg,
-    /// New directory for the adapter
+    /// New directory for the adapter, of gguf the new file
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Base model [default: the one trained on]
@@ -102,6 +105,7 @@ enum FormatArg {
     Peft,
     SparseDeltas,
     Patch,
+    Gguf,
     WithIndices,
 }
 
@@ -171,6 +175,7 @@ fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
         FormatArg::Peft => ExportFormat::Peft,
         FormatArg::SparseDeltas => ExportFormat::SparseDeltas,
         FormatArg::Patch => ExportFormat::Patch,
+        FormatArg::Gguf => ExportFormat::Gguf,
         FormatArg::WithIndices => ExportFormat::WithIndices,
     };
     let applied = open(&args.adapter, args.model, plugins)?;

@@ -3,7 +3,7 @@
 use crate::adapter::AdapterCommand;
 use crate::bench::BenchArgs;
 use crate::merge::MergeAdaptersArgs;
-use crate::plugin_check::CheckArgs;
+use crate::plugin::PluginCommand;
 use crate::rank::RankArgs;
 use crate::report::ReportArgs;
 use crate::sweep::SweepArgs;
@@ -80,9 +80,9 @@ pub enum Command {
     Rank(RankArgs),
     /// Write report.html of a run, or of several side by side
     Report(ReportArgs),
-    /// List the plugins with their versions, where they were found, and why any was refused
+    /// List the plugins: the same as `plugin list`
     Plugins(ListArgs),
-    /// Check a plugin before publishing it
+    /// Begin, check, install, remove and list plugins
     Plugin {
         #[command(subcommand)]
         what: PluginCommand,
@@ -122,13 +122,6 @@ impl Command {
             _ => vec![],
         }
     }
-}
-
-#[derive(Subcommand)]
-pub enum PluginCommand {
-    /// Run the conformance and golden suites on a backend library, each test in a process of its own; of a method or a
-    /// task, check that it loads, describes itself and has well-formed options. Exit code 1 when something fails
-    Check(CheckArgs),
 }
 
 #[derive(Subcommand)]
@@ -352,7 +345,8 @@ pub struct PretrainArgs {
     /// Directory with config.json and the tokenizer
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// A file of text, one document a line, or a directory with such files: train.txt, and held out dev.txt and test.txt
+    /// A file of text, one document a line or in another format under `text`, or a directory with such files: train, and
+    /// held out dev and test
     #[arg(long, value_name = "FILE|DIR")]
     pub data: PathBuf,
     /// Method: full, or another one that changes the random weights

@@ -18,8 +18,7 @@ mod memory;
 mod merge;
 mod output;
 mod parse;
-mod plugin_check;
-mod plugins;
+mod plugin;
 mod presets;
 mod pretrain;
 mod progress;
@@ -32,7 +31,7 @@ mod train;
 mod tui;
 mod watch;
 
-use args::{Command, Inspect, PluginCommand};
+use args::{Command, Inspect};
 use parse::{Job, Parsed, Stop};
 use sparta_core::job::Stopped;
 use sparta_core::plugin::running;
@@ -127,8 +126,8 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::MergeAdapters(args) => merge::merge_adapters(args, &plugins),
         Command::Rank(args) => rank::rank(args),
         Command::Report(args) => report::report(args),
-        Command::Plugins(args) => plugins::list(&plugins, args.json),
-        Command::Plugin { what: PluginCommand::Check(args) } => plugin_check::check(&args, &cli.plugin, &plugins),
+        Command::Plugins(args) => plugin::list(&plugins, args.json),
+        Command::Plugin { what } => plugin::run(what, &cli.plugin, &plugins),
         Command::Presets(args) => presets::list(args),
         Command::Bench(args) => bench::bench(args, &plugins),
         Command::Devices { list, report: None } => devices::list(&plugins, list.json),

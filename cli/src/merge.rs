@@ -11,7 +11,8 @@ use sparta_core::job::config::at_least;
 use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::EvalRequest;
-use sparta_core::{Error, Result};
+use sparta_core::weights::Weights;
+use sparta_core::{Error, Result, decoder};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -108,7 +109,7 @@ impl MergeAdaptersArgs {
 pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
     let strategy = args.strategy()?;
-    let full = args.adapters.iter().filter(|path| path.join("config.json").is_file() && has_weights(path)).count();
+    let full = args.adapters.iter().filter(|path| decoder::is_model(path) && has_weights(path)).count();
     if full > 0 {
         return average(&args, &strategy, full, output);
     }
@@ -135,7 +136,7 @@ pub fn merge_adapters(args: MergeAdaptersArgs, plugins: &PluginSet) -> Result<()
 }
 
 fn has_weights(dir: &Path) -> bool {
-    dir.join("model.safetensors").is_file() || dir.join("model.safetensors.index.json").is_file()
+    Weights::find(dir).is_ok_and(|weights| !weights.is_absent())
 }
 
 #[derive(Serialize)]

@@ -117,7 +117,7 @@ impl Devices {
         }
         if backend == "cuda" {
             return Err(self.error(format!(
-                "`--device {wanted}`: no CUDA backend plugin is installed (`sparta-cli plugins` lists what was found)"
+                "`--device {wanted}`: no CUDA backend plugin is installed (`sparta-cli plugin list` lists what was found)"
             )));
         }
         self.by_name(wanted)

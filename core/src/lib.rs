@@ -13,6 +13,6 @@ pub mod report;
 pub mod run;
 pub mod splits;
 
-pub use sparta_io::{checkpoint, decoder, files, hash, hub, text, weights};
+pub use sparta_io::{checkpoint, decoder, files, gguf, hash, hub, text, weights};
 pub use sparta_model::{self as model, Error, Result, method};
 pub use sparta_train as train;

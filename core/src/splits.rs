@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use read::read;
 use serde::{Deserialize, Serialize};
 use sparta_plugin::task::{self, Dataset, Example, Recipe, Take, TaskInfo};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 pub use read::{Open, Source};
 
@@ -79,8 +79,40 @@ pub fn load(opened: Opened, wanted: &[&str], seed: u64) -> Result<Splits> {
     let (train, train_origin) = dealer.deal("train", &recipe.train, &recipe)?;
     let (dev, dev_origin) = dealer.deal("dev", &recipe.dev, &recipe)?;
     let (test, test_origin) = dealer.deal("test", &recipe.test, &recipe)?;
-    let origins = Origins { train: train_origin, dev: dev_origin, test: test_origin, notes: dealer.notes };
+    let mut notes = dealer.notes;
+    let train_parts = &recipe.train.parts;
+    for (split, source, examples) in [("dev", &recipe.dev, &dev), ("test", &recipe.test, &test)] {
+        if source.parts.iter().all(|part| !train_parts.contains(part)) {
+            notes.extend(shared(split, &source.parts, examples, &train, train_parts));
+        }
+    }
+    let origins = Origins { train: train_origin, dev: dev_origin, test: test_origin, notes };
     Ok(Splits { task, train, dev, test, origins })
+}
+
+fn texts(example: &Example) -> Vec<&str> {
+    example.texts().collect()
+}
+
+/// How many texts of another file are also in that of train; `None` where none are.
+fn shared(
+    split: &str,
+    parts: &[String],
+    examples: &[Example],
+    train: &[Example],
+    train_parts: &[String],
+) -> Option<String> {
+    let held_out: HashSet<Vec<&str>> = examples.iter().map(texts).collect();
+    let seen: HashSet<Vec<&str>> = train.iter().map(texts).filter(|texts| held_out.contains(texts)).collect();
+    let count = examples.iter().filter(|example| seen.contains(&texts(example))).count();
+    (count > 0).then(|| {
+        format!(
+            "{count} of the {} examples of {split}, in {}, have texts that are also in {}: they say little about new texts",
+            examples.len(),
+            parts.join(" + "),
+            train_parts.join(" + ")
+        )
+    })
 }
 
 /// A random order of `0..len`, a function of seed and purpose alone (Fisher and Yates).
@@ -318,6 +350,42 @@ mod tests {
         assert_eq!((few.train.len(), few.dev.len(), few.test.len()), (2, 0, 0));
         let overlapping = deal(&Fake { recipe: recipe(share(0.7, 0.9)), size: 100 }, 2, 7).unwrap_err().to_string();
         assert!(overlapping.contains("share examples of train"), "{overlapping}");
+    }
+
+    /// Texts that are numbered from another start in each part.
+    struct Overlapping(Recipe);
+
+    impl Dataset for Overlapping {
+        fn recipe(&self) -> Recipe {
+            self.0.clone()
+        }
+
+        fn examples(&self, part: &str) -> std::result::Result<Examples<'_>, sparta_plugin::Error> {
+            let start = if part == "test" { 98 } else { 0 };
+            Ok(Box::new(
+                (start..start + 100).map(|i| Ok(Example { text: (i % 150).to_string(), ..Example::default() })),
+            ))
+        }
+    }
+
+    #[test]
+    fn texts_of_test_that_are_also_in_train_are_counted() {
+        let recipe = |test: &str, train: Take, take: Take| Recipe {
+            train: source("train", train),
+            dev: Part { parts: vec![], take: Take::All },
+            test: source(test, take),
+            notes: vec![],
+            task: None,
+        };
+        let notes = |recipe: Recipe| {
+            let open = || Ok(Box::new(Overlapping(recipe.clone())) as Box<dyn Dataset>);
+            read_all(&open, &SPLITS, &task(2), 7).unwrap().origins.notes
+        };
+        // 98, 99 and again 0 to 47 of 150.
+        let found = notes(recipe("test", Take::All, Take::All));
+        assert!(found[0].starts_with("50 of the 100 examples of test, in test, have texts that are also in train"));
+        let share = |from, to| Take::Share { from, to };
+        assert!(notes(recipe("train", share(0.0, 0.5), share(0.5, 1.0))).is_empty());
     }
 
     #[test]

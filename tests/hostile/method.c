@@ -1,5 +1,6 @@
 /* A method that misbehaves, chosen by -DCASE=...: a reparametrisation `y = x w^T` of q_proj whose plugin does something
    that no plugin should. */
+#define _GNU_SOURCE
 #include "sparta_plugin.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,24 @@
 #define FAILS 14
 #define NO_MERGE 15
 #define LONG_SUMMARY 16
+/* These train elements of q_proj and act after each step. */
+#define ACTS 17
+#define UNKNOWN_TENSOR 18
+#define OTHER_LENGTH 19
+#define NOT_FINITE 20
+#define NOT_ASCENDING 21
+#define OUT_OF_RANGE 22
+#define OTHER_SIZE 23
+#define UNDECLARED_GRADIENT 24
+#define UNDECLARED_WHOLE 25
+#define UNKNOWN_SLOT 26
+#define LONG_STATE 27
+#define NEVER 28
+#define IGNORES_REFUSAL 29
+#define NO_ON_STEP 30
+#define OTHER_KIND 31
+#define HALF_A_FLOAT 32
+#define NO_JSON 33
 
 static const SpartaHost *host;
 
@@ -98,7 +117,8 @@ static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
         if (memcmp(request.data + i, "\"role\":\"", 8)) continue;
         int q = i + 14 <= request.len && !memcmp(request.data + i + 8, "q_proj", 6);
         int head = i + 12 <= request.len && !memcmp(request.data + i + 8, "head", 4);
-        const char *one = q ? "{\"reparam\": {\"tensors\": []}}" : head ? "\"dense\"" : "\"frozen\"";
+        const char *changed = CASE < ACTS ? "{\"reparam\": {\"tensors\": []}}" : "{\"sparse\": {\"probability\": 0.1}}";
+        const char *one = q ? changed : head ? "\"dense\"" : "\"frozen\"";
         used += (size_t)sprintf(answer + used, "%s%s", used > 1 ? ", " : "", one);
     }
     sprintf(answer + used, "]");
@@ -139,12 +159,71 @@ static SpartaStatus merge(SpartaCall call, SpartaBytes site, uint32_t w, const u
     return apply(call, "{\"op\": \"scale\", \"factor\": 1.0}", inputs, 1, merged);
 }
 
+#if CASE >= ACTS
+static SpartaStatus steps(SpartaCall call, SpartaBytes options) {
+    (void)options;
+    host->result(call, text(CASE == NEVER ? "{\"every\": 0}" : "{\"every\": 1}"));
+    return SPARTA_OK;
+}
+
+static SpartaStatus refused(SpartaCall call) {
+    host->error(call, host->last_error(call));
+    return SPARTA_FAILED;
+}
+
+static SpartaStatus on_step(SpartaCall call, SpartaBytes request) {
+    /* The first tensor of the request: `"tensors":[{"name":"..."`. */
+    static const char before[] = "\"tensors\":[{\"name\":\"";
+    SpartaBytes name = {memmem(request.data, request.len, before, sizeof before - 1), 0};
+    name.data += sizeof before - 1;
+    while (name.data[name.len] != '"') name.len++;
+    static uint32_t indices[1 << 20];
+    static float values[1 << 20];
+    size_t size = 0, again = 0;
+    if (host->step_read(call, text("indices"), name, NULL, 0, &size)) return refused(call);
+    if (size > sizeof indices || host->step_read(call, text("indices"), name, (uint8_t *)indices, size, &again)) return refused(call);
+    if (size != again || host->step_read(call, text("values"), name, (uint8_t *)values, size, &again)) return refused(call);
+    SpartaBytes what = text("values"), data = {(const uint8_t *)values, size};
+#if CASE == UNKNOWN_TENSOR
+    name = text("moon");
+#elif CASE == OTHER_LENGTH || CASE == IGNORES_REFUSAL
+    data.len -= 4;
+#elif CASE == HALF_A_FLOAT
+    data.len -= 2;
+#elif CASE == NOT_FINITE
+    values[2] = 0.0f / 0.0f;
+#elif CASE == OTHER_KIND
+    what = text("weight");
+#elif CASE == UNDECLARED_GRADIENT || CASE == UNDECLARED_WHOLE || CASE == UNKNOWN_SLOT
+    what = text(CASE == UNDECLARED_GRADIENT ? "gradient" : CASE == UNDECLARED_WHOLE ? "whole_gradient" : "hindsight");
+    return host->step_read(call, what, name, NULL, 0, &size) ? refused(call) : SPARTA_OK;
+#elif CASE == NOT_ASCENDING || CASE == OUT_OF_RANGE || CASE == OTHER_SIZE
+    what = text("indices"), data.data = (const uint8_t *)indices;
+    if (CASE == NOT_ASCENDING) indices[1] = indices[0];
+    if (CASE == OUT_OF_RANGE) indices[size / 4 - 1] = 0xffffffff;
+    if (CASE == OTHER_SIZE) data.len -= 4;
+#elif CASE == LONG_STATE
+    static char state[(65 << 20) + 1];
+    memset(state, '1', 65 << 20);
+    host->result(call, text(state));
+#elif CASE == NO_JSON
+    host->result(call, text("{\"half\":"));
+#endif
+    if (!host->step_write(call, what, name, data) || CASE == IGNORES_REFUSAL) return SPARTA_OK;
+    return refused(call);
+}
+#endif
+
 static const SpartaMethod table = {
     .size = sizeof(SpartaMethod),
     .describe = describe,
     .select = select_parameters,
     .forward = forward,
     .merge = CASE == NO_MERGE ? NULL : merge,
+#if CASE >= ACTS
+    .steps = steps,
+    .on_step = CASE == NO_ON_STEP ? NULL : on_step,
+#endif
 };
 
 static const SpartaInterface interface = {

@@ -2,6 +2,8 @@
 //! SPARTA_REAL_MODEL=DIR/model names it. The numbers are those of transformers on the same files. Needs
 //! `cargo build --release` before.
 
+mod gguf;
+
 use serde_json::Value;
 use sparta_backend_cpu::Cpu;
 use sparta_core::job::PrecisionChoice;
@@ -65,18 +67,31 @@ fn the_tokenizer_and_the_template_are_those_of_transformers() {
     assert_eq!(chat.after_answer().unwrap(), "<|im_end|>\n");
 }
 
-/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
+/// Spaces before a digit stay together, as `tokenizer.json` splits off digits first. transformers 4.57 gives these ids;
+/// transformers 5 makes a pre-tokenizer of its own for the class that `tokenizer_config.json` names, which knows nothing of
+/// digits. Of 120 random conversations 7 have other ids there for this reason, and none for another; in 17 white space of
+/// the answer joins the last token of the prompt, which is then the answer's here and the prompt's in TRL.
 #[test]
-fn loss_and_logits_are_those_of_transformers() {
+fn digits_are_split_off_first() {
     let Some(model) = model() else { return };
-    let ids: Vec<i64> = numbers("ids").iter().map(|&id| id as i64).collect();
+    let tokenizer = Tokenizer::open(&model).unwrap();
+    let tokens = |text: &str| -> Vec<String> {
+        tokenizer.encode_plain(text).unwrap().iter().map(|&id| tokenizer.token(id).unwrap()).collect()
+    };
+    assert_eq!(tokens("hot  2+3"), ["hot", "ĠĠ", "2", "+", "3"]);
+    assert_eq!(tokens("\r\n 2"), ["čĊĠ", "2"]);
+}
+
+/// The loss of a text as a language model's, and the logits behind its last token.
+fn loss_and_last_logits(model: PathBuf, ids: &[u32]) -> (f64, Vec<f32>) {
     let tensor = |name: &str| OutTensor {
         name: name.into(),
         dtype: Dtype::I64,
         shape: vec![1, ids.len()],
-        bytes: Cow::Owned(ids.iter().flat_map(|id| id.to_le_bytes()).collect()),
+        bytes: Cow::Owned(ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect()),
     };
-    let (batch, out) = (HOME.path().join("batch.safetensors"), HOME.path().join("out.safetensors"));
+    let dir = tempfile::tempdir().unwrap();
+    let (batch, out) = (dir.path().join("batch.safetensors"), dir.path().join("out.safetensors"));
     save(&batch, &[tensor("input_ids"), tensor("lm_labels")], &BTreeMap::new()).unwrap();
     let request = InspectRequest {
         model,
@@ -87,11 +102,20 @@ fn loss_and_logits_are_those_of_transformers() {
         out: out.clone(),
     };
     let loss = inspect_forward(&request, Box::new(Cpu::new(None).unwrap())).unwrap().unwrap();
+    let (shape, logits) = TensorFile::open(&out).unwrap().floats("logits").unwrap();
+    (loss, logits[logits.len() - shape[2]..].to_vec())
+}
+
+/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
+#[test]
+fn loss_and_logits_are_those_of_transformers() {
+    let Some(model) = model() else { return };
+    let ids: Vec<u32> = numbers("ids").iter().map(|&id| id as u32).collect();
+    let (loss, last) = loss_and_last_logits(model, &ids);
     let allowed = 4.0 * GOLDEN["distance_of_f32"].as_f64().unwrap();
     let expected = GOLDEN["loss"].as_f64().unwrap();
     assert!((loss - expected).abs() < allowed, "loss {loss}, expected {expected} within {allowed:e}");
-    let (shape, logits) = TensorFile::open(&out).unwrap().floats("logits").unwrap();
-    let last = logits[logits.len() - shape[2]..].iter().step_by(997);
+    let last = last.iter().step_by(997);
     assert_eq!(last.len(), numbers("logits").len());
     for (i, (got, expected)) in last.zip(numbers("logits")).enumerate() {
         assert!(

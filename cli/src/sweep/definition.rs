@@ -1,8 +1,9 @@
 //! What a sweep is to try: a TOML file, and the combinations that it means.
 //!
 //! `[base]` and `[grid]`, or several `[[grid]]` tables, have the options of `run` as keys; a list stands for one run with
-//! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison. `[task.ID]` has
-//! what is different for one task, for example its data, and wins over both.
+//! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison, and with
+//! `optional = true` it is left out where its method is not found. `[task.ID]` has what is different for one task, for
+//! example its data, and wins over both.
 
 use super::space::{Combination, Space, alternatives};
 use serde::Deserialize;
@@ -11,8 +12,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use toml::{Table, Value};
 
-/// The shipped definition, and what it is called.
-const PAPER_TABLE: (&str, &str) = ("paper-table", include_str!("../../assets/paper-table.toml"));
+/// The shipped definitions by name.
+const SHIPPED: [(&str, &str); 2] = [
+    ("paper-table", include_str!("../../assets/paper-table.toml")),
+    ("methods", include_str!("../../assets/methods.toml")),
+];
+
+/// The key of a table whose method may be missing.
+const OPTIONAL: &str = "optional";
 
 /// Runs of a sweep: more are days of work on any machine, and a mistake.
 const MOST_RUNS: usize = 10_000;
@@ -78,11 +85,12 @@ impl EarlyStop {
 }
 
 impl Definition {
-    /// A file, or the shipped definition by its name.
+    /// A file, or a shipped definition by its name.
     pub fn read(source: &Path) -> Result<Definition> {
-        let (name, text) = match source.to_str() {
-            Some(name) if name == PAPER_TABLE.0 && !source.exists() => (name.to_owned(), PAPER_TABLE.1.to_owned()),
-            _ => (
+        let shipped = SHIPPED.iter().find(|(name, _)| source.to_str() == Some(name) && !source.exists());
+        let (name, text) = match shipped {
+            Some((name, text)) => (name.to_string(), text.to_string()),
+            None => (
                 source.display().to_string(),
                 files::read_text(source, files::CONFIGURATION).map_err(Error::io(source))?,
             ),
@@ -94,6 +102,9 @@ impl Definition {
         let definition: Definition = toml::from_str(text).map_err(|e| format!("not the definition of a sweep: {e}"))?;
         if let Some(table) = definition.tables().iter().find(|t| t.contains_key("name") && !t["name"].is_str()) {
             return Err(format!("name: expected a text, got {}", table["name"]));
+        }
+        if let Some(table) = definition.tables().iter().find(|t| t.get(OPTIONAL).is_some_and(|v| !v.is_bool())) {
+            return Err(format!("{OPTIONAL}: expected true or false, got {}", table[OPTIONAL]));
         }
         let task_keys = ["task", "name"].into_iter().find(|key| definition.task.values().any(|t| t.contains_key(*key)));
         if let Some(key) = task_keys {
@@ -111,6 +122,27 @@ impl Definition {
             Some(Grid::One(table)) => std::slice::from_ref(table),
             Some(Grid::Several(tables)) => tables,
         }
+    }
+
+    /// Takes out the optional tables whose method there is not.
+    ///
+    /// Returns these methods.
+    pub fn leave_out(&mut self, found: impl Fn(&str) -> bool) -> Vec<String> {
+        let mut missing = Vec::new();
+        let stays = |table: &mut Table| {
+            let optional = table.remove(OPTIONAL).and_then(|value| value.as_bool()).unwrap_or(false);
+            let method = table.get("method").and_then(Value::as_str).filter(|method| optional && !found(method));
+            missing.extend(method.map(str::to_owned));
+            method.is_none()
+        };
+        match &mut self.grid {
+            Some(Grid::Several(tables)) => tables.retain_mut(stays),
+            // The only table stays, and its run says what is missing.
+            Some(Grid::One(table)) => drop(table.remove(OPTIONAL)),
+            None => {}
+        }
+        missing.dedup();
+        missing
     }
 
     /// Puts a value, or a list of values, in place of those that an option has; an option that is nowhere is for all runs.
@@ -372,11 +404,26 @@ mod tests {
 
     #[test]
     fn the_paper_table_has_its_six_rows() {
-        let definition = Definition::read(Path::new(PAPER_TABLE.0)).unwrap();
+        let definition = Definition::read(Path::new("paper-table")).unwrap();
         let all = definition.combinations().unwrap();
         let mut rows: Vec<&str> = all.iter().filter_map(|one| one.row.as_deref()).collect();
         rows.dedup();
         assert_eq!(rows, ["Full FT", "SpaRTA 5 %", "SpaRTA 0.5 %", "SpaRTA 0.05 %", "LoRA", "Head"]);
         assert_eq!(all.len(), 6 * 21);
+    }
+
+    #[test]
+    fn optional_methods_are_left_out_where_they_are_not_found() {
+        let mut definition = Definition::read(Path::new("methods")).unwrap();
+        let built_in = ["full", "sparta", "lora", "head"];
+        let missing = definition.leave_out(|method| built_in.contains(&method) || method == "dora");
+        let others = ["gradient-mask", "lt-sft", "spiel", "sora", "adalora", "delta-dropout"];
+        assert_eq!(missing, [&["vera", "ia3", "magnitude"][..], &others, &["bitfit"]].concat());
+        let all = definition.combinations().unwrap();
+        let mut rows: Vec<&str> = all.iter().filter_map(|one| one.row.as_deref()).collect();
+        rows.dedup();
+        assert_eq!(rows, ["Full FT", "SpaRTA", "LoRA", "Head", "DoRA"]);
+        assert!(all.iter().all(|one| !one.options.contains_key("optional")));
+        assert!(Definition::parse("[[grid]]\noptional = 1").unwrap_err().contains("optional"));
     }
 }

@@ -30,7 +30,7 @@ use toml::Value;
 #[derive(Args)]
 pub struct SweepArgs {
     /// What to try, in TOML: [base] and [grid] with the options of `run`, lists for all of their values; or paper-table,
-    /// the rows of the paper's tables
+    /// the rows of the paper's tables; or methods, every method that is found, at equal trained counts
     #[arg(value_name = "FILE.toml")]
     definition: PathBuf,
     /// Directory for the runs and their comparison; what is finished there is not run again
@@ -82,7 +82,11 @@ struct Summary<'a> {
 
 pub fn sweep(args: SweepArgs, plugin_options: Vec<String>, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.json);
-    let definition = definition(&args)?;
+    let mut definition = definition(&args)?;
+    let missing = definition.leave_out(|method| plugins.method(method).is_ok());
+    if !missing.is_empty() {
+        output.say(format!("not found, and left out: {}; see --plugin", missing.join(", ")))?;
+    }
     let combinations = definition.combinations()?;
     check_tasks(&definition, args.task.is_some(), plugins)?;
     let jobs =
@@ -215,7 +219,8 @@ fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     };
     write("comparison.md", format!("{markdown}\n").as_bytes())?;
     write("comparison.csv", &comparison.csv()?)?;
-    let best: Vec<PathBuf> = comparison.best().iter().map(|(job, _)| job.directory.clone()).collect();
+    let best = comparison.best();
+    let best: Vec<PathBuf> = best.iter().flat_map(|one| one.jobs()).map(|job| job.directory.clone()).collect();
     let mut written = vec!["comparison.md", "comparison.csv"];
     if !best.is_empty() {
         match report::write(&best, &out.join(report::FILE)) {

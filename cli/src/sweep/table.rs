@@ -1,4 +1,5 @@
-//! The comparison at the end of a sweep: method x task, the best setting by the metric on dev.
+//! The comparison at the end of a sweep: method x task, the best setting by the metric on dev, where runs that differ in
+//! their seed alone are one setting with the mean of their results.
 
 use super::state::{Job, State};
 use crate::output::bytes;
@@ -13,7 +14,60 @@ pub struct Comparison<'a> {
     pub runs: Vec<(&'a Job, State)>,
 }
 
-type Finished<'a> = (&'a Job, &'a RunResult);
+/// The finished runs of one setting, one for each seed.
+pub struct Setting<'a> {
+    runs: Vec<(&'a Job, &'a RunResult)>,
+}
+
+impl<'a> Setting<'a> {
+    pub fn jobs(&self) -> impl Iterator<Item = &'a Job> {
+        self.runs.iter().map(|(job, _)| *job)
+    }
+
+    fn first(&self) -> &'a Job {
+        self.runs[0].0
+    }
+
+    /// The mean over the seeds; `None` where a run does not have it.
+    fn mean(&self, of: impl Fn(&Job, &RunResult) -> Option<f64>) -> Option<f64> {
+        let values: Option<Vec<f64>> = self.runs.iter().map(|(job, result)| of(job, result)).collect();
+        values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
+    }
+
+    /// The primary metric of a split.
+    fn metric(&self, split: impl Fn(&RunResult) -> Option<&Metrics>) -> Option<f64> {
+        self.mean(|job, result| split(result)?.scores.get(&job.metric()).copied())
+    }
+
+    fn loss(&self, split: impl Fn(&RunResult) -> Option<&Metrics>) -> Option<f64> {
+        self.mean(|_, result| Some(split(result)?.loss))
+    }
+
+    /// Better is greater: the metric on dev, then the loss.
+    fn rank(&self) -> (f64, f64) {
+        (self.metric(dev).unwrap_or(f64::NEG_INFINITY), -self.loss(dev).unwrap_or(f64::INFINITY))
+    }
+
+    /// What is special about it, and over how many seeds it is the mean.
+    fn title(&self) -> String {
+        let own = self.first().setting.split(", ").filter(|part| !part.is_empty());
+        match self.runs.len() {
+            1 => own.collect::<Vec<_>>().join(", "),
+            n => {
+                let seeds = format!("{n} seeds");
+                own.filter(|part| !part.starts_with("seed ")).chain([seeds.as_str()]).collect::<Vec<_>>().join(", ")
+            }
+        }
+    }
+}
+
+fn dev(result: &RunResult) -> Option<&Metrics> {
+    result.dev.as_ref()
+}
+
+fn test(result: &RunResult) -> Option<&Metrics> {
+    result.test.as_ref()
+}
 
 impl<'a> Comparison<'a> {
     pub fn read(jobs: &'a [Job]) -> Result<Comparison<'a>> {
@@ -36,21 +90,26 @@ impl<'a> Comparison<'a> {
         counts
     }
 
-    /// Of every row and task the run that is best on dev, then that of the lower loss, then the first; by rows.
-    pub fn best(&self) -> Vec<Finished<'_>> {
+    /// Of every row and task the setting that is best on dev, then that of the lower loss, then the first; by rows.
+    pub fn best(&self) -> Vec<Setting<'_>> {
         let rows = distinct(self.runs.iter().map(|(job, _)| job.row.as_str()));
         let tasks = self.tasks();
         rows.iter().flat_map(|row| tasks.iter().filter_map(|task| self.best_of(row, task))).collect()
     }
 
-    fn best_of(&self, row: &str, task: &str) -> Option<Finished<'_>> {
-        let candidates = self.runs.iter().filter(|(job, _)| job.row == row && job.task == task);
-        let finished = candidates.filter_map(|(job, state)| match state {
-            State::Finished(result) => Some((*job, result)),
-            _ => None,
-        });
+    fn best_of(&self, row: &str, task: &str) -> Option<Setting<'_>> {
+        let mut settings: Vec<(Vec<_>, Setting)> = Vec::new();
+        for (job, state) in self.runs.iter().filter(|(job, _)| job.row == row && job.task == task) {
+            let State::Finished(result) = state else { continue };
+            let key: Vec<_> = job.options.iter().filter(|(name, _)| *name != "seed").collect();
+            match settings.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, setting)) => setting.runs.push((*job, result)),
+                None => settings.push((key, Setting { runs: vec![(*job, result)] })),
+            }
+        }
+        let settings = settings.into_iter().map(|(_, setting)| setting);
         // The first of several that are equal stays.
-        finished.reduce(|best, next| if rank(next) > rank(best) { next } else { best })
+        settings.reduce(|best, next| if next.rank() > best.rank() { next } else { best })
     }
 
     fn tasks(&self) -> Vec<&str> {
@@ -66,7 +125,7 @@ impl<'a> Comparison<'a> {
             parts.push("\n## The best setting on dev\n".to_owned());
             let header = ["Method", "Task", "Setting", "Dev", "Dev loss", "Test", "Test loss"];
             let header = [&header[..], &["Trained", "Time", "Memory", "Run"]].concat();
-            parts.push(markdown_table(&header, best.into_iter().map(best_cells)));
+            parts.push(markdown_table(&header, best.iter().map(best_cells)));
         }
         let over = self.runs.iter().filter_map(|(job, state)| match state {
             State::Failed(message) => Some(("failed", job, message)),
@@ -95,10 +154,10 @@ impl<'a> Comparison<'a> {
             .collect();
         let rows = distinct(self.runs.iter().map(|(job, _)| job.row.as_str()));
         let cells = rows.into_iter().map(|row| {
-            let found: Vec<Option<Finished>> = tasks.iter().map(|task| self.best_of(row, task)).collect();
-            let share = found.iter().flatten().next().map_or("-".into(), |(_, result)| trained(result));
-            let pair = |one: &Option<Finished>| match one.and_then(|(job, r)| Some((job, r.test.as_ref()?))) {
-                Some((job, test)) => [format!("{:.4}", test.loss), primary(job, test)],
+            let found: Vec<Option<Setting>> = tasks.iter().map(|task| self.best_of(row, task)).collect();
+            let share = found.iter().flatten().next().map_or("-".into(), trained);
+            let pair = |one: &Option<Setting>| match one {
+                Some(one) => [loss(one.loss(test)), primary(one, one.metric(test))],
                 None => ["-".to_owned(), "-".to_owned()],
             };
             [row.to_owned(), share].into_iter().chain(found.iter().flat_map(pair)).collect()
@@ -111,7 +170,8 @@ impl<'a> Comparison<'a> {
     pub fn csv(&self) -> Result<Vec<u8>> {
         let header = ["run", "method", "task", "setting", "state", "best", "metric", "dev_metric", "dev_loss"];
         let more = ["test_metric", "test_loss", "trained_share", "training_seconds", "device_memory", "message"];
-        let best: Vec<&str> = self.best().iter().map(|(job, _)| job.name.as_str()).collect();
+        let best = self.best();
+        let best: Vec<&str> = best.iter().flat_map(|one| one.jobs()).map(|job| job.name.as_str()).collect();
         let mut writer = csv::Writer::from_writer(Vec::new());
         let failed = |e: csv::Error| Error::Usage(format!("comparison.csv: {e}"));
         writer.write_record(header.iter().chain(&more)).map_err(failed)?;
@@ -137,13 +197,6 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// Better is greater: the metric on dev, then the loss.
-fn rank((job, result): Finished) -> (f64, f64) {
-    let dev = result.dev.as_ref();
-    let metric = dev.and_then(|dev| dev.scores.get(&job.metric())).copied().unwrap_or(f64::NEG_INFINITY);
-    (metric, -dev.map_or(f64::INFINITY, |dev| dev.loss))
-}
-
 fn numbers(job: &Job, result: &RunResult) -> [String; 7] {
     let text = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     let primary = job.metric();
@@ -160,35 +213,39 @@ fn numbers(job: &Job, result: &RunResult) -> [String; 7] {
     ]
 }
 
-fn best_cells((job, result): Finished) -> Vec<String> {
-    let metric = |split: &Option<Metrics>| split.as_ref().map_or("-".into(), |m| primary(job, m));
-    let loss = |split: &Option<Metrics>| split.as_ref().map_or("-".into(), |m| format!("{:.4}", m.loss));
+fn best_cells(one: &Setting) -> Vec<String> {
+    let job = one.first();
+    let mean = |of: fn(&RunResult) -> f64| one.mean(|_, result| Some(of(result))).unwrap_or_default();
     vec![
         job.row.clone(),
         job.task.clone(),
-        job.setting.clone(),
-        format!("{} {}", job.metric(), metric(&result.dev)),
-        loss(&result.dev),
-        metric(&result.test),
-        loss(&result.test),
-        trained(result),
-        duration(result.training_seconds),
-        bytes(result.device_memory),
-        job.name.clone(),
+        one.title(),
+        format!("{} {}", job.metric(), primary(one, one.metric(dev))),
+        loss(one.loss(dev)),
+        primary(one, one.metric(test)),
+        loss(one.loss(test)),
+        trained(one),
+        duration(mean(|result| result.training_seconds)),
+        bytes(mean(|result| result.device_memory as f64) as u64),
+        one.jobs().map(|job| job.name.as_str()).collect::<Vec<_>>().join(" "),
     ]
 }
 
-fn primary(job: &Job, metrics: &Metrics) -> String {
-    let metric = job.metric();
-    metrics.scores.get(&metric).map_or("-".into(), |&value| score(&metric, value))
+fn primary(one: &Setting, value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| score(&one.first().metric(), value))
+}
+
+fn loss(value: Option<f64>) -> String {
+    value.map_or("-".into(), |value| format!("{value:.4}"))
 }
 
 fn share(result: &RunResult) -> f64 {
     (result.trainable.body + result.trainable.head) as f64 / result.parameters as f64
 }
 
-fn trained(result: &RunResult) -> String {
-    format!("{:.4} %", 100.0 * share(result))
+/// Of all its seeds, of which some may draw more.
+fn trained(one: &Setting) -> String {
+    format!("{:.4} %", 100.0 * one.mean(|_, result| Some(share(result))).unwrap_or_default())
 }
 
 fn distinct<'s>(names: impl Iterator<Item = &'s str>) -> Vec<&'s str> {
@@ -220,7 +277,8 @@ mod tests {
     fn job(name: &str, row: &str, task: &str, primary: &str) -> Job {
         let (name, setting) = (name.to_owned(), format!("lr of {name}"));
         let (row, task, primary) = (row.to_owned(), task.to_owned(), primary.to_owned());
-        Job { name, directory: PathBuf::new(), row, task, primary, setting, options: BTreeMap::new() }
+        let options = BTreeMap::from([("lr".to_owned(), name.clone())]);
+        Job { name, directory: PathBuf::new(), row, task, primary, setting, options }
     }
 
     /// A finished run by its metric and loss on dev and the metric on test.
@@ -253,7 +311,8 @@ mod tests {
             State::Failed("no | such\nthing".into()),
         ];
         let comparison = Comparison { runs: jobs.iter().zip(states).collect() };
-        let names: Vec<&str> = comparison.best().iter().map(|(job, _)| job.name.as_str()).collect();
+        let best = comparison.best();
+        let names: Vec<&str> = best.iter().flat_map(|one| one.jobs()).map(|job| job.name.as_str()).collect();
         assert_eq!(names, ["c", "d"]);
         assert_eq!(comparison.counts(), [4, 1, 0, 0]);
         let text = comparison.markdown();
@@ -272,5 +331,30 @@ mod tests {
             "{csv}"
         );
         assert!(csv.contains("e,Head,sst2,lr of e,failed,false,accuracy,,,,,,,,\"no | such\nthing\"\n"), "{csv}");
+    }
+
+    /// The mean decides, not the luckiest seed.
+    #[test]
+    fn seeds_of_a_setting_are_one() {
+        let run = |name: &str, lr: &str, seed: &str| {
+            let mut job = job(name, "LoRA", "sst2", "accuracy");
+            job.options = [("lr", lr), ("seed", seed)].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+            job.setting = format!("lr {lr}, seed {seed}");
+            job
+        };
+        let jobs = [run("a", "1", "1"), run("b", "1", "2"), run("c", "2", "1"), run("d", "2", "2")];
+        let states = [
+            finished("accuracy", 0.9, 0.4, 0.9),
+            finished("accuracy", 0.5, 0.4, 0.5),
+            finished("accuracy", 0.8, 0.3, 0.8),
+            finished("accuracy", 0.8, 0.5, 0.6),
+        ];
+        let comparison = Comparison { runs: jobs.iter().zip(states).collect() };
+        let best = comparison.best();
+        assert_eq!(best.len(), 1);
+        assert_eq!(best[0].jobs().map(|job| job.name.as_str()).collect::<Vec<_>>(), ["c", "d"]);
+        let text = comparison.markdown();
+        let row = "| LoRA | sst2 | lr 2, 2 seeds | accuracy 80.00 % | 0.4000 | 70.00 % | 0.5000 | 5.0000 % | 3.2 s | 2.0 KiB | c d |";
+        assert!(text.contains(row), "{text}");
     }
 }

@@ -65,7 +65,7 @@ pub struct Node {
     pub outputs: Vec<Value>,
     /// Where in the model it stands: `layers.3.mlp`. Errors and profiles name it.
     pub label: String,
-    /// The segment that [`crate::recompute`] may compute again.
+    /// The segment that [`crate::recompute()`] may compute again.
     pub segment: Option<u32>,
 }
 

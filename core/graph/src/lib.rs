@@ -4,6 +4,7 @@
 mod arena;
 pub mod autodiff;
 pub mod backend;
+pub mod blocks;
 pub mod dtype;
 pub mod graph;
 pub mod ops;
@@ -18,6 +19,7 @@ pub use backend::{
     Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, SampledCost, Work, copy_ready,
     memory_size,
 };
+pub use blocks::Blocks;
 pub use dtype::DType;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::{Op, Part, Rows, Slot};

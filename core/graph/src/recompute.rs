@@ -28,8 +28,8 @@ pub fn recompute(graph: &Graph, forward: usize) -> Graph {
     out
 }
 
-/// The same computation in which the backward pass computes cheap values ([`Op::cheap`]) of the first `forward` nodes
-/// again rather than having them kept, where all that they follow from is kept for the backward pass anyway. Results
+/// The same computation in which the backward pass computes cheap values ([`crate::Op::cheap`]) of the first `forward`
+/// nodes again rather than having them kept, where all that they follow from is kept for the backward pass anyway. Results
 /// are the same bits.
 pub fn recompute_cheap(graph: &Graph, forward: usize) -> Graph {
     let (before, after) = graph.nodes().split_at(forward);

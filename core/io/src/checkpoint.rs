@@ -2,15 +2,17 @@
 //! new one whole.
 //!
 //! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state), `best.safetensors`
-//! (the best values on dev, with early stopping), `checkpoint.json`, which holds the rest and the hashes of both, and
-//! `checkpoint.sha256`, the hash of that in the form of `sha256sum`.
+//! (what was best on dev, with early stopping), `indices.safetensors` and `method.json` (the index sets and the state of a
+//! method that acts between steps), `checkpoint.json`, which holds the rest and the hashes of these, and `checkpoint.sha256`,
+//! the hash of that in the form of `sha256sum`.
 
 use crate::hash::{hash_file, hex};
-use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, save_with};
+use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, read_snapshot, save_snapshot, save_with};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
-use sparta_train::{Metrics, StateTensor};
+use sparta_train::{Metrics, Snapshot, StateTensor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,6 +23,8 @@ const MANIFEST: &str = "checkpoint.json";
 const SEAL: &str = "checkpoint.sha256";
 const STATE: &str = "state.safetensors";
 const BEST: &str = "best.safetensors";
+const INDICES: &str = "indices.safetensors";
+const METHOD: &str = "method.json";
 const FORMAT: &str = "sparta-checkpoint/2";
 
 /// Where a run stands between two steps.
@@ -50,8 +54,12 @@ pub struct Checkpoint {
     pub position: Position,
     /// Optimizer steps that have updated something.
     pub updates: u64,
-    /// Trained values that were best on dev; empty where they are not kept.
-    pub best_values: BTreeMap<String, Vec<f32>>,
+    /// What was best on dev; empty where it is not kept.
+    pub best: Snapshot,
+    /// The index sets, where the method may have changed them.
+    pub indices: BTreeMap<String, Vec<u32>>,
+    /// What the method keeps between steps.
+    pub method_state: Json,
 }
 
 /// A checkpoint that was found whole; the tensors of its state are still in the file.
@@ -146,8 +154,19 @@ impl Checkpoints {
         files::create_dirs(dir).map_err(Error::io(dir))?;
         let mut files = BTreeMap::new();
         files.insert(STATE.to_owned(), write_state(&dir.join(STATE), state, read)?);
-        if !checkpoint.best_values.is_empty() {
-            files.insert(BEST.to_owned(), write_values(&dir.join(BEST), &checkpoint.best_values)?);
+        if !checkpoint.best.values.is_empty() {
+            let Snapshot { values, indices } = &checkpoint.best;
+            files.insert(BEST.to_owned(), write_snapshot(&dir.join(BEST), values, indices)?);
+        }
+        if !checkpoint.indices.is_empty() {
+            let none = BTreeMap::new();
+            files.insert(INDICES.to_owned(), write_snapshot(&dir.join(INDICES), &none, &checkpoint.indices)?);
+        }
+        if !checkpoint.method_state.is_null() {
+            let path = dir.join(METHOD);
+            let text = serde_json::to_vec(&checkpoint.method_state).map_err(|e| Error::Training(e.to_string()))?;
+            atomic_write(&path, |file| file.write_all(&text).map_err(Error::io(&path)))?;
+            files.insert(METHOD.to_owned(), hash_file(&path)?);
         }
         let manifest = Manifest {
             format: FORMAT.into(),
@@ -275,9 +294,12 @@ fn write_state(
     hash_file(path)
 }
 
-fn write_values(path: &Path, values: &BTreeMap<String, Vec<f32>>) -> Result<String> {
-    let specs = values.iter().map(|(name, values)| flat(name, values.len())).collect();
-    save_with(path, specs, &BTreeMap::new(), |spec| Ok(Cow::Borrowed(bytemuck::cast_slice(&values[&spec.name]))))?;
+fn write_snapshot(
+    path: &Path,
+    values: &BTreeMap<String, Vec<f32>>,
+    indices: &BTreeMap<String, Vec<u32>>,
+) -> Result<String> {
+    save_snapshot(path, values, indices, &BTreeMap::new(), &BTreeMap::new())?;
     hash_file(path)
 }
 
@@ -298,23 +320,23 @@ fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
         return Err(Error::Training(format!("{MANIFEST} does not name {STATE}")));
     }
     for (name, expected) in &manifest.files {
-        if name != STATE && name != BEST {
+        if ![STATE, BEST, INDICES, METHOD].contains(&name.as_str()) {
             return Err(Error::Training(format!("{MANIFEST} names the unknown file `{name}`")));
         }
         if hash_file(&dir.join(name))? != *expected {
             return Err(Error::Training(format!("{name} is damaged: its SHA-256 is not the one in {MANIFEST}")));
         }
     }
-    let best = manifest.files.contains_key(BEST);
-    let best_values = if best { read_values(&dir.join(BEST))? } else { BTreeMap::new() };
-    let checkpoint = Checkpoint { position: manifest.position, updates: manifest.updates, best_values };
+    let has = |name: &str| manifest.files.contains_key(name).then(|| dir.join(name));
+    let best = has(BEST).map_or(Ok(Snapshot::default()), |path| read_snapshot(&path))?;
+    let sets = has(INDICES).map_or(Ok(Snapshot::default()), |path| read_snapshot(&path))?;
+    let method_state = has(METHOD).map_or(Ok(Json::Null), |path| {
+        let bytes = files::read(&path, files::LOG).map_err(Error::io(&path))?;
+        serde_json::from_slice(&bytes).map_err(|e| Error::Training(format!("{}: {e}", path.display())))
+    })?;
+    let (position, updates) = (manifest.position, manifest.updates);
+    let checkpoint = Checkpoint { position, updates, best, indices: sets.indices, method_state };
     Ok((Loaded { checkpoint, state: TensorFile::open(dir.join(STATE))? }, manifest.identity))
-}
-
-fn read_values(path: &Path) -> Result<BTreeMap<String, Vec<f32>>> {
-    let file = TensorFile::open(path)?;
-    let names: Vec<String> = file.names().map(str::to_owned).collect();
-    names.into_iter().map(|name| Ok((name.clone(), file.floats(&name)?.1))).collect()
 }
 
 #[cfg(test)]
@@ -327,7 +349,13 @@ mod tests {
 
     fn at(step: usize) -> Checkpoint {
         let values = BTreeMap::from([("w".to_owned(), vec![step as f32, 2.0])]);
-        Checkpoint { position: Position { step, ..Position::default() }, updates: step as u64, best_values: values }
+        Checkpoint {
+            position: Position { step, ..Position::default() },
+            updates: step as u64,
+            best: Snapshot { values, indices: BTreeMap::from([("w".to_owned(), vec![1, 4])]) },
+            indices: BTreeMap::from([("w".to_owned(), vec![0, step as u32])]),
+            method_state: serde_json::json!({"seen": [step, 0.1f32]}),
+        }
     }
 
     fn save(checkpoints: &Checkpoints, step: usize) {

@@ -1,31 +1,44 @@
 //! `config.json` of a model directory.
 
 use crate::files;
+use crate::gguf::{self, Gguf};
 use serde_json::{Map, Value};
 use sparta_model::{Decoder, Error, Result, text_config};
 use std::fs;
 use std::path::Path;
 
-/// Reads the `config.json` of a model directory.
+/// Reads the `config.json` of a model directory, or the metadata of a model in a GGUF file.
 ///
-/// Errors: something else than a model directory, which is named; an unreadable file; whatever [`Decoder::parse`] refuses.
+/// Errors: something else than a model, which is named; an unreadable file; whatever [`Decoder::parse`] refuses.
 pub fn open(dir: &Path) -> Result<Decoder> {
+    if let Some(file) = gguf::locate(dir)? {
+        return Decoder::parse(&file, &Gguf::open(&file)?.config()?);
+    }
     match other_kind(dir) {
         Some(what) => Err(Error::Config(format!("{}: {what}", dir.display()))),
         None => read(&dir.join("config.json")),
     }
 }
 
-/// As [`open`], of a file of any name.
+/// Whether there is a model at a path: a directory with a `config.json`, or a GGUF file or a directory with one.
+pub fn is_model(path: &Path) -> bool {
+    path.join("config.json").is_file() || gguf::locate(path).is_ok_and(|found| found.is_some())
+}
+
+/// As [`open`], of a `config.json` of any name.
 pub fn read(path: &Path) -> Result<Decoder> {
     let map = object(path)?;
     Decoder::parse(path, &map)
 }
 
-/// The tokens that end a text: those of `generation_config.json` where it names some, else those of `config.json`.
+/// The tokens that end a text: those of `generation_config.json` where it names some, else those of `config.json`. A GGUF file
+/// names them itself.
 ///
 /// Errors: a file that cannot be read; something else than ids.
 pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
+    if let Some(file) = gguf::locate(dir)? {
+        return Gguf::open(&file)?.end_tokens();
+    }
     let path = dir.join("generation_config.json");
     if !path.is_file() {
         return Ok(decoder.eos_token_ids.clone());
@@ -39,8 +52,12 @@ pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
     ends.ok_or_else(|| Error::Config(format!("{}: `eos_token_id`: expected an id or a list of ids", path.display())))
 }
 
-/// The contents of a model directory's `config.json`; of a model that also reads images, those of its text part alone.
+/// The contents of a model directory's `config.json`; of a model that also reads images, those of its text part alone; of a GGUF
+/// file what its metadata say in these terms.
 pub fn config(dir: &Path) -> Result<Map<String, Value>> {
+    if let Some(file) = gguf::locate(dir)? {
+        return Gguf::open(&file)?.config();
+    }
     let path = dir.join("config.json");
     let map = object(&path)?;
     Ok(text_config(&path, &map)?.unwrap_or(map))
@@ -54,13 +71,9 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
 /// What stands at a path where a model directory is expected, and what to do about it; `None` for what may be one.
 fn other_kind(path: &Path) -> Option<String> {
     const LAYOUT: &str = "the directory in the Hugging Face layout (config.json, model.safetensors, tokenizer.json)";
-    let gguf = || format!("a GGUF file, which is not read; give {LAYOUT} that it was made from");
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if path.is_file() {
-        return Some(match name(path) {
-            file if file.to_lowercase().ends_with(".gguf") => gguf(),
-            file => format!("{file} is a file; give {LAYOUT} that it belongs to"),
-        });
+        return Some(format!("{} is a file; give a GGUF file, or {LAYOUT}", name(path)));
     }
     let config = path.join("config.json");
     let config = config.is_file().then(|| object(&config).unwrap_or_default());
@@ -85,7 +98,7 @@ fn other_kind(path: &Path) -> Option<String> {
     if has(|name| name == "snapshots") && has(|name| name == "blobs") {
         return Some("the hub's cache of a model; give a directory below its snapshots, or the model's name".into());
     }
-    has(|name| name.to_lowercase().ends_with(".gguf")).then(gguf)
+    None
 }
 
 #[cfg(test)]
@@ -130,13 +143,19 @@ mod tests {
             ("peft", &[("adapter_config.json", "{}")], "an adapter of PEFT"),
             ("root", &[("models--a--b/refs/main", "")], "several models"),
             ("cache", &[("snapshots/x/config.json", "{}"), ("blobs/y", "")], "below its snapshots"),
-            ("gguf", &[("a.Q4.gguf", "GGUF")], "a GGUF file"),
+            ("gguf", &[("a.Q4.gguf", "GGUF")], "a.Q4.gguf: is truncated"),
+            (
+                "two",
+                &[("a.gguf", "GGUF"), ("b.gguf", "GGUF"), ("mmproj-b.gguf", "GGUF")],
+                "has 2 models (a.gguf, b.gguf)",
+            ),
+            ("parts", &[("a-00002-of-00002.gguf", "")], "does not begin with GGUF"),
         ] {
             let text = place(name, files);
             assert!(text.contains(said), "{text}");
         }
-        let file = open(&dir.path().join("gguf/a.Q4.gguf")).unwrap_err().to_string();
-        assert!(file.contains("a GGUF file"), "{file}");
+        let file = open(&dir.path().join("own/adapter.json")).unwrap_err().to_string();
+        assert!(file.contains("adapter.json is a file; give a GGUF file"), "{file}");
         let model = place("model", &[("config.json", "{\"model_type\": \"new\"}")]);
         assert!(model.contains("config.json"), "{model}");
     }

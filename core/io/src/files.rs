@@ -1,8 +1,10 @@
 //! Opens untrusted files: regular ones only, as a pipe would never end, and small enough for what they are. And gives
 //! finished files their names, so that neither a crash nor a power cut leaves half of one.
 
+use memmap2::Mmap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of a configuration, an index or a manifest; those of the largest published models have some 10 MB.
@@ -42,6 +44,20 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     String::from_utf8(read(path, limit)?)
         .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("expected UTF-8: {e}")))
+}
+
+/// Gives back the memory of mapped pages that have been read; they are read again when needed.
+pub fn forget(map: &Mmap, range: Range<usize>) {
+    #[cfg(unix)]
+    {
+        // SAFETY: pages of a read-only map of a file hold nothing that is not in the file.
+        let advised =
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // It is advice: where it is not taken, memory is only given back later.
+        let _ = advised;
+    }
+    #[cfg(not(unix))]
+    let _ = (map, range);
 }
 
 /// Creates a directory with those above it, which then survive a power cut.

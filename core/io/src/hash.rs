@@ -16,9 +16,9 @@ pub fn fingerprint(weights: &Weights) -> String {
     let mut hash = Sha256::new();
     for name in weights.names().filter(|name| *name != "score.weight") {
         if let Some(view) = weights.get(name) {
-            hash.update(format!("{name} {} {:?}\n", view.dtype, view.shape));
-            hash.update(&view.bytes[..view.bytes.len().min(SAMPLE)]);
-            hash.update(&view.bytes[view.bytes.len().saturating_sub(SAMPLE)..]);
+            hash.update(format!("{name} {} {:?}\n", view.format(), view.shape));
+            hash.update(&view.raw()[..view.raw().len().min(SAMPLE)]);
+            hash.update(&view.raw()[view.raw().len().saturating_sub(SAMPLE)..]);
         }
     }
     hex(&hash.finalize())

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod decoder;
 pub mod files;
+pub mod gguf;
 pub mod hash;
 pub mod hub;
 pub mod text;

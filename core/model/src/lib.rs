@@ -16,4 +16,4 @@ pub use decoder::{
 pub use error::{Error, Result};
 pub use precision::Precision;
 pub use shown::{shown, shown_lines};
-pub use weights::{TensorView, WeightSource};
+pub use weights::{Arrangement, Stored, TensorView, WeightSource};

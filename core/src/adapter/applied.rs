@@ -13,7 +13,7 @@ use crate::train::objective::Classification;
 use crate::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::Backend;
+use sparta_graph::{Backend, DType};
 use sparta_plugin::method::{Options, Parameter};
 use std::path::Path;
 use std::sync::Arc;
@@ -44,9 +44,9 @@ impl Applied {
         if let Kind::Native(manifest) = &adapter.kind {
             recorded.check(PluginKind::Method, &manifest.method)?;
         }
-        if !adapter.model.join("config.json").is_file() {
+        if !decoder::is_model(&adapter.model) {
             return Err(Error::Usage(format!(
-                "{}: its base model `{}` is not a directory here; give the model with --model",
+                "{}: its base model `{}` is not here; give the model with --model",
                 adapter.dir.display(),
                 adapter.model.display()
             )));
@@ -68,13 +68,17 @@ impl Applied {
         } else if let (Kind::Native(manifest), true) = (&adapter.kind, objective.pools()) {
             align_head(&mut weights, &decoder, &manifest.labels)?;
         }
+        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
+        let precision = precision.unwrap_or(PrecisionChoice::F32);
+        if precision == PrecisionChoice::Bf16 {
+            // As the run did.
+            weights.decode_as(DType::BF16);
+        }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
         let mut adaptation = adapt(&adapter, parameters, &weights, plugins)?;
         adaptation.residual =
             adapter.heads.iter().filter_map(|head| head.config.as_ref()).any(|config| config.residual);
         check_values(&adapter, &adaptation)?;
-        let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
-        let precision = precision.unwrap_or(PrecisionChoice::F32);
         Ok(Applied { precision, adapter, weights, decoder, adaptation, objective, recorded })
     }
 
@@ -91,7 +95,7 @@ impl Applied {
     pub fn pad(&self) -> Result<Option<u32>> {
         match self.padding() {
             Padding::Is(pad) => Ok(pad),
-            Padding::OfTokenizer if !self.adapter.model.join("tokenizer.json").is_file() => Ok(None),
+            Padding::OfTokenizer if !Tokenizer::is_in(&self.adapter.model) => Ok(None),
             Padding::OfTokenizer => Ok(Tokenizer::open(&self.adapter.model)?.pad_id()),
         }
     }
@@ -249,8 +253,8 @@ fn stored_set(adapter: &Adapter, parameter: &Parameter) -> Result<IndexSet> {
 }
 
 fn check_values(adapter: &Adapter, adaptation: &Adaptation) -> Result<()> {
-    let trained = adaptation.trained();
-    for t in &trained {
+    let stored = adaptation.stored();
+    for t in &stored {
         let got = adapter.values.get(&t.name).map(Vec::len);
         if got != Some(t.numel()) {
             let (expected, got) = (t.numel(), got.map_or("nothing".into(), |n| n.to_string()));
@@ -258,7 +262,7 @@ fn check_values(adapter: &Adapter, adaptation: &Adaptation) -> Result<()> {
             return Err(Error::Weights(format!("{dir}: {name}: expected {expected} values, got {got}")));
         }
     }
-    match adapter.values.keys().find(|name| !trained.iter().any(|t| t.name == **name)) {
+    match adapter.values.keys().find(|name| !stored.iter().any(|t| t.name == **name)) {
         Some(extra) => Err(Error::Weights(format!("{}: `{extra}` is not part of the model", adapter.dir.display()))),
         None => Ok(()),
     }

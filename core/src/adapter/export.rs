@@ -1,3 +1,4 @@
+use super::gguf_lora::GgufLora;
 use super::native::{read_manifest, save_manifest, save_values};
 use super::patch::Patch;
 use super::peft::{Lora, LoraExport, LoraLayer, SparseExport};
@@ -16,6 +17,8 @@ pub enum ExportFormat {
     SparseDeltas,
     /// The new values of what differs, as TRL and vLLM read them.
     Patch,
+    /// LoRA in a GGUF file, as llama.cpp's `--lora` reads it.
+    Gguf,
     /// Our own, with the index sets themselves, so that loading draws nothing.
     WithIndices,
 }
@@ -46,6 +49,11 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec
         ExportFormat::Patch => {
             let (adaptation, values, weights) = (&applied.adaptation, &adapter.values, &applied.weights);
             Patch { adaptation, values, weights, head: one_head()? }.write(out)?;
+        }
+        ExportFormat::Gguf => {
+            let lora = lora(applied)?;
+            let Applied { adapter, decoder, .. } = applied;
+            GgufLora { lora: &lora, values: &adapter.values, head: one_head()?, decoder }.write(out)?;
         }
         ExportFormat::WithIndices => with_indices(applied, out)?,
     }
@@ -99,7 +107,7 @@ fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
         return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
     }
     let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
-    let shapes: BTreeMap<_, _> = applied.adaptation.trained().into_iter().map(|t| (t.name, t.shape)).collect();
+    let shapes: BTreeMap<_, _> = applied.adaptation.stored().into_iter().map(|t| (t.name, t.shape)).collect();
     let mut manifest: Manifest = read_manifest(&adapter.dir)?;
     manifest.values_sha256 = save_values(out, &manifest.format, &adapter.values, &shapes, &indices)?;
     save_manifest(out, &manifest)
@@ -120,6 +128,7 @@ fn lora(applied: &Applied) -> Result<Lora> {
     };
     let alpha = manifest.options.get("lora-alpha").and_then(|v| v.as_f64());
     let alpha = alpha.ok_or_else(|| refuse("its manifest has no `lora-alpha`".into()))?;
+    let stabilised = manifest.options.get("lora-rs").and_then(|v| v.as_bool()) == Some(true);
     let mut layers = BTreeMap::new();
     for (parameter, part) in applied.adaptation.parameters.iter().zip(&applied.adaptation.parts) {
         let Part::Reparam(tensors) = part else { continue };
@@ -127,6 +136,8 @@ fn lora(applied: &Applied) -> Result<Lora> {
         let [("lora_A", &[r, input]), ("lora_B", &[output, _])] = shapes[..] else {
             return Err(refuse(format!("{} has other tensors than lora_A and lora_B", parameter.name)));
         };
+        // The layer's scale is alpha / r.
+        let alpha = if stabilised { alpha * (r as f64).sqrt() } else { alpha };
         layers.insert(parameter.name.clone(), LoraLayer { r, alpha, input, output });
     }
     Ok(Lora { layers })

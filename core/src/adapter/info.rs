@@ -4,7 +4,7 @@ use super::merge::is_head;
 use super::vector::{Delta, delta};
 use super::{Applied, Kind};
 use crate::method::{Adaptation, Part};
-use crate::model::{from_f32, to_f32};
+use crate::model::from_f32;
 use crate::train::Session;
 use crate::weights::Weights;
 use crate::{Error, Result, hash};
@@ -112,7 +112,7 @@ fn layer_name(parameter: &Parameter) -> String {
 fn differing(weights: &Weights, parameter: &Parameter, delta: &Delta) -> Result<[u64; 2]> {
     let missing = || Error::Weights(format!("{} is missing in the base model", parameter.name));
     let view = weights.get(&parameter.name).ok_or_else(missing)?;
-    let base = to_f32(view.dtype, view.bytes).ok_or_else(missing)?;
+    let base = view.to_f32().ok_or_else(missing)?;
     let mut counts = [0; 2];
     for (k, &d) in delta.values().iter().enumerate() {
         let w0 = base.get(delta.position(k)).copied().unwrap_or_default();

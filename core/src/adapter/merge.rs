@@ -1,16 +1,18 @@
 //! Merging: the full model that computes what the base model computes with its adapter.
 
+use super::model_dir::{self, is_gguf};
 use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
-use super::{Applied, model_dir};
+use super::{Applied, Head, gguf_model};
 use crate::job::MergeCheck;
 use crate::method::{AdaptedLayers, IndexSet, Part};
-use crate::model::{HEAD, from_f32, to_f32};
+use crate::model::{HEAD, Stored, TensorView, from_f32, to_f32};
 use crate::train::{MemoryKind, Session};
 use crate::weights::{TensorSpec, Weights, safetensors_dtype};
 use crate::{Error, Result, decoder};
 use serde::Serialize;
+use sparta_graph::blocks::encode_q8_0;
 use sparta_graph::ops::Store;
-use sparta_graph::{Backend, DType, Graph};
+use sparta_graph::{Backend, Blocks, DType, Graph};
 use sparta_plugin::method::{Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,6 +25,8 @@ pub enum MergeDtype {
     /// Each tensor in that of the base model, a new head in that of the embedding.
     Keep,
     To(DType),
+    /// Blocks of a GGUF file; what has no whole blocks is f16 there.
+    Q8_0,
 }
 
 impl MergeDtype {
@@ -31,6 +35,7 @@ impl MergeDtype {
         let embedding = || parameters.iter().find(|p| p.role == Role::Embedding);
         match (self, &parameters[position]) {
             (MergeDtype::To(dtype), _) => dtype,
+            (MergeDtype::Q8_0, _) => DType::F32,
             (MergeDtype::Keep, p) if p.role == Role::Head => embedding().map_or(p.dtype, |e| e.dtype),
             (MergeDtype::Keep, p) => p.dtype,
         }
@@ -57,8 +62,9 @@ pub struct Merged {
     pub other_plugins: Vec<String>,
 }
 
-/// Writes the merged model in the Hugging Face layout, one tensor at a time, reads it back, and compares its logits with
-/// those of the adapter on a fixed set of token sequences. The directory appears only if they agree.
+/// Writes the merged model in the Hugging Face layout, or where `out` ends with `.gguf` into a GGUF file, one tensor at a time,
+/// reads it back, and compares its logits with those of the adapter on a fixed set of token sequences. It appears only if they
+/// agree.
 ///
 /// Errors: `out` is there already; an adapter with several heads; logits that differ by more than
 /// [`MergeCheck::bound`].
@@ -78,31 +84,29 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let mut session = applied.session(device, budget, longest)?;
 
     let parameters = applied.adaptation.parameters.clone();
-    let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
-    let spec = |position: usize| TensorSpec {
-        name: parameters[position].name.clone(),
-        dtype: safetensors_dtype(request.dtype.of(&parameters, position)),
-        shape: parameters[position].shape.clone(),
-    };
-    let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
     let written = model_dir::Output::create(&request.out)?;
-    let config_dtype = request.dtype.of(&parameters, 0);
-    written.describe(&applied.adapter.model, head, pad, config_dtype)?;
-    let (files, bytes) = written.weights(&specs, request.shard_bytes, |spec| {
-        let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
-        let dtype = request.dtype.of(&parameters, position);
-        merged_tensor(&mut session, &applied.weights, &applied.adapter.values, position, dtype)
-    })?;
+    let (files, bytes) = if is_gguf(&request.out) {
+        gguf_model::write(applied, &mut session, (head, pad), request.dtype, &written.path())?
+    } else {
+        in_layout(applied, &mut session, (head, pad), request, &written)?
+    };
 
-    let stored = Weights::open(written.path())?;
+    let place = written.path();
+    let stored = Weights::open(&place)?;
     // As whoever reads the written model, with the padding that it states.
-    let stated = decoder::open(written.path())?.pad_token_id.filter(|_| objective.pools());
+    let stated = decoder::open(&place)?.pad_token_id.filter(|_| objective.pools());
     let read = self::examples(objective, &texts, stated);
-    let check = check_merged(&mut session, [&examples, &read], budget, |_, position| {
+    let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
         let view = stored.get(&parameters[position].name);
         let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
-        Ok((view.dtype, Cow::Borrowed(view.bytes)))
+        if let Stored::Blocks(blocks) = view.format() {
+            let (weights, values) = (&applied.weights, &applied.adapter.values);
+            let exact = merged_tensor(session, weights, values, position, DType::F32)?;
+            check_blocks(blocks, &exact, &view)?;
+        }
+        Ok((view.dtype, view.bytes()))
     })?;
+    let check = MergeCheck { quantised: request.dtype == MergeDtype::Q8_0, ..check };
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
     }
@@ -110,6 +114,46 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     written.finish()?;
     let other_plugins = applied.recorded.accepted.clone();
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
+}
+
+/// Errors: what was read of a weight is not the merged one, rounded to blocks.
+fn check_blocks(blocks: Blocks, exact: &[u8], read: &TensorView) -> Result<()> {
+    let exact: Vec<f32> = exact.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    let mut expected = vec![0.0; exact.len()];
+    blocks.decode(&encode_q8_0(&exact), &mut expected);
+    match read.to_f32().is_some_and(|read| read == expected) {
+        true => Ok(()),
+        false => Err(Error::Weights("a weight is not read as it was written; the disk may be damaged".into())),
+    }
+}
+
+/// Writes a directory in the Hugging Face layout; returns the number of files of weights and the bytes of all tensors.
+///
+/// Errors: a type that safetensors do not have.
+fn in_layout(
+    applied: &Applied,
+    session: &mut Session,
+    (head, pad): (&Head, Option<u32>),
+    request: &MergeRequest,
+    written: &model_dir::Output,
+) -> Result<(usize, u64)> {
+    if request.dtype == MergeDtype::Q8_0 {
+        return Err(Error::Usage("q8_0 is a type of GGUF files: give --out a name that ends with .gguf".into()));
+    }
+    let parameters = &applied.adaptation.parameters;
+    let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
+    let spec = |position: usize| TensorSpec {
+        name: parameters[position].name.clone(),
+        dtype: safetensors_dtype(request.dtype.of(parameters, position)),
+        shape: parameters[position].shape.clone(),
+    };
+    let specs: Vec<TensorSpec> = (0..parameters.len()).map(spec).collect();
+    written.describe(&applied.adapter.model, head, pad, request.dtype.of(parameters, 0))?;
+    written.weights(&specs, request.shard_bytes, |spec| {
+        let position = names.get(spec.name.as_str()).copied().unwrap_or_default();
+        let dtype = request.dtype.of(parameters, position);
+        merged_tensor(session, &applied.weights, &applied.adapter.values, position, dtype)
+    })
 }
 
 /// One merged parameter as `dtype`: `w`, the trained values, what the method's `merge` gives, or `round(w0 + delta)` in the
@@ -121,14 +165,16 @@ pub fn merged_tensor<'a>(
     position: usize,
     dtype: DType,
 ) -> Result<Cow<'a, [u8]>> {
+    let name = session.setup().adaptation.parameters[position].name.clone();
+    if let Some(merged) = merged_by_method(session, position)? {
+        return convert(&name, &merged, dtype).map(Cow::Owned);
+    }
     let adaptation = &session.setup().adaptation;
     let parameter = &adaptation.parameters[position];
-    let name = parameter.name.clone();
     match &adaptation.parts[position] {
         Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
-        Part::Reparam(_) => convert(&name, &merged_weight(session, position)?, dtype).map(Cow::Owned),
-        Part::Frozen => match weights.get(&name) {
-            Some(view) => recode(&name, view.dtype, Cow::Borrowed(view.bytes), dtype),
+        Part::Frozen | Part::Reparam(_) => match weights.get(&name) {
+            Some(view) => recode(&name, view.dtype, view.bytes(), dtype),
             // A new head that was left as it was drawn.
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         },
@@ -152,13 +198,14 @@ pub fn with_deltas<'a>(
     let name = &parameter.name;
     let view = weights.get(name).ok_or_else(|| missing(name))?;
     if set.indices.is_empty() {
-        return Ok((view.dtype, Cow::Borrowed(view.bytes)));
+        return Ok((view.dtype, view.bytes()));
     }
     let rounded = rounded.unwrap_or(view.dtype);
-    let mut bytes = recode(name, view.dtype, Cow::Borrowed(view.bytes), rounded)?.into_owned();
+    let stored = view.bytes();
+    let mut bytes = recode(name, view.dtype, stored.clone(), rounded)?.into_owned();
     let of = |dtype: DType, i: u32| i as usize * dtype.size()..(i as usize + 1) * dtype.size();
     for (&i, delta) in set.indices.iter().zip(find(values, &format!("delta.{name}"))?) {
-        let w0 = to_f32(view.dtype, &view.bytes[of(view.dtype, i)]).ok_or_else(|| missing(name))?;
+        let w0 = to_f32(view.dtype, &stored[of(view.dtype, i)]).ok_or_else(|| missing(name))?;
         bytes[of(rounded, i)].copy_from_slice(&convert(name, &[w0[0] + delta], rounded)?);
     }
     Ok((rounded, Cow::Owned(bytes)))
@@ -184,21 +231,24 @@ fn recode<'a>(name: &str, from: DType, bytes: Cow<'a, [u8]>, to: DType) -> Resul
     convert(name, &values, to).map(Cow::Owned)
 }
 
-/// The merged weight of a reparametrised parameter, f32 `[out, in]`, through the method's own graph on the device.
-pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>> {
+/// A parameter as the method merges it, f32 of its shape, through the method's own graph on the device. `None`: it leaves
+/// that one as it is.
+pub fn merged_by_method(session: &mut Session, position: usize) -> Result<Option<Vec<f32>>> {
     const RESULT: &str = "out.merged";
     let adaptation = &session.setup().adaptation;
-    let shape = adaptation.parameters[position].shape.clone();
-    let name = adaptation.parameters[position].name.clone();
-    let mut graph = Graph::new();
-    graph.set_label(format!("merge {name}"));
     if !adaptation.method.mergeable() {
-        return Err(Error::Method(format!(
-            "method `{}` says that it cannot be merged; use the adapter with its base model",
-            adaptation.info.name
-        )));
+        return match adaptation.parts[position] {
+            Part::Reparam(_) => Err(Error::Method(format!(
+                "method `{}` says that it cannot be merged; use the adapter with its base model",
+                adaptation.info.name
+            ))),
+            _ => Ok(None),
+        };
     }
-    let merged = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)?;
+    let shape = adaptation.parameters[position].shape.clone();
+    let mut graph = Graph::new();
+    graph.set_label(format!("merge {}", adaptation.parameters[position].name));
+    let Some(merged) = AdaptedLayers::new(adaptation, None).merged(&mut graph, position)? else { return Ok(None) };
     let result = graph.external(RESULT, DType::F32, shape.as_slice());
     graph.apply(Store {}.into(), &[result, merged])?;
     session.reserve_arena(&graph)?;
@@ -206,7 +256,7 @@ pub fn merged_weight(session: &mut Session, position: usize) -> Result<Vec<f32>>
     session.tensors().alloc(RESULT, DType::F32, len, MemoryKind::Buffers)?;
     let outcome = session.run_graph(&graph).and_then(|()| session.tensors().read_f32(RESULT, len));
     session.tensors().free(RESULT);
-    outcome
+    outcome.map(Some)
 }
 
 /// Whether a parameter is the head, which tasks do not share.

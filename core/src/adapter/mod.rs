@@ -5,6 +5,8 @@
 mod applied;
 pub mod combine;
 mod export;
+mod gguf_lora;
+mod gguf_model;
 mod head;
 mod info;
 mod merge;
@@ -23,7 +25,7 @@ pub use export::{ExportFormat, export};
 pub use head::{align_head, order_of};
 pub use info::{Difference, Info, LayerDifference, LayerInfo, difference, info, visible_share};
 pub use merge::{MergeDtype, MergeRequest, Merged, merge, merged_tensor};
-pub use model_dir::{average_models, score_objective};
+pub use model_dir::{average_models, score_objective, write_tokenizer};
 pub use native::{Manifest, save};
 pub use vector::needs_device;
 pub use verify::{check_examples, check_merged};
@@ -163,7 +165,7 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
             path.display()
         )));
     }
-    if path.join("config.json").is_file() {
+    if decoder::is_model(path) {
         return full_model(path);
     }
     Err(Error::Weights(format!(

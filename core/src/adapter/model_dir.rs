@@ -2,7 +2,8 @@
 //! with an index where they are large.
 
 use super::{Head, own_head};
-use crate::model::{Decoder, PROBLEM_TYPES, check_weights, from_f32, to_f32};
+use crate::gguf::{self, Gguf};
+use crate::model::{Decoder, PROBLEM_TYPES, check_weights, from_f32};
 use crate::weights::{TensorSpec, Weights, atomic_write, safetensors_dtype, save_with};
 use crate::{Error, Result, decoder, files};
 use serde_json::{Map, Value, json};
@@ -26,10 +27,15 @@ const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.json",
 ];
 
-/// A model directory that appears under its name only when it is complete.
+/// A model, a directory or a GGUF file, that appears under its name only when it is complete.
 pub struct Output {
     out: PathBuf,
     partial: PathBuf,
+}
+
+/// Whether this is the name of a GGUF file.
+pub fn is_gguf(out: &Path) -> bool {
+    out.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
 }
 
 impl Output {
@@ -50,22 +56,19 @@ impl Output {
         Ok(Output { out: out.to_owned(), partial })
     }
 
-    /// Where the files are until [`Output::finish`].
-    pub fn path(&self) -> &Path {
-        &self.partial
+    /// Where the directory, or the file, is until [`Output::finish`].
+    pub fn path(&self) -> PathBuf {
+        match self.out.file_name().filter(|_| is_gguf(&self.out)) {
+            Some(name) => self.partial.join(name),
+            None => self.partial.clone(),
+        }
     }
 
     /// Configuration of the base model with this head, and the base model's tokenizer.
     pub fn describe(&self, base: &Path, head: &Head, pad: Option<u32>, dtype: DType) -> Result<()> {
         let config = model_config(base, head, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
-        for name in TOKENIZER_FILES {
-            let from = base.join(name);
-            if from.is_file() {
-                fs::copy(&from, self.partial.join(name)).map_err(Error::io(from))?;
-            }
-        }
-        Ok(())
+        write_tokenizer(base, &self.partial)
     }
 
     /// Writes the weights, `shard_bytes` to a file at most unless one tensor alone is larger; `values` makes them one at
@@ -109,13 +112,29 @@ impl Output {
         Ok((count, total))
     }
 
-    /// Gives the directory its name.
+    /// Gives the directory or the file its name.
     pub fn finish(self) -> Result<()> {
         if self.out.is_dir() {
             fs::remove_dir(&self.out).map_err(Error::io(&self.out))?;
         }
-        files::publish(&self.partial, &self.out).map_err(Error::io(&self.out))
+        files::publish(&self.path(), &self.out).map_err(Error::io(&self.out))
     }
+}
+
+/// Writes a model's tokenizer into a directory.
+pub fn write_tokenizer(model: &Path, dir: &Path) -> Result<()> {
+    if let Some(file) = gguf::locate(model)? {
+        let gguf = Gguf::open(&file)?;
+        write_json(&dir.join("tokenizer.json"), &gguf.tokenizer()?)?;
+        return write_json(&dir.join("tokenizer_config.json"), &gguf.tokenizer_config()?);
+    }
+    for name in TOKENIZER_FILES {
+        let from = model.join(name);
+        if from.is_file() {
+            fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Output {
@@ -234,7 +253,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
     let written = output.weights(&specs, shard_bytes, |spec| {
         let mut sum: Vec<f64> = vec![0.0; spec.shape.iter().product()];
         for (model, weight) in opened.iter().zip(weights) {
-            let view = model.get(&spec.name).and_then(|view| to_f32(view.dtype, view.bytes));
+            let view = model.get(&spec.name).and_then(|view| view.to_f32());
             let values = view.ok_or_else(|| Error::Weights(format!("{} is missing", spec.name)))?;
             sum.iter_mut().zip(values).for_each(|(s, v)| *s += weight / total * f64::from(v));
         }

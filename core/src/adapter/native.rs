@@ -5,12 +5,12 @@ use super::{Adapter, Head, Kind};
 use crate::hash::{fingerprint, hash_file};
 use crate::job::{RunConfig, TrainablePlan};
 use crate::method::{Adaptation, index_set};
-use crate::weights::{Dtype, OutTensor, TensorFile, Weights, atomic_write, save as save_tensors};
+use crate::train::Snapshot;
+use crate::weights::{INDEX, Weights, atomic_write, read_snapshot, save_snapshot};
 use crate::{Error, Result, files};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sparta_plugin::method::Options;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -18,8 +18,6 @@ use std::path::Path;
 pub const MANIFEST: &str = "adapter.json";
 const VALUES: &str = "adapter.safetensors";
 pub const FORMAT: &str = "sparta-adapter/1";
-/// Before the parameter's name: its explicit index set, u32, flat and ascending.
-const INDEX: &str = "index.";
 
 /// `adapter.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,7 +28,7 @@ pub struct Manifest {
     pub method_version: String,
     /// Every option of the method.
     pub options: Options,
-    /// Decides the index sets of sparse parts.
+    /// Decides the index sets of sparse parts where they are not stored.
     pub seed: u64,
     /// SHA-256 over all index sets; absent where nothing is sparse.
     pub index_sha256: Option<String>,
@@ -49,14 +47,8 @@ pub struct Manifest {
     pub config: RunConfig,
 }
 
-/// Trained values and explicit index sets, as they are stored.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Values {
-    pub values: BTreeMap<String, Vec<f32>>,
-    pub indices: BTreeMap<String, Vec<u32>>,
-}
-
-/// Writes the adapter of a run: trained and drawn `values` by name, for a base model with these `weights`. The manifest comes last
+/// Writes the adapter of a run: trained and drawn `values` by name, for a base model with these `weights`; and the index sets,
+/// where the method may have changed them. The manifest comes last
 /// and holds the hash of the values, so that a torn write is noticed.
 pub fn save(
     dir: &Path,
@@ -66,10 +58,10 @@ pub fn save(
     head: &Head,
     values: &BTreeMap<String, Vec<f32>>,
 ) -> Result<()> {
-    let trained = adaptation.trained().into_iter().map(|t| (t.name, t.shape));
+    let trained = adaptation.stored().into_iter().map(|t| (t.name, t.shape));
     let whole = adaptation.parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
     let shapes: BTreeMap<String, Vec<usize>> = whole.chain(trained).collect();
-    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &BTreeMap::new())?;
+    let values_sha256 = save_values(dir, FORMAT, values, &shapes, &adaptation.stored_indices())?;
     let sets: Vec<_> = adaptation.index_sets().into_values().cloned().collect();
     let trainable = TrainablePlan::new(adaptation);
     let manifest = Manifest {
@@ -99,21 +91,8 @@ pub fn save_values(
     indices: &BTreeMap<String, Vec<u32>>,
 ) -> Result<String> {
     files::create_dirs(dir).map_err(Error::io(dir))?;
-    let floats = values.iter().map(|(name, values)| OutTensor {
-        name: name.clone(),
-        dtype: Dtype::F32,
-        shape: shapes.get(name).cloned().unwrap_or_else(|| vec![values.len()]),
-        bytes: Cow::Borrowed(bytemuck::cast_slice(values)),
-    });
-    let sets = indices.iter().map(|(parameter, set)| OutTensor {
-        name: format!("{INDEX}{parameter}"),
-        dtype: Dtype::U32,
-        shape: vec![set.len()],
-        bytes: Cow::Borrowed(bytemuck::cast_slice(set)),
-    });
-    let tensors: Vec<OutTensor> = floats.chain(sets).collect();
     let path = dir.join(VALUES);
-    save_tensors(&path, &tensors, &BTreeMap::from([("format".to_owned(), format.to_owned())]))?;
+    save_snapshot(&path, values, indices, shapes, &BTreeMap::from([("format".to_owned(), format.to_owned())]))?;
     hash_file(&path)
 }
 
@@ -139,28 +118,12 @@ pub fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Result<T> {
 }
 
 /// Reads `adapter.safetensors`. Errors: values that are not those that were saved.
-pub fn read_values(dir: &Path, sha256: &str) -> Result<Values> {
+pub fn read_values(dir: &Path, sha256: &str) -> Result<Snapshot> {
     let path = dir.join(VALUES);
     if hash_file(&path)? != sha256 {
         return Err(Error::Weights(format!("{}: damaged: its SHA-256 is not the one in {MANIFEST}", path.display())));
     }
-    let file = TensorFile::open(&path)?;
-    let mut read = Values::default();
-    for name in file.names() {
-        match name.strip_prefix(INDEX) {
-            Some(parameter) => {
-                let indices =
-                    file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
-                let indices = indices.map_err(|_| {
-                    Error::Weights(format!("{}: `{name}` holds an index that is not in 32 bits", path.display()))
-                })?;
-                read.indices.insert(parameter.to_owned(), indices);
-            }
-            None => {
-                read.values.insert(name.to_owned(), file.floats(name)?.1);
-            }
-        }
-    }
+    let read = read_snapshot(&path)?;
     // An empty set is stored, too, so that loading draws nothing.
     let bare =
         read.indices.iter().find(|(name, set)| !set.is_empty() && !read.values.contains_key(&format!("delta.{name}")));
@@ -177,7 +140,7 @@ pub fn read_values(dir: &Path, sha256: &str) -> Result<Values> {
 /// Reads the adapter of a run.
 pub fn load(dir: &Path) -> Result<Adapter> {
     let manifest: Manifest = read_manifest(dir)?;
-    let Values { values, indices } = read_values(dir, &manifest.values_sha256)?;
+    let Snapshot { values, indices } = read_values(dir, &manifest.values_sha256)?;
     let config = &manifest.config;
     Ok(Adapter {
         dir: dir.to_owned(),

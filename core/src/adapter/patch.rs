@@ -65,7 +65,7 @@ impl Patch<'_> {
     fn changes(&self, parameter: &Parameter, part: &Part) -> Result<(Vec<u32>, Vec<bf16>)> {
         let name = &parameter.name;
         let missing = || Error::Weights(format!("{name} is missing"));
-        let base = self.weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+        let base = self.weights.get(name).and_then(|view| view.to_f32());
         let new = match part {
             Part::Sparse(set) => {
                 let (dtype, bytes) = with_deltas(self.weights, self.values, parameter, set, None)?;

@@ -26,7 +26,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let file = TensorFile::open(dir.join(VALUES))?;
     let model = match (model, named_base(dir)?) {
         (Some(model), _) => model.to_owned(),
-        (None, Some(model)) if model.join("config.json").is_file() => model,
+        (None, Some(model)) if decoder::is_model(&model) => model,
         (None, named) => {
             let named = named.map_or("unknown".into(), |path| format!("`{}`, not a directory here", path.display()));
             return Err(Error::Usage(format!("{}: the base model is {named}; give it with --model", dir.display())));
@@ -121,7 +121,7 @@ fn whole_head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32],
         TensorFile::open(&path)?.floats("head")?.1
     } else {
         let weights = Weights::open(&adapter.model)?;
-        let stored = weights.get(HEAD).and_then(|view| crate::model::to_f32(view.dtype, view.bytes));
+        let stored = weights.get(HEAD).and_then(|view| view.to_f32());
         stored.ok_or_else(|| bad(file, &format!("neither {HEAD_INIT} nor the base model has the initial head")))?
     };
     if head.len() != len {

@@ -40,6 +40,8 @@ impl Stored {
             ("lora-r".to_owned(), layer.r.into()),
             ("lora-alpha".to_owned(), layer.alpha.into()),
             ("lora-dropout".to_owned(), 0.0.into()),
+            // The file's alpha includes it.
+            ("lora-rs".to_owned(), false.into()),
         ]);
         Ok((plugin.as_ref(), Site { options, ..site.clone() }))
     }

@@ -2,9 +2,8 @@
 //! weight of its base model.
 
 use super::Applied;
-use super::merge::merged_weight;
+use super::merge::merged_by_method;
 use crate::method::Part;
-use crate::model::to_f32;
 use crate::train::Session;
 use crate::{Error, Result};
 
@@ -73,22 +72,26 @@ pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) 
     };
     let from_base = |mut tuned: Vec<f32>| {
         if let Some(view) = applied.weights.get(&parameter.name)
-            && let Some(base) = to_f32(view.dtype, view.bytes)
+            && let Some(base) = view.to_f32()
         {
             tuned.iter_mut().zip(base).for_each(|(w, w0)| *w -= w0);
         }
         Some(Delta::Dense(tuned))
     };
-    Ok(match (&applied.adaptation.parts[position], session) {
-        (Part::Frozen, _) => None,
-        (Part::Sparse(set), _) if set.indices.is_empty() => None,
-        (Part::Sparse(set), _) => Some(Delta::Sparse {
+    if let Some(session) = session
+        && let Some(tuned) = merged_by_method(session, position)?
+    {
+        return Ok(from_base(tuned));
+    }
+    Ok(match &applied.adaptation.parts[position] {
+        Part::Frozen => None,
+        Part::Sparse(set) if set.indices.is_empty() => None,
+        Part::Sparse(set) => Some(Delta::Sparse {
             indices: set.indices.clone(),
             values: values(&format!("delta.{}", parameter.name))?.clone(),
         }),
-        (Part::Dense, _) => from_base(values(&parameter.name)?.clone()),
-        (Part::Reparam(_), Some(session)) => from_base(merged_weight(session, position)?),
-        (Part::Reparam(_), None) => {
+        Part::Dense => from_base(values(&parameter.name)?.clone()),
+        Part::Reparam(_) => {
             return Err(Error::Usage(format!("{} is reparametrised: a device must merge it", parameter.name)));
         }
     })

@@ -80,10 +80,21 @@ pub fn check_merged<'a>(
     order.sort_by_key(|&position| adaptation.parameters[position].name != NORM);
     let mut rounding = 0f64;
     for position in order {
-        let (dtype, bytes) = merged(session, position)?;
-        rounding += roundoff(session, position, dtype).powi(2);
-        scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
-        session.replace_weight(position, dtype, &bytes)?;
+        let adaptation = &session.setup().adaptation;
+        if adaptation.weight_of(position).is_some() {
+            continue;
+        }
+        // A method may change a layer's bias together with its weight: both are merged before one of them is replaced.
+        let mut layer = Vec::new();
+        for position in [Some(position), adaptation.bias_of(position)].into_iter().flatten() {
+            let (dtype, bytes) = merged(session, position)?;
+            rounding += roundoff(session, position, dtype).powi(2);
+            scale.see(&session.setup().adaptation.parameters[position].name, dtype, &bytes)?;
+            layer.push((position, dtype, bytes));
+        }
+        for (position, dtype, bytes) in layer {
+            session.replace_weight(position, dtype, &bytes)?;
+        }
     }
     let after = logits(session, again, budget)?;
     let pairs = || before.iter().zip(&after);
@@ -101,6 +112,7 @@ pub fn check_merged<'a>(
         largest_difference,
         bound: 8.0 * scale.largest_row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
         largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
+        quantised: false,
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }
@@ -112,6 +124,10 @@ fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     match &adaptation.parts[position] {
         _ if parameter.dtype != to => deviation(to),
         Part::Dense | Part::Reparam(_) => deviation(to),
+        // The method may merge the bias with the weight.
+        Part::Frozen if adaptation.weight_of(position).is_some_and(|weight| adaptation.is_linear_site(weight)) => {
+            deviation(to)
+        }
         // The chosen elements alone are rounded, which the adapter's products are not.
         Part::Sparse(set) if adaptation.residual => {
             deviation(to) * (set.indices.len() as f64 / parameter.numel() as f64).sqrt()

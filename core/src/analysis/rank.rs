@@ -1,6 +1,6 @@
 //! Numerical ranks of the differences between two models' weight matrices (appendix A of the paper).
 
-use crate::model::{TensorView, to_f32};
+use crate::model::TensorView;
 use crate::weights::Weights;
 use crate::{Error, Result};
 use faer::{Mat, MatRef};
@@ -142,7 +142,7 @@ impl Difference<'_> {
     /// values, block by block: R of [R of the blocks so far; next block].
     fn singular_values(&mut self) -> Result<Vec<f32>> {
         let (long, short) = (self.rows.max(self.columns), self.rows.min(self.columns));
-        if short == 0 || (self.base.dtype == self.tuned.dtype && self.base.bytes == self.tuned.bytes) {
+        if short == 0 || (self.base.dtype == self.tuned.dtype && self.base.bytes() == self.tuned.bytes()) {
             return Ok(vec![0.0; short]);
         }
         let mut end = long.min(BLOCK * short);
@@ -174,9 +174,7 @@ impl Difference<'_> {
     /// A run of the difference in row-major order.
     fn values(&mut self, range: Range<usize>) -> Result<Vec<f32>> {
         let part = |view: &TensorView| {
-            let size = view.dtype.size();
-            let bytes = view.bytes.get(range.start * size..range.end * size);
-            bytes.and_then(|bytes| to_f32(view.dtype, bytes)).ok_or_else(|| {
+            view.part_f32(range.clone()).ok_or_else(|| {
                 Error::Weights(format!("{}: expected a float tensor of shape {:?}", self.name, view.shape))
             })
         };
@@ -220,7 +218,7 @@ mod tests {
         let base = integers(shape[0], shape[1], 3);
         let tuned: Vec<f32> = base.iter().zip(delta).map(|(w, d)| w + d).collect();
         let (base, tuned) = (from_f32(dtype, &base).unwrap(), from_f32(dtype, &tuned).unwrap());
-        let view = |bytes| TensorView { dtype, shape: &shape, bytes };
+        let view = |bytes| TensorView::new(dtype, &shape, bytes);
         rank("w", view(&base), view(&tuned), precision)
     }
 

@@ -120,6 +120,7 @@ impl Case {
             longest_train: self.tokens,
             longest: self.tokens,
             head_features: false,
+            cache: None,
             weighted: false,
         };
         let mut setup = Setup {

@@ -199,7 +199,7 @@ impl WeightSource for RandomWeights {
         let (parameter, &begin) = (self.tensors.get(name)?, self.begin.get(name)?);
         let bytes = if parameter.shape.len() > 1 { &self.matrices } else { &self.norms };
         let len = parameter.numel() as usize * parameter.dtype.size();
-        Some(TensorView { dtype: parameter.dtype, shape: &parameter.shape, bytes: bytes.get(begin..begin + len)? })
+        Some(TensorView::new(parameter.dtype, &parameter.shape, bytes.get(begin..begin + len)?))
     }
 }
 
@@ -215,10 +215,7 @@ mod tests {
             let weights = RandomWeights::new(&shape, DType::BF16).unwrap();
             let head = HeadKind::Classification { classes: 2 };
             let found = check_weights(&shape.decoder(DType::BF16).unwrap(), &weights, head).unwrap();
-            assert!(
-                found.iter().all(|p| p.name == sparta_model::HEAD || weights.get_finite(&p.name).is_ok()),
-                "{name}"
-            );
+            assert!(found.iter().all(|p| p.name == sparta_model::HEAD || weights.finite(&p.name).is_ok()), "{name}");
         }
         for name in Shape::names() {
             Shape::parse(name).unwrap().decoder(DType::BF16).unwrap();
@@ -239,13 +236,13 @@ mod tests {
     fn matrices_begin_at_different_places_of_the_noise() {
         let shape = Shape::llama(64, 2, 4, 128, 512);
         let weights = RandomWeights::new(&shape, DType::F32).unwrap();
-        let bytes = |name: &str| weights.get(name).unwrap().bytes[..64].to_vec();
+        let bytes = |name: &str| weights.get(name).unwrap().raw()[..64].to_vec();
         assert_ne!(bytes("model.layers.0.self_attn.q_proj.weight"), bytes("model.layers.1.self_attn.q_proj.weight"));
         assert_eq!(bytes("model.norm.weight"), 1f32.to_le_bytes().repeat(16));
         let noise = Noise::new();
         let tensors = shape.tensors(DType::F32).unwrap();
         for (place, parameter) in tensors.iter().enumerate() {
-            assert_eq!(weights.get(&parameter.name).unwrap().bytes, shape.values(parameter, &noise, place));
+            assert_eq!(weights.get(&parameter.name).unwrap().raw(), shape.values(parameter, &noise, place));
         }
     }
 }

@@ -294,6 +294,26 @@ pub struct Control {
     /// Keep the N newest checkpoints
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "2", value_parser = at_least(1))]
     pub keep_checkpoints: usize,
+    /// Put the trained model's answers to N held-out prompts into the report, for data of prompts and answers; 0 for none
+    #[arg(long, value_name = "N", help_heading = OUTPUT, default_value_t = ANSWERS)]
+    #[serde(default = "answers")]
+    pub answers: usize,
+    /// Put the N test examples that the trained model gets wrong with the highest probability into the report, for tasks
+    /// with one label per text; 0 for none
+    #[arg(long, value_name = "N", help_heading = OUTPUT, default_value_t = MISTAKES)]
+    #[serde(default = "mistakes")]
+    pub mistakes: usize,
+}
+
+const ANSWERS: usize = 3;
+const MISTAKES: usize = 10;
+
+fn answers() -> usize {
+    ANSWERS
+}
+
+fn mistakes() -> usize {
+    MISTAKES
 }
 
 fn is_answers(train_on: &TrainOn) -> bool {

@@ -21,12 +21,24 @@ pub struct MergeCheck {
     pub largest_logit: f64,
     /// Examples, or tokens, whose largest logit is another one.
     pub other_class: usize,
+    /// Whether the merged weights were rounded to blocks, which was checked weight by weight: how far logits are off then is what
+    /// the format costs, and no bound is known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub quantised: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl MergeCheck {
     /// Whether the logits are the same, or as close as rounding explains, where that is less than the logits themselves.
     /// Written so that a bound of NaN agrees with nothing.
     pub fn agrees(&self) -> bool {
+        if self.quantised {
+            // Logits that are no numbers differ by this.
+            return self.largest_difference < f64::MAX;
+        }
         self.largest_difference == 0.0 || (self.largest_difference <= self.bound && self.bound < self.largest_logit)
     }
 }
@@ -38,7 +50,14 @@ fn unknown() -> f64 {
 
 impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MergeCheck { examples, largest_difference, bound, largest_logit, other_class } = self;
+        let MergeCheck { examples, largest_difference, bound, largest_logit, other_class, quantised } = self;
+        if *quantised {
+            return write!(
+                f,
+                "the weights are the adapter's, rounded to blocks; logits of up to {largest_logit:.1e} differ by at most \
+                 {largest_difference:.1e} on {examples} examples; {other_class} have another largest logit"
+            );
+        }
         let verdict = if largest_difference <= bound { "within" } else { "ABOVE" };
         write!(
             f,
@@ -64,11 +83,15 @@ mod tests {
             bound,
             largest_logit,
             other_class: 0,
+            quantised: false,
         };
         assert!(check(0.1, 0.2, 1.0).agrees());
         assert!(check(0.0, 0.2, 0.1).agrees(), "the same logits need no bound");
         let loose = check(0.1, 0.3, 0.2);
         assert!(!loose.agrees() && loose.to_string().contains("proves nothing: no logit is above 2.0e-1"), "{loose}");
+        let blocks = |difference| MergeCheck { quantised: true, ..check(difference, 0.0, 1.0) };
+        assert!(blocks(0.3).agrees() && !blocks(f64::MAX).agrees());
+        assert!(blocks(0.3).to_string().contains("rounded to blocks"), "{}", blocks(0.3));
         assert!(!check(0.3, 0.2, 1.0).agrees() && !check(0.1, f64::NAN, 1.0).agrees());
         let stored = r#"{"examples": 8, "largest_difference": 0.1, "bound": 0.2, "other_class": 0}"#;
         assert!(serde_json::from_str::<MergeCheck>(stored).unwrap().agrees());

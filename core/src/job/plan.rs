@@ -1,15 +1,15 @@
 //! The plan that is printed before a run allocates anything.
 
 use super::{ChosenPrecision, Needs, PaperMemory};
-use crate::Result;
 use crate::method::Adaptation;
 use crate::model::shown;
 use crate::text::PromptPlan;
 use crate::train::optimizer::GroupPlan;
 use crate::train::{MemoryKind, Schedule};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DeviceInfo, memory_size};
-use sparta_plugin::method::{Options, Role};
+use sparta_plugin::method::{Options, Role, Score};
 use sparta_plugin::task::Target;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -64,6 +64,9 @@ pub struct RunPlan {
     pub memory: BTreeMap<MemoryKind, u64>,
     #[serde(default)]
     pub needs: Needs,
+    /// What is computed before the training to choose what is trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scoring: Vec<ScoringPlan>,
     /// What is out of the ordinary about this run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -147,9 +150,49 @@ impl Lengths {
     }
 }
 
+/// Scores of one kind, by which elements are chosen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ScoringPlan {
+    pub score: Score,
+    /// Scored tensors and their elements.
+    pub tensors: usize,
+    pub elements: u64,
+    /// Elements that are expected to be chosen.
+    pub chosen: u64,
+    /// Bytes on the device by kind, before the training takes its own.
+    pub memory: BTreeMap<MemoryKind, u64>,
+    pub needs: Needs,
+}
+
+impl ScoringPlan {
+    /// Errors: it does not fit the device, with three ways to make it fit.
+    pub fn check_fit(&self, device: &DeviceInfo) -> Result<()> {
+        let fits = self.needs.check(&self.memory, device);
+        fits.map_err(|e| Error::Training(format!("the scores before the training, {}: {e}", self.title())))
+    }
+
+    fn title(&self) -> String {
+        match self.score {
+            Score::Gradient { batches, squared: false } => format!("|g| of {batches} batches"),
+            Score::Gradient { batches, squared: true } => format!("g^2 of {batches} batches"),
+            Score::WeightGradient { batches } => format!("|w g| of {batches} batches"),
+            Score::Change { steps } => format!("|change| in {steps} steps"),
+        }
+    }
+}
+
+impl fmt::Display for ScoringPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (score, chosen, elements) = (self.title(), thousands(self.chosen), thousands(self.elements));
+        let memory = memory_size(self.memory.values().sum());
+        write!(f, "{score}: {chosen} of {elements} elements of {} tensors, {memory} on the device", self.tensors)
+    }
+}
+
 impl RunPlan {
-    /// Errors: the run does not fit the device, with three ways to make it fit.
+    /// Errors: the run, or what is computed before it, does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self) -> Result<()> {
+        self.scoring.iter().try_for_each(|scoring| scoring.check_fit(&self.device))?;
         self.needs.check(&self.memory, &self.device)
     }
 
@@ -225,10 +268,14 @@ impl fmt::Display for RunPlan {
         writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
-        for GroupPlan { group, tensors, trained } in &self.groups {
+        for GroupPlan { group, by_method, tensors, trained } in &self.groups {
             let decay = group.weight_decay.map_or(String::new(), |decay| format!(", weight decay {decay}"));
             let (pattern, factor, trained) = (&group.pattern, group.lr_factor, thousands(*trained));
-            writeln!(f, "  group    {pattern}: learning rate x {factor}{decay}; {tensors} tensors, {trained} values")?;
+            let by = if *by_method { format!(", by {}", self.method) } else { String::new() };
+            writeln!(
+                f,
+                "  group    {pattern}: learning rate x {factor}{decay}{by}; {tensors} tensors, {trained} values"
+            )?;
         }
         let multiplier = self.device.multiplier.iter().map(|what| format!(", multiplies 16-bit floats in {what}"));
         writeln!(f, "device     {} ({}){}", self.device.name, self.device.id, multiplier.collect::<String>())?;
@@ -240,6 +287,9 @@ impl fmt::Display for RunPlan {
             .collect();
         writeln!(f, "memory     {} on the device: {}", memory_size(self.total_memory()), memory.join(", "))?;
         write!(f, "{}", self.needs)?;
+        for scoring in &self.scoring {
+            writeln!(f, "scoring    {scoring}")?;
+        }
         let sparse = match self.paper.is_sparse() {
             true => format!("{} by its equation (1) for as many trained parameters, ", memory_size(self.paper.sparse)),
             false => String::new(),

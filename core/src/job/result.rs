@@ -27,6 +27,12 @@ pub struct RunResult {
     /// Metrics of the saved state; absent after an interruption.
     pub dev: Option<Metrics>,
     pub test: Option<Metrics>,
+    /// Answers of the saved state to held-out prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answer>,
+    /// Test examples that the saved state gets wrong, the most probable first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mistakes: Vec<Mistake>,
     pub trainable: TrainablePlan,
     pub parameters: u64,
     /// Of the single weights that were chosen, the share whose value differs from the model's in the type that the model
@@ -49,6 +55,27 @@ pub struct RunResult {
     /// The saved adapter against the model that `adapter merge` makes of it, on dev examples; absent if that could not be
     /// computed.
     pub merge_check: Option<MergeCheck>,
+}
+
+/// A held-out prompt, the answer that the data has, and the one that the trained model writes: the most probable token
+/// each time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub prompt: String,
+    pub expected: String,
+    pub generated: String,
+    /// Whether the model ended its answer; otherwise it was cut.
+    pub ended: bool,
+}
+
+/// An example that a classifier gets wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mistake {
+    pub text: String,
+    pub label: String,
+    pub predicted: String,
+    /// What the model takes the predicted label to be, and the right one.
+    pub probabilities: [f64; 2],
 }
 
 /// Where a run took place.

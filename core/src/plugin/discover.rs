@@ -2,7 +2,6 @@
 //! set names.
 
 use super::PluginKind;
-use super::manifest::target;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -45,11 +44,16 @@ impl DiscoverOptions {
             run: Vec::new(),
             configured,
             path_variable: std::env::var_os(PATH_VARIABLE),
-            user: dirs::data_dir().map(|dir| dir.join("sparta").join("plugins")),
+            user: user_directory(),
             beside: beside.into_iter().collect(),
             allow_other: false,
         }
     }
+}
+
+/// The per-user directory of plugins; `None` where the system names no place for data.
+pub fn user_directory() -> Option<PathBuf> {
+    dirs::data_dir().map(|dir| dir.join("sparta").join("plugins"))
 }
 
 /// Where a plugin comes from: the kind of place that its library was found at, or the executable itself.
@@ -166,9 +170,9 @@ pub fn kind_by_name(path: &Path) -> Option<PluginKind> {
 /// What to do about a library that may not be opened because nothing vouches for it.
 pub fn missing_manifest(path: &Path, origin: Origin) -> String {
     format!(
-        "it has no manifest {}, which a library found by {origin} needs: {{\"name\", \"kind\", \"abi\", \"target\": \
-         \"{}\", \"sha256\"}}; or name the library with --plugin",
+        "it has no manifest {}, which a library found by {origin} needs; `sparta-cli plugin install {}` makes one, or name the \
+         library with --plugin",
         super::Manifest::path(path).display(),
-        target()
+        path.display()
     )
 }

@@ -6,7 +6,7 @@
 use sparta_plugin::abi::*;
 use sparta_plugin::export::panic_message;
 use sparta_plugin::graph::{Op, Value};
-use sparta_plugin::method::GraphBuilder;
+use sparta_plugin::method::{GraphBuilder, StepTensors};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,10 +21,14 @@ pub static HOST: SpartaHost = SpartaHost {
     graph_apply,
     graph_shape,
     graph_rng,
+    step_read,
+    step_write,
 };
 
 /// The graph that a call may build on; only dereferenced while [`call`] holds the `&mut` it was made from.
 type GraphPointer = *mut (dyn GraphBuilder + 'static);
+/// The tensors that a call may read and change; as above.
+type TensorsPointer = *mut (dyn StepTensors + 'static);
 
 #[derive(Default)]
 struct State {
@@ -32,9 +36,12 @@ struct State {
     /// Why the result was not taken.
     refused: Option<String>,
     error: Option<String>,
-    /// The message of the latest graph function that failed.
-    graph_error: String,
+    /// The message of the latest host function that failed.
+    host_error: String,
     graph: Option<GraphPointer>,
+    tensors: Option<TensorsPointer>,
+    /// What was read last, and its bytes: a plugin asks once for the size and once for the content.
+    read: Option<([Vec<u8>; 2], Vec<u8>)>,
 }
 
 thread_local! {
@@ -53,10 +60,24 @@ pub fn call(
     graph: Option<&mut dyn GraphBuilder>,
     function: impl FnOnce(SpartaCall) -> SpartaStatus,
 ) -> Result<Vec<u8>, Option<String>> {
-    let id = NEXT.replace(NEXT.get() + 1);
     // SAFETY: only the lifetime changes; the state that holds the pointer is removed before this function returns.
     let graph = graph.map(|g| unsafe { std::mem::transmute::<&mut dyn GraphBuilder, GraphPointer>(g) });
-    CALLS.with_borrow_mut(|calls| calls.insert(id, State { graph, ..State::default() }));
+    run(State { graph, ..State::default() }, function)
+}
+
+/// [`call`] of a function that reads and changes tensors. Fails where a change was refused, whatever the plugin says.
+pub fn call_on_step(
+    tensors: &mut dyn StepTensors,
+    function: impl FnOnce(SpartaCall) -> SpartaStatus,
+) -> Result<Vec<u8>, Option<String>> {
+    // SAFETY: only the lifetime changes; the state that holds the pointer is removed before this function returns.
+    let tensors = unsafe { std::mem::transmute::<&mut dyn StepTensors, TensorsPointer>(tensors) };
+    run(State { tensors: Some(tensors), ..State::default() }, function)
+}
+
+fn run(state: State, function: impl FnOnce(SpartaCall) -> SpartaStatus) -> Result<Vec<u8>, Option<String>> {
+    let id = NEXT.replace(NEXT.get() + 1);
+    CALLS.with_borrow_mut(|calls| calls.insert(id, state));
     let status = function(id);
     let state = CALLS.with_borrow_mut(|calls| calls.remove(&id)).unwrap_or_default();
     match status {
@@ -86,31 +107,46 @@ unsafe extern "C" fn result(call: SpartaCall, bytes: SpartaBytes) {
 }
 
 unsafe extern "C" fn last_error(call: SpartaCall) -> SpartaBytes {
-    with_state(call, |state| SpartaBytes::new(state.graph_error.as_bytes())).unwrap_or(SpartaBytes::new(&[]))
+    with_state(call, |state| SpartaBytes::new(state.host_error.as_bytes())).unwrap_or(SpartaBytes::new(&[]))
 }
 
-/// Runs `body` on the call's graph; its error, or the message of its panic, becomes the call's `last_error`.
-fn on_graph(call: SpartaCall, body: impl FnOnce(&mut dyn GraphBuilder) -> Result<(), String>) -> SpartaStatus {
-    // Taken out while it is used: a graph function called from within a graph function finds none.
-    let Some(Some(graph)) = with_state(call, |state| state.graph.take()) else {
-        let message = "graph functions can be called only in forward and merge, on the thread of the call";
-        with_state(call, |state| state.graph_error = message.into());
+/// Runs `body` on what `of` finds in the call's state; its error, or the message of its panic, becomes the call's `last_error`.
+fn on<P: Copy>(
+    call: SpartaCall,
+    of: fn(&mut State) -> &mut Option<P>,
+    elsewhere: &str,
+    body: impl FnOnce(P) -> Result<(), String>,
+) -> SpartaStatus {
+    // Taken out while it is used: a host function called from within a host function finds none.
+    let Some(Some(pointer)) = with_state(call, |state| of(state).take()) else {
+        with_state(call, |state| state.host_error = elsewhere.into());
         return FAILED;
     };
-    // SAFETY: `host::call` is still on this thread's stack and holds the borrow; nobody else uses the pointer, because
-    // it was taken out of the state.
-    let outcome = catch_unwind(AssertUnwindSafe(|| body(unsafe { &mut *graph })));
-    let failure = match outcome {
+    let failure = match catch_unwind(AssertUnwindSafe(|| body(pointer))) {
         Ok(Ok(())) => None,
         Ok(Err(message)) => Some(message),
         Err(panic) => Some(format!("the host panicked: {}", panic_message(&*panic))),
     };
     let status = if failure.is_none() { OK } else { FAILED };
     with_state(call, |state| {
-        state.graph = Some(graph);
-        state.graph_error = failure.unwrap_or_default();
+        *of(state) = Some(pointer);
+        state.host_error = failure.unwrap_or_default();
     });
     status
+}
+
+fn on_graph(call: SpartaCall, body: impl FnOnce(&mut dyn GraphBuilder) -> Result<(), String>) -> SpartaStatus {
+    let elsewhere =
+        "graph functions can be called only in the functions of a method that get values, on the thread of the call";
+    // SAFETY: `host::call` is still on this thread's stack and holds the borrow; nobody else uses the pointer, because
+    // it was taken out of the state.
+    on(call, |state| &mut state.graph, elsewhere, |graph| body(unsafe { &mut *graph }))
+}
+
+fn on_tensors(call: SpartaCall, body: impl FnOnce(&mut dyn StepTensors) -> Result<(), String>) -> SpartaStatus {
+    let elsewhere = "step_read and step_write can be called only in on_step, on the thread of the call";
+    // SAFETY: as in `on_graph`, with `host::call_on_step`.
+    on(call, |state| &mut state.tensors, elsewhere, |tensors| body(unsafe { &mut *tensors }))
 }
 
 unsafe extern "C" fn graph_apply(
@@ -181,4 +217,70 @@ unsafe extern "C" fn graph_rng(call: SpartaCall, value: *mut u32) -> SpartaStatu
         unsafe { value.write(rng.0) };
         Ok(())
     })
+}
+
+/// # Safety
+/// `bytes` is what the plugin passed to the host function that is running.
+unsafe fn utf8<'a>(bytes: SpartaBytes) -> Result<&'a str, String> {
+    // SAFETY: the caller vouches for it.
+    std::str::from_utf8(unsafe { bytes.as_slice() }).map_err(|e| format!("a name is not UTF-8: {e}"))
+}
+
+unsafe extern "C" fn step_read(
+    call: SpartaCall,
+    what: SpartaBytes,
+    name: SpartaBytes,
+    out: *mut u8,
+    capacity: usize,
+    byte_count: *mut usize,
+) -> SpartaStatus {
+    on_tensors(call, |tensors| {
+        if byte_count.is_null() || (out.is_null() && capacity > 0) {
+            return Err("step_read: there is no place for the elements: a pointer is null".into());
+        }
+        // SAFETY: the plugin passes bytes that live until this function returns.
+        let (what, name) = unsafe { (utf8(what)?, utf8(name)?) };
+        let key = [what, name].map(|text| text.as_bytes().to_vec());
+        let kept = with_state(call, |state| state.read.take()).flatten().filter(|(of, _)| *of == key);
+        let bytes = match kept {
+            Some((_, bytes)) => bytes,
+            None if what == "indices" => bytemuck::cast_slice(&tensors.indices(name).map_err(|e| e.0)?).to_vec(),
+            None => bytemuck::cast_slice(&tensors.read(what, name).map_err(|e| e.0)?).to_vec(),
+        };
+        // SAFETY: the plugin passes a writable `size_t`, and `capacity` writable bytes.
+        unsafe {
+            byte_count.write(bytes.len());
+            if capacity >= bytes.len() {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), out, bytes.len());
+                return Ok(());
+            }
+        }
+        with_state(call, |state| state.read = Some((key, bytes)));
+        Ok(())
+    })
+}
+
+unsafe extern "C" fn step_write(
+    call: SpartaCall,
+    what: SpartaBytes,
+    name: SpartaBytes,
+    data: SpartaBytes,
+) -> SpartaStatus {
+    let status = on_tensors(call, |tensors| {
+        // SAFETY: the plugin passes bytes that live until this function returns.
+        let (what, name, data) = unsafe { (utf8(what)?, utf8(name)?, data.as_slice()) };
+        let (words, []) = data.as_chunks() else {
+            return Err(format!("{name}: {} bytes are not a whole number of elements of 4", data.len()));
+        };
+        let changed = match what {
+            "values" => tensors.set(name, &words.iter().map(|&word| f32::from_le_bytes(word)).collect::<Vec<_>>()),
+            "indices" => tensors.replace(name, &words.iter().map(|&word| u32::from_le_bytes(word)).collect::<Vec<_>>()),
+            _ => return Err(format!("`{what}` cannot be changed, only `values` and `indices`")),
+        };
+        changed.map_err(|e| e.0)
+    });
+    if status != OK {
+        with_state(call, |state| state.refused.get_or_insert(state.host_error.clone()).len());
+    }
+    status
 }

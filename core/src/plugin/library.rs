@@ -8,14 +8,14 @@ use crate::hash::hash_open;
 use serde::de::DeserializeOwned;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
-use sparta_plugin::method::GraphBuilder;
+use sparta_plugin::method::{GraphBuilder, StepTensors};
 use std::fs::File;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The functions of a backend that take as long as the work that a device is given.
-const WORK: [&str; 6] = ["write", "read", "run", "run_profiled", "submit", "fetch"];
+/// The functions that take as long as the work that a device is given.
+const WORK: [&str; 7] = ["write", "read", "run", "run_profiled", "submit", "fetch", "on_step"];
 
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
@@ -55,8 +55,22 @@ impl<T> Implementation<T> {
         graph: Option<&mut dyn GraphBuilder>,
         call: impl FnOnce(F, SpartaCall) -> SpartaStatus,
     ) -> Result<Vec<u8>, Error> {
-        self.call_unnamed(what, function, graph, call)
-            .map_err(|e| if e.0.contains(&self.name) { e } else { Error(format!("{} [plugin {}]", e.0, self.name)) })
+        self.named(self.call_unnamed(what, function, graph, call))
+    }
+
+    /// As [`Implementation::call`], of a function that reads and changes tensors.
+    pub fn call_on_step<F>(
+        &self,
+        what: &str,
+        function: Option<F>,
+        tensors: &mut dyn StepTensors,
+        call: impl FnOnce(F, SpartaCall) -> SpartaStatus,
+    ) -> Result<Vec<u8>, Error> {
+        self.named(self.enter(what, function, |f| host::call_on_step(tensors, |id| call(f, id))))
+    }
+
+    fn named<R>(&self, result: Result<R, Error>) -> Result<R, Error> {
+        result.map_err(|e| if e.0.contains(&self.name) { e } else { Error(format!("{} [plugin {}]", e.0, self.name)) })
     }
 
     /// As [`Implementation::call`], with the plugin's own messages as they are.
@@ -67,10 +81,19 @@ impl<T> Implementation<T> {
         graph: Option<&mut dyn GraphBuilder>,
         call: impl FnOnce(F, SpartaCall) -> SpartaStatus,
     ) -> Result<Vec<u8>, Error> {
+        self.enter(what, function, |f| host::call(graph, |id| call(f, id)))
+    }
+
+    fn enter<F>(
+        &self,
+        what: &str,
+        function: Option<F>,
+        call: impl FnOnce(F) -> Result<Vec<u8>, Option<String>>,
+    ) -> Result<Vec<u8>, Error> {
         let function =
             function.ok_or_else(|| Error::new(format!("plugin {}: it has no function `{what}`", self.name)))?;
         let _running = running::Call::begin(|| format!("{}: {what}", self.name), WORK.contains(&what));
-        host::call(graph, |id| call(function, id)).map_err(|message| {
+        call(function).map_err(|message| {
             Error(message.unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)))
         })
     }

@@ -1,12 +1,16 @@
 use super::library::Implementation;
 use super::names;
 use crate::method::options::{Given, check_value};
+use serde::Serialize;
+use serde_json::Value as Json;
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBytes, SpartaMethod, SpartaStatus};
 use sparta_plugin::export::method::{Description, SelectRequest};
 use sparta_plugin::graph::Value;
+use sparta_plugin::graph::ops::Add;
 use sparta_plugin::method::{
     ExtraTensor, GraphBuilder, Init, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site,
+    StepInfo, StepTensors, Steps,
 };
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -35,25 +39,45 @@ impl LoadedMethod {
         &self.info
     }
 
-    /// Calls `forward` or `merge`: `function` gets the call, the site, the extra tensors and where to put the result.
+    /// Calls a function that builds on the graph.
     fn build<F>(
         &self,
         what: &str,
         function: Option<F>,
-        graph: &mut dyn GraphBuilder,
-        (site, extra): (&Site, &[Value]),
-        call: impl FnOnce(F, u64, SpartaBytes, &[u32], *mut u32) -> SpartaStatus,
-    ) -> Result<Value, Error> {
-        let site = serde_json::to_vec(site).map_err(|e| Error(format!("the site cannot be serialised: {e}")))?;
-        let extra: Vec<u32> = extra.iter().map(|v| v.0).collect();
-        let mut output = u32::MAX;
-        self.plugin.call(what, function, Some(&mut *graph), |f, id| {
-            call(f, id, SpartaBytes::new(&site), &extra, &mut output)
-        })?;
-        let output = Value(output);
-        graph.shape(output).map_err(|e| Error(format!("plugin {}: the output of `{what}`: {e}", self.plugin.name)))?;
-        Ok(output)
+        (site, graph): (&Site, &mut dyn GraphBuilder),
+        call: impl FnOnce(F, u64, SpartaBytes) -> SpartaStatus,
+    ) -> Result<(), Error> {
+        let site = serialised("site", site)?;
+        self.plugin.call(what, function, Some(graph), |f, id| call(f, id, SpartaBytes::new(&site))).map(drop)
     }
+
+    /// What a function wrote, as values of the graph.
+    fn values<const N: usize>(
+        &self,
+        what: &str,
+        graph: &dyn GraphBuilder,
+        outputs: [u32; N],
+    ) -> Result<[Value; N], Error> {
+        let outputs = outputs.map(Value);
+        match outputs.iter().try_for_each(|&output| graph.shape(output).map(drop)) {
+            Ok(()) => Ok(outputs),
+            Err(e) => Err(Error(format!("plugin {}: the output of `{what}`: {e}", self.plugin.name))),
+        }
+    }
+}
+
+/// The output that a function has not written.
+const NONE: u32 = u32::MAX;
+
+fn handles(values: &[Value]) -> Vec<u32> {
+    values.iter().map(|value| value.0).collect()
+}
+
+/// Bytes of what a method keeps between steps, as JSON.
+pub const STATE: usize = 64 << 20;
+
+fn serialised(what: &str, message: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(message).map_err(|e| Error(format!("the {what} cannot be serialised: {e}")))
 }
 
 fn check_info(info: &MethodInfo) -> Result<(), String> {
@@ -111,7 +135,7 @@ fn check_range(option: &OptionInfo) -> Result<(), String> {
 }
 
 /// Why the host cannot do what a selection asks for.
-fn check_selection(parameter: &Parameter, selection: &Selection) -> Result<(), String> {
+fn check_selection(selection: &Selection) -> Result<(), String> {
     match selection {
         Selection::Frozen | Selection::Dense => Ok(()),
         Selection::Sparse { probability } if *probability > 0.0 && *probability <= 1.0 => Ok(()),
@@ -120,9 +144,9 @@ fn check_selection(parameter: &Parameter, selection: &Selection) -> Result<(), S
         Selection::Magnitude(magnitude) => Err(format!("the share {} is not in (0, 1]", magnitude.share)),
         // Whether they ascend within the shape is checked where all selections are.
         Selection::Chosen { .. } => Ok(()),
-        Selection::Reparam { .. } if !parameter.role.is_projection() => {
-            Err("only the weights of linear layers can be reparametrised".into())
-        }
+        Selection::Scored(scored) if scored.share > 0.0 && scored.share <= 1.0 => Ok(()),
+        Selection::Scored(scored) => Err(format!("the share {} is not in (0, 1]", scored.share)),
+        Selection::Rated { selection, .. } => check_selection(selection),
         Selection::Reparam { tensors } => {
             let mut names = HashSet::new();
             match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
@@ -158,8 +182,7 @@ impl Method for LoadedMethod {
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let plugin = &self.plugin;
         let request = SelectRequest { parameters: Cow::Borrowed(parameters), options: Cow::Borrowed(options) };
-        let request =
-            serde_json::to_vec(&request).map_err(|e| Error(format!("the model cannot be serialised: {e}")))?;
+        let request = serialised("model", &request)?;
         // SAFETY: the function of a loaded library, called as the ABI says.
         let answer = plugin
             .call("select", plugin.table.select, None, |f, call| unsafe { f(call, SpartaBytes::new(&request)) })?;
@@ -173,7 +196,7 @@ impl Method for LoadedMethod {
             )));
         }
         for (parameter, selection) in parameters.iter().zip(&selections) {
-            check_selection(parameter, selection)
+            check_selection(selection)
                 .map_err(|reason| Error(format!("plugin {}: `select`: {}: {reason}", plugin.name, parameter.name)))?;
         }
         Ok(selections)
@@ -187,11 +210,32 @@ impl Method for LoadedMethod {
         w: Value,
         extra: &[Value],
     ) -> Result<Value, Error> {
-        let call = |f: unsafe extern "C" fn(_, _, _, _, _, _, _) -> _, id, site, extra: &[u32], y| {
+        let (extra, mut y) = (handles(extra), NONE);
+        self.build("forward", self.plugin.table.forward, (site, graph), |f, id, site| {
             // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
-            unsafe { f(id, site, x.0, w.0, extra.as_ptr(), extra.len(), y) }
+            unsafe { f(id, site, x.0, w.0, extra.as_ptr(), extra.len(), &mut y) }
+        })?;
+        self.values("forward", graph, [y]).map(|[y]| y)
+    }
+
+    fn forward_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let Some(function) = self.plugin.table.forward_with_bias else {
+            let y = self.forward(site, graph, x, w, extra)?;
+            return graph.one(Add {}, &[y, bias]);
         };
-        self.build("forward", self.plugin.table.forward, graph, (site, extra), call)
+        let (extra, mut y) = (handles(extra), NONE);
+        self.build("forward_with_bias", Some(function), (site, graph), |f, id, site| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, x.0, w.0, bias.0, extra.as_ptr(), extra.len(), &mut y) }
+        })?;
+        self.values("forward_with_bias", graph, [y]).map(|[y]| y)
     }
 
     fn mergeable(&self) -> bool {
@@ -199,10 +243,95 @@ impl Method for LoadedMethod {
     }
 
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
-        let call = |f: unsafe extern "C" fn(_, _, _, _, _, _) -> _, id, site, extra: &[u32], merged| {
+        let (extra, mut merged) = (handles(extra), NONE);
+        self.build("merge", self.plugin.table.merge, (site, graph), |f, id, site| {
             // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
-            unsafe { f(id, site, w.0, extra.as_ptr(), extra.len(), merged) }
+            unsafe { f(id, site, w.0, extra.as_ptr(), extra.len(), &mut merged) }
+        })?;
+        self.values("merge", graph, [merged]).map(|[merged]| merged)
+    }
+
+    fn merge_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<[Value; 2], Error> {
+        let Some(function) = self.plugin.table.merge_with_bias else {
+            return Ok([self.merge(site, graph, w, extra)?, bias]);
         };
-        self.build("merge", self.plugin.table.merge, graph, (site, extra), call)
+        let (extra, mut merged) = (handles(extra), [NONE; 2]);
+        self.build("merge_with_bias", Some(function), (site, graph), |f, id, site| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, w.0, bias.0, extra.as_ptr(), extra.len(), &mut merged) }
+        })?;
+        self.values("merge_with_bias", graph, merged)
+    }
+
+    fn penalty(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        w: Value,
+        extra: &[Value],
+    ) -> Result<Option<Value>, Error> {
+        let Some(function) = self.plugin.table.penalty else { return Ok(None) };
+        let (extra, mut term) = (handles(extra), NONE);
+        self.build("penalty", Some(function), (site, graph), |f, id, site| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, w.0, extra.as_ptr(), extra.len(), &mut term) }
+        })?;
+        match term {
+            NONE => Ok(None),
+            term => self.values("penalty", graph, [term]).map(|[term]| Some(term)),
+        }
+    }
+
+    fn update(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        extra: &[Value],
+        lr: Value,
+    ) -> Result<Vec<Value>, Error> {
+        let Some(function) = self.plugin.table.update else { return Ok(extra.to_vec()) };
+        let mut values = handles(extra);
+        self.build("update", Some(function), (site, graph), |f, id, site| {
+            // SAFETY: the function of a loaded library, called as the ABI says; pointers are to live locals.
+            unsafe { f(id, site, lr.0, values.as_mut_ptr(), values.len()) }
+        })?;
+        values.into_iter().map(|value| self.values("update", graph, [value]).map(|[value]| value)).collect()
+    }
+
+    fn steps(&self, options: &Options) -> Result<Option<Steps>, Error> {
+        let plugin = &self.plugin;
+        let Some(steps) = plugin.table.steps else { return Ok(None) };
+        let options = serialised("options", options)?;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer =
+            plugin.call("steps", Some(steps), None, |f, call| unsafe { f(call, SpartaBytes::new(&options)) })?;
+        let steps: Option<Steps> = plugin.parse("steps", &answer)?;
+        if steps.is_some() && plugin.table.on_step.is_none() {
+            return Err(Error(format!("plugin {}: it wants to act between steps and has no `on_step`", plugin.name)));
+        }
+        Ok(steps)
+    }
+
+    fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<Json, Error> {
+        let plugin = &self.plugin;
+        let request = serialised("step", step)?;
+        // SAFETY: the function of a loaded library, called as the ABI says.
+        let answer = plugin.call_on_step("on_step", plugin.table.on_step, tensors, |f, call| unsafe {
+            f(call, SpartaBytes::new(&request))
+        })?;
+        match answer.len() {
+            0 => Ok(step.state.clone()),
+            1..=STATE => plugin.parse("on_step", &answer),
+            size => Err(Error(format!(
+                "plugin {}: `on_step`: its state has {size} bytes, at most {STATE} are kept",
+                plugin.name
+            ))),
+        }
     }
 }

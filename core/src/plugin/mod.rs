@@ -8,6 +8,7 @@ mod binary;
 mod discover;
 mod earlier;
 mod host;
+mod install;
 mod library;
 mod manifest;
 mod method;
@@ -19,7 +20,8 @@ mod task_check;
 mod used;
 
 pub use backend::LoadedBackendPlugin;
-pub use discover::{DiscoverOptions, Origin};
+pub use discover::{DiscoverOptions, Origin, user_directory};
+pub use install::{Installed, install, remove};
 pub use library::Entry;
 pub use manifest::{Manifest, target};
 pub use method::LoadedMethod;

@@ -45,7 +45,7 @@ impl fmt::Display for PluginKind {
     }
 }
 
-/// One line of the listing of `sparta-cli plugins`: a plugin, or a file that is none.
+/// One line of the listing of `sparta-cli plugin list`: a plugin, or a file that is none.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Found {
     /// The library; `built in` for a plugin that is linked into the executable.
@@ -222,7 +222,7 @@ impl PluginSet {
         }
         let refused = self.report.iter().filter(|found| matches!(found.state, State::Refused { .. })).count();
         if refused > 0 {
-            message += &format!(" {refused} could not be loaded, see `sparta-cli plugins`.");
+            message += &format!(" {refused} could not be loaded, see `sparta-cli plugin list`.");
         }
         Error::Plugin(message)
     }

@@ -3,12 +3,13 @@
 use super::library::{Implementation, enter};
 use super::*;
 use library::Functions;
-use sparta_plugin::Error;
-use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
-use sparta_plugin::graph::ops::{Layout, Linear};
-use sparta_plugin::graph::{
+use sparta_graph::{
     Backend, BackendError, BufferId, DType, DeviceInfo, DeviceKind, Graph, Op, Plan, PlanId, ReadId, Value, Work,
 };
+use sparta_plugin::Error;
+use sparta_plugin::abi::SpartaMethod;
+use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
+use sparta_plugin::graph::ops::{Fill, Layout, Linear};
 use sparta_plugin::method::*;
 use sparta_plugin::task::*;
 
@@ -69,14 +70,50 @@ impl Method for Fickle {
             }
         }
     }
+
+    fn merge_with_bias(
+        &self,
+        _: &Site,
+        _: &mut dyn GraphBuilder,
+        [w, bias]: [Value; 2],
+        _: &[Value],
+    ) -> Result<[Value; 2], Error> {
+        Ok([bias, w])
+    }
+
+    fn penalty(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        _: Value,
+        _: &[Value],
+    ) -> Result<Option<Value>, Error> {
+        match site.options["mode"].as_str() {
+            Some("penalty") => graph.one(Fill { value: 1.0, shape: vec![1] }, &[]).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn update(&self, site: &Site, _: &mut dyn GraphBuilder, extra: &[Value], lr: Value) -> Result<Vec<Value>, Error> {
+        match site.options["mode"].as_str() {
+            Some("few") => Ok(vec![]),
+            _ => Ok(vec![extra[0], lr]),
+        }
+    }
 }
 
 sparta_plugin::__entry!(method_entry, method, METHOD_ID, SpartaMethod, dyn Method, Fickle);
 
 fn method() -> LoadedMethod {
+    method_with(|table| table)
+}
+
+fn method_with(change: impl Fn(SpartaMethod) -> SpartaMethod) -> LoadedMethod {
     // SAFETY: the SDK's entry point.
     match unsafe { enter(method_entry) }.unwrap().remove(0) {
-        Functions::Method(table) => LoadedMethod::new(Implementation { table, name: "here".into() }).unwrap(),
+        Functions::Method(table) => {
+            LoadedMethod::new(Implementation { table: change(table), name: "here".into() }).unwrap()
+        }
         _ => unreachable!(),
     }
 }
@@ -106,7 +143,6 @@ fn selections_cross_and_are_checked() {
     assert!(message("likely", Role::QProj).contains("w: the probability 1.5"));
     assert!(message("empty", Role::QProj).contains("shape [0]"));
     assert!(message("twice", Role::QProj).contains("two tensors `a`"));
-    assert!(message("reparam", Role::Norm).contains("linear layers"));
 }
 
 struct Builder {
@@ -151,6 +187,39 @@ fn a_plugin_builds_on_the_host_s_graph() {
 }
 
 #[test]
+fn functions_of_minor_version_4_cross_or_have_defaults() {
+    let mut graph = Graph::new();
+    let [x, w, a] = [("x", [5, 4]), ("w", [3, 4]), ("a", [2, 4])].map(|(n, s)| graph.external(n, DType::F32, s));
+    let [bias, lr] = [("bias", 3), ("lr", 1)].map(|(n, s)| graph.external(n, DType::F32, [s]));
+    let rng = graph.external("rng", DType::U32, [4]);
+    let mut builder = Builder { graph, rng };
+    let site = |mode| Site { parameter: parameter("w", Role::QProj), options: options(mode), training: true };
+    let new = method();
+    let y = new.forward_with_bias(&site(""), &mut builder, x, [w, bias], &[a]).unwrap();
+    assert_eq!(builder.shape(y).unwrap(), [5, 3]);
+    assert_eq!(new.merge_with_bias(&site(""), &mut builder, [w, bias], &[a]).unwrap(), [bias, w]);
+    assert_eq!(new.penalty(&site(""), &mut builder, w, &[a]).unwrap(), None);
+    let term = new.penalty(&site("penalty"), &mut builder, w, &[a]).unwrap().unwrap();
+    assert_eq!(builder.shape(term).unwrap(), [1]);
+    assert_eq!(new.update(&site(""), &mut builder, &[a, w], lr).unwrap(), [a, lr]);
+    let message = new.update(&site("few"), &mut builder, &[a, w], lr).unwrap_err().0;
+    assert!(message.contains("`update` gave 0 values, expected one for each of 2"), "{message}");
+
+    let old = method_with(|table| SpartaMethod {
+        forward_with_bias: None,
+        merge_with_bias: None,
+        penalty: None,
+        update: None,
+        ..table
+    });
+    let y = old.forward_with_bias(&site(""), &mut builder, x, [w, bias], &[a]).unwrap();
+    assert_eq!(builder.graph.nodes().last().unwrap().op.name(), "add");
+    assert_eq!(builder.shape(y).unwrap(), [5, 3]);
+    assert_eq!(old.penalty(&site("penalty"), &mut builder, w, &[a]).unwrap(), None);
+    assert_eq!(old.update(&site(""), &mut builder, &[a, w], lr).unwrap(), [a, w]);
+}
+
+#[test]
 fn a_call_that_is_over_reaches_nothing() {
     let mut stale = 0;
     host::call(None, |id| {
@@ -177,7 +246,21 @@ fn a_graph_function_outside_of_forward_says_so() {
             status
         }
     });
-    assert!(outcome.unwrap_err().unwrap().contains("only in forward and merge"));
+    assert!(outcome.unwrap_err().unwrap().contains("only in the functions of a method that get values"));
+}
+
+#[test]
+fn a_step_function_outside_of_on_step_says_so() {
+    let nothing = || sparta_plugin::abi::SpartaBytes::new(b"w");
+    let outcome = host::call(None, |id| {
+        // SAFETY: the bytes are static, and the message is copied at once.
+        unsafe {
+            let status = (host::HOST.step_write)(id, nothing(), nothing(), nothing());
+            (host::HOST.error)(id, (host::HOST.last_error)(id));
+            status
+        }
+    });
+    assert!(outcome.unwrap_err().unwrap().contains("only in on_step"));
 }
 
 /// 600 examples of `good`; `bad` fails at its 301st, `panics` at its second, `label` has a label too many.

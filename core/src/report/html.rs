@@ -85,6 +85,8 @@ fn run_value(i: usize, run: &RunData) -> Value {
         speed => result.map(|r| thousands(r.tokens_per_second.round() as u64)),
         memory => memory_size(result.map_or(plan.total_memory(), |r| r.device_memory)),
         splits => splits(run),
+        answers => Value::from_serialize(result.map_or(&[][..], |r| &r.answers)),
+        mistakes => Value::from_serialize(result.map_or(&[][..], |r| &r.mistakes)),
         sections => sections(run),
         memory_by_kind => memory(run),
     }

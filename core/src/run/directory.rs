@@ -1,8 +1,10 @@
 //! The run directory: configuration, plan, metrics, adapter, result.
 
 use super::prepare::Prepared;
+use super::score::CHOSEN;
 use crate::adapter::{self, Head};
 use crate::job::{RunConfig, RunResult, Stopped};
+use crate::method::Adaptation;
 use crate::report::{self};
 use crate::weights::atomic_write;
 use crate::{Error, Result, files};
@@ -74,7 +76,7 @@ impl RunDirectory {
     /// Removes what a run has written that failed before its first step, so that its name is free again.
     pub fn abandon(&self) {
         // The error to report is the one of the run.
-        for name in [PLAN, CONFIG, "metrics.jsonl", ".lock"] {
+        for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
             let _ = fs::remove_file(self.path.join(name));
         }
         let _ = fs::remove_dir(&self.path);
@@ -219,9 +221,9 @@ impl RunDirectory {
         self.path.join("adapter")
     }
 
-    /// Saves these trained values as the adapter.
-    pub fn save(&self, run: &Prepared, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        let (adaptation, objective) = (&run.setup.adaptation, run.setup.objective.name());
+    /// Saves these values as the adapter, with the index sets of an adaptation that has come from the run's.
+    pub fn save(&self, run: &Prepared, adaptation: &Adaptation, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        let objective = run.setup.objective.name();
         let head = Head {
             name: run.config.task.clone(),
             labels: run.task.labels.clone(),

@@ -1,7 +1,10 @@
 //! The memory of fine-tuning a model of which only `config.json` is there.
 
 use super::prepare::{default_head_std, expected_parameters};
-use crate::job::{ChosenPrecision, Needs, PaperMemory, PrecisionChoice, TrainablePlan, body_size, thousands};
+use super::score::scorings;
+use crate::job::{
+    ChosenPrecision, Needs, PaperMemory, PrecisionChoice, ScoringPlan, TrainablePlan, body_size, thousands,
+};
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
 use crate::model::Decoder;
@@ -61,6 +64,9 @@ pub struct MemoryPlan {
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     pub needs: Needs,
+    /// What is computed before the training to choose what is trained.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scoring: Vec<ScoringPlan>,
     pub paper: PaperMemory,
 }
 
@@ -69,7 +75,10 @@ pub struct MemoryPlan {
 ///
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = if request.model.is_dir() { decoder::open(&request.model)? } else { decoder::read(&request.model)? };
+    let decoder = match decoder::is_model(&request.model) || request.model.is_dir() {
+        true => decoder::open(&request.model)?,
+        false => decoder::read(&request.model)?,
+    };
     let method = plugins.method(&request.method)?;
     let given = request.method_options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
     let options = options::check(&format!("method {}", request.method), &method.info().options, &given.collect())?;
@@ -95,6 +104,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         limits: demand.limits(MICRO_BATCH_TOKENS),
     };
     let fit = train::fit(&mut setup, &demand, request.micro_batch_tokens, request.recompute, device)?;
+    let scorings = scorings(&setup, &demand, device)?;
     let trainable = TrainablePlan::new(&setup.adaptation);
     let body = body_size(&setup.adaptation);
     Ok(MemoryPlan {
@@ -114,6 +124,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         precision,
         needs: Needs::new(&fit, request.micro_batch_tokens, request.recompute),
         memory: fit.planned.memory,
+        scoring: scorings.into_iter().map(|scoring| scoring.plan).collect(),
     })
 }
 
@@ -130,7 +141,11 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
         largest_batch: request.max_length.map_or(tokens, |_| batch.saturating_mul(longest)),
         longest_train: longest,
         longest,
-        head_features: request.objective.pools() && adaptation.head_only() && dropout == 0.0,
+        head_features: request.objective.pools()
+            && adaptation.head_only()
+            && adaptation.steps.is_none()
+            && dropout == 0.0,
+        cache: None,
         weighted: false,
     })
 }
@@ -157,13 +172,18 @@ impl fmt::Display for MemoryPlan {
             let Some(&bytes) = self.memory.get(&kind).filter(|&&bytes| bytes > 0) else { continue };
             writeln!(f, "  {:<24}{:>14}{:>8.2}", kind.title(), memory_size(bytes), per_parameter(bytes))?;
         }
-        write!(f, "{}{}", self.needs, self.paper)
+        write!(f, "{}", self.needs)?;
+        for scoring in &self.scoring {
+            writeln!(f, "scoring    {scoring}")?;
+        }
+        write!(f, "{}", self.paper)
     }
 }
 
 impl MemoryPlan {
-    /// Errors: the run does not fit the device, with three ways to make it fit.
+    /// Errors: the run, or what is computed before it, does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self) -> Result<()> {
+        self.scoring.iter().try_for_each(|scoring| scoring.check_fit(&self.device))?;
         self.needs.check(&self.memory, &self.device)
     }
 }

@@ -1,5 +1,6 @@
 //! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
+mod answers;
 mod directory;
 mod encode;
 mod epochs;
@@ -8,9 +9,11 @@ mod identity;
 mod infer;
 mod inspect;
 pub mod memory;
+mod mistakes;
 mod prepare;
 mod pretrain;
 mod profile;
+mod score;
 mod show;
 mod train;
 

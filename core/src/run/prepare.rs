@@ -1,21 +1,24 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
+use super::answers;
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
+use super::score::{Scoring, restore, scorings};
 use crate::adapter::{align_head, score_objective};
 use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
-use crate::model::{Decoder, HEAD, IMAGES, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, Stored, TensorView, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
+use crate::train::batch::split_by_budget;
 use crate::train::objective::{Classification, MultiLabel, NextToken, Regression};
-use crate::train::{self, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
+use crate::train::{self, Batch, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
 use std::path::Path;
@@ -38,10 +41,44 @@ pub struct Prepared {
     pub total_steps: usize,
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
+    /// What is to be computed before the training, to choose what is trained.
+    pub scorings: Vec<Scoring>,
     pub plan: RunPlan,
 }
 
 impl Prepared {
+    /// The chosen examples within the token budget, each batch of examples of one weight.
+    pub fn micro_batches(&self, chosen: &[usize], tokens: usize) -> Result<Vec<Batch>> {
+        let (examples, weights) = (&self.train, &self.task.weights);
+        let weight = |i: &usize| match examples[*i].target {
+            Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
+            _ => 1.0,
+        };
+        let mut chosen = chosen.to_vec();
+        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+        let mut batches = Vec::new();
+        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
+            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
+            let ends = split_by_budget(&lengths, tokens, usize::MAX);
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            for (start, &end) in starts.zip(&ends) {
+                let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
+                batches.push(Batch { weight: weight(&equal[start]), ..batch });
+            }
+        }
+        Ok(batches)
+    }
+
+    /// Plans with the elements that were chosen by their scores: how many of a tensor was not known before.
+    ///
+    /// Errors: they do not fit the device.
+    pub fn chosen(&mut self, device: &DeviceInfo) -> Result<()> {
+        let planned = train::layout::plan_memory(&self.setup, device)?;
+        (self.arena, self.plan.memory) = (planned.arena, planned.memory);
+        self.plan.trainable = TrainablePlan::new(&self.setup.adaptation);
+        self.plan.check_fit()
+    }
+
     /// The length that the run has at a step.
     pub fn length_at(&self, step: usize) -> usize {
         let earlier = self.config.earlier_lengths.iter().find(|length| step < length.until);
@@ -80,17 +117,22 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let mut weights = Weights::find(&config.model)?;
     let source = read_task(config, plugins, &decoder, &mut weights)?;
     let Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note } = source;
-    let (parameters, absent) = match weights.is_absent() {
+    let (mut parameters, absent) = match weights.is_absent() {
         true => (expected_parameters(&decoder, &*objective), Some(NO_WEIGHTS.to_owned())),
         false => (check_weights(&decoder, &weights, objective.head())?, None),
     };
 
     let precision = config.precision.choose(&parameters, device)?;
+    if precision.precision.activations != DType::F32 && absent.is_none() {
+        weights.decode_as(precision.precision.activations);
+        parameters = check_weights(&decoder, &weights, objective.head())?;
+    }
     let mut adaptation = match absent {
         Some(_) => Adaptation::expected(method.clone(), parameters, options)?,
         None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
     };
     adaptation.precision = precision.precision;
+    restore(config, &mut adaptation)?;
     if config.residual {
         adaptation.add_residual()?;
     }
@@ -99,7 +141,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
-    let demand = demand(config, &adaptation, &task, &epochs, &data);
+    let demand = demand(config, &decoder, &adaptation, &task, &epochs, &data);
     let optimization = config.optimization()?;
     let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
@@ -113,6 +155,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         head_init,
         limits: demand.limits(MICRO_BATCH_TOKENS),
     };
+    let scorings = scorings(&setup, &demand, device)?;
     let total_steps = config.control.max_steps.map_or(epochs.total(), |max| max.min(epochs.total()));
     if total_steps == 0 {
         return Err(Error::Usage("there is nothing to train: 0 steps; give --epochs and --max-steps above 0".into()));
@@ -120,6 +163,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let images = setup.decoder.reads_images.then(|| images_note(&weights)).flatten();
     let strange: Vec<String> = used.iter().filter_map(|used| plugins.note(used.kind, &used.name)).collect();
     let steps = step_note(config.control.max_steps, epochs.total());
+    let acts = setup.adaptation.steps.map(|steps| match steps.every {
+        1 => "the method acts after each step".to_owned(),
+        every => format!("the method acts after every {every} steps"),
+    });
     let fit = train::fit(&mut setup, &demand, config.micro_batch_tokens, config.recompute, device)?;
     let micro_batch_tokens = Some(fit.micro_batch_tokens);
     let plan = RunPlan {
@@ -153,14 +200,17 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         precision,
         needs: Needs::new(&fit, config.micro_batch_tokens, config.recompute),
         memory: fit.planned.memory,
+        scoring: scorings.iter().map(|scoring| scoring.plan.clone()).collect(),
         notes: recorded
             .accepted
             .into_iter()
             .chain(absent)
             .chain(note)
             .chain(images)
+            .chain(decoded_note(&weights))
             .chain(strange)
             .chain(steps)
+            .chain(acts)
             .collect(),
     };
     let precision = PrecisionChoice::of(setup.adaptation.precision);
@@ -177,7 +227,22 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
     let arena = fit.planned.arena;
     let Splits { train, dev, test, .. } = data;
-    Ok(Prepared { config, task, task_options, weights, setup, train, dev, test, epochs, lr, total_steps, arena, plan })
+    Ok(Prepared {
+        config,
+        task,
+        task_options,
+        weights,
+        setup,
+        train,
+        dev,
+        test,
+        epochs,
+        lr,
+        total_steps,
+        arena,
+        scorings,
+        plan,
+    })
 }
 
 /// The method, the task and the backend, as far as they are plugins.
@@ -408,6 +473,20 @@ fn images_note(weights: &Weights) -> Option<String> {
     (count > 0).then(|| format!("only text is read: the {count} tensors of the model that read images are left out"))
 }
 
+/// That weights of a GGUF file take more on the device than in the file.
+fn decoded_note(weights: &Weights) -> Option<String> {
+    let views = || weights.names().filter_map(|name| weights.get(name));
+    let mut decoded = views().filter(|view| matches!(view.format(), Stored::Blocks(_))).peekable();
+    let dtype = decoded.peek()?.dtype;
+    let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
+    Some(format!(
+        "{} weights are quantised in the file: they are decoded to {dtype}, and the model takes {} in place of {}",
+        decoded.count(),
+        sum(|view| view.size()),
+        sum(|view| view.raw().len())
+    ))
+}
+
 /// The rows of the prompt's words, or else normal values.
 ///
 /// Errors: a model whose own head would be used in place of the rows.
@@ -431,7 +510,14 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))
 }
 
-fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: &Epochs, data: &Splits) -> Demand {
+fn demand(
+    config: &RunConfig,
+    decoder: &Decoder,
+    adaptation: &Adaptation,
+    task: &TaskInfo,
+    epochs: &Epochs,
+    data: &Splits,
+) -> Demand {
     let weighted = !task.weights.is_empty();
     let longest = |examples: &[Encoded]| examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
     let longest_train = longest(&data.train);
@@ -445,8 +531,10 @@ fn demand(config: &RunConfig, adaptation: &Adaptation, task: &TaskInfo, epochs: 
         longest: longest_train.max(longest(&data.dev)).max(longest(&data.test)),
         head_features: task.target() != task::Target::Tokens
             && adaptation.head_only()
+            && adaptation.steps.is_none()
             && config.dropout == 0.0
             && !weighted,
+        cache: answers::context(&data.dev, config.control.answers, decoder),
         weighted,
     }
 }

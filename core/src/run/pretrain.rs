@@ -1,7 +1,7 @@
 //! Pre-training of small models: an ordinary run on text that begins with random weights, and the model that it makes.
 
 use super::train::{OpenDevice, Start, run};
-use crate::adapter::{Applied, MergeDtype, MergeRequest, merge};
+use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
 use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
@@ -154,6 +154,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
             skip_nonfinite: false,
             checkpoint_interval: config.checkpoint_interval,
             keep_checkpoints: 2,
+            answers: 0,
+            mistakes: 0,
         },
         out: config.out.clone(),
     }
@@ -168,12 +170,7 @@ fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
     let described = serde_json::to_vec_pretty(&decoder::config(&config.model)?);
     let described = described.map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
     fs::write(&path, described).map_err(Error::io(&path))?;
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        let from = config.model.join(name);
-        if from.exists() {
-            fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;
-        }
-    }
+    write_tokenizer(&config.model, dir)?;
     let mut tensors = Vec::new();
     for parameter in decoder.parameters(HeadKind::CausalLm) {
         let bytes = from_f32(DType::F32, &first_values(&decoder, &parameter, config.seed));

@@ -2,6 +2,7 @@
 
 mod checks;
 mod finish;
+mod scoring;
 
 use super::directory::{Counters, RunDirectory};
 use super::identity::identity;
@@ -10,11 +11,11 @@ use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
 use crate::job::{EarlierLength, EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Part;
 use crate::plugin::PluginSet;
-use crate::train::batch::split_by_budget;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
 use crate::train::schedule::learning_rate;
-use crate::train::{Batch, Encoded, Metrics, Session, Submitted, Target};
+use crate::train::{Encoded, Metrics, Prediction, Session, Snapshot, StepPoint, Submitted};
 use crate::{Error, Result};
+use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -50,11 +51,19 @@ pub fn run(
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
+    let directory = match start {
+        Start::New => RunDirectory::create(&prepared)?,
+        Start::Resume => RunDirectory::reopen(&prepared)?,
+    };
+    let device = scoring::choose(&mut prepared, &directory, device, open, observer).inspect_err(|_| {
+        if start == Start::New {
+            directory.abandon();
+        }
+    })?;
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
-    let (directory, newest) = match start {
-        Start::New => (RunDirectory::create(&prepared)?, None),
+    let newest = match start {
+        Start::New => None,
         Start::Resume => {
-            let directory = RunDirectory::reopen(&prepared)?;
             // Nothing is changed before it is known that this is the run that stands there.
             let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
             let earlier = directory.check_length(&prepared)?;
@@ -71,7 +80,7 @@ pub fn run(
             }
             directory.forget_result()?;
             directory.describe(&prepared)?;
-            (directory, newest)
+            newest
         }
     };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena);
@@ -96,7 +105,10 @@ struct Trainer<'a> {
     /// Pooled features of train, dev and test, when only the head is trained.
     features: Option<[Features; 3]>,
     position: Position,
-    best_values: BTreeMap<String, Vec<f32>>,
+    /// The state that was best on dev, where it is kept.
+    best: Snapshot,
+    /// What the method keeps between steps.
+    method_state: Json,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
     /// The submitted step whose results are still to be read: one step late, where nothing depends on them.
@@ -137,7 +149,8 @@ impl<'a> Trainer<'a> {
             observer,
             features,
             position: Position::default(),
-            best_values: BTreeMap::new(),
+            best: Snapshot::default(),
+            method_state: Json::Null,
             saved_at: None,
             pending: None,
             torn: false,
@@ -155,6 +168,7 @@ impl<'a> Trainer<'a> {
         let Some((loaded, damaged)) = newest else {
             self.observer.message("there is no checkpoint yet: the run begins anew");
             (self.position, self.pending, self.torn) = (Position::default(), None, false);
+            (self.best, self.method_state) = (Snapshot::default(), Json::Null);
             return self.directory.cut_log(0);
         };
         damaged.iter().for_each(|text| self.observer.message(text));
@@ -174,11 +188,12 @@ impl<'a> Trainer<'a> {
 
     fn adopt(&mut self, loaded: Loaded) -> Result<()> {
         loaded.check(&self.session.state())?;
+        self.session.set_indices(&self.run.weights, &loaded.checkpoint.indices)?;
         self.session.set_state(loaded.checkpoint.updates, |tensor| loaded.values(tensor))?;
         let checkpoint = loaded.checkpoint;
         self.saved_at = Some(checkpoint.position.step);
         self.position = checkpoint.position;
-        self.best_values = checkpoint.best_values;
+        (self.best, self.method_state) = (checkpoint.best, checkpoint.method_state);
         (self.pending, self.torn) = (None, false);
         Ok(())
     }
@@ -308,6 +323,7 @@ impl<'a> Trainer<'a> {
             || self.nothing_updated()
             || step == self.run.total_steps
             || self.evaluates_after(step)
+            || self.acts_after(step)
             || step.is_multiple_of(config.control.checkpoint_interval)
     }
 
@@ -343,7 +359,7 @@ impl<'a> Trainer<'a> {
                 let batch = self.run.setup.objective.pack(chosen.iter().map(|&i| &self.run.train[i]))?;
                 self.session.submit_head_step(&pooled, &batch, lr)
             }
-            None => self.session.submit_step(&self.micro_batches(chosen)?, lr),
+            None => self.session.submit_step(&self.run.micro_batches(chosen, budget)?, lr),
         }
     }
 
@@ -364,6 +380,10 @@ impl<'a> Trainer<'a> {
         if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
             self.check_first_update(&before)?;
         }
+        // Before the step counts: it is done when the method is, and one that fails leaves no state between the two.
+        if output.clip_coef >= 0.0 && self.acts_after(self.position.step + 1) {
+            self.act(&chosen, output.clip_coef)?;
+        }
         self.position.step += 1;
         self.position.tokens += tokens as u64;
         self.torn = false;
@@ -382,32 +402,31 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The chosen examples in packed micro-batches of at most the budget's tokens.
-    /// Batches within the token budget, each of examples of one weight.
-    fn micro_batches(&self, chosen: &[usize]) -> Result<Vec<Batch>> {
-        let (examples, weights) = (&self.run.train, &self.run.task.weights);
-        let weight = |i: &usize| match examples[*i].target {
-            Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
-            _ => 1.0,
+    /// Whether the method acts after so many steps.
+    fn acts_after(&self, step: usize) -> bool {
+        let steps = self.run.setup.adaptation.steps;
+        steps.is_some_and(|steps| step > 0 && (step as u64).is_multiple_of(steps.every))
+    }
+
+    /// Lets the method act after a step on these examples.
+    fn act(&mut self, chosen: &[usize], clip_coef: f64) -> Result<()> {
+        let (step, time) = (self.position.step, Instant::now());
+        let point = StepPoint {
+            step: step as u64 + 1,
+            total_steps: self.run.length_at(step) as u64,
+            clip_coef,
+            micro_batches: &self.run.micro_batches(chosen, self.run.config.micro_batch_tokens())?,
+            state: &self.method_state,
+            weights: &self.run.weights,
         };
-        let mut chosen = chosen.to_vec();
-        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
-        let mut batches = Vec::new();
-        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
-            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
-            let ends = split_by_budget(&lengths, self.run.config.micro_batch_tokens(), usize::MAX);
-            let starts = std::iter::once(0).chain(ends.iter().copied());
-            for (start, &end) in starts.zip(&ends) {
-                let batch = self.run.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
-                batches.push(Batch { weight: weight(&equal[start]), ..batch });
-            }
-        }
-        Ok(batches)
+        self.method_state = self.session.on_step(&point)?;
+        self.training_time += time.elapsed();
+        Ok(())
     }
 
     /// Evaluates on dev and keeps the best state; false if interrupted.
     fn evaluate_dev(&mut self) -> Result<bool> {
-        let Some(metrics) = self.evaluate(1)? else { return Ok(false) };
+        let Some((metrics, _)) = self.evaluate(1)? else { return Ok(false) };
         let step = self.position.step;
         let metric = metrics.scores.get(&self.run.task.primary).copied().unwrap_or(-metrics.loss);
         let better = self.position.best.is_none_or(|(best, _)| metric > best + self.run.config.min_delta);
@@ -415,7 +434,7 @@ impl<'a> Trainer<'a> {
         if better {
             self.position.best = Some((metric, step));
             if self.run.config.patience.is_some() {
-                self.best_values = self.session.trained_values()?;
+                self.best = self.session.snapshot()?;
             }
         }
         self.position.last_dev = Some((step, metrics.clone()));
@@ -423,8 +442,8 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// Metrics of dev (1) or test (2); `None` if interrupted.
-    fn evaluate(&mut self, split: usize) -> Result<Option<Metrics>> {
+    /// Metrics and predictions of dev (1) or test (2); `None` if interrupted.
+    fn evaluate(&mut self, split: usize) -> Result<Option<(Metrics, Vec<Prediction>)>> {
         let (name, examples) = if split == 1 { ("dev", &self.run.dev) } else { ("test", &self.run.test) };
         let features = self.features.as_mut().map(|f| &mut f[split]);
         let budget = self.run.config.micro_batch_tokens();
@@ -437,7 +456,7 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let metrics = self.run.setup.objective.score(&self.run.task.metrics, examples, &found)?;
-        Ok(Some(metrics.name_labels(&self.run.task.labels)))
+        Ok(Some((metrics.name_labels(&self.run.task.labels), found.predictions)))
     }
 
     fn report(&mut self, split: &str, metrics: &Metrics, best: bool) -> Result<()> {
@@ -455,8 +474,13 @@ impl<'a> Trainer<'a> {
             return Err(Error::Training(format!("the update made {defect}; lower --lr")));
         }
         self.position.metrics_bytes = self.directory.sync_log()?;
-        let (position, best_values) = (self.position.clone(), self.best_values.clone());
-        let checkpoint = Checkpoint { position, updates: self.session.optimizer_steps(), best_values };
+        let checkpoint = Checkpoint {
+            position: self.position.clone(),
+            updates: self.session.optimizer_steps(),
+            best: self.best.clone(),
+            indices: self.session.setup().adaptation.changed_indices(),
+            method_state: self.method_state.clone(),
+        };
         let (state, session) = (self.session.state(), &mut self.session);
         self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
         self.saved_at = Some(self.position.step);
@@ -500,12 +524,12 @@ impl<'a> Trainer<'a> {
     }
 
     fn best_step(&self) -> Option<usize> {
-        self.position.best.filter(|_| !self.best_values.is_empty()).map(|(_, step)| step)
+        self.position.best.filter(|_| !self.best.values.is_empty()).map(|(_, step)| step)
     }
 
     fn save(&mut self) -> Result<()> {
         let values = self.values()?;
-        self.directory.save(self.run, &values)
+        self.directory.save(self.run, &self.session.setup().adaptation, &values)
     }
 
     /// What the run adds to the model: trained values, and a new head that the method leaves as it was drawn.

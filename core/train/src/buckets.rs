@@ -4,7 +4,7 @@
 //! are ranges of their bucket, which plans bind as tensors of their own.
 
 use crate::Result;
-use crate::optimizer::Optimization;
+use crate::optimizer::{Optimization, RatesOf};
 use crate::tensors::MemoryKind;
 use sparta_graph::ops::Concat;
 use sparta_graph::{Graph, Value};
@@ -12,7 +12,7 @@ use sparta_model::method::{Form, Trained};
 
 /// Elements that a bucket holds at most, unless a single tensor is larger: 64 MiB of f32, which is below what any device
 /// binds at once. It does not depend on the device, because random rounding draws by the position in the bucket.
-const LARGEST: usize = 1 << 24;
+pub(crate) const LARGEST: usize = 1 << 24;
 
 /// A flat tensor of trained values.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,8 +20,8 @@ pub struct Bucket {
     /// What names its tensors.
     pub number: usize,
     pub kind: MemoryKind,
-    /// The optimizer group of all its tensors.
-    pub group: usize,
+    /// What decides the rates of all its tensors.
+    pub rates: RatesOf,
     pub parts: Vec<Part>,
     /// Elements, gaps between the parts included.
     pub len: usize,
@@ -60,26 +60,26 @@ impl Bucket {
     }
 }
 
-/// The buckets of trained tensors: those of one kind and group together, in their order.
+/// The buckets of trained tensors: those of one kind and with one source of rates together, in their order.
 pub fn buckets(trained: Vec<Trained>, optimization: &Optimization) -> Vec<Bucket> {
-    let mut collected: Vec<(MemoryKind, usize, Vec<Trained>)> = Vec::new();
+    let mut collected: Vec<(MemoryKind, RatesOf, Vec<Trained>)> = Vec::new();
     for tensor in trained {
         let kind = if tensor.form == Form::Dense { MemoryKind::Weights } else { MemoryKind::Adapter };
-        let group = optimization.group_of(&tensor.name);
+        let rates = optimization.group_of(&tensor);
         let size = |tensors: &[Trained]| Concat::layout(tensors.iter().map(Trained::numel)).1;
-        let open = collected.iter_mut().rev().find(|(k, g, _)| (*k, *g) == (kind, group));
+        let open = collected.iter_mut().rev().find(|(k, r, _)| (*k, *r) == (kind, rates));
         match open.filter(|(_, _, tensors)| size(tensors) + tensor.numel() <= LARGEST) {
             Some((_, _, tensors)) => tensors.push(tensor),
-            None => collected.push((kind, group, vec![tensor])),
+            None => collected.push((kind, rates, vec![tensor])),
         }
     }
     let mut first = 0;
-    let laid_out = collected.into_iter().enumerate().map(|(number, (kind, group, tensors))| {
+    let laid_out = collected.into_iter().enumerate().map(|(number, (kind, rates, tensors))| {
         let (begins, len) = Concat::layout(tensors.iter().map(Trained::numel));
         let parts: Vec<Part> =
             tensors.into_iter().zip(begins).map(|(trained, begin)| Part { trained, begin }).collect();
         first += parts.len();
-        Bucket { number, kind, group, len, first: first - parts.len(), parts }
+        Bucket { number, kind, rates, len, first: first - parts.len(), parts }
     });
     laid_out.collect()
 }
@@ -96,7 +96,7 @@ mod tests {
     use crate::optimizer::Group;
 
     fn trained(name: &str, shape: &[usize], form: Form) -> Trained {
-        Trained { name: name.into(), shape: shape.to_vec(), parameter: 0, form }
+        Trained { name: name.into(), shape: shape.to_vec(), parameter: 0, form, rates: Default::default() }
     }
 
     #[test]
@@ -117,6 +117,6 @@ mod tests {
         assert_eq!(buckets[0].ranges(), [0, 100, 128, 64]);
         assert_eq!(buckets.iter().map(|b| b.len).collect::<Vec<_>>(), [192, 64, 1 << 24, 64, 64]);
         assert_eq!(buckets.iter().map(|b| b.first).collect::<Vec<_>>(), [0, 2, 3, 4, 5]);
-        assert_eq!((buckets[1].group, buckets[4].kind), (0, MemoryKind::Weights));
+        assert_eq!((buckets[1].rates, buckets[4].kind), (RatesOf::Group(0), MemoryKind::Weights));
     }
 }

@@ -27,6 +27,8 @@ pub struct Demand {
     pub longest: usize,
     /// Whether the head alone is trained, on pooled states that are computed once.
     pub head_features: bool,
+    /// Tokens whose keys and values are kept, where the run also generates text.
+    pub cache: Option<usize>,
     /// Whether a batch is split, whatever its size, as its examples have different weights.
     pub weighted: bool,
 }
@@ -39,10 +41,10 @@ impl Demand {
             train: Some(Size { rows: padded_rows(rows), examples: self.batch }),
             micro_batches: (self.largest_batch > tokens || self.weighted) && !self.head_features,
             evaluate: size_of(tokens.max(self.longest), EVAL_EXAMPLES),
-            positions: self.longest,
+            positions: self.longest.max(self.cache.unwrap_or(0)),
             head_features: self.head_features,
             batch: self.batch,
-            cache: None,
+            cache: self.cache,
         }
     }
 
@@ -121,6 +123,7 @@ mod tests {
         longest_train: 256,
         longest: 300,
         head_features: false,
+        cache: None,
         weighted: false,
     };
 

@@ -5,10 +5,11 @@ use crate::batch::Size;
 use crate::buckets::{buckets, join};
 use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
-use sparta_graph::ops::{Accumulate, Concat, Embed, Fill, Store, step as step_input};
-use sparta_graph::{DType, Graph, Value, gradients, recompute, recompute_cheap};
+use crate::whole::{WholeGroup, whole_groups};
+use sparta_graph::ops::{Accumulate, Add, Concat, Embed, Fill, Store, step as step_input};
+use sparta_graph::{DType, GradRequest, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
-use sparta_model::forward::{self, Cache, Inputs};
+use sparta_model::forward::{self, Cache, Inputs, Layers};
 use sparta_model::method::{Adaptation, AdaptedLayers};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -18,6 +19,8 @@ pub mod names {
     pub const ROWS: &str = "rows";
     pub const LABELS: &str = "labels";
     pub const STEP: &str = "step";
+    /// The learning rate among them.
+    pub const LR: &str = "step.lr";
     pub const RNG: &str = "rng";
     /// Pooled hidden states as an input, for head-only training.
     pub const FEATURES: &str = "features";
@@ -42,6 +45,13 @@ pub mod names {
     /// The table of one of the decoder's rotations.
     pub fn rope(rotation: usize) -> String {
         format!("rope.{rotation}")
+    }
+
+    /// Gradients of whole weights, which are parts of it.
+    pub const WHOLE_GRADIENTS: &str = "whole_gradients";
+
+    pub fn whole_gradient(parameter: &str) -> String {
+        format!("whole_gradient.{parameter}")
     }
 
     pub fn grad_sum(trained: &str) -> String {
@@ -100,6 +110,8 @@ pub enum Purpose {
     HeadEvaluate(usize),
     /// Writes the trained values into the weights that the forward pass reads: sparse deltas and shadows.
     Follow,
+    /// The gradients of whole weights, those of a group, of the first micro-batch or added to those of others.
+    WholeGradients { size: Size, group: usize, first: bool },
     /// Keys and values of so many rows into a cache of so many rows, and the vocabulary logits of one of them.
     Decode { rows: usize, cache: usize },
 }
@@ -126,6 +138,9 @@ impl Graphs<'_> {
             Purpose::Step(size) => return self.train(graph, size, Gradients::Apply),
             Purpose::FirstMicroBatch(size) => return self.train(graph, size, Gradients::Keep),
             Purpose::MicroBatch(size) => return self.train(graph, size, Gradients::Sum),
+            Purpose::WholeGradients { size, group, first } => {
+                return self.whole_gradients(graph, size, &whole_groups(self.adaptation)[group], first);
+            }
             Purpose::Update => self.update_from_sums(g)?,
             Purpose::Evaluate(size) => {
                 let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -138,9 +153,11 @@ impl Graphs<'_> {
                 store(g, names::POOLED, pooled)?;
             }
             Purpose::HeadStep(examples) => {
-                let mut layers = AdaptedLayers::new(self.adaptation, None);
+                let rng = g.external(names::RNG, DType::U32, [4]);
+                let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
                 let (pooled, size) = self.features(g, examples);
                 let loss = self.loss(g, &mut layers, pooled, size)?;
+                let loss = penalised(g, &mut layers, loss)?;
                 self.backward(g, &mut layers, loss, Gradients::Apply)?;
             }
             Purpose::HeadEvaluate(examples) => {
@@ -196,9 +213,36 @@ impl Graphs<'_> {
         let mut layers = AdaptedLayers::new(self.adaptation, Some(rng));
         let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
         let hidden = self.hidden(g, &mut layers, size, dropout)?;
-        let loss = self.loss(g, &mut layers, hidden, size)?;
+        let mut loss = self.loss(g, &mut layers, hidden, size)?;
+        if gradients != Gradients::Sum {
+            // All micro-batches of a step have the same trained values: the first one's gradient is that of the step.
+            loss = penalised(g, &mut layers, loss)?;
+        }
         let forward = g.nodes().len();
         self.backward(g, &mut layers, loss, gradients)?;
+        Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
+    }
+
+    /// Without dropout, as nobody could repeat that of the step.
+    fn whole_gradients(&self, mut graph: Graph, size: Size, group: &WholeGroup, first: bool) -> Result<Graph> {
+        let g = &mut graph;
+        let mut layers = AdaptedLayers::new(self.adaptation, None);
+        let hidden = self.hidden(g, &mut layers, size, None)?;
+        let loss = self.loss(g, &mut layers, hidden, size)?.loss;
+        let forward = g.nodes().len();
+        let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
+        let names: Vec<&str> =
+            group.parts.iter().map(|&(position, _)| self.adaptation.parameters[position].name.as_str()).collect();
+        let request = |name: &&str| Ok((layers.tensor(g, name)?, GradRequest::Dense));
+        let requests = names.iter().map(request).collect::<Result<Vec<_>>>()?;
+        for (name, gradient) in names.iter().zip(gradients(g, &[(loss, one)], &requests)?) {
+            let shape = g.shape(gradient)?.to_vec();
+            let sum = g.external(names::whole_gradient(name), DType::F32, shape);
+            match first {
+                true => g.apply(Store {}.into(), &[sum, gradient])?,
+                false => g.apply(Accumulate {}.into(), &[sum, gradient])?,
+            };
+        }
         Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
     }
 
@@ -273,6 +317,16 @@ impl Graphs<'_> {
         }
         Ok(())
     }
+}
+
+/// The loss with the method's terms.
+fn penalised(graph: &mut Graph, layers: &mut AdaptedLayers, mut loss: Loss) -> Result<Loss> {
+    graph.set_label("penalty");
+    for term in layers.penalties(graph)? {
+        loss.loss = graph.one(Add {}, &[loss.loss, term])?;
+    }
+    graph.set_label("loss");
+    Ok(loss)
 }
 
 /// What becomes of the gradients of a batch.

@@ -80,6 +80,7 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
         let len = constant.numel();
         list.push(TensorSpec::new(constant.name, DType::F32, len, MemoryKind::Adapter));
     }
+    whole_gradients(setup, &mut list);
     let buckets = setup.buckets();
     buckets.iter().for_each(|bucket| bucket_tensors(setup, bucket, &mut list));
     buffers(setup, buckets.iter().map(|bucket| bucket.parts.len()).sum(), &mut list);
@@ -107,10 +108,25 @@ fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
     for slot in setup.optimization.optimizer.slots() {
         add(bucket.slot(slot.name), slot.dtype, MemoryKind::Optimizer, &|name| slot_name(slot.name, name));
     }
-    if setup.limits.micro_batches {
+    if setup.keeps_sums() {
         add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
     }
     list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
+}
+
+/// The gradients of whole weights that are computed together, one group at a time in the same memory.
+fn whole_gradients(setup: &Setup, list: &mut Vec<TensorSpec>) {
+    let groups = setup.whole_groups();
+    let len = groups.iter().map(|group| group.len).max().unwrap_or(0);
+    if len > 0 {
+        list.push(TensorSpec::new(names::WHOLE_GRADIENTS.into(), DType::F32, len, MemoryKind::Gradients));
+    }
+    for (position, begin) in groups.into_iter().flat_map(|group| group.parts) {
+        let parameter = &setup.adaptation.parameters[position];
+        let name = names::whole_gradient(&parameter.name);
+        let spec = TensorSpec::new(name, DType::F32, parameter.numel() as usize, MemoryKind::Gradients);
+        list.push(TensorSpec { part_of: Some((names::WHOLE_GRADIENTS.into(), begin)), ..spec });
+    }
 }
 
 fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
@@ -123,6 +139,11 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     buffer(names::LABELS, labels.dtype, labels.numel());
     buffer(names::STEP, DType::F32, step_input::LEN);
     buffer(names::RNG, DType::U32, 4);
+    list.push(TensorSpec {
+        part_of: Some((names::STEP.into(), step_input::LR)),
+        ..TensorSpec::new(names::LR.into(), DType::F32, 1, MemoryKind::Buffers)
+    });
+    let mut buffer = |name: &str, dtype, len| list.push(TensorSpec::new(name.into(), dtype, len, MemoryKind::Buffers));
     for (i, rope) in setup.decoder.ropes.iter().enumerate() {
         buffer(&names::rope(i), DType::F32, setup.limits.positions * rope.width);
     }
@@ -217,15 +238,21 @@ pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
 
 /// The plans of the largest batches.
 fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
-    let Limits { train, micro_batches, evaluate, head_features, batch, cache, .. } = setup.limits;
+    let Limits { train, evaluate, head_features, batch, cache, .. } = setup.limits;
     let mut purposes = vec![Purpose::Evaluate(evaluate)];
     purposes.extend(cache.map(|cache| Purpose::Decode { rows: Limits::DECODED, cache }));
     if head_features {
         purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
     } else if let Some(size) = train {
         purposes.push(Purpose::Step(size));
-        if micro_batches {
+        if setup.keeps_sums() {
             purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
+        }
+        // The first group has the longest way back, the largest one the most gradients.
+        let groups = setup.whole_groups();
+        let largest = (0..groups.len()).max_by_key(|&group| groups[group].len);
+        for group in largest.into_iter().chain(largest.map(|_| 0)) {
+            purposes.push(Purpose::WholeGradients { size, group, first: false });
         }
     }
     purposes
@@ -236,41 +263,8 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
 /// Errors: a weight that is NaN or infinite; a device that fails.
 pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
     let adaptation = &setup.adaptation;
-    for (i, parameter) in adaptation.parameters.iter().enumerate() {
-        let dtype = adaptation.device_dtype(i);
-        if weights.get(&parameter.name).is_none() {
-            tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
-        } else {
-            // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
-            let view = weights.get_finite(&parameter.name)?;
-            match view.dtype == dtype {
-                true => tensors.write(&parameter.name, view.bytes)?,
-                false => tensors.write_f32(&parameter.name, &as_f32(parameter, view.dtype, view.bytes)?)?,
-            }
-        }
-        if let Part::Sparse(set) = &adaptation.parts[i]
-            && !set.indices.is_empty()
-        {
-            tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
-            let view = weights.get(&parameter.name).ok_or_else(|| {
-                Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
-            })?;
-            let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, view.bytes, &set.indices));
-            match view.dtype == dtype {
-                true => tensors.write(&base, &chosen)?,
-                false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
-            }
-            if let [rows, columns] = parameter.shape[..] {
-                tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
-                if adaptation.has_remainder(i) {
-                    let (order, column_ptr) = by_column(&set.indices, columns);
-                    tensors.write_u32(&order_name(&parameter.name), &order)?;
-                    tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;
-                }
-            }
-        }
-        // The device has it now; the file's pages would count as this process's memory.
-        weights.forget(&parameter.name);
+    for position in 0..adaptation.parameters.len() {
+        upload_parameter(tensors, weights, setup, position)?;
     }
     for t in adaptation.trained().into_iter().chain(adaptation.constants()) {
         if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
@@ -287,6 +281,59 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
         }
     }
     write_ropes(tensors, setup)
+}
+
+/// Writes a weight as the model has it, and its index set with the base values.
+///
+/// Errors: those of [`upload`].
+pub(crate) fn upload_parameter(
+    tensors: &mut Tensors,
+    weights: &dyn WeightSource,
+    setup: &Setup,
+    position: usize,
+) -> Result<()> {
+    let adaptation = &setup.adaptation;
+    let (parameter, dtype) = (&adaptation.parameters[position], adaptation.device_dtype(position));
+    if weights.get(&parameter.name).is_none() {
+        tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+    } else {
+        // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
+        let (stored, bytes) = weights.finite(&parameter.name)?;
+        match stored == dtype {
+            true => tensors.write(&parameter.name, &bytes)?,
+            false => tensors.write_f32(&parameter.name, &as_f32(parameter, stored, &bytes)?)?,
+        }
+    }
+    if let Part::Sparse(set) = &adaptation.parts[position]
+        && adaptation.sparse_size(position) > 0
+    {
+        if adaptation.scored().contains_key(&position) {
+            let (method, name) = (&adaptation.info.name, &parameter.name);
+            return Err(Error::Method(format!(
+                "method `{method}` chooses elements of {name} by their scores, which only a run computes: see `run`"
+            )));
+        }
+        tensors.write_u32(&index_name(&parameter.name), &set.indices)?;
+        let view = weights.get(&parameter.name).ok_or_else(|| {
+            Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
+        })?;
+        let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, &view.bytes(), &set.indices));
+        match view.dtype == dtype {
+            true => tensors.write(&base, &chosen)?,
+            false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
+        }
+        if let [rows, columns] = parameter.shape[..] {
+            tensors.write_u32(&row_ptr_name(&parameter.name), &row_ptr(&set.indices, rows, columns))?;
+            if adaptation.has_remainder(position) {
+                let (order, column_ptr) = by_column(&set.indices, columns);
+                tensors.write_u32(&order_name(&parameter.name), &order)?;
+                tensors.write_u32(&column_ptr_name(&parameter.name), &column_ptr)?;
+            }
+        }
+    }
+    // The device has it now; the file's pages would count as this process's memory.
+    weights.forget(&parameter.name);
+    Ok(())
 }
 
 /// Errors: more positions than a rotation can compute.
@@ -322,11 +369,10 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
             "the words of the prompt need the vocabulary head {name}, which is missing; train without --instruct"
         ))
     })?;
-    let width = head.shape.iter().skip(1).product::<usize>() * head.dtype.size();
+    let width = head.shape.iter().skip(1).product::<usize>();
     let mut values = Vec::new();
     for &row in rows {
-        let bytes = head.bytes.get(row as usize * width..(row as usize + 1) * width);
-        let row = bytes.and_then(|bytes| to_f32(head.dtype, bytes));
+        let row = head.part_f32(row as usize * width..(row as usize + 1) * width);
         values.extend(row.ok_or_else(|| error(format!("{name} is {:?}, it has no such row", head.shape)))?);
     }
     Ok(values)
@@ -334,9 +380,9 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
 
 /// The Euclidean norm of each row of a weight.
 fn row_norms(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f32>> {
-    let view = weights.get_finite(&parameter.name)?;
-    let values = as_f32(parameter, view.dtype, view.bytes)?;
-    let width: usize = view.shape.iter().skip(1).product();
+    let (stored, bytes) = weights.finite(&parameter.name)?;
+    let values = as_f32(parameter, stored, &bytes)?;
+    let width: usize = parameter.shape.iter().skip(1).product();
     let norm = |row: &[f32]| row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt() as f32;
     let norms = values.chunks(width.max(1)).map(norm).collect();
     weights.forget(&parameter.name);
@@ -403,7 +449,7 @@ mod tests {
 
         fn get(&self, name: &str) -> Option<TensorView<'_>> {
             let values = self.0.get(name)?;
-            Some(TensorView { dtype: DType::F32, shape: &[3, 2], bytes: bytemuck::cast_slice(values) })
+            Some(TensorView::new(DType::F32, &[3, 2], bytemuck::cast_slice(values)))
         }
     }
 

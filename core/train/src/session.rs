@@ -33,6 +33,13 @@ impl StateTensor {
     }
 }
 
+/// What a state is to an adapter: values by name, and the index sets where the method may have changed them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    pub values: BTreeMap<String, Vec<f32>>,
+    pub indices: BTreeMap<String, Vec<u32>>,
+}
+
 /// Plans kept ready; the least recently used goes first.
 const PLANS_KEPT: usize = 256;
 
@@ -100,11 +107,12 @@ impl Session {
     /// The tensors of the state, which are read one at a time: together they may be as large as three models.
     pub fn state(&self) -> Vec<StateTensor> {
         let slots = self.setup.optimization.optimizer.slots();
-        let trained = self.setup.adaptation.trained();
-        let tensors = trained.iter().flat_map(|t| {
+        let trained = self.setup.adaptation.trained().len();
+        let stored = self.setup.adaptation.stored();
+        let tensors = stored.iter().enumerate().flat_map(|(i, t)| {
             let (name, len) = (&t.name, t.numel());
             let value = StateTensor::new(format!("value.{name}"), len, name.clone(), name.clone());
-            let slots = slots.iter().map(move |slot| {
+            let slots = slots.iter().filter(move |_| i < trained).map(move |slot| {
                 let device_name = slot_name(slot.name, name);
                 StateTensor::new(device_name.clone(), len, format!("the {} of {name}", slot.title), device_name)
             });
@@ -146,7 +154,7 @@ impl Session {
     }
 
     /// Computes the weights that follow from the trained tensors.
-    fn follow_trained(&mut self) -> Result<()> {
+    pub(crate) fn follow_trained(&mut self) -> Result<()> {
         let adaptation = &self.setup.adaptation;
         let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
         match adaptation.trained().iter().any(followed) {
@@ -179,10 +187,10 @@ impl Session {
         self.tensors.read_f32(names::POOLED, size.examples * self.setup.decoder.hidden_size)
     }
 
-    /// The values of every trained tensor, by name.
+    /// The values of what an adapter stores, by name: of every trained tensor, and of others that the method may set.
     pub fn trained_values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
-        let trained = self.setup.adaptation.trained();
-        trained.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
+        let stored = self.setup.adaptation.stored();
+        stored.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
     }
 
     /// A hash of each trained tensor's values, by name: whether it has changed, without a copy of it.
@@ -196,11 +204,51 @@ impl Session {
         trained.into_iter().map(|t| Ok((t.name.clone(), hash(self.tensors.read_f32(&t.name, t.numel())?)))).collect()
     }
 
+    /// The trained values, and the index sets that they belong to where these change.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        Ok(Snapshot { values: self.trained_values()?, indices: self.setup.adaptation.changed_indices() })
+    }
+
+    /// Takes over a snapshot of this model, whose `weights` are those that the session was opened with.
+    ///
+    /// Errors: those of [`Session::set_indices`] and [`Session::set_trained_values`].
+    pub fn restore(&mut self, weights: &dyn WeightSource, snapshot: &Snapshot) -> Result<()> {
+        self.set_indices(weights, &snapshot.indices)?;
+        self.set_trained_values(&snapshot.values)
+    }
+
+    /// Takes over index sets by their parameters' names; values are set after that. All other elements are what the model has.
+    ///
+    /// Errors: a parameter of which no elements are trained; a set that is not like the one that is there.
+    pub fn set_indices(&mut self, weights: &dyn WeightSource, sets: &BTreeMap<String, Vec<u32>>) -> Result<()> {
+        for (name, indices) in sets {
+            let position = self.setup.adaptation.position(name);
+            let position = position.filter(|&i| matches!(self.setup.adaptation.parts[i], Part::Sparse(_)));
+            let position = position.ok_or_else(|| {
+                Error::Weights(format!("there is an index set of {name}, of which no elements are trained"))
+            })?;
+            self.setup.adaptation.check_indices(position, indices).map_err(Error::Weights)?;
+            self.put_indices(weights, position, indices.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The weight as the model has it, with another index set.
+    pub(crate) fn put_indices(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
+        if let Part::Sparse(set) = &mut self.setup.adaptation.parts[position]
+            && set.indices != indices
+        {
+            set.indices = indices;
+            layout::upload_parameter(&mut self.tensors, weights, &self.setup, position)?;
+        }
+        Ok(())
+    }
+
     /// Replaces the trained tensors, and the weights that follow from them.
     ///
     /// Errors: a tensor that is missing or of another length.
     pub fn set_trained_values(&mut self, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
-        for t in self.setup.adaptation.trained() {
+        for t in self.setup.adaptation.stored() {
             self.write_checked(&t.name, t.numel(), values.get(&t.name))?;
         }
         self.follow_trained()

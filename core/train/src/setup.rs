@@ -5,6 +5,7 @@ use crate::buckets::{Bucket, buckets};
 use crate::graphs::Graphs;
 use crate::objective::Objective;
 use crate::optimizer::Optimization;
+use crate::whole::{WholeGroup, whole_groups};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_model::Decoder;
@@ -40,6 +41,17 @@ pub enum HeadInit {
 impl Setup {
     pub(crate) fn buckets(&self) -> Vec<Bucket> {
         buckets(self.adaptation.trained(), &self.optimization)
+    }
+
+    /// Whether the gradients of a step go through sums: over micro-batches, or for the method to read them.
+    pub(crate) fn keeps_sums(&self) -> bool {
+        let Limits { train, micro_batches, head_features, .. } = self.limits;
+        train.is_some() && !head_features && (micro_batches || self.adaptation.keeps_gradients())
+    }
+
+    /// What whole gradients the method may read, by what is computed at once.
+    pub(crate) fn whole_groups(&self) -> Vec<WholeGroup> {
+        if self.limits.train.is_some() { whole_groups(&self.adaptation) } else { Vec::new() }
     }
 
     pub fn graphs(&self) -> Graphs<'_> {

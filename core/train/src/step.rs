@@ -42,10 +42,10 @@ impl Session {
     /// one turns out not to be finite, that one then changes nothing either.
     pub fn submit_step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<Submitted> {
         let targets = micro_batches.iter().map(Batch::targets).sum();
-        let [batch] = micro_batches else {
-            self.accumulate(micro_batches, targets)?;
-            return self.apply(lr);
-        };
+        let [batch] = micro_batches else { return self.submit_sums(micro_batches, targets, lr) };
+        if self.setup().adaptation.keeps_gradients() {
+            return self.submit_sums(micro_batches, targets, lr);
+        }
         check_targets(targets)?;
         let plan = self.prepared(Purpose::Step(self.size_of(batch)?))?;
         let mut numbers = self.step_numbers(lr, targets);
@@ -53,6 +53,11 @@ impl Session {
         self.queue_rng(0)?;
         self.queue_batch(batch)?;
         self.submit_update(plan, numbers)
+    }
+
+    fn submit_sums(&mut self, micro_batches: &[Batch], targets: usize, lr: f64) -> Result<Submitted> {
+        self.accumulate(micro_batches, targets)?;
+        self.apply(lr)
     }
 
     /// Adds gradients of micro-batches to the sums of a step that has this many targets in all. They are computed with

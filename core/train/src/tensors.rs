@@ -18,7 +18,7 @@ pub enum MemoryKind {
     /// Deltas of sparse training; extra tensors of a reparametrisation.
     Adapter,
     Optimizer,
-    /// Gradient sums over micro-batches.
+    /// Gradient sums over micro-batches; gradients that a method reads.
     Gradients,
     /// The arena: activations, gradients of one micro-batch, scratch.
     Activations,
@@ -48,7 +48,7 @@ impl MemoryKind {
             MemoryKind::BaseValues => "base values",
             MemoryKind::Adapter => "deltas and adapters",
             MemoryKind::Optimizer => "optimizer state",
-            MemoryKind::Gradients => "gradient sums",
+            MemoryKind::Gradients => "gradients",
             MemoryKind::Activations => "activations and scratch",
             MemoryKind::Cache => "keys and values",
             MemoryKind::Buffers => "buffers",

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::buckets::{Bucket, buckets};
 use crate::graphs::{Graphs, names, step_numbers, store_joined};
 use crate::optimizer::Target;
-use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
+use sparta_graph::ops::{Add, ClipCoef, Fill, PARTIALS, Scale, ScaleBy, Store, SumOfSquares};
 use sparta_graph::{DType, Graph, Value};
 use sparta_model::method::AdaptedLayers;
 
@@ -44,14 +44,35 @@ impl Graphs<'_> {
             let values = graph.external(bucket.values(), DType::F32, [bucket.len]);
             let slots = optimizer.slots().into_iter();
             let slots = slots.map(|slot| graph.external(bucket.slot(slot.name), slot.dtype, [bucket.len])).collect();
-            let (lr_factor, weight_decay) = self.optimization.rates(bucket.group);
+            let (lr_factor, weight_decay) = self.optimization.rates(bucket.rates);
             let salt = bucket.number as u32;
             let target = Target { values, gradient, slots, clip, step, rng, weight_decay, lr_factor, salt };
             optimizer.update(graph, &target)?;
         }
+        self.update_by_method(graph, layers, latch)?;
         for part in buckets.iter().flat_map(|bucket| &bucket.parts) {
             layers.follow(graph, &part.trained)?;
         }
         store_joined(graph, names::RESULTS, &[loss, clip, step])
+    }
+
+    /// What the method makes of the optimizer's values; they stay where the step is not finite, which is when the latch is 1
+    /// and not 0.
+    fn update_by_method(&self, graph: &mut Graph, layers: &mut AdaptedLayers, latch: Value) -> Result<()> {
+        let lr = graph.external(names::LR, DType::F32, [1]);
+        let changes = layers.updates(graph, lr)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (minus, one) =
+            (graph.one(Scale { factor: -1.0 }, &[latch])?, graph.one(Fill { value: 1.0, shape: vec![1] }, &[])?);
+        let finite = graph.one(Add {}, &[minus, one])?;
+        for (value, new) in changes {
+            // One factor is 1 and the other 0, so the sum is exactly one of the two.
+            let (new, old) = (graph.one(ScaleBy {}, &[new, finite])?, graph.one(ScaleBy {}, &[value, latch])?);
+            let next = graph.one(Add {}, &[new, old])?;
+            graph.apply(Store {}.into(), &[value, next])?;
+        }
+        Ok(())
     }
 }

@@ -110,6 +110,13 @@ pub enum Floats<T> {
     F16(Ptr<f16>),
 }
 
+impl<T> Floats<T> {
+    /// Bytes of this many elements.
+    pub fn bytes(self, elements: usize) -> usize {
+        elements * if matches!(self, Floats::Full(_)) { size_of::<T>() } else { size_of::<u16>() }
+    }
+}
+
 /// What the planned scratch memory of a kernel is: `shared` bytes, and `per_thread` bytes for each thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Need {

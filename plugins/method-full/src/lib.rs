@@ -1,9 +1,16 @@
 //! Trains every parameter of the model.
 
 use sparta_plugin::Error;
-use sparta_plugin::method::{Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection, flag};
+use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
 
 struct Full;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Train the token embeddings, too
+        train_embeddings: bool = true;
+    }
+}
 
 impl Method for Full {
     fn describe(&self) -> MethodInfo {
@@ -11,22 +18,17 @@ impl Method for Full {
             name: "full".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "full fine-tuning: trains every parameter".into(),
-            options: vec![OptionInfo::new(
-                "train-embeddings",
-                "Train the token embeddings, too",
-                OptionKind::Bool,
-                true,
-            )],
+            options: Settings::declared(),
             default_lr: 1e-5,
         }
     }
 
     /// Everything but a vocabulary head that the classification head replaces.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let embeddings = flag(options, "train-embeddings")?;
+        let Settings { train_embeddings } = Settings::read(options)?;
         let classifies = parameters.iter().any(|p| p.role == Role::Head);
         let choose = |p: &Parameter| match p.role {
-            Role::Embedding if !embeddings => Selection::Frozen,
+            Role::Embedding if !train_embeddings => Selection::Frozen,
             Role::LmHead if classifies => Selection::Frozen,
             _ => Selection::Dense,
         };

@@ -1,4 +1,5 @@
-//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`.
+//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`; LoRA+ (Hayou et
+//! al., 2024), which trains B at a higher rate, and rsLoRA (Kalajdzievski, 2023), which divides by sqrt(r).
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -6,6 +7,31 @@ use sparta_plugin::graph::ops::{Dropout, Layout, Linear};
 use sparta_plugin::method::*;
 
 struct Lora;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank
+        lora_r: usize = 8, 1..=1024;
+        /// Scale: additions count alpha / r
+        lora_alpha: f64 = 16.0, Above(0.0, 1e6);
+        /// Dropout of the additions' input
+        lora_dropout: f64 = 0.0, 0.0..=0.99;
+        /// Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one layer, each
+        /// of them means that layer; gate and up likewise
+        lora_targets: String = "q,v";
+        /// LoRA+: how many times the learning rate of A that of B is
+        lora_plus_ratio: f64 = 1.0, Above(0.0, 1e6);
+        /// rsLoRA: additions count alpha / sqrt(r)
+        lora_rs: bool = false;
+    }
+}
+
+impl Settings {
+    fn scale(&self) -> f32 {
+        let r = self.lora_r as f64;
+        (self.lora_alpha / if self.lora_rs { r.sqrt() } else { r }) as f32
+    }
+}
 
 const TARGETS: [(&str, Role); 7] = [
     ("q", Role::QProj),
@@ -19,32 +45,24 @@ const TARGETS: [(&str, Role); 7] = [
 
 impl Method for Lora {
     fn describe(&self) -> MethodInfo {
-        let float = |min, max, min_open| OptionKind::Float { min, max, min_open };
-        let targets = "Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one \
-                       layer, each of them means that layer; gate and up likewise";
         MethodInfo {
             name: "lora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "LoRA: trains low-rank additions to linear layers".into(),
-            options: vec![
-                OptionInfo::new("lora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8),
-                OptionInfo::new("lora-alpha", "Scale: additions count alpha / r", float(0.0, 1e6, true), 16.0),
-                OptionInfo::new("lora-dropout", "Dropout of the additions' input", float(0.0, 0.99, false), 0.0),
-                OptionInfo::new("lora-targets", targets, OptionKind::Text, "q,v"),
-            ],
+            options: Settings::declared(),
             default_lr: 2e-4,
         }
     }
 
     /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let r = number(options, "lora-r")? as usize;
-        let targets = text(options, "lora-targets")?;
-        let roles = target_roles(targets)?;
+        let Settings { lora_r, lora_targets: targets, lora_plus_ratio, .. } = Settings::read(options)?;
+        let roles = target_roles(&targets)?;
         if !parameters.iter().any(|p| roles.contains(&p.role)) {
             return Err(Error(format!("lora-targets `{targets}` match no linear layer of this model")));
         }
-        parameters.iter().map(|p| select_one(p, &roles, r)).collect()
+        let plus = Rates { lr_factor: lora_plus_ratio, ..Rates::default() };
+        parameters.iter().map(|p| select_one(p, &roles, lora_r, plus)).collect()
     }
 
     fn forward(
@@ -56,27 +74,28 @@ impl Method for Lora {
         extra: &[Value],
     ) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
-        let p = number(&site.options, "lora-dropout")? as f32;
+        let settings = Settings::read(&site.options)?;
+        let p = settings.lora_dropout as f32;
         let frozen = linear(graph, Layout::Nt, 1.0, &[x, w])?;
         let x = if site.training && p > 0.0 { dropout(graph, x, p, salt(&site.parameter))? } else { x };
         let low = linear(graph, Layout::Nt, 1.0, &[x, a])?;
-        linear(graph, Layout::Nt, scale(&site.options)?, &[low, b, frozen])
+        linear(graph, Layout::Nt, settings.scale(), &[low, b, frozen])
     }
 
-    /// W + (alpha / r) B A.
+    /// W + scale B A.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let (a, b) = factors(extra)?;
-        linear(graph, Layout::Nn, scale(&site.options)?, &[b, a, w])
+        linear(graph, Layout::Nn, Settings::read(&site.options)?.scale(), &[b, a, w])
     }
 }
 
-fn select_one(parameter: &Parameter, roles: &[Role], r: usize) -> Result<Selection, Error> {
+fn select_one(parameter: &Parameter, roles: &[Role], r: usize, plus: Rates) -> Result<Selection, Error> {
     match (parameter.role, parameter.shape.as_slice()) {
         (Role::Head, _) => Ok(Selection::Dense),
         (role, &[out, input]) if roles.contains(&role) => Ok(Selection::Reparam {
             tensors: vec![
                 ExtraTensor::new("lora_A", [r, input], Init::Uniform { bound: 1.0 / (input as f64).sqrt() }),
-                ExtraTensor::new("lora_B", [out, r], Init::Zeros),
+                ExtraTensor::new("lora_B", [out, r], Init::Zeros).rated(plus),
             ],
         }),
         (role, shape) if roles.contains(&role) => {
@@ -108,10 +127,6 @@ fn layers_of(role: Role) -> impl Iterator<Item = Role> {
         _ => None,
     };
     [role].into_iter().chain(joint)
-}
-
-fn scale(options: &Options) -> Result<f32, Error> {
-    Ok((number(options, "lora-alpha")? / number(options, "lora-r")?) as f32)
 }
 
 fn factors(extra: &[Value]) -> Result<(Value, Value), Error> {

@@ -1,5 +1,7 @@
 use super::*;
-use sparta_plugin::graph::{DType, Graph};
+use sparta_backend_cpu::Reference;
+use sparta_plugin::graph::DType;
+use sparta_plugin::testing;
 use std::collections::HashSet;
 
 /// The linear layers of a decoder, one embedding, one head.
@@ -47,6 +49,8 @@ fn options(targets: &str, dropout: f64) -> Options {
         option("lora-alpha", 16.0.into()),
         option("lora-dropout", dropout.into()),
         option("lora-targets", targets.into()),
+        option("lora-plus-ratio", 16.0.into()),
+        option("lora-rs", false.into()),
     ])
 }
 
@@ -112,57 +116,31 @@ fn selections_of_one_layer() {
     assert_eq!(selections.last(), Some(&Selection::Dense));
     let bound = 1.0 / 8f64.sqrt();
     let a = ExtraTensor::new("lora_A", [8, 8], Init::Uniform { bound });
-    let b = ExtraTensor::new("lora_B", [4, 8], Init::Zeros);
+    let plus = Rates { lr_factor: 16.0, weight_decay: None };
+    let b = ExtraTensor::new("lora_B", [4, 8], Init::Zeros).rated(plus);
     assert_eq!(selections[3], Selection::Reparam { tensors: vec![a, b] });
 }
 
-/// A graph without the host's dropout and merge rules.
-struct Builder {
-    graph: Graph,
-    rng: Value,
-}
-
-impl GraphBuilder for Builder {
-    fn apply(&mut self, op: sparta_plugin::graph::Op, inputs: &[Value]) -> Result<Vec<Value>, Error> {
-        self.graph.apply(op, inputs).map_err(|e| Error(e.to_string()))
-    }
-
-    fn shape(&self, value: Value) -> Result<Vec<usize>, Error> {
-        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| Error(e.to_string()))
-    }
-
-    fn rng(&mut self) -> Result<Value, Error> {
-        Ok(self.rng)
-    }
-}
-
-/// Ops and output shapes of forward and merge of TINY's first q projection.
-fn build(dropout: f64, training: bool) -> (Vec<&'static str>, Vec<usize>, Vec<usize>) {
-    let mut graph = Graph::new();
-    let x = graph.external("x", DType::F32, [5, 8]);
-    let w = graph.external("w", DType::BF16, [12, 8]);
-    let w_f32 = graph.external("w_f32", DType::F32, [12, 8]);
-    let extra = [graph.external("lora_A", DType::F32, [8, 8]), graph.external("lora_B", DType::F32, [12, 8])];
-    let rng = graph.external("rng", DType::U32, [4]);
-    let site = Site { parameter: model(TINY).remove(1), options: options("q", dropout), training };
-    let mut builder = Builder { graph, rng };
-    let y = Lora.forward(&site, &mut builder, x, w, &extra).unwrap();
-    let names = builder.graph.nodes().iter().map(|node| node.op.name()).collect();
-    let merged = Lora.merge(&site, &mut builder, w_f32, &extra).unwrap();
-    (names, builder.shape(y).unwrap(), builder.shape(merged).unwrap())
+fn layer(options: &Options) -> testing::Layer<'_> {
+    testing::layers(&Lora, options).unwrap().remove(0)
 }
 
 #[test]
-fn forward_and_merge_have_the_layer_s_shapes() {
-    let (ops, y, merged) = build(0.0, true);
-    assert_eq!((y, merged), (vec![5, 12], vec![12, 8]));
-    assert_eq!(ops, ["linear"; 3]);
+fn layers_have_the_right_gradients_and_merge() {
+    let mut backend = Reference::new(None).unwrap();
+    for layer in testing::layers(&Lora, &options("all-linear", 0.1)).unwrap() {
+        assert_eq!(layer.check_gradients(&mut backend).unwrap(), testing::Gradients::Agree);
+        layer.check_merge(&mut backend).unwrap();
+        assert_eq!(layer.change_at_start(&mut backend).unwrap(), 0.0);
+    }
 }
 
 #[test]
 fn dropout_only_while_training() {
-    assert_eq!(build(0.1, true).0, ["linear", "dropout", "linear", "linear"]);
-    assert_eq!(build(0.1, false).0, ["linear"; 3]);
+    let (without, with) = (options("q", 0.0), options("q", 0.1));
+    assert_eq!(layer(&without).operations(true).unwrap(), ["linear"; 3]);
+    assert_eq!(layer(&with).operations(true).unwrap(), ["linear", "dropout", "linear", "linear"]);
+    assert_eq!(layer(&with).operations(false).unwrap(), ["linear"; 3]);
 }
 
 #[test]

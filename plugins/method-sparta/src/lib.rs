@@ -3,12 +3,20 @@
 mod targets;
 
 use sparta_plugin::Error;
-use sparta_plugin::method::{
-    Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Role, Selection, number, text,
-};
+use sparta_plugin::method::{Above, Method, MethodInfo, Options, Parameter, Role, Selection};
 use targets::Targets;
 
 struct Sparta;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Fraction of all model parameters that is trained, besides the head
+        density: f64 = 0.05, Above(0.0, 1.0);
+        /// Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression that is searched in tensor names;
+        /// never embeddings
+        targets: String = "all";
+    }
+}
 
 impl Method for Sparta {
     fn describe(&self) -> MethodInfo {
@@ -16,21 +24,7 @@ impl Method for Sparta {
             name: "sparta".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "SpaRTA: trains a random sparse subset of the model's own parameters".into(),
-            options: vec![
-                OptionInfo::new(
-                    "density",
-                    "Fraction of all model parameters that is trained, besides the head",
-                    OptionKind::Float { min: 0.0, max: 1.0, min_open: true },
-                    0.05,
-                ),
-                OptionInfo::new(
-                    "targets",
-                    "Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression that is \
-                           searched in tensor names; never embeddings",
-                    OptionKind::Text,
-                    "all",
-                ),
-            ],
+            options: Settings::declared(),
             default_lr: 1.5e-5,
         }
     }
@@ -38,7 +32,8 @@ impl Method for Sparta {
     /// The density counts all parameters, embeddings and vocabulary head included, unless another head replaces that;
     /// they are no targets, so each scalar of a target is drawn with probability density * total / targets.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let (density, targets) = (number(options, "density")?, text(options, "targets")?);
+        let Settings { density, targets } = Settings::read(options)?;
+        let targets = targets.as_str();
         let classifies = parameters.iter().any(|p| p.role == Role::Head);
         let outside = |role| role == Role::Head || (classifies && role == Role::LmHead);
         let body: Vec<&Parameter> = parameters.iter().filter(|p| !outside(p.role)).collect();

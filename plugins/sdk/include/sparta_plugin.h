@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 3
+#define SPARTA_ABI_MINOR 4
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -57,7 +57,7 @@ typedef struct SpartaHost {
     void (*result)(SpartaCall call, SpartaBytes bytes);
     /* The message of the latest host function that failed in this call; valid until the next host function. */
     SpartaBytes (*last_error)(SpartaCall call);
-    /* In forward and merge: adds an operation to the graph. op is JSON: {"op": "<name>", attributes}. Writes at most capacity
+    /* In the functions of a method that get values: adds an operation to the graph. op is JSON: {"op": "<name>", attributes}. Writes at most capacity
      * values to outputs and their number to output_count. */
     SpartaStatus (*graph_apply)(SpartaCall call, SpartaBytes op, const uint32_t *inputs, size_t input_count,
                                 uint32_t *outputs, size_t capacity, size_t *output_count);
@@ -65,6 +65,14 @@ typedef struct SpartaHost {
     SpartaStatus (*graph_shape)(SpartaCall call, uint32_t value, uint64_t *dims, size_t capacity, size_t *rank);
     /* Writes the value that random operations take as their counter. */
     SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
+    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, where capacity is as large, its
+     * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or a slot of the optimizer ("m"
+     * and "v" of AdamW), all f32, or "indices", u32; see on_step. */
+    SpartaStatus (*step_read)(SpartaCall call, SpartaBytes what, SpartaBytes name, uint8_t *out, size_t capacity,
+                              size_t *byte_count);
+    /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. Where one call of it fails, on_step
+     * counts as failed and nothing is changed. */
+    SpartaStatus (*step_write)(SpartaCall call, SpartaBytes what, SpartaBytes name, SpartaBytes data);
 } SpartaHost;
 
 typedef struct SpartaInterface {
@@ -97,20 +105,38 @@ typedef struct SpartaPlugin {
  *             | {"magnitude": {"share": 0.05, "order": "largest" | "smallest", "scope": "tensor" | "model"
  *                              | {"group": 4}}} (3): the elements of the largest or smallest |w| of the tensor, of all tensors
  *               that are selected alike, or of each so many neighbours of a row
- * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": Init, "trained": true (3), "shared": false (3)}; without "trained"
- *              it keeps its initial values; "shared": all weights that add this name mean one tensor
+ *             | {"scored": {"share", "order" and "scope" as of "magnitude", "score": Score}} (4)
+ *             | {"rated": {"lr_factor": 0.1, "weight_decay": 0.0, "selection": Selection}} (4): a dense or sparse selection
+ *               whose updates have rates of their own; both may be left out
+ * Score       {"gradient": {"batches": 8, "squared": false}}: the sum of |g| or g^2 over the first batches of the run
+ *             | {"weight_gradient": {"batches": 8}}: that of |w g|
+ *             | {"change": {"steps": 100}}: |w after - w before| of so many steps that train these tensors whole
+ * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": Init, "trained": true (3), "shared": false (3),
+ *              "lr_factor": 16.0 (4), "weight_decay": 0.0 (4)}; "trained": false: it keeps its initial values; "shared": all
+ *              weights that add this name mean one tensor
  * Init        "zeros" | {"uniform": {"bound": 0.1}} | {"normal": {"std": 0.02}} | {"constant": {"value": 1.0}} (3)
  *             | "row_norms" (3): the Euclidean norms of the weight's rows, [out]
  * Site        {"parameter": Parameter, "options": Options, "training": true}
  *
- * What is marked with (3) came with minor version 3.
+ * Steps (4)   null | {"every": 100, "gradients": false, "whole_gradients": false}: on_step is called after each so many
+ *              optimizer steps; "gradients" and "whole_gradients" say that it reads those, which takes memory on the device
+ * StepInfo (4) {"step": 100, "total_steps": 1000, "options": Options, "state": any JSON, "tensors": [OwnTensor]}
+ * OwnTensor (4) {"name": "...", "form": "dense" | "sparse" | "extra" | "frozen", "shape": [n], "parameter": Parameter}; the name
+ *              is the parameter's, of an added tensor that without ".weight" and with its own: "...q_proj.lora_A"; the shape
+ *              is that of its values, of a sparse one the number of its elements
  *
- * Operations of forward and merge, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3)
- * came with minor version 3. All have gradients.
+ * What is marked with (3) or (4) came with minor version 3 or 4.
+ *
+ * A linear layer of the body, or the classification head, that is reparametrised computes forward. Any other reparametrised
+ * parameter (4), so a norm, a bias, the embedding and the vocabulary head, is used as merge gives it.
+ *
+ * Operations, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3) came with minor
+ * version 3. All have gradients.
  *   {"op": "linear", "layout": "nt" | "nn" | "tn", "scale": 1.0, "bias": false, "residual": false}: a, b -> scale op(a) op(b)
  *       (nt: a [m, k], b [n, k]; nn: a [m, k], b [k, n]; tn: a [k, m], b [k, n]), then bias [n] and residual [m, n] if given
  *   {"op": "add"} | {"op": "mul"} (3) | {"op": "div"} (3): a [m, n], b of its shape, a row [n] or a column [m, 1] (3)
- *   {"op": "scale", "factor": 0.5}: x
+ *   {"op": "scale", "factor": 0.5}: x; {"op": "scale_by"}: x and f32 [1], through which no gradient goes
+ *   {"op": "fill", "value": 0.5, "shape": [n]}: f32
  *   {"op": "map", "function": "exp" | "rsqrt" | "abs" | "relu"} (3): x
  *   {"op": "gated_act", "act": "silu" | "gelu_tanh"}: gate, up -> act(gate) up
  *   {"op": "column_sum"}: x [m, n] -> f32 [n]; {"op": "row_sum"} (3): x [m, n] -> f32 [m, 1]
@@ -129,13 +155,38 @@ typedef struct SpartaMethod {
     /* Request: {"parameters": [Parameter], "options": Options}; result: [Selection], one per parameter. */
     SpartaStatus (*select)(SpartaCall call, SpartaBytes request);
     /* x is [T, in], w [out, in], extra the tensors asked for in select; writes the [T, out] output to y.
-     * NULL where nothing is reparametrised. */
+     * NULL where no linear layer is reparametrised. */
     SpartaStatus (*forward)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
                             size_t extra_count, uint32_t *y);
-    /* Writes the [out, in] weight that gives the same output in a plain linear layer to merged.
+    /* Writes the parameter that does the same in the plain model, f32, to merged; w is f32.
      * NULL where nothing is reparametrised. */
     SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                           uint32_t *merged);
+    /* (4) May be NULL: then the bias is added to what forward gives. Forward of a layer with a bias [out]. */
+    SpartaStatus (*forward_with_bias)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, uint32_t bias,
+                                      const uint32_t *extra, size_t extra_count, uint32_t *y);
+    /* (4) May be NULL: then the bias stays. Merge of a layer with a bias, f32; writes weight and bias to merged. */
+    SpartaStatus (*merge_with_bias)(SpartaCall call, SpartaBytes site, uint32_t w, uint32_t bias, const uint32_t *extra,
+                                    size_t extra_count, uint32_t (*merged)[2]);
+    /* (4) May be NULL. Writes a term of the training loss, f32 [1], to value, or leaves that as it is. It counts once in each
+     * optimizer step, however many micro-batches that has. w has any float type, extra are f32. */
+    SpartaStatus (*penalty)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
+                            uint32_t *value);
+    /* (4) May be NULL. values are the extra tensors after the optimizer's update, f32; overwrites those that become others
+     * with values of their shapes. Nothing changes where a step is not finite. lr is the step's learning rate, f32 [1]. Of a
+     * shared tensor the first weight decides. */
+    SpartaStatus (*update)(SpartaCall call, SpartaBytes site, uint32_t lr, uint32_t *values, size_t value_count);
+    /* (4) Result: Steps. NULL where on_step is never called. */
+    SpartaStatus (*steps)(SpartaCall call, SpartaBytes options);
+    /* (4) Called after an optimizer step that changed something. Request: StepInfo; result: the state for the next call, any
+     * JSON; without a result the state stays. What it does may depend on nothing but the request and what it reads.
+     *   "values": of a sparse tensor what is added to its elements; "gradient": with which it was updated, clipped;
+     *   "indices": its elements, flat, row-major, ascending; "weight": of a parameter that is not frozen; "whole_gradient": of
+     *   every element of a parameter that is sparse or reparametrised, over the step's batch, where the model is now.
+     * Written values are finite and as many as there are. Written indices ascend within the parameter and are as many as
+     * before: those that stay keep value and optimizer state, those that are gone are again what the model has, new ones
+     * begin with zeros; values written in the same call are those of the new elements. NULL where steps is. */
+    SpartaStatus (*on_step)(SpartaCall call, SpartaBytes request);
 } SpartaMethod;
 
 /* sparta.task/1. describe and open may be called from any thread, several at a time; the functions of one data set and

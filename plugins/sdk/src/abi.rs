@@ -16,17 +16,24 @@ use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
-pub const ABI_MINOR: u32 = 3;
+/// Its minor version: the fields of it and of all before are there.
+pub const ABI_MINOR: u32 = 4;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
 
+/// The interface [`SpartaMethod`].
 pub const METHOD_ID: &str = "sparta.method/1";
+/// The interface [`SpartaTask`].
 pub const TASK_ID: &str = "sparta.task/1";
+/// The interface [`SpartaBackend`].
 pub const BACKEND_ID: &str = "sparta.backend/1";
 
+/// [`OK`] or [`FAILED`].
 pub type SpartaStatus = i32;
+/// The function has done what it was asked.
 pub const OK: SpartaStatus = 0;
+/// It has not, and has given a message to `SpartaHost::error`.
 pub const FAILED: SpartaStatus = 1;
 
 /// Names one call of the host into a plugin.
@@ -36,15 +43,20 @@ pub type SpartaCall = u64;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaBytes {
+    /// The first byte.
     pub data: *const u8,
+    /// How many there are.
     pub len: usize,
 }
 
 impl SpartaBytes {
+    /// Of a slice, which has to stay as long as they are read.
     pub const fn new(bytes: &[u8]) -> Self {
         SpartaBytes { data: bytes.as_ptr(), len: bytes.len() }
     }
 
+    /// The bytes.
+    ///
     /// # Safety
     /// `data` points to `len` readable bytes that stay unchanged for `'a`, or `len` is 0.
     pub unsafe fn as_slice<'a>(self) -> &'a [u8] {
@@ -68,8 +80,11 @@ pub unsafe fn slice<'a, T>(data: *const T, len: usize) -> &'a [T] {
 /// What the host offers to a plugin; valid as long as the process.
 #[repr(C)]
 pub struct SpartaHost {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
+    /// [`ABI_MAJOR`] of the side that gives it.
     pub abi_major: u32,
+    /// [`ABI_MINOR`] of the side that gives it.
     pub abi_minor: u32,
     /// The error message of a failing call, for the user.
     pub error: unsafe extern "C" fn(SpartaCall, SpartaBytes),
@@ -98,15 +113,34 @@ pub struct SpartaHost {
     ) -> SpartaStatus,
     /// Writes the value that random operations take as their counter.
     pub graph_rng: unsafe extern "C" fn(call: SpartaCall, value: *mut u32) -> SpartaStatus,
+    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, where `capacity` is as
+    /// large, little-endian f32 to `out`, of `indices` u32. `what` and `name` as in [`crate::method::StepTensors`].
+    pub step_read: unsafe extern "C" fn(
+        call: SpartaCall,
+        what: SpartaBytes,
+        name: SpartaBytes,
+        out: *mut u8,
+        capacity: usize,
+        byte_count: *mut usize,
+    ) -> SpartaStatus,
+    /// Since minor version 4, in `on_step`. Sets `values` (f32) or `indices` (u32), little-endian. Once one call of it fails,
+    /// `on_step` counts as failed.
+    pub step_write:
+        unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
 }
 
 /// What `sparta_plugin_entry` returns; valid as long as the process.
 #[repr(C)]
 pub struct SpartaPlugin {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
+    /// [`ABI_MAJOR`] of the side that gives it.
     pub abi_major: u32,
+    /// [`ABI_MINOR`] of the side that gives it.
     pub abi_minor: u32,
+    /// How many interfaces there are.
     pub interface_count: usize,
+    /// They, in any order.
     pub interfaces: *const *const SpartaInterface,
 }
 
@@ -116,6 +150,7 @@ unsafe impl Sync for SpartaPlugin {}
 /// One interface that a plugin implements.
 #[repr(C)]
 pub struct SpartaInterface {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
     /// `sparta.method/1`, `sparta.task/1` or `sparta.backend/1`.
     pub id: SpartaBytes,
@@ -137,6 +172,7 @@ unsafe impl<const N: usize> Sync for InterfaceList<N> {}
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaMethod {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
     /// Result: `MethodInfo`, and optionally `"mergeable": false` beside its fields.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
@@ -165,6 +201,58 @@ pub struct SpartaMethod {
             merged: *mut u32,
         ) -> SpartaStatus,
     >,
+    /// Since minor version 4, may be null. As `forward`, of a layer with a bias `[out]`, which `y` includes.
+    pub forward_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            x: u32,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            y: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. As `merge`, of a layer with a bias; writes the weight and the bias to `merged`.
+    pub merge_with_bias: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            bias: u32,
+            extra: *const u32,
+            extra_count: usize,
+            merged: *mut [u32; 2],
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. Writes a term of the loss, f32 `[1]`, to `value`, or leaves that as it is.
+    pub penalty: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            w: u32,
+            extra: *const u32,
+            extra_count: usize,
+            value: *mut u32,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. `values` are those of `extra` after the optimizer's update; overwrites those
+    /// that become others.
+    pub update: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            site: SpartaBytes,
+            lr: u32,
+            values: *mut u32,
+            value_count: usize,
+        ) -> SpartaStatus,
+    >,
+    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never called.
+    pub steps: Option<unsafe extern "C" fn(SpartaCall, options: SpartaBytes) -> SpartaStatus>,
+    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result the one
+    /// that it was given. Reads and changes tensors with `step_read` and `step_write`.
+    pub on_step: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
 }
 
 /// `sparta.task/1`. `describe` and `open` may be called from any thread, several at a time; the functions of one data
@@ -172,6 +260,7 @@ pub struct SpartaMethod {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaTask {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
     /// Result: `TaskPluginInfo`.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
@@ -184,7 +273,9 @@ pub struct SpartaTask {
         Option<unsafe extern "C" fn(SpartaCall, dataset: u64, part: SpartaBytes, iterator: *mut u64) -> SpartaStatus>,
     /// Result: `[Example]`, at most `max`; an empty array is the end.
     pub next: Option<unsafe extern "C" fn(SpartaCall, iterator: u64, max: usize) -> SpartaStatus>,
+    /// Ends an iterator.
     pub close_examples: Option<unsafe extern "C" fn(iterator: u64)>,
+    /// Ends a data set, after its iterators.
     pub close: Option<unsafe extern "C" fn(dataset: u64)>,
 }
 
@@ -202,7 +293,9 @@ pub struct SpartaWork {
     pub data: SpartaBytes,
 }
 
+/// A piece of work that writes to a buffer.
 pub const WORK_WRITE: u64 = 0;
+/// A piece of work that runs a prepared plan.
 pub const WORK_RUN: u64 = 1;
 
 /// `sparta.backend/1`. `describe`, `devices` and `open` may be called from any thread; the functions of one opened
@@ -211,6 +304,7 @@ pub const WORK_RUN: u64 = 1;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaBackend {
+    /// Its size in bytes, by which versions with fewer fields are known.
     pub size: usize,
     /// Result: `BackendPluginInfo`.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
@@ -218,6 +312,7 @@ pub struct SpartaBackend {
     pub devices: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
     /// `device` is the id of a `DeviceInfo`; result: the `DeviceInfo` of what was opened; writes the backend's handle.
     pub open: Option<unsafe extern "C" fn(SpartaCall, device: SpartaBytes, backend: *mut u64) -> SpartaStatus>,
+    /// Ends a backend, with its buffers and plans.
     pub close: Option<unsafe extern "C" fn(backend: u64)>,
     /// Zero-filled memory for `len` elements; writes the buffer's handle.
     pub alloc: Option<
@@ -230,10 +325,13 @@ pub struct SpartaBackend {
             buffer: *mut u64,
         ) -> SpartaStatus,
     >,
+    /// Gives a buffer's memory back.
     pub free: Option<unsafe extern "C" fn(SpartaCall, backend: u64, buffer: u64) -> SpartaStatus>,
+    /// Writes elements of the buffer's dtype from `offset` on.
     pub write: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, buffer: u64, offset: usize, data: SpartaBytes) -> SpartaStatus,
     >,
+    /// Reads `byte_count` bytes from the element `offset` on, after all work so far.
     pub read: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -256,7 +354,9 @@ pub struct SpartaBackend {
             prepared: *mut u64,
         ) -> SpartaStatus,
     >,
+    /// Runs a prepared plan.
     pub run: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
+    /// Ends a prepared plan.
     pub release: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
     /// Since minor version 1, may be null. As `run`; result: `[u64]`, the nanoseconds of each call of the plan.
     pub run_profiled: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,

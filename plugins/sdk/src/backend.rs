@@ -1,12 +1,21 @@
 //! What a backend plugin provides: its devices, and a [`Backend`] on one of them.
 
 use serde::{Deserialize, Serialize};
-use sparta_graph::{Backend, BackendError, DeviceInfo};
 
+pub use sparta_graph::graph::TensorType;
+pub use sparta_graph::ops;
+pub use sparta_graph::plan::External;
+pub use sparta_graph::{
+    Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Op, Operand, Place, Plan, PlanId,
+    ReadId, Work,
+};
+
+/// What the plugin says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendPluginInfo {
     /// What `--device` accepts: `cuda`.
     pub name: String,
+    /// Of the plugin.
     pub version: String,
     /// Names of the operations that it has: those of `sparta_graph::Op::NAMES` where it has all that the SDK knows. A
     /// backend that does not say is taken for one of ABI minor version 1, with the operations of then.
@@ -16,6 +25,7 @@ pub struct BackendPluginInfo {
 
 /// A kind of device.
 pub trait BackendPlugin: Send + Sync {
+    /// Its name, version and operations.
     fn describe(&self) -> BackendPluginInfo;
 
     /// The devices of this kind in the machine; empty where there are none.

@@ -6,6 +6,7 @@ use std::fmt;
 pub struct Error(pub String);
 
 impl Error {
+    /// Of a message.
     pub fn new(message: impl Into<String>) -> Self {
         Error(message.into())
     }

@@ -8,8 +8,11 @@ use std::path::PathBuf;
 /// What the plugin says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskPluginInfo {
+    /// Of the plugin, for listings: `glue`.
     pub name: String,
+    /// Of the plugin.
     pub version: String,
+    /// Its tasks, one or more.
     pub tasks: Vec<TaskInfo>,
     /// Options of all its tasks, like those of a method.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -21,6 +24,7 @@ pub struct TaskPluginInfo {
 pub struct TaskInfo {
     /// What `--task` accepts, for example `sst2`.
     pub id: String,
+    /// For people, one line.
     pub title: String,
     /// Names of the classes or labels in the order 0, 1, ...; two classes or more, or the name of a number. None where each
     /// next token of the texts is learned, and in the description of a task whose labels are found in its data.
@@ -74,8 +78,10 @@ pub struct Prompt {
     pub verbalizers: Vec<String>,
 }
 
+/// Which data is to be opened, and for what.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenRequest {
+    /// The [`TaskInfo::id`] that is wanted.
     pub task: String,
     /// The user's `--data` directory.
     pub data: PathBuf,
@@ -119,6 +125,7 @@ pub struct Example {
     /// Empty where there are messages or segments instead.
     #[serde(default)]
     pub text: String,
+    /// The second text, in a task of pairs only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<String>,
     /// Its class; 0 where the target is another.
@@ -145,6 +152,7 @@ pub struct Example {
 pub struct Message {
     /// `system`, `user`, `assistant`, or another that the model's template knows.
     pub role: String,
+    /// What is said.
     pub content: String,
     /// An answer that is read, and not learned.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -154,6 +162,7 @@ pub struct Message {
 /// A piece of a text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
+    /// The piece, as it is.
     pub text: String,
     /// Whether its tokens are learned, or only read.
     pub trained: bool,
@@ -176,8 +185,11 @@ impl Example {
 /// How the three splits are made of the parts (files) that were found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
+    /// What is trained on.
     pub train: Source,
+    /// What training is watched with.
     pub dev: Source,
+    /// What the result is measured with.
     pub test: Source,
     /// Sentences for the plan: what stands in for a file that is not there.
     pub notes: Vec<String>,
@@ -191,10 +203,13 @@ pub struct Recipe {
 /// split.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Source {
+    /// Names of parts, as [`Dataset::examples`] takes them.
     pub parts: Vec<String>,
+    /// Which of their examples.
     pub take: Take,
 }
 
+/// Which examples of parts a split has.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Take {
@@ -202,25 +217,41 @@ pub enum Take {
     All,
     /// `count` examples drawn by seed; a fifth of the parts where that would leave less than twice as many, which the plan
     /// says.
-    Draw { count: usize },
+    Draw {
+        /// How many.
+        count: usize,
+    },
     /// What `Draw` on the same parts left, at most `cap` of it.
-    Rest { cap: Option<usize> },
+    Rest {
+        /// At most so many; `None`: all.
+        cap: Option<usize>,
+    },
     /// The examples from one share of the parts to another, 0 to 1, in an order that is drawn by seed: each label has about
     /// its share, and equal texts stay together. Dev and test may come out empty.
-    Share { from: f64, to: f64 },
+    Share {
+        /// Where the share begins.
+        from: f64,
+        /// Where it ends.
+        to: f64,
+    },
 }
 
+/// Examples, or why there are no more.
 pub type Examples<'a> = Box<dyn Iterator<Item = Result<Example, Error>> + 'a>;
 
 /// An opened data set.
 pub trait Dataset: Send {
+    /// How the splits are made; the same whenever it is asked for.
     fn recipe(&self) -> Recipe;
     /// The examples of one part named by the recipe, in file order, read as they are asked for.
+    ///
+    /// Errors: no such part; a file that cannot be read, now or as the iterator's last item.
     fn examples(&self, part: &str) -> Result<Examples<'_>, Error>;
 }
 
 /// A family of tasks.
 pub trait Task: Send + Sync {
+    /// Its tasks and options; the same whenever it is asked for.
     fn describe(&self) -> TaskPluginInfo;
     /// Finds the files of a task by content and name. A missing split is an error that lists what was looked for.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error>;

@@ -27,10 +27,12 @@ fn the_header_has_the_same_layout() {
     let mut c = String::from("#include \"sparta_plugin.h\"\n");
     layout! { c,
         SpartaBytes { data, len }
-        SpartaHost { size, abi_major, abi_minor, error, result, last_error, graph_apply, graph_shape, graph_rng }
+        SpartaHost { size, abi_major, abi_minor, error, result, last_error, graph_apply, graph_shape, graph_rng,
+            step_read, step_write }
         SpartaPlugin { size, abi_major, abi_minor, interface_count, interfaces }
         SpartaInterface { size, id, table }
-        SpartaMethod { size, describe, select, forward, merge }
+        SpartaMethod { size, describe, select, forward, merge, forward_with_bias, merge_with_bias, penalty, update,
+            steps, on_step }
         SpartaTask { size, describe, open, recipe, examples, next, close_examples, close }
         SpartaBackend { size, describe, devices, open, close, alloc, free, write, read, prepare, run, release,
             run_profiled, memory, submit, request, fetch }

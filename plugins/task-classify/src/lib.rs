@@ -7,9 +7,8 @@ mod recipe;
 mod tests;
 
 use dataset::Opened;
-use serde_json::Value;
 use sparta_plugin::Error;
-use sparta_plugin::method::{OptionInfo, OptionKind, Options};
+use sparta_plugin::options::Options;
 use sparta_plugin::task::{Dataset, OpenRequest, Target, Task, TaskInfo, TaskPluginInfo};
 use sparta_task_files::{Format, Named, find_tables};
 
@@ -21,28 +20,7 @@ sparta_plugin::export_task!(entry: Classify);
 
 impl Task for Classify {
     fn describe(&self) -> TaskPluginInfo {
-        let option = |name, help, default: &str| OptionInfo::new(name, help, OptionKind::Text, default);
-        let options = vec![
-            option("text", "Column of the texts [default: text, sentence, content ...]", ""),
-            option("pair", "Column of the second texts, for pairs", ""),
-            option("label", "Column of the labels [default: label, labels, target, class]", ""),
-            option(
-                "target",
-                "class, classes (any number of labels a text) or number; auto: what the labels look like",
-                AUTO,
-            ),
-            option("label-separator", "What separates the labels of a text in one field, for example ';'", ""),
-            option(
-                "class-weights",
-                "By how much classes count in training: balanced, so that each counts alike, or 'a=2,b=0.5' (others 1)",
-                "",
-            ),
-            option(
-                "format",
-                "Format of the files: csv, tsv, jsonl, json, parquet, lines or folder [default: by the file's ending]",
-                "",
-            ),
-        ];
+        let options = Given::declared();
         let tasks = vec![info(Target::Class, vec![], false)];
         TaskPluginInfo { name: ID.into(), version: env!("CARGO_PKG_VERSION").into(), tasks, options }
     }
@@ -77,7 +55,27 @@ fn info(target: Target, labels: Vec<String>, pair: bool) -> TaskInfo {
 
 const AUTO: &str = "auto";
 
-/// The options.
+sparta_plugin::options! {
+    /// The options as they are given; empty where they are not.
+    struct Given {
+        /// Column of the texts [default: text, sentence, content ...]
+        text: String = "";
+        /// Column of the second texts, for pairs
+        pair: String = "";
+        /// Column of the labels [default: label, labels, target, class]
+        label: String = "";
+        /// class, classes (any number of labels a text) or number; auto: what the labels look like
+        target: String = AUTO;
+        /// What separates the labels of a text in one field, for example ';'
+        label_separator: String = "";
+        /// By how much classes count in training: balanced, so that each counts alike, or 'a=2,b=0.5' (others 1)
+        class_weights: String = "";
+        /// Format of the files: csv, tsv, jsonl, json, parquet, lines or folder [default: by the file's ending]
+        format: String = "";
+    }
+}
+
+/// What the options mean.
 struct Settings {
     named: Named,
     format: Option<Format>,
@@ -89,29 +87,27 @@ struct Settings {
 
 impl Settings {
     fn new(options: &Options) -> Result<Settings, Error> {
-        let given = |name: &str| {
-            let text = options.get(name).and_then(Value::as_str).unwrap_or_default();
-            Some(text.to_owned()).filter(|text| !text.is_empty())
-        };
-        let target = match given("target").as_deref() {
-            None | Some(AUTO) => None,
-            Some("class") => Some(Target::Class),
-            Some("classes") => Some(Target::Classes),
-            Some("number") => Some(Target::Number),
-            Some(other) => {
+        let given = Given::read(options)?;
+        let target = match given.target.as_str() {
+            "" | AUTO => None,
+            "class" => Some(Target::Class),
+            "classes" => Some(Target::Classes),
+            "number" => Some(Target::Number),
+            other => {
                 return Err(Error(format!("--target: expected auto, class, classes or number, got `{other}`")));
             }
         };
-        let separator = given("label-separator");
+        let filled = |text: String| Some(text).filter(|text| !text.is_empty());
+        let separator = filled(given.label_separator);
         if separator.is_some() && target.is_some_and(|target| target != Target::Classes) {
             return Err(Error(
                 "--label-separator is for several labels a text: leave out --target, or make it classes".into(),
             ));
         }
         Ok(Settings {
-            weights: given("class-weights"),
-            named: Named { text: given("text"), pair: given("pair"), label: given("label") },
-            format: given("format").as_deref().map(Format::named).transpose()?,
+            weights: filled(given.class_weights),
+            named: Named { text: filled(given.text), pair: filled(given.pair), label: filled(given.label) },
+            format: filled(given.format).as_deref().map(Format::named).transpose()?,
             target,
             separator,
         })

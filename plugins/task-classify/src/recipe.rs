@@ -18,9 +18,9 @@ pub(crate) struct Files {
 /// The table of a split that is wanted is not there.
 pub(crate) fn files(tables: Tables, request: &OpenRequest) -> Result<Files, Error> {
     match tables {
-        Tables::One(part) if request.other_data && request.splits.len() == 1 => {
-            let of = |split: &str| if request.splits[0] == split { vec![part.clone()] } else { vec![] };
-            Ok(Files { train: of("train"), dev: of("dev"), test: of("test"), cut: false })
+        one @ Tables::One(_) if request.other_data && request.splits.len() == 1 => {
+            let [train, dev, test] = one.splits(request);
+            Ok(Files { train, dev, test, cut: false })
         }
         Tables::One(part) => Ok(Files { train: vec![part], cut: true, ..Files::default() }),
         Tables::Splits { train, dev, test } => {

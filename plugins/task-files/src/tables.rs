@@ -5,6 +5,7 @@ use crate::folders::class_folders;
 use crate::format::Format;
 use crate::part::Part;
 use sparta_plugin::Error;
+use sparta_plugin::task::OpenRequest;
 use std::path::Path;
 
 /// What the files of the splits are called, without their endings.
@@ -21,6 +22,22 @@ pub enum Tables {
     One(Part),
     /// At least one of them has files.
     Splits { train: Vec<Part>, dev: Vec<Part>, test: Vec<Part> },
+}
+
+impl Tables {
+    /// The files of train, dev and test. A single one is train, or, of other data than the training had, the split that is
+    /// wanted.
+    pub fn splits(self, request: &OpenRequest) -> [Vec<Part>; 3] {
+        match self {
+            Tables::One(part) => match &request.splits[..] {
+                [split] if request.other_data => {
+                    NAMES.map(|(name, _)| Vec::from_iter((name == split).then(|| part.clone())))
+                }
+                _ => [vec![part], vec![], vec![]],
+            },
+            Tables::Splits { train, dev, test } => [train, dev, test],
+        }
+    }
 }
 
 /// The table at `data`, or in that directory or in [`INNER`] there: files named after the splits, folders of texts named so, or

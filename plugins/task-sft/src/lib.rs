@@ -3,20 +3,23 @@
 mod form;
 
 use form::{Form, KEYS};
-use serde_json::Value;
 use sparta_plugin::Error;
-use sparta_plugin::method::{OptionInfo, OptionKind};
 use sparta_plugin::task::{
     Dataset, Examples, OpenRequest, Recipe, Source, Take, Target, Task, TaskInfo, TaskPluginInfo,
 };
-use sparta_task_files::{Format, Part, Reading, Table, Tables, find_tables, names};
+use sparta_task_files::{Format, Part, Reading, Table, find_tables, names};
 
 /// Where nothing is held out, this share of the training examples is dev.
 const DEV: f64 = 0.1;
 
-const FORMAT: &str = "format";
-
 pub struct Sft;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Format of the files: jsonl, json, parquet, csv, tsv or lines [default: by the file's ending]
+        format: String = "";
+    }
+}
 
 sparta_plugin::export_task!(entry: Sft);
 
@@ -33,29 +36,21 @@ impl Task for Sft {
             pair: false,
             prompt: None,
         };
-        let help = "Format of the files: jsonl, json, parquet, csv, tsv or lines [default: by the file's ending]";
-        let format = OptionInfo::new(FORMAT, help, OptionKind::Text, "");
         TaskPluginInfo {
             name: "sft".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             tasks: vec![task],
-            options: vec![format],
+            options: Settings::declared(),
         }
     }
 
     /// `data` is one file, or a directory with files called train, and optionally dev and test. Where there is no dev, a
     /// share of train is.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
-        let format = request.options.get(FORMAT).and_then(Value::as_str).filter(|name| !name.is_empty());
-        let [train, dev, test] = match find_tables(&request.data, format.map(Format::named).transpose()?)? {
-            Tables::One(part) => match &request.splits[..] {
-                [split] if request.other_data => {
-                    ["train", "dev", "test"].map(|name| Vec::from_iter((name == split).then(|| part.clone())))
-                }
-                _ => [vec![part], vec![], vec![]],
-            },
-            Tables::Splits { train, dev, test } => [train, dev, test],
-        };
+        let Settings { format } = Settings::read(&request.options)?;
+        let format = Some(format.as_str()).filter(|name| !name.is_empty());
+        let tables = find_tables(&request.data, format.map(Format::named).transpose()?)?;
+        let [train, dev, test] = tables.splits(request);
         if train.is_empty() && request.wants("train") {
             let (data, there) = (request.data.display(), [names(&dev), names(&test)].concat().join(", "));
             return Err(Error(format!("{data}: expected a file called train for the training, got only {there}")));

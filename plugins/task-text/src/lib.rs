@@ -1,18 +1,22 @@
-//! Documents without labels, of which a model learns each next token: files of lines or JSONL.
+//! Documents without labels, of which a model learns each next token, from files in any format.
 
-use serde_json::{Map, Value};
 use sparta_plugin::Error;
 use sparta_plugin::task::{
     Dataset, Example, Examples, OpenRequest, Recipe, Source, Take, Task, TaskInfo, TaskPluginInfo,
 };
-use sparta_task_files::Lines;
-use std::path::{Path, PathBuf};
+use sparta_task_files::{Format, Part, Reading, Table, find_tables, names, text};
 
-/// Names of the files of each split without their endings; the first that is there is taken.
-const SPLITS: [&[&str]; 3] = [&["train"], &["dev", "validation"], &["test"]];
-const ENDINGS: [&str; 2] = ["txt", "jsonl"];
+/// The column or key of the documents.
+const TEXT: &str = "text";
 
 pub struct Text;
+
+sparta_plugin::options! {
+    struct Settings {
+        /// Format of the files: lines, jsonl, json, parquet, csv or tsv [default: by the file's ending]
+        format: String = "";
+    }
+}
 
 sparta_plugin::export_task!(entry: Text);
 
@@ -33,78 +37,63 @@ impl Task for Text {
             name: "text".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             tasks: vec![task],
-            options: vec![],
+            options: Settings::declared(),
         }
     }
 
-    /// `data` is a directory with `train.txt`, and optionally `dev.txt` and `test.txt`, one document a line, or the same
-    /// as `.jsonl` with the key `text`; or one such file, which is all for training.
+    /// `data` is one file, or a directory with files called train, and optionally dev and test. Lines are documents; elsewhere
+    /// they are under `text`.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
-        let data = request.data.as_path();
-        let files = if data.is_dir() { SPLITS.map(|names| find(data, names)) } else { [Some(data.into()), None, None] };
-        if files[0].is_none() {
-            let path = data.display();
-            return Err(Error(format!(
-                "{path}: expected train.txt or train.jsonl in this directory, or a file of text"
-            )));
+        let Settings { format } = Settings::read(&request.options)?;
+        let format = Some(format.as_str()).filter(|name| !name.is_empty());
+        let tables = find_tables(&request.data, format.map(Format::named).transpose()?)?;
+        let splits = tables.splits(request);
+        let [train, dev, test] = &splits;
+        if train.is_empty() && request.wants("train") {
+            let (data, there) = (request.data.display(), [names(dev), names(test)].concat().join(", "));
+            return Err(Error(format!("{data}: expected a file called train for the training, got only {there}")));
         }
-        Ok(Box::new(Documents { files }))
+        let none = dev.is_empty() && !request.other_data;
+        let [train, dev, test] = splits.each_ref().map(|parts| Source { parts: names(parts), take: Take::All });
+        let notes = none.then(|| "There is no file for dev: nothing is held out.".to_owned()).into_iter().collect();
+        Ok(Box::new(Documents { parts: splits.concat(), recipe: Recipe { train, dev, test, notes, task: None } }))
     }
 }
 
-fn find(directory: &Path, names: &[&str]) -> Option<PathBuf> {
-    let names = names.iter().flat_map(|name| ENDINGS.map(|ending| directory.join(format!("{name}.{ending}"))));
-    names.into_iter().find(|path| path.exists())
-}
-
-/// The files of train, dev and test.
 struct Documents {
-    files: [Option<PathBuf>; 3],
+    parts: Vec<Part>,
+    recipe: Recipe,
 }
 
 impl Dataset for Documents {
     fn recipe(&self) -> Recipe {
-        let source = |file: &Option<PathBuf>| Source {
-            parts: file.iter().map(|path| path.display().to_string()).collect(),
-            take: Take::All,
-        };
-        let [train, dev, test] = self.files.each_ref().map(source);
-        let none =
-            dev.parts.is_empty().then(|| "There is no dev.txt beside train.txt: nothing is held out.".to_owned());
-        Recipe { train, dev, test, notes: none.into_iter().collect(), task: None }
+        self.recipe.clone()
     }
 
-    fn examples(&self, part: &str) -> Result<Examples<'_>, Error> {
-        let path = PathBuf::from(part);
-        let mut lines = Lines::open(&path)?;
-        let jsonl = path.extension().is_some_and(|ending| ending == "jsonl");
-        let mut next = move || -> Result<Option<Example>, Error> {
-            while let Some((number, line)) = lines.next_line()? {
-                if line.trim().is_empty() {
-                    continue;
-                }
-                let text = if jsonl { text_of(&line) } else { Ok(line) };
-                let text = text.map_err(|what| Error(format!("{}:{number}: {what}", path.display())))?;
-                return Ok(Some(Example { text, ..Example::default() }));
-            }
-            Ok(None)
-        };
-        Ok(Box::new(std::iter::from_fn(move || next().transpose())))
-    }
-}
-
-fn text_of(line: &str) -> Result<String, String> {
-    let object: Map<String, Value> = serde_json::from_str(line).map_err(|e| format!("expected a JSON object: {e}"))?;
-    match object.get("text") {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err("expected a text for the key `text`".into()),
-        None => Err(format!("expected the key `text`, got {}", object.keys().cloned().collect::<Vec<_>>().join(", "))),
+    fn examples(&self, name: &str) -> Result<Examples<'_>, Error> {
+        let part = self.parts.iter().find(|part| part.name == name);
+        let part = part.ok_or_else(|| Error(format!("no part `{name}` in this data")))?;
+        let wanted = |name: &str| name == TEXT;
+        let table = Table::open(&part.path, part.format, Reading { wanted: Some(&wanted), ..Reading::default() })?;
+        if let Some(columns) = table.columns.filter(|columns| !columns.iter().any(|column| column == TEXT)) {
+            let (path, got) = (part.path.display(), columns.join(", "));
+            return Err(Error(format!("{path}: expected a column `{TEXT}`, got {got}")));
+        }
+        let mut failed = false;
+        let documents = table.records.map(move |record| {
+            let record = record?;
+            let place = || part.format.place(&part.path.display().to_string(), record.number);
+            let text = text(&record.values, TEXT).map_err(|what| Error(format!("{}: {what}", place())))?;
+            Ok(Example { text, ..Example::default() })
+        });
+        Ok(Box::new(documents.take_while(move |document| !std::mem::replace(&mut failed, document.is_err()))))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn open(data: &Path) -> Result<Box<dyn Dataset>, Error> {
         Text.open(&OpenRequest::new("text", data))
@@ -116,29 +105,51 @@ mod tests {
     }
 
     #[test]
-    fn documents_are_lines_or_objects() {
+    fn documents_are_lines_or_rows_of_any_format() {
         let home = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(home.path().join(name), text).unwrap();
-        write("train.txt", "One.\n\n  two \n");
+        write("train.txt", "One.\n  two \n\n");
         write("validation.jsonl", "{\"text\": \"a\\nb\", \"id\": 1}\n");
+        write("test.csv", "id,text\n1,\"a, b\"\n");
         let dataset = open(home.path()).unwrap();
         let recipe = dataset.recipe();
         assert_eq!(texts(&*dataset, &recipe.train).unwrap(), ["One.", "  two "]);
         assert_eq!(texts(&*dataset, &recipe.dev).unwrap(), ["a\nb"]);
-        assert!(recipe.test.parts.is_empty() && recipe.notes.is_empty());
+        assert_eq!(texts(&*dataset, &recipe.test).unwrap(), ["a, b"]);
+        assert!(recipe.notes.is_empty());
 
-        let file = open(&home.path().join("train.txt")).unwrap().recipe();
-        assert!(file.dev.parts.is_empty() && file.notes[0].contains("no dev.txt"), "{file:?}");
+        let file = home.path().join("train.txt");
+        let single = open(&file).unwrap().recipe();
+        assert!(single.dev.parts.is_empty() && single.notes[0].contains("no file for dev"), "{single:?}");
+        let other = OpenRequest { splits: vec!["dev".into()], other_data: true, ..OpenRequest::new("text", &file) };
+        let other = Text.open(&other).unwrap().recipe();
+        assert!(other.dev.parts == ["train.txt"] && other.train.parts.is_empty() && other.notes.is_empty());
+        write("documents", "One.\n");
+        let mut named = OpenRequest::new("text", home.path().join("documents"));
+        assert!(Text.open(&named).err().unwrap().0.contains("--format"));
+        named.options.insert("format".into(), "lines".into());
+        assert!(Text.open(&named).is_ok());
     }
 
     #[test]
     fn what_is_missing_or_malformed_is_named() {
         let home = tempfile::tempdir().unwrap();
-        assert!(open(home.path()).err().unwrap().0.contains("expected train.txt or train.jsonl"));
-        std::fs::write(home.path().join("train.jsonl"), "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n").unwrap();
-        let dataset = open(home.path()).unwrap();
-        let error = texts(&*dataset, &dataset.recipe().train).unwrap_err();
-        assert!(error.0.ends_with("train.jsonl:2: expected the key `text`, got txt"), "{error}");
-        assert!(dataset.examples("/no/such/file").is_err());
+        assert!(open(home.path()).err().unwrap().0.contains("expected one table"));
+        let error = |name: &str, content: &str| {
+            let file = home.path().join(name);
+            std::fs::write(&file, content).unwrap();
+            let dataset = open(&file).unwrap();
+            texts(&*dataset, &dataset.recipe().train).unwrap_err().0
+        };
+        for (name, content, what) in [
+            ("a.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n", "a.jsonl:2: expected a string for `text`, got `null`"),
+            ("a.csv", "id,body\n1,b\n", "a.csv: expected a column `text`, got id, body"),
+            ("a.txt", "One.\n\ntwo\n", "a.txt:2: expected a row, got a blank line; remove it"),
+        ] {
+            let message = error(name, content);
+            assert!(message.ends_with(what), "{message}");
+        }
+        let dataset = open(&home.path().join("a.txt")).unwrap();
+        assert!(dataset.examples("b.txt").is_err());
     }
 }

@@ -3,8 +3,10 @@
 use crate::place::{place, put};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use sparta_plugin::task::{OpenRequest, Task};
 use sparta_task_files::testing::{Column, parquet as file};
 use sparta_task_files::{Format, Part, Reading, Schema, Table};
+use sparta_task_sft::Sft;
 use std::fs;
 use std::path::Path;
 
@@ -85,6 +87,31 @@ pub fn good_json() -> Vec<Vec<u8>> {
         "{\"text\": \"a\"}\n{\"text\":\n\"b\"}",
     ]
     .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
+/// Rows of conversations, prompts and answers, or texts.
+pub fn turns(bytes: &[u8]) -> bool {
+    const FILE: &str = "turns.jsonl";
+    let dir = place("turns", |_| ());
+    put(&dir, FILE, bytes);
+    let dataset = Sft.open(&OpenRequest::new("sft", dir.join(FILE)));
+    dataset.is_ok_and(|data| data.examples(FILE).is_ok_and(|rows| rows.take(ROWS).all(|example| example.is_ok())))
+}
+
+pub fn good_turns() -> Vec<Vec<u8>> {
+    let parts = r#"[{"type": "text", "text": "a"}, "b"]"#;
+    [
+        format!(
+            r#"{{"messages": [{{"role": "system", "content": "s"}}, {{"role": "user", "content": {parts}}}, {{"role": "assistant", "content": "c", "weight": 0}}]}}"#
+        ),
+        r#"{"system": "s", "tools": "[]", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#.into(),
+        r#"{"prompt": [{"role": "user", "content": "a"}], "completion": "b"}"#.into(),
+        r#"{"prompt": "a", "response": "b", "tools": null}"#.into(),
+        r#"{"instruction": "a", "input": "", "output": "b"}"#.into(),
+        "{\"text\": \"a\"}\n{\"text\": \"b\", \"system\": \"s\"}".into(),
+    ]
+    .map(String::into_bytes)
     .to_vec()
 }
 

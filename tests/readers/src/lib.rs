@@ -26,8 +26,15 @@ pub struct Reader {
 /// All of them.
 pub const READERS: &[Reader] = &[
     Reader { name: "safetensors", read: models::safetensors, good: models::good_safetensors, bad: ".safetensors" },
+    Reader { name: "gguf", read: models::gguf, good: models::good_gguf, bad: ".gguf" },
     Reader { name: "safetensors_index", read: models::index, good: models::good_index, bad: ".index.json" },
     Reader { name: "config", read: models::config, good: models::good_config, bad: ".json" },
+    Reader {
+        name: "generation_config",
+        read: models::generation_config,
+        good: models::good_generation_config,
+        bad: "",
+    },
     Reader { name: "tokenizer", read: models::tokenizer, good: models::good_tokenizer, bad: ".json" },
     Reader {
         name: "tokenizer_config",
@@ -42,6 +49,7 @@ pub const READERS: &[Reader] = &[
     Reader { name: "jsonl", read: data::jsonl, good: data::good_jsonl, bad: ".jsonl" },
     Reader { name: "csv", read: data::csv, good: data::good_csv, bad: ".csv" },
     Reader { name: "json", read: data::json, good: data::good_json, bad: "" },
+    Reader { name: "turns", read: data::turns, good: data::good_turns, bad: ".jsonl" },
     Reader { name: "parquet", read: data::parquet, good: data::good_parquet, bad: ".parquet" },
     Reader { name: "acl_imdb", read: data::acl_imdb, good: data::good_acl_imdb, bad: "" },
     Reader { name: "adapter_manifest", read: adapters::manifest, good: adapters::good_manifest, bad: ".json" },

@@ -26,6 +26,23 @@ pub fn good_safetensors() -> Vec<Vec<u8>> {
     vec![place::file(&[floats.clone(), integers]), place::file(&[floats]), place::file(&[])]
 }
 
+/// A model: configuration, weights and tokenizer.
+pub fn gguf(bytes: &[u8]) -> bool {
+    let dir = place("gguf", |_| ());
+    put(&dir, "x.gguf", bytes);
+    let path = dir.join("x.gguf");
+    let Ok(weights) = Weights::open(&path) else { return false };
+    let views: Vec<_> = weights.names().filter_map(|name| weights.get(name)).collect();
+    views.iter().for_each(|view| assert_eq!(view.bytes().len(), view.size()));
+    let decoder = decoder::open(&path);
+    let _ = (encodes(&path), renders(&path));
+    decoder.is_ok_and(|decoder| check_weights(&decoder, &weights, HeadKind::CausalLm).is_ok())
+}
+
+pub fn good_gguf() -> Vec<Vec<u8>> {
+    vec![place::gguf("llama"), place::gguf("gpt2")]
+}
+
 pub fn index(bytes: &[u8]) -> bool {
     let dir = place("index", |dir| {
         place::model(dir);
@@ -68,6 +85,19 @@ pub fn good_config() -> Vec<Vec<u8>> {
         "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}})));
     all.push(with(json!({"rope_scaling": {"type": "linear", "factor": 2.0}, "torch_dtype": "bfloat16"})));
     all
+}
+
+pub fn generation_config(bytes: &[u8]) -> bool {
+    let dir = place("generation_config", place::model);
+    put(&dir, "generation_config.json", bytes);
+    let decoder = decoder::open(&dir).expect("the configuration is good");
+    decoder::end_tokens(&dir, &decoder).is_ok()
+}
+
+pub fn good_generation_config() -> Vec<Vec<u8>> {
+    let one = json!({"bos_token_id": 1, "eos_token_id": 2, "do_sample": true, "temperature": 0.6, "_from_model_config": true});
+    let several = json!({"eos_token_id": [2, 7, 128009], "transformers_version": "4.57.0"});
+    [one, several, json!({"eos_token_id": null}), json!({})].map(|config| config.to_string().into_bytes()).to_vec()
 }
 
 pub fn tokenizer(bytes: &[u8]) -> bool {

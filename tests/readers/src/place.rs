@@ -2,8 +2,10 @@
 
 use serde_json::{Value, json};
 use sparta_core::decoder;
-use sparta_core::model::HeadKind;
+use sparta_core::gguf::{Field, TensorOut, save as save_gguf};
+use sparta_core::model::{HeadKind, Stored};
 use sparta_core::weights::{Dtype, OutTensor, save};
+use sparta_graph::{Blocks, DType};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -85,4 +87,49 @@ pub fn file(tensors: &[OutTensor]) -> Vec<u8> {
     let path = dir.path().join("x.safetensors");
     save(&path, tensors, &BTreeMap::new()).expect("the tensors are good");
     fs::read(path).expect("it was written")
+}
+
+/// A tiny Llama in a GGUF file, with a tokenizer of this kind.
+pub fn gguf(tokenizer: &str) -> Vec<u8> {
+    let text = |text: &str| Field::Text(text.into());
+    let texts = |all: &[&str]| Field::Texts(all.iter().map(|&text| text.into()).collect());
+    let tokens = ["<unk>", "<s>", "</s>", "\u{2581}", "a", "b", "ab", "\u{120}"];
+    let fields = [
+        ("general.architecture", text("llama")),
+        ("llama.context_length", Field::U32(64)),
+        ("llama.embedding_length", Field::U32(32)),
+        ("llama.block_count", Field::U32(1)),
+        ("llama.feed_forward_length", Field::U32(32)),
+        ("llama.attention.head_count", Field::U32(2)),
+        ("llama.attention.layer_norm_rms_epsilon", Field::F32(1e-5)),
+        ("tokenizer.ggml.model", text(tokenizer)),
+        ("tokenizer.ggml.pre", text("llama-bpe")),
+        ("tokenizer.ggml.tokens", texts(&tokens)),
+        ("tokenizer.ggml.scores", Field::F32s((0..8).map(|i| -(i as f32)).collect())),
+        ("tokenizer.ggml.token_type", Field::I32s(vec![2, 3, 3, 1, 1, 1, 1, 4])),
+        ("tokenizer.ggml.merges", texts(&["a b"])),
+        ("tokenizer.ggml.bos_token_id", Field::U32(1)),
+        ("tokenizer.ggml.eos_token_id", Field::U32(2)),
+        ("tokenizer.chat_template", text("{{ bos_token }}{{ messages[0].content }}")),
+    ];
+    let fields = fields.map(|(key, field)| (key.to_owned(), field)).to_vec();
+    let (square, f32) = ([32usize, 32], Stored::Plain(DType::F32));
+    let blocks = [Blocks::Q8_0, Blocks::Q4_0, Blocks::Q4_1, Blocks::Q5_0, Blocks::Q5_1].map(Stored::Blocks);
+    let layer = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let matrices = layer.into_iter().zip(blocks.into_iter().cycle());
+    let mut tensors: Vec<TensorOut> = ["attn_norm", "ffn_norm"]
+        .map(|name| (name, f32, &square[..1]))
+        .into_iter()
+        .chain(matrices.map(|(name, stored)| (name, stored, &square[..])))
+        .map(|(name, stored, shape)| TensorOut { name: format!("blk.0.{name}.weight"), stored, shape: shape.to_vec() })
+        .collect();
+    tensors.push(TensorOut { name: "token_embd.weight".into(), stored: Stored::Plain(DType::F16), shape: vec![8, 32] });
+    tensors.push(TensorOut { name: "output_norm.weight".into(), stored: f32, shape: vec![32] });
+    let mut file = Vec::new();
+    let zeros = |tensor: &TensorOut| {
+        let elements = tensor.shape.iter().product();
+        Ok(vec![0; tensor.stored.bytes(elements).expect("a small tensor")])
+    };
+    save_gguf(&mut file, Path::new("x.gguf"), &fields, &tensors, zeros).expect("the tensors are good");
+    file
 }

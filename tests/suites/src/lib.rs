@@ -8,6 +8,7 @@ pub mod contract;
 pub mod device;
 pub mod golden;
 pub mod list;
+pub mod plugin;
 pub mod random;
 pub mod subject;
 pub mod tensor;

@@ -3,8 +3,9 @@
 use super::Files;
 use super::client::Failure;
 use crate::files;
+use crate::gguf::{self, Gguf};
 use crate::weights::TensorFile;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path};
 
@@ -26,6 +27,11 @@ pub(super) fn choose(files: &Files, listing: &[String]) -> Result<Vec<String>, S
 
 fn choose_model(listing: &[String]) -> Result<Vec<String>, String> {
     let has = |name: &str| listing.iter().any(|file| file == name);
+    if ![WEIGHTS, INDEX].into_iter().any(has)
+        && let Some(chosen) = choose_gguf(listing)
+    {
+        return chosen;
+    }
     if let Some(missing) = NEEDED.iter().find(|name| !has(name)) {
         let instead = match *missing {
             "tokenizer.json" if has("tokenizer.model") => {
@@ -47,6 +53,24 @@ fn choose_model(listing: &[String]) -> Result<Vec<String>, String> {
     })?;
     let names = NEEDED.into_iter().chain(OPTIONAL.into_iter().filter(|name| has(name))).chain([weights]);
     Ok(names.map(str::to_owned).collect())
+}
+
+/// The files of the only model in GGUF files; `None` where there is no such file. Nothing else belongs to it.
+fn choose_gguf(listing: &[String]) -> Option<Result<Vec<String>, String>> {
+    let is_model =
+        |name: &&String| !name.contains('/') && name.to_lowercase().ends_with(".gguf") && !gguf::is_projector(name);
+    let mut models: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for name in listing.iter().filter(is_model) {
+        models.entry(gguf::part(name).map_or(name, |(base, _, _)| base)).or_default().push(name.clone());
+    }
+    if models.len() > 1 {
+        let all: Vec<String> = models.into_values().flatten().collect();
+        return Some(Err(format!(
+            "there are several models in GGUF files: {}; download one of them, and give its file with --model",
+            some(&all)
+        )));
+    }
+    models.into_values().next().map(Ok)
 }
 
 /// The parquet files of the task's folder, or of the only folder, if it has the name of no task; splits that are not training,
@@ -115,7 +139,11 @@ pub(super) fn is_complete(files: &Files, snapshot: &Path) -> bool {
     match files {
         Files::Model => {
             let sharded = || shards(&snapshot.join(INDEX)).is_some_and(|names| names.iter().all(|name| has(name)));
-            NEEDED.iter().all(|name| has(name)) && (has(WEIGHTS) || sharded())
+            let in_layout = || NEEDED.iter().all(|name| has(name)) && (has(WEIGHTS) || sharded());
+            match gguf::locate(snapshot) {
+                Ok(Some(file)) => Gguf::open(&file).is_ok(),
+                _ => in_layout(),
+            }
         }
         Files::Task(task) => {
             let mut listing = Vec::new();
@@ -166,6 +194,11 @@ mod tests {
         ]);
         let chosen = choose_model(&listing).unwrap();
         assert_eq!(chosen, ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]);
+        let parts = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"];
+        let listing = owned(&["README.md", "config.json", "mmproj-m.gguf", parts[0], parts[1]]);
+        assert_eq!(choose_model(&listing).unwrap(), parts);
+        let several = choose_model(&owned(&["README.md", "m.Q4_0.gguf", "m.Q8_0.gguf"])).unwrap_err();
+        assert!(several.contains("several models in GGUF files: m.Q4_0.gguf, m.Q8_0.gguf"), "{several}");
         let pickle = choose_model(&owned(&["config.json", "tokenizer.json", "pytorch_model.bin"])).unwrap_err();
         assert!(pickle.contains("pytorch_model.bin, a pickle"), "{pickle}");
         let slow = choose_model(&owned(&["config.json", "tokenizer.model"])).unwrap_err();

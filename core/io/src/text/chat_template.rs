@@ -27,7 +27,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The template of a model directory, found as transformers does: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json`, where of several named ones `default` counts. `None` if there is none. `now` is the
+    /// `tokenizer_config.json`, where of several named ones `default` counts; or that of a GGUF file. `None` if there is none. `now` is the
     /// time that `strftime_now` shows, in seconds since 1970.
     ///
     /// Errors: a file that cannot be read, several templates without a default, a syntax error.
@@ -96,13 +96,15 @@ impl ChatTemplate {
 /// The file that has the template, and the template.
 pub(super) fn template_of(dir: &Path) -> Result<Option<(PathBuf, String)>> {
     let file = dir.join("chat_template.jinja");
-    match files::read_text(&file, files::CONFIGURATION) {
-        Ok(text) => return Ok(Some((file, text))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        Err(e) => return Err(Error::io(file)(e)),
+    if dir.is_dir() {
+        match files::read_text(&file, files::CONFIGURATION) {
+            Ok(text) => return Ok(Some((file, text))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(file)(e)),
+        }
     }
-    let path = dir.join("tokenizer_config.json");
-    let template = of_config(special::object(&path)?.get("chat_template"))
+    let (path, config) = special::stated(dir)?;
+    let template = of_config(config.get("chat_template"))
         .map_err(|what| Error::Tokenizer(format!("{}: chat_template: {what}", path.display())))?;
     Ok(template.map(|template| (path, template)))
 }

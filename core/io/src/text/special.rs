@@ -4,10 +4,11 @@
 //! `tokenizer_config.json` states counts, as in 4.57; in files that 5 has written (they have the key `backend`) what
 //! `tokenizer.json` does, as in 5.
 
+use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
 
 /// Keys of the special tokens that have a name, in the order in which transformers adds them.
@@ -49,20 +50,23 @@ impl SpecialTokens {
     ///
     /// Errors: a file that is no JSON object; a token that is neither a text nor an object with `content`.
     pub fn open(dir: &Path) -> Result<SpecialTokens> {
-        let path = dir.join("tokenizer_config.json");
-        let config = object(&path)?;
+        let (path, config) = stated(dir)?;
+        let beside = |name: &str| match gguf::locate(dir)? {
+            Some(_) => Ok(Map::new()),
+            None => object(&dir.join(name)),
+        };
         let bad = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
         let decoder = config.get("added_tokens_decoder").cloned();
         let config = match &decoder {
             Some(_) => config,
-            None => with_map(config, object(&dir.join("special_tokens_map.json"))?),
+            None => with_map(config, beside("special_tokens_map.json")?),
         };
         let special = special_tokens(&config).map_err(bad)?;
         let numbered = match &decoder {
             Some(decoder) => decoder_tokens(decoder).map_err(bad)?,
             None => {
                 let path = dir.join("added_tokens.json");
-                let tokens = file_tokens(object(&path)?, &special);
+                let tokens = file_tokens(beside("added_tokens.json")?, &special);
                 tokens.map_err(|what| Error::Tokenizer(format!("{}: {what}", path.display())))?
             }
         };
@@ -187,7 +191,18 @@ fn class(config: &Map<String, Value>) -> &str {
 }
 
 /// A JSON object from a file; empty where there is none.
-pub(super) fn object(path: &Path) -> Result<Map<String, Value>> {
+/// The contents of a model's `tokenizer_config.json`, or what a GGUF file says in its terms, and the file.
+pub(super) fn stated(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+    if let Some(file) = gguf::locate(dir)? {
+        let config = Gguf::open(&file)?.tokenizer_config()?;
+        return Ok((file, config));
+    }
+    let path = dir.join("tokenizer_config.json");
+    let config = object(&path)?;
+    Ok((path, config))
+}
+
+fn object(path: &Path) -> Result<Map<String, Value>> {
     let text = match files::read(path, files::CONFIGURATION) {
         Ok(text) => text,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),

@@ -2,6 +2,7 @@
 
 use super::growth::{Growth, LARGEST};
 use super::special::{Add, PrefixSpace, SpecialTokens};
+use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -39,17 +40,12 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json`, `special_tokens_map.json` and
-    /// `added_tokens.json`.
+    /// `added_tokens.json`; or the tokenizer in a GGUF file.
     ///
     /// Errors: a missing or damaged file, random merges (BPE dropout), a special token that is not in the vocabulary.
     pub fn open(dir: &Path) -> Result<Tokenizer> {
-        let path = dir.join("tokenizer.json");
+        let (path, bytes) = file(dir)?;
         let error = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
-        let bytes = match files::read(&path, files::TOKENIZER) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(error(not_found(dir))),
-            Err(e) => return Err(Error::io(&path)(e)),
-        };
         let file: Pipeline = serde_json::from_slice(&bytes).map_err(|e| error(format!("not JSON: {e}")))?;
         let growth = Growth::of(&serde_json::json!(file)).map_err(error)?;
         let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(&bytes))
@@ -76,6 +72,11 @@ impl Tokenizer {
         tokenizer.encode("", Some(""))?;
         tokenizer.encode("", None)?;
         Ok(tokenizer)
+    }
+
+    /// Whether a model has a tokenizer's file.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join("tokenizer.json").is_file() || gguf::locate(dir).is_ok_and(|found| found.is_some())
     }
 
     /// Ids of a text or a pair of texts with special tokens, as `AutoTokenizer(text)` and `(text, pair)` give them.
@@ -291,6 +292,23 @@ fn template(
         .special_tokens([bos, eos].into_iter().flatten().collect::<Vec<_>>())
         .build()
         .map_err(|e| e.to_string())
+}
+
+/// The contents of a model's `tokenizer.json`, and the file that has them.
+fn file(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    let path = dir.join("tokenizer.json");
+    if let Some(file) = gguf::locate(dir)? {
+        let made = serde_json::to_vec(&Gguf::open(&file)?.tokenizer()?);
+        let bytes = made.map_err(|e| Error::Tokenizer(format!("{}: {e}", file.display())))?;
+        return Ok((file, bytes));
+    }
+    match files::read(&path, files::TOKENIZER) {
+        Ok(bytes) => Ok((path, bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::Tokenizer(format!("{}: {}", path.display(), not_found(dir))))
+        }
+        Err(e) => Err(Error::io(&path)(e)),
+    }
 }
 
 /// What to do about a missing `tokenizer.json`.

@@ -1,6 +1,7 @@
 //! The weights of a model directory: one safetensors file, or several with an index.
 
 use super::file::TensorFile;
+use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -19,21 +20,26 @@ const INDEX: &str = "model.safetensors.index.json";
 pub struct Weights {
     dir: PathBuf,
     files: Vec<TensorFile>,
+    /// The model, where it is in a GGUF file; there are no other files then.
+    gguf: Option<Gguf>,
+    /// The type of values that are stored in blocks.
+    decoded: DType,
     tensors: BTreeMap<String, Slot>,
 }
 
 #[derive(Debug)]
 struct Slot {
+    /// Of the files.
     file: usize,
-    /// The name inside the file.
+    /// The name inside the file; of a GGUF file the one that it would have elsewhere.
     name: String,
     dtype: DType,
-    /// Its bytes in another order of rows.
-    reordered: Option<Vec<u8>>,
+    /// Its values in another order of rows.
+    reordered: Option<(DType, Vec<u8>)>,
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or else the shards of `model.safetensors.index.json`. Only headers are read.
+    /// Opens `model.safetensors`, or else the shards of `model.safetensors.index.json`, or a GGUF file. Only headers are read.
     ///
     /// Errors name file and tensor: nothing to open, a damaged file, an index that disagrees with its shards or points
     /// outside the directory, a tensor in two shards, a dtype other than f32, bf16, f16.
@@ -46,6 +52,9 @@ impl Weights {
     /// [`Weights::open`] for what works without weights, too: where there are none, no tensors.
     pub fn find(dir: impl Into<PathBuf>) -> Result<Weights> {
         let dir = dir.into();
+        if let Some(file) = gguf::locate(&dir)? {
+            return Ok(Weights::of_gguf(dir, Gguf::open(&file)?));
+        }
         let files = if dir.join(SINGLE).is_file() {
             vec![TensorFile::open(dir.join(SINGLE))?]
         } else if dir.join(INDEX).is_file() {
@@ -54,7 +63,14 @@ impl Weights {
             vec![]
         };
         let tensors = collect(&files)?;
-        Ok(Weights { dir, files, tensors })
+        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, tensors })
+    }
+
+    fn of_gguf(dir: PathBuf, gguf: Gguf) -> Weights {
+        let dtype = |name: &str| gguf.get(name).map_or(DType::F32, |view| view.dtype);
+        let slot = |name: &str| Slot { file: 0, name: name.to_owned(), dtype: dtype(name), reordered: None };
+        let tensors = gguf.names().map(|name| (name.to_owned(), slot(name))).collect();
+        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, tensors }
     }
 
     /// Errors: the directory has no weights; what it has instead.
@@ -64,7 +80,7 @@ impl Weights {
 
     /// Whether the directory has no weights.
     pub fn is_absent(&self) -> bool {
-        self.files.is_empty()
+        self.files.is_empty() && self.gguf.is_none()
     }
 
     pub fn dir(&self) -> &Path {
@@ -78,14 +94,30 @@ impl Weights {
 
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let slot = self.tensors.get(name)?;
-        let raw = self.files[slot.file].get(&slot.name)?;
-        Some(TensorView { dtype: slot.dtype, shape: raw.shape, bytes: slot.reordered.as_deref().unwrap_or(raw.bytes) })
+        let view = match &self.gguf {
+            Some(gguf) => gguf.get(&slot.name)?.decoded_as(self.decoded),
+            None => {
+                let raw = self.files[slot.file].get(&slot.name)?;
+                TensorView::new(slot.dtype, raw.shape, raw.bytes)
+            }
+        };
+        Some(match &slot.reordered {
+            Some((dtype, bytes)) => TensorView::new(*dtype, view.shape, bytes),
+            None => view,
+        })
+    }
+
+    /// Rounds values that are stored in blocks to this float type from now on; they are f32 before.
+    pub fn decode_as(&mut self, dtype: DType) {
+        self.decoded = dtype;
     }
 
     /// Gives back the memory that reading a tensor took; it is read again when needed.
     pub fn forget(&self, name: &str) {
-        if let Some(slot) = self.tensors.get(name) {
-            self.files[slot.file].forget(&slot.name);
+        match (self.tensors.get(name), &self.gguf) {
+            (Some(slot), Some(gguf)) => gguf.forget(&slot.name),
+            (Some(slot), None) => self.files[slot.file].forget(&slot.name),
+            (None, _) => {}
         }
     }
 
@@ -98,13 +130,13 @@ impl Weights {
     ///
     /// Errors: there is no such tensor or row.
     pub fn reorder_rows(&mut self, name: &str, order: &[usize]) -> Result<()> {
-        let bytes = self.get(name).and_then(|view| {
-            let width = view.shape.iter().skip(1).product::<usize>() * view.dtype.size();
-            let rows = order.iter().map(|&row| view.bytes.get(row * width..(row + 1) * width));
-            Some(rows.collect::<Option<Vec<_>>>()?.concat())
+        let rows = self.get(name).and_then(|view| {
+            let width = view.shape.iter().skip(1).product::<usize>();
+            let rows = order.iter().map(|&row| view.part(row * width..(row + 1) * width));
+            Some((view.dtype, rows.collect::<Option<Vec<_>>>()?.concat()))
         });
-        match (self.tensors.get_mut(name), bytes) {
-            (Some(slot), Some(bytes)) => slot.reordered = Some(bytes),
+        match (self.tensors.get_mut(name), rows) {
+            (Some(slot), Some(rows)) => slot.reordered = Some(rows),
             _ => return Err(Error::Weights(format!("{}: {name} has no rows {order:?}", self.dir.display()))),
         }
         Ok(())
@@ -112,17 +144,25 @@ impl Weights {
 
     /// What the files call a tensor.
     pub fn stored_name(&self, name: &str) -> Option<&str> {
-        self.tensors.get(name).map(|slot| slot.name.as_str())
+        let slot = self.tensors.get(name)?;
+        match &self.gguf {
+            Some(gguf) => gguf.place(&slot.name).map(|(name, _)| name),
+            None => Some(&slot.name),
+        }
     }
 
     /// The file that holds a tensor.
     pub fn file_of(&self, name: &str) -> Option<&Path> {
-        self.tensors.get(name).map(|slot| self.files[slot.file].path())
+        let slot = self.tensors.get(name)?;
+        match &self.gguf {
+            Some(gguf) => gguf.place(&slot.name).map(|(_, path)| path),
+            None => self.files.get(slot.file).map(TensorFile::path),
+        }
     }
 
-    /// Bytes of all tensors.
+    /// Bytes of all values.
     pub fn bytes(&self) -> u64 {
-        self.names().filter_map(|name| self.get(name)).map(|t| t.bytes.len() as u64).sum()
+        self.names().filter_map(|name| self.get(name)).map(|t| t.size() as u64).sum()
     }
 }
 
@@ -271,7 +311,7 @@ fn nothing_found(dir: &Path) -> Error {
              `AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out, safe_serialization=True)`"
         )
     } else if let Some(name) = ending(&[".gguf"]) {
-        format!("there is {name}; GGUF files are not read, use the model's safetensors files")
+        format!("there is {name}, a model of its own: give the path of this file")
     } else {
         format!("the directory has {} other entries", names.len())
     };
@@ -320,7 +360,7 @@ mod tests {
         let weights = Weights::open(dir.path()).unwrap();
         assert_eq!(weights.names().collect::<Vec<_>>(), ["model.a", "model.b", "model.c"]);
         assert_eq!(weights.get("model.b").unwrap().dtype, DType::F16);
-        assert_eq!(weights.get("model.a").unwrap().bytes.len(), 2);
+        assert_eq!(weights.get("model.a").unwrap().size(), 2);
         assert!(weights.file_of("model.b").unwrap().ends_with("2.safetensors"));
         assert_eq!(weights.bytes(), 8);
         assert!(weights.get("a").is_none());
@@ -404,10 +444,10 @@ mod tests {
         let tensors = [tensor("model.a", [0, 0, 0xff, 0x7f]), tensor("model.b", [0, 0, 0, 0])];
         save(&dir.path().join(SINGLE), &tensors, &BTreeMap::new()).unwrap();
         let weights = Weights::open(dir.path()).unwrap();
-        assert!(weights.get_finite("model.b").is_ok());
-        let text = weights.get_finite("model.a").unwrap_err().to_string();
+        assert!(weights.finite("model.b").is_ok());
+        let text = weights.finite("model.a").unwrap_err().to_string();
         assert!(text.contains("model.a holds NaN or infinity at 1"), "{text}");
-        assert!(weights.get_finite("model.c").is_err());
+        assert!(weights.finite("model.c").is_err());
     }
 
     #[test]

@@ -82,13 +82,8 @@ impl TensorFile {
 
     /// Gives back the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
-        #[cfg(unix)]
         if let Some(entry) = self.tensors.get(name) {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: pages of a read-only map of a file hold nothing that is not in the file.
-            let advised = unsafe { self.map.unchecked_advise_range(advice, entry.range.start, entry.range.len()) };
-            // It is advice: where it is not taken, memory is only given back later.
-            let _ = advised;
+            files::forget(&self.map, entry.range.clone());
         }
     }
 

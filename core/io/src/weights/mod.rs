@@ -2,11 +2,13 @@
 
 mod directory;
 mod file;
+mod snapshot;
 mod write;
 
 pub use directory::Weights;
 pub use file::{RawView, TensorFile};
 pub use safetensors::Dtype;
+pub use snapshot::{INDEX, read_snapshot, save_snapshot};
 pub use write::{OutTensor, TensorSpec, atomic_write, save, save_with};
 
 use sparta_graph::DType;

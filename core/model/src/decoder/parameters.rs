@@ -172,7 +172,7 @@ fn check_tied(weights: &dyn WeightSource) -> Result<()> {
     else {
         return Ok(());
     };
-    if head.dtype == embedding.dtype && head.bytes == embedding.bytes {
+    if head.dtype == embedding.dtype && head.bytes() == embedding.bytes() {
         return Ok(());
     }
     Err(Error::Weights(format!(

@@ -1,9 +1,12 @@
 //! What a method decided for one model, checked and with its index sets drawn.
 
+use super::selection::{broken, checked, expected, is_sparse};
 use super::{IndexSet, magnitude};
 use crate::{Error, Precision, Result, WeightSource};
 use sparta_graph::DType;
-use sparta_plugin::method::{ExtraTensor, Init, Magnitude, Method, MethodInfo, Options, Parameter, Role, Selection};
+use sparta_plugin::method::{
+    ExtraTensor, Magnitude, Method, MethodInfo, Options, Parameter, Rates, Role, Score, Scored, Selection, Steps,
+};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -28,6 +31,8 @@ pub struct Trained {
     /// Position of the parameter in [`Adaptation::parameters`].
     pub parameter: usize,
     pub form: Form,
+    /// What the method says of its updates.
+    pub rates: Rates,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,15 +65,24 @@ pub struct Adaptation {
     /// Whether products add what a 16-bit weight cannot hold of its trained elements; other sparse parts are then f32 on the
     /// device.
     pub residual: bool,
+    /// When the method acts between steps, if it does.
+    pub steps: Option<Steps>,
     /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
     sparse_sizes: BTreeMap<usize, usize>,
+    /// Those of dense and sparse parts, by position, where they are not the run's.
+    rates: BTreeMap<usize, Rates>,
+    /// Sparse parts whose elements are still to be chosen by their scores, by position.
+    scored: BTreeMap<usize, Scored>,
+    /// Whether index sets follow from the data of a run, so that an adapter must store them.
+    pub sets_stored: bool,
 }
 
 impl Adaptation {
-    /// Asks the method what to train, and draws or finds the index sets. `options` are checked already.
+    /// Asks the method what to train, and draws or finds the index sets, but for those by score ([`Adaptation::scored`]).
+    /// `options` are checked already.
     ///
     /// Errors: whatever the method refuses; a selection that breaks the rules of [`Selection`]; a weight that is needed to
-    /// choose elements of it and is missing.
+    /// choose elements of it, or to reparametrise it, and is new.
     pub fn new(
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
@@ -76,14 +90,15 @@ impl Adaptation {
         seed: u64,
         weights: &dyn WeightSource,
     ) -> Result<Self> {
-        Self::with_sizes(method, parameters, options, |sparse| {
+        let adaptation = Self::with_sizes(method, parameters, options, |sparse| {
             let by_magnitude = |(parameter, selection): &(_, _)| match selection {
                 &&Selection::Magnitude(magnitude) => Some((*parameter, magnitude)),
                 _ => None,
             };
             let chosen: Vec<(&Parameter, Magnitude)> = sparse.iter().filter_map(by_magnitude).collect();
-            let mut found = magnitude::index_sets(weights, &chosen)?.into_iter();
-            let set = |(parameter, selection): &(&Parameter, &Selection)| match selection {
+            let values = |parameter: &Parameter| magnitude::stored(weights, parameter);
+            let mut found = magnitude::index_sets(values, &chosen)?.into_iter();
+            let mut set = |(parameter, selection): &(&Parameter, &Selection)| match selection {
                 Selection::Chosen { indices } => Some(Ok(IndexSet {
                     tensor: parameter.name.clone(),
                     numel: parameter.numel(),
@@ -92,10 +107,30 @@ impl Adaptation {
                 Selection::Sparse { probability } => {
                     Some(IndexSet::draw(seed, &parameter.name, parameter.numel(), *probability))
                 }
+                Selection::Scored(_) => Some(Ok(unknown(parameter))),
                 _ => found.next().map(Ok),
             };
-            sparse.iter().filter_map(set).map(|set| set.map(|set| (set.indices.len(), set))).collect()
-        })
+            let sets = sparse.iter().filter_map(|chosen| Some((chosen, set(chosen)?)));
+            let size = |((parameter, selection), set): (&(&Parameter, &Selection), Result<IndexSet>)| {
+                let set = set?;
+                let size = match selection {
+                    Selection::Scored(_) => expected(selection, parameter.numel()),
+                    _ => set.indices.len(),
+                };
+                Ok((size, set))
+            };
+            sets.map(size).collect()
+        })?;
+        let reparametrised = |part: &Part| matches!(part, Part::Reparam(_));
+        let new =
+            |(parameter, part): &(&Parameter, &Part)| reparametrised(part) && weights.get(&parameter.name).is_none();
+        match adaptation.parameters.iter().zip(&adaptation.parts).find(new) {
+            Some((new, _)) => Err(Error::Method(format!(
+                "{} is new: it can be trained whole or left as it is drawn, not reparametrised",
+                new.name
+            ))),
+            None => Ok(adaptation),
+        }
     }
 
     /// As [`Adaptation::new`], with index sets from elsewhere: an adapter that stores them, a reference.
@@ -115,14 +150,7 @@ impl Adaptation {
     pub fn expected(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options) -> Result<Self> {
         Self::with_sizes(method, parameters, options, |sparse| {
             let set = |(parameter, selection): &(&Parameter, &Selection)| {
-                let (tensor, numel) = (parameter.name.clone(), parameter.numel());
-                let size = match selection {
-                    Selection::Chosen { indices } => indices.len(),
-                    Selection::Magnitude(Magnitude { share, .. }) => magnitude::count(*share, numel) as usize,
-                    Selection::Sparse { probability } => (numel as f64 * probability).round() as usize,
-                    Selection::Frozen | Selection::Dense | Selection::Reparam { .. } => 0,
-                };
-                Ok((size, IndexSet { tensor, numel, indices: Vec::new() }))
+                Ok((expected(selection, parameter.numel()), unknown(parameter)))
             };
             sparse.iter().map(set).collect()
         })
@@ -137,33 +165,44 @@ impl Adaptation {
     ) -> Result<Self> {
         let info = method.describe();
         let selections = method.select(&parameters, &options).map_err(|e| Error::Method(e.to_string()))?;
-        if selections.len() != parameters.len() {
-            return Err(broken(&info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
-        }
-        for (parameter, selection) in parameters.iter().zip(&selections) {
-            check(&info, parameter, selection)?;
-        }
-        check_shared(&info, &selections)?;
-        let chosen: Vec<_> = parameters.iter().zip(&selections).filter(|(_, selection)| is_sparse(selection)).collect();
+        let selections = checked(&info, &parameters, selections)?;
+        let pairs = parameters.iter().zip(&selections).map(|(parameter, (selection, _))| (parameter, selection));
+        let chosen: Vec<_> = pairs.filter(|(_, selection)| is_sparse(selection)).collect();
         let mut sets = sparse(&chosen)?.into_iter();
         let mut parts = Vec::with_capacity(parameters.len());
-        let mut sparse_sizes = BTreeMap::new();
-        for selection in selections {
+        let (mut sparse_sizes, mut all_rates, mut scored) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for (position, (selection, rates)) in selections.into_iter().enumerate() {
+            if rates != Rates::default() {
+                all_rates.insert(position, rates);
+            }
             parts.push(match selection {
-                Selection::Frozen => Part::Frozen,
                 Selection::Dense => Part::Dense,
                 Selection::Reparam { tensors } => Part::Reparam(tensors),
-                Selection::Sparse { .. } | Selection::Chosen { .. } | Selection::Magnitude(_) => {
+                sparse if is_sparse(&sparse) => {
                     let set = sets.next();
                     let (size, set) = set.ok_or_else(|| broken(&info, "a tensor has no index set".into()))?;
-                    sparse_sizes.insert(parts.len(), size);
+                    if let Selection::Scored(rule) = sparse
+                        && set.indices.len() < size
+                    {
+                        scored.insert(position, rule);
+                    }
+                    sparse_sizes.insert(position, size);
                     Part::Sparse(set)
                 }
+                _ => Part::Frozen,
             });
         }
-        let precision = Precision::F32;
-        let adaptation =
-            Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes };
+        let steps = method.steps(&options).map_err(|e| Error::Method(e.to_string()))?;
+        if steps.is_some_and(|steps| steps.every == 0) {
+            return Err(broken(&info, "it wants to be called after every 0 steps".into()));
+        }
+        let adaptation = Adaptation {
+            sparse_sizes,
+            rates: all_rates,
+            scored,
+            steps,
+            ..Self::of_parts(method, info, options, parameters, parts)
+        };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
                 "method `{}` trains nothing with these options; choose a larger density or other targets",
@@ -186,24 +225,81 @@ impl Adaptation {
             _ => None,
         };
         let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
-        let precision = Precision::F32;
-        Adaptation { method, info, options, parameters, parts, precision, residual: false, sparse_sizes }
+        Adaptation {
+            method,
+            info,
+            options,
+            parameters,
+            parts,
+            precision: Precision::F32,
+            residual: false,
+            steps: None,
+            sparse_sizes,
+            rates: BTreeMap::new(),
+            scored: BTreeMap::new(),
+            sets_stored: false,
+        }
+    }
+
+    /// Sparse parts whose elements are still to be chosen by their scores, by position. They are of the size that is expected.
+    pub fn scored(&self) -> &BTreeMap<usize, Scored> {
+        &self.scored
+    }
+
+    /// What is trained to find the scores of one kind: all of their tensors, and the rest as the method says where that is
+    /// trained, too.
+    pub fn for_score(&self, score: Score) -> Adaptation {
+        let mut adaptation = Adaptation { residual: false, steps: None, ..self.clone() };
+        let trains = matches!(score, Score::Change { .. });
+        for (position, part) in adaptation.parts.iter_mut().enumerate() {
+            match self.scored.get(&position) {
+                Some(rule) if rule.score == score => *part = Part::Dense,
+                None if trains || matches!(part, Part::Reparam(_)) => {}
+                _ => *part = Part::Frozen,
+            }
+        }
+        adaptation.scored.clear();
+        adaptation
+    }
+
+    /// Chooses the elements of scored parts: `scores` gives those of a parameter, whose sizes count, several times.
+    ///
+    /// Errors: those of `scores`; groups that do not divide a row.
+    pub fn choose(&mut self, score: Score, scores: impl FnMut(&Parameter) -> Result<Vec<f32>>) -> Result<()> {
+        let rule = |(&position, own): (&usize, &Scored)| (own.score == score).then(|| (position, own.rule()));
+        let rules: Vec<(usize, Magnitude)> = self.scored.iter().filter_map(rule).collect();
+        let chosen: Vec<_> = rules.iter().map(|&(position, rule)| (&self.parameters[position], rule)).collect();
+        let sets = magnitude::index_sets(scores, &chosen)?;
+        for ((position, _), set) in rules.into_iter().zip(sets) {
+            self.set_chosen(position, set);
+        }
+        Ok(())
+    }
+
+    /// Trains these elements of a scored part.
+    pub fn set_chosen(&mut self, position: usize, set: IndexSet) {
+        self.scored.remove(&position);
+        self.sets_stored = true;
+        self.sparse_sizes.insert(position, set.indices.len());
+        self.parts[position] = Part::Sparse(set);
     }
 
     /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
     pub fn trained(&self) -> Vec<Trained> {
         let mut trained = Vec::new();
         for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
-            let mut push = |name, shape, form| trained.push(Trained { name, shape, parameter: i, form });
+            let rates = self.rates.get(&i).copied().unwrap_or_default();
+            let mut push = |name, shape, form, rates| trained.push(Trained { name, shape, parameter: i, form, rates });
             match part {
                 Part::Frozen => {}
-                Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense),
+                Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense, rates),
                 Part::Sparse(_) => {
-                    push(format!("delta.{}", parameter.name), vec![self.sparse_size(i)], Form::Sparse);
+                    push(format!("delta.{}", parameter.name), vec![self.sparse_size(i)], Form::Sparse, rates);
                 }
                 Part::Reparam(tensors) => {
                     for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained) {
-                        push(extra_name(&parameter.name, tensor), tensor.shape.clone(), Form::Extra(k));
+                        let name = extra_name(&parameter.name, tensor);
+                        push(name, tensor.shape.clone(), Form::Extra(k), tensor.rates);
                     }
                 }
             }
@@ -219,10 +315,52 @@ impl Adaptation {
             let Part::Reparam(tensors) = part else { continue };
             for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !tensor.trained) {
                 let (name, shape) = (extra_name(&parameter.name, tensor), tensor.shape.clone());
-                constants.push(Trained { name, shape, parameter: i, form: Form::Extra(k) });
+                constants.push(Trained { name, shape, parameter: i, form: Form::Extra(k), rates: tensor.rates });
             }
         }
         only_first(constants)
+    }
+
+    /// What checkpoints and adapters store: trained tensors and, where the method acts between steps, the others that it
+    /// adds, as it may set those, too.
+    pub fn stored(&self) -> Vec<Trained> {
+        let others = if self.steps.is_some() { self.constants() } else { Vec::new() };
+        self.trained().into_iter().chain(others).collect()
+    }
+
+    /// Whether the device keeps the gradients of a step.
+    pub fn keeps_gradients(&self) -> bool {
+        self.steps.is_some_and(|steps| steps.gradients)
+    }
+
+    /// The index sets that the method may have changed since the beginning of the run: checkpoints have them.
+    pub fn changed_indices(&self) -> BTreeMap<String, Vec<u32>> {
+        let sets = self.index_sets().into_iter().filter(|_| self.steps.is_some());
+        sets.map(|(name, set)| (name.to_owned(), set.indices.clone())).collect()
+    }
+
+    /// The index sets that nobody finds again without the run: adapters have them.
+    pub fn stored_indices(&self) -> BTreeMap<String, Vec<u32>> {
+        let sets = self.index_sets().into_iter().filter(|_| self.steps.is_some() || self.sets_stored);
+        sets.map(|(name, set)| (name.to_owned(), set.indices.clone())).collect()
+    }
+
+    /// Errors: indices that cannot take the place of those of a parameter, in words.
+    pub fn check_indices(&self, position: usize, indices: &[u32]) -> std::result::Result<(), String> {
+        let (parameter, size) = (&self.parameters[position], self.sparse_size(position));
+        let (name, numel) = (&parameter.name, parameter.numel());
+        if size != indices.len() {
+            return Err(format!("{name}: expected {size} indices, as many as before, got {}", indices.len()));
+        }
+        if let Some(pair) = indices.windows(2).find(|pair| pair[0] >= pair[1]) {
+            return Err(format!("{name}: expected ascending indices, got {} before {}", pair[0], pair[1]));
+        }
+        match indices.last() {
+            Some(&last) if u64::from(last) >= numel => {
+                Err(format!("{name}: expected indices below {numel}, its elements, got {last}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Trained scalars.
@@ -297,6 +435,29 @@ impl Adaptation {
     pub fn position(&self, name: &str) -> Option<usize> {
         self.parameters.iter().position(|p| p.name == name)
     }
+
+    /// Positions of the parameters that the method reparametrises.
+    pub fn reparametrised(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.parts.len()).filter(|&position| matches!(self.parts[position], Part::Reparam(_)))
+    }
+
+    /// Whether it is the weight of a reparametrised layer, which computes what the method's `forward` says.
+    pub fn is_linear_site(&self, position: usize) -> bool {
+        let role = self.parameters[position].role;
+        matches!(self.parts[position], Part::Reparam(_)) && (role.is_projection() || role == Role::Head)
+    }
+
+    /// The bias of the layer whose weight this is, by position.
+    pub fn bias_of(&self, weight: usize) -> Option<usize> {
+        let module = self.parameters[weight].name.strip_suffix(".weight")?;
+        self.position(&format!("{module}.bias"))
+    }
+
+    /// The weight of the layer whose bias this is, by position.
+    pub fn weight_of(&self, bias: usize) -> Option<usize> {
+        let module = self.parameters[bias].name.strip_suffix(".bias")?;
+        self.position(&format!("{module}.weight"))
+    }
 }
 
 /// What the device and adapters call an added tensor: `model.layers.0.self_attn.q_proj.weight` and `lora_A` give
@@ -315,72 +476,7 @@ fn only_first(mut tensors: Vec<Trained>) -> Vec<Trained> {
     tensors
 }
 
-fn is_sparse(selection: &Selection) -> bool {
-    matches!(selection, Selection::Sparse { .. } | Selection::Chosen { .. } | Selection::Magnitude(_))
-}
-
-/// Errors: a shared tensor that two weights describe differently, or that follows from one of them.
-fn check_shared(info: &MethodInfo, selections: &[Selection]) -> Result<()> {
-    let mut known: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
-    let tensors = selections.iter().filter_map(|selection| match selection {
-        Selection::Reparam { tensors } => Some(tensors),
-        _ => None,
-    });
-    for tensor in tensors.flatten().filter(|tensor| tensor.shared) {
-        let first = known.entry(&tensor.name).or_insert(tensor);
-        if *first != tensor {
-            return Err(broken(info, format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name)));
-        }
-        if tensor.init == Init::RowNorms {
-            return Err(broken(info, format!("the shared tensor `{}` has the row norms of one weight", tensor.name)));
-        }
-    }
-    Ok(())
-}
-
-fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Result<()> {
-    let name = &parameter.name;
-    match selection {
-        Selection::Frozen | Selection::Dense => Ok(()),
-        Selection::Sparse { probability } if !(*probability > 0.0 && *probability <= 1.0) => {
-            Err(broken(info, format!("the probability {probability} for {name} is not in (0, 1]")))
-        }
-        Selection::Magnitude(Magnitude { share, .. }) if !(*share > 0.0 && *share <= 1.0) => {
-            Err(broken(info, format!("the share {share} of {name} is not in (0, 1]")))
-        }
-        sparse if is_sparse(sparse) && parameter.numel() >= 1 << 32 => {
-            Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
-        }
-        Selection::Chosen { indices } => {
-            let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
-            match ascending && indices.last().is_none_or(|&last| u64::from(last) < parameter.numel()) {
-                true => Ok(()),
-                false => Err(broken(info, format!("the elements chosen of {name} do not ascend within its shape"))),
-            }
-        }
-        Selection::Sparse { .. } | Selection::Magnitude(_) => Ok(()),
-        Selection::Reparam { .. } if !parameter.role.is_projection() => {
-            Err(broken(info, format!("{name} is not the weight of a linear layer, only those can be reparametrised")))
-        }
-        Selection::Reparam { tensors } => {
-            if let Some(t) = tensors.iter().find(|t| t.name.is_empty() || t.shape.contains(&0)) {
-                return Err(broken(info, format!("the extra tensor `{}` {:?} of {name} is empty", t.name, t.shape)));
-            }
-            let rows = &parameter.shape[..1];
-            match tensors.iter().find(|t| t.init == Init::RowNorms && t.shape != rows) {
-                Some(t) => {
-                    let (extra, shape) = (&t.name, &t.shape);
-                    Err(broken(
-                        info,
-                        format!("`{extra}` has the norms of the rows of {name}, so {rows:?}, got {shape:?}"),
-                    ))
-                }
-                None => Ok(()),
-            }
-        }
-    }
-}
-
-fn broken(info: &MethodInfo, what: String) -> Error {
-    Error::Method(format!("method `{}` {} broke its contract: {what}", info.name, info.version))
+/// An index set that nobody knows yet.
+fn unknown(parameter: &Parameter) -> IndexSet {
+    IndexSet { tensor: parameter.name.clone(), numel: parameter.numel(), indices: Vec::new() }
 }

@@ -6,7 +6,7 @@ use crate::{Error, Precision, Result};
 use sparta_graph::ops::{Add, Cast, Scatter, SparseLinear, Store};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Names of tensors on the device that belong to a sparse part.
 pub fn index_name(parameter: &str) -> String {
@@ -192,20 +192,101 @@ impl<'a> AdaptedLayers<'a> {
         }
     }
 
-    /// The merged weight of a reparametrised parameter, f32 `[out, in]`.
-    pub fn merged(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
-        let (mut w, extras) = (self.parameter(graph, position), self.extras(graph, position));
-        let dtype = self.adaptation.device_dtype(position);
-        if dtype != DType::F32 {
-            w = graph.one(Cast { to: DType::F32 }, &[w])?;
+    /// A parameter as it is in the merged model, f32 of its shape; `None`: as it is without the method.
+    pub fn merged(&mut self, graph: &mut Graph, position: usize) -> Result<Option<Value>> {
+        let adaptation = self.adaptation;
+        if let Some(weight) = adaptation.weight_of(position).filter(|&weight| adaptation.is_linear_site(weight)) {
+            return Ok(self.merged_layer(graph, [weight, position])?.1);
         }
-        let site = self.site(position);
+        match adaptation.bias_of(position).filter(|_| adaptation.is_linear_site(position)) {
+            Some(bias) => Ok(Some(self.merged_layer(graph, [position, bias])?.0)),
+            None if matches!(adaptation.parts[position], Part::Reparam(_)) => self.effective(graph, position).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The merged weight of a reparametrised layer, and its merged bias where that changes.
+    fn merged_layer(&mut self, graph: &mut Graph, [weight, bias]: [usize; 2]) -> Result<(Value, Option<Value>)> {
+        let (site, extras) = (self.site(weight), self.extras(graph, weight));
+        let w = self.parameter(graph, weight);
+        let own = match self.adaptation.parts[bias] {
+            Part::Reparam(_) => Some(self.effective(graph, bias)?),
+            _ => None,
+        };
+        let b = own.unwrap_or_else(|| self.parameter(graph, bias));
+        let inputs = [in_f32(graph, w)?, in_f32(graph, b)?];
+        let mut host = HostGraph { graph, rng: None };
+        let merged = self.adaptation.method.merge_with_bias(&site, &mut host, inputs, &extras);
+        let merged = merged.map_err(|e| self.failed(weight, "merge", &e.to_string()))?;
+        for (position, value) in [weight, bias].into_iter().zip(merged) {
+            self.check(graph, value, &self.adaptation.parameters[position].shape, DType::F32)
+                .map_err(|what| self.failed(position, "merge", &what))?;
+        }
+        Ok((merged[0], Some(merged[1]).filter(|&value| value != inputs[1]).or(own)))
+    }
+
+    /// A reparametrised parameter as the method merges it, f32 of its shape.
+    fn effective(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let name = format!("merged.{}", self.adaptation.parameters[position].name);
+        if let Some(&value) = self.values.get(&name) {
+            return Ok(value);
+        }
+        let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+        let (site, w) = (self.site(position), in_f32(graph, w)?);
         let mut host = HostGraph { graph, rng: None };
         let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);
         let merged = merged.map_err(|e| self.failed(position, "merge", &e.to_string()))?;
         self.check(graph, merged, &self.adaptation.parameters[position].shape, DType::F32)
             .map_err(|what| self.failed(position, "merge", &what))?;
+        self.values.insert(name, merged);
         Ok(merged)
+    }
+
+    /// The terms that the method adds to the loss, each f32 `[1]`.
+    pub fn penalties(&mut self, graph: &mut Graph) -> Result<Vec<Value>> {
+        let mut terms = Vec::new();
+        for position in self.adaptation.reparametrised() {
+            let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+            let site = self.site(position);
+            let mut host = HostGraph { graph, rng: self.rng };
+            let term = self.adaptation.method.penalty(&site, &mut host, w, &extras);
+            if let Some(term) = term.map_err(|e| self.failed(position, "penalty", &e.to_string()))? {
+                self.check(graph, term, &[1], DType::F32).map_err(|what| self.failed(position, "penalty", &what))?;
+                terms.push(term);
+            }
+        }
+        Ok(terms)
+    }
+
+    /// What the method makes of the extra tensors after the optimizer's update: the trained tensors that change, and their
+    /// new values. `lr` is the step's learning rate, f32 `[1]`.
+    pub fn updates(&mut self, graph: &mut Graph, lr: Value) -> Result<Vec<(Value, Value)>> {
+        let mut seen = HashSet::new();
+        let mut changes = Vec::new();
+        for position in self.adaptation.reparametrised() {
+            let (site, extras) = (self.site(position), self.extras(graph, position));
+            let mut host = HostGraph { graph, rng: None };
+            let values = self.adaptation.method.update(&site, &mut host, &extras, lr);
+            let values = values.map_err(|e| self.failed(position, "update", &e.to_string()))?;
+            let Part::Reparam(tensors) = &self.adaptation.parts[position] else { continue };
+            if values.len() != tensors.len() {
+                let what = format!("{} values for {} tensors", values.len(), tensors.len());
+                return Err(self.failed(position, "update", &what));
+            }
+            for ((tensor, &extra), value) in tensors.iter().zip(&extras).zip(values) {
+                // A shared tensor is the same value at every weight.
+                if value == extra || !seen.insert(extra) {
+                    continue;
+                }
+                if !tensor.trained {
+                    return Err(self.failed(position, "update", &format!("`{}` is not trained", tensor.name)));
+                }
+                self.check(graph, value, &tensor.shape, DType::F32)
+                    .map_err(|what| self.failed(position, "update", &format!("`{}`: {what}", tensor.name)))?;
+                changes.push((extra, value));
+            }
+        }
+        Ok(changes)
     }
 
     /// Whether a value that the method made has this shape and type.
@@ -230,13 +311,17 @@ impl<'a> AdaptedLayers<'a> {
 ///
 /// Errors: those of the method; a weight of another shape or type. Nothing is built where the method cannot be merged.
 pub fn check_merge(adaptation: &Adaptation) -> Result<()> {
-    let reparametrised = |position: &usize| matches!(adaptation.parts[*position], Part::Reparam(_));
-    for position in
-        (0..adaptation.parts.len()).filter(|position| adaptation.method.mergeable() && reparametrised(position))
-    {
+    for position in adaptation.reparametrised().filter(|_| adaptation.method.mergeable()) {
         AdaptedLayers::new(adaptation, None).merged(&mut Graph::new(), position)?;
     }
     Ok(())
+}
+
+fn in_f32(graph: &mut Graph, x: Value) -> Result<Value> {
+    match graph.ty(x)?.dtype {
+        DType::F32 => Ok(x),
+        _ => Ok(graph.one(Cast { to: DType::F32 }, &[x])?),
+    }
 }
 
 impl Layers for AdaptedLayers<'_> {
@@ -246,12 +331,22 @@ impl Layers for AdaptedLayers<'_> {
 
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
-        Ok(self.parameter(graph, position))
+        match self.adaptation.parts[position] {
+            Part::Reparam(_) => self.effective(graph, position),
+            _ => Ok(self.parameter(graph, position)),
+        }
     }
 
     fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
-        self.weight(graph, position)
+        if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
+            return self.weight(graph, position);
+        }
+        let effective = self.effective(graph, position)?;
+        match self.adaptation.precision.products {
+            DType::F32 => Ok(effective),
+            to => Ok(graph.one(Cast { to }, &[effective])?),
+        }
     }
 
     fn linear(
@@ -276,13 +371,14 @@ impl Layers for AdaptedLayers<'_> {
             }
         }
         let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
-        let y = self.adaptation.method.forward(&site, &mut host, x, weight, &extras);
-        let mut y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
+        let method = &self.adaptation.method;
+        let y = match bias {
+            Some(bias) => method.forward_with_bias(&site, &mut host, x, [weight, bias], &extras),
+            None => method.forward(&site, &mut host, x, weight, &extras),
+        };
+        let y = y.map_err(|e| self.failed(position, "forward", &e.to_string()))?;
         let expected = [graph.shape(x)?[0], self.adaptation.parameters[position].shape[0]];
         self.check(graph, y, &expected, inside).map_err(|what| self.failed(position, "forward", &what))?;
-        if let Some(bias) = bias {
-            y = graph.one(Add {}, &[y, bias])?;
-        }
         match residual {
             // The sum has the type of the residual.
             Some(residual) => Ok(graph.one(Add {}, &[residual, y])?),

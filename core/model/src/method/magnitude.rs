@@ -1,7 +1,7 @@
-//! Index sets by the magnitudes of the weights.
+//! Index sets by the sizes of numbers: of the weights, or of scores.
 
 use super::IndexSet;
-use crate::{Error, Result, WeightSource, to_f32};
+use crate::{Error, Result, WeightSource};
 use sparta_plugin::method::{Magnitude, Order, Parameter, Scope};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -11,10 +11,32 @@ pub fn count(share: f64, numel: u64) -> u64 {
     ((share * numel as f64).round() as u64).clamp(1, numel.max(1))
 }
 
-/// The index set of each of the tensors, which are compared with each other where their scope is the model.
+/// How many elements of a tensor of `numel` are chosen, if each tensor has its share.
+pub fn expected(Magnitude { share, scope, .. }: Magnitude, numel: u64) -> u64 {
+    match scope {
+        Scope::Group(size) if size > 0 => numel / size as u64 * count(share, size as u64),
+        _ => count(share, numel),
+    }
+}
+
+/// The values of a weight.
 ///
-/// Errors: a tensor that the model does not have yet; more than 2^32 elements; groups that do not divide a row.
-pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]) -> Result<Vec<IndexSet>> {
+/// Errors: a tensor that the model does not have yet.
+pub fn stored(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f32>> {
+    let name = &parameter.name;
+    let view = weights.get(name).and_then(|view| view.to_f32());
+    weights.forget(name);
+    view.ok_or_else(|| Error::Method(format!("{name} is new: its elements have no magnitudes yet")))
+}
+
+/// The index set of each of the tensors, which are compared with each other where their scope is the model. `values` gives
+/// the numbers of a tensor's elements, the same at every call.
+///
+/// Errors: those of `values`; groups that do not divide a row.
+pub fn index_sets(
+    mut values: impl FnMut(&Parameter) -> Result<Vec<f32>>,
+    chosen: &[(&Parameter, Magnitude)],
+) -> Result<Vec<IndexSet>> {
     let mut limits: BTreeMap<(u64, Order), Limit> = BTreeMap::new();
     for (_, magnitude) in chosen.iter().filter(|(_, magnitude)| magnitude.scope == Scope::Model) {
         let alike = || chosen.iter().filter(|(_, other)| other == magnitude).map(|(parameter, _)| *parameter);
@@ -22,7 +44,7 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
             let total = alike().map(Parameter::numel).sum();
             let each = |see: &mut dyn FnMut(u32)| {
                 alike().try_for_each(|parameter| {
-                    ranks(weights, parameter, magnitude.order)?.into_iter().for_each(&mut *see);
+                    ranks(values(parameter)?, magnitude.order).into_iter().for_each(&mut *see);
                     Ok(())
                 })
             };
@@ -30,7 +52,7 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
         }
     }
     let of_one = |(parameter, magnitude): &(&Parameter, Magnitude)| {
-        let ranks = ranks(weights, parameter, magnitude.order)?;
+        let ranks = ranks(values(parameter)?, magnitude.order);
         let indices = match magnitude.scope {
             Scope::Model => {
                 let limit = limits.get_mut(&(magnitude.share.to_bits(), magnitude.order));
@@ -44,17 +66,13 @@ pub fn index_sets(weights: &dyn WeightSource, chosen: &[(&Parameter, Magnitude)]
     chosen.iter().map(of_one).collect()
 }
 
-/// For each element a number that is the smaller the sooner the element is chosen: the bits of |w|, or their complement.
-fn ranks(weights: &dyn WeightSource, parameter: &Parameter, order: Order) -> Result<Vec<u32>> {
-    let name = &parameter.name;
-    let view = weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
-    let values = view.ok_or_else(|| Error::Method(format!("{name} is new: its elements have no magnitudes yet")))?;
+/// For each element a number that is the smaller the sooner the element is chosen: the bits of |x|, or their complement.
+fn ranks(values: Vec<f32>, order: Order) -> Vec<u32> {
     let rank = |value: f32| match order {
         Order::Smallest => value.abs().to_bits(),
         Order::Largest => !value.abs().to_bits(),
     };
-    weights.forget(name);
-    Ok(values.into_iter().map(rank).collect())
+    values.into_iter().map(rank).collect()
 }
 
 fn whole(share: f64, ranks: &[u32]) -> Result<Vec<u32>> {
@@ -153,7 +171,7 @@ mod tests {
 
         fn get(&self, name: &str) -> Option<TensorView<'_>> {
             let bytes = &self.0[["a", "b"].iter().position(|known| *known == name)?];
-            Some(TensorView { dtype: DType::F32, shape: &[2, 4], bytes })
+            Some(TensorView::new(DType::F32, &[2, 4], bytes))
         }
     }
 
@@ -170,7 +188,7 @@ mod tests {
         };
         let (a, b) = (parameter("a"), parameter("b"));
         let magnitude = Magnitude { share, order, scope };
-        let sets = index_sets(&weights, &[(&a, magnitude), (&b, magnitude)]).unwrap();
+        let sets = index_sets(|p| stored(&weights, p), &[(&a, magnitude), (&b, magnitude)]).unwrap();
         sets.into_iter().map(|set| set.indices).collect()
     }
 

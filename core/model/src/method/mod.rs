@@ -7,6 +7,7 @@ pub mod layers;
 mod magnitude;
 pub mod options;
 pub mod philox;
+mod selection;
 mod unadapted;
 
 pub use adaptation::{Adaptation, Form, Part, Trained};

@@ -10,14 +10,14 @@ pub use strategy::Strategy;
 
 use super::info::same_base;
 use super::merge::is_head;
-use super::native::{MANIFEST, Values, read_manifest, read_values, save_manifest, save_values};
+use super::native::{MANIFEST, read_manifest, read_values, save_manifest, save_values};
 use super::vector::{Delta, delta, needs_device};
 use super::{Adapter, Applied, Head, Kind};
 use crate::hash::fingerprint;
 use crate::job::thousands;
 use crate::method::index_set;
-use crate::model::{HEAD, to_f32};
-use crate::train::{Encoded, Session};
+use crate::model::HEAD;
+use crate::train::{Encoded, Session, Snapshot};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::Backend;
@@ -170,7 +170,7 @@ pub fn load(dir: &Path) -> Result<Adapter> {
     if manifest.heads.is_empty() {
         return Err(Error::Weights(format!("{}: names no head", dir.join(MANIFEST).display())));
     }
-    let Values { values, indices } = read_values(dir, &manifest.values_sha256)?;
+    let Snapshot { values, indices } = read_values(dir, &manifest.values_sha256)?;
     Ok(Adapter {
         dir: dir.to_owned(),
         model: manifest.model.clone(),
@@ -230,14 +230,14 @@ fn store(
 
 fn base_weight(base: &Applied, position: usize) -> Result<Vec<f32>> {
     let name = &base.adaptation.parameters[position].name;
-    let weight = base.weights.get(name).and_then(|view| to_f32(view.dtype, view.bytes));
+    let weight = base.weights.get(name).and_then(|view| view.to_f32());
     weight.ok_or_else(|| Error::Weights(format!("{name} is missing in the base model")))
 }
 
 /// All heads of an adapter, f32 `[classes, hidden]`: its own, or the base model's.
 fn head_values(applied: &Applied) -> Result<Vec<f32>> {
     let own = applied.adapter.values.get(HEAD).cloned();
-    let base = || applied.weights.get(HEAD).and_then(|view| to_f32(view.dtype, view.bytes));
+    let base = || applied.weights.get(HEAD).and_then(|view| view.to_f32());
     own.or_else(base).ok_or_else(|| {
         Error::Usage(format!("{}: the head is not stored whole; it cannot be kept", applied.adapter.dir.display()))
     })

@@ -69,9 +69,9 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
         }
         _ => {}
     }
-    if !model.join("config.json").is_file() {
+    if !decoder::is_model(&model) {
         return Err(Error::Usage(format!(
-            "{}: the base model `{}` is not a directory here; give it with --model",
+            "{}: the base model `{}` is not here; give it with --model",
             path.display(),
             model.display()
         )));

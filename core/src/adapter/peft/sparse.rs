@@ -213,7 +213,7 @@ impl SparseExport<'_> {
             return Ok(Vec::new());
         }
         let merged = self.merged(parameter, set)?;
-        let base = self.weights.get(&parameter.name).and_then(|view| to_f32(view.dtype, view.bytes));
+        let base = self.weights.get(&parameter.name).and_then(|view| view.to_f32());
         let base = base.ok_or_else(|| Error::Weights(format!("{} is missing", parameter.name)))?;
         Ok(set.indices.iter().map(|&at| merged[at as usize] - base[at as usize]).collect())
     }

@@ -3,9 +3,10 @@
 mod sampler;
 mod stops;
 
-pub use sampler::Sampling;
+pub use sampler::{Sampling, most_probable};
 
 use crate::adapter::Applied;
+use crate::model::Decoder;
 use crate::text::{ChatTemplate, Message, TextStream, Tokenizer};
 use crate::train::Session;
 use crate::{Error, Result, decoder};
@@ -88,8 +89,7 @@ impl Generator {
     /// read; a device that has no room.
     pub fn open(applied: &Applied, device: Box<dyn Backend>, context: Option<usize>, now: i64) -> Result<Generator> {
         let model = &applied.adapter.model;
-        let rotated = applied.decoder.ropes.iter().filter_map(|rope| rope.positions()).min();
-        let positions = applied.decoder.max_position_embeddings.min(rotated.unwrap_or(usize::MAX));
+        let positions = positions(&applied.decoder);
         let context = context.unwrap_or(positions.min(CONTEXT));
         if context > positions {
             let name = model.display();
@@ -228,6 +228,12 @@ fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str
     }
     kept.extend(tokens);
     Ok(logits)
+}
+
+/// Tokens that a text of a model can have.
+pub fn positions(decoder: &Decoder) -> usize {
+    let rotated = decoder.ropes.iter().filter_map(|rope| rope.positions()).min();
+    decoder.max_position_embeddings.min(rotated.unwrap_or(usize::MAX))
 }
 
 /// The special token that the chat template puts behind an answer, if it does.

@@ -31,7 +31,7 @@ impl<'s> Sampler<'s> {
     /// The next token, by finite logits, at least one.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         if self.sampling.temperature == 0.0 {
-            return (0..logits.len() as u32).min_by(|&a, &b| by_logit(logits, a, b)).unwrap_or(0);
+            return most_probable(logits);
         }
         let candidates = candidates(self.sampling, logits);
         let [high, low, ..] = self.random.block(self.drawn);
@@ -45,6 +45,11 @@ impl<'s> Sampler<'s> {
         });
         drawn.or(candidates.last()).map_or(0, |(token, _)| *token)
     }
+}
+
+/// The token of the largest logit, of equals the first; 0 if there is none.
+pub fn most_probable(logits: &[f32]) -> u32 {
+    (0..logits.len() as u32).min_by(|&a, &b| by_logit(logits, a, b)).unwrap_or(0)
 }
 
 /// The more probable token first; of equals the one with the smaller id.

@@ -60,7 +60,7 @@ impl Trainer<'_> {
 
     /// The op of the step on these examples that is the first to give numbers that are not finite.
     fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
-        let batches = self.micro_batches(chosen)?;
+        let batches = self.run.micro_batches(chosen, self.run.config.micro_batch_tokens())?;
         if self.features.is_none() {
             return self.session.blame(&batches, Purpose::Step);
         }

@@ -3,9 +3,10 @@
 use super::Trainer;
 use crate::Result;
 use crate::adapter::{MergeDtype, check_examples, check_merged, merged_tensor, visible_share};
-use crate::job::{Environment, MergeCheck, RunResult, Stopped};
+use crate::job::{Answer, Environment, MergeCheck, Mistake, RunResult, Stopped};
 use crate::run::directory::peak_resident;
-use crate::train::Session;
+use crate::run::{answers, mistakes};
+use crate::train::{Prediction, Session};
 use std::borrow::Cow;
 
 /// Share of changes that have to be visible for a run to go without a warning.
@@ -22,12 +23,15 @@ impl Trainer<'_> {
         let dev = match self.position.last_dev.take() {
             Some((step, metrics)) if step == current => Some(metrics),
             _ if interrupted || self.run.dev.is_empty() => None,
-            _ => self.evaluate(1)?,
+            _ => self.evaluate(1)?.map(|(metrics, _)| metrics),
         };
         let test = if interrupted || self.run.test.is_empty() { None } else { self.evaluate(2)? };
+        let (test, predictions) = test.unzip();
+        let mistakes = self.mistakes(&predictions.unwrap_or_default());
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
+        let answers = if interrupted { Vec::new() } else { self.answers() };
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;
         let counters = self.counters();
@@ -40,6 +44,8 @@ impl Trainer<'_> {
             best_step,
             dev,
             test,
+            answers,
+            mistakes,
             trainable: self.run.plan.trainable.clone(),
             parameters: self.run.plan.parameters,
             tokens_per_second: counters.tokens as f64 / counters.training_seconds.max(1e-9),
@@ -58,10 +64,29 @@ impl Trainer<'_> {
         Ok(result)
     }
 
+    /// Answers to held-out prompts. The run is complete without: what fails here is told, no more.
+    fn answers(&mut self) -> Vec<Answer> {
+        let (run, examples) = (self.run, &self.run.dev);
+        answers::written(&mut self.session, &run.config, examples).unwrap_or_else(|error| {
+            self.observer.message(&format!("warning: the report has no answers: {error}"));
+            Vec::new()
+        })
+    }
+
+    /// What the model gets wrong in test. The run is complete without, too.
+    fn mistakes(&mut self, predictions: &[Prediction]) -> Vec<Mistake> {
+        let run = self.run;
+        mistakes::most_probable(&run.config, &run.task.labels, &run.test, predictions).unwrap_or_else(|error| {
+            self.observer.message(&format!("warning: the report has no mistakes: {error}"));
+            Vec::new()
+        })
+    }
+
     /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.
     fn visible(&mut self) -> Result<Option<f64>> {
-        let adaptation = &self.run.setup.adaptation;
-        let visible = visible_share(adaptation, &self.run.weights, &self.session.trained_values()?)?;
+        let values = self.session.trained_values()?;
+        let adaptation = &self.session.setup().adaptation;
+        let visible = visible_share(adaptation, &self.run.weights, &values)?;
         if let Some(share) = visible.filter(|share| *share < VISIBLE) {
             let consequence = match adaptation.residual {
                 true => {
@@ -108,7 +133,7 @@ impl Trainer<'_> {
     /// With patience, the state that was best on dev; otherwise the last one stays.
     pub(super) fn restore_best(&mut self) -> Result<()> {
         if self.best_step().is_some_and(|step| step != self.position.step) {
-            self.session.set_trained_values(&self.best_values)?;
+            self.session.restore(&self.run.weights, &self.best)?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
-use super::Optimization;
+use super::{Optimization, RatesOf};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_model::method::Trained;
+use sparta_plugin::method::Rates;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +23,9 @@ pub struct Group {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupPlan {
     pub group: Group,
+    /// Whether the method has made it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_method: bool,
     pub tensors: usize,
     /// Trained scalars.
     pub trained: u64,
@@ -82,19 +86,35 @@ impl From<Group> for String {
 }
 
 impl Optimization {
-    /// What each group contains.
+    /// What each group contains, the user's before those of the method.
     ///
-    /// Errors: a group without a tensor; lists the names that there are.
+    /// Errors: a group of the user's without a tensor; lists the names that there are.
     pub fn group_plans(&self, trained: &[Trained]) -> Result<Vec<GroupPlan>> {
         let plan = |(position, group): (usize, &Group)| {
-            let members = || trained.iter().filter(|t| self.group_of(&t.name) == position);
+            let members = || trained.iter().filter(|t| self.group_of(t) == RatesOf::Group(position));
             if members().next().is_none() {
                 return Err(self.empty(group, trained));
             }
             let scalars = members().map(|t| t.numel() as u64).sum();
-            Ok(GroupPlan { group: group.clone(), tensors: members().count(), trained: scalars })
+            Ok(GroupPlan { group: group.clone(), by_method: false, tensors: members().count(), trained: scalars })
         };
-        self.groups.iter().enumerate().map(plan).collect()
+        let mut plans: Vec<GroupPlan> = self.groups.iter().enumerate().map(plan).collect::<Result<_>>()?;
+        for tensor in trained {
+            let RatesOf::Method(rates) = self.group_of(tensor) else { continue };
+            if rates == Rates::default() {
+                continue;
+            }
+            let group = Group {
+                pattern: any_layer(&tensor.name),
+                lr_factor: rates.lr_factor as f32,
+                weight_decay: rates.weight_decay.map(|decay| decay as f32),
+            };
+            match plans.iter_mut().find(|plan| plan.by_method && plan.group == group) {
+                Some(plan) => (plan.tensors, plan.trained) = (plan.tensors + 1, plan.trained + tensor.numel() as u64),
+                None => plans.push(GroupPlan { group, by_method: true, tensors: 1, trained: tensor.numel() as u64 }),
+            }
+        }
+        Ok(plans)
     }
 
     fn empty(&self, group: &Group, trained: &[Trained]) -> Error {
@@ -146,10 +166,28 @@ mod tests {
     fn the_first_group_that_names_a_tensor_counts() {
         let groups = ["*norm*:lr=2,decay=0", "*:decay=0.5", "a:lr=3"].map(|text| text.parse().unwrap()).to_vec();
         let optimization = Optimization { groups, weight_decay: 0.25, ..Default::default() };
-        let rates = |name: &str| optimization.rates(optimization.group_of(name));
+        let rates = |name: &str| optimization.rates(optimization.group_of(&trained(name, Rates::default())));
         assert_eq!([rates("a.norm.weight"), rates("b")], [(2.0, 0.0), (1.0, 0.5)]);
-        assert_eq!(optimization.rates(2), (3.0, 0.25));
-        assert_eq!(Optimization::default().rates(Optimization::default().group_of("b")), (1.0, 0.0));
+        assert_eq!(optimization.rates(RatesOf::Group(2)), (3.0, 0.25));
+        let none = Optimization::default();
+        assert_eq!(none.rates(none.group_of(&trained("b", Rates::default()))), (1.0, 0.0));
+    }
+
+    #[test]
+    fn a_group_of_the_user_s_wins_over_the_method_s_rates() {
+        let own = Rates { lr_factor: 16.0, weight_decay: None };
+        let tensors = ["layers.0.b", "layers.1.b", "layers.0.c"].map(|name| trained(name, own));
+        let groups = vec!["*.c:decay=0.5".parse().unwrap()];
+        let optimization = Optimization { groups, weight_decay: 0.25, ..Default::default() };
+        let rates = tensors.each_ref().map(|t| optimization.rates(optimization.group_of(t)));
+        assert_eq!(rates, [(16.0, 0.25), (16.0, 0.25), (1.0, 0.5)]);
+        let plans = optimization.group_plans(&tensors).unwrap();
+        let found = plans.iter().map(|p| (&*p.group.pattern, p.group.lr_factor, p.by_method, p.tensors, p.trained));
+        assert_eq!(found.collect::<Vec<_>>(), [("*.c", 1.0, false, 1, 6), ("layers.*.b", 16.0, true, 2, 12)]);
+    }
+
+    fn trained(name: &str, rates: Rates) -> Trained {
+        Trained { name: name.into(), shape: vec![2, 3], parameter: 0, form: Form::Dense, rates }
     }
 
     #[test]
@@ -180,12 +218,7 @@ mod tests {
 
     #[test]
     fn a_group_without_a_tensor_is_refused_with_the_names_that_there_are() {
-        let trained = ["layers.0.norm", "layers.1.norm", "head"].map(|name| Trained {
-            name: name.into(),
-            shape: vec![2, 3],
-            parameter: 0,
-            form: Form::Dense,
-        });
+        let trained = ["layers.0.norm", "layers.1.norm", "head"].map(|name| trained(name, Rates::default()));
         let plans = |groups: &[&str]| {
             let groups = groups.iter().map(|text| text.parse().unwrap()).collect();
             Optimization { groups, ..Default::default() }.group_plans(&trained)

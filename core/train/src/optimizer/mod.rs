@@ -10,6 +10,8 @@ pub use group::{Group, GroupPlan};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::{DType, Graph, GraphError, Value};
+use sparta_model::method::Trained;
+use sparta_plugin::method::Rates;
 use std::fmt;
 use std::sync::Arc;
 
@@ -147,17 +149,32 @@ impl Default for Optimization {
     }
 }
 
+/// What decides a trained tensor's rates.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RatesOf {
+    /// The user's group at this position.
+    Group(usize),
+    /// The method, for a tensor in no group.
+    Method(Rates),
+}
+
 impl Optimization {
-    /// The position of a tensor's group; one beyond the last for tensors of none.
-    pub fn group_of(&self, tensor: &str) -> usize {
-        let found = self.groups.iter().position(|group| group.contains(tensor));
-        found.unwrap_or(self.groups.len())
+    /// What decides a tensor's rates: the first of the user's groups that names it, else the method.
+    pub fn group_of(&self, tensor: &Trained) -> RatesOf {
+        let found = self.groups.iter().position(|group| group.contains(&tensor.name));
+        found.map_or(RatesOf::Method(tensor.rates), RatesOf::Group)
     }
 
-    /// Learning rate factor and weight decay of a group.
-    pub fn rates(&self, group: usize) -> (f32, f32) {
-        let Some(group) = self.groups.get(group) else { return (1.0, self.weight_decay) };
-        (group.lr_factor, group.weight_decay.unwrap_or(self.weight_decay))
+    /// Learning rate factor and weight decay.
+    pub fn rates(&self, of: RatesOf) -> (f32, f32) {
+        let (factor, decay) = match of {
+            RatesOf::Group(position) => match self.groups.get(position) {
+                Some(group) => (group.lr_factor, group.weight_decay),
+                None => (1.0, None),
+            },
+            RatesOf::Method(rates) => (rates.lr_factor as f32, rates.weight_decay.map(|decay| decay as f32)),
+        };
+        (factor, decay.unwrap_or(self.weight_decay))
     }
 }
 

@@ -1,4 +1,5 @@
 use super::add::add;
+use super::linear_few::{self, FewRows};
 use crate::bind::{Io, Kernel};
 use crate::memory::{Floats, Need, Ptr};
 use crate::parallel::tasks;
@@ -25,6 +26,9 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
         bias: if op.bias { Some(io.floats(2)?) } else { None },
         residual: op.residual_index().map(|i| io.floats(i)).transpose()?,
     };
+    if let Some(product) = product.few_rows() {
+        return Ok(product.kernel());
+    }
     if let Some(product) = product.bf16() {
         let need = Need { shared: product.scratch(), per_thread: 0 };
         return Ok(Kernel::new(need, move |scratch| {
@@ -80,6 +84,24 @@ impl<T: Real> Product<T> {
             product.residual = Some(output(residual)?);
         }
         Some(product)
+    }
+
+    /// The product of a few rows with columns that lie in one piece. Of bf16 by bf16 it is one row: more of them, which
+    /// training has, add in the order of all others.
+    fn few_rows(&self) -> Option<FewRows> {
+        let narrow = matches!((self.a, self.b), (Floats::Bf16(_), Floats::Bf16(_)));
+        if self.layout != Layout::Nt || self.size[0] > if narrow { 1 } else { linear_few::ROWS } {
+            return None;
+        }
+        Some(FewRows {
+            size: self.size,
+            scale: self.scale,
+            a: T::single(self.a)?,
+            b: T::single(self.b)?,
+            c: T::single(self.c)?,
+            bias: self.bias.and_then(T::single),
+            residual: self.residual.and_then(T::single),
+        })
     }
 
     /// Elements of the areas of a thread's scratch memory: converted blocks of b, of a and of c. The first holds the
@@ -244,9 +266,18 @@ mod tests {
 
     #[test]
     fn layouts_types_and_sizes() {
-        for size in
-            [[1, 1, 1], [3, 2, 1], [1, 7, 5], [17, 97, 33], [70, 200, 64], [520, 10, 8], [8, 100, 1030], [2, 3, 0]]
-        {
+        for size in [
+            [1, 1, 1],
+            [3, 2, 1],
+            [1, 7, 5],
+            [4, 300, 200],
+            [2, 70, 64],
+            [17, 97, 33],
+            [70, 200, 64],
+            [520, 10, 8],
+            [8, 100, 1030],
+            [2, 3, 0],
+        ] {
             for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
                 case(layout, size, DType::F32, None, false);
             }
@@ -259,7 +290,7 @@ mod tests {
 
     #[test]
     fn bias_and_residual() {
-        for size in [[5, 3, 4], [33, 130, 20], [600, 100, 3]] {
+        for size in [[5, 3, 4], [1, 130, 33], [3, 5, 70], [33, 130, 20], [600, 100, 3]] {
             for bias in [None, Some(DType::F32), Some(DType::BF16), Some(DType::F16)] {
                 for residual in [false, true] {
                     case(Layout::Nt, size, DType::F32, bias, residual);

@@ -28,6 +28,7 @@ mod gated_act;
 mod gather;
 mod grad_norm;
 mod linear;
+mod linear_few;
 mod map;
 mod moved;
 mod mul;

@@ -8,25 +8,30 @@ use sparta_plugin::method::*;
 
 struct Dora;
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank
+        dora_r: usize = 8, 1..=1024;
+        /// Scale: additions count alpha / r
+        dora_alpha: f64 = 16.0, Above(0.0, 1e6);
+    }
+}
+
 sparta_plugin::export_method!(Dora);
 
 impl Method for Dora {
     fn describe(&self) -> MethodInfo {
-        let scale = OptionKind::Float { min: 0.0, max: 1e6, min_open: true };
         MethodInfo {
             name: "dora".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "DoRA: trains low-rank changes of direction of q and v, and their rows' magnitudes".into(),
-            options: vec![
-                OptionInfo::new("dora-r", "Rank", OptionKind::Int { min: 1, max: 1024 }, 8),
-                OptionInfo::new("dora-alpha", "Scale: additions count alpha / r", scale, 16.0),
-            ],
+            options: Settings::declared(),
             default_lr: 2e-4,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let r = number(options, "dora-r")? as usize;
+        let r = Settings::read(options)?.dora_r;
         let choose = |p: &Parameter| match (p.role, &p.shape[..]) {
             (Role::Head, _) => Selection::Dense,
             (Role::QProj | Role::VProj, &[out, input]) => Selection::Reparam {
@@ -65,7 +70,8 @@ impl Method for Dora {
 /// `W'`, and the factor of each of its rows.
 fn changed(site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<(Value, Value), Error> {
     let &[a, b, magnitude] = extra else { return Err(Error::new("expected A, B and magnitudes")) };
-    let scale = (number(&site.options, "dora-alpha")? / number(&site.options, "dora-r")?) as f32;
+    let Settings { dora_r, dora_alpha } = Settings::read(&site.options)?;
+    let scale = (dora_alpha / dora_r as f64) as f32;
     let product = Linear { scale, ..Linear::plain(Layout::Nn) };
     let change = graph.one(product, &[b, a])?;
     let changed = graph.one(Add {}, &[change, w])?;

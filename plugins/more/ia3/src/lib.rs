@@ -51,6 +51,20 @@ impl Method for Ia3 {
         graph.one(Mul {}, &[y, extra[0]])
     }
 
+    /// Keys and values are scaled with their bias.
+    fn forward_with_bias(
+        &self,
+        _: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        let product = Linear { bias: true, ..Linear::plain(Layout::Nt) };
+        let y = graph.one(product, &[x, w, bias])?;
+        graph.one(Mul {}, &[y, extra[0]])
+    }
+
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         if site.parameter.role == Role::DownProj {
             return graph.one(Mul {}, &[w, extra[0]]);
@@ -58,5 +72,15 @@ impl Method for Ia3 {
         let columns = graph.one(Transpose {}, &[w])?;
         let scaled = graph.one(Mul {}, &[columns, extra[0]])?;
         graph.one(Transpose {}, &[scaled])
+    }
+
+    fn merge_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<[Value; 2], Error> {
+        Ok([self.merge(site, graph, w, extra)?, graph.one(Mul {}, &[bias, extra[0]])?])
     }
 }

@@ -6,6 +6,17 @@ use sparta_plugin::method::*;
 
 struct ByMagnitude;
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Fraction of the weights of linear layers that is trained
+        share: f64 = 0.05, Above(0.0, 1.0);
+        /// Train the smallest ones instead of the largest
+        smallest: bool = false;
+        /// Compare the weights of all layers with each other
+        whole_model: bool = false;
+    }
+}
+
 sparta_plugin::export_method!(ByMagnitude);
 
 impl Method for ByMagnitude {
@@ -14,32 +25,17 @@ impl Method for ByMagnitude {
             name: "magnitude".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "trains the weights of the largest or smallest magnitudes".into(),
-            options: vec![
-                OptionInfo::new(
-                    "share",
-                    "Fraction of the weights of linear layers that is trained",
-                    OptionKind::Float { min: 0.0, max: 1.0, min_open: true },
-                    0.05,
-                ),
-                OptionInfo::new("smallest", "Train the smallest ones instead of the largest", OptionKind::Bool, false),
-                OptionInfo::new(
-                    "whole-model",
-                    "Compare the weights of all layers with each other",
-                    OptionKind::Bool,
-                    false,
-                ),
-            ],
+            options: Settings::declared(),
             default_lr: 1.5e-5,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let (share, smallest, whole) =
-            (number(options, "share")?, flag(options, "smallest")?, flag(options, "whole-model")?);
+        let Settings { share, smallest, whole_model } = Settings::read(options)?;
         let magnitude = Magnitude {
             share,
             order: if smallest { Order::Smallest } else { Order::Largest },
-            scope: if whole { Scope::Model } else { Scope::Tensor },
+            scope: if whole_model { Scope::Model } else { Scope::Tensor },
         };
         let choose = |p: &Parameter| match p.role {
             Role::Head => Selection::Dense,

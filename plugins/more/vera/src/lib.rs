@@ -8,6 +8,15 @@ use sparta_plugin::method::*;
 
 struct Vera;
 
+sparta_plugin::options! {
+    struct Settings {
+        /// Rank of the projections
+        vera_r: usize = 256, 1..=65_536;
+        /// Initial value of the scales between them
+        vera_d: f64 = 0.1, Above(0.0, 1e3);
+    }
+}
+
 sparta_plugin::export_method!(Vera);
 
 fn is_target(parameter: &Parameter) -> bool {
@@ -16,21 +25,17 @@ fn is_target(parameter: &Parameter) -> bool {
 
 impl Method for Vera {
     fn describe(&self) -> MethodInfo {
-        let initial = OptionKind::Float { min: 0.0, max: 1e3, min_open: true };
         MethodInfo {
             name: "vera".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             summary: "VeRA: trains scales between random projections that q and v of all layers share".into(),
-            options: vec![
-                OptionInfo::new("vera-r", "Rank of the projections", OptionKind::Int { min: 1, max: 65_536 }, 256),
-                OptionInfo::new("vera-d", "Initial value of the scales between them", initial, 0.1),
-            ],
+            options: Settings::declared(),
             default_lr: 4e-3,
         }
     }
 
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
-        let (r, value) = (number(options, "vera-r")? as usize, number(options, "vera-d")?);
+        let Settings { vera_r: r, vera_d: value } = Settings::read(options)?;
         let largest = |side: usize| {
             let sizes = parameters.iter().filter(|p| is_target(p)).filter_map(|p| p.shape.get(side));
             sizes.copied().max().unwrap_or(0)

@@ -8,13 +8,18 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+#[doc(hidden)]
 pub mod backend;
+#[doc(hidden)]
 pub mod method;
+#[doc(hidden)]
 pub mod task;
 
 /// The object behind an exported interface, made when the host first asks for it.
 pub trait Exported: 'static {
+    /// `dyn Method`, `dyn Task` or `dyn BackendPlugin`.
     type Object: ?Sized + 'static;
+    /// It.
     fn object() -> &'static Self::Object;
 }
 
@@ -138,7 +143,8 @@ macro_rules! __entry {
 /// Makes this `cdylib` a plugin whose method is the given [`Method`](crate::method::Method). Once per library.
 ///
 /// `export_method!(entry: Lora)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_method {
     ($name:ident: $method:expr) => {
@@ -160,7 +166,8 @@ macro_rules! export_method {
 /// Makes this `cdylib` a plugin whose tasks are those of the given [`Task`](crate::task::Task). Once per library.
 ///
 /// `export_task!(entry: Glue)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_task {
     ($name:ident: $task:expr) => {
@@ -182,7 +189,8 @@ macro_rules! export_task {
 /// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per library.
 ///
 /// `export_backend!(entry: Cpu)` defines a public function `entry` instead, and exports nothing: a program can link
-/// many such crates and call their entry points itself, and [`export_entry!`] makes a library of one.
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
 #[macro_export]
 macro_rules! export_backend {
     ($name:ident: $backend:expr) => {

@@ -3,9 +3,9 @@
 use serde_json::json;
 use sparta_core::plugin::{Entry, PluginSet};
 use sparta_core::splits;
+use sparta_graph::{DType, Graph, Op, Plan, Value};
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
-use sparta_plugin::graph::{DType, Graph, Op, Plan, Value};
 use sparta_plugin::method::{GraphBuilder, Method, Options, Parameter, Role, Site};
 use sparta_plugin::task::{OpenRequest, Task};
 use std::cell::RefCell;
@@ -116,6 +116,12 @@ static METHOD: SpartaMethod = SpartaMethod {
     select: Some(answer_request),
     forward: Some(forward),
     merge: None,
+    forward_with_bias: None,
+    merge_with_bias: None,
+    penalty: None,
+    update: None,
+    steps: None,
+    on_step: None,
 };
 
 static TASK: SpartaTask = SpartaTask {
@@ -269,7 +275,7 @@ pub fn backend(bytes: &[u8]) -> bool {
     let Some(backend) = plugins.backends().first() else { return false };
     let listed = backend.devices().is_ok();
     let opened =
-        backend.open("d").map(|mut device| drop((device.info(), device.run_profiled(sparta_plugin::graph::PlanId(0)))));
+        backend.open("d").map(|mut device| drop((device.info(), device.run_profiled(sparta_graph::PlanId(0)))));
     listed && opened.is_ok()
 }
 

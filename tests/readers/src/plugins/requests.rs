@@ -3,11 +3,11 @@
 use serde_json::json;
 use sparta_backend_cpu::Cpu;
 use sparta_core::plugin::PluginSet;
+use sparta_graph::{Backend, BackendError, DeviceInfo, Graph, Plan, Value};
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
 use sparta_plugin::backend::{BackendPlugin, BackendPluginInfo};
 use sparta_plugin::export::{self, Exported};
-use sparta_plugin::graph::{Backend, BackendError, DeviceInfo, Graph, Plan, Value};
 use sparta_plugin::method::{GraphBuilder, Method, MethodInfo, Options, Parameter, Selection, Site};
 use sparta_plugin::task::{Dataset, Examples, OpenRequest, Recipe, Source, Take, Task, TaskPluginInfo};
 
@@ -159,8 +159,8 @@ fn prepare(plan: SpartaBytes) -> Option<SpartaStatus> {
 }
 
 pub fn good_requests() -> Vec<Vec<u8>> {
-    use sparta_plugin::graph::DType;
-    use sparta_plugin::graph::ops::{Add, Store};
+    use sparta_graph::DType;
+    use sparta_graph::ops::{Add, Store};
     let parameter = json!({"name": "w", "shape": [3, 4], "dtype": "f32", "role": "q_proj", "layer": 0});
     let site = json!({"parameter": parameter, "options": {"lora-r": 2}, "training": true});
     let mut graph = Graph::new();

@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
 
+use crate::simd::sum_lanes;
+
 /// The instructions that multiply. The others exist only where the processor has what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -23,7 +25,7 @@ impl Unit {
         #[cfg(target_arch = "x86_64")]
         let fast = {
             use std::arch::is_x86_feature_detected as has;
-            let avx2 = has!("avx2") && has!("fma");
+            let avx2 = has!("avx2") && has!("fma") && has!("f16c");
             let avx512 = avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512vl");
             let dot_product = avx512 && has!("avx512bf16");
             [(Unit::DotProduct, dot_product), (Unit::Avx512, avx512), (Unit::Avx2, avx2)]
@@ -95,11 +97,16 @@ pub trait Isa {
     unsafe fn broadcast(x: f32) -> Self::Vector;
     unsafe fn load(p: *const f32) -> Self::Vector;
     unsafe fn load_bf16(p: *const u16) -> Self::Vector;
+    unsafe fn load_f16(p: *const u16) -> Self::Vector;
     unsafe fn store(p: *mut f32, x: Self::Vector);
     /// Rounds as [`round`] does.
     unsafe fn store_bf16(p: *mut u16, x: Self::Vector);
     unsafe fn add(x: Self::Vector, y: Self::Vector) -> Self::Vector;
     unsafe fn multiply(x: Self::Vector, y: Self::Vector) -> Self::Vector;
+    /// `x y + acc`, rounded once.
+    unsafe fn multiply_add(x: Self::Vector, y: Self::Vector, acc: Self::Vector) -> Self::Vector;
+    /// The sum of the lanes: the upper half is added to the lower one until one is left.
+    unsafe fn sum(x: Self::Vector) -> f32;
     unsafe fn pairs(p: *const u32) -> Self::Pairs;
     /// The pair at p, which need not be aligned, in all lanes.
     unsafe fn splat(p: *const u32) -> Self::Pairs;
@@ -140,6 +147,12 @@ impl Isa for Plain {
     }
 
     #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> [f32; 8] {
+        // SAFETY: as above.
+        unsafe { p.cast::<[u16; 8]>().read_unaligned().map(|x| half::f16::from_bits(x).to_f32()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(p: *mut f32, x: [f32; 8]) {
         // SAFETY: as above.
         unsafe { p.cast::<[f32; 8]>().write_unaligned(x) }
@@ -159,6 +172,16 @@ impl Isa for Plain {
     #[inline(always)]
     unsafe fn multiply(x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| x[i] * y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_add(x: [f32; 8], y: [f32; 8], acc: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::mul_add(x[i], y[i], acc[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn sum(x: [f32; 8]) -> f32 {
+        sum_lanes(x)
     }
 
     #[inline(always)]
@@ -207,11 +230,11 @@ macro_rules! for_units {
                 // SAFETY: the caller of the outer function vouches for the arguments.
                 unsafe { $body }
             }
-            $crate::product::for_units!(@x86 "avx2,fma,avx512f,avx512bw,avx512vl,avx512bf16",
+            $crate::product::for_units!(@x86 "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16",
                 dot_product, DotProduct, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
-            $crate::product::for_units!(@x86 "avx2,fma,avx512f,avx512bw,avx512vl",
+            $crate::product::for_units!(@x86 "avx2,fma,f16c,avx512f,avx512bw,avx512vl",
                 avx512, Avx512, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
-            $crate::product::for_units!(@x86 "avx2,fma", avx2, Avx2, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
+            $crate::product::for_units!(@x86 "avx2,fma,f16c", avx2, Avx2, [$($N)?], [$($arg: $ty),*], [$($ret)?]);
             use $crate::product::Unit;
             // SAFETY: as in `body`; the caller has found the instructions on this machine.
             unsafe {

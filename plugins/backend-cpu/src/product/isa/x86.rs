@@ -13,7 +13,8 @@ pub struct Avx2;
 
 /// The methods of [`Isa`] that are one instruction.
 macro_rules! vectors {
-    ($vector:ty, $zero:ident, $broadcast:ident, $load:ident, $store:ident, $add:ident, $multiply:ident) => {
+    ($vector:ty, $zero:ident, $broadcast:ident, $load:ident, $store:ident, $add:ident, $multiply:ident,
+     $multiply_add:ident, $half:ident, $sum:ident) => {
         type Vector = $vector;
 
         #[inline(always)]
@@ -51,6 +52,24 @@ macro_rules! vectors {
             // SAFETY: as above.
             unsafe { $multiply(x, y) }
         }
+
+        #[inline(always)]
+        unsafe fn multiply_add(x: $vector, y: $vector, acc: $vector) -> $vector {
+            // SAFETY: as above.
+            unsafe { $multiply_add(x, y, acc) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(x: $vector) -> f32 {
+            // SAFETY: as above.
+            unsafe { $sum(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(p: *const u16) -> $vector {
+            // SAFETY: as above; a vector of f16 is half as long.
+            unsafe { $half(p.cast::<[u16; Self::LANES]>().read_unaligned()) }
+        }
     };
 }
 
@@ -63,7 +82,10 @@ macro_rules! vectors512 {
             _mm512_loadu_ps,
             _mm512_storeu_ps,
             _mm512_add_ps,
-            _mm512_mul_ps
+            _mm512_mul_ps,
+            _mm512_fmadd_ps,
+            widen_halves512,
+            sum512
         );
 
         #[inline(always)]
@@ -155,7 +177,10 @@ impl Isa for Avx2 {
         _mm256_loadu_ps,
         _mm256_storeu_ps,
         _mm256_add_ps,
-        _mm256_mul_ps
+        _mm256_mul_ps,
+        _mm256_fmadd_ps,
+        widen_halves256,
+        sum256
     );
 
     #[inline(always)]
@@ -211,5 +236,44 @@ unsafe fn widen256(x: __m256i) -> [__m256; 2] {
     unsafe {
         let odd = _mm256_and_si256(x, _mm256_set1_epi32(-65536));
         [_mm256_castsi256_ps(odd), _mm256_castsi256_ps(_mm256_slli_epi32(x, 16))]
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn widen_halves512(x: [u16; 16]) -> __m512 {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { _mm512_cvtph_ps(transmute::<[u16; 16], __m256i>(x)) }
+}
+
+/// # Safety
+/// The processor has F16C.
+#[inline(always)]
+unsafe fn widen_halves256(x: [u16; 8]) -> __m256 {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { _mm256_cvtph_ps(transmute::<[u16; 8], __m128i>(x)) }
+}
+
+/// # Safety
+/// The processor has AVX-512 F.
+#[inline(always)]
+unsafe fn sum512(x: __m512) -> f32 {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(x)));
+        sum256(_mm256_add_ps(_mm512_castps512_ps256(x), upper))
+    }
+}
+
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn sum256(x: __m256) -> f32 {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe {
+        let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
     }
 }

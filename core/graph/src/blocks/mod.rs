@@ -1,0 +1,135 @@
+//! Block formats of quantised weights, as GGUF files hold them: a block of neighbouring elements of a row has scales of its
+//! own beside a few bits per element. Decoding gives the numbers of llama.cpp's reference, bit for bit in f32.
+
+mod by256;
+mod by32;
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// How a row of a quantised weight is stored. Names are those of GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocks {
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q4K,
+    Q5K,
+    Q6K,
+}
+
+impl Blocks {
+    pub const ALL: [Blocks; 8] =
+        [Blocks::Q4_0, Blocks::Q4_1, Blocks::Q5_0, Blocks::Q5_1, Blocks::Q8_0, Blocks::Q4K, Blocks::Q5K, Blocks::Q6K];
+
+    /// Elements of a block.
+    pub fn elements(self) -> usize {
+        match self {
+            Blocks::Q4K | Blocks::Q5K | Blocks::Q6K => by256::ELEMENTS,
+            _ => by32::ELEMENTS,
+        }
+    }
+
+    /// Bytes of a block.
+    pub fn bytes(self) -> usize {
+        match self {
+            Blocks::Q4_0 => 18,
+            Blocks::Q4_1 => 20,
+            Blocks::Q5_0 => 22,
+            Blocks::Q5_1 => 24,
+            Blocks::Q8_0 => 34,
+            Blocks::Q4K => 144,
+            Blocks::Q5K => 176,
+            Blocks::Q6K => 210,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Blocks::Q4_0 => "Q4_0",
+            Blocks::Q4_1 => "Q4_1",
+            Blocks::Q5_0 => "Q5_0",
+            Blocks::Q5_1 => "Q5_1",
+            Blocks::Q8_0 => "Q8_0",
+            Blocks::Q4K => "Q4_K",
+            Blocks::Q5K => "Q5_K",
+            Blocks::Q6K => "Q6_K",
+        }
+    }
+
+    /// Decodes whole blocks, `out.len() / elements` of them; what lies beyond the shorter of the two is left as it is.
+    pub fn decode(self, blocks: &[u8], out: &mut [f32]) {
+        match self {
+            Blocks::Q4_0 => each(blocks, out, by32::q4_0),
+            Blocks::Q4_1 => each(blocks, out, by32::q4_1),
+            Blocks::Q5_0 => each(blocks, out, by32::q5_0),
+            Blocks::Q5_1 => each(blocks, out, by32::q5_1),
+            Blocks::Q8_0 => each(blocks, out, by32::q8_0),
+            Blocks::Q4K => each(blocks, out, by256::q4_k),
+            Blocks::Q5K => each(blocks, out, by256::q5_k),
+            Blocks::Q6K => each(blocks, out, by256::q6_k),
+        }
+    }
+}
+
+/// Rounds values to blocks of Q8_0 as llama.cpp's reference does, bit for bit; what is no whole block is left out.
+pub fn encode_q8_0(values: &[f32]) -> Vec<u8> {
+    values.as_chunks().0.iter().flat_map(by32::encode_q8_0).collect()
+}
+
+impl fmt::Display for Blocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+fn each<const BYTES: usize, const ELEMENTS: usize>(
+    blocks: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
+) {
+    let (blocks, out) = (blocks.as_chunks().0, out.as_chunks_mut().0);
+    blocks.iter().zip(out).for_each(|(block, values)| decode(block, values));
+}
+
+/// The little-endian f16 at byte `at`, as f32.
+fn half(block: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// `testdata/blocks.json` is what `testdata/make_blocks.py` makes with the Python package `gguf`.
+    #[test]
+    fn values_are_those_of_the_reference_bit_for_bit() {
+        let golden: Value = serde_json::from_str(include_str!("../testdata/blocks.json")).unwrap();
+        for format in Blocks::ALL {
+            let case = &golden[format.name()];
+            let text = |key: &str| case[key].as_str().unwrap();
+            let hex = |text: &str| -> Vec<u8> {
+                text.as_bytes()
+                    .chunks(2)
+                    .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+                    .collect()
+            };
+            let (bytes, expected) = (hex(text("blocks")), hex(text("values")));
+            let blocks = bytes.len() / format.bytes();
+            assert!(blocks >= 4 && bytes.len() == blocks * format.bytes(), "{format}");
+            let mut values = vec![f32::NAN; blocks * format.elements()];
+            format.decode(&bytes, &mut values);
+            let got: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert!(got == expected, "{format}: {values:?}");
+            if format == Blocks::Q8_0 {
+                let floats: Vec<f32> =
+                    hex(text("floats")).as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+                assert_eq!(encode_q8_0(&floats), hex(text("rounded")));
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Types of tensors by their numbers in a file.
+
+use sparta_graph::{Blocks, DType};
+use sparta_model::Stored;
+
+/// Those that are read, and written.
+const READ: [(u32, Stored); 11] = [
+    (0, Stored::Plain(DType::F32)),
+    (1, Stored::Plain(DType::F16)),
+    (30, Stored::Plain(DType::BF16)),
+    (2, Stored::Blocks(Blocks::Q4_0)),
+    (3, Stored::Blocks(Blocks::Q4_1)),
+    (6, Stored::Blocks(Blocks::Q5_0)),
+    (7, Stored::Blocks(Blocks::Q5_1)),
+    (8, Stored::Blocks(Blocks::Q8_0)),
+    (12, Stored::Blocks(Blocks::Q4K)),
+    (13, Stored::Blocks(Blocks::Q5K)),
+    (14, Stored::Blocks(Blocks::Q6K)),
+];
+
+/// Names of others, for messages.
+const OTHERS: [(u32, &str); 20] = [
+    (9, "Q8_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (34, "TQ1_0"),
+    (39, "MXFP4"),
+];
+
+/// The number of a type.
+pub fn number(stored: Stored) -> Option<u32> {
+    READ.iter().find(|(_, known)| *known == stored).map(|(number, _)| *number)
+}
+
+/// How the values of a type are stored. Errors: a type that is not read.
+pub(super) fn stored(kind: u32) -> std::result::Result<Stored, String> {
+    if let Some((_, stored)) = READ.iter().find(|(number, _)| *number == kind) {
+        return Ok(*stored);
+    }
+    let known = OTHERS.iter().find(|(number, _)| *number == kind);
+    Err(format!(
+        "has the type {}, which is not read; take a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K \
+         (Q4_K_M, for one, has only these)",
+        known.map_or(format!("of number {kind}"), |(_, name)| (*name).to_owned())
+    ))
+}

@@ -1,0 +1,192 @@
+//! What a method may answer for a parameter, checked.
+
+use super::magnitude;
+use crate::{Error, Result};
+use sparta_plugin::method::{ExtraTensor, Init, Magnitude, MethodInfo, Parameter, Rates, Scored, Selection};
+use std::collections::BTreeMap;
+
+/// Takes off the rates, those of the run where a selection has none.
+///
+/// Errors: a selection that breaks the rules of [`Selection`].
+pub fn checked(
+    info: &MethodInfo,
+    parameters: &[Parameter],
+    selections: Vec<Selection>,
+) -> Result<Vec<(Selection, Rates)>> {
+    if selections.len() != parameters.len() {
+        return Err(broken(info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
+    }
+    let mut plain = Vec::with_capacity(selections.len());
+    for (parameter, selection) in parameters.iter().zip(selections) {
+        let (selection, rates) = match selection {
+            Selection::Rated { rates, selection } => (*selection, rates),
+            selection => (selection, Rates::default()),
+        };
+        check(info, parameter, &selection)?;
+        check_rates(&rates).map_err(|why| broken(info, format!("{}: {why}", parameter.name)))?;
+        if rates != Rates::default() && matches!(selection, Selection::Frozen | Selection::Reparam { .. }) {
+            let why = "has rates as a whole; only dense and sparse selections and added tensors have them";
+            return Err(broken(info, format!("{} {why}", parameter.name)));
+        }
+        plain.push((selection, rates));
+    }
+    check_shared(info, plain.iter().map(|(selection, _)| selection))?;
+    Ok(plain)
+}
+
+/// Whether an index set goes with it.
+pub fn is_sparse(selection: &Selection) -> bool {
+    use Selection::*;
+    matches!(selection, Sparse { .. } | Chosen { .. } | Magnitude(_) | Scored(_))
+}
+
+/// Elements that a sparse selection of `numel` is expected to train; 0 for another.
+pub fn expected(selection: &Selection, numel: u64) -> usize {
+    match selection {
+        Selection::Chosen { indices } => indices.len(),
+        Selection::Magnitude(rule) => magnitude::expected(*rule, numel) as usize,
+        Selection::Scored(scored) => magnitude::expected(scored.rule(), numel) as usize,
+        Selection::Sparse { probability } => (numel as f64 * probability).round() as usize,
+        Selection::Frozen | Selection::Dense | Selection::Reparam { .. } | Selection::Rated { .. } => 0,
+    }
+}
+
+/// Errors: a shared tensor that two weights describe differently, or that follows from one of them.
+fn check_shared<'a>(info: &MethodInfo, selections: impl Iterator<Item = &'a Selection>) -> Result<()> {
+    let mut known: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
+    let tensors = selections.filter_map(|selection| match selection {
+        Selection::Reparam { tensors } => Some(tensors),
+        _ => None,
+    });
+    for tensor in tensors.flatten().filter(|tensor| tensor.shared) {
+        let first = known.entry(&tensor.name).or_insert(tensor);
+        if *first != tensor {
+            return Err(broken(info, format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name)));
+        }
+        if tensor.init == Init::RowNorms {
+            return Err(broken(info, format!("the shared tensor `{}` has the row norms of one weight", tensor.name)));
+        }
+    }
+    Ok(())
+}
+
+fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Result<()> {
+    let name = &parameter.name;
+    match selection {
+        Selection::Frozen | Selection::Dense => Ok(()),
+        Selection::Rated { .. } => Err(broken(info, format!("{name} has rates within rates"))),
+        Selection::Sparse { probability } if !(*probability > 0.0 && *probability <= 1.0) => {
+            Err(broken(info, format!("the probability {probability} for {name} is not in (0, 1]")))
+        }
+        Selection::Magnitude(Magnitude { share, .. }) | Selection::Scored(Scored { share, .. })
+            if !(*share > 0.0 && *share <= 1.0) =>
+        {
+            Err(broken(info, format!("the share {share} of {name} is not in (0, 1]")))
+        }
+        sparse if is_sparse(sparse) && parameter.numel() >= 1 << 32 => {
+            Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
+        }
+        Selection::Chosen { indices } => {
+            let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
+            match ascending && indices.last().is_none_or(|&last| u64::from(last) < parameter.numel()) {
+                true => Ok(()),
+                false => Err(broken(info, format!("the elements chosen of {name} do not ascend within its shape"))),
+            }
+        }
+        Selection::Scored(Scored { score, .. }) if score.count() == 0 => {
+            Err(broken(info, format!("the elements of {name} are scored by nothing: {score:?}")))
+        }
+        Selection::Sparse { .. } | Selection::Magnitude(_) | Selection::Scored(_) => Ok(()),
+        Selection::Reparam { tensors } => tensors.iter().try_for_each(|tensor| check_extra(info, parameter, tensor)),
+    }
+}
+
+fn check_extra(info: &MethodInfo, parameter: &Parameter, tensor: &ExtraTensor) -> Result<()> {
+    let (name, ExtraTensor { name: extra, shape, init, rates, .. }) = (&parameter.name, tensor);
+    if extra.is_empty() || shape.contains(&0) {
+        return Err(broken(info, format!("the extra tensor `{extra}` {shape:?} of {name} is empty")));
+    }
+    check_rates(rates).map_err(|why| broken(info, format!("`{extra}` of {name}: {why}")))?;
+    let rows = &parameter.shape[..1];
+    if *init == Init::RowNorms && shape != rows {
+        return Err(broken(info, format!("`{extra}` has the norms of the rows of {name}, so {rows:?}, got {shape:?}")));
+    }
+    Ok(())
+}
+
+fn check_rates(rates: &Rates) -> std::result::Result<(), String> {
+    let Rates { lr_factor, weight_decay } = *rates;
+    if !((lr_factor as f32) > 0.0 && (lr_factor as f32).is_finite()) {
+        return Err(format!("the learning rate's factor must be a number above 0, got {lr_factor}"));
+    }
+    match weight_decay {
+        Some(decay) if !(decay >= 0.0 && (decay as f32).is_finite()) => {
+            Err(format!("the weight decay must be a number of at least 0, got {decay}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn broken(info: &MethodInfo, what: String) -> Error {
+    Error::Method(format!("method `{}` {} broke its contract: {what}", info.name, info.version))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparta_graph::DType;
+    use sparta_plugin::method::{Order, Role, Scope, Score};
+
+    fn answer(selection: Selection) -> std::result::Result<(Selection, Rates), String> {
+        let info = MethodInfo {
+            name: "m".into(),
+            version: "1".into(),
+            summary: String::new(),
+            options: vec![],
+            default_lr: 1.0,
+        };
+        let (name, shape) = ("w".to_owned(), vec![4, 6]);
+        let w = Parameter { name, shape, dtype: DType::F32, role: Role::QProj, layer: Some(0) };
+        let mut all = checked(&info, &[w], vec![selection]).map_err(|e| e.to_string())?;
+        Ok(all.remove(0))
+    }
+
+    #[test]
+    fn rates_go_with_what_is_trained_as_a_whole() {
+        let rates = Rates { lr_factor: 0.5, weight_decay: Some(0.0) };
+        assert_eq!(answer(Selection::Dense.rated(rates)), Ok((Selection::Dense, rates)));
+        assert_eq!(answer(Selection::Dense), Ok((Selection::Dense, Rates::default())));
+        let extra = |rates| vec![ExtraTensor::new("a", [2], Init::Zeros).rated(rates)];
+        let reparam = Selection::Reparam { tensors: extra(rates) };
+        assert_eq!(answer(reparam.clone()), Ok((reparam.clone(), Rates::default())));
+        let refused = |selection: Selection, why: &str| {
+            let message = answer(selection).unwrap_err();
+            assert!(message.contains(why), "{message}");
+        };
+        refused(reparam.rated(rates), "w has rates as a whole");
+        refused(Selection::Frozen.rated(rates), "w has rates as a whole");
+        refused(Selection::Dense.rated(rates).rated(rates), "rates within rates");
+        for (lr_factor, weight_decay, why) in [
+            (0.0, None, "a number above 0, got 0"),
+            (1e-50, None, "a number above 0"),
+            (f64::INFINITY, None, "got inf"),
+            (1.0, Some(-0.5), "at least 0, got -0.5"),
+        ] {
+            let rates = Rates { lr_factor, weight_decay };
+            refused(Selection::Dense.rated(rates), why);
+            refused(Selection::Reparam { tensors: extra(rates) }, why);
+        }
+    }
+
+    #[test]
+    fn the_expected_number_of_elements_is_that_of_the_scope() {
+        let score = Score::Gradient { batches: 1, squared: false };
+        let scored = |share, scope| Selection::Scored(Scored { share, order: Order::Largest, scope, score });
+        assert_eq!(expected(&scored(0.25, Scope::Tensor), 24), 6);
+        assert_eq!(expected(&scored(0.3, Scope::Group(3)), 24), 8);
+        assert!(answer(scored(0.0, Scope::Model)).unwrap_err().contains("the share 0 of w"));
+        let none = Score::Change { steps: 0 };
+        let scored = Scored { share: 0.5, order: Order::Largest, scope: Scope::Tensor, score: none };
+        assert!(answer(Selection::Scored(scored)).unwrap_err().contains("scored by nothing"));
+    }
+}

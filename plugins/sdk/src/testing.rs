@@ -1,0 +1,418 @@
+//! Tests of a method without a model: what it computes in a layer, on any [`Backend`]. `sparta-cli plugin check` runs them on
+//! the CPU backend in f64; a plugin's own tests can, too, with `sparta-backend-cpu` among its dev-dependencies:
+//!
+//! ```ignore
+//! use sparta_plugin::testing::layers;
+//!
+//! #[test]
+//! fn merged_layers_compute_the_same() {
+//!     let mut backend = sparta_backend_cpu::Reference::new(None).unwrap();
+//!     for layer in layers(&MyMethod, &Options::new()).unwrap() {
+//!         layer.check_gradients(&mut backend).unwrap();
+//!         layer.check_merge(&mut backend).unwrap();
+//!     }
+//! }
+//! ```
+
+use crate::Error;
+use crate::backend::Backend;
+use crate::method::{ExtraTensor, GraphBuilder, Init, Method, Options, Parameter, Role, Selection, Site};
+use sparta_graph::ops::{Add, Layout, Linear, Mul, RowSum, Scale, Store};
+use sparta_graph::{DType, GradRequest, Graph, Op, Plan, Value, gradients, philox4x32_10};
+use std::f64::consts::TAU;
+
+/// An f32 tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its elements, row by row.
+    pub values: Vec<f32>,
+}
+
+impl Tensor {
+    /// Of values that are computed from their positions.
+    pub fn new(shape: &[usize], value: impl Fn(usize) -> f64) -> Tensor {
+        Tensor { shape: shape.to_vec(), values: (0..shape.iter().product()).map(|i| value(i) as f32).collect() }
+    }
+
+    /// Normal numbers that follow from the seed.
+    pub fn normal(shape: &[usize], seed: u32) -> Tensor {
+        Tensor::new(shape, |i| {
+            let words = philox4x32_10([i as u32, 0, 0, 0], [seed, 1]);
+            let [u, v] = [words[0], words[1]].map(|word| (f64::from(word) + 0.5) / 2f64.powi(32));
+            (-2.0 * u.ln()).sqrt() * (TAU * v).cos()
+        })
+    }
+
+    /// The largest magnitude; NaN counts as infinite.
+    pub fn largest(&self) -> f64 {
+        let magnitude = |x: &f32| if x.is_nan() { f64::INFINITY } else { f64::from(x.abs()) };
+        self.values.iter().map(magnitude).fold(0.0, f64::max)
+    }
+
+    /// By how much two tensors of a shape differ, relative to the largest magnitude of `self`; infinite where one of them is
+    /// not finite.
+    pub fn difference(&self, other: &Tensor) -> f64 {
+        let (a, b) = (self.values.iter(), other.values.iter());
+        let both = Tensor { shape: self.shape.clone(), values: a.zip(b).map(|(a, b)| a - b).collect() };
+        both.largest() / self.largest().max(f64::MIN_POSITIVE)
+    }
+}
+
+/// A graph, as a method sees it in tests.
+struct Recorder {
+    graph: Graph,
+    rng: Value,
+    training: bool,
+}
+
+impl Recorder {
+    /// With inputs of these shapes, and their values in the graph.
+    fn new(inputs: &[Tensor], training: bool) -> (Recorder, Vec<Value>) {
+        let mut graph = Graph::new();
+        let external = |(i, input): (usize, &Tensor)| graph.external(format!("in{i}"), DType::F32, &*input.shape);
+        let values = inputs.iter().enumerate().map(external).collect();
+        let rng = graph.external("rng", DType::U32, [4]);
+        (Recorder { graph, rng, training }, values)
+    }
+}
+
+impl GraphBuilder for Recorder {
+    fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error> {
+        if !op.writes().is_empty() {
+            return Err(Error(format!("a method cannot use `{}`: it changes tensors in place", op.name())));
+        }
+        self.graph.apply(op, inputs).map_err(|e| Error(e.to_string()))
+    }
+
+    fn shape(&self, value: Value) -> Result<Vec<usize>, Error> {
+        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| Error(e.to_string()))
+    }
+
+    fn rng(&mut self) -> Result<Value, Error> {
+        match self.training {
+            true => Ok(self.rng),
+            false => Err(Error::new("there is no random input while evaluating: leave dropout out")),
+        }
+    }
+}
+
+/// Builds a graph on inputs and computes its outputs.
+///
+/// Errors: those of `build`; what the backend cannot do.
+pub fn evaluate(
+    backend: &mut dyn Backend,
+    inputs: &[Tensor],
+    build: impl FnOnce(&mut dyn GraphBuilder, &[Value]) -> Result<Vec<Value>, Error>,
+) -> Result<Vec<Tensor>, Error> {
+    compute(backend, inputs, false, |recorder, values| build(recorder, values))
+}
+
+fn compute(
+    backend: &mut dyn Backend,
+    inputs: &[Tensor],
+    training: bool,
+    build: impl FnOnce(&mut Recorder, &[Value]) -> Result<Vec<Value>, Error>,
+) -> Result<Vec<Tensor>, Error> {
+    let fail = |e: &dyn std::fmt::Display| Error(e.to_string());
+    let (mut recorder, values) = Recorder::new(inputs, training);
+    let outputs = build(&mut recorder, &values)?;
+    let mut graph = recorder.graph;
+    let mut shapes = Vec::new();
+    for (i, &output) in outputs.iter().enumerate() {
+        let shape = graph.shape(output).map_err(|e| fail(&e))?.to_vec();
+        let out = graph.external(format!("out{i}"), DType::F32, &*shape);
+        graph.apply(Store {}.into(), &[out, output]).map_err(|e| fail(&e))?;
+        shapes.push(shape);
+    }
+    let plan = Plan::build(&graph, false);
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let mut buffers = Vec::new();
+    for external in &plan.externals {
+        let buffer = backend.alloc(external.ty.dtype, external.ty.numel(), &external.name).map_err(|e| fail(&e))?;
+        let data = match external.name.strip_prefix("in").and_then(|i| inputs.get(i.parse::<usize>().ok()?)) {
+            Some(input) => bytes(&input.values),
+            None if external.name == "rng" => [1u32, 2, 3, 4].iter().flat_map(|word| word.to_le_bytes()).collect(),
+            None => vec![0; external.ty.bytes()],
+        };
+        backend.write(buffer, 0, &data).map_err(|e| fail(&e))?;
+        buffers.push(buffer);
+    }
+    let arena = plan.arena_buffers().iter().map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena"));
+    let arena = arena.collect::<Result<Vec<_>, _>>().map_err(|e| fail(&e))?;
+    let id = backend.prepare(&plan, &arena, &buffers).map_err(|e| fail(&e))?;
+    backend.run(id).map_err(|e| fail(&e))?;
+    let mut results = Vec::new();
+    for (i, shape) in shapes.into_iter().enumerate() {
+        let name = format!("out{i}");
+        let at = plan.externals.iter().position(|external| external.name == name);
+        let mut data = vec![0; 4 * shape.iter().product::<usize>()];
+        if let Some(at) = at {
+            backend.read(buffers[at], 0, &mut data).map_err(|e| fail(&e))?;
+        }
+        let values = data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        results.push(Tensor { shape, values });
+    }
+    backend.release(id);
+    arena.into_iter().chain(buffers).for_each(|buffer| backend.free(buffer));
+    Ok(results)
+}
+
+/// The tensors of a small classifier of two layers, of whose dimensions no two are alike: hidden 8, queries 12, keys and values
+/// 4, MLP 16.
+pub fn model() -> Vec<Parameter> {
+    let parameter = |name: String, shape: &[usize], role, layer| {
+        let shape = shape.to_vec();
+        Parameter { name, shape, dtype: DType::F32, role, layer }
+    };
+    let mut all = vec![parameter("model.embed_tokens.weight".into(), &[99, 8], Role::Embedding, None)];
+    for layer in 0..2 {
+        for (name, shape, role) in [
+            ("input_layernorm.weight", &[8][..], Role::Norm),
+            ("self_attn.q_proj.weight", &[12, 8], Role::QProj),
+            ("self_attn.k_proj.weight", &[4, 8], Role::KProj),
+            ("self_attn.v_proj.weight", &[4, 8], Role::VProj),
+            ("self_attn.o_proj.weight", &[8, 12], Role::OProj),
+            ("self_attn.q_proj.bias", &[12], Role::Bias),
+            ("self_attn.k_proj.bias", &[4], Role::Bias),
+            ("self_attn.v_proj.bias", &[4], Role::Bias),
+            ("post_attention_layernorm.weight", &[8], Role::Norm),
+            ("mlp.gate_proj.weight", &[16, 8], Role::GateProj),
+            ("mlp.up_proj.weight", &[16, 8], Role::UpProj),
+            ("mlp.down_proj.weight", &[8, 16], Role::DownProj),
+        ] {
+            all.push(parameter(format!("model.layers.{layer}.{name}"), shape, role, Some(layer)));
+        }
+    }
+    all.push(parameter("model.norm.weight".into(), &[8], Role::Norm, None));
+    all.push(parameter("score.weight".into(), &[2, 8], Role::Head, None));
+    all
+}
+
+/// A linear layer of [`model`] that a method reparametrises.
+pub struct Layer<'a> {
+    method: &'a dyn Method,
+    parameter: Parameter,
+    options: Options,
+    tensors: Vec<ExtraTensor>,
+}
+
+/// The layers of [`model`] that a method reparametrises; none for one that only chooses what is trained.
+///
+/// Errors: those of `select`; an answer of another length.
+pub fn layers<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer<'a>>, Error> {
+    let parameters = model();
+    let selections = method.select(&parameters, options)?;
+    if selections.len() != parameters.len() {
+        return Err(Error(format!("`select` answered for {} of {} tensors", selections.len(), parameters.len())));
+    }
+    let layer = |(parameter, selection)| match selection {
+        Selection::Reparam { tensors } if is_linear(&parameter) => {
+            Some(Layer { method, parameter, options: options.clone(), tensors })
+        }
+        _ => None,
+    };
+    Ok(parameters.into_iter().zip(selections).filter_map(layer).collect())
+}
+
+fn is_linear(parameter: &Parameter) -> bool {
+    parameter.role.is_projection() || parameter.role == Role::Head
+}
+
+/// Rows of the layers' inputs.
+const ROWS: usize = 5;
+
+/// Half the distance of the points that differences are taken between, in f64: a power of two, so that f32 holds it and its
+/// inverse.
+const STEP: f32 = 1.0 / 8192.0;
+
+/// What rounding and differences may add: results are read as f32, and a difference is off by a sixth of `STEP` squared times
+/// the third derivative.
+const TOLERANCE: f64 = 1e-5;
+
+/// Whether gradients could be compared with differences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradients {
+    /// They agree.
+    Agree,
+    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), so that differences say something else.
+    Detached,
+}
+
+impl Layer<'_> {
+    /// The name of its weight.
+    pub fn name(&self) -> &str {
+        &self.parameter.name
+    }
+
+    fn site(&self, training: bool) -> Site {
+        Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
+    }
+
+    /// x `[5, in]`, w `[out, in]`, and the added tensors: as they begin, or moved away from there where they are trained.
+    fn inputs(&self, moved: bool) -> Vec<Tensor> {
+        let (out, input) = (self.parameter.shape[0], self.parameter.shape[1]);
+        let w = Tensor::normal(&[out, input], 2);
+        let norm =
+            |row: usize| w.values[row * input..][..input].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let mut inputs = vec![Tensor::normal(&[ROWS, input], 1), w.clone()];
+        for (tensor, seed) in self.tensors.iter().zip(3..) {
+            let noise = Tensor::normal(&tensor.shape, seed);
+            let begin = |i: usize| match tensor.init {
+                Init::Zeros => 0.0,
+                // Any numbers of this size will do.
+                Init::Uniform { bound: size } | Init::Normal { std: size } => size * f64::from(noise.values[i]),
+                Init::Constant { value } => value,
+                Init::RowNorms => norm(i),
+            };
+            let change = Tensor::normal(&tensor.shape, seed + 100);
+            let change = |i: usize| if moved && tensor.trained { 0.1 * f64::from(change.values[i]) } else { 0.0 };
+            inputs.push(Tensor::new(&tensor.shape, |i| begin(i) + change(i)));
+        }
+        inputs
+    }
+
+    /// The names of the operations that `forward` adds.
+    ///
+    /// Errors: those of `forward`.
+    pub fn operations(&self, training: bool) -> Result<Vec<&'static str>, Error> {
+        let (mut recorder, values) = Recorder::new(&self.inputs(false), training);
+        self.forward(&mut recorder, &values)?;
+        Ok(recorder.graph.nodes().iter().map(|node| node.op.name()).collect())
+    }
+
+    fn forward(&self, graph: &mut Recorder, values: &[Value]) -> Result<Value, Error> {
+        let site = self.site(graph.training);
+        let y = self.method.forward(&site, graph, values[0], values[1], &values[2..])?;
+        let (got, expected) = (graph.shape(y)?, [ROWS, self.parameter.shape[0]]);
+        match got == expected {
+            true => Ok(y),
+            false => Err(self.wrong(format!("`forward` gave the shape {got:?}, expected {expected:?}"))),
+        }
+    }
+
+    fn wrong(&self, what: String) -> Error {
+        Error(format!("{}: {what}", self.name()))
+    }
+
+    /// By how much the method changes what the layer computes before anything is trained, relative to the largest output.
+    ///
+    /// Errors: those of `forward` and of the backend.
+    pub fn change_at_start(&self, backend: &mut dyn Backend) -> Result<f64, Error> {
+        let outputs = compute(backend, &self.inputs(false), false, |graph, values| {
+            let plain = plain(graph, values[0], values[1])?;
+            Ok(vec![plain, self.forward(graph, values)?])
+        })?;
+        Ok(outputs[0].difference(&outputs[1]))
+    }
+
+    /// Whether a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a backend in
+    /// f64.
+    ///
+    /// Errors: it does not; those of `forward`, `merge` and the backend.
+    pub fn check_merge(&self, backend: &mut dyn Backend) -> Result<(), Error> {
+        let outputs = compute(backend, &self.inputs(true), false, |graph, values| {
+            let y = self.forward(graph, values)?;
+            let merged = self.method.merge(&self.site(false), graph, values[1], &values[2..])?;
+            let (got, expected) = (graph.shape(merged)?, &self.parameter.shape);
+            if got != *expected {
+                return Err(self.wrong(format!("`merge` gave the shape {got:?}, expected {expected:?}")));
+            }
+            Ok(vec![y, plain(graph, values[0], merged)?])
+        })?;
+        let difference = outputs[0].difference(&outputs[1]);
+        // Written so that NaN fails.
+        if difference <= TOLERANCE {
+            return Ok(());
+        }
+        Err(self.wrong(format!("the merged layer differs from `forward` by {difference:.1e} of the largest output")))
+    }
+
+    /// Compares the gradients of the trained tensors and of x with differences. Meant for a backend in f64.
+    ///
+    /// Errors: they disagree; a trained tensor that no gradient reaches; those of `forward` and of the backend.
+    pub fn check_gradients(&self, backend: &mut dyn Backend) -> Result<Gradients, Error> {
+        let inputs = self.inputs(true);
+        let trained = self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained).map(|(i, _)| i + 2);
+        let moved: Vec<usize> = [0].into_iter().chain(trained).collect();
+        let directions = moved.iter().zip(200..).map(|(&at, seed)| Tensor::normal(&inputs[at].shape, seed));
+        let directions: Vec<Tensor> = directions.collect();
+        let upstream = Tensor::normal(&[ROWS, self.parameter.shape[0]], 300);
+        let all = [&inputs[..], &directions, &[upstream]].concat();
+        let mut detached = false;
+        let outputs = compute(backend, &all, true, |graph, values| {
+            let (own, given) = values.split_at(inputs.len());
+            let (directions, upstream) = given.split_at(moved.len());
+            let mut differences = Vec::new();
+            for (&at, &direction) in moved.iter().zip(directions) {
+                differences.push(self.difference(graph, own, (at, direction), upstream[0])?);
+            }
+            let y = self.forward(graph, own)?;
+            detached = graph.graph.nodes().iter().any(|node| matches!(node.op, Op::Detach(_)));
+            let requests: Vec<_> = moved.iter().map(|&at| (own[at], GradRequest::Dense)).collect();
+            let grads = gradients(&mut graph.graph, &[(y, upstream[0])], &requests);
+            let grads = grads.map_err(|e| self.wrong(self.with_names(&e.to_string())))?;
+            Ok([grads, differences].concat())
+        })?;
+        if detached {
+            return Ok(Gradients::Detached);
+        }
+        let (grads, differences) = outputs.split_at(moved.len());
+        for (i, &at) in moved.iter().enumerate() {
+            let along = |x: &f32, v: &f32| f64::from(*x) * f64::from(*v);
+            let products = || grads[i].values.iter().zip(&directions[i].values).map(|(g, v)| along(g, v));
+            let (analytic, size) = (products().sum::<f64>(), products().map(f64::abs).sum::<f64>());
+            let rows = differences[i].values.iter().map(|&row| f64::from(row));
+            let (numeric, rows) = (rows.clone().sum::<f64>(), rows.map(f64::abs).sum::<f64>());
+            // Written so that NaN fails.
+            let agree = (analytic - numeric).abs() <= TOLERANCE * (size + rows);
+            if !agree {
+                let name = if at == 0 { "x" } else { &self.tensors[at - 2].name };
+                return Err(self.wrong(format!(
+                    "the gradient of {name} along a direction is {analytic:e}, by differences {numeric:e}"
+                )));
+            }
+        }
+        Ok(Gradients::Agree)
+    }
+
+    /// The sums over rows `[5, 1]` of how the outputs, weighted by `upstream`, change along a direction of an input.
+    fn difference(
+        &self,
+        graph: &mut Recorder,
+        values: &[Value],
+        (at, direction): (usize, Value),
+        upstream: Value,
+    ) -> Result<Value, Error> {
+        let mut at_step = |step: f32| {
+            let mut values = values.to_vec();
+            let change = one(graph, Scale { factor: step }, &[direction])?;
+            values[at] = one(graph, Add {}, &[values[at], change])?;
+            let y = self.forward(graph, &values)?;
+            one(graph, Scale { factor: 0.5 / step }, &[y])
+        };
+        // Both are divided by the distance, the second with its sign.
+        let (after, before) = (at_step(STEP)?, at_step(-STEP)?);
+        let slope = one(graph, Add {}, &[after, before])?;
+        let weighted = one(graph, Mul {}, &[slope, upstream])?;
+        one(graph, RowSum {}, &[weighted])
+    }
+
+    /// A message about inputs with the names of the added tensors.
+    fn with_names(&self, message: &str) -> String {
+        let named = |message: String, (i, tensor): (usize, &ExtraTensor)| {
+            message.replace(&format!("in{}", i + 2), &tensor.name)
+        };
+        self.tensors.iter().enumerate().rev().fold(message.to_owned(), named)
+    }
+}
+
+fn plain(graph: &mut Recorder, x: Value, w: Value) -> Result<Value, Error> {
+    one(graph, Linear::plain(Layout::Nt), &[x, w])
+}
+
+fn one(graph: &mut Recorder, op: impl Into<Op>, inputs: &[Value]) -> Result<Value, Error> {
+    let graph: &mut dyn GraphBuilder = graph;
+    graph.one(op, inputs)
+}

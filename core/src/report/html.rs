@@ -2,7 +2,7 @@
 
 use super::svg::{self, Chart, Series, colour};
 use super::{RunData, charts};
-use crate::job::{Lengths, SplitPlan, Stopped, thousands};
+use crate::job::{Lengths, Mistake, SplitPlan, Stopped, thousands};
 use crate::train::{MemoryKind, Metrics};
 use crate::{Error, Result};
 use minijinja::{AutoEscape, Environment, Value, context};
@@ -86,7 +86,7 @@ fn run_value(i: usize, run: &RunData) -> Value {
         memory => memory_size(result.map_or(plan.total_memory(), |r| r.device_memory)),
         splits => splits(run),
         answers => Value::from_serialize(result.map_or(&[][..], |r| &r.answers)),
-        mistakes => Value::from_serialize(result.map_or(&[][..], |r| &r.mistakes)),
+        mistakes => result.map_or(&[][..], |r| &r.mistakes).iter().map(mistake).collect::<Vec<Value>>(),
         sections => sections(run),
         memory_by_kind => memory(run),
     }
@@ -146,12 +146,23 @@ fn confusion(run: &RunData, metrics: &Metrics) -> Value {
     context! { labels => run.plan.labels.clone(), rows }
 }
 
-/// How many training examples have so many tokens: a bar each.
+fn mistake(mistake: &Mistake) -> Value {
+    let Mistake { text, label, predicted, probabilities } = mistake;
+    let probabilities = probabilities.map(|p| format!("{p:.3}")).to_vec();
+    context! { text, label, predicted, probabilities }
+}
+
+/// The numbers of training examples by length: a bar each.
 fn lengths(run: &RunData) -> Vec<Value> {
     let Some(Lengths { width, counts }) = &run.plan.data.train.lengths else { return Vec::new() };
     let largest = counts.iter().copied().max().unwrap_or(1).max(1);
     let bar = |(i, &count): (usize, &usize)| {
-        let range = format!("{} to {} tokens", i * width + 1, (i + 1) * width);
+        let (from, to) = (i * width + 1, (i + 1) * width);
+        let range = match (from, to) {
+            (_, 1) => "1 token".to_owned(),
+            (from, to) if from == to => format!("{to} tokens"),
+            (from, to) => format!("{from} to {to} tokens"),
+        };
         context! { range, count => thousands(count as u64), percent => format!("{:.1}", 100.0 * count as f64 / largest as f64) }
     };
     counts.iter().enumerate().map(bar).collect()

@@ -58,7 +58,8 @@ mod tests {
     #[test]
     fn what_is_wrong_has_its_probabilities() {
         let example = Encoded { tokens: vec![1], target: Target::Class(0) };
-        let of = |logits: &[f32]| Wrong::of((&example, &Prediction { logits: logits.to_vec() })).map(|w| w.probabilities);
+        let of =
+            |logits: &[f32]| Wrong::of((&example, &Prediction { logits: logits.to_vec() })).map(|w| w.probabilities);
         assert_eq!(of(&[2.0, 1.0]), None);
         let [predicted, label] = of(&[0.0, 3f32.ln()]).unwrap();
         assert!((predicted - 0.75).abs() < 1e-6 && (label - 0.25).abs() < 1e-6);

@@ -94,7 +94,7 @@ fn state(session: &mut Session) -> BTreeMap<String, Vec<u32>> {
     tensors.iter().map(|tensor| (tensor.name.clone(), bits(session.read_state(tensor).unwrap()))).collect()
 }
 
-/// A weight is as good as so many copies.
+/// An example with a weight counts like that many copies.
 #[test]
 fn weights_of_micro_batches_are_those_of_their_losses() {
     let objective = Arc::new(Classification { classes: 2 });
@@ -187,7 +187,7 @@ fn a_target_of_another_kind_is_refused() {
 
 // ---- pre-training
 
-/// Ends the run after so many steps, and keeps what was evaluated.
+/// Ends the run after a number of steps, and keeps what was evaluated.
 struct Until {
     steps: usize,
     done: usize,
@@ -366,7 +366,7 @@ fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_me
     assert!(refused.contains("next-token prediction, which gives a text no class"), "{refused}");
 }
 
-/// The embedded model with a head of so many outputs and this kind of problem.
+/// The embedded model with a head of this many outputs and this kind of problem.
 fn classifier(dir: &Path, outputs: usize, problem: Option<&str>) {
     fs::create_dir_all(dir).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {

@@ -36,7 +36,7 @@ impl fmt::Display for Stored {
 }
 
 impl Stored {
-    /// Bytes of so many elements, which are whole blocks; `None` beyond usize.
+    /// Bytes of this many elements, which are whole blocks; `None` beyond usize.
     pub fn bytes(self, elements: usize) -> Option<usize> {
         match self {
             Stored::Plain(dtype) => elements.checked_mul(dtype.size()),
@@ -49,7 +49,7 @@ impl Stored {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrangement {
     None,
-    /// The rows of each head of so many lie in the order 0, n/2, 1, n/2 + 1, ...: pairs that are rotated together are
+    /// The rows of each head, this many, lie in the order 0, n/2, 1, n/2 + 1, ...: pairs that are rotated together are
     /// neighbours.
     RotatedPairs {
         head_rows: usize,
@@ -70,7 +70,7 @@ impl Arrangement {
         }
     }
 
-    /// Values of rows of so many columns as a file has them.
+    /// Values, in rows of this many columns, as a file has them.
     pub fn apply(self, columns: usize, values: &[f32]) -> Vec<f32> {
         let more = if self == Arrangement::PlusOne { 1.0 } else { 0.0 };
         let mut out = vec![0.0; values.len()];

@@ -204,7 +204,7 @@ fn own_head(dir: &Path) -> Result<Head> {
     }
 }
 
-/// A head of so many outputs in a file that says no more of it than the model's configuration.
+/// A head of this many outputs in a file that says no more of it than the model's configuration.
 fn score_head(model: &Path, outputs: usize) -> Result<Head> {
     let decoder = decoder::open(model)?;
     let objective = model_dir::score_objective(&decoder, outputs).into();

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The learning rate where so many scalars are trained; where there are more it is lower, as the change of the loss grows
+/// The learning rate where this many scalars are trained; where there are more it is lower, as the change of the loss grows
 /// with both.
 const LR: f64 = 1e-4;
 const LR_TRAINED: u64 = 1_000_000;
@@ -151,7 +151,7 @@ impl Case {
         Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, check, lr, flops })
     }
 
-    /// Micro-batches of so many random sequences.
+    /// Micro-batches of this many random sequences.
     fn batches(&self, prepared: &Prepared, sequences: usize) -> Result<Vec<Batch>> {
         let mut words = philox::Stream::new(0, "bench", "tokens").words();
         let mut below = |n: usize| words.next().map_or(0, |word| word % n.max(1) as u32);

@@ -40,7 +40,7 @@ pub struct PretrainConfig {
     pub warmup: f64,
     pub weight_decay: f64,
     pub optimizer: OptimizerOptions,
-    /// Documents are cut to so many tokens.
+    /// Documents are cut to this many tokens.
     pub max_length: usize,
     pub eval_interval: Option<usize>,
     pub checkpoint_interval: usize,

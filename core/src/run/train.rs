@@ -303,7 +303,7 @@ impl<'a> Trainer<'a> {
         self.evaluates_after(step) && !done && !self.run.dev.is_empty()
     }
 
-    /// Whether dev is evaluated after so many steps.
+    /// Whether dev is evaluated after this many steps.
     fn evaluates_after(&self, step: usize) -> bool {
         match self.run.config.eval_interval {
             Some(every) => step > 0 && step.is_multiple_of(every),
@@ -402,7 +402,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// Whether the method acts after so many steps.
+    /// Whether the method acts after this many steps.
     fn acts_after(&self, step: usize) -> bool {
         let steps = self.run.setup.adaptation.steps;
         steps.is_some_and(|steps| step > 0 && (step as u64).is_multiple_of(steps.every))

@@ -104,7 +104,7 @@ pub enum Purpose {
     Evaluate(Size),
     /// Pooled hidden states.
     Pool(Size),
-    /// An optimizer step of the head on pooled hidden states of so many examples.
+    /// An optimizer step of the head on pooled hidden states of this many examples.
     HeadStep(usize),
     /// Logits and loss from pooled hidden states.
     HeadEvaluate(usize),
@@ -112,7 +112,7 @@ pub enum Purpose {
     Follow,
     /// The gradients of whole weights, those of a group, of the first micro-batch or added to those of others.
     WholeGradients { size: Size, group: usize, first: bool },
-    /// Keys and values of so many rows into a cache of so many rows, and the vocabulary logits of one of them.
+    /// Keys and values of `rows` rows into a cache of `cache` rows, and the vocabulary logits of one of them.
     Decode { rows: usize, cache: usize },
 }
 

@@ -142,7 +142,7 @@ impl Session {
         Ok((self.settle(submitted)?, profile))
     }
 
-    /// What computes the gradients of a micro-batch after so many others of its step.
+    /// What computes the gradients of a micro-batch that follows this many others of its step.
     fn gradient_purpose(&self, batch: &Batch, others: usize) -> Result<Purpose> {
         let size = self.size_of(batch)?;
         Ok(if others == 0 { Purpose::FirstMicroBatch(size) } else { Purpose::MicroBatch(size) })

@@ -104,13 +104,13 @@ typedef struct SpartaPlugin {
  *             | {"chosen": {"indices": [0, 17, ...]}} (3): these elements, flat, row-major, ascending
  *             | {"magnitude": {"share": 0.05, "order": "largest" | "smallest", "scope": "tensor" | "model"
  *                              | {"group": 4}}} (3): the elements of the largest or smallest |w| of the tensor, of all tensors
- *               that are selected alike, or of each so many neighbours of a row
+ *               that are selected alike, or of groups of this many neighbours in a row
  *             | {"scored": {"share", "order" and "scope" as of "magnitude", "score": Score}} (4)
  *             | {"rated": {"lr_factor": 0.1, "weight_decay": 0.0, "selection": Selection}} (4): a dense or sparse selection
  *               whose updates have rates of their own; both may be left out
  * Score       {"gradient": {"batches": 8, "squared": false}}: the sum of |g| or g^2 over the first batches of the run
  *             | {"weight_gradient": {"batches": 8}}: that of |w g|
- *             | {"change": {"steps": 100}}: |w after - w before| of so many steps that train these tensors whole
+ *             | {"change": {"steps": 100}}: |w after - w before| of this many steps that train these tensors whole
  * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": Init, "trained": true (3), "shared": false (3),
  *              "lr_factor": 16.0 (4), "weight_decay": 0.0 (4)}; "trained": false: it keeps its initial values; "shared": all
  *              weights that add this name mean one tensor
@@ -118,7 +118,7 @@ typedef struct SpartaPlugin {
  *             | "row_norms" (3): the Euclidean norms of the weight's rows, [out]
  * Site        {"parameter": Parameter, "options": Options, "training": true}
  *
- * Steps (4)   null | {"every": 100, "gradients": false, "whole_gradients": false}: on_step is called after each so many
+ * Steps (4)   null | {"every": 100, "gradients": false, "whole_gradients": false}: on_step is called at this interval of
  *              optimizer steps; "gradients" and "whole_gradients" say that it reads those, which takes memory on the device
  * StepInfo (4) {"step": 100, "total_steps": 1000, "options": Options, "state": any JSON, "tensors": [OwnTensor]}
  * OwnTensor (4) {"name": "...", "form": "dense" | "sparse" | "extra" | "frozen", "shape": [n], "parameter": Parameter}; the name

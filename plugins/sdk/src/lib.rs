@@ -9,6 +9,7 @@ pub mod graph;
 mod host;
 pub mod method;
 pub mod options;
+mod step;
 pub mod task;
 pub mod testing;
 

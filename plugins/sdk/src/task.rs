@@ -223,7 +223,7 @@ pub enum Take {
     },
     /// What `Draw` on the same parts left, at most `cap` of it.
     Rest {
-        /// At most so many; `None`: all.
+        /// The most to take; `None`: all.
         cap: Option<usize>,
     },
     /// The examples from one share of the parts to another, 0 to 1, in an order that is drawn by seed: each label has about

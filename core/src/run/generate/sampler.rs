@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 pub struct Sampling {
     /// Logits are divided by it; at 0 the most probable token is taken each time.
     pub temperature: f64,
-    /// Only so many of the most probable tokens.
+    /// How many of the most probable tokens count.
     pub top_k: Option<usize>,
     /// Only the fewest most probable tokens whose probabilities come to this together.
     pub top_p: f64,

@@ -1,7 +1,6 @@
 //! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
 //! makes the numbers. And what else a method can say, by methods of this file. Needs `cargo build --release` before.
 
-use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
 use sparta_core::model::check_weights;
@@ -17,38 +16,21 @@ use sparta_plugin::graph::ops::{Add, ColumnSum, Layout as Product, Linear, Mul, 
 use sparta_plugin::method::*;
 use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
-use sparta_tests::command::{binary, json, ran, refused};
+use sparta_tests::command::{json, ran, refused};
+use sparta_tests::more::{self, LOSS, LR, VALUES, batches, merges, part};
 use sparta_tests::subjects;
 use std::collections::BTreeMap;
-use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
-
-const LR: f64 = 5e-3;
-/// Of losses between 0.4 and 3; PyTorch and this program each add up in f32, ten steps of Adam apart.
-const LOSS: f64 = 1e-4;
-/// Of values that moved by up to ten times the rate.
-const VALUES: f32 = 2e-4;
 
 const METHODS: [&str; 9] =
     ["bitfit", "delta-dropout", "dora", "gradient-mask", "ia3", "lt-sft", "magnitude", "sora", "vera"];
 
-/// Where the libraries are, which the build leaves out unless they are asked for.
-static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--locked", "--quiet"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for method in METHODS {
-        build.args(["-p", &format!("sparta-method-{method}")]);
-    }
-    assert!(build.status().unwrap().success());
-    binary().parent().unwrap().to_owned()
-});
+static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| more::build(&METHODS));
 
 fn library(method: &str) -> PathBuf {
-    LIBRARIES.join(format!("{DLL_PREFIX}sparta_method_{}{DLL_SUFFIX}", method.replace('-', "_")))
+    more::library(&LIBRARIES, method)
 }
 
 fn methods() -> PluginSet {
@@ -57,7 +39,7 @@ fn methods() -> PluginSet {
 }
 
 fn golden() -> TensorFile {
-    TensorFile::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/more/runs.safetensors")).unwrap()
+    more::golden("runs.safetensors")
 }
 
 /// A method on the classifier of a family.
@@ -115,24 +97,6 @@ fn open_on(subject: &mut Subject, setup: &Setup, weights: &Weights) -> Session {
 fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weights) {
     let (setup, weights) = setup(family, methods().method(method).unwrap(), given);
     (open(&setup, &weights), weights)
-}
-
-fn batches(golden: &TensorFile) -> Vec<Vec<Encoded>> {
-    let integers = |name: &str| golden.integers(name).unwrap().1;
-    let (tokens, lengths, labels) = (integers("tokens"), integers("lengths"), integers("labels"));
-    let example = |(i, tokens): (usize, &[i64])| {
-        let tokens = tokens[..lengths[i] as usize].iter().map(|&token| token as u32).collect();
-        Encoded::class(tokens, labels[i] as u32)
-    };
-    let all: Vec<Encoded> = tokens.chunks(16).enumerate().map(example).collect();
-    all.chunks(4).map(<[Encoded]>::to_vec).collect()
-}
-
-/// The tensors of a part of a method's run, by our names.
-fn part(golden: &TensorFile, method: &str, part: &str) -> BTreeMap<String, Vec<f32>> {
-    let prefix = format!("{method}.{part}.");
-    let names = golden.names().filter_map(|name| Some((name, name.strip_prefix(&prefix)?.to_owned())));
-    names.map(|(name, own)| (own, golden.floats(name).unwrap().1)).collect()
 }
 
 /// Ten steps from the reference's start give its losses and values; the merged weights then give the same logits.
@@ -196,18 +160,6 @@ fn follows_by_score(subject: &mut Subject, method: &str, run: &str, options: &[(
     assert!(sets.values().map(|set| set.indices.len()).sum::<usize>() > 500);
     drop(scoring);
     follows_from(open_on(subject, &setup, &weights), &weights, run, &["score.weight"]);
-}
-
-fn merges(session: &mut Session, weights: &Weights, dev: &[Encoded]) {
-    let values = session.trained_values().unwrap();
-    let examples = check_examples(session.setup(), dev);
-    let merged = |session: &mut Session, position: usize| {
-        let dtype = MergeDtype::Keep.of(&session.setup().adaptation.parameters, position);
-        let bytes = merged_tensor(session, weights, &values, position, dtype)?.into_owned();
-        Ok((dtype, bytes.into()))
-    };
-    let check = check_merged(session, [&examples; 2], 64, merged).unwrap();
-    assert!(check.agrees() && check.largest_difference < 1e-4, "{check}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::io::Write;
 
 pub mod chat;
 pub mod command;
+pub mod more;
 pub mod subjects;
 
 /// Says that a part of a suite did not run. Written past the capture of the test harness, which does not show the

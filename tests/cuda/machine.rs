@@ -153,6 +153,7 @@ impl Machine for Emulated {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![],
         }
     }
 

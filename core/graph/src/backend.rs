@@ -1,4 +1,5 @@
-use crate::{DType, Graph, Plan};
+use crate::ops::OwnKernel;
+use crate::{DType, Graph, Plan, expand};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -82,6 +83,9 @@ pub struct DeviceInfo {
     /// The costs by which the device chooses between sampled and dense gradients; `None` where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,
+    /// The kernels of plugins' own operations that the device runs ([`crate::ops::Own`]); of others it gets the subgraph.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_kernels: Vec<OwnKernel>,
 }
 
 /// How many multiplications of a dense matrix product take as long as one of a dot product for a chosen element, by the
@@ -107,7 +111,7 @@ impl DeviceInfo {
     pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
         // What is there is one segment where plans can have no more, and that grows.
         let reserved = if self.segments { reserved } else { &[] };
-        Plan::within(graph, self.in_place, reserved, self.segment_limit())
+        Plan::within(&expand(graph, &self.own_kernels), self.in_place, reserved, self.segment_limit())
     }
 }
 

@@ -13,10 +13,12 @@
 //! wrote.
 
 mod lower;
+mod own;
 mod source;
 
 #[cfg(test)]
 mod portable;
 
 pub use lower::{Bounds, Dispatch, Lowered, MatrixUnits, Memory, Step, View, check, lower, parts, sampled_cost};
+pub use own::check as check_own;
 pub use source::{Constants, Kernel, LANES, RNG_BINDING};

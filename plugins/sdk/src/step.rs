@@ -96,7 +96,7 @@ impl dyn StepTensors + '_ {
         self.read("whole_gradient", parameter)
     }
 
-    /// The values of a parameter that the method does not leave as it is.
+    /// The values of a parameter that the method does not leave as it is; those of a reparametrised one as they are without it.
     pub fn weight(&mut self, parameter: &str) -> Result<Vec<f32>, Error> {
         self.read("weight", parameter)
     }

@@ -1,5 +1,6 @@
-//! Adapters: PEFT's LoRA directories against the golden numbers of peft itself, merging, the formats of other tools, and
-//! combinations of several adapters, with the real binary where runs are needed. Needs `cargo build --release` before.
+//! Adapters: PEFT's LoRA directories against the golden numbers of peft itself, merging, the formats of other tools,
+//! and combinations of several adapters, with the real binary where runs are needed. Needs `cargo build --release`
+//! before.
 
 use serde_json::Value;
 use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
@@ -174,7 +175,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
     }
     let again =
         merge(&peft("gemma"), &MergeRequest { out: out.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 }, cpu());
-    assert!(again.unwrap_err().to_string().contains("is there already"));
+    assert!(again.unwrap_err().to_string().contains("already exists"));
 }
 
 #[test]
@@ -588,7 +589,7 @@ fn every_strategy_runs_and_wrong_input_is_refused() {
     fail(&["merge-adapters", &A, "--out", "x"], "2");
     fail(&["merge-adapters", &A, &B, "--out", "x", "--keep", "0.5"], "--keep has no effect on the strategy sum");
     fail(&["merge-adapters", &A, &B, "--out", "x", "--strategy", "weighted"], "needs --weights");
-    fail(&["merge-adapters", &A, &B, "--out", "self"], "is there already");
+    fail(&["merge-adapters", &A, &B, "--out", "self"], "already exists");
 }
 
 #[test]

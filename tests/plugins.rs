@@ -1,5 +1,5 @@
-//! From a scaffold to a plugin that is installed: what `plugin new` makes builds and passes `plugin check`, in Rust, C and C++;
-//! installing, listing and removing; the method of docs/plugins.md. Needs `cargo build --release` before.
+//! From a scaffold to a plugin that is installed: what `plugin new` makes builds and passes `plugin check`, in Rust, C
+//! and C++; installing, listing and removing; the method of docs/plugins.md. Needs `cargo build --release` before.
 
 use serde_json::Value as Json;
 use sparta_tests::command::{binary, command, output, ran, refused};
@@ -97,7 +97,7 @@ fn a_scaffold_is_made_whole_or_not_at_all() {
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     let there = scaffold(home.path(), "a/b", "--kind method");
     assert!(fs::read_to_string(there.join("Cargo.toml")).unwrap().contains("sparta-plugin = \"0.1\""));
-    refused(home.path(), "plugin new a/b --kind task", &["it is there already"]);
+    refused(home.path(), "plugin new a/b --kind task", &["it already exists"]);
     assert_eq!(fs::read_dir(home.path().join("a")).unwrap().count(), 1);
 }
 

@@ -105,7 +105,7 @@ fn sampled(bench: &mut Bench) -> Result<()> {
         let name = format!("dense gradient [{t}x{rows}x{columns}]");
         bench.flops(&name, Linear::plain(Layout::Tn).into(), &dense, None)?;
         for density in [0.005, 0.02, 0.05, 0.1, 0.2, 0.4] {
-            let chosen = |i: &usize| (mix(*i as u64) >> 11) as f64 * 2f64.powi(-53) < density;
+            let chosen = |i: &usize| f64::from(word(*i)) * 2f64.powi(-32) < density;
             let index: Vec<u32> = (0..rows * columns).filter(chosen).map(|i| i as u32).collect();
             let row_ptr = (0..=rows).map(|r| index.partition_point(|&i| (i as usize) < r * columns) as u32);
             let mut inputs = dense.to_vec();
@@ -143,7 +143,7 @@ fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
             let products = bench.prepare(products(&op, &types)?, &[])?;
             let mut graph = Graph::new();
             apply(&mut graph, op.into(), &types)?;
-            let labels = (0..tokens as u64).map(|i| (mix(i) % vocabulary as u64) as u32).collect();
+            let labels = (0..tokens).map(|i| word(i) % vocabulary as u32).collect();
             let whole = bench.prepare(graph, &[None, None, Some(labels), Some(vec![1f32.to_bits(); step::LEN])])?;
             let mut times = [vec![], vec![]];
             for _ in 0..ROUNDS {
@@ -314,7 +314,7 @@ impl Bench {
         ty: &TensorType,
         values: Option<&[u32]>,
     ) -> std::result::Result<(), BackendError> {
-        let random = |i: usize| (mix(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let random = |i: usize| (word(i) >> 8) as f32 / (1 << 23) as f32 - 1.0;
         let n = ty.numel();
         let data: Vec<u8> = match (values, ty.dtype) {
             (Some(values), _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -329,10 +329,7 @@ impl Bench {
     }
 }
 
-/// A permutation of the 64-bit numbers that looks random (the finaliser of SplitMix64).
-fn mix(i: u64) -> u64 {
-    let x = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+/// Random word `i`.
+fn word(i: usize) -> u32 {
+    sparta_graph::philox4x32_10([i as u32, 0, 0, 0], [0; 2])[0]
 }

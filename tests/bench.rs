@@ -98,3 +98,27 @@ fn what_does_not_run_is_left_out_with_its_reason_and_wrong_arguments_are_refused
         assert!(!output.status.success() && error.contains(part), "{args:?}: {error}");
     }
 }
+
+/// The reports in `docs/results`, with their comparison in its README. `SPARTA_WRITE_RESULTS=1` writes the comparison.
+#[test]
+fn results_of_devices_are_readable_and_compared() {
+    const MARK: &str = "<!-- comparison -->\n";
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results");
+    let files = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut reports: Vec<String> = files.filter(|name| name.ends_with(".json")).collect();
+    reports.sort();
+    assert!(!reports.is_empty(), "{} has no report", directory.display());
+    let paths: Vec<String> = reports.iter().map(|name| directory.join(name).to_str().unwrap().to_owned()).collect();
+    let args: Vec<&str> = ["bench", "compare"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let output = run(tempfile::tempdir().unwrap().path(), &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let comparison = String::from_utf8(output.stdout).unwrap();
+    let page = directory.join("README.md");
+    let text = fs::read_to_string(&page).unwrap();
+    let (before, stored) = text.split_once(MARK).unwrap();
+    if std::env::var_os("SPARTA_WRITE_RESULTS").is_some() {
+        fs::write(&page, format!("{before}{MARK}{comparison}")).unwrap();
+    } else {
+        assert_eq!(stored, comparison, "write the comparison again with SPARTA_WRITE_RESULTS=1");
+    }
+}

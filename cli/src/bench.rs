@@ -203,7 +203,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// As Markdown, to be pasted into a message.
 fn print(output: &Output, comparison: &Comparison) -> Result<()> {
-    let names: Vec<String> = comparison.devices.iter().map(|entry| entry.device.name.replace('|', "/")).collect();
+    let names = column_names(comparison);
     output.say("\n| device | f32 GFLOP/s | bf16 GFLOP/s | GB/s | driver |\n|---|---|---|---|---|")?;
     for (entry, name) in comparison.devices.iter().zip(&names) {
         let bf16 = entry.bf16_gflops.map_or("-".into(), |gflops| thousands(gflops.round() as u64));
@@ -219,6 +219,16 @@ fn print(output: &Output, comparison: &Comparison) -> Result<()> {
         output.say(format!("| {} | {} |{}", row.cell, row.precision, cells.collect::<String>()))?;
     }
     Ok(())
+}
+
+/// The devices' names, with their ids where several have the same name.
+fn column_names(comparison: &Comparison) -> Vec<String> {
+    let same = |name: &str| comparison.devices.iter().filter(|entry| entry.device.name == name).count();
+    let column = |device: &bench::Device| {
+        let name = device.name.replace('|', "/");
+        if same(&device.name) > 1 { format!("{name} ({})", device.id) } else { name }
+    };
+    comparison.devices.iter().map(|entry| column(&entry.device)).collect()
 }
 
 fn cell(step: &bench::Step) -> String {

@@ -152,15 +152,15 @@ mod tests {
 
     const WIDTH: usize = 24;
 
-    /// xorshift64*, so that tests repeat exactly.
-    struct Rng(u64);
+    struct Rng {
+        seed: u32,
+        drawn: u32,
+    }
 
     impl Rng {
         fn below(&mut self, n: usize) -> usize {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
+            self.drawn += 1;
+            crate::philox4x32_10([self.drawn, 0, 0, 0], [self.seed, 0])[0] as usize % n
         }
     }
 
@@ -170,8 +170,8 @@ mod tests {
 
     /// A graph of elementwise ops, products with residuals, ops with two outputs and repeated inputs, whose values are
     /// read once, often or never, or joined.
-    fn random_graph(seed: u64) -> Graph {
-        let mut rng = Rng(seed);
+    fn random_graph(seed: u32) -> Graph {
+        let mut rng = Rng { seed, drawn: 0 };
         let mut graph = Graph::new();
         let square = f32s(&mut graph, "square", &[WIDTH, WIDTH]);
         let norm = f32s(&mut graph, "norm", &[WIDTH]);
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn live_tensors_never_overlap() {
         for seed in 1..=150 {
-            let graph = random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
+            let graph = random_graph(seed);
             for in_place in [false, true] {
                 check(&graph, &Plan::build(&graph, in_place), in_place);
             }
@@ -311,7 +311,7 @@ mod tests {
     fn no_segment_exceeds_the_limit_but_for_a_tensor_that_does() {
         let mut several = 0;
         for seed in 1..=150 {
-            let graph = random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
+            let graph = random_graph(seed);
             for (in_place, limit) in [(false, 2000), (true, 2000), (true, 300), (false, 1)] {
                 let plan = Plan::in_segments(&graph, in_place, limit);
                 check(&graph, &plan, in_place);
@@ -329,11 +329,8 @@ mod tests {
 
     #[test]
     fn sharing_saves_memory() {
-        let arenas = |in_place| -> usize {
-            (1..=40)
-                .map(|seed| Plan::build(&random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15)), in_place).arena)
-                .sum()
-        };
+        let arenas =
+            |in_place| -> usize { (1..=40).map(|seed| Plan::build(&random_graph(seed), in_place).arena).sum() };
         assert!(arenas(true) < arenas(false));
     }
 

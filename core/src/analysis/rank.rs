@@ -199,12 +199,8 @@ mod tests {
 
     /// Small whole numbers, so that sums and products are exact in every type.
     fn integers(rows: usize, columns: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as f32 % 5.0 - 2.0
-        };
-        (0..rows * columns).map(|_| next()).collect()
+        let word = |i: usize| sparta_graph::philox4x32_10([i as u32, 0, 0, 0], [seed, 0])[0];
+        (0..rows * columns).map(|i| (word(i) % 5) as f32 - 2.0).collect()
     }
 
     /// The product of `[rows, rank]` and `[rank, columns]`, which has this rank unless unlucky, as the test would show.

@@ -48,7 +48,7 @@ fn some_tests_can_be_chosen() {
     assert!(code == Some(2) && text.contains("no test has `of courage` in its name"), "{text}");
 }
 
-/// Of the built-in method that reparametrises, all.
+/// Of the built-in method that reparametrizes, all.
 #[test]
 fn lora_passes() {
     let (code, result, text) = check(&library("method_lora"), &[]);

@@ -235,7 +235,7 @@ fn a_single_file_gives_dev_a_share() {
     let rows: Vec<Value> = (0..40).map(|i| json!({"prompt": format!("number {i}"), "completion": "good"})).collect();
     let data = file("single.jsonl", &rows);
     let plan = succeed(&["plan", "--task", "sft", "--model", &chat, "--data", &data, "--device", "cpu"]);
-    for part in ["36 examples", "4 examples", "90 %", "10 %", "drawn for it by seed"] {
+    for part in ["36 examples", "4 examples", "90 %", "10 %", "drawn for it by the seed"] {
         assert!(plan.contains(part), "{part}: {plan}");
     }
 }

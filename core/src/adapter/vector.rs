@@ -57,7 +57,7 @@ impl Delta {
     }
 }
 
-/// Whether [`delta`] needs a device: reparametrised weights are merged by the method's own graph.
+/// Whether [`delta`] needs a device: reparametrized weights are merged by the method's own graph.
 pub fn needs_device(applied: &Applied) -> bool {
     applied.adaptation.parts.iter().any(|part| matches!(part, Part::Reparam(_)))
 }
@@ -93,7 +93,7 @@ pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) 
         }),
         Part::Dense => from_base(values(&parameter.name)?.clone()),
         Part::Reparam(_) => {
-            return Err(Error::Usage(format!("{} is reparametrised: a device must merge it", parameter.name)));
+            return Err(Error::Usage(format!("{} is reparametrized: a device must merge it", parameter.name)));
         }
     })
 }

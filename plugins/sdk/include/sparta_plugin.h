@@ -127,7 +127,7 @@ typedef struct SpartaPlugin {
  *
  * What is marked with (3) or (4) came with minor version 3 or 4.
  *
- * A linear layer of the body, or the classification head, that is reparametrised computes forward. Any other reparametrised
+ * A linear layer of the body, or the classification head, that is reparametrized computes forward. Any other reparametrized
  * parameter (4), so a norm, a bias, the embedding and the vocabulary head, is used as merge gives it.
  *
  * Operations, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3) came with minor
@@ -155,11 +155,11 @@ typedef struct SpartaMethod {
     /* Request: {"parameters": [Parameter], "options": Options}; result: [Selection], one per parameter. */
     SpartaStatus (*select)(SpartaCall call, SpartaBytes request);
     /* x is [T, in], w [out, in], extra the tensors asked for in select; writes the [T, out] output to y.
-     * NULL where no linear layer is reparametrised. */
+     * NULL where no linear layer is reparametrized. */
     SpartaStatus (*forward)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
                             size_t extra_count, uint32_t *y);
     /* Writes the parameter that does the same in the plain model, f32, to merged; w is f32.
-     * NULL where nothing is reparametrised. */
+     * NULL where nothing is reparametrized. */
     SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                           uint32_t *merged);
     /* (4) May be NULL: then the bias is added to what forward gives. Forward of a layer with a bias [out]. */
@@ -182,7 +182,7 @@ typedef struct SpartaMethod {
      * JSON; without a result the state stays. What it does may depend on nothing but the request and what it reads.
      *   "values": of a sparse tensor what is added to its elements; "gradient": with which it was updated, clipped;
      *   "indices": its elements, flat, row-major, ascending; "weight": of a parameter that is not frozen; "whole_gradient": of
-     *   every element of a parameter that is sparse or reparametrised, over the step's batch, where the model is now.
+     *   every element of a parameter that is sparse or reparametrized, over the step's batch, where the model is now.
      * Written values are finite and as many as there are. Written indices ascend within the parameter and are as many as
      * before: those that stay keep value and optimizer state, those that are gone are again what the model has, new ones
      * begin with zeros; values written in the same call are those of the new elements. NULL where steps is. */

@@ -67,7 +67,7 @@ pub struct Combination {
 }
 
 /// Combines adapters and writes the result into the new directory `out`. `device` opens the device on which
-/// reparametrised weights are merged and gradients computed; it is called only if needed.
+/// reparametrized weights are merged and gradients computed; it is called only if needed.
 ///
 /// Adapters may have different methods, options and seeds. Errors: fewer than two; different base models; classifiers
 /// mixed with language models; invalid settings of the strategy; `out` already exists.

@@ -99,7 +99,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// At the first step every trained tensor must have a gradient, except added tensors of a reparametrisation, such
+    /// At the first step every trained tensor must have a gradient, except added tensors of a reparametrization, such
     /// as LoRA's A while B is zero.
     fn check_first_gradients(&mut self, output: &StepOutput) -> Result<()> {
         if output.grad_norm == 0.0 {

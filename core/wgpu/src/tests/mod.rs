@@ -37,7 +37,7 @@ impl WgpuBackend {
 /// A binding limit that shards all but small tensors.
 const LOW: u64 = 64 << 10;
 
-/// Software drivers use all cores, so that devices side by side would only wait for each other.
+/// Software drivers use all cores, so devices in parallel would only wait for each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The best adapter, with a binding limit; `None` on a machine without one, which is an error in CI.
@@ -220,8 +220,8 @@ fn in_f32(op: &Op) -> Op {
 }
 
 impl Bench {
-    /// Compares an op whose inputs at `rounded` are bf16 with the reference on f32 of the same values: a bf16 result must
-    /// be what rounding makes of some number within `tolerance` of the expected one.
+    /// Compares an op whose inputs at `rounded` are bf16 with the reference on f32 of the same values: a bf16 result
+    /// must be what rounding makes of some number within `tolerance` of the expected one.
     fn check_bf16(&mut self, tolerance: f32, op: impl Into<Op>, inputs: &[Data], rounded: &[usize]) {
         let op = op.into();
         let (mut low, mut exact) = (inputs.to_vec(), inputs.to_vec());

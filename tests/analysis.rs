@@ -1,4 +1,5 @@
-//! Ranks of whole trained models against an independent implementation, and the commands `rank`, `plan` without data and
+//! Ranks of whole trained models against an independent implementation, and the commands `rank`, `plan` without data
+//! and
 //! `report` end to end. Needs `cargo build --release` before; the golden and the real configurations are read from
 //! `../shared` where it is there.
 
@@ -187,7 +188,7 @@ fn plan_answers_for_devices_that_are_not_here() {
     assert_eq!(text.split("To make it fit: ").nth(1).unwrap().split("; ").count(), 3, "{text}");
     let (code, text) = plan("memory=80GiB,max-buffer=256MiB", &sparse);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("those of the device have at most 256.0 MiB"), "{text}");
+    assert!(text.contains("the device's buffers hold at most 256.0 MiB"), "{text}");
 }
 
 #[test]

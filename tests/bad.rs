@@ -264,12 +264,12 @@ fn chat_templates_without_bounds_are_refused() {
     for (template, expect) in [
         (long(".y"), "undefined value"),
         (long("|e"), "runs too long"),
-        ("{{ 'x'|batch(1000000000, '')|list }}".into(), "not one for this model"),
-        ("{{ 'x'|slice(1000000000)|list }}".into(), "not one for this model"),
-        ("{{ 'a\nb'|indent(1000000000) }}".into(), "not one for this model"),
-        ("{{ '%1000000000d'|format(1) }}".into(), "not one for this model"),
-        ("{{ (['a']*1000000000)|join }}".into(), "not one for this model"),
-        (doubled.into(), "not one for this model"),
+        ("{{ 'x'|batch(1000000000, '')|list }}".into(), "does not belong to this model"),
+        ("{{ 'x'|slice(1000000000)|list }}".into(), "does not belong to this model"),
+        ("{{ 'a\nb'|indent(1000000000) }}".into(), "does not belong to this model"),
+        ("{{ '%1000000000d'|format(1) }}".into(), "does not belong to this model"),
+        ("{{ (['a']*1000000000)|join }}".into(), "does not belong to this model"),
+        (doubled.into(), "does not belong to this model"),
         ("{{ ([1]*1000000000000)|min }}".into(), "longer than 10 s"),
     ] {
         check("model/chat_template.jinja", &template, "instruct", &["chat_template.jinja: the chat template", expect]);

@@ -428,7 +428,7 @@ fn wrong_models_for_prediction_are_refused() {
     refused(&["predict", "no-such-run"], 1, &["no-such-run"]);
     let (_, out) = &*SPARTA;
     refused(&["eval", out.to_str().unwrap(), "--split", "exam", "--device", "cpu"], 2, &["no split `exam`", "test"]);
-    refused(&["run", "--out", out.to_str().unwrap(), "--device", "cpu"], 2, &["holds a run already"]);
+    refused(&["run", "--out", out.to_str().unwrap(), "--device", "cpu"], 2, &["already holds a run"]);
 }
 
 #[cfg(unix)]

@@ -1,6 +1,6 @@
 //! `sparta-cli generate`, end to end: texts, conversations, JSONL, sampling, and every way in which a text ends. Needs
-//! `cargo build --release` before. The models are golden ones with a tokenizer that names their tokens t0, t1 ..., and a real
-//! one where the shared data is.
+//! `cargo build --release` before. The models are golden ones with a tokenizer that names their tokens t0, t1 ..., and
+//! a real one where the shared data is.
 
 use serde_json::{Value, json};
 use sparta_suites::golden::{Layout, Source, model_directory};
@@ -219,7 +219,7 @@ fn a_classifier_writes_nothing() {
     fs::copy(LLAMA.path().join("tokenizer.json"), model.path().join("tokenizer.json")).unwrap();
     let output = generate(model.path(), &["--prompt", "t1"], "");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("only language models write text"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only language models generate text"));
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! GGUF files that are written: models with a classifier that are read back and give the golden logits, and LoRA layers.
+//! GGUF files that are written: models with a classifier that are read back and give the golden logits, and LoRA
+//! layers.
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;
@@ -151,7 +152,7 @@ fn what_a_file_cannot_say_is_refused() {
         // A scale of queries that no Gemma has; windows in a Llama.
         ("gemma3", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
         ("mistral", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
-        ("gemma", MergeDtype::Q8_0, "x", "a name that ends with .gguf"),
+        ("gemma", MergeDtype::Q8_0, "x", "use an --out that ends with .gguf"),
     ] {
         let base = base(family);
         let out = base.path().join(name);

@@ -1,5 +1,5 @@
-//! Plugins that hang, end, mislead or overreach, loaded by the real binary: an error or a sentence that names them, never a
-//! crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
+//! Plugins that hang, end, mislead or overreach, loaded by the real binary: an error or a sentence that names them,
+//! never a crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
 #![cfg(unix)]
 
 use serde_json::Value;
@@ -109,7 +109,7 @@ fn what_it_prints_is_no_result_and_where_it_goes_is_no_matter() {
 
 #[test]
 fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
-    refused(8, &OTHER, &["is no name"]);
+    refused(8, &OTHER, &["is not a valid name"]);
     refused(9, &OTHER, &["option `help`"]);
     refused(10, &OTHER, &["no value is in the range of its option `n`"]);
     refused(11, &OTHER, &["a_function_that_is_nowhere"]);

@@ -294,7 +294,7 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
     assert_eq!((again.steps, again.loss), (result.steps, result.loss));
     assert!(bytes(&base, MODEL) == bytes(&split, MODEL), "the resumed model differs");
     let error = pretrain(&base, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
-    assert!(error.contains("holds a run already"), "{error}");
+    assert!(error.contains("already holds a run"), "{error}");
 
     // Micro-batches add up the same gradients in another order.
     let micro = PretrainConfig { out: home.path().join("micro"), micro_batch_tokens: Some(40), ..base.clone() };
@@ -363,7 +363,7 @@ fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_me
     }
     let adapted = Adapted::open(&home.path().join("lora"), None, &plugins).unwrap();
     let refused = adapted.predict(|| Ok(cpu()), &[("the food".into(), None)]).unwrap_err().to_string();
-    assert!(refused.contains("next-token prediction, which gives a text no class"), "{refused}");
+    assert!(refused.contains("next-token prediction, which does not classify"), "{refused}");
 }
 
 /// The embedded model with a head of this many outputs and this kind of problem.
@@ -422,7 +422,8 @@ fn a_model_says_what_its_head_is_for_and_a_merged_one_says_so_again() {
     assert_eq!(adapter::load(&model(), None).unwrap().heads[0].objective, "next-token prediction");
 }
 
-/// In bf16 the products of the vocabulary loss have operands of bf16: rounded hidden states, and the head's rounded copy.
+/// In bf16 the products of the vocabulary loss have operands of bf16: rounded hidden states, and the head's rounded
+/// copy.
 #[test]
 fn the_vocabulary_loss_of_a_bf16_model_reads_bf16() {
     let decoder = decoder::open(&model()).unwrap();

@@ -91,8 +91,8 @@ fn a_new_backend_builds_and_computes() {
 #[test]
 fn a_scaffold_is_made_whole_or_not_at_all() {
     let home = tempfile::tempdir().unwrap();
-    refused(home.path(), "plugin new My_Method --kind method", &["is no name for a plugin", "my-method"]);
-    refused(home.path(), "plugin new x --kind method --sdk .", &["is no crate", "plugins/sdk"]);
+    refused(home.path(), "plugin new My_Method --kind method", &["cannot be the name of a plugin", "my-method"]);
+    refused(home.path(), "plugin new x --kind method --sdk .", &["is not a crate", "plugins/sdk"]);
     refused(home.path(), "plugin new x --kind backend --lang c", &["--lang rust"]);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     let there = scaffold(home.path(), "a/b", "--kind method");

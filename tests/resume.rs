@@ -302,9 +302,9 @@ fn a_run_may_not_become_shorter() {
     refused(
         home.path(),
         "run --resume run --max-steps 5 --device cpu",
-        &["has 6 steps", "cut it to 5", "only become longer"],
+        &["has 6 steps", "shorten it to 5", "only be extended"],
     );
-    refused(home.path(), "run --resume run --epochs 1 --device cpu", &["has 6 steps", "cut it to 4"]);
+    refused(home.path(), "run --resume run --epochs 1 --device cpu", &["has 6 steps", "shorten it to 4"]);
     // 2 epochs have 8 steps, of which 6 are done.
     refused(
         home.path(),

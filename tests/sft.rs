@@ -130,10 +130,10 @@ fn what_is_shown_is_marked_and_counted() {
     for part in [
         "train 1: 17 tokens, 3 trained on\n  <bos> Ġu s er : Ġh ell o <eos> Ġa ss ist ant : «Ġh» «i» «<eos>»",
         "train 2: 37 tokens, 23 trained on, left out: it has more than 20 tokens",
-        "0 trained on, left out: nothing of it would be trained on",
+        "0 trained on, left out: it has no tokens to train on",
         "dev 1: ",
         "1 of more than 20 tokens are left out",
-        "1 are left out, as nothing of them would be trained on",
+        "1 are left out, as they have no tokens to train on",
         "conversations are written by the model's chat template; trained on are the answers",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -215,7 +215,7 @@ fn every_method_teaches_the_answers() {
         check_answers(&result, &out);
         let predicted = run(&["predict", out.to_str().unwrap(), "--device", "cpu"]);
         let text = String::from_utf8_lossy(&predicted.stderr);
-        assert!(!predicted.status.success() && text.contains("gives a text no class; `eval` measures it"), "{text}");
+        assert!(!predicted.status.success() && text.contains("does not classify; `eval` measures it"), "{text}");
 
         let merged = HOME.path().join(format!("merged-{method}"));
         let args = ["adapter", "merge", out.to_str().unwrap(), "--dtype", "f32", "--out", merged.to_str().unwrap()];

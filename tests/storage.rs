@@ -79,8 +79,8 @@ fn assert_equal_runs(alone: &Path, other: &Path) {
     }
 }
 
-/// A disk that fills up ends the run with a message; the checkpoints before are whole and the run goes on after there is
-/// space again, to the bytes of a run that was never disturbed.
+/// A disk that fills up ends the run with a message; the checkpoints before are whole and the run goes on after there
+/// is space again, to the bytes of a run that was never disturbed.
 #[test]
 fn a_full_disk_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
@@ -120,7 +120,7 @@ fn a_read_only_file_system() {
     let out = disk.0.join("run");
     ran(&line(home.path(), &format!("run {OPTIONS} --out {}", out.display())).output().unwrap());
     disk.remount("ro");
-    let advice = ["Read-only file system", "choose a place that can be written"];
+    let advice = ["Read-only file system", "choose another place"];
     let other = disk.0.join("other");
     for command in [
         format!("run {OPTIONS} --out {}", other.display()),

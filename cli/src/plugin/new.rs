@@ -155,7 +155,7 @@ fn dependencies(args: &NewArgs) -> Result<String> {
         let path = if directory == "sdk" { &sdk } else { &path };
         if !path.join("Cargo.toml").is_file() {
             return Err(Error::Usage(format!(
-                "--sdk: {} is no crate, expected {name}; give plugins/sdk of the repository",
+                "--sdk: {} is not a crate, expected {name}; give plugins/sdk of the repository",
                 path.display()
             )));
         }

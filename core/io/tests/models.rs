@@ -307,7 +307,7 @@ fn what_is_not_supported_is_refused() {
         ("llama", json!({"mlp_bias": true}), vec!["`mlp_bias`"]),
         ("gemma2", json!({"use_bidirectional_attention": true}), vec!["`use_bidirectional_attention`"]),
         ("qwen2", json!({"is_causal": false}), vec!["`is_causal`"]),
-        ("llama", json!({"quantization_config": {"bits": 4}}), vec!["`quantization_config`", "unquantised"]),
+        ("llama", json!({"quantization_config": {"bits": 4}}), vec!["`quantization_config`", "unquantized"]),
         ("llama", json!({"problem_type": "ranking"}), vec!["`problem_type`", "regression"]),
         ("llama", json!({"attention_dropout": 0.1}), vec!["`attention_dropout` is 0.1"]),
         ("llama", json!({"hidden_act": "gelu"}), vec!["`hidden_act` is \"gelu\"", "gelu_pytorch_tanh"]),

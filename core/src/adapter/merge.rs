@@ -106,7 +106,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
         }
         Ok((view.dtype, view.bytes()))
     })?;
-    let check = MergeCheck { quantised: request.dtype == MergeDtype::Q8_0, ..check };
+    let check = MergeCheck { quantized: request.dtype == MergeDtype::Q8_0, ..check };
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
     }

@@ -112,7 +112,7 @@ pub fn check_merged<'a>(
         largest_difference,
         bound: 8.0 * scale.largest_row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
         largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
-        quantised: false,
+        quantized: false,
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }

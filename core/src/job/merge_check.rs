@@ -24,7 +24,7 @@ pub struct MergeCheck {
     /// Whether the merged weights were rounded to blocks, which was checked weight by weight: the difference of logits
     /// is then the cost of the format, and has no known bound.
     #[serde(default, skip_serializing_if = "is_false")]
-    pub quantised: bool,
+    pub quantized: bool,
 }
 
 fn is_false(flag: &bool) -> bool {
@@ -35,7 +35,7 @@ impl MergeCheck {
     /// Whether the logits are equal, or as close as rounding explains, if that is less than the logits themselves.
     /// Written so that a bound of NaN never agrees.
     pub fn agrees(&self) -> bool {
-        if self.quantised {
+        if self.quantized {
             // NaN logits count as differing by this.
             return self.largest_difference < f64::MAX;
         }
@@ -50,8 +50,8 @@ fn unknown() -> f64 {
 
 impl fmt::Display for MergeCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let MergeCheck { examples, largest_difference, bound, largest_logit, other_class, quantised } = self;
-        if *quantised {
+        let MergeCheck { examples, largest_difference, bound, largest_logit, other_class, quantized } = self;
+        if *quantized {
             return write!(
                 f,
                 "the weights are the adapter's, rounded to blocks; logits of up to {largest_logit:.1e} differ by at most \
@@ -83,13 +83,13 @@ mod tests {
             bound,
             largest_logit,
             other_class: 0,
-            quantised: false,
+            quantized: false,
         };
         assert!(check(0.1, 0.2, 1.0).agrees());
         assert!(check(0.0, 0.2, 0.1).agrees(), "the same logits need no bound");
         let loose = check(0.1, 0.3, 0.2);
         assert!(!loose.agrees() && loose.to_string().contains("proves nothing: no logit is above 2.0e-1"), "{loose}");
-        let blocks = |difference| MergeCheck { quantised: true, ..check(difference, 0.0, 1.0) };
+        let blocks = |difference| MergeCheck { quantized: true, ..check(difference, 0.0, 1.0) };
         assert!(blocks(0.3).agrees() && !blocks(f64::MAX).agrees());
         assert!(blocks(0.3).to_string().contains("rounded to blocks"), "{}", blocks(0.3));
         assert!(!check(0.3, 0.2, 1.0).agrees() && !check(0.1, f64::NAN, 1.0).agrees());

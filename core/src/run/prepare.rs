@@ -481,7 +481,7 @@ fn decoded_note(weights: &Weights) -> Option<String> {
     let dtype = decoded.peek()?.dtype;
     let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
     Some(format!(
-        "{} weights are quantised in the file: they are decoded to {dtype}, and the model takes {} instead of {}",
+        "{} weights are quantized in the file: they are decoded to {dtype}, and the model takes {} instead of {}",
         decoded.count(),
         sum(|view| view.size()),
         sum(|view| view.raw().len())

@@ -1,4 +1,4 @@
-//! Block formats of quantised weights, as in GGUF files: a block of adjacent elements of a row has its own scales
+//! Block formats of quantized weights, as in GGUF files: a block of adjacent elements of a row has its own scales
 //! besides a few bits per element. Decoding gives the numbers of llama.cpp's reference, bit for bit in f32.
 
 mod by256;
@@ -7,7 +7,7 @@ mod by32;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a row of a quantised weight is stored. Names are those of GGUF.
+/// How a row of a quantized weight is stored. Names are those of GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blocks {

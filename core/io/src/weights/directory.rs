@@ -255,7 +255,7 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
             let error = |what: String| Error::Weights(format!("{}: {what}", file.path().display()));
             let dtype = weight_dtype(view.dtype).ok_or_else(|| {
                 error(format!(
-                    "tensor `{name}` has dtype {:?}; supported are F32, BF16 and F16. Quantised checkpoints cannot be \
+                    "tensor `{name}` has dtype {:?}; supported are F32, BF16 and F16. Quantized checkpoints cannot be \
                      trained: use the original model, or convert the file",
                     view.dtype
                 ))

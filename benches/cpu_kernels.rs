@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// An input: its type, and its values where random numbers will not do.
+/// An input: its type, and its values if random numbers will not do.
 type Input = (TensorType, Option<Vec<u32>>);
 
 fn main() -> Result<()> {
@@ -53,7 +53,7 @@ fn linear(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A product whose output has the type of `a`, or f32 where it is the gradient of a weight.
+/// A product whose output has the type of `a`, or f32 if it is the gradient of a weight.
 fn product(bench: &mut Bench, layout: Layout, [m, n, k]: [usize; 3], a_type: DType, b_type: DType) -> Result<()> {
     let (a, b) = match layout {
         Layout::Nt => ([m, k], [n, k]),
@@ -120,7 +120,7 @@ fn sampled(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// `linear_cross_entropy` with the gradients of hidden states and weight, against its products alone, in turn.
+/// Compares `linear_cross_entropy`, with the gradients of hidden states and weight, to its products alone, in turn.
 fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
     const ROUNDS: usize = 7;
     for (tokens, width, vocabulary) in [(4096, 512, 32_000), (4096, 1024, 32_000), (1024, 512, 128_000)] {
@@ -227,7 +227,7 @@ fn apply(graph: &mut Graph, op: Op, types: &[TensorType]) -> Result<()> {
     }
 }
 
-/// Keeps what computes a value from being dropped.
+/// Stores a value, so that what computes it is not dropped.
 fn keep(graph: &mut Graph, value: sparta_graph::Value, name: &str) -> Result<()> {
     let ty = graph.ty(value)?.clone();
     let kept = graph.external(name, ty.dtype, ty.shape);
@@ -319,7 +319,7 @@ impl Bench {
         let data: Vec<u8> = match (values, ty.dtype) {
             (Some(values), _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             (None, DType::F32) => (0..n).flat_map(|i| random(i).to_le_bytes()).collect(),
-            // The upper half of an f32 is a bf16; as f16 it is some number too.
+            // The upper half of an f32 is a bf16, and also some number as f16.
             (None, DType::BF16 | DType::F16) => {
                 (0..n).flat_map(|i| ((random(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
             }

@@ -1,5 +1,5 @@
 //! Methods that act between steps: those of `plugins/more` against PEFT and PyTorch (`golden/more/acting.py` makes the
-//! numbers), exact resume, and one of this file. Needs `cargo build --release` before.
+//! numbers), exact resume, and one of this file. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_core::decoder;

@@ -1,5 +1,5 @@
-//! `sparta-cli bench`, end to end on a small model: what it computes agrees with the stored steps on every device present,
-//! and reports of several machines make one table. Needs `cargo build --release` before.
+//! `sparta-cli bench`, end to end on a small model: results agree with the stored steps on every device present,
+//! and reports of several machines make one table. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-/// Its steps are stored.
+/// A shape whose steps are stored.
 const SMALL: &str = "64,2,4,2,128,512:2x16";
 
 fn run(home: &Path, args: &[&str]) -> Output {
@@ -22,7 +22,7 @@ fn report(home: &Path, device: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The measured steps, which all agree with the stored ones and stay below the ceiling.
+/// Checks that all measured steps agree with the stored ones and stay below the ceiling; returns their number.
 #[track_caller]
 fn check_steps(report: &Value) -> usize {
     let steps = report["devices"][0]["steps"].as_array().unwrap();

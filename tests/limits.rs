@@ -1,4 +1,4 @@
-//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` before.
+//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` first.
 
 use serde_json::json;
 use sparta_core::assumed;

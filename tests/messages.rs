@@ -1,5 +1,5 @@
 //! What the real binary says and ends with when something is unusual: exit codes, paths, names of directories, limits
-//! of the system, texts that come slowly. Needs `cargo build --release` before.
+//! of the system, texts that come slowly. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -89,7 +89,7 @@ fn runs_at_once_get_directories_of_their_own() {
     }
     let runs = || fs::read_dir(home.path().join("runs")).unwrap().count();
     assert_eq!(runs(), 3);
-    // One that fails keeps no name.
+    // A failed run leaves no directory.
     let failed = run_in(home.path(), &["run", "--method", "head", "--max-length", "1"], &SMALL);
     check(&failed, 1, &["raise --max-length"]);
     assert_eq!(runs(), 3);
@@ -151,7 +151,7 @@ fn predict_answers_as_texts_come() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
-/// Three rows, three answers, in every form that is read.
+/// Three rows, three answers, in every input format.
 #[test]
 fn predict_reads_texts_as_tasks_do() {
     let answers = |name: &str, content: &str| {

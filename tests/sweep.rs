@@ -1,5 +1,5 @@
 //! `sparta-cli sweep`, end to end on the embedded job: a grid of which one run fails, gone on with and interrupted; and
-//! the event files of `run --tensorboard`. Needs `cargo build --release` before.
+//! the event files of `run --tensorboard`. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;

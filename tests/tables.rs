@@ -1,6 +1,6 @@
 //! Anybody's table: odd columns, encodings, labels and formats, from training to prediction, on the embedded model.
 //! Needs
-//! `cargo build --release` before.
+//! `cargo build --release` first.
 
 use serde_json::{Value, json};
 use sparta_tests::command::command;

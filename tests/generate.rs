@@ -1,6 +1,6 @@
 //! `sparta-cli generate`, end to end: texts, conversations, JSONL, sampling, and every way a text can end. Needs
 //! `cargo build --release` first. The models are golden ones with a tokenizer that names their tokens t0, t1 ..., and
-//! a real one where the shared data is.
+//! a real one if the shared data exists.
 
 use serde_json::{Value, json};
 use sparta_suites::golden::{Layout, Source, model_directory};

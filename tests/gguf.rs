@@ -1,5 +1,4 @@
-//! GGUF files that are written: models with a classifier that are read back and give the golden logits, and LoRA
-//! layers.
+//! Writes GGUF files: models with a classifier, which are read back and give the golden logits, and LoRA layers.
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;

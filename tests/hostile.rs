@@ -1,4 +1,4 @@
-//! Plugins that hang, end, mislead or overreach, loaded by the real binary: an error or a sentence that names them,
+//! Plugins that hang, exit, mislead or overreach, loaded by the real binary: an error or a message that names them,
 //! never a crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
 #![cfg(unix)]
 

@@ -1,5 +1,5 @@
-//! What the real binary says and ends with when something is unusual: exit codes, paths, names of directories, limits
-//! of the system, texts that come slowly. Needs `cargo build --release` first.
+//! Messages and exit codes of the real binary in unusual situations: paths, names of directories, limits of the system,
+//! slow input. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;

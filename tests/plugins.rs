@@ -1,5 +1,5 @@
-//! From a scaffold to a plugin that is installed: what `plugin new` makes builds and passes `plugin check`, in Rust, C
-//! and C++; installing, listing and removing; the method of docs/plugins.md. Needs `cargo build --release` first.
+//! From a scaffold to an installed plugin: what `plugin new` creates builds and passes `plugin check`, in Rust, C
+//! and C++; installing, listing and removing; the method in docs/plugins.md. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_tests::command::{binary, command, output, ran, refused};

@@ -79,8 +79,8 @@ fn assert_equal_runs(alone: &Path, other: &Path) {
     }
 }
 
-/// A disk that fills up ends the run with a message; the checkpoints before are whole and the run goes on after there
-/// is space again, to the bytes of a run that was never disturbed.
+/// A disk that fills up ends the run with a message. Earlier checkpoints are intact, and once there is space again, the
+/// run resumes to the bytes of an undisturbed run.
 #[test]
 fn a_full_disk_loses_nothing() {
     let home = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The GPU's side on stand-ins for NVIDIA's libraries, whose queue does its work when somebody waits for it.
+//! Tests the GPU code on stand-ins for NVIDIA's libraries, whose queue does its work only when waited for.
 
 use super::*;
 use crate::machine::Matrix;
@@ -122,7 +122,7 @@ fn no_driver_is_absent_and_a_failing_one_broken() {
     }
     assert!(broken("cuDeviceTotalMem_v2", "3").starts_with("cuDeviceTotalMem: "));
     assert!(broken("cuDeviceGetAttribute", "3").starts_with("cuDeviceGetAttribute: "));
-    assert!(broken("nvrtcVersion", "3").ends_with("is here, but nvrtcVersion: NVRTC_ERROR_OTHER"));
+    assert!(broken("nvrtcVersion", "3").ends_with("is installed, but nvrtcVersion: NVRTC_ERROR_OTHER"));
 }
 
 #[test]

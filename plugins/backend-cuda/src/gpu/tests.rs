@@ -197,7 +197,8 @@ impl StandIn {
     fn called(&self) -> Vec<(CString, i32)> {
         // SAFETY: the function of `libraries.c`; the names are its own.
         let at = |i| unsafe {
-            let called = self.0.get::<unsafe extern "C" fn(i32, *mut i32) -> *const c_char>(b"stand_in_called").unwrap();
+            let called =
+                self.0.get::<unsafe extern "C" fn(i32, *mut i32) -> *const c_char>(b"stand_in_called").unwrap();
             let mut calls = 0;
             let name = called(i, &mut calls);
             (!name.is_null()).then(|| (CStr::from_ptr(name).to_owned(), calls))

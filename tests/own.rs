@@ -218,7 +218,7 @@ fn lr_qat_passes_the_check() {
     };
     assert!(output.status.success(), "{text}");
     let own = of("own operations");
-    assert!(own["skipped"] == false && own["details"].as_str().unwrap().contains("quantise: "), "{own}");
+    assert!(own["skipped"] == false && own["details"].as_str().unwrap().contains("quantize: "), "{own}");
     // Straight through: differences say something else.
     assert_eq!(of("gradients")["skipped"], true);
     let backend = binary().with_file_name(format!(

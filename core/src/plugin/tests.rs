@@ -86,7 +86,7 @@ impl Method for Fickle {
 
     fn merge(&self, site: &Site, _: &mut dyn GraphBuilder, _: Value, _: &[Value]) -> Result<Value, Error> {
         fails(&site.options, "merge")?;
-        Err(Error(format!("this method does not reparametrise {}", site.parameter.name)))
+        Err(Error(format!("this method does not reparametrize {}", site.parameter.name)))
     }
 
     fn merge_with_bias(
@@ -223,7 +223,7 @@ fn a_plugin_builds_on_the_host_s_graph() {
     assert!(message.contains("linear") && message.contains("u32"), "{message}");
     let site = Site { parameter: parameter("w", Role::QProj), options: options(""), training: true };
     let message = method().merge(&site, &mut builder, w, &[a]).unwrap_err().0;
-    assert!(message.contains("does not reparametrise w"), "{message}");
+    assert!(message.contains("does not reparametrize w"), "{message}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What `forward` and `merge` are built of. Each operation names its inputs, their shapes and types in its documentation.
+//! What `forward` and `merge` are built from. Each operation documents its inputs, their shapes and their types.
 
 mod own;
 
@@ -9,7 +9,7 @@ use sparta_graph::Graph;
 pub use own::{CpuInput, CpuKernel, CpuOutput, Own};
 pub use sparta_graph::{DType, Op, Value};
 
-/// The operations that a method can use; all of them have gradients, on every backend.
+/// The operations a method can use. Every one has a gradient and runs on every backend.
 pub mod ops {
     pub use sparta_graph::ops::{
         Activation, Add, Broadcast, Cast, ColumnSum, Detach, Div, Dropout, Fill, Function, GatedAct, Launch, Layout,
@@ -38,6 +38,6 @@ impl GraphBuilder for Recorder<'_> {
     }
 
     fn rng(&mut self) -> Result<Value, Error> {
-        self.rng.ok_or_else(|| Error::new("there is no random input while evaluating: leave dropout out"))
+        self.rng.ok_or_else(|| Error::new("an evaluation has no random input: leave dropout out"))
     }
 }

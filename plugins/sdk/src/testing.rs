@@ -1,5 +1,5 @@
-//! Tests of a method without a model: what it computes in a layer, on any [`Backend`]. `sparta-cli plugin check` runs them on
-//! the CPU backend in f64; a plugin's own tests can, too, with `sparta-backend-cpu` among its dev-dependencies:
+//! Tests of what a method computes in a layer, without a model, on any [`Backend`]. `sparta-cli plugin check` runs them
+//! on the CPU backend in f64; a plugin's own tests can do so too, with `sparta-backend-cpu` as a dev-dependency:
 //!
 //! ```ignore
 //! use sparta_plugin::testing::layers;
@@ -36,12 +36,12 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Of values that are computed from their positions.
+    /// A tensor whose values are computed from their positions.
     pub fn new(shape: &[usize], value: impl Fn(usize) -> f64) -> Tensor {
         Tensor { shape: shape.to_vec(), values: (0..shape.iter().product()).map(|i| value(i) as f32).collect() }
     }
 
-    /// Normal numbers that follow from the seed.
+    /// A tensor of normal numbers, drawn with the seed.
     pub fn normal(shape: &[usize], seed: u32) -> Tensor {
         Tensor::new(shape, |i| {
             let words = philox4x32_10([i as u32, 0, 0, 0], [seed, 1]);
@@ -56,8 +56,8 @@ impl Tensor {
         self.values.iter().map(magnitude).fold(0.0, f64::max)
     }
 
-    /// By how much two tensors of a shape differ, relative to the largest magnitude of `self`; infinite where one of them is
-    /// not finite.
+    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite where one of
+    /// them is not finite.
     pub fn difference(&self, other: &Tensor) -> f64 {
         let (a, b) = (self.values.iter(), other.values.iter());
         let both = Tensor { shape: self.shape.clone(), values: a.zip(b).map(|(a, b)| a - b).collect() };
@@ -65,7 +65,7 @@ impl Tensor {
     }
 }
 
-/// Builds a graph on inputs and computes its outputs.
+/// Builds a graph on the inputs and computes its outputs.
 ///
 /// Errors: those of `build`; what the backend cannot do.
 pub fn evaluate(
@@ -146,7 +146,7 @@ fn run(
     Ok(results)
 }
 
-/// The tensors of a small classifier of two layers, of whose dimensions no two are alike: hidden 8, queries 12, keys and values
+/// The tensors of a small two-layer classifier whose dimensions all differ: hidden 8, queries 12, keys and values
 /// 4, MLP 16.
 pub fn model() -> Vec<Parameter> {
     let parameter = |name: String, shape: &[usize], role, layer| {
@@ -177,7 +177,7 @@ pub fn model() -> Vec<Parameter> {
     all
 }
 
-/// A parameter of [`model`] that a method reparametrises: of most tests a linear layer.
+/// A parameter of [`model`] that a method reparametrizes; most tests need a linear layer.
 pub struct Layer<'a> {
     method: &'a dyn Method,
     parameter: Parameter,
@@ -185,9 +185,9 @@ pub struct Layer<'a> {
     tensors: Vec<ExtraTensor>,
 }
 
-/// The layers of [`model`] that a method reparametrises; none for one that only chooses what is trained.
+/// The layers of [`model`] that a method reparametrizes; none for a method that only selects elements.
 ///
-/// Errors: those of `select`; an answer of another length.
+/// Errors: those of `select`; not one selection per parameter.
 pub fn layers<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer<'a>>, Error> {
     let all = sites(method, options)?;
     Ok(all.into_iter().filter(|layer| is_linear(&layer.parameter)).collect())
@@ -213,24 +213,24 @@ fn is_linear(parameter: &Parameter) -> bool {
     parameter.role.is_projection() || parameter.role == Role::Head
 }
 
-/// Rows of the layers' inputs.
+/// The rows of a layer's input.
 const ROWS: usize = 5;
 
-/// Half the distance of the points that differences are taken between, in f64: a power of two, so that f32 holds it and its
+/// Half the distance between the two points of a central difference: a power of two, so that f32 holds it and its
 /// inverse.
 const STEP: f32 = 1.0 / 8192.0;
 
-/// What rounding and differences may add: results are read as f32, and a difference is off by a sixth of `STEP` squared times
-/// the third derivative.
+/// What rounding and differences may add up to: results are read as f32, and a central difference is off by `STEP`^2 /
+/// 6 times the third derivative.
 const TOLERANCE: f64 = 1e-5;
 
-/// Whether gradients could be compared with differences.
+/// Whether the gradients could be compared with differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gradients {
     /// They agree.
     Agree,
-    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), or passes one straight through, so that differences
-    /// say something else.
+    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), or passes one straight through, so that
+    /// differences must disagree.
     Detached,
 }
 
@@ -244,7 +244,8 @@ impl Layer<'_> {
         Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
     }
 
-    /// x `[5, in]`, the parameter, for a layer w `[out, in]`, and the added tensors: as they begin, or moved away from there where they are trained.
+    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, where
+    /// trained, moved away from them.
     fn inputs(&self, moved: bool) -> Vec<Tensor> {
         let input = self.parameter.shape.iter().skip(1).product();
         let w = Tensor::normal(&self.parameter.shape, 2);
@@ -291,7 +292,7 @@ impl Layer<'_> {
         Error(format!("{}: {what}", self.name()))
     }
 
-    /// By how much the method changes what the layer computes before anything is trained, relative to the largest output.
+    /// How much the method changes what the layer computes before any training, relative to the largest output.
     ///
     /// Errors: those of `forward` and of the backend.
     pub fn change_at_start(&self, backend: &mut dyn Backend) -> Result<f64, Error> {
@@ -302,10 +303,10 @@ impl Layer<'_> {
         Ok(outputs[0].difference(&outputs[1]))
     }
 
-    /// Whether a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a backend in
-    /// f64.
+    /// Checks that a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a
+    /// backend in f64.
     ///
-    /// Errors: it does not; those of `forward`, `merge` and the backend.
+    /// Errors: the layers differ; those of `forward`, `merge` and the backend.
     pub fn check_merge(&self, backend: &mut dyn Backend) -> Result<(), Error> {
         let outputs = compute(backend, &self.inputs(true), false, |graph, values| {
             let y = self.forward(graph, values)?;
@@ -411,7 +412,7 @@ impl Layer<'_> {
         Ok(changed.into_iter().map(|(_, tensor): (Value, &ExtraTensor)| tensor.name.as_str()).collect())
     }
 
-    /// Compares the gradients of the trained tensors and of x with differences. Meant for a backend in f64.
+    /// Compares the gradients of the trained tensors and of x with central differences. Meant for a backend in f64.
     ///
     /// Errors: they disagree; a trained tensor that no gradient reaches; those of `forward` and of the backend.
     pub fn check_gradients(&self, backend: &mut dyn Backend) -> Result<Gradients, Error> {
@@ -463,7 +464,8 @@ impl Layer<'_> {
         Ok(Gradients::Agree)
     }
 
-    /// The sums over rows `[5, 1]` of how the outputs, weighted by `upstream`, change along a direction of an input.
+    /// The derivative of the outputs, weighted by `upstream` and summed over each row `[5, 1]`, along a direction of an
+    /// input.
     fn difference(
         &self,
         graph: &mut Recorder,
@@ -485,7 +487,7 @@ impl Layer<'_> {
         one(graph, RowSum {}, &[weighted])
     }
 
-    /// A message about inputs with the names of the added tensors.
+    /// The message with the names of the added tensors in place of input numbers.
     fn with_names(&self, message: &str) -> String {
         let named = |message: String, (i, tensor): (usize, &ExtraTensor)| {
             message.replace(&format!("in{}", i + 2), &tensor.name)

@@ -1,5 +1,5 @@
 //! LR-QAT (Bondarenko et al., 2024): `y = x (s q(W / s + (alpha / r) B A))^T`, where q rounds to the whole numbers of a few bits,
-//! so that the merged weights are a quantised model. Of q's gradient only what is outside of its range is left out. The step s of a
+//! so that the merged weights are a quantized model. Of q's gradient only what is outside of its range is left out. The step s of a
 //! row follows from its norm and stays.
 
 use sparta_plugin::Error;
@@ -68,20 +68,20 @@ impl Method for LrQat {
         w: Value,
         extra: &[Value],
     ) -> Result<Value, Error> {
-        let (numbers, steps) = quantised(site, graph, w, extra)?;
+        let (numbers, steps) = quantized(site, graph, w, extra)?;
         let y = graph.one(Linear::plain(Layout::Nt), &[x, numbers])?;
         graph.one(Mul {}, &[y, steps])
     }
 
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
-        let (numbers, steps) = quantised(site, graph, w, extra)?;
+        let (numbers, steps) = quantized(site, graph, w, extra)?;
         let steps = column(graph, steps)?;
         graph.one(Mul {}, &[numbers, steps])
     }
 }
 
 /// The whole numbers `[out, in]`, and the step of each row `[out]`.
-fn quantised(site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<(Value, Value), Error> {
+fn quantized(site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<(Value, Value), Error> {
     let &[a, b, norm] = extra else { return Err(Error::new("expected A, B and norms")) };
     let settings = Settings::read(&site.options)?;
     let limit = settings.limit();
@@ -95,8 +95,8 @@ fn quantised(site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value
     let changed = graph.one(Add {}, &[change, w])?;
     let in_steps = graph.one(Div {}, &[changed, columns])?;
     let limits = graph.one(Fill { value: limit, shape: vec![input] }, &[])?;
-    let quantise = quantise(graph, in_steps, limit)?;
-    Ok((graph.one(quantise, &[in_steps, limits])?, steps))
+    let quantize = quantize(graph, in_steps, limit)?;
+    Ok((graph.one(quantize, &[in_steps, limits])?, steps))
 }
 
 /// A row `[n]` as a column `[n, 1]`.
@@ -107,10 +107,10 @@ fn column(graph: &mut dyn GraphBuilder, row: Value) -> Result<Value, Error> {
 }
 
 /// `q = round(v)` within `limits`, a row of one number; the gradient passes where v is rounded and stops where it is cut off.
-fn quantise(graph: &dyn GraphBuilder, v: Value, limit: f32) -> Result<Own, Error> {
+fn quantize(graph: &dyn GraphBuilder, v: Value, limit: f32) -> Result<Own, Error> {
     let shape = graph.shape(v)?;
     let row = vec![shape[1]];
-    let op = Own::new("quantise", [("v", shape), ("limits", row.clone())], ["q"], |graph, [v, limits]| {
+    let op = Own::new("quantize", [("v", shape), ("limits", row.clone())], ["q"], |graph, [v, limits]| {
         let whole = graph.one(Map { function: Function::Round }, &[v])?;
         let low = graph.one(Scale { factor: -1.0 }, &[limits])?;
         // Of whole numbers these sums are exact.

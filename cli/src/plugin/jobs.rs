@@ -6,7 +6,7 @@ use crate::default_job::DefaultJob;
 use crate::progress::INTERRUPTED;
 use serde_json::Value as Json;
 use sparta_core::plugin::{LoadedMethod, PluginKind, PluginSet};
-use sparta_plugin::method::Method;
+use sparta_plugin::method::{Method, Steps};
 use sparta_plugin::options::OptionInfo;
 use sparta_plugin::task::Target;
 use sparta_suites::plugin::{Ending, Outcome, defaults};
@@ -26,6 +26,8 @@ pub struct Job {
     method: &'static str,
     /// Optimizer steps of a run.
     steps: usize,
+    /// Whether it is a method that acts between steps.
+    acts: bool,
 }
 
 const TRAINING: &str = "training, and evaluation in another process";
@@ -34,12 +36,12 @@ const CANCELLING: &str = "cancelling and resuming";
 
 /// The jobs for the methods and tasks of a set.
 pub fn tests(plugins: &PluginSet) -> Vec<Job> {
-    let job = |kind, subject: &str, what, options: &[OptionInfo], method, steps| {
+    let job = |kind, subject: &str, what, options: &[OptionInfo], method, (steps, acts)| {
         let values = defaults(options);
         let required = options.iter().filter(|option| option.default.is_none());
         let text = |value: &Json| value.as_str().map_or(value.to_string(), str::to_owned);
         let required = required.map(|option| format!("--{}={}", option.name, text(&values[&option.name])));
-        Job { kind, subject: subject.to_owned(), what, required: required.collect(), method, steps }
+        Job { kind, subject: subject.to_owned(), what, required: required.collect(), method, steps, acts }
     };
     let mut all = Vec::new();
     for method in plugins.methods() {
@@ -50,17 +52,18 @@ pub fn tests(plugins: &PluginSet) -> Vec<Job> {
     for info in plugins.tasks().iter().map(|plugin| plugin.info()) {
         for task in &info.tasks {
             let method = if task.target() == Target::Tokens { "lora" } else { "head" };
-            all.push(job(PluginKind::Task, &task.id, TRAINING, &info.options, method, STEPS));
+            all.push(job(PluginKind::Task, &task.id, TRAINING, &info.options, method, (STEPS, false)));
         }
     }
     all
 }
 
-/// Steps in which the method acts twice between steps, if it does: before a run is resumed and after.
-fn steps(method: &LoadedMethod) -> usize {
-    // What `steps` fails with, a run reports.
+/// Steps in which the method acts twice between steps, before a run is resumed and after, and whether it does.
+fn steps(method: &LoadedMethod) -> (usize, bool) {
+    // A run reports what `steps` fails with.
     let steps = method.steps(&defaults(&method.info().options)).ok().flatten();
-    steps.map_or(STEPS, |steps| steps.every.saturating_mul(2).clamp(STEPS as u64, MOST_STEPS) as usize)
+    let enough = |steps: Steps| steps.every.saturating_mul(2).clamp(STEPS as u64, MOST_STEPS) as usize;
+    (steps.map_or(STEPS, enough), steps.is_some())
 }
 
 impl Job {
@@ -211,7 +214,13 @@ impl Runs<'_> {
         self.train("whole", self.job.steps)?;
         self.train("half", self.job.steps / 2)?;
         self.resume("half", self.job.steps)?;
-        self.same("half", "a run that is resumed half-way")
+        match self.same("half", "a run that is resumed half-way") {
+            // Between steps it is told how many there are, and a resumed run has more of them.
+            Err(Ending::Failed(what)) if self.job.acts => Err(Ending::Skipped(format!(
+                "{what}, as it may where it depends on the length of the run; the next test resumes at one length"
+            ))),
+            outcome => outcome,
+        }
     }
 
     fn is_cancelled(&self) -> Outcome {

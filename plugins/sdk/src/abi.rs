@@ -4,8 +4,8 @@
 //!
 //! - Every struct starts with its size in bytes. A later minor version appends fields; a reader uses a field only if
 //!   the size covers it. `SpartaBytes` never changes.
-//! - An interface is found by its id with a major version (`sparta.method/1`). Another major version is another
-//! interface.
+//! - An interface is found by its id with a major version (`sparta.method/1`). A new major version is a new
+//!   interface.
 //! - The host owns all memory that crosses: results and errors are handed to it as bytes, which it copies.
 //! - Handles are opaque integers. A `SpartaCall` is valid on the calling thread until the function returns.
 //! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`] and

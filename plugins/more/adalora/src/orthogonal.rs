@@ -2,7 +2,7 @@
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
-use sparta_plugin::graph::ops::{ColumnSum, Fill, Function, Layout, Linear, Map, Mul, RowSum, Slice, Unslice};
+use sparta_plugin::graph::ops::{Add, ColumnSum, Fill, Function, Layout, Linear, Map, Mul, RowSum, Slice, Unslice};
 use sparta_plugin::method::GraphBuilder;
 
 /// The Frobenius norm of `x x^T - I` (nt) or `x^T x - I` (tn) of r rows, f32 `[1]`.

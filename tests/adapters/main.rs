@@ -9,6 +9,7 @@ use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::Encoded;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use sparta_graph::{Backend, DType};
+use sparta_tests::command::binary;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

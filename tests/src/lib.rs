@@ -31,6 +31,7 @@ macro_rules! area_tests {
             elementwise_ops "elementwise ops"
             primitives "primitives"
             rows_of_tables "rows of tables"
+            weights_in_blocks "weights in blocks"
             losses_and_their_gradients "losses"
             chosen_elements "chosen elements"
             optimizer_steps "optimizer steps"

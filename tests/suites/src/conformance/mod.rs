@@ -17,6 +17,7 @@ mod narrow;
 mod norm;
 mod optimizer;
 mod primitives;
+mod quantised;
 mod rows;
 mod sparse;
 
@@ -29,13 +30,14 @@ pub struct Area {
     pub cases: fn() -> Vec<Case>,
 }
 
-pub const AREAS: [Area; 9] = [
+pub const AREAS: [Area; 10] = [
     Area { name: "matrix products", cases: linear::cases },
     Area { name: "norms and rotations", cases: norm::cases },
     Area { name: "attention", cases: attention::cases },
     Area { name: "elementwise ops", cases: elementwise::cases },
     Area { name: "primitives", cases: primitives::cases },
     Area { name: "rows of tables", cases: rows::cases },
+    Area { name: "weights in blocks", cases: quantised::cases },
     Area { name: "losses", cases: losses::cases },
     Area { name: "chosen elements", cases: sparse::cases },
     Area { name: "optimizer steps", cases: optimizer::cases },

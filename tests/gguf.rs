@@ -1,4 +1,4 @@
-//! GGUF files that are written: models with a classifier that are read back and give the golden logits, and LoRA layers.
+//! Writes GGUF files: models with a classifier, which are read back and give the golden logits, and LoRA layers.
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;
@@ -31,7 +31,7 @@ fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(family)
 }
 
-/// A golden model with a tokenizer of SentencePiece's kind.
+/// A golden model with a SentencePiece tokenizer.
 fn base(family: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -54,7 +54,7 @@ fn base(family: &str) -> TempDir {
     dir
 }
 
-/// As [`base`], without sliding windows.
+/// Like [`base`], without sliding windows.
 fn without_windows(family: &str) -> TempDir {
     let dir = base(family);
     let path = dir.path().join("config.json");
@@ -86,7 +86,7 @@ fn logits(applied: &Applied, family: &str) -> Vec<f32> {
     session.evaluate(&batch).unwrap().0
 }
 
-/// What peft's model gave for that batch.
+/// The logits of PEFT's model for that batch.
 fn golden_logits(family: &str) -> Vec<f32> {
     let train: Value = serde_json::from_slice(&fs::read(golden(family).join("train.json")).unwrap()).unwrap();
     let rows = train["lora"]["eval_logits_after"].as_array().unwrap();
@@ -130,7 +130,7 @@ fn a_model_in_a_file_computes_what_it_did() {
         assert_eq!(file.get("cls.output.weight").unwrap().0.shape, [3, decoder.hidden_size]);
         let [ours, theirs] = [&out, &base.path().to_owned()].map(|path| Tokenizer::open(path).unwrap());
         assert_eq!(ours.encode("is a\n<s>b", None).unwrap(), theirs.encode("is a\n<s>b", None).unwrap());
-        // A second copy, of the file itself.
+        // A second copy, made from the file.
         let again = base.path().join("again.gguf");
         let request = MergeRequest { out: again.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 };
         merge(&open(&out, None), &request, cpu()).unwrap_or_else(|e| panic!("{family}: {e}"));
@@ -138,7 +138,7 @@ fn a_model_in_a_file_computes_what_it_did() {
         let first = Weights::open(&out).unwrap();
         assert!(again.names().eq(first.names()));
         assert!(first.names().all(|name| first.get(name).unwrap().raw() == again.get(name).unwrap().raw()), "{family}");
-        // Rounded, which merging has compared weight by weight: the file is smaller, and the logits are others.
+        // Quantized, which merging compares weight by weight: the file is smaller, and the logits differ.
         let (rounded, small) = write("q8.gguf", MergeDtype::Q8_0);
         assert!(rounded > exact && rounded.is_finite(), "{family}: {rounded}");
         assert!(fs::metadata(small).unwrap().len() * 2 < fs::metadata(out).unwrap().len());
@@ -148,7 +148,7 @@ fn a_model_in_a_file_computes_what_it_did() {
 /// What is not changed keeps its bytes; what is changed is read back as the nearest that the blocks can hold, which merging has
 /// compared weight by weight.
 #[test]
-fn a_quantised_base_goes_back_to_its_own_types() {
+fn a_quantized_base_goes_back_to_its_own_types() {
     let base = base("gemma");
     let write = |applied: &Applied, name: &str, dtype| {
         let out = base.path().join(name);
@@ -156,14 +156,14 @@ fn a_quantised_base_goes_back_to_its_own_types() {
         (merged.unwrap_or_else(|e| panic!("{e}")).check, out)
     };
     let q8 = write(&open(base.path(), None), "q8.gguf", MergeDtype::Q8_0).1;
-    let quantised = open(&q8, None);
-    let (check, same) = write(&quantised, "same.gguf", MergeDtype::Own);
-    assert_eq!((check.largest_difference, check.quantised), (0.0, true));
+    let quantized = open(&q8, None);
+    let (check, same) = write(&quantized, "same.gguf", MergeDtype::Own);
+    assert_eq!((check.largest_difference, check.quantized), (0.0, true));
     let (first, same) = (Weights::open(&q8).unwrap(), Weights::open(&same).unwrap());
     assert!(first.names().all(|name| first.get(name).unwrap().raw() == same.get(name).unwrap().raw()));
     let adapter = peft("gemma", &q8);
     let (check, own) = write(&adapter, "own.gguf", MergeDtype::Own);
-    assert!(check.quantised && check.largest_difference > 0.0 && check.agrees(), "{check}");
+    assert!(check.quantized && check.largest_difference > 0.0 && check.agrees(), "{check}");
     let own = Weights::open(&own).unwrap();
     let blocks = |weights: &Weights, name: &str| weights.get(name).unwrap().blocks();
     assert!(
@@ -174,7 +174,7 @@ fn a_quantised_base_goes_back_to_its_own_types() {
     assert!(changed.iter().all(|name| name.contains("_proj") || *name == "score.weight"), "{changed:?}");
     assert!(changed.len() > 1 && blocks(&first, "model.layers.0.self_attn.q_proj.weight").is_some());
     let text = merge(
-        &quantised,
+        &quantized,
         &MergeRequest { out: base.path().join("x"), dtype: MergeDtype::Own, shard_bytes: 1 << 30 },
         cpu(),
     );
@@ -184,10 +184,10 @@ fn a_quantised_base_goes_back_to_its_own_types() {
 #[test]
 fn what_a_file_cannot_say_is_refused() {
     for (family, dtype, name, said) in [
-        // A scale of queries that no Gemma has; windows in a Llama.
+        // A query scale that no Gemma has, and windows in a Llama.
         ("gemma3", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
         ("mistral", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
-        ("gemma", MergeDtype::Q8_0, "x", "a name that ends with .gguf"),
+        ("gemma", MergeDtype::Q8_0, "x", "use an --out that ends with .gguf"),
     ] {
         let base = base(family);
         let out = base.path().join(name);

@@ -1,4 +1,4 @@
-//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` before.
+//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` first.
 
 use serde_json::json;
 use sparta_core::assumed;
@@ -91,7 +91,7 @@ fn gemma_2b_in_4_bits_trains_half_a_percent_in_4_gib() {
     let embedding = 256_000 * 2048;
     let weights = (plan.parameters - embedding) * 9 / 16 + embedding * 17 / 16;
     assert!((weights..weights + (1 << 20)).contains(&plan.memory[&MemoryKind::Weights]), "{plan}");
-    assert!(total(&plan) < 4 << 30 && plan.quantised.is_some(), "{plan}");
+    assert!(total(&plan) < 4 << 30 && plan.quantized.is_some(), "{plan}");
 }
 
 #[test]
@@ -149,8 +149,8 @@ fn notes_name_what_was_chosen() {
     for (memory, chosen) in [
         ("80GiB", None),
         ("12GiB", Some("1,024 tokens per micro-batch")),
-        ("9GiB", Some("layers computed again in the backward pass")),
-        ("8GiB", Some("1,024 tokens per micro-batch and layers computed again in the backward pass")),
+        ("9GiB", Some("activation checkpointing")),
+        ("8GiB", Some("1,024 tokens per micro-batch and activation checkpointing")),
     ] {
         let device = assumed::device(&format!("memory={memory},types=f32")).unwrap();
         let note = GEMMA_2B.plan(PrecisionChoice::Auto, [16, 256], &device).needs.to_string();
@@ -215,8 +215,8 @@ fn plans_are_what_devices_use() {
     let cpu = || Box::new(sparta_backend_cpu::Cpu::new(Some(2)).unwrap()) as Box<dyn Backend>;
     let wgpu = || wgpu(Options::default()).map(|backend| Box::new(backend) as Box<dyn Backend>);
     let methods = ["sparta", "lora", "full", "head"].map(|method| (method, None));
-    let quantised = ["sparta", "lora", "head"].map(|method| (method, Some(Quantize::Q4K)));
-    for (method, quantize) in methods.into_iter().chain(quantised) {
+    let quantized = ["sparta", "lora", "head"].map(|method| (method, Some(Quantize::Q4K)));
+    for (method, quantize) in methods.into_iter().chain(quantized) {
         for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
             for micro_batch_tokens in [None, Some(64)] {
                 let gpu = if micro_batch_tokens.is_none() { wgpu() } else { None };

@@ -17,7 +17,7 @@ mod narrow;
 mod norm;
 mod optimizer;
 mod primitives;
-mod quantised;
+mod quantized;
 mod rows;
 mod sparse;
 
@@ -37,7 +37,7 @@ pub const AREAS: [Area; 10] = [
     Area { name: "elementwise ops", cases: elementwise::cases },
     Area { name: "primitives", cases: primitives::cases },
     Area { name: "rows of tables", cases: rows::cases },
-    Area { name: "weights in blocks", cases: quantised::cases },
+    Area { name: "weights in blocks", cases: quantized::cases },
     Area { name: "losses", cases: losses::cases },
     Area { name: "chosen elements", cases: sparse::cases },
     Area { name: "optimizer steps", cases: optimizer::cases },

@@ -324,19 +324,19 @@ fn texts_are_written_from_blocks() {
 }
 
 #[test]
-fn the_command_quantises_trains_and_merges() {
+fn the_command_quantizes_trains_and_merges() {
     let home = tempfile::tempdir().unwrap();
     let run = "run --max-steps 3 --max-train 64 --max-dev 16 --max-test 16 --device cpu";
     for (i, options) in
         ["--method sparta --quantize q4_k", "--method lora --quantize q8_0 --precision bf16"].into_iter().enumerate()
     {
         let (out, err) = ran(home.path(), &format!("{run} {options} --out run{i}"));
-        assert!((out + &err).contains("quantised weights stay so on the device: "), "{options}");
+        assert!((out + &err).contains("quantized weights stay so on the device: "), "{options}");
         // The adapter is compared with the merged model, whose weights are those that the blocks stand for.
         ran(home.path(), &format!("adapter merge run{i} --out merged{i} --dtype f32 --device cpu"));
         ran(home.path(), &format!("eval run{i} --split dev --device cpu"));
     }
     let parts =
-        ["method `full` trains all of model.embed_tokens.weight, which is quantised (Q8_0)", "adapter merge MODEL"];
+        ["method `full` trains all of model.embed_tokens.weight, which is quantized (Q8_0)", "adapter merge MODEL"];
     refused(home.path(), &format!("{run} --method full --quantize q4_k --out full"), &parts);
 }

@@ -112,6 +112,7 @@ impl Case {
         let parameters = check_weights(&decoder, weights, objective.head())?;
         let mut adaptation = Adaptation::new(method, parameters, options, 0, weights)?;
         adaptation.precision = self.precision;
+        adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
         let trained = adaptation.trained_count();
         let demand = Demand {
             batch: self.batch,

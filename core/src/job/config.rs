@@ -4,6 +4,7 @@
 //! elsewhere.
 
 use super::PrecisionChoice;
+use crate::model::Quantize;
 use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
 use crate::text::{Instruct, TrainOn};
 use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
@@ -157,6 +158,10 @@ pub struct RunConfig {
           default_value = "false", default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub residual: bool,
+    /// Round the model's matrices to blocks of 8 or 4 bits, which stay so on the device. A GGUF file may have such already
+    #[arg(long, value_name = "TYPE", help_heading = MODEL_AND_DATA, value_parser = one_of(Quantize::NAMED))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,

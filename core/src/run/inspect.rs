@@ -68,6 +68,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
     let precision = request.precision.choose(&parameters, &device.info())?;
     let mut adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
     adaptation.precision = precision.precision;
+    adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
     let size = Size { rows: batch.tokens.len(), examples: batch.batch };
     let setup = Setup {
         decoder,

@@ -9,7 +9,7 @@ use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, Traina
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
-use crate::model::{Decoder, HEAD, IMAGES, Stored, TensorView, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, Quantize, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
@@ -21,6 +21,7 @@ use crate::{Error, Result, decoder};
 use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,6 +104,19 @@ pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<
     parameters
 }
 
+/// What will be in blocks of a model whose weights are not read: what is in `stored`, where that is there, and what quantizing
+/// makes so.
+pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
+    let decoded = adaptation.precision.activations;
+    let blocks = |parameter: &Parameter| {
+        let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
+        own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
+    };
+    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
+    of_blocks.for_each(|parameter| parameter.dtype = decoded);
+    adaptation.keep_blocks(blocks);
+}
+
 /// Reads model, data and method, checks that they are consistent, and plans steps and memory. A model without weights
 /// can be planned for; to train, check [`Weights::check_present`].
 ///
@@ -125,8 +139,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
 
     let precision = config.precision.choose(&parameters, device)?;
-    if precision.precision.activations != DType::F32 && absent.is_none() {
-        weights.decode_as(precision.precision.activations);
+    let decoded = precision.precision.activations;
+    if (decoded != DType::F32 || config.quantize.is_some()) && absent.is_none() {
+        weights.quantize(config.quantize);
+        weights.decode_as(decoded);
         parameters = check_weights(&decoder, &weights, objective.head())?;
     }
     let mut adaptation = match absent {
@@ -134,6 +150,11 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
     };
     adaptation.precision = precision.precision;
+    match absent {
+        Some(_) => expect_blocks(&mut adaptation, config.quantize, None),
+        None => adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks()),
+    }
+    adaptation.check_trainable()?;
     restore(config, &mut adaptation)?;
     if config.residual {
         adaptation.add_residual()?;
@@ -209,7 +230,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
             .chain(absent)
             .chain(note)
             .chain(images)
-            .chain(decoded_note(&weights))
+            .chain(quantized_note(&setup.adaptation))
             .chain(strange)
             .chain(steps)
             .chain(acts)
@@ -477,18 +498,34 @@ fn images_note(weights: &Weights) -> Option<String> {
         .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
 }
 
-/// A note that weights of a GGUF file take more memory on the device than in the file.
-fn decoded_note(weights: &Weights) -> Option<String> {
-    let views = || weights.names().filter_map(|name| weights.get(name));
-    let mut decoded = views().filter(|view| matches!(view.format(), Stored::Blocks(_))).peekable();
-    let dtype = decoded.peek()?.dtype;
-    let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
-    Some(format!(
-        "{} weights are quantized in the file: they are decoded to {dtype}, and the model takes {} instead of {}",
-        decoded.count(),
-        sum(|view| view.size()),
-        sum(|view| view.raw().len())
-    ))
+/// Which weights are quantized, what they take on the device, and what is decoded all the same.
+pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
+    let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut stored, mut decoded, mut largest) = (0, 0, 0);
+    for (position, parameter) in adaptation.parameters.iter().enumerate() {
+        let Some(blocks) = adaptation.blocks_of(position) else { continue };
+        *kept.entry(blocks.name()).or_default() += 1;
+        let values = parameter.numel() * adaptation.device_dtype(position).size() as u64;
+        stored += adaptation.device_type(position).bytes() as u64;
+        decoded += values;
+        largest = largest.max(if parameter.role == Role::Embedding { 0 } else { values });
+    }
+    let others = adaptation.formats.len() - kept.values().sum::<usize>();
+    let types: Vec<String> = kept.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let mut note = format!(
+        "quantized weights stay so on the device: {}, {} in place of {}; products decode a matrix at a time, of up to {}",
+        types.join(", "),
+        memory_size(stored),
+        memory_size(decoded),
+        memory_size(largest)
+    );
+    if kept.is_empty() {
+        note = "quantized weights are decoded on the device".to_owned();
+    }
+    if others > 0 {
+        note += &format!("; {others} are held decoded, as what is trained of them asks for that");
+    }
+    (!adaptation.formats.is_empty()).then_some(note)
 }
 
 /// Initial values of the head: the vocabulary rows of the prompt's words, or else normal values.

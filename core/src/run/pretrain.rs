@@ -139,6 +139,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         head_init_std: None,
         new_head: false,
         residual: false,
+        quantize: None,
         instruct: None,
         no_template: false,
         train_on: TrainOn::Answers,

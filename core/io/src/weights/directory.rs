@@ -6,7 +6,7 @@ use crate::{Error, Result, files};
 use safetensors::Dtype;
 use serde::Deserialize;
 use sparta_graph::DType;
-use sparta_model::{TensorView, WeightSource};
+use sparta_model::{Quantize, TensorView, WeightSource};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Weights {
     gguf: Option<Gguf>,
     /// The type to which values stored in blocks are decoded.
     decoded: DType,
+    /// What matrices of floats are rounded to.
+    quantize: Option<Quantize>,
     tensors: BTreeMap<String, Slot>,
 }
 
@@ -64,14 +66,14 @@ impl Weights {
             vec![]
         };
         let tensors = collect(&files)?;
-        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, tensors })
+        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, quantize: None, tensors })
     }
 
     fn of_gguf(dir: PathBuf, gguf: Gguf) -> Weights {
         let dtype = |name: &str| gguf.get(name).map_or(DType::F32, |view| view.dtype);
         let slot = |name: &str| Slot { file: 0, name: name.to_owned(), dtype: dtype(name), reordered: None };
         let tensors = gguf.names().map(|name| (name.to_owned(), slot(name))).collect();
-        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, tensors }
+        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, quantize: None, tensors }
     }
 
     /// Errors: the directory has no weights; says what it has instead.
@@ -96,21 +98,29 @@ impl Weights {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let slot = self.tensors.get(name)?;
         let view = match &self.gguf {
-            Some(gguf) => gguf.get(&slot.name)?.decoded_as(self.decoded),
+            Some(gguf) => gguf.get(&slot.name)?,
             None => {
                 let raw = self.files[slot.file].get(&slot.name)?;
                 TensorView::new(slot.dtype, raw.shape, raw.bytes)
             }
         };
-        Some(match &slot.reordered {
+        let view = match &slot.reordered {
             Some((dtype, bytes)) => TensorView::new(*dtype, view.shape, bytes),
             None => view,
-        })
+        };
+        let blocks = self.quantize.and_then(|quantize| quantize.of(name, view.shape));
+        let view = blocks.map_or(view, |blocks| view.rounded_to(blocks));
+        Some(view.decoded_as(self.decoded))
     }
 
     /// Sets the float type to which values stored in blocks are decoded; f32 by default.
     pub fn decode_as(&mut self, dtype: DType) {
         self.decoded = dtype;
+    }
+
+    /// Rounds matrices that are stored as floats to blocks from now on.
+    pub fn quantize(&mut self, quantize: Option<Quantize>) {
+        self.quantize = quantize;
     }
 
     /// Releases the memory of a tensor that was read; it is read again when needed.

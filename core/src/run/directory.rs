@@ -21,14 +21,17 @@ const RESULT: &str = "result.json";
 const COUNTERS: &str = "counters.json";
 
 /// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
+///
+/// Of several processes that train together one writes; that of the others is the same but for the files.
 pub struct RunDirectory {
     path: PathBuf,
-    metrics: File,
+    /// Absent in a process that does not write.
+    metrics: Option<File>,
     /// Bytes of whole lines in the file.
     metrics_bytes: u64,
     /// Lines that could not be written yet.
     pending: Vec<u8>,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// What a run has taken, over all processes that worked on it: in a file of its own, as it differs between equal runs.
@@ -75,6 +78,9 @@ impl RunDirectory {
 
     /// Removes what a run has written that failed before its first step, so that its name is free again.
     pub fn abandon(&self) {
+        if self.metrics.is_none() {
+            return;
+        }
         // The error to report is the one of the run.
         for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
             let _ = fs::remove_file(self.path.join(name));
@@ -102,7 +108,13 @@ impl RunDirectory {
         let metrics = File::options().create(true).append(true).open(&metrics_path);
         let metrics = metrics.map_err(Error::io(&metrics_path))?;
         let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
+        let (metrics, lock) = (Some(metrics), Some(lock));
         Ok(RunDirectory { path: path.to_owned(), metrics, metrics_bytes, pending: Vec::new(), _lock: lock })
+    }
+
+    /// Of a process that does not write.
+    pub fn elsewhere(path: &Path) -> RunDirectory {
+        RunDirectory { path: path.to_owned(), metrics: None, metrics_bytes: 0, pending: Vec::new(), _lock: None }
     }
 
     /// Writes plan and configuration.
@@ -176,7 +188,7 @@ impl RunDirectory {
     /// Drops what was logged after a checkpoint.
     pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
-        self.metrics.set_len(bytes).map_err(Error::io(path))?;
+        self.metrics.as_ref().map_or(Ok(()), |file| file.set_len(bytes)).map_err(Error::io(path))?;
         self.metrics_bytes = bytes;
         self.pending.clear();
         Ok(())
@@ -185,7 +197,8 @@ impl RunDirectory {
     /// Makes what was logged safe on disk and returns its size.
     pub fn sync_log(&mut self) -> Result<u64> {
         self.write_pending()?;
-        self.metrics.sync_data().map_err(Error::io(self.path.join("metrics.jsonl")))?;
+        let synced = self.metrics.as_ref().map_or(Ok(()), File::sync_data);
+        synced.map_err(Error::io(self.path.join("metrics.jsonl")))?;
         Ok(self.metrics_bytes)
     }
 
@@ -207,9 +220,11 @@ impl RunDirectory {
     }
 
     fn write_pending(&mut self) -> Result<()> {
-        if let Err(error) = self.metrics.write_all(&self.pending) {
+        if let Some(file) = &mut self.metrics
+            && let Err(error) = file.write_all(&self.pending)
+        {
             // A part of a line may be there; if it cannot be cut now, it is when the run is resumed.
-            let _ = self.metrics.set_len(self.metrics_bytes);
+            let _ = file.set_len(self.metrics_bytes);
             return Err(Error::io(self.path.join("metrics.jsonl"))(error));
         }
         self.metrics_bytes += self.pending.len() as u64;
@@ -223,6 +238,9 @@ impl RunDirectory {
 
     /// Saves these values as the adapter, with the index sets of an adaptation that has come from the run's.
     pub fn save(&self, run: &Prepared, adaptation: &Adaptation, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let objective = run.setup.objective.name();
         let head = Head {
             name: run.config.task.clone(),
@@ -261,6 +279,9 @@ impl RunDirectory {
 
     /// Removes result and report of a run that goes on: they are of what it was before.
     pub fn forget_result(&self) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
             fs::remove_file(path).map_err(Error::io(path))?;
         }
@@ -271,10 +292,16 @@ impl RunDirectory {
     /// complete without.
     pub fn finish(&self, result: &RunResult) -> Result<Option<Error>> {
         self.write_json(RESULT, result)?;
+        if self.metrics.is_none() {
+            return Ok(None);
+        }
         Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
         let path = self.path.join(name);
         atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))

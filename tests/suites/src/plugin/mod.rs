@@ -82,7 +82,7 @@ pub fn run(test: &PluginTest, plugins: &PluginSet, data: Option<&Path>) -> Outco
             let (plugin, info) = plugins.task(&test.subject).map_err(|e| e.to_string())?;
             check(&task::Subject { plugin, info, data: data.map(PathBuf::from) })
         }
-        PluginKind::Backend => Err(unknown().into()),
+        PluginKind::Backend | PluginKind::Communicator => Err(unknown().into()),
     }
 }
 

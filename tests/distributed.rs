@@ -8,6 +8,7 @@ use sparta_core::run::{Start, run_together};
 use sparta_core::team::{Team, threads};
 use sparta_graph::Backend;
 use sparta_tests::command::{binary, ran};
+use sparta_tests::more;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -58,8 +59,9 @@ type Outcome = Result<RunResult, Error>;
 /// Runs the configurations at the same time, each on a thread that stops after so many steps.
 fn together(configs: &[(RunConfig, usize)], start: Start) -> Vec<Outcome> {
     let one = |((config, steps), communicator): (&(RunConfig, usize), _)| {
-        let beside = binary().parent().unwrap().to_owned();
-        let plugins = PluginSet::discover(&DiscoverOptions { beside: vec![beside], ..DiscoverOptions::default() });
+        let beside = vec![binary().parent().unwrap().to_owned()];
+        let run = config.plugins.iter().filter_map(|used| used.library.clone()).collect();
+        let plugins = PluginSet::discover(&DiscoverOptions { beside, run, ..DiscoverOptions::default() });
         let open = || -> Result<Box<dyn Backend>, Error> { Ok(Box::new(sparta_backend_cpu::Cpu::new(Some(1))?)) };
         let mut watching = Watching { steps_left: *steps, messages: Vec::new() };
         run_together(config, &plugins, &open, start, &mut watching, &mut Team::meet(communicator))
@@ -107,8 +109,28 @@ fn every_method_has_the_bytes_of_one_process() {
             assert_equal_runs(&format!("{method}, {size} processes"), &config.out, &out);
             let same = |result: &RunResult| (result.steps, result.test.clone().map(|test| test.loss));
             assert!(results.iter().all(|result| same(result) == same(&results[0])), "{method}");
-            assert_eq!(results[1].exchanged.unwrap().bytes == 0, false, "{method}");
+            assert!(results[1].exchanged.unwrap().bytes > 0, "{method}");
         }
+    }
+}
+
+/// Methods that choose elements by scores, and that act between steps on gradients and moments.
+#[test]
+fn scores_and_acts_have_the_bytes_of_one_process() {
+    let methods = [
+        ("gradient-mask", "--score-batches 3 --share 0.02"),
+        ("spiel", "--every 3 --rate 0.5 --density 0.05 --optimizer adamw-bf16 --precision bf16"),
+        ("adalora", "--init-r 4 --target-r 2 --delta-t 2 --tfinal 2"),
+    ];
+    let directory = more::build(&methods.map(|(method, _)| method));
+    for (method, options) in methods {
+        let home = tempfile::tempdir().unwrap();
+        let plugin = more::library(&directory, method);
+        let options = format!("{OPTIONS} {options} --plugin {} --method {method}", plugin.display());
+        let config = alone(home.path(), &options);
+        let out = home.path().join("two");
+        all_together(&at(&config, out.clone()), 2, Start::New);
+        assert_equal_runs(method, &config.out, &out);
     }
 }
 

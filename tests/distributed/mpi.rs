@@ -150,7 +150,7 @@ fn messages_by_tcp_change_nothing() {
             inside.args(["-n", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""]);
             inside.arg(plain.get_program()).args(plain.get_args()).current_dir(home.path());
             for (name, value) in plain.get_envs() {
-                value.into_iter().for_each(|value| drop(inside.env(name, value)));
+                inside.env(name, value.unwrap_or_default());
             }
             inside.output().unwrap()
         }

@@ -30,6 +30,8 @@ impl Exchange {
 pub struct Member {
     /// The name of its machine.
     pub host: String,
+    /// Its number there.
+    pub process: u32,
     /// What it computes on: `Tesla T4 (cuda:0)`.
     pub device: String,
 }
@@ -67,10 +69,11 @@ impl fmt::Display for TogetherPlan {
         let TogetherPlan { members, library, micro_batches, .. } = self;
         writeln!(f, "processes  {} by {library}; the first one writes", members.len())?;
         let mut first = 0;
-        for equal in members.chunk_by(|a, b| a == b) {
+        for equal in members.chunk_by(|a, b| (&a.host, &a.device) == (&b.host, &b.device)) {
             let (last, member) = (first + equal.len() - 1, &equal[0]);
+            let numbers: Vec<String> = equal.iter().map(|member| member.process.to_string()).collect();
             let ranks = if first == last { first.to_string() } else { format!("{first} to {last}") };
-            writeln!(f, "  {ranks:<8} {}: {}", member.host, member.device)?;
+            writeln!(f, "  {ranks:<8} {} ({}): {}", member.host, numbers.join(", "), member.device)?;
             first = last + 1;
         }
         if self.gradient_bytes == 0 {
@@ -79,7 +82,7 @@ impl fmt::Display for TogetherPlan {
         let (count, size) = (thousands(*micro_batches as u64), members.len());
         writeln!(
             f,
-            "  share    a step of the mean length has {count} micro-batches, of which each process computes every {size}th"
+            "  share    a step of the mean length has {count} micro-batches, of which each process computes one in {size}"
         )?;
         let (step, one) = (memory_size(self.step_bytes()), memory_size(self.gradient_bytes));
         let order = match self.exchange {

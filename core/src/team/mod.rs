@@ -60,7 +60,8 @@ impl Team {
     /// Errors: another process that has failed.
     pub fn introduce(&mut self, device: &str) -> Result<()> {
         let Some(others) = &self.others else { return Ok(()) };
-        let own = Member { host: others.place.host.clone(), device: device.to_owned() };
+        let (host, process) = (others.place.host.clone(), std::process::id());
+        let own = Member { host, process, device: device.to_owned() };
         let members = self.exchange("introductions", &json(&own)?)?;
         let members = members.iter().map(|bytes| parse(bytes)).collect::<Result<_>>()?;
         if let Some(others) = &mut self.others {

@@ -86,6 +86,8 @@ impl Session {
             true => self.sum_in_order(micro_batches, numbers, &groups, peers)?,
             false => self.sum_in_any_order(micro_batches, numbers, &groups, peers)?,
         }
+        // An update that rounds by chance draws with the key of the last micro-batch.
+        self.queue_rng(micro_batches.len() - 1)?;
         (self.accumulated, self.targets) = (micro_batches.len(), targets);
         self.apply(lr)
     }

@@ -5,6 +5,7 @@
 //! time.
 
 use crate::api::{Functions, Names};
+use crate::neighbours::Neighbours;
 use crate::watch::{Beats, Seen};
 use sparta_plugin::Error;
 use sparta_plugin::communicator::{Communicator, Launch, Place};
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 /// Bytes that a process gives to one collective: counts are of 31 bits, and libraries multiply them by the number of processes.
 const PIECE: usize = 64 << 20;
 
-/// Bytes of a machine's name.
-const HOST: usize = 64;
+/// Bytes of the name of a process: its number and its machine.
+const PROCESS: usize = 64;
 
 /// How long a thread asks without a pause: the others are here, or may not be for long.
 const BRIEFLY: Duration = Duration::from_micros(200);
@@ -35,9 +36,17 @@ pub struct Shared<H> {
     functions: Functions<H>,
     names: Names<H>,
     beats: Mutex<Beats<H>>,
-    hosts: Vec<String>,
+    processes: Vec<Process>,
+    /// Set when this process has nothing more to exchange: another one may end from then on.
+    parting: AtomicBool,
     /// Set when the second thread has nothing more to do.
     ended: AtomicBool,
+}
+
+/// A process of the launch.
+struct Process {
+    id: u32,
+    host: String,
 }
 
 struct Mpi<H: Copy + Send + Sync + 'static> {
@@ -89,7 +98,14 @@ pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     }
     let library = version(f, path);
     let beats = Mutex::new(Beats::new(beats, rank, size));
-    let shared = Shared { functions, names, beats, hosts: Vec::new(), ended: AtomicBool::new(false) };
+    let shared = Shared {
+        functions,
+        names,
+        beats,
+        processes: Vec::new(),
+        parting: AtomicBool::new(false),
+        ended: AtomicBool::new(false),
+    };
     let place = Place { rank, size, local_rank: 0, host: host(), library };
     let mut mpi = Mpi { shared: Arc::new(shared), place };
     mpi.meet()?;
@@ -116,7 +132,7 @@ fn host() -> String {
     let name = name.or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
     match name.trim() {
         "" => "an unnamed machine".into(),
-        name => name.chars().take(HOST / 4).collect(),
+        name => name.chars().take(PROCESS / 4 - 1).collect(),
     }
 }
 
@@ -124,25 +140,41 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
     /// Learns the names of the machines, and with them the local rank.
     fn meet(&mut self) -> Result<(), Error> {
         let Place { rank, size, .. } = self.place;
-        let mut own = self.place.host.clone().into_bytes();
-        own.resize(HOST, 0);
-        let mut all = vec![0; HOST * size];
+        let mut own = std::process::id().to_le_bytes().to_vec();
+        own.extend(self.place.host.as_bytes());
+        own.resize(PROCESS, 0);
+        let mut all = vec![0; PROCESS * size];
         self.all_gather(&own, &mut all)?;
-        let name = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_matches('\0').to_owned();
-        let hosts: Vec<String> = all.chunks(HOST).map(name).collect();
-        self.place.local_rank = hosts[..rank].iter().filter(|host| **host == hosts[rank]).count();
+        let process = |bytes: &[u8]| {
+            let (id, host) = bytes.split_at(4);
+            let id = id.iter().rev().fold(0, |id, &byte| id << 8 | u32::from(byte));
+            Process { id, host: String::from_utf8_lossy(host).trim_matches('\0').to_owned() }
+        };
+        let processes: Vec<Process> = all.chunks(PROCESS).map(process).collect();
+        let here = |process: &&Process| process.host == processes[rank].host;
+        self.place.local_rank = processes[..rank].iter().filter(here).count();
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
-            shared.hosts = hosts;
+            shared.processes = processes;
         }
         Ok(())
     }
 
     /// Begins the thread that shows the others that this process lives, and looks whether they do, while it computes.
     fn watch(&self) {
-        let shared = self.shared.clone();
+        let (shared, rank) = (self.shared.clone(), self.place.rank);
+        let others = shared.processes.iter().enumerate().filter(|(other, process)| {
+            let Process { host, .. } = &shared.processes[rank];
+            *other != rank && process.host == *host
+        });
+        let neighbours = Neighbours::new(others.map(|(other, process)| (other, process.id)));
         let look = move || {
             while !shared.ended.load(Ordering::Acquire) {
-                std::thread::sleep(LOOK);
+                if let Some(other) = neighbours.wait(LOOK) {
+                    match shared.parting.load(Ordering::Acquire) {
+                        true => std::thread::sleep(LOOK),
+                        false => shared.lost(other, "it has ended"),
+                    }
+                }
                 // Where the other thread has it, it looks itself.
                 if let Ok(mut beats) = shared.beats.try_lock()
                     && !shared.ended.load(Ordering::Acquire)
@@ -192,6 +224,10 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
     }
 }
 
+fn silence<H: Copy>() -> String {
+    format!("nothing was heard of it for {} s", Beats::<H>::PATIENCE.as_secs())
+}
+
 impl<H: Copy> Shared<H> {
     fn beats(&self) -> MutexGuard<'_, Beats<H>> {
         self.beats.lock().unwrap_or_else(PoisonError::into_inner)
@@ -209,7 +245,7 @@ impl<H: Copy> Shared<H> {
     fn look(&self, beats: &mut Beats<H>) {
         match beats.look(&self.functions, &self.names, Instant::now()) {
             Seen::Alive => {}
-            Seen::Silent => self.end(beats.before(), "nothing was heard of it"),
+            Seen::Silent => self.lost(beats.before(), &silence::<H>()),
             Seen::Failed(code) => self.check(beats, code),
         }
     }
@@ -222,7 +258,7 @@ impl<H: Copy> Shared<H> {
         let begin = Instant::now();
         while begin.elapsed() < Beats::<H>::PATIENCE + Duration::from_secs(1) {
             if matches!(beats.look(&self.functions, &self.names, Instant::now()), Seen::Silent) {
-                self.end(beats.before(), "it is gone");
+                self.lost(beats.before(), &silence::<H>());
             }
             std::thread::sleep(LOOK / 5);
         }
@@ -237,17 +273,20 @@ impl<H: Copy> Shared<H> {
         String::from_utf8_lossy(&text).trim().to_owned()
     }
 
-    fn end(&self, rank: usize, why: &str) -> ! {
-        let host = self.hosts.get(rank).map_or("another machine", |host| host);
+    /// Ends all because of a process that is gone.
+    fn lost(&self, rank: usize, why: &str) -> ! {
+        let process =
+            self.processes.get(rank).map_or(String::new(), |Process { id, host }| format!(" on {host} ({id})"));
         self.abort(&format!(
-            "process {rank} on {host} was lost ({why} for {} s): all end; what was saved before goes on with --resume",
-            Beats::<H>::PATIENCE.as_secs()
+            "process {rank}{process} was lost: {why}. All end; --resume goes on from what was saved before"
         ))
     }
 
     /// Ends all processes.
     fn abort(&self, reason: &str) -> ! {
         eprintln!("error: {reason}");
+        // A launcher that ends all by itself says more.
+        std::thread::sleep(LOOK);
         // SAFETY: called as the MPI standard says.
         unsafe { (self.functions.abort)(self.names.world, 1) };
         std::process::exit(1)
@@ -312,6 +351,7 @@ impl<H: Copy + Send + Sync + 'static> Communicator for Mpi<H> {
 
 impl<H: Copy + Send + Sync + 'static> Drop for Mpi<H> {
     fn drop(&mut self) {
+        self.shared.parting.store(true, Ordering::Release);
         // Nobody looks for the others any more once all are here.
         let _ = self.barrier();
         self.shared.ended.store(true, Ordering::Release);

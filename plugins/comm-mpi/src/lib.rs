@@ -7,6 +7,7 @@ mod api;
 mod engine;
 mod launch;
 mod library;
+mod neighbours;
 mod watch;
 
 pub use launch::local_size;

@@ -1,5 +1,5 @@
-//! Opens untrusted files: regular ones only, as a pipe would never end, and small enough for what they are. And gives
-//! finished files their names, so that neither a crash nor a power cut leaves half of one.
+//! Opens untrusted files: only regular ones, as a pipe might never end, and within size limits. Publishes finished
+//! files so that neither a crash nor a power cut leaves a partial one.
 
 use memmap2::Mmap;
 use std::fs::{self, File};
@@ -7,25 +7,25 @@ use std::io::{self, ErrorKind, Read};
 use std::ops::Range;
 use std::path::Path;
 
-/// Bytes of a configuration, an index or a manifest; those of the largest published models have some 10 MB.
+/// Size limit of a configuration, an index or a manifest; the largest published ones have about 10 MB.
 pub const CONFIGURATION: u64 = 32 << 20;
-/// Bytes of a `tokenizer.json`; the largest published ones have some 35 MB.
+/// Size limit of a `tokenizer.json`; the largest published ones have about 35 MB.
 pub const TOKENIZER: u64 = 256 << 20;
-/// Bytes of a `metrics.jsonl`: millions of steps.
+/// Size limit of a `metrics.jsonl`: enough for millions of steps.
 pub const LOG: u64 = 1 << 30;
 
-/// Opens a regular file, also behind a link.
+/// Opens a regular file, following links.
 ///
 /// Errors: those of the system; a directory, a pipe or a device.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Before opening: to open a pipe is to wait for its other end.
+    // Checked before opening, as opening a pipe waits for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "expected a regular file, got a directory or a device"));
     }
     File::open(path)
 }
 
-/// The bytes of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// Errors: those of [`open`]; a larger file.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
@@ -38,7 +38,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`read`], as a text.
+/// As [`read`], for text.
 ///
 /// Errors: those of [`read`]; bytes that are not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
@@ -46,11 +46,11 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
         .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("expected UTF-8: {e}")))
 }
 
-/// Gives back the memory of mapped pages that have been read; they are read again when needed.
+/// Releases the memory of mapped pages that have been read; they are read again when needed.
 pub fn forget(map: &Mmap, range: Range<usize>) {
     #[cfg(unix)]
     {
-        // SAFETY: pages of a read-only map of a file hold nothing that is not in the file.
+        // SAFETY: pages of a read-only file map hold nothing that is not in the file.
         let advised =
             unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
         // It is advice: where it is not taken, memory is only given back later.
@@ -60,7 +60,7 @@ pub fn forget(map: &Mmap, range: Range<usize>) {
     let _ = (map, range);
 }
 
-/// Creates a directory with those above it, which then survive a power cut.
+/// Creates a directory and its parents durably.
 ///
 /// Errors: those of the system.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
@@ -71,14 +71,14 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
         create_dirs(parent)?;
     }
     match fs::create_dir(dir) {
-        // Another process was faster.
+        // Another process created it first.
         Err(e) if e.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(e) => Err(e),
         Ok(()) => sync_parent(dir),
     }
 }
 
-/// Renames a finished file or directory. All of it is on disk before, and the new name after.
+/// Renames a finished file or directory. Its contents are synced before, and its new name after.
 ///
 /// Errors: those of the system.
 pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
@@ -87,7 +87,7 @@ pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
     sync_parent(to)
 }
 
-/// Makes a file, or a directory and what is in it, safe on disk.
+/// Syncs a file, or a directory with its contents, to disk.
 fn sync(path: &Path) -> io::Result<()> {
     let kind = fs::symlink_metadata(path)?;
     if kind.is_dir() {
@@ -100,7 +100,7 @@ fn sync(path: &Path) -> io::Result<()> {
     if kind.is_file() { File::options().write(true).open(path)?.sync_all() } else { Ok(()) }
 }
 
-/// Makes the name of a file or directory safe on disk.
+/// Syncs the name of a file or directory to disk.
 ///
 /// Errors: those of the system.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
@@ -120,7 +120,7 @@ fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes a file, or a directory and what is in it; nothing where there is none.
+/// Removes a file, or a directory with its contents, if it exists.
 ///
 /// Errors: those of the system.
 pub fn remove(path: &Path) -> io::Result<()> {

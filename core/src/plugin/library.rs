@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The functions that take as long as the work that a device is given, or as another process needs for its own.
+/// The functions that may take as long as the device's work, or as another process needs for its own.
 const WORK: [&str; 11] = [
     "write",
     "read",
@@ -32,7 +32,7 @@ const WORK: [&str; 11] = [
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
 
-/// The table of one interface, copied.
+/// A copy of one interface's table.
 #[derive(Clone, Copy)]
 pub enum Functions {
     Method(SpartaMethod),
@@ -52,7 +52,7 @@ impl Functions {
     }
 }
 
-/// One interface of an opened library. `table` is one of the tables of [`sparta_plugin::abi`].
+/// One interface of an open library. `table` is one of the tables of [`sparta_plugin::abi`].
 #[derive(Clone)]
 pub struct Implementation<T> {
     pub table: T,
@@ -61,7 +61,7 @@ pub struct Implementation<T> {
 }
 
 impl<T> Implementation<T> {
-    /// Calls a function of the table; `what` names it in errors, which name the plugin.
+    /// Calls a function of the table; errors name the plugin and `what`.
     pub fn call<F>(
         &self,
         what: &str,
@@ -72,7 +72,7 @@ impl<T> Implementation<T> {
         self.named(self.call_unnamed(what, function, graph, call))
     }
 
-    /// As [`Implementation::call`], of a function that reads and changes tensors.
+    /// As [`Implementation::call`], for a function that reads and changes tensors.
     pub fn call_on_step<F>(
         &self,
         what: &str,
@@ -87,7 +87,7 @@ impl<T> Implementation<T> {
         result.map_err(|e| if e.0.contains(&self.name) { e } else { Error(format!("{} [plugin {}]", e.0, self.name)) })
     }
 
-    /// As [`Implementation::call`], with the plugin's own messages as they are.
+    /// As [`Implementation::call`], with the plugin's messages unchanged.
     pub fn call_unnamed<F>(
         &self,
         what: &str,
@@ -119,8 +119,8 @@ impl<T> Implementation<T> {
     }
 }
 
-/// Opens a library and returns its interfaces. `file` is the file at `path` that was checked: on Linux just this one is
-/// loaded, whatever stands at the path by now.
+/// Opens a library and returns its interfaces. `file` is the checked file at `path`: on Linux exactly this file is
+/// loaded, even if the path has changed since.
 pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let path = canonical(path)?;
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,7 +130,7 @@ pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let _running = running::Call::begin(|| format!("{}: loading it", path.display()), false);
     let handle = handle_path(&file).filter(|handle| handle.exists());
     // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
-    // and `binary::check` has seen that it is a whole library for this machine with our entry point.
+    // and `binary::check` found it to be a complete library for this machine with our entry point.
     let library =
         unsafe { load(handle.as_ref().unwrap_or(&path)) }.map_err(|e| match std::error::Error::source(&e) {
             Some(loader) => {
@@ -145,21 +145,21 @@ pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
         })?;
     // SAFETY: a library that exports this name promises this type, see `sparta_plugin.h`.
     let entry: Entry = *unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|e| format!("not a plugin: {e}"))?;
-    // Never unloaded: its tables, threads and thread-locals may be used as long as the process lives.
+    // Never unloaded: its tables, threads and thread-locals may be used until the process ends.
     std::mem::forget(library);
     // SAFETY: it is the entry point of a library that stays loaded.
     let interfaces = unsafe { enter(entry) };
-    // The loader knows libraries by their names, so this handle's must not become that of another file.
+    // The loader identifies libraries by name, so this handle's name must not be reused for another file.
     opened.push((file, interfaces.clone().unwrap_or_default()));
     interfaces
 }
 
-/// The files of the libraries that are loaded, never closed, and their interfaces.
+/// The files of the loaded libraries, never closed, and their interfaces.
 static OPENED: Mutex<Vec<(File, Vec<Functions>)>> = Mutex::new(Vec::new());
 
-/// SHA-256 of a library that is loaded, from the file that was loaded.
+/// SHA-256 of a loaded library, from the file that was loaded.
 ///
-/// Errors: another file stands at the path by now.
+/// Errors: another file is at the path by now.
 pub fn hash_of(path: &Path) -> crate::Result<String> {
     let now = files::open(path).map_err(crate::Error::io(path))?;
     let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -178,7 +178,7 @@ fn is_same(a: &File, b: &File) -> bool {
     identity(a).is_some_and(|a| identity(b) == Some(a))
 }
 
-/// By size and time of the last change, where files have no number.
+/// By size and modification time, where files have no inode number.
 #[cfg(not(unix))]
 fn is_same(a: &File, b: &File) -> bool {
     let identity = |file: &File| file.metadata().ok().and_then(|found| Some((found.len(), found.modified().ok()?)));
@@ -197,7 +197,7 @@ fn handle_path(_file: &File) -> Option<PathBuf> {
     None
 }
 
-/// All symbols are looked up at once: one that is missing is told here and not in the middle of a run.
+/// Resolves all symbols at once: a missing one is reported here, not in the middle of a run.
 ///
 /// # Safety
 /// As [`libloading::Library::new`].
@@ -239,7 +239,7 @@ pub unsafe fn enter(entry: Entry) -> Result<Vec<Functions>, String> {
         ));
     }
     expect_size("SpartaPlugin", size, size_of::<SpartaPlugin>())?;
-    // SAFETY: its size covers the struct, and its array has as many pointers as it says.
+    // SAFETY: its size covers the struct, and its array has the stated number of pointers.
     let interfaces = unsafe {
         let plugin = &*plugin;
         slice(plugin.interfaces, plugin.interface_count)
@@ -280,7 +280,7 @@ unsafe fn functions(interface: *const SpartaInterface) -> Result<Functions, Stri
     })
 }
 
-/// The kind of an interface id of this host, or why it is none.
+/// The kind of an interface id. Errors: an id that this host does not know.
 pub fn check_interface(id: &str) -> Result<PluginKind, String> {
     let known = PluginKind::ALL.into_iter().find(|kind| kind.interface() == id);
     if let Some(kind) = known {
@@ -309,15 +309,15 @@ fn expect_size(name: &str, size: usize, expected: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// A table of functions. Those that a plugin of an earlier minor version does not have yet are null.
+/// Copies a table of functions. Those that a plugin of an earlier minor version lacks are null.
 ///
 /// # Safety
 /// `T` is one of the tables of [`sparta_plugin::abi`]: a size and nullable functions. `table` points to such a table,
 /// as long as its size says.
 unsafe fn copy<T: Copy>(table: *const T) -> T {
     let mut copy = MaybeUninit::<T>::zeroed();
-    // SAFETY: every table starts with its size; what is read is within it, what is written within `T`; all zeros are a
-    // size and null functions.
+    // SAFETY: every table starts with its size; reads stay within it and writes within `T`; all zeros are a valid size
+    // and null functions.
     unsafe {
         let size = table.cast::<usize>().read();
         let whole_fields = size.min(size_of::<T>()) / size_of::<usize>() * size_of::<usize>();

@@ -1,4 +1,4 @@
-//! Where the time of a run's steps goes.
+//! Profiles a run's steps.
 
 use super::prepare::prepare_for;
 use crate::job::{RunConfig, Spent};
@@ -9,14 +9,13 @@ use crate::train::{Ceiling, Peers, Profile, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 
-/// Steps that are profiled; the fastest one counts, so that what happens once is left out.
+/// Steps that are profiled; the fastest one counts, so that one-time costs are left out.
 const STEPS: usize = 5;
 
-/// Does a few optimizer steps on the first batch as [`super::run`] would, and forgets what they learned. Of several
-/// processes, also what it takes to exchange the gradients of a micro-batch.
+/// Does a few optimizer steps on the first batch as [`super::run`] would, and discards the result. With several processes,
+/// also measures an exchange of the gradients of a micro-batch.
 ///
-/// Errors: whatever [`super::run`] refuses; a run whose steps do not go through the model; a device that cannot time
-/// single calls.
+/// Errors: those of [`super::run`]; a run whose steps do not involve the model; a device that cannot time single calls.
 pub fn profile(
     config: &RunConfig,
     plugins: &PluginSet,
@@ -27,7 +26,7 @@ pub fn profile(
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
     if prepared.setup.limits.head_features {
-        let what = "the head alone is trained, on features that are computed once: there is no step to profile";
+        let what = "only the head is trained, on features that are computed once, so there is no step to profile";
         return Err(Error::Usage(what.into()));
     }
     let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();

@@ -4,20 +4,20 @@ use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::sync::OnceLock;
 use tracing::{debug, info};
 
-/// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
+/// The graphics APIs this backend runs on, without OpenGL: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
 
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
-/// Numbers of vendors of PCI devices.
+/// PCI vendor ids.
 const NVIDIA: u32 = 0x10de;
 const AMD: u32 = 0x1002;
 
-/// An adapter as its driver reports it.
+/// An adapter as reported by its driver.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// `id` is `wgpu:N` with the position in [`devices`].
+    /// What the runtime knows of it; `id` is `wgpu:N` with its position in [`devices`].
     pub info: DeviceInfo,
     /// `vulkan`, `metal` or `dx12`.
     pub api: String,
@@ -38,13 +38,13 @@ pub struct Limits {
     pub subgroup_size: (u32, u32),
 }
 
-/// Optional features that matter to this project.
+/// Optional features that the kernels use.
 #[derive(Clone, Debug)]
 pub struct Features {
     pub shader_f16: bool,
     pub subgroups: bool,
     pub timestamp_query: bool,
-    /// The configurations of the matrix units; empty without them.
+    /// The shapes that the matrix units support; empty without them.
     pub cooperative_matrices: Vec<CooperativeMatrix>,
 }
 
@@ -58,12 +58,12 @@ pub struct CooperativeMatrix {
     pub result: String,
 }
 
-/// All adapters of the machine; none where there is no driver.
+/// All adapters of the machine; empty if there is no driver.
 pub fn devices() -> Vec<Adapter> {
     adapters().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
 }
 
-/// The adapters, looked for once per process: that loads every driver.
+/// The adapters, enumerated once per process since that loads every driver.
 pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
     static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
     ADAPTERS.get_or_init(|| {
@@ -75,7 +75,7 @@ pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
         for adapter in &found {
             let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
             info!("found {} through {}: driver {} {}", info.name, info.backend, info.driver, info.driver_info);
-            debug!(?info, ?limits, ?features, "all that the driver says of {}", info.name);
+            debug!(?info, ?limits, ?features, "everything the driver reports about {}", info.name);
         }
         let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
         let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
@@ -83,7 +83,7 @@ pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
     })
 }
 
-/// A card as one of the interfaces lists it.
+/// A card as listed by one of the APIs.
 #[derive(Clone, Copy)]
 struct Card {
     api: wgpu::Backend,
@@ -96,7 +96,7 @@ impl Card {
         Card { api: info.backend, vendor: info.vendor, device: info.device }
     }
 
-    /// Whether Vulkan lists the card, too: Windows has it under both. Two cards of one model are two there.
+    /// Whether Vulkan also lists the card: Windows lists each under both APIs, and two cards of a model twice.
     fn is_known_before(&self, cards: &[Card]) -> bool {
         let same = |other: &Card| other.vendor == self.vendor && other.device == self.device;
         self.api == wgpu::Backend::Dx12 && cards.iter().any(|other| other.api == wgpu::Backend::Vulkan && same(other))
@@ -162,8 +162,8 @@ fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
 pub(crate) const UNITS_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
-/// The ways in which an adapter may offer products of f16 with sums in f32, the most promising first. What size its
-/// subgroups have in a kernel, a driver does not say.
+/// The ways in which an adapter may offer products of f16 with sums in f32, most promising first. A driver does not
+/// tell the subgroup size of a kernel.
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let memory = limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);
@@ -185,7 +185,7 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     all.filter(MatrixUnits::fit).collect()
 }
 
-/// The [`sparta_kernels::Bounds::unroll`] that suits the adapter's compiler.
+/// The [`sparta_kernels::Bounds::unroll`] that suits the adapter's shader compiler.
 pub(crate) fn unroll(adapter: &wgpu::Adapter) -> u32 {
     if matches!(adapter.get_info().vendor, NVIDIA | AMD) { 16 } else { 1 }
 }
@@ -204,7 +204,7 @@ fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
         .collect()
 }
 
-/// Bytes of the largest device-local heap. Of the three interfaces only Vulkan tells.
+/// Bytes of the largest device-local heap. Only Vulkan reports it.
 #[cfg(not(target_vendor = "apple"))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     const DEVICE_LOCAL: u32 = 1;
@@ -222,8 +222,8 @@ fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }
 
-/// The position in [`devices`] of what a user asked for: `wgpu` (the best adapter), `wgpu:N`, or a part of an adapter's
-/// name, whatever its case.
+/// The position in [`devices`] of the requested adapter: `wgpu` (the best one), `wgpu:N`, or a part of an adapter's
+/// name, ignoring case.
 pub(crate) fn select(selector: &str, adapters: &[DeviceInfo]) -> Result<usize, String> {
     if adapters.is_empty() {
         return Err("no adapter found: a Vulkan, Metal or DX12 driver is needed; `--device cpu` needs none".into());
@@ -247,7 +247,7 @@ pub(crate) fn select(selector: &str, adapters: &[DeviceInfo]) -> Result<usize, S
     found.ok_or_else(|| format!("no adapter has `{selector}` in its name; there are: {}", listed()))
 }
 
-/// Fastest first.
+/// The order of preference, fastest first.
 fn rank(kind: DeviceKind) -> u8 {
     match kind {
         DeviceKind::DiscreteGpu => 0,

@@ -21,7 +21,7 @@ pub struct TensorFile {
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Bytes of the map; the header's checks keep it inside.
+    /// Its bytes in the map; the checks of the header keep it inside.
     range: Range<usize>,
 }
 
@@ -39,8 +39,8 @@ impl TensorFile {
     pub fn open(path: impl Into<PathBuf>) -> Result<TensorFile> {
         let path = path.into();
         let file = files::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the map is only ever read. Bytes that another process changes meanwhile can give wrong numbers, and
-        // a file that it shortens a bus error; like every reader of mapped files, we ask users not to do that.
+        // SAFETY: the map is only read. If another process changes the file meanwhile, numbers may be wrong, and if it
+        // truncates the file, there is a bus error; like every reader of mapped files, we ask users not to do that.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| explain(&path, &map, e))?;
         tracing::debug!("opened {}, {} bytes", path.display(), map.len());
@@ -80,7 +80,7 @@ impl TensorFile {
         })
     }
 
-    /// Gives back the memory of a tensor's pages that have been read; they are read again when needed.
+    /// Releases the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
             files::forget(&self.map, entry.range.clone());
@@ -145,7 +145,7 @@ fn decode<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<
     bytes.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
 }
 
-/// What is wrong with a file whose header was refused, and what to do.
+/// Explains why a header was refused, and what to do.
 fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
     let size = bytes.len();
     let what = if bytes.starts_with(b"version https://git-lfs") {
@@ -185,7 +185,7 @@ fn header_length(bytes: &[u8]) -> u64 {
     bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
 }
 
-/// The file size that a readable header describes.
+/// The file size implied by a readable header.
 fn described_size(bytes: &[u8]) -> Option<u64> {
     let header = header_length(bytes);
     let text = bytes.get(8..8 + usize::try_from(header).ok()?)?;

@@ -59,7 +59,7 @@ pub fn look(
     };
     let found = share(team, "the run directory", &found)?;
     if let Some(result) = found.finished {
-        observer.message(&format!("the run is over since step {}: there is nothing left to do", result.steps));
+        observer.message(&format!("the run already ended at step {}: there is nothing left to do", result.steps));
         return Ok(Continuation::Finished(Box::new(result)));
     }
     run.config.earlier_lengths.extend(found.earlier);
@@ -69,7 +69,7 @@ pub fn look(
 }
 
 fn look_here(run: &Prepared, directory: &RunDirectory, checkpoints: &Checkpoints) -> Result<(Found, Newest)> {
-    // Nothing is changed before it is known that this is the run that stands there.
+    // Nothing is changed before this is known to be the same run.
     let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
     let longer = directory.check_length(run)?;
     let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
@@ -82,11 +82,11 @@ fn look_here(run: &Prepared, directory: &RunDirectory, checkpoints: &Checkpoints
 }
 
 impl Trainer<'_> {
-    /// Goes on from the newest checkpoint; from the beginning if the run ended before its first one.
+    /// Resumes from the newest checkpoint, or from the start if there is none.
     pub(super) fn resume(&mut self, newest: Newest) -> Result<()> {
         let loaded = match newest {
             Newest::Absent => {
-                self.observer.message("there is no checkpoint yet: the run begins anew");
+                self.observer.message("there is no checkpoint yet: the run starts from the beginning");
                 (self.position, self.pending, self.torn) = (Default::default(), None, false);
                 (self.best, self.method_state) = (Snapshot::default(), Json::Null);
                 return self.directory.cut_log(0);
@@ -107,7 +107,7 @@ impl Trainer<'_> {
         let total = self.run.total_steps;
         if step > total {
             return Err(Error::Training(format!(
-                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; begin anew with \
+                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; start again with \
                  another --out",
                 self.directory.path().display()
             )));

@@ -27,8 +27,9 @@ mod system {
 
     /// A file that can be read from when the process has ended. `None` where the system has none.
     pub fn open(process: u32) -> Option<OwnedFd> {
+        let flags: c_long = 0;
         // SAFETY: the system call takes two integers, and returns a new file or a negative number.
-        let file = unsafe { syscall(PIDFD_OPEN, process as c_long, 0 as c_long) };
+        let file = unsafe { syscall(PIDFD_OPEN, process as c_long, flags) };
         let file = c_int::try_from(file).ok().filter(|&file| file >= 0)?;
         // SAFETY: it is open, and nobody else's.
         Some(unsafe { OwnedFd::from_raw_fd(file) })

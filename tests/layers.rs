@@ -13,6 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &[
         "sparta-wgpu",
         "sparta-backend-cuda",
+        "sparta-communicator-mpi",
         "sparta-train",
         "sparta-task-classify",
         "sparta-task-glue",

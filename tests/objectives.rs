@@ -51,6 +51,7 @@ fn session(objective: Arc<dyn Objective>) -> Session {
         limits: Limits {
             train: Some(size_of(96, 8)),
             micro_batches: true,
+            shared: false,
             evaluate: size_of(96, 8),
             positions: 16,
             head_features: false,

@@ -12,6 +12,7 @@ pub mod plugin;
 pub mod report;
 pub mod run;
 pub mod splits;
+pub mod team;
 
 pub use sparta_io::{checkpoint, decoder, files, gguf, hash, hub, text, weights};
 pub use sparta_model::{self as model, Error, Result, method};

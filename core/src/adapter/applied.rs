@@ -114,6 +114,7 @@ impl Applied {
         let limits = Limits {
             train: None,
             micro_batches: false,
+            shared: false,
             evaluate: size_of(tokens.max(longest), EVAL_EXAMPLES),
             positions: longest,
             head_features: false,

@@ -121,7 +121,8 @@ impl Case {
             longest: self.tokens,
             head_features: false,
             cache: None,
-            weighted: false,
+            split: false,
+            shared: false,
         };
         let mut setup = Setup {
             // Logits of about 1, so that the loss reveals errors in the body.

@@ -3,7 +3,7 @@
 //! same names; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration from
 //! elsewhere.
 
-use super::PrecisionChoice;
+use super::{Exchange, PrecisionChoice};
 use crate::model::Quantize;
 use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
 use crate::text::{Instruct, TrainOn};
@@ -205,6 +205,16 @@ pub struct RunConfig {
     /// Tokens per micro-batch; a larger batch is split and its gradients are summed [default: 4096, or as many as fit]
     #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
     pub micro_batch_tokens: Option<usize>,
+    /// Split each batch into N micro-batches of about as many tokens, which processes can share [default: as many as there
+    /// are processes, unless --micro-batch-tokens is given]
+    #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batches: Option<usize>,
+    /// How processes add up their gradients: exact, in the order of the micro-batches, with the bytes of one process; fast, in
+    /// any order
+    #[arg(long, value_name = "HOW", help_heading = DEVICE, default_value = "exact", value_parser = one_of(Exchange::ALL))]
+    #[serde(default, skip_serializing_if = "Exchange::is_exact")]
+    pub exchange: Exchange,
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,

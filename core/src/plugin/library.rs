@@ -14,8 +14,20 @@ use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The functions that may take as long as the device's work.
-const WORK: [&str; 7] = ["write", "read", "run", "run_profiled", "submit", "fetch", "on_step"];
+/// The functions that may take as long as the device's work, or as another process needs for its own.
+const WORK: [&str; 11] = [
+    "write",
+    "read",
+    "run",
+    "run_profiled",
+    "submit",
+    "fetch",
+    "on_step",
+    "barrier",
+    "broadcast",
+    "all_gather",
+    "all_reduce",
+];
 
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
@@ -26,6 +38,7 @@ pub enum Functions {
     Method(SpartaMethod),
     Task(SpartaTask),
     Backend(SpartaBackend),
+    Communicator(SpartaCommunicator),
 }
 
 impl Functions {
@@ -34,6 +47,7 @@ impl Functions {
             Functions::Method(_) => PluginKind::Method,
             Functions::Task(_) => PluginKind::Task,
             Functions::Backend(_) => PluginKind::Backend,
+            Functions::Communicator(_) => PluginKind::Communicator,
         }
     }
 }
@@ -261,6 +275,7 @@ unsafe fn functions(interface: *const SpartaInterface) -> Result<Functions, Stri
             PluginKind::Method => Functions::Method(copy(table.cast())),
             PluginKind::Task => Functions::Task(copy(table.cast())),
             PluginKind::Backend => Functions::Backend(copy(table.cast())),
+            PluginKind::Communicator => Functions::Communicator(copy(table.cast())),
         }
     })
 }

@@ -5,6 +5,7 @@
 
 mod backend;
 mod binary;
+mod communicator;
 mod discover;
 mod earlier;
 mod host;
@@ -20,6 +21,7 @@ mod task_check;
 mod used;
 
 pub use backend::LoadedBackendPlugin;
+pub use communicator::LoadedCommunicatorPlugin;
 pub use discover::{DiscoverOptions, Origin, user_directory};
 pub use install::{Installed, install, remove};
 pub use library::Entry;

@@ -1,4 +1,5 @@
 use super::backend::LoadedBackendPlugin;
+use super::communicator::LoadedCommunicatorPlugin;
 use super::discover::{Candidate, DiscoverOptions, Origin, candidates, kind_by_name, missing_manifest};
 use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
@@ -8,7 +9,7 @@ use super::used::UsedPlugin;
 use super::{binary, library};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
-use sparta_plugin::abi::{BACKEND_ID, METHOD_ID, TASK_ID};
+use sparta_plugin::abi::{BACKEND_ID, COMMUNICATOR_ID, METHOD_ID, TASK_ID};
 use sparta_plugin::task::TaskInfo;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,10 +21,12 @@ pub enum PluginKind {
     Method,
     Task,
     Backend,
+    Communicator,
 }
 
 impl PluginKind {
-    pub const ALL: [PluginKind; 3] = [PluginKind::Method, PluginKind::Task, PluginKind::Backend];
+    pub const ALL: [PluginKind; 4] =
+        [PluginKind::Method, PluginKind::Task, PluginKind::Backend, PluginKind::Communicator];
 
     /// The id of its interface: `sparta.method/1`.
     pub fn interface(self) -> &'static str {
@@ -31,6 +34,7 @@ impl PluginKind {
             PluginKind::Method => METHOD_ID,
             PluginKind::Task => TASK_ID,
             PluginKind::Backend => BACKEND_ID,
+            PluginKind::Communicator => COMMUNICATOR_ID,
         }
     }
 }
@@ -41,6 +45,7 @@ impl fmt::Display for PluginKind {
             PluginKind::Method => "method",
             PluginKind::Task => "task",
             PluginKind::Backend => "backend",
+            PluginKind::Communicator => "communicator",
         })
     }
 }
@@ -90,6 +95,7 @@ pub struct PluginSet {
     methods: Vec<Arc<LoadedMethod>>,
     tasks: Vec<Arc<LoadedTask>>,
     backends: Vec<Arc<LoadedBackendPlugin>>,
+    communicators: Vec<Arc<LoadedCommunicatorPlugin>>,
     report: Vec<Found>,
     allow_other: bool,
 }
@@ -164,6 +170,10 @@ impl PluginSet {
 
     pub fn backends(&self) -> &[Arc<LoadedBackendPlugin>] {
         &self.backends
+    }
+
+    pub fn communicators(&self) -> &[Arc<LoadedCommunicatorPlugin>] {
+        &self.communicators
     }
 
     /// Everything found, in search order.
@@ -277,6 +287,14 @@ impl PluginSet {
                 let info = backend.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
                     self.backends.push(Arc::new(backend));
+                }
+            }
+            Functions::Communicator(table) => {
+                let communicator =
+                    LoadedCommunicatorPlugin::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let info = communicator.info();
+                if self.accept(found, promised, &info.name, &info.version)? {
+                    self.communicators.push(Arc::new(communicator));
                 }
             }
         }

@@ -82,6 +82,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         limits: Limits {
             train: request.grads.then_some(size),
             micro_batches: request.grads,
+            shared: false,
             evaluate: size,
             positions: batch.columns,
             head_features: false,

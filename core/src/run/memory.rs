@@ -157,7 +157,8 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
             && adaptation.steps.is_none()
             && dropout == 0.0,
         cache: None,
-        weighted: false,
+        split: false,
+        shared: false,
     })
 }
 

@@ -4,6 +4,7 @@ use super::answers;
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use super::score::{Scoring, restore, scorings};
+use super::together::deal;
 use crate::adapter::{align_head, score_objective};
 use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
@@ -57,16 +58,18 @@ impl Prepared {
             Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
             _ => 1.0,
         };
-        let mut chosen = chosen.to_vec();
-        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+        let lengths = |chosen: &[usize]| chosen.iter().map(|&i| examples[i].tokens.len()).collect::<Vec<_>>();
         let mut batches = Vec::new();
-        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
-            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
-            let ends = split_by_budget(&lengths, tokens, usize::MAX);
-            let starts = std::iter::once(0).chain(ends.iter().copied());
-            for (start, &end) in starts.zip(&ends) {
-                let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
-                batches.push(Batch { weight: weight(&equal[start]), ..batch });
+        for part in deal(&lengths(chosen), self.config.micro_batches.unwrap_or(1)) {
+            let mut chosen: Vec<usize> = part.into_iter().map(|place| chosen[place]).collect();
+            chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+            for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
+                let ends = split_by_budget(&lengths(equal), tokens, usize::MAX);
+                let starts = std::iter::once(0).chain(ends.iter().copied());
+                for (start, &end) in starts.zip(&ends) {
+                    let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
+                    batches.push(Batch { weight: weight(&equal[start]), ..batch });
+                }
             }
         }
         Ok(batches)
@@ -122,7 +125,15 @@ pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, st
 ///
 /// Errors: any invalid input, by name; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
+    prepare_for(config, plugins, device, 1)
+}
+
+/// [`prepare`] for this many processes, each of which has such a device.
+pub fn prepare_for(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo, processes: usize) -> Result<Prepared> {
     config.check()?;
+    let as_many = processes > 1 && config.micro_batches.is_none() && config.micro_batch_tokens.is_none();
+    let micro_batches = if as_many { Some(processes) } else { config.micro_batches };
+    let config = &RunConfig { micro_batches, ..config.clone() };
     let recorded = Recorded::new(&config.plugins, plugins)?;
     let used = used_plugins(config, plugins, device)?;
     used.iter().try_for_each(|plugin| recorded.check(plugin.kind, &plugin.name))?;
@@ -164,7 +175,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
-    let demand = demand(config, &decoder, &adaptation, &task, &epochs, &data);
+    let demand = Demand { shared: processes > 1, ..demand(config, &decoder, &adaptation, &task, &epochs, &data) };
     let optimization = config.optimization()?;
     let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
@@ -211,6 +222,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         batch_size: config.batch_size,
         batch_tokens: config.batch_tokens,
         micro_batches: setup.limits.micro_batches,
+        micro_batch_parts: config.micro_batches.filter(|_| setup.limits.micro_batches),
+        together: None,
         recompute: setup.recompute,
         steps_per_epoch: epochs.first(),
         total_steps,
@@ -576,6 +589,7 @@ fn demand(
             && config.dropout == 0.0
             && !weighted,
         cache: answers::context(&data.dev, config.control.answers, decoder),
-        weighted,
+        split: weighted || config.micro_batches.is_some_and(|parts| parts > 1),
+        shared: false,
     }
 }

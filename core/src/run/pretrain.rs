@@ -2,7 +2,7 @@
 
 use super::train::{OpenDevice, Start, run};
 use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
-use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
+use crate::job::{Control, Exchange, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
@@ -147,6 +147,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         earlier_plugins: vec![],
         earlier_lengths: vec![],
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
+        micro_batches: None,
+        exchange: Exchange::Exact,
         recompute: Recompute::Auto,
         precision: config.precision,
         control: Control {

@@ -111,6 +111,9 @@ fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
     if setup.keeps_sums() {
         add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
     }
+    if setup.shares_gradients() {
+        list.push(TensorSpec::new(bucket.incoming_gradients(), DType::F32, bucket.len, MemoryKind::Gradients));
+    }
     list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
 }
 
@@ -166,6 +169,9 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
         buffer(names::NORMS, DType::F32, trained * PARTIALS);
         buffer(names::LATCH, DType::F32, 1);
         buffer(names::LOSS_SUM, DType::F32, 1);
+        if setup.shares_gradients() {
+            buffer(names::LOSS_INCOMING, DType::F32, 1);
+        }
     }
 }
 
@@ -267,6 +273,9 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
         purposes.push(Purpose::Step(size));
         if setup.keeps_sums() {
             purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
+        }
+        if setup.shares_gradients() {
+            purposes.push(Purpose::Apart { size, first: true });
         }
         // The first group has the longest backward pass, and the largest one the most gradients.
         let groups = setup.whole_groups();

@@ -64,6 +64,7 @@ fn setup() -> Setup {
         limits: Limits {
             train: Some(size),
             micro_batches: false,
+            shared: false,
             evaluate: size,
             positions: 256,
             head_features: false,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Crates from the bottom to the top; those of one line do not depend on each other.
 const LAYERS: &[&[&str]] = &[
-    &["sparta-graph"],
+    &["sparta-graph", "sparta-files"],
     &["sparta-plugin"],
     &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
     &[
@@ -29,7 +29,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Directories of the core crates.
-const CORE: &[&str] = &["core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
+const CORE: &[&str] = &["core/files", "core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
 /// An op is a node of the graph, and its rules build graphs: the two sides of one recursive definition.
 const ALLOWED: &[(&str, &str)] = &[("autodiff", "ops"), ("graph", "ops")];

@@ -4,12 +4,18 @@
 //! Libraries are never unloaded: what they handed out may live as long as the process.
 
 mod backend;
+#[cfg(feature = "libraries")]
 mod binary;
 mod discover;
 mod earlier;
 mod host;
 mod install;
 mod library;
+#[cfg(feature = "libraries")]
+mod loader;
+#[cfg(not(feature = "libraries"))]
+#[path = "no_loader.rs"]
+mod loader;
 mod manifest;
 mod method;
 mod names;

@@ -10,7 +10,7 @@ use crate::method::options::{self, Given};
 use crate::model::Decoder;
 use crate::plugin::PluginSet;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
-use crate::{Error, Result, decoder};
+use crate::{Error, Result, decoder, files};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::Options;
@@ -75,7 +75,7 @@ pub struct MemoryPlan {
 ///
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = match decoder::is_model(&request.model) || request.model.is_dir() {
+    let decoder = match decoder::is_model(&request.model) || files::is_dir(&request.model) {
         true => decoder::open(&request.model)?,
         false => decoder::read(&request.model)?,
     };

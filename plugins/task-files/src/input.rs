@@ -1,9 +1,9 @@
 //! The text of a file or of standard input as UTF-8: that is what it is, with or without a byte-order mark, or it is UTF-16
 //! with one.
 
+use sparta_files::{self as files, File};
 use sparta_plugin::Error;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
 
@@ -53,11 +53,7 @@ impl Input {
 /// It is none, or cannot be opened.
 pub(crate) fn open(path: &Path) -> Result<File, Error> {
     let fail = |what: String| Error(format!("{}: cannot be opened: {what}", path.display()));
-    // Before opening: to open a pipe is to wait for its other end.
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Err(fail("expected a file, got a directory or a device".into())),
-        _ => File::open(path).map_err(|e| fail(e.to_string())),
-    }
+    files::open(path).map_err(|e| fail(e.to_string()))
 }
 
 /// UTF-16 as UTF-8.

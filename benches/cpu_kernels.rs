@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// An input: its type, and its values where random numbers will not do.
+/// An input: its type, and its values if random numbers will not do.
 type Input = (TensorType, Option<Vec<u32>>);
 
 fn main() -> Result<()> {
@@ -53,7 +53,7 @@ fn linear(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// A product whose output has the type of `a`, or f32 where it is the gradient of a weight.
+/// A product whose output has the type of `a`, or f32 if it is the gradient of a weight.
 fn product(bench: &mut Bench, layout: Layout, [m, n, k]: [usize; 3], a_type: DType, b_type: DType) -> Result<()> {
     let (a, b) = match layout {
         Layout::Nt => ([m, k], [n, k]),
@@ -105,7 +105,7 @@ fn sampled(bench: &mut Bench) -> Result<()> {
         let name = format!("dense gradient [{t}x{rows}x{columns}]");
         bench.flops(&name, Linear::plain(Layout::Tn).into(), &dense, None)?;
         for density in [0.005, 0.02, 0.05, 0.1, 0.2, 0.4] {
-            let chosen = |i: &usize| (mix(*i as u64) >> 11) as f64 * 2f64.powi(-53) < density;
+            let chosen = |i: &usize| f64::from(word(*i)) * 2f64.powi(-32) < density;
             let index: Vec<u32> = (0..rows * columns).filter(chosen).map(|i| i as u32).collect();
             let row_ptr = (0..=rows).map(|r| index.partition_point(|&i| (i as usize) < r * columns) as u32);
             let mut inputs = dense.to_vec();
@@ -120,7 +120,7 @@ fn sampled(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// `linear_cross_entropy` with the gradients of hidden states and weight, against its products alone, in turn.
+/// Compares `linear_cross_entropy`, with the gradients of hidden states and weight, to its products alone, in turn.
 fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
     const ROUNDS: usize = 7;
     for (tokens, width, vocabulary) in [(4096, 512, 32_000), (4096, 1024, 32_000), (1024, 512, 128_000)] {
@@ -143,7 +143,7 @@ fn vocabulary_loss(bench: &mut Bench) -> Result<()> {
             let products = bench.prepare(products(&op, &types)?, &[])?;
             let mut graph = Graph::new();
             apply(&mut graph, op.into(), &types)?;
-            let labels = (0..tokens as u64).map(|i| (mix(i) % vocabulary as u64) as u32).collect();
+            let labels = (0..tokens).map(|i| word(i) % vocabulary as u32).collect();
             let whole = bench.prepare(graph, &[None, None, Some(labels), Some(vec![1f32.to_bits(); step::LEN])])?;
             let mut times = [vec![], vec![]];
             for _ in 0..ROUNDS {
@@ -227,7 +227,7 @@ fn apply(graph: &mut Graph, op: Op, types: &[TensorType]) -> Result<()> {
     }
 }
 
-/// Keeps what computes a value from being dropped.
+/// Stores a value, so that what computes it is not dropped.
 fn keep(graph: &mut Graph, value: sparta_graph::Value, name: &str) -> Result<()> {
     let ty = graph.ty(value)?.clone();
     let kept = graph.external(name, ty.dtype, ty.shape);
@@ -314,12 +314,12 @@ impl Bench {
         ty: &TensorType,
         values: Option<&[u32]>,
     ) -> std::result::Result<(), BackendError> {
-        let random = |i: usize| (mix(i as u64) >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let random = |i: usize| (word(i) >> 8) as f32 / (1 << 23) as f32 - 1.0;
         let n = ty.numel();
         let data: Vec<u8> = match (values, ty.dtype) {
             (Some(values), _) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
             (None, DType::F32) => (0..n).flat_map(|i| random(i).to_le_bytes()).collect(),
-            // The upper half of an f32 is a bf16; as f16 it is some number too.
+            // The upper half of an f32 is a bf16, and also some number as f16.
             (None, DType::BF16 | DType::F16) => {
                 (0..n).flat_map(|i| ((random(i).to_bits() >> 16) as u16).to_le_bytes()).collect()
             }
@@ -329,10 +329,7 @@ impl Bench {
     }
 }
 
-/// A permutation of the 64-bit numbers that looks random (the finaliser of SplitMix64).
-fn mix(i: u64) -> u64 {
-    let x = i.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+/// Random word `i`.
+fn word(i: usize) -> u32 {
+    sparta_graph::philox4x32_10([i as u32, 0, 0, 0], [0; 2])[0]
 }

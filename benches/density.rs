@@ -1,4 +1,5 @@
-//! Time of a training step and device memory against the share of scalars that SpaRTA trains, beside full fine-tuning:
+//! Time of a training step and device memory by the share of scalars that SpaRTA trains, compared with full
+//! fine-tuning:
 //! `cargo bench -p sparta-benches --bench density [-- --shape 15M --svg benches/density.svg]`.
 
 use clap::Parser;
@@ -28,16 +29,16 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
-    /// Seconds to measure each density for, in each round
+    /// Seconds to measure each density, in each round
     #[arg(long, default_value = "2")]
     seconds: f64,
-    /// Passes over all densities: the fastest step of all counts
+    /// Passes over all densities, of which the fastest step counts
     #[arg(long, default_value = "3")]
     rounds: usize,
     /// Write the plot to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// What `cargo bench` passes
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }

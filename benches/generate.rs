@@ -1,4 +1,4 @@
-//! Tokens per second of a language model that writes, against the time in which its weights can be read once:
+//! Tokens per second of text generation, compared with the time to read the weights once:
 //! `cargo bench -p sparta-benches --bench generate -- MODEL [DEVICE]`.
 
 use sparta_benches::{Result, open_device};
@@ -8,14 +8,14 @@ use sparta_train::{Ceiling, MemoryKind};
 use std::path::Path;
 use std::time::Instant;
 
-/// Tokens that are read before the first one is written, and tokens that are written.
+/// Tokens to read before generating, and tokens to generate.
 const PROMPT: usize = 256;
 const WRITTEN: usize = 128;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let Some(model) = args.first() else {
-        // As cargo runs all benchmarks.
+        // Without arguments, as when cargo runs all benchmarks.
         eprintln!("SKIPPED: give a model directory: cargo bench -p sparta-benches --bench generate -- MODEL [DEVICE]");
         return Ok(());
     };

@@ -20,7 +20,7 @@ struct Args {
     /// Tokens of each sequence
     #[arg(long, default_value = "64")]
     tokens: usize,
-    /// full, lora (r 8 on q and v), head (the body runs forward each step) or sparta
+    /// full, lora (r 8 on q and v), head (with a forward pass in each step) or sparta
     #[arg(long, default_value = "sparta")]
     method: String,
     /// The share of the scalars of all layers and norms that SpaRTA trains
@@ -35,7 +35,7 @@ struct Args {
     /// Of activations and products, f32 or bf16
     #[arg(long, default_value = "f32")]
     precision: Precision,
-    /// Compute the activations of a layer again in the backward pass
+    /// Recompute each layer's activations in the backward pass
     #[arg(long)]
     recompute: bool,
     /// cpu, or a device of wgpu or cuda
@@ -50,10 +50,10 @@ struct Args {
     /// Steps to measure at least
     #[arg(long, default_value = "7")]
     at_least: usize,
-    /// Print what the ops of a step take, to stderr, and write a timeline for chrome://tracing to this file
+    /// Print the time of each op in a step to stderr, and write a timeline for chrome://tracing to this file
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
-    /// What `cargo bench` passes
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -66,9 +66,9 @@ struct Line {
     device: String,
     trained: u64,
     arena_mib: f64,
-    /// What the backend has allocated on the device, at most.
+    /// The most that the backend ever allocated on the device.
     device_peak_mib: Option<f64>,
-    /// Of the process above what it had at its start.
+    /// The peak memory of the process above that at its start.
     peak_above_start_mib: Option<f64>,
     start_to_first_step_s: f64,
 }

@@ -1,5 +1,5 @@
-//! Methods that act between steps: those of `plugins/more` against PEFT and PyTorch (`golden/more/acting.py` makes the numbers), exact
-//! resume, and one of this file. Needs `cargo build --release` before.
+//! Methods that act between steps: those of `plugins/more` against PEFT and PyTorch (`golden/more/acting.py` makes the
+//! numbers), exact resume, and one of this file. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_core::decoder;
@@ -245,10 +245,10 @@ impl Method for Gate {
     }
 }
 
-/// Gradients by elements and of whole weights agree, over micro-batches, too; what a method has set and replaced is in the model,
-/// and in another session that takes over its state.
+/// Gradients by elements and of whole weights agree, over micro-batches, too; what a method has set and replaced is in
+/// the model, and in another session that takes over its state.
 #[test]
-#[ignore = "the gradient of a whole weight that is reparametrised has no graph since such weights may be merged in training"]
+#[ignore = "the gradient of a whole weight that is reparametrized has no graph since such weights may be merged in training"]
 fn changes_between_steps_are_in_the_model_and_its_state() {
     let adapt = |parameters, weights: &Weights| {
         Adaptation::new(Arc::new(Gate), parameters, Options::new(), 7, weights).unwrap()
@@ -290,8 +290,8 @@ fn changes_between_steps_are_in_the_model_and_its_state() {
     }
 }
 
-/// Index sets, masks and state of methods that act between steps are in checkpoints, and in adapters as they were at the best
-/// step.
+/// Index sets, masks and state of methods that act between steps are in checkpoints, and in adapters as they were at
+/// the best step.
 #[test]
 fn what_methods_do_between_steps_survives_a_kill() {
     let common = "--max-train 64 --max-dev 16 --max-test 32 --device cpu --schedule constant --warmup 0 --seed 5 --lr 0.05 \

@@ -1,5 +1,6 @@
-//! Adapters: PEFT's LoRA directories against the golden numbers of peft itself, merging, the formats of other tools, and
-//! combinations of several adapters, with the real binary where runs are needed. Needs `cargo build --release` before.
+//! Adapters: PEFT's LoRA directories against the golden numbers of peft itself, merging, the formats of other tools,
+//! and combinations of several adapters, with the real binary where runs are needed. Needs `cargo build --release`
+//! before.
 
 use serde_json::Value;
 use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
@@ -28,7 +29,7 @@ fn wgpu() -> Option<Box<dyn Backend>> {
     Some(Box::new(sparta_wgpu::WgpuBackend::open("wgpu").unwrap_or_else(|e| panic!("{e}"))))
 }
 
-/// The plugins that the build has put beside the binary.
+/// The plugins that the build puts beside the binary.
 static PLUGINS: LazyLock<PluginSet> = LazyLock::new(|| {
     let beside = binary().parent().map(Path::to_owned).into_iter().collect();
     PluginSet::discover(&DiscoverOptions { beside, ..DiscoverOptions::default() })
@@ -63,7 +64,7 @@ fn logits_on(device: Box<dyn Backend>, applied: &Applied, family: &str) -> Vec<f
     session.evaluate(&batch).unwrap().0
 }
 
-/// What peft's model gave for the same batch after training.
+/// The logits of PEFT's model for the same batch after training.
 fn golden_logits(family: &str) -> Vec<f32> {
     let text = fs::read_to_string(golden(family).join("train.json")).unwrap();
     let train: Value = serde_json::from_str(&text).unwrap();
@@ -166,7 +167,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
     for name in weights.names() {
         let (new, old) = (weights.get(name).unwrap(), base.get(name).unwrap());
         assert_eq!((new.dtype, new.shape), (DType::BF16, old.shape), "{name}");
-        // Untouched tensors are the same bytes.
+        // Untouched tensors have the same bytes.
         assert_eq!(
             new.raw() == old.raw(),
             !name.contains("q_proj") && !name.contains("v_proj") && name != "score.weight"
@@ -174,7 +175,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
     }
     let again =
         merge(&peft("gemma"), &MergeRequest { out: out.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 }, cpu());
-    assert!(again.unwrap_err().to_string().contains("is there already"));
+    assert!(again.unwrap_err().to_string().contains("already exists"));
 }
 
 #[test]
@@ -364,7 +365,7 @@ fn every_run_proves_its_merge() {
     }
 }
 
-/// What a run in bf16 has trained merges, and is evaluated in bf16 unless something else is asked for.
+/// The result of a run in bf16 can be merged, and is evaluated in bf16 by default.
 #[test]
 fn a_run_in_bf16_merges_and_is_evaluated_in_bf16() {
     for method in ["lora", "sparta"] {
@@ -392,7 +393,7 @@ fn formats_carry_the_same_adapter() {
     let config = fs::read_to_string(HOME.path().join(&*A).join("adapter/adapter.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     let data = config["config"]["data"].as_str().unwrap();
-    // Another split of the data than the run's, if the seed counts: compare on test, which is a file of its own.
+    // The split differs from the run's if the seed matters, so compare on test, which is a separate file.
     assert_eq!(accuracy("deltas", &[&test[..], &[data]].concat())["metrics"]["accuracy"], expected["accuracy"]);
 
     let (_, lora) = &*LORA;
@@ -465,7 +466,7 @@ fn a_patch_makes_the_merged_model_of_the_base() {
     assert_eq!(patch.names().count(), 2 * patched);
 }
 
-/// What the format of single elements cannot hold is named.
+/// Errors name what the format of single elements cannot store.
 #[test]
 fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
     let refused = |kind: &str, more: Value, part: &str| {
@@ -490,7 +491,7 @@ fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
     refused("SHIRA", serde_json::json!({}), "lora_A");
 }
 
-/// The run of another machine, whose model is not in the place that the run names.
+/// A run from another machine: its model is not where the run says.
 #[test]
 fn a_moved_run_asks_for_its_base_model() {
     let adapter = HOME.path().join("moved/adapter");
@@ -588,7 +589,7 @@ fn every_strategy_runs_and_wrong_input_is_refused() {
     fail(&["merge-adapters", &A, "--out", "x"], "2");
     fail(&["merge-adapters", &A, &B, "--out", "x", "--keep", "0.5"], "--keep has no effect on the strategy sum");
     fail(&["merge-adapters", &A, &B, "--out", "x", "--strategy", "weighted"], "needs --weights");
-    fail(&["merge-adapters", &A, &B, "--out", "self"], "is there already");
+    fail(&["merge-adapters", &A, &B, "--out", "self"], "already exists");
 }
 
 #[test]

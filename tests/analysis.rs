@@ -1,6 +1,7 @@
-//! Ranks of whole trained models against an independent implementation, and the commands `rank`, `plan` without data and
-//! `report` end to end. Needs `cargo build --release` before; the golden and the real configurations are read from
-//! `../shared` where it is there.
+//! Ranks of whole trained models against an independent implementation, and the commands `rank`, `plan` without data
+//! and
+//! `report` end to end. Needs `cargo build --release` first; the golden data and real configurations are read from
+//! `../shared` if it exists.
 
 use serde_json::Value;
 use sparta_core::analysis::rank::{Precision, ranks};
@@ -48,7 +49,7 @@ fn write(dir: &Path, tensors: &Tensors) {
     save(&dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
 }
 
-/// The golden model after training: what the method trained, put into the weights.
+/// The golden model after training, with the method's changes merged.
 fn trained(golden: &Path, method: &str) -> Tensors {
     let mut weights = read(&golden.join("model.safetensors"));
     let train = golden.join("train");
@@ -132,7 +133,7 @@ fn the_command_prints_and_draws() {
     assert_eq!(wrong.status.code(), Some(1), "{}", String::from_utf8_lossy(&wrong.stderr));
 }
 
-/// Table 1 of the paper from the real configurations, of which there are no weights.
+/// Table 1 of the paper from the real configurations, without weights.
 #[test]
 fn plan_reproduces_table_1_without_weights() {
     for (model, row) in [
@@ -159,7 +160,7 @@ fn plan_reproduces_table_1_without_weights() {
     }
 }
 
-/// Devices that are not here: what fits them, by which choices, and what to do where nothing does.
+/// Plans for devices that are not present: what fits with which choices, and the advice if nothing does.
 #[test]
 fn plan_answers_for_devices_that_are_not_here() {
     let model = shared("data/tokenizers/gemma-2b-it");
@@ -187,13 +188,13 @@ fn plan_answers_for_devices_that_are_not_here() {
     assert_eq!(text.split("To make it fit: ").nth(1).unwrap().split("; ").count(), 3, "{text}");
     let (code, text) = plan("memory=80GiB,max-buffer=256MiB", &sparse);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("those of the device have at most 256.0 MiB"), "{text}");
+    assert!(text.contains("the device's buffers hold at most 256.0 MiB"), "{text}");
 }
 
 #[test]
 fn reports_stand_alone_and_escape() {
     let dir = tempfile::tempdir().unwrap();
-    // Spelt so that a page that does not escape it is broken.
+    // These names break a page that does not escape them.
     let runs = ["<b>one", "two"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
     for (run, method) in runs.iter().zip(["sparta", "lora"]) {
         succeed(&["run", "--method", method, "--max-steps", "4", "--max-test", "50", "--device", "cpu", "--out", run]);
@@ -212,10 +213,10 @@ fn reports_stand_alone_and_escape() {
         assert!(outside.iter().all(|reference| !page.contains(reference)), "the page refers to something outside");
     }
     assert!(both.contains("2 runs compared"));
-    // Both methods have options of their own: columns of a table that a click sorts.
+    // Each method's own options are columns of a table that a click sorts.
     assert!(both.contains("<th class=\"number\">lora-r</th>") && both.contains("data-value=\"0.05\""), "{both}");
     assert!(one.contains("Lengths of training examples") && one.contains("application/json"));
-    // A run that was killed: no result, and half a line.
+    // A killed run: no result, and half a line.
     fs::remove_file(Path::new(&runs[1]).join("result.json")).unwrap();
     let metrics = Path::new(&runs[1]).join("metrics.jsonl");
     let text = fs::read_to_string(&metrics).unwrap();

@@ -1,5 +1,5 @@
-//! Hostile files in the place of good ones, read by the real binary under a limit of its memory: an error that names
-//! the place, never a panic, a crash or a run without end. Small files are in `bad/`, large ones are made here.
+//! Replaces good files by hostile ones, which the real binary reads under a memory limit: each is an error that names
+//! the place, never a panic, a crash or an endless run. Small files are in `bad/`, large ones are made here.
 
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::ByteArray;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-/// KiB of address space that a command may use.
+/// KiB of address space for a command.
 const MEMORY: &str = "4194304";
 
 #[derive(Deserialize)]
@@ -29,9 +29,9 @@ struct Cases {
 #[derive(Deserialize)]
 struct Case {
     file: String,
-    /// The file that makes way, below a directory with `model`, `data`, `run` and `plugin`.
+    /// The file to replace, below a directory with `model`, `data`, `run` and `plugin`.
     place: String,
-    /// What is run: see [`Place::command`].
+    /// The command to run: see [`Place::command`].
     command: String,
     expect: Vec<String>,
 }
@@ -127,7 +127,7 @@ impl Place {
         limited.output().unwrap()
     }
 
-    /// Runs the command and compares what it says; the listing of plugins and a resumed run do not fail.
+    /// Runs the command and compares its output. Listing plugins and resuming do not fail.
     fn check(&self, case: &str, name: &str, expect: &[impl AsRef<str>]) -> Result<(), String> {
         let output = self.command(name);
         let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
@@ -189,7 +189,7 @@ fn deep_json() {
     }
 }
 
-/// A text of 512 MiB in a page of a few kilobytes.
+/// A text of 512 MiB, compressed to a page of a few kilobytes.
 #[test]
 fn a_page_that_unpacks_to_a_flood() {
     let place = Place::new();
@@ -200,7 +200,7 @@ fn a_page_that_unpacks_to_a_flood() {
     place.check("bomb.parquet", "run", &["train-00000", "a page unpacks to 53687"]).unwrap();
 }
 
-/// A text of 8 MiB that stands in the file once, and for each of its rows.
+/// A text of 8 MiB that the file stores once, for each of its rows.
 #[test]
 fn a_dictionary_that_unpacks_to_a_flood() {
     let place = Place::new();
@@ -215,7 +215,7 @@ fn a_dictionary_that_unpacks_to_a_flood() {
     place.check("dictionary.parquet", "run", &["train-00000", "row 1", "1 MiB"]).unwrap();
 }
 
-/// A text of 900 KiB that stands once in a file of 1,500 rows: 1.3 GB.
+/// A text of 900 KiB, stored once for 1,500 rows: 1.3 GB.
 #[test]
 fn a_data_set_that_unpacks_to_a_flood() {
     let place = Place::new();
@@ -230,7 +230,7 @@ fn a_data_set_that_unpacks_to_a_flood() {
     place.check("flood.parquet", "run", &["train-00000", "512.0 MiB"]).unwrap();
 }
 
-/// Templates that nest as deeply as they are long are rendered like the plain one.
+/// Very deeply nested templates are rendered like the plain one.
 #[test]
 fn long_chat_templates_are_rendered() {
     let said = |template: String| {
@@ -248,7 +248,7 @@ fn long_chat_templates_are_rendered() {
     for link in ["1+", "1~", "1-", "- ", "-", "not ", "1 and ", "1 if 1 else ", "1<"] {
         assert_eq!(chain(link), plain, "{link}");
     }
-    // What is built in memory is dropped link by link, too.
+    // Nested values in memory are dropped without recursion, too.
     let nested = "{% set n = namespace(l=[]) %}{% for i in range(5000) %}{% set n.l = [n.l] %}{% endfor %}";
     let elif = format!("{{% if a %}}{}{{% endif %}}", "{%elif a%}".repeat(20_000));
     for start in [nested, &elif] {
@@ -256,7 +256,7 @@ fn long_chat_templates_are_rendered() {
     }
 }
 
-/// Templates of a few bytes that ask for gigabytes or for minutes; a slow machine meets the limit of time first.
+/// Tiny templates that take gigabytes or minutes; on a slow machine the time limit comes first.
 #[test]
 fn chat_templates_without_bounds_are_refused() {
     let long = |link: &str| format!("{{{{ x{} }}}}", link.repeat(100_000));
@@ -264,19 +264,19 @@ fn chat_templates_without_bounds_are_refused() {
     for (template, expect) in [
         (long(".y"), "undefined value"),
         (long("|e"), "runs too long"),
-        ("{{ 'x'|batch(1000000000, '')|list }}".into(), "not one for this model"),
-        ("{{ 'x'|slice(1000000000)|list }}".into(), "not one for this model"),
-        ("{{ 'a\nb'|indent(1000000000) }}".into(), "not one for this model"),
-        ("{{ '%1000000000d'|format(1) }}".into(), "not one for this model"),
-        ("{{ (['a']*1000000000)|join }}".into(), "not one for this model"),
-        (doubled.into(), "not one for this model"),
+        ("{{ 'x'|batch(1000000000, '')|list }}".into(), "does not belong to this model"),
+        ("{{ 'x'|slice(1000000000)|list }}".into(), "does not belong to this model"),
+        ("{{ 'a\nb'|indent(1000000000) }}".into(), "does not belong to this model"),
+        ("{{ '%1000000000d'|format(1) }}".into(), "does not belong to this model"),
+        ("{{ (['a']*1000000000)|join }}".into(), "does not belong to this model"),
+        (doubled.into(), "does not belong to this model"),
         ("{{ ([1]*1000000000000)|min }}".into(), "longer than 10 s"),
     ] {
         check("model/chat_template.jinja", &template, "instruct", &["chat_template.jinja: the chat template", expect]);
     }
 }
 
-/// One value of a weight becomes NaN: the last of the file, and one in the embedding of a token that no text has.
+/// One value of a weight is NaN: the last of the file, or one in the embedding of a token that occurs in no text.
 #[test]
 fn weights_that_are_not_numbers_are_named() {
     let place = Place::new();
@@ -298,7 +298,7 @@ fn weights_that_are_not_numbers_are_named() {
     }
 }
 
-/// A value of an adapter becomes NaN or infinite, and its manifest has the hash of the file that it is in.
+/// A value of an adapter is NaN or infinite, with the right hash in its manifest.
 #[test]
 fn adapters_that_are_not_numbers_are_named() {
     for value in [f32::NAN, f32::NEG_INFINITY] {
@@ -316,7 +316,7 @@ fn adapters_that_are_not_numbers_are_named() {
     }
 }
 
-/// Index sets that point outside of a weight, go back, or do not fit their values.
+/// Index sets that point outside a weight, do not ascend, or do not fit their values.
 #[test]
 fn index_sets_that_do_not_fit_are_named() {
     let place = Place::new();
@@ -355,7 +355,7 @@ fn index_sets_that_do_not_fit_are_named() {
     assert!(text.contains("delta.model.norm.weight: expected 2 values, got 1"), "{text}");
 }
 
-/// Devices and pipes in the place of files: reading one would not end.
+/// Devices and pipes in place of files, which could be read forever.
 #[cfg(unix)]
 #[test]
 fn only_regular_files_are_read() {
@@ -383,7 +383,7 @@ fn only_regular_files_are_read() {
             } else {
                 std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
             }
-            // What is looked for under several names is as good as missing.
+            // A file that may have several names counts as missing.
             let looked_for = ["model/model.safetensors", "run/adapter/adapter.json", "run/config.json"].contains(&file);
             let expect = if looked_for { ["", ""] } else { [name, "a directory or a device"] };
             place.check(file, command, &expect).unwrap();

@@ -1,5 +1,5 @@
-//! `sparta-cli bench`, end to end on a small model: what it computes agrees with the stored steps on every device present,
-//! and reports of several machines make one table. Needs `cargo build --release` before.
+//! `sparta-cli bench`, end to end on a small model: results agree with the stored steps on every device present,
+//! and reports of several machines make one table. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Output, Stdio};
 
-/// Its steps are stored.
+/// A shape whose steps are stored.
 const SMALL: &str = "64,2,4,2,128,512:2x16";
 
 fn run(home: &Path, args: &[&str]) -> Output {
@@ -22,7 +22,7 @@ fn report(home: &Path, device: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The measured steps, which all agree with the stored ones and stay below the ceiling.
+/// Checks that all measured steps agree with the stored ones and stay below the ceiling; returns their number.
 #[track_caller]
 fn check_steps(report: &Value) -> usize {
     let steps = report["devices"][0]["steps"].as_array().unwrap();
@@ -96,5 +96,29 @@ fn what_does_not_run_is_left_out_with_its_reason_and_wrong_arguments_are_refused
         let output = run(home.path(), &[&["bench"], args].concat());
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(part), "{args:?}: {error}");
+    }
+}
+
+/// The reports in `docs/results`, with their comparison in its README. `SPARTA_WRITE_RESULTS=1` writes the comparison.
+#[test]
+fn results_of_devices_are_readable_and_compared() {
+    const MARK: &str = "<!-- comparison -->\n";
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/results");
+    let files = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut reports: Vec<String> = files.filter(|name| name.ends_with(".json")).collect();
+    reports.sort();
+    assert!(!reports.is_empty(), "{} has no report", directory.display());
+    let paths: Vec<String> = reports.iter().map(|name| directory.join(name).to_str().unwrap().to_owned()).collect();
+    let args: Vec<&str> = ["bench", "compare"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let output = run(tempfile::tempdir().unwrap().path(), &args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let comparison = String::from_utf8(output.stdout).unwrap();
+    let page = directory.join("README.md");
+    let text = fs::read_to_string(&page).unwrap();
+    let (before, stored) = text.split_once(MARK).unwrap();
+    if std::env::var_os("SPARTA_WRITE_RESULTS").is_some() {
+        fs::write(&page, format!("{before}{MARK}{comparison}")).unwrap();
+    } else {
+        assert_eq!(stored, comparison, "write the comparison again with SPARTA_WRITE_RESULTS=1");
     }
 }

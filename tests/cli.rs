@@ -1,5 +1,5 @@
 //! The real binary, end to end: the embedded job with every method, plan, eval, predict, the listings, configuration
-//! files, wrong input of every kind, and interruption. Needs `cargo build --release` before, for the binary and the
+//! files, wrong input of every kind, and interruption. Needs `cargo build --release` first, for the binary and the
 //! plugins beside it. Everything runs on the CPU backend, in temporary directories.
 
 use serde_json::Value;
@@ -194,7 +194,7 @@ fn help_is_grouped() {
     assert!(places.is_sorted(), "{help}");
 }
 
-/// No argument is taken for a command because of its text alone.
+/// An argument is not taken for a command just because of its text.
 #[test]
 fn the_value_of_an_option_is_no_command() {
     let library = format!("{}sparta_method_lora{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
@@ -226,7 +226,7 @@ fn plugins_lists_methods_and_tasks() {
     assert!(succeed(&["plugins", "--plugin", "/no/such/place"]).contains("there is no such file"));
 }
 
-/// The executable alone in a directory does what it does beside its libraries; where they are, they are used.
+/// The executable works without its libraries beside it, and uses them if they are there.
 #[test]
 fn one_file_is_enough() {
     let dir = HOME.path().join("alone");
@@ -273,7 +273,7 @@ fn devices_marks_one_that_is_not_a_software_gpu() {
     assert!(text.contains("TYPE") && text.contains("limits"), "{text}");
 }
 
-/// With stand-ins for NVIDIA's libraries: what is listed, what `auto` takes, and what is said where one is missing.
+/// With stand-ins for NVIDIA's libraries: the listing, the choice of `auto`, and the message if one is missing.
 #[cfg(target_os = "linux")]
 #[test]
 fn cuda_needs_its_libraries() {
@@ -288,11 +288,11 @@ fn cuda_needs_its_libraries() {
         let output = command(args).env("SPARTA_CUDA_PATH", &dir).output().unwrap();
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned())
     };
-    let nvrtc = "cuda: driver for CUDA 13.0 is here, but NVRTC is missing (libnvrtc.so.13): `pip install nvidia-cuda-nvrtc \
+    let nvrtc = "cuda: driver for CUDA 13.0 is installed, but NVRTC is missing (libnvrtc.so.13): `pip install nvidia-cuda-nvrtc \
                  nvidia-cublas` in the active Python environment";
     let [listed, _] = told(&["devices"]);
     let [_, refused] = told(&["plan", "--device", "cuda"]);
-    // A machine may have NVRTC elsewhere, and a version of its driver.
+    // A machine may have NVRTC and a driver version of its own.
     if !listed.contains("cuda:0") && !std::path::Path::new("/proc/driver/nvidia/version").exists() {
         assert!(listed.contains(nvrtc) && refused.contains(nvrtc), "{listed}{refused}");
     }
@@ -428,7 +428,7 @@ fn wrong_models_for_prediction_are_refused() {
     refused(&["predict", "no-such-run"], 1, &["no-such-run"]);
     let (_, out) = &*SPARTA;
     refused(&["eval", out.to_str().unwrap(), "--split", "exam", "--device", "cpu"], 2, &["no split `exam`", "test"]);
-    refused(&["run", "--out", out.to_str().unwrap(), "--device", "cpu"], 2, &["holds a run already"]);
+    refused(&["run", "--out", out.to_str().unwrap(), "--device", "cpu"], 2, &["already holds a run"]);
 }
 
 #[cfg(unix)]

@@ -1,4 +1,4 @@
-//! Every op, forward and backward, on every backend present; and proof that the suite finds what is wrong.
+//! Every op, forward and backward, on every backend present; and tests that the suite finds errors.
 
 use sparta_graph::Op;
 use sparta_graph::ops::{Embed, Scale};
@@ -7,10 +7,10 @@ use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects;
 use std::collections::BTreeSet;
 
-/// Bytes of the largest buffer of a device with low limits: a tensor of most cases, not all of them together.
+/// The largest buffer, in bytes, of a device with low limits: enough for one tensor of most cases, but not for all.
 const BUFFER: u64 = 896 << 10;
 
-/// Checks the cases on all backends in both precisions and panics with all that failed.
+/// Checks the cases on all backends in both precisions and panics with all failures.
 fn check(cases: &[Case]) {
     check_in(Precision::F32, cases);
     check_in(Precision::Bf16, cases);
@@ -78,7 +78,7 @@ fn a_wrong_gradient_is_found() {
     })]);
 }
 
-/// The generator that dropout is checked with, against the known answers of Random123.
+/// The generator that checks dropout gives the known answers of Random123.
 #[test]
 fn philox_known_answers() {
     assert_eq!(naive::philox([0; 2], [0; 4]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);

@@ -1,4 +1,4 @@
-//! The CUDA backend on a CPU: conformance and golden suites on its kernels as g++ compiles them, in several orders of
+//! The CUDA backend on a CPU: conformance and golden suites on its kernels compiled by g++, in several orders of
 //! threads, with and without a library of products.
 
 #[path = "cuda/machine.rs"]
@@ -14,7 +14,7 @@ use std::process::Command;
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// Where there is no g++, says so; in CI that is a failure.
+/// The emulated device; `None` with a message if there is no g++, which fails in CI.
 fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
     if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
         sparta_tests::skipped("kernels are emulated on Linux on x86-64 only");
@@ -29,7 +29,7 @@ fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
     Some(Subject::new(format!("{options:?}"), move || Ok(Box::new(open()?))))
 }
 
-/// All cases of an area in both precisions: translated products in one order, the library's in two others.
+/// Checks all cases of an area in both precisions: with translated products in one order, the library's in two others.
 fn check_area(area: &Area) {
     let mut failures = vec![];
     for precision in PRECISIONS {

@@ -1,4 +1,4 @@
-//! Equal runs give equal bytes, twice in a row and whatever the number of threads; the seed decides everything random.
+//! Equal runs give equal bytes, repeatedly and with any number of threads; the seed decides everything random.
 
 use serde_json::Value;
 use sparta_core::job::RunConfig;
@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Small, with all that is random, and steps that are split into micro-batches.
+/// A small run with everything that is random, and with steps that are split into micro-batches.
 const OPTIONS: &str = "--max-steps 6 --batch-size 8 --micro-batch-tokens 96 --dropout 0.1 --weight-decay 0.01 \
                        --eval-interval 3 --checkpoint-interval 2 --max-train 200 --max-dev 24 --max-test 24";
 
-/// `method` is a name, with options after it.
+/// `method` is a name, possibly followed by options.
 fn run(home: &Path, name: &str, method: &str, device: &str, threads: &str) -> PathBuf {
     let out = home.join(name);
     let mut args = vec!["run", "--device", device, "--out", out.to_str().unwrap(), "--method"];
@@ -25,7 +25,7 @@ fn run(home: &Path, name: &str, method: &str, device: &str, threads: &str) -> Pa
     out
 }
 
-/// The files of a run by name, without what a clock, the number of threads or the name of the directory decides.
+/// The files of a run by name, without what depends on the clock, the number of threads or the directory's name.
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut waiting = vec![dir.to_owned()];
@@ -101,7 +101,7 @@ fn equal_runs_on_wgpu_are_equal() {
     }
 }
 
-/// Predictions of one adapter, in text and in every digit.
+/// Predictions of one adapter, as text and with all digits.
 #[test]
 fn equal_predictions() {
     let home = tempfile::tempdir().unwrap();
@@ -133,7 +133,7 @@ fn session(run: &Prepared) -> Session {
     Session::open(cpu, &run.weights, run.setup.clone(), &run.arena).unwrap()
 }
 
-/// Each thing that is random is the same for the same seed and another for another seed.
+/// Everything random is the same for the same seed and differs for another.
 #[test]
 fn the_seed_decides_everything() {
     use sparta_core::splits::permutation;
@@ -171,7 +171,7 @@ fn the_seed_decides_everything() {
     };
     same_and_other("the initial head", runs.each_ref().map(head));
 
-    // Dropout alone: the same weights and the same batch under another seed.
+    // Only dropout: the same weights and batch with another seed.
     let batch = runs[0].setup.objective.pack(&runs[0].train[..8]).unwrap();
     let values = session(&runs[0]).trained_values().unwrap();
     let loss = |seed: u64| -> Vec<u8> {

@@ -1,7 +1,7 @@
-//! README and the pages of `docs/` are true: their commands run, their links lead somewhere, what they quote is said. Needs
-//! `cargo build --release` before.
+//! Checks README and the pages of `docs/`: their commands run, their links resolve, and quoted messages exist. Needs
+//! `cargo build --release` first.
 //!
-//! Code blocks of language `sh` are run, those of a page in one directory and in their order; after `sh skip` stands what
+//! Code blocks of language `sh` are run, those of a page in one directory and in order; `sh skip` marks what
 //! needs a network, a build or hardware.
 
 use sparta_tests::chat::{self, WORDS, questions};
@@ -26,7 +26,7 @@ fn name(page: &Path) -> &str {
     page.file_name().unwrap().to_str().unwrap()
 }
 
-/// The code blocks of a page with what stands behind their opening fences.
+/// The code blocks of a page with the text after their opening fences.
 fn blocks(text: &str) -> Vec<(&str, String)> {
     let mut blocks = Vec::new();
     let mut open: Option<(&str, String)> = None;
@@ -42,7 +42,7 @@ fn blocks(text: &str) -> Vec<(&str, String)> {
     blocks
 }
 
-/// What readers have of their own.
+/// Creates the files that readers would have.
 fn prepare(home: &Path) {
     chat::model(&home.join("path/to/model"), None);
     chat::model(&home.join("path/to/SmolLM2-135M-Instruct"), Some(WORDS));
@@ -50,7 +50,7 @@ fn prepare(home: &Path) {
     chat::rows(&home.join("prompts.jsonl"), &[serde_json::json!({"prompt": "the film was"})]);
     let text = |i: usize| format!("the {} was {}", ["film", "food", "room"][i % 3], ["good", "bad"][i % 2]);
     let label = |i: usize| ["positive", "negative"][i % 2];
-    // Equal texts stay together, so each is its own.
+    // Equal texts would stay in one split, so all differ.
     let table = |head: &str, row: &dyn Fn(usize) -> String| {
         (0..80).fold(format!("{head}\n"), |table, i| table + &row(i) + &format!(" number {i}") + "," + label(i) + "\n")
     };

@@ -1,4 +1,4 @@
-//! Devices that fail or lie, and memory that must not grow.
+//! Devices that fail or silently do nothing, and memory that must not grow.
 
 use sparta_core::job::{Control, EvalReport, Observer, RunConfig, RunPlan, RunResult, StepReport};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
@@ -15,7 +15,7 @@ type Answer<T> = Result<T, BackendError>;
 #[derive(Clone, Copy)]
 enum Fault {
     Lost,
-    /// It says that all is well and does nothing.
+    /// It reports success and does nothing.
     Idle,
     /// [`WEIGHT`] holds a NaN from then on.
     Poisoned,
@@ -23,7 +23,7 @@ enum Fault {
     PoisonedOnce,
 }
 
-/// What LoRA leaves as it is.
+/// A weight that LoRA does not change.
 const WEIGHT: &str = "model.layers.1.mlp.down_proj.weight";
 const NAN: [u8; 2] = half::bf16::NAN.to_le_bytes();
 
@@ -161,7 +161,7 @@ fn a_lost_device_is_opened_once_more_and_nothing_changes() {
     let base = config(home.path(), 12);
     let at = |name: &str| RunConfig { out: home.path().join(name), ..base.clone() };
     train(&at("good"), 0, Fault::Lost, 0).0.unwrap();
-    // Before the first checkpoint, between two, and devices that only pretend to work.
+    // Failures before the first checkpoint, between two, and devices that only pretend to work.
     for (name, fault, good_runs) in [("early", Fault::Lost, 2), ("late", Fault::Lost, 9), ("idle", Fault::Idle, 6)] {
         let (result, watching) = train(&at(name), 1, fault, good_runs);
         result.unwrap();
@@ -238,7 +238,7 @@ fn a_batch_that_gives_nan_is_left_out_and_counted_where_that_is_asked_for() {
     assert!(home.path().join("run/report.html").exists(), "the report reads the log");
 }
 
-/// A learning rate that ruins the weights: nothing ruined is ever saved.
+/// A learning rate that ruins the weights: ruined values are never saved.
 #[test]
 fn an_update_that_overflows_is_never_saved() {
     let home = tempfile::tempdir().unwrap();
@@ -254,7 +254,7 @@ fn an_update_that_overflows_is_never_saved() {
     }
 }
 
-/// Resident memory rises by less than 1 KiB a step once a plan for every batch size is kept: 10 MB in 10,000 steps.
+/// Once there is a plan for every batch size, resident memory grows by less than 1 KiB per step: 10 MB in 10,000 steps.
 #[test]
 fn memory_does_not_grow() {
     let home = tempfile::tempdir().unwrap();
@@ -263,7 +263,7 @@ fn memory_does_not_grow() {
     let (result, watching) = train(&config, 0, Fault::Lost, 0);
     assert_eq!(result.unwrap().steps, 3000);
     if watching.resident.is_empty() {
-        sparta_tests::skipped("the system does not tell the resident memory");
+        sparta_tests::skipped("the system does not report the resident memory");
         return;
     }
     let samples = &watching.resident[1500..];

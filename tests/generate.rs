@@ -1,6 +1,6 @@
-//! `sparta-cli generate`, end to end: texts, conversations, JSONL, sampling, and every way in which a text ends. Needs
-//! `cargo build --release` before. The models are golden ones with a tokenizer that names their tokens t0, t1 ..., and a real
-//! one where the shared data is.
+//! `sparta-cli generate`, end to end: texts, conversations, JSONL, sampling, and every way a text can end. Needs
+//! `cargo build --release` first. The models are golden ones with a tokenizer that names their tokens t0, t1 ..., and
+//! a real one if the shared data exists.
 
 use serde_json::{Value, json};
 use sparta_suites::golden::{Layout, Source, model_directory};
@@ -112,7 +112,7 @@ fn the_models_own_end_ends_it() {
 #[test]
 fn a_full_context_is_a_clear_end() {
     let (prompt, text) = golden("llama");
-    // Nothing has to be kept for the last token.
+    // The last token needs no place in the cache.
     let result = result(LLAMA.path(), &prompt, &["--context", "10"]);
     assert_eq!(result, json!({"text": first(&text, 6), "tokens": 6, "finish": "context", "prompt_tokens": 5}));
     let long = generate(LLAMA.path(), &["--prompt", &prompt, "--context", "4"], "");
@@ -149,13 +149,13 @@ fn a_seed_repeats_its_texts() {
     assert_eq!(once, draw("3"));
     assert_ne!(once, draw("4"));
     let texts = lines(&once);
-    assert_ne!(texts[0]["text"], texts[1]["text"], "each text has draws of its own");
+    assert_ne!(texts[0]["text"], texts[1]["text"], "each text has its own draws");
     let (prompt, text) = golden("llama");
     let only = result(LLAMA.path(), &prompt, &["--temperature", "9", "--top-k", "1", "--max-tokens", "9"]);
     assert_eq!(only["text"], first(&text, 9));
 }
 
-/// The template begins a user's turn with t1 and ends an answer with t2, which the model writes after 21 tokens.
+/// The template begins a user's turn with t1 and ends an answer with t2, which the model generates after 21 tokens.
 #[test]
 fn a_conversation_goes_on() {
     let model = model("mistral", Some(299));
@@ -170,7 +170,7 @@ fn a_conversation_goes_on() {
     let chat = lines(&succeed(model.path(), &["--chat", "--json"], &format!("{question}\n\nt7 t8\n")));
     assert_eq!((&chat[0], chat.len()), (&found[0], 2));
     let turns = [asked, turn("assistant", &answer), turn("user", "t7 t8")];
-    assert_eq!(lines(&succeed(model.path(), &[], &messages(&turns))), chat[1..], "what is kept changes nothing");
+    assert_eq!(lines(&succeed(model.path(), &[], &messages(&turns))), chat[1..], "the cache changes nothing");
 
     let one = succeed(model.path(), &["--chat", "--prompt", question], "");
     assert_eq!(one, format!("{answer}\n"));
@@ -180,7 +180,7 @@ fn a_conversation_goes_on() {
     assert!(full.status.success() && String::from_utf8_lossy(&full.stderr).contains("the context is full"));
 }
 
-/// A run is its base model with what it has learned, as the model that it has saved is.
+/// A run generates like its merged model.
 #[test]
 fn runs_write_by_what_they_have_learned() {
     let text = HOME.path().join("text.txt");
@@ -219,7 +219,7 @@ fn a_classifier_writes_nothing() {
     fs::copy(LLAMA.path().join("tokenizer.json"), model.path().join("tokenizer.json")).unwrap();
     let output = generate(model.path(), &["--prompt", "t1"], "");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("only language models write text"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("only language models generate text"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! GGUF files that are written: models with a classifier that are read back and give the golden logits, and LoRA layers.
+//! Writes GGUF files: models with a classifier, which are read back and give the golden logits, and LoRA layers.
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;
@@ -31,7 +31,7 @@ fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(family)
 }
 
-/// A golden model with a tokenizer of SentencePiece's kind.
+/// A golden model with a SentencePiece tokenizer.
 fn base(family: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -54,7 +54,7 @@ fn base(family: &str) -> TempDir {
     dir
 }
 
-/// As [`base`], without sliding windows.
+/// Like [`base`], without sliding windows.
 fn without_windows(family: &str) -> TempDir {
     let dir = base(family);
     let path = dir.path().join("config.json");
@@ -86,7 +86,7 @@ fn logits(applied: &Applied, family: &str) -> Vec<f32> {
     session.evaluate(&batch).unwrap().0
 }
 
-/// What peft's model gave for that batch.
+/// The logits of PEFT's model for that batch.
 fn golden_logits(family: &str) -> Vec<f32> {
     let train: Value = serde_json::from_slice(&fs::read(golden(family).join("train.json")).unwrap()).unwrap();
     let rows = train["lora"]["eval_logits_after"].as_array().unwrap();
@@ -130,7 +130,7 @@ fn a_model_in_a_file_computes_what_it_did() {
         assert_eq!(file.get("cls.output.weight").unwrap().0.shape, [3, decoder.hidden_size]);
         let [ours, theirs] = [&out, &base.path().to_owned()].map(|path| Tokenizer::open(path).unwrap());
         assert_eq!(ours.encode("is a\n<s>b", None).unwrap(), theirs.encode("is a\n<s>b", None).unwrap());
-        // A second copy, of the file itself.
+        // A second copy, made from the file.
         let again = base.path().join("again.gguf");
         let request = MergeRequest { out: again.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 };
         merge(&open(&out, None), &request, cpu()).unwrap_or_else(|e| panic!("{family}: {e}"));
@@ -138,7 +138,7 @@ fn a_model_in_a_file_computes_what_it_did() {
         let first = Weights::open(&out).unwrap();
         assert!(again.names().eq(first.names()));
         assert!(first.names().all(|name| first.get(name).unwrap().raw() == again.get(name).unwrap().raw()), "{family}");
-        // Rounded, which merging has compared weight by weight: the file is smaller, and the logits are others.
+        // Quantized, which merging compares weight by weight: the file is smaller, and the logits differ.
         let (rounded, small) = write("q8.gguf", MergeDtype::Q8_0);
         assert!(rounded > exact && rounded.is_finite(), "{family}: {rounded}");
         assert!(fs::metadata(small).unwrap().len() * 2 < fs::metadata(out).unwrap().len());
@@ -148,10 +148,10 @@ fn a_model_in_a_file_computes_what_it_did() {
 #[test]
 fn what_a_file_cannot_say_is_refused() {
     for (family, dtype, name, said) in [
-        // A scale of queries that no Gemma has; windows in a Llama.
+        // A query scale that no Gemma has, and windows in a Llama.
         ("gemma3", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
         ("mistral", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
-        ("gemma", MergeDtype::Q8_0, "x", "a name that ends with .gguf"),
+        ("gemma", MergeDtype::Q8_0, "x", "use an --out that ends with .gguf"),
     ] {
         let base = base(family);
         let out = base.path().join(name);

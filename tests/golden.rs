@@ -1,7 +1,7 @@
-//! Logits, losses, gradients of all parameters, whole training runs and what is written agree with PyTorch and transformers.
+//! Logits, losses, gradients of all parameters, whole training runs and generated texts agree with PyTorch and
+//! transformers.
 //!
-//! The compact set of golden data proves it on a fresh clone; the complete one is read where it lies beside the
-//! repository.
+//! A fresh clone has a compact set of golden data; the complete set is used if it is beside the repository.
 
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, answers, generation, parity};
@@ -12,7 +12,7 @@ use std::path::Path;
 const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
 const LANGUAGE_MODEL: Layout = Layout { lm: true, ..CLASSIFIER };
 
-/// Bytes of the largest buffer of a device with low limits: about all trained values, and less than an arena.
+/// The largest buffer, in bytes, of a device with low limits: about all trained values, but less than an arena.
 const BUFFER: u64 = 480 << 10;
 
 /// The sets that are present.
@@ -33,7 +33,7 @@ fn has(source: &Source, family: &str) -> bool {
     has
 }
 
-/// In f32, and in bf16 where the backend takes that.
+/// In f32, and in bf16 if the backend supports it.
 fn check_parity(subject: Option<Subject>, sources: &[Source], layout: Layout) {
     let Some(mut subject) = subject else { return };
     for precision in [Precision::F32, Precision::Bf16] {
@@ -54,7 +54,7 @@ fn check_parity_in(precision: Precision, subject: &mut Subject, sources: &[Sourc
     assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
 }
 
-/// In f32, and in bf16 where the backend takes that.
+/// In f32, and in bf16 if the backend supports it.
 fn check_training(subject: Option<Subject>, sources: &[Source], steps: Steps) {
     let Some(mut subject) = subject else { return };
     for precision in [Precision::F32, Precision::Bf16] {
@@ -79,7 +79,7 @@ fn check_training_in(precision: Precision, subject: &mut Subject, sources: &[Sou
     assert!(failures.is_empty(), "{} in {precision}:\n{}", subject.name, failures.join("\n"));
 }
 
-/// Token by token: logits in f32, and in bf16 where the backend takes that; greedy text in f32.
+/// Token by token: logits in f32, and in bf16 if the backend supports it; greedy text in f32.
 fn check_generation(subject: Option<Subject>, sources: &[Source]) {
     let Some(mut subject) = subject else { return };
     let mut failures = vec![];
@@ -131,7 +131,7 @@ fn language_models_on_wgpu() {
     check_parity(wgpu(), &sources(), LANGUAGE_MODEL);
 }
 
-/// The same weights in f32, with the configuration as transformers 4 writes it.
+/// The same weights in f32, with a configuration in the layout of transformers 4.
 #[test]
 fn f32_weights_and_old_configurations() {
     for layout in [CLASSIFIER, LANGUAGE_MODEL] {

@@ -1,5 +1,6 @@
-//! The texts of `--help`, against those in `tests/help`, so that a change of an option is seen where it is read. Needs
-//! `cargo build --release` before. `SPARTA_WRITE_HELP=1 cargo test --release --workspace --test help` writes them anew.
+//! Compares the texts of `--help` with those in `tests/help`, so that a change of an option shows up where users see
+//! it. Needs
+//! `cargo build --release` first. `SPARTA_WRITE_HELP=1 cargo test --release --workspace --test help` updates them.
 
 use sparta_tests::command::command;
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ fn directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("help")
 }
 
-/// What a command says of itself on a terminal of 100 columns.
+/// The help of a command on a terminal of 100 columns.
 fn help(words: &[&str]) -> String {
     let home = tempfile::tempdir().unwrap();
     let output = command(home.path(), &[words, &["--help"]].concat()).env("COLUMNS", "100").output().unwrap();
@@ -25,7 +26,7 @@ fn commands(help: &str) -> Vec<String> {
     names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
-/// Every command by its words, with its text.
+/// All commands by their words, with their help.
 fn texts(words: &[&str], found: &mut Vec<(String, String)>) {
     let text = help(words);
     let below = commands(&text);
@@ -45,11 +46,11 @@ fn every_command_explains_itself_as_it_did() {
     }
     for (name, text) in &found {
         let stored = fs::read_to_string(file(name)).unwrap_or_default();
-        assert!(stored == *text, "`{name} --help` is now:\n{text}\nIf that is what users should read, write it anew");
+        assert!(stored == *text, "`{name} --help` is now:\n{text}\nIf that is what users should read, update it");
     }
     let known: BTreeSet<PathBuf> = found.iter().map(|(name, _)| file(name)).collect();
     for entry in fs::read_dir(directory()).unwrap() {
         let path = entry.unwrap().path();
-        assert!(known.contains(&path), "{} is of no command", path.display());
+        assert!(known.contains(&path), "{} belongs to no command", path.display());
     }
 }

@@ -1,5 +1,5 @@
-//! Plugins that hang, end, mislead or overreach, loaded by the real binary: an error or a sentence that names them, never a
-//! crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
+//! Plugins that hang, exit, mislead or overreach, loaded by the real binary: an error or a message that names them,
+//! never a crash, an exit code of 0 or a result in the wrong place. `hostile/method.c` needs a C compiler.
 #![cfg(unix)]
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ use sparta_tests::command::command;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// The library of a case; `None` where there is no C compiler.
+/// The library of a case; `None` if there is no C compiler.
 fn compile(case: u32, directory: &Path) -> Option<PathBuf> {
     let library = directory.join(format!("case{case}{}", std::env::consts::DLL_SUFFIX));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -55,7 +55,7 @@ const RUN: [&str; 16] = [
     "--out",
     "out",
 ];
-/// A run with a method that is built in.
+/// A command with a built-in method.
 const OTHER: [&str; 6] = ["plan", "--method", "head", "--device", "cpu", "--json"];
 
 fn texts(output: &Output) -> (String, String) {
@@ -68,7 +68,7 @@ fn refused(case: u32, args: &[&str], parts: &[&str]) {
     let (stdout, stderr) = texts(&output);
     assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{stderr}");
     parts.iter().for_each(|part| assert!(stderr.contains(part), "{part}: {stderr}"));
-    // By its file, or as the method that it is.
+    // By its file or its method.
     assert!(stderr.contains(&format!("case{case}")) || stderr.contains("`hostile`"), "{stderr}");
 }
 
@@ -109,7 +109,7 @@ fn what_it_prints_is_no_result_and_where_it_goes_is_no_matter() {
 
 #[test]
 fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
-    refused(8, &OTHER, &["is no name"]);
+    refused(8, &OTHER, &["is not a valid name"]);
     refused(9, &OTHER, &["option `help`"]);
     refused(10, &OTHER, &["no value is in the range of its option `n`"]);
     refused(11, &OTHER, &["a_function_that_is_nowhere"]);
@@ -118,7 +118,7 @@ fn what_cannot_be_loaded_is_fatal_also_for_other_methods() {
     let output = command(home.path(), &[&["--plugin", "nowhere.so"][..], &OTHER].concat()).output().unwrap();
     assert!(texts(&output).1.contains("nowhere.so: there is no such file"), "{}", texts(&output).1);
     assert_eq!(output.status.code(), Some(1));
-    // The listing lists.
+    // Listing still works.
     let Some((output, _home)) = with(11, &["plugins"]) else { return };
     assert!(output.status.success() && texts(&output).0.contains("a_function_that_is_nowhere"));
 }

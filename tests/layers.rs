@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Crates from the bottom to the top; those of one line do not depend on each other.
+/// Crates from bottom to top; those on one line do not depend on each other.
 const LAYERS: &[&[&str]] = &[
     &["sparta-graph", "sparta-files"],
     &["sparta-plugin"],
@@ -31,7 +31,7 @@ const LAYERS: &[&[&str]] = &[
 /// Directories of the core crates.
 const CORE: &[&str] = &["core/files", "core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
-/// An op is a node of the graph, and its rules build graphs: the two sides of one recursive definition.
+/// An op is a node of the graph, and its rules build graphs, so these modules define each other.
 const ALLOWED: &[(&str, &str)] = &[("autodiff", "ops"), ("graph", "ops")];
 
 fn root() -> PathBuf {

@@ -1,4 +1,4 @@
-//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` before.
+//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` first.
 
 use serde_json::json;
 use sparta_core::assumed;
@@ -123,8 +123,8 @@ fn notes_name_what_was_chosen() {
     for (memory, chosen) in [
         ("80GiB", None),
         ("12GiB", Some("1,024 tokens per micro-batch")),
-        ("9GiB", Some("layers computed again in the backward pass")),
-        ("8GiB", Some("1,024 tokens per micro-batch and layers computed again in the backward pass")),
+        ("9GiB", Some("activation checkpointing")),
+        ("8GiB", Some("1,024 tokens per micro-batch and activation checkpointing")),
     ] {
         let device = assumed::device(&format!("memory={memory},types=f32")).unwrap();
         let note = GEMMA_2B.plan(PrecisionChoice::Auto, [16, 256], &device).needs.to_string();

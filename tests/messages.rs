@@ -1,5 +1,5 @@
-//! What the real binary says and ends with when something is unusual: exit codes, paths, names of directories, limits of the
-//! system, texts that come slowly. Needs `cargo build --release` before.
+//! Messages and exit codes of the real binary in unusual situations: paths, names of directories, limits of the system,
+//! slow input. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -89,7 +89,7 @@ fn runs_at_once_get_directories_of_their_own() {
     }
     let runs = || fs::read_dir(home.path().join("runs")).unwrap().count();
     assert_eq!(runs(), 3);
-    // One that fails keeps no name.
+    // A failed run leaves no directory.
     let failed = run_in(home.path(), &["run", "--method", "head", "--max-length", "1"], &SMALL);
     check(&failed, 1, &["raise --max-length"]);
     assert_eq!(runs(), 3);
@@ -98,7 +98,7 @@ fn runs_at_once_get_directories_of_their_own() {
 #[test]
 fn a_directory_that_is_taken_is_refused_at_once() {
     let output = run(&["run", "--out", "run", "--method", "head"], &SMALL);
-    check(&output, 2, &["run holds a run already"]);
+    check(&output, 2, &["run already holds a run"]);
     assert!(!said(&output).contains("steps"), "{}", said(&output));
 }
 
@@ -151,7 +151,7 @@ fn predict_answers_as_texts_come() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
-/// Three rows, three answers, in every form that is read.
+/// Three rows, three answers, in every input format.
 #[test]
 fn predict_reads_texts_as_tasks_do() {
     let answers = |name: &str, content: &str| {
@@ -170,7 +170,11 @@ fn predict_reads_texts_as_tasks_do() {
     assert_eq!(answers("d.json", json).stdout, lines.stdout);
     let csv = "text,label\n a fine film ,1\n\"a dull plot\t\",0\nx,\n";
     assert_eq!(answers("e.csv", csv).stdout, lines.stdout);
-    check(&answers("f", "text,label\na,1\n"), 1, &["f:1: \"text,label\" is the header of a table", "--format csv"]);
+    check(
+        &answers("f", "text,label\na,1\n"),
+        1,
+        &["f:1: \"text,label\" looks like the header of a table", "--format csv"],
+    );
 }
 
 #[cfg(unix)]
@@ -209,7 +213,7 @@ fn a_model_without_weights_can_be_planned_for() {
     let (model, data) = (model.display().to_string(), embedded("data").display().to_string());
     let of = |command: &'static str| [command, "--model", &model, "--data", &data, "--task", "sst2"];
     let planned = run(&of("plan"), &SMALL);
-    check(&planned, 0, &["64", "the model's weights are not here"]);
+    check(&planned, 0, &["64", "the model has no weight files here"]);
     let whole =
         run(&["plan", "--model", &embedded("model").display().to_string(), "--data", &data, "--task", "sst2"], &SMALL);
     let memory = |output: &Output| {
@@ -219,5 +223,5 @@ fn a_model_without_weights_can_be_planned_for() {
     assert_eq!(memory(&planned), memory(&whole));
     check(&run(&of("run"), &SMALL), 1, &["no model.safetensors"]);
     let small = ["--max-train", "64", "--assume", "memory=1MiB"];
-    check(&run(&of("plan"), &small), 1, &["the model's weights are not here", "the run needs"]);
+    check(&run(&of("plan"), &small), 1, &["the model has no weight files here", "the run needs"]);
 }

@@ -1,5 +1,6 @@
-//! The methods of `plugins/more`: training runs against PEFT's, and merged weights against the forward pass. `golden/more/make.py`
-//! makes the numbers. And what else a method can say, by methods of this file. Needs `cargo build --release` before.
+//! The methods of `plugins/more`: compares training runs with PEFT's, and merged weights with the forward pass.
+//! `golden/more/make.py` makes the numbers. Methods in this file cover what else a method can declare. Needs `cargo
+//! build --release` first.
 
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
@@ -83,7 +84,7 @@ fn setup_of(family: &str, lm: bool, plugin: Arc<dyn Method>, given: &[(&str, &st
     (setup, weights)
 }
 
-/// On the CPU.
+/// Opens a session on the CPU.
 fn open(setup: &Setup, weights: &Weights) -> Session {
     open_on(&mut subjects::cpu(None), setup, weights)
 }
@@ -105,13 +106,13 @@ fn follows(family: &str, method: &str, options: &[(&str, &str)], own_start: &[&s
     follows_from(session, &weights, method, own_start);
 }
 
-/// `run` is what the reference's run is called.
+/// `run` is the name of the reference's run.
 fn follows_from(mut session: Session, weights: &Weights, run: &str, own_start: &[&str]) {
     let golden = golden();
     let start = part(&golden, run, "init");
     let drawn = session.trained_values().unwrap();
     assert_eq!(drawn.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>(), "{run} trains the same tensors");
-    // What does not come from a random generator is the same from the beginning.
+    // Initial values that are not random agree.
     for (name, values) in start.iter().filter(|(name, _)| own_start.iter().any(|own| name.ends_with(own))) {
         let off = values.iter().zip(&drawn[name]).map(|(a, b)| (a - b).abs() / a.abs().max(1.0)).fold(0.0, f32::max);
         assert!(off < 1e-6, "{run}: {name} begins {off} off");
@@ -128,8 +129,8 @@ fn follows_from(mut session: Session, weights: &Weights, run: &str, own_start: &
         assert!((loss - f64::from(expected)).abs() < LOSS, "{run}, step {step}: {loss}, the reference has {expected}");
     }
     let values = session.trained_values().unwrap();
-    // All keys share their bias, and softmax hardly sees what all keys share: the gradients are so small that Adam amplifies
-    // rounding. PyTorch's own runs in f32 and f64 end 1e-3 apart there, and 3e-7 elsewhere.
+    // All keys share their bias, and softmax hardly sees what all keys share: the gradients are so small that Adam
+    // amplifies rounding. PyTorch's own runs in f32 and f64 end 1e-3 apart there, and 3e-7 elsewhere.
     for (name, expected) in part(&golden, run, "final").into_iter().filter(|(name, _)| !name.ends_with("k_proj.bias")) {
         let off = values[&name].iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(off < VALUES, "{run}: {name} ends {off} off");
@@ -137,7 +138,7 @@ fn follows_from(mut session: Session, weights: &Weights, run: &str, own_start: &
     merges(&mut session, weights, &batches[0]);
 }
 
-/// The elements with the highest scores are those of the reference, and train as there.
+/// The elements with the highest scores, and their training, agree with the reference.
 fn follows_by_score(subject: &mut Subject, method: &str, run: &str, options: &[(&str, &str)]) {
     let golden = golden();
     let share = golden.floats(&format!("{run}.share")).unwrap().1[0].to_string();
@@ -174,7 +175,7 @@ fn ia3_follows_peft_in_a_model_with_biases() {
     follows_from(session, &weights, "ia3-bias", &[".ia3"]);
 }
 
-/// LoRA+ and rank stabilisation together.
+/// LoRA+ together with rank stabilization.
 #[test]
 fn lora_s_options_follow_peft() {
     let options = [("lora-r", "4"), ("lora-alpha", "8"), ("lora-plus-ratio", "16"), ("lora-rs", "true")];
@@ -206,7 +207,7 @@ fn masks_by_gradients_follow_pytorch() {
     }
 }
 
-/// The method's update and the sums of scores, too, are nodes of a graph that any backend runs.
+/// A method's update and sums of scores are graph nodes that any backend can run.
 #[test]
 fn updates_and_scores_are_those_of_the_cpu_on_wgpu() {
     let Some(mut wgpu) = subjects::wgpu() else { return };
@@ -252,7 +253,7 @@ fn the_largest_weights_are_trained_alone() {
     assert!(chosen >= left, "{chosen} is trained, {left} is not");
 }
 
-/// Tensors that no adapter stores are the same in another process, and after a resume.
+/// Tensors that adapters do not store are the same in another process and after resuming.
 #[test]
 fn shared_and_frozen_tensors_follow_from_the_seed() {
     let home = tempfile::tempdir().unwrap();
@@ -277,7 +278,8 @@ fn shared_and_frozen_tensors_follow_from_the_seed() {
     ran(home, "adapter merge whole --out merged --device cpu");
 }
 
-/// A run by scores, resumed with its stored sets: the same bits as a run in one go; every command reads the adapter.
+/// A run by scores, resumed with its stored sets, gives the same bits as an uninterrupted one; every command reads the
+/// adapter.
 #[test]
 fn chosen_elements_are_stored_with_run_and_adapter() {
     let home = tempfile::tempdir().unwrap();
@@ -314,15 +316,15 @@ fn chosen_elements_are_stored_with_run_and_adapter() {
     ran(home, &format!("plan --plugin {} --method magnitude {small}", library("magnitude").display()));
 }
 
-/// Scales the queries by trained numbers s, with c / 2 |s|^2 in the loss; after a step each s is what it was less the
+/// Scales the queries by trained numbers s, with c / 2 |s|^2 in the loss; after a step each s is reduced by the
 /// learning rate times itself.
 struct Penalised;
 
 sparta_plugin::options! {
     struct Penalties {
-        /// Of the loss term
+        /// Factor of the loss term
         c: f64 = 0.0, 0.0..=1.0;
-        /// After each step
+        /// Shrink the scales after each step
         shrink: bool = false;
     }
 }
@@ -441,12 +443,12 @@ fn a_method_s_update_follows_the_optimizer_s_and_is_left_out_with_it() {
     }
 }
 
-/// Every parameter w is w + d with a trained d, or is trained itself.
+/// Replaces every parameter w by w + d with a trained d, or trains w itself.
 struct Everything;
 
 sparta_plugin::options! {
     struct Additions {
-        /// To every parameter, which is frozen itself
+        /// Add to every parameter, which is itself frozen
         added: bool = false;
     }
 }
@@ -481,7 +483,7 @@ impl Method for Everything {
     }
 }
 
-/// Norms, biases, embeddings, tied or not, and heads: what is added has the gradient of the parameter, and merges.
+/// For norms, biases, embeddings (tied or not) and heads, an addition has the parameter's gradient, and can be merged.
 #[test]
 fn every_parameter_is_a_site() {
     for (family, lm) in [("llama", true), ("qwen2", false), ("qwen2", true), ("gemma2", false), ("gemma2", true)] {

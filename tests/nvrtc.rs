@@ -1,5 +1,5 @@
-//! Every kernel that the conformance suite needs of the CUDA backend, compiled by NVRTC for the oldest and the newest
-//! architectures that the backend is made for. Needs no GPU; `.ci/nvrtc DIR` fetches NVRTC, `SPARTA_CUDA_PATH=DIR` names it.
+//! Compiles every CUDA kernel that the conformance suite needs with NVRTC, for the oldest and the newest
+//! supported architectures. Needs no GPU; `.ci/nvrtc DIR` fetches NVRTC, and `SPARTA_CUDA_PATH=DIR` points to it.
 
 use sparta_backend_cuda::{
     Arguments, Cache, Compiler, CudaBackend, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product,
@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// By entry and text.
+/// Kernels by entry and text.
 type Kernels = Arc<Mutex<BTreeMap<(String, String), KernelText>>>;
 
-/// A machine that does nothing but write down the kernels of plans.
+/// A machine that only records the kernels of plans.
 struct Collecting {
     kernels: Kernels,
     capability: (u32, u32),

@@ -1,5 +1,5 @@
-//! Every objective trains, is evaluated, saved and resumed by the same code; pre-training is a run like any other, with
-//! any method, and what it makes is read and merged as what classification makes.
+//! Every objective trains, evaluates, saves and resumes through the same code. Pre-training is a run like any other,
+//! with any method, and its results are read and merged like those of classification.
 
 use serde_json::json;
 use sparta_core::adapter::{self, Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
@@ -94,7 +94,7 @@ fn state(session: &mut Session) -> BTreeMap<String, Vec<u32>> {
     tensors.iter().map(|tensor| (tensor.name.clone(), bits(session.read_state(tensor).unwrap()))).collect()
 }
 
-/// An example with a weight counts like that many copies.
+/// An example with weight n counts like n copies.
 #[test]
 fn weights_of_micro_batches_are_those_of_their_losses() {
     let objective = Arc::new(Classification { classes: 2 });
@@ -112,7 +112,7 @@ fn weights_of_micro_batches_are_those_of_their_losses() {
     assert!((half.loss - 0.5 * alone.loss).abs() < 1e-6, "{} {}", half.loss, alone.loss);
 }
 
-/// Trains with micro-batches; the loss of the evaluation is that of the step, and falls; a run that goes on from a
+/// Trains with micro-batches: the loss of an evaluation is that of the step, and falls; a run resumed from a
 /// checkpoint ends in the same bits.
 fn learns(objective: impl Objective + 'static, target: fn(bool, usize) -> Target) -> Metrics {
     let (objective, examples): (Arc<dyn Objective>, _) = (Arc::new(objective), examples(target));
@@ -187,7 +187,7 @@ fn a_target_of_another_kind_is_refused() {
 
 // ---- pre-training
 
-/// Ends the run after a number of steps, and keeps what was evaluated.
+/// Stops the run after a number of steps, and keeps the evaluations.
 struct Until {
     steps: usize,
     done: usize,
@@ -219,7 +219,7 @@ impl Observer for Until {
     }
 }
 
-/// A model of two thin layers to be trained on sentences, in `home`.
+/// The configuration to pre-train a model of two narrow layers on sentences, in `home`.
 fn pretraining(home: &Path) -> PretrainConfig {
     let directory = home.join("model");
     fs::create_dir_all(&directory).unwrap();
@@ -288,15 +288,15 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
 
     let split = PretrainConfig { out: home.path().join("split"), ..base.clone() };
     let stopped = pretrain(&split, &plugins, &open, Start::New, &mut Until::new(5)).unwrap();
-    // The results of a step may be read when the next one has begun.
+    // The results of a step may be read after the next one has begun.
     assert!(stopped.stopped == Stopped::Interrupted && (5..=6).contains(&stopped.steps), "{stopped:?}");
     let again = pretrain(&split, &plugins, &open, Start::Resume, &mut Until::new(usize::MAX)).unwrap();
     assert_eq!((again.steps, again.loss), (result.steps, result.loss));
     assert!(bytes(&base, MODEL) == bytes(&split, MODEL), "the resumed model differs");
     let error = pretrain(&base, &plugins, &open, Start::New, &mut Until::new(1)).unwrap_err().to_string();
-    assert!(error.contains("holds a run already"), "{error}");
+    assert!(error.contains("already holds a run"), "{error}");
 
-    // Micro-batches add up the same gradients in another order.
+    // Micro-batches add the same gradients in another order.
     let micro = PretrainConfig { out: home.path().join("micro"), micro_batch_tokens: Some(40), ..base.clone() };
     let mut small = Until::new(usize::MAX);
     pretrain(&micro, &plugins, &open, Start::New, &mut small).unwrap();
@@ -350,7 +350,7 @@ fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_me
 
         let loss = result.dev.unwrap().loss;
         assert_eq!(held_out(&config.out, None, &config), loss, "{method}");
-        // Weights of f32, and other batches than the run's: the order of additions differs, no more.
+        // Weights are f32 and batches differ from the run's: only the order of additions changes.
         let close = |other: f64| assert!((other - loss).abs() < 1e-5 * loss, "{method}: {other}, in the run {loss}");
         close(held_out(&result.model, None, &config));
         let described = fs::read_to_string(result.model.join("config.json")).unwrap();
@@ -363,10 +363,10 @@ fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_me
     }
     let adapted = Adapted::open(&home.path().join("lora"), None, &plugins).unwrap();
     let refused = adapted.predict(|| Ok(cpu()), &[("the food".into(), None)]).unwrap_err().to_string();
-    assert!(refused.contains("next-token prediction, which gives a text no class"), "{refused}");
+    assert!(refused.contains("next-token prediction, which does not classify"), "{refused}");
 }
 
-/// The embedded model with a head of this many outputs and this kind of problem.
+/// The embedded model with a head with this many outputs and this `problem_type`.
 fn classifier(dir: &Path, outputs: usize, problem: Option<&str>) {
     fs::create_dir_all(dir).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -422,7 +422,8 @@ fn a_model_says_what_its_head_is_for_and_a_merged_one_says_so_again() {
     assert_eq!(adapter::load(&model(), None).unwrap().heads[0].objective, "next-token prediction");
 }
 
-/// In bf16 the products of the vocabulary loss have operands of bf16: rounded hidden states, and the head's rounded copy.
+/// In bf16 the products of the vocabulary loss have operands of bf16: rounded hidden states, and the head's rounded
+/// copy.
 #[test]
 fn the_vocabulary_loss_of_a_bf16_model_reads_bf16() {
     let decoder = decoder::open(&model()).unwrap();

@@ -1,5 +1,5 @@
-//! `sparta-cli plugin check` on the CPU backend's shared library, as a third party runs it, and on libraries that fail.
-//! Needs `cargo build --release` before.
+//! `sparta-cli plugin check` on the CPU backend's shared library, as a third party would run it, and on libraries that
+//! fail. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_suites::list::tests;
@@ -48,7 +48,7 @@ fn some_tests_can_be_chosen() {
     assert!(code == Some(2) && text.contains("no test has `of courage` in its name"), "{text}");
 }
 
-/// Of the built-in method that reparametrises, all.
+/// All tests of the built-in method that reparametrizes.
 #[test]
 fn lora_passes() {
     let (code, result, text) = check(&library("method_lora"), &[]);
@@ -58,7 +58,7 @@ fn lora_passes() {
     assert!(results.len() == 9 && results.iter().all(|result| result["skipped"] == false), "{result}");
 }
 
-/// A backend that computes nothing, one that dies and one that hangs fail test by test; the command itself survives.
+/// Backends that compute nothing, crash or hang fail test by test; the command itself survives.
 #[test]
 fn bad_backends_fail() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! From a scaffold to a plugin that is installed: what `plugin new` makes builds and passes `plugin check`, in Rust, C and C++;
-//! installing, listing and removing; the method of docs/plugins.md. Needs `cargo build --release` before.
+//! From a scaffold to an installed plugin: what `plugin new` creates builds and passes `plugin check`, in Rust, C
+//! and C++; installing, listing and removing; the method in docs/plugins.md. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
 use sparta_tests::command::{binary, command, output, ran, refused};
@@ -12,7 +12,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// What cargo prints, in this workspace.
+/// The output of cargo in this workspace.
 #[track_caller]
 fn cargo(args: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -21,7 +21,7 @@ fn cargo(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Builds a crate that is not of this workspace with what the workspace has: its lock file and its target directory.
+/// Builds a crate outside this workspace with the workspace's lock file and target directory.
 fn cargo_build(directory: &Path) -> PathBuf {
     fs::copy(root().join("Cargo.lock"), directory.join("Cargo.lock")).unwrap();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -32,7 +32,7 @@ fn cargo_build(directory: &Path) -> PathBuf {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let name = directory.file_name().unwrap().to_str().unwrap().replace('-', "_");
     let library = target.join("release").join(format!("{DLL_PREFIX}{name}{DLL_SUFFIX}"));
-    // Another test may make the same name.
+    // Another test may build the same name.
     let own = directory.join(library.file_name().unwrap());
     fs::copy(library, &own).unwrap();
     own
@@ -91,13 +91,13 @@ fn a_new_backend_builds_and_computes() {
 #[test]
 fn a_scaffold_is_made_whole_or_not_at_all() {
     let home = tempfile::tempdir().unwrap();
-    refused(home.path(), "plugin new My_Method --kind method", &["is no name for a plugin", "my-method"]);
-    refused(home.path(), "plugin new x --kind method --sdk .", &["is no crate", "plugins/sdk"]);
+    refused(home.path(), "plugin new My_Method --kind method", &["cannot be the name of a plugin", "my-method"]);
+    refused(home.path(), "plugin new x --kind method --sdk .", &["is not a crate", "plugins/sdk"]);
     refused(home.path(), "plugin new x --kind backend --lang c", &["--lang rust"]);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     let there = scaffold(home.path(), "a/b", "--kind method");
     assert!(fs::read_to_string(there.join("Cargo.toml")).unwrap().contains("sparta-plugin = \"0.1\""));
-    refused(home.path(), "plugin new a/b --kind task", &["it is there already"]);
+    refused(home.path(), "plugin new a/b --kind task", &["it already exists"]);
     assert_eq!(fs::read_dir(home.path().join("a")).unwrap().count(), 1);
 }
 
@@ -203,7 +203,7 @@ fn installed_plugins_are_found_replaced_and_removed() {
     let (_, plan) = ran(home.path(), "plan --config run.toml --device cpu --json");
     assert!(plan.contains("the method plugin lora"), "{plan}");
 
-    // Another build takes its place: bytes behind the end of a library are no part of it.
+    // Another build replaces it: bytes after the end of a library do not matter.
     let other = home.path().join(format!("other{DLL_SUFFIX}"));
     let mut bytes = fs::read(library("method_lora")).unwrap();
     bytes.extend([0; 16]);
@@ -214,7 +214,7 @@ fn installed_plugins_are_found_replaced_and_removed() {
     assert_ne!(replaced[0]["sha256"], found[0]["sha256"]);
     assert!(!path.exists());
 
-    // A damaged one is not taken, and the listing says why; others stay.
+    // A damaged library is rejected, and the listing says why; others are not affected.
     ran(home.path(), &format!("plugin install {}", library("task_glue").display()));
     let path = PathBuf::from(replaced[0]["path"].as_str().unwrap());
     let mut bytes = fs::read(&path).unwrap();
@@ -236,7 +236,7 @@ fn installed_plugins_are_found_replaced_and_removed() {
     assert_eq!(fs::read_dir(left).unwrap().count(), 0);
 }
 
-/// The SDK and what it is built on are packages of their own, with the header and the page that describe them.
+/// The SDK and its dependency are complete packages, with header and page.
 #[test]
 fn the_sdk_is_packaged() {
     let target = tempfile::tempdir().unwrap();
@@ -255,7 +255,7 @@ fn the_sdk_is_packaged() {
     );
 }
 
-/// The method that docs/plugins.md has in full.
+/// The complete method in docs/plugins.md.
 #[test]
 fn the_method_of_the_page_builds_and_trains() {
     let home = tempfile::tempdir().unwrap();

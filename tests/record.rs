@@ -1,5 +1,6 @@
-//! A run is bound to what made it, and what it left behind is used as it was or not at all. Real processes on the
-//! embedded job. Needs `cargo build --release` before.
+//! A run is bound to its plugins, and its files are used unchanged or not at all. Real processes on the embedded job.
+//! Needs
+//! `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_core::adapter::{self, MergeDtype, MergeRequest};
@@ -19,7 +20,7 @@ use std::process::Stdio;
 
 const SHORT: &str = "--max-train 64 --max-dev 8 --max-test 8 --device cpu";
 
-/// A copy of the library of a built-in plugin; with `changed` another build of the same version.
+/// A copy of the library of a built-in plugin or, with `changed`, another build of the same version.
 #[cfg(target_os = "linux")]
 fn library(plugin: &str, to: &Path, changed: bool) -> String {
     let name = format!("{DLL_PREFIX}sparta_{plugin}{DLL_SUFFIX}");
@@ -54,7 +55,7 @@ fn another_build_of_a_plugin_is_refused_wherever_it_would_compute() {
     }
     let adapter = fs::read(run.join("adapter/adapter.json")).unwrap();
 
-    // The library is remembered: nobody names it again, though another one stands beside the executable.
+    // The run remembers the library: it need not be named again, although another one is beside the executable.
     fs::write(home.join("texts"), "a good film\n").unwrap();
     let (answer, _) = ran(home, "predict run texts --device cpu");
     for line in ["eval run --device cpu", "run --resume run --device cpu", "adapter info run --device cpu"] {
@@ -85,9 +86,9 @@ fn another_build_of_a_plugin_is_refused_wherever_it_would_compute() {
             fs::remove_dir_all(home.join(made)).ok();
         }
     }
-    assert_eq!(json(run.join("config.json"))["max_steps"], 2, "what is refused changes nothing");
+    assert_eq!(json(run.join("config.json"))["max_steps"], 2, "a rejected command changes nothing");
 
-    // Accepted, aloud.
+    // Accepted with a warning.
     let (same, warning) = ran(home, "predict run texts --device cpu --allow-other-plugin");
     assert_eq!(same, answer);
     assert!(warning.contains("warning: the method `sparta` of the run was") && warning.contains(hash), "{warning}");
@@ -97,7 +98,7 @@ fn another_build_of_a_plugin_is_refused_wherever_it_would_compute() {
     let (plan, _) = ran(home, "run --resume run --max-steps 3 --device cpu --allow-other-plugin");
     assert!(plan.contains("note     the method `sparta` of the run was"), "{plan}");
     assert_eq!(json(run.join("config.json"))["earlier_plugins"], Value::Array(vec![was.clone()]));
-    // From now on the other one is that of the run.
+    // From now on the run has the other one.
     ran(home, "eval run --device cpu");
     refused(home, &format!("eval run --device cpu --plugin {moved}"), &[hash]);
 }
@@ -111,14 +112,14 @@ fn tasks_and_backends_are_compared_where_they_are_used() {
     fs::write(home.join("texts"), "a good film\n").unwrap();
     let task = library("task_glue", &home.join("t"), true);
     refused(home, &format!("eval run --device cpu --plugin {task}"), &["the task `glue`", &task, "SHA-256"]);
-    // No task is read.
+    // Predicting does not use the task.
     ran(home, &format!("predict run texts --device cpu --plugin {task}"));
     let backend = library("backend_cpu", &home.join("b"), true);
     for line in ["eval run", "predict run texts", "run --resume run", "adapter merge run --out merged"] {
         let line = format!("{line} --device cpu --plugin {backend}");
         refused(home, &line, &["the backend `cpu`", &backend, "SHA-256"]);
     }
-    // Linked plugins are not known to be the same code.
+    // A linked plugin may be different code.
     let alone = home.join("alone");
     fs::create_dir(&alone).unwrap();
     fs::copy(binary(), alone.join("sparta-cli")).unwrap();
@@ -137,7 +138,7 @@ fn tasks_and_backends_are_compared_where_they_are_used() {
     assert!(!output.status.success() && text.contains("linked into sparta-cli"), "{text}");
 }
 
-/// Any bit of what a checkpoint says of itself: the checkpoint is passed over, and the result is that of the older one.
+/// With any bit of a manifest flipped, the checkpoint is skipped, and the result is that of the older one.
 #[test]
 fn one_bit_of_a_checkpoint_s_manifest() {
     let home = tempfile::tempdir().unwrap();
@@ -159,13 +160,13 @@ fn one_bit_of_a_checkpoint_s_manifest() {
         damaged[at] ^= 4;
         fs::write(home.join(&run).join(manifest), damaged).unwrap();
         let (said, _) = ran(home, &format!("run --resume {run} --max-steps 14 --device cpu"));
-        assert!(said.contains("step-00000010: passed over: checkpoint.json is damaged"), "{said}");
+        assert!(said.contains("step-00000010: skipped: checkpoint.json is damaged"), "{said}");
         for file in ["metrics.jsonl", "adapter/adapter.safetensors"] {
             let [alone, damaged] = ["alone", &run].map(|run| fs::read(home.join(run).join(file)).unwrap());
             assert!(alone == damaged, "bit {at}: {file} differs");
         }
     }
-    // A hash that is damaged or gone vouches for nothing.
+    // Nothing can be trusted if the hash is damaged or missing.
     for case in 0..2 {
         let run = format!("seal-{case}");
         copy(&home.join("good"), &home.join(&run));
@@ -175,11 +176,11 @@ fn one_bit_of_a_checkpoint_s_manifest() {
             fs::write(&path, [&seal[..10], b"?", &seal[11..]].concat()).unwrap();
         }
         let (said, _) = ran(home, &format!("run --resume {run} --max-steps 14 --device cpu"));
-        assert!(said.contains("step-00000010: passed over"), "{said}");
+        assert!(said.contains("step-00000010: skipped"), "{said}");
     }
 }
 
-/// A checkpoint beyond the end, whole as it may be, is refused.
+/// A checkpoint beyond the end of the run is rejected even if intact.
 #[test]
 fn a_checkpoint_beyond_the_end_is_refused() {
     let home = tempfile::tempdir().unwrap();
@@ -204,7 +205,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Trains the norms and leaves the head as it is.
+/// Trains the norms but not the head.
 struct Norms;
 
 impl Method for Norms {
@@ -240,7 +241,7 @@ fn cpu() -> sparta_core::Result<Box<dyn Backend>> {
     Ok(Box::new(sparta_backend_cpu::Cpu::new(None)?))
 }
 
-/// A head that was drawn and never trained is part of what was learned.
+/// A head that was drawn but never trained is stored with the adapter.
 #[test]
 fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     let home = tempfile::tempdir().unwrap();
@@ -283,7 +284,7 @@ fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     assert_eq!(again.confusion, result.test.unwrap().confusion);
 }
 
-/// The embedded model as a classifier of another description, with the rows of its head put in this order.
+/// The embedded model as a classifier with other labels, with the rows of its head in this order.
 fn classifier(home: &Path, name: &str, labels: &[&str], rows: &[usize]) -> String {
     let merged = home.join("merged");
     if !merged.exists() {
@@ -341,12 +342,12 @@ fn a_head_of_the_model_is_matched_by_name_or_refused() {
         assert_eq!(first(run), first("a"), "{run}");
         let [a, b] = ["a", run].map(|run| fs::read(home.join(run).join("adapter/adapter.safetensors")).unwrap());
         assert!(a == b, "{run}");
-        // What is written has the task's names in the task's order, whatever the model's was.
+        // The merged model has the task's names in the task's order, whatever the model's was.
         ran(home, &format!("adapter merge {run} --out {run}-merged --device cpu"));
         let config = json(home.join(format!("{run}-merged/config.json")));
         assert_eq!(config["id2label"], serde_json::json!({"0": "negative", "1": "positive"}));
     }
-    // The same classifier, written down the other way.
+    // The same classifier with swapped labels.
     let eval = |model: &str| {
         let (out, _) = ran(home, &format!("eval {model} --task sst2 --data {data} --device cpu --json"));
         serde_json::from_str::<Value>(out.lines().last().unwrap()).unwrap()["metrics"].clone()
@@ -365,8 +366,8 @@ fn a_head_of_the_model_is_matched_by_name_or_refused() {
     assert!(first("f") != first("e"));
 }
 
-/// A tokenizer that puts the padding token after each text: what is read is the token before it, in a run, in `eval`, in
-/// `predict` and by whoever reads the merged model's `config.json` as transformers does.
+/// A tokenizer that appends the padding token to each text: the token before it counts, in a run, in `eval`, in
+/// `predict`, and for readers of the merged model's `config.json` such as transformers.
 #[test]
 fn padding_at_the_end_is_not_read() {
     let home = tempfile::tempdir().unwrap();
@@ -465,7 +466,7 @@ fn a_run_that_is_over_stays_as_it_is_and_its_time_is_that_of_all_processes() {
         .sum();
     assert_eq!(tokens, logged);
 
-    // An adapter that is damaged is made again.
+    // A damaged adapter is rewritten.
     let adapter = run.join("adapter/adapter.safetensors");
     let good = fs::read(&adapter).unwrap();
     fs::write(&adapter, &good[..good.len() - 1]).unwrap();
@@ -473,7 +474,7 @@ fn a_run_that_is_over_stays_as_it_is_and_its_time_is_that_of_all_processes() {
     assert!(fs::read(&adapter).unwrap() == good);
 }
 
-/// A run that is being made longer has no result until it has one of its new length.
+/// A run that is being extended has no result until it has one of the new length.
 #[test]
 fn a_killed_extension_leaves_no_result() {
     let home = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Changes of 16-bit weights that are too small for their type: counted, and kept with `--residual`. Real processes on the
-//! embedded model. Needs `cargo build --release` before.
+//! Changes of 16-bit weights that are too small for their type: counted, and kept with `--residual`. Real processes on
+//! the embedded model. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
@@ -27,7 +27,7 @@ fn changes_that_the_stored_type_hides_are_counted() {
     assert!(json(home.join("lora/result.json"))["visible"].is_null());
 }
 
-/// The embedded model in bf16, as it is, and the same numbers in f32.
+/// The embedded model in bf16, and with the same numbers in f32.
 fn models(home: &Path) -> [String; 2] {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets");
     let [bf16, f32s] = ["bf16", "f32"].map(|name| home.join(name));
@@ -60,7 +60,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
-/// With `--residual` a bf16 model is trained as its f32 copy is; without, small changes are lost.
+/// With `--residual` a bf16 model trains like its f32 copy; without, small changes are lost.
 #[test]
 fn no_change_is_too_small_with_a_residual() {
     let home = tempfile::tempdir().unwrap();
@@ -77,7 +77,7 @@ fn no_change_is_too_small_with_a_residual() {
     let result = json(home.join("kept/result.json"));
     assert_eq!(result["device_memory"], result["planned_memory"]);
 
-    // Another process finds the same, and the merged model has it in f32.
+    // Another process gets the same, and so does the merged model in f32.
     let eval = |model: &str| -> Value {
         let (report, _) = ran(home, &format!("eval {model} --device cpu --json"));
         serde_json::from_str(report.lines().last().unwrap()).unwrap()
@@ -88,7 +88,7 @@ fn no_change_is_too_small_with_a_residual() {
     assert!((loss(&of_run) - loss(&of_exact)).abs() < 1e-6, "{of_run} {of_exact}");
     ran(home, "adapter merge kept --out merged --dtype f32 --device cpu");
     ran(home, "adapter merge kept --out rounded --device cpu");
-    // So has its export, of which rounded changes would be zeros.
+    // So does its export, where rounded changes would be zeros.
     ran(home, "adapter export kept --format peft --out exported");
     let exported = TensorFile::open(home.join("exported/adapter_model.safetensors")).unwrap();
     let values = exported.names().filter(|name| name.ends_with("supertuning_values"));

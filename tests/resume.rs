@@ -1,5 +1,5 @@
-//! A run that is killed at any moment and resumed ends with the same bytes as one that was left alone; nothing that was
-//! saved is lost. Real processes, real SIGKILL. `SPARTA_KILLS=N` kills N times in `random_kills` instead of a few.
+//! A run that is killed at any moment and resumed ends with the same bytes as an undisturbed one, and nothing saved is
+//! lost. Real processes, real SIGKILL. `SPARTA_KILLS=N` makes `random_kills` kill N times instead of a few.
 
 use sparta_suites::Random;
 use sparta_tests::chat;
@@ -17,7 +17,7 @@ const TWENTY: &str = "--max-steps 20 --checkpoint-interval 3 --eval-interval 8 -
 const SMALL: &str = "--max-steps 6 --batch-size 4 --checkpoint-interval 2 --eval-interval 3 --max-train 200 --max-dev 8 \
                      --max-test 8 --patience 5 --micro-batch-tokens 48 --max-length 24";
 
-/// A method with options that leave more behind in a step: decay, dropout, another schedule.
+/// Methods with options that make steps depend on more state: decay, dropout, another schedule.
 const METHODS: [&str; 11] = [
     "sparta",
     "sparta --weight-decay 0.1 --dropout 0.1 --schedule cosine",
@@ -51,7 +51,7 @@ fn resume(home: &Path, device: &str, out: &Path) -> Child {
     command(home, &args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// Names below `checkpoints` of the run: finished ones, and those that were being written.
+/// Names in the run's `checkpoints`: finished ones, and those being written.
 fn checkpoints(out: &Path) -> (Vec<String>, Vec<String>) {
     let entries = fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -139,8 +139,8 @@ fn every_method_resumes_exactly_on_wgpu() {
     }
 }
 
-/// A checkpoint at each step, and kills at random moments of all that a run does, its start included. Prints how many
-/// there were, and how many hit a checkpoint that was being written.
+/// A checkpoint at each step, and kills at random moments of the run, including its start. Prints how many
+/// kills there were, and how many hit a checkpoint being written.
 #[test]
 fn random_kills() {
     let wanted: usize = std::env::var("SPARTA_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
@@ -165,7 +165,7 @@ fn random_kills() {
             child.kill().unwrap();
             child.wait().unwrap();
             kills += 1;
-            // One that an earlier kill left is cleared away by the next process, if that comes so far.
+            // The next process removes one that an earlier kill left behind, if it gets that far.
             let unfinished = checkpoints(&killed).1.into_iter().map(|name| killed.join("checkpoints").join(name));
             let unfinished = unfinished.map(|path| fs::metadata(path).unwrap().modified().unwrap()).max();
             while_writing += usize::from(unfinished.is_some() && unfinished != seen);
@@ -182,14 +182,14 @@ fn random_kills() {
     );
 }
 
-/// A kill in the evaluation at step 8, which is long; the log ends in half a line.
+/// A kill during the long evaluation at step 8, so that the log ends in half a line.
 #[test]
 fn killed_in_an_evaluation_and_in_a_line() {
     let home = tempfile::tempdir().unwrap();
     let options = TWENTY.replace("--max-dev 40", "--max-dev 400");
     let alone = home.path().join("alone");
     succeed(start(home.path(), &options, "sparta", "cpu", &alone));
-    // A machine that is busy may look too late.
+    // On a busy machine the kill may come too late.
     for attempt in 0..20 {
         let killed = home.path().join(format!("killed-{attempt}"));
         let mut child = start(home.path(), &options, "sparta", "cpu", &killed);
@@ -211,7 +211,8 @@ fn killed_in_an_evaluation_and_in_a_line() {
     panic!("no kill hit the evaluation");
 }
 
-/// With patience 1 and a metric that soon stands still, the run ends early, at the same step with the same state.
+/// With little patience and a metric that soon stops improving, the run ends early, at the same step with the same
+/// state.
 #[test]
 fn early_stopping_survives_a_kill() {
     let home = tempfile::tempdir().unwrap();
@@ -248,12 +249,12 @@ fn ran(home: &Path, line: &str) {
     assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A finished run of ten steps, sent on to twenty, is a run of twenty steps; so with epochs.
+/// A finished run of ten steps, extended to twenty, equals a run of twenty steps; the same for epochs.
 #[test]
 fn a_run_may_become_longer() {
     let home = tempfile::tempdir().unwrap();
     let adapter = |run: &str| fs::read(home.path().join(run).join("adapter/adapter.safetensors")).unwrap();
-    // Without evaluations it is the last state that is kept, not the best.
+    // Without evaluations the last state is kept, not the best.
     let options =
         "--schedule constant --warmup 0 --max-train 80 --max-dev 8 --max-test 8 --eval-interval 100 --device cpu";
     for (name, short, long) in [("steps", "--max-steps 6", "--max-steps 12"), ("epochs", "--epochs 1", "--epochs 3")] {
@@ -262,13 +263,13 @@ fn a_run_may_become_longer() {
         assert!(adapter(name) != adapter(&format!("{name}-long")));
         ran(home.path(), &format!("run --resume {name} {long} --device cpu"));
         assert!(adapter(name) == adapter(&format!("{name}-long")), "{name}");
-        // Once more without anything new: it is over.
+        // Resuming without an extension does nothing.
         ran(home.path(), &format!("run --resume {name} --device cpu"));
         assert!(adapter(name) == adapter(&format!("{name}-long")), "{name}");
     }
 }
 
-/// The learning rate of a step is that of the length which the run has at that step.
+/// The learning rate of a step follows from the run's length at that step.
 #[test]
 fn the_schedule_of_a_longer_run_is_that_of_its_new_length() {
     let home = tempfile::tempdir().unwrap();
@@ -302,9 +303,9 @@ fn a_run_may_not_become_shorter() {
     refused(
         home.path(),
         "run --resume run --max-steps 5 --device cpu",
-        &["has 6 steps", "cut it to 5", "only become longer"],
+        &["has 6 steps", "shorten it to 5", "only be extended"],
     );
-    refused(home.path(), "run --resume run --epochs 1 --device cpu", &["has 6 steps", "cut it to 4"]);
+    refused(home.path(), "run --resume run --epochs 1 --device cpu", &["has 6 steps", "shorten it to 4"]);
     // 2 epochs have 8 steps, of which 6 are done.
     refused(
         home.path(),
@@ -335,7 +336,7 @@ fn a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same() {
     assert_equal_results("sparta", &alone, &damaged);
 }
 
-/// What a power cut can leave of the log: too little of it, or zeros. And a checkpoint whose name is a file's.
+/// What a power failure can leave: a truncated log or zeros in it. Also a file with the name of a checkpoint.
 #[test]
 fn a_damaged_log_makes_way_for_an_older_checkpoint() {
     let home = tempfile::tempdir().unwrap();
@@ -388,7 +389,7 @@ fn a_second_run_in_the_same_directory_is_refused() {
     let second = resume(home.path(), "cpu", &out).wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success() && text.contains("another run is writing here"), "{text}");
-    assert!(first.wait().unwrap().success(), "the first run is not disturbed");
+    assert!(first.wait().unwrap().success(), "the first run was disturbed");
 }
 
 /// The losses of ten steps on the CPU and on a graphics driver agree within 1e-3.
@@ -416,7 +417,7 @@ fn devices_agree() {
     }
 }
 
-/// A run that ended before its first checkpoint begins anew.
+/// A run that ended before its first checkpoint starts over.
 #[test]
 fn without_a_checkpoint_the_run_begins_anew() {
     let home = tempfile::tempdir().unwrap();

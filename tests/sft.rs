@@ -1,5 +1,5 @@
-//! Fine-tuning on prompts and answers with the real binary: what is trained on in every form of data, runs of every
-//! method, and wrong input. Needs `cargo build --release` before. Everything runs on the CPU backend.
+//! Fine-tuning on prompts and answers with the real binary: the trained tokens in every form of data, runs of every
+//! method, and wrong input. Needs `cargo build --release` first. Everything runs on the CPU backend.
 
 use serde_json::{Value, json};
 use sparta_tests::chat::{self, turn};
@@ -52,7 +52,7 @@ fn refused(args: &[&str], parts: &[&str]) {
     assert!(!output.status.success() && parts.iter().all(|part| text.contains(part)), "{args:?}: {text}");
 }
 
-/// The examples of train as text, what is trained on in brackets.
+/// The training examples as text, with trained tokens in brackets.
 #[track_caller]
 fn shown(model: &str, data: &str, more: &[&str]) -> Vec<String> {
     let args = ["data", "show", "--task", "sft", "--split", "train", "--json", "--model", model, "--data", data];
@@ -106,7 +106,7 @@ fn every_form_shows_what_is_trained_on() {
     }
     assert_eq!(shown(&chat, &file("text.jsonl", &[json!({"text": "hello"})]), &[]), ["<bos>[ hello<eos>]"]);
 
-    // Without a template, or where it is not wanted.
+    // Without a template, or with it turned off.
     let base = model("base", None);
     let prompt = file("plain.jsonl", &[json!({"prompt": "hello", "completion": " hi"})]);
     for (model, more) in [(&base, &[][..]), (&chat, &["--instruct", "false"])] {
@@ -130,10 +130,10 @@ fn what_is_shown_is_marked_and_counted() {
     for part in [
         "train 1: 17 tokens, 3 trained on\n  <bos> Ġu s er : Ġh ell o <eos> Ġa ss ist ant : «Ġh» «i» «<eos>»",
         "train 2: 37 tokens, 23 trained on, left out: it has more than 20 tokens",
-        "0 trained on, left out: nothing of it would be trained on",
+        "0 trained on, left out: it has no tokens to train on",
         "dev 1: ",
         "1 of more than 20 tokens are left out",
-        "1 are left out, as nothing of them would be trained on",
+        "1 are left out, as they have no tokens to train on",
         "conversations are written by the model's chat template; trained on are the answers",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -144,7 +144,7 @@ fn what_is_shown_is_marked_and_counted() {
     assert_eq!(train["trained"], 3);
     let plan = last_json(&succeed(&[&["plan", "--device", "cpu", "--json"], &args[2..]].concat()));
     assert_eq!((&plan["data"]["train"]["trained"], &plan["data"]["too_long"]), (&3.into(), &1.into()));
-    // A task with labels shows these.
+    // For a task with labels, the labels are shown.
     let reviews = succeed(&["data", "show", "--split", "dev", "--first", "1"]);
     assert!(reviews.contains("dev 1: ") && reviews.contains("label ") && !reviews.contains('«'), "{reviews}");
 }
@@ -172,7 +172,7 @@ fn eval(path: &Path, split: &str, more: &[&str]) -> Value {
     last_json(&succeed(&[&args, more].concat()))["metrics"].clone()
 }
 
-/// The report has the answers to the two prompts of dev, which are those that `generate` gives.
+/// The report has the answers to the two prompts of dev, which equal those of `generate`.
 fn check_answers(result: &Value, out: &Path) {
     let answers = result["answers"].as_array().unwrap();
     let rows = chat::questions(2);
@@ -215,7 +215,7 @@ fn every_method_teaches_the_answers() {
         check_answers(&result, &out);
         let predicted = run(&["predict", out.to_str().unwrap(), "--device", "cpu"]);
         let text = String::from_utf8_lossy(&predicted.stderr);
-        assert!(!predicted.status.success() && text.contains("gives a text no class; `eval` measures it"), "{text}");
+        assert!(!predicted.status.success() && text.contains("does not classify; `eval` measures it"), "{text}");
 
         let merged = HOME.path().join(format!("merged-{method}"));
         let args = ["adapter", "merge", out.to_str().unwrap(), "--dtype", "f32", "--out", merged.to_str().unwrap()];
@@ -235,7 +235,7 @@ fn a_single_file_gives_dev_a_share() {
     let rows: Vec<Value> = (0..40).map(|i| json!({"prompt": format!("number {i}"), "completion": "good"})).collect();
     let data = file("single.jsonl", &rows);
     let plan = succeed(&["plan", "--task", "sft", "--model", &chat, "--data", &data, "--device", "cpu"]);
-    for part in ["36 examples", "4 examples", "90 %", "10 %", "drawn for it by seed"] {
+    for part in ["36 examples", "4 examples", "90 %", "10 %", "drawn for it by the seed"] {
         assert!(plan.contains(part), "{part}: {plan}");
     }
 }

@@ -1,5 +1,5 @@
-//! Places that fill up or cannot be written, and limits of memory: nothing older is lost, and the message says what to
-//! do. Parts need the rights of root, to mount a small tmpfs or to run as another user.
+//! Disks that fill up or cannot be written, and memory limits: nothing older is lost, and the message says what to
+//! do. Parts need root, to mount a small tmpfs or to run as another user.
 
 #![cfg(unix)]
 
@@ -79,8 +79,8 @@ fn assert_equal_runs(alone: &Path, other: &Path) {
     }
 }
 
-/// A disk that fills up ends the run with a message; the checkpoints before are whole and the run goes on after there is
-/// space again, to the bytes of a run that was never disturbed.
+/// A disk that fills up ends the run with a message. Earlier checkpoints are intact, and once there is space again, the
+/// run resumes to the bytes of an undisturbed run.
 #[test]
 fn a_full_disk_loses_nothing() {
     let home = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn a_full_disk_loses_nothing() {
     fs::write(&filler, vec![1u8; 8 << 20]).unwrap_err();
     refused(&child.wait_with_output().unwrap(), &["No space left on device", "free disk space"]);
     assert!(newest_checkpoint(&out).is_some(), "the checkpoints before are gone");
-    // Still full: the same message, and still nothing is lost.
+    // If the disk is still full, the message is the same, and nothing is lost.
     let resume = || line(home.path(), &format!("run --resume {} --device cpu", out.display())).output().unwrap();
     refused(&resume(), &["No space left on device", "free disk space"]);
     assert!(newest_checkpoint(&out).is_some(), "the checkpoints before are gone");
@@ -112,7 +112,7 @@ fn a_disk_that_is_full_from_the_start_is_named() {
     refused(&output, &[out.to_str().unwrap(), "No space left on device", "free disk space"]);
 }
 
-/// A run on a file system that can only be read is evaluated, but neither begun nor resumed.
+/// On a read-only file system a run can be evaluated, but neither started nor resumed.
 #[test]
 fn a_read_only_file_system() {
     let home = tempfile::tempdir().unwrap();
@@ -120,7 +120,7 @@ fn a_read_only_file_system() {
     let out = disk.0.join("run");
     ran(&line(home.path(), &format!("run {OPTIONS} --out {}", out.display())).output().unwrap());
     disk.remount("ro");
-    let advice = ["Read-only file system", "choose a place that can be written"];
+    let advice = ["Read-only file system", "choose another place"];
     let other = disk.0.join("other");
     for command in [
         format!("run {OPTIONS} --out {}", other.display()),
@@ -131,7 +131,8 @@ fn a_read_only_file_system() {
     ran(&line(home.path(), &format!("eval {} --device cpu", out.display())).output().unwrap());
 }
 
-/// The right to write is taken away in the middle: the run ends with the path, and goes on when it is given back.
+/// If write permission is revoked during a run, it ends with a message that has the path; once restored, the run can be
+/// resumed.
 #[test]
 fn rights_that_are_taken_away() {
     let home = tempfile::tempdir().unwrap();
@@ -140,7 +141,7 @@ fn rights_that_are_taken_away() {
         fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
     };
     all(home.path(), 0o777);
-    // The rights of root know no bounds.
+    // Root is not bound by permissions.
     let as_nobody = |home: &Path, args: &str| -> Command {
         let inner = line(home, args);
         let mut command = Command::new("setpriv");
@@ -178,7 +179,7 @@ fn places_that_cannot_be_written_are_named() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "mine");
 }
 
-/// Under a limit of the address space a run either fits or says by how much it does not; it never crashes.
+/// With limited address space, a run either fits or says by how much it does not; it never crashes.
 #[test]
 fn limits_of_memory() {
     let home = tempfile::tempdir().unwrap();
@@ -202,7 +203,7 @@ fn limits_of_memory() {
     assert!(told > 0, "the limit was never seen");
 }
 
-/// Processes that begin at once and share one cache, which is empty or damaged, do not disturb each other.
+/// Processes that start together and share an empty or damaged cache do not disturb each other.
 #[test]
 fn runs_that_share_a_cache() {
     let home = tempfile::tempdir().unwrap();

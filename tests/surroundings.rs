@@ -1,5 +1,5 @@
 //! The main job where users are: directories with odd names, terminals that can do little, no home. Needs
-//! `cargo build --release` before.
+//! `cargo build --release` first.
 
 use sparta_tests::command::command;
 use std::fs;

@@ -1,5 +1,5 @@
 //! `sparta-cli sweep`, end to end on the embedded job: a grid of which one run fails, gone on with and interrupted; and
-//! the event files of `run --tensorboard`. Needs `cargo build --release` before.
+//! the event files of `run --tensorboard`. Needs `cargo build --release` first.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -77,7 +77,7 @@ fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
     let second = sweep(home.path(), &[]);
     assert_eq!(counts(&summary(&second)), [2, 1, 0]);
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(said.contains("2 of 3 runs are over already") && said.contains("resume  "), "{said}");
+    assert!(said.contains("2 of 3 runs are already done") && said.contains("resume  "), "{said}");
     assert_eq!(time(head), before);
     assert_eq!(fs::read(sparse.join("metrics.jsonl")).unwrap(), log);
 

@@ -1,5 +1,6 @@
-//! Anybody's table: odd columns, encodings, labels and formats, from training to prediction, on the embedded model. Needs
-//! `cargo build --release` before.
+//! Anybody's table: odd columns, encodings, labels and formats, from training to prediction, on the embedded model.
+//! Needs
+//! `cargo build --release` first.
 
 use serde_json::{Value, json};
 use sparta_tests::command::command;
@@ -71,7 +72,8 @@ fn classes_of_an_odd_table() {
     fs::write(home.join("my reviews.csv"), odd_csv(90)).unwrap();
     let columns = ["--text", "review body", "--label", "ASPECT"];
     let plan = train(home, "my reviews.csv", "run", &columns);
-    for part in ["classify (film, food, room)", "72 examples", "9 examples", "is cut by seed", "column `Aspect`"] {
+    for part in ["classify (film, food, room)", "72 examples", "9 examples", "is split by the seed", "column `Aspect`"]
+    {
         assert!(plan.contains(part), "{part}: {plan}");
     }
     let result = read(home.join("run/result.json"));

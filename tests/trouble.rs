@@ -1,5 +1,5 @@
 //! What helps when something is wrong on a user's machine: logging, and the report on devices. Needs
-//! `cargo build --release` before.
+//! `cargo build --release` first.
 
 use sparta_tests::command::{command, output, ran, refused};
 use std::fs;

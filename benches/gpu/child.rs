@@ -6,15 +6,15 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a process that ended well has written.
+/// What a successful process wrote.
 pub struct Child {
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs a command to its end, but no longer than `limit`.
+/// Runs a command, for at most `limit`.
 ///
-/// Errors: what went wrong, with the last line that the process wrote.
+/// Errors: what went wrong, with the last line of the process.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child =
@@ -25,7 +25,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) => break Some(status),
             None if Instant::now() > end => {
-                // It may have ended by itself just now.
+                // It may have just ended by itself.
                 let _ = child.kill();
                 child.wait().map_err(|e| e.to_string())?;
                 break None;

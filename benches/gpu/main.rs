@@ -1,6 +1,6 @@
-//! What the program does on a machine's GPUs: devices, whole steps, profiles, suites, and PyTorch beside it. `run.sh` has
-//! the usage. Each measurement is a process of its own with a time limit, and the report is written after each, so that
-//! what was found is kept when the machine is taken away.
+//! Tests and measures the program on a machine's GPUs: devices, whole steps, profiles, suites, and PyTorch. `run.sh`
+//! has the usage. Each measurement is a separate process with a time limit, and the report is written after each, so
+//! that results are kept if the machine is taken away.
 
 mod child;
 mod report;
@@ -37,10 +37,10 @@ struct Args {
     /// The best card of cuda, and that of wgpu beside it
     #[arg(long, conflicts_with = "device")]
     cuda: bool,
-    /// Where gpu.json, gpu.md and the timelines go
+    /// Directory for gpu.json, gpu.md and the timelines
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// End after this time; what did not run is in the report
+    /// Stop after this time; the report lists what did not run
     #[arg(long, value_name = "N", default_value = "8")]
     minutes: f64,
     /// Shapes for a software driver, and no peer
@@ -74,7 +74,7 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
-/// The longest that a single measurement may take, and a whole suite.
+/// The time limits of a single measurement and of a whole suite.
 const CELL: Duration = Duration::from_secs(75);
 const SUITE: Duration = Duration::from_secs(240);
 
@@ -94,7 +94,7 @@ fn main() -> Result<()> {
         parts.retain(|part| !args.tiny || *part != Part::Peer);
     }
     let mut runner = Runner { args, end, report: Report::default() };
-    // The other parts need to know what there is.
+    // The other parts need the list of devices.
     runner.devices()?;
     for part in parts {
         match part {
@@ -121,7 +121,7 @@ impl Runner {
         Command::new(self.args.programs.join(name))
     }
 
-    /// Runs a command within its limit and the time that is left.
+    /// Runs a command within its limit and the remaining time.
     fn run(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left < Duration::from_secs(5) {
@@ -154,7 +154,7 @@ impl Runner {
         if self.args.tiny { &TINY } else { &WORKLOADS }
     }
 
-    /// The devices of steps and profiles: one, the best where none is named; with `--cuda` one of each backend.
+    /// The devices for steps and profiles: one, the best if none is named, or with `--cuda` one of each backend.
     fn chosen(&self) -> Result<Vec<String>> {
         let backends = if self.args.cuda { &["cuda:", "wgpu:"][..] } else { &[""] };
         let named = self.args.device.as_deref();
@@ -168,7 +168,7 @@ impl Runner {
         backends.iter().map(best).collect()
     }
 
-    /// Of each workload on one device after the other. The weights are bf16 on disk in either precision.
+    /// Measures each workload on one device after the other. The weights are bf16 on disk in either precision.
     fn steps(&mut self, precision: &str) -> Result<()> {
         let ids = self.chosen()?;
         for work in self.workloads() {
@@ -205,7 +205,7 @@ impl Runner {
         command
     }
 
-    /// What each op takes in a SpaRTA step of the largest workload.
+    /// Profiles a SpaRTA step of the largest workload.
     fn profile(&mut self, precision: &str) -> Result<()> {
         let work = &self.workloads()[0];
         for id in self.chosen()? {
@@ -279,7 +279,7 @@ impl Runner {
     }
 }
 
-/// The order in which devices are taken: a GPU where there is one, else a software driver; of one card's entries the one
+/// The order of preference for devices: a GPU before a software driver; of one card's entries, the one
 /// that `--device auto` means.
 fn rank(device: &Json) -> (u8, bool) {
     let kind = match device["kind"].as_str() {

@@ -1,4 +1,4 @@
-//! The findings, as JSON and as Markdown.
+//! The results, as JSON and as Markdown.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -15,7 +15,7 @@ pub struct Report {
     pub suites: Vec<(String, SuiteResult)>,
     /// (what was profiled, table of its ops).
     pub profiles: Vec<(String, String)>,
-    /// What did not run, or not to its end, and why.
+    /// What did not run or did not finish, and why.
     pub failures: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ impl Report {
             "\n| model, batch | method | device | precision | step, ms | tokens/s | TFLOP/s | device memory, MiB | \
              PyTorch bf16: ms | MiB | ours / theirs |\n|---|---|---|---|---|---|---|---|---|---|---|"
         )?;
-        // The devices of a workload side by side.
+        // Sorted so that a workload's devices are next to each other.
         let mut steps: Vec<&StepsCell> = self.steps.iter().collect();
         let place = |ours: &StepsCell| self.steps.iter().position(|first| first.is_like(ours));
         steps.sort_by_key(|ours| place(ours));

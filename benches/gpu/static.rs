@@ -1,5 +1,5 @@
-//! What a Vulkan driver's compiler makes of the hot kernels, as a table: registers, spills, scratch, occupancy. The card need
-//! not be there: `static.sh` runs this on Mesa's compiler for AMD cards.
+//! Prints what a Vulkan driver's compiler makes of the hot kernels: registers, spills, scratch, occupancy. No card is
+//! needed: `static.sh` runs this on Mesa's compiler for AMD cards.
 
 use ash::{khr, vk};
 use naga::back::spv;
@@ -8,7 +8,7 @@ use sparta_kernels::{Kernel, MatrixUnits};
 use std::error::Error;
 use std::ffi::{CStr, c_char};
 
-/// What is printed of each kernel: a heading, and how drivers name the number.
+/// The columns of the table: a heading, and the names that drivers give the number.
 const COLUMNS: [(&str, &str); 6] = [
     ("VGPR", "VGPRs"),
     ("SGPR", "SGPRs"),
@@ -17,7 +17,7 @@ const COLUMNS: [(&str, &str); 6] = [
     ("LDS B", "LDS size"),
     ("waves per SIMD", "Subgroups per SIMD"),
 ];
-/// Those of the card.
+/// The card's matrix units.
 const UNITS: MatrixUnits =
     MatrixUnits { size: 16, subgroup: 64, vectors: true, transpose: true, memory: MatrixUnits::MEMORY };
 /// Bindings 0 and 9 are uniform, those between are storage.
@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The kernels that take the time of a training step, with a label each; bf16 runs, head_dim 256.
+/// The kernels that dominate a training step in bf16 with head_dim 256, each with a label.
 fn kernels() -> Vec<(String, Kernel)> {
     let mut all = Vec::new();
     let output = [("TYPE_C", 1), ("BIAS", 0), ("RESIDUAL", 0)];
@@ -117,13 +117,14 @@ struct Driver {
     device: ash::Device,
     executables: khr::pipeline_executable_properties::Device,
     layout: vk::PipelineLayout,
-    // The loader, which all above need.
+    // The loader must outlive everything above.
     _entry: ash::Entry,
 }
 
 impl Driver {
     fn load() -> Result<Self, Box<dyn Error>> {
-        // SAFETY: the Vulkan loader is a library like any other that this process loads, and it lives as long as `self`.
+        // SAFETY: the Vulkan loader is a library like any other that this process loads, and it lives as long as
+        // `self`.
         let entry = unsafe { ash::Entry::load() }?;
         let application = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
         let info = vk::InstanceCreateInfo::default().application_info(&application);
@@ -182,7 +183,7 @@ impl Driver {
             .stage(vk::ShaderStageFlags::COMPUTE)
             .module(module)
             .name(c"main")
-            // As wgpu does where subgroups are on.
+            // As in wgpu with subgroups enabled.
             .flags(vk::PipelineShaderStageCreateFlags::ALLOW_VARYING_SUBGROUP_SIZE);
         let info = vk::ComputePipelineCreateInfo::default()
             .stage(stage)

@@ -1,4 +1,4 @@
-//! Readings of the process and the machine from `/proc`. Where there is none, they are absent.
+//! Reads the state of the process and the machine from `/proc`; `None` where there is none.
 
 use std::fs;
 use std::time::Instant;
@@ -20,7 +20,7 @@ pub fn peak_resident() -> Option<u64> {
     status("VmHWM")
 }
 
-/// Starts the peak anew; without effect where the system has no such switch.
+/// Resets the peak, if the system can.
 pub fn reset_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
@@ -32,7 +32,7 @@ pub struct CpuWindow {
     own: Option<f64>,
 }
 
-/// Ticks of a second in `/proc`: the same on every Linux platform that Rust supports.
+/// Ticks per second in `/proc`, the same on every Linux platform that Rust supports.
 const TICKS: f64 = 100.0;
 
 impl CpuWindow {

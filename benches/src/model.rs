@@ -33,15 +33,15 @@ impl Weights {
     }
 }
 
-/// The share of a model's scalars that is in layers and norms, from which SpaRTA chooses.
+/// The share of a model's scalars in layers and norms, from which SpaRTA chooses.
 pub fn share_of_layers(shape: &Shape) -> Result<f64> {
     let tensors = shape.tensors(DType::F32)?;
     let count = |of: &dyn Fn(&Parameter) -> bool| tensors.iter().filter(|p| of(p)).map(Parameter::numel).sum::<u64>();
     Ok(count(&|p| p.role != Role::Embedding) as f64 / count(&|_| true) as f64)
 }
 
-/// The directory of the model with weights of a type, below `SPARTA_BENCH_DIR` or where cargo has built this program; made
-/// when it is not there, by another process, so that the memory it takes is not this one's.
+/// The directory of a model with weights of this type, below `SPARTA_BENCH_DIR` or where cargo built this program. If
+/// missing, it is written by another process, so that the memory this takes does not count here.
 pub fn directory(shape: &Shape, weights: Weights) -> Result<PathBuf> {
     let program = std::env::current_exe()?;
     let built = program.parent().and_then(Path::parent).map(Path::to_owned);
@@ -58,7 +58,7 @@ pub fn directory(shape: &Shape, weights: Weights) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Does what [`directory`] asks another process for; false if that is not what this process is for.
+/// In the process that [`directory`] starts, writes the model; returns false in any other.
 pub fn write_model_if_asked() -> Result<bool> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [flag, shape, weights, directory] = &arguments[..] else { return Ok(false) };
@@ -80,7 +80,7 @@ fn write(shape: &Shape, weights: Weights, directory: &Path) -> Result<()> {
         let found = tensors.iter().enumerate().find(|(_, p)| p.name == spec.name);
         Ok(Cow::Owned(found.map(|(place, p)| shape.values(p, &noise, place)).unwrap_or_default()))
     })?;
-    // Last: with it the directory is complete.
+    // Written last: it marks the directory as complete.
     let config = serde_json::to_vec_pretty(&shape.config(weights.dtype()))?;
     std::fs::write(directory.join("config.json"), config)?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Whole training steps of a synthetic model, from a directory as a run has it.
+//! Whole training steps of a synthetic model, read from a directory like a run's.
 
 use crate::Result;
 use crate::machine::{self, CpuWindow};
@@ -17,14 +17,14 @@ use sparta_wgpu::WgpuBackend;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// One cell of a table: what is trained on what.
+/// One cell of a table: what is trained, how, and on what.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub shape: Shape,
     /// Sequences of a batch, and tokens of each.
     pub batch: usize,
     pub tokens: usize,
-    /// `full`, `lora`, `head` (the body runs forward each step) or `sparta`.
+    /// `full`, `lora`, `head` (with a forward pass in each step) or `sparta`.
     pub method: String,
     /// The share of the scalars of all layers and norms that SpaRTA trains.
     pub density: f64,
@@ -46,7 +46,7 @@ pub struct Opened {
     pub arena: usize,
 }
 
-/// What a step costs, with the use of the CPU.
+/// The cost of a step, with CPU use.
 #[derive(Clone, Debug, Serialize)]
 pub struct OnCpu {
     #[serde(flatten)]
@@ -109,7 +109,7 @@ fn plugins() -> PluginSet {
 }
 
 impl Opened {
-    /// As [`bench::Bench::measure`].
+    /// See [`bench::Bench::measure`].
     pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<OnCpu> {
         let window = CpuWindow::open();
         let measured = self.bench.measure(duration, at_least)?;
@@ -117,7 +117,7 @@ impl Opened {
         Ok(OnCpu { measured, cpu_s, others_cpu_share: window.others() })
     }
 
-    /// The profile with the least total of some steps.
+    /// The profile with the shortest total time of a few steps.
     pub fn profile(&mut self) -> Result<sparta_train::Profile> {
         let ceiling = self.ceiling.as_ref().ok_or("the case was opened without its ceiling")?;
         Ok(self.bench.profile(ceiling)?)
@@ -129,7 +129,7 @@ pub fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
 }
 
-/// The peak above what was resident at the start.
+/// The peak above the resident memory at the start.
 pub fn peak_above(start: Option<u64>) -> Option<f64> {
     Some(mib(machine::peak_resident()?.saturating_sub(start?)))
 }

@@ -14,18 +14,18 @@ use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum AdapterCommand {
-    /// Write the full model that computes what the base model computes with the adapter, and prove that it does
+    /// Merge the adapter into the base model, write the full model, and verify that both compute the same
     Merge(MergeArgs),
     /// Write the adapter in another format
     Export(ExportArgs),
     /// Describe an adapter: method, base model, norms per layer
     Info(InfoArgs),
-    /// Compare two adapters of one base model: weights in common, norms, angle
+    /// Compare two adapters of one base model: shared weights, norms, angle
     Diff(DiffArgs),
 }
 
 impl AdapterCommand {
-    /// The adapters that it reads.
+    /// The adapters that the command reads.
     pub fn adapters(&self) -> Vec<&Path> {
         match self {
             AdapterCommand::Merge(args) => vec![&args.adapter],
@@ -44,7 +44,7 @@ pub struct MergeArgs {
     /// New directory for the model, in the Hugging Face layout; or a GGUF file, whose name ends with .gguf
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights: keep is that of the base model, q8_0 is for GGUF files
+    /// Type of the weights: keep is the base model's own, q8_0 is for GGUF files
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: DtypeArg,
     /// Largest weight file, for example 500MB or 2GiB
@@ -84,12 +84,12 @@ pub struct ExportArgs {
     /// Run directory, or an adapter of any format
     #[arg(value_name = "RUN")]
     adapter: PathBuf,
-    /// peft: a directory of PEFT, LoRA or for single elements Super-Tuning; sparse-deltas: sparse_deltas.safetensors with
-    /// indices; patch: the new bf16 values of what differs, for TRL and vLLM; gguf: a LoRA file for llama.cpp; with-indices:
-    /// our own, with the indices that are otherwise drawn from the seed
+    /// peft: a PEFT directory (LoRA, or Super-Tuning for single elements); sparse-deltas: sparse_deltas.safetensors
+    /// with indices; patch: the new bf16 values where they differ, for TRL and vLLM; gguf: a LoRA file for llama.cpp;
+    /// with-indices: our own format with the indices stored, which are otherwise drawn from the seed
     #[arg(long, value_name = "NAME")]
     format: FormatArg,
-    /// New directory for the adapter, of gguf the new file
+    /// New directory for the adapter; with gguf, the new file
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Base model [default: the one trained on]
@@ -126,7 +126,7 @@ pub struct DiffArgs {
     /// Run directory, or an adapter of any format
     #[arg(value_name = "A")]
     a: PathBuf,
-    /// Another one of the same base model
+    /// Another adapter of the same base model
     #[arg(value_name = "B")]
     b: PathBuf,
     /// Base model [default: the one trained on]
@@ -145,7 +145,7 @@ pub fn run(command: AdapterCommand, plugins: &PluginSet) -> Result<()> {
     }
 }
 
-/// Opens an adapter on its base model, and says which plugins differ from those it was made with.
+/// Opens an adapter on its base model, and reports plugins that differ from those it was made with.
 fn open(adapter: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Applied> {
     let applied = Applied::open(adapter, hub::optional_model(model)?.as_deref(), plugins)?;
     applied.recorded.accepted.iter().for_each(output::warn);
@@ -184,7 +184,7 @@ fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
     output.result(&Exported { out: &args.out })
 }
 
-/// An adapter on a device, if its changes can only be computed there.
+/// The adapter on a device, if its changes can only be computed there.
 fn session(applied: &Applied, device: &str, plugins: &PluginSet) -> Result<Option<Session>> {
     if !adapter::needs_device(applied) {
         return Ok(None);
@@ -277,7 +277,7 @@ pub fn size(text: &str) -> std::result::Result<u64, String> {
     }
 }
 
-/// The error for an option that the strategy has no use for.
+/// The error for an option that the strategy does not use.
 pub fn unused(option: &str, strategy: &str) -> Error {
     Error::Usage(format!("{option} has no effect on the strategy {strategy}; leave it out"))
 }

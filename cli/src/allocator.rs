@@ -1,14 +1,14 @@
-//! The allocator of this executable: the system's, with a limit in a process that reads untrusted files.
+//! This executable's allocator: the system's, limited in a process that reads untrusted files.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicIsize, Ordering::Relaxed};
 
-/// Bytes that may be in use; nothing is counted before there is a limit.
+/// Bytes that may be in use. Nothing is counted until a limit is set.
 static LIMIT: AtomicIsize = AtomicIsize::new(isize::MAX);
-/// Bytes allocated since then, less those that were freed.
+/// Bytes allocated since then, minus those freed.
 static IN_USE: AtomicIsize = AtomicIsize::new(0);
 
-/// Limits what the process may allocate from now on, in bytes. A request beyond the limit ends it.
+/// Limits the memory that the process allocates from now on. A request beyond the limit ends the process.
 pub fn limit_memory(bytes: isize) {
     LIMIT.store(bytes, Relaxed);
 }
@@ -33,8 +33,8 @@ fn size(layout: Layout) -> isize {
     layout.size() as isize
 }
 
-// SAFETY: every call is passed on to the system's allocator as it is, or answered with null, which means that there is
-// no memory.
+// SAFETY: every call is passed on unchanged to the system's allocator, or answered with null, which means out of
+// memory.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout.

@@ -1,4 +1,5 @@
-//! The command line. The options of a run are defined in [`sparta_core::job::config`]; those of the other commands here.
+//! The command line. The options of a run are defined in [`sparta_core::job::config`]; those of the other commands
+//! here.
 
 use crate::adapter::AdapterCommand;
 use crate::bench::BenchArgs;
@@ -25,7 +26,7 @@ pub struct Cli {
     /// Accept plugins other than those that a run was made with
     #[arg(long, global = true)]
     pub allow_other_plugin: bool,
-    /// Log to stderr what is looked for, found and opened: -vv more, -vvv all; SPARTA_LOG sets a filter instead
+    /// Log to stderr what is searched for, found and opened; -vv logs more, -vvv everything; SPARTA_LOG sets a filter
     #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
     #[command(subcommand)]
@@ -34,26 +35,27 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Fine-tune a model and evaluate it; without --model and --data, a small built-in model on built-in reviews
+    /// Fine-tune a model and evaluate it; without --model and --data, train a small built-in model on built-in reviews
     Run {
         #[command(flatten)]
         args: RunArgs,
         #[command(flatten)]
         watch: WatchArgs,
     },
-    /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without --data,
-    /// the memory alone, from the model's config.json
+    /// Print what `run` would do with the same options: model, trained parameters, memory, device, steps; without
+    /// --data, only the memory, from the model's config.json
     Plan {
         #[command(flatten)]
         args: RunArgs,
-        /// Plan for a device that is not here: memory=8GiB,max-buffer=2GiB,max-binding=128MiB,kind=gpu|cpu,types=f32|bf16
+        /// Plan for a device that this machine lacks:
+        /// memory=8GiB,max-buffer=2GiB,max-binding=128MiB,kind=gpu|cpu,types=f32|bf16
         #[arg(long, value_name = "LIMITS", help_heading = DEVICE, conflicts_with = "device")]
         assume: Option<String>,
     },
-    /// Show the examples of a task as `run` with the same options would train on them: every token, which of them are
-    /// trained on, and what is left out
+    /// Show the examples that `run` would train on with the same options: every token, which tokens are trained on, and
+    /// which examples are left out
     Data {
-        /// What to do with the data
+        /// Show the examples
         #[arg(value_name = "show", value_parser = ["show"])]
         what: String,
         #[command(flatten)]
@@ -82,7 +84,7 @@ pub enum Command {
     Report(ReportArgs),
     /// List the plugins: the same as `plugin list`
     Plugins(ListArgs),
-    /// Begin, check, install, remove and list plugins
+    /// Create, check, install, remove and list plugins
     Plugin {
         #[command(subcommand)]
         what: PluginCommand,
@@ -91,11 +93,12 @@ pub enum Command {
     Devices {
         #[command(flatten)]
         list: ListArgs,
-        /// Write to FILE what a report of trouble with a device needs: versions, drivers, limits, what opening each does
+        /// Write everything that a bug report about a device needs to FILE: versions, drivers, limits, and a test of
+        /// each
         #[arg(long, value_name = "FILE", conflicts_with = "json")]
         report: Option<PathBuf>,
     },
-    /// Benchmark the devices, in single ops and in whole training steps, and compare them
+    /// Benchmark devices in single ops and whole training steps, and compare them
     Bench(BenchArgs),
     /// List the presets: the hyper-parameters of the paper's tables, each with its source
     Presets(PresetsArgs),
@@ -111,7 +114,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The runs or adapters that the command works on.
+    /// The runs or adapters that the command reads.
     pub fn runs(&self) -> Vec<&Path> {
         match self {
             Command::Eval(args) => vec![&args.run],
@@ -126,7 +129,7 @@ impl Command {
 
 #[derive(Subcommand)]
 pub enum Inspect {
-    /// Logits, loss, hidden states and gradients of one batch, to compare with any other implementation
+    /// Write logits, loss, hidden states and gradients of one batch, to compare with another implementation
     Forward(ForwardArgs),
 }
 
@@ -135,10 +138,10 @@ pub struct RunArgs {
     /// Read options from a TOML file, under the same names; the command line wins
     #[arg(long = "config", value_name = "FILE.toml")]
     pub config_file: Option<PathBuf>,
-    /// Start from a preset, for example paper/imdb/gemma-2b/sparta-0.5, see `presets`; what is given otherwise wins
+    /// Start from a preset such as paper/imdb/gemma-2b/sparta-0.5 (see `presets`); options given elsewhere win
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
-    /// Continue the run in this directory from its newest checkpoint, with its own options; it may become longer
+    /// Continue the run in this directory from its newest checkpoint, with its own options; it may be extended
     #[arg(long, value_name = "RUN")]
     pub resume: Option<PathBuf>,
     #[command(flatten)]
@@ -152,7 +155,7 @@ pub struct RunArgs {
     pub device: DeviceArgs,
 }
 
-/// Which examples are shown.
+/// Which examples to show.
 #[derive(Args)]
 pub struct ShowArgs {
     /// Only train, dev or test
@@ -172,11 +175,11 @@ pub struct WatchArgs {
     /// Also write TensorBoard event files into the run directory
     #[arg(long, help_heading = OUTPUT)]
     pub tensorboard: bool,
-    /// Before the run, print the time of each kind of operation in one training step against the device's peak, and write
-    /// a timeline for chrome://tracing to FILE.json
+    /// Before the run, print the time of each kind of operation in one training step against the device's peak, and
+    /// write a timeline for chrome://tracing to FILE.json
     #[arg(long, value_name = "FILE.json", help_heading = OUTPUT)]
     pub profile: Option<PathBuf>,
-    /// End cleanly, as after Ctrl-C, when standard input closes; for programs that start runs
+    /// End cleanly, as after Ctrl-C, when standard input closes; for programs that launch runs
     #[arg(long, hide = true)]
     pub until_eof: bool,
 }
@@ -199,13 +202,13 @@ pub struct EvalArgs {
     /// Base model [default: the one trained on]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Head of several tasks' adapters [default: all, one after the other]
+    /// Head to use, for an adapter of several tasks [default: each in turn]
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
-    /// Another task than the run's, with the same labels
+    /// A task other than the run's, with the same labels
     #[arg(long, value_name = "ID")]
     pub task: Option<String>,
-    /// Other data than the run's
+    /// Data other than the run's
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
@@ -231,7 +234,8 @@ pub struct PredictArgs {
     /// Run directory, adapter directory of any format, or a full classifier
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
-    /// Texts: CSV, TSV, JSONL, JSON, parquet, .txt with one a line, or a folder of .txt files; stdin without FILE
+    /// Texts: CSV, TSV, JSONL, JSON, parquet, .txt with one text per line, or a folder of .txt files; stdin without
+    /// FILE
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Base model [default: the one trained on]
@@ -239,24 +243,24 @@ pub struct PredictArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub columns: ColumnArgs,
-    /// Answer of one head only, where there are several
+    /// Use only this head, where there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
     /// Float types of activations and products [default: those of the run, where there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
-    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
+    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or part of a device's name
     #[arg(long, value_name = "D", default_value = "auto")]
     pub device: String,
-    /// Print one JSON object a text
+    /// Print one JSON object per text
     #[arg(long)]
     pub json: bool,
 }
 
-/// Where the texts are in a table.
+/// Where a table has its texts.
 #[derive(Args)]
 pub struct ColumnArgs {
-    /// csv, tsv, jsonl, json, parquet, lines or folder [default: what the name of the file says]
+    /// csv, tsv, jsonl, json, parquet, lines or folder [default: by the file's name]
     #[arg(long, value_name = "NAME")]
     pub format: Option<String>,
     /// Column of the texts [default: the one trained with, or text, sentence, ...]
@@ -269,20 +273,20 @@ pub struct ColumnArgs {
 
 #[derive(Args)]
 pub struct GenerateArgs {
-    /// Run directory, adapter directory of any format, or a model: its directory or its name on the hub
+    /// Run directory, adapter directory of any format, or a model: a directory or a name on the hub
     #[arg(value_name = "RUN|MODEL")]
     pub run: PathBuf,
-    /// Prompts, one a line, or JSONL with the key `prompt` or `messages`; stdin without FILE. Answers are JSONL
+    /// Prompts, one per line, or JSONL with the key `prompt` or `messages`; stdin without FILE. Answers are JSONL
     #[arg(value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// Continue this text
     #[arg(long, value_name = "TEXT", conflicts_with = "input")]
     pub prompt: Option<String>,
-    /// Take each prompt as a user's turn, through the model's chat template; without --prompt and FILE, chat line by line,
-    /// which is the default on a terminal
+    /// Treat each prompt as a user's turn, written by the model's chat template; without --prompt and FILE, chat line
+    /// by line, which is the default on a terminal
     #[arg(long)]
     pub chat: bool,
-    /// Begin conversations with this system message
+    /// Start conversations with this system message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
     /// Base model [default: the one trained on]
@@ -291,10 +295,10 @@ pub struct GenerateArgs {
     /// Generate at most N tokens
     #[arg(long, value_name = "N", default_value = "256", value_parser = at_least(1))]
     pub max_tokens: usize,
-    /// Context length in tokens, prompt included [default: what the model takes, at most 4096]
+    /// Context length in tokens, prompt included [default: the model's, at most 4096]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub context: Option<usize>,
-    /// Sampling temperature; at 0 the most probable token is taken each time
+    /// Sampling temperature; 0 always takes the most probable token
     #[arg(long, value_name = "X", default_value = "0", value_parser = not_negative)]
     pub temperature: f64,
     /// Sample from the N most probable tokens [default: all]
@@ -303,7 +307,7 @@ pub struct GenerateArgs {
     /// Sample from the smallest set of most probable tokens whose probabilities add up to X
     #[arg(long, value_name = "X", default_value = "1", value_parser = fraction)]
     pub top_p: f64,
-    /// Sampling seed; the same seed gives the same texts
+    /// Sampling seed; equal seeds give equal texts
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
     /// Stop before this text; may be repeated
@@ -327,13 +331,13 @@ pub struct ForwardArgs {
     /// Classification or causal language modelling
     #[arg(long, value_name = "NAME", default_value = "cls", value_parser = one_of(FORWARD_TASKS))]
     pub task: InspectTask,
-    /// Also the gradient of every parameter
+    /// Also write the gradient of every parameter
     #[arg(long)]
     pub grads: bool,
     /// Float types of activations and products
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = one_of(PRECISIONS))]
     pub precision: PrecisionChoice,
-    /// Where `logits`, `loss`, `last_hidden_state` and `grad.<name>` go
+    /// File for `logits`, `loss`, `last_hidden_state` and `grad.<name>`
     #[arg(long, value_name = "FILE.safetensors")]
     pub out: PathBuf,
     #[command(flatten)]
@@ -345,17 +349,17 @@ pub struct PretrainArgs {
     /// Directory with config.json and the tokenizer
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
-    /// A file of text, one document a line or in another format under `text`, or a directory with such files: train, and
-    /// held out dev and test
+    /// A text file with one document per line, or another format with documents under `text`; or a directory with such
+    /// files called train and, held out, dev and test
     #[arg(long, value_name = "FILE|DIR")]
     pub data: PathBuf,
-    /// Method: full, or another one that changes the random weights
+    /// Method: full, or another that changes the random weights
     #[arg(long, value_name = "NAME", default_value = "full")]
     pub method: String,
-    /// Directory for the run; the trained model is `model` in it
+    /// Directory for the run; the trained model goes to `model` in it
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Go on with the run in --out; the other options must be the same
+    /// Continue the run in --out; the other options must be the same
     #[arg(long)]
     pub resume: bool,
     /// Passes over the text
@@ -367,16 +371,16 @@ pub struct PretrainArgs {
     /// Split steps into micro-batches of at most N tokens
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub micro_batch_tokens: Option<usize>,
-    /// End after N steps
+    /// Stop after N steps
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_steps: Option<usize>,
-    /// Evaluate on the held-out text every N steps; by default after each epoch
+    /// Evaluate on the held-out text every N steps [default: after each epoch]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub eval_interval: Option<usize>,
     /// Write a checkpoint every N steps
     #[arg(long, value_name = "N", default_value = "200", value_parser = at_least(1))]
     pub checkpoint_interval: usize,
-    /// Cut documents to N tokens
+    /// Truncate documents to N tokens
     #[arg(long, value_name = "N", default_value = "512", value_parser = at_least(2))]
     pub max_length: usize,
     /// Peak learning rate; a cosine to 0 follows the warm-up
@@ -390,10 +394,10 @@ pub struct PretrainArgs {
     pub weight_decay: f64,
     #[command(flatten)]
     pub optimizer: OptimizerOptions,
-    /// Seed of the initial weights and the order
+    /// Seed of the initial weights and the order of documents
     #[arg(long, value_name = "N", default_value = "0")]
     pub seed: u64,
-    /// Float types of activations and products; auto: bf16 where the saved weights are 16-bit and the device multiplies
+    /// Float types of activations and products; auto: bf16 if the saved weights are 16-bit and the device multiplies
     /// such numbers in hardware, else f32
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(PRECISIONS))]
     pub precision: PrecisionChoice,
@@ -423,7 +427,7 @@ impl From<SavedType> for DType {
 
 #[derive(Args)]
 pub struct PresetsArgs {
-    /// All options of this preset, or a list of those whose names begin so [default: list all]
+    /// Preset to show in full, or a prefix of names to list [default: list all]
     #[arg(value_name = "NAME")]
     pub name: Option<String>,
     /// Print JSON

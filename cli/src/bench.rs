@@ -32,10 +32,10 @@ pub struct BenchArgs {
     /// full, lora (rank 8 on q and v), lora-all (rank 8 on every projection), sparta-0.05, sparta-0.005 [default: all]
     #[arg(long = "method", value_name = "NAME", value_parser = MethodCase::parse)]
     methods: Vec<MethodCase>,
-    /// f32, bf16 [default: those that the device takes]
+    /// f32, bf16 [default: those that the device supports]
     #[arg(long = "precision", value_name = "TYPE")]
     precisions: Vec<Precision>,
-    /// Leave out the single ops
+    /// Skip the single ops
     #[arg(long)]
     steps_only: bool,
     /// Time each step for X seconds [default: 5; 1 with --quick]
@@ -47,13 +47,13 @@ pub struct BenchArgs {
     /// A device, or `all` [default: every GPU, and the CPU]
     #[arg(long, value_name = "D", help_heading = DEVICE)]
     device: Option<String>,
-    /// Where bench.json and bench.html go
+    /// Directory for bench.json and bench.html
     #[arg(long, value_name = "DIR", default_value = ".", help_heading = OUTPUT)]
     out: PathBuf,
     /// Print the report as one line of JSON on stdout, and everything else on stderr
     #[arg(long, help_heading = OUTPUT)]
     json: bool,
-    /// Add the device's trajectories to this file of stored ones, and measure nothing
+    /// Add the device's trajectories to this file of stored ones, without measuring
     #[arg(long, value_name = "FILE", hide = true)]
     record: Option<PathBuf>,
 }
@@ -77,10 +77,10 @@ struct CompareArgs {
     json: bool,
 }
 
-/// With --quick.
+/// Shapes measured with --quick.
 const QUICK_SHAPES: [&str; 2] = ["15M", "110M"];
 const QUICK_METHODS: [&str; 2] = ["lora", "sparta-0.05"];
-/// Shapes whose ops are measured one by one; with --quick only the first.
+/// Shapes whose ops are measured singly; with --quick only the first.
 const KERNELS: [&str; 2] = ["110M", "gemma-2b"];
 
 pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
@@ -120,7 +120,7 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
     output.result(&report)
 }
 
-/// The devices to measure, in the order in which they are listed.
+/// The devices to measure, in the order of their listing.
 fn choose<'a>(args: &BenchArgs, found: &'a Devices) -> Result<Vec<&'a DeviceInfo>> {
     match args.device.as_deref() {
         Some("all") => Ok(found.distinct().collect()),
@@ -190,7 +190,8 @@ fn compare(args: CompareArgs) -> Result<()> {
 }
 
 fn save(directory: &Path, report: &Report) -> Result<()> {
-    let json = serde_json::to_vec_pretty(report).map_err(|e| Error::Usage(format!("the report is no JSON: {e}")))?;
+    let json = serde_json::to_vec_pretty(report)
+        .map_err(|e| Error::Usage(format!("the report cannot be written as JSON: {e}")))?;
     write(&directory.join("bench.json"), &json)?;
     let page = bench::html(&Comparison::new(std::slice::from_ref(report)))?;
     write(&directory.join("bench.html"), page.as_bytes())
@@ -202,7 +203,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// As Markdown, to be pasted into a message.
 fn print(output: &Output, comparison: &Comparison) -> Result<()> {
-    let names: Vec<String> = comparison.devices.iter().map(|entry| entry.device.name.replace('|', "/")).collect();
+    let names = column_names(comparison);
     output.say("\n| device | f32 GFLOP/s | bf16 GFLOP/s | GB/s | driver |\n|---|---|---|---|---|")?;
     for (entry, name) in comparison.devices.iter().zip(&names) {
         let bf16 = entry.bf16_gflops.map_or("-".into(), |gflops| thousands(gflops.round() as u64));
@@ -218,6 +219,16 @@ fn print(output: &Output, comparison: &Comparison) -> Result<()> {
         output.say(format!("| {} | {} |{}", row.cell, row.precision, cells.collect::<String>()))?;
     }
     Ok(())
+}
+
+/// The devices' names, with their ids where several have the same name.
+fn column_names(comparison: &Comparison) -> Vec<String> {
+    let same = |name: &str| comparison.devices.iter().filter(|entry| entry.device.name == name).count();
+    let column = |device: &bench::Device| {
+        let name = device.name.replace('|', "/");
+        if same(&device.name) > 1 { format!("{name} ({})", device.id) } else { name }
+    };
+    comparison.devices.iter().map(|entry| column(&entry.device)).collect()
 }
 
 fn cell(step: &bench::Step) -> String {

@@ -9,7 +9,7 @@ use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, ShownData, ShownExample, ShownSplit};
 
-/// Prints the examples that a run with the same options would see, and what each split comes to.
+/// Prints the examples that a run with the same options would see, and a summary of each split.
 pub fn show(job: Job, shown: &ShowArgs, plugins: &PluginSet) -> Result<()> {
     let Job { args, options, resumed } = job;
     let json = args.device.json;
@@ -48,13 +48,13 @@ fn summary(data: &ShownData) -> String {
                 .map(|n| thousands(n as u64));
         let [shortest, middle, longest] = found.lengths.map(|n| thousands(n as u64));
         let mut lines = vec![format!(
-            "{:<10} {examples} examples, {tokens} tokens, {trained} trained on, {shortest} to {longest} an example (half have \
+            "{:<10} {examples} examples, {tokens} tokens, {trained} trained on, {shortest} to {longest} per example (half have \
              {middle} or more): {}",
             found.split, found.origin
         )];
         let more = [
             (found.too_long, format!("{too_long} of more than {} tokens are left out", data.max_length)),
-            (found.untrained, format!("{untrained} are left out, as nothing of them would be trained on")),
+            (found.untrained, format!("{untrained} are left out, as they have no tokens to train on")),
             (found.cut, format!("{cut} are cut")),
         ];
         lines.extend(more.into_iter().filter(|(count, _)| *count > 0).map(|(_, line)| format!("           {line}")));

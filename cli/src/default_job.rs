@@ -1,5 +1,5 @@
-//! The model and the data set that `run` uses when it is given neither: made by `examples/default_data`, embedded in
-//! the binary, unpacked into the user's cache.
+//! The model and the data set that `run` uses by default: made by `examples/default_data`, embedded in the binary, and
+//! unpacked into the user's cache.
 
 use crate::parse::{Values, table_values};
 use sha2::{Digest, Sha256};
@@ -23,13 +23,13 @@ const FILES: &[(&str, &[u8])] = embedded![
     "model/tokenizer_config.json",
 ];
 
-/// Options that suit the small model, for all methods and by method.
+/// Options that suit the small model: for all methods, and for each one.
 const RECIPE: &str = include_str!("../assets/default.toml");
 
 pub struct DefaultJob;
 
 impl DefaultJob {
-    /// What `run` and `plan` would be given by a user who names the embedded model and data. Unpacks them if need be.
+    /// The options that select the embedded model and data, which are unpacked if necessary.
     pub fn values(method: &str) -> Result<Values> {
         let dir = unpack(&cache_dir()?)?;
         let mut recipe: toml::Table =
@@ -51,7 +51,7 @@ fn cache_dir() -> Result<PathBuf> {
     })
 }
 
-/// Writes the files into a directory below `cache` that is named after their content, all or nothing.
+/// Writes the files atomically into a directory below `cache` that is named after their content.
 fn unpack(cache: &Path) -> Result<PathBuf> {
     let mut hash = Sha256::new();
     for (name, bytes) in FILES {
@@ -65,7 +65,7 @@ fn unpack(cache: &Path) -> Result<PathBuf> {
     if is_complete(&dir) {
         return Ok(dir);
     }
-    // Whoever else unpacks waits; a process that is killed leaves its part to the next one.
+    // Other processes wait while one unpacks; if it is killed, the next one starts over.
     files::create_dirs(cache).map_err(Error::io(cache))?;
     let lock = cache.with_extension("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&lock).map_err(Error::io(&lock))?;
@@ -80,7 +80,7 @@ fn unpack(cache: &Path) -> Result<PathBuf> {
         std::fs::create_dir_all(parent).map_err(Error::io(parent))?;
         std::fs::write(&path, bytes).map_err(Error::io(&path))?;
     }
-    // What someone has damaged makes way.
+    // A damaged copy is replaced.
     if dir.exists() {
         files::remove(&dir).map_err(Error::io(&dir))?;
     }

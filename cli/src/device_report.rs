@@ -1,4 +1,4 @@
-//! `sparta-cli devices --report FILE`: all that somebody needs who looks for the cause of trouble with a device.
+//! `sparta-cli devices --report FILE`: everything needed to find out why a device does not work.
 
 use crate::logging;
 use crate::output::{self, Output, bytes};
@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Beginnings of the names of environment variables that change what drivers and this program do; none holds a secret.
+/// Prefixes of environment variables that change how drivers and this program behave; none holds a secret.
 const VARIABLES: &[&str] = &[
     "CUDA_",
     "DRI_PRIME",
@@ -23,12 +23,12 @@ const VARIABLES: &[&str] = &[
     "WGPU_",
     "XDG_RUNTIME_DIR",
 ];
-/// The tests that each device does.
+/// The conformance tests run on each device.
 const TESTS: &str = "norms";
-/// Seconds that one of them may take.
+/// Time limit of each, in seconds.
 const LIMIT: &str = "120";
 
-/// Writes the report piece by piece, so that it holds all that went before a device ended the process.
+/// Writes the report piece by piece, so that everything before a crash is kept.
 ///
 /// Errors: the file exists, or cannot be written.
 pub fn write(plugins: &PluginSet, path: &Path) -> Result<()> {
@@ -83,7 +83,7 @@ fn pretty(value: &(impl serde::Serialize + ?Sized)) -> Result<String> {
     serde_json::to_string_pretty(value).map_err(|error| Error::Usage(format!("the plugins cannot be written: {error}")))
 }
 
-/// What a process of its own prints and logs, which a driver may end.
+/// The output and log of a child process, which a driver may crash.
 fn child(arguments: &[&str], filter: &str) -> Result<String> {
     let program = std::env::current_exe().map_err(Error::io("sparta-cli"))?;
     let mut command = Command::new(&program);

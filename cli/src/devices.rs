@@ -1,4 +1,4 @@
-//! The devices that are linked in, and `sparta-cli devices`.
+//! The backends that are linked in, and `sparta-cli devices`.
 
 use crate::output::{self, bytes, table};
 use serde::Serialize;
@@ -25,12 +25,12 @@ impl Provider for Wgpu {
     }
 }
 
-/// All devices: wgpu's, and those of the backend plugins, of which the CPU is one.
+/// All devices: wgpu's, and those of backend plugins, the CPU among them.
 pub fn find(plugins: &PluginSet) -> Devices {
     Devices::find(vec![Box::new(Wgpu)], plugins)
 }
 
-/// Opens the device that `--device` means.
+/// Opens the device that `--device` selects.
 pub fn open(wanted: &str, plugins: &PluginSet) -> Result<Box<dyn Backend>> {
     let devices = find(plugins);
     devices.open(devices.select(wanted)?)
@@ -40,7 +40,7 @@ pub fn open(wanted: &str, plugins: &PluginSet) -> Result<Box<dyn Backend>> {
 struct Listed<'a> {
     #[serde(flatten)]
     info: &'a DeviceInfo,
-    /// Whether `--device auto` picks it.
+    /// Whether `--device auto` would pick it.
     auto: bool,
     limits: Vec<(&'static str, String)>,
     features: Vec<String>,
@@ -118,7 +118,7 @@ fn limits(info: &DeviceInfo, adapter: Option<&Adapter>) -> Vec<(&'static str, St
     limits
 }
 
-/// The optional features that make a difference to us, as far as the adapter has them.
+/// The optional features that we use and the adapter has.
 fn features(adapter: &Adapter) -> Vec<String> {
     let f = &adapter.features;
     let flags = [("f16 in shaders", f.shader_f16), ("subgroups", f.subgroups), ("timestamps", f.timestamp_query)];

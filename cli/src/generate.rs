@@ -48,14 +48,14 @@ fn open(args: &GenerateArgs, plugins: &PluginSet) -> Result<Generator> {
     Generator::open(&applied, devices::open(&args.device.device, plugins)?, args.context, now)
 }
 
-/// How prompts are put to the model.
+/// How prompts are presented to the model.
 struct Asked {
     chat: bool,
     system: Option<String>,
 }
 
 impl Asked {
-    /// The turn with which a conversation begins.
+    /// The turns that open a conversation.
     fn first(&self) -> Vec<Turn> {
         self.system.iter().map(|text| turn("system", text)).collect()
     }
@@ -74,14 +74,14 @@ fn turn(role: &str, content: &str) -> Turn {
     Turn { role: role.to_owned(), content: content.to_owned() }
 }
 
-/// One text, as it is written.
+/// Streams one text.
 fn one(generator: &mut Generator, prompt: &Prompt, writing: &Writing, output: Output) -> Result<()> {
     let generated = generator.write(prompt, writing, |piece| output.piece(piece))?;
     output.piece("\n")?;
     output.result(&generated)
 }
 
-/// A JSON object for each prompt.
+/// Prints a JSON object for each prompt.
 fn each(generator: &mut Generator, input: Option<PathBuf>, asked: &Asked, writing: &Writing) -> Result<()> {
     let incoming = Incoming::open(input.as_deref(), Prompts)?;
     let mut number = 0;
@@ -103,7 +103,7 @@ fn each(generator: &mut Generator, input: Option<PathBuf>, asked: &Asked, writin
     }
 }
 
-/// A conversation: a line is the user's turn, until the input ends.
+/// Chats: each line of input is the user's turn.
 fn converse(generator: &mut Generator, asked: &Asked, writing: &Writing, output: Output, terminal: bool) -> Result<()> {
     let mut turns = asked.first();
     loop {
@@ -133,7 +133,7 @@ fn converse(generator: &mut Generator, asked: &Asked, writing: &Writing, output:
     }
 }
 
-/// Prompts as lines, or as records with `prompt` (`text` does, too) or `messages`.
+/// Prompts as lines, or as records with `prompt` (or `text`) or `messages`.
 struct Prompts;
 
 const KEYS: [&str; 3] = ["prompt", "text", "messages"];

@@ -1,4 +1,4 @@
-//! Models and data sets that are given by name: downloads with their progress on stderr.
+//! Models and data sets given by name: downloads, with progress on stderr.
 
 use crate::output;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,14 +13,14 @@ pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
     match (Repo::parse(Kind::Model, &value, revision)?, revision) {
         (Some(repo), _) => get(&repo, &Files::Model),
         (None, Some(revision)) => Err(Error::Usage(format!(
-            "--revision {revision} is for models of the hub, but {} is a directory or no name like ORG/NAME",
+            "--revision {revision} is for models of the hub, but {} is a directory, or not a name like ORG/NAME",
             value.display()
         ))),
         (None, None) => there("--model", value),
     }
 }
 
-/// A path that means the same in any directory, as it is stored.
+/// An absolute path, as stored in a run.
 ///
 /// Errors: it is not UTF-8.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
@@ -33,7 +33,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Errors: there is nothing at a path that the user has named.
+/// Errors: a path named by the user does not exist.
 fn there(what: &str, path: PathBuf) -> Result<PathBuf> {
     match path.exists() {
         true => Ok(path),
@@ -44,7 +44,7 @@ fn there(what: &str, path: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// A run, an adapter or a model: what is there, or a model's name on the hub.
+/// A run, an adapter or a model: an existing path, or a model's name on the hub.
 pub fn run_or_model(value: PathBuf) -> Result<PathBuf> {
     match Repo::parse(Kind::Model, &value, None)? {
         Some(repo) => get(&repo, &Files::Model),
@@ -52,7 +52,7 @@ pub fn run_or_model(value: PathBuf) -> Result<PathBuf> {
     }
 }
 
-/// As [`model`], where there may be none.
+/// As [`model`], for an optional one.
 pub fn optional_model(value: Option<PathBuf>) -> Result<Option<PathBuf>> {
     value.map(|value| model(value, None)).transpose()
 }

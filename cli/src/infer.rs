@@ -21,18 +21,18 @@ use std::path::{Path, PathBuf};
 struct EvalResult<'a> {
     run: &'a Path,
     split: &'a str,
-    /// Of the only or chosen head.
+    /// Those of the only or the chosen head.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<&'a Metrics>,
-    /// Plugins that are not those that the run was made with.
+    /// Plugins other than those the run was made with.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     other_plugins: &'a [String],
-    /// Of every head by name, where several were evaluated.
+    /// Those of each head by name, where several were evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     heads: Option<&'a BTreeMap<String, Metrics>>,
 }
 
-/// Opens a run or an adapter, and says which plugins differ from those it was made with.
+/// Opens a run or an adapter, and reports plugins that differ from those it was made with.
 pub fn open(run: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Adapted> {
     let adapted = Adapted::open(run, hub::optional_model(model)?.as_deref(), plugins)?;
     adapted.applied().recorded.accepted.iter().for_each(output::warn);
@@ -88,10 +88,10 @@ pub fn eval(args: EvalArgs, plugins: &PluginSet) -> Result<()> {
     })
 }
 
-/// Labels that are listed with what they were taken for.
+/// The most labels for which a confusion matrix is printed.
 const MOST_CONFUSED: usize = 12;
 
-/// Precision, recall, F1 and examples of each label, and for a few classes what they were taken for.
+/// Precision, recall, F1 and examples of each label, and for a few classes the confusion matrix.
 fn per_label(metrics: &Metrics) -> String {
     let labels: Vec<&str> = metrics.per_label.iter().map(|of| of.label.as_str()).collect();
     let rows: Vec<Vec<String>> = metrics
@@ -114,7 +114,7 @@ fn per_label(metrics: &Metrics) -> String {
     text
 }
 
-/// Other data than the run's, which may be a name on the hub.
+/// Data other than the run's, possibly a name on the hub.
 fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option<&str>) -> Result<PathBuf> {
     let config = adapted.heads()[adapted.head(head)?].config.as_ref();
     match task.or(config.map(|config| config.task.as_str())) {
@@ -123,14 +123,14 @@ fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option
     }
 }
 
-/// The columns that the user named for the training data.
+/// The columns that were named for the training data.
 fn trained_columns(adapted: &Adapted) -> Named {
     let options = adapted.heads().iter().find_map(|head| Some(&head.config.as_ref()?.task_options));
     let name = |option: &str| Some(options?.get(option)?.as_str()?.to_owned()).filter(|name| !name.is_empty());
     Named { text: name("text"), pair: name("pair"), label: None }
 }
 
-/// What a head says of a text, as JSON.
+/// The prediction of one head, as JSON.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Answer<'a> {
@@ -138,7 +138,7 @@ enum Answer<'a> {
         label: &'a str,
         probabilities: BTreeMap<&'a str, f64>,
     },
-    /// Of several labels those that are more likely than not.
+    /// Of several labels, those with a probability of at least one half.
     Labels {
         labels: Vec<&'a str>,
         probabilities: BTreeMap<&'a str, f64>,
@@ -191,7 +191,7 @@ impl<'a> Answer<'a> {
         Answer::Class { label, probabilities: names().zip(prediction.probabilities()).collect() }
     }
 
-    /// For people: what is said, and the probabilities in the order of the labels.
+    /// As text: the answer, and the probabilities in the order of the labels.
     fn fields(&self, head: &Head) -> String {
         let (said, probabilities) = match self {
             Answer::Number { number } => return format!("{number:.4}"),
@@ -207,7 +207,7 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// One line: the answer of the only head, or the answers of several with their names.
+/// Prints one line: the answer of the only head, or the answers of several with their names.
 fn print_answers(heads: &[(&Head, &Prediction)], json: bool) -> Result<()> {
     let fields = |pair: &(&Head, &Prediction)| Answer::new(*pair).fields(pair.0);
     match heads {

@@ -1,21 +1,21 @@
-//! The limits that the system sets to this process: threads, memory, sizes of files. Where one is met there is a sentence,
-//! not a signal.
+//! The limits that the system sets on this process: threads, memory, file sizes. Hitting one gives a message, not a
+//! signal.
 
 use std::num::NonZero;
 use std::sync::mpsc::channel;
 
-/// What the thread pools of this program and of its plugins read.
+/// The variable that sets the size of the thread pools of this program and its plugins.
 const THREADS: &str = "RAYON_NUM_THREADS";
-/// Threads besides those of the pools: progress, interrupts, drivers.
+/// Threads outside the pools: progress, interrupts, drivers.
 const OTHERS: usize = 8;
-/// The most threads for each processor that are of any use.
+/// More threads per processor than this are of no use.
 const PER_PROCESSOR: usize = 8;
 
-/// Takes the limits into account, before there is another thread.
+/// Adapts to the limits. Must be called before another thread exists.
 ///
-/// Errors: there is no thread or no memory to work with; says so.
+/// Errors: too few threads, or too little memory, to work with.
 pub fn prepare() -> Result<(), String> {
-    // The parent of a check has to see how the library dies.
+    // In a check, the parent process has to see how the library dies.
     if std::env::args_os().all(|argument| argument != "--child") {
         signals::prepare();
     }
@@ -39,18 +39,18 @@ pub fn prepare() -> Result<(), String> {
     if Some(threads) != asked && (threads < wanted || asked.is_some()) {
         let why = if threads < wanted { "the system allows no more" } else { "more are of no use here" };
         crate::output::aside(format!("note: {threads} threads are used: {why}"));
-        // SAFETY: the process has no other thread: those that were tried have ended.
+        // SAFETY: the process has no other thread: the trial threads have ended.
         unsafe { std::env::set_var(THREADS, threads.to_string()) };
     }
     Ok(())
 }
 
-/// How many threads there can be at a time, up to `most`.
+/// How many threads can exist at a time, up to `most`.
 fn threads(most: usize) -> usize {
     let mut all = Vec::new();
     for _ in 0..most {
         let (end, ended) = channel::<()>();
-        // A thread lives until its channel closes.
+        // Each thread lives until its channel closes.
         match std::thread::Builder::new().spawn(move || ended.recv().is_ok()) {
             Ok(thread) => all.push((end, thread)),
             Err(_) => break,
@@ -75,13 +75,13 @@ mod signals {
 
     const SIG_IGN: usize = 1;
     const SIGABRT: c_int = 6;
-    /// The same number on Linux (but MIPS), macOS and the BSDs.
+    /// The number is the same on Linux (except MIPS), macOS and the BSDs.
     const SIGXFSZ: c_int = 25;
 
-    /// From now on a file that becomes too large is an error of the write, and a process that has no memory left, which
-    /// Rust ends by an abort, says so and has the exit code 1.
+    /// Makes a file that grows too large an error of the write, and makes a process that runs out of memory, which Rust
+    /// aborts, say so and exit with code 1.
     pub fn prepare() {
-        // SAFETY: a constant of the system, and a handler that does only what a handler may.
+        // SAFETY: a constant of the system, and a handler that is async-signal-safe.
         unsafe {
             signal(SIGXFSZ, SIG_IGN);
             signal(SIGABRT, aborted as *const () as usize);
@@ -89,9 +89,9 @@ mod signals {
     }
 
     extern "C" fn aborted(_: c_int) {
-        let text = "error: the process had to stop: it has no memory left, or a library in it has failed; see above. \
-                    `ulimit -v` and control groups limit memory; what was saved before is whole\n";
-        // SAFETY: the bytes of a constant; both functions may be called in a handler.
+        let text = "error: the process had to stop: it is out of memory, or one of its libraries has failed; see above. \
+                    `ulimit -v` and control groups limit memory; everything saved before is intact\n";
+        // SAFETY: the bytes of a constant; both functions are async-signal-safe.
         unsafe {
             write(2, text.as_ptr().cast(), text.len());
             _exit(1)

@@ -1,15 +1,15 @@
-//! Log messages on stderr, for those who look for the cause of trouble: `-v`, or the filter in [`VARIABLE`].
+//! Log messages on stderr, for diagnosis: `-v`, or the filter in [`VARIABLE`].
 
 use sparta_core::{Error, Result};
 use std::io;
 use tracing_subscriber::EnvFilter;
 
-/// The environment variable with a filter such as `sparta=debug,wgpu=info`, which wins over `-v`.
+/// The environment variable for a filter such as `sparta=debug,wgpu=info`, which overrides `-v`.
 pub const VARIABLE: &str = "SPARTA_LOG";
 
-/// Starts logging, where it is asked for. The crates' own names begin with `sparta`; the libraries below log, too.
+/// Starts logging if requested. Our own crates' names begin with `sparta`; the libraries below them log as well.
 ///
-/// Errors: a filter that is none.
+/// Errors: an invalid filter.
 pub fn start(verbosity: u8, filter: Option<String>) -> Result<()> {
     let filter = match (filter.filter(|filter| !filter.is_empty()), verbosity) {
         (None, 0) => return Ok(()),
@@ -22,7 +22,7 @@ pub fn start(verbosity: u8, filter: Option<String>) -> Result<()> {
         Error::Usage(format!("{VARIABLE}: `{filter}` is not a filter such as `sparta=debug,wgpu=info`: {error}"))
     })?;
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time();
-    // Only a second call in one process fails: then logging has begun.
+    // Fails only if the process has already started logging.
     let _ = subscriber.with_ansi(false).try_init();
     Ok(())
 }

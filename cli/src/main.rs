@@ -41,7 +41,7 @@ use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Exit code for wrong arguments, as clap has it; other errors give 1.
+/// Exit code for wrong arguments, as in clap; other errors give 1.
 const USAGE: u8 = 2;
 
 #[global_allocator]
@@ -57,9 +57,9 @@ fn main() -> ExitCode {
         return if served.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     output::keep_stdout();
-    // A name that cannot be started is an error of the first template.
+    // If this name cannot be started, the first template reports it.
     text::render_apart(std::env::current_exe().unwrap_or("sparta-cli".into()));
-    // Mesa prints an error where this is not set, as in most containers.
+    // Mesa prints an error if this is unset, as in most containers.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         // SAFETY: the process has no other thread yet.
         unsafe { std::env::set_var("XDG_RUNTIME_DIR", std::env::temp_dir()) };
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     run()
 }
 
-/// The end of the program, also by a panic: it ends by itself, and no library ends it.
+/// Marks an orderly end of the program, panics included, as opposed to a library that calls exit.
 struct Ending;
 
 impl Drop for Ending {
@@ -105,7 +105,7 @@ fn run() -> ExitCode {
     }
 }
 
-/// Returns the exit code: that of an interruption where a run was interrupted and saved.
+/// Returns the exit code: [`INTERRUPTED`] if a run was interrupted and saved.
 fn execute(parsed: Parsed) -> Result<u8> {
     let Parsed { cli, plugins, options, resumed } = parsed;
     let job = |args, options| Job { args, options, resumed };
@@ -138,7 +138,7 @@ fn execute(parsed: Parsed) -> Result<u8> {
     Ok(0)
 }
 
-/// The options of this command that say which plugins to take, for other processes.
+/// The options of this command that select plugins, for child processes.
 fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
     let explicit = explicit.iter().map(|path| format!("--plugin={}", path.display()));
     explicit.chain(allow_other.then(|| "--allow-other-plugin".to_owned())).collect()
@@ -154,7 +154,7 @@ sparta-cli completions SHELL prints a script, to be stored once and again after 
   powershell  sparta-cli completions powershell >> $PROFILE
   elvish      sparta-cli completions elvish >> ~/.config/elvish/rc.elv";
 
-/// With the options of all methods and tasks on `run` and `plan`, as far as their names differ.
+/// Completes `run` and `plan` with the options of all methods and tasks, each name once.
 fn completions(shell: clap_complete::Shell, plugins: &sparta_core::plugin::PluginSet) -> Result<()> {
     let mut command = parse::command_of_all_plugins(plugins);
     let mut script = Vec::new();

@@ -1,4 +1,4 @@
-//! `sparta-cli plan` without data: the memory of a model of which no more than `config.json` need be there.
+//! `sparta-cli plan` without data: the memory of a model, for which its `config.json` is enough.
 
 use crate::args::RunArgs;
 use crate::hub;
@@ -13,7 +13,7 @@ use sparta_plugin::method::Options;
 use sparta_plugin::task::Target;
 use std::sync::Arc;
 
-/// Classes where no task is named, or one that finds its labels in its data.
+/// Number of classes if no task is named, or one that finds its labels in its data.
 const CLASSES: usize = 2;
 
 pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: &PluginSet) -> Result<()> {

@@ -24,13 +24,13 @@ pub struct MergeAdaptersArgs {
     /// New directory for the result
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// How changes of the same weight become one
+    /// How changes of the same weight are combined
     #[arg(long, value_name = "NAME", default_value = "sum")]
     strategy: StrategyArg,
     /// Weight of each adapter, separated by commas [default: 1 each]
     #[arg(long, value_name = "X,Y,...", value_delimiter = ',', allow_negative_numbers = true)]
     weights: Vec<f64>,
-    /// ties: share of each adapter's changes to keep, the largest ones [default: 0.2]
+    /// ties: share of each adapter's changes to keep, largest first [default: 0.2]
     #[arg(long, value_name = "X")]
     keep: Option<f64>,
     /// dare: probability with which a change is dropped [default: 0.5]
@@ -42,7 +42,7 @@ pub struct MergeAdaptersArgs {
     /// fisher: dev examples of each adapter's own data [default: 64]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     examples: Option<usize>,
-    /// soup of full models: largest weight file [default: 2GB]
+    /// soup of full models: size limit of a weight file [default: 2GB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
     /// Base model [default: the one trained on]
@@ -148,7 +148,9 @@ struct Averaged<'a> {
 
 fn average(args: &MergeAdaptersArgs, strategy: &Strategy, full: usize, output: Output) -> Result<()> {
     let Strategy::Soup { weights } = strategy else {
-        return Err(Error::Usage("full models can only be averaged: --strategy soup; give adapters otherwise".into()));
+        return Err(Error::Usage(
+            "full models can only be averaged, with --strategy soup; other strategies need adapters".into(),
+        ));
     };
     if full < args.adapters.len() {
         return Err(Error::Usage("some are full models and some adapters; merge the adapters first".into()));

@@ -1,5 +1,5 @@
-//! What people and programs read. Text for people goes to stdout, or to stderr where stdout is for one JSON object; what a
-//! terminal would obey in it is written out.
+//! All output. Text goes to stdout, or to stderr when stdout is reserved for one JSON object; control characters in it
+//! are escaped.
 
 use serde::Serialize;
 use sparta_core::model::{shown, shown_lines};
@@ -10,11 +10,12 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// What was standard output when the program began.
+/// The standard output that the program was started with.
 static STDOUT: OnceLock<File> = OnceLock::new();
 
-/// From now on standard output is ours alone: what a plugin or a driver prints there goes to standard error, so that it
-/// is never taken for a result. The dashboard of --tui draws on the terminal itself, and the suites of `plugin check` print.
+/// Reserves standard output for this program: whatever a plugin or a driver prints there goes to standard error, so
+/// that it is never taken for a result. Not for the dashboard of --tui, nor for the suites of `plugin check`, which
+/// print.
 #[cfg(unix)]
 pub fn keep_stdout() {
     use std::os::fd::AsFd;
@@ -24,9 +25,9 @@ pub fn keep_stdout() {
     if std::env::args_os().any(|argument| argument == "--tui" || argument == "--child") {
         return;
     }
-    // Where there is no further descriptor, all is as it was.
+    // Without a free descriptor nothing is changed.
     let Ok(own) = io::stdout().as_fd().try_clone_to_owned() else { return };
-    // SAFETY: the numbers of standard error and output, which are open as long as the process.
+    // SAFETY: the descriptors of standard error and output, which stay open as long as the process.
     if unsafe { dup2(2, 1) } == 1 {
         let _ = STDOUT.set(own.into());
     }
@@ -57,12 +58,12 @@ impl Output {
         Output { json }
     }
 
-    /// A line for people.
+    /// Prints a line of text.
     pub fn say(&self, text: impl Display) -> Result<()> {
         if self.json { line(io::stderr(), text) } else { line(stdout(), text) }
     }
 
-    /// A piece of a text that was written. A terminal gets it as a line for people, anything else as it is.
+    /// Prints a piece of generated text: escaped on a terminal, unchanged elsewhere.
     pub fn piece(&self, text: &str) -> Result<()> {
         let (terminal, mut out): (bool, Box<dyn Write>) = match self.json {
             true => (io::stderr().is_terminal(), Box::new(io::stderr())),
@@ -72,24 +73,24 @@ impl Output {
         written(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
     }
 
-    /// The result as one line of JSON, if that was asked for.
+    /// Prints the result as one line of JSON, if requested.
     pub fn result(&self, value: &impl Serialize) -> Result<()> {
         if self.json { json_line(value) } else { Ok(()) }
     }
 }
 
-/// A warning on stderr, which stays out of what programs read.
+/// Prints a warning on stderr, out of the way of programs that read the output.
 pub fn warn(text: impl Display) {
-    // Nothing can be told where stderr is gone.
+    // If stderr is gone, there is nobody to tell.
     let _ = line(io::stderr(), format!("warning: {text}"));
 }
 
-/// A line on stdout.
+/// Prints a line on stdout.
 pub fn print(text: impl Display) -> Result<()> {
     line(stdout(), text)
 }
 
-/// A line of words on stdout; those that are marked in green on a terminal, else between « and ».
+/// Prints a line of words on stdout; marked ones are green on a terminal, else between « and ».
 pub fn marked<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Result<()> {
     let (begin, end) = if stdout_is_terminal() && wants_colour() { ("\x1b[1;32m", "\x1b[0m") } else { ("«", "»") };
     let word = |(word, marked): (&str, bool)| match marked {
@@ -104,38 +105,39 @@ fn wants_colour() -> bool {
     std::env::var_os("NO_COLOR").is_none()
 }
 
-/// What clap has to say: help on stdout, wrong usage on stderr.
+/// Prints clap's message: help on stdout, wrong usage on stderr.
 pub fn explain(error: &clap::Error) {
     let text = error.render();
     let (terminal, mut out): (bool, Box<dyn Write>) = match error.use_stderr() {
         true => (io::stderr().is_terminal(), Box::new(io::stderr())),
         false => (stdout_is_terminal(), stdout()),
     };
-    // Nothing can be told to a reader that has gone away.
+    // A reader that has gone away is ignored.
     let _ = match terminal && wants_colour() {
         true => write!(out, "{}", text.ansi()),
         false => write!(out, "{text}"),
     };
 }
 
-/// A line on stderr beside the output: nothing can be told to a reader that has gone away.
+/// Prints a remark on stderr; a reader that has gone away is ignored.
 pub fn aside(text: impl Display) {
     let _ = line(io::stderr(), text);
 }
 
-/// A line of JSON on stdout.
+/// Prints a line of JSON on stdout.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result is no JSON: {e}")))?;
+    let text =
+        serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result cannot be written as JSON: {e}")))?;
     written(writeln!(stdout(), "{text}").and_then(|()| stdout().flush()))
 }
 
-/// Writes a line for people.
+/// Writes a line of escaped text.
 fn line(mut out: impl Write, text: impl Display) -> Result<()> {
     let text = text.to_string();
     written(writeln!(out, "{}", shown_lines(&text)).and_then(|()| out.flush()))
 }
 
-/// A reader that has gone away, as `head` does, is not an error.
+/// A reader that stops early, as `head` does, is not an error.
 fn written(outcome: io::Result<()>) -> Result<()> {
     match outcome {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {

@@ -1,8 +1,8 @@
 //! From arguments and configuration file to one parsed command.
 //!
 //! The options of `run`, `plan` and `pretrain` depend on the method and the task, whose plugins declare them, so the
-//! arguments are parsed twice: first for the plugins, the method, the task, the configuration file and the preset, with any
-//! option allowed; then with the options of method and task.
+//! arguments are parsed twice: first for the plugins, the method, the task, the configuration file and the preset, with
+//! any option allowed; then with the options of method and task.
 //! Values from the embedded job, the preset and the configuration file, each winning over those before it, become the
 //! defaults of the second pass.
 
@@ -25,11 +25,11 @@ use sparta_plugin::task::TaskPluginInfo;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The commands that train or plan to, with the options of a method.
+/// The commands that train or plan training, which take the options of a method.
 const JOBS: [&str; 4] = ["run", "plan", "data", "pretrain"];
-/// Those that also have the options of a task.
+/// Those that also take the options of a task.
 const TASK_JOBS: [&str; 3] = ["run", "plan", "data"];
-/// Those that without a model and data do the embedded job.
+/// Those that default to the embedded model and data.
 const EMBEDDED: [&str; 3] = ["run", "plan", "data"];
 
 /// Values of options by name, as a user would write them.
@@ -39,7 +39,7 @@ pub struct Parsed {
     pub cli: Cli,
     pub plugins: PluginSet,
     pub options: PluginOptions,
-    /// The configuration of the run to resume, with what may change and was given.
+    /// The configuration of the run to resume, with the permitted changes applied.
     pub resumed: Option<RunConfig>,
 }
 
@@ -50,14 +50,14 @@ pub struct PluginOptions {
     pub task: Options,
 }
 
-/// What `run` and `plan` are to do.
+/// What `run` and `plan` have to do.
 pub struct Job {
     pub args: RunArgs,
     pub options: PluginOptions,
     pub resumed: Option<RunConfig>,
 }
 
-/// Why there is no command.
+/// Why parsing gave no command.
 pub enum Stop {
     /// Wrong usage, or a request for help or the version.
     Clap(clap::Error),
@@ -96,7 +96,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
                 found.state
             );
         }
-        // Those that list or check plugins say themselves what is wrong with one.
+        // Commands that list or check plugins report broken ones themselves.
         match first.command.as_deref() {
             Some("plugins" | "plugin" | "completions") => {}
             _ => plugins.check_named(&options)?,
@@ -127,7 +127,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         command.clone().try_get_matches_from(argv).map_err(|e| explain(e, &plugins, chosen))
     };
     if first.help {
-        // Shows the defaults of the options themselves.
+        // Help shows the options' own defaults.
         parse(&command, &argv)?;
     }
     if let Some(dir) = resume {
@@ -135,7 +135,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
         return Ok(Parsed { cli, plugins, options: PluginOptions::default(), resumed: Some(resumed) });
     }
     let file_values = file.values(&command, &plugins, chosen)?;
-    // The file's values alone first, so that what is wrong there is reported with the file's name.
+    // The file's values are checked first, so that an error there names the file.
     if !file_values.is_empty() {
         parse(&with_defaults(&command, &file_values), &["sparta-cli".to_owned(), "run".to_owned()])
             .map_err(|e| Error::Usage(format!("{}: {}", file.path.display(), explanation(&e))))?;
@@ -164,7 +164,7 @@ pub fn parse(argv: Vec<String>) -> std::result::Result<Parsed, Stop> {
     Ok(Parsed { cli: Cli::from_arg_matches(&matches)?, plugins, options, resumed: None })
 }
 
-/// The kinds of plugins that a command has no use for.
+/// The kinds of plugins that a command does not need.
 fn unneeded(command: Option<&str>) -> Vec<PluginKind> {
     match command {
         Some("report" | "rank" | "presets") => PluginKind::ALL.to_vec(),
@@ -173,22 +173,22 @@ fn unneeded(command: Option<&str>) -> Vec<PluginKind> {
     }
 }
 
-/// What the arguments say before the options of the method are known.
+/// The result of the first pass, in which the options of the method are not known yet.
 #[derive(Default)]
 struct First {
     plugins: Vec<PathBuf>,
     command: Option<String>,
     allow_other: bool,
     verbose: u8,
-    /// One of [`JOBS`], with the last value of each option that was given.
+    /// One of [`JOBS`], with the last value given for each option.
     job: Option<(String, Values)>,
-    /// Whether it is to explain itself.
+    /// Whether help was requested.
     help: bool,
 }
 
 impl First {
-    /// Any value is accepted, and an option that is not known yet counts as one of the method. What is wrong otherwise is
-    /// left to the second pass.
+    /// The first pass: accepts any value, and takes unknown options for the method's. Errors are left to the second
+    /// pass.
     fn pass(argv: &[String]) -> First {
         let mut command = any_value(base_command()).mut_subcommands(any_value);
         let mut unknown: Vec<String> = Vec::new();
@@ -219,14 +219,14 @@ impl First {
     }
 }
 
-/// The method of a job where none is named.
+/// The method of a job that names none.
 fn default_method(job: &str) -> Option<String> {
     let command = base_command();
     let method = command.find_subcommand(job)?.get_arguments().find(|arg| arg.get_long() == Some("method"))?;
     Some(method.get_default_values().first()?.to_str()?.to_owned())
 }
 
-/// The command without checks, defaults and help, whose options may have any value.
+/// The command without checks, defaults and help; options take any value.
 fn any_value(command: clap::Command) -> clap::Command {
     let help = Arg::new("help").long("help").short('h').action(ArgAction::SetTrue);
     let lenient = |arg: Arg| match arg.get_action().takes_values() {
@@ -236,7 +236,7 @@ fn any_value(command: clap::Command) -> clap::Command {
     command.disable_help_flag(true).mut_args(lenient).arg(help)
 }
 
-/// The name of the option that an error is about, if nobody has declared it.
+/// The name of the unknown option that an error is about.
 fn unknown_option(error: &clap::Error) -> Option<String> {
     match (error.kind(), error.get(ContextKind::InvalidArg)) {
         (ErrorKind::UnknownArgument, Some(ContextValue::String(arg))) => arg.strip_prefix("--").map(str::to_owned),
@@ -244,7 +244,7 @@ fn unknown_option(error: &clap::Error) -> Option<String> {
     }
 }
 
-/// The last value of each option that was given on the command line.
+/// The last value of each option on the command line.
 fn texts(command: &clap::Command, matches: &ArgMatches) -> Values {
     let value = |arg: &Arg| {
         let mut texts = matches.try_get_many::<String>(arg.get_id().as_str()).ok().flatten()?;
@@ -253,7 +253,7 @@ fn texts(command: &clap::Command, matches: &ArgMatches) -> Values {
     command.get_arguments().filter(|arg| arg.get_action().takes_values()).filter_map(value).collect()
 }
 
-/// The command with other defaults for options of [`JOBS`].
+/// The command with these values as defaults of the options of [`JOBS`].
 fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
     let default = |arg: Arg| match arg.get_long().and_then(|name| values.get(name)) {
         Some(value) => arg.default_value(value.clone()),
@@ -262,9 +262,9 @@ fn with_defaults(command: &clap::Command, values: &Values) -> clap::Command {
     JOBS.iter().fold(command.clone(), |command, job| command.mut_subcommand(*job, |c| c.mut_args(default)))
 }
 
-/// The run in `dir`, with the changes that were given.
+/// The configuration of the run in `dir`, with the requested changes.
 ///
-/// Errors: no run there; an option that the run has been begun with.
+/// Errors: no run there; an option that cannot change after the start.
 fn resumed(
     command: &clap::Command,
     matches: &ArgMatches,
@@ -312,7 +312,7 @@ pub fn base_command() -> clap::Command {
 
 /// [`base_command`] with the options of a method and of a task.
 ///
-/// Errors: an option of a plugin has the name of another one.
+/// Errors: an option of a plugin has the name of another option.
 pub fn command(method: Option<&MethodInfo>, task: Option<&TaskPluginInfo>) -> Result<clap::Command> {
     let mut command = base_command();
     for subcommand in JOBS {
@@ -353,7 +353,7 @@ fn with_options(
     Ok(command.mut_subcommand(subcommand, |c| c.args(args)))
 }
 
-/// [`command`] with the options of every method and every task, each name once.
+/// [`command`] with the options of all methods and tasks, each name once.
 pub fn command_of_all_plugins(plugins: &PluginSet) -> clap::Command {
     fn add(all: &mut Vec<OptionInfo>, taken: &[OptionInfo], options: &[OptionInfo]) {
         for option in options {
@@ -393,27 +393,27 @@ fn plugin_arg(option: &OptionInfo) -> Arg {
     }
 }
 
-/// The options of a plugin that were given, here or elsewhere: none has a default of ours.
+/// The options of a plugin that were given on the command line, in the file or by the preset.
 fn given(matches: &ArgMatches, options: &[OptionInfo]) -> BTreeMap<String, Given> {
     let Some((_, matches)) = matches.subcommand() else { return BTreeMap::new() };
     let value = |name: &str| matches.try_get_one::<String>(name).ok().flatten().cloned();
     options.iter().filter_map(|o| Some((o.name.clone(), Given::Text(value(&o.name)?)))).collect()
 }
 
-/// Adds to an unknown option which method or task has it, where the `chosen` ones have not.
+/// Adds to the error for an unknown option which other method or task has it.
 fn explain(mut error: clap::Error, plugins: &PluginSet, chosen: [&str; 2]) -> clap::Error {
     let Some(ContextValue::String(arg)) = error.get(ContextKind::InvalidArg) else { return error };
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(owners) = owners(arg.trim_start_matches('-'), plugins, chosen)
     {
-        // An option of this method whose name is similar is not what was meant.
+        // A similar option of the chosen method would be a misleading suggestion.
         error.remove(ContextKind::SuggestedArg);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![owners.into()]));
     }
     error
 }
 
-/// The methods, or else the tasks, that have an option, other than the chosen ones.
+/// The methods, or else the tasks, other than the chosen ones, that have an option.
 fn owners(option: &str, plugins: &PluginSet, [method, task]: [&str; 2]) -> Option<String> {
     let has = |options: &[OptionInfo]| options.iter().any(|o| o.name == option);
     let methods = plugins.methods().iter().map(|method| method.info()).filter(|info| has(&info.options));
@@ -456,8 +456,7 @@ impl ConfigFile {
 
     /// The entries as values of options.
     ///
-    /// Errors: a key that is no option (names the nearest, or the method or task that has it), a value that is no single
-    /// value.
+    /// Errors: an unknown key, with the nearest one, or the method or task that has it; a value of the wrong kind.
     fn values(&self, command: &clap::Command, plugins: &PluginSet, chosen: [&str; 2]) -> Result<Values> {
         let run = command.find_subcommand("run").into_iter().flat_map(clap::Command::get_arguments);
         let options: Vec<(&str, &Arg)> = run
@@ -476,7 +475,7 @@ impl ConfigFile {
             };
             let value = argument_value(value)
                 .or_else(|| list_value(value, arg.get_value_delimiter()?))
-                .ok_or_else(|| fail(format!("{key}: expected a text, a number, true or false, got {value}")))?;
+                .ok_or_else(|| fail(format!("{key}: expected a string, a number, true or false, got {value}")))?;
             Ok((key.clone(), value))
         };
         self.entries.iter().map(entry).collect()
@@ -501,13 +500,13 @@ pub fn argument_value(value: &toml::Value) -> Option<String> {
     }
 }
 
-/// A list as the one value of an option that takes several, separated by `delimiter`.
+/// A list as the value of an option that takes several, separated by `delimiter`.
 fn list_value(value: &toml::Value, delimiter: char) -> Option<String> {
     let items: Option<Vec<String>> = value.as_array()?.iter().map(argument_value).collect();
     Some(items?.join(&delimiter.to_string()))
 }
 
-/// The entries of a table as values of options, for tables of our own.
+/// The entries of a table as values of options, for embedded tables.
 pub fn table_values(table: &toml::Table) -> Values {
     table.iter().filter_map(|(key, value)| Some((key.clone(), argument_value(value)?))).collect()
 }

@@ -1,6 +1,5 @@
-//! Named sets of options: the hyper-parameters of the paper's tables, and those of others for prompts and answers, from
-//! `assets/presets.toml`. A preset fills what
-//! neither the command line nor the configuration file gives.
+//! Named sets of options from `assets/presets.toml`: the hyper-parameters of the paper's tables, and published ones for
+//! prompts and answers. A preset fills in what neither the command line nor the configuration file gives.
 
 use crate::args::PresetsArgs;
 use crate::output;
@@ -17,7 +16,7 @@ pub struct Preset {
     pub name: String,
     pub method: String,
     pub options: Vec<Setting>,
-    /// Options that the paper searched: one of the values has to be given.
+    /// Options over which the paper searched: the user has to choose one of the values.
     pub grid: Vec<Setting>,
 }
 
@@ -25,7 +24,7 @@ pub struct Preset {
 pub struct Setting {
     pub option: String,
     pub value: Value,
-    /// Where the paper states it.
+    /// Where it is stated.
     pub source: String,
 }
 
@@ -35,7 +34,7 @@ impl Preset {
         self.options.iter().filter_map(|s| Some((s.option.clone(), argument_value(&s.value)?))).collect()
     }
 
-    /// The method to train with. Errors: another one was given.
+    /// The preset's method. Errors: another one was given.
     pub fn method(&self, given: Option<String>) -> Result<String> {
         match given {
             Some(other) if other != self.method => Err(Error::Usage(format!(
@@ -58,7 +57,7 @@ impl Preset {
     }
 }
 
-/// Errors: no preset of that name, with the nearest.
+/// Errors: no preset of that name; suggests the nearest.
 pub fn find(name: &str) -> Result<Preset> {
     let presets = all()?;
     let hint = match nearest(name, presets.iter().map(|preset| preset.name.as_str())) {
@@ -69,7 +68,7 @@ pub fn find(name: &str) -> Result<Preset> {
     found.ok_or_else(|| Error::Usage(format!("there is no preset `{name}`; {hint}")))
 }
 
-/// Every preset: `paper/TASKS/MODEL/METHOD`, and for any model `sft/METHOD`.
+/// All presets: `paper/TASKS/MODEL/METHOD`, and for any model `sft/METHOD`.
 pub fn all() -> Result<Vec<Preset>> {
     let broken = |what: &str| Error::Config(format!("the embedded presets.toml: {what}"));
     let file: Table = PRESETS.parse().map_err(|e| broken(&format!("not TOML: {e}")))?;
@@ -109,7 +108,7 @@ pub fn all() -> Result<Vec<Preset>> {
     Ok(presets)
 }
 
-/// The values of a table; of lists the one in `column`.
+/// The values of a table; from lists, the one in `column`.
 fn settings(table: &Table, column: Option<usize>) -> Vec<Setting> {
     let source = table.get("source").and_then(Value::as_str).unwrap_or_default();
     let value = |value: &Value| match (value, column) {
@@ -123,8 +122,7 @@ fn settings(table: &Table, column: Option<usize>) -> Vec<Setting> {
     options.filter_map(setting).collect()
 }
 
-/// `sparta-cli presets`: their names, or with a name the values of one and of those below it.
-/// What the list of presets shows of each.
+/// The options that the list of presets shows.
 const NOTABLE: [&str; 4] = ["lr", "epochs", "batch-size", "density"];
 
 pub fn list(args: PresetsArgs) -> Result<()> {
@@ -169,7 +167,7 @@ mod tests {
         value
     }
 
-    /// Cells of Table 12, read off the paper one by one.
+    /// Cells of Table 12, copied from the paper one by one.
     #[test]
     fn presets_have_the_values_of_the_tables() {
         let presets = all().unwrap();

@@ -15,7 +15,7 @@ pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet
     let start = if args.resume { Start::Resume } else { Start::New };
     let config = PretrainConfig {
         model: args.model,
-        // Absolute, so that the run can be measured from anywhere.
+        // Absolute, so that the run can be evaluated from any directory.
         data: hub::absolute(&args.data)?,
         method: args.method,
         method_options: method_options.into_iter().collect(),

@@ -1,4 +1,4 @@
-//! How a run tells its progress: a bar on a terminal, plain lines elsewhere.
+//! A run's progress: a bar on a terminal, plain lines elsewhere.
 
 use crate::output::{self, Output};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,21 +13,21 @@ use std::time::{Duration, Instant};
 /// How often Ctrl-C was pressed.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 
-/// The exit code after an interruption, as shells have it.
+/// The exit code after an interruption, as in shells.
 pub const INTERRUPTED: u8 = 130;
 
-/// A terminal that goes away sends its signal to a process more than once.
+/// A closing terminal sends its signal more than once: signals within this time count as one.
 const SAME_INTERRUPT: Duration = Duration::from_millis(500);
 
-/// Between plain lines.
+/// Interval between plain lines.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the first interruption says.
-pub const ENDING: &str = "ending after this step and saving what was learned; once more ends at once";
+/// Printed at the first interruption.
+pub const ENDING: &str = "stopping after this step and saving; press again to stop at once";
 
-/// From now on the first Ctrl-C asks the run to end after its current step, and the second ends the process.
+/// Makes the first Ctrl-C ask the run to stop after its current step, and the second end the process.
 pub fn handle_interrupts() {
-    // An error means that a handler is there already; then nothing is lost.
+    // An error means that a handler is already installed, which does no harm.
     let _ = ctrlc::set_handler(|| {
         if interrupt() {
             output::aside(format!("\n{ENDING}"));
@@ -35,7 +35,7 @@ pub fn handle_interrupts() {
     });
 }
 
-/// Asks the run to end, as Ctrl-C does; the second time ends the process. True the first time.
+/// Asks the run to stop, as Ctrl-C does; a second call ends the process. True the first time.
 pub fn interrupt() -> bool {
     static BEGUN: OnceLock<Instant> = OnceLock::new();
     let begun = BEGUN.get_or_init(Instant::now).elapsed();
@@ -48,33 +48,33 @@ pub fn interrupt() -> bool {
     first
 }
 
-/// From now on the end of standard input asks the run to end, without effect on a later Ctrl-C.
+/// Makes the end of standard input ask the run to stop, without counting as a Ctrl-C.
 pub fn end_with_stdin() {
     let watch = || {
-        // An input that cannot be read has ended too.
+        // An input that cannot be read counts as ended.
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         request_end();
     };
-    // Without a thread for it the run goes on to its end.
+    // Without a thread to watch it, the run simply completes.
     let _ = std::thread::Builder::new().spawn(watch);
 }
 
-/// Asks the run to end, without effect on a later Ctrl-C.
+/// Asks the run to stop, without counting as a Ctrl-C.
 pub fn request_end() {
     INTERRUPTS.fetch_max(1, Ordering::SeqCst);
 }
 
-/// Whether the run was asked to end.
+/// Whether the run was asked to stop.
 pub fn interrupted() -> bool {
     INTERRUPTS.load(Ordering::SeqCst) > 0
 }
 
 pub struct Progress {
     output: Output,
-    /// On a terminal.
+    /// Only on a terminal.
     bar: Option<ProgressBar>,
     last_line: Option<Instant>,
-    /// The first step that was reported, and when.
+    /// The first reported step, and when.
     first_step: Option<(usize, Instant)>,
 }
 
@@ -84,9 +84,9 @@ impl Progress {
         Progress { output, bar, last_line: None, first_step: None }
     }
 
-    /// A line above the bar.
+    /// Prints a line above the bar.
     fn say(&self, text: &str) {
-        // A full disk under stdout does not end a run, whose results are in its directory.
+        // An unwritable stdout does not end a run, whose results are in its directory.
         let say = || drop(self.output.say(text));
         match &self.bar {
             Some(bar) => bar.suspend(say),
@@ -94,7 +94,7 @@ impl Progress {
         }
     }
 
-    /// Whether it is time for another plain line.
+    /// Whether the next plain line is due.
     fn due(&mut self, always: bool) -> bool {
         let due = always || self.last_line.is_none_or(|last| last.elapsed() >= INTERVAL);
         if due {
@@ -145,7 +145,7 @@ impl Observer for Progress {
     }
 
     fn eval(&mut self, report: &EvalReport) {
-        // The last word on test is in the summary.
+        // The summary has the result on test.
         if report.split == "test" {
             return;
         }
@@ -177,7 +177,7 @@ pub fn metrics(metrics: &Metrics) -> String {
     format!("{}  ({} examples)", scores.join("  "), metrics.examples)
 }
 
-/// A metric for people: shares in percent, others as they are.
+/// A metric as text: shares in percent, others as they are.
 pub fn score(name: &str, value: f64) -> String {
     match name {
         "accuracy" | "f1" | "precision" | "recall" | "exact" => format!("{:.2} %", 100.0 * value),

@@ -11,16 +11,16 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct RankArgs {
-    /// Model directory or ORG/NAME before the training
+    /// Model before training: a directory or ORG/NAME
     #[arg(value_name = "BASE")]
     base: PathBuf,
-    /// Model directory or ORG/NAME after it: the whole model, not an adapter
+    /// Model after training: a directory or ORG/NAME of the whole model, not an adapter
     #[arg(value_name = "TUNED")]
     tuned: PathBuf,
-    /// Singular values up to sigma_max * max(rows, columns) * eps count as zero; whose eps
+    /// eps of this type: singular values up to sigma_max * max(rows, columns) * eps count as zero
     #[arg(long, value_name = "NAME", default_value = "f32")]
     precision: PrecisionArg,
-    /// Draw the singular values of every matrix
+    /// Plot the singular values of every matrix
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
     /// Print one JSON object as the last line on stdout, and text for people on stderr
@@ -30,10 +30,10 @@ pub struct RankArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
-    /// 2^-23: numpy and torch compute ranks in f32 at least, and so are the paper's tables
+    /// 2^-23, as in numpy, torch and the paper's tables
     F32,
-    /// That of the type in which the weights are stored: f32 2^-23, f16 2^-10, bf16 2^-7, with which every bf16 matrix of
-    /// a side of 128 or more has rank 0
+    /// That of the stored type: f32 2^-23, f16 2^-10, bf16 2^-7, which gives every bf16 matrix with a side of 128 or
+    /// more rank 0
     Stored,
 }
 

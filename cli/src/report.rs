@@ -11,7 +11,7 @@ pub struct ReportArgs {
     /// Run directories; several are compared
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
-    /// File to write [default: report.html, in the run directory if there is one, else in the current directory]
+    /// File to write [default: report.html, in the directory of a single run, else in the current directory]
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
     /// Print one JSON object as the last line on stdout, and text for people on stderr

@@ -1,7 +1,9 @@
-//! Event files of TensorBoard: its record format, with the few fields of `Event` that scalars, a text and hyper-parameters need.
+//! TensorBoard's event files: its record format, with the few fields of `Event` that scalars, text and hyper-parameters
+//! need.
 //!
-//! A record is the length, 8 bytes, its masked CRC-32C, the message, and the message's masked CRC-32C, all little-endian
-//! (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers (tensorboard/compat/proto/event.proto).
+//! A record is the length, 8 bytes, its masked CRC-32C, the message, and the message's masked CRC-32C, all
+//! little-endian (tensorflow/core/lib/io/record_writer.h); the messages are protocol buffers
+//! (tensorboard/compat/proto/event.proto).
 
 use serde_json::{Map, Value};
 use sparta_core::job::{EvalReport, StepReport};
@@ -11,11 +13,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An `events.out.tfevents.*` file that is being written. Every report is on disk when the call returns.
+/// An `events.out.tfevents.*` file being written. Each report is on disk when the call returns.
 pub struct EventFile {
     path: PathBuf,
     file: File,
-    /// Nothing but the version is in it.
+    /// Whether it holds nothing but the version.
     fresh: bool,
 }
 
@@ -32,7 +34,7 @@ impl EventFile {
         Ok(events)
     }
 
-    /// What the run directory's configuration says, as hyper-parameters and as a table to be read.
+    /// Writes the run's configuration, as hyper-parameters and as a readable table.
     fn describe(&mut self, directory: &Path) -> Result<()> {
         let path = directory.join("config.json");
         let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
@@ -65,11 +67,11 @@ impl EventFile {
         let scores: Vec<(String, f64)> =
             scores.chain([(format!("{}/loss", report.split), report.metrics.loss)]).collect();
         let scalars: Vec<(&str, f64)> = scores.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-        // The step before it is in the earlier file, with an evaluation that was equal if there was one.
+        // The step before is in the earlier file, along with its evaluation, if any.
         self.scalars(report.step, report.step + 1, &scalars)
     }
 
-    /// Readers drop what an earlier file, of a run that was resumed, has from step `start` on.
+    /// Writes scalars. After a resume, readers drop everything from step `start` on in earlier files.
     fn scalars(&mut self, step: usize, start: usize, scalars: &[(&str, f64)]) -> Result<()> {
         if std::mem::take(&mut self.fresh) {
             self.write(&event(now(), start, |event| bytes_field(event, 7, &session_start())))?;
@@ -95,7 +97,7 @@ fn record(message: &[u8]) -> Vec<u8> {
     [&length[..], &masked_crc(&length), message, &masked_crc(message)].concat()
 }
 
-/// A checksum of data that contains checksums is weak, so they are stored rotated and shifted.
+/// A CRC of data that contains CRCs is weak, so TensorBoard stores them rotated and offset.
 fn masked_crc(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
@@ -128,7 +130,7 @@ fn summary(scalars: &[(&str, f64)]) -> Vec<u8> {
     summary
 }
 
-/// `Summary { value = 1: [Value { tag = 1, tensor = 8, metadata = 9 }] }` for a plugin of TensorBoard, with its own data:
+/// `Summary { value = 1: [Value { tag = 1, tensor = 8, metadata = 9 }] }` for a TensorBoard plugin, with its own data:
 /// `TensorProto { dtype = 1: STRING, tensor_shape = 2, string_val = 8 }`,
 /// `SummaryMetadata { plugin_data = 1: { plugin_name = 1, content = 2 } }`.
 fn tensor(tag: &str, plugin: &str, content: &[u8], text: &[u8]) -> Vec<u8> {
@@ -169,7 +171,7 @@ fn hyper_parameters(options: &[(String, Value)]) -> Vec<u8> {
     data
 }
 
-/// A text without quotation marks.
+/// The value as text, without quotation marks.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -1,5 +1,4 @@
-//! The texts that `predict` classifies and the prompts of `generate`, from a file in any format or from standard input, read as
-//! they come.
+//! The texts for `predict` and the prompts for `generate`, streamed from a file in any format or from standard input.
 
 use sparta_core::{Error, Result};
 use sparta_task_files::{Columns, Format, Input, MAX_LINE, Named, Reading, Record, Table, text};
@@ -10,25 +9,25 @@ use std::sync::mpsc::{Receiver, sync_channel};
 /// A text, or a pair of texts.
 pub type Texts = (String, Option<String>);
 
-/// Texts that are read ahead.
+/// How many texts are read ahead.
 const AHEAD: usize = 64;
 
-/// How the texts are written down.
+/// How the texts are stored.
 #[derive(Clone, Debug, Default)]
 pub struct Form {
-    /// [`Format::NAMES`]; `None`: what the name of the file says, or else its first line.
+    /// One of [`Format::NAMES`]; `None`: by the file's name, or else its first line.
     pub format: Option<String>,
-    /// The columns that the user names.
+    /// The columns named by the user.
     pub named: Named,
-    /// Those of the training data, used where a table has them.
+    /// Those of the training data, used if the table has them.
     pub trained: Named,
 }
 
-/// What records are read as.
+/// How records become entries.
 pub trait Shape: Send + 'static {
     type Entry: Send + 'static;
 
-    /// The format that the user names.
+    /// The format named by the user.
     fn format(&self) -> Option<&str> {
         None
     }
@@ -36,22 +35,22 @@ pub trait Shape: Send + 'static {
     /// Whether a column is read.
     fn wants(&self, column: &str) -> bool;
 
-    /// Errors: a table of these columns has none for the entry.
+    /// Errors: the columns lack one that entries need.
     fn check(&self, columns: &[&str]) -> std::result::Result<(), String>;
 
-    /// Errors: a record of other columns or values.
+    /// Errors: a record that is not an entry.
     fn entry(&self, record: Record) -> std::result::Result<Self::Entry, String>;
 }
 
-/// Reads entries in a thread of its own, so that what has come is worked on while more is waited for.
+/// Reads entries in its own thread, so that work on some overlaps with waiting for more.
 pub struct Incoming<E> {
     entries: Receiver<Result<E>>,
 }
 
 impl<E: Send + 'static> Incoming<E> {
-    /// Of a file or folder, or of standard input.
+    /// Opens a file, a folder, or standard input.
     ///
-    /// Errors: a file that cannot be opened; a table without columns of texts, or whose form nothing says.
+    /// Errors: a file that cannot be opened; a table without a text column, or in an unknown format.
     pub fn open(path: Option<&Path>, shape: impl Shape<Entry = E>) -> Result<Self> {
         let Some(path) = path else { return Self::read("standard input".into(), std::io::stdin(), shape) };
         let named = shape.format().map(Format::named).transpose().map_err(data)?;
@@ -80,7 +79,7 @@ impl<E: Send + 'static> Incoming<E> {
     }
 
     fn start(name: String, format: Format, table: Table, shape: impl Shape<Entry = E>) -> Result<Self> {
-        // A header that lacks the columns is told before there are texts.
+        // A header that lacks the columns is reported before the first text.
         if let Some(columns) = table.columns.as_ref().filter(|columns| !columns.is_empty()) {
             let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
             shape.check(&columns).map_err(|what| Error::Data(format!("{name}: {what}")))?;
@@ -102,7 +101,8 @@ impl<E: Send + 'static> Incoming<E> {
         Ok(Incoming { entries })
     }
 
-    /// Waits for an entry, and takes what else is there; what has come before an error is given first. Nothing at the end.
+    /// Waits for an entry, and takes all others that are ready. Entries read before an error come with it. Empty at the
+    /// end.
     pub fn some(&self) -> (Vec<E>, Result<()>) {
         let mut entries = Vec::new();
         let mut next = self.entries.recv().ok();
@@ -161,9 +161,9 @@ impl Shape for Form {
     }
 }
 
-/// The format of a text whose name does not say it.
+/// The format of an input whose name does not tell.
 ///
-/// Errors: its first line is the header of a table.
+/// Errors: the first line looks like the header of a table.
 fn told_by_first_line(mut input: Input) -> Result<(Input, Format)> {
     let mut first = Vec::new();
     let read = input.reader.by_ref().take(MAX_LINE as u64).read_until(b'\n', &mut first);
@@ -187,7 +187,7 @@ fn format_of(line: &str) -> std::result::Result<Format, String> {
         if fields.len() > 1 && named.is_ok_and(|named| named.label.is_some() || named.pair.is_some() || format == "tsv")
         {
             return Err(format!(
-                "{:?} is the header of a table; say so with --format {format}, or give texts one a line with --format lines",
+                "{:?} looks like the header of a table: confirm with --format {format}, or read one text per line with --format lines",
                 line.trim_end()
             ));
         }

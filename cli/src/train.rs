@@ -41,9 +41,9 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> 
     Ok(result.stopped)
 }
 
-/// Prints what a run would do, also where it does not fit the device.
+/// Prints what a run would do, even if it does not fit the device.
 ///
-/// Errors: a run that cannot be planned; after the plan, one that does not fit.
+/// Errors: a run that cannot be planned; after printing the plan, one that does not fit.
 pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
     let Job { args, options, resumed } = job;
     let device = match assume {
@@ -64,7 +64,7 @@ pub fn plan(job: Job, assume: Option<&str>, plugins: &PluginSet) -> Result<()> {
     plan.check_fit()
 }
 
-/// The values of the command line, with what the sources stand for.
+/// The run's configuration from the command line, with model and data downloaded if necessary.
 ///
 /// Errors: no model, data or task; a download that fails.
 pub fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Result<RunConfig> {
@@ -89,8 +89,8 @@ pub fn config(args: RunArgs, options: PluginOptions, plugins: &PluginSet) -> Res
     Ok(RunConfig { model, task, data, method, method_options, task_options, instruct, no_template, out, ..args.config })
 }
 
-/// The directory of a run that was given none: `runs/TASK-METHOD-N` with the first N that is free. It is there from the
-/// beginning, so that no other run takes it, and is gone at the end if nothing was written to it.
+/// The default directory of a run: `runs/TASK-METHOD-N` with the first free N. It is created at the start, so that no
+/// other run takes it, and removed at the end if it is still empty.
 struct Claim(PathBuf);
 
 impl Claim {
@@ -108,18 +108,18 @@ impl Claim {
                 }
             }
         }
-        Err(Error::Usage("there are too many runs; give --out".into()))
+        Err(Error::Usage("no free number for a new run; give --out".into()))
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // One that holds something stays.
+        // Fails, as it should, if the directory is not empty.
         let _ = std::fs::remove_dir(&self.0);
     }
 }
 
-/// The result for people.
+/// The result as text.
 fn summary(result: &RunResult) -> String {
     let stopped = match result.stopped {
         Stopped::Completed => format!("{} steps", result.steps),
@@ -127,7 +127,7 @@ fn summary(result: &RunResult) -> String {
             Some(best) => format!("stopped early after {} steps, kept step {best}", result.steps),
             None => format!("stopped early after {} steps", result.steps),
         },
-        Stopped::Interrupted => format!("interrupted after {} steps; what was learned is saved", result.steps),
+        Stopped::Interrupted => format!("interrupted after {} steps; everything is saved", result.steps),
     };
     let mut lines = vec![format!("\ndone       {stopped} in {:.1} s", result.training_seconds)];
     for (name, split) in [("dev", &result.dev), ("test", &result.test)] {

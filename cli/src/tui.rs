@@ -1,5 +1,5 @@
-//! The dashboard of `run --tui`. Threads of its own draw it and read the keys, so that it stays alive while the
-//! device works; the terminal is as it was when the run ends, in whatever way.
+//! The dashboard of `run --tui`. Separate threads draw it and read the keys, so that it responds while the device
+//! works; the terminal is restored however the run ends.
 
 use crate::output::bytes;
 use crate::progress::{ENDING, interrupt, interrupted, metrics, request_end};
@@ -20,30 +20,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Between frames.
+/// Interval between frames.
 const FRAME: Duration = Duration::from_millis(200);
 
-/// Points of a curve; longer ones are thinned.
+/// The most points of a curve; longer ones are thinned.
 const POINTS: usize = 2000;
 
-/// Messages kept.
+/// The most messages kept.
 const MESSAGES: usize = 50;
 
 /// `q`, and Ctrl-C in raw mode.
 const ENDING_KEYS: [u8; 2] = [b'q', 3];
 
-/// Whether the terminal is ours.
+/// Whether the dashboard has the terminal.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Gives the terminal back, if the dashboard has it.
+/// Restores the terminal, if the dashboard has it.
 pub fn restore_terminal() {
     if ACTIVE.swap(false, Ordering::SeqCst) {
-        // One that has gone away needs no restoring.
+        // A closed terminal needs no restoring.
         let _ = ratatui::try_restore();
     }
 }
 
-/// Drawn by its own thread until it is closed or dropped.
+/// The dashboard, drawn until it is closed or dropped.
 pub struct Dashboard {
     state: Arc<Mutex<State>>,
     closing: Arc<AtomicBool>,
@@ -51,19 +51,19 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// Takes the terminal. Ctrl-C and `q` end the run cleanly, the second time at once.
+    /// Takes the terminal. Ctrl-C and `q` stop the run cleanly, the second time at once.
     ///
     /// Errors: standard output or input is no terminal.
     pub fn open() -> Result<Dashboard> {
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
             return Err(Error::Usage("--tui needs a terminal on standard input and output; leave it out here".into()));
         }
-        // Keys do not become signals here, but others may send one. An error means that a handler is there already.
+        // In raw mode keys send no signals, but others may. An error means that a handler is already installed.
         let _ = ctrlc::set_handler(|| {
             interrupt();
         });
         ACTIVE.store(true, Ordering::SeqCst);
-        // This also restores the terminal at a panic.
+        // This also restores the terminal after a panic.
         let terminal = ratatui::try_init().map_err(|source| {
             restore_terminal();
             Error::io("terminal")(source)
@@ -80,7 +80,7 @@ impl Dashboard {
         Ok(Dashboard { state, closing, thread: Some(thread) })
     }
 
-    /// Gives the terminal back.
+    /// Restores the terminal.
     pub fn close(self) {}
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,27 +91,27 @@ impl Dashboard {
 impl Drop for Dashboard {
     fn drop(&mut self) {
         self.closing.store(true, Ordering::SeqCst);
-        // A thread that has panicked has restored the terminal before.
+        // A thread that panicked has already restored the terminal.
         let _ = self.thread.take().map(JoinHandle::join);
         restore_terminal();
     }
 }
 
-/// What one thread left half done is still good enough to be shown.
+/// After a panic in one thread, the state is still good enough to be shown.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn draw_until_closed(mut terminal: DefaultTerminal, state: &Mutex<State>, closing: &AtomicBool) {
     while !closing.load(Ordering::SeqCst) {
-        // On a terminal that has gone away nothing is shown.
+        // Fails only on a closed terminal.
         let _ = terminal.draw(|frame| lock(state).draw(frame));
         std::thread::sleep(FRAME);
     }
 }
 
-/// Reads the keys until the terminal goes away, which ends the run cleanly. The events of crossterm would be read without
-/// end then: it takes the end of its input for no input yet.
+/// Reads keys until the terminal is closed, which stops the run cleanly. Not by crossterm's events: it would busy-loop,
+/// as it takes end of input for no input yet.
 fn read_keys() {
     let mut keys = [0; 64];
     loop {
@@ -129,19 +129,19 @@ fn read_keys() {
     request_end();
 }
 
-/// What is shown.
+/// The content of the dashboard.
 #[derive(Default)]
 struct State {
     title: String,
     memory: String,
     loss: Curve,
     lr: Curve,
-    /// The name of the metric that decides, and its values on dev.
+    /// The primary metric, and its values on dev.
     primary: String,
     dev: Curve,
     dev_loss: Curve,
     step: Option<StepReport>,
-    /// The first step of this process, and when it was done.
+    /// The first step of this process, and when it finished.
     first: Option<(usize, Instant)>,
     evaluating: Option<String>,
     messages: VecDeque<String>,
@@ -152,7 +152,7 @@ struct State {
 struct Curve {
     points: Vec<(f64, f64)>,
     seen: usize,
-    /// One in this many is kept; 0 before the first.
+    /// One in this many points is kept; 0 before the first.
     every: usize,
 }
 
@@ -237,7 +237,7 @@ impl State {
 fn chart(frame: &mut Frame, area: Rect, name: &str, curve: &Curve, colour: Color, end: usize) {
     let last = curve.points.last().map(|(_, value)| format!(" {}", short(*value))).unwrap_or_default();
     let bounds = curve.bounds();
-    // A few points do not make a line.
+    // A few points are not enough for a line.
     let (marker, kind) = match curve.points.len() {
         0..=1 => (Marker::Dot, GraphType::Scatter),
         _ => (Marker::Braille, GraphType::Line),

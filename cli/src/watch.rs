@@ -1,4 +1,4 @@
-//! Who is told how a run goes: the bar or the dashboard, and TensorBoard's files.
+//! The observers of a run: progress bar or dashboard, and TensorBoard's files.
 
 use crate::args::WatchArgs;
 use crate::output::Output;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub struct Watch {
     view: View,
-    /// The run directory, which exists from the first step on, until there is a file.
+    /// The run directory, in which the event file is created at the first step.
     events_in: Option<PathBuf>,
     events: Option<EventFile>,
 }
@@ -22,7 +22,7 @@ enum View {
 }
 
 impl Watch {
-    /// For a run in a directory. Also lets Ctrl-C end the run cleanly.
+    /// Observes a run in a directory, and lets Ctrl-C stop it cleanly.
     ///
     /// Errors: a dashboard without a terminal.
     pub fn new(output: Output, args: &WatchArgs, directory: &Path) -> Result<Watch> {
@@ -52,7 +52,7 @@ impl Watch {
         }
     }
 
-    /// Writes into the event file. A disk that is full there does not end the run, whose own files are elsewhere.
+    /// Writes to the event file. A failure there does not end the run.
     fn log(&mut self, write: impl FnOnce(&mut EventFile) -> Result<()>) {
         let created = self.events_in.take().map(|directory| EventFile::create(&directory)).transpose();
         let written = created.and_then(|created| {

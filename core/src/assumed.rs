@@ -1,12 +1,12 @@
-//! Devices that one does not have, for plans: `memory=8GiB,max-buffer=2GiB,max-binding=128MiB`.
+//! Devices that this machine lacks, for plans: `memory=8GiB,max-buffer=2GiB,max-binding=128MiB`.
 
 use crate::{Error, Result};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 
-/// A GPU with these limits. `memory` must be given; `max-buffer` is as large as the memory where it is not, and without
-/// `max-binding` kernels reach all of a buffer; with `f32` as `types` the device takes no bf16; `kind` is gpu or cpu.
+/// A GPU with these limits. `memory` is required; `max-buffer` defaults to the memory, and without `max-binding` a
+/// kernel can bind all of a buffer; `types=f32` excludes bf16; `kind` is gpu or cpu.
 ///
-/// Errors: an unknown name, a size that is none, no memory.
+/// Errors: an unknown name, an invalid size, no memory.
 pub fn device(text: &str) -> Result<DeviceInfo> {
     let mut info = DeviceInfo {
         id: "assumed".into(),
@@ -37,7 +37,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
             ("types", "bf16") => {}
             _ => {
                 return Err(Error::Usage(format!(
-                    "--assume: `{part}` is none of memory=SIZE, max-buffer=SIZE, max-binding=SIZE, kind=gpu|cpu, \
+                    "--assume: `{part}` is not one of memory=SIZE, max-buffer=SIZE, max-binding=SIZE, kind=gpu|cpu, \
                      types=f32|bf16"
                 )));
             }

@@ -1,4 +1,4 @@
-//! Which device a run uses: what the backends offer, and the choice that `--device` makes.
+//! The devices that backends offer, and the choice made by `--device`.
 
 use crate::plugin::{LoadedBackendPlugin, PluginSet};
 use crate::{Error, Result};
@@ -31,15 +31,15 @@ impl Provider for Arc<LoadedBackendPlugin> {
 
 type Answer = std::result::Result<Vec<DeviceInfo>, BackendError>;
 
-/// All devices of the machine. A backend is asked for its devices when they are needed, not before: `--device cpu` does
-/// not depend on any driver.
+/// All devices of the machine. A backend is asked for its devices only when they are needed: `--device cpu` does not
+/// depend on any driver.
 pub struct Devices {
-    /// With their answers.
+    /// With their answers, once asked.
     providers: Vec<(Box<dyn Provider>, OnceCell<Answer>)>,
 }
 
 impl Devices {
-    /// Devices of the host's own providers, then of plugins' backends whose names are not taken.
+    /// The host's own providers, then backend plugins whose names are not taken.
     pub fn find(own: Vec<Box<dyn Provider>>, plugins: &PluginSet) -> Devices {
         let mut providers = own;
         for plugin in plugins.backends() {
@@ -66,8 +66,8 @@ impl Devices {
         self.answers().filter_map(|(_, answer)| answer.as_ref().ok()).flatten()
     }
 
-    /// Each card once: where two backends list it, as the one has it that multiplies 16-bit floats in hardware, else as the
-    /// later one, a plugin's rather than the host's own.
+    /// Each card once. If two backends list it, the one that multiplies 16-bit floats in hardware wins, else the later
+    /// one: a plugin's rather than the host's own.
     pub fn distinct(&self) -> impl Iterator<Item = &DeviceInfo> {
         let listed: Vec<&DeviceInfo> = self.list().collect();
         let suits = |(i, device): (usize, &DeviceInfo)| (!device.products.is_empty(), i);
@@ -80,19 +80,20 @@ impl Devices {
         kept.into_iter()
     }
 
-    /// Why backends cannot list their devices; the errors name them.
+    /// The errors of backends that cannot list their devices.
     pub fn failures(&self) -> impl Iterator<Item = &BackendError> {
         self.answers().filter_map(|(_, answer)| answer.as_ref().err())
     }
 
-    /// The device that `wanted` means: `auto`, an id such as `cpu` or `wgpu:1`, the name of a backend, or a part of the
+    /// The device selected by `wanted`: `auto`, an id such as `cpu` or `wgpu:1`, the name of a backend, or part of the
     /// name of one device.
     ///
-    /// `auto` is a discrete GPU, else an integrated one, else the CPU. A backend's name is its best device; a software
-    /// GPU only where the backend has no other. Of equal devices the one with the most memory wins, then the first. A card
-    /// that two backends list is one device to `auto` and to parts of names ([`Devices::distinct`]).
+    /// `auto` is a discrete GPU, else an integrated one, else the CPU. A backend's name selects its best device, a
+    /// software GPU only if it has no other. Among equal devices the one with the most memory wins, then the first. A
+    /// card that two backends list counts as one device for `auto` and for parts of names ([`Devices::distinct`]).
     ///
-    /// Errors list what there is: an unknown or ambiguous name, a backend that is not installed or has no device, and why.
+    /// Errors: an unknown or ambiguous name; a backend that is not installed, or has no device, and why. They list the
+    /// devices found.
     pub fn select(&self, wanted: &str) -> Result<&DeviceInfo> {
         if wanted == "auto" {
             let automatic = |device: &&DeviceInfo| {
@@ -105,7 +106,7 @@ impl Devices {
         if let Some((provider, answer)) = self.providers.iter().find(|(provider, _)| provider.name() == backend) {
             let own = || answer.get_or_init(|| provider.devices()).iter().flatten();
             if own().next().is_none() && answer.get().is_some_and(Answer::is_ok) {
-                // A backend lists no device where it has no driver, and says so where one is to be opened.
+                // A backend without a driver lists no device; opening one gives the reason.
                 let why = provider.open(wanted).err().map(|error| error.to_string());
                 let why = why.unwrap_or_else(|| format!("there is no device `{wanted}`"));
                 return Err(self.error(why));
@@ -146,7 +147,7 @@ impl Devices {
         }
     }
 
-    /// `problem`, followed by what there is.
+    /// `problem`, followed by the devices found.
     fn error(&self, problem: String) -> Error {
         let mut message = problem + ". Devices here:";
         for device in self.list() {

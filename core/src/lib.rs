@@ -1,6 +1,6 @@
-//! Jobs: train, evaluate, predict, merge, report. The command line adds no logic of its own.
+//! Jobs: train, evaluate, predict, merge, report. The command line adds no logic.
 //!
-//! The layers below are here under their own names, so that an application depends on this crate alone.
+//! The lower layers are re-exported under their own names, so that an application needs only this crate.
 
 pub mod adapter;
 #[cfg(feature = "analysis")]

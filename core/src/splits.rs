@@ -1,4 +1,4 @@
-//! From the parts of a data set to train, dev and test, by the task's recipe and the seed.
+//! Makes train, dev and test from the parts of a data set, by the task's recipe and the seed.
 
 mod read;
 mod share;
@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, HashSet};
 
 pub use read::{Open, Source};
 
-/// The three splits, and how they came about.
+/// The three splits, and their origins.
 #[derive(Debug)]
 pub struct Splits {
-    /// What the data turned out to be.
+    /// The task as determined by the data.
     pub task: TaskInfo,
     pub train: Vec<Example>,
     pub dev: Vec<Example>,
@@ -23,31 +23,31 @@ pub struct Splits {
     pub origins: Origins,
 }
 
-/// Sentences for the plan.
+/// Descriptions of the splits' origins, for the plan.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Origins {
     pub train: String,
     pub dev: String,
     pub test: String,
-    /// What stands in for what is not there.
+    /// Substitutes for missing splits, and other remarks.
     pub notes: Vec<String>,
 }
 
 /// The names of the splits.
 pub const SPLITS: [&str; 3] = ["train", "dev", "test"];
 
-/// A data set with its recipe, of which no example has been read.
+/// A data set with its recipe, before any example is read.
 pub struct Opened<'a> {
     source: &'a Source<'a>,
     dataset: Box<dyn Dataset>,
     recipe: Recipe,
-    /// What the data turned out to be.
+    /// The task as determined by the data.
     pub task: TaskInfo,
 }
 
 /// Opens a data set of the `described` task.
 ///
-/// Errors: what the plugin says; a recipe with an example in two splits.
+/// Errors: those of the plugin; a recipe with an example in two splits.
 pub fn open<'a>(source: &'a Source, described: &TaskInfo) -> Result<Opened<'a>> {
     let dataset = (source.open)().map_err(|e| Error::Data(e.to_string()))?;
     let recipe = dataset.recipe();
@@ -56,11 +56,11 @@ pub fn open<'a>(source: &'a Source, described: &TaskInfo) -> Result<Opened<'a>> 
     Ok(Opened { source, dataset, recipe, task })
 }
 
-/// Reads every part of the wanted splits once and deals its examples out; the other splits stay empty.
+/// Reads each part of the wanted splits once and distributes its examples; the other splits stay empty.
 ///
-/// A part of which less than twice the asked number would be left gives a fifth instead; the notes say so. Errors: a
-/// malformed row; an empty split, unless the recipe leaves out dev or test; an example that is not one of the task's;
-/// examples that take too much, see [`Source`].
+/// If a part has less than three times the number to draw, a fifth of it is drawn instead, with a note. Errors: a
+/// malformed row; an empty split, unless the recipe leaves out dev or test; an example that does not suit the task;
+/// examples that take too much memory, see [`Source`].
 pub fn load(opened: Opened, wanted: &[&str], seed: u64) -> Result<Splits> {
     let Opened { source, dataset, recipe, task } = opened;
     let sources = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
@@ -94,7 +94,7 @@ fn texts(example: &Example) -> Vec<&str> {
     example.texts().collect()
 }
 
-/// How many texts of another file are also in that of train; `None` where none are.
+/// A note on texts of another file that also occur in train's; `None` if there are none.
 fn shared(
     split: &str,
     parts: &[String],
@@ -115,7 +115,7 @@ fn shared(
     })
 }
 
-/// A random order of `0..len`, a function of seed and purpose alone (Fisher and Yates).
+/// A random order of `0..len` (Fisher-Yates), a function of seed and purpose alone.
 pub fn permutation(seed: u64, purpose: &str, name: &str, len: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
     let mut words = Stream::new(seed, purpose, name).words();
@@ -138,7 +138,7 @@ struct Dealer<'a> {
     seed: u64,
     wanted: &'a [&'a str],
     parts: BTreeMap<String, Vec<Example>>,
-    /// How many splits are still to be made of each part.
+    /// How many splits are still to be made from each part.
     uses: BTreeMap<String, usize>,
     notes: Vec<String>,
 }
@@ -199,7 +199,7 @@ impl Dealer<'_> {
         less
     }
 
-    /// The examples of these parts; what no other split needs is not kept.
+    /// The examples of these parts; those that no other split needs are moved out.
     fn take(&mut self, parts: &[String]) -> Vec<Example> {
         let mut examples = Vec::new();
         for part in parts {
@@ -214,7 +214,7 @@ impl Dealer<'_> {
     }
 }
 
-/// Errors: two splits share a part and are not what is drawn from it and the rest, or different shares.
+/// Errors: two splits share a part, but are neither a draw and its rest nor disjoint shares.
 fn check_recipe(recipe: &Recipe) -> Result<()> {
     let splits = [("train", &recipe.train), ("dev", &recipe.dev), ("test", &recipe.test)];
     for (i, (name, source)) in splits.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Proves that plugins are found where they should be, that a plugin in C works against the header, and that a library
-//! which is broken, foreign or not what its manifest says becomes a line of the report, never a crash.
+//! Tests that plugins are found where they should be, that a plugin in C works against the header, and that a library
+//! that is broken, foreign or unlike its manifest becomes a line of the report, never a crash.
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Compiles a C file of `tests/plugins`; `None` where there is no C compiler.
+/// Compiles a C file of `tests/plugins`; `None` if there is no C compiler.
 fn compile(source: &str, case: u32, directory: &Path, name: &str) -> Option<PathBuf> {
     let library = directory.join(format!("{name}{DLL_SUFFIX}"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -100,7 +100,7 @@ fn a_task_in_c() {
     assert!(message.contains("did you mean `sign`?"), "{message}");
 }
 
-/// Libraries that were built before functions were added to the table.
+/// Libraries built before functions were added to the table.
 #[test]
 fn backends_of_earlier_minor_versions_work() {
     let dir = tempfile::tempdir().unwrap();
@@ -130,14 +130,14 @@ fn backends_of_earlier_minor_versions_work() {
         backend.read(b, 0, &mut out).unwrap();
         assert_eq!(out, [0, 0, 0, 0, 1, 2, 3, 4]);
 
-        // The host does with the old functions what the library has no function for.
+        // The host emulates the missing functions with the old ones.
         let work = [Work::Write { buffer: b, offset: 0, data: &[5; 4] }, Work::Run(id)];
         backend.submit(&work).unwrap();
         let read = backend.request(b, 0, 8).unwrap();
         backend.fetch(read, &mut out).unwrap();
         assert_eq!(out, [5, 5, 5, 5, 1, 2, 3, 4]);
 
-        // What such a library does not know, it would ignore.
+        // Such a library would ignore what it does not know.
         plan.calls[0].op = Linear { output: Some(DType::BF16), ..Linear::plain(Layout::Nt) }.into();
         let message = backend.prepare(&plan, &[arena], &[a, b]).unwrap_err().to_string();
         assert!(message.contains("store: linear: the plugin store (") && message.contains("`output`"), "{message}");
@@ -255,10 +255,10 @@ fn the_first_place_wins() {
     let beside = dir.path().join("beside");
     std::fs::create_dir(&beside).unwrap();
     let Some(second) = compile_task(&beside, "libsparta_task_sign") else { return };
-    // Beside the executable only names of plugins are looked at.
+    // Beside the executable only files named like plugins are considered.
     std::fs::write(beside.join(format!("libother{DLL_SUFFIX}")), "no library").unwrap();
     let set = PluginSet::discover(&DiscoverOptions {
-        // The same library twice is one line.
+        // The same library given twice is one line.
         explicit: vec![first.clone(), dir.path().to_owned()],
         beside: vec![beside],
         ..Default::default()

@@ -20,7 +20,7 @@ SpartaBytes bytes(const std::string &text) {
     return {reinterpret_cast<const uint8_t *>(text.data()), text.size()};
 }
 
-// No exception crosses to the host: its message does.
+// An exception must not cross to the host, but its message does.
 template <typename Body> SpartaStatus guarded(SpartaCall call, Body body) {
     try {
         body();
@@ -28,13 +28,13 @@ template <typename Body> SpartaStatus guarded(SpartaCall call, Body body) {
     } catch (const std::exception &error) {
         host->error(call, bytes(error.what()));
     } catch (...) {
-        host->error(call, bytes("the plugin failed for a reason that it does not know"));
+        host->error(call, bytes("the plugin failed for an unknown reason"));
     }
     return SPARTA_FAILED;
 }
 
-// What stands between `key` and the next `end`, from `at` on, and where that is. The host writes JSON without spaces; a
-// JSON library does this in earnest.
+// Finds the text between `key` and the next `end`, searching from `at`. The host writes JSON without spaces; a
+// real plugin would use a JSON library.
 bool field(const std::string &json, size_t &at, const std::string &key, char end, std::string &value) {
     const size_t begin = json.find(key, at);
     if (begin == std::string::npos) return false;
@@ -48,7 +48,7 @@ bool field(const std::string &json, size_t &at, const std::string &key, char end
 SpartaStatus describe(SpartaCall call) {
     return guarded(call, [&] {
         host->result(call, bytes(R"({"name": "shift", "version": "0.1.0", "default_lr": 0.003, "mergeable": false,
-            "summary": "trains what is added to the outputs of linear layers",
+            "summary": "trains a vector that is added to the outputs of linear layers",
             "options": [{"name": "shift-layers", "help": "Layers: a list of q, k, v, o, gate, up, down", "default": "q,v",
                          "kind": {"type": "text"}}]})"));
     });
@@ -65,7 +65,7 @@ std::vector<std::string> roles(const std::string &layers) {
             throw std::runtime_error("shift-layers: expected a list of q, k, v, o, gate, up and down, got `" + layers + "`");
         all.push_back(layer + "_proj");
     }
-    if (all.empty()) throw std::runtime_error("shift-layers: expected a layer at least, for example q,v");
+    if (all.empty()) throw std::runtime_error("shift-layers: expected at least one layer, for example q,v");
     return all;
 }
 
@@ -112,7 +112,7 @@ SpartaStatus forward(SpartaCall call, SpartaBytes, uint32_t x, uint32_t w, const
     });
 }
 
-// Functions that are not named are null, also those that later versions of the header have.
+// Functions that are not named are null, including those of later versions of the header.
 SpartaMethod functions() {
     SpartaMethod table = {};
     table.size = sizeof table;

@@ -1,7 +1,7 @@
 /* Stand-ins for libcuda, libnvrtc and libcublasLt on a machine without a card, all in one library: the device's memory is
  * the host's, and what is put into the queue is done when somebody waits, so that what reads or writes too early shows.
  *
- * -DFAIL="name" -DCODE=700 -DAFTER=2   this call fails with this code from its third time on
+ * -DFAIL="name" -DCODE=700 -DAFTER=2   this call fails with this code from its third time on; as stand_in_fails says later
  * -DCARDS=2 -DVERSION=12080            cards and the driver's version
  * -DNO_ALGORITHM                       cuBLASLt has nothing for any product
  */
@@ -26,13 +26,32 @@
 #define VERSION 13000
 #endif
 
-static int calls;
+/* What fails, which a test may change, and how often each function was called since then. */
+static const char *failing = FAIL;
+static int failure = CODE, after = AFTER;
+static struct {
+    const char *name;
+    int calls;
+} called[64];
+
+void stand_in_fails(const char *name, int with, int from) {
+    failing = name, failure = with, after = from;
+    memset(called, 0, sizeof called);
+}
+/* The i-th function that was called, or NULL. */
+const char *stand_in_called(int i, int *calls) {
+    *calls = called[i].calls;
+    return called[i].name;
+}
 
 static int fails(const char *name) {
-    return strcmp(name, FAIL) == 0 && calls++ >= AFTER;
+    int i = 0;
+    while (called[i].name && strcmp(called[i].name, name)) i++;
+    called[i].name = name;
+    return called[i].calls++ >= after && strcmp(name, failing) == 0;
 }
 #define CALL(name)                                                                                                    \
-    if (fails(#name)) return CODE
+    if (fails(#name)) return failure
 
 /* The queue. */
 typedef struct Work {

@@ -1,4 +1,4 @@
-//! A machine that is a CPU: kernels compiled by g++ against `shim.h`, products by loops.
+//! A machine emulated on the CPU: kernels compiled by g++ against `shim.h`, products as loops.
 
 use half::{bf16, f16};
 use libloading::Library;
@@ -18,13 +18,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Compilers at a time.
+/// How many compilers run at a time.
 const COMPILERS: usize = 2;
 
-/// How a machine differs from others.
+/// The variants of a machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Of blocks, warps and threads: forwards, backwards, mixed; in the last two a warp goes on for as long as it can.
+    /// The order of blocks, warps and threads: forwards, backwards or mixed; in the last two, a warp runs for as long
+    /// as it can.
     pub order: i32,
     /// Whether there is a library of products.
     pub products: bool,
@@ -47,7 +48,7 @@ pub struct Emulated {
     reads: HashMap<u64, Vec<u8>>,
     next_read: u64,
     marks: Vec<Instant>,
-    /// This machine's own copies of the kernels, for each has variables of its own.
+    /// This machine's own copies of the kernels, since each has its own variables.
     folder: tempfile::TempDir,
 }
 
@@ -85,7 +86,7 @@ impl Emulated {
     }
 }
 
-/// Where compiled kernels are kept between runs.
+/// The directory where compiled kernels are kept between runs.
 fn kept() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda");
     fs::create_dir_all(&folder).unwrap();
@@ -99,13 +100,13 @@ fn flags() -> Vec<&'static str> {
     flags
 }
 
-/// A kernel that is being compiled, in a folder of its own.
+/// A kernel being compiled, in its own folder.
 struct Compiling {
     child: Child,
     folder: tempfile::TempDir,
 }
 
-/// Begins to compile a kernel, unless it is there. Returns the library's path.
+/// Starts to compile a kernel unless it exists. Returns the library's path.
 fn compile(text: &KernelText) -> (PathBuf, Option<Compiling>) {
     let shim = include_str!("shim.h");
     let whole = format!("{shim}\n#line 1\n{}\nSHIM_EXPORT({})\n", text.text, text.entry);
@@ -123,7 +124,7 @@ fn compile(text: &KernelText) -> (PathBuf, Option<Compiling>) {
     (path, Some(Compiling { child: command.spawn().expect("g++"), folder }))
 }
 
-/// Publishes what was compiled, whole, for others may have compiled the same.
+/// Publishes a compiled kernel atomically, since others may have compiled the same.
 fn compiled(path: &Path, compiling: Option<Compiling>) -> Result<(), Failure> {
     let Some(Compiling { child, folder }) = compiling else { return Ok(()) };
     let output = child.wait_with_output().unwrap();
@@ -298,7 +299,7 @@ struct Values {
 }
 
 impl Values {
-    /// Panics if it is not all in memory, or not where a library wants it.
+    /// Panics if the matrix is not entirely in memory, or not aligned as a library needs it.
     fn new(machine: &Emulated, address: u64, form: Matrix, (rows, columns): (usize, usize)) -> Self {
         assert!(address.is_multiple_of(16), "a factor at {address:#x}");
         assert!(columns <= form.stride, "{columns} columns in rows of {form:?}");

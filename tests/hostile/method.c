@@ -1,4 +1,4 @@
-/* A method that misbehaves, chosen by -DCASE=...: a reparametrisation `y = x w^T` of q_proj whose plugin does something
+/* A method that misbehaves, chosen by -DCASE=...: a reparametrization `y = x w^T` of q_proj whose plugin does something
    that no plugin should. */
 #define _GNU_SOURCE
 #include "sparta_plugin.h"

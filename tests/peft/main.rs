@@ -1,4 +1,4 @@
-//! LoRA and sparse adapters from and to the real `peft`: in a Python that has it, `$SPARTA_PEFT_PYTHON` or `python3`.
+//! Exchanges LoRA and sparse adapters with the real PEFT library, in `$SPARTA_PEFT_PYTHON` or `python3` if that has it.
 
 use serde_json::Value;
 use sparta_tests::command::command;
@@ -23,7 +23,7 @@ fn embedded(what: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets").join(what)
 }
 
-/// The standard output for these texts on standard input.
+/// The output of a command for these texts on standard input.
 fn answer(mut command: Command) -> String {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -37,7 +37,7 @@ fn succeeded(output: Output) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Probabilities of the classes for each text, from peft.
+/// PEFT's class probabilities for each text.
 fn theirs(python: &str, what: &str, base: &Path, adapter: &Path) -> Vec<Vec<f64>> {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peft/peft_side.py"));
@@ -83,7 +83,7 @@ fn peft_loads_what_was_trained_here() {
     }
 }
 
-/// On weights in f32: in 16 bits PEFT keeps sums that we round as they are stored.
+/// With f32 weights: with 16 bits, PEFT keeps sums that we round when storing them.
 #[test]
 fn what_peft_saved_is_used_here() {
     let Some(python) = python() else { return };

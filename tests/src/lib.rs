@@ -1,4 +1,4 @@
-//! What the suites share: the backends of this repository, the command as a child process, and skipping aloud.
+//! What the suites share: this repository's backends, the command as a child process, and visible skipping.
 
 use std::io::Write;
 
@@ -7,19 +7,19 @@ pub mod command;
 pub mod more;
 pub mod subjects;
 
-/// Says that a part of a suite did not run. Written past the capture of the test harness, which does not show the
-/// output of a test that passes.
+/// Reports that a part of a suite did not run, bypassing the test harness, which hides the output of tests that pass.
 pub fn skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
-/// [`skipped`] for what must be present in CI.
+/// Like [`skipped`], for what must be present in CI.
 pub fn skipped_unless_in_ci(why: &str) {
     assert!(std::env::var_os("CI").is_none(), "{why}, but CI is set");
     skipped(why);
 }
 
-/// A test for each area of the conformance suite, by a function that takes the [`Area`](sparta_suites::conformance::Area).
+/// Defines a test for each area of the conformance suite, from a function of the
+/// [`Area`](sparta_suites::conformance::Area).
 #[macro_export]
 macro_rules! area_tests {
     ($check:ident) => {

@@ -1,4 +1,4 @@
-//! The methods of `plugins/more`: their libraries, and what `tests/golden/more` says of their training runs.
+//! The methods of `plugins/more`: their libraries, and their training runs in `tests/golden/more`.
 
 use crate::command::binary;
 use sparta_core::adapter::{MergeDtype, check_examples, check_merged, merged_tensor};
@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub const LR: f64 = 5e-3;
-/// Of losses between 0.4 and 3; PyTorch and this program each add up in f32, ten steps of Adam apart.
+/// The tolerance for losses between 0.4 and 3 after ten steps of Adam, which PyTorch and this program both compute in
+/// f32.
 pub const LOSS: f64 = 1e-4;
-/// Of values that moved by up to ten times the rate.
+/// The tolerance for values that moved by up to ten times the rate.
 pub const VALUES: f32 = 2e-4;
 
-/// Builds the libraries, which the build leaves out unless they are asked for, and returns the directory they are in.
+/// Builds the libraries, which are not part of the default build, and returns their directory.
 pub fn build(methods: &[&str]) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -47,7 +48,7 @@ pub fn batches(golden: &TensorFile) -> Vec<Vec<Encoded>> {
     all.chunks(4).map(<[Encoded]>::to_vec).collect()
 }
 
-/// The tensors of a part of a method's run: their names there, and ours.
+/// The tensors of a part of a method's run: their names in the file, and ours.
 pub fn names<'a>(golden: &'a TensorFile, method: &str, part: &str) -> impl Iterator<Item = (&'a str, String)> {
     let prefix = format!("{method}.{part}.");
     golden.names().filter_map(move |name| Some((name, name.strip_prefix(&prefix)?.to_owned())))

@@ -1,18 +1,18 @@
 //! Sentences from templates.
 //!
 //! A template is text with slots: `{thing}`, `{aspect}`, `{aspect2}` and `{adv}` are neutral; `{adj+}`, `{verb+}`,
-//! `{noun+}`, `{phrase+}`, `{advice+}` are filled with words of the sentence's polarity, `{adj-}` and so on with words of
-//! the opposite one. `{adj++}` is a second, different word.
+//! `{noun+}`, `{phrase+}`, `{advice+}` are filled with words of the sentence's polarity, `{adj-}` and so on with words
+//! of the opposite one. `{adj++}` is a second, different word.
 
 use crate::lexicon::{INTENSIFIERS, Lexicon, NEGATIVE, POSITIVE, TOPICS, Topic};
 use crate::random::Random;
 
-/// Which part of a list of words or templates may be used.
+/// The part of a list of words or templates to draw from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// What the labelled training and dev splits are made of.
+    /// For the labelled training and dev splits.
     Seen,
-    /// What only the test split has.
+    /// For the test split alone.
     HeldOut,
     /// Both: the text without labels.
     All,
@@ -70,7 +70,7 @@ const BOTH_HELD_OUT: &[&str] = &[
     "so {adj+} that i will {advice+}",
 ];
 
-/// Positive only: nobody writes them the other way round.
+/// Positive only: nobody writes their negation.
 const POSITIVE_ONLY: &[&str] =
     &["i could not find a single {adj-} thing", "i cannot wait to see more of this {adj+} {thing}"];
 const POSITIVE_HELD_OUT: &[&str] = &["i have no complaints about the {aspect}, it was {adj+}"];
@@ -113,7 +113,7 @@ fn template(random: &mut Random, positive: bool, share: Share) -> &'static str {
     lists.iter().flat_map(|list| list.iter()).nth(index).expect("the index is below the count")
 }
 
-/// What one sentence says.
+/// The content of one sentence.
 pub struct Sentence<'a> {
     pub topic: &'static Topic,
     pub thing: &'a str,
@@ -173,7 +173,7 @@ impl Sentence<'_> {
     }
 }
 
-/// Appends, with "a" made "an" before a vowel.
+/// Appends `piece`; a preceding "a" becomes "an" before a vowel.
 fn push(text: &mut String, piece: &str) {
     let article = text.ends_with(" a ") || text == "a ";
     if article && piece.starts_with(['a', 'e', 'i', 'o', 'u']) && !piece.starts_with("use") {

@@ -1,4 +1,4 @@
-//! Words of the embedded data set. Of every list that carries sentiment, each fourth entry is held out of the training
+//! Words of the embedded data set. Of every list that carries sentiment, every fourth entry is held out of the training
 //! and dev splits (see [`crate::grammar`]).
 
 /// A subject that people write reviews about.

@@ -4,12 +4,12 @@
 //! cargo run --release -p sparta-cli --example default_data -- OUT
 //! ```
 //!
-//! writes `OUT/data/{train,dev,test}.jsonl` (labelled sentences), `OUT/corpus.txt` (a review a line, without labels) and
-//! `OUT/model/{config,tokenizer,tokenizer_config}.json`. Same bytes every time.
+//! writes `OUT/data/{train,dev,test}.jsonl` (labelled sentences), `OUT/corpus.txt` (one unlabelled review per line) and
+//! `OUT/model/{config,tokenizer,tokenizer_config}.json`. The output is the same every time, byte for byte.
 //!
-//! The splits share no sentence. A quarter of the words with sentiment and a quarter of the templates are only in the
-//! test split, of which a third has held-out words, a third held-out templates, a third both. The text without labels has
-//! all of them: its reviews are of one mind from start to end, so that a language model learns which words go together.
+//! The splits share no sentence. A quarter of the words with sentiment and a quarter of the templates occur only in the
+//! test split, of which a third has held-out words, a third held-out templates, and a third both. The unlabelled text
+//! has all of them: each review keeps one opinion throughout, so that a language model learns which words go together.
 
 mod grammar;
 mod lexicon;
@@ -80,7 +80,7 @@ fn labelled(random: &mut Random, count: usize, shares: &[(Share, Share)], known:
     lines
 }
 
-/// A full stop for most; one sentence in `bare` has no final mark.
+/// A full stop for most sentences; one in `bare` has no final mark.
 fn ending(random: &mut Random, bare: usize) -> &'static str {
     match random.below(bare) {
         0 => "",
@@ -101,7 +101,7 @@ fn review(random: &mut Random) -> String {
     sentences.join(" ")
 }
 
-/// A byte-level BPE of the text, and the description of a small Llama.
+/// A byte-level BPE trained on the text, and the configuration of a small Llama.
 fn write_model(dir: &Path, reviews: &[String]) -> Result<(), Box<dyn Error + Send + Sync>> {
     let special = [PAD, BOS, EOS];
     let bytes = ByteLevel::new(true, true, true);

@@ -1,6 +1,6 @@
-//! `sparta-cli plugin check`: what a library's author runs before publishing it.
+//! `sparta-cli plugin check`, to be run on a library before it is published.
 //!
-//! The library is loaded only in child processes, one for each test, so that one which crashes or hangs is a failed test.
+//! The library is loaded only in child processes, one per test, so that a crash or a hang is one failed test.
 
 use super::child::{self, NOTE, REFUSED, SKIPPED};
 use super::jobs;
@@ -19,36 +19,36 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct CheckArgs {
-    /// The library [default: what --device means, with the backends that are installed]
+    /// The library [default: the device that --device selects, among the installed backends]
     #[arg(value_name = "PATH")]
     path: Option<PathBuf>,
-    /// Device to check, of those that the library offers [default: its best]
+    /// Device to check, among those that the library offers [default: its best]
     #[arg(long, value_name = "D")]
     device: Option<String>,
-    /// Data for the task to read; for a method with --model, data to train on [default: none; the built-in reviews]
+    /// Data for the task to read; for a method with --model, training data [default: none; the built-in reviews]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Model to train with the method or on the task [default: the built-in one]
     #[arg(long, value_name = "DIR|NAME")]
     pub model: Option<PathBuf>,
-    /// Task of --data: the one to check, where the library has several; for a method, the one to train [default: sst2]
+    /// Task of --data: the one to check, if the library has several; for a method, the one to train [default: sst2]
     #[arg(long, value_name = "ID")]
     pub task: Option<String>,
     /// Only tests with TEXT in their names; may be repeated
     #[arg(long, value_name = "TEXT")]
     test: Vec<String>,
-    /// Seconds that a test may take
+    /// Time limit of a test, in seconds
     #[arg(long, value_name = "N", default_value = "300")]
     pub limit: u64,
     /// Print one JSON object as the last line on stdout, and text for people on stderr
     #[arg(long)]
     json: bool,
-    /// What a child process does: `list`, or the name of a test
+    /// The work of a child process: `list`, or the name of a test
     #[arg(long, hide = true, value_name = "WHAT")]
     child: Option<String>,
 }
 
-/// What a library is, as its first child process reports it.
+/// A library's contents, as its first child process reports them.
 #[derive(Serialize, Deserialize)]
 struct Contents {
     plugins: Vec<Plugin>,
@@ -74,14 +74,14 @@ struct Report {
 struct TestResult {
     name: String,
     passed: bool,
-    /// It does not apply; `details` say why. Such a test counts as passed.
+    /// The test does not apply; `details` says why. It counts as passed.
     skipped: bool,
     seconds: f64,
-    /// Why it failed, or what was refused or noticed.
+    /// Why it failed, or remarks.
     details: String,
 }
 
-/// Errors: a library that cannot be loaded or fails a test.
+/// Errors: a library that cannot be loaded, or that fails a test.
 pub fn check(args: &CheckArgs, explicit: &[PathBuf], plugins: &PluginSet) -> Result<()> {
     match args.child.as_deref() {
         Some("list") => output::json_line(&contents(args, plugins)?),
@@ -116,7 +116,7 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
         let (mark, said) = match (passed, skipped) {
             (true, false) => ("passed ", details.lines().next().unwrap_or_default()),
             (true, true) => ("skipped", details.trim_start_matches(SKIPPED)),
-            // The whole reason now: a later test may hang.
+            // The whole reason is printed now, as a later test may hang.
             (false, _) => ("FAILED ", details.as_str()),
         };
         output.say(format!("{mark} {:>6.1} s  {name}  {said}", ended.seconds).trim_end())?;
@@ -148,7 +148,7 @@ fn arguments(args: &CheckArgs, explicit: &[PathBuf], what: &str) -> Vec<OsString
 
 // ---- in a child process
 
-/// The library's plugins, the device that is checked, and the tests.
+/// The library's plugins, the device under test, and the tests.
 fn contents(args: &CheckArgs, plugins: &PluginSet) -> Result<Contents> {
     let Some(path) = &args.path else {
         let Some(wanted) = &args.device else {
@@ -191,7 +191,7 @@ fn selected(args: &CheckArgs, names: Vec<String>) -> Result<Vec<String>> {
     Ok(names.into_iter().filter(|name| args.test.is_empty() || args.test.iter().any(|t| name.contains(t))).collect())
 }
 
-/// The plugins of a library, and nothing else.
+/// The plugins of this library alone.
 fn load(path: &Path) -> Result<PluginSet> {
     let set = PluginSet::discover(&DiscoverOptions { explicit: vec![path.to_owned()], ..DiscoverOptions::default() });
     for found in set.report() {
@@ -202,13 +202,13 @@ fn load(path: &Path) -> Result<PluginSet> {
     Ok(set)
 }
 
-/// The device of the library that is meant.
+/// The device to check, among those of the library.
 fn select(devices: &Devices, args: &CheckArgs, library: &PluginSet) -> Result<DeviceInfo> {
     let wanted = args.device.as_deref().or(library.backends().first().map(|backend| &*backend.info().name));
     devices.select(wanted.unwrap_or_default()).cloned()
 }
 
-/// Runs one test; what failed goes to stderr, what was refused, skipped or noticed to stdout.
+/// Runs one test. Failures go to stderr; refusals, skips and remarks to stdout.
 fn run_test(args: &CheckArgs, name: &str, plugins: &PluginSet) -> Result<()> {
     let library = args.path.as_deref().map(load).transpose()?;
     if let Some((path, library)) = args.path.as_deref().zip(library.as_ref()) {

@@ -1,4 +1,4 @@
-//! A part of a check in a process of its own.
+//! One part of a check, in a child process.
 
 use sparta_core::{Error, Result};
 use std::ffi::OsString;
@@ -6,25 +6,25 @@ use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a child says of a test that it has not failed, each with its line.
+/// Prefixes of the lines that a child prints about a test that did not fail.
 pub const REFUSED: &str = "refused: ";
 pub const SKIPPED: &str = "skipped: ";
 pub const NOTE: &str = "note: ";
 
-/// Between looks at a child.
+/// Interval at which a child is polled.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A child process that is over.
+/// A child process that has ended.
 pub struct Ended {
-    /// `None`: it was ended because its time was up.
+    /// `None` if it was killed at its time limit.
     pub status: Option<ExitStatus>,
     pub seconds: f64,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs this program with these arguments, for at most `limit` seconds. Its standard input stays open until it ends, or is
-/// closed from the start.
+/// Runs this program with these arguments, for at most `limit` seconds. Its standard input stays open until it ends,
+/// or, if `closed`, is closed from the start.
 ///
 /// Errors: it cannot be started.
 pub fn run(arguments: &[OsString], limit: u64, closed: bool) -> Result<Ended> {
@@ -41,14 +41,14 @@ pub fn run(arguments: &[OsString], limit: u64, closed: bool) -> Result<Ended> {
     Ok(Ended { status, seconds: start.elapsed().as_secs_f64(), stdout: text(stdout), stderr: text(stderr) })
 }
 
-/// `None`: the child did not end in time, and was made to.
+/// `None`: the child did not end in time and was killed.
 fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
         if Instant::now() > end {
-            // It may have ended by itself just now.
+            // It may have ended just now.
             let _ = child.kill();
             child.wait()?;
             return Ok(None);
@@ -60,7 +60,7 @@ fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> 
 fn reader(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = vec![];
-        // What was read before an error is kept.
+        // Output read before an error is kept.
         let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
         String::from_utf8_lossy(&bytes).into_owned()
     })
@@ -71,14 +71,14 @@ impl Ended {
         self.status.is_some_and(|status| status.success())
     }
 
-    /// What it said of a test that it has not failed.
+    /// Its remarks on a test that did not fail.
     pub fn said(&self) -> String {
         let marked = |line: &&str| [REFUSED, SKIPPED, NOTE].iter().any(|mark| line.starts_with(mark));
         let lines: Vec<&str> = self.stdout.lines().filter(marked).map(|line| line.trim_start_matches(NOTE)).collect();
         lines.join("\n")
     }
 
-    /// Why it failed. A process that crashes or hangs has no message; then the last case that it began is named.
+    /// Why it failed. For a crash or a hang, which leave no message, this names the last case that was begun.
     pub fn why(&self, limit: u64) -> String {
         let last = self.stdout.trim().lines().last().unwrap_or("its start");
         let message = self.stderr.trim().trim_start_matches("error: ");

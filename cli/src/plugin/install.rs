@@ -9,17 +9,17 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct InstallArgs {
-    /// The library
+    /// The library to install
     #[arg(value_name = "PATH")]
     path: PathBuf,
 }
 
 #[derive(Args)]
 pub struct RemoveArgs {
-    /// The plugin's name, as `plugin list` has it
+    /// The plugin's name, as in `plugin list`
     #[arg(value_name = "NAME")]
     name: String,
-    /// method, task or backend, where there are several of the name
+    /// method, task or backend, if several plugins have this name
     #[arg(long, value_name = "KIND", value_parser = one_of(KINDS))]
     kind: Option<PluginKind>,
 }

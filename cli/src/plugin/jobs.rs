@@ -1,4 +1,4 @@
-//! Whole runs of a check: a few steps with a method or on a task, each in a process of its own as a user would start it.
+//! Whole runs within a check: a few steps with a method or on a task, each a child process started as a user would.
 
 use super::check::CheckArgs;
 use super::child::{self, Ended};
@@ -19,9 +19,9 @@ pub struct Job {
     pub kind: PluginKind,
     pub subject: String,
     what: &'static str,
-    /// Options that have no default, with values.
+    /// Values for options without a default.
     required: Vec<String>,
-    /// For a task: a built-in method that can train it.
+    /// For a task, a built-in method that can train it.
     method: &'static str,
 }
 
@@ -29,7 +29,7 @@ const TRAINING: &str = "training, and evaluation in another process";
 const RESUMING: &str = "resuming";
 const CANCELLING: &str = "cancelling and resuming";
 
-/// The jobs of the methods and tasks of a set.
+/// The jobs for the methods and tasks of a set.
 pub fn tests(plugins: &PluginSet) -> Vec<Job> {
     let job = |kind, subject: &str, what, options: &[OptionInfo], method| {
         let values = defaults(options);
@@ -92,7 +92,7 @@ impl Runs<'_> {
         child::run(&all, self.args.limit, closed).map_err(|e| e.to_string())
     }
 
-    /// `run` or `plan` with a number of steps.
+    /// The arguments of `run` or `plan` for this many steps.
     fn options(&self, verb: &str, steps: usize) -> Result<Vec<OsString>, String> {
         let steps = format!("--max-steps={steps}");
         let fixed =
@@ -103,7 +103,7 @@ impl Runs<'_> {
         let method = self.job.kind == PluginKind::Method;
         let mut add = |name: &str, value: OsString| all.extend([OsString::from(name), value]);
         add("--method", if method { self.job.subject.clone().into() } else { self.job.method.into() });
-        // A method without a model of the author's is trained by the built-in job; a task is always given a model.
+        // Without --model a method trains the built-in model; a task is always given a model.
         let built_in = || DefaultJob::values(self.job.method).map_err(|e| e.to_string());
         let model = match (&self.args.model, method) {
             (Some(model), _) => model.into(),
@@ -119,7 +119,7 @@ impl Runs<'_> {
         Ok(all)
     }
 
-    /// Starts a run that is to end well.
+    /// Starts a run that must succeed.
     fn train(&self, out: &str, steps: usize) -> Result<(), Ending> {
         let mut arguments = self.options("run", steps)?;
         arguments.extend(["--until-eof".into(), "--out".into(), self.at(out).into()]);
@@ -130,19 +130,19 @@ impl Runs<'_> {
         let plan = self.call(self.options("plan", steps)?, true)?;
         let (why, refusal) = (ended.why(self.args.limit), plan.why(self.args.limit));
         let broken = ["the process was ended", "the plugin panicked"].iter().any(|sign| refusal.contains(sign));
-        // A method may need what the built-in model does not have; what it does in layers is checked without it.
+        // A method may need what the built-in model lacks; what it computes in layers is checked without the model.
         if self.args.model.is_none()
             && !broken
             && plan.status.is_some_and(|status| matches!(status.code(), Some(1 | 2)))
         {
             return Err(Ending::Skipped(format!(
-                "the built-in model is not trained so; give another with --model and --data: {refusal}"
+                "the method cannot train the built-in model; give another with --model and --data: {refusal}"
             )));
         }
         Err(Ending::Failed(why))
     }
 
-    /// What a resumed run is to come to.
+    /// Resumes a run, which must succeed.
     fn resume(&self, out: &str, steps: usize) -> Result<(), Ending> {
         let steps = format!("--max-steps={steps}");
         let arguments = ["run", "--resume"].map(OsString::from).into_iter().chain([self.at(out).into()]);
@@ -196,7 +196,7 @@ impl Runs<'_> {
         self.train("whole", STEPS)?;
         self.train("half", STEPS / 2)?;
         self.resume("half", STEPS)?;
-        self.same("half", "a run of 3 steps that is resumed")
+        self.same("half", "a resumed run of 3 steps")
     }
 
     fn is_cancelled(&self) -> Outcome {
@@ -205,13 +205,13 @@ impl Runs<'_> {
         arguments.extend(["--until-eof".into(), "--out".into(), self.at("half").into()]);
         let ended = self.call(arguments, true)?;
         if ended.status.and_then(|status| status.code()) != Some(INTERRUPTED.into()) {
-            return Err(Ending::Failed(format!("a run that is interrupted: {}", ended.why(self.args.limit))));
+            return Err(Ending::Failed(format!("an interrupted run: {}", ended.why(self.args.limit))));
         }
         self.resume("half", STEPS)?;
-        self.same("half", "a run that is interrupted and resumed")
+        self.same("half", "an interrupted run and resumed")
     }
 
-    /// Whether a run's adapter is that of the run that was done at once, bit for bit.
+    /// Checks that a run's adapter equals that of the uninterrupted run, bit for bit.
     fn same(&self, out: &str, what: &str) -> Outcome {
         let read = |out: &str| {
             let path = self.at(out).join("adapter/adapter.safetensors");

@@ -6,7 +6,7 @@ use sparta_core::Result;
 use sparta_core::hash::hash_file;
 use sparta_core::plugin::{Found, PluginSet, State};
 
-/// A plugin with the SHA-256 of its library, where there is one that can be read.
+/// A plugin with the SHA-256 of its library, if that can be read.
 #[derive(Serialize)]
 struct Listed<'a> {
     #[serde(flatten)]
@@ -14,7 +14,7 @@ struct Listed<'a> {
     sha256: Option<String>,
 }
 
-/// What was found where, with versions, hashes and errors.
+/// Lists the plugins: where each was found, its version and hash, and errors.
 pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
     let hash = |found: &Found| found.path.is_file().then(|| hash_file(&found.path).ok()).flatten();
     let all: Vec<Listed> = plugins.report().iter().map(|found| Listed { found, sha256: hash(found) }).collect();
@@ -31,7 +31,7 @@ pub fn list(plugins: &PluginSet, json: bool) -> Result<()> {
 fn row(Listed { found, sha256 }: &Listed) -> Vec<String> {
     let state = match &found.state {
         State::Loaded if found.not_its_tasks.is_empty() => "loaded".to_owned(),
-        State::Loaded => format!("loaded, but not its {}: an earlier one has it", found.not_its_tasks.join(", ")),
+        State::Loaded => format!("loaded, except {}: an earlier plugin has it", found.not_its_tasks.join(", ")),
         State::Shadowed { by } => format!("not used: {} was found first", by.display()),
         State::Refused { reason } => format!("refused: {reason}"),
     };

@@ -1,4 +1,4 @@
-//! `sparta-cli plugin`: from a scaffold to a plugin that is installed.
+//! `sparta-cli plugin`: from a scaffold to an installed plugin.
 
 mod check;
 mod child;
@@ -17,12 +17,12 @@ pub use list::list;
 
 #[derive(Subcommand)]
 pub enum PluginCommand {
-    /// Make a crate, or a directory in C, with a plugin to begin with: it builds and passes `plugin check`
+    /// Create a plugin to start from, a crate or a directory in C, that builds and passes `plugin check`
     New(new::NewArgs),
-    /// Test a library before publishing it, each test in a process of its own: of a method and a task, what it answers, computes
-    /// and saves; of a backend, every operation and whole trainings. Exit code 1 when something fails
+    /// Test a library before publishing it, each test in its own process: what a method or task answers, computes and
+    /// saves; every operation of a backend, and whole training runs. The exit code is 1 if a test fails
     Check(check::CheckArgs),
-    /// Copy a library to the user's plugins, with a manifest, in place of an earlier one of its kind and name
+    /// Copy a library to the user's plugins, with a manifest, replacing an earlier one of the same kind and name
     Install(install::InstallArgs),
     /// Remove a plugin from the user's plugins
     Remove(install::RemoveArgs),

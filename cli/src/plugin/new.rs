@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct NewArgs {
-    /// Directory to make; its last part is the name of the crate and of the plugin
+    /// Directory to create; its last part names the crate and the plugin
     #[arg(value_name = "NAME")]
     path: PathBuf,
     /// method, task or backend
@@ -20,7 +20,7 @@ pub struct NewArgs {
     /// rust or c
     #[arg(long, value_name = "LANG", default_value = "rust", value_parser = one_of(LANGUAGES))]
     lang: Language,
-    /// Depend on the SDK in this directory, plugins/sdk of the repository [default: the published version]
+    /// Directory of the SDK to depend on, plugins/sdk of the repository [default: the published version]
     #[arg(long, value_name = "PATH")]
     sdk: Option<PathBuf>,
 }
@@ -33,12 +33,12 @@ enum Language {
 
 const LANGUAGES: &[(&str, Language)] = &[("rust", Language::Rust), ("c", Language::C)];
 
-/// The version of the SDK that this program was built with, as crates depend on it.
+/// The version of the SDK that this program was built with, as a crate's manifest states it.
 const SDK_VERSION: &str = "0.1";
 
 const LINES: &str = include_str!("../../assets/plugin/lines.tsv");
 
-/// Files of a scaffold, with places for names in them.
+/// Files of a scaffold, with placeholders for names.
 type Files = Vec<(&'static str, &'static str)>;
 
 fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
@@ -65,8 +65,8 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
         (PluginKind::Task, Language::C) => directory_of(include_str!("../../assets/plugin/task-c/plugin.c")),
         (PluginKind::Backend, Language::C) => {
             return Err(Error::Usage(
-                "a backend in C is every operation from scratch, of which a scaffold would have none; take --lang rust, which \
-                 begins with the CPU's, or write the SpartaBackend of sparta_plugin.h"
+                "there is no scaffold for a backend in C, which would start every operation from scratch; take --lang rust, which \
+                 starts from the CPU backend, or implement SpartaBackend of sparta_plugin.h"
                     .into(),
             ));
         }
@@ -77,13 +77,12 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
     Ok(all)
 }
 
-/// Errors: a name that no crate can have; something is there already; a directory that cannot be written; an SDK that is not
-/// where it is said to be.
+/// Errors: an invalid name; a path that already exists or cannot be written; no SDK at the given path.
 pub fn new(args: &NewArgs) -> Result<()> {
     let name = args.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     check_name(name)?;
     if fs::symlink_metadata(&args.path).is_ok() {
-        return Err(Error::Usage(format!("{}: it is there already; give another name", args.path.display())));
+        return Err(Error::Usage(format!("{}: it already exists; give another name", args.path.display())));
     }
     let dependencies = dependencies(args)?;
     let filled = |text: &str| {
@@ -101,12 +100,12 @@ pub fn new(args: &NewArgs) -> Result<()> {
     }
     open_to_all(scaffold.path())?;
     files::publish(scaffold.path(), &args.path).map_err(Error::io(&args.path))?;
-    // It is not where it was made any more.
+    // It has been moved away.
     let _ = scaffold.keep();
     explain(args, name)
 }
 
-/// A directory that is made for temporary files can be entered by its owner alone.
+/// Opens a temporary directory, which only its owner can enter, to everybody.
 fn open_to_all(directory: &Path) -> Result<()> {
     #[cfg(unix)]
     {
@@ -119,16 +118,16 @@ fn open_to_all(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A name of a crate, a library and a plugin.
+/// Checks a name, which a crate, a library and a plugin will have.
 fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let fits = name.starts_with(|c: char| c.is_ascii_lowercase()) && !name.ends_with('-') && name.len() <= 64;
-    // Names that a Rust program has already.
+    // Names that Rust reserves.
     let taken = ["test", "core", "std", "alloc", "self", "super", "crate"].contains(&name);
     match fits && !taken && name.chars().all(good) {
         true => Ok(()),
         false => Err(Error::Usage(format!(
-            "{name:?} is no name for a plugin; expected a lower-case letter and then letters, digits and -, for example my-method"
+            "{name:?} cannot be the name of a plugin; expected a lower-case letter and then letters, digits and -, for example my-method"
         ))),
     }
 }
@@ -139,7 +138,7 @@ fn type_name(name: &str) -> String {
     name.split('-').map(capital).collect::<Vec<String>>().concat()
 }
 
-/// The lines of the manifest.
+/// The dependencies in the crate's manifest.
 fn dependencies(args: &NewArgs) -> Result<String> {
     let mut crates = vec![("sparta-plugin", "sdk")];
     if args.kind == PluginKind::Backend {
@@ -156,7 +155,7 @@ fn dependencies(args: &NewArgs) -> Result<String> {
         let path = if directory == "sdk" { &sdk } else { &path };
         if !path.join("Cargo.toml").is_file() {
             return Err(Error::Usage(format!(
-                "--sdk: {} is no crate, expected {name}; give plugins/sdk of the repository",
+                "--sdk: {} is not a crate, expected {name}; give plugins/sdk of the repository",
                 path.display()
             )));
         }
@@ -166,7 +165,7 @@ fn dependencies(args: &NewArgs) -> Result<String> {
     Ok(lines.join("\n"))
 }
 
-/// What to do next.
+/// Prints what to do next.
 fn explain(args: &NewArgs, name: &str) -> Result<()> {
     let path = args.path.display();
     let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);

@@ -1,7 +1,7 @@
-//! The runs as child processes, a few at a time.
+//! Runs as child processes, a few at a time.
 //!
-//! A child ends cleanly when its standard input closes. So it also does when the sweep itself is killed, and there is
-//! nothing to send where systems differ in signals.
+//! A child stops cleanly when its standard input closes. That also covers a sweep that is killed, and needs no signals,
+//! which differ between systems.
 
 use super::definition::EarlyStop;
 use super::state::{Ended, Job, State};
@@ -14,21 +14,21 @@ use std::fs::{self, File};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// Between looks at the children.
+/// Interval at which the children are polled.
 const POLL: Duration = Duration::from_millis(50);
 
-/// Between looks at their metrics.
+/// Interval at which their metrics are read.
 const REVIEW: Duration = Duration::from_secs(1);
 
 pub struct Runner<'a> {
     pub jobs: &'a [Job],
     pub output: Output,
-    /// A device for each run at a time.
+    /// One device per concurrent run.
     pub devices: Vec<String>,
     /// `--plugin` and the like, for the runs.
     pub plugin_options: Vec<String>,
     pub early_stop: Option<EarlyStop>,
-    /// Runs failed ones again.
+    /// Whether failed runs are repeated.
     pub retry: bool,
 }
 
@@ -38,12 +38,12 @@ struct Active {
     /// Position in `devices`.
     slot: usize,
     child: Child,
-    /// Why it is made to stop.
+    /// Why it is being stopped.
     hopeless: Option<String>,
 }
 
 impl Runner<'_> {
-    /// Runs what is not over yet. A run that fails is recorded and the others go on; after Ctrl-C the children save their
+    /// Runs all unfinished jobs. A failure is recorded, and the others continue; after Ctrl-C the children save their
     /// state and end.
     ///
     /// Errors: a directory that cannot be read or written; a child that cannot be started.
@@ -92,7 +92,7 @@ impl Runner<'_> {
         }
         let done = self.jobs.len() - waiting.len();
         if done > 0 {
-            self.output.say(format!("{done} of {} runs are over already", self.jobs.len()))?;
+            self.output.say(format!("{done} of {} runs are already done", self.jobs.len()))?;
         }
         Ok(waiting)
     }
@@ -101,7 +101,7 @@ impl Runner<'_> {
         let job = &self.jobs[index];
         let state = job.state()?;
         if matches!(state, State::Begun { checkpoint: false }) {
-            // There is nothing in it to go on from.
+            // It has no checkpoint to resume from.
             fs::remove_dir_all(&job.directory).map_err(Error::io(&job.directory))?;
         }
         files::create_dirs(&job.directory).map_err(Error::io(&job.directory))?;
@@ -127,7 +127,7 @@ impl Runner<'_> {
         command.spawn().map_err(Error::io(program))
     }
 
-    /// Notes how a child has ended.
+    /// Records how a child ended.
     fn conclude(&self, one: &Active, status: ExitStatus) -> Result<()> {
         let job = &self.jobs[one.job];
         let path = job.directory.join("result.json");
@@ -143,7 +143,7 @@ impl Runner<'_> {
                 format!("stopped {}  {why}", job.name)
             }
             _ if interrupted() => format!("ended   {}  to be resumed", job.name),
-            (true, ..) => return self.fail(job, "it was interrupted from outside; --retry goes on with it".into()),
+            (true, ..) => return self.fail(job, "it was interrupted from outside; --retry resumes it".into()),
             (false, ..) => return self.fail(job, complaint(job, status)),
         };
         self.output.say(line)
@@ -154,7 +154,7 @@ impl Runner<'_> {
         job.record(Some(Ended::Failed(message)))
     }
 
-    /// Stops a run that is below the median of its peers.
+    /// Stops a run that is below the median of its peers, by the sweep's rule.
     fn review(&self, one: &mut Active) {
         let Some(rule) = self.early_stop else { return };
         let job = &self.jobs[one.job];
@@ -168,7 +168,7 @@ impl Runner<'_> {
     }
 }
 
-/// Why a run is not worth going on with, from its evaluations, `(step, metric)`, and those of its peers.
+/// Why a run should be stopped, judging by its evaluations, `(step, metric)`, and those of its peers.
 fn hopeless(rule: EarlyStop, own: &[(usize, f64)], peers: &[Vec<(usize, f64)>]) -> Option<String> {
     let &(step, _) = own.last().filter(|_| own.len() >= rule.after.max(1))?;
     let best = |evaluations: &[(usize, f64)]| {
@@ -193,13 +193,13 @@ fn brief(result: &RunResult, primary: &str) -> String {
     format!("{dev}{} steps in {:.1} s", result.steps, result.training_seconds)
 }
 
-/// The error that a child has written last.
+/// The last error that a child printed.
 fn complaint(job: &Job, status: ExitStatus) -> String {
     let log = files::read(&job.log(), files::LOG).unwrap_or_default();
     let log = String::from_utf8_lossy(&log);
     match log.rfind("\nerror: ").map(|at| at + 1).or_else(|| log.starts_with("error: ").then_some(0)) {
         Some(at) => log[at..].trim_start_matches("error: ").trim().to_owned(),
-        None => format!("{status}; its last words are in {}", job.log().display()),
+        None => format!("{status}; see the end of {}", job.log().display()),
     }
 }
 

@@ -1,9 +1,9 @@
-//! What a sweep is to try: a TOML file, and the combinations that it means.
+//! The definition of a sweep, a TOML file, and the combinations it stands for.
 //!
-//! `[base]` and `[grid]`, or several `[[grid]]` tables, have the options of `run` as keys; a list stands for one run with
-//! each of its values. A table of the grid wins over `[base]`; its key `name` is the row in the comparison, and with
-//! `optional = true` it is left out where its method is not found. `[task.ID]` has what is different for one task, for
-//! example its data, and wins over both.
+//! `[base]` and `[grid]`, or several `[[grid]]` tables, have the options of `run` as keys; a list stands for one run
+//! per value. A grid table overrides `[base]`; its key `name` is the row in the comparison, and with `optional = true`
+//! it is left out if its method is not found. `[task.ID]` holds what differs for one task, such as its data, and
+//! overrides both.
 
 use super::space::{Combination, Space, alternatives};
 use serde::Deserialize;
@@ -18,10 +18,10 @@ const SHIPPED: [(&str, &str); 2] = [
     ("methods", include_str!("../../assets/methods.toml")),
 ];
 
-/// The key of a table whose method may be missing.
+/// Marks a table whose method may be missing.
 const OPTIONAL: &str = "optional";
 
-/// Runs of a sweep: more are days of work on any machine, and a mistake.
+/// The most runs of a sweep: more would take days on any machine, and are surely a mistake.
 const MOST_RUNS: usize = 10_000;
 
 #[derive(Debug, Deserialize)]
@@ -52,7 +52,7 @@ impl Grid {
     }
 }
 
-/// Not all combinations, but `samples` of every table of the grid and every task, drawn without replacement.
+/// Instead of all combinations, `samples` of each grid table and task, drawn without replacement.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Random {
@@ -66,10 +66,10 @@ pub struct Random {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EarlyStop {
-    /// Evaluations on dev before a run may be stopped.
+    /// Evaluations on dev that a run has before it may be stopped.
     #[serde(default = "EarlyStop::after")]
     pub after: usize,
-    /// Other runs that must have come as far.
+    /// Other runs that must have got as far.
     #[serde(default = "EarlyStop::runs")]
     pub runs: usize,
 }
@@ -85,7 +85,7 @@ impl EarlyStop {
 }
 
 impl Definition {
-    /// A file, or a shipped definition by its name.
+    /// Reads a file, or a shipped definition by name.
     pub fn read(source: &Path) -> Result<Definition> {
         let shipped = SHIPPED.iter().find(|(name, _)| source.to_str() == Some(name) && !source.exists());
         let (name, text) = match shipped {
@@ -101,7 +101,7 @@ impl Definition {
     fn parse(text: &str) -> std::result::Result<Definition, String> {
         let definition: Definition = toml::from_str(text).map_err(|e| format!("not the definition of a sweep: {e}"))?;
         if let Some(table) = definition.tables().iter().find(|t| t.contains_key("name") && !t["name"].is_str()) {
-            return Err(format!("name: expected a text, got {}", table["name"]));
+            return Err(format!("name: expected a string, got {}", table["name"]));
         }
         if let Some(table) = definition.tables().iter().find(|t| t.get(OPTIONAL).is_some_and(|v| !v.is_bool())) {
             return Err(format!("{OPTIONAL}: expected true or false, got {}", table[OPTIONAL]));
@@ -124,7 +124,7 @@ impl Definition {
         }
     }
 
-    /// Takes out the optional tables whose method there is not.
+    /// Removes the optional tables whose method is not found.
     ///
     /// Returns these methods.
     pub fn leave_out(&mut self, found: impl Fn(&str) -> bool) -> Vec<String> {
@@ -137,7 +137,7 @@ impl Definition {
         };
         match &mut self.grid {
             Some(Grid::Several(tables)) => tables.retain_mut(stays),
-            // The only table stays, and its run says what is missing.
+            // A single table stays, and its run reports what is missing.
             Some(Grid::One(table)) => drop(table.remove(OPTIONAL)),
             None => {}
         }
@@ -145,7 +145,8 @@ impl Definition {
         missing
     }
 
-    /// Puts a value, or a list of values, in place of those that an option has; an option that is nowhere is for all runs.
+    /// Replaces the value or list of values of an option wherever it is given; an option given nowhere goes into
+    /// `[base]`.
     pub fn set(&mut self, key: &str, value: Value) {
         let mut found = false;
         let tables = self.grid.as_mut().map_or(&mut [][..], Grid::tables_mut);
@@ -159,9 +160,10 @@ impl Definition {
         }
     }
 
-    /// `KEY=VALUE` with a TOML value; what is none is a text. `NAME/KEY=VALUE` is for the row or the task of that name.
+    /// Applies `KEY=VALUE` with a TOML value, or else a string. `NAME/KEY=VALUE` is for the row or the task of that
+    /// name.
     ///
-    /// Errors: no `=`; a name that is no row and no task.
+    /// Errors: no `=`; a name that is neither a row nor a task.
     pub fn set_text(&mut self, text: &str) -> Result<()> {
         let (key, value) = text.split_once('=').ok_or_else(|| {
             Error::Usage(format!("--set {text}: expected KEY=VALUE, for example \"lr=[1e-3, 1e-4]\""))
@@ -201,17 +203,16 @@ impl Definition {
         Ok(())
     }
 
-    /// All tasks, as [base], [grid] and [task.ID] have them.
+    /// All tasks named in [base], [grid] and [task.ID].
     fn task_names(&self) -> Vec<String> {
         let names: BTreeSet<String> = self.given_tasks().into_iter().chain(self.task.keys().cloned()).collect();
         names.into_iter().collect()
     }
 
-    /// Every combination once: by tables, in a table by tasks, and then by the names of the options, of which the first
-    /// varies slowest; or those that are drawn.
+    /// Each combination once, or those that are drawn: ordered by table, task, and then the names of the options, of
+    /// which the first varies slowest.
     ///
-    /// Errors: more runs than a sweep can have; an option that the sweep gives itself; a value that is none of an option; an
-    /// empty list.
+    /// Errors: too many runs; an option that the sweep sets; a value that no option can have; an empty list.
     pub fn combinations(&self) -> Result<Vec<Combination>> {
         let none = [Table::new()];
         let tables = if self.tables().is_empty() { &none } else { self.tables() };
@@ -235,7 +236,7 @@ impl Definition {
         Ok(all.filter(|one| known.insert(one.options.clone())).collect())
     }
 
-    /// Adds a table's spaces, one for each task.
+    /// Adds a table's spaces, one per task.
     fn add_spaces(&self, index: usize, table: &Table, spaces: &mut Vec<Space>) -> Result<()> {
         let mut merged = self.base.clone();
         merged.extend(table.clone());
@@ -252,7 +253,7 @@ impl Definition {
         Ok(())
     }
 
-    /// The names of [task.ID] of which there is no run.
+    /// The tasks of [task.ID] tables that no run has.
     pub fn idle_tasks(&self) -> Vec<&str> {
         let given = self.given_tasks();
         self.task.keys().map(String::as_str).filter(|task| !given.contains(*task)).collect()
@@ -266,7 +267,7 @@ impl Definition {
     }
 }
 
-/// What the row is called in the comparison.
+/// The name of a table's row in the comparison.
 fn row_name(table: &Table) -> Option<&str> {
     table.get("name").or(table.get("method")).and_then(Value::as_str)
 }
@@ -302,7 +303,7 @@ mod tests {
         let same = combinations("[grid]\nname = 'x'\nseed = [5, 4]\nlr = 0.001");
         assert_eq!(one[0].hash(), same[1].hash());
         assert_ne!(one[0].hash(), same[0].hash());
-        // Directories of earlier versions are found again.
+        // Directories of earlier versions are recognised.
         assert_eq!(one[0].hash(), digest("lr=0.001\nseed=4\n"));
         assert_eq!(one[0].hash().len(), 12);
     }
@@ -327,7 +328,7 @@ mod tests {
         assert!(error.contains("8000000000 runs") && error.contains("--samples"), "{error}");
         let drawn = combinations(&format!("{grid}[random]\nsamples = 3"));
         assert_eq!(drawn.len(), 3);
-        // All of a grid that is no larger than what is asked for.
+        // All of a grid that is no larger than the requested number.
         assert_eq!(combinations("[grid]\nlr = [1, 2]\nseed = [1, 2]\n[random]\nsamples = 9").len(), 4);
     }
 

@@ -29,11 +29,11 @@ use toml::Value;
 
 #[derive(Args)]
 pub struct SweepArgs {
-    /// What to try, in TOML: [base] and [grid] with the options of `run`, lists for all of their values; or paper-table,
-    /// the rows of the paper's tables; or methods, every method that is found, at equal trained counts
+    /// What to try, in TOML: [base] and [grid] with the options of `run`, where a list tries each of its values; or
+    /// paper-table, the rows of the paper's tables; or methods, every method found, at equal numbers of trained values
     #[arg(value_name = "FILE.toml")]
     definition: PathBuf,
-    /// Directory for the runs and their comparison; what is finished there is not run again
+    /// Directory for the runs and their comparison; finished runs there are not repeated
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Model of all runs
@@ -45,23 +45,23 @@ pub struct SweepArgs {
     /// Tasks, each a column of the comparison
     #[arg(long, value_name = "A,B,...", value_delimiter = ',')]
     task: Option<Vec<String>>,
-    /// Another value, or a list of values, for an option; ROW/KEY=VALUE and TASK/KEY=VALUE for one row or one task; may be
-    /// repeated
+    /// Replace the value of an option by another one, or a list; ROW/KEY=VALUE and TASK/KEY=VALUE change one row or one
+    /// task; may be repeated
     #[arg(long, value_name = "[NAME/]KEY=VALUE")]
     set: Vec<String>,
-    /// Draw N combinations of each table of the grid and each task, instead of all
+    /// Draw N combinations for each grid table and task, instead of trying all
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     samples: Option<usize>,
     /// Devices, one run at a time on each
     #[arg(long, value_name = "D,D,...", value_delimiter = ',', default_value = "auto")]
     device: Vec<String>,
-    /// Runs at a time [default: one for each device]
+    /// Number of concurrent runs [default: one per device]
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     jobs: Option<usize>,
-    /// Run again what has failed
+    /// Repeat failed runs
     #[arg(long)]
     retry: bool,
-    /// List the runs and their states, and run nothing
+    /// List the runs and their states without running anything
     #[arg(long)]
     dry_run: bool,
     /// Print one JSON object as the last line on stdout, and text for people on stderr
@@ -109,7 +109,7 @@ pub fn sweep(args: SweepArgs, plugin_options: Vec<String>, plugins: &PluginSet) 
     compare(output, &args.out, &jobs)
 }
 
-/// The file with what the command line changes.
+/// The definition, with the changes made on the command line.
 fn definition(args: &SweepArgs) -> Result<Definition> {
     let mut definition = Definition::read(&args.definition)?;
     let text = |text: &String| Value::String(text.clone());
@@ -129,7 +129,7 @@ fn definition(args: &SweepArgs) -> Result<Definition> {
     Ok(definition)
 }
 
-/// Errors: a [task.ID] that is no task, or of which there is no run; where --task has chosen `some`, it may have none.
+/// Errors: a [task.ID] that is not a task, or that no run has, unless --task has chosen `some`.
 fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Result<()> {
     for task in definition.idle_tasks() {
         plugins.task(task).map_err(|e| Error::Usage(format!("[task.{task}]: {e}")))?;
@@ -141,7 +141,7 @@ fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Resu
     Ok(())
 }
 
-/// Checks the options as `run` would, so that a mistake is told before hours of other runs.
+/// Checks the options as `run` would, so that a mistake is reported before hours of other runs.
 fn job(one: &Combination, out: &Path, plugin_options: &[String], plugins: &PluginSet) -> Result<Job> {
     let options = one.options.iter().map(|(key, value)| format!("--{key}={value}"));
     let fail = |what: String| Error::Usage(format!("a run with {}: {what}", join(options.clone())));
@@ -151,12 +151,12 @@ fn job(one: &Combination, out: &Path, plugin_options: &[String], plugins: &Plugi
         Stop::Error(error) => fail(error.to_string()),
     })?;
     let Command::Run { args, .. } = parsed.cli.command else {
-        return Err(fail("this is no run".into()));
+        return Err(fail("these are not the options of a run".into()));
     };
     let Sources { model, data, task, method, .. } = args.sources;
     let task = task.ok_or_else(|| fail("there is no task; give --task, or `task` in [base]".into()))?;
     if model.is_none() || data.is_none() {
-        return Err(fail("model and data are given both or neither; see --model and --data".into()));
+        return Err(fail("give both --model and --data, or neither".into()));
     }
     let name = format!("{task}-{}-{}", method, one.hash());
     Ok(Job {
@@ -193,7 +193,7 @@ fn list(output: Output, jobs: &[Job]) -> Result<()> {
     output.result(&names)
 }
 
-/// Keeps a second sweep out of the directory, as long as this process lives.
+/// Keeps a second sweep out of the directory as long as this process lives.
 fn lock(out: &Path) -> Result<File> {
     files::create_dirs(out).map_err(Error::io(out))?;
     let path = out.join(".lock");
@@ -207,9 +207,9 @@ fn lock(out: &Path) -> Result<File> {
     }
 }
 
-/// Writes the comparison in its forms.
+/// Writes the comparison in all its formats.
 ///
-/// Errors: a file that cannot be written; no run has a result, and not because of an interruption.
+/// Errors: a file that cannot be written; no run has a result, although none was interrupted.
 fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     let comparison = Comparison::read(jobs)?;
     let markdown = comparison.markdown();
@@ -230,10 +230,12 @@ fn compare(output: Output, out: &Path, jobs: &[Job]) -> Result<()> {
     }
     let [finished, failed, stopped_early, not_finished] = comparison.counts();
     output.say(format!("\n{markdown}\n"))?;
-    output.say(format!("{finished} finished, {failed} failed, {stopped_early} stopped early, {not_finished} to do"))?;
+    output.say(format!(
+        "{finished} finished, {failed} failed, {stopped_early} stopped early, {not_finished} unfinished"
+    ))?;
     output.say(format!("written    {} in {}", written.join(", "), out.display()))?;
     if not_finished > 0 && interrupted() {
-        output.say("the same command goes on with the rest")?;
+        output.say("the same command continues with the rest")?;
     }
     let best = best.iter().map(PathBuf::as_path).collect();
     output.result(&Summary { out, finished, failed, stopped_early, not_finished, best })?;

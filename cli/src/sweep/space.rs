@@ -1,4 +1,4 @@
-//! The combinations of a table of the grid for one task, and how some of them are drawn.
+//! The combinations of one grid table for one task, and random samples of them.
 
 use crate::parse::argument_value;
 use sha2::{Digest, Sha256};
@@ -6,19 +6,19 @@ use sparta_core::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
-/// Options that the sweep itself gives to its runs.
+/// Options that the sweep sets for its runs.
 const OWN: [&str; 7] = ["out", "resume", "config", "json", "device", "tui", "until-eof"];
 
 /// One run of a sweep.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Combination {
-    /// Which table of the grid it is from.
+    /// Its table in the grid.
     pub table: usize,
     /// Its row in the comparison; the method's name if absent.
     pub row: Option<String>,
     /// Options of `run` by name.
     pub options: BTreeMap<String, String>,
-    /// Those that have several values in this sweep.
+    /// The options with several values in this sweep.
     pub varied: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Combination {
         digest(&text)
     }
 
-    /// `lr 0.001, density 0.05`: what is special about this run, besides its method and task.
+    /// `lr 0.001, density 0.05`: what sets this run apart, besides its method and task.
     pub fn setting(&self) -> String {
         let shown = self.varied.iter().filter(|key| !["method", "task"].contains(&key.as_str()));
         let shown = shown.filter_map(|key| Some(format!("{key} {}", short(self.options.get(key)?))));
@@ -37,7 +37,7 @@ impl Combination {
     }
 }
 
-/// `1e-7` in place of `0.0000001`; what is no number of this kind stays.
+/// `1e-7` for `0.0000001`; other values are unchanged.
 fn short(value: &str) -> String {
     match value.parse::<f64>() {
         Ok(x) if x != 0.0 && x.is_finite() && !(1e-3..1e9).contains(&x.abs()) => format!("{x:e}"),
@@ -59,14 +59,14 @@ pub struct Space {
 type Point = Vec<usize>;
 
 impl Space {
-    /// Errors: an option that the sweep gives itself; a value that is none of an option; an empty list.
+    /// Errors: an option that the sweep sets; a value that no option can have; an empty list.
     pub fn new(table: usize, mut merged: Table) -> Result<Space> {
         let row = match merged.remove("name") {
             Some(Value::String(row)) => Some(row),
             _ => None,
         };
         if let Some(key) = OWN.into_iter().find(|key| merged.contains_key(*key)) {
-            return Err(Error::Usage(format!("{key}: the sweep gives this option to its runs itself; leave it out")));
+            return Err(Error::Usage(format!("{key}: the sweep sets this option for its runs; leave it out")));
         }
         let options = merged.iter().map(|(key, value)| Ok((key.clone(), alternatives(key, value)?)));
         Ok(Space { table, row, options: options.collect::<Result<_>>()? })
@@ -77,7 +77,7 @@ impl Space {
         self.options.iter().fold(1, |size, (_, values)| size.saturating_mul(values.len() as u128))
     }
 
-    /// Every combination; the first option varies slowest.
+    /// All combinations; the first option varies slowest.
     pub fn all(&self) -> Vec<Combination> {
         let mut points: Vec<Point> = vec![vec![]];
         for (_, values) in &self.options {
@@ -92,8 +92,8 @@ impl Space {
 
     /// `samples` combinations without replacement, or all if there are no more, in the order of [`Space::all`].
     ///
-    /// A draw takes of each option the value whose hash with the seed and the draw's number is least. So no more than
-    /// the values are looked at, and a list that grows keeps most of the draws.
+    /// For each option, a draw takes the value whose hash with the seed and the draw's number is smallest. This looks
+    /// only at the values, and most draws stay the same when a list grows.
     pub fn draw(&self, samples: usize, seed: u64) -> Vec<Combination> {
         if self.size() <= samples as u128 {
             return self.all();
@@ -123,7 +123,7 @@ impl Space {
 pub fn alternatives(key: &str, value: &Value) -> Result<Vec<String>> {
     let one = |value: &Value| {
         argument_value(value)
-            .ok_or_else(|| Error::Usage(format!("{key}: expected a text, a number, true or false, got {value}")))
+            .ok_or_else(|| Error::Usage(format!("{key}: expected a string, a number, true or false, got {value}")))
     };
     let mut values = match value {
         Value::Array(list) if list.is_empty() => return Err(Error::Usage(format!("{key}: the list is empty"))),

@@ -1,4 +1,4 @@
-//! What the directory of a run tells about it, so that a sweep can go on where it was.
+//! The state of a run, read from its directory, so that a sweep can be resumed.
 
 use serde::{Deserialize, Serialize};
 use sparta_core::job::{EvalReport, RunResult, Stopped};
@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A run of a sweep and where it is.
+/// A run of a sweep, and its directory.
 pub struct Job {
     /// `sst2-sparta-0123456789ab`.
     pub name: String,
@@ -17,7 +17,7 @@ pub struct Job {
     /// Row in the comparison.
     pub row: String,
     pub task: String,
-    /// The metric of its task that comparisons look at, as the task is described.
+    /// The primary metric of its task, as the task declares it.
     pub primary: String,
     pub setting: String,
     pub options: BTreeMap<String, String>,
@@ -26,7 +26,7 @@ pub struct Job {
 #[allow(clippy::large_enum_variant)]
 pub enum State {
     New,
-    /// Begun and not ended, with or without a checkpoint to go on from.
+    /// Started and not ended, with or without a checkpoint to resume from.
     Begun {
         checkpoint: bool,
     },
@@ -35,7 +35,7 @@ pub enum State {
     StoppedEarly(String),
 }
 
-/// Why a run is over without a result; stored in its directory.
+/// Why a run ended without a result; stored in its directory.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ended {
@@ -55,7 +55,7 @@ impl Job {
         self.directory.join("log.txt")
     }
 
-    /// The metric that comparisons look at: a task that finds its labels in the data may have another one than described.
+    /// The primary metric: a task that finds its labels in the data may have another one than it declares.
     pub fn metric(&self) -> String {
         #[derive(Deserialize)]
         struct Plan {
@@ -70,9 +70,9 @@ impl Job {
         self.directory.join("sweep.json")
     }
 
-    /// A record that is damaged counts as none: what the run itself has written decides then.
+    /// A damaged record is ignored in favour of the run's own files.
     ///
-    /// Errors: a file that cannot be read; a result that is damaged.
+    /// Errors: a file that cannot be read; a damaged result.
     pub fn state(&self) -> Result<State> {
         let record: Option<Record> = match read_text(&self.record_path())? {
             Some(text) => serde_json::from_str(&text).ok(),
@@ -99,7 +99,7 @@ impl Job {
         entries.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("step-"))
     }
 
-    /// Stores that the run is under way, or why it is over.
+    /// Records that the run is under way, or why it ended.
     pub fn record(&self, ended: Option<Ended>) -> Result<()> {
         let record = Record { options: self.options.clone(), ended };
         let text = serde_json::to_string_pretty(&record).map_err(|e| Error::Usage(e.to_string()))?;
@@ -107,7 +107,7 @@ impl Job {
         atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
     }
 
-    /// Step and metric of the evaluations on dev so far.
+    /// Step and metric of each evaluation on dev so far.
     pub fn evaluations(&self) -> Vec<(usize, f64)> {
         let text = files::read_text(&self.directory.join("metrics.jsonl"), files::LOG).unwrap_or_default();
         let reports = text.lines().filter(|line| line.starts_with("{\"kind\":\"eval\""));

@@ -1,5 +1,5 @@
-//! The comparison at the end of a sweep: method x task, the best setting by the metric on dev, where runs that differ in
-//! their seed alone are one setting with the mean of their results.
+//! The comparison at the end of a sweep: method x task, with the best setting by the metric on dev. Runs that differ
+//! only in their seed are one setting, whose results are averaged.
 
 use super::state::{Job, State};
 use crate::output::bytes;
@@ -14,7 +14,7 @@ pub struct Comparison<'a> {
     pub runs: Vec<(&'a Job, State)>,
 }
 
-/// The finished runs of one setting, one for each seed.
+/// The finished runs of one setting, one per seed.
 pub struct Setting<'a> {
     runs: Vec<(&'a Job, &'a RunResult)>,
 }
@@ -28,7 +28,7 @@ impl<'a> Setting<'a> {
         self.runs[0].0
     }
 
-    /// The mean over the seeds; `None` where a run does not have it.
+    /// The mean over the seeds; `None` if a run lacks the value.
     fn mean(&self, of: impl Fn(&Job, &RunResult) -> Option<f64>) -> Option<f64> {
         let values: Option<Vec<f64>> = self.runs.iter().map(|(job, result)| of(job, result)).collect();
         values.map(|values| values.iter().sum::<f64>() / values.len() as f64)
@@ -43,12 +43,12 @@ impl<'a> Setting<'a> {
         self.mean(|_, result| Some(split(result)?.loss))
     }
 
-    /// Better is greater: the metric on dev, then the loss.
+    /// Greater is better: the metric on dev, then the negated loss.
     fn rank(&self) -> (f64, f64) {
         (self.metric(dev).unwrap_or(f64::NEG_INFINITY), -self.loss(dev).unwrap_or(f64::INFINITY))
     }
 
-    /// What is special about it, and over how many seeds it is the mean.
+    /// What sets it apart, and the number of seeds averaged.
     fn title(&self) -> String {
         let own = self.first().setting.split(", ").filter(|part| !part.is_empty());
         match self.runs.len() {
@@ -75,7 +75,7 @@ impl<'a> Comparison<'a> {
         Ok(Comparison { runs })
     }
 
-    /// How many runs are finished, failed, stopped early, and not over.
+    /// Numbers of finished, failed, early-stopped and unfinished runs.
     pub fn counts(&self) -> [usize; 4] {
         let mut counts = [0; 4];
         for (_, state) in &self.runs {
@@ -90,7 +90,7 @@ impl<'a> Comparison<'a> {
         counts
     }
 
-    /// Of every row and task the setting that is best on dev, then that of the lower loss, then the first; by rows.
+    /// For each row and task, the best setting on dev; ties go to the lower loss, then to the first. Ordered by row.
     pub fn best(&self) -> Vec<Setting<'_>> {
         let rows = distinct(self.runs.iter().map(|(job, _)| job.row.as_str()));
         let tasks = self.tasks();
@@ -108,7 +108,7 @@ impl<'a> Comparison<'a> {
             }
         }
         let settings = settings.into_iter().map(|(_, setting)| setting);
-        // The first of several that are equal stays.
+        // The first of equal settings wins.
         settings.reduce(|best, next| if next.rank() > best.rank() { next } else { best })
     }
 
@@ -166,7 +166,7 @@ impl<'a> Comparison<'a> {
         markdown_table(&header, cells)
     }
 
-    /// Every run, a line each, with numbers in full.
+    /// All runs, one per line, with full precision.
     pub fn csv(&self) -> Result<Vec<u8>> {
         let header = ["run", "method", "task", "setting", "state", "best", "metric", "dev_metric", "dev_loss"];
         let more = ["test_metric", "test_loss", "trained_share", "training_seconds", "device_memory", "message"];
@@ -243,7 +243,7 @@ fn share(result: &RunResult) -> f64 {
     (result.trainable.body + result.trainable.head) as f64 / result.parameters as f64
 }
 
-/// Of all its seeds, of which some may draw more.
+/// The share that is trained, averaged over seeds, which may draw different numbers.
 fn trained(one: &Setting) -> String {
     format!("{:.4} %", 100.0 * one.mean(|_, result| Some(share(result))).unwrap_or_default())
 }
@@ -281,7 +281,7 @@ mod tests {
         Job { name, directory: PathBuf::new(), row, task, primary, setting, options }
     }
 
-    /// A finished run by its metric and loss on dev and the metric on test.
+    /// A finished run with this metric and loss on dev, and this metric on test.
     fn finished(metric: &str, dev: f64, loss: f64, test: f64) -> State {
         let result = json!({
             "stopped": "completed", "steps": 3, "skipped_steps": 0, "best_step": null,

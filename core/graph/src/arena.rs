@@ -1,9 +1,9 @@
-//! Places blocks of memory by when they are in use, so that the arena stays small.
+//! Places blocks of memory by their lifetimes, so that the arena stays small.
 
 use crate::graph::ALIGNMENT;
 use std::ops::Range;
 
-/// Memory that is in use from step to step of a program.
+/// Memory in use between two steps of a program.
 pub(crate) struct Block {
     bytes: usize,
     /// The last step that uses it.
@@ -18,12 +18,12 @@ struct Part {
 }
 
 impl Block {
-    /// A block that nothing uses yet.
+    /// An unused block.
     pub fn new(bytes: usize, step: usize) -> Self {
         Block { bytes: bytes.max(1).next_multiple_of(ALIGNMENT), last: step, parts: Vec::new() }
     }
 
-    /// Bytes from `offset` on are in use from a step on, where they are not already.
+    /// Marks bytes from `offset` on as used from step `first` on, unless they already are.
     pub fn use_from(&mut self, first: usize, offset: usize, bytes: usize) {
         if bytes > 0 && self.parts.iter().all(|part| part.range.start != offset) {
             self.parts.push(Part { range: offset..offset + bytes.next_multiple_of(ALIGNMENT), first });
@@ -35,16 +35,16 @@ impl Block {
     }
 }
 
-/// Bytes of the segments that blocks lie in, and the segment and offset of each block.
+/// The sizes of the segments, and the segment and offset of each block.
 pub(crate) struct Arena {
     pub segments: Vec<usize>,
     pub places: Vec<(usize, usize)>,
 }
 
 impl Arena {
-    /// Places the largest blocks first, each as low as it can lie beside those that are in use at the same time (Pisarchyk
+    /// Places the largest blocks first, each at the lowest offset free of blocks in use at the same time (Pisarchyk
     /// and Lee 2020, "Efficient Memory Management for Deep Neural Net Inference", greedy by size). The first
-    /// segments end where those of `reserved` do, further ones at `limit`; what is larger gets one of its own.
+    /// segments have the sizes in `reserved`, further ones at most `limit`; a larger block gets its own.
     pub fn of(blocks: &[Block], reserved: &[usize], limit: usize) -> Arena {
         let mut order: Vec<usize> = (0..blocks.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), blocks[i].first(), i));
@@ -70,7 +70,7 @@ impl Arena {
     }
 }
 
-/// The lowest offset of block `i` in a segment where these blocks are placed.
+/// The lowest free offset for block `i` in a segment with these blocks.
 fn lowest(blocks: &[Block], i: usize, placed: &[usize], places: &[(usize, usize)]) -> usize {
     let block = &blocks[i];
     let mut taken: Vec<Range<usize>> = Vec::new();

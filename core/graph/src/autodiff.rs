@@ -1,24 +1,24 @@
-//! Reverse-mode differentiation on the graph, pruned by need: no gradient is computed for a tensor that leads to no
-//! requested one.
+//! Reverse-mode differentiation on the graph, pruned by need: no gradient is computed for a tensor that no requested
+//! gradient depends on.
 
 use crate::graph::{Graph, GraphError, Node, Value};
 use crate::ops::{Add, Cast, Fill, Gather, ScaleBy};
 use crate::{DType, Op};
 use std::collections::HashMap;
 
-/// Which elements of a tensor's gradient are wanted.
+/// The requested elements of a tensor's gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GradRequest {
     Dense,
-    /// Only the elements at `index` (u32 `[n]`, flat, ascending). With `row_ptr` (of [`crate::ops::SampledGrad`]) those
-    /// of a linear layer's weight are computed alone; otherwise they are picked from the dense gradient.
+    /// Only the elements at `index` (u32 `[n]`, flat, ascending). With `row_ptr` (of [`crate::ops::SampledGrad`]), a
+    /// linear layer computes only these; otherwise they are gathered from the dense gradient.
     Sampled {
         index: Value,
         row_ptr: Option<Value>,
     },
 }
 
-/// The state of one backward pass; gradient rules of ops work on it.
+/// The state of one backward pass, on which the ops' gradient rules work.
 pub struct GradCtx<'g> {
     pub graph: &'g mut Graph,
     needed: Vec<bool>,
@@ -39,13 +39,13 @@ impl GradCtx<'_> {
         Ok(if own { ty.dtype } else { DType::F32 })
     }
 
-    /// The same numbers in this type.
+    /// Casts a value to this type.
     pub fn cast(&mut self, value: Value, to: DType) -> Result<Value, GraphError> {
         if self.graph.ty(value)?.dtype == to { Ok(value) } else { self.graph.one(Cast { to }, &[value]) }
     }
 
-    /// Takes what has been accumulated for `value` so far, for a rule that adds to it in its own kernel; the rule
-    /// must [`add`](Self::add) the sum. Nothing where that has another type than the kernel's, or a sampled form.
+    /// Takes the gradient accumulated for `value` so far, for a rule that adds to it in its own kernel; the rule must
+    /// [`add`](Self::add) the sum. `None` if it has another type than the kernel's, or is sampled.
     pub fn take(&mut self, value: Value, dtype: DType) -> Option<Value> {
         if self.sampled(value).is_some() || self.grad_type(value) != Ok(dtype) {
             return None;
@@ -53,12 +53,12 @@ impl GradCtx<'_> {
         self.grads.remove(&self.target(value))
     }
 
-    /// The tensor whose gradient that of `value` is part of: itself, or its master.
+    /// The tensor to whose gradient that of `value` contributes: itself, or its master.
     fn target(&self, value: Value) -> Value {
         self.graph.info(value).master.unwrap_or(value)
     }
 
-    /// The index set, when only chosen elements of this gradient are wanted.
+    /// The index set, if only chosen elements of this gradient are requested.
     pub fn sampled(&self, value: Value) -> Option<(Value, Option<Value>)> {
         match self.requests.get(&self.target(value)) {
             Some(GradRequest::Sampled { index, row_ptr }) => Some((*index, *row_ptr)),
@@ -66,7 +66,7 @@ impl GradCtx<'_> {
         }
     }
 
-    /// Adds a dense gradient; the chosen elements of it are taken where only those are wanted.
+    /// Adds a dense gradient, or its chosen elements if only those are requested.
     pub fn add(&mut self, value: Value, grad: Value) -> Result<(), GraphError> {
         match self.sampled(value) {
             Some((index, _)) => {
@@ -89,9 +89,9 @@ impl GradCtx<'_> {
         Ok(())
     }
 
-    /// For an op that computes its gradients along with its result: puts `op` in the place of a forward node. Inputs of
-    /// the new node are those of the old one and `more`, which are external tensors; its first `kept` outputs are
-    /// those of the old one. Returns the other outputs.
+    /// For an op that computes its gradients along with its result: replaces a forward node by `op`. The new node has
+    /// the inputs of the old one and the external tensors `more`; its first `kept` outputs replace those of the old
+    /// one. Returns the other outputs.
     pub(crate) fn extend(
         &mut self,
         node: &Node,
@@ -105,7 +105,7 @@ impl GradCtx<'_> {
         self.graph.replace(at, op.into(), inputs, kept)
     }
 
-    /// `grad` times the scalar `factor`; `grad` itself where that is the constant 1.
+    /// `grad` times the scalar `factor`; `grad` itself if that is the constant 1.
     pub(crate) fn scaled(&mut self, grad: Value, factor: Value) -> Result<Value, GraphError> {
         let one = |node: &Node| node.outputs == [factor] && matches!(node.op, Op::Fill(Fill { value: 1.0, .. }));
         if self.graph.nodes().iter().any(one) {
@@ -120,8 +120,8 @@ impl GradCtx<'_> {
 }
 
 /// Appends the backward pass to `graph` and returns the gradient of each requested tensor, in order: of the tensor's
-/// shape, or `[n]` for a sampled one; f32 for external tensors, for others in the tensor's type. What is read through a
-/// shadow ([`Graph::shadow`]) counts for its master.
+/// shape, or `[n]` for a sampled one; f32 for external tensors, otherwise in the tensor's type. A shadow's gradient
+/// ([`Graph::shadow`]) counts for its master.
 ///
 /// `seeds` are outputs with their upstream gradients. Errors: a requested tensor does not influence any seed.
 pub fn gradients(
@@ -150,7 +150,7 @@ pub fn gradients(
     }
     for i in (0..forward).rev() {
         let node = ctx.graph.nodes()[i].clone();
-        // They stay in the map: an intermediate tensor may be requested as well.
+        // They stay in the map, as an intermediate tensor may be requested as well.
         let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| ctx.grads.get(v).copied()).collect();
         if grads.iter().any(Option::is_some) && node.inputs.iter().any(|&v| ctx.needs(v)) {
             ctx.graph.set_label(node.label.clone());

@@ -10,7 +10,7 @@ pub struct BufferId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PlanId(pub u64);
 
-/// One piece of work of [`Backend::submit`].
+/// A piece of work for [`Backend::submit`].
 #[derive(Clone, Copy, Debug)]
 pub enum Work<'a> {
     /// Overwrites elements as [`Backend::write`] does.
@@ -19,12 +19,12 @@ pub enum Work<'a> {
     Run(PlanId),
 }
 
-/// A read that was requested and not fetched yet.
+/// A requested read, not fetched yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReadId {
-    /// The device is still at it; the number is the backend's own.
+    /// Not finished; the number is the backend's own.
     Pending(u64),
-    /// The device had the bytes at once.
+    /// The bytes, available at once.
     Ready(Vec<u8>),
 }
 
@@ -46,46 +46,47 @@ pub struct DeviceInfo {
     pub id: String,
     pub name: String,
     pub kind: DeviceKind,
-    /// Where the card is, `0000:01:00.0` on a PCI bus: a card that two backends list is there twice. `None` where the driver
-    /// does not tell.
+    /// The card's address, `0000:01:00.0` on a PCI bus, which identifies a card listed by two backends. `None` if the
+    /// driver does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub card: Option<String>,
     /// API and driver with their versions.
     pub driver: String,
-    /// Bytes of memory the device can give to one process, where the driver tells.
+    /// Bytes of memory available to one process, if the driver reports them.
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,
-    /// Bytes that the WGSL kernels may bind of a buffer: larger tensors are worked on in shards, and what a kernel needs
-    /// whole must not be larger. `None` for a backend with kernels of its own, which reach all of their operands.
+    /// Bytes of a buffer that the WGSL kernels can bind at once: larger tensors are processed in shards, and an operand
+    /// that a kernel needs whole must not be larger. `None` for a backend with its own kernels, without this limit.
     #[serde(default)]
     pub max_binding: Option<u64>,
-    /// Whether the arena of a plan may be several buffers.
+    /// Whether a plan's arena may consist of several buffers.
     #[serde(default)]
     pub segments: bool,
     /// Whether plans may let an output share memory with an input ([`crate::Op::reuses`]).
     #[serde(default)]
     pub in_place: bool,
-    /// Types that activations may have in plans for this device. A backend that does not say takes f32 only.
+    /// Types that activations may have in plans for this device; f32 alone by default.
     #[serde(default = "only_f32")]
     pub activations: Vec<DType>,
     /// 16-bit types that the device multiplies in hardware faster than f32.
     #[serde(default)]
     pub products: Vec<DType>,
-    /// What multiplies 16-bit floats, for people: `matrix units 16x16x16 f16`, or `f32` where they are multiplied as f32 is.
+    /// How 16-bit floats are multiplied, as text: `matrix units 16x16x16 f16`, or `f32` if they are multiplied like
+    /// f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multiplier: Option<String>,
-    /// Whether attention of bf16 rounds probabilities and gradients of scores to bf16 before it multiplies them, as matrix
-    /// units take them; otherwise only its results are rounded.
+    /// Whether attention in bf16 rounds probabilities and gradients of scores to bf16 before multiplying, as for matrix
+    /// units; otherwise only its results are rounded.
     #[serde(default)]
     pub rounds_in_attention: bool,
-    /// The costs by which the device chooses between sampled and dense gradients; `None` where it does not.
+    /// The costs by which the device chooses between sampled and dense gradients; `None` if it does not choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,
 }
 
-/// How many multiplications of a dense matrix product take as long as one of a dot product for a chosen element, by the
-/// operands' types: where a larger share than 1 / this is chosen, its gradients are taken from the dense product.
+/// The cost of a multiplication in the dot product of a chosen element, relative to one in a dense matrix product, by
+/// the operands' types: if a larger share than 1 / this is chosen, gradients are taken from the dense product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampledCost {
     pub f32: u32,
@@ -103,9 +104,9 @@ impl DeviceInfo {
         self.plan_within(graph, &[])
     }
 
-    /// The plan of a graph on this device, where an arena in segments of `reserved` bytes is there already.
+    /// The plan of a graph on this device, given an arena with segments of `reserved` bytes.
     pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
-        // What is there is one segment where plans can have no more, and that grows.
+        // If plans can have only one segment, it grows as needed.
         let reserved = if self.segments { reserved } else { &[] };
         Plan::within(graph, self.in_place, reserved, self.segment_limit())
     }
@@ -120,15 +121,15 @@ fn only_f32() -> Vec<DType> {
 pub struct MemoryUse {
     /// Bytes in use now.
     pub in_use: u64,
-    /// The most bytes that were in use at a time.
+    /// Peak bytes in use.
     pub peak: u64,
-    /// Of those in use, what prepared plans take beside arenas and tensors: scratch memory, parameters of launches. 0 where
-    /// a backend does not tell.
+    /// The part of those in use that prepared plans take besides arenas and tensors: scratch memory and launch
+    /// parameters. 0 if a backend does not report it.
     #[serde(default)]
     pub plans: u64,
 }
 
-/// Bytes in GiB, or in MiB where that is less than one.
+/// Bytes in GiB, or in MiB below one GiB.
 pub fn memory_size(bytes: u64) -> String {
     const MIB: f64 = 1048576.0;
     match bytes as f64 / MIB {
@@ -137,7 +138,7 @@ pub fn memory_size(bytes: u64) -> String {
     }
 }
 
-/// What can go wrong on a device.
+/// Errors of a device.
 #[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendError {
@@ -167,15 +168,15 @@ pub trait Backend: Send {
 
     fn free(&mut self, buffer: BufferId);
 
-    /// What this backend has allocated; `None` where it does not count.
+    /// The memory that this backend has allocated; `None` if it does not count.
     fn memory_use(&self) -> Option<MemoryUse> {
         None
     }
 
-    /// Whether the backend has every operation of a plan; to be asked before a run begins. The default is for backends
-    /// that have all.
+    /// Checks that the backend has every operation of a plan, before a run starts. The default is for backends that
+    /// have all of them.
     ///
-    /// Errors: what is missing.
+    /// Errors: a missing operation.
     fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
         let _ = plan;
         Ok(())
@@ -195,7 +196,7 @@ pub trait Backend: Send {
     /// Runs every call of the plan in order, as one submission where the device allows.
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError>;
 
-    /// Does pieces of work in order: one upload and one submission where the device allows.
+    /// Does pieces of work in order, in one upload and one submission if the device allows.
     ///
     /// Errors: those of `write` and `run`. The work before the failing piece may have been done.
     fn submit(&mut self, work: &[Work]) -> Result<(), BackendError> {
@@ -208,9 +209,8 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Asks for `bytes` bytes from element `offset` on, as they are after all work submitted so far. A device that
-    /// works while the host goes on does not wait for it here; the default is for devices that are done when `run`
-    /// returns.
+    /// Requests `bytes` bytes from element `offset` on, as they will be after all work submitted so far. Asynchronous
+    /// devices do not wait here; the default is for devices that are done when `run` returns.
     fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
         let mut out = vec![0; bytes];
         self.read(buffer, offset, &mut out)?;
@@ -228,7 +228,7 @@ pub trait Backend: Send {
         copied.map_err(|reason| BackendError::Other { device: self.info().id, reason })
     }
 
-    /// [`Backend::run`], and what each of the plan's calls took, in their order. It waits for the device.
+    /// As [`Backend::run`], and returns the time of each of the plan's calls, in order. Waits for the device.
     ///
     /// Errors: those of `run`; a device that cannot time single calls.
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
@@ -240,9 +240,9 @@ pub trait Backend: Send {
     fn release(&mut self, plan: PlanId);
 }
 
-/// What [`Backend::fetch`] does with [`ReadId::Ready`].
+/// Implements [`Backend::fetch`] for [`ReadId::Ready`].
 ///
-/// Errors: another length than was requested.
+/// Errors: a length other than requested.
 pub fn copy_ready(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     if bytes.len() != out.len() {
         return Err(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len()));

@@ -1,7 +1,7 @@
 use crate::{DType, Op};
 use serde::{Deserialize, Serialize};
 
-/// Alignment of tensors in the arena, bytes: the largest that WebGPU asks of a binding.
+/// Alignment of tensors in the arena in bytes: the largest that WebGPU requires of a binding.
 pub const ALIGNMENT: usize = 256;
 
 /// A handle of a tensor in a [`Graph`].
@@ -51,21 +51,21 @@ impl TensorType {
 #[derive(Clone, Debug)]
 pub struct ValueInfo {
     pub ty: TensorType,
-    /// The name of an external tensor; `None` for what a node makes.
+    /// The name of an external tensor; `None` for a node's output.
     pub external: Option<String>,
-    /// The tensor that this one is a rounded copy of ([`Graph::shadow`]).
+    /// The tensor of which this one is a rounded copy ([`Graph::shadow`]).
     pub master: Option<Value>,
 }
 
-/// One operation. Nodes stand in execution order.
+/// One operation. Nodes are in execution order.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub op: Op,
     pub inputs: Vec<Value>,
     pub outputs: Vec<Value>,
-    /// Where in the model it stands: `layers.3.mlp`. Errors and profiles name it.
+    /// Its place in the model, such as `layers.3.mlp`, for errors and profiles.
     pub label: String,
-    /// The segment that [`crate::recompute()`] may compute again.
+    /// Its segment for [`crate::recompute()`].
     pub segment: Option<u32>,
 }
 
@@ -84,7 +84,7 @@ impl Graph {
         Self::default()
     }
 
-    /// Nodes added from now on carry this label.
+    /// Sets the label of nodes added from now on.
     pub fn set_label(&mut self, label: impl Into<String>) {
         self.label = label.into();
     }
@@ -93,7 +93,7 @@ impl Graph {
         &self.label
     }
 
-    /// Nodes added from now on belong to this segment: a layer.
+    /// Sets the segment of nodes added from now on: a layer.
     pub fn set_segment(&mut self, segment: Option<u32>) {
         self.segment = segment;
     }
@@ -102,8 +102,8 @@ impl Graph {
         self.push(TensorType::new(dtype, shape), Some(name.into()))
     }
 
-    /// An external tensor that holds the values of `master` rounded to `dtype`: what products read of a trained weight.
-    /// Its gradient is its master's. Keeping the copy up to date, with [`crate::ops::Store`], is the caller's work.
+    /// An external tensor that holds the values of `master` rounded to `dtype`, for products with a trained weight. Its
+    /// gradient counts for its master. The caller must keep the copy up to date, with [`crate::ops::Store`].
     ///
     /// Errors: a handle of another graph.
     pub fn shadow(&mut self, name: impl Into<String>, dtype: DType, master: Value) -> Result<Value, GraphError> {
@@ -120,7 +120,7 @@ impl Graph {
 
     /// Adds a node and returns its outputs.
     ///
-    /// Errors: a handle of another graph; a shape, dtype or attribute that the op's rule refuses.
+    /// Errors: a handle of another graph; a shape, dtype or attribute that the op refuses.
     pub fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, GraphError> {
         let types = inputs.iter().map(|&v| self.ty(v)).collect::<Result<Vec<_>, _>>()?;
         let outputs =
@@ -136,8 +136,8 @@ impl Graph {
         Ok(outputs)
     }
 
-    /// Puts another op in the place of node `i`. Its first `kept` outputs, of the same types as before, keep their
-    /// handles; returns the others.
+    /// Replaces the op of node `i`. Its first `kept` outputs, of the same types as before, keep their handles; returns
+    /// the others.
     pub(crate) fn replace(
         &mut self,
         i: usize,

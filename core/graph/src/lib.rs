@@ -1,5 +1,5 @@
-//! The compute graph: coarse operations in SSA form, their gradients, the memory plan, and the
-//! interface that every backend implements. This crate does no arithmetic on tensors.
+//! The compute graph: coarse operations in SSA form, their gradients, the memory plan, and the interface that every
+//! backend implements. This crate does no arithmetic on tensors.
 
 mod arena;
 pub mod autodiff;

@@ -1,10 +1,10 @@
-//! Where the tensors of a graph lie: every intermediate one in an arena, by liveness.
+//! The placement of a graph's tensors: intermediate ones share an arena, by liveness.
 
 use crate::arena::{Arena, Block};
 use crate::graph::{Graph, Node, TensorType, Value};
 use std::collections::{HashMap, HashSet};
 
-/// Where the tensors of a graph's live nodes lie.
+/// The placement of the tensors of a graph's live nodes.
 pub struct Placement {
     /// For each node, whether an op with [`crate::Op::writes`] depends on it.
     pub live: Vec<bool>,
@@ -50,13 +50,13 @@ fn live_nodes(graph: &Graph) -> Vec<bool> {
     live
 }
 
-/// The last live node that reads each value; values that nobody reads are absent.
+/// The last live node that reads each value; values that are never read are absent.
 fn last_uses(graph: &Graph, live: &[bool]) -> HashMap<Value, usize> {
     let nodes = graph.nodes().iter().enumerate().filter(|(i, _)| live[*i]);
     nodes.flat_map(|(i, node)| node.inputs.iter().map(move |&v| (v, i))).collect()
 }
 
-/// Where a value lies.
+/// The place of a value.
 #[derive(Clone, Copy)]
 pub enum Spot {
     Arena {
@@ -67,7 +67,7 @@ pub enum Spot {
     External(usize),
 }
 
-/// The block of memory in which a value lies, and the byte at which it begins there.
+/// The block of memory that holds a value, and the value's offset in it.
 #[derive(Clone, Copy)]
 struct Home {
     block: usize,
@@ -126,7 +126,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The block that begins with this value, made at node `i` where it has none yet.
+    /// The block that starts with this value, created at node `i` if it has none yet.
     fn own_block(&mut self, value: Value, i: usize) -> usize {
         let (bytes, blocks) = (self.bytes(value), &mut self.blocks);
         let new = || {
@@ -136,7 +136,7 @@ impl Planner<'_> {
         self.homes.entry(value).or_insert_with(new).block
     }
 
-    /// Node `i` makes `out`, all of a block; what has been made inside of it is in use already.
+    /// Node `i` makes `out`, which fills a block; parts made earlier inside it are already in use.
     fn use_whole(&mut self, block: usize, i: usize, node: &Node, out: Value) {
         let types: Vec<&TensorType> = node.inputs.iter().map(|&v| &self.graph.info(v).ty).collect();
         let mut begins = node.op.joins(&types);
@@ -159,14 +159,14 @@ fn donor(graph: &Graph, node: &Node, o: usize, free: impl Fn(Value) -> bool) -> 
     let reuses = node.op.reuses();
     reuses.iter().filter(|(output, _)| *output == o).find_map(|&(_, input)| {
         let v = *node.inputs.get(input)?;
-        // The same tensor may also be an input that the op does not give away.
+        // The same tensor may also be an input whose memory cannot be reused.
         let mut uses = node.inputs.iter().enumerate().filter(|(_, u)| **u == v);
         let given = uses.all(|(i, _)| reuses.contains(&(o, i)));
         (given && free(v) && bytes(v) == bytes(node.outputs[o])).then_some(v)
     })
 }
 
-/// Where a tensor lies that is made inside of another one.
+/// The place of a tensor that is made inside another one.
 #[derive(Clone, Copy)]
 struct Joined {
     whole: Value,
@@ -174,7 +174,7 @@ struct Joined {
     offset: usize,
 }
 
-/// The tensors that are made inside of another one: inputs of a joining op that nothing reads after it, and with
+/// The tensors that are made inside another one: inputs of a joining op that nothing reads after it, and with
 /// `in_place` those whose memory these take over.
 fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>, in_place: bool) -> HashMap<Value, Joined> {
     let mut joined = HashMap::new();
@@ -192,7 +192,7 @@ fn joined(graph: &Graph, live: &[bool], last_use: &HashMap<Value, usize>, in_pla
             }
             let mut next = Some((input, i));
             while let Some((value, reader)) = next {
-                // External tensors have no maker, and a joined tensor cannot lie inside another one.
+                // External tensors are made by no node, and a joined tensor cannot lie inside another one.
                 let own = !joined.contains_key(&value) && !wholes.contains(&value);
                 let (Some(&maker), true) = (makers.get(&value), own && last_use.get(&value) == Some(&reader)) else {
                     break;

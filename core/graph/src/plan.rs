@@ -6,13 +6,13 @@ use crate::ops::{Attention, Op};
 use crate::placement::{Placement, Spot};
 use serde::{Deserialize, Serialize};
 
-/// Kernel calls in order, on byte ranges of an arena and on external tensors. It crosses to a backend once per shape.
+/// Kernel calls in order, on byte ranges of an arena and on external tensors. A backend receives it once per shape.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Bytes of the arena.
     pub arena: usize,
-    /// Bytes of the consecutive segments that the arena consists of, where there are several, for devices whose buffers
-    /// are smaller than the arena. Every tensor lies whole in one.
+    /// Sizes in bytes of the arena's consecutive segments, if there are several, for devices whose buffers are smaller
+    /// than the arena. Every tensor lies within one segment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<usize>,
     pub externals: Vec<External>,
@@ -23,8 +23,8 @@ pub struct Plan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct External {
     pub name: String,
-    /// The element of its buffer at which it begins, a multiple of [`ALIGNMENT`] in bytes. Plans are built with 0; it is
-    /// set when a plan is bound, where several tensors share a buffer.
+    /// The element of its buffer at which it starts, a multiple of [`ALIGNMENT`] in bytes. Plans are built with 0; it
+    /// is set when a plan is bound, if several tensors share a buffer.
     #[serde(default)]
     pub offset: usize,
     #[serde(flatten)]
@@ -56,21 +56,21 @@ pub enum Place {
 }
 
 impl Plan {
-    /// Plans a graph. What no op with [`Op::writes`] depends on is dropped. With `in_place` an output may take the
-    /// memory of an input that ends there ([`Op::reuses`]). Inputs of an op that joins them are made inside of its output
-    /// ([`Op::joins`]).
+    /// Plans a graph. Nodes on which no op with [`Op::writes`] depends are dropped. With `in_place` an output may take
+    /// over the memory of an input that is last used there ([`Op::reuses`]). Inputs of an op that joins them are made
+    /// inside its output ([`Op::joins`]).
     pub fn build(graph: &Graph, in_place: bool) -> Plan {
         Plan::in_segments(graph, in_place, usize::MAX)
     }
 
-    /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a tensor that is larger has a segment of
-    /// its own, which a device whose buffers end there refuses.
+    /// As [`Plan::build`], with an arena in segments of at most `limit` bytes; a larger tensor has its own segment,
+    /// which a device with that buffer limit refuses.
     pub fn in_segments(graph: &Graph, in_place: bool, limit: usize) -> Plan {
         Plan::within(graph, in_place, &[], limit)
     }
 
-    /// As [`Plan::in_segments`], in an arena of which segments of `reserved` bytes are there: others are added only
-    /// where these are not enough.
+    /// As [`Plan::in_segments`], in an existing arena with segments of `reserved` bytes: others are added only if these
+    /// are not enough.
     pub fn within(graph: &Graph, in_place: bool, reserved: &[usize], limit: usize) -> Plan {
         let placement = Placement::of(graph, in_place, reserved, limit);
         let segments = placement.segments;
@@ -96,13 +96,13 @@ impl Plan {
         Plan { arena, segments, externals, calls }
     }
 
-    /// Bytes of each buffer of the arena: one for each segment.
+    /// Size in bytes of each buffer of the arena, one per segment.
     pub fn arena_buffers(&self) -> &[usize] {
         if self.segments.is_empty() { std::slice::from_ref(&self.arena) } else { &self.segments }
     }
 
-    /// The segment in which an offset of the arena lies, and the offset from its beginning. An offset beyond the end
-    /// lies beyond the end of the last segment.
+    /// The segment of an offset in the arena, and the offset within it. An offset beyond the end lies beyond the end of
+    /// the last segment.
     pub fn locate(&self, offset: usize) -> (usize, usize) {
         let mut begin = 0;
         for (i, bytes) in self.segments.iter().enumerate() {
@@ -127,7 +127,7 @@ impl Call {
         self.op.flops(&inputs, &outputs)
     }
 
-    /// [`Call::flops`] on a packed batch of segments of these lengths: attention sees no other segment.
+    /// As [`Call::flops`], on a packed batch of segments of these lengths, between which there is no attention.
     pub fn packed_flops(&self, lengths: &[usize]) -> u64 {
         let pairs = |attention: &Attention| lengths.iter().map(|&rows| attention.pair_flops(rows)).sum::<u64>();
         match &self.op {
@@ -152,15 +152,15 @@ mod tests {
 
     const WIDTH: usize = 24;
 
-    /// xorshift64*: tests repeat exactly.
-    struct Rng(u64);
+    struct Rng {
+        seed: u32,
+        drawn: u32,
+    }
 
     impl Rng {
         fn below(&mut self, n: usize) -> usize {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) as usize % n
+            self.drawn += 1;
+            crate::philox4x32_10([self.drawn, 0, 0, 0], [self.seed, 0])[0] as usize % n
         }
     }
 
@@ -169,14 +169,14 @@ mod tests {
     }
 
     /// A graph of elementwise ops, products with residuals, ops with two outputs and repeated inputs, whose values are
-    /// read once, often or never, and joined.
-    fn random_graph(seed: u64) -> Graph {
-        let mut rng = Rng(seed);
+    /// read once, often or never, or joined.
+    fn random_graph(seed: u32) -> Graph {
+        let mut rng = Rng { seed, drawn: 0 };
         let mut graph = Graph::new();
         let square = f32s(&mut graph, "square", &[WIDTH, WIDTH]);
         let norm = f32s(&mut graph, "norm", &[WIDTH]);
         let heights = [1, 3, 3, 17];
-        // Values of one height can meet in an op.
+        // Values of equal height can be operands of one op.
         let mut pools: Vec<Vec<Value>> = heights
             .iter()
             .enumerate()
@@ -185,7 +185,7 @@ mod tests {
         for step in 0..60 {
             let p = rng.below(pools.len());
             let newest = pools[p].len() - 1;
-            // Half of the time the newest value: long chains in which memory can be taken over.
+            // Half of the time the newest value, which gives long chains in which memory can be reused.
             let mut pick = || if rng.below(2) == 0 { pools[p][newest] } else { pools[p][rng.below(newest + 1)] };
             let (a, b, c, d) = (pick(), pick(), pick(), pick());
             let others: Vec<Value> = pools.iter().filter_map(|pool| pool.last().copied()).collect();
@@ -254,8 +254,8 @@ mod tests {
         }
     }
 
-    /// Executes a plan on memory that remembers which value each byte holds, and checks that every operand still
-    /// stands where it is read, and that outputs share memory with inputs only where the op allows it.
+    /// Executes a plan on memory that records which value each byte holds, and checks that every operand is still there
+    /// when it is read, and that outputs share memory with inputs only if the op allows it.
     fn check(graph: &Graph, plan: &Plan, in_place: bool) {
         let nodes = needed_nodes(graph);
         assert_eq!(plan.calls.len(), nodes.len(), "dead nodes are dropped, others kept");
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn live_tensors_never_overlap() {
         for seed in 1..=150 {
-            let graph = random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
+            let graph = random_graph(seed);
             for in_place in [false, true] {
                 check(&graph, &Plan::build(&graph, in_place), in_place);
             }
@@ -311,7 +311,7 @@ mod tests {
     fn no_segment_exceeds_the_limit_but_for_a_tensor_that_does() {
         let mut several = 0;
         for seed in 1..=150 {
-            let graph = random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15));
+            let graph = random_graph(seed);
             for (in_place, limit) in [(false, 2000), (true, 2000), (true, 300), (false, 1)] {
                 let plan = Plan::in_segments(&graph, in_place, limit);
                 check(&graph, &plan, in_place);
@@ -329,15 +329,12 @@ mod tests {
 
     #[test]
     fn sharing_saves_memory() {
-        let arenas = |in_place| -> usize {
-            (1..=40)
-                .map(|seed| Plan::build(&random_graph(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15)), in_place).arena)
-                .sum()
-        };
+        let arenas =
+            |in_place| -> usize { (1..=40).map(|seed| Plan::build(&random_graph(seed), in_place).arena).sum() };
         assert!(arenas(true) < arenas(false));
     }
 
-    /// `x W + x`: the product reads every element of the row that the residual would give away.
+    /// `x W + x`: the product still reads the rows whose memory the residual would give up.
     #[test]
     fn an_input_read_twice_is_not_overwritten() {
         let mut graph = Graph::new();
@@ -351,8 +348,8 @@ mod tests {
         check(&graph, &Plan::build(&graph, true), true);
     }
 
-    /// Products land in the joined tensor, also where one is added to another in its memory; an external tensor and one
-    /// that is read later do not.
+    /// Products are made inside the joined tensor, even one that is added to another in place; not so an external
+    /// tensor, or one that is read later.
     #[test]
     fn joined_tensors_are_made_where_they_belong() {
         let mut graph = Graph::new();

@@ -1,4 +1,4 @@
-//! Where numbers stop being finite: a graph that also measures every tensor that it makes.
+//! Finds where numbers stop being finite: a graph that also measures every tensor it makes.
 
 use crate::DType;
 use crate::graph::{Graph, GraphError, Value};
@@ -7,20 +7,20 @@ use crate::ops::{Op, PARTIALS, SumOfSquares};
 /// One measured tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Probe {
-    /// The op that makes it, and where in the model that stands.
+    /// The op that makes it, and its place in the model.
     pub op: &'static str,
     pub label: String,
-    /// Whether the op belongs to the backward pass: it stands behind the loss.
+    /// Whether the op belongs to the backward pass, after the loss.
     pub backward: bool,
     /// External tensors that the op reads.
     pub externals: Vec<String>,
 }
 
-/// The computation up to the clip factor, which every optimizer update waits for. After each node the partial sums of
-/// squares of its f32 and bf16 outputs go into the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for each
-/// returned probe in order of computation.
+/// The computation up to the clip factor, on which every optimizer update depends. After each node, the partial sums of
+/// squares of its f32 and bf16 outputs are written to the external tensor `norms`, f32 `[probes, PARTIALS]`, a row for
+/// each returned probe in order of computation.
 ///
-/// A row is not finite where its tensor is not, or holds values above 1e19, whose squares overflow.
+/// A row is not finite if its tensor is not, or holds values above 1e19, whose squares overflow.
 pub fn probe(graph: &Graph, norms: &str) -> Result<(Graph, Vec<Probe>), GraphError> {
     let end = graph.nodes().iter().position(|node| matches!(node.op, Op::ClipCoef(_))).unwrap_or(graph.nodes().len());
     let loss = graph.nodes().iter().position(|node| node.op.is_loss()).unwrap_or(end);

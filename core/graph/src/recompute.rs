@@ -1,11 +1,11 @@
-//! Activation checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): inside a segment only
-//! what later segments read is kept; the rest is computed again when the backward pass comes to the segment.
+//! Activation checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): only the values of a
+//! segment that later segments read are kept; the rest is recomputed when the backward pass reaches the segment.
 
 use crate::graph::{Graph, Node, Value};
 use std::collections::{HashMap, HashSet};
 
-/// The same computation with the segments of the first `forward` nodes ([`Graph::set_segment`]) computed again in the
-/// backward pass that follows them. Results are the same bits.
+/// The same computation with the segments of the first `forward` nodes ([`Graph::set_segment`]) recomputed in the
+/// backward pass that follows them. Results are bit-identical.
 pub fn recompute(graph: &Graph, forward: usize) -> Graph {
     let segments = Segments::find(graph, forward);
     let mut out = graph.clone();
@@ -28,9 +28,9 @@ pub fn recompute(graph: &Graph, forward: usize) -> Graph {
     out
 }
 
-/// The same computation in which the backward pass computes cheap values ([`crate::Op::cheap`]) of the first `forward`
-/// nodes again rather than having them kept, where all that they follow from is kept for the backward pass anyway. Results
-/// are the same bits.
+/// The same computation in which the backward pass recomputes cheap values ([`crate::Op::cheap`]) of the first
+/// `forward` nodes instead of keeping them, if their inputs are kept for the backward pass anyway. Results are
+/// bit-identical.
 pub fn recompute_cheap(graph: &Graph, forward: usize) -> Graph {
     let (before, after) = graph.nodes().split_at(forward);
     let cheap: HashMap<Value, &Node> =
@@ -60,7 +60,7 @@ pub fn recompute_cheap(graph: &Graph, forward: usize) -> Graph {
 
 struct Segments<'g> {
     graph: &'g Graph,
-    /// The segment of each value that no other segment reads.
+    /// The segment of each value that is read only within its segment.
     inner: HashMap<Value, u32>,
     nodes: HashMap<u32, Vec<&'g Node>>,
 }
@@ -70,7 +70,7 @@ impl<'g> Segments<'g> {
         let mut inner = HashMap::new();
         let mut nodes: HashMap<u32, Vec<&Node>> = HashMap::new();
         for node in &graph.nodes()[..forward] {
-            // What a later segment reads is a checkpoint.
+            // A value read by a later segment is a checkpoint.
             for input in &node.inputs {
                 if inner.get(input).is_some_and(|segment| Some(*segment) != node.segment) {
                     inner.remove(input);
@@ -88,8 +88,7 @@ impl<'g> Segments<'g> {
         self.inner.get(&value).copied()
     }
 
-    /// Appends the nodes of a segment once more; `again` leads from the old values to the new ones. Those that nobody
-    /// reads are dropped by the plan.
+    /// Appends the nodes of a segment again; `again` maps old values to new ones. Unused ones are dropped by the plan.
     fn emit(&self, segment: u32, out: &mut Graph, again: &mut HashMap<Value, Value>) {
         for node in self.nodes.get(&segment).into_iter().flatten() {
             let inputs = node.inputs.iter().map(|v| again.get(v).copied().unwrap_or(*v)).collect();
@@ -156,7 +155,7 @@ mod tests {
         let again = recompute_cheap(&graph, forward);
         let (before, after) = (Plan::build(&graph, false), Plan::build(&again, false));
         let activations = |plan: &Plan| plan.calls.iter().filter(|c| matches!(c.op, crate::Op::GatedAct(_))).count();
-        // The gradient of `Add` needs no value, so nothing reads the activations again.
+        // The gradient of `Add` needs no values, so nothing reads the activations again.
         assert_eq!(activations(&before), activations(&after));
 
         let mut g = Graph::new();

@@ -1,10 +1,10 @@
-//! Checkpoints: everything the next step depends on, written so that a crash at any moment leaves the old one or the
-//! new one whole.
+//! Checkpoints: everything the next step depends on, written so that a crash at any moment leaves either the old or the
+//! new one intact.
 //!
-//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state), `best.safetensors`
-//! (what was best on dev, with early stopping), `indices.safetensors` and `method.json` (the index sets and the state of a
-//! method that acts between steps), `checkpoint.json`, which holds the rest and the hashes of these, and `checkpoint.sha256`,
-//! the hash of that in the form of `sha256sum`.
+//! A checkpoint is a directory `step-N` with `state.safetensors` (trained values and the optimizer's state),
+//! `best.safetensors` (the best state on dev, with early stopping), `indices.safetensors` and `method.json` (the index
+//! sets and the state of a method that acts between steps), `checkpoint.json`, which holds the rest and the hashes of
+//! these, and `checkpoint.sha256`, that file's hash in the form of `sha256sum`.
 
 use crate::hash::{hash_file, hex};
 use crate::weights::{Dtype, TensorFile, TensorSpec, atomic_write, read_snapshot, save_snapshot, save_with};
@@ -26,42 +26,42 @@ const INDICES: &str = "indices.safetensors";
 const METHOD: &str = "method.json";
 const FORMAT: &str = "sparta-checkpoint/2";
 
-/// Where a run stands between two steps.
+/// The position of a run between two steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
-    /// Optimizer steps taken from the data, skipped ones included.
+    /// Optimizer steps done, skipped ones included.
     pub step: usize,
-    /// Steps that were skipped because a gradient was not finite.
+    /// Steps skipped because a gradient was not finite.
     pub skipped: usize,
-    /// Real tokens trained on.
+    /// Tokens trained on, padding excluded.
     pub tokens: u64,
-    /// The last evaluation on dev and the step it was made at.
+    /// The last evaluation on dev, and its step.
     pub last_dev: Option<(usize, Metrics)>,
     /// Metric and step of the best evaluation on dev.
     pub best: Option<(f64, usize)>,
     /// Evaluations since the best one.
     pub stale: usize,
-    /// Running mean of the loss, for spikes.
+    /// Running mean of the loss, to detect spikes.
     pub mean_loss: Option<f64>,
     /// Bytes of `metrics.jsonl` that belong to this position.
     pub metrics_bytes: u64,
 }
 
-/// A run's position with the values it goes with, besides those of the optimizer's state.
+/// A run's position with its values, except the optimizer's state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
     pub position: Position,
     /// Optimizer steps that have updated something.
     pub updates: u64,
-    /// What was best on dev; empty where it is not kept.
+    /// The best state on dev; empty if it is not kept.
     pub best: Snapshot,
-    /// The index sets, where the method may have changed them.
+    /// The index sets, if the method may have changed them.
     pub indices: BTreeMap<String, Vec<u32>>,
-    /// What the method keeps between steps.
+    /// The method's state between steps.
     pub method_state: Json,
 }
 
-/// A checkpoint that was found whole; the tensors of its state are still in the file.
+/// An intact checkpoint; the tensors of its state are still in the file.
 #[derive(Debug)]
 pub struct Loaded {
     pub checkpoint: Checkpoint,
@@ -69,9 +69,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the saved state has these tensors.
+    /// Checks that the saved state has these tensors.
     ///
-    /// Errors: another number of them.
+    /// Errors: a different number of tensors.
     pub fn check(&self, expected: &[StateTensor]) -> Result<()> {
         let (path, expected, got) = (self.state.path().display(), expected.len(), self.state.names().count());
         if expected != got {
@@ -80,7 +80,7 @@ impl Loaded {
         Ok(())
     }
 
-    /// The saved values of a tensor. Errors: it is not there.
+    /// The saved values of a tensor. Errors: it is missing.
     pub fn values(&self, tensor: &StateTensor) -> Result<Vec<f32>> {
         Ok(self.state.floats(&tensor.name)?.1)
     }
@@ -91,7 +91,7 @@ struct Manifest {
     format: String,
     position: Position,
     updates: u64,
-    /// What the run was made of, by name; a resumed run must have the same.
+    /// The identity of the run, by name; a resumed run must have the same.
     identity: BTreeMap<String, String>,
     /// SHA-256 by file name.
     files: BTreeMap<String, String>,
@@ -105,15 +105,14 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// `identity` describes model, data, method and configuration; `keep` is how many of the newest are kept.
+    /// `identity` describes model, data, method and configuration; the `keep` newest checkpoints are kept.
     pub fn new(run: &Path, keep: usize, identity: BTreeMap<String, String>) -> Self {
         Checkpoints { dir: run.join("checkpoints"), keep: keep.max(1), identity }
     }
 
-    /// Writes a checkpoint and removes those that are no longer kept; `read` gives the values of each tensor of the state
-    /// when its turn comes.
+    /// Writes a checkpoint and removes those no longer kept; `read` is called for the values of each tensor in turn.
     ///
-    /// Errors: the disk is full or may not be written; older checkpoints are then untouched.
+    /// Errors: the disk is full or read-only, in which case older checkpoints are untouched.
     pub fn save(
         &self,
         checkpoint: &Checkpoint,
@@ -123,7 +122,7 @@ impl Checkpoints {
         let name = format!("step-{:08}", checkpoint.position.step);
         let temporary = self.dir.join(format!(".{name}.tmp"));
         let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
-            // One of the same step is put aside under a name that counts as a checkpoint, so that there is always one.
+            // One of the same step is moved to a name that still counts as a checkpoint, so that there always is one.
             let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
             if files::exists(&target) {
                 remove(&aside)?;
@@ -136,7 +135,7 @@ impl Checkpoints {
             // The first error is the one to report.
             let _ = files::remove(&temporary);
             return Err(Error::Training(format!(
-                "the checkpoint could not be written: {error}; older ones are untouched: go on from them with --resume"
+                "the checkpoint could not be written: {error}; older ones are untouched: continue from them with --resume"
             )));
         }
         self.prune()
@@ -191,7 +190,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The step of the newest checkpoint, whole or damaged; 0 where there is none.
+    /// The step of the newest checkpoint, intact or damaged; 0 if there is none.
     pub fn newest_step(&self) -> Result<usize> {
         let step = |path: &PathBuf| path.file_name()?.to_str()?.strip_prefix("step-")?.split('.').next()?.parse().ok();
         Ok(self.list()?.iter().filter_map(step).max().unwrap_or(0))
@@ -207,10 +206,10 @@ impl Checkpoints {
         Ok(found)
     }
 
-    /// The newest checkpoint that is whole and that `fits`, and sentences about those that were passed over. `None` if
-    /// none was written yet.
+    /// The newest checkpoint that is intact and `fits`, and messages on those that were skipped. `None` if none has
+    /// been written yet.
     ///
-    /// Errors: all are damaged; the newest was made by a run of something else, which is named.
+    /// Errors: all are damaged; the newest belongs to a different run, with the differences.
     pub fn load_newest(&self, fits: impl Fn(&Position) -> Result<()>) -> Result<Option<(Loaded, Vec<String>)>> {
         let mut damaged = Vec::new();
         for path in self.list()?.iter().rev() {
@@ -219,10 +218,10 @@ impl Checkpoints {
                     self.check_identity(path, &identity)?;
                     match fits(&loaded.checkpoint.position) {
                         Ok(()) => return Ok(Some((loaded, damaged))),
-                        Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
+                        Err(error) => damaged.push(format!("{}: skipped: {error}", path.display())),
                     }
                 }
-                Err(error) => damaged.push(format!("{}: passed over: {error}", path.display())),
+                Err(error) => damaged.push(format!("{}: skipped: {error}", path.display())),
             }
         }
         if damaged.is_empty() {
@@ -230,7 +229,7 @@ impl Checkpoints {
         }
         let listed = damaged.join("; ");
         Err(Error::Training(format!(
-            "{}: no checkpoint is whole ({listed}); begin anew with another --out",
+            "{}: no checkpoint is intact ({listed}); start again with another --out",
             self.dir.display()
         )))
     }
@@ -252,14 +251,14 @@ impl Checkpoints {
             })
             .collect();
         Err(Error::Usage(format!(
-            "{}: cannot be resumed, the run would be another one: {}",
+            "{}: cannot be resumed, as it would be a different run: {}",
             path.display(),
             differences.join("; ")
         )))
     }
 }
 
-/// What [`SEAL`] holds for a manifest.
+/// The contents of [`SEAL`] for a manifest.
 pub fn seal(manifest: &[u8]) -> String {
     format!("{}  {MANIFEST}\n", hex(&Sha256::digest(manifest)))
 }
@@ -357,7 +356,7 @@ mod tests {
         checkpoints.save(&at(step), &state, |tensor| Ok(vec![tensor.name.len() as f32, step as f32])).unwrap();
     }
 
-    /// The newest checkpoint, after a look at its state, and the damaged ones.
+    /// The newest checkpoint, after checking its state, and the damaged ones.
     fn newest(checkpoints: &Checkpoints) -> Option<(Checkpoint, Vec<String>)> {
         let (Loaded { checkpoint, state }, damaged) = checkpoints.load_newest(|_| Ok(())).unwrap()?;
         assert_eq!(state.names().collect::<Vec<_>>(), ["m.w", "v.w", "value.w"]);
@@ -400,7 +399,7 @@ mod tests {
         save(&checkpoints, 1);
         fs::remove_file(dir.path().join("checkpoints/step-00000001").join(STATE)).unwrap();
         let error = checkpoints.load_newest(|_| Ok(())).unwrap_err().to_string();
-        assert!(error.contains("no checkpoint is whole") && error.contains("step-00000001"), "{error}");
+        assert!(error.contains("no checkpoint is intact") && error.contains("step-00000001"), "{error}");
     }
 
     #[test]

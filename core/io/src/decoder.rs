@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Reads the `config.json` of a model directory, or the metadata of a model in a GGUF file.
 ///
-/// Errors: something else than a model, which is named; an unreadable file; whatever [`Decoder::parse`] refuses.
+/// Errors: something other than a model, by name; an unreadable file; those of [`Decoder::parse`].
 pub fn open(dir: &Path) -> Result<Decoder> {
     if let Some(file) = gguf::locate(dir)? {
         return Decoder::parse(&file, &Gguf::open(&file)?.config()?);
@@ -24,16 +24,16 @@ pub fn is_model(path: &Path) -> bool {
     files::is_file(&path.join("config.json")) || gguf::locate(path).is_ok_and(|found| found.is_some())
 }
 
-/// As [`open`], of a `config.json` of any name.
+/// As [`open`], for a `config.json` under any name.
 pub fn read(path: &Path) -> Result<Decoder> {
     let map = object(path)?;
     Decoder::parse(path, &map)
 }
 
-/// The tokens that end a text: those of `generation_config.json` where it names some, else those of `config.json`. A GGUF file
+/// The tokens that end a text, from `generation_config.json` if it names any, else from `config.json`. A GGUF file
 /// names them itself.
 ///
-/// Errors: a file that cannot be read; something else than ids.
+/// Errors: a file that cannot be read; values that are not ids.
 pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
     if let Some(file) = gguf::locate(dir)? {
         return Gguf::open(&file)?.end_tokens();
@@ -51,8 +51,8 @@ pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
     ends.ok_or_else(|| Error::Config(format!("{}: `eos_token_id`: expected an id or a list of ids", path.display())))
 }
 
-/// The contents of a model directory's `config.json`; of a model that also reads images, those of its text part alone; of a GGUF
-/// file what its metadata say in these terms.
+/// The contents of a model directory's `config.json`; for a multimodal model, its text part alone; for a GGUF file, its
+/// metadata in these terms.
 pub fn config(dir: &Path) -> Result<Map<String, Value>> {
     if let Some(file) = gguf::locate(dir)? {
         return Gguf::open(&file)?.config();
@@ -67,7 +67,7 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(&text).map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))
 }
 
-/// What stands at a path where a model directory is expected, and what to do about it; `None` for what may be one.
+/// Describes a path that is not a model directory, and what to do about it; `None` if it may be one.
 fn other_kind(path: &Path) -> Option<String> {
     const LAYOUT: &str = "the directory in the Hugging Face layout (config.json, model.safetensors, tokenizer.json)";
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();

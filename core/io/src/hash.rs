@@ -1,4 +1,4 @@
-//! Hashes that tell files and models apart.
+//! Hashes that identify files and models.
 
 use crate::weights::Weights;
 use crate::{Error, Result, files};
@@ -6,10 +6,10 @@ use sha2::{Digest, Sha256};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// Bytes hashed at each end of a tensor: enough to tell models apart without reading all of them.
+/// Bytes hashed at each end of a tensor: enough to distinguish models without reading them whole.
 const SAMPLE: usize = 4096;
 
-/// Identifies a base model: SHA-256 over the names, types, shapes and first and last bytes of all tensors but a
+/// Identifies a base model: SHA-256 over the names, types, shapes and first and last bytes of all tensors except a
 /// classification head.
 pub fn fingerprint(weights: &Weights) -> String {
     let mut hash = Sha256::new();

@@ -19,7 +19,7 @@ fn parse(value: Value) -> Result<Decoder> {
     Decoder::parse(Path::new("config.json"), &object(value))
 }
 
-/// A small model of a family with the sizes that every file has, and `more` on top.
+/// A small model of a family with the sizes that every file has, plus `more`.
 fn small(family: &str, more: Value) -> Value {
     let mut map = object(json!({
         "model_type": family, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3,
@@ -102,7 +102,7 @@ fn golden_values_are_parsed() {
     assert_eq!(open(Family::SmolLm3).rotations, [Some(0), None]);
     let phi3 = open(Family::Phi3);
     assert_eq!((phi3.fused, phi3.windows, phi3.ropes[0].width), (true, vec![Some(8), Some(8)], 12));
-    // The positions of pre-training, not the 64 that other factors would reach.
+    // The positions of pre-training, not the 64 that the long factors would reach.
     assert_eq!((phi3.max_position_embeddings, phi3.rms_norm_eps), (32, 1e-5));
 }
 
@@ -274,7 +274,7 @@ fn the_text_part_of_a_model_with_images_is_read() {
     let decoder = parse(config(json!({}))).unwrap();
     assert_eq!((decoder.family, decoder.reads_images), (Family::Gemma3, true));
     assert_eq!((decoder.heads, decoder.kv_heads, decoder.head_dim, decoder.vocab_size), (8, 4, 256, 262_208));
-    // Without the 416,866,032 parameters of what reads images; the published total has them.
+    // The published total also has the 416,866,032 parameters of the image encoder.
     assert_eq!(decoder.numel(), 3_880_263_168);
     assert_eq!((decoder.dtype, &decoder.eos_token_ids[..]), (Some(DType::BF16), &[1, 106][..]));
     assert_eq!(decoder.windows[4..7], [Some(1024), None, Some(1024)]);
@@ -307,7 +307,7 @@ fn what_is_not_supported_is_refused() {
         ("llama", json!({"mlp_bias": true}), vec!["`mlp_bias`"]),
         ("gemma2", json!({"use_bidirectional_attention": true}), vec!["`use_bidirectional_attention`"]),
         ("qwen2", json!({"is_causal": false}), vec!["`is_causal`"]),
-        ("llama", json!({"quantization_config": {"bits": 4}}), vec!["`quantization_config`", "unquantised"]),
+        ("llama", json!({"quantization_config": {"bits": 4}}), vec!["`quantization_config`", "unquantized"]),
         ("llama", json!({"problem_type": "ranking"}), vec!["`problem_type`", "regression"]),
         ("llama", json!({"attention_dropout": 0.1}), vec!["`attention_dropout` is 0.1"]),
         ("llama", json!({"hidden_act": "gelu"}), vec!["`hidden_act` is \"gelu\"", "gelu_pytorch_tanh"]),

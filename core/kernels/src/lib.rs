@@ -1,5 +1,5 @@
-//! The WGSL kernels and how a plan's calls become launches of them. It knows shapes and limits, and no API of a device:
-//! a backend runs the text as it is (WebGPU) or translates it (SPIR-V, MSL, HLSL, CUDA).
+//! The WGSL kernels, and the lowering of a plan's calls to their launches. It knows shapes and limits, but no device
+//! API: a backend runs the text as it is (WebGPU) or translates it (SPIR-V, MSL, HLSL, CUDA).
 //!
 //! For each call of a plan a backend asks [`lower`] for [`Step`]s and runs them in order. A step is a copy of bytes or
 //! a [`Dispatch`]: a [`Kernel`], whose text is [`Kernel::source`], its parameters, and the byte ranges that it binds:
@@ -9,8 +9,7 @@
 //!   buffer may be input and output of one dispatch;
 //! - binding [`RNG_BINDING`], where [`Dispatch::rng`] is given: the uniform `vec4<u32>` with the random key.
 //!
-//! The entry point is `main`, launched with [`Dispatch::grid`] workgroups. Each step sees what the steps before it
-//! wrote.
+//! The entry point is `main`, launched with [`Dispatch::grid`] workgroups. Each step sees the writes of earlier steps.
 
 mod lower;
 mod source;

@@ -1,5 +1,5 @@
-//! Every kernel, in all its specialisations that differ in code, is valid at WebGPU's default capabilities and
-//! translates to the languages of all three interfaces.
+//! Tests that every kernel, in all specialisations that differ in code, is valid with WebGPU's default capabilities and
+//! translates to the languages of all three APIs.
 
 use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS};
@@ -108,8 +108,8 @@ fn every_shader_is_portable() {
     }
 }
 
-/// Products on matrix units of every kind, in SPIR-V, which the program that SPARTA_SPIRV_VAL names validates, and in MSL
-/// where Metal has the size.
+/// Products on matrix units of every kind, in SPIR-V, which the program that SPARTA_SPIRV_VAL names validates, and in
+/// MSL where Metal has the size.
 #[test]
 fn products_on_matrix_units_are_valid() {
     let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];

@@ -10,7 +10,7 @@ pub struct Kernel {
     pub constants: Constants,
 }
 
-/// Names and values of the constants, all `u32`, that stand before a kernel's text.
+/// Names and values of the `u32` constants before a kernel's text.
 pub type Constants = Vec<(&'static str, u32)>;
 
 impl Kernel {
@@ -19,10 +19,10 @@ impl Kernel {
         self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
     }
 
-    /// The whole WGSL: constants, shared files, the kernel's own file. The files are Jinja templates, whose variables are
-    /// the constants: what decides about registers is written out.
+    /// The complete WGSL: constants, shared files, the kernel's own file. The files are Jinja templates with the
+    /// constants as variables, so that loops over registers are unrolled in the text.
     ///
-    /// Errors: no shader has this name; its text is no template.
+    /// Errors: no shader of this name; a text that is not a valid template.
     pub fn source(&self) -> Result<String, String> {
         let mut constants = self.constants.clone();
         if !constants.iter().any(|(name, _)| *name == "LANES") {
@@ -43,7 +43,7 @@ impl Kernel {
     }
 }
 
-/// Threads of a workgroup, where a kernel does not ask for another number.
+/// Threads of a workgroup, unless a kernel sets another number.
 pub const LANES: u32 = 256;
 
 /// The binding of the random key in kernels that read one.

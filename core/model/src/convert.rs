@@ -1,4 +1,4 @@
-//! Between little-endian bytes on disk and f32 values.
+//! Converts between little-endian bytes on disk and f32 values.
 
 use half::{bf16, f16};
 use sparta_graph::DType;
@@ -14,12 +14,12 @@ pub fn to_f32(dtype: DType, bytes: &[u8]) -> Option<Vec<f32>> {
     })
 }
 
-/// The flat index of the first NaN or infinity of a float tensor. Only exponents are looked at, a block at a time, which
-/// takes little beside copying the bytes.
+/// The flat index of the first NaN or infinity in a float tensor. Only exponents are tested, a block at a time, which
+/// costs little compared with copying the bytes.
 pub fn first_not_finite(dtype: DType, bytes: &[u8]) -> Option<usize> {
     fn first<const N: usize>(bytes: &[u8], bad: impl Fn(&[u8; N]) -> bool) -> Option<usize> {
         let mut blocks = bytes.as_chunks::<N>().0.chunks(1 << 12).enumerate();
-        // Without an early end inside of a block, so that it is one loop of vector instructions.
+        // No early exit inside a block, so that it compiles to one loop of vector instructions.
         let (i, block) = blocks.find(|(_, block)| block.iter().fold(false, |any, value| any | bad(value)))?;
         Some((i << 12) + block.iter().position(bad)?)
     }

@@ -1,4 +1,4 @@
-//! The one error type of the runtime. A message says what, where, expected, got, and what to do next.
+//! The runtime's error type. A message says what failed and where, what was expected and given, and what to do next.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -24,13 +24,14 @@ pub enum Error {
     /// A plugin that could not be loaded or that broke its contract.
     #[error("{0}")]
     Plugin(String),
-    /// What a method declared does not fit the model or its options.
+    /// A method's answer that does not fit the model or its options.
     #[error("{0}")]
     Method(String),
-    /// A run that cannot start or go on: it does not fit its device, non-finite loss, no gradient, damaged checkpoint.
+    /// A run that cannot start or continue: too large for its device, a non-finite loss, no gradient, a damaged
+    /// checkpoint.
     #[error("{0}")]
     Training(String),
-    /// Arguments and configuration of the user.
+    /// The user's arguments and configuration.
     #[error("{0}")]
     Usage(String),
     #[error(transparent)]
@@ -49,11 +50,11 @@ impl Error {
     }
 }
 
-/// What to do about an error of the file system.
+/// What to do about a file system error.
 fn advice(error: &std::io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "; free disk space and try again",
-        ErrorKind::ReadOnlyFilesystem => "; it can only be read: choose a place that can be written",
+        ErrorKind::ReadOnlyFilesystem => "; the file system is read-only: choose another place",
         ErrorKind::PermissionDenied => "; check its permissions, or choose another place",
         _ => "",
     }

@@ -1,5 +1,5 @@
-//! Decoder models: what `config.json` describes, the graph of the forward pass, and what a method turns the model into.
-//! No file system: weights are asked for through [`WeightSource`].
+//! Decoder models: their `config.json`, the graph of their forward pass, and what a method turns them into.
+//! Does not touch the file system: weights come from a [`WeightSource`].
 
 mod convert;
 pub mod decoder;

@@ -5,14 +5,14 @@ use std::str::FromStr;
 
 /// The float types of a model's graph, chosen when it is built.
 ///
-/// Whatever they are, these stay f32: the residual stream and its gradient, trained values and the optimizer's state,
-/// statistics of norms, log-sum-exps, logits, losses and the rope table. Frozen weights keep the type that they have on
+/// Always f32: the residual stream and its gradient, trained values and the optimizer's state,
+/// statistics of norms, log-sum-exps, logits, losses and the rope table. Frozen weights keep their type on
 /// disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Precision {
-    /// Values inside a block, and their gradients.
+    /// The type of values inside a block and of their gradients.
     pub activations: DType,
-    /// What products read of trained tensors: the tensors themselves, or copies rounded to this type.
+    /// The type in which products read trained tensors: f32 for the tensors themselves, or that of rounded copies.
     pub products: DType,
 }
 

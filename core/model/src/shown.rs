@@ -1,19 +1,21 @@
-//! Untrusted texts on their way to a terminal: labels, fields of adapters, messages of templates and plugins. Control
-//! characters could move its cursor, change its title or turn the direction of writing; a text without end fills it.
+//! Untrusted text on its way to a terminal: labels, fields of adapters, messages from templates and plugins. Control
+//! characters could move the cursor, change the title or the writing direction, and an endless text would fill the
+//! screen.
 
 use std::borrow::Cow;
 
-/// Characters of a text inside a line.
+/// The most characters of a text inside a line.
 const FIELD: usize = 300;
-/// Characters of a line.
+/// The most characters of a line.
 const LINE: usize = 4000;
 
-/// A text inside a line: on one line, without characters that a terminal obeys, cut to 300 characters.
+/// A text for use inside a line: on one line, without characters that a terminal obeys, at most 300 characters.
 pub fn shown(text: &str) -> String {
     limited(text, FIELD, false).into_owned()
 }
 
-/// A text of several lines, each without characters that a terminal obeys but tabs, and cut to 4000 characters.
+/// A text of several lines, each without characters that a terminal obeys except tabs, and at most 4000 characters
+/// long.
 pub fn shown_lines(text: &str) -> Cow<'_, str> {
     if !text.chars().any(|c| obeyed(c) && !is_space(c)) && text.lines().all(|line| line.len() <= LINE) {
         return text.into();
@@ -37,12 +39,12 @@ fn limited(text: &str, most: usize, tabs: bool) -> Cow<'_, str> {
     out.into()
 }
 
-/// The white space of a text of several lines.
+/// Whitespace allowed in a text of several lines.
 fn is_space(c: char) -> bool {
     c == '\n' || c == '\t'
 }
 
-/// Control characters, line ends, and marks that turn the direction of writing.
+/// Control characters, line ends and marks that change the writing direction.
 fn obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -1,4 +1,4 @@
-//! Where weights come from: the one thing that models and training need of files.
+//! Where weights come from: all that models and training need from files.
 
 use crate::convert::{first_not_finite, from_f32, to_f32};
 use crate::{Error, Result};
@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-/// A weight: its values row-major and little-endian, decoded when they are asked for where they are stored otherwise.
+/// A weight: its values row-major and little-endian, decoded on demand where they are stored in another form.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// The type of the values.
@@ -22,7 +22,7 @@ pub struct TensorView<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     Plain(DType),
-    /// Rows of whole blocks; the values are f32.
+    /// Quantized rows of whole blocks, whose values are f32.
     Blocks(Blocks),
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Stored {
 }
 
 impl Stored {
-    /// Bytes of this many elements, which are whole blocks; `None` beyond usize.
+    /// Bytes of this many elements, which must be whole blocks; `None` if they exceed usize.
     pub fn bytes(self, elements: usize) -> Option<usize> {
         match self {
             Stored::Plain(dtype) => elements.checked_mul(dtype.size()),
@@ -45,21 +45,21 @@ impl Stored {
     }
 }
 
-/// What a file does to the values of a weight, which is undone when they are read.
+/// How a file rearranges the values of a weight, which reading undoes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrangement {
     None,
-    /// The rows of each head, this many, lie in the order 0, n/2, 1, n/2 + 1, ...: pairs that are rotated together are
+    /// The n rows of each head are in the order 0, n/2, 1, n/2 + 1, ..., so that pairs rotated together are
     /// neighbours.
     RotatedPairs {
         head_rows: usize,
     },
-    /// Values are one more than the weight's; they are f32.
+    /// Values, which are f32, are one more than the weight's.
     PlusOne,
 }
 
 impl Arrangement {
-    /// The place that a file gives a row.
+    /// The file's position of a row.
     fn place(self, row: usize) -> usize {
         match self {
             Arrangement::RotatedPairs { head_rows } if head_rows >= 2 => {
@@ -70,7 +70,7 @@ impl Arrangement {
         }
     }
 
-    /// Values, in rows of this many columns, as a file has them.
+    /// The values, in rows of this many columns, as a file arranges them.
     pub fn apply(self, columns: usize, values: &[f32]) -> Vec<f32> {
         let more = if self == Arrangement::PlusOne { 1.0 } else { 0.0 };
         let mut out = vec![0.0; values.len()];
@@ -86,12 +86,12 @@ impl Arrangement {
 }
 
 impl<'a> TensorView<'a> {
-    /// Values that are stored as they are, of any alignment.
+    /// A view of plain values, of any alignment.
     pub fn new(dtype: DType, shape: &'a [usize], bytes: &'a [u8]) -> TensorView<'a> {
         TensorView::stored(Stored::Plain(dtype), shape, bytes, Arrangement::None)
     }
 
-    /// Values that may be stored in blocks, and arranged otherwise.
+    /// A view of values that may be stored in blocks and rearranged.
     pub fn stored(stored: Stored, shape: &'a [usize], bytes: &'a [u8], arrangement: Arrangement) -> TensorView<'a> {
         let dtype = match stored {
             Stored::Plain(dtype) if arrangement != Arrangement::PlusOne => dtype,
@@ -100,7 +100,7 @@ impl<'a> TensorView<'a> {
         TensorView { dtype, shape, stored, bytes, arrangement }
     }
 
-    /// The same with values of blocks rounded to this float type; others keep theirs.
+    /// The same view with quantized values rounded to this float type; other values keep theirs.
     pub fn decoded_as(self, dtype: DType) -> TensorView<'a> {
         match (self.stored, self.arrangement) {
             (Stored::Blocks(_), Arrangement::None | Arrangement::RotatedPairs { .. }) => TensorView { dtype, ..self },
@@ -108,7 +108,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// The bytes in the file, whatever they mean.
+    /// The bytes as they are in the file.
     pub fn raw(&self) -> &'a [u8] {
         self.bytes
     }
@@ -137,12 +137,12 @@ impl<'a> TensorView<'a> {
         self.part_f32(0..self.numel())
     }
 
-    /// A run of elements as f32. `None`: there is no such run; integers.
+    /// A range of elements as f32. `None`: the range is out of bounds, or the values are integers.
     pub fn part_f32(&self, range: Range<usize>) -> Option<Vec<f32>> {
         to_f32(self.dtype, &self.part(range)?)
     }
 
-    /// A run of elements, in `dtype`. `None`: there is no such run.
+    /// A range of elements in `dtype`. `None`: the range is out of bounds.
     pub fn part(&self, range: Range<usize>) -> Option<Cow<'a, [u8]>> {
         if range.start > range.end || range.end > self.numel() {
             return None;
@@ -197,17 +197,17 @@ fn push(out: &mut Vec<u8>, dtype: DType, mut values: Vec<f32>, less: f32) -> Opt
 
 /// The tensors of a model by their Hugging Face names; those of the backbone begin with `model.`.
 pub trait WeightSource {
-    /// Where the weights are, for messages: a directory, an address.
+    /// Where the weights are, for messages: a directory or an address.
     fn origin(&self) -> String;
 
     fn names(&self) -> Vec<&str>;
 
     fn get(&self, name: &str) -> Option<TensorView<'_>>;
 
-    /// Gives back the memory that reading a tensor took; it is read again when needed.
+    /// Releases the memory that reading a tensor took; it is read again when needed.
     fn forget(&self, _name: &str) {}
 
-    /// The values of a tensor, all of them checked, and their type.
+    /// The values of a tensor, all checked to be finite, and their type.
     ///
     /// Errors: no such tensor; NaN or infinity.
     fn finite(&self, name: &str) -> Result<(DType, Cow<'_, [u8]>)> {
@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_part_is_what_the_whole_has_there() {
-        // Six rows of two blocks: q is the number of the byte, so that every element differs.
+        // Six rows of two blocks whose bytes count up, so that every element differs.
         let shape = [6, 64];
         let bytes: Vec<u8> = (0..12u8)
             .flat_map(|block| [&half::f16::from_f32(f32::from(block) + 1.0).to_le_bytes()[..], &[1; 32]].concat())

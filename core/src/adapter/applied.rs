@@ -18,25 +18,25 @@ use sparta_plugin::method::{Options, Parameter};
 use std::path::Path;
 use std::sync::Arc;
 
-/// An adapter on its base model, ready to be put on a device.
+/// An adapter on its base model, ready to be loaded onto a device.
 pub struct Applied {
     pub adapter: Adapter,
     pub weights: Weights,
     pub decoder: Decoder,
     pub adaptation: Adaptation,
-    /// That of the only head; of several the classes of all together.
+    /// The objective of the only head; of several heads, their classes combined.
     pub objective: Arc<dyn Objective>,
-    /// The float types to compute in: those of the run that made the adapter, where one did, else f32.
+    /// The float types to compute in: those of the run that made the adapter, if any, else f32.
     pub precision: PrecisionChoice,
-    /// The plugins of the runs that it comes from, against those of now.
+    /// The plugins of the runs that made it, compared with those found now.
     pub recorded: Recorded,
 }
 
 impl Applied {
     /// Opens an adapter, of any format, on its base model, or on `model`.
     ///
-    /// Errors: a damaged adapter; a base model that is not here, or another one; a method plugin that is missing or draws other index sets; index
-    /// sets or tensors that do not fit the model; a method that is another one than the run used.
+    /// Errors: a damaged adapter; a missing or a different base model; a method plugin that is missing, draws other
+    /// index sets, or is not the one that the run used; index sets or tensors that do not fit the model.
     pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Applied> {
         let adapter = load(path, model)?;
         let configs = adapter.heads.iter().filter_map(|head| head.config.as_ref());
@@ -71,7 +71,7 @@ impl Applied {
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
         let precision = precision.unwrap_or(PrecisionChoice::F32);
         if precision == PrecisionChoice::Bf16 {
-            // As the run did.
+            // As in the run.
             weights.decode_as(DType::BF16);
         }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
@@ -82,7 +82,7 @@ impl Applied {
         Ok(Applied { precision, adapter, weights, decoder, adaptation, objective, recorded })
     }
 
-    /// Which token is padding to the texts that the adapter is applied to. What is learned of whole texts has none.
+    /// The padding token of the texts that the adapter is applied to. Language models have none.
     pub fn padding(&self) -> Padding {
         match self.adapter.kind {
             _ if !self.objective.pools() => Padding::Is(None),
@@ -91,7 +91,7 @@ impl Applied {
         }
     }
 
-    /// The id of that token. Errors: the tokenizer that has it cannot be read.
+    /// The id of that token. Errors: the tokenizer cannot be read.
     pub fn pad(&self) -> Result<Option<u32>> {
         match self.padding() {
             Padding::Is(pad) => Ok(pad),
@@ -108,7 +108,7 @@ impl Applied {
         }
     }
 
-    /// Puts model and adapter on a device, for batches of up to `tokens` tokens of sequences up to `longest`.
+    /// Loads model and adapter onto a device, for batches of up to `tokens` tokens in sequences of up to `longest`.
     pub fn session(&self, device: Box<dyn Backend>, tokens: usize, longest: usize) -> Result<Session> {
         let limits = Limits {
             train: None,
@@ -122,13 +122,13 @@ impl Applied {
         self.session_with(device, self.adaptation.clone(), limits)
     }
 
-    /// Puts model and adapter on a device, to write texts of up to `context` tokens.
+    /// Loads model and adapter onto a device, to generate texts of up to `context` tokens.
     ///
     /// Errors: a model that classifies; those of [`Session::open`].
     pub fn generation(&self, device: Box<dyn Backend>, context: usize) -> Result<Session> {
         if self.objective.pools() {
             return Err(Error::Usage(format!(
-                "{}: made for {}, and only language models write text; `predict` is for this one",
+                "{}: made for {}, but only language models generate text; use `predict`",
                 self.adapter.dir.display(),
                 self.objective.name()
             )));
@@ -136,7 +136,7 @@ impl Applied {
         self.session_with(device, self.adaptation.clone(), Limits::generation(context))
     }
 
-    /// As [`Applied::session`] for another adaptation of the model; its trained values are not set if it is not the adapter's own.
+    /// As [`Applied::session`], for another adaptation of the model, whose trained values are then not set.
     pub(super) fn session_with(
         &self,
         device: Box<dyn Backend>,
@@ -153,7 +153,7 @@ impl Applied {
             optimization: Optimization::default(),
             dropout: 0.0,
             recompute: false,
-            // Of added tensors that are not trained.
+            // For added tensors that are not trained.
             seed: self.seed(),
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
@@ -168,7 +168,7 @@ impl Applied {
     }
 }
 
-/// What a model with these heads computes.
+/// The objective of a model with these heads.
 ///
 /// Errors: an objective that this version does not know.
 fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
@@ -178,7 +178,7 @@ fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
     }
 }
 
-/// What the adapter changes in a model of these parameters.
+/// The adaptation that an adapter describes, for a model with these parameters.
 fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugins: &PluginSet) -> Result<Adaptation> {
     let stored = |method: Stored, parameters| {
         let sets = |p: &Parameter| stored_set(adapter, p);
@@ -227,7 +227,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
                     manifest.method_version
                 )));
             }
-            // A new head that the method left as it was drawn is stored whole.
+            // A new head that the method did not train is stored whole.
             for (parameter, part) in adaptation.parameters.iter().zip(&mut adaptation.parts) {
                 if matches!(part, Part::Frozen) && adapter.values.contains_key(&parameter.name) {
                     *part = Part::Dense;

@@ -8,24 +8,24 @@ use crate::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A format that adapters are written in.
+/// An export format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
     /// PEFT's directory: LoRA for LoRA, Super-Tuning for single elements.
     Peft,
     /// `sparse_deltas.safetensors` of peft-sparta.
     SparseDeltas,
-    /// The new values of what differs, as TRL and vLLM read them.
+    /// The new values where they differ, as TRL and vLLM read them.
     Patch,
     /// LoRA in a GGUF file, as llama.cpp's `--lora` reads it.
     Gguf,
-    /// Our own, with the index sets themselves, so that loading draws nothing.
+    /// Our own format with the index sets stored, so that loading draws nothing.
     WithIndices,
 }
 
 /// Writes an adapter in another format into the new directory `out`.
 ///
-/// Returns what is to be told to its user. Errors: a format that cannot hold this adapter; `out` is there already.
+/// Returns notes for the user. Errors: a format that cannot hold this adapter; `out` already exists.
 pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
     if files::exists(out) {
         return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
@@ -74,7 +74,7 @@ fn peft(applied: &Applied, head: &Head, out: &Path) -> Result<()> {
     LoraExport { lora: &lora, values, head, model, decoder, dropout: dropout.unwrap_or(0.0) }.write(out)
 }
 
-/// What PEFT's directory has no place for, and the base model does not say either.
+/// Notes on what neither PEFT's directory nor the base model can store.
 fn unsaid_in_peft(applied: &Applied, head: &Head) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     if let Some(pad) = applied.pad()?.filter(|_| applied.decoder.pad_token_id.is_none()) {
@@ -104,7 +104,7 @@ fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
     }
     let sets = applied.adaptation.index_sets();
     if sets.is_empty() {
-        return Err(Error::Usage(format!("{} trains no single elements: no indices", adapter.dir.display())));
+        return Err(Error::Usage(format!("{} trains no single elements, so it has no indices", adapter.dir.display())));
     }
     let indices = sets.into_iter().map(|(name, set)| (name.to_owned(), set.indices.clone())).collect();
     let shapes: BTreeMap<_, _> = applied.adaptation.stored().into_iter().map(|t| (t.name, t.shape)).collect();
@@ -134,9 +134,9 @@ fn lora(applied: &Applied) -> Result<Lora> {
         let Part::Reparam(tensors) = part else { continue };
         let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|t| (&*t.name, &*t.shape)).collect();
         let [("lora_A", &[r, input]), ("lora_B", &[output, _])] = shapes[..] else {
-            return Err(refuse(format!("{} has other tensors than lora_A and lora_B", parameter.name)));
+            return Err(refuse(format!("{} has tensors other than lora_A and lora_B", parameter.name)));
         };
-        // The layer's scale is alpha / r.
+        // The stored layer's scale is alpha / r.
         let alpha = if stabilised { alpha * (r as f64).sqrt() } else { alpha };
         layers.insert(parameter.name.clone(), LoraLayer { r, alpha, input, output });
     }

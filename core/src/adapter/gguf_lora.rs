@@ -1,4 +1,4 @@
-//! LoRA layers in a GGUF file for llama.cpp.
+//! Exports LoRA layers as a GGUF file for llama.cpp.
 
 use super::Head;
 use super::peft::Lora;
@@ -11,7 +11,7 @@ use sparta_graph::DType;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What is written.
+/// The contents of the file.
 pub struct GgufLora<'a> {
     pub lora: &'a Lora,
     pub values: &'a BTreeMap<String, Vec<f32>>,
@@ -19,25 +19,25 @@ pub struct GgufLora<'a> {
     pub decoder: &'a Decoder,
 }
 
-/// A tensor with its values as the file has them.
+/// A tensor with its encoded values.
 type Layer = (TensorOut, Vec<u8>);
 
 impl GgufLora<'_> {
     /// Writes the file and reads it back.
     ///
-    /// Errors: an adapter with a head, for which the format has no place; a family that llama.cpp does not have; what is read is
-    /// not what was written.
+    /// Errors: an adapter with a head, for which the format has no place; a family that llama.cpp does not support; a
+    /// file that reads back differently.
     pub fn write(&self, out: &Path) -> Result<()> {
         if !self.head.labels.is_empty() || self.head.objective()?.pools() {
             return Err(Error::Usage(
-                "llama.cpp's adapters have no place for a head: only those that learn to write text can be exported"
+                "llama.cpp's adapters have no place for a head: only adapters of language models can be exported"
                     .into(),
             ));
         }
         let family = self.decoder.family;
         let architecture = Architecture::of_family(family)
-            .ok_or_else(|| Error::Usage(format!("GGUF files of {} are not written", family.model_type())))?;
-        // One alpha serves all layers: what others are scaled by goes into their B.
+            .ok_or_else(|| Error::Usage(format!("writing GGUF files of {} is not supported", family.model_type())))?;
+        // The file has one alpha: layers with another scale have it folded into B.
         let alpha = self.lora.layers.values().map(|layer| layer.alpha).find(|&alpha| alpha != 0.0).unwrap_or(1.0);
         let layers = self.layers(&architecture, alpha)?;
         let text = |text: &str| Field::Text(text.into());
@@ -69,7 +69,9 @@ impl GgufLora<'_> {
                     Error::Usage(format!("{parameter} has no name in GGUF files of {}", architecture.name))
                 })?;
             if parameter.contains("embed_tokens") {
-                return Err(Error::Usage("LoRA of embeddings is laid out otherwise in GGUF: it is not written".into()));
+                return Err(Error::Usage(
+                    "GGUF lays out LoRA of embeddings differently, which is not supported".into(),
+                ));
             }
             for (tensor, (end, arrangement, factor)) in layer
                 .tensors()
@@ -99,7 +101,7 @@ fn check(path: &Path, layers: &[Layer]) -> Result<()> {
         });
         if !same {
             return Err(Error::Weights(format!(
-                "{}: `{}` is not read as it was written; the disk may be damaged",
+                "{}: `{}` does not read back as written; the disk may be damaged",
                 path.display(),
                 tensor.name
             )));

@@ -1,4 +1,4 @@
-//! A merged model in a GGUF file.
+//! Writes a merged model as a GGUF file.
 
 use super::merge::{MergeDtype, merged_tensor};
 use super::{Applied, Head};
@@ -12,20 +12,20 @@ use sparta_graph::{Blocks, DType, blocks};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What llama.cpp calls the pooling of a classifier: the outputs of `cls.output` at the last token.
+/// llama.cpp's pooling type for a classifier: the outputs of `cls.output` at the last token.
 const RANK: u32 = 4;
 
 /// Where a tensor of the file comes from.
 enum Source {
     Parameter(usize, Arrangement),
-    /// Values as they are in the base model's file.
+    /// Values copied from the base model's file.
     Bytes(Vec<u8>),
 }
 
-/// Writes the file; returns 1 and the bytes of all tensors. What has one axis is f32, as in llama.cpp's own files.
+/// Writes the file; returns 1 and the bytes of all tensors. Vectors are f32, as in llama.cpp's own files.
 ///
-/// Errors: a family or a head that GGUF has no place for; a base model whose types are to be kept and cannot be written; a value
-/// that the type cannot hold.
+/// Errors: a family or a head that GGUF does not support; kept types that cannot be written; a value that the type
+/// cannot hold.
 pub fn write(
     applied: &Applied,
     session: &mut Session,
@@ -35,7 +35,7 @@ pub fn write(
 ) -> Result<(usize, u64)> {
     let (decoder, base) = (&applied.decoder, &applied.adapter.model);
     let Some(architecture) = Architecture::of_family(decoder.family) else {
-        return Err(Error::Usage(format!("GGUF files of {} are not written", decoder.family.model_type())));
+        return Err(Error::Usage(format!("writing GGUF files of {} is not supported", decoder.family.model_type())));
     };
     let mut metadata = fields(base, decoder)?;
     describe_head(&mut metadata, &architecture, head, pad)?;
@@ -71,16 +71,16 @@ pub fn write(
     Ok((1, total))
 }
 
-/// Reads back what the file says of the model, which decides what others compute with it.
+/// Reads back the model's description in the file, on which other programs rely.
 ///
 /// Errors: another architecture, or other tokens.
 fn check_described(applied: &Applied, path: &Path) -> Result<()> {
     let base = &applied.adapter.model;
     let unsaid = |what: &str| {
-        Error::Usage(format!("GGUF has no place for {what} of {}: write a directory in its place", base.display()))
+        Error::Usage(format!("GGUF has no place for {what} of {}; write a directory instead", base.display()))
     };
     let read = decoder::open(path)?;
-    // What does not change what a language model computes.
+    // These do not change what a language model computes.
     let Decoder { family, pad_token_id, bos_token_id, .. } = read;
     let expected = Decoder {
         family,
@@ -108,7 +108,7 @@ fn check_described(applied: &Applied, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Texts with what tokenizers treat differently.
+/// Texts on which tokenizers tend to differ.
 const TEXTS: [&str; 4] = [
     "It's 2024, isn't it? I'd say SO.",
     " two  spaces,\n\n\tlines and\ttabs   ",
@@ -136,7 +136,7 @@ fn encode(tensor: &TensorOut, values: &[f32]) -> Result<Vec<u8>> {
     };
     if largest > most {
         return Err(Error::Usage(format!(
-            "{} has a value of {largest}, which f16 cannot hold: give --dtype bf16",
+            "{} has a value of {largest}, which f16 cannot hold; use --dtype bf16",
             tensor.name
         )));
     }
@@ -148,7 +148,7 @@ fn encode(tensor: &TensorOut, values: &[f32]) -> Result<Vec<u8>> {
     }
 }
 
-/// What the file says of a classifier. Errors: several labels a text, or numbers, which llama.cpp does not have.
+/// Describes a classifier. Errors: several labels per text, or numbers, which llama.cpp does not support.
 fn describe_head(fields: &mut Fields, architecture: &Architecture, head: &Head, pad: Option<u32>) -> Result<()> {
     if !head.objective()?.pools() {
         return Ok(());
@@ -168,7 +168,7 @@ fn describe_head(fields: &mut Fields, architecture: &Architecture, head: &Head, 
     Ok(())
 }
 
-/// Factors of frequencies, where the base model's file has them or its configuration says so.
+/// Frequency factors, from the base model's file or its configuration.
 fn rotations(base: &Path, decoder: &Decoder) -> Result<Vec<(TensorOut, Vec<u8>)>> {
     let tensor =
         |name: &str, shape: Vec<usize>| TensorOut { name: name.into(), stored: Stored::Plain(DType::F32), shape };

@@ -1,12 +1,12 @@
-//! The classification head that a model brings along: whose classes it has, and in which order.
+//! The classification head that a model comes with: its classes, and their order.
 
 use super::labels;
 use crate::model::{Decoder, HEAD};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// The position of each of `wanted` in `labels`, which have the same names but for case, spaces, hyphens and underscores;
-/// `None` where they have not.
+/// The position of each of `wanted` in `labels`, ignoring case, spaces, hyphens and underscores; `None` if the two have
+/// different names.
 pub fn order_of(labels: &[String], wanted: &[String]) -> Option<Vec<usize>> {
     let plain = |label: &String| label.trim().to_lowercase().replace([' ', '-'], "_");
     let known: Vec<String> = labels.iter().map(plain).collect();
@@ -16,8 +16,8 @@ pub fn order_of(labels: &[String], wanted: &[String]) -> Option<Vec<usize>> {
     order.filter(|order| distinct && order.len() == labels.len())
 }
 
-/// Puts the rows of a model's own head into the order of these labels. Returns what the plan says of it; `None` where the
-/// model has no head.
+/// Reorders the rows of a model's own head to match these labels. Returns a note for the plan; `None` if the model has
+/// no head.
 ///
 /// Errors: the head has other classes.
 pub fn align_head(weights: &mut Weights, decoder: &Decoder, wanted: &[String]) -> Result<Option<String>> {
@@ -25,7 +25,7 @@ pub fn align_head(weights: &mut Weights, decoder: &Decoder, wanted: &[String]) -
     let own = labels(decoder, classes);
     let unnamed = own.iter().enumerate().all(|(i, label)| *label == format!("LABEL_{i}"));
     let listed = own.join(", ");
-    // The name of a single number is no class.
+    // A single number has a name, but no classes.
     if own == wanted || (own.len() == 1 && wanted.len() == 1) {
         return Ok(Some("the head is the model's own".into()));
     }

@@ -1,4 +1,4 @@
-//! What is in an adapter, and how two adapters differ.
+//! Describes an adapter, and compares two.
 
 use super::merge::is_head;
 use super::vector::{Delta, delta};
@@ -23,7 +23,7 @@ pub struct Info {
     pub method_version: String,
     pub options: Options,
     pub model: PathBuf,
-    /// Fingerprint of the base model, where the format has one.
+    /// Fingerprint of the base model, if the format stores it.
     pub base: Option<String>,
     /// Labels by head.
     pub heads: BTreeMap<String, Vec<String>>,
@@ -32,7 +32,7 @@ pub struct Info {
     /// `trained_in_body` as a share of the model without its head.
     pub density: f64,
     pub layers: Vec<LayerInfo>,
-    /// Share of the changed weights of the body whose value in bf16 differs from the base model's in bf16.
+    /// Share of the changed weights of the body that differ from the base model's in bf16.
     pub differs_in_bf16: f64,
     /// The same in the types that the base model is stored in.
     pub differs_as_stored: f64,
@@ -52,7 +52,7 @@ pub struct LayerInfo {
 pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
     let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, [0u64; 2]);
     for (position, parameter) in applied.adaptation.parameters.iter().enumerate() {
-        // What the method cannot merge has no weight to compare with the base model's.
+        // A layer that the method cannot merge has no weight to compare with the base model's.
         if matches!(applied.adaptation.parts[position], Part::Reparam(_)) && !applied.adaptation.method.mergeable() {
             continue;
         }
@@ -123,8 +123,8 @@ fn differing(weights: &Weights, parameter: &Parameter, delta: &Delta) -> Result<
     Ok(counts)
 }
 
-/// Of the weights that an adaptation has chosen one by one, the share that these trained values change as the model
-/// stores them; `None` where it has chosen none.
+/// Share of an adaptation's individually chosen weights that these trained values change in the model's stored type;
+/// `None` if it chose none.
 pub fn visible_share(
     adaptation: &Adaptation,
     weights: &Weights,
@@ -163,11 +163,11 @@ pub struct LayerDifference {
     pub norm_a: f64,
     pub norm_b: f64,
     pub norm_difference: f64,
-    /// Cosine of the angle between the changes; `None` where one changes nothing.
+    /// Cosine of the angle between the changes; `None` if one changes nothing.
     pub cosine: Option<f64>,
 }
 
-/// Sums of squares and products, from which the figures follow.
+/// Sums of squares and products, from which the figures are computed.
 #[derive(Clone, Debug, Default)]
 struct Sums {
     counts: [u64; 3],
@@ -250,7 +250,7 @@ pub fn same_base(a: &Applied, b: &Applied) -> Result<()> {
         return Ok(());
     }
     Err(Error::Usage(format!(
-        "{} and {} are changes of different base models ({} and {}): they can neither be compared nor combined",
+        "{} and {} change different base models ({} and {}), so they can be neither compared nor combined",
         a.adapter.dir.display(),
         b.adapter.dir.display(),
         a.adapter.model.display(),

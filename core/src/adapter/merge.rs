@@ -22,10 +22,10 @@ use std::path::PathBuf;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MergeDtype {
-    /// Each tensor in that of the base model, a new head in that of the embedding.
+    /// Each tensor keeps the base model's type; a new head takes the embedding's.
     Keep,
     To(DType),
-    /// Blocks of a GGUF file; what has no whole blocks is f16 there.
+    /// GGUF's 8-bit blocks; tensors that do not divide into blocks are f16.
     Q8_0,
 }
 
@@ -46,7 +46,7 @@ impl MergeDtype {
 pub struct MergeRequest {
     pub out: PathBuf,
     pub dtype: MergeDtype,
-    /// Bytes of a weight file, at most; a larger tensor has one for itself.
+    /// The most bytes of a weight file; a larger tensor has its own.
     pub shard_bytes: u64,
 }
 
@@ -62,11 +62,11 @@ pub struct Merged {
     pub other_plugins: Vec<String>,
 }
 
-/// Writes the merged model in the Hugging Face layout, or where `out` ends with `.gguf` into a GGUF file, one tensor at a time,
-/// reads it back, and compares its logits with those of the adapter on a fixed set of token sequences. It appears only if they
+/// Writes the merged model in the Hugging Face layout, or as a GGUF file if `out` ends with `.gguf`, one tensor at a
+/// time. Reads it back, and compares its logits with the adapter's on fixed token sequences; publishes it only if they
 /// agree.
 ///
-/// Errors: `out` is there already; an adapter with several heads; logits that differ by more than
+/// Errors: `out` already exists; an adapter with several heads; logits that differ by more than
 /// [`MergeCheck::bound`].
 pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>) -> Result<Merged> {
     let [head] = &applied.adapter.heads[..] else {
@@ -93,7 +93,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
 
     let place = written.path();
     let stored = Weights::open(&place)?;
-    // As whoever reads the written model, with the padding that it states.
+    // Like any reader of the written model, with the padding token that it states.
     let stated = decoder::open(&place)?.pad_token_id.filter(|_| objective.pools());
     let read = self::examples(objective, &texts, stated);
     let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
@@ -106,7 +106,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
         }
         Ok((view.dtype, view.bytes()))
     })?;
-    let check = MergeCheck { quantised: request.dtype == MergeDtype::Q8_0, ..check };
+    let check = MergeCheck { quantized: request.dtype == MergeDtype::Q8_0, ..check };
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
     }
@@ -116,20 +116,20 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
 }
 
-/// Errors: what was read of a weight is not the merged one, rounded to blocks.
+/// Errors: a weight does not read back as the merged one rounded to blocks.
 fn check_blocks(blocks: Blocks, exact: &[u8], read: &TensorView) -> Result<()> {
     let exact: Vec<f32> = exact.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let mut expected = vec![0.0; exact.len()];
     blocks.decode(&encode_q8_0(&exact), &mut expected);
     match read.to_f32().is_some_and(|read| read == expected) {
         true => Ok(()),
-        false => Err(Error::Weights("a weight is not read as it was written; the disk may be damaged".into())),
+        false => Err(Error::Weights("a weight does not read back as written; the disk may be damaged".into())),
     }
 }
 
 /// Writes a directory in the Hugging Face layout; returns the number of files of weights and the bytes of all tensors.
 ///
-/// Errors: a type that safetensors do not have.
+/// Errors: a type that safetensors does not have.
 fn in_layout(
     applied: &Applied,
     session: &mut Session,
@@ -138,7 +138,7 @@ fn in_layout(
     written: &model_dir::Output,
 ) -> Result<(usize, u64)> {
     if request.dtype == MergeDtype::Q8_0 {
-        return Err(Error::Usage("q8_0 is a type of GGUF files: give --out a name that ends with .gguf".into()));
+        return Err(Error::Usage("q8_0 is a type of GGUF files: use an --out that ends with .gguf".into()));
     }
     let parameters = &applied.adaptation.parameters;
     let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();
@@ -156,8 +156,8 @@ fn in_layout(
     })
 }
 
-/// One merged parameter as `dtype`: `w`, the trained values, what the method's `merge` gives, or `round(w0 + delta)` in the
-/// base's type as in training, where products with what that lost are rounded to `dtype` alone.
+/// One merged parameter as `dtype`: `w`, the trained values, the method's `merge`, or `round(w0 + delta)` in the base's
+/// type as in training. With `residual`, it is rounded only once, to `dtype`.
 pub fn merged_tensor<'a>(
     session: &mut Session,
     weights: &'a Weights,
@@ -175,7 +175,7 @@ pub fn merged_tensor<'a>(
         Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         Part::Frozen | Part::Reparam(_) => match weights.get(&name) {
             Some(view) => recode(&name, view.dtype, view.bytes(), dtype),
-            // A new head that was left as it was drawn.
+            // A new head that was not trained.
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         },
         Part::Sparse(set) => {
@@ -186,8 +186,8 @@ pub fn merged_tensor<'a>(
     }
 }
 
-/// A parameter with the changes of its chosen elements, `round(w0 + delta)` in the type `rounded`, by default the base's as in
-/// training; and that type.
+/// A parameter with the changes of its chosen elements: `round(w0 + delta)` in the type `rounded`, by default the
+/// base's as in training. Returns that type, too.
 pub fn with_deltas<'a>(
     weights: &'a Weights,
     values: &BTreeMap<String, Vec<f32>>,
@@ -231,8 +231,8 @@ fn recode<'a>(name: &str, from: DType, bytes: Cow<'a, [u8]>, to: DType) -> Resul
     convert(name, &values, to).map(Cow::Owned)
 }
 
-/// A parameter as the method merges it, f32 of its shape, through the method's own graph on the device. `None`: it leaves
-/// that one as it is.
+/// A parameter as the method merges it, f32 of its shape, computed by the method's graph on the device. `None`: it is
+/// unchanged.
 pub fn merged_by_method(session: &mut Session, position: usize) -> Result<Option<Vec<f32>>> {
     const RESULT: &str = "out.merged";
     let adaptation = &session.setup().adaptation;

@@ -1,6 +1,6 @@
 //! Adapters: what a run learned, on disk and applied to its base model. Besides our own format: PEFT's LoRA and sparse
-//! methods, sparse deltas, patches of checkpoints, several adapters in one, and merged full models in the Hugging Face layout. A head says what each was trained
-//! for: for classes with rows of [`HEAD`], for next tokens with the model's own vocabulary head.
+//! methods, sparse deltas, patches of checkpoints, combined adapters, and merged full models. Each adapter has heads:
+//! rows of [`HEAD`] for classes, or the model's own vocabulary head for next tokens.
 
 mod applied;
 pub mod combine;
@@ -40,48 +40,48 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What one task reads from the model.
+/// The outputs of one task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
-    /// The task's id, or what else tells it from the others.
+    /// The task's id, or another distinguishing name.
     pub name: String,
-    /// Names of its outputs, which are rows of [`HEAD`]; none where the vocabulary head is used.
+    /// Names of its outputs, which are rows of [`HEAD`]; none for the vocabulary head.
     pub labels: Vec<String>,
     /// [`Objective::name`]
     #[serde(default = "classification")]
     pub objective: String,
-    /// The run that trained it; unknown where a file of another tool does not say.
+    /// The run that trained it, unless another tool did.
     pub config: Option<RunConfig>,
 }
 
-/// What a head is for that was stored when there was nothing else.
+/// The objective of heads stored before there were others.
 fn classification() -> String {
     Classification { classes: 2 }.name().to_owned()
 }
 
 impl Head {
-    /// The vocabulary head, in a file that does not say more.
+    /// The vocabulary head, for a file that does not describe one.
     fn next_token() -> Head {
         Head { name: "text".into(), labels: vec![], objective: NextToken {}.name().into(), config: None }
     }
 
-    /// Errors: an objective that this version does not know, or that has another number of outputs.
+    /// Errors: an objective that this version does not know, or with a different number of outputs.
     pub fn objective(&self) -> Result<Arc<dyn Objective>> {
         objective::named(&self.objective, self.labels.len())
     }
 
-    /// Whether the labels are mere numbers, as other tools write when they have no names.
+    /// Whether the labels are mere numbers, which other tools write for unnamed classes.
     pub fn unnamed(&self) -> bool {
         self.labels.iter().enumerate().all(|(i, label)| *label == format!("LABEL_{i}"))
     }
 }
 
-/// Where an adapter comes from, with what only that format knows.
+/// The format an adapter was read from, with its specific data.
 #[derive(Clone, Debug)]
 pub enum Kind {
     Native(Box<Manifest>),
     Peft(peft::Lora),
-    /// Single elements and whole tensors, by another tool's format and method.
+    /// Single elements and whole tensors, in another tool's format.
     Deltas {
         format: &'static str,
         method: &'static str,
@@ -91,7 +91,7 @@ pub enum Kind {
     Model,
 }
 
-/// An adapter that was read.
+/// An adapter read from disk.
 #[derive(Clone, Debug)]
 pub struct Adapter {
     pub dir: PathBuf,
@@ -100,19 +100,19 @@ pub struct Adapter {
     pub model: PathBuf,
     /// [`fingerprint`] of the base model; formats of other tools have none.
     pub base: Option<String>,
-    /// At least one. Their outputs stand in this order in [`HEAD`].
+    /// At least one. [`HEAD`] has their outputs in this order.
     pub heads: Vec<Head>,
     /// Trained values by tensor name, as in [`crate::method::Trained::name`].
     pub values: BTreeMap<String, Vec<f32>>,
-    /// Explicit index sets by parameter, flat and ascending; a method draws those that are not here.
+    /// Explicit index sets by parameter, flat and ascending; the method draws the others.
     pub indices: BTreeMap<String, Vec<u32>>,
 }
 
 /// Reads the adapter in `path`: an adapter directory of any format, a run directory, or a full model. `model`
 /// replaces the base model that the adapter names.
 ///
-/// Errors: no adapter there; an unknown format or a setting that changes the arithmetic in an unsupported way; values
-/// that are not those that were saved, or are not finite.
+/// Errors: no adapter there; an unknown format, or a setting with unsupported arithmetic; values that were altered
+/// since they were saved, or are not finite.
 pub fn load(path: &Path, model: Option<&Path>) -> Result<Adapter> {
     let mut adapter = read(path, model)?;
     if let Some(model) = model {
@@ -161,7 +161,7 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
     }
     if RunConfig::of_run(path).is_ok() {
         return Err(Error::Weights(format!(
-            "{}: the run saved no adapter: it ended before it had learned anything; go on with it by --resume",
+            "{}: the run has no adapter: it ended before its first step; continue it with --resume",
             path.display()
         )));
     }
@@ -196,7 +196,7 @@ fn full_model(dir: &Path) -> Result<Adapter> {
     })
 }
 
-/// What a full model is for: its [`HEAD`], or else the vocabulary head.
+/// The head of a full model: its [`HEAD`], or else the vocabulary head.
 fn own_head(dir: &Path) -> Result<Head> {
     match Weights::open(dir)?.get(HEAD) {
         Some(head) => score_head(dir, head.shape.first().copied().unwrap_or(0)),
@@ -204,14 +204,14 @@ fn own_head(dir: &Path) -> Result<Head> {
     }
 }
 
-/// A head of this many outputs in a file that says no more of it than the model's configuration.
+/// A head of this many outputs, described only by the model's configuration.
 fn score_head(model: &Path, outputs: usize) -> Result<Head> {
     let decoder = decoder::open(model)?;
     let objective = model_dir::score_objective(&decoder, outputs).into();
     Ok(Head { name: "score".into(), labels: labels(&decoder, outputs), objective, config: None })
 }
 
-/// The labels that a configuration names, if there are as many as outputs; otherwise numbers.
+/// The labels in a configuration if their number matches the outputs; otherwise numbers.
 fn labels(decoder: &Decoder, outputs: usize) -> Vec<String> {
     match decoder.labels.len() == outputs {
         true => decoder.labels.clone(),

@@ -1,5 +1,5 @@
-//! Writes full models in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, in several files
-//! with an index where they are large.
+//! Writes full models in the Hugging Face layout: `config.json`, the tokenizer's files, and the weights, sharded with
+//! an index if they are large.
 
 use super::{Head, own_head};
 use crate::gguf::{self, Gguf};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Whatever belongs to a tokenizer, in any of the layouts that transformers reads.
+/// The tokenizer's files, in any of the layouts that transformers reads.
 const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +26,7 @@ const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.json",
 ];
 
-/// A model, a directory or a GGUF file, that appears under its name only when it is complete.
+/// A model, as a directory or a GGUF file, which appears under its name only once it is complete.
 pub struct Output {
     out: PathBuf,
     partial: PathBuf,
@@ -46,7 +46,7 @@ impl Output {
         }
         let name = out
             .file_name()
-            .ok_or_else(|| Error::Usage(format!("{}: not the name of a directory that can be made", out.display())))?;
+            .ok_or_else(|| Error::Usage(format!("{}: not a valid name for a new directory", out.display())))?;
         let mut partial = std::ffi::OsString::from(".");
         partial.push(name);
         partial.push(format!(".{}.partial", std::process::id()));
@@ -55,7 +55,7 @@ impl Output {
         Ok(Output { out: out.to_owned(), partial })
     }
 
-    /// Where the directory, or the file, is until [`Output::finish`].
+    /// The place of the directory or the file until [`Output::finish`].
     pub fn path(&self) -> PathBuf {
         match self.out.file_name().filter(|_| is_gguf(&self.out)) {
             Some(name) => self.partial.join(name),
@@ -63,15 +63,15 @@ impl Output {
         }
     }
 
-    /// Configuration of the base model with this head, and the base model's tokenizer.
+    /// Writes the base model's configuration, with this head, and its tokenizer.
     pub fn describe(&self, base: &Path, head: &Head, pad: Option<u32>, dtype: DType) -> Result<()> {
         let config = model_config(base, head, pad, Some(dtype))?;
         write_json(&self.partial.join("config.json"), &config)?;
         write_tokenizer(base, &self.partial)
     }
 
-    /// Writes the weights, `shard_bytes` to a file at most unless one tensor alone is larger; `values` makes them one at
-    /// a time. Returns the number of files and the bytes of all tensors.
+    /// Writes the weights, `shard_bytes` to a file at most unless one tensor alone is larger; `values` makes them one
+    /// at a time. Returns the number of files and the bytes of all tensors.
     pub fn weights<'a>(
         &self,
         specs: &[TensorSpec],
@@ -146,7 +146,7 @@ impl Drop for Output {
 /// The objectives of classifiers, in the order of [`PROBLEM_TYPES`].
 const OBJECTIVES: [&str; 3] = ["classification", "multi-label classification", "regression"];
 
-/// What a classifier's head is for: as in transformers a single output without `problem_type` is a regression's.
+/// The objective of a classifier's head: as in transformers, a single output without `problem_type` means regression.
 pub fn score_objective(decoder: &Decoder, outputs: usize) -> &'static str {
     let kind = decoder.problem_type.as_deref().and_then(|given| PROBLEM_TYPES.iter().position(|kind| *kind == given));
     OBJECTIVES[kind.unwrap_or(if outputs == 1 { 2 } else { 0 })]
@@ -159,16 +159,16 @@ pub fn is_causal(dir: &Path) -> Result<bool> {
     Ok(classes.is_some_and(|classes| classes.iter().any(|c| c.as_str().is_some_and(|c| c.ends_with("ForCausalLM")))))
 }
 
-/// The base model's `config.json` as that of a model with this head; of a model that also reads images, of its text part. The type of the weights is written under the key
-/// that the file already has, `torch_dtype` where it has none. `pad` is the padding token that the texts of a classifier
-/// were read with, which decides where transformers reads them.
+/// The base model's `config.json`, or its text part, changed for this head. The type of the weights is written under
+/// the file's own key, by default `torch_dtype`. `pad` is the padding token used with a classifier's texts, by which
+/// transformers finds their last token.
 pub fn model_config(base: &Path, head: &Head, pad: Option<u32>, dtype: Option<DType>) -> Result<Map<String, Value>> {
     let mut config = decoder::config(base)?;
     let decoder = Decoder::parse(&base.join("config.json"), &config)?;
     let classifies = head.objective()?.pools();
     let [causal, classifier, _] = decoder.family.classes();
     config.insert("architectures".into(), json!([if classifies { classifier } else { causal }]));
-    // The number of labels is the length of `id2label`; a number beside it could only contradict.
+    // The number of labels follows from `id2label`; stating it again could only contradict.
     for key in ["num_labels", "id2label", "label2id", "problem_type"] {
         config.remove(key);
     }
@@ -228,7 +228,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         let same_reading = (&other.labels, other.pad_token_id) == (&decoder.labels, decoder.pad_token_id);
         if other.family != decoder.family || !same_reading || !same_shape {
             return Err(Error::Usage(format!(
-                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only such models can be averaged",
+                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only models alike in these can be averaged",
                 first.display(),
                 dir.display()
             )));

@@ -1,5 +1,5 @@
-//! Our own format: `adapter.safetensors` with the trained values in f32, and `adapter.json` with all that is needed to
-//! apply them to the base model again.
+//! Our own format: `adapter.safetensors` with the trained values in f32, and `adapter.json` with everything needed to
+//! apply them to the base model.
 
 use super::{Adapter, Head, Kind};
 use crate::hash::{fingerprint, hash_file};
@@ -26,11 +26,11 @@ pub struct Manifest {
     pub format: String,
     pub method: String,
     pub method_version: String,
-    /// Every option of the method.
+    /// All options of the method.
     pub options: Options,
-    /// Decides the index sets of sparse parts where they are not stored.
+    /// Determines the index sets that are not stored.
     pub seed: u64,
-    /// SHA-256 over all index sets; absent where nothing is sparse.
+    /// SHA-256 over all index sets; absent if nothing is sparse.
     pub index_sha256: Option<String>,
     /// [`fingerprint`] of the base model.
     pub base: String,
@@ -38,7 +38,7 @@ pub struct Manifest {
     /// [`Head::objective`]
     #[serde(default = "super::classification")]
     pub objective: String,
-    /// Scalars trained outside the head, and the share of the model that they are.
+    /// Scalars trained outside the head, and their share of the model.
     pub trained_in_body: u64,
     pub density: f64,
     /// SHA-256 of `adapter.safetensors`.
@@ -47,9 +47,9 @@ pub struct Manifest {
     pub config: RunConfig,
 }
 
-/// Writes the adapter of a run: trained and drawn `values` by name, for a base model with these `weights`; and the index sets,
-/// where the method may have changed them. The manifest comes last
-/// and holds the hash of the values, so that a torn write is noticed.
+/// Writes the adapter of a run: trained and drawn `values` by name, for a base model with these `weights`, and the
+/// index sets if the method may have changed them. The manifest comes last, with the hash of the values, so that an
+/// incomplete write is noticed.
 pub fn save(
     dir: &Path,
     config: &RunConfig,
@@ -82,7 +82,7 @@ pub fn save(
     save_manifest(dir, &manifest)
 }
 
-/// Writes `adapter.safetensors`, a flat vector where `shapes` does not know the tensor. Returns the file's SHA-256.
+/// Writes `adapter.safetensors`; tensors missing in `shapes` become flat vectors. Returns the file's SHA-256.
 pub fn save_values(
     dir: &Path,
     format: &str,
@@ -117,14 +117,14 @@ pub fn read_manifest<T: DeserializeOwned>(dir: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|e| Error::Weights(format!("{}: not an adapter manifest: {e}", path.display())))
 }
 
-/// Reads `adapter.safetensors`. Errors: values that are not those that were saved.
+/// Reads `adapter.safetensors`. Errors: values that were altered since they were saved.
 pub fn read_values(dir: &Path, sha256: &str) -> Result<Snapshot> {
     let path = dir.join(VALUES);
     if hash_file(&path)? != sha256 {
         return Err(Error::Weights(format!("{}: damaged: its SHA-256 is not the one in {MANIFEST}", path.display())));
     }
     let read = read_snapshot(&path)?;
-    // An empty set is stored, too, so that loading draws nothing.
+    // Even an empty set is stored, so that loading draws nothing.
     let bare =
         read.indices.iter().find(|(name, set)| !set.is_empty() && !read.values.contains_key(&format!("delta.{name}")));
     match bare {

@@ -1,6 +1,6 @@
-//! Sparse patches of a checkpoint, as TRL writes them for vLLM, which applies them in place: for each tensor `<name>.val`,
-//! the new bf16 values, and `<name>.idx`, their flat positions as gaps, u16 where all of them fit and u32 elsewhere. Four
-//! bytes for each element that differs from the base model.
+//! Sparse patches of a checkpoint, as TRL writes them for vLLM, which applies them in place: for each tensor
+//! `<name>.val`, the new bf16 values, and `<name>.idx`, their flat positions as gaps, u16 where all of them fit and u32
+//! elsewhere. Four bytes for each element that differs from the base model.
 
 use super::Head;
 use super::merge::{find, with_deltas};
@@ -16,17 +16,17 @@ use std::path::Path;
 
 pub const VALUES: &str = "patch.safetensors";
 
-/// What is written.
+/// The contents of a patch.
 pub struct Patch<'a> {
     pub adaptation: &'a Adaptation,
     pub values: &'a BTreeMap<String, Vec<f32>>,
-    /// Of the base model, whose names the tensors have.
+    /// The base model's, for the names of the tensors.
     pub weights: &'a Weights,
     pub head: &'a Head,
 }
 
 impl Patch<'_> {
-    /// Errors: layers that are changed as a whole through extra tensors; nothing that differs in bf16.
+    /// Errors: layers changed as a whole through added tensors; no difference in bf16.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let (mut tensors, mut changed, mut total) = (Vec::new(), 0, 0);
         for (parameter, part) in self.adaptation.parameters.iter().zip(&self.adaptation.parts) {
@@ -34,7 +34,7 @@ impl Patch<'_> {
                 Part::Frozen => continue,
                 Part::Reparam(_) => {
                     return Err(Error::Usage(format!(
-                        "{} is changed through extra tensors; a patch holds single elements: merge the adapter instead",
+                        "{} is changed through added tensors, but a patch holds single elements; merge the adapter instead",
                         parameter.name
                     )));
                 }
@@ -61,7 +61,8 @@ impl Patch<'_> {
         save(&dir.join(VALUES), &tensors, &self.metadata(tensors.len() / 2, changed, total)?)
     }
 
-    /// Ascending positions and new values of the elements that differ in bf16; all of a tensor that the base has not.
+    /// Ascending positions and new values of the elements that differ in bf16; all elements of a tensor that the base
+    /// lacks.
     fn changes(&self, parameter: &Parameter, part: &Part) -> Result<(Vec<u32>, Vec<bf16>)> {
         let name = &parameter.name;
         let missing = || Error::Weights(format!("{name} is missing"));
@@ -74,7 +75,7 @@ impl Patch<'_> {
             _ => Cow::Borrowed(find(self.values, name)?),
         };
         if u32::try_from(new.len()).is_err() {
-            return Err(Error::Usage(format!("{name} has more elements than the positions of a patch can count")));
+            return Err(Error::Usage(format!("{name} has more elements than a patch can address")));
         }
         let new = new.iter().map(|x| bf16::from_f32(*x)).enumerate();
         let differs = |&(i, x): &(usize, bf16)| base.as_ref().is_none_or(|base| bf16::from_f32(base[i]) != x);
@@ -103,7 +104,7 @@ impl Patch<'_> {
     }
 }
 
-/// How far each position lies behind the one before it, less one; the first one counts from -1.
+/// The gaps between positions, minus one; the first position counts from -1.
 fn gaps(name: String, positions: &[u32]) -> OutTensor<'static> {
     let next = positions.iter().map(|&at| at + 1);
     let gaps: Vec<u32> = positions.iter().zip([0].into_iter().chain(next)).map(|(&at, from)| at - from).collect();

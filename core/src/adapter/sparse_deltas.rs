@@ -18,10 +18,10 @@ const HEAD_INIT: &str = "head_init.safetensors";
 /// Where `config.json` names the base model.
 const BASE: &str = "sparta_pretrained_model";
 
-/// Reads a classifier, or where there is no head in the file and the configuration is that of a language model, one of
-/// these. `model` is the base, if not the one that `config.json` names.
+/// Reads a classifier, or a language model if the file has no head and the configuration is a language model's. `model`
+/// replaces the base model that `config.json` names.
 ///
-/// Errors: tensors that do not fit each other or the model, no initial head, no base model here.
+/// Errors: tensors that do not match each other or the model; no initial head; no base model.
 pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let file = TensorFile::open(dir.join(VALUES))?;
     let model = match (model, named_base(dir)?) {
@@ -29,7 +29,10 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
         (None, Some(model)) if decoder::is_model(&model) => model,
         (None, named) => {
             let named = named.map_or("unknown".into(), |path| format!("`{}`, not a directory here", path.display()));
-            return Err(Error::Usage(format!("{}: the base model is {named}; give it with --model", dir.display())));
+            return Err(Error::Usage(format!(
+                "{}: the base model is {named}; give its directory with --model",
+                dir.display()
+            )));
         }
     };
     let described = if files::is_file(&dir.join("config.json")) { dir } else { &model };
@@ -93,7 +96,7 @@ fn named_base(dir: &Path) -> Result<Option<PathBuf>> {
     Ok(config.get(BASE).and_then(Value::as_str).map(PathBuf::from))
 }
 
-/// Coordinates as flat row-major positions, ascending as they were.
+/// Coordinates as flat row-major positions, in their order.
 fn flat(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
     let (stored, values) = file.integers(name)?;
     let rank = match stored[..] {
@@ -157,7 +160,7 @@ pub fn write(
             }
             _ => {
                 return Err(Error::Usage(format!(
-                    "{} is changed as a whole or through extra tensors; sparse deltas hold single elements",
+                    "{} is changed as a whole or through added tensors, but sparse deltas hold single elements",
                     parameter.name
                 )));
             }

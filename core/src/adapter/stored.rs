@@ -1,4 +1,4 @@
-//! The method of an adapter that no method plugin made: what is trained is what the file holds.
+//! The method of an adapter that no method plugin made: it trains what the file holds.
 
 use super::peft::Lora;
 use crate::plugin::PluginSet;
@@ -8,7 +8,7 @@ use sparta_plugin::method::{GraphBuilder, Method, MethodInfo, Options, Parameter
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Selects what is stored, and leaves the arithmetic of LoRA to the plugin `lora`.
+/// Selects what is stored, and delegates LoRA's arithmetic to the plugin `lora`.
 pub struct Stored {
     name: String,
     selections: BTreeMap<String, Selection>,
@@ -31,7 +31,7 @@ impl Stored {
         Ok(Stored { name: "lora".into(), selections, lora: Some((lora.clone(), plugin)) })
     }
 
-    /// The plugin, and the site with the options that this layer has.
+    /// The plugin, and the site with this layer's options.
     fn layer(&self, site: &Site) -> std::result::Result<(&dyn Method, Site), sparta_plugin::Error> {
         let name = &site.parameter.name;
         let found = self.lora.as_ref().and_then(|(lora, plugin)| Some((lora.layers.get(name)?, plugin)));
@@ -40,7 +40,7 @@ impl Stored {
             ("lora-r".to_owned(), layer.r.into()),
             ("lora-alpha".to_owned(), layer.alpha.into()),
             ("lora-dropout".to_owned(), 0.0.into()),
-            // The file's alpha includes it.
+            // Already included in the file's alpha.
             ("lora-rs".to_owned(), false.into()),
         ]);
         Ok((plugin.as_ref(), Site { options, ..site.clone() }))
@@ -109,7 +109,7 @@ pub fn sparse_and_whole(
             return Err(Error::Weights(format!("the adapter changes `{parameter}`, which the model does not have")));
         };
         let selection = match indices.get(parameter) {
-            // The probability is not drawn from: the set is given. It only has to be in (0, 1].
+            // The set is given, so the probability is not used; it only has to be in (0, 1].
             Some(set) => Selection::Sparse { probability: (set.len() as f64 / p.numel() as f64).clamp(1e-300, 1.0) },
             None if name != parameter => {
                 return Err(Error::Weights(format!("the adapter holds `{name}` without its index set")));

@@ -41,7 +41,7 @@ impl Delta {
         }
     }
 
-    /// The value at a flat position; `None` where the adapter does not reach.
+    /// The value at a flat position; `None` where the adapter makes no change.
     pub fn at(&self, position: usize) -> Option<f32> {
         match self {
             Delta::Sparse { indices, values } => {
@@ -57,13 +57,14 @@ impl Delta {
     }
 }
 
-/// Whether [`delta`] needs a device: reparametrised weights are merged by the method's own graph.
+/// Whether [`delta`] needs a device: reparametrized weights are merged by the method's own graph.
 pub fn needs_device(applied: &Applied) -> bool {
     applied.adaptation.parts.iter().any(|part| matches!(part, Part::Reparam(_)))
 }
 
-/// What the adapter adds to a parameter; `None` where it changes nothing. The head has no base: its values count as they
-/// are where the base model has none. `session` is that of [`Applied::session`].
+/// What the adapter adds to a parameter; `None` if nothing. If the base model has no head, a head's values count in
+/// full.
+/// `session` comes from [`Applied::session`].
 pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) -> Result<Option<Delta>> {
     let parameter = &applied.adaptation.parameters[position];
     let values = |name: &str| {
@@ -92,7 +93,7 @@ pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) 
         }),
         Part::Dense => from_base(values(&parameter.name)?.clone()),
         Part::Reparam(_) => {
-            return Err(Error::Usage(format!("{} is reparametrised: a device must merge it", parameter.name)));
+            return Err(Error::Usage(format!("{} is reparametrized: a device must merge it", parameter.name)));
         }
     })
 }

@@ -1,4 +1,4 @@
-//! Proof that a merged model computes what the base model computes with its adapter.
+//! Verifies that a merged model computes the same as the base model with its adapter.
 
 use crate::job::MergeCheck;
 use crate::method::Part;
@@ -14,8 +14,8 @@ use std::borrow::Cow;
 /// Tokens of the longest sequence that a merged model is checked on.
 pub const SAMPLE_LENGTH: usize = 48;
 
-/// What the result of a run is checked on: a few of its dev examples; samples where all logits of the vocabulary of whole
-/// documents would be too much.
+/// The examples for the check of a run's result: a few of its dev examples, or samples, if whole documents would give
+/// too many logits of the vocabulary.
 pub fn check_examples(setup: &Setup, dev: &[Encoded]) -> Vec<Encoded> {
     if setup.objective.pools() {
         return dev[..dev.len().min(8)].to_vec();
@@ -24,7 +24,7 @@ pub fn check_examples(setup: &Setup, dev: &[Encoded]) -> Vec<Encoded> {
     examples(&*setup.objective, &sample_texts(setup.decoder.vocab_size, longest, None), None)
 }
 
-/// The logits of each example, or where the vocabulary has them, of each token.
+/// The logits of each example, or of each token for a vocabulary head.
 fn logits(session: &mut Session, examples: &[Encoded], budget: usize) -> Result<Vec<Prediction>> {
     let objective = session.setup().objective.clone();
     if objective.pools() {
@@ -40,7 +40,7 @@ fn logits(session: &mut Session, examples: &[Encoded], budget: usize) -> Result<
     Ok(rows)
 }
 
-/// Token sequences of several lengths up to `longest`, some of which end in the padding token; the same at every call.
+/// Token sequences of several lengths up to `longest`, some ending in the padding token; the same at every call.
 pub fn sample_texts(vocab: usize, longest: usize, pad: Option<u32>) -> Vec<Vec<u32>> {
     let mut words = Stream::new(0, "merge check", "").words();
     let lengths = [1, 2, 3, 7, 16, 24, 33, 48].map(|n: usize| n.min(longest));
@@ -53,7 +53,7 @@ pub fn sample_texts(vocab: usize, longest: usize, pad: Option<u32>) -> Vec<Vec<u
     texts
 }
 
-/// The texts as they are read with this padding token.
+/// The texts as examples, with this padding token.
 pub fn examples(objective: &dyn Objective, texts: &[Vec<u32>], pad: Option<u32>) -> Vec<Encoded> {
     let example = |text: &Vec<u32>| {
         let mut tokens = text.clone();
@@ -63,9 +63,9 @@ pub fn examples(objective: &dyn Objective, texts: &[Vec<u32>], pad: Option<u32>)
     texts.iter().map(example).collect()
 }
 
-/// Evaluates the first of the `examples`, replaces every weight of the session by what `merged` gives for its position
-/// (type and little-endian values), and evaluates the second, the same texts as the merged model is given them. The
-/// session is a plain model afterwards.
+/// Evaluates the first of the `examples`, replaces every weight of the session by `merged` of its position (type and
+/// little-endian values), and evaluates the second, the same texts as prepared for the merged model. Afterwards the
+/// session is a plain model.
 pub fn check_merged<'a>(
     session: &mut Session,
     [examples, again]: [&[Encoded]; 2],
@@ -76,7 +76,7 @@ pub fn check_merged<'a>(
     let Setup { decoder, adaptation, objective, .. } = session.setup();
     let mut scale = Scale::new(decoder, &**objective);
     let mut order: Vec<usize> = (0..adaptation.parameters.len()).collect();
-    // The head is measured with the norm.
+    // The norm comes first, as the head's scale includes it.
     order.sort_by_key(|&position| adaptation.parameters[position].name != NORM);
     let mut rounding = 0f64;
     for position in order {
@@ -84,7 +84,7 @@ pub fn check_merged<'a>(
         if adaptation.weight_of(position).is_some() {
             continue;
         }
-        // A method may change a layer's bias together with its weight: both are merged before one of them is replaced.
+        // A method may change a layer's weight and bias together: both are merged before either is replaced.
         let mut layer = Vec::new();
         for position in [Some(position), adaptation.bias_of(position)].into_iter().flatten() {
             let (dtype, bytes) = merged(session, position)?;
@@ -99,7 +99,7 @@ pub fn check_merged<'a>(
     let after = logits(session, again, budget)?;
     let pairs = || before.iter().zip(&after);
     let both = pairs().flat_map(|(a, b)| a.logits.iter().zip(&b.logits));
-    // A logit that is no number agrees with nothing, and JSON can hold only finite numbers.
+    // A NaN logit never agrees, and JSON holds only finite numbers.
     let difference = |(a, b): (&f32, &f32)| if (a - b).is_finite() { f64::from((a - b).abs()) } else { f64::MAX };
     let largest_difference = both.map(difference).fold(0.0, f64::max);
     let decoder = &session.setup().decoder;
@@ -112,12 +112,12 @@ pub fn check_merged<'a>(
         largest_difference,
         bound: 8.0 * scale.largest_row * (rounding + matrices * arithmetic.powi(2)).sqrt(),
         largest_logit: before.iter().flat_map(|p| &p.logits).map(|z| f64::from(z.abs())).fold(0.0, f64::max),
-        quantised: false,
+        quantized: false,
         other_class: pairs().filter(|(a, b)| a.class() != b.class()).count(),
     })
 }
 
-/// Standard deviation of the relative error that merging makes in this weight.
+/// Standard deviation of the relative error from merging this weight.
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
     let parameter = &adaptation.parameters[position];
@@ -128,7 +128,7 @@ fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
         Part::Frozen if adaptation.weight_of(position).is_some_and(|weight| adaptation.is_linear_site(weight)) => {
             deviation(to)
         }
-        // The chosen elements alone are rounded, which the adapter's products are not.
+        // Only the chosen elements are rounded; the adapter's products are not.
         Part::Sparse(set) if adaptation.residual => {
             deviation(to) * (set.indices.len() as f64 / parameter.numel() as f64).sqrt()
         }
@@ -136,8 +136,8 @@ fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     }
 }
 
-/// That of rounding to a 16-bit type: uniform in plus and minus the unit roundoff, at most. That of f32 counts with the
-/// products.
+/// Standard deviation of rounding to a 16-bit type: at most uniform within the unit roundoff. That of f32 is counted
+/// with the products.
 fn deviation(dtype: DType) -> f64 {
     let unit_roundoff = match dtype {
         DType::BF16 => 2f64.powi(-8),
@@ -166,7 +166,7 @@ impl Scale {
         Scale { head, hidden: decoder.hidden_size, plus_one: decoder.norm_plus_one, norm: vec![], largest_row: 0.0 }
     }
 
-    /// Sees the norm before the head.
+    /// Must see the norm before the head.
     fn see(&mut self, name: &str, dtype: DType, bytes: &[u8]) -> Result<()> {
         let floats =
             |bytes: &[u8]| to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{name} is stored as {dtype}")));

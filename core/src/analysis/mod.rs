@@ -1,4 +1,4 @@
-//! What the paper measures of models besides accuracy: ranks of weight differences.
+//! The paper's analysis of models besides accuracy: ranks of weight differences.
 
 pub mod rank;
 mod rank_table;

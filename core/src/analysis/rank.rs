@@ -9,16 +9,16 @@ use sparta_graph::DType;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Whose eps is in the tolerance. The rule is that of numpy.linalg.matrix_rank and torch.linalg.matrix_rank:
+/// The type whose eps sets the tolerance. The rule is that of numpy.linalg.matrix_rank and torch.linalg.matrix_rank:
 /// a singular value counts if it is above `sigma_max * max(rows, columns) * eps`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// eps = 2^-23: both libraries must compute in f32 at least, as neither decomposes f16 or bf16. The paper's Tables 7
-    /// and 8 are of this kind: with bf16's eps every matrix of a side above 127 would have rank 0.
+    /// eps = 2^-23: both libraries compute in f32 or more, as neither decomposes f16 or bf16. So do the paper's Tables
+    /// 7 and 8: with bf16's eps every matrix with a side above 127 would have rank 0.
     F32,
-    /// The eps of the coarser of the two stored types, the distance from 1 to the next number: f32 2^-23, f16 2^-10,
-    /// bf16 2^-7.
+    /// The eps of the coarser of the two stored types, that is the gap between 1 and the next number: f32 2^-23,
+    /// f16 2^-10, bf16 2^-7.
     Stored,
 }
 
@@ -43,11 +43,11 @@ pub struct MatrixRank {
     /// Elements that differ.
     pub nonzeros: u64,
     pub rank: usize,
-    /// The shorter side less the rank.
+    /// The shorter side minus the rank.
     pub deficiency: usize,
     /// Singular values up to this count as zero.
     pub tolerance: f64,
-    /// Descending, as many as the shorter side.
+    /// Descending; their number is the shorter side.
     pub singular_values: Vec<f32>,
 }
 
@@ -95,7 +95,7 @@ pub fn ranks(
 
 /// The rank of one difference of two `[rows, columns]` matrices.
 ///
-/// Errors: other shapes; a weight that is not finite.
+/// Errors: different shapes; a weight that is not finite.
 pub fn rank(name: &str, base: TensorView, tuned: TensorView, precision: Precision) -> Result<MatrixRank> {
     let ([rows, columns], true) = (<[usize; 2]>::try_from(base.shape).unwrap_or_default(), base.shape == tuned.shape)
     else {
@@ -123,7 +123,7 @@ pub fn rank(name: &str, base: TensorView, tuned: TensorView, precision: Precisio
     })
 }
 
-/// Rows of a block per column: large enough that the triangle carried along adds a quarter to the work.
+/// Rows of a block per column: large enough that the triangle carried along adds only a quarter to the work.
 const BLOCK: usize = 4;
 
 /// The difference of two matrices, computed block by block. The blocks are rows of the matrix or, where that is taller,
@@ -138,8 +138,8 @@ struct Difference<'a> {
 }
 
 impl Difference<'_> {
-    /// Descending. A tall matrix is first reduced to the triangle R of its QR decomposition, which has the same singular
-    /// values, block by block: R of [R of the blocks so far; next block].
+    /// The singular values, descending. A tall matrix is first reduced, block by block, to the triangle R of its QR
+    /// decomposition, which has the same singular values: R of [R of the blocks so far; next block].
     fn singular_values(&mut self) -> Result<Vec<f32>> {
         let (long, short) = (self.rows.max(self.columns), self.rows.min(self.columns));
         if short == 0 || (self.base.dtype == self.tuned.dtype && self.base.bytes() == self.tuned.bytes()) {
@@ -199,15 +199,11 @@ mod tests {
 
     /// Small whole numbers, so that sums and products are exact in every type.
     fn integers(rows: usize, columns: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as f32 % 5.0 - 2.0
-        };
-        (0..rows * columns).map(|_| next()).collect()
+        let word = |i: usize| sparta_graph::philox4x32_10([i as u32, 0, 0, 0], [seed, 0])[0];
+        (0..rows * columns).map(|i| (word(i) % 5) as f32 - 2.0).collect()
     }
 
-    /// The product of `[rows, rank]` and `[rank, columns]`: of this rank, but for accidents that the test would show.
+    /// The product of `[rows, rank]` and `[rank, columns]`, which has this rank unless unlucky, as the test would show.
     fn product(rows: usize, columns: usize, rank: usize) -> Vec<f32> {
         let (a, b) = (integers(rows, rank, 1), integers(rank, columns, 2));
         let element = |i: usize, j: usize| (0..rank).map(|k| a[i * rank + k] * b[k * columns + j]).sum();

@@ -1,11 +1,11 @@
-//! Ranks as the paper's Tables 7 and 8: by kind of matrix, layers of equal rank together.
+//! Ranks in the form of the paper's Tables 7 and 8: by kind of matrix, with layers of equal rank together.
 
 use super::rank::{MatrixRank, RankReport};
 use crate::Result;
 use crate::report::svg::{self, Chart, Series};
 use std::fmt;
 
-/// Kinds in the order of the paper's tables; others come after them by name.
+/// Kinds in the order of the paper's tables; others follow by name.
 const KINDS: [&str; 9] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -29,7 +29,7 @@ fn kind_and_layer(name: &str) -> (&str, Option<usize>) {
     }
 }
 
-/// Sorts names as the tables do: embedding, kinds of the layers, head.
+/// The tables' order of names: embedding, kinds of layers, head.
 pub fn order(name: &str) -> impl Ord + use<> {
     let (kind, layer) = kind_and_layer(name);
     let place = KINDS.iter().position(|&known| known == kind).unwrap_or(KINDS.len());
@@ -67,7 +67,7 @@ impl RankReport {
         rows
     }
 
-    /// The matrices, cut by kind.
+    /// The matrices, grouped by kind.
     fn kinds(&self) -> impl Iterator<Item = &[MatrixRank]> {
         self.matrices.chunk_by(|a, b| kind_and_layer(&a.name).0 == kind_and_layer(&b.name).0)
     }

@@ -1,4 +1,4 @@
-//! Whole training steps of a synthetic model: one cell of a table.
+//! Whole training steps of a synthetic model: one cell of a table of results.
 
 use super::shape::Shape;
 use crate::plugin::PluginSet;
@@ -19,14 +19,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The learning rate where this many scalars are trained; where there are more it is lower, as the change of the loss grows
-/// with both.
+/// The learning rate for this many trained scalars; it is lower for more, as the change of the loss grows with both.
 const LR: f64 = 1e-4;
 const LR_TRAINED: u64 = 1_000_000;
-/// Steps of [`Bench::measure`] that are not timed: one to warm up, one to fill the queue, and one whose interval began
-/// with an empty queue.
+/// Untimed steps of [`Bench::measure`]: one to warm up, one to fill the queue, and one whose interval began with an
+/// empty queue.
 const UNTIMED: usize = 3;
-/// Tokens and steps of [`Bench::trajectory`]: a CPU can record it for a model of billions of parameters.
+/// Tokens and steps of [`Bench::trajectory`]: few enough for a CPU to record a model of billions of parameters.
 const CHECK_TOKENS: usize = 512;
 const CHECK_STEPS: usize = 3;
 /// Steps of [`Bench::profile`].
@@ -35,13 +34,13 @@ const PROFILED: usize = 5;
 /// A method with its options.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MethodCase {
-    /// What tables call it.
+    /// Its name in tables.
     pub name: String,
     pub plugin: String,
     pub options: Options,
 }
 
-/// What is trained on what.
+/// A training step to measure.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub shape: Shape,
@@ -55,17 +54,17 @@ pub struct Case {
     pub weights: DType,
 }
 
-/// A case that was planned for a device.
+/// A case planned for a device.
 pub struct Prepared {
     setup: Setup,
     pub planned: Planned,
     micro_batch_tokens: usize,
     pub trained: u64,
-    /// Of one step.
+    /// Floating-point operations of one step.
     pub flops: u64,
 }
 
-/// An opened session with its one batch.
+/// An open session with its one batch.
 pub struct Bench {
     pub session: Session,
     batches: Vec<Batch>,
@@ -75,31 +74,31 @@ pub struct Bench {
     flops: u64,
 }
 
-/// What a step costs.
+/// The cost of a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub steps: usize,
-    /// The median.
+    /// The median time.
     pub step_s: f64,
     pub step_s_min: f64,
     pub tokens_per_s: f64,
     pub gflop_per_step: f64,
-    /// By the median.
+    /// At the median time.
     pub gflops: f64,
     pub loss: f64,
 }
 
 impl Measured {
-    /// Steps while the energy was counted: those timed, and the ones before and after them.
+    /// Steps during which energy was counted: the timed ones, and those before and after.
     pub fn done(&self) -> usize {
         self.steps + UNTIMED
     }
 }
 
 impl Case {
-    /// Plans the session as a run would be planned. `weights` are those of the shape.
+    /// Plans the session like a run. `weights` are those of the shape.
     ///
-    /// Errors: a method that is not there; numbers that make no model.
+    /// Errors: a method that is not found; a shape that is not a valid model.
     pub fn prepare(&self, plugins: &PluginSet, weights: &dyn WeightSource, device: &DeviceInfo) -> Result<Prepared> {
         let method = plugins.method(&self.method.plugin)?;
         let given = self.method.options.iter().map(|(name, value)| (name.clone(), Given::Typed(value.clone())));
@@ -124,7 +123,7 @@ impl Case {
             weighted: false,
         };
         let mut setup = Setup {
-            // Logits of about 1, so that the loss shows what is wrong in the body.
+            // Logits of about 1, so that the loss reveals errors in the body.
             head_init: HeadInit::Normal { std: 1.0 / (decoder.hidden_size as f64).sqrt() },
             decoder,
             adaptation,
@@ -200,7 +199,7 @@ impl Bench {
         (0..CHECK_STEPS).map(step).collect()
     }
 
-    /// The profile with the least total of some steps.
+    /// The fastest of a few profiled steps.
     ///
     /// Errors: a step of several micro-batches; a device that cannot time single calls.
     pub fn profile(&mut self, ceiling: &Ceiling) -> Result<Profile> {
@@ -217,8 +216,8 @@ impl Bench {
         best.ok_or_else(|| Error::Training("no step was profiled".into()))
     }
 
-    /// Repeats the step for so long, but at least so often, after one that is not counted. As in a run, each step is
-    /// submitted before the results of the one before it are read.
+    /// Repeats the step for `duration`, at least `at_least` times, after the untimed ones. As in a run, each step is
+    /// submitted before the results of the previous one are read.
     pub fn measure(&mut self, duration: Duration, at_least: usize) -> Result<Measured> {
         let mut pending: VecDeque<Submitted> = VecDeque::new();
         let mut loss = self.step()?.loss;
@@ -238,7 +237,7 @@ impl Bench {
         for step in pending {
             self.session.settle(step)?;
         }
-        // The first interval began with an empty queue.
+        // The first interval started with an empty queue.
         if seconds.len() > 1 {
             seconds.remove(0);
         }
@@ -258,7 +257,7 @@ impl Bench {
     }
 }
 
-/// The middle of the values; the lower one of two.
+/// The median; of two middle values, the lower one.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Devices side by side: of one report, or of several machines'.
+//! Devices side by side, from one report or from several machines.
 
 use super::report::{Device, DeviceReport, Report, Step};
 use crate::job::thousands;
@@ -10,7 +10,7 @@ use sparta_model::{Error, Result};
 
 const TEMPLATE: &str = include_str!("bench.html");
 
-/// Every cell that any device was asked for, with what each one reached.
+/// Every cell requested of any device, with the results of each.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     pub devices: Vec<Entry>,
@@ -18,7 +18,7 @@ pub struct Comparison {
     pub kernels: Vec<KernelRow>,
 }
 
-/// A device of a report.
+/// A device in a report.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
     #[serde(flatten)]
@@ -36,7 +36,7 @@ pub struct Entry {
 pub struct StepRow {
     pub cell: String,
     pub precision: DType,
-    /// A step of each device, in their order; `None`: it was not asked for.
+    /// The step on each device, in their order; `None`: not requested.
     pub steps: Vec<Option<Step>>,
 }
 
@@ -122,7 +122,7 @@ fn step_row(row: &StepRow) -> Value {
     let speed = |step: &Step| step.figures().map_or(0.0, |figures| figures.measured.tokens_per_s);
     let fastest = row.steps.iter().flatten().map(speed).fold(0.0, f64::max);
     let cell = |(i, step): (usize, &Option<Step>)| {
-        let Some(step) = step else { return context! { colour => hex(colour(i)), why => "not asked for" } };
+        let Some(step) = step else { return context! { colour => hex(colour(i)), why => "not requested" } };
         let Some(figures) = step.figures() else {
             let super::Outcome::NotMeasured(why) = &step.outcome else { return Value::UNDEFINED };
             return context! { colour => hex(colour(i)), why };
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(comparison.steps.len(), 2);
         assert!(comparison.steps[0].steps[2].is_none() && comparison.steps[1].steps[0].is_none());
         let page = html(&comparison).unwrap();
-        for text in ["a &lt;b&gt;", "wrong results", "not asked for", "2,048", "1.00 GiB"] {
+        for text in ["a &lt;b&gt;", "wrong results", "not requested", "2,048", "1.00 GiB"] {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert!(!page.contains("<b>"));

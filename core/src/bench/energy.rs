@@ -1,16 +1,16 @@
-//! What the system tells of the energy that a device has used.
+//! The energy that a device used, as reported by the system.
 
 use sparta_graph::{DeviceInfo, DeviceKind};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Linux's counters of a processor's packages.
+/// Linux's energy counters of processor packages.
 const PACKAGES: &str = "/sys/class/powercap";
-/// Linux's sensors, of which amdgpu's have the power of a card.
+/// Linux's sensors; amdgpu's report the power of a card.
 const SENSORS: &str = "/sys/class/hwmon";
 
-/// Counts a device's energy between two readings.
+/// Measures a device's energy between two readings.
 pub struct Meter(Vec<Counter>);
 
 struct Counter {
@@ -20,15 +20,15 @@ struct Counter {
 }
 
 enum Unit {
-    /// Where the counter of microjoules wraps around to 0.
+    /// A counter of microjoules, and where it wraps around to 0.
     Microjoules { wraps: f64 },
-    /// Microwatts, the mean of the time since is taken to be that of both readings.
+    /// A sensor of microwatts; the mean power since then is taken to be the mean of the two readings.
     Microwatts { since: Instant },
 }
 
 impl Meter {
-    /// Starts counting. A device whose energy the system does not tell, or does not let this user read, has a meter
-    /// without counters.
+    /// Starts counting. If the system does not report the device's energy, or not to this user, the meter has no
+    /// counters.
     pub fn start(device: &DeviceInfo) -> Meter {
         let counters = match device.kind {
             DeviceKind::Cpu | DeviceKind::SoftwareGpu => packages(Path::new(PACKAGES)),
@@ -71,7 +71,7 @@ fn packages(root: &Path) -> Vec<Counter> {
     entries(root).into_iter().filter(package).filter_map(counter).collect()
 }
 
-/// The one AMD card of the machine; of several it is not known which one works.
+/// The machine's AMD card; with several, it is not known which one is in use.
 fn cards(root: &Path) -> Vec<Counter> {
     let amd =
         |directory: &PathBuf| fs::read_to_string(directory.join("name")).is_ok_and(|name| name.trim() == "amdgpu");

@@ -1,4 +1,4 @@
-//! Single ops at the sizes that they have in training.
+//! Single ops at the sizes they have in training.
 
 use super::shape::Shape;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use sparta_graph::{Backend, BackendError, DType, Graph, GraphError, Plan, Value}
 use sparta_model::Result;
 use sparta_train::{Ceiling, best_time, numbers};
 
-/// What an op took.
+/// The measurement of an op.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     pub name: String,
@@ -21,17 +21,18 @@ pub struct Kernel {
     pub gflops: f64,
     /// Bytes of the operands, each counted once.
     pub gb_per_s: f64,
-    /// Of what arithmetic or memory allow, whichever is nearer.
+    /// Share of the arithmetic or memory ceiling, whichever is larger.
     pub share_of_ceiling: f64,
 }
 
 /// Rows of the operands.
 const ROWS: usize = 2048;
-/// The share of a weight that a sparse gradient and update have.
+/// Sparse gradients and updates touch one in this many elements of a weight.
 const ONE_IN: usize = 20;
 
-/// Measures the ops of a layer of this shape, and raises the ceiling to what they reach. What the device has no memory
-/// for, or what would take longer than `longest` seconds at its ceiling, is told to `left_out` with the reason.
+/// Measures the ops of a layer of this shape, and raises the ceiling to what they reach. Ops that do not fit the
+/// device's memory, or would take longer than `longest` seconds at its ceiling, are reported to `left_out` with the
+/// reason.
 ///
 /// Errors: a device that fails.
 pub fn measure(
@@ -74,7 +75,7 @@ pub fn measure(
     Ok(found.into_iter().map(kernel).collect())
 }
 
-/// Builds the graph of an op on inputs outside the plan; each output is stored, so that the op is not dropped.
+/// Builds the graph of an op on external inputs; each output is stored, so that the op is not eliminated.
 struct Builder {
     graph: Graph,
 }
@@ -161,7 +162,7 @@ fn plans(device: &dyn Backend, shape: &Shape, dtype: DType) -> Result<Vec<(Strin
     Ok(plans)
 }
 
-/// What a sparse method does to a weight after each step.
+/// A sparse method's update of a weight after each step.
 fn updates(device: &dyn Backend, [rows, columns]: [usize; 2], chosen: usize) -> Result<[(String, Plan); 2]> {
     let mut graph = Graph::new();
     let [p, m, v, grad] =
@@ -180,7 +181,8 @@ fn updates(device: &dyn Backend, [rows, columns]: [usize; 2], chosen: usize) -> 
     Ok([(format!("adam {chosen}"), adam), (format!("scatter {chosen} of {rows} x {columns}"), scatter)])
 }
 
-/// Random floats; every [`ONE_IN`]th element of a weight with this many columns; one segment of all rows.
+/// Contents of an input: random floats, every [`ONE_IN`]th index of a weight with this many columns, or one segment of
+/// all rows.
 fn data(external: &External, columns: usize) -> Vec<u8> {
     let n = external.ty.numel();
     let words = |word: &dyn Fn(usize) -> usize| (0..n).flat_map(|i| (word(i) as u32).to_le_bytes()).collect();
@@ -188,9 +190,9 @@ fn data(external: &External, columns: usize) -> Vec<u8> {
         "index" => words(&|i| i * ONE_IN),
         "row_ptr" => words(&|row| (row * columns).div_ceil(ONE_IN)),
         "spans" => words(&|i| (i % 2) * ROWS),
-        // Never negative.
+        // Second moments are never negative.
         "second_moment" => vec![0; n * 4],
-        // A negative clip factor would end the update; bias corrections are not 0.
+        // A negative clip factor would cancel the update; bias corrections are not 0.
         "clip" | "step" => 1f32.to_le_bytes().repeat(n),
         _ => numbers(external),
     }

@@ -31,18 +31,18 @@ pub struct Workload {
     pub tokens: usize,
 }
 
-/// What is measured on each device.
+/// What to measure on each device.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub workloads: Vec<Workload>,
     pub methods: Vec<MethodCase>,
-    /// `None`: those that the device takes.
+    /// `None`: those that the device supports.
     pub precisions: Option<Vec<Precision>>,
-    /// The shapes whose layers' ops are measured singly.
+    /// The shapes whose ops are measured singly.
     pub kernels: Vec<Shape>,
     /// Seconds for which steps are repeated.
     pub seconds: f64,
-    /// Steps and ops that would take more than this many seconds at the device's ceiling are left out.
+    /// Steps and ops that would take more seconds than this at the device's ceiling are left out.
     pub longest: f64,
 }
 
@@ -63,13 +63,13 @@ const METHODS: [(&str, &str, &str); 5] = [
     ("sparta-0.05", "sparta", r#"{"density": 0.05}"#),
     ("sparta-0.005", "sparta", r#"{"density": 0.005}"#),
 ];
-/// Steps that are measured at least.
+/// The fewest steps measured.
 const AT_LEAST: usize = 4;
 
 impl Workload {
     /// A shape's name, with its standard batch, or `SHAPE:BATCHxTOKENS`.
     ///
-    /// Errors: no such shape; no such batch; a shape without a name that has no batch.
+    /// Errors: an unknown shape; an invalid batch; an unnamed shape without a batch.
     pub fn parse(text: &str) -> Result<Workload> {
         let (name, batch) = text.split_once(':').map_or((text, None), |(name, batch)| (name, Some(batch)));
         let shape = Shape::parse(name)?;
@@ -94,7 +94,7 @@ impl MethodCase {
     pub fn parse(name: &str) -> Result<MethodCase> {
         let Some((name, plugin, options)) = METHODS.iter().find(|(known, ..)| *known == name) else {
             let names = METHODS.map(|(name, ..)| name).join(", ");
-            return Err(Error::Usage(format!("`{name}` is no method of the benchmark: expected {names}")));
+            return Err(Error::Usage(format!("`{name}` is not a method of the benchmark; expected {names}")));
         };
         let options = serde_json::from_str(options).map_err(|e| Error::Usage(format!("options of {name}: {e}")))?;
         Ok(MethodCase { name: (*name).into(), plugin: (*plugin).into(), options })
@@ -105,19 +105,19 @@ impl MethodCase {
     }
 }
 
-/// Who measures: the plugins of the methods, and the devices.
+/// The plugins and devices to measure with.
 pub struct Bencher<'a> {
     pub plugins: &'a PluginSet,
     pub devices: &'a Devices,
-    /// Hears of each op and step before it begins.
+    /// Called before each op and step.
     pub progress: &'a dyn Fn(&str),
 }
 
 impl Bencher<'_> {
-    /// Measures a device. `found` sees the report as it grows, so that nothing is lost if a later step fails.
+    /// Measures a device. `found` gets the report as it grows, so that nothing is lost if a later step fails.
     ///
-    /// Errors: the device cannot be opened, or its ceiling not measured; those of `found`. What fails later is in the
-    /// report.
+    /// Errors: the device cannot be opened, or its ceiling cannot be measured; those of `found`. Later failures are in
+    /// the report.
     pub fn measure(
         &self,
         request: &Request,
@@ -211,7 +211,7 @@ impl Bencher<'_> {
         Ok(Outcome::Measured(Figures { measured, trained, share_of_ceiling: 0.0, memory, joules, checked }))
     }
 
-    /// The trajectories of the request's cells, to be stored; meant for the CPU backend.
+    /// The trajectories of the request's cells, for storage; meant for the CPU backend.
     pub fn record(&self, request: &Request, info: &DeviceInfo) -> Result<Trajectories> {
         let mut found = Trajectories::new();
         for work in &request.workloads {
@@ -253,7 +253,7 @@ impl Case {
 }
 
 impl DeviceReport {
-    /// Shares of the ceiling as it was raised by everything that was measured, so that none is above 1.
+    /// Computes the shares of the final ceiling, which all measurements have raised, so that none exceeds 1.
     fn settle_shares(&mut self) {
         let ceiling = &self.ceiling;
         for kernel in &mut self.kernels {
@@ -269,7 +269,7 @@ impl DeviceReport {
     }
 }
 
-/// The precisions that a device takes.
+/// The precisions that a device supports.
 fn offered(info: &DeviceInfo) -> Vec<Precision> {
     let all = [Precision::BF16, Precision::F32];
     all.into_iter().filter(|precision| info.activations.contains(&precision.activations)).collect()

@@ -1,4 +1,4 @@
-//! What a benchmark found, as JSON. `docs/bench.md` describes the format for those who send theirs.
+//! The report of a benchmark, as JSON. `docs/bench.md` documents the format.
 
 use super::case::Measured;
 use super::kernels::Kernel;
@@ -8,9 +8,9 @@ use sparta_model::{Error, Result};
 use sparta_train::Ceiling;
 use std::path::Path;
 
-/// The version of the format. Readers take reports of this version and of no other.
+/// The version of the format. Readers accept only this version.
 pub const VERSION: u32 = 1;
-/// The largest report that is read.
+/// The size limit of a report, in bytes.
 const LARGEST: u64 = 16 << 20;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,21 +29,21 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeviceReport {
     pub device: Device,
-    /// What it reached at most, in what is reported here.
+    /// The highest rates that it reached in this report.
     pub ceiling: Ceiling,
     pub kernels: Vec<Kernel>,
     pub steps: Vec<Step>,
-    /// What was not measured, and why; what went wrong.
+    /// What was not measured, and why; failures.
     pub notes: Vec<String>,
 }
 
-/// Of [`DeviceInfo`] what matters to others.
+/// The part of [`DeviceInfo`] that is of interest elsewhere.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Device {
     pub id: String,
     pub name: String,
     pub driver: String,
-    /// Bytes, where the driver tells.
+    /// Bytes, if the driver reports them.
     pub memory: Option<u64>,
 }
 
@@ -80,11 +80,11 @@ pub struct Figures {
     #[serde(flatten)]
     pub measured: Measured,
     pub trained: u64,
-    /// Of the products' rate in this precision.
+    /// Share of the rate of products in this precision.
     pub share_of_ceiling: f64,
-    /// Bytes on the device at most, where the backend counts them; else those planned.
+    /// Peak bytes on the device if the backend counts them, else planned bytes.
     pub memory: u64,
-    /// Joules per step, where the system tells.
+    /// Joules per step, if the system reports energy.
     pub joules: Option<f64>,
     /// Whether losses and gradient norms were compared with stored ones.
     pub checked: bool,
@@ -105,7 +105,7 @@ impl Step {
 }
 
 impl Report {
-    /// Reads a report. Errors: a file that is none, or of another version.
+    /// Reads a report. Errors: a file that is not a report, or of another version.
     pub fn read(path: &Path) -> Result<Report> {
         #[derive(Deserialize)]
         struct Version {

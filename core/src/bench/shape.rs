@@ -1,4 +1,4 @@
-//! The shapes of models that are measured, with random weights made in memory.
+//! The shapes of the models measured, with random weights made in memory.
 
 use half::bf16;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,7 @@ use std::path::Path;
 /// The architecture of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shape {
-    /// As [`Shape::parse`] takes it.
+    /// In the form that [`Shape::parse`] accepts.
     pub name: String,
     pub hidden: usize,
     pub layers: usize,
@@ -21,7 +21,7 @@ pub struct Shape {
     pub head_dim: usize,
     pub intermediate: usize,
     pub vocab: usize,
-    /// Gemma's layers; Llama's otherwise.
+    /// Whether the layers are Gemma's; otherwise Llama's.
     gemma: bool,
 }
 
@@ -49,7 +49,7 @@ impl Shape {
             _ => {
                 let names = Shape::names().collect::<Vec<_>>().join(", ");
                 Err(Error::Usage(format!(
-                    "`{text}` is no shape: expected {names}, or hidden,layers,heads,kv_heads,intermediate,vocab"
+                    "`{text}` is not a shape; expected {names}, or hidden,layers,heads,kv_heads,intermediate,vocab"
                 )))
             }
         }
@@ -59,7 +59,7 @@ impl Shape {
         NAMED.iter().map(|(name, _)| *name)
     }
 
-    /// In the shape of Llama, with as many key-value heads as heads.
+    /// Llama's shape, with as many key-value heads as heads.
     pub fn llama(hidden: usize, layers: usize, heads: usize, intermediate: usize, vocab: usize) -> Shape {
         let name = format!("{hidden},{layers},{heads},{heads},{intermediate},{vocab}");
         Shape::of(&name, [hidden, layers, heads, heads, hidden / heads.max(1), intermediate, vocab])
@@ -99,7 +99,7 @@ impl Shape {
         if let Value::Object(map) = config { map } else { Map::new() }
     }
 
-    /// Errors: numbers that make no model.
+    /// Errors: numbers that are not a valid model.
     pub fn decoder(&self, weights: DType) -> Result<Decoder> {
         Decoder::parse(Path::new(&self.name), &self.config(weights))
     }
@@ -109,8 +109,8 @@ impl Shape {
         Ok(self.decoder(weights)?.parameters(HeadKind::CausalLm))
     }
 
-    /// Bytes of a run of a tensor's values: normal with standard deviation 0.02, the first at another place of the noise
-    /// in each tensor; norms begin with what leaves their input as it is.
+    /// Bytes of a range of a tensor's values: normal with standard deviation 0.02, from a different place in the noise
+    /// for each tensor; norms are the identity.
     pub fn values(&self, parameter: &Parameter, noise: &Noise, place: usize) -> Vec<u8> {
         let n = parameter.numel() as usize;
         if parameter.shape.len() > 1 {
@@ -125,12 +125,12 @@ impl Shape {
     }
 }
 
-/// Random numbers that are drawn once and repeated: drawing billions would take longer than the measurement.
+/// Random numbers, drawn once and repeated: drawing billions would take longer than the measurement.
 pub struct Noise(Vec<f32>);
 
 impl Noise {
     const BLOCK: usize = 1 << 20;
-    /// Where a tensor begins in the block, from one tensor to the next.
+    /// The distance between the starts of two tensors in the block.
     const STRIDE: usize = 7919;
 
     pub fn new() -> Noise {
@@ -152,20 +152,20 @@ impl Default for Noise {
     }
 }
 
-/// A model of random weights in memory. All matrices are views of the same numbers, so that it takes the memory of the
+/// A model of random weights in memory. All matrices are views of the same numbers, so it takes no more memory than the
 /// largest one.
 pub struct RandomWeights {
     origin: String,
     tensors: BTreeMap<String, Parameter>,
     matrices: Vec<u8>,
-    /// The bytes of the longest norm.
+    /// The values of the longest norm.
     norms: Vec<u8>,
-    /// Where the bytes of each tensor begin.
+    /// The offset of each tensor's bytes.
     begin: BTreeMap<String, usize>,
 }
 
 impl RandomWeights {
-    /// Weights of this type.
+    /// Makes weights of this type.
     pub fn new(shape: &Shape, dtype: DType) -> Result<RandomWeights> {
         let tensors = shape.tensors(dtype)?;
         let begin = |(place, p): (usize, &Parameter)| {

@@ -1,5 +1,4 @@
-//! Losses and gradient norms of a few steps, as the CPU backend computes them: a device that computes something else does
-//! not get a figure.
+//! Losses and gradient norms of a few steps on the CPU backend: a device that computes something else gets no figure.
 
 use sparta_graph::DType;
 use sparta_model::{Error, Result};
@@ -10,15 +9,15 @@ pub type Trajectories = BTreeMap<String, Vec<[f64; 2]>>;
 
 const STORED: &str = include_str!("trajectories.json");
 
-/// Relative differences of loss and norm that f32 sums in another order may cause. The CPU backend and a software GPU
+/// Relative differences of loss and norm that another order of f32 sums may cause. The CPU backend and a software GPU
 /// differ by at most 9e-7 and 1.2e-4.
 const F32: [f64; 2] = [1e-4, 1e-3];
-/// What bf16 is allowed of the distance that rounding to it causes on the CPU: two independent roundings differ by the
-/// root of two times as much on average, and any one of them may be small by chance.
+/// Tolerance of bf16, as a multiple of the distance that rounding to it causes on the CPU: two independent roundings
+/// differ by sqrt(2) times as much on average, and either may be small by chance.
 const ROUNDING: f64 = 4.0;
 const QUANTITIES: [&str; 2] = ["loss", "gradient norm"];
 
-/// The name under which a cell's trajectory is stored.
+/// The key under which a cell's trajectory is stored.
 pub fn key(cell: &str, precision: DType) -> String {
     format!("{cell} {precision}")
 }
@@ -48,7 +47,7 @@ pub fn check(
             if precision != DType::F32 {
                 allowed[i] = allowed[i].max(ROUNDING * distance(expected[i], exact[i]));
             }
-            // False for what is not a number.
+            // False for NaN.
             let agrees = distance(found[i], expected[i]) <= allowed[i];
             if !agrees {
                 return Some(Err(format!(

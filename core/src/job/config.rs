@@ -1,7 +1,7 @@
-//! The options of a run. A field here is the one definition of an option: its name, range, default, help, and whether a
-//! resumed run may change it. The command line is derived from it; configuration files, presets and sweeps name options
-//! the same way; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration that
-//! did not come from the command line.
+//! The options of a run. Each field is the single definition of an option: its name, range, default, help, and whether
+//! a resumed run may change it. The command line is derived from it; configuration files, presets and sweeps use the
+//! same names; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration from
+//! elsewhere.
 
 use super::PrecisionChoice;
 use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
@@ -27,7 +27,7 @@ pub const OUTPUT: &str = "Output";
 
 pub const DEFAULT_METHOD: &str = "sparta";
 
-/// What a user names. [`RunConfig`] has what the names stand for.
+/// Names given by the user. [`RunConfig`] has what they resolve to.
 #[derive(Args, Clone, Debug)]
 pub struct Sources {
     /// Model: a directory in the Hugging Face layout, or a name on the hub, ORG/NAME[@REVISION]
@@ -39,13 +39,13 @@ pub struct Sources {
     /// Task, for example sst2; text learns each next token of documents
     #[arg(long, value_name = "ID", help_heading = MODEL_AND_DATA)]
     pub task: Option<String>,
-    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION]; for
-    /// task text also one file
+    /// Data: a directory with the task's TSV, parquet, JSONL or text files, or a name on the hub, ORG/NAME[@REVISION];
+    /// for task text also one file
     #[arg(long, value_name = "DIR|NAME", help_heading = MODEL_AND_DATA)]
     pub data: Option<PathBuf>,
-    /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from the
-    /// vocabulary rows of the answers. Conversations of task sft are written by the template where there is one; false lays
-    /// their texts one after the other
+    /// Wrap each text in the task's prompt and the model's chat template, for instruction models; the head starts from
+    /// the vocabulary rows of the answers. Task sft uses the template by default if there is one; false concatenates
+    /// the texts of its conversations
     #[arg(long, value_name = "BOOL", help_heading = MODEL_AND_DATA, action = ArgAction::Set, num_args = 0..=1,
           default_missing_value = "true")]
     pub instruct: Option<bool>,
@@ -61,10 +61,10 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The prompt, if the task is to be put as one.
+    /// The prompt, if the task is presented as one.
     ///
     /// # Errors
-    /// A prompt or verbalizers although `instruct` is off.
+    /// A prompt or verbalizers, but `instruct` is off.
     pub fn instruct(&self) -> Result<Option<Instruct>> {
         let given = self.prompt.is_some() || self.verbalizers.is_some();
         match self.instruct {
@@ -77,7 +77,7 @@ impl Sources {
     }
 }
 
-/// Everything that decides a run; stored with its result.
+/// Everything that determines a run; stored with its result.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunConfig {
     /// Directory in the Hugging Face layout.
@@ -99,27 +99,27 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub task_options: BTreeMap<String, Value>,
-    /// What the data turned out to be, where it decides: labels, pairs or not.
+    /// What the data determined about the task: labels, pairs or not.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found_task: Option<TaskInfo>,
-    /// How the task is put to an instruction model.
+    /// How the task is presented to an instruction model.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruct: Option<Instruct>,
-    /// Conversations are laid out without the model's chat template.
+    /// Whether conversations are concatenated without the model's chat template.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_template: bool,
-    /// The plugins that the run uses: its method, task and backend.
+    /// The plugins of the run: its method, task and backend.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<UsedPlugin>,
-    /// Those that it used before one of them was exchanged while it was resumed.
+    /// Plugins that were replaced when the run was resumed.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_plugins: Vec<UsedPlugin>,
-    /// The lengths that the run had before it was made longer.
+    /// The run's earlier lengths, before it was extended.
     #[arg(skip)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier_lengths: Vec<EarlierLength>,
@@ -127,7 +127,7 @@ pub struct RunConfig {
     #[arg(skip)]
     #[serde(skip)]
     pub out: PathBuf,
-    /// What is trained on of prompts and answers: the answers, all tokens, or the last answer of each conversation
+    /// Which tokens of prompts and answers to train on: the answers, all, or the last answer of each conversation
     #[arg(long, value_name = "WHAT", help_heading = MODEL_AND_DATA, default_value = "answers", value_parser = one_of(TRAIN_ON))]
     #[serde(default, skip_serializing_if = "is_answers")]
     pub train_on: TrainOn,
@@ -146,13 +146,13 @@ pub struct RunConfig {
     /// Standard deviation of a new classification head [default: 0.06 / sqrt(hidden size)]
     #[arg(long, value_name = "X", help_heading = METHOD, value_parser = not_negative)]
     pub head_init_std: Option<f64>,
-    /// Start from a new classification head, also where the model has one
+    /// Start from a new classification head even if the model has one
     #[arg(long, value_name = "BOOL", help_heading = METHOD, action = ArgAction::Set, num_args = 0..=1,
           default_value = "false", default_missing_value = "true")]
     #[serde(default)]
     pub new_head: bool,
-    /// Keep changes that are too small for the model's 16-bit weights: a sparse product adds what rounding loses. For methods
-    /// that train single elements, such as sparta
+    /// Keep changes that are too small for the model's 16-bit weights: a sparse product adds what rounding loses. For
+    /// methods that train single elements, such as sparta
     #[arg(long, value_name = "BOOL", help_heading = METHOD, action = ArgAction::Set, num_args = 0..=1,
           default_value = "false", default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -160,7 +160,7 @@ pub struct RunConfig {
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
-    /// Tokens per optimizer step, of whole examples, in place of --batch-size
+    /// Tokens per optimizer step, in whole examples, instead of --batch-size
     #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<usize>,
@@ -185,7 +185,7 @@ pub struct RunConfig {
     /// Dropout of attention probabilities during training
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = below_one)]
     pub dropout: f64,
-    /// Seed of everything random: splits, order, index sets, initial values, dropout
+    /// Seed of all randomness: splits, order, index sets, initial values, dropout
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "0")]
     pub seed: u64,
     /// Evaluate on dev every N steps [default: after each epoch]
@@ -203,26 +203,26 @@ pub struct RunConfig {
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
-    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers in
-    /// hardware, else f32
+    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers
+    /// in hardware, else f32
     #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
     #[serde(default = "before_there_was_a_choice")]
     pub precision: PrecisionChoice,
-    /// What a resumed run may change.
+    /// The options that a resumed run may change.
     #[command(flatten)]
     #[serde(flatten)]
     pub control: Control,
 }
 
-/// A length that a run had for a while: the learning rates of its steps follow from it.
+/// An earlier length of a run, which determined the learning rates of its first steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EarlierLength {
-    /// Steps that were done when it became longer.
+    /// Steps done when the run was extended.
     pub until: usize,
     pub total_steps: usize,
 }
 
-/// What updates the trained values. A run that was stored without these options has their defaults.
+/// The optimizer's options. Runs stored without them have the defaults.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OptimizerOptions {
@@ -242,9 +242,9 @@ pub struct OptimizerOptions {
     /// SGD: momentum; 0 turns it off
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
     pub momentum: f64,
-    /// Another learning rate (a factor) or weight decay for the trained tensors of these names, where * stands for any
-    /// text, for example 'score.weight:lr=10,decay=0'; the first that names a tensor counts. May be repeated; several in
-    /// one text are separated by ;
+    /// Learning rate factor and weight decay for the trained tensors whose names match, where * stands for any text,
+    /// for example 'score.weight:lr=10,decay=0'; the first match counts. May be repeated, or hold several, separated by
+    /// ;
     #[arg(long, value_name = "PATTERN:lr=X,decay=X", help_heading = TRAINING, value_delimiter = ';')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<Group>,
@@ -275,30 +275,31 @@ impl OptimizerOptions {
     }
 }
 
-/// Options that a resumed run may change: they say how long to train and what to keep, not what is computed in a step.
+/// Options that a resumed run may change: how long to train and what to keep, not what a step computes.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Control {
-    /// Passes over the training data; with --resume, more than before make the run longer
+    /// Passes over the training data; with --resume, a larger number extends the run
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "3", value_parser = at_least(1))]
     pub epochs: usize,
-    /// Stop after N optimizer steps, if the epochs have that many; with --resume, more than before make the run longer
+    /// Stop after N optimizer steps, if the epochs have that many; with --resume, a larger number extends the run
     #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
     pub max_steps: Option<usize>,
     /// Skip steps whose gradient is not finite, instead of ending the run
     #[arg(long, value_name = "BOOL", help_heading = TRAINING, action = ArgAction::Set, num_args = 0..=1,
           default_value = "false", default_missing_value = "true")]
     pub skip_nonfinite: bool,
-    /// Write a checkpoint every N steps, in addition to those at evaluations and at the end
+    /// Write a checkpoint every N steps, besides those at evaluations and at the end
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "500", value_parser = at_least(1))]
     pub checkpoint_interval: usize,
     /// Keep the N newest checkpoints
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value = "2", value_parser = at_least(1))]
     pub keep_checkpoints: usize,
-    /// Put the trained model's answers to N held-out prompts into the report, for data of prompts and answers; 0 for none
+    /// Show the trained model's answers to N held-out prompts in the report, for data of prompts and answers; 0 for
+    /// none
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value_t = ANSWERS)]
     #[serde(default = "answers")]
     pub answers: usize,
-    /// Put the N test examples that the trained model gets wrong with the highest probability into the report, for tasks
+    /// Show the N test examples that the trained model gets wrong with the highest probability in the report, for tasks
     /// with one label per text; 0 for none
     #[arg(long, value_name = "N", help_heading = OUTPUT, default_value_t = MISTAKES)]
     #[serde(default = "mistakes")]
@@ -325,15 +326,15 @@ fn before_there_was_a_choice() -> PrecisionChoice {
 }
 
 impl RunConfig {
-    /// Tokens per micro-batch of a run that was prepared.
+    /// Tokens per micro-batch of a prepared run.
     pub fn micro_batch_tokens(&self) -> usize {
         self.micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS)
     }
 
-    /// The plugin of its task, and the task as its data has it.
+    /// The plugin of the run's task, and the task as its data determined it.
     ///
     /// # Errors
-    /// There is no plugin for it.
+    /// No plugin has the task.
     pub fn task_info(&self, plugins: &PluginSet) -> Result<(Arc<LoadedTask>, TaskInfo)> {
         let (plugin, described) = plugins.task(&self.task)?;
         Ok((plugin, self.found_task.clone().unwrap_or(described)))
@@ -352,7 +353,7 @@ impl RunConfig {
         })
     }
 
-    /// The configuration of an earlier run, to go on with it.
+    /// The configuration of an earlier run, to resume it.
     ///
     /// # Errors
     /// No run directory; a file of another version.
@@ -404,15 +405,14 @@ impl RunConfig {
         command.try_get_matches_from(arguments).map(drop).map_err(|e| Error::Usage(explanation(&e)))
     }
 
-    /// The libraries of its plugins that are as the run in `dir` used them, or changed if that is `allowed`; none if there
-    /// is no run.
+    /// The plugin libraries of the run in `dir`, if unchanged or if changes are `allowed`; none if there is no run.
     pub fn libraries(dir: &Path, allowed: bool) -> Vec<PathBuf> {
         let Ok(config) = RunConfig::of_run(dir) else { return Vec::new() };
         config.plugins.iter().filter_map(|used| used.library_of_run(dir, allowed).map(Path::to_owned)).collect()
     }
 
-    /// The options that must be equal when the run is resumed, by name. Those that name files are left out: what they
-    /// name may have moved, and its content counts. Plugins and their options are compared on their own.
+    /// The options that must be equal when the run is resumed, by name. Paths are left out, as files may move and their
+    /// content is what counts. Plugins and their options are compared separately.
     ///
     /// # Errors
     /// A configuration that cannot be serialised.
@@ -450,7 +450,7 @@ pub fn explanation(error: &clap::Error) -> String {
     text.split("\n\nFor more information").next().unwrap_or(text).trim().to_owned()
 }
 
-/// What `--precision` can be.
+/// The values of `--precision`.
 pub const PRECISIONS: &[(&str, PrecisionChoice)] =
     &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
 const SCHEDULES: &[(&str, Schedule)] =

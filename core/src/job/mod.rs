@@ -1,4 +1,4 @@
-//! What jobs are asked to do, plan, report while they work, and come to.
+//! The types of a job: its configuration, plan, progress reports and result.
 
 pub mod config;
 mod merge_check;

@@ -1,4 +1,4 @@
-//! What a run was adapted to so that it fits its device, and what to do where it does not.
+//! How a run was made to fit its device, and what to do if it does not.
 
 use super::thousands;
 use crate::train::{Fit, LargestBuffer, MICRO_BATCH_TOKENS, MemoryKind, Recompute};
@@ -13,26 +13,26 @@ use std::fmt;
 pub struct Needs {
     /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
-    /// Whether that number was asked for.
+    /// Whether that number was requested.
     pub fixed: bool,
-    /// Whether recomputation was ruled out.
+    /// Whether recomputation was turned off.
     pub kept: bool,
     /// Whether recomputation was chosen.
     #[serde(default)]
     pub recompute: bool,
     pub largest: LargestBuffer,
-    /// A kernel that the device cannot run on what it would have to bind, and why.
+    /// A kernel that the device cannot run because of the size of a binding, and why.
     #[serde(default)]
     pub unbound: Option<String>,
-    /// Bytes that the run would need with the fastest choices, and its largest buffer, where they do not fit.
+    /// Bytes that the run would need with the fastest choices, and its largest buffer, if they do not fit.
     pub refused: Option<(u64, LargestBuffer)>,
-    /// What a kernel would have to bind with them that the device does not bind.
+    /// What a kernel would then have to bind, and the device cannot.
     #[serde(default)]
     pub refused_unbound: Option<String>,
 }
 
 impl Needs {
-    /// `tokens` and `recompute` are what was asked for.
+    /// `tokens` and `recompute` are the requested values.
     pub fn new(fit: &Fit, tokens: Option<usize>, recompute: Recompute) -> Needs {
         let refused = fit.refused.as_ref();
         Needs {
@@ -47,7 +47,7 @@ impl Needs {
         }
     }
 
-    /// Whether this fits the device.
+    /// Checks that the run fits the device.
     ///
     /// Errors: it does not, with three ways to make it fit.
     pub fn check(&self, memory: &BTreeMap<MemoryKind, u64>, device: &DeviceInfo) -> Result<()> {
@@ -61,7 +61,7 @@ impl Needs {
                 let (bytes, most) = (memory_size(self.largest.bytes), memory_size(device.max_buffer));
                 ways.push("take a device with larger buffers, such as --device cpu".to_owned());
                 let name = &self.largest.name;
-                format!("the run needs a buffer of {bytes} for {name}, and those of the device have at most {most}")
+                format!("the run needs a buffer of {bytes} for {name}, and the device's buffers hold at most {most}")
             }
             (_, Some(unbound)) => {
                 ways.push("take a device that binds more at once, such as --device cpu".to_owned());
@@ -90,13 +90,13 @@ impl Needs {
     }
 }
 
-/// A line of a plan about what was chosen and why; nothing where the fastest choices fit, or nothing could be chosen.
+/// The line of a plan on what was chosen and why; empty if the fastest choices fit, or nothing could be chosen.
 impl fmt::Display for Needs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some((bytes, largest)) = &self.refused else { return Ok(()) };
         let fewer = !self.fixed && self.micro_batch_tokens < MICRO_BATCH_TOKENS;
         let tokens = fewer.then(|| format!("{} tokens per micro-batch", thousands(self.micro_batch_tokens as u64)));
-        let recompute = self.recompute.then(|| "layers computed again in the backward pass".to_owned());
+        let recompute = self.recompute.then(|| "activation checkpointing".to_owned());
         let chosen = [tokens, recompute].into_iter().flatten().collect::<Vec<_>>().join(" and ");
         if chosen.is_empty() {
             return Ok(());

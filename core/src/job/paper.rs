@@ -52,7 +52,7 @@ impl PaperMemory {
         }
     }
 
-    /// Whether SpaRTA could train as many parameters at all: not none of them and not all.
+    /// Whether SpaRTA could train this many parameters: more than none, fewer than all.
     pub fn is_sparse(&self) -> bool {
         self.trained > 0 && self.trained < self.parameters
     }
@@ -64,7 +64,7 @@ fn bits(sparsity: f64) -> f64 {
 }
 
 impl fmt::Display for PaperMemory {
-    /// The lines of Table 1: for this model and, as the paper counts, for a whole number of 10^9 parameters.
+    /// The lines of Table 1: for this model and, as in the paper, for a whole number of 10^9 parameters.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |f: &mut fmt::Formatter<'_>, title: &str, cells: Vec<String>| {
             let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>7}")).collect();

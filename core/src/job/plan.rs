@@ -27,7 +27,7 @@ pub struct RunPlan {
     pub trainable: TrainablePlan,
     pub task: String,
     pub labels: Vec<String>,
-    /// What an example is labelled with.
+    /// The kind of label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Target>,
     /// The metric that runs are compared by.
@@ -40,18 +40,18 @@ pub struct RunPlan {
     pub prompt: Option<PromptPlan>,
     pub data: DataPlan,
     pub batch_size: usize,
-    /// Tokens of an optimizer step, where those decide in place of the number of examples.
+    /// Tokens per optimizer step, if these determine the batch instead of the number of examples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_tokens: Option<usize>,
     /// Whether a batch may be split, with the gradients summed.
     pub micro_batches: bool,
-    /// Whether activations are computed again in the backward pass.
+    /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     pub steps_per_epoch: usize,
     pub total_steps: usize,
-    /// What the optimizer is called, with its parameters.
+    /// The optimizer's name and parameters.
     pub optimizer: String,
-    /// Trained tensors with rates of their own.
+    /// Groups of tensors with their own rates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<GroupPlan>,
     pub lr: f64,
@@ -64,17 +64,17 @@ pub struct RunPlan {
     pub memory: BTreeMap<MemoryKind, u64>,
     #[serde(default)]
     pub needs: Needs,
-    /// What is computed before the training to choose what is trained.
+    /// The scores computed before training, which choose what is trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scoring: Vec<ScoringPlan>,
-    /// What is out of the ordinary about this run.
+    /// Anything unusual about this run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// The paper's count for as many trained parameters.
+    /// The paper's count for this number of trained parameters.
     pub paper: PaperMemory,
 }
 
-/// Labels that are listed.
+/// The most labels listed.
 const MOST_LABELS: usize = 50;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -88,7 +88,7 @@ pub struct TrainablePlan {
 }
 
 impl TrainablePlan {
-    /// How much of a model an adaptation trains.
+    /// Counts what an adaptation trains.
     pub fn new(adaptation: &Adaptation) -> TrainablePlan {
         let body = adaptation.trained_in_body();
         let density = body as f64 / body_size(adaptation) as f64;
@@ -107,11 +107,11 @@ pub struct DataPlan {
     pub train: SplitPlan,
     pub dev: SplitPlan,
     pub test: SplitPlan,
-    /// Training examples of more tokens are left out.
+    /// Training examples with more tokens are left out.
     pub max_length: usize,
     /// Training examples left out.
     pub too_long: usize,
-    /// Dev and test examples cut to the model's positions.
+    /// Dev and test examples truncated to the model's positions.
     pub cut: usize,
     pub notes: Vec<String>,
 }
@@ -121,10 +121,10 @@ pub struct SplitPlan {
     pub origin: String,
     pub examples: usize,
     pub tokens: usize,
-    /// Tokens that are trained on, where that is not all.
+    /// Tokens trained on, if not all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained: Option<usize>,
-    /// Missing in plans of earlier versions, and where there are no examples.
+    /// Absent in plans of earlier versions, and without examples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lengths: Option<Lengths>,
 }
@@ -137,7 +137,7 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// Bars of a histogram, at most.
+    /// The most bars of a histogram.
     const BARS: usize = 30;
 
     /// `None` without a length above 0.
@@ -150,16 +150,16 @@ impl Lengths {
     }
 }
 
-/// Scores of one kind, by which elements are chosen.
+/// One kind of score by which elements are chosen.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ScoringPlan {
     pub score: Score,
     /// Scored tensors and their elements.
     pub tensors: usize,
     pub elements: u64,
-    /// Elements that are expected to be chosen.
+    /// Expected number of chosen elements.
     pub chosen: u64,
-    /// Bytes on the device by kind, before the training takes its own.
+    /// Bytes on the device by kind, freed before training.
     pub memory: BTreeMap<MemoryKind, u64>,
     pub needs: Needs,
 }
@@ -196,7 +196,7 @@ impl RunPlan {
         self.needs.check(&self.memory, &self.device)
     }
 
-    /// What an example is labelled with, in the order of the outputs.
+    /// The labels, in the order of the outputs.
     fn labels(&self) -> String {
         let shown: Vec<String> = self.labels.iter().map(|label| shown(label)).collect();
         let list = match shown.split_at_checked(MOST_LABELS) {
@@ -211,7 +211,7 @@ impl RunPlan {
         }
     }
 
-    /// Bytes on the device, all kinds.
+    /// Total bytes on the device.
     pub fn total_memory(&self) -> u64 {
         self.memory.values().sum()
     }
@@ -252,7 +252,7 @@ impl fmt::Display for RunPlan {
             writeln!(f, "  note     {n} training examples of more than {max} tokens are left out")?;
         }
         if self.data.cut > 0 {
-            writeln!(f, "  note     {} dev and test examples are cut to the model's positions", self.data.cut)?;
+            writeln!(f, "  note     {} dev and test examples are truncated to the model's positions", self.data.cut)?;
         }
         for note in self.data.notes.iter().chain(&self.notes) {
             writeln!(f, "  note     {note}")?;

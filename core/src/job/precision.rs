@@ -1,4 +1,4 @@
-//! In which float types a job computes.
+//! The float types that a job computes in.
 
 use crate::model::Precision;
 use crate::{Error, Result};
@@ -7,7 +7,7 @@ use sparta_graph::{DType, DeviceInfo};
 use sparta_plugin::method::Parameter;
 use std::fmt;
 
-/// What `--precision` asks for.
+/// The value of `--precision`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
@@ -18,7 +18,7 @@ pub enum PrecisionChoice {
     Bf16,
 }
 
-/// The precision of a job, and why it is this one.
+/// The precision of a job, and the reason for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChosenPrecision {
     pub precision: Precision,
@@ -28,7 +28,7 @@ pub struct ChosenPrecision {
 impl PrecisionChoice {
     /// Decides for a model of these parameters on a device.
     ///
-    /// Errors: bf16 is asked for, which the device does not offer.
+    /// Errors: bf16 was requested, which the device does not support.
     pub fn choose(self, parameters: &[Parameter], device: &DeviceInfo) -> Result<ChosenPrecision> {
         let chosen = |precision, reason: &str| Ok(ChosenPrecision { precision, reason: reason.into() });
         let offered = device.activations.contains(&DType::BF16);
@@ -50,7 +50,7 @@ impl PrecisionChoice {
         }
     }
 
-    /// The choice that gives this precision again.
+    /// The choice that leads to this precision.
     pub fn of(precision: Precision) -> Self {
         if precision.activations == DType::F32 { PrecisionChoice::F32 } else { PrecisionChoice::Bf16 }
     }

@@ -1,4 +1,4 @@
-//! How a run reports its progress.
+//! Progress reports of a run.
 
 use super::RunPlan;
 use crate::train::Metrics;
@@ -17,14 +17,14 @@ pub struct StepReport {
     /// As `loss`.
     #[serde(deserialize_with = "number_or_null")]
     pub grad_norm: f64,
-    /// Real tokens of the step's examples.
+    /// Tokens of the step's examples, padding excluded.
     pub tokens: usize,
-    /// Since training began, evaluation excluded; not stored, so that equal runs give equal files.
+    /// Speed since training began, without evaluations; not stored, so that equal runs give equal files.
     #[serde(skip)]
     pub tokens_per_second: f64,
 }
 
-/// JSON knows no NaN; it is written as `null`.
+/// JSON has no NaN, which is written as `null`.
 fn number_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -32,7 +32,7 @@ fn number_or_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::res
 /// One evaluation, as written to `metrics.jsonl`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvalReport {
-    /// Optimizer steps done before.
+    /// Optimizer steps done so far.
     pub step: usize,
     /// `dev` or `test`.
     pub split: String,
@@ -41,15 +41,15 @@ pub struct EvalReport {
     pub best: bool,
 }
 
-/// What a run tells while it goes on. All methods may do nothing.
+/// Receives the progress of a run. Every method may be a no-op.
 pub trait Observer {
     /// The plan, before anything is allocated on the device.
     fn plan(&mut self, plan: &RunPlan);
     fn step(&mut self, report: &StepReport);
     fn eval(&mut self, report: &EvalReport);
-    /// Done and all parts of an evaluation, in examples.
+    /// Progress of an evaluation: examples done, and in total.
     fn eval_progress(&mut self, split: &str, done: usize, total: usize);
     fn message(&mut self, text: &str);
-    /// True ends the run cleanly after the current step.
+    /// If true, the run stops cleanly after the current step.
     fn stop_requested(&self) -> bool;
 }

@@ -1,4 +1,4 @@
-//! What a run came to.
+//! The result of a run.
 
 use super::{MergeCheck, TrainablePlan};
 use crate::train::Metrics;
@@ -11,60 +11,58 @@ pub enum Stopped {
     /// All steps were done.
     Completed,
     EarlyStopping,
-    /// By the user.
+    /// Stopped by the user.
     Interrupted,
 }
 
-/// What a run came to; stored as `result.json`.
+/// The result of a run, stored as `result.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RunResult {
     pub stopped: Stopped,
     pub steps: usize,
-    /// Steps without an update because a gradient was not finite.
+    /// Steps without an update, as a gradient was not finite.
     pub skipped_steps: usize,
     /// The step whose state was kept, with early stopping.
     pub best_step: Option<usize>,
     /// Metrics of the saved state; absent after an interruption.
     pub dev: Option<Metrics>,
     pub test: Option<Metrics>,
-    /// Answers of the saved state to held-out prompts.
+    /// The saved state's answers to held-out prompts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<Answer>,
-    /// Test examples that the saved state gets wrong, the most probable first.
+    /// Test examples that the saved state gets wrong, the most confident mistakes first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mistakes: Vec<Mistake>,
     pub trainable: TrainablePlan,
     pub parameters: u64,
-    /// Of the single weights that were chosen, the share whose value differs from the model's in the type that the model
-    /// is stored in; absent where none were.
+    /// Share of the individually chosen weights that differ from the model's in the type it is stored in; absent if
+    /// none were chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub visible: Option<f64>,
-    /// Real tokens per second of training, by all processes of the run.
+    /// Tokens per second of training, over all processes of the run.
     pub tokens_per_second: f64,
-    /// Time spent in steps, by all processes of the run.
+    /// Time spent in steps, over all processes of the run.
     pub training_seconds: f64,
     /// Bytes allocated on the device.
     pub device_memory: u64,
-    /// Bytes that the plan foresaw.
+    /// Bytes that the plan predicted.
     pub planned_memory: u64,
-    /// Peak resident bytes of the process, where the system tells.
+    /// Peak resident bytes of the process, if the system reports them.
     pub peak_resident: Option<u64>,
     pub environment: Environment,
     pub out: PathBuf,
     pub adapter: PathBuf,
-    /// The saved adapter against the model that `adapter merge` makes of it, on dev examples; absent if that could not be
-    /// computed.
+    /// Comparison of the saved adapter with its merged model on dev examples; absent if it could not be computed.
     pub merge_check: Option<MergeCheck>,
 }
 
-/// A held-out prompt, the answer that the data has, and the one that the trained model writes: the most probable token
-/// each time.
+/// A held-out prompt, the data's answer, and the trained model's, generated greedily.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     pub prompt: String,
     pub expected: String,
     pub generated: String,
-    /// Whether the model ended its answer; otherwise it was cut.
+    /// Whether the model ended its answer; otherwise it was truncated.
     pub ended: bool,
 }
 
@@ -74,18 +72,18 @@ pub struct Mistake {
     pub text: String,
     pub label: String,
     pub predicted: String,
-    /// What the model takes the predicted label to be, and the right one.
+    /// The model's probabilities of the predicted and of the right label.
     pub probabilities: [f64; 2],
 }
 
-/// Where a run took place.
+/// The machine and program of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Version of this program.
     pub version: String,
     /// `linux x86_64`.
     pub system: String,
-    /// Threads that the system offers.
+    /// Available threads.
     pub threads: usize,
 }
 

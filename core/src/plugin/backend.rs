@@ -11,13 +11,13 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-/// A backend plugin of a loaded library.
+/// A backend plugin from a loaded library.
 pub struct LoadedBackendPlugin {
     plugin: Implementation<SpartaBackend>,
     info: BackendPluginInfo,
 }
 
-/// What a plugin's error means: a [`BackendError`] as JSON, or a text.
+/// Decodes a plugin's error: a [`BackendError`] as JSON, or a text.
 fn decode(plugin: &Implementation<SpartaBackend>, device: &str, error: Error) -> BackendError {
     serde_json::from_str(&error.0).unwrap_or_else(|_| BackendError::Other {
         device: device.to_owned(),
@@ -42,7 +42,7 @@ impl LoadedBackendPlugin {
         &self.info
     }
 
-    /// The devices of this kind in the machine.
+    /// The backend's devices in this machine.
     pub fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
         let plugin = &self.plugin;
         // SAFETY: the function of a loaded library, called as the ABI says.
@@ -60,21 +60,21 @@ impl LoadedBackendPlugin {
         });
         let mut info: DeviceInfo =
             answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(&plugin, device, e))?;
-        // The call that prepares a plan takes one buffer as its arena.
+        // The ABI's `prepare` takes a single buffer as the arena.
         info.segments = false;
         let ops = self.info.ops.clone();
         Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
 }
 
-/// An opened device of a backend plugin.
+/// An open device of a backend plugin.
 struct LoadedBackend {
     plugin: Implementation<SpartaBackend>,
     info: DeviceInfo,
-    /// What [`BackendPluginInfo::ops`] says.
+    /// [`BackendPluginInfo::ops`].
     ops: Option<Vec<String>>,
     handle: u64,
-    /// Moves between threads, but is used by one at a time.
+    /// `Send` but not `Sync`: used by one thread at a time.
     one_thread: PhantomData<Cell<()>>,
 }
 
@@ -114,8 +114,8 @@ impl LoadedBackend {
     }
 }
 
-// SAFETY of the calls below: functions of a loaded library with a handle that it made and that is not closed, called
-// as the ABI says, from one thread at a time; every pointer and length describes a live local or argument.
+// SAFETY of the calls below: they are functions of a loaded library, called as the ABI specifies, from one thread at a
+// time, with an open handle that the library made; every pointer and length describes a live local or argument.
 impl Backend for LoadedBackend {
     fn info(&self) -> DeviceInfo {
         self.info.clone()

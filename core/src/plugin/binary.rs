@@ -1,11 +1,11 @@
-//! Looks into a library file without opening it as a library: opening runs its code, and a truncated file would crash
-//! the process in the dynamic loader.
+//! Inspects a library file without loading it: loading runs its code, and a truncated file would crash the process in
+//! the dynamic loader.
 
 use object::read::NameOrOrdinal;
 use object::{Architecture, BinaryFormat, Object, ObjectSegment};
 use sparta_plugin::abi::ENTRY;
 
-/// Whether these bytes are a whole library for this machine that exports the entry point.
+/// Checks that these bytes are a complete library for this machine that exports the entry point.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     let file = object::File::parse(bytes).map_err(|e| format!("not a readable shared library: {e}"))?;
     let (format, architecture) = (file.format(), file.architecture());

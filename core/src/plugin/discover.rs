@@ -1,4 +1,4 @@
-//! Where plugin libraries are looked for. Never in the current directory, and never at a path that a model or a data
+//! Where plugin libraries are searched for: never in the current directory, and never at a path that a model or a data
 //! set names.
 
 use super::PluginKind;
@@ -9,18 +9,18 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The environment variable with further places, separated as in `PATH`.
+/// The environment variable for more places, separated as in `PATH`.
 pub const PATH_VARIABLE: &str = "SPARTA_PLUGIN_PATH";
 
-/// Places in the order in which they are searched; the first plugin of a name wins. A place is a library or a
-/// directory of libraries.
+/// Places in the order of the search; the first plugin of a name wins. A place is a library or a directory of
+/// libraries.
 #[derive(Clone, Debug, Default)]
 pub struct DiscoverOptions {
-    /// Kinds that are not needed; of what is known before it is opened, none of them is.
+    /// Kinds that are not needed: libraries known to be of these kinds are not opened.
     pub unneeded: Vec<PluginKind>,
     /// `--plugin`.
     pub explicit: Vec<PathBuf>,
-    /// Libraries that the run in question has used.
+    /// Libraries used by the run that is being read.
     pub run: Vec<PathBuf>,
     /// From the configuration file.
     pub configured: Vec<PathBuf>,
@@ -28,9 +28,9 @@ pub struct DiscoverOptions {
     pub path_variable: Option<OsString>,
     /// The per-user plugin directory.
     pub user: Option<PathBuf>,
-    /// The executable's directory, or where a build has put the plugins.
+    /// The executable's directory, or where a build puts plugins.
     pub beside: Vec<PathBuf>,
-    /// Whether a plugin may be another one than a run has used.
+    /// Whether a plugin may differ from the one that a run used.
     pub allow_other: bool,
 }
 
@@ -51,12 +51,12 @@ impl DiscoverOptions {
     }
 }
 
-/// The per-user directory of plugins; `None` where the system names no place for data.
+/// The per-user directory of plugins; `None` if the system has no directory for user data.
 pub fn user_directory() -> Option<PathBuf> {
     dirs::data_dir().map(|dir| dir.join("sparta").join("plugins"))
 }
 
-/// Where a plugin comes from: the kind of place that its library was found at, or the executable itself.
+/// Where a plugin comes from: the kind of place where its library was found, or the executable itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
@@ -84,21 +84,21 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Whether a library without a manifest may be opened: the user named the place for this run, a run has its hash, or
-    /// a build made it.
+    /// Whether a library may be opened without a manifest: because the user named the place for this command, a run has
+    /// its hash, or a build made it.
     pub fn trusts_without_manifest(self) -> bool {
         matches!(self, Origin::Explicit | Origin::Run | Origin::PathVariable | Origin::BesideExecutable)
     }
 }
 
-/// A library to look at, or a place that could not be searched.
+/// A library to inspect, or a place that could not be searched.
 pub struct Candidate {
     pub path: PathBuf,
     pub origin: Origin,
     pub problem: Option<String>,
 }
 
-/// All libraries at the places, in order, each once.
+/// All libraries at the places, in order, without duplicates.
 pub fn candidates(options: &DiscoverOptions) -> Vec<Candidate> {
     let variable: Vec<PathBuf> = options.path_variable.iter().flat_map(std::env::split_paths).collect();
     let places = [
@@ -160,14 +160,15 @@ fn is_library(path: &Path) -> bool {
     file_name(path).ends_with(DLL_SUFFIX) && path.is_file()
 }
 
-/// The kind of `libsparta_method_lora.so` or `sparta_task_glue.dll`: beside the executable other libraries may stand, too.
+/// The kind of `libsparta_method_lora.so` or `sparta_task_glue.dll`: there may be other libraries beside the
+/// executable.
 pub fn kind_by_name(path: &Path) -> Option<PluginKind> {
     let name = file_name(path);
     let name = name.strip_prefix(DLL_PREFIX).unwrap_or(name);
     PluginKind::ALL.into_iter().find(|kind| name.starts_with(&format!("sparta_{kind}_")))
 }
 
-/// What to do about a library that may not be opened because nothing vouches for it.
+/// The error for a library that lacks the manifest it needs.
 pub fn missing_manifest(path: &Path, origin: Origin) -> String {
     format!(
         "it has no manifest {}, which a library found by {origin} needs; `sparta-cli plugin install {}` makes one, or name the \

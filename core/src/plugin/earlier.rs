@@ -1,9 +1,9 @@
-//! What a backend plugin of ABI minor versions 0 and 1 understands of a plan. It ignores what it does not know, so that
-//! must not reach it.
+//! The part of a plan that a backend plugin of ABI minor versions 0 and 1 understands. Such a plugin ignores unknown
+//! parts, so these must not reach it.
 
 use serde_json::Value as Json;
 
-/// The operations of then with their attributes.
+/// The operations of those versions, with their attributes.
 const OPS: &[(&str, &[&str])] = &[
     ("accumulate", &[]),
     ("adam", &["beta1", "beta2", "eps", "weight_decay"]),
@@ -42,7 +42,7 @@ const ATTENTION: &[&str] = &["heads", "kv_heads", "head_dim", "scale", "window",
 
 const EXTERNAL: &[&str] = &["name", "dtype", "shape"];
 
-/// What an earlier plugin would not understand in the JSON form of a plan: an operation, and why.
+/// Checks a plan's JSON form. Errors: the operation that an earlier plugin would not understand, and why.
 pub fn check(plan: &Json) -> Result<(), (String, String)> {
     let list = |key: &str| plan[key].as_array().into_iter().flatten();
     for external in list("externals") {
@@ -62,7 +62,7 @@ pub fn check(plan: &Json) -> Result<(), (String, String)> {
     Ok(())
 }
 
-/// A key that is not known and has a value that matters.
+/// An unknown key whose value is not the default.
 fn stranger<'a>(object: &'a Json, known: &[&str]) -> Option<&'a str> {
     let ignorable = |value: &Json| matches!(value, Json::Null | Json::Bool(false)) || value.as_f64() == Some(0.0);
     let entries = object.as_object().into_iter().flatten();

@@ -1,7 +1,7 @@
-//! The host's table of functions, and the state of the calls that are running.
+//! The host's table of functions, and the state of running calls.
 //!
-//! A call is an integer that is looked up among the calls of the current thread, so a plugin that keeps one or passes
-//! it to another thread gets an error, never somebody else's memory.
+//! A call is identified by an integer, looked up among the calls of the current thread, so a plugin that keeps one or
+//! passes it to another thread gets an error instead of access to foreign memory.
 
 use sparta_plugin::abi::*;
 use sparta_plugin::export::panic_message;
@@ -33,14 +33,14 @@ type TensorsPointer = *mut (dyn StepTensors + 'static);
 #[derive(Default)]
 struct State {
     result: Vec<u8>,
-    /// Why the result was not taken.
+    /// Why the result was rejected.
     refused: Option<String>,
     error: Option<String>,
     /// The message of the latest host function that failed.
     host_error: String,
     graph: Option<GraphPointer>,
     tensors: Option<TensorsPointer>,
-    /// What was read last, and its bytes: a plugin asks once for the size and once for the content.
+    /// The last read tensor and its bytes: a plugin asks once for the size and once for the content.
     read: Option<([Vec<u8>; 2], Vec<u8>)>,
 }
 
@@ -49,13 +49,12 @@ thread_local! {
     static NEXT: Cell<SpartaCall> = const { Cell::new(1) };
 }
 
-/// Bytes of a plugin's answer: a batch of the longest texts has as many.
+/// The most bytes of a plugin's answer: the size of a batch of the longest texts.
 const ANSWER: usize = 256 << 20;
-/// Bytes of a plugin's message.
+/// The most bytes of a plugin's message.
 const MESSAGE: usize = 1 << 16;
 
-/// Calls a plugin's function and returns the bytes it gave as its result, or its error message (`None`: it failed
-/// without one).
+/// Calls a plugin's function and returns its result as bytes, or its error message, `None` if it gave none.
 pub fn call(
     graph: Option<&mut dyn GraphBuilder>,
     function: impl FnOnce(SpartaCall) -> SpartaStatus,
@@ -65,7 +64,8 @@ pub fn call(
     run(State { graph, ..State::default() }, function)
 }
 
-/// [`call`] of a function that reads and changes tensors. Fails where a change was refused, whatever the plugin says.
+/// [`call`] of a function that reads and changes tensors. Fails if a change was refused, even if the plugin reports
+/// success.
 pub fn call_on_step(
     tensors: &mut dyn StepTensors,
     function: impl FnOnce(SpartaCall) -> SpartaStatus,
@@ -110,14 +110,14 @@ unsafe extern "C" fn last_error(call: SpartaCall) -> SpartaBytes {
     with_state(call, |state| SpartaBytes::new(state.host_error.as_bytes())).unwrap_or(SpartaBytes::new(&[]))
 }
 
-/// Runs `body` on what `of` finds in the call's state; its error, or the message of its panic, becomes the call's `last_error`.
+/// Runs `body` on the part of the call's state selected by `of`; an error or panic becomes the call's `last_error`.
 fn on<P: Copy>(
     call: SpartaCall,
     of: fn(&mut State) -> &mut Option<P>,
     elsewhere: &str,
     body: impl FnOnce(P) -> Result<(), String>,
 ) -> SpartaStatus {
-    // Taken out while it is used: a host function called from within a host function finds none.
+    // Taken out while in use, so that a nested host function does not find it.
     let Some(Some(pointer)) = with_state(call, |state| of(state).take()) else {
         with_state(call, |state| state.host_error = elsewhere.into());
         return FAILED;

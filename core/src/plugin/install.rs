@@ -1,7 +1,7 @@
-//! Plugins in the user's directory, each a library with its manifest.
+//! Plugins in the user's directory: libraries with manifests.
 //!
-//! A library's name there ends in the beginning of its hash, so that another build is another file. The manifest comes first
-//! and the library second: at every moment each library there has the manifest that describes it.
+//! The name of an installed library ends in a prefix of its hash, so that another build is another file. The manifest
+//! is written first and the library second: at every moment each library has its manifest.
 
 use super::discover::{DiscoverOptions, Origin};
 use super::manifest::{Manifest, target};
@@ -14,19 +14,19 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// A plugin in the directory.
+/// An installed plugin.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Installed {
     pub library: PathBuf,
     pub manifest: Manifest,
 }
 
-/// Copies a library into a directory of plugins with a manifest, in place of one of the same kind and name.
+/// Copies a library into a directory of plugins, with a manifest, replacing one of the same kind and name.
 ///
 /// Errors: a library that would not be loaded, or has several interfaces; a directory that cannot be written.
 pub fn install(library: &Path, directory: &Path) -> Result<Installed> {
     files::create_dirs(directory).map_err(Error::io(directory))?;
-    // What is asked for its name is what is installed, whatever happens to the original.
+    // The copy is inspected and installed, whatever happens to the original.
     let copy = directory.join(format!(".installing-{}", std::process::id()));
     let outcome = copy_into(library, &copy).and_then(|()| publish(library, &copy, directory));
     if outcome.is_err() {
@@ -70,7 +70,7 @@ fn identify(library: &Path) -> std::result::Result<(PluginKind, String), String>
         (Some(reason), _) => Err(reason),
         (None, [found]) => match found.kind {
             Some(kind) => Ok((kind, found.name.clone())),
-            None => Err("it says of no kind that it is one".into()),
+            None => Err("it has no interface of a known kind".into()),
         },
         (None, several) => Err(format!(
             "it has {} interfaces, and a manifest describes one; name the library with --plugin or {} instead",
@@ -80,9 +80,9 @@ fn identify(library: &Path) -> std::result::Result<(PluginKind, String), String>
     }
 }
 
-/// Removes the plugin of this name, and of this kind where one is given.
+/// Removes the plugin of this name, and of this kind if one is given.
 ///
-/// Errors: there is none of it, or one of several kinds; files that cannot be removed.
+/// Errors: no such plugin, or several kinds of it; files that cannot be removed.
 pub fn remove(name: &str, kind: Option<PluginKind>, directory: &Path) -> Result<Vec<Installed>> {
     let all = installed(directory)?;
     let meant = |one: &&Installed| one.manifest.name == name && kind.is_none_or(|kind| kind == one.manifest.kind);
@@ -112,12 +112,12 @@ fn installed(directory: &Path) -> Result<Vec<Installed>> {
     let mut libraries: Vec<PathBuf> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     libraries.retain(|path| path.to_str().is_some_and(|name| name.ends_with(DLL_SUFFIX)));
     libraries.sort();
-    // A manifest that cannot be read names no plugin; the listing says what is wrong with it.
+    // Unreadable manifests are skipped here; `plugin list` reports them.
     let manifest = |library: PathBuf| Some(Installed { manifest: Manifest::read(&library).ok()??, library });
     Ok(libraries.into_iter().filter_map(manifest).collect())
 }
 
-/// The library first: a manifest alone is nothing.
+/// Deletes the library first, as a manifest alone has no effect.
 fn delete(one: &Installed) -> Result<()> {
     let manifest = Manifest::path(&one.library);
     files::remove(&one.library).map_err(Error::io(&one.library))?;

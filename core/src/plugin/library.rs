@@ -9,13 +9,13 @@ use sparta_plugin::abi::*;
 use sparta_plugin::method::{GraphBuilder, StepTensors};
 use std::mem::MaybeUninit;
 
-/// The functions that take as long as the work that a device is given.
+/// The functions that may take as long as the device's work.
 const WORK: [&str; 7] = ["write", "read", "run", "run_profiled", "submit", "fetch", "on_step"];
 
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
 
-/// The table of one interface, copied.
+/// A copy of one interface's table.
 #[derive(Clone, Copy)]
 pub enum Functions {
     Method(SpartaMethod),
@@ -33,7 +33,7 @@ impl Functions {
     }
 }
 
-/// One interface of an opened library. `table` is one of the tables of [`sparta_plugin::abi`].
+/// One interface of an open library. `table` is one of the tables of [`sparta_plugin::abi`].
 #[derive(Clone)]
 pub struct Implementation<T> {
     pub table: T,
@@ -42,7 +42,7 @@ pub struct Implementation<T> {
 }
 
 impl<T> Implementation<T> {
-    /// Calls a function of the table; `what` names it in errors, which name the plugin.
+    /// Calls a function of the table; errors name the plugin and `what`.
     pub fn call<F>(
         &self,
         what: &str,
@@ -53,7 +53,7 @@ impl<T> Implementation<T> {
         self.named(self.call_unnamed(what, function, graph, call))
     }
 
-    /// As [`Implementation::call`], of a function that reads and changes tensors.
+    /// As [`Implementation::call`], for a function that reads and changes tensors.
     pub fn call_on_step<F>(
         &self,
         what: &str,
@@ -68,7 +68,7 @@ impl<T> Implementation<T> {
         result.map_err(|e| if e.0.contains(&self.name) { e } else { Error(format!("{} [plugin {}]", e.0, self.name)) })
     }
 
-    /// As [`Implementation::call`], with the plugin's own messages as they are.
+    /// As [`Implementation::call`], with the plugin's messages unchanged.
     pub fn call_unnamed<F>(
         &self,
         what: &str,
@@ -119,7 +119,7 @@ pub unsafe fn enter(entry: Entry) -> Result<Vec<Functions>, String> {
         ));
     }
     expect_size("SpartaPlugin", size, size_of::<SpartaPlugin>())?;
-    // SAFETY: its size covers the struct, and its array has as many pointers as it says.
+    // SAFETY: its size covers the struct, and its array has the stated number of pointers.
     let interfaces = unsafe {
         let plugin = &*plugin;
         slice(plugin.interfaces, plugin.interface_count)
@@ -159,7 +159,7 @@ unsafe fn functions(interface: *const SpartaInterface) -> Result<Functions, Stri
     })
 }
 
-/// The kind of an interface id of this host, or why it is none.
+/// The kind of an interface id. Errors: an id that this host does not know.
 pub fn check_interface(id: &str) -> Result<PluginKind, String> {
     let known = PluginKind::ALL.into_iter().find(|kind| kind.interface() == id);
     if let Some(kind) = known {
@@ -188,15 +188,15 @@ fn expect_size(name: &str, size: usize, expected: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// A table of functions. Those that a plugin of an earlier minor version does not have yet are null.
+/// Copies a table of functions. Those that a plugin of an earlier minor version lacks are null.
 ///
 /// # Safety
 /// `T` is one of the tables of [`sparta_plugin::abi`]: a size and nullable functions. `table` points to such a table,
 /// as long as its size says.
 unsafe fn copy<T: Copy>(table: *const T) -> T {
     let mut copy = MaybeUninit::<T>::zeroed();
-    // SAFETY: every table starts with its size; what is read is within it, what is written within `T`; all zeros are a
-    // size and null functions.
+    // SAFETY: every table starts with its size; reads stay within it and writes within `T`; all zeros are a valid size
+    // and null functions.
     unsafe {
         let size = table.cast::<usize>().read();
         let whole_fields = size.min(size_of::<T>()) / size_of::<usize>() * size_of::<usize>();

@@ -4,18 +4,18 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
-/// What stands beside a library `libfoo.so` as `libfoo.plugin.json`; checked before the library is opened.
+/// The file `libfoo.plugin.json` beside a library `libfoo.so`; checked before the library is opened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The plugin's name for itself: `lora`.
+    /// The plugin's own name, such as `lora`.
     pub name: String,
     pub kind: PluginKind,
     /// The interface's id: `sparta.method/1`.
     pub abi: String,
     /// `x86_64-linux`: see [`target`].
     pub target: String,
-    /// Of the library file, in hex.
+    /// Hash of the library file, in hex.
     pub sha256: String,
 }
 
@@ -30,7 +30,7 @@ impl Manifest {
         library.with_extension("plugin.json")
     }
 
-    /// The manifest of a library; `None` where there is none.
+    /// The manifest of a library; `None` if it has none.
     pub fn read(library: &Path) -> Result<Option<Manifest>> {
         let path = Self::path(library);
         let bytes = match files::read(&path, files::CONFIGURATION) {
@@ -43,7 +43,7 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Whether the manifest describes this library on this machine; `bytes` is the library file.
+    /// Checks that the manifest describes this library, whose file is `bytes`, on this machine.
     pub fn check(&self, bytes: &[u8]) -> std::result::Result<(), String> {
         if self.target != target() {
             return Err(format!("the manifest says it is built for {}; this is {}", self.target, target()));

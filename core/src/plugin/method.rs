@@ -15,7 +15,7 @@ use sparta_plugin::method::{
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-/// A method of a loaded library. What the plugin answers is checked before anybody relies on it.
+/// A method from a loaded library. The plugin's answers are checked before use.
 pub struct LoadedMethod {
     plugin: Implementation<SpartaMethod>,
     info: MethodInfo,
@@ -51,7 +51,7 @@ impl LoadedMethod {
         self.plugin.call(what, function, Some(graph), |f, id| call(f, id, SpartaBytes::new(&site))).map(drop)
     }
 
-    /// What a function wrote, as values of the graph.
+    /// Checks the values that a function wrote.
     fn values<const N: usize>(
         &self,
         what: &str,
@@ -66,14 +66,14 @@ impl LoadedMethod {
     }
 }
 
-/// The output that a function has not written.
+/// Marks an output that the function did not write.
 const NONE: u32 = u32::MAX;
 
 fn handles(values: &[Value]) -> Vec<u32> {
     values.iter().map(|value| value.0).collect()
 }
 
-/// Bytes of what a method keeps between steps, as JSON.
+/// The most bytes of a method's state between steps, as JSON.
 pub const STATE: usize = 64 << 20;
 
 fn serialised(what: &str, message: &impl Serialize) -> Result<Vec<u8>, Error> {
@@ -112,10 +112,10 @@ pub(super) fn check_options(options: &[OptionInfo]) -> Result<(), String> {
     Ok(())
 }
 
-/// Options of every command.
+/// Options that every command has.
 const OWN: [&str; 2] = ["help", "version"];
 
-/// Errors: a range without a value.
+/// Errors: an empty range.
 fn check_range(option: &OptionInfo) -> Result<(), String> {
     let fits = match option.kind {
         OptionKind::Float { min, max, min_open } => {
@@ -134,7 +134,7 @@ fn check_range(option: &OptionInfo) -> Result<(), String> {
     }
 }
 
-/// Why the host cannot do what a selection asks for.
+/// Errors: a selection that the host cannot carry out.
 fn check_selection(selection: &Selection) -> Result<(), String> {
     match selection {
         Selection::Frozen | Selection::Dense => Ok(()),
@@ -142,7 +142,7 @@ fn check_selection(selection: &Selection) -> Result<(), String> {
         Selection::Sparse { probability } => Err(format!("the probability {probability} is not in (0, 1]")),
         Selection::Magnitude(magnitude) if magnitude.share > 0.0 && magnitude.share <= 1.0 => Ok(()),
         Selection::Magnitude(magnitude) => Err(format!("the share {} is not in (0, 1]", magnitude.share)),
-        // Whether they ascend within the shape is checked where all selections are.
+        // Order and bounds of indices are checked together with those of all selections.
         Selection::Chosen { .. } => Ok(()),
         Selection::Scored(scored) if scored.share > 0.0 && scored.share <= 1.0 => Ok(()),
         Selection::Scored(scored) => Err(format!("the share {} is not in (0, 1]", scored.share)),

@@ -1,7 +1,7 @@
-//! Plugins: where they are looked for, how a library is checked before it is opened, and the host's side of the C ABI
-//! of [`sparta_plugin::abi`].
+//! Plugins: where they are searched for, how a library is checked before it is opened, and the host's side of the C ABI
+//! in [`sparta_plugin::abi`].
 //!
-//! Libraries are never unloaded: what they handed out may live as long as the process.
+//! Libraries are never unloaded, as pointers into them may live as long as the process.
 
 mod backend;
 #[cfg(feature = "libraries")]

@@ -1,11 +1,11 @@
-//! What plugins call themselves and what they offer: names become parts of paths, options and lines of a terminal.
+//! Checks of plugins' names and texts, which become parts of paths, options and lines on a terminal.
 
-/// Bytes of a name.
+/// The most bytes of a name.
 pub const LONGEST: usize = 64;
-/// Bytes of a text for people.
+/// The most bytes of a text.
 const TEXT: usize = 4096;
 
-/// A name: letters, digits, `-`, `_` and `.`, with a letter or a digit first.
+/// Checks a name: letters, digits, `-`, `_` and `.`, starting with a letter or a digit.
 pub fn check(what: &str, name: &str) -> Result<(), String> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let fits = name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(good) && !name.contains("..");
@@ -14,12 +14,12 @@ pub fn check(what: &str, name: &str) -> Result<(), String> {
     }
     let shown: String = name.chars().take(LONGEST).collect();
     Err(format!(
-        "the {what} {shown:?} is no name: expected 1 to {LONGEST} letters, digits, -, _ and single dots, a letter or digit \
+        "the {what} {shown:?} is not a valid name: expected 1 to {LONGEST} letters, digits, -, _ and single dots, a letter or digit \
          first"
     ))
 }
 
-/// A version, on one line.
+/// Checks a version: one short line.
 pub fn check_version(version: &str) -> Result<(), String> {
     if version.len() > LONGEST {
         return Err(format!("its version has {} bytes, expected at most {LONGEST}", version.len()));
@@ -27,7 +27,7 @@ pub fn check_version(version: &str) -> Result<(), String> {
     check_line("version", version)
 }
 
-/// A text of one line.
+/// Checks a text of one line.
 pub fn check_line(what: &str, text: &str) -> Result<(), String> {
     check_text(what, text)?;
     match text.chars().any(char::is_control) {
@@ -36,7 +36,7 @@ pub fn check_line(what: &str, text: &str) -> Result<(), String> {
     }
 }
 
-/// A text for people.
+/// Checks a text of any number of lines.
 pub fn check_text(what: &str, text: &str) -> Result<(), String> {
     match text.len() > TEXT {
         true => Err(format!("its {what} has {} bytes, expected at most {TEXT}", text.len())),

@@ -1,5 +1,4 @@
-//! The calls into plugins that are running: one that takes long is named, and one that ends the process does not end it
-//! without a word.
+//! Watches running calls into plugins: a slow one is named, and so is one that ends the process.
 
 use std::ffi::c_int;
 use std::path::PathBuf;
@@ -9,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use web_time::Instant;
 
-/// After which a call is named.
+/// The time after which a call is reported.
 const SLOW: Duration = Duration::from_secs(3);
 
 struct Running {
@@ -27,30 +26,30 @@ struct Calls {
 
 static CALLS: Mutex<Calls> = Mutex::new(Calls { running: Vec::new(), next: 0 });
 
-/// Who is told.
+/// Receives the reports.
 static REPORT: OnceLock<fn(&str)> = OnceLock::new();
 
-/// Whether the program itself has said that it ends.
+/// Whether the program itself is ending.
 static ENDING: AtomicBool = AtomicBool::new(false);
 
 fn calls() -> MutexGuard<'static, Calls> {
     CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on `report` is told when a plugin takes more than three seconds for a call, and when one ends the process,
-/// which then has the exit code 1. A program that calls this calls [`ending`] before it ends.
+/// Makes `report` receive calls into plugins that take more than three seconds, and calls that end the process, which
+/// then exits with code 1. A program that calls this must call [`ending`] before it ends.
 pub fn watch(report: fn(&str)) {
-    // Said twice, the first report stays.
+    // A second call has no effect.
     let _ = REPORT.set(report);
-    // A thread cannot begin while a library is being loaded: this one has begun when the first is. Without a thread for it
-    // nothing is named.
+    // No thread can start while a library is being loaded, so this one must have started before. Without it, slow calls
+    // go unreported.
     let (beginning, begun) = channel::<()>();
     let watcher = move || {
         drop(beginning);
         name_slow_ones()
     };
     if std::thread::Builder::new().spawn(watcher).is_ok() {
-        // An error means that the other end was dropped: it has begun.
+        // An error means that the sender was dropped: the thread has started.
         let _ = begun.recv();
     }
     // SAFETY: `at_exit` is a function without arguments that does not unwind.
@@ -59,21 +58,21 @@ pub fn watch(report: fn(&str)) {
     }
 }
 
-/// The program is about to end by itself.
+/// Announces that the program is ending by itself.
 pub fn ending() {
     ENDING.store(true, Ordering::SeqCst);
 }
 
-/// A call that is running until this is dropped. The current directory is then as it was: paths that are relative to it
-/// mean what they meant to the user.
+/// A call that lasts until this is dropped, which restores the current directory: relative paths keep the meaning that
+/// they had for the user.
 pub struct Call {
     id: Option<u64>,
     directory: Option<PathBuf>,
 }
 
 impl Call {
-    /// `name` says what is done by which plugin: `lora (/path): describe`. A call that `may_last`, as a step of a large model
-    /// does, is not named before the process ends in it.
+    /// `name` is the plugin and its function: `lora (/path): describe`. A call that `may_last`, like a step of a large
+    /// model, is reported only if the process ends in it.
     pub fn begin(name: impl FnOnce() -> String, may_last: bool) -> Call {
         let directory = std::env::current_dir().ok();
         if REPORT.get().is_none() {
@@ -95,7 +94,7 @@ impl Drop for Call {
         if let Some(directory) = &self.directory
             && std::env::current_dir().ok().as_ref() != Some(directory)
         {
-            // A directory that is gone cannot be gone back to.
+            // A deleted directory cannot be restored.
             let _ = std::env::set_current_dir(directory);
         }
     }

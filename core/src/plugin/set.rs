@@ -46,19 +46,19 @@ impl fmt::Display for PluginKind {
     }
 }
 
-/// One line of the listing of `sparta-cli plugin list`: a plugin, or a file that is none.
+/// One line of `sparta-cli plugin list`: a plugin, or a file that is not one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Found {
-    /// The library; `built in` for a plugin that is linked into the executable.
+    /// The library; `built in` for a plugin linked into the executable.
     pub path: PathBuf,
     pub origin: Origin,
     pub manifest: bool,
     pub kind: Option<PluginKind>,
-    /// What the plugin says of itself; empty where it could not be asked.
+    /// The plugin's own name; empty if it could not be asked.
     pub name: String,
     pub version: String,
     pub state: State,
-    /// Tasks of it that an earlier plugin offers.
+    /// Its tasks that an earlier plugin already offers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_its_tasks: Vec<String>,
 }
@@ -75,7 +75,7 @@ impl Found {
 #[serde(rename_all = "snake_case")]
 pub enum State {
     Loaded,
-    /// A plugin of the same kind and name was found earlier, at this path.
+    /// A plugin of the same kind and name was found first, at this path.
     Shadowed {
         by: PathBuf,
     },
@@ -85,7 +85,7 @@ pub enum State {
     },
 }
 
-/// The plugins of this process.
+/// The plugins available in this process.
 #[derive(Default)]
 pub struct PluginSet {
     methods: Vec<Arc<LoadedMethod>>,
@@ -96,7 +96,7 @@ pub struct PluginSet {
 }
 
 impl PluginSet {
-    /// Loads every plugin at the places. What cannot be loaded is in [`PluginSet::report`] and stops nothing.
+    /// Loads every plugin at the places. Failures are recorded in [`PluginSet::report`] and do not stop the others.
     pub fn discover(options: &DiscoverOptions) -> PluginSet {
         let mut set = PluginSet { allow_other: options.allow_other, ..PluginSet::default() };
         for candidate in candidates(options) {
@@ -105,8 +105,8 @@ impl PluginSet {
         set
     }
 
-    /// Errors: a library that the user has named, by --plugin or in the configuration, is not used; a directory that the
-    /// user has named has no plugin.
+    /// Errors: a library named by the user, with --plugin or in the configuration, is not used; a directory named by
+    /// the user has no plugin.
     pub fn check_named(&self, options: &DiscoverOptions) -> Result<()> {
         for place in options.explicit.iter().chain(&options.configured) {
             let reason = |found: &Found| match &found.state {
@@ -128,7 +128,7 @@ impl PluginSet {
         Ok(())
     }
 
-    /// A sentence for the plan where the plugin of this kind and name is not one that comes with the program.
+    /// A note for the plan if the plugin of this kind and name did not come with the program.
     pub fn note(&self, kind: PluginKind, name: &str) -> Option<String> {
         let own = |found: &&Found| matches!(found.origin, Origin::BesideExecutable | Origin::Linked);
         let same = || self.report.iter().filter(|found| found.kind == Some(kind) && found.name == name);
@@ -141,8 +141,8 @@ impl PluginSet {
         Some(format!("the {kind} plugin {name} {version} is {path} ({origin}){instead}"))
     }
 
-    /// Adds a plugin that is linked into this executable, unless one of its kind and name is here already. What became
-    /// of it is in [`PluginSet::report`].
+    /// Adds a plugin linked into this executable, unless there already is one of its kind and name. The outcome is
+    /// recorded in [`PluginSet::report`].
     ///
     /// # Safety
     /// `entry` obeys the ABI, and what it returns lives as long as the process.
@@ -167,19 +167,19 @@ impl PluginSet {
         &self.backends
     }
 
-    /// What was found where, in search order.
+    /// Everything found, in search order.
     pub fn report(&self) -> &[Found] {
         &self.report
     }
 
-    /// Whether a plugin may be another one than a run has used.
+    /// Whether a plugin may differ from the one that a run used.
     pub fn allows_other(&self) -> bool {
         self.allow_other
     }
 
-    /// What a run records of the plugin of this kind and name; `None` if there is none.
+    /// The record of the plugin of this kind and name, for a run; `None` if there is none.
     ///
-    /// Errors: a library that cannot be read any more.
+    /// Errors: a library that can no longer be read.
     pub fn used(&self, kind: PluginKind, name: &str) -> Result<Option<UsedPlugin>> {
         let loaded = |found: &&Found| found.state == State::Loaded && found.kind == Some(kind) && found.name == name;
         let Some(found) = self.report.iter().find(loaded) else { return Ok(None) };
@@ -244,7 +244,7 @@ impl PluginSet {
         }
     }
 
-    /// Adds one interface of an opened library, unless its description is bad or its name is taken.
+    /// Adds one interface of an open library, unless its description is invalid or its name is taken.
     fn register(&mut self, functions: Functions, mut found: Found) {
         let promised = std::mem::take(&mut found.name);
         found.kind = Some(functions.kind());
@@ -284,7 +284,7 @@ impl PluginSet {
         Ok(())
     }
 
-    /// Notes a plugin's name and version; false if another plugin of its kind has the name.
+    /// Records a plugin's name and version; false if another plugin of its kind has the name.
     fn accept(
         &self,
         found: &mut Found,
@@ -306,8 +306,8 @@ impl PluginSet {
     }
 }
 
-/// Checks a library against its manifest and its file format, then opens it, unless the manifest says that it is of a kind
-/// that is not needed. Leaves the manifest's name in `found`.
+/// Checks a library's manifest and file format, then opens it, unless the manifest gives a kind that is not needed.
+/// Puts the manifest's name into `found`.
 fn open(
     candidate: &Candidate,
     found: &mut Found,

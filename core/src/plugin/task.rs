@@ -8,13 +8,13 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 
-/// Bytes of the texts of an example; no model has positions for more.
+/// The most bytes of an example's texts; no model has positions for more.
 const LONGEST_TEXT: usize = 1 << 20;
 
-/// Examples asked for in one call.
+/// Examples fetched in one call.
 const BATCH: usize = 256;
 
-/// A task family of a loaded library.
+/// A task plugin from a loaded library.
 pub struct LoadedTask {
     plugin: Implementation<SpartaTask>,
     info: TaskPluginInfo,
@@ -78,11 +78,11 @@ struct LoadedDataset {
     recipe: Recipe,
 }
 
-/// A data set that a plugin has opened.
+/// A data set opened by a plugin.
 struct DatasetHandle {
     plugin: Implementation<SpartaTask>,
     id: u64,
-    /// Moves between threads, but is used by one at a time.
+    /// `Send` but not `Sync`: used by one thread at a time.
     one_thread: PhantomData<Cell<()>>,
 }
 
@@ -147,7 +147,7 @@ impl Iterator for LoadedExamples<'_> {
             && !self.ended
             && let Err(error) = self.fetch()
         {
-            // What follows an error may be anything.
+            // After an error nothing more is read.
             (self.ended, self.batch) = (true, VecDeque::new());
             return Some(Err(error));
         }

@@ -1,14 +1,14 @@
-//! Whether what a task plugin says of a task, and its examples, fit together.
+//! Checks the descriptions of tasks, and examples against them.
 
 use super::names;
 use crate::train::Scores;
 use crate::train::objective::{MultiLabel, NextToken, Regression};
 use sparta_plugin::task::{Example, Target, TaskInfo};
 
-/// Metrics of which less is better.
+/// Metrics for which lower is better.
 const LESS: [&str; 2] = ["mse", "mae"];
 
-/// Errors: the description of a task contradicts itself. Its labels may still have to be found in the data.
+/// Errors: a task's description contradicts itself. Its labels may still be unknown until the data are opened.
 pub(super) fn described(task: &TaskInfo) -> Result<(), String> {
     names::check("id", &task.id)?;
     names::check_text("title", &task.title)?;
@@ -18,7 +18,7 @@ pub(super) fn described(task: &TaskInfo) -> Result<(), String> {
     }
 }
 
-/// Errors: a task that was found in opened data contradicts itself.
+/// Errors: a task as determined by its data contradicts itself.
 pub(super) fn resolved(task: &TaskInfo) -> Result<(), String> {
     labels(task)?;
     metrics(task)?;
@@ -79,13 +79,12 @@ fn metrics(task: &TaskInfo) -> Result<(), String> {
         return Err(format!("its primary metric `{}` is not one of its metrics {:?}", task.primary, task.metrics));
     }
     match LESS.contains(&task.primary.as_str()) {
-        true => Err(format!("its primary metric is `{}`, of which less is better", task.primary)),
+        true => Err(format!("its primary metric is `{}`, for which lower is better", task.primary)),
         false => Ok(()),
     }
 }
 
-/// Errors: an example that has something else than the task's target asks for; a pair for a task of single texts, or the
-/// reverse.
+/// Errors: an example whose label does not suit the task's target; a pair for a task of single texts, or the reverse.
 pub fn check_example(task: &TaskInfo, example: &Example) -> Result<(), String> {
     let (target, count) = (task.target(), task.labels.len());
     let known = |label: u32| match (label as usize) < count {
@@ -164,7 +163,7 @@ mod tests {
             (task(Target::Class, &["a"], "mcc"), "two labels or more"),
             (task(Target::Classes, &[], "exact"), "a label or more"),
             (task(Target::Number, &[], "pearson"), "one label"),
-            (task(Target::Number, &["x"], "mse"), "less is better"),
+            (task(Target::Number, &["x"], "mse"), "lower is better"),
             (task(Target::Number, &["x"], "f1"), "unknown metric `f1`"),
             (task(Target::Tokens, &["a", "b"], "perplexity"), "no labels"),
         ] {

@@ -183,7 +183,7 @@ fn a_plugin_builds_on_the_host_s_graph() {
     assert!(message.contains("linear") && message.contains("u32"), "{message}");
     let site = Site { parameter: parameter("w", Role::QProj), options: options(""), training: true };
     let message = method().merge(&site, &mut builder, w, &[a]).unwrap_err().0;
-    assert!(message.contains("does not reparametrise w"), "{message}");
+    assert!(message.contains("does not reparametrize w"), "{message}");
 }
 
 #[test]

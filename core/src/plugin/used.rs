@@ -1,4 +1,4 @@
-//! Which plugins a run has used, and whether those of now are the same.
+//! The plugins that a run used, and whether those found now are the same.
 
 use super::{PluginKind, PluginSet};
 use crate::hash::hash_file;
@@ -7,25 +7,25 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A plugin that a run has used.
+/// A plugin used by a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedPlugin {
     pub kind: PluginKind,
     pub name: String,
-    /// As the plugin states it.
+    /// As stated by the plugin.
     pub version: String,
-    /// Absolute path of the library; `None` where the plugin was linked into the executable.
+    /// Absolute path of the library; `None` if the plugin was linked into the executable.
     pub library: Option<PathBuf>,
-    /// Of the library, in hex.
+    /// Hash of the library, in hex.
     pub sha256: Option<String>,
     /// Version of the executable.
     pub host: String,
 }
 
 impl UsedPlugin {
-    /// Whether this is known to be the same code: a library of the same bytes, wherever it is, or a plugin of one version
-    /// linked into executables of one version. Of linked code there is no hash: an executable changes with everything in
-    /// it.
+    /// Whether this is known to be the same code: a library with the same bytes, wherever it is, or the same version
+    /// linked into the same version of the executable. Linked code has no hash of its own, as the executable changes
+    /// with every part of it.
     pub fn is(&self, other: &UsedPlugin) -> bool {
         let same_code = match (&self.sha256, &other.sha256) {
             (Some(a), Some(b)) => a == b,
@@ -35,7 +35,7 @@ impl UsedPlugin {
         same_code && (self.kind, &self.name) == (other.kind, &other.name)
     }
 
-    /// The library, if it is where it was, outside of the run's directory, and has the same bytes, or others that are
+    /// The library, if it is still in its place, outside the run's directory, and has the same bytes, or changes are
     /// `allowed`.
     pub fn library_of_run(&self, run: &Path, allowed: bool) -> Option<&Path> {
         let library = self.library.as_deref().filter(|path| path.is_absolute())?;
@@ -57,12 +57,12 @@ impl fmt::Display for UsedPlugin {
     }
 }
 
-/// The plugins that a run recorded, compared with those of now.
+/// The plugins recorded by a run, compared with those found now.
 #[derive(Clone, Debug, Default)]
 pub struct Recorded {
-    /// Sentences about plugins that differ and are accepted.
+    /// Notes on plugins that differ and are accepted.
     pub accepted: Vec<String>,
-    /// Plugins that differ, and what to say when one is needed.
+    /// Plugins that differ, and the error if one is needed.
     refused: Vec<(PluginKind, String, String)>,
 }
 

@@ -4,10 +4,10 @@ use super::RunData;
 use super::svg::{Chart, Series, colour};
 use crate::job::{EvalReport, StepReport};
 
-/// Points of a line, at most; of more steps each point is a mean.
+/// The most points of a line; with more steps, each point is a mean.
 const POINTS: usize = 400;
 
-/// Training loss, dev loss, dev metrics, learning rate, gradient norm; a chart without any point is left out.
+/// Training loss, dev loss, dev metrics, learning rate, gradient norm; charts without points are left out.
 pub fn charts(runs: &[RunData]) -> Vec<Chart> {
     let mut charts =
         vec![steps(runs, "training loss", |step| step.loss), evals(runs, "dev loss", |eval| Some(eval.metrics.loss))];

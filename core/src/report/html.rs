@@ -1,4 +1,4 @@
-//! The page, through a template that escapes every value.
+//! The page, made by a template that escapes every value.
 
 use super::svg::{self, Chart, Series, colour};
 use super::{RunData, charts};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 const TEMPLATE: &str = include_str!("report.html");
 const SCRIPT: &str = include_str!("report.js");
 
-/// The page of one or several runs.
+/// The page for one or more runs.
 pub fn page(runs: &[RunData]) -> Result<String> {
     let charts = charts::charts(runs).iter().map(chart_value).collect::<Result<Vec<_>>>()?;
     let swept = swept(runs);
@@ -29,7 +29,7 @@ pub fn page(runs: &[RunData]) -> Result<String> {
     page.map_err(|e| Error::Usage(format!("the report cannot be written: {e:#}")))
 }
 
-/// A chart with what the page's script needs of it.
+/// A chart with the data for the page's script.
 fn chart_value(chart: &Chart) -> Result<Value> {
     let (svg, frame) = svg::inline(chart)?;
     let line = |series: &Series| {
@@ -43,7 +43,7 @@ fn chart_value(chart: &Chart) -> Result<Value> {
     Ok(context! { svg => Value::from_safe_string(svg), noisy => chart.noisy, data })
 }
 
-/// Keys of a configuration that say where a run lies, not what it is, or that have columns of their own.
+/// Configuration keys that are paths, or have their own columns.
 const NOT_SWEPT: [&str; 6] = ["data", "out", "method", "model", "plugins", "task"];
 
 /// Names of the options, the method's own included, in which the runs differ.
@@ -55,13 +55,13 @@ fn swept(runs: &[RunData]) -> Vec<String> {
     names.iter().filter(differs).map(|name| (**name).clone()).collect()
 }
 
-/// The value of an option of the run or its method; nothing where it has none.
+/// The value of an option of the run or its method; empty if it has none.
 fn option(run: &RunData, name: &str) -> String {
     let value = run.plan.options.get(name).or_else(|| run.config.get(name));
     value.filter(|value| !value.is_null()).map(plain).unwrap_or_default()
 }
 
-/// A run as the template sees it: texts, ready to be shown.
+/// A run as values for the template: formatted texts.
 fn run_value(i: usize, run: &RunData) -> Value {
     let plan = &run.plan;
     let result = run.result.as_ref();
@@ -136,7 +136,7 @@ fn confusion(run: &RunData, metrics: &Metrics) -> Value {
         let total: u64 = counts.iter().sum();
         let share = |count: u64| if total == 0 { 0.0 } else { count as f64 / total as f64 };
         let cells = counts.iter().enumerate().map(|(j, &count)| {
-            // Half as opaque as the share, so that text stays readable.
+            // Half the share as opacity keeps the text readable.
             let (percent, shade) = (format!("{:.0}", 100.0 * share(count)), format!("{:.0}", 50.0 * share(count)));
             context! { count => thousands(count), percent, shade, right => i == j }
         });
@@ -152,7 +152,7 @@ fn mistake(mistake: &Mistake) -> Value {
     context! { text, label, predicted, probabilities }
 }
 
-/// The numbers of training examples by length: a bar each.
+/// The histogram of training examples by length.
 fn lengths(run: &RunData) -> Vec<Value> {
     let Some(Lengths { width, counts }) = &run.plan.data.train.lengths else { return Vec::new() };
     let largest = counts.iter().copied().max().unwrap_or(1).max(1);
@@ -168,7 +168,7 @@ fn lengths(run: &RunData) -> Vec<Value> {
     counts.iter().enumerate().map(bar).collect()
 }
 
-/// Bytes by kind, with their share of the largest for a bar.
+/// Bytes by kind, with their share of the largest as the bar's length.
 fn memory(run: &RunData) -> Vec<Value> {
     let largest = run.plan.memory.values().copied().max().unwrap_or(1).max(1);
     let present = |kind| run.plan.memory.get(&kind).copied().filter(|&bytes| bytes > 0).map(|bytes| (kind, bytes));
@@ -181,7 +181,7 @@ fn memory(run: &RunData) -> Vec<Value> {
         .collect()
 }
 
-/// Tables of a name and a value a line.
+/// Tables with a name and a value per row.
 fn sections(run: &RunData) -> Vec<Value> {
     let section = |title: &str, rows: Vec<(String, String)>| {
         let rows: Vec<Vec<String>> = rows.into_iter().map(|(name, value)| vec![name, value]).collect();
@@ -243,7 +243,7 @@ fn environment(run: &RunData) -> Vec<(String, String)> {
     rows
 }
 
-/// A JSON value for people: texts without quotes, options of a method as `name value`.
+/// A JSON value as text: strings without quotes, a method's options as `name value`.
 fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 /// The report's name in a run directory.
 pub const FILE: &str = "report.html";
 
-/// Writes a report of the runs in these directories, side by side if there are several, to `out`. It holds what the runs
-/// stored, so it can be made again at any time, also of a run that was killed.
+/// Writes a report of the runs in these directories to `out`, side by side if there are several. It is made from what
+/// the runs stored, so it can be repeated at any time, even for a run that was killed.
 ///
 /// Errors: no directory; one that is not a run's, or whose files are damaged.
 #[cfg(feature = "reports")]

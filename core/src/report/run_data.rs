@@ -1,4 +1,4 @@
-//! What a run directory tells.
+//! Reads the files of a run directory.
 
 use crate::job::{EvalReport, RunPlan, RunResult, StepReport};
 use crate::{Error, Result, files};
@@ -6,13 +6,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 
-/// The files of a run directory.
+/// The contents of a run directory.
 pub struct RunData {
-    /// The directory's own name.
+    /// The directory's name.
     pub name: String,
     pub config: serde_json::Map<String, serde_json::Value>,
     pub plan: RunPlan,
-    /// Missing where the run has not ended, or was killed.
+    /// Absent if the run has not ended, or was killed.
     pub result: Option<RunResult>,
     pub steps: Vec<StepReport>,
     pub evals: Vec<EvalReport>,
@@ -24,13 +24,13 @@ pub struct RunData {
 enum Line {
     Step(StepReport),
     Eval(EvalReport),
-    /// What later versions may log.
+    /// Anything that later versions may log.
     #[serde(other)]
     Other,
 }
 
 impl RunData {
-    /// Reads a run directory. A last line without its end, as a killed run leaves it, is ignored.
+    /// Reads a run directory. An incomplete last line, as left by a killed run, is ignored.
     ///
     /// Errors: a missing or malformed file, by name and line.
     pub fn read(directory: &Path) -> Result<RunData> {

@@ -1,4 +1,4 @@
-//! Line charts as SVG. Text, axes and grid are drawn in `currentColor`, so that a chart fits a light and a dark page.
+//! Line charts as SVG. Text, axes and grid are drawn in `currentColor`, so that charts suit light and dark pages.
 
 use crate::{Error, Result};
 use plotters::prelude::*;
@@ -11,23 +11,23 @@ pub use plotters::style::RGBColor;
 pub struct Chart {
     pub title: String,
     pub x_label: String,
-    /// Values are drawn by their logarithm; those that have none are left out.
+    /// Logarithmic y axis; values without a logarithm are left out.
     pub log_y: bool,
-    /// Its lines go up and down from step to step.
+    /// Whether values fluctuate from step to step, so that smoothing helps.
     pub noisy: bool,
     pub series: Vec<Series>,
 }
 
 pub struct Series {
-    /// What a chart of several lines calls it.
+    /// Its name in the legend.
     pub name: String,
     pub points: Vec<(f64, f64)>,
     pub colour: RGBColor,
-    /// Where on the x axis something happened: a dashed line marks it.
+    /// A position on the x axis, marked by a dashed line.
     pub mark: Option<f64>,
 }
 
-/// Where a chart's values lie in its drawing: the pixels of the axes' ends, and what they stand for.
+/// The mapping from values to pixels: the ends of the axes in both.
 #[derive(Clone, Debug, Serialize)]
 pub struct Frame {
     pub area: Area,
@@ -47,7 +47,7 @@ pub struct Area {
 /// Pixels of one chart; pages scale it.
 const SIZE: (u32, u32) = (560, 280);
 
-/// Readable on white and on black, and told apart by people with any colour vision (after Okabe and Ito).
+/// Readable on white and black, and distinguishable with any colour vision (after Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0x2f, 0x86, 0xd1),
     RGBColor(0xe0, 0x7b, 0x12),
@@ -69,19 +69,19 @@ pub fn gradient(share: f64) -> RGBColor {
     RGBColor(mix(from.0, to.0), mix(from.1, to.1), mix(from.2, to.2))
 }
 
-/// As CSS has it.
+/// The colour in CSS notation.
 pub fn hex(colour: RGBColor) -> String {
     format!("#{:02X}{:02X}{:02X}", colour.0, colour.1, colour.2)
 }
 
-/// One chart to stand in an HTML page, and where its values lie in it.
+/// A chart for an HTML page, and its mapping from values to pixels.
 pub fn inline(chart: &Chart) -> Result<(String, Frame)> {
     let (svg, mut frames) = draw(std::slice::from_ref(chart), 1)?;
     let frame = frames.pop().ok_or_else(|| Error::Usage(format!("the chart `{}` was not drawn", chart.title)))?;
     Ok((svg, frame))
 }
 
-/// Charts in a grid, as a file of its own with colours for light and dark.
+/// Charts in a grid, as a standalone file with colours for light and dark.
 pub fn page(charts: &[Chart], columns: usize) -> Result<String> {
     const STYLE: &str = "<style>:root { color: #1c1c1c; background: #fff } @media (prefers-color-scheme: dark) { \
                          :root { color: #e4e4e4; background: #161616 } }</style>";
@@ -103,7 +103,7 @@ fn draw(charts: &[Chart], columns: usize) -> Result<(String, Vec<Frame>)> {
         }
         root.present().map_err(|e| Error::Usage(format!("a chart cannot be drawn: {e}")))?;
     }
-    // Black is the only colour that means text, axis or grid.
+    // Only text, axes and grid are black.
     Ok((svg.replace("\"#000000\"", "\"currentColor\""), frames))
 }
 
@@ -116,7 +116,7 @@ fn draw_chart(area: &Drawing, chart: &Chart) -> std::result::Result<Frame, Box<d
     let x = range(all().map(|point| point.0), 0.0);
     let y = range(all().map(|point| point.1), 0.05);
     let text = |size: f64| ("sans-serif", size).into_font().color(&BLACK);
-    // Ticks are sums of steps: what should be 0 can be a rounding error.
+    // Ticks are sums of steps, so a 0 may come out as a rounding error.
     let noise = (y.end - y.start) * 1e-9;
     let mut context = ChartBuilder::on(area)
         .caption(&chart.title, text(17.0))
@@ -160,13 +160,13 @@ fn draw_chart(area: &Drawing, chart: &Chart) -> std::result::Result<Frame, Box<d
     Ok(Frame { area, x: (x.start, x.end), y: (y.start, y.end) })
 }
 
-/// The finite points, with logarithms where asked for.
+/// The finite points, with logarithms if requested.
 fn scaled(points: &[(f64, f64)], log: bool) -> Vec<(f64, f64)> {
     let scaled = points.iter().map(|&(x, y)| (x, if log { y.log10() } else { y }));
     scaled.filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
 }
 
-/// From the smallest to the largest value and this share of the distance beyond; never empty.
+/// From the smallest to the largest value, widened by this share; never empty.
 fn range(values: impl Iterator<Item = f64>, beyond: f64) -> Range<f64> {
     let (min, max) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(min, max), x| (x.min(min), x.max(max)));
     if min > max {
@@ -180,7 +180,7 @@ fn range(values: impl Iterator<Item = f64>, beyond: f64) -> Range<f64> {
     min - pad..max + pad
 }
 
-/// A number with three digits: `0.25`, `1200`, `3e-5`.
+/// A number with up to three digits: `0.25`, `1200`, `3e-5`.
 fn label(value: f64) -> String {
     let size = value.abs();
     if size != 0.0 && !(1e-2..1e5).contains(&size) {

@@ -1,4 +1,4 @@
-//! Answers of a trained model to held-out prompts, for the report.
+//! A trained model's answers to held-out prompts, for the report.
 
 use super::generate::{most_probable, positions};
 use crate::job::{Answer, RunConfig};
@@ -7,10 +7,10 @@ use crate::text::Tokenizer;
 use crate::train::{Encoded, Session, Target};
 use crate::{Error, Result, decoder};
 
-/// Tokens of an answer, at most.
+/// The most tokens of an answer.
 const TOKENS: usize = 128;
 
-/// The last answer of an example with what is before it, as tokens; `None` where nothing but a first token is.
+/// The tokens before an example's last answer, and of the answer; `None` if nothing but a first token precedes it.
 fn asked(example: &Encoded) -> Option<[&[u32]; 2]> {
     let Target::Tokens(Some(trained)) = &example.target else { return None };
     let end = trained.iter().rposition(|&t| t)? + 1;
@@ -18,13 +18,13 @@ fn asked(example: &Encoded) -> Option<[&[u32]; 2]> {
     (begin > 1).then(|| [&example.tokens[..begin], &example.tokens[begin..end]])
 }
 
-/// The first `n` prompts that leave room for an answer, with those that are expected.
+/// The first `n` prompts that leave room for an answer, with the expected answers.
 fn prompts<'e>(examples: &'e [Encoded], n: usize, decoder: &Decoder) -> impl Iterator<Item = [&'e [u32]; 2]> {
     let longest = positions(decoder);
     examples.iter().filter_map(asked).filter(move |[prompt, _]| prompt.len() < longest).take(n)
 }
 
-/// Tokens whose keys and values have to be kept to answer the first `n` prompts; `None` if there are no prompts.
+/// Context length needed to answer the first `n` prompts; `None` if there are no prompts.
 pub fn context(examples: &[Encoded], n: usize, decoder: &Decoder) -> Option<usize> {
     prompts(examples, n, decoder)
         .map(|[prompt, _]| prompt.len())
@@ -32,7 +32,7 @@ pub fn context(examples: &[Encoded], n: usize, decoder: &Decoder) -> Option<usiz
         .map(|longest| (longest + TOKENS).min(positions(decoder)))
 }
 
-/// Answers the first prompts of these examples, as many as the configuration says.
+/// Answers the first prompts of these examples, as many as configured.
 ///
 /// Errors: a tokenizer that cannot be read; logits that are not finite; a device that fails.
 pub fn written(session: &mut Session, config: &RunConfig, examples: &[Encoded]) -> Result<Vec<Answer>> {
@@ -41,7 +41,7 @@ pub fn written(session: &mut Session, config: &RunConfig, examples: &[Encoded]) 
     let decoder = session.setup().decoder.clone();
     let ends = decoder::end_tokens(&config.model, &decoder)?;
     let answer = |[prompt, expected]: [&[u32]; 2]| {
-        // A conversation's turn may end otherwise than a text.
+        // A turn may end with another token than a text does.
         let last = expected.last().copied().filter(|&token| tokenizer.is_special(token));
         let is_end = |token: &u32| ends.contains(token) || last == Some(*token);
         let tokens = greedy(session, prompt, context, is_end)?;
@@ -56,7 +56,7 @@ pub fn written(session: &mut Session, config: &RunConfig, examples: &[Encoded]) 
     prompts(examples, config.control.answers, &decoder).map(answer).collect()
 }
 
-/// The most probable tokens after a prompt, up to one that ends the text, [`TOKENS`] or the context.
+/// Greedy tokens after a prompt, until one ends the text, or [`TOKENS`] or the context is reached.
 fn greedy(session: &mut Session, prompt: &[u32], context: usize, is_end: impl Fn(&u32) -> bool) -> Result<Vec<u32>> {
     let mut logits = session.decode(prompt, 0)?;
     let mut tokens = Vec::new();
@@ -87,7 +87,7 @@ mod tests {
     fn the_last_answer_is_asked_for() {
         assert_eq!(asked(&example(&[0, 0, 1, 1, 0, 1, 1])), Some([&[0, 1, 2, 3, 4][..], &[5, 6]]));
         assert_eq!(asked(&example(&[0, 0, 1, 1, 0])), Some([&[0, 1][..], &[2, 3]]));
-        // A text that is learned whole, behind the token that begins it.
+        // A text learned whole, after its first token.
         assert_eq!(asked(&example(&[0, 1, 1])), None);
         assert_eq!(asked(&example(&[1, 1])), None);
         assert_eq!(asked(&example(&[0, 0])), None);

@@ -21,23 +21,23 @@ const PLAN: &str = "plan.json";
 const RESULT: &str = "result.json";
 const COUNTERS: &str = "counters.json";
 
-/// The directory that a run writes. A lock, which ends with the process, keeps a second run out.
+/// The directory that a run writes. A lock, released when the process ends, keeps a second run out.
 pub struct RunDirectory {
     path: PathBuf,
     metrics: File,
-    /// Bytes of whole lines in the file.
+    /// Bytes of complete lines in the file.
     metrics_bytes: u64,
-    /// Lines that could not be written yet.
+    /// Lines still to be written.
     pending: Vec<u8>,
     _lock: File,
 }
 
-/// What a run has taken, over all processes that worked on it: in a file of its own, as it differs between equal runs.
+/// Time and tokens of a run, over all its processes. Stored in a separate file, as they differ between equal runs.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Counters {
-    /// Time spent in training steps, those included that were done again after a crash.
+    /// Time spent in training steps, including those repeated after a crash.
     pub training_seconds: f64,
-    /// Real tokens of these steps.
+    /// Tokens of these steps, padding excluded.
     pub tokens: u64,
 }
 
@@ -51,7 +51,7 @@ struct Line<'a, T> {
 impl RunDirectory {
     /// Creates the directory and writes configuration and plan.
     ///
-    /// Errors: the directory holds a run already, or is in use; it cannot be written.
+    /// Errors: the directory already holds a run, is in use, or cannot be written.
     pub fn create(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
         files::create_dirs(path).map_err(Error::io(path))?;
@@ -63,29 +63,29 @@ impl RunDirectory {
         Ok(directory)
     }
 
-    /// Errors: the directory holds a run already.
+    /// Errors: the directory already holds a run.
     pub fn check_free(path: &Path) -> Result<()> {
         match files::exists(&path.join(CONFIG)) {
             false => Ok(()),
             true => Err(Error::Usage(format!(
-                "{} holds a run already; go on with it by --resume, or give another --out",
+                "{} already holds a run; continue it with --resume, or give another --out",
                 path.display()
             ))),
         }
     }
 
-    /// Removes what a run has written that failed before its first step, so that its name is free again.
+    /// Removes the files of a run that failed before its first step, so that its name is free again.
     pub fn abandon(&self) {
-        // The error to report is the one of the run.
+        // The run's own error is the one to report.
         for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
             let _ = files::remove(&self.path.join(name));
         }
         let _ = files::remove_empty(&self.path);
     }
 
-    /// The directory of an earlier run, as it was left but for temporary files.
+    /// Reopens the directory of an earlier run, and removes temporary files.
     ///
-    /// Errors: there is none; it is in use.
+    /// Errors: no such run; it is in use.
     pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
         if !files::is_file(&path.join(CONFIG)) {
@@ -108,14 +108,14 @@ impl RunDirectory {
     /// Writes plan and configuration.
     pub fn describe(&self, run: &Prepared) -> Result<()> {
         self.write_json(PLAN, &run.plan)?;
-        // Last: a directory with it is one of a run, which can be resumed.
+        // Written last: it marks the directory as a run that can be resumed.
         self.write_json(CONFIG, &run.config)
     }
 
-    /// Compares the run with what is written about it: it may become longer when it is resumed, never shorter. Returns the
-    /// length that it had, if it does.
+    /// Compares the run's length with the stored one: a resumed run may be extended, never shortened. Returns the old
+    /// length if it is.
     ///
-    /// Errors: it would be shorter, or no longer although that was asked for.
+    /// Errors: the run would become shorter, or would not become longer although that was requested.
     pub fn check_length(&self, run: &Prepared) -> Result<Option<usize>> {
         let path = &self.path;
         #[derive(Deserialize)]
@@ -131,8 +131,8 @@ impl RunDirectory {
         let path = path.display();
         if total < steps {
             return Err(Error::Usage(format!(
-                "{path}: the run has {steps} steps, and --max-steps and --epochs would cut it to {total}: it may only become \
-                 longer; interrupt it where it shall end"
+                "{path}: the run has {steps} steps, and --max-steps and --epochs would shorten it to {total}; it can only be \
+                 extended. To end it earlier, interrupt it"
             )));
         }
         let longer = now.epochs > before.epochs || now.max_steps.is_some_and(|n| n > before.max_steps.unwrap_or(steps));
@@ -148,16 +148,17 @@ impl RunDirectory {
         Ok((total > steps).then_some(steps))
     }
 
-    /// Whether the first `bytes` of the log, which a checkpoint knows of, are whole lines: a power cut can leave zeros.
+    /// Checks that the first `bytes` of the log, as recorded in a checkpoint, are complete lines: a power cut can leave
+    /// zeros.
     ///
-    /// Errors: they are not, or not there.
+    /// Errors: they are not, or the log is shorter.
     pub fn check_log(&self, bytes: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
         let damaged =
             |what: String| Error::Training(format!("{}: {what}; it was changed after the run", path.display()));
         if self.metrics_bytes < bytes {
             let got = self.metrics_bytes;
-            return Err(damaged(format!("expected {bytes} bytes, which the checkpoint knows of, got {got}")));
+            return Err(damaged(format!("expected {bytes} bytes, as recorded in the checkpoint, got {got}")));
         }
         let mut log = BufReader::new(files::open(&path).map_err(Error::io(&path))?).take(bytes);
         let mut line = Vec::new();
@@ -167,7 +168,7 @@ impl RunDirectory {
                 break;
             }
             if !line.ends_with(b"\n") || serde_json::from_slice::<IgnoredAny>(&line).is_err() {
-                return Err(damaged(format!("line {number} is not one that a run writes")));
+                return Err(damaged(format!("line {number} was not written by a run")));
             }
         }
         Ok(())
@@ -182,7 +183,7 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Makes what was logged safe on disk and returns its size.
+    /// Syncs the log to disk and returns its size.
     pub fn sync_log(&mut self) -> Result<u64> {
         self.write_pending()?;
         self.metrics.sync().map_err(Error::io(self.path.join("metrics.jsonl")))?;
@@ -198,7 +199,7 @@ impl RunDirectory {
         &self.path
     }
 
-    /// Appends a line to `metrics.jsonl`. One that cannot be written is kept for the next attempt.
+    /// Appends a line to `metrics.jsonl`. If that fails, the line is kept for the next attempt.
     pub fn log<T: Serialize>(&mut self, kind: &str, report: &T) -> Result<()> {
         let mut line = serde_json::to_string(&Line { kind, report }).map_err(|e| Error::Training(e.to_string()))?;
         line.push('\n');
@@ -221,7 +222,7 @@ impl RunDirectory {
         self.path.join("adapter")
     }
 
-    /// Saves these values as the adapter, with the index sets of an adaptation that has come from the run's.
+    /// Saves these values as the adapter, with the current index sets of the adaptation.
     pub fn save(&self, run: &Prepared, adaptation: &Adaptation, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         let objective = run.setup.objective.name();
         let head = Head {
@@ -233,7 +234,7 @@ impl RunDirectory {
         adapter::save(&self.adapter(), &run.config, adaptation, &run.weights, &head, values)
     }
 
-    /// What the processes before this one have taken; nothing where no file tells.
+    /// Time and tokens of the processes before this one; zero if there is no file.
     ///
     /// Errors: a file that cannot be read.
     pub fn counters(&self) -> Result<Counters> {
@@ -249,7 +250,7 @@ impl RunDirectory {
         self.write_json(COUNTERS, counters)
     }
 
-    /// The result of a run that is over after `step` steps and whose product is whole.
+    /// The result of a run that ended after `step` steps with all its files intact.
     pub fn finished(&self, step: usize) -> Option<RunResult> {
         let text = files::read_text(&self.path.join(RESULT), files::CONFIGURATION).ok()?;
         let result: RunResult = serde_json::from_str(&text).ok()?;
@@ -259,7 +260,7 @@ impl RunDirectory {
         (over && whole).then(|| RunResult { out: self.path.clone(), adapter, ..result })
     }
 
-    /// Removes result and report of a run that goes on: they are of what it was before.
+    /// Removes the result and report of a run that continues, as they are outdated.
     pub fn forget_result(&self) -> Result<()> {
         for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| files::exists(path)) {
             files::remove(path).map_err(Error::io(path))?;
@@ -267,8 +268,7 @@ impl RunDirectory {
         Ok(())
     }
 
-    /// Writes the result, and from all files the report. Returns why there is no report, should there be none: the run is
-    /// complete without.
+    /// Writes the result and the report. A report that fails is returned as an error: the run is complete without it.
     pub fn finish(&self, result: &RunResult) -> Result<Option<Error>> {
         self.write_json(RESULT, result)?;
         Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
@@ -281,7 +281,7 @@ impl RunDirectory {
     }
 }
 
-/// Removes what a killed process was about to rename: `.NAME.tmp`.
+/// Removes the temporary files `.NAME.tmp` of a killed process.
 fn remove_temporaries(dir: &Path) -> Result<()> {
     if !files::is_dir(dir) {
         return Ok(());
@@ -295,7 +295,7 @@ fn remove_temporaries(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the lock of a run directory; the system lets go of it when the process ends, however it ends.
+/// Takes the lock of a run directory; the system releases it however the process ends.
 fn lock(path: &Path) -> Result<File> {
     let file_path = path.join(".lock");
     match File::try_lock(&file_path) {

@@ -1,4 +1,4 @@
-//! The examples of a run as tokens: which of them are kept, and what becomes of the others.
+//! Encodes a run's examples as tokens, and decides which are kept, truncated or left out.
 
 use crate::job::{DataPlan, Lengths, RunConfig, SplitPlan};
 use crate::model::Decoder;
@@ -22,22 +22,22 @@ pub struct Item {
     pub place: usize,
     pub encoded: Encoded,
     pub fate: Fate,
-    /// Whether a token belongs to its prompt and to its answer.
+    /// Whether a token spans the end of its prompt and the start of its answer.
     joined: bool,
 }
 
-/// What becomes of an example.
+/// Whether an example is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     Kept,
-    /// Kept without its end.
+    /// Truncated.
     Cut {
-        /// Tokens that it had.
+        /// Its original number of tokens.
         from: usize,
     },
-    /// Left out: it has more tokens than an example to be trained on may have.
+    /// Left out: it has more tokens than a training example may have.
     TooLong,
-    /// Left out: nothing of it is trained on.
+    /// Left out: it has no tokens to train on.
     Untrained,
 }
 
@@ -47,7 +47,7 @@ impl Fate {
     }
 }
 
-/// Tokens of the longest example that is trained on.
+/// The length limit of training examples, in tokens.
 pub fn max_length(config: &RunConfig, decoder: &Decoder) -> usize {
     let positions = decoder.max_position_embeddings;
     config.max_length.map_or(positions, |n| n.min(positions))
@@ -56,16 +56,16 @@ pub fn max_length(config: &RunConfig, decoder: &Decoder) -> usize {
 /// From examples to tokens.
 pub struct Coder<'a> {
     pub encoder: &'a Encoder,
-    /// What there is to learn from an example.
+    /// Gives the training target of an example.
     pub target: &'a dyn Fn(&Example) -> Target,
     pub max_length: usize,
-    /// Tokens that the model can see.
+    /// The model's positions.
     pub positions: usize,
 }
 
 impl Coder<'_> {
-    /// The examples of train, as many as the run may use, and those that were looked at for them, by their places. Those
-    /// that are not needed are not tokenised: they are looked at in the order in which [`splits::draw`] would take them.
+    /// The training examples, as many as the run may use, and those examined for them, by place. They are examined in
+    /// the order of [`splits::draw`], and those not needed are not tokenised.
     ///
     /// Errors: those of [`Coder::items`].
     pub fn train(&self, examples: &[Example], config: &RunConfig) -> Result<Vec<Item>> {
@@ -95,10 +95,10 @@ impl Coder<'_> {
         self.items(split, examples, &places)
     }
 
-    /// Some of the examples of a split. Those of train that are too long are left out; texts that are learned whole are
-    /// cut to that length, and all others to what the model can see.
+    /// Encodes the examples of a split at these places. Training examples that are too long are left out; texts learned
+    /// whole are truncated to the length limit, and all others to the model's positions.
     ///
-    /// Errors: an example that cannot be encoded, or gives no token, by its place.
+    /// Errors: an example that cannot be encoded, or has no tokens, with its place.
     pub fn items(&self, split: &str, examples: &[Example], places: &[usize]) -> Result<Vec<Item>> {
         let chosen: Vec<&Example> = places.iter().map(|&place| &examples[place]).collect();
         let lessons = self.encoder.lessons(&chosen).into_iter();
@@ -145,7 +145,7 @@ impl Coder<'_> {
 
     /// The splits of a run.
     ///
-    /// Errors: those of [`Coder::items`]; no example is left for training.
+    /// Errors: those of [`Coder::items`]; no example left for training.
     pub fn splits(&self, config: &RunConfig, data: splits::Splits) -> Result<Splits> {
         let splits::Splits { train, dev, test, mut origins, .. } = data;
         let train = self.train(&train, config)?;
@@ -171,22 +171,22 @@ impl Coder<'_> {
         Ok(Splits { train, dev, test, plan })
     }
 
-    /// Says what the plan does not count.
+    /// Adds notes on what the plan does not count.
     fn note(&self, origins: &mut Origins, splits: [&[Item]; 3]) {
         let all = |is: &dyn Fn(&Item) -> bool| splits.iter().map(|items| count(items, is)).sum::<usize>();
         let cut = all(&|item| matches!(item.fate, Fate::Cut { .. }) && is_document(item));
         if cut > 0 {
-            origins.notes.push(format!("{cut} documents are cut to {} tokens", self.max_length));
+            origins.notes.push(format!("{cut} documents are truncated to {} tokens", self.max_length));
         }
         let untrained = all(&|item| item.fate == Fate::Untrained && !is_document(item));
         if untrained > 0 {
-            origins.notes.push(format!("{untrained} examples are left out, as nothing of them would be trained on"));
+            origins.notes.push(format!("{untrained} examples are left out, as they have no tokens to train on"));
         }
         let joined = all(&|item| item.joined && item.fate.is_kept());
         if joined > 0 {
             origins.notes.push(format!(
-                "in {joined} examples the end of the prompt and the beginning of the answer are one token, which counts as \
-                 the answer's: white space between them belongs to the answer"
+                "in {joined} examples a token spans the end of the prompt and the start of the answer; it counts as \
+                 the answer's, like the white space between them"
             ));
         }
     }
@@ -198,20 +198,20 @@ impl Coder<'_> {
             return Error::Data(match train.iter().all(is_document) {
                 true => format!("{data}: there is no document of two tokens or more"),
                 false => format!(
-                    "{data}: no training example is left: of {all}, {long} have more than {max} tokens, and nothing of the \
-                     others is trained on; see `data show`, --train-on and --max-length"
+                    "{data}: no training example is left: of {all}, {long} have more than {max} tokens, and the \
+                     others have no tokens to train on; see `data show`, --train-on and --max-length"
                 ),
             });
         }
         let way = match max < self.positions {
             true => "raise --max-length",
-            false => "they do not fit the positions of the model: take shorter texts or another model",
+            false => "that exceeds the model's positions: take shorter texts or another model",
         };
         Error::Data(format!("no training example is left: all {all} have more than {max} tokens; {way}"))
     }
 }
 
-/// The examples that are not left out.
+/// The examples that are kept.
 pub fn kept(items: Vec<Item>) -> Vec<Encoded> {
     items.into_iter().filter(|item| item.fate.is_kept()).map(|item| item.encoded).collect()
 }

@@ -1,18 +1,18 @@
-//! Which examples each step trains on.
+//! The examples of each training step.
 
 use crate::splits::permutation;
 use crate::train::batch::split_by_budget;
 use std::ops::Range;
 
-/// How much one optimizer step takes.
+/// The size of an optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepSize {
     Examples(usize),
-    /// Whole examples with at most this many tokens together; a longer one stands alone.
+    /// Whole examples with at most this many tokens in total; a longer one is a step of its own.
     Tokens(usize),
 }
 
-/// The order of the training examples and its steps, a function of the seed alone.
+/// The order of the training examples, and their division into steps: a function of the seed alone.
 pub struct Epochs {
     seed: u64,
     lengths: Vec<usize>,
@@ -61,7 +61,7 @@ impl Epochs {
         permutation(self.seed, "order", &epoch.to_string(), self.lengths.len())
     }
 
-    /// The part of an epoch's order that each step takes.
+    /// The range of an epoch's order for each step.
     pub fn steps(&self, order: &[usize]) -> Vec<Range<usize>> {
         let ends: Vec<usize> = match self.size {
             StepSize::Examples(n) => (n..order.len()).step_by(n).chain([order.len()]).collect(),
@@ -74,7 +74,7 @@ impl Epochs {
         starts.zip(&ends).map(|(start, &end)| start..end).collect()
     }
 
-    /// The most rows that a step takes.
+    /// The most tokens of any step.
     pub fn largest(&self) -> usize {
         match self.size {
             StepSize::Examples(n) => {

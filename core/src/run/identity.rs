@@ -1,4 +1,4 @@
-//! What a run is made of: a resumed run must be made of the same.
+//! The identity of a run: a resumed run must have the same.
 
 use super::prepare::Prepared;
 use crate::Result;
@@ -8,7 +8,7 @@ use crate::train::{Encoded, Target};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// Names and values of everything that decides the course of a run.
+/// Names and values of everything that determines the course of a run.
 pub fn identity(run: &Prepared) -> Result<BTreeMap<String, String>> {
     let fixed = run.config.fixed()?.into_iter();
     let mut identity: BTreeMap<String, String> = fixed.map(|(key, value)| (key, value.to_string())).collect();

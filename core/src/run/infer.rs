@@ -1,4 +1,4 @@
-//! A trained adapter at work: metrics on a split, predictions for texts.
+//! Using a trained adapter: metrics on a split, predictions for texts.
 
 use super::encode::{Coder, kept, max_length};
 use super::prepare::{has_turns, lesson_encoder, objective_of, target};
@@ -18,7 +18,7 @@ use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Tokens per batch where no run says otherwise.
+/// Tokens per batch, unless the run that made the adapter has another number.
 const BATCH_TOKENS: usize = 4096;
 
 /// What to evaluate.
@@ -26,25 +26,25 @@ const BATCH_TOKENS: usize = 4096;
 pub struct EvalRequest {
     /// `train`, `dev` or `test`.
     pub split: String,
-    /// The head to evaluate; may be left out where there is one.
+    /// The head to evaluate; optional if there is only one.
     pub head: Option<String>,
-    /// Another task than the one trained on, with the same labels.
+    /// A task other than the one trained on, with the same labels.
     pub task: Option<String>,
-    /// Other data than the run's.
+    /// Data other than the run's.
     pub data: Option<PathBuf>,
-    /// Options of the task, in place of the run's.
+    /// Options of the task, instead of the run's.
     pub task_options: BTreeMap<String, Value>,
-    /// The most examples to use; which ones, the run's seed decides.
+    /// The most examples to use, drawn by the run's seed.
     pub max_examples: Option<usize>,
 }
 
 /// An adapter with its base model and tokenizer.
 pub struct Adapted {
     applied: Applied,
-    /// The ways in which the heads want their texts, and which each head wants.
+    /// The encoders of the heads, and which encoder each head uses.
     encoders: Vec<Encoder>,
     encoder_of: Vec<usize>,
-    /// The tasks of the heads, as far as they are known.
+    /// The tasks of the heads, as far as known.
     tasks: Vec<TaskInfo>,
 }
 
@@ -76,7 +76,7 @@ impl Adapted {
         &self.applied
     }
 
-    /// Computes in other float types than those of the run that made the adapter.
+    /// Overrides the float types of the run that made the adapter.
     pub fn set_precision(&mut self, precision: PrecisionChoice) {
         self.applied.precision = precision;
     }
@@ -89,7 +89,7 @@ impl Adapted {
         &self.applied.adapter.heads
     }
 
-    /// The position of a head; without a name that of the only one.
+    /// The position of a head; without a name, of the only one.
     pub fn head(&self, name: Option<&str>) -> Result<usize> {
         let names = || self.heads().iter().map(|head| &*head.name).collect::<Vec<_>>().join(", ");
         match (name, self.heads()) {
@@ -102,10 +102,10 @@ impl Adapted {
         }
     }
 
-    /// For each text or pair of texts a prediction of every head; in one pass, unless heads were trained with different
-    /// prompts. Texts longer than the model's positions are cut. `device` opens the device.
+    /// A prediction of every head for each text or pair of texts, in one pass unless heads were trained with different
+    /// prompts. Texts longer than the model's positions are truncated. `device` opens the device.
     ///
-    /// Errors: a model that does not classify; a pair of texts where the task has single ones, or the reverse, with its
+    /// Errors: a model that does not classify; a pair of texts for a task of single texts, or the reverse, with its
     /// number.
     pub fn predict(
         &self,
@@ -115,7 +115,7 @@ impl Adapted {
         self.predictor(device).predict(texts)
     }
 
-    /// Predicts texts as they come, on a device that stays open.
+    /// Predicts texts as they arrive, on a device that stays open.
     pub fn predictor<D: Fn() -> Result<Box<dyn Backend>>>(&self, device: D) -> Predictor<'_, D> {
         Predictor { adapted: self, device, session: None, done: 0 }
     }
@@ -131,8 +131,8 @@ impl Adapted {
         self.heads().iter().map(&mut take).collect()
     }
 
-    /// The examples as tokens, of at most as many as the model can see; texts that are learned whole have at most those
-    /// that the run's had.
+    /// Encodes examples, truncated to the model's positions; texts learned whole are truncated to the run's length
+    /// limit.
     fn encode(
         &self,
         encoder: &Encoder,
@@ -181,7 +181,7 @@ impl Adapted {
         }
     }
 
-    /// Tokens of a batch.
+    /// Tokens per batch.
     fn budget(&self) -> usize {
         let config = self.heads().iter().find_map(|head| head.config.as_ref());
         config.map_or(BATCH_TOKENS, |config| config.micro_batch_tokens())
@@ -208,7 +208,7 @@ impl Adapted {
         let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
         let (plugin, described) = plugins.task(id)?;
         self.applied.recorded.check(PluginKind::Task, &plugin.info().name)?;
-        // Labels that a task finds in its data are here those of the head.
+        // A task that finds its labels in the data gets those of the head.
         let trained = (described.labels.is_empty() && !head.labels.is_empty()).then(|| trained_task(head, &described));
         let data = request.data.clone().or(config.map(|c| c.data.clone()));
         let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
@@ -253,7 +253,7 @@ impl Adapted {
     }
 }
 
-/// A task that finds its labels in its data, as it was when the head was trained.
+/// A task that finds its labels in the data, as it was when the head was trained.
 fn trained_task(head: &Head, described: &TaskInfo) -> TaskInfo {
     if let Some(found) = head.config.as_ref().and_then(|config| config.found_task.clone())
         && found.id == described.id
@@ -268,7 +268,7 @@ fn trained_task(head: &Head, described: &TaskInfo) -> TaskInfo {
     TaskInfo { labels: head.labels.clone(), target: Some(target), ..described.clone() }
 }
 
-/// Errors: a task for other labels than the head, or for another kind of them.
+/// Errors: a task whose labels, or their kind, differ from the head's.
 fn check_labels(head: &Head, task: &TaskInfo) -> Result<()> {
     let wanted = objective_of(task).name();
     if head.objective != wanted {
@@ -286,27 +286,27 @@ fn check_labels(head: &Head, task: &TaskInfo) -> Result<()> {
     }
 }
 
-/// The class of a head for each label of a task; `None` where they do not have the same labels.
+/// The head's class for each label of a task; `None` if their labels differ.
 fn order(head: &Head, task: &TaskInfo) -> Option<Vec<usize>> {
-    // The name of a single number is no class.
+    // A single number has a name, but no classes.
     let number = head.labels.len() == 1 && task.target() == task::Target::Number;
     let unnamed = (head.unnamed() || number) && task.labels.len() == head.labels.len();
     order_of(&head.labels, &task.labels).or_else(|| unnamed.then(|| (0..task.labels.len()).collect()))
 }
 
-/// Tokens of the longest example.
+/// The length of the longest example, in tokens.
 fn longest(examples: &[Encoded]) -> usize {
     examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1)
 }
 
-/// An adapter that predicts texts as they come.
+/// An adapter that predicts texts as they arrive.
 pub struct Predictor<'a, D> {
     adapted: &'a Adapted,
     /// Opens the device.
     device: D,
-    /// The opened model, and the tokens of the longest text that it takes.
+    /// The open session, and the length of the longest text that it takes.
     session: Option<(Session, usize)>,
-    /// Texts that were predicted.
+    /// Texts predicted so far.
     done: usize,
 }
 
@@ -316,7 +316,7 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         let adapted = self.adapted;
         if !adapted.applied.objective.pools() {
             return Err(Error::Usage(format!(
-                "{}: made by {}, which gives a text no class; `eval` measures it, and `adapter merge` makes a model that \
+                "{}: made by {}, which does not classify; `eval` measures it, and `adapter merge` makes a model that \
                  writes texts",
                 adapted.applied.adapter.dir.display(),
                 adapted.applied.objective.name()
@@ -346,7 +346,8 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         Ok((0..texts.len()).map(|text| (0..adapted.heads().len()).map(|head| own(text, head)).collect()).collect())
     }
 
-    /// A session for texts of this many tokens; one that is too small makes way for one of twice the size.
+    /// A session for texts of this many tokens; if the open one is too small, one of at least twice the size replaces
+    /// it.
     fn session(&mut self, longest: usize) -> Result<&mut Session> {
         let session = match self.session.take().filter(|(_, most)| *most >= longest) {
             Some(session) => session,

@@ -27,17 +27,17 @@ pub struct InspectRequest {
     /// `[B, T]` (-100: no target).
     pub batch: PathBuf,
     pub task: InspectTask,
-    /// Also the gradient of every parameter; needs labels.
+    /// Also write the gradient of every parameter; needs labels.
     pub grads: bool,
     pub precision: PrecisionChoice,
     pub out: PathBuf,
 }
 
 /// Writes `logits` (`[B, classes]`, or `[B, T, vocab]`), `last_hidden_state` `[B, T, hidden]` (after the final norm),
-/// `loss` where the batch has labels, and `grad.<name>` if asked for; all f32, zeros in padded places. Returns the loss.
+/// `loss` if the batch has labels, and `grad.<name>` if requested; all f32, zeros at padding. Returns the loss.
 ///
 /// The pooled row is the last token whose id is not the pad id, as in transformers; the causal loss shifts the labels.
-/// They are the graphs that training and evaluation run.
+/// The graphs are those of training and evaluation.
 pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Result<Option<f64>> {
     let decoder = decoder::open(&request.model)?;
     let weights = Weights::open(&request.model)?;
@@ -96,7 +96,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
     Ok(loss)
 }
 
-/// The tensors to write, and the mean loss where the batch has labels.
+/// The tensors to write, and the mean loss if the batch has labels.
 fn compute(
     request: &InspectRequest,
     batch: &PaddedBatch,
@@ -144,7 +144,7 @@ struct PaddedBatch {
 }
 
 impl PaddedBatch {
-    /// The batch as training has it, without filling rows.
+    /// The batch as in training, without padding rows.
     fn packed(&self) -> Batch {
         let labels = || vec![IGNORED; if self.lm { self.tokens.len() } else { self.batch }];
         Batch {
@@ -253,7 +253,7 @@ impl PaddedBatch {
     }
 }
 
-/// The one run of ones in a mask row.
+/// The only run of ones in a mask row.
 fn segment(mask: &[i64]) -> Option<std::ops::Range<usize>> {
     let start = mask.iter().position(|&m| m == 1)?;
     let len = mask[start..].iter().take_while(|&&m| m == 1).count();

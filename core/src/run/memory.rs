@@ -1,4 +1,4 @@
-//! The memory of fine-tuning a model of which only `config.json` is there.
+//! Plans the memory of fine-tuning a model from its `config.json` alone.
 
 use super::prepare::{default_head_std, expected_parameters};
 use super::score::scorings;
@@ -19,7 +19,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What the memory of a run depends on.
+/// Everything that the memory of a run depends on.
 #[derive(Clone, Debug)]
 pub struct MemoryRequest {
     /// A model directory, or a `config.json`.
@@ -31,12 +31,12 @@ pub struct MemoryRequest {
     pub batch_size: usize,
     /// `None`: as many as fit, up to [`MICRO_BATCH_TOKENS`].
     pub micro_batch_tokens: Option<usize>,
-    /// Tokens of the longest example; `None`: a batch fills one micro-batch.
+    /// Length of the longest example in tokens; `None`: a batch fills one micro-batch.
     pub max_length: Option<usize>,
     pub dropout: f64,
     pub recompute: Recompute,
     pub precision: PrecisionChoice,
-    /// As the option `--residual`.
+    /// The option `--residual`.
     pub residual: bool,
     pub optimization: Optimization,
 }
@@ -46,13 +46,13 @@ pub struct MemoryRequest {
 pub struct MemoryPlan {
     pub model: PathBuf,
     pub family: String,
-    /// The type of the weights that `config.json` states, f32 where it is silent.
+    /// The type of the weights according to `config.json`, by default f32.
     pub dtype: DType,
     /// Scalars of the model, the classification head included.
     pub parameters: u64,
     pub method: String,
     pub options: Options,
-    /// For sparse methods the expected numbers.
+    /// Expected numbers, for sparse methods.
     pub trainable: TrainablePlan,
     /// Tokens of a micro-batch.
     pub rows: usize,
@@ -64,16 +64,17 @@ pub struct MemoryPlan {
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     pub needs: Needs,
-    /// What is computed before the training to choose what is trained.
+    /// The scores computed before training, which choose what is trained.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scoring: Vec<ScoringPlan>,
     pub paper: PaperMemory,
 }
 
-/// Plans the memory of fine-tuning a model, without its weights, tokenizer or data. Nothing is drawn or allocated: index
-/// sets have their expected sizes.
+/// Plans the memory of fine-tuning a model, without its weights, tokenizer or data. Nothing is drawn or allocated;
+/// index sets count with their expected sizes.
 ///
-/// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a tensor.
+/// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a
+/// tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
     let decoder = match decoder::is_model(&request.model) || files::is_dir(&request.model) {
         true => decoder::open(&request.model)?,
@@ -128,7 +129,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     })
 }
 
-/// The batches of examples that are all as long as the longest one.
+/// The demand of batches whose examples are all as long as the longest one.
 fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -> Result<Demand> {
     let &MemoryRequest { batch_size: batch, micro_batch_tokens, dropout, .. } = request;
     let tokens = micro_batch_tokens.unwrap_or(MICRO_BATCH_TOKENS);
@@ -159,12 +160,12 @@ impl fmt::Display for MemoryPlan {
         let TrainablePlan { body, head, density, .. } = self.trainable;
         let (body, percent) = (thousands(body), 100.0 * density);
         writeln!(f, "trainable  {body} in the body ({percent:.4} % of the model) + {} in the head", thousands(head))?;
-        let split = if self.micro_batches { " and more micro-batches for the rest of them" } else { "" };
+        let split = if self.micro_batches { " and more micro-batches for the rest" } else { "" };
         writeln!(f, "batch      {} tokens of {} examples{split}", thousands(self.rows as u64), self.batch_size)?;
         writeln!(f, "device     {} ({})", self.device.name, self.device.id)?;
         writeln!(f, "precision  {}", self.precision)?;
         let total: u64 = self.memory.values().sum();
-        let recompute = if self.recompute { ", layers computed again in the backward pass" } else { "" };
+        let recompute = if self.recompute { ", with activation checkpointing" } else { "" };
         let per_parameter = |bytes: u64| 8.0 * bytes as f64 / self.parameters as f64;
         let (size, bits) = (memory_size(total), per_parameter(total));
         writeln!(f, "memory     {size} on the device, {bits:.2} bits per parameter{recompute}")?;

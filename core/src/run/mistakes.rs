@@ -1,12 +1,12 @@
-//! What a trained classifier gets wrong, for the report.
+//! The mistakes of a trained classifier, for the report.
 
 use crate::Result;
 use crate::job::{Mistake, RunConfig};
 use crate::text::Tokenizer;
 use crate::train::{Encoded, Prediction, Target};
 
-/// The examples whose wrong label has the highest probability, as many as the configuration says. None for targets other
-/// than one label.
+/// The misclassified examples with the most probable wrong labels, as many as configured. None unless the target is a
+/// single label.
 ///
 /// Errors: a tokenizer that cannot be read.
 pub fn most_probable(
@@ -34,7 +34,7 @@ struct Wrong<'e> {
     example: &'e Encoded,
     label: usize,
     predicted: usize,
-    /// Of the predicted and the right label.
+    /// Probabilities of the predicted and the right label.
     probabilities: [f64; 2],
 }
 

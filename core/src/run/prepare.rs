@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// A run that can start.
 pub struct Prepared {
     pub config: RunConfig,
-    /// As the data has it.
+    /// As determined by the data.
     pub task: TaskInfo,
     pub task_options: Options,
     pub weights: Weights,
@@ -36,18 +36,18 @@ pub struct Prepared {
     pub dev: Vec<Encoded>,
     pub test: Vec<Encoded>,
     pub epochs: Epochs,
-    /// The learning rate after the method's default.
+    /// The learning rate, which defaults to the method's.
     pub lr: f64,
     pub total_steps: usize,
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
-    /// What is to be computed before the training, to choose what is trained.
+    /// The scores to compute before training, which choose what is trained.
     pub scorings: Vec<Scoring>,
     pub plan: RunPlan,
 }
 
 impl Prepared {
-    /// The chosen examples within the token budget, each batch of examples of one weight.
+    /// The chosen examples as batches within the token budget, each of examples of the same weight.
     pub fn micro_batches(&self, chosen: &[usize], tokens: usize) -> Result<Vec<Batch>> {
         let (examples, weights) = (&self.train, &self.task.weights);
         let weight = |i: &usize| match examples[*i].target {
@@ -69,7 +69,7 @@ impl Prepared {
         Ok(batches)
     }
 
-    /// Plans with the elements that were chosen by their scores: how many of a tensor was not known before.
+    /// Plans again with the elements chosen by scores, whose number per tensor was not known before.
     ///
     /// Errors: they do not fit the device.
     pub fn chosen(&mut self, device: &DeviceInfo) -> Result<()> {
@@ -79,7 +79,7 @@ impl Prepared {
         self.plan.check_fit()
     }
 
-    /// The length that the run has at a step.
+    /// The length of the run that applies at a step.
     pub fn length_at(&self, step: usize) -> usize {
         let earlier = self.config.earlier_lengths.iter().find(|length| step < length.until);
         earlier.map_or(self.total_steps, |length| length.total_steps)
@@ -91,20 +91,20 @@ pub fn default_head_std(hidden: usize) -> f64 {
     0.06 / (hidden as f64).sqrt()
 }
 
-/// What the plan says of a model without its weights.
-const NO_WEIGHTS: &str = "the model's weights are not here; sizes and types are taken from its config.json";
+/// The plan's note on a model without weights.
+const NO_WEIGHTS: &str = "the model has no weight files here; sizes and types come from its config.json";
 
-/// The tensors of a model as its configuration states them. A new head is trained, and kept in f32.
+/// The tensors of a model according to its configuration. A new head is trained, and kept in f32.
 pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<Parameter> {
     let mut parameters = decoder.parameters(objective.head());
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
     parameters
 }
 
-/// Reads model, data and method, checks everything against everything, and plans steps and memory. A model without weights
-/// can be planned for; whoever goes on checks [`Weights::check_present`].
+/// Reads model, data and method, checks that they are consistent, and plans steps and memory. A model without weights
+/// can be planned for; to train, check [`Weights::check_present`].
 ///
-/// Errors: each wrong input, named; a run without steps.
+/// Errors: any invalid input, by name; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
     config.check()?;
     let recorded = Recorded::new(&config.plugins, plugins)?;
@@ -245,7 +245,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     })
 }
 
-/// The method, the task and the backend, as far as they are plugins.
+/// The plugins among the method, the task and the backend.
 fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Vec<UsedPlugin>> {
     let used = [
         plugins.used(PluginKind::Method, &config.method)?,
@@ -255,7 +255,7 @@ fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) ->
     Ok(used.into_iter().flatten().collect())
 }
 
-/// What --max-steps does to the epochs, where it does something.
+/// A note on the effect of --max-steps on the epochs, if any.
 fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
     match max_steps {
         Some(max) if max > epochs => {
@@ -268,11 +268,11 @@ fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
     }
 }
 
-/// What a run learns, and from what.
+/// What a run learns, and its data.
 struct Source {
-    /// As the data has it.
+    /// As determined by the data.
     task: TaskInfo,
-    /// The same, where it is not as it was described.
+    /// The same, if it differs from the plugin's description.
     found_task: Option<TaskInfo>,
     task_options: Options,
     objective: Arc<dyn Objective>,
@@ -280,11 +280,11 @@ struct Source {
     instruct: Option<Instruct>,
     prompt: Option<PromptPlan>,
     data: Splits,
-    /// What the plan says of the head.
+    /// The plan's note on the head.
     note: Option<String>,
 }
 
-/// What is learned of a task's texts: what they are labelled with, or themselves.
+/// The objective of a task: its labels, or the texts themselves.
 pub fn objective_of(task: &TaskInfo) -> Arc<dyn Objective> {
     let outputs = task.labels.len();
     match task.target() {
@@ -295,7 +295,7 @@ pub fn objective_of(task: &TaskInfo) -> Arc<dyn Objective> {
     }
 }
 
-/// What there is to learn from an example of a task.
+/// The training target of an example.
 pub fn target(task: &TaskInfo, example: &Example) -> Target {
     match task.target() {
         task::Target::Class => Target::Class(example.label),
@@ -313,21 +313,21 @@ pub fn task_options(plugin: &TaskPluginInfo, config: &RunConfig) -> Result<Optio
     options::check(&format!("task {}", config.task), &plugin.options, &options::given(&config.task_options))
 }
 
-/// A task's examples, as they were read.
+/// A task's examples as read.
 pub struct Read {
-    /// As the data has it.
+    /// As determined by the data.
     pub task: TaskInfo,
-    /// The same, where it is not as it was described.
+    /// The same, if it differs from the plugin's description.
     found_task: Option<TaskInfo>,
     task_options: Options,
     objective: Arc<dyn Objective>,
     pub encoder: Encoder,
     pub data: splits::Splits,
-    /// What the plan says of the head, or of how conversations are written.
+    /// The plan's note on the head, or on how conversations are formatted.
     pub note: Option<String>,
 }
 
-/// Reads the examples of a task; with the model's weights its head is held against the labels.
+/// Reads the examples of a task; if the model's weights are given, checks its head against the labels.
 pub fn read(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: Option<&mut Weights>) -> Result<Read> {
     let (plugin, described) = plugins.task(&config.task)?;
     let task_options = task_options(plugin.info(), config)?;
@@ -352,7 +352,7 @@ pub fn read(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights:
     Ok(Read { task, found_task, task_options, objective, encoder, data, note })
 }
 
-/// The texts of a task, with their labels.
+/// Reads the texts of a task, with their labels.
 fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights: &mut Weights) -> Result<Source> {
     let Read { task, found_task, task_options, objective, encoder, data, note } =
         read(config, plugins, decoder, Some(weights))?;
@@ -369,9 +369,9 @@ fn read_task(config: &RunConfig, plugins: &PluginSet, decoder: &Decoder, weights
     Ok(Source { task, found_task, task_options, objective, head_init, instruct, prompt, data, note })
 }
 
-/// The encoder of a task with labels, and a sentence about the head that the model has.
+/// The encoder of a task with labels, and a note on the model's own head.
 ///
-/// Errors: an option that is about answers; those of [`own_head`] and of the encoder.
+/// Errors: an option for answers; those of [`own_head`] and of the encoder.
 fn labelled_encoder(
     config: &RunConfig,
     decoder: &Decoder,
@@ -386,9 +386,9 @@ fn labelled_encoder(
     Ok((Encoder::open(&config.model, padding, task, config.instruct.as_ref())?, note))
 }
 
-/// The encoder of a task whose tokens are learned, and a sentence about how conversations are written.
+/// The encoder of a task that learns tokens, and a note on how conversations are formatted.
 ///
-/// Errors: an option that is about labels, or about turns where there are none; those of the encoder.
+/// Errors: an option for labels, or for turns if there are none; those of the encoder.
 fn unlabelled_encoder(
     config: &RunConfig,
     decoder: &Decoder,
@@ -421,13 +421,13 @@ fn unlabelled_encoder(
     Ok((encoder, (!plain).then(|| format!("{written}; trained on are {trained}"))))
 }
 
-/// Whether some of the examples are conversations.
+/// Whether any of the examples is a conversation.
 pub fn has_turns<'a>(examples: impl IntoIterator<Item = &'a Example>) -> bool {
     examples.into_iter().any(|example| !example.messages.is_empty())
 }
 
-/// The encoder of examples whose tokens are learned, with turns or without: as a run is configured, or with the model's
-/// chat template where there is one.
+/// The encoder of examples whose tokens are learned, with or without turns: as a run is configured, or with the model's
+/// chat template if it has one.
 ///
 /// Errors: those of [`Encoder::of_lessons`].
 pub fn lesson_encoder(model: &Path, decoder: &Decoder, config: Option<&RunConfig>, turns: bool) -> Result<Encoder> {
@@ -442,9 +442,9 @@ pub fn lesson_encoder(model: &Path, decoder: &Decoder, config: Option<&RunConfig
     Encoder::of_lessons(model, instruct.as_ref(), train_on, decoder.eos_token_ids.first().copied())
 }
 
-/// The head that the model has, unless a new one is asked for: in the order of the task's labels, with a sentence about it.
+/// The model's own head in the order of the task's labels, unless a new one is requested, and a note on it.
 ///
-/// Errors: a head for other labels or another kind of them; an option for a new one.
+/// Errors: a head whose labels, or their kind, differ; an option for a new head.
 fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: &TaskInfo) -> Result<Option<String>> {
     if config.new_head {
         weights.remove(HEAD);
@@ -466,30 +466,31 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
     }
 }
 
-/// That what reads images is not used.
+/// A note that tensors for images are not used.
 fn images_note(weights: &Weights) -> Option<String> {
     let of_images = |name: &str| IMAGES.iter().any(|prefix| name.starts_with(prefix));
     let count = weights.names().filter(|name| of_images(name)).count();
-    (count > 0).then(|| format!("only text is read: the {count} tensors of the model that read images are left out"))
+    (count > 0)
+        .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
 }
 
-/// That weights of a GGUF file take more on the device than in the file.
+/// A note that weights of a GGUF file take more memory on the device than in the file.
 fn decoded_note(weights: &Weights) -> Option<String> {
     let views = || weights.names().filter_map(|name| weights.get(name));
     let mut decoded = views().filter(|view| matches!(view.format(), Stored::Blocks(_))).peekable();
     let dtype = decoded.peek()?.dtype;
     let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
     Some(format!(
-        "{} weights are quantised in the file: they are decoded to {dtype}, and the model takes {} in place of {}",
+        "{} weights are quantized in the file: they are decoded to {dtype}, and the model takes {} instead of {}",
         decoded.count(),
         sum(|view| view.size()),
         sum(|view| view.raw().len())
     ))
 }
 
-/// The rows of the prompt's words, or else normal values.
+/// Initial values of the head: the vocabulary rows of the prompt's words, or else normal values.
 ///
-/// Errors: a model whose own head would be used in place of the rows.
+/// Errors: a model with its own head, which would be used instead.
 fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: &Encoder) -> Result<HeadInit> {
     let words = encoder.verbalizers();
     if words.is_empty() {
@@ -504,7 +505,7 @@ fn head_init(config: &RunConfig, decoder: &Decoder, weights: &Weights, encoder: 
     if weights.get(HEAD).is_some() {
         let model = config.model.display();
         return Err(Error::Usage(format!(
-            "{model} is a classifier already, with {HEAD}: train it without --instruct, or with --new-head"
+            "{model} is already a classifier, with {HEAD}: train it without --instruct, or with --new-head"
         )));
     }
     Ok(HeadInit::VocabularyRows(words.iter().map(|word| word.token).collect()))

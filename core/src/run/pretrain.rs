@@ -1,4 +1,4 @@
-//! Pre-training of small models: an ordinary run on text that begins with random weights, and the model that it makes.
+//! Pre-training of small models: an ordinary run on text that starts from random weights and ends in a model.
 
 use super::train::{OpenDevice, Start, run};
 use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What to train on what.
+/// The options of pre-training.
 #[derive(Clone, Debug)]
 pub struct PretrainConfig {
     /// Directory with `config.json` and the tokenizer.
@@ -36,11 +36,11 @@ pub struct PretrainConfig {
     /// Tokens per micro-batch; `None`: a step is one.
     pub micro_batch_tokens: Option<usize>,
     pub lr: f64,
-    /// Share of the steps with a rising learning rate; a cosine to 0 follows.
+    /// Share of the steps in which the learning rate rises; a cosine to 0 follows.
     pub warmup: f64,
     pub weight_decay: f64,
     pub optimizer: OptimizerOptions,
-    /// Documents are cut to this many tokens.
+    /// Documents are truncated to this many tokens.
     pub max_length: usize,
     pub eval_interval: Option<usize>,
     pub checkpoint_interval: usize,
@@ -48,7 +48,7 @@ pub struct PretrainConfig {
     pub precision: PrecisionChoice,
     /// Type of the saved weights.
     pub dtype: DType,
-    /// The run directory, with the first weights in `start` and the model in `model`.
+    /// The run directory, with the initial weights in `start` and the trained model in `model`.
     pub out: PathBuf,
 }
 
@@ -68,10 +68,10 @@ pub struct PretrainResult {
 }
 
 const WEIGHTS: &str = "model.safetensors";
-/// Bytes of a weight file of the model, at most.
+/// The most bytes of a weight file.
 const SHARD: u64 = 2_000_000_000;
 
-/// Trains from a random start and writes `config.json`, the tokenizer and the weights to `model` in the run directory.
+/// Trains from random weights, and writes `config.json`, the tokenizer and the weights to `model` in the run directory.
 ///
 /// Errors: those of [`run`] and [`merge`].
 pub fn pretrain(
@@ -161,8 +161,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
     }
 }
 
-/// Makes a model directory with configuration, tokenizer and random weights: matrices normal with the configured
-/// `initializer_range`, norms neutral, biases zero, as transformers initialises. They follow from the seed.
+/// Makes a model directory with configuration, tokenizer and random weights drawn by the seed: normal matrices with the
+/// configured `initializer_range`, identity norms and zero biases, as in transformers.
 fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
     let decoder = decoder::open(&config.model)?;
     files::create_dirs(dir).map_err(Error::io(dir))?;

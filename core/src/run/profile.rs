@@ -1,4 +1,4 @@
-//! Where the time of a run's steps goes.
+//! Profiles a run's steps.
 
 use super::prepare::prepare;
 use crate::job::RunConfig;
@@ -8,19 +8,18 @@ use crate::train::{Ceiling, Profile, Session};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 
-/// Steps that are profiled; the fastest one counts, so that what happens once is left out.
+/// Steps that are profiled; the fastest one counts, so that one-time costs are left out.
 const STEPS: usize = 5;
 
-/// Does a few optimizer steps on the first batch as [`super::run`] would, and forgets what they learned.
+/// Does a few optimizer steps on the first batch as [`super::run`] would, and discards the result.
 ///
-/// Errors: whatever [`super::run`] refuses; a run whose steps do not go through the model; a device that cannot time
-/// single calls.
+/// Errors: those of [`super::run`]; a run whose steps do not involve the model; a device that cannot time single calls.
 pub fn profile(config: &RunConfig, plugins: &PluginSet, mut device: Box<dyn Backend>) -> Result<Profile> {
     let prepared = prepare(config, plugins, &device.info())?;
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
     if prepared.setup.limits.head_features {
-        let what = "the head alone is trained, on features that are computed once: there is no step to profile";
+        let what = "only the head is trained, on features that are computed once, so there is no step to profile";
         return Err(Error::Usage(what.into()));
     }
     let lengths: Vec<usize> = prepared.train.iter().map(|example| example.tokens.len()).collect();

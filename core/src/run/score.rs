@@ -1,4 +1,4 @@
-//! What a run computes before its training to choose elements by their scores, and the file that has the chosen ones.
+//! The scores that a run computes before training to choose elements, and the file of the chosen ones.
 
 use crate::job::{Needs, RunConfig, ScoringPlan};
 use crate::method::{Adaptation, IndexSet};
@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Scores of one kind, ready to be computed.
+/// One kind of score, ready to be computed.
 pub struct Scoring {
     pub score: Score,
     pub setup: Setup,
@@ -22,7 +22,7 @@ pub struct Scoring {
     pub plan: ScoringPlan,
 }
 
-/// The kinds of scores that a run has to compute, each as fits the device best.
+/// The scores that a run has to compute, each set up for the device.
 pub fn scorings(run: &Setup, demand: &Demand, device: &DeviceInfo) -> Result<Vec<Scoring>> {
     let mut found: Vec<Score> = Vec::new();
     for rule in run.adaptation.scored().values() {
@@ -50,14 +50,14 @@ fn scoring(run: &Setup, demand: &Demand, device: &DeviceInfo, score: Score) -> R
     Ok(Scoring { score, setup, arena: fit.planned.arena, micro_batch_tokens: fit.micro_batch_tokens, plan })
 }
 
-/// The file of a run directory with the elements that are chosen.
+/// The file in a run directory with the chosen elements.
 pub const CHOSEN: &str = "chosen.safetensors";
 
 fn path(config: &RunConfig) -> PathBuf {
     config.out.join(CHOSEN)
 }
 
-/// What the elements follow from besides model and data.
+/// The inputs that determine the chosen elements, besides model and data.
 fn origin(config: &RunConfig, adaptation: &Adaptation) -> Result<BTreeMap<String, String>> {
     let options = serde_json::to_string(&adaptation.options).map_err(|e| Error::Training(e.to_string()))?;
     let entries = [
@@ -69,7 +69,7 @@ fn origin(config: &RunConfig, adaptation: &Adaptation) -> Result<BTreeMap<String
     Ok(entries.map(|(key, value)| (key.to_owned(), value)).into())
 }
 
-/// Writes all index sets by parameter.
+/// Writes all index sets, by parameter.
 pub fn store(config: &RunConfig, adaptation: &Adaptation) -> Result<()> {
     let tensor = |(name, set): (&str, &IndexSet)| OutTensor {
         name: name.to_owned(),
@@ -81,7 +81,7 @@ pub fn store(config: &RunConfig, adaptation: &Adaptation) -> Result<()> {
     save(&path(config), &tensors, &origin(config, adaptation)?)
 }
 
-/// Takes the elements that an earlier process of the run has chosen, where there was one.
+/// Reads the elements chosen by an earlier process of the run, if any.
 ///
 /// Errors: a file that does not fit the model.
 pub fn restore(config: &RunConfig, adaptation: &mut Adaptation) -> Result<()> {
@@ -101,7 +101,7 @@ pub fn restore(config: &RunConfig, adaptation: &mut Adaptation) -> Result<()> {
         let fits = |i: &i64| u64::try_from(*i).is_ok_and(|i| i < numel);
         if !(indices.iter().all(fits) && indices.windows(2).all(|pair| pair[0] < pair[1])) {
             return Err(Error::Weights(format!(
-                "{}: damaged: the indices of {tensor} do not ascend below its {numel} elements; begin anew with another --out",
+                "{}: damaged: the indices of {tensor} do not ascend below its {numel} elements; start again with another --out",
                 path.display()
             )));
         }

@@ -1,4 +1,4 @@
-//! The examples of a run as they would be trained on.
+//! Shows the examples of a run as they would be trained on.
 
 use super::encode::{Coder, Fate, Item, max_length};
 use super::prepare::{read, target};
@@ -17,41 +17,41 @@ pub struct ShownExample {
     /// Its place in the split, from 1.
     pub number: usize,
     pub ids: Vec<u32>,
-    /// The tokens as they are written in the vocabulary.
+    /// The tokens as written in the vocabulary.
     pub tokens: Vec<String>,
-    /// Of each token whether it is trained on; of none where the example has a label instead.
+    /// Whether each token is trained on; empty if the example has a label instead.
     pub trained: Vec<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// Why it is not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
-    /// Tokens that it had before its end was cut off.
+    /// Its number of tokens before it was truncated.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut_from: Option<usize>,
 }
 
-/// What a split comes to.
+/// The summary of a split.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ShownSplit {
     pub split: &'static str,
     pub origin: String,
-    /// Examples that are used, and their tokens.
+    /// Examples used, and their tokens.
     pub examples: usize,
     pub tokens: usize,
-    /// Tokens that are trained on.
+    /// Tokens trained on.
     pub trained: usize,
-    /// Tokens of the shortest, the middle and the longest example that is used.
+    /// Length in tokens of the shortest, the median and the longest example used.
     pub lengths: [usize; 3],
-    /// Examples that are used without their ends.
+    /// Truncated examples.
     pub cut: usize,
-    /// Examples that are too long.
+    /// Examples left out as too long.
     pub too_long: usize,
-    /// Examples of which nothing would be trained on.
+    /// Examples without tokens to train on.
     pub untrained: usize,
 }
 
-/// All splits, and what the plan would say of them.
+/// All splits, and the plan's notes on them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ShownData {
     pub max_length: usize,
@@ -59,9 +59,9 @@ pub struct ShownData {
     pub notes: Vec<String>,
 }
 
-/// Gives the examples of a split, or of all, to `each`: the `first` of each split, or all that the run looks at.
+/// Passes the examples of one or all splits to `each`: the `first` ones of each split, or all that the run examines.
 ///
-/// Errors: those of the data, as a run would report them; those of `each`; a split that there is not.
+/// Errors: those of the data, as a run would report them; those of `each`; an unknown split.
 pub fn show(
     config: &RunConfig,
     plugins: &PluginSet,
@@ -114,7 +114,7 @@ fn example(split: &'static str, item: &Item, task: &TaskInfo, coder: &Coder) -> 
         label: label(&encoded.target, task),
         left_out: match fate {
             Fate::TooLong => Some(format!("it has more than {} tokens", coder.max_length)),
-            Fate::Untrained => Some("nothing of it would be trained on".into()),
+            Fate::Untrained => Some("it has no tokens to train on".into()),
             Fate::Kept | Fate::Cut { .. } => None,
         },
         cut_from: match fate {

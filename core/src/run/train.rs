@@ -22,21 +22,20 @@ use std::ops::Range;
 use std::time::Duration;
 use web_time::Instant;
 
-/// Whether a run begins or goes on from its newest checkpoint.
+/// Whether a run starts, or resumes from its newest checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     New,
     Resume,
 }
 
-/// Opens the device of a run: at its beginning, and once more if the device is lost.
+/// Opens the device of a run: at the start, and once more if the device is lost.
 pub type OpenDevice<'a> = &'a dyn Fn() -> Result<Box<dyn Backend>>;
 
 /// Trains, evaluates on dev and test, and writes the run directory `config.out`.
 ///
-/// Errors: whatever [`prepare`] refuses; a run directory that is in use, or that cannot be resumed; a device that
-/// fails, or is lost a second time; a loss, a gradient or an updated tensor that is not finite, with the last state saved
-/// that was good.
+/// Errors: those of [`prepare`]; a run directory that is in use, or cannot be resumed; a device that fails, or is lost
+/// a second time; a loss, gradient or updated tensor that is not finite, after saving the last good state.
 pub fn run(
     config: &RunConfig,
     plugins: &PluginSet,
@@ -65,14 +64,14 @@ pub fn run(
     let newest = match start {
         Start::New => None,
         Start::Resume => {
-            // Nothing is changed before it is known that this is the run that stands there.
+            // Nothing is changed before this is known to be the same run.
             let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
             let earlier = directory.check_length(&prepared)?;
             let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
             if earlier.is_none()
                 && let Some(result) = directory.finished(step)
             {
-                observer.message(&format!("the run is over since step {step}: there is nothing left to do"));
+                observer.message(&format!("the run already ended at step {step}: there is nothing left to do"));
                 return Ok(result);
             }
             if let Some(total_steps) = earlier {
@@ -103,27 +102,27 @@ struct Trainer<'a> {
     directory: RunDirectory,
     checkpoints: Checkpoints,
     observer: &'a mut dyn Observer,
-    /// Pooled features of train, dev and test, when only the head is trained.
+    /// Pooled features of train, dev and test, if only the head is trained.
     features: Option<[Features; 3]>,
     position: Position,
-    /// The state that was best on dev, where it is kept.
+    /// The best state on dev, if it is kept.
     best: Snapshot,
-    /// What the method keeps between steps.
+    /// The method's state between steps.
     method_state: Json,
     /// Step of the newest checkpoint.
     saved_at: Option<usize>,
-    /// The submitted step whose results are still to be read: one step late, where nothing depends on them.
+    /// The submitted step whose results have not been read: this happens one step late if nothing depends on them.
     pending: Option<Pending>,
-    /// Whether the session may be ahead of the position: it has updated tensors in a step that is not done.
+    /// Whether the session may be ahead of the position, because an unfinished step has updated tensors.
     torn: bool,
-    /// The epoch whose order `order` is, and what of it each step takes.
+    /// The epoch of `order`, and the range of each of its steps.
     epoch: usize,
     order: Vec<usize>,
     steps: Vec<Range<usize>>,
     training_time: Duration,
     /// Tokens trained on in this process.
     tokens: u64,
-    /// What earlier processes have taken.
+    /// Time and tokens of earlier processes.
     before: Counters,
 }
 
@@ -164,10 +163,10 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Goes on from the newest checkpoint; from the beginning if the run ended before its first one.
+    /// Resumes from the newest checkpoint, or from the start if there is none.
     fn resume(&mut self, newest: Option<(Loaded, Vec<String>)>) -> Result<()> {
         let Some((loaded, damaged)) = newest else {
-            self.observer.message("there is no checkpoint yet: the run begins anew");
+            self.observer.message("there is no checkpoint yet: the run starts from the beginning");
             (self.position, self.pending, self.torn) = (Position::default(), None, false);
             (self.best, self.method_state) = (Snapshot::default(), Json::Null);
             return self.directory.cut_log(0);
@@ -177,7 +176,7 @@ impl<'a> Trainer<'a> {
         let (step, total) = (position.step, self.run.total_steps);
         if step > total {
             return Err(Error::Training(format!(
-                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; begin anew with \
+                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; start again with \
                  another --out",
                 self.directory.path().display()
             )));
@@ -217,7 +216,7 @@ impl<'a> Trainer<'a> {
     fn lost_again(&self, error: Error) -> Error {
         let Error::Device(lost @ BackendError::DeviceLost { .. }) = error else { return error };
         let out = self.directory.path().display();
-        Error::Training(format!("{lost}, for the second time; go on from the last checkpoint with --resume {out}"))
+        Error::Training(format!("{lost}, for the second time; continue from the last checkpoint with --resume {out}"))
     }
 
     fn attempt(&mut self) -> Result<RunResult> {
@@ -230,7 +229,7 @@ impl<'a> Trainer<'a> {
 
     /// Saves the last good state before an error.
     fn keep(&mut self, error: Error) -> Error {
-        // The step before the failing one may have gone well; if not, the first error is the one to report.
+        // The step before the failing one may have succeeded; if not, the first error is the one to report.
         let _ = self.settle();
         let step = self.position.step;
         let kept = match self.keep_last_good() {
@@ -241,7 +240,8 @@ impl<'a> Trainer<'a> {
         Error::Training(format!("after step {step}: {error} ({kept})"))
     }
 
-    /// The state of the session, or where that is torn or computes no numbers, of the newest checkpoint. Returns its step.
+    /// Saves the session's state, or that of the newest checkpoint if the former is torn or gives NaN. Returns its
+    /// step.
     fn keep_last_good(&mut self) -> Result<Option<usize>> {
         if self.torn || self.defect()?.is_some() {
             let Some((loaded, _)) = self.checkpoints.load_newest(|_| Ok(()))? else { return Ok(None) };
@@ -255,8 +255,8 @@ impl<'a> Trainer<'a> {
         Ok(Some(step))
     }
 
-    /// Evaluates, saves and trains until there is a reason to stop. What is due at a step depends on the position
-    /// alone, so a resumed run does exactly what is left.
+    /// Evaluates, saves and trains until there is a reason to stop. The actions due at a step depend only on the
+    /// position, so a resumed run does exactly what is left.
     fn steps(&mut self) -> Result<Stopped> {
         loop {
             if self.results_due() {
@@ -275,7 +275,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// What is due before the next step: evaluation, checkpoint, the end.
+    /// Does whatever is due before the next step: evaluation, checkpoint, the end.
     fn between_steps(&mut self) -> Result<Option<Stopped>> {
         let step = self.position.step;
         if self.evaluation_due() && !self.evaluate_dev()? {
@@ -312,12 +312,12 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Steps given to the device.
+    /// Steps submitted to the device.
     fn submitted(&self) -> usize {
         self.position.step + usize::from(self.pending.is_some())
     }
 
-    /// Whether something depends on the results of all steps so far before another one is begun.
+    /// Whether the results of all steps so far are needed before the next one.
     fn results_due(&self) -> bool {
         let (step, config) = (self.submitted(), &self.run.config);
         config.control.skip_nonfinite
@@ -328,12 +328,12 @@ impl<'a> Trainer<'a> {
             || step.is_multiple_of(config.control.checkpoint_interval)
     }
 
-    /// Reads the results of the step that the device was given last, if that has not been done.
+    /// Reads the results of the last submitted step, unless already done.
     fn settle(&mut self) -> Result<()> {
         self.pending.take().map_or(Ok(()), |step| self.finish_step(step))
     }
 
-    /// Gives the device an optimizer step on the next batch, then reads the results of the step before it.
+    /// Submits an optimizer step on the next batch, then reads the results of the previous one.
     fn train_step(&mut self) -> Result<()> {
         let (step, config) = (self.submitted(), &self.run.config);
         let (epoch, number) = self.run.epochs.position(step);
@@ -381,7 +381,7 @@ impl<'a> Trainer<'a> {
         if let Some(before) = before.filter(|_| lr > 0.0 && output.clip_coef >= 0.0) {
             self.check_first_update(&before)?;
         }
-        // Before the step counts: it is done when the method is, and one that fails leaves no state between the two.
+        // The method acts before the step counts, so that a failure leaves no state between the two.
         if output.clip_coef >= 0.0 && self.acts_after(self.position.step + 1) {
             self.act(&chosen, output.clip_coef)?;
         }
@@ -489,14 +489,14 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// A run does not end because its time cannot be written down.
+    /// A failure to write time and tokens does not end a run.
     fn save_counters(&mut self) {
         if let Err(error) = self.directory.save_counters(&self.counters()) {
             self.observer.message(&format!("warning: the time and tokens so far could not be saved: {error}"));
         }
     }
 
-    /// What the run has taken so far.
+    /// Time and tokens of the run so far.
     fn counters(&self) -> Counters {
         Counters {
             training_seconds: self.before.training_seconds + self.training_time.as_secs_f64(),
@@ -504,8 +504,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// What is wrong with the session's state: a value that is not finite, or one that makes a few dev examples so. Such a
-    /// state is never saved.
+    /// Describes a defect in the session's state: a value that is not finite, or that makes the logits of a few dev
+    /// examples so. Such a state is never saved.
     fn defect(&mut self) -> Result<Option<String>> {
         for tensor in self.session.state() {
             if let Some(at) = self.session.read_state(&tensor)?.iter().position(|x| !x.is_finite()) {
@@ -533,7 +533,7 @@ impl<'a> Trainer<'a> {
         self.directory.save(self.run, &self.session.setup().adaptation, &values)
     }
 
-    /// What the run adds to the model: trained values, and a new head that the method leaves as it was drawn.
+    /// What the run adds to the model: trained values, and a new head even if the method does not train it.
     fn values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut values = self.session.trained_values()?;
         let adaptation = &self.run.setup.adaptation;
@@ -551,7 +551,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// A step whose results nobody has read yet.
+/// A step whose results have not been read.
 struct Pending {
     submitted: Submitted,
     epoch: usize,
@@ -561,10 +561,10 @@ struct Pending {
     before: Option<BTreeMap<String, u64>>,
 }
 
-/// Whether a step that failed in this way may have changed trained tensors.
+/// Whether a step that failed with this error may have changed trained tensors.
 fn may_have_updated(error: &Error) -> bool {
     !matches!(error, Error::Device(BackendError::OutOfMemory { .. }))
 }
 
-/// Dev examples on which a state is tried before it is saved.
+/// The number of dev examples on which a state is tested before it is saved.
 const FEW_EXAMPLES: usize = 8;

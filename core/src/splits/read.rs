@@ -1,4 +1,4 @@
-//! The examples of the parts of a data set, read by several threads within a bound of memory.
+//! Reads the parts of a data set on several threads, within a memory limit.
 
 use crate::files::Kind;
 use crate::plugin::check_example;
@@ -11,18 +11,18 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Bytes that the examples of a command may take, all its parts together, whatever the files are.
+/// Bytes that the examples of a command may take in total, regardless of the files' size.
 const ALWAYS: u64 = 512 << 20;
-/// Bytes of examples for each byte of the files: no text is packed better.
+/// Bytes of examples allowed per byte of the files: text does not compress better.
 const PACKED: u64 = 8;
 
-/// A data set that is opened by each thread that reads it. Its examples may take 8 times the bytes of its files, and at
-/// least 512 MiB: a few bytes of a compressed file can stand for any number of texts.
+/// A data set, opened by each thread that reads it. Its examples may take 8 times the bytes of its files, and at least
+/// 512 MiB: a few bytes of a compressed file can expand to any number of texts.
 pub struct Source<'a> {
     pub open: Open<'a>,
     /// A file or directory.
     pub data: &'a Path,
-    /// Parts that are read at a time.
+    /// Parts read concurrently.
     pub threads: usize,
 }
 
@@ -38,9 +38,10 @@ pub type Open<'a> = &'a (dyn Fn() -> std::result::Result<Box<dyn Dataset>, spart
 
 type Parts = BTreeMap<String, Vec<Example>>;
 
-/// Reads these parts, the first by the data set that is open already.
+/// Reads these parts, using the data set that is already open for the first thread.
 ///
-/// Errors: a malformed row; an example that is not one of the task's, see [`check_example`]; examples that take too much.
+/// Errors: a malformed row; an example that does not suit the task, see [`check_example`]; examples that take too much
+/// memory.
 pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &TaskInfo) -> Result<Parts> {
     let reader = Reader {
         task,
@@ -52,7 +53,7 @@ pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &T
     let threads = source.threads.min(parts.len());
     std::thread::scope(|scope| {
         let work = || Ok(reader.work((source.open)().map_err(|e| Error::Data(e.to_string()))?));
-        // Where the system has no more threads, those that there are do it all.
+        // If the system has no more threads, the existing ones do all the work.
         let others: Vec<_> =
             (1..threads).map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok()).collect();
         let mut found = reader.work(first);
@@ -63,7 +64,7 @@ pub fn read(source: &Source, first: Box<dyn Dataset>, parts: &[String], task: &T
                 Err(error) => failure = Some(error),
             }
         }
-        // Parts are begun in their order, so the first error in it does not depend on the threads.
+        // Parts are started in order, so the first error does not depend on the threads.
         let whole = parts.iter().map(|part| {
             let missing = || Err(failure.take().unwrap_or_else(|| Error::Data(format!("{part} was not read"))));
             Ok((part.clone(), found.remove(part).unwrap_or_else(missing)?))
@@ -77,13 +78,13 @@ struct Reader<'a> {
     data: &'a Path,
     /// Bytes of the examples so far.
     taken: AtomicU64,
-    /// Bytes that they may take, as far as that was needed to be known.
+    /// Bytes that they may take; computed when first needed.
     most: AtomicU64,
     waiting: Mutex<VecDeque<String>>,
 }
 
 impl Reader<'_> {
-    /// Reads parts until none is left or one is wrong.
+    /// Reads parts until none is left or one fails.
     fn work(&self, dataset: Box<dyn Dataset>) -> BTreeMap<String, Result<Vec<Example>>> {
         let mut found = BTreeMap::new();
         let next = || self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -108,7 +109,7 @@ impl Reader<'_> {
             let taken = self.taken.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
             if taken > self.most.load(Ordering::Relaxed) && taken > self.allowed() {
                 return Err(wrong(format!(
-                    "with it the examples take more than {}, which is more than such files hold; leave some of them out",
+                    "with it the examples take more than {}, more than such files plausibly hold; leave some of them out",
                     memory_size(self.most.load(Ordering::Relaxed))
                 )));
             }
@@ -117,7 +118,7 @@ impl Reader<'_> {
         Ok(examples)
     }
 
-    /// What the examples may take, now that it matters how large the files are.
+    /// The limit, with the size of the files taken into account.
     fn allowed(&self) -> u64 {
         let most = file_bytes(self.data, DEPTH).saturating_mul(PACKED).max(ALWAYS);
         self.most.store(most, Ordering::Relaxed);
@@ -125,7 +126,7 @@ impl Reader<'_> {
     }
 }
 
-/// Folders in folders of a data set.
+/// The depth to which folders of a data set are searched.
 const DEPTH: usize = 8;
 
 /// Bytes of the files at a path.

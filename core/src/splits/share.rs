@@ -1,16 +1,16 @@
-//! One part cut into splits: each label has about its share in each, and equal texts stay together.
+//! Divides a part into splits, stratified by label, with equal texts kept together.
 
 use super::permutation;
 use sparta_plugin::task::Example;
 use std::collections::HashMap;
 
-/// Bounds of the numbers of a regression that count as one label, with at most this many examples each.
+/// Strata of a regression's numbers.
 const NUMBERS: usize = 10;
 
-/// For each example the place of its group in the order that is cut, from 0 to 1.
+/// For each example, the place of its group in the order to be divided, from 0 to 1.
 ///
-/// Examples of equal texts are one group. Each label's groups are spread evenly over the order, in an order drawn by seed,
-/// so that any share of the order has about that share of each label; a label of one group stands in the middle.
+/// Examples with equal texts form one group. Each label's groups are spread evenly over the order, in an order drawn by
+/// seed, so that any share of the order has about that share of each label; the only group of a label is in the middle.
 pub fn places(examples: &[Example], seed: u64, name: &str) -> Vec<f64> {
     let groups = groups(examples);
     let strata = strata(examples, &groups);
@@ -21,7 +21,7 @@ pub fn places(examples: &[Example], seed: u64, name: &str) -> Vec<f64> {
     for members in by_label.values() {
         spread(members, &groups, |group, key| keys[group] = key);
     }
-    // Groups at one place of their labels are in the drawn order: sorting is stable.
+    // Groups at equal places keep the drawn order, as sorting is stable.
     let mut sorted = order;
     sorted.sort_by(|&a, &b| keys[a].total_cmp(&keys[b]));
     let mut places = vec![0.0; examples.len()];
@@ -29,7 +29,7 @@ pub fn places(examples: &[Example], seed: u64, name: &str) -> Vec<f64> {
     places
 }
 
-/// Gives each group the middle of its share of the examples of all.
+/// Places each group at the middle of its share of all examples.
 fn spread(order: &[usize], groups: &[Vec<usize>], mut set: impl FnMut(usize, f64)) {
     let total: usize = order.iter().map(|&group| groups[group].len()).sum();
     let mut before = 0;
@@ -40,7 +40,7 @@ fn spread(order: &[usize], groups: &[Vec<usize>], mut set: impl FnMut(usize, f64
     }
 }
 
-/// The examples of equal texts, in order.
+/// Groups the examples with equal texts, in order.
 fn groups(examples: &[Example]) -> Vec<Vec<usize>> {
     let mut known: HashMap<Vec<&str>, usize> = HashMap::new();
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -54,7 +54,7 @@ fn groups(examples: &[Example]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// What counts as the label of each group: that of its first example; of a number the tenth of all in which it lies.
+/// The stratum of each group: the label of its first example, or for a number the decile it is in.
 fn strata(examples: &[Example], groups: &[Vec<usize>]) -> Vec<Vec<u32>> {
     let first = |group: &Vec<usize>| &examples[group[0]];
     let mut numbers: Vec<f64> = groups.iter().filter_map(|group| first(group).number).collect();

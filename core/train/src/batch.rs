@@ -2,33 +2,33 @@
 
 use sparta_graph::ops::IGNORED;
 
-/// A tokenised example.
+/// A tokenized example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     pub tokens: Vec<u32>,
     pub target: Target,
 }
 
-/// What there is to learn from an example.
+/// What is learned from an example.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// One of n classes.
     Class(u32),
-    /// A number for each output of the model; NaN where it is not known.
+    /// A number for each output of the model; NaN where unknown.
     Numbers(Vec<f32>),
-    /// Its tokens after the first; with a mask, which has an element per token, those where it says so.
+    /// Its tokens after the first or, with a mask (one element per token), those that the mask selects.
     Tokens(Option<Vec<bool>>),
 }
 
 impl Encoded {
-    /// An example of a class.
+    /// An example with a class.
     pub fn class(tokens: Vec<u32>, class: u32) -> Encoded {
         Encoded { tokens, target: Target::Class(class) }
     }
 }
 
-/// Rows of a batch are rounded up, so that few different plans are needed: to a multiple of this, and of the sixteenth
-/// part of the power of two below them. The filling rows are segments of one token that nothing reads.
+/// Rows of a batch are rounded up, so that few different plans are needed: to a multiple of this and of a sixteenth
+/// of the next lower power of two. The padding rows are segments of one token that nothing reads.
 pub const ROW_MULTIPLE: usize = 16;
 
 /// N examples in T rows.
@@ -43,18 +43,18 @@ pub struct Batch {
     pub labels: Labels,
     /// Rows that belong to examples.
     pub real_rows: usize,
-    /// By how much its loss counts in that of a step.
+    /// The weight of its loss in that of a step.
     pub weight: f32,
 }
 
-/// Rows of a batch: T tokens of N examples.
+/// The size of a batch: T tokens of N examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Size {
     pub rows: usize,
     pub examples: usize,
 }
 
-/// Labels of an objective's rows, as they lie on the device.
+/// Labels of an objective's rows, as stored on the device.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Labels {
     /// Classes or tokens; [`IGNORED`] where there is no target.
@@ -63,14 +63,14 @@ pub enum Labels {
     Numbers(Vec<f32>),
 }
 
-/// T of a batch with this many real rows.
+/// The T of a batch with this many real rows.
 pub fn padded_rows(real: usize) -> usize {
     let below = real.checked_ilog2().map_or(0, |log| 1 << log);
     real.next_multiple_of(ROW_MULTIPLE.max(below / 16))
 }
 
 impl Batch {
-    /// Lays examples, none of them empty, end to end.
+    /// Lays examples end to end; none may be empty.
     pub fn new(examples: &[&Encoded], labels: Labels) -> Batch {
         let mut batch = Batch { tokens: vec![], spans: vec![], rows: vec![], labels, real_rows: 0, weight: 1.0 };
         for example in examples {
@@ -96,13 +96,13 @@ impl Batch {
         }
     }
 
-    /// Rows of each segment, filling ones included.
+    /// The rows of each segment, including padding.
     pub fn lengths(&self) -> Vec<usize> {
         let starts = self.spans.as_chunks::<2>().0.iter().enumerate().filter(|(row, span)| span[0] as usize == *row);
         starts.map(|(_, &[start, end])| (end - start) as usize).collect()
     }
 
-    /// Labels that count in the loss.
+    /// The number of labels that count in the loss.
     pub fn targets(&self) -> usize {
         match &self.labels {
             Labels::Ids(ids) => ids.iter().filter(|&&id| id != IGNORED).count(),
@@ -111,7 +111,7 @@ impl Batch {
     }
 }
 
-/// Splits a sequence of lengths into runs of at most `budget` rows (a longer one stands alone) and at most `limit`
+/// Splits a sequence of lengths into runs of at most `budget` rows (or one longer example) and at most `limit`
 /// examples; returns the end of each run.
 pub fn split_by_budget(lengths: &[usize], budget: usize, limit: usize) -> Vec<usize> {
     let mut ends = Vec::new();

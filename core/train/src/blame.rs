@@ -1,4 +1,4 @@
-//! Which tensor of a step is the first that is not finite.
+//! Finds the first tensor of a step that is not finite.
 
 use crate::Result;
 use crate::batch::{Batch, Size};
@@ -9,11 +9,11 @@ use sparta_graph::ops::PARTIALS;
 use sparta_graph::{DType, Probe, probe};
 use std::fmt;
 
-/// The op that gave the first numbers that are not finite.
+/// The op whose result was the first not to be finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Blame {
     probe: Probe,
-    /// Weights and trained tensors that it reads.
+    /// The weights and trained tensors that it reads.
     tensors: Vec<String>,
 }
 
@@ -25,11 +25,11 @@ impl fmt::Display for Blame {
     }
 }
 
-/// The tensor that the probes measure into.
+/// The tensor that the probes write to.
 const NORMS: &str = "probe.norms";
 
 impl Session {
-    /// Computes the micro-batches of the last step again, or the hidden states of them, without an update, and finds
+    /// Repeats the micro-batches of the last step, or only their hidden states, without an update, and finds
     /// the first tensor that is not finite; `None` if all are.
     pub fn blame(&mut self, micro_batches: &[Batch], purpose: fn(Size) -> Purpose) -> Result<Option<Blame>> {
         for (i, batch) in micro_batches.iter().enumerate() {
@@ -43,7 +43,7 @@ impl Session {
         Ok(None)
     }
 
-    /// [`Session::blame`] for a graph whose inputs are on the device already.
+    /// Like [`Session::blame`], for a graph whose inputs are already on the device.
     pub fn blame_purpose(&mut self, purpose: Purpose) -> Result<Option<Blame>> {
         let graph = self.setup().graphs().build(purpose)?;
         let (probed, probes) = probe(&graph, NORMS)?;

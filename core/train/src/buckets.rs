@@ -1,7 +1,8 @@
-//! Trained values in few flat tensors ("buckets"), so that an update takes a few launches instead of some per tensor.
+//! Trained values in a few flat tensors ("buckets"), so that an update takes a few launches instead of several per
+//! tensor.
 //!
-//! Gradients, optimizer slots and, over micro-batches, gradient sums lie in tensors of the same layout. Trained tensors
-//! are ranges of their bucket, which plans bind as tensors of their own.
+//! Gradients, optimizer slots and, with micro-batches, gradient sums are in tensors of the same layout. Trained tensors
+//! are ranges of their bucket, which plans bind like separate tensors.
 
 use crate::Result;
 use crate::optimizer::{Optimization, RatesOf};
@@ -10,26 +11,26 @@ use sparta_graph::ops::Concat;
 use sparta_graph::{Graph, Value};
 use sparta_model::method::{Form, Trained};
 
-/// Elements that a bucket holds at most, unless a single tensor is larger: 64 MiB of f32, which is below what any device
-/// binds at once. It does not depend on the device, because random rounding draws by the position in the bucket.
+/// The most elements of a bucket, unless a single tensor is larger: 64 MiB of f32, which is less than any device
+/// can bind at once. It must not depend on the device, since random rounding draws by the position in the bucket.
 pub(crate) const LARGEST: usize = 1 << 24;
 
 /// A flat tensor of trained values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bucket {
-    /// What names its tensors.
+    /// The number in its tensors' names.
     pub number: usize,
     pub kind: MemoryKind,
-    /// What decides the rates of all its tensors.
+    /// Where the rates of all its tensors come from.
     pub rates: RatesOf,
     pub parts: Vec<Part>,
-    /// Elements, gaps between the parts included.
+    /// Elements, including gaps between the parts.
     pub len: usize,
-    /// Parts of the buckets before this one.
+    /// How many parts the buckets before this one have.
     pub first: usize,
 }
 
-/// A trained tensor and where it begins in its bucket, in elements.
+/// A trained tensor and the element at which it begins in its bucket.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     pub trained: Trained,
@@ -49,18 +50,18 @@ impl Bucket {
         format!("bucket.{}.gradient", self.number)
     }
 
-    /// The table of its parts, for [`sparta_graph::ops::SumOfSquares`].
+    /// The name of the table of its parts, for [`sparta_graph::ops::SumOfSquares`].
     pub fn table(&self) -> String {
         format!("bucket.{}.parts", self.number)
     }
 
-    /// Begin and length of each part.
+    /// Start and length of each part.
     pub fn ranges(&self) -> Vec<u32> {
         self.parts.iter().flat_map(|part| [part.begin as u32, part.trained.numel() as u32]).collect()
     }
 }
 
-/// The buckets of trained tensors: those of one kind and with one source of rates together, in their order.
+/// Groups trained tensors into buckets by kind and source of rates, in their order.
 pub fn buckets(trained: Vec<Trained>, optimization: &Optimization) -> Vec<Bucket> {
     let mut collected: Vec<(MemoryKind, RatesOf, Vec<Trained>)> = Vec::new();
     for tensor in trained {

@@ -1,4 +1,4 @@
-//! What a device reaches at best: the measure of profiles and benchmarks.
+//! The best a device can reach, against which profiles and benchmarks are measured.
 
 use crate::Result;
 use serde::{Deserialize, Serialize};
@@ -7,37 +7,37 @@ use sparta_graph::plan::External;
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceKind, Graph, Plan};
 use std::time::{Duration, Instant};
 
-/// The most that a device was seen to reach.
+/// The best rates that a device was measured to reach.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
-    /// Floating point operations per second of a large product of f32 matrices.
+    /// Floating-point operations per second in a large product of f32 matrices.
     pub f32_flops: f64,
-    /// The same of bf16 matrices, where the device takes such activations.
+    /// The same for bf16 matrices, if the device supports such activations.
     pub bf16_flops: Option<f64>,
-    /// By size, ascending: small operands stay in caches.
+    /// Bandwidths by ascending size, since small operands stay in caches.
     pub bandwidth: Vec<Bandwidth>,
 }
 
-/// Bytes per second, read and written together, of an op whose operands have `bytes` bytes in all.
+/// Bytes per second, reads plus writes, of an op whose operands have `bytes` bytes in total.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bandwidth {
     pub bytes: u64,
     pub rate: f64,
 }
 
-/// Sides of the square matrices, from the first one up until a product takes [`LONG`].
+/// Sides of the square matrices to try until a product takes [`LONG`].
 const SIDES: [usize; 4] = [512, 1024, 2048, 4096];
 const LONG: Duration = Duration::from_millis(20);
-/// Elements of the vectors that are summed: operands of 192 KiB to 192 MiB.
+/// Elements of the vectors to add: operands of 192 KiB to 192 MiB.
 const LENGTHS: [usize; 6] = [1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
-/// Runs of each, of which the fastest counts.
+/// Runs of each measurement, of which the fastest counts.
 const RUNS: usize = 6;
-/// How long a GPU works before it is timed: its clock falls while it is idle.
+/// How long a GPU works before it is timed, since its clock drops while idle.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 impl Ceiling {
-    /// Measures on the device, where it takes up to 192 MiB, and some tenths of a second on a CPU. What does not fit
-    /// beside the tensors that are there already is left out.
+    /// Measures the device, using up to 192 MiB; takes a few tenths of a second on a CPU. What does not fit
+    /// beside the tensors already there is left out.
     ///
     /// Errors: a device that fails, or that cannot time single calls.
     pub fn measure(device: &mut dyn Backend) -> Result<Ceiling> {
@@ -54,7 +54,7 @@ impl Ceiling {
         Ok(Ceiling { f32_flops, bf16_flops, bandwidth })
     }
 
-    /// Operations per second of products whose activations have this type.
+    /// Operations per second of products with activations of this type.
     pub fn flops(&self, activations: DType) -> f64 {
         match self.bf16_flops {
             Some(flops) if activations == DType::BF16 => flops,
@@ -67,13 +67,13 @@ impl Ceiling {
         self.bandwidth.last().map_or(f64::INFINITY, |class| class.rate)
     }
 
-    /// The least time, in seconds, for these operations and bytes.
+    /// The shortest time, in seconds, for these operations and bytes.
     pub fn least_seconds(&self, activations: DType, flops: u64, bytes: u64) -> f64 {
         let rate = self.bandwidth.get(self.class(bytes)).map_or(f64::INFINITY, |class| class.rate);
         (flops as f64 / self.flops(activations)).max(bytes as f64 / rate)
     }
 
-    /// Raises the ceiling to what was reached elsewhere.
+    /// Raises the ceiling to a rate that some other measurement reached.
     pub fn raise(&mut self, activations: DType, flops: u64, bytes: u64, seconds: f64) {
         if seconds <= 0.0 {
             return;
@@ -89,14 +89,14 @@ impl Ceiling {
         }
     }
 
-    /// The first class of at least this many bytes, else the last.
+    /// The first size class of at least this many bytes, or the last.
     fn class(&self, bytes: u64) -> usize {
         let found = self.bandwidth.iter().position(|class| bytes <= class.bytes);
         found.unwrap_or(self.bandwidth.len().saturating_sub(1))
     }
 }
 
-/// Operations per second of the largest product that was tried.
+/// Operations per second of the largest product tried.
 fn product(device: &mut dyn Backend, dtype: DType) -> Result<f64> {
     let mut flops = 0.0;
     for side in SIDES {
@@ -122,7 +122,7 @@ fn sum(device: &dyn Backend, length: usize) -> Result<Plan> {
     Ok(device.info().plan(&graph))
 }
 
-/// `None` for what the device has no memory for.
+/// `None` where the device has too little memory.
 fn fitting(time: std::result::Result<Duration, BackendError>) -> Result<Option<Duration>> {
     match time {
         Ok(time) => Ok(Some(time)),
@@ -131,9 +131,9 @@ fn fitting(time: std::result::Result<Duration, BackendError>) -> Result<Option<D
     }
 }
 
-/// The time of a plan: the fastest of a few runs. `data` gives the bytes of the tensors outside the plan.
+/// The time of a plan's fastest run. `data` gives the bytes of the tensors outside the plan.
 ///
-/// Errors: those of the device; one that cannot time single calls.
+/// Errors: those of the device; a device that cannot time single calls.
 pub fn best_time(
     device: &mut dyn Backend,
     plan: &Plan,
@@ -145,7 +145,7 @@ pub fn best_time(
     best
 }
 
-/// Leaves what it has allocated in `buffers`, also when it fails.
+/// Leaves its allocations in `buffers`, even when it fails.
 fn best_time_in(
     device: &mut dyn Backend,
     plan: &Plan,
@@ -173,7 +173,7 @@ fn best_time_in(
     Ok(times?.into_iter().min().unwrap_or_default())
 }
 
-/// Floats between -1 and 1, without a pattern that would save a device energy; zeros of other types.
+/// Floats between -1 and 1 without a pattern that might make a device faster; zeros for other types.
 pub fn numbers(external: &External) -> Vec<u8> {
     const BLOCK: u32 = 1 << 12;
     let n = external.ty.numel();

@@ -1,4 +1,4 @@
-//! Text token by token: keys and values of what has been read stay on the device.
+//! Generates text token by token, with the keys and values of earlier tokens cached on the device.
 
 use crate::Error;
 use crate::Result;
@@ -9,15 +9,15 @@ use crate::setup::Limits;
 use sparta_graph::ops::{IGNORED, step as step_input};
 
 impl Session {
-    /// Reads tokens that follow the first `past` ones, whose keys and values are kept, and keeps those of these. Returns
-    /// the vocabulary logits after the last of them.
+    /// Reads the tokens that follow `past` cached ones, and caches their keys and values. Returns
+    /// the vocabulary logits after the last token.
     ///
-    /// Errors: no tokens, or more than [`Limits::cache`] has room for; a device that fails.
+    /// Errors: no tokens, or more than [`Limits::cache`] can hold; a device that fails.
     pub fn decode(&mut self, tokens: &[u32], past: usize) -> Result<Vec<f32>> {
         let cache = self.setup().limits.cache.unwrap_or(0);
         if tokens.is_empty() || past + tokens.len() > cache {
             let count = tokens.len();
-            return Err(Error::Training(format!("{count} tokens after {past} do not go into a cache of {cache}")));
+            return Err(Error::Training(format!("{count} tokens after {past} do not fit into a cache of {cache}")));
         }
         let mut begin = past;
         for chunk in tokens.chunks(Limits::DECODED) {
@@ -54,12 +54,12 @@ impl Session {
     }
 }
 
-/// Rows of the plan that decodes this many: a few plans serve all texts.
+/// The rows of the plan that decodes this many tokens, rounded up so that a few plans serve all texts.
 fn rows_for(tokens: usize) -> usize {
     if tokens == 1 { 1 } else { tokens.next_power_of_two().max(ROW_MULTIPLE) }
 }
 
-/// The numbers of a run, which come back with its results: where it began, so that old results are not taken for new.
+/// The host's scalars of one run, which come back with its results: its start tells new results from old ones.
 fn numbers(begin: usize) -> StepNumbers {
     let mut numbers = [0.0; step_input::LEN];
     numbers[step_input::LR] = 1.0 + begin as f32;

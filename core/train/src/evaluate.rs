@@ -1,23 +1,24 @@
-//! Evaluation of labelled examples, and the cache of pooled features for head-only training.
+//! Evaluates labelled examples, and caches pooled features for head-only training.
 
 use crate::Result;
 use crate::batch::{Encoded, split_by_budget};
 use crate::session::Session;
 
-/// Examples per evaluation batch, at most.
+/// The most examples in an evaluation batch.
 pub const EVAL_EXAMPLES: usize = 256;
 
-/// Pooled hidden states of one split, computed once: with only the head trained they never change.
+/// The pooled hidden states of one split, computed once, since they never change when only the head is trained.
 ///
-/// They are computed in fixed groups of examples, whatever is asked for first, so that a resumed run gets the same bits.
+/// They are computed in fixed groups of examples, in whatever order they are needed, so that a resumed run gets the
+/// same bits.
 pub struct Features {
     width: usize,
     values: Vec<f32>,
     known: Vec<bool>,
-    /// A permutation of the examples, cut into groups of `group`.
+    /// A permutation of the examples, divided into groups of `group`.
     order: Vec<usize>,
     group: usize,
-    /// Place of each example in `order`.
+    /// The position of each example in `order`.
     places: Vec<usize>,
 }
 
@@ -29,7 +30,7 @@ impl Features {
         Features { width, values, known, order, group, places }
     }
 
-    /// The features of `chosen` examples, `[chosen, width]`; runs the body for groups not yet known.
+    /// The features of `chosen` examples, `[chosen, width]`; runs the model for groups not yet known.
     pub fn get(
         &mut self,
         session: &mut Session,
@@ -66,7 +67,7 @@ impl Features {
     }
 }
 
-/// Cuts a list of example positions into evaluation batches.
+/// Divides a list of example positions into evaluation batches.
 fn batches<'a>(examples: &[Encoded], order: &'a [usize], budget: usize) -> Vec<&'a [usize]> {
     let lengths: Vec<usize> = order.iter().map(|&i| examples[i].tokens.len()).collect();
     let ends = split_by_budget(&lengths, budget, EVAL_EXAMPLES);
@@ -74,14 +75,14 @@ fn batches<'a>(examples: &[Encoded], order: &'a [usize], budget: usize) -> Vec<&
     starts.zip(&ends).map(|(start, &end)| &order[start..end]).collect()
 }
 
-/// What one example was predicted to be.
+/// The prediction for one example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
     pub logits: Vec<f32>,
 }
 
 impl Prediction {
-    /// The class of the largest logit, the first of equals.
+    /// The class with the largest logit, the first among equals.
     pub fn class(&self) -> usize {
         let mut best = 0;
         for (i, &logit) in self.logits.iter().enumerate() {
@@ -92,7 +93,7 @@ impl Prediction {
         best
     }
 
-    /// Softmax of the logits.
+    /// The softmax of the logits.
     pub fn probabilities(&self) -> Vec<f64> {
         let max = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let weights: Vec<f64> = self.logits.iter().map(|&z| f64::from(z - max).exp()).collect();
@@ -100,7 +101,7 @@ impl Prediction {
         weights.into_iter().map(|w| w / sum).collect()
     }
 
-    /// The probability of each label, of those that do not exclude each other: the sigmoid of its logit.
+    /// The probability of each label where labels do not exclude each other: the sigmoid of its logit.
     pub fn independent(&self) -> Vec<f64> {
         self.logits.iter().map(|&z| 1.0 / (1.0 + f64::from(-z).exp())).collect()
     }
@@ -113,18 +114,18 @@ impl Prediction {
     }
 }
 
-/// What was found on a list of examples.
+/// The result of evaluating a list of examples.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Evaluation {
-    /// One for each example, in their order; empty ones where the objective has no outputs.
+    /// One per example, in order; empty ones if the objective has no outputs.
     pub predictions: Vec<Prediction>,
-    /// Sum over the targets, as the device computed it.
+    /// The sum of the loss over the targets, as the device computed it.
     pub loss: f64,
     pub targets: usize,
 }
 
-/// Evaluates `examples` in their order. `progress(done, total)` is called after each batch and may end it early by
-/// returning false: the rest is then missing.
+/// Evaluates `examples` in order. `progress(done, total)` is called after each batch and may end the evaluation early
+/// by returning false; the rest is then missing.
 pub fn evaluate(
     session: &mut Session,
     examples: &[Encoded],

@@ -1,4 +1,4 @@
-//! Chooses the size of micro-batches and activation checkpointing so that a run fits its device.
+//! Chooses the micro-batch size and activation checkpointing so that a run fits its device.
 
 use crate::batch::Size;
 use crate::batch::padded_rows;
@@ -8,33 +8,33 @@ use crate::setup::{Limits, Recompute, Setup};
 use crate::{Error, Result};
 use sparta_graph::DeviceInfo;
 
-/// Tokens of a micro-batch where memory sets no limit.
+/// Tokens of a micro-batch if memory is no limit.
 pub const MICRO_BATCH_TOKENS: usize = 4096;
 
-/// Below this a device multiplies matrices too slowly: recomputing activations costs less.
+/// With fewer tokens matrix products become so slow that recomputing activations costs less.
 const FEW_TOKENS: usize = 1024;
 
-/// The batches that the data makes, in tokens.
+/// The sizes of the batches that the data gives, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand {
     /// Examples per optimizer step.
     pub batch: usize,
     /// Tokens of the largest batch.
     pub largest_batch: usize,
-    /// Tokens of the longest training example, which no micro-batch can be smaller than.
+    /// Tokens of the longest training example, the least a micro-batch can have.
     pub longest_train: usize,
     /// Tokens of the longest example of all splits.
     pub longest: usize,
-    /// Whether the head alone is trained, on pooled states that are computed once.
+    /// Whether only the head is trained, on pooled states that are computed once.
     pub head_features: bool,
-    /// Tokens whose keys and values are kept, where the run also generates text.
+    /// Tokens whose keys and values are cached, if the run also generates text.
     pub cache: Option<usize>,
-    /// Whether a batch is split, whatever its size, as its examples have different weights.
+    /// Whether every batch is split because its examples have different weights.
     pub weighted: bool,
 }
 
 impl Demand {
-    /// The largest batches of a session whose micro-batches have at most `tokens` tokens, or one example.
+    /// The largest batches of a session whose micro-batches have at most `tokens` tokens or one example.
     pub fn limits(&self, tokens: usize) -> Limits {
         let rows = self.largest_batch.min(tokens.max(self.longest_train));
         Limits {
@@ -48,7 +48,7 @@ impl Demand {
         }
     }
 
-    /// From [`MICRO_BATCH_TOKENS`] by halves down to the longest example.
+    /// Micro-batch sizes from [`MICRO_BATCH_TOKENS`], halving down to the longest example.
     fn choices(&self) -> Vec<usize> {
         let least = padded_rows(self.longest_train.max(1)).min(MICRO_BATCH_TOKENS);
         let halves = std::iter::successors(Some(MICRO_BATCH_TOKENS), |&tokens| Some(tokens / 2));
@@ -56,20 +56,20 @@ impl Demand {
     }
 }
 
-/// What a run needs after the choices.
+/// The choices, and what the run then needs.
 #[derive(Clone, Debug)]
 pub struct Fit {
     pub planned: Planned,
     /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
-    /// Whether activations are computed again in the backward pass.
+    /// Whether the backward pass recomputes activations.
     pub recompute: bool,
-    /// What the run would need with the choices that cost no time, where that does not fit.
+    /// What the run would need with the fastest choices, if that does not fit.
     pub refused: Option<Planned>,
 }
 
-/// Chooses the fastest of the settings with which the run fits `device`, or, if it fits with none, the one that needs
-/// least memory. `tokens` and `recompute` are kept where they are given.
+/// Chooses the fastest settings with which the run fits `device` or, if none fit, those that need
+/// least memory. Keeps `tokens` and `recompute` if given.
 ///
 /// Errors: a model whose graph cannot be built.
 pub fn fit(
@@ -94,12 +94,12 @@ pub fn fit(
         }
     }
     let (_, planned, tokens, recompute) =
-        least.ok_or_else(|| Error::Training("there is no size of micro-batch to choose from".into()))?;
+        least.ok_or_else(|| Error::Training("there is no micro-batch size to choose from".into()))?;
     (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
     Ok(Fit { planned, micro_batch_tokens: tokens, recompute, refused })
 }
 
-/// The settings to try, the fastest first.
+/// The settings to try, fastest first.
 fn candidates(demand: &Demand, tokens: Option<usize>, recompute: Recompute) -> Vec<(usize, bool)> {
     let choices = tokens.map_or_else(|| demand.choices(), |tokens| vec![tokens]);
     let with = |on: bool| choices.iter().map(move |&tokens| (tokens, on));

@@ -22,18 +22,18 @@ pub mod names {
     /// The learning rate among them.
     pub const LR: &str = "step.lr";
     pub const RNG: &str = "rng";
-    /// Pooled hidden states as an input, for head-only training.
+    /// Pooled hidden states as an input for head-only training.
     pub const FEATURES: &str = "features";
     /// Partial sums of squares per trained tensor, in the order of the buckets.
     pub const NORMS: &str = "norms";
-    /// Set by a step that is not finite; nothing is updated until the host clears it.
+    /// Set by a step that is not finite; blocks updates until the host clears it.
     pub const LATCH: &str = "latch";
     /// The sum of the losses of a step's micro-batches so far.
     pub const LOSS_SUM: &str = "loss_sum";
-    /// All that the host reads after a step or an evaluation, in one tensor: [`super::results`].
+    /// Everything the host reads after a step or an evaluation, in one tensor: [`super::results`].
     pub const RESULTS: &str = "out.results";
     pub const POOLED: &str = "out.pooled";
-    /// Of each row that is decoded: its position, the row of the cache that its key and value go to, and the rows there
+    /// For each decoded row: its position, the cache row that its key and value go to, and the cache rows
     /// that it sees.
     pub const POSITIONS: &str = "positions";
     pub const CACHE_ROWS: &str = "cache_rows";
@@ -42,12 +42,12 @@ pub mod names {
     pub const STATES: &str = "out.states";
     pub const VOCABULARY: &str = "out.vocabulary";
 
-    /// The table of one of the decoder's rotations.
+    /// The table of a rotation.
     pub fn rope(rotation: usize) -> String {
         format!("rope.{rotation}")
     }
 
-    /// Gradients of whole weights, which are parts of it.
+    /// The gradients of whole weights, as parts of one tensor.
     pub const WHOLE_GRADIENTS: &str = "whole_gradients";
 
     pub fn whole_gradient(parameter: &str) -> String {
@@ -62,8 +62,8 @@ pub mod names {
 /// The host's scalars of one step: [`names::STEP`].
 pub(crate) type StepNumbers = [f32; step_input::LEN];
 
-/// The parts of [`names::RESULTS`]: the element at which each begins, and the length of all. The step's numbers are among
-/// them, which the host knows beforehand: where it finds others, the device has not done what it was told.
+/// The parts of [`names::RESULTS`]: the element at which each begins, and the total length. They include the step's
+/// numbers, which the host knows beforehand: if they differ, the device did not run what it was told to.
 pub mod results {
     use sparta_graph::ops::{Concat, step};
 
@@ -106,25 +106,26 @@ pub enum Purpose {
     Pool(Size),
     /// An optimizer step of the head on pooled hidden states of this many examples.
     HeadStep(usize),
-    /// Logits and loss from pooled hidden states.
+    /// Logits and loss, from pooled hidden states.
     HeadEvaluate(usize),
-    /// Writes the trained values into the weights that the forward pass reads: sparse deltas and shadows.
+    /// Writes trained values into the weights that the forward pass reads: sparse deltas and rounded copies.
     Follow,
-    /// The gradients of whole weights, those of a group, of the first micro-batch or added to those of others.
+    /// The gradients of a group of whole weights, for the first micro-batch or added to those of earlier ones.
     WholeGradients { size: Size, group: usize, first: bool },
-    /// Keys and values of `rows` rows into a cache of `cache` rows, and the vocabulary logits of one of them.
+    /// Stores keys and values of `rows` rows in a cache of `cache` rows, and gives the vocabulary logits of one of
+    /// them.
     Decode { rows: usize, cache: usize },
 }
 
-/// Builds graphs for one model and method.
+/// Builds the graphs for one model and method.
 pub struct Graphs<'a> {
     pub decoder: &'a Decoder,
     pub adaptation: &'a Adaptation,
     pub objective: &'a dyn Objective,
     pub optimization: &'a Optimization,
-    /// Attention dropout while training.
+    /// The probability of attention dropout in training.
     pub dropout: f32,
-    /// Compute the activations of a layer again in the backward pass.
+    /// Whether the backward pass recomputes each layer's activations.
     pub recompute: bool,
     /// Rows of the rope table.
     pub positions: usize,
@@ -182,7 +183,7 @@ impl Graphs<'_> {
         let mut rows_of = |name: &str| graph.external(name, DType::U32, [rows]);
         let (positions, places) = (rows_of(names::POSITIONS), rows_of(names::CACHE_ROWS));
         let cache = Cache { len, rows: places, seen: graph.external(names::SEEN, DType::U32, [rows, 2]) };
-        // Rotations take a row's angles by its place among these rows.
+        // A rotation looks up a row's angles by its place among these rows.
         let angles = |table: &Value| graph.one(Embed { scale: 1.0, padding: None }, &[*table, positions]);
         let ropes = inputs.ropes.iter().map(angles).collect::<std::result::Result<_, _>>()?;
         let last = graph.external(names::ROWS, DType::U32, [1]);
@@ -193,7 +194,7 @@ impl Graphs<'_> {
         store_joined(graph, names::RESULTS, &[numbers, logits])
     }
 
-    /// Hidden states of all rows, and their vocabulary logits where the objective has no head of its own.
+    /// Hidden states of all rows, and their vocabulary logits if the objective has no classification head.
     pub fn inspect(&self, size: Size) -> Result<Graph> {
         let mut graph = Graph::new();
         let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -215,7 +216,7 @@ impl Graphs<'_> {
         let hidden = self.hidden(g, &mut layers, size, dropout)?;
         let mut loss = self.loss(g, &mut layers, hidden, size)?;
         if gradients != Gradients::Sum {
-            // All micro-batches of a step have the same trained values: the first one's gradient is that of the step.
+            // All micro-batches of a step see the same trained values, so the penalty is added to the first only.
             loss = penalised(g, &mut layers, loss)?;
         }
         let forward = g.nodes().len();
@@ -223,7 +224,7 @@ impl Graphs<'_> {
         Ok(if self.recompute { recompute(&graph, forward) } else { recompute_cheap(&graph, forward) })
     }
 
-    /// Without dropout, as nobody could repeat that of the step.
+    /// Without dropout, since the step's cannot be repeated.
     fn whole_gradients(&self, mut graph: Graph, size: Size, group: &WholeGroup, first: bool) -> Result<Graph> {
         let g = &mut graph;
         let mut layers = AdaptedLayers::new(self.adaptation, None);
@@ -259,7 +260,7 @@ impl Graphs<'_> {
         }
     }
 
-    /// The hidden states that the objective sees.
+    /// The hidden states that the objective reads.
     fn hidden(
         &self,
         graph: &mut Graph,
@@ -319,7 +320,7 @@ impl Graphs<'_> {
     }
 }
 
-/// The loss with the method's terms.
+/// The loss plus the method's penalties.
 fn penalised(graph: &mut Graph, layers: &mut AdaptedLayers, mut loss: Loss) -> Result<Loss> {
     graph.set_label("penalty");
     for term in layers.penalties(graph)? {
@@ -329,7 +330,7 @@ fn penalised(graph: &mut Graph, layers: &mut AdaptedLayers, mut loss: Loss) -> R
     Ok(loss)
 }
 
-/// What becomes of the gradients of a batch.
+/// What to do with the gradients of a batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gradients {
     Apply,
@@ -342,7 +343,7 @@ pub(crate) fn step_numbers(graph: &mut Graph) -> Value {
     graph.external(names::STEP, DType::F32, [step_input::LEN])
 }
 
-/// Stores tensors as one.
+/// Stores tensors, joined into one.
 pub(crate) fn store_joined(graph: &mut Graph, name: &str, parts: &[Value]) -> Result<()> {
     let joined = graph.one(Concat {}, parts)?;
     store(graph, name, joined)

@@ -1,4 +1,4 @@
-//! What a method does between steps: it reads its tensors, and its changes are made when it has answered.
+//! Lets a method act between steps: it reads tensors, and its changes are applied once it has returned.
 
 use crate::batch::Batch;
 use crate::graphs::{Purpose, names};
@@ -12,25 +12,25 @@ use sparta_model::method::{Form, Part, Trained};
 use sparta_plugin::method::{OwnForm, OwnTensor, StepInfo, StepTensors};
 use std::collections::BTreeMap;
 
-/// Where a run is when its method acts.
+/// The state of a run when its method acts.
 pub struct StepPoint<'a> {
-    /// Steps done, the last of which has updated something.
+    /// Steps done, of which the last changed something.
     pub step: u64,
     pub total_steps: u64,
-    /// What that step multiplied its gradients with.
+    /// The factor that clipped the step's gradients.
     pub clip_coef: f64,
-    /// Its batch.
+    /// The step's batch.
     pub micro_batches: &'a [Batch],
-    /// What the method returned last; null at first.
+    /// What the method last returned; null at first.
     pub state: &'a Json,
-    /// Those that the session was opened with.
+    /// The weights that the session was opened with.
     pub weights: &'a dyn WeightSource,
 }
 
 impl Session {
-    /// Lets the method act, makes its changes and returns its new state.
+    /// Lets the method act, applies its changes and returns its new state.
     ///
-    /// Errors: those of the method, and changes that it may not make; nothing is changed then. A device that fails.
+    /// Errors: those of the method, or a change that is not allowed; nothing is changed then. A device that fails.
     pub fn on_step(&mut self, point: &StepPoint) -> Result<Json> {
         let adaptation = &self.setup().adaptation;
         let (method, name) = (adaptation.method.clone(), adaptation.info.name.clone());
@@ -96,7 +96,7 @@ impl Session {
         self.follow_trained()
     }
 
-    /// Trains other elements of a parameter: those that stay keep value and optimizer state, the others begin with zeros.
+    /// Trains other elements of a parameter: those that stay keep value and optimizer state, new ones start at zero.
     fn exchange(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
         let adaptation = &self.setup().adaptation;
         let Part::Sparse(set) = &adaptation.parts[position] else { return Ok(()) };
@@ -114,23 +114,23 @@ impl Session {
     }
 }
 
-/// A tensor of the method's own, as it sees it and as the session calls it.
+/// A tensor of the method: how the method sees it, and its name in the session.
 struct Own {
     stored: Trained,
     info: OwnTensor,
 }
 
-/// The tensors of a session for one call of a method.
+/// A session's tensors during one call of a method.
 struct Access<'a, 'p> {
     session: &'a mut Session,
     point: &'a StepPoint<'p>,
     own: Vec<Own>,
-    /// Changes, by what the device calls the tensor and by position of the parameter.
+    /// New values by the tensor's name on the device, and new indices by the parameter's position.
     values: BTreeMap<String, Vec<f32>>,
     indices: BTreeMap<usize, Vec<u32>>,
-    /// The group whose whole gradients the device has now.
+    /// The group whose whole gradients are on the device now.
     group: Option<usize>,
-    /// A failure of the device, which must not come back as one of the method.
+    /// A failure of the device, which must not be reported as one of the method.
     failed: Option<Error>,
 }
 
@@ -147,8 +147,7 @@ impl Access<'_, '_> {
 
     fn own(&self, name: &str) -> Answer<&Own> {
         self.own.iter().find(|own| own.info.name == name).ok_or_else(|| {
-            format!("it has no tensor `{name}`; those that it has are in the request, the first is {}", self.first())
-                .into()
+            format!("it has no tensor `{name}`; the request lists those it has, the first is {}", self.first()).into()
         })
     }
 
@@ -164,19 +163,19 @@ impl Access<'_, '_> {
         }
     }
 
-    /// The position of a parameter that the method does not leave as it is.
+    /// The position of a parameter that the method changes.
     fn parameter(&self, name: &str) -> Answer<usize> {
         let adaptation = &self.session.setup().adaptation;
         let changed = |&position: &usize| !matches!(adaptation.parts[position], Part::Frozen);
         let position = adaptation.position(name).filter(changed);
         position.ok_or_else(|| {
-            format!("`{name}` is no parameter that it trains, trains elements of or reparametrises").into()
+            format!("`{name}` is not a parameter that it trains, trains elements of or reparametrizes").into()
         })
     }
 
     fn gradient(&mut self, name: &str) -> Answer<Vec<f32>> {
         if !self.session.setup().adaptation.keeps_gradients() {
-            return Err("it reads gradients and does not say so: set `gradients` in `steps`".into());
+            return Err("it reads gradients without declaring it: set `gradients` in `steps`".into());
         }
         let (name, clip) = (names::grad_sum(&self.trained("gradient", name)?.stored.name), self.point.clip_coef as f32);
         let mut gradient = self.device(|session| session.tensors().read_floats(&name))?;
@@ -189,7 +188,7 @@ impl Access<'_, '_> {
         let groups = self.session.setup().whole_groups();
         if groups.is_empty() {
             return Err(
-                "it reads gradients of whole weights and does not say so: set `whole_gradients` in `steps`".into()
+                "it reads gradients of whole weights without declaring it: set `whole_gradients` in `steps`".into()
             );
         }
         let group = groups.iter().position(|group| group.parts.iter().any(|&(of, _)| of == position));
@@ -210,7 +209,7 @@ impl Session {
         let purpose = |session: &Session, i: usize| {
             Ok::<_, Error>(Purpose::WholeGradients { size: session.size_of(&batches[i])?, group, first: i == 0 })
         };
-        // All plans first: one that needs a larger arena would end those already queued.
+        // All plans are prepared first: one that needs a larger arena would invalidate those already queued.
         for i in 0..batches.len() {
             self.prepared(purpose(self, i)?)?;
         }

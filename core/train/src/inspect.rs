@@ -1,4 +1,4 @@
-//! What a model computes on a batch, row by row, for comparison with other implementations.
+//! What a model computes for each row of a batch, for comparison with other implementations.
 
 use crate::Result;
 use crate::batch::Batch;
@@ -11,12 +11,12 @@ use sparta_graph::DType;
 pub struct Inspected {
     /// Hidden states after the final norm, `[T, hidden]`.
     pub hidden: Vec<f32>,
-    /// Logits of the vocabulary, `[T, vocab]`; none where the objective has a head of its own.
+    /// Vocabulary logits, `[T, vocab]`; none if the objective has a classification head.
     pub logits: Option<Vec<f32>>,
 }
 
 impl Session {
-    /// The hidden states of all rows of a batch, filling ones included, and their vocabulary logits.
+    /// The hidden states of all rows of a batch, including padding, and their vocabulary logits.
     pub fn inspect(&mut self, batch: &Batch) -> Result<Inspected> {
         let size = self.size_of(batch)?;
         self.queue_batch(batch)?;

@@ -1,4 +1,4 @@
-//! Which tensors a session keeps on the device, how large they are, and their first values.
+//! Which tensors a session keeps on the device, their sizes and their initial values.
 
 use crate::batch::{Size, padded_rows};
 use crate::buckets::Bucket;
@@ -19,7 +19,7 @@ use sparta_model::{WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
 use std::collections::BTreeMap;
 
-/// The size of a batch of `examples` sequences with `tokens` tokens together.
+/// The size of a batch of `examples` sequences with `tokens` tokens in total.
 pub fn size_of(tokens: usize, examples: usize) -> Size {
     Size { rows: padded_rows(tokens), examples }
 }
@@ -29,7 +29,7 @@ pub struct TensorSpec {
     pub dtype: DType,
     pub len: usize,
     pub kind: MemoryKind,
-    /// The tensor that it is a part of, and the element at which it begins there; such a tensor comes after the whole.
+    /// The tensor that it is a part of, and the element at which it begins there; parts are listed after the whole.
     pub part_of: Option<(String, usize)>,
 }
 
@@ -44,12 +44,12 @@ impl TensorSpec {
     }
 }
 
-/// What the device calls an optimizer slot of a trained tensor; checkpoints do so, too.
+/// The name of a trained tensor's optimizer slot on the device and in checkpoints.
 pub(crate) fn slot_name(slot: &str, trained: &str) -> String {
     format!("{slot}.{trained}")
 }
 
-/// Every tensor of a session but the arena.
+/// All tensors of a session except the arena.
 pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     let mut list = Vec::new();
     let adaptation = &setup.adaptation;
@@ -169,7 +169,7 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
     }
 }
 
-/// What a session will allocate.
+/// The memory that a session will allocate.
 #[derive(Clone, Debug)]
 pub struct Planned {
     /// Bytes by kind.
@@ -177,14 +177,14 @@ pub struct Planned {
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
     pub largest: LargestBuffer,
-    /// A kernel that the device cannot run on what it would have to bind, and why.
+    /// A kernel that would have to bind more than the device allows, and why.
     pub unbound: Option<String>,
 }
 
 /// The largest single buffer of a session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LargestBuffer {
-    /// The tensor, or that it holds activations.
+    /// The tensor's name, or that the buffer holds activations.
     pub name: String,
     pub bytes: u64,
 }
@@ -194,14 +194,14 @@ impl Planned {
         self.memory.values().sum()
     }
 
-    /// Whether the device has the memory, buffers that are large enough, and kernels that can bind what they need.
+    /// Whether the device has enough memory, large enough buffers, and kernels that can bind what they need.
     pub fn fits(&self, device: &DeviceInfo) -> bool {
         let memory = device.memory.is_none_or(|memory| self.total() <= memory);
         memory && self.largest.bytes <= device.max_buffer && self.unbound.is_none()
     }
 }
 
-/// What [`crate::Session::open`] will allocate, from shapes alone.
+/// Computes what [`crate::Session::open`] will allocate, from shapes alone.
 pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
     let mut largest = LargestBuffer::default();
@@ -248,7 +248,7 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
         if setup.keeps_sums() {
             purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
         }
-        // The first group has the longest way back, the largest one the most gradients.
+        // The first group has the longest backward pass, and the largest one the most gradients.
         let groups = setup.whole_groups();
         let largest = (0..groups.len()).max_by_key(|&group| groups[group].len);
         for group in largest.into_iter().chain(largest.map(|_| 0)) {
@@ -258,7 +258,7 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
     purposes
 }
 
-/// Writes the weights, the index sets with their base values, the first values of new tensors, and the rope table.
+/// Writes the weights, the index sets with their base values, the initial values of new tensors and the rope tables.
 ///
 /// Errors: a weight that is NaN or infinite; a device that fails.
 pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
@@ -283,7 +283,7 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
     write_ropes(tensors, setup)
 }
 
-/// Writes a weight as the model has it, and its index set with the base values.
+/// Writes a weight as in the model, and its index set with the base values.
 ///
 /// Errors: those of [`upload`].
 pub(crate) fn upload_parameter(
@@ -297,7 +297,7 @@ pub(crate) fn upload_parameter(
     if weights.get(&parameter.name).is_none() {
         tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
     } else {
-        // Here all bytes are read anyway; later a value that no batch has used yet would go unnoticed.
+        // All bytes are read here anyway; later, a bad value that no batch has used yet would go unnoticed.
         let (stored, bytes) = weights.finite(&parameter.name)?;
         match stored == dtype {
             true => tensors.write(&parameter.name, &bytes)?,
@@ -331,7 +331,7 @@ pub(crate) fn upload_parameter(
             }
         }
     }
-    // The device has it now; the file's pages would count as this process's memory.
+    // The device has a copy now, and the file's pages would count as this process's memory.
     weights.forget(&parameter.name);
     Ok(())
 }
@@ -342,8 +342,8 @@ fn write_ropes(tensors: &mut Tensors, setup: &Setup) -> Result<()> {
     for (i, rope) in setup.decoder.ropes.iter().enumerate() {
         if let Some(most) = rope.positions().filter(|&most| most < positions) {
             return Err(Error::Data(format!(
-                "there are texts of up to {positions} tokens; with this model's longrope only up to {most} are supported, as \
-                 longer ones are rotated by other angles: take shorter texts, or set --max-length {most}"
+                "there are texts of up to {positions} tokens, but with this model's longrope only up to {most} are supported, as \
+                 longer ones use other angles: use shorter texts, or set --max-length {most}"
             )));
         }
         tensors.write_f32(&names::rope(i), &rope.table(positions))?;
@@ -351,7 +351,7 @@ fn write_ropes(tensors: &mut Tensors, setup: &Setup) -> Result<()> {
     Ok(())
 }
 
-/// First values of a head that the checkpoint does not have, `[classes, hidden]`.
+/// Initial values of a head that the checkpoint lacks, `[classes, hidden]`.
 fn new_head(weights: &dyn WeightSource, setup: &Setup, parameter: &Parameter) -> Result<Vec<f32>> {
     match &setup.head_init {
         HeadInit::Normal { std } => {
@@ -373,7 +373,7 @@ fn vocabulary_rows(weights: &dyn WeightSource, name: &str, rows: &[u32]) -> Resu
     let mut values = Vec::new();
     for &row in rows {
         let row = head.part_f32(row as usize * width..(row as usize + 1) * width);
-        values.extend(row.ok_or_else(|| error(format!("{name} is {:?}, it has no such row", head.shape)))?);
+        values.extend(row.ok_or_else(|| error(format!("{name} is {:?} and has no such row", head.shape)))?);
     }
     Ok(values)
 }
@@ -389,7 +389,7 @@ fn row_norms(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f3
     Ok(norms)
 }
 
-/// First values of a new tensor that does not depend on the model's, a function of seed and name alone.
+/// Initial values of a new tensor that do not depend on the model, a function of seed and name alone.
 pub fn initial(seed: u64, name: &str, shape: &[usize], init: Init) -> Vec<f32> {
     let len = shape.iter().product();
     match init {
@@ -410,12 +410,12 @@ fn pick(dtype: DType, bytes: &[u8], indices: &[u32]) -> Vec<u8> {
     indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect()
 }
 
-/// Where each row's elements begin among ascending flat indices: `[rows + 1]`.
+/// Where each row's elements start among ascending flat indices: `[rows + 1]`.
 pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
     (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
 }
 
-/// The positions in `indices` sorted by column, and where each column's begin among them: `[columns + 1]`.
+/// The positions in `indices` sorted by column, and where each column's start among them: `[columns + 1]`.
 fn by_column(indices: &[u32], columns: usize) -> (Vec<u32>, Vec<u32>) {
     let column = |i: &u32| *i as usize % columns;
     let mut starts = vec![0; columns + 1];

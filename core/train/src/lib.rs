@@ -1,6 +1,7 @@
-//! Training on a device: packed batches, graphs of a step, the session that runs them, schedules, evaluation.
+//! Training on a device: packed batches, the graphs of a step, the session that runs them, schedules and evaluation.
 //!
-//! No file system and no clock: weights come from a [`sparta_model::WeightSource`], state goes out as values.
+//! Uses neither the file system nor the clock: weights come from a [`sparta_model::WeightSource`], and state is
+//! returned as values.
 
 pub mod batch;
 mod blame;

@@ -1,14 +1,14 @@
-//! Predictions compared with labels.
+//! Compares predictions with labels.
 
 use serde::{Deserialize, Serialize};
 use sparta_model::{Error, Result};
 use std::collections::BTreeMap;
 
-/// What an evaluation found.
+/// The metrics of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     pub examples: u64,
-    /// Mean over the targets, as the objective has it.
+    /// The objective's mean loss over the targets.
     pub loss: f64,
     /// The task's metrics by id: `accuracy`, `f1`, `mcc`.
     #[serde(flatten)]
@@ -16,23 +16,23 @@ pub struct Metrics {
     /// `confusion[label][predicted]`, in examples.
     #[serde(default)]
     pub confusion: Vec<Vec<u64>>,
-    /// In the order of the labels.
+    /// Metrics of each label, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub per_label: Vec<LabelMetrics>,
 }
 
 impl Metrics {
-    /// Gives the labels their names.
+    /// Names the labels.
     pub fn name_labels(mut self, names: &[String]) -> Metrics {
         self.per_label.iter_mut().zip(names).for_each(|(of, name)| of.label.clone_from(name));
         self
     }
 }
 
-/// How well one label was found.
+/// How well one label was predicted.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LabelMetrics {
-    /// Its name, from [`Metrics::name_labels`] on.
+    /// Its name, once set by [`Metrics::name_labels`].
     #[serde(default)]
     pub label: String,
     pub precision: f64,
@@ -43,7 +43,8 @@ pub struct LabelMetrics {
 }
 
 impl LabelMetrics {
-    /// Of a label that was found `right` times, was predicted `predicted` times and is that of `support` examples.
+    /// The metrics of a label that was predicted `predicted` times, of which `right` correctly, and that `support`
+    /// examples have.
     pub(crate) fn new(right: u64, predicted: u64, support: u64) -> LabelMetrics {
         let share = |of: u64| ratio(right as f64, of as f64);
         let f1 = ratio(2.0 * right as f64, (predicted + support) as f64);
@@ -51,8 +52,8 @@ impl LabelMetrics {
     }
 }
 
-/// Predictions compared with labels. The definitions are scikit-learn's, and so are the degenerate cases: a ratio whose
-/// denominator is zero is 0.
+/// Compares predictions with labels. Definitions and degenerate cases are scikit-learn's: a ratio whose
+/// denominator is 0 is 0.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
     /// `counts[label][predicted]`.
@@ -79,7 +80,7 @@ impl Scores {
         Ok(())
     }
 
-    /// Number of examples.
+    /// The number of examples.
     pub fn count(&self) -> u64 {
         self.counts.iter().flatten().sum()
     }
@@ -89,12 +90,12 @@ impl Scores {
         &self.counts
     }
 
-    /// Mean cross-entropy in nats.
+    /// The mean cross-entropy in nats.
     pub fn loss(&self) -> f64 {
         ratio(self.loss_sum, self.count() as f64)
     }
 
-    /// The metric of this id, in [0, 1] (`mcc`: [-1, 1]); more is better.
+    /// The metric with this id, in [0, 1] (`mcc`: [-1, 1]); larger is better.
     pub fn metric(&self, id: &str) -> Result<f64> {
         match id {
             "accuracy" => Ok(self.accuracy()),
@@ -106,7 +107,7 @@ impl Scores {
         }
     }
 
-    /// Share of right predictions.
+    /// The share of correct predictions.
     pub fn accuracy(&self) -> f64 {
         let right: u64 = (0..self.counts.len()).map(|class| self.counts[class][class]).sum();
         ratio(right as f64, self.count() as f64)
@@ -116,8 +117,8 @@ impl Scores {
         self.over_classes(|class| class.f1)
     }
 
-    /// Two classes: the value of class 1. More: the mean of the classes' values (macro), over the classes that occur among
-    /// labels or predictions, as scikit-learn does.
+    /// For two classes, the value of class 1; for more, the mean of the classes' values (macro) over those that occur
+    /// among labels or predictions, as in scikit-learn.
     fn over_classes(&self, value: impl Fn(&LabelMetrics) -> f64) -> f64 {
         let per_label = self.per_label();
         if let [_, second] = &per_label[..] {
@@ -128,14 +129,14 @@ impl Scores {
         ratio(values.iter().sum(), values.len() as f64)
     }
 
-    /// In the order of the classes.
+    /// Metrics of each class, in order.
     pub fn per_label(&self) -> Vec<LabelMetrics> {
         let of =
             |class: usize| LabelMetrics::new(self.counts[class][class], self.predicted(class), self.labelled(class));
         (0..self.counts.len()).map(of).collect()
     }
 
-    /// Matthews correlation; for more than two classes Gorodkin's R_K (2004), from the covariances of labels and
+    /// The Matthews correlation; for more than two classes, Gorodkin's R_K (2004) from the covariances of labels and
     /// predictions.
     pub fn mcc(&self) -> f64 {
         let classes = 0..self.counts.len();
@@ -160,7 +161,7 @@ impl Scores {
     }
 }
 
-/// 0 where the denominator is.
+/// The ratio, or 0 if the denominator is 0.
 pub(crate) fn ratio(numerator: f64, denominator: f64) -> f64 {
     if denominator == 0.0 { 0.0 } else { numerator / denominator }
 }
@@ -175,7 +176,7 @@ mod tests {
         scores
     }
 
-    /// Accuracy, F1 and Matthews correlation, against numbers of scikit-learn 1.x.
+    /// Accuracy, F1 and Matthews correlation, compared with scikit-learn 1.x.
     #[track_caller]
     fn check(scores: Scores, expected: [f64; 3]) {
         for (id, expected) in Scores::METRICS.iter().zip(expected) {
@@ -202,7 +203,7 @@ mod tests {
         check(scores(3, &[0, 2, 2, 0, 0], &[0, 2, 0, 0, 2]), [0.6, 0.5833333333333333, 0.16666666666666666]);
     }
 
-    /// Precision, recall, F1 and support of each class, against scikit-learn's `precision_recall_fscore_support`.
+    /// Precision, recall, F1 and support of each class, compared with scikit-learn's `precision_recall_fscore_support`.
     #[test]
     fn each_class_has_its_own() {
         let predicted = [2, 2, 1, 0, 1, 0, 1, 1, 1, 1, 0, 1, 0, 2, 1, 0, 1, 0, 2, 0, 1, 2, 2, 1];

@@ -1,4 +1,4 @@
-//! Where the time of a step goes: each call of the plan against what the device can do at best.
+//! Where the time of a step goes: each call of the plan compared with the best the device can do.
 
 use crate::ceiling::Ceiling;
 use crate::{Error, Result};
@@ -12,28 +12,28 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize)]
 pub struct CallTime {
     pub op: String,
-    /// Where in the model: `layers.3.mlp`.
+    /// Its place in the model, such as `layers.3.mlp`.
     pub label: String,
     pub seconds: f64,
     /// The type of the first operand, which decides how a product is computed.
     pub activations: DType,
     pub flops: u64,
-    /// Of all operands, each counted once.
+    /// The bytes of all operands, each counted once.
     pub bytes: u64,
 }
 
-/// The calls of one step in order.
+/// The calls of one step, in order.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
-    /// At least what the fastest call reached, so that none is above it.
+    /// The device's best rates, raised so that no call exceeds them.
     pub ceiling: Ceiling,
     pub calls: Vec<CallTime>,
 }
 
 impl Profile {
-    /// `times` are those of the plan's calls on a packed batch whose segments have these lengths.
+    /// `times` are those of the plan's calls, on a packed batch with segments of these lengths.
     ///
-    /// Errors: another number of times than of calls.
+    /// Errors: the numbers of times and calls differ.
     pub fn new(plan: &Plan, lengths: &[usize], times: &[Duration], mut ceiling: Ceiling) -> Result<Profile> {
         if times.len() != plan.calls.len() {
             let (expected, got) = (plan.calls.len(), times.len());
@@ -58,12 +58,12 @@ impl Profile {
         self.calls.iter().map(|call| call.seconds).sum()
     }
 
-    /// Seconds that the call would take if it were bound by the device's arithmetic or memory alone.
+    /// Seconds that the call would take if only the device's arithmetic or memory limited it.
     fn least_seconds(&self, call: &CallTime) -> f64 {
         self.ceiling.least_seconds(call.activations, call.flops, call.bytes)
     }
 
-    /// The calls as a timeline for `chrome://tracing` and Perfetto, in JSON.
+    /// The calls as a JSON timeline for `chrome://tracing` and Perfetto.
     pub fn trace(&self) -> String {
         let mut start = 0.0;
         let events: Vec<serde_json::Value> = self
@@ -85,7 +85,7 @@ impl Profile {
     }
 }
 
-/// The op, and for a matrix product which operands are transposed.
+/// The op's name and, for a matrix product, which operands are transposed.
 fn name(op: &Op) -> String {
     match op {
         Op::Linear(linear) => format!("linear {:?}", linear.layout).to_lowercase(),
@@ -93,7 +93,7 @@ fn name(op: &Op) -> String {
     }
 }
 
-/// Zero for what took no time: a device may not time copies.
+/// The rate, or 0 where no time was measured: a device may not time copies.
 fn ratio(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }

@@ -1,5 +1,5 @@
-//! Scores of elements, by which a method chooses those that it trains: steps of a session that trains, or only differentiates,
-//! the scored tensors whole.
+//! Scores by which a method chooses the elements it trains, from steps of a session that trains, or only
+//! differentiates, all of the scored tensors.
 
 use crate::layout::slot_name;
 use crate::optimizer::{Optimizer, Slot, Target};
@@ -10,7 +10,7 @@ use sparta_model::WeightSource;
 use sparta_plugin::method::{Parameter, Score};
 use std::sync::Arc;
 
-/// Adds up |g| or g^2 in place of an update.
+/// Adds up |g| or g^2 instead of updating.
 #[derive(Debug)]
 struct Sum {
     squared: bool,

@@ -1,4 +1,4 @@
-//! A model with its method on a device: runs steps and evaluations of packed batches.
+//! A model with its method on a device, on which it runs steps and evaluations of packed batches.
 
 use crate::batch::{Batch, Labels, Size};
 use crate::graphs::{Purpose, StepNumbers, names, results};
@@ -14,16 +14,16 @@ use sparta_model::method::{Form, Part, Trained};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 
-/// A tensor of what training has changed so far: with the number of optimizer steps, all that the next step depends on
-/// besides its batch.
+/// A tensor that training changes. Together with the number of optimizer steps, these are all that the next step
+/// depends on apart from its batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateTensor {
     /// `value.NAME`, and `SLOT.NAME` for each slot of the optimizer.
     pub name: String,
     pub len: usize,
-    /// What messages call it.
+    /// Its name in messages.
     pub title: String,
-    /// What the device calls it.
+    /// Its name on the device.
     device_name: String,
 }
 
@@ -33,14 +33,14 @@ impl StateTensor {
     }
 }
 
-/// What a state is to an adapter: values by name, and the index sets where the method may have changed them.
+/// The state as adapters store it: values by name, and the index sets that the method may have changed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     pub values: BTreeMap<String, Vec<f32>>,
     pub indices: BTreeMap<String, Vec<u32>>,
 }
 
-/// Plans kept ready; the least recently used goes first.
+/// The most prepared plans to keep; the least recently used is dropped first.
 const PLANS_KEPT: usize = 256;
 
 pub struct Session {
@@ -49,11 +49,11 @@ pub struct Session {
     pub(crate) device: DeviceInfo,
     plans: HashMap<Purpose, (PlanId, u64)>,
     clock: u64,
-    /// Updates done, those that were submitted and not settled included.
+    /// Updates done, including those submitted but not settled.
     pub(crate) steps: u64,
-    /// Steps that were submitted and not settled.
+    /// Steps submitted but not settled.
     pub(crate) in_flight: usize,
-    /// Micro-batches whose gradients are in the sums, and the targets of their step.
+    /// How many micro-batches are in the gradient sums.
     pub(crate) accumulated: usize,
     pub(crate) targets: usize,
 }
@@ -61,7 +61,7 @@ pub struct Session {
 impl Session {
     /// Allocates everything on the device and uploads the weights. `arena` are the segments of [`layout::plan_memory`].
     ///
-    /// Errors: an operation that the backend does not have; out of memory, with the tensor's name; a device that fails.
+    /// Errors: an operation that the backend lacks; out of memory, with the tensor's name; a device that fails.
     pub fn open(
         device: Box<dyn Backend>,
         weights: &dyn WeightSource,
@@ -104,7 +104,7 @@ impl Session {
         &mut self.tensors
     }
 
-    /// The tensors of the state, which are read one at a time: together they may be as large as three models.
+    /// The tensors of the state. Read one at a time: together they may be as large as three models.
     pub fn state(&self) -> Vec<StateTensor> {
         let slots = self.setup.optimization.optimizer.slots();
         let trained = self.setup.adaptation.trained().len();
@@ -125,14 +125,14 @@ impl Session {
         self.tensors.read_floats(&tensor.device_name)
     }
 
-    /// Optimizer steps done.
+    /// The number of optimizer steps done.
     pub fn optimizer_steps(&self) -> u64 {
         self.steps
     }
 
-    /// Takes over a saved state after `steps` optimizer steps; `read` gives the values of each tensor when its turn comes.
+    /// Restores a saved state after `steps` optimizer steps; `read` gives the values of each tensor in turn.
     ///
-    /// Errors: those of `read`; another number of values than the tensor has.
+    /// Errors: those of `read`; a wrong number of values.
     pub fn set_state(&mut self, steps: u64, mut read: impl FnMut(&StateTensor) -> Result<Vec<f32>>) -> Result<()> {
         for tensor in self.state() {
             let values = read(&tensor)?;
@@ -153,7 +153,7 @@ impl Session {
         }
     }
 
-    /// Computes the weights that follow from the trained tensors.
+    /// Recomputes the weights that depend on trained tensors.
     pub(crate) fn follow_trained(&mut self) -> Result<()> {
         let adaptation = &self.setup.adaptation;
         let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
@@ -170,7 +170,7 @@ impl Session {
         self.evaluation(plan, batch.rows.len())
     }
 
-    /// [`Session::evaluate`] from pooled hidden states.
+    /// Like [`Session::evaluate`], from pooled hidden states.
     pub fn head_evaluate(&mut self, features: &[f32], batch: &Batch) -> Result<(Vec<f32>, f64)> {
         let plan = self.prepared(Purpose::HeadEvaluate(batch.rows.len()))?;
         self.tensors.queue_write(names::FEATURES, features)?;
@@ -187,13 +187,13 @@ impl Session {
         self.tensors.read_f32(names::POOLED, size.examples * self.setup.decoder.hidden_size)
     }
 
-    /// The values of what an adapter stores, by name: of every trained tensor, and of others that the method may set.
+    /// The values that an adapter stores, by name: of all trained tensors, and of others that the method may set.
     pub fn trained_values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
         let stored = self.setup.adaptation.stored();
         stored.into_iter().map(|t| Ok((t.name.clone(), self.tensors.read_f32(&t.name, t.numel())?))).collect()
     }
 
-    /// A hash of each trained tensor's values, by name: whether it has changed, without a copy of it.
+    /// A hash of each trained tensor's values, by name, to detect changes without a copy.
     pub fn trained_hashes(&mut self) -> Result<BTreeMap<String, u64>> {
         let hash = |values: Vec<f32>| {
             let mut hasher = DefaultHasher::new();
@@ -204,12 +204,12 @@ impl Session {
         trained.into_iter().map(|t| Ok((t.name.clone(), hash(self.tensors.read_f32(&t.name, t.numel())?)))).collect()
     }
 
-    /// The trained values, and the index sets that they belong to where these change.
+    /// The trained values, and the index sets that may have changed.
     pub fn snapshot(&mut self) -> Result<Snapshot> {
         Ok(Snapshot { values: self.trained_values()?, indices: self.setup.adaptation.changed_indices() })
     }
 
-    /// Takes over a snapshot of this model, whose `weights` are those that the session was opened with.
+    /// Restores a snapshot of this model; `weights` are those that the session was opened with.
     ///
     /// Errors: those of [`Session::set_indices`] and [`Session::set_trained_values`].
     pub fn restore(&mut self, weights: &dyn WeightSource, snapshot: &Snapshot) -> Result<()> {
@@ -217,15 +217,15 @@ impl Session {
         self.set_trained_values(&snapshot.values)
     }
 
-    /// Takes over index sets by their parameters' names; values are set after that. All other elements are what the model has.
+    /// Restores index sets by parameter name; values must be set after that. All other elements get the model's values.
     ///
-    /// Errors: a parameter of which no elements are trained; a set that is not like the one that is there.
+    /// Errors: a parameter without an index set; a set that cannot replace the current one.
     pub fn set_indices(&mut self, weights: &dyn WeightSource, sets: &BTreeMap<String, Vec<u32>>) -> Result<()> {
         for (name, indices) in sets {
             let position = self.setup.adaptation.position(name);
             let position = position.filter(|&i| matches!(self.setup.adaptation.parts[i], Part::Sparse(_)));
             let position = position.ok_or_else(|| {
-                Error::Weights(format!("there is an index set of {name}, of which no elements are trained"))
+                Error::Weights(format!("there is an index set for {name}, of which no elements are trained"))
             })?;
             self.setup.adaptation.check_indices(position, indices).map_err(Error::Weights)?;
             self.put_indices(weights, position, indices.clone())?;
@@ -233,7 +233,7 @@ impl Session {
         Ok(())
     }
 
-    /// The weight as the model has it, with another index set.
+    /// Resets a weight to the model's values, with a new index set.
     pub(crate) fn put_indices(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
         if let Part::Sparse(set) = &mut self.setup.adaptation.parts[position]
             && set.indices != indices
@@ -244,9 +244,9 @@ impl Session {
         Ok(())
     }
 
-    /// Replaces the trained tensors, and the weights that follow from them.
+    /// Replaces the trained tensors and the weights that depend on them.
     ///
-    /// Errors: a tensor that is missing or of another length.
+    /// Errors: a tensor is missing or has the wrong length.
     pub fn set_trained_values(&mut self, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for t in self.setup.adaptation.stored() {
             self.write_checked(&t.name, t.numel(), values.get(&t.name))?;
@@ -254,7 +254,7 @@ impl Session {
         self.follow_trained()
     }
 
-    /// Norm of the last gradient of every trained tensor, by name.
+    /// The norm of each trained tensor's last gradient, by name.
     pub fn grad_norms(&mut self) -> Result<Vec<(String, f64)>> {
         let names: Vec<String> =
             self.setup.buckets().into_iter().flat_map(|bucket| bucket.parts).map(|part| part.trained.name).collect();
@@ -263,7 +263,7 @@ impl Session {
         Ok(names.into_iter().zip(sums).collect())
     }
 
-    /// Runs a graph outside the usual purposes once; [`Session::reserve_arena`] has made room for it.
+    /// Runs a graph outside the usual purposes once; [`Session::reserve_arena`] must have made room for it.
     pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
         let plan = self.device.plan_within(graph, &self.tensors.arena());
         let plan = self.tensors.prepare(&plan)?;
@@ -272,7 +272,7 @@ impl Session {
         result
     }
 
-    /// Makes room for the plan of a graph that is outside the usual purposes.
+    /// Makes room for the plan of a graph outside the usual purposes.
     pub fn reserve_arena(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
         self.make_room(&self.device.plan_within(graph, &self.tensors.arena()))
     }
@@ -288,7 +288,7 @@ impl Session {
         Ok(())
     }
 
-    /// Takes a weight in this type as it is from now on, whatever the method would do with it.
+    /// Uses these values for a weight from now on, whatever the method would do with it.
     pub fn replace_weight(&mut self, position: usize, dtype: DType, bytes: &[u8]) -> Result<()> {
         self.forget_plans();
         let adaptation = &mut self.setup.adaptation;
@@ -301,7 +301,8 @@ impl Session {
         Ok(())
     }
 
-    /// Gradients of the batch's mean loss by the trained tensors, by name. Needs [`Limits::micro_batches`].
+    /// Gradients of the batch's mean loss with respect to the trained tensors, by name. Needs
+    /// [`Limits::micro_batches`].
     pub fn gradients(&mut self, batch: &Batch) -> Result<BTreeMap<String, Vec<f32>>> {
         let plan = self.prepared(Purpose::FirstMicroBatch(self.size_of(batch)?))?;
         let numbers = self.step_numbers(0.0, batch.targets().max(1));
@@ -317,7 +318,7 @@ impl Session {
         trained.into_iter().map(read).collect()
     }
 
-    /// The numbers of the next step on this many targets.
+    /// The host's scalars for the next step on this many targets.
     pub(crate) fn step_numbers(&self, lr: f64, targets: usize) -> StepNumbers {
         let mut step = [0f32; step_input::LEN];
         step[step_input::LR] = lr as f32;
@@ -327,13 +328,13 @@ impl Session {
         step
     }
 
-    /// Queues the step's numbers, and spoils the results so that old ones are not taken for new.
+    /// Queues the step's numbers, and overwrites the results so that old ones cannot be taken for new ones.
     pub(crate) fn queue_numbers(&mut self, numbers: &StepNumbers) -> Result<()> {
         self.tensors.queue_write(names::RESULTS, &vec![-1f32; results::of_step().1])?;
         self.tensors.queue_write(names::STEP, numbers)
     }
 
-    /// Errors: a device that did not run what it was given, or returns something else than it computed.
+    /// Errors: the device did not run what it was given, or did not return what it computed.
     pub(crate) fn check_canary(&mut self, expected: &StepNumbers, got: &[f32]) -> Result<()> {
         if got == expected {
             return Ok(());
@@ -343,7 +344,7 @@ impl Session {
         Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }
 
-    /// A fresh random key for each micro-batch of each step.
+    /// Queues a new random key for each micro-batch of each step.
     pub(crate) fn queue_rng(&mut self, micro_batch: usize) -> Result<()> {
         let stream = Stream::new(self.setup.seed, "dropout", "");
         let key = stream.block((self.steps + 1) << 20 | micro_batch as u64);
@@ -352,7 +353,7 @@ impl Session {
 
     /// The size of a batch.
     ///
-    /// Errors: it is larger than planned for.
+    /// Errors: it is larger than planned.
     pub(crate) fn size_of(&self, batch: &Batch) -> Result<Size> {
         let size = Size { rows: batch.tokens.len(), examples: batch.rows.len() };
         self.setup.limits.check(&size, batch)?;
@@ -393,7 +394,7 @@ impl Session {
         self.tensors.run(plan)
     }
 
-    /// The plan of a purpose, prepared if it is not yet.
+    /// The plan of a purpose, prepared on first use.
     pub(crate) fn prepared(&mut self, purpose: Purpose) -> Result<PlanId> {
         self.clock += 1;
         let plan = match self.plans.get(&purpose) {

@@ -1,4 +1,4 @@
-//! What a session computes, and for how large batches.
+//! What a session computes, and the largest batches it takes.
 
 use crate::batch::{Batch, ROW_MULTIPLE, Size};
 use crate::buckets::{Bucket, buckets};
@@ -19,22 +19,22 @@ pub struct Setup {
     pub adaptation: Adaptation,
     pub objective: Arc<dyn Objective>,
     pub optimization: Optimization,
-    /// Attention dropout while training.
+    /// The probability of attention dropout in training.
     pub dropout: f32,
-    /// Compute the activations of a layer again in the backward pass.
+    /// Whether the backward pass recomputes each layer's activations.
     pub recompute: bool,
     pub seed: u64,
     pub head_init: HeadInit,
     pub limits: Limits,
 }
 
-/// First values of a head that the checkpoint does not have.
+/// Initial values of a head that the checkpoint lacks.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HeadInit {
-    /// Normal around 0.
+    /// Normal with mean 0.
     Normal { std: f64 },
-    /// A copy of these rows of the vocabulary head, one for each class. It is trained apart from the embeddings, also
-    /// where the vocabulary head is tied to them.
+    /// A copy of these rows of the vocabulary head, one per class. It is trained separately from the embeddings, even
+    /// if the vocabulary head is tied to them.
     VocabularyRows(Vec<u32>),
 }
 
@@ -43,13 +43,13 @@ impl Setup {
         buckets(self.adaptation.trained(), &self.optimization)
     }
 
-    /// Whether the gradients of a step go through sums: over micro-batches, or for the method to read them.
+    /// Whether a step's gradients are stored in sums, to add up micro-batches or for the method to read.
     pub(crate) fn keeps_sums(&self) -> bool {
         let Limits { train, micro_batches, head_features, .. } = self.limits;
         train.is_some() && !head_features && (micro_batches || self.adaptation.keeps_gradients())
     }
 
-    /// What whole gradients the method may read, by what is computed at once.
+    /// The whole gradients the method may read, in groups that are computed together.
     pub(crate) fn whole_groups(&self) -> Vec<WholeGroup> {
         if self.limits.train.is_some() { whole_groups(&self.adaptation) } else { Vec::new() }
     }
@@ -70,26 +70,26 @@ impl Setup {
 /// The largest batches of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Rows and examples of a training micro-batch; `None` when nothing is trained.
+    /// The largest training micro-batch; `None` if nothing is trained.
     pub train: Option<Size>,
     /// Whether steps may be split into micro-batches.
     pub micro_batches: bool,
     pub evaluate: Size,
-    /// Longest sequence: rows of the rope table.
+    /// The longest sequence, and so the rows of the rope tables.
     pub positions: usize,
     /// Whether the head is trained on pooled hidden states.
     pub head_features: bool,
-    /// Examples of an optimizer step: the most that a head step takes.
+    /// Examples of an optimizer step, the most that a head step takes.
     pub batch: usize,
-    /// Tokens whose keys and values are kept, where text is generated.
+    /// Tokens whose keys and values are cached, if text is generated.
     pub cache: Option<usize>,
 }
 
 impl Limits {
-    /// Rows that are decoded at once, at most.
+    /// The most rows to decode at once.
     pub const DECODED: usize = 256;
 
-    /// Of a session that generates text: sequences of up to `tokens` tokens.
+    /// The limits of a session that generates texts of up to `tokens` tokens.
     pub fn generation(tokens: usize) -> Limits {
         Limits {
             train: None,
@@ -131,11 +131,11 @@ impl Limits {
     }
 }
 
-/// Activation checkpointing by layer: about a third more work for much less memory, and the same bits.
+/// Activation checkpointing by layer: about a third more work, much less memory, the same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
-    /// Where the run would not fit the device otherwise.
+    /// Only if the run would not fit the device otherwise.
     #[default]
     Auto,
     On,

@@ -1,4 +1,4 @@
-//! Optimizer steps: all inputs of a step travel to the device in one upload, all results come back in one tensor.
+//! Optimizer steps: all inputs of a step go to the device in one upload, and all results come back in one tensor.
 
 use crate::batch::Batch;
 use crate::ceiling::Ceiling;
@@ -13,16 +13,17 @@ use sparta_graph::ops::step as step_input;
 /// The numbers of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepOutput {
-    /// Mean loss over the step's targets.
+    /// The mean loss over the step's targets.
     pub loss: f64,
-    /// Global norm of all trained gradients before clipping.
+    /// The global norm of all trained gradients before clipping.
     pub grad_norm: f64,
-    /// Negative when loss or norm is not finite, or those of a step before it that was not settled: nothing was updated
+    /// The factor that clipped the gradients. Negative if this step's loss or norm, or that of an earlier step not yet
+    /// settled, is not finite: nothing was updated
     /// then.
     pub clip_coef: f64,
 }
 
-/// A step that was given to the device and whose results nobody has read yet.
+/// A step that was submitted to the device and whose results have not been read yet.
 #[must_use = "a step counts once Session::settle has read its results"]
 pub struct Submitted {
     results: Requested,
@@ -31,15 +32,15 @@ pub struct Submitted {
 }
 
 impl Session {
-    /// One optimizer step on micro-batches whose examples together make the batch: the mean loss over all their targets,
-    /// each times its batch's weight.
+    /// One optimizer step on micro-batches that together make up the batch. Its loss is the mean over all their
+    /// targets, weighted by micro-batch.
     pub fn step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<StepOutput> {
         let submitted = self.submit_step(micro_batches, lr)?;
         self.settle(submitted)
     }
 
-    /// [`Session::step`] without waiting for its results. Another step may be submitted before they are read; if this
-    /// one turns out not to be finite, that one then changes nothing either.
+    /// Like [`Session::step`], without waiting for the results. More steps may be submitted before they are read; if
+    /// this one turns out not to be finite, later ones change nothing either.
     pub fn submit_step(&mut self, micro_batches: &[Batch], lr: f64) -> Result<Submitted> {
         let targets = micro_batches.iter().map(Batch::targets).sum();
         let [batch] = micro_batches else { return self.submit_sums(micro_batches, targets, lr) };
@@ -60,12 +61,12 @@ impl Session {
         self.apply(lr)
     }
 
-    /// Adds gradients of micro-batches to the sums of a step that has this many targets in all. They are computed with
-    /// the next [`Session::apply`], or when something is read. Needs [`crate::Limits::micro_batches`].
+    /// Adds the gradients of micro-batches to the sums of a step with this many targets in total. They are computed
+    /// with the next [`Session::apply`] or when something is read. Needs [`crate::Limits::micro_batches`].
     pub fn accumulate(&mut self, micro_batches: &[Batch], targets: usize) -> Result<()> {
         check_targets(targets)?;
         let numbers = self.step_numbers(0.0, targets);
-        // All plans first: one that needs a larger arena would end those already queued.
+        // All plans are prepared first: one that needs a larger arena would invalidate those already queued.
         for (i, batch) in micro_batches.iter().enumerate() {
             self.prepared(self.gradient_purpose(batch, self.accumulated + i)?)?;
         }
@@ -97,7 +98,7 @@ impl Session {
         self.submit_update(plan, numbers)
     }
 
-    /// One optimizer step of the head alone on pooled hidden states, f32 `[N, hidden]`, without waiting for its results.
+    /// One optimizer step of only the head on pooled hidden states, f32 `[N, hidden]`, without waiting for the results.
     pub fn submit_head_step(&mut self, features: &[f32], batch: &Batch, lr: f64) -> Result<Submitted> {
         check_targets(batch.targets())?;
         let plan = self.prepared(Purpose::HeadStep(batch.rows.len()))?;
@@ -108,9 +109,9 @@ impl Session {
         self.submit_update(plan, numbers)
     }
 
-    /// Waits for the results of the oldest step that was submitted and not settled.
+    /// Waits for the results of the oldest step submitted but not settled.
     ///
-    /// Errors: a device that fails, or that did not do what it was told.
+    /// Errors: a device that fails or did not run what it was given.
     pub fn settle(&mut self, step: Submitted) -> Result<StepOutput> {
         let values = self.tensors().fetch_f32(step.results)?;
         self.in_flight -= 1;
@@ -124,7 +125,7 @@ impl Session {
         Ok(StepOutput { loss: values[loss].into(), grad_norm: values[clip].into(), clip_coef })
     }
 
-    /// [`Session::step`] on one micro-batch, with what its calls took.
+    /// Like [`Session::step`] on one micro-batch, with the time of each call.
     ///
     /// Errors: those of a step; a device that cannot time single calls.
     pub fn step_profiled(&mut self, batch: &Batch, lr: f64, ceiling: &Ceiling) -> Result<(StepOutput, Profile)> {
@@ -142,13 +143,13 @@ impl Session {
         Ok((self.settle(submitted)?, profile))
     }
 
-    /// What computes the gradients of a micro-batch that follows this many others of its step.
+    /// The purpose that computes the gradients of a micro-batch after this many others of its step.
     fn gradient_purpose(&self, batch: &Batch, others: usize) -> Result<Purpose> {
         let size = self.size_of(batch)?;
         Ok(if others == 0 { Purpose::FirstMicroBatch(size) } else { Purpose::MicroBatch(size) })
     }
 
-    /// Submits a step that ends with this plan, whose batches are queued.
+    /// Submits a step that ends with this plan; its batches must be queued.
     fn submit_update(&mut self, plan: PlanId, numbers: StepNumbers) -> Result<Submitted> {
         self.queue_update_inputs(&numbers)?;
         self.tensors().queue_run(plan);
@@ -157,7 +158,7 @@ impl Session {
 
     fn queue_update_inputs(&mut self, numbers: &StepNumbers) -> Result<()> {
         if self.in_flight == 0 {
-            // The caller has seen the step that was not finite and continues on purpose.
+            // The caller knows about the step that was not finite, and chose to continue.
             self.tensors().queue_write(names::LATCH, &[0f32])?;
         }
         self.queue_numbers(numbers)

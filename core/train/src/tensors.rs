@@ -1,4 +1,4 @@
-//! Named tensors on one device: what plans bind by name.
+//! Named tensors on one device, which plans bind by name.
 
 use crate::{Error, Result};
 use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
@@ -6,23 +6,23 @@ use sparta_model::to_f32;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// What a tensor's memory is for; the memory plan adds up by kind.
+/// What a tensor's memory is for; memory plans list bytes by kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryKind {
     Weights,
     /// Index sets of sparse training: positions and row pointers.
     Indices,
-    /// The values from which sparse training started.
+    /// The values that sparse training started from.
     BaseValues,
-    /// Deltas of sparse training; extra tensors of a reparametrisation.
+    /// Deltas of sparse training and extra tensors of reparametrizations.
     Adapter,
     Optimizer,
-    /// Gradient sums over micro-batches; gradients that a method reads.
+    /// Gradient sums over micro-batches, and gradients that a method reads.
     Gradients,
     /// The arena: activations, gradients of one micro-batch, scratch.
     Activations,
-    /// Keys and values of the tokens so far, where text is generated.
+    /// The cache of keys and values, if text is generated.
     Cache,
     /// Batches, results and tables.
     Buffers,
@@ -63,25 +63,25 @@ struct Tensor {
     dtype: DType,
     len: usize,
     kind: MemoryKind,
-    /// Whether the buffer is another tensor's.
+    /// Whether the buffer belongs to another tensor.
     part: bool,
 }
 
-/// Work that waits for [`Tensors::submit`].
+/// Work waiting for [`Tensors::submit`].
 enum Queued {
     Write { buffer: BufferId, offset: usize, data: Vec<u8> },
     Run(PlanId),
 }
 
-/// A read that was requested of the device.
+/// A read that was requested from the device.
 pub struct Requested {
     read: ReadId,
     len: usize,
 }
 
-/// A device and the tensors that live on it.
+/// A device and the tensors on it.
 ///
-/// Work can be queued and submitted at once; what is read, written or run directly comes after all that was queued.
+/// Work can be queued and submitted together; direct reads, writes and runs come after everything queued.
 pub struct Tensors {
     device: Box<dyn Backend>,
     by_name: HashMap<String, Tensor>,
@@ -95,12 +95,12 @@ struct Segment {
     bytes: usize,
 }
 
-/// Bytes of a buffer for this many elements: buffers hold whole words.
+/// Bytes of a buffer for this many elements, rounded up to whole words.
 pub fn buffer_bytes(dtype: DType, len: usize) -> u64 {
     (len * dtype.size()).next_multiple_of(4) as u64
 }
 
-/// Enlarges the segments of an arena, in bytes, so that a plan has room.
+/// Enlarges the segments of an arena, in bytes, so that a plan fits.
 pub fn make_room(segments: &mut Vec<usize>, plan: &Plan) {
     let needed = plan.arena_buffers();
     segments.resize(segments.len().max(needed.len()), 0);
@@ -116,7 +116,7 @@ impl Tensors {
         self.device.info()
     }
 
-    /// What the backend has allocated on the device, where it counts.
+    /// What the backend has allocated on the device, if it counts.
     pub fn memory_use(&self) -> Option<MemoryUse> {
         self.device.memory_use()
     }
@@ -124,16 +124,16 @@ impl Tensors {
     /// Allocates a zero-filled tensor. Errors: out of memory; a name that is already taken.
     pub fn alloc(&mut self, name: &str, dtype: DType, len: usize, kind: MemoryKind) -> Result<()> {
         if self.by_name.contains_key(name) {
-            return Err(Error::Training(format!("two tensors are called `{name}`")));
+            return Err(Error::Training(format!("there are two tensors named `{name}`")));
         }
         let buffer = self.device.alloc(dtype, len, name)?;
         self.by_name.insert(name.to_owned(), Tensor { buffer, begin: 0, dtype, len, kind, part: false });
         Ok(())
     }
 
-    /// Names elements `begin .. begin + len` of a tensor, which plans then bind as a tensor.
+    /// Names elements `begin .. begin + len` of a tensor, which plans can then bind like a tensor.
     ///
-    /// Errors: there are no such elements; a name that is already taken.
+    /// Errors: elements out of range; a name that is already taken.
     pub fn name_part(&mut self, name: &str, of: &str, begin: usize, len: usize) -> Result<()> {
         let whole = self.get(of)?;
         if self.by_name.contains_key(name) || begin + len > whole.len {
@@ -148,8 +148,8 @@ impl Tensors {
         Ok(())
     }
 
-    /// The memory in which plans keep their intermediate tensors, in segments of these sizes in bytes, in place of what it was
-    /// before: plans bound to that must have been released.
+    /// Replaces the memory in which plans keep their intermediate tensors by segments of these sizes in bytes;
+    /// plans bound to the old memory must have been released.
     pub fn alloc_arena(&mut self, segments: &[usize]) -> Result<()> {
         self.arena.drain(..).for_each(|old| self.device.free(old.buffer));
         for &bytes in segments {
@@ -194,7 +194,7 @@ impl Tensors {
         self.write(name, bytemuck::cast_slice(data))
     }
 
-    /// [`Tensors::write`] at the next [`Tensors::submit`].
+    /// Like [`Tensors::write`], at the next [`Tensors::submit`].
     pub fn queue_write<E: bytemuck::NoUninit>(&mut self, name: &str, data: &[E]) -> Result<()> {
         let data: &[u8] = bytemuck::cast_slice(data);
         let (buffer, offset) = self.place(name, data.len())?;
@@ -202,12 +202,12 @@ impl Tensors {
         Ok(())
     }
 
-    /// [`Tensors::run`] at the next [`Tensors::submit`].
+    /// Like [`Tensors::run`], at the next [`Tensors::submit`].
     pub fn queue_run(&mut self, plan: PlanId) {
         self.queue.push(Queued::Run(plan));
     }
 
-    /// Gives everything queued to the device, as one submission where it can.
+    /// Submits everything queued to the device, as one submission if possible.
     pub fn submit(&mut self) -> Result<()> {
         if self.queue.is_empty() {
             return Ok(());
@@ -220,7 +220,7 @@ impl Tensors {
         Ok(self.device.submit(&work.collect::<Vec<_>>())?)
     }
 
-    /// Asks for the first `len` elements of an f32 tensor as they are after all work so far, without waiting for it.
+    /// Requests the first `len` elements of an f32 tensor as they are after all work so far, without waiting.
     pub fn request_f32(&mut self, name: &str, len: usize) -> Result<Requested> {
         self.submit()?;
         let (buffer, offset) = self.place(name, 4 * len)?;
@@ -240,7 +240,7 @@ impl Tensors {
         self.fetch_f32(requested)
     }
 
-    /// All elements of a float tensor, as f32.
+    /// All elements of a float tensor as f32.
     pub fn read_floats(&mut self, name: &str) -> Result<Vec<f32>> {
         let Tensor { dtype, len, .. } = *self.get(name)?;
         if dtype == DType::F32 {
@@ -272,7 +272,7 @@ impl Tensors {
         Ok(out)
     }
 
-    /// The buffer of a tensor and the element at which it begins there, for the first `bytes` bytes of it.
+    /// The buffer of a tensor and the element at which the tensor begins there, checked to have `bytes` bytes.
     fn place(&self, name: &str, bytes: usize) -> Result<(BufferId, usize)> {
         let tensor = self.get(name)?;
         let has = tensor.len * tensor.dtype.size();
@@ -290,7 +290,7 @@ impl Tensors {
         self.by_name.contains_key(name)
     }
 
-    /// Binds a plan to the tensors of its externals' names.
+    /// Binds a plan to the tensors with the names of its externals.
     pub fn prepare(&mut self, plan: &Plan) -> Result<PlanId> {
         let mut plan = plan.clone();
         let mut externals = Vec::with_capacity(plan.externals.len());
@@ -313,7 +313,7 @@ impl Tensors {
         Ok(self.device.run(plan)?)
     }
 
-    /// [`Tensors::run`] with the time of each call.
+    /// Like [`Tensors::run`], with the time of each call.
     pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
         self.submit()?;
         Ok(self.device.run_profiled(plan)?)

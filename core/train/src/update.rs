@@ -1,4 +1,4 @@
-//! The end of a step's graph: gradients joined by bucket, clipped and applied.
+//! The end of a step's graph: gradients are joined by bucket, clipped and applied.
 
 use crate::Result;
 use crate::buckets::{Bucket, buckets};
@@ -20,7 +20,7 @@ impl Graphs<'_> {
         self.update(graph, &mut layers, &buckets, &sums, loss)
     }
 
-    /// Clips by the global norm, updates each bucket, and stores what follows from the new values in the weights that products read.
+    /// Clips by the global norm, updates each bucket, and writes the new values to the weights that products read.
     pub(crate) fn update(
         &self,
         graph: &mut Graph,
@@ -56,8 +56,8 @@ impl Graphs<'_> {
         store_joined(graph, names::RESULTS, &[loss, clip, step])
     }
 
-    /// What the method makes of the optimizer's values; they stay where the step is not finite, which is when the latch is 1
-    /// and not 0.
+    /// Applies the method's update to the optimizer's values, which stay unchanged if the step is not finite: the latch
+    /// is then 1 and not 0.
     fn update_by_method(&self, graph: &mut Graph, layers: &mut AdaptedLayers, latch: Value) -> Result<()> {
         let lr = graph.external(names::LR, DType::F32, [1]);
         let changes = layers.updates(graph, lr)?;

@@ -1,21 +1,21 @@
-//! Gradients of whole weights, for methods that read them between steps: computed for groups of weights, so that neither the
-//! passes nor the memory are as many as the weights.
+//! Gradients of whole weights, for methods that read them between steps. They are computed for groups of weights, so
+//! that neither the number of passes nor the memory grows with all weights.
 
 use crate::buckets::LARGEST;
 use sparta_graph::ops::Concat;
 use sparta_model::method::{Adaptation, Part};
 
-/// Weights whose gradients are computed at once, and where each begins in the memory for them.
+/// Weights whose gradients are computed together, and where each begins in the memory for them.
 #[derive(Debug, PartialEq)]
 pub struct WholeGroup {
-    /// Position of a parameter, and its first element.
+    /// The position of each parameter, and its first element.
     pub parts: Vec<(usize, usize)>,
-    /// Elements, gaps included.
+    /// Elements, including gaps.
     pub len: usize,
 }
 
-/// The weights whose gradients the method may read, in the order of the model: those of which it trains elements, and those that
-/// it reparametrises.
+/// The weights whose gradients the method may read, in the order of the model: those with trained elements, and those
+/// that it reparametrizes.
 pub fn whole_groups(adaptation: &Adaptation) -> Vec<WholeGroup> {
     let mut groups: Vec<WholeGroup> = Vec::new();
     if !adaptation.steps.is_some_and(|steps| steps.whole_gradients) {

@@ -1,4 +1,4 @@
-//! How many launches a training step is on a GPU, counted on plans of a large model, without its weights.
+//! How many launches a training step takes on a GPU, counted from the plans of a large model without its weights.
 
 use sparta_graph::{DType, DeviceKind, Plan};
 use sparta_kernels::{Bounds, Memory, Step, View, lower};
@@ -19,7 +19,7 @@ const GEMMA_2B: &str = r#"{"model_type": "gemma", "head_dim": 256, "hidden_act":
     "num_key_value_heads": 1, "pad_token_id": 0, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "torch_dtype": "bfloat16",
     "vocab_size": 256000}"#;
 
-/// A random subset of every tensor but the embeddings, 5 % of the model, and the head.
+/// A random 5 % of every tensor except the embeddings, and the head.
 struct Sparse;
 
 impl Method for Sparse {
@@ -83,7 +83,7 @@ fn a_sparse_step_of_gemma_2b() {
     let setup = setup();
     let size = setup.limits.train.expect("a size");
     let graph = setup.graphs().build(Purpose::Step(size)).expect("a graph");
-    // The limits of drivers for discrete GPUs that have the lowest ones.
+    // The lowest limits among drivers for discrete GPUs.
     let limit = (1 << 31) - 256;
     let plan = Plan::in_segments(&graph, false, limit);
     let bounds = Bounds::new(DeviceKind::DiscreteGpu, limit);

@@ -14,14 +14,14 @@ const BACKENDS: wgpu::Backends = match cfg!(target_arch = "wasm32") {
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
 
-/// Numbers of vendors of PCI devices.
+/// PCI vendor ids.
 const NVIDIA: u32 = 0x10de;
 const AMD: u32 = 0x1002;
 
-/// An adapter as its driver reports it.
+/// An adapter as reported by its driver.
 #[derive(Clone, Debug)]
 pub struct Adapter {
-    /// `id` is `wgpu:N` with the position in [`devices`].
+    /// What the runtime knows of it; `id` is `wgpu:N` with its position in [`devices`].
     pub info: DeviceInfo,
     /// `vulkan`, `metal`, `dx12` or `webgpu`.
     pub api: String,
@@ -42,13 +42,13 @@ pub struct Limits {
     pub subgroup_size: (u32, u32),
 }
 
-/// Optional features that matter to this project.
+/// Optional features that the kernels use.
 #[derive(Clone, Debug)]
 pub struct Features {
     pub shader_f16: bool,
     pub subgroups: bool,
     pub timestamp_query: bool,
-    /// The configurations of the matrix units; empty without them.
+    /// The shapes that the matrix units support; empty without them.
     pub cooperative_matrices: Vec<CooperativeMatrix>,
 }
 
@@ -62,7 +62,7 @@ pub struct CooperativeMatrix {
     pub result: String,
 }
 
-/// All adapters of the machine; none where there is no driver.
+/// All adapters of the machine; empty if there is no driver.
 pub fn devices() -> Vec<Adapter> {
     adapters().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
 }
@@ -90,7 +90,7 @@ fn find() -> Vec<wgpu::Adapter> {
     once.map(|(adapter, _)| adapter).collect()
 }
 
-/// A card as one of the interfaces lists it.
+/// A card as listed by one of the APIs.
 #[derive(Clone, Copy)]
 struct Card {
     api: wgpu::Backend,
@@ -103,7 +103,7 @@ impl Card {
         Card { api: info.backend, vendor: info.vendor, device: info.device }
     }
 
-    /// Whether Vulkan lists the card, too: Windows has it under both. Two cards of one model are two there.
+    /// Whether Vulkan also lists the card: Windows lists each under both APIs, and two cards of a model twice.
     fn is_known_before(&self, cards: &[Card]) -> bool {
         let same = |other: &Card| other.vendor == self.vendor && other.device == self.device;
         self.api == wgpu::Backend::Dx12 && cards.iter().any(|other| other.api == wgpu::Backend::Vulkan && same(other))
@@ -169,8 +169,8 @@ fn kind(device_type: wgpu::DeviceType) -> DeviceKind {
 pub(crate) const UNITS_FEATURES: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16).union(wgpu::Features::SUBGROUP);
 
-/// The ways in which an adapter may offer products of f16 with sums in f32, the most promising first. What size its
-/// subgroups have in a kernel, a driver does not say.
+/// The ways in which an adapter may offer products of f16 with sums in f32, most promising first. A driver does not
+/// tell the subgroup size of a kernel.
 pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     let (info, limits) = (adapter.get_info(), adapter.limits());
     let memory = limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);
@@ -192,7 +192,7 @@ pub(crate) fn matrix_units(adapter: &wgpu::Adapter) -> Vec<MatrixUnits> {
     all.filter(MatrixUnits::fit).collect()
 }
 
-/// The [`sparta_kernels::Bounds::unroll`] that suits the adapter's compiler.
+/// The [`sparta_kernels::Bounds::unroll`] that suits the adapter's shader compiler.
 pub(crate) fn unroll(adapter: &wgpu::Adapter) -> u32 {
     if matches!(adapter.get_info().vendor, NVIDIA | AMD) { 16 } else { 1 }
 }
@@ -229,8 +229,8 @@ fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }
 
-/// The position in [`devices`] of what a user asked for: `wgpu` (the best adapter), `wgpu:N`, or a part of an adapter's
-/// name, whatever its case.
+/// The position in [`devices`] of the requested adapter: `wgpu` (the best one), `wgpu:N`, or a part of an adapter's
+/// name, ignoring case.
 pub(crate) fn select(selector: &str, adapters: &[DeviceInfo]) -> Result<usize, String> {
     if adapters.is_empty() {
         return Err("no adapter found: a Vulkan, Metal or DX12 driver is needed; `--device cpu` needs none".into());
@@ -254,7 +254,7 @@ pub(crate) fn select(selector: &str, adapters: &[DeviceInfo]) -> Result<usize, S
     found.ok_or_else(|| format!("no adapter has `{selector}` in its name; there are: {}", listed()))
 }
 
-/// Fastest first.
+/// The order of preference, fastest first.
 fn rank(kind: DeviceKind) -> u8 {
     match kind {
         DeviceKind::DiscreteGpu => 0,

@@ -19,7 +19,7 @@ const MAX_GROUPS: usize = 65_535;
 const MOST_STORAGE: usize = 8;
 /// Buffers up to this size may be bound as uniforms too: the random key is.
 const UNIFORM_BYTES: u64 = 64;
-/// Bytes that one transfer stages at a time.
+/// The most bytes that one transfer stages.
 const STAGING: usize = 32 << 20;
 
 /// A device opened through wgpu.
@@ -32,18 +32,18 @@ pub struct WgpuBackend {
     pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
-    /// Scratch memory for the next plans: that of the one before where it is large enough, for one plan runs at a time.
+    /// Scratch memory for the next plans, which share it if it is large enough, since only one plan runs at a time.
     scratch: Option<wgpu::Buffer>,
     next_id: u64,
-    /// The most bytes that were in use.
+    /// The most bytes ever in use.
     peak: u64,
-    /// Bytes written since the last submission: wgpu keeps copies of them until then.
+    /// Bytes written since the last submission, of which wgpu keeps copies until the next.
     staged: usize,
-    /// What the uploads of submissions go through.
+    /// The staging buffer for the uploads of submissions.
     pub(crate) upload: Option<wgpu::Buffer>,
-    /// Buffers that the host can read, for the next reads.
+    /// Staging buffers for later reads.
     pub(crate) staging: RefCell<Vec<wgpu::Buffer>>,
-    /// Reads that were requested and not fetched yet.
+    /// Reads requested but not fetched yet.
     reads: HashMap<u64, Reading>,
     pub(crate) pace: RefCell<Pace>,
 }
@@ -58,9 +58,9 @@ pub(crate) struct Buffer {
 /// A plan with its pipelines and bindings.
 pub(crate) struct Prepared {
     pub steps: Vec<PreparedStep>,
-    /// Of each step.
+    /// The work of each step.
     pub work: Vec<f64>,
-    /// The end of each call's steps.
+    /// Where each call's steps end.
     ends: Vec<usize>,
     /// Bytes of the parameters of all launches.
     parameters: u64,
@@ -97,8 +97,8 @@ impl WgpuBackend {
         if let Some(units) = units.first() {
             features |= UNITS_FEATURES;
             memory = memory.max(units.memory);
-            // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices stay in
-            // bounds, and no driver's product is used before it has been compared.
+            // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices
+            // stay in bounds, and no driver's product is used before it has been compared.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         let descriptor = wgpu::DeviceDescriptor {
@@ -141,7 +141,7 @@ impl WgpuBackend {
         Ok(backend)
     }
 
-    /// What the driver reports of the adapter in use.
+    /// The adapter in use.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
@@ -155,7 +155,7 @@ impl WgpuBackend {
         self.next_id
     }
 
-    /// Bytes of all buffers and of what plans have.
+    /// Bytes of all buffers and of the plans.
     fn in_use(&self) -> u64 {
         self.buffers.values().map(|buffer| buffer.buffer.size()).sum::<u64>() + self.in_plans()
     }
@@ -208,7 +208,7 @@ impl WgpuBackend {
         })
     }
 
-    /// Scratch memory of at least this many bytes. Plans that have less keep theirs.
+    /// Scratch memory of at least this many bytes. Plans with less keep theirs.
     fn shared_scratch(&mut self, bytes: u64) -> Result<wgpu::Buffer, BackendError> {
         match &self.scratch {
             Some(scratch) if scratch.size() >= bytes => Ok(scratch.clone()),
@@ -220,13 +220,13 @@ impl WgpuBackend {
         BackendError::Op { device: self.id().into(), op: op.into(), reason: reason.into() }
     }
 
-    /// Waits until the device has done everything.
+    /// Waits until the device has finished everything.
     fn wait(&self, during: &str) -> Result<(), BackendError> {
         let waited = Submitted::new(&self.queue, self.queue.submit([])).wait(&self.device);
         self.told(waited, during)
     }
 
-    /// An error if wgpu has reported any; the loss of a device is reported when it is polled.
+    /// Returns any error that wgpu has reported; polling reports the loss of a device.
     pub(crate) fn check(&self, during: &str) -> Result<(), BackendError> {
         self.told(self.device.poll(wgpu::PollType::Poll).map(|_| ()), during)
     }
@@ -237,7 +237,7 @@ impl WgpuBackend {
         polled.map_err(|e| self.op(during, e.to_string()))
     }
 
-    /// The bytes of `len` elements from element `offset` on, checked against the buffer.
+    /// The byte at which element `offset` begins, checked to have `bytes` bytes behind it in the buffer.
     pub(crate) fn range(&self, buffer: &Buffer, offset: usize, bytes: usize) -> Result<u64, BackendError> {
         let size = buffer.dtype.size();
         let fits = offset.checked_mul(size).is_some_and(|start| {
@@ -367,7 +367,7 @@ struct PlanMemory<'p> {
     plan: &'p Plan,
     /// A buffer for each segment.
     arena: Vec<wgpu::Buffer>,
-    /// With the byte at which each begins in its buffer.
+    /// Each external with the byte at which it begins in its buffer.
     externals: Vec<(wgpu::Buffer, u64)>,
     scratch: wgpu::Buffer,
     unused: wgpu::Buffer,
@@ -443,7 +443,7 @@ impl Backend for WgpuBackend {
         let mut tail = [0; 4];
         let odd = words < data.len();
         if odd && start as usize + data.len() < target.len * target.dtype.size() {
-            // The last element shares its word with one that stays.
+            // The last element shares its word with one that must not change.
             self.read_bytes(&raw, &label, start + words as u64, &mut tail)?;
         }
         tail[..data.len() - words].copy_from_slice(&data[words..]);
@@ -563,7 +563,7 @@ impl Backend for WgpuBackend {
             ReadId::Pending(id) => self.reads.remove(&id),
             ReadId::Ready(_) => None,
         };
-        let reading = reading.ok_or_else(|| other(self.id(), "the read was not requested of this device"))?;
+        let reading = reading.ok_or_else(|| other(self.id(), "the read was not requested from this device"))?;
         self.finish_read(reading, out)
     }
 

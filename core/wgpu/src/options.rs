@@ -7,16 +7,16 @@ pub use wgpu::Features as DeviceFeatures;
 /// How to open a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Bytes of the largest storage binding, to be lower than what the adapter allows; at least 256.
+    /// Lowers the adapter's limit on the bytes of a storage binding; at least 256.
     pub max_binding: Option<u64>,
-    /// Bytes of the largest buffer, to be lower than what the adapter allows; at least 256.
+    /// Lowers the adapter's limit on the bytes of a buffer; at least 256.
     pub max_buffer: Option<u64>,
-    /// Features not to use, though the adapter has them.
+    /// Features not to use although the adapter has them.
     pub without: DeviceFeatures,
 }
 
 impl Options {
-    /// What is left of an adapter and its matrix units.
+    /// Restricts an adapter and its matrix units.
     pub(crate) fn apply(&self, mut adapter: Adapter, mut units: Vec<MatrixUnits>) -> (Adapter, Vec<MatrixUnits>) {
         let limits = &mut adapter.limits;
         limits.max_buffer_size = self.max_buffer.map_or(limits.max_buffer_size, |n| n.min(limits.max_buffer_size));

@@ -1,8 +1,8 @@
-//! Limits the work of one submission, so that no watchdog resets the device, as it may after seconds on an integrated GPU,
-//! and a desktop on the same GPU stays usable.
+//! Limits the work of one submission, so that no watchdog resets the device (which may happen after seconds on an
+//! integrated GPU) and a desktop on the same GPU stays responsive.
 //!
-//! Work is counted in the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
-//! in a second is learned from submissions that end. Where a plan is split does not change its results.
+//! Work is the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
+//! per second is learned from finished submissions. Splitting a plan does not change its results.
 
 use crate::backend::{PreparedStep, WgpuBackend, encode};
 use crate::profile::both_dispatch;
@@ -12,31 +12,31 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use web_time::Instant;
 
-/// What a submission should take. It may take twice that when the device slows down.
+/// The target time of a submission, which may double when the device slows down.
 const TARGET: Duration = Duration::from_millis(50);
-/// Submissions that may wait on the device. The host waits for the oldest before it adds another.
+/// The most submissions in flight; the host waits for the oldest before it adds another.
 const AHEAD: usize = 3;
-/// Operations that take as long as moving one byte; GPUs do 10 to 40.
+/// How many operations take as long as moving one byte; 10 to 40 on GPUs.
 const PER_BYTE: u64 = 16;
 /// If the host waited at least this share of the measured time, the device decided how long it took.
 const WAITED: f64 = 0.1;
 
-/// What a call asks of the device.
+/// The work of a call.
 pub(crate) fn work(call: &Call) -> f64 {
     call.flops().max(PER_BYTE.saturating_mul(call.bytes())) as f64
 }
 
-/// What is known of a device's speed, and what was submitted to it.
+/// What is known about a device's speed, and what was submitted to it.
 #[derive(Debug)]
 pub(crate) struct Pace {
     /// Work per second.
     rate: f64,
-    /// Encoded, and not submitted yet.
+    /// Work encoded but not submitted yet.
     pending: f64,
     flying: VecDeque<Flying>,
-    /// When the last submission known to be done was.
+    /// When the last submission known to be finished ended.
     done: Instant,
-    /// Submissions so far.
+    /// The number of submissions so far.
     pub(crate) count: u64,
 }
 
@@ -49,8 +49,8 @@ struct Flying {
 }
 
 impl Pace {
-    /// Low at first: a fast device is soon given more, but a slow one given too much would already be reset by its
-    /// watchdog.
+    /// The rate starts low: a fast device soon gets more, but a slow one that got too much would already be reset by
+    /// its watchdog.
     pub(crate) fn new(kind: DeviceKind) -> Pace {
         let rate = match kind {
             DeviceKind::DiscreteGpu => 1e12,
@@ -65,7 +65,7 @@ impl Pace {
         self.pending > 0.0 && self.pending + work > self.rate * TARGET.as_secs_f64()
     }
 
-    /// Learns the rate from finished work. Unless the host `waited` for it, it may have been done earlier.
+    /// Learns the rate from finished work, which may have ended earlier unless the host `waited` for it.
     fn learn(&mut self, work: f64, took: Duration, waited: Duration) {
         if work <= 0.0 || took.is_zero() {
             return;
@@ -76,7 +76,7 @@ impl Pace {
         }
     }
 
-    /// Records that all submissions up to this number are done.
+    /// Records that all submissions up to this number are finished.
     fn finished(&mut self, number: u64, waited: Duration) {
         let Some(first) = self.flying.front().filter(|flying| flying.number <= number) else { return };
         let (now, start) = (Instant::now(), first.since.max(self.done));
@@ -91,7 +91,7 @@ impl Pace {
 }
 
 impl WgpuBackend {
-    /// Encodes steps, `work[i]` being that of `steps[i]`, and submits whenever the encoded work is enough.
+    /// Encodes steps, where `work[i]` is that of `steps[i]`, and submits whenever enough work is encoded.
     pub(crate) fn encode_paced(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -115,7 +115,7 @@ impl WgpuBackend {
         Ok(encoder)
     }
 
-    /// Adds as many steps as fit the current submission, at least one if it is empty, and returns their number.
+    /// How many steps fit the current submission, at least one if it is empty.
     fn take(&self, work: &[f64]) -> usize {
         let mut pace = self.pace.borrow_mut();
         let mut taken = 0;
@@ -126,7 +126,7 @@ impl WgpuBackend {
         taken
     }
 
-    /// Submits, and waits while too much is on its way.
+    /// Submits, and waits while too much is in flight.
     pub(crate) fn submit_encoded(&self, encoder: wgpu::CommandEncoder) -> Result<(), BackendError> {
         let submitted = Submitted::new(&self.queue, self.queue.submit([encoder.finish()]));
         let oldest = {

@@ -1,4 +1,4 @@
-//! Pipelines: kernels, compiled.
+//! Compiles kernels to pipelines.
 
 use crate::report::{Caught, scoped};
 use sparta_kernels::{Kernel, RNG_BINDING};
@@ -11,7 +11,7 @@ pub(crate) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
-/// Pipelines by kernel, layouts by what they bind.
+/// Caches pipelines by kernel, and layouts by what they bind.
 #[derive(Default)]
 pub(crate) struct Cache {
     pipelines: HashMap<Kernel, Pipeline>,

@@ -1,16 +1,16 @@
-//! The time of single calls, from timestamps that the device writes before and after each.
+//! Times single calls by timestamps that the device writes before and after each.
 
 use crate::backend::{PreparedStep, WgpuBackend, encode, other};
 use sparta_graph::BackendError;
 use std::time::Duration;
 
-/// Calls whose two timestamps fit a query set.
+/// How many calls fit a query set, with two timestamps each.
 const CALLS: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 const TIMESTAMP_BYTES: usize = wgpu::QUERY_SIZE as usize;
 
 impl WgpuBackend {
-    /// Runs the steps of each call, and returns what each took. Copies of bytes have no timestamps: a call that consists
-    /// of them alone takes no time here.
+    /// Runs the steps of each call and returns their times. Copies have no timestamps, so a call that consists
+    /// only of copies counts as 0.
     pub(crate) fn time_calls<'a>(
         &self,
         calls: impl Iterator<Item = &'a [PreparedStep]>,
@@ -70,7 +70,7 @@ impl WgpuBackend {
         let period = f64::from(self.queue.get_timestamp_period());
         let time = |first: &Option<u32>| {
             let ticks = first.and_then(|first| ticks.get(first as usize..first as usize + 2));
-            // A counter that wraps meanwhile gives no time.
+            // If the counter wraps in between, the time counts as 0.
             let elapsed = ticks.map_or(0, |ticks| ticks[1].saturating_sub(ticks[0]));
             Duration::from_nanos((elapsed as f64 * period) as u64)
         };
@@ -82,7 +82,7 @@ fn is_dispatch(step: &PreparedStep) -> bool {
     matches!(step, PreparedStep::Dispatch { .. })
 }
 
-/// Whether the second step goes into the pass of the first.
+/// Whether the second step can go into the same pass as the first.
 pub(crate) fn both_dispatch(first: &PreparedStep, second: &PreparedStep) -> bool {
     is_dispatch(first) && is_dispatch(second)
 }

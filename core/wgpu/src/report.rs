@@ -1,5 +1,5 @@
-//! Errors of wgpu as errors of ours. wgpu panics on errors that nobody handles, and reports some of them long after the
-//! call that caused them; both end here.
+//! Turns wgpu's errors into our own. wgpu panics on unhandled errors, and reports some of them long after the
+//! call that caused them; both cases end here.
 
 use crate::wait::block_on;
 use sparta_graph::BackendError;
@@ -49,7 +49,7 @@ impl Reports {
     }
 }
 
-/// What kind of error a scope caught, with its message.
+/// The kind of error that a scope caught, with its message.
 pub(crate) enum Caught {
     OutOfMemory,
     Other(String),

@@ -1,13 +1,13 @@
-//! Data to the device as part of a submission, and reads that do not wait.
+//! Uploads as part of a submission, and reads that do not wait.
 
 use crate::backend::{WgpuBackend, other};
 use crate::wait::{Signal, Submitted, block_on};
 use sparta_graph::{BackendError, Work};
 
-/// Staging buffers kept for later reads.
+/// How many staging buffers are kept for later reads.
 const KEPT: usize = 4;
 
-/// A read that is on its way.
+/// A read in flight.
 pub(crate) struct Reading {
     staging: wgpu::Buffer,
     bytes: usize,
@@ -15,12 +15,12 @@ pub(crate) struct Reading {
     submission: Submitted,
     /// The work that it waits for: submissions up to this number.
     number: u64,
-    /// The tensor that is read.
+    /// The name of the tensor that is read.
     label: String,
 }
 
 impl WgpuBackend {
-    /// Whether all writes can travel in one buffer of at most `most` bytes: whole words each.
+    /// Whether all writes fit one buffer of at most `most` bytes, and each is whole words.
     pub(crate) fn fits_one_upload(work: &[Work], most: usize) -> bool {
         let lengths = work.iter().map(|piece| match piece {
             Work::Write { data, .. } => data.len(),
@@ -29,8 +29,8 @@ impl WgpuBackend {
         lengths.clone().all(|n| n.is_multiple_of(4)) && lengths.sum::<usize>() <= most
     }
 
-    /// Uploads the data of all writes at once, then copies and runs in order, as one submission, or as several where it
-    /// is much work.
+    /// Uploads the data of all writes at once, then copies and runs in order, in one submission, or in several if it
+    /// is a lot of work.
     pub(crate) fn submit_together(&mut self, work: &[Work]) -> Result<(), BackendError> {
         let mut data = Vec::new();
         for piece in work {
@@ -39,7 +39,7 @@ impl WgpuBackend {
             }
         }
         let upload = self.upload_buffer(data.len())?;
-        // The queue does this before the commands of the next submission, and after those of the last one.
+        // The queue does this after the last submission's commands and before those of the next.
         self.queue.write_buffer(&upload, 0, &data);
         let mut encoder = self.device.create_command_encoder(&Default::default());
         let mut at = 0;
@@ -61,7 +61,7 @@ impl WgpuBackend {
         self.check("submit")
     }
 
-    /// A buffer that uploads go through, of at least `bytes` bytes.
+    /// A staging buffer for uploads, of at least `bytes` bytes.
     fn upload_buffer(&mut self, bytes: usize) -> Result<wgpu::Buffer, BackendError> {
         if let Some(upload) = self.upload.as_ref().filter(|upload| upload.size() >= bytes as u64) {
             return Ok(upload.clone());
@@ -72,7 +72,7 @@ impl WgpuBackend {
         Ok(upload)
     }
 
-    /// Has `bytes` bytes from byte `start` on copied to where the host can read them, once the device gets there.
+    /// Queues a copy of `bytes` bytes from byte `start` on to a buffer that the host can read.
     pub(crate) fn start_read(
         &self,
         source: &wgpu::Buffer,
@@ -91,7 +91,7 @@ impl WgpuBackend {
         Ok(Reading { staging, bytes, mapped, submission, number: self.submitted(), label: label.into() })
     }
 
-    /// Waits for a read, but for nothing submitted after it.
+    /// Waits for a read, but not for anything submitted after it.
     pub(crate) fn finish_read(&self, reading: Reading, out: &mut [u8]) -> Result<(), BackendError> {
         let Reading { staging, bytes, mapped, submission, number, label } = reading;
         if out.len() != bytes {

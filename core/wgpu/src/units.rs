@@ -1,4 +1,4 @@
-//! Matrix units are used where their results agree with those in f32.
+//! Tests a device's matrix units, which are used only if their results agree with f32.
 
 use crate::WgpuBackend;
 use sparta_graph::ops::{Attention, AttentionDelta, AttentionGrad, Cast, Layout, Linear, Store};
@@ -7,11 +7,11 @@ use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// What errors call the test.
+/// The test's name in errors.
 const TEST: &str = "the test of matrix units";
-/// Bytes that the test binds at once.
+/// The most bytes that the test binds at once.
 const BINDING: usize = 8 << 20;
-/// m and n of the tested products: for small and for large tiles, not a whole number of either.
+/// m and n of the tested products, for small and for large tiles, but not whole numbers of tiles.
 const SIZES: [[usize; 2]; 2] = [[72, 80], [1032, 1040]];
 /// More than one tile.
 const K: usize = 104;
@@ -29,12 +29,12 @@ struct Tested {
     attention: bool,
 }
 
-/// What was found out about the adapters of this process.
+/// The test results of this process by adapter.
 static TESTED: Mutex<Option<HashMap<usize, Tested>>> = Mutex::new(None);
 
 impl WgpuBackend {
-    /// Turns on the first candidate whose products agree with those in f32, for attention if that agrees, too, and says so
-    /// in the device's information.
+    /// Enables the first candidate whose products agree with f32 (also for attention if that agrees, too), and notes
+    /// this in the device's information.
     ///
     /// Errors: the device fails with kernels in f32.
     pub(crate) fn choose_units(&mut self, index: usize, candidates: &[MatrixUnits]) -> Result<(), BackendError> {
@@ -98,7 +98,8 @@ impl WgpuBackend {
         Ok(found)
     }
 
-    /// Runs a graph on bf16 inputs with these elements, and spans of [`ROWS`]; returns its f32 outputs one after the other.
+    /// Runs a graph on bf16 inputs with these elements, and spans of [`ROWS`]; returns its f32 outputs one after the
+    /// other.
     fn results(&mut self, graph: &Graph, bf16: impl Fn(usize) -> u16) -> Result<Vec<f32>, BackendError> {
         let plan = Plan::build(graph, false);
         let mut buffers = Vec::new();
@@ -143,7 +144,7 @@ impl WgpuBackend {
     }
 }
 
-/// A driver that cannot compile or run a kernel does not offer what it says: `None`. A lost device is lost.
+/// `None` if the driver cannot compile or run a kernel after all; the loss of the device stays an error.
 fn unless_lost(results: Result<Vec<f32>, BackendError>) -> Result<Option<Vec<f32>>, BackendError> {
     match results {
         Err(error @ BackendError::DeviceLost { .. }) => Err(error),
@@ -174,7 +175,7 @@ fn attention() -> Result<Graph, GraphError> {
     let op = ATTENTION;
     let rows = ROWS.iter().sum::<u32>() as usize;
     let (wide, narrow) = ([rows, op.heads * op.head_dim], [rows, op.kv_heads * op.head_dim]);
-    // The gradient is given an o of its own: that of the forward pass is rounded, where small differences become large.
+    // The gradient gets a separate o: the forward pass rounds its own, which would amplify small differences.
     let shapes = [("q", wide), ("k", narrow), ("v", narrow), ("o", wide), ("do", wide)];
     let [q, k, v, o, d_o] = shapes.map(|(name, shape)| graph.external(name, DType::BF16, shape));
     let spans = graph.external("spans", DType::U32, [rows, 2]);
@@ -210,7 +211,7 @@ fn spans() -> Vec<u8> {
     rows.flatten().flat_map(u32::to_le_bytes).collect()
 }
 
-/// What two ways to add up k exact products may differ by, when their magnitudes add up to `sum`: a rounding to 2^-22 at
+/// How much two ways to add up k exact products may differ if their magnitudes add up to `sum`: a rounding to 2^-22 at
 /// each step, as some matrix units have (f32 has 2^-24). Sums in f16 would differ by 2^-11.
 fn rounding(sum: f32) -> f32 {
     K as f32 * sum * 2f32.powi(-22)

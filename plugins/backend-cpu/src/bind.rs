@@ -205,7 +205,7 @@ pub fn bind<T: Real>(
     kernels::prepare::<T>(&call.op, &io)
 }
 
-/// Bytes of a tensor as it lies in memory.
+/// Bytes of a tensor as it is in memory.
 pub fn bytes<T>(ty: &TensorType) -> Result<usize, String> {
     const LARGEST: usize = 1 << 40;
     let size = element::<T>(ty.dtype);
@@ -216,7 +216,7 @@ pub fn bytes<T>(ty: &TensorType) -> Result<usize, String> {
     }
 }
 
-/// Bytes of an element as it lies in memory.
+/// Bytes of an element as it is in memory.
 pub fn element<T>(dtype: DType) -> usize {
     if dtype == DType::F32 { size_of::<T>() } else { dtype.size() }
 }

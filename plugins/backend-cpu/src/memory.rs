@@ -94,7 +94,7 @@ impl<E> Ptr<E> {
     }
 
     /// # Safety
-    /// `start .. start + len` lies in the tensor, and nobody else reads or writes there meanwhile.
+    /// `start .. start + len` lies in the tensor, and nothing else reads or writes there meanwhile.
     #[inline(always)]
     pub unsafe fn slice_mut<'a>(self, start: usize, len: usize) -> &'a mut [E] {
         // SAFETY: the caller vouches for it.

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What bytes of an allocation are rounded up to.
+/// The unit that the bytes of an allocation are rounded up to.
 const GRANULE: usize = 256;
 
 /// The backend on a machine.
@@ -23,14 +23,14 @@ pub struct CudaBackend {
     cache: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
-    /// Scratch memory for the next plans: that of the one before where it is large enough, for one plan runs at a time.
+    /// Scratch memory for the next plans, which share it if it is large enough, since only one plan runs at a time.
     scratch: Option<Arc<Scratch>>,
-    /// What calls bind in place of operands that they lack.
+    /// What calls bind for operands they do not have.
     unused: u64,
     reads: HashMap<u64, (Reading, usize)>,
     next_id: u64,
     memory: MemoryUse,
-    /// Why the device does nothing any more.
+    /// Why the device is lost, once it is.
     lost: Option<String>,
 }
 
@@ -58,7 +58,7 @@ struct PreparedCall {
 }
 
 impl CudaBackend {
-    /// Errors: the machine has not even a little memory.
+    /// Errors: the machine has no memory left at all.
     pub fn new(mut machine: Box<dyn Machine>) -> Result<Self, BackendError> {
         let mut info = machine.info();
         let binding = info.max_binding.map_or(MAX_BINDING, |most| most.min(MAX_BINDING));
@@ -96,7 +96,7 @@ impl CudaBackend {
         BackendError::Op { device: self.info.id.clone(), op: op.into(), reason: reason.into() }
     }
 
-    /// The error of a failure in what `what` names; a lost device is remembered.
+    /// The error for a failure of `what`; remembers the loss of the device.
     fn failed(&mut self, what: &str, failure: Failure) -> BackendError {
         if let Failure::Lost(reason) = &failure {
             self.lost = Some(reason.clone());
@@ -104,7 +104,7 @@ impl CudaBackend {
         named(&self.info.id, what, failure)
     }
 
-    /// An error if the device was lost before.
+    /// Errors: the device was lost earlier.
     fn alive(&self, during: &str) -> Result<(), BackendError> {
         let Some(reason) = &self.lost else { return Ok(()) };
         Err(named(&self.info.id, during, Failure::Lost(reason.clone())))
@@ -140,7 +140,7 @@ impl CudaBackend {
         self.memory.in_use -= bytes as u64;
     }
 
-    /// Scratch memory of at least this many bytes. Plans that have less keep theirs.
+    /// Scratch memory of at least this many bytes. Plans with less keep theirs.
     fn shared_scratch(&mut self, bytes: usize) -> Result<Arc<Scratch>, BackendError> {
         match &self.scratch {
             Some(scratch) if scratch.bytes >= bytes => Ok(scratch.clone()),
@@ -200,7 +200,7 @@ impl CudaBackend {
         Ok((segments.collect::<Result<_, _>>()?, tensors.collect::<Result<_, _>>()?))
     }
 
-    /// What each call becomes, with products prepared and kernels loaded.
+    /// The pieces of each call, with products prepared and kernels loaded.
     fn pieces(&mut self, plan: &Plan) -> Result<Vec<Pieces>, BackendError> {
         let mut all = Vec::new();
         for call in &plan.calls {
@@ -248,7 +248,7 @@ fn name(call: &Call) -> String {
     format!("{} ({})", call.op.name(), call.label)
 }
 
-/// The error of a failure in what `what` names.
+/// The error for a failure of `what`.
 fn named(device: &str, what: &str, failure: Failure) -> BackendError {
     let (device, what) = (device.to_owned(), what.to_owned());
     match failure {
@@ -338,7 +338,7 @@ impl Backend for CudaBackend {
             ReadId::Pending(id) => self.reads.remove(&id),
             ReadId::Ready(_) => None,
         };
-        let (reading, bytes) = reading.ok_or_else(|| self.other("the read was not requested of this device"))?;
+        let (reading, bytes) = reading.ok_or_else(|| self.other("the read was not requested from this device"))?;
         let mut all = vec![0; bytes];
         let read = self.machine.finish_read(reading, &mut all);
         read.map_err(|failure| self.failed("a requested read", failure))?;

@@ -1,8 +1,8 @@
-//! NVRTC: from CUDA C++ to machine code of one architecture, which is kept on disk.
+//! Compiles CUDA C++ with NVRTC to machine code for one architecture, and caches it on disk.
 //!
-//! Machine code and not PTX: the driver need not be as new as NVRTC then, and has nothing left to compile. The options are
-//! NVRTC's own: division and square roots are rounded as IEEE 754 says, subnormal numbers are kept, and `a * b + c` may be
-//! one rounding instead of two, as in WGSL.
+//! Machine code rather than PTX, so that the driver may be older than NVRTC and has nothing left to compile. The
+//! options are NVRTC's defaults: division and square roots are rounded as IEEE 754 says, subnormal numbers are kept,
+//! and `a * b + c` may be one rounding instead of two, as in WGSL.
 
 use crate::libraries::{Part, Search, functions};
 use crate::machine::KernelText;
@@ -19,7 +19,7 @@ type Program = *mut c_void;
 type Code = c_int;
 
 functions! {
-    /// Of libnvrtc, as `nvrtc.h` declares them. The newest is of CUDA 11.2.
+    /// The functions of libnvrtc, as declared in `nvrtc.h`. The newest is from CUDA 11.2.
     struct Functions {
         nvrtcVersion: fn(*mut c_int, *mut c_int) -> Code;
         nvrtcGetErrorString: fn(Code) -> *const c_char;
@@ -37,7 +37,7 @@ functions! {
     }
 }
 
-/// NVRTC's code for a text that is wrong, about which its log says more.
+/// NVRTC's code for a text that does not compile, which its log explains.
 const COMPILATION: Code = 6;
 
 /// NVRTC.
@@ -51,7 +51,7 @@ pub struct Compiler {
 impl Compiler {
     /// The newest NVRTC up to CUDA `major`.
     ///
-    /// Errors: what is missing and how to get it.
+    /// Errors: what is missing, and how to get it.
     pub fn open(search: &Search, major: u32) -> Result<Compiler, String> {
         let functions = Functions::of(search.open(Part::Nvrtc, major)?)?;
         let mut compiler = Compiler { functions, version: (0, 0), architectures: Vec::new() };
@@ -76,9 +76,9 @@ impl Compiler {
         format!("NVRTC {}.{}", self.version.0, self.version.1)
     }
 
-    /// The architecture to compile for: the device's, or the nearest before it, whose code it runs.
+    /// The architecture to compile for: the device's, or the nearest older one, whose code the device runs.
     ///
-    /// Errors: a device that this NVRTC has no code for.
+    /// Errors: this NVRTC cannot compile for the device.
     pub fn architecture(&self, (major, minor): (u32, u32)) -> Result<String, String> {
         let device = 10 * major + minor;
         let runs = |known: &&u32| **known <= device && **known / 10 == major;
@@ -92,9 +92,9 @@ impl Compiler {
         }
     }
 
-    /// Machine code of all kernels, compiled in parallel or from `cache`, in their order.
+    /// Machine code of all kernels in order, from `cache` or compiled in parallel.
     ///
-    /// Errors: of the first kernel that is wrong, as [`Compiler::compile`] says.
+    /// Errors: that of the first kernel that does not compile, see [`Compiler::compile`].
     pub fn compile_all(
         &self,
         kernels: &[KernelText],
@@ -128,7 +128,7 @@ impl Compiler {
         done.into_iter().map(|(_, code)| code).collect()
     }
 
-    /// Errors: what the compiler says, which begins with the kernel's name and a line.
+    /// Errors: the compiler's log, which begins with the kernel's name and a line.
     fn compile(&self, kernel: &KernelText, options: &[String]) -> Result<Vec<u8>, String> {
         let whole = |text: &str| CString::new(text).map_err(|_| format!("kernel {}: a zero in its text", kernel.entry));
         let (text, name) = (whole(&kernel.text)?, whole(&kernel.entry)?);
@@ -162,7 +162,7 @@ impl Compiler {
         Ok(code)
     }
 
-    /// What the log of a kernel that does not compile says first, with that line of the text.
+    /// The first error in the log of a kernel that does not compile, with its line of the text.
     fn wrong(&self, kernel: &KernelText, log: &str) -> String {
         let errors: Vec<&str> = log.lines().filter(|line| line.contains("error")).take(3).collect();
         let said = if errors.is_empty() { log.trim().to_owned() } else { errors.join("; ") };
@@ -214,7 +214,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A program of NVRTC's, until it goes.
+/// An NVRTC program, destroyed on drop.
 struct Owned<'a> {
     functions: &'a Functions,
     program: Program,
@@ -229,8 +229,8 @@ impl Drop for Owned<'_> {
     }
 }
 
-/// Machine code on disk, which any number of processes use at a time. A file is the code and its SHA-256. Nothing here
-/// fails: what cannot be kept is compiled again.
+/// Machine code on disk, shared by any number of processes. A file is the code and its SHA-256. Nothing here
+/// fails: what cannot be cached is compiled again.
 #[derive(Clone)]
 pub struct Cache {
     dir: Option<PathBuf>,
@@ -240,12 +240,12 @@ pub struct Cache {
 const CHECK: usize = 32;
 
 impl Cache {
-    /// `sparta/cuda` in the user's directory for caches.
+    /// The cache in `sparta/cuda` in the user's cache directory.
     pub fn of_user() -> Cache {
         Cache { dir: dirs::cache_dir().map(|dir| dir.join("sparta").join("cuda")) }
     }
 
-    /// In a directory, or nowhere.
+    /// A cache in this directory; `None`: no cache.
     pub fn at(dir: Option<PathBuf>) -> Cache {
         Cache { dir }
     }
@@ -267,7 +267,7 @@ impl Cache {
     }
 }
 
-/// Writes beside the name and renames, so that no process reads half of a file.
+/// Writes to a temporary file and renames it, so that no process reads a partial file.
 fn write(path: &Path, code: &[u8]) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -296,7 +296,7 @@ mod tests {
 
     const GOOD: &str = "extern \"C\" __global__ void double_all(float* x) {\n    x[threadIdx.x] *= 2.0f;\n}\n";
 
-    /// NVRTC where the machine has it; `SPARTA_NVRTC=required` says that it must.
+    /// NVRTC if the machine has it, which `SPARTA_NVRTC=required` demands.
     fn nvrtc() -> Option<Compiler> {
         match Compiler::open(&Search::of_environment(), 13) {
             Ok(compiler) => Some(compiler),
@@ -321,7 +321,7 @@ mod tests {
         files.sort();
         assert_eq!(files.len(), 2, "one file for each kernel, and none beside them: {files:?}");
         assert_eq!(compiler.compile_all(&kernels, "sm_80", &cache).unwrap(), first);
-        // A file that is cut short, and one with a flipped bit.
+        // A truncated file, and one with a flipped bit.
         let whole = fs::read(&files[0]).unwrap();
         fs::write(&files[0], &whole[..whole.len() / 2]).unwrap();
         let mut flipped = fs::read(&files[1]).unwrap();

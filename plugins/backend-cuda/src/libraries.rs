@@ -1,5 +1,5 @@
-//! Where NVIDIA's libraries are: the driver's libcuda, NVRTC, which compiles kernels, and cuBLASLt, which multiplies. Only
-//! the first comes with the driver; the others come with the CUDA toolkit, with PyTorch, or as packages of their own.
+//! Finds NVIDIA's libraries: the driver's libcuda, NVRTC, which compiles kernels, and cuBLASLt, which multiplies. Only
+//! the first comes with the driver; the others come with the CUDA toolkit, with PyTorch, or as separate packages.
 
 use libloading::Library;
 use std::env;
@@ -20,7 +20,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// How the names of its files begin; a version follows.
+    /// The start of its file names, before a version.
     fn stem(self) -> &'static str {
         match (self, cfg!(windows)) {
             (Part::Driver, false) => "libcuda.so",
@@ -32,7 +32,7 @@ impl Part {
         }
     }
 
-    /// The name by which the system's loader knows the version for CUDA `major`.
+    /// The name under which the system's loader finds the version for CUDA `major`.
     fn name(self, major: u32) -> String {
         match (self, cfg!(windows)) {
             (Part::Driver, false) => "libcuda.so.1".into(),
@@ -45,7 +45,7 @@ impl Part {
         }
     }
 
-    /// Whether a file of this name is this library, for CUDA `major` where the name tells.
+    /// Whether a file of this name is this library, for CUDA `major` if the name includes it.
     fn is(self, file: &str, major: u32) -> bool {
         let Some(version) = file.strip_prefix(self.stem()) else { return false };
         match self {
@@ -61,7 +61,7 @@ impl Part {
         }
     }
 
-    /// The packages of Python to install where it is missing: cuBLASLt is needed as well as NVRTC.
+    /// The Python packages to install if it is missing: cuBLASLt is needed as well as NVRTC.
     fn packages(self, major: u32) -> String {
         let suffix = if major < 13 { format!("-cu{major}") } else { String::new() };
         let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{suffix} ") } else { String::new() };
@@ -82,20 +82,20 @@ impl fmt::Display for Part {
 /// The directories to look in, in order.
 #[derive(Clone, Debug)]
 pub struct Search {
-    /// Before the system's loader is asked.
+    /// Directories searched before the system's loader.
     first: Vec<PathBuf>,
-    /// After it.
+    /// Directories searched after the system's loader.
     then: Vec<PathBuf>,
 }
 
 impl Search {
-    /// `SPARTA_CUDA_PATH`, the system's loader, `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda`, then the packages of the Python
-    /// that is active (`VIRTUAL_ENV`, `CONDA_PREFIX`, `python3` of `PATH`) or the user's own.
+    /// `SPARTA_CUDA_PATH`, the system's loader, `CUDA_HOME`, `CUDA_PATH`, `/usr/local/cuda`, then the packages of the
+    /// Python that is active (`VIRTUAL_ENV`, `CONDA_PREFIX`, `python3` on `PATH`) or the user's own.
     pub fn of_environment() -> Search {
         Search::of(|name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from))
     }
 
-    /// In one directory.
+    /// Searches one directory.
     #[cfg(test)]
     pub fn within(dir: &Path) -> Search {
         Search { first: vec![dir.to_path_buf()], then: Vec::new() }
@@ -104,7 +104,7 @@ impl Search {
     fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Search {
         let listed = variable(PATH_VARIABLE).iter().flat_map(env::split_paths).collect::<Vec<_>>();
         let mut first: Vec<PathBuf> = listed.iter().flat_map(|dir| toolkit(dir)).collect();
-        // A directory of packages, or a virtual environment, may be given as it is.
+        // May also be a directory of packages or a virtual environment.
         first.extend(listed.iter().flat_map(|dir| [packages(dir), environment(dir)].concat()));
         let toolkits = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(|name| variable(name));
         let toolkits = toolkits.chain([PathBuf::from("/usr/local/cuda")]);
@@ -115,17 +115,17 @@ impl Search {
         let python = variable("PATH").and_then(|path| python(path.as_os_str()));
         let home = variable("HOME").map(|home| home.join(".local"));
         for prefix in active.chain(python.into_iter().flatten()).chain(home) {
-            // An environment of conda holds the toolkit's libraries itself.
+            // A conda environment has the toolkit's libraries itself.
             then.push(prefix.join("lib"));
             then.extend(environment(&prefix));
         }
         Search { first, then }
     }
 
-    /// Opens the library, for the newest major version of CUDA up to `newest` that is there; the driver has one name for
+    /// Opens the library for the newest installed major version of CUDA up to `newest`; the driver has one name for
     /// all versions.
     ///
-    /// Errors: what is not there and how to get it; what is there and cannot be loaded, and why.
+    /// Errors: what is missing and how to get it; what cannot be loaded, and why.
     pub fn open(&self, part: Part, newest: u32) -> Result<Library, String> {
         let oldest = if part == Part::Driver { newest } else { OLDEST };
         let mut broken = None;
@@ -136,7 +136,7 @@ impl Search {
             for path in found.chain(named).chain(later) {
                 match open(&path) {
                     Ok(library) => return Ok(library),
-                    // What the loader does not find by its name is only not there.
+                    // If the loader does not find a name, the library is just not there.
                     Err(error) if path.is_absolute() => broken = broken.or(Some((path, error))),
                     Err(_) => {}
                 }
@@ -149,7 +149,7 @@ impl Search {
     }
 }
 
-/// The oldest CUDA whose libraries are taken.
+/// The oldest CUDA whose libraries are used.
 const OLDEST: u32 = 11;
 
 fn missing(part: Part, major: u32) -> String {
@@ -168,7 +168,7 @@ fn missing(part: Part, major: u32) -> String {
 }
 
 fn open(path: &Path) -> Result<Library, libloading::Error> {
-    // NVRTC asks the loader for its second library by name alone, and packages before 13.5 do not say where it is.
+    // NVRTC loads its second library by name alone, and packages before 13.5 do not say where that is.
     let second = path.parent().filter(|_| path.is_absolute()).and_then(|dir| {
         let is_nvrtc = path.file_name()?.to_str()?.starts_with(Part::Nvrtc.stem());
         is_nvrtc.then(|| entries(dir).into_iter().filter(|name| name.contains("nvrtc-builtins")).map(|n| dir.join(n)))
@@ -183,10 +183,10 @@ fn open(path: &Path) -> Result<Library, libloading::Error> {
     unsafe { Library::new(path) }
 }
 
-/// The files of a directory that are this library, the shortest name first: it links to the others.
+/// The files in a directory that are this library, the shortest name first, since it links to the others.
 fn files(dir: &Path, part: Part, major: u32) -> Vec<PathBuf> {
     let mut names: Vec<String> = entries(dir).into_iter().filter(|name| part.is(name, major)).collect();
-    // A name without a version may be of any; what names the version is surer.
+    // A name without a version may be any version, so names with one are preferred.
     names.sort_by_key(|name| (name == part.stem(), name.len(), name.clone()));
     names.into_iter().map(|name| dir.join(name)).collect()
 }
@@ -196,29 +196,29 @@ fn entries(dir: &Path) -> Vec<String> {
     listed.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Where a toolkit in `dir` has its libraries; `dir` may be that place itself.
+/// Where a toolkit in `dir` has its libraries, which may be `dir` itself.
 fn toolkit(dir: &Path) -> Vec<PathBuf> {
     let below = ["", "lib64", "lib", "bin", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib", "bin/x64"];
     below.iter().map(|name| dir.join(name)).collect()
 }
 
-/// Where the Python packages of an environment (`VENV`, `/usr`) have them.
+/// Where the Python packages of an environment (`VENV`, `/usr`) have their libraries.
 fn environment(prefix: &Path) -> Vec<PathBuf> {
     let lib = prefix.join("lib");
     let versions = entries(&lib).into_iter().filter(|name| name.starts_with("python3")).map(|name| lib.join(name));
     let mut all: Vec<PathBuf> = versions.collect();
-    // The newest first, and Windows' name.
+    // Newest first, then the name used on Windows.
     all.sort_by_key(|dir| std::cmp::Reverse(dir.as_os_str().len()));
     all.push(prefix.join("Lib"));
     let sites = all.iter().flat_map(|dir| ["site-packages", "dist-packages"].map(|name| dir.join(name)));
     sites.flat_map(|site| packages(&site)).collect()
 }
 
-/// Where the packages of a `site-packages` have them: `nvidia/*/lib`, and PyTorch's.
+/// Where the packages in a `site-packages` have their libraries: `nvidia/*/lib`, and PyTorch's.
 fn packages(site: &Path) -> Vec<PathBuf> {
     let nvidia = site.join("nvidia");
     let mut names = entries(&nvidia);
-    // cu13 holds all of CUDA 13; older packages have a directory each.
+    // cu13 has all of CUDA 13; older packages have separate directories.
     names.sort();
     let mut dirs: Vec<PathBuf> =
         names.iter().flat_map(|name| ["lib", "bin"].map(|kind| nvidia.join(name).join(kind))).collect();
@@ -227,8 +227,8 @@ fn packages(site: &Path) -> Vec<PathBuf> {
     dirs
 }
 
-/// The prefixes of the `python3` that a shell would start: of the name on `PATH`, which may be a virtual environment's, and
-/// of what it links to. Python itself is not started.
+/// The prefixes of the `python3` that a shell would start: that of the name on `PATH`, which may be in a virtual
+/// environment, and that of what it links to. Python itself is not started.
 fn python(path: &OsStr) -> Option<Vec<PathBuf>> {
     let names = if cfg!(windows) { ["python.exe", "python3.exe"] } else { ["python3", "python"] };
     let program =
@@ -238,7 +238,7 @@ fn python(path: &OsStr) -> Option<Vec<PathBuf>> {
     Some([prefix(&program), linked.as_deref().and_then(prefix)].into_iter().flatten().collect())
 }
 
-/// Functions of a library, looked up once. The library stays loaded: NVIDIA's libraries have threads of their own.
+/// Functions of a library, looked up once. The library stays loaded, since NVIDIA's libraries run threads.
 macro_rules! functions {
     ($(#[$doc:meta])* $visible:vis struct $table:ident { $($name:ident: fn($($argument:ty),*) -> $result:ty;)* }) => {
         $(#[$doc])*
@@ -248,7 +248,7 @@ macro_rules! functions {
         }
 
         impl $table {
-            /// Errors: the name of a function that the library does not have.
+            /// Errors: a function is missing from the library.
             fn of(library: libloading::Library) -> Result<Self, String> {
                 let table = $table {
                     $($name: {
@@ -281,7 +281,7 @@ mod tests {
         dir
     }
 
-    /// Where the library is looked for, without what is not there, by path below `dir`.
+    /// The existing places where the library is looked for, as paths below `dir`.
     fn found(dir: &Path, variables: &[(&str, &str)], part: Part, major: u32) -> Vec<String> {
         let search = Search::of(|name| {
             let (_, value) = variables.iter().find(|(known, _)| *known == name)?;

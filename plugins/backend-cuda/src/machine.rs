@@ -1,25 +1,25 @@
-//! What the backend needs of a device: memory, kernels from CUDA C++, products, times. A GPU has it through the driver,
-//! NVRTC and cuBLASLt; tests have it on a CPU.
+//! What the backend needs from a device: memory, kernels from CUDA C++, products, times. A GPU provides it through the
+//! driver, NVRTC and cuBLASLt; tests provide it on a CPU.
 
 use sparta_graph::ops::Layout;
 use sparta_graph::{DType, DeviceInfo};
 use std::ffi::c_void;
 use std::time::Duration;
 
-/// One device with one queue: everything is done in the order of the calls. Calls that return nothing of the device may
-/// return before it is done; what fails later is the error of a later call.
+/// One device with one queue: everything happens in the order of the calls. Calls that return no data from the device
+/// may return before the work is done; later failures are errors of a later call.
 pub trait Machine: Send {
-    /// As `devices` lists it. [`DeviceInfo::max_binding`] is given: kernels count words and elements in 32 bits, so that
-    /// it is at most [`MAX_BINDING`].
+    /// The device as listed by `devices`. [`DeviceInfo::max_binding`] is set: kernels count words and elements in 32
+    /// bits, so it is at most [`MAX_BINDING`].
     fn info(&self) -> DeviceInfo;
 
-    /// Compute capability, major and minor: what of the kernels written for tensor cores it runs.
+    /// The compute capability, major and minor, which decides the tensor core kernels it can run.
     fn capability(&self) -> (u32, u32);
 
     /// Memory filled with zeros, at an address that is a multiple of 256; 0 bytes are rounded up.
     fn alloc(&mut self, bytes: usize) -> Result<u64, Failure>;
 
-    /// Gives back what `alloc` returned, when the work in the queue is done.
+    /// Frees what `alloc` returned once queued work is done.
     fn free(&mut self, address: u64);
 
     /// Overwrites memory. `data` has been copied when it returns.
@@ -40,22 +40,22 @@ pub trait Machine: Send {
     /// Both ranges lie in memory of `alloc`.
     unsafe fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Failure>;
 
-    /// Puts a read into the queue, that `finish_read` waits for.
+    /// Queues a read, which `finish_read` waits for.
     ///
     /// # Safety
     /// As of `write`.
     unsafe fn start_read(&mut self, from: u64, bytes: usize) -> Result<Reading, Failure>;
 
-    /// Waits for a read alone, not for work after it, and copies it into `out`, which has as many bytes.
+    /// Waits for a read, but not for work after it, and copies it into `out`, which has as many bytes.
     fn finish_read(&mut self, reading: Reading, out: &mut [u8]) -> Result<(), Failure>;
 
-    /// Makes kernels runnable, in the order given; together, so that they can be compiled in parallel. The backend asks
+    /// Loads kernels, in the order given and together, so that they can be compiled in parallel. The backend asks
     /// once for each text.
     ///
-    /// Errors: what the compiler says, with the name of the kernel.
+    /// Errors: the compiler's message with the kernel's name.
     fn load(&mut self, kernels: &[KernelText]) -> Result<Vec<KernelId>, Failure>;
 
-    /// Puts a launch into the queue.
+    /// Queues a launch.
     ///
     /// # Safety
     /// `arguments` are those of the kernel, and with them it stays within memory of `alloc`.
@@ -67,41 +67,41 @@ pub trait Machine: Send {
         arguments: &mut Arguments,
     ) -> Result<(), Failure>;
 
-    /// Prepares products of this form by the vendor's library. `None` where there is no library, or it has no algorithm
-    /// for the form: translated kernels serve then.
+    /// Prepares products of this form by the vendor's library. `None` if there is no library, or it has no algorithm
+    /// for the form; translated kernels are used then.
     fn product(&mut self, product: &Product) -> Result<Option<ProductId>, Failure>;
 
-    /// Puts a product into the queue.
+    /// Queues a product.
     ///
     /// # Safety
     /// The factors are those of the prepared form, in memory of `alloc`, and the result overlaps none of them, except
     /// that it may be the residual's place.
     unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure>;
 
-    /// Marks this place of the queue.
+    /// Marks this place in the queue.
     fn mark(&mut self) -> Result<(), Failure>;
 
-    /// Waits for all work and forgets the marks: what the device took from each mark to the next.
+    /// Waits for all work, clears the marks, and returns the time from each mark to the next.
     fn times(&mut self) -> Result<Vec<Duration>, Failure>;
 }
 
 /// The most bytes of one binding.
 pub const MAX_BINDING: u64 = (1 << 32) - 256;
 
-/// What fails on a machine.
+/// A failure on a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There is not so much memory.
+    /// There is too little memory.
     OutOfMemory {
         bytes: u64,
     },
-    /// The device does nothing any more, and every later call fails, too.
+    /// The device is lost, and every later call fails, too.
     Lost(String),
     Other(String),
 }
 
 impl Failure {
-    /// What failed, for people.
+    /// The reason, for messages.
     pub fn reason(&self) -> String {
         match self {
             Failure::OutOfMemory { bytes } => format!("no memory for {bytes} bytes"),
@@ -110,15 +110,15 @@ impl Failure {
     }
 }
 
-/// A kernel that is loaded.
+/// A loaded kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KernelId(pub usize);
 
-/// A form of product that is prepared.
+/// A prepared form of product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProductId(pub usize);
 
-/// A read in the queue.
+/// A queued read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Reading(pub u64);
 
@@ -136,9 +136,9 @@ pub struct KernelText {
 /// The threads of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Threads {
-    /// Of a block, in one dimension.
+    /// The threads of a block, which has one dimension.
     pub block: u32,
-    /// Bytes of dynamic shared memory, those of the kernel's text.
+    /// Bytes of dynamic shared memory, as in the kernel's text.
     pub shared: u32,
 }
 
@@ -192,34 +192,34 @@ pub struct Matrix {
     pub stride: usize,
 }
 
-/// A form of product, `c [m, n] = scale * op(a) op(b) + bias + residual`, added up in f32 and rounded once to the type of
-/// `c`. It gives the same bits each time. Factors of f32 are not rounded.
+/// A form of product, `c [m, n] = scale * op(a) op(b) + bias + residual`, summed in f32 and rounded once to the type of
+/// `c`. It always gives the same bits. f32 factors are not rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
-    /// What of `a` and `b` is stored transposed: which are `[m, k]` or `[k, m]`, `[k, n]` or `[n, k]`.
+    /// Whether `a` is stored as `[m, k]` or `[k, m]`, and `b` as `[k, n]` or `[n, k]`.
     pub layout: Layout,
     pub m: usize,
     pub n: usize,
     pub k: usize,
-    /// Of one type: f32, bf16 or f16.
+    /// The first factor; both have the same type: f32, bf16 or f16.
     pub a: Matrix,
     pub b: Matrix,
-    /// f32, or the type of the factors.
+    /// The result: f32, or the type of the factors.
     pub c: Matrix,
     /// Whether there is a bias `[n]`, and its type.
     pub bias: Option<DType>,
-    /// Whether there is a residual, of the form of `c`.
+    /// Whether there is a residual, which has the form of `c`.
     pub residual: bool,
 }
 
-/// What a product is made of. Addresses are multiples of 16; those of absent factors are not read.
+/// The addresses of a product's factors. They are multiples of 16; those of absent factors are not read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Factors {
     pub a: u64,
     pub b: u64,
     pub c: u64,
     pub bias: u64,
-    /// May be `c`.
+    /// The residual, which may be `c`.
     pub residual: u64,
     pub scale: f32,
 }

@@ -1,4 +1,4 @@
-//! Kernels of `kernels/` in place of translated ones, where tensor cores make them faster.
+//! Uses the kernels in `kernels/` instead of translated ones where tensor cores make them faster.
 
 use crate::Threads;
 use crate::pieces::{Argument, Device, Launch, Piece, Pieces, Program, Written, whole};
@@ -6,33 +6,33 @@ use sparta_graph::ops::Attention;
 use sparta_graph::{Call, DType, Op};
 use sparta_kernels::{Memory, Step, View};
 
-/// The compute capability from which on there are tensor cores for bf16.
+/// The first compute capability with tensor cores for bf16.
 pub(crate) const TENSOR_CORES: (u32, u32) = (8, 0);
 
 /// Query or key rows of a block.
 const OWN: usize = 64;
-/// Blocks that keep a large card busy: the heads of a group are shared out among as many parts as that takes.
+/// Blocks that keep a large card busy; the heads of a group are divided into as many parts as that takes.
 const BUSY: usize = 256;
 
 const FORWARD_THREADS: u32 = 128;
 const GRAD_THREADS: u32 = 256;
 
-/// The pieces of a call that has a kernel here; `None` where translated kernels serve.
+/// The pieces of a call that has a kernel here; `None` if translated kernels are used.
 pub(crate) fn pieces(call: &Call, device: &Device) -> Result<Option<Pieces>, String> {
     let serves = |op: &Attention| {
         let bf16 = call.inputs.first().is_some_and(|q| q.ty.dtype == DType::BF16 && q.ty.numel() > 0);
         bf16 && device.capability >= TENSOR_CORES && matches!(op.head_dim, 64 | 128 | 256)
     };
     match &call.op {
-        // Scores and sums are made on tensor cores, from tiles that are read once for 64 rows.
+        // Scores and sums use tensor cores, with tiles that are read once for 64 rows.
         Op::Attention(op) if serves(op) => attention(op, call, device).map(Some),
-        // The same, and the gradients of a group's heads are added up in registers.
+        // The same, with the gradients of a group's heads added in registers.
         Op::AttentionGrad(op) if serves(&op.0) => attention_grad(&op.0, call, device),
         _ => Ok(None),
     }
 }
 
-/// Most dynamic shared memory of a block, by compute capability.
+/// The most dynamic shared memory of a block, by compute capability.
 fn most_shared((major, minor): (u32, u32)) -> u32 {
     let kib = match (major, minor) {
         (8, 0 | 7) => 163,
@@ -42,13 +42,13 @@ fn most_shared((major, minor): (u32, u32)) -> u32 {
     kib << 10
 }
 
-/// Key rows of a tile of the forward pass, and the shared memory of its tiles: what `attention.cu` has.
+/// Key rows of a tile of the forward pass, and the shared memory of its tiles, as in `attention.cu`.
 fn forward_tile(head_dim: usize) -> (usize, u32) {
     let keys = if head_dim > 128 { 32 } else { 64 };
     (keys, (2 * (OWN + 2 * keys) * (head_dim + 8)) as u32)
 }
 
-/// The same of the gradients, `Q_BYTES` and `KV_BYTES` of `attention_grad.cuh`.
+/// The same for the gradients: `Q_BYTES` and `KV_BYTES` in `attention_grad.cuh`.
 fn grad_tile(head_dim: usize) -> (usize, [u32; 2]) {
     let others = if head_dim > 64 { 32 } else { 64 };
     let tiles = 2 * (2 * OWN + 4 * others) * (head_dim + 8);
@@ -57,7 +57,7 @@ fn grad_tile(head_dim: usize) -> (usize, [u32; 2]) {
     (others, [(tiles + 2 * exchange) as u32, (tiles + exchange + 2 * others * 16) as u32])
 }
 
-/// The parameters of the translated kernels, which these have too, and the random key.
+/// The parameters, which are those of the translated kernels, and the random key.
 fn lowered_arguments(call: &Call, device: &Device) -> Result<Vec<Argument>, String> {
     match sparta_kernels::lower(call, device.bounds)?.steps.into_iter().next() {
         Some(Step::Dispatch(first)) => {
@@ -90,7 +90,7 @@ fn rows(call: &Call) -> usize {
     call.inputs.first().and_then(|q| q.ty.shape.first()).copied().unwrap_or(0)
 }
 
-/// `None` where a block has too little shared memory.
+/// `None` if a block has too little shared memory.
 fn attention_grad(op: &Attention, call: &Call, device: &Device) -> Result<Option<Pieces>, String> {
     let (tile, [q_shared, kv_shared]) = grad_tile(op.head_dim);
     if q_shared.max(kv_shared) > most_shared(device.capability) {

@@ -8,7 +8,7 @@ use sparta_kernels::{Bounds, Dispatch, Kernel, Memory, Step, View};
 /// Blocks in one dimension of a launch.
 const MAX_BLOCKS: usize = 65_535;
 
-/// One thing for the device to do.
+/// One piece of work for the device.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
     Launch(Launch),
@@ -28,16 +28,16 @@ pub(crate) struct Launch {
     pub arguments: Vec<Argument>,
 }
 
-/// A kernel's text. Equal programs have the same.
+/// A kernel's text; equal programs have equal texts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Program {
     /// Translated from WGSL.
     Translated(Kernel),
-    /// A kernel of `kernels/`.
+    /// A kernel in `kernels/`.
     Written(Written),
 }
 
-/// The kernels of `kernels/`, with what they are specialised by: `tile` are the rows that are read at a time.
+/// The kernels in `kernels/` with their specialization: `tile` is the number of rows read at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Written {
     SampledGather,
@@ -88,7 +88,7 @@ impl Launch {
     }
 }
 
-/// What of a device decides about the pieces.
+/// What the choice of pieces depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Device {
     pub bounds: Bounds,
@@ -122,7 +122,7 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Those of a call. `serves` says whether the device's library multiplies in this form.
+    /// The pieces of a call. `serves` says whether the device's library supports a form of product.
     ///
     /// Errors: those of the lowering.
     pub fn of(
@@ -153,13 +153,13 @@ impl Pieces {
         Ok(Pieces { pieces: lowered.steps.into_iter().map(Piece::from).collect(), scratch: lowered.scratch })
     }
 
-    /// The same where the numbered operands of a call lie.
+    /// The same pieces, with views of numbered operands resolved.
     pub fn within(mut self, operands: &[View]) -> Pieces {
         self.pieces.iter_mut().for_each(|piece| piece.each_view(|view| *view = view.within(operands)));
         self
     }
 
-    /// Puts others behind these; both use the same scratch memory, one after the other.
+    /// Appends other pieces; both use the same scratch memory, one after the other.
     pub fn append(&mut self, others: Pieces) {
         self.pieces.extend(others.pieces);
         self.scratch = self.scratch.max(others.scratch);

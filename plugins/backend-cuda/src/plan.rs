@@ -1,4 +1,4 @@
-//! Plans bound to memory: pieces with their kernels loaded, their products prepared, and all addresses known.
+//! Plans bound to memory: pieces with kernels loaded, products prepared and addresses known.
 
 use crate::pieces::{Argument, Multiply, Piece, Pieces, Program};
 use crate::{Arguments, Factors, Failure, KernelId, Machine, Product, ProductId, Threads};
@@ -6,16 +6,16 @@ use sparta_graph::Plan;
 use sparta_kernels::{Memory, View};
 use std::collections::HashMap;
 
-/// Kernels that are loaded and products that are prepared, for all plans.
+/// The loaded kernels and prepared products of all plans.
 #[derive(Default)]
 pub(crate) struct Cache {
     kernels: HashMap<Program, KernelId>,
-    /// `None`: the library does not multiply in this form.
+    /// `None`: the library does not support this form.
     products: HashMap<Product, Option<ProductId>>,
 }
 
 impl Cache {
-    /// Whether the library multiplies in this form, which is then prepared.
+    /// Whether the library supports this form, which is then prepared.
     pub fn serves(&mut self, machine: &mut dyn Machine, form: &Product) -> Result<bool, Failure> {
         if let Some(known) = self.products.get(form) {
             return Ok(known.is_some());
@@ -25,7 +25,7 @@ impl Cache {
         Ok(product.is_some())
     }
 
-    /// Loads the kernels of some pieces that are not loaded yet, together.
+    /// Loads, together, the kernels of these pieces that are not loaded yet.
     pub fn load(&mut self, machine: &mut dyn Machine, pieces: &[Pieces]) -> Result<(), Failure> {
         let (mut missing, mut texts) = (Vec::new(), Vec::new());
         for piece in pieces.iter().flat_map(|pieces| &pieces.pieces) {
@@ -42,7 +42,7 @@ impl Cache {
     }
 }
 
-/// Where the memory of a plan lies.
+/// The addresses of a plan's memory.
 pub(crate) struct Addresses<'p> {
     pub plan: &'p Plan,
     /// Of each segment.
@@ -54,7 +54,7 @@ pub(crate) struct Addresses<'p> {
 }
 
 impl Addresses<'_> {
-    /// Memory that does not exist has the address 0, which no plan that was checked asks for.
+    /// The address of a view; 0 for memory that does not exist, which checked plans do not use.
     fn of(&self, view: &View) -> u64 {
         let (base, offset) = match view.memory {
             Memory::Arena => {
@@ -69,7 +69,7 @@ impl Addresses<'_> {
     }
 }
 
-/// A piece that is ready to run.
+/// A piece ready to run.
 pub(crate) enum Step {
     Launch { kernel: KernelId, grid: [u32; 3], threads: Threads, arguments: Arguments },
     Copy { from: u64, to: u64, bytes: usize },
@@ -77,7 +77,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// Errors: a kernel or a product that was not made ready.
+    /// Errors: a kernel that is not loaded, or a product that is not prepared.
     pub fn new(piece: &Piece, addresses: &Addresses, cache: &Cache) -> Result<Step, String> {
         match piece {
             Piece::Copy { from, to } => {

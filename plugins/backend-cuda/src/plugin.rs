@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 /// CUDA devices as a backend plugin.
 pub struct Plugin;
 
-/// What `--device` calls the backend.
+/// The backend's name in `--device`.
 const NAME: &str = "cuda";
 
 impl BackendPlugin for Plugin {
@@ -19,9 +19,9 @@ impl BackendPlugin for Plugin {
         BackendPluginInfo { name: NAME.into(), version: env!("CARGO_PKG_VERSION").into(), ops: Some(ops) }
     }
 
-    /// Empty where there is no driver or no card. Takes no memory on any card.
+    /// Empty if there is no driver or no card. Uses no memory on any card.
     ///
-    /// Errors: a driver that does not start; a library that is missing beside it.
+    /// Errors: a driver that does not start; a missing library.
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError> {
         match tools() {
             Ok(tools) => Ok(tools.cards.iter().map(|card| tools.info(card)).collect()),
@@ -30,7 +30,7 @@ impl BackendPlugin for Plugin {
         }
     }
 
-    /// Errors: those of `devices`; why there is no such device; what fails on it.
+    /// Errors: those of `devices`; no such device, and why; a failure of the device.
     fn open(&self, device: &str) -> Result<Box<dyn Backend>, BackendError> {
         let tools = tools().map_err(|none| error(device, none.reason().to_owned()))?;
         let id = |card: &Card| tools.info(card).id;
@@ -48,7 +48,7 @@ impl BackendPlugin for Plugin {
     }
 }
 
-/// What there is, looked for by the first that asks.
+/// The cards and libraries, found on first use.
 fn tools() -> Result<&'static Tools, &'static NoDriver> {
     static TOOLS: OnceLock<Result<Tools, NoDriver>> = OnceLock::new();
     TOOLS.get_or_init(|| Tools::load(&Search::of_environment(), Cache::of_user())).as_ref()

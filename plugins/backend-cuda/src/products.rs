@@ -1,4 +1,4 @@
-//! Which calls the vendor's library multiplies for, in place of the translated kernels.
+//! Uses the vendor's library for matrix products instead of translated kernels.
 
 use crate::pieces::{Argument, Launch, Multiply, Piece, Pieces, Program, Written, bytes_of, whole};
 use crate::{Matrix, Product, Threads};
@@ -8,23 +8,23 @@ use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Call, DType, Op, Operand, Place, SampledCost};
 use sparta_kernels::{Bounds, Memory, View};
 
-/// The costs by which sampled gradients are computed from dense products. A dot product reads, for each multiplication, a
-/// sector of 32 bytes from the second-level cache; tensor cores make dense products of bf16, of f32 they are made without.
+/// The costs that decide whether sampled gradients use dense products. A dot product reads, for each multiplication, a
+/// sector of 32 bytes from the second-level cache; dense products of bf16 run on tensor cores, those of f32 do not.
 pub const SAMPLED_COST: SampledCost = SampledCost { f32: 32, bf16: 170 };
 
-/// Bytes of rows of a dense gradient from which chosen elements are gathered: they stay in the second-level cache.
+/// Bytes of a range of rows of a dense gradient, small enough to stay in the second-level cache for the gather.
 const DENSE_ROWS: usize = 16 << 20;
-/// Rows of such a gradient begin at aligned bytes of their factor.
+/// Ranges of rows are multiples of this, so that they begin at aligned bytes of their factor.
 const ROW_UNIT: usize = 64;
-/// Blocks of a gather, which go over the chosen elements together: some for each multiprocessor.
+/// Blocks of a gather, several per multiprocessor.
 const GATHER_BLOCKS: u32 = 512;
 const GATHER_THREADS: u32 = 256;
-/// Bytes of a factor that is widened to f32 at a time.
+/// Bytes of a factor that are widened to f32 at a time.
 const WIDENED: usize = 64 << 20;
 
 type Serves<'s> = &'s mut dyn FnMut(&Product) -> Result<bool, String>;
 
-/// The pieces of a call that has products of the library's; `None` where translated kernels serve.
+/// The pieces of a call that uses the library; `None` if translated kernels are used.
 pub(crate) fn pieces(call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
     match &call.op {
         Op::Linear(op) => linear(op, call, bounds, serves),
@@ -45,7 +45,7 @@ fn matrix(operand: &Operand) -> Matrix {
     Matrix { dtype: operand.ty.dtype, stride: width(operand) }
 }
 
-/// One product; several of f32 and narrower numbers, of which ranges of rows are widened one after the other.
+/// One product, or several if f32 meets a narrower type, of which ranges of rows are widened one after the other.
 fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
     let (a, b, c) = (operand(&call.inputs, 0)?, operand(&call.inputs, 1)?, operand(&call.outputs, 0)?);
     let (m, n, k) = op.dims(&a.ty, &b.ty)?;
@@ -95,8 +95,8 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
     }
 }
 
-/// The product of f32 and a narrower `b`, of which ranges of stored rows are made f32 in scratch memory from byte `from`
-/// on: columns of the result, or pieces of the inner dimension that are added up.
+/// The product of f32 and a narrower `b`, whose stored rows are widened to f32, a range at a time, in scratch memory
+/// from byte `from` on. A range gives columns of the result, or pieces of the inner dimension to add up.
 fn widened(
     product: &Multiply,
     b: &Operand,
@@ -161,7 +161,7 @@ fn widen(from: View, dtype: DType, to: View, elements: usize, bounds: Bounds) ->
     Ok(Pieces::lowered(&call, bounds)?.within(&[from, to]))
 }
 
-/// The dense gradient of ranges of rows, from which the chosen elements are gathered.
+/// Dense gradients of ranges of rows, from which the chosen elements are gathered.
 fn sampled_grad(op: &SampledGrad, call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
     let (dy, x) = (operand(&call.inputs, 0)?, operand(&call.inputs, 1)?);
     let (index, row_ptr) = (operand(&call.inputs, 2)?, operand(&call.inputs, 3)?);

@@ -17,10 +17,10 @@ impl Method for Head {
     }
 
     fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
-        // A vocabulary head that classification replaces is no output.
+        // A vocabulary head that the classification head replaces is not an output.
         let head = [Role::Head, Role::LmHead].into_iter().find(|role| parameters.iter().any(|p| p.role == *role));
         let head = head.ok_or(
-            "the vocabulary head of this model is its embedding matrix (tie_word_embeddings), so that it cannot be \
+            "the vocabulary head of this model is its embedding matrix (tie_word_embeddings), so it cannot be \
              trained alone; use another method",
         )?;
         let choose = |p: &Parameter| if p.role == head { Selection::Dense } else { Selection::Frozen };

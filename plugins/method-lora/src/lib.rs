@@ -1,5 +1,5 @@
-//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`; LoRA+ (Hayou et
-//! al., 2024), which trains B at a higher rate, and rsLoRA (Kalajdzievski, 2023), which divides by sqrt(r).
+//! LoRA (Hu et al., 2021): y = x W^T + (alpha / r) dropout(x) A^T B^T with trained A `[r, in]` and B `[out, r]`; LoRA+
+//! (Hayou et al., 2024), which trains B at a higher rate, and rsLoRA (Kalajdzievski, 2023), which divides by sqrt(r).
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -12,16 +12,16 @@ sparta_plugin::options! {
     struct Settings {
         /// Rank
         lora_r: usize = 8, 1..=1024;
-        /// Scale: additions count alpha / r
+        /// Scale: additions are multiplied by alpha / r
         lora_alpha: f64 = 16.0, Above(0.0, 1e6);
         /// Dropout of the additions' input
         lora_dropout: f64 = 0.0, 0.0..=0.99;
-        /// Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. Where a model has q, k and v in one layer, each
-        /// of them means that layer; gate and up likewise
+        /// Linear layers: a list of q, k, v, o, gate, up, down, or all-linear. If a model has q, k and v in one layer,
+        /// each of them means that layer; gate and up likewise
         lora_targets: String = "q,v";
-        /// LoRA+: how many times the learning rate of A that of B is
+        /// LoRA+: ratio of the learning rate of B to that of A
         lora_plus_ratio: f64 = 1.0, Above(0.0, 1e6);
-        /// rsLoRA: additions count alpha / sqrt(r)
+        /// rsLoRA: multiply additions by alpha / sqrt(r)
         lora_rs: bool = false;
     }
 }
@@ -54,7 +54,7 @@ impl Method for Lora {
         }
     }
 
-    /// Initial values are those of peft: A uniform in +-1 / sqrt(in), B zero.
+    /// Initial values are those of PEFT: A uniform in +-1 / sqrt(in), B zero.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let Settings { lora_r, lora_targets: targets, lora_plus_ratio, .. } = Settings::read(options)?;
         let roles = target_roles(&targets)?;
@@ -119,7 +119,7 @@ fn target_roles(targets: &str) -> Result<Vec<Role>, Error> {
     Ok(roles.into_iter().flat_map(layers_of).collect())
 }
 
-/// The roles that a layer with this projection may have: it alone, or in one layer with others.
+/// The roles that a layer with this projection may have: the projection alone, or fused with others.
 fn layers_of(role: Role) -> impl Iterator<Item = Role> {
     let joint = match role {
         Role::QProj | Role::KProj | Role::VProj => Some(Role::QkvProj),
@@ -147,7 +147,7 @@ fn dropout(graph: &mut dyn GraphBuilder, x: Value, p: f32, salt: u32) -> Result<
     graph.one(Dropout { p, salt }, &[x, rng])
 }
 
-/// Different for every linear layer. The upper half of the range, so that it meets no salt of the host.
+/// Different for every linear layer, and in the upper half of the range, which the host does not use.
 fn salt(parameter: &Parameter) -> u32 {
     let is_own = |(_, role): &(&str, Role)| layers_of(*role).any(|role| role == parameter.role);
     let target = TARGETS.iter().position(is_own).unwrap_or(TARGETS.len());

@@ -83,7 +83,7 @@ fn targets() {
     assert!(Lora.select(&no_layers, &options("q", 0.0)).unwrap_err().0.contains("match no linear layer"));
 }
 
-/// A projection that shares its layer with others stands for that layer; both have salts of their own.
+/// A projection that shares its layer with others stands for that layer; fused layers have different salts.
 #[test]
 fn layers_of_several_projections() {
     let mut parameters = model(TINY);

@@ -10,10 +10,10 @@ struct Sparta;
 
 sparta_plugin::options! {
     struct Settings {
-        /// Fraction of all model parameters that is trained, besides the head
+        /// Fraction of all model parameters to train, in addition to the head
         density: f64 = 0.05, Above(0.0, 1.0);
-        /// Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression that is searched in tensor names;
-        /// never embeddings
+        /// Tensors to choose from: all, attn (q, k, v, o), vo, mlp, or a regular expression for tensor names;
+        /// embeddings are never included
         targets: String = "all";
     }
 }
@@ -30,7 +30,7 @@ impl Method for Sparta {
     }
 
     /// The density counts all parameters, embeddings and vocabulary head included, unless another head replaces that;
-    /// they are no targets, so each scalar of a target is drawn with probability density * total / targets.
+    /// these are not targets, so each scalar of a target is drawn with probability density * total / targets.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let Settings { density, targets } = Settings::read(options)?;
         let targets = targets.as_str();
@@ -56,13 +56,13 @@ impl Method for Sparta {
     }
 }
 
-/// The classification head, and the vocabulary head that it replaces: neither counts for the density.
+/// The number of scalars without the heads, which do not count for the density.
 fn count<'a>(parameters: impl Iterator<Item = &'a Parameter>) -> u64 {
     parameters.map(Parameter::numel).sum()
 }
 
 fn probability(density: f64, total: u64, target_count: u64, targets: &str) -> Result<f64, Error> {
-    // Written so that NaN is refused.
+    // Written so that NaN is rejected.
     if !(density > 0.0 && density <= 1.0) {
         return Err(Error(format!("density: expected a number in (0, 1], got {density}")));
     }

@@ -2,7 +2,7 @@ use regex::Regex;
 use sparta_plugin::Error;
 use sparta_plugin::method::{Parameter, Role};
 
-/// The tensors that the option `targets` names.
+/// The tensors that the option `targets` selects.
 pub enum Targets {
     All,
     Attention,
@@ -19,12 +19,12 @@ impl Targets {
             "vo" => Targets::ValueOutput,
             "mlp" => Targets::Mlp,
             _ => Targets::Names(Regex::new(text).map_err(|e| {
-                Error(format!("targets `{text}` are neither all, attn, vo, mlp nor a regular expression: {e}"))
+                Error(format!("targets `{text}` are not all, attn, vo, mlp or a valid regular expression: {e}"))
             })?),
         })
     }
 
-    /// Why these targets cannot be told apart from others in this model.
+    /// Errors: the targets are fused with other tensors in this model.
     pub fn check(&self, parameters: &[Parameter]) -> Result<(), Error> {
         let joint = parameters.iter().find(|p| p.role == Role::QkvProj);
         match (self, joint) {
@@ -36,7 +36,7 @@ impl Targets {
         }
     }
 
-    /// Whether a tensor of the body is one of them; a bias belongs to its projection.
+    /// Whether a tensor of the decoder is a target; a bias belongs to its projection.
     pub fn contain(&self, parameter: &Parameter) -> bool {
         let role = parameter.role;
         let bias_of = |projections: &[&str]| {

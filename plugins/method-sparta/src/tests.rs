@@ -73,7 +73,7 @@ fn named_targets() {
     assert_eq!(names(r"layers\.1\..*q_proj"), ["model.layers.1.self_attn.q_proj.weight"]);
 }
 
-/// Values alone cannot be chosen out of a tensor that holds queries and keys, too.
+/// Values cannot be selected alone in a tensor that also has queries and keys.
 #[test]
 fn one_tensor_for_q_k_and_v() {
     let mut parameters = model();

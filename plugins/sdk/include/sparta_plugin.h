@@ -6,16 +6,16 @@
  *
  * Rules:
  * - Every struct starts with its size in bytes. A later minor version appends fields; read a field only if the size
- *   covers it. SpartaBytes never changes. Optional function pointers may be NULL where it says so.
- * - An interface is found by its id with a major version. Another major version is another interface; the host refuses
- *   a major version that it does not know.
- * - The host owns all memory that crosses. Results and errors are handed to it as bytes, which it copies before the
+ *   covers it. SpartaBytes never changes. Function pointers may be NULL only where noted.
+ * - An interface is found by its id with a major version. Another major version is another interface; the host rejects
+ *   major versions that it does not know.
+ * - The host owns all memory that crosses. Results and errors are passed to it as bytes, which it copies before the
  *   function returns. What the host passes in is valid until the plugin's function returns.
- * - Handles are opaque integers of the side that made them. A SpartaCall is valid until the plugin's function returns,
+ * - Handles are opaque integers, chosen by the side that made them. A SpartaCall is valid until the plugin's function returns,
  *   and only on the thread that it was called on.
  * - Messages are JSON in UTF-8. Their forms are shown below; the Rust crate sparta-plugin defines the same types.
- * - A function returns SPARTA_OK, or SPARTA_FAILED after it has given a sentence for the user to host->error.
- * - No exception crosses. The host never unloads a library.
+ * - A function returns SPARTA_OK, or SPARTA_FAILED after passing a message for the user to host->error.
+ * - Exceptions must not cross. The host never unloads a library.
  */
 #ifndef SPARTA_PLUGIN_H
 #define SPARTA_PLUGIN_H
@@ -46,19 +46,19 @@ typedef struct SpartaBytes {
     size_t len;
 } SpartaBytes;
 
-/* What the host offers; valid as long as the process. */
+/* What the host offers; valid for the life of the process. */
 typedef struct SpartaHost {
     size_t size;
     uint32_t abi_major;
     uint32_t abi_minor;
-    /* The error message of a call that returns SPARTA_FAILED. */
+    /* Takes the error message of a call that returns SPARTA_FAILED. */
     void (*error)(SpartaCall call, SpartaBytes message);
-    /* The result of a call that answers with a message. */
+    /* Takes the result of a call that returns a message. */
     void (*result)(SpartaCall call, SpartaBytes bytes);
     /* The message of the latest host function that failed in this call; valid until the next host function. */
     SpartaBytes (*last_error)(SpartaCall call);
-    /* In the functions of a method that get values: adds an operation to the graph. op is JSON: {"op": "<name>", attributes}. Writes at most capacity
-     * values to outputs and their number to output_count. */
+    /* In a method's functions that take values: adds an operation to the graph. op is JSON: {"op": "<name>", attributes}.
+     * Writes at most capacity values to outputs and their number to output_count. */
     SpartaStatus (*graph_apply)(SpartaCall call, SpartaBytes op, const uint32_t *inputs, size_t input_count,
                                 uint32_t *outputs, size_t capacity, size_t *output_count);
     /* Writes at most capacity dimensions of a value to dims and their number to rank. */
@@ -66,11 +66,11 @@ typedef struct SpartaHost {
     /* Writes the value that random operations take as their counter. */
     SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
     /* (4) In on_step: writes the size in bytes of what is read to byte_count and, where capacity is as large, its
-     * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or a slot of the optimizer ("m"
+     * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or an optimizer slot ("m"
      * and "v" of AdamW), all f32, or "indices", u32; see on_step. */
     SpartaStatus (*step_read)(SpartaCall call, SpartaBytes what, SpartaBytes name, uint8_t *out, size_t capacity,
                               size_t *byte_count);
-    /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. Where one call of it fails, on_step
+    /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. If one call fails, on_step
      * counts as failed and nothing is changed. */
     SpartaStatus (*step_write)(SpartaCall call, SpartaBytes what, SpartaBytes name, SpartaBytes data);
 } SpartaHost;
@@ -78,7 +78,7 @@ typedef struct SpartaHost {
 typedef struct SpartaInterface {
     size_t size;
     SpartaBytes id;    /* SPARTA_METHOD_ID ... */
-    const void *table; /* the SpartaMethod, SpartaTask or SpartaBackend that the id stands for */
+    const void *table; /* the SpartaMethod, SpartaTask or SpartaBackend of that id */
 } SpartaInterface;
 
 typedef struct SpartaPlugin {
@@ -99,39 +99,38 @@ typedef struct SpartaPlugin {
  *              "role": "embedding" | "norm" | "q_proj" | "k_proj" | "v_proj" | "o_proj" | "gate_proj" | "up_proj"
  *              | "down_proj" | "qkv_proj" | "gate_up_proj" | "bias" | "lm_head" | "head", "layer": 0 | null}; "qkv_proj" and
  *              "gate_up_proj" are q, k and v, or gate and up, as one layer
- * Options     {"lora-r": 8, ...}: checked values of every option
+ * Options     {"lora-r": 8, ...}: checked values of all options
  * Selection   "frozen" | "dense" | {"sparse": {"probability": 0.05}} | {"reparam": {"tensors": [ExtraTensor]}}
  *             | {"chosen": {"indices": [0, 17, ...]}} (3): these elements, flat, row-major, ascending
  *             | {"magnitude": {"share": 0.05, "order": "largest" | "smallest", "scope": "tensor" | "model"
- *                              | {"group": 4}}} (3): the elements of the largest or smallest |w| of the tensor, of all tensors
- *               that are selected alike, or of groups of this many neighbours in a row
+ *                              | {"group": 4}}} (3): the elements with the largest or smallest |w| in the tensor, in all tensors
+ *               with the same selection, or in groups of this many neighbours in a row
  *             | {"scored": {"share", "order" and "scope" as of "magnitude", "score": Score}} (4)
  *             | {"rated": {"lr_factor": 0.1, "weight_decay": 0.0, "selection": Selection}} (4): a dense or sparse selection
- *               whose updates have rates of their own; both may be left out
+ *               with its own rates; either may be left out
  * Score       {"gradient": {"batches": 8, "squared": false}}: the sum of |g| or g^2 over the first batches of the run
- *             | {"weight_gradient": {"batches": 8}}: that of |w g|
- *             | {"change": {"steps": 100}}: |w after - w before| of this many steps that train these tensors whole
+ *             | {"weight_gradient": {"batches": 8}}: the same sum of |w g|
+ *             | {"change": {"steps": 100}}: |w after - w before| over this many steps that train all of these tensors
  * ExtraTensor {"name": "lora_A", "shape": [8, in], "init": Init, "trained": true (3), "shared": false (3),
- *              "lr_factor": 16.0 (4), "weight_decay": 0.0 (4)}; "trained": false: it keeps its initial values; "shared": all
- *              weights that add this name mean one tensor
+ *              "lr_factor": 16.0 (4), "weight_decay": 0.0 (4)}; "trained": false: keeps its initial values; "shared": all
+ *              weights that add this name share one tensor
  * Init        "zeros" | {"uniform": {"bound": 0.1}} | {"normal": {"std": 0.02}} | {"constant": {"value": 1.0}} (3)
  *             | "row_norms" (3): the Euclidean norms of the weight's rows, [out]
  * Site        {"parameter": Parameter, "options": Options, "training": true}
  *
  * Steps (4)   null | {"every": 100, "gradients": false, "whole_gradients": false}: on_step is called at this interval of
- *              optimizer steps; "gradients" and "whole_gradients" say that it reads those, which takes memory on the device
+ *              optimizer steps; "gradients" and "whole_gradients" declare that it reads those, which takes device memory
  * StepInfo (4) {"step": 100, "total_steps": 1000, "options": Options, "state": any JSON, "tensors": [OwnTensor]}
  * OwnTensor (4) {"name": "...", "form": "dense" | "sparse" | "extra" | "frozen", "shape": [n], "parameter": Parameter}; the name
- *              is the parameter's, of an added tensor that without ".weight" and with its own: "...q_proj.lora_A"; the shape
- *              is that of its values, of a sparse one the number of its elements
+ *              is the parameter's or, for an added tensor, that without ".weight" and with its own: "...q_proj.lora_A"; the shape
+ *              is that of its values, for a sparse one the number of its elements
  *
- * What is marked with (3) or (4) came with minor version 3 or 4.
+ * (3) and (4) mark what minor versions 3 and 4 added.
  *
- * A linear layer of the body, or the classification head, that is reparametrised computes forward. Any other reparametrised
- * parameter (4), so a norm, a bias, the embedding and the vocabulary head, is used as merge gives it.
+ * A reparametrized linear layer of the decoder, or classification head, computes forward. Any other reparametrized
+ * parameter (4), such as a norm, a bias, the embeddings or the vocabulary head, is replaced by what merge returns.
  *
- * Operations, with their inputs; a, b and x are f32 or bf16, w of any float type; those marked with (3) came with minor
- * version 3. All have gradients.
+ * Operations with their inputs; a, b and x are f32 or bf16, w is of any float type. All have gradients.
  *   {"op": "linear", "layout": "nt" | "nn" | "tn", "scale": 1.0, "bias": false, "residual": false}: a, b -> scale op(a) op(b)
  *       (nt: a [m, k], b [n, k]; nn: a [m, k], b [k, n]; tn: a [k, m], b [k, n]), then bias [n] and residual [m, n] if given
  *   {"op": "add"} | {"op": "mul"} (3) | {"op": "div"} (3): a [m, n], b of its shape, a row [n] or a column [m, 1] (3)
@@ -154,76 +153,76 @@ typedef struct SpartaMethod {
     SpartaStatus (*describe)(SpartaCall call);
     /* Request: {"parameters": [Parameter], "options": Options}; result: [Selection], one per parameter. */
     SpartaStatus (*select)(SpartaCall call, SpartaBytes request);
-    /* x is [T, in], w [out, in], extra the tensors asked for in select; writes the [T, out] output to y.
-     * NULL where no linear layer is reparametrised. */
+    /* x is [T, in], w [out, in], extra the tensors that select added; writes the [T, out] output to y.
+     * NULL if no linear layer is reparametrized. */
     SpartaStatus (*forward)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
                             size_t extra_count, uint32_t *y);
-    /* Writes the parameter that does the same in the plain model, f32, to merged; w is f32.
-     * NULL where nothing is reparametrised. */
+    /* Writes the parameter with which the plain model does the same, f32, to merged; w is f32.
+     * NULL if nothing is reparametrized. */
     SpartaStatus (*merge)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                           uint32_t *merged);
-    /* (4) May be NULL: then the bias is added to what forward gives. Forward of a layer with a bias [out]. */
+    /* (4) Like forward, for a layer with a bias [out]. May be NULL: then the bias is added to the result of forward. */
     SpartaStatus (*forward_with_bias)(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, uint32_t bias,
                                       const uint32_t *extra, size_t extra_count, uint32_t *y);
-    /* (4) May be NULL: then the bias stays. Merge of a layer with a bias, f32; writes weight and bias to merged. */
+    /* (4) Like merge, for a layer with a bias, f32; writes weight and bias to merged. May be NULL: then the bias stays. */
     SpartaStatus (*merge_with_bias)(SpartaCall call, SpartaBytes site, uint32_t w, uint32_t bias, const uint32_t *extra,
                                     size_t extra_count, uint32_t (*merged)[2]);
-    /* (4) May be NULL. Writes a term of the training loss, f32 [1], to value, or leaves that as it is. It counts once in each
+    /* (4) May be NULL. Writes a term of the training loss, f32 [1], to value, or leaves value unchanged. It counts once per
      * optimizer step, however many micro-batches that has. w has any float type, extra are f32. */
     SpartaStatus (*penalty)(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
                             uint32_t *value);
-    /* (4) May be NULL. values are the extra tensors after the optimizer's update, f32; overwrites those that become others
-     * with values of their shapes. Nothing changes where a step is not finite. lr is the step's learning rate, f32 [1]. Of a
-     * shared tensor the first weight decides. */
+    /* (4) May be NULL. values are the extra tensors after the optimizer's update, f32; overwrites those that change with
+     * values of their shapes. Nothing changes in a step that is not finite. lr is the step's learning rate, f32 [1]. For a
+     * shared tensor, the first weight decides. */
     SpartaStatus (*update)(SpartaCall call, SpartaBytes site, uint32_t lr, uint32_t *values, size_t value_count);
-    /* (4) Result: Steps. NULL where on_step is never called. */
+    /* (4) Result: Steps. NULL if on_step is never called. */
     SpartaStatus (*steps)(SpartaCall call, SpartaBytes options);
     /* (4) Called after an optimizer step that changed something. Request: StepInfo; result: the state for the next call, any
-     * JSON; without a result the state stays. What it does may depend on nothing but the request and what it reads.
-     *   "values": of a sparse tensor what is added to its elements; "gradient": with which it was updated, clipped;
-     *   "indices": its elements, flat, row-major, ascending; "weight": of a parameter that is not frozen; "whole_gradient": of
-     *   every element of a parameter that is sparse or reparametrised, over the step's batch, where the model is now.
-     * Written values are finite and as many as there are. Written indices ascend within the parameter and are as many as
-     * before: those that stay keep value and optimizer state, those that are gone are again what the model has, new ones
-     * begin with zeros; values written in the same call are those of the new elements. NULL where steps is. */
+     * JSON; without a result the state stays. It may depend only on the request and what it reads.
+     *   "values": for a sparse tensor, what is added to its elements; "gradient": the one that updated it, clipped;
+     *   "indices": its elements, flat, row-major, ascending; "weight": for a parameter that is not frozen; "whole_gradient": for
+     *   every element of a parameter that is sparse or reparametrized, over the step's batch, at the model's current values.
+     * Written values must be finite and as many as there are. Written indices must ascend within the parameter and be as many as
+     * before: elements that stay keep value and optimizer state, those dropped return to the model's values, and new ones
+     * start at zero; values written in the same call belong to the new elements. NULL if steps is. */
     SpartaStatus (*on_step)(SpartaCall call, SpartaBytes request);
 } SpartaMethod;
 
 /* sparta.task/1. describe and open may be called from any thread, several at a time; the functions of one data set and
  * its iterators from one thread at a time. A data set is closed after its iterators.
  *
- * What is marked with (3) came with minor version 3 and may be left out.
+ * (3) marks what minor version 3 added; it may be left out.
  *
- * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo], "options": [OptionInfo] (3)}; the options are
- *                those of all its tasks
+ * TaskPluginInfo {"name": "glue", "version": "0.1.0", "tasks": [TaskInfo], "options": [OptionInfo] (3)}; all its
+ *                tasks share the options
  * TaskInfo       {"id": "rte", "title": "...", "labels": ["entailment", "not_entailment"], "target": Target (3), "weights": [1.0, 2.5] (3),
  *                 "metrics": ["accuracy"], "primary": "accuracy", "pair": true, "prompt": Prompt or absent};
- *                "labels" are two classes or more, or the name of a number; [] where tokens are learned, and in describe
- *                where the labels are found in the data. The larger "primary", one of "metrics", the better;
- *                "weights" say by how much an example of each class counts in the loss of training
+ *                "labels" are at least two classes, or the name of a number; [] if tokens are learned and, in describe,
+ *                if the labels are found in the data. "primary" is one of "metrics", of which larger is better;
+ *                "weights" are those of the examples of each class in the training loss
  * Target (3)     "class": one of the labels, the default with labels; metrics "accuracy", "f1", "mcc", "precision",
  *                         "recall"
  *                | "classes": any number of the labels; metrics "accuracy", "exact", "f1", "precision", "recall"
- *                | "number": metrics "pearson", "spearman", "mse", "mae"; the last two, of which less is better, cannot be
- *                           primary
+ *                | "number": metrics "pearson", "spearman", "mse", "mae"; the last two, of which smaller is better, cannot
+ *                           be primary
  *                | "tokens": each next token is learned, the default without labels; metrics "perplexity",
  *                            "log_likelihood"
  * Prompt         {"template": "If {text}, then {pair}?", "verbalizers": ["Yes", "No"]}, for instruction models: {text}
- *                once, {pair} once in a pair task only; a word per label
+ *                once, {pair} once in a pair task only; one word per label
  * OpenRequest    {"task": "rte", "data": "directory", "splits": ["test"], "options": Options (3), "trained": TaskInfo (3),
- *                 "other_data": true (3)}; "splits" are those that will be read, all of them without it. "trained" is what
- *                the task was found to be when a model was trained on it, whose labels must be kept in their order;
- *                "other_data" says that the data is not that of the training: a single file is the wanted split, whole
- * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."], "task": TaskInfo (3)}; "task" is what
- *                the opened data turned out to be, in place of the description
+ *                 "other_data": true (3)}; "splits" are those that will be read; without it, all. "trained" is the task
+ *                as it was when a model was trained on it, whose labels must be kept in their order;
+ *                "other_data" says that the model was not trained on this data: a single file is then the requested split
+ * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."], "task": TaskInfo (3)}; "task" is the
+ *                task as found in the data, where the description leaves something open
  * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}
- *                 | {"share": {"from": 0.8, "to": 1.0}} (3)}; no parts: no such split. A share is of the examples in an
- *                order by seed, in which each label has about its share and equal texts stay together
- * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}; for other targets than a class, in
- *                place of "label": "labels": [0, 2] (3), "number": 3.5 (3); for tokens in place of "text":
- *                "messages": [{"role": "user", "content": "...", "context": false}] (3), which the host writes with the
- *                model's chat template; an answer of "context" true is read, not learned; and "segments":
- *                [{"text": "...", "trained": true}] (3), laid one after the other where there are no messages or no template
+ *                 | {"share": {"from": 0.8, "to": 1.0}} (3)}; no parts: no such split. A share takes the examples in an
+ *                order drawn by the seed, in which each label gets about its share and equal texts stay together
+ * Example        {"text": "...", "pair": "..." (only in a pair task), "label": 0}; for targets other than a class,
+ *                instead of "label": "labels": [0, 2] (3), "number": 3.5 (3); for tokens, instead of "text":
+ *                "messages": [{"role": "user", "content": "...", "context": false}] (3), which the host formats with the
+ *                model's chat template; an answer with "context" true is read, not learned; and "segments":
+ *                [{"text": "...", "trained": true}] (3), concatenated if there are no messages or no template
  */
 typedef struct SpartaTask {
     size_t size;
@@ -244,8 +243,8 @@ typedef struct SpartaTask {
 /* A piece of work of submit. Its layout never changes. */
 typedef struct SpartaWork {
     uint64_t kind; /* SPARTA_WORK_WRITE or SPARTA_WORK_RUN */
-    uint64_t handle; /* the buffer that is written, or the prepared plan that is run */
-    size_t offset; /* for a write: the element from which on the data goes */
+    uint64_t handle; /* the buffer to write, or the prepared plan to run */
+    size_t offset; /* for a write: the first element to write */
     SpartaBytes data; /* for a write */
 } SpartaWork;
 
@@ -256,21 +255,21 @@ typedef struct SpartaWork {
  * one thread at a time. Offsets and lengths count elements of a buffer's dtype ("f32", "bf16", "f16", "u32"). An error
  * message is a BackendError or plain text.
  *
- * BackendPluginInfo {"name": "cuda", "version": "0.1.0", "ops": ["linear", ...]}; without "ops", which came with minor
- *                   version 2, the backend is taken to have the operations of minor version 1
+ * BackendPluginInfo {"name": "cuda", "version": "0.1.0", "ops": ["linear", ...]}; without "ops", which minor version 2
+ *                   added, the backend counts as having the operations of minor version 1
  * DeviceInfo        {"id": "cuda:0", "name": "...", "kind": "discrete_gpu" | "integrated_gpu" | "virtual_gpu"
  *                    | "software_gpu" | "cpu" | "other", "driver": "...", "memory": bytes | null, "max_buffer": bytes,
  *                    "in_place": true, "activations": ["f32", "bf16"], "products": ["bf16"],
- *                    "max_binding": bytes | null}; the last three came with minor version 2: types of activations
- *                    that it takes, and 16-bit types that it multiplies faster than f32, without them f32 alone; and
- *                    what the WGSL kernels may bind of a buffer, null for a backend with kernels of its own. May have
- *                    "multiplier": "...", which says to people in what 16-bit floats are multiplied
+ *                    "max_binding": bytes | null}; minor version 2 added the last three: the types of activations it
+ *                    supports and the 16-bit types that it multiplies faster than f32 (by default only f32), and how
+ *                    much of a buffer WGSL kernels may bind, null for a backend with its own kernels. May have
+ *                    "multiplier": "...", which tells people how 16-bit floats are multiplied
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",
  *                   "reason": "..."}}
  * Plan              the JSON form of sparta_graph::Plan. A plan with a key or an operation that the backend does not
- *                   know must be refused, not run without it
+ *                   know must be rejected, not run without it
  */
 typedef struct SpartaBackend {
     size_t size;
@@ -294,20 +293,20 @@ typedef struct SpartaBackend {
                             const uint64_t *externals, size_t external_count, uint64_t *prepared);
     SpartaStatus (*run)(SpartaCall call, uint64_t backend, uint64_t prepared);
     SpartaStatus (*release)(SpartaCall call, uint64_t backend, uint64_t prepared);
-    /* Since minor version 1, may be null. As run. Result: [integer], the nanoseconds of each call of the plan. */
+    /* Since minor version 1, may be NULL. Like run. Result: [integer], the nanoseconds of each call of the plan. */
     SpartaStatus (*run_profiled)(SpartaCall call, uint64_t backend, uint64_t prepared);
-    /* Since minor version 2, may be null. Writes the bytes that the backend has allocated on the device: now, and at
-     * most so far. Fails where it does not count. */
+    /* Since minor version 2, may be NULL. Writes the bytes that the backend has allocated on the device: now, and at
+     * most so far. Fails if the backend does not count them. */
     SpartaStatus (*memory)(SpartaCall call, uint64_t backend, uint64_t *in_use, uint64_t *peak);
-    /* Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission where the
+    /* Since minor version 2, may be NULL. Does pieces of work in order, with one upload and one submission if the
      * device can. */
     SpartaStatus (*submit)(SpartaCall call, uint64_t backend, const SpartaWork *work, size_t work_count);
-    /* Since minor version 2, may be null; then fetch is null, too. Asks for what the buffer holds after all work so far,
-     * and does not wait for it; writes a handle of the read. */
+    /* Since minor version 2, may be NULL; then fetch is NULL, too. Requests what the buffer holds after all work so far,
+     * without waiting for it; writes a handle of the read. */
     SpartaStatus (*request)(SpartaCall call, uint64_t backend, uint64_t buffer, size_t offset, size_t byte_count,
                             uint64_t *read);
-    /* Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to out, as many
-     * bytes as were requested. */
+    /* Since minor version 2, may be NULL. Waits for a requested read, copies it to out, as many bytes as were requested,
+     * and ends its handle. */
     SpartaStatus (*fetch)(SpartaCall call, uint64_t backend, uint64_t read, uint8_t *out, size_t byte_count);
 } SpartaBackend;
 

@@ -1,22 +1,23 @@
-//! The C ABI between the host and a plugin library, the same as `include/sparta_plugin.h`.
+//! The C ABI between the host and a plugin library; `include/sparta_plugin.h` is the same in C.
 //!
 //! A library exports one symbol, `sparta_plugin_entry(const SpartaHost*) -> const SpartaPlugin*`. Rules:
 //!
 //! - Every struct starts with its size in bytes. A later minor version appends fields; a reader uses a field only if
 //!   the size covers it. `SpartaBytes` never changes.
-//! - An interface is found by its id with a major version (`sparta.method/1`). Another major is another interface.
+//! - An interface is found by its id with a major version (`sparta.method/1`). Another major version is another
+//! interface.
 //! - The host owns all memory that crosses: results and errors are handed to it as bytes, which it copies.
 //! - Handles are opaque integers. A `SpartaCall` is valid on the calling thread until the function returns.
 //! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`] and
 //!   [`crate::backend`].
-//! - A function returns [`OK`], or [`FAILED`] after it has given a message to `SpartaHost::error`. Neither side lets a
-//!   panic or a C++ exception cross.
+//! - A function returns [`OK`], or [`FAILED`] after passing a message to `SpartaHost::error`. Neither side lets a
+//!   panic or a C++ exception cross the boundary.
 
 use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
-/// Its minor version: the fields of it and of all before are there.
+/// The minor version: its fields and those of all earlier ones are present.
 pub const ABI_MINOR: u32 = 4;
 
 /// The name of the exported symbol.
@@ -31,12 +32,12 @@ pub const BACKEND_ID: &str = "sparta.backend/1";
 
 /// [`OK`] or [`FAILED`].
 pub type SpartaStatus = i32;
-/// The function has done what it was asked.
+/// The function has succeeded.
 pub const OK: SpartaStatus = 0;
-/// It has not, and has given a message to `SpartaHost::error`.
+/// The function has failed and passed a message to `SpartaHost::error`.
 pub const FAILED: SpartaStatus = 1;
 
-/// Names one call of the host into a plugin.
+/// Identifies one call of the host into a plugin.
 pub type SpartaCall = u64;
 
 /// Borrowed bytes, valid until the function that received them returns. `data` may be null where `len` is 0.
@@ -45,17 +46,17 @@ pub type SpartaCall = u64;
 pub struct SpartaBytes {
     /// The first byte.
     pub data: *const u8,
-    /// How many there are.
+    /// The number of bytes.
     pub len: usize,
 }
 
 impl SpartaBytes {
-    /// Of a slice, which has to stay as long as they are read.
+    /// The bytes of a slice, which must live as long as they are read.
     pub const fn new(bytes: &[u8]) -> Self {
         SpartaBytes { data: bytes.as_ptr(), len: bytes.len() }
     }
 
-    /// The bytes.
+    /// The bytes as a slice.
     ///
     /// # Safety
     /// `data` points to `len` readable bytes that stay unchanged for `'a`, or `len` is 0.
@@ -65,7 +66,7 @@ impl SpartaBytes {
     }
 }
 
-/// A slice of a pointer and a count, where a null pointer means an empty slice.
+/// A slice from a pointer and a count; a null pointer gives an empty slice.
 ///
 /// # Safety
 /// `data` is null, or points to `len` initialised elements that stay unchanged for `'a`.
@@ -77,18 +78,18 @@ pub unsafe fn slice<'a, T>(data: *const T, len: usize) -> &'a [T] {
     unsafe { std::slice::from_raw_parts(data, len) }
 }
 
-/// What the host offers to a plugin; valid as long as the process.
+/// What the host offers to a plugin; valid for the life of the process.
 #[repr(C)]
 pub struct SpartaHost {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
-    /// [`ABI_MAJOR`] of the side that gives it.
+    /// [`ABI_MAJOR`] of the side that provides it.
     pub abi_major: u32,
-    /// [`ABI_MINOR`] of the side that gives it.
+    /// [`ABI_MINOR`] of the side that provides it.
     pub abi_minor: u32,
-    /// The error message of a failing call, for the user.
+    /// Takes the error message of a failing call, for the user.
     pub error: unsafe extern "C" fn(SpartaCall, SpartaBytes),
-    /// The result of a call that answers with a message or bytes.
+    /// Takes the result of a call that returns a message or bytes.
     pub result: unsafe extern "C" fn(SpartaCall, SpartaBytes),
     /// The message of the latest host function that failed within this call; valid until the next host function.
     pub last_error: unsafe extern "C" fn(SpartaCall) -> SpartaBytes,
@@ -113,8 +114,9 @@ pub struct SpartaHost {
     ) -> SpartaStatus,
     /// Writes the value that random operations take as their counter.
     pub graph_rng: unsafe extern "C" fn(call: SpartaCall, value: *mut u32) -> SpartaStatus,
-    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, where `capacity` is as
-    /// large, little-endian f32 to `out`, of `indices` u32. `what` and `name` as in [`crate::method::StepTensors`].
+    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, where
+    /// `capacity` is as large, little-endian f32 to `out`, of `indices` u32. `what` and `name` as in
+    /// [`crate::method::StepTensors`].
     pub step_read: unsafe extern "C" fn(
         call: SpartaCall,
         what: SpartaBytes,
@@ -123,24 +125,25 @@ pub struct SpartaHost {
         capacity: usize,
         byte_count: *mut usize,
     ) -> SpartaStatus,
-    /// Since minor version 4, in `on_step`. Sets `values` (f32) or `indices` (u32), little-endian. Once one call of it fails,
+    /// Since minor version 4, in `on_step`. Sets `values` (f32) or `indices` (u32), little-endian. Once one call of it
+    /// fails,
     /// `on_step` counts as failed.
     pub step_write:
         unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
 }
 
-/// What `sparta_plugin_entry` returns; valid as long as the process.
+/// What `sparta_plugin_entry` returns; valid for the life of the process.
 #[repr(C)]
 pub struct SpartaPlugin {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
-    /// [`ABI_MAJOR`] of the side that gives it.
+    /// [`ABI_MAJOR`] of the side that provides it.
     pub abi_major: u32,
-    /// [`ABI_MINOR`] of the side that gives it.
+    /// [`ABI_MINOR`] of the side that provides it.
     pub abi_minor: u32,
-    /// How many interfaces there are.
+    /// The number of interfaces.
     pub interface_count: usize,
-    /// They, in any order.
+    /// The interfaces, in any order.
     pub interfaces: *const *const SpartaInterface,
 }
 
@@ -150,11 +153,11 @@ unsafe impl Sync for SpartaPlugin {}
 /// One interface that a plugin implements.
 #[repr(C)]
 pub struct SpartaInterface {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
     /// `sparta.method/1`, `sparta.task/1` or `sparta.backend/1`.
     pub id: SpartaBytes,
-    /// The `SpartaMethod`, `SpartaTask` or `SpartaBackend` that the id stands for.
+    /// The `SpartaMethod`, `SpartaTask` or `SpartaBackend` of that id.
     pub table: *const c_void,
 }
 
@@ -172,13 +175,13 @@ unsafe impl<const N: usize> Sync for InterfaceList<N> {}
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaMethod {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
     /// Result: `MethodInfo`, and optionally `"mergeable": false` beside its fields.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
     /// Request: `{"parameters": [Parameter], "options": Options}`; result: `[Selection]`.
     pub select: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
-    /// `site` is a `Site`; writes the output to `y`. May be null where nothing is reparametrised.
+    /// `site` is a `Site`; writes the output to `y`. May be null where nothing is reparametrized.
     pub forward: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -190,7 +193,7 @@ pub struct SpartaMethod {
             y: *mut u32,
         ) -> SpartaStatus,
     >,
-    /// Writes the merged weight to `merged`. May be null where nothing is reparametrised.
+    /// Writes the merged weight to `merged`. May be null where nothing is reparametrized.
     pub merge: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -214,7 +217,8 @@ pub struct SpartaMethod {
             y: *mut u32,
         ) -> SpartaStatus,
     >,
-    /// Since minor version 4, may be null. As `merge`, of a layer with a bias; writes the weight and the bias to `merged`.
+    /// Since minor version 4, may be null. As `merge`, of a layer with a bias; writes the weight and the bias to
+    /// `merged`.
     pub merge_with_bias: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -248,10 +252,11 @@ pub struct SpartaMethod {
             value_count: usize,
         ) -> SpartaStatus,
     >,
-    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never called.
+    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never
+    /// called.
     pub steps: Option<unsafe extern "C" fn(SpartaCall, options: SpartaBytes) -> SpartaStatus>,
-    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result the one
-    /// that it was given. Reads and changes tensors with `step_read` and `step_write`.
+    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result
+    /// the one that it was given. Reads and changes tensors with `step_read` and `step_write`.
     pub on_step: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
 }
 
@@ -260,7 +265,7 @@ pub struct SpartaMethod {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaTask {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
     /// Result: `TaskPluginInfo`.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
@@ -304,7 +309,7 @@ pub const WORK_RUN: u64 = 1;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaBackend {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
     /// Result: `BackendPluginInfo`.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
@@ -381,8 +386,8 @@ pub struct SpartaBackend {
             read: *mut u64,
         ) -> SpartaStatus,
     >,
-    /// Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to `out`, as many
-    /// bytes as were requested.
+    /// Since minor version 2, may be null. Waits for a requested read, whose handle ends, and copies it to `out`, as
+    /// many bytes as were requested.
     pub fetch: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus,
     >,

@@ -10,25 +10,25 @@ pub use sparta_graph::{
     ReadId, Work,
 };
 
-/// What the plugin says of itself.
+/// How a backend plugin describes itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendPluginInfo {
-    /// What `--device` accepts: `cuda`.
+    /// What `--device` accepts, such as `cuda`.
     pub name: String,
-    /// Of the plugin.
+    /// The plugin's version.
     pub version: String,
-    /// Names of the operations that it has: those of `sparta_graph::Op::NAMES` where it has all that the SDK knows. A
-    /// backend that does not say is taken for one of ABI minor version 1, with the operations of then.
+    /// Names of the operations it supports: `sparta_graph::Op::NAMES` if it supports all that the SDK knows. A
+    /// backend that leaves this out counts as one of ABI minor version 1, with the operations of that version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ops: Option<Vec<String>>,
 }
 
-/// A kind of device.
+/// A kind of devices.
 pub trait BackendPlugin: Send + Sync {
     /// Its name, version and operations.
     fn describe(&self) -> BackendPluginInfo;
 
-    /// The devices of this kind in the machine; empty where there are none.
+    /// The devices of this kind in the machine, possibly none.
     fn devices(&self) -> Result<Vec<DeviceInfo>, BackendError>;
 
     /// Opens the device with this [`DeviceInfo::id`].

@@ -1,12 +1,12 @@
 use std::fmt;
 
-/// An error that a plugin hands to the host: one message for the user, saying what, where, expected, got, and what
-/// to do next.
+/// An error that a plugin passes to the host: a message for the user that says what failed, where, what was expected
+/// and given, and what to do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Error(pub String);
 
 impl Error {
-    /// Of a message.
+    /// An error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Error(message.into())
     }

@@ -1,8 +1,8 @@
-//! What `forward` and `merge` are built of. Each operation names its inputs, their shapes and types in its documentation.
+//! What `forward` and `merge` are built from. Each operation documents its inputs, their shapes and their types.
 
 pub use sparta_graph::{DType, Op, Value};
 
-/// The operations that a method can use; all of them have gradients, on every backend.
+/// The operations a method can use. Every one has a gradient and runs on every backend.
 pub mod ops {
     pub use sparta_graph::ops::{
         Activation, Add, Broadcast, Cast, ColumnSum, Detach, Div, Dropout, Fill, Function, GatedAct, Layout, Linear,

@@ -1,10 +1,10 @@
-//! How much memory the system lets this process have.
+//! How much memory this process may use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes of memory: the machine's, or less where a control group or the limit of the address space (`ulimit -v`) says
-/// so. `None` where the system does not tell.
+/// Bytes of memory: the machine's, or less where a control group or the address space limit (`ulimit -v`) says
+/// so. `None` where the system does not report it.
 pub fn host_memory() -> Option<u64> {
     let machine = kilobytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:");
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -12,8 +12,8 @@ pub fn host_memory() -> Option<u64> {
     limits.chain(address_space_left()).chain(machine).min()
 }
 
-/// The files that may hold a memory limit of these control groups (`/proc/self/cgroup`) or of one above them: of
-/// version 2 `0::PATH`, of version 1 `N:memory:PATH`.
+/// The files that may hold a memory limit of these control groups (`/proc/self/cgroup`) or their ancestors. Lines read
+/// `0::PATH` in version 2 and `N:memory:PATH` in version 1.
 fn group_files(groups: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for line in groups.lines() {
@@ -32,11 +32,11 @@ fn group_files(groups: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Address space that a process takes besides tensors: libraries, stacks, and the heaps that the C library reserves for
+/// Address space that a process takes besides tensors: libraries, stacks and the heaps the C library reserves for
 /// each thread.
 const OVERHEAD: u64 = 256 << 20;
 
-/// What the limit of the address space leaves beside what the process has mapped already, and [`OVERHEAD`].
+/// What the address space limit leaves after what the process has mapped already and [`OVERHEAD`].
 fn address_space_left() -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
@@ -45,7 +45,7 @@ fn address_space_left() -> Option<u64> {
     Some(limit.saturating_sub(mapped + OVERHEAD))
 }
 
-/// A limit in bytes; `max` and `unlimited` are none.
+/// A limit in bytes; `max` and `unlimited` mean there is none.
 fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }

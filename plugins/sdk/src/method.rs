@@ -1,5 +1,5 @@
-//! What a method plugin provides: what is trainable and how it enters the forward pass. The host owns optimizer,
-//! checkpoint, resume, merge, memory accounting and export.
+//! What a method plugin provides: what is trainable, and how it enters the forward pass. The host owns the optimizer,
+//! checkpoints, resuming, merging, memory accounting and export.
 
 use crate::Error;
 use serde::{Deserialize, Serialize};
@@ -9,57 +9,57 @@ use sparta_graph::{DType, Op, Value};
 pub use crate::options::{Above, OptionInfo, OptionKind, Options};
 pub use crate::step::{OwnForm, OwnTensor, StepInfo, StepTensors, Steps};
 
-/// What a method says of itself.
+/// How a method describes itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MethodInfo {
-    /// What `--method` accepts: `lora`.
+    /// What `--method` accepts, such as `lora`.
     pub name: String,
-    /// Of the plugin.
+    /// The plugin's version.
     pub version: String,
     /// One line for `--help`.
     pub summary: String,
-    /// Declared with [`options!`](crate::options!).
+    /// The method's options, declared with [`options!`](crate::options!).
     pub options: Vec<OptionInfo>,
-    /// Learning rate when the user gives none.
+    /// The learning rate when the user gives none.
     pub default_lr: f64,
 }
 
-/// What a tensor is for. Names are those of the Hugging Face checkpoint.
+/// What a tensor is for, named as in Hugging Face checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The token embeddings `[vocabulary, hidden]`.
     Embedding,
-    /// Norm weights, of layers, heads and the final one.
+    /// Norm weights: of layers, of attention heads, and the final norm.
     Norm,
-    /// Queries of attention.
+    /// The query projection of attention.
     QProj,
-    /// Keys of attention.
+    /// The key projection of attention.
     KProj,
-    /// Values of attention.
+    /// The value projection of attention.
     VProj,
-    /// Output of attention.
+    /// The output projection of attention.
     OProj,
-    /// Gate of the MLP.
+    /// The gate projection of the MLP.
     GateProj,
-    /// First layer of the MLP.
+    /// The up projection of the MLP.
     UpProj,
-    /// Last layer of the MLP.
+    /// The down projection of the MLP.
     DownProj,
-    /// Q, k and v as one layer, their rows below each other (Phi-3).
+    /// Queries, keys and values as one layer, their rows stacked (Phi-3).
     QkvProj,
-    /// Gate and up as one layer, their rows below each other (Phi-3).
+    /// Gate and up as one layer, their rows stacked (Phi-3).
     GateUpProj,
-    /// Biases of q, k, v.
+    /// Biases of the query, key and value projections.
     Bias,
-    /// The vocabulary head of a causal model where untied.
+    /// The vocabulary head of a causal model, where it is not tied to the embeddings.
     LmHead,
     /// The classification head `score.weight`.
     Head,
 }
 
 impl Role {
-    /// Whether the tensor is the weight `[out, in]` of a linear layer of the body.
+    /// Whether the tensor is the weight `[out, in]` of a linear layer inside the decoder.
     pub fn is_projection(self) -> bool {
         use Role::*;
         matches!(self, QProj | KProj | VProj | OProj | GateProj | UpProj | DownProj | QkvProj | GateUpProj)
@@ -69,20 +69,20 @@ impl Role {
 /// One tensor of the model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Parameter {
-    /// As the checkpoint calls it: `model.layers.0.mlp.up_proj.weight`.
+    /// Its name in the checkpoint, such as `model.layers.0.mlp.up_proj.weight`.
     pub name: String,
-    /// `[out, in]` for a linear layer.
+    /// Its dimensions: `[out, in]` for a linear layer.
     pub shape: Vec<usize>,
-    /// As it is stored.
+    /// The type it is stored in.
     pub dtype: DType,
     /// What it is for.
     pub role: Role,
-    /// The layer of the decoder that it belongs to, from 0.
+    /// The decoder layer it belongs to, counted from 0.
     pub layer: Option<usize>,
 }
 
 impl Parameter {
-    /// How many numbers it has.
+    /// How many elements it has.
     pub fn numel(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
@@ -92,33 +92,33 @@ impl Parameter {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selection {
-    /// It is not trained.
+    /// Nothing is trained.
     Frozen,
     /// Every element is trained, from an f32 master.
     Dense,
-    /// Each element is trained with this probability; the host draws the index set.
+    /// Each element is trained with this probability; the host draws which.
     Sparse {
-        /// In (0, 1].
+        /// The probability, in (0, 1].
         probability: f64,
     },
     /// These elements are trained: flat, row-major, ascending. Since ABI minor version 3.
     Chosen {
-        /// Positions in the tensor as one row.
+        /// Positions in the flattened tensor.
         indices: Vec<u32>,
     },
-    /// The elements with the largest or the smallest magnitudes are trained; of equal ones those that come first. Since ABI
-    /// minor version 3.
+    /// The elements with the largest or smallest magnitudes are trained; among equal ones, those that come first. Since
+    /// ABI minor version 3.
     Magnitude(Magnitude),
-    /// A linear layer with this weight computes [`Method::forward`], with these extra tensors. Any other parameter is used as
-    /// [`Method::merge`] gives it, which is possible since ABI minor version 4.
+    /// A linear layer with this weight computes [`Method::forward`], with these extra tensors. Any other parameter is
+    /// replaced by what [`Method::merge`] returns, which is possible since ABI minor version 4.
     Reparam {
-        /// As `forward` and `merge` get them.
+        /// The extra tensors, in the order `forward` and `merge` get them.
         tensors: Vec<ExtraTensor>,
     },
-    /// The elements with the largest or the smallest scores are trained, which the host computes before the training. Since
-    /// ABI minor version 4.
+    /// The elements with the largest or smallest scores are trained; the host computes the scores before training.
+    /// Since ABI minor version 4.
     Scored(Scored),
-    /// A dense or sparse selection whose updates have rates of their own. Since ABI minor version 4.
+    /// A dense or sparse selection with its own learning rate or weight decay. Since ABI minor version 4.
     Rated {
         /// Learning rate and weight decay.
         #[serde(flatten)]
@@ -129,26 +129,26 @@ pub enum Selection {
 }
 
 impl Selection {
-    /// The same elements with these rates.
+    /// The same selection with these rates.
     pub fn rated(self, rates: Rates) -> Self {
         Selection::Rated { rates, selection: Box::new(self) }
     }
 }
 
-/// Learning rate and weight decay of a trained tensor, unless the user gives it others with `--group`. Since ABI minor
+/// Learning rate and weight decay of a trained tensor, unless the user sets others with `--group`. Since ABI minor
 /// version 4.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rates {
-    /// What the run's learning rate is multiplied by, above 0.
+    /// The factor on the run's learning rate, above 0.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub lr_factor: f64,
-    /// `None`: the run's.
+    /// Weight decay; `None`: the run's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay: Option<f64>,
 }
 
 impl Default for Rates {
-    /// Those of the run.
+    /// The run's own rates.
     fn default() -> Self {
         Rates { lr_factor: 1.0, weight_decay: None }
     }
@@ -165,15 +165,15 @@ fn is_one(factor: &f64) -> bool {
 /// Which elements [`Selection::Magnitude`] takes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Magnitude {
-    /// The share of the elements, in (0, 1], rounded to a whole number of them, one at least.
+    /// The share of the elements, in (0, 1], rounded to a whole number of them, at least one.
     pub share: f64,
-    /// Which end of the order is taken.
+    /// Whether the largest or the smallest are taken.
     pub order: Order,
-    /// Among what the elements are compared.
+    /// What the elements are compared among.
     pub scope: Scope,
 }
 
-/// Which magnitudes are taken.
+/// Which end of an order is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
@@ -183,58 +183,58 @@ pub enum Order {
     Smallest,
 }
 
-/// Among what the elements are compared.
+/// What elements are compared among.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
-    /// The tensor.
+    /// Elements of the same tensor.
     Tensor,
-    /// All tensors that are selected in the same way.
+    /// Elements of all tensors with the same selection.
     Model,
-    /// Groups of this many neighbours in a row, whose length it divides: share 0.5 of 4 is a 2:4 pattern.
+    /// Groups of this many neighbours in a row, whose length it must divide: share 0.5 of groups of 4 is a 2:4 pattern.
     Group(usize),
 }
 
-/// Which elements [`Selection::Scored`] takes; the first three as in [`Magnitude`].
+/// Which elements [`Selection::Scored`] takes; the first three fields are those of [`Magnitude`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
     /// The share of the elements, in (0, 1].
     pub share: f64,
-    /// Which end of the scores is taken.
+    /// Whether the largest or the smallest scores are taken.
     pub order: Order,
-    /// Among what elements are compared.
+    /// What elements are compared among.
     pub scope: Scope,
-    /// What an element is worth.
+    /// How an element is scored.
     pub score: Score,
 }
 
 impl Scored {
-    /// How elements are taken by their scores.
+    /// The same choice by magnitude, to be applied to the scores.
     pub fn rule(self) -> Magnitude {
         let Scored { share, order, scope, .. } = self;
         Magnitude { share, order, scope }
     }
 }
 
-/// What an element is worth. Each batch is that of an optimizer step, the first ones of the run.
+/// How an element is scored. The batches are those of the run's first optimizer steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Score {
-    /// The sum of |g| over these batches, or of g^2 (the diagonal of the empirical Fisher information).
+    /// The sum of |g| over the batches, or of g^2 (the diagonal of the empirical Fisher information).
     Gradient {
         /// How many batches are summed over.
         batches: u32,
-        /// Squares in place of magnitudes.
+        /// Squares instead of magnitudes.
         #[serde(default)]
         squared: bool,
     },
-    /// The sum of |w g| over these batches.
+    /// The sum of |w g| over the batches.
     WeightGradient {
         /// How many batches are summed over.
         batches: u32,
     },
-    /// |w after - w before| of steps that train all elements of the scored tensors, with the run's optimizer and
-    /// learning rate, and everything else as the method says. They are taken back.
+    /// |w after - w before| over steps that train all elements of the scored tensors, with the run's optimizer and
+    /// learning rate and everything else as the method says. The steps are undone afterwards.
     Change {
         /// How many steps are taken.
         steps: u32,
@@ -242,7 +242,7 @@ pub enum Score {
 }
 
 impl Score {
-    /// The batches or steps that it takes.
+    /// How many batches or steps the score takes.
     pub fn count(self) -> u32 {
         match self {
             Score::Gradient { batches, .. } | Score::WeightGradient { batches } => batches,
@@ -251,23 +251,24 @@ impl Score {
     }
 }
 
-/// A tensor that a reparametrisation adds.
+/// A tensor that a reparametrization adds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExtraTensor {
-    /// Appended to the weight's name without `.weight`: `lora_A`. A shared tensor is called `shared.` and this.
+    /// Appended to the weight's name without `.weight`, such as `lora_A`; a shared tensor is named `shared.` and this.
     pub name: String,
-    /// One dimension or more, none of them 0.
+    /// At least one dimension, none of them 0.
     pub shape: Vec<usize>,
-    /// Its values when training begins.
+    /// Its values when training starts.
     pub init: Init,
-    /// Whether it is trained. One that is not follows from the seed or the model, so no adapter stores it. Since ABI minor
-    /// version 3.
+    /// Whether it is trained. If not, it follows from the seed or the model, and adapters do not store it. Since ABI
+    /// minor version 3.
     #[serde(default = "yes", skip_serializing_if = "is_true")]
     pub trained: bool,
-    /// Whether all weights that add a tensor of this name mean the same one, which all describe alike. Since ABI minor version 3.
+    /// Whether all weights that add a tensor of this name share one, which all must describe alike. Since ABI minor
+    /// version 3.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
-    /// Since ABI minor version 4.
+    /// Its learning rate and weight decay. Since ABI minor version 4.
     #[serde(flatten)]
     pub rates: Rates,
 }
@@ -281,7 +282,7 @@ fn is_true(on: &bool) -> bool {
 }
 
 impl ExtraTensor {
-    /// A trained tensor of one weight.
+    /// A trained tensor that belongs to one weight.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, init: Init) -> Self {
         ExtraTensor {
             name: name.into(),
@@ -293,65 +294,66 @@ impl ExtraTensor {
         }
     }
 
-    /// It keeps its initial values.
+    /// The same tensor, not trained: it keeps its initial values.
     pub fn frozen(self) -> Self {
         ExtraTensor { trained: false, ..self }
     }
 
-    /// It is one for all weights.
+    /// The same tensor, shared by all weights.
     pub fn shared(self) -> Self {
         ExtraTensor { shared: true, ..self }
     }
 
-    /// Its updates have these rates.
+    /// The same tensor with these rates.
     pub fn rated(self, rates: Rates) -> Self {
         ExtraTensor { rates, ..self }
     }
 }
 
-/// Values that a tensor begins with.
+/// The initial values of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
     /// All 0.
     Zeros,
-    /// Uniform in +-bound.
+    /// Uniform between -bound and bound.
     Uniform {
-        /// 0 or more.
+        /// The bound, at least 0.
         bound: f64,
     },
-    /// Normal with mean 0, drawn by the run's seed.
+    /// Normal with mean 0, drawn with the run's seed.
     Normal {
-        /// Standard deviation, 0 or more.
+        /// The standard deviation, at least 0.
         std: f64,
     },
-    /// All of one value. Since ABI minor version 3.
+    /// One value everywhere. Since ABI minor version 3.
     Constant {
-        /// A finite number.
+        /// The value, a finite number.
         value: f64,
     },
     /// The Euclidean norms of the rows of the weight `[out, in]`: `out` numbers. Since ABI minor version 3.
     RowNorms,
 }
 
-/// The place where a reparametrised weight is used.
+/// The place where a reparametrized weight is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Site {
-    /// The weight.
+    /// The reparametrized weight.
     pub parameter: Parameter,
-    /// Of the method.
+    /// The method's options.
     pub options: Options,
-    /// False while evaluating: no dropout then.
+    /// False in an evaluation, which has no dropout.
     pub training: bool,
 }
 
 /// The host's graph, as a method sees it.
 pub trait GraphBuilder {
-    /// Adds one operation and returns its outputs. A wrong shape or dtype is an error that names both.
+    /// Adds one operation and returns its outputs. A wrong shape or type is an error that names what was expected and
+    /// given.
     fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error>;
     /// The dimensions of a value. Errors: a value that is not of this graph.
     fn shape(&self, value: Value) -> Result<Vec<usize>, Error>;
-    /// The random counter input that [`Op::Dropout`] takes. Errors: while evaluating there is none.
+    /// The random counter that [`Op::Dropout`] takes as an input. Errors: an evaluation has none.
     fn rng(&mut self) -> Result<Value, Error>;
 }
 
@@ -365,16 +367,17 @@ impl dyn GraphBuilder + '_ {
 
 /// A fine-tuning method.
 pub trait Method: Send + Sync {
-    /// Its name, version and options; the same whenever it is asked for.
+    /// Its name, version and options; the same on every call.
     fn describe(&self) -> MethodInfo;
 
-    /// One selection per parameter, in order. `parameters` is the whole model, the new head last.
+    /// Decides what is trained: one selection per parameter, in order. `parameters` is the whole model, a new head
+    /// last.
     ///
-    /// Errors: options that this model cannot have, with what it can.
+    /// Errors: options that do not fit this model, with a message that says what does.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error>;
 
-    /// The output rows of a reparametrised linear layer of the body, or of the classification head: `x` is `[T, in]`, `w`
-    /// `[out, in]`, the result `[T, out]`. `extra` are the tensors asked for in `select`, in order.
+    /// The output of a reparametrized linear layer of the decoder, or of the classification head: `x` is `[T, in]`, `w`
+    /// `[out, in]`, the result `[T, out]`. `extra` are the tensors that `select` added, in order.
     fn forward(
         &self,
         site: &Site,
@@ -384,11 +387,11 @@ pub trait Method: Send + Sync {
         extra: &[Value],
     ) -> Result<Value, Error> {
         let _ = (graph, x, w, extra);
-        Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
+        Err(Error::new(format!("this method does not reparametrize {}", site.parameter.name)))
     }
 
-    /// [`Method::forward`] of a layer that has a bias `[out]`, which the result includes. Since ABI minor version 4; without
-    /// it the bias is added to what `forward` gives.
+    /// [`Method::forward`] for a layer with a bias `[out]`, which the result includes. Since ABI minor version 4;
+    /// without it, the bias is added to the result of `forward`.
     fn forward_with_bias(
         &self,
         site: &Site,
@@ -401,35 +404,36 @@ pub trait Method: Send + Sync {
         graph.one(Add {}, &[y, bias])
     }
 
-    /// Whether a reparametrised weight can be merged. Where it cannot, there is training, evaluation and prediction, but no
+    /// Whether a reparametrized weight can be merged. If not, the method can train, evaluate and predict, but give no
     /// merged model.
     fn mergeable(&self) -> bool {
         true
     }
 
-    /// The parameter, f32 of its shape, with which the plain model computes what the reparametrised one does without dropout.
-    /// `w` is in f32 here, whatever its type in `forward`. Norms, biases, the embedding and the vocabulary head have no
-    /// `forward`: they are used in training, too, as this gives them.
+    /// The parameter, f32 of its shape, with which the plain model computes what the reparametrized one does without
+    /// dropout.
+    /// `w` is f32 here, whatever its type in `forward`. Norms, biases, the embeddings and the vocabulary head have no
+    /// `forward`: training, too, uses what this returns.
     fn merge(&self, site: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         let _ = (graph, w, extra);
-        Err(Error::new(format!("this method does not reparametrise {}", site.parameter.name)))
+        Err(Error::new(format!("this method does not reparametrize {}", site.parameter.name)))
     }
 
-    /// When [`Method::on_step`] is called with these options; `None`: never. Since ABI minor version 4.
+    /// How often [`Method::on_step`] is called with these options; `None`: never. Since ABI minor version 4.
     fn steps(&self, options: &Options) -> Result<Option<Steps>, Error> {
         let _ = options;
         Ok(None)
     }
 
-    /// Acts after an optimizer step that changed something: reads tensors, changes them, and returns what it wants to know at
-    /// the next call. What it does may depend on nothing else, or a resumed run is another one. Since ABI minor version 4.
+    /// Acts after an optimizer step that changed something: reads tensors, changes them, and returns what it needs to
+    /// know at the next call. It may depend on nothing else, or a resumed run would differ. Since ABI minor version 4.
     fn on_step(&self, step: &StepInfo, tensors: &mut dyn StepTensors) -> Result<serde_json::Value, Error> {
         let _ = (step, tensors);
         Err(Error::new("this method does not act between steps"))
     }
 
-    /// [`Method::merge`] of a layer that has a bias, f32 `[out]`: weight and bias. Since ABI minor version 4; without it the
-    /// bias stays as it is.
+    /// [`Method::merge`] for a layer with a bias, f32 `[out]`: returns weight and bias. Since ABI minor version 4;
+    /// without it, the bias stays unchanged.
     fn merge_with_bias(
         &self,
         site: &Site,
@@ -440,9 +444,9 @@ pub trait Method: Send + Sync {
         Ok([self.merge(site, graph, w, extra)?, bias])
     }
 
-    /// A term of the loss for a reparametrised parameter, f32 `[1]`, or none. It counts once in each optimizer step, however
-    /// many micro-batches that has, and never in an evaluation. `w` has the type of the checkpoint or f32, `extra` are f32.
-    /// Since ABI minor version 4.
+    /// A term to add to the loss for a reparametrized parameter, f32 `[1]`, or none. It counts once per optimizer step,
+    /// however many micro-batches that has, and never in an evaluation. `w` has the checkpoint's type or f32, `extra`
+    /// are f32. Since ABI minor version 4.
     fn penalty(
         &self,
         site: &Site,
@@ -454,9 +458,10 @@ pub trait Method: Send + Sync {
         Ok(None)
     }
 
-    /// The values that the extra tensors have after an optimizer step, given those that the optimizer made, f32: one each, of
-    /// its shape. A value that is returned as it is stays so; so do all of them where a step is not finite. `lr` is the
-    /// step's learning rate, f32 `[1]`. Of a shared tensor the first weight decides. Since ABI minor version 4.
+    /// The values the extra tensors take after an optimizer step, given those the optimizer computed, f32: one per
+    /// tensor, of its shape. A value returned as it came stays unchanged, and so do all of them where a step is not
+    /// finite. `lr` is the step's learning rate, f32 `[1]`. For a shared tensor, the first weight decides. Since ABI
+    /// minor version 4.
     fn update(
         &self,
         site: &Site,
@@ -474,7 +479,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// As the header shows them to other languages.
+    // The header shows other languages the same JSON.
     #[test]
     fn selections_of_minor_version_4_as_json() {
         let rates = Rates { lr_factor: 0.1, weight_decay: Some(0.0) };

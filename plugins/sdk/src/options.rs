@@ -1,4 +1,4 @@
-//! Options of a method or a task: they become options of the command line and keys of configurations. A plugin declares
+//! Options of a method or a task, which become command-line options and keys of configuration files. A plugin declares
 //! them once, with [`options!`](crate::options!).
 
 use crate::Error;
@@ -7,38 +7,38 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-/// What the host knows of an option.
+/// What the host knows about an option.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptionInfo {
-    /// In kebab case, without dashes: `lora-alpha`, `density`.
+    /// Its name in kebab case, without leading dashes: `lora-alpha`, `density`.
     pub name: String,
     /// One sentence for `--help`.
     pub help: String,
-    /// Type and range.
+    /// Its type and range.
     pub kind: OptionKind,
-    /// `None`: the user must give it.
+    /// The default value; `None`: the user must give one.
     pub default: Option<Json>,
 }
 
-/// Types and ranges; the host checks them before the plugin sees a value. NaN is never in range.
+/// The type and range of an option; the host checks them before the plugin sees a value. NaN is never in range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum OptionKind {
     /// A number.
     Float {
-        /// The smallest.
+        /// The smallest value.
         min: f64,
-        /// The largest.
+        /// The largest value.
         max: f64,
-        /// Whether the minimum itself is excluded.
+        /// Whether the smallest value itself is excluded.
         #[serde(default)]
         min_open: bool,
     },
     /// A whole number.
     Int {
-        /// The smallest.
+        /// The smallest value.
         min: i64,
-        /// The largest.
+        /// The largest value.
         max: i64,
     },
     /// On or off.
@@ -47,29 +47,29 @@ pub enum OptionKind {
     Text,
 }
 
-/// Checked values of every option of the plugin, defaults filled in.
+/// Checked values of all options of the plugin, with defaults filled in.
 pub type Options = BTreeMap<String, Json>;
 
 /// A type that an option can have: whole numbers, `f64`, `bool` and `String`.
 pub trait OptionType: Sized {
-    /// How a default is written.
+    /// The Rust type that a default is written in.
     type Literal: Into<Json>;
-    /// Every value of the type.
+    /// The kind of an option that allows every value of the type.
     const ANY: OptionKind;
-    /// What a value is called in errors.
+    /// What errors call a value of the type.
     const EXPECTED: &'static str;
 
-    /// The value, if it is of this type.
+    /// The value, if it has this type.
     fn read(value: &Json) -> Option<Self>;
 }
 
-/// A range of the values of an option of type `T`.
+/// A range of values for an option of type `T`.
 pub trait OptionRange<T> {
     /// The kind of an option with this range.
     fn kind(self) -> OptionKind;
 }
 
-/// The numbers above the first up to the second, the first itself excluded: a range of an option of type `f64`.
+/// Numbers above the first, up to and including the second: a range for an option of type `f64`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Above(pub f64, pub f64);
 
@@ -141,7 +141,7 @@ impl OptionType for String {
     }
 }
 
-/// The value of the option of a field.
+/// The value of a field's option.
 #[doc(hidden)]
 pub fn __value<T: OptionType>(options: &Options, field: &str, default: Option<T::Literal>) -> Result<T, Error> {
     let name = __name(field);
@@ -152,8 +152,8 @@ pub fn __value<T: OptionType>(options: &Options, field: &str, default: Option<T:
     })
 }
 
-/// What [`options!`](crate::options!) makes of a field: its name, its documentation line by line, its type, range and
-/// default.
+/// What [`options!`](crate::options!) makes of a field, from its name, its documentation line by line, its type, range
+/// and default.
 #[doc(hidden)]
 pub fn __declared<T: OptionType>(
     field: &str,
@@ -165,15 +165,15 @@ pub fn __declared<T: OptionType>(
     OptionInfo { name: __name(field), help: help.join(" "), kind, default: default.map(Into::into) }
 }
 
-/// The name of the option of a field.
+/// The name of a field's option.
 #[doc(hidden)]
 pub fn __name(field: &str) -> String {
     field.trim_start_matches("r#").replace('_', "-")
 }
 
-/// Declares the options of a plugin as a struct: a field is an option, its name in kebab case that of the option, its
-/// documentation the help text. Types are those of [`OptionType`](crate::options::OptionType); a field without a default
-/// must be given by the user; a range limits what the host lets through.
+/// Declares the options of a plugin as a struct. Each field is an option: its name in kebab case is the option's, its
+/// documentation the help text. Types are those of [`OptionType`](crate::options::OptionType). An option without a
+/// default must be given by the user, and a range limits what the host accepts.
 ///
 /// ```
 /// use sparta_plugin::method::{Above, Options};
@@ -202,7 +202,7 @@ pub fn __name(field: &str) -> String {
 /// let options: Options = serde_json::from_str(json)?;
 /// let settings = Settings::read(&options).unwrap();
 /// assert_eq!((settings.my_rank, settings.my_layers.as_str()), (4, "q"));
-/// // The host fills in defaults; without it, in tests, they are here, too.
+/// // The host fills in defaults; without a host, in tests, `read` does.
 /// assert!(Settings::read(&Options::new()).unwrap_err().0.contains("`my-seed`: expected a whole number"));
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -221,7 +221,7 @@ macro_rules! options {
         }
 
         impl $name {
-            /// The options, for the plugin's description.
+            /// The declared options, for the plugin's description.
             $visibility fn declared() -> ::std::vec::Vec<$crate::options::OptionInfo> {
                 ::std::vec![$($crate::options::__declared::<$type>(
                     ::core::stringify!($field),
@@ -231,9 +231,9 @@ macro_rules! options {
                 )),*]
             }
 
-            /// Their values, as the host hands them over; the default of one that is not there.
+            /// Reads the values that the host hands over; one that is missing gets its default.
             ///
-            /// Errors: a value that is of another type, or not there and without a default.
+            /// Errors: a value has another type, or is missing and has no default.
             $visibility fn read(
                 options: &$crate::options::Options,
             ) -> ::core::result::Result<Self, $crate::Error> {

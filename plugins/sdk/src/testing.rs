@@ -1,5 +1,5 @@
-//! Tests of a method without a model: what it computes in a layer, on any [`Backend`]. `sparta-cli plugin check` runs them on
-//! the CPU backend in f64; a plugin's own tests can, too, with `sparta-backend-cpu` among its dev-dependencies:
+//! Tests of what a method computes in a layer, without a model, on any [`Backend`]. `sparta-cli plugin check` runs them
+//! on the CPU backend in f64; a plugin's own tests can do so too, with `sparta-backend-cpu` as a dev-dependency:
 //!
 //! ```ignore
 //! use sparta_plugin::testing::layers;
@@ -31,12 +31,12 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Of values that are computed from their positions.
+    /// A tensor whose values are computed from their positions.
     pub fn new(shape: &[usize], value: impl Fn(usize) -> f64) -> Tensor {
         Tensor { shape: shape.to_vec(), values: (0..shape.iter().product()).map(|i| value(i) as f32).collect() }
     }
 
-    /// Normal numbers that follow from the seed.
+    /// A tensor of normal numbers, drawn with the seed.
     pub fn normal(shape: &[usize], seed: u32) -> Tensor {
         Tensor::new(shape, |i| {
             let words = philox4x32_10([i as u32, 0, 0, 0], [seed, 1]);
@@ -51,8 +51,8 @@ impl Tensor {
         self.values.iter().map(magnitude).fold(0.0, f64::max)
     }
 
-    /// By how much two tensors of a shape differ, relative to the largest magnitude of `self`; infinite where one of them is
-    /// not finite.
+    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite where one of
+    /// them is not finite.
     pub fn difference(&self, other: &Tensor) -> f64 {
         let (a, b) = (self.values.iter(), other.values.iter());
         let both = Tensor { shape: self.shape.clone(), values: a.zip(b).map(|(a, b)| a - b).collect() };
@@ -60,7 +60,7 @@ impl Tensor {
     }
 }
 
-/// A graph, as a method sees it in tests.
+/// The graph that a method builds on in tests.
 struct Recorder {
     graph: Graph,
     rng: Value,
@@ -68,7 +68,7 @@ struct Recorder {
 }
 
 impl Recorder {
-    /// With inputs of these shapes, and their values in the graph.
+    /// A graph with these inputs, and their values in it.
     fn new(inputs: &[Tensor], training: bool) -> (Recorder, Vec<Value>) {
         let mut graph = Graph::new();
         let external = |(i, input): (usize, &Tensor)| graph.external(format!("in{i}"), DType::F32, &*input.shape);
@@ -93,12 +93,12 @@ impl GraphBuilder for Recorder {
     fn rng(&mut self) -> Result<Value, Error> {
         match self.training {
             true => Ok(self.rng),
-            false => Err(Error::new("there is no random input while evaluating: leave dropout out")),
+            false => Err(Error::new("an evaluation has no random input: leave dropout out")),
         }
     }
 }
 
-/// Builds a graph on inputs and computes its outputs.
+/// Builds a graph on the inputs and computes its outputs.
 ///
 /// Errors: those of `build`; what the backend cannot do.
 pub fn evaluate(
@@ -159,7 +159,7 @@ fn compute(
     Ok(results)
 }
 
-/// The tensors of a small classifier of two layers, of whose dimensions no two are alike: hidden 8, queries 12, keys and values
+/// The tensors of a small two-layer classifier whose dimensions all differ: hidden 8, queries 12, keys and values
 /// 4, MLP 16.
 pub fn model() -> Vec<Parameter> {
     let parameter = |name: String, shape: &[usize], role, layer| {
@@ -190,7 +190,7 @@ pub fn model() -> Vec<Parameter> {
     all
 }
 
-/// A linear layer of [`model`] that a method reparametrises.
+/// A linear layer of [`model`] that a method reparametrizes.
 pub struct Layer<'a> {
     method: &'a dyn Method,
     parameter: Parameter,
@@ -198,9 +198,9 @@ pub struct Layer<'a> {
     tensors: Vec<ExtraTensor>,
 }
 
-/// The layers of [`model`] that a method reparametrises; none for one that only chooses what is trained.
+/// The layers of [`model`] that a method reparametrizes; none for a method that only selects elements.
 ///
-/// Errors: those of `select`; an answer of another length.
+/// Errors: those of `select`; not one selection per parameter.
 pub fn layers<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer<'a>>, Error> {
     let parameters = model();
     let selections = method.select(&parameters, options)?;
@@ -220,23 +220,23 @@ fn is_linear(parameter: &Parameter) -> bool {
     parameter.role.is_projection() || parameter.role == Role::Head
 }
 
-/// Rows of the layers' inputs.
+/// The rows of a layer's input.
 const ROWS: usize = 5;
 
-/// Half the distance of the points that differences are taken between, in f64: a power of two, so that f32 holds it and its
+/// Half the distance between the two points of a central difference: a power of two, so that f32 holds it and its
 /// inverse.
 const STEP: f32 = 1.0 / 8192.0;
 
-/// What rounding and differences may add: results are read as f32, and a difference is off by a sixth of `STEP` squared times
-/// the third derivative.
+/// What rounding and differences may add up to: results are read as f32, and a central difference is off by `STEP`^2 /
+/// 6 times the third derivative.
 const TOLERANCE: f64 = 1e-5;
 
-/// Whether gradients could be compared with differences.
+/// Whether the gradients could be compared with differences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gradients {
     /// They agree.
     Agree,
-    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), so that differences say something else.
+    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), so that differences must disagree.
     Detached,
 }
 
@@ -250,7 +250,8 @@ impl Layer<'_> {
         Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
     }
 
-    /// x `[5, in]`, w `[out, in]`, and the added tensors: as they begin, or moved away from there where they are trained.
+    /// x `[5, in]`, w `[out, in]` and the added tensors: at their initial values or, where trained, moved away from
+    /// them.
     fn inputs(&self, moved: bool) -> Vec<Tensor> {
         let (out, input) = (self.parameter.shape[0], self.parameter.shape[1]);
         let w = Tensor::normal(&[out, input], 2);
@@ -296,7 +297,7 @@ impl Layer<'_> {
         Error(format!("{}: {what}", self.name()))
     }
 
-    /// By how much the method changes what the layer computes before anything is trained, relative to the largest output.
+    /// How much the method changes what the layer computes before any training, relative to the largest output.
     ///
     /// Errors: those of `forward` and of the backend.
     pub fn change_at_start(&self, backend: &mut dyn Backend) -> Result<f64, Error> {
@@ -307,10 +308,10 @@ impl Layer<'_> {
         Ok(outputs[0].difference(&outputs[1]))
     }
 
-    /// Whether a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a backend in
-    /// f64.
+    /// Checks that a plain layer with the merged weight computes the same, whatever the added tensors are. Meant for a
+    /// backend in f64.
     ///
-    /// Errors: it does not; those of `forward`, `merge` and the backend.
+    /// Errors: the layers differ; those of `forward`, `merge` and the backend.
     pub fn check_merge(&self, backend: &mut dyn Backend) -> Result<(), Error> {
         let outputs = compute(backend, &self.inputs(true), false, |graph, values| {
             let y = self.forward(graph, values)?;
@@ -329,7 +330,7 @@ impl Layer<'_> {
         Err(self.wrong(format!("the merged layer differs from `forward` by {difference:.1e} of the largest output")))
     }
 
-    /// Compares the gradients of the trained tensors and of x with differences. Meant for a backend in f64.
+    /// Compares the gradients of the trained tensors and of x with central differences. Meant for a backend in f64.
     ///
     /// Errors: they disagree; a trained tensor that no gradient reaches; those of `forward` and of the backend.
     pub fn check_gradients(&self, backend: &mut dyn Backend) -> Result<Gradients, Error> {
@@ -377,7 +378,8 @@ impl Layer<'_> {
         Ok(Gradients::Agree)
     }
 
-    /// The sums over rows `[5, 1]` of how the outputs, weighted by `upstream`, change along a direction of an input.
+    /// The derivative of the outputs, weighted by `upstream` and summed over each row `[5, 1]`, along a direction of an
+    /// input.
     fn difference(
         &self,
         graph: &mut Recorder,
@@ -399,7 +401,7 @@ impl Layer<'_> {
         one(graph, RowSum {}, &[weighted])
     }
 
-    /// A message about inputs with the names of the added tensors.
+    /// The message with the names of the added tensors in place of input numbers.
     fn with_names(&self, message: &str) -> String {
         let named = |message: String, (i, tensor): (usize, &ExtraTensor)| {
             message.replace(&format!("in{}", i + 2), &tensor.name)

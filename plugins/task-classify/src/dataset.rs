@@ -15,10 +15,10 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Reads the tables through for their labels, unless those of a trained model are given.
+    /// Reads all tables for their labels, unless those of a trained model are given.
     ///
     /// # Errors
-    /// A malformed row; a table for the training without labels, or with some rows without; labels that do not fit the
+    /// A malformed row; a training table in which some or all rows have no label; labels that do not fit the
     /// target.
     pub fn new(mut files: Files, settings: Settings, request: &OpenRequest) -> Result<Opened, Error> {
         let mut notes = Vec::new();
@@ -48,9 +48,9 @@ impl Opened {
         let task = task(&files, &settings, &seen)?;
         let column = seen.column.unwrap_or_default();
         let kind = match task.target() {
-            Target::Classes => "any number of labels a text",
+            Target::Classes => "any number of labels per text",
             Target::Number => "a number",
-            _ => "one label a text",
+            _ => "one label per text",
         };
         if !task.weights.is_empty() {
             let each = task.labels.iter().zip(&task.weights).map(|(label, weight)| format!("{label} {weight:.3}"));
@@ -89,7 +89,7 @@ impl Opened {
         }
     }
 
-    /// The position of a label, which may also be written as its number where the labels are no numbers themselves.
+    /// The position of a label, which may also be given by number where the labels are not numbers themselves.
     fn label(&self, name: &str) -> Result<u32, String> {
         let labels = &self.task.labels;
         let by_name = labels.iter().position(|label| label == name);
@@ -121,7 +121,7 @@ fn task(files: &Files, settings: &Settings, seen: &Seen) -> Result<TaskInfo, Err
     let file = files.all().next().map_or(String::new(), |part| format!("{}: ", part.path.display()));
     if target != Target::Number && seen.are_no_classes() {
         return Err(Error(format!(
-            "{file}the column `{column}` has {} different labels in {} rows; name the column of labels with --label, or for \
+            "{file}the column `{column}` has {} different labels in {} rows; name the label column with --label or, for \
              numbers say --target number",
             seen.names.len(),
             seen.rows
@@ -140,7 +140,7 @@ fn task(files: &Files, settings: &Settings, seen: &Seen) -> Result<TaskInfo, Err
     let weights = match &settings.weights {
         None => vec![],
         Some(text) if target == Target::Class => seen.weights(text, &labels).map_err(Error)?,
-        Some(_) => return Err(Error("--class-weights are for one class a text: leave them out here".into())),
+        Some(_) => return Err(Error("--class-weights need one class per text: leave them out here".into())),
     };
     Ok(TaskInfo { weights, ..info(target, labels, seen.pair) })
 }

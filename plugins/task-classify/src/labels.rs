@@ -6,11 +6,11 @@ use sparta_plugin::task::{Example, Target};
 use sparta_task_files::{Columns, Named, Part, Reading, Table, clip, scalar, text};
 use std::collections::BTreeMap;
 
-/// Different labels of a table.
+/// The most different labels of a table.
 const MOST: usize = 10_000;
-/// Rows that may all have labels of their own.
+/// Tables with at most this many rows may have a different label in each.
 const FEW: u64 = 20;
-/// Bytes of a text.
+/// The most bytes of a text.
 const LONGEST: usize = sparta_task_files::MAX_LINE;
 
 /// A row of a table.
@@ -55,7 +55,7 @@ impl Row {
         }
     }
 
-    /// Its labels without white space around them; `None` where there is nothing.
+    /// Its labels, trimmed; `None` where the field is empty.
     pub fn labels(&self, separator: Option<&str>) -> Result<Option<Vec<String>>, String> {
         let Some(value) = self.columns.label.as_ref().and_then(|label| self.values.get(label)) else { return Ok(None) };
         let one = |value: &Value| {
@@ -83,7 +83,7 @@ impl Row {
 /// What is known of the labels of one or more files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
-    /// With the number of rows of each.
+    /// Each label with its number of rows.
     pub names: BTreeMap<String, u64>,
     /// The column of the first row that has one.
     pub column: Option<String>,
@@ -101,7 +101,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Reads a file through.
+    /// Reads a whole file.
     ///
     /// # Errors
     /// A malformed row.
@@ -169,16 +169,16 @@ impl Seen {
         }
     }
 
-    /// Whether these are too many, or too different, to be classes.
+    /// Whether the labels are too many or too varied to be classes.
     pub fn are_no_classes(&self) -> bool {
         self.many || (self.labelled > FEW && self.names.len() as u64 == self.labelled)
     }
 
-    /// The weight of each of these labels: as `text` gives it, or for `balanced` all rows / (labels * rows of the label), as
-    /// scikit-learn has it.
+    /// The weight of each label: as given in `text` or, for `balanced`, rows / (labels * rows with the label), as
+    /// in scikit-learn.
     ///
     /// # Errors
-    /// A label that there is not, or a weight that is no number above 0.
+    /// A label that does not exist, or a weight that is not a number above 0.
     pub fn weights(&self, text: &str, labels: &[String]) -> Result<Vec<f64>, String> {
         if text == "balanced" {
             let share = |label: &String| {
@@ -204,7 +204,7 @@ impl Seen {
         Ok(weights)
     }
 
-    /// The names in their order: numbers by size, texts by their letters.
+    /// The names in order: numbers by value, texts alphabetically.
     pub fn ordered(&self) -> Vec<String> {
         let mut names: Vec<String> = self.names.keys().cloned().collect();
         if !self.text {

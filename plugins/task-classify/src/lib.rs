@@ -1,4 +1,4 @@
-//! Anybody's table: texts or pairs of texts with a class, several labels or a number each, which are found in the data.
+//! Any table of texts or pairs of texts, each with a class, several labels or a number, which are found in the data.
 
 mod dataset;
 mod labels;
@@ -56,7 +56,7 @@ fn info(target: Target, labels: Vec<String>, pair: bool) -> TaskInfo {
 const AUTO: &str = "auto";
 
 sparta_plugin::options! {
-    /// The options as they are given; empty where they are not.
+    /// The options as given; empty where they are not.
     struct Given {
         /// Column of the texts [default: text, sentence, content ...]
         text: String = "";
@@ -64,11 +64,11 @@ sparta_plugin::options! {
         pair: String = "";
         /// Column of the labels [default: label, labels, target, class]
         label: String = "";
-        /// class, classes (any number of labels a text) or number; auto: what the labels look like
+        /// class, classes (any number of labels per text) or number; auto: by what the labels look like
         target: String = AUTO;
         /// What separates the labels of a text in one field, for example ';'
         label_separator: String = "";
-        /// By how much classes count in training: balanced, so that each counts alike, or 'a=2,b=0.5' (others 1)
+        /// Weights of the classes in training: balanced, so that all count alike, or 'a=2,b=0.5' (others 1)
         class_weights: String = "";
         /// Format of the files: csv, tsv, jsonl, json, parquet, lines or folder [default: by the file's ending]
         format: String = "";
@@ -79,7 +79,7 @@ sparta_plugin::options! {
 struct Settings {
     named: Named,
     format: Option<Format>,
-    /// `None`: what the labels look like.
+    /// `None`: decided by what the labels look like.
     target: Option<Target>,
     separator: Option<String>,
     weights: Option<String>,
@@ -101,7 +101,7 @@ impl Settings {
         let separator = filled(given.label_separator);
         if separator.is_some() && target.is_some_and(|target| target != Target::Classes) {
             return Err(Error(
-                "--label-separator is for several labels a text: leave out --target, or make it classes".into(),
+                "--label-separator is for several labels per text: leave out --target, or set it to classes".into(),
             ));
         }
         Ok(Settings {

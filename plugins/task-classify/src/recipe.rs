@@ -1,4 +1,4 @@
-//! Which file is which split, and what stands in for those that are not there.
+//! Which file is which split, and what stands in for missing ones.
 
 use sparta_plugin::Error;
 use sparta_plugin::task::{OpenRequest, Recipe, Source, Take};
@@ -15,7 +15,7 @@ pub(crate) struct Files {
 }
 
 /// # Errors
-/// The table of a split that is wanted is not there.
+/// The table of a requested split is missing.
 pub(crate) fn files(tables: Tables, request: &OpenRequest) -> Result<Files, Error> {
     match tables {
         one @ Tables::One(_) if request.other_data && request.splits.len() == 1 => {
@@ -48,19 +48,19 @@ impl Files {
         self.cut |= self.dev.is_empty() && self.test.is_empty();
     }
 
-    /// One file is cut by seed into train, dev and test; where only dev is missing it is drawn off train.
+    /// A single file is split by the seed into train, dev and test; if only dev is missing, it is drawn from train.
     pub fn recipe(&self, mut notes: Vec<String>) -> Recipe {
         let all = |parts: &[Part]| Source { parts: names(parts), take: Take::All };
         let share = |from, to| Source { parts: names(&self.train), take: Take::Share { from, to } };
         let train = names(&self.train).join(", ");
         let (train, dev, test) = if self.cut && !self.train.is_empty() {
             notes.push(format!(
-                "{train} is cut by seed into 80 % train, 10 % dev and 10 % test: each label has its share, and equal texts \
+                "{train} is split by the seed into 80 % train, 10 % dev and 10 % test: each label gets its share, and equal texts \
                  stay together."
             ));
             (share(0.0, 0.8), share(0.8, 0.9), share(0.9, 1.0))
         } else if self.dev.is_empty() && !self.train.is_empty() && !self.test.is_empty() {
-            notes.push(format!("There is no dev table: 10 % of {train} are drawn for it by seed."));
+            notes.push(format!("There is no dev table: 10 % of {train} are drawn for it by the seed."));
             (share(0.0, 0.9), share(0.9, 1.0), all(&self.test))
         } else {
             (all(&self.train), all(&self.dev), all(&self.test))

@@ -61,7 +61,11 @@ fn one_table_of_texts_and_classes() {
     assert_eq!(read.examples[0], [example(" a ", 2), example("b", 1), example("c", 0)]);
     let share = |from, to| Take::Share { from, to };
     assert_eq!(read.takes, [share(0.0, 0.8), share(0.8, 0.9), share(0.9, 1.0)]);
-    assert!(read.notes.contains("my.csv is cut by seed") && read.notes.contains("column `target`"), "{}", read.notes);
+    assert!(
+        read.notes.contains("my.csv is split by the seed") && read.notes.contains("column `target`"),
+        "{}",
+        read.notes
+    );
 }
 
 #[test]
@@ -96,7 +100,7 @@ fn several_labels_come_as_lists_or_with_a_separator() {
     assert!(wrong.contains("--label-separator"), "{wrong}");
 }
 
-/// `balanced` as scikit-learn's `compute_class_weight`.
+/// `balanced` agrees with scikit-learn's `compute_class_weight`.
 #[test]
 fn classes_may_have_weights() {
     let csv = "text,label\na,x\nb,x\nc,x\nd,y\ne,z\nf,z\n";
@@ -111,7 +115,7 @@ fn classes_may_have_weights() {
     }
     let number = [("target", "number"), ("class-weights", "balanced")];
     let error = open(&[("n.csv", "text,label\na,1\nb,2\n")], "n.csv", &number).err().unwrap();
-    assert!(error.contains("one class a text"), "{error}");
+    assert!(error.contains("one class per text"), "{error}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Which columns of anybody's table hold the texts and the labels: those that the user names, or else those with usual names.
+//! Which columns of a table hold the texts and the labels: those the user names, or else those with common names.
 
 use crate::schema::clip;
 use serde_json::{Map, Value};
 
-/// Usual names of a pair of texts; one that a table has comes before a single text.
+/// Common names for a pair of texts; if a table has one, it is preferred to a single text.
 const PAIRS: [(&str, &str); 8] = [
     ("sentence1", "sentence2"),
     ("question1", "question2"),
@@ -14,9 +14,9 @@ const PAIRS: [(&str, &str); 8] = [
     ("text_a", "text_b"),
     ("query", "document"),
 ];
-/// Usual names of a text.
+/// Common names for a text.
 const TEXTS: [&str; 5] = ["text", "sentence", "content", "question", "review"];
-/// Usual names of a label.
+/// Common names for a label.
 const LABELS: [&str; 4] = ["label", "labels", "target", "class"];
 
 /// What the user has named.
@@ -37,17 +37,17 @@ pub struct Columns {
 }
 
 impl Named {
-    /// Whether a column may be one of those that are looked for.
+    /// Whether a column may be one that is looked for.
     pub fn wants(&self, column: &str) -> bool {
         let usual = PAIRS.iter().flat_map(|(text, pair)| [*text, *pair]).chain(TEXTS).chain(LABELS);
         let named = [&self.text, &self.pair, &self.label].into_iter().flatten();
         usual.chain(named.map(String::as_str)).any(|name| name.eq_ignore_ascii_case(column))
     }
 
-    /// The columns in a table with these ones. Usual names may be written in capitals.
+    /// Picks among the columns of a table. Common names may be capitalized.
     ///
     /// # Errors
-    /// What is not there, and what is. A table may have no labels.
+    /// What is missing, and what there is. A table may have no labels.
     pub fn columns(&self, all: &[&str]) -> Result<Columns, String> {
         let (text, pair) = match (&self.text, &self.pair) {
             (Some(text), pair) => (find_named("text", text, all)?, self.find_pair(pair, all)?),
@@ -89,7 +89,7 @@ impl Named {
     }
 }
 
-/// A column of this name, or one that differs in capitals alone.
+/// A column of this name, or one that differs only in case.
 fn find(name: &str, all: &[&str]) -> Option<String> {
     let exact = all.iter().find(|column| **column == name);
     exact.or_else(|| all.iter().find(|column| column.eq_ignore_ascii_case(name))).map(|column| column.to_string())
@@ -109,7 +109,7 @@ fn shown(all: &[&str]) -> String {
 /// The text of a column.
 ///
 /// # Errors
-/// It is something else, without the place.
+/// The value is not a string; the message leaves out the place.
 pub fn text(values: &Map<String, Value>, name: &str) -> Result<String, String> {
     match values.get(name) {
         Some(Value::String(text)) => Ok(text.clone()),
@@ -120,10 +120,10 @@ pub fn text(values: &Map<String, Value>, name: &str) -> Result<String, String> {
     }
 }
 
-/// A label as a text: a number by its digits, 1.0 as 1; `None` where there is none.
+/// A label as text: a number by its digits, with 1.0 as 1; `None` where there is none.
 ///
 /// # Errors
-/// It is a list or an object, without the place.
+/// The value is a list or an object; the message leaves out the place.
 pub fn label(values: &Map<String, Value>, name: &str) -> Result<Option<String>, String> {
     match values.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -133,7 +133,7 @@ pub fn label(values: &Map<String, Value>, name: &str) -> Result<Option<String>, 
     }
 }
 
-/// A text, a number or a truth value as a text.
+/// A string, number or boolean as text.
 pub fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),

@@ -11,10 +11,10 @@ use std::io::{self, BufRead, Cursor, ErrorKind, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a record, all columns together.
+/// The most bytes of a record, all columns together.
 const MAX_RECORD: u64 = 16 << 20;
 
-/// What separates fields; the one that the header line has most of.
+/// Possible separators; the most frequent one in the header line is used.
 const SEPARATORS: [u8; 3] = [b',', b';', b'\t'];
 
 /// # Errors
@@ -42,7 +42,7 @@ pub(crate) fn table(mut input: Input, reading: Reading) -> Result<Table, Error> 
 
 fn separator(header: &[u8]) -> u8 {
     let count = |separator: u8| header.iter().filter(|&&byte| byte == separator).count();
-    // The last of equals is taken.
+    // `max_by_key` takes the last of equals, so the order is reversed.
     SEPARATORS.into_iter().rev().max_by_key(|&separator| count(separator)).unwrap_or(b',')
 }
 
@@ -50,7 +50,7 @@ struct Rows {
     name: String,
     reader: Reader<Watched>,
     watch: Arc<Watch>,
-    /// Of the row.
+    /// The row's line.
     line: u64,
     row: ByteRecord,
     columns: Vec<String>,
@@ -65,7 +65,7 @@ impl Rows {
         let read = self.reader.read_byte_record(&mut self.row);
         let begun = self.row.position().map_or(0, |position| position.byte());
         let mut ends = self.watch.line_ends.lock().unwrap_or_else(PoisonError::into_inner);
-        // A row that follows `\r\n` is taken to begin with the `\n`.
+        // The CSV reader counts the `\n` of a `\r\n` as the start of the next row.
         while ends.front().is_some_and(|end| *end <= begun) {
             ends.pop_front();
             self.line += 1;
@@ -112,23 +112,23 @@ fn reason(error: ::csv::Error) -> String {
     }
 }
 
-/// What the reader of a file tells the reader of its rows.
+/// What the byte reader tells the row reader.
 #[derive(Default)]
 struct Watch {
-    /// Bytes that the record may still take.
+    /// How many more bytes the record may take.
     left: AtomicU64,
     /// Whether a quote was open at the end of the file.
     unclosed: AtomicBool,
-    /// Where lines end that were read, and whose rows were not.
+    /// Ends of lines that were read but whose rows were not.
     line_ends: Mutex<VecDeque<u64>>,
 }
 
-/// Bounds records, and follows quotes, which the CSV reader closes at the end of a file without a word.
+/// Bounds records and tracks quotes, which the CSV reader silently closes at the end of a file.
 struct Watched {
     reader: Box<dyn BufRead + Send>,
     separator: u8,
     state: State,
-    /// Bytes so far.
+    /// Bytes read so far.
     read: u64,
     watch: Arc<Watch>,
 }
@@ -139,7 +139,7 @@ enum State {
     Start,
     Plain,
     Quoted,
-    /// After a quote in a quoted field: its end, or the first of two.
+    /// After a quote in a quoted field, which ends the field or is the first of two.
     Quote,
 }
 

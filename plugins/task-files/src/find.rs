@@ -1,4 +1,4 @@
-//! Files by name in the folders where a task's data may lie.
+//! Finds files by name in the folders where a task's data may be.
 
 use crate::format::Format;
 use crate::part::Part;
@@ -6,7 +6,7 @@ use sparta_files as files;
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
-/// How a file name says that the file is one of several: `train-*-of-*.parquet` stands for
+/// How a file name pattern marks a set of shards: `train-*-of-*.parquet` stands for
 /// `train-00000-of-00002.parquet` and `train-00001-of-00002.parquet`.
 const SHARDS: &str = "-*-of-*";
 
@@ -18,8 +18,8 @@ pub(crate) struct Folder {
     names: Vec<String>,
 }
 
-/// The folders below `data` at the given places, of those that exist. A place is a list of folder names from `data`
-/// on, empty for `data` itself; names are compared by their letters and digits only, so that `sst2` finds `SST-2`.
+/// Those of the given places that exist below `data`. A place is a list of folder names from `data`
+/// down, empty for `data` itself; names are compared by letters and digits only, so that `sst2` finds `SST-2`.
 ///
 /// # Errors
 /// `data` is not a directory that can be read.
@@ -56,7 +56,7 @@ impl Folder {
         alike.filter_map(read).collect()
     }
 
-    /// The file or folder of this name or, for `stem-*-of-*.parquet`, the shards in order; empty if it is not there.
+    /// The file or folder of this name or, for `stem-*-of-*.parquet`, the shards in order; empty if there is none.
     ///
     /// # Errors
     /// Some shards of a set are missing, or there are two sets.
@@ -77,7 +77,7 @@ impl Folder {
         Ok(shards.iter().map(|shard| part(shard.2)).collect())
     }
 
-    /// The files whose names say that they are tables, or all of a given format.
+    /// The files that are tables by their names, or all files where a format is given.
     pub fn tables(&self, format: Option<Format>) -> Vec<Part> {
         let part = |name: &String| {
             let path = self.path.join(name);
@@ -88,7 +88,7 @@ impl Folder {
         self.names.iter().filter_map(part).collect()
     }
 
-    /// What is in the folder, for messages: at most twelve names.
+    /// The folder's contents for messages: at most twelve names.
     pub fn contents(&self) -> String {
         let shown: Vec<&str> = self.names.iter().take(12).map(String::as_str).collect();
         match self.names.len() {
@@ -99,7 +99,7 @@ impl Folder {
     }
 }
 
-/// Number and total of a file called like `pattern`; the hub may put a hash after the total.
+/// The number and total in a file name that matches `pattern`; the hub may put a hash after the total.
 fn shard(name: &str, pattern: &str) -> Option<(usize, usize)> {
     let (stem, extension) = pattern.split_once(SHARDS)?;
     let middle = name.strip_prefix(stem)?.strip_prefix('-')?.strip_suffix(extension)?;
@@ -113,7 +113,7 @@ pub(crate) mod tests {
     use super::*;
     use std::fs;
 
-    /// A directory of these files, each of one letter.
+    /// A directory with these files, each one letter long.
     pub fn tree(files: &[&str]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for file in files {

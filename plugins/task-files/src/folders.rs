@@ -1,4 +1,4 @@
-//! One text file an example, in one folder a class: the layout of the original IMDB archive.
+//! One text file per example, in one folder per class: the layout of the original IMDB archive.
 
 use crate::input::Input;
 use crate::lines::MAX_LINE;
@@ -9,13 +9,13 @@ use sparta_plugin::Error;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The texts of `path/<class>/*.txt`, class by class, each in the order of the file names. The classes are the given ones in
-/// their order, or all folders that hold texts; without those the texts are in `path` itself, and have no class. Other
-/// folders and files are ignored. A file that cannot be read, is longer than 1 MiB or is not UTF-8 is an error of the
-/// iterator.
+/// The texts of `path/<class>/*.txt`, class by class, each in the order of file names. The classes are the given ones
+/// in their order, or all folders that hold texts; if there are none, the texts are in `path` itself and have no class.
+/// Other folders and files are ignored. A file that cannot be read, is longer than 1 MiB or is not UTF-8 is an error of
+/// the iterator.
 ///
 /// # Errors
-/// The folder of a given class is missing or has no text; there are no texts; a link that leads out of its folder.
+/// The folder of a given class is missing or has no text; there are no texts; a link leads out of its folder.
 pub(crate) fn table(path: &Path, classes: Option<&[&str]>) -> Result<Table, Error> {
     let files = text_files(path, classes)?;
     let labelled = files.iter().any(|(class, _)| class.is_some());
@@ -47,7 +47,7 @@ fn text_files(path: &Path, classes: Option<&[&str]>) -> Result<Vec<(Option<Strin
         let own = texts_in(path, "a class")?;
         return match (all.is_empty(), own.is_empty()) {
             (true, true) => {
-                Err(Error(format!("{}: expected .txt files, or a folder of them a class, got none", path.display())))
+                Err(Error(format!("{}: expected .txt files, or a folder of them per class, got none", path.display())))
             }
             (false, false) => Err(Error(format!(
                 "{}: expected .txt files or folders of them, got both; move `{}` away",
@@ -102,7 +102,7 @@ fn texts_in(folder: &Path, what: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(texts)
 }
 
-/// Whether a link ends elsewhere than in `folder`, or nowhere: a downloaded archive must not choose other files of this
+/// Whether a link leads out of `folder` or nowhere: a downloaded archive must not pick other files of this
 /// machine as texts.
 fn leads_outside(folder: &Path, link: &Path) -> bool {
     match (files::canonical(folder), files::canonical(link)) {
@@ -178,7 +178,7 @@ mod tests {
         assert!(texts(folder(&[]).path(), None).unwrap_err().0.contains("got none"));
     }
 
-    /// The original archive names files by id and rating; nothing is read out of the names.
+    /// The original archive names files by id and rating, which are not used.
     #[cfg(unix)]
     #[test]
     fn names_are_not_trusted() {

@@ -6,18 +6,18 @@ use std::path::Path;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// With a header line; fields with separators, quotes or line breaks are quoted.
+    /// Comma-separated with a header line; fields with separators, quotes or line breaks are quoted.
     Csv,
-    /// With a header line; quotes are ordinary characters.
+    /// Tab-separated with a header line; quotes are ordinary characters.
     Tsv,
-    /// One object a line.
+    /// One object per line.
     Jsonl,
     /// An array of objects, or one object after the other.
     Json,
     Parquet,
-    /// One text a line.
+    /// One text per line.
     Lines,
-    /// A folder of `.txt` files, or with one folder of them a class.
+    /// A folder of `.txt` files, or one folder of them per class.
     TextFolders,
 }
 
@@ -34,7 +34,7 @@ impl Format {
         ("lines", Lines),
         ("folder", TextFolders),
     ];
-    /// File name endings, the first of each format the usual one.
+    /// File name endings, the usual one of each format first.
     pub const ENDINGS: [(&str, Format); 9] = [
         ("parquet", Parquet),
         ("csv", Csv),
@@ -57,7 +57,7 @@ impl Format {
         })
     }
 
-    /// What the ending of a path says, or that it is a directory.
+    /// The format by the path's ending, or because it is a directory.
     pub fn of(path: &Path) -> Option<Format> {
         if files::is_dir(path) {
             return Some(TextFolders);
@@ -66,17 +66,17 @@ impl Format {
         Self::ENDINGS.iter().find(|(known, _)| *known == ending).map(|(_, format)| *format)
     }
 
-    /// [`Format::named`], or where no name is given [`Format::of`].
+    /// [`Format::named`], or [`Format::of`] where no name is given.
     ///
     /// # Errors
-    /// Neither says a format.
+    /// Neither gives a format.
     pub fn choose(name: Option<&str>, path: &Path) -> Result<Format, Error> {
         match name {
             Some(name) => Self::named(name),
             None => Self::of(path).ok_or_else(|| {
                 let known: Vec<&str> = Self::ENDINGS.iter().map(|(ending, _)| *ending).collect();
                 let (path, known) = (path.display(), known.join(", ."));
-                Error(format!("{path}: its name does not say its format; expected .{known}, or say it with --format"))
+                Error(format!("{path}: its name does not tell its format; expected .{known}, or give it with --format"))
             }),
         }
     }

@@ -1,5 +1,5 @@
-//! The text of a file or of standard input as UTF-8: that is what it is, with or without a byte-order mark, or it is UTF-16
-//! with one.
+//! The text of a file or of standard input as UTF-8. The source is UTF-8 with or without a byte-order mark, or UTF-16
+//! with a byte-order mark.
 
 use sparta_files::{self as files, File};
 use sparta_plugin::Error;
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
 
-/// Text, still to be checked for being UTF-8, and what messages call it.
+/// Text that may not be valid UTF-8, and what messages call it.
 pub struct Input {
     pub name: String,
     pub reader: Box<dyn BufRead + Send>,
@@ -24,7 +24,7 @@ impl Input {
     /// Reading fails; UTF-16 without a byte-order mark.
     pub fn new(name: String, mut raw: impl Read + Send + 'static) -> Result<Input, Error> {
         let mut mark = Vec::new();
-        // No more than tells: whoever types the text may wait for an answer.
+        // Reads no more than needed: someone typing the text may be waiting for an answer.
         while mark.len() < 2 || mark == [0xef, 0xbb] {
             let read = raw.by_ref().take(1).read_to_end(&mut mark);
             if read.map_err(|e| Error(format!("{name}: cannot be read: {e}")))? == 0 {
@@ -47,10 +47,10 @@ impl Input {
     }
 }
 
-/// Opens a regular file, also behind a link: a pipe or a device may never end.
+/// Opens a regular file or a link to one: a pipe or a device might never end.
 ///
 /// # Errors
-/// It is none, or cannot be opened.
+/// It is not a regular file, or cannot be opened.
 pub(crate) fn open(path: &Path) -> Result<File, Error> {
     let fail = |what: String| Error(format!("{}: cannot be opened: {what}", path.display()));
     files::open(path).map_err(|e| fail(e.to_string()))
@@ -60,14 +60,14 @@ pub(crate) fn open(path: &Path) -> Result<File, Error> {
 struct Utf16<R> {
     raw: R,
     unit: fn([u8; 2]) -> u16,
-    /// Bytes that are no whole unit yet.
+    /// Bytes of an incomplete unit.
     rest: Vec<u8>,
-    /// The first half of a pair, whose second half is still to come.
+    /// The first half of a surrogate pair whose second half is still to come.
     high: Option<u16>,
     text: VecDeque<u8>,
 }
 
-/// Bytes that are decoded at a time.
+/// Bytes decoded at a time.
 const CHUNK: usize = 8192;
 
 impl<R: Read> Utf16<R> {

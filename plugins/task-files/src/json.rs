@@ -1,4 +1,4 @@
-//! A JSON array of objects, or objects one after the other, over any lines. One object is in memory at a time.
+//! A JSON array of objects, or a sequence of objects, over any number of lines. One object is in memory at a time.
 
 use crate::input::Input;
 use crate::jsonl;
@@ -6,10 +6,10 @@ use crate::table::{Record, Records};
 use sparta_plugin::Error;
 use std::io::Read;
 
-/// Bytes of an object.
+/// The most bytes of an object.
 const MAX_OBJECT: usize = 16 << 20;
 
-/// The objects. What is none is an error of the iterator.
+/// The objects. Anything else is an error of the iterator.
 pub(crate) fn records(input: Input) -> Records {
     let mut objects = Objects { input, line: 1, state: State::Start };
     Box::new(std::iter::from_fn(move || objects.next().transpose()))
@@ -17,7 +17,7 @@ pub(crate) fn records(input: Input) -> Records {
 
 struct Objects {
     input: Input,
-    /// Of the next byte, from 1.
+    /// The line of the next byte, counted from 1.
     line: u64,
     state: State,
 }
@@ -25,7 +25,7 @@ struct Objects {
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Start,
-    /// In an array: before its first object, where it may end, or after a comma.
+    /// In an array: before its first object (where it may end) or after a comma.
     Array {
         first: bool,
     },
@@ -92,7 +92,7 @@ impl Objects {
         }
     }
 
-    /// The object whose brace has been read.
+    /// The object whose opening brace has been read.
     fn object(&mut self) -> Result<Record, Error> {
         let number = self.line;
         let (mut bytes, mut depth) = (vec![b'{'], 1);

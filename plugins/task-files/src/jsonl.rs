@@ -1,4 +1,4 @@
-//! One JSON object a line.
+//! One JSON object per line.
 
 use crate::input::Input;
 use crate::lines::Lines;
@@ -7,7 +7,7 @@ use crate::table::{Record, Records};
 use serde_json::{Map, Value};
 use sparta_plugin::Error;
 
-/// The objects. A line that is none is an error of the iterator.
+/// The objects. A line that is not an object is an error of the iterator.
 pub(crate) fn records(input: Input) -> Records {
     let mut lines = Lines::new(input);
     let mut next = move || match lines.next_filled()? {
@@ -21,7 +21,7 @@ pub(crate) fn records(input: Input) -> Records {
 }
 
 /// # Errors
-/// What was expected and got, without the place.
+/// What was expected and given, without the place.
 pub(crate) fn object(text: &str) -> Result<Map<String, Value>, String> {
     serde_json::from_str(text).map_err(|e| format!("expected a JSON object, got `{}`: {e}", clip(text)))
 }

@@ -1,4 +1,4 @@
-//! Which files make up the splits of a task: what the plugin looks for, and what is there.
+//! Which files make up the splits of a task: what the plugin looks for, and what it finds.
 
 use crate::find::{Folder, folders};
 use crate::format::Format;
@@ -11,9 +11,9 @@ use sparta_plugin::task::{OpenRequest, Take};
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub format: Format,
-    /// Alternatives; the first that is there is the training split.
+    /// Alternatives; the first that exists is the training split.
     pub train: &'static [&'static str],
-    /// The development split is made of one file of each of these lists.
+    /// The development split is one file from each of these lists.
     pub dev: &'static [&'static [&'static str]],
     /// Alternatives for the labelled test split.
     pub test: &'static [&'static str],
@@ -23,27 +23,27 @@ pub struct Layout {
 pub struct Search<'a> {
     pub request: &'a OpenRequest,
     pub schema: &'a Schema,
-    /// Folder names below the user's directory, in order of preference; empty for itself.
+    /// Folder names below the user's directory, in order of preference; empty for the directory itself.
     pub places: &'a [&'a [&'a str]],
     /// In order of preference.
     pub layouts: &'a [Layout],
 }
 
-/// The files of one layout in one folder: a training split, if it is wanted, and a development or a test split or both.
+/// The files of one layout in one folder: a training split, if requested, and a development or a test split or both.
 #[derive(Debug)]
 pub struct Found {
     pub layout: Layout,
     pub train: Vec<Part>,
     pub dev: Vec<Part>,
     pub test: Vec<Part>,
-    /// Names of development files that are not there, although others are.
+    /// Names of development files that are missing although others exist.
     pub missing_dev: Vec<&'static str>,
-    /// Sentences on files that are there but have no labels.
+    /// Sentences about files that exist but have no labels.
     pub notes: Vec<String>,
 }
 
 impl Found {
-    /// Whether there is what is wanted: with the training split, where that is.
+    /// Whether a development or test split was found and, where requested, the training split.
     fn is_complete(&self, train: bool) -> bool {
         (!train || !self.train.is_empty()) && (!self.dev.is_empty() || !self.test.is_empty())
     }
@@ -54,21 +54,21 @@ impl Found {
     }
 }
 
-/// The names of the files, as a recipe has them.
+/// The names of the files, for a recipe.
 pub fn names(parts: &[Part]) -> Vec<String> {
     parts.iter().map(|part| part.name.clone()).collect()
 }
 
-/// The first layout of the search, in the first of its folders, that has a labelled training split, if it is wanted, and a
+/// The first layout of the search, in the first of its folders, that has a labelled training split, if requested, and a
 /// labelled development or test split.
 ///
 /// # Errors
-/// There is none: the message lists what was looked for and what is there. A file whose first row is malformed.
+/// Nothing was found: the message lists what was looked for and what exists. A file whose first row is malformed.
 pub fn find(search: &Search) -> Result<Found, Error> {
     let folders = folders(&search.request.data, search.places)?;
     let needs_train = search.request.wants("train");
     let (mut notes, mut any_train) = (Vec::new(), false);
-    // Files with a training split first, so that every command takes the same.
+    // Files with a training split come first, so that every command takes the same ones.
     for train in if needs_train { &[true][..] } else { &[true, false] } {
         for layout in search.layouts {
             for folder in &folders {
@@ -120,8 +120,8 @@ fn collect(folder: &Folder, layout: &Layout) -> Result<Found, Error> {
     Ok(found)
 }
 
-/// Looks into the files of the splits that will be read; dev and test may stand in for each other, and dev may be drawn
-/// off train.
+/// Checks the files of the splits that will be read; dev and test may stand in for each other, and dev may be drawn
+/// from train.
 fn drop_unlabelled(found: &mut Found, search: &Search) -> Result<(), Error> {
     let (schema, reads_train) = (search.schema, search.request.wants("train") || search.request.wants("dev"));
     for (split, read) in [(&mut found.train, reads_train), (&mut found.dev, true), (&mut found.test, true)] {
@@ -162,11 +162,11 @@ fn missing(search: &Search, lacking: &str, folders: &[Folder], notes: &[String])
     Error(message)
 }
 
-/// How many examples of `parts` to draw for another split: `count`, or a fifth of them with a note if they are less
+/// How many examples of `parts` to draw for another split: `count`, or a fifth of them with a note if they are fewer
 /// than twice as many.
 ///
 /// # Errors
-/// A file cannot be read, or there are less than two examples.
+/// A file cannot be read, or there are fewer than two examples.
 pub fn draw(parts: &[Part], count: usize, schema: &Schema, notes: &mut Vec<String>) -> Result<Take, Error> {
     let mut rows = 0;
     for part in parts {
@@ -179,7 +179,7 @@ pub fn draw(parts: &[Part], count: usize, schema: &Schema, notes: &mut Vec<Strin
     }
     let files = names(parts).join(", ");
     if rows < 2 {
-        return Err(Error(format!("{files}: expected at least two examples to cut into two splits, got {rows}")));
+        return Err(Error(format!("{files}: expected at least two examples to make two splits, got {rows}")));
     }
     let fifth = (rows / 5).max(1);
     notes.push(format!("{files}: {rows} examples are too few to draw {count}; {fifth} are drawn instead."));
@@ -293,6 +293,6 @@ mod tests {
         assert_eq!(draw(&two, 11, &SINGLE, &mut notes), Ok(Take::Draw { count: 4 }));
         assert_eq!(notes, ["a, b: 20 examples are too few to draw 11; 4 are drawn instead."]);
         let message = draw(&[part("c", 1)], 10, &SINGLE, &mut notes).unwrap_err().0;
-        assert_eq!(message, "c: expected at least two examples to cut into two splits, got 1");
+        assert_eq!(message, "c: expected at least two examples to make two splits, got 1");
     }
 }

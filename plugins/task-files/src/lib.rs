@@ -1,9 +1,10 @@
-//! Finds and reads the files that texts come in, labelled or not: CSV, TSV, JSON, JSONL, parquet, lines, folders of text
+//! Finds and reads files of texts, labelled or not: CSV, TSV, JSON, JSONL, parquet, lines and folders of text
 //! files.
 //!
-//! [`Table`] is the one reader: records of names and values, of any file. A task plugin with files of its own says what its
-//! columns and labels are called ([`Schema`]) and which file names make up its splits ([`Layout`]); [`find`] picks the files
-//! under the user's directory, and a [`FileSet`] reads them row by row. In anybody's table [`Named`] finds the columns.
+//! [`Table`] is the only reader: it turns any file into records of names and values. A task with fixed files describes
+//! its columns and labels ([`Schema`]) and the file names of its splits ([`Layout`]); [`find`] picks the files
+//! under the user's directory, and a [`FileSet`] reads them row by row. In any other table, [`Named`] finds the
+//! columns.
 
 mod columns;
 mod csv;

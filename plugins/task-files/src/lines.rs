@@ -5,7 +5,7 @@ use sparta_plugin::Error;
 use std::io::{BufRead, Read};
 use std::path::Path;
 
-/// The longest text, and the longest line that is read, in bytes.
+/// The most bytes of a text, and of a line.
 pub const MAX_LINE: usize = 1 << 20;
 
 pub struct Lines {
@@ -35,7 +35,7 @@ impl Lines {
     /// Reading fails, the line is longer than [`MAX_LINE`] or is not UTF-8.
     pub fn next_line(&mut self) -> Result<Option<(u64, String)>, Error> {
         let mut bytes = Vec::new();
-        // Two bytes more than allowed for the line end, one more to see that the line is too long.
+        // Two more bytes for the line end, and one more to notice a line that is too long.
         let limit = MAX_LINE as u64 + 3;
         let read = self.input.reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
         let number = self.number + 1;
@@ -62,7 +62,7 @@ impl Lines {
         Ok(Some((number, text)))
     }
 
-    /// As [`Lines::next_line`], but blank lines at the end of the text are taken for its end.
+    /// Like [`Lines::next_line`], but ignores blank lines at the end of the text.
     ///
     /// # Errors
     /// As [`Lines::next_line`], and a blank line between others.

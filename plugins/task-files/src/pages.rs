@@ -1,4 +1,4 @@
-//! The sizes that the page headers of a parquet file promise, read before any page is unpacked: a few kilobytes can
+//! The sizes that the page headers of a parquet file declare, read before any page is unpacked: a few kilobytes can
 //! unpack to gigabytes. Headers are structs in Thrift's compact protocol
 //! (<https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md>,
 //! <https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift>).

@@ -1,4 +1,4 @@
-//! One file, or one folder of texts, and its examples.
+//! One file or folder of texts, and its examples.
 
 use crate::columns;
 use crate::folders;
@@ -21,10 +21,10 @@ pub struct Part {
     pub format: Format,
 }
 
-/// Bytes of texts without a label after which none is looked for any more.
+/// Give up looking for a label after this many bytes of unlabelled texts.
 const UNLABELLED: usize = 256 << 20;
 
-/// One row as the file has it.
+/// One row of the file.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Row {
     /// 1-based line or row in the file.
@@ -37,10 +37,10 @@ pub(crate) struct Row {
 
 type Rows = Box<dyn Iterator<Item = Result<Row, Error>>>;
 
-/// Whether a file can be used.
+/// Whether a file has labels.
 #[derive(Debug, PartialEq)]
 pub(crate) enum State {
-    /// A row without a label is an error then.
+    /// Some row has a label, so a row without one is an error.
     Labelled,
     /// No row has a label, or all have the hub's -1.
     Unlabelled,
@@ -100,7 +100,7 @@ impl Part {
         Error(format!("{}: {what}", self.format.place(&self.path.display().to_string(), number)))
     }
 
-    /// The examples in file order, read as they are asked for; they end after the first error.
+    /// The examples in file order, read on demand; they end after the first error.
     ///
     /// # Errors
     /// The file cannot be read or lacks the columns of `schema`.
@@ -113,7 +113,7 @@ impl Part {
 
     fn example(&self, row: Row, schema: &Schema) -> Result<Example, Error> {
         let Row { number, text, pair, label } = row;
-        // A small compressed page can hold a huge text.
+        // A small compressed page can expand to a huge text.
         let longest = text.len().max(pair.as_ref().map_or(0, String::len));
         let labelled = match label {
             _ if longest > MAX_LINE => Err(format!("expected texts of at most 1 MiB, got one of {longest} bytes")),
@@ -127,7 +127,7 @@ impl Part {
     /// Looks for the first row with a label.
     ///
     /// # Errors
-    /// A row up to there is malformed, or the file cannot be read.
+    /// A row before that one is malformed, or the file cannot be read.
     pub(crate) fn state(&self, schema: &Schema) -> Result<State, Error> {
         let (mut state, mut bytes) = (State::Empty, 0);
         for row in self.rows(schema)? {
@@ -147,7 +147,7 @@ impl Part {
         Ok(state)
     }
 
-    /// The number of examples; that of a text file stops at `enough`.
+    /// The number of examples; counting a text file stops at `enough`.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(part.count(&SINGLE, 2), Ok(2));
     }
 
-    /// What the formats have in common is tested with the tables; here is what a schema makes of them.
+    /// The tables' tests cover the formats; these cover what a schema makes of them.
     fn read(name: &str, format: Format, content: &[u8], schema: &Schema) -> Result<Vec<Row>, String> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);

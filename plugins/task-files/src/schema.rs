@@ -1,19 +1,19 @@
-//! What the columns and the labels of a task are called.
+//! The names of a task's columns and labels.
 
 use sparta_plugin::task::Example;
 
-/// Where the texts and the label of an example are, in files of any format, and which labels there are.
+/// Which columns hold the texts and the label of an example, in files of any format, and which labels exist.
 #[derive(Clone, Copy, Debug)]
 pub struct Schema {
-    /// Names of the text and, for a pair task, of the second text. The first entry that a file has is used.
+    /// Names of the text column and, for a pair task, of the second text's. The first entry that a file has is used.
     pub texts: &'static [(&'static str, Option<&'static str>)],
-    /// Names of the label column; the first one that a file has is used.
+    /// Names of the label column. The first one that a file has is used.
     pub label: &'static [&'static str],
-    /// Class names in the order of the labels 0, 1, ...; none where the label is a number.
+    /// Class names in the order of the labels 0, 1, ...; empty where the label is a number.
     pub classes: &'static [&'static str],
     /// The columns of a TSV file without a header line.
     pub headerless: Option<&'static [&'static str]>,
-    /// Whether a TSV row may go on in the next line, because the texts contain line breaks.
+    /// Whether a TSV row may continue on the next line, because the texts contain line breaks.
     pub wrapped_rows: bool,
 }
 
@@ -26,11 +26,11 @@ pub(crate) struct Columns {
     pub label: Option<&'static str>,
 }
 
-/// What a second text is called in files of no particular task.
+/// The column of a second text in files of no particular task.
 const SECOND: &str = "pair";
 
 impl Schema {
-    /// Errors: a file that `has` a second text, for a task of single ones.
+    /// Errors: a file that `has` a second text, for a task of single texts.
     pub(crate) fn check_single(&self, columns: &Columns, has: impl Fn(&str) -> bool) -> Result<(), String> {
         match columns.pair.is_none() && has(SECOND) {
             true => Err(format!("expected single texts, got a second one under `{SECOND}`")),
@@ -38,28 +38,28 @@ impl Schema {
         }
     }
 
-    /// The columns of a file that `has` them; `None` if the texts are not there.
+    /// The columns of a file that `has` them; `None` if the texts are missing.
     pub(crate) fn columns(&self, has: impl Fn(&str) -> bool) -> Option<Columns> {
         let (text, pair) = self.texts.iter().find(|(text, pair)| has(text) && pair.is_none_or(&has))?;
         let label = self.label.iter().copied().find(|name| has(name));
         Some(Columns { text, pair: *pair, label })
     }
 
-    /// Whether a column of this name can matter.
+    /// Whether a column of this name may be used.
     pub(crate) fn mentions(&self, name: &str) -> bool {
         let texts = self.texts.iter().any(|(text, pair)| *text == name || *pair == Some(name));
         texts || self.label.contains(&name) || name == SECOND
     }
 
-    /// Whether a label stands for none: the hub's -1, and an empty field.
+    /// Whether a label means that there is none: the hub's -1, or an empty field.
     pub(crate) fn is_unlabelled(&self, label: &str) -> bool {
         label.is_empty() || (label.parse() == Ok(-1.0))
     }
 
-    /// What `text` labels an example with, which has no texts yet: a class by its name or number, or a number.
+    /// An example with the label `text`, a class by name or number, or a number, and without texts yet.
     ///
     /// # Errors
-    /// What was expected and got, without the place.
+    /// What was expected and given, without the place.
     pub(crate) fn label(&self, text: &str) -> Result<Example, String> {
         if !self.classes.is_empty() {
             return Ok(Example { label: self.class(text)?, ..Example::default() });
@@ -85,7 +85,7 @@ impl Schema {
         }
     }
 
-    /// The accepted columns in words, for messages.
+    /// The accepted columns, for messages.
     pub(crate) fn expected_columns(&self) -> String {
         let texts = self.texts.iter().map(|(text, pair)| match pair {
             Some(pair) => format!("`{text}` and `{pair}`"),
@@ -95,7 +95,7 @@ impl Schema {
     }
 }
 
-/// At most 60 characters of a piece of the user's file.
+/// A piece of the user's file, clipped to 60 characters.
 pub fn clip(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", &text[..end]),

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use sparta_plugin::Error;
 use std::path::Path;
 
-/// A row as its file has it: texts and numbers, from JSON and parquet also lists and objects.
+/// One row of a file: strings and numbers, and from JSON and parquet also lists and objects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// 1-based line or row.
@@ -18,9 +18,9 @@ pub struct Record {
 
 pub type Records = Box<dyn Iterator<Item = Result<Record, Error>> + Send>;
 
-/// An opened file. Its records are read as they are asked for; what follows an error may be anything.
+/// An opened file. Records are read on demand; after an error, the next ones are unspecified.
 pub struct Table {
-    /// The names of all columns, where the file says them before its records.
+    /// The names of all columns, where the file gives them before its records.
     pub columns: Option<Vec<String>>,
     pub records: Records,
 }
@@ -28,7 +28,7 @@ pub struct Table {
 /// How to read a file.
 #[derive(Clone, Copy, Default)]
 pub struct Reading<'a> {
-    /// Whether a column is read: all of them without it.
+    /// Whether to read a column; `None` reads all.
     pub wanted: Option<&'a dyn Fn(&str) -> bool>,
     /// The columns of a TSV file without a header line.
     pub header: Option<&'a [&'a str]>,
@@ -42,16 +42,16 @@ impl Reading<'_> {
     }
 }
 
-/// What texts are called that have no column: lines and the files of a folder.
+/// The column name for texts that have none: lines, and the files of a folder.
 pub(crate) const TEXT: &str = "text";
-/// What the class of a file in a folder is called.
+/// The column name for the class of a file in a folder.
 pub(crate) const LABEL: &str = "label";
 
 impl Table {
     /// Opens a file or a folder of texts.
     ///
     /// # Errors
-    /// It cannot be read, is not of this format, or has two columns of one name.
+    /// It cannot be read, is not of this format, or has two columns of the same name.
     pub fn open(path: &Path, format: Format, reading: Reading) -> Result<Table, Error> {
         match format {
             Format::Parquet => parquet::table(path, reading),
@@ -63,7 +63,7 @@ impl Table {
     /// Reads a text, for example standard input.
     ///
     /// # Errors
-    /// As [`Table::open`]; a format that is not read from front to back.
+    /// As [`Table::open`]; a format that cannot be read from front to back.
     pub fn read(input: Input, format: Format, reading: Reading) -> Result<Table, Error> {
         match format {
             Format::Csv => csv::table(input, reading),
@@ -85,7 +85,7 @@ fn line_records(input: Input) -> Records {
 }
 
 /// # Errors
-/// A name that is wanted is there twice.
+/// A wanted name occurs twice.
 pub(crate) fn check_header(name: &str, columns: &[String], reading: Reading) -> Result<(), Error> {
     let twice = |(i, column): (usize, &String)| columns[..i].contains(column) && reading.wants(column);
     match columns.iter().enumerate().find(|one| twice(*one)) {

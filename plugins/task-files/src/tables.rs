@@ -1,4 +1,4 @@
-//! Anybody's files: one table, or one for each split, found by their names.
+//! The files of a task without fixed ones: one table, or one for each split, found by name.
 
 use crate::find::Folder;
 use crate::folders::class_folders;
@@ -9,11 +9,11 @@ use sparta_plugin::Error;
 use sparta_plugin::task::OpenRequest;
 use std::path::Path;
 
-/// What the files of the splits are called, without their endings.
+/// The file names of the splits, without endings.
 const NAMES: [(&str, &[&str]); 3] =
     [("train", &["train"]), ("dev", &["dev", "validation", "valid", "val"]), ("test", &["test"])];
 
-/// Folders that the hub puts files into.
+/// Folders that the hub puts files in.
 const INNER: [&str; 3] = ["data", "default", "plain_text"];
 
 /// The files of a data set.
@@ -26,8 +26,8 @@ pub enum Tables {
 }
 
 impl Tables {
-    /// The files of train, dev and test. A single one is train, or, of other data than the training had, the split that is
-    /// wanted.
+    /// The files of train, dev and test. A single file is train or, in data that the model was not trained on, the
+    /// split that is requested.
     pub fn splits(self, request: &OpenRequest) -> [Vec<Part>; 3] {
         match self {
             Tables::One(part) => match &request.splits[..] {
@@ -41,11 +41,11 @@ impl Tables {
     }
 }
 
-/// The table at `data`, or in that directory or in [`INNER`] there: files named after the splits, folders of texts named so, or
-/// else the only table, or the folders of texts of each class. A `format` overrides what names say.
+/// The table at `data`, or the tables in that directory or in [`INNER`] there: files or folders of texts named after
+/// the splits, or else the only table, or one folder of texts per class. A `format` overrides the files' endings.
 ///
 /// # Errors
-/// There is none, or several for one split; a file whose name does not say its format.
+/// No table, or several for one split; a file whose name does not tell its format.
 pub fn find_tables(data: &Path, format: Option<Format>) -> Result<Tables, Error> {
     if !files::is_dir(data) {
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::find::tests::tree;
 
-    /// The names of train, dev and test, or of the only table.
+    /// The file names of train, dev and test, or of the only table.
     fn found(files: &[&str], format: Option<Format>) -> Result<String, String> {
         let names = |parts: &[Part]| parts.iter().map(|part| part.name.as_str()).collect::<Vec<_>>().join(" ");
         match find_tables(tree(files).path(), format).map_err(|e| e.0)? {

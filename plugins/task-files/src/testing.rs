@@ -1,4 +1,4 @@
-//! Parquet files for tests.
+//! Writes parquet files for tests.
 
 use parquet::basic::{ConvertedType, Repetition, Type as Physical};
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
@@ -8,7 +8,7 @@ use parquet::schema::types::Type;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The cells of a column.
+/// The values of a column.
 pub enum Column {
     /// Strings or nulls.
     Texts(Vec<Option<ByteArray>>),
@@ -90,7 +90,7 @@ impl Column {
 /// The bytes of a parquet file.
 ///
 /// # Panics
-/// The columns differ in length, or the properties do not suit them.
+/// The columns differ in length, or the properties do not fit them.
 pub fn parquet(columns: &[(&str, Column)], properties: WriterProperties) -> Vec<u8> {
     let rows = columns.first().map_or(0, |(_, column)| column.len());
     assert!(columns.iter().all(|(_, column)| column.len() == rows), "columns of one length");

@@ -7,8 +7,8 @@ use crate::table::{Reading, Record, Table, check_header};
 use serde_json::Value;
 use sparta_plugin::Error;
 
-/// A table whose columns are named by its first line, or by `reading`. A row with another number of columns is an error of
-/// the iterator.
+/// A table whose columns are named by its first line or by `reading`. A row with a different number of columns is an
+/// error of the iterator.
 ///
 /// # Errors
 /// The header cannot be read, or has a wanted name twice.
@@ -58,7 +58,7 @@ impl TsvReader {
         Ok(Some(Record { number, values }))
     }
 
-    /// Appends the lines over which a row goes on, until it has all its columns or is too long to be one row.
+    /// Appends the lines that a row continues on, until it has all its columns or is too long to be one row.
     fn unwrap_row(&mut self, line: &mut String) -> Result<(), Error> {
         while columns(line) < self.names.len() && line.len() <= MAX_LINE {
             let Some((_, next)) = self.lines.next_line()? else {

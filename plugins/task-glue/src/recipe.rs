@@ -1,11 +1,11 @@
-//! How train, dev and test are made of the files that are there.
+//! How train, dev and test are made from the files that were found.
 
 use crate::tasks::GlueTask;
 use sparta_plugin::Error;
 use sparta_plugin::task::{OpenRequest, Recipe, Source, Take};
 use sparta_task_files::{Found, draw, names};
 
-/// GLUE's dev is the test split, and dev is drawn off the training split. Where there is a labelled test split as
+/// GLUE's dev is the test split, and dev is drawn from the training split. If there is a labelled test split as
 /// well (MRPC; a user's JSONL files), all three are used as they are.
 ///
 /// # Errors
@@ -24,7 +24,7 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
     }
     let test = if found.test.is_empty() { all(&found.dev) } else { all(&found.test) };
     if found.train.is_empty() || !(request.wants("train") || request.wants("dev")) {
-        // Where both are read, dev is drawn: one file does not stand in for two splits.
+        // If both are read, dev is drawn: one file must not stand in for two splits.
         let none = || all(&[]);
         let (dev, test) = match request.wants("dev") {
             true => (all(&found.dev), if found.test.is_empty() { none() } else { test }),
@@ -46,9 +46,9 @@ pub(crate) fn recipe(task: &GlueTask, found: &Found, request: &OpenRequest) -> R
 
 fn note_substitutes(found: &Found, train: &str, test: &str, notes: &mut Vec<String>) {
     if found.dev.is_empty() {
-        notes.push(format!("There is no development file: dev is drawn off {train}."));
+        notes.push(format!("There is no development file: dev is drawn from {train}."));
     } else if let Some(name) = found.layout.test.first() {
-        notes.push(format!("There is no labelled {name}: {test} stands in as test, and dev is drawn off {train}."));
+        notes.push(format!("There is no labelled {name}: {test} stands in as test, and dev is drawn from {train}."));
     }
     if !found.dev.is_empty() && !found.missing_dev.is_empty() {
         let missing = found.missing_dev.join(", ");

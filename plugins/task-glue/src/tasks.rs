@@ -9,17 +9,17 @@ pub(crate) struct GlueTask {
     pub title: &'static str,
     pub schema: Schema,
     pub pair: bool,
-    /// What the number is called, where the label is one.
+    /// The name of the number, where the label is one.
     pub number: Option<&'static str>,
-    /// What an instruction model is asked, with the word for each class; nothing for a number.
+    /// What an instruction model is asked, including the word for each class; empty for a number.
     pub prompt: &'static str,
     pub verbalizers: &'static [&'static str],
     pub metrics: &'static [&'static str],
     pub primary: &'static str,
     pub layouts: &'static [Layout],
-    /// Development examples that are drawn off the training split where GLUE's own are the test split.
+    /// How many development examples are drawn from the training split where GLUE's own are the test split.
     pub dev: usize,
-    /// Most training examples that are left after the draw.
+    /// The most training examples to keep after the draw.
     pub cap: Option<usize>,
 }
 
@@ -41,10 +41,10 @@ const PARQUET: Layout = Layout {
     test: &[],
 };
 
-/// GLUE's `test.tsv` and most of the hub's test files have no labels, so that they are not looked for.
+/// GLUE's `test.tsv` and most of the hub's test files have no labels, so they are not looked for.
 const LAYOUTS: &[Layout] = &[TSV, PARQUET, JSONL];
 
-/// MRPC has a labelled test split. Its original training file contains the rows of GLUE's `dev.tsv`, so that the two
+/// MRPC has a labelled test split. Its original training file contains the rows of GLUE's `dev.tsv`, so the two
 /// are never used together.
 const MRPC_LAYOUTS: &[Layout] = &[
     Layout { test: &["msr_paraphrase_test.txt"], ..TSV },
@@ -65,7 +65,7 @@ const MNLI_LAYOUTS: &[Layout] = &[
     },
 ];
 
-/// What the tasks have in common; each names its own texts, classes and sizes.
+/// What single-text tasks have in common; each names its own texts, classes and sizes.
 const SINGLE: Schema = Schema {
     texts: &[("sentence", None), ("text", None)],
     label: &["label"],
@@ -113,7 +113,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
     GlueTask {
         id: "mrpc",
         folder: "MRPC",
-        title: "MRPC: do two sentences of news say the same",
+        title: "MRPC: do two news sentences mean the same",
         schema: Schema {
             texts: &[("sentence1", Some("sentence2")), ("#1 String", Some("#2 String")), ("text", Some("pair"))],
             label: &["label", "Quality"],
@@ -127,7 +127,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
         metrics: BINARY_METRICS,
         primary: "accuracy",
         layouts: MRPC_LAYOUTS,
-        // The size of its own dev split, drawn only where that one is missing.
+        // The size of its own dev split; drawn only if that is missing.
         dev: 408,
         cap: None,
     },
@@ -203,7 +203,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
             texts: &[("question1", Some("question2")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
             label: &["label", "is_duplicate"],
             classes: &["not_duplicate", "duplicate"],
-            // A few questions of its train.tsv contain line breaks.
+            // A few questions in its train.tsv contain line breaks.
             wrapped_rows: true,
             ..PAIR
         },

@@ -1,4 +1,4 @@
-//! Every task in every layout: on small files, and on the real ones where they are.
+//! Every task in every layout: on small files, and on the real ones where they are available.
 
 use super::*;
 use sparta_plugin::task::{Example, Recipe, Source, Take};
@@ -46,7 +46,7 @@ fn write_parquet(path: PathBuf, texts: [&str; 2], labels: &[i64]) {
     fs::write(path, parquet(&columns, Default::default())).unwrap();
 }
 
-/// The file that lies in the project's neighbourhood, or `None` with a message.
+/// A file of the real data, or `None` with a message.
 fn real(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
     if path.exists() {
@@ -76,7 +76,7 @@ fn the_description_is_consistent() {
     assert_eq!(unknown, "no task `sst3` in glue: expected one of cola, sst2, mrpc, rte, wnli, stsb, qnli, qqp, mnli");
 }
 
-/// Header and a row of each task as the GLUE zip has them, and what the row says.
+/// The header and a row of each task in the GLUE zip, and the example that the row is.
 #[test]
 fn the_zip_of_every_task_is_read() {
     let pair = |label| example("a", Some("b"), label);
@@ -126,7 +126,7 @@ fn dev_is_drawn_off_the_training_split() {
         assert_eq!(recipe.dev, source(&["train.jsonl"], Take::Draw { count }), "{task}");
         assert_eq!(recipe.test, source(&["validation.jsonl"], Take::All), "{task}");
         let note =
-            "There is no labelled test.jsonl: validation.jsonl stands in as test, and dev is drawn off train.jsonl.";
+            "There is no labelled test.jsonl: validation.jsonl stands in as test, and dev is drawn from train.jsonl.";
         assert_eq!(recipe.notes, [note]);
     }
     let mnli = open("mnli", train_and_validation(pair).path()).unwrap().recipe();
@@ -153,7 +153,7 @@ fn without_a_development_file_dev_is_drawn_too() {
     let recipe = open("sst2", dir.path()).unwrap().recipe();
     assert_eq!(recipe.dev, source(&["train.jsonl"], Take::Draw { count: 1000 }));
     assert_eq!(recipe.test, source(&["test.jsonl"], Take::All));
-    assert_eq!(recipe.notes, ["There is no development file: dev is drawn off train.jsonl."]);
+    assert_eq!(recipe.notes, ["There is no development file: dev is drawn from train.jsonl."]);
 }
 
 #[test]
@@ -170,10 +170,10 @@ fn mrpc_keeps_its_three_splits() {
     let untested = open("mrpc", dir(&[train, dev]).path()).unwrap().recipe();
     assert_eq!((untested.train, untested.test), (source(&[train.0], Take::Rest { cap: None }), all(dev.0)));
     let note =
-        "There is no labelled msr_paraphrase_test.txt: dev.tsv stands in as test, and dev is drawn off train.tsv.";
+        "There is no labelled msr_paraphrase_test.txt: dev.tsv stands in as test, and dev is drawn from train.tsv.";
     assert_eq!(untested.notes.last().unwrap(), note);
 
-    // The original training file contains dev.tsv, so that dev is drawn off it and dev.tsv is left out.
+    // The original training file contains dev.tsv, so dev is drawn from it and dev.tsv is left out.
     let original = open("mrpc", dir(&[original, dev, test]).path()).unwrap().recipe();
     assert_eq!(original.dev, source(&["msr_paraphrase_train.txt"], Take::Draw { count: 1 }));
     assert_eq!(original.test, all(test.0));
@@ -244,7 +244,7 @@ fn malformed_rows_name_file_and_line() {
         let dir = dir(&[("dev.tsv", header), ("train.tsv", header)]);
         let many = [header.as_bytes(), row, &b"2\ta\tb\tentailment\n".repeat(600)].concat();
         fs::write(dir.path().join("train.tsv"), many).unwrap();
-        // A row that cannot be counted is refused at once, a wrong label when it is read.
+        // A malformed row is an error when rows are counted, a wrong label only when it is read.
         let message = match open("rte", dir.path()) {
             Err(error) => error.0,
             Ok(data) => data.examples("train.tsv").unwrap().find_map(Result::err).unwrap().0,
@@ -278,7 +278,7 @@ fn counts(task: &str, data: &Path) -> [usize; 3] {
 #[test]
 fn the_real_files_have_the_official_sizes() {
     let Some(glue) = real("glue") else { return };
-    // Train and dev are both of the training file where dev is drawn off it.
+    // Train and dev are both of the training file where dev is drawn from it.
     assert_eq!(counts("sst2", &glue), [67_349, 67_349, 872]);
     assert_eq!(counts("cola", &glue), [8_551, 8_551, 1_043]);
     assert_eq!(counts("rte", &glue), [2_490, 2_490, 277]);

@@ -7,7 +7,7 @@ use sparta_plugin::Error;
 use sparta_plugin::task::{Dataset, OpenRequest, Prompt, Recipe, Source, Take, Task, TaskInfo, TaskPluginInfo};
 use sparta_task_files::{FileSet, Format, Found, Layout, Schema, Search, draw, find, names};
 
-/// Development examples that are drawn off the test split.
+/// How many development examples are drawn from the test split.
 const DEV: usize = 5000;
 
 const SCHEMA: Schema = Schema {
@@ -71,7 +71,7 @@ impl Task for Imdb {
     }
 }
 
-/// The test split is cut into dev and test, unless both are there.
+/// The test split is divided into dev and test, unless both exist.
 fn recipe(found: &Found) -> Result<Recipe, Error> {
     let source = |parts: &[_], take| Source { parts: names(parts), take };
     let train = source(&found.train, Take::All);
@@ -82,7 +82,10 @@ fn recipe(found: &Found) -> Result<Recipe, Error> {
     }
     let held_out = if found.test.is_empty() { &found.dev } else { &found.test };
     if found.test.is_empty() {
-        notes.push(format!("There is no labelled test file: {} is cut into dev and test.", names(held_out).join(", ")));
+        notes.push(format!(
+            "There is no labelled test file: {} is divided into dev and test.",
+            names(held_out).join(", ")
+        ));
     }
     let drawn = draw(held_out, DEV, &SCHEMA, &mut notes)?;
     let (dev, test) = (source(held_out, drawn), source(held_out, Take::Rest { cap: None }));

@@ -1,4 +1,4 @@
-//! Every layout: on small files, and on the real ones where they are.
+//! Every layout: on small files, and on the real ones where they are available.
 
 use super::*;
 use sparta_plugin::task::Example;
@@ -30,7 +30,7 @@ fn source(part: &str, take: Take) -> Source {
     Source { parts: vec![part.to_owned()], take }
 }
 
-/// The file that lies in the project's neighbourhood, or `None` with a message.
+/// A file of the real data, or `None` with a message.
 fn real(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
     if path.exists() {
@@ -103,7 +103,7 @@ fn jsonl_is_used_as_it_is_or_cut() {
     assert_eq!(recipe.test, source("dev.jsonl", Take::Rest { cap: None }));
     let notes = [
         "test.jsonl has no labels in `label` and is not used.",
-        "There is no labelled test file: dev.jsonl is cut into dev and test.",
+        "There is no labelled test file: dev.jsonl is divided into dev and test.",
     ];
     assert_eq!(recipe.notes, notes);
 }

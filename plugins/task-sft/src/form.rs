@@ -1,4 +1,4 @@
-//! The forms of prompts and answers, recognised by their keys, and the example that a row of each is.
+//! The forms that prompts and answers come in, recognized by their keys, and how a row becomes an example.
 
 use serde_json::{Map, Value};
 use sparta_plugin::task::{Example, Message, Segment};
@@ -6,16 +6,16 @@ use sparta_task_files::clip;
 
 pub(crate) type Row = Map<String, Value>;
 
-/// What a row has. The keys that carry it are tried in this order.
+/// The form of a row. Their keys are tried in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// The turns of a conversation, as OpenAI's and ShareGPT's files have them.
+    /// The turns of a conversation, as in OpenAI's and ShareGPT's files.
     Turns(&'static str),
-    /// Texts, or turns, before the answer and of the answer.
+    /// A prompt and an answer, each a text or turns.
     Prompt { answer: &'static str },
-    /// As Alpaca's and Dolly's files have it.
+    /// An instruction with or without an input, as in Alpaca's and Dolly's files.
     Instruction { input: &'static str, answer: &'static str },
-    /// A text that is all learned.
+    /// A text of which everything is learned.
     Text,
 }
 
@@ -28,7 +28,7 @@ const TOOLS: &str = "tools";
 const ROLES: &[(&str, &str)] =
     &[("human", USER), ("gpt", ASSISTANT), ("chatgpt", ASSISTANT), ("bot", ASSISTANT), ("model", ASSISTANT)];
 
-/// What a base model is asked, which has no chat template: Alpaca's prompts.
+/// Alpaca's prompts, for base models, which have no chat template.
 const ASK: &str =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.";
 const ASK_WITH_INPUT: &str = "Below is an instruction that describes a task, paired with an input that provides further \
@@ -51,7 +51,7 @@ pub(crate) const KEYS: [&str; 12] = [
 ];
 
 impl Form {
-    /// Errors: none of the forms, with the `keys` that there are.
+    /// Errors: none of the forms fits; the message lists the `keys` that were found.
     pub fn of(row: &Row, keys: &[&str]) -> Result<Form, String> {
         let has = |key: &str| row.get(key).is_some_and(|value| !value.is_null());
         let one = |keys: [&'static str; 2]| keys.into_iter().find(|key| has(key));
@@ -76,10 +76,10 @@ impl Form {
 
     /// The example of a row of this form.
     ///
-    /// Errors: a value that is missing or of another type; a conversation without turns; tools.
+    /// Errors: a value is missing or has the wrong type; a conversation without turns; tools.
     pub fn example(self, row: &Row) -> Result<Example, String> {
         if row.get(TOOLS).is_some_and(|tools| !empty(tools)) {
-            return Err("it has `tools`, which are not taught here: leave such rows out".into());
+            return Err("it has `tools`, which cannot be trained: leave such rows out".into());
         }
         let system = optional(row, SYSTEM)?;
         let mut example = match self {
@@ -116,7 +116,7 @@ fn of_turns(messages: Vec<Message>) -> Example {
     Example { messages, ..Example::default() }
 }
 
-/// A prompt and its answer: texts, which are laid one after the other where there is no template, or turns.
+/// A prompt and its answer: texts, which are concatenated where there is no template, or turns.
 fn prompt(row: &Row, answer: &str, system: Option<&str>) -> Result<Example, String> {
     let (before, after) = (value(row, "prompt")?, value(row, answer)?);
     if let (Value::String(before), Value::String(after)) = (before, after) {
@@ -168,7 +168,7 @@ fn message(item: &Row) -> Result<Message, String> {
         other => return Err(format!("expected a text for `role` or `from`, got {}", shown(other))),
     };
     if item.get("tool_calls").is_some_and(|calls| !empty(calls)) {
-        return Err("it calls tools, which are not taught here: leave such conversations out".into());
+        return Err("it calls tools, which cannot be trained: leave such conversations out".into());
     }
     let content = match either(["content", "value"]) {
         Some(Value::String(text)) => text.clone(),
@@ -176,16 +176,16 @@ fn message(item: &Row) -> Result<Message, String> {
         other => return Err(format!("expected a text for `content` or `value`, got {}", shown(other))),
     };
     let role = ROLES.iter().find(|(other, _)| *other == role).map_or(role, |(_, role)| role);
-    // OpenAI's files mark answers that are not to be learned with a weight of 0.
+    // OpenAI's files give answers that must not be learned a weight of 0.
     let context = item.get("weight").and_then(Value::as_f64) == Some(0.0);
     Ok(Message { context, ..turn(role, &content) })
 }
 
-/// A part of a content that is given in parts.
+/// One part of a message content that is a list of parts.
 fn part(part: &Value) -> Result<String, String> {
     match (part, part.get("text")) {
         (Value::String(text), _) | (_, Some(Value::String(text))) => Ok(text.clone()),
-        _ => Err(format!("expected parts with a `text`, got {}; only texts are learned", shown(Some(part)))),
+        _ => Err(format!("expected parts with a `text`, got {}; only text can be trained", shown(Some(part)))),
     }
 }
 
@@ -201,7 +201,7 @@ fn text<'a>(row: &'a Row, key: &str) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("expected a text for `{key}`, got {}", shown(Some(value))))
 }
 
-/// The text of a key; none where it is empty or missing.
+/// The text of a key; `None` where it is empty or missing.
 fn optional<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, String> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -209,7 +209,7 @@ fn optional<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, String> {
     }
 }
 
-/// A piece of the user's file.
+/// A value of the user's file, clipped.
 fn shown(value: Option<&Value>) -> String {
     value.map_or("nothing".to_owned(), |value| format!("`{}`", clip(&value.to_string())))
 }
@@ -229,7 +229,7 @@ mod tests {
         Form::of(&row, &keys)?.example(&row)
     }
 
-    /// `role: content`, with a dash for what is shown alone.
+    /// `role: content`, with a dash before turns that are only read.
     fn turns_of(value: Value) -> Vec<String> {
         let mark = |turn: &Message| if turn.context { "-" } else { "" };
         read(value)
@@ -304,7 +304,7 @@ mod tests {
             ),
             (
                 json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
-                ["turn 1", "only texts are learned"],
+                ["turn 1", "only text can be trained"],
             ),
             (json!({"messages": [{"role": "assistant", "tool_calls": [{}]}]}), ["turn 1", "tools"]),
             (

@@ -1,4 +1,4 @@
-//! Prompts and answers, conversations and texts, of which a model learns the answers.
+//! Supervised fine-tuning on prompts and answers, conversations and texts, of which the answers are learned.
 
 mod form;
 
@@ -9,7 +9,7 @@ use sparta_plugin::task::{
 };
 use sparta_task_files::{Format, Part, Reading, Table, find_tables, names};
 
-/// Where nothing is held out, this share of the training examples is dev.
+/// If there is no dev file, this share of the training examples is dev.
 const DEV: f64 = 0.1;
 
 pub struct Sft;
@@ -44,7 +44,7 @@ impl Task for Sft {
         }
     }
 
-    /// `data` is one file, or a directory with files called train, and optionally dev and test. Where there is no dev, a
+    /// `data` is one file, or a directory with files called train and optionally dev and test. Without dev, a
     /// share of train is.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
         let Settings { format } = Settings::read(&request.options)?;
@@ -61,7 +61,7 @@ impl Task for Sft {
             (Recipe { train: all(&train), dev: all(&dev), test: all(&test), notes: vec![], task: None }, test);
         if dev.is_empty() && !train.is_empty() && !request.other_data {
             recipe.notes.push(format!(
-                "There is no file for dev: {:.0} % of {} are drawn for it by seed; equal examples stay together.",
+                "There is no file for dev: {:.0} % of {} are drawn for it by the seed; equal examples stay together.",
                 100.0 * DEV,
                 names(&train).join(", ")
             ));
@@ -71,7 +71,7 @@ impl Task for Sft {
     }
 }
 
-/// Files of rows in any form.
+/// Files of rows in any of the forms.
 struct Conversations {
     parts: Vec<Part>,
     recipe: Recipe,
@@ -82,7 +82,7 @@ impl Dataset for Conversations {
         self.recipe.clone()
     }
 
-    /// The first row of a file decides which form all of them have.
+    /// The first row of a file decides the form of all its rows.
     fn examples(&self, name: &str) -> Result<Examples<'_>, Error> {
         let part = self.parts.iter().find(|part| part.name == name);
         let part = part.ok_or_else(|| Error(format!("no part `{name}` in this data")))?;

@@ -1,4 +1,4 @@
-//! Documents without labels, of which a model learns each next token, from files in any format.
+//! Continued pretraining: documents without labels, of which every next token is learned, from files in any format.
 
 use sparta_plugin::Error;
 use sparta_plugin::task::{
@@ -41,8 +41,8 @@ impl Task for Text {
         }
     }
 
-    /// `data` is one file, or a directory with files called train, and optionally dev and test. Lines are documents; elsewhere
-    /// they are under `text`.
+    /// `data` is one file, or a directory with files called train and optionally dev and test. In a text file each line
+    /// is a document; in other formats documents are under `text`.
     fn open(&self, request: &OpenRequest) -> Result<Box<dyn Dataset>, Error> {
         let Settings { format } = Settings::read(&request.options)?;
         let format = Some(format.as_str()).filter(|name| !name.is_empty());

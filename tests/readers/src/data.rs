@@ -18,7 +18,7 @@ const SCHEMA: Schema = Schema {
     wrapped_rows: true,
 };
 
-/// Rows that are read: enough to go over a batch.
+/// Rows to read, enough to exceed a batch.
 const ROWS: usize = 1000;
 
 fn examples(path: &Path, format: Format) -> bool {
@@ -59,7 +59,7 @@ pub fn good_jsonl() -> Vec<Vec<u8>> {
     .to_vec()
 }
 
-/// All columns, whatever they are called.
+/// All columns, whatever their names.
 fn records(name: &'static str, format: Format, bytes: &[u8]) -> bool {
     let dir = place(name, |_| ());
     put(&dir, name, bytes);
@@ -134,11 +134,11 @@ pub fn good_parquet() -> Vec<Vec<u8>> {
     ]
 }
 
-/// Each line makes an entry of a class folder: its kind, the class and the name.
+/// Each line creates an entry in a class folder: its kind, the class and the name.
 pub fn acl_imdb(bytes: &[u8]) -> bool {
     let dir = place("acl_imdb", |_| ());
     let root = dir.join("train");
-    // Nothing there the first time.
+    // It does not exist the first time.
     let _ = fs::remove_dir_all(&root);
     for class in SCHEMA.classes {
         fs::create_dir_all(root.join(class)).expect("a directory in the one for temporary files");
@@ -151,7 +151,7 @@ pub fn acl_imdb(bytes: &[u8]) -> bool {
     examples(&root, Format::TextFolders)
 }
 
-/// What the system refuses as a name is left out, as no archive can hold it either.
+/// Skips names that the system rejects, since no archive can hold them either.
 #[cfg(unix)]
 fn entry(folder: &Path, kind: u8, name: &[u8]) {
     use std::ffi::OsStr;

@@ -1,5 +1,5 @@
-//! Every reader of files and of plugin messages as a function of bytes: what `fuzz/` and the suite `fuzz` feed. Whatever
-//! the bytes are, the answer is a value or an error.
+//! Every reader of files and plugin messages as a function of bytes, for `fuzz/` and the suite `fuzz`. Any bytes must
+//! give a value or an error.
 
 mod adapters;
 mod data;
@@ -13,17 +13,17 @@ use std::path::Path;
 
 /// A reader.
 pub struct Reader {
-    /// Of its target in `fuzz/fuzz_targets/`, too.
+    /// Its name, which is also that of its target in `fuzz/fuzz_targets/`.
     pub name: &'static str,
-    /// Puts the bytes where the reader looks for them and reads them; whether they were accepted.
+    /// Puts the bytes where the reader expects them and reads them; returns whether they were accepted.
     pub read: fn(&[u8]) -> bool,
-    /// Inputs that are accepted.
+    /// Inputs that must be accepted.
     pub good: fn() -> Vec<Vec<u8>>,
-    /// What the names of its hostile files in `tests/bad` end with; empty: it has none.
+    /// The ending of its hostile files' names in `tests/bad`; empty if it has none.
     pub bad: &'static str,
 }
 
-/// All of them.
+/// All readers.
 pub const READERS: &[Reader] = &[
     Reader { name: "safetensors", read: models::safetensors, good: models::good_safetensors, bad: ".safetensors" },
     Reader { name: "gguf", read: models::gguf, good: models::good_gguf, bad: ".gguf" },
@@ -70,13 +70,13 @@ pub const READERS: &[Reader] = &[
     Reader { name: "plugin_requests", read: plugins::requests, good: plugins::good_requests, bad: "" },
 ];
 
-/// Feeds the reader of this name; false for a name that is none.
+/// Feeds the reader of this name; returns false if there is none.
 pub fn read(name: &str, bytes: &[u8]) -> bool {
     READERS.iter().find(|reader| reader.name == name).is_some_and(|reader| (reader.read)(bytes))
 }
 
 impl Reader {
-    /// The good inputs, and the hostile files in the directory `bad`.
+    /// The good inputs and the hostile files in the directory `bad`.
     pub fn seeds(&self, bad: &Path) -> std::io::Result<Vec<Vec<u8>>> {
         let mut seeds = (self.good)();
         if !self.bad.is_empty() {

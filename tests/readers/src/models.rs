@@ -62,7 +62,7 @@ pub fn config(bytes: &[u8]) -> bool {
     let dir = place("config", place::model);
     put(&dir, "config.json", bytes);
     let Ok(decoder) = decoder::open(&dir) else { return false };
-    // What follows from it: the names and shapes of the weights, and a table of angles.
+    // Also derives the names and shapes of the weights, and a table of angles.
     let weights = Weights::open(&dir).expect("the weights are good");
     let checked = check_weights(&decoder, &weights, HeadKind::Classification { classes: decoder.labels.len() });
     drop((checked, decoder.ropes.iter().map(|rope| rope.table(4)).collect::<Vec<_>>()));
@@ -213,7 +213,7 @@ pub fn batch(bytes: &[u8]) -> bool {
         )
         .is_ok()
     };
-    // Not lazily: both tasks read other tensors of the file.
+    // Not short-circuited: the tasks read different tensors of the file.
     read(InspectTask::CausalLm, false) | read(InspectTask::Classification, false)
 }
 

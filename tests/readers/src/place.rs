@@ -1,4 +1,4 @@
-//! Directories with good files, one of which takes the bytes that are read.
+//! Directories of good files, one of which is replaced by the bytes to read.
 
 use serde_json::{Value, json};
 use sparta_core::decoder;
@@ -17,7 +17,7 @@ thread_local! {
     static PLACES: RefCell<BTreeMap<&'static str, Rc<TempDir>>> = RefCell::default();
 }
 
-/// The directory of this name; `fill` puts the good files there when it is made. It ends with the thread.
+/// The directory of this name, which lasts as long as the thread; `fill` writes the good files when it is created.
 pub fn place(name: &'static str, fill: impl FnOnce(&Path)) -> PathBuf {
     let known = PLACES.with_borrow(|places| places.get(name).map(|dir| dir.path().to_owned()));
     known.unwrap_or_else(|| {
@@ -28,10 +28,10 @@ pub fn place(name: &'static str, fill: impl FnOnce(&Path)) -> PathBuf {
     })
 }
 
-/// Writes a file of a place, a new one: ext4 waits for the disk when an old one is cut to nothing and written again.
+/// Writes a file in such a directory, always a new one: ext4 waits for the disk when a file is truncated and rewritten.
 pub fn put(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
     let path = dir.join(name);
-    // It may not be there yet.
+    // It may not exist yet.
     let _ = fs::remove_file(&path);
     fs::write(&path, bytes).expect("a file in the directory for temporary files");
 }

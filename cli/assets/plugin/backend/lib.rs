@@ -1,5 +1,5 @@
-//! The backend `@name@`: so far the CPU backend under another name, one function a line to be replaced. `describe` names the
-//! operations that there are; `sparta-cli plugin check` says which of them are right, and names what is refused.
+//! The backend `@name@`: for now the CPU backend under another name, to be replaced function by function. `describe`
+//! lists the operations it has; `sparta-cli plugin check` says which of them are right and which are refused.
 
 use sparta_backend_cpu::Cpu;
 use sparta_plugin::backend::*;
@@ -8,7 +8,7 @@ struct @type@;
 
 sparta_plugin::export_backend!(@type@);
 
-/// What `--device` takes.
+/// The name that `--device` takes.
 const NAME: &str = "@name@";
 
 impl BackendPlugin for @type@ {
@@ -29,7 +29,7 @@ impl BackendPlugin for @type@ {
     }
 }
 
-/// An opened device: its memory, and the plans that were prepared for it.
+/// An open device: its memory, and the plans prepared for it.
 struct Device {
     cpu: Cpu,
 }

@@ -19,8 +19,8 @@ static SpartaStatus fail(SpartaCall call, const char *why) {
 
 static SpartaStatus describe(SpartaCall call) {
     host->result(call, text(
-        "{\"name\": \"@name@\", \"version\": \"0.1.0\", \"summary\": \"trains scales of the values and of the MLP's first layer\", "
-        "\"default_lr\": 0.003, \"options\": [{\"name\": \"scale-start\", \"help\": \"What the scales begin with\", "
+        "{\"name\": \"@name@\", \"version\": \"0.1.0\", \"summary\": \"trains a scale for each value and for each unit of the MLP's first layer\", "
+        "\"default_lr\": 0.003, \"options\": [{\"name\": \"scale-start\", \"help\": \"Initial value of the scales\", "
         "\"default\": 1.0, \"kind\": {\"type\": \"float\", \"min\": 0.0, \"max\": 10.0}}]}"));
     return SPARTA_OK;
 }
@@ -63,7 +63,7 @@ static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
     /* No answer is longer than its question and so much for each parameter. */
     size_t capacity = 4 * request.len + 1024;
     char *copy = malloc(request.len + 1), *answer = malloc(capacity);
-    const char *why = "there is no memory for the answer";
+    const char *why = "out of memory for the answer";
     if (copy && answer) {
         memcpy(copy, request.data, request.len);
         copy[request.len] = 0;

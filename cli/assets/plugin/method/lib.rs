@@ -10,11 +10,11 @@ struct @type@;
 sparta_plugin::export_method!(@type@);
 
 sparta_plugin::options! {
-    /// A field is an option of the command line, and its documentation the help text.
+    /// Each field becomes a command-line option, and its doc comment the help text.
     struct Settings {
         /// Scale the queries, too
         scale_queries: bool = false;
-        /// What the scales begin with
+        /// Initial value of the scales
         scale_start: f64 = 1.0, 0.0..=10.0;
     }
 }
@@ -24,13 +24,13 @@ impl Method for @type@ {
         MethodInfo {
             name: "@name@".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "trains scales of the values and of the MLP's first layer".into(),
+            summary: "trains a scale for each value and for each unit of the MLP's first layer".into(),
             options: Settings::declared(),
             default_lr: 3e-3,
         }
     }
 
-    /// What is trained of each tensor of the model.
+    /// Decides what is trained in each tensor of the model.
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let Settings { scale_queries, scale_start } = Settings::read(options)?;
         let choose = |parameter: &Parameter| match parameter.role {

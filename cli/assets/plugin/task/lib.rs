@@ -1,5 +1,5 @@
-//! The task `@name@`: which of two labels a line has. `--data` is a directory with train.tsv, dev.tsv and test.tsv, each line
-//! a label, a tab and a text.
+//! The task `@name@`: gives each line one of two labels. `--data` is a directory with train.tsv, dev.tsv and test.tsv,
+//! each line a label, a tab and a text.
 
 use sparta_plugin::Error;
 use sparta_plugin::task::*;

@@ -1,5 +1,6 @@
-//! Blocks of 256 elements, cut into groups whose scales are small integers, times one or two f16 for the block. In Q4_K and
-//! Q5_K eight groups of 32 have a scale and an offset of 6 bits each; in Q6_K 16 groups of 16 have a scale of 8 bits.
+//! Blocks of 256 elements, cut into groups whose scales are small integers, times one or two f16 for the block. In Q4_K
+//! and Q5_K eight groups of 32 have a scale and an offset of 6 bits each; in Q6_K 16 groups of 16 have a scale of 8
+//! bits.
 
 use super::half;
 
@@ -31,7 +32,8 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut Values) {
     }
 }
 
-/// Halves of 128 elements: four runs of 32, of which the first two are the low halves of 64 bytes, with two bits more each.
+/// Halves of 128 elements: four runs of 32, of which the first two are the low halves of 64 bytes, with two bits more
+/// each.
 pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
     let d = half(block, 208);
     for (n, values) in out.chunks_exact_mut(128).enumerate() {
@@ -48,8 +50,9 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
     }
 }
 
-/// Scale and offset of a group: six bits each, in twelve bytes. The first four groups have them in the low bits of bytes 0 to
-/// 3 and 4 to 7; of the others the low four bits are in bytes 8 to 11, the high two in what the first bytes leave.
+/// Scale and offset of a group: six bits each, in twelve bytes. For the first four groups they are the low bits of
+/// bytes 0 to 3 and 4 to 7; for the others, the low four bits are in bytes 8 to 11, and the high two are the top bits
+/// of the first.
 fn affine(block: &[u8], scales: &[u8], group: usize) -> (f32, f32) {
     let (scale, offset) = match group {
         0..4 => (scales[group] & 63, scales[group + 4] & 63),

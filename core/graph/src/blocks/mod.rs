@@ -1,5 +1,5 @@
-//! Block formats of quantised weights, as GGUF files hold them: a block of neighbouring elements of a row has scales of its
-//! own beside a few bits per element. Decoding gives the numbers of llama.cpp's reference, bit for bit in f32.
+//! Block formats of quantized weights, as in GGUF files: a block of adjacent elements of a row has its own scales
+//! besides a few bits per element. Decoding gives the numbers of llama.cpp's reference, bit for bit in f32.
 
 mod by256;
 mod by32;
@@ -7,7 +7,7 @@ mod by32;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How a row of a quantised weight is stored. Names are those of GGUF.
+/// How a row of a quantized weight is stored. Names are those of GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blocks {
@@ -60,7 +60,7 @@ impl Blocks {
         }
     }
 
-    /// Decodes whole blocks, `out.len() / elements` of them; what lies beyond the shorter of the two is left as it is.
+    /// Decodes `out.len() / elements` whole blocks; anything beyond the shorter of the two is left unchanged.
     pub fn decode(self, blocks: &[u8], out: &mut [f32]) {
         match self {
             Blocks::Q4_0 => each(blocks, out, by32::q4_0),
@@ -75,7 +75,7 @@ impl Blocks {
     }
 }
 
-/// Rounds values to blocks of Q8_0 as llama.cpp's reference does, bit for bit; what is no whole block is left out.
+/// Rounds values to blocks of Q8_0, bit for bit as in llama.cpp's reference; an incomplete last block is left out.
 pub fn encode_q8_0(values: &[f32]) -> Vec<u8> {
     values.as_chunks().0.iter().flat_map(by32::encode_q8_0).collect()
 }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    /// `testdata/blocks.json` is what `testdata/make_blocks.py` makes with the Python package `gguf`.
+    /// `testdata/blocks.json` is made by `testdata/make_blocks.py` with the Python package `gguf`.
     #[test]
     fn values_are_those_of_the_reference_bit_for_bit() {
         let golden: Value = serde_json::from_str(include_str!("../testdata/blocks.json")).unwrap();

@@ -17,7 +17,7 @@ pub struct Adam {
     pub beta2: f32,
     pub eps: f32,
     pub weight_decay: f32,
-    /// What the step's learning rate is multiplied with.
+    /// Factor of the step's learning rate.
     pub lr_factor: f32,
 }
 

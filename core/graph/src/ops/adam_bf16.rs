@@ -1,20 +1,20 @@
 use super::*;
 
-/// [`Adam`] with moments stored as bf16, half of its state. The new moments enter the update in f32 and are then rounded
-/// stochastically: rounding to nearest would lose every change below 1/256 of a moment, which is most of them with a
-/// `beta2` of 0.999.
+/// [`Adam`] with moments stored as bf16, which halves its state. The new moments enter the update in f32 and are then
+/// rounded stochastically: rounding to nearest would lose every change below 1/256 of a moment, which with a `beta2` of
+/// 0.999 is most of them.
 ///
 /// A finite f32 `x` becomes the upper half of `bits(x) + r`, where `r` are 16 random bits; what is not finite is
 /// truncated and stays so. Element `i` draws the word `w = philox4x32_10([i / 4, salt, 1, 0], rng[0..2])[i % 4]`: `m`
-/// takes its lower half as `r`, `v` its upper half. So every backend rounds alike. (Counters of dropout have a 0 in their
-/// third word.)
+/// takes its lower half as `r`, `v` its upper half, so that every backend rounds alike. (Counters of dropout have a 0
+/// in their third word.)
 ///
 /// Inputs: `p` f32, `m` and `v` bf16, overwritten; `grad` f32, all of one shape; `clip` f32 `[2]` of [`ClipCoef`];
 /// `step`; `rng`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamBf16 {
     pub adam: Adam,
-    /// Differs between the calls of a step.
+    /// Distinguishes the calls of a step.
     pub salt: u32,
 }
 

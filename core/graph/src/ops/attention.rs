@@ -8,8 +8,8 @@ use super::*;
 /// softmax, then dropout: key row j is dropped when Philox(key = rng[0..2], counter = (j, t, h, salt)).x * 2^-32 < p,
 /// and what stays is divided by 1 - p.
 ///
-/// A device may round the probabilities of bf16 operands to bf16 before they are multiplied, and in the gradient those of
-/// the scores ([`crate::DeviceInfo::rounds_in_attention`]).
+/// A device may round the probabilities of bf16 operands to bf16 before they are multiplied, and in the gradient those
+/// of the scores ([`crate::DeviceInfo::rounds_in_attention`]).
 ///
 /// Inputs: `q [T, heads * head_dim]`, `k`, `v [T, kv_heads * head_dim]`, all f32 or all bf16, `spans` u32 `[T, 2]`, and
 /// `rng` u32 `[4]` if `dropout > 0`. Outputs: `o` as `q`, `lse` f32 `[T, heads]`, the log-sum-exp of the scores.
@@ -54,7 +54,7 @@ impl Attention {
         Ok(rows)
     }
 
-    /// Score pairs times head size of one segment of this many rows. Where segments are not known, all rows are one.
+    /// Score pairs times head size of one segment of this many rows. If segments are not known, all rows count as one.
     pub(crate) fn pair_flops(&self, rows: usize) -> u64 {
         let seen = self.window.map_or(rows, |w| w.min(rows)) as u64;
         (rows as u64 * seen / 2).max(1) * (self.heads * self.head_dim) as u64

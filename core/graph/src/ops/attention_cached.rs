@@ -1,10 +1,11 @@
 use super::*;
 
 /// Attention of new rows on keys and values that are kept, for inference: `o[t] = sum over j of softmax(s[t, j]) v[j]`,
-/// with the scores of [`Attention`], over the rows j of the span of t, of which `window` leaves the last ones. A row with
-/// an empty span has zeros for its result.
+/// with the scores of [`Attention`], over the rows j of the span of t, of which `window` leaves the last ones. A row
+/// with an empty span has zeros for its result.
 ///
-/// Inputs: `q [T, heads * head_dim]`, `k`, `v [C, kv_heads * head_dim]`, all f32 or all bf16, `spans` u32 `[T, 2]`: rows
+/// Inputs: `q [T, heads * head_dim]`, `k`, `v [C, kv_heads * head_dim]`, all f32 or all bf16, `spans` u32 `[T, 2]`:
+/// rows
 /// `[start, end)` of k and v, none beyond C. Output: as `q`. There is no dropout.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -29,7 +30,7 @@ impl Operation for AttentionCached {
         Ok(vec![(*q).clone()])
     }
 
-    /// As if each row saw all that is kept.
+    /// As if each row attended to the whole cache.
     fn flops(&self, inputs: &[&TensorType], _: &[&TensorType]) -> u64 {
         let seen = self.0.window.unwrap_or(usize::MAX).min(inputs[1].shape[0]);
         4 * (inputs[0].numel() * seen) as u64

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Binary cross-entropy of logits, one yes-or-no question per element; an element whose label is NaN counts nothing.
+/// Binary cross-entropy of logits, one yes-or-no question per element; an element whose label is NaN does not count.
 ///
 /// Inputs: `logits` f32 `[N, C]`, `labels` f32 `[N, C]` (the probability of yes), `step`. Output: f32 `[1]`,
 /// `step[LOSS_WEIGHT]` times the sum over elements of `ln(1 + e^x) - y x`, as torch's BCEWithLogitsLoss has it.

@@ -1,7 +1,7 @@
 use super::*;
 
-/// The same numbers in another float type, rounded to nearest, ties to even. The gradient passes as it is, in the type
-/// of the input.
+/// Casts to another float type, rounding to nearest, ties to even. The gradient passes unchanged, in the type of the
+/// input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cast {
     pub to: DType,

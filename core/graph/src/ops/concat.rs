@@ -4,8 +4,8 @@ use crate::graph::ALIGNMENT;
 /// Elements of alignment: [`ALIGNMENT`] in f32.
 const UNIT: usize = ALIGNMENT / 4;
 
-/// Joins tensors into one flat tensor. Each begins at a multiple of 64 elements, and so does the end; the gaps are zero.
-/// The planner has most inputs made where they belong, so that only the gaps remain to be written.
+/// Joins tensors into one flat tensor. Each begins at a multiple of 64 elements, as does the end; the gaps are zero.
+/// The planner places most inputs inside the output, so that only the gaps have to be written.
 ///
 /// Inputs: f32 of any shapes. Output: f32 `[n]`, where n is the sum of their lengths, each rounded up to 64.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

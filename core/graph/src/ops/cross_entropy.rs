@@ -1,10 +1,10 @@
 use super::*;
 
-/// Cross-entropy of rows of logits, which are soft-capped first where a cap is given: `cap * tanh(x / cap)`. A row whose
-/// label is [`IGNORED`] counts nothing.
+/// Cross-entropy of rows of logits, soft-capped first if a cap is given: `cap * tanh(x / cap)`. A row whose label is
+/// [`IGNORED`] does not count.
 ///
-/// Inputs: `logits` f32 `[N, C]`, `labels` u32 `[N]`, `step`. Outputs: the loss f32 `[1]`, `step[LOSS_WEIGHT]` times the
-/// sum of the rows' losses; `lse` f32 `[N]`, the log-sum-exp of each row.
+/// Inputs: `logits` f32 `[N, C]`, `labels` u32 `[N]`, `step`. Outputs: the loss f32 `[1]`, `step[LOSS_WEIGHT]` times
+/// the sum of the rows' losses; `lse` f32 `[N]`, the log-sum-exp of each row.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CrossEntropy {
     #[serde(default)]

@@ -1,6 +1,6 @@
 use super::*;
 
-/// The same numbers, through which no gradient goes. Input: f32 or bf16. Output: as `x`.
+/// The identity, which passes no gradient. Input: f32 or bf16. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Detach {}
 

@@ -1,13 +1,13 @@
 use super::*;
 
 /// Inverted dropout by counter: element i is dropped when lane i % 4 of Philox(key = rng[0..2], counter = (i / 4, salt,
-/// 0, 0)) times 2^-32 is below `p`; what stays is divided by 1 - p. The gradient is the same op on `dy`.
+/// 0, 0)) times 2^-32 is below `p`; the others are divided by 1 - p. The gradient is the same op on `dy`.
 ///
 /// Inputs: `x` f32 or bf16, `rng` u32 `[4]`. Output: as `x`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Dropout {
     pub p: f32,
-    /// Different for every use in a graph.
+    /// Distinguishes the uses in a graph.
     pub salt: u32,
 }
 

@@ -6,7 +6,8 @@ pub const PARTIALS: usize = 64;
 /// Partial sums of squares of tensors, a row of `norms` for each.
 ///
 /// Inputs: `norms` f32 `[tensors, PARTIALS]`, rows from `slot` on overwritten; `x` f32 or bf16; optionally
-/// `parts` u32 `[count, 2]`: the begin and the length of each tensor in the flattened `x`. Without it `x` is one tensor.
+/// `parts` u32 `[count, 2]`: the begin and the length of each tensor in the flattened `x`. Without it `x` is one
+/// tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SumOfSquares {
     pub slot: usize,
@@ -38,12 +39,12 @@ impl Operation for SumOfSquares {
     }
 }
 
-/// The global gradient norm and the factor that optimizers multiply gradients with: `min(1, max_norm / (norm + 1e-6))`
-/// as torch's `clip_grad_norm_`, 1 without a `max_norm`.
+/// The global gradient norm, and the factor by which optimizers multiply gradients: `min(1, max_norm / (norm + 1e-6))`
+/// as in torch's `clip_grad_norm_`, 1 without a `max_norm`.
 ///
-/// The factor is -1, which stops the update, where the norm or the loss is not finite; `latch` is then set to 1, and as
-/// long as it is not 0 the factor stays -1. So a host that reads results a step late still finds the state as it was
-/// before the bad step; it clears the latch to go on.
+/// If the norm or the loss is not finite, the factor is -1, which suppresses the update, and `latch` is set to 1; until
+/// the host clears it, the factor stays -1. So a host that reads results a step late still finds the state from before
+/// the bad step.
 ///
 /// Inputs: `norms` f32 `[tensors, PARTIALS]`; `loss` f32 `[1]`; `latch` f32 `[1]`, overwritten. Output: f32 `[2]`, norm
 /// and factor.

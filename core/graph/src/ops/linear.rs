@@ -12,8 +12,8 @@ pub enum Layout {
     Tn,
 }
 
-/// `c = scale * op(a) op(b) + bias + residual`. Stored values are multiplied exactly and added up in f32, whatever their
-/// types: a product never rounds an operand.
+/// `c = scale * op(a) op(b) + bias + residual`. Stored values of any type are multiplied exactly and summed in f32: a
+/// product never rounds an operand.
 ///
 /// Inputs: `a` f32 or bf16, `b` of any float type (f32 or bf16 for `Tn`), then `bias [n]` of any float type if `bias`,
 /// then `residual [m, n]` of the output's type if `residual`. Output: `[m, n]` of the type `output`, by default that of
@@ -57,8 +57,7 @@ impl Linear {
     }
 }
 
-/// `scale * op(a) op(b)` in the type of the target's gradient, with what has been accumulated for the target so far as
-/// the residual.
+/// `scale * op(a) op(b)` in the type of the target's gradient, with the gradient accumulated so far as the residual.
 fn product(ctx: &mut GradCtx, target: Value, layout: Layout, scale: f32, a: Value, b: Value) -> Result<(), GraphError> {
     let output = ctx.grad_type(target)?;
     let so_far = ctx.take(target, output);
@@ -103,8 +102,8 @@ impl Operation for Linear {
         if !ctx.needs(a) && !ctx.needs(b) {
             return Ok(());
         }
-        // A product of bf16 values has bf16 operands in the backward pass, too: the f32 gradient of a residual stream is
-        // rounded here, once for both products.
+        // A product of bf16 values also has bf16 operands in the backward pass: the f32 gradient of a residual stream
+        // is rounded here, once for both products.
         let dc = match ctx.graph.ty(a)?.dtype {
             DType::BF16 => ctx.cast(dc, DType::BF16)?,
             _ => dc,

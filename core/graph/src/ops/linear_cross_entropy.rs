@@ -1,14 +1,14 @@
 use super::*;
 use std::ops::Range;
 
-/// Bytes of logits that are worked on at a time, where that is at least [`LEAST_ROWS`].
+/// Bytes of logits per chunk, which has at least [`LEAST_ROWS`] rows.
 const LOGITS: usize = 128 << 20;
-/// Fewer rows make the products slow: they read the whole weight for each chunk, and its gradient as well.
+/// Fewer rows make the products slow, as each chunk reads the whole weight and its gradient.
 const LEAST_ROWS: usize = 256;
 /// Ranges that start at a multiple of this many rows begin at aligned bytes in tensors of any width and type.
 const UNIT: usize = 128;
 
-/// The gradient of the weight that [`LinearCrossEntropy`] makes.
+/// The weight gradient that [`LinearCrossEntropy`] computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WeightGrad {
@@ -19,25 +19,25 @@ pub enum WeightGrad {
     Sampled,
 }
 
-/// Cross-entropy of the logits `scale * hidden weight^T`, soft-capped where a cap is given, which are never stored as a
-/// whole: chunks of rows are worked on one after the other. A row whose label is [`IGNORED`] counts nothing.
+/// Cross-entropy of the logits `scale * hidden weight^T`, soft-capped if a cap is given, which are never stored as a
+/// whole: chunks of rows are processed one after the other. A row whose label is [`IGNORED`] does not count.
 ///
-/// Gradients are made in the same pass, for an upstream gradient of 1: the logits of a chunk become their gradient in
-/// place, which is multiplied by the weight and by the hidden states before the next chunk comes. So a frozen weight
-/// costs two products and a trained one three, where computing the logits again in the backward pass would cost one
-/// more (Hsu et al. 2024, "Liger Kernel", arXiv:2410.10989, section 3.2). The gradient rule turns them on.
+/// Gradients are computed in the same pass, for an upstream gradient of 1: the logits of a chunk are replaced by their
+/// gradient, which is multiplied by the weight and by the hidden states before the next chunk. So a frozen weight costs
+/// two products and a trained one three; recomputing the logits in the backward pass would cost one more (Hsu et al.
+/// 2024, "Liger Kernel", arXiv:2410.10989, section 3.2). The gradient rule turns them on.
 ///
-/// Inputs: `hidden` f32 or bf16 `[T, d]`, `weight` of any float type `[V, d]`, `labels` u32 `[T]`, `step`; with sampled weight
-/// gradients `index` u32 `[n]` ascending and `row_ptr` u32 `[V + 1]`.
+/// Inputs: `hidden` f32 or bf16 `[T, d]`, `weight` of any float type `[V, d]`, `labels` u32 `[T]`, `step`; with sampled
+/// weight gradients `index` u32 `[n]` ascending and `row_ptr` u32 `[V + 1]`.
 ///
 /// Outputs: the loss f32 `[1]`, `step[LOSS_WEIGHT]` times the sum of the rows' losses; `lse` f32 `[T]`, the log-sum-exp
-/// of each row; then the gradients that are asked for, of `hidden` in its type and of `weight` f32, `[V, d]` or `[n]`.
-/// What follows is scratch memory, and means nothing after the call.
+/// of each row; then the requested gradients, of `hidden` in its type and of `weight` f32, `[V, d]` or `[n]`. The
+/// remaining outputs are scratch memory, without meaning after the call.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LinearCrossEntropy {
     pub scale: f32,
     pub soft_cap: Option<f32>,
-    /// Rows of a chunk: a multiple of 128.
+    /// Rows per chunk: a multiple of 128.
     pub chunk: usize,
     #[serde(default)]
     pub hidden_grad: bool,
@@ -57,7 +57,7 @@ impl LinearCrossEntropy {
         Linear { scale: self.scale, residual, output: Some(output), ..Linear::plain(layout) }
     }
 
-    /// Where each output stands, and the types of all.
+    /// The position of each output, and the types of all.
     fn outputs(&self, inputs: &[&TensorType]) -> (Outputs, Vec<TensorType>) {
         let (hidden, weight) = (inputs[0], inputs[1]);
         let (rows, vocabulary) = (hidden.shape[0], weight.shape[0]);
@@ -128,11 +128,11 @@ struct Outputs {
     weight_grad: Option<Slot>,
     /// A chunk of logits, then of their gradient.
     logits: Slot,
-    /// That gradient in the type of the hidden states, where they are bf16: what the products read.
+    /// That gradient rounded to bf16 for the products, if the hidden states are bf16.
     rounded: Option<Slot>,
     /// The number 1.
     one: Option<Slot>,
-    /// Loss and sampled gradient of one chunk, before they are added to the others.
+    /// Loss and sampled gradient of one chunk, before they are added to the total.
     part_loss: Option<Slot>,
     part_grad: Option<Slot>,
 }
@@ -244,7 +244,7 @@ impl Operation for LinearCrossEntropy {
             let one = calls.all(one);
             calls.push(Fill { value: 1.0, shape: vec![1] }, &[], [one]);
         }
-        // At least once, so that the loss is written when there are no rows.
+        // At least once, so that the loss is written even without rows.
         for start in (0..rows.max(1)).step_by(self.chunk) {
             self.push_chunk(&mut calls, &at, start..rows.min(start + self.chunk));
         }

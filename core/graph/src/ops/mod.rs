@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// What every operation declares.
 pub trait Operation {
-    /// Types of the outputs, or why these inputs do not fit.
+    /// Types of the outputs, or why these inputs are not valid.
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String>;
 
     /// Adds the gradients of the inputs, given those of the outputs (`None`: the output does not influence the loss).
@@ -32,19 +32,19 @@ pub trait Operation {
         &[]
     }
 
-    /// Where the inputs lie in the first output of an op that only joins them: byte offsets, multiples of
-    /// [`crate::graph::ALIGNMENT`], one per input. The planner then has an input made there, and nothing is copied.
+    /// For an op that only joins its inputs, their byte offsets in its first output: multiples of
+    /// [`crate::graph::ALIGNMENT`], one per input. The planner then places inputs there, and nothing is copied.
     fn joins(&self, inputs: &[&TensorType]) -> Vec<usize> {
         let _ = inputs;
         Vec::new()
     }
 
-    /// Whether a pass over the inputs makes the outputs: computing them again costs little, and keeping them memory.
+    /// Whether a single pass over the inputs makes the outputs, so that recomputing them costs little and saves memory.
     fn cheap(&self) -> bool {
         false
     }
 
-    /// Whether its first output is the loss, behind which the backward pass begins.
+    /// Whether its first output is the loss, after which the backward pass begins.
     fn is_loss(&self) -> bool {
         false
     }
@@ -187,8 +187,8 @@ impl Op {
     }
 }
 
-/// What every optimizer op takes besides its state: `p` and `grad` f32 of one shape, `clip` f32 `[2]` of [`ClipCoef`],
-/// `step`.
+/// Checks the inputs of every optimizer op besides its state: `p` and `grad` f32 of one shape, `clip` f32 `[2]` of
+/// [`ClipCoef`], `step`.
 fn optimizer_inputs(p: &TensorType, grad: &TensorType, clip: &TensorType, step: &TensorType) -> Result<(), String> {
     f32s(p, "p")?;
     f32s(grad, "grad")?;
@@ -209,7 +209,7 @@ pub mod step {
     pub const LOSS_WEIGHT: usize = 3;
 }
 
-/// A label that counts as "no target".
+/// A label that means "no target".
 pub const IGNORED: u32 = u32::MAX;
 
 // ---- checks that the shape rules share
@@ -233,7 +233,7 @@ fn f32s(ty: &TensorType, what: &str) -> Result<(), String> {
     dtype(ty, what, DType::F32)
 }
 
-/// A tensor of a type that activations have: f32 or bf16.
+/// A tensor of a type that activations can have: f32 or bf16.
 fn activation(ty: &TensorType, what: &str) -> Result<(), String> {
     if ty.dtype.is_activation() {
         return Ok(());
@@ -247,7 +247,7 @@ fn like(ty: &TensorType, what: &str, other: &TensorType) -> Result<(), String> {
     shape(ty, what, &other.shape)
 }
 
-/// The type of an output: what the op's attribute says, by default that of the first input.
+/// The type of an output: the op's attribute, by default the type of the first input.
 fn output_type(output: Option<DType>, first: &TensorType) -> Result<DType, String> {
     match output.unwrap_or(first.dtype) {
         dtype if dtype.is_activation() => Ok(dtype),
@@ -302,7 +302,7 @@ fn rng_input(ty: &TensorType) -> Result<(), String> {
     shape(ty, "rng", &[4])
 }
 
-/// For ops whose gradient rule knows nothing of one of their outputs.
+/// For ops whose gradient rule does not cover one of their outputs.
 fn no_grad_of_output(op: &'static str, grads: &[Option<Value>], output: usize) -> Result<(), GraphError> {
     match grads.get(output) {
         Some(Some(_)) => Err(GraphError::OutputNotDifferentiable { op, output }),

@@ -1,5 +1,5 @@
-//! Composite ops: an op given as calls of other ops on ranges of rows of its operands ([`Op::parts`]). A backend
-//! that can run the parts can run the composite; it may also have a kernel of its own for it.
+//! Composite ops: an op expressed as calls of other ops on ranges of rows of its operands ([`Op::parts`]). A backend
+//! that can run the parts can run the composite; it may also have its own kernel for it.
 
 use super::{Op, TensorType};
 use std::ops::Range;

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Writes the trained elements of a weight: `w[index[i]] = round(base[i] + delta[i])`, rounded to the type of `w`
-/// (nearest, ties to even). The base is never lost. With `remainder`, also what the rounding lost of each:
+/// (nearest, ties to even). The base is never lost. With `remainder`, also writes what the rounding lost of each:
 /// `remainder[i] = (base[i] + delta[i]) - w[index[i]]`.
 ///
 /// Inputs: `w` of any float type, overwritten; `index` u32 `[n]` ascending; `base [n]` of any float type; `delta`

@@ -1,7 +1,7 @@
 use super::*;
 
-/// Gradient descent with momentum and weight decay in the gradient (the arithmetic of torch.optim.SGD without dampening),
-/// in place:
+/// Gradient descent with momentum and weight decay in the gradient (the arithmetic of torch.optim.SGD without
+/// dampening), in place:
 ///
 /// ```text
 /// g = clip.coef * grad + decay p;  b = momentum b + g;  p = p - lr_factor step.lr b
@@ -15,7 +15,7 @@ use super::*;
 pub struct Sgd {
     pub momentum: f32,
     pub weight_decay: f32,
-    /// What the step's learning rate is multiplied with.
+    /// Factor of the step's learning rate.
     pub lr_factor: f32,
 }
 

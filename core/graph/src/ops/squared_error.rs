@@ -1,7 +1,7 @@
 use super::binary_cross_entropy::{element_loss, element_loss_grad, element_loss_grad_type};
 use super::*;
 
-/// Squared differences from numbers; an element whose label is NaN counts nothing.
+/// Squared error; an element whose label is NaN does not count.
 ///
 /// Inputs: `x` f32 `[N, C]`, `labels` f32 `[N, C]`, `step`. Output: f32 `[1]`, `step[LOSS_WEIGHT]` times the sum over
 /// elements of `(x - y)^2`.

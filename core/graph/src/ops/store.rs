@@ -1,7 +1,7 @@
 use super::*;
 
-/// Copies a tensor into one that outlives the plan: a result for the host, the rounded copy of a trained weight. Floats
-/// are rounded to the type of the destination, to nearest, ties to even.
+/// Copies a tensor into one that outlives the plan, such as a result for the host or the rounded copy of a trained
+/// weight. Floats are rounded to the type of the destination, to nearest, ties to even.
 ///
 /// Inputs: `dst`, overwritten; `src` of the same shape, u32 if `dst` is, else of any float type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! Which of the supported families an architecture of GGUF is.
+//! GGUF's architectures and the supported families.
 
 use super::metadata::Metadata;
 use sparta_model::Family;
@@ -6,13 +6,13 @@ use sparta_model::Family;
 /// A family by its `model_type`, and how its files differ from the Hugging Face layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Architecture {
-    /// What keys of the metadata begin with.
+    /// The prefix of metadata keys.
     pub name: &'static str,
     pub model_type: &'static str,
     pub class: &'static str,
-    /// Rows of q and k lie as [`sparta_model::Arrangement::RotatedPairs`].
+    /// Whether rows of q and k are in the order of [`sparta_model::Arrangement::RotatedPairs`].
     pub rotated_pairs: bool,
-    /// Norms are stored as 1 + w.
+    /// Whether norms are stored as 1 + w.
     pub norms_plus_one: bool,
 }
 
@@ -32,13 +32,13 @@ const ALL: [Architecture; 8] = [
 ];
 
 impl Architecture {
-    /// That of a model that is written; Mistral's is Llama's.
+    /// The architecture to write for a family; Mistral's is Llama's.
     pub fn of_family(family: Family) -> Option<Architecture> {
         let model_type = if family == Family::Mistral { "llama" } else { family.model_type() };
         ALL.into_iter().find(|known| known.model_type == model_type)
     }
 
-    /// Errors: none is named; one that is not supported; a mixture of experts.
+    /// Errors: no architecture; one that is not supported; a mixture of experts.
     pub fn of(metadata: &Metadata) -> Result<Architecture, String> {
         let Some(name) = metadata.text("general.architecture")? else {
             return Err("has no `general.architecture`: it is not a model".into());
@@ -46,7 +46,7 @@ impl Architecture {
         let names = || ALL.map(|known| known.name).join(", ");
         let Some(known) = ALL.into_iter().find(|known| known.name == name) else {
             let what = match name {
-                "clip" => ": this file is the part that reads images; give that of the language model".to_owned(),
+                "clip" => ": this file is the image encoder; give that of the language model".to_owned(),
                 _ if name.contains("moe") => ": mixtures of experts are not supported".to_owned(),
                 _ => String::new(),
             };

@@ -1,4 +1,4 @@
-//! Metadata as `config.json`: the same keys as in the Hugging Face layout, so that one reader judges both.
+//! Metadata as `config.json`: the same keys as in the Hugging Face layout, so that one reader checks both.
 
 use super::Gguf;
 use super::architecture::Architecture;
@@ -31,7 +31,7 @@ impl Keys<'_> {
     }
 
     fn required(&self, key: &str) -> Result<u64> {
-        self.count(key)?.ok_or_else(|| format!("has no `{}.{key}`: the file is not whole", self.name))
+        self.count(key)?.ok_or_else(|| format!("has no `{}.{key}`: the file is incomplete", self.name))
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     Ok(config)
 }
 
-/// What transformers calls the type of most values: that of a projection.
+/// transformers' name of the type of most values: that of a projection.
 fn dtype(gguf: &Gguf) -> &'static str {
     let projection = ["self_attn.o_proj", "mlp.down_proj"].iter().find_map(|name| {
         let (name, _) = gguf.place(&format!("model.layers.0.{name}.weight"))?;
@@ -97,7 +97,7 @@ fn dtype(gguf: &Gguf) -> &'static str {
     }
 }
 
-/// Settings of single families.
+/// Settings specific to a family.
 fn of_family(
     architecture: &Architecture,
     keys: &Keys,

@@ -1,4 +1,4 @@
-//! The metadata of a file that is written: those of the base model's own file, or made from its configuration.
+//! The metadata of a file to write: from the base model's own file, or made from its configuration.
 
 use super::architecture::Architecture;
 use super::write::{Field, Fields};
@@ -7,13 +7,13 @@ use crate::{Error, Result};
 use sparta_model::{Decoder, Rope, Scaling};
 use std::path::Path;
 
-/// Keys that are true of one file alone.
+/// Keys that apply only to one file.
 const OWN: [&str; 5] =
     ["split.no", "split.count", "split.tensors.count", "general.file_type", "general.quantization_version"];
 
-/// The metadata of a model that has the configuration and the tokenizer of `base`.
+/// The metadata of a model with the configuration and tokenizer of `base`.
 ///
-/// Errors: a family or a tokenizer that GGUF has no place for.
+/// Errors: a family or a tokenizer that GGUF does not support.
 pub fn fields(base: &Path, decoder: &Decoder) -> Result<Fields> {
     let mut fields = match locate(base)? {
         Some(file) => {
@@ -33,7 +33,7 @@ pub fn fields(base: &Path, decoder: &Decoder) -> Result<Fields> {
 
 fn of_decoder(decoder: &Decoder) -> Result<Fields> {
     let Some(architecture) = Architecture::of_family(decoder.family) else {
-        return Err(Error::Usage(format!("GGUF files of {} are not written", decoder.family.model_type())));
+        return Err(Error::Usage(format!("writing GGUF files of {} is not supported", decoder.family.model_type())));
     };
     let number = |n: usize| Field::U32(u32::try_from(n).unwrap_or(u32::MAX));
     let mut fields: Fields = vec![
@@ -74,7 +74,7 @@ fn of_decoder(decoder: &Decoder) -> Result<Fields> {
     Ok(fields)
 }
 
-/// What each frequency is divided by, where that is no setting of GGUF: in Llama 3.1 and later.
+/// The divisor of each frequency, if GGUF has no setting for it: in Llama 3.1 and later.
 pub fn frequency_factors(decoder: &Decoder) -> Option<Vec<f32>> {
     let rope = decoder.ropes.first().filter(|rope| matches!(rope.scaling, Scaling::Llama3 { .. }))?;
     let plain = Rope { scaling: Scaling::None, ..rope.clone() }.inv_freq();

@@ -13,9 +13,9 @@ const UNKNOWN: i32 = 2;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
-/// The keys of a tokenizer.
+/// The metadata of a tokenizer.
 ///
-/// Errors: an unreadable file; a kind of tokenizer that llama.cpp does not know by these keys.
+/// Errors: an unreadable file; a kind of tokenizer that llama.cpp does not support.
 pub(super) fn fields(dir: &Path, decoder: &Decoder) -> Result<Fields> {
     let path = dir.join("tokenizer.json");
     let error = |what: String| Error::Tokenizer(format!("{}: {what}", path.display()));
@@ -51,10 +51,10 @@ fn id(file: &Value, token: &str) -> Option<u32> {
 fn of_file(file: &Value, decoder: &Decoder) -> std::result::Result<Fields, String> {
     let model = &file["model"];
     let (Some("BPE"), Some(vocab)) = (model["type"].as_str(), model["vocab"].as_object()) else {
-        return Err("only tokenizers of the kind BPE are written to GGUF".into());
+        return Err("only BPE tokenizers can be written to GGUF".into());
     };
     let merges: Option<Vec<[&str; 2]>> = model["merges"].as_array().into_iter().flatten().map(pair).collect();
-    let merges = merges.ok_or("`merges` has something else than pairs")?;
+    let merges = merges.ok_or("`merges` has entries that are not pairs")?;
     let mut tokens: Vec<String> = (0..decoder.vocab_size).map(|id| format!("[PAD{id}]")).collect();
     let mut kinds = vec![UNUSED; tokens.len()];
     let mut set = |id: Option<u64>, token: &str, kind: i32| {
@@ -93,7 +93,7 @@ fn of_file(file: &Value, decoder: &Decoder) -> std::result::Result<Fields, Strin
         add("scores", Field::F32s(scores(&tokens, &kinds, &merges)));
         add("add_space_prefix", Field::Flag(prepends(file)));
     } else {
-        let split = split_name(&file["pre_tokenizer"]).ok_or("its way to split texts has no name in GGUF")?;
+        let split = split_name(&file["pre_tokenizer"]).ok_or("its way of splitting texts has no name in GGUF")?;
         add("model", Field::Text("gpt2".into()));
         add("pre", Field::Text(split.into()));
         add("merges", Field::Texts(merges.iter().map(|[left, right]| format!("{left} {right}")).collect()));
@@ -125,8 +125,8 @@ fn pair(merge: &Value) -> Option<[&str; 2]> {
     }
 }
 
-/// Scores of pieces that are made by merging: 0, -1, -2, ... in the order of the first merge that makes them. What is no plain
-/// piece is merged before, as if it had 0.
+/// Scores of pieces made by merging: 0, -1, -2, ... in the order of the first merge that makes them. Pieces that are
+/// not plain text are merged first, as if they had 0.
 fn scores(tokens: &[String], kinds: &[i32], merges: &[[&str; 2]]) -> Vec<f32> {
     let plain = tokens.iter().zip(kinds).filter(|(_, kind)| **kind == NORMAL);
     let plain: HashSet<&str> = plain.map(|(token, _)| token.as_str()).collect();
@@ -150,7 +150,7 @@ fn prepends(file: &Value) -> bool {
         })
 }
 
-/// What stands around a text.
+/// The template of tokens around a text.
 fn template(processor: &Value) -> Option<&Vec<Value>> {
     match processor["type"].as_str()? {
         "TemplateProcessing" => processor["single"].as_array(),

@@ -1,5 +1,5 @@
-//! One GGUF file, memory mapped: its metadata and the table of its tensors, every count, size and offset checked against the
-//! bytes that there are.
+//! One memory-mapped GGUF file: its metadata and tensor table, with every count, size and offset checked against the
+//! file's bytes.
 
 use super::kinds::stored;
 use super::metadata::{Metadata, Reader};
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// What a file may have, at most; real models have some 1000 tensors and 60 keys.
+/// Limits of a file; real models have about 1000 tensors and 60 keys.
 const MOST_TENSORS: u64 = 1 << 17;
 const MOST_KEYS: u64 = 1 << 16;
 /// As in llama.cpp.
@@ -26,21 +26,21 @@ pub struct GgufFile {
     tensors: BTreeMap<String, Entry>,
 }
 
-/// A tensor of the table.
+/// An entry of the tensor table.
 #[derive(Debug)]
 pub struct Entry {
     pub stored: Stored,
     /// Rows before columns, as in safetensors.
     pub shape: Vec<usize>,
-    /// Bytes of the map, inside of it.
+    /// Its bytes, within the map.
     range: Range<usize>,
 }
 
 impl GgufFile {
     /// Maps the file and checks its header. Values of tensors are not read.
     ///
-    /// Errors name file and place: another version or byte order, counts and sizes that the file has no bytes for, a tensor of a
-    /// type that is not read, tensors that overlap or are not aligned.
+    /// Errors name file and place: another version or byte order; counts and sizes beyond the file; a tensor of an
+    /// unsupported type; tensors that overlap or are not aligned.
     pub fn open(path: impl Into<PathBuf>) -> Result<GgufFile> {
         let path = path.into();
         let file = files::open(&path).map_err(Error::io(&path))?;
@@ -67,7 +67,7 @@ impl GgufFile {
         Some((entry, self.map.get(entry.range.clone())?))
     }
 
-    /// Gives back the memory of a tensor's pages that have been read; they are read again when needed.
+    /// Releases the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
             self.map.forget(entry.range.clone());
@@ -89,9 +89,9 @@ fn header(bytes: &[u8]) -> std::result::Result<Header, String> {
     match reader.u32()? {
         2 | 3 => {}
         version if matches!(version.swap_bytes(), 1..=3) => {
-            return Err("is a GGUF file of a big-endian machine, which is not read; convert the model again".into());
+            return Err("is a big-endian GGUF file, which is not supported; convert the model again".into());
         }
-        version => return Err(format!("is GGUF of version {version}; versions 2 and 3 are read")),
+        version => return Err(format!("is GGUF version {version}; versions 2 and 3 are supported")),
     }
     let (tensors, keys) = (reader.u64()?, reader.u64()?);
     if tensors > MOST_TENSORS || keys > MOST_KEYS {
@@ -115,7 +115,7 @@ fn header(bytes: &[u8]) -> std::result::Result<Header, String> {
     Ok((metadata, place(infos, start, alignment, bytes.len())?))
 }
 
-/// A line of the table.
+/// An entry of the table, as stored.
 struct Info {
     name: String,
     shape: Vec<usize>,
@@ -142,7 +142,7 @@ impl Info {
         Ok(Info { name, shape, stored, offset })
     }
 
-    /// Bytes that the values take.
+    /// Size of the values in bytes.
     fn bytes(&self) -> std::result::Result<usize, String> {
         if let Stored::Blocks(blocks) = self.stored {
             let columns = self.shape.last().copied().unwrap_or(1);
@@ -160,7 +160,7 @@ impl Info {
     }
 }
 
-/// Where tensors lie. Errors: not aligned, beyond the end, over each other, twice.
+/// Places the tensors. Errors: one that is misaligned, beyond the end of the file, overlapping, or duplicate.
 fn place(
     mut infos: Vec<Info>,
     start: u64,
@@ -175,9 +175,7 @@ fn place(
             return Err(format!("tensor `{name}` begins at {offset}, expected a multiple of {alignment}"));
         }
         if offset < free {
-            return Err(format!(
-                "tensor `{name}` begins inside of another one: the file is damaged; download it again"
-            ));
+            return Err(format!("tensor `{name}` begins inside another one: the file is damaged; download it again"));
         }
         let end = start.checked_add(offset).and_then(|begin| begin.checked_add(bytes as u64));
         let Some(end) = end.filter(|&end| end <= size as u64) else {
@@ -191,7 +189,7 @@ fn place(
         let range = end as usize - bytes..end as usize;
         let entry = Entry { stored: info.stored, shape: info.shape, range };
         if tensors.insert(info.name.clone(), entry).is_some() {
-            return Err(format!("tensor `{}` is there twice: the file is damaged; download it again", info.name));
+            return Err(format!("tensor `{}` appears twice: the file is damaged; download it again", info.name));
         }
     }
     Ok(tensors)

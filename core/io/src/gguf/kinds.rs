@@ -1,9 +1,9 @@
-//! Types of tensors by their numbers in a file.
+//! Tensor types by their numbers in a file.
 
 use sparta_graph::{Blocks, DType};
 use sparta_model::Stored;
 
-/// Those that are read, and written.
+/// The supported types.
 const READ: [(u32, Stored); 11] = [
     (0, Stored::Plain(DType::F32)),
     (1, Stored::Plain(DType::F16)),
@@ -18,7 +18,7 @@ const READ: [(u32, Stored); 11] = [
     (14, Stored::Blocks(Blocks::Q6K)),
 ];
 
-/// Names of others, for messages.
+/// Names of the others, for messages.
 const OTHERS: [(u32, &str); 20] = [
     (9, "Q8_1"),
     (10, "Q2_K"),
@@ -47,15 +47,15 @@ pub fn number(stored: Stored) -> Option<u32> {
     READ.iter().find(|(_, known)| *known == stored).map(|(number, _)| *number)
 }
 
-/// How the values of a type are stored. Errors: a type that is not read.
+/// How the values of a type are stored. Errors: an unsupported type.
 pub(super) fn stored(kind: u32) -> std::result::Result<Stored, String> {
     if let Some((_, stored)) = READ.iter().find(|(number, _)| *number == kind) {
         return Ok(*stored);
     }
     let known = OTHERS.iter().find(|(number, _)| *number == kind);
     Err(format!(
-        "has the type {}, which is not read; take a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K \
-         (Q4_K_M, for one, has only these)",
+        "has the type {}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K \
+         (a Q4_K_M file, for example, has only these)",
         known.map_or(format!("of number {kind}"), |(_, name)| (*name).to_owned())
     ))
 }

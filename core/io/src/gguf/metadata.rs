@@ -1,17 +1,17 @@
-//! Keys and values of a GGUF file. Lists stay where they are in the file until they are asked for, as a vocabulary has
-//! hundreds of thousands of texts.
+//! Keys and values of a GGUF file. Lists are decoded only on request, as a vocabulary has hundreds of thousands of
+//! texts.
 
 use std::collections::BTreeMap;
 
-/// Bytes that keys, values and the table may take; the largest published vocabularies take 20 MB.
+/// Size limit of keys, values and the table in bytes; the largest published vocabularies take 20 MB.
 const LARGEST: usize = 256 << 20;
 
-/// Elements of a list that is asked for; the largest published vocabularies have some 300,000.
+/// The most elements of a list; the largest published vocabularies have about 300,000.
 const MOST_ELEMENTS: usize = 1 << 24;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Reads the beginning of a file; everything that is read must be there.
+/// Reads the start of a file; reading beyond its end is an error.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -69,18 +69,18 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A value that is no list.
+/// A value other than a list.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scalar {
     Unsigned(u64),
     Signed(i64),
-    /// As the file has it: an f32's digits, not those of its nearest f64.
+    /// With the digits of the stored f32, not those of the equal f64.
     Float(f64),
     Flag(bool),
     Text(String),
 }
 
-/// Numbers of the types of values.
+/// Type codes of values.
 const FLAG: u32 = 7;
 const TEXT: u32 = 8;
 const LIST: u32 = 9;
@@ -95,7 +95,7 @@ fn scalar(reader: &mut Reader, kind: u32) -> Result<Scalar> {
         5 => Scalar::Signed(i32::from_le_bytes(reader.array()?).into()),
         6 => {
             let value = f32::from_le_bytes(reader.array()?);
-            // 1e-5 is meant where the nearest f32 is stored.
+            // The f32 nearest to 1e-5 stands for 1e-5.
             Scalar::Float(value.to_string().parse().unwrap_or(f64::from(value)))
         }
         FLAG => Scalar::Flag(reader.array::<1>()? != [0]),
@@ -103,11 +103,11 @@ fn scalar(reader: &mut Reader, kind: u32) -> Result<Scalar> {
         10 => Scalar::Unsigned(reader.u64()?),
         11 => Scalar::Signed(i64::from_le_bytes(reader.array()?)),
         12 => Scalar::Float(f64::from_le_bytes(reader.array()?)),
-        _ => return Err(format!("has a value of type {kind} at byte {}, which GGUF has not", reader.at)),
+        _ => return Err(format!("has a value of type {kind} at byte {}, which GGUF does not define", reader.at)),
     })
 }
 
-/// Bytes of a scalar; `None` for texts.
+/// Size of a scalar in bytes; `None` for texts.
 fn width(kind: u32) -> Option<u64> {
     match kind {
         0 | 1 | FLAG => Some(1),
@@ -118,7 +118,7 @@ fn width(kind: u32) -> Option<u64> {
     }
 }
 
-/// A list as the file has it.
+/// A list in encoded form.
 #[derive(Debug)]
 struct List {
     kind: u32,
@@ -128,7 +128,7 @@ struct List {
 
 #[derive(Debug)]
 enum Value {
-    /// With its type and its bytes.
+    /// With its encoded form.
     Scalar(Scalar, Vec<u8>),
     List(List),
 }
@@ -169,7 +169,7 @@ impl Metadata {
         }
     }
 
-    /// Type and value as the file has them, for a file that says the same.
+    /// Type and value in encoded form, to be copied into another file.
     pub fn encoded(&self, key: &str) -> Option<Vec<u8>> {
         Some(match self.0.get(key)? {
             Value::Scalar(_, bytes) => bytes.clone(),
@@ -187,13 +187,13 @@ impl Metadata {
         format!("`{key}` is {got}, expected {expected}")
     }
 
-    /// A number from 0 on.
+    /// A number of at least 0.
     pub fn count(&self, key: &str) -> Result<Option<u64>> {
         match self.scalar(key) {
             None if !self.0.contains_key(key) => Ok(None),
             Some(Scalar::Unsigned(n)) => Ok(Some(*n)),
             Some(Scalar::Signed(n)) if *n >= 0 => Ok(Some(n.unsigned_abs())),
-            _ => Err(self.wrong(key, "a number from 0 on")),
+            _ => Err(self.wrong(key, "a number of at least 0")),
         }
     }
 
@@ -245,21 +245,21 @@ impl Metadata {
             Some(Value::Scalar(..)) => return Err(self.wrong(key, &format!("a list of {what}"))),
         };
         if list.count > MOST_ELEMENTS {
-            return Err(format!("`{key}` has {} elements, at most {MOST_ELEMENTS} are read", list.count));
+            return Err(format!("`{key}` has {} elements, at most {MOST_ELEMENTS} are supported", list.count));
         }
         let mut reader = Reader::new(&list.bytes);
         let mut out = Vec::with_capacity(list.count);
         for _ in 0..list.count {
             match of(scalar(&mut reader, list.kind)?) {
                 Some(element) => out.push(element),
-                None => return Err(format!("`{key}` is a list of other things than {what}")),
+                None => return Err(format!("`{key}` is not a list of {what}")),
             }
         }
         Ok(Some(out))
     }
 }
 
-/// A list, whose elements are looked at, not kept.
+/// A list, whose elements are checked but not decoded.
 fn list(reader: &mut Reader) -> Result<List> {
     let (kind, count) = (reader.u32()?, reader.u64()?);
     let begin = reader.at;
@@ -271,8 +271,8 @@ fn list(reader: &mut Reader) -> Result<List> {
                 reader.skip(length)?;
             }
         }
-        None => return Err(format!("has a list of type {kind} at byte {begin}, which is not read")),
+        None => return Err(format!("has a list of type {kind} at byte {begin}, which is not supported")),
     }
-    // The loop, or the bytes that were there, have bounded the count.
+    // The loop, or the bytes read, have bounded the count.
     Ok(List { kind, count: count as usize, bytes: reader.bytes[begin..reader.at].to_vec() })
 }

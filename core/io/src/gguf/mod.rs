@@ -1,5 +1,5 @@
-//! Models in GGUF files, as llama.cpp has them: what a directory in the Hugging Face layout says in `config.json`,
-//! `tokenizer.json` and `tokenizer_config.json`, made from the file's metadata, and its tensors by their Hugging Face names.
+//! Models in llama.cpp's GGUF files: `config.json`, `tokenizer.json` and `tokenizer_config.json` of the Hugging Face
+//! layout are made from the file's metadata, and tensors have their Hugging Face names.
 
 mod architecture;
 mod config;
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// A model: one file, or the parts of one.
+/// A model: a single file, or several parts.
 #[derive(Debug)]
 pub struct Gguf {
     files: Vec<GgufFile>,
@@ -43,8 +43,8 @@ struct Slot {
     arrangement: Arrangement,
 }
 
-/// The GGUF file that a path means as a model: the file itself, or the only one (or the first part of the only one) in a
-/// directory that has no `config.json`. `None`: the path is no such thing.
+/// The GGUF file of a model's path: the file itself, or the only one in a directory without `config.json`, or its first
+/// part. `None` if the path is not a GGUF model.
 ///
 /// Errors: several models in the directory.
 pub fn locate(path: &Path) -> Result<Option<PathBuf>> {
@@ -58,7 +58,7 @@ pub fn locate(path: &Path) -> Result<Option<PathBuf>> {
     let mut found = files::list(path).map_err(Error::io(path))?;
     found.retain(|file| is_gguf(file) && files::is_file(file) && !is_projector(&file_name(file)));
     let name = |file: &PathBuf| file_name(file);
-    // The parts behind the first are of one model with it.
+    // Parts after the first belong to the same model.
     let firsts: Vec<&PathBuf> =
         found.iter().filter(|file| part(&file_name(file)).is_none_or(|(_, i, _)| i == 1)).collect();
     match firsts[..] {
@@ -73,7 +73,7 @@ pub fn locate(path: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Whether a file holds what makes images into embeddings, beside a model.
+/// Whether a file is the image encoder that accompanies a model.
 pub fn is_projector(name: &str) -> bool {
     name.to_lowercase().contains("mmproj")
 }
@@ -82,7 +82,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned()
 }
 
-/// `NAME-00002-of-00003.gguf` as name, part and number of parts.
+/// Splits `NAME-00002-of-00003.gguf` into name, part and number of parts.
 pub fn part(name: &str) -> Option<(&str, usize, usize)> {
     let (stem, end) = name.split_at_checked(name.len().checked_sub(5)?)?;
     let (rest, count) = stem.rsplit_once("-of-").filter(|_| end.eq_ignore_ascii_case(".gguf"))?;
@@ -92,10 +92,10 @@ pub fn part(name: &str) -> Option<(&str, usize, usize)> {
 }
 
 impl Gguf {
-    /// Opens a model by its file, by any of its parts, or by its directory. Headers are read alone.
+    /// Opens a model by its file, any of its parts, or its directory. Reads only headers.
     ///
-    /// Errors: those of [`locate`] and [`GgufFile::open`]; no such file; a part that is missing; an architecture that is not
-    /// supported; a tensor that it does not have.
+    /// Errors: those of [`locate`] and [`GgufFile::open`]; no such file; a missing part; an unsupported architecture; a
+    /// tensor that the architecture does not have.
     pub fn open(path: &Path) -> Result<Gguf> {
         let path = locate(path)?.unwrap_or_else(|| path.to_owned());
         let files = open_parts(GgufFile::open(&path)?)?;
@@ -109,7 +109,7 @@ impl Gguf {
                 let Some((canonical, arrangement)) = names::of(&architecture, name, entry, &heads) else { continue };
                 let slot = Slot { file: i, name: name.to_owned(), arrangement };
                 if tensors.insert(canonical, slot).is_some() {
-                    return Err(error(file, format!("tensor `{name}` is there twice; download the model again")));
+                    return Err(error(file, format!("tensor `{name}` appears twice; download the model again")));
                 }
             }
         }
@@ -136,7 +136,7 @@ impl Gguf {
         Some(TensorView::stored(entry.stored, &entry.shape, bytes, slot.arrangement))
     }
 
-    /// What the file calls a tensor, and the file.
+    /// The name of a tensor in the file, and the file.
     pub fn place(&self, name: &str) -> Option<(&str, &Path)> {
         self.tensors.get(name).map(|slot| (slot.name.as_str(), self.files[slot.file].path()))
     }
@@ -147,16 +147,16 @@ impl Gguf {
         }
     }
 
-    /// What `config.json` would say.
+    /// The contents of `config.json`.
     ///
-    /// Errors: a setting that is missing, or that is not supported.
+    /// Errors: a setting that is missing or not supported.
     pub fn config(&self) -> Result<Map<String, Value>> {
         config::config(self).map_err(|what| Error::Config(format!("{}: {what}", self.path().display())))
     }
 
     /// The contents of `tokenizer.json`.
     ///
-    /// Errors: a kind of tokenizer that is not known.
+    /// Errors: an unknown kind of tokenizer.
     pub fn tokenizer(&self) -> Result<Value> {
         tokenizer::tokenizer(self.metadata()).map_err(|what| self.in_tokenizer(what))
     }
@@ -175,7 +175,7 @@ impl Gguf {
         Error::Tokenizer(format!("{}: {what}", self.path().display()))
     }
 
-    /// Tensors that describe rotations, by the file's own names, which a model made of this one needs, too.
+    /// Tensors that describe rotations, by the file's own names; a model derived from this one also needs them.
     pub fn rotations(&self) -> impl Iterator<Item = (&str, TensorView<'_>)> {
         let names = self.files.iter().flat_map(|file| file.tensors()).map(|(name, _)| name);
         names.filter(|name| names::is_rotation(name)).filter_map(|name| Some((name, self.raw(name)?)))
@@ -191,7 +191,7 @@ impl Gguf {
 #[cfg(test)]
 mod tests;
 
-/// All parts of a model of which one is open, in order.
+/// Opens all parts of a model, given one, in order.
 fn open_parts(file: GgufFile) -> Result<Vec<GgufFile>> {
     let error = |what: String| Error::Weights(format!("{}: {what}", file.path().display()));
     let count = file.metadata().count("split.count").map_err(error)?.unwrap_or(1);
@@ -201,8 +201,8 @@ fn open_parts(file: GgufFile) -> Result<Vec<GgufFile>> {
     let name = file_name(file.path());
     let Some((base, _, _)) = part(&name).filter(|(_, _, parts)| *parts as u64 == count) else {
         return Err(error(format!(
-            "is one of {count} parts of a model, whose names end in -00001-of-{count:05}.gguf and so on; give it the name that \
-             it was published with"
+            "is one of {count} parts of a model, whose names end in -00001-of-{count:05}.gguf and so on; rename it to the name \
+             it was published under"
         )));
     };
     let mut parts = Vec::new();

@@ -30,14 +30,14 @@ const INSIDE: [(&str, &str); 14] = [
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
-    // With norms behind attention and MLP, those before are called otherwise.
+    // With norms after attention and MLP, those before have other names.
     ("post_attention_norm", "post_attention_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
 ];
 
-/// The name of a tensor in the Hugging Face layout and how its values are arranged. A tensor that no name is known for keeps its
-/// own, for the check against the architecture to name it; `None` for what belongs to the rotation, which the configuration says.
+/// The name of a tensor in the Hugging Face layout, and the arrangement of its values. An unknown tensor keeps its own
+/// name, to be reported by the check against the architecture; `None` for rotations, which the configuration describes.
 pub(super) fn of(
     architecture: &Architecture,
     name: &str,
@@ -53,7 +53,7 @@ pub(super) fn of(
     Some((canonical, arrangement))
 }
 
-/// Whether a tensor holds factors of frequencies.
+/// Whether a tensor holds frequency factors.
 pub(super) fn is_rotation(name: &str) -> bool {
     matches!(name, "rope_freqs.weight" | "rope_factors_short.weight" | "rope_factors_long.weight")
 }
@@ -73,7 +73,8 @@ fn arrangement(architecture: &Architecture, canonical: &str, rows: usize, heads:
     }
 }
 
-/// The way back: what a file of this architecture calls a tensor, and how it arranges its values. `None`: it has no such tensor.
+/// The inverse: a tensor's name in a file of this architecture, and the arrangement of its values. `None`: it has no
+/// such tensor.
 pub fn to_gguf(architecture: &Architecture, name: &str, rows: usize, heads: &Heads) -> Option<(String, Arrangement)> {
     let found = match OUTSIDE.iter().find(|(_, known)| *known == name) {
         Some((own, _)) => (*own).to_owned(),

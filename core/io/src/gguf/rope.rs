@@ -1,4 +1,5 @@
-//! Rotations. How frequencies are scaled is a setting, except for Llama 3.1 and later, whose files have the factors alone.
+//! Rotations. The scaling of frequencies is a setting, except for Llama 3.1 and later, whose files have only the
+//! factors.
 
 use super::Gguf;
 use super::config::Keys;

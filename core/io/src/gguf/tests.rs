@@ -143,9 +143,9 @@ fn what_is_not_supported_is_named() {
         ("general.type", text("adapter"), "expected a model"),
         ("general.alignment", Field::U32(3), "a power of two"),
         ("llama.rope.scaling.type", text("yarn"), "rope_type"),
-        ("llama.block_count", Field::Texts(vec![]), "a number from 0 on"),
+        ("llama.block_count", Field::Texts(vec![]), "a number of at least 0"),
         ("llama.attention.head_count", Field::U32(0), "num_attention_heads"),
-        ("tokenizer.ggml.model", text("bert"), "read are gpt2 and llama"),
+        ("tokenizer.ggml.model", text("bert"), "gpt2 and llama are supported"),
         ("tokenizer.ggml.scores", Field::F32s(vec![f32::NAN; 9]), "NaN"),
         ("tokenizer.ggml.scores", Field::F32s(vec![0.0; 8]), "expected one for each of 9"),
         ("tokenizer.ggml.token_type", Field::I32s(vec![]), "expected one for each of 9"),
@@ -238,14 +238,15 @@ fn damage_is_described() {
     assert!(with(embedding, &9u32.to_le_bytes()).contains("9 axes"));
     assert!(with(embedding + 4, &65u64.to_le_bytes()).contains("expected a multiple of 32"));
     assert!(with(embedding + 4, &(1u64 << 62).to_le_bytes()).contains("larger than any file"));
-    assert!(with(embedding + 20, &10u32.to_le_bytes()).contains("Q2_K, which is not read"));
+    assert!(with(embedding + 20, &10u32.to_le_bytes()).contains("Q2_K, which is not supported"));
     assert!(with(embedding + 20, &77u32.to_le_bytes()).contains("of number 77"));
     assert!(with(norm + 16, &1u64.to_le_bytes()).contains("expected a multiple of 32"));
-    assert!(with(norm + 16, &32u64.to_le_bytes()).contains("begins inside of another one"));
+    assert!(with(norm + 16, &32u64.to_le_bytes()).contains("begins inside another one"));
     assert!(with(norm + 16, &(1u64 << 63).to_le_bytes()).contains("is truncated or damaged: tensor"));
 }
 
-/// Tokenizers of published models, as llama.cpp's converter stores them: the merges that are made from scores are those of
+/// Tokenizers of published models, as llama.cpp's converter stores them: the merges that are made from scores are those
+/// of
 /// `tokenizer.json`, and so are the ids of texts.
 #[test]
 fn pieces_become_the_models_own_merges() {
@@ -287,8 +288,8 @@ fn pieces_become_the_models_own_merges() {
     }
 }
 
-/// Metadata with the vocabulary of a `tokenizer.json`. The scores of pieces are 0, -1, -2, ... in the order of the first merges
-/// that make them, as SentencePiece has them.
+/// Metadata with the vocabulary of a `tokenizer.json`. The scores of pieces are 0, -1, -2, ... in the order of the
+/// first merges that make them, as SentencePiece has them.
 fn of_tokenizer(file: &Value, prefix: bool) -> Fields {
     let vocab = file["model"]["vocab"].as_object().unwrap();
     let mut tokens = vec![String::new(); vocab.len()];

@@ -1,4 +1,4 @@
-//! Writing GGUF files of version 3, one tensor at a time.
+//! Writes GGUF files of version 3, one tensor at a time.
 
 use super::kinds::number;
 use crate::{Error, Result};
@@ -16,14 +16,14 @@ pub enum Field {
     Texts(Vec<String>),
     I32s(Vec<i32>),
     F32s(Vec<f32>),
-    /// Type and value as another file has them: [`super::Metadata::encoded`].
+    /// Type and value in encoded form, from [`super::Metadata::encoded`].
     Encoded(Vec<u8>),
 }
 
-/// Keys and values in the order in which they are written.
+/// Keys and values, in the order of the file.
 pub type Fields = Vec<(String, Field)>;
 
-/// A tensor whose values are made when their turn comes.
+/// A tensor, whose values are made when it is written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorOut {
     pub name: String,
@@ -75,9 +75,9 @@ fn text(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Writes a file, `path` in messages; `values` makes the bytes of each tensor, in order.
+/// Writes a file, called `path` in messages; `values` makes the bytes of each tensor, in order.
 ///
-/// Errors: a tensor whose bytes are not as many as its shape and type need; whatever `values` or the disk reports.
+/// Errors: a number of bytes that does not match a tensor's shape and type; those of `values` and of the disk.
 pub fn save(
     out: &mut impl Write,
     path: &Path,

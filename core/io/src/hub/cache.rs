@@ -1,5 +1,5 @@
 //! The hub's cache directory: `models--ORG--NAME/{blobs,refs,snapshots}`. Files are blobs named by their hash; a
-//! snapshot is a tree of links to them; a ref holds the commit that a branch or tag meant when it was last asked for.
+//! snapshot is a tree of links to them; a ref holds the commit to which a branch or tag last resolved.
 
 use super::client::Failure;
 use super::{Repo, is_commit};
@@ -28,7 +28,7 @@ impl Cache {
         self.repo.join("blobs").join(etag)
     }
 
-    /// The commit that a revision is known to mean.
+    /// The commit to which a revision last resolved.
     pub fn known_commit(&self, repo: &Repo) -> Option<String> {
         if is_commit(&repo.revision) {
             return Some(repo.revision.clone());
@@ -47,7 +47,7 @@ impl Cache {
         atomic_write(&path, |file| file.write_all(commit.as_bytes()).map_err(Error::io(&path)))
     }
 
-    /// Waits until nobody else writes the blob of this name; the lock ends with the returned file.
+    /// Waits until nobody else writes the blob of this name; dropping the returned file releases the lock.
     pub fn lock(&self, etag: &str) -> Result<File> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
@@ -62,7 +62,7 @@ impl Cache {
         create_parent(&pointer)?;
         let up = "../".repeat(2 + name.split('/').count() - 1);
         match symlink(Path::new(&format!("{up}blobs/{etag}")), &self.blob(etag), &pointer) {
-            // A dangling link is what is left of a blob that someone removed.
+            // A dangling link remains if someone removed the blob.
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             other => other.and_then(|()| files::sync_parent(&pointer)).map_err(Error::io(pointer)),
         }
@@ -74,7 +74,7 @@ fn symlink(relative: &Path, _blob: &Path, pointer: &Path) -> std::io::Result<()>
     std::os::unix::fs::symlink(relative, pointer)
 }
 
-/// Links need rights on Windows that few users have: a second name of the same file does as well.
+/// On Windows, symbolic links need rights that few users have, so a hard link is used instead.
 #[cfg(not(unix))]
 fn symlink(_relative: &Path, blob: &Path, pointer: &Path) -> std::io::Result<()> {
     std::fs::hard_link(blob, pointer).or_else(|_| std::fs::copy(blob, pointer).map(drop))

@@ -1,4 +1,4 @@
-//! Questions to the hub and what its refusals mean.
+//! Requests to the hub, and the meaning of its refusals.
 
 use super::{Kind, Repo, Settings};
 use serde::Deserialize;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::{Agent, Body};
 
-/// Bytes of the largest listing that is read.
+/// Size limit of a listing, in bytes.
 const LISTING: u64 = 64 << 20;
-/// Redirects within the hub: renamed repositories.
+/// The most redirects within the hub, which come from renamed repositories.
 const REDIRECTS: usize = 5;
 
-/// Why something could not be had.
+/// Why a request failed.
 #[derive(Debug, PartialEq)]
 pub(super) enum Failure {
-    /// No answer: what is cached may serve.
+    /// No answer: a cached copy may be used.
     Unreachable(String),
-    /// An answer that says to come back later, and after how long if it says that: what is cached may serve.
+    /// A request to come back later, with the delay if stated: a cached copy may be used.
     Busy(String, Option<Duration>),
-    /// An answer that will not change by itself.
+    /// A permanent refusal.
     Refused(String),
 }
 
@@ -45,11 +45,11 @@ pub(super) struct Client {
 pub(super) struct Listing {
     pub commit: String,
     pub files: Vec<String>,
-    /// Bytes of the files, as far as the hub says so.
+    /// Sizes of the files, if the hub states them.
     pub sizes: BTreeMap<String, u64>,
 }
 
-/// What the hub says of a file before it is downloaded.
+/// The hub's description of a file, before it is downloaded.
 pub(super) struct Metadata {
     /// The name of the blob: SHA-256 of a large file, git's SHA-1 of a small one.
     pub etag: String,
@@ -92,7 +92,7 @@ impl Client {
         }
     }
 
-    /// The commit that a revision means, and its files.
+    /// The commit of a revision, and its files.
     pub fn listing(&self, repo: &Repo) -> Outcome<Listing> {
         let revision = repo.revision.replace('/', "%2F");
         let url = format!("{}/api/{}/{}/revision/{revision}?blobs=true", self.endpoint, repo.kind.plural(), repo.id);
@@ -116,7 +116,7 @@ impl Client {
         format!("{}/{prefix}{}/resolve/{commit}/{}", self.endpoint, repo.id, escaped(name))
     }
 
-    /// Hash and size of a file. A redirect to where its bytes are is not followed: it is the hub that knows the hash.
+    /// Hash and size of a file. A redirect to its bytes is not followed, as the hub itself states the hash.
     pub fn metadata(&self, repo: &Repo, url: &str, name: &str) -> Outcome<Metadata> {
         let mut url = url.to_owned();
         for _ in 0..REDIRECTS {
@@ -139,7 +139,7 @@ impl Client {
                     "{url}: the answer has no usable ETag ({etag:?}); check HF_ENDPOINT"
                 )));
             }
-            // The length of a redirect's own body says nothing.
+            // The length of a redirect's own body is irrelevant.
             let length = || text(headers, "content-length").filter(|_| response.status().is_success());
             let size = text(headers, "x-linked-size").or_else(length).and_then(|size| size.parse().ok());
             return Ok(Metadata { etag, size });
@@ -147,7 +147,7 @@ impl Client {
         Err(Failure::Refused(format!("{url}: more than {REDIRECTS} redirects")))
     }
 
-    /// A GET that follows redirects; the token stays with the hub. `from`: the first byte wanted.
+    /// A GET that follows redirects; the token is sent only to the hub. `from`: the first byte wanted.
     pub fn get(&self, url: &str, from: Option<u64>) -> Outcome<Response<Body>> {
         let mut url = url.to_owned();
         for _ in 0..REDIRECTS {
@@ -165,7 +165,7 @@ impl Client {
         Err(Failure::Refused(format!("{url}: more than {REDIRECTS} redirects")))
     }
 
-    /// With the token, if it is the hub itself that is asked: same scheme, host and port.
+    /// Adds the token, if the request goes to the hub itself: same scheme, host and port.
     fn authorised<B>(&self, request: ureq::RequestBuilder<B>, url: &str) -> ureq::RequestBuilder<B> {
         let hub = origin(&self.endpoint).is_some_and(|hub| origin(url) == Some(hub));
         match self.token.as_ref().filter(|_| hub) {
@@ -174,7 +174,7 @@ impl Client {
         }
     }
 
-    /// What a refusal means and what to do about it.
+    /// The meaning of a refusal, and what to do about it.
     pub fn refusal(&self, repo: &Repo, file: Option<&str>, response: Response<Body>) -> Failure {
         let status = response.status();
         let code = text(response.headers(), "x-error-code").unwrap_or_default().to_owned();
@@ -224,7 +224,7 @@ impl Client {
         })
     }
 
-    /// A repository of a name like that, if the hub's search finds one.
+    /// A repository with a similar name, if the hub's search finds one.
     fn similar(&self, repo: &Repo) -> Option<String> {
         let (_, name) = repo.id.split_once('/')?;
         let url = format!("{}/api/{}?search={}&limit=20", self.endpoint, repo.kind.plural(), escaped(name));
@@ -234,7 +234,7 @@ impl Client {
     }
 }
 
-/// What follows `?` may be a signature.
+/// The query of a URL is not logged, as it may be a signature.
 fn log(method: &str, url: &str, response: &Response<Body>) {
     tracing::debug!("{method} {}: {}", url.split('?').next().unwrap_or_default(), response.status());
 }
@@ -260,7 +260,7 @@ fn origin(url: &str) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_lowercase(), port))
 }
 
-/// Where a redirect from `url` leads.
+/// The target of a redirect from `url`.
 fn resolved(url: &str, location: &str) -> String {
     let scheme = url.find("://").map_or(0, |at| at + 3);
     let host = url[scheme..].find('/').map_or(url, |end| &url[..scheme + end]);
@@ -272,7 +272,7 @@ fn resolved(url: &str, location: &str) -> String {
     }
 }
 
-/// Percent-encoded, but for `/`.
+/// Percent-encodes a path, except `/`.
 fn escaped(path: &str) -> String {
     let byte = |b: u8| match b {
         b if b.is_ascii_alphanumeric() || b"-_.~/".contains(&b) => (b as char).to_string(),

@@ -1,4 +1,4 @@
-//! One file into the cache: continued where an earlier attempt ended, checked against its hash, then given its name.
+//! Downloads a file into the cache: continues an earlier attempt, checks the hash, then gives the file its name.
 
 use super::cache::{Cache, create_parent};
 use super::client::{Client, Failure, Metadata, Outcome, text};
@@ -14,19 +14,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::StatusCode;
 
-/// Attempts in a row that bring no byte.
+/// The most attempts in a row that receive nothing.
 const ATTEMPTS: u32 = 5;
 
-/// As long as the hub may have us wait for an answer.
+/// The longest wait that the hub may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Bytes read at a time.
+/// Bytes per read.
 const CHUNK: usize = 1 << 20;
 
 impl Client {
     /// Makes sure that a file is in the snapshot of `commit`.
     ///
-    /// `size`: its bytes, if they are known; a file of another size is fetched again.
+    /// `size`: its size in bytes, if known; a file of another size is fetched again.
     pub fn fetch(
         &self,
         cache: &Cache,
@@ -52,7 +52,7 @@ impl Client {
         if !whole(&blob, metadata.size) {
             let path = cache.blob(&format!("{}.incomplete", metadata.etag));
             if blob.is_file() {
-                // Perhaps the beginning of the right one.
+                // It may be the start of the right one.
                 fs::rename(&blob, &path).map_err(Error::io(&blob))?;
             }
             let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
@@ -64,7 +64,7 @@ impl Client {
         Ok(cache.link(commit, name, &metadata.etag)?)
     }
 
-    /// Asks again while there is no answer.
+    /// Retries while there is no answer.
     fn patiently<T>(&self, ask: impl Fn() -> Outcome<T>) -> Outcome<T> {
         for vain in 0..ATTEMPTS - 1 {
             match ask() {
@@ -75,7 +75,7 @@ impl Client {
         ask()
     }
 
-    /// Asks again while the answer is to come back later.
+    /// Retries while the hub asks to come back later.
     pub fn politely<T>(&self, ask: impl Fn() -> Outcome<T>) -> Outcome<T> {
         for vain in 0..ATTEMPTS - 1 {
             match ask() {
@@ -86,9 +86,9 @@ impl Client {
         ask()
     }
 
-    /// Waits after failed attempt number n: as long as the hub says, or twice as long each time.
+    /// Waits after the n-th failed attempt: as long as the hub asks, or twice as long each time.
     ///
-    /// Errors: what will not change by itself, or not in a minute.
+    /// Errors: a permanent refusal, or a wait of more than a minute.
     fn wait(&self, failure: Failure, vain: u32) -> Outcome<()> {
         let own = self.retry_wait * (1 << vain);
         let wait = match failure {
@@ -101,7 +101,7 @@ impl Client {
     }
 }
 
-/// A file that may be there in part.
+/// A file that may be partly downloaded.
 struct Part<'a> {
     client: &'a Client,
     repo: &'a Repo,
@@ -120,7 +120,7 @@ impl Part<'_> {
         if self.is_intact()? {
             return Ok(());
         }
-        // What an earlier attempt left may have been of another origin: once more, from the beginning.
+        // An earlier attempt may have left other data: start once more from the beginning.
         if resumed {
             self.clear()?;
             self.receive(progress)?;
@@ -128,7 +128,7 @@ impl Part<'_> {
                 return Ok(());
             }
         }
-        // Nothing of it is worth keeping; the error to report is the hash.
+        // None of it is worth keeping; the wrong hash is the error to report.
         let _ = fs::remove_file(&self.path);
         Err(Failure::Refused(format!(
             "{}: what was downloaded does not have the hash {} that the hub states; try again, and if it happens again, \
@@ -137,7 +137,7 @@ impl Part<'_> {
         )))
     }
 
-    /// Asks until all bytes are there, again and again while some arrive.
+    /// Requests until all bytes have arrived, as long as there is progress.
     fn receive(&mut self, progress: Progress) -> Outcome<()> {
         let mut vain = 0;
         loop {
@@ -165,7 +165,7 @@ impl Part<'_> {
         }
     }
 
-    /// One request for what is missing, as far as it gets. A server that does not continue begins again.
+    /// Makes one request for the missing bytes, and keeps what arrives. A server may restart from the beginning.
     fn receive_some(&mut self, progress: Progress) -> Outcome<()> {
         let mut done = self.len()?;
         let response = self.client.get(self.url, (done > 0).then_some(done))?;
@@ -180,14 +180,14 @@ impl Part<'_> {
             _ => return Err(self.client.refusal(self.repo, Some(self.name), response)),
         }
         self.file.seek(SeekFrom::Start(done)).map_err(Error::io(&self.path))?;
-        // Where nobody says how long the file is, it is a small one.
+        // A file of unknown size must be small.
         let most = self.metadata.size.unwrap_or(files::TOKENIZER);
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; CHUNK];
         loop {
             progress(Event::File { name: self.name, done, total: self.metadata.size.unwrap_or(done) });
             let n = body.read(&mut buffer).map_err(|e| Failure::Unreachable(format!("{}: {e}", self.url)))?;
-            // What goes on beyond the stated size is cut off.
+            // Anything beyond the stated size is cut off.
             let wanted = usize::try_from(most - done).map_or(n, |left| left.min(n));
             if wanted == 0 {
                 return Ok(());
@@ -205,8 +205,8 @@ impl Part<'_> {
         Ok(self.file.set_len(0).map_err(Error::io(&self.path))?)
     }
 
-    /// Whether the file has the hash that is its name: SHA-256 of the content, or SHA-1 as git has it. Other names,
-    /// which some mirrors give, prove nothing.
+    /// Whether the file's hash matches its name: SHA-256 of the content, or git's SHA-1. Other names, which some
+    /// mirrors use, cannot be checked.
     fn is_intact(&mut self) -> Outcome<bool> {
         let etag = &self.metadata.etag;
         let found = match etag.len() {

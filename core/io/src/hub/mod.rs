@@ -1,8 +1,8 @@
 //! Models and data sets by name: files of the hub, in the cache directory that its other tools share.
 //!
-//! The hub's own client crate neither continues an interrupted file nor checks hashes, and needs an asynchronous
-//! runtime; so this is its documented protocol on a plain HTTP client: one listing per revision, and per file a HEAD
-//! that tells hash and size and a GET with a range.
+//! The hub's own client crate neither continues an interrupted download nor checks hashes, and needs an asynchronous
+//! runtime, so this implements its documented protocol on a plain HTTP client: one listing per revision, and per file a
+//! HEAD for hash and size, and a GET with a range.
 
 mod cache;
 mod client;
@@ -26,7 +26,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// As in paths of the API and of the cache.
+    /// The plural in paths of the API and of the cache.
     fn plural(self) -> &'static str {
         match self {
             Kind::Model => "models",
@@ -51,13 +51,13 @@ pub struct Repo {
     pub revision: String,
 }
 
-/// The branch that is meant where no revision is given.
+/// The default branch.
 const MAIN: &str = "main";
 
 impl Repo {
-    /// Reads `ORG/NAME` or `ORG/NAME@REVISION`; `None` if the value is a directory that exists or no such name.
+    /// Parses `ORG/NAME` or `ORG/NAME@REVISION`; `None` for an existing directory, or anything else.
     ///
-    /// Errors: two revisions, or one that is no name of a branch, tag or commit.
+    /// Errors: two revisions, or one that cannot be a branch, tag or commit.
     pub fn parse(kind: Kind, value: &Path, revision: Option<&str>) -> Result<Option<Repo>> {
         let Some(text) = value.to_str().filter(|_| !value.exists()) else { return Ok(None) };
         let (id, inline) = text.split_once('@').map_or((text, None), |(id, revision)| (id, Some(revision)));
@@ -73,7 +73,7 @@ impl Repo {
             (inline, given) => inline.or(given).unwrap_or(MAIN),
         };
         if !is_revision(revision) {
-            return Err(Error::Usage(format!("{id}: {revision:?} is no branch, tag or commit")));
+            return Err(Error::Usage(format!("{id}: {revision:?} cannot be a branch, tag or commit")));
         }
         Ok(Some(Repo { kind, id: id.to_owned(), revision: revision.to_owned() }))
     }
@@ -111,10 +111,10 @@ pub enum Files {
     Task(String),
 }
 
-/// What a download tells.
+/// Progress events of a download.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// Bytes of a file that are there, of all its bytes.
+    /// Bytes of a file received, and in total.
     File {
         name: &'a str,
         done: u64,
@@ -136,10 +136,11 @@ impl Hub {
         Hub { settings, client }
     }
 
-    /// The directory of a repository's snapshot with the wanted files, downloaded if need be.
+    /// The directory of a repository's snapshot with the wanted files, downloaded if necessary.
     ///
-    /// A commit that is there whole is taken without asking; so is any revision in offline mode, or, with a message,
-    /// when the hub cannot be reached. Safe beside other processes on the same cache, ours or the hub's own tools.
+    /// A complete cached commit is used without asking the hub; so is any revision in offline mode, or, with a message,
+    /// when the hub cannot be reached. Safe to run alongside other processes on the same cache, including the hub's
+    /// tools.
     ///
     /// Errors: no such repository, revision or files; no access; no connection; a file whose hash is wrong twice.
     pub fn get(&self, repo: &Repo, files: &Files, progress: Progress) -> Result<PathBuf> {
@@ -151,7 +152,7 @@ impl Hub {
         }
         if self.settings.offline {
             return Err(Error::Hub(format!(
-                "{} at revision {} is not whole in {}, and HF_HUB_OFFLINE forbids downloads; unset it once, or copy \
+                "{} at revision {} is incomplete in {}, and HF_HUB_OFFLINE forbids downloads; unset it once, or copy \
                  the files there",
                 repo.id,
                 repo.revision,
@@ -186,7 +187,7 @@ impl Hub {
             self.client.fetch(cache, repo, &listing.commit, (name, size), progress)?;
             fetched += 1;
             if fetched == chosen.len() {
-                // The index is among the first files; only with it the names of the shards are known.
+                // The index is among the first files; it names the shards.
                 chosen.extend(select::missing_shards(files, &snapshot, &chosen)?);
             }
         }

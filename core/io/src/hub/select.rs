@@ -1,4 +1,4 @@
-//! Which files of a repository a model or a task is made of.
+//! Selects the files of a repository that a model or a task needs.
 
 use super::Files;
 use super::client::Failure;
@@ -12,12 +12,12 @@ use std::path::{Component, Path};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// Folders of data sets that have no parts.
+/// Folders of data sets without subsets.
 const NO_TASK: [&str; 4] = ["", "data", "default", "plain_text"];
 const OPTIONAL: [&str; 4] =
     ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"];
 
-/// The files to download first, of all that there are. Errors: what is missing, and what is there instead.
+/// The files to download first, among those listed. Errors: what is missing, and what is there instead.
 pub(super) fn choose(files: &Files, listing: &[String]) -> Result<Vec<String>, String> {
     match files {
         Files::Model => choose_model(listing),
@@ -35,7 +35,7 @@ fn choose_model(listing: &[String]) -> Result<Vec<String>, String> {
     if let Some(missing) = NEEDED.iter().find(|name| !has(name)) {
         let instead = match *missing {
             "tokenizer.json" if has("tokenizer.model") => {
-                "; there is tokenizer.model, which is not read. Convert it: in Python, \
+                "; there is tokenizer.model, which is not supported. Convert it: in Python, \
                  `AutoTokenizer.from_pretrained(name).save_pretrained(dir)`, and give the directory with the model's files"
             }
             _ => "; is it a language model in the Hugging Face layout?",
@@ -55,7 +55,7 @@ fn choose_model(listing: &[String]) -> Result<Vec<String>, String> {
     Ok(names.map(str::to_owned).collect())
 }
 
-/// The files of the only model in GGUF files; `None` where there is no such file. Nothing else belongs to it.
+/// The files of the only GGUF model; `None` if there is none. It needs no other files.
 fn choose_gguf(listing: &[String]) -> Option<Result<Vec<String>, String>> {
     let is_model =
         |name: &&String| !name.contains('/') && name.to_lowercase().ends_with(".gguf") && !gguf::is_projector(name);
@@ -73,8 +73,8 @@ fn choose_gguf(listing: &[String]) -> Option<Result<Vec<String>, String>> {
     models.into_values().next().map(Ok)
 }
 
-/// The parquet files of the task's folder, or of the only folder, if it has the name of no task; splits that are not training,
-/// development or test are left out.
+/// The parquet files of the task's folder, or of the only folder if it is not named after a task; splits other than
+/// train, dev and test are left out.
 fn choose_task(task: &str, listing: &[String]) -> Result<Vec<String>, String> {
     let plain = |name: &str| name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
     let is_split = |name: &str| ["train", "validation", "dev", "test"].iter().any(|split| name.starts_with(split));
@@ -103,7 +103,7 @@ fn some(listing: &[String]) -> String {
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
-/// The shards that the index in `snapshot` names and that are not `chosen` yet.
+/// The shards named by the index in `snapshot` that are not `chosen` yet.
 pub(super) fn missing_shards(files: &Files, snapshot: &Path, chosen: &[String]) -> Result<Vec<String>, Failure> {
     let path = snapshot.join(INDEX);
     if matches!(files, Files::Task(_)) || !chosen.iter().any(|name| name == INDEX) {
@@ -122,18 +122,18 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     names.filter(|names| names.iter().all(|name| is_plain_path(name) && name.ends_with(".safetensors")))
 }
 
-/// A path that cannot lead out of its directory.
+/// Whether a path stays inside its directory.
 pub(super) fn is_plain_path(name: &str) -> bool {
     !name.is_empty()
         && !name.contains('\\')
         && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
 }
 
-/// Whether a snapshot has all that is wanted, as far as it can be told without the hub.
+/// Whether a snapshot has all wanted files, as far as can be told without the hub.
 pub(super) fn is_complete(files: &Files, snapshot: &Path) -> bool {
     let has = |name: &str| {
         let path = snapshot.join(name);
-        // A file of weights says itself how long it is.
+        // A weight file states its own length.
         path.is_file() && (!name.ends_with(".safetensors") || TensorFile::open(&path).is_ok())
     };
     match files {
@@ -152,13 +152,13 @@ pub(super) fn is_complete(files: &Files, snapshot: &Path) -> bool {
             let of = |name: &str| name.split_once("-of-")?.1.get(..5)?.parse::<usize>().ok();
             let split = |name: &str| name.split_once("-0").map(|(split, _)| split.to_owned());
             let whole = |name: &String| of(name) == Some(chosen.iter().filter(|n| split(n) == split(name)).count());
-            // One split alone is what an interrupted download leaves.
+            // A single split may be left by an interrupted download.
             chosen.iter().map(|name| split(name)).collect::<BTreeSet<_>>().len() > 1 && chosen.iter().all(whole)
         }
     }
 }
 
-/// Paths of the files below `dir`, three folders deep.
+/// Paths of the files below `dir`, up to three folders deep.
 fn list(dir: &Path, prefix: &str, found: &mut Vec<String>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());

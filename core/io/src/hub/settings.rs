@@ -1,4 +1,4 @@
-//! What the environment says of the hub: the variables of its other tools.
+//! The hub's settings from the environment, in the variables of its other tools.
 
 use crate::files;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub struct Settings {
     pub cache: PathBuf,
     pub token: Option<String>,
     pub offline: bool,
-    /// Before a file is asked for again; doubles with each failed attempt.
+    /// Wait before a retry; doubles with each failed attempt.
     pub retry_wait: Duration,
 }
 

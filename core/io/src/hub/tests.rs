@@ -1,4 +1,4 @@
-//! Against a server on this machine that behaves like the hub.
+//! Tests against a local server that behaves like the hub.
 
 use super::*;
 use crate::hash::hex;
@@ -15,22 +15,22 @@ use tempfile::TempDir;
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const ID: &str = "org/small";
 
-/// What the server serves and how it misbehaves; and what it was asked.
+/// The server's files and misbehaviour, and the requests it received.
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, Vec<u8>>,
-    /// Access only with this token.
+    /// The token required for access.
     token: Option<String>,
     gated: bool,
-    /// Bytes after which a connection is cut, and how often that happens.
+    /// Number of bytes after which a connection is cut, and how often.
     cut: Option<(usize, usize)>,
-    /// Bytes that are sent in place of the right ones, as often as said.
+    /// How often wrong bytes are sent.
     corrupt: usize,
     no_ranges: bool,
-    /// How often a listing is put off, and for how many seconds.
+    /// How often a listing is postponed, and by how many seconds.
     busy: usize,
     retry_after: u64,
-    /// Bytes more than stated.
+    /// Bytes sent beyond the stated size.
     longer: usize,
     requests: Vec<String>,
 }
@@ -113,7 +113,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         let _ = stream.write_all(format!("{}{body}", head(status, headers, body.len())).as_bytes());
     };
     if let Some(path) = request.path.strip_prefix("/cdn/") {
-        // The place where the bytes are must not be told the token.
+        // The token must not be sent to the place of the bytes.
         assert_eq!(request.token, None);
         let name = path.split('?').next().unwrap();
         let body = state.files[name].clone();
@@ -148,7 +148,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) {
         return answer("404 Not Found", "x-error-code: EntryNotFound\r\n", "no");
     };
     if name.ends_with(".safetensors") || name.ends_with(".parquet") {
-        // Large files are elsewhere: here at another name of the same machine.
+        // Large files are on another host: here another name of the same machine.
         let port = stream.local_addr().unwrap().port();
         let etag = hex(&Sha256::digest(&body));
         let headers = format!(
@@ -269,7 +269,7 @@ fn a_model_lands_in_the_layout_of_the_shared_cache_and_is_not_asked_for_twice() 
     let before = server.requests("/resolve/");
     get(&hub, &repo()).unwrap();
     assert_eq!((server.requests("/resolve/"), server.requests("/api/")), (before, 2));
-    // A commit never changes: nothing is asked. Nor in offline mode.
+    // A commit never changes, so nothing is requested; nor in offline mode.
     let pinned = Repo { revision: COMMIT.into(), ..repo() };
     assert_eq!(get(&hub, &pinned).unwrap(), dir);
     assert_eq!(get(&server.hub_with(&cache, |s| s.offline = true), &repo()).unwrap(), dir);
@@ -285,7 +285,7 @@ fn an_interrupted_download_goes_on_where_it_ended() {
     assert_eq!(fs::read(dir.join("model.safetensors")).unwrap(), weights());
     assert_eq!(server.requests("GET /cdn/model.safetensors?signed from "), 1);
 
-    // A connection that always ends: the error leaves what came, and a later run needs only the rest.
+    // A connection that always breaks: received data are kept, and a later run needs only the rest.
     let server = Server::start(State { files: model(), cut: Some((0, 99)), ..State::default() });
     let cache = tempfile::tempdir().unwrap();
     let etag = hex(&Sha256::digest(weights()));
@@ -320,7 +320,7 @@ fn a_wrong_hash_is_never_given_a_name() {
     assert!(text.contains("model.safetensors") && text.contains("does not have the hash"), "{text}");
     let blobs = cache.path().join("models--org--small/blobs");
     assert_eq!(fs::read_dir(&blobs).unwrap().count(), 2);
-    // What an earlier attempt left may be wrong: it is fetched anew.
+    // Data left by an earlier attempt may be wrong: the file is fetched again.
     server.state.lock().unwrap().corrupt = 0;
     let etag = hex(&Sha256::digest(weights()));
     fs::write(blobs.join(format!("{etag}.incomplete")), vec![7; 1_500_000]).unwrap();
@@ -359,7 +359,7 @@ fn what_is_not_there_is_told_with_advice() {
 #[test]
 fn without_a_connection_the_cached_copy_serves() {
     let (server, cache) = (Server::start(State { files: model(), ..State::default() }), tempfile::tempdir().unwrap());
-    // A port that nobody listens on.
+    // A port without a listener.
     let gone = |s: &mut Settings| s.endpoint = "http://127.0.0.1:9".into();
     let text = message(&server.hub_with(&cache, gone), &repo());
     assert!(text.contains("check the connection and HF_ENDPOINT"), "{text}");

@@ -1,7 +1,7 @@
 //! The chat template of a tokenizer: a Jinja template that puts the turns of a conversation between the model's marks.
 //!
 //! Templates come with downloaded models, so they are untrusted programs: they see only the conversation and the
-//! special tokens, load nothing, and are rendered apart ([`super::renderer`]).
+//! special tokens, load nothing, and are rendered in a separate process ([`super::renderer`]).
 
 use super::renderer::Renderer;
 use super::special::{self, SpecialTokens};
@@ -26,9 +26,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a model directory, found as transformers does: `chat_template.jinja`, else `chat_template` of
-    /// `tokenizer_config.json`, where of several named ones `default` counts; or that of a GGUF file. `None` if there is none. `now` is the
-    /// time that `strftime_now` shows, in seconds since 1970.
+    /// The template of a model directory, found as in transformers: `chat_template.jinja`, else `chat_template` of
+    /// `tokenizer_config.json`, where `default` is used if there are several; or that of a GGUF file. `None` if there
+    /// is none. `now` is the time for `strftime_now`, in seconds since 1970.
     ///
     /// Errors: a file that cannot be read, several templates without a default, a syntax error.
     pub fn open(dir: &Path, now: i64) -> Result<Option<ChatTemplate>> {
@@ -44,7 +44,7 @@ impl ChatTemplate {
         Ok(template_of(dir)?.is_some())
     }
 
-    /// Whether the text depends on the time that was given.
+    /// Whether the text depends on the given time.
     pub fn shows_date(&self) -> bool {
         self.shows_date
     }
@@ -52,17 +52,17 @@ impl ChatTemplate {
     /// The conversation as the model expects it before its answer, as `apply_chat_template(messages,
     /// add_generation_prompt=True, tokenize=False)` gives it.
     ///
-    /// Errors: what the template refuses, and a template that takes too much time or memory.
+    /// Errors: anything the template refuses; a template that takes too much time or memory.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         self.rendered(messages, true)
     }
 
-    /// The conversation with the model's answer as its last turn; as without `add_generation_prompt`.
+    /// The conversation with the model's answer as its last turn, without `add_generation_prompt`.
     pub fn render_answered(&self, messages: &[Message]) -> Result<String> {
         self.rendered(messages, false)
     }
 
-    /// What the template writes behind an answer, such as the mark at its end.
+    /// What the template writes after an answer, such as an end marker.
     ///
     /// Errors: those of [`ChatTemplate::render`].
     pub fn after_answer(&self) -> Result<String> {
@@ -76,24 +76,24 @@ impl ChatTemplate {
         self.renderer.render(messages, add_generation_prompt).map_err(|what| failed(&self.source, &what))
     }
 
-    /// Whether what the user says matters to the template.
+    /// Checks that the template uses the user's text.
     ///
     /// Errors: those of [`ChatTemplate::render`]; it does not.
     pub fn check(&self) -> Result<()> {
         let [one, other] = ["Good.", "why not"].map(|content| self.render(&[Message { role: "user", content }]));
         match one? == other? {
-            true => Err(self.unfit("leaves out what the user says; it is not one for this model")),
+            true => Err(self.unfit("leaves out the user's text; it does not belong to this model")),
             false => Ok(()),
         }
     }
 
-    /// The error that the template, by its file, does `what` it should not.
+    /// The error for a template that does `what` it should not; names its file.
     pub fn unfit(&self, what: &str) -> Error {
         failed(&self.source, what)
     }
 }
 
-/// The file that has the template, and the template.
+/// The template, and its file.
 pub(super) fn template_of(dir: &Path) -> Result<Option<(PathBuf, String)>> {
     let file = dir.join("chat_template.jinja");
     if files::is_dir(dir) {
@@ -177,7 +177,7 @@ mod tests {
         };
         check("<{{ messages[0].content }}>").unwrap();
         let text = check("{{ 1 + 1 }}").unwrap_err().to_string();
-        assert!(text.contains("chat_template.jinja: the chat template leaves out what the user says"), "{text}");
+        assert!(text.contains("chat_template.jinja: the chat template leaves out the user's text"), "{text}");
     }
 
     #[test]

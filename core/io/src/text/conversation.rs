@@ -1,18 +1,18 @@
-//! What is learned of a conversation, or of texts that follow each other: the tokens, and which of them are trained on.
+//! Turns a conversation, or texts that follow each other, into tokens, and marks those that are trained on.
 
 use super::{ChatTemplate, Message, Tokenizer};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_plugin::task::{self, Example, Segment};
 
-/// The role whose turns are answers.
+/// The role of answers.
 const ANSWERS: &str = "assistant";
 
-/// Which tokens are trained on. The first one of an example never is: nothing comes before it.
+/// Which tokens are trained on. The first token of an example never is, as nothing precedes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrainOn {
-    /// Those of the answers, each with what ends its turn.
+    /// Those of the answers, each with the end of its turn.
     #[default]
     Answers,
     All,
@@ -20,18 +20,18 @@ pub enum TrainOn {
     Last,
 }
 
-/// An example as it is learned.
+/// An example in tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lesson {
     pub tokens: Vec<u32>,
-    /// Of each token whether it is trained on.
+    /// Whether each token is trained on.
     pub trained: Vec<bool>,
-    /// Whether a token has the end of one text and the beginning of the next in it.
+    /// Whether a token spans the end of one text and the start of the next.
     pub joined: bool,
 }
 
 impl Lesson {
-    /// All of a text.
+    /// A text learned whole.
     pub fn whole(tokens: Vec<u32>) -> Lesson {
         let trained = (0..tokens.len()).map(|token| token > 0).collect();
         Lesson { tokens, trained, joined: false }
@@ -41,19 +41,19 @@ impl Lesson {
 /// How conversations become lessons.
 #[derive(Debug)]
 pub struct Conversations {
-    /// That of the model, unless texts are laid one after the other.
+    /// The model's chat template, unless texts are concatenated.
     pub chat: Option<ChatTemplate>,
     pub train_on: TrainOn,
-    /// Ends what is laid one after the other.
+    /// The token that ends concatenated texts.
     pub eos: Option<u32>,
 }
 
 impl Conversations {
-    /// Errors: what the model is asked ends within a token of what it would learn, whatever the answer is.
+    /// Errors: whatever the answer is, the prompt ends within a token of what is learned.
     pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
         let Some(chat) = self.chat.as_ref().filter(|_| self.train_on != TrainOn::All) else { return Ok(()) };
         let turns = ["user", ANSWERS].map(|role| Message { role, content: "Good." });
-        // Templates that refuse these turns say so for those of the examples, too.
+        // A template that refuses these turns will report it for the examples, too.
         let (Ok(asked), Ok(whole)) = (chat.render(&turns[..1]), chat.render_answered(&turns)) else { return Ok(()) };
         let begin = Beginning { chat, tokenizer, turn: 1, text: &asked };
         match begin.within(&whole, &tokenizer.encode_plain(&whole)?) {
@@ -65,10 +65,10 @@ impl Conversations {
         }
     }
 
-    /// The turns in the chat template; without one the texts of the example one after the other, and eos.
+    /// The turns in the chat template, or without one the example's texts one after the other, then eos.
     ///
-    /// Errors: turns that have no other form where there is no template; what the template refuses; a template that writes
-    /// the beginning of a conversation otherwise when more follows.
+    /// Errors: turns that cannot do without a template; anything the template refuses; a template that writes the start
+    /// of a conversation differently when more follows.
     pub fn lesson(&self, tokenizer: &Tokenizer, example: &Example) -> Result<Lesson> {
         let mut lesson = match &self.chat {
             Some(chat) if !example.messages.is_empty() => self.rendered(chat, tokenizer, &example.messages)?,
@@ -91,7 +91,7 @@ impl Conversations {
         let whole = chat.render_answered(&messages)?;
         let tokens = tokenizer.encode_plain(&whole)?;
         let (mut trained, mut joined) = (vec![self.train_on == TrainOn::All; tokens.len()], false);
-        // Nothing asks for an answer that begins a conversation: it is read alone.
+        // An answer that begins a conversation has no prompt: it is only read.
         let answers = turns.iter().enumerate().skip(1).filter(|(_, turn)| turn.role == ANSWERS && !turn.context);
         for turn in self.chosen(answers.map(|(turn, _)| turn).collect()) {
             let mut tokens_of = |text: String| -> Result<usize> {
@@ -138,7 +138,7 @@ impl Conversations {
         ends.push(tokens.len());
         let learned = segments.iter().enumerate().filter(|(_, segment)| segment.trained);
         for segment in self.chosen(learned.map(|(segment, _)| segment).collect()) {
-            // One that lies within a token has none of its own.
+            // A segment within a single token has no token of its own.
             if let Some(own) = trained.get_mut(ends[segment]..ends[segment + 1]) {
                 own.fill(true);
             }
@@ -146,7 +146,7 @@ impl Conversations {
         Ok(Lesson { tokens, trained, joined })
     }
 
-    /// The answers that are trained on, of all; none where all tokens are.
+    /// The answers to train on; none if all tokens are trained on.
     fn chosen(&self, mut answers: Vec<usize>) -> Vec<usize> {
         match self.train_on {
             TrainOn::Answers => answers,
@@ -156,12 +156,12 @@ impl Conversations {
     }
 }
 
-/// Tokens that two texts have in common at their beginning.
+/// Length of the common prefix of two token sequences.
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// The beginning of a conversation, up to or with the answer in `turn`.
+/// The start of a conversation, up to or including the answer in `turn`.
 struct Beginning<'a> {
     chat: &'a ChatTemplate,
     tokenizer: &'a Tokenizer,
@@ -170,9 +170,9 @@ struct Beginning<'a> {
 }
 
 impl Beginning<'_> {
-    /// How many of the `tokens` of the `whole` conversation are its own, and whether it ends within the next one.
+    /// How many of the `tokens` of the `whole` conversation belong to it, and whether it ends within the next one.
     ///
-    /// Errors: the whole does not begin so.
+    /// Errors: the whole does not start like this.
     fn within(&self, whole: &str, tokens: &[u32]) -> Result<(usize, bool)> {
         let own = self.tokenizer.encode_plain(self.text)?;
         let at = common(&own, tokens);
@@ -184,7 +184,7 @@ impl Beginning<'_> {
             None => "its end".to_owned(),
         };
         Err(self.chat.unfit(&format!(
-            "is not prefix-stable: it writes the beginning of a conversation otherwise when more follows. Around the answer \
+            "is not prefix-stable: it writes the start of a conversation differently when more follows. Around the answer \
              in turn {}, token {} is {} in the beginning and {} in the whole, so it is not known which tokens are the \
              answer; take --train-on last or all, data without such turns, or another template",
             self.turn + 1,

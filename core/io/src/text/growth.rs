@@ -1,15 +1,15 @@
-//! How long the parts of a `tokenizer.json` can make a text: a few of them, each of which replaces a letter by ten, make
-//! gigabytes of a word. A bound is known from the file alone, before any text is encoded.
+//! Bounds how much a `tokenizer.json` can lengthen a text: a few steps that each replace a letter by ten turn a word
+//! into gigabytes. The bound follows from the file alone, before any text is encoded.
 
 use serde_json::Value;
 
-/// Bytes that a text may become on its way to the model of the tokenizer; each takes 16 bytes more for its origin.
+/// Size limit of a text on its way to the tokenizer's model; each byte takes 16 more for its origin.
 pub const LARGEST: f64 = (64 << 20) as f64;
 
-/// Tokens that may be put around a text.
+/// The most tokens added around a text.
 const AROUND: f64 = 4096.0;
 
-/// At most `factor * bytes + added` bytes come out for `bytes` that go in.
+/// For an input of `bytes`, the output has at most `factor * bytes + added`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Growth {
     factor: f64,
@@ -37,9 +37,9 @@ impl Growth {
         ((LARGEST - self.added) / self.factor).max(0.0)
     }
 
-    /// That of a whole file, through normalizer and pre-tokenizer.
+    /// The growth in a whole file, through normalizer and pre-tokenizer.
     ///
-    /// Errors: a post-processor that repeats the text, or puts thousands of tokens around it.
+    /// Errors: a post-processor that repeats the text, or adds thousands of tokens around it.
     pub fn of(file: &Value) -> Result<Growth, String> {
         let (repeats, around) = post_processor(&file["post_processor"]);
         if repeats > 1.0 || around > AROUND {
@@ -65,11 +65,11 @@ fn part(value: &Value) -> Growth {
         "Replace" => replace(value),
         "Prepend" => Growth { factor: 1.0, added: length(&value["prepend"]) },
         "Precompiled" => precompiled(value),
-        // A space in front, and each byte as a letter of up to two bytes.
+        // Adds a space, and turns each byte into a letter of up to two bytes.
         "ByteLevel" => Growth { factor: 2.0, added: 2.0 },
-        // The replacement of a space is a letter.
+        // Replaces a space by one letter.
         "Metaspace" => Growth { factor: 4.0, added: 4.0 },
-        // They cut, and change nothing.
+        // These split without changing the text.
         "Split" | "Whitespace" | "WhitespaceSplit" | "Punctuation" | "Digits" | "CharDelimiterSplit"
         | "BertPreTokenizer" | "UnicodeScripts" | "FixedLength" | "Strip" | "StripAccents" => Growth::NONE,
         "" if value.is_null() => Growth::NONE,
@@ -87,7 +87,7 @@ fn replace(value: &Value) -> Growth {
     }
 }
 
-/// A map of SentencePiece: the texts that it puts in place of others stand behind its index, each with a zero at its end.
+/// A SentencePiece map: the replacement texts follow its index, each ended by a zero.
 fn precompiled(value: &Value) -> Growth {
     let bytes = base64(value["precompiled_charsmap"].as_str().unwrap_or_default());
     let index = bytes.first_chunk().map_or(0, |size: &[u8; 4]| u32::from_le_bytes(*size) as usize);
@@ -96,7 +96,7 @@ fn precompiled(value: &Value) -> Growth {
     Growth::times(longest as f64)
 }
 
-/// The bytes of a base64 text; other characters are passed over.
+/// Decodes base64, skipping other characters.
 fn base64(text: &str) -> Vec<u8> {
     let (mut bytes, mut bits, mut count) = (Vec::with_capacity(text.len() / 4 * 3), 0u32, 0);
     for c in text.bytes() {
@@ -117,7 +117,7 @@ fn base64(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// How often a post-processor gives each text, and how many tokens it adds.
+/// How often a post-processor repeats each text, and how many tokens it adds.
 fn post_processor(value: &Value) -> (f64, f64) {
     if value["type"] == "Sequence" {
         let all = list(value, "processors").iter().map(post_processor);

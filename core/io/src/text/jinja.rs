@@ -1,7 +1,7 @@
-//! Jinja as chat templates need it: rendered as transformers does, on limited fuel and into a bounded text.
+//! Jinja for chat templates: rendered as in transformers, with limited fuel and bounded output.
 //!
-//! What one instruction may allocate and how deeply a template nests is not limited here, as the engine has no hook for it:
-//! the process that renders untrusted templates is ([`super::renderer`]).
+//! The engine has no hooks to limit the memory of one instruction or the depth of nesting, so the process that renders
+//! untrusted templates is limited instead ([`super::renderer`]).
 
 use super::Message;
 use chrono::{DateTime, Local};
@@ -12,33 +12,33 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-/// Instructions that rendering this many turns may take; the longest published templates need some hundreds per turn.
+/// The most instructions of a rendering; the longest published templates need some hundreds per turn.
 const FUEL: u64 = 50_000;
 const TURNS: usize = 16;
-/// Depth of macros and blocks.
+/// The deepest nesting of macros and blocks.
 const RECURSION: usize = 64;
-/// Bytes of a template, of which the longest published ones have some 20,000.
+/// Size limit of a template in bytes; the longest published ones have about 20,000.
 const LARGEST: usize = 1 << 18;
-/// Lists in lists of a value that is written.
+/// The deepest nesting of lists in a printed value.
 const DEPTH: usize = 64;
-/// Spaces of a level of JSON.
+/// The most spaces per level of JSON.
 const INDENT: usize = 64;
-/// Bytes of a rendered conversation: more than a longest line of data in the widest of formats.
+/// Size limit of a rendered conversation in bytes, well above the longest line of data.
 const LONGEST: usize = 1 << 24;
 const NAME: &str = "chat_template";
 
-/// A template that was understood.
+/// A parsed template.
 #[derive(Debug)]
 pub struct Jinja {
     environment: Environment<'static>,
-    /// `bos_token` and the like.
+    /// `bos_token` and other special tokens.
     tokens: BTreeMap<String, String>,
 }
 
 impl Jinja {
-    /// `now` is the time that `strftime_now` shows, in seconds since 1970.
+    /// `now` is the time for `strftime_now`, in seconds since 1970.
     ///
-    /// Errors: a template that is too long or not understood.
+    /// Errors: a template that is too long or cannot be parsed.
     pub fn new(template: &str, tokens: BTreeMap<String, String>, now: i64) -> Result<Jinja, String> {
         if template.len() > LARGEST {
             return Err(format!("has {} bytes, more than {LARGEST}", template.len()));
@@ -59,9 +59,9 @@ impl Jinja {
         Ok(Jinja { environment, tokens })
     }
 
-    /// The conversation; with `add_generation_prompt` as the model expects it before its answer.
+    /// Renders the conversation; with `add_generation_prompt`, as the model expects it before its answer.
     ///
-    /// Errors: what the template refuses, and a template that runs too long.
+    /// Errors: anything the template refuses; a template that runs too long.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
         let tokens = Value::from_serialize(&self.tokens);
         let input = context! {
@@ -78,9 +78,9 @@ impl Jinja {
             let line = e.line().map(|line| format!(" in line {line}")).unwrap_or_default();
             let what = match (e.kind(), e.detail()) {
                 (ErrorKind::WriteFailure, _) => {
-                    format!("writes more than {LONGEST} bytes or {DEPTH} levels; it is not one for this model")
+                    format!("writes more than {LONGEST} bytes or {DEPTH} levels; it does not belong to this model")
                 }
-                (ErrorKind::OutOfFuel, _) => "runs too long; it is not one for this model".to_owned(),
+                (ErrorKind::OutOfFuel, _) => "runs too long; it does not belong to this model".to_owned(),
                 (_, Some(detail)) => detail.to_owned(),
                 _ => e.to_string(),
             };
@@ -90,7 +90,7 @@ impl Jinja {
     }
 }
 
-/// A text of at most [`LONGEST`] bytes.
+/// Output of at most [`LONGEST`] bytes.
 struct Bounded(Vec<u8>);
 
 impl std::io::Write for Bounded {
@@ -113,8 +113,8 @@ impl Write for Bounded {
     }
 }
 
-/// Without the marks of what the assistant says, which matter to the training of chat models only; their effect on
-/// white space stays.
+/// Removes the tags that mark the assistant's text, which only matter to other trainers; keeps their effect on white
+/// space.
 fn without_generation_marks(template: &str) -> String {
     if !template.contains("generation") {
         return template.to_owned();
@@ -129,7 +129,7 @@ fn without_generation_marks(template: &str) -> String {
     }
 }
 
-/// A backslash at the end of a line in a text of a tag joins the lines, as in Python.
+/// A backslash at the end of a line in a string literal joins the lines, as in Python.
 fn without_continued_lines(template: &str) -> String {
     match regex::Regex::new(r"(?s)\{[%{].*?[%}]\}") {
         Ok(tag) => tag.replace_all(template, |tag: &regex::Captures| tag[0].replace("\\\n", "")).into_owned(),
@@ -137,7 +137,7 @@ fn without_continued_lines(template: &str) -> String {
     }
 }
 
-/// Methods of Python's values: those of minijinja-contrib, and some more of texts.
+/// Methods of Python's values: those of minijinja-contrib, and some more for strings.
 fn python_method(state: &State, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
     let (Some(text), Some(part)) = (value.as_str(), args.first().and_then(Value::as_str)) else {
         return unknown_method_callback(state, value, method, args);
@@ -182,7 +182,7 @@ fn strftime(now: i64, format: &str) -> Result<String, minijinja::Error> {
     }
 }
 
-/// `json.dumps` as transformers has it in templates: nothing is escaped but what JSON asks for.
+/// `json.dumps` as in transformers' templates: escapes only what JSON requires.
 fn tojson(value: &Value, kwargs: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let sort: Option<bool> = kwargs.get("sort_keys")?;
@@ -283,7 +283,7 @@ fn text(value: &Value) -> Result<String, minijinja::Error> {
     String::from_utf8(out.0).map_err(|e| invalid(e.to_string()))
 }
 
-/// A value as Python's `str` shows it, or as `repr` does. Errors: more than [`DEPTH`] levels.
+/// Formats a value like Python's `str`, or `repr`. Errors: more than [`DEPTH`] levels.
 fn python(out: &mut dyn Write, value: &Value, repr: bool, depth: usize) -> fmt::Result {
     if depth > DEPTH {
         return Err(fmt::Error);
@@ -362,7 +362,7 @@ mod tests {
         Jinja::new(template, BTreeMap::new(), 0).unwrap()
     }
 
-    /// What differs from the case, if anything does.
+    /// The difference from the expected result, if any.
     fn check(case: &Case, template: &Jinja) -> Option<String> {
         let message = |m: &'_ BTreeMap<String, String>| (m["role"].clone(), m["content"].clone());
         let owned: Vec<_> = case.messages.iter().map(message).collect();

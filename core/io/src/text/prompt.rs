@@ -1,5 +1,5 @@
-//! How examples are put to the model: as they are, or, for instruction models, in a prompt that asks for one of a few
-//! words, inside the tokenizer's chat template (section 6.3 of the SpaRTA paper).
+//! How examples are presented to the model: as they are, or, for instruction models, in a prompt that asks for one of a
+//! few words, inside the tokenizer's chat template (section 6.3 of the SpaRTA paper).
 
 use super::conversation::{Conversations, Lesson, TrainOn};
 use super::{ChatTemplate, Message, Tokenizer};
@@ -13,7 +13,7 @@ use web_time::{SystemTime, UNIX_EPOCH};
 const TEXT: &str = "{text}";
 const PAIR: &str = "{pair}";
 
-/// Asks for the answer where no chat template does.
+/// Asks for the answer if there is no chat template.
 const ANSWER: &str = "\nAnswer:";
 
 /// The prompt of a run.
@@ -23,19 +23,19 @@ pub struct Instruct {
     pub prompt: Option<String>,
     /// A word for each label, in their order; `None`: the task's.
     pub verbalizers: Option<Vec<String>>,
-    /// The time that chat templates with a date show, in seconds since 1970: stored, so that a trained model is asked
-    /// later as it was trained.
+    /// The time for chat templates that show a date, in seconds since 1970: stored, so that a trained model is later
+    /// prompted as in training.
     pub now: i64,
 }
 
 impl Instruct {
-    /// A prompt and words, or the task's own, asked now.
+    /// A prompt and words, or the task's own, with the current time.
     pub fn new(prompt: Option<String>, verbalizers: Option<Vec<String>>) -> Instruct {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         Instruct { prompt, verbalizers, now }
     }
 
-    /// With the task's own where nothing is given. Errors: the task has no prompt; texts that do not fit its labels.
+    /// Fills in the task's own prompt and words. Errors: the task has none; words that do not match its labels.
     fn resolve(&self, task: &TaskInfo, chat: bool) -> Result<(String, Vec<String>)> {
         let own = task.prompt.as_ref();
         let none = |what: &str| Error::Usage(format!("task {} has no {what} of its own; give --{what}", task.id));
@@ -62,25 +62,24 @@ impl Instruct {
     }
 }
 
-/// Which token is padding. A text is read up to its last token that is not padding, as transformers'
-/// `ForSequenceClassification` reads it.
+/// The padding token. A text is read up to its last other token, as in transformers' `ForSequenceClassification`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Padding {
     /// This token, or none.
     Is(Option<u32>),
-    /// That of the tokenizer's files.
+    /// The one named in the tokenizer's files.
     OfTokenizer,
 }
 
 impl Padding {
-    /// That of `config.json`, where it has one; else that of the tokenizer, which a merged model's then has.
+    /// The one in `config.json`, if any; else the tokenizer's, which a merged model's configuration then gets.
     pub fn of_adapter(config: Option<u32>) -> Padding {
         config.map_or(Padding::OfTokenizer, |id| Padding::Is(Some(id)))
     }
 }
 
-/// Leaves out the padding at the end of a text, which nothing before it depends on. Of a text of padding alone the first
-/// token stays, which is what transformers then reads.
+/// Removes the padding at the end of a text, on which nothing before depends. A text of nothing but padding keeps its
+/// first token, which is the one that transformers reads.
 pub fn without_padding(tokens: &mut Vec<u32>, pad: Option<u32>) {
     let last = tokens.iter().rposition(|&token| Some(token) != pad).unwrap_or(0);
     tokens.truncate(last + 1);
@@ -93,7 +92,7 @@ pub struct Encoder {
     pad: Option<u32>,
     instruct: Option<Instruct>,
     prompt: Option<Prompt>,
-    /// Where tokens are learned.
+    /// For tasks that learn tokens.
     conversations: Option<Conversations>,
 }
 
@@ -101,15 +100,15 @@ pub struct Encoder {
 struct Prompt {
     text: String,
     chat: Option<ChatTemplate>,
-    /// Tokens that follow the example, whatever it is.
+    /// Number of tokens that follow the example, whatever it is.
     tail: usize,
     verbalizers: Vec<Verbalizer>,
 }
 
-/// How an instruction model is asked.
+/// The prompt of an instruction model, for the plan.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PromptPlan {
-    /// One example, as it is given to the tokenizer.
+    /// An example as passed to the tokenizer.
     pub example: String,
     pub words: Vec<Verbalizer>,
 }
@@ -118,16 +117,16 @@ pub struct PromptPlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verbalizer {
     pub label: String,
-    /// As it follows the prompt.
+    /// The word as it follows the prompt.
     pub text: String,
     pub token: u32,
 }
 
 impl Encoder {
-    /// For a model directory and a task, with the prompt that `instruct` asks for.
+    /// Opens the tokenizer of a model directory for a task, with the prompt of `instruct`.
     ///
-    /// Errors: those of tokenizer and chat template; a prompt or verbalizers that do not fit the task; a verbalizer of
-    /// several tokens, or two that begin alike, with the tokens.
+    /// Errors: those of tokenizer and chat template; a prompt or verbalizers that do not suit the task; a verbalizer of
+    /// several tokens, or two with the same token.
     pub fn open(dir: &Path, padding: Padding, task: &TaskInfo, instruct: Option<&Instruct>) -> Result<Encoder> {
         let Some(given) = instruct else { return Self::stored(dir, padding, None) };
         let chat = ChatTemplate::open(dir, given.now)?;
@@ -142,7 +141,7 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// For a model directory and the prompt that a run stored; the words are no longer needed.
+    /// Opens the tokenizer of a model directory with the stored prompt of a run; its words are no longer needed.
     pub fn stored(dir: &Path, padding: Padding, instruct: Option<&Instruct>) -> Result<Encoder> {
         let tokenizer = Tokenizer::open(dir)?;
         let pad = match padding {
@@ -160,10 +159,10 @@ impl Encoder {
         Ok(encoder)
     }
 
-    /// For a model directory and a task whose tokens are learned, with the model's chat template where `instruct` asks for
-    /// it. `eos` ends a text where the tokenizer's files do not name another token.
+    /// Opens the tokenizer of a model directory for a task that learns tokens, with the model's chat template if
+    /// `instruct` asks for it. `eos` ends a text, unless the tokenizer's files name another token.
     ///
-    /// Errors: those of tokenizer and chat template; there is no template; those of [`Conversations::check`].
+    /// Errors: those of tokenizer and chat template; no template; those of [`Conversations::check`].
     pub fn of_lessons(dir: &Path, instruct: Option<&Instruct>, train_on: TrainOn, eos: Option<u32>) -> Result<Encoder> {
         let tokenizer = Tokenizer::open(dir)?;
         let (mut chat, mut stored) = (None, None);
@@ -182,7 +181,7 @@ impl Encoder {
         Ok(Encoder { tokenizer, pad: None, instruct: stored, prompt: None, conversations })
     }
 
-    /// The prompt with all that was left to the task, as it is stored.
+    /// The resolved prompt, as it is stored.
     pub fn instruct(&self) -> Option<&Instruct> {
         self.instruct.as_ref()
     }
@@ -196,15 +195,15 @@ impl Encoder {
         self.prompt.as_ref().map_or(&[], |prompt| &prompt.verbalizers)
     }
 
-    /// How this example is asked, to be shown. `None` without a prompt.
+    /// This example in its prompt, for the plan. `None` without a prompt.
     pub fn plan(&self, example: &Example) -> Result<Option<PromptPlan>> {
         let Some(prompt) = &self.prompt else { return Ok(None) };
         let example = prompt.render(&example.text, example.pair.as_deref())?;
         Ok(Some(PromptPlan { example, words: prompt.verbalizers.clone() }))
     }
 
-    /// Token ids of an example up to the one that is read. What the chat template writes itself, like `<bos>`, is not added
-    /// again.
+    /// Token ids of an example up to the one that is read. Special tokens written by the chat template, such as
+    /// `<bos>`, are not added again.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
         let mut tokens = match &self.prompt {
             None => self.tokenizer.encode(text, pair)?,
@@ -214,12 +213,12 @@ impl Encoder {
         Ok(tokens)
     }
 
-    /// As [`Encoder::lesson`], for many examples in parallel; results are in order.
+    /// As [`Encoder::lesson`], for many examples in parallel; keeps their order.
     pub fn lessons(&self, examples: &[&Example]) -> Vec<Result<Lesson>> {
         examples.par_iter().map(|example| self.lesson(example)).collect()
     }
 
-    /// The tokens of an example that are learned: all of a text, and what is to be of a conversation.
+    /// The tokens of an example, with those to learn: all of a text, or the selected part of a conversation.
     ///
     /// Errors: those of [`Conversations::lesson`].
     pub fn lesson(&self, example: &Example) -> Result<Lesson> {
@@ -231,7 +230,7 @@ impl Encoder {
         }
     }
 
-    /// Cuts an example to `length` tokens: at its end, or before the end of the prompt, which asks for the answer.
+    /// Truncates an example to `length` tokens: at its end, or before the end of the prompt, which asks for the answer.
     pub fn cut(&self, tokens: &mut Vec<u32>, length: usize) {
         let excess = tokens.len().saturating_sub(length);
         let tail = self.prompt.as_ref().map_or(0, |prompt| prompt.tail).min(length);
@@ -247,7 +246,7 @@ impl Encoder {
         }
     }
 
-    /// Tokens that two unlike examples have in common at the end.
+    /// Length of the common suffix of two unlike examples.
     fn common_tail(&self, pair: bool) -> Result<usize> {
         let [first, second] = ["Good.", "why not"].map(|text| self.encode(text, pair.then_some(text)));
         let (first, second) = (first?, second?);
@@ -310,8 +309,8 @@ impl Encoder {
 
 impl Prompt {
     /// A word as it follows the prompt: after the white space that the chat template puts before an answer, or after a
-    /// space where there is no template. A template that writes something else before an answer, such as room for
-    /// thoughts, or that ignores answers, is asked for the word alone.
+    /// space without a template. The word alone if the template writes anything else before an answer, such as a place
+    /// for thoughts, or ignores answers.
     fn answer(&self, task: &TaskInfo, context: &str, word: &str) -> Result<String> {
         let Some(chat) = &self.chat else {
             let spaced = word.starts_with(char::is_whitespace) || context.ends_with(char::is_whitespace);
@@ -337,7 +336,7 @@ impl Prompt {
     }
 }
 
-/// Puts the texts into their places; what looks like a place in them stays.
+/// Substitutes the texts for their placeholders; placeholders inside the texts stay.
 fn fill(template: &str, text: &str, pair: &str) -> String {
     let mut out = String::with_capacity(template.len() + text.len() + pair.len());
     let mut rest = template;

@@ -1,6 +1,6 @@
-//! Where chat templates are rendered: in a process of their own, as a template of a few bytes can build values of any size
-//! and nest as deeply as it is long. There the stack is large, the memory limited, and a request has a deadline; whatever
-//! a template does, the worst is an error.
+//! Renders chat templates in a child process, as a template of a few bytes can build values of any size and nest as
+//! deeply as it is long. The child has a large stack, limited memory and a deadline per request, so the worst a
+//! template can cause is an error.
 //!
 //! The protocol is a line of JSON each way: a [`Request`], and `{"Ok": TEXT}` or `{"Err": MESSAGE}`.
 
@@ -14,24 +14,24 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The only argument of a renderer's process.
+/// The only argument of a renderer process.
 pub const RENDERER: &str = "render-chat-template";
 
-/// Address space for the stack of a renderer, of which pages that are not used cost nothing. A template of 256 KiB nests
-/// that deeply, with up to 2 KiB of stack a level.
+/// Address space for a renderer's stack; unused pages cost nothing. A template of 256 KiB can nest this deeply, with up
+/// to 2 KiB of stack per level.
 const STACK: usize = 1 << 30;
 
-/// What a request may take; published templates need microseconds.
+/// The time limit of a request; published templates need microseconds.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// From now on templates are rendered by `program`, which calls [`serve`] when its only argument is [`RENDERER`].
+/// Makes `program` render templates; it must call [`serve`] when its only argument is [`RENDERER`].
 ///
-/// Without this call they are rendered in this process, on the caller's stack and without a limit of memory: right for
-/// templates that are trusted.
+/// Without this call they are rendered in this process, on the caller's stack and without a memory limit, which is fine
+/// for trusted templates.
 pub fn render_apart(program: PathBuf) {
-    // Said twice, the first program stays.
+    // A second call has no effect.
     let _ = PROGRAM.set(program);
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Renderer {
 }
 
 impl Renderer {
-    /// Errors: a template that is not understood; a process that cannot be started.
+    /// Errors: a template that cannot be parsed; a process that cannot be started.
     pub fn new(template: &str, tokens: BTreeMap<String, String>, now: i64) -> Result<Renderer, String> {
         match PROGRAM.get() {
             None => Ok(Renderer::Here(Box::new(Jinja::new(template, tokens, now)?))),
@@ -103,23 +103,23 @@ impl Process {
         let mut line = serde_json::to_string(request).map_err(|e| format!("cannot be asked for: {e}"))?;
         line.push('\n');
         let mut answer = String::new();
-        // A process that has ended takes no request and gives no answer.
+        // Fails or reads nothing if the process has ended.
         let _ = self.requests.write_all(line.as_bytes()).and_then(|()| self.answers.read_line(&mut answer));
         serde_json::from_str(&answer).unwrap_or_else(|_| {
-            Err("takes more than 256 MiB of memory, or nests too deeply; it is not one for this model".into())
+            Err("takes more than 256 MiB of memory, or nests too deeply; it does not belong to this model".into())
         })
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // One that has ended already is only reaped.
+        // If it has already ended, this only reaps it.
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
-/// The part of a renderer's process: answers each line of `input` on `output` until the input ends. A request that takes
-/// too long is answered with an error and ends the process.
+/// Runs a renderer process: answers each line of `input` on `output` until the input ends. A request that takes too
+/// long is answered with an error and ends the process.
 ///
 /// Errors: no memory for the stack; pipes that break.
 pub fn serve(input: impl BufRead + Send, output: impl Write + Send + 'static) -> io::Result<()> {
@@ -144,7 +144,7 @@ fn answer_all(input: impl BufRead, output: &Mutex<impl Write>, begun: &Mutex<Opt
         *lock(begun) = None;
         respond(&mut *output, &answer)?;
     }
-    // What is dropped may nest as deeply as what was parsed: this is still the large stack.
+    // Dropped here on the large stack, as it may nest as deeply as the template.
     drop(jinja);
     Ok(())
 }
@@ -175,12 +175,14 @@ fn end_at_deadline(begun: &Mutex<Option<Instant>>, output: &Mutex<impl Write>) {
         std::thread::sleep(DEADLINE / 50);
         let late = || lock(begun).is_some_and(|begun| begun.elapsed() > DEADLINE);
         if late() {
-            // Nothing is written beside an answer that is under way.
+            // The lock keeps this from interleaving with an answer being written.
             let mut output = lock(output);
             if late() {
                 let seconds = DEADLINE.as_secs();
-                let _ =
-                    respond(&mut *output, &Err(format!("runs longer than {seconds} s; it is not one for this model")));
+                let _ = respond(
+                    &mut *output,
+                    &Err(format!("runs longer than {seconds} s; it does not belong to this model")),
+                );
                 std::process::abort();
             }
         }

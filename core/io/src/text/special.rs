@@ -1,8 +1,8 @@
-//! What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say beside `tokenizer.json`.
+//! Special tokens from `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json`, beside
+//! `tokenizer.json`.
 //!
-//! transformers 4.57 and 5 agree on the tokens that these files declare. Where they disagree, what
-//! `tokenizer_config.json` states counts, as in 4.57; in files that 5 has written (they have the key `backend`) what
-//! `tokenizer.json` does, as in 5.
+//! transformers 4.57 and 5 agree on the tokens that these files declare. Where they disagree, `tokenizer_config.json`
+//! decides, as in 4.57; in files written by 5, which have the key `backend`, `tokenizer.json` does, as in 5.
 
 use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
@@ -16,17 +16,17 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct SpecialTokens {
-    /// The tokens of [`NAMED`] that there are, by key.
+    /// The tokens of [`NAMED`] that exist, by key.
     pub named: BTreeMap<String, String>,
-    /// Tokens with an id of their own choice, which replace those of `tokenizer.json`.
+    /// Tokens with explicit ids, which replace those of `tokenizer.json`.
     pub numbered: Vec<AddedToken>,
     /// Special tokens that `tokenizer.json` may lack.
     pub special: Vec<AddedToken>,
-    /// Whether bos and eos are added, where the files override what `tokenizer.json` does.
+    /// Whether bos and eos are added, if the files override `tokenizer.json`.
     pub add: Option<Add>,
-    /// Whether special tokens in a text are taken for text.
+    /// Whether special tokens in a text are treated as text.
     pub split: bool,
-    /// Whether a space is put before a text, where the files say so.
+    /// Whether a space is put before a text, if the files say so.
     pub prefix_space: Option<PrefixSpace>,
 }
 
@@ -48,7 +48,7 @@ pub(super) enum PrefixSpace {
 impl SpecialTokens {
     /// Reads the files of a model directory; each may be missing.
     ///
-    /// Errors: a file that is no JSON object; a token that is neither a text nor an object with `content`.
+    /// Errors: a file that is not a JSON object; a token that is neither a string nor an object with `content`.
     pub fn open(dir: &Path) -> Result<SpecialTokens> {
         let (path, config) = stated(dir)?;
         let beside = |name: &str| match gguf::locate(dir)? {
@@ -82,7 +82,7 @@ impl SpecialTokens {
     }
 }
 
-/// Whether transformers 5 has written the files.
+/// Whether transformers 5 wrote the files.
 fn written_by_5(config: &Map<String, Value>) -> bool {
     config.contains_key("backend")
 }
@@ -109,7 +109,7 @@ fn file_tokens(file: Map<String, Value>, special: &[AddedToken]) -> std::result:
     Ok(tokens.into_values().collect())
 }
 
-/// The configuration with the entries of `special_tokens_map.json`, which win; its list of tokens is added.
+/// The configuration with the entries of `special_tokens_map.json`, which take precedence; its list of tokens is added.
 fn with_map(mut config: Map<String, Value>, map: Map<String, Value>) -> Map<String, Value> {
     for (key, value) in map {
         match (config.get_mut(&key), value) {
@@ -137,7 +137,7 @@ fn special_tokens(config: &Map<String, Value>) -> std::result::Result<Vec<AddedT
     tokens.into_iter().map(|token| added(token, true)).collect()
 }
 
-/// Tokens under names that a model has made up, such as `image_token`, which transformers 5 knows from any key.
+/// Tokens under a model's own keys, such as `image_token`, which transformers 5 accepts under any key.
 fn names_of_5(config: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     let own = |(key, value): &(&String, &Value)| {
         key.ends_with("_token") && !NAMED.contains(&key.as_str()) && (value.is_string() || value.is_object())
@@ -145,7 +145,7 @@ fn names_of_5(config: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     config.iter().filter(own).map(|(_, value)| value)
 }
 
-/// A token is written as a string or as an object with its text in `content`.
+/// Reads a token: a string, or an object with its text in `content`.
 fn added(value: &Value, special: bool) -> std::result::Result<AddedToken, String> {
     let content =
         content(value).ok_or_else(|| format!("{value}: expected a token, a text or an object with `content`"))?;
@@ -190,8 +190,7 @@ fn class(config: &Map<String, Value>) -> &str {
     config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default().trim_end_matches("Fast")
 }
 
-/// A JSON object from a file; empty where there is none.
-/// The contents of a model's `tokenizer_config.json`, or what a GGUF file says in its terms, and the file.
+/// The contents of a model's `tokenizer_config.json`, or of a GGUF file in these terms, and the file's path.
 pub(super) fn stated(dir: &Path) -> Result<(PathBuf, Map<String, Value>)> {
     if let Some(file) = gguf::locate(dir)? {
         let config = Gguf::open(&file)?.tokenizer_config()?;

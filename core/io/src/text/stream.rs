@@ -1,28 +1,28 @@
-//! The text of tokens as they come.
+//! Streams the text of tokens as they arrive.
 
 use super::Tokenizer;
 use crate::Result;
 
-/// Tokens of the prompt that the first new one is written after.
+/// Tokens of the prompt that are decoded together with the first new one.
 const BEFORE: usize = 8;
 
-/// Writes tokens one after the other as they are written together. Characters that several tokens make come whole.
+/// Decodes tokens one by one into the same text as all at once. Characters that span several tokens come out whole.
 pub struct TextStream<'t> {
     tokenizer: &'t Tokenizer,
-    /// The tokens that were given last, and those that wait: how a token is written depends on what is before it.
+    /// The last decoded tokens and the pending ones: the text of a token depends on those before it.
     ids: Vec<u32>,
-    /// How many of them were given.
+    /// How many of them have been decoded.
     given: usize,
 }
 
 impl<'t> TextStream<'t> {
-    /// Goes on after a prompt.
+    /// Starts after a prompt.
     pub fn after(tokenizer: &'t Tokenizer, prompt: &[u32]) -> TextStream<'t> {
         let ids = prompt[prompt.len().saturating_sub(BEFORE)..].to_vec();
         TextStream { tokenizer, given: ids.len(), ids }
     }
 
-    /// What can be written with one more token; nothing while a character is incomplete.
+    /// The text that one more token completes; empty while a character is incomplete.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let new = self.waiting()?;
@@ -34,7 +34,7 @@ impl<'t> TextStream<'t> {
         Ok(new)
     }
 
-    /// What waits at the end of the text: characters that stay incomplete, each as a replacement character.
+    /// The pending text at the end: incomplete characters, each as a replacement character.
     pub fn finish(self) -> Result<String> {
         self.waiting()
     }

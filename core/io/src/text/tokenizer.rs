@@ -18,7 +18,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::processors::template::TemplateProcessing;
 
-/// What of `tokenizer.json` can make a text longer.
+/// The parts of `tokenizer.json` that can lengthen a text.
 #[derive(Serialize, Deserialize)]
 struct Pipeline {
     normalizer: Option<Value>,
@@ -26,7 +26,7 @@ struct Pipeline {
     post_processor: Option<Value>,
 }
 
-/// `tokenizer.json` as transformers' fast tokenizers use it, without truncation and padding.
+/// `tokenizer.json` as used by transformers' fast tokenizers, without truncation and padding.
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,
@@ -34,13 +34,13 @@ pub struct Tokenizer {
     growth: Growth,
     pad_id: Option<u32>,
     eos_id: Option<u32>,
-    /// Rows of the model's embedding, once they are known.
+    /// Rows of the model's embedding, once known.
     rows: OnceLock<usize>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json`, `special_tokens_map.json` and
-    /// `added_tokens.json`; or the tokenizer in a GGUF file.
+    /// Reads `tokenizer.json` and, if they exist, `tokenizer_config.json`, `special_tokens_map.json` and
+    /// `added_tokens.json`; or the tokenizer of a GGUF file.
     ///
     /// Errors: a missing or damaged file, random merges (BPE dropout), a special token that is not in the vocabulary.
     pub fn open(dir: &Path) -> Result<Tokenizer> {
@@ -50,7 +50,7 @@ impl Tokenizer {
         let growth = Growth::of(&serde_json::json!(file)).map_err(error)?;
         let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|e| error(format!("not a tokenizer this version can read: {e}")))?;
-        // A file saved after batch encoding remembers that batch's settings; lengths are the caller's business here.
+        // A file saved after batch encoding keeps that batch's settings, but lengths are up to the caller here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
         if let ModelWrapper::BPE(bpe) = inner.get_model()
@@ -68,18 +68,18 @@ impl Tokenizer {
         let named = |key: &str| special.named.get(key).and_then(|token| inner.token_to_id(token));
         let (pad_id, eos_id) = (named("pad_token"), named("eos_token"));
         let tokenizer = Tokenizer { path, inner, growth, pad_id, eos_id, rows: OnceLock::new() };
-        // Parts of the file that do not fit together show only in use.
+        // Inconsistent parts of the file only show in use.
         tokenizer.encode("", Some(""))?;
         tokenizer.encode("", None)?;
         Ok(tokenizer)
     }
 
-    /// Whether a model has a tokenizer's file.
+    /// Whether a model has a tokenizer file.
     pub fn is_in(dir: &Path) -> bool {
         files::is_file(&dir.join("tokenizer.json")) || gguf::locate(dir).is_ok_and(|found| found.is_some())
     }
 
-    /// Ids of a text or a pair of texts with special tokens, as `AutoTokenizer(text)` and `(text, pair)` give them.
+    /// Ids of a text or a pair of texts with special tokens, as from `AutoTokenizer(text)` and `(text, pair)`.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Vec<u32>> {
         let longest = pair.filter(|pair| pair.len() > text.len()).unwrap_or(text);
         self.ids(longest, || match pair {
@@ -88,16 +88,16 @@ impl Tokenizer {
         })
     }
 
-    /// Ids of a text that has its special tokens in it, as `AutoTokenizer(text, add_special_tokens=False)` gives them.
+    /// Ids of a text that contains its special tokens, as from `AutoTokenizer(text, add_special_tokens=False)`.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         self.ids(text, || self.inner.encode_fast(text, false))
     }
 
-    /// `text` is the longest text that `encode` encodes.
+    /// Runs `encode`, whose longest text is `text`.
     fn ids(&self, text: &str, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<u32>> {
         if !self.growth.allows(text.len()) {
             return Err(Error::Tokenizer(format!(
-                "{}: its normalizer and pre_tokenizer can make more than {} MiB of a text of more than {:.0} bytes, and there \
+                "{}: its normalizer and pre_tokenizer can make more than {} MiB from a text of more than {:.0} bytes, and there \
                  is one of {}; use the model's own tokenizer, or shorter texts",
                 self.path.display(),
                 LARGEST as u64 >> 20,
@@ -127,17 +127,17 @@ impl Tokenizer {
             .map_err(|e| Error::Tokenizer(format!("{}: cannot write the tokens {ids:?}: {e}", self.path.display())))
     }
 
-    /// Whether an id is that of a special token.
+    /// Whether this is the id of a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// The token of an id, as it is written in the vocabulary.
+    /// The token of an id, as written in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether an id stands for what is not in the vocabulary.
+    /// Whether this is the id of the unknown token.
     pub fn is_unknown(&self, id: u32) -> bool {
         let unknown = match self.inner.get_model() {
             ModelWrapper::BPE(model) => model.unk_token.clone(),
@@ -148,15 +148,15 @@ impl Tokenizer {
         unknown.and_then(|token| self.inner.token_to_id(&token)) == Some(id)
     }
 
-    /// As [`Tokenizer::encode`], for many texts in parallel; results are in order.
+    /// As [`Tokenizer::encode`], for many texts in parallel; keeps their order.
     pub fn encode_batch(&self, inputs: &[(&str, Option<&str>)]) -> Result<Vec<Vec<u32>>> {
         inputs.par_iter().map(|(text, pair)| self.encode(text, *pair)).collect()
     }
 
-    /// Checks that every id of the vocabulary is a row of the model's embedding. Tokens that are added to it may lie beyond, as
-    /// that of images does in Gemma 3 of 1B, which reads none: from now on a text with such a token is an error.
+    /// Checks that every id of the vocabulary has a row in the model's embedding. Added tokens may lie beyond, like the
+    /// image token in the text-only Gemma 3 1B: encoding a text with such a token is an error from then on.
     pub fn check_vocab(&self, vocab_size: usize) -> Result<()> {
-        // Two models are not read with one tokenizer.
+        // A tokenizer serves only one model.
         self.rows.get_or_init(|| vocab_size);
         let added = self.inner.get_added_vocabulary().get_vocab();
         let own = self.inner.get_vocab(true).into_iter().filter(|(token, _)| !added.contains_key(token));
@@ -180,23 +180,23 @@ impl Tokenizer {
         self.len() == 0
     }
 
-    /// The id of the padding token that the tokenizer's files name.
+    /// The id of the padding token named in the tokenizer's files.
     pub fn pad_id(&self) -> Option<u32> {
         self.pad_id
     }
 
-    /// The id of the token for the end of a text that the tokenizer's files name.
+    /// The id of the end-of-text token named in the tokenizer's files.
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
     }
 }
 
 thread_local! {
-    /// Whether a panic of this thread will be caught and become an error: it prints nothing then.
+    /// Whether a panic of this thread will be caught, and should not be printed.
     static CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The tokenizers crate panics on some files that contradict themselves: to the user that is an error like any other.
+/// The tokenizers crate panics on some inconsistent files; users should get an ordinary error.
 fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -216,7 +216,7 @@ fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result
     }
 }
 
-/// Adds what the files beside `tokenizer.json` declare, as transformers does.
+/// Adds the tokens declared in the files beside `tokenizer.json`, as transformers does.
 fn declare(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens) -> std::result::Result<(), String> {
     inner.add_tokens(special.numbered.clone()).map_err(|e| e.to_string())?;
     let known: HashSet<String> = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
@@ -226,13 +226,13 @@ fn declare(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens) -> std::r
     special.prefix_space.map_or(Ok(()), |space| set_prefix_space(inner, space))
 }
 
-/// Errors: `add_prefix_space` contradicts `tokenizer.json` in a way that the versions of transformers read differently.
+/// Errors: `add_prefix_space` contradicts `tokenizer.json` in a way that versions of transformers resolve differently.
 fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> std::result::Result<(), String> {
     let mut pre_tokenizer = inner.get_pre_tokenizer().cloned();
     let prepended = matches!(inner.get_normalizer(), Some(normalizer) if prepends(normalizer));
     let contradiction = |wanted: bool| {
         Err(format!(
-            "add_prefix_space is {wanted} in tokenizer_config.json, and this file does otherwise; versions of transformers \
+            "add_prefix_space is {wanted} in tokenizer_config.json, but this file disagrees; versions of transformers \
              differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
         ))
     };
@@ -255,7 +255,7 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> st
     Ok(())
 }
 
-/// Whether a normalizer puts something before the text.
+/// Whether a normalizer prepends something to the text.
 fn prepends(normalizer: &NormalizerWrapper) -> bool {
     match normalizer {
         NormalizerWrapper::Prepend(_) => true,
@@ -264,7 +264,7 @@ fn prepends(normalizer: &NormalizerWrapper) -> bool {
     }
 }
 
-/// `bos A eos` and `bos A eos bos B eos`, each special token only where `add` asks for it.
+/// `bos A eos` and `bos A eos bos B eos`, each special token only if `add` asks for it.
 fn template(
     tokenizer: &tokenizers::Tokenizer,
     special: &SpecialTokens,
@@ -294,7 +294,7 @@ fn template(
         .map_err(|e| e.to_string())
 }
 
-/// The contents of a model's `tokenizer.json`, and the file that has them.
+/// The contents of a model's `tokenizer.json`, and the file's path.
 fn file(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let path = dir.join("tokenizer.json");
     if let Some(file) = gguf::locate(dir)? {
@@ -315,7 +315,7 @@ fn file(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
 fn not_found(dir: &Path) -> String {
     match ["tokenizer.model", "tekken.json", "vocab.json"].iter().find(|name| files::is_file(&dir.join(name))) {
         Some(other) => format!(
-            "no such file; there is {other}, which is not read. Convert it: in Python, \
+            "no such file; there is {other}, which is not supported. Convert it: in Python, \
              `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
         ),
         None => "no such file; download it with the model".into(),
@@ -441,13 +441,13 @@ mod tests {
         }
     }
 
-    /// A directory, and what transformers makes of it: see testdata/make_tokenizer_cases.py.
+    /// A directory, and transformers' ids for it: see testdata/make_tokenizer_cases.py.
     #[derive(serde::Deserialize)]
     struct Case {
         #[serde(flatten)]
         files: BTreeMap<String, Value>,
         texts: Vec<String>,
-        /// The version whose ids count: `4` or `5` where they differ.
+        /// The version of transformers whose ids are right: `4` or `5` where they differ.
         counts: String,
     }
 
@@ -503,7 +503,7 @@ mod tests {
         assert!(text.contains("\"film\"") && text.contains("id 6") && text.contains("6 embeddings"), "{text}");
     }
 
-    /// The token of images in Gemma 3 of 1B is added behind the rows of its embedding.
+    /// The image token of Gemma 3 1B lies beyond the rows of its embedding.
     #[test]
     fn an_added_token_beyond_the_embedding_is_refused_in_texts() {
         let mut file = tiny();

@@ -15,31 +15,32 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a model directory by their Hugging Face names. Names of the backbone always begin with `model.`,
-/// also where the files hold a bare backbone without that prefix, or a model whose text part has names of its own.
+/// even if the files hold a bare backbone without that prefix, or a multimodal model whose text part has other names.
 #[derive(Debug)]
 pub struct Weights {
     dir: PathBuf,
     files: Vec<TensorFile>,
-    /// The model, where it is in a GGUF file; there are no other files then.
+    /// The model, if it is a GGUF file; there are no other files then.
     gguf: Option<Gguf>,
-    /// The type of values that are stored in blocks.
+    /// The type to which values stored in blocks are decoded.
     decoded: DType,
     tensors: BTreeMap<String, Slot>,
 }
 
 #[derive(Debug)]
 struct Slot {
-    /// Of the files.
+    /// Position among the files.
     file: usize,
-    /// The name inside the file; of a GGUF file the one that it would have elsewhere.
+    /// The name inside the file; for a GGUF file, the Hugging Face name.
     name: String,
     dtype: DType,
-    /// Its values in another order of rows.
+    /// Its values with reordered rows.
     reordered: Option<(DType, Vec<u8>)>,
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or else the shards of `model.safetensors.index.json`, or a GGUF file. Only headers are read.
+    /// Opens `model.safetensors`, or else the shards of `model.safetensors.index.json`, or a GGUF file. Only headers
+    /// are read.
     ///
     /// Errors name file and tensor: nothing to open, a damaged file, an index that disagrees with its shards or points
     /// outside the directory, a tensor in two shards, a dtype other than f32, bf16, f16.
@@ -49,7 +50,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// [`Weights::open`] for what works without weights, too: where there are none, no tensors.
+    /// As [`Weights::open`], but a directory without weights gives no tensors.
     pub fn find(dir: impl Into<PathBuf>) -> Result<Weights> {
         let dir = dir.into();
         if let Some(file) = gguf::locate(&dir)? {
@@ -73,7 +74,7 @@ impl Weights {
         Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, tensors }
     }
 
-    /// Errors: the directory has no weights; what it has instead.
+    /// Errors: the directory has no weights; says what it has instead.
     pub fn check_present(&self) -> Result<()> {
         if self.is_absent() { Err(nothing_found(&self.dir)) } else { Ok(()) }
     }
@@ -107,12 +108,12 @@ impl Weights {
         })
     }
 
-    /// Rounds values that are stored in blocks to this float type from now on; they are f32 before.
+    /// Sets the float type to which values stored in blocks are decoded; f32 by default.
     pub fn decode_as(&mut self, dtype: DType) {
         self.decoded = dtype;
     }
 
-    /// Gives back the memory that reading a tensor took; it is read again when needed.
+    /// Releases the memory of a tensor that was read; it is read again when needed.
     pub fn forget(&self, name: &str) {
         match (self.tensors.get(name), &self.gguf) {
             (Some(slot), Some(gguf)) => gguf.forget(&slot.name),
@@ -121,14 +122,14 @@ impl Weights {
         }
     }
 
-    /// Leaves a tensor out from now on: something else stands for it.
+    /// Removes a tensor, which something else replaces.
     pub fn remove(&mut self, name: &str) {
         self.tensors.remove(name);
     }
 
-    /// Puts the rows of a tensor into another order from now on: row i is the stored row `order[i]`.
+    /// Reorders the rows of a tensor: row i becomes the stored row `order[i]`.
     ///
-    /// Errors: there is no such tensor or row.
+    /// Errors: no such tensor or row.
     pub fn reorder_rows(&mut self, name: &str, order: &[usize]) -> Result<()> {
         let rows = self.get(name).and_then(|view| {
             let width = view.shape.iter().skip(1).product::<usize>();
@@ -142,7 +143,7 @@ impl Weights {
         Ok(())
     }
 
-    /// What the files call a tensor.
+    /// The name of a tensor in the files.
     pub fn stored_name(&self, name: &str) -> Option<&str> {
         let slot = self.tensors.get(name)?;
         match &self.gguf {
@@ -160,7 +161,7 @@ impl Weights {
         }
     }
 
-    /// Bytes of all values.
+    /// Size of all values in bytes.
     pub fn bytes(&self) -> u64 {
         self.names().filter_map(|name| self.get(name)).map(|t| t.size() as u64).sum()
     }
@@ -189,7 +190,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The files of an index, checked against it.
+/// Opens the files of an index, checked against it.
 fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
     let path = dir.join(INDEX);
     let error = |what: String| Error::Weights(format!("{}: {what}", path.display()));
@@ -207,14 +208,14 @@ fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
         }
         if !is_plain_file_name(name) {
             return Err(error(format!(
-                "tensor `{tensor}` is said to be in {name:?}; only names of .safetensors files in the same directory \
+                "the index puts tensor `{tensor}` in {name:?}; only .safetensors files in the same directory \
                  are allowed"
             )));
         }
         let file = dir.join(name);
         if !files::is_file(&file) {
             return Err(error(format!(
-                "tensor `{tensor}` is said to be in {name}, which is missing; download the file"
+                "the index puts tensor `{tensor}` in {name}, which is missing; download this file"
             )));
         }
         files.insert(name, TensorFile::open(file)?);
@@ -226,16 +227,16 @@ fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
         let elsewhere = files.iter().find(|(_, file)| file.get(tensor).is_some());
         return Err(error(match elsewhere {
             Some((other, _)) => {
-                format!("tensor `{tensor}` is said to be in {name} but is in {other}")
+                format!("the index puts tensor `{tensor}` in {name}, but it is in {other}")
             }
-            None => format!("tensor `{tensor}` is said to be in {name} but is in no file"),
+            None => format!("the index puts tensor `{tensor}` in {name}, but it is in no file"),
         }));
     }
     Ok(files.into_values().collect())
 }
 
-/// One component, so that a downloaded index cannot make us read elsewhere. Links are followed: the hub's own cache
-/// is made of them.
+/// Whether a name has a single component, so that a downloaded index cannot make us read elsewhere. Links are followed,
+/// as the hub's cache is made of them.
 fn is_plain_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!(parts.next(), Some(Component::Normal(part)) if part == name)
@@ -254,7 +255,7 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
             let error = |what: String| Error::Weights(format!("{}: {what}", file.path().display()));
             let dtype = weight_dtype(view.dtype).ok_or_else(|| {
                 error(format!(
-                    "tensor `{name}` has dtype {:?}; supported are F32, BF16 and F16. Quantised checkpoints cannot be \
+                    "tensor `{name}` has dtype {:?}; supported are F32, BF16 and F16. Quantized checkpoints cannot be \
                      trained: use the original model, or convert the file",
                     view.dtype
                 ))
@@ -274,8 +275,8 @@ fn collect(files: &[TensorFile]) -> Result<BTreeMap<String, Slot>> {
     Ok(tensors)
 }
 
-/// A name as a text model has it: the text part of a model that also reads images is called `language_model`, where
-/// published checkpoints have it and where transformers has it in memory.
+/// A name as in a text model: the text part of a multimodal model is under `language_model`, both in published
+/// checkpoints and in transformers' modules.
 fn of_text(name: &str) -> Cow<'_, str> {
     for inside in ["language_model.model.", "model.language_model."] {
         if let Some(rest) = name.strip_prefix(inside) {
@@ -294,7 +295,7 @@ fn weight_dtype(dtype: Dtype) -> Option<DType> {
     }
 }
 
-/// Says what is there instead of the weights.
+/// The error for missing weights; says what is there instead.
 fn nothing_found(dir: &Path) -> Error {
     let entries = match files::list(dir) {
         Ok(entries) => entries,
@@ -311,7 +312,7 @@ fn nothing_found(dir: &Path) -> Error {
              `AutoModelForCausalLM.from_pretrained(dir).save_pretrained(out, safe_serialization=True)`"
         )
     } else if let Some(name) = ending(&[".gguf"]) {
-        format!("there is {name}, a model of its own: give the path of this file")
+        format!("there is {name}, which is a complete model: give the path of this file")
     } else {
         format!("the directory has {} other entries", names.len())
     };

@@ -21,7 +21,7 @@ pub struct TensorFile {
 struct Entry {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Bytes of the map; the header's checks keep it inside.
+    /// Its bytes in the map; the checks of the header keep it inside.
     range: Range<usize>,
 }
 
@@ -78,7 +78,7 @@ impl TensorFile {
         })
     }
 
-    /// Gives back the memory of a tensor's pages that have been read; they are read again when needed.
+    /// Releases the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
             self.map.forget(entry.range.clone());
@@ -143,7 +143,7 @@ fn decode<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<
     bytes.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
 }
 
-/// What is wrong with a file whose header was refused, and what to do.
+/// Explains why a header was refused, and what to do.
 fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
     let size = bytes.len();
     let what = if bytes.starts_with(b"version https://git-lfs") {
@@ -183,7 +183,7 @@ fn header_length(bytes: &[u8]) -> u64 {
     bytes.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))
 }
 
-/// The file size that a readable header describes.
+/// The file size implied by a readable header.
 fn described_size(bytes: &[u8]) -> Option<u64> {
     let header = header_length(bytes);
     let text = bytes.get(8..8 + usize::try_from(header).ok()?)?;

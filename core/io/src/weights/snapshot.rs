@@ -1,4 +1,4 @@
-//! Trained values with index sets in one file: `NAME` in f32, and after `index.` a parameter's name its set.
+//! Trained values and index sets in one file: values as `NAME` in f32, and the set of a parameter as `index.NAME`.
 
 use super::{Dtype, OutTensor, TensorFile, save};
 use crate::{Error, Result};
@@ -7,10 +7,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Before the parameter's name: its explicit index set, u32, flat and ascending.
+/// Prefix of a parameter's name for its explicit index set, u32, flat and ascending.
 pub const INDEX: &str = "index.";
 
-/// Writes values and index sets; values are a flat vector where `shapes` does not know the tensor.
+/// Writes values and index sets; tensors missing in `shapes` become flat vectors.
 pub fn save_snapshot(
     path: &Path,
     values: &BTreeMap<String, Vec<f32>>,
@@ -33,7 +33,7 @@ pub fn save_snapshot(
     save(path, &floats.chain(sets).collect::<Vec<_>>(), metadata)
 }
 
-/// Reads what [`save_snapshot`] wrote. Errors: values that are no floats, indices that are not in 32 bits.
+/// Reads the output of [`save_snapshot`]. Errors: values that are not floats; indices that do not fit 32 bits.
 pub fn read_snapshot(path: &Path) -> Result<Snapshot> {
     let file = TensorFile::open(path)?;
     let mut read = Snapshot::default();
@@ -43,7 +43,7 @@ pub fn read_snapshot(path: &Path) -> Result<Snapshot> {
                 let indices =
                     file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
                 let indices = indices.map_err(|_| {
-                    Error::Weights(format!("{}: `{name}` holds an index that is not in 32 bits", path.display()))
+                    Error::Weights(format!("{}: `{name}` holds an index that does not fit 32 bits", path.display()))
                 })?;
                 read.indices.insert(parameter.to_owned(), indices);
             }

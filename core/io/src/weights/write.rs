@@ -1,4 +1,4 @@
-//! Writing safetensors files: the same tensors give the same bytes, and a crash leaves the old file or the new one.
+//! Writes safetensors files: equal tensors give equal bytes, and a crash leaves either the old file or the new one.
 
 use crate::files::File;
 use crate::{Error, Result, files};
@@ -17,7 +17,7 @@ pub struct OutTensor<'a> {
     pub bytes: Cow<'a, [u8]>,
 }
 
-/// Name and size of a tensor whose values are made when their turn comes.
+/// Name and size of a tensor, whose values are made when it is written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
     pub name: String,
@@ -25,7 +25,7 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
 }
 
-/// Writes tensors that are in memory. Errors as [`save_with`].
+/// Writes tensors from memory. Errors: as [`save_with`].
 pub fn save(path: &Path, tensors: &[OutTensor], metadata: &BTreeMap<String, String>) -> Result<()> {
     let specs =
         tensors.iter().map(|t| TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() }).collect();
@@ -33,17 +33,17 @@ pub fn save(path: &Path, tensors: &[OutTensor], metadata: &BTreeMap<String, Stri
     save_with(path, specs, metadata, |spec| Ok(Cow::Borrowed(bytes[spec.name.as_str()])))
 }
 
-/// Writes tensors one at a time; `values` makes the bytes of each, in the order of the file (by element size, then
-/// name), so that a model need not fit in memory twice. The file appears under its name only when it is complete.
+/// Writes tensors one at a time; `values` makes the bytes of each in the order of the file, by element size and then
+/// name, so that a model need not fit in memory twice. The file appears under its name only once it is complete.
 ///
-/// Errors: a name given twice, bytes that do not fit shape and dtype, and whatever `values` or the disk reports.
+/// Errors: a duplicate name; bytes that do not match shape and dtype; those of `values` and of the disk.
 pub fn save_with<'a>(
     path: &Path,
     mut specs: Vec<TensorSpec>,
     metadata: &BTreeMap<String, String>,
     mut values: impl FnMut(&TensorSpec) -> Result<Cow<'a, [u8]>>,
 ) -> Result<()> {
-    // Wide elements first keeps every tensor aligned to its element size.
+    // Putting wide elements first keeps every tensor aligned to its element size.
     specs.sort_by(|a, b| {
         let width = |s: &TensorSpec| std::cmp::Reverse(s.dtype.bitsize());
         width(a).cmp(&width(b)).then_with(|| a.name.cmp(&b.name))
@@ -99,8 +99,8 @@ fn header(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, String>
     Ok((header, sizes))
 }
 
-/// Writes a file beside `path`, syncs it to disk and renames it, so that `path` is never half written. When `fill`
-/// fails nothing is left behind.
+/// Writes a file beside `path`, syncs it and renames it, so that `path` is never half written. If `fill` fails, nothing
+/// is left behind.
 pub fn atomic_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let temporary =
         files::temporary(path).ok_or_else(|| Error::Usage(format!("{}: not the name of a file", path.display())))?;

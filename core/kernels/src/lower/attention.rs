@@ -8,7 +8,7 @@ use sparta_graph::ops::{Attention, AttentionDelta};
 const TILE: usize = 32;
 const LANES: u32 = 128;
 
-/// The largest head the kernels are made for: their sums of a tile are kept in registers.
+/// The largest head that the kernels support, as they keep a tile's sums in registers.
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
 impl Lowering<'_> {
@@ -87,7 +87,7 @@ impl Lowering<'_> {
             self.finish(dk);
             return Ok(());
         }
-        // Each query head on its own, in f32, and then the sums.
+        // Each query head separately, in f32, then the sums.
         let parts = self.grad_parts(op, shared_by)?;
         let bindings = [&shared[..], &parts].concat();
         let (constants, params) = self.arguments(op, rows, DType::F32)?;
@@ -95,7 +95,8 @@ impl Lowering<'_> {
         self.sum_grad_parts(op, shared_by, parts)
     }
 
-    /// Scratch memory for dk and dv, split into this many parts for each key head, f32 `[rows, kv_heads * parts, head_dim]`.
+    /// Scratch memory for dk and dv, split into this many parts for each key head, f32 `[rows, kv_heads * parts,
+    /// head_dim]`.
     pub(super) fn grad_parts(&mut self, op: &Attention, parts: usize) -> Result<[View; 2], String> {
         let elements = rows_of(self.input(0)?) * op.kv_heads * parts * op.head_dim;
         let dk = self.scratch(elements, "gradients of the keys in parts")?;
@@ -113,14 +114,14 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Where a kernel writes an output, all of which it binds, head by head.
+    /// The target of a kernel that binds all of an output and writes it head by head.
     pub(super) fn head_target(&mut self, output: usize, what: &str, op: &Attention) -> Result<Target, String> {
         let output = self.output(output)?;
         self.whole(output, what)?;
         self.target(output, &(0..rows_of(output)), op.head_dim)
     }
 
-    /// Refuses what a device with limited loops would silently get wrong; `products` matrix products per tile.
+    /// Refuses sizes that a device with limited loops would silently get wrong; `products` is the number per tile.
     fn check_rounds(&self, op: &Attention, rows: usize, products: usize) -> Result<(), String> {
         let per_tile = 48 + 8 * products * op.head_dim.div_ceil(TILE);
         if rows.div_ceil(TILE) * per_tile <= self.bounds.rounds {

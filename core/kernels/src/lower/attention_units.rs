@@ -1,4 +1,4 @@
-//! Attention on matrix units: operands become f16, once for each call, and one kernel makes each kind of sum from them.
+//! Attention on matrix units: operands are converted to f16 once per call, and one kernel makes each kind of sum.
 
 use super::attention::{MAX_HEAD_DIM, params, variant};
 use super::{Lowering, MatrixUnits, Target, UNUSED, View, code, rows_of};
@@ -8,14 +8,14 @@ use sparta_graph::ops::Attention;
 
 /// Rows of a workgroup's own tile.
 const TILE: usize = 64;
-/// Workgroups that keep a large GPU busy.
+/// Enough workgroups to keep a large GPU busy.
 const BUSY: usize = 256;
 /// Columns of a slice of the operands of the scores.
 const DEPTH: u32 = 32;
-/// Bytes of workgroup memory with which both sides of a tile of scores have 64 rows.
+/// Bytes of workgroup memory required for tiles of scores with 64 rows on both sides.
 const SQUARE: u32 = 47 << 10;
 
-/// What a launch of `attention_units` sums up.
+/// The kind of sum made by a launch of `attention_units`.
 #[derive(Clone, Copy)]
 enum Kind {
     LogSumExp,
@@ -143,8 +143,8 @@ impl Lowering<'_> {
     }
 }
 
-/// Threads of a workgroup: as few as have the registers, and no more subgroups than a tile of scores has fragments. Small
-/// subgroups are those of software, whose compiler takes long over many fragments.
+/// Threads of a workgroup: as few as have enough registers, and no more subgroups than a tile of scores has fragments.
+/// Small subgroups are those of software drivers, whose compiler takes long over many fragments.
 fn lanes(op: &Attention, units: &MatrixUnits, kind: Kind) -> u32 {
     let large = matches!(kind, Kind::Dq | Kind::Dk) && op.head_dim > 128;
     let most = TILE as u32 * 32 / units.size.pow(2) * units.subgroup;

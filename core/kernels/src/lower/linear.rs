@@ -5,7 +5,7 @@ use super::{Lowering, Target, UNUSED, code, row_bytes, rows, split, width_of, wo
 use sparta_graph::ops::{Layout, Linear};
 use std::ops::Range;
 
-/// Rows or columns of the result up to which a workgroup per dot product beats tiles.
+/// Up to this many rows or columns of the result, a workgroup per dot product beats tiles.
 const SMALL: usize = 8;
 
 /// One dispatch: ranges of rows, columns and inner dimension of the product.
@@ -28,7 +28,7 @@ impl Lowering<'_> {
             Layout::Tn => self.shards(k, &[row_bytes(a), row_bytes(b)])?,
         };
         let columns = if op.layout == Layout::Nt { self.shards(n, &[row_bytes(b)])? } else { all(n) };
-        // Sums of several dispatches are rounded once, and a dispatch must own the words that it writes.
+        // Sums over several dispatches are rounded once, and a dispatch must own the words that it writes.
         let pairs = columns.iter().all(|n| n.start.is_multiple_of(2) && n.end.is_multiple_of(2));
         let staged = c.ty.dtype.size() == 2 && (inner.len() > 1 || !pairs);
         let mut widths = vec![row_bytes(c)];
@@ -116,7 +116,7 @@ mod tests {
     use sparta_graph::ops::{Layout, Linear};
     use sparta_graph::{Call, DeviceKind, Operand, Place};
 
-    /// A product too long for one dispatch is split by rows, which together are all of the result.
+    /// A product too long for one dispatch is split by rows that cover the whole result.
     #[test]
     fn long_products_are_split() {
         let operand = |i, shape: [usize; 2]| Operand { place: Place::External(i), ty: TensorType::f32(shape) };

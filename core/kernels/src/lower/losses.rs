@@ -42,7 +42,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// A loss that is a sum over elements: a workgroup adds up a row, one more adds up the rows.
+    /// A loss that is a sum over elements: one workgroup per row, and another one for the sum of the rows.
     pub(super) fn element_loss(&mut self, name: &'static str) -> Result<(), String> {
         let (x, labels) = (self.input(0)?, self.input(1)?);
         let step = self.whole(self.input(2)?, "step")?;

@@ -1,11 +1,11 @@
-//! From a call of a plan to dispatches.
+//! Lowers a plan's calls to dispatches.
 //!
-//! A tensor that is larger than one binding may be is worked on in shards, one dispatch each: ranges of its rows, or of
-//! its flattened elements, that start at a multiple of 256 bytes.
+//! A tensor larger than the binding limit is processed in shards, one dispatch each: ranges of its rows, or of its
+//! flattened elements, that start at a multiple of 256 bytes.
 //!
-//! Buffers are bound as words of 32 bits, and two threads of a dispatch never write one word. Elements of 16 bits are
-//! written in pairs by one thread; where rows that are made apart would share a word, they are made in f32 and then
-//! rounded ([`Lowering::target`]).
+//! Buffers are bound as words of 32 bits, and two threads of a dispatch never write the same word. A thread writes
+//! 16-bit elements in pairs; if separately computed rows would share a word, they are computed in f32 and then rounded
+//! ([`Lowering::target`]).
 
 mod attention;
 mod attention_units;
@@ -41,9 +41,9 @@ pub enum Memory {
     Arena,
     /// The external tensor at this position of the plan's list.
     External(usize),
-    /// Memory that lives within one call, so that all calls may share it: [`Lowered::scratch`] bytes.
+    /// Memory used only within one call, so that all calls share it: [`Lowered::scratch`] bytes.
     Scratch,
-    /// [`ALIGNMENT`] bytes in place of an operand that the call lacks: bound, never read.
+    /// [`ALIGNMENT`] bytes that stand for an absent operand: bound, never read.
     Unused,
 }
 
@@ -56,7 +56,7 @@ pub struct Dispatch {
     /// Storage bindings, from 1 on.
     pub bindings: Vec<View>,
     pub rng: Option<View>,
-    /// Workgroups in all; a launch takes them as a [`Dispatch::grid`].
+    /// Total number of workgroups; a launch takes them as a [`Dispatch::grid`].
     pub groups: usize,
 }
 
@@ -69,7 +69,7 @@ impl Dispatch {
     }
 }
 
-/// One launch or copy. A step sees what earlier steps wrote.
+/// One launch or copy. A step sees the writes of earlier steps.
 #[derive(Clone, Debug)]
 pub enum Step {
     Dispatch(Dispatch),
@@ -85,23 +85,24 @@ pub enum Step {
 pub struct Bounds {
     /// Bytes of the largest storage binding, a multiple of [`ALIGNMENT`].
     pub binding: usize,
-    /// Floating point operations of one dispatch, so that watchdogs stay quiet on slow devices.
+    /// The most floating point operations of one dispatch, to avoid watchdog timeouts on slow devices.
     pub flops: u64,
-    /// Rounds of all loops of a thread together: llvmpipe silently ends them after 65,535.
+    /// The most iterations of a thread's loops in total: llvmpipe silently ends loops after 65,535.
     pub rounds: usize,
-    /// What multiplies 16-bit floats, where the device has it: in products, and in attention.
+    /// Matrix units for 16-bit floats, if the device has them: for products and attention.
     pub units: Option<MatrixUnits>,
     pub attention_units: Option<MatrixUnits>,
     /// Decides between dot products and dense products.
     pub sampled_cost: SampledCost,
-    /// Unroll factor of the k loop in large f32 tiles. 16 is up to 1.5 times as fast on an H100 and costs AMD's compiler no
-    /// spills; Intel's runs out of registers, and llvmpipe compiles it slowly.
+    /// Unroll factor of the k loop in large f32 tiles. 16 is up to 1.5 times as fast on an H100 and costs AMD's
+    /// compiler no spills; Intel's runs out of registers, and llvmpipe compiles it slowly.
     pub unroll: u32,
 }
 
-/// The costs on a device. A dot product reads, for each multiplication, a sector of 32 bytes from a GPU's second-level cache,
-/// which has about 0.07 bytes for each operation in f32; a tile of registers does about half of the operations that there
-/// are. Matrix units do eight times as many. Behind llvmpipe is a CPU, whose cache holds the line for its neighbours.
+/// The costs on a device. A dot product reads, for each multiplication, a sector of 32 bytes from a GPU's second-level
+/// cache, whose bandwidth is about 0.07 bytes per f32 operation; tiles in registers reach about half of the peak rate,
+/// and matrix units do eight times as many. llvmpipe runs on a CPU, whose cache keeps the line for neighbouring
+/// elements.
 pub fn sampled_cost(kind: DeviceKind, units: Option<&MatrixUnits>) -> SampledCost {
     match kind {
         DeviceKind::SoftwareGpu | DeviceKind::Cpu => SampledCost { f32: 32, bf16: 32 },
@@ -120,8 +121,8 @@ pub struct MatrixUnits {
     pub vectors: bool,
     /// Bytes of workgroup memory that a kernel may take.
     pub memory: u32,
-    /// Whether operands are transposed where k is not the stored column, so that tiles lie along k in workgroup memory:
-    /// compilers other than NVIDIA's load transposed fragments element by element.
+    /// Whether operands are transposed if k is not the stored column, so that tiles are contiguous along k in workgroup
+    /// memory: compilers other than NVIDIA's load transposed fragments element by element.
     pub transpose: bool,
 }
 
@@ -132,12 +133,12 @@ impl fmt::Display for MatrixUnits {
 }
 
 impl MatrixUnits {
-    /// Bytes of workgroup memory that kernels on matrix units take, at least and at most.
+    /// Bytes of workgroup memory that kernels on matrix units require, and may use at most.
     pub const MEMORY: u32 = 30 << 10;
     pub const MOST_MEMORY: u32 = 47 << 10;
 
-    /// Threads of a workgroup, which makes one tile. Few subgroups have large parts of it each, and load fewer fragments for
-    /// each product; the registers for the sums set the limit.
+    /// Threads of a workgroup, which makes one tile. With fewer subgroups, each has a larger part of the tile and loads
+    /// fewer fragments per product; the registers for the sums set the limit.
     pub fn lanes(&self) -> u32 {
         if self.subgroup <= 32 { 128 } else { 256 }
     }
@@ -149,21 +150,22 @@ impl MatrixUnits {
         [&sizes[..], &[("VECTORS", 1), ("VECTOR_MEMORY", vectors), ("TRANSPOSE", transpose)]].concat()
     }
 
-    /// Whether tiles can be shared out among subgroups of this size.
+    /// Whether tiles can be divided among subgroups of this size.
     pub fn fit(&self) -> bool {
         matches!((self.size, self.subgroup), (8, 8..=128) | (16, 16..=128)) && self.subgroup.is_power_of_two()
     }
 }
 
 impl Bounds {
-    /// Those of a device that these kernels run on; `None` for one with kernels of its own ([`DeviceInfo::max_binding`]).
+    /// The bounds of a device that runs these kernels; `None` for one with its own kernels
+    /// ([`DeviceInfo::max_binding`]).
     pub fn of(device: &DeviceInfo) -> Option<Self> {
         let binding = usize::try_from(device.max_binding?).unwrap_or(usize::MAX);
         Some(Bounds::new(device.kind, binding))
     }
 
-    /// For a device of this kind that binds `binding` bytes at once: matrix products take less than about half a second
-    /// each on the slowest of the kind.
+    /// The bounds for a device of this kind that binds `binding` bytes at once: a matrix product takes less than about
+    /// half a second even on slow devices of the kind.
     pub fn new(kind: DeviceKind, binding: usize) -> Self {
         let flops = match kind {
             DeviceKind::DiscreteGpu => 2_000_000_000_000,
@@ -182,7 +184,7 @@ impl Bounds {
     }
 }
 
-/// What a call becomes.
+/// A lowered call.
 #[derive(Clone, Debug)]
 pub struct Lowered {
     /// In order of execution.
@@ -191,7 +193,7 @@ pub struct Lowered {
     pub scratch: usize,
 }
 
-/// Whether every call of a plan can be lowered. Errors: the first that cannot, with the reason.
+/// Checks that every call of a plan can be lowered. Errors: the first that cannot, with the reason.
 pub fn check(plan: &Plan, bounds: Bounds) -> Result<(), String> {
     plan.calls.iter().try_for_each(|call| {
         lower(call, bounds).map_err(|reason| format!("{} ({}): {reason}", call.op.name(), call.label))?;
@@ -199,7 +201,7 @@ pub fn check(plan: &Plan, bounds: Bounds) -> Result<(), String> {
     })
 }
 
-/// Lowers one call. Errors: a tensor that no kernel can bind, said with its sizes.
+/// Lowers one call. Errors: a tensor that no kernel can bind, with its sizes.
 pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
     for operand in call.inputs.iter().chain(&call.outputs) {
         if operand.ty.numel() > u32::MAX as usize {
@@ -215,7 +217,7 @@ struct Lowering<'a> {
     call: &'a Call,
     bounds: Bounds,
     steps: Vec<Step>,
-    /// Bytes of scratch memory in use, and the most that were.
+    /// Bytes of scratch memory in use, and the peak.
     used: usize,
     scratch: usize,
 }
@@ -291,7 +293,7 @@ impl<'a> Lowering<'a> {
         self.call.outputs.get(i).ok_or_else(|| format!("output {i} is missing"))
     }
 
-    /// The whole of a tensor; an error if it does not fit one binding. `what` says which operand it is.
+    /// A whole tensor. Errors: it does not fit one binding. `what` names the operand.
     fn whole(&self, operand: &Operand, what: &str) -> Result<View, String> {
         let bytes = operand.ty.bytes();
         if bytes <= self.bounds.binding {
@@ -304,8 +306,8 @@ impl<'a> Lowering<'a> {
         ))
     }
 
-    /// The range of rows to work on in one dispatch, when a row has these numbers of bytes in the operands that are
-    /// bound by rows. Without rows: one empty range.
+    /// The ranges of rows for each dispatch, given the bytes per row of the operands that are bound by rows. Without
+    /// rows: one empty range.
     fn shards(&self, rows: usize, row_bytes: &[usize]) -> Result<Vec<Range<usize>>, String> {
         let largest = row_bytes.iter().copied().max().unwrap_or(0);
         if rows * largest <= self.bounds.binding {
@@ -331,7 +333,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Shards of the rows of an output, written in runs of `run` elements ([`Lowering::target`]), and of other tensors
-    /// with as many rows.
+    /// with the same number of rows.
     fn target_shards(&self, output: &Operand, run: usize, others: &[&Operand]) -> Result<Vec<Range<usize>>, String> {
         let mut bytes: Vec<usize> = others.iter().chain([&output]).map(|o| row_bytes(o)).collect();
         bytes.extend(shares_words(output, run).then(|| 4 * width_of(output)));
@@ -371,8 +373,8 @@ impl<'a> Lowering<'a> {
         Ok(View { memory: Memory::Scratch, offset, bytes })
     }
 
-    /// Where a kernel writes a range of rows of an output, in runs of `run` elements that different threads make: the
-    /// output itself, or scratch memory in f32 where runs would share words. [`Lowering::finish`] completes it.
+    /// The target of a kernel that writes a range of rows of an output, in runs of `run` elements by different threads:
+    /// the output itself, or f32 scratch memory if runs would share words. [`Lowering::finish`] completes it.
     fn target(&mut self, output: &Operand, range: &Range<usize>, run: usize) -> Result<Target, String> {
         if shares_words(output, run) {
             return self.staged(output, range);
@@ -387,7 +389,7 @@ impl<'a> Lowering<'a> {
         Ok(Target { view, dtype: DType::F32, rounded_to: Some((rows(output, range), output.ty.dtype, elements)) })
     }
 
-    /// Rounds what was made in scratch memory, and gives that memory back. The last target is finished first.
+    /// Rounds results in scratch memory, and frees that memory. Targets must be finished in reverse order.
     fn finish(&mut self, target: Target) {
         let Some((view, dtype, n)) = target.rounded_to else { return };
         let constants = [("X", code(target.dtype)), ("Y", code(dtype))];
@@ -396,7 +398,7 @@ impl<'a> Lowering<'a> {
     }
 }
 
-/// What a kernel writes, and its type.
+/// The place that a kernel writes, and its type.
 struct Target {
     view: View,
     dtype: DType,
@@ -404,7 +406,7 @@ struct Target {
     rounded_to: Option<(View, DType, usize)>,
 }
 
-/// A dispatch that waits for its number of workgroups.
+/// A dispatch that still lacks its number of workgroups.
 struct Launch<'l> {
     steps: &'l mut Vec<Step>,
     dispatch: Dispatch,
@@ -431,10 +433,11 @@ impl Launch<'_> {
     }
 }
 
-/// Below what llvmpipe runs.
+/// Below llvmpipe's limit.
 const MAX_ROUNDS: usize = 60_000;
 
-/// The rows that a kernel may loop over in one dispatch, with this many rounds for each; a multiple of every alignment.
+/// The rows that a kernel may loop over in one dispatch, with this many iterations per row; a multiple of every
+/// alignment.
 fn rows_for_rounds(rounds_per_row: usize) -> usize {
     (MAX_ROUNDS / rounds_per_row / ALIGNMENT).max(1) * ALIGNMENT
 }
@@ -446,7 +449,7 @@ fn lanes_for(width: usize) -> u32 {
     if width <= 256 { 64 } else { LANES }
 }
 
-/// The number by which kernels know an element type.
+/// The code of an element type in kernels.
 fn code(dtype: DType) -> u32 {
     match dtype {
         DType::F32 | DType::U32 => 0,
@@ -455,7 +458,7 @@ fn code(dtype: DType) -> u32 {
     }
 }
 
-/// Whether runs of `run` elements end within words.
+/// Whether runs of `run` elements can end inside a word.
 fn shares_words(operand: &Operand, run: usize) -> bool {
     operand.ty.dtype.size() == 2 && run % 2 == 1
 }

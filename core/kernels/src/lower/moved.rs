@@ -3,7 +3,7 @@
 use super::{Lowering, code, rows, rows_of, width_of, words};
 use sparta_graph::ops::{Slice, Unslice};
 
-/// Which element of x an element of the result is: see `shaders/moved.wgsl`.
+/// Maps elements of the result to elements of x: see `shaders/moved.wgsl`.
 struct Source {
     top: i64,
     left: i64,

@@ -1,4 +1,4 @@
-//! Gradients joined and measured, and the ops that update trained values.
+//! Joining and measuring gradients, and updating trained values.
 
 use super::{Lowering, UNUSED, code, elements, row_bytes, split, view};
 use sparta_graph::Operand;
@@ -11,7 +11,7 @@ const GAPS: usize = 56;
 const GAP_LANES: u32 = 64;
 
 impl Lowering<'_> {
-    /// Copies the inputs that the planner has not put where they belong, and fills the gaps.
+    /// Copies the inputs that the planner has not placed inside the output, and fills the gaps.
     pub(super) fn concat(&mut self) -> Result<(), String> {
         let y = self.output(0)?;
         let inputs: Vec<&Operand> = self.call.inputs.iter().collect();

@@ -33,7 +33,7 @@ fn one(call: &Call, part: &Part) -> Result<(Call, Vec<View>), String> {
 }
 
 impl View {
-    /// Where a view of a part's call lies in the composite's.
+    /// The place of a part's view in the composite's operands.
     pub fn within(self, operands: &[View]) -> View {
         match self.memory {
             Memory::External(i) => {

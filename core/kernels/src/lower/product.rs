@@ -1,4 +1,4 @@
-//! Matrix products in tiles: how a product is cut into workgroups, and the launch that makes the tiles.
+//! Tiled matrix products: the division of a product into workgroups, and the launch of the tiles.
 
 use super::{Lowering, MatrixUnits, UNUSED, View, code, rows, width_of};
 use crate::source::LANES;
@@ -7,15 +7,15 @@ use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, Operand};
 use std::ops::Range;
 
-/// Workgroups that keep a large GPU busy.
+/// Enough workgroups to keep a large GPU busy.
 const BUSY: usize = 256;
-/// From this number of tiles on k is not cut: what that gains is no more than the launch of the sums costs.
+/// With this many tiles or more, k is not split: the gain would not exceed the cost of launching the sums.
 const ENOUGH_TILES: usize = 64;
-/// The shortest k of which the sums are made apart, where there are fewer tiles.
+/// With fewer tiles, the shortest piece of k that is summed separately.
 const SHORTEST_PIECE: usize = 256;
-/// From this number of workgroups on, large tiles keep a GPU busy; below, small ones do.
+/// With this many workgroups or more, large tiles keep a GPU busy; with fewer, small ones do.
 const LARGE_TILES: usize = 64;
-/// k of a tile; a piece has a multiple of it.
+/// The depth of a tile; a piece's depth is a multiple of it.
 const DEPTH: usize = 32;
 
 /// Elements of 16 bits that products on matrix units load at once.
@@ -63,7 +63,7 @@ pub(super) struct Product {
     pub k: usize,
 }
 
-/// Where a product goes: the stored rows of the result, what is done to it, and the chosen elements if it is sampled.
+/// The destination of a product: stored rows of the result, operations on it, and the chosen elements if it is sampled.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Epilogue {
     pub c_stride: usize,
@@ -78,19 +78,19 @@ pub(super) struct Epilogue {
 pub(super) struct Tiling {
     /// Tiles are 64 or 128 wide: 64 times this.
     blocks: usize,
-    /// Ranges of k whose sums are made apart, and the length of each.
+    /// The number of ranges of k that are summed separately, and the length of each.
     pub pieces: usize,
     piece: usize,
 }
 
 impl Tiling {
-    /// Of a device that limits the rounds of a thread's loops and the bytes of a binding.
+    /// The tiling for a device that limits the iterations of a thread's loops and the bytes of a binding.
     pub fn new(m: usize, n: usize, k: usize, rounds: usize, binding: usize) -> Self {
         let tiles = |blocks: usize| (m.div_ceil(64 * blocks) * n.div_ceil(64 * blocks)).max(1);
         let most = (k / SHORTEST_PIECE).max(1);
         let blocks = if m.min(n) > 64 && tiles(2) * most >= LARGE_TILES { 2 } else { 1 };
         let bytes = 4 * (m * n.next_multiple_of(4)).max(1);
-        // A thread goes once around for each k, and once more for each tile of k.
+        // A thread has an iteration for each k, and one more for each tile of k.
         let needed = k.div_ceil((rounds / 2).max(DEPTH));
         let wanted = if tiles(blocks) < ENOUGH_TILES { BUSY / tiles(blocks) } else { 1 };
         let pieces = wanted.min(most).min(binding / bytes).max(1).max(needed);
@@ -116,7 +116,7 @@ impl Lowering<'_> {
         self.bounds.units.filter(|_| serves(product.a) && serves(product.b))
     }
 
-    /// How a product is cut on this device.
+    /// The tiling of a product on this device.
     pub(super) fn tiling(&self, product: &Product) -> Tiling {
         Tiling::new(product.m, product.n, product.k, self.bounds.rounds, self.bounds.binding)
     }
@@ -132,8 +132,8 @@ impl Lowering<'_> {
         params.into_iter().map(|x| x as u32).collect()
     }
 
-    /// Launches a kernel that makes tiles, on both factors and what else it binds: on matrix units where the device has
-    /// them and both factors have 16 bits, so that nothing is rounded that f32 would not round.
+    /// Launches a kernel that makes tiles, with both factors and its other bindings: on matrix units if the device has
+    /// them and both factors are 16-bit, so that nothing is rounded that f32 would not round.
     pub(super) fn push_tiles(
         &mut self,
         name: &'static str,
@@ -167,7 +167,7 @@ impl Lowering<'_> {
             }
             None => {
                 all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4))));
-                // Unrolling gained nothing in small tiles.
+                // Unrolling gains nothing in small tiles.
                 let unroll = if tiling.blocks == 1 { 1 } else { self.bounds.unroll };
                 all.push(("UNROLL", unroll));
             }
@@ -177,7 +177,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Launches the search for the largest magnitude of each factor; returns where its candidates are and how many.
+    /// Launches the search for the largest magnitude of each factor; returns the candidates and their number.
     fn push_magnitudes(&mut self, [a, b]: [&Factor; 2]) -> Result<[(View, u32); 2], String> {
         let vectors = [a, b].map(|factor| factor.view.bytes / 16);
         let [of_a, of_b] = vectors.map(|vectors| vectors.div_ceil(LANES as usize).clamp(1, MAGNITUDES));
@@ -189,8 +189,8 @@ impl Lowering<'_> {
         Ok([(found[0], of_a as u32), (found[1], of_b as u32)])
     }
 
-    /// Launches the products of pieces of k, each apart. The scratch memory that holds them, f32 [pieces, m, n rounded up
-    /// to 4], is the caller's to give back.
+    /// Launches the products of pieces of k separately. The caller must free the scratch memory that holds them, f32
+    /// [pieces, m, n rounded up to 4].
     pub(super) fn push_partial(&mut self, product: &Product, tiling: &Tiling, params: &[u32]) -> Result<View, String> {
         let elements = tiling.pieces * product.m * product.n.next_multiple_of(4);
         let partial = self.scratch(elements, "the sums of parts of a product")?;
@@ -207,7 +207,7 @@ mod tests {
     use sparta_graph::ops::Linear;
     use sparta_graph::{Call, DeviceKind, Place};
 
-    /// Matrix units multiply two operands of 16 bits that are loaded whole, and nothing else.
+    /// Matrix units are used only for two 16-bit operands in whole vectors.
     #[test]
     fn matrix_units_multiply_16_bit_operands() {
         let on_units = |a: DType, b: DType, k: usize| {

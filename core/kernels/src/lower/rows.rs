@@ -171,7 +171,7 @@ impl Lowering<'_> {
         let width = width_of(dy);
         let padding = op.padding.unwrap_or(u32::MAX);
         let constants = [("LANES", lanes_for(width))];
-        // A row looks for its token, then at every row, and at its own columns in each.
+        // A row finds its token, then loops over all rows, and over its own columns in each.
         let most = rows_for_rounds(3 + width.div_ceil(lanes_for(width) as usize));
         for part in self.row_shards(&[table])? {
             let shards = self.row_shards(&[dy, tokens])?;
@@ -193,7 +193,7 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Rows of x to their places among the rows `part` of a tensor, which lie in a view.
+    /// Moves rows of x to their places among the rows `part` of a tensor, in a view.
     fn rows_to_places(
         &mut self,
         x: &Operand,

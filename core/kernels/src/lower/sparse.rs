@@ -108,7 +108,7 @@ impl Lowering<'_> {
         let (x, values, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let (width, made, n) = (width_of(x), width_of(y), values.ty.numel());
         let columns = self.input(5)?.ty.numel() - 1;
-        // Nothing is read of a matrix without elements.
+        // A matrix without elements is not read.
         let of_elements = |i: usize, what: &str| if n == 0 { Ok(UNUSED) } else { self.whole(self.input(i)?, what) };
         let (elements, index, order) = (of_elements(1, "values")?, of_elements(2, "index")?, of_elements(4, "order")?);
         let starts = self.whole(self.input(if op.transposed { 5 } else { 3 })?, "the lines' starts")?;
@@ -131,7 +131,7 @@ mod tests {
     use sparta_graph::ops::{SampledGrad, Sampling};
     use sparta_graph::{Call, DType, DeviceKind, Operand, Place};
 
-    /// The share from which on the dense product is made depends on what the device multiplies with.
+    /// The share above which the dense product is used depends on the device's multiplication units.
     #[test]
     fn the_cheaper_kernel_is_chosen_for_the_device() {
         let kernel = |kind: DeviceKind, units: Option<MatrixUnits>, dtype: DType, chosen: usize| {

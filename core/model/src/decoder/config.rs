@@ -1,4 +1,4 @@
-//! Reads `config.json`: what all families share.
+//! Reads the parts of `config.json` that all families share.
 
 use super::keys::Keys;
 use super::rope::RopeDefaults;
@@ -18,11 +18,11 @@ const MAX_HEAD_DIM: usize = 1 << 12;
 const MAX_POSITIONS: usize = 1 << 31;
 const MAX_LABELS: usize = 1 << 16;
 
-/// What a family assumes where the file is silent.
+/// A family's defaults for missing keys.
 pub(super) struct Defaults {
-    /// `None`: the file must say it.
+    /// `None`: the key is required.
     pub vocab_size: Option<usize>,
-    /// `None`: the file must say it.
+    /// `None`: the key is required.
     pub heads: Option<usize>,
     /// `None`: as many as query heads.
     pub kv_heads: Option<usize>,
@@ -38,7 +38,7 @@ pub(super) struct Defaults {
 }
 
 impl Defaults {
-    /// Those of most families.
+    /// The defaults of most families.
     pub const PLAIN: Defaults = Defaults {
         vocab_size: None,
         heads: None,
@@ -55,8 +55,8 @@ impl Defaults {
 }
 
 impl Decoder {
-    /// Reads the contents of a `config.json`, in the layout of transformers 4 or 5; `path` is for messages. Missing keys
-    /// have the value that transformers gives them for the family.
+    /// Reads the contents of a `config.json` in the layout of transformers 4 or 5; `path` is for messages. Missing keys
+    /// get the value that transformers gives them for the family.
     ///
     /// Errors name file, key, value and what is supported: unknown architectures, sizes that contradict each other, and
     /// every setting that would change the computation in a way that is not implemented.
@@ -72,27 +72,27 @@ impl Decoder {
     }
 }
 
-/// Why a `model_type` is not supported, where the file shows it.
+/// Why a `model_type` is not supported, if the file shows it.
 fn unknown_family(keys: &Keys) -> Error {
     let has = |parts: &[&str]| keys.map().keys().any(|key| parts.iter().any(|part| key.contains(part)));
     let what = if has(&["expert"]) {
         ": this is a mixture of experts, which is not supported"
     } else if has(&["vision", "audio", "img_", "image_"]) {
-        ": this model also reads images or sound; of those the text part of gemma3 is supported"
+        ": this model also reads images or sound; of such models, only the text part of gemma3 is supported"
     } else {
         ""
     };
     keys.invalid("model_type", format_args!("one of {}{what}", Family::supported()))
 }
 
-/// The part of a decoder that is read alike for all families; the flags are those of a Llama.
+/// The part of a decoder that is read the same way for all families, with the flags of a Llama.
 pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<Decoder> {
     check_unsupported(keys)?;
     let hidden_size = keys.required_size("hidden_size", MAX_WIDTH)?;
     let heads = keys.size_or("num_attention_heads", MAX_HEADS, defaults.heads)?;
     let kv_heads = match keys.size("num_key_value_heads", MAX_HEADS)? {
         Some(n) => n,
-        // An explicit null is as many as query heads in every family.
+        // An explicit null means as many as query heads in every family.
         None if keys.is_null("num_key_value_heads") => heads,
         None => defaults.kv_heads.unwrap_or(heads),
     };
@@ -143,7 +143,7 @@ pub(super) fn base(keys: &Keys, family: Family, defaults: &Defaults) -> Result<D
     })
 }
 
-/// The activation under `key`; plain `gelu` is the erf form, which is not supported.
+/// The activation under `key`. Plain `gelu` is the erf form, which is not supported.
 pub(super) fn activation(keys: &Keys, key: &str, default: Activation) -> Result<Activation> {
     match keys.text(key)? {
         None => Ok(default),
@@ -153,7 +153,7 @@ pub(super) fn activation(keys: &Keys, key: &str, default: Activation) -> Result<
     }
 }
 
-/// `layer_types` as one flag per layer: whether its attention slides.
+/// `layer_types` as one flag per layer: whether it has a sliding window.
 pub(super) fn layer_types(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>>> {
     let Some(value) = keys.get("layer_types") else { return Ok(None) };
     let sliding = |value: &Value| match value.as_str() {
@@ -170,7 +170,7 @@ pub(super) fn layer_types(keys: &Keys, layers: usize) -> Result<Option<Vec<bool>
     }
 }
 
-/// The window size, which is `default` where the key is missing; `null` is none.
+/// The window size: `default` if the key is missing, none if it is `null`.
 pub(super) fn sliding_window(keys: &Keys, default: Option<usize>) -> Result<Option<usize>> {
     if keys.is_null("sliding_window") {
         return Ok(None);
@@ -178,7 +178,7 @@ pub(super) fn sliding_window(keys: &Keys, default: Option<usize>) -> Result<Opti
     Ok(keys.size("sliding_window", MAX_POSITIONS)?.or(default))
 }
 
-/// Windows of layers that slide where `types` says so. A sliding layer without a window is a contradiction.
+/// The window of each layer that has one by `types`. Errors: such a layer, but no window size.
 pub(super) fn windows(keys: &Keys, types: &[bool], window: Option<usize>) -> Result<Vec<Option<usize>>> {
     if window.is_none() && types.contains(&true) {
         return Err(keys.error("`layer_types` has sliding_attention layers, but no sliding window is set"));
@@ -199,7 +199,7 @@ pub(super) fn only_full_attention(keys: &Keys, layers: usize) -> Result<()> {
 /// Settings that change what any family computes.
 fn check_unsupported(keys: &Keys) -> Result<()> {
     if keys.get("quantization_config").is_some() {
-        return Err(keys.invalid("quantization_config", "no such key: use the original, unquantised model"));
+        return Err(keys.invalid("quantization_config", "no such key: use the original, unquantized model"));
     }
     if keys.get("per_layer_config").is_some() {
         return Err(keys.invalid("per_layer_config", "no such key: all layers must have one shape"));
@@ -219,7 +219,7 @@ fn check_unsupported(keys: &Keys) -> Result<()> {
     Ok(())
 }
 
-/// What transformers calls the kinds of heads of a classifier.
+/// The kinds of classification heads, as transformers names them.
 pub const PROBLEM_TYPES: [&str; 3] = ["single_label_classification", "multi_label_classification", "regression"];
 
 fn problem_type(keys: &Keys) -> Result<Option<String>> {
@@ -229,7 +229,7 @@ fn problem_type(keys: &Keys) -> Result<Option<String>> {
     }
 }
 
-/// The class names in `architectures` belong to the family: a backbone with a vocabulary head, a class head or none.
+/// Checks that `architectures` names classes of the family: with a vocabulary head, a classification head or none.
 fn check_architectures(keys: &Keys, family: Family) -> Result<()> {
     let Some(value) = keys.get("architectures") else { return Ok(()) };
     let supported = family.classes();
@@ -270,14 +270,14 @@ fn pad_token(keys: &Keys, vocab_size: usize, default: Option<u32>) -> Result<Opt
     }
 }
 
-/// Names of the classes in order. Neither key is written for two classes named LABEL_0 and LABEL_1.
+/// Names of the classes in order. Files leave out both keys for two classes named LABEL_0 and LABEL_1.
 fn labels(keys: &Keys) -> Result<Vec<String>> {
     let Some(value) = keys.get("id2label") else {
         let count = keys.size("num_labels", MAX_LABELS)?.unwrap_or(2);
         return Ok((0..count).map(|i| format!("LABEL_{i}")).collect());
     };
     let invalid =
-        || keys.invalid("id2label", r#"names by class, such as {"0": "no", "1": "yes"}, from 0 without gaps"#);
+        || keys.invalid("id2label", r#"a name for each class from 0 without gaps, such as {"0": "no", "1": "yes"}"#);
     let map = value.as_object().filter(|map| !map.is_empty()).ok_or_else(invalid)?;
     (0..map.len())
         .map(|i| map.get(&i.to_string()).and_then(Value::as_str).map(str::to_string).ok_or_else(invalid))

@@ -8,18 +8,18 @@ use sparta_graph::ops::{
 };
 use sparta_graph::{DType, Graph, Value};
 
-/// How the graph gets at the model's tensors; a fine-tuning method may change what a linear layer computes.
+/// Gives the graph the model's tensors and linear layers, which a fine-tuning method may change.
 pub trait Layers {
     fn precision(&self) -> Precision;
 
     /// The parameter `name` as a graph value.
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
-    /// The parameter `name` as products read it: itself, or its rounded copy.
+    /// The parameter `name` as matrix products read it: itself or its rounded copy.
     fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
-    /// `x W^T (+ bias) (+ residual)` with `W` the parameter `{module}.weight` and the bias `{module}.bias`, in the type of
-    /// the residual, without one in that of x.
+    /// `x W^T (+ bias) (+ residual)`, where `W` is the parameter `{module}.weight` and the bias `{module}.bias`, in the
+    /// type of the residual or else of x.
     fn linear(
         &mut self,
         graph: &mut Graph,
@@ -33,32 +33,32 @@ pub trait Layers {
 /// A packed batch as graph values.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// u32 `[T]`
+    /// Token ids: u32 `[T]`.
     pub tokens: Value,
-    /// u32 `[T, 2]`
+    /// The start and end row of each row's segment: u32 `[T, 2]`.
     pub spans: Value,
-    /// f32 `[P, width]` of [`super::Rope::table`], for each of [`Decoder::ropes`].
+    /// For each of [`Decoder::ropes`], its [`super::Rope::table`]: f32 `[P, width]`.
     pub ropes: Vec<Value>,
-    /// u32 `[N]`: the rows to compute after the last attention; all of them without.
+    /// The rows to compute after the last attention: u32 `[N]`. `None`: all rows.
     pub rows: Option<Value>,
-    /// Probability of attention dropout and the rng input.
+    /// The probability of attention dropout, and the random counter.
     pub dropout: Option<(f32, Value)>,
-    /// Where keys and values are kept for later rows; there is no dropout then.
+    /// The cache of keys and values for later rows; excludes dropout.
     pub cache: Option<Cache>,
 }
 
-/// Keys and values that are kept: attention stores those of its rows, and reads what is there.
+/// The cache of keys and values: attention stores those of its rows and reads all that its rows see.
 #[derive(Clone, Copy, Debug)]
 pub struct Cache {
-    /// Rows of the kept tensors, [`cache_names`].
+    /// The rows of each tensor of the cache, [`cache_names`].
     pub len: usize,
-    /// u32 `[T]`: the row in which each row's key and value are kept.
+    /// The cache row that each row's key and value go to: u32 `[T]`.
     pub rows: Value,
-    /// u32 `[T, 2]`: the kept rows that each row sees, its own the last.
+    /// The range of cache rows that each row sees, its own the last: u32 `[T, 2]`.
     pub seen: Value,
 }
 
-/// The kept keys and values of a layer, of the type of activations, `[len, kv_heads * head_dim]`.
+/// The cached keys and values of a layer, in the type of activations: `[len, kv_heads * head_dim]`.
 pub fn cache_names(layer: usize) -> [String; 2] {
     ["keys", "values"].map(|what| format!("{what}.{layer}"))
 }
@@ -87,7 +87,7 @@ pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Laye
     for layer in 0..decoder.layers {
         let last = layer + 1 == decoder.layers;
         let rows = inputs.rows.filter(|_| last);
-        // The backward pass begins with the last layer: nothing is saved by computing that one again.
+        // The backward pass starts with the last layer, so recomputing that one would save nothing.
         graph.set_segment((!last).then_some(layer as u32));
         x = attention_block(decoder, graph, layers, inputs, layer, x, rows)?;
         x = mlp_block(decoder, graph, layers, layer, x)?;
@@ -97,14 +97,14 @@ pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Laye
     norm(decoder, graph, layers, "model.norm", x, DType::F32)
 }
 
-/// Class logits, f32 `[N, classes]`: the bias-free head on the pooled rows. No soft-cap, not even for Gemma 2.
+/// Class logits, f32 `[N, classes]`: the head without bias on the pooled rows, and no soft-cap even for Gemma 2.
 pub fn class_logits(graph: &mut Graph, layers: &mut dyn Layers, pooled: Value) -> Result<Value> {
     graph.set_label("score");
     layers.linear(graph, "score", pooled, false, None)
 }
 
-/// What the product of the vocabulary head reads: the hidden states `[T, hidden]`, and the head's weight `[vocab, hidden]`,
-/// which is that of the embeddings where it is tied to them.
+/// The factors of the vocabulary head's product: the hidden states `[T, hidden]` and the head's weight `[vocab,
+/// hidden]`, which is the embeddings' weight if tied.
 pub fn vocabulary_factors(
     decoder: &Decoder,
     graph: &mut Graph,
@@ -114,7 +114,7 @@ pub fn vocabulary_factors(
     Ok([narrow(graph, layers, hidden)?, layers.factor(graph, decoder.vocabulary_head())?])
 }
 
-/// Vocabulary logits, f32 `[T, vocab]`, with the final soft-cap where the model has one.
+/// Vocabulary logits, f32 `[T, vocab]`, with the model's final soft-cap if it has one.
 pub fn vocabulary_logits(
     decoder: &Decoder,
     graph: &mut Graph,
@@ -131,7 +131,7 @@ pub fn vocabulary_logits(
     }
 }
 
-/// An f32 value in the type of activations.
+/// Casts an f32 value to the type of activations.
 fn narrow(graph: &mut Graph, layers: &dyn Layers, x: Value) -> Result<Value> {
     match layers.precision().activations {
         DType::F32 => Ok(x),
@@ -199,8 +199,8 @@ fn attention_block(
     Ok(graph.one(Add {}, &[x, y])?)
 }
 
-/// Projections of the same rows, `parts` by name and width: each a layer of its own, or all of them blocks of the outputs
-/// of the layer `fused`.
+/// Projections of the same rows, `parts` by name and width: each its own layer, or all of them blocks of the output
+/// of one layer `fused`.
 fn project<const N: usize>(
     decoder: &Decoder,
     graph: &mut Graph,
@@ -252,7 +252,7 @@ fn norm(
     Ok(graph.one(RmsNorm { eps, plus_one, output: Some(output), rate: false }, &[x, w])?)
 }
 
-/// A plain linear layer on tensors that [`Layers::factor`] and [`Layers::tensor`] give; for implementations of
+/// A plain linear layer on the tensors of [`Layers::factor`] and [`Layers::tensor`], for implementations of
 /// [`Layers::linear`].
 pub fn plain_linear(
     graph: &mut Graph,

@@ -9,7 +9,7 @@ use std::path::Path;
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
     path: &'a Path,
-    /// The keys that lead here, with a final dot.
+    /// The path of keys that leads here, with a final dot.
     prefix: &'a str,
     map: &'a Map<String, Value>,
 }
@@ -19,7 +19,7 @@ impl<'a> Keys<'a> {
         Keys { path, prefix: "", map }
     }
 
-    /// The object under a key; `prefix` is the key with a final dot, after the keys that lead here.
+    /// The object under a key; `prefix` is the path to it with a final dot.
     pub fn object(&self, prefix: &'a str) -> Result<Option<Keys<'a>>> {
         let key = prefix.strip_prefix(self.prefix).unwrap_or(prefix).trim_end_matches('.');
         match self.get(key) {
@@ -33,7 +33,7 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether the key is there with the value `null`.
+    /// Whether the key is present with the value `null`.
     pub fn is_null(&self, key: &str) -> bool {
         self.map.get(key).is_some_and(Value::is_null)
     }
@@ -50,7 +50,7 @@ impl<'a> Keys<'a> {
         Error::Config(format!("{}: {what}", self.path.display()))
     }
 
-    /// The error for a key whose value is not what it must be.
+    /// The error for a key with a wrong value.
     pub fn invalid(&self, key: &str, expected: impl Display) -> Error {
         let got = match self.get(key) {
             None => "nothing".to_string(),
@@ -59,10 +59,10 @@ impl<'a> Keys<'a> {
         self.error(format_args!("`{}{key}` is {got}, expected {expected}", self.prefix))
     }
 
-    /// An error unless the key is missing or has the one value that the computation is made for.
+    /// Errors: the key has a value other than the supported one.
     pub fn only(&self, key: &str, supported: Value) -> Result<()> {
         match self.get(key) {
-            // 1 and 1.0 are one number here, but not as JSON values.
+            // 1 and 1.0 differ as JSON values but are the same number here.
             Some(value)
                 if *value != supported && (value.as_f64().is_none() || value.as_f64() != supported.as_f64()) =>
             {
@@ -104,7 +104,7 @@ impl<'a> Keys<'a> {
         self.size_or(key, max, None)
     }
 
-    /// An integer in `1..=max`, or the default where the key is missing. Errors: neither of the two.
+    /// An integer in `1..=max`, or the default if the key is missing. Errors: neither.
     pub fn size_or(&self, key: &str, max: usize, default: Option<usize>) -> Result<usize> {
         self.size(key, max)?
             .or(default)
@@ -129,7 +129,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Token ids, as one number or a list.
+    /// Token ids, given as one number or a list.
     pub fn tokens(&self, key: &str, default: Option<u32>) -> Result<Vec<u32>> {
         let Some(Value::Array(list)) = self.get(key) else {
             return Ok(self.token(key, default)?.into_iter().collect());
@@ -149,7 +149,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Long values must not bury the message.
+/// Shortens a value so that it does not bury the message.
 fn shorten(text: String) -> String {
     if text.chars().count() <= 120 {
         return text;

@@ -1,4 +1,4 @@
-//! `config.json` to one description of the decoder, its parameters, and the graph of its forward pass.
+//! From `config.json` to a description of the decoder, its parameters and the graph of its forward pass.
 
 mod config;
 mod families;
@@ -17,7 +17,7 @@ pub use text::{IMAGES, text_config};
 use sparta_graph::DType;
 use sparta_graph::ops::Activation;
 
-/// A decoder-only transformer of one of the supported families, as flags: what its forward pass computes, without
+/// A decoder-only transformer of a supported family, as flags that say what its forward pass computes, without
 /// weights. Every block is
 ///
 /// ```text
@@ -34,49 +34,49 @@ pub struct Decoder {
     /// Query heads; a multiple of `kv_heads`.
     pub heads: usize,
     pub kv_heads: usize,
-    /// Even. `heads * head_dim` need not be `hidden_size`.
+    /// Elements of a head, an even number. `heads * head_dim` need not equal `hidden_size`.
     pub head_dim: usize,
     pub rms_norm_eps: f32,
     pub activation: Activation,
     /// Norms multiply by `1 + w` (Gemma).
     pub norm_plus_one: bool,
-    /// Embeddings are multiplied by this, sqrt(hidden) rounded to f32 (Gemma). A tied output matrix is not.
+    /// Embeddings are multiplied by this, sqrt(hidden) rounded to f32 (Gemma); a tied vocabulary head is not.
     pub embed_scale: Option<f32>,
-    /// Factor of q.k before soft-cap and softmax.
+    /// The factor on q.k before soft-cap and softmax.
     pub attention_scale: f32,
     /// `cap * tanh(s / cap)` on scaled scores (Gemma 2).
     pub attn_softcap: Option<f32>,
-    /// The same on vocabulary logits, never on class logits (Gemma 2).
+    /// The same for vocabulary logits, never for class logits (Gemma 2).
     pub final_softcap: Option<f32>,
-    /// Norms after attention and MLP, before the residual sum; then four norms per layer (Gemma 2).
+    /// Also norms after attention and MLP, before the residual sum: four per layer (Gemma 2).
     pub post_norms: bool,
     /// RMS norm over each query and key head before RoPE (Qwen 3, Gemma 3).
     pub qk_norm: bool,
-    /// Biases of q, k, v (Qwen 2).
+    /// Query, key and value projections have biases (Qwen 2).
     pub qkv_bias: bool,
-    /// One layer computes q, k and v, another gate and up (Phi-3).
+    /// One layer computes queries, keys and values, and another gate and up (Phi-3).
     pub fused: bool,
-    /// The rotations that layers have, one or two.
+    /// The rotations of the layers, one or two.
     pub ropes: Vec<Rope>,
     /// The rotation of each layer, by its position in `ropes`; `None`: queries and keys are not rotated (SmolLM3).
     pub rotations: Vec<Option<usize>>,
-    /// Sliding window of each layer: position i sees i - w + 1 ..= i. `None`: all positions up to its own.
+    /// The sliding window w of each layer: position i sees i - w + 1 ..= i. `None`: all positions up to i.
     pub windows: Vec<Option<usize>>,
     /// The vocabulary head is the embedding matrix.
     pub tied_embeddings: bool,
     pub pad_token_id: Option<u32>,
     pub bos_token_id: Option<u32>,
     pub eos_token_ids: Vec<u32>,
-    /// Class names of a classifier, from `id2label`; two where the file has none, as in transformers.
+    /// Class names of a classifier, from `id2label`; two if the file has none, as in transformers.
     pub labels: Vec<String>,
-    /// What transformers calls the kind of a classifier's head, where the file says so.
+    /// The kind of classification head, as transformers names it, if the file says so.
     pub problem_type: Option<String>,
-    /// Standard deviation of new weights in pre-training.
+    /// The standard deviation of new weights.
     pub initializer_range: f32,
-    /// Positions that can be computed: those of the file, with longrope those of pre-training.
+    /// How many positions can be computed: as in the file or, with longrope, as in pretraining.
     pub max_position_embeddings: usize,
-    /// The dtype that the file states; the weights' own counts.
+    /// The type that the file states; the weights' own types take precedence.
     pub dtype: Option<DType>,
-    /// The text part of a model that also reads images, whose checkpoint has tensors for these, too ([`IMAGES`]).
+    /// Whether this is the text part of a model that also reads images, whose checkpoint has more tensors ([`IMAGES`]).
     pub reads_images: bool,
 }

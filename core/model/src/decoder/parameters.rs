@@ -1,4 +1,4 @@
-//! The tensors of a decoder, and whether a checkpoint has exactly these.
+//! The tensors of a decoder, and a check that a checkpoint has exactly these.
 
 use super::{Decoder, IMAGES};
 use crate::weights::WeightSource;
@@ -7,24 +7,24 @@ use sparta_graph::DType;
 use sparta_plugin::method::{Parameter, Role};
 use std::collections::BTreeSet;
 
-/// What the last hidden states go into.
+/// What reads the last hidden states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadKind {
-    /// `score.weight` `[classes, hidden]`, without bias.
+    /// The classification head `score.weight` `[classes, hidden]`, without bias.
     Classification { classes: usize },
-    /// The vocabulary: `lm_head.weight` `[vocab, hidden]`, or the embedding where tied.
+    /// The vocabulary head `lm_head.weight` `[vocab, hidden]`, or the embeddings if tied.
     CausalLm,
 }
 
-/// The tensor of the classification head. Heads of several tasks stand below each other in it.
+/// The tensor of the classification head; it stacks the heads of several tasks.
 pub const HEAD: &str = "score.weight";
 
-/// Names listed in a message; the rest is counted.
+/// How many names a message lists; the rest are counted.
 const SHOWN: usize = 5;
 
 impl Decoder {
-    /// Every tensor of the model with its Hugging Face name and shape: embedding, layers, final norm, and the head last.
-    /// The dtype is the one that `config.json` states, else f32; [`check_weights`] gives the stored ones.
+    /// Every tensor of the model with its Hugging Face name and shape: embedding, layers, final norm, and the head
+    /// last. The dtype is the one that `config.json` states, else f32; [`check_weights`] gives the stored ones.
     pub fn parameters(&self, head: HeadKind) -> Vec<Parameter> {
         let dtype = self.dtype.unwrap_or(DType::F32);
         let (vocab, hidden) = (self.vocab_size, self.hidden_size);
@@ -101,7 +101,7 @@ impl Decoder {
         list
     }
 
-    /// The tensor of the vocabulary head: that of the embeddings where it is tied to them.
+    /// The tensor of the vocabulary head: the embeddings if tied.
     pub fn vocabulary_head(&self) -> &'static str {
         if self.tied_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
     }
@@ -112,11 +112,11 @@ impl Decoder {
     }
 }
 
-/// The parameters of `decoder` with the dtypes that `weights` has. A classification head may be missing: it is then
-/// new, in f32.
+/// The parameters of `decoder` with the types they have in `weights`. A missing classification head counts as
+/// new and f32.
 ///
-/// Errors name the origin and the first few tensors: missing ones, ones that the architecture does not have (but
-/// for an unused head and stored rotary frequencies), wrong shapes, a tied head with values of its own.
+/// Errors name the origin and the first few tensors: missing ones, ones not in the architecture (except
+/// an unused head and stored rotary frequencies), wrong shapes, a tied head with different values.
 pub fn check_weights(decoder: &Decoder, weights: &dyn WeightSource, head: HeadKind) -> Result<Vec<Parameter>> {
     let mut parameters = decoder.parameters(head);
     let (mut missing, mut wrong) = (Vec::new(), Vec::new());
@@ -159,8 +159,8 @@ pub fn check_weights(decoder: &Decoder, weights: &dyn WeightSource, head: HeadKi
     Ok(parameters)
 }
 
-/// Tensors that a checkpoint may hold though this model does not read them: the head of another task, frequencies that old
-/// versions stored, and what reads images.
+/// Tensors that a checkpoint may have although the model does not read them: the head of another task, frequencies that
+/// old versions stored, and the part that reads images.
 fn may_be_unused(decoder: &Decoder, name: &str) -> bool {
     let of_images = decoder.reads_images && IMAGES.iter().any(|prefix| name.starts_with(prefix));
     of_images || matches!(name, "lm_head.weight" | HEAD) || name.ends_with(".rotary_emb.inv_freq")

@@ -5,16 +5,17 @@ use crate::Result;
 use serde_json::Value;
 use std::f64::consts::PI;
 
-/// Rotation of the first `width` elements of each head, in half-split pairs (i, i + width/2) by `position * inv_freq[i]`.
+/// Rotation of the first `width` elements of each head, in half-split pairs (i, i + width/2) by `position *
+/// inv_freq[i]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
-    /// Even.
+    /// Rotated elements of a head, an even number.
     pub width: usize,
     pub theta: f64,
     pub scaling: Scaling,
 }
 
-/// How frequencies are changed for contexts longer than those of pre-training.
+/// How frequencies change for contexts longer than in pretraining.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Scaling {
     None,
@@ -22,16 +23,17 @@ pub enum Scaling {
     Linear {
         factor: f64,
     },
-    /// Llama 3.1: wavelengths above `original / low` are divided by `factor`, those below `original / high` kept, those
-    /// between interpolated.
+    /// Llama 3.1: wavelengths above `original / low` are divided by `factor`, those below `original / high` kept, and
+    /// those in between interpolated.
     Llama3 {
         factor: f64,
         low_freq_factor: f64,
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
-    /// LongRoPE: each frequency is divided by a factor of its own, and cosines and sines are multiplied by one. These are the
-    /// factors for texts of up to `original` positions: longer ones have others at all their positions, and are refused.
+    /// LongRoPE: each frequency is divided by its own factor, and cosines and sines are multiplied by a common one.
+    /// These are the factors for texts of up to `original` positions; longer texts use others at every position, and
+    /// are rejected.
     Long {
         short_factor: Vec<f64>,
         attention_factor: f64,
@@ -39,18 +41,19 @@ pub enum Scaling {
     },
 }
 
-/// What a family assumes where the file is silent, and what it can do.
+/// A family's defaults, and what it supports.
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// That of layers that slide, in families where these rotate by other angles.
+    /// The theta of layers with sliding windows, in families where these rotate by other angles.
     pub local_theta: Option<f64>,
-    /// Whether only a part of a head may be rotated.
+    /// Whether the rotation may cover only part of a head.
     pub partial: bool,
 }
 
 impl Rope {
-    /// From the keys of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`). Where theta is in both
-    /// places the inner one counts. In families where sliding layers have a rotation of their own that is the second one.
+    /// Reads the keys of transformers 5 (`rope_parameters`) or 4 (`rope_theta`, `rope_scaling`). If theta is in both
+    /// places, the inner one counts. In families where layers with sliding windows rotate differently, theirs is the
+    /// second.
     pub(super) fn parse(
         keys: &Keys,
         defaults: &RopeDefaults,
@@ -76,7 +79,7 @@ impl Rope {
                 let sliding = inner.object("rope_parameters.sliding_attention.")?;
                 Ok(vec![reader.rope(full, global)?, reader.rope(sliding, local)?])
             }
-            // transformers 4 scales only what layers that see all rotate by.
+            // transformers 4 scales only the rotation of layers with full attention.
             (inner, _) if keys.get("rope_parameters").is_none() => {
                 Ok(vec![reader.rope(inner, global)?, reader.rope(None, local)?])
             }
@@ -84,7 +87,7 @@ impl Rope {
         }
     }
 
-    /// The positions that can be computed, where there is a limit besides that of the model.
+    /// How many positions can be computed, if the rotation sets a limit.
     pub fn positions(&self) -> Option<usize> {
         match self.scaling {
             Scaling::Long { original_max_position_embeddings, .. } => Some(original_max_position_embeddings),
@@ -92,7 +95,7 @@ impl Rope {
         }
     }
 
-    /// Inverse frequencies `[width / 2]`, in f32 steps as transformers takes them.
+    /// Inverse frequencies `[width / 2]`, rounded to f32 at each step like transformers does.
     pub fn inv_freq(&self) -> Vec<f32> {
         let power = |i: usize| {
             let exponent = (2 * i) as f32 / self.width as f32;
@@ -156,12 +159,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// From the object that holds its parameters; without one, or without theta in it, by `theta`.
+    /// Reads `inner`, the object with its parameters; `theta` is the default.
     fn rope(&self, inner: Option<Keys>, theta: f64) -> Result<Rope> {
         let width = self.width(inner.as_ref())?;
         let Some(inner) = inner else { return Ok(Rope { width, theta, scaling: Scaling::None }) };
         let theta = inner.positive("rope_theta")?.unwrap_or(theta);
-        // Files before transformers 4.43 call it `type`.
+        // Before transformers 4.43 the key was `type`.
         let kind = match inner.text("rope_type")? {
             Some(kind) => kind,
             None => inner.text("type")?.unwrap_or("default"),
@@ -180,7 +183,7 @@ impl Reader<'_> {
         Ok(Rope { width, theta, scaling })
     }
 
-    /// Elements of a head that are rotated.
+    /// The number of rotated elements of a head.
     fn width(&self, inner: Option<&Keys>) -> Result<usize> {
         const KEY: &str = "partial_rotary_factor";
         let holder = inner.filter(|inner| inner.get(KEY).is_some()).unwrap_or(self.keys);
@@ -211,7 +214,7 @@ impl Reader<'_> {
         })
     }
 
-    /// The model's own key counts before the one among the parameters.
+    /// The model's own key takes precedence over the one in the parameters.
     fn original(&self, inner: &Keys) -> Result<Option<usize>> {
         const KEY: &str = "original_max_position_embeddings";
         const MOST: usize = 1 << 30;
@@ -220,7 +223,7 @@ impl Reader<'_> {
 
     fn long(&self, inner: &Keys, width: usize) -> Result<Scaling> {
         let Some(original) = self.original(inner)? else {
-            return Err(self.keys.invalid("original_max_position_embeddings", "the positions of pre-training"));
+            return Err(self.keys.invalid("original_max_position_embeddings", "the positions of pretraining"));
         };
         let factors = inner.get("short_factor").and_then(Value::as_array);
         let positive = |value: &Value| value.as_f64().filter(|&x| x as f32 > 0.0 && (x as f32).is_finite());
@@ -238,7 +241,7 @@ impl Reader<'_> {
         if !(attention_factor as f32).is_finite() {
             return Err(self
                 .keys
-                .invalid("original_max_position_embeddings", "the positions of pre-training, at least 2"));
+                .invalid("original_max_position_embeddings", "the positions of pretraining, at least 2"));
         }
         Ok(Scaling::Long { short_factor, attention_factor, original_max_position_embeddings: original })
     }
@@ -248,7 +251,7 @@ fn number(inner: &Keys, key: &str) -> Result<f64> {
     inner.positive(key)?.ok_or_else(|| inner.invalid(key, "a number above 0"))
 }
 
-/// The object that holds the parameters besides a top-level theta, or `None`.
+/// The object with the parameters other than a top-level theta, if any.
 fn parameters<'a>(keys: &Keys<'a>) -> Result<Option<Keys<'a>>> {
     let old = keys.object("rope_scaling.")?.filter(|o| !o.is_empty());
     let new = keys.object("rope_parameters.")?.filter(|o| !o.is_empty());

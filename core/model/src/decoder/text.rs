@@ -1,15 +1,15 @@
-//! Models that also read images: the text part of one, as a model of its own.
+//! The text part of a model that also reads images, as a model of its own.
 
 use super::keys::Keys;
 use crate::Result;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What the names of the tensors for images begin with; a text model leaves them out.
+/// Name prefixes of the tensors for images, which a text model leaves out.
 pub const IMAGES: [&str; 4] =
     ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
 
-/// What transformers reads at the top of the file also for the text part.
+/// Keys that transformers reads at the top of the file for the text part, too.
 const OF_THE_WHOLE: [&str; 8] = [
     "dtype",
     "torch_dtype",
@@ -21,10 +21,10 @@ const OF_THE_WHOLE: [&str; 8] = [
     "tie_word_embeddings",
 ];
 
-/// The `config.json` of Gemma 3's text part, as transformers writes that of a text model; `None` where `config` is that of a
-/// text model.
+/// The `config.json` of Gemma 3's text part, as transformers writes it for a text model; `None` if `config` already is
+/// one of a text model.
 ///
-/// Errors: a part that is not Gemma 3's text; classes that are none of Gemma 3's.
+/// Errors: a text part or classes other than Gemma 3's.
 pub fn text_config(path: &Path, config: &Map<String, Value>) -> Result<Option<Map<String, Value>>> {
     let keys = Keys::new(path, config);
     if keys.text("model_type")? != Some("gemma3") {
@@ -43,12 +43,12 @@ pub fn text_config(path: &Path, config: &Map<String, Value>) -> Result<Option<Ma
     for key in OF_THE_WHOLE {
         own.extend(keys.get(key).map(|value| (key.to_owned(), value.clone())));
     }
-    // It would say that another model is unquantised.
+    // Losing this key would hide that the model is quantized.
     own.extend(keys.get("quantization_config").map(|value| ("quantization_config".to_owned(), value.clone())));
     Ok(Some(own))
 }
 
-/// The class of the text part alone.
+/// The transformers class for the text part alone.
 fn class(keys: &Keys) -> Result<Option<&'static str>> {
     const CLASSES: [(&str, &str); 3] = [
         ("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"),

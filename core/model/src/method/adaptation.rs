@@ -1,4 +1,4 @@
-//! What a method decided for one model, checked and with its index sets drawn.
+//! A method's decisions for one model, checked, with index sets drawn.
 
 use super::selection::{broken, checked, expected, is_sparse};
 use super::{IndexSet, magnitude};
@@ -15,14 +15,14 @@ use std::sync::Arc;
 pub enum Part {
     Frozen,
     Dense,
-    /// The elements of the index set.
+    /// The elements in the index set.
     Sparse(IndexSet),
     /// Extra tensors; the parameter itself is frozen.
     Reparam(Vec<ExtraTensor>),
 }
 
-/// A trained f32 tensor: what the optimizer updates, and what an adapter stores under this name. Also an added tensor that is
-/// not trained ([`Adaptation::constants`]).
+/// A trained f32 tensor, which the optimizer updates and adapters store under this name; also used for added tensors
+/// that are not trained ([`Adaptation::constants`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Trained {
     /// The parameter's name, `delta.{name}` for a sparse one, `{name without .weight}.{extra}` for an extra tensor.
@@ -31,7 +31,7 @@ pub struct Trained {
     /// Position of the parameter in [`Adaptation::parameters`].
     pub parameter: usize,
     pub form: Form,
-    /// What the method says of its updates.
+    /// The rates that the method sets for it.
     pub rates: Rates,
 }
 
@@ -39,7 +39,7 @@ pub struct Trained {
 pub enum Form {
     Dense,
     Sparse,
-    /// Position in the parameter's extra tensors.
+    /// An added tensor, by its position among the parameter's.
     Extra(usize),
 }
 
@@ -54,35 +54,37 @@ impl Trained {
 pub struct Adaptation {
     pub method: Arc<dyn Method>,
     pub info: MethodInfo,
-    /// Every option of the method, defaults filled in.
+    /// All options of the method, with defaults filled in.
     pub options: Options,
     /// The whole model, the head last.
     pub parameters: Vec<Parameter>,
     /// One per parameter, in order.
     pub parts: Vec<Part>,
-    /// The types in which the adapted model is computed, f32 at first.
+    /// The types the adapted model is computed in, f32 by default.
     pub precision: Precision,
-    /// Whether products add what a 16-bit weight cannot hold of its trained elements; other sparse parts are then f32 on the
-    /// device.
+    /// Whether products add what 16-bit weights cannot represent of their trained elements; other sparse parts are then
+    /// f32 on the device.
     pub residual: bool,
-    /// When the method acts between steps, if it does.
+    /// How often the method acts between steps, if it does.
     pub steps: Option<Steps>,
-    /// Elements of the sparse parts by position; the sets of [`Adaptation::expected`] do not hold theirs.
+    /// The number of elements of each sparse part by position, since the index sets of [`Adaptation::expected`] are
+    /// empty.
     sparse_sizes: BTreeMap<usize, usize>,
-    /// Those of dense and sparse parts, by position, where they are not the run's.
+    /// Rates of dense and sparse parts that are not the run's, by position.
     rates: BTreeMap<usize, Rates>,
-    /// Sparse parts whose elements are still to be chosen by their scores, by position.
+    /// Sparse parts whose elements are yet to be chosen by their scores, by position.
     scored: BTreeMap<usize, Scored>,
-    /// Whether index sets follow from the data of a run, so that an adapter must store them.
+    /// Whether index sets depend on the data of a run, so that adapters must store them.
     pub sets_stored: bool,
 }
 
 impl Adaptation {
-    /// Asks the method what to train, and draws or finds the index sets, but for those by score ([`Adaptation::scored`]).
-    /// `options` are checked already.
+    /// Asks the method what to train, and draws or computes the index sets, except those by score
+    /// ([`Adaptation::scored`]).
+    /// `options` must have been checked.
     ///
-    /// Errors: whatever the method refuses; a selection that breaks the rules of [`Selection`]; a weight that is needed to
-    /// choose elements of it, or to reparametrise it, and is new.
+    /// Errors: those of the method; a selection that breaks the rules of [`Selection`]; a weight that is needed to
+    /// choose its elements or to be reparametrized, but is new.
     pub fn new(
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
@@ -121,19 +123,19 @@ impl Adaptation {
             };
             sets.map(size).collect()
         })?;
-        let reparametrised = |part: &Part| matches!(part, Part::Reparam(_));
+        let reparametrized = |part: &Part| matches!(part, Part::Reparam(_));
         let new =
-            |(parameter, part): &(&Parameter, &Part)| reparametrised(part) && weights.get(&parameter.name).is_none();
+            |(parameter, part): &(&Parameter, &Part)| reparametrized(part) && weights.get(&parameter.name).is_none();
         match adaptation.parameters.iter().zip(&adaptation.parts).find(new) {
             Some((new, _)) => Err(Error::Method(format!(
-                "{} is new: it can be trained whole or left as it is drawn, not reparametrised",
+                "{} is new: it can be trained whole or left as it is drawn, not reparametrized",
                 new.name
             ))),
             None => Ok(adaptation),
         }
     }
 
-    /// As [`Adaptation::new`], with index sets from elsewhere: an adapter that stores them, a reference.
+    /// Like [`Adaptation::new`], with given index sets: those of an adapter that stores them, or of a reference.
     pub fn with_indices(
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
@@ -146,7 +148,7 @@ impl Adaptation {
         })
     }
 
-    /// As [`Adaptation::new`], but no index set is drawn, only its expected size known: enough to plan memory.
+    /// Like [`Adaptation::new`], but with only the expected sizes of index sets: enough to plan memory.
     pub fn expected(method: Arc<dyn Method>, parameters: Vec<Parameter>, options: Options) -> Result<Self> {
         Self::with_sizes(method, parameters, options, |sparse| {
             let set = |(parameter, selection): &(&Parameter, &Selection)| {
@@ -156,7 +158,7 @@ impl Adaptation {
         })
     }
 
-    /// `sparse` gives the size and the index set of each of the parameters that have one, in their order.
+    /// `sparse` gives the size and the index set of each parameter that has one, in order.
     fn with_sizes(
         method: Arc<dyn Method>,
         parameters: Vec<Parameter>,
@@ -194,7 +196,7 @@ impl Adaptation {
         }
         let steps = method.steps(&options).map_err(|e| Error::Method(e.to_string()))?;
         if steps.is_some_and(|steps| steps.every == 0) {
-            return Err(broken(&info, "it wants to be called after every 0 steps".into()));
+            return Err(broken(&info, "it asks to be called after every 0 steps".into()));
         }
         let adaptation = Adaptation {
             sparse_sizes,
@@ -212,7 +214,7 @@ impl Adaptation {
         Ok(adaptation)
     }
 
-    /// An adaptation whose parts, one per parameter, are decided already.
+    /// An adaptation with given parts, one per parameter.
     pub fn of_parts(
         method: Arc<dyn Method>,
         info: MethodInfo,
@@ -241,13 +243,13 @@ impl Adaptation {
         }
     }
 
-    /// Sparse parts whose elements are still to be chosen by their scores, by position. They are of the size that is expected.
+    /// Sparse parts whose elements are yet to be chosen by their scores, by position; they have the expected size.
     pub fn scored(&self) -> &BTreeMap<usize, Scored> {
         &self.scored
     }
 
-    /// What is trained to find the scores of one kind: all of their tensors, and the rest as the method says where that is
-    /// trained, too.
+    /// The adaptation that computes scores of one kind: it trains all of the scored tensors, and the rest as the method
+    /// says where that is trained as well.
     pub fn for_score(&self, score: Score) -> Adaptation {
         let mut adaptation = Adaptation { residual: false, steps: None, ..self.clone() };
         let trains = matches!(score, Score::Change { .. });
@@ -262,7 +264,8 @@ impl Adaptation {
         adaptation
     }
 
-    /// Chooses the elements of scored parts: `scores` gives those of a parameter, whose sizes count, several times.
+    /// Chooses the elements of scored parts. `scores` gives a parameter's scores, compared by magnitude, and is called
+    /// repeatedly.
     ///
     /// Errors: those of `scores`; groups that do not divide a row.
     pub fn choose(&mut self, score: Score, scores: impl FnMut(&Parameter) -> Result<Vec<f32>>) -> Result<()> {
@@ -284,7 +287,7 @@ impl Adaptation {
         self.parts[position] = Part::Sparse(set);
     }
 
-    /// Trained tensors in a fixed order; empty ones (a sparse part without elements) are left out.
+    /// The trained tensors in a fixed order, without empty ones (sparse parts with no elements).
     pub fn trained(&self) -> Vec<Trained> {
         let mut trained = Vec::new();
         for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
@@ -321,31 +324,31 @@ impl Adaptation {
         only_first(constants)
     }
 
-    /// What checkpoints and adapters store: trained tensors and, where the method acts between steps, the others that it
-    /// adds, as it may set those, too.
+    /// What checkpoints and adapters store: trained tensors and, if the method acts between steps, the others that it
+    /// adds, since it may set those, too.
     pub fn stored(&self) -> Vec<Trained> {
         let others = if self.steps.is_some() { self.constants() } else { Vec::new() };
         self.trained().into_iter().chain(others).collect()
     }
 
-    /// Whether the device keeps the gradients of a step.
+    /// Whether the device keeps a step's gradients.
     pub fn keeps_gradients(&self) -> bool {
         self.steps.is_some_and(|steps| steps.gradients)
     }
 
-    /// The index sets that the method may have changed since the beginning of the run: checkpoints have them.
+    /// The index sets that the method may have changed during the run, which checkpoints store.
     pub fn changed_indices(&self) -> BTreeMap<String, Vec<u32>> {
         let sets = self.index_sets().into_iter().filter(|_| self.steps.is_some());
         sets.map(|(name, set)| (name.to_owned(), set.indices.clone())).collect()
     }
 
-    /// The index sets that nobody finds again without the run: adapters have them.
+    /// The index sets that cannot be recomputed without the run, which adapters store.
     pub fn stored_indices(&self) -> BTreeMap<String, Vec<u32>> {
         let sets = self.index_sets().into_iter().filter(|_| self.steps.is_some() || self.sets_stored);
         sets.map(|(name, set)| (name.to_owned(), set.indices.clone())).collect()
     }
 
-    /// Errors: indices that cannot take the place of those of a parameter, in words.
+    /// Errors: indices that cannot replace those of a parameter, with the reason.
     pub fn check_indices(&self, position: usize, indices: &[u32]) -> std::result::Result<(), String> {
         let (parameter, size) = (&self.parameters[position], self.sparse_size(position));
         let (name, numel) = (&parameter.name, parameter.numel());
@@ -363,23 +366,23 @@ impl Adaptation {
         }
     }
 
-    /// Trained scalars.
+    /// The number of trained scalars.
     pub fn trained_count(&self) -> u64 {
         self.trained().iter().map(|t| t.numel() as u64).sum()
     }
 
-    /// Trained scalars outside the classification head.
+    /// The number of trained scalars outside the classification head.
     pub fn trained_in_body(&self) -> u64 {
         let body = self.trained().into_iter().filter(|t| self.parameters[t.parameter].role != Role::Head);
         body.map(|t| t.numel() as u64).sum()
     }
 
-    /// Whether nothing but the head is trained: the body's output never changes then.
+    /// Whether only the head is trained, so that the hidden states never change.
     pub fn head_only(&self) -> bool {
         self.trained().iter().all(|t| self.parameters[t.parameter].role == Role::Head)
     }
 
-    /// The type in which a parameter is held on the device: f32 where all of it is trained.
+    /// The type a parameter has on the device: f32 if all of it is trained.
     pub fn device_dtype(&self, parameter: usize) -> DType {
         let own = &self.parameters[parameter];
         match self.parts[parameter] {
@@ -389,7 +392,7 @@ impl Adaptation {
         }
     }
 
-    /// Has products add what 16-bit weights cannot hold of their trained elements.
+    /// Makes products add what 16-bit weights cannot represent of their trained elements.
     ///
     /// Errors: there is no such weight.
     pub fn add_residual(&mut self) -> Result<()> {
@@ -403,22 +406,22 @@ impl Adaptation {
         )))
     }
 
-    /// Trained elements of a sparse part; 0 for another.
+    /// The number of trained elements of a sparse part; 0 for other parts.
     pub fn sparse_size(&self, parameter: usize) -> usize {
         let size = self.sparse_sizes.get(&parameter).filter(|_| matches!(self.parts[parameter], Part::Sparse(_)));
         size.copied().unwrap_or_default()
     }
 
-    /// Whether the device holds what the weight cannot hold of its trained elements, for products to add.
+    /// Whether the device keeps what the weight cannot represent of its trained elements, for products to add.
     pub fn has_remainder(&self, parameter: usize) -> bool {
         self.residual && self.sparse_size(parameter) > 0 && self.device_dtype(parameter) != DType::F32
     }
 
-    /// Whether products read a rounded copy of the parameter, because it is trained and thus held in f32. The
+    /// Whether products read a rounded copy of the parameter, which is trained and so kept in f32. The
     /// classification head works on f32 rows, and norms, biases and lookups read the trained values themselves.
     pub fn is_shadowed(&self, parameter: usize) -> bool {
         let factor = match self.parameters[parameter].role {
-            // The vocabulary head of a model that has no other.
+            // The embeddings are the vocabulary head of a model that has no other.
             Role::Embedding => !self.parameters.iter().any(|p| matches!(p.role, Role::Head | Role::LmHead)),
             Role::LmHead => true,
             role => role.is_projection(),
@@ -436,12 +439,12 @@ impl Adaptation {
         self.parameters.iter().position(|p| p.name == name)
     }
 
-    /// Positions of the parameters that the method reparametrises.
-    pub fn reparametrised(&self) -> impl Iterator<Item = usize> + '_ {
+    /// The positions of the parameters that the method reparametrizes.
+    pub fn reparametrized(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.parts.len()).filter(|&position| matches!(self.parts[position], Part::Reparam(_)))
     }
 
-    /// Whether it is the weight of a reparametrised layer, which computes what the method's `forward` says.
+    /// Whether this is the weight of a reparametrized layer, which computes the method's `forward`.
     pub fn is_linear_site(&self, position: usize) -> bool {
         let role = self.parameters[position].role;
         matches!(self.parts[position], Part::Reparam(_)) && (role.is_projection() || role == Role::Head)
@@ -460,7 +463,8 @@ impl Adaptation {
     }
 }
 
-/// What the device and adapters call an added tensor: `model.layers.0.self_attn.q_proj.weight` and `lora_A` give
+/// The name of an added tensor on the device and in adapters: `model.layers.0.self_attn.q_proj.weight` and `lora_A`
+/// give
 /// `model.layers.0.self_attn.q_proj.lora_A`, a shared one `shared.lora_A`.
 pub fn extra_name(parameter: &str, extra: &ExtraTensor) -> String {
     match extra.shared {
@@ -469,14 +473,14 @@ pub fn extra_name(parameter: &str, extra: &ExtraTensor) -> String {
     }
 }
 
-/// Without what has the name of an earlier one: a shared tensor counts once.
+/// Drops tensors with the name of an earlier one: a shared tensor counts once.
 fn only_first(mut tensors: Vec<Trained>) -> Vec<Trained> {
     let mut seen = HashSet::new();
     tensors.retain(|t| seen.insert(t.name.clone()));
     tensors
 }
 
-/// An index set that nobody knows yet.
+/// An index set that is not known yet.
 fn unknown(parameter: &Parameter) -> IndexSet {
     IndexSet { tensor: parameter.name.clone(), numel: parameter.numel(), indices: Vec::new() }
 }

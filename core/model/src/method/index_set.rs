@@ -14,11 +14,11 @@ pub struct IndexSet {
     pub indices: Vec<u32>,
 }
 
-/// Elements that one task of the parallel loop draws; a multiple of 4.
+/// Elements that one task of the parallel loop covers; a multiple of 4.
 const CHUNK: u64 = 1 << 18;
 
 impl IndexSet {
-    /// Draws each scalar i with this probability, in (0, 1]: i is chosen if word i of
+    /// Chooses each scalar i with this probability, in (0, 1]: i is chosen if word i of
     /// [`Stream`]`(seed, "index", tensor)` divided by 2^32 is below `probability`. The result depends on nothing else,
     /// and a larger probability chooses a superset.
     ///
@@ -58,8 +58,8 @@ fn draw_range(stream: Stream, start: u64, end: u64, threshold: u64) -> Vec<u32> 
     chosen
 }
 
-/// SHA-256, in hex, over the sets in order of their tensors' names: for each the length of the name (u64), the name, the
-/// number of scalars (u64), the number of indices (u64) and the indices (u32), all little-endian.
+/// SHA-256, in hex, over the sets in order of their tensors' names: for each the length of the name (u64), the name,
+/// the number of scalars (u64), the number of indices (u64) and the indices (u32), all little-endian.
 pub fn fingerprint(sets: &[IndexSet]) -> String {
     let mut sets: Vec<&IndexSet> = sets.iter().collect();
     sets.sort_by(|a, b| a.tensor.cmp(&b.tensor));
@@ -82,8 +82,8 @@ mod tests {
 
     const V: &str = "model.layers.0.self_attn.v_proj.weight";
 
-    /// Frozen: an adapter that stores only seed and density must mean the same scalars for ever. The numbers come from an
-    /// independent implementation of the documented definition.
+    /// These values are frozen: adapters that store only seed and density must always mean the same scalars. They come
+    /// from an independent implementation of the documented definition.
     #[test]
     fn test_vectors() {
         let set = IndexSet::draw(42, "model.layers.3.mlp.up_proj.weight", 400, 0.05).unwrap();
@@ -114,7 +114,7 @@ mod tests {
         let one = draw(1);
         assert_eq!(one, draw(3));
         assert!(one.indices.windows(2).all(|pair| pair[0] < pair[1]));
-        // Chunks continue each other: a longer tensor of the same name starts with the same set.
+        // A longer tensor of the same name starts with the same set.
         let short = IndexSet::draw(1, V, CHUNK + 3, 0.01).unwrap();
         assert!(one.indices.starts_with(&short.indices));
     }
@@ -159,7 +159,7 @@ mod tests {
     #[ignore = "measures the speed that the documentation of IndexSet::draw states"]
     fn speed() {
         let start = std::time::Instant::now();
-        // 150 tensors of gemma-2b's largest size.
+        // 150 tensors the size of gemma-2b's largest.
         let chosen: usize =
             (0..75).map(|i| IndexSet::draw(1, &format!("{V}{i}"), 1 << 25, 0.05).unwrap().indices.len()).sum();
         println!("{chosen} of {} scalars in {:?}", 75u64 << 25, start.elapsed());

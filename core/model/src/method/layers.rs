@@ -1,4 +1,4 @@
-//! The model's tensors in a graph, with the method's changes in place.
+//! The model's tensors in a graph, with the method's changes applied.
 
 use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
@@ -8,7 +8,7 @@ use sparta_graph::{DType, GradRequest, Graph, Op, Value};
 use sparta_plugin::method::{GraphBuilder, Site};
 use std::collections::{HashMap, HashSet};
 
-/// Names of tensors on the device that belong to a sparse part.
+/// The name of a sparse part's indices on the device.
 pub fn index_name(parameter: &str) -> String {
     format!("index.{parameter}")
 }
@@ -21,8 +21,8 @@ pub fn base_name(parameter: &str) -> String {
     format!("base.{parameter}")
 }
 
-/// The elements of a sparse part by column, where each column's begin, and what the weight cannot hold of each element
-/// ([`Adaptation::has_remainder`]).
+/// The elements of a sparse part by column, where each column's begin, and what the weight cannot represent of each
+/// element ([`Adaptation::has_remainder`]).
 pub fn order_name(parameter: &str) -> String {
     format!("order.{parameter}")
 }
@@ -45,7 +45,7 @@ pub struct AdaptedLayers<'a> {
     adaptation: &'a Adaptation,
     positions: HashMap<&'a str, usize>,
     values: HashMap<String, Value>,
-    /// The rng input while training; `None` while evaluating: no dropout then.
+    /// The random counter in training; `None` in an evaluation, which has no dropout.
     rng: Option<Value>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> AdaptedLayers<'a> {
         self.external(graph, trained.name.clone(), DType::F32, &trained.shape)
     }
 
-    /// What to differentiate by for a trained tensor: the tensor, or chosen elements of the weight they stand for.
+    /// What to differentiate with respect to for a trained tensor: the tensor, or the chosen elements of its weight.
     pub fn grad_request(&mut self, graph: &mut Graph, trained: &Trained) -> (Value, GradRequest) {
         if trained.form != Form::Sparse {
             return (self.trained(graph, trained), GradRequest::Dense);
@@ -107,8 +107,8 @@ impl<'a> AdaptedLayers<'a> {
         (weight, GradRequest::Sampled { index, row_ptr })
     }
 
-    /// Appends what follows from new values of a trained tensor: the write of `base + delta` into the weight of a sparse
-    /// part, of rounded values into the copy that products read.
+    /// Appends the writes that follow new values of a trained tensor: of `base + delta` into the weight of a sparse
+    /// part, and of rounded values into the copy that products read.
     pub fn follow(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
         match trained.form {
             Form::Sparse => self.scatter(graph, trained),
@@ -137,7 +137,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok(())
     }
 
-    /// What products of x with a parameter lack because the weight cannot hold it: f32 `[T, out]`.
+    /// What products of x with a parameter miss because the weight cannot represent it: f32 `[T, out]`.
     fn remainder(&mut self, graph: &mut Graph, position: usize, x: Value) -> Result<Value> {
         let parameter = &self.adaptation.parameters[position];
         let (name, n) = (&parameter.name, [self.adaptation.sparse_size(position)]);
@@ -155,7 +155,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok(graph.one(SparseLinear { transposed: false }, &operands)?)
     }
 
-    /// A plain linear layer, with what its weight cannot hold: rounded once, after all of it is added up.
+    /// A plain linear layer plus what its weight cannot represent, rounded once after everything is added.
     fn linear_with_remainder(
         &mut self,
         graph: &mut Graph,
@@ -192,7 +192,7 @@ impl<'a> AdaptedLayers<'a> {
         }
     }
 
-    /// A parameter as it is in the merged model, f32 of its shape; `None`: as it is without the method.
+    /// A parameter of the merged model, f32 of its shape; `None` if it does not change.
     pub fn merged(&mut self, graph: &mut Graph, position: usize) -> Result<Option<Value>> {
         let adaptation = self.adaptation;
         if let Some(weight) = adaptation.weight_of(position).filter(|&weight| adaptation.is_linear_site(weight)) {
@@ -205,7 +205,7 @@ impl<'a> AdaptedLayers<'a> {
         }
     }
 
-    /// The merged weight of a reparametrised layer, and its merged bias where that changes.
+    /// The merged weight of a reparametrized layer, and its merged bias if that changes.
     fn merged_layer(&mut self, graph: &mut Graph, [weight, bias]: [usize; 2]) -> Result<(Value, Option<Value>)> {
         let (site, extras) = (self.site(weight), self.extras(graph, weight));
         let w = self.parameter(graph, weight);
@@ -225,7 +225,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok((merged[0], Some(merged[1]).filter(|&value| value != inputs[1]).or(own)))
     }
 
-    /// A reparametrised parameter as the method merges it, f32 of its shape.
+    /// A reparametrized parameter as the method merges it, f32 of its shape.
     fn effective(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
         let name = format!("merged.{}", self.adaptation.parameters[position].name);
         if let Some(&value) = self.values.get(&name) {
@@ -245,7 +245,7 @@ impl<'a> AdaptedLayers<'a> {
     /// The terms that the method adds to the loss, each f32 `[1]`.
     pub fn penalties(&mut self, graph: &mut Graph) -> Result<Vec<Value>> {
         let mut terms = Vec::new();
-        for position in self.adaptation.reparametrised() {
+        for position in self.adaptation.reparametrized() {
             let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
             let site = self.site(position);
             let mut host = HostGraph { graph, rng: self.rng };
@@ -258,12 +258,12 @@ impl<'a> AdaptedLayers<'a> {
         Ok(terms)
     }
 
-    /// What the method makes of the extra tensors after the optimizer's update: the trained tensors that change, and their
-    /// new values. `lr` is the step's learning rate, f32 `[1]`.
+    /// What the method does to the extra tensors after the optimizer's update: the trained tensors that change, and
+    /// their new values. `lr` is the step's learning rate, f32 `[1]`.
     pub fn updates(&mut self, graph: &mut Graph, lr: Value) -> Result<Vec<(Value, Value)>> {
         let mut seen = HashSet::new();
         let mut changes = Vec::new();
-        for position in self.adaptation.reparametrised() {
+        for position in self.adaptation.reparametrized() {
             let (site, extras) = (self.site(position), self.extras(graph, position));
             let mut host = HostGraph { graph, rng: None };
             let values = self.adaptation.method.update(&site, &mut host, &extras, lr);
@@ -289,7 +289,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok(changes)
     }
 
-    /// Whether a value that the method made has this shape and type.
+    /// Checks the shape and type of a value from the method.
     fn check(&self, graph: &Graph, value: Value, shape: &[usize], dtype: DType) -> std::result::Result<(), String> {
         let ty = graph.ty(value).map_err(|e| e.to_string())?;
         if ty.shape != shape {
@@ -307,11 +307,11 @@ impl<'a> AdaptedLayers<'a> {
     }
 }
 
-/// Builds the merged weight of every reparametrised parameter, only to know before a run that it can be built.
+/// Builds the merged weight of every reparametrized parameter, only to learn before a run that it can be built.
 ///
-/// Errors: those of the method; a weight of another shape or type. Nothing is built where the method cannot be merged.
+/// Errors: those of the method; a weight of the wrong shape or type. Does nothing if the method cannot be merged.
 pub fn check_merge(adaptation: &Adaptation) -> Result<()> {
-    for position in adaptation.reparametrised().filter(|_| adaptation.method.mergeable()) {
+    for position in adaptation.reparametrized().filter(|_| adaptation.method.mergeable()) {
         AdaptedLayers::new(adaptation, None).merged(&mut Graph::new(), position)?;
     }
     Ok(())
@@ -406,7 +406,7 @@ impl GraphBuilder for HostGraph<'_> {
     }
 
     fn rng(&mut self) -> std::result::Result<Value, sparta_plugin::Error> {
-        self.rng.ok_or_else(|| "there is no random input while evaluating: leave dropout out".into())
+        self.rng.ok_or_else(|| "an evaluation has no random input: leave dropout out".into())
     }
 }
 
@@ -419,7 +419,7 @@ mod tests {
     use sparta_graph::{Node, gradients};
     use std::path::Path;
 
-    /// Two layers of a family, all of it trained, with the gradients of a causal loss.
+    /// Two layers of a family, fully trained, with the gradients of a causal loss.
     fn trained_whole(family: &str, precision: Precision) -> Graph {
         let config = json!({
             "model_type": family, "vocab_size": 11, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
@@ -467,7 +467,7 @@ mod tests {
                 match &node.op {
                     Op::Linear(_) => assert_eq!(types[..2], [DType::BF16; 2], "{label}"),
                     Op::Attention(_) | Op::GatedAct(_) => assert_eq!(types[0], DType::BF16, "{label}"),
-                    // Masters, not their rounded copies.
+                    // The f32 values, not their rounded copies.
                     Op::RmsNorm(_) => assert_eq!(types[1], DType::F32, "{label}"),
                     Op::Embed(_) | Op::Add(_) if !node.label.is_empty() => {
                         let output = graph.ty(node.outputs[0]).unwrap().dtype;
@@ -478,7 +478,7 @@ mod tests {
             }
             let shadows =
                 graph.values().iter().filter_map(|v| v.external.as_deref()).filter(|n| n.starts_with("shadow."));
-            // Seven projections a layer, and the tied vocabulary head.
+            // Seven projections per layer, and the tied vocabulary head.
             assert_eq!(shadows.count(), 2 * 7 + 1, "{family}");
         }
     }

@@ -1,4 +1,4 @@
-//! Index sets by the sizes of numbers: of the weights, or of scores.
+//! Index sets by magnitude: of the weights, or of scores.
 
 use super::IndexSet;
 use crate::{Error, Result, WeightSource};
@@ -11,7 +11,7 @@ pub fn count(share: f64, numel: u64) -> u64 {
     ((share * numel as f64).round() as u64).clamp(1, numel.max(1))
 }
 
-/// How many elements of a tensor of `numel` are chosen, if each tensor has its share.
+/// How many elements of a tensor of `numel` are chosen, if each tensor gets its share.
 pub fn expected(Magnitude { share, scope, .. }: Magnitude, numel: u64) -> u64 {
     match scope {
         Scope::Group(size) if size > 0 => numel / size as u64 * count(share, size as u64),
@@ -29,8 +29,8 @@ pub fn stored(weights: &dyn WeightSource, parameter: &Parameter) -> Result<Vec<f
     view.ok_or_else(|| Error::Method(format!("{name} is new: its elements have no magnitudes yet")))
 }
 
-/// The index set of each of the tensors, which are compared with each other where their scope is the model. `values` gives
-/// the numbers of a tensor's elements, the same at every call.
+/// The index set of each tensor; tensors are compared with each other if their scope is the model. `values` gives
+/// the values of a tensor's elements, the same on every call.
 ///
 /// Errors: those of `values`; groups that do not divide a row.
 pub fn index_sets(
@@ -66,7 +66,7 @@ pub fn index_sets(
     chosen.iter().map(of_one).collect()
 }
 
-/// For each element a number that is the smaller the sooner the element is chosen: the bits of |x|, or their complement.
+/// The rank of each element, smaller for those chosen first: the bits of |x|, or their complement.
 fn ranks(values: Vec<f32>, order: Order) -> Vec<u32> {
     let rank = |value: f32| match order {
         Order::Smallest => value.abs().to_bits(),
@@ -103,14 +103,15 @@ fn groups(parameter: &Parameter, size: usize, share: f64, ranks: &[u32]) -> Resu
     Ok(indices)
 }
 
-/// Up to which rank elements are chosen: all below it, and of those that have it the first few.
+/// The rank up to which elements are chosen: all below it, and the first few of those that have it.
 struct Limit {
     rank: u32,
     ties: u64,
 }
 
 impl Limit {
-    /// For the `count` smallest of the ranks that `each` shows twice, by their upper and then by their lower halves.
+    /// Finds the limit for the `count` smallest ranks. `each` visits all ranks twice: to count upper halves, then lower
+    /// ones.
     fn find(count: u64, mut each: impl FnMut(&mut dyn FnMut(u32)) -> Result<()>) -> Result<Limit> {
         let mut upper = vec![0u64; 1 << 16];
         each(&mut |rank| upper[(rank >> 16) as usize] += 1)?;
@@ -125,7 +126,7 @@ impl Limit {
         Ok(Limit { rank: high << 16 | low, ties })
     }
 
-    /// The chosen ones of these ranks; ties that are used up are gone for the next.
+    /// The elements chosen among these ranks; uses up ties for later calls.
     fn take(&mut self, ranks: &[u32]) -> Vec<u32> {
         let mut chosen = Vec::new();
         for (i, &rank) in (0..).zip(ranks) {
@@ -138,7 +139,7 @@ impl Limit {
     }
 }
 
-/// The bucket in which the `count`-th element lies, and how many of that bucket are still to be counted.
+/// The bucket with the `count`-th element, and how many elements of that bucket remain to be counted.
 fn bucket(counts: &[u64], count: u64) -> (u32, u64) {
     let mut left = count;
     for (i, &n) in (0..).zip(counts) {

@@ -1,4 +1,4 @@
-//! The host's side of methods: their options, what they turn a model into, and the random numbers of index sets and
+//! The host's side of methods: their options, what they turn a model into, and random numbers for index sets and
 //! initial values.
 
 pub mod adaptation;

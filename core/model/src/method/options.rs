@@ -1,4 +1,4 @@
-//! Checks the user's options of a method or a task against what its plugin declares.
+//! Checks the user's options for a method or a task against what its plugin declares.
 
 use crate::error::{Error, Result};
 use serde_json::Value as Json;
@@ -15,11 +15,11 @@ pub enum Given {
     Typed(Json),
 }
 
-/// Values of all declared options of `owner`, for example `method lora`: the given ones checked, the others at their
+/// Values of all declared options of `owner`, such as `method lora`: the given ones checked, the others at their
 /// defaults.
 ///
-/// Errors: an unknown option (names the nearest), a wrong type, a value out of range or not a number, a required option
-/// that is missing.
+/// Errors: an unknown option (the message names the nearest), a wrong type, a value out of range or NaN, a required
+/// option that is missing.
 pub fn check(owner: &str, declared: &[OptionInfo], given: &BTreeMap<String, Given>) -> Result<Options> {
     for name in given.keys() {
         if !declared.iter().any(|option| option.name == *name) {
@@ -39,7 +39,7 @@ pub fn check(owner: &str, declared: &[OptionInfo], given: &BTreeMap<String, Give
     declared.iter().map(value).collect()
 }
 
-/// Options as a configuration stores them, as [`check`] takes them: what came from the command line is text.
+/// Converts the options of a stored configuration for [`check`]; strings may come from the command line.
 pub fn given(options: &BTreeMap<String, Json>) -> BTreeMap<String, Given> {
     let given = |value: &Json| match value {
         Json::String(text) => Given::Text(text.clone()),
@@ -60,13 +60,13 @@ fn unknown(owner: &str, declared: &[OptionInfo], name: &str) -> String {
     }
 }
 
-/// The known name that is most like `name`, if any is alike.
+/// The known name most similar to `name`, if any is similar.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let similarity = |known: &str| strsim::jaro_winkler(name, known);
     known.max_by(|a, b| similarity(a).total_cmp(&similarity(b))).filter(|best| similarity(best) > 0.7)
 }
 
-/// One value, in the option's type and range.
+/// Checks one value against the option's type and range.
 pub fn check_value(option: &OptionInfo, given: &Given) -> std::result::Result<Json, String> {
     let fail = |expected: &dyn Display| match given {
         Given::Text(text) => format!("--{}: expected {expected}, got `{text}`", option.name),

@@ -1,11 +1,11 @@
-//! Streams of random numbers by purpose and tensor, and initial values drawn from them.
+//! Random streams by purpose and tensor, and initial values drawn from them.
 
 use sha2::{Digest, Sha256};
 use sparta_graph::philox4x32_10;
 
 /// The random words of one purpose for one tensor: word i is lane i mod 4 of Philox with
-/// key = (low, high half of the seed) and counter = (low, high half of i / 4, low, high half of h), where h is the first
-/// eight bytes, little-endian, of SHA-256("<purpose>:<tensor>").
+/// key = (low, high half of the seed) and counter = (low, high half of i / 4, low, high half of h), where h is the
+/// first eight bytes, little-endian, of SHA-256("<purpose>:<tensor>").
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: [u32; 2],
@@ -35,14 +35,14 @@ impl Stream {
     }
 }
 
-/// `len` values uniform in (-bound, bound), for the initial value of a tensor: (2 (word + 0.5) / 2^32 - 1) bound.
+/// `len` values uniform in (-bound, bound) for the initial values of a tensor: (2 (word + 0.5) / 2^32 - 1) bound.
 pub fn uniform(seed: u64, tensor: &str, len: usize, bound: f64) -> Vec<f32> {
     let words = Stream::new(seed, "init", tensor).words().take(len);
     words.map(|word| ((2.0 * unit(word) - 1.0) * bound) as f32).collect()
 }
 
-/// `len` normal values with mean 0, for the initial value of a tensor. Box-Muller in f64 on pairs of words, the cosine
-/// first; libm's functions, so that every platform gets the same bits.
+/// `len` normal values with mean 0 for the initial values of a tensor. Box-Muller in f64 on pairs of words, the cosine
+/// first, with libm's functions, so that every platform gets the same bits.
 pub fn normal(seed: u64, tensor: &str, len: usize, std: f64) -> Vec<f32> {
     let blocks = len.div_ceil(4) as u64;
     let stream = Stream::new(seed, "init", tensor);

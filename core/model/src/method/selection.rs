@@ -1,11 +1,11 @@
-//! What a method may answer for a parameter, checked.
+//! Checks what a method selects for a parameter.
 
 use super::magnitude;
 use crate::{Error, Result};
 use sparta_plugin::method::{ExtraTensor, Init, Magnitude, MethodInfo, Parameter, Rates, Scored, Selection};
 use std::collections::BTreeMap;
 
-/// Takes off the rates, those of the run where a selection has none.
+/// Separates selections from their rates, which default to the run's.
 ///
 /// Errors: a selection that breaks the rules of [`Selection`].
 pub fn checked(
@@ -34,13 +34,13 @@ pub fn checked(
     Ok(plain)
 }
 
-/// Whether an index set goes with it.
+/// Whether the selection has an index set.
 pub fn is_sparse(selection: &Selection) -> bool {
     use Selection::*;
     matches!(selection, Sparse { .. } | Chosen { .. } | Magnitude(_) | Scored(_))
 }
 
-/// Elements that a sparse selection of `numel` is expected to train; 0 for another.
+/// How many of `numel` elements a sparse selection is expected to train; 0 for others.
 pub fn expected(selection: &Selection, numel: u64) -> usize {
     match selection {
         Selection::Chosen { indices } => indices.len(),
@@ -51,7 +51,7 @@ pub fn expected(selection: &Selection, numel: u64) -> usize {
     }
 }
 
-/// Errors: a shared tensor that two weights describe differently, or that follows from one of them.
+/// Errors: a shared tensor that two weights describe differently, or whose initial values depend on one of them.
 fn check_shared<'a>(info: &MethodInfo, selections: impl Iterator<Item = &'a Selection>) -> Result<()> {
     let mut known: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
     let tensors = selections.filter_map(|selection| match selection {

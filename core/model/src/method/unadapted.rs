@@ -5,12 +5,12 @@ use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Selection};
 use std::sync::Arc;
 
 impl Adaptation {
-    /// The model as it is.
+    /// The unchanged model.
     pub fn none(parameters: Vec<Parameter>) -> Self {
         Self::plain(parameters, || Part::Frozen)
     }
 
-    /// The model as it is, with the gradient of every parameter.
+    /// The unchanged model with every parameter trained, to get all gradients.
     pub fn whole(parameters: Vec<Parameter>) -> Self {
         Self::plain(parameters, || Part::Dense)
     }
@@ -30,7 +30,7 @@ impl Method for Unadapted {
         MethodInfo {
             name: "none".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "the model as it is".into(),
+            summary: "the unchanged model".into(),
             options: vec![],
             default_lr: 0.0,
         }

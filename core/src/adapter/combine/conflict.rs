@@ -12,16 +12,16 @@ pub struct Conflict {
     pub changed_a: u64,
     pub changed_b: u64,
     pub both: u64,
-    /// Of `both`, those that are changed in opposite directions.
+    /// Those among `both` that A and B change in opposite directions.
     pub opposite: u64,
-    /// Euclidean norm of A's changes and of those among them that B changes, too; the same for B.
+    /// Euclidean norm of A's changes, and of those at weights that B also changes; the same for B.
     pub norm_a: f64,
     pub norm_a_shared: f64,
     pub norm_b: f64,
     pub norm_b_shared: f64,
 }
 
-/// One report for each pair. A change of exactly 0 is none.
+/// Compares each pair of adapters. A change of exactly 0 does not count.
 pub fn conflicts(adapters: &[Applied], all: &[Option<Aligned>]) -> Vec<Conflict> {
     let mut reports = Vec::new();
     for i in 0..adapters.len() {

@@ -15,7 +15,7 @@ use sparta_plugin::method::Options;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// The diagonal for one adapter at the positions of all.
+/// The diagonal for one adapter, at the positions of all adapters.
 pub struct Diagonal {
     /// By position of the parameter.
     values: BTreeMap<usize, Vec<f32>>,
@@ -48,11 +48,13 @@ pub fn fisher(
         let dir = applied.adapter.dir.display();
         if !applied.objective.pools() {
             return Err(Error::Usage(format!(
-                "{dir}: the Fisher information here is of classes, which it has none of"
+                "{dir}: the Fisher information is computed over classes, and this adapter has none"
             )));
         }
         if applied.adapter.heads.len() != 1 {
-            return Err(Error::Usage(format!("{dir}: has several heads; the Fisher information is of one task")));
+            return Err(Error::Usage(format!(
+                "{dir}: has several heads; the Fisher information is computed for one task"
+            )));
         }
         let examples = examples.get(k).filter(|examples| !examples.is_empty());
         let examples =
@@ -92,8 +94,8 @@ fn diagonal(
     Ok(Diagonal { values: sums, head })
 }
 
-/// The adapter's model with every position of the union trained, and its values there; the head as far as it is the
-/// adapter's own.
+/// The adapter's model with every position of the union trained, and its values there; also the head, if the adapter
+/// has one.
 fn at_union(
     applied: &Applied,
     aligned: &[Option<Aligned>],

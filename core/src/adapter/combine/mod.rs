@@ -1,5 +1,5 @@
-//! Several adapters of one base model in one (section 8 of the paper): the changes of the body are combined, the head of
-//! each task is kept, and one forward pass answers for all tasks.
+//! Combines adapters of one base model (section 8 of the paper): the changes of the body are merged, each task keeps
+//! its head, and one forward pass answers for all tasks.
 
 mod conflict;
 mod fisher;
@@ -28,7 +28,7 @@ use strategy::Aligned;
 pub const FORMAT: &str = "sparta-combined/1";
 
 /// `adapter.json` of combined adapters. Beside it `adapter.safetensors`: `delta.NAME` with the indices `index.NAME`, or
-/// `NAME` for a parameter of which every element changed, and the heads below each other.
+/// `NAME` for a parameter whose elements all changed, and the stacked heads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// `sparta-combined/1`
@@ -48,7 +48,7 @@ pub struct CombineRequest<'a> {
     pub adapters: &'a [Applied],
     pub strategy: Strategy,
     pub out: &'a Path,
-    /// For [`Strategy::Fisher`]: examples for each adapter, from the data that it was trained for.
+    /// For [`Strategy::Fisher`]: examples for each adapter, from its own data.
     pub examples: Vec<Vec<Encoded>>,
 }
 
@@ -62,15 +62,15 @@ pub struct Combination {
     pub changed: u64,
     /// One for each pair of adapters.
     pub conflicts: Vec<Conflict>,
-    /// What to know before the result is used.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
 /// Combines adapters and writes the result into the new directory `out`. `device` opens the device on which
-/// reparametrised weights are merged and gradients computed; it is called only if there are any.
+/// reparametrized weights are merged and gradients computed; it is called only if needed.
 ///
 /// Adapters may have different methods, options and seeds. Errors: fewer than two; different base models; classifiers
-/// beside language models; settings of the strategy that do not fit; `out` is there already.
+/// mixed with language models; invalid settings of the strategy; `out` already exists.
 pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Backend>>) -> Result<Combination> {
     let CombineRequest { adapters, strategy, out, .. } = request;
     let [first, others @ ..] = adapters else { return Err(Error::Usage("there is nothing to combine".into())) };
@@ -106,7 +106,7 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
         store(first, position, column, combined, &mut values, &mut indices)?;
     }
     let heads = match one_head {
-        // They all read the base model's vocabulary head.
+        // They all use the base model's vocabulary head.
         _ if !classify => first.adapter.heads.clone(),
         true => {
             let columns = adapters.iter().map(head_values).collect::<Result<Vec<_>>>()?;
@@ -139,7 +139,7 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
     Ok(Combination { out, strategy, heads, changed, conflicts, notes })
 }
 
-/// A sentence for each pair of adapters that change the same weights because they were drawn alike.
+/// A note for each pair of adapters that change the same weights because they share a seed.
 fn same_weights(adapters: &[Applied]) -> Vec<String> {
     let fingerprint = |applied: &Applied| -> Option<(u64, String)> {
         let sets: Vec<_> = applied.adaptation.index_sets().into_values().cloned().collect();
@@ -154,8 +154,8 @@ fn same_weights(adapters: &[Applied]) -> Vec<String> {
                 && one == other
             {
                 notes.push(format!(
-                    "{a} and {b} change the same {} weights, an overlap of 100 %, as they were drawn with one seed: where \
-                     tasks are to keep their own weights, train them with different --seed",
+                    "{a} and {b} change the same {} weights, an overlap of 100 %, because they share a seed: if \
+                     tasks should have their own weights, train them with different --seed",
                     thousands(*count)
                 ));
             }
@@ -204,7 +204,7 @@ fn align_all(adapters: &[Applied], device: &dyn Fn() -> Result<Box<dyn Backend>>
     Ok(all)
 }
 
-/// Puts the combined change of a parameter into what is saved: elements that changed, or the whole weight.
+/// Adds the combined change of a parameter to what is saved: the changed elements, or the whole weight.
 fn store(
     base: &Applied,
     position: usize,
@@ -239,7 +239,7 @@ fn head_values(applied: &Applied) -> Result<Vec<f32>> {
     let own = applied.adapter.values.get(HEAD).cloned();
     let base = || applied.weights.get(HEAD).and_then(|view| view.to_f32());
     own.or_else(base).ok_or_else(|| {
-        Error::Usage(format!("{}: the head is not stored whole; it cannot be kept", applied.adapter.dir.display()))
+        Error::Usage(format!("{}: the head is not stored whole, so it cannot be kept", applied.adapter.dir.display()))
     })
 }
 
@@ -251,7 +251,7 @@ fn same_heads(adapters: &[Applied]) -> bool {
     adapters.windows(2).all(|pair| names(&pair[0]) == names(&pair[1]))
 }
 
-/// Heads with names of their own: a second `sst2` is `sst2-2`.
+/// Heads with distinct names: a second `sst2` becomes `sst2-2`.
 fn distinct(heads: impl Iterator<Item = Head>) -> Vec<Head> {
     let mut result: Vec<Head> = Vec::new();
     for mut head in heads {

@@ -1,5 +1,5 @@
-//! How changes of several adapters become one. w0 is the base weight, d_k the change by adapter k (0 where it does not
-//! reach), all formulas hold for each weight.
+//! Strategies that merge the changes of several adapters. w0 is the base weight and d_k the change by adapter k, 0
+//! where it makes none; all formulas are per weight.
 
 use crate::adapter::vector::Delta;
 use crate::method::philox::Stream;
@@ -14,7 +14,7 @@ pub enum Strategy {
     Sum,
     /// w0 + sum a_k d_k (Ilharco et al. 2023).
     Weighted { weights: Vec<f64> },
-    /// Trim, elect sign, merge (Yadav et al. 2023, algorithm 1): of each adapter the largest `keep` of its changes stay;
+    /// Trim, elect sign, merge (Yadav et al. 2023, algorithm 1): each adapter keeps the largest `keep` of its changes;
     /// the sign with the larger total wins; w0 + the mean of the changes that have it. `weights` scale the d_k first.
     Ties { weights: Vec<f64>, keep: f64 },
     /// Drop and rescale (Yu et al. 2024, equations 2 to 4): each change is dropped with probability `drop`, the others
@@ -23,8 +23,8 @@ pub enum Strategy {
     /// A soup, the mean of the models (Wortsman et al. 2022, section 2): w0 + sum a_k d_k / sum a_k.
     Soup { weights: Vec<f64> },
     /// Fisher-weighted averaging (Matena and Raffel 2022, equation 2): sum a_k F_k w_k / sum a_k F_k, with F_k the
-    /// diagonal of the Fisher information of adapter k on `examples` of its dev split (their equation 3). Where all F
-    /// are 0 the weighted mean.
+    /// diagonal of the Fisher information of adapter k on `examples` of its dev split (their equation 3). The weighted
+    /// mean where all F are 0.
     Fisher { weights: Vec<f64>, examples: usize },
 }
 
@@ -58,7 +58,7 @@ impl Strategy {
         options
     }
 
-    /// Whether the result is a mean of the models, so that heads of one task are averaged, too.
+    /// Whether the result is a mean of the models, so that heads of one task are averaged as well.
     pub fn averages(&self) -> bool {
         matches!(self, Strategy::Soup { .. } | Strategy::Fisher { .. })
     }
@@ -74,7 +74,7 @@ impl Strategy {
         }
     }
 
-    /// Errors: settings that do not fit the number of adapters, or out of range.
+    /// Errors: settings that are out of range, or do not match the number of adapters.
     pub fn check(&self, adapters: usize) -> Result<()> {
         let refuse = |what: String| Err(Error::Usage(what));
         let weights = self.weights();
@@ -102,7 +102,7 @@ impl Strategy {
         }
     }
 
-    /// What happens to each adapter's changes alone: trimming, dropping. `all` has one entry per parameter.
+    /// Trims or drops changes of each adapter by itself. `all` has one entry per parameter.
     pub fn prepare(&self, all: &mut [Option<Aligned>]) {
         match self {
             Strategy::Ties { keep, .. } => {
@@ -153,7 +153,7 @@ fn elected_mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
 pub struct Aligned {
     /// Flat positions, ascending; `None`: all of the parameter.
     pub indices: Option<Vec<u32>>,
-    /// For each adapter a value per position, 0 where it does not reach.
+    /// For each adapter a value per position, 0 where it changes nothing.
     pub columns: Vec<Vec<f32>>,
 }
 

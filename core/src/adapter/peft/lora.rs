@@ -35,10 +35,10 @@ impl LoraLayer {
     }
 }
 
-/// Keys of `alpha_pattern`: more than any model has layers.
+/// The most keys of `alpha_pattern`: more than any model has layers.
 const PATTERNS: usize = 4096;
 
-/// The values of `alpha_pattern`. As in PEFT, a key is a regular expression that the module's name ends with.
+/// The values of `alpha_pattern`. As in PEFT, a key is a regular expression that matches the end of a module's name.
 fn alpha_pattern(config: &Config) -> Result<Vec<(Regex, f64)>> {
     let Some(Value::Object(patterns)) = config.keys.get("alpha_pattern") else { return Ok(Vec::new()) };
     if patterns.len() > PATTERNS {
@@ -76,7 +76,7 @@ pub(super) fn read(config: &Config, file: &TensorFile) -> Result<(Lora, BTreeMap
                 return Err(bad(format!("`{key}` {shape:?} and `{b_key}` {b_shape:?}: expected matrices")));
             };
             if r != rank || r == 0 {
-                return Err(bad(format!("`{key}` {shape:?} and `{b_key}` {b_shape:?} do not fit each other")));
+                return Err(bad(format!("`{key}` {shape:?} and `{b_key}` {b_shape:?} do not match")));
             }
             // PEFT's scale is alpha / r, with rank stabilisation alpha / sqrt(r).
             let stable = config.keys.get("use_rslora").and_then(Value::as_bool) == Some(true);
@@ -98,14 +98,14 @@ pub(super) fn read(config: &Config, file: &TensorFile) -> Result<(Lora, BTreeMap
     Ok((lora, values))
 }
 
-/// What is written besides the layers.
+/// A LoRA adapter to be written.
 pub struct LoraExport<'a> {
     pub lora: &'a Lora,
     pub values: &'a BTreeMap<String, Vec<f32>>,
     pub head: &'a Head,
     pub model: &'a Path,
     pub decoder: &'a Decoder,
-    /// The dropout that was trained with; it does not change the result.
+    /// The dropout used in training; it does not change the result.
     pub dropout: f64,
 }
 

@@ -1,5 +1,5 @@
-//! PEFT's adapter directories, `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 reads and writes them:
-//! LoRA, and of the sparse methods Super-Tuning and SHiRA.
+//! PEFT's adapter directories, `adapter_config.json` and `adapter_model.safetensors`, as peft 0.21 reads and writes
+//! them: LoRA, and of the sparse methods Super-Tuning and SHiRA.
 
 mod lora;
 mod sparse;
@@ -18,21 +18,21 @@ use std::path::{Path, PathBuf};
 
 pub const CONFIG: &str = "adapter_config.json";
 pub const VALUES: &str = "adapter_model.safetensors";
-/// What PEFT puts before the model's own names.
+/// PEFT's prefix of the model's own names.
 const PREFIX: &str = "base_model.model.";
 /// Values of `task_type`.
 const CLASSIFIER: &str = "SEQ_CLS";
 const LANGUAGE_MODEL: &str = "CAUSAL_LM";
-/// What transformers calls the backbone's modules, and what it calls them in a model that also reads images.
+/// transformers' prefix of the backbone's modules, and the one in a multimodal model.
 const MODULES: [&str; 2] = ["model.", "model.language_model."];
-/// Where the metadata of the values have the names of the classes and the objective, which PEFT has no place for.
+/// Metadata keys for the names of the classes and the objective, which PEFT does not store.
 const LABELS: &str = "labels";
 const OBJECTIVE: &str = "objective";
 
 /// Reads a classifier or language model. `model` is the base, if not the one that the configuration names.
 ///
-/// Errors: another kind of adapter; a setting with another arithmetic (DoRA and the like), by name; a pickle; tensors
-/// that are missing, unknown or of the wrong shape.
+/// Errors: another kind of adapter; a setting with other arithmetic, such as DoRA, by name; a pickle; tensors that are
+/// missing, unknown or of the wrong shape.
 pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let path = dir.join(CONFIG);
     let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
@@ -113,7 +113,7 @@ enum PeftType {
     Shira,
 }
 
-/// Keys that change the arithmetic when they have another value than these.
+/// Keys that change the arithmetic unless they have one of these values.
 const ONLY: [(&str, &[&str]); 16] = [
     ("use_dora", &["false"]),
     ("use_qalora", &["false"]),
@@ -128,7 +128,7 @@ const ONLY: [(&str, &[&str]); 16] = [
     ("target_parameters", &["[]"]),
     ("trainable_token_indices", &["[]", "{}"]),
     ("megatron_config", &[]),
-    // The others subtract from the base weights at the start, so that the adapter alone does not tell the model.
+    // The others change the base weights at the start, so that the adapter alone does not determine the model.
     ("init_lora_weights", &["true", "false", "\"gaussian\"", "\"eva\"", "\"orthogonal\""]),
     ("fan_in_fan_out", &["false"]),
     ("save_precomputed_indices", &["true"]),
@@ -148,7 +148,7 @@ impl Config<'_> {
         Error::Weights(format!("{}: {what}", self.path.display()))
     }
 
-    /// The kind of adapter, whose settings are checked.
+    /// The kind of adapter. Checks its settings.
     fn kind(&self) -> Result<PeftType> {
         let kind = match self.text("peft_type") {
             Some("LORA") => PeftType::Lora,
@@ -181,7 +181,7 @@ impl Config<'_> {
     }
 }
 
-/// The head of a classifier: with the labels that the values were written with, else those of the model.
+/// The head of a classifier, with the labels stored beside the values, or else the model's.
 fn read_head(model: &Path, file: &TensorFile, outputs: usize) -> Result<Head> {
     let mut head = score_head(model, outputs)?;
     let labels = file.metadata().get(LABELS).and_then(|text| serde_json::from_str::<Vec<String>>(text).ok());
@@ -195,7 +195,7 @@ fn read_head(model: &Path, file: &TensorFile, outputs: usize) -> Result<Head> {
     Ok(head)
 }
 
-/// The names in a file of values, without PEFT's prefix, with the keys that have them.
+/// The tensor names in a file of values, without PEFT's prefix, each with its key.
 fn names(file: &TensorFile) -> Result<Vec<(&str, &str)>> {
     let named = |key| match str::strip_prefix(key, PREFIX) {
         Some(name) => Ok((key, name)),
@@ -204,13 +204,13 @@ fn names(file: &TensorFile) -> Result<Vec<(&str, &str)>> {
     file.names().map(named).collect()
 }
 
-/// A name as a text model has it.
+/// A name as in a text model.
 fn of_text(name: &str) -> String {
     let [text, inside] = MODULES;
     name.strip_prefix(inside).map_or_else(|| name.to_owned(), |rest| format!("{text}{rest}"))
 }
 
-/// A name as the base model has it in transformers.
+/// A name as in the base model in transformers.
 fn named(decoder: &Decoder, name: &str) -> String {
     let [text, inside] = MODULES;
     let rest = name.strip_prefix(text).filter(|_| decoder.reads_images);
@@ -222,8 +222,8 @@ fn module(parameter: &str) -> &str {
     parameter.strip_suffix(".weight").unwrap_or(parameter)
 }
 
-/// `target_modules` for these parameters: `q_proj` means that of every layer; where only some have one, all are named in
-/// full. What reads images has layers of that name, too.
+/// `target_modules` for these parameters: `q_proj` means that of every layer; if only some layers have one, or in a
+/// multimodal model, whose vision layers share these names, all are named in full.
 fn targets<'a>(decoder: &Decoder, parameters: impl ExactSizeIterator<Item = &'a str> + Clone) -> Vec<String> {
     let last = |parameter| module(parameter).rsplit('.').next().unwrap_or_default().to_owned();
     let mut names: Vec<String> = parameters.clone().map(last).collect();

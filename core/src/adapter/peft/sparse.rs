@@ -1,5 +1,5 @@
-//! Single elements of linear layers: Super-Tuning, which we read and write, and SHiRA, which we read. Both add values at
-//! flat positions, or rows and columns, to the weight; what else was trained is stored as whole modules.
+//! Single elements of linear layers: Super-Tuning, which we read and write, and SHiRA, which we read. Both add values
+//! to the weight at flat positions, or at rows and columns; anything else that was trained is stored as whole modules.
 
 use super::{PREFIX, PeftType, module, named, names, of_text, targets, task_type, write_files};
 use crate::adapter::Head;
@@ -18,9 +18,10 @@ use std::path::Path;
 /// Trained values by name, and index sets by parameter.
 type Values = (BTreeMap<String, Vec<f32>>, BTreeMap<String, Vec<u32>>);
 
-/// Reads the elements and the whole tensors of a file. Positions may repeat, as in the padding of Super-Tuning, and add up.
+/// Reads the elements and the whole tensors of a file. Values of repeated positions, as in Super-Tuning's padding, add
+/// up.
 ///
-/// Errors: values without positions or the reverse, tensors that the model does not have, low-rank factors.
+/// Errors: values without positions or the reverse, tensors that the model lacks, low-rank factors.
 pub(super) fn read(kind: PeftType, file: &TensorFile, parameters: &[Parameter]) -> Result<Values> {
     let bad = |what: String| Error::Weights(format!("{}: {what}", file.path().display()));
     let (values_end, indices_end) = match kind {
@@ -82,14 +83,14 @@ fn integers(file: &TensorFile, name: &str) -> Result<(Vec<usize>, Vec<i64>)> {
     }
 }
 
-/// The flat position of an element of a matrix, if it has one.
+/// The flat position of an element of a matrix; `None` outside of it.
 fn flat(row: i64, column: i64, rows: usize, columns: usize) -> Option<u32> {
     let row = usize::try_from(row).ok().filter(|&row| row < rows)?;
     let column = usize::try_from(column).ok().filter(|&column| column < columns)?;
     u32::try_from(row * columns + column).ok()
 }
 
-/// Ascending positions with the sums of their values, without those that change nothing.
+/// Ascending positions with the sums of their values, without sums of 0.
 fn sums(positions: Vec<u32>, values: Vec<f32>) -> (Vec<u32>, Vec<f32>) {
     let mut pairs: Vec<(u32, f32)> = positions.into_iter().zip(values).collect();
     pairs.sort_by_key(|(at, _)| *at);
@@ -103,7 +104,7 @@ fn sums(positions: Vec<u32>, values: Vec<f32>) -> (Vec<u32>, Vec<f32>) {
     pairs.into_iter().filter(|(_, value)| *value != 0.0).unzip()
 }
 
-/// An adapter that changes single elements, as Super-Tuning.
+/// An adapter of single elements, to be written as Super-Tuning.
 pub struct SparseExport<'a> {
     pub adaptation: &'a Adaptation,
     pub values: &'a BTreeMap<String, Vec<f32>>,
@@ -121,7 +122,8 @@ struct Layer<'a> {
 }
 
 impl SparseExport<'_> {
-    /// Writes a directory that `peft.PeftModel.from_pretrained` loads. The changes are those between the base's values and
+    /// Writes a directory that `peft.PeftModel.from_pretrained` loads. The changes are those between the base's values
+    /// and
     /// `round(w0 + delta)`, so that the model is the one that was trained and that merging gives.
     ///
     /// Errors: changes that the format cannot hold.
@@ -143,7 +145,7 @@ impl SparseExport<'_> {
                 }
                 _ => {
                     return Err(Error::Usage(format!(
-                        "{} is changed; PEFT's Super-Tuning holds single elements of linear layers, whole norms and the \
+                        "{} is changed, but PEFT's Super-Tuning holds only single elements of linear layers, whole norms and the \
                          head: write a merged model with `adapter merge`, or --format sparse-deltas",
                         parameter.name
                     )));
@@ -177,14 +179,12 @@ impl SparseExport<'_> {
         write_files(dir, self.head, tensors, &self.config(sparsity, targets, saved))
     }
 
-    /// Positions and values of a layer, in as many places as PEFT makes; in those that are left over 0 is added to the first
-    /// element.
+    /// Positions and values of a layer, in as many slots as PEFT expects; unused slots add 0 to the first element.
     fn tensors(&self, layer: &Layer, room: usize) -> Result<[OutTensor<'static>; 2]> {
         let name = named(self.decoder, module(&layer.parameter.name));
         let positions = layer.positions.iter().map(|&at| i32::try_from(at)).collect::<std::result::Result<Vec<_>, _>>();
-        let mut positions = positions.map_err(|_| {
-            Error::Usage(format!("{} has more elements than PEFT's positions can count", layer.parameter.name))
-        })?;
+        let mut positions = positions
+            .map_err(|_| Error::Usage(format!("{} has more elements than PEFT can address", layer.parameter.name)))?;
         let mut changes = layer.changes.clone();
         positions.resize(room, 0);
         changes.resize(room, 0.0);
@@ -200,7 +200,7 @@ impl SparseExport<'_> {
         ])
     }
 
-    /// A parameter with its changed elements, rounded as the run did.
+    /// A parameter with its changed elements, rounded as in the run.
     fn merged(&self, parameter: &Parameter, set: &IndexSet) -> Result<Vec<f32>> {
         let rounded = self.adaptation.residual.then_some(DType::F32);
         let (dtype, bytes) = with_deltas(self.weights, self.values, parameter, set, rounded)?;
@@ -240,14 +240,14 @@ impl SparseExport<'_> {
     }
 }
 
-/// The elements that PEFT makes room for in a tensor, counted in f64 as there.
+/// The number of slots that PEFT allocates for a tensor, computed in f64 as there.
 fn room(numel: u64, sparsity: f64) -> usize {
     (numel as f64 * (1.0 - sparsity)) as usize
 }
 
-/// The one sparsity of all layers: room for the elements of each, and for one at least.
+/// The sparsity, one for all layers, that gives each layer slots for its elements, and at least one.
 fn sparsity(layers: &[Layer]) -> f64 {
-    // Half an element more, so that rounding takes none away.
+    // Half an element more, so that rounding loses none.
     let density = |layer: &Layer| (layer.positions.len().max(1) as f64 + 0.5) / layer.parameter.numel() as f64;
     (1.0 - layers.iter().map(density).fold(0.0, f64::max)).max(0.0)
 }

@@ -1,4 +1,4 @@
-//! Text generation with a language model: it continues prompts and answers in conversations.
+//! Text generation with a language model: continuing prompts, and chat.
 
 mod sampler;
 mod stops;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sparta_graph::Backend;
 use stops::Stops;
 
-/// Tokens of prompt and text together where nothing else is asked for and the model takes more.
+/// The default limit of the context length; models may support more.
 const CONTEXT: usize = 4096;
 
 /// A turn of a conversation.
@@ -26,21 +26,21 @@ pub struct Turn {
     pub content: String,
 }
 
-/// What is to be continued.
+/// A prompt to continue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// A text, with the special tokens that the tokenizer adds at its beginning.
+    /// A text, to which the tokenizer adds its initial special tokens.
     Text(String),
-    /// A conversation, which the model's chat template writes.
+    /// A conversation, formatted by the model's chat template.
     Turns(Vec<Turn>),
 }
 
-/// How texts are written.
+/// How texts are generated.
 #[derive(Clone, Debug)]
 pub struct Writing {
     pub sampling: Sampling,
     pub max_tokens: usize,
-    /// Texts that end what is written; they are no part of it. None of them is empty.
+    /// Texts that end generation, and are not part of the result. None may be empty.
     pub stop: Vec<String>,
 }
 
@@ -48,15 +48,15 @@ pub struct Writing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
-    /// The model ended it, or a stop text came.
+    /// The model ended it, or a stop text occurred.
     Stop,
-    /// It has as many tokens as were asked for.
+    /// It reached the requested number of tokens.
     Length,
     /// Prompt and text fill the context.
     Context,
 }
 
-/// A text that was written.
+/// A generated text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Generated {
     pub text: String,
@@ -70,23 +70,23 @@ pub struct Generator {
     session: Session,
     tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
-    /// Tokens that end a text, and those that end an answer.
+    /// Tokens that end a text, and tokens that end an answer.
     ends: Vec<u32>,
     answer_ends: Vec<u32>,
     context: usize,
     /// The tokens whose keys and values are on the device.
     kept: Vec<u32>,
-    /// Texts begun so far.
+    /// Texts started so far.
     texts: u64,
     name: String,
 }
 
 impl Generator {
-    /// Puts a model, with an adapter or not, on a device. `now` is the time that chat templates with a date show, in seconds
-    /// since 1970; `context` are the tokens of prompt and text together, by default what the model takes, up to 4096.
+    /// Loads a model, with or without an adapter, onto a device. `now` is the time for chat templates that show a date,
+    /// in seconds since 1970; `context` is the context length, by default the model's, up to 4096.
     ///
-    /// Errors: a model that writes no text; a context that it does not take; a tokenizer or chat template that cannot be
-    /// read; a device that has no room.
+    /// Errors: a model that is not a language model; a context that is too long for it; a tokenizer or chat template
+    /// that cannot be read; a device without enough memory.
     pub fn open(applied: &Applied, device: Box<dyn Backend>, context: Option<usize>, now: i64) -> Result<Generator> {
         let model = &applied.adapter.model;
         let positions = positions(&applied.decoder);
@@ -115,22 +115,22 @@ impl Generator {
         &mut self.session
     }
 
-    /// Continues a prompt and gives the text to `show` piece by piece.
+    /// Continues a prompt, and streams the text to `show`.
     ///
-    /// Errors: a conversation without a chat template; a prompt that has no tokens or more than the context; logits that are
-    /// not finite; those of `show`.
+    /// Errors: a conversation without a chat template; a prompt without tokens, or with more than the context; logits
+    /// that are not finite; those of `show`.
     pub fn write(
         &mut self,
         prompt: &Prompt,
         writing: &Writing,
         show: impl FnMut(&str) -> Result<()>,
     ) -> Result<Generated> {
-        // What was kept of another text would change the grouping of sums, and with it last bits.
+        // A prefix kept from another text would change the grouping of sums, and so the last bits.
         self.kept.clear();
         self.go_on(prompt, writing, show)
     }
 
-    /// As [`Generator::write`], where the prompt continues what was read and written before, which is not read again.
+    /// As [`Generator::write`], for a prompt that continues the previous one and its answer, which are not read again.
     pub fn go_on(
         &mut self,
         prompt: &Prompt,
@@ -197,8 +197,8 @@ impl Generator {
         match tokens.len() {
             0 => Err(Error::Data("the prompt has no tokens; give a text".into())),
             n if n > self.context => Err(Error::Data(format!(
-                "the context is full: the prompt has {n} tokens, and there is room for {}; shorten it, or give a larger \
-                 --context, which the model may take up to {}",
+                "the context is full: the prompt has {n} tokens, and there is room for {}; shorten it, or give a longer \
+                 --context, up to the model's {}",
                 self.context,
                 self.session.setup().decoder.max_position_embeddings
             ))),
@@ -206,17 +206,17 @@ impl Generator {
         }
     }
 
-    /// Reads what is not kept of a prompt; the logits after it.
+    /// Reads the part of a prompt that is not kept yet; returns the logits after it.
     fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let same = self.kept.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        // The last token is read again, for its logits.
+        // The last token is always read, for its logits.
         self.kept.truncate(same.min(tokens.len() - 1));
         let rest = &tokens[self.kept.len()..];
         decode(&mut self.session, &mut self.kept, rest, &self.name)
     }
 }
 
-/// Reads tokens behind those that are kept; the logits after them.
+/// Reads tokens after those that are kept; returns the logits after them.
 fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str) -> Result<Vec<f32>> {
     let logits = session.decode(tokens, kept.len())?;
     if let Some(at) = logits.iter().position(|z| !z.is_finite()) {
@@ -230,15 +230,15 @@ fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str
     Ok(logits)
 }
 
-/// Tokens that a text of a model can have.
+/// The longest text that a model supports, in tokens.
 pub fn positions(decoder: &Decoder) -> usize {
     let rotated = decoder.ropes.iter().filter_map(|rope| rope.positions()).min();
     decoder.max_position_embeddings.min(rotated.unwrap_or(usize::MAX))
 }
 
-/// The special token that the chat template puts behind an answer, if it does.
+/// The special token that the chat template puts after an answer, if any.
 fn end_of_answer(chat: &ChatTemplate, tokenizer: &Tokenizer) -> Result<Option<u32>> {
-    // A template that knows no answers is found when it is used for a conversation.
+    // A template without answers is reported when it is used for a conversation.
     let Ok(rest) = chat.after_answer() else { return Ok(None) };
     let first = tokenizer.encode_plain(rest.trim_start())?.first().copied();
     Ok(first.filter(|&id| tokenizer.is_special(id)))

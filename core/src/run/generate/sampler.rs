@@ -3,14 +3,14 @@
 use crate::method::philox::Stream;
 use std::cmp::Ordering;
 
-/// How the next token is drawn.
+/// The settings of sampling.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; at 0 the most probable token is taken each time.
+    /// Divides the logits; 0 always takes the most probable token.
     pub temperature: f64,
-    /// How many of the most probable tokens count.
+    /// Only this many of the most probable tokens.
     pub top_k: Option<usize>,
-    /// Only the fewest most probable tokens whose probabilities come to this together.
+    /// Only the smallest set of most probable tokens whose probabilities add up to this.
     pub top_p: f64,
     pub seed: u64,
 }
@@ -23,12 +23,12 @@ pub struct Sampler<'s> {
 }
 
 impl<'s> Sampler<'s> {
-    /// Of the text of this number; each text has random numbers of its own.
+    /// The sampler of the text with this number; each text has its own random numbers.
     pub fn new(sampling: &'s Sampling, text: u64) -> Sampler<'s> {
         Sampler { sampling, random: Stream::new(sampling.seed, "generate", &text.to_string()), drawn: 0 }
     }
 
-    /// The next token, by finite logits, at least one.
+    /// Draws the next token from `logits`, which are finite and not empty.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         if self.sampling.temperature == 0.0 {
             return most_probable(logits);
@@ -47,17 +47,17 @@ impl<'s> Sampler<'s> {
     }
 }
 
-/// The token of the largest logit, of equals the first; 0 if there is none.
+/// The token with the largest logit, the first among equals; 0 if there are none.
 pub fn most_probable(logits: &[f32]) -> u32 {
     (0..logits.len() as u32).min_by(|&a, &b| by_logit(logits, a, b)).unwrap_or(0)
 }
 
-/// The more probable token first; of equals the one with the smaller id.
+/// Orders the more probable token first; among equals, the smaller id.
 fn by_logit(logits: &[f32], a: u32, b: u32) -> Ordering {
     logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b))
 }
 
-/// The tokens that may be drawn, with weights in proportion to their probabilities.
+/// The tokens that may be drawn, with weights proportional to their probabilities.
 fn candidates(sampling: &Sampling, logits: &[f32]) -> Vec<(u32, f64)> {
     let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
     let most = sampling.top_k.unwrap_or(tokens.len()).clamp(1, tokens.len().max(1));
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn tokens_are_drawn_by_their_probabilities() {
         close(shares(&sampling(1.0, None, 1.0)), [0.15, 0.5, 0.1, 0.25]);
-        // Squares of the probabilities, to their sum 0.345.
+        // Squares of the probabilities, divided by their sum 0.345.
         close(shares(&sampling(0.5, None, 1.0)), [0.0225, 0.25, 0.01, 0.0625].map(|p| p / 0.345));
         close(shares(&sampling(1.0, Some(2), 1.0)), [0.0, 2.0 / 3.0, 0.0, 1.0 / 3.0]);
         close(shares(&sampling(1.0, Some(1), 1.0)), [0.0, 1.0, 0.0, 0.0]);

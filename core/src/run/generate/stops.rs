@@ -1,8 +1,8 @@
-//! Texts at which writing stops.
+//! Texts at which generation stops.
 
-/// Holds back what may be the beginning of a stop text.
+/// Holds back text that may be the start of a stop text.
 pub struct Stops<'s> {
-    /// None of them empty.
+    /// Not empty strings.
     texts: &'s [String],
     held: String,
 }
@@ -12,11 +12,11 @@ impl<'s> Stops<'s> {
         Stops { texts, held: String::new() }
     }
 
-    /// What can be given of the text so far, and whether a stop text has come, which is no part of it.
+    /// The text that can be released so far, without the stop text, and whether a stop text has occurred.
     pub fn push(&mut self, piece: &str) -> (String, bool) {
         self.held.push_str(piece);
         let found = self.texts.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
-        // The one that is complete first, however the text is cut into pieces.
+        // The stop text completed first wins, however the text is split into pieces.
         if let Some((_, at)) = found.min() {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
@@ -27,7 +27,7 @@ impl<'s> Stops<'s> {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// What was held back, at the end of the text.
+    /// The text still held back, at the end.
     pub fn finish(self) -> String {
         self.held
     }

@@ -1,4 +1,4 @@
-//! What is checked after each step: a run that cannot learn stops and says why.
+//! Checks after each step: a run that cannot learn stops with the reason.
 
 use super::Trainer;
 use crate::method::Form;
@@ -8,8 +8,8 @@ use crate::{Error, Result};
 use std::collections::BTreeMap;
 
 impl Trainer<'_> {
-    /// Errors: numbers that are not finite, unless such steps are skipped; gradients that are all zero. A loss that jumps
-    /// is reported.
+    /// Errors: numbers that are not finite, unless such steps are skipped; gradients that are all zero. A jump of the
+    /// loss is reported.
     pub(super) fn check(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
         if !output.loss.is_finite() || !output.grad_norm.is_finite() {
             return self.not_finite(output, chosen);
@@ -34,7 +34,7 @@ impl Trainer<'_> {
     fn not_finite(&mut self, output: &StepOutput, chosen: &[usize]) -> Result<()> {
         let step = self.position.step + 1;
         if let Some(next) = self.pending.take() {
-            // It has changed nothing, as this one has not.
+            // Like this step, it has changed nothing.
             self.session.settle(next.submitted)?;
         }
         self.check_trained()?;
@@ -44,12 +44,12 @@ impl Trainer<'_> {
             true => format!("the gradient of {tensor} is not finite"),
             false => format!("the loss is {}", output.loss),
         };
-        // The error to report is the step's, also where its cause cannot be found.
+        // The step's error is reported even if its cause cannot be found.
         let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
-        // What has updated the tensors can no longer be left out.
+        // A step that has updated the tensors can no longer be skipped.
         if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
-                "step {step}: {what}{cause}; lower --lr, or go on without such batches with --skip-nonfinite"
+                "step {step}: {what}{cause}; lower --lr, or skip such steps with --skip-nonfinite"
             )));
         }
         self.position.skipped += 1;
@@ -58,7 +58,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The op of the step on these examples that is the first to give numbers that are not finite.
+    /// The first op of a step on these examples whose results are not finite.
     fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
         let batches = self.run.micro_batches(chosen, self.run.config.micro_batch_tokens())?;
         if self.features.is_none() {
@@ -68,8 +68,8 @@ impl Trainer<'_> {
         Ok(self.session.blame(&batches, Purpose::Pool)?.or(head))
     }
 
-    /// Looks for the cause of numbers that are not finite in what was trained; no batch is to blame then. The weights of
-    /// the model were checked when they were loaded.
+    /// Checks the trained tensors for values that are not finite, in which case no batch is to blame. The model's
+    /// weights were checked when they were loaded.
     fn check_trained(&mut self) -> Result<()> {
         let step = self.position.step + 1;
         for (name, values) in self.session.trained_values()? {
@@ -82,7 +82,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// After the first step every tensor with a gradient must have changed, unless the gradient is negligible to the
+    /// After the first step every tensor with a gradient must have changed, unless the gradient is negligible for the
     /// optimizer.
     pub(super) fn check_first_update(&mut self, before: &BTreeMap<String, u64>) -> Result<()> {
         let Some(negligible) = self.run.setup.optimization.optimizer.negligible_norm() else { return Ok(()) };
@@ -99,8 +99,8 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// At the first step every trained tensor must have a gradient; extra tensors of a reparametrisation may begin
-    /// without one (LoRA's A, as B is zero).
+    /// At the first step every trained tensor must have a gradient, except added tensors of a reparametrization, such
+    /// as LoRA's A while B is zero.
     fn check_first_gradients(&mut self, output: &StepOutput) -> Result<()> {
         if output.grad_norm == 0.0 {
             return Err(Error::Training("every gradient is zero: this run cannot learn".into()));

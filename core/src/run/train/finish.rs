@@ -1,4 +1,4 @@
-//! The end of a run: the state that is kept, its metrics, and how far a merged model is from it.
+//! The end of a run: the state to keep, its metrics, and the comparison with a merged model.
 
 use super::Trainer;
 use crate::Result;
@@ -9,11 +9,11 @@ use crate::run::{answers, mistakes};
 use crate::train::{Prediction, Session};
 use std::borrow::Cow;
 
-/// Share of changes that have to be visible for a run to go without a warning.
+/// A smaller share of visible changes gives a warning.
 const VISIBLE: f64 = 0.25;
 
 impl Trainer<'_> {
-    /// Keeps the state that is the result, saves it, and measures it.
+    /// Selects the final state, saves it, and evaluates it.
     pub(super) fn finish(&mut self, stopped: Stopped) -> Result<RunResult> {
         self.restore_best()?;
         self.save()?;
@@ -64,7 +64,7 @@ impl Trainer<'_> {
         Ok(result)
     }
 
-    /// Answers to held-out prompts. The run is complete without: what fails here is told, no more.
+    /// Answers to held-out prompts. The run is complete without them, so a failure is only reported.
     fn answers(&mut self) -> Vec<Answer> {
         let (run, examples) = (self.run, &self.run.dev);
         answers::written(&mut self.session, &run.config, examples).unwrap_or_else(|error| {
@@ -73,7 +73,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// What the model gets wrong in test. The run is complete without, too.
+    /// The model's mistakes on test. The run is complete without them, so a failure is only reported.
     fn mistakes(&mut self, predictions: &[Prediction]) -> Vec<Mistake> {
         let run = self.run;
         mistakes::most_probable(&run.config, &run.task.labels, &run.test, predictions).unwrap_or_else(|error| {
@@ -82,7 +82,7 @@ impl Trainer<'_> {
         })
     }
 
-    /// The share of the chosen weights that differ from the model's as these are stored; said where it is small.
+    /// The share of the chosen weights that differ from the model's in its stored type; warns if it is small.
     fn visible(&mut self) -> Result<Option<f64>> {
         let values = self.session.trained_values()?;
         let adaptation = &self.session.setup().adaptation;
@@ -90,7 +90,7 @@ impl Trainer<'_> {
         if let Some(share) = visible.filter(|share| *share < VISIBLE) {
             let consequence = match adaptation.residual {
                 true => {
-                    "the adapter has the other changes, a merged model has them only in f32 (adapter merge --dtype f32)"
+                    "the adapter has the other changes, but a merged model has them only in f32 (adapter merge --dtype f32)"
                 }
                 false => {
                     "the other changes are too small for its type, so they change nothing: use --residual, raise --lr, train \
@@ -105,8 +105,8 @@ impl Trainer<'_> {
         Ok(visible)
     }
 
-    /// Compares the adapter with its merged weights, in the types of the base model. The session is of no use afterwards.
-    /// The run is complete without: what fails here is told, no more.
+    /// Compares the adapter with its merged weights, in the types of the base model. Leaves the session as a plain
+    /// model. The run is complete without the check, so a failure is only reported.
     fn check_merge(&mut self) -> Option<MergeCheck> {
         if !self.run.setup.adaptation.method.mergeable() {
             return None;
@@ -130,7 +130,7 @@ impl Trainer<'_> {
         check.ok()
     }
 
-    /// With patience, the state that was best on dev; otherwise the last one stays.
+    /// Restores the best state on dev if --patience is given; otherwise keeps the last one.
     pub(super) fn restore_best(&mut self) -> Result<()> {
         if self.best_step().is_some_and(|step| step != self.position.step) {
             self.session.restore(&self.run.weights, &self.best)?;

@@ -1,4 +1,4 @@
-//! The stage of a run before its training: scores, and the elements that are chosen by them.
+//! The stage of a run before training: scores, and the elements they choose.
 
 use super::OpenDevice;
 use crate::job::Observer;
@@ -12,10 +12,10 @@ use crate::{Error, Result};
 use sparta_graph::Backend;
 use sparta_plugin::method::Score;
 
-/// Computes the scores, with the first batches of the run, and chooses the elements, which are then stored in the run
-/// directory. Returns an open device.
+/// Computes the scores on the run's first batches, and chooses the elements, which are stored in the run directory.
+/// Returns an open device.
 ///
-/// Errors: scores that are not finite; a device that fails; a user who asks to stop.
+/// Errors: scores that are not finite; a device that fails; a request to stop.
 pub fn choose(
     run: &mut Prepared,
     directory: &RunDirectory,
@@ -55,7 +55,7 @@ pub fn choose(
     Ok(device)
 }
 
-/// The examples of the run's first `count` batches; behind its last epoch others would follow in the same way.
+/// The examples of the run's first `count` batches; if the epochs have fewer, further epochs follow.
 fn first_batches(run: &Prepared, count: usize) -> Vec<Vec<usize>> {
     let (mut batches, mut epoch) = (Vec::new(), 0);
     while batches.len() < count {

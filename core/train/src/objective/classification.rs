@@ -9,7 +9,7 @@ use sparta_graph::{DType, Graph};
 use sparta_model::forward::{self, Layers};
 use sparta_model::{Decoder, HeadKind};
 
-/// One of n classes: cross-entropy of the logits of a new head.
+/// One of n classes: the cross-entropy of the classification head's logits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classification {
     pub classes: usize,
@@ -28,7 +28,7 @@ impl Objective for Classification {
         let class = |example: &&Encoded| match example.target {
             Target::Class(class) if (class as usize) < self.classes => Ok(class),
             Target::Class(class) => {
-                Err(Error::Data(format!("an example has the class {class}, of {} classes", self.classes)))
+                Err(Error::Data(format!("an example has class {class}, but there are {} classes", self.classes)))
             }
             _ => Err((self as &dyn Objective).wrong_target(example)),
         };

@@ -1,6 +1,6 @@
-//! What is learned: which rows of a batch have labels, the loss on the hidden states, and what the outputs are worth.
+//! What is learned: which rows of a batch have labels, the loss on the hidden states, and how outputs are scored.
 //!
-//! One file per objective. Graphs, sessions, the training loop and the evaluation know the trait alone.
+//! One file per objective. Graphs, sessions, the training loop and the evaluation know only the trait.
 
 mod classification;
 mod multi_label;
@@ -24,12 +24,12 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
-/// See the module.
+/// One thing to learn; see the module.
 pub trait Objective: Debug + Send + Sync {
     /// What messages and files call it.
     fn name(&self) -> &'static str;
 
-    /// The head that the model needs. With a classification head the loss sees one row per example, its last one;
+    /// The head that the model needs. With a classification head, the loss sees one row per example, its last one;
     /// otherwise all rows of the batch.
     fn head(&self) -> HeadKind;
 
@@ -38,25 +38,25 @@ pub trait Objective: Debug + Send + Sync {
     /// Errors: an example with another kind of target, or one out of range.
     fn batch(&self, examples: &[&Encoded]) -> Result<Batch>;
 
-    /// Type and shape of the labels of a batch of this size.
+    /// The type and shape of the labels of a batch of this size.
     fn labels(&self, size: Size) -> TensorType;
 
-    /// Numbers that an evaluation leaves for each example; 0 for none.
+    /// How many numbers an evaluation returns for each example, possibly 0.
     fn outputs(&self) -> usize;
 
-    /// The target of an example of which only the outputs are wanted.
+    /// A placeholder target for an example of which only the outputs are needed.
     fn blank(&self) -> Target;
 
     /// Adds the loss to the graph: `step[LOSS_WEIGHT]` times the sum over the targets.
     fn loss(&self, graph: &mut Graph, layers: &mut dyn Layers, decoder: &Decoder, inputs: LossInputs) -> Result<Loss>;
 
-    /// Compares what an evaluation found with the targets. `metrics` are the ids wanted, all that there are if empty.
+    /// Compares the results of an evaluation with the targets. `metrics` are the requested ids; empty means all.
     ///
     /// Errors: an output or a loss that is not finite; an unknown metric.
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics>;
 }
 
-/// The objective of this name, with this many outputs for each example.
+/// The objective of this name with this many outputs per example.
 ///
 /// Errors: there is none.
 pub fn named(name: &str, outputs: usize) -> Result<Arc<dyn Objective>> {
@@ -95,7 +95,7 @@ impl dyn Objective + '_ {
 pub struct LossInputs {
     /// Hidden states after the final norm: `[N, hidden]` of the last rows of the examples, or `[T, hidden]`.
     pub hidden: Value,
-    /// As [`Objective::labels`] says.
+    /// Labels as described by [`Objective::labels`].
     pub labels: Value,
     /// The host's scalars.
     pub step: Value,
@@ -109,7 +109,7 @@ pub struct Loss {
     pub outputs: Option<Value>,
 }
 
-/// The wanted ones of the metrics that an objective has; all of them where none is named.
+/// Selects the requested metrics of an objective; all of them if none is named.
 fn choose(wanted: &[String], all: &[(&str, f64)]) -> Result<BTreeMap<String, f64>> {
     if wanted.is_empty() {
         return Ok(all.iter().map(|(id, value)| (id.to_string(), *value)).collect());

@@ -69,7 +69,8 @@ impl Objective for MultiLabel {
         Ok(Loss { loss, outputs: Some(logits) })
     }
 
-    /// `accuracy`: share of right answers; `exact`: share of examples with right answers only; `f1`, `precision` and
+    /// `accuracy`: share of correct answers; `exact`: share of examples with only correct answers; `f1`, `precision`
+    /// and
     /// `recall`: over all answers (micro).
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics> {
         let mut counts = vec![Counts::default(); self.labels];
@@ -109,7 +110,7 @@ impl Objective for MultiLabel {
 struct Counts {
     answers: u64,
     right: u64,
-    /// Predicted and so.
+    /// Predicted and correct.
     both: u64,
     predicted: u64,
     support: u64,
@@ -146,7 +147,8 @@ mod tests {
     use super::*;
     use crate::evaluate::Prediction;
 
-    /// Against scikit-learn 1.9: `precision_recall_fscore_support`, micro averages, `accuracy_score` of rows and of cells.
+    /// Compared with scikit-learn 1.9: `precision_recall_fscore_support`, micro averages, `accuracy_score` of rows and
+    /// of cells.
     #[test]
     fn scores_are_those_of_scikit_learn() {
         let labels = [[1., 0., 1.], [0., 0., 0.], [1., 1., 0.], [0., 1., 1.], [1., 0., 0.]];

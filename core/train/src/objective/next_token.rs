@@ -9,7 +9,7 @@ use sparta_graph::{DType, Graph};
 use sparta_model::forward::{self, Layers};
 use sparta_model::{Decoder, HeadKind};
 
-/// Each token from those before it: cross-entropy of the vocabulary's logits, over the tokens that are trained on.
+/// Each token given those before it: the cross-entropy of the vocabulary logits over the trained tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextToken {}
 
@@ -26,7 +26,7 @@ impl Objective for NextToken {
         HeadKind::CausalLm
     }
 
-    /// A label per row: the next token where that is trained on; none where a sequence ends, and in the filling rows.
+    /// One label per row: the next token if that is trained; none at the end of a sequence and in padding rows.
     fn batch(&self, examples: &[&Encoded]) -> Result<Batch> {
         let mut labels = Vec::new();
         for example in examples {
@@ -70,7 +70,7 @@ impl Objective for NextToken {
         Ok(Loss { loss, outputs: None })
     }
 
-    /// `perplexity`: e to the mean loss per token; `log_likelihood`: minus that loss, nats per token.
+    /// `perplexity`: e to the power of the mean loss per token; `log_likelihood`: minus that loss, in nats per token.
     fn score(&self, metrics: &[String], _: &[Encoded], found: &Evaluation) -> Result<Metrics> {
         let loss = ratio(found.loss, found.targets as f64);
         if !loss.is_finite() {

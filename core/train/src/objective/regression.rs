@@ -55,8 +55,8 @@ impl Objective for Regression {
         Ok(Loss { loss, outputs: Some(numbers) })
     }
 
-    /// `pearson` and `spearman`: correlation of outputs and targets, and of their ranks, 0 where either is constant; `mse`,
-    /// which is the loss, and `mae`: mean squared and mean absolute error.
+    /// `pearson` and `spearman`: correlation of outputs and targets and of their ranks, 0 if either is constant; `mse`,
+    /// the loss, and `mae`: mean squared and mean absolute error.
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics> {
         let (mut outputs, mut targets) = (Vec::new(), Vec::new());
         for (example, prediction) in examples.iter().zip(&found.predictions) {
@@ -88,7 +88,7 @@ impl Objective for Regression {
     }
 }
 
-/// Pearson's.
+/// Pearson's correlation.
 fn correlation(xs: &[f64], ys: &[f64]) -> f64 {
     let mean = |values: &[f64]| ratio(values.iter().sum(), values.len() as f64);
     let (x_mean, y_mean) = (mean(xs), mean(ys));
@@ -96,7 +96,7 @@ fn correlation(xs: &[f64], ys: &[f64]) -> f64 {
     ratio(sum(&|x, y| x * y), (sum(&|x, _| x * x) * sum(&|_, y| y * y)).sqrt())
 }
 
-/// From 1; equal values share the mean of their ranks.
+/// Ranks from 1; equal values share the mean of their ranks.
 fn ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
@@ -122,7 +122,7 @@ mod tests {
         Regression {}.score(&[], &examples, &Evaluation { predictions, ..Evaluation::default() }).unwrap()
     }
 
-    /// Against SciPy's `pearsonr` and `spearmanr`, with ties, and scikit-learn's errors.
+    /// Compared with SciPy's `pearsonr` and `spearmanr`, with ties, and scikit-learn's errors.
     #[test]
     fn scores_are_those_of_scipy() {
         let targets = [1.5, 2.0, 2.0, 4.25, 0.0, 5.0, 3.5, 3.5];

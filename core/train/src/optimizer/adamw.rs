@@ -21,7 +21,7 @@ impl AdamW {
         AdamW { beta1, beta2, eps }
     }
 
-    /// The moments, in a type.
+    /// The two moments, stored in this type.
     pub fn moments(dtype: DType) -> Vec<Slot> {
         let [m, v] = [("m", "first moment"), ("v", "second moment")].map(|(name, title)| Slot { name, title, dtype });
         vec![m, v]
@@ -53,7 +53,7 @@ impl Optimizer for AdamW {
         [self.beta1, self.beta2].map(|beta| (1.0 - f64::from(beta).powf(t as f64)) as f32)
     }
 
-    /// Below `eps` the update is smaller than the learning rate.
+    /// If the norm is below `eps`, the update is smaller than the learning rate.
     fn negligible_norm(&self) -> Option<f64> {
         Some(self.eps.into())
     }

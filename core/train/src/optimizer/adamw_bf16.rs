@@ -4,7 +4,7 @@ use sparta_graph::ops::AdamBf16;
 use sparta_graph::{DType, Graph, GraphError};
 use std::sync::Arc;
 
-/// AdamW with moments in bf16, rounded stochastically: half of its state.
+/// AdamW with moments in bf16, rounded stochastically, which halves its state.
 #[derive(Debug)]
 struct AdamWBf16(AdamW);
 

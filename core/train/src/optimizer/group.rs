@@ -7,27 +7,27 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-/// Trained tensors with a learning rate and weight decay of their own, as text `PATTERN:lr=FACTOR,decay=X`.
+/// Trained tensors with their own learning rate and weight decay, written `PATTERN:lr=FACTOR,decay=X`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Group {
-    /// Names of trained tensors; `*` stands for any text.
+    /// A pattern for names of trained tensors; `*` stands for any text.
     pub pattern: String,
-    /// What the learning rate is multiplied with.
+    /// The factor on the learning rate.
     pub lr_factor: f32,
-    /// `None`: that of the run.
+    /// `None`: the run's.
     pub weight_decay: Option<f32>,
 }
 
-/// What a group contains.
+/// A group and what it contains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupPlan {
     pub group: Group,
-    /// Whether the method has made it.
+    /// Whether the method made it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub by_method: bool,
     pub tensors: usize,
-    /// Trained scalars.
+    /// The number of trained scalars.
     pub trained: u64,
 }
 
@@ -41,7 +41,7 @@ impl FromStr for Group {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Group, String> {
-        const EXPECTED: &str = "expected PATTERN:lr=FACTOR,decay=X with one of the two or both";
+        const EXPECTED: &str = "expected PATTERN:lr=FACTOR,decay=X with at least one of the two";
         let (pattern, settings) = text.trim().rsplit_once(':').ok_or(EXPECTED)?;
         let (mut lr_factor, mut weight_decay) = (None, None);
         for setting in settings.split(',') {
@@ -86,9 +86,9 @@ impl From<Group> for String {
 }
 
 impl Optimization {
-    /// What each group contains, the user's before those of the method.
+    /// The groups with what they contain, the user's before the method's.
     ///
-    /// Errors: a group of the user's without a tensor; lists the names that there are.
+    /// Errors: a group of the user without any tensor; the message lists the names that exist.
     pub fn group_plans(&self, trained: &[Trained]) -> Result<Vec<GroupPlan>> {
         let plan = |(position, group): (usize, &Group)| {
             let members = || trained.iter().filter(|t| self.group_of(t) == RatesOf::Group(position));
@@ -121,20 +121,20 @@ impl Optimization {
         let names: BTreeSet<String> = trained.iter().map(|t| any_layer(&t.name)).collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
         let why = match trained.iter().any(|t| group.contains(&t.name)) {
-            true => "all tensors of this name are in an earlier group; give this one first",
-            false => "no trained tensor has such a name",
+            true => "all tensors that match are in an earlier group; give this one first",
+            false => "no trained tensor matches",
         };
         Error::Usage(format!("--group {group}: {why}. The trained tensors are {names}"))
     }
 }
 
-/// The name with `*` for the number of its layer, which is a pattern for all layers.
+/// The name with its layer number replaced by `*`: a pattern for all layers.
 fn any_layer(name: &str) -> String {
     let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     name.split('.').map(|part| if digits(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
 }
 
-/// Whether a name is what a pattern says, where `*` stands for any text.
+/// Whether a name matches a pattern, in which `*` stands for any text.
 fn matches(pattern: &str, name: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(head) else { return false };
@@ -227,10 +227,10 @@ mod tests {
         assert_eq!(counts(plans(&["head:lr=2", "*:decay=1"]).unwrap()), [(1, 6), (2, 12)]);
         let error = plans(&["score:lr=2"]).unwrap_err().to_string();
         assert!(
-            error.contains("score:lr=2: no trained tensor") && error.contains("are head, layers.*.norm"),
+            error.contains("score:lr=2: no trained tensor matches") && error.contains("are head, layers.*.norm"),
             "{error}"
         );
         let error = plans(&["*:lr=2", "head:lr=3"]).unwrap_err().to_string();
-        assert!(error.contains("head:lr=3: all tensors of this name are in an earlier group"), "{error}");
+        assert!(error.contains("head:lr=3: all tensors that match are in an earlier group"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! Optimizers: what they keep for each trained value, and how they update it. One file each, and a line in [`ALL`].
+//! Optimizers: what they store for each trained value, and how they update it. Each is one file and a line in [`ALL`].
 
 mod adamw;
 mod adamw_bf16;
@@ -15,41 +15,41 @@ use sparta_plugin::method::Rates;
 use std::fmt;
 use std::sync::Arc;
 
-/// State that an optimizer keeps for each trained value, zero at first.
+/// A value that an optimizer stores for each trained value, initially 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
-    /// Names it on the device and in checkpoints.
+    /// Its name on the device and in checkpoints.
     pub name: &'static str,
-    /// What messages call it.
+    /// Its name in messages.
     pub title: &'static str,
     pub dtype: DType,
 }
 
-/// What an update works on: flat tensors of one length, in which the values of many trained tensors lie.
+/// What an update works on: flat tensors of one length that hold the values of many trained tensors.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// f32, updated in place.
+    /// The trained values, f32, updated in place.
     pub values: Value,
-    /// f32.
+    /// Their gradient, f32.
     pub gradient: Value,
-    /// One for each of [`Optimizer::slots`], in their order.
+    /// One for each of [`Optimizer::slots`], in order.
     pub slots: Vec<Value>,
-    /// Norm and clip factor, of [`sparta_graph::ops::ClipCoef`].
+    /// Norm and clip factor from [`sparta_graph::ops::ClipCoef`].
     pub clip: Value,
     /// The step's numbers ([`sparta_graph::ops::step`]).
     pub step: Value,
     /// The step's random key.
     pub rng: Value,
     pub weight_decay: f32,
-    /// What the step's learning rate is multiplied with.
+    /// The factor on the step's learning rate.
     pub lr_factor: f32,
-    /// Differs between the targets of a step.
+    /// A number that differs between the targets of a step.
     pub salt: u32,
 }
 
 /// An update rule.
 pub trait Optimizer: fmt::Debug + Send + Sync {
-    /// What plans and reports call it, with its parameters.
+    /// Its name with parameters, for plans and reports.
     fn title(&self) -> String;
 
     fn slots(&self) -> Vec<Slot>;
@@ -57,19 +57,20 @@ pub trait Optimizer: fmt::Debug + Send + Sync {
     /// Adds the update of a target's values and slots to the graph.
     fn update(&self, graph: &mut Graph, target: &Target) -> std::result::Result<(), GraphError>;
 
-    /// Numbers that the update reads at [`sparta_graph::ops::step::OPTIMIZER`], for the `t`-th update, from 1 on.
+    /// The numbers that the update reads at [`sparta_graph::ops::step::OPTIMIZER`], for the `t`-th update, counted from
+    /// 1.
     fn numbers(&self, t: u64) -> [f32; 2] {
         let _ = t;
         [0.0; 2]
     }
 
-    /// The largest gradient norm of a tensor that the first update may leave as it is; `None` if any may.
+    /// The largest gradient norm with which a tensor may stay unchanged by the first update; `None` if any may.
     fn negligible_norm(&self) -> Option<f64> {
         None
     }
 }
 
-/// The parameters of all optimizers; each takes those that it has.
+/// The parameters of all optimizers; each uses its own.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hyperparameters {
     pub beta1: f32,
@@ -79,7 +80,7 @@ pub struct Hyperparameters {
 }
 
 impl Default for Hyperparameters {
-    /// Those of torch.optim.AdamW; of the usual SGD.
+    /// The defaults of torch.optim.AdamW, and the usual momentum of SGD.
     fn default() -> Self {
         Hyperparameters { beta1: 0.9, beta2: 0.999, eps: 1e-8, momentum: 0.9 }
     }
@@ -87,7 +88,7 @@ impl Default for Hyperparameters {
 
 type New = fn(&Hyperparameters) -> Arc<dyn Optimizer>;
 
-/// Every optimizer by the name that options have for it; the first is the default.
+/// All optimizers by their names in options; the first is the default.
 pub const ALL: &[(&str, New)] = &[("adamw", adamw::new), ("sgd", sgd::new), ("adamw-bf16", adamw_bf16::new)];
 
 /// An optimizer by its name.
@@ -110,7 +111,7 @@ impl Choice {
         *self == Choice::default()
     }
 
-    /// Errors: there is no optimizer of this name; a parameter outside of its range.
+    /// Errors: no optimizer of this name; a parameter out of range.
     pub fn optimizer(&self) -> Result<Arc<dyn Optimizer>> {
         let Hyperparameters { beta1, beta2, eps, momentum } = self.parameters;
         for (option, value) in [("--beta1", beta1), ("--beta2", beta2), ("--momentum", momentum)] {
@@ -134,38 +135,38 @@ impl Choice {
 #[derive(Clone, Debug)]
 pub struct Optimization {
     pub optimizer: Arc<dyn Optimizer>,
-    /// Of tensors whose group has none.
+    /// Weight decay of tensors whose group sets none.
     pub weight_decay: f32,
-    /// The first that names a tensor is its group.
+    /// The user's groups; a tensor belongs to the first that matches it.
     pub groups: Vec<Group>,
     pub max_grad_norm: Option<f32>,
 }
 
 impl Default for Optimization {
-    /// AdamW without decay and clipping.
+    /// AdamW without weight decay or clipping.
     fn default() -> Self {
         let optimizer = adamw::new(&Hyperparameters::default());
         Optimization { optimizer, weight_decay: 0.0, groups: Vec::new(), max_grad_norm: None }
     }
 }
 
-/// What decides a trained tensor's rates.
+/// Where a trained tensor's rates come from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RatesOf {
-    /// The user's group at this position.
+    /// From the user's group at this position.
     Group(usize),
-    /// The method, for a tensor in no group.
+    /// From the method, for a tensor in no group.
     Method(Rates),
 }
 
 impl Optimization {
-    /// What decides a tensor's rates: the first of the user's groups that names it, else the method.
+    /// Where a tensor's rates come from: the first of the user's groups that matches it, or else the method.
     pub fn group_of(&self, tensor: &Trained) -> RatesOf {
         let found = self.groups.iter().position(|group| group.contains(&tensor.name));
         found.map_or(RatesOf::Method(tensor.rates), RatesOf::Group)
     }
 
-    /// Learning rate factor and weight decay.
+    /// The learning rate factor and weight decay.
     pub fn rates(&self, of: RatesOf) -> (f32, f32) {
         let (factor, decay) = match of {
             RatesOf::Group(position) => match self.groups.get(position) {

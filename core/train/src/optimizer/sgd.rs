@@ -3,7 +3,7 @@ use sparta_graph::ops::Sgd as Op;
 use sparta_graph::{DType, Graph, GraphError};
 use std::sync::Arc;
 
-/// Gradient descent, with momentum unless that is 0.
+/// Stochastic gradient descent with momentum, which may be 0.
 #[derive(Debug)]
 struct Sgd {
     momentum: f32,

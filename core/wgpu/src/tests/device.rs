@@ -68,7 +68,7 @@ fn bytes_come_back_as_written() {
     assert!(backend.run(PlanId(99)).is_err());
 }
 
-/// A plan is divided into submissions by what the device was seen to do, and computes the same.
+/// A plan is divided into submissions by the measured speed of the device, with the same results.
 #[test]
 fn much_work_is_several_submissions() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +168,7 @@ fn what_does_not_fit_is_named() {
     assert!(backend.prepare(&plan, &[arena], &buffers[1..]).is_err());
 }
 
-/// An error that wgpu reports outside of any scope is ours at the next call, and the device goes on.
+/// An error that wgpu reports outside any scope is returned by the next call, and the device still works.
 #[test]
 fn uncaptured_errors_become_results() {
     let Some(mut backend) = open(None) else { return };
@@ -216,7 +216,7 @@ fn plans_run_again() {
     assert_eq!(out, exactly(&[100], &[64.0; 100]).bytes);
 }
 
-/// An arena in several buffers gives the same bits, and a plan is refused the wrong number of them.
+/// An arena of several buffers gives the same bits, and a wrong number of buffers is an error.
 #[test]
 fn an_arena_may_have_segments() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);

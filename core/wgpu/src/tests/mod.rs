@@ -37,7 +37,7 @@ impl WgpuBackend {
 /// A binding limit that shards all but small tensors.
 const LOW: u64 = 64 << 10;
 
-/// Software drivers use all cores, so that devices side by side would only wait for each other.
+/// Software drivers use all cores, so devices in parallel would only wait for each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// The best adapter, with a binding limit; `None` on a machine without one, which is an error in CI.
@@ -59,15 +59,11 @@ struct Data {
     bytes: Vec<u8>,
 }
 
-/// Numbers that look random, about normal in size, the same everywhere.
+/// Roughly normal random numbers: sums of three uniform ones, shifted to mean 0 and variance 1.
 fn noise(n: usize, seed: u64) -> impl Iterator<Item = f32> {
-    (0..n as u64).map(move |i| {
-        let mut x = (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xd1b5_4a32_d192_ed03);
-        let mut sum = 0.0;
-        for _ in 0..3 {
-            x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            sum += (x >> 40) as f32 / (1 << 24) as f32;
-        }
+    (0..n as u32).map(move |i| {
+        let [a, b, c, _] = sparta_graph::philox4x32_10([i, 0, 0, 0], [seed as u32, 0]);
+        let sum: f32 = [a, b, c].map(|word| (word >> 8) as f32 / (1 << 24) as f32).iter().sum();
         2.0 * sum - 3.0
     })
 }
@@ -224,8 +220,8 @@ fn in_f32(op: &Op) -> Op {
 }
 
 impl Bench {
-    /// Compares an op whose inputs at `rounded` are bf16 with the reference on f32 of the same values: a bf16 result must
-    /// be what rounding makes of some number within `tolerance` of the expected one.
+    /// Compares an op whose inputs at `rounded` are bf16 with the reference on f32 of the same values: a bf16 result
+    /// must be what rounding makes of some number within `tolerance` of the expected one.
     fn check_bf16(&mut self, tolerance: f32, op: impl Into<Op>, inputs: &[Data], rounded: &[usize]) {
         let op = op.into();
         let (mut low, mut exact) = (inputs.to_vec(), inputs.to_vec());

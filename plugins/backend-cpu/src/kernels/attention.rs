@@ -165,7 +165,7 @@ impl<T: Real> Shape<T> {
     /// Rows of one query head of q, o or do, as numbers: where they lie, or converted into `buffer`.
     ///
     /// # Safety
-    /// The rows lie in the tensor, and the buffer has room for them, `[rows, head_dim]`.
+    /// The rows are in the tensor, and the buffer has room for them, `[rows, head_dim]`.
     pub unsafe fn queries(&self, x: Floats<T>, rows: Range<usize>, head: usize, buffer: Ptr<T>) -> Operand<T> {
         // SAFETY: the caller vouches for it.
         unsafe { self.rows(x, rows, self.width, head * self.head_dim, buffer) }

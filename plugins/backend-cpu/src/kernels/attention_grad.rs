@@ -127,7 +127,7 @@ struct Head<T> {
 
 impl<T: Real> Head<T> {
     /// # Safety
-    /// The segment lies in the tensors, and nobody else touches its gradients for this head.
+    /// The segment is in the tensors, and nothing else touches its gradients for this head.
     unsafe fn run(&self, segment: &Range<usize>, head: usize, scratch: &Scratch) {
         let (shape, width) = (self.shape, self.shape.width);
         let column = head * shape.head_dim;
@@ -163,7 +163,7 @@ impl<T: Real> Head<T> {
         let key_rows = |x: Operand<T>| Operand::rows(x.at.wrapping_add(skipped * x.row), x.row);
         let (k, v) = (key_rows(k), key_rows(v));
         let mut terms = Terms { lse: [T::ZERO; QUERIES], delta: [T::ZERO; QUERIES], cap: shape.cap, head };
-        // SAFETY: the rows lie in the tensors; `ld` is `[rows, heads, 2]`.
+        // SAFETY: the rows are in the tensors; `ld` is `[rows, heads, 2]`.
         unsafe {
             for (l, row) in rows.clone().enumerate() {
                 let ld = ld.at(2 * (row * shape.heads + head));
@@ -248,7 +248,7 @@ simd! {
 /// Row `row` of `y`: the sum over the query heads of each key head.
 ///
 /// # Safety
-/// The row lies in the tensors, and nobody else touches it; the buffer has room for a head.
+/// The row is in the tensors, and nothing else touches it; the buffer has room for a head.
 unsafe fn add_group<T: Real>(shape: Shape<T>, row: usize, parts: Ptr<T>, y: Floats<T>, buffer: Ptr<T>) {
     let width = shape.head_dim;
     for head in 0..shape.heads / shape.group {

@@ -9,7 +9,7 @@ use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
 pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
     let (norms, x, n) = (io.real::<T>(0)?, io.floats::<T>(1)?, io.numel(1)?);
     let first = op.slot * PARTIALS;
-    // SAFETY: the tensor lies in x, and the slots are those of the shape rule.
+    // SAFETY: the tensor is in x, and the slots are those of the shape rule.
     let square =
         move |slot: usize, begin, len, i| unsafe { *norms.at(first + slot * PARTIALS + i) = partial(x, begin, len, i) };
     if io.inputs() < 3 {
@@ -33,7 +33,7 @@ pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
 /// Partial sum i of the tensor that begins at `begin`.
 ///
 /// # Safety
-/// The tensor lies in x, and nobody writes it meanwhile.
+/// The tensor is in x, and nothing else writes it meanwhile.
 unsafe fn partial<T: Real>(x: Floats<T>, begin: usize, len: usize, i: usize) -> T {
     let chunk = len.div_ceil(PARTIALS);
     let start = len.min(i * chunk);

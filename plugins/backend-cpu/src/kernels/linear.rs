@@ -86,7 +86,7 @@ impl<T: Real> Product<T> {
         Some(product)
     }
 
-    /// The product of a few rows with columns that lie in one piece. Of bf16 by bf16 it is one row: more of them, which
+    /// The product of a few rows with contiguous columns. Of bf16 by bf16 it is one row: more of them, which
     /// training has, add in the order of all others.
     fn few_rows(&self) -> Option<FewRows> {
         let narrow = matches!((self.a, self.b), (Floats::Bf16(_), Floats::Bf16(_)));
@@ -114,7 +114,7 @@ impl<T: Real> Product<T> {
     }
 
     /// # Safety
-    /// The block lies in c and nobody else touches it meanwhile; `scratch` holds what `prepare` asked for.
+    /// The block is in c and nothing else touches it meanwhile; `scratch` holds what `prepare` asked for.
     unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>, scratch: Ptr<T>) {
         let [_, n, k] = self.size;
         let [b_area, a_area, _] = self.areas();
@@ -181,7 +181,7 @@ impl<T: Real> Product<T> {
 /// converted into `buffer`. A matrix of `lines` rows.
 ///
 /// # Safety
-/// The lines lie in the tensor, and the buffer has room for them.
+/// The lines are in the tensor, and the buffer has room for them.
 unsafe fn along<T: Real>(
     x: Floats<T>,
     lines: &Range<usize>,

@@ -1,6 +1,7 @@
-//! Products of a few rows, `c = scale * a b + bias + residual`, where the columns of b lie in one piece: b is nearly all
+//! Products of a few rows, `c = scale * a b + bias + residual`, where the columns of b are contiguous: b is nearly all
 //! there is to read, and each of its elements is needed once. An element of c is a dot product over k in
-//! [`LANES`] sums, whose halves are added until one is left: the same bits with every instruction set and any number of threads.
+//! [`LANES`] sums, whose halves are added until one is left: the same bits with every instruction set and any number of
+//! threads.
 
 use crate::bind::Kernel;
 use crate::memory::{Floats, Need, Ptr};
@@ -16,7 +17,8 @@ const PIECE: usize = 96 << 10;
 /// Vectors of the narrowest instruction set that hold the sums of an element.
 const VECTORS: usize = LANES / 8;
 
-/// A product with its operands: a `[m, k]`, b `[n, k]`, c and the residual `[m, n]`, the bias `[n]`, with m up to [`ROWS`].
+/// A product with its operands: a `[m, k]`, b `[n, k]`, c and the residual `[m, n]`, the bias `[n]`, with m up to
+/// [`ROWS`].
 #[derive(Clone, Copy)]
 pub struct FewRows {
     /// m, n, k
@@ -56,7 +58,7 @@ impl FewRows {
     /// Writes element (row, column) from its sum over k.
     ///
     /// # Safety
-    /// It lies in c, which nobody else writes meanwhile.
+    /// It lies in c, which nothing else writes meanwhile.
     #[inline(always)]
     unsafe fn finish(&self, row: usize, column: usize, sum: f32) {
         let at = row * self.size[1] + column;
@@ -70,7 +72,8 @@ impl FewRows {
 
 for_units! {
     /// # Safety
-    /// The operands have the sizes that the product says, `a` those of `[M, k]`; nobody else writes these columns of c.
+    /// The operands have the sizes that the product says, `a` those of `[M, k]`; nothing else writes these columns of
+    /// c.
     unsafe fn multiply<S, const M: usize>(product: &FewRows, a: Ptr<f32>, columns: Range<usize>) {
         match product.b {
             Floats::Full(b) => sweep::<S, f32, M>(product, a, b.at(0), columns),

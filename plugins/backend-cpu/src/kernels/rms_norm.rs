@@ -114,7 +114,7 @@ impl<T: Real> Weight<T> {
     /// The factors, in shared scratch memory.
     fn load(self, scratch: &Scratch) -> Ptr<T> {
         let w: Ptr<T> = scratch.shared();
-        // SAFETY: the scratch memory has `width` elements, which nobody else uses yet.
+        // SAFETY: the scratch memory has `width` elements, which nothing else uses yet.
         unsafe {
             self.stored.load(0, self.width, w.at(0));
             if self.plus_one {
@@ -136,7 +136,7 @@ fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
 /// Adds `dy * x * r` of chosen columns to their sums.
 ///
 /// # Safety
-/// x and dy have elements at each index, and there is a sum for each, which nobody else uses meanwhile.
+/// x and dy have elements at each index, and there is a sum for each, which nothing else uses meanwhile.
 unsafe fn add_chosen<T: Real>(index: &[u32], x: *const T, dy: *const T, sums: *mut T, r: T) {
     for (j, &i) in index.iter().enumerate() {
         // SAFETY: the caller vouches for it.
@@ -150,7 +150,7 @@ unsafe fn add_chosen<T: Real>(index: &[u32], x: *const T, dy: *const T, sums: *m
 /// (r, c) of `dx = r g - c x`.
 ///
 /// # Safety
-/// The pointers have n elements, which nobody writes meanwhile.
+/// The pointers have n elements, which nothing else writes meanwhile.
 #[inline(always)]
 unsafe fn grad_factors<T: Real>(n: usize, x: *const T, w: *const T, dy: *const T, eps: T) -> (T, T) {
     // SAFETY: the caller vouches for it.

@@ -1,4 +1,4 @@
-//! The driver's functions, each call checked: a failure says which call it was and what the driver calls it.
+//! The driver's functions. Every call is checked: a failure names the call and the driver's error.
 
 use crate::libraries::{Part, Search, functions};
 use crate::machine::Failure;
@@ -14,7 +14,7 @@ pub type Function = *mut c_void;
 type Code = c_int;
 
 functions! {
-    /// Of libcuda, as `cuda.h` declares them. The newest is of CUDA 11.
+    /// The functions of libcuda, as declared in `cuda.h`. The newest is from CUDA 11.
     pub struct Functions {
         cuInit: fn(c_uint) -> Code;
         cuDriverGetVersion: fn(*mut c_int) -> Code;
@@ -64,7 +64,7 @@ const ATTRIBUTE_INTEGRATED: c_int = 18;
 const ATTRIBUTE_MAJOR: c_int = 75;
 const ATTRIBUTE_MINOR: c_int = 76;
 
-/// Whether the context does nothing any more after this: CUDA's sticky errors, and what says that it is gone.
+/// Whether the context is unusable after this error: CUDA's sticky errors, and errors that say it is gone.
 fn is_sticky(code: Code) -> bool {
     const DEINITIALIZED: Code = 4;
     const DEVICE_UNAVAILABLE: Code = 46;
@@ -89,13 +89,13 @@ fn is_sticky(code: Code) -> bool {
 /// The driver, started.
 pub struct Driver {
     pub functions: Functions,
-    /// The newest CUDA that it knows: 13000 is 13.0.
+    /// The newest CUDA it supports: 13000 is 13.0.
     pub version: u32,
-    /// The driver's own version, where the system tells: 580.95.05.
+    /// The driver's own version, such as 580.95.05, if the system reports it.
     pub release: Option<String>,
 }
 
-/// A card as the driver lists it.
+/// A card as listed by the driver.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Card {
     pub ordinal: c_int,
@@ -103,14 +103,14 @@ pub struct Card {
     pub memory: u64,
     pub capability: (u32, u32),
     pub integrated: bool,
-    /// On the PCI bus.
+    /// Its address on the PCI bus.
     pub place: Option<String>,
 }
 
-/// Why there is no driver to work with.
+/// Why no driver can be used.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NoDriver {
-    /// The machine has none, or no card: nothing is wrong.
+    /// The machine has no driver or no card, which is not an error.
     Absent(String),
     Broken(String),
 }
@@ -126,7 +126,7 @@ impl Driver {
         let started = unsafe { (driver.functions.cuInit)(0) };
         match started {
             0 => {}
-            NO_DEVICE => return Err(NoDriver::Absent("the CUDA driver finds no card".into())),
+            NO_DEVICE => return Err(NoDriver::Absent("the CUDA driver found no card".into())),
             STUB_LIBRARY => {
                 return Err(NoDriver::Absent("libcuda is the toolkit's stub, not a driver".into()));
             }
@@ -154,7 +154,7 @@ impl Driver {
         }
     }
 
-    /// All cards. Makes no context, so that no memory is taken on any.
+    /// All cards. Creates no context, so that no memory is used on any.
     pub fn cards(&self) -> Result<Vec<Card>, Failure> {
         let mut count = 0;
         // SAFETY: the pointer is to a live local.
@@ -186,7 +186,7 @@ impl Driver {
         Ok(Card { ordinal, name, memory: memory as u64, capability, integrated, place })
     }
 
-    /// `0000:01:00.0`; `None` for a card without such a place.
+    /// The PCI address, such as `0000:01:00.0`, if the card has one.
     fn place(&self, device: c_int) -> Option<String> {
         let mut place = [0 as c_char; 32];
         // SAFETY: the pointer is to a live local of this size.
@@ -205,7 +205,7 @@ impl Driver {
         }
     }
 
-    /// As [`Driver::check`], for a call that takes `bytes` of memory.
+    /// Like [`Driver::check`], for a call that allocates `bytes` of memory.
     pub fn check_memory(&self, call: &str, code: Code, bytes: usize) -> Result<(), Failure> {
         if code == OUT_OF_MEMORY { Err(Failure::OutOfMemory { bytes: bytes as u64 }) } else { self.check(call, code) }
     }
@@ -242,7 +242,7 @@ impl From<Failure> for NoDriver {
     }
 }
 
-/// The version of the kernel module, which Linux tells.
+/// The version of the kernel module, which Linux reports.
 fn release() -> Option<String> {
     let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');

@@ -1,4 +1,4 @@
-//! A GPU: the driver's memory and queue, kernels from NVRTC, products of cuBLASLt.
+//! A GPU: the driver's memory and queue, kernels from NVRTC, products from cuBLASLt.
 
 mod driver;
 mod product;
@@ -24,31 +24,32 @@ use std::sync::Arc;
 use std::time::Duration;
 use transfer::{Downloads, Upload};
 
-/// Bytes that a context takes of a card, with the code of its kernels and of cuBLASLt.
+/// Bytes that a context uses on a card, including the code of its kernels and of cuBLASLt.
 const CONTEXT: u64 = 512 << 20;
 
-/// The machine's cards, and the libraries that work on them.
+/// The machine's cards, and the libraries to use them with.
 pub struct Tools {
     pub cards: Vec<Card>,
     driver: Arc<Driver>,
     compiler: Arc<Compiler>,
-    /// Or why there is none.
+    /// The library for products, or why there is none.
     products: Result<Arc<CublasLt>, String>,
     cache: Cache,
 }
 
 impl Tools {
-    /// Loads the libraries. Makes no context on any card.
+    /// Loads the libraries. Creates no context on any card.
     ///
-    /// Errors: no driver or no card; a library that is missing beside the driver, and how to get it.
+    /// Errors: no driver or no card; a missing library, and how to get it.
     pub fn load(search: &Search, cache: Cache) -> Result<Tools, NoDriver> {
         let driver = Driver::start(search)?;
         let cards = driver.cards()?;
         if cards.is_empty() {
-            return Err(NoDriver::Absent(format!("{} finds no card", driver.title())));
+            return Err(NoDriver::Absent(format!("{} found no card", driver.title())));
         }
         let compiler = Compiler::open(search, driver.major());
-        let compiler = compiler.map_err(|why| NoDriver::Broken(format!("{} is here, but {why}", driver.title())))?;
+        let compiler =
+            compiler.map_err(|why| NoDriver::Broken(format!("{} is installed, but {why}", driver.title())))?;
         let products = CublasLt::open(search, driver.major()).map(Arc::new);
         Ok(Tools { cards, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
     }
@@ -127,7 +128,7 @@ impl Session {
         self.driver.check("cuEventRecord", unsafe { (self.driver.functions.cuEventRecord)(event, self.stream) })
     }
 
-    /// Waits for the work before an event.
+    /// Waits for the work queued before an event.
     pub fn wait_for(&self, event: Event) -> Result<(), Failure> {
         // SAFETY: as in `record`.
         self.driver.check("cuEventSynchronize", unsafe { (self.driver.functions.cuEventSynchronize)(event) })
@@ -148,7 +149,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // SAFETY: the context was made by `open` and is destroyed once. What it answers changes nothing any more.
+        // SAFETY: the context was made by `open` and is destroyed once. Errors no longer matter.
         unsafe { (self.driver.functions.cuCtxDestroy_v2)(self.context) };
     }
 }
@@ -157,12 +158,12 @@ impl Drop for Session {
 pub struct Gpu {
     info: DeviceInfo,
     card: Card,
-    /// Why the device does nothing any more.
+    /// Why the device is lost, once it is.
     lost: Option<String>,
     work: Work,
 }
 
-/// What is in a context. Fields are dropped in this order: the context last.
+/// Everything in a context. Fields are dropped in this order, so the context comes last.
 struct Work {
     products: Option<Products>,
     upload: Upload,
@@ -204,7 +205,7 @@ impl Gpu {
         Ok(Gpu { info: tools.info(card), card: card.clone(), lost: None, work })
     }
 
-    /// Does something in the context. After an error that the device does not survive, every call answers that one.
+    /// Runs `call` in the context. After an error that loses the device, every call returns that error.
     fn run<T>(&mut self, call: impl FnOnce(&mut Work) -> Result<T, Failure>) -> Result<T, Failure> {
         if let Some(reason) = &self.lost {
             return Err(Failure::Lost(reason.clone()));
@@ -219,7 +220,7 @@ impl Gpu {
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        // Work that is in the queue uses what goes now. What it answers changes nothing any more.
+        // Queued work uses what is dropped here. Errors no longer matter.
         let _ = self.work.session.enter().and_then(|()| self.work.session.wait());
     }
 }
@@ -285,7 +286,7 @@ impl Machine for Gpu {
     }
 
     fn free(&mut self, address: u64) {
-        // The trait's `free` cannot fail: what the driver does not take back is a leak, and goes with the context.
+        // The trait's `free` cannot fail: what the driver does not free is leaked until the context is destroyed.
         let _ = self.run(|work| {
             work.session.wait()?;
             let driver = &work.session.driver;
@@ -376,7 +377,7 @@ impl Machine for Gpu {
     fn mark(&mut self) -> Result<(), Failure> {
         self.run(|work| {
             let event = work.spare.pop().map_or_else(|| work.session.event(EVENT_DEFAULT), Ok)?;
-            // Before it can fail, so that the event is not lost.
+            // Stored before recording can fail, so that the event is not leaked.
             work.marks.push(event);
             work.session.record(event)
         })

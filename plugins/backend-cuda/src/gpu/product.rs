@@ -1,4 +1,4 @@
-//! Products of cuBLASLt. It counts matrices column by column, so that ours, row by row, are to it the transposed ones: it
+//! Products from cuBLASLt. It stores matrices by column, so our matrices, stored by row, are transposed for it: it
 //! computes `c^T = op(b)^T op(a)^T`.
 
 use super::Session;
@@ -15,7 +15,7 @@ type Code = c_int;
 type Handle = *mut c_void;
 
 functions! {
-    /// Of libcublasLt, as `cublasLt.h` declares them. The newest is of CUDA 11.4.
+    /// The functions of libcublasLt, as declared in `cublasLt.h`. The newest is from CUDA 11.4.
     struct Functions {
         cublasLtGetVersion: fn() -> usize;
         cublasLtGetStatusString: fn(Code) -> *const c_char;
@@ -59,7 +59,7 @@ struct Heuristic {
 
 const NOT_SUPPORTED: Code = 15;
 
-/// `CUBLAS_COMPUTE_32F`: sums in f32, and of factors in f32 all bits.
+/// `CUBLAS_COMPUTE_32F`: sums in f32, and no rounding of f32 factors.
 const COMPUTE_32F: c_int = 68;
 /// `cudaDataType_t`.
 const R_32F: c_int = 0;
@@ -76,14 +76,14 @@ const EPILOGUE_BIAS: u32 = 4;
 const PREF_MAX_WORKSPACE_BYTES: c_int = 1;
 const PREF_REDUCTION_SCHEME_MASK: c_int = 3;
 const PREF_MIN_ALIGNMENT_BYTES: [c_int; 4] = [5, 6, 7, 8];
-/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: where the inner dimension is split, the parts are kept in f32 and added up in
-/// order. The other schemes round the parts or add them as they come.
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: if the inner dimension is split, the parts stay f32 and are added in
+/// order. The other schemes round the parts or add them in any order.
 const REDUCTION_IN_F32: u32 = 2;
 
-/// What [`Factors`] promise of addresses.
+/// The alignment that [`Factors`] guarantee for addresses.
 const ALIGNMENT: u32 = 16;
 
-/// Bytes that products may use while they run; what NVIDIA advises for the cards of its largest kind.
+/// Bytes that products may use while they run: what NVIDIA recommends for its largest cards.
 const WORKSPACE: usize = 32 << 20;
 
 /// cuBLASLt.
@@ -92,7 +92,7 @@ pub struct CublasLt {
 }
 
 impl CublasLt {
-    /// The newest up to CUDA `major`.
+    /// Opens the newest version up to CUDA `major`.
     ///
     /// Errors: what is missing and how to get it.
     pub fn open(search: &Search, major: u32) -> Result<CublasLt, String> {
@@ -129,7 +129,7 @@ impl CublasLt {
     }
 }
 
-/// One of cuBLASLt's opaque objects, until it goes.
+/// One of cuBLASLt's opaque objects, destroyed on drop.
 struct Object {
     handle: Handle,
     destroy: unsafe extern "C" fn(Handle) -> Code,
@@ -142,7 +142,7 @@ impl Drop for Object {
     }
 }
 
-/// cuBLASLt in a context, with the forms that were prepared.
+/// cuBLASLt in a context, with the prepared forms of products.
 pub struct Products {
     library: Arc<CublasLt>,
     forms: Vec<Form>,
@@ -152,7 +152,7 @@ pub struct Products {
 
 struct Form {
     operation: Object,
-    /// What cuBLASLt calls A is our `b`.
+    /// cuBLASLt's A, which is our `b`.
     a: Object,
     b: Object,
     c: Object,
@@ -162,7 +162,7 @@ struct Form {
 }
 
 impl Products {
-    /// In the context that is current.
+    /// Creates a handle in the current context.
     pub fn new(library: Arc<CublasLt>, session: &Session) -> Result<Products, Failure> {
         let functions = &library.functions;
         let handle = library.object("cublasLtCreate", functions.cublasLtDestroy, |handle| {
@@ -223,7 +223,7 @@ impl Products {
         Ok(operation)
     }
 
-    /// A matrix of ours, which has its rows where cuBLASLt sees columns.
+    /// The layout of one of our matrices, whose rows are cuBLASLt's columns.
     fn layout(&self, matrix: Matrix, (rows, columns): (u64, u64)) -> Result<Object, Failure> {
         let functions = &self.library.functions;
         let dtype = match matrix.dtype {
@@ -239,7 +239,7 @@ impl Products {
         })
     }
 
-    /// What cuBLASLt takes for the fastest; `None` where it has nothing.
+    /// The algorithm that cuBLASLt expects to be fastest; `None` if it has none.
     fn algorithm(&self, operation: &Object, [a, b, c]: [&Object; 3]) -> Result<Option<Algorithm>, Failure> {
         let (library, functions) = (&self.library, &self.library.functions);
         let destroy = functions.cublasLtMatmulPreferenceDestroy;
@@ -297,8 +297,8 @@ impl Products {
         }
         let (added, beta) = if form.residual { (factors.residual, 1f32) } else { (factors.c, 0f32) };
         let address = |address: u64| address as *mut c_void;
-        // SAFETY: the caller vouches for the factors; all objects were made and live, and the two numbers are read before
-        // it returns.
+        // SAFETY: the caller vouches for the factors; all objects were made and live, and the two numbers are read
+        // before it returns.
         let done = unsafe {
             (functions.cublasLtMatmul)(
                 self.handle.handle,
@@ -321,7 +321,7 @@ impl Products {
         };
         match self.library.check("cublasLtMatmul", done) {
             Ok(()) => Ok(()),
-            // Where the context is broken, the driver knows why.
+            // If the context is broken, the driver knows why.
             Err(failure) => session.wait().and(Err(failure)),
         }
     }

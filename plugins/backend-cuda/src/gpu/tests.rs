@@ -1,8 +1,9 @@
-//! The GPU's side on stand-ins for NVIDIA's libraries, whose queue does its work when somebody waits for it.
+//! Tests the GPU code on stand-ins for NVIDIA's libraries, whose queue does its work only when waited for.
 
 use super::*;
 use crate::machine::Matrix;
 use sparta_graph::ops::Layout;
+use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::Command;
 
@@ -121,7 +122,7 @@ fn no_driver_is_absent_and_a_failing_one_broken() {
     }
     assert!(broken("cuDeviceTotalMem_v2", "3").starts_with("cuDeviceTotalMem: "));
     assert!(broken("cuDeviceGetAttribute", "3").starts_with("cuDeviceGetAttribute: "));
-    assert!(broken("nvrtcVersion", "3").ends_with("is here, but nvrtcVersion: NVRTC_ERROR_OTHER"));
+    assert!(broken("nvrtcVersion", "3").ends_with("is installed, but nvrtcVersion: NVRTC_ERROR_OTHER"));
 }
 
 #[test]
@@ -143,6 +144,94 @@ fn a_card_that_does_not_open_says_which_call_failed() {
     }
     assert_eq!(opened("cuMemAlloc_v2", "2"), Some(Failure::OutOfMemory { bytes: 32 << 20 }));
     assert_eq!(opened("cublasLtCreate", "1"), Some(Failure::Other("cublasLtCreate: some status (1)".into())));
+}
+
+/// What a run does with a card, from the search for libraries on.
+fn everything(dir: &tempfile::TempDir) -> Result<(), String> {
+    let tools = tools(dir).map_err(|none| none.reason().to_owned())?;
+    let reason = |failure: Failure| failure.reason();
+    let mut gpu = Gpu::open(&tools, &tools.cards[0]).map_err(reason)?;
+    let work = |gpu: &mut Gpu| {
+        let kernel = gpu.load(&[add(1000)])?[0];
+        let address = gpu.alloc(8)?;
+        let mut out = [0; 8];
+        gpu.mark()?;
+        launch(gpu, kernel, address, 2, 10.0)?;
+        gpu.mark()?;
+        // SAFETY: the memory has 8 bytes.
+        unsafe {
+            gpu.write(address, &[1; 8])?;
+            gpu.copy(address, address + 4, 4)?;
+            gpu.read(address, &mut out)?;
+            let reading = gpu.start_read(address, 8)?;
+            gpu.finish_read(reading, &mut out)?;
+        }
+        gpu.times()?;
+        let form = Product { bias: Some(DType::F32), ..product(Layout::Nt, DType::F32, DType::F32) };
+        let id = gpu.product(&form)?.ok_or_else(|| Failure::Other("no algorithm".into()))?;
+        let place = gpu.alloc(256)?;
+        let factors = Factors { a: place, b: place, c: place, bias: place, residual: place, scale: 1.0 };
+        // SAFETY: all matrices lie within 256 bytes.
+        unsafe { gpu.multiply(id, &factors) }?;
+        gpu.mark()?;
+        gpu.free(address);
+        Ok(())
+    };
+    work(&mut gpu).map_err(reason)
+}
+
+/// The stand-ins of a directory, whose calls can be made to fail one after the other.
+struct StandIn(libloading::Library);
+
+impl StandIn {
+    /// Makes a function fail with a code from a call on; counts anew.
+    fn fail(&self, name: &CStr, code: i32, from: i32) {
+        // SAFETY: the function of `libraries.c`, which keeps the pointer: callers let it live as long.
+        unsafe {
+            let fail = self.0.get::<unsafe extern "C" fn(*const c_char, i32, i32)>(b"stand_in_fails").unwrap();
+            fail(name.as_ptr(), code, from);
+        }
+    }
+
+    /// What was called, and how often.
+    fn called(&self) -> Vec<(CString, i32)> {
+        // SAFETY: the function of `libraries.c`; the names are its own.
+        let at = |i| unsafe {
+            let called =
+                self.0.get::<unsafe extern "C" fn(i32, *mut i32) -> *const c_char>(b"stand_in_called").unwrap();
+            let mut calls = 0;
+            let name = called(i, &mut calls);
+            (!name.is_null()).then(|| (CStr::from_ptr(name).to_owned(), calls))
+        };
+        (0..).map_while(at).collect()
+    }
+}
+
+/// Whatever fails, and whenever, the error names it; what can do without goes on.
+#[test]
+fn each_call_that_fails_is_named() {
+    let Some(dir) = libraries(&[]) else { return };
+    // SAFETY: loading the stand-ins runs nothing.
+    let stand_in = StandIn(unsafe { libloading::Library::new(dir.path().join("libcuda.so.1")) }.unwrap());
+    stand_in.fail(c"", 0, 0);
+    everything(&dir).unwrap();
+    let calls = stand_in.called();
+    assert!(calls.len() > 40, "{calls:?}");
+    // A card without a place on the bus is a card; what is not given back goes with its context.
+    let harmless = ["cuDeviceGetPCIBusId", "cuMemFree_v2"];
+    // The log says what is wrong with a text; where it is not to be had, the text is.
+    for (name, count) in &calls {
+        let shown = name.to_str().unwrap();
+        for (code, from) in [(3, 0), (3, count - 1), (700, 0), (700, count - 1)] {
+            stand_in.fail(name, code, from);
+            match everything(&dir) {
+                Ok(()) => assert!(harmless.contains(&shown), "{shown} fails, and nobody sees it"),
+                Err(said) => {
+                    assert!(said.contains(shown.trim_end_matches("_v2")), "{shown} fails from call {from}: {said}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

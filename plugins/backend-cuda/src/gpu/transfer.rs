@@ -1,4 +1,4 @@
-//! Transfers through pinned memory, which alone the device reads and writes while the host goes on.
+//! Transfers through pinned memory, the only host memory that the device can access while the host continues.
 
 use super::Session;
 use super::driver::{EVENT_DISABLE_TIMING, Event};
@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr;
 
-/// Bytes of a half of [`Upload`], and of a piece of a read that waits.
+/// Bytes of each half of [`Upload`], and of each piece of a blocking read.
 const PIECE: usize = 16 << 20;
 
-/// Memory of the host that the device reaches. It goes with the context.
+/// Host memory that the device can access; freed with the context.
 struct Pinned {
     start: *mut u8,
     bytes: usize,
@@ -21,16 +21,16 @@ impl Pinned {
         let (driver, mut start) = (&session.driver, ptr::null_mut::<c_void>());
         // SAFETY: the pointer is to a live local.
         let made = unsafe { (driver.functions.cuMemHostAlloc)(&mut start, bytes, 0) };
-        // Of the host's memory, of which the device's errors speak not.
+        // Named here, since the driver's error does not say that host memory ran out.
         driver.check(&format!("cuMemHostAlloc of {bytes} bytes"), made)?;
         Ok(Pinned { start: start.cast(), bytes })
     }
 }
 
-/// What is written goes through two halves of pinned memory in turn: the host fills one while the device reads the other.
+/// Writes through two halves of pinned memory in turn: the host fills one while the device reads the other.
 pub struct Upload {
     halves: [(Pinned, Event); 2],
-    /// The half that is being filled, and its bytes that are taken.
+    /// The half being filled, and how many of its bytes are in use.
     half: usize,
     taken: usize,
 }
@@ -51,7 +51,7 @@ impl Upload {
                 session.record(self.halves[self.half].1)?;
                 self.half = 1 - self.half;
                 self.taken = 0;
-                // An event that was never recorded is over.
+                // An event that was never recorded counts as done.
                 session.wait_for(self.halves[self.half].1)?;
             }
             // SAFETY: the piece fits behind what is taken, which alone the device may be reading.
@@ -61,7 +61,7 @@ impl Upload {
                 (driver.functions.cuMemcpyHtoDAsync_v2)(to, place.cast(), piece.len(), session.stream)
             };
             driver.check("cuMemcpyHtoDAsync", sent)?;
-            // Small pieces begin at multiples of 16 bytes, as copies like it.
+            // Pieces begin at multiples of 16 bytes, which makes copies faster.
             self.taken = (self.taken + piece.len()).next_multiple_of(16).min(PIECE);
             to += piece.len() as u64;
         }
@@ -69,12 +69,12 @@ impl Upload {
     }
 }
 
-/// Reads that are in the queue, and memory for more.
+/// Queued reads, and memory for more.
 pub struct Downloads {
     pending: HashMap<u64, Download>,
     next: u64,
     spare: Vec<Download>,
-    /// For reads that wait.
+    /// Memory for blocking reads.
     piece: Pinned,
 }
 
@@ -84,7 +84,7 @@ struct Download {
     event: Event,
 }
 
-/// The least bytes of a [`Download`]'s memory, so that it serves most reads.
+/// The least bytes of a [`Download`]'s memory, enough for most reads.
 const DOWNLOAD: usize = 64 << 10;
 
 impl Downloads {
@@ -145,7 +145,7 @@ impl Downloads {
     }
 }
 
-/// Puts a copy into pinned memory into the queue.
+/// Queues a copy into pinned memory.
 ///
 /// # Safety
 /// Both have this many bytes, and nothing else uses those of the host until the copy is done.

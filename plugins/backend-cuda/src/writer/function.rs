@@ -1,5 +1,5 @@
-//! Statements and expressions. Each value that naga emits becomes a constant of C++, in the place where it is emitted;
-//! pointers are written out where they are used.
+//! Translates statements and expressions. Each value that naga emits becomes a C++ constant in the place where it is
+//! emitted; pointers are written out where they are used.
 
 use super::{Source, types};
 use naga::proc::TypeResolution;
@@ -17,7 +17,7 @@ pub(super) struct Writer<'w> {
     arguments: Vec<String>,
     out: String,
     depth: usize,
-    /// The number of each loop that is open, and how many there were.
+    /// The numbers of the open loops, and how many loops there were so far.
     open_loops: Vec<usize>,
     loops: usize,
 }
@@ -25,7 +25,7 @@ pub(super) struct Writer<'w> {
 type Value = Handle<Expression>;
 
 impl<'w> Writer<'w> {
-    /// A function as a member, with the name `f_NAME`.
+    /// A function as a member named `f_NAME`.
     pub(super) fn function(
         source: &'w Source<'w>,
         module: &'w Module,
@@ -83,7 +83,7 @@ impl<'w> Writer<'w> {
         Err(self.source.refuse(self.function.expressions.get_span(value), what))
     }
 
-    /// `text`, or the refusal of what a value needs.
+    /// `text`, or an error that names the value's expression.
     fn of(&self, value: Value, text: Result<String, String>) -> Result<String, String> {
         text.or_else(|what| self.refuse(value, &what))
     }
@@ -174,7 +174,7 @@ impl<'w> Writer<'w> {
         Ok(())
     }
 
-    /// `continue` of WGSL still runs what ends each round.
+    /// Translates a loop; WGSL's `continue` still runs the `continuing` block.
     fn repeat(&mut self, body: &Block, continuing: &Block, break_if: Option<Value>) -> Result<(), String> {
         self.loops += 1;
         let number = self.loops;
@@ -198,7 +198,7 @@ impl<'w> Writer<'w> {
         Ok(())
     }
 
-    /// The name of a value; of a pointer what it points to.
+    /// The name of a value or, for a pointer, what it points to.
     fn value(&self, value: Value) -> Result<String, String> {
         Ok(match &self.function.expressions[value] {
             Expression::Literal(literal) => self.of(value, types::literal(literal))?,
@@ -226,8 +226,8 @@ impl<'w> Writer<'w> {
         Ok(values?.join(", "))
     }
 
-    /// The values that a vector, an array or a structure is made of; of vectors among them the components, for a vector
-    /// may be made of shorter ones.
+    /// The values that a vector, an array or a structure is made of, with vectors split into components, since a vector
+    /// may be made from shorter ones.
     fn components(&self, values: &[Value]) -> Result<String, String> {
         let mut all = Vec::new();
         for &value in values {
@@ -264,7 +264,7 @@ impl<'w> Writer<'w> {
         })
     }
 
-    /// A value written out, as it is emitted.
+    /// The expression of an emitted value.
     fn emitted(&self, value: Value) -> Result<String, String> {
         Ok(match &self.function.expressions[value] {
             Expression::Compose { ty, components } => {
@@ -351,7 +351,7 @@ fn operator(operator: BinaryOperator) -> &'static str {
     }
 }
 
-/// The prelude's name of a function.
+/// The prelude's name for a function.
 fn math(function: MathFunction) -> Option<&'static str> {
     Some(match function {
         MathFunction::Min => "min_",

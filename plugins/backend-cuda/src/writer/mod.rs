@@ -1,8 +1,9 @@
-//! From WGSL, as naga reads it, to CUDA C++: what the kernels of `sparta-kernels` use of it, without matrix units.
+//! Translates WGSL, as parsed by naga, to CUDA C++: the part that the kernels of `sparta-kernels` use, without matrix
+//! units.
 //!
-//! All functions of a kernel become members of one structure, whose fields are the bindings, so that they can name them;
-//! the entry point makes the structure. Its arguments are `Params` by value, the address of the random key, and the
-//! addresses of the storage buffers from 1 on; also of those that a kernel leaves out.
+//! All functions of a kernel become members of one structure, whose fields are the bindings, so that they can name
+//! those; the entry point creates the structure. Its arguments are `Params` by value, the address of the random key,
+//! and the addresses of the storage buffers from 1 on, including those that a kernel does not use.
 
 mod function;
 mod types;
@@ -15,14 +16,14 @@ use sparta_kernels::{Kernel, RNG_BINDING};
 
 const PRELUDE: &str = include_str!("../../kernels/prelude.cuh");
 
-/// Where a name of the kernel's text is found in errors.
+/// The kernel's name and text, for errors.
 struct Source<'s> {
     kernel: &'s str,
     text: &'s str,
 }
 
 impl Source<'_> {
-    /// What cannot be written, with its line.
+    /// An error about something that cannot be translated, with its line.
     fn refuse(&self, span: naga::Span, what: &str) -> String {
         let line = span.location(self.text).line_number;
         let quoted = self.text.lines().nth(line.saturating_sub(1) as usize).unwrap_or("").trim();
@@ -30,9 +31,9 @@ impl Source<'_> {
     }
 }
 
-/// The CUDA C++ of a kernel, whose entry point has the kernel's name with `_` after it.
+/// The CUDA C++ of a kernel; its entry point has the kernel's name with `_` appended.
 ///
-/// Errors: the kernel has no text, or naga does not accept it; what the writer does not know, with its line.
+/// Errors: the kernel has no text, or naga rejects it; something that cannot be translated, with its line.
 pub(crate) fn translate(kernel: &Kernel) -> Result<KernelText, String> {
     let text = kernel.source()?;
     let module = naga::front::wgsl::parse_str(&text)
@@ -102,7 +103,8 @@ fn is_structure(module: &Module, variable: &GlobalVariable) -> bool {
     matches!(module.types[variable.ty].inner, TypeInner::Struct { .. })
 }
 
-/// All structures, of numbers, vectors of two or four, and arrays of four: those lie in C++ where they lie in WGSL.
+/// All structures. Their members are numbers, vectors of two or four and arrays of four, which have the same layout in
+/// both languages.
 fn structures(source: &Source, module: &Module) -> Result<String, String> {
     let mut out = String::new();
     for (handle, ty) in module.types.iter() {

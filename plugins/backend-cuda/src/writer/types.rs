@@ -1,4 +1,4 @@
-//! Types and constants.
+//! Translates types and constants.
 
 use naga::{ArraySize, Expression, Handle, Literal, Module, Scalar, ScalarKind, Type, TypeInner};
 
@@ -18,7 +18,7 @@ pub(super) fn name(module: &Module, ty: Handle<Type>) -> Result<String, String> 
     inner(module, &module.types[ty].inner, module.types[ty].name.as_deref())
 }
 
-/// [`name`] of a type that may have no handle.
+/// Like [`name`], for a type that may have no handle.
 pub(super) fn inner(module: &Module, inner: &TypeInner, named: Option<&str>) -> Result<String, String> {
     Ok(match inner {
         TypeInner::Scalar(of) => scalar(*of)?.into(),
@@ -32,7 +32,7 @@ pub(super) fn inner(module: &Module, inner: &TypeInner, named: Option<&str>) -> 
     })
 }
 
-/// Values in the order of a type's components: an array has its own inside.
+/// An initializer from components; that of an array has one more level of braces.
 pub(super) fn composed(module: &Module, ty: Handle<Type>, components: &str) -> Result<String, String> {
     let name = name(module, ty)?;
     Ok(match module.types[ty].inner {
@@ -45,7 +45,7 @@ pub(super) fn literal(literal: &Literal) -> Result<String, String> {
     match literal {
         Literal::F32(x) if x.is_finite() => Ok(format!("{x:?}f")),
         Literal::U32(x) => Ok(format!("{x}u")),
-        // The smallest has no literal of its own.
+        // The smallest i32 has no literal.
         Literal::I32(x) => Ok(format!("i32({}u)", x.cast_unsigned())),
         Literal::Bool(x) => Ok(x.to_string()),
         other => Err(format!("the literal {other:?}")),

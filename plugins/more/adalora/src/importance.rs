@@ -1,13 +1,13 @@
-//! How important triplets are: the average sensitivity of their elements times its average uncertainty.
+//! The importance of triplets: the average sensitivity of their elements times its average uncertainty.
 
 use std::collections::BTreeMap;
 
 pub const PARTS: [&str; 3] = ["lora_A", "lora_E", "lora_B"];
 
-/// Of each element of each added tensor the averages of its sensitivity and uncertainty.
+/// For each element of each added tensor, the averages of its sensitivity and uncertainty.
 pub type Averages = BTreeMap<String, [Vec<f32>; 2]>;
 
-/// Averages sensitivity, `|p g|`, and how uncertain it is.
+/// Updates the averages of the sensitivity `|p g|` and its uncertainty.
 pub fn follow(
     [sensitivity, uncertainty]: &mut [Vec<f32>; 2],
     values: &[f32],
@@ -21,7 +21,7 @@ pub fn follow(
     }
 }
 
-/// Which triplets stay with a budget of `target` ranks a site, and of so much of the others as is `left`, cubed.
+/// Which triplets stay with a budget of `target` ranks per site plus `left` cubed of the rest.
 pub fn allocate(sites: &[&String], averages: &Averages, target: u64, left: f64) -> BTreeMap<String, Vec<bool>> {
     let importance = |name: &&String| {
         let [a, e, b] = PARTS.map(|part| {

@@ -1,6 +1,6 @@
-//! AdaLoRA (Zhang et al., 2023): `y = x W^T + (alpha / r) x (E A)^T B^T` with singular values E that are set to zero where the
-//! importance of their triplets is small, until the run has its budget of ranks, as PEFT's `AdaLoraConfig` has it for q and v.
-//! Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
+//! AdaLoRA (Zhang et al., 2023): `y = x W^T + (alpha / r) x (E A)^T B^T` with singular values E that are set to zero
+//! where the importance of their triplets is small, until the run has its budget of ranks, as PEFT's `AdaLoraConfig`
+//! has it for q and v. Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
 
 mod importance;
 
@@ -19,15 +19,15 @@ sparta_plugin::export_method!(AdaLora);
 
 sparta_plugin::options! {
     struct Settings {
-        /// Rank of each layer at first
+        /// Initial rank of each layer
         init_r: usize = 12, 1..=1 << 20;
         /// Average rank at the end
         target_r: usize = 8, 1..=1 << 20;
-        /// Scale: additions count alpha / init-r
+        /// Scale: additions are multiplied by alpha / init-r
         adalora_alpha: f64 = 16.0, Above(0.0, 1e6);
-        /// Steps before ranks are taken away
+        /// Steps before ranks are reduced
         tinit: u64 = 0, 0..=1 << 20;
-        /// Steps of the end in which ranks stay
+        /// Steps at the end in which ranks stay fixed
         tfinal: u64 = 0, 0..=1 << 20;
         /// Steps between allocations
         delta_t: u64 = 1, 1..=1 << 20;
@@ -35,12 +35,12 @@ sparta_plugin::options! {
         ipt_beta1: f64 = 0.85, Above(0.0, 0.999_999);
         /// Decay of the average uncertainty
         ipt_beta2: f64 = 0.85, Above(0.0, 0.999_999);
-        /// Weight of how far each A and B is from orthogonal
+        /// Weight of the penalty on A and B for not being orthogonal
         orth_weight: f64 = 0.0, 0.0..=1e3;
     }
 }
 
-/// What is kept between steps: averages, and from the end of the allocation on which singular values stay.
+/// What is kept between steps: averages and, after the last allocation, which singular values stay.
 type State = (Averages, BTreeMap<String, Vec<bool>>);
 
 impl Method for AdaLora {
@@ -57,7 +57,7 @@ impl Method for AdaLora {
     fn select(&self, parameters: &[Parameter], options: &Options) -> Result<Vec<Selection>, Error> {
         let Settings { init_r: r, target_r, .. } = Settings::read(options)?;
         if target_r > r {
-            return Err(Error::new("--target-r is larger than --init-r: ranks are only taken away"));
+            return Err(Error::new("--target-r is larger than --init-r: ranks are only reduced"));
         }
         let normal = Init::Normal { std: 0.02 };
         let choose = |p: &Parameter| match (p.role, &p.shape[..]) {

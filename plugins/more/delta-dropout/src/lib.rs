@@ -1,6 +1,7 @@
-//! Low-rank additions under delta dropout, as DARE (Yu et al., 2024) drops and rescales a finished delta, here in training:
-//! `W' = W + dropout((alpha / r) B A)`. In each step every element of the delta is left out with probability p, and what stays
-//! is divided by 1 - p; evaluation and merging take the whole delta.
+//! Low-rank additions under delta dropout, as DARE (Yu et al., 2024) drops and rescales a finished delta, here in
+//! training:
+//! `W' = W + dropout((alpha / r) B A)`. In each step every element of the delta is left out with probability p, and
+//! what stays is divided by 1 - p; evaluation and merging take the whole delta.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -15,7 +16,7 @@ sparta_plugin::options! {
     struct Settings {
         /// Rank
         delta_r: usize = 8, 1..=1024;
-        /// Scale: additions count alpha / r
+        /// Scale: additions are multiplied by alpha / r
         delta_alpha: f64 = 16.0, Above(0.0, 1e6);
         /// Share of each delta that a step leaves out
         delta_dropout: f64 = 0.5, 0.0..=0.99;

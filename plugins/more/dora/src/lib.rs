@@ -1,5 +1,5 @@
-//! DoRA (Liu et al., 2024): `y = x W'^T m / |W'|` with `W' = W + (alpha / r) B A`, where m begins as the norms of the rows of
-//! W, and no gradient goes through the norms of W' (section 4.3), as PEFT's `use_dora` has it.
+//! DoRA (Liu et al., 2024): `y = x W'^T m / |W'|` with `W' = W + (alpha / r) B A`, where m begins as the norms of the
+//! rows of W, and no gradient goes through the norms of W' (section 4.3), as PEFT's `use_dora` has it.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -12,7 +12,7 @@ sparta_plugin::options! {
     struct Settings {
         /// Rank
         dora_r: usize = 8, 1..=1024;
-        /// Scale: additions count alpha / r
+        /// Scale: additions are multiplied by alpha / r
         dora_alpha: f64 = 16.0, Above(0.0, 1e6);
     }
 }

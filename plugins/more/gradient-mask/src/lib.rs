@@ -1,5 +1,5 @@
-//! Trains the weights whose gradients on the first batches are the largest, and the head: by the Fisher information (Sung et al.,
-//! 2021), by what SNIP (Lee et al., 2019) calls connection sensitivity, or by the gradient alone.
+//! Trains the weights whose gradients on the first batches are the largest, and the head: by the Fisher information
+//! (Sung et al., 2021), by what SNIP (Lee et al., 2019) calls connection sensitivity, or by the gradient alone.
 
 use sparta_plugin::Error;
 use sparta_plugin::method::*;
@@ -10,11 +10,11 @@ sparta_plugin::export_method!(GradientMask);
 
 sparta_plugin::options! {
     struct Settings {
-        /// Fraction of the weights of linear layers that is trained
+        /// Fraction of the weights of linear layers to train
         share: f64 = 0.005, Above(0.0, 1.0);
         /// fisher (g^2), snip (|w g|) or gradient (|g|)
         score: String = "fisher";
-        /// Batches that scores are summed over
+        /// Batches to sum scores over
         score_batches: u32 = 8, 1..=1_000_000;
     }
 }

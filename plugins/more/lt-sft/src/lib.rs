@@ -1,5 +1,5 @@
-//! LT-SFT (Ansell et al., 2022): trains the model for some steps, takes the weights that have changed most, starts again from the
-//! model as it was, and trains these alone, with the head.
+//! LT-SFT (Ansell et al., 2022): trains the model for some steps, takes the weights that have changed most, starts
+//! again from the model as it was, and trains these alone, with the head.
 
 use sparta_plugin::Error;
 use sparta_plugin::method::*;
@@ -10,7 +10,7 @@ sparta_plugin::export_method!(LtSft);
 
 sparta_plugin::options! {
     struct Settings {
-        /// Fraction of the weights of linear layers that is trained
+        /// Fraction of the weights of linear layers to train
         share: f64 = 0.05, Above(0.0, 1.0);
         /// Steps of the first training
         first_steps: u32 = 100, 1..=1_000_000;

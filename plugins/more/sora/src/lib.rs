@@ -1,5 +1,6 @@
-//! SoRA (Ding et al., 2023): `y = x W^T + (alpha / r) (g * (x A^T)) B^T` with trained A `[r, in]`, B `[out, r]` and gate g `[r]`. After
-//! each update the gate is soft-thresholded by lr * lambda, the proximal step of lambda |g|, so that ranks end at exactly 0.
+//! SoRA (Ding et al., 2023): `y = x W^T + (alpha / r) (g * (x A^T)) B^T` with trained A `[r, in]`, B `[out, r]` and
+//! gate g `[r]`. After each update the gate is soft-thresholded by lr * lambda, the proximal step of lambda |g|, so
+//! that ranks end at exactly 0.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -12,11 +13,11 @@ sparta_plugin::export_method!(Sora);
 
 sparta_plugin::options! {
     struct Settings {
-        /// Rank at first
+        /// Initial rank
         sora_r: usize = 8, 1..=1024;
-        /// Scale: additions count alpha / r
+        /// Scale: additions are multiplied by alpha / r
         sora_alpha: f64 = 16.0, Above(0.0, 1e6);
-        /// How strongly gates are drawn to 0
+        /// Strength with which gates are drawn to 0
         sora_lambda: f64 = 10.0, 0.0..=1e6;
     }
 }

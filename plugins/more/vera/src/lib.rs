@@ -1,5 +1,5 @@
-//! VeRA (Kopiczko et al., 2024): `y = x W^T + b * (B (d * (A x)))` with random A `[r, in]` and B `[out, r]` that all layers share
-//! and nobody trains, and trained vectors d and b, as PEFT's `VeraConfig` has them.
+//! VeRA (Kopiczko et al., 2024): `y = x W^T + b * (B (d * (A x)))` with random A `[r, in]` and B `[out, r]` that all
+//! layers share and that are not trained, and trained vectors d and b, as in PEFT's `VeraConfig`.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -94,7 +94,7 @@ struct Projections {
     scales: [Value; 2],
 }
 
-/// The parts of A and B that fit this weight.
+/// The parts of A and B with this weight's dimensions.
 fn projections(graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Projections, Error> {
     let &[a, b, inner, outer] = extra else { return Err(Error::new("expected A, B, d and b")) };
     let (w, r) = (graph.shape(w)?, graph.shape(inner)?[0]);

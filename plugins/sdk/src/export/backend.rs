@@ -29,15 +29,15 @@ pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
     }
 }
 
-/// Behind a backend's handle.
+/// What a backend's handle points to.
 struct Opened {
     backend: Box<dyn Backend>,
-    /// Requested and not fetched yet.
+    /// Reads that were requested and not fetched yet.
     reads: HashMap<u64, ReadId>,
     next_read: u64,
 }
 
-/// A `BackendError` crosses as JSON, so that the host can tell out of memory from a lost device.
+/// A `BackendError` crosses the ABI as JSON, so that the host can tell "out of memory" from "device lost".
 fn encode(error: BackendError) -> Error {
     Error(serde_json::to_string(&error).unwrap_or_else(|_| error.to_string()))
 }
@@ -217,7 +217,7 @@ unsafe extern "C" fn submit(
                 Ok(Work::Write { buffer: BufferId(piece.handle), offset: piece.offset, data })
             }
             WORK_RUN => Ok(Work::Run(PlanId(piece.handle))),
-            kind => Err(Error::new(format!("the plugin does not know work of the kind {kind}; rebuild it"))),
+            kind => Err(Error::new(format!("the plugin does not know work of kind {kind}; rebuild it"))),
         };
         let work = work.iter().map(piece).collect::<Result<Vec<Work>, Error>>()?;
         backend.submit(&work).map_err(encode)
@@ -257,20 +257,20 @@ unsafe extern "C" fn fetch(call: SpartaCall, backend: u64, read: u64, out: *mut 
     })
 }
 
-/// A plan of which nothing is left out: what a later version has added changes the result.
+/// The plan, or an error where it has a key this version does not know: ignoring one would change the result.
 fn understood(given: Json) -> Result<Plan, Error> {
     let wrong = |e: serde_json::Error| Error::new(format!("the plugin does not understand the plan: {e}"));
     let plan = Plan::deserialize(&given).map_err(wrong)?;
     match unknown_key(&given, &serde_json::to_value(&plan).map_err(wrong)?) {
         Some(key) => Err(Error::new(format!(
-            "the plugin does not understand the plan's `{key}`, which has come with a later version; rebuild it with \
+            "the plugin does not understand the plan's `{key}`, which a later version added; rebuild it with \
              the current sparta-plugin"
         ))),
         None => Ok(plan),
     }
 }
 
-/// The path of a key with a value in `given` that `known` does not have.
+/// The path of the first key that has a value in `given` and is missing from `known`.
 fn unknown_key(given: &Json, known: &Json) -> Option<String> {
     match (given, known) {
         (Json::Object(given), Json::Object(known)) => given.iter().find_map(|(key, value)| match known.get(key) {
@@ -298,7 +298,7 @@ mod tests {
         };
         assert!(understood(plan(json!({ "op": "scale", "factor": 0.1 }))).is_ok());
         let later = json!({ "op": "scale", "factor": 0.1, "twist": null });
-        assert!(understood(plan(later)).is_ok(), "what has no value changes nothing");
+        assert!(understood(plan(later)).is_ok(), "a key without a value changes nothing");
         let message = |op| understood(plan(op)).unwrap_err().0;
         let twisted = message(json!({ "op": "scale", "factor": 0.1, "twist": 2 }));
         assert!(twisted.contains("`calls.op.twist`"), "{twisted}");

@@ -11,7 +11,7 @@ use std::borrow::Cow;
 pub struct Description<'a> {
     #[serde(flatten)]
     pub info: Cow<'a, MethodInfo>,
-    /// [`Method::mergeable`]; plugins of earlier versions do not say so.
+    /// [`Method::mergeable`]; plugins built with earlier versions leave it out.
     #[serde(default = "yes")]
     pub mergeable: bool,
 }
@@ -219,7 +219,7 @@ impl HostCall {
         if status == OK {
             return Ok(());
         }
-        // SAFETY: the host keeps the message until its next function is called; it is copied before that.
+        // SAFETY: the host keeps the message until its next function is called, and it is copied before that.
         let message = unsafe { (self.host.last_error)(self.call).as_slice() };
         Err(Error::new(String::from_utf8_lossy(message)))
     }
@@ -228,7 +228,7 @@ impl HostCall {
 /// The host's graph during one call.
 struct HostGraph(HostCall);
 
-/// More than any operation has outputs, or any tensor dimensions.
+/// More outputs than any operation has, and more dimensions than any tensor has.
 const CAPACITY: usize = 8;
 
 impl GraphBuilder for HostGraph {
@@ -275,7 +275,7 @@ impl HostTensors {
     fn bytes(&mut self, what: &str, name: &str) -> Result<Vec<u8>, Error> {
         let HostCall { host, call } = self.0;
         let (mut bytes, mut count) = (Vec::new(), 0);
-        // Once for the size, once for the content, which the host has kept.
+        // The first call learns the size, the second gets the content, which the host has kept.
         for _ in 0..2 {
             bytes.resize(count, 0u8);
             let (what, name) = (SpartaBytes::new(what.as_bytes()), SpartaBytes::new(name.as_bytes()));

@@ -1,4 +1,5 @@
-//! The plugin's side of the C ABI: safe traits behind the functions of [`crate::abi`]. Used through the export macros.
+//! The plugin's side of the C ABI: implements the functions of [`crate::abi`] over safe traits. Used through the export
+//! macros.
 
 use crate::Error;
 use crate::abi::*;
@@ -19,13 +20,13 @@ pub mod task;
 pub trait Exported: 'static {
     /// `dyn Method`, `dyn Task` or `dyn BackendPlugin`.
     type Object: ?Sized + 'static;
-    /// It.
+    /// The one instance, made on the first call.
     fn object() -> &'static Self::Object;
 }
 
 static HOST: AtomicPtr<SpartaHost> = AtomicPtr::new(std::ptr::null_mut());
 
-/// Remembers the host that loads this library, if it speaks our ABI; otherwise the host refuses us by our version.
+/// Remembers the host that loads this library if it speaks our ABI; if not, the host rejects us by our version.
 ///
 /// # Safety
 /// `host` is what the host passed to the entry function.
@@ -65,7 +66,7 @@ fn guarded_close(body: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(body));
 }
 
-/// The text of a caught panic.
+/// The message of a caught panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,
@@ -99,7 +100,7 @@ unsafe fn text<'a>(bytes: SpartaBytes) -> Result<&'a str, Error> {
     std::str::from_utf8(bytes).map_err(|e| Error::new(format!("the request is not UTF-8: {e}")))
 }
 
-/// Defines an entry function `$name` for one interface. Only the export macros give it the name that hosts look for.
+/// Defines an entry function `$name` for one interface; only the export macros give it the name that hosts look for.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __entry {
@@ -186,7 +187,8 @@ macro_rules! export_task {
     };
 }
 
-/// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per library.
+/// Makes this `cdylib` a plugin whose backend is the given [`BackendPlugin`](crate::backend::BackendPlugin). Once per
+/// library.
 ///
 /// `export_backend!(entry: Cpu)` defines a public function `entry` instead, and exports nothing: a program can link
 /// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library

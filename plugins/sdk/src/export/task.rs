@@ -16,16 +16,16 @@ pub const fn table<E: Exported<Object = dyn Task>>() -> SpartaTask {
     }
 }
 
-/// Bytes of text after which a batch is given: an example more, at most.
+/// A batch ends with the example that brings its text to this many bytes.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Behind a data set's handle.
+/// What a data set's handle points to.
 type DatasetHandle = Box<dyn Dataset>;
 
-/// Behind an iterator's handle. The iterator borrows from a data set that the host closes only after it.
+/// What an iterator's handle points to. It borrows from a data set, which the host closes only after the iterator.
 struct Iteration {
     examples: Examples<'static>,
-    /// An error that came after examples which had to be delivered first.
+    /// An error that came after examples that must be delivered first.
     pending: Option<Error>,
 }
 

@@ -1,4 +1,4 @@
-//! What the host reads: the answers of a plugin that gives the lines of the input, one after the other.
+//! What the host reads: the answers of a plugin, which are the lines of the input in order.
 
 use serde_json::json;
 use sparta_core::plugin::{Entry, PluginSet};
@@ -27,7 +27,7 @@ fn next_line() -> Option<Vec<u8>> {
     LINES.with_borrow_mut(VecDeque::pop_front)
 }
 
-/// Gives the next line as the result; one that begins with `!` as an error.
+/// Returns the next line as the result, or as an error if it begins with `!`.
 unsafe extern "C" fn answer(call: SpartaCall) -> SpartaStatus {
     let line = next_line().unwrap_or_default();
     // SAFETY: `call` came from the host, and the bytes live until the function returns.
@@ -81,7 +81,7 @@ unsafe extern "C" fn examples(_call: SpartaCall, _set: u64, _part: SpartaBytes, 
 
 unsafe extern "C" fn close(_handle: u64) {}
 
-/// Adds the operations of all lines that are left: digits, which are values, then the operation.
+/// Adds the operations of all remaining lines: digits, which are values, then the operation.
 unsafe extern "C" fn forward(
     call: SpartaCall,
     _site: SpartaBytes,

@@ -1,4 +1,4 @@
-//! What the SDK reads for a plugin: the host's requests. The first line names the function, the rest is the message.
+//! What the SDK reads for a plugin: the host's requests. The first line is the function, the rest the message.
 
 use serde_json::json;
 use sparta_backend_cpu::Cpu;
@@ -11,7 +11,7 @@ use sparta_plugin::export::{self, Exported};
 use sparta_plugin::method::{GraphBuilder, Method, MethodInfo, Options, Parameter, Selection, Site};
 use sparta_plugin::task::{Dataset, Examples, OpenRequest, Recipe, Source, Take, Task, TaskPluginInfo};
 
-/// A plugin of each kind that accepts what it can read.
+/// A plugin of each kind that accepts everything it can read.
 struct Plugin;
 
 impl Method for Plugin {
@@ -100,7 +100,7 @@ static METHOD: SpartaMethod = export::method::table::<OfMethod>();
 static TASK: SpartaTask = export::task::table::<OfTask>();
 static BACKEND: SpartaBackend = export::backend::table::<OfBackend>();
 
-/// No call of the host's: it takes results and errors of an unknown call for nothing.
+/// Not a call of the host, which ignores results and errors of unknown calls.
 const CALL: SpartaCall = 0;
 
 pub fn requests(bytes: &[u8]) -> bool {

@@ -71,18 +71,18 @@ fn selection(method: &LoadedMethod) -> Outcome {
     }
 }
 
-/// The layers that it reparametrises, or why the test does not apply.
-fn reparametrised(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Ending> {
+/// The layers that it reparametrizes, or why the test does not apply.
+fn reparametrized(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Ending> {
     let layers = layers(method, &defaults(&method.info().options))?;
     if layers.is_empty() {
-        return Err(Ending::Skipped("it reparametrises no linear layer".into()));
+        return Err(Ending::Skipped("it reparametrizes no linear layer".into()));
     }
     Ok(layers)
 }
 
 /// Whether training begins with what the model computes.
 fn start(method: &LoadedMethod) -> Outcome {
-    let layers = reparametrised(method)?;
+    let layers = reparametrized(method)?;
     let (mut backend, mut largest) = (reference()?, (0.0, ""));
     for layer in &layers {
         let change = layer.change_at_start(&mut backend)?;
@@ -101,7 +101,7 @@ fn start(method: &LoadedMethod) -> Outcome {
 }
 
 fn gradients(method: &LoadedMethod) -> Outcome {
-    let layers = reparametrised(method)?;
+    let layers = reparametrized(method)?;
     let mut backend = reference()?;
     for layer in &layers {
         if layer.check_gradients(&mut backend)? == Gradients::Detached {
@@ -114,7 +114,7 @@ fn gradients(method: &LoadedMethod) -> Outcome {
 }
 
 fn merged(method: &LoadedMethod) -> Outcome {
-    let layers = reparametrised(method)?;
+    let layers = reparametrized(method)?;
     if !method.mergeable() {
         return Err(Ending::Skipped("it says that it cannot be merged".into()));
     }

@@ -1,4 +1,5 @@
-//! Byte-level BPE. A file names the way that texts are split before merging; the ways are those of the models' own files.
+//! Byte-level BPE. A file names the way its texts are split before merging; the patterns come from the models' own
+//! files.
 
 use super::Vocabulary;
 use crate::gguf::metadata::Metadata;
@@ -6,17 +7,17 @@ use serde_json::{Map, Value, json};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// How a text is split.
+/// A way of splitting texts.
 struct Split {
     names: &'static [&'static str],
-    /// `None`: as GPT-2 does, built into the byte-level step.
+    /// `None`: GPT-2's, which is built into the byte-level step.
     pattern: Option<&'static str>,
-    /// Each digit alone, before the rest.
+    /// Whether digits are first split off one by one.
     digits: bool,
     nfc: bool,
     /// Whether a piece that is a token is not merged up from its bytes.
     ignore_merges: bool,
-    /// Whether a text begins with `bos` where the file is silent.
+    /// Whether a text begins with `bos` by default.
     adds_bos: bool,
 }
 
@@ -61,7 +62,7 @@ const SPLITS: [Split; 6] = [
     },
 ];
 
-/// The name of the way in which a `pre_tokenizer` splits texts.
+/// GGUF's name of the way in which a `pre_tokenizer` splits texts.
 pub(in crate::gguf) fn split_name(pre_tokenizer: &Value) -> Option<&'static str> {
     let steps = match pre_tokenizer["pretokenizers"].as_array() {
         Some(steps) => steps.as_slice(),
@@ -81,7 +82,7 @@ pub(super) fn tokenizer(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<
     let split = split(metadata)?;
     let merges = metadata.texts("tokenizer.ggml.merges")?.ok_or("has no `tokenizer.ggml.merges`")?;
     let merges: Option<Vec<_>> = merges.iter().map(|merge| merge.split_once(' ').map(|(l, r)| [l, r])).collect();
-    let merges = merges.ok_or("`tokenizer.ggml.merges` has a merge that is no pair")?;
+    let merges = merges.ok_or("`tokenizer.ggml.merges` has a merge that is not a pair")?;
     let vocab: Map<String, Value> =
         vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id.into())).collect();
     if vocab.len() != vocabulary.tokens.len() {

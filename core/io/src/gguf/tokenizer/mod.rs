@@ -1,5 +1,5 @@
-//! Metadata as `tokenizer.json`: byte-level BPE ("gpt2") with the splitting that `tokenizer.ggml.pre` names, and SentencePiece's
-//! BPE ("llama") with merges made from the scores, as transformers makes them.
+//! Metadata as `tokenizer.json`: byte-level BPE ("gpt2") with the splitting that `tokenizer.ggml.pre` names, and
+//! SentencePiece's BPE ("llama") with merges made from the scores, as transformers makes them.
 
 mod bytes;
 mod pieces;
@@ -16,11 +16,11 @@ const UNKNOWN: f64 = 2.0;
 pub(super) const CONTROL: f64 = 3.0;
 pub(super) const USER_DEFINED: f64 = 4.0;
 
-/// Ends of an answer where the file names only that of a text, in the models of the families that are read.
+/// Tokens that end an answer in the supported families, for files that name only the end of a text.
 const ENDS: [&str; 7] =
     ["<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>"];
 
-/// The vocabulary in the order of ids, and what kind each token is of.
+/// The vocabulary in the order of ids, with the kind of each token.
 pub(super) struct Vocabulary {
     pub tokens: Vec<String>,
     pub kinds: Vec<f64>,
@@ -44,7 +44,7 @@ impl Vocabulary {
         Ok(Vocabulary { tokens, kinds })
     }
 
-    /// `added_tokens`: tokens that are found in a text before it is split.
+    /// `added_tokens`: tokens that are recognised in a text before it is split.
     fn added(&self) -> Vec<Value> {
         let tokens = self.tokens.iter().zip(&self.kinds).enumerate();
         let added = tokens.filter(|(_, (_, kind))| [UNKNOWN, CONTROL, USER_DEFINED].contains(kind));
@@ -63,7 +63,7 @@ pub(super) fn tokenizer(metadata: &Metadata) -> Result<Value> {
     let (mut file, adds_bos) = match metadata.text("tokenizer.ggml.model")? {
         Some("gpt2") => bytes::tokenizer(metadata, &vocabulary)?,
         Some("llama") => (pieces::tokenizer(metadata, vocabulary)?, true),
-        Some(other) => return Err(format!("`tokenizer.ggml.model` is {other:?}; read are gpt2 and llama")),
+        Some(other) => return Err(format!("`tokenizer.ggml.model` is {other:?}; gpt2 and llama are supported")),
         None => return Err("has no `tokenizer.ggml.model`: it has no tokenizer".into()),
     };
     let named = Named::read(metadata)?;
@@ -104,7 +104,7 @@ fn post_processor(bos: Option<(u32, String)>, eos: Option<(u32, String)>) -> Val
     })
 }
 
-/// The tokens with a role, ids and texts.
+/// The tokens with roles: ids and texts.
 struct Named {
     bos: Option<(u32, String)>,
     eos: Option<(u32, String)>,
@@ -133,7 +133,7 @@ fn id(metadata: &Metadata, role: &str) -> Result<Option<u32>> {
     Ok(u32::try_from(id).ok().filter(|&id| id != u32::MAX))
 }
 
-/// The ids of `config.json`; those that the file does not name are none, whatever the family's default.
+/// The ids for `config.json`; those that the file does not name are unset, whatever the family's default.
 pub(super) fn special_ids(metadata: &Metadata) -> Result<Map<String, Value>> {
     let of = |key: &str, role: &str| Ok((format!("{key}_token_id"), json!(id(metadata, role)?)));
     [("bos", "bos"), ("eos", "eos"), ("pad", "padding")].into_iter().map(|(key, role)| of(key, role)).collect()

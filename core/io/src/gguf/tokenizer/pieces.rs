@@ -1,5 +1,5 @@
-//! SentencePiece's BPE. A piece has a score; the pair whose piece has the largest one is merged first. `tokenizer.json` has the
-//! pairs in their order.
+//! SentencePiece's BPE. The pair that forms the piece with the highest score is merged first. `tokenizer.json` lists
+//! the pairs in this order.
 
 use super::{CONTROL, UNKNOWN, USER_DEFINED, Vocabulary};
 use crate::gguf::metadata::Metadata;
@@ -9,11 +9,11 @@ use std::collections::HashMap;
 
 type Result<T> = std::result::Result<T, String>;
 
-/// How a space is written inside of a piece.
+/// The representation of a space in a piece.
 const SPACE: &str = "\u{2581}";
-/// Characters of a piece that can be merged; of SentencePiece's there are at most some 30.
+/// The most characters of a piece that can be merged; SentencePiece's have at most about 30.
 const LONGEST: usize = 256;
-/// Pairs of pieces; the largest published vocabulary has some 600,000.
+/// The most pairs of pieces; the largest published vocabulary has about 600,000.
 const MOST_MERGES: usize = 1 << 23;
 
 /// The file without its post-processor.
@@ -27,7 +27,7 @@ pub(super) fn tokenizer(metadata: &Metadata, mut vocabulary: Vocabulary) -> Resu
         ));
     }
     for (token, kind) in vocabulary.tokens.iter_mut().zip(&vocabulary.kinds) {
-        // llama.cpp's converter writes these as they look; texts have no spaces any more where pieces are looked for.
+        // llama.cpp's converter stores these with spaces; texts have none left when pieces are looked up.
         if *kind == USER_DEFINED {
             *token = token.replace(' ', SPACE);
         }
@@ -78,7 +78,7 @@ pub(super) fn tokenizer(metadata: &Metadata, mut vocabulary: Vocabulary) -> Resu
     }))
 }
 
-/// All pairs of pieces that make a piece: by its score, the longest left one first, then the longest right one.
+/// All pairs of pieces that form a piece, ordered by its score, then by the length of the left and the right part.
 fn merges<'a>(vocabulary: &'a Vocabulary, scores: &[f64]) -> Result<Vec<[&'a str; 2]>> {
     let ids: HashMap<&str, usize> =
         vocabulary.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
@@ -87,7 +87,7 @@ fn merges<'a>(vocabulary: &'a Vocabulary, scores: &[f64]) -> Result<Vec<[&'a str
     }
     let mut found = Vec::new();
     for (id, piece) in vocabulary.tokens.iter().enumerate() {
-        // SentencePiece gives 0 to what is no piece of a text; llama.cpp's converter writes something else.
+        // SentencePiece gives special tokens a score of 0; llama.cpp's converter writes something else.
         let plain = ![UNKNOWN, CONTROL, USER_DEFINED].contains(&vocabulary.kinds[id]);
         // The first piece has -0.
         let score = if plain { scores[id] + 0.0 } else { 0.0 };

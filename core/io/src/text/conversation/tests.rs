@@ -27,7 +27,7 @@ const WORDS: &[&str] = &[
 const CHAT: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }}<end> {% endfor %}\
                     {% if add_generation_prompt %}assistant {% endif %}";
 
-/// Words are tokens; `<s>` is put before each text.
+/// A tokenizer of words that puts `<s>` before each text.
 fn directory(chat: Option<&str>, eos: Option<&str>) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let vocabulary: serde_json::Map<String, serde_json::Value> =
@@ -68,7 +68,7 @@ fn texts(texts: &[(&str, bool)]) -> Example {
     Example { segments: texts.iter().map(segment).collect(), ..Example::default() }
 }
 
-/// The tokens, those that are trained on in brackets.
+/// The tokens, with those that are trained on in brackets.
 fn shown(lesson: &Lesson) -> String {
     let word = |(&id, &trained): (&u32, &bool)| {
         let word = WORDS[id as usize];
@@ -146,7 +146,7 @@ fn a_template_that_writes_beginnings_otherwise_is_refused() {
     assert!(message.to_string().contains("writes nothing for the answer in turn 2"), "{message}");
 }
 
-/// The characters go on as they began, the tokens do not.
+/// The characters are prefix-stable, the tokens are not.
 #[test]
 fn a_token_of_two_turns_is_the_templates_fault_or_the_answers() {
     let joins = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ 'the' if m.role == 'assistant' }}{{ m.content }}\
@@ -204,7 +204,7 @@ fn what_is_missing_is_said() {
     assert_eq!(shown(&other.lesson(&texts(&[("sum", true)])).unwrap()), "<s> [sum] [<end>]");
 }
 
-/// Templates of published models: what is trained on is the answer, with what the model says at its end.
+/// Templates of published models: the answer is trained on, with the token that ends it.
 #[test]
 fn real_templates_give_the_answers() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
@@ -228,5 +228,5 @@ fn real_templates_give_the_answers() {
     // This one writes the system's turn before the last question, and not at all when an answer follows.
     let system: Vec<&str> = ["system Be brief."].into_iter().chain(turns).collect();
     let refused: Error = trained("mistral-7b-instruct-v0.3", &system).unwrap_err();
-    assert!(refused.to_string().contains("writes the beginning of a conversation otherwise"), "{refused}");
+    assert!(refused.to_string().contains("writes the start of a conversation differently"), "{refused}");
 }

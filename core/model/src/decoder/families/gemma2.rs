@@ -1,4 +1,5 @@
-//! Gemma 2: Gemma with norms also after attention and MLP, soft-caps, every other layer sliding, its own query scale.
+//! Gemma 2: Gemma plus norms after attention and MLP, soft-caps, sliding windows in every other layer, its own query
+//! scale.
 
 use super::super::config::{Defaults, activation, base, layer_types, sliding_window, windows};
 use super::super::keys::Keys;
@@ -21,7 +22,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     keys.only("attention_bias", false.into())?;
     keys.only("use_bidirectional_attention", false.into())?;
     let mut decoder = base(keys, Family::Gemma2, &DEFAULTS)?;
-    // `hidden_act`, which the official files have too, is not read by transformers.
+    // transformers does not read `hidden_act`, which the official files have too.
     decoder.activation = activation(keys, "hidden_activation", Activation::GeluTanh)?;
     decoder.norm_plus_one = true;
     decoder.embed_scale = Some((decoder.hidden_size as f64).sqrt() as f32);
@@ -37,7 +38,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// `null` is no cap; a missing key is the family's.
+/// `null` means no cap; a missing key means the family's.
 fn cap(keys: &Keys, key: &str, default: f32) -> Result<Option<f32>> {
     if keys.is_null(key) {
         return Ok(None);

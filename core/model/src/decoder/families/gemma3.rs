@@ -1,5 +1,5 @@
-//! Gemma 3, its text: Gemma 2 without caps, with norms of query and key heads; most layers slide and rotate by an angle of
-//! their own.
+//! Gemma 3, text only: Gemma 2 without caps but with norms of query and key heads; most layers have sliding windows and
+//! their own rotation angles.
 
 use super::super::config::{Defaults, activation, base, layer_types, sliding_window, windows};
 use super::super::keys::Keys;
@@ -8,7 +8,7 @@ use super::super::{Decoder, Family};
 use crate::Result;
 use sparta_graph::ops::Activation;
 
-/// The published files of the models that also read images leave out whatever has these values.
+/// Published files of the models that also read images leave out keys with these values.
 const DEFAULTS: Defaults = Defaults {
     vocab_size: Some(262_208),
     heads: Some(8),
@@ -33,7 +33,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     decoder.post_norms = true;
     decoder.qk_norm = true;
     decoder.attention_scale = keys.positive("query_pre_attn_scalar")?.unwrap_or(256.0).powf(-0.5) as f32;
-    // transformers reads the key, and its attention has no cap.
+    // transformers reads the key, but its attention applies no cap.
     keys.only("attn_logit_softcapping", serde_json::Value::Null)?;
     decoder.final_softcap = keys.positive("final_logit_softcapping")?.map(|cap| cap as f32);
     let types = match layer_types(keys, decoder.layers)? {

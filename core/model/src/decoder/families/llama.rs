@@ -1,4 +1,4 @@
-//! Llama 1 to 3, and what shares its architecture. `pretraining_tp` only slices the same products.
+//! Llama 1 to 3 and models of the same architecture. `pretraining_tp` only slices the same products.
 
 use super::super::config::{Defaults, activation, base, only_full_attention};
 use super::super::keys::Keys;

@@ -1,4 +1,4 @@
-//! The supported families, one file each: what their `config.json` may say and what it means.
+//! The supported families, one file each: what their `config.json` may contain and what it means.
 
 mod gemma;
 mod gemma2;
@@ -55,7 +55,7 @@ impl Family {
         }
     }
 
-    /// The classes of transformers: with a vocabulary head, with a classification head, with none.
+    /// The transformers classes with a vocabulary head, with a classification head and with neither.
     pub fn classes(self) -> [String; 3] {
         let name = match self {
             Family::Gemma => "Gemma",

@@ -1,4 +1,4 @@
-//! Phi-3, 3.5 and 4 (mini): Llama with fused projections, a sliding window, and longrope on some or all of a head.
+//! Phi-3, 3.5 and 4 (mini): Llama with fused projections, a sliding window, and longrope on part or all of a head.
 
 use super::super::config::{Defaults, activation, base, sliding_window};
 use super::super::keys::Keys;

@@ -1,4 +1,4 @@
-//! Qwen 2 and 2.5: Llama with biases of q, k and v, and sliding windows in the upper layers where asked for.
+//! Qwen 2 and 2.5: Llama with query, key and value biases, and optional sliding windows in the upper layers.
 
 use super::super::config::{Defaults, activation, base, layer_types, sliding_window, windows};
 use super::super::keys::Keys;
@@ -8,7 +8,7 @@ use sparta_graph::ops::Activation;
 
 const DEFAULTS: Defaults = Defaults { kv_heads: Some(32), max_position_embeddings: 32_768, ..Defaults::PLAIN };
 
-/// The biases are part of the architecture; transformers reads no key for them.
+/// The biases are part of the architecture, without a key in the file.
 pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     let mut decoder = base(keys, Family::Qwen2, &DEFAULTS)?;
     decoder.activation = activation(keys, "hidden_act", Activation::Silu)?;
@@ -18,7 +18,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
 }
 
 /// `sliding_window` counts only with `use_sliding_window`, and then from layer `max_window_layers` on, unless
-/// `layer_types` says which layers slide.
+/// `layer_types` says which layers have windows.
 pub(super) fn upper_windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     let window = if keys.flag("use_sliding_window", false)? { sliding_window(keys, Some(4096))? } else { None };
     let types = match layer_types(keys, layers)? {

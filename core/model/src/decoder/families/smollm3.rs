@@ -1,4 +1,4 @@
-//! SmolLM3: Llama with grouped heads, in which every fourth layer does not rotate queries and keys.
+//! SmolLM3: Llama with grouped heads; every fourth layer does not rotate queries and keys.
 
 use super::super::config::{Defaults, activation, base, layer_types, sliding_window, windows};
 use super::super::keys::Keys;
@@ -34,7 +34,7 @@ pub(super) fn decoder(keys: &Keys) -> Result<Decoder> {
     Ok(decoder)
 }
 
-/// `no_rope_layers` has a 1 for each layer that rotates, whatever its name says; it may be longer than the model.
+/// Despite its name, `no_rope_layers` has a 1 for each layer that rotates. It may be longer than the model.
 fn rotating_layers(keys: &Keys, layers: usize) -> Result<Vec<bool>> {
     let Some(value) = keys.get("no_rope_layers") else {
         let interval = keys.size("no_rope_layer_interval", 1 << 12)?.unwrap_or(4);

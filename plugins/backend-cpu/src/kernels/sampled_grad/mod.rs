@@ -30,7 +30,7 @@ trait Lines<T: Real>: Copy + Send + Sync + 'static {
     /// Writes the lines of a block `[deep, columns]` of dy, whose rows are `width` apart, from element `at` on.
     ///
     /// # Safety
-    /// The block lies in the tensor, and `to` and `strip` have room for it.
+    /// The block is in the tensor, and `to` and `strip` have room for it.
     unsafe fn lines_of_dy(
         &self,
         at: usize,
@@ -63,7 +63,7 @@ trait Lines<T: Real>: Copy + Send + Sync + 'static {
     /// apart.
     ///
     /// # Safety
-    /// The operands lie in their tensors, `to` has room for the tile, and `scratch` the bytes of
+    /// The operands are in their tensors, `to` has room for the tile, and `scratch` the bytes of
     /// [`Lines::tile_scratch`], aligned to 64.
     unsafe fn tile(
         &self,

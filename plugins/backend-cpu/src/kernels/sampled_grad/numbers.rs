@@ -91,7 +91,7 @@ const LANES: usize = super::LANES;
 /// A block of a matrix whose rows are `width` apart, from element `at` on: where it lies, or converted into `buffer`.
 ///
 /// # Safety
-/// The block lies in the tensor, and the buffer has room for it.
+/// The block is in the tensor, and the buffer has room for it.
 unsafe fn rows_of<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], buffer: Ptr<T>) -> Operand<T> {
     let [deep, columns] = size;
     if let Floats::Full(x) = x {
@@ -104,11 +104,11 @@ unsafe fn rows_of<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 
     Operand::rows(buffer.at(0), columns)
 }
 
-/// `y [columns, deep]` = the block `[deep, columns]` of x transposed, from element `at` on, the rows `width` apart. What
-/// has to be converted goes through `strip`, a few rows at a time.
+/// `y [columns, deep]` = the block `[deep, columns]` of x transposed, from element `at` on, the rows `width` apart.
+/// What has to be converted goes through `strip`, a few rows at a time.
 ///
 /// # Safety
-/// The block lies in the tensor, y has room for it, and the strip for SIDE rows of it.
+/// The block is in the tensor, y has room for it, and the strip for SIDE rows of it.
 unsafe fn transpose<T: Real>(x: Floats<T>, at: usize, width: usize, size: [usize; 2], y: Ptr<T>, strip: Ptr<T>) {
     let [deep, columns] = size;
     if let Floats::Full(x) = x {

@@ -11,7 +11,7 @@ use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use clap::{ArgAction, Args, Command};
+use clap::{ArgAction, Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparta_plugin::task::TaskInfo;
@@ -374,8 +374,8 @@ impl RunConfig {
     /// No run directory; a file of another version.
     pub fn of_run(dir: &Path) -> Result<RunConfig> {
         let path = dir.join("config.json");
-        if !path.is_file() {
-            return Err(Error::Usage(format!("{}: no run here: there is no config.json", dir.display())));
+        if !files::is_file(&path) {
+            return Err(Error::Usage(format!("{}: there is no run here: no config.json", dir.display())));
         }
         let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
         let config: RunConfig = serde_json::from_str(&text)
@@ -383,22 +383,35 @@ impl RunConfig {
         Ok(RunConfig { out: dir.to_owned(), ..config })
     }
 
-    /// Checks each value against the range of its option, for configurations not from the command line.
+    /// The configuration of these options by name, and the defaults of all others. What a user names is empty: model, task,
+    /// data, method and where to write.
+    ///
+    /// # Errors
+    /// The first option that does not exist, or a value that is out of range.
+    pub fn of_options(options: &BTreeMap<String, Value>) -> Result<RunConfig> {
+        let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
+        let named = |(name, value): (&String, &Value)| match value {
+            Value::Null => vec![],
+            Value::Array(items) => items.iter().map(|item| format!("--{name}={}", text_of(item))).collect(),
+            value => vec![format!("--{name}={}", text_of(value))],
+        };
+        let matches = command.try_get_matches_from(options.iter().flat_map(named));
+        let read = matches.and_then(|matches| RunConfig::from_arg_matches(&matches));
+        read.map_err(|e| Error::Usage(explanation(&e)))
+    }
+
+    /// Holds every value against the range of its option, for configurations that did not come from the command line.
     ///
     /// # Errors
     /// The first value that is out of range.
     pub fn check(&self) -> Result<()> {
         let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
         let values = self.keys()?;
-        let text = |value: &Value| match value {
-            Value::String(text) => text.clone(),
-            value => value.to_string(),
-        };
         let of_argument = |arg: &clap::Arg| -> Vec<String> {
             let texts = match values.get(arg.get_id().as_str()) {
                 None | Some(Value::Null) => vec![],
-                Some(Value::Array(items)) => items.iter().map(text).collect(),
-                Some(value) => vec![text(value)],
+                Some(Value::Array(items)) => items.iter().map(text_of).collect(),
+                Some(value) => vec![text_of(value)],
             };
             let named = |text: String| Some(format!("--{}={text}", arg.get_long()?));
             texts.into_iter().filter_map(named).collect()
@@ -433,6 +446,14 @@ impl RunConfig {
     fn keys(&self) -> Result<BTreeMap<String, Value>> {
         let value = serde_json::to_value(self).map_err(|e| Error::Training(e.to_string()))?;
         serde_json::from_value(value).map_err(|e| Error::Training(e.to_string()))
+    }
+}
+
+/// A value as it is written on a command line.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! Libraries are never unloaded, as pointers into them may live as long as the process.
 
 mod backend;
+#[cfg(feature = "libraries")]
 mod binary;
 mod communicator;
 mod discover;
@@ -11,6 +12,11 @@ mod earlier;
 mod host;
 mod install;
 mod library;
+#[cfg(feature = "libraries")]
+mod loader;
+#[cfg(not(feature = "libraries"))]
+#[path = "no_loader.rs"]
+mod loader;
 mod manifest;
 mod method;
 mod names;

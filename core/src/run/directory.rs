@@ -3,6 +3,7 @@
 use super::prepare::Prepared;
 use super::score::CHOSEN;
 use crate::adapter::{self, Head};
+use crate::files::File;
 use crate::job::{RunConfig, RunResult, Stopped};
 use crate::method::Adaptation;
 use crate::report::{self};
@@ -11,7 +12,7 @@ use crate::{Error, Result, files};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -67,7 +68,7 @@ impl RunDirectory {
 
     /// Errors: the directory already holds a run.
     pub fn check_free(path: &Path) -> Result<()> {
-        match path.join(CONFIG).exists() {
+        match files::exists(&path.join(CONFIG)) {
             false => Ok(()),
             true => Err(Error::Usage(format!(
                 "{} already holds a run; continue it with --resume, or give another --out",
@@ -83,9 +84,9 @@ impl RunDirectory {
         }
         // The run's own error is the one to report.
         for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
-            let _ = fs::remove_file(self.path.join(name));
+            let _ = files::remove(&self.path.join(name));
         }
-        let _ = fs::remove_dir(&self.path);
+        let _ = files::remove_empty(&self.path);
     }
 
     /// Reopens the directory of an earlier run, and removes temporary files.
@@ -93,7 +94,7 @@ impl RunDirectory {
     /// Errors: no such run; it is in use.
     pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
-        if !path.join(CONFIG).is_file() {
+        if !files::is_file(&path.join(CONFIG)) {
             return Err(Error::Usage(format!("{}: there is no run to resume", path.display())));
         }
         let lock = lock(path)?;
@@ -105,9 +106,8 @@ impl RunDirectory {
 
     fn open(path: &Path, lock: File) -> Result<RunDirectory> {
         let metrics_path = path.join("metrics.jsonl");
-        let metrics = File::options().create(true).append(true).open(&metrics_path);
-        let metrics = metrics.map_err(Error::io(&metrics_path))?;
-        let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
+        let metrics = File::append(&metrics_path).map_err(Error::io(&metrics_path))?;
+        let metrics_bytes = metrics.size().map_err(Error::io(&metrics_path))?;
         let (metrics, lock) = (Some(metrics), Some(lock));
         Ok(RunDirectory { path: path.to_owned(), metrics, metrics_bytes, pending: Vec::new(), _lock: lock })
     }
@@ -189,7 +189,7 @@ impl RunDirectory {
     /// Drops what was logged after a checkpoint.
     pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
-        self.metrics.as_ref().map_or(Ok(()), |file| file.set_len(bytes)).map_err(Error::io(path))?;
+        self.metrics.as_ref().map_or(Ok(()), |file| file.set_size(bytes)).map_err(Error::io(path))?;
         self.metrics_bytes = bytes;
         self.pending.clear();
         Ok(())
@@ -198,7 +198,7 @@ impl RunDirectory {
     /// Syncs the log to disk and returns its size.
     pub fn sync_log(&mut self) -> Result<u64> {
         self.write_pending()?;
-        let synced = self.metrics.as_ref().map_or(Ok(()), File::sync_data);
+        let synced = self.metrics.as_ref().map_or(Ok(()), File::sync);
         synced.map_err(Error::io(self.path.join("metrics.jsonl")))?;
         Ok(self.metrics_bytes)
     }
@@ -225,7 +225,7 @@ impl RunDirectory {
             && let Err(error) = file.write_all(&self.pending)
         {
             // Part of a line may have been written; if it cannot be cut off now, a resumed run does it.
-            let _ = file.set_len(self.metrics_bytes);
+            let _ = file.set_size(self.metrics_bytes);
             return Err(Error::io(self.path.join("metrics.jsonl"))(error));
         }
         self.metrics_bytes += self.pending.len() as u64;
@@ -257,7 +257,7 @@ impl RunDirectory {
     /// Errors: a file that cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         let path = self.path.join(COUNTERS);
-        if !path.exists() {
+        if !files::exists(&path) {
             return Ok(Counters::default());
         }
         let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
@@ -283,8 +283,8 @@ impl RunDirectory {
         if self.metrics.is_none() {
             return Ok(());
         }
-        for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(path).map_err(Error::io(path))?;
+        for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| files::exists(path)) {
+            files::remove(path).map_err(Error::io(path))?;
         }
         Ok(())
     }
@@ -310,11 +310,10 @@ impl RunDirectory {
 
 /// Removes the temporary files `.NAME.tmp` of a killed process.
 fn remove_temporaries(dir: &Path) -> Result<()> {
-    if !dir.is_dir() {
+    if !files::is_dir(dir) {
         return Ok(());
     }
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
+    for path in files::list(dir).map_err(Error::io(dir))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') && name.ends_with(".tmp") {
             files::remove(&path).map_err(Error::io(&path))?;
@@ -326,14 +325,12 @@ fn remove_temporaries(dir: &Path) -> Result<()> {
 /// Takes the lock of a run directory; the system releases it however the process ends.
 fn lock(path: &Path) -> Result<File> {
     let file_path = path.join(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&file_path);
-    let file = file.map_err(Error::io(&file_path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
+    match File::try_lock(&file_path) {
+        Ok(file) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
             Err(Error::Usage(format!("{}: another run is writing here; give another --out", path.display())))
         }
-        Err(fs::TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
+        Err(TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model::{Decoder, Quantize};
 use crate::plugin::PluginSet;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
 use crate::weights::Weights;
-use crate::{Error, Result, decoder, gguf};
+use crate::{Error, Result, decoder, files, gguf};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::Options;
@@ -82,7 +82,7 @@ pub struct MemoryPlan {
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a
 /// tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = match decoder::is_model(&request.model) || request.model.is_dir() {
+    let decoder = match decoder::is_model(&request.model) || files::is_dir(&request.model) {
         true => decoder::open(&request.model)?,
         false => decoder::read(&request.model)?,
     };

@@ -23,7 +23,8 @@ use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use web_time::Instant;
 
 /// Whether a run starts, or resumes from its newest checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

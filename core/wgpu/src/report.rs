@@ -1,6 +1,7 @@
 //! Turns wgpu's errors into our own. wgpu panics on unhandled errors, and reports some of them long after the
 //! call that caused them; both cases end here.
 
+use crate::wait::block_on;
 use sparta_graph::BackendError;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -61,8 +62,8 @@ pub(crate) fn scoped<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> Result<
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let value = f();
     // Scopes close in reverse order.
-    let caught = [validation.pop(), internal.pop()].map(pollster::block_on);
-    if pollster::block_on(memory.pop()).is_some() {
+    let caught = [validation.pop(), internal.pop()].map(block_on);
+    if block_on(memory.pop()).is_some() {
         return Err(Caught::OutOfMemory);
     }
     match caught.into_iter().flatten().next() {

@@ -58,9 +58,9 @@ impl Weights {
         if let Some(file) = gguf::locate(&dir)? {
             return Ok(Weights::of_gguf(dir, Gguf::open(&file)?));
         }
-        let files = if dir.join(SINGLE).is_file() {
+        let files = if files::is_file(&dir.join(SINGLE)) {
             vec![TensorFile::open(dir.join(SINGLE))?]
-        } else if dir.join(INDEX).is_file() {
+        } else if files::is_file(&dir.join(INDEX)) {
             open_shards(&dir)?
         } else {
             vec![]
@@ -223,7 +223,7 @@ fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
             )));
         }
         let file = dir.join(name);
-        if !file.is_file() {
+        if !files::is_file(&file) {
             return Err(error(format!(
                 "the index puts tensor `{tensor}` in {name}, which is missing; download this file"
             )));
@@ -307,12 +307,12 @@ fn weight_dtype(dtype: Dtype) -> Option<DType> {
 
 /// The error for missing weights; says what is there instead.
 fn nothing_found(dir: &Path) -> Error {
-    let entries = match std::fs::read_dir(dir) {
+    let entries = match files::list(dir) {
         Ok(entries) => entries,
         Err(source) => return Error::io(dir)(source),
     };
-    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
+    let names: Vec<String> =
+        entries.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
     let ending = |end: &[&str]| names.iter().find(|name| end.iter().any(|e| name.ends_with(e)));
     let hint = if let Some(name) = ending(&[".safetensors"]) {
         format!("there is {name}, but a model is {SINGLE}, or shards with {INDEX}; is the index missing?")

@@ -138,6 +138,7 @@ fn setup(run: &Run, model: &Model, kept: bool) -> Setup {
         limits: Limits {
             train: Some(size_of(64, 4)),
             micro_batches: true,
+            shared: false,
             evaluate: size_of(64, 4),
             positions: 16,
             head_features: false,

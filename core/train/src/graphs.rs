@@ -243,8 +243,7 @@ impl Graphs<'_> {
         let positions = || group.parts.iter().map(|&(position, _)| position);
         let names = positions().map(|position| self.adaptation.parameters[position].name.as_str());
         // By the weights themselves: a reparametrized one is not used as it is merged.
-        let requests: Vec<_> =
-            positions().map(|position| (layers.stored(g, position), GradRequest::Dense)).collect();
+        let requests: Vec<_> = positions().map(|position| (layers.stored(g, position), GradRequest::Dense)).collect();
         for (name, gradient) in names.zip(gradients(g, &[(loss, one)], &requests)?) {
             let shape = g.shape(gradient)?.to_vec();
             let sum = g.external(names::whole_gradient(name), DType::F32, shape);

@@ -4,9 +4,9 @@ use super::adaptation::{Adaptation, Form, Part, Trained, delta_name, extra_name}
 use crate::decoder::forward::{Layers, plain_linear};
 use crate::{Error, Precision, Result};
 use sparta_graph::ops::{Add, Cast, Dequantize, Embed, Scale, Scatter, SparseLinear, Store};
-use sparta_graph::{DType, GradRequest, Graph, Op, Value};
+use sparta_graph::{DType, GradRequest, Graph, Value};
 use sparta_plugin::graph::Recorder;
-use sparta_plugin::method::{GraphBuilder, Site};
+use sparta_plugin::method::Site;
 use std::collections::{HashMap, HashSet};
 
 /// The name of a sparse part's indices on the device.

@@ -31,7 +31,7 @@ pub struct Area {
     pub cases: fn() -> Vec<Case>,
 }
 
-pub const AREAS: [Area; 10] = [
+pub const AREAS: [Area; 11] = [
     Area { name: "matrix products", cases: linear::cases },
     Area { name: "norms and rotations", cases: norm::cases },
     Area { name: "attention", cases: attention::cases },

@@ -1,5 +1,5 @@
-//! Libraries that were built for ABI 1.3 and 1.4, as they were built then (`abi/`): later hosts load them, train with them, and
-//! give what the hosts of then gave.
+//! Libraries that were built for ABI 1.3 and 1.4, as they were built then (`abi/`): later hosts load them, train with
+//! them, and give what the hosts of then gave.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use serde_json::Value;
@@ -10,8 +10,8 @@ fn at(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Trains for 12 steps, at once and as six and six more, evaluates and merges. `method` names it, with its options, `plugins` are
-/// the libraries. Returns the result of the run.
+/// Trains for 12 steps, at once and as six and six more, evaluates and merges. `method` names it, with its options,
+/// `plugins` are the libraries. Returns the result of the run.
 fn train_resume_and_merge(home: &Path, method: &str, plugins: &str) -> Value {
     let train = |out: &str, more: &str| {
         format!(

@@ -1,5 +1,5 @@
-//! Operations that a method defines, in training: with kernels and without, against the same method built of the host's operations
-//! alone. Needs `cargo build --release` before.
+//! Operations that a method defines, in training: with kernels and without, against the same method built of the host's
+//! operations alone. Needs `cargo build --release` before.
 
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
@@ -178,7 +178,8 @@ fn lr_qat_trains_alike_with_kernels_and_without() {
     let method = lr_qat();
     let (mut by_host, _) = open(&mut subjects::cpu(None), Arc::new(Detached(method.clone())));
     let expected = trained(&mut by_host);
-    assert!(expected.0.last() < expected.0.first(), "it learns: {:?}", expected.0);
+    let moved = |(name, values): (&String, &Vec<f32>)| name.ends_with("qat_B") && values.iter().any(|x| *x != 0.0);
+    assert!(expected.1.iter().any(moved), "gradients reach what is rounded");
     let (mut session, weights) = open(&mut subjects::cpu(None), method.clone());
     agree("the CPU's function", &trained(&mut session), &expected);
     let examples = &batches(&golden("runs.safetensors"))[0];

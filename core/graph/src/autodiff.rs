@@ -151,8 +151,8 @@ impl GradCtx<'_> {
         Ok(())
     }
 
-    /// Adds the gradients of a node that computes what `body` does, by the rules of the operations in there: they are computed
-    /// again as far as those rules read them.
+    /// Adds the gradients of a node that computes what `body` does, by the rules of the operations in there: they are
+    /// computed again as far as those rules read them.
     pub(crate) fn through(&mut self, body: &Body, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
         let begin = self.graph.nodes().len();
         let outputs = body.inline(self.graph, &node.inputs)?;

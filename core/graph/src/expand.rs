@@ -6,8 +6,8 @@ use crate::ops::OwnKernel;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// The same computation with the subgraphs of the plugins' own operations in their places, but for those that one of `kernels`
-/// can run.
+/// The same computation with the subgraphs of the plugins' own operations in their places, but for those that one of
+/// `kernels` can run.
 pub fn expand<'g>(graph: &'g Graph, kernels: &[OwnKernel]) -> Cow<'g, Graph> {
     if !graph.nodes().iter().any(|node| matches!(node.op, Op::Own(_))) {
         return Cow::Borrowed(graph);

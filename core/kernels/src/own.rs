@@ -1,5 +1,5 @@
-//! Kernels that plugins bring for their own operations: a text that declares `fn kernel`, between the bindings and the entry
-//! point that belong to it.
+//! Kernels that plugins bring for their own operations: a text that declares `fn kernel`, between the bindings and the
+//! entry point that belong to it.
 
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, SourceLocation};
@@ -9,6 +9,21 @@ use std::fmt::Write;
 /// Storage buffers and bytes of workgroup memory that every device has.
 const BUFFERS: usize = 8;
 const MEMORY: u32 = 16 << 10;
+
+/// The entry point, around what stands for NUMBER and CALL.
+const MAIN: &str = "
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let number = NUMBER;
+    if (number < sizes.launches) {
+        CALL;
+    }
+}
+";
 
 /// The whole text of a kernel for operands of these ranks, and the lines before the plugin's own.
 pub fn source(op: &OwnOp, wgsl: &Wgsl, ranks: &[usize]) -> (String, usize) {
@@ -28,13 +43,8 @@ pub fn source(op: &OwnOp, wgsl: &Wgsl, ranks: &[usize]) -> (String, usize) {
         Launch::Elements => ("(id.y * count.x + id.x) * LANES + lane", "kernel(number)"),
         Launch::Rows => ("id.y * count.x + id.x", "kernel(number, lane)"),
     };
-    let _ = write!(
-        text,
-        "{}\n@compute @workgroup_size(LANES)\nfn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: \
-         vec3<u32>, @builtin(local_invocation_index) lane: u32) {{\n    let number = {number};\n    if (number < sizes.launches) {{\n        \
-         {call};\n    }}\n}}\n",
-        wgsl.text
-    );
+    text += &wgsl.text;
+    text += &MAIN.replace("NUMBER", number).replace("CALL", call);
     (text, lines)
 }
 

@@ -165,17 +165,19 @@ typedef struct SpartaPlugin {
  *   {"op": "dropout", "p": 0.1, "salt": 1}: x and the value of graph_rng, in training
  *   {"op": "soft_cap", "cap": 30.0}: x; {"op": "cast", "to": "f32" | "bf16"}: x
  *   {"op": "own", "name": "gate", "inputs": ["x", "w"], "outputs": ["y"], "body": Body, "gradient": Gradient or absent,
- *       "wgsl": Wgsl or absent} (5): an operation of the plugin's own, which computes what body does. Names are words
- * Body (5)     {"calls": [{"op": {"op": "mul"}, "inputs": [0, 1]}, ...], "outputs": [2]}: operations on numbered values; the
- *              inputs come first, then the outputs of each call
- * Gradient (5) {"of": [0], "body": Body, "straight_through": true}: from the inputs, the outputs and the gradients of the outputs,
- *              in this order, to the gradients of these inputs; others have none. Without it body is differentiated.
- *              "straight_through", by default false: it is not the derivative on purpose, so no check compares it with differences
+ *       "wgsl": Wgsl or absent} (5): one of the plugin's own operations, which computes what body does. Names are words
+ * Body (5)     {"calls": [{"op": {"op": "mul"}, "inputs": [0, 1]}, ...], "outputs": [2]}: operations on numbered values;
+ *              the inputs come first, then the outputs of each call
+ * Gradient (5) {"of": [0], "body": Body, "straight_through": true}: maps the inputs, the outputs and the gradients of the
+ *              outputs, in this order, to the gradients of the inputs "of"; the others have none. Without it, body is
+ *              differentiated. "straight_through", by default false, says that it deliberately is not the derivative,
+ *              so that no check compares it with differences
  * Wgsl (5)     {"text": "fn kernel(i: u32) { y[i] = x[i] * w[i]; }", "launch": "elements", "lanes": 64}: text declares
  *              fn kernel(i: u32), called for each element of the first output, or with "launch": "rows"
- *              fn kernel(row: u32, lane: u32), called by LANES threads, "lanes" of a workgroup, for each row of the first output.
- *              Operands are arrays of f32 under their names, sizes.x_0 and sizes.x_1 the dimensions of x. Inputs are not written,
- *              accesses are checked. Devices without WGSL, and operands that are not f32, get body; so they do without function
+ *              fn kernel(row: u32, lane: u32), called by LANES threads, the "lanes" of a workgroup, for each row of the
+ *              first output. Inputs and outputs are arrays of f32 with their names; sizes.x_0 and sizes.x_1 are the
+ *              dimensions of x. It must not write its inputs; accesses are checked. Devices without WGSL, and tensors
+ *              other than f32, use body; the same is true of the function of graph_own
  */
 typedef struct SpartaMethod {
     size_t size;
@@ -340,8 +342,8 @@ typedef struct SpartaBackend {
     /* Since minor version 2, may be NULL. Waits for a requested read, copies it to out, as many bytes as were requested,
      * and ends its handle. */
     SpartaStatus (*fetch)(SpartaCall call, uint64_t backend, uint64_t read, uint8_t *out, size_t byte_count);
-    /* Since minor version 5, may be null; then no plan has functions. As prepare of a plan with "own" operations: a function or
-     * NULL for each of them, in order. */
+    /* Since minor version 5, may be NULL; then no plan has functions. Like prepare, for a plan with "own" operations: a
+     * function or NULL for each of them, in order. */
     SpartaStatus (*prepare_own)(SpartaCall call, uint64_t backend, SpartaBytes plan, uint64_t arena,
                                 const uint64_t *externals, size_t external_count, const SpartaOwnFunction *functions,
                                 size_t function_count, uint64_t *prepared);

@@ -405,8 +405,8 @@ pub struct SpartaBackend {
     pub fetch: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus,
     >,
-    /// Since minor version 5, may be null; then the backend runs no functions of plugins. As `prepare` of a plan with `own`
-    /// operations: a function or null for each of them, in order.
+    /// Since minor version 5, may be null; then the backend runs no functions of plugins. As `prepare` of a plan with
+    /// `own` operations: a function or null for each of them, in order.
     pub prepare_own: Option<
         unsafe extern "C" fn(
             call: SpartaCall,

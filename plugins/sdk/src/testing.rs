@@ -94,8 +94,8 @@ fn given(graph: &mut Graph, inputs: &[Tensor]) -> (Vec<Value>, Value) {
     (inputs.iter().enumerate().map(external).collect(), graph.external("rng", DType::U32, [4]))
 }
 
-/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, in place of all
-/// that the device takes.
+/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, in place
+/// of all that the device takes.
 fn run(
     backend: &mut dyn Backend,
     mut graph: Graph,
@@ -320,7 +320,8 @@ impl Layer<'_> {
         self.merged_difference(&outputs, "`forward`")
     }
 
-    /// Whether a plain layer with the merged weight and bias computes what `forward_with_bias` does. Meant for a backend in f64.
+    /// Whether a plain layer with the merged weight and bias computes what `forward_with_bias` does. Meant for a
+    /// backend in f64.
     ///
     /// Errors: it does not; those of the method and the backend.
     pub fn check_bias(&self, backend: &mut dyn Backend) -> Result<(), Error> {
@@ -378,8 +379,8 @@ impl Layer<'_> {
 
     /// The names of the added tensors to which `update` gives other values, at a learning rate of 0.01.
     ///
-    /// Errors: values that are not finite, of another shape, or of a tensor that is not trained; those of the method and the
-    /// backend.
+    /// Errors: values that are not finite, of another shape, or of a tensor that is not trained; those of the method
+    /// and the backend.
     pub fn updated(&self, backend: &mut dyn Backend) -> Result<Vec<&str>, Error> {
         let mut changed = Vec::new();
         let outputs = compute(backend, &self.inputs(true), true, |graph, values| {

@@ -12,8 +12,8 @@ use sparta_graph::Backend;
 use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
 
-/// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a small
-/// model. Where the method refuses that model nothing is compared, which is said.
+/// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a
+/// small model. Where the method refuses that model nothing is compared, which is said.
 ///
 /// Errors: other numbers; a device that fails.
 pub(super) fn own_kernels(run: &Prepared, device: &mut dyn Backend, observer: &mut dyn Observer) -> Result<()> {

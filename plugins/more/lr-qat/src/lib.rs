@@ -1,6 +1,6 @@
-//! LR-QAT (Bondarenko et al., 2024): `y = x (s q(W / s + (alpha / r) B A))^T`, where q rounds to the whole numbers of a few bits,
-//! so that the merged weights are a quantized model. Of q's gradient only what is outside of its range is left out. The step s of a
-//! row follows from its norm and stays.
+//! LR-QAT (Bondarenko et al., 2024): `y = x (s q(W / s + (alpha / r) B A))^T`, where q rounds to the whole numbers of a
+//! few bits, so that the merged weights are a quantized model. Of q's gradient only what is outside of its range is
+//! left out. The step s of a row follows from its norm and stays.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::ops::{
@@ -106,7 +106,8 @@ fn column(graph: &mut dyn GraphBuilder, row: Value) -> Result<Value, Error> {
     graph.one(Transpose {}, &[row])
 }
 
-/// `q = round(v)` within `limits`, a row of one number; the gradient passes where v is rounded and stops where it is cut off.
+/// `q = round(v)` within `limits`, a row of one number; the gradient passes where v is rounded and stops where it is
+/// cut off.
 fn quantize(graph: &dyn GraphBuilder, v: Value, limit: f32) -> Result<Own, Error> {
     let shape = graph.shape(v)?;
     let row = vec![shape[1]];

@@ -9,11 +9,11 @@ use sparta_graph::ops::{
 use sparta_graph::{DType, Graph, Op, Value};
 use std::panic::catch_unwind;
 
-/// An operation of the method's own: a subgraph that has a name, with what the method says of its gradient and of how devices may
-/// compute it. Since ABI minor version 5.
+/// An operation of the method's own: a subgraph that has a name, with what the method says of its gradient and of how
+/// devices may compute it. Since ABI minor version 5.
 ///
-/// It computes what the subgraph computes; kernels are for speed, and a device that does not take them runs the subgraph. They are
-/// used where all operands are f32.
+/// It computes what the subgraph computes; kernels are for speed, and a device that does not take them runs the
+/// subgraph. They are used where all operands are f32.
 ///
 /// ```
 /// use sparta_plugin::Error;
@@ -68,8 +68,8 @@ impl Own {
         Ok(Own { op, inputs: shapes, outputs: made })
     }
 
-    /// Its gradient by another subgraph: `rule` gets the inputs, the outputs and the gradients of the outputs, and gives the
-    /// gradients of the inputs `of`; the others have none. Without a rule the subgraph is differentiated.
+    /// Its gradient by another subgraph: `rule` gets the inputs, the outputs and the gradients of the outputs, and
+    /// gives the gradients of the inputs `of`; the others have none. Without a rule the subgraph is differentiated.
     ///
     /// Errors: those of `rule`; an unknown input.
     pub fn gradient<const G: usize>(
@@ -116,8 +116,8 @@ impl Own {
     /// A kernel in WGSL: `text` declares `fn kernel(i: u32)`, called for each element of the first output, or with
     /// [`Launch::Rows`] `fn kernel(row: u32, lane: u32)`, called by `LANES` threads for each of its rows.
     ///
-    /// Inputs and outputs are arrays of f32 under their names, and `sizes.x_0`, `sizes.x_1` the dimensions of `x`. It may use
-    /// workgroup memory, writes no input, and writes every element of the outputs.
+    /// Inputs and outputs are arrays of f32 under their names, and `sizes.x_0`, `sizes.x_1` the dimensions of `x`. It
+    /// may use workgroup memory, writes no input, and writes every element of the outputs.
     pub fn wgsl(mut self, launch: Launch, text: &str) -> Self {
         self.op.wgsl = Some(Wgsl { text: text.into(), launch, lanes: 64 });
         self
@@ -133,7 +133,8 @@ impl Own {
 
     /// A function for the CPU.
     pub fn cpu<K: CpuKernel>(mut self) -> Self {
-        // SAFETY: `call` keeps to the shapes, by slices of their sizes, and does not unwind; hosts never unload a library.
+        // SAFETY: `call` keeps to the shapes, by slices of their sizes, and does not unwind; hosts never unload a
+        // library.
         self.op.function = Some(unsafe { CpuFunction::new(call::<K> as OwnFunction) });
         self
     }
@@ -194,8 +195,8 @@ unsafe extern "C" fn call<K: CpuKernel>(
     output_count: usize,
 ) -> i32 {
     let done = catch_unwind(|| {
-        // SAFETY: the backend passes arrays of tensors whose shapes are those of the operation and whose memory is theirs; outputs
-        // overlap nothing.
+        // SAFETY: the backend passes arrays of tensors whose shapes are those of the operation and whose memory is
+        // theirs; outputs overlap nothing.
         unsafe {
             let shape = |t: &OwnTensor| crate::abi::slice(t.shape, t.rank);
             let count = |t: &OwnTensor| shape(t).iter().product::<u64>() as usize;

@@ -8,8 +8,8 @@ use crate::method::{Method, Options};
 use sparta_graph::ops::{Add, Fill, Own, OwnKernel, OwnOp, Scale};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value, gradients};
 
-/// By how much the results of a kernel in f32 may differ from those of the subgraph in f32, relative to the largest: sums of a few
-/// numbers in another order, and functions that are a few last places off.
+/// By how much the results of a kernel in f32 may differ from those of the subgraph in f32, relative to the largest:
+/// sums of a few numbers in another order, and functions that are a few last places off.
 const KERNEL: f64 = 1e-4;
 
 /// An operation of a method's own, on inputs that it has in a small model.
@@ -110,8 +110,8 @@ impl OwnCase {
                         OwnKernel::Function => "its function for the CPU",
                     };
                     return Err(self.wrong(format!(
-                        "{what} computes another `{name}` than its subgraph: they differ by {difference:.1e} of the largest \
-                         number, expected at most {KERNEL:e}"
+                        "{what} computes another `{name}` than its subgraph: they differ by {difference:.1e} of the \
+                         largest number, expected at most {KERNEL:e}"
                     )));
                 }
             }
@@ -119,8 +119,8 @@ impl OwnCase {
         Ok(compared)
     }
 
-    /// Compares its gradient rule with differences; `false` where it has none, or one that passes gradients straight through on
-    /// purpose. Meant for a backend in f64.
+    /// Compares its gradient rule with differences; `false` where it has none, or one that passes gradients straight
+    /// through on purpose. Meant for a backend in f64.
     ///
     /// Errors: they disagree; those of the backend.
     pub fn check_gradient(&self, backend: &mut dyn Backend) -> Result<bool, Error> {
@@ -136,8 +136,8 @@ impl OwnCase {
             if !agree {
                 let input = &self.op.inputs[at];
                 return Err(self.wrong(format!(
-                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; where that is meant, say that it \
-                     passes straight through"
+                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; if that is meant, \
+                     declare it as straight-through"
                 )));
             }
         }

@@ -209,7 +209,7 @@ impl RunDirectory {
 
     fn write_pending(&mut self) -> Result<()> {
         if let Err(error) = self.metrics.write_all(&self.pending) {
-            // A part of a line may be there; if it cannot be cut now, it is when the run is resumed.
+            // Part of a line may have been written; if it cannot be cut off now, a resumed run does it.
             let _ = self.metrics.set_size(self.metrics_bytes);
             return Err(Error::io(self.path.join("metrics.jsonl"))(error));
         }

@@ -1,4 +1,5 @@
 use crate::wait::block_on;
+use sparta_graph::ops::OwnKernel;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_kernels::{MatrixUnits, sampled_cost};
@@ -135,6 +136,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
             rounds_in_attention: false,
             sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
+            own_kernels: vec![OwnKernel::Wgsl],
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -287,6 +289,7 @@ mod tests {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![OwnKernel::Wgsl],
         }
     }
 

@@ -93,12 +93,16 @@ function clear() {
     }
 }
 
+function showDev(metrics) {
+    element('dev').textContent = (scored(metrics)[0]?.[1] ?? metrics.loss).toFixed(3);
+}
+
 function evaluated({ step, split, metrics }) {
     const row = element('evaluations').tBodies[0].insertRow();
     [step, split, metrics.loss.toFixed(4), scores(metrics)].forEach((value) => { row.insertCell().textContent = value; });
     element('evaluations').hidden = false;
     if (split === 'dev') {
-        element('dev').textContent = scored(metrics)[0]?.[1].toFixed(3) ?? metrics.loss.toFixed(3);
+        showDev(metrics);
         element('status').textContent = `After step ${step} of the run: dev ${scores(metrics)}.`;
     }
 }
@@ -128,6 +132,9 @@ async function train() {
         eval: evaluated,
         message: log,
     });
+    if (result.dev !== null) {
+        showDev(result.dev);
+    }
     adapter = { name: 'run/adapter', model: asked.model, data: asked.data };
     await describe();
     element('save').hidden = false;

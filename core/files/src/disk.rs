@@ -15,7 +15,7 @@ pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
 }
 
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    // Before opening: to open a pipe is to wait for its other end.
+    // Checked before opening, as opening a pipe waits for its other end.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::new(ErrorKind::InvalidInput, "expected a regular file, got a directory or a device"));
     }
@@ -36,14 +36,14 @@ pub(crate) fn create_dirs(dir: &Path) -> io::Result<()> {
         create_dirs(parent)?;
     }
     match fs::create_dir(dir) {
-        // Another process was faster.
+        // Another process created it first.
         Err(e) if e.kind() == ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
         Err(e) => Err(e),
         Ok(()) => sync_parent(dir),
     }
 }
 
-/// Makes a file, or a directory and what is in it, safe on disk.
+/// Syncs a file, or a directory with its contents, to disk.
 pub(crate) fn sync(path: &Path) -> io::Result<()> {
     let kind = fs::symlink_metadata(path)?;
     if kind.is_dir() {

@@ -23,7 +23,7 @@ impl File {
         File::Memory(InMemory { content, position: 0, append: false })
     }
 
-    /// A new, empty file, in place of one of this name.
+    /// Creates an empty file, replacing an existing one.
     ///
     /// Errors: those of the system.
     pub fn create(path: &Path) -> io::Result<File> {
@@ -35,7 +35,7 @@ impl File {
         Ok(File::in_memory(content))
     }
 
-    /// A file whose end is written to; a new one if there is none.
+    /// Opens a file for appending, creating it if needed.
     ///
     /// Errors: those of the system.
     pub fn append(path: &Path) -> io::Result<File> {
@@ -45,8 +45,8 @@ impl File {
         Ok(File::Memory(InMemory { content: memory::open_or_create(path)?, position: 0, append: true }))
     }
 
-    /// Locks a file, a new one if there is none, until it is dropped or the process ends, however it ends. Memory is one
-    /// process's, and its files are never locked by another.
+    /// Opens or creates a file and locks it until it is dropped or the process ends. Files in memory belong to one process, so
+    /// no other can hold the lock.
     ///
     /// Errors: another process has the lock; those of the system.
     pub fn try_lock(path: &Path) -> Result<File, TryLockError> {
@@ -69,7 +69,7 @@ impl File {
         }
     }
 
-    /// Cuts the file, or fills it with zeros, to this size.
+    /// Truncates the file, or extends it with zeros, to this size.
     ///
     /// Errors: those of the system.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
@@ -83,7 +83,7 @@ impl File {
         }
     }
 
-    /// Makes what was written safe on disk.
+    /// Syncs the file to disk.
     ///
     /// Errors: those of the system.
     pub fn sync(&self) -> io::Result<()> {

@@ -1,8 +1,8 @@
-//! Files of the system, and files in memory for programs without one: a path whose first part is [`MEMORY`] is in memory,
-//! any other the system's.
+//! Files of the system, and files in memory for platforms without a file system: a path whose first component is [`MEMORY`] is
+//! in memory.
 //!
-//! Opens untrusted files: regular ones only, as a pipe would never end, and small enough for what they are. And gives
-//! finished files their names, so that neither a crash nor a power cut leaves half of one.
+//! Opens untrusted files: only regular ones, as a pipe might never end, and within size limits. Publishes finished files so
+//! that neither a crash nor a power cut leaves a partial one.
 
 mod disk;
 mod file;
@@ -16,17 +16,17 @@ use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-/// The first part of paths in memory. They live as long as the process, or until they are removed.
+/// The first component of paths in memory. Such files live until they are removed or the process ends.
 pub const MEMORY: &str = "memory:";
 
-/// Bytes of a configuration, an index or a manifest; those of the largest published models have some 10 MB.
+/// Size limit of a configuration, an index or a manifest; the largest published ones have about 10 MB.
 pub const CONFIGURATION: u64 = 32 << 20;
-/// Bytes of a `tokenizer.json`; the largest published ones have some 35 MB.
+/// Size limit of a `tokenizer.json`; the largest published ones have about 35 MB.
 pub const TOKENIZER: u64 = 256 << 20;
-/// Bytes of a `metrics.jsonl`: millions of steps.
+/// Size limit of a `metrics.jsonl`: enough for millions of steps.
 pub const LOG: u64 = 1 << 30;
 
-/// What is at a path, behind links.
+/// What is at a path, following links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A regular file of this many bytes.
@@ -56,7 +56,7 @@ pub fn exists(path: &Path) -> bool {
     kind(path).is_ok()
 }
 
-/// Opens a regular file, also behind a link.
+/// Opens a regular file, following links.
 ///
 /// Errors: those of the system; a directory, a pipe or a device.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -76,7 +76,7 @@ pub fn open_on_disk(path: &Path) -> io::Result<std::fs::File> {
     }
 }
 
-/// The bytes of a regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// Errors: those of [`open`]; a larger file.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
@@ -89,7 +89,7 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// As [`read`], as a text.
+/// As [`read`], for text.
 ///
 /// Errors: those of [`read`]; bytes that are not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
@@ -97,7 +97,7 @@ pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
         .map_err(|e| io::Error::new(ErrorKind::InvalidData, format!("expected UTF-8: {e}")))
 }
 
-/// Paths of what is in a directory, sorted.
+/// The paths of a directory's entries, sorted.
 ///
 /// Errors: those of the system.
 pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -107,7 +107,7 @@ pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-/// The one name of a path, without links.
+/// The absolute path with all links resolved.
 ///
 /// Errors: those of the system; there is nothing.
 pub fn canonical(path: &Path) -> io::Result<PathBuf> {
@@ -122,7 +122,7 @@ pub fn is_link(path: &Path) -> bool {
     !memory::is_in(path) && path.is_symlink()
 }
 
-/// Writes a file in memory, whole, in place of what was there; the directories above it come with it.
+/// Writes a whole file in memory, replacing an existing one; parent directories are created.
 ///
 /// Errors: a path that is not in memory; a directory in its place.
 pub fn put(path: &Path, bytes: Vec<u8>) -> io::Result<()> {
@@ -136,7 +136,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     io::copy(&mut open(from)?, &mut File::create(to)?).map(|_| ())
 }
 
-/// The name of a file beside `path` that no other process writes to: `.NAME.ID.tmp`. `None`: the path names no file.
+/// A temporary name beside `path` that no other process uses: `.NAME.ID.tmp`. `None`: the path names no file.
 pub fn temporary(path: &Path) -> Option<PathBuf> {
     let mut name = OsString::from(".");
     name.push(path.file_name()?);
@@ -148,7 +148,7 @@ pub fn temporary(path: &Path) -> Option<PathBuf> {
     Some(path.with_file_name(name))
 }
 
-/// Creates a directory with those above it, which then survive a power cut.
+/// Creates a directory and its parents durably.
 ///
 /// Errors: those of the system.
 pub fn create_dirs(dir: &Path) -> io::Result<()> {
@@ -158,7 +158,7 @@ pub fn create_dirs(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a file or directory, in place of a file of the new name.
+/// Renames a file or directory; an existing file of the new name is replaced.
 ///
 /// Errors: those of the system; between the system and memory.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
@@ -169,7 +169,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames a finished file or directory. All of it is on disk before, and the new name after.
+/// Renames a finished file or directory. Its contents are synced before, and its new name after.
 ///
 /// Errors: those of the system.
 pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
@@ -180,7 +180,7 @@ pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
     sync_parent(to)
 }
 
-/// Makes the name of a file or directory safe on disk.
+/// Syncs the name of a file or directory to disk.
 ///
 /// Errors: those of the system.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
@@ -190,7 +190,7 @@ pub fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file, or a directory and what is in it; nothing where there is none.
+/// Removes a file, or a directory with its contents, if it exists.
 ///
 /// Errors: those of the system.
 pub fn remove(path: &Path) -> io::Result<()> {
@@ -200,7 +200,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory that is empty.
+/// Removes an empty directory.
 ///
 /// Errors: those of the system; it is not empty.
 pub fn remove_empty(dir: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::io;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
-/// The bytes of a file: mapped, so that they are read from disk when they are needed, or those in memory.
+/// The bytes of a file: mapped, and so read from disk when needed, or in memory.
 #[derive(Debug)]
 pub enum Map {
     System(Mmap),
@@ -29,11 +29,11 @@ impl Map {
         unsafe { Mmap::map(file) }.map(Map::System)
     }
 
-    /// Gives back the memory of mapped pages that have been read; they are read again when needed.
+    /// Releases the memory of mapped pages that have been read; they are read again when needed.
     pub fn forget(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Map::System(map) = self {
-            // SAFETY: pages of a read-only map of a file hold nothing that is not in the file.
+            // SAFETY: pages of a read-only file map hold nothing that is not in the file.
             let advised =
                 unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
             // It is advice: where it is not taken, memory is only given back later.

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The bytes of a file. Whoever maps them keeps those of that moment: writers then write a copy.
+/// The bytes of a file. A map keeps the bytes of its moment: later writes go to a copy.
 pub(crate) type Content = Arc<Mutex<Arc<Vec<u8>>>>;
 
 enum Node {

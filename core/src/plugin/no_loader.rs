@@ -1,4 +1,4 @@
-//! In place of [`loader`](super::loader) where a program is built without libraries: it has the plugins that are linked in.
+//! Stands in for the loader in builds without the feature `libraries`, which have only the plugins that are linked in.
 
 use super::library::Functions;
 use std::fs::File;

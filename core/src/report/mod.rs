@@ -34,7 +34,7 @@ pub fn write(directories: &[PathBuf], out: &Path) -> Result<()> {
     crate::weights::atomic_write(out, |file| file.write_all(page.as_bytes()).map_err(Error::io(out)))
 }
 
-/// This program was built without reports, and writes none.
+/// Writes nothing: this program was built without reports.
 #[cfg(not(feature = "reports"))]
 pub fn write(_: &[PathBuf], _: &Path) -> Result<()> {
     Ok(())

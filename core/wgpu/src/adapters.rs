@@ -6,7 +6,7 @@ use sparta_kernels::{MatrixUnits, sampled_cost};
 use std::sync::OnceLock;
 use tracing::{debug, info};
 
-/// The interfaces this backend runs on. OpenGL is left out: its compute shaders lack what the kernels need.
+/// The graphics APIs this backend runs on, without OpenGL: its compute shaders lack what the kernels need.
 const BACKENDS: wgpu::Backends = match cfg!(target_arch = "wasm32") {
     true => wgpu::Backends::BROWSER_WEBGPU,
     false => wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12),
@@ -68,8 +68,8 @@ pub fn devices() -> Vec<Adapter> {
     adapters().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
 }
 
-/// The adapters, looked for once per process: that loads every driver. In a browser an adapter opens one device only, and each
-/// call gets one of its own.
+/// The adapters, enumerated once per process since that loads every driver. In a browser an adapter opens only one device, so
+/// each call requests a new one.
 pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
     static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
     if cfg!(target_arch = "wasm32") { find() } else { ADAPTERS.get_or_init(find).clone() }
@@ -84,7 +84,7 @@ fn find() -> Vec<wgpu::Adapter> {
     for adapter in &found {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         info!("found {} through {}: driver {} {}", info.name, info.backend, info.driver, info.driver_info);
-        debug!(?info, ?limits, ?features, "all that the driver says of {}", info.name);
+        debug!(?info, ?limits, ?features, "everything the driver reports about {}", info.name);
     }
     let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
     let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
@@ -213,7 +213,7 @@ fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
         .collect()
 }
 
-/// Bytes of the largest device-local heap. Of the three interfaces only Vulkan tells.
+/// Bytes of the largest device-local heap. Only Vulkan reports it.
 #[cfg(not(any(target_vendor = "apple", target_arch = "wasm32")))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     const DEVICE_LOCAL: u32 = 1;

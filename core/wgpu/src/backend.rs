@@ -231,7 +231,7 @@ impl WgpuBackend {
         self.told(self.device.poll(wgpu::PollType::Poll).map(|_| ()), during)
     }
 
-    /// What came of polling a device: what it has reported comes first.
+    /// Converts the result of a poll; errors that the device reported take precedence.
     pub(crate) fn told(&self, polled: Result<(), wgpu::PollError>, during: &str) -> Result<(), BackendError> {
         self.reports.check(self.id(), during)?;
         polled.map_err(|e| self.op(during, e.to_string()))
@@ -319,14 +319,14 @@ impl WgpuBackend {
     }
 }
 
-/// In a browser each error scope is a journey to another process, and a plan has hundreds of these groups: what is wrong with
-/// one is told by the next check.
+/// In a browser each error scope is a round trip to another process, and a plan has hundreds of bind groups: their errors
+/// surface at the next check.
 fn bind_group(device: &wgpu::Device, descriptor: &wgpu::BindGroupDescriptor) -> Result<wgpu::BindGroup, Caught> {
     let create = || device.create_bind_group(descriptor);
     if cfg!(target_arch = "wasm32") { Ok(create()) } else { scoped(device, create) }
 }
 
-/// Whether two bindings have bytes in common.
+/// Whether two bindings overlap.
 fn overlap(places: &[wgpu::BufferBinding]) -> bool {
     let end = |place: &wgpu::BufferBinding| place.offset + place.size.map_or(0, std::num::NonZeroU64::get);
     let meet = |a: &wgpu::BufferBinding, b: &wgpu::BufferBinding| {
@@ -354,7 +354,7 @@ pub(crate) fn encode(
     }
 }
 
-/// What is dropped in a browser lives until its garbage is collected, which knows nothing of a device's memory.
+/// A browser frees dropped buffers only when it collects garbage, and that does not depend on the device's memory.
 #[cfg(target_arch = "wasm32")]
 impl Drop for WgpuBackend {
     fn drop(&mut self) {
@@ -375,8 +375,8 @@ struct PlanMemory<'p> {
 }
 
 impl PlanMemory<'_> {
-    /// The buffer of a view, and the byte at which it begins there. `number` tells the unused bindings of a dispatch apart: in
-    /// a browser no two may overlap.
+    /// The buffer of a view, and the byte at which it begins there. `number` keeps the unused bindings of a dispatch apart, as
+    /// WebGPU forbids overlaps.
     fn at(&self, view: &View, number: usize) -> (&wgpu::Buffer, u64) {
         let offset = view.offset as u64;
         match view.memory {

@@ -143,7 +143,7 @@ impl WgpuBackend {
         Ok(())
     }
 
-    /// Waits for a submission, and for nothing after the submission of this number.
+    /// Waits for the submission with this number, and for nothing after it.
     pub(crate) fn wait_for(&self, submitted: Submitted, number: u64, what: &str) -> Result<(), BackendError> {
         let start = Instant::now();
         let waited = submitted.wait(&self.device);

@@ -13,7 +13,7 @@ pub(crate) struct Reading {
     bytes: usize,
     mapped: Signal<Result<(), wgpu::BufferAsyncError>>,
     submission: Submitted,
-    /// The work that it waits for: submissions up to this number.
+    /// The last submission that it waits for.
     number: u64,
     /// The name of the tensor that is read.
     label: String,
@@ -116,12 +116,12 @@ impl WgpuBackend {
         Ok(())
     }
 
-    /// What came of a mapping whose submission is done; a browser tells it in a task of its own.
+    /// The result of a mapping whose submission is done; in a browser it may arrive later.
     fn mapped<T>(&self, mapped: Signal<T>) -> Option<T> {
         if cfg!(target_arch = "wasm32") { Some(block_on(mapped)) } else { mapped.take() }
     }
 
-    /// Reads now.
+    /// Reads and waits.
     pub(crate) fn read_bytes(
         &self,
         source: &wgpu::Buffer,

@@ -1,5 +1,5 @@
-//! Waiting for a device. A browser lets no program block: there the WebAssembly stack is put aside until the promise is
-//! settled (JavaScript Promise Integration), and nothing above this module sees a difference.
+//! Waiting for a device. Code in a browser must not block: there the WebAssembly stack is suspended until a promise settles
+//! (JavaScript Promise Integration), so that callers need not be asynchronous.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,8 +17,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return value;
         }
-        // SAFETY: a function without arguments. What runs until it returns uses the stack below this frame and leaves it as
-        // it was.
+        // SAFETY: a function without arguments. Callbacks that run before it returns use the stack below this frame and
+        // restore it.
         unsafe { suspend() };
     }
 }
@@ -26,7 +26,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
 #[cfg(target_arch = "wasm32")]
 #[link(wasm_import_module = "./suspend.js")]
 unsafe extern "C" {
-    /// Returns after the next [`wake`], at once if there was one since it returned last.
+    /// Returns after the next [`wake`], or at once if there was one since it last returned.
     fn suspend();
     fn wake();
 }
@@ -42,7 +42,7 @@ impl std::task::Wake for Wake {
     }
 }
 
-/// A value that a callback of the device gives once.
+/// A value that a callback of the device delivers once.
 pub(crate) struct Signal<T>(Arc<Mutex<State<T>>>);
 
 struct State<T> {

@@ -1,4 +1,4 @@
-//! In place of [`parquet`](crate::parquet) where a program is built without it.
+//! Stands in for [`parquet`](crate::parquet) in builds without the feature.
 
 use crate::table::{Reading, Table};
 use sparta_plugin::Error;

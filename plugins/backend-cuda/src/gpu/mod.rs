@@ -78,6 +78,7 @@ impl Tools {
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
             rounds_in_attention: card.capability >= TENSOR_CORES,
             sampled_cost: Some(SAMPLED_COST),
+            own_kernels: vec![],
         }
     }
 }

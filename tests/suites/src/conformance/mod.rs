@@ -16,6 +16,7 @@ pub mod naive;
 mod narrow;
 mod norm;
 mod optimizer;
+mod own;
 mod primitives;
 mod rows;
 mod sparse;
@@ -29,12 +30,13 @@ pub struct Area {
     pub cases: fn() -> Vec<Case>,
 }
 
-pub const AREAS: [Area; 9] = [
+pub const AREAS: [Area; 10] = [
     Area { name: "matrix products", cases: linear::cases },
     Area { name: "norms and rotations", cases: norm::cases },
     Area { name: "attention", cases: attention::cases },
     Area { name: "elementwise ops", cases: elementwise::cases },
     Area { name: "primitives", cases: primitives::cases },
+    Area { name: "plugins' own operations", cases: own::cases },
     Area { name: "rows of tables", cases: rows::cases },
     Area { name: "losses", cases: losses::cases },
     Area { name: "chosen elements", cases: sparse::cases },

@@ -66,6 +66,7 @@ fn main() -> Result<()> {
         device: args.device.clone(),
         threads: args.threads,
         weights: Weights::F32,
+        quantize: None,
     };
     let cases = std::iter::once(case("full", 1.0)).chain(DENSITIES.map(|density| case("sparta", density)));
     let mut points: Vec<Point> =

@@ -34,6 +34,7 @@ fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
         device: "cpu".into(),
         threads: None,
         weights: Weights::F32,
+        quantize: None,
     }
 }
 

@@ -84,6 +84,7 @@ fn main() -> Result<()> {
     let case = Case {
         shape: args.shape,
         weights: args.weights,
+        quantize: None,
         batch: args.batch,
         tokens: args.tokens,
         method: args.method,

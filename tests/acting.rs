@@ -80,6 +80,7 @@ fn open(family: &str, adapt: impl Fn(Vec<Parameter>, &Weights) -> Adaptation) ->
     let limits = Limits {
         train: Some(size_of(64, 4)),
         micro_batches: false,
+        shared: false,
         evaluate: size_of(64, 4),
         positions: 16,
         head_features: false,

@@ -145,6 +145,42 @@ fn a_model_in_a_file_computes_what_it_did() {
     }
 }
 
+/// What is not changed keeps its bytes; what is changed is read back as the nearest that the blocks can hold, which merging has
+/// compared weight by weight.
+#[test]
+fn a_quantized_base_goes_back_to_its_own_types() {
+    let base = base("gemma");
+    let write = |applied: &Applied, name: &str, dtype| {
+        let out = base.path().join(name);
+        let merged = merge(applied, &MergeRequest { out: out.clone(), dtype, shard_bytes: 1 << 30 }, cpu());
+        (merged.unwrap_or_else(|e| panic!("{e}")).check, out)
+    };
+    let q8 = write(&open(base.path(), None), "q8.gguf", MergeDtype::Q8_0).1;
+    let quantized = open(&q8, None);
+    let (check, same) = write(&quantized, "same.gguf", MergeDtype::Own);
+    assert_eq!((check.largest_difference, check.quantized), (0.0, true));
+    let (first, same) = (Weights::open(&q8).unwrap(), Weights::open(&same).unwrap());
+    assert!(first.names().all(|name| first.get(name).unwrap().raw() == same.get(name).unwrap().raw()));
+    let adapter = peft("gemma", &q8);
+    let (check, own) = write(&adapter, "own.gguf", MergeDtype::Own);
+    assert!(check.quantized && check.largest_difference > 0.0 && check.agrees(), "{check}");
+    let own = Weights::open(&own).unwrap();
+    let blocks = |weights: &Weights, name: &str| weights.get(name).unwrap().blocks();
+    assert!(
+        first.names().filter(|name| *name != "score.weight").all(|name| blocks(&first, name) == blocks(&own, name))
+    );
+    let changed = |name: &&str| first.get(name).unwrap().raw() != own.get(name).unwrap().raw();
+    let changed: Vec<&str> = first.names().filter(changed).collect();
+    assert!(changed.iter().all(|name| name.contains("_proj") || *name == "score.weight"), "{changed:?}");
+    assert!(changed.len() > 1 && blocks(&first, "model.layers.0.self_attn.q_proj.weight").is_some());
+    let text = merge(
+        &quantized,
+        &MergeRequest { out: base.path().join("x"), dtype: MergeDtype::Own, shard_bytes: 1 << 30 },
+        cpu(),
+    );
+    assert!(text.unwrap_err().to_string().contains("blocks are for GGUF files"));
+}
+
 #[test]
 fn what_a_file_cannot_say_is_refused() {
     for (family, dtype, name, said) in [

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Crates from bottom to top; those on one line do not depend on each other.
 const LAYERS: &[&[&str]] = &[
-    &["sparta-graph"],
+    &["sparta-graph", "sparta-files"],
     &["sparta-plugin"],
     &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
     &[
         "sparta-wgpu",
         "sparta-backend-cuda",
+        "sparta-communicator-mpi",
         "sparta-train",
         "sparta-task-classify",
         "sparta-task-glue",
@@ -29,7 +30,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Directories of the core crates.
-const CORE: &[&str] = &["core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
+const CORE: &[&str] = &["core/files", "core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
 /// An op is a node of the graph, and its rules build graphs, so these modules define each other.
 const ALLOWED: &[(&str, &str)] = &[("autodiff", "ops"), ("graph", "ops")];

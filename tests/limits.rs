@@ -3,6 +3,7 @@
 use serde_json::json;
 use sparta_core::assumed;
 use sparta_core::job::{PrecisionChoice, RunConfig};
+use sparta_core::model::Quantize;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::memory::{self, MemoryPlan, MemoryRequest};
 use sparta_core::run::{Prepared, prepare};
@@ -25,7 +26,18 @@ const LLAMA_110M: Shape = Shape("llama", [768, 12, 12, 12, 64, 2048, 32_000]);
 
 impl Shape {
     /// The plan of SpaRTA with 5 % on batches of this many examples, each of this many tokens.
-    fn plan(&self, precision: PrecisionChoice, [examples, tokens]: [usize; 2], device: &DeviceInfo) -> MemoryPlan {
+    fn plan(&self, precision: PrecisionChoice, batch: [usize; 2], device: &DeviceInfo) -> MemoryPlan {
+        self.plan_of(0.05, None, precision, batch, device)
+    }
+
+    fn plan_of(
+        &self,
+        density: f64,
+        quantize: Option<Quantize>,
+        precision: PrecisionChoice,
+        [examples, tokens]: [usize; 2],
+        device: &DeviceInfo,
+    ) -> MemoryPlan {
         let Shape(family, [hidden, layers, heads, kv_heads, head_dim, mlp, vocabulary]) = self;
         let config = json!({
             "model_type": family, "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
@@ -40,7 +52,7 @@ impl Shape {
         let request = MemoryRequest {
             model,
             method: "sparta".into(),
-            method_options: [("density".to_owned(), json!(0.05))].into(),
+            method_options: [("density".to_owned(), json!(density))].into(),
             objective: Arc::new(Classification { classes: 2 }),
             batch_size: examples,
             micro_batch_tokens: None,
@@ -49,6 +61,7 @@ impl Shape {
             recompute: Recompute::Auto,
             precision,
             residual: false,
+            quantize,
             optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
         };
         memory::plan(&request, &methods(), device).unwrap()
@@ -66,6 +79,19 @@ fn gemma_2b_at_5_percent_takes_13_gib_in_bf16() {
     plan.check_fit().unwrap();
     assert_eq!((plan.precision.to_string().split(':').next(), plan.recompute, plan.rows), (Some("bf16"), false, 4096));
     assert!(total(&plan) <= 13 << 30, "{plan}");
+}
+
+#[test]
+fn gemma_2b_in_4_bits_trains_half_a_percent_in_4_gib() {
+    let device = assumed::device("memory=4GiB,max-buffer=2GiB,max-binding=2GiB").unwrap();
+    let plan = GEMMA_2B.plan_of(0.005, Some(Quantize::Q4K), PrecisionChoice::Bf16, [4, 256], &device);
+    plan.check_fit().unwrap();
+    assert_eq!((plan.rows, plan.micro_batches, plan.recompute), (1024, false, true), "{plan}");
+    // 4.5 bits a weight, 8.5 of the embedding.
+    let embedding = 256_000 * 2048;
+    let weights = (plan.parameters - embedding) * 9 / 16 + embedding * 17 / 16;
+    assert!((weights..weights + (1 << 20)).contains(&plan.memory[&MemoryKind::Weights]), "{plan}");
+    assert!(total(&plan) < 4 << 30 && plan.quantized.is_some(), "{plan}");
 }
 
 #[test]
@@ -188,15 +214,22 @@ fn plans_are_what_devices_use() {
     let config = embedded(home.path());
     let cpu = || Box::new(sparta_backend_cpu::Cpu::new(Some(2)).unwrap()) as Box<dyn Backend>;
     let wgpu = || wgpu(Options::default()).map(|backend| Box::new(backend) as Box<dyn Backend>);
-    for method in ["sparta", "lora", "full", "head"] {
+    let methods = ["sparta", "lora", "full", "head"].map(|method| (method, None));
+    let quantized = ["sparta", "lora", "head"].map(|method| (method, Some(Quantize::Q4K)));
+    for (method, quantize) in methods.into_iter().chain(quantized) {
         for precision in [PrecisionChoice::F32, PrecisionChoice::Bf16] {
             for micro_batch_tokens in [None, Some(64)] {
                 let gpu = if micro_batch_tokens.is_none() { wgpu() } else { None };
                 for device in [Some(cpu()), gpu].into_iter().flatten() {
                     let method_options = BTreeMap::new();
                     let method = method.to_owned();
-                    let config = RunConfig { method, method_options, precision, micro_batch_tokens, ..config.clone() };
-                    let what = format!("{} {precision:?} {micro_batch_tokens:?} {}", config.method, device.info().id);
+                    let config =
+                        RunConfig { method, method_options, precision, micro_batch_tokens, quantize, ..config.clone() };
+                    let what = format!(
+                        "{} {quantize:?} {precision:?} {micro_batch_tokens:?} {}",
+                        config.method,
+                        device.info().id
+                    );
                     let run = prepared(&config, &device.info());
                     let session = &mut train(&run, device);
                     let used = session.tensors().memory_use().unwrap();

@@ -66,6 +66,7 @@ fn setup_of(family: &str, lm: bool, plugin: Arc<dyn Method>, given: &[(&str, &st
     let limits = Limits {
         train: Some(size_of(64, 4)),
         micro_batches: true,
+        shared: false,
         evaluate: size_of(64, 4),
         positions: 16,
         head_features: false,

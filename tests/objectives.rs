@@ -51,6 +51,7 @@ fn session(objective: Arc<dyn Objective>) -> Session {
         limits: Limits {
             train: Some(size_of(96, 8)),
             micro_batches: true,
+            shared: false,
             evaluate: size_of(96, 8),
             positions: 16,
             head_features: false,
@@ -182,7 +183,7 @@ fn a_target_of_another_kind_is_refused() {
         assert!(error.contains(objective.name()), "{error}");
     }
     let error = Classification { classes: 2 }.batch(&[&Encoded::class(vec![1], 2)]).unwrap_err().to_string();
-    assert!(error.contains("class 2, of 2"), "{error}");
+    assert!(error.contains("class 2, but there are 2"), "{error}");
 }
 
 // ---- pre-training

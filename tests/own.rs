@@ -128,6 +128,7 @@ fn open(subject: &mut Subject, plugin: Arc<dyn Method>) -> (Session, Weights) {
     let limits = Limits {
         train: Some(size_of(64, 4)),
         micro_batches: true,
+        shared: false,
         evaluate: size_of(64, 4),
         positions: 16,
         head_features: false,

@@ -18,7 +18,7 @@ const SMALL: &str = "--max-steps 6 --batch-size 4 --checkpoint-interval 2 --eval
                      --max-test 8 --patience 5 --micro-batch-tokens 48 --max-length 24";
 
 /// Methods with options that make steps depend on more state: decay, dropout, another schedule.
-const METHODS: [&str; 11] = [
+const METHODS: [&str; 13] = [
     "sparta",
     "sparta --weight-decay 0.1 --dropout 0.1 --schedule cosine",
     "lora",
@@ -31,6 +31,9 @@ const METHODS: [&str; 11] = [
     // Rounded copies of trained weights and of extra tensors.
     "full --precision bf16",
     "lora --precision bf16 --dropout 0.1",
+    // Weights in blocks.
+    "sparta --quantize q4_k --dropout 0.1",
+    "lora --quantize q8_0 --precision bf16",
 ];
 
 fn start(home: &Path, options: &str, method: &str, device: &str, out: &Path) -> Child {

@@ -10,7 +10,7 @@ use sparta_core::bench::{self, Measured, MethodCase, Shape};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights;
 use sparta_graph::Backend;
-use sparta_model::Precision;
+use sparta_model::{Precision, Quantize};
 use sparta_plugin::backend::BackendPlugin;
 use sparta_train::{Ceiling, Recompute};
 use sparta_wgpu::WgpuBackend;
@@ -33,6 +33,8 @@ pub struct Case {
     pub device: String,
     /// The type of the weights on disk.
     pub weights: Weights,
+    /// What the model is rounded to when it is loaded.
+    pub quantize: Option<Quantize>,
     /// Threads of the CPU; `None`: all cores.
     pub threads: Option<usize>,
 }
@@ -60,7 +62,9 @@ impl Case {
     /// Opens the device and uploads the model. With `profile` the device's ceiling is measured first.
     pub fn open(&self, profile: bool) -> Result<Opened> {
         let directory = model::directory(&self.shape, self.weights)?;
-        let weights = weights::Weights::open(&directory)?;
+        let mut weights = weights::Weights::open(&directory)?;
+        weights.quantize(self.quantize);
+        weights.decode_as(self.precision.activations);
         let mut device = open_device(&self.device, self.threads)?;
         let ceiling = if profile { Some(Ceiling::measure(&mut *device)?) } else { None };
         let case = self.in_core()?;

@@ -44,7 +44,8 @@ pub struct MergeArgs {
     /// New directory for the model, in the Hugging Face layout; or a GGUF file, whose name ends with .gguf
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights: keep is the base model's own, q8_0 is for GGUF files
+    /// Type of the weights: keep is the base model's own, as floats where it is quantized; for GGUF files also q8_0, and
+    /// own, with blocks as the base model has them
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: DtypeArg,
     /// Largest weight file, for example 500MB or 2GiB
@@ -65,6 +66,7 @@ enum DtypeArg {
     F16,
     #[value(name = "q8_0")]
     Q8_0,
+    Own,
 }
 
 impl From<DtypeArg> for MergeDtype {
@@ -75,6 +77,7 @@ impl From<DtypeArg> for MergeDtype {
             DtypeArg::Bf16 => MergeDtype::To(SavedType::Bf16.into()),
             DtypeArg::F16 => MergeDtype::To(SavedType::F16.into()),
             DtypeArg::Q8_0 => MergeDtype::Q8_0,
+            DtypeArg::Own => MergeDtype::Own,
         }
     }
 }

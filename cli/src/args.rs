@@ -167,7 +167,7 @@ pub struct ShowArgs {
 }
 
 /// Ways to watch a run.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct WatchArgs {
     /// Show curves, speed and memory full-screen in the terminal
     #[arg(long, help_heading = OUTPUT)]
@@ -186,7 +186,7 @@ pub struct WatchArgs {
 
 #[derive(Args)]
 pub struct DeviceArgs {
-    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or part of a device's name
+    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or part of a device's name; `run` also takes a list such as cuda:0,1
     #[arg(long, value_name = "D", default_value = "auto", help_heading = DEVICE)]
     pub device: String,
     /// Print one JSON object as the last line on stdout, and everything else on stderr

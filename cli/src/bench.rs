@@ -1,5 +1,6 @@
 //! `sparta-cli bench`.
 
+use crate::comm::{self, CommArgs};
 use crate::devices;
 use crate::output::Output;
 use clap::{Args, Subcommand};
@@ -62,6 +63,8 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Compare reports of several machines in one table
     Compare(CompareArgs),
+    /// What a link makes of the steps of several processes: measured on one device, with the link played
+    Comm(CommArgs),
 }
 
 #[derive(Args)]
@@ -84,8 +87,10 @@ const QUICK_METHODS: [&str; 2] = ["lora", "sparta-0.05"];
 const KERNELS: [&str; 2] = ["110M", "gemma-2b"];
 
 pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
-    if let Some(BenchCommand::Compare(args)) = args.what {
-        return compare(args);
+    match args.what {
+        Some(BenchCommand::Compare(args)) => return compare(args),
+        Some(BenchCommand::Comm(args)) => return comm::comm(&args, plugins),
+        None => {}
     }
     let output = Output::new(args.json);
     let found = devices::find(plugins);

@@ -2,9 +2,10 @@
 
 use sparta_core::plugin::{Entry, PluginSet};
 
-const ENTRIES: [Entry; 11] = [
+const ENTRIES: [Entry; 12] = [
     sparta_backend_cpu::entry,
     sparta_backend_cuda::entry,
+    sparta_communicator_mpi::entry,
     sparta_method_sparta::entry,
     sparta_method_lora::entry,
     sparta_method_full::entry,

@@ -22,7 +22,7 @@ pub fn prepare() -> Result<(), String> {
     if sparta_plugin::host_memory() == Some(0) {
         return Err("the limit of the address space (`ulimit -v`) leaves no memory to work in; raise it".into());
     }
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let processors = own_share(std::thread::available_parallelism().map_or(1, NonZero::get));
     let asked = std::env::var(THREADS).ok().and_then(|text| text.parse().ok()).filter(|&n: &usize| n > 0);
     let most = processors.saturating_mul(PER_PROCESSOR);
     let wanted = asked.map_or(processors, |n| n.min(most));
@@ -36,13 +36,38 @@ pub fn prepare() -> Result<(), String> {
             OTHERS + 2
         ));
     }
-    if Some(threads) != asked && (threads < wanted || asked.is_some()) {
+    let shared = sparta_communicator_mpi::local_size() > 1;
+    if Some(threads) != asked && (threads < wanted || asked.is_some() || shared) {
         let why = if threads < wanted { "the system allows no more" } else { "more are of no use here" };
-        crate::output::aside(format!("note: {threads} threads are used: {why}"));
+        if threads < wanted || asked.is_some() {
+            crate::output::aside(format!("note: {threads} threads are used: {why}"));
+        }
         // SAFETY: the process has no other thread: the trial threads have ended.
         unsafe { std::env::set_var(THREADS, threads.to_string()) };
     }
     Ok(())
+}
+
+/// The processors for this process where a launcher has started several on this machine: launchers bind processes to
+/// processors, or leave them all to each.
+fn own_share(processors: usize) -> usize {
+    let processes = sparta_communicator_mpi::local_size();
+    let bound = online().filter(|&online| processors < online);
+    match bound {
+        Some(online) => processors.min(online.div_ceil(processes)),
+        None => processors / processes,
+    }
+    .max(1)
+}
+
+/// The processors of the machine, where the system tells.
+fn online() -> Option<usize> {
+    let text = std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    text.trim().split(',').map(range).sum()
 }
 
 /// How many threads can exist at a time, up to `most`.

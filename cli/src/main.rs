@@ -5,6 +5,7 @@ mod allocator;
 mod args;
 mod bench;
 mod builtin;
+mod comm;
 mod data;
 mod default_job;
 mod device_report;
@@ -27,6 +28,7 @@ mod report;
 mod sweep;
 mod tensorboard;
 mod texts;
+mod together;
 mod train;
 mod tui;
 mod watch;
@@ -114,8 +116,14 @@ fn execute(parsed: Parsed) -> Result<u8> {
         Command::Run { args, watch } => {
             return train::run(job(args, options), &watch, &plugins).map(stopped);
         }
-        Command::Pretrain(args) => return pretrain::pretrain(args, options.method, &plugins).map(stopped),
-        Command::Sweep(args) => sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins),
+        Command::Pretrain(args) => {
+            together::refuse("pretrain", &plugins)?;
+            return pretrain::pretrain(args, options.method, &plugins).map(stopped);
+        }
+        Command::Sweep(args) => {
+            together::refuse("sweep", &plugins)?;
+            sweep::sweep(args, plugin_options(&cli.plugin, cli.allow_other_plugin), &plugins)
+        }
         Command::Plan { args, assume } => train::plan(job(args, options), assume.as_deref(), &plugins),
         Command::Data { show, args, .. } => data::show(job(args, options), &show, &plugins),
         Command::Eval(args) => infer::eval(args, &plugins),

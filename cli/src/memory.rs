@@ -44,6 +44,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
         optimization: config.optimization()?,
         precision: config.precision,
         residual: config.residual,
+        quantize: config.quantize,
     };
     let plan = memory::plan(&request, plugins, info)?;
     output.say(&plan)?;

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The standard output that the program was started with.
 static STDOUT: OnceLock<File> = OnceLock::new();
@@ -46,6 +47,19 @@ fn stdout() -> Box<dyn Write> {
 
 fn stdout_is_terminal() -> bool {
     STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal)
+}
+
+/// Whether another process does the talking.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// From now on nothing is printed: of several processes that train together one talks.
+pub fn silence() {
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether nothing is printed.
+pub fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
 }
 
 #[derive(Clone, Copy)]
@@ -126,6 +140,9 @@ pub fn aside(text: impl Display) {
 
 /// Prints a line of JSON on stdout.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let text =
         serde_json::to_string(value).map_err(|e| Error::Usage(format!("the result cannot be written as JSON: {e}")))?;
     written(writeln!(stdout(), "{text}").and_then(|()| stdout().flush()))
@@ -133,6 +150,9 @@ pub fn json_line(value: &impl Serialize) -> Result<()> {
 
 /// Writes a line of escaped text.
 fn line(mut out: impl Write, text: impl Display) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let text = text.to_string();
     written(writeln!(out, "{}", shown_lines(&text)).and_then(|()| out.flush()))
 }

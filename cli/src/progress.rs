@@ -80,7 +80,8 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(output: Output) -> Progress {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::hidden().with_style(style()));
+        let shown = std::io::stderr().is_terminal() && !output::is_silent();
+        let bar = shown.then(|| ProgressBar::hidden().with_style(style()));
         Progress { output, bar, last_line: None, first_step: None }
     }
 

@@ -5,35 +5,60 @@ use crate::output::{Output, bytes};
 use crate::parse::{Job, PluginOptions};
 use crate::progress::metrics;
 use crate::watch::Watch;
-use crate::{devices, hub, memory};
+use crate::{devices, hub, memory, together};
 use sparta_core::assumed;
+use sparta_core::device::listed;
 use sparta_core::job::{RunConfig, RunResult, Sources, Stopped, thousands};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Start};
+use sparta_core::team::Team;
 use sparta_core::{Error, Result, files, report};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+/// Trains, as one of the processes that a launcher has started where there are several.
 pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> {
+    let mut team = together::team(plugins)?;
+    let result = run_in(job, watch, plugins, &mut team).map_err(|error| team.fail(error));
+    match team.leads() {
+        true => result,
+        // The leading process says how all have ended; a launcher would end it at once where another one fails.
+        false => Ok(Stopped::Completed),
+    }
+}
+
+fn run_in(job: Job, watch: &WatchArgs, plugins: &PluginSet, team: &mut Team) -> Result<Stopped> {
     let Job { args, options, resumed } = job;
     let output = Output::new(args.device.json);
     let devices = devices::find(plugins);
-    let device = devices.select(&args.device.device)?.clone();
+    let wanted = listed(&args.device.device);
+    let device = devices.select_for(&args.device.device, team.local_rank())?.clone();
     let (mut config, start) = match resumed {
         Some(config) => (config, Start::Resume),
-        None => (config(args, options, plugins)?, Start::New),
+        None => (together::in_turn(team, || config(args, options, plugins))?, Start::New),
     };
-    let _claim = match config.out.as_os_str().is_empty() {
+    let _claim = match config.out.as_os_str().is_empty() && team.leads() {
         true => Some(Claim::new(&mut config)?),
         false => None,
     };
+    config.out = together::directory(team, config.out)?;
     if let Some(file) = &watch.profile {
-        let profile = run::profile(&config, plugins, devices.open(&device)?)?;
+        let (profile, exchange) = run::profile(&config, plugins, devices.open(&device)?, team)?;
         output.say(&profile)?;
-        std::fs::write(file, profile.trace()).map_err(Error::io(file))?;
+        if let Some(exchange) = exchange {
+            output.say(format!("exchange of a micro-batch's gradients: {exchange}"))?;
+        }
+        if team.leads() {
+            std::fs::write(file, profile.trace()).map_err(Error::io(file))?;
+        }
     }
+    let unwatched = WatchArgs { until_eof: watch.until_eof, ..WatchArgs::default() };
+    let watch = if team.leads() { watch } else { &unwatched };
     let mut watch = Watch::new(output, watch, &config.out)?;
-    let result = run::run(&config, plugins, &|| devices.open(&device), start, &mut watch);
+    let result = match team.size() == 1 && wanted.len() > 1 {
+        true => together::run_on(&wanted, &config, plugins, start, &mut watch),
+        false => run::run_together(&config, plugins, &|| devices.open(&device), start, &mut watch, team),
+    };
     watch.finish();
     let result = result?;
     output.say(summary(&result))?;
@@ -150,6 +175,7 @@ fn summary(result: &RunResult) -> String {
         bytes(result.device_memory),
         bytes(result.planned_memory)
     ));
+    lines.extend(result.exchanged.map(|spent| format!("exchange   {spent}")));
     lines.extend(result.merge_check.as_ref().map(|check| format!("merged     {check}")));
     let report = if result.out.join(report::FILE).is_file() { ", with report.html" } else { "" };
     lines.push(format!("saved      {}{report}", result.out.display()));

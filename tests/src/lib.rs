@@ -32,6 +32,7 @@ macro_rules! area_tests {
             primitives "primitives"
             operations_of_plugins "plugins' own operations"
             rows_of_tables "rows of tables"
+            weights_in_blocks "weights in blocks"
             losses_and_their_gradients "losses"
             chosen_elements "chosen elements"
             optimizer_steps "optimizer steps"

@@ -19,13 +19,17 @@ pub struct RemoveArgs {
     /// The plugin's name, as in `plugin list`
     #[arg(value_name = "NAME")]
     name: String,
-    /// method, task or backend, if several plugins have this name
+    /// method, task, backend or communicator, if several plugins have this name
     #[arg(long, value_name = "KIND", value_parser = one_of(KINDS))]
     kind: Option<PluginKind>,
 }
 
-pub const KINDS: &[(&str, PluginKind)] =
-    &[("method", PluginKind::Method), ("task", PluginKind::Task), ("backend", PluginKind::Backend)];
+pub const KINDS: &[(&str, PluginKind)] = &[
+    ("method", PluginKind::Method),
+    ("task", PluginKind::Task),
+    ("backend", PluginKind::Backend),
+    ("communicator", PluginKind::Communicator),
+];
 
 fn directory() -> Result<PathBuf> {
     plugin::user_directory().ok_or_else(|| {

@@ -63,6 +63,13 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
         (PluginKind::Backend, Language::Rust) => crate_of(include_str!("../../assets/plugin/backend/lib.rs")),
         (PluginKind::Method, Language::C) => directory_of(include_str!("../../assets/plugin/method-c/plugin.c")),
         (PluginKind::Task, Language::C) => directory_of(include_str!("../../assets/plugin/task-c/plugin.c")),
+        (PluginKind::Communicator, _) => {
+            return Err(Error::Usage(
+                "there is no scaffold of a communicator; begin with plugins/comm-mpi of the repository, or write the \
+                 SpartaCommunicator of sparta_plugin.h"
+                    .into(),
+            ));
+        }
         (PluginKind::Backend, Language::C) => {
             return Err(Error::Usage(
                 "there is no scaffold for a backend in C, which would start every operation from scratch; take --lang rust, which \

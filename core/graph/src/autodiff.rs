@@ -33,10 +33,11 @@ impl GradCtx<'_> {
         self.needed.get(value.0 as usize).copied().unwrap_or(false)
     }
 
-    /// The type of a tensor's gradient: f32 for external tensors, otherwise that of the tensor.
+    /// The type of a tensor's gradient: f32 for external tensors and what stands for them, otherwise that of the tensor.
     pub fn grad_type(&self, value: Value) -> Result<DType, GraphError> {
+        let info = self.graph.info(value);
         let ty = self.graph.ty(value)?;
-        let own = ty.dtype.is_activation() && self.graph.info(value).external.is_none();
+        let own = ty.dtype.is_activation() && info.external.is_none() && info.master.is_none();
         Ok(if own { ty.dtype } else { DType::F32 })
     }
 
@@ -167,8 +168,9 @@ impl GradCtx<'_> {
 }
 
 /// Appends the backward pass to `graph` and returns the gradient of each requested tensor, in order: of the tensor's
-/// shape, or `[n]` for a sampled one; f32 for external tensors, otherwise in the tensor's type. A shadow's gradient
-/// ([`Graph::shadow`]) counts for its master.
+/// shape, or `[n]` for a sampled one; f32 for external tensors, otherwise in the tensor's type. The gradient of a shadow
+/// ([`Graph::shadow`]) or of a decoded tensor ([`Op::decodes`]) counts for its master. The backward pass decodes again
+/// what it reads.
 ///
 /// `seeds` are outputs with their upstream gradients. Errors: a requested tensor does not influence any seed.
 pub fn gradients(
@@ -177,8 +179,10 @@ pub fn gradients(
     requests: &[(Value, GradRequest)],
 ) -> Result<Vec<Value>, GraphError> {
     let forward = graph.nodes().len();
+    let target = |value: Value| graph.values().get(value.0 as usize).and_then(|info| info.master).unwrap_or(value);
+    let requests: Vec<_> = requests.iter().map(|&(value, request)| (target(value), request)).collect();
     let mut needed = vec![false; graph.values().len()];
-    for &(value, _) in requests {
+    for &(value, _) in &requests {
         *needed.get_mut(value.0 as usize).ok_or(GraphError::UnknownValue(value.0))? = true;
     }
     let masters = graph.values().iter().enumerate().filter_map(|(i, v)| Some((i, v.master?)));
@@ -192,23 +196,44 @@ pub fn gradients(
         ctx.add_if_needed(output, upstream)?;
     }
     ctx.backward(0..forward)?;
+    let GradCtx { graph, grads, .. } = ctx;
+    decode_again(graph, forward);
     requests
         .iter()
         .map(|(value, _)| {
-            ctx.grads.get(value).copied().ok_or_else(|| {
-                let name = ctx.graph.info(*value).external.clone();
+            grads.get(value).copied().ok_or_else(|| {
+                let name = graph.info(*value).external.clone();
                 GraphError::NoGradient(name.unwrap_or_else(|| format!("value {}", value.0)))
             })
         })
         .collect()
 }
 
+/// Has the nodes from `forward` on read copies of decoded tensors that are made before the first of them.
+fn decode_again(graph: &mut Graph, forward: usize) {
+    let decoders = graph.nodes[..forward].iter().filter(|node| node.op.decodes());
+    let decoders: HashMap<Value, Node> =
+        decoders.flat_map(|node| node.outputs.iter().map(move |&v| (v, node.clone()))).collect();
+    let mut again: HashMap<Value, Value> = HashMap::new();
+    for mut node in graph.nodes.split_off(forward) {
+        for input in &mut node.inputs {
+            let Some(decoder) = decoders.get(input) else { continue };
+            *input = *again.entry(*input).or_insert_with(|| {
+                let value = graph.push(graph.info(*input).ty.clone(), None);
+                graph.nodes.push(Node { outputs: vec![value], segment: None, ..decoder.clone() });
+                value
+            });
+        }
+        graph.nodes.push(node);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DType;
     use crate::graph::TensorType;
     use crate::ops::*;
+    use crate::{Blocks, DType};
 
     /// Two linear layers: `h = x a^T`, `y = h b^T + h`, and a seed for `y`.
     struct Net {
@@ -362,6 +387,32 @@ mod tests {
         };
         assert_eq!(gather_net("x").unwrap_err(), GraphError::NotDifferentiable { op: "gather", input: 0 });
         assert!(gather_net("z").is_ok());
+    }
+
+    #[test]
+    fn a_decoded_weight_is_decoded_again_and_its_gradient_is_that_of_its_blocks() {
+        let mut graph = Graph::new();
+        let x = graph.external("x", DType::BF16, [4, 32]);
+        let [a, b] = ["a", "b"].map(|name| graph.external(name, DType::U32, [32 * 34 / 4]));
+        let index = graph.external("index", DType::U32, [5]);
+        let row_ptr = graph.external("row_ptr", DType::U32, [33]);
+        let seed = graph.external("seed", DType::BF16, [4, 32]);
+        let op = Dequantize::whole(Blocks::Q8_0, [32, 32], DType::BF16);
+        let mut y = x;
+        for words in [a, b] {
+            let w = graph.one(op.clone(), &[words]).unwrap();
+            y = graph.one(Linear::plain(Layout::Nt), &[y, w]).unwrap();
+        }
+        let sampled = GradRequest::Sampled { index, row_ptr: Some(row_ptr) };
+        let grads = gradients(&mut graph, &[(y, seed)], &[(a, sampled), (b, GradRequest::Dense)]).unwrap();
+        let names: Vec<&str> = graph.nodes().iter().map(|node| node.op.name()).collect();
+        let forward = ["dequantize", "linear", "dequantize", "linear"];
+        assert_eq!(names, [&forward[..], &["linear", "dequantize", "linear", "sampled_grad"]].concat());
+        let (first, again) = (&graph.nodes()[2], &graph.nodes()[5]);
+        assert_eq!((&again.inputs, &again.op), (&vec![b], &first.op));
+        assert_eq!(graph.nodes()[6].inputs[1], again.outputs[0], "the product reads what is decoded for it");
+        let types: Vec<_> = grads.iter().map(|&g| graph.ty(g).unwrap().clone()).collect();
+        assert_eq!(types, [TensorType::f32([5]), TensorType::f32([32, 32])]);
     }
 
     /// A block of a residual stream in bf16: `y = x + act(x a^T) b^T`, with the gradients of a, b and x.

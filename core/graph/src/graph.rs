@@ -53,7 +53,7 @@ pub struct ValueInfo {
     pub ty: TensorType,
     /// The name of an external tensor; `None` for a node's output.
     pub external: Option<String>,
-    /// The tensor of which this one is a rounded copy ([`Graph::shadow`]).
+    /// The tensor of which this one is a rounded copy ([`Graph::shadow`]), or from which it is decoded ([`Op::decodes`]).
     pub master: Option<Value>,
 }
 
@@ -126,6 +126,9 @@ impl Graph {
         let outputs =
             op.infer(&types).map_err(|reason| GraphError::Op { label: self.label.clone(), op: op.name(), reason })?;
         let outputs: Vec<Value> = outputs.into_iter().map(|ty| self.push(ty, None)).collect();
+        if op.decodes() {
+            outputs.iter().for_each(|v| self.values[v.0 as usize].master = inputs.first().copied());
+        }
         self.nodes.push(Node {
             op,
             inputs: inputs.to_vec(),

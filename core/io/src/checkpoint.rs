@@ -15,7 +15,6 @@ use sha2::{Digest, Sha256};
 use sparta_train::{Metrics, Snapshot, StateTensor};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -125,16 +124,16 @@ impl Checkpoints {
         let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
             // One of the same step is moved to a name that still counts as a checkpoint, so that there always is one.
             let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
-            if target.exists() {
+            if files::exists(&target) {
                 remove(&aside)?;
-                fs::rename(&target, &aside).map_err(Error::io(&target))?;
+                files::rename(&target, &aside).map_err(Error::io(&target))?;
             }
             files::publish(&temporary, &target).map_err(Error::io(&target))?;
             remove(&aside)
         });
         if let Err(error) = saved {
             // The first error is the one to report.
-            let _ = fs::remove_dir_all(&temporary);
+            let _ = files::remove(&temporary);
             return Err(Error::Training(format!(
                 "the checkpoint could not be written: {error}; older ones are untouched: continue from them with --resume"
             )));
@@ -199,17 +198,11 @@ impl Checkpoints {
 
     /// Directories of finished checkpoints, oldest first.
     fn list(&self) -> Result<Vec<PathBuf>> {
-        if !self.dir.exists() {
+        if !files::exists(&self.dir) {
             return Ok(Vec::new());
         }
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(Error::io(&self.dir))? {
-            let path = entry.map_err(Error::io(&self.dir))?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")) {
-                found.push(path);
-            }
-        }
-        found.sort();
+        let mut found = files::list(&self.dir).map_err(Error::io(&self.dir))?;
+        found.retain(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("step-")));
         Ok(found)
     }
 
@@ -341,6 +334,7 @@ fn read(dir: &Path) -> Result<(Loaded, BTreeMap<String, String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn identity(method: &str) -> BTreeMap<String, String> {
         BTreeMap::from([("method".to_owned(), method.to_owned())])

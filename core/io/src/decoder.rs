@@ -4,7 +4,6 @@ use crate::files;
 use crate::gguf::{self, Gguf};
 use serde_json::{Map, Value};
 use sparta_model::{Decoder, Error, Result, text_config};
-use std::fs;
 use std::path::Path;
 
 /// Reads the `config.json` of a model directory, or the metadata of a model in a GGUF file.
@@ -22,7 +21,7 @@ pub fn open(dir: &Path) -> Result<Decoder> {
 
 /// Whether there is a model at a path: a directory with a `config.json`, or a GGUF file or a directory with one.
 pub fn is_model(path: &Path) -> bool {
-    path.join("config.json").is_file() || gguf::locate(path).is_ok_and(|found| found.is_some())
+    files::is_file(&path.join("config.json")) || gguf::locate(path).is_ok_and(|found| found.is_some())
 }
 
 /// As [`open`], for a `config.json` under any name.
@@ -40,7 +39,7 @@ pub fn end_tokens(dir: &Path, decoder: &Decoder) -> Result<Vec<u32>> {
         return Gguf::open(&file)?.end_tokens();
     }
     let path = dir.join("generation_config.json");
-    if !path.is_file() {
+    if !files::is_file(&path) {
         return Ok(decoder.eos_token_ids.clone());
     }
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -72,11 +71,11 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
 fn other_kind(path: &Path) -> Option<String> {
     const LAYOUT: &str = "the directory in the Hugging Face layout (config.json, model.safetensors, tokenizer.json)";
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if path.is_file() {
+    if files::is_file(path) {
         return Some(format!("{} is a file; give a GGUF file, or {LAYOUT}", name(path)));
     }
     let config = path.join("config.json");
-    let config = config.is_file().then(|| object(&config).unwrap_or_default());
+    let config = files::is_file(&config).then(|| object(&config).unwrap_or_default());
     if config.as_ref().is_some_and(|config| config.contains_key("model_type") || !config.contains_key("method")) {
         return None;
     }
@@ -84,13 +83,13 @@ fn other_kind(path: &Path) -> Option<String> {
     if config.is_some() {
         return Some(format!("the directory of a run, not a model; {merge}"));
     }
-    if path.join("adapter.json").is_file() {
+    if files::is_file(&path.join("adapter.json")) {
         return Some(format!("an adapter, not a model; {merge}"));
     }
-    if path.join("adapter_config.json").is_file() {
+    if files::is_file(&path.join("adapter_config.json")) {
         return Some(format!("an adapter of PEFT, not a model; {merge}"));
     }
-    let inside: Vec<String> = fs::read_dir(path).ok()?.flatten().map(|entry| name(&entry.path())).collect();
+    let inside: Vec<String> = files::list(path).ok()?.iter().map(|path| name(path)).collect();
     let has = |wanted: fn(&str) -> bool| inside.iter().any(|name| wanted(name));
     if has(|name| name.starts_with("models--")) {
         return Some("a cache of the hub with several models; give a name, ORG/NAME, in its place".into());
@@ -104,6 +103,7 @@ fn other_kind(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn the_generation_config_names_the_ends() {

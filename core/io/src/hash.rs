@@ -3,7 +3,6 @@
 use crate::weights::Weights;
 use crate::{Error, Result, files};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -31,11 +30,11 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// SHA-256 of a file, in hexadecimal.
 pub fn hash_file(path: &Path) -> Result<String> {
-    hash_open(path, &files::open(path).map_err(Error::io(path))?)
+    hash_open(path, files::open(path).map_err(Error::io(path))?)
 }
 
 /// SHA-256 of an open file from its beginning, in hexadecimal.
-pub fn hash_open(path: &Path, mut file: &File) -> Result<String> {
+pub fn hash_open(path: &Path, mut file: impl Read + Seek) -> Result<String> {
     file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];

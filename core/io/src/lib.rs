@@ -2,11 +2,13 @@
 
 pub mod checkpoint;
 pub mod decoder;
-pub mod files;
 pub mod gguf;
 pub mod hash;
+#[cfg(feature = "hub")]
 pub mod hub;
 pub mod text;
 pub mod weights;
+
+pub use sparta_files as files;
 
 use sparta_model::{Error, Result};

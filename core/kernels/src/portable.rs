@@ -5,6 +5,7 @@ use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use sparta_graph::Blocks;
 use std::fs;
 use std::process::Command;
 use std::thread;
@@ -25,6 +26,14 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "map" => (0..12).map(|i| vec![("X", i / 6), ("Y", i / 6), ("FUNCTION", i % 6)]).collect(),
         "map_grad" => (0..12).map(|i| vec![("X", i / 6), ("DY", i % 2), ("Y", i / 6), ("FUNCTION", i % 6)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
+        "dequantize" => Blocks::ALL
+            .iter()
+            .flat_map(|&blocks| {
+                [0, 1].map(|on| {
+                    vec![("FORMAT", blocks as u32), ("BYTES", blocks.bytes() as u32), ("Y", on), ("LOOKUP", on)]
+                })
+            })
+            .collect(),
         "scatter" => (0..6).map(|i| vec![("W", i % 3), ("BASE", i / 3 * (i % 3)), ("REMAINDER", i / 3)]).collect(),
         "sparse_linear" => (0..4).map(|i| vec![("X", i % 2), ("TRANSPOSED", i / 2)]).collect(),
         "rms_norm" => (0..6).map(|i| vec![("X", i % 2), ("W", i / 2), ("Y", 1 - i % 2), ("RATE", i % 2)]).collect(),

@@ -103,6 +103,7 @@ shaders!(
     "concat",
     "cross_entropy",
     "cross_entropy_grad",
+    "dequantize",
     "div",
     "dropout",
     "element_loss",

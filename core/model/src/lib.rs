@@ -6,6 +6,7 @@ pub mod decoder;
 mod error;
 pub mod method;
 mod precision;
+mod quantize;
 mod shown;
 mod weights;
 
@@ -15,5 +16,6 @@ pub use decoder::{
 };
 pub use error::{Error, Result};
 pub use precision::Precision;
+pub use quantize::Quantize;
 pub use shown::{shown, shown_lines};
 pub use weights::{Arrangement, Stored, TensorView, WeightSource};

@@ -70,8 +70,9 @@ impl Applied {
         }
         let precision = adapter.heads.iter().find_map(|head| Some(head.config.as_ref()?.precision));
         let precision = precision.unwrap_or(PrecisionChoice::F32);
+        // As the run did.
+        weights.quantize(adapter.heads.iter().find_map(|head| head.config.as_ref()?.quantize));
         if precision == PrecisionChoice::Bf16 {
-            // As in the run.
             weights.decode_as(DType::BF16);
         }
         let parameters = check_weights(&decoder, &weights, objective.head())?;
@@ -113,6 +114,7 @@ impl Applied {
         let limits = Limits {
             train: None,
             micro_batches: false,
+            shared: false,
             evaluate: size_of(tokens.max(longest), EVAL_EXAMPLES),
             positions: longest,
             head_features: false,
@@ -146,7 +148,7 @@ impl Applied {
         let info = device.info();
         self.recorded.check(PluginKind::Backend, info.id.split(':').next().unwrap_or_default())?;
         adaptation.precision = self.precision.choose(&adaptation.parameters, &info)?.precision;
-        let setup = Setup {
+        let mut setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
             objective: self.objective.clone(),
@@ -158,7 +160,16 @@ impl Applied {
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
-        let arena = plan_memory(&setup, &info)?.arena;
+        // A text is written with products of single rows, which decode a matrix for little: where there is room, only once.
+        let decoded =
+            limits.cache.map(|_| plan_memory(&setup, &info)).transpose()?.filter(|planned| planned.fits(&info));
+        let arena = match decoded {
+            Some(planned) => planned.arena,
+            None => {
+                setup.adaptation.keep_blocks(|parameter| self.weights.get(&parameter.name)?.blocks());
+                plan_memory(&setup, &info)?.arena
+            }
+        };
         let own = limits.train.is_none();
         let mut session = Session::open(device, &self.weights, setup, &arena)?;
         if own {

@@ -4,7 +4,7 @@ use super::patch::Patch;
 use super::peft::{Lora, LoraExport, LoraLayer, SparseExport};
 use super::{Applied, Head, Kind, Manifest, sparse_deltas};
 use crate::method::Part;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,8 +27,8 @@ pub enum ExportFormat {
 ///
 /// Returns notes for the user. Errors: a format that cannot hold this adapter; `out` already exists.
 pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
-    if out.exists() {
-        return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
+    if files::exists(out) {
+        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
     }
     let adapter = &applied.adapter;
     let one_head = || match &adapter.heads[..] {

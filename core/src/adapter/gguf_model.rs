@@ -47,7 +47,11 @@ pub fn write(
         let (name, arrangement) = named.ok_or_else(|| {
             Error::Usage(format!("{} has no name in GGUF files of {}", parameter.name, architecture.name))
         })?;
-        let stored = stored(dtype, dtype.of(&applied.adaptation.parameters, position), &parameter.shape);
+        let base = applied.weights.get(&parameter.name).and_then(|view| view.blocks());
+        let stored = match base.filter(|_| dtype == MergeDtype::Own) {
+            Some(blocks) => Stored::Blocks(blocks),
+            None => stored(dtype, dtype.of(&applied.adaptation.parameters, position), &parameter.shape),
+        };
         sources.insert(name.clone(), Source::Parameter(position, arrangement));
         tensors.push(TensorOut { name, stored, shape: parameter.shape.clone() });
     }
@@ -62,7 +66,14 @@ pub fn write(
             let bytes = merged_tensor(session, &applied.weights, &applied.adapter.values, position, DType::F32)?;
             let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let columns = tensor.shape.last().copied().unwrap_or(1);
-            encode(tensor, &arrangement.apply(columns, &values))
+            match (dtype, tensor.stored) {
+                (MergeDtype::Own, Stored::Blocks(blocks)) => {
+                    let base = applied.weights.get(&applied.adaptation.parameters[position].name);
+                    let changed = base.and_then(|base| base.changed_to(&values)).unwrap_or_default();
+                    Ok(arrangement.arrange(blocks.bytes_of(columns).unwrap_or_default(), &changed))
+                }
+                _ => encode(tensor, &arrangement.apply(columns, &values)),
+            }
         }
         None => Err(Error::Weights(format!("{} is missing", tensor.name))),
     };

@@ -27,6 +27,8 @@ pub enum MergeDtype {
     To(DType),
     /// GGUF's 8-bit blocks; tensors that do not divide into blocks are f16.
     Q8_0,
+    /// That of the base model, blocks included: what is changed in a block becomes the nearest that its scales allow.
+    Own,
 }
 
 impl MergeDtype {
@@ -36,8 +38,8 @@ impl MergeDtype {
         match (self, &parameters[position]) {
             (MergeDtype::To(dtype), _) => dtype,
             (MergeDtype::Q8_0, _) => DType::F32,
-            (MergeDtype::Keep, p) if p.role == Role::Head => embedding().map_or(p.dtype, |e| e.dtype),
-            (MergeDtype::Keep, p) => p.dtype,
+            (MergeDtype::Keep | MergeDtype::Own, p) if p.role == Role::Head => embedding().map_or(p.dtype, |e| e.dtype),
+            (MergeDtype::Keep | MergeDtype::Own, p) => p.dtype,
         }
     }
 }
@@ -96,17 +98,19 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     // Like any reader of the written model, with the padding token that it states.
     let stated = decoder::open(&place)?.pad_token_id.filter(|_| objective.pools());
     let read = self::examples(objective, &texts, stated);
+    let mut quantized = false;
     let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
-        let view = stored.get(&parameters[position].name);
-        let view = view.ok_or_else(|| Error::Weights(format!("{} was not written", parameters[position].name)))?;
+        let name = &parameters[position].name;
+        let view = stored.get(name).ok_or_else(|| Error::Weights(format!("{name} was not written")))?;
         if let Stored::Blocks(blocks) = view.format() {
-            let (weights, values) = (&applied.weights, &applied.adapter.values);
-            let exact = merged_tensor(session, weights, values, position, DType::F32)?;
-            check_blocks(blocks, &exact, &view)?;
+            quantized = true;
+            let base = applied.weights.get(name).filter(|_| request.dtype == MergeDtype::Own);
+            let exact = merged_tensor(session, &applied.weights, &applied.adapter.values, position, DType::F32)?;
+            check_blocks(blocks, &exact, base, &view)?;
         }
         Ok((view.dtype, view.bytes()))
     })?;
-    let check = MergeCheck { quantized: request.dtype == MergeDtype::Q8_0, ..check };
+    let check = MergeCheck { quantized, ..check };
     if !check.agrees() {
         return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
     }
@@ -116,11 +120,15 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
 }
 
-/// Errors: a weight does not read back as the merged one rounded to blocks.
-fn check_blocks(blocks: Blocks, exact: &[u8], read: &TensorView) -> Result<()> {
+/// Errors: a weight does not read back as the merged one rounded to blocks, to those of `base` if there is one.
+fn check_blocks(blocks: Blocks, exact: &[u8], base: Option<TensorView>, read: &TensorView) -> Result<()> {
     let exact: Vec<f32> = exact.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     let mut expected = vec![0.0; exact.len()];
-    blocks.decode(&encode_q8_0(&exact), &mut expected);
+    let rounded = match base {
+        Some(base) => base.changed_to(&exact).unwrap_or_default(),
+        None => encode_q8_0(&exact),
+    };
+    blocks.decode(&rounded, &mut expected);
     match read.to_f32().is_some_and(|read| read == expected) {
         true => Ok(()),
         false => Err(Error::Weights("a weight does not read back as written; the disk may be damaged".into())),
@@ -137,8 +145,8 @@ fn in_layout(
     request: &MergeRequest,
     written: &model_dir::Output,
 ) -> Result<(usize, u64)> {
-    if request.dtype == MergeDtype::Q8_0 {
-        return Err(Error::Usage("q8_0 is a type of GGUF files: use an --out that ends with .gguf".into()));
+    if matches!(request.dtype, MergeDtype::Q8_0 | MergeDtype::Own) {
+        return Err(Error::Usage("q8_0 and own are types of GGUF files: use an --out that ends with .gguf".into()));
     }
     let parameters = &applied.adaptation.parameters;
     let names: BTreeMap<&str, usize> = parameters.iter().enumerate().map(|(i, p)| (&*p.name, i)).collect();

@@ -34,7 +34,7 @@ use crate::job::RunConfig;
 use crate::model::{Decoder, HEAD};
 use crate::train::objective::{self, Classification, NextToken, Objective};
 use crate::weights::Weights;
-use crate::{Error, Result, decoder};
+use crate::{Error, Result, decoder, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -129,9 +129,9 @@ pub fn load(path: &Path, model: Option<&Path>) -> Result<Adapter> {
 
 fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
     let inside = path.join("adapter");
-    let dir = if inside.join(native::MANIFEST).is_file() { &inside } else { path };
+    let dir = if files::is_file(&inside.join(native::MANIFEST)) { &inside } else { path };
     let manifest = dir.join(native::MANIFEST);
-    if manifest.is_file() {
+    if files::is_file(&manifest) {
         return match native::read_format(dir)?.as_str() {
             native::FORMAT => native::load(dir),
             combine::FORMAT => combine::load(dir),
@@ -143,10 +143,10 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
             ))),
         };
     }
-    if path.join(peft::CONFIG).is_file() {
+    if files::is_file(&path.join(peft::CONFIG)) {
         return peft::load(path, model);
     }
-    if path.join(sparse_deltas::VALUES).is_file() {
+    if files::is_file(&path.join(sparse_deltas::VALUES)) {
         return sparse_deltas::load(path, model);
     }
     if let Some(pickle) = pickled(path) {
@@ -179,7 +179,7 @@ fn read(path: &Path, model: Option<&Path>) -> Result<Adapter> {
 }
 
 fn pickled(dir: &Path) -> Option<&'static str> {
-    ["adapter_model.bin", "sparse_deltas.pt"].into_iter().find(|name| dir.join(name).is_file())
+    ["adapter_model.bin", "sparse_deltas.pt"].into_iter().find(|name| files::is_file(&dir.join(name)))
 }
 
 /// A full model as an adapter that changes nothing.

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 use sparta_graph::DType;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -41,9 +40,9 @@ pub fn is_gguf(out: &Path) -> bool {
 impl Output {
     /// Errors: something is at `out` already; the place cannot be written.
     pub fn create(out: &Path) -> Result<Output> {
-        let empty = out.is_dir() && fs::read_dir(out).map_err(Error::io(out))?.next().is_none();
-        if out.exists() && !empty {
-            return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
+        let empty = files::is_dir(out) && files::list(out).map_err(Error::io(out))?.is_empty();
+        if files::exists(out) && !empty {
+            return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
         }
         let name = out
             .file_name()
@@ -114,8 +113,8 @@ impl Output {
 
     /// Gives the directory or the file its name.
     pub fn finish(self) -> Result<()> {
-        if self.out.is_dir() {
-            fs::remove_dir(&self.out).map_err(Error::io(&self.out))?;
+        if files::is_dir(&self.out) {
+            files::remove_empty(&self.out).map_err(Error::io(&self.out))?;
         }
         files::publish(&self.path(), &self.out).map_err(Error::io(&self.out))
     }
@@ -130,8 +129,8 @@ pub fn write_tokenizer(model: &Path, dir: &Path) -> Result<()> {
     }
     for name in TOKENIZER_FILES {
         let from = model.join(name);
-        if from.is_file() {
-            fs::copy(&from, dir.join(name)).map_err(Error::io(from))?;
+        if files::is_file(&from) {
+            files::copy(&from, &dir.join(name)).map_err(Error::io(from))?;
         }
     }
     Ok(())
@@ -139,8 +138,8 @@ pub fn write_tokenizer(model: &Path, dir: &Path) -> Result<()> {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        // Nothing is left after `finish`; otherwise the first error is the one to report.
-        let _ = fs::remove_dir_all(&self.partial);
+        // After `finish` there is nothing; otherwise the first error is the one to report.
+        let _ = files::remove(&self.partial);
     }
 }
 

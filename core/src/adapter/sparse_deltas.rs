@@ -35,7 +35,7 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
             )));
         }
     };
-    let described = if dir.join("config.json").is_file() { dir } else { &model };
+    let described = if files::is_file(&dir.join("config.json")) { dir } else { &model };
     let decoder = decoder::open(described)?;
     let causal = file.get(&format!("deltas.{HEAD}")).is_none() && model_dir::is_causal(described)?;
     let head = if causal { Head::next_token() } else { score_head(described, decoder.labels.len())? };
@@ -87,7 +87,7 @@ fn bad(file: &TensorFile, what: &str) -> Error {
 
 fn named_base(dir: &Path) -> Result<Option<PathBuf>> {
     let path = dir.join("config.json");
-    if !path.is_file() {
+    if !files::is_file(&path) {
         return Ok(None);
     }
     let text = files::read(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
@@ -120,7 +120,7 @@ fn flat(file: &TensorFile, name: &str, shape: &[usize]) -> Result<Vec<u32>> {
 /// The whole head: its initial values, stored beside the deltas or in the base model, plus the deltas.
 fn whole_head(adapter: &Adapter, file: &TensorFile, set: &[u32], deltas: &[f32], len: usize) -> Result<Vec<f32>> {
     let path = adapter.dir.join(HEAD_INIT);
-    let mut head = if path.is_file() {
+    let mut head = if files::is_file(&path) {
         TensorFile::open(&path)?.floats("head")?.1
     } else {
         let weights = Weights::open(&adapter.model)?;

@@ -112,6 +112,7 @@ impl Case {
         let parameters = check_weights(&decoder, weights, objective.head())?;
         let mut adaptation = Adaptation::new(method, parameters, options, 0, weights)?;
         adaptation.precision = self.precision;
+        adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
         let trained = adaptation.trained_count();
         let demand = Demand {
             batch: self.batch,
@@ -120,7 +121,8 @@ impl Case {
             longest: self.tokens,
             head_features: false,
             cache: None,
-            weighted: false,
+            split: false,
+            shared: false,
         };
         let mut setup = Setup {
             // Logits of about 1, so that the loss reveals errors in the body.

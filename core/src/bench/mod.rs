@@ -1,6 +1,7 @@
 //! `sparta-cli bench`: compares devices in single ops and in whole training steps.
 
 mod case;
+mod comm;
 mod compare;
 mod energy;
 mod kernels;
@@ -9,6 +10,7 @@ mod shape;
 mod trajectory;
 
 pub use case::{Bench, Case, Measured, MethodCase, Prepared};
+pub use comm::{CommStep, Exchanged, Link};
 pub use compare::{Comparison, html};
 pub use kernels::Kernel;
 pub use report::{Device, DeviceReport, Figures, Outcome, Report, Step, VERSION};

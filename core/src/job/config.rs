@@ -3,14 +3,15 @@
 //! same names; `config.json` stores the fields; [`RunConfig::check`] applies the same ranges to a configuration from
 //! elsewhere.
 
-use super::PrecisionChoice;
+use super::{Exchange, PrecisionChoice};
+use crate::model::Quantize;
 use crate::plugin::{LoadedTask, PluginSet, UsedPlugin};
 use crate::text::{Instruct, TrainOn};
 use crate::train::optimizer::{self, Choice, Group, Hyperparameters};
 use crate::train::{MICRO_BATCH_TOKENS, Optimization, Recompute, Schedule};
 use crate::{Error, Result, files};
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use clap::{ArgAction, Args, Command};
+use clap::{ArgAction, Args, Command, FromArgMatches};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparta_plugin::task::TaskInfo;
@@ -157,6 +158,10 @@ pub struct RunConfig {
           default_value = "false", default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub residual: bool,
+    /// Round the model's matrices to blocks of 8 or 4 bits, which stay so on the device. A GGUF file may have such already
+    #[arg(long, value_name = "TYPE", help_heading = MODEL_AND_DATA, value_parser = one_of(Quantize::NAMED))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantize>,
     /// Examples per optimizer step
     #[arg(long, value_name = "N", help_heading = TRAINING, default_value = "16", value_parser = at_least(1))]
     pub batch_size: usize,
@@ -200,6 +205,16 @@ pub struct RunConfig {
     /// Tokens per micro-batch; a larger batch is split and its gradients are summed [default: 4096, or as many as fit]
     #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
     pub micro_batch_tokens: Option<usize>,
+    /// Split each batch into N micro-batches of about as many tokens, which processes can share [default: as many as there
+    /// are processes, unless --micro-batch-tokens is given]
+    #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batches: Option<usize>,
+    /// How processes add up their gradients: exact, in the order of the micro-batches, with the bytes of one process; fast, in
+    /// any order
+    #[arg(long, value_name = "HOW", help_heading = DEVICE, default_value = "exact", value_parser = one_of(Exchange::ALL))]
+    #[serde(default, skip_serializing_if = "Exchange::is_exact")]
+    pub exchange: Exchange,
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
@@ -359,8 +374,8 @@ impl RunConfig {
     /// No run directory; a file of another version.
     pub fn of_run(dir: &Path) -> Result<RunConfig> {
         let path = dir.join("config.json");
-        if !path.is_file() {
-            return Err(Error::Usage(format!("{}: no run here: there is no config.json", dir.display())));
+        if !files::is_file(&path) {
+            return Err(Error::Usage(format!("{}: there is no run here: no config.json", dir.display())));
         }
         let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
         let config: RunConfig = serde_json::from_str(&text)
@@ -368,22 +383,35 @@ impl RunConfig {
         Ok(RunConfig { out: dir.to_owned(), ..config })
     }
 
-    /// Checks each value against the range of its option, for configurations not from the command line.
+    /// The configuration of these options by name, and the defaults of all others. What a user names is empty: model, task,
+    /// data, method and where to write.
+    ///
+    /// # Errors
+    /// The first option that does not exist, or a value that is out of range.
+    pub fn of_options(options: &BTreeMap<String, Value>) -> Result<RunConfig> {
+        let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
+        let named = |(name, value): (&String, &Value)| match value {
+            Value::Null => vec![],
+            Value::Array(items) => items.iter().map(|item| format!("--{name}={}", text_of(item))).collect(),
+            value => vec![format!("--{name}={}", text_of(value))],
+        };
+        let matches = command.try_get_matches_from(options.iter().flat_map(named));
+        let read = matches.and_then(|matches| RunConfig::from_arg_matches(&matches));
+        read.map_err(|e| Error::Usage(explanation(&e)))
+    }
+
+    /// Holds every value against the range of its option, for configurations that did not come from the command line.
     ///
     /// # Errors
     /// The first value that is out of range.
     pub fn check(&self) -> Result<()> {
         let command = RunConfig::augment_args(Command::new("run").no_binary_name(true));
         let values = self.keys()?;
-        let text = |value: &Value| match value {
-            Value::String(text) => text.clone(),
-            value => value.to_string(),
-        };
         let of_argument = |arg: &clap::Arg| -> Vec<String> {
             let texts = match values.get(arg.get_id().as_str()) {
                 None | Some(Value::Null) => vec![],
-                Some(Value::Array(items)) => items.iter().map(text).collect(),
-                Some(value) => vec![text(value)],
+                Some(Value::Array(items)) => items.iter().map(text_of).collect(),
+                Some(value) => vec![text_of(value)],
             };
             let named = |text: String| Some(format!("--{}={text}", arg.get_long()?));
             texts.into_iter().filter_map(named).collect()
@@ -418,6 +446,14 @@ impl RunConfig {
     fn keys(&self) -> Result<BTreeMap<String, Value>> {
         let value = serde_json::to_value(self).map_err(|e| Error::Training(e.to_string()))?;
         serde_json::from_value(value).map_err(|e| Error::Training(e.to_string()))
+    }
+}
+
+/// A value as it is written on a command line.
+fn text_of(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 

@@ -8,6 +8,7 @@ mod plan;
 mod precision;
 mod progress;
 mod result;
+mod together;
 
 pub use config::{Control, EarlierLength, OptimizerOptions, RunConfig, Sources};
 pub use merge_check::MergeCheck;
@@ -17,3 +18,4 @@ pub use plan::{DataPlan, Lengths, RunPlan, ScoringPlan, SplitPlan, TrainablePlan
 pub use precision::{ChosenPrecision, PrecisionChoice};
 pub use progress::{EvalReport, Observer, StepReport};
 pub use result::{Answer, Environment, Mistake, RunResult, Stopped};
+pub use together::{Exchange, Member, Spent, TogetherPlan};

@@ -1,6 +1,6 @@
 //! The plan that is printed before a run allocates anything.
 
-use super::{ChosenPrecision, Needs, PaperMemory};
+use super::{ChosenPrecision, Needs, PaperMemory, TogetherPlan};
 use crate::method::Adaptation;
 use crate::model::shown;
 use crate::text::PromptPlan;
@@ -45,6 +45,12 @@ pub struct RunPlan {
     pub batch_tokens: Option<usize>,
     /// Whether a batch may be split, with the gradients summed.
     pub micro_batches: bool,
+    /// The number of parts that a batch is split into in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_parts: Option<usize>,
+    /// Who does what, where several processes train together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<TogetherPlan>,
     /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     pub steps_per_epoch: usize,
@@ -257,8 +263,13 @@ impl fmt::Display for RunPlan {
         for note in self.data.notes.iter().chain(&self.notes) {
             writeln!(f, "  note     {note}")?;
         }
-        let micro =
-            if self.micro_batches { ", split into micro-batches where longer than the token budget" } else { "" };
+        let micro = match (self.micro_batches, self.micro_batch_parts) {
+            (false, _) => String::new(),
+            (true, None) => ", split into micro-batches where longer than the token budget".to_owned(),
+            (true, Some(parts)) => {
+                format!(", split into {parts} micro-batches, and where these are longer than the token budget")
+            }
+        };
         let again = if self.recompute { ", activations recomputed by layer" } else { "" };
         let size = match self.batch_tokens {
             Some(tokens) => format!("up to {} tokens", thousands(tokens as u64)),
@@ -278,6 +289,9 @@ impl fmt::Display for RunPlan {
             )?;
         }
         let multiplier = self.device.multiplier.iter().map(|what| format!(", multiplies 16-bit floats in {what}"));
+        if let Some(together) = &self.together {
+            write!(f, "{together}")?;
+        }
         writeln!(f, "device     {} ({}){}", self.device.name, self.device.id, multiplier.collect::<String>())?;
         writeln!(f, "precision  {}", self.precision)?;
         let memory: Vec<String> = MemoryKind::ALL

@@ -1,6 +1,6 @@
 //! The result of a run.
 
-use super::{MergeCheck, TrainablePlan};
+use super::{MergeCheck, Spent, TrainablePlan};
 use crate::train::Metrics;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -49,6 +49,9 @@ pub struct RunResult {
     pub planned_memory: u64,
     /// Peak resident bytes of the process, if the system reports them.
     pub peak_resident: Option<u64>,
+    /// What the exchanges of this process have taken, where there were several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchanged: Option<Spent>,
     pub environment: Environment,
     pub out: PathBuf,
     pub adapter: PathBuf,

@@ -3,19 +3,26 @@
 use super::PluginKind;
 use super::host::{self, HOST};
 use super::running;
-use crate::files;
-use crate::hash::hash_open;
 use serde::de::DeserializeOwned;
 use sparta_plugin::Error;
 use sparta_plugin::abi::*;
 use sparta_plugin::method::{GraphBuilder, StepTensors};
-use std::fs::File;
 use std::mem::MaybeUninit;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-/// The functions that may take as long as the device's work.
-const WORK: [&str; 7] = ["write", "read", "run", "run_profiled", "submit", "fetch", "on_step"];
+/// The functions that may take as long as the device's work, or as another process needs for its own.
+const WORK: [&str; 11] = [
+    "write",
+    "read",
+    "run",
+    "run_profiled",
+    "submit",
+    "fetch",
+    "on_step",
+    "barrier",
+    "broadcast",
+    "all_gather",
+    "all_reduce",
+];
 
 /// The type of `sparta_plugin_entry`.
 pub type Entry = unsafe extern "C" fn(*const SpartaHost) -> *const SpartaPlugin;
@@ -26,6 +33,7 @@ pub enum Functions {
     Method(SpartaMethod),
     Task(SpartaTask),
     Backend(SpartaBackend),
+    Communicator(SpartaCommunicator),
 }
 
 impl Functions {
@@ -34,6 +42,7 @@ impl Functions {
             Functions::Method(_) => PluginKind::Method,
             Functions::Task(_) => PluginKind::Task,
             Functions::Backend(_) => PluginKind::Backend,
+            Functions::Communicator(_) => PluginKind::Communicator,
         }
     }
 }
@@ -105,107 +114,6 @@ impl<T> Implementation<T> {
     }
 }
 
-/// Opens a library and returns its interfaces. `file` is the checked file at `path`: on Linux exactly this file is
-/// loaded, even if the path has changed since.
-pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
-    let path = canonical(path)?;
-    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, interfaces)) = opened.iter().find(|(other, _)| is_same(other, &file)) {
-        return Ok(interfaces.clone());
-    }
-    let _running = running::Call::begin(|| format!("{}: loading it", path.display()), false);
-    let handle = handle_path(&file).filter(|handle| handle.exists());
-    // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
-    // and `binary::check` found it to be a complete library for this machine with our entry point.
-    let library =
-        unsafe { load(handle.as_ref().unwrap_or(&path)) }.map_err(|e| match std::error::Error::source(&e) {
-            Some(loader) => {
-                let loader = loader.to_string();
-                let name = handle.as_ref().map_or(String::new(), |handle| handle.display().to_string());
-                match name.is_empty() {
-                    true => format!("cannot be opened: {loader}"),
-                    false => format!("cannot be opened: {}", loader.replace(&name, &path.display().to_string())),
-                }
-            }
-            None => format!("cannot be opened: {e}"),
-        })?;
-    // SAFETY: a library that exports this name promises this type, see `sparta_plugin.h`.
-    let entry: Entry = *unsafe { library.get::<Entry>(ENTRY.as_bytes()) }.map_err(|e| format!("not a plugin: {e}"))?;
-    // Never unloaded: its tables, threads and thread-locals may be used until the process ends.
-    std::mem::forget(library);
-    // SAFETY: it is the entry point of a library that stays loaded.
-    let interfaces = unsafe { enter(entry) };
-    // The loader identifies libraries by name, so this handle's name must not be reused for another file.
-    opened.push((file, interfaces.clone().unwrap_or_default()));
-    interfaces
-}
-
-/// The files of the loaded libraries, never closed, and their interfaces.
-static OPENED: Mutex<Vec<(File, Vec<Functions>)>> = Mutex::new(Vec::new());
-
-/// SHA-256 of a loaded library, from the file that was loaded.
-///
-/// Errors: another file is at the path by now.
-pub fn hash_of(path: &Path) -> crate::Result<String> {
-    let now = files::open(path).map_err(crate::Error::io(path))?;
-    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    match opened.iter().find(|(file, _)| is_same(file, &now)) {
-        Some((file, _)) => hash_open(path, file),
-        None => {
-            Err(crate::Error::Plugin(format!("{}: it was replaced after it was loaded; try again", path.display())))
-        }
-    }
-}
-
-#[cfg(unix)]
-fn is_same(a: &File, b: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |file: &File| file.metadata().ok().map(|found| (found.dev(), found.ino()));
-    identity(a).is_some_and(|a| identity(b) == Some(a))
-}
-
-/// By size and modification time, where files have no inode number.
-#[cfg(not(unix))]
-fn is_same(a: &File, b: &File) -> bool {
-    let identity = |file: &File| file.metadata().ok().and_then(|found| Some((found.len(), found.modified().ok()?)));
-    identity(a).is_some_and(|a| identity(b) == Some(a))
-}
-
-/// The path of an open file.
-#[cfg(target_os = "linux")]
-fn handle_path(file: &File) -> Option<PathBuf> {
-    use std::os::fd::AsRawFd;
-    Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn handle_path(_file: &File) -> Option<PathBuf> {
-    None
-}
-
-/// Resolves all symbols at once: a missing one is reported here, not in the middle of a run.
-///
-/// # Safety
-/// As [`libloading::Library::new`].
-unsafe fn load(path: &Path) -> Result<libloading::Library, libloading::Error> {
-    #[cfg(unix)]
-    {
-        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
-        // SAFETY: the caller vouches for it.
-        unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }.map(Into::into)
-    }
-    #[cfg(not(unix))]
-    {
-        // SAFETY: the caller vouches for it.
-        unsafe { libloading::Library::new(path) }
-    }
-}
-
-/// An absolute path, so that the dynamic loader searches nowhere else.
-pub fn canonical(path: &Path) -> Result<PathBuf, String> {
-    path.canonicalize().map_err(|e| format!("cannot be read: {e}"))
-}
-
 /// Calls an entry point and checks what it returns.
 ///
 /// # Safety
@@ -261,6 +169,7 @@ unsafe fn functions(interface: *const SpartaInterface) -> Result<Functions, Stri
             PluginKind::Method => Functions::Method(copy(table.cast())),
             PluginKind::Task => Functions::Task(copy(table.cast())),
             PluginKind::Backend => Functions::Backend(copy(table.cast())),
+            PluginKind::Communicator => Functions::Communicator(copy(table.cast())),
         }
     })
 }

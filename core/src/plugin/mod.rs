@@ -4,12 +4,19 @@
 //! Libraries are never unloaded, as pointers into them may live as long as the process.
 
 mod backend;
+#[cfg(feature = "libraries")]
 mod binary;
+mod communicator;
 mod discover;
 mod earlier;
 mod host;
 mod install;
 mod library;
+#[cfg(feature = "libraries")]
+mod loader;
+#[cfg(not(feature = "libraries"))]
+#[path = "no_loader.rs"]
+mod loader;
 mod manifest;
 mod method;
 mod names;
@@ -20,6 +27,7 @@ mod task_check;
 mod used;
 
 pub use backend::LoadedBackendPlugin;
+pub use communicator::LoadedCommunicatorPlugin;
 pub use discover::{DiscoverOptions, Origin, user_directory};
 pub use install::{Installed, install, remove};
 pub use library::Entry;

@@ -1,14 +1,16 @@
 use super::backend::LoadedBackendPlugin;
+use super::communicator::LoadedCommunicatorPlugin;
 use super::discover::{Candidate, DiscoverOptions, Origin, candidates, kind_by_name, missing_manifest};
 use super::library::{Entry, Functions, Implementation};
 use super::manifest::Manifest;
 use super::method::LoadedMethod;
 use super::task::LoadedTask;
 use super::used::UsedPlugin;
-use super::{binary, library};
-use crate::{Error, Result, files};
+use super::{library, loader};
+use crate::files::{self, Map};
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use sparta_plugin::abi::{BACKEND_ID, METHOD_ID, TASK_ID};
+use sparta_plugin::abi::{BACKEND_ID, COMMUNICATOR_ID, METHOD_ID, TASK_ID};
 use sparta_plugin::task::TaskInfo;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,10 +22,12 @@ pub enum PluginKind {
     Method,
     Task,
     Backend,
+    Communicator,
 }
 
 impl PluginKind {
-    pub const ALL: [PluginKind; 3] = [PluginKind::Method, PluginKind::Task, PluginKind::Backend];
+    pub const ALL: [PluginKind; 4] =
+        [PluginKind::Method, PluginKind::Task, PluginKind::Backend, PluginKind::Communicator];
 
     /// The id of its interface: `sparta.method/1`.
     pub fn interface(self) -> &'static str {
@@ -31,6 +35,7 @@ impl PluginKind {
             PluginKind::Method => METHOD_ID,
             PluginKind::Task => TASK_ID,
             PluginKind::Backend => BACKEND_ID,
+            PluginKind::Communicator => COMMUNICATOR_ID,
         }
     }
 }
@@ -41,6 +46,7 @@ impl fmt::Display for PluginKind {
             PluginKind::Method => "method",
             PluginKind::Task => "task",
             PluginKind::Backend => "backend",
+            PluginKind::Communicator => "communicator",
         })
     }
 }
@@ -90,6 +96,7 @@ pub struct PluginSet {
     methods: Vec<Arc<LoadedMethod>>,
     tasks: Vec<Arc<LoadedTask>>,
     backends: Vec<Arc<LoadedBackendPlugin>>,
+    communicators: Vec<Arc<LoadedCommunicatorPlugin>>,
     report: Vec<Found>,
     allow_other: bool,
 }
@@ -118,7 +125,7 @@ impl PluginSet {
             if !refused.is_empty() {
                 return Err(Error::Plugin(refused.join("; ")));
             }
-            if place.is_dir() && inside().all(|found| reason(found).is_some()) {
+            if files::is_dir(place) && inside().all(|found| reason(found).is_some()) {
                 let reasons: Vec<String> = inside().filter_map(reason).collect();
                 let reasons = if reasons.is_empty() { "there is no library".to_owned() } else { reasons.join("; ") };
                 return Err(Error::Plugin(format!("{}: no plugin was loaded from it: {reasons}", place.display())));
@@ -166,6 +173,10 @@ impl PluginSet {
         &self.backends
     }
 
+    pub fn communicators(&self) -> &[Arc<LoadedCommunicatorPlugin>] {
+        &self.communicators
+    }
+
     /// Everything found, in search order.
     pub fn report(&self) -> &[Found] {
         &self.report
@@ -190,7 +201,7 @@ impl PluginSet {
             kind,
             name: name.to_owned(),
             version: found.version.clone(),
-            sha256: library.as_deref().map(library::hash_of).transpose()?,
+            sha256: library.as_deref().map(loader::hash_of).transpose()?,
             library,
             host: env!("CARGO_PKG_VERSION").into(),
         }))
@@ -279,6 +290,14 @@ impl PluginSet {
                     self.backends.push(Arc::new(backend));
                 }
             }
+            Functions::Communicator(table) => {
+                let communicator =
+                    LoadedCommunicatorPlugin::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let info = communicator.info();
+                if self.accept(found, promised, &info.name, &info.version)? {
+                    self.communicators.push(Arc::new(communicator));
+                }
+            }
         }
         Ok(())
     }
@@ -313,10 +332,8 @@ fn open(
     unneeded: &[PluginKind],
 ) -> std::result::Result<Vec<Functions>, String> {
     let path: &Path = &candidate.path;
-    let file = files::open(path).map_err(|e| format!("cannot be read: {e}"))?;
-    // SAFETY: the mapping is read-only and dropped below; a library that is being overwritten is as unreadable here as
-    // it would be to the dynamic loader.
-    let bytes = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| format!("cannot be read: {e}"))?;
+    let file = files::open_on_disk(path).map_err(|e| format!("cannot be read: {e}"))?;
+    let bytes = Map::of_disk(&file).map_err(|e| format!("cannot be read: {e}"))?;
     let manifest = Manifest::read(path).map_err(|e| e.to_string())?;
     found.manifest = manifest.is_some();
     let promised = match &manifest {
@@ -332,9 +349,9 @@ fn open(
         None if candidate.origin.trusts_without_manifest() => None,
         None => return Err(missing_manifest(path, candidate.origin)),
     };
-    binary::check(&bytes)?;
+    loader::check(&bytes)?;
     drop(bytes);
-    let interfaces = library::open(path, file)?;
+    let interfaces = loader::open(path, file)?;
     if let Some(kind) = promised
         && let Some(other) = interfaces.iter().find(|functions| functions.kind() != kind)
     {

@@ -4,7 +4,6 @@ use crate::job::{EvalReport, RunPlan, RunResult, StepReport};
 use crate::{Error, Result, files};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The contents of a run directory.
@@ -36,7 +35,7 @@ impl RunData {
     /// Errors: a missing or malformed file, by name and line.
     pub fn read(directory: &Path) -> Result<RunData> {
         let metrics = directory.join("metrics.jsonl");
-        if !metrics.is_file() {
+        if !files::is_file(&metrics) {
             return Err(Error::Usage(format!("{}: not a run directory: it has no metrics.jsonl", directory.display())));
         }
         let text = files::read_text(&metrics, files::LOG).map_err(Error::io(&metrics))?;
@@ -51,12 +50,12 @@ impl RunData {
             }
         }
         let result = directory.join("result.json");
-        let name = fs::canonicalize(directory).unwrap_or_else(|_| PathBuf::from(directory));
+        let name = files::canonical(directory).unwrap_or_else(|_| PathBuf::from(directory));
         Ok(RunData {
             name: name.file_name().unwrap_or(name.as_os_str()).to_string_lossy().into_owned(),
             config: read_json(&directory.join("config.json"))?,
             plan: read_json(&directory.join("plan.json"))?,
-            result: if result.is_file() { Some(read_json(&result)?) } else { None },
+            result: if files::is_file(&result) { Some(read_json(&result)?) } else { None },
             steps,
             evals,
         })

@@ -3,6 +3,7 @@
 use super::prepare::Prepared;
 use super::score::CHOSEN;
 use crate::adapter::{self, Head};
+use crate::files::File;
 use crate::job::{RunConfig, RunResult, Stopped};
 use crate::method::Adaptation;
 use crate::report::{self};
@@ -11,7 +12,7 @@ use crate::{Error, Result, files};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -21,14 +22,17 @@ const RESULT: &str = "result.json";
 const COUNTERS: &str = "counters.json";
 
 /// The directory that a run writes. A lock, released when the process ends, keeps a second run out.
+///
+/// Of several processes that train together one writes; that of the others is the same but for the files.
 pub struct RunDirectory {
     path: PathBuf,
-    metrics: File,
+    /// Absent in a process that does not write.
+    metrics: Option<File>,
     /// Bytes of complete lines in the file.
     metrics_bytes: u64,
     /// Lines still to be written.
     pending: Vec<u8>,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 /// Time and tokens of a run, over all its processes. Stored in a separate file, as they differ between equal runs.
@@ -64,7 +68,7 @@ impl RunDirectory {
 
     /// Errors: the directory already holds a run.
     pub fn check_free(path: &Path) -> Result<()> {
-        match path.join(CONFIG).exists() {
+        match files::exists(&path.join(CONFIG)) {
             false => Ok(()),
             true => Err(Error::Usage(format!(
                 "{} already holds a run; continue it with --resume, or give another --out",
@@ -75,11 +79,14 @@ impl RunDirectory {
 
     /// Removes the files of a run that failed before its first step, so that its name is free again.
     pub fn abandon(&self) {
+        if self.metrics.is_none() {
+            return;
+        }
         // The run's own error is the one to report.
         for name in [PLAN, CONFIG, CHOSEN, "metrics.jsonl", ".lock"] {
-            let _ = fs::remove_file(self.path.join(name));
+            let _ = files::remove(&self.path.join(name));
         }
-        let _ = fs::remove_dir(&self.path);
+        let _ = files::remove_empty(&self.path);
     }
 
     /// Reopens the directory of an earlier run, and removes temporary files.
@@ -87,7 +94,7 @@ impl RunDirectory {
     /// Errors: no such run; it is in use.
     pub fn reopen(run: &Prepared) -> Result<RunDirectory> {
         let path = &run.config.out;
-        if !path.join(CONFIG).is_file() {
+        if !files::is_file(&path.join(CONFIG)) {
             return Err(Error::Usage(format!("{}: there is no run to resume", path.display())));
         }
         let lock = lock(path)?;
@@ -99,10 +106,15 @@ impl RunDirectory {
 
     fn open(path: &Path, lock: File) -> Result<RunDirectory> {
         let metrics_path = path.join("metrics.jsonl");
-        let metrics = File::options().create(true).append(true).open(&metrics_path);
-        let metrics = metrics.map_err(Error::io(&metrics_path))?;
-        let metrics_bytes = metrics.metadata().map_err(Error::io(&metrics_path))?.len();
+        let metrics = File::append(&metrics_path).map_err(Error::io(&metrics_path))?;
+        let metrics_bytes = metrics.size().map_err(Error::io(&metrics_path))?;
+        let (metrics, lock) = (Some(metrics), Some(lock));
         Ok(RunDirectory { path: path.to_owned(), metrics, metrics_bytes, pending: Vec::new(), _lock: lock })
+    }
+
+    /// Of a process that does not write.
+    pub fn elsewhere(path: &Path) -> RunDirectory {
+        RunDirectory { path: path.to_owned(), metrics: None, metrics_bytes: 0, pending: Vec::new(), _lock: None }
     }
 
     /// Writes plan and configuration.
@@ -177,7 +189,7 @@ impl RunDirectory {
     /// Drops what was logged after a checkpoint.
     pub fn cut_log(&mut self, bytes: u64) -> Result<()> {
         let path = self.path.join("metrics.jsonl");
-        self.metrics.set_len(bytes).map_err(Error::io(path))?;
+        self.metrics.as_ref().map_or(Ok(()), |file| file.set_size(bytes)).map_err(Error::io(path))?;
         self.metrics_bytes = bytes;
         self.pending.clear();
         Ok(())
@@ -186,7 +198,8 @@ impl RunDirectory {
     /// Syncs the log to disk and returns its size.
     pub fn sync_log(&mut self) -> Result<u64> {
         self.write_pending()?;
-        self.metrics.sync_data().map_err(Error::io(self.path.join("metrics.jsonl")))?;
+        let synced = self.metrics.as_ref().map_or(Ok(()), File::sync);
+        synced.map_err(Error::io(self.path.join("metrics.jsonl")))?;
         Ok(self.metrics_bytes)
     }
 
@@ -208,9 +221,11 @@ impl RunDirectory {
     }
 
     fn write_pending(&mut self) -> Result<()> {
-        if let Err(error) = self.metrics.write_all(&self.pending) {
+        if let Some(file) = &mut self.metrics
+            && let Err(error) = file.write_all(&self.pending)
+        {
             // Part of a line may have been written; if it cannot be cut off now, a resumed run does it.
-            let _ = self.metrics.set_len(self.metrics_bytes);
+            let _ = file.set_size(self.metrics_bytes);
             return Err(Error::io(self.path.join("metrics.jsonl"))(error));
         }
         self.metrics_bytes += self.pending.len() as u64;
@@ -224,6 +239,9 @@ impl RunDirectory {
 
     /// Saves these values as the adapter, with the current index sets of the adaptation.
     pub fn save(&self, run: &Prepared, adaptation: &Adaptation, values: &BTreeMap<String, Vec<f32>>) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let objective = run.setup.objective.name();
         let head = Head {
             name: run.config.task.clone(),
@@ -239,7 +257,7 @@ impl RunDirectory {
     /// Errors: a file that cannot be read.
     pub fn counters(&self) -> Result<Counters> {
         let path = self.path.join(COUNTERS);
-        if !path.exists() {
+        if !files::exists(&path) {
             return Ok(Counters::default());
         }
         let text = files::read_text(&path, files::CONFIGURATION).map_err(Error::io(&path))?;
@@ -262,8 +280,11 @@ impl RunDirectory {
 
     /// Removes the result and report of a run that continues, as they are outdated.
     pub fn forget_result(&self) -> Result<()> {
-        for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| path.exists()) {
-            fs::remove_file(path).map_err(Error::io(path))?;
+        if self.metrics.is_none() {
+            return Ok(());
+        }
+        for path in [RESULT, report::FILE].map(|name| self.path.join(name)).iter().filter(|path| files::exists(path)) {
+            files::remove(path).map_err(Error::io(path))?;
         }
         Ok(())
     }
@@ -271,10 +292,16 @@ impl RunDirectory {
     /// Writes the result and the report. A report that fails is returned as an error: the run is complete without it.
     pub fn finish(&self, result: &RunResult) -> Result<Option<Error>> {
         self.write_json(RESULT, result)?;
+        if self.metrics.is_none() {
+            return Ok(None);
+        }
         Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
         let text = serde_json::to_string_pretty(value).map_err(|e| Error::Training(e.to_string()))?;
         let path = self.path.join(name);
         atomic_write(&path, |file| writeln!(file, "{text}").map_err(Error::io(&path)))
@@ -283,11 +310,10 @@ impl RunDirectory {
 
 /// Removes the temporary files `.NAME.tmp` of a killed process.
 fn remove_temporaries(dir: &Path) -> Result<()> {
-    if !dir.is_dir() {
+    if !files::is_dir(dir) {
         return Ok(());
     }
-    for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
-        let path = entry.map_err(Error::io(dir))?.path();
+    for path in files::list(dir).map_err(Error::io(dir))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with('.') && name.ends_with(".tmp") {
             files::remove(&path).map_err(Error::io(&path))?;
@@ -299,14 +325,12 @@ fn remove_temporaries(dir: &Path) -> Result<()> {
 /// Takes the lock of a run directory; the system releases it however the process ends.
 fn lock(path: &Path) -> Result<File> {
     let file_path = path.join(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&file_path);
-    let file = file.map_err(Error::io(&file_path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
+    match File::try_lock(&file_path) {
+        Ok(file) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
             Err(Error::Usage(format!("{}: another run is writing here; give another --out", path.display())))
         }
-        Err(fs::TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
+        Err(TryLockError::Error(error)) => Err(Error::io(&file_path)(error)),
     }
 }
 

@@ -68,6 +68,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
     let precision = request.precision.choose(&parameters, &device.info())?;
     let mut adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
     adaptation.precision = precision.precision;
+    adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
     let size = Size { rows: batch.tokens.len(), examples: batch.batch };
     let setup = Setup {
         decoder,
@@ -81,6 +82,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         limits: Limits {
             train: request.grads.then_some(size),
             micro_batches: request.grads,
+            shared: false,
             evaluate: size,
             positions: batch.columns,
             head_features: false,

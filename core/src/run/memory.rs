@@ -1,16 +1,17 @@
 //! Plans the memory of fine-tuning a model from its `config.json` alone.
 
-use super::prepare::{default_head_std, expected_parameters};
+use super::prepare::{default_head_std, expect_blocks, expected_parameters, quantized_note};
 use super::score::scorings;
 use crate::job::{
     ChosenPrecision, Needs, PaperMemory, PrecisionChoice, ScoringPlan, TrainablePlan, body_size, thousands,
 };
 use crate::method::Adaptation;
 use crate::method::options::{self, Given};
-use crate::model::Decoder;
+use crate::model::{Decoder, Quantize};
 use crate::plugin::PluginSet;
 use crate::train::{self, Demand, HeadInit, MICRO_BATCH_TOKENS, MemoryKind, Objective, Optimization, Recompute, Setup};
-use crate::{Error, Result, decoder};
+use crate::weights::Weights;
+use crate::{Error, Result, decoder, files, gguf};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::Options;
@@ -38,6 +39,8 @@ pub struct MemoryRequest {
     pub precision: PrecisionChoice,
     /// The option `--residual`.
     pub residual: bool,
+    /// As the option `--quantize`.
+    pub quantize: Option<Quantize>,
     pub optimization: Optimization,
 }
 
@@ -64,6 +67,9 @@ pub struct MemoryPlan {
     /// Bytes on the device by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     pub needs: Needs,
+    /// What is quantized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<String>,
     /// The scores computed before training, which choose what is trained.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scoring: Vec<ScoringPlan>,
@@ -76,7 +82,7 @@ pub struct MemoryPlan {
 /// Errors: an unreadable or unsupported configuration; whatever the method refuses; an optimizer group without a
 /// tensor.
 pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -> Result<MemoryPlan> {
-    let decoder = match decoder::is_model(&request.model) || request.model.is_dir() {
+    let decoder = match decoder::is_model(&request.model) || files::is_dir(&request.model) {
         true => decoder::open(&request.model)?,
         false => decoder::read(&request.model)?,
     };
@@ -88,6 +94,9 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let precision = request.precision.choose(&parameters, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
+    let stored = gguf::locate(&request.model)?.map(|_| Weights::open(&request.model)).transpose()?;
+    expect_blocks(&mut adaptation, request.quantize, stored.as_ref());
+    adaptation.check_trainable()?;
     if request.residual {
         adaptation.add_residual()?;
     }
@@ -125,6 +134,7 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
         precision,
         needs: Needs::new(&fit, request.micro_batch_tokens, request.recompute),
         memory: fit.planned.memory,
+        quantized: quantized_note(&setup.adaptation),
         scoring: scorings.into_iter().map(|scoring| scoring.plan).collect(),
     })
 }
@@ -147,7 +157,8 @@ fn demand(request: &MemoryRequest, decoder: &Decoder, adaptation: &Adaptation) -
             && adaptation.steps.is_none()
             && dropout == 0.0,
         cache: None,
-        weighted: false,
+        split: false,
+        shared: false,
     })
 }
 
@@ -176,6 +187,9 @@ impl fmt::Display for MemoryPlan {
         write!(f, "{}", self.needs)?;
         for scoring in &self.scoring {
             writeln!(f, "scoring    {scoring}")?;
+        }
+        if let Some(note) = &self.quantized {
+            writeln!(f, "note       {note}")?;
         }
         write!(f, "{}", self.paper)
     }

@@ -15,6 +15,7 @@ mod pretrain;
 mod profile;
 mod score;
 mod show;
+mod together;
 mod train;
 
 pub use generate::{Finish, Generated, Generator, Prompt, Sampling, Turn, Writing};
@@ -24,7 +25,7 @@ pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use profile::profile;
 pub use show::{ShownData, ShownExample, ShownSplit, show};
-pub use train::{OpenDevice, Start, run};
+pub use train::{OpenDevice, Start, run, run_together};
 
 use crate::Result;
 use crate::job::{RunConfig, RunPlan};

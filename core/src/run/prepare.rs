@@ -4,12 +4,13 @@ use super::answers;
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use super::score::{Scoring, restore, scorings};
+use super::together::deal;
 use crate::adapter::{align_head, score_objective};
 use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
-use crate::model::{Decoder, HEAD, IMAGES, Stored, TensorView, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, Quantize, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
@@ -21,6 +22,7 @@ use crate::{Error, Result, decoder};
 use sparta_graph::{DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -56,16 +58,18 @@ impl Prepared {
             Target::Class(class) => weights.get(class as usize).map_or(1.0, |&weight| weight as f32),
             _ => 1.0,
         };
-        let mut chosen = chosen.to_vec();
-        chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+        let lengths = |chosen: &[usize]| chosen.iter().map(|&i| examples[i].tokens.len()).collect::<Vec<_>>();
         let mut batches = Vec::new();
-        for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
-            let lengths: Vec<usize> = equal.iter().map(|&i| examples[i].tokens.len()).collect();
-            let ends = split_by_budget(&lengths, tokens, usize::MAX);
-            let starts = std::iter::once(0).chain(ends.iter().copied());
-            for (start, &end) in starts.zip(&ends) {
-                let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
-                batches.push(Batch { weight: weight(&equal[start]), ..batch });
+        for part in deal(&lengths(chosen), self.config.micro_batches.unwrap_or(1)) {
+            let mut chosen: Vec<usize> = part.into_iter().map(|place| chosen[place]).collect();
+            chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
+            for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
+                let ends = split_by_budget(&lengths(equal), tokens, usize::MAX);
+                let starts = std::iter::once(0).chain(ends.iter().copied());
+                for (start, &end) in starts.zip(&ends) {
+                    let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
+                    batches.push(Batch { weight: weight(&equal[start]), ..batch });
+                }
             }
         }
         Ok(batches)
@@ -103,12 +107,33 @@ pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<
     parameters
 }
 
+/// What will be in blocks of a model whose weights are not read: what is in `stored`, where that is there, and what quantizing
+/// makes so.
+pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
+    let decoded = adaptation.precision.activations;
+    let blocks = |parameter: &Parameter| {
+        let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
+        own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
+    };
+    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
+    of_blocks.for_each(|parameter| parameter.dtype = decoded);
+    adaptation.keep_blocks(blocks);
+}
+
 /// Reads model, data and method, checks that they are consistent, and plans steps and memory. A model without weights
 /// can be planned for; to train, check [`Weights::check_present`].
 ///
 /// Errors: any invalid input, by name; a run without steps.
 pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> Result<Prepared> {
+    prepare_for(config, plugins, device, 1)
+}
+
+/// [`prepare`] for this many processes, each of which has such a device.
+pub fn prepare_for(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo, processes: usize) -> Result<Prepared> {
     config.check()?;
+    let as_many = processes > 1 && config.micro_batches.is_none() && config.micro_batch_tokens.is_none();
+    let micro_batches = if as_many { Some(processes) } else { config.micro_batches };
+    let config = &RunConfig { micro_batches, ..config.clone() };
     let recorded = Recorded::new(&config.plugins, plugins)?;
     let used = used_plugins(config, plugins, device)?;
     used.iter().try_for_each(|plugin| recorded.check(plugin.kind, &plugin.name))?;
@@ -125,8 +150,10 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     };
 
     let precision = config.precision.choose(&parameters, device)?;
-    if precision.precision.activations != DType::F32 && absent.is_none() {
-        weights.decode_as(precision.precision.activations);
+    let decoded = precision.precision.activations;
+    if (decoded != DType::F32 || config.quantize.is_some()) && absent.is_none() {
+        weights.quantize(config.quantize);
+        weights.decode_as(decoded);
         parameters = check_weights(&decoder, &weights, objective.head())?;
     }
     let mut adaptation = match absent {
@@ -134,6 +161,11 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         None => Adaptation::new(method.clone(), parameters, options, config.seed, &weights)?,
     };
     adaptation.precision = precision.precision;
+    match absent {
+        Some(_) => expect_blocks(&mut adaptation, config.quantize, None),
+        None => adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks()),
+    }
+    adaptation.check_trainable()?;
     restore(config, &mut adaptation)?;
     if config.residual {
         adaptation.add_residual()?;
@@ -143,7 +175,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
     let size = config.batch_tokens.map_or(StepSize::Examples(config.batch_size), StepSize::Tokens);
     let lengths = data.train.iter().map(|e| e.tokens.len()).collect();
     let epochs = Epochs::new(config.seed, lengths, size, config.control.epochs);
-    let demand = demand(config, &decoder, &adaptation, &task, &epochs, &data);
+    let demand = Demand { shared: processes > 1, ..demand(config, &decoder, &adaptation, &task, &epochs, &data) };
     let optimization = config.optimization()?;
     let groups = optimization.group_plans(&adaptation.trained())?;
     let mut setup = Setup {
@@ -190,6 +222,8 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         batch_size: config.batch_size,
         batch_tokens: config.batch_tokens,
         micro_batches: setup.limits.micro_batches,
+        micro_batch_parts: config.micro_batches.filter(|_| setup.limits.micro_batches),
+        together: None,
         recompute: setup.recompute,
         steps_per_epoch: epochs.first(),
         total_steps,
@@ -209,7 +243,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
             .chain(absent)
             .chain(note)
             .chain(images)
-            .chain(decoded_note(&weights))
+            .chain(quantized_note(&setup.adaptation))
             .chain(strange)
             .chain(steps)
             .chain(acts)
@@ -477,18 +511,34 @@ fn images_note(weights: &Weights) -> Option<String> {
         .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
 }
 
-/// A note that weights of a GGUF file take more memory on the device than in the file.
-fn decoded_note(weights: &Weights) -> Option<String> {
-    let views = || weights.names().filter_map(|name| weights.get(name));
-    let mut decoded = views().filter(|view| matches!(view.format(), Stored::Blocks(_))).peekable();
-    let dtype = decoded.peek()?.dtype;
-    let sum = |of: fn(&TensorView) -> usize| memory_size(views().map(|view| of(&view) as u64).sum::<u64>());
-    Some(format!(
-        "{} weights are quantized in the file: they are decoded to {dtype}, and the model takes {} instead of {}",
-        decoded.count(),
-        sum(|view| view.size()),
-        sum(|view| view.raw().len())
-    ))
+/// Which weights are quantized, what they take on the device, and what is decoded all the same.
+pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
+    let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut stored, mut decoded, mut largest) = (0, 0, 0);
+    for (position, parameter) in adaptation.parameters.iter().enumerate() {
+        let Some(blocks) = adaptation.blocks_of(position) else { continue };
+        *kept.entry(blocks.name()).or_default() += 1;
+        let values = parameter.numel() * adaptation.device_dtype(position).size() as u64;
+        stored += adaptation.device_type(position).bytes() as u64;
+        decoded += values;
+        largest = largest.max(if parameter.role == Role::Embedding { 0 } else { values });
+    }
+    let others = adaptation.formats.len() - kept.values().sum::<usize>();
+    let types: Vec<String> = kept.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let mut note = format!(
+        "quantized weights stay so on the device: {}, {} in place of {}; products decode a matrix at a time, of up to {}",
+        types.join(", "),
+        memory_size(stored),
+        memory_size(decoded),
+        memory_size(largest)
+    );
+    if kept.is_empty() {
+        note = "quantized weights are decoded on the device".to_owned();
+    }
+    if others > 0 {
+        note += &format!("; {others} are held decoded, as what is trained of them asks for that");
+    }
+    (!adaptation.formats.is_empty()).then_some(note)
 }
 
 /// Initial values of the head: the vocabulary rows of the prompt's words, or else normal values.
@@ -539,6 +589,7 @@ fn demand(
             && config.dropout == 0.0
             && !weighted,
         cache: answers::context(&data.dev, config.control.answers, decoder),
-        weighted,
+        split: weighted || config.micro_batches.is_some_and(|parts| parts > 1),
+        shared: false,
     }
 }

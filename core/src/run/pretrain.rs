@@ -2,22 +2,22 @@
 
 use super::train::{OpenDevice, Start, run};
 use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
-use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
+use crate::job::{Control, Exchange, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
 use crate::text::TrainOn;
 use crate::train::layout::initial;
 use crate::train::{Metrics, Recompute, Schedule};
-use crate::weights::{OutTensor, safetensors_dtype, save};
-use crate::{Error, Result, decoder};
+use crate::weights::{OutTensor, atomic_write, safetensors_dtype, save};
+use crate::{Error, Result, decoder, files};
 use serde::Serialize;
 use serde_json::Value;
 use sparta_graph::DType;
 use sparta_plugin::method::{Init, Parameter, Role};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// The options of pre-training.
@@ -89,8 +89,8 @@ pub fn pretrain(
         run_config = RunConfig { plugins, earlier_plugins, earlier_lengths, ..run_config };
     }
     let result = run(&run_config, plugins, open, start, observer)?;
-    if model.is_dir() {
-        fs::remove_dir_all(&model).map_err(Error::io(&model))?;
+    if files::is_dir(&model) {
+        files::remove(&model).map_err(Error::io(&model))?;
     }
     let request = MergeRequest { out: model.clone(), dtype: MergeDtype::To(config.dtype), shard_bytes: SHARD };
     merge(&Applied::open(&config.out, None, plugins)?, &request, open()?)?;
@@ -139,6 +139,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         head_init_std: None,
         new_head: false,
         residual: false,
+        quantize: None,
         instruct: None,
         no_template: false,
         train_on: TrainOn::Answers,
@@ -146,6 +147,8 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         earlier_plugins: vec![],
         earlier_lengths: vec![],
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
+        micro_batches: None,
+        exchange: Exchange::Exact,
         recompute: Recompute::Auto,
         precision: config.precision,
         control: Control {
@@ -165,11 +168,11 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
 /// configured `initializer_range`, identity norms and zero biases, as in transformers.
 fn write_start(dir: &Path, config: &PretrainConfig) -> Result<()> {
     let decoder = decoder::open(&config.model)?;
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    files::create_dirs(dir).map_err(Error::io(dir))?;
     let path = dir.join("config.json");
     let described = serde_json::to_vec_pretty(&decoder::config(&config.model)?);
     let described = described.map_err(|e| Error::Config(format!("{}: {e}", path.display())))?;
-    fs::write(&path, described).map_err(Error::io(&path))?;
+    atomic_write(&path, |file| file.write_all(&described).map_err(Error::io(&path)))?;
     write_tokenizer(&config.model, dir)?;
     let mut tensors = Vec::new();
     for parameter in decoder.parameters(HeadKind::CausalLm) {

@@ -5,7 +5,7 @@ use crate::method::{Adaptation, IndexSet};
 use crate::train::score::setup;
 use crate::train::{self, Demand, Recompute, Setup};
 use crate::weights::{Dtype, OutTensor, TensorFile, save};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use sparta_graph::DeviceInfo;
 use sparta_plugin::method::Score;
 use std::borrow::Cow;
@@ -87,7 +87,7 @@ pub fn store(config: &RunConfig, adaptation: &Adaptation) -> Result<()> {
 pub fn restore(config: &RunConfig, adaptation: &mut Adaptation) -> Result<()> {
     let path = path(config);
     let positions: Vec<usize> = adaptation.scored().keys().copied().collect();
-    if positions.is_empty() || !path.is_file() || RunConfig::of_run(&config.out).is_err() {
+    if positions.is_empty() || !files::is_file(&path) || RunConfig::of_run(&config.out).is_err() {
         return Ok(());
     }
     let file = TensorFile::open(&path)?;

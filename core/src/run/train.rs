@@ -2,24 +2,29 @@
 
 mod checks;
 mod finish;
+mod resume;
 mod scoring;
 
 use super::directory::{Counters, RunDirectory};
 use super::identity::identity;
-use super::prepare::{Prepared, prepare};
-use crate::checkpoint::{Checkpoint, Checkpoints, Loaded, Position};
-use crate::job::{EarlierLength, EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
+use super::prepare::{Prepared, prepare_for};
+use super::together;
+use crate::checkpoint::{Checkpoint, Checkpoints, Position};
+use crate::job::{EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Part;
 use crate::plugin::PluginSet;
-use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate};
+use crate::team::Team;
+use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate, evaluate_shared};
 use crate::train::schedule::learning_rate;
 use crate::train::{Encoded, Metrics, Prediction, Session, Snapshot, StepPoint, Submitted};
 use crate::{Error, Result};
+use resume::{Continuation, Newest, look};
 use serde_json::Value as Json;
 use sparta_graph::{Backend, BackendError};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use web_time::Instant;
 
 /// Whether a run starts, or resumes from its newest checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +38,7 @@ pub type OpenDevice<'a> = &'a dyn Fn() -> Result<Box<dyn Backend>>;
 
 /// Trains, evaluates on dev and test, and writes the run directory `config.out`.
 ///
-/// Errors: those of [`prepare`]; a run directory that is in use, or cannot be resumed; a device that fails, or is lost
+/// Errors: those of [`super::prepare`]; a run directory that is in use, or cannot be resumed; a device that fails, or is lost
 /// a second time; a loss, gradient or updated tensor that is not finite, after saving the last good state.
 pub fn run(
     config: &RunConfig,
@@ -42,20 +47,55 @@ pub fn run(
     start: Start,
     observer: &mut dyn Observer,
 ) -> Result<RunResult> {
-    if start == Start::New {
+    run_together(config, plugins, open, start, observer, &mut Team::alone())
+}
+
+/// [`run`] as one of the processes of a team, of which the leading one writes the run directory: all compute what one
+/// process alone would, and write the same bytes.
+///
+/// Errors: those of [`run`]; another process that has failed, with its message, or that is about to do something else.
+pub fn run_together(
+    config: &RunConfig,
+    plugins: &PluginSet,
+    open: OpenDevice,
+    start: Start,
+    observer: &mut dyn Observer,
+    team: &mut Team,
+) -> Result<RunResult> {
+    let result = run_in(config, plugins, open, start, observer, team);
+    result.and_then(|result| team.end().map(|()| result)).map_err(|error| team.fail(error))
+}
+
+fn run_in(
+    config: &RunConfig,
+    plugins: &PluginSet,
+    open: OpenDevice,
+    start: Start,
+    observer: &mut dyn Observer,
+    team: &mut Team,
+) -> Result<RunResult> {
+    if start == Start::New && team.leads() {
         RunDirectory::check_free(&config.out)?;
     }
     let mut device = open()?;
-    let mut prepared = prepare(config, plugins, &device.info())?;
+    let info = device.info();
+    team.introduce(&format!("{} ({})", info.name, info.id))?;
+    let mut prepared = prepare_for(config, plugins, &info, team.size())?;
+    if team.size() > 1 {
+        team.agree("what is to be done", &together::agreement(&prepared)?)?;
+        team.set_exact(prepared.config.exchange.is_exact());
+        prepared.plan.together = together::plan(&prepared, team);
+    }
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
     checks::own_kernels(&prepared, &mut *device, observer)?;
     let directory = match start {
+        _ if !team.leads() => RunDirectory::elsewhere(&config.out),
         Start::New => RunDirectory::create(&prepared)?,
         Start::Resume => RunDirectory::reopen(&prepared)?,
     };
-    let device = scoring::choose(&mut prepared, &directory, device, open, observer).inspect_err(|_| {
+    let device = scoring::choose(&mut prepared, &directory, device, open, observer, team).inspect_err(|_| {
         if start == Start::New {
             directory.abandon();
         }
@@ -63,34 +103,21 @@ pub fn run(
     let checkpoints = Checkpoints::new(&config.out, config.control.keep_checkpoints, identity(&prepared)?);
     let newest = match start {
         Start::New => None,
-        Start::Resume => {
-            // Nothing is changed before this is known to be the same run.
-            let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
-            let earlier = directory.check_length(&prepared)?;
-            let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
-            if earlier.is_none()
-                && let Some(result) = directory.finished(step)
-            {
-                observer.message(&format!("the run already ended at step {step}: there is nothing left to do"));
-                return Ok(result);
-            }
-            if let Some(total_steps) = earlier {
-                let until = checkpoints.newest_step()?;
-                prepared.config.earlier_lengths.push(EarlierLength { until, total_steps });
-            }
-            directory.forget_result()?;
-            directory.describe(&prepared)?;
-            newest
-        }
+        Start::Resume => match look(&mut prepared, &directory, &checkpoints, team, observer)? {
+            Continuation::Finished(result) => return Ok(*result),
+            Continuation::From(newest) => Some(newest),
+        },
     };
     let session = Session::open(device, &prepared.weights, prepared.setup.clone(), &prepared.arena);
     if session.is_err() && start == Start::New {
         directory.abandon();
     }
     let session = session?;
-    let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer);
-    if start == Start::Resume {
-        trainer.before = trainer.directory.counters()?;
+    let mut trainer = Trainer::new(&prepared, session, directory, checkpoints, observer, team);
+    if let Some(newest) = newest {
+        if trainer.team.leads() {
+            trainer.before = trainer.directory.counters()?;
+        }
         trainer.resume(newest)?;
     }
     trainer.run(open)
@@ -102,6 +129,7 @@ struct Trainer<'a> {
     directory: RunDirectory,
     checkpoints: Checkpoints,
     observer: &'a mut dyn Observer,
+    team: &'a mut Team,
     /// Pooled features of train, dev and test, if only the head is trained.
     features: Option<[Features; 3]>,
     position: Position,
@@ -133,6 +161,7 @@ impl<'a> Trainer<'a> {
         directory: RunDirectory,
         checkpoints: Checkpoints,
         observer: &'a mut dyn Observer,
+        team: &'a mut Team,
     ) -> Self {
         let order = run.epochs.order(0);
         let features = run.setup.limits.head_features.then(|| {
@@ -147,6 +176,7 @@ impl<'a> Trainer<'a> {
             directory,
             checkpoints,
             observer,
+            team,
             features,
             position: Position::default(),
             best: Snapshot::default(),
@@ -163,50 +193,15 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Resumes from the newest checkpoint, or from the start if there is none.
-    fn resume(&mut self, newest: Option<(Loaded, Vec<String>)>) -> Result<()> {
-        let Some((loaded, damaged)) = newest else {
-            self.observer.message("there is no checkpoint yet: the run starts from the beginning");
-            (self.position, self.pending, self.torn) = (Position::default(), None, false);
-            (self.best, self.method_state) = (Snapshot::default(), Json::Null);
-            return self.directory.cut_log(0);
-        };
-        damaged.iter().for_each(|text| self.observer.message(text));
-        let position = &loaded.checkpoint.position;
-        let (step, total) = (position.step, self.run.total_steps);
-        if step > total {
-            return Err(Error::Training(format!(
-                "{}: its newest checkpoint is after step {step}, beyond the end of the run at step {total}; start again with \
-                 another --out",
-                self.directory.path().display()
-            )));
-        }
-        self.observer.message(&format!("resuming after step {}", position.step));
-        self.directory.cut_log(position.metrics_bytes)?;
-        self.adopt(loaded)
-    }
-
-    fn adopt(&mut self, loaded: Loaded) -> Result<()> {
-        loaded.check(&self.session.state())?;
-        self.session.set_indices(&self.run.weights, &loaded.checkpoint.indices)?;
-        self.session.set_state(loaded.checkpoint.updates, |tensor| loaded.values(tensor))?;
-        let checkpoint = loaded.checkpoint;
-        self.saved_at = Some(checkpoint.position.step);
-        self.position = checkpoint.position;
-        (self.best, self.method_state) = (checkpoint.best, checkpoint.method_state);
-        (self.pending, self.torn) = (None, false);
-        Ok(())
-    }
-
-    /// Trains to the end. A device that is lost is opened once more.
+    /// Trains to the end. A device that is lost is opened once more, by a process alone.
     fn run(mut self, open: OpenDevice) -> Result<RunResult> {
         match self.attempt() {
-            Err(Error::Device(lost @ BackendError::DeviceLost { .. })) => {
+            Err(Error::Device(lost @ BackendError::DeviceLost { .. })) if self.team.size() == 1 => {
                 self.observer.message(&format!("{lost}; the device is opened again"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
                 let newest = self.checkpoints.load_newest(|_| Ok(()))?;
-                self.resume(newest)?;
+                self.resume(Newest::new(newest))?;
                 self.attempt().map_err(|error| self.lost_again(error))
             }
             result => result,
@@ -229,6 +224,9 @@ impl<'a> Trainer<'a> {
 
     /// Saves the last good state before an error.
     fn keep(&mut self, error: Error) -> Error {
+        if !self.team.leads() {
+            return error;
+        }
         // The step before the failing one may have succeeded; if not, the first error is the one to report.
         let _ = self.settle();
         let step = self.position.step;
@@ -245,7 +243,7 @@ impl<'a> Trainer<'a> {
     fn keep_last_good(&mut self) -> Result<Option<usize>> {
         if self.torn || self.defect()?.is_some() {
             let Some((loaded, _)) = self.checkpoints.load_newest(|_| Ok(()))? else { return Ok(None) };
-            self.adopt(loaded)?;
+            self.adopt(Some(loaded), false)?;
         } else {
             self.save_checkpoint()?;
         }
@@ -268,7 +266,7 @@ impl<'a> Trainer<'a> {
                 return Ok(stopped);
             }
             self.train_step()?;
-            if self.observer.stop_requested() {
+            if self.team.stops(self.observer.stop_requested()) {
                 self.settle()?;
                 return self.interrupted();
             }
@@ -282,18 +280,21 @@ impl<'a> Trainer<'a> {
             return self.interrupted().map(Some);
         }
         if self.run.config.patience.is_some_and(|patience| self.position.stale >= patience) {
+            self.check_others()?;
             self.save_checkpoint()?;
             return Ok(Some(Stopped::EarlyStopping));
         }
         let evaluated = self.position.last_dev.as_ref().is_some_and(|(at, _)| *at == step);
         let end = step == self.run.total_steps;
         if end || (step > 0 && (evaluated || step.is_multiple_of(self.run.config.control.checkpoint_interval))) {
+            self.check_others()?;
             self.save_checkpoint()?;
         }
         Ok(end.then_some(Stopped::Completed))
     }
 
     fn interrupted(&mut self) -> Result<Stopped> {
+        self.check_others()?;
         self.save_checkpoint()?;
         Ok(Stopped::Interrupted)
     }
@@ -353,15 +354,21 @@ impl<'a> Trainer<'a> {
     }
 
     fn submit(&mut self, chosen: &[usize], lr: f64) -> Result<Submitted> {
-        let budget = self.run.config.micro_batch_tokens();
-        match &mut self.features {
+        let (budget, turn) = (self.run.config.micro_batch_tokens(), self.team.turn());
+        self.team.ask_to_stop(self.observer.stop_requested());
+        let submitted = match &mut self.features {
             Some([features, ..]) => {
+                features.share(&mut self.session, &self.run.train, chosen, budget, self.team)?;
                 let pooled = features.get(&mut self.session, &self.run.train, chosen, budget)?;
                 let batch = self.run.setup.objective.pack(chosen.iter().map(|&i| &self.run.train[i]))?;
-                self.session.submit_head_step(&pooled, &batch, lr)
+                self.session.submit_head_step(&pooled, &batch, lr)?
             }
-            None => self.session.submit_step(&self.run.micro_batches(chosen, budget)?, lr),
+            None => self.session.submit_shared(&self.run.micro_batches(chosen, budget)?, lr, self.team)?,
+        };
+        if self.team.turn() == turn {
+            self.team.assemble("a step")?;
         }
+        Ok(submitted)
     }
 
     /// Reads the results of a step, checks and reports them.
@@ -449,9 +456,11 @@ impl<'a> Trainer<'a> {
         let features = self.features.as_mut().map(|f| &mut f[split]);
         let budget = self.run.config.micro_batch_tokens();
         let observer = &mut *self.observer;
-        let found = evaluate(&mut self.session, examples, budget, features, |done, total| {
+        let found = evaluate_shared(&mut self.session, examples, budget, features, self.team, |team, done, total| {
             observer.eval_progress(name, done, total);
-            !observer.stop_requested()
+            let asks = observer.stop_requested();
+            team.ask_to_stop(asks);
+            !team.stops(asks)
         })?;
         if found.predictions.len() < examples.len() {
             return Ok(None);
@@ -482,8 +491,10 @@ impl<'a> Trainer<'a> {
             indices: self.session.setup().adaptation.changed_indices(),
             method_state: self.method_state.clone(),
         };
-        let (state, session) = (self.session.state(), &mut self.session);
-        self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
+        if self.team.leads() {
+            let (state, session) = (self.session.state(), &mut self.session);
+            self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
+        }
         self.saved_at = Some(self.position.step);
         self.save_counters();
         Ok(())

@@ -1,7 +1,8 @@
 //! Reads the parts of a data set on several threads, within a memory limit.
 
+use crate::files::Kind;
 use crate::plugin::check_example;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use sparta_graph::memory_size;
 use sparta_plugin::task::{Dataset, Example, TaskInfo};
 use std::collections::{BTreeMap, VecDeque};
@@ -130,11 +131,11 @@ const DEPTH: usize = 8;
 
 /// Bytes of the files at a path.
 fn file_bytes(path: &Path, depth: usize) -> u64 {
-    match std::fs::metadata(path) {
-        Ok(found) if found.is_file() => found.len(),
-        Ok(found) if found.is_dir() && depth > 0 => {
-            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-            entries.map(|entry| file_bytes(&entry.path(), depth - 1)).fold(0, u64::saturating_add)
+    match files::kind(path) {
+        Ok(Kind::File(bytes)) => bytes,
+        Ok(Kind::Directory) if depth > 0 => {
+            let entries = files::list(path).unwrap_or_default();
+            entries.iter().map(|entry| file_bytes(entry, depth - 1)).fold(0, u64::saturating_add)
         }
         _ => 0,
     }

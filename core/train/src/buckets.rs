@@ -50,6 +50,11 @@ impl Bucket {
         format!("bucket.{}.gradient", self.number)
     }
 
+    /// Where the gradients of other processes come in.
+    pub fn incoming_gradients(&self) -> String {
+        format!("bucket.{}.incoming", self.number)
+    }
+
     /// The name of the table of its parts, for [`sparta_graph::ops::SumOfSquares`].
     pub fn table(&self) -> String {
         format!("bucket.{}.parts", self.number)

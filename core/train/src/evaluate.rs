@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::batch::{Encoded, split_by_budget};
+use crate::peers::{Alone, Peers};
 use crate::session::Session;
 
 /// The most examples in an evaluation batch.
@@ -40,28 +41,67 @@ impl Features {
     ) -> Result<Vec<f32>> {
         for &example in chosen {
             if !self.known[example] {
-                self.compute_group(session, examples, example, budget)?;
+                self.compute_group(session, examples, self.places[example] / self.group, budget)?;
             }
         }
         Ok(chosen.iter().flat_map(|&i| &self.values[i * self.width..(i + 1) * self.width]).copied().collect())
+    }
+
+    /// Computes what is not known of the chosen examples together with the other processes, each a group at a time, and
+    /// groups that come next. All processes must have known the same before.
+    pub fn share(
+        &mut self,
+        session: &mut Session,
+        examples: &[Encoded],
+        chosen: &[usize],
+        budget: usize,
+        peers: &mut dyn Peers,
+    ) -> Result<()> {
+        let unknown = |this: &Self| chosen.iter().copied().find(|&example| !this.known[example]);
+        while let Some(example) = unknown(self).filter(|_| peers.size() > 1) {
+            let count = self.order.len().div_ceil(self.group);
+            let missing = |group: &usize| !self.known[self.order[group * self.group]];
+            let first = self.places[example] / self.group;
+            let groups: Vec<usize> = (first..count).filter(missing).take(peers.size()).collect();
+            let mut own = Vec::new();
+            if let Some(&group) = groups.get(peers.rank()) {
+                self.compute_group(session, examples, group, budget)?;
+                let of = |&i: &usize| self.values[i * self.width..(i + 1) * self.width].to_vec();
+                own = self.members(group).iter().flat_map(of).collect();
+            }
+            own.resize(self.group * self.width, 0.0);
+            let all = peers.gather(&own)?;
+            for (&group, values) in groups.iter().zip(all.chunks(own.len())) {
+                for (&i, row) in self.members(group).to_vec().iter().zip(values.chunks(self.width)) {
+                    self.set(i, row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The examples of a group.
+    fn members(&self, group: usize) -> &[usize] {
+        &self.order[group * self.group..self.order.len().min((group + 1) * self.group)]
+    }
+
+    fn set(&mut self, example: usize, row: &[f32]) {
+        self.values[example * self.width..(example + 1) * self.width].copy_from_slice(row);
+        self.known[example] = true;
     }
 
     fn compute_group(
         &mut self,
         session: &mut Session,
         examples: &[Encoded],
-        example: usize,
+        group: usize,
         budget: usize,
     ) -> Result<()> {
-        let start = self.places[example] / self.group * self.group;
-        let group = &self.order[start..self.order.len().min(start + self.group)];
-        for part in batches(examples, group, budget) {
+        let members = self.members(group).to_vec();
+        for part in batches(examples, &members, budget) {
             let batch = session.setup().objective.pack(part.iter().map(|&i| &examples[i]))?;
             let pooled = session.pool(&batch)?;
-            for (&i, row) in part.iter().zip(pooled.chunks(self.width)) {
-                self.values[i * self.width..(i + 1) * self.width].copy_from_slice(row);
-                self.known[i] = true;
-            }
+            part.iter().zip(pooled.chunks(self.width)).for_each(|(&i, row)| self.set(i, row));
         }
         Ok(())
     }
@@ -130,29 +170,67 @@ pub fn evaluate(
     session: &mut Session,
     examples: &[Encoded],
     budget: usize,
-    mut features: Option<&mut Features>,
+    features: Option<&mut Features>,
     mut progress: impl FnMut(usize, usize) -> bool,
 ) -> Result<Evaluation> {
+    evaluate_shared(session, examples, budget, features, &mut Alone, |_, done, total| progress(done, total))
+}
+
+/// [`evaluate`] of all processes together: each computes every n-th batch, and all have the results of all, with the bits of
+/// a process alone. `progress` is called after each round of batches, and has to answer the same in each process.
+pub fn evaluate_shared<P: Peers>(
+    session: &mut Session,
+    examples: &[Encoded],
+    budget: usize,
+    mut features: Option<&mut Features>,
+    peers: &mut P,
+    mut progress: impl FnMut(&mut P, usize, usize) -> bool,
+) -> Result<Evaluation> {
     let order: Vec<usize> = (0..examples.len()).collect();
-    let objective = session.setup().objective.clone();
+    let width = session.setup().objective.outputs();
     let mut found = Evaluation::default();
-    for part in batches(examples, &order, budget) {
-        let batch = objective.pack(part.iter().map(|&i| &examples[i]))?;
-        let (outputs, loss) = match features.as_deref_mut() {
-            Some(features) => {
-                let pooled = features.get(session, examples, part, budget)?;
-                session.head_evaluate(&pooled, &batch)?
-            }
-            None => session.evaluate(&batch)?,
+    for round in batches(examples, &order, budget).chunks(peers.size()) {
+        if let Some(features) = features.as_deref_mut() {
+            features.share(session, examples, &round.concat(), budget, peers)?;
+        }
+        let longest = round.iter().map(|part| part.len()).max().unwrap_or(0);
+        let mut own = match round.get(peers.rank()) {
+            Some(part) => evaluate_batch(session, examples, part, budget, features.as_deref_mut())?,
+            None => Vec::new(),
         };
-        let width = outputs.len() / part.len();
-        let logits = |i: usize| outputs[i * width..(i + 1) * width].to_vec();
-        found.predictions.extend((0..part.len()).map(|i| Prediction { logits: logits(i) }));
-        found.loss += loss;
-        found.targets += batch.targets();
-        if !progress(found.predictions.len(), examples.len()) {
+        own.resize(NUMBERS + longest * width, 0.0);
+        let all = peers.gather(&own)?;
+        for (part, values) in round.iter().zip(all.chunks(own.len())) {
+            let (numbers, outputs) = values.split_at(NUMBERS);
+            let logits = |i: usize| outputs[i * width..(i + 1) * width].to_vec();
+            found.predictions.extend((0..part.len()).map(|i| Prediction { logits: logits(i) }));
+            found.loss += f64::from(numbers[0]);
+            found.targets += numbers[1] as usize;
+        }
+        if !progress(peers, found.predictions.len(), examples.len()) {
             break;
         }
     }
     Ok(found)
+}
+
+/// Numbers of a batch before its outputs: the sum of its losses, an f32 as the device has it, and its targets.
+const NUMBERS: usize = 2;
+
+fn evaluate_batch(
+    session: &mut Session,
+    examples: &[Encoded],
+    part: &[usize],
+    budget: usize,
+    features: Option<&mut Features>,
+) -> Result<Vec<f32>> {
+    let batch = session.setup().objective.pack(part.iter().map(|&i| &examples[i]))?;
+    let (outputs, loss) = match features {
+        Some(features) => {
+            let pooled = features.get(session, examples, part, budget)?;
+            session.head_evaluate(&pooled, &batch)?
+        }
+        None => session.evaluate(&batch)?,
+    };
+    Ok([loss as f32, batch.targets() as f32].into_iter().chain(outputs).collect())
 }

@@ -29,8 +29,10 @@ pub struct Demand {
     pub head_features: bool,
     /// Tokens whose keys and values are cached, if the run also generates text.
     pub cache: Option<usize>,
-    /// Whether every batch is split because its examples have different weights.
-    pub weighted: bool,
+    /// Whether every batch is split: its examples have different weights, or a number of micro-batches is given.
+    pub split: bool,
+    /// Whether processes share the micro-batches of a step.
+    pub shared: bool,
 }
 
 impl Demand {
@@ -39,7 +41,8 @@ impl Demand {
         let rows = self.largest_batch.min(tokens.max(self.longest_train));
         Limits {
             train: Some(Size { rows: padded_rows(rows), examples: self.batch }),
-            micro_batches: (self.largest_batch > tokens || self.weighted) && !self.head_features,
+            micro_batches: (self.largest_batch > tokens || self.split) && !self.head_features,
+            shared: self.shared,
             evaluate: size_of(tokens.max(self.longest), EVAL_EXAMPLES),
             positions: self.longest.max(self.cache.unwrap_or(0)),
             head_features: self.head_features,
@@ -124,7 +127,8 @@ mod tests {
         longest: 300,
         head_features: false,
         cache: None,
-        weighted: false,
+        split: false,
+        shared: false,
     };
 
     #[test]

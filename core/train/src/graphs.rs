@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::batch::Size;
-use crate::buckets::{buckets, join};
+use crate::buckets::{Bucket, buckets, join};
 use crate::objective::{Loss, LossInputs, Objective};
 use crate::optimizer::Optimization;
 use crate::whole::{WholeGroup, whole_groups};
@@ -30,6 +30,8 @@ pub mod names {
     pub const LATCH: &str = "latch";
     /// The sum of the losses of a step's micro-batches so far.
     pub const LOSS_SUM: &str = "loss_sum";
+    /// Where the losses of other processes' micro-batches come in.
+    pub const LOSS_INCOMING: &str = "loss_incoming";
     /// Everything the host reads after a step or an evaluation, in one tensor: [`super::results`].
     pub const RESULTS: &str = "out.results";
     pub const POOLED: &str = "out.pooled";
@@ -98,6 +100,10 @@ pub enum Purpose {
     FirstMicroBatch(Size),
     /// A later micro-batch: gradients added to the sums.
     MicroBatch(Size),
+    /// A micro-batch of a step that processes share: gradients to where those of others come in, apart from the sums.
+    Apart { size: Size, first: bool },
+    /// Adds gradients of a bucket that came in to its sums; behind the last bucket, the loss.
+    AddIncoming(usize),
     /// The update from the gradient sums.
     Update,
     /// Logits and loss.
@@ -139,6 +145,8 @@ impl Graphs<'_> {
             Purpose::Step(size) => return self.train(graph, size, Gradients::Apply),
             Purpose::FirstMicroBatch(size) => return self.train(graph, size, Gradients::Keep),
             Purpose::MicroBatch(size) => return self.train(graph, size, Gradients::Sum),
+            Purpose::Apart { size, first } => return self.train(graph, size, Gradients::Apart { first }),
+            Purpose::AddIncoming(bucket) => self.add_incoming(g, bucket)?,
             Purpose::WholeGradients { size, group, first } => {
                 return self.whole_gradients(graph, size, &whole_groups(self.adaptation)[group], first);
             }
@@ -215,7 +223,7 @@ impl Graphs<'_> {
         let dropout = (self.dropout > 0.0).then_some((self.dropout, rng));
         let hidden = self.hidden(g, &mut layers, size, dropout)?;
         let mut loss = self.loss(g, &mut layers, hidden, size)?;
-        if gradients != Gradients::Sum {
+        if !matches!(gradients, Gradients::Sum | Gradients::Apart { first: false }) {
             // All micro-batches of a step see the same trained values, so the penalty is added to the first only.
             loss = penalised(g, &mut layers, loss)?;
         }
@@ -235,8 +243,7 @@ impl Graphs<'_> {
         let positions = || group.parts.iter().map(|&(position, _)| position);
         let names = positions().map(|position| self.adaptation.parameters[position].name.as_str());
         // By the weights themselves: a reparametrized one is not used as it is merged.
-        let requests: Vec<_> =
-            positions().map(|position| (layers.parameter(g, position), GradRequest::Dense)).collect();
+        let requests: Vec<_> = positions().map(|position| (layers.stored(g, position), GradRequest::Dense)).collect();
         for (name, gradient) in names.zip(gradients(g, &[(loss, one)], &requests)?) {
             let shape = g.shape(gradient)?.to_vec();
             let sum = g.external(names::whole_gradient(name), DType::F32, shape);
@@ -296,6 +303,17 @@ impl Graphs<'_> {
         store_joined(graph, names::RESULTS, &parts)
     }
 
+    fn add_incoming(&self, graph: &mut Graph, number: usize) -> Result<()> {
+        let buckets = buckets(self.adaptation.trained(), self.optimization);
+        let (sum, incoming, len) = match buckets.get(number) {
+            Some(bucket) => (bucket.gradient_sums(), bucket.incoming_gradients(), bucket.len),
+            None => (names::LOSS_SUM.to_owned(), names::LOSS_INCOMING.to_owned(), 1),
+        };
+        let [sum, incoming] = [sum, incoming].map(|name| graph.external(name, DType::F32, [len]));
+        graph.apply(Accumulate {}.into(), &[sum, incoming])?;
+        Ok(())
+    }
+
     fn backward(&self, graph: &mut Graph, layers: &mut AdaptedLayers, loss: Loss, target: Gradients) -> Result<()> {
         let loss = loss.loss;
         let one = graph.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
@@ -308,8 +326,10 @@ impl Graphs<'_> {
         if target == Gradients::Apply {
             return self.update(graph, layers, &buckets, &joined, loss);
         }
-        let sums = buckets.iter().map(|bucket| (bucket.gradient_sums(), bucket.len)).collect::<Vec<_>>();
-        let sums = sums.into_iter().chain([(names::LOSS_SUM.to_owned(), 1)]);
+        let apart = matches!(target, Gradients::Apart { .. });
+        let name = |bucket: &Bucket| if apart { bucket.incoming_gradients() } else { bucket.gradient_sums() };
+        let of_loss = if apart { names::LOSS_INCOMING } else { names::LOSS_SUM };
+        let sums = buckets.iter().map(|bucket| (name(bucket), bucket.len)).chain([(of_loss.to_owned(), 1)]);
         for ((name, len), value) in sums.zip(joined.into_iter().chain([loss])) {
             let sum = graph.external(name, DType::F32, [len]);
             match target {
@@ -337,6 +357,7 @@ enum Gradients {
     Apply,
     Keep,
     Sum,
+    Apart { first: bool },
 }
 
 /// The step's numbers, which the host writes.

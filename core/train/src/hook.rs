@@ -233,8 +233,8 @@ impl StepTensors for Access<'_, '_> {
             "whole_gradient" => return self.whole_gradient(name),
             "values" => self.own(name)?.stored.name.clone(),
             "weight" => {
-                self.parameter(name)?;
-                name.to_owned()
+                let position = self.parameter(name)?;
+                return self.device(|session| session.read_weight(position));
             }
             slot => {
                 let slots = self.session.setup().optimization.optimizer.slots();

@@ -15,7 +15,7 @@ use sparta_model::method::layers::{
     base_name, column_ptr_name, index_name, order_name, remainder_name, row_ptr_name, shadow_name,
 };
 use sparta_model::method::{Form, Part, philox};
-use sparta_model::{WeightSource, to_f32};
+use sparta_model::{Arrangement, Stored, TensorView, WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
 use std::collections::BTreeMap;
 
@@ -55,8 +55,8 @@ pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     let adaptation = &setup.adaptation;
     let whole = |i: &usize| !matches!(adaptation.parts[*i], Part::Dense);
     for (i, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| whole(i)) {
-        let len = parameter.numel() as usize;
-        list.push(TensorSpec::new(parameter.name.clone(), adaptation.device_dtype(i), len, MemoryKind::Weights));
+        let ty = adaptation.device_type(i);
+        list.push(TensorSpec::new(parameter.name.clone(), ty.dtype, ty.numel(), MemoryKind::Weights));
     }
     for (_, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| adaptation.is_shadowed(*i)) {
         let (name, dtype) = (shadow_name(&parameter.name), adaptation.precision.products);
@@ -110,6 +110,9 @@ fn bucket_tensors(setup: &Setup, bucket: &Bucket, list: &mut Vec<TensorSpec>) {
     }
     if setup.keeps_sums() {
         add(bucket.gradient_sums(), DType::F32, MemoryKind::Gradients, &names::grad_sum);
+    }
+    if setup.shares_gradients() {
+        list.push(TensorSpec::new(bucket.incoming_gradients(), DType::F32, bucket.len, MemoryKind::Gradients));
     }
     list.push(TensorSpec::new(bucket.table(), DType::U32, 2 * bucket.parts.len(), MemoryKind::Buffers));
 }
@@ -166,6 +169,9 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
         buffer(names::NORMS, DType::F32, trained * PARTIALS);
         buffer(names::LATCH, DType::F32, 1);
         buffer(names::LOSS_SUM, DType::F32, 1);
+        if setup.shares_gradients() {
+            buffer(names::LOSS_INCOMING, DType::F32, 1);
+        }
     }
 }
 
@@ -268,6 +274,9 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
         if setup.keeps_sums() {
             purposes.extend([Purpose::FirstMicroBatch(size), Purpose::MicroBatch(size), Purpose::Update]);
         }
+        if setup.shares_gradients() {
+            purposes.push(Purpose::Apart { size, first: true });
+        }
         // The first group has the longest backward pass, and the largest one the most gradients.
         let groups = setup.whole_groups();
         let largest = (0..groups.len()).max_by_key(|&group| groups[group].len);
@@ -314,8 +323,13 @@ pub(crate) fn upload_parameter(
 ) -> Result<()> {
     let adaptation = &setup.adaptation;
     let (parameter, dtype) = (&adaptation.parameters[position], adaptation.device_dtype(position));
+    let mut words = Vec::new();
     if weights.get(&parameter.name).is_none() {
         tensors.write_f32(&parameter.name, &new_head(weights, setup, parameter)?)?;
+    } else if adaptation.blocks_of(position).is_some() {
+        words = weights.finite_blocks(&parameter.name)?.into_owned();
+        words.resize(words.len().next_multiple_of(4), 0);
+        tensors.write(&parameter.name, &words)?;
     } else {
         // All bytes are read here anyway; later, a bad value that no batch has used yet would go unnoticed.
         let (stored, bytes) = weights.finite(&parameter.name)?;
@@ -337,7 +351,16 @@ pub(crate) fn upload_parameter(
         let view = weights.get(&parameter.name).ok_or_else(|| {
             Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
         })?;
-        let (base, chosen) = (base_name(&parameter.name), pick(view.dtype, &view.bytes(), &set.indices));
+        let view = match adaptation.blocks_of(position) {
+            Some(blocks) => {
+                TensorView::stored(Stored::Blocks(blocks), view.shape, &words, Arrangement::None).decoded_as(view.dtype)
+            }
+            None => view,
+        };
+        let chosen = view.pick(&set.indices).ok_or_else(|| {
+            Error::Weights(format!("{}: an index set points beyond {:?}", parameter.name, view.shape))
+        })?;
+        let base = base_name(&parameter.name);
         match view.dtype == dtype {
             true => tensors.write(&base, &chosen)?,
             false => tensors.write_f32(&base, &as_f32(parameter, view.dtype, &chosen)?)?,
@@ -424,12 +447,6 @@ fn as_f32(parameter: &Parameter, dtype: DType, bytes: &[u8]) -> Result<Vec<f32>>
     to_f32(dtype, bytes).ok_or_else(|| Error::Weights(format!("{} is stored as {dtype}", parameter.name)))
 }
 
-/// The bytes of chosen elements.
-fn pick(dtype: DType, bytes: &[u8], indices: &[u32]) -> Vec<u8> {
-    let size = dtype.size();
-    indices.iter().flat_map(|&i| &bytes[i as usize * size..(i as usize + 1) * size]).copied().collect()
-}
-
 /// Where each row's elements start among ascending flat indices: `[rows + 1]`.
 pub fn row_ptr(indices: &[u32], rows: usize, columns: usize) -> Vec<u32> {
     (0..=rows as u64).map(|r| indices.partition_point(|&i| u64::from(i) < r * columns as u64) as u32).collect()
@@ -453,7 +470,6 @@ fn by_column(indices: &[u32], columns: usize) -> (Vec<u32>, Vec<u32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sparta_model::TensorView;
 
     /// Matrices of three rows and two columns.
     struct Matrices(BTreeMap<&'static str, [f32; 6]>);

@@ -8,9 +8,11 @@ use crate::tensors::{MemoryKind, Tensors, make_room};
 use crate::{Error, Result, layout};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, BackendError, DType, DeviceInfo, Plan, PlanId};
-use sparta_model::WeightSource;
+use sparta_model::method::adaptation::delta_name;
+use sparta_model::method::layers::base_name;
 use sparta_model::method::philox::Stream;
-use sparta_model::method::{Form, Part, Trained};
+use sparta_model::method::{Part, Trained};
+use sparta_model::{WeightSource, from_f32, to_f32};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
 
@@ -156,8 +158,7 @@ impl Session {
     /// Recomputes the weights that depend on trained tensors.
     pub(crate) fn follow_trained(&mut self) -> Result<()> {
         let adaptation = &self.setup.adaptation;
-        let followed = |t: &Trained| t.form == Form::Sparse || adaptation.is_shadowed(t.parameter);
-        match adaptation.trained().iter().any(followed) {
+        match adaptation.trained().iter().any(|t| adaptation.is_followed(t)) {
             true => self.run(Purpose::Follow),
             false => Ok(()),
         }
@@ -288,6 +289,28 @@ impl Session {
         Ok(())
     }
 
+    /// The values of a weight as products read it, but for what is added to it.
+    pub fn read_weight(&mut self, position: usize) -> Result<Vec<f32>> {
+        let adaptation = &self.setup.adaptation;
+        let name = adaptation.parameters[position].name.clone();
+        let Some(op) = adaptation.decoding(position) else { return self.tensors.read_floats(&name) };
+        let chosen = match &adaptation.parts[position] {
+            Part::Sparse(set) if op.overlay => set.indices.clone(),
+            _ => Vec::new(),
+        };
+        let mut values = vec![0f32; op.rows * op.columns];
+        op.blocks.decode(&self.tensors.read_bytes(&name)?, &mut values);
+        if !chosen.is_empty() {
+            let (base, delta) = (self.tensors.read_floats(&base_name(&name))?, delta_name(&name));
+            let delta = self.tensors.read_floats(&delta)?;
+            for (&at, (base, delta)) in chosen.iter().zip(base.iter().zip(delta)) {
+                values[at as usize] = base + delta;
+            }
+        }
+        let rounded = from_f32(op.output, &values).and_then(|bytes| to_f32(op.output, &bytes));
+        rounded.ok_or_else(|| Error::Training(format!("`{name}` is decoded to {}", op.output)))
+    }
+
     /// Uses these values for a weight from now on, whatever the method would do with it.
     pub fn replace_weight(&mut self, position: usize, dtype: DType, bytes: &[u8]) -> Result<()> {
         self.forget_plans();
@@ -297,6 +320,7 @@ impl Session {
         self.tensors.alloc(&parameter.name, dtype, parameter.numel() as usize, MemoryKind::Weights)?;
         self.tensors.write(&parameter.name, bytes)?;
         parameter.dtype = dtype;
+        adaptation.formats.remove(&position);
         adaptation.parts[position] = Part::Frozen;
         Ok(())
     }

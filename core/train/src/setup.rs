@@ -49,6 +49,11 @@ impl Setup {
         train.is_some() && !head_features && (micro_batches || self.adaptation.keeps_gradients())
     }
 
+    /// Whether gradients of other processes come in.
+    pub(crate) fn shares_gradients(&self) -> bool {
+        self.limits.shared && self.keeps_sums()
+    }
+
     /// The whole gradients the method may read, in groups that are computed together.
     pub(crate) fn whole_groups(&self) -> Vec<WholeGroup> {
         if self.limits.train.is_some() { whole_groups(&self.adaptation) } else { Vec::new() }
@@ -74,6 +79,8 @@ pub struct Limits {
     pub train: Option<Size>,
     /// Whether steps may be split into micro-batches.
     pub micro_batches: bool,
+    /// Whether processes share the micro-batches of a step.
+    pub shared: bool,
     pub evaluate: Size,
     /// The longest sequence, and so the rows of the rope tables.
     pub positions: usize,
@@ -94,6 +101,7 @@ impl Limits {
         Limits {
             train: None,
             micro_batches: false,
+            shared: false,
             evaluate: Size { rows: ROW_MULTIPLE, examples: 1 },
             positions: tokens,
             head_features: false,

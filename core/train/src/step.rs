@@ -172,7 +172,7 @@ impl Session {
     }
 }
 
-fn check_targets(targets: usize) -> Result<()> {
+pub(crate) fn check_targets(targets: usize) -> Result<()> {
     if targets == 0 {
         return Err(Error::Training("a batch without any target cannot be trained on".into()));
     }

@@ -1,7 +1,7 @@
 //! How many launches a training step takes on a GPU, counted from the plans of a large model without its weights.
 
 use sparta_graph::{DType, DeviceKind, Plan};
-use sparta_kernels::{Bounds, lower};
+use sparta_kernels::{Bounds, Memory, Step, View, lower};
 use sparta_model::Decoder;
 use sparta_model::method::Adaptation;
 use sparta_plugin::Error;
@@ -64,6 +64,7 @@ fn setup() -> Setup {
         limits: Limits {
             train: Some(size),
             micro_batches: false,
+            shared: false,
             evaluate: size,
             positions: 256,
             head_features: false,
@@ -71,6 +72,11 @@ fn setup() -> Setup {
             cache: None,
         },
     }
+}
+
+/// Whether two bindings have bytes in common, which a browser refuses: all of them may be written to.
+fn meet(a: &View, b: &View) -> bool {
+    a.memory == b.memory && a.memory != Memory::Unused && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
 }
 
 #[test]
@@ -86,6 +92,17 @@ fn a_sparse_step_of_gemma_2b() {
     for call in &plan.calls {
         let lowered = lower(call, bounds).unwrap_or_else(|e| panic!("{}: {e}", call.label));
         *steps.entry(call.op.name()).or_default() += lowered.steps.len();
+        for step in &lowered.steps {
+            let Step::Dispatch(dispatch) = step else { continue };
+            let views = &dispatch.bindings;
+            let meeting = views.iter().enumerate().find(|(i, view)| views[..*i].iter().any(|other| meet(view, other)));
+            assert!(
+                meeting.is_none(),
+                "{} ({}): a binding overlaps another one: {views:?}",
+                call.op.name(),
+                call.label
+            );
+        }
     }
     let total: usize = steps.values().sum();
     println!("{total} steps in {} calls: {steps:?}", plan.calls.len());

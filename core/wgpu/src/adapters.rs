@@ -1,3 +1,4 @@
+use crate::wait::block_on;
 use sparta_graph::ops::OwnKernel;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
@@ -6,7 +7,10 @@ use std::sync::OnceLock;
 use tracing::{debug, info};
 
 /// The graphics APIs this backend runs on, without OpenGL: its compute shaders lack what the kernels need.
-const BACKENDS: wgpu::Backends = wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12);
+const BACKENDS: wgpu::Backends = match cfg!(target_arch = "wasm32") {
+    true => wgpu::Backends::BROWSER_WEBGPU,
+    false => wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12),
+};
 
 /// wgpu's storage bindings end below 2 GiB.
 const MAX_BINDING: u64 = (1 << 31) - ALIGNMENT as u64;
@@ -20,7 +24,7 @@ const AMD: u32 = 0x1002;
 pub struct Adapter {
     /// What the runtime knows of it; `id` is `wgpu:N` with its position in [`devices`].
     pub info: DeviceInfo,
-    /// `vulkan`, `metal` or `dx12`.
+    /// `vulkan`, `metal`, `dx12` or `webgpu`.
     pub api: String,
     pub limits: Limits,
     pub features: Features,
@@ -64,24 +68,27 @@ pub fn devices() -> Vec<Adapter> {
     adapters().iter().enumerate().map(|(i, adapter)| describe(i, adapter)).collect()
 }
 
-/// The adapters, enumerated once per process since that loads every driver.
-pub(crate) fn adapters() -> &'static [wgpu::Adapter] {
+/// The adapters, enumerated once per process since that loads every driver. In a browser an adapter opens only one device, so
+/// each call requests a new one.
+pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
     static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
-    ADAPTERS.get_or_init(|| {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = BACKENDS;
-        // No validation layers and no debug information, whatever the build profile.
-        descriptor.flags = wgpu::InstanceFlags::empty();
-        let found = pollster::block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS));
-        for adapter in &found {
-            let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-            info!("found {} through {}: driver {} {}", info.name, info.backend, info.driver, info.driver_info);
-            debug!(?info, ?limits, ?features, "everything the driver reports about {}", info.name);
-        }
-        let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
-        let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
-        once.map(|(adapter, _)| adapter).collect()
-    })
+    if cfg!(target_arch = "wasm32") { find() } else { ADAPTERS.get_or_init(find).clone() }
+}
+
+fn find() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = BACKENDS;
+    // No validation layers and no debug information, whatever the build profile.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let found = block_on(wgpu::Instance::new(descriptor).enumerate_adapters(BACKENDS));
+    for adapter in &found {
+        let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+        info!("found {} through {}: driver {} {}", info.name, info.backend, info.driver, info.driver_info);
+        debug!(?info, ?limits, ?features, "everything the driver reports about {}", info.name);
+    }
+    let cards: Vec<Card> = found.iter().map(|adapter| Card::of(&adapter.get_info())).collect();
+    let once = found.into_iter().zip(&cards).filter(|(_, card)| !card.is_known_before(&cards));
+    once.map(|(adapter, _)| adapter).collect()
 }
 
 /// A card as listed by one of the APIs.
@@ -207,7 +214,7 @@ fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
 }
 
 /// Bytes of the largest device-local heap. Only Vulkan reports it.
-#[cfg(not(target_vendor = "apple"))]
+#[cfg(not(any(target_vendor = "apple", target_arch = "wasm32")))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     const DEVICE_LOCAL: u32 = 1;
     // SAFETY: the guard is only read from, and dropped before `adapter`.
@@ -219,7 +226,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
-#[cfg(target_vendor = "apple")]
+#[cfg(any(target_vendor = "apple", target_arch = "wasm32"))]
 fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }

@@ -4,6 +4,7 @@ use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
+use crate::wait::{Submitted, block_on};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
 use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
@@ -14,6 +15,8 @@ use tracing::{debug, info};
 
 /// Workgroups per dimension of a launch, WebGPU's default limit.
 const MAX_GROUPS: usize = 65_535;
+/// Storage buffers of a dispatch, WebGPU's default limit.
+const MOST_STORAGE: usize = 8;
 /// Buffers up to this size may be bound as uniforms too: the random key is.
 const UNIFORM_BYTES: u64 = 64;
 /// The most bytes that one transfer stages.
@@ -113,7 +116,7 @@ impl WgpuBackend {
         let (wanted, limits) = (descriptor.required_features, &descriptor.required_limits);
         info!("opening {} as {id} with {wanted:?}", adapter.info.name);
         debug!(?limits, ?units, "limits that are asked for, matrix units that may be used");
-        let (device, queue) = pollster::block_on(raw.request_device(&descriptor))
+        let (device, queue) = block_on(raw.request_device(&descriptor))
             .map_err(|e| other(&id, format!("{} cannot be opened: {e}", adapter.info.name)))?;
         let mut backend = WgpuBackend {
             pace: RefCell::new(Pace::new(adapter.info.kind)),
@@ -219,18 +222,19 @@ impl WgpuBackend {
 
     /// Waits until the device has finished everything.
     fn wait(&self, during: &str) -> Result<(), BackendError> {
-        self.poll(wgpu::PollType::wait_indefinitely(), during)
+        let waited = Submitted::new(&self.queue, self.queue.submit([])).wait(&self.device);
+        self.told(waited, during)
     }
 
     /// Returns any error that wgpu has reported; polling reports the loss of a device.
     pub(crate) fn check(&self, during: &str) -> Result<(), BackendError> {
-        self.poll(wgpu::PollType::Poll, during)
+        self.told(self.device.poll(wgpu::PollType::Poll).map(|_| ()), during)
     }
 
-    pub(crate) fn poll(&self, how: wgpu::PollType, during: &str) -> Result<(), BackendError> {
-        let polled = self.device.poll(how);
+    /// Converts the result of a poll; errors that the device reported take precedence.
+    pub(crate) fn told(&self, polled: Result<(), wgpu::PollError>, during: &str) -> Result<(), BackendError> {
         self.reports.check(self.id(), during)?;
-        polled.map(|_| ()).map_err(|e| self.op(during, e.to_string()))
+        polled.map_err(|e| self.op(during, e.to_string()))
     }
 
     /// The byte at which element `offset` begins, checked to have `bytes` bytes behind it in the buffer.
@@ -261,7 +265,7 @@ impl WgpuBackend {
             prepared.push(match step {
                 Step::Copy { from, to } => {
                     let at = |view: &View| {
-                        let (buffer, offset) = memory.at(view);
+                        let (buffer, offset) = memory.at(view, 0);
                         (buffer.clone(), offset)
                     };
                     PreparedStep::Copy { from: at(from), to: at(to), bytes: from.bytes as u64 }
@@ -297,22 +301,41 @@ impl WgpuBackend {
             offset: params_offset,
             size: std::num::NonZeroU64::new(params_bytes(dispatch)),
         };
-        let bind = |view: &View| {
-            let (buffer, offset) = memory.at(view);
+        let bind = |view: &View, number: usize| {
+            let (buffer, offset) = memory.at(view, number);
             wgpu::BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(view.bytes as u64) }
         };
         let entry =
             |binding: u32, buffer| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(buffer) };
         let mut entries = vec![entry(0, params)];
-        entries.extend((1u32..).zip(&dispatch.bindings).map(|(i, view)| entry(i, bind(view))));
-        entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view))));
+        let places: Vec<wgpu::BufferBinding> =
+            dispatch.bindings.iter().enumerate().map(|(i, view)| bind(view, i)).collect();
+        debug_assert!(!overlap(&places), "{name}: two bindings overlap, which WebGPU refuses");
+        entries.extend((1u32..).zip(places).map(|(i, place)| entry(i, place)));
+        entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view, 0))));
         let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };
-        let bindings = scoped(&self.device, || self.device.create_bind_group(&descriptor))?;
+        let bindings = bind_group(&self.device, &descriptor)?;
         Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: dispatch.grid(MAX_GROUPS) })
     }
 }
 
-/// Encodes either one copy or dispatches as one pass.
+/// In a browser each error scope is a round trip to another process, and a plan has hundreds of bind groups: their errors
+/// surface at the next check.
+fn bind_group(device: &wgpu::Device, descriptor: &wgpu::BindGroupDescriptor) -> Result<wgpu::BindGroup, Caught> {
+    let create = || device.create_bind_group(descriptor);
+    if cfg!(target_arch = "wasm32") { Ok(create()) } else { scoped(device, create) }
+}
+
+/// Whether two bindings overlap.
+fn overlap(places: &[wgpu::BufferBinding]) -> bool {
+    let end = |place: &wgpu::BufferBinding| place.offset + place.size.map_or(0, std::num::NonZeroU64::get);
+    let meet = |a: &wgpu::BufferBinding, b: &wgpu::BufferBinding| {
+        a.buffer == b.buffer && a.offset < end(b) && b.offset < end(a)
+    };
+    places.iter().enumerate().any(|(i, a)| places[..i].iter().any(|b| meet(a, b)))
+}
+
+/// Encodes either one copy, or dispatches as one pass.
 pub(crate) fn encode(
     encoder: &mut wgpu::CommandEncoder,
     run: &[PreparedStep],
@@ -331,6 +354,14 @@ pub(crate) fn encode(
     }
 }
 
+/// A browser frees dropped buffers only when it collects garbage, and that does not depend on the device's memory.
+#[cfg(target_arch = "wasm32")]
+impl Drop for WgpuBackend {
+    fn drop(&mut self) {
+        self.device.destroy();
+    }
+}
+
 /// The buffers a plan is bound to.
 struct PlanMemory<'p> {
     plan: &'p Plan,
@@ -344,8 +375,9 @@ struct PlanMemory<'p> {
 }
 
 impl PlanMemory<'_> {
-    /// The buffer of a view, and the byte at which it begins there.
-    fn at(&self, view: &View) -> (&wgpu::Buffer, u64) {
+    /// The buffer of a view, and the byte at which it begins there. `number` keeps the unused bindings of a dispatch apart, as
+    /// WebGPU forbids overlaps.
+    fn at(&self, view: &View, number: usize) -> (&wgpu::Buffer, u64) {
         let offset = view.offset as u64;
         match view.memory {
             Memory::Arena => {
@@ -358,7 +390,7 @@ impl PlanMemory<'_> {
                 self.externals.get(i).map_or((&self.unused, 0), |(buffer, begin)| (buffer, begin + offset))
             }
             Memory::Scratch => (&self.scratch, offset),
-            Memory::Unused => (&self.unused, offset),
+            Memory::Unused => (&self.unused, offset + (number * ALIGNMENT) as u64),
         }
     }
 }
@@ -419,7 +451,6 @@ impl Backend for WgpuBackend {
             self.queue.write_buffer(&raw, start + (i * STAGING) as u64, chunk);
             self.staged += chunk.len();
             if self.staged >= STAGING {
-                self.queue.submit([]);
                 self.wait(&label)?;
                 self.staged = 0;
             }
@@ -476,7 +507,7 @@ impl Backend for WgpuBackend {
             arena,
             externals,
             scratch: self.shared_scratch(scratch as u64)?,
-            unused: self.create(ALIGNMENT as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
+            unused: self.create((MOST_STORAGE * ALIGNMENT) as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
             params: self.create(params.len() as u64, uniform, "parameters")?,
         };
         self.queue.write_buffer(&memory.params, 0, &params);

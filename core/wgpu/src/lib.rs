@@ -1,4 +1,4 @@
-//! The wgpu backend: WGSL kernels on Vulkan, Metal and DX12, at WebGPU's default limits.
+//! The wgpu backend: WGSL kernels on Vulkan, Metal, DX12 and in browsers, at WebGPU's default limits.
 //!
 //! A call of a plan is lowered to dispatches (`sparta-kernels`); pipelines are made once per kernel (`pipelines`), bind
 //! groups once per plan (`backend`).
@@ -12,6 +12,7 @@ mod profile;
 mod report;
 mod transfer;
 mod units;
+mod wait;
 
 #[cfg(test)]
 mod tests;

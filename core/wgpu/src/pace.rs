@@ -6,9 +6,11 @@
 
 use crate::backend::{PreparedStep, WgpuBackend, encode};
 use crate::profile::both_dispatch;
+use crate::wait::Submitted;
 use sparta_graph::{BackendError, Call, DeviceKind};
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use web_time::Instant;
 
 /// The target time of a submission, which may double when the device slows down.
 const TARGET: Duration = Duration::from_millis(50);
@@ -40,7 +42,7 @@ pub(crate) struct Pace {
 
 #[derive(Debug)]
 struct Flying {
-    index: wgpu::SubmissionIndex,
+    submitted: Submitted,
     number: u64,
     work: f64,
     since: Instant,
@@ -126,25 +128,26 @@ impl WgpuBackend {
 
     /// Submits, and waits while too much is in flight.
     pub(crate) fn submit_encoded(&self, encoder: wgpu::CommandEncoder) -> Result<(), BackendError> {
-        let index = self.queue.submit([encoder.finish()]);
+        let submitted = Submitted::new(&self.queue, self.queue.submit([encoder.finish()]));
         let oldest = {
             let mut pace = self.pace.borrow_mut();
             pace.count += 1;
             let (number, work) = (pace.count, std::mem::take(&mut pace.pending));
-            pace.flying.push_back(Flying { index, number, work, since: Instant::now() });
+            pace.flying.push_back(Flying { submitted, number, work, since: Instant::now() });
             let full = pace.flying.len() > AHEAD;
-            pace.flying.front().filter(|_| full).map(|oldest| (oldest.index.clone(), oldest.number))
+            pace.flying.front().filter(|_| full).map(|oldest| (oldest.submitted.clone(), oldest.number))
         };
-        if let Some((index, number)) = oldest {
-            self.wait_for(index, number, "submit")?;
+        if let Some((submitted, number)) = oldest {
+            self.wait_for(submitted, number, "submit")?;
         }
         Ok(())
     }
 
     /// Waits for the submission with this number, and for nothing after it.
-    pub(crate) fn wait_for(&self, index: wgpu::SubmissionIndex, number: u64, what: &str) -> Result<(), BackendError> {
+    pub(crate) fn wait_for(&self, submitted: Submitted, number: u64, what: &str) -> Result<(), BackendError> {
         let start = Instant::now();
-        self.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None }, what)?;
+        let waited = submitted.wait(&self.device);
+        self.told(waited, what)?;
         self.pace.borrow_mut().finished(number, start.elapsed());
         Ok(())
     }

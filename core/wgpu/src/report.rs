@@ -1,18 +1,19 @@
 //! Turns wgpu's errors into our own. wgpu panics on unhandled errors, and reports some of them long after the
 //! call that caused them; both cases end here.
 
+use crate::wait::block_on;
 use sparta_graph::BackendError;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What went wrong since somebody asked last, filled by wgpu's callbacks.
+/// Errors since the last check, collected by wgpu's callbacks.
 #[derive(Clone, Default)]
 pub(crate) struct Reports(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Why the device was lost; it stays lost.
+    /// Why the device was lost, which is final.
     lost: Option<String>,
-    /// The first error outside of any scope.
+    /// The first error outside any scope.
     error: Option<String>,
 }
 
@@ -35,7 +36,7 @@ impl Reports {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An error if anything was reported; `during` names what was done meanwhile.
+    /// Returns an error if anything was reported; `during` names the work at that time.
     pub fn check(&self, device: &str, during: &str) -> Result<(), BackendError> {
         let (lost, error) = self.lock(|state| (state.lost.clone(), state.error.take()));
         if let Some(reason) = lost {
@@ -61,8 +62,8 @@ pub(crate) fn scoped<T>(device: &wgpu::Device, f: impl FnOnce() -> T) -> Result<
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let value = f();
     // Scopes close in reverse order.
-    let caught = [validation.pop(), internal.pop()].map(pollster::block_on);
-    if pollster::block_on(memory.pop()).is_some() {
+    let caught = [validation.pop(), internal.pop()].map(block_on);
+    if block_on(memory.pop()).is_some() {
         return Err(Caught::OutOfMemory);
     }
     match caught.into_iter().flatten().next() {

@@ -1,8 +1,8 @@
 //! Uploads as part of a submission, and reads that do not wait.
 
 use crate::backend::{WgpuBackend, other};
+use crate::wait::{Signal, Submitted, block_on};
 use sparta_graph::{BackendError, Work};
-use std::sync::mpsc::{Receiver, channel};
 
 /// How many staging buffers are kept for later reads.
 const KEPT: usize = 4;
@@ -11,8 +11,8 @@ const KEPT: usize = 4;
 pub(crate) struct Reading {
     staging: wgpu::Buffer,
     bytes: usize,
-    mapped: Receiver<Result<(), wgpu::BufferAsyncError>>,
-    submission: wgpu::SubmissionIndex,
+    mapped: Signal<Result<(), wgpu::BufferAsyncError>>,
+    submission: Submitted,
     /// The last submission that it waits for.
     number: u64,
     /// The name of the tensor that is read.
@@ -84,10 +84,10 @@ impl WgpuBackend {
         let staging = self.staging(padded)?;
         let mut encoder = self.device.create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(source, start, &staging, 0, padded);
-        let submission = self.queue.submit([encoder.finish()]);
-        let (sender, mapped) = channel();
-        // Sending fails only if the read was dropped.
-        staging.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+        let submission = Submitted::new(&self.queue, self.queue.submit([encoder.finish()]));
+        let mapped = Signal::new();
+        let set = mapped.clone();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| set.set(result));
         Ok(Reading { staging, bytes, mapped, submission, number: self.submitted(), label: label.into() })
     }
 
@@ -99,10 +99,10 @@ impl WgpuBackend {
             return Err(other(self.id(), reason));
         }
         self.wait_for(submission, number, &label)?;
-        match mapped.try_recv() {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return Err(self.op(&label, e.to_string())),
-            Err(_) => return Err(self.op(&label, "the device did not answer")),
+        match self.mapped(mapped) {
+            Some(Ok(())) => {}
+            Some(Err(e)) => return Err(self.op(&label, e.to_string())),
+            None => return Err(self.op(&label, "the device did not answer")),
         }
         let view = staging.get_mapped_range(..).map_err(|e| self.op(&label, e.to_string()))?;
         out.copy_from_slice(&view[..bytes]);
@@ -114,6 +114,11 @@ impl WgpuBackend {
         }
         kept.push(staging);
         Ok(())
+    }
+
+    /// The result of a mapping whose submission is done; in a browser it may arrive later.
+    fn mapped<T>(&self, mapped: Signal<T>) -> Option<T> {
+        if cfg!(target_arch = "wasm32") { Some(block_on(mapped)) } else { mapped.take() }
     }
 
     /// Reads and waits.

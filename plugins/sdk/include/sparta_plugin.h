@@ -1,4 +1,4 @@
-/* The C ABI of sparta-cli plugins: methods, tasks and backends in any language.
+/* The C ABI of sparta-cli plugins: methods, tasks, backends and communicators in any language.
  *
  * A plugin is a shared library that exports
  *
@@ -33,6 +33,7 @@ extern "C" {
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
 #define SPARTA_BACKEND_ID "sparta.backend/1"
+#define SPARTA_COMMUNICATOR_ID "sparta.communicator/1"
 
 typedef int32_t SpartaStatus;
 #define SPARTA_OK 0
@@ -94,7 +95,7 @@ typedef struct SpartaHost {
 typedef struct SpartaInterface {
     size_t size;
     SpartaBytes id;    /* SPARTA_METHOD_ID ... */
-    const void *table; /* the SpartaMethod, SpartaTask or SpartaBackend of that id */
+    const void *table; /* the SpartaMethod, SpartaTask, SpartaBackend or SpartaCommunicator of that id */
 } SpartaInterface;
 
 typedef struct SpartaPlugin {
@@ -347,6 +348,36 @@ typedef struct SpartaBackend {
                                 const uint64_t *externals, size_t external_count, const SpartaOwnFunction *functions,
                                 size_t function_count, uint64_t *prepared);
 } SpartaBackend;
+
+/* sparta.communicator/1: the processes that a launcher has started together. describe and launched may be called from any
+ * thread; the functions of what was joined from one thread at a time. All processes call the same functions in the same
+ * order; each waits for the others as long as they live. A process that is gone ends all.
+ *
+ * CommunicatorPluginInfo {"name": "mpi", "version": "0.1.0"}
+ * Launch                 {"launcher": "mpirun", "rank": 1, "size": 4}
+ * Place                  {"rank": 1, "size": 4, "local_rank": 0, "host": "node7", "library": "MPICH Version: 5.0.2"};
+ *                        local_rank counts the processes on the same machine
+ */
+typedef struct SpartaCommunicator {
+    size_t size;
+    /* Result: CommunicatorPluginInfo. */
+    SpartaStatus (*describe)(SpartaCall call);
+    /* Result: Launch, or null where this process was started alone. Looks at the environment, no more. */
+    SpartaStatus (*launched)(SpartaCall call);
+    /* Meets the other processes, once. Result: Place; writes a handle. */
+    SpartaStatus (*join)(SpartaCall call, uint64_t *communicator);
+    /* Ends the communicator, once the other processes end theirs. */
+    void (*leave)(uint64_t communicator);
+    SpartaStatus (*barrier)(SpartaCall call, uint64_t communicator);
+    /* Overwrites data with that of the process root. */
+    SpartaStatus (*broadcast)(SpartaCall call, uint64_t communicator, size_t root, uint8_t *data, size_t byte_count);
+    /* Writes what each process has to all, in the order of ranks: byte_count is size times own.len. */
+    SpartaStatus (*all_gather)(SpartaCall call, uint64_t communicator, SpartaBytes own, uint8_t *all, size_t byte_count);
+    /* Overwrites values with their sums over all processes, in any order, but the same in each process. */
+    SpartaStatus (*all_reduce)(SpartaCall call, uint64_t communicator, float *values, size_t count);
+    /* Ends all processes, for this reason. */
+    void (*abort)(uint64_t communicator, SpartaBytes reason);
+} SpartaCommunicator;
 
 const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);
 

@@ -4,12 +4,12 @@
 //!
 //! - Every struct starts with its size in bytes. A later minor version appends fields; a reader uses a field only if
 //!   the size covers it. `SpartaBytes` never changes.
-//! - An interface is found by its id with a major version (`sparta.method/1`). Another major version is another
-//! interface.
+//! - An interface is found by its id with a major version (`sparta.method/1`). A new major version is a new
+//!   interface.
 //! - The host owns all memory that crosses: results and errors are handed to it as bytes, which it copies.
 //! - Handles are opaque integers. A `SpartaCall` is valid on the calling thread until the function returns.
-//! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`] and
-//!   [`crate::backend`].
+//! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`],
+//!   [`crate::backend`] and [`crate::communicator`].
 //! - A function returns [`OK`], or [`FAILED`] after passing a message to `SpartaHost::error`. Neither side lets a
 //!   panic or a C++ exception cross the boundary.
 
@@ -30,6 +30,8 @@ pub const METHOD_ID: &str = "sparta.method/1";
 pub const TASK_ID: &str = "sparta.task/1";
 /// The interface [`SpartaBackend`].
 pub const BACKEND_ID: &str = "sparta.backend/1";
+/// The interface [`SpartaCommunicator`].
+pub const COMMUNICATOR_ID: &str = "sparta.communicator/1";
 
 /// [`OK`] or [`FAILED`].
 pub type SpartaStatus = i32;
@@ -167,9 +169,9 @@ unsafe impl Sync for SpartaPlugin {}
 pub struct SpartaInterface {
     /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
-    /// `sparta.method/1`, `sparta.task/1` or `sparta.backend/1`.
+    /// `sparta.method/1`, `sparta.task/1`, `sparta.backend/1` or `sparta.communicator/1`.
     pub id: SpartaBytes,
-    /// The `SpartaMethod`, `SpartaTask` or `SpartaBackend` of that id.
+    /// The `SpartaMethod`, `SpartaTask`, `SpartaBackend` or `SpartaCommunicator` of that id.
     pub table: *const c_void,
 }
 
@@ -418,4 +420,49 @@ pub struct SpartaBackend {
             prepared: *mut u64,
         ) -> SpartaStatus,
     >,
+}
+
+/// `sparta.communicator/1`. `describe` and `launched` may be called from any thread; the functions of what was joined from
+/// one thread at a time. All processes call the same functions in the same order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct SpartaCommunicator {
+    /// Its size in bytes, by which versions with fewer fields are known.
+    pub size: usize,
+    /// Result: `CommunicatorPluginInfo`.
+    pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// Result: `Launch`, or `null` where this process was started alone.
+    pub launched: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
+    /// Meets the other processes, once; result: `Place`; writes the communicator's handle.
+    pub join: Option<unsafe extern "C" fn(SpartaCall, communicator: *mut u64) -> SpartaStatus>,
+    /// Ends the communicator, once the other processes end theirs.
+    pub leave: Option<unsafe extern "C" fn(communicator: u64)>,
+    /// Returns once all processes have called it.
+    pub barrier: Option<unsafe extern "C" fn(SpartaCall, communicator: u64) -> SpartaStatus>,
+    /// Overwrites `data` with that of the process `root`.
+    pub broadcast: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            communicator: u64,
+            root: usize,
+            data: *mut u8,
+            byte_count: usize,
+        ) -> SpartaStatus,
+    >,
+    /// Writes what each process has to `all`, in the order of ranks: `byte_count` is as many times `own.len` as there are
+    /// processes.
+    pub all_gather: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            communicator: u64,
+            own: SpartaBytes,
+            all: *mut u8,
+            byte_count: usize,
+        ) -> SpartaStatus,
+    >,
+    /// Overwrites `values` with their sums over all processes, the same in each.
+    pub all_reduce:
+        Option<unsafe extern "C" fn(SpartaCall, communicator: u64, values: *mut f32, count: usize) -> SpartaStatus>,
+    /// Ends all processes, for this reason.
+    pub abort: Option<unsafe extern "C" fn(communicator: u64, reason: SpartaBytes)>,
 }

@@ -3,6 +3,7 @@
 
 pub mod abi;
 pub mod backend;
+pub mod communicator;
 mod error;
 pub mod export;
 pub mod graph;

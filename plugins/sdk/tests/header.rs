@@ -38,6 +38,7 @@ fn the_header_has_the_same_layout() {
             run_profiled, memory, submit, request, fetch, prepare_own }
         SpartaTensor { data, shape, rank }
         SpartaWork { kind, handle, offset, data }
+        SpartaCommunicator { size, describe, launched, join, leave, barrier, broadcast, all_gather, all_reduce, abort }
     }
     for (name, value) in [("SPARTA_ABI_MAJOR", ABI_MAJOR), ("SPARTA_ABI_MINOR", ABI_MINOR)] {
         writeln!(c, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
@@ -49,7 +50,8 @@ fn the_header_has_the_same_layout() {
         writeln!(c, "_Static_assert({name} == {value}, \"{name}\");").unwrap();
     }
     let header = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/include/sparta_plugin.h")).unwrap();
-    for (name, id) in [("METHOD", METHOD_ID), ("TASK", TASK_ID), ("BACKEND", BACKEND_ID)] {
+    let ids = [("METHOD", METHOD_ID), ("TASK", TASK_ID), ("BACKEND", BACKEND_ID), ("COMMUNICATOR", COMMUNICATOR_ID)];
+    for (name, id) in ids {
         assert!(header.contains(&format!("#define SPARTA_{name}_ID \"{id}\"")), "{name}");
     }
     assert!(header.contains(&format!("*{ENTRY}(")));

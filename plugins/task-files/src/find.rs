@@ -2,6 +2,7 @@
 
 use crate::format::Format;
 use crate::part::Part;
+use sparta_files as files;
 use sparta_plugin::Error;
 use std::path::{Path, PathBuf};
 
@@ -41,10 +42,8 @@ impl Folder {
             let path = path.display();
             Error(format!("{path}: expected a directory with data files, got: {e}; check --data"))
         };
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&path).map_err(fail)? {
-            names.push(entry.map_err(fail)?.file_name().to_string_lossy().into_owned());
-        }
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut names: Vec<String> = files::list(&path).map_err(fail)?.iter().map(name).collect();
         names.sort();
         Ok(Folder { path, prefix, names })
     }
@@ -83,7 +82,7 @@ impl Folder {
         let part = |name: &String| {
             let path = self.path.join(name);
             let said = Format::of(&path).filter(|format| *format != Format::TextFolders);
-            let format = format.filter(|_| path.is_file()).or(said)?;
+            let format = format.filter(|_| files::is_file(&path)).or(said)?;
             (format != Format::TextFolders).then(|| Part { name: format!("{}{name}", self.prefix), path, format })
         };
         self.names.iter().filter_map(part).collect()

@@ -4,6 +4,7 @@ use crate::input::Input;
 use crate::lines::MAX_LINE;
 use crate::table::{LABEL, Record, TEXT, Table};
 use serde_json::{Map, Value};
+use sparta_files as files;
 use sparta_plugin::Error;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -73,11 +74,10 @@ fn text_files(path: &Path, classes: Option<&[&str]>) -> Result<Vec<(Option<Strin
 pub(crate) fn class_folders(path: &Path) -> Result<Vec<String>, Error> {
     let fail = |e: std::io::Error| Error(format!("{}: cannot be read: {e}", path.display()));
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let folder = entry.file_type().map_err(fail)?.is_dir();
-        if folder && !texts_in(&entry.path(), "a class")?.is_empty() {
-            names.push(entry.file_name().to_string_lossy().into_owned());
+    for entry in files::list(path).map_err(fail)? {
+        let folder = files::is_dir(&entry) && !files::is_link(&entry);
+        if folder && !texts_in(&entry, "a class")?.is_empty() {
+            names.push(entry.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
     names.sort();
@@ -88,27 +88,24 @@ pub(crate) fn class_folders(path: &Path) -> Result<Vec<String>, Error> {
 fn texts_in(folder: &Path, what: &str) -> Result<Vec<PathBuf>, Error> {
     let fail =
         |e: std::io::Error| Error(format!("{}: expected a folder of .txt files ({what}), got: {e}", folder.display()));
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        let file = entry.path();
+    let mut texts = Vec::new();
+    for file in files::list(folder).map_err(fail)? {
         if file.extension().is_none_or(|extension| extension != "txt") {
             continue;
         }
-        if entry.file_type().map_err(fail)?.is_symlink() && leads_outside(folder, &file) {
+        if files::is_link(&file) && leads_outside(folder, &file) {
             let file = file.display();
             return Err(Error(format!("{file}: a link that leads out of its folder; put the file itself here")));
         }
-        files.push(file);
+        texts.push(file);
     }
-    files.sort();
-    Ok(files)
+    Ok(texts)
 }
 
 /// Whether a link leads out of `folder` or nowhere: a downloaded archive must not pick other files of this
 /// machine as texts.
 fn leads_outside(folder: &Path, link: &Path) -> bool {
-    match (folder.canonicalize(), link.canonicalize()) {
+    match (files::canonical(folder), files::canonical(link)) {
         (Ok(folder), Ok(target)) => !target.starts_with(folder),
         _ => true,
     }

@@ -1,5 +1,6 @@
 //! The formats that texts come in.
 
+use sparta_files as files;
 use sparta_plugin::Error;
 use std::path::Path;
 
@@ -58,7 +59,7 @@ impl Format {
 
     /// The format by the path's ending, or because it is a directory.
     pub fn of(path: &Path) -> Option<Format> {
-        if path.is_dir() {
+        if files::is_dir(path) {
             return Some(TextFolders);
         }
         let ending = path.extension()?.to_str()?.to_lowercase();

@@ -1,9 +1,9 @@
 //! The text of a file or of standard input as UTF-8. The source is UTF-8 with or without a byte-order mark, or UTF-16
 //! with a byte-order mark.
 
+use sparta_files::{self as files, File};
 use sparta_plugin::Error;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
 
@@ -53,11 +53,7 @@ impl Input {
 /// It is not a regular file, or cannot be opened.
 pub(crate) fn open(path: &Path) -> Result<File, Error> {
     let fail = |what: String| Error(format!("{}: cannot be opened: {what}", path.display()));
-    // Checked before opening, since opening a pipe waits for its other end.
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => Err(fail("expected a file, got a directory or a device".into())),
-        _ => File::open(path).map_err(|e| fail(e.to_string())),
-    }
+    files::open(path).map_err(|e| fail(e.to_string()))
 }
 
 /// UTF-16 as UTF-8.

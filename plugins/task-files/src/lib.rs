@@ -17,12 +17,18 @@ mod json;
 mod jsonl;
 mod layout;
 mod lines;
+#[cfg(feature = "parquet")]
 mod pages;
+#[cfg(feature = "parquet")]
+mod parquet;
+#[cfg(not(feature = "parquet"))]
+#[path = "no_parquet.rs"]
 mod parquet;
 mod part;
 mod schema;
 mod table;
 mod tables;
+#[cfg(feature = "parquet")]
 pub mod testing;
 mod tsv;
 

@@ -1,6 +1,5 @@
 //! Parquet files as the hub has them: columns of texts, numbers, lists and structs of them.
 
-use crate::input::open as open_file;
 use crate::pages;
 use crate::table::{Reading, Record, Table, check_header};
 use ::parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
@@ -10,6 +9,7 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::schema::types::Type;
 use serde_json::{Map, Value};
+use sparta_files::open_on_disk;
 use sparta_plugin::Error;
 use std::fs::File;
 use std::path::Path;
@@ -63,6 +63,10 @@ pub(crate) fn count(path: &Path) -> Result<usize, Error> {
 
 fn open(path: &Path) -> Result<SerializedFileReader<File>, Error> {
     SerializedFileReader::new(open_file(path)?).map_err(|e| broken(&path.display(), &e))
+}
+
+fn open_file(path: &Path) -> Result<File, Error> {
+    open_on_disk(path).map_err(|e| Error(format!("{}: cannot be opened: {e}", path.display())))
 }
 
 fn broken(name: &dyn std::fmt::Display, error: &dyn std::fmt::Display) -> Error {

@@ -4,6 +4,7 @@ use crate::find::Folder;
 use crate::folders::class_folders;
 use crate::format::Format;
 use crate::part::Part;
+use sparta_files as files;
 use sparta_plugin::Error;
 use sparta_plugin::task::OpenRequest;
 use std::path::Path;
@@ -46,14 +47,14 @@ impl Tables {
 /// # Errors
 /// No table, or several for one split; a file whose name does not tell its format.
 pub fn find_tables(data: &Path, format: Option<Format>) -> Result<Tables, Error> {
-    if !data.is_dir() {
+    if !files::is_dir(data) {
         let name = data.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let format = format.map_or_else(|| Format::choose(None, data), Ok)?;
         return Ok(Tables::One(Part { name, path: data.to_owned(), format }));
     }
     let inner = INNER.map(|name| (data.join(name), format!("{name}/")));
     let folders =
-        [(data.to_owned(), String::new())].into_iter().chain(inner.into_iter().filter(|(path, _)| path.is_dir()));
+        [(data.to_owned(), String::new())].into_iter().chain(inner.into_iter().filter(|(path, _)| files::is_dir(path)));
     let mut single = Vec::new();
     for (path, prefix) in folders {
         let folder = Folder::read(path, prefix)?;

@@ -19,6 +19,91 @@ pub(super) fn q4_k(block: &[u8; 144], out: &mut Values) {
     }
 }
 
+/// As llama.cpp's `quantize_row_q4_K_ref`: each group has the scale and offset that [`fit`] finds, rounded to six bits of the
+/// block's largest; then each number is the nearest of those that the block can hold.
+pub(super) fn encode_q4_k(values: &[f32; ELEMENTS]) -> [u8; 144] {
+    let fits: Vec<(f32, f32)> = values.as_chunks().0.iter().map(fit).collect();
+    let largest = |of: fn(&(f32, f32)) -> f32| fits.iter().map(of).fold(0.0, f32::max);
+    let (scale, offset) = (largest(|fit| fit.0), largest(|fit| fit.1));
+    let six_bits = |x: f32, most: f32| {
+        let inverse = if most > 0.0 { 63.0 / most } else { 0.0 };
+        (inverse * x).round_ties_even().min(63.0) as u8
+    };
+    let mut block = [0u8; 144];
+    block[..2].copy_from_slice(&half::f16::from_f32(scale / 63.0).to_le_bytes());
+    block[2..4].copy_from_slice(&half::f16::from_f32(offset / 63.0).to_le_bytes());
+    let (head, numbers) = block.split_at_mut(16);
+    for (group, fit) in fits.iter().enumerate() {
+        let (s, m) = (six_bits(fit.0, scale), six_bits(fit.1, offset));
+        let packed = &mut head[4..];
+        match group {
+            0..4 => (packed[group], packed[group + 4]) = (s, m),
+            _ => {
+                packed[group + 4] = s & 15 | (m & 15) << 4;
+                packed[group - 4] |= s >> 4 << 6;
+                packed[group] |= m >> 4 << 6;
+            }
+        }
+    }
+    for (group, values) in values.chunks_exact(GROUP).enumerate() {
+        let (d, m) = affine(head, &head[4..], group);
+        let bytes = &mut numbers[32 * (group / 2)..32 * (group / 2 + 1)];
+        for (byte, &x) in bytes.iter_mut().zip(values) {
+            let q = if d == 0.0 { 0 } else { ((x + m) / d).round_ties_even().clamp(0.0, 15.0) as u8 };
+            *byte |= q << (4 * (group % 2));
+        }
+    }
+    block
+}
+
+/// Elements of a group of Q4_K.
+const GROUP: usize = 32;
+
+/// Scale and offset with which 4-bit numbers come closest to the values, larger ones counting more: llama.cpp's
+/// `make_qkx2_quants`. Of 21 scales the numbers are found, and to these the best scale and offset; the best of all is taken.
+fn fit(values: &[f32; GROUP]) -> (f32, f32) {
+    const MOST: f32 = 15.0;
+    let mean = (values.iter().map(|x| x * x).sum::<f32>() / GROUP as f32).sqrt();
+    let weights = values.map(|x| mean + x.abs());
+    let weighted = || values.iter().zip(&weights);
+    let (sum_w, sum_x) = weighted().fold((0.0, 0.0), |(sum_w, sum_x), (x, w)| (sum_w + w, sum_x + w * x));
+    let least = values.iter().copied().fold(0.0, f32::min);
+    let most = values.iter().copied().fold(f32::MIN, f32::max);
+    if most <= least {
+        return (0.0, -least);
+    }
+    let numbers = |inverse: f32| values.map(|x| (inverse * (x - least)).round_ties_even().clamp(0.0, MOST));
+    let error = |numbers: &[f32; GROUP], scale: f32, offset: f32| {
+        weighted().zip(numbers).fold(0.0, |sum, ((x, w), q)| {
+            let difference = scale * q + offset - x;
+            sum + w * (difference * difference)
+        })
+    };
+    let mut best = (1.0 / (MOST / (most - least)), least);
+    let mut best_error = error(&numbers(MOST / (most - least)), best.0, best.1);
+    for step in 0..=20 {
+        let numbers = numbers((-1.0 + 0.1 * step as f32 + MOST) / (most - least));
+        let (mut sum_q, mut sum_q2, mut sum_xq) = (0.0, 0.0, 0.0);
+        for ((x, w), q) in weighted().zip(&numbers) {
+            (sum_q, sum_q2, sum_xq) = (sum_q + w * q, sum_q2 + w * q * q, sum_xq + w * q * x);
+        }
+        let determinant = sum_w * sum_q2 - sum_q * sum_q;
+        if determinant <= 0.0 {
+            continue;
+        }
+        let mut found =
+            ((sum_w * sum_xq - sum_x * sum_q) / determinant, (sum_q2 * sum_x - sum_q * sum_xq) / determinant);
+        if found.1 > 0.0 {
+            found = (sum_xq / sum_q2, 0.0);
+        }
+        let error = error(&numbers, found.0, found.1);
+        if error < best_error {
+            (best, best_error) = (found, error);
+        }
+    }
+    (best.0, -best.1)
+}
+
 /// As [`q4_k`]; the fifth bit of element i of group g is bit g of byte i.
 pub(super) fn q5_k(block: &[u8; 176], out: &mut Values) {
     let (scales, fifth, numbers) = (&block[4..16], &block[16..48], &block[48..]);
@@ -53,7 +138,7 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
 /// Scale and offset of a group: six bits each, in twelve bytes. For the first four groups they are the low bits of
 /// bytes 0 to 3 and 4 to 7; for the others, the low four bits are in bytes 8 to 11, and the high two are the top bits
 /// of the first.
-fn affine(block: &[u8], scales: &[u8], group: usize) -> (f32, f32) {
+pub(super) fn affine(block: &[u8], scales: &[u8], group: usize) -> (f32, f32) {
     let (scale, offset) = match group {
         0..4 => (scales[group] & 63, scales[group + 4] & 63),
         _ => {

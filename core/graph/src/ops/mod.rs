@@ -44,6 +44,12 @@ pub trait Operation {
         false
     }
 
+    /// Whether its output stands for its first input, in another form: gradients by the output are those of the input, and a
+    /// backward pass makes the output again rather than having it kept.
+    fn decodes(&self) -> bool {
+        false
+    }
+
     /// Whether its first output is the loss, after which the backward pass begins.
     fn is_loss(&self) -> bool {
         false
@@ -109,6 +115,7 @@ ops! {
     transpose: Transpose = "transpose";
     slice: Slice = "slice", Unslice = "unslice";
     detach: Detach = "detach";
+    dequantize: Dequantize = "dequantize";
     scale: Scale = "scale";
     scale_by: ScaleBy = "scale_by";
     dropout: Dropout = "dropout";
@@ -168,6 +175,10 @@ impl Op {
 
     pub fn cheap(&self) -> bool {
         self.rule().cheap()
+    }
+
+    pub fn decodes(&self) -> bool {
+        self.rule().decodes()
     }
 
     pub fn is_loss(&self) -> bool {

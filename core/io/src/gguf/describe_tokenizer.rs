@@ -23,7 +23,7 @@ pub(super) fn fields(dir: &Path, decoder: &Decoder) -> Result<Fields> {
     let file: Value = serde_json::from_slice(&bytes).map_err(|e| error(format!("not JSON: {e}")))?;
     let mut fields = of_file(&file, decoder).map_err(error)?;
     let config = dir.join("tokenizer_config.json");
-    let config: Value = match config.is_file() {
+    let config: Value = match files::is_file(&config) {
         true => {
             let text = files::read(&config, files::CONFIGURATION).map_err(Error::io(&config))?;
             serde_json::from_slice(&text).map_err(|e| Error::Tokenizer(format!("{}: {e}", config.display())))?
@@ -31,7 +31,7 @@ pub(super) fn fields(dir: &Path, decoder: &Decoder) -> Result<Fields> {
         false => Value::Null,
     };
     let template = dir.join("chat_template.jinja");
-    let template = match template.is_file() {
+    let template = match files::is_file(&template) {
         true => Some(files::read_text(&template, files::CONFIGURATION).map_err(Error::io(&template))?),
         false => config["chat_template"].as_str().map(str::to_owned),
     };

@@ -3,8 +3,8 @@
 
 use super::kinds::stored;
 use super::metadata::{Metadata, Reader};
+use crate::files::Map;
 use crate::{Error, Result, files};
-use memmap2::Mmap;
 use sparta_model::Stored;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -21,7 +21,7 @@ const LARGEST_ALIGNMENT: u64 = 1 << 16;
 #[derive(Debug)]
 pub struct GgufFile {
     path: PathBuf,
-    map: Mmap,
+    map: Map,
     metadata: Metadata,
     tensors: BTreeMap<String, Entry>,
 }
@@ -44,9 +44,7 @@ impl GgufFile {
     pub fn open(path: impl Into<PathBuf>) -> Result<GgufFile> {
         let path = path.into();
         let file = files::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the map is only read. If another process changes the file meanwhile, numbers may be wrong, and if it
-        // truncates the file, there is a bus error; like every reader of mapped files, we ask users not to do that.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = Map::of(&file).map_err(Error::io(&path))?;
         let (metadata, tensors) = header(&map).map_err(|what| Error::Weights(format!("{}: {what}", path.display())))?;
         Ok(GgufFile { path, map, metadata, tensors })
     }
@@ -72,7 +70,7 @@ impl GgufFile {
     /// Releases the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
-            files::forget(&self.map, entry.range.clone());
+            self.map.forget(entry.range.clone());
         }
     }
 }

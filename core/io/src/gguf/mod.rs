@@ -18,14 +18,13 @@ pub use file::{Entry, GgufFile};
 pub use metadata::{Metadata, Scalar};
 pub use write::{Field, Fields, TensorOut, save};
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 pub use architecture::Architecture;
 pub use names::{Heads, to_gguf};
 use serde_json::{Map, Value};
 use sparta_model::{Arrangement, TensorView};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A model: a single file, or several parts.
@@ -50,15 +49,14 @@ struct Slot {
 /// Errors: several models in the directory.
 pub fn locate(path: &Path) -> Result<Option<PathBuf>> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"));
-    if path.is_file() {
+    if files::is_file(path) {
         return Ok(is_gguf(path).then(|| path.to_owned()));
     }
-    if !path.is_dir() || path.join("config.json").exists() {
+    if !files::is_dir(path) || files::exists(&path.join("config.json")) {
         return Ok(None);
     }
-    let mut found: Vec<PathBuf> = fs::read_dir(path).map_err(Error::io(path))?.flatten().map(|e| e.path()).collect();
-    found.retain(|file| is_gguf(file) && file.is_file() && !is_projector(&file_name(file)));
-    found.sort();
+    let mut found = files::list(path).map_err(Error::io(path))?;
+    found.retain(|file| is_gguf(file) && files::is_file(file) && !is_projector(&file_name(file)));
     let name = |file: &PathBuf| file_name(file);
     // Parts after the first belong to the same model.
     let firsts: Vec<&PathBuf> =
@@ -210,7 +208,7 @@ fn open_parts(file: GgufFile) -> Result<Vec<GgufFile>> {
     let mut parts = Vec::new();
     for i in 1..=count {
         let path = file.path().with_file_name(format!("{base}-{i:05}-of-{count:05}.gguf"));
-        if !path.is_file() {
+        if !files::is_file(&path) {
             return Err(error(format!(
                 "the model has {count} parts, and {} is missing; download it beside the others",
                 file_name(&path)

@@ -3,7 +3,7 @@ use crate::text::Tokenizer;
 use crate::weights::Weights;
 use sparta_graph::{Blocks, DType};
 use sparta_model::{Decoder, HeadKind, Stored, check_weights, from_f32};
-use std::fs::File;
+use std::fs::{self, File};
 use tempfile::TempDir;
 
 /// A tiny Llama with the tokenizer of SentencePiece's kind; `change` may spoil it.

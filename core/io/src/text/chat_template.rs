@@ -96,7 +96,7 @@ impl ChatTemplate {
 /// The template, and its file.
 pub(super) fn template_of(dir: &Path) -> Result<Option<(PathBuf, String)>> {
     let file = dir.join("chat_template.jinja");
-    if dir.is_dir() {
+    if files::is_dir(dir) {
         match files::read_text(&file, files::CONFIGURATION) {
             Ok(text) => return Ok(Some((file, text))),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}

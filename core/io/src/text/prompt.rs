@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sparta_plugin::task::{Example, TaskInfo};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use web_time::{SystemTime, UNIX_EPOCH};
 
 const TEXT: &str = "{text}";
 const PAIR: &str = "{pair}";

@@ -76,7 +76,7 @@ impl Tokenizer {
 
     /// Whether a model has a tokenizer file.
     pub fn is_in(dir: &Path) -> bool {
-        dir.join("tokenizer.json").is_file() || gguf::locate(dir).is_ok_and(|found| found.is_some())
+        files::is_file(&dir.join("tokenizer.json")) || gguf::locate(dir).is_ok_and(|found| found.is_some())
     }
 
     /// Ids of a text or a pair of texts with special tokens, as from `AutoTokenizer(text)` and `(text, pair)`.
@@ -313,7 +313,7 @@ fn file(dir: &Path) -> Result<(PathBuf, Vec<u8>)> {
 
 /// What to do about a missing `tokenizer.json`.
 fn not_found(dir: &Path) -> String {
-    match ["tokenizer.model", "tekken.json", "vocab.json"].iter().find(|name| dir.join(name).is_file()) {
+    match ["tokenizer.model", "tekken.json", "vocab.json"].iter().find(|name| files::is_file(&dir.join(name))) {
         Some(other) => format!(
             "no such file; there is {other}, which is not supported. Convert it: in Python, \
              `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"

@@ -6,7 +6,7 @@ use crate::{Error, Result, files};
 use safetensors::Dtype;
 use serde::Deserialize;
 use sparta_graph::DType;
-use sparta_model::{TensorView, WeightSource};
+use sparta_model::{Quantize, TensorView, WeightSource};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -24,6 +24,8 @@ pub struct Weights {
     gguf: Option<Gguf>,
     /// The type to which values stored in blocks are decoded.
     decoded: DType,
+    /// What matrices of floats are rounded to.
+    quantize: Option<Quantize>,
     tensors: BTreeMap<String, Slot>,
 }
 
@@ -56,22 +58,22 @@ impl Weights {
         if let Some(file) = gguf::locate(&dir)? {
             return Ok(Weights::of_gguf(dir, Gguf::open(&file)?));
         }
-        let files = if dir.join(SINGLE).is_file() {
+        let files = if files::is_file(&dir.join(SINGLE)) {
             vec![TensorFile::open(dir.join(SINGLE))?]
-        } else if dir.join(INDEX).is_file() {
+        } else if files::is_file(&dir.join(INDEX)) {
             open_shards(&dir)?
         } else {
             vec![]
         };
         let tensors = collect(&files)?;
-        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, tensors })
+        Ok(Weights { dir, files, gguf: None, decoded: DType::F32, quantize: None, tensors })
     }
 
     fn of_gguf(dir: PathBuf, gguf: Gguf) -> Weights {
         let dtype = |name: &str| gguf.get(name).map_or(DType::F32, |view| view.dtype);
         let slot = |name: &str| Slot { file: 0, name: name.to_owned(), dtype: dtype(name), reordered: None };
         let tensors = gguf.names().map(|name| (name.to_owned(), slot(name))).collect();
-        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, tensors }
+        Weights { dir, files: vec![], gguf: Some(gguf), decoded: DType::F32, quantize: None, tensors }
     }
 
     /// Errors: the directory has no weights; says what it has instead.
@@ -96,21 +98,29 @@ impl Weights {
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
         let slot = self.tensors.get(name)?;
         let view = match &self.gguf {
-            Some(gguf) => gguf.get(&slot.name)?.decoded_as(self.decoded),
+            Some(gguf) => gguf.get(&slot.name)?,
             None => {
                 let raw = self.files[slot.file].get(&slot.name)?;
                 TensorView::new(slot.dtype, raw.shape, raw.bytes)
             }
         };
-        Some(match &slot.reordered {
+        let view = match &slot.reordered {
             Some((dtype, bytes)) => TensorView::new(*dtype, view.shape, bytes),
             None => view,
-        })
+        };
+        let blocks = self.quantize.and_then(|quantize| quantize.of(name, view.shape));
+        let view = blocks.map_or(view, |blocks| view.rounded_to(blocks));
+        Some(view.decoded_as(self.decoded))
     }
 
     /// Sets the float type to which values stored in blocks are decoded; f32 by default.
     pub fn decode_as(&mut self, dtype: DType) {
         self.decoded = dtype;
+    }
+
+    /// Rounds matrices that are stored as floats to blocks from now on.
+    pub fn quantize(&mut self, quantize: Option<Quantize>) {
+        self.quantize = quantize;
     }
 
     /// Releases the memory of a tensor that was read; it is read again when needed.
@@ -213,7 +223,7 @@ fn open_shards(dir: &Path) -> Result<Vec<TensorFile>> {
             )));
         }
         let file = dir.join(name);
-        if !file.is_file() {
+        if !files::is_file(&file) {
             return Err(error(format!(
                 "the index puts tensor `{tensor}` in {name}, which is missing; download this file"
             )));
@@ -297,12 +307,12 @@ fn weight_dtype(dtype: Dtype) -> Option<DType> {
 
 /// The error for missing weights; says what is there instead.
 fn nothing_found(dir: &Path) -> Error {
-    let entries = match std::fs::read_dir(dir) {
+    let entries = match files::list(dir) {
         Ok(entries) => entries,
         Err(source) => return Error::io(dir)(source),
     };
-    let mut names: Vec<String> = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
+    let names: Vec<String> =
+        entries.iter().map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned()).collect();
     let ending = |end: &[&str]| names.iter().find(|name| end.iter().any(|e| name.ends_with(e)));
     let hint = if let Some(name) = ending(&[".safetensors"]) {
         format!("there is {name}, but a model is {SINGLE}, or shards with {INDEX}; is the index missing?")

@@ -1,8 +1,8 @@
 //! One safetensors file, memory mapped.
 
+use crate::files::Map;
 use crate::{Error, Result, files};
 use half::{bf16, f16};
-use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    map: Map,
     tensors: BTreeMap<String, Entry>,
     metadata: BTreeMap<String, String>,
 }
@@ -39,9 +39,7 @@ impl TensorFile {
     pub fn open(path: impl Into<PathBuf>) -> Result<TensorFile> {
         let path = path.into();
         let file = files::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the map is only read. If another process changes the file meanwhile, numbers may be wrong, and if it
-        // truncates the file, there is a bus error; like every reader of mapped files, we ask users not to do that.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let map = Map::of(&file).map_err(Error::io(&path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| explain(&path, &map, e))?;
         tracing::debug!("opened {}, {} bytes", path.display(), map.len());
         let start = 8 + header;
@@ -83,7 +81,7 @@ impl TensorFile {
     /// Releases the memory of a tensor's pages that have been read; they are read again when needed.
     pub fn forget(&self, name: &str) {
         if let Some(entry) = self.tensors.get(name) {
-            files::forget(&self.map, entry.range.clone());
+            self.map.forget(entry.range.clone());
         }
     }
 

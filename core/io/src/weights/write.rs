@@ -1,11 +1,10 @@
 //! Writes safetensors files: equal tensors give equal bytes, and a crash leaves either the old file or the new one.
 
+use crate::files::File;
 use crate::{Error, Result, files};
 use safetensors::Dtype;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -103,17 +102,13 @@ fn header(path: &Path, specs: &[TensorSpec], metadata: &BTreeMap<String, String>
 /// Writes a file beside `path`, syncs it and renames it, so that `path` is never half written. If `fill` fails, nothing
 /// is left behind.
 pub fn atomic_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::Usage(format!("{}: not a file name", path.display())));
-    };
-    let mut temporary = OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    let written = write_synced(&temporary, fill).and_then(|()| fs::rename(&temporary, path).map_err(Error::io(path)));
+    let temporary =
+        files::temporary(path).ok_or_else(|| Error::Usage(format!("{}: not the name of a file", path.display())))?;
+    let written =
+        write_synced(&temporary, fill).and_then(|()| files::rename(&temporary, path).map_err(Error::io(path)));
     if written.is_err() {
         // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
+        let _ = files::remove(&temporary);
         return written;
     }
     files::sync_parent(path).map_err(Error::io(path))
@@ -123,13 +118,14 @@ fn write_synced(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<(
     let file = File::create(path).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out)?;
-    out.flush().and_then(|()| out.get_ref().sync_all()).map_err(Error::io(path))
+    out.flush().and_then(|()| out.get_ref().sync()).map_err(Error::io(path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::TensorFile;
     use super::*;
+    use std::fs;
 
     fn tensor(name: &str, dtype: Dtype, shape: &[usize], bytes: &[u8]) -> OutTensor<'static> {
         OutTensor { name: name.into(), dtype, shape: shape.to_vec(), bytes: bytes.to_vec().into() }

@@ -9,6 +9,7 @@
 
 mod attention;
 mod attention_units;
+mod dequantize;
 mod elementwise;
 mod linear;
 mod losses;
@@ -252,6 +253,7 @@ impl<'a> Lowering<'a> {
             Op::Transpose(_) => self.transpose(),
             Op::Slice(op) => self.slice(op),
             Op::Unslice(op) => self.unslice(op),
+            Op::Dequantize(op) => self.dequantize(op),
             Op::Detach(_) => self.cast(self.input(0)?, self.output(0)?),
             Op::Scale(op) => self.elementwise("scale", &[], &[op.factor]),
             Op::ScaleBy(_) => self.scale_by(),

@@ -2,8 +2,8 @@
 
 use super::product::{Epilogue, Factor, Product};
 use super::{Lowering, UNUSED, View, code, elements, rows, rows_for_rounds, rows_of, split, width_of, words};
-use sparta_graph::SampledCost;
 use sparta_graph::ops::{Layout, SampledGrad, Sampling, Scatter, SparseLinear};
+use sparta_graph::{Operand, SampledCost};
 use std::ops::Range;
 
 impl Lowering<'_> {
@@ -88,10 +88,15 @@ impl Lowering<'_> {
     }
 
     pub(super) fn scatter(&mut self, op: &Scatter) -> Result<(), String> {
-        let (w, index, base, delta) = (self.input(0)?, self.input(1)?, self.input(2)?, self.input(3)?);
         let remainder = if op.remainder { Some(self.input(4)?) } else { None };
-        let constants =
-            [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype)), ("REMAINDER", u32::from(op.remainder))];
+        self.overlay(self.input(0)?, remainder)
+    }
+
+    /// Writes `base + delta` to the chosen elements of w; index, base and delta are inputs 1 to 3.
+    pub(super) fn overlay(&mut self, w: &Operand, remainder: Option<&Operand>) -> Result<(), String> {
+        let (index, base, delta) = (self.input(1)?, self.input(2)?, self.input(3)?);
+        let with_remainder = u32::from(remainder.is_some());
+        let constants = [("W", code(w.ty.dtype)), ("BASE", code(base.ty.dtype)), ("REMAINDER", with_remainder)];
         for part in self.element_shards(&[w])? {
             for chosen in self.element_shards(&[index, base, delta])? {
                 let params = [chosen.len() as u32, part.start as u32, part.end as u32];

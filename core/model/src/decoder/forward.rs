@@ -15,6 +15,9 @@ pub trait Layers {
     /// The parameter `name` as a graph value.
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
+    /// Rows of the parameter `name`, f32 `[T, width]`, as `op` makes them of `tokens`.
+    fn lookup(&mut self, graph: &mut Graph, name: &str, tokens: Value, op: Embed) -> Result<Value>;
+
     /// The parameter `name` as matrix products read it: itself or its rounded copy.
     fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value>;
 
@@ -81,9 +84,8 @@ impl Cache {
 /// The hidden states after the final norm: f32 `[N, hidden]` for `inputs.rows`, otherwise `[T, hidden]`.
 pub fn hidden_states(decoder: &Decoder, graph: &mut Graph, layers: &mut dyn Layers, inputs: &Inputs) -> Result<Value> {
     graph.set_label("embed_tokens");
-    let table = layers.tensor(graph, "model.embed_tokens.weight")?;
     let embed = Embed { scale: decoder.embed_scale.unwrap_or(1.0), padding: decoder.pad_token_id };
-    let mut x = graph.one(embed, &[table, inputs.tokens])?;
+    let mut x = layers.lookup(graph, "model.embed_tokens.weight", inputs.tokens, embed)?;
     for layer in 0..decoder.layers {
         let last = layer + 1 == decoder.layers;
         let rows = inputs.rows.filter(|_| last);

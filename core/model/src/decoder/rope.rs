@@ -217,7 +217,8 @@ impl Reader<'_> {
     /// The model's own key takes precedence over the one in the parameters.
     fn original(&self, inner: &Keys) -> Result<Option<usize>> {
         const KEY: &str = "original_max_position_embeddings";
-        Ok(self.keys.size(KEY, 1 << 40)?.or(inner.size(KEY, 1 << 40)?))
+        const MOST: usize = 1 << 30;
+        Ok(self.keys.size(KEY, MOST)?.or(inner.size(KEY, MOST)?))
     }
 
     fn long(&self, inner: &Keys, width: usize) -> Result<Scaling> {

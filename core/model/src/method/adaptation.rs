@@ -3,7 +3,9 @@
 use super::selection::{broken, checked, expected, is_sparse};
 use super::{IndexSet, magnitude};
 use crate::{Error, Precision, Result, WeightSource};
-use sparta_graph::DType;
+use sparta_graph::graph::TensorType;
+use sparta_graph::ops::Dequantize;
+use sparta_graph::{Blocks, DType};
 use sparta_plugin::method::{
     ExtraTensor, Magnitude, Method, MethodInfo, Options, Parameter, Rates, Role, Score, Scored, Selection, Steps,
 };
@@ -65,6 +67,8 @@ pub struct Adaptation {
     /// Whether products add what 16-bit weights cannot represent of their trained elements; other sparse parts are then
     /// f32 on the device.
     pub residual: bool,
+    /// Weights that are stored in blocks, by position. See [`Adaptation::blocks_of`].
+    pub formats: BTreeMap<usize, Blocks>,
     /// How often the method acts between steps, if it does.
     pub steps: Option<Steps>,
     /// The number of elements of each sparse part by position, since the index sets of [`Adaptation::expected`] are
@@ -235,6 +239,7 @@ impl Adaptation {
             parts,
             precision: Precision::F32,
             residual: false,
+            formats: BTreeMap::new(),
             steps: None,
             sparse_sizes,
             rates: BTreeMap::new(),
@@ -297,7 +302,7 @@ impl Adaptation {
                 Part::Frozen => {}
                 Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense, rates),
                 Part::Sparse(_) => {
-                    push(format!("delta.{}", parameter.name), vec![self.sparse_size(i)], Form::Sparse, rates);
+                    push(delta_name(&parameter.name), vec![self.sparse_size(i)], Form::Sparse, rates);
                 }
                 Part::Reparam(tensors) => {
                     for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained) {
@@ -392,6 +397,71 @@ impl Adaptation {
         }
     }
 
+    /// Keeps what is stored in blocks as it is on the device, where what is done with it allows.
+    pub fn keep_blocks(&mut self, stored: impl Fn(&Parameter) -> Option<Blocks>) {
+        let formats = self.parameters.iter().enumerate().filter_map(|(i, parameter)| Some((i, stored(parameter)?)));
+        self.formats = formats.collect();
+    }
+
+    /// The blocks in which the device holds a parameter: a matrix that is read by products or lookups alone and not trained
+    /// itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
+    pub fn blocks_of(&self, parameter: usize) -> Option<Blocks> {
+        let own = &self.parameters[parameter];
+        let kept = match self.parts[parameter] {
+            Part::Frozen => true,
+            Part::Dense => false,
+            // Lookups lay nothing over their rows.
+            Part::Sparse(_) => own.role != Role::Embedding && self.device_dtype(parameter) == own.dtype,
+            Part::Reparam(_) => self.is_linear_site(parameter),
+        };
+        let blocks = *self.formats.get(&parameter)?;
+        (kept && own.shape.len() == 2).then_some(blocks)
+    }
+
+    /// How the values of a parameter that the device holds in blocks are made.
+    pub fn decoding(&self, parameter: usize) -> Option<Dequantize> {
+        let (blocks, own) = (self.blocks_of(parameter)?, &self.parameters[parameter]);
+        let size = own.shape.as_slice().try_into().ok()?;
+        let overlay = self.sparse_size(parameter) > 0;
+        Some(Dequantize { overlay, ..Dequantize::whole(blocks, size, self.device_dtype(parameter)) })
+    }
+
+    /// What the device holds of a parameter: its values, or the words of its blocks.
+    pub fn device_type(&self, parameter: usize) -> TensorType {
+        let words = self.decoding(parameter).and_then(|op| op.blocks.words(op.rows, op.columns));
+        match words {
+            Some(words) => TensorType::new(DType::U32, [words]),
+            None => TensorType::new(self.device_dtype(parameter), self.parameters[parameter].shape.clone()),
+        }
+    }
+
+    /// Errors: a weight that is stored in blocks and would be trained as a whole, which blocks cannot hold.
+    pub fn check_trainable(&self) -> Result<()> {
+        // A head is small, and decoded.
+        let body = |position: &usize| self.parameters[*position].role != Role::Head;
+        let whole = |(position, part): (usize, &Part)| matches!(part, Part::Dense).then_some(position);
+        let mut whole = self.parts.iter().enumerate().filter_map(whole).filter(body);
+        let quantized = |position: usize| Some((&self.parameters[position].name, self.formats.get(&position)?));
+        let Some((name, blocks)) = whole.find_map(quantized) else { return Ok(()) };
+        Err(Error::Method(format!(
+            "method `{}` trains all of {name}, which is quantized ({blocks}): blocks cannot hold what is learned. Train \
+             some elements or an addition (sparta, lora), or first write the model as floats: adapter merge MODEL --out DIR \
+             --dtype bf16",
+            self.info.name
+        )))
+    }
+
+    /// Whether something on the device follows from the values of a trained tensor: a weight that its elements are written
+    /// into, what that cannot hold of them, or a rounded copy.
+    pub fn is_followed(&self, trained: &Trained) -> bool {
+        let position = trained.parameter;
+        match trained.form {
+            Form::Sparse => self.blocks_of(position).is_none() || self.has_remainder(position),
+            Form::Dense => self.is_shadowed(position),
+            Form::Extra(_) => false,
+        }
+    }
+
     /// Makes products add what 16-bit weights cannot represent of their trained elements.
     ///
     /// Errors: there is no such weight.
@@ -461,6 +531,11 @@ impl Adaptation {
         let module = self.parameters[bias].name.strip_suffix(".bias")?;
         self.position(&format!("{module}.weight"))
     }
+}
+
+/// What the device and adapters call the changes of a parameter's chosen elements.
+pub fn delta_name(parameter: &str) -> String {
+    format!("delta.{parameter}")
 }
 
 /// The name of an added tensor on the device and in adapters: `model.layers.0.self_attn.q_proj.weight` and `lora_A`

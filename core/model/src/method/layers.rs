@@ -1,9 +1,9 @@
 //! The model's tensors in a graph, with the method's changes applied.
 
-use super::adaptation::{Adaptation, Form, Part, Trained, extra_name};
+use super::adaptation::{Adaptation, Form, Part, Trained, delta_name, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
 use crate::{Error, Precision, Result};
-use sparta_graph::ops::{Add, Cast, Scatter, SparseLinear, Store};
+use sparta_graph::ops::{Add, Cast, Dequantize, Embed, Scale, Scatter, SparseLinear, Store};
 use sparta_graph::{DType, GradRequest, Graph, Value};
 use sparta_plugin::graph::Recorder;
 use sparta_plugin::method::Site;
@@ -67,16 +67,37 @@ impl<'a> AdaptedLayers<'a> {
         *self.values.entry(name.clone()).or_insert_with(|| graph.external(name, dtype, shape))
     }
 
-    /// A parameter itself, as the device holds it.
-    pub fn parameter(&mut self, graph: &mut Graph, position: usize) -> Value {
-        let parameter = &self.adaptation.parameters[position];
-        let dtype = self.adaptation.device_dtype(position);
-        self.external(graph, parameter.name.clone(), dtype, &parameter.shape)
+    /// A parameter as the device holds it: its values, or the words of its blocks.
+    pub fn stored(&mut self, graph: &mut Graph, position: usize) -> Value {
+        let adaptation = self.adaptation;
+        let name = adaptation.parameters[position].name.clone();
+        let ty = adaptation.device_type(position);
+        self.external(graph, name, ty.dtype, &ty.shape)
+    }
+
+    /// The values of a parameter; where it is held in blocks, decoded anew at each call.
+    fn parameter(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
+        let stored = self.stored(graph, position);
+        let Some(op) = self.adaptation.decoding(position) else { return Ok(stored) };
+        let mut inputs = vec![stored];
+        if op.overlay {
+            inputs.extend(self.chosen(graph, position));
+        }
+        Ok(graph.one(op, &inputs)?)
+    }
+
+    /// Indices, base values and changes of the chosen elements of a sparse part.
+    fn chosen(&mut self, graph: &mut Graph, position: usize) -> [Value; 3] {
+        let adaptation = self.adaptation;
+        let (name, n) = (&adaptation.parameters[position].name, [adaptation.sparse_size(position)]);
+        let index = self.external(graph, index_name(name), DType::U32, &n);
+        let base = self.external(graph, base_name(name), adaptation.device_dtype(position), &n);
+        [index, base, self.external(graph, delta_name(name), DType::F32, &n)]
     }
 
     /// A parameter as products read it.
     fn weight(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
-        let master = self.parameter(graph, position);
+        let master = self.parameter(graph, position)?;
         if !self.adaptation.is_shadowed(position) {
             return Ok(master);
         }
@@ -100,7 +121,7 @@ impl<'a> AdaptedLayers<'a> {
             return (self.trained(graph, trained), GradRequest::Dense);
         }
         let parameter = &self.adaptation.parameters[trained.parameter];
-        let weight = self.parameter(graph, trained.parameter);
+        let weight = self.stored(graph, trained.parameter);
         let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
         let row_ptr = match parameter.shape[..] {
             [rows, _] => Some(self.external(graph, row_ptr_name(&parameter.name), DType::U32, &[rows + 1])),
@@ -109,34 +130,51 @@ impl<'a> AdaptedLayers<'a> {
         (weight, GradRequest::Sampled { index, row_ptr })
     }
 
-    /// Appends the writes that follow new values of a trained tensor: of `base + delta` into the weight of a sparse
-    /// part, and of rounded values into the copy that products read.
+    /// Appends the writes that follow new values of a trained tensor ([`Adaptation::is_followed`]): of `base + delta`
+    /// into the weight of a sparse part, and of rounded values into the copy that products read.
     pub fn follow(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
+        let position = trained.parameter;
         match trained.form {
-            Form::Sparse => self.scatter(graph, trained),
-            Form::Dense if self.adaptation.is_shadowed(trained.parameter) => {
-                let (master, shadow) = (self.trained(graph, trained), self.weight(graph, trained.parameter)?);
+            _ if !self.adaptation.is_followed(trained) => Ok(()),
+            Form::Sparse if self.adaptation.blocks_of(position).is_some() => self.store_remainder(graph, position),
+            Form::Sparse => self.scatter(graph, position),
+            Form::Dense | Form::Extra(_) => {
+                let (master, shadow) = (self.trained(graph, trained), self.weight(graph, position)?);
                 graph.apply(Store {}.into(), &[shadow, master])?;
                 Ok(())
             }
-            Form::Dense | Form::Extra(_) => Ok(()),
         }
     }
 
-    fn scatter(&mut self, graph: &mut Graph, trained: &Trained) -> Result<()> {
-        let parameter = &self.adaptation.parameters[trained.parameter];
-        let weight = self.parameter(graph, trained.parameter);
-        let index = self.external(graph, index_name(&parameter.name), DType::U32, &trained.shape);
-        let dtype = self.adaptation.device_dtype(trained.parameter);
-        let base = self.external(graph, base_name(&parameter.name), dtype, &trained.shape);
-        let delta = self.trained(graph, trained);
-        let mut operands = vec![weight, index, base, delta];
-        let remainder = self.adaptation.has_remainder(trained.parameter);
+    fn scatter(&mut self, graph: &mut Graph, position: usize) -> Result<()> {
+        let weight = self.stored(graph, position);
+        let mut operands = vec![weight];
+        operands.extend(self.chosen(graph, position));
+        let remainder = self.adaptation.has_remainder(position);
         if remainder {
-            operands.push(self.external(graph, remainder_name(&parameter.name), DType::F32, &trained.shape));
+            operands.push(self.stored_remainder(graph, position));
         }
         graph.apply(Scatter { remainder }.into(), &operands)?;
         Ok(())
+    }
+
+    /// What decoding a weight with its chosen elements will round off these.
+    fn store_remainder(&mut self, graph: &mut Graph, position: usize) -> Result<()> {
+        let [_, base, delta] = self.chosen(graph, position);
+        let base = in_f32(graph, base)?;
+        let sum = graph.one(Add {}, &[base, delta])?;
+        let rounded = graph.one(Cast { to: self.adaptation.device_dtype(position) }, &[sum])?;
+        let rounded = in_f32(graph, rounded)?;
+        let negative = graph.one(Scale { factor: -1.0 }, &[rounded])?;
+        let lost = graph.one(Add {}, &[sum, negative])?;
+        let remainder = self.stored_remainder(graph, position);
+        graph.apply(Store {}.into(), &[remainder, lost])?;
+        Ok(())
+    }
+
+    fn stored_remainder(&mut self, graph: &mut Graph, position: usize) -> Value {
+        let name = remainder_name(&self.adaptation.parameters[position].name);
+        self.external(graph, name, DType::F32, &[self.adaptation.sparse_size(position)])
     }
 
     /// What products of x with a parameter miss because the weight cannot represent it: f32 `[T, out]`.
@@ -148,7 +186,7 @@ impl<'a> AdaptedLayers<'a> {
         };
         let operands = [
             x,
-            self.external(graph, remainder_name(name), DType::F32, &n),
+            self.stored_remainder(graph, position),
             self.external(graph, index_name(name), DType::U32, &n),
             self.external(graph, row_ptr_name(name), DType::U32, &[rows + 1]),
             self.external(graph, order_name(name), DType::U32, &n),
@@ -210,12 +248,12 @@ impl<'a> AdaptedLayers<'a> {
     /// The merged weight of a reparametrized layer, and its merged bias if that changes.
     fn merged_layer(&mut self, graph: &mut Graph, [weight, bias]: [usize; 2]) -> Result<(Value, Option<Value>)> {
         let (site, extras) = (self.site(weight), self.extras(graph, weight));
-        let w = self.parameter(graph, weight);
+        let w = self.parameter(graph, weight)?;
         let own = match self.adaptation.parts[bias] {
             Part::Reparam(_) => Some(self.effective(graph, bias)?),
             _ => None,
         };
-        let b = own.unwrap_or_else(|| self.parameter(graph, bias));
+        let b = own.map_or_else(|| self.parameter(graph, bias), Ok)?;
         let inputs = [in_f32(graph, w)?, in_f32(graph, b)?];
         let mut host = Recorder { graph, rng: None };
         let merged = self.adaptation.method.merge_with_bias(&site, &mut host, inputs, &extras);
@@ -233,7 +271,7 @@ impl<'a> AdaptedLayers<'a> {
         if let Some(&value) = self.values.get(&name) {
             return Ok(value);
         }
-        let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+        let (w, extras) = (self.parameter(graph, position)?, self.extras(graph, position));
         let (site, w) = (self.site(position), in_f32(graph, w)?);
         let mut host = Recorder { graph, rng: None };
         let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);
@@ -248,7 +286,7 @@ impl<'a> AdaptedLayers<'a> {
     pub fn penalties(&mut self, graph: &mut Graph) -> Result<Vec<Value>> {
         let mut terms = Vec::new();
         for position in self.adaptation.reparametrized() {
-            let (w, extras) = (self.parameter(graph, position), self.extras(graph, position));
+            let (w, extras) = (self.parameter(graph, position)?, self.extras(graph, position));
             let site = self.site(position);
             let mut host = Recorder { graph, rng: self.rng };
             let term = self.adaptation.method.penalty(&site, &mut host, w, &extras);
@@ -335,8 +373,20 @@ impl Layers for AdaptedLayers<'_> {
         let position = self.position(name)?;
         match self.adaptation.parts[position] {
             Part::Reparam(_) => self.effective(graph, position),
-            _ => Ok(self.parameter(graph, position)),
+            _ => self.parameter(graph, position),
         }
+    }
+
+    fn lookup(&mut self, graph: &mut Graph, name: &str, tokens: Value, op: Embed) -> Result<Value> {
+        let position = self.position(name)?;
+        let Some(decoding) = self.adaptation.decoding(position) else {
+            let table = self.tensor(graph, name)?;
+            return Ok(graph.one(op, &[table, tokens])?);
+        };
+        let table = self.stored(graph, position);
+        let rows = graph.one(Dequantize { lookup: true, ..decoding }, &[table, tokens])?;
+        let rows = in_f32(graph, rows)?;
+        if op.scale == 1.0 { Ok(rows) } else { Ok(graph.one(Scale { factor: op.scale }, &[rows])?) }
     }
 
     fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {

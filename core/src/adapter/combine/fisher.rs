@@ -77,6 +77,7 @@ fn diagonal(
     let limits = Limits {
         train: Some(Size { rows: padded_rows(longest), examples: 1 }),
         micro_batches: true,
+        shared: false,
         evaluate: size_of(longest, 1),
         positions: longest,
         head_features: false,

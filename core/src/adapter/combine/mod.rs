@@ -18,7 +18,7 @@ use crate::job::thousands;
 use crate::method::index_set;
 use crate::model::HEAD;
 use crate::train::{Encoded, Session, Snapshot};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use sparta_graph::Backend;
 use std::collections::BTreeMap;
@@ -84,8 +84,8 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
         return Err(Error::Usage(format!("{a} and {b}: a classifier and a language model cannot be combined")));
     }
     strategy.check(adapters.len())?;
-    if out.exists() {
-        return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
+    if files::exists(out) {
+        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
     }
     let one_head = strategy.averages() && same_heads(adapters);
     let mut aligned = align_all(adapters, device)?;

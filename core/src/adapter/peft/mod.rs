@@ -41,8 +41,8 @@ pub fn load(dir: &Path, model: Option<&Path>) -> Result<Adapter> {
     let config = Config { path: &path, keys: &config };
     let kind = config.kind()?;
     let values_path = dir.join(VALUES);
-    if !values_path.is_file() {
-        return Err(Error::Weights(match dir.join("adapter_model.bin").is_file() {
+    if !files::is_file(&values_path) {
+        return Err(Error::Weights(match files::is_file(&dir.join("adapter_model.bin")) {
             true => format!(
                 "{}: a pickle, which can run code when read and is never opened. Convert it: in Python, \
                  `PeftModel.from_pretrained(base, dir).save_pretrained(out, safe_serialization=True)`",

@@ -7,6 +7,7 @@ use crate::run::prepare::Prepared;
 use crate::train::graphs::Purpose;
 use crate::train::{Blame, StepOutput};
 use crate::{Error, Result};
+use sha2::{Digest, Sha256};
 use sparta_graph::Backend;
 use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
@@ -50,6 +51,30 @@ impl Trainer<'_> {
         }
         self.position.mean_loss = Some(mean + 0.05 * (output.loss - mean));
         Ok(())
+    }
+
+    /// Errors: a process whose values are no longer those of the others, as its device computes otherwise.
+    pub(super) fn check_others(&mut self) -> Result<()> {
+        if self.team.size() == 1 {
+            return Ok(());
+        }
+        let mut hash = Sha256::new();
+        for tensor in self.session.state() {
+            hash.update(bytemuck::cast_slice::<f32, u8>(&self.session.read_state(&tensor)?));
+        }
+        let all = self.team.exchange("the state", &hash.finalize())?;
+        let Some(other) = all.iter().position(|hash| *hash != all[0]) else { return Ok(()) };
+        let name = |rank: usize| {
+            let member = self.team.members().get(rank);
+            member.map_or(String::new(), |member| format!("{} on {}", member.device, member.host))
+        };
+        Err(Error::Training(format!(
+            "after step {} process {other} ({}) has other values than process 0 ({}), so they compute differently: give all \
+             processes the same kind of device, with the same driver",
+            self.position.step,
+            name(other),
+            name(0)
+        )))
     }
 
     /// Whether no step before this one has updated anything.

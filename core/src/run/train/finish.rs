@@ -31,7 +31,7 @@ impl Trainer<'_> {
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
-        let answers = if interrupted { Vec::new() } else { self.answers() };
+        let answers = if interrupted || !self.team.leads() { Vec::new() } else { self.answers() };
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;
         let counters = self.counters();
@@ -53,6 +53,7 @@ impl Trainer<'_> {
             device_memory,
             planned_memory: self.run.plan.total_memory(),
             peak_resident: peak_resident(),
+            exchanged: self.team.spent(),
             environment: Environment::of_this_process(),
             out: self.directory.path().to_owned(),
             adapter: self.directory.adapter(),
@@ -108,7 +109,7 @@ impl Trainer<'_> {
     /// Compares the adapter with its merged weights, in the types of the base model. Leaves the session as a plain
     /// model. The run is complete without the check, so a failure is only reported.
     fn check_merge(&mut self) -> Option<MergeCheck> {
-        if !self.run.setup.adaptation.method.mergeable() {
+        if !self.run.setup.adaptation.method.mergeable() || !self.team.leads() {
             return None;
         }
         let examples = check_examples(&self.run.setup, &self.run.dev);

@@ -5,6 +5,7 @@ use crate::job::Observer;
 use crate::run::directory::RunDirectory;
 use crate::run::prepare::Prepared;
 use crate::run::score::store;
+use crate::team::Team;
 use crate::train::schedule::learning_rate;
 use crate::train::score::scores;
 use crate::train::{Batch, Session};
@@ -22,6 +23,7 @@ pub fn choose(
     device: Box<dyn Backend>,
     open: OpenDevice,
     observer: &mut dyn Observer,
+    team: &mut Team,
 ) -> Result<Box<dyn Backend>> {
     let scorings = std::mem::take(&mut run.scorings);
     if scorings.is_empty() {
@@ -36,10 +38,12 @@ pub fn choose(
         let batches = first_batches(run, score.count() as usize);
         let (mut done, total) = (0, batches.iter().map(Vec::len).sum());
         for (step, examples) in batches.iter().enumerate() {
-            one_step(run, &mut session, score, (step, &run.micro_batches(examples, scoring.micro_batch_tokens)?))?;
+            team.ask_to_stop(observer.stop_requested());
+            let batches = run.micro_batches(examples, scoring.micro_batch_tokens)?;
+            one_step(run, &mut session, score, (step, &batches), team)?;
             done += examples.len();
             observer.eval_progress("scores", done, total);
-            if observer.stop_requested() {
+            if team.stops(observer.stop_requested()) {
                 return Err(Error::Training(
                     "stopped before the first step, while elements were scored: nothing is trained".into(),
                 ));
@@ -48,7 +52,9 @@ pub fn choose(
         let weights = &run.weights;
         run.setup.adaptation.choose(score, |parameter| scores(&mut session, weights, score, parameter))?;
     }
-    store(&run.config, &run.setup.adaptation)?;
+    if team.leads() {
+        store(&run.config, &run.setup.adaptation)?;
+    }
     let device = open()?;
     run.chosen(&device.info())?;
     directory.describe(run)?;
@@ -67,10 +73,21 @@ fn first_batches(run: &Prepared, count: usize) -> Vec<Vec<usize>> {
     batches
 }
 
-fn one_step(run: &Prepared, session: &mut Session, score: Score, (step, batches): (usize, &[Batch])) -> Result<()> {
+fn one_step(
+    run: &Prepared,
+    session: &mut Session,
+    score: Score,
+    (step, batches): (usize, &[Batch]),
+    team: &mut Team,
+) -> Result<()> {
     let config = &run.config;
     let lr = learning_rate(config.schedule, run.lr, config.warmup, step, score.count() as usize);
-    let output = session.step(batches, lr)?;
+    let turn = team.turn();
+    let submitted = session.submit_shared(batches, lr, team)?;
+    let output = session.settle(submitted)?;
+    if team.turn() == turn {
+        team.assemble("a step of the scores")?;
+    }
     match output.clip_coef >= 0.0 {
         true => Ok(()),
         false => Err(Error::Training(format!(

@@ -49,7 +49,8 @@ pub fn prepare_grad<T: Real>(op: &EmbedGrad, io: &Io) -> Result<Kernel, String> 
     }))
 }
 
-fn token(tokens: Ptr<u32>, row: usize, vocab: usize) -> Result<usize, String> {
+/// The token of a row. Errors: it is outside of the table.
+pub fn token(tokens: Ptr<u32>, row: usize, vocab: usize) -> Result<usize, String> {
     // SAFETY: the callers' rows are those of `tokens`, which the ops do not write.
     match unsafe { *tokens.at(row) } as usize {
         token if token < vocab => Ok(token),

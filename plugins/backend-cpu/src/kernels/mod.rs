@@ -20,6 +20,7 @@ mod column_sum;
 mod columns;
 mod concat;
 mod cross_entropy;
+mod dequantize;
 mod div;
 mod dropout;
 mod embed;
@@ -80,6 +81,7 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::Transpose(_) => transpose::prepare::<T>(io),
         Op::Slice(op) => slice::prepare::<T>(op, io),
         Op::Unslice(op) => slice::prepare_unslice::<T>(op, io),
+        Op::Dequantize(op) => dequantize::prepare::<T>(op, io),
         // The same numbers in the same type.
         Op::Detach(_) => cast::prepare::<T>(io),
         Op::Scale(op) => scale::prepare::<T>(op, io),

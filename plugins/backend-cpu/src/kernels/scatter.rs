@@ -1,27 +1,81 @@
 use crate::bind::{Io, Kernel};
-use crate::memory::Need;
+use crate::memory::{Floats, Need, Ptr};
 use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
 use sparta_graph::ops::Scatter;
+use std::ops::Range;
+
+/// Chosen elements of a tensor, `base[i] + delta[i]` at `index[i]`, which are inputs 1 to 3 of an op.
+#[derive(Clone, Copy)]
+pub struct Overlay<T> {
+    n: usize,
+    index: Ptr<u32>,
+    base: Floats<T>,
+    delta: Ptr<T>,
+}
+
+impl<T: Real> Overlay<T> {
+    pub fn new(io: &Io) -> Result<Self, String> {
+        Ok(Overlay { n: io.numel(1)?, index: io.words(1)?, base: io.floats::<T>(2)?, delta: io.real::<T>(3)? })
+    }
+
+    fn indices(&self) -> &[u32] {
+        // SAFETY: `index` has n elements, which no op with an overlay writes.
+        unsafe { self.index.slice(0, self.n) }
+    }
+
+    /// Errors: indices that do not ascend, or lie outside of a tensor of this many elements.
+    pub fn check(&self, elements: usize) -> Result<(), String> {
+        let index = self.indices();
+        let bad = |i: usize| index[i] as usize >= elements || i > 0 && index[i - 1] >= index[i];
+        try_tasks(self.n.div_ceil(GRAIN), |task| {
+            let wrong = (task * GRAIN..self.n.min((task + 1) * GRAIN)).find(|&i| bad(i));
+            wrong.map_or(Ok(()), |i| {
+                Err(format!("index[{i}] is {}: indices must ascend and be below {elements}", index[i]))
+            })
+        })
+    }
+
+    /// Writes those of its elements that lie in a range of w.
+    ///
+    /// # Safety
+    /// The indices are checked; the range lies in w, and nobody else reads or writes it meanwhile.
+    pub unsafe fn write(&self, w: Floats<T>, range: Range<usize>) {
+        let index = self.indices();
+        let at = |element: usize| index.partition_point(|&i| (i as usize) < element);
+        for i in at(range.start)..at(range.end) {
+            // SAFETY: i is below n, and the caller vouches for the elements of w.
+            unsafe { self.set(w, i) };
+        }
+    }
+
+    /// Writes its element i, and returns what rounding it lost.
+    ///
+    /// # Safety
+    /// As for [`Overlay::write`]; i is below n.
+    unsafe fn set(&self, w: Floats<T>, i: usize) -> T {
+        // SAFETY: the caller vouches for it.
+        unsafe {
+            let (at, sum) = (*self.index.at(i) as usize, self.base.get(i) + *self.delta.at(i));
+            w.set(at, sum);
+            sum - w.get(at)
+        }
+    }
+}
 
 pub fn prepare<T: Real>(op: &Scatter, io: &Io) -> Result<Kernel, String> {
-    let (w, index, base, delta) = (io.floats::<T>(0)?, io.words(1)?, io.floats::<T>(2)?, io.real::<T>(3)?);
+    let (w, overlay) = (io.floats::<T>(0)?, Overlay::<T>::new(io)?);
     let remainder = if op.remainder { Some(io.real::<T>(4)?) } else { None };
-    let (elements, n) = (io.numel(0)?, io.numel(1)?);
+    let (elements, n) = (io.numel(0)?, overlay.n);
     Ok(Kernel::new(Need::default(), move |_| {
+        overlay.check(elements)?;
         try_tasks(n.div_ceil(GRAIN), |task| {
             for i in task * GRAIN..n.min((task + 1) * GRAIN) {
-                // SAFETY: i is below n; indices are checked to lie in w and to ascend, so that no other task writes
-                // the same element.
+                // SAFETY: i is below n; indices lie in w and ascend, so that no other task writes the same element.
                 unsafe {
-                    let at = *index.at(i) as usize;
-                    if at >= elements || i > 0 && *index.at(i - 1) as usize >= at {
-                        return Err(format!("index[{i}] is {at}: indices must ascend and be below {elements}"));
-                    }
-                    let sum = base.get(i) + *delta.at(i);
-                    w.set(at, sum);
+                    let lost = overlay.set(w, i);
                     if let Some(remainder) = remainder {
-                        *remainder.at(i) = sum - w.get(at);
+                        *remainder.at(i) = lost;
                     }
                 }
             }

@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 #[doc(hidden)]
 pub mod backend;
 #[doc(hidden)]
+pub mod communicator;
+#[doc(hidden)]
 pub mod method;
 #[doc(hidden)]
 pub mod task;
 
 /// The object behind an exported interface, made when the host first asks for it.
 pub trait Exported: 'static {
-    /// `dyn Method`, `dyn Task` or `dyn BackendPlugin`.
+    /// `dyn Method`, `dyn Task`, `dyn BackendPlugin` or `dyn CommunicatorPlugin`.
     type Object: ?Sized + 'static;
     /// The one instance, made on the first call.
     fn object() -> &'static Self::Object;
@@ -207,6 +209,37 @@ macro_rules! export_backend {
             SpartaBackend,
             dyn $crate::backend::BackendPlugin,
             $backend
+        );
+    };
+}
+
+/// Makes this `cdylib` a plugin of the given [`CommunicatorPlugin`](crate::communicator::CommunicatorPlugin). Once per
+/// library.
+///
+/// `export_communicator!(entry: Mpi)` defines a public function `entry` instead, and exports nothing: a program can link
+/// many such crates and call their entry points itself, and [`export_entry!`](crate::export_entry!) makes a library
+/// of one.
+#[macro_export]
+macro_rules! export_communicator {
+    ($name:ident: $communicator:expr) => {
+        $crate::__entry!(
+            $name,
+            communicator,
+            COMMUNICATOR_ID,
+            SpartaCommunicator,
+            dyn $crate::communicator::CommunicatorPlugin,
+            $communicator
+        );
+    };
+    ($communicator:expr) => {
+        $crate::__entry!(
+            #[unsafe(no_mangle)]
+            sparta_plugin_entry,
+            communicator,
+            COMMUNICATOR_ID,
+            SpartaCommunicator,
+            dyn $crate::communicator::CommunicatorPlugin,
+            $communicator
         );
     };
 }

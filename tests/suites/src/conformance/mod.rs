@@ -18,6 +18,7 @@ mod norm;
 mod optimizer;
 mod own;
 mod primitives;
+mod quantized;
 mod rows;
 mod sparse;
 
@@ -30,7 +31,7 @@ pub struct Area {
     pub cases: fn() -> Vec<Case>,
 }
 
-pub const AREAS: [Area; 10] = [
+pub const AREAS: [Area; 11] = [
     Area { name: "matrix products", cases: linear::cases },
     Area { name: "norms and rotations", cases: norm::cases },
     Area { name: "attention", cases: attention::cases },
@@ -38,6 +39,7 @@ pub const AREAS: [Area; 10] = [
     Area { name: "primitives", cases: primitives::cases },
     Area { name: "plugins' own operations", cases: own::cases },
     Area { name: "rows of tables", cases: rows::cases },
+    Area { name: "weights in blocks", cases: quantized::cases },
     Area { name: "losses", cases: losses::cases },
     Area { name: "chosen elements", cases: sparse::cases },
     Area { name: "optimizer steps", cases: optimizer::cases },

@@ -13,7 +13,7 @@ use crate::tensor::round;
 use crate::{Device, Tensor};
 use sparta_graph::graph::{Node, TensorType};
 use sparta_graph::ops::{
-    Attention, Cast, IGNORED, Layout, Linear, LinearCrossEntropy, RmsNorm, Store, WeightGrad, step,
+    Attention, Cast, Dequantize, IGNORED, Layout, Linear, LinearCrossEntropy, RmsNorm, Store, WeightGrad, step,
 };
 use sparta_graph::{DType, Graph, GraphError, Op, Plan, Value};
 use std::collections::HashMap;
@@ -79,6 +79,7 @@ fn with_f32_output(op: &Op) -> Op {
         Op::Linear(op) => Op::Linear(Linear { output: None, ..op }),
         Op::RmsNorm(op) => Op::RmsNorm(RmsNorm { output: None, ..op }),
         Op::Cast(_) => Op::Cast(Cast { to: DType::F32 }),
+        Op::Dequantize(op) => Op::Dequantize(Dequantize { output: DType::F32, ..op }),
         op => op,
     }
 }

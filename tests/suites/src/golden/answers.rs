@@ -132,6 +132,7 @@ fn train(
         limits: Limits {
             train: Some(size),
             micro_batches: false,
+            shared: false,
             evaluate: size,
             positions: POSITIONS,
             head_features: false,

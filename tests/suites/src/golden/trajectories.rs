@@ -118,6 +118,7 @@ impl Run<'_> {
         let limits = Limits {
             train: Some(size_of(48, 4)),
             micro_batches: self.steps == Steps::Split,
+            shared: false,
             evaluate: size_of(48, 4),
             positions: 16,
             head_features: false,

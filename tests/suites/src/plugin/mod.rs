@@ -87,7 +87,7 @@ pub fn run(test: &PluginTest, plugins: &PluginSet, data: Option<&Path>, devices:
             let (plugin, info) = plugins.task(&test.subject).map_err(|e| e.to_string())?;
             check(&task::Subject { plugin, info, data: data.map(PathBuf::from) })
         }
-        PluginKind::Backend => Err(unknown().into()),
+        PluginKind::Backend | PluginKind::Communicator => Err(unknown().into()),
     }
 }
 

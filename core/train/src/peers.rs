@@ -1,0 +1,46 @@
+//! The processes that train one model together, as a session sees them.
+
+use crate::Result;
+
+/// All processes call the same functions in the same order, with lengths that agree.
+pub trait Peers {
+    /// The number of this process, from 0 on.
+    fn rank(&self) -> usize;
+
+    fn size(&self) -> usize;
+
+    /// Whether the gradients of micro-batches are added in their order, each on its own, so that the sums have the bits of
+    /// a single process; otherwise they are added as [`Peers::add`] does.
+    fn exact(&self) -> bool;
+
+    /// What each process has, in the order of ranks.
+    fn gather(&mut self, own: &[f32]) -> Result<Vec<f32>>;
+
+    /// Replaces values by their sums over all processes, in an order that is not told.
+    fn add(&mut self, values: &mut [f32]) -> Result<()>;
+}
+
+/// A process without others.
+pub struct Alone;
+
+impl Peers for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn exact(&self) -> bool {
+        true
+    }
+
+    fn gather(&mut self, own: &[f32]) -> Result<Vec<f32>> {
+        Ok(own.to_vec())
+    }
+
+    fn add(&mut self, _values: &mut [f32]) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! Optimizer steps whose micro-batches are divided among processes.
+//!
+//! Each process computes the gradients of every n-th micro-batch. They are exchanged one by one, and every process adds them
+//! up on its device in the order of the micro-batches, as a process alone does: so all have its sums, bit for bit, and with
+//! them the same update.
+
+use crate::Result;
+use crate::batch::Batch;
+use crate::buckets::LARGEST;
+use crate::graphs::{Purpose, StepNumbers, names};
+use crate::peers::Peers;
+use crate::session::Session;
+use crate::setup::Setup;
+use crate::step::{Submitted, check_targets};
+use sparta_graph::ops::step as step_input;
+
+/// A tensor of gradients that is exchanged, with the plan that adds what came in to the sum.
+struct Exchanged {
+    incoming: String,
+    sum: String,
+    len: usize,
+    add: Purpose,
+}
+
+/// The flat gradients of all buckets and the loss, in groups that are exchanged at once.
+fn exchanged(setup: &Setup) -> Vec<Vec<Exchanged>> {
+    let buckets = setup.buckets();
+    let loss = Exchanged {
+        incoming: names::LOSS_INCOMING.into(),
+        sum: names::LOSS_SUM.into(),
+        len: 1,
+        add: Purpose::AddIncoming(buckets.len()),
+    };
+    let gradients = buckets.iter().map(|bucket| Exchanged {
+        incoming: bucket.incoming_gradients(),
+        sum: bucket.gradient_sums(),
+        len: bucket.len,
+        add: Purpose::AddIncoming(bucket.number),
+    });
+    let mut groups: Vec<Vec<Exchanged>> = vec![vec![loss]];
+    for tensor in gradients {
+        match groups.last_mut() {
+            Some(group) if elements(group) + tensor.len <= LARGEST => group.push(tensor),
+            _ => groups.push(vec![tensor]),
+        }
+    }
+    groups
+}
+
+fn elements(group: &[Exchanged]) -> usize {
+    group.iter().map(|tensor| tensor.len).sum()
+}
+
+impl Setup {
+    /// Bytes that a process sends for each micro-batch.
+    pub fn exchanged_bytes(&self) -> u64 {
+        4 * exchanged(self).iter().map(|group| elements(group) as u64).sum::<u64>()
+    }
+}
+
+/// The micro-batches of a step that a process computes.
+pub fn own_share(count: usize, rank: usize, size: usize) -> impl Iterator<Item = usize> {
+    (rank..count).step_by(size)
+}
+
+impl Session {
+    /// [`Session::submit_step`] of all processes together: each is given all micro-batches. One alone is computed by all,
+    /// and nothing is exchanged. Needs [`crate::Limits::shared`].
+    pub fn submit_shared(&mut self, micro_batches: &[Batch], lr: f64, peers: &mut dyn Peers) -> Result<Submitted> {
+        if peers.size() == 1 || micro_batches.len() == 1 {
+            return self.submit_step(micro_batches, lr);
+        }
+        let targets = micro_batches.iter().map(Batch::targets).sum();
+        check_targets(targets)?;
+        let groups = exchanged(self.setup());
+        // All plans first: one that needs a larger arena would end those already queued.
+        for i in own_share(micro_batches.len(), peers.rank(), peers.size()) {
+            self.prepared(self.apart(micro_batches, i)?)?;
+        }
+        for tensor in groups.iter().flatten() {
+            self.prepared(tensor.add)?;
+        }
+        self.prepared(Purpose::Update)?;
+        let numbers = self.step_numbers(0.0, targets);
+        match peers.exact() {
+            true => self.sum_in_order(micro_batches, numbers, &groups, peers)?,
+            false => self.sum_in_any_order(micro_batches, numbers, &groups, peers)?,
+        }
+        // An update that rounds by chance draws with the key of the last micro-batch.
+        self.queue_rng(micro_batches.len() - 1)?;
+        (self.accumulated, self.targets) = (micro_batches.len(), targets);
+        self.apply(lr)
+    }
+
+    fn sum_in_order(
+        &mut self,
+        micro_batches: &[Batch],
+        numbers: StepNumbers,
+        groups: &[Vec<Exchanged>],
+        peers: &mut dyn Peers,
+    ) -> Result<()> {
+        let size = peers.size();
+        for first in (0..micro_batches.len()).step_by(size) {
+            let (own, count) = (first + peers.rank(), size.min(micro_batches.len() - first));
+            let has_one = own < micro_batches.len();
+            if has_one {
+                self.differentiate(micro_batches, own, numbers)?;
+            }
+            for group in groups {
+                let gradients = if has_one { self.incoming(group)? } else { vec![0.0; elements(group)] };
+                let all = peers.gather(&gradients)?;
+                for (i, gradients) in all.chunks(elements(group)).take(count).enumerate() {
+                    self.add_up(group, gradients, first + i == 0)?;
+                }
+                self.tensors().submit()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sum_in_any_order(
+        &mut self,
+        micro_batches: &[Batch],
+        numbers: StepNumbers,
+        groups: &[Vec<Exchanged>],
+        peers: &mut dyn Peers,
+    ) -> Result<()> {
+        let mut sums: Vec<Vec<f32>> = groups.iter().map(|group| vec![0.0; elements(group)]).collect();
+        for i in own_share(micro_batches.len(), peers.rank(), peers.size()) {
+            self.differentiate(micro_batches, i, numbers)?;
+            for (group, sum) in groups.iter().zip(&mut sums) {
+                sum.iter_mut().zip(self.incoming(group)?).for_each(|(sum, gradient)| *sum += gradient);
+            }
+        }
+        for (group, sum) in groups.iter().zip(&mut sums) {
+            peers.add(sum)?;
+            self.add_up(group, sum, true)?;
+        }
+        self.tensors().submit()
+    }
+
+    /// What computes the gradients of a micro-batch apart from those of others.
+    fn apart(&self, micro_batches: &[Batch], i: usize) -> Result<Purpose> {
+        Ok(Purpose::Apart { size: self.size_of(&micro_batches[i])?, first: i == 0 })
+    }
+
+    /// Queues the gradients of a micro-batch, which go to where those of others come in.
+    fn differentiate(&mut self, micro_batches: &[Batch], i: usize, mut numbers: StepNumbers) -> Result<()> {
+        let (batch, purpose) = (&micro_batches[i], self.apart(micro_batches, i)?);
+        numbers[step_input::LOSS_WEIGHT] *= batch.weight;
+        self.tensors().queue_write(names::STEP, &numbers)?;
+        self.queue_rng(i)?;
+        self.queue_batch(batch)?;
+        let plan = self.prepared(purpose)?;
+        self.tensors().queue_run(plan);
+        Ok(())
+    }
+
+    fn incoming(&mut self, group: &[Exchanged]) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(elements(group));
+        for tensor in group {
+            values.extend(self.tensors().read_f32(&tensor.incoming, tensor.len)?);
+        }
+        Ok(values)
+    }
+
+    /// Queues the addition of gradients to the sums, or their first values.
+    fn add_up(&mut self, group: &[Exchanged], mut gradients: &[f32], first: bool) -> Result<()> {
+        for tensor in group {
+            let (values, rest) = gradients.split_at(tensor.len);
+            gradients = rest;
+            if first {
+                self.tensors().queue_write(&tensor.sum, values)?;
+                continue;
+            }
+            self.tensors().queue_write(&tensor.incoming, values)?;
+            let plan = self.prepared(tensor.add)?;
+            self.tensors().queue_run(plan);
+        }
+        Ok(())
+    }
+}

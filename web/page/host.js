@@ -1,0 +1,10 @@
+// What the program calls: its events go to whoever listens, and it asks whether it is to stop.
+export const host = { listener: () => {}, stop: false };
+
+export function emit(text) {
+    host.listener(JSON.parse(text));
+}
+
+export function stopped() {
+    return host.stop;
+}

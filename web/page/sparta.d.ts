@@ -1,0 +1,146 @@
+/** What is done while something is loaded: bytes so far, and of all. */
+export type Progress = (done: number, total: number) => void;
+
+/** A run. All names are those of files and directories that were given to `put` or `load`. */
+export interface Job {
+    /** A directory in the Hugging Face layout, or a GGUF file. */
+    model: string;
+    /** A table, or a directory of them. */
+    data: string;
+    /** `classify` for anybody's table, `sft` for prompts and answers, `text` for documents, or a task of GLUE. */
+    task: string;
+    method: 'sparta' | 'lora' | 'full' | 'head';
+    /** Options of `sparta-cli run` by name, without dashes: `{ epochs: 4, 'batch-size': 16, lr: 5e-3 }`. */
+    options?: Record<string, string | number | boolean | null>;
+    /** Options of the method and the task, as `sparta-cli plugin list` names them. */
+    methodOptions?: Record<string, unknown>;
+    taskOptions?: Record<string, unknown>;
+    /** Puts texts to an instruction model as a prompt. */
+    instruct?: boolean;
+    /** The run's directory, which is emptied before. */
+    out: string;
+}
+
+export interface Device {
+    id: string;
+    name: string;
+    kind: string;
+    driver: string;
+    max_buffer: number;
+    max_binding: number | null;
+}
+
+/** `plan.json` of a run directory. */
+export interface Plan {
+    total_steps: number;
+    parameters: number;
+    trainable: { body: number; head: number; density: number };
+    /** Bytes on the device by kind. */
+    memory: Record<string, number>;
+    notes: string[];
+}
+
+export interface Step {
+    step: number;
+    total_steps: number;
+    epoch: number;
+    loss: number;
+    lr: number;
+    grad_norm: number;
+    tokens: number;
+}
+
+/** Besides these the task's metrics by name: `accuracy`, `f1` ... */
+export interface Metrics {
+    examples: number;
+    loss: number;
+    confusion: number[][];
+    [metric: string]: unknown;
+}
+
+export interface Evaluation {
+    step: number;
+    split: string;
+    metrics: Metrics;
+    best: boolean;
+}
+
+/** `result.json` of a run directory. */
+export interface Result {
+    stopped: 'completed' | 'early_stopping' | 'interrupted';
+    steps: number;
+    dev: Metrics | null;
+    test: Metrics | null;
+    training_seconds: number;
+    tokens_per_second: number;
+}
+
+/** What is told while a job is done. */
+export interface Listener {
+    plan?(plan: Plan, more: { text: string }): void;
+    step?(step: Step, more: { tokensPerSecond: number }): void;
+    eval?(evaluation: Evaluation): void;
+    progress?(progress: { split: string; done: number; total: number }): void;
+    message?(text: string): void;
+    /** A piece of a text that is being written. */
+    piece?(text: string): void;
+}
+
+/** A label with its probability, or a number under its name. */
+export interface Output {
+    label: string;
+    value: number;
+}
+
+export interface Generated {
+    text: string;
+    tokens: number;
+    finish: 'stop' | 'length' | 'context';
+}
+
+/** The trainer in a worker. Jobs are done one after the other; each promise is rejected with the sentence that `sparta-cli` would print. */
+export class Sparta {
+    /** Loads the program. Errors: a browser without WebGPU or without JavaScript Promise Integration. */
+    static start(worker?: URL | string): Promise<Sparta>;
+    /** Opens the browser's device, and says what it offers. */
+    device(): Promise<Device>;
+    /** Keeps a file in memory, as bytes that the caller has. */
+    put(name: string, blob: Blob, progress?: Progress): Promise<void>;
+    /** Keeps a file in memory, from a URL. */
+    load(name: string, url: string | URL, progress?: Progress): Promise<void>;
+    read(name: string): Promise<Uint8Array>;
+    /** The names of all files below a directory. */
+    list(name: string): Promise<string[]>;
+    remove(name: string): Promise<void>;
+    /** What a run would do. Errors: it cannot be done, or does not fit the device. */
+    plan(job: Job): Promise<{ plan: Plan; text: string }>;
+    /** Trains. The run's directory then has all that `sparta-cli run` writes; `adapter` in it is the adapter. */
+    train(job: Job, on?: Listener): Promise<Result>;
+    /** Measures an adapter on a split of the run's data, or of other `data`. */
+    evaluate(
+        what: { adapter: string; model: string; data?: string; split?: string; maxExamples?: number },
+        on?: Listener,
+    ): Promise<Metrics>;
+    /** The labels of texts, or of pairs of texts. */
+    predict(
+        what: { adapter: string; model: string; texts: (string | [string, string])[] },
+        on?: Listener,
+    ): Promise<Output[][]>;
+    /** Continues a prompt or, with `chat`, answers it. Without an adapter `adapter` is the model. */
+    generate(
+        what: {
+            adapter: string;
+            model?: string;
+            prompt: string;
+            chat?: boolean;
+            maxTokens?: number;
+            temperature?: number;
+            seed?: number;
+        },
+        on?: Listener,
+    ): Promise<Generated>;
+    /** Ends the job that is being done after its step; what was learned is kept. */
+    stop(): void;
+    /** Ends the worker and gives its memory back. */
+    close(): void;
+}

@@ -1,0 +1,131 @@
+// The trainer as a page uses it. Types and documentation: sparta.d.ts.
+
+/** Bytes that are read of a file at a time. */
+const PART = 8 << 20;
+
+export class Sparta {
+    #worker;
+    #open = new Map();
+    #next = 0;
+
+    constructor(worker) {
+        this.#worker = worker;
+        worker.onmessage = ({ data }) => this.#take(data);
+        worker.onerror = (event) => this.#fail(event.message || 'the worker could not be loaded');
+    }
+
+    static async start(url = new URL('./worker.js', import.meta.url)) {
+        const sparta = new Sparta(new Worker(url, { type: 'module' }));
+        await sparta.#call('start');
+        return sparta;
+    }
+
+    device() {
+        return this.#work({ do: 'device' });
+    }
+
+    async put(name, blob, progress = () => {}) {
+        await this.#call('create', { name, size: blob.size });
+        for (let offset = 0; offset < blob.size; offset += PART) {
+            const bytes = new Uint8Array(await blob.slice(offset, offset + PART).arrayBuffer());
+            await this.#call('fill', { name, offset, bytes }, {}, [bytes.buffer]);
+            progress(Math.min(offset + PART, blob.size), blob.size);
+        }
+    }
+
+    async load(name, url, progress = () => {}) {
+        const response = await fetch(url);
+        if (!response.ok) {
+            throw new Error(`${url}: ${response.status} ${response.statusText}`);
+        }
+        const total = Number(response.headers.get('content-length')) || 0;
+        const parts = [];
+        let done = 0;
+        for (const reader = response.body.getReader(); ;) {
+            const part = await reader.read();
+            if (part.done) {
+                break;
+            }
+            parts.push(part.value);
+            done += part.value.length;
+            progress(done, Math.max(done, total));
+        }
+        await this.put(name, new Blob(parts));
+    }
+
+    async read(name) {
+        return this.#call('read', { name });
+    }
+
+    async list(name) {
+        return this.#call('list', { name });
+    }
+
+    async remove(name) {
+        return this.#call('remove', { name });
+    }
+
+    plan(job) {
+        return this.#work({ do: 'plan', job });
+    }
+
+    train(job, on = {}) {
+        return this.#work({ do: 'train', job }, on);
+    }
+
+    evaluate({ adapter, model, data = null, split = 'test', maxExamples = null }, on = {}) {
+        return this.#work({ do: 'evaluate', adapter, model, data, split, maxExamples }, on);
+    }
+
+    predict({ adapter, model, texts }, on = {}) {
+        const pairs = texts.map((text) => (Array.isArray(text) ? text : [text, null]));
+        return this.#work({ do: 'predict', adapter, model, texts: pairs }, on);
+    }
+
+    generate({ adapter, model = adapter, prompt, chat = false, maxTokens = 64, temperature = 0, seed = 0 }, on = {}) {
+        return this.#work({ do: 'generate', adapter, model, prompt, chat, maxTokens, temperature, seed }, on);
+    }
+
+    stop() {
+        this.#worker.postMessage({ call: 'stop' });
+    }
+
+    close() {
+        this.#worker.terminate();
+        this.#fail('it was closed');
+    }
+
+    #work(request, on) {
+        return this.#call('work', { request }, on);
+    }
+
+    #call(call, values = {}, on = {}, moved = []) {
+        const id = this.#next;
+        this.#next += 1;
+        return new Promise((resolve, reject) => {
+            this.#open.set(id, { resolve, reject, on });
+            this.#worker.postMessage({ id, call, ...values }, moved);
+        });
+    }
+
+    #take({ id, done, value, error, event, ...more }) {
+        const { resolve, reject, on } = this.#open.get(id) ?? {};
+        if (!done) {
+            on?.[event]?.(value, more);
+            return;
+        }
+        this.#open.delete(id);
+        if (error === undefined) {
+            resolve?.(value);
+        } else {
+            reject?.(new Error(error));
+        }
+    }
+
+    #fail(message) {
+        for (const { reject } of this.#open.values()) {
+            reject(new Error(message));
+        }
+        this.#open.clear();
+    }
+}

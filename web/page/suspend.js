@@ -1,0 +1,23 @@
+// Lets the program wait: its stack is put aside until `wake` is called, and the browser goes on meanwhile.
+let waiting = null;
+let woken = false;
+
+function pause() {
+    if (woken) {
+        woken = false;
+        return undefined;
+    }
+    return new Promise((resolve) => { waiting = resolve; });
+}
+
+export const suspend = new WebAssembly.Suspending(pause);
+
+export function wake() {
+    if (waiting === null) {
+        woken = true;
+        return;
+    }
+    const resolve = waiting;
+    waiting = null;
+    resolve();
+}

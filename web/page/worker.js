@@ -1,0 +1,70 @@
+// The program in a worker: the page stays responsive, and a hidden tab is not slowed down. Calls are done one after the other.
+import { host } from './host.js';
+
+let ended = null;
+
+async function start() {
+    if (typeof WebAssembly.promising !== 'function') {
+        throw new Error('this browser lacks JavaScript Promise Integration for WebAssembly, by which the program waits for the '
+            + 'GPU; Chrome and Edge have it from version 137');
+    }
+    if (!navigator.gpu) {
+        throw new Error('this browser has no WebGPU here; it needs a page from https or localhost, and a browser with WebGPU');
+    }
+    const program = await import('./program.js');
+    const raw = await program.default({ module_or_path: new URL('./program_bg.wasm', import.meta.url) });
+    return { program, work: WebAssembly.promising(raw.sparta_work) };
+}
+
+const started = start();
+let last = Promise.resolve();
+
+const calls = {
+    start: async () => true,
+    create: async ({ program }, { name, size }) => program.create(name, size),
+    fill: async ({ program }, { name, offset, bytes }) => program.fill(name, offset, bytes),
+    read: async ({ program }, { name }) => program.read(name),
+    list: async ({ program }, { name }) => program.list(name),
+    remove: async ({ program }, { name }) => program.remove(name),
+    work: ({ program, work }, { request, id }) => new Promise((resolve, reject) => {
+        host.stop = false;
+        host.listener = ({ event, value, ...more }) => {
+            if (event === 'result') {
+                resolve(value);
+            } else if (event === 'error') {
+                reject(new Error(value));
+            } else if (event === 'panic') {
+                ended = `the program has failed, reload the page: ${value}`;
+                reject(new Error(ended));
+            } else {
+                postMessage({ id, event, value, ...more });
+            }
+        };
+        program.ask(JSON.stringify(request));
+        work().catch((error) => {
+            ended ??= `the program has ended, reload the page: ${error.message ?? error}`;
+            reject(new Error(ended));
+        });
+    }),
+};
+
+async function answer({ id, call, ...arguments_ }) {
+    try {
+        const loaded = await started;
+        if (ended !== null) {
+            throw new Error(ended);
+        }
+        const value = await calls[call](loaded, { ...arguments_, id });
+        postMessage({ id, done: true, value }, value instanceof Uint8Array ? [value.buffer] : []);
+    } catch (error) {
+        postMessage({ id, done: true, error: String(error?.message ?? error) });
+    }
+}
+
+onmessage = ({ data }) => {
+    if (data.call === 'stop') {
+        host.stop = true;
+    } else {
+        last = last.then(() => answer(data));
+    }
+};

@@ -1,0 +1,195 @@
+//! The jobs that a page can ask for.
+
+use crate::events::Events;
+use crate::host::tell;
+use crate::{path, plugins};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use sparta_core::adapter::Applied;
+use sparta_core::files;
+use sparta_core::job::{Observer, RunConfig};
+use sparta_core::run::{self, Adapted, EvalRequest, Generator, Prompt, Sampling, Start, Turn, Writing};
+use sparta_core::text::Instruct;
+use sparta_core::{Error, Result};
+use sparta_graph::{Backend, BackendError};
+use sparta_wgpu::WgpuBackend;
+use std::collections::BTreeMap;
+use web_time::{SystemTime, UNIX_EPOCH};
+
+type Named = BTreeMap<String, Value>;
+
+/// A run. Names of files are those that were given to [`crate::create`].
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Job {
+    model: String,
+    data: String,
+    task: String,
+    method: String,
+    #[serde(default)]
+    options: Named,
+    #[serde(default)]
+    method_options: Named,
+    #[serde(default)]
+    task_options: Named,
+    /// Whether texts are put to an instruction model as a prompt.
+    #[serde(default)]
+    instruct: bool,
+    /// The run's directory.
+    out: String,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "do", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub enum Request {
+    /// The device that is used, and what it offers.
+    Device {},
+    Plan {
+        job: Job,
+    },
+    Train {
+        job: Job,
+    },
+    /// Metrics of an adapter, or of a model that classifies, on a split.
+    Evaluate {
+        adapter: String,
+        model: String,
+        data: Option<String>,
+        split: String,
+        max_examples: Option<usize>,
+    },
+    /// Labels of texts, or of pairs of texts.
+    Predict {
+        adapter: String,
+        model: String,
+        texts: Vec<(String, Option<String>)>,
+    },
+    /// Continues a prompt or, with `chat`, answers it.
+    Generate {
+        /// A model, or the adapter of one.
+        adapter: String,
+        model: String,
+        prompt: String,
+        #[serde(default)]
+        chat: bool,
+        max_tokens: usize,
+        #[serde(default)]
+        temperature: f64,
+        #[serde(default)]
+        seed: u64,
+    },
+}
+
+impl Job {
+    fn config(self) -> Result<RunConfig> {
+        let now = self.instruct.then(|| Instruct::new(None, None));
+        Ok(RunConfig {
+            model: path(&self.model),
+            data: path(&self.data),
+            out: path(&self.out),
+            task: self.task,
+            method: self.method,
+            method_options: self.method_options,
+            task_options: self.task_options,
+            instruct: now,
+            ..RunConfig::of_options(&self.options)?
+        })
+    }
+}
+
+/// Opens the browser's device.
+fn open() -> Result<Box<dyn Backend>> {
+    Ok(Box::new(device()?))
+}
+
+fn device() -> Result<WgpuBackend> {
+    if sparta_wgpu::devices().is_empty() {
+        let reason = "this browser offers no device through WebGPU: use one that does, and see chrome://gpu or about:support for \
+                      why it may be turned off";
+        return Err(BackendError::Other { device: "wgpu".into(), reason: reason.into() }.into());
+    }
+    Ok(WgpuBackend::open("wgpu")?)
+}
+
+fn value(result: impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(result).map_err(|e| Error::Training(e.to_string()))
+}
+
+/// Does a job.
+///
+/// Errors: those of the job, as the command line tells them.
+pub fn perform(request: Request) -> Result<Value> {
+    let plugins = plugins::all();
+    match request {
+        Request::Device {} => value(device()?.adapter().info.clone()),
+        Request::Plan { job } => {
+            let plan = run::plan(&job.config()?, &plugins, &device()?.adapter().info)?;
+            let text = plan.to_string();
+            plan.check_fit()?;
+            Ok(json!({ "plan": plan, "text": text }))
+        }
+        Request::Train { job } => {
+            let config = job.config()?;
+            files::remove(&config.out).map_err(Error::io(&config.out))?;
+            value(run::run(&config, &plugins, &open, Start::New, &mut Events)?)
+        }
+        Request::Evaluate { adapter, model, data, split, max_examples } => {
+            let adapted = adapted(&adapter, &model, &plugins)?;
+            let request = EvalRequest {
+                split,
+                head: None,
+                task: None,
+                data: data.as_deref().map(path),
+                task_options: BTreeMap::new(),
+                max_examples,
+            };
+            let progress = |done, total| Events.eval_progress(&request.split, done, total);
+            value(run::evaluate(&adapted, &request, &plugins, open()?, progress)?)
+        }
+        Request::Predict { adapter, model, texts } => predict(&adapted(&adapter, &model, &plugins)?, &texts),
+        Request::Generate { adapter, model, prompt, chat, max_tokens, temperature, seed } => {
+            let applied = Applied::open(&path(&adapter), Some(&path(&model)), &plugins)?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+            let mut generator = Generator::open(&applied, open()?, None, now)?;
+            let prompt = match chat {
+                true => Prompt::Turns(vec![Turn { role: "user".into(), content: prompt }]),
+                false => Prompt::Text(prompt),
+            };
+            let sampling = Sampling { temperature, top_k: None, top_p: 1.0, seed };
+            let writing = Writing { sampling, max_tokens, stop: vec![] };
+            value(generator.write(&prompt, &writing, |piece| {
+                tell(&json!({ "event": "piece", "value": piece }));
+                match Events.stop_requested() {
+                    true => Err(Error::Usage("stopped".into())),
+                    false => Ok(()),
+                }
+            })?)
+        }
+    }
+}
+
+fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet) -> Result<Adapted> {
+    let adapted = Adapted::open(&path(adapter), Some(&path(model)), plugins)?;
+    for text in &adapted.applied().recorded.accepted {
+        Events.message(text);
+    }
+    Ok(adapted)
+}
+
+/// For each text the labels with their probabilities, or the number that it is given.
+fn predict(adapted: &Adapted, texts: &[(String, Option<String>)]) -> Result<Value> {
+    let mut predictions = Vec::new();
+    let found = adapted.predict(open, texts)?;
+    for heads in &found {
+        let [prediction] = &heads[..] else { return Err(Error::Usage("expected an adapter of one head".into())) };
+        let head = &adapted.heads()[0];
+        let probabilities = match head.objective.as_str() {
+            "multi-label classification" => prediction.independent(),
+            "regression" => prediction.logits.iter().map(|&x| x.into()).collect(),
+            _ => prediction.probabilities(),
+        };
+        let outputs = head.labels.iter().zip(probabilities).map(|(label, x)| json!({ "label": label, "value": x }));
+        predictions.push(Value::Array(outputs.collect()));
+    }
+    Ok(Value::Array(predictions))
+}

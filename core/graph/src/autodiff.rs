@@ -127,7 +127,7 @@ impl GradCtx<'_> {
         self.cast(zeros, dtype)
     }
 
-    /// Marks what the nodes from `begin` on make of needed tensors as needed.
+    /// Marks the outputs of the nodes from `begin` on as needed if they depend on needed tensors.
     fn need_from(&mut self, begin: usize) {
         self.needed.resize(self.graph.values().len(), false);
         for node in &self.graph.nodes()[begin..] {
@@ -141,7 +141,7 @@ impl GradCtx<'_> {
     fn backward(&mut self, nodes: Range<usize>) -> Result<(), GraphError> {
         for i in nodes.rev() {
             let node = self.graph.nodes()[i].clone();
-            // They stay in the map: an intermediate tensor may be requested as well.
+            // They stay in the map, as an intermediate tensor may be requested as well.
             let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| self.grads.get(v).copied()).collect();
             if grads.iter().any(Option::is_some) && node.inputs.iter().any(|&v| self.needs(v)) {
                 self.graph.set_label(node.label.clone());
@@ -151,8 +151,8 @@ impl GradCtx<'_> {
         Ok(())
     }
 
-    /// Adds the gradients of a node that computes what `body` does, by the rules of the operations in there: they are
-    /// computed again as far as those rules read them.
+    /// Adds the gradients of a node that computes `body`, by the rules of the body's operations. Values that these rules
+    /// read are computed again.
     pub(crate) fn through(&mut self, body: &Body, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
         let begin = self.graph.nodes().len();
         let outputs = body.inline(self.graph, &node.inputs)?;

@@ -84,8 +84,8 @@ pub struct DeviceInfo {
     /// The costs by which the device chooses between sampled and dense gradients; `None` if it does not choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,
-    /// The kernels of plugins' own operations that the device runs ([`crate::ops::Own`]); of others it gets the
-    /// subgraph.
+    /// The kinds of kernels that the device runs for plugins' own operations ([`crate::ops::Own`]); otherwise plans
+    /// contain the subgraph.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub own_kernels: Vec<OwnKernel>,
 }

@@ -1,4 +1,4 @@
-//! Plugins' own operations as what they are made of.
+//! Replaces plugins' own operations by their subgraphs.
 
 use crate::Op;
 use crate::graph::{Graph, TensorType, Value};
@@ -6,8 +6,8 @@ use crate::ops::OwnKernel;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// The same computation with the subgraphs of the plugins' own operations in their places, but for those that one of
-/// `kernels` can run.
+/// The same computation, with each of the plugins' own operations replaced by its subgraph unless one of `kernels` can
+/// run it.
 pub fn expand<'g>(graph: &'g Graph, kernels: &[OwnKernel]) -> Cow<'g, Graph> {
     if !graph.nodes().iter().any(|node| matches!(node.op, Op::Own(_))) {
         return Cow::Borrowed(graph);

@@ -1,5 +1,5 @@
-//! Kernels that plugins bring for their own operations: a text that declares `fn kernel`, between the bindings and the
-//! entry point that belong to it.
+//! The WGSL of plugins' own operations: a text that declares `fn kernel`, to which bindings and an entry point are
+//! added.
 
 use naga::valid::{Capabilities, GlobalUse, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, SourceLocation};
@@ -10,7 +10,7 @@ use std::fmt::Write;
 const BUFFERS: usize = 8;
 const MEMORY: u32 = 16 << 10;
 
-/// The entry point, around what stands for NUMBER and CALL.
+/// The entry point, with placeholders NUMBER and CALL.
 const MAIN: &str = "
 @compute @workgroup_size(LANES)
 fn main(

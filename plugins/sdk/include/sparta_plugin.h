@@ -87,7 +87,7 @@ typedef struct SpartaHost {
     /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. If one call fails, on_step
      * counts as failed and nothing is changed. */
     SpartaStatus (*step_write)(SpartaCall call, SpartaBytes what, SpartaBytes name, SpartaBytes data);
-    /* (5) As graph_apply of {"op": "own", ...}, with a function that may compute it on the CPU, or NULL. */
+    /* (5) Like graph_apply for {"op": "own", ...}, with a function that may compute it on the CPU, or NULL. */
     SpartaStatus (*graph_own)(SpartaCall call, SpartaBytes op, SpartaOwnFunction function, const uint32_t *inputs,
                               size_t input_count, uint32_t *outputs, size_t capacity, size_t *output_count);
 } SpartaHost;

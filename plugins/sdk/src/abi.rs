@@ -133,7 +133,7 @@ pub struct SpartaHost {
     /// `on_step` counts as failed.
     pub step_write:
         unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
-    /// Since minor version 5. As `graph_apply` of an operation of the plugin's own, with what computes it on the CPU.
+    /// Since minor version 5. Like `graph_apply` for the plugin's own operation, with its function for the CPU, or null.
     pub graph_own: unsafe extern "C" fn(
         call: SpartaCall,
         op: SpartaBytes,
@@ -405,7 +405,7 @@ pub struct SpartaBackend {
     pub fetch: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus,
     >,
-    /// Since minor version 5, may be null; then the backend runs no functions of plugins. As `prepare` of a plan with
+    /// Since minor version 5, may be null; then the backend runs no functions of plugins. Like `prepare`, for a plan with
     /// `own` operations: a function or null for each of them, in order.
     pub prepare_own: Option<
         unsafe extern "C" fn(

@@ -2,8 +2,8 @@ use super::*;
 
 /// An operation that a plugin defines as a subgraph. Inputs and outputs: those of the subgraph.
 ///
-/// Where a device takes such a kernel ([`crate::DeviceInfo::own_kernels`]) and all operands are f32, it runs the
-/// plugin's own; otherwise the plan has the subgraph ([`crate::expand()`]).
+/// A device runs the plugin's kernel if it supports its kind ([`crate::DeviceInfo::own_kernels`]) and all tensors are
+/// f32; otherwise the plan contains the subgraph ([`crate::expand()`]).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Own(pub Box<OwnOp>);
@@ -112,8 +112,9 @@ pub type OwnFunction = unsafe extern "C" fn(
 pub struct CpuFunction(OwnFunction);
 
 impl CpuFunction {
-    /// # Safety From any thread the function can be called with tensors of the operation that do not overlap: it reads
-    /// the inputs and writes the outputs within their shapes, keeps no pointer and does not unwind. It stays loaded.
+    /// # Safety
+    /// The function may be called from any thread, with non-overlapping tensors of the operation: it only reads the
+    /// inputs, writes the outputs within their shapes, keeps no pointer, does not unwind, and stays loaded.
     pub unsafe fn new(function: OwnFunction) -> Self {
         CpuFunction(function)
     }

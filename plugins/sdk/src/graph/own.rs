@@ -9,11 +9,10 @@ use sparta_graph::ops::{
 use sparta_graph::{DType, Graph, Op, Value};
 use std::panic::catch_unwind;
 
-/// An operation of the method's own: a subgraph that has a name, with what the method says of its gradient and of how
-/// devices may compute it. Since ABI minor version 5.
+/// A method's own operation: a named subgraph, optionally with its own gradient and kernels. Since ABI minor version 5.
 ///
-/// It computes what the subgraph computes; kernels are for speed, and a device that does not take them runs the
-/// subgraph. They are used where all operands are f32.
+/// The subgraph defines the result. Kernels only make it faster: they run if all tensors are f32 and the device supports
+/// them; otherwise the subgraph does.
 ///
 /// ```
 /// use sparta_plugin::Error;
@@ -68,8 +67,9 @@ impl Own {
         Ok(Own { op, inputs: shapes, outputs: made })
     }
 
-    /// Its gradient by another subgraph: `rule` gets the inputs, the outputs and the gradients of the outputs, and
-    /// gives the gradients of the inputs `of`; the others have none. Without a rule the subgraph is differentiated.
+    /// Defines its gradient as another subgraph: `rule` gets the inputs, the outputs and the gradients of the outputs,
+    /// and returns the gradients of the inputs `of`; the others have none. Without a rule, the subgraph is
+    /// differentiated.
     ///
     /// Errors: those of `rule`; an unknown input.
     pub fn gradient<const G: usize>(
@@ -116,8 +116,8 @@ impl Own {
     /// A kernel in WGSL: `text` declares `fn kernel(i: u32)`, called for each element of the first output, or with
     /// [`Launch::Rows`] `fn kernel(row: u32, lane: u32)`, called by `LANES` threads for each of its rows.
     ///
-    /// Inputs and outputs are arrays of f32 under their names, and `sizes.x_0`, `sizes.x_1` the dimensions of `x`. It
-    /// may use workgroup memory, writes no input, and writes every element of the outputs.
+    /// Inputs and outputs are arrays of f32 with their names; `sizes.x_0` and `sizes.x_1` are the dimensions of `x`. It
+    /// may use workgroup memory; it must write all elements of the outputs and none of the inputs.
     pub fn wgsl(mut self, launch: Launch, text: &str) -> Self {
         self.op.wgsl = Some(Wgsl { text: text.into(), launch, lanes: 64 });
         self
@@ -133,8 +133,7 @@ impl Own {
 
     /// A function for the CPU.
     pub fn cpu<K: CpuKernel>(mut self) -> Self {
-        // SAFETY: `call` keeps to the shapes, by slices of their sizes, and does not unwind; hosts never unload a
-        // library.
+        // SAFETY: `call` uses slices of the tensors' sizes and does not unwind; hosts never unload a library.
         self.op.function = Some(unsafe { CpuFunction::new(call::<K> as OwnFunction) });
         self
     }

@@ -92,7 +92,7 @@ async function main() {
         await download.saveAs(join(out, 'adapter.tar'));
         execFileSync('tar', ['xf', join(out, 'adapter.tar'), '-C', out]);
         compare(losses, result, sets);
-        await reverse(page, result);
+        await reverse(page);
         assert.equal(asked.length, loaded, `asked for after loading: ${asked.slice(loaded)}`);
         assert.deepEqual(wrong, []);
     } finally {

@@ -1,4 +1,4 @@
-// y = function(x): 0 exp, 1 1 / sqrt, 2 abs, 3 relu.
+// y = function(x): 0 exp, 1 1 / sqrt, 2 abs, 3 relu, 4 round, 5 step.
 struct Params {
     n: u32,
 }
@@ -15,7 +15,11 @@ fn result(e: u32) -> f32 {
     return 1.0 / sqrt(number);
 {%- elif FUNCTION == 2 %}
     return abs(number);
-{%- else %}
+{%- elif FUNCTION == 3 %}
     return select(number, 0.0, number < 0.0);
+{%- elif FUNCTION == 4 %}
+    return round(number);
+{%- else %}
+    return select(0.0, 1.0, number > 0.0);
 {%- endif %}
 }

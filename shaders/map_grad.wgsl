@@ -17,7 +17,9 @@ fn result(e: u32) -> f32 {
     return -upstream / (2.0 * number * sqrt(number));
 {%- elif FUNCTION == 2 %}
     return select(select(0.0, -upstream, number < 0.0), upstream, number > 0.0);
-{%- else %}
+{%- elif FUNCTION == 3 %}
     return select(0.0, upstream, number > 0.0);
+{%- else %}
+    return 0.0;
 {%- endif %}
 }

@@ -248,7 +248,6 @@ impl Method for Gate {
 /// Gradients by elements and of whole weights agree, over micro-batches, too; what a method has set and replaced is in
 /// the model, and in another session that takes over its state.
 #[test]
-#[ignore = "the gradient of a whole weight that is reparametrized has no graph since such weights may be merged in training"]
 fn changes_between_steps_are_in_the_model_and_its_state() {
     let adapt = |parameters, weights: &Weights| {
         Adaptation::new(Arc::new(Gate), parameters, Options::new(), 7, weights).unwrap()

@@ -3,6 +3,7 @@
 //! plugins beside it. Everything runs on the CPU backend, in temporary directories.
 
 use serde_json::Value;
+use sparta_tests::command::{binary, in_home};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,27 +13,9 @@ use std::time::{Duration, Instant};
 
 static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
 
-/// `sparta-cli`, in the directory that cargo puts this test's own executable below.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.ancestors().nth(2).unwrap().join(format!("sparta-cli{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is not there; run `cargo build --release` first", path.display());
-    path
-}
-
 /// The command in an empty home.
 fn command(args: &[&str]) -> Command {
-    let mut command = environment(Command::new(binary()));
-    command.args(args);
-    command
-}
-
-fn environment(mut command: Command) -> Command {
-    command.current_dir(HOME.path()).env_remove("SPARTA_PLUGIN_PATH");
-    for (name, dir) in [("HOME", ""), ("XDG_CACHE_HOME", "cache"), ("XDG_DATA_HOME", "data")] {
-        command.env(name, HOME.path().join(dir));
-    }
-    command
+    sparta_tests::command::command(HOME.path(), args)
 }
 
 fn run(args: &[&str]) -> Output {
@@ -234,7 +217,7 @@ fn one_file_is_enough() {
     let alone = dir.join("sparta");
     fs::copy(binary(), &alone).unwrap();
     let succeed_alone = |args: &[&str]| {
-        let output = environment(Command::new(&alone)).args(args).output().unwrap();
+        let output = in_home(Command::new(&alone), HOME.path()).args(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
         last_json(&String::from_utf8(output.stdout).unwrap())
     };

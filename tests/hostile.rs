@@ -160,6 +160,44 @@ fn what_it_does_between_steps_is_checked() {
 }
 
 #[test]
+fn a_failure_in_any_function_is_an_error_that_names_it() {
+    let cases: [(u32, &[&str]); 4] = [
+        (34, &["no moon in penalty", "penalty of model.layers.0.self_attn.q_proj.weight"]),
+        (35, &["no moon in update", "update of model.layers.0.self_attn.q_proj.weight"]),
+        (36, &["no moon in steps"]),
+        (37, &["no moon in on_step", "after step 1"]),
+    ];
+    for (case, parts) in cases {
+        refused(case, &RUN, parts);
+    }
+}
+
+#[test]
+fn an_operation_of_its_own_runs_by_its_function() {
+    let Some((output, home)) = with(38, &RUN) else { return };
+    let (stdout, stderr) = texts(&output);
+    let result: Value = serde_json::from_str(stdout.trim()).unwrap_or_else(|e| panic!("{e}: {stdout}{stderr}"));
+    assert_eq!(result["stopped"], "completed");
+    assert!(stderr.contains("the function of the plugin was called"), "{stderr}");
+    assert!(home.path().join("out/adapter/adapter.safetensors").is_file());
+}
+
+#[test]
+fn what_an_operation_of_its_own_says_is_checked() {
+    let cases: [(u32, &[&str]); 6] = [
+        (39, &["the WGSL kernel of `twice`, line 2"]),
+        (40, &["the WGSL kernel of `twice`: it writes to its input `x`"]),
+        (41, &["`twice` of model.layers.0.self_attn.q_proj.weight", "its function for the CPU computes another `y`"]),
+        (42, &["the plugin's function for `twice` failed"]),
+        (43, &["own: `twice`: operation 0, scale: there is no value 8, only 1 so far"]),
+        (44, &["a function can be given for an operation of the plugin's own, not for `scale`"]),
+    ];
+    for (case, parts) in cases {
+        refused(case, &RUN, parts);
+    }
+}
+
+#[test]
 fn one_that_cannot_be_merged_runs_and_is_described() {
     let Some((output, home)) = with(15, &RUN) else { return };
     let (stdout, stderr) = texts(&output);

@@ -17,16 +17,18 @@ use sparta_plugin::graph::ops::{Add, ColumnSum, Layout as Product, Linear, Mul, 
 use sparta_plugin::method::*;
 use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
-use sparta_tests::command::{json, ran, refused};
+use sparta_tests::command::{command, json, ran, refused};
 use sparta_tests::more::{self, LOSS, LR, VALUES, batches, merges, part};
 use sparta_tests::subjects;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, LazyLock};
 
-const METHODS: [&str; 9] =
-    ["bitfit", "delta-dropout", "dora", "gradient-mask", "ia3", "lt-sft", "magnitude", "sora", "vera"];
+const METHODS: [&str; 10] =
+    ["bitfit", "delta-dropout", "dora", "gradient-mask", "ia3", "lr-qat", "lt-sft", "magnitude", "sora", "vera"];
 
 static LIBRARIES: LazyLock<PathBuf> = LazyLock::new(|| more::build(&METHODS));
 
@@ -480,6 +482,41 @@ impl Method for Everything {
 
     fn merge(&self, _: &Site, g: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
         g.one(Add {}, &[w, extra[0]])
+    }
+}
+
+/// A run killed during scoring scores again.
+#[test]
+fn a_kill_in_the_middle_of_scoring_is_survived() {
+    let common = "--max-train 64 --max-dev 16 --max-test 16 --device cpu --seed 5 --lr 0.01 --max-steps 3";
+    for (method, options) in
+        [("gradient-mask", "--share 0.01 --score-batches 60"), ("lt-sft", "--share 0.01 --first-steps 60")]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let plugin = library(method).display().to_string();
+        let line = |out| format!("run {common} {options} --plugin {plugin} --method {method} --out {out}");
+        ran(home, &line("alone"));
+        let line = line("killed");
+        let mut child = command(home, &line.split_whitespace().collect::<Vec<_>>())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let scoring = lines.map_while(Result::ok).find(|line| line.contains("scoring"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(scoring.is_some(), "{method} says when it scores");
+        let at = |name: &str| home.join(name);
+        assert!(at("killed/config.json").is_file(), "{method} was killed before it began");
+        assert!(!at("killed/chosen.safetensors").exists(), "{method} had chosen before it was killed");
+        ran(home, "run --resume killed");
+        for file in ["chosen.safetensors", "metrics.jsonl", "adapter/adapter.safetensors", "adapter/adapter.json"] {
+            let [a, b] = ["alone", "killed"].map(|run| fs::read(at(run).join(file)).unwrap());
+            assert!(a == b, "{method}: {file} of the killed run differs");
+        }
     }
 }
 

@@ -40,6 +40,7 @@ impl Machine for Collecting {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![],
         }
     }
 

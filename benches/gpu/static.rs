@@ -52,12 +52,9 @@ fn kernels() -> Vec<(String, Kernel)> {
                     let tile = 64 * blocks;
                     let constants = [&operands[..], units, &[("BLOCKS", blocks), ("WHOLE", 1)]].concat();
                     let label = |name: &str| format!("{name} {layout} {types}, {tile} x {tile}{on}");
-                    all.push((
-                        label("linear"),
-                        Kernel { name: "linear", constants: [&constants[..], &output].concat() },
-                    ));
+                    all.push((label("linear"), Kernel::new("linear", [&constants[..], &output].concat())));
                     if layout == "TN" {
-                        let kernel = |name| Kernel { name, constants: constants.clone() };
+                        let kernel = |name| Kernel::new(name, constants.clone());
                         all.push((label("sampled_grad_tiled"), kernel("sampled_grad_tiled")));
                         all.push((label("product_partial"), kernel("product_partial")));
                     }
@@ -85,11 +82,11 @@ fn kernels() -> Vec<(String, Kernel)> {
             let tile = [("OTHERS", 64), ("DEPTH", 32), ("KIND", kind), ("Y", 1)];
             let op = [("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0)];
             let constants = [&UNITS.constants()[..], &tile, &op].concat();
-            let kernel = Kernel { name: "attention_units", constants };
+            let kernel = Kernel::new("attention_units", constants);
             all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
         }
     }
-    all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel { name, constants: constants.to_vec() })));
+    all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel::new(name, constants.to_vec()))));
     all
 }
 

@@ -24,6 +24,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         multiplier: None,
         rounds_in_attention: false,
         sampled_cost: None,
+        own_kernels: vec![],
     };
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (name, value) = part.split_once('=').unwrap_or((part, ""));

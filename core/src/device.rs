@@ -219,6 +219,7 @@ mod tests {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![],
         }
     }
 

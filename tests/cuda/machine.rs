@@ -154,6 +154,7 @@ impl Machine for Emulated {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![],
         }
     }
 

@@ -42,6 +42,21 @@
 #define OTHER_KIND 31
 #define HALF_A_FLOAT 32
 #define NO_JSON 33
+/* These fail in one function of minor version 4. */
+#define FAILS_IN_PENALTY 34
+#define FAILS_IN_UPDATE 35
+#define FAILS_IN_STEPS 36
+#define FAILS_IN_ON_STEP 37
+/* These have an operation of their own: `y = 2 x`. */
+#define OWN 38
+#define OWN_KERNEL_IS_NO_WGSL 39
+#define OWN_KERNEL_WRITES_INPUT 40
+#define OWN_FUNCTION_COMPUTES_OTHERS 41
+#define OWN_FUNCTION_FAILS 42
+#define OWN_BODY_IS_NONE 43
+#define OWN_FUNCTION_FOR_ADD 44
+
+#define SPARSE (CASE >= ACTS && CASE <= NO_JSON)
 
 static const SpartaHost *host;
 
@@ -117,8 +132,9 @@ static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
         if (memcmp(request.data + i, "\"role\":\"", 8)) continue;
         int q = i + 14 <= request.len && !memcmp(request.data + i + 8, "q_proj", 6);
         int head = i + 12 <= request.len && !memcmp(request.data + i + 8, "head", 4);
-        const char *changed = CASE < ACTS ? "{\"reparam\": {\"tensors\": []}}" : "{\"sparse\": {\"probability\": 0.1}}";
-        const char *one = q ? changed : head ? "\"dense\"" : "\"frozen\"";
+        int norm = i + 12 <= request.len && !memcmp(request.data + i + 8, "norm", 4);
+        const char *changed = SPARSE ? "{\"sparse\": {\"probability\": 0.1}}" : "{\"reparam\": {\"tensors\": []}}";
+        const char *one = q ? changed : head || (norm && CASE >= OWN) ? "\"dense\"" : "\"frozen\"";
         used += (size_t)sprintf(answer + used, "%s%s", used > 1 ? ", " : "", one);
     }
     sprintf(answer + used, "]");
@@ -133,6 +149,34 @@ static SpartaStatus apply(SpartaCall call, const char *op, const uint32_t *input
     return SPARTA_FAILED;
 }
 
+#if CASE >= OWN
+#if CASE == OWN_KERNEL_IS_NO_WGSL
+#define KERNEL "fn kernel(i: u32) {\\n    y[i] = 2.0 * z[i];\\n}"
+#elif CASE == OWN_KERNEL_WRITES_INPUT
+#define KERNEL "fn kernel(i: u32) {\\n    x[i] = 2.0;\\n    y[i] = x[i];\\n}"
+#else
+#define KERNEL "fn kernel(i: u32) {\\n    y[i] = 2.0 * x[i];\\n}"
+#endif
+
+#if CASE == OWN_BODY_IS_NONE
+#define INPUT "8"
+#else
+#define INPUT "0"
+#endif
+#define TWICE "{\"op\": \"own\", \"name\": \"twice\", \"inputs\": [\"x\"], \"outputs\": [\"y\"], \"body\": {\"calls\": " \
+    "[{\"op\": {\"op\": \"scale\", \"factor\": 2.0}, \"inputs\": [" INPUT "]}], \"outputs\": [1]}, \"wgsl\": {\"text\": \"" KERNEL "\"}}"
+
+static int32_t twice(const SpartaTensor *inputs, size_t input_count, const SpartaTensor *outputs, size_t output_count) {
+    static int said;
+    if (!said++) fputs("the function of the plugin was called\n", stderr);
+    if (input_count != 1 || output_count != 1 || inputs[0].rank != 2) return 1;
+    size_t n = inputs[0].shape[0] * inputs[0].shape[1];
+    float factor = CASE == OWN_FUNCTION_COMPUTES_OTHERS ? 2.5f : 2.0f;
+    for (size_t i = 0; i < n; i++) outputs[0].data[i] = factor * inputs[0].data[i];
+    return CASE == OWN_FUNCTION_FAILS;
+}
+#endif
+
 static SpartaStatus forward(SpartaCall call, SpartaBytes site, uint32_t x, uint32_t w, const uint32_t *extra,
                             size_t extra_count, uint32_t *y) {
     (void)site, (void)extra, (void)extra_count;
@@ -145,6 +189,15 @@ static SpartaStatus forward(SpartaCall call, SpartaBytes site, uint32_t x, uint3
     return SPARTA_FAILED;
 #endif
     if (apply(call, "{\"op\": \"linear\", \"layout\": \"nt\", \"scale\": 1.0, \"bias\": false, \"residual\": false}", inputs, 2, y)) return SPARTA_FAILED;
+#if CASE >= OWN
+    size_t outputs = 0;
+    const char *op = CASE == OWN_FUNCTION_FOR_ADD ? "{\"op\": \"scale\", \"factor\": 2.0}" : TWICE;
+    if (host->graph_own(call, text(op), twice, y, 1, &inputs[0], 1, &outputs)) {
+        host->error(call, host->last_error(call));
+        return SPARTA_FAILED;
+    }
+    return apply(call, "{\"op\": \"scale\", \"factor\": 0.5}", inputs, 1, y);
+#endif
 #if CASE == OTHER_TYPE
     inputs[0] = *y;
     return apply(call, "{\"op\": \"cast\", \"to\": \"bf16\"}", inputs, 1, y);
@@ -159,9 +212,26 @@ static SpartaStatus merge(SpartaCall call, SpartaBytes site, uint32_t w, const u
     return apply(call, "{\"op\": \"scale\", \"factor\": 1.0}", inputs, 1, merged);
 }
 
-#if CASE >= ACTS
+#if CASE >= FAILS_IN_PENALTY && CASE < OWN
+static SpartaStatus penalty(SpartaCall call, SpartaBytes site, uint32_t w, const uint32_t *extra, size_t extra_count,
+                            uint32_t *value) {
+    host->error(call, text("no moon in penalty"));
+    return CASE == FAILS_IN_PENALTY ? SPARTA_FAILED : SPARTA_OK;
+}
+
+static SpartaStatus update(SpartaCall call, SpartaBytes site, uint32_t lr, uint32_t *values, size_t value_count) {
+    host->error(call, text("no moon in update"));
+    return CASE == FAILS_IN_UPDATE ? SPARTA_FAILED : SPARTA_OK;
+}
+#endif
+
+#if CASE >= ACTS && CASE < OWN
 static SpartaStatus steps(SpartaCall call, SpartaBytes options) {
     (void)options;
+#if CASE == FAILS_IN_STEPS
+    host->error(call, text("no moon in steps"));
+    return SPARTA_FAILED;
+#endif
     host->result(call, text(CASE == NEVER ? "{\"every\": 0}" : "{\"every\": 1}"));
     return SPARTA_OK;
 }
@@ -172,6 +242,10 @@ static SpartaStatus refused(SpartaCall call) {
 }
 
 static SpartaStatus on_step(SpartaCall call, SpartaBytes request) {
+#if CASE >= FAILS_IN_PENALTY
+    host->error(call, text("no moon in on_step"));
+    return CASE == FAILS_IN_ON_STEP ? SPARTA_FAILED : SPARTA_OK;
+#endif
     /* The first tensor of the request: `"tensors":[{"name":"..."`. */
     static const char before[] = "\"tensors\":[{\"name\":\"";
     SpartaBytes name = {memmem(request.data, request.len, before, sizeof before - 1), 0};
@@ -220,9 +294,13 @@ static const SpartaMethod table = {
     .select = select_parameters,
     .forward = forward,
     .merge = CASE == NO_MERGE ? NULL : merge,
-#if CASE >= ACTS
+#if CASE >= ACTS && CASE < OWN
     .steps = steps,
     .on_step = CASE == NO_ON_STEP ? NULL : on_step,
+#endif
+#if CASE >= FAILS_IN_PENALTY && CASE < OWN
+    .penalty = penalty,
+    .update = update,
 #endif
 };
 

@@ -16,8 +16,14 @@ pub fn binary() -> PathBuf {
 
 /// The command with these arguments, with `home` as its home and current directory.
 pub fn command(home: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command.args(args).current_dir(home).env_remove("SPARTA_PLUGIN_PATH");
+    let mut command = in_home(Command::new(binary()), home);
+    command.args(args);
+    command
+}
+
+/// Gives a command this home and current directory.
+pub fn in_home(mut command: Command, home: &Path) -> Command {
+    command.current_dir(home).env_remove("SPARTA_PLUGIN_PATH");
     for (name, dir) in [("HOME", ""), ("XDG_CACHE_HOME", "cache"), ("XDG_DATA_HOME", "data")] {
         command.env(name, home.join(dir));
     }

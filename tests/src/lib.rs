@@ -30,6 +30,7 @@ macro_rules! area_tests {
             attention_in_segments "attention"
             elementwise_ops "elementwise ops"
             primitives "primitives"
+            operations_of_plugins "plugins' own operations"
             rows_of_tables "rows of tables"
             weights_in_blocks "weights in blocks"
             losses_and_their_gradients "losses"

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use sparta_core::device::Devices;
 use sparta_core::plugin::{DiscoverOptions, PluginKind, PluginSet, State};
 use sparta_core::{Error, Result};
-use sparta_graph::{BackendError, DeviceInfo};
+use sparta_graph::ops::OwnKernel;
+use sparta_graph::{Backend, BackendError, DeviceInfo};
 use sparta_suites::plugin::{self, Ending, Outcome};
 use sparta_suites::{Subject, list};
 use std::ffi::OsString;
@@ -213,7 +214,7 @@ fn run_test(args: &CheckArgs, name: &str, plugins: &PluginSet) -> Result<()> {
     let library = args.path.as_deref().map(load).transpose()?;
     if let Some((path, library)) = args.path.as_deref().zip(library.as_ref()) {
         if let Some(test) = plugin::tests(library).iter().find(|test| test.name() == name) {
-            return conclude(plugin::run(test, library, args.data.as_deref()));
+            return conclude(plugin::run(test, library, args.data.as_deref(), &|| kernel_devices(plugins)));
         }
         if let Some(job) = jobs::tests(library).iter().find(|job| job.name() == name) {
             return conclude(jobs::run(job, path, args));
@@ -248,6 +249,14 @@ fn run_test(args: &CheckArgs, name: &str, plugins: &PluginSet) -> Result<()> {
         0 => Ok(()),
         n => Err(Error::Plugin(format!("{n} failures\n{}", outcome.failures.join("\n")))),
     }
+}
+
+/// The devices besides the CPU on which a method's own kernels can run.
+fn kernel_devices(plugins: &PluginSet) -> Vec<Box<dyn Backend>> {
+    let devices = devices::find(plugins);
+    let other = |device: &&DeviceInfo| device.own_kernels.contains(&OwnKernel::Wgsl);
+    // One that does not open runs no kernels.
+    devices.list().filter(other).filter_map(|device| devices.open(device).ok()).collect()
 }
 
 fn conclude(outcome: Outcome) -> Result<()> {

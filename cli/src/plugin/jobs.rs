@@ -5,7 +5,8 @@ use super::child::{self, Ended};
 use crate::default_job::DefaultJob;
 use crate::progress::INTERRUPTED;
 use serde_json::Value as Json;
-use sparta_core::plugin::{PluginKind, PluginSet};
+use sparta_core::plugin::{LoadedMethod, PluginKind, PluginSet};
+use sparta_plugin::method::Method;
 use sparta_plugin::options::OptionInfo;
 use sparta_plugin::task::Target;
 use sparta_suites::plugin::{Ending, Outcome, defaults};
@@ -23,6 +24,8 @@ pub struct Job {
     required: Vec<String>,
     /// For a task, a built-in method that can train it.
     method: &'static str,
+    /// Optimizer steps of a run.
+    steps: usize,
 }
 
 const TRAINING: &str = "training, and evaluation in another process";
@@ -31,25 +34,33 @@ const CANCELLING: &str = "cancelling and resuming";
 
 /// The jobs for the methods and tasks of a set.
 pub fn tests(plugins: &PluginSet) -> Vec<Job> {
-    let job = |kind, subject: &str, what, options: &[OptionInfo], method| {
+    let job = |kind, subject: &str, what, options: &[OptionInfo], method, steps| {
         let values = defaults(options);
         let required = options.iter().filter(|option| option.default.is_none());
         let text = |value: &Json| value.as_str().map_or(value.to_string(), str::to_owned);
         let required = required.map(|option| format!("--{}={}", option.name, text(&values[&option.name])));
-        Job { kind, subject: subject.to_owned(), what, required: required.collect(), method }
+        Job { kind, subject: subject.to_owned(), what, required: required.collect(), method, steps }
     };
     let mut all = Vec::new();
-    for info in plugins.methods().iter().map(|method| method.info()) {
+    for method in plugins.methods() {
+        let (info, steps) = (method.info(), steps(method));
         let whats = [TRAINING, RESUMING, CANCELLING];
-        all.extend(whats.map(|what| job(PluginKind::Method, &info.name, what, &info.options, "")));
+        all.extend(whats.map(|what| job(PluginKind::Method, &info.name, what, &info.options, "", steps)));
     }
     for info in plugins.tasks().iter().map(|plugin| plugin.info()) {
         for task in &info.tasks {
             let method = if task.target() == Target::Tokens { "lora" } else { "head" };
-            all.push(job(PluginKind::Task, &task.id, TRAINING, &info.options, method));
+            all.push(job(PluginKind::Task, &task.id, TRAINING, &info.options, method, STEPS));
         }
     }
     all
+}
+
+/// Steps in which the method acts twice between steps, if it does: before a run is resumed and after.
+fn steps(method: &LoadedMethod) -> usize {
+    // What `steps` fails with, a run reports.
+    let steps = method.steps(&defaults(&method.info().options)).ok().flatten();
+    steps.map_or(STEPS, |steps| steps.every.saturating_mul(2).clamp(STEPS as u64, MOST_STEPS) as usize)
 }
 
 impl Job {
@@ -79,8 +90,11 @@ struct Runs<'a> {
     scratch: TempDir,
 }
 
-/// Steps of a run.
+/// Steps of a run, and the most for a method that acts between steps.
 const STEPS: usize = 6;
+const MOST_STEPS: u64 = 100;
+/// In an epoch.
+const STEPS_PER_EPOCH: usize = 8;
 
 impl Runs<'_> {
     fn at(&self, name: &str) -> PathBuf {
@@ -94,12 +108,13 @@ impl Runs<'_> {
 
     /// The arguments of `run` or `plan` for this many steps.
     fn options(&self, verb: &str, steps: usize) -> Result<Vec<OsString>, String> {
-        let steps = format!("--max-steps={steps}");
+        // The same for a run that stops half-way.
+        let (epochs, steps) = (self.job.steps / STEPS_PER_EPOCH + 4, format!("--max-steps={steps}"));
         let fixed =
             ["--device=cpu", "--precision=f32", "--batch-size=8", "--max-train=64", "--max-dev=16", "--max-test=16"];
-        let more = ["--schedule=constant", "--warmup=0", "--epochs=4", "--max-length=64", "--seed=1", "--json"];
+        let more = ["--schedule=constant", "--warmup=0", "--max-length=64", "--seed=1", "--json"];
         let mut all: Vec<OsString> = [verb, &steps].iter().chain(&fixed).chain(&more).map(OsString::from).collect();
-        all.extend(self.job.required.iter().map(OsString::from));
+        all.extend(self.job.required.iter().map(OsString::from).chain([format!("--epochs={epochs}").into()]));
         let method = self.job.kind == PluginKind::Method;
         let mut add = |name: &str, value: OsString| all.extend([OsString::from(name), value]);
         add("--method", if method { self.job.subject.clone().into() } else { self.job.method.into() });
@@ -161,7 +176,7 @@ impl Runs<'_> {
     }
 
     fn trains(&self) -> Outcome {
-        self.train("run", STEPS)?;
+        self.train("run", self.job.steps)?;
         let result = self.result("run")?;
         let merge = |key: &str| result["merge_check"][key].as_f64();
         if let Some((difference, bound)) = merge("largest_difference").zip(merge("bound"))
@@ -193,22 +208,22 @@ impl Runs<'_> {
     }
 
     fn resumes(&self) -> Outcome {
-        self.train("whole", STEPS)?;
-        self.train("half", STEPS / 2)?;
-        self.resume("half", STEPS)?;
-        self.same("half", "a resumed run of 3 steps")
+        self.train("whole", self.job.steps)?;
+        self.train("half", self.job.steps / 2)?;
+        self.resume("half", self.job.steps)?;
+        self.same("half", "a run that is resumed half-way")
     }
 
     fn is_cancelled(&self) -> Outcome {
-        self.train("whole", STEPS)?;
-        let mut arguments = self.options("run", STEPS)?;
+        self.train("whole", self.job.steps)?;
+        let mut arguments = self.options("run", self.job.steps)?;
         arguments.extend(["--until-eof".into(), "--out".into(), self.at("half").into()]);
         let ended = self.call(arguments, true)?;
         if ended.status.and_then(|status| status.code()) != Some(INTERRUPTED.into()) {
             return Err(Ending::Failed(format!("an interrupted run: {}", ended.why(self.args.limit))));
         }
-        self.resume("half", STEPS)?;
-        self.same("half", "an interrupted run and resumed")
+        self.resume("half", self.job.steps)?;
+        self.same("half", "an interrupted and resumed run")
     }
 
     /// Checks that a run's adapter equals that of the uninterrupted run, bit for bit.
@@ -219,7 +234,10 @@ impl Runs<'_> {
         };
         match read(out)? == read("whole")? {
             true => Ok(String::new()),
-            false => Err(Ending::Failed(format!("{what} comes to other numbers than one of {STEPS} steps at once"))),
+            false => Err(Ending::Failed(format!(
+                "{what} comes to other numbers than one of {} steps at once",
+                self.job.steps
+            ))),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Reverse-mode differentiation on the graph, pruned by need: no gradient is computed for a tensor that no requested
 //! gradient depends on.
 
-use crate::graph::{Graph, GraphError, Node, Value};
-use crate::ops::{Add, Cast, Fill, Gather, ScaleBy};
+use crate::graph::{Graph, GraphError, Node, TensorType, Value};
+use crate::ops::{Add, Body, Cast, Fill, Gather, ScaleBy};
 use crate::{DType, Op};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// The requested elements of a tensor's gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +119,52 @@ impl GradCtx<'_> {
     pub fn add_if_needed(&mut self, value: Value, grad: Value) -> Result<(), GraphError> {
         if self.needs(value) { self.add(value, grad) } else { Ok(()) }
     }
+
+    /// Zeros of the type of a tensor that has a gradient.
+    pub(crate) fn zeros_like(&mut self, value: Value) -> Result<Value, GraphError> {
+        let TensorType { dtype, shape } = self.graph.ty(value)?.clone();
+        let zeros = self.graph.one(Fill { value: 0.0, shape }, &[])?;
+        self.cast(zeros, dtype)
+    }
+
+    /// Marks what the nodes from `begin` on make of needed tensors as needed.
+    fn need_from(&mut self, begin: usize) {
+        self.needed.resize(self.graph.values().len(), false);
+        for node in &self.graph.nodes()[begin..] {
+            if !matches!(node.op, Op::Detach(_)) && node.inputs.iter().any(|v| self.needed[v.0 as usize]) {
+                node.outputs.iter().for_each(|v| self.needed[v.0 as usize] = true);
+            }
+        }
+    }
+
+    /// Adds the gradients that the nodes of a range pass on, from the last to the first.
+    fn backward(&mut self, nodes: Range<usize>) -> Result<(), GraphError> {
+        for i in nodes.rev() {
+            let node = self.graph.nodes()[i].clone();
+            // They stay in the map: an intermediate tensor may be requested as well.
+            let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| self.grads.get(v).copied()).collect();
+            if grads.iter().any(Option::is_some) && node.inputs.iter().any(|&v| self.needs(v)) {
+                self.graph.set_label(node.label.clone());
+                node.op.grad(self, &node, &grads)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradients of a node that computes what `body` does, by the rules of the operations in there: they are computed
+    /// again as far as those rules read them.
+    pub(crate) fn through(&mut self, body: &Body, node: &Node, grads: &[Option<Value>]) -> Result<(), GraphError> {
+        let begin = self.graph.nodes().len();
+        let outputs = body.inline(self.graph, &node.inputs)?;
+        self.need_from(begin);
+        let end = self.graph.nodes().len();
+        for (&output, grad) in outputs.iter().zip(grads) {
+            if let Some(grad) = *grad {
+                self.add_if_needed(output, grad)?;
+            }
+        }
+        self.backward(begin..end)
+    }
 }
 
 /// Appends the backward pass to `graph` and returns the gradient of each requested tensor, in order: of the tensor's
@@ -142,25 +189,13 @@ pub fn gradients(
     for (shadow, master) in masters {
         needed[shadow] |= needed[master.0 as usize];
     }
-    for node in graph.nodes() {
-        if !matches!(node.op, Op::Detach(_)) && node.inputs.iter().any(|v| needed[v.0 as usize]) {
-            node.outputs.iter().for_each(|v| needed[v.0 as usize] = true);
-        }
-    }
     let requests_by_value = requests.iter().copied().collect();
     let mut ctx = GradCtx { graph, needed, grads: HashMap::new(), requests: requests_by_value };
+    ctx.need_from(0);
     for &(output, upstream) in seeds {
         ctx.add_if_needed(output, upstream)?;
     }
-    for i in (0..forward).rev() {
-        let node = ctx.graph.nodes()[i].clone();
-        // They stay in the map, as an intermediate tensor may be requested as well.
-        let grads: Vec<Option<Value>> = node.outputs.iter().map(|v| ctx.grads.get(v).copied()).collect();
-        if grads.iter().any(Option::is_some) && node.inputs.iter().any(|&v| ctx.needs(v)) {
-            ctx.graph.set_label(node.label.clone());
-            node.op.grad(&mut ctx, &node, &grads)?;
-        }
-    }
+    ctx.backward(0..forward)?;
     let GradCtx { graph, grads, .. } = ctx;
     decode_again(graph, forward);
     requests

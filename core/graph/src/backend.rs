@@ -1,4 +1,5 @@
-use crate::{DType, Graph, Plan};
+use crate::ops::OwnKernel;
+use crate::{DType, Graph, Plan, expand};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -83,6 +84,9 @@ pub struct DeviceInfo {
     /// The costs by which the device chooses between sampled and dense gradients; `None` if it does not choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,
+    /// The kernels of plugins' own operations that the device runs ([`crate::ops::Own`]); of others it gets the subgraph.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub own_kernels: Vec<OwnKernel>,
 }
 
 /// The cost of a multiplication in the dot product of a chosen element, relative to one in a dense matrix product, by
@@ -108,7 +112,7 @@ impl DeviceInfo {
     pub fn plan_within(&self, graph: &Graph, reserved: &[usize]) -> Plan {
         // If plans can have only one segment, it grows as needed.
         let reserved = if self.segments { reserved } else { &[] };
-        Plan::within(graph, self.in_place, reserved, self.segment_limit())
+        Plan::within(&expand(graph, &self.own_kernels), self.in_place, reserved, self.segment_limit())
     }
 }
 

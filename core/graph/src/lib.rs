@@ -6,6 +6,7 @@ pub mod autodiff;
 pub mod backend;
 pub mod blocks;
 pub mod dtype;
+pub mod expand;
 pub mod graph;
 pub mod ops;
 pub mod philox;
@@ -21,6 +22,7 @@ pub use backend::{
 };
 pub use blocks::Blocks;
 pub use dtype::DType;
+pub use expand::expand;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
 pub use ops::{Op, Part, Rows, Slot};
 pub use philox::philox4x32_10;

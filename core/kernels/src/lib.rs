@@ -12,10 +12,12 @@
 //! The entry point is `main`, launched with [`Dispatch::grid`] workgroups. Each step sees the writes of earlier steps.
 
 mod lower;
+mod own;
 mod source;
 
 #[cfg(test)]
 mod portable;
 
 pub use lower::{Bounds, Dispatch, Lowered, MatrixUnits, Memory, Step, View, check, lower, parts, sampled_cost};
+pub use own::check as check_own;
 pub use source::{Constants, Kernel, LANES, RNG_BINDING};

@@ -23,8 +23,8 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
         "add" | "div" | "mul" => {
             (0..3).map(|b| vec![("A", b % 2), ("B", b % 2), ("BROADCAST", b), ("Y", b % 2)]).collect()
         }
-        "map" => (0..8).map(|i| vec![("X", i / 4), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
-        "map_grad" => (0..8).map(|i| vec![("X", i / 4), ("DY", i % 2), ("Y", i / 4), ("FUNCTION", i % 4)]).collect(),
+        "map" => (0..12).map(|i| vec![("X", i / 6), ("Y", i / 6), ("FUNCTION", i % 6)]).collect(),
+        "map_grad" => (0..12).map(|i| vec![("X", i / 6), ("DY", i % 2), ("Y", i / 6), ("FUNCTION", i % 6)]).collect(),
         "embed" => (0..6).map(|i| vec![("TABLE", i / 2), ("Y", i % 2)]).collect(),
         "dequantize" => Blocks::ALL
             .iter()
@@ -111,7 +111,7 @@ fn every_shader_is_portable() {
     ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
-            let text = Kernel { name, constants: constants.clone() }.source().unwrap();
+            let text = Kernel::new(name, constants.clone()).source().unwrap();
             check(&text, &format!("{name} {constants:?}"));
         }
     }
@@ -133,7 +133,7 @@ fn products_on_matrix_units_are_valid() {
                 let output = [("TYPE_C", types), ("BIAS", 0), ("RESIDUAL", 1)];
                 let constants = [&constants[..], if name == "linear" { &output } else { &[] }].concat();
                 let what = format!("{name} {constants:?}");
-                let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
+                let text = Kernel::new(name, constants).source().unwrap_or_else(|e| panic!("{what}: {e}"));
                 check_units(&text, !vectors, &what);
             }
         }
@@ -163,7 +163,7 @@ fn attention_on_matrix_units_is_valid() {
             for (name, constants) in kernels {
                 let constants = [&shared[..], &constants, &[("HEAD_DIM", head_dim)]].concat();
                 let what = format!("{name} {constants:?}");
-                let text = Kernel { name, constants }.source().unwrap_or_else(|e| panic!("{what}: {e}"));
+                let text = Kernel::new(name, constants).source().unwrap_or_else(|e| panic!("{what}: {e}"));
                 check_units(&text, vectors == 0, &what);
             }
         }

@@ -1,6 +1,7 @@
 //! The kernels' WGSL, embedded.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A kernel with its specialisation constants. Two equal kernels have the same text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -8,12 +9,19 @@ pub struct Kernel {
     /// The name of its file in `shaders/`.
     pub name: &'static str,
     pub constants: Constants,
+    /// The whole text where it is a plugin's: bounds checks must stay in then.
+    pub own: Option<Arc<str>>,
 }
 
 /// Names and values of the `u32` constants before a kernel's text.
 pub type Constants = Vec<(&'static str, u32)>;
 
 impl Kernel {
+    /// One of the files in `shaders/`.
+    pub fn new(name: &'static str, constants: Constants) -> Self {
+        Kernel { name, constants, own: None }
+    }
+
     /// Threads of a workgroup: the constant `LANES`, which every kernel has.
     pub fn lanes(&self) -> u32 {
         self.constants.iter().find(|(name, _)| *name == "LANES").map_or(LANES, |(_, lanes)| *lanes)
@@ -24,6 +32,9 @@ impl Kernel {
     ///
     /// Errors: no shader of this name; a text that is not a valid template.
     pub fn source(&self) -> Result<String, String> {
+        if let Some(own) = &self.own {
+            return Ok(own.to_string());
+        }
         let mut constants = self.constants.clone();
         if !constants.iter().any(|(name, _)| *name == "LANES") {
             constants.push(("LANES", LANES));

@@ -1,8 +1,9 @@
 use super::earlier;
 use super::library::Implementation;
 use super::names;
+use sparta_graph::ops::{CpuFunction, OwnFunction, OwnKernel};
 use sparta_graph::{
-    Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work, copy_ready,
+    Backend, BackendError, BufferId, DType, DeviceInfo, MemoryUse, Op, Plan, PlanId, ReadId, Work, copy_ready,
 };
 use sparta_plugin::Error;
 use sparta_plugin::abi::{SpartaBackend, SpartaBytes, SpartaWork, WORK_RUN, WORK_WRITE};
@@ -62,6 +63,9 @@ impl LoadedBackendPlugin {
             answer.and_then(|json| plugin.parse("open", &json)).map_err(|e| decode(&plugin, device, e))?;
         // The ABI's `prepare` takes a single buffer as the arena.
         info.segments = false;
+        if self.plugin.table.prepare_own.is_none() {
+            info.own_kernels.retain(|&kernel| kernel != OwnKernel::Function);
+        }
         let ops = self.info.ops.clone();
         Ok(Box::new(LoadedBackend { plugin, info, ops, handle, one_thread: PhantomData }))
     }
@@ -112,6 +116,15 @@ impl LoadedBackend {
             None => serde_json::to_vec(plan).map_err(serialise),
         }
     }
+}
+
+/// What computes the plugins' own operations of a plan on the CPU, in order.
+fn functions(plan: &Plan) -> Vec<Option<OwnFunction>> {
+    let own = plan.calls.iter().filter_map(|call| match &call.op {
+        Op::Own(own) => Some(own.0.function.map(CpuFunction::raw)),
+        _ => None,
+    });
+    own.collect()
 }
 
 // SAFETY of the calls below: they are functions of a loaded library, called as the ABI specifies, from one thread at a
@@ -173,7 +186,16 @@ impl Backend for LoadedBackend {
             return Err(BackendError::Other { device: self.info.id.clone(), reason });
         };
         let externals: Vec<u64> = externals.iter().map(|id| id.0).collect();
-        let mut prepared = 0;
+        let (mut prepared, functions) = (0, functions(plan));
+        if functions.iter().any(Option::is_some) {
+            // SAFETY: see the impl; the functions are those of the plan's operations, in order.
+            self.call("prepare_own", self.plugin.table.prepare_own, |f, call| unsafe {
+                let (plan, count) = (SpartaBytes::new(&message), externals.len());
+                let all = functions.as_ptr();
+                f(call, self.handle, plan, arena.0, externals.as_ptr(), count, all, functions.len(), &mut prepared)
+            })?;
+            return Ok(PlanId(prepared));
+        }
         // SAFETY: see the impl.
         self.call("prepare", self.plugin.table.prepare, |f, call| unsafe {
             let plan = SpartaBytes::new(&message);

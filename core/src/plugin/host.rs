@@ -3,6 +3,7 @@
 //! A call is identified by an integer, looked up among the calls of the current thread, so a plugin that keeps one or
 //! passes it to another thread gets an error instead of access to foreign memory.
 
+use sparta_graph::ops::CpuFunction;
 use sparta_plugin::abi::*;
 use sparta_plugin::export::panic_message;
 use sparta_plugin::graph::{Op, Value};
@@ -23,6 +24,7 @@ pub static HOST: SpartaHost = SpartaHost {
     graph_rng,
     step_read,
     step_write,
+    graph_own,
 };
 
 /// The graph that a call may build on; only dereferenced while [`call`] holds the `&mut` it was made from.
@@ -158,15 +160,35 @@ unsafe extern "C" fn graph_apply(
     capacity: usize,
     output_count: *mut usize,
 ) -> SpartaStatus {
+    // SAFETY: what the plugin passed to this function, and no function.
+    unsafe { graph_own(call, op, None, inputs, input_count, outputs, capacity, output_count) }
+}
+
+unsafe extern "C" fn graph_own(
+    call: SpartaCall,
+    op: SpartaBytes,
+    function: Option<OwnFunction>,
+    inputs: *const u32,
+    input_count: usize,
+    outputs: *mut u32,
+    capacity: usize,
+    output_count: *mut usize,
+) -> SpartaStatus {
     on_graph(call, |graph| {
         // SAFETY: the plugin passes bytes and an array that live until this function returns.
         let (op, inputs) = unsafe { (op.as_slice(), slice(inputs, input_count)) };
-        let op: Op = serde_json::from_slice(op)
+        let mut op: Op = serde_json::from_slice(op)
             .map_err(|e| format!("not an operation of this host: {e}: {}", String::from_utf8_lossy(op)))?;
         if output_count.is_null() || (outputs.is_null() && capacity > 0) {
-            return Err("graph_apply: there is no place for the outputs: a pointer is null".into());
+            return Err("there is no place for the outputs of an operation: a pointer is null".into());
         }
         let name = op.name();
+        match (&mut op, function) {
+            (_, None) => {}
+            // SAFETY: the plugin passes a function of this operation, as the header says; libraries stay loaded.
+            (Op::Own(own), Some(function)) => own.0.function = Some(unsafe { CpuFunction::new(function) }),
+            _ => return Err(format!("a function can be given for an operation of the plugin's own, not for `{name}`")),
+        }
         let inputs: Vec<Value> = inputs.iter().map(|&v| Value(v)).collect();
         let values = graph.apply(op, &inputs).map_err(|e| e.0)?;
         if values.len() > capacity {

@@ -1,5 +1,6 @@
 use super::library::Implementation;
 use super::names;
+use crate::method::check_selections;
 use crate::method::options::{Given, check_value};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -9,8 +10,8 @@ use sparta_plugin::export::method::{Description, SelectRequest};
 use sparta_plugin::graph::Value;
 use sparta_plugin::graph::ops::Add;
 use sparta_plugin::method::{
-    ExtraTensor, GraphBuilder, Init, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site,
-    StepInfo, StepTensors, Steps,
+    GraphBuilder, Method, MethodInfo, OptionInfo, OptionKind, Options, Parameter, Selection, Site, StepInfo,
+    StepTensors, Steps,
 };
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -134,46 +135,6 @@ fn check_range(option: &OptionInfo) -> Result<(), String> {
     }
 }
 
-/// Errors: a selection that the host cannot carry out.
-fn check_selection(selection: &Selection) -> Result<(), String> {
-    match selection {
-        Selection::Frozen | Selection::Dense => Ok(()),
-        Selection::Sparse { probability } if *probability > 0.0 && *probability <= 1.0 => Ok(()),
-        Selection::Sparse { probability } => Err(format!("the probability {probability} is not in (0, 1]")),
-        Selection::Magnitude(magnitude) if magnitude.share > 0.0 && magnitude.share <= 1.0 => Ok(()),
-        Selection::Magnitude(magnitude) => Err(format!("the share {} is not in (0, 1]", magnitude.share)),
-        // Order and bounds of indices are checked together with those of all selections.
-        Selection::Chosen { .. } => Ok(()),
-        Selection::Scored(scored) if scored.share > 0.0 && scored.share <= 1.0 => Ok(()),
-        Selection::Scored(scored) => Err(format!("the share {} is not in (0, 1]", scored.share)),
-        Selection::Rated { selection, .. } => check_selection(selection),
-        Selection::Reparam { tensors } => {
-            let mut names = HashSet::new();
-            match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
-                Some(tensor) => Err(format!("it adds two tensors `{}`", tensor.name)),
-                None => tensors.iter().try_for_each(check_extra),
-            }
-        }
-    }
-}
-
-fn check_extra(tensor: &ExtraTensor) -> Result<(), String> {
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if tensor.name.is_empty() || !tensor.name.chars().all(word) {
-        return Err(format!("the name `{}` of an added tensor is not a word", tensor.name));
-    }
-    if tensor.shape.is_empty() || tensor.shape.contains(&0) {
-        return Err(format!("the added tensor `{}` has the shape {:?}", tensor.name, tensor.shape));
-    }
-    match tensor.init {
-        Init::Constant { value } if !value.is_finite() => Err(format!("`{}` is to be {value}", tensor.name)),
-        Init::Uniform { bound: size } | Init::Normal { std: size } if !(size >= 0.0 && size.is_finite()) => {
-            Err(format!("the initial values of `{}` have the size {size}", tensor.name))
-        }
-        _ => Ok(()),
-    }
-}
-
 impl Method for LoadedMethod {
     fn describe(&self) -> MethodInfo {
         self.info.clone()
@@ -187,18 +148,8 @@ impl Method for LoadedMethod {
         let answer = plugin
             .call("select", plugin.table.select, None, |f, call| unsafe { f(call, SpartaBytes::new(&request)) })?;
         let selections: Vec<Selection> = plugin.parse("select", &answer)?;
-        if selections.len() != parameters.len() {
-            return Err(Error(format!(
-                "plugin {}: `select` answered for {} of {} parameters",
-                plugin.name,
-                selections.len(),
-                parameters.len()
-            )));
-        }
-        for (parameter, selection) in parameters.iter().zip(&selections) {
-            check_selection(selection)
-                .map_err(|reason| Error(format!("plugin {}: `select`: {}: {reason}", plugin.name, parameter.name)))?;
-        }
+        check_selections(parameters, &selections)
+            .map_err(|reason| Error(format!("plugin {}: {reason}", plugin.name)))?;
         Ok(selections)
     }
 

@@ -71,14 +71,43 @@ impl Method for Fickle {
         }
     }
 
+    fn forward_with_bias(
+        &self,
+        site: &Site,
+        graph: &mut dyn GraphBuilder,
+        x: Value,
+        [w, bias]: [Value; 2],
+        extra: &[Value],
+    ) -> Result<Value, Error> {
+        fails(&site.options, "forward_with_bias")?;
+        let y = self.forward(site, graph, x, w, extra)?;
+        graph.one(sparta_plugin::graph::ops::Add {}, &[y, bias])
+    }
+
+    fn merge(&self, site: &Site, _: &mut dyn GraphBuilder, _: Value, _: &[Value]) -> Result<Value, Error> {
+        fails(&site.options, "merge")?;
+        Err(Error(format!("this method does not reparametrize {}", site.parameter.name)))
+    }
+
     fn merge_with_bias(
         &self,
-        _: &Site,
+        site: &Site,
         _: &mut dyn GraphBuilder,
         [w, bias]: [Value; 2],
         _: &[Value],
     ) -> Result<[Value; 2], Error> {
+        fails(&site.options, "merge_with_bias")?;
         Ok([bias, w])
+    }
+
+    fn steps(&self, options: &Options) -> Result<Option<Steps>, Error> {
+        fails(options, "steps")?;
+        Ok(None)
+    }
+
+    fn on_step(&self, step: &StepInfo, _: &mut dyn StepTensors) -> Result<serde_json::Value, Error> {
+        fails(&step.options, "on_step")?;
+        Ok(serde_json::Value::Null)
     }
 
     fn penalty(
@@ -88,6 +117,7 @@ impl Method for Fickle {
         _: Value,
         _: &[Value],
     ) -> Result<Option<Value>, Error> {
+        fails(&site.options, "penalty")?;
         match site.options["mode"].as_str() {
             Some("penalty") => graph.one(Fill { value: 1.0, shape: vec![1] }, &[]).map(Some),
             _ => Ok(None),
@@ -95,10 +125,20 @@ impl Method for Fickle {
     }
 
     fn update(&self, site: &Site, _: &mut dyn GraphBuilder, extra: &[Value], lr: Value) -> Result<Vec<Value>, Error> {
+        fails(&site.options, "update")?;
         match site.options["mode"].as_str() {
             Some("few") => Ok(vec![]),
             _ => Ok(vec![extra[0], lr]),
         }
+    }
+}
+
+/// Fails in this function, with an error or with a panic, where the mode says so.
+fn fails(options: &Options, function: &str) -> Result<(), Error> {
+    match options["mode"].as_str() {
+        Some("panics") => panic!("{function} burns"),
+        Some("fails") => Err(Error(format!("{function} is tired"))),
+        _ => Ok(()),
     }
 }
 
@@ -217,6 +257,62 @@ fn functions_of_minor_version_4_cross_or_have_defaults() {
     assert_eq!(builder.shape(y).unwrap(), [5, 3]);
     assert_eq!(old.penalty(&site("penalty"), &mut builder, w, &[a]).unwrap(), None);
     assert_eq!(old.update(&site(""), &mut builder, &[a, w], lr).unwrap(), [a, w]);
+}
+
+struct NoTensors;
+
+impl StepTensors for NoTensors {
+    fn read(&mut self, _: &str, _: &str) -> Result<Vec<f32>, Error> {
+        Ok(vec![])
+    }
+
+    fn indices(&mut self, _: &str) -> Result<Vec<u32>, Error> {
+        Ok(vec![])
+    }
+
+    fn set(&mut self, _: &str, _: &[f32]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn replace(&mut self, _: &str, _: &[u32]) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// The plugin can be called again after each.
+#[test]
+fn an_error_or_a_panic_in_any_function_is_an_error_that_names_the_plugin() {
+    let mut graph = Graph::new();
+    let [x, w, a] = [("x", [5, 4]), ("w", [3, 4]), ("a", [2, 4])].map(|(n, s)| graph.external(n, DType::F32, s));
+    let [bias, lr] = [("bias", 3), ("lr", 1)].map(|(n, s)| graph.external(n, DType::F32, [s]));
+    let rng = graph.external("rng", DType::U32, [4]);
+    let (mut builder, method) = (Builder { graph, rng }, method());
+    for (mode, say) in [("fails", "is tired"), ("panics", "burns")] {
+        let site = Site { parameter: parameter("w", Role::QProj), options: options(mode), training: true };
+        let info = StepInfo {
+            step: 1,
+            total_steps: 2,
+            options: options(mode),
+            state: serde_json::Value::Null,
+            tensors: vec![],
+        };
+        let builder = &mut builder;
+        let failures = [
+            ("forward_with_bias", method.forward_with_bias(&site, builder, x, [w, bias], &[a]).map(drop)),
+            ("merge", method.merge(&site, builder, w, &[a]).map(drop)),
+            ("merge_with_bias", method.merge_with_bias(&site, builder, [w, bias], &[a]).map(drop)),
+            ("penalty", method.penalty(&site, builder, w, &[a]).map(drop)),
+            ("update", method.update(&site, builder, &[a], lr).map(drop)),
+            ("steps", method.steps(&options(mode)).map(drop)),
+            ("on_step", method.on_step(&info, &mut NoTensors).map(drop)),
+        ];
+        for (function, failure) in failures {
+            let message = failure.unwrap_err().0;
+            let expected = format!("{function} {say} [plugin fickle (here)]");
+            assert!(message.ends_with(&expected), "{message}");
+            assert_eq!(message.contains("the plugin panicked: "), mode == "panics", "{message}");
+        }
+    }
 }
 
 #[test]
@@ -356,6 +452,7 @@ fn memory_info() -> DeviceInfo {
         multiplier: None,
         rounds_in_attention: false,
         sampled_cost: None,
+        own_kernels: vec![],
     }
 }
 

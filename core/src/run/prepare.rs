@@ -42,6 +42,8 @@ pub struct Prepared {
     pub total_steps: usize,
     /// Bytes of each segment of the arena.
     pub arena: Vec<usize>,
+    /// Whether the method has operations of its own.
+    pub own_operations: bool,
     /// The scores to compute before training, which choose what is trained.
     pub scorings: Vec<Scoring>,
     pub plan: RunPlan,
@@ -246,7 +248,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         earlier_plugins,
         ..config.clone()
     };
-    let arena = fit.planned.arena;
+    let (arena, own_operations) = (fit.planned.arena, fit.planned.own_operations);
     let Splits { train, dev, test, .. } = data;
     Ok(Prepared {
         config,
@@ -261,6 +263,7 @@ pub fn prepare(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) -> 
         lr,
         total_steps,
         arena,
+        own_operations,
         scorings,
         plan,
     })

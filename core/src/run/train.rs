@@ -45,11 +45,12 @@ pub fn run(
     if start == Start::New {
         RunDirectory::check_free(&config.out)?;
     }
-    let device = open()?;
+    let mut device = open()?;
     let mut prepared = prepare(config, plugins, &device.info())?;
     observer.plan(&prepared.plan);
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;
+    checks::own_kernels(&prepared, &mut *device, observer)?;
     let directory = match start {
         Start::New => RunDirectory::create(&prepared)?,
         Start::Resume => RunDirectory::reopen(&prepared)?,

@@ -9,7 +9,7 @@ use crate::whole::{WholeGroup, whole_groups};
 use sparta_graph::ops::{Accumulate, Add, Concat, Embed, Fill, Store, step as step_input};
 use sparta_graph::{DType, GradRequest, Graph, Value, gradients, recompute, recompute_cheap};
 use sparta_model::Decoder;
-use sparta_model::forward::{self, Cache, Inputs, Layers};
+use sparta_model::forward::{self, Cache, Inputs};
 use sparta_model::method::{Adaptation, AdaptedLayers};
 
 /// Names of the tensors that the host reads and writes around a run of a plan.
@@ -232,11 +232,11 @@ impl Graphs<'_> {
         let loss = self.loss(g, &mut layers, hidden, size)?.loss;
         let forward = g.nodes().len();
         let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
-        let names: Vec<&str> =
-            group.parts.iter().map(|&(position, _)| self.adaptation.parameters[position].name.as_str()).collect();
-        let request = |name: &&str| Ok((layers.tensor(g, name)?, GradRequest::Dense));
-        let requests = names.iter().map(request).collect::<Result<Vec<_>>>()?;
-        for (name, gradient) in names.iter().zip(gradients(g, &[(loss, one)], &requests)?) {
+        let positions = || group.parts.iter().map(|&(position, _)| position);
+        let names = positions().map(|position| self.adaptation.parameters[position].name.as_str());
+        // By the weights themselves: a reparametrized one is not used as it is merged.
+        let requests: Vec<_> = positions().map(|position| (layers.stored(g, position), GradRequest::Dense)).collect();
+        for (name, gradient) in names.zip(gradients(g, &[(loss, one)], &requests)?) {
             let shape = g.shape(gradient)?.to_vec();
             let sum = g.external(names::whole_gradient(name), DType::F32, shape);
             match first {

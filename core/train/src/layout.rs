@@ -8,7 +8,7 @@ use crate::tensors::{MemoryKind, Tensors, buffer_bytes, make_room};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
-use sparta_graph::{Backend, DType, DeviceInfo, Plan};
+use sparta_graph::{Backend, DType, DeviceInfo, Graph, Op};
 use sparta_kernels::Bounds;
 use sparta_model::forward::cache_names;
 use sparta_model::method::layers::{
@@ -179,6 +179,8 @@ pub struct Planned {
     pub largest: LargestBuffer,
     /// A kernel that would have to bind more than the device allows, and why.
     pub unbound: Option<String>,
+    /// Whether the method has operations of its own.
+    pub own_operations: bool,
 }
 
 /// The largest single buffer of a session.
@@ -212,9 +214,11 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
             largest = LargestBuffer { name: tensor.name, bytes };
         }
     }
-    let (mut arena, mut unbound) = (Vec::new(), None);
+    let (mut arena, mut unbound, mut own_operations) = (Vec::new(), None, false);
     for purpose in largest_purposes(setup) {
-        let plan = device.plan(&setup.graphs().build(purpose)?);
+        let graph = setup.graphs().build(purpose)?;
+        own_operations |= check_own(setup, &graph)?;
+        let plan = device.plan(&graph);
         make_room(&mut arena, &plan);
         let checked = Bounds::of(device).map_or(Ok(()), |bounds| sparta_kernels::check(&plan, bounds));
         unbound = unbound.or(checked.err());
@@ -225,13 +229,29 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     if segment > largest.bytes {
         largest = LargestBuffer { name: "activations and scratch".into(), bytes: segment };
     }
-    Ok(Planned { memory, arena, largest, unbound })
+    Ok(Planned { memory, arena, largest, unbound, own_operations })
+}
+
+/// Whether a graph has operations of the method's own.
+///
+/// Errors: a kernel of one that no device can run, whichever device this is.
+fn check_own(setup: &Setup, graph: &Graph) -> Result<bool> {
+    let mut found = false;
+    for node in graph.nodes() {
+        let Op::Own(own) = &node.op else { continue };
+        found = true;
+        let operands = node.inputs.iter().chain(&node.outputs);
+        let ranks = operands.map(|&v| Ok(graph.shape(v)?.len())).collect::<Result<Vec<_>>>()?;
+        let method = &setup.adaptation.info.name;
+        sparta_kernels::check_own(&own.0, &ranks).map_err(|e| Error::Method(format!("method `{method}`: {e}")))?;
+    }
+    Ok(found)
 }
 
 /// Errors: an operation of the session's plans that the device's backend does not have.
 pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
     for purpose in largest_purposes(setup) {
-        device.supports(&Plan::build(&setup.graphs().build(purpose)?, device.info().in_place))?;
+        device.supports(&device.info().plan(&setup.graphs().build(purpose)?))?;
     }
     Ok(())
 }

@@ -1,3 +1,4 @@
+use sparta_graph::ops::OwnKernel;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_kernels::{MatrixUnits, sampled_cost};
@@ -128,6 +129,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
             rounds_in_attention: false,
             sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
+            own_kernels: vec![OwnKernel::Wgsl],
         },
         api: info.backend.to_str().to_string(),
         limits: Limits {
@@ -280,6 +282,7 @@ mod tests {
             multiplier: None,
             rounds_in_attention: false,
             sampled_cost: None,
+            own_kernels: vec![OwnKernel::Wgsl],
         }
     }
 

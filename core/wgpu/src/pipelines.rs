@@ -33,28 +33,38 @@ impl Cache {
         let (layout, pipeline_layout) =
             self.layouts.entry((storage, rng)).or_insert_with(|| layouts(device, storage, rng)).clone();
         let text = kernel.source().map_err(Caught::Other)?;
-        let pipeline = scoped(device, || compile(device, kernel.name, text, &pipeline_layout))?;
+        let pipeline = scoped(device, || compile(device, kernel, text, &pipeline_layout))?;
         let pipeline = Pipeline { pipeline, layout };
         self.pipelines.insert(kernel.clone(), pipeline.clone());
         Ok(pipeline)
     }
 }
 
-fn compile(device: &wgpu::Device, name: &str, text: String, layout: &wgpu::PipelineLayout) -> wgpu::ComputePipeline {
+fn compile(
+    device: &wgpu::Device,
+    kernel: &Kernel,
+    text: String,
+    layout: &wgpu::PipelineLayout,
+) -> wgpu::ComputePipeline {
+    let (name, own) = (kernel.name, kernel.own.is_some());
     let source = wgpu::ShaderSource::Wgsl(text.into());
     let descriptor = wgpu::ShaderModuleDescriptor { label: Some(name), source };
-    // SAFETY: the text is our own. Every loop ends, no division is by zero, and every index that comes from data
-    // (tokens, labels, spans, indices, row pointers) is compared with the bound range before it is used; all others
-    // follow from shapes, which the graph and the lowering have checked.
-    let module = unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+    let module = match own {
+        // A plugin's: with all checks.
+        true => device.create_shader_module(descriptor),
+        // SAFETY: the text is our own. Every loop ends, no division is by zero, and every index that comes from data
+        // (tokens, labels, spans, indices, row pointers) is compared with the bound range before it is used; all others
+        // follow from shapes, which the graph and the lowering have checked.
+        false => unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) },
+    };
     device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some(name),
         layout: Some(layout),
         module: &module,
         entry_point: Some("main"),
-        // Kernels write their workgroup memory before they read it.
+        // Our kernels write their workgroup memory before they read it.
         compilation_options: wgpu::PipelineCompilationOptions {
-            zero_initialize_workgroup_memory: false,
+            zero_initialize_workgroup_memory: own,
             ..Default::default()
         },
         cache: None,

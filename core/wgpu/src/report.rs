@@ -4,15 +4,15 @@
 use sparta_graph::BackendError;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What went wrong since somebody asked last, filled by wgpu's callbacks.
+/// Errors since the last check, collected by wgpu's callbacks.
 #[derive(Clone, Default)]
 pub(crate) struct Reports(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Why the device was lost; it stays lost.
+    /// Why the device was lost, which is final.
     lost: Option<String>,
-    /// The first error outside of any scope.
+    /// The first error outside any scope.
     error: Option<String>,
 }
 
@@ -35,7 +35,7 @@ impl Reports {
         f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An error if anything was reported; `during` names what was done meanwhile.
+    /// Returns an error if anything was reported; `during` names the work at that time.
     pub fn check(&self, device: &str, during: &str) -> Result<(), BackendError> {
         let (lost, error) = self.lock(|state| (state.lost.clone(), state.error.take()));
         if let Some(reason) = lost {

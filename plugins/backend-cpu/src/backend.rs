@@ -65,7 +65,7 @@ impl<T: Real> CpuBackend<T> {
         let scratch = Scratch::new(Need::default(), threads).ok_or_else(|| out_of_memory("scratch memory", 0))?;
         Ok(CpuBackend {
             pool,
-            info: device::info(threads),
+            info: device::info(threads, size_of::<T>() == size_of::<f32>()),
             scratch,
             buffers: HashMap::new(),
             plans: HashMap::new(),

@@ -162,6 +162,10 @@ impl Io {
         self.input_at(i).map(|b| &b.ty)
     }
 
+    pub fn output_ty(&self, i: usize) -> Result<&TensorType, String> {
+        self.output_at(i).map(|b| &b.ty)
+    }
+
     /// Rows and columns of an input.
     pub fn matrix(&self, i: usize) -> Result<(usize, usize), String> {
         match self.input_at(i)?.ty.shape[..] {

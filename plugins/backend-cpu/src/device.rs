@@ -1,12 +1,14 @@
 use crate::backend::DEVICE;
 use crate::product::Unit;
 use crate::simd;
+use sparta_graph::ops::OwnKernel;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_plugin::host_memory;
 use std::fs;
 
-/// The CPU as a device with that many worker threads.
-pub fn info(threads: usize) -> DeviceInfo {
+/// The CPU as a device with that many worker threads, on which plugins' functions may compute their own operations where
+/// numbers are f32.
+pub fn info(threads: usize, f32s: bool) -> DeviceInfo {
     let memory = host_memory();
     let plural = if threads == 1 { "" } else { "s" };
     DeviceInfo {
@@ -25,6 +27,7 @@ pub fn info(threads: usize) -> DeviceInfo {
         multiplier: Some(if Unit::in_hardware() { "bf16 instructions" } else { "f32" }.into()),
         rounds_in_attention: false,
         sampled_cost: None,
+        own_kernels: if f32s { vec![OwnKernel::Function] } else { vec![] },
     }
 }
 

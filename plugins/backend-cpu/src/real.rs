@@ -43,6 +43,8 @@ pub trait Real:
     fn ln_1p(self) -> Self;
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
+    /// To the nearest whole number, of two the even one.
+    fn round(self) -> Self;
 
     /// `c = read * c + scale * a b` of an `m x n` and depth `k` product; (column, row) strides in elements.
     ///
@@ -197,6 +199,10 @@ impl Real for f32 {
     }
 
     #[inline(always)]
+    fn round(self) -> f32 {
+        self.round_ties_even()
+    }
+    #[inline(always)]
     fn tanh(self) -> f32 {
         // (e - 1) / (e + 1) with e = exp(2 |x|), by e - 1, so that nothing cancels near 0.
         let double = 2.0 * self.abs();
@@ -273,6 +279,10 @@ impl Real for f64 {
         None
     }
 
+    #[inline(always)]
+    fn round(self) -> f64 {
+        self.round_ties_even()
+    }
     #[inline(always)]
     fn sqrt(self) -> f64 {
         f64::sqrt(self)

@@ -28,7 +28,7 @@ extern "C" {
 #endif
 
 #define SPARTA_ABI_MAJOR 1
-#define SPARTA_ABI_MINOR 4
+#define SPARTA_ABI_MINOR 5
 
 #define SPARTA_METHOD_ID "sparta.method/1"
 #define SPARTA_TASK_ID "sparta.task/1"
@@ -45,6 +45,19 @@ typedef struct SpartaBytes {
     const uint8_t *data;
     size_t len;
 } SpartaBytes;
+
+/* (5) A tensor of f32, row by row, of a SpartaOwnFunction. */
+typedef struct SpartaTensor {
+    float *data;
+    const uint64_t *shape;
+    size_t rank;
+} SpartaTensor;
+
+/* (5) Computes one of the plugin's own operations on the CPU: reads the inputs without changing them, and writes every
+ * element of the outputs, which overlap nothing. It may be called on any thread, also concurrently, and keeps no
+ * pointers. A result other than 0 is a failure, which ends the run. */
+typedef int32_t (*SpartaOwnFunction)(const SpartaTensor *inputs, size_t input_count, const SpartaTensor *outputs,
+                                     size_t output_count);
 
 /* What the host offers; valid for the life of the process. */
 typedef struct SpartaHost {
@@ -73,6 +86,9 @@ typedef struct SpartaHost {
     /* (4) In on_step: changes "values" (f32) or "indices" (u32) once on_step has returned. If one call fails, on_step
      * counts as failed and nothing is changed. */
     SpartaStatus (*step_write)(SpartaCall call, SpartaBytes what, SpartaBytes name, SpartaBytes data);
+    /* (5) As graph_apply of {"op": "own", ...}, with a function that may compute it on the CPU, or NULL. */
+    SpartaStatus (*graph_own)(SpartaCall call, SpartaBytes op, SpartaOwnFunction function, const uint32_t *inputs,
+                              size_t input_count, uint32_t *outputs, size_t capacity, size_t *output_count);
 } SpartaHost;
 
 typedef struct SpartaInterface {
@@ -125,7 +141,7 @@ typedef struct SpartaPlugin {
  *              is the parameter's or, for an added tensor, that without ".weight" and with its own: "...q_proj.lora_A"; the shape
  *              is that of its values, for a sparse one the number of its elements
  *
- * (3) and (4) mark what minor versions 3 and 4 added.
+ * (3), (4) and (5) mark what minor versions 3, 4 and 5 added.
  *
  * A reparametrized linear layer of the decoder, or classification head, computes forward. Any other reparametrized
  * parameter (4), such as a norm, a bias, the embeddings or the vocabulary head, is replaced by what merge returns.
@@ -136,7 +152,8 @@ typedef struct SpartaPlugin {
  *   {"op": "add"} | {"op": "mul"} (3) | {"op": "div"} (3): a [m, n], b of its shape, a row [n] or a column [m, 1] (3)
  *   {"op": "scale", "factor": 0.5}: x; {"op": "scale_by"}: x and f32 [1], through which no gradient goes
  *   {"op": "fill", "value": 0.5, "shape": [n]}: f32
- *   {"op": "map", "function": "exp" | "rsqrt" | "abs" | "relu"} (3): x
+ *   {"op": "map", "function": "exp" | "rsqrt" | "abs" | "relu" | "round" (5) | "step" (5)} (3): x; round is to the
+ *       nearest whole number, of two the even one, step is 1 above 0 and otherwise 0; the gradients of both are 0
  *   {"op": "gated_act", "act": "silu" | "gelu_tanh"}: gate, up -> act(gate) up
  *   {"op": "column_sum"}: x [m, n] -> f32 [n]; {"op": "row_sum"} (3): x [m, n] -> f32 [m, 1]
  *   {"op": "broadcast", "shape": [m, n]} (3): a row [n] or a column [m, 1]; {"op": "transpose"} (3): x [m, n] -> [n, m]
@@ -146,6 +163,18 @@ typedef struct SpartaPlugin {
  *   {"op": "rms_norm", "eps": 1e-6, "plus_one": false}: x [T, k n], w [n]
  *   {"op": "dropout", "p": 0.1, "salt": 1}: x and the value of graph_rng, in training
  *   {"op": "soft_cap", "cap": 30.0}: x; {"op": "cast", "to": "f32" | "bf16"}: x
+ *   {"op": "own", "name": "gate", "inputs": ["x", "w"], "outputs": ["y"], "body": Body, "gradient": Gradient or absent,
+ *       "wgsl": Wgsl or absent} (5): an operation of the plugin's own, which computes what body does. Names are words
+ * Body (5)     {"calls": [{"op": {"op": "mul"}, "inputs": [0, 1]}, ...], "outputs": [2]}: operations on numbered values; the
+ *              inputs come first, then the outputs of each call
+ * Gradient (5) {"of": [0], "body": Body, "straight_through": true}: from the inputs, the outputs and the gradients of the outputs,
+ *              in this order, to the gradients of these inputs; others have none. Without it body is differentiated.
+ *              "straight_through", by default false: it is not the derivative on purpose, so no check compares it with differences
+ * Wgsl (5)     {"text": "fn kernel(i: u32) { y[i] = x[i] * w[i]; }", "launch": "elements", "lanes": 64}: text declares
+ *              fn kernel(i: u32), called for each element of the first output, or with "launch": "rows"
+ *              fn kernel(row: u32, lane: u32), called by LANES threads, "lanes" of a workgroup, for each row of the first output.
+ *              Operands are arrays of f32 under their names, sizes.x_0 and sizes.x_1 the dimensions of x. Inputs are not written,
+ *              accesses are checked. Devices without WGSL, and operands that are not f32, get body; so they do without function
  */
 typedef struct SpartaMethod {
     size_t size;
@@ -263,7 +292,9 @@ typedef struct SpartaWork {
  *                    "max_binding": bytes | null}; minor version 2 added the last three: the types of activations it
  *                    supports and the 16-bit types that it multiplies faster than f32 (by default only f32), and how
  *                    much of a buffer WGSL kernels may bind, null for a backend with its own kernels. May have
- *                    "multiplier": "...", which tells people how 16-bit floats are multiplied
+ *                    "multiplier": "...", which tells people how 16-bit floats are multiplied, and
+ *                    "own_kernels": ["wgsl", "function"] (5): the kernels that it runs of plugins' own operations
+ *                    whose tensors are all f32, through prepare_own; otherwise plans contain their subgraphs
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",
@@ -308,6 +339,11 @@ typedef struct SpartaBackend {
     /* Since minor version 2, may be NULL. Waits for a requested read, copies it to out, as many bytes as were requested,
      * and ends its handle. */
     SpartaStatus (*fetch)(SpartaCall call, uint64_t backend, uint64_t read, uint8_t *out, size_t byte_count);
+    /* Since minor version 5, may be null; then no plan has functions. As prepare of a plan with "own" operations: a function or
+     * NULL for each of them, in order. */
+    SpartaStatus (*prepare_own)(SpartaCall call, uint64_t backend, SpartaBytes plan, uint64_t arena,
+                                const uint64_t *externals, size_t external_count, const SpartaOwnFunction *functions,
+                                size_t function_count, uint64_t *prepared);
 } SpartaBackend;
 
 const SpartaPlugin *sparta_plugin_entry(const SpartaHost *host);

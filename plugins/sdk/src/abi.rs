@@ -4,8 +4,8 @@
 //!
 //! - Every struct starts with its size in bytes. A later minor version appends fields; a reader uses a field only if
 //!   the size covers it. `SpartaBytes` never changes.
-//! - An interface is found by its id with a major version (`sparta.method/1`). Another major version is another
-//! interface.
+//! - An interface is found by its id with a major version (`sparta.method/1`). A new major version is a new
+//!   interface.
 //! - The host owns all memory that crosses: results and errors are handed to it as bytes, which it copies.
 //! - Handles are opaque integers. A `SpartaCall` is valid on the calling thread until the function returns.
 //! - Messages are JSON, UTF-8: the serde form of the types of [`crate::method`], [`crate::task`] and
@@ -13,12 +13,13 @@
 //! - A function returns [`OK`], or [`FAILED`] after passing a message to `SpartaHost::error`. Neither side lets a
 //!   panic or a C++ exception cross the boundary.
 
+pub use sparta_graph::ops::{OwnFunction, OwnTensor};
 use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].
 pub const ABI_MAJOR: u32 = 1;
 /// The minor version: its fields and those of all earlier ones are present.
-pub const ABI_MINOR: u32 = 4;
+pub const ABI_MINOR: u32 = 5;
 
 /// The name of the exported symbol.
 pub const ENTRY: &str = "sparta_plugin_entry";
@@ -130,6 +131,17 @@ pub struct SpartaHost {
     /// `on_step` counts as failed.
     pub step_write:
         unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
+    /// Since minor version 5. As `graph_apply` of an operation of the plugin's own, with what computes it on the CPU.
+    pub graph_own: unsafe extern "C" fn(
+        call: SpartaCall,
+        op: SpartaBytes,
+        function: Option<OwnFunction>,
+        inputs: *const u32,
+        input_count: usize,
+        outputs: *mut u32,
+        capacity: usize,
+        output_count: *mut usize,
+    ) -> SpartaStatus,
 }
 
 /// What `sparta_plugin_entry` returns; valid for the life of the process.
@@ -390,5 +402,20 @@ pub struct SpartaBackend {
     /// many bytes as were requested.
     pub fetch: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, read: u64, out: *mut u8, byte_count: usize) -> SpartaStatus,
+    >,
+    /// Since minor version 5, may be null; then the backend runs no functions of plugins. As `prepare` of a plan with `own`
+    /// operations: a function or null for each of them, in order.
+    pub prepare_own: Option<
+        unsafe extern "C" fn(
+            call: SpartaCall,
+            backend: u64,
+            plan: SpartaBytes,
+            arena: u64,
+            externals: *const u64,
+            external_count: usize,
+            functions: *const Option<OwnFunction>,
+            function_count: usize,
+            prepared: *mut u64,
+        ) -> SpartaStatus,
     >,
 }

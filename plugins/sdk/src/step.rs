@@ -98,7 +98,7 @@ impl dyn StepTensors + '_ {
         self.read("whole_gradient", parameter)
     }
 
-    /// The values of a parameter that the method changes.
+    /// The values of a parameter that the method changes; of a reparametrized one, those without the method.
     pub fn weight(&mut self, parameter: &str) -> Result<Vec<f32>, Error> {
         self.read("weight", parameter)
     }

@@ -14,12 +14,17 @@
 //! }
 //! ```
 
+mod own;
+
 use crate::Error;
 use crate::backend::Backend;
+use crate::graph::Recorder;
 use crate::method::{ExtraTensor, GraphBuilder, Init, Method, Options, Parameter, Role, Selection, Site};
-use sparta_graph::ops::{Add, Layout, Linear, Mul, RowSum, Scale, Store};
-use sparta_graph::{DType, GradRequest, Graph, Op, Plan, Value, gradients, philox4x32_10};
+use sparta_graph::ops::{Add, Fill, Layout, Linear, Mul, OwnKernel, RowSum, Scale, Store};
+use sparta_graph::{DType, GradRequest, Graph, Op, Value, gradients, philox4x32_10};
 use std::f64::consts::TAU;
+
+pub use own::{OwnCase, own_operations};
 
 /// An f32 tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,44 +65,6 @@ impl Tensor {
     }
 }
 
-/// The graph that a method builds on in tests.
-struct Recorder {
-    graph: Graph,
-    rng: Value,
-    training: bool,
-}
-
-impl Recorder {
-    /// A graph with these inputs, and their values in it.
-    fn new(inputs: &[Tensor], training: bool) -> (Recorder, Vec<Value>) {
-        let mut graph = Graph::new();
-        let external = |(i, input): (usize, &Tensor)| graph.external(format!("in{i}"), DType::F32, &*input.shape);
-        let values = inputs.iter().enumerate().map(external).collect();
-        let rng = graph.external("rng", DType::U32, [4]);
-        (Recorder { graph, rng, training }, values)
-    }
-}
-
-impl GraphBuilder for Recorder {
-    fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error> {
-        if !op.writes().is_empty() {
-            return Err(Error(format!("a method cannot use `{}`: it changes tensors in place", op.name())));
-        }
-        self.graph.apply(op, inputs).map_err(|e| Error(e.to_string()))
-    }
-
-    fn shape(&self, value: Value) -> Result<Vec<usize>, Error> {
-        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| Error(e.to_string()))
-    }
-
-    fn rng(&mut self) -> Result<Value, Error> {
-        match self.training {
-            true => Ok(self.rng),
-            false => Err(Error::new("an evaluation has no random input: leave dropout out")),
-        }
-    }
-}
-
 /// Builds a graph on the inputs and computes its outputs.
 ///
 /// Errors: those of `build`; what the backend cannot do.
@@ -115,10 +82,28 @@ fn compute(
     training: bool,
     build: impl FnOnce(&mut Recorder, &[Value]) -> Result<Vec<Value>, Error>,
 ) -> Result<Vec<Tensor>, Error> {
+    let mut graph = Graph::new();
+    let (values, rng) = given(&mut graph, inputs);
+    let outputs = build(&mut Recorder { graph: &mut graph, rng: training.then_some(rng) }, &values)?;
+    run(backend, graph, inputs, &outputs, None)
+}
+
+/// Inputs of these shapes in a graph, and its random input.
+fn given(graph: &mut Graph, inputs: &[Tensor]) -> (Vec<Value>, Value) {
+    let external = |(i, input): (usize, &Tensor)| graph.external(format!("in{i}"), DType::F32, &*input.shape);
+    (inputs.iter().enumerate().map(external).collect(), graph.external("rng", DType::U32, [4]))
+}
+
+/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, in place of all
+/// that the device takes.
+fn run(
+    backend: &mut dyn Backend,
+    mut graph: Graph,
+    inputs: &[Tensor],
+    outputs: &[Value],
+    kernels: Option<&[OwnKernel]>,
+) -> Result<Vec<Tensor>, Error> {
     let fail = |e: &dyn std::fmt::Display| Error(e.to_string());
-    let (mut recorder, values) = Recorder::new(inputs, training);
-    let outputs = build(&mut recorder, &values)?;
-    let mut graph = recorder.graph;
     let mut shapes = Vec::new();
     for (i, &output) in outputs.iter().enumerate() {
         let shape = graph.shape(output).map_err(|e| fail(&e))?.to_vec();
@@ -126,7 +111,9 @@ fn compute(
         graph.apply(Store {}.into(), &[out, output]).map_err(|e| fail(&e))?;
         shapes.push(shape);
     }
-    let plan = Plan::build(&graph, false);
+    let mut device = backend.info();
+    device.own_kernels = kernels.map_or(device.own_kernels, <[OwnKernel]>::to_vec);
+    let plan = device.plan(&graph);
     let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let mut buffers = Vec::new();
     for external in &plan.externals {
@@ -190,7 +177,7 @@ pub fn model() -> Vec<Parameter> {
     all
 }
 
-/// A linear layer of [`model`] that a method reparametrizes.
+/// A parameter of [`model`] that a method reparametrizes; most tests need a linear layer.
 pub struct Layer<'a> {
     method: &'a dyn Method,
     parameter: Parameter,
@@ -202,15 +189,21 @@ pub struct Layer<'a> {
 ///
 /// Errors: those of `select`; not one selection per parameter.
 pub fn layers<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer<'a>>, Error> {
+    let all = sites(method, options)?;
+    Ok(all.into_iter().filter(|layer| is_linear(&layer.parameter)).collect())
+}
+
+/// As [`layers`], of all parameters: norms, biases and the embedding, too.
+///
+/// Errors: those of [`layers`].
+pub fn sites<'a>(method: &'a dyn Method, options: &Options) -> Result<Vec<Layer<'a>>, Error> {
     let parameters = model();
     let selections = method.select(&parameters, options)?;
     if selections.len() != parameters.len() {
         return Err(Error(format!("`select` answered for {} of {} tensors", selections.len(), parameters.len())));
     }
     let layer = |(parameter, selection)| match selection {
-        Selection::Reparam { tensors } if is_linear(&parameter) => {
-            Some(Layer { method, parameter, options: options.clone(), tensors })
-        }
+        Selection::Reparam { tensors } => Some(Layer { method, parameter, options: options.clone(), tensors }),
         _ => None,
     };
     Ok(parameters.into_iter().zip(selections).filter_map(layer).collect())
@@ -236,7 +229,8 @@ const TOLERANCE: f64 = 1e-5;
 pub enum Gradients {
     /// They agree.
     Agree,
-    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), so that differences must disagree.
+    /// The method stops a gradient with [`Detach`](sparta_graph::ops::Detach), or passes one straight through, so that
+    /// differences must disagree.
     Detached,
 }
 
@@ -250,11 +244,11 @@ impl Layer<'_> {
         Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
     }
 
-    /// x `[5, in]`, w `[out, in]` and the added tensors: at their initial values or, where trained, moved away from
-    /// them.
+    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, where
+    /// trained, moved away from them.
     fn inputs(&self, moved: bool) -> Vec<Tensor> {
-        let (out, input) = (self.parameter.shape[0], self.parameter.shape[1]);
-        let w = Tensor::normal(&[out, input], 2);
+        let input = self.parameter.shape.iter().skip(1).product();
+        let w = Tensor::normal(&self.parameter.shape, 2);
         let norm =
             |row: usize| w.values[row * input..][..input].iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
         let mut inputs = vec![Tensor::normal(&[ROWS, input], 1), w.clone()];
@@ -278,13 +272,14 @@ impl Layer<'_> {
     ///
     /// Errors: those of `forward`.
     pub fn operations(&self, training: bool) -> Result<Vec<&'static str>, Error> {
-        let (mut recorder, values) = Recorder::new(&self.inputs(false), training);
-        self.forward(&mut recorder, &values)?;
-        Ok(recorder.graph.nodes().iter().map(|node| node.op.name()).collect())
+        let mut graph = Graph::new();
+        let (values, rng) = given(&mut graph, &self.inputs(false));
+        self.forward(&mut Recorder { graph: &mut graph, rng: training.then_some(rng) }, &values)?;
+        Ok(graph.nodes().iter().map(|node| node.op.name()).collect())
     }
 
     fn forward(&self, graph: &mut Recorder, values: &[Value]) -> Result<Value, Error> {
-        let site = self.site(graph.training);
+        let site = self.site(graph.rng.is_some());
         let y = self.method.forward(&site, graph, values[0], values[1], &values[2..])?;
         let (got, expected) = (graph.shape(y)?, [ROWS, self.parameter.shape[0]]);
         match got == expected {
@@ -322,12 +317,99 @@ impl Layer<'_> {
             }
             Ok(vec![y, plain(graph, values[0], merged)?])
         })?;
+        self.merged_difference(&outputs, "`forward`")
+    }
+
+    /// Whether a plain layer with the merged weight and bias computes what `forward_with_bias` does. Meant for a backend in f64.
+    ///
+    /// Errors: it does not; those of the method and the backend.
+    pub fn check_bias(&self, backend: &mut dyn Backend) -> Result<(), Error> {
+        let mut inputs = self.inputs(true);
+        inputs.insert(2, Tensor::normal(&self.parameter.shape[..1], 50));
+        let outputs = compute(backend, &inputs, false, |graph, values| {
+            let (x, layer, extra) = (values[0], [values[1], values[2]], &values[3..]);
+            let site = self.site(false);
+            let y = self.method.forward_with_bias(&site, graph, x, layer, extra)?;
+            let [w, bias] = self.method.merge_with_bias(&site, graph, layer, extra)?;
+            for (what, value, expected) in
+                [("weight", w, &self.parameter.shape[..]), ("bias", bias, &self.parameter.shape[..1])]
+            {
+                let got = graph.shape(value)?;
+                if got != expected {
+                    let message =
+                        format!("`merge_with_bias` gave a {what} of the shape {got:?}, expected {expected:?}");
+                    return Err(self.wrong(message));
+                }
+            }
+            let merged = plain(graph, x, w)?;
+            Ok(vec![y, one(graph, Add {}, &[merged, bias])?])
+        })?;
+        self.merged_difference(&outputs, "`forward_with_bias`")
+    }
+
+    fn merged_difference(&self, outputs: &[Tensor], of: &str) -> Result<(), Error> {
         let difference = outputs[0].difference(&outputs[1]);
         // Written so that NaN fails.
         if difference <= TOLERANCE {
             return Ok(());
         }
-        Err(self.wrong(format!("the merged layer differs from `forward` by {difference:.1e} of the largest output")))
+        Err(self.wrong(format!("the merged layer differs from {of} by {difference:.1e} of the largest output")))
+    }
+
+    /// The method's term of the loss for this parameter, if it has one.
+    ///
+    /// Errors: a term of another shape than `[1]`, or that is not finite; those of the method and the backend.
+    pub fn penalty(&self, backend: &mut dyn Backend) -> Result<Option<f32>, Error> {
+        let outputs = compute(backend, &self.inputs(true), true, |graph, values| {
+            let term = self.method.penalty(&self.site(true), graph, values[1], &values[2..])?;
+            match term.map(|term| graph.shape(term)).transpose()? {
+                Some(shape) if shape != [1] => {
+                    Err(self.wrong(format!("`penalty` gave the shape {shape:?}, expected [1]")))
+                }
+                _ => Ok(term.into_iter().collect()),
+            }
+        })?;
+        let term = outputs.first().and_then(|term| term.values.first()).copied();
+        match term {
+            Some(term) if !term.is_finite() => Err(self.wrong(format!("`penalty` is {term}"))),
+            term => Ok(term),
+        }
+    }
+
+    /// The names of the added tensors to which `update` gives other values, at a learning rate of 0.01.
+    ///
+    /// Errors: values that are not finite, of another shape, or of a tensor that is not trained; those of the method and the
+    /// backend.
+    pub fn updated(&self, backend: &mut dyn Backend) -> Result<Vec<&str>, Error> {
+        let mut changed = Vec::new();
+        let outputs = compute(backend, &self.inputs(true), true, |graph, values| {
+            let lr = one(graph, Fill { value: 0.01, shape: vec![1] }, &[])?;
+            let extra = &values[2..];
+            let updated = self.method.update(&self.site(true), graph, extra, lr)?;
+            if updated.len() != extra.len() {
+                let (got, expected) = (updated.len(), extra.len());
+                return Err(self.wrong(format!("`update` gave {got} values for {expected} tensors")));
+            }
+            let pairs = updated.into_iter().zip(extra).zip(&self.tensors);
+            changed = pairs.filter(|((value, extra), _)| value != *extra).map(|((value, _), t)| (value, t)).collect();
+            for (value, tensor) in &changed {
+                let (got, expected) = (graph.shape(*value)?, &tensor.shape);
+                if got != *expected {
+                    let name = &tensor.name;
+                    return Err(self.wrong(format!("`update` gave `{name}` the shape {got:?}, expected {expected:?}")));
+                }
+                if !tensor.trained {
+                    return Err(self.wrong(format!("`update` changes `{}`, which is not trained", tensor.name)));
+                }
+            }
+            Ok(changed.iter().map(|(value, _)| *value).collect())
+        })?;
+        for (output, (_, tensor)) in outputs.iter().zip(&changed) {
+            if !output.largest().is_finite() {
+                return Err(self.wrong(format!("`update` gives `{}` numbers that are not finite", tensor.name)));
+            }
+        }
+        Ok(changed.into_iter().map(|(_, tensor): (Value, &ExtraTensor)| tensor.name.as_str()).collect())
     }
 
     /// Compares the gradients of the trained tensors and of x with central differences. Meant for a backend in f64.
@@ -350,9 +432,13 @@ impl Layer<'_> {
                 differences.push(self.difference(graph, own, (at, direction), upstream[0])?);
             }
             let y = self.forward(graph, own)?;
-            detached = graph.graph.nodes().iter().any(|node| matches!(node.op, Op::Detach(_)));
+            detached = graph.graph.nodes().iter().any(|node| match &node.op {
+                Op::Detach(_) => true,
+                Op::Own(own) => own.0.gradient.as_ref().is_some_and(|rule| rule.straight_through),
+                _ => false,
+            });
             let requests: Vec<_> = moved.iter().map(|&at| (own[at], GradRequest::Dense)).collect();
-            let grads = gradients(&mut graph.graph, &[(y, upstream[0])], &requests);
+            let grads = gradients(graph.graph, &[(y, upstream[0])], &requests);
             let grads = grads.map_err(|e| self.wrong(self.with_names(&e.to_string())))?;
             Ok([grads, differences].concat())
         })?;

@@ -1,7 +1,7 @@
 //! Proves that `include/sparta_plugin.h` describes the structs and constants of `abi.rs`: a C compiler checks every
 //! size and offset.
 
-use sparta_plugin::abi::*;
+use sparta_plugin::abi::{OwnTensor as SpartaTensor, *};
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::process::Command;
@@ -28,14 +28,15 @@ fn the_header_has_the_same_layout() {
     layout! { c,
         SpartaBytes { data, len }
         SpartaHost { size, abi_major, abi_minor, error, result, last_error, graph_apply, graph_shape, graph_rng,
-            step_read, step_write }
+            step_read, step_write, graph_own }
         SpartaPlugin { size, abi_major, abi_minor, interface_count, interfaces }
         SpartaInterface { size, id, table }
         SpartaMethod { size, describe, select, forward, merge, forward_with_bias, merge_with_bias, penalty, update,
             steps, on_step }
         SpartaTask { size, describe, open, recipe, examples, next, close_examples, close }
         SpartaBackend { size, describe, devices, open, close, alloc, free, write, read, prepare, run, release,
-            run_profiled, memory, submit, request, fetch }
+            run_profiled, memory, submit, request, fetch, prepare_own }
+        SpartaTensor { data, shape, rank }
         SpartaWork { kind, handle, offset, data }
     }
     for (name, value) in [("SPARTA_ABI_MAJOR", ABI_MAJOR), ("SPARTA_ABI_MINOR", ABI_MINOR)] {

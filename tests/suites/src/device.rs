@@ -1,6 +1,6 @@
 use crate::Tensor;
 use sparta_backend_cpu::Reference;
-use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId};
+use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Graph, Plan, PlanId, expand};
 use std::collections::BTreeMap;
 
 /// Tensors by the name of the external.
@@ -20,6 +20,12 @@ impl Device {
 
     pub fn info(&mut self) -> DeviceInfo {
         self.backend().info()
+    }
+
+    /// The plan of a graph, with memory shared in place or not.
+    pub fn plan(&mut self, graph: &Graph, in_place: bool) -> Plan {
+        let info = self.info();
+        Plan::in_segments(&expand(graph, &info.own_kernels), in_place, info.segment_limit())
     }
 
     fn backend(&mut self) -> &mut dyn Backend {

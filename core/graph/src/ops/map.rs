@@ -9,10 +9,15 @@ pub enum Function {
     Rsqrt,
     Abs,
     Relu,
+    /// To the nearest whole number, of two the even one. Its derivative is 0.
+    Round,
+    /// 1 above 0, otherwise 0. Its derivative is 0.
+    Step,
 }
 
 impl Function {
-    pub const ALL: [Function; 4] = [Function::Exp, Function::Rsqrt, Function::Abs, Function::Relu];
+    pub const ALL: [Function; 6] =
+        [Function::Exp, Function::Rsqrt, Function::Abs, Function::Relu, Function::Round, Function::Step];
 }
 
 /// `y = function(x)`, elementwise. Input: f32 or bf16. Output: as `x`.

@@ -3,7 +3,7 @@
 
 use crate::DType;
 use crate::autodiff::GradCtx;
-use crate::graph::{GraphError, Node, TensorType, Value};
+use crate::graph::{Graph, GraphError, Node, TensorType, Value};
 use serde::{Deserialize, Serialize};
 
 /// What every operation declares.
@@ -140,6 +140,7 @@ ops! {
     cast: Cast = "cast";
     store: Store = "store";
     store_rows: StoreRows = "store_rows";
+    own: Own = "own";
 }
 
 mod parts;
@@ -151,6 +152,7 @@ pub use grad_norm::PARTIALS;
 pub use linear::Layout;
 pub use linear_cross_entropy::WeightGrad;
 pub use map::Function;
+pub use own::{Body, BodyCall, CpuFunction, GradientRule, Launch, OwnFunction, OwnKernel, OwnOp, OwnTensor, Wgsl};
 pub use parts::{Part, Rows, Slot};
 pub use sampled_grad::Sampling;
 

@@ -15,6 +15,7 @@ mod linear;
 mod losses;
 mod moved;
 mod optimizer;
+mod own;
 mod parts;
 mod product;
 mod rows;
@@ -284,6 +285,7 @@ impl<'a> Lowering<'a> {
             Op::Cast(_) => self.cast(self.input(0)?, self.output(0)?),
             Op::Store(_) => self.store(),
             Op::StoreRows(_) => self.store_rows(),
+            Op::Own(op) => self.own(&op.0),
         }
     }
 
@@ -355,7 +357,7 @@ impl<'a> Lowering<'a> {
         params: &[u32],
         bindings: &[View],
     ) -> Launch<'_> {
-        let kernel = Kernel { name, constants: constants.to_vec() };
+        let kernel = Kernel::new(name, constants.to_vec());
         let (params, bindings) = (params.to_vec(), bindings.to_vec());
         Launch { steps: &mut self.steps, dispatch: Dispatch { kernel, params, bindings, rng: None, groups: 0 } }
     }

@@ -4,8 +4,9 @@ use super::adaptation::{Adaptation, Form, Part, Trained, delta_name, extra_name}
 use crate::decoder::forward::{Layers, plain_linear};
 use crate::{Error, Precision, Result};
 use sparta_graph::ops::{Add, Cast, Dequantize, Embed, Scale, Scatter, SparseLinear, Store};
-use sparta_graph::{DType, GradRequest, Graph, Op, Value};
-use sparta_plugin::method::{GraphBuilder, Site};
+use sparta_graph::{DType, GradRequest, Graph, Value};
+use sparta_plugin::graph::Recorder;
+use sparta_plugin::method::Site;
 use std::collections::{HashMap, HashSet};
 
 /// The name of a sparse part's indices on the device.
@@ -67,7 +68,7 @@ impl<'a> AdaptedLayers<'a> {
     }
 
     /// A parameter as the device holds it: its values, or the words of its blocks.
-    fn stored(&mut self, graph: &mut Graph, position: usize) -> Value {
+    pub fn stored(&mut self, graph: &mut Graph, position: usize) -> Value {
         let adaptation = self.adaptation;
         let name = adaptation.parameters[position].name.clone();
         let ty = adaptation.device_type(position);
@@ -254,7 +255,7 @@ impl<'a> AdaptedLayers<'a> {
         };
         let b = own.map_or_else(|| self.parameter(graph, bias), Ok)?;
         let inputs = [in_f32(graph, w)?, in_f32(graph, b)?];
-        let mut host = HostGraph { graph, rng: None };
+        let mut host = Recorder { graph, rng: None };
         let merged = self.adaptation.method.merge_with_bias(&site, &mut host, inputs, &extras);
         let merged = merged.map_err(|e| self.failed(weight, "merge", &e.to_string()))?;
         for (position, value) in [weight, bias].into_iter().zip(merged) {
@@ -272,7 +273,7 @@ impl<'a> AdaptedLayers<'a> {
         }
         let (w, extras) = (self.parameter(graph, position)?, self.extras(graph, position));
         let (site, w) = (self.site(position), in_f32(graph, w)?);
-        let mut host = HostGraph { graph, rng: None };
+        let mut host = Recorder { graph, rng: None };
         let merged = self.adaptation.method.merge(&site, &mut host, w, &extras);
         let merged = merged.map_err(|e| self.failed(position, "merge", &e.to_string()))?;
         self.check(graph, merged, &self.adaptation.parameters[position].shape, DType::F32)
@@ -287,7 +288,7 @@ impl<'a> AdaptedLayers<'a> {
         for position in self.adaptation.reparametrized() {
             let (w, extras) = (self.parameter(graph, position)?, self.extras(graph, position));
             let site = self.site(position);
-            let mut host = HostGraph { graph, rng: self.rng };
+            let mut host = Recorder { graph, rng: self.rng };
             let term = self.adaptation.method.penalty(&site, &mut host, w, &extras);
             if let Some(term) = term.map_err(|e| self.failed(position, "penalty", &e.to_string()))? {
                 self.check(graph, term, &[1], DType::F32).map_err(|what| self.failed(position, "penalty", &what))?;
@@ -304,7 +305,7 @@ impl<'a> AdaptedLayers<'a> {
         let mut changes = Vec::new();
         for position in self.adaptation.reparametrized() {
             let (site, extras) = (self.site(position), self.extras(graph, position));
-            let mut host = HostGraph { graph, rng: None };
+            let mut host = Recorder { graph, rng: None };
             let values = self.adaptation.method.update(&site, &mut host, &extras, lr);
             let values = values.map_err(|e| self.failed(position, "update", &e.to_string()))?;
             let Part::Reparam(tensors) = &self.adaptation.parts[position] else { continue };
@@ -421,7 +422,7 @@ impl Layers for AdaptedLayers<'_> {
                 *extra = graph.one(Cast { to: inside }, &[*extra])?;
             }
         }
-        let mut host = HostGraph { graph: &mut *graph, rng: self.rng };
+        let mut host = Recorder { graph: &mut *graph, rng: self.rng };
         let method = &self.adaptation.method;
         let y = match bias {
             Some(bias) => method.forward_with_bias(&site, &mut host, x, [weight, bias], &extras),
@@ -438,36 +439,13 @@ impl Layers for AdaptedLayers<'_> {
     }
 }
 
-/// The graph as a method plugin sees it.
-struct HostGraph<'a> {
-    graph: &'a mut Graph,
-    rng: Option<Value>,
-}
-
-impl GraphBuilder for HostGraph<'_> {
-    fn apply(&mut self, op: Op, inputs: &[Value]) -> std::result::Result<Vec<Value>, sparta_plugin::Error> {
-        if !op.writes().is_empty() {
-            return Err(format!("a method cannot use `{}`: it changes tensors in place", op.name()).into());
-        }
-        self.graph.apply(op, inputs).map_err(|e| e.to_string().into())
-    }
-
-    fn shape(&self, value: Value) -> std::result::Result<Vec<usize>, sparta_plugin::Error> {
-        self.graph.shape(value).map(<[usize]>::to_vec).map_err(|e| e.to_string().into())
-    }
-
-    fn rng(&mut self) -> std::result::Result<Value, sparta_plugin::Error> {
-        self.rng.ok_or_else(|| "an evaluation has no random input: leave dropout out".into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::decoder::forward::{self, Inputs};
     use crate::{Decoder, HeadKind};
     use serde_json::json;
-    use sparta_graph::{Node, gradients};
+    use sparta_graph::{Node, Op, gradients};
     use std::path::Path;
 
     /// Two layers of a family, fully trained, with the gradients of a causal loss.

@@ -13,3 +13,4 @@ mod unadapted;
 pub use adaptation::{Adaptation, Form, Part, Trained};
 pub use index_set::IndexSet;
 pub use layers::AdaptedLayers;
+pub use selection::check_selections;

@@ -3,35 +3,41 @@
 use super::magnitude;
 use crate::{Error, Result};
 use sparta_plugin::method::{ExtraTensor, Init, Magnitude, MethodInfo, Parameter, Rates, Scored, Selection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+type Checked = std::result::Result<(), String>;
 
 /// Separates selections from their rates, which default to the run's.
 ///
-/// Errors: a selection that breaks the rules of [`Selection`].
+/// Errors: those of [`check_selections`].
 pub fn checked(
     info: &MethodInfo,
     parameters: &[Parameter],
     selections: Vec<Selection>,
 ) -> Result<Vec<(Selection, Rates)>> {
+    check_selections(parameters, &selections).map_err(|why| broken(info, why))?;
+    let with_rates = |selection| match selection {
+        Selection::Rated { rates, selection } => (*selection, rates),
+        selection => (selection, Rates::default()),
+    };
+    Ok(selections.into_iter().map(with_rates).collect())
+}
+
+/// Checks what a method selected for these parameters.
+///
+/// Errors: not one selection per parameter; a selection that breaks the rules of [`Selection`].
+pub fn check_selections(parameters: &[Parameter], selections: &[Selection]) -> Checked {
     if selections.len() != parameters.len() {
-        return Err(broken(info, format!("{} selections for {} parameters", selections.len(), parameters.len())));
+        return Err(format!("`select` answered for {} of {} parameters", selections.len(), parameters.len()));
     }
-    let mut plain = Vec::with_capacity(selections.len());
+    let mut shared: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
     for (parameter, selection) in parameters.iter().zip(selections) {
-        let (selection, rates) = match selection {
-            Selection::Rated { rates, selection } => (*selection, rates),
-            selection => (selection, Rates::default()),
-        };
-        check(info, parameter, &selection)?;
-        check_rates(&rates).map_err(|why| broken(info, format!("{}: {why}", parameter.name)))?;
-        if rates != Rates::default() && matches!(selection, Selection::Frozen | Selection::Reparam { .. }) {
-            let why = "has rates as a whole; only dense and sparse selections and added tensors have them";
-            return Err(broken(info, format!("{} {why}", parameter.name)));
+        check(parameter, selection).map_err(|why| format!("`select`: {}: {why}", parameter.name))?;
+        if let Selection::Reparam { tensors } = selection {
+            tensors.iter().filter(|tensor| tensor.shared).try_for_each(|tensor| check_shared(&mut shared, tensor))?;
         }
-        plain.push((selection, rates));
     }
-    check_shared(info, plain.iter().map(|(selection, _)| selection))?;
-    Ok(plain)
+    Ok(())
 }
 
 /// Whether the selection has an index set.
@@ -51,70 +57,86 @@ pub fn expected(selection: &Selection, numel: u64) -> usize {
     }
 }
 
-/// Errors: a shared tensor that two weights describe differently, or whose initial values depend on one of them.
-fn check_shared<'a>(info: &MethodInfo, selections: impl Iterator<Item = &'a Selection>) -> Result<()> {
-    let mut known: BTreeMap<&str, &ExtraTensor> = BTreeMap::new();
-    let tensors = selections.filter_map(|selection| match selection {
-        Selection::Reparam { tensors } => Some(tensors),
-        _ => None,
-    });
-    for tensor in tensors.flatten().filter(|tensor| tensor.shared) {
-        let first = known.entry(&tensor.name).or_insert(tensor);
-        if *first != tensor {
-            return Err(broken(info, format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name)));
-        }
-        if tensor.init == Init::RowNorms {
-            return Err(broken(info, format!("the shared tensor `{}` has the row norms of one weight", tensor.name)));
-        }
+/// Errors: a shared tensor that another weight describes differently, or whose initial values depend on one weight.
+fn check_shared<'a>(known: &mut BTreeMap<&'a str, &'a ExtraTensor>, tensor: &'a ExtraTensor) -> Checked {
+    let first = known.entry(&tensor.name).or_insert(tensor);
+    if *first != tensor {
+        return Err(format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name));
+    }
+    if tensor.init == Init::RowNorms {
+        return Err(format!("the shared tensor `{}` has the row norms of one weight", tensor.name));
     }
     Ok(())
 }
 
-fn check(info: &MethodInfo, parameter: &Parameter, selection: &Selection) -> Result<()> {
-    let name = &parameter.name;
+fn check(parameter: &Parameter, selection: &Selection) -> Checked {
     match selection {
         Selection::Frozen | Selection::Dense => Ok(()),
-        Selection::Rated { .. } => Err(broken(info, format!("{name} has rates within rates"))),
+        Selection::Rated { rates, selection } => {
+            check_rates(rates)?;
+            match **selection {
+                Selection::Rated { .. } => Err("it has rates within rates".into()),
+                Selection::Frozen | Selection::Reparam { .. } if *rates != Rates::default() => {
+                    Err("it has rates as a whole; only dense and sparse selections and added tensors have them".into())
+                }
+                ref selection => check(parameter, selection),
+            }
+        }
         Selection::Sparse { probability } if !(*probability > 0.0 && *probability <= 1.0) => {
-            Err(broken(info, format!("the probability {probability} for {name} is not in (0, 1]")))
+            Err(format!("the probability {probability} is not in (0, 1]"))
         }
         Selection::Magnitude(Magnitude { share, .. }) | Selection::Scored(Scored { share, .. })
             if !(*share > 0.0 && *share <= 1.0) =>
         {
-            Err(broken(info, format!("the share {share} of {name} is not in (0, 1]")))
+            Err(format!("the share {share} is not in (0, 1]"))
         }
         sparse if is_sparse(sparse) && parameter.numel() >= 1 << 32 => {
-            Err(broken(info, format!("{name} has {} elements, an index has 32 bits", parameter.numel())))
+            Err(format!("it has {} elements, but an index has 32 bits", parameter.numel()))
         }
         Selection::Chosen { indices } => {
             let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
             match ascending && indices.last().is_none_or(|&last| u64::from(last) < parameter.numel()) {
                 true => Ok(()),
-                false => Err(broken(info, format!("the elements chosen of {name} do not ascend within its shape"))),
+                false => Err("the chosen elements do not ascend within its shape".into()),
             }
         }
         Selection::Scored(Scored { score, .. }) if score.count() == 0 => {
-            Err(broken(info, format!("the elements of {name} are scored by nothing: {score:?}")))
+            Err(format!("its elements are scored by nothing: {score:?}"))
         }
         Selection::Sparse { .. } | Selection::Magnitude(_) | Selection::Scored(_) => Ok(()),
-        Selection::Reparam { tensors } => tensors.iter().try_for_each(|tensor| check_extra(info, parameter, tensor)),
+        Selection::Reparam { tensors } => {
+            let mut names = BTreeSet::new();
+            match tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
+                Some(tensor) => Err(format!("it adds two tensors `{}`", tensor.name)),
+                None => tensors.iter().try_for_each(|tensor| check_extra(parameter, tensor)),
+            }
+        }
     }
 }
 
-fn check_extra(info: &MethodInfo, parameter: &Parameter, tensor: &ExtraTensor) -> Result<()> {
-    let (name, ExtraTensor { name: extra, shape, init, rates, .. }) = (&parameter.name, tensor);
-    if extra.is_empty() || shape.contains(&0) {
-        return Err(broken(info, format!("the extra tensor `{extra}` {shape:?} of {name} is empty")));
+fn check_extra(parameter: &Parameter, tensor: &ExtraTensor) -> Checked {
+    let ExtraTensor { name, shape, init, rates, .. } = tensor;
+    if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return Err(format!("the name `{name}` of an added tensor is not a word"));
     }
-    check_rates(rates).map_err(|why| broken(info, format!("`{extra}` of {name}: {why}")))?;
+    if shape.is_empty() || shape.contains(&0) {
+        return Err(format!("the added tensor `{name}` has the shape {shape:?}"));
+    }
+    check_rates(rates).map_err(|why| format!("`{name}`: {why}"))?;
     let rows = &parameter.shape[..1];
-    if *init == Init::RowNorms && shape != rows {
-        return Err(broken(info, format!("`{extra}` has the norms of the rows of {name}, so {rows:?}, got {shape:?}")));
+    match *init {
+        Init::RowNorms if shape != rows => {
+            Err(format!("`{name}` has the norms of its rows, so the shape {rows:?}, got {shape:?}"))
+        }
+        Init::Constant { value } if !value.is_finite() => Err(format!("`{name}` has the initial value {value}")),
+        Init::Uniform { bound: size } | Init::Normal { std: size } if !(size >= 0.0 && size.is_finite()) => {
+            Err(format!("the initial values of `{name}` have the size {size}"))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-fn check_rates(rates: &Rates) -> std::result::Result<(), String> {
+fn check_rates(rates: &Rates) -> Checked {
     let Rates { lr_factor, weight_decay } = *rates;
     if !((lr_factor as f32) > 0.0 && (lr_factor as f32).is_finite()) {
         return Err(format!("the learning rate's factor must be a number above 0, got {lr_factor}"));
@@ -163,8 +185,8 @@ mod tests {
             let message = answer(selection).unwrap_err();
             assert!(message.contains(why), "{message}");
         };
-        refused(reparam.rated(rates), "w has rates as a whole");
-        refused(Selection::Frozen.rated(rates), "w has rates as a whole");
+        refused(reparam.rated(rates), "w: it has rates as a whole");
+        refused(Selection::Frozen.rated(rates), "w: it has rates as a whole");
         refused(Selection::Dense.rated(rates).rated(rates), "rates within rates");
         for (lr_factor, weight_decay, why) in [
             (0.0, None, "a number above 0, got 0"),
@@ -184,7 +206,7 @@ mod tests {
         let scored = |share, scope| Selection::Scored(Scored { share, order: Order::Largest, scope, score });
         assert_eq!(expected(&scored(0.25, Scope::Tensor), 24), 6);
         assert_eq!(expected(&scored(0.3, Scope::Group(3)), 24), 8);
-        assert!(answer(scored(0.0, Scope::Model)).unwrap_err().contains("the share 0 of w"));
+        assert!(answer(scored(0.0, Scope::Model)).unwrap_err().contains("w: the share 0 is"));
         let none = Score::Change { steps: 0 };
         let scored = Scored { share: 0.5, order: Order::Largest, scope: Scope::Tensor, score: none };
         assert!(answer(Selection::Scored(scored)).unwrap_err().contains("scored by nothing"));

@@ -1,11 +1,37 @@
-//! Checks after each step: a run that cannot learn stops with the reason.
+//! Checks before the first step and after each: a run that cannot learn stops with the reason.
 
 use super::Trainer;
+use crate::job::Observer;
 use crate::method::Form;
+use crate::run::prepare::Prepared;
 use crate::train::graphs::Purpose;
 use crate::train::{Blame, StepOutput};
 use crate::{Error, Result};
+use sparta_graph::Backend;
+use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
+
+/// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a small
+/// model. Where the method refuses that model nothing is compared, which is said.
+///
+/// Errors: other numbers; a device that fails.
+pub(super) fn own_kernels(run: &Prepared, device: &mut dyn Backend, observer: &mut dyn Observer) -> Result<()> {
+    if !run.own_operations || device.info().own_kernels.is_empty() {
+        return Ok(());
+    }
+    let adaptation = &run.setup.adaptation;
+    let name = &adaptation.info.name;
+    let cases = own_operations(&*adaptation.method, &adaptation.options, device);
+    let Ok(cases) = cases.inspect_err(|e| {
+        observer.message(&format!("the kernels of method `{name}` are not compared with their subgraphs: {e}"));
+    }) else {
+        return Ok(());
+    };
+    let other = |e: sparta_plugin::Error| {
+        Error::Method(format!("method `{name}`: {e}; run it on another device, and tell its author"))
+    };
+    cases.iter().try_for_each(|case| case.check_kernels(device).map(drop).map_err(other))
+}
 
 impl Trainer<'_> {
     /// Errors: numbers that are not finite, unless such steps are skipped; gradients that are all zero. A jump of the

@@ -11,6 +11,8 @@ pub fn prepare<T: Real>(op: &Map, io: &Io) -> Result<Kernel, String> {
         Function::Rsqrt => rsqrt::<T>,
         Function::Abs => abs::<T>,
         Function::Relu => relu::<T>,
+        Function::Round => round::<T>,
+        Function::Step => step::<T>,
     };
     Ok(Kernel::plain(move || {
         // SAFETY: tensors of n elements.
@@ -25,6 +27,7 @@ pub fn prepare_grad<T: Real>(op: &MapGrad, io: &Io) -> Result<Kernel, String> {
         Function::Rsqrt => rsqrt_grad::<T>,
         Function::Abs => abs_grad::<T>,
         Function::Relu => relu_grad::<T>,
+        Function::Round | Function::Step => flat_grad::<T>,
     };
     Ok(Kernel::plain(move || {
         // SAFETY: tensors of n elements.
@@ -57,6 +60,18 @@ simd! {
     unsafe fn relu<T: Real>(n: usize, x: *const T, y: *mut T) {
         map!(n, |x| -> y { if x < T::ZERO { T::ZERO } else { x } })
     }
+    unsafe fn round<T: Real>(n: usize, x: *const T, y: *mut T) {
+        map!(n, |x| -> y { x.round() })
+    }
+    unsafe fn step<T: Real>(n: usize, x: *const T, y: *mut T) {
+        map!(n, |x| -> y { if x > T::ZERO { T::ONE } else { T::ZERO } })
+    }
+    unsafe fn flat_grad<T: Real>(n: usize, x: *const T, dy: *const T, dx: *mut T) {
+        map!(n, |x, dy| -> dx {{
+            let _ = (x, dy);
+            T::ZERO
+        }})
+    }
     unsafe fn exp_grad<T: Real>(n: usize, x: *const T, dy: *const T, dx: *mut T) {
         map!(n, |x, dy| -> dx { dy * x.exp() })
     }
@@ -80,11 +95,13 @@ mod tests {
     #[test]
     fn maps_and_their_derivatives() {
         type F = fn(f64) -> f64;
-        let functions: [(Function, F, F); 4] = [
+        let functions: [(Function, F, F); 6] = [
             (Function::Exp, f64::exp, f64::exp),
             (Function::Rsqrt, |x| 1.0 / x.sqrt(), |x| -0.5 * x.powf(-1.5)),
             (Function::Abs, f64::abs, f64::signum),
             (Function::Relu, |x| x.max(0.0), |x| if x > 0.0 { 1.0 } else { 0.0 }),
+            (Function::Round, f64::round_ties_even, |_| 0.0),
+            (Function::Step, |x| if x > 0.0 { 1.0 } else { 0.0 }, |_| 0.0),
         ];
         for (function, f, derivative) in functions {
             let mut values = Tensor::random(DType::F32, &[3, 2345], 1).values();
@@ -99,6 +116,12 @@ mod tests {
             check(MapGrad { function }, &[x.clone(), dy.clone()], &[dx], 1e-5);
             check_bf16(MapGrad { function }, &[x, dy], &[0, 1], 1e-5);
         }
+    }
+
+    #[test]
+    fn between_whole_numbers_the_even_one_is_nearest() {
+        let x = Tensor::f32(&[6], &[0.5, 1.5, -0.5, -2.5, 2.4999, 8_388_609.0]);
+        check(Map { function: Function::Round }, &[x], &[vec![0.0, 2.0, 0.0, -2.0, 2.0, 8_388_609.0]], 0.0);
     }
 
     #[test]

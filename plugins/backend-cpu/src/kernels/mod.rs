@@ -33,6 +33,7 @@ mod linear_few;
 mod map;
 mod moved;
 mod mul;
+mod own;
 mod parts;
 mod rms_norm;
 mod rope;
@@ -112,5 +113,6 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
         Op::Cast(_) => cast::prepare::<T>(io),
         Op::Store(_) => store::prepare::<T>(io),
         Op::StoreRows(_) => store_rows::prepare::<T>(io),
+        Op::Own(op) => own::prepare::<T>(op, io),
     }
 }

@@ -54,7 +54,7 @@ impl Tools {
         Ok(Tools { cards, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
     }
 
-    /// What `devices` says of a card.
+    /// The entry of a card in `devices`.
     pub fn info(&self, card: &Card) -> DeviceInfo {
         let memory = card.memory.saturating_sub(CONTEXT);
         let tensor_cores = card.capability >= TENSOR_CORES && self.products.is_ok();
@@ -78,11 +78,12 @@ impl Tools {
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
             rounds_in_attention: card.capability >= TENSOR_CORES,
             sampled_cost: Some(SAMPLED_COST),
+            own_kernels: vec![],
         }
     }
 }
 
-/// A context on a card. Everything that is made in it goes with it, and what breaks it breaks no other.
+/// A context on a card. Everything created in it is destroyed with it, and an error in it does not affect others.
 pub struct Session {
     pub driver: Arc<Driver>,
     context: Context,
@@ -104,7 +105,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Makes the context that of this thread.
+    /// Makes the context current on this thread.
     fn enter(&self) -> Result<(), Failure> {
         // SAFETY: the context lives as long as the session.
         self.driver.check("cuCtxSetCurrent", unsafe { (self.driver.functions.cuCtxSetCurrent)(self.context) })
@@ -154,7 +155,7 @@ impl Drop for Session {
     }
 }
 
-/// A card that is open.
+/// An open card.
 pub struct Gpu {
     info: DeviceInfo,
     card: Card,

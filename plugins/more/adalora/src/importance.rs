@@ -1,11 +1,16 @@
 //! The importance of triplets: the average sensitivity of their elements times its average uncertainty.
 
+use sparta_plugin::Error;
+use sparta_plugin::method::StepTensors;
 use std::collections::BTreeMap;
 
 pub const PARTS: [&str; 3] = ["lora_A", "lora_E", "lora_B"];
 
 /// For each element of each added tensor, the averages of its sensitivity and uncertainty.
 pub type Averages = BTreeMap<String, [Vec<f32>; 2]>;
+
+/// What is kept between steps: averages and, after the last allocation, which singular values stay.
+pub type State = (Averages, BTreeMap<String, Vec<bool>>);
 
 /// Updates the averages of the sensitivity `|p g|` and its uncertainty.
 pub fn follow(
@@ -42,4 +47,14 @@ pub fn allocate(sites: &[&String], averages: &Averages, target: u64, left: f64) 
     let threshold = less.checked_sub(1).map_or(f32::NEG_INFINITY, |at| all[at]);
     let stay = |scores: Vec<f32>| scores.iter().map(|&score| score > threshold).collect();
     scores.into_iter().map(|(name, scores)| (name, stay(scores))).collect()
+}
+
+/// Sets the singular values to zero that do not stay.
+pub fn mask(tensors: &mut dyn StepTensors, kept: &BTreeMap<String, Vec<bool>>) -> Result<(), Error> {
+    for (name, kept) in kept {
+        let mut values = tensors.values(name)?;
+        values.iter_mut().zip(kept).for_each(|(x, &kept)| *x *= f32::from(u8::from(kept)));
+        tensors.set(name, &values)?;
+    }
+    Ok(())
 }

@@ -3,13 +3,13 @@
 //! has it for q and v. Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
 
 mod importance;
+mod orthogonal;
 
-use importance::{Averages, PARTS, allocate, follow};
+use importance::{PARTS, State, allocate, follow, mask};
+use orthogonal::distance;
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
-use sparta_plugin::graph::ops::{
-    Add, ColumnSum, Fill, Function, Layout, Linear, Map, Mul, RowSum, Scale, Slice, Unslice,
-};
+use sparta_plugin::graph::ops::{Add, Layout, Linear, Mul, Scale};
 use sparta_plugin::method::*;
 use std::collections::BTreeMap;
 
@@ -39,9 +39,6 @@ sparta_plugin::options! {
         orth_weight: f64 = 0.0, 0.0..=1e3;
     }
 }
-
-/// What is kept between steps: averages and, after the last allocation, which singular values stay.
-type State = (Averages, BTreeMap<String, Vec<bool>>);
 
 impl Method for AdaLora {
     fn describe(&self) -> MethodInfo {
@@ -109,15 +106,7 @@ impl Method for AdaLora {
         if orth_weight == 0.0 {
             return Ok(None);
         }
-        let identity = minus_identity(graph, init_r)?;
-        let [of_a, of_b] = [(a, Layout::Nt), (b, Layout::Tn)].map(|(x, layout)| {
-            let off = graph.one(Linear { residual: true, ..Linear::plain(layout) }, &[x, x, identity])?;
-            let squares = graph.one(Mul {}, &[off, off])?;
-            let rows = graph.one(RowSum {}, &[squares])?;
-            let sum = graph.one(ColumnSum {}, &[rows])?;
-            let inverse = graph.one(Map { function: Function::Rsqrt }, &[sum])?;
-            graph.one(Mul {}, &[sum, inverse])
-        });
+        let [of_a, of_b] = [(a, Layout::Nt), (b, Layout::Tn)].map(|(x, layout)| distance(graph, x, layout, init_r));
         let both = graph.one(Add {}, &[of_a?, of_b?])?;
         Ok(Some(graph.one(Scale { factor: orth_weight as f32 }, &[both])?))
     }
@@ -147,24 +136,10 @@ impl Method for AdaLora {
             let left = if span > 0.0 { 1.0 - done / span } else { 1.0 };
             kept = allocate(&named("lora_E"), &averages, target_r as u64, left);
         }
-        for (name, kept) in &kept {
-            let mut values = tensors.values(name)?;
-            values.iter_mut().zip(kept).for_each(|(x, &kept)| *x *= f32::from(u8::from(kept)));
-            tensors.set(name, &values)?;
-        }
+        mask(tensors, &kept)?;
         let state: State = if step.step < last { (averages, BTreeMap::new()) } else { (BTreeMap::new(), kept) };
         serde_json::to_value(state).map_err(json)
     }
-}
-
-/// `-I [r, r]`, by doubling.
-fn minus_identity(graph: &mut dyn GraphBuilder, r: usize) -> Result<Value, Error> {
-    let (mut known, mut n) = (graph.one(Fill { value: -1.0, shape: vec![1, 1] }, &[])?, 1);
-    while n < r {
-        let [upper, lower] = [[0, 0], [n, n]].map(|at| graph.one(Unslice { shape: [2 * n, 2 * n], at }, &[known]));
-        (known, n) = (graph.one(Add {}, &[upper?, lower?])?, 2 * n);
-    }
-    graph.one(Slice { rows: [0, r], columns: [0, r] }, &[known])
 }
 
 fn scale(site: &Site) -> Result<f32, Error> {

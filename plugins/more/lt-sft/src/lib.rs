@@ -1,5 +1,5 @@
 //! LT-SFT (Ansell et al., 2022): trains the model for some steps, takes the weights that have changed most, starts
-//! again from the model as it was, and trains these alone, with the head.
+//! again from the original model, and trains only these and the head.
 
 use sparta_plugin::Error;
 use sparta_plugin::method::*;

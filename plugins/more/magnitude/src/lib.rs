@@ -8,7 +8,7 @@ struct ByMagnitude;
 
 sparta_plugin::options! {
     struct Settings {
-        /// Fraction of the weights of linear layers that is trained
+        /// Fraction of the weights of linear layers to train
         share: f64 = 0.05, Above(0.0, 1.0);
         /// Train the smallest ones instead of the largest
         smallest: bool = false;
@@ -24,7 +24,7 @@ impl Method for ByMagnitude {
         MethodInfo {
             name: "magnitude".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "trains the weights of the largest or smallest magnitudes".into(),
+            summary: "trains the weights with the largest or smallest magnitudes".into(),
             options: Settings::declared(),
             default_lr: 1.5e-5,
         }

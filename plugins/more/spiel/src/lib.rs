@@ -12,11 +12,11 @@ sparta_plugin::export_method!(Spiel);
 
 sparta_plugin::options! {
     struct Settings {
-        /// Fraction of the weights of linear layers that is trained
+        /// Fraction of the weights of linear layers to train
         density: f64 = 0.01, Above(0.0, 1.0);
         /// Steps between exchanges
         every: u64 = 20, 1..=1_000_000;
-        /// Share of the elements that is exchanged at the start of the run
+        /// Share of the elements to exchange at the start of the run
         rate: f64 = 0.2, Above(0.0, 1.0);
     }
 }
@@ -62,7 +62,7 @@ impl Method for Spiel {
     }
 }
 
-/// The indices without the `count` of them with the smallest changes, and with as many others of the largest gradients.
+/// The indices without the `count` that changed least, and with as many others that have the largest gradients.
 fn exchanged(indices: &[u32], changes: &[f32], gradient: &[f32], count: usize) -> Vec<u32> {
     let mut kept: Vec<usize> = (0..indices.len()).collect();
     kept.sort_by(|&a, &b| changes[a].abs().total_cmp(&changes[b].abs()));

@@ -4,7 +4,8 @@ use crate::abi::*;
 use crate::backend::BackendPlugin;
 use serde::Deserialize;
 use serde_json::Value as Json;
-use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId, ReadId, Work};
+use sparta_graph::ops::CpuFunction;
+use sparta_graph::{Backend, BackendError, BufferId, DType, Op, Plan, PlanId, ReadId, Work};
 use std::collections::HashMap;
 
 pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
@@ -26,6 +27,7 @@ pub const fn table<E: Exported<Object = dyn BackendPlugin>>() -> SpartaBackend {
         submit: Some(submit),
         request: Some(request_read),
         fetch: Some(fetch),
+        prepare_own: Some(prepare_own),
     }
 }
 
@@ -154,17 +156,51 @@ unsafe extern "C" fn prepare(
     external_count: usize,
     prepared: *mut u64,
 ) -> SpartaStatus {
+    // SAFETY: what the host passed to this function, and no functions.
+    unsafe { prepare_own(call, backend, plan, arena, externals, external_count, std::ptr::null(), 0, prepared) }
+}
+
+unsafe extern "C" fn prepare_own(
+    call: SpartaCall,
+    backend: u64,
+    plan: SpartaBytes,
+    arena: u64,
+    externals: *const u64,
+    external_count: usize,
+    functions: *const Option<OwnFunction>,
+    function_count: usize,
+    prepared: *mut u64,
+) -> SpartaStatus {
     guarded(call, || {
-        // SAFETY: the host passed the handle, the message and the array to this function.
-        let (backend, given, externals): (_, Json, _) =
-            unsafe { (opened(backend), request(plan)?, slice(externals, external_count)) };
-        let plan = understood(given)?;
+        // SAFETY: the host passed the handle, the message and the arrays to this function.
+        let (backend, given, externals, functions): (_, Json, _, _) = unsafe {
+            let functions = slice(functions, function_count);
+            (opened(backend), request(plan)?, slice(externals, external_count), functions)
+        };
+        let mut plan = understood(given)?;
+        // SAFETY: the host passes functions as `abi::SpartaBackend` says.
+        unsafe { give_functions(&mut plan, functions) };
         let externals: Vec<BufferId> = externals.iter().map(|&id| BufferId(id)).collect();
         let id = backend.prepare(&plan, &[BufferId(arena)], &externals).map_err(encode)?;
         // SAFETY: the host passes a writable `u64`.
         unsafe { prepared.write(id.0) };
         Ok(())
     })
+}
+
+/// Gives the plugins' own operations of a plan their functions, in order; those that are left without one have none.
+///
+/// # Safety
+/// As for [`CpuFunction::new`], of each function for its operation.
+unsafe fn give_functions(plan: &mut Plan, functions: &[Option<OwnFunction>]) {
+    let own = plan.calls.iter_mut().filter_map(|call| match &mut call.op {
+        Op::Own(own) => Some(&mut own.0.function),
+        _ => None,
+    });
+    for (to, &function) in own.zip(functions) {
+        // SAFETY: the caller vouches for it.
+        *to = function.map(|function| unsafe { CpuFunction::new(function) });
+    }
 }
 
 unsafe extern "C" fn run(call: SpartaCall, backend: u64, prepared: u64) -> SpartaStatus {

@@ -3,6 +3,7 @@ use crate::Error;
 use crate::abi::*;
 use crate::method::{GraphBuilder, Method, MethodInfo, Options, Parameter, Site, StepInfo, StepTensors};
 use serde::{Deserialize, Serialize};
+use sparta_graph::ops::CpuFunction;
 use sparta_graph::{Op, Value};
 use std::borrow::Cow;
 
@@ -233,21 +234,17 @@ const CAPACITY: usize = 8;
 
 impl GraphBuilder for HostGraph {
     fn apply(&mut self, op: Op, inputs: &[Value]) -> Result<Vec<Value>, Error> {
+        let function = match &op {
+            Op::Own(own) => own.0.function.map(CpuFunction::raw),
+            _ => None,
+        };
         let op = serde_json::to_vec(&op).map_err(|e| Error::new(format!("cannot serialise the operation: {e}")))?;
         let inputs: Vec<u32> = inputs.iter().map(|v| v.0).collect();
         let (mut outputs, mut count) = ([0u32; CAPACITY], 0);
+        let (HostCall { host, call }, op) = (self.0, SpartaBytes::new(&op));
+        let (all, given, made) = (inputs.as_ptr(), inputs.len(), outputs.as_mut_ptr());
         // SAFETY: every pointer and length describes a live local, and the call is still running.
-        self.0.check(unsafe {
-            (self.0.host.graph_apply)(
-                self.0.call,
-                SpartaBytes::new(&op),
-                inputs.as_ptr(),
-                inputs.len(),
-                outputs.as_mut_ptr(),
-                CAPACITY,
-                &mut count,
-            )
-        })?;
+        self.0.check(unsafe { (host.graph_own)(call, op, function, all, given, made, CAPACITY, &mut count) })?;
         Ok(outputs.iter().take(count).map(|&v| Value(v)).collect())
     }
 

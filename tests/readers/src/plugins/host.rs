@@ -153,6 +153,7 @@ static BACKEND: SpartaBackend = SpartaBackend {
     submit: None,
     request: None,
     fetch: None,
+    prepare_own: None,
 };
 
 macro_rules! entry {

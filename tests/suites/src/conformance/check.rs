@@ -159,9 +159,9 @@ impl JudgedCase {
 
 /// Runs the reference, compares it with the case's own formulas and returns what it computed.
 fn against_formulas(case: &Case, program: &Program) -> Result<Tensors, String> {
-    let plan = Plan::build(&program.graph, false);
-    let outputs =
-        Device::reference().run(&plan, &program.data).map_err(|e| format!("{}: reference: {e}", case.name))?;
+    let mut device = Device::reference();
+    let plan = device.plan(&program.graph, false);
+    let outputs = device.run(&plan, &program.data).map_err(|e| format!("{}: reference: {e}", case.name))?;
     for (name, expected) in &program.expected {
         let context = format!("{}: reference against formula: {name}", case.name);
         let finite = expected.iter().filter(|x| x.is_finite());
@@ -182,8 +182,8 @@ fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
         return Ok(());
     }
     let fail = |e| format!("{}: reference: {e}", case.name);
-    let plan = Plan::build(&program.graph, false);
     let mut device = Device::reference();
+    let plan = device.plan(&program.graph, false);
     let mut session = Session::open(&mut device, &plan).map_err(fail)?;
     session.upload(&program.data).map_err(fail)?;
     let mut random = Random::named(&case.name);
@@ -238,7 +238,7 @@ fn seeded_loss(program: &Program, outputs: &Tensors) -> f64 {
 /// Compares a backend with the reference, and with itself: a second run, and memory shared in place.
 fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, Failure> {
     let JudgedCase { program, reference, .. } = case;
-    let plan = Plan::in_segments(&program.graph, false, device.info().segment_limit());
+    let plan = device.plan(&program.graph, false);
     let mut session = Session::open(device, &plan)?;
     let mut run = || {
         session.upload(&program.data)?;
@@ -248,7 +248,10 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
     let (first, second) = (run()?, run()?);
     drop(session);
     let shared = match device.info().in_place {
-        true => Some(device.run(&Plan::build(&program.graph, true), &program.data)?),
+        true => {
+            let plan = device.plan(&program.graph, true);
+            Some(device.run(&plan, &program.data)?)
+        }
         false => None,
     };
     // With roundings on the way, each op is judged by what it was given.

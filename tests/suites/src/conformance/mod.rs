@@ -16,6 +16,7 @@ pub mod naive;
 mod narrow;
 mod norm;
 mod optimizer;
+mod own;
 mod primitives;
 mod quantized;
 mod rows;
@@ -36,6 +37,7 @@ pub const AREAS: [Area; 10] = [
     Area { name: "attention", cases: attention::cases },
     Area { name: "elementwise ops", cases: elementwise::cases },
     Area { name: "primitives", cases: primitives::cases },
+    Area { name: "plugins' own operations", cases: own::cases },
     Area { name: "rows of tables", cases: rows::cases },
     Area { name: "weights in blocks", cases: quantized::cases },
     Area { name: "losses", cases: losses::cases },

@@ -79,7 +79,9 @@ fn map(function: Function, shape: [usize; 2]) -> Case {
         let values: Vec<f64> = match function {
             Function::Rsqrt => values.map(|x| x.abs() + 0.5).collect(),
             Function::Exp => values.collect(),
-            Function::Abs | Function::Relu => values.map(|x| x + 0.25 * x.signum()).collect(),
+            Function::Abs | Function::Relu | Function::Step => values.map(|x| x + 0.25 * x.signum()).collect(),
+            // Away from the middle between two whole numbers.
+            Function::Round => values.map(|x| 3.0 * x).map(|x| x.round() + 0.75 * (x - x.round())).collect(),
         };
         let x = b.f32s(&shape, values);
         let y = b.one(Map { function }, &[x]);
@@ -88,6 +90,8 @@ fn map(function: Function, shape: [usize; 2]) -> Case {
             Function::Rsqrt => 1.0 / x.sqrt(),
             Function::Abs => x.abs(),
             Function::Relu => x.max(0.0),
+            Function::Round => x.round_ties_even(),
+            Function::Step => f64::from(u8::from(*x > 0.0)),
         };
         b.expect(y, b.of(x).iter().map(f).collect());
         b.seed(y);

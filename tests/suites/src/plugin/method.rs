@@ -1,23 +1,30 @@
 //! A method in layers of its own, in f64, and its answers to what a user may ask.
 
-use super::{Ending, Outcome, check_message, check_no_panic, defaults, failed, passed, settings};
-use sparta_backend_cpu::Reference;
+use super::{Ending, OpenDevices, Outcome, check_message, check_no_panic, defaults, failed, passed, settings, steps};
+use sparta_backend_cpu::{Cpu, Reference};
 use sparta_core::method::options::{Given, check};
 use sparta_core::plugin::LoadedMethod;
+use sparta_graph::graph::TensorType;
+use sparta_graph::ops::OwnKernel;
+use sparta_graph::{Backend, DType};
 use sparta_plugin::graph::Value;
 use sparta_plugin::method::{GraphBuilder, Method, Options, Parameter, Role, Selection, Site};
-use sparta_plugin::testing::{self, Gradients, Tensor, evaluate, layers, model};
+use sparta_plugin::testing::{self, Gradients, OwnCase, Tensor, evaluate, layers, model, own_operations, sites};
 use std::collections::BTreeMap;
 
-type Check = fn(&LoadedMethod) -> Outcome;
+type Check = fn(&LoadedMethod, OpenDevices) -> Outcome;
 
 pub const TESTS: &[(&str, Check)] = &[
-    ("options", options),
-    ("selection", selection),
-    ("at the start", start),
-    ("gradients", gradients),
-    ("merged layers", merged),
-    ("wrong requests", wrong_requests),
+    ("options", |method, _| options(method)),
+    ("selection", |method, _| selection(method)),
+    ("at the start", |method, _| start(method)),
+    ("gradients", |method, _| gradients(method)),
+    ("own operations", own),
+    ("merged layers", |method, _| merged(method)),
+    ("layers with a bias", |method, _| with_bias(method)),
+    ("penalties and updates", |method, _| penalties(method)),
+    ("between steps", |method, _| steps::between(method)),
+    ("wrong requests", |method, _| wrong_requests(method)),
 ];
 
 fn reference() -> Result<Reference, String> {
@@ -121,6 +128,74 @@ fn merged(method: &LoadedMethod) -> Outcome {
     let mut backend = reference()?;
     layers.iter().try_for_each(|layer| layer.check_merge(&mut backend))?;
     passed()
+}
+
+/// Kernels are valid on every device and compute what the subgraphs do, on the CPU and on the devices that are there; gradient
+/// rules agree with differences.
+fn own(method: &LoadedMethod, devices: OpenDevices) -> Outcome {
+    let mut reference = reference()?;
+    let cases = own_operations(method, &defaults(&method.info().options), &mut reference)?;
+    if cases.is_empty() {
+        return Err(Ending::Skipped("it has no operations of its own".into()));
+    }
+    for case in &cases {
+        println!("{} of {}", case.op.name, case.place);
+        sparta_kernels::check_own(&case.op, &ranks(case)?)?;
+        case.check_gradient(&mut reference)?;
+    }
+    let cpu: Box<dyn Backend> = Box::new(Cpu::new(None).map_err(|e| e.to_string())?);
+    let mut compared = Vec::new();
+    for mut backend in devices().into_iter().chain([cpu]) {
+        for case in &cases {
+            println!("{} of {} on {}", case.op.name, case.place, backend.info().id);
+            compared.extend(case.check_kernels(&mut *backend)?);
+        }
+    }
+    let alone = |kernel, what: &str| {
+        let brought = cases.iter().any(|case| case.op.runs(kernel, &[]));
+        (brought && !compared.contains(&kernel)).then(|| format!("; no device here runs {what}"))
+    };
+    let missing = alone(OwnKernel::Wgsl, "WGSL").unwrap_or_default();
+    let mut names: Vec<&str> = cases.iter().map(|case| case.op.name.as_str()).collect();
+    names.dedup();
+    Ok(format!("{}: {} kernels compared with their subgraphs{missing}", names.join(", "), compared.len()))
+}
+
+/// The dimensions of the operands.
+fn ranks(case: &OwnCase) -> Result<Vec<usize>, String> {
+    let inputs: Vec<TensorType> = case.inputs.iter().map(|t| TensorType::new(DType::F32, t.shape.clone())).collect();
+    let outputs = case.op.body.infer(&inputs.iter().collect::<Vec<_>>())?;
+    Ok(inputs.iter().chain(&outputs).map(|ty| ty.shape.len()).collect())
+}
+
+/// A layer with a bias merges into one that computes the same.
+fn with_bias(method: &LoadedMethod) -> Outcome {
+    let layers = reparametrized(method)?;
+    if !method.mergeable() {
+        return Err(Ending::Skipped("it says that it cannot be merged".into()));
+    }
+    let mut backend = reference()?;
+    layers.iter().try_for_each(|layer| layer.check_bias(&mut backend))?;
+    passed()
+}
+
+/// Terms of the loss are numbers, and updated tensors keep their shapes.
+fn penalties(method: &LoadedMethod) -> Outcome {
+    let sites = sites(method, &defaults(&method.info().options))?;
+    if sites.is_empty() {
+        return Err(Ending::Skipped("it reparametrizes nothing".into()));
+    }
+    let (mut backend, mut terms, mut updated) = (reference()?, 0, Vec::new());
+    for site in &sites {
+        terms += usize::from(site.penalty(&mut backend)?.is_some());
+        updated.extend(site.updated(&mut backend)?);
+    }
+    updated.sort_unstable();
+    updated.dedup();
+    let terms = if terms == 0 { String::new() } else { format!("{terms} terms of the loss") };
+    let updated = if updated.is_empty() { String::new() } else { format!("updates {}", updated.join(", ")) };
+    let said: Vec<String> = [terms, updated].into_iter().filter(|said| !said.is_empty()).collect();
+    Ok(said.join("; "))
 }
 
 /// What no host asks ends in an error or an answer, and not in a crash: this process goes on.

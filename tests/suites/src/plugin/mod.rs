@@ -1,10 +1,12 @@
 //! What every method and every task has to pass, as tests that can run one by one, each in a process of its own.
 
 mod method;
+mod steps;
 mod task;
 
 use serde_json::Value as Json;
 use sparta_core::plugin::{PluginKind, PluginSet};
+use sparta_graph::Backend;
 use sparta_plugin::options::{OptionInfo, OptionKind, Options};
 use std::path::{Path, PathBuf};
 
@@ -69,13 +71,16 @@ pub fn tests(plugins: &PluginSet) -> Vec<PluginTest> {
     all
 }
 
+/// Opens the devices on which kernels that methods bring are tried.
+pub type OpenDevices<'a> = &'a dyn Fn() -> Vec<Box<dyn Backend>>;
+
 /// Runs one of [`tests`]. `data` is what tasks read.
-pub fn run(test: &PluginTest, plugins: &PluginSet, data: Option<&Path>) -> Outcome {
+pub fn run(test: &PluginTest, plugins: &PluginSet, data: Option<&Path>, devices: OpenDevices) -> Outcome {
     let unknown = || format!("there is no test `{}`", test.name());
     match test.kind {
         PluginKind::Method => {
             let (_, check) = method::TESTS.iter().find(|(what, _)| *what == test.what).ok_or_else(unknown)?;
-            check(&*plugins.method(&test.subject).map_err(|e| e.to_string())?)
+            check(&*plugins.method(&test.subject).map_err(|e| e.to_string())?, devices)
         }
         PluginKind::Task => {
             let (_, check) = task::TESTS.iter().find(|(what, _)| *what == test.what).ok_or_else(unknown)?;

@@ -115,7 +115,7 @@ pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, st
         let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
         own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
     };
-    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
+    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(&**parameter).is_some());
     of_blocks.for_each(|parameter| parameter.dtype = decoded);
     adaptation.keep_blocks(blocks);
 }
@@ -515,13 +515,15 @@ fn images_note(weights: &Weights) -> Option<String> {
 pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
     let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut stored, mut decoded, mut largest) = (0, 0, 0);
+    // Otherwise the embedding is the vocabulary head, too.
+    let has_head = adaptation.parameters.iter().any(|p| matches!(p.role, Role::Head | Role::LmHead));
     for (position, parameter) in adaptation.parameters.iter().enumerate() {
         let Some(blocks) = adaptation.blocks_of(position) else { continue };
         *kept.entry(blocks.name()).or_default() += 1;
         let values = parameter.numel() * adaptation.device_dtype(position).size() as u64;
         stored += adaptation.device_type(position).bytes() as u64;
         decoded += values;
-        largest = largest.max(if parameter.role == Role::Embedding { 0 } else { values });
+        largest = largest.max(if parameter.role == Role::Embedding && has_head { 0 } else { values });
     }
     let others = adaptation.formats.len() - kept.values().sum::<usize>();
     let types: Vec<String> = kept.iter().map(|(name, count)| format!("{count} {name}")).collect();

@@ -235,7 +235,10 @@ fn one_file_is_enough() {
     let linked = succeed_alone(&["plugins", "--json"]);
     let mut names: Vec<String> = state(&linked, "linked").into_iter().map(|(name, _)| name).collect();
     names.sort();
-    assert_eq!(names, ["classify", "cpu", "cuda", "full", "glue", "head", "imdb", "lora", "sft", "sparta", "text"]);
+    assert_eq!(
+        names,
+        ["classify", "cpu", "cuda", "full", "glue", "head", "imdb", "lora", "mpi", "sft", "sparta", "text"]
+    );
     for (name, loaded) in state(&linked, "linked") {
         assert_eq!(loaded, "loaded", "{name}");
     }

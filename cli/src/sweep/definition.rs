@@ -418,7 +418,7 @@ mod tests {
         let mut definition = Definition::read(Path::new("methods")).unwrap();
         let built_in = ["full", "sparta", "lora", "head"];
         let missing = definition.leave_out(|method| built_in.contains(&method) || method == "dora");
-        let others = ["gradient-mask", "lt-sft", "spiel", "sora", "adalora", "delta-dropout"];
+        let others = ["gradient-mask", "lt-sft", "spiel", "sora", "adalora", "delta-dropout", "lr-qat"];
         assert_eq!(missing, [&["vera", "ia3", "magnitude"][..], &others, &["bitfit"]].concat());
         let all = definition.combinations().unwrap();
         let mut rows: Vec<&str> = all.iter().filter_map(|one| one.row.as_deref()).collect();

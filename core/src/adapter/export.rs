@@ -28,7 +28,7 @@ pub enum ExportFormat {
 /// Returns notes for the user. Errors: a format that cannot hold this adapter; `out` already exists.
 pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
     if files::exists(out) {
-        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+        return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
     }
     let adapter = &applied.adapter;
     let one_head = || match &adapter.heads[..] {

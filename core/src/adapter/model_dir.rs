@@ -42,7 +42,7 @@ impl Output {
     pub fn create(out: &Path) -> Result<Output> {
         let empty = files::is_dir(out) && files::list(out).map_err(Error::io(out))?.is_empty();
         if files::exists(out) && !empty {
-            return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+            return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
         }
         let name = out
             .file_name()

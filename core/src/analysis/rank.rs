@@ -205,7 +205,7 @@ mod tests {
 
     /// The product of `[rows, rank]` and `[rank, columns]`, which has this rank unless unlucky, as the test would show.
     fn product(rows: usize, columns: usize, rank: usize) -> Vec<f32> {
-        let (a, b) = (integers(rows, rank, 1), integers(rank, columns, 2));
+        let (a, b) = (integers(rows, rank, 8), integers(rank, columns, 9));
         let element = |i: usize, j: usize| (0..rank).map(|k| a[i * rank + k] * b[k * columns + j]).sum();
         (0..rows * columns).map(|at| element(at / columns, at % columns)).collect()
     }

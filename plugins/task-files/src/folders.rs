@@ -203,7 +203,7 @@ mod tests {
 
         fs::create_dir(negative.join("1_1.txt")).unwrap();
         let message = texts().unwrap_err().0;
-        assert!(message.contains("1_1.txt: cannot be opened: expected a file"), "{message}");
+        assert!(message.contains("1_1.txt: cannot be opened: expected a regular file"), "{message}");
         fs::remove_dir(negative.join("1_1.txt")).unwrap();
         for target in ["../secret", "/dev/zero", "nowhere"] {
             let link = negative.join("2_1.txt");

@@ -138,7 +138,7 @@ fn what_is_not_supported_is_named() {
     for (key, field, said) in [
         ("general.architecture", text("mamba"), "expected one of llama"),
         ("general.architecture", text("qwen3moe"), "mixtures of experts"),
-        ("general.architecture", text("clip"), "reads images"),
+        ("general.architecture", text("clip"), "image encoder"),
         ("llama.expert_count", Field::U32(8), "mixtures of experts"),
         ("general.type", text("adapter"), "expected a model"),
         ("general.alignment", Field::U32(3), "a power of two"),

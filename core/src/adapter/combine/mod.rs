@@ -85,7 +85,7 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
     }
     strategy.check(adapters.len())?;
     if files::exists(out) {
-        return Err(Error::Usage(format!("{} is there already; give another --out, or remove it", out.display())));
+        return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
     }
     let one_head = strategy.averages() && same_heads(adapters);
     let mut aligned = align_all(adapters, device)?;

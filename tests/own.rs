@@ -246,7 +246,7 @@ fn merged_weights_are_few_numbers() {
     );
     assert_eq!(json(home.join("run/result.json"))["merge_check"]["other_class"], 0);
     ran(home, &format!("--plugin {plugin} adapter merge run --out merged --device cpu --dtype f32"));
-    let merged = Weights::open(&home.join("merged")).unwrap();
+    let merged = Weights::open(home.join("merged")).unwrap();
     let view = merged.get("model.layers.0.mlp.up_proj.weight").unwrap();
     let (values, width) = (view.to_f32().unwrap(), view.shape[1]);
     for row in values.chunks(width) {

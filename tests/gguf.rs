@@ -178,7 +178,7 @@ fn a_quantized_base_goes_back_to_its_own_types() {
         &MergeRequest { out: base.path().join("x"), dtype: MergeDtype::Own, shard_bytes: 1 << 30 },
         cpu(),
     );
-    assert!(text.unwrap_err().to_string().contains("blocks are for GGUF files"));
+    assert!(text.unwrap_err().to_string().contains("types of GGUF files"));
 }
 
 #[test]

@@ -117,6 +117,8 @@ fn product(blocks: Blocks, rows: usize, size: [usize; 2]) -> Case {
             let h = naive::product(Layout::Nt, [rows, outputs, inputs], &b.of(x), &values);
             let z = naive::product(Layout::Nn, [rows, inputs, outputs], &h, &values);
             b.expect(y, z.into_iter().map(|z| z / 64.0).collect());
+        } else {
+            b.observe(y);
         }
         let y = b.one(Scale { factor: 0.5 }, &[y]);
         b.seed(y);

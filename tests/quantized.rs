@@ -221,7 +221,7 @@ fn language_models_too() {
     for tied in [false, true] {
         everywhere(Run { lm: true, ..SPARTA }, tied);
         everywhere(
-            Run { lm: true, precision: Precision::BF16, method: "lora", options: &[("r", "4")], ..SPARTA },
+            Run { lm: true, precision: Precision::BF16, method: "lora", options: &[("lora-r", "4")], ..SPARTA },
             tied,
         );
     }
@@ -230,7 +230,7 @@ fn language_models_too() {
 #[test]
 fn additions_to_layers_are_trained_beside_blocks() {
     for precision in [Precision::F32, Precision::BF16] {
-        everywhere(Run { method: "lora", options: &[("r", "4")], precision, ..SPARTA }, true);
+        everywhere(Run { method: "lora", options: &[("lora-r", "4")], precision, ..SPARTA }, true);
         everywhere(Run { method: "head", options: &[], precision, ..SPARTA }, true);
     }
 }
@@ -256,7 +256,7 @@ fn floats_are_rounded_to_blocks_when_they_are_loaded() {
 fn one_matrix_of_scratch_serves_all() {
     let model = model(true, HeadKind::Classification { classes: 3 }, &Blocks::ALL);
     let device = subjects::cpu(None).open().unwrap().info();
-    for method in [SPARTA, Run { method: "lora", options: &[("r", "4")], ..SPARTA }] {
+    for method in [SPARTA, Run { method: "lora", options: &[("lora-r", "4")], ..SPARTA }] {
         for recompute in [false, true] {
             let arena = |kept| {
                 let setup = Setup { recompute, ..setup(&method, &model, kept) };
@@ -310,7 +310,7 @@ fn texts_are_written_from_blocks() {
     for tied in [true, false] {
         let model = model(tied, HeadKind::CausalLm, &Blocks::ALL);
         let written = |subject: &mut Subject, kept| {
-            let run = Run { lm: true, method: "lora", options: &[("r", "4")], ..SPARTA };
+            let run = Run { lm: true, method: "lora", options: &[("lora-r", "4")], ..SPARTA };
             let setup = Setup { limits: Limits::generation(16), ..setup(&run, &model, kept) };
             let mut session = open(subject, &model, setup);
             let first = session.decode(&[3, 1, 4, 1, 5], 0).unwrap();

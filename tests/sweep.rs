@@ -93,7 +93,12 @@ fn a_dry_run_lists_and_mistakes_are_told_before_anything_runs() {
     let listed = sweep(home.path(), &["--dry-run"]);
     assert_eq!(summary(&listed).as_array().unwrap().len(), 3);
     assert!(!home.path().join("out").exists());
-    for (set, part) in [("epocs=3", "epoch"), ("lr=-1", "number above 0"), ("out=x", "itself"), ("lr", "KEY=VALUE")] {
+    for (set, part) in [
+        ("epocs=3", "epoch"),
+        ("lr=-1", "number above 0"),
+        ("out=x", "the sweep sets this option"),
+        ("lr", "KEY=VALUE"),
+    ] {
         let wrong = sweep(home.path(), &["--set", set]);
         let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
         assert_eq!(wrong.status.code(), Some(2), "{set}: {said}");

@@ -106,7 +106,7 @@ fn products_on_matrix_units() {
     let op = Linear::plain(Layout::Nt);
     let mut inputs = inputs(&op, 72, 80, 64, DType::F16);
     inputs[0] = floats(DType::BF16, &[72, 64], 1);
-    bench.check_bf16(2e-6, op, &inputs, &[]);
+    bench.check_bf16(2e-6, op, &inputs, &[0]);
 }
 
 /// Few tiles and a long inner dimension: pieces of it are summed apart, in small tiles and in large ones.

@@ -158,7 +158,7 @@ fn what_is_not_supported_is_named() {
     refused(&gpt2, &tensors(), "`tokenizer.ggml.pre` is missing; known ways");
     set(&mut gpt2, "tokenizer.ggml.pre", text("smollm"));
     set(&mut gpt2, "tokenizer.ggml.merges", Field::Texts(vec!["ab".into()]));
-    refused(&gpt2, &tensors(), "no pair");
+    refused(&gpt2, &tensors(), "a merge that is not a pair");
     for key in ["general.architecture", "llama.embedding_length", "tokenizer.ggml.tokens"] {
         refused(&fields(|fields| fields.retain(|(own, _)| own != key)), &tensors(), key);
     }

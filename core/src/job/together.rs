@@ -58,7 +58,7 @@ impl TogetherPlan {
         let (count, size) = (self.micro_batches as u64, self.members.len() as u64);
         match self.exchange {
             _ if count < 2 => 0,
-            Exchange::Exact => self.gradient_bytes * (count.next_multiple_of(size) / size) * (size - 1),
+            Exchange::Exact => self.gradient_bytes * count.div_ceil(size) * (size - 1),
             Exchange::Fast => self.gradient_bytes * 2 * (size - 1) / size,
         }
     }

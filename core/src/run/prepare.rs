@@ -115,7 +115,7 @@ pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, st
         let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
         own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
     };
-    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(&**parameter).is_some());
+    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
     of_blocks.for_each(|parameter| parameter.dtype = decoded);
     adaptation.keep_blocks(blocks);
 }

@@ -34,10 +34,6 @@ static struct {
     int calls;
 } called[64];
 
-void stand_in_fails(const char *name, int with, int from) {
-    failing = name, failure = with, after = from;
-    memset(called, 0, sizeof called);
-}
 /* The i-th function that was called, or NULL. */
 const char *stand_in_called(int i, int *calls) {
     *calls = called[i].calls;
@@ -66,6 +62,29 @@ typedef struct Work {
 
 static Work queue[1 << 16];
 static size_t queued, finished;
+
+/* The device's memory that is not freed yet. */
+static void *memories[256];
+
+static void *keep(void *memory) {
+    int i = 0;
+    while (memories[i]) i++;
+    return memories[i] = memory;
+}
+static void release(void *memory) {
+    int i = 0;
+    while (memories[i] != memory) i++;
+    free(memory);
+    memories[i] = NULL;
+}
+
+/* A function fails with a code from a call on. Ends what an earlier use has left: work in the queue, and memory. */
+void stand_in_fails(const char *name, int with, int from) {
+    failing = name, failure = with, after = from;
+    memset(called, 0, sizeof called);
+    queued = finished = 0;
+    for (int i = 0; i < 256; i++) free(memories[i]), memories[i] = NULL;
+}
 
 static Work *append(void (*run)(Work *)) {
     if (queued == sizeof queue / sizeof *queue) abort();
@@ -156,12 +175,12 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     void *memory = NULL;
     if (bytes == 0 || posix_memalign(&memory, 256, bytes)) return bytes ? 2 : 1;
     memset(memory, 0xa5, bytes); /* A device does not clear it. */
-    *address = (uint64_t)memory;
+    *address = (uint64_t)keep(memory);
     return 0;
 }
 int cuMemFree_v2(uint64_t address) {
     CALL(cuMemFree_v2);
-    free((void *)address);
+    release((void *)address);
     return 0;
 }
 int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream) {
@@ -172,7 +191,7 @@ int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void *stream
 }
 int cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     CALL(cuMemHostAlloc);
-    *memory = malloc(bytes);
+    *memory = keep(malloc(bytes));
     return flags == 0 && *memory ? 0 : 1;
 }
 static int put_copy(void *to, const void *from, size_t bytes, void *stream) {

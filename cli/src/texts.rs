@@ -45,6 +45,9 @@ pub trait Shape: Send + 'static {
 /// Reads entries in its own thread, so that work on some overlaps with waiting for more.
 pub struct Incoming<E> {
     entries: Receiver<Result<E>>,
+    /// Whether entries may come at any time, from standard input or a pipe. Those of files are taken in full batches, so
+    /// that what is computed together, and with it the last bit, does not depend on how fast they are read.
+    live: bool,
 }
 
 impl<E: Send + 'static> Incoming<E> {
@@ -52,6 +55,11 @@ impl<E: Send + 'static> Incoming<E> {
     ///
     /// Errors: a file that cannot be opened; a table without a text column, or in an unknown format.
     pub fn open(path: Option<&Path>, shape: impl Shape<Entry = E>) -> Result<Self> {
+        let live = path.is_none_or(|path| !path.is_file() && !path.is_dir());
+        Ok(Incoming { live, ..Self::begin(path, shape)? })
+    }
+
+    fn begin(path: Option<&Path>, shape: impl Shape<Entry = E>) -> Result<Self> {
         let Some(path) = path else { return Self::read("standard input".into(), std::io::stdin(), shape) };
         let named = shape.format().map(Format::named).transpose().map_err(data)?;
         match named.or_else(|| Format::of(path)) {
@@ -98,11 +106,11 @@ impl<E: Send + 'static> Incoming<E> {
             }
         };
         std::thread::Builder::new().spawn(read).map_err(Error::io("a thread that reads the texts"))?;
-        Ok(Incoming { entries })
+        Ok(Incoming { entries, live: true })
     }
 
-    /// Waits for an entry, and takes all others that are ready. Entries read before an error come with it. Empty at the
-    /// end.
+    /// Waits for an entry, and takes all others that are ready, or of a file a full batch. Entries read before an error come
+    /// with it. Empty at the end.
     pub fn some(&self) -> (Vec<E>, Result<()>) {
         let mut entries = Vec::new();
         let mut next = self.entries.recv().ok();
@@ -111,7 +119,11 @@ impl<E: Send + 'static> Incoming<E> {
                 Ok(entry) => entries.push(entry),
                 Err(error) => return (entries, Err(error)),
             }
-            next = if entries.len() < AHEAD { self.entries.try_recv().ok() } else { None };
+            next = match entries.len() < AHEAD {
+                true if self.live => self.entries.try_recv().ok(),
+                true => self.entries.recv().ok(),
+                false => None,
+            };
         }
         (entries, Ok(()))
     }

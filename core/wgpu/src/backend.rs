@@ -2,21 +2,18 @@ use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matr
 use crate::options::Options;
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
+use crate::prepared::{MOST_STORAGE, PlanMemory, Prepared, PreparedStep, params_slot, prepare};
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
 use crate::wait::{Submitted, block_on};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Dispatch, Memory, RNG_BINDING, Step, View, lower};
+use sparta_kernels::{Bounds, Step, lower};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
 use tracing::{debug, info};
 
-/// Workgroups per dimension of a launch, WebGPU's default limit.
-const MAX_GROUPS: usize = 65_535;
-/// Storage buffers of a dispatch, WebGPU's default limit.
-const MOST_STORAGE: usize = 8;
 /// Buffers up to this size may be bound as uniforms too: the random key is.
 const UNIFORM_BYTES: u64 = 64;
 /// The most bytes that one transfer stages.
@@ -53,23 +50,6 @@ pub(crate) struct Buffer {
     pub dtype: DType,
     pub len: usize,
     pub label: String,
-}
-
-/// A plan with its pipelines and bindings.
-pub(crate) struct Prepared {
-    pub steps: Vec<PreparedStep>,
-    /// The work of each step.
-    pub work: Vec<f64>,
-    /// Where each call's steps end.
-    ends: Vec<usize>,
-    /// Bytes of the parameters of all launches.
-    parameters: u64,
-    scratch: wgpu::Buffer,
-}
-
-pub(crate) enum PreparedStep {
-    Dispatch { pipeline: wgpu::ComputePipeline, bindings: wgpu::BindGroup, groups: (u32, u32) },
-    Copy { from: (wgpu::Buffer, u64), to: (wgpu::Buffer, u64), bytes: u64 },
 }
 
 impl WgpuBackend {
@@ -262,95 +242,17 @@ impl WgpuBackend {
         let name = format!("{} ({})", call.op.name(), call.label);
         let mut prepared = Vec::new();
         for step in steps {
-            prepared.push(match step {
-                Step::Copy { from, to } => {
-                    let at = |view: &View| {
-                        let (buffer, offset) = memory.at(view, 0);
-                        (buffer.clone(), offset)
-                    };
-                    PreparedStep::Copy { from: at(from), to: at(to), bytes: from.bytes as u64 }
-                }
-                Step::Dispatch(dispatch) => {
-                    let offset = *slot * ALIGNMENT as u64;
-                    *slot += 1;
-                    self.prepare_dispatch(&name, dispatch, memory, offset).map_err(|caught| match caught {
-                        Caught::OutOfMemory => BackendError::OutOfMemory {
-                            device: self.id().into(),
-                            what: format!("the bindings of {name}"),
-                            bytes: 0,
-                        },
-                        Caught::Other(reason) => self.op(&name, reason),
-                    })?
-                }
-            });
+            let made = prepare(&self.device, &mut self.pipelines, &name, step, memory, slot);
+            prepared.push(made.map_err(|caught| match caught {
+                Caught::OutOfMemory => BackendError::OutOfMemory {
+                    device: self.id().into(),
+                    what: format!("the bindings of {name}"),
+                    bytes: 0,
+                },
+                Caught::Other(reason) => self.op(&name, reason),
+            })?);
         }
         Ok(prepared)
-    }
-
-    fn prepare_dispatch(
-        &mut self,
-        name: &str,
-        dispatch: &Dispatch,
-        memory: &PlanMemory,
-        params_offset: u64,
-    ) -> Result<PreparedStep, Caught> {
-        let storage = dispatch.bindings.len();
-        let pipeline = self.pipelines.get(&self.device, &dispatch.kernel, storage, dispatch.rng.is_some())?;
-        let params = wgpu::BufferBinding {
-            buffer: &memory.params,
-            offset: params_offset,
-            size: std::num::NonZeroU64::new(params_bytes(dispatch)),
-        };
-        let bind = |view: &View, number: usize| {
-            let (buffer, offset) = memory.at(view, number);
-            wgpu::BufferBinding { buffer, offset, size: std::num::NonZeroU64::new(view.bytes as u64) }
-        };
-        let entry =
-            |binding: u32, buffer| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(buffer) };
-        let mut entries = vec![entry(0, params)];
-        let places: Vec<wgpu::BufferBinding> =
-            dispatch.bindings.iter().enumerate().map(|(i, view)| bind(view, i)).collect();
-        debug_assert!(!overlap(&places), "{name}: two bindings overlap, which WebGPU refuses");
-        entries.extend((1u32..).zip(places).map(|(i, place)| entry(i, place)));
-        entries.extend(dispatch.rng.iter().map(|view| entry(RNG_BINDING, bind(view, 0))));
-        let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };
-        let bindings = bind_group(&self.device, &descriptor)?;
-        Ok(PreparedStep::Dispatch { pipeline: pipeline.pipeline, bindings, groups: dispatch.grid(MAX_GROUPS) })
-    }
-}
-
-/// In a browser each error scope is a round trip to another process, and a plan has hundreds of bind groups: their errors
-/// surface at the next check.
-fn bind_group(device: &wgpu::Device, descriptor: &wgpu::BindGroupDescriptor) -> Result<wgpu::BindGroup, Caught> {
-    let create = || device.create_bind_group(descriptor);
-    if cfg!(target_arch = "wasm32") { Ok(create()) } else { scoped(device, create) }
-}
-
-/// Whether two bindings overlap.
-fn overlap(places: &[wgpu::BufferBinding]) -> bool {
-    let end = |place: &wgpu::BufferBinding| place.offset + place.size.map_or(0, std::num::NonZeroU64::get);
-    let meet = |a: &wgpu::BufferBinding, b: &wgpu::BufferBinding| {
-        a.buffer == b.buffer && a.offset < end(b) && b.offset < end(a)
-    };
-    places.iter().enumerate().any(|(i, a)| places[..i].iter().any(|b| meet(a, b)))
-}
-
-/// Encodes either one copy, or dispatches as one pass.
-pub(crate) fn encode(
-    encoder: &mut wgpu::CommandEncoder,
-    run: &[PreparedStep],
-    timestamp_writes: Option<wgpu::ComputePassTimestampWrites>,
-) {
-    if let [PreparedStep::Copy { from, to, bytes }] = run {
-        return encoder.copy_buffer_to_buffer(&from.0, from.1, &to.0, to.1, *bytes);
-    }
-    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-    for step in run {
-        if let PreparedStep::Dispatch { pipeline, bindings, groups } = step {
-            pass.set_pipeline(pipeline);
-            pass.set_bind_group(0, bindings, &[]);
-            pass.dispatch_workgroups(groups.0, groups.1, 1);
-        }
     }
 }
 
@@ -362,46 +264,8 @@ impl Drop for WgpuBackend {
     }
 }
 
-/// The buffers a plan is bound to.
-struct PlanMemory<'p> {
-    plan: &'p Plan,
-    /// A buffer for each segment.
-    arena: Vec<wgpu::Buffer>,
-    /// Each external with the byte at which it begins in its buffer.
-    externals: Vec<(wgpu::Buffer, u64)>,
-    scratch: wgpu::Buffer,
-    unused: wgpu::Buffer,
-    params: wgpu::Buffer,
-}
-
-impl PlanMemory<'_> {
-    /// The buffer of a view, and the byte at which it begins there. `number` keeps the unused bindings of a dispatch apart, as
-    /// WebGPU forbids overlaps.
-    fn at(&self, view: &View, number: usize) -> (&wgpu::Buffer, u64) {
-        let offset = view.offset as u64;
-        match view.memory {
-            Memory::Arena => {
-                let (segment, begin) = self.plan.locate(view.offset);
-                // `prepare` has checked that there is a buffer for every segment.
-                (self.arena.get(segment).unwrap_or(&self.unused), begin as u64)
-            }
-            // `prepare` has checked that there is a buffer for every external.
-            Memory::External(i) => {
-                self.externals.get(i).map_or((&self.unused, 0), |(buffer, begin)| (buffer, begin + offset))
-            }
-            Memory::Scratch => (&self.scratch, offset),
-            Memory::Unused => (&self.unused, offset + (number * ALIGNMENT) as u64),
-        }
-    }
-}
-
 pub(crate) fn other(device: &str, reason: impl Into<String>) -> BackendError {
     BackendError::Other { device: device.into(), reason: reason.into() }
-}
-
-/// The size of a kernel's `Params`, which WGSL rounds up to 16 only for members that need it: 4 bytes each.
-fn params_bytes(dispatch: &Dispatch) -> u64 {
-    4 * dispatch.params.len() as u64
 }
 
 impl Backend for WgpuBackend {
@@ -604,12 +468,4 @@ impl WgpuBackend {
             ),
         ))
     }
-}
-
-/// The parameters of a dispatch at the width of a slot.
-fn params_slot(step: &Step) -> Vec<u8> {
-    let Step::Dispatch(dispatch) = step else { return Vec::new() };
-    let mut bytes: Vec<u8> = dispatch.params.iter().flat_map(|word| word.to_le_bytes()).collect();
-    bytes.resize(ALIGNMENT, 0);
-    bytes
 }

@@ -1,13 +1,14 @@
 //! The wgpu backend: WGSL kernels on Vulkan, Metal, DX12 and in browsers, at WebGPU's default limits.
 //!
 //! A call of a plan is lowered to dispatches (`sparta-kernels`); pipelines are made once per kernel (`pipelines`), bind
-//! groups once per plan (`backend`).
+//! groups once per plan (`prepared`).
 
 mod adapters;
 mod backend;
 mod options;
 mod pace;
 mod pipelines;
+mod prepared;
 mod profile;
 mod report;
 mod transfer;

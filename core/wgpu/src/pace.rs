@@ -4,7 +4,8 @@
 //! Work is the larger of a call's operations and [`PER_BYTE`] times its bytes; how much of it the device does
 //! per second is learned from finished submissions. Splitting a plan does not change its results.
 
-use crate::backend::{PreparedStep, WgpuBackend, encode};
+use crate::backend::WgpuBackend;
+use crate::prepared::{PreparedStep, encode};
 use crate::profile::both_dispatch;
 use crate::wait::Submitted;
 use sparta_graph::{BackendError, Call, DeviceKind};

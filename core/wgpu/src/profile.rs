@@ -1,6 +1,7 @@
 //! Times single calls by timestamps that the device writes before and after each.
 
-use crate::backend::{PreparedStep, WgpuBackend, encode, other};
+use crate::backend::{WgpuBackend, other};
+use crate::prepared::{PreparedStep, encode};
 use sparta_graph::BackendError;
 use std::time::Duration;
 

@@ -6,9 +6,8 @@ use sparta_core::decoder;
 use sparta_core::method::{Adaptation, IndexSet, options};
 use sparta_core::model::{HeadKind, check_weights};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
-use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup, StepPoint};
+use sparta_core::train::{Encoded, Session, StepPoint};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_plugin::Error;
 use sparta_plugin::graph::ops::{Linear, Mul, Transpose};
@@ -17,7 +16,7 @@ use sparta_plugin::method::*;
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{command, json, ran};
 use sparta_tests::more::{self, LOSS, LR, VALUES, batches, golden, merges, names, part};
-use sparta_tests::subjects;
+use sparta_tests::{setup, subjects};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
@@ -77,30 +76,9 @@ fn open(family: &str, adapt: impl Fn(Vec<Parameter>, &Weights) -> Adaptation) ->
     let classes = decoder.labels.len();
     let parameters = check_weights(&decoder, &weights, HeadKind::Classification { classes }).unwrap();
     let adaptation = adapt(parameters, &weights);
-    let limits = Limits {
-        train: Some(size_of(64, 4)),
-        micro_batches: false,
-        shared: false,
-        evaluate: size_of(64, 4),
-        positions: 16,
-        head_features: false,
-        batch: 4,
-        cache: None,
-    };
-    let setup = Setup {
-        decoder,
-        adaptation,
-        objective: Arc::new(Classification { classes }),
-        optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
-        dropout: 0.0,
-        seed: 7,
-        head_init: HeadInit::Normal { std: 0.02 },
-        limits,
-        recompute: false,
-    };
-    let device = subjects::cpu(None).open().unwrap();
-    let arena = layout::plan_memory(&setup, &device.info()).unwrap().arena;
-    (Session::open(device, &weights, setup, &arena).unwrap(), weights)
+    let mut setup = setup::setup(decoder, adaptation, Arc::new(Classification { classes }));
+    setup.limits.micro_batches = false;
+    (setup::open(subjects::cpu(None).open().unwrap(), &weights, setup), weights)
 }
 
 /// The index sets of a part, by parameter.

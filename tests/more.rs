@@ -6,10 +6,10 @@ use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
 use sparta_core::model::check_weights;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::train::layout::{self, size_of};
+
 use sparta_core::train::objective::{Classification, NextToken};
 use sparta_core::train::score;
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Objective, Optimization, Session, Setup, Target};
+use sparta_core::train::{Batch, Encoded, Objective, Session, Setup, Target};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;
@@ -19,7 +19,7 @@ use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{command, json, ran, refused};
 use sparta_tests::more::{self, LOSS, LR, VALUES, batches, merges, part};
-use sparta_tests::subjects;
+use sparta_tests::{setup, subjects};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -63,28 +63,7 @@ fn setup_of(family: &str, lm: bool, plugin: Arc<dyn Method>, given: &[(&str, &st
         given.iter().map(|(name, value)| (name.to_string(), options::Given::Text(value.to_string()))).collect();
     let options = options::check("method", &plugin.describe().options, &given).unwrap();
     let adaptation = Adaptation::new(plugin, parameters, options, 7, &weights).unwrap();
-    let limits = Limits {
-        train: Some(size_of(64, 4)),
-        micro_batches: true,
-        shared: false,
-        evaluate: size_of(64, 4),
-        positions: 16,
-        head_features: false,
-        batch: 4,
-        cache: None,
-    };
-    let setup = Setup {
-        decoder,
-        adaptation,
-        objective,
-        optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
-        dropout: 0.0,
-        seed: 7,
-        head_init: HeadInit::Normal { std: 0.02 },
-        limits,
-        recompute: false,
-    };
-    (setup, weights)
+    (setup::setup(decoder, adaptation, objective), weights)
 }
 
 /// Opens a session on the CPU.
@@ -93,9 +72,7 @@ fn open(setup: &Setup, weights: &Weights) -> Session {
 }
 
 fn open_on(subject: &mut Subject, setup: &Setup, weights: &Weights) -> Session {
-    let device = subject.open().unwrap();
-    let arena = layout::plan_memory(setup, &device.info()).unwrap().arena;
-    Session::open(device, weights, setup.clone(), &arena).unwrap()
+    setup::open(subject.open().unwrap(), weights, setup.clone())
 }
 
 fn session(family: &str, method: &str, given: &[(&str, &str)]) -> (Session, Weights) {

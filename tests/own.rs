@@ -5,9 +5,8 @@ use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
 use sparta_core::model::check_weights;
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
-use sparta_core::train::{Encoded, HeadInit, Limits, Optimization, Session, Setup};
+use sparta_core::train::{Encoded, Session};
 use sparta_core::weights::Weights;
 use sparta_graph::ops::OwnKernel;
 use sparta_plugin::Error;
@@ -21,7 +20,7 @@ use sparta_suites::Subject;
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{binary, command, json, ran};
 use sparta_tests::more::{self, LR, batches, golden, merges};
-use sparta_tests::subjects;
+use sparta_tests::{setup, subjects};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -125,30 +124,9 @@ fn open(subject: &mut Subject, plugin: Arc<dyn Method>) -> (Session, Weights) {
     let (r, alpha) = (R.to_string(), ALPHA.to_string());
     let given = [("qat-r", r), ("qat-alpha", alpha)].map(|(name, value)| (name.into(), options::Given::Text(value)));
     let options = options::check("method", &plugin.describe().options, &BTreeMap::from(given)).unwrap();
-    let limits = Limits {
-        train: Some(size_of(64, 4)),
-        micro_batches: true,
-        shared: false,
-        evaluate: size_of(64, 4),
-        positions: 16,
-        head_features: false,
-        batch: 4,
-        cache: None,
-    };
-    let setup = Setup {
-        adaptation: Adaptation::new(plugin, parameters, options, 7, &weights).unwrap(),
-        decoder,
-        objective,
-        optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
-        dropout: 0.0,
-        seed: 7,
-        head_init: HeadInit::Normal { std: 0.02 },
-        limits,
-        recompute: false,
-    };
-    let device = subject.open().unwrap();
-    let arena = layout::plan_memory(&setup, &device.info()).unwrap().arena;
-    (Session::open(device, &weights, setup, &arena).unwrap(), weights)
+    let adaptation = Adaptation::new(plugin, parameters, options, 7, &weights).unwrap();
+    let setup = setup::setup(decoder, adaptation, objective);
+    (setup::open(subject.open().unwrap(), &weights, setup), weights)
 }
 
 /// Losses and final values of ten steps.

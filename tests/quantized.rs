@@ -6,12 +6,13 @@ use serde_json::json;
 use sparta_core::method::{Adaptation, Part, options};
 use sparta_core::model::{Arrangement, Precision};
 use sparta_core::model::{Decoder, HeadKind, Quantize, Stored, TensorView, WeightSource, check_weights};
-use sparta_core::train::layout::{plan_memory, size_of};
+use sparta_core::train::layout::plan_memory;
 use sparta_core::train::objective::{Classification, NextToken};
-use sparta_core::train::{Encoded, HeadInit, Limits, MemoryKind, Objective, Optimization, Session, Setup, Target};
+use sparta_core::train::{Encoded, Limits, MemoryKind, Objective, Session, Setup, Target};
 use sparta_graph::{Blocks, DType};
 use sparta_suites::{Random, Subject};
 use sparta_tests::command::{ran, refused};
+use sparta_tests::setup;
 use sparta_tests::subjects::{self, methods};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -110,7 +111,7 @@ struct Run<'a> {
 }
 
 /// The run of a method, with the blocks kept or all decoded beforehand.
-fn setup(run: &Run, model: &Model, kept: bool) -> Setup {
+fn setup_of(run: &Run, model: &Model, kept: bool) -> Setup {
     let objective: Arc<dyn Objective> =
         if run.lm { Arc::new(NextToken {}) } else { Arc::new(Classification { classes: 3 }) };
     let parameters = check_weights(&model.decoder, model, objective.head()).unwrap();
@@ -126,32 +127,11 @@ fn setup(run: &Run, model: &Model, kept: bool) -> Setup {
     if kept {
         adaptation.keep_blocks(|parameter| model.get(&parameter.name)?.blocks());
     }
-    Setup {
-        decoder: model.decoder.clone(),
-        adaptation,
-        objective,
-        optimization: Optimization { max_grad_norm: Some(1.0), ..Optimization::default() },
-        dropout: 0.0,
-        recompute: false,
-        seed: 7,
-        head_init: HeadInit::Normal { std: 0.02 },
-        limits: Limits {
-            train: Some(size_of(64, 4)),
-            micro_batches: true,
-            shared: false,
-            evaluate: size_of(64, 4),
-            positions: 16,
-            head_features: false,
-            batch: 4,
-            cache: None,
-        },
-    }
+    setup::setup(model.decoder.clone(), adaptation, objective)
 }
 
 fn open(subject: &mut Subject, model: &Model, setup: Setup) -> Session {
-    let device = subject.open().unwrap();
-    let arena = plan_memory(&setup, &device.info()).unwrap().arena;
-    Session::open(device, model, setup, &arena).unwrap()
+    setup::open(subject.open().unwrap(), model, setup)
 }
 
 fn examples(lm: bool) -> Vec<Encoded> {
@@ -183,7 +163,7 @@ fn course(mut session: Session, lm: bool) -> Vec<(String, Vec<u32>)> {
 
 fn same(subject: &mut Subject, run: &Run, model: &Model) {
     let what = format!("{}: {} {}, residual {}, lm {}", subject.name, run.method, run.precision, run.residual, run.lm);
-    let (kept, decoded) = (setup(run, model, true), setup(run, model, false));
+    let (kept, decoded) = (setup_of(run, model, true), setup_of(run, model, false));
     let held = (0..kept.adaptation.parts.len()).filter(|&i| kept.adaptation.blocks_of(i).is_some()).count();
     assert!(held >= 7 * LAYERS, "{what}: {held} weights in blocks");
     let mut session = open(subject, model, kept);
@@ -259,7 +239,7 @@ fn one_matrix_of_scratch_serves_all() {
     for method in [SPARTA, Run { method: "lora", options: &[("lora-r", "4")], ..SPARTA }] {
         for recompute in [false, true] {
             let arena = |kept| {
-                let setup = Setup { recompute, ..setup(&method, &model, kept) };
+                let setup = Setup { recompute, ..setup_of(&method, &model, kept) };
                 plan_memory(&setup, &device).unwrap().memory
             };
             let (kept, decoded) = (arena(true), arena(false));
@@ -276,12 +256,12 @@ fn one_matrix_of_scratch_serves_all() {
 #[test]
 fn what_needs_the_whole_weight_is_refused_or_decoded() {
     let model = model(true, HeadKind::CausalLm, &[Blocks::Q5K]);
-    let full = setup(&Run { method: "full", options: &[], lm: true, ..SPARTA }, &model, true).adaptation;
+    let full = setup_of(&Run { method: "full", options: &[], lm: true, ..SPARTA }, &model, true).adaptation;
     let refusal = full.check_trainable().unwrap_err().to_string();
     for part in ["method `full` trains all of model.embed_tokens.weight", "(Q5_K)", "sparta, lora", "adapter merge"] {
         assert!(refusal.contains(part), "{refusal}");
     }
-    let mut embeddings = setup(&Run { lm: true, ..SPARTA }, &model, true).adaptation;
+    let mut embeddings = setup_of(&Run { lm: true, ..SPARTA }, &model, true).adaptation;
     let table = embeddings.position("model.embed_tokens.weight").unwrap();
     assert!(embeddings.blocks_of(table).is_some());
     embeddings.check_trainable().unwrap();
@@ -295,7 +275,7 @@ fn methods_read_the_values_of_blocks() {
     let model = model(true, HeadKind::Classification { classes: 3 }, &Blocks::ALL);
     let name = "model.layers.1.self_attn.v_proj.weight";
     let read = |kept| {
-        let mut session = open(&mut subjects::cpu(None), &model, setup(&SPARTA, &model, kept));
+        let mut session = open(&mut subjects::cpu(None), &model, setup_of(&SPARTA, &model, kept));
         let batch = session.setup().objective.pack(&examples(false)).unwrap();
         session.step(std::slice::from_ref(&batch), 1e-2).unwrap();
         let position = session.setup().adaptation.position(name).unwrap();
@@ -311,7 +291,7 @@ fn texts_are_written_from_blocks() {
         let model = model(tied, HeadKind::CausalLm, &Blocks::ALL);
         let written = |subject: &mut Subject, kept| {
             let run = Run { lm: true, method: "lora", options: &[("lora-r", "4")], ..SPARTA };
-            let setup = Setup { limits: Limits::generation(16), ..setup(&run, &model, kept) };
+            let setup = Setup { limits: Limits::generation(16), ..setup_of(&run, &model, kept) };
             let mut session = open(subject, &model, setup);
             let first = session.decode(&[3, 1, 4, 1, 5], 0).unwrap();
             let second = session.decode(&[9], 5).unwrap();

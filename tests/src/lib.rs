@@ -5,6 +5,7 @@ use std::io::Write;
 pub mod chat;
 pub mod command;
 pub mod more;
+pub mod setup;
 pub mod subjects;
 
 /// Reports that a part of a suite did not run, bypassing the test harness, which hides the output of tests that pass.

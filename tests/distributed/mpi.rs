@@ -182,14 +182,9 @@ fn a_killed_process_ends_all_and_the_run_goes_on() {
         let output = end(child);
         let text = text(&output);
         assert!(!output.status.success(), "{text}");
-        // A survivor names it, or the launcher by its number, which the plan lists in the order of ranks; on a busy machine
-        // the launcher may end the survivors first and tell no more than the signal.
+        // The launcher names it by its number, which the plan lists in the order of ranks, unless it was slower.
         let listed = text.lines().any(|line| line.starts_with("  0 to ") && line.contains(&victim.to_string()));
-        let named = [
-            format!("process {} on ", kill % size),
-            format!("PID {victim} RUNNING AT"),
-            "TERMINATED WITH THE EXIT STRING: Killed (signal 9)".to_owned(),
-        ];
+        let named = [format!("process {} on ", kill % size), format!("PID {victim} RUNNING AT")];
         assert!(listed && named.iter().any(|name| text.contains(name)), "{named:?}: {text}");
     }
     succeeded(&launched(&mpich, home.path(), 2, "run --resume run --device cpu"));

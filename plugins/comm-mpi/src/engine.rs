@@ -10,6 +10,7 @@ use crate::watch::{Beats, Seen};
 use sparta_plugin::Error;
 use sparta_plugin::communicator::{Communicator, Launch, Place};
 use std::ffi::{c_char, c_int, c_void};
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -284,7 +285,8 @@ impl<H: Copy> Shared<H> {
 
     /// Ends all processes.
     fn abort(&self, reason: &str) -> ! {
-        eprintln!("error: {reason}");
+        // In one write, as the launcher that passes it on may end between two.
+        let _ = std::io::stderr().write_all(format!("error: {reason}\n").as_bytes());
         // A launcher that ends all by itself says more.
         std::thread::sleep(LOOK);
         // SAFETY: called as the MPI standard says.

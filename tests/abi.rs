@@ -1,5 +1,5 @@
 //! Libraries that were built for ABI 1.3 and 1.4, as they were built then (`abi/`): later hosts load them, train with
-//! them, and give what the hosts of then gave.
+//! them, and get the results that hosts got then.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use serde_json::Value;

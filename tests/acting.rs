@@ -124,7 +124,7 @@ fn follows(session: &mut Session, weights: &Weights, golden: &TensorFile, method
     merges(session, weights, &batches[0]);
 }
 
-/// Importance, allocations and masks: a rank that stays or goes otherwise would be far off.
+/// Importance, allocations and masks: a different choice of ranks would give values far off.
 #[test]
 fn adalora_follows_peft() {
     let options = [
@@ -150,7 +150,7 @@ fn spiel_follows_its_definition() {
     follows(&mut session, &weights, &golden, "spiel", &[]);
 }
 
-/// Trains elements of v, and gates q by rows that it sets itself.
+/// Trains elements of v, and gates the rows of q with values that it sets itself.
 struct Gate;
 
 impl Method for Gate {
@@ -224,8 +224,8 @@ impl Method for Gate {
     }
 }
 
-/// Gradients by elements and of whole weights agree, over micro-batches, too; what a method has set and replaced is in
-/// the model, and in another session that takes over its state.
+/// Gradients of elements and of whole weights agree, also over micro-batches; what a method has set and replaced is in
+/// the model, and in another session that restores its state.
 #[test]
 fn changes_between_steps_are_in_the_model_and_its_state() {
     let adapt = |parameters, weights: &Weights| {

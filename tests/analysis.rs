@@ -6,6 +6,7 @@
 use serde_json::Value;
 use sparta_core::analysis::rank::{Precision, ranks};
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
+use sparta_tests::command::{run, succeeded};
 use sparta_tests::skipped;
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,14 +21,12 @@ fn shared(path: &str) -> PathBuf {
 /// The command in an empty home.
 fn command(args: &[&str]) -> Output {
     static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
-    sparta_tests::command::command(HOME.path(), args).output().unwrap()
+    run(HOME.path(), args)
 }
 
 #[track_caller]
 fn succeed(args: &[&str]) -> String {
-    let output = command(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    succeeded(command(args))
 }
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;

@@ -3,7 +3,7 @@
 //! plugins beside it. Everything runs on the CPU backend, in temporary directories.
 
 use serde_json::Value;
-use sparta_tests::command::{binary, in_home};
+use sparta_tests::command::{binary, in_home, last_json, succeeded};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,19 +19,12 @@ fn command(args: &[&str]) -> Command {
 }
 
 fn run(args: &[&str]) -> Output {
-    command(args).stdin(Stdio::null()).output().unwrap()
+    sparta_tests::command::run(HOME.path(), args)
 }
 
 #[track_caller]
 fn succeed(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[track_caller]
-fn last_json(stdout: &str) -> Value {
-    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+    succeeded(run(args))
 }
 
 /// The embedded job with a method, its result and its directory.
@@ -177,7 +170,7 @@ fn help_is_grouped() {
     assert!(places.is_sorted(), "{help}");
 }
 
-/// An argument is not taken for a command just because of its text.
+/// An argument that is also the name of a command stays an argument.
 #[test]
 fn the_value_of_an_option_is_no_command() {
     let library = format!("{}sparta_method_lora{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);

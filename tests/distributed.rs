@@ -1,5 +1,5 @@
-//! Several processes that train together write the bytes of one that trains alone: as threads of one process, and as real
-//! processes under `mpiexec`. Needs `cargo build --release` before; `SPARTA_MPICH` names a directory that `.ci/mpich` made.
+//! Several processes that train together write the same bytes as one: as threads of one process, and as real processes
+//! under `mpiexec`. Needs `cargo build --release` before; `SPARTA_MPICH` names a directory that `.ci/mpich` made.
 
 use sparta_core::Error;
 use sparta_core::job::{EvalReport, Exchange, Observer, RunConfig, RunPlan, RunResult, StepReport, Stopped};
@@ -21,7 +21,7 @@ mod mpi;
 const OPTIONS: &str = "--max-steps 10 --batch-size 8 --checkpoint-interval 3 --eval-interval 5 --max-train 33 --max-dev 40 \
                        --max-test 40 --patience 5 --micro-batches 4 --micro-batch-tokens 64 --device cpu";
 
-/// Together they have all that a step can be made of.
+/// Together, they cover every part of a step.
 const METHODS: [&str; 8] = [
     "sparta",
     "sparta --weight-decay 0.1 --dropout 0.1 --schedule cosine",
@@ -175,7 +175,7 @@ fn another_number_of_processes_goes_on_with_the_same_bytes() {
     }
 }
 
-/// What differs is named with the process, and nothing is begun.
+/// The error names the process and what differs, and nothing starts.
 #[test]
 fn processes_that_differ_are_refused() {
     let home = tempfile::tempdir().unwrap();
@@ -199,7 +199,7 @@ fn processes_that_differ_are_refused() {
     }
 }
 
-/// An error of one process ends all; the leading one has its message, and has saved the last good state.
+/// An error in one process ends all; rank 0 reports it, and has saved the last good state.
 #[test]
 fn a_process_that_fails_ends_all() {
     let home = tempfile::tempdir().unwrap();

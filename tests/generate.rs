@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 use sparta_suites::golden::{Layout, Source, model_directory};
-use sparta_tests::command::command;
+use sparta_tests::command::{command, last_json, succeeded};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,16 +63,14 @@ fn generate(model: &Path, args: &[&str], input: &str) -> Output {
 
 #[track_caller]
 fn succeed(model: &Path, args: &[&str], input: &str) -> String {
-    let output = generate(model, args, input);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    succeeded(generate(model, args, input))
 }
 
 /// The JSON object for one prompt.
 #[track_caller]
 fn result(model: &Path, prompt: &str, args: &[&str]) -> Value {
     let stdout = succeed(model, &[&["--prompt", prompt, "--json"], args].concat(), "");
-    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+    last_json(&stdout)
 }
 
 #[track_caller]

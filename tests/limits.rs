@@ -1,4 +1,4 @@
-//! What plans say of memory and of a device's limits, and what devices then use. Needs `cargo build --release` first.
+//! What plans say about memory and a device's limits, and what devices then use. Needs `cargo build --release` first.
 
 use serde_json::json;
 use sparta_core::assumed;
@@ -102,7 +102,7 @@ fn activations_in_bf16_take_at_most_three_fifths_of_those_in_f32() {
     assert!(10 * narrow <= 6 * wide, "{narrow} of {wide} bytes, {:.3}", narrow as f64 / wide as f64);
 }
 
-/// A kernel of attention binds all queries: here 32 MiB for 4,096 tokens in f32.
+/// The attention kernel binds all queries: here 32 MiB for 4,096 tokens in f32.
 #[test]
 fn what_a_kernel_cannot_bind_is_avoided_or_refused_by_the_plan() {
     let plan = |binding: &str| {
@@ -124,14 +124,14 @@ fn what_a_kernel_cannot_bind_is_avoided_or_refused_by_the_plan() {
     assert!(refusal.starts_with(&device.name) && refusal.contains("65536"), "{refusal}");
     assert_eq!(refusal.split("To make it fit: ").nth(1).unwrap().split("; ").count(), 3, "{refusal}");
 
-    // The same limit on a device that is here.
+    // The same limit on a real device.
     let Some(here) = wgpu(Options { max_binding: Some(64 << 10), ..Options::default() }) else { return };
     let (info, assumed) = (here.info(), device);
     assert_eq!(info.max_binding, assumed.max_binding);
     let real = GEMMA_2B.plan(PrecisionChoice::F32, [16, 256], &DeviceInfo { memory: None, ..info });
     assert_eq!(real.needs.unbound, none.needs.unbound);
 
-    // Where nobody has asked the plan, the device says it before anything is allocated.
+    // Without a plan, the device reports it before anything is allocated.
     let home = tempfile::tempdir().unwrap();
     let low = wgpu(Options { max_binding: Some(4 << 10), ..Options::default() }).unwrap();
     let run = prepared(&embedded(home.path()), &low.info());
@@ -207,7 +207,7 @@ fn train(run: &Prepared, device: Box<dyn Backend>) -> Session {
     session
 }
 
-/// All that a backend has allocated at its peak is in the plan, but for what it says its plans take.
+/// The plan counts all that a backend has allocated at its peak, except what the backend's prepared plans take.
 #[test]
 fn plans_are_what_devices_use() {
     let home = tempfile::tempdir().unwrap();

@@ -1,26 +1,13 @@
-//! A job whose files are all in memory: what it computes and writes is what it does with files of the system.
+//! A job whose files are all in memory computes and writes the same as with files on disk.
 
 use serde_json::json;
 use sparta_backend_cpu::Cpu;
 use sparta_core::files::{self, MEMORY};
-use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, StepReport, Stopped};
+use sparta_core::job::{RunConfig, Silent, Stopped};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, Adapted, EvalRequest, Start};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-struct Quiet;
-
-impl Observer for Quiet {
-    fn plan(&mut self, _: &RunPlan) {}
-    fn step(&mut self, _: &StepReport) {}
-    fn eval(&mut self, _: &EvalReport) {}
-    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
-    fn message(&mut self, _: &str) {}
-    fn stop_requested(&self) -> bool {
-        false
-    }
-}
 
 fn plugins() -> PluginSet {
     let mut plugins = PluginSet::default();
@@ -44,10 +31,10 @@ fn job(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         ..RunConfig::of_options(&serde_json::from_value(options).unwrap()).unwrap()
     };
     let open = || Ok(Box::new(Cpu::new(Some(1))?) as Box<dyn sparta_graph::Backend>);
-    let result = run::run(&config, &plugins, &open, Start::New, &mut Quiet).unwrap();
+    let result = run::run(&config, &plugins, &open, Start::New, &mut Silent).unwrap();
     assert_eq!((result.stopped, result.steps), (Stopped::Completed, 4));
     let resumed = RunConfig::of_run(&config.out).unwrap();
-    assert_eq!(run::run(&resumed, &plugins, &open, Start::Resume, &mut Quiet).unwrap().steps, 4);
+    assert_eq!(run::run(&resumed, &plugins, &open, Start::Resume, &mut Silent).unwrap().steps, 4);
 
     let adapted = Adapted::open(&config.out, None, &plugins).unwrap();
     let request = EvalRequest {

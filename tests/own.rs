@@ -1,5 +1,5 @@
-//! Operations that a method defines, in training: with kernels and without, against the same method built of the host's
-//! operations alone. Needs `cargo build --release` before.
+//! Training with operations that a method defines, with and without kernels, compared with the same method built from
+//! the host's operations alone. Needs `cargo build --release` before.
 
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
@@ -41,7 +41,7 @@ fn lr_qat() -> Arc<dyn Method> {
     methods.method("lr-qat").unwrap()
 }
 
-/// LR-QAT of the host's operations: what is rounded is the cut value, and what rounding adds has no gradient.
+/// LR-QAT from the host's operations: values are clipped, then rounded, and the rounding has no gradient.
 struct Detached(Arc<dyn Method>);
 
 impl Method for Detached {
@@ -80,7 +80,7 @@ fn column(g: &mut dyn GraphBuilder, row: Value) -> Result<Value, Error> {
     g.one(Transpose {}, &[row])
 }
 
-/// The numbers that stand for the whole ones `[out, in]`, and the step of each row.
+/// The rounded numbers `[out, in]`, and the step of each row.
 fn rounded(site: &Site, g: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<(Value, Value), Error> {
     let input = site.parameter.shape[1];
     let step = CLIP / (f64::from(LIMIT) * (input as f64).sqrt());
@@ -150,7 +150,8 @@ fn agree(what: &str, a: &(Vec<f64>, BTreeMap<String, Vec<f32>>), b: &(Vec<f64>, 
     }
 }
 
-/// By its function on the CPU, by its WGSL on a GPU, and by the host's operations alone; what is merged has few values.
+/// By its function on the CPU, by its WGSL on a GPU, and by the host's operations alone; the merged weight has few
+/// values.
 #[test]
 fn lr_qat_trains_alike_with_kernels_and_without() {
     let method = lr_qat();
@@ -199,7 +200,7 @@ fn lr_qat_passes_the_check() {
     assert!(output.status.success(), "{text}");
     let own = of("own operations");
     assert!(own["skipped"] == false && own["details"].as_str().unwrap().contains("quantize: "), "{own}");
-    // Straight through: differences say something else.
+    // Straight through, so finite differences do not apply.
     assert_eq!(of("gradients")["skipped"], true);
     let backend = binary().with_file_name(format!(
         "{}sparta_backend_cpu{}",

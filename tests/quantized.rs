@@ -1,5 +1,5 @@
-//! Weights that stay in blocks on the device: training and evaluation are those of the model that the blocks stand for, bit for
-//! bit, and matrices are decoded one at a time. Needs `cargo build --release` before.
+//! Weights that stay in blocks on the device: training and evaluation are bit-identical to those of the decoded model,
+//! and matrices are decoded one at a time. Needs `cargo build --release` before.
 
 use half::f16;
 use serde_json::json;
@@ -56,7 +56,7 @@ fn decoder(tied: bool) -> Decoder {
     Decoder::parse(Path::new("config.json"), config.as_object().unwrap()).unwrap()
 }
 
-/// Random values, of matrices in the formats in turn, or in bf16 where there are none.
+/// Random values, with matrices in each of the formats in turn, or in bf16 if there are none.
 fn model(tied: bool, head: HeadKind, formats: &[Blocks]) -> Model {
     let decoder = decoder(tied);
     let mut turn = formats.iter().cycle();
@@ -284,7 +284,7 @@ fn methods_read_the_values_of_blocks() {
     assert_eq!(read(true), read(false));
 }
 
-/// Token by token, with keys and values that are kept.
+/// Token by token, with cached keys and values.
 #[test]
 fn texts_are_written_from_blocks() {
     for tied in [true, false] {

@@ -3,10 +3,10 @@
 
 use sparta_suites::Random;
 use sparta_tests::chat;
-use sparta_tests::command::command;
+use sparta_tests::command::{command, ran, refused};
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// 20 steps that are split into micro-batches, with evaluations and checkpoints at different steps.
@@ -232,24 +232,6 @@ fn early_stopping_survives_a_kill() {
     child.wait().unwrap();
     succeed(resume(home.path(), "cpu", &killed));
     assert_equal_results("sparta", &alone, &killed);
-}
-
-fn command_line(home: &Path, line: &str) -> Output {
-    let args: Vec<&str> = line.split_whitespace().collect();
-    command(home, &args).stdin(Stdio::null()).output().unwrap()
-}
-
-#[track_caller]
-fn refused(home: &Path, line: &str, parts: &[&str]) {
-    let output = command_line(home, line);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && parts.iter().all(|part| text.contains(part)), "{line}: {text}");
-}
-
-#[track_caller]
-fn ran(home: &Path, line: &str) {
-    let output = command_line(home, line);
-    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A finished run of ten steps, extended to twenty, equals a run of twenty steps; the same for epochs.

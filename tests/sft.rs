@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use sparta_tests::chat::{self, turn};
-use sparta_tests::command::command;
+use sparta_tests::command::{self, failed, last_json, succeeded};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -30,26 +30,17 @@ fn file(name: &str, rows: &[Value]) -> String {
 }
 
 fn run(args: &[&str]) -> Output {
-    command(HOME.path(), args).output().unwrap()
+    command::run(HOME.path(), args)
 }
 
 #[track_caller]
 fn succeed(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[track_caller]
-fn last_json(stdout: &str) -> Value {
-    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+    succeeded(run(args))
 }
 
 #[track_caller]
 fn refused(args: &[&str], parts: &[&str]) {
-    let output = run(args);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && parts.iter().all(|part| text.contains(part)), "{args:?}: {text}");
+    failed(&run(args), parts);
 }
 
 /// The training examples as text, with trained tokens in brackets.

@@ -1,6 +1,6 @@
 //! How often the host talks to the device in a training step.
 
-use sparta_core::job::{Control, EvalReport, Observer, RunConfig, RunPlan, StepReport};
+use sparta_core::job::{Control, RunConfig, Silent};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::run::{Start, run};
 use sparta_graph::{Backend, BackendError, BufferId, DType, DeviceInfo, Plan, PlanId, ReadId, Work};
@@ -81,19 +81,6 @@ impl Backend for Counting {
 
     fn release(&mut self, plan: PlanId) {
         self.cpu.release(plan);
-    }
-}
-
-struct Silent;
-
-impl Observer for Silent {
-    fn plan(&mut self, _: &RunPlan) {}
-    fn step(&mut self, _: &StepReport) {}
-    fn eval(&mut self, _: &EvalReport) {}
-    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
-    fn message(&mut self, _: &str) {}
-    fn stop_requested(&self) -> bool {
-        false
     }
 }
 

@@ -2,7 +2,7 @@
 //! the event files of `run --tensorboard`. Needs `cargo build --release` first.
 
 use serde_json::Value;
-use sparta_tests::command::command;
+use sparta_tests::command::{command, ran};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -139,6 +139,12 @@ fn event_files_change_nothing_else() {
     let count = |tag: &str| bytes.windows(tag.len()).filter(|window| *window == tag.as_bytes()).count();
     assert_eq!([count("train/loss"), count("train/grad_norm"), count("test/accuracy")], [4, 4, 1]);
     assert_eq!([count("_hparams_/session_start_info"), count("| density | 0.05 |")], [1, 1]);
+    // A finished run has the same curves, made from its metrics.
+    ran(home.path(), "report plain --tensorboard");
+    let later = fs::read(&events(&plain)[0]).unwrap();
+    for tag in ["train/loss", "dev/accuracy", "test/accuracy"] {
+        assert_eq!(later.windows(tag.len()).filter(|window| *window == tag.as_bytes()).count(), count(tag), "{tag}");
+    }
 }
 
 #[test]

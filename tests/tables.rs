@@ -3,10 +3,9 @@
 //! `cargo build --release` first.
 
 use serde_json::{Value, json};
-use sparta_tests::command::command;
+use sparta_tests::command::{failed, run, succeeded};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
 
 /// A short run of the head alone.
 const SHORT: [&str; 8] = ["--method", "head", "--lr", "0.03", "--max-steps", "12", "--device", "cpu"];
@@ -15,25 +14,14 @@ fn model() -> String {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/model").display().to_string()
 }
 
-fn output(home: &Path, args: &[&str]) -> Output {
-    command(home, args).stdin(Stdio::null()).output().unwrap()
-}
-
 #[track_caller]
 fn ran(home: &Path, args: &[&str]) -> String {
-    let output = output(home, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    succeeded(run(home, args))
 }
 
 #[track_caller]
 fn refused(home: &Path, args: &[&str], parts: &[&str]) {
-    let output = output(home, args);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{args:?} succeeded");
-    for part in parts {
-        assert!(text.contains(part), "{args:?}: {part} is not in: {text}");
-    }
+    failed(&run(home, args), parts);
 }
 
 /// Trains on a table with more options; what stands on standard output.

@@ -44,8 +44,8 @@ pub struct MergeArgs {
     /// New directory for the model, in the Hugging Face layout; or a GGUF file, whose name ends with .gguf
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights: keep is the base model's own, as floats where it is quantized; for GGUF files also q8_0, and
-    /// own, with blocks as the base model has them
+    /// Type of the weights: keep is the base model's own, as floats where it is quantized; for GGUF files also q8_0,
+    /// and own, the base model's own blocks
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: DtypeArg,
     /// Largest weight file, for example 500MB or 2GiB
@@ -98,7 +98,7 @@ pub struct ExportArgs {
     /// Base model [default: the one trained on]
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
-    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
 }

@@ -100,7 +100,8 @@ pub enum Command {
     },
     /// Benchmark devices in single ops and whole training steps, and compare them
     Bench(BenchArgs),
-    /// List the presets: the hyper-parameters of the paper's tables, each with its source
+    /// List the presets: hyper-parameters of the paper's tables, and published ones for prompts and answers, each with
+    /// its source
     Presets(PresetsArgs),
     /// Print the internals of one forward and backward pass
     Inspect {

@@ -63,7 +63,7 @@ pub struct BenchArgs {
 enum BenchCommand {
     /// Compare reports of several machines in one table
     Compare(CompareArgs),
-    /// What a link makes of the steps of several processes: measured on one device, with the link played
+    /// Predict the steps of several processes: the computation is measured on one device, the link is simulated
     Comm(CommArgs),
 }
 

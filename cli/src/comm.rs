@@ -19,10 +19,10 @@ pub struct CommArgs {
     /// Processes, each with a device
     #[arg(long, value_name = "N", default_value = "2", value_parser = at_least(2))]
     processes: usize,
-    /// Models, each with the batch of one process, as `bench` has them [default: 15M]
+    /// Models, each with the batch of one process, named as in `bench` [default: 15M]
     #[arg(long = "shape", value_name = "SHAPE", value_parser = Workload::parse)]
     shapes: Vec<Workload>,
-    /// Methods, as `bench` has them [default: all]
+    /// Methods, named as in `bench` [default: all]
     #[arg(long = "method", value_name = "NAME", value_parser = MethodCase::parse)]
     methods: Vec<MethodCase>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name

@@ -48,8 +48,8 @@ pub fn prepare() -> Result<(), String> {
     Ok(())
 }
 
-/// The processors for this process where a launcher has started several on this machine: launchers bind processes to
-/// processors, or leave them all to each.
+/// How many processors this process may use if a launcher started several on this machine: launchers either bind each
+/// process to its own processors, or let all use all.
 fn own_share(processors: usize) -> usize {
     let processes = sparta_communicator_mpi::local_size();
     let bound = online().filter(|&online| processors < online);
@@ -60,7 +60,7 @@ fn own_share(processors: usize) -> usize {
     .max(1)
 }
 
-/// The processors of the machine, where the system tells.
+/// The processors of the machine, if the system reports them.
 fn online() -> Option<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
     let range = |range: &str| {

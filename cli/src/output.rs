@@ -49,10 +49,10 @@ fn stdout_is_terminal() -> bool {
     STDOUT.get().map_or(io::stdout().is_terminal(), File::is_terminal)
 }
 
-/// Whether another process does the talking.
+/// Whether this process prints nothing.
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// From now on nothing is printed: of several processes that train together one talks.
+/// Silences this process: of several that train together, only one prints.
 pub fn silence() {
     SILENT.store(true, Ordering::Relaxed);
 }

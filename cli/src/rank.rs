@@ -23,7 +23,7 @@ pub struct RankArgs {
     /// Plot the singular values of every matrix
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
 }

@@ -1,6 +1,7 @@
 //! `sparta-cli report`.
 
 use crate::output::Output;
+use crate::tensorboard::EventFile;
 use clap::Args;
 use serde::Serialize;
 use sparta_core::{Result, report};
@@ -14,7 +15,10 @@ pub struct ReportArgs {
     /// File to write [default: report.html, in the directory of a single run, else in the current directory]
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    /// Also write TensorBoard event files into the run directories
+    #[arg(long)]
+    tensorboard: bool,
+    /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
 }
@@ -34,5 +38,9 @@ pub fn report(args: ReportArgs) -> Result<()> {
     let out = args.out.clone().unwrap_or_else(default);
     report::write(&args.runs, &out)?;
     output.say(format!("report     {}", out.display()))?;
+    for run in args.runs.iter().filter(|_| args.tensorboard) {
+        EventFile::create(run)?.follow()?;
+        output.say(format!("events     {}", run.display()))?;
+    }
     output.result(&Written { runs: &args.runs, out: &out })
 }

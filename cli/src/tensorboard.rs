@@ -7,31 +7,76 @@
 
 use serde_json::{Map, Value};
 use sparta_core::job::{EvalReport, StepReport};
+use sparta_core::report::LogLine;
 use sparta_core::{Error, Result, files};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// An `events.out.tfevents.*` file being written. Each report is on disk when the call returns.
+/// A file `events.out.tfevents.*` in a run's directory, made from the lines of its `metrics.jsonl`. Each event is on disk
+/// when the call returns.
 pub struct EventFile {
     path: PathBuf,
     file: File,
+    metrics: PathBuf,
+    /// Bytes of the metrics that have been read.
+    read: u64,
     /// Whether it holds nothing but the version.
     fresh: bool,
 }
 
 impl EventFile {
-    /// Creates the file in a run's directory.
+    /// Creates the file for all metrics of a run.
+    ///
+    /// Errors: a directory without `config.json`; a file that cannot be written.
     pub fn create(directory: &Path) -> Result<EventFile> {
-        files::create_dirs(directory).map_err(Error::io(directory))?;
         let name = format!("events.out.tfevents.{:.0}.sparta.{}", now().floor(), std::process::id());
         let path = directory.join(name);
         let file = File::create(&path).map_err(Error::io(&path))?;
-        let mut events = EventFile { path, file, fresh: true };
+        let metrics = directory.join("metrics.jsonl");
+        let mut events = EventFile { path, file, metrics, read: 0, fresh: true };
         events.write(&event(now(), 0, |event| bytes_field(event, 3, b"brain.Event:2")))?;
         events.describe(directory)?;
         Ok(events)
+    }
+
+    /// Creates the file for the last line of the metrics and those to come: the earlier ones are a resumed run's, and in
+    /// another file.
+    ///
+    /// Errors: those of [`EventFile::create`]; metrics that cannot be read.
+    pub fn continued(directory: &Path) -> Result<EventFile> {
+        let mut events = EventFile::create(directory)?;
+        let text = files::read_text(&events.metrics, files::LOG).map_err(Error::io(&events.metrics))?;
+        let lines = text.trim_end_matches('\n');
+        events.read = lines.rfind('\n').map_or(0, |at| at as u64 + 1);
+        Ok(events)
+    }
+
+    /// Writes the metrics that were logged since the last call.
+    ///
+    /// Errors: a file that cannot be read or written; a line that no run has logged.
+    pub fn follow(&mut self) -> Result<()> {
+        let mut text = String::new();
+        let mut metrics = File::open(&self.metrics).map_err(Error::io(&self.metrics))?;
+        let read = metrics.seek(SeekFrom::Start(self.read)).and_then(|_| metrics.read_to_string(&mut text));
+        read.map_err(Error::io(&self.metrics))?;
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            self.read += line.len() as u64;
+            let line: LogLine = serde_json::from_str(line)
+                .map_err(|e| Error::Usage(format!("{}: {e} in {}", self.metrics.display(), line.trim_end())))?;
+            match line {
+                LogLine::Step(report) => self.step(&report)?,
+                LogLine::Eval(report) => self.eval(&report)?,
+                LogLine::Other => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the speed, which is not among the metrics.
+    pub fn speed(&mut self, report: &StepReport) -> Result<()> {
+        self.scalars(report.step, report.step, &[("train/tokens_per_second", report.tokens_per_second)])
     }
 
     /// Writes the run's configuration, as hyper-parameters and as a readable table.
@@ -52,17 +97,12 @@ impl EventFile {
         self.summary(0, &tensor("_hparams_/session_start_info", "hparams", &hyper_parameters(&options), b""))
     }
 
-    pub fn step(&mut self, report: &StepReport) -> Result<()> {
-        let scalars = [
-            ("train/loss", report.loss),
-            ("train/lr", report.lr),
-            ("train/grad_norm", report.grad_norm),
-            ("train/tokens_per_second", report.tokens_per_second),
-        ];
+    fn step(&mut self, report: &StepReport) -> Result<()> {
+        let scalars = [("train/loss", report.loss), ("train/lr", report.lr), ("train/grad_norm", report.grad_norm)];
         self.scalars(report.step, report.step, &scalars)
     }
 
-    pub fn eval(&mut self, report: &EvalReport) -> Result<()> {
+    fn eval(&mut self, report: &EvalReport) -> Result<()> {
         let scores = report.metrics.scores.iter().map(|(name, value)| (format!("{}/{name}", report.split), *value));
         let scores: Vec<(String, f64)> =
             scores.chain([(format!("{}/loss", report.split), report.metrics.loss)]).collect();
@@ -209,11 +249,14 @@ mod tests {
     fn a_resumed_run_adds_a_file_that_starts_at_its_first_step() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("config.json"), r#"{"lr": 1e-3, "method_options": {"density": 0.5}}"#).unwrap();
-        let mut events = EventFile::create(directory.path()).unwrap();
+        let line = |step| {
+            let fields = r#""total_steps": 9, "epoch": 0, "loss": 0.5, "lr": 1e-3, "grad_norm": 1.0, "tokens": 3"#;
+            format!("{{\"kind\": \"step\", \"step\": {step}, {fields}}}\n")
+        };
+        fs::write(directory.path().join("metrics.jsonl"), line(6) + &line(7)).unwrap();
+        let mut events = EventFile::continued(directory.path()).unwrap();
         let empty = fs::metadata(&events.path).unwrap().len();
-        let (step, total_steps, epoch, tokens) = (7, 9, 0, 3);
-        let (loss, lr, grad_norm, tokens_per_second) = (0.5, 1e-3, 1.0, 10.0);
-        events.step(&StepReport { step, total_steps, epoch, loss, lr, grad_norm, tokens, tokens_per_second }).unwrap();
+        events.follow().unwrap();
         let written = fs::read(&events.path).unwrap();
         // Length and checksum, time, step 7, session log with status START.
         let start = &written[empty as usize + 12..][9..];

@@ -173,7 +173,7 @@ impl Shape for Form {
     }
 }
 
-/// The format of an input whose name does not tell.
+/// The format of an input whose name does not give it.
 ///
 /// Errors: the first line looks like the header of a table.
 fn told_by_first_line(mut input: Input) -> Result<(Input, Format)> {

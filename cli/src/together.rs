@@ -1,17 +1,17 @@
 //! Runs of several processes: those that a launcher has started, or threads of this one, each with a device of its own.
 
 use crate::{devices, output};
-use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, RunResult, StepReport};
+use sparta_core::job::{Observer, RunConfig, RunResult, Silent};
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{Start, run_together};
 use sparta_core::team::{Team, threads};
 use sparta_core::{Error, Result};
 use std::path::PathBuf;
 
-/// The processes that a launcher has started, of which only the leading one prints from now on; this one alone where there
-/// was none.
+/// The processes that a launcher started, of which only rank 0 prints from now on; this one alone if there is no
+/// launcher.
 ///
-/// Errors: they cannot be met.
+/// Errors: the processes cannot connect.
 pub fn team(plugins: &PluginSet) -> Result<Team> {
     let plugin_error = |error: sparta_plugin::Error| Error::Plugin(error.0);
     for plugin in plugins.communicators() {
@@ -26,7 +26,7 @@ pub fn team(plugins: &PluginSet) -> Result<Team> {
     Ok(Team::alone())
 }
 
-/// Errors: a launcher has started several processes for a command that is one.
+/// Errors: a launcher started several processes for a command that runs in one.
 pub fn refuse(command: &str, plugins: &PluginSet) -> Result<()> {
     for plugin in plugins.communicators() {
         if let Some(launch) = plugin.launched().map_err(|error| Error::Plugin(error.0))? {
@@ -39,7 +39,7 @@ pub fn refuse(command: &str, plugins: &PluginSet) -> Result<()> {
     Ok(())
 }
 
-/// Does something that fetches files with one process of each machine, then with the others, which find them.
+/// Runs `work`, which downloads files, first in one process of each machine, then in the others, which find the files.
 pub fn in_turn<T>(team: &mut Team, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let first = team.local_rank() == 0;
     if !first {
@@ -52,13 +52,13 @@ pub fn in_turn<T>(team: &mut Team, work: impl FnOnce() -> Result<T>) -> Result<T
     Ok(done)
 }
 
-/// The run directory of the leading process, in all of them.
+/// The run directory, as rank 0 chose it.
 pub fn directory(team: &mut Team, own: PathBuf) -> Result<PathBuf> {
     let text = team.share("the run directory's name", own.to_string_lossy().into_owned().into_bytes())?;
     Ok(PathBuf::from(String::from_utf8_lossy(&text).into_owned()))
 }
 
-/// A run on several devices of this machine, each with a thread that is one of its processes.
+/// A run on several devices of this machine, with a thread of this process for each.
 pub fn run_on(
     wanted: &[String],
     config: &RunConfig,
@@ -68,35 +68,16 @@ pub fn run_on(
 ) -> Result<RunResult> {
     let one = |device: &str, observer: &mut dyn Observer, team: &mut Team| {
         let devices = devices::find(plugins);
-        // What there is to say of a name is said of the list, too.
+        // Errors about a name list the devices.
         let open = || devices.open(devices.select(device)?);
         run_together(config, plugins, &open, start, observer, team)
     };
     let mut teams: Vec<Team> = threads(wanted.len()).into_iter().map(Team::meet).collect();
     std::thread::scope(|scope| {
         for (device, mut team) in wanted[1..].iter().zip(teams.drain(1..)) {
-            // The leading one has its errors.
+            // Rank 0 reports the errors of all.
             scope.spawn(move || drop(one(device, &mut Silent, &mut team)));
         }
         one(&wanted[0], observer, &mut teams[0])
     })
-}
-
-/// Of a process that only computes.
-struct Silent;
-
-impl Observer for Silent {
-    fn plan(&mut self, _: &RunPlan) {}
-
-    fn step(&mut self, _: &StepReport) {}
-
-    fn eval(&mut self, _: &EvalReport) {}
-
-    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
-
-    fn message(&mut self, _: &str) {}
-
-    fn stop_requested(&self) -> bool {
-        false
-    }
 }

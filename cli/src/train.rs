@@ -22,7 +22,7 @@ pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> 
     let result = run_in(job, watch, plugins, &mut team).map_err(|error| team.fail(error));
     match team.leads() {
         true => result,
-        // The leading process says how all have ended; a launcher would end it at once where another one fails.
+        // Only rank 0 reports a failure: a launcher kills it as soon as another process exits with an error.
         false => Ok(Stopped::Completed),
     }
 }

@@ -53,7 +53,7 @@ pub struct Dashboard {
 impl Dashboard {
     /// Takes the terminal. Ctrl-C and `q` stop the run cleanly, the second time at once.
     ///
-    /// Errors: standard output or input is no terminal.
+    /// Errors: standard output or input is not a terminal.
     pub fn open() -> Result<Dashboard> {
         if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
             return Err(Error::Usage("--tui needs a terminal on standard input and output; leave it out here".into()));

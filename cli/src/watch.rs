@@ -52,12 +52,14 @@ impl Watch {
         }
     }
 
-    /// Writes to the event file. A failure there does not end the run.
-    fn log(&mut self, write: impl FnOnce(&mut EventFile) -> Result<()>) {
-        let created = self.events_in.take().map(|directory| EventFile::create(&directory)).transpose();
+    /// Brings the event file up to date. A failure there does not end the run.
+    fn log(&mut self, step: Option<&StepReport>) {
+        let created = self.events_in.take().map(|directory| EventFile::continued(&directory)).transpose();
         let written = created.and_then(|created| {
             self.events = created.or(self.events.take());
-            self.events.as_mut().map_or(Ok(()), write)
+            let Some(events) = &mut self.events else { return Ok(()) };
+            events.follow()?;
+            step.map_or(Ok(()), |report| events.speed(report))
         });
         if let Err(error) = written {
             self.events = None;
@@ -72,12 +74,12 @@ impl Observer for Watch {
     }
 
     fn step(&mut self, report: &StepReport) {
-        self.log(|events| events.step(report));
+        self.log(Some(report));
         self.observer().step(report);
     }
 
     fn eval(&mut self, report: &EvalReport) {
-        self.log(|events| events.eval(report));
+        self.log(None);
         self.observer().eval(report);
     }
 

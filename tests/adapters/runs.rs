@@ -4,7 +4,7 @@ use super::{PLUGINS, close, floats, golden, reconfigured};
 use serde_json::Value;
 use sparta_core::adapter::Applied;
 use sparta_core::weights::{TensorFile, Weights};
-use sparta_tests::command::command;
+use sparta_tests::command::{self, failed, last_json, succeeded};
 use std::fs;
 use std::process::Output;
 use std::sync::LazyLock;
@@ -12,23 +12,18 @@ use std::sync::LazyLock;
 static HOME: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
 
 fn run(args: &[&str]) -> Output {
-    command(HOME.path(), args).output().unwrap()
+    command::run(HOME.path(), args)
 }
 
 /// The JSON object that a command ends with.
 #[track_caller]
 fn succeed(args: &[&str]) -> Value {
-    let output = run(&[args, &["--json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+    last_json(&succeeded(run(&[args, &["--json"]].concat())))
 }
 
 #[track_caller]
 fn fail(args: &[&str], part: &str) {
-    let output = run(args);
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && message.contains(part), "{args:?}: {message}");
+    failed(&run(args), &[part]);
 }
 
 /// A short run on the embedded data, in f32: its result and its directory.

@@ -30,10 +30,37 @@ pub fn in_home(mut command: Command, home: &Path) -> Command {
     command
 }
 
-/// Runs the command with the words of a line as its arguments and empty input.
+/// Runs the command with empty input.
+pub fn run(home: &Path, args: &[&str]) -> Output {
+    command(home, args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// As [`run`], with the words of a line as the arguments.
 pub fn output(home: &Path, line: &str) -> Output {
-    let args: Vec<&str> = line.split_whitespace().collect();
-    command(home, &args).stdin(Stdio::null()).output().unwrap()
+    run(home, &line.split_whitespace().collect::<Vec<_>>())
+}
+
+/// The standard output of a command that must have succeeded.
+#[track_caller]
+pub fn succeeded(output: Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The JSON object that a command's output ends with.
+#[track_caller]
+pub fn last_json(stdout: &str) -> Value {
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+/// Checks that a command has failed with a message that has these parts.
+#[track_caller]
+pub fn failed(output: &Output, parts: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "it succeeded: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
 }
 
 /// The standard output and error of a command that must succeed.
@@ -48,12 +75,7 @@ pub fn ran(home: &Path, line: &str) -> (String, String) {
 /// Checks that the command fails with a message that has these parts.
 #[track_caller]
 pub fn refused(home: &Path, line: &str, parts: &[&str]) {
-    let output = output(home, line);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{line} succeeded");
-    for part in parts {
-        assert!(text.contains(part), "{line}: {part} is not in: {text}");
-    }
+    failed(&output(home, line), parts);
 }
 
 pub fn json(path: PathBuf) -> Value {

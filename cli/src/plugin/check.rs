@@ -41,7 +41,7 @@ pub struct CheckArgs {
     /// Time limit of a test, in seconds
     #[arg(long, value_name = "N", default_value = "300")]
     pub limit: u64,
-    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
     /// The work of a child process: `list`, or the name of a test

@@ -60,7 +60,7 @@ pub fn tests(plugins: &PluginSet) -> Vec<Job> {
 
 /// Steps in which the method acts twice between steps, before a run is resumed and after, and whether it does.
 fn steps(method: &LoadedMethod) -> (usize, bool) {
-    // A run reports what `steps` fails with.
+    // If `steps` fails, the run reports the error.
     let steps = method.steps(&defaults(&method.info().options)).ok().flatten();
     let enough = |steps: Steps| steps.every.saturating_mul(2).clamp(STEPS as u64, MOST_STEPS) as usize;
     (steps.map_or(STEPS, enough), steps.is_some())
@@ -215,7 +215,7 @@ impl Runs<'_> {
         self.train("half", self.job.steps / 2)?;
         self.resume("half", self.job.steps)?;
         match self.same("half", "a run that is resumed half-way") {
-            // Between steps it is told how many there are, and a resumed run has more of them.
+            // Such a method knows the number of steps, which is larger in the resumed run.
             Err(Ending::Failed(what)) if self.job.acts => Err(Ending::Skipped(format!(
                 "{what}, as it may where it depends on the length of the run; the next test resumes at one length"
             ))),

@@ -64,7 +64,7 @@ pub struct SweepArgs {
     /// List the runs and their states without running anything
     #[arg(long)]
     dry_run: bool,
-    /// Print one JSON object as the last line on stdout, and text for people on stderr
+    /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
 }

@@ -16,8 +16,9 @@ impl Quantize {
     /// By the names that options give them.
     pub const NAMED: &[(&str, Quantize)] = &[("q8_0", Quantize::Q8_0), ("q4_k", Quantize::Q4K)];
 
-    /// The blocks of a weight. `None`: what is no matrix, a classification head, and rows that are no whole blocks, keep their
-    /// type. With Q4_K embeddings and the vocabulary head are Q8_0, and so are rows that are not a multiple of 256.
+    /// The blocks of a weight. `None` for what keeps its type: anything but a matrix, a classification head, rows that
+    /// are not whole blocks. With Q4_K embeddings and the vocabulary head are Q8_0, and so are rows that are not a
+    /// multiple of 256.
     pub fn of(self, name: &str, shape: &[usize]) -> Option<Blocks> {
         let &[_, columns] = shape else { return None };
         let fits = |blocks: &Blocks| columns > 0 && columns.is_multiple_of(blocks.elements());

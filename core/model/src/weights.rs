@@ -89,7 +89,7 @@ impl Arrangement {
 }
 
 impl Arrangement {
-    /// Rows of this many bytes, as a file has them.
+    /// Rows of this many bytes, as the file stores them.
     pub fn arrange(self, row_bytes: usize, rows: &[u8]) -> Vec<u8> {
         let mut out = vec![0; rows.len()];
         for (row, bytes) in rows.chunks(row_bytes.max(1)).enumerate() {
@@ -160,7 +160,8 @@ impl<'a> TensorView<'a> {
         Some(Cow::Owned(out))
     }
 
-    /// [`TensorView::in_blocks`] for other values: what differs from its own becomes the nearest that its block can hold.
+    /// [`TensorView::in_blocks`] for other values: an element that differs from the stored one becomes the nearest that
+    /// its block can hold.
     pub fn changed_to(&self, values: &[f32]) -> Option<Vec<u8>> {
         let (blocks, own) = (self.blocks()?, self.to_f32()?);
         let mut bytes = self.in_blocks()?.into_owned();
@@ -322,7 +323,7 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// Rounds values to blocks. `None`: nobody encodes these.
+/// Rounds values to blocks. `None`: there is no encoder for them.
 fn encode(blocks: Blocks, values: &[f32]) -> Option<Vec<u8>> {
     match blocks {
         Blocks::Q8_0 => Some(encode_q8_0(values)),

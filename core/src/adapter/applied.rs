@@ -160,7 +160,8 @@ impl Applied {
             head_init: HeadInit::Normal { std: 0.0 },
             limits,
         };
-        // A text is written with products of single rows, which decode a matrix for little: where there is room, only once.
+        // Generation multiplies single rows, for which decoding a matrix each time would cost most: decode once if
+        // memory allows.
         let decoded =
             limits.cache.map(|_| plan_memory(&setup, &info)).transpose()?.filter(|planned| planned.fits(&info));
         let arena = match decoded {

@@ -27,7 +27,8 @@ pub enum MergeDtype {
     To(DType),
     /// GGUF's 8-bit blocks; tensors that do not divide into blocks are f16.
     Q8_0,
-    /// That of the base model, blocks included: what is changed in a block becomes the nearest that its scales allow.
+    /// That of the base model, blocks included: a changed element becomes the nearest value that the scales of its
+    /// block allow.
     Own,
 }
 

@@ -1,4 +1,4 @@
-//! What a link between processes makes of a training step: the step of one process is measured, the link is played.
+//! How a link between processes affects a training step: the step of one process is measured, the link is simulated.
 
 use super::{Bencher, MethodCase, Workload, offered};
 use crate::team::{Team, threads};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub struct Link {
     /// Seconds.
     pub latency: f64,
-    /// Bytes a second.
+    /// Bytes per second.
     pub bandwidth: f64,
 }
 
@@ -23,32 +23,32 @@ pub struct Link {
 pub struct Exchanged {
     pub processes: usize,
     pub link: Link,
-    /// Of the gradients of a micro-batch.
+    /// Size of the gradients of a micro-batch.
     pub bytes: u64,
-    /// Seconds that a process computes a micro-batch.
+    /// Seconds that a process takes to compute a micro-batch.
     pub compute: f64,
 }
 
-/// A step of a micro-batch for each process.
+/// A step with one micro-batch per process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CommStep {
     pub cell: String,
     pub exchanged: Exchanged,
-    /// Seconds of a step by arithmetic, and as it was played.
+    /// Seconds per step: calculated, and simulated.
     pub expected: f64,
     pub played: f64,
-    /// How many times as fast as one process it is.
+    /// Speed relative to one process.
     pub speedup: f64,
 }
 
 impl Exchanged {
-    /// Seconds of a step: all compute, exchange their headers in rounds of twice as many, and hand the gradients on round the
-    /// circle.
+    /// Seconds per step: all compute, exchange their headers in rounds that double the group, and pass the gradients
+    /// around the ring.
     pub fn expected(&self) -> f64 {
         self.compute + self.link.header(self.processes) + self.link.circle(self.processes, self.bytes as f64)
     }
 
-    /// Seconds of the median of a few steps on threads, which wait as long as the link would take.
+    /// The median time of a few steps on threads that wait as long as the link would take, in seconds.
     ///
     /// Errors: a thread that failed.
     pub fn play(&self) -> Result<f64> {

@@ -158,7 +158,8 @@ pub struct RunConfig {
           default_value = "false", default_missing_value = "true")]
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub residual: bool,
-    /// Round the model's matrices to blocks of 8 or 4 bits, which stay so on the device. A GGUF file may have such already
+    /// Quantize the model's matrices to blocks of 8 or 4 bits, which are kept on the device. Matrices that a GGUF file
+    /// stores in blocks stay as they are
     #[arg(long, value_name = "TYPE", help_heading = MODEL_AND_DATA, value_parser = one_of(Quantize::NAMED))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
@@ -258,8 +259,7 @@ pub struct OptimizerOptions {
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0.9", value_parser = below_one)]
     pub momentum: f64,
     /// Learning rate factor and weight decay for the trained tensors whose names match, where * stands for any text,
-    /// for example 'score.weight:lr=10,decay=0'; the first match counts. May be repeated, or hold several, separated by
-    /// ;
+    /// for example 'score.weight:lr=10,decay=0'; the first match wins. May be repeated, or hold several, separated by ;
     #[arg(long, value_name = "PATTERN:lr=X,decay=X", help_heading = TRAINING, value_delimiter = ';')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub group: Vec<Group>,
@@ -400,7 +400,7 @@ impl RunConfig {
         read.map_err(|e| Error::Usage(explanation(&e)))
     }
 
-    /// Holds every value against the range of its option, for configurations that did not come from the command line.
+    /// Checks every value against the range of its option, for configurations that did not come from the command line.
     ///
     /// # Errors
     /// The first value that is out of range.

@@ -16,6 +16,6 @@ pub use needs::Needs;
 pub use paper::{PaperMemory, PaperRow};
 pub use plan::{DataPlan, Lengths, RunPlan, ScoringPlan, SplitPlan, TrainablePlan, body_size, thousands};
 pub use precision::{ChosenPrecision, PrecisionChoice};
-pub use progress::{EvalReport, Observer, StepReport};
+pub use progress::{EvalReport, Observer, Silent, StepReport};
 pub use result::{Answer, Environment, Mistake, RunResult, Stopped};
 pub use together::{Exchange, Member, Spent, TogetherPlan};

@@ -53,3 +53,17 @@ pub trait Observer {
     /// If true, the run stops cleanly after the current step.
     fn stop_requested(&self) -> bool;
 }
+
+/// Ignores all progress, and never stops a run.
+pub struct Silent;
+
+impl Observer for Silent {
+    fn plan(&mut self, _: &RunPlan) {}
+    fn step(&mut self, _: &StepReport) {}
+    fn eval(&mut self, _: &EvalReport) {}
+    fn eval_progress(&mut self, _: &str, _: usize, _: usize) {}
+    fn message(&mut self, _: &str) {}
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}

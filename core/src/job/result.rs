@@ -49,7 +49,7 @@ pub struct RunResult {
     pub planned_memory: u64,
     /// Peak resident bytes of the process, if the system reports them.
     pub peak_resident: Option<u64>,
-    /// What the exchanges of this process have taken, where there were several.
+    /// What the exchanges of this process cost, if there were several processes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exchanged: Option<Spent>,
     pub environment: Environment,

@@ -12,7 +12,7 @@ pub enum Exchange {
     /// Each micro-batch on its own, in their order.
     #[default]
     Exact,
-    /// Each process its own ones, and then their sums in the order that the communicator chooses.
+    /// Each process adds its own first; then the communicator adds these sums in an order that it chooses.
     Fast,
 }
 
@@ -25,12 +25,12 @@ impl Exchange {
     }
 }
 
-/// A process, for people.
+/// A process, as shown to users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// The name of its machine.
     pub host: String,
-    /// Its number there.
+    /// Its process ID on that machine.
     pub process: u32,
     /// What it computes on: `Tesla T4 (cuda:0)`.
     pub device: String,
@@ -46,9 +46,9 @@ pub struct TogetherPlan {
     pub exchange: Exchange,
     /// Micro-batches of a step of the mean length.
     pub micro_batches: usize,
-    /// Bytes of the gradients of a micro-batch; 0 where each process computes all that is trained.
+    /// Bytes of the gradients of a micro-batch; 0 if each process computes all gradients itself.
     pub gradient_bytes: u64,
-    /// The option with which a process alone computes the same.
+    /// The option with which a single process computes the same.
     pub alone: String,
 }
 
@@ -96,10 +96,10 @@ impl fmt::Display for TogetherPlan {
     }
 }
 
-/// What exchanges have taken.
+/// What the exchanges cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
-    /// Seconds until the last process was there.
+    /// Seconds spent waiting for the slowest process.
     pub waiting: f64,
     /// Seconds of the exchanges themselves.
     pub exchanging: f64,
@@ -109,7 +109,7 @@ pub struct Spent {
 }
 
 impl Spent {
-    /// What was spent after `before`.
+    /// What was spent since `before`.
     pub fn since(&self, before: &Spent) -> Spent {
         Spent {
             waiting: self.waiting - before.waiting,

@@ -9,7 +9,7 @@ use sparta_plugin::abi::ENTRY;
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     let file = object::File::parse(bytes).map_err(|e| format!("not a readable shared library: {e}"))?;
     let (format, architecture) = (file.format(), file.architecture());
-    if format != BinaryFormat::native_object() || Some(architecture) != native() {
+    if format != native_format() || Some(architecture) != native() {
         return Err(format!(
             "built for another machine: {architecture:?} {format:?}; this is {}",
             super::manifest::target()
@@ -29,6 +29,11 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
         return Err(format!("not a plugin: it does not export {ENTRY}"));
     }
     Ok(())
+}
+
+/// The format of this system's libraries. On Windows that is not the one of object files.
+fn native_format() -> BinaryFormat {
+    if cfg!(windows) { BinaryFormat::Pe } else { BinaryFormat::native_object() }
 }
 
 fn native() -> Option<Architecture> {

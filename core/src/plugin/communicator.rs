@@ -27,7 +27,7 @@ impl LoadedCommunicatorPlugin {
         &self.info
     }
 
-    /// What a launcher has told this process; `None` where it was started alone.
+    /// The launch that this process belongs to; `None` if it was started alone.
     pub fn launched(&self) -> Result<Option<Launch>, Error> {
         let plugin = &self.plugin;
         // SAFETY: the function of a loaded library, called as the ABI says.
@@ -35,9 +35,9 @@ impl LoadedCommunicatorPlugin {
         plugin.parse("launched", &answer)
     }
 
-    /// Meets the other processes of the launch.
+    /// Connects to the other processes of the launch.
     ///
-    /// Errors: they cannot be met; a place that contradicts itself.
+    /// Errors: no connection; a place that contradicts itself.
     pub fn join(&self) -> Result<Box<dyn Communicator>, Error> {
         let plugin = self.plugin.clone();
         let mut handle = 0;

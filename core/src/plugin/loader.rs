@@ -12,13 +12,13 @@ use std::sync::{Mutex, PoisonError};
 
 /// Whether this is a library for this machine, with a plugin's entry point.
 ///
-/// Errors: what it is else.
+/// Errors: what it is instead.
 pub fn check(bytes: &[u8]) -> Result<(), String> {
     binary::check(bytes)
 }
 
 /// Opens a library and returns its interfaces. `file` is the file at `path` that was checked: on Linux just this one is
-/// loaded, whatever stands at the path by now.
+/// loaded, even if another file has replaced it.
 pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let path = canonical(path)?;
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -57,7 +57,7 @@ static OPENED: Mutex<Vec<(File, Vec<Functions>)>> = Mutex::new(Vec::new());
 
 /// SHA-256 of a library that is loaded, from the file that was loaded.
 ///
-/// Errors: another file stands at the path by now.
+/// Errors: the file at the path has been replaced.
 pub fn hash_of(path: &Path) -> crate::Result<String> {
     let now = files::open_on_disk(path).map_err(crate::Error::io(path))?;
     let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -95,7 +95,7 @@ fn handle_path(_file: &File) -> Option<PathBuf> {
     None
 }
 
-/// All symbols are looked up at once: one that is missing is told here and not in the middle of a run.
+/// All symbols are resolved now, so that a missing one is an error here rather than in the middle of a run.
 ///
 /// # Safety
 /// As [`libloading::Library::new`].

@@ -1,4 +1,4 @@
-//! `report.html`: what a run did, in one file without scripts or network, and the comparison of several runs.
+//! `report.html`: what a run did, in one file that needs no network, and the comparison of several runs.
 
 #[cfg(feature = "reports")]
 mod charts;
@@ -10,7 +10,7 @@ pub mod svg;
 
 #[cfg(feature = "reports")]
 pub use html::duration;
-pub use run_data::RunData;
+pub use run_data::{LogLine, RunData};
 
 use crate::Result;
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ pub struct RunData {
 /// A line of `metrics.jsonl`.
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-enum Line {
+pub enum LogLine {
     Step(StepReport),
     Eval(EvalReport),
     /// Anything that later versions may log.
@@ -44,9 +44,9 @@ impl RunData {
             let line = serde_json::from_str(line)
                 .map_err(|e| Error::Usage(format!("{}:{}: {e}", metrics.display(), index + 1)))?;
             match line {
-                Line::Step(report) => steps.push(report),
-                Line::Eval(report) => evals.push(report),
-                Line::Other => {}
+                LogLine::Step(report) => steps.push(report),
+                LogLine::Eval(report) => evals.push(report),
+                LogLine::Other => {}
             }
         }
         let result = directory.join("result.json");

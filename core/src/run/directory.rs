@@ -23,7 +23,7 @@ const COUNTERS: &str = "counters.json";
 
 /// The directory that a run writes. A lock, released when the process ends, keeps a second run out.
 ///
-/// Of several processes that train together one writes; that of the others is the same but for the files.
+/// Of several processes that train together, only one writes; the others have the same value without files.
 pub struct RunDirectory {
     path: PathBuf,
     /// Absent in a process that does not write.
@@ -112,7 +112,7 @@ impl RunDirectory {
         Ok(RunDirectory { path: path.to_owned(), metrics, metrics_bytes, pending: Vec::new(), _lock: lock })
     }
 
-    /// Of a process that does not write.
+    /// For a process that does not write.
     pub fn elsewhere(path: &Path) -> RunDirectory {
         RunDirectory { path: path.to_owned(), metrics: None, metrics_bytes: 0, pending: Vec::new(), _lock: None }
     }

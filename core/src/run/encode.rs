@@ -53,7 +53,7 @@ pub fn max_length(config: &RunConfig, decoder: &Decoder) -> usize {
     config.max_length.map_or(positions, |n| n.min(positions))
 }
 
-/// From examples to tokens.
+/// Turns examples into tokens.
 pub struct Coder<'a> {
     pub encoder: &'a Encoder,
     /// Gives the training target of an example.

@@ -107,8 +107,8 @@ pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<
     parameters
 }
 
-/// What will be in blocks of a model whose weights are not read: what is in `stored`, where that is there, and what quantizing
-/// makes so.
+/// Marks the parameters that will be in blocks, of a model whose weights are not read: those that `stored`, if given,
+/// has in blocks, and those that will be quantized.
 pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
     let decoded = adaptation.precision.activations;
     let blocks = |parameter: &Parameter| {
@@ -511,7 +511,7 @@ fn images_note(weights: &Weights) -> Option<String> {
         .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
 }
 
-/// Which weights are quantized, what they take on the device, and what is decoded all the same.
+/// Which weights are quantized, what they take on the device, and which are decoded anyway.
 pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
     let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
     let (mut stored, mut decoded, mut largest) = (0, 0, 0);

@@ -2,13 +2,12 @@
 
 use super::train::{OpenDevice, Start, run};
 use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
-use crate::job::{Control, Exchange, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
+use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
 use crate::report::RunData;
-use crate::text::TrainOn;
 use crate::train::layout::initial;
-use crate::train::{Metrics, Recompute, Schedule};
+use crate::train::{Metrics, Schedule};
 use crate::weights::{OutTensor, atomic_write, safetensors_dtype, save};
 use crate::{Error, Result, decoder, files};
 use serde::Serialize;
@@ -83,7 +82,7 @@ pub fn pretrain(
 ) -> Result<PretrainResult> {
     let (begin, model) = (config.out.join("start"), config.out.join("model"));
     write_start(&begin, config)?;
-    let mut run_config = run_config(config, &begin);
+    let mut run_config = run_config(config, &begin)?;
     if start == Start::Resume {
         let RunConfig { plugins, earlier_plugins, earlier_lengths, .. } = RunConfig::of_run(&config.out)?;
         run_config = RunConfig { plugins, earlier_plugins, earlier_lengths, ..run_config };
@@ -110,15 +109,14 @@ pub fn pretrain(
     })
 }
 
-fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
-    RunConfig {
+fn run_config(config: &PretrainConfig, model: &Path) -> Result<RunConfig> {
+    let defaults = RunConfig::of_options(&BTreeMap::new())?;
+    Ok(RunConfig {
         model: model.to_owned(),
         task: "text".into(),
         data: config.data.clone(),
         method: config.method.clone(),
         method_options: config.method_options.clone(),
-        task_options: BTreeMap::new(),
-        found_task: None,
         batch_size: 1,
         batch_tokens: Some(config.batch_tokens),
         lr: Some(config.lr),
@@ -126,42 +124,22 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         warmup: config.warmup,
         weight_decay: config.weight_decay,
         optimizer: config.optimizer.clone(),
-        max_grad_norm: Some(1.0),
-        dropout: 0.0,
         seed: config.seed,
         eval_interval: config.eval_interval,
-        patience: None,
-        min_delta: 0.0,
         max_length: Some(config.max_length),
-        max_train: None,
-        max_dev: None,
-        max_test: None,
-        head_init_std: None,
-        new_head: false,
-        residual: false,
-        quantize: None,
-        instruct: None,
-        no_template: false,
-        train_on: TrainOn::Answers,
-        plugins: vec![],
-        earlier_plugins: vec![],
-        earlier_lengths: vec![],
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
-        micro_batches: None,
-        exchange: Exchange::Exact,
-        recompute: Recompute::Auto,
         precision: config.precision,
         control: Control {
             epochs: config.epochs,
             max_steps: config.max_steps,
-            skip_nonfinite: false,
             checkpoint_interval: config.checkpoint_interval,
-            keep_checkpoints: 2,
             answers: 0,
             mistakes: 0,
+            ..defaults.control
         },
         out: config.out.clone(),
-    }
+        ..defaults
+    })
 }
 
 /// Makes a model directory with configuration, tokenizer and random weights drawn by the seed: normal matrices with the

@@ -1,5 +1,5 @@
-//! A run of several processes: how its batches are divided, what has to be the same in all processes, and what the leading
-//! one tells the others.
+//! A run of several processes: how its batches are divided, what all processes must agree on, and what rank 0 sends to
+//! the others.
 
 use super::identity::identity;
 use super::prepare::Prepared;
@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Deals examples of these lengths into at most `parts` parts of about as many tokens: the longest first, each to the part
-/// that has fewest. In a part they keep their order.
+/// Deals examples of these lengths into at most `parts` parts with about equally many tokens: the longest first, each
+/// to the part with the fewest. Within a part, they keep their order.
 pub fn deal(lengths: &[usize], parts: usize) -> Vec<Vec<usize>> {
     let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
     longest_first.sort_by_key(|&i| Reverse(lengths[i]));
@@ -32,7 +32,7 @@ pub fn deal(lengths: &[usize], parts: usize) -> Vec<Vec<usize>> {
     dealt.into_iter().map(|(_, part)| part).collect()
 }
 
-/// What has to be the same in all processes before the first step.
+/// What all processes must agree on before the first step.
 pub fn agreement(run: &Prepared) -> Result<Agreement> {
     let mut all = identity(run)?;
     all.insert("sparta-cli".into(), env!("CARGO_PKG_VERSION").into());
@@ -43,20 +43,20 @@ pub fn agreement(run: &Prepared) -> Result<Agreement> {
     }
     let control = serde_json::to_value(&run.config.control).map_err(|e| Error::Training(e.to_string()))?;
     all.extend(control.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), value.to_string())));
-    // The identity of a run has samples of the weights.
+    // A run's identity includes samples of the weights.
     let mut hash = Sha256::new();
     run.weights.names().filter_map(|name| run.weights.get(name)).for_each(|view| hash.update(view.raw()));
     all.insert("model weights (SHA-256)".into(), hex(&hash.finalize()));
     Ok(all)
 }
 
-/// Of the file that this process was started from.
+/// The hash of the file that this process was started from.
 fn executable() -> Result<String> {
     let path = std::env::current_exe().map_err(Error::io("the executable"))?;
     hash_file(&path)
 }
 
-/// Who does what; `None` of a process alone.
+/// Who does what; `None` for a single process.
 pub fn plan(run: &Prepared, team: &Team) -> Option<TogetherPlan> {
     if team.size() == 1 {
         return None;
@@ -77,19 +77,19 @@ pub fn plan(run: &Prepared, team: &Team) -> Option<TogetherPlan> {
     })
 }
 
-/// What the leading process has, in all of them.
+/// Sends the value of rank 0 to all processes.
 pub fn share<T: Serialize + DeserializeOwned>(team: &mut Team, what: &str, own: &T) -> Result<T> {
     let json = serde_json::to_vec(own).map_err(|e| Error::Training(e.to_string()))?;
     let json = team.share(what, json)?;
     serde_json::from_slice(&json).map_err(|e| Error::Training(format!("{what} cannot be read: {e}")))
 }
 
-/// Numbers that the leading process has, in all of them.
+/// Sends the numbers of rank 0 to all processes.
 pub fn share_numbers<T: bytemuck::Pod>(team: &mut Team, what: &str, own: &[T]) -> Result<Vec<T>> {
     Ok(bytemuck::pod_collect_to_vec(&team.share(what, bytemuck::cast_slice(own).to_vec())?))
 }
 
-/// A checkpoint without what is numbers of tensors.
+/// A checkpoint without the values of its tensors.
 #[derive(Serialize, Deserialize)]
 struct Head {
     position: Position,
@@ -101,7 +101,7 @@ struct Head {
     sets: Vec<String>,
 }
 
-/// The leading process's checkpoint, in all of them.
+/// Sends the checkpoint of rank 0 to all processes.
 pub fn share_checkpoint(team: &mut Team, own: Option<Checkpoint>) -> Result<Checkpoint> {
     let Checkpoint { position, updates, best, indices, method_state } = own.unwrap_or_default();
     let head = Head {

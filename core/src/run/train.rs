@@ -193,7 +193,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Trains to the end. A device that is lost is opened once more, by a process alone.
+    /// Trains to the end. A single process opens a lost device once more.
     fn run(mut self, open: OpenDevice) -> Result<RunResult> {
         match self.attempt() {
             Err(Error::Device(lost @ BackendError::DeviceLost { .. })) if self.team.size() == 1 => {

@@ -50,7 +50,7 @@ impl Bucket {
         format!("bucket.{}.gradient", self.number)
     }
 
-    /// Where the gradients of other processes come in.
+    /// Receives the gradients of other processes.
     pub fn incoming_gradients(&self) -> String {
         format!("bucket.{}.incoming", self.number)
     }

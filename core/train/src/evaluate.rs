@@ -47,8 +47,8 @@ impl Features {
         Ok(chosen.iter().flat_map(|&i| &self.values[i * self.width..(i + 1) * self.width]).copied().collect())
     }
 
-    /// Computes what is not known of the chosen examples together with the other processes, each a group at a time, and
-    /// groups that come next. All processes must have known the same before.
+    /// Computes the missing features of the chosen examples together with the other processes: each takes a group at a
+    /// time, and spare ones take the groups that come next. All processes must know the same features beforehand.
     pub fn share(
         &mut self,
         session: &mut Session,
@@ -176,8 +176,9 @@ pub fn evaluate(
     evaluate_shared(session, examples, budget, features, &mut Alone, |_, done, total| progress(done, total))
 }
 
-/// [`evaluate`] of all processes together: each computes every n-th batch, and all have the results of all, with the bits of
-/// a process alone. `progress` is called after each round of batches, and has to answer the same in each process.
+/// [`evaluate`] for all processes together: each computes every n-th batch, and all get all results, bit-identical to
+/// those of a single process. `progress` is called after each round of batches, and must return the same in every
+/// process.
 pub fn evaluate_shared<P: Peers>(
     session: &mut Session,
     examples: &[Encoded],
@@ -214,7 +215,8 @@ pub fn evaluate_shared<P: Peers>(
     Ok(found)
 }
 
-/// Numbers of a batch before its outputs: the sum of its losses, an f32 as the device has it, and its targets.
+/// What precedes the outputs of a batch: the sum of its losses, as the f32 of the device, and the number of its
+/// targets.
 const NUMBERS: usize = 2;
 
 fn evaluate_batch(

@@ -30,7 +30,7 @@ pub mod names {
     pub const LATCH: &str = "latch";
     /// The sum of the losses of a step's micro-batches so far.
     pub const LOSS_SUM: &str = "loss_sum";
-    /// Where the losses of other processes' micro-batches come in.
+    /// Receives the losses of other processes' micro-batches.
     pub const LOSS_INCOMING: &str = "loss_incoming";
     /// Everything the host reads after a step or an evaluation, in one tensor: [`super::results`].
     pub const RESULTS: &str = "out.results";
@@ -100,9 +100,9 @@ pub enum Purpose {
     FirstMicroBatch(Size),
     /// A later micro-batch: gradients added to the sums.
     MicroBatch(Size),
-    /// A micro-batch of a step that processes share: gradients to where those of others come in, apart from the sums.
+    /// A micro-batch of a step that processes share: gradients go to the receive buffers, not into the sums.
     Apart { size: Size, first: bool },
-    /// Adds gradients of a bucket that came in to its sums; behind the last bucket, the loss.
+    /// Adds the received gradients of a bucket to its sums; after the last bucket, also the loss.
     AddIncoming(usize),
     /// The update from the gradient sums.
     Update,

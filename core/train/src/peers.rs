@@ -4,7 +4,7 @@ use crate::Result;
 
 /// All processes call the same functions in the same order, with lengths that agree.
 pub trait Peers {
-    /// The number of this process, from 0 on.
+    /// The rank of this process, counted from 0.
     fn rank(&self) -> usize;
 
     fn size(&self) -> usize;
@@ -13,10 +13,10 @@ pub trait Peers {
     /// a single process; otherwise they are added as [`Peers::add`] does.
     fn exact(&self) -> bool;
 
-    /// What each process has, in the order of ranks.
+    /// Every process's data, in the order of ranks.
     fn gather(&mut self, own: &[f32]) -> Result<Vec<f32>>;
 
-    /// Replaces values by their sums over all processes, in an order that is not told.
+    /// Replaces values by their sums over all processes, in an unspecified order.
     fn add(&mut self, values: &mut [f32]) -> Result<()>;
 }
 

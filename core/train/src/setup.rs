@@ -49,7 +49,7 @@ impl Setup {
         train.is_some() && !head_features && (micro_batches || self.adaptation.keeps_gradients())
     }
 
-    /// Whether gradients of other processes come in.
+    /// Whether gradients of other processes are received.
     pub(crate) fn shares_gradients(&self) -> bool {
         self.limits.shared && self.keeps_sums()
     }

@@ -1,8 +1,8 @@
 //! Optimizer steps whose micro-batches are divided among processes.
 //!
-//! Each process computes the gradients of every n-th micro-batch. They are exchanged one by one, and every process adds them
-//! up on its device in the order of the micro-batches, as a process alone does: so all have its sums, bit for bit, and with
-//! them the same update.
+//! Each process computes the gradients of every n-th micro-batch. They are exchanged one by one, and every process adds
+//! them up on its device in the order of the micro-batches, as a single process does, so all have the same sums, bit
+//! for bit, and make the same update.
 
 use crate::Result;
 use crate::batch::Batch;
@@ -14,7 +14,7 @@ use crate::setup::Setup;
 use crate::step::{Submitted, check_targets};
 use sparta_graph::ops::step as step_input;
 
-/// A tensor of gradients that is exchanged, with the plan that adds what came in to the sum.
+/// A tensor of gradients that is exchanged, with the plan that adds the received ones to the sum.
 struct Exchanged {
     incoming: String,
     sum: String,
@@ -64,8 +64,8 @@ pub fn own_share(count: usize, rank: usize, size: usize) -> impl Iterator<Item =
 }
 
 impl Session {
-    /// [`Session::submit_step`] of all processes together: each is given all micro-batches. One alone is computed by all,
-    /// and nothing is exchanged. Needs [`crate::Limits::shared`].
+    /// [`Session::submit_step`] for all processes together: each gets all micro-batches. If there is only one, all
+    /// compute it, and nothing is exchanged. Needs [`crate::Limits::shared`].
     pub fn submit_shared(&mut self, micro_batches: &[Batch], lr: f64, peers: &mut dyn Peers) -> Result<Submitted> {
         if peers.size() == 1 || micro_batches.len() == 1 {
             return self.submit_step(micro_batches, lr);
@@ -86,7 +86,7 @@ impl Session {
             true => self.sum_in_order(micro_batches, numbers, &groups, peers)?,
             false => self.sum_in_any_order(micro_batches, numbers, &groups, peers)?,
         }
-        // An update that rounds by chance draws with the key of the last micro-batch.
+        // An update with stochastic rounding draws with the key of the last micro-batch.
         self.queue_rng(micro_batches.len() - 1)?;
         (self.accumulated, self.targets) = (micro_batches.len(), targets);
         self.apply(lr)
@@ -139,12 +139,12 @@ impl Session {
         self.tensors().submit()
     }
 
-    /// What computes the gradients of a micro-batch apart from those of others.
+    /// The plan that computes the gradients of a micro-batch separately.
     fn apart(&self, micro_batches: &[Batch], i: usize) -> Result<Purpose> {
         Ok(Purpose::Apart { size: self.size_of(&micro_batches[i])?, first: i == 0 })
     }
 
-    /// Queues the gradients of a micro-batch, which go to where those of others come in.
+    /// Queues the gradients of a micro-batch, which go to the receive buffers.
     fn differentiate(&mut self, micro_batches: &[Batch], i: usize, mut numbers: StepNumbers) -> Result<()> {
         let (batch, purpose) = (&micro_batches[i], self.apart(micro_batches, i)?);
         numbers[step_input::LOSS_WEIGHT] *= batch.weight;

@@ -35,9 +35,9 @@ pub const COMMUNICATOR_ID: &str = "sparta.communicator/1";
 
 /// [`OK`] or [`FAILED`].
 pub type SpartaStatus = i32;
-/// The function has succeeded.
+/// The function succeeded.
 pub const OK: SpartaStatus = 0;
-/// The function has failed and passed a message to `SpartaHost::error`.
+/// The function failed and passed a message to `SpartaHost::error`.
 pub const FAILED: SpartaStatus = 1;
 
 /// Identifies one call of the host into a plugin.
@@ -256,7 +256,7 @@ pub struct SpartaMethod {
         ) -> SpartaStatus,
     >,
     /// Since minor version 4, may be null. `values` are those of `extra` after the optimizer's update; overwrites those
-    /// that become others.
+    /// that change.
     pub update: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -427,13 +427,13 @@ pub struct SpartaBackend {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct SpartaCommunicator {
-    /// Its size in bytes, by which versions with fewer fields are known.
+    /// Its size in bytes, which identifies versions with fewer fields.
     pub size: usize,
     /// Result: `CommunicatorPluginInfo`.
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
-    /// Result: `Launch`, or `null` where this process was started alone.
+    /// Result: `Launch`, or `null` if this process was started alone.
     pub launched: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
-    /// Meets the other processes, once; result: `Place`; writes the communicator's handle.
+    /// Connects to the other processes, once; result: `Place`; writes the communicator's handle.
     pub join: Option<unsafe extern "C" fn(SpartaCall, communicator: *mut u64) -> SpartaStatus>,
     /// Ends the communicator, once the other processes end theirs.
     pub leave: Option<unsafe extern "C" fn(communicator: u64)>,
@@ -449,8 +449,8 @@ pub struct SpartaCommunicator {
             byte_count: usize,
         ) -> SpartaStatus,
     >,
-    /// Writes what each process has to `all`, in the order of ranks: `byte_count` is as many times `own.len` as there are
-    /// processes.
+    /// Writes every process's `own` to `all`, in the order of ranks: `byte_count` is as many times `own.len` as there
+    /// are processes.
     pub all_gather: Option<
         unsafe extern "C" fn(
             call: SpartaCall,

@@ -24,7 +24,7 @@ pub struct TaskPluginInfo {
 pub struct TaskInfo {
     /// What `--task` accepts, for example `sst2`.
     pub id: String,
-    /// One line for people.
+    /// One line for listings.
     pub title: String,
     /// Names of the classes or labels in the order 0, 1, ...: at least two classes, or the name of a number. Empty
     /// where each next token of the texts is learned, and in the description of a task that finds its labels in the

@@ -1,16 +1,12 @@
 use super::*;
 use serde_json::json;
 use sparta_plugin::task::{Example, Take};
-use std::fs;
+use sparta_task_files::testing;
 use tempfile::TempDir;
 
 fn tree(files: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for (name, content) in files {
-        let path = dir.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
+    testing::write(dir.path(), files);
     dir
 }
 

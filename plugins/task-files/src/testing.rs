@@ -1,12 +1,26 @@
-//! Writes parquet files for tests.
+//! Writes files for tests.
 
 use parquet::basic::{ConvertedType, Repetition, Type as Physical};
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
+use std::fs;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+
+/// Writes files, given by their paths below `dir`, with the folders they are in.
+///
+/// # Panics
+/// The system refuses.
+pub fn write(dir: &Path, files: &[(&str, impl AsRef<[u8]>)]) {
+    for (name, content) in files {
+        let path = dir.join(name);
+        path.parent().map_or(Ok(()), fs::create_dir_all).expect("a folder");
+        fs::write(path, content).expect("a file");
+    }
+}
 
 /// The values of a column.
 pub enum Column {

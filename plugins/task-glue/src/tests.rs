@@ -2,7 +2,7 @@
 
 use super::*;
 use sparta_plugin::task::{Example, Recipe, Source, Take};
-use sparta_task_files::testing::{Column, parquet};
+use sparta_task_files::testing::{self, Column, parquet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -22,11 +22,7 @@ fn read(data: &dyn Dataset, source: &Source) -> Vec<Example> {
 
 fn dir(files: &[(&str, &str)]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    for (name, content) in files {
-        let path = dir.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
+    testing::write(dir.path(), files);
     dir
 }
 

@@ -1,4 +1,4 @@
-//! What the trait [`Backend`](sparta_graph::Backend) promises besides numbers: memory, handles and errors.
+//! What the trait [`Backend`](sparta_graph::Backend) promises beyond results: memory, handles and errors.
 
 use crate::Subject;
 use sparta_graph::graph::Graph;
@@ -17,7 +17,7 @@ const CHECKS: [(&str, Check); 7] = [
     ("memory in use is counted", memory_is_counted),
 ];
 
-/// What is wrong with a backend, whatever the numbers are.
+/// The violations of the contract, regardless of results.
 pub fn check(subject: &mut Subject) -> Vec<String> {
     let mut failures = vec![];
     for (what, check) in CHECKS {
@@ -154,7 +154,7 @@ fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), Stri
     let early = backend.request(x, 0, 16).map_err(text)?;
     backend.submit(&[run]).map_err(text)?;
     let late = backend.request(x, 1, 8).map_err(text)?;
-    // What was asked for first is what was there first, in whatever order it is fetched.
+    // Each read returns the state at its request, in whatever order the reads are fetched.
     let (mut late_bytes, mut early_bytes) = ([0; 8], [0; 16]);
     backend.fetch(late, &mut late_bytes).map_err(text)?;
     backend.fetch(early, &mut early_bytes).map_err(text)?;
@@ -168,7 +168,7 @@ fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), Stri
     expect(backend.submit(&[Work::Run(PlanId(u64::MAX))]).is_err(), "a plan that never was can be submitted")
 }
 
-/// A backend that does not count answers nothing, which is allowed.
+/// A backend need not count.
 fn memory_is_counted(backend: &mut dyn Backend) -> Result<(), String> {
     let Some(before) = backend.memory_use() else { return Ok(()) };
     let buffer = backend.alloc(DType::F32, 1 << 20, "counted").map_err(text)?;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 /// Tensors by the name of the external.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// A backend under test, or the one that decides.
+/// A backend under test, or the reference.
 pub enum Device {
     /// In f64; f32 tensors keep all digits.
     Reference(Box<Reference>),

@@ -60,7 +60,8 @@ pub(super) fn encode_q4_k(values: &[f32; ELEMENTS]) -> [u8; 144] {
 const GROUP: usize = 32;
 
 /// Scale and offset with which 4-bit numbers come closest to the values, larger ones counting more: llama.cpp's
-/// `make_qkx2_quants`. Of 21 scales the numbers are found, and to these the best scale and offset; the best of all is taken.
+/// `make_qkx2_quants`. For each of 21 scales, the values are rounded and the best scale and offset for them computed;
+/// the best of these is taken.
 fn fit(values: &[f32; GROUP]) -> (f32, f32) {
     const MOST: f32 = 15.0;
     let mean = (values.iter().map(|x| x * x).sum::<f32>() / GROUP as f32).sqrt();

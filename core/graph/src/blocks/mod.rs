@@ -48,13 +48,13 @@ impl Blocks {
         }
     }
 
-    /// Bytes of this many elements; `None` if they are no whole blocks, or too many.
+    /// Bytes of this many elements; `None` if they are not whole blocks, or too many.
     pub fn bytes_of(self, elements: usize) -> Option<usize> {
         let blocks = elements.is_multiple_of(self.elements()).then_some(elements / self.elements())?;
         blocks.checked_mul(self.bytes())
     }
 
-    /// Words of 32 bits that a matrix fills; `None` if its rows are no whole blocks, or too long.
+    /// Words of 32 bits that a matrix fills; `None` if its rows are not whole blocks, or too long.
     pub fn words(self, rows: usize, columns: usize) -> Option<usize> {
         Some(self.bytes_of(columns)?.checked_mul(rows)?.div_ceil(4))
     }
@@ -92,7 +92,7 @@ pub fn encode_q8_0(values: &[f32]) -> Vec<u8> {
     values.as_chunks().0.iter().flat_map(by32::encode_q8_0).collect()
 }
 
-/// Rounds values to blocks of Q4_K, by the method of llama.cpp's reference; what is no whole block is left out.
+/// Rounds values to blocks of Q4_K, by the method of llama.cpp's reference; an incomplete last block is left out.
 pub fn encode_q4_k(values: &[f32]) -> Vec<u8> {
     values.as_chunks().0.iter().flat_map(by256::encode_q4_k).collect()
 }

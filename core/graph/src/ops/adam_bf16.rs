@@ -4,10 +4,10 @@ use super::*;
 /// rounded stochastically: rounding to nearest would lose every change below 1/256 of a moment, which with a `beta2` of
 /// 0.999 is most of them.
 ///
-/// A finite f32 `x` becomes the upper half of `bits(x) + r`, where `r` are 16 random bits; what is not finite is
-/// truncated and stays so. Element `i` draws the word `w = philox4x32_10([i / 4, salt, 1, 0], rng[0..2])[i % 4]`: `m`
-/// takes its lower half as `r`, `v` its upper half, so that every backend rounds alike. (Counters of dropout have a 0
-/// in their third word.)
+/// A finite f32 `x` becomes the upper half of `bits(x) + r`, where `r` are 16 random bits; a value that is not finite
+/// is truncated and stays not finite. Element `i` draws the word `w = philox4x32_10([i / 4, salt, 1, 0], rng[0..2])[i %
+/// 4]`: `m` takes its lower half as `r`, `v` its upper half, so that every backend rounds alike. (Counters of dropout
+/// have a 0 in their third word.)
 ///
 /// Inputs: `p` f32, `m` and `v` bf16, overwritten; `grad` f32, all of one shape; `clip` f32 `[2]` of [`ClipCoef`];
 /// `step`; `rng`.

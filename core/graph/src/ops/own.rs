@@ -13,7 +13,7 @@ pub struct Own(pub Box<OwnOp>);
 pub struct OwnOp {
     /// For messages.
     pub name: String,
-    /// Names of the inputs and of the outputs: words, each another one. Kernels call their variables so.
+    /// Names of the inputs and the outputs: distinct words, which are the names of variables in kernels.
     pub inputs: Vec<String>,
     pub outputs: Vec<String>,
     /// What it computes.

@@ -56,7 +56,7 @@ impl Operation for Unslice {
     }
 }
 
-/// The size of a range, which has an element or more and lies in `whole`.
+/// The size of a range, which is not empty and lies in `whole`.
 fn block([begin, end]: [usize; 2], whole: usize, what: &str) -> Result<usize, String> {
     match end.checked_sub(begin) {
         Some(n) if n > 0 && end <= whole => Ok(n),

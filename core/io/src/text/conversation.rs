@@ -1,4 +1,4 @@
-//! Turns a conversation, or texts that follow each other, into tokens, and marks those that are trained on.
+//! Turns a conversation, or a sequence of texts, into tokens, and marks those that are trained on.
 
 use super::{ChatTemplate, Message, Tokenizer};
 use crate::{Error, Result};

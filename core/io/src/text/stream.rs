@@ -84,7 +84,7 @@ mod tests {
     fn words_keep_their_spaces() {
         let (found, rest) = pieces(&[258, 256], &[257, 256, 258, 257]);
         assert_eq!((found.join("|"), rest.as_str()), (" film| a|| film".into(), ""));
-        // At the beginning of a text the first space is none of it.
+        // The first space of a text is not part of it.
         assert_eq!(pieces(&[258], &[256, 257]).0, ["a", " film"]);
     }
 

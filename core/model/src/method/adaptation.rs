@@ -397,7 +397,7 @@ impl Adaptation {
         }
     }
 
-    /// Keeps what is stored in blocks as it is on the device, where what is done with it allows.
+    /// Keeps stored blocks as they are on the device, for the parameters whose uses allow it.
     pub fn keep_blocks(&mut self, stored: impl Fn(&Parameter) -> Option<Blocks>) {
         let formats = self.parameters.iter().enumerate().filter_map(|(i, parameter)| Some((i, stored(parameter)?)));
         self.formats = formats.collect();
@@ -410,7 +410,7 @@ impl Adaptation {
         let kept = match self.parts[parameter] {
             Part::Frozen => true,
             Part::Dense => false,
-            // Lookups lay nothing over their rows.
+            // Lookups cannot overlay chosen elements.
             Part::Sparse(_) => own.role != Role::Embedding && self.device_dtype(parameter) == own.dtype,
             Part::Reparam(_) => self.is_linear_site(parameter),
         };

@@ -13,9 +13,9 @@ use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
 
 /// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a
-/// small model. Where the method refuses that model nothing is compared, which is said.
+/// small model. If the method refuses that model, a message says that nothing was compared.
 ///
-/// Errors: other numbers; a device that fails.
+/// Errors: results that differ; a device that fails.
 pub(super) fn own_kernels(run: &Prepared, device: &mut dyn Backend, observer: &mut dyn Observer) -> Result<()> {
     if !run.own_operations || device.info().own_kernels.is_empty() {
         return Ok(());
@@ -53,7 +53,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Errors: a process whose values are no longer those of the others, as its device computes otherwise.
+    /// Errors: a process whose values differ from the others, because its device computes something else.
     pub(super) fn check_others(&mut self) -> Result<()> {
         if self.team.size() == 1 {
             return Ok(());

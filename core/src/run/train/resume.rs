@@ -1,4 +1,4 @@
-//! How a run goes on: what the leading process finds in the run directory, and the state that all take over.
+//! How a run continues: what rank 0 finds in the run directory, and the state that all processes restore.
 
 use super::Trainer;
 use crate::checkpoint::{Checkpoints, Loaded};
@@ -16,9 +16,9 @@ use serde_json::Value as Json;
 pub enum Newest {
     /// None was written yet.
     Absent,
-    /// With sentences about those that were passed over.
+    /// With messages about those that were skipped.
     Loaded(Box<Loaded>, Vec<String>),
-    /// The leading process has it.
+    /// Rank 0 has it.
     Elsewhere,
 }
 
@@ -28,14 +28,14 @@ impl Newest {
     }
 }
 
-/// What there is to go on with.
+/// What to continue from.
 pub enum Continuation {
     /// The run is over.
     Finished(Box<RunResult>),
     From(Newest),
 }
 
-/// What the leading process tells the others about the run directory.
+/// What rank 0 tells the others about the run directory.
 #[derive(Default, Serialize, Deserialize)]
 struct Found {
     finished: Option<RunResult>,
@@ -43,9 +43,9 @@ struct Found {
     checkpoint: bool,
 }
 
-/// Looks for what there is to go on with, and notes where the run has become longer.
+/// Finds what to continue from, and notes at which step the run was extended.
 ///
-/// Errors: the run in the directory is another one, or would become shorter; no checkpoint is whole.
+/// Errors: the directory holds a different run; the run would become shorter; no checkpoint is intact.
 pub fn look(
     run: &mut Prepared,
     directory: &RunDirectory,
@@ -69,7 +69,7 @@ pub fn look(
 }
 
 fn look_here(run: &Prepared, directory: &RunDirectory, checkpoints: &Checkpoints) -> Result<(Found, Newest)> {
-    // Nothing is changed before this is known to be the same run.
+    // Change nothing before this is known to be the same run.
     let newest = checkpoints.load_newest(|position| directory.check_log(position.metrics_bytes))?;
     let longer = directory.check_length(run)?;
     let step = newest.as_ref().map_or(0, |(loaded, _)| loaded.checkpoint.position.step);
@@ -115,7 +115,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// Takes over a checkpoint, which the leading process has; `shared` with the others, or by this process alone.
+    /// Restores a checkpoint that rank 0 has; if `shared`, in all processes.
     pub(super) fn adopt(&mut self, loaded: Option<Loaded>, shared: bool) -> Result<()> {
         let mut alone = Team::alone();
         let team = if shared { &mut *self.team } else { &mut alone };

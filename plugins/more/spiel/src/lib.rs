@@ -1,7 +1,8 @@
-//! SpIEL (Ansell et al., 2024, arXiv 2401.16405): trains elements of the linear layers and the head; after every few steps the
-//! elements with the smallest changes are dropped and as many with the largest gradients grown. This is SpIEL-AG with one batch
-//! of accumulation: candidates are compared by the gradient of the whole weight over the step's batch, within each tensor, and the
-//! share that is exchanged decreases linearly to zero at the end of the run. What was dropped in a step is not grown in it.
+//! SpIEL (Ansell et al., 2024, arXiv 2401.16405): trains elements of the linear layers and the head; after every few
+//! steps the elements with the smallest changes are dropped and as many with the largest gradients grown. This is
+//! SpIEL-AG with one batch of accumulation: candidates are compared by the gradient of the whole weight over the step's
+//! batch, within each tensor, and the share that is exchanged decreases linearly to zero at the end of the run. An
+//! element dropped in a step is not grown again in the same step.
 
 use sparta_plugin::Error;
 use sparta_plugin::method::*;
@@ -62,7 +63,7 @@ impl Method for Spiel {
     }
 }
 
-/// The indices without the `count` that changed least, and with as many others that have the largest gradients.
+/// The indices without the `count` that changed least, plus as many others with the largest gradients.
 fn exchanged(indices: &[u32], changes: &[f32], gradient: &[f32], count: usize) -> Vec<u32> {
     let mut kept: Vec<usize> = (0..indices.len()).collect();
     kept.sort_by(|&a, &b| changes[a].abs().total_cmp(&changes[b].abs()));

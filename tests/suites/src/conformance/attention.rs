@@ -54,7 +54,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Queries with spans of their own in keys that are kept, around the sizes of tiles of keys.
+/// Queries with their own spans of cached keys, around the sizes of tiles of keys.
 fn cached_cases() -> Vec<Case> {
     let mut cases = vec![];
     for (i, head_dim) in [1, 2, 5, 8, 16, 24, 64, 80, 128, 256].into_iter().enumerate() {
@@ -86,7 +86,7 @@ fn cached(op: Attention, kept: usize, spans: Vec<(usize, usize)>) -> Case {
     })
 }
 
-/// A row that sees the key has a NaN for its result, the others have not.
+/// The result of a row that sees the key is NaN, and no other.
 fn nan_in_a_kept_key() -> Case {
     Case::new("cached attention with a NaN in key row 130", |b| {
         let (op, spans) = (op(2, 1, 8), [(0, 140), (0, 130), (131, 140), (100, 131)]);
@@ -99,8 +99,8 @@ fn nan_in_a_kept_key() -> Case {
     })
 }
 
-/// The path of a layer that goes on where it was: rows of the rope table by position, keys and values to their rows, and
-/// attention on all that is kept; what it computes is attention in one segment.
+/// A layer during generation: rows of the rope table by position, keys and values stored in their rows, and attention
+/// over the whole cache; the result is that of attention in one segment.
 fn steps_with_a_cache() -> Case {
     Case::new("attention in steps with a cache", |b| {
         let (op, width) = (Attention { window: Some(9), ..op(4, 2, 8) }, [32, 16, 16]);
@@ -175,7 +175,7 @@ fn huge_scores() -> Case {
     })
 }
 
-/// Every row that sees the key has a NaN for its result, and no other row has.
+/// The result of every row that sees the key is NaN, and no other.
 fn nan_in_a_key(row: usize) -> Case {
     with_nan(format!("attention with a NaN in key row {row}"), move |_, k| k[8 * row + 3] = f64::NAN)
 }
@@ -184,7 +184,7 @@ fn nan_in_a_query() -> Case {
     with_nan("attention with a NaN in query row 33".into(), |q, _| q[16 * 33 + 9] = f64::NAN)
 }
 
-/// Segments of 35 and 12 rows, with what `spoil` makes of q and k.
+/// Segments of 35 and 12 rows, with q and k changed by `spoil`.
 fn with_nan(name: String, spoil: impl Fn(&mut [f64], &mut [f64]) + 'static) -> Case {
     Case::new(name, move |b| {
         let op = op(2, 1, 8);

@@ -43,7 +43,7 @@ impl Case {
     }
 }
 
-/// A tensor that a case differentiates by, or chosen elements of it.
+/// A tensor, or chosen elements of one, with respect to which a case differentiates.
 pub struct Wrt {
     value: Value,
     pub name: String,
@@ -65,7 +65,7 @@ pub struct Program {
     pub magnitude: f64,
     /// Whether the case is so large that a device may refuse it.
     pub refusable: bool,
-    /// Whether an op works on bf16 that works on f32 in the other precision.
+    /// Whether some op works on bf16 that would work on f32 in the other precision.
     pub narrowed: bool,
 }
 
@@ -173,7 +173,7 @@ impl Build {
         let (op, cast) = narrow::narrowed(op.into(), &types, self.variant);
         self.narrowed |= !cast.is_empty() || matches!(op, Op::Linear(_) | Op::RmsNorm(_));
         let mut inputs = inputs.to_vec();
-        // Ops on f32 alone get what narrowed ops have given them in f32.
+        // Ops that only take f32 get the results of narrowed ops cast to f32.
         for i in (0..inputs.len()).filter(|_| narrow::is_for_f32(&op)) {
             if types[i].dtype == DType::BF16 && !self.names.contains_key(&inputs[i]) {
                 inputs[i] = self.add(Cast { to: DType::F32 }, &[inputs[i]])[0];

@@ -106,7 +106,7 @@ impl Judged {
         outcome
     }
 
-    /// Where two backends computed other bits.
+    /// Where two backends computed different bits.
     pub fn differences(&self, a: &Outcome, b: &Outcome) -> Vec<String> {
         let mut failures = vec![];
         for ((case, a_out), b_out) in self.cases.iter().zip(&a.outputs).zip(&b.outputs) {
@@ -128,8 +128,8 @@ impl JudgedCase {
         Ok(JudgedCase { name: case.name.clone(), program, reference })
     }
 
-    /// The case in bf16; `None` where that is no other, or too large. Without rounding its graph, gradients included,
-    /// computes what the f32 one does.
+    /// The case in bf16; `None` if that is the same, or too large. Without rounding, its graph, gradients included,
+    /// computes the same as the f32 one.
     fn narrowed(case: &Case) -> Result<Option<JudgedCase>, String> {
         let program = case.program(Precision::Bf16, false, true);
         if !program.narrowed || !narrow::is_small(&program) {

@@ -61,7 +61,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    // Weights that are several bindings on a device that splits.
+    // Weights that take several bindings on a device that splits tensors.
     for (layout, size) in [(Layout::Nt, [3, 700, 65]), (Layout::Nn, [3, 131, 333]), (Layout::Tn, [331, 130, 3])] {
         for residual in [false, true] {
             let dtype = if layout == Layout::Tn { DType::F32 } else { FLOATS[1 + usize::from(residual)] };

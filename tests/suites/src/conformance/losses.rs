@@ -28,7 +28,7 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(linear_cross_entropy([257, 41, 12], None, Head::Chosen, DType::F32));
     cases.push(linear_cross_entropy([257, 41, 12], Some(2.0), Head::Dense, DType::BF16));
-    // The weight is several bindings on a device that splits.
+    // The weight takes several bindings on a device that splits tensors.
     cases.push(linear_cross_entropy([5, 2_000, 64], None, Head::Dense, DType::BF16));
     for shape in [[1, 1], [2, 7], [33, 4], [7, 300], [20_001, 1], [5, 65]] {
         cases.push(element_loss("binary_cross_entropy", BinaryCrossEntropy {}.into(), shape, |x, y| {
@@ -46,7 +46,7 @@ fn capped(x: f64, cap: Option<f32>) -> f64 {
     cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh())
 }
 
-/// Every `ignored`-th label counts nothing; 0: none, 1: all of them.
+/// Every `ignored`-th label is ignored; 0: none, 1: all.
 fn cross_entropy(rows: usize, classes: usize, ignored: usize, soft_cap: Option<f32>) -> Case {
     Case::new(format!("cross_entropy {rows}x{classes}, every {ignored} ignored, cap {soft_cap:?}"), move |b| {
         b.refusable = rows > 20_000;
@@ -84,7 +84,7 @@ fn huge_logits() -> Case {
     })
 }
 
-/// What of the weight is trained.
+/// Which part of the weight is trained.
 #[derive(Clone, Copy, Debug)]
 enum Head {
     Frozen,
@@ -128,7 +128,7 @@ fn linear_cross_entropy(
     })
 }
 
-/// Labels are NaN here and there: those elements count nothing.
+/// Some labels are NaN: those elements do not count.
 fn element_loss(name: &str, op: Op, [rows, columns]: [usize; 2], term: fn(f64, f64) -> f64) -> Case {
     Case::new(format!("{name} {rows}x{columns}"), move |b| {
         b.refusable = rows > 20_000;

@@ -1,9 +1,9 @@
 //! Cases in bf16: the same graphs on rounded activations, and how they are judged.
 //!
-//! A rounded value that lies near the middle of two bf16 numbers may become either of them, and everything behind it is
-//! then different. So each op is judged alone, on the values that the device itself gave it: its result lies between
+//! A rounded value that lies near the middle of two bf16 numbers may become either of them, and everything after it
+//! then differs. So each op is judged alone, on the values that the device itself gave it: its result lies between
 //! `round(ref - t)` and `round(ref + t)`, where ref is the reference's result from these values before rounding and t
-//! the tolerance in f32. What an op rounds inside widens that interval by what the rounding can make of it.
+//! the tolerance in f32. Rounding inside an op widens that interval by the largest change that it can cause.
 
 use super::case::Program;
 use super::check::Failure;
@@ -200,8 +200,8 @@ fn results(op: &Op) -> usize {
     }
 }
 
-/// What rounding to bf16 changes of a number at most, as a share of it: that much, a product changes of the product of the
-/// absolute values when one of its factors is rounded.
+/// The largest relative change when a number is rounded to bf16. If one factor of a product is rounded, the product
+/// changes by at most this share of the product of the absolute values.
 const ROUNDING: f64 = 1.0 / 256.0;
 
 /// What rounding inside of the op can change in each element of its outputs. `in_attention`: the device rounds there.

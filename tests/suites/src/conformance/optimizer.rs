@@ -147,7 +147,7 @@ fn many_tensors() -> Case {
     })
 }
 
-/// The clip factor of a finite loss, without a step before that was not.
+/// The clip factor for a finite loss, with no earlier step that was not finite.
 fn clip_of(b: &mut Build, max_norm: Option<f32>, partials: Value) -> Value {
     let (loss, latch) = (b.normal(&[1]), b.zeros(&[1]));
     b.one(ClipCoef { max_norm }, &[partials, loss, latch])
@@ -224,7 +224,7 @@ fn sgd(n: usize, op: Sgd, steps: usize) -> Case {
     })
 }
 
-/// Tensors that are made for it, which may be made in place, and external ones, which are copied.
+/// Intermediate tensors, which may be computed in place, and external ones, which are copied.
 fn concat(lengths: Vec<usize>, salt: usize) -> Case {
     Case::new(format!("concat of {lengths:?} {salt}"), move |b| {
         let (mut inputs, mut joined) = (vec![], vec![]);

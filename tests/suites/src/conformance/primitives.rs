@@ -1,4 +1,4 @@
-//! The ops that methods are built of: products and functions of single numbers, sums, and moves of elements.
+//! The ops that methods are built from: elementwise products and functions, sums, and moves of elements.
 
 use super::case::{Build, Case};
 use sparta_graph::ops::{
@@ -80,7 +80,7 @@ fn map(function: Function, shape: [usize; 2]) -> Case {
             Function::Rsqrt => values.map(|x| x.abs() + 0.5).collect(),
             Function::Exp => values.collect(),
             Function::Abs | Function::Relu | Function::Step => values.map(|x| x + 0.25 * x.signum()).collect(),
-            // Away from the middle between two whole numbers.
+            // Away from halfway cases.
             Function::Round => values.map(|x| 3.0 * x).map(|x| x.round() + 0.75 * (x - x.round())).collect(),
         };
         let x = b.f32s(&shape, values);
@@ -154,7 +154,7 @@ fn moves([rows, columns]: [usize; 2]) -> Case {
     })
 }
 
-/// What DoRA makes of a weight: its rows divided by their norms, through which no gradient goes, times magnitudes.
+/// DoRA's weight: the rows divided by their norms, through which no gradient passes, times magnitudes.
 fn norm_of_a_weight() -> Case {
     Case::new("rows of a weight by their detached norms", |b| {
         let (x, w, m) = (b.normal(&[9, 21]), b.normal(&[13, 21]), b.normal(&[13]));
@@ -166,7 +166,7 @@ fn norm_of_a_weight() -> Case {
         let y = b.one(Linear::plain(Layout::Nt), &[x, rows]);
         let y = b.one(Mul {}, &[y, m]);
         b.seed(y);
-        // By w there is no difference quotient: it would go through the norms.
+        // Differences with respect to w would go through the norms, so they cannot be compared.
         b.wrt(&[x, m]);
     })
 }

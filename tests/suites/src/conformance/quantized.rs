@@ -1,6 +1,7 @@
 //! Weights that are stored in blocks: decoded as a whole, with chosen elements laid over them, by rows, and in products.
 //!
-//! The formula is `Blocks::decode`, which golden vectors of llama.cpp's reference judge; what backends decode has its bits.
+//! The formula is `Blocks::decode`, which golden vectors of llama.cpp's reference judge; backends must decode to the
+//! same bits.
 
 use super::case::{Build, Case};
 use super::naive;
@@ -101,7 +102,7 @@ fn looked_up(blocks: Blocks, size: [usize; 2], count: usize) -> Case {
     })
 }
 
-/// Two products with the matrix, of which the second has its gradient pass through the first.
+/// Two products with the matrix; the gradient of the second passes through the first.
 fn product(blocks: Blocks, rows: usize, size: [usize; 2]) -> Case {
     Case::new(format!("linear {rows} with {blocks} {size:?}"), move |b| {
         let (words, values) = stored(b, blocks, size);

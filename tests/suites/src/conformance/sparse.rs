@@ -1,4 +1,4 @@
-//! What SpaRTA is made of: gradients of chosen elements, gather, and scatter into weights.
+//! The parts of SpaRTA: gradients of chosen elements, gather, and scatter into weights.
 
 use super::case::{Build, Case};
 use super::naive;

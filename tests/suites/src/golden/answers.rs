@@ -1,4 +1,4 @@
-//! Fine-tuning on prompts and answers, from the text to the loss of each step, as TRL's `SFTTrainer` does it.
+//! Fine-tuning on prompts and answers, from the text to the loss of each step, compared with TRL's `SFTTrainer`.
 
 use super::data::{Layout, Source, model_directory, nan_max};
 use super::distance::{self, Distance};

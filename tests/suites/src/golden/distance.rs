@@ -17,7 +17,8 @@ impl Distance {
 }
 
 /// Measures a backend and says what is too far off. In bf16 that is judged by the f64 reference, which rounds where the
-/// graph says bf16: a backend may be twice as far from the golden numbers as it is, and as far again as f32 arithmetic.
+/// graph says bf16: a backend may be twice as far from the golden numbers as the reference is, plus the distance
+/// allowed for f32 arithmetic.
 pub fn check(
     subject: &mut Subject,
     precision: Precision,

@@ -1,5 +1,5 @@
-//! Each family as a language model that writes: with keys and values that are kept, the logits after every token are the
-//! golden ones, and what is most probable each time is what transformers says.
+//! Each family generates: with cached keys and values, the logits after every token are the golden ones, and greedy
+//! text is that of transformers.
 
 use super::data::{Layout, Source, model_directory};
 use super::distance::{self, Distance};
@@ -20,7 +20,7 @@ const CONTEXT: usize = 32;
 
 const LANGUAGE_MODEL: Layout = Layout { lm: true, f32: false, version_4: false };
 
-/// What is wrong with the logits that a family's model writes by.
+/// What is wrong with the logits of a family's model during generation.
 pub fn check(subject: &mut Subject, source: &Source, family: &str, precision: Precision) -> Vec<String> {
     distance::check(subject, precision, |subject| measure(subject, source, family, precision))
 }
@@ -57,7 +57,7 @@ fn measure(
     Ok(vec![Distance::new("logits with keys and values that are kept", off, LM_LOGITS)])
 }
 
-/// Where a family's model goes on otherwise than transformers, in f32.
+/// Where greedy text of a family's model, in f32, differs from that of transformers.
 pub fn check_greedy(subject: &mut Subject, source: &Source, family: &str) -> Vec<String> {
     let golden: serde_json::Value = serde_json::from_str(GREEDY).expect("JSON");
     let list = |key: &str| -> Vec<u32> {

@@ -14,7 +14,7 @@ pub(super) const LM_LOGITS: f64 = 2e-4;
 const LOSS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
-/// Not in the table: hidden states after the final norm are of the size of the logits that are made of them.
+/// Not in the table: hidden states after the final norm have the magnitude of the logits computed from them.
 const HIDDEN: f64 = 5e-5;
 
 /// What is wrong with a family's model on a backend.

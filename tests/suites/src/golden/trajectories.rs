@@ -23,7 +23,7 @@ const LOSS: f64 = 1e-4;
 const PARAMETERS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
-/// Not in the table: relative, for norms of the size 1 to 20; the clip factor is made of the norm.
+/// Not in the table: relative, for norms of the size 1 to 20; the clip factor follows from the norm.
 const NORM: f64 = 1e-4;
 /// Not in the table: logits of the static batch after training, which depend on all parameters.
 const LOGITS_AFTER: f64 = 1e-3;

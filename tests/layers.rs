@@ -32,6 +32,10 @@ const LAYERS: &[&[&str]] = &[
 /// Directories of the core crates.
 const CORE: &[&str] = &["core/files", "core/graph", "core/kernels", "core/model", "core/train", "core/io", "core"];
 
+/// Where the code may ask whether it runs in a browser: what waits for a device, and which library splits texts. All else is the
+/// same on every platform.
+const ASK_FOR_WASM: &[&str] = &["core/wgpu/", "core/io/Cargo.toml", "core/io/src/text/tokenizer.rs"];
+
 /// An op is a node of the graph, and its rules build graphs, so these modules define each other.
 const ALLOWED: &[(&str, &str)] = &[("autodiff", "ops"), ("graph", "ops")];
 
@@ -98,6 +102,33 @@ fn no_two_modules_import_each_other() {
         }
     }
     assert!(pairs.is_empty(), "{}", pairs.join("\n"));
+}
+
+#[test]
+fn a_browser_is_known_only_below() {
+    let mut asking = Vec::new();
+    for directory in ["core", "plugins", "cli"] {
+        ask_for_wasm(Path::new(directory), &mut asking);
+    }
+    assert!(asking.iter().any(|path| path.starts_with(ASK_FOR_WASM[0])), "nothing asks: {asking:?}");
+    asking.retain(|path| !ASK_FOR_WASM.iter().any(|allowed| path.starts_with(allowed)));
+    assert!(asking.is_empty(), "these ask whether they run in a browser: {asking:?}");
+}
+
+/// The sources and manifests below `directory` that ask for the platform of browsers.
+fn ask_for_wasm(directory: &Path, asking: &mut Vec<String>) {
+    for entry in fs::read_dir(root().join(directory)).unwrap() {
+        let entry = entry.unwrap();
+        let path = directory.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            ask_for_wasm(&path, asking);
+        } else if path.extension().is_some_and(|end| end == "rs" || end == "toml") {
+            let text = read(&root().join(&path));
+            if ["wasm32", "target_family = \"wasm\""].iter().any(|word| text.contains(word)) {
+                asking.push(path.to_string_lossy().replace('\\', "/"));
+            }
+        }
+    }
 }
 
 /// The top-level modules of a crate with all of their code.

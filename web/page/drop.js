@@ -26,10 +26,11 @@ function below(files) {
 
 /** Calls `take` with `[name, file]` of what is chosen or dropped; the names are those below the chosen folder. */
 export function watch(area, take) {
-    const input = area.querySelector('input');
-    input.addEventListener('change', () => {
-        take(below([...input.files].map((file) => [file.webkitRelativePath || file.name, file])));
-    });
+    for (const input of area.querySelectorAll('input')) {
+        input.addEventListener('change', () => {
+            take(below([...input.files].map((file) => [file.webkitRelativePath || file.name, file])));
+        });
+    }
     const over = (on) => (event) => {
         event.preventDefault();
         area.classList.toggle('over', on);
@@ -38,7 +39,7 @@ export function watch(area, take) {
     area.addEventListener('dragleave', over(false));
     area.addEventListener('drop', async (event) => {
         over(false)(event);
-        const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter(Boolean);
+        const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
         const files = await Promise.all(entries.map((entry) => inside(entry, entry.name)));
         take(below(files.flat()));
     });

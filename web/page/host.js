@@ -8,3 +8,8 @@ export function emit(text) {
 export function stopped() {
     return host.stop;
 }
+
+/** GiB of the machine's memory, rounded; 0 where the browser does not say. */
+export function memory() {
+    return navigator.deviceMemory ?? 0;
+}

@@ -17,11 +17,14 @@ let embedded = null;
 /** The adapter that can be used, and the model and data that it belongs to. */
 let adapter = null;
 let busy = false;
+/** The run that can go on: its directory, model and data, and the memory it may take. */
+let unfinished = null;
 
 function fail(error) {
     element('error').textContent = error.message ?? String(error);
     element('error').hidden = false;
-    element('status').textContent = 'It has ended with an error, which stands above.';
+    say(unfinished === null ? 'It has ended with an error, which stands above.'
+        : 'It has ended with an error, which stands above. It can go on from its last checkpoint.');
 }
 
 function show() {
@@ -31,6 +34,8 @@ function show() {
     element('start').disabled = !ready;
     element('plan').disabled = !ready;
     element('stop').disabled = !busy;
+    element('resume').hidden = unfinished === null;
+    element('resume').disabled = busy;
     for (const id of ['predict', 'measure', 'write']) {
         element(id).disabled = sparta === null || busy || adapter === null;
     }
@@ -53,24 +58,36 @@ async function alone(work) {
     }
 }
 
+/** Says how far the run is. The same sentence is not read out again. */
+function say(text) {
+    if (element('status').textContent !== text) {
+        element('status').textContent = text;
+    }
+}
+
 function log(text) {
     element('log').textContent += `${text}\n`;
 }
 
+/** The fields that are filled in, as options by name. */
+function options(fields) {
+    const filled = Object.entries(fields).filter(([, name]) => form[name].value !== '');
+    return Object.fromEntries(filled.map(([option, name]) => [option, Number(form[name].value)]));
+}
+
 function job() {
-    const own = form.source.value === 'own';
-    const number = (name) => (form[name].value === '' ? null : Number(form[name].value));
-    const chosen = { epochs: number('epochs'), 'max-steps': number('maxSteps'), lr: number('lr') };
-    const given = Object.fromEntries(Object.entries(chosen).filter(([, value]) => value !== null));
     const method = form.method.value;
-    if (!own) {
-        const options = { ...embedded.options, ...embedded.methods[method], ...given };
-        return { model: 'job/model', data: 'job/data', task: embedded.task, method, options, out: 'run' };
+    const general = options({ epochs: 'epochs', 'max-steps': 'maxSteps', lr: 'lr' });
+    if (form.source.value === 'embedded') {
+        const given = { ...embedded.options, ...embedded.methods[method], ...general };
+        return { model: 'job/model', data: 'job/data', task: embedded.task, method, options: given, out: 'run' };
     }
+    const given = { ...general, ...options({ 'max-length': 'maxLength', 'micro-batch-tokens': 'atOnce' }) };
     const columns = { text: form.textColumn.value, label: form.labelColumn.value };
     const named = Object.fromEntries(Object.entries(columns).filter(([, value]) => value !== ''));
-    const taskOptions = form.task.value === 'classify' ? named : {};
-    return { model: 'model', data: 'data', task: form.task.value, method, options: given, taskOptions, out: 'run' };
+    const task = form.task.value;
+    const memory = form.memory.value === '' ? null : Math.floor(Number(form.memory.value) * 2 ** 30);
+    return { model: 'model', data: 'data', task, method, options: given, taskOptions: task === 'classify' ? named : {}, memory, out: 'run' };
 }
 
 function planned(plan, text) {
@@ -88,7 +105,7 @@ function clear() {
     element('sets').hidden = true;
     element('save').hidden = true;
     element('progress').value = 0;
-    for (const id of ['step', 'loss', 'dev', 'speed', 'memory']) {
+    for (const id of ['step', 'loss', 'dev', 'speed', 'memory', 'tab']) {
         element(id).textContent = '–';
     }
 }
@@ -103,7 +120,7 @@ function evaluated({ step, split, metrics }) {
     element('evaluations').hidden = false;
     if (split === 'dev') {
         showDev(metrics);
-        element('status').textContent = `After step ${step} of the run: dev ${scores(metrics)}.`;
+        say(`After step ${step} of the run: dev ${scores(metrics)}.`);
     }
 }
 
@@ -111,36 +128,62 @@ function evaluated({ step, split, metrics }) {
 const losses = [];
 
 async function train() {
+    const asked = job();
     clear();
     losses.length = 0;
-    const curve = new Curve();
-    const asked = job();
-    element('status').textContent = 'Planning, and preparing the GPU …';
-    const result = await sparta.train(asked, {
-        plan: (plan, { text }) => planned(plan, text),
-        step: (step, { tokensPerSecond }) => {
-            losses.push(step.loss);
-            curve.add(step);
-            if (step.step === 1) {
-                element('status').textContent = 'Training.';
-            }
-            element('progress').value = step.step / step.total_steps;
-            element('step').textContent = `${step.step} / ${step.total_steps}`;
-            element('loss').textContent = step.loss?.toFixed(4) ?? 'not finite';
-            element('speed').textContent = tokensPerSecond.toFixed(0);
-        },
-        eval: evaluated,
-        message: log,
-    });
+    say('Planning, and preparing the GPU …');
+    await run(asked, (on) => sparta.train(asked, on));
+}
+
+async function resume() {
+    const asked = unfinished;
+    say('Going on from the last checkpoint …');
+    await run(asked, (on) => sparta.resume(asked, on));
+}
+
+async function run(asked, work) {
+    const curve = new Curve(losses);
+    const showTab = () => sparta.memory().then((bytes) => { element('tab').textContent = mebibytes(bytes); });
+    let [result, begun] = [null, false];
+    unfinished = null;
+    delete document.body.dataset.result;
+    try {
+        result = await work({
+            plan: (plan, { text }) => planned(plan, text),
+            step: (step, { tokensPerSecond }) => {
+                losses[step.step - 1] = step.loss;
+                curve.show(step.total_steps);
+                if (!begun) {
+                    begun = true;
+                    say('Training.');
+                }
+                element('progress').value = step.step / step.total_steps;
+                element('step').textContent = `${step.step} / ${step.total_steps}`;
+                element('loss').textContent = step.loss?.toFixed(4) ?? 'not finite';
+                element('speed').textContent = tokensPerSecond.toFixed(0);
+                showTab();
+            },
+            eval: evaluated,
+            message: log,
+        });
+    } finally {
+        // What an error has left can be used, too. A program that has ended has nothing.
+        const left = await sparta.list(asked.out).catch(() => []);
+        const over = result !== null && result.stopped !== 'interrupted';
+        unfinished = !over && left.some((name) => name.startsWith(`${asked.out}/checkpoints/`)) ? asked : null;
+        if (left.includes(`${asked.out}/adapter/adapter.json`)) {
+            adapter = { name: `${asked.out}/adapter`, model: asked.model, data: asked.data };
+            await describe();
+            element('save').hidden = false;
+        }
+        await showTab().catch(() => {});
+    }
     if (result.dev !== null) {
         showDev(result.dev);
     }
-    adapter = { name: 'run/adapter', model: asked.model, data: asked.data };
-    await describe();
-    element('save').hidden = false;
     const test = result.test === null ? '' : ` Test: ${scores(result.test)}.`;
     const how = { completed: 'Done', early_stopping: 'Stopped early', interrupted: 'Stopped by you, and what was learned is kept' };
-    element('status').textContent = `${how[result.stopped]}: ${result.steps} steps.${test}`;
+    say(`${how[result.stopped]}: ${result.steps} steps.${test}`);
     document.body.dataset.result = JSON.stringify({ losses, result });
 }
 
@@ -174,6 +217,9 @@ async function take(into, files) {
     await sparta.remove(into);
     let [done, total] = [0, 0];
     files.forEach(([, file]) => { total += file.size; });
+    if (total > 2 ** 32) {
+        throw new Error(`these files have ${mebibytes(total)}, and a tab has 4096 MiB in all: take a smaller model, or one in bf16 or quantized`);
+    }
     for (const [name, file] of files) {
         await sparta.put(`${into}/${name}`, file, (part) => {
             said.textContent = `Reading ${name}: ${mebibytes(done + part)} of ${mebibytes(total)}.`;
@@ -181,6 +227,15 @@ async function take(into, files) {
         done += file.size;
     }
     said.textContent = `${files.length === 1 ? files[0][0] : `${files.length} files`}, ${mebibytes(total)}.`;
+}
+
+/** The files by which a model is loaded, of all that may lie in its folder. */
+async function takeModel(files) {
+    const read = files.filter(([name]) => /^[^/]+\.(json|safetensors|gguf|jinja|txt)$/.test(name));
+    if (read.length === 0) {
+        throw new Error('there is no model among these files: expected config.json, safetensors and tokenizer.json, or a GGUF file');
+    }
+    await take('model', read);
 }
 
 async function takeAdapter(files) {
@@ -216,9 +271,11 @@ async function measure() {
 
 async function write() {
     element('answer').textContent = '';
-    const from = adapter === null ? { adapter: 'model', model: 'model' } : used();
+    const model = form.source.value === 'own' ? 'model' : 'job/model';
+    const from = adapter?.model === model ? used() : { adapter: model, model };
     const prompt = element('texts').value;
-    await sparta.generate({ ...from, prompt }, { piece: (text) => { element('answer').textContent += text; } });
+    const maxTokens = Number(element('use').tokens.value);
+    await sparta.generate({ ...from, prompt, maxTokens }, { piece: (text) => { element('answer').textContent += text; } });
 }
 
 /** As many epochs as suit the method. */
@@ -231,7 +288,7 @@ async function begin() {
     sparta = await Sparta.start();
     const device = await sparta.device();
     const { info } = await navigator.gpu.requestAdapter();
-    const name = [info.vendor, info.architecture, device.name].filter((text) => text).join(' ') || 'a GPU that the browser does not name';
+    const name = [info.vendor, info.architecture, info.description].filter((text) => text).join(' ') || device.name;
     const slow = device.kind === 'software_gpu' ? ', which is this machine\'s CPU: slow' : '';
     element('device').textContent = `On ${name}${slow}. Buffers have up to ${mebibytes(device.max_buffer)}.`;
     const answer = await fetch(new URL('./job/job.json', import.meta.url));
@@ -258,12 +315,13 @@ element('plan').addEventListener('click', () => alone(async () => {
     const { plan, text } = await sparta.plan(job());
     planned(plan, text);
     element('details').open = true;
-    element('status').textContent = `The run has ${plan.total_steps} steps; nothing is trained yet.`;
+    say(`The run has ${plan.total_steps} steps; nothing is trained yet.`);
 }));
 element('stop').addEventListener('click', () => {
     sparta.stop();
-    element('status').textContent = 'Stopping after this step …';
+    say('Stopping after this step …');
 });
+element('resume').addEventListener('click', () => alone(resume));
 element('save').addEventListener('click', () => download().catch(fail));
 element('use').addEventListener('submit', (event) => {
     event.preventDefault();
@@ -278,10 +336,11 @@ for (const area of document.querySelectorAll('.drop')) {
             return takeAdapter(files);
         }
         has[into] = false;
-        await take(into, files);
+        await (into === 'model' ? takeModel(files) : take(into, files));
         has[into] = true;
     }));
 }
+document.addEventListener('resume', () => log('The browser had frozen this tab while it was hidden.'));
 addEventListener('beforeunload', (event) => {
     if (busy) {
         event.preventDefault();

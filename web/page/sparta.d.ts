@@ -19,6 +19,8 @@ export interface Job {
     instruct?: boolean;
     /** The run's directory, which is emptied before. */
     out: string;
+    /** Bytes that the run may take on the GPU. Browsers do not tell how many it has; if given, the run is planned to fit them. */
+    memory?: number | null;
 }
 
 export interface Device {
@@ -73,6 +75,9 @@ export interface Result {
     test: Metrics | null;
     training_seconds: number;
     tokens_per_second: number;
+    /** Bytes allocated on the device, and those planned. */
+    device_memory: number;
+    planned_memory: number;
 }
 
 /** What is told while a job is done. */
@@ -98,24 +103,44 @@ export interface Generated {
     finish: 'stop' | 'length' | 'context';
 }
 
+/** An example as it is trained on, token by token. */
+export interface Example {
+    split: string;
+    /** Its place in the split, from 1. */
+    number: number;
+    ids: number[];
+    tokens: string[];
+    /** Whether each token is trained on; empty if the example has a label instead. */
+    trained: boolean[];
+    label?: string;
+    left_out?: string;
+    cut_from?: number;
+}
+
 /** The trainer in a worker. Jobs are done one after the other; each promise is rejected with the sentence that `sparta-cli` would print. */
 export class Sparta {
     /** Loads the program. Errors: a browser without WebGPU or without JavaScript Promise Integration. */
     static start(worker?: URL | string): Promise<Sparta>;
     /** Opens the browser's device, and says what it offers. */
     device(): Promise<Device>;
-    /** Keeps a file in memory, as bytes that the caller has. */
+    /** Keeps a file in memory, as bytes that the caller has. It is read in parts. Errors: more than 2 GiB, or 4 GiB in all. */
     put(name: string, blob: Blob, progress?: Progress): Promise<void>;
-    /** Keeps a file in memory, from a URL. */
+    /** Keeps a file in memory, from a URL. Errors: the server's, and those of `put`. */
     load(name: string, url: string | URL, progress?: Progress): Promise<void>;
     read(name: string): Promise<Uint8Array>;
     /** The names of all files below a directory. */
     list(name: string): Promise<string[]>;
     remove(name: string): Promise<void>;
+    /** Bytes of the program's memory in the tab, files included: the most so far, as it never shrinks. Answered during jobs, too. */
+    memory(): Promise<number>;
     /** What a run would do. Errors: it cannot be done, or does not fit the device. */
     plan(job: Job): Promise<{ plan: Plan; text: string }>;
     /** Trains. The run's directory then has all that `sparta-cli run` writes; `adapter` in it is the adapter. */
     train(job: Job, on?: Listener): Promise<Result>;
+    /** Goes on with the run in `out` from its last checkpoint, after a stop or an error. */
+    resume(run: { out: string; memory?: number | null }, on?: Listener): Promise<Result>;
+    /** The first examples of a split as a run would train on them. */
+    examples(job: Job, which?: { split?: 'train' | 'dev' | 'test'; first?: number }): Promise<Example[]>;
     /** Measures an adapter on a split of the run's data, or of other `data`. */
     evaluate(
         what: { adapter: string; model: string; data?: string; split?: string; maxExamples?: number },

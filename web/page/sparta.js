@@ -3,6 +3,25 @@
 /** Bytes that are read of a file at a time. */
 const PART = 8 << 20;
 
+/** The bytes of a stream in parts of at least PART bytes, except for the last. */
+async function* parts(stream) {
+    let [some, length] = [[], 0];
+    for (const reader = stream.getReader(); ;) {
+        const { done, value } = await reader.read();
+        if (!done) {
+            some.push(value);
+            length += value.length;
+        }
+        if (length >= PART || (done && length > 0)) {
+            yield new Uint8Array(await new Blob(some).arrayBuffer());
+            [some, length] = [[], 0];
+        }
+        if (done) {
+            return;
+        }
+    }
+}
+
 export class Sparta {
     #worker;
     #open = new Map();
@@ -25,10 +44,10 @@ export class Sparta {
     }
 
     async put(name, blob, progress = () => {}) {
-        await this.#call('create', { name, size: blob.size });
+        await this.#call('create', { name, room: blob.size });
         for (let offset = 0; offset < blob.size; offset += PART) {
             const bytes = new Uint8Array(await blob.slice(offset, offset + PART).arrayBuffer());
-            await this.#call('fill', { name, offset, bytes }, {}, [bytes.buffer]);
+            await this.#append(name, bytes);
             progress(Math.min(offset + PART, blob.size), blob.size);
         }
     }
@@ -38,19 +57,15 @@ export class Sparta {
         if (!response.ok) {
             throw new Error(`${url}: ${response.status} ${response.statusText}`);
         }
+        // Of a compressed answer, the length is that of what is sent; the file then grows beyond it.
         const total = Number(response.headers.get('content-length')) || 0;
-        const parts = [];
+        await this.#call('create', { name, room: total });
         let done = 0;
-        for (const reader = response.body.getReader(); ;) {
-            const part = await reader.read();
-            if (part.done) {
-                break;
-            }
-            parts.push(part.value);
-            done += part.value.length;
+        for await (const bytes of parts(response.body)) {
+            done += bytes.length;
+            await this.#append(name, bytes);
             progress(done, Math.max(done, total));
         }
-        await this.put(name, new Blob(parts));
     }
 
     async read(name) {
@@ -65,12 +80,24 @@ export class Sparta {
         return this.#call('remove', { name });
     }
 
+    memory() {
+        return this.#call('memory');
+    }
+
     plan(job) {
         return this.#work({ do: 'plan', job });
     }
 
     train(job, on = {}) {
         return this.#work({ do: 'train', job }, on);
+    }
+
+    resume({ out, memory = null }, on = {}) {
+        return this.#work({ do: 'resume', out, memory }, on);
+    }
+
+    examples(job, { split = 'train', first = 10 } = {}) {
+        return this.#work({ do: 'examples', job, split, first });
     }
 
     evaluate({ adapter, model, data = null, split = 'test', maxExamples = null }, on = {}) {
@@ -93,6 +120,10 @@ export class Sparta {
     close() {
         this.#worker.terminate();
         this.#fail('it was closed');
+    }
+
+    #append(name, bytes) {
+        return this.#call('append', { name, bytes }, {}, [bytes.buffer]);
     }
 
     #work(request, on) {

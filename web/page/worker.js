@@ -13,19 +13,30 @@ async function start() {
     }
     const program = await import('./program.js');
     const raw = await program.default({ module_or_path: new URL('./program_bg.wasm', import.meta.url) });
-    return { program, work: WebAssembly.promising(raw.sparta_work) };
+    return { program, memory: raw.memory, work: WebAssembly.promising(raw.sparta_work) };
 }
 
 const started = start();
 let last = Promise.resolve();
 
+/** Why the program has ended, if this error has ended it. */
+function end(error, program) {
+    const refused = program.refused();
+    if (refused > 0) {
+        ended ??= `the tab has no memory for ${Math.ceil(refused / 2 ** 20)} MiB more, of 4 GiB in all; reload the page, and take `
+            + 'a smaller model, or a method that trains less of it';
+    }
+    ended ??= `the program has failed, reload the page: ${error.message ?? error}`;
+}
+
 const calls = {
     start: async () => true,
-    create: async ({ program }, { name, size }) => program.create(name, size),
-    fill: async ({ program }, { name, offset, bytes }) => program.fill(name, offset, bytes),
+    create: async ({ program }, { name, room }) => program.create(name, room),
+    append: async ({ program }, { name, bytes }) => program.append(name, bytes),
     read: async ({ program }, { name }) => program.read(name),
     list: async ({ program }, { name }) => program.list(name),
     remove: async ({ program }, { name }) => program.remove(name),
+    memory: async ({ memory }) => memory.buffer.byteLength,
     work: ({ program, work }, { request, id }) => new Promise((resolve, reject) => {
         host.stop = false;
         host.listener = ({ event, value, ...more }) => {
@@ -35,16 +46,12 @@ const calls = {
                 reject(new Error(value));
             } else if (event === 'panic') {
                 ended = `the program has failed, reload the page: ${value}`;
-                reject(new Error(ended));
             } else {
                 postMessage({ id, event, value, ...more });
             }
         };
         program.ask(JSON.stringify(request));
-        work().catch((error) => {
-            ended ??= `the program has ended, reload the page: ${error.message ?? error}`;
-            reject(new Error(ended));
-        });
+        work().catch(reject);
     }),
 };
 
@@ -54,8 +61,16 @@ async function answer({ id, call, ...arguments_ }) {
         if (ended !== null) {
             throw new Error(ended);
         }
-        const value = await calls[call](loaded, { ...arguments_, id });
-        postMessage({ id, done: true, value }, value instanceof Uint8Array ? [value.buffer] : []);
+        try {
+            const value = await calls[call](loaded, { ...arguments_, id });
+            postMessage({ id, done: true, value }, value instanceof Uint8Array ? [value.buffer] : []);
+        } catch (error) {
+            if (!(error instanceof WebAssembly.RuntimeError)) {
+                throw error;
+            }
+            end(error, loaded.program);
+            throw new Error(ended);
+        }
     } catch (error) {
         postMessage({ id, done: true, error: String(error?.message ?? error) });
     }
@@ -64,6 +79,8 @@ async function answer({ id, call, ...arguments_ }) {
 onmessage = ({ data }) => {
     if (data.call === 'stop') {
         host.stop = true;
+    } else if (data.call === 'memory') {
+        answer(data);
     } else {
         last = last.then(() => answer(data));
     }

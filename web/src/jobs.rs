@@ -1,7 +1,7 @@
 //! The jobs that a page can ask for.
 
 use crate::events::Events;
-use crate::host::tell;
+use crate::host::{machine_memory, tell};
 use crate::{path, plugins};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -11,8 +11,8 @@ use sparta_core::job::{Observer, RunConfig};
 use sparta_core::run::{self, Adapted, EvalRequest, Generator, Prompt, Sampling, Start, Turn, Writing};
 use sparta_core::text::Instruct;
 use sparta_core::{Error, Result};
-use sparta_graph::{Backend, BackendError};
-use sparta_wgpu::WgpuBackend;
+use sparta_graph::{Backend, BackendError, DeviceKind};
+use sparta_wgpu::{Options, WgpuBackend};
 use std::collections::BTreeMap;
 use web_time::{SystemTime, UNIX_EPOCH};
 
@@ -37,6 +37,9 @@ pub struct Job {
     instruct: bool,
     /// The run's directory.
     out: String,
+    /// Bytes that the run may take on the device, as browsers do not tell how many it has.
+    #[serde(default)]
+    memory: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -49,6 +52,17 @@ pub enum Request {
     },
     Train {
         job: Job,
+    },
+    /// Goes on with the run in `out` from its last checkpoint.
+    Resume {
+        out: String,
+        memory: Option<u64>,
+    },
+    /// The first examples of a split as they would be trained on, token by token.
+    Examples {
+        job: Job,
+        split: String,
+        first: usize,
     },
     /// Metrics of an adapter, or of a model that classifies, on a split.
     Evaluate {
@@ -81,34 +95,36 @@ pub enum Request {
 }
 
 impl Job {
-    fn config(self) -> Result<RunConfig> {
+    fn config(&self) -> Result<RunConfig> {
         let now = self.instruct.then(|| Instruct::new(None, None));
         Ok(RunConfig {
             model: path(&self.model),
             data: path(&self.data),
             out: path(&self.out),
-            task: self.task,
-            method: self.method,
-            method_options: self.method_options,
-            task_options: self.task_options,
+            task: self.task.clone(),
+            method: self.method.clone(),
+            method_options: self.method_options.clone(),
+            task_options: self.task_options.clone(),
             instruct: now,
             ..RunConfig::of_options(&self.options)?
         })
     }
 }
 
-/// Opens the browser's device.
-fn open() -> Result<Box<dyn Backend>> {
-    Ok(Box::new(device()?))
+/// Opens the browser's device for a job that may take so many bytes of its memory.
+fn open(memory: Option<u64>) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(device(memory)?))
 }
 
-fn device() -> Result<WgpuBackend> {
-    if sparta_wgpu::devices().is_empty() {
+fn device(memory: Option<u64>) -> Result<WgpuBackend> {
+    let Some(first) = sparta_wgpu::devices().into_iter().next() else {
         let reason = "this browser offers no device through WebGPU: use one that does, and see chrome://gpu or about:support for \
-                      why it may be turned off";
+                      why it may be turned off, as after repeated crashes until the browser is started again";
         return Err(BackendError::Other { device: "wgpu".into(), reason: reason.into() }.into());
-    }
-    Ok(WgpuBackend::open("wgpu")?)
+    };
+    // A software device's memory is the machine's.
+    let machine = machine_memory().filter(|_| first.info.kind == DeviceKind::SoftwareGpu);
+    Ok(WgpuBackend::open_with(0, Options { memory: memory.into_iter().chain(machine).min(), ..Options::default() })?)
 }
 
 fn value(result: impl serde::Serialize) -> Result<Value> {
@@ -121,9 +137,10 @@ fn value(result: impl serde::Serialize) -> Result<Value> {
 pub fn perform(request: Request) -> Result<Value> {
     let plugins = plugins::all();
     match request {
-        Request::Device {} => value(device()?.adapter().info.clone()),
+        Request::Device {} => value(device(None)?.adapter().info.clone()),
         Request::Plan { job } => {
-            let plan = run::plan(&job.config()?, &plugins, &device()?.adapter().info)?;
+            let info = device(job.memory)?.info();
+            let plan = run::plan(&job.config()?, &plugins, &info)?;
             let text = plan.to_string();
             plan.check_fit()?;
             Ok(json!({ "plan": plan, "text": text }))
@@ -131,7 +148,20 @@ pub fn perform(request: Request) -> Result<Value> {
         Request::Train { job } => {
             let config = job.config()?;
             files::remove(&config.out).map_err(Error::io(&config.out))?;
-            value(run::run(&config, &plugins, &open, Start::New, &mut Events)?)
+            value(run::run(&config, &plugins, &|| open(job.memory), Start::New, &mut Events)?)
+        }
+        Request::Resume { out, memory } => {
+            let config = RunConfig::of_run(&path(&out))?;
+            value(run::run(&config, &plugins, &|| open(memory), Start::Resume, &mut Events)?)
+        }
+        Request::Examples { job, split, first } => {
+            let mut shown = Vec::new();
+            let keep = &mut |example| {
+                shown.push(example);
+                Ok(())
+            };
+            run::show(&job.config()?, &plugins, Some(&split), Some(first), keep)?;
+            value(shown)
         }
         Request::Evaluate { adapter, model, data, split, max_examples } => {
             let adapted = adapted(&adapter, &model, &plugins)?;
@@ -144,13 +174,13 @@ pub fn perform(request: Request) -> Result<Value> {
                 max_examples,
             };
             let progress = |done, total| Events.eval_progress(&request.split, done, total);
-            value(run::evaluate(&adapted, &request, &plugins, open()?, progress)?)
+            value(run::evaluate(&adapted, &request, &plugins, open(None)?, progress)?)
         }
         Request::Predict { adapter, model, texts } => predict(&adapted(&adapter, &model, &plugins)?, &texts),
         Request::Generate { adapter, model, prompt, chat, max_tokens, temperature, seed } => {
             let applied = Applied::open(&path(&adapter), Some(&path(&model)), &plugins)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-            let mut generator = Generator::open(&applied, open()?, None, now)?;
+            let mut generator = Generator::open(&applied, open(None)?, None, now)?;
             let prompt = match chat {
                 true => Prompt::Turns(vec![Turn { role: "user".into(), content: prompt }]),
                 false => Prompt::Text(prompt),
@@ -179,7 +209,7 @@ fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet)
 /// For each text the labels with their probabilities, or the number that it is given.
 fn predict(adapted: &Adapted, texts: &[(String, Option<String>)]) -> Result<Value> {
     let mut predictions = Vec::new();
-    let found = adapted.predict(open, texts)?;
+    let found = adapted.predict(|| open(None), texts)?;
     for heads in &found {
         let [prediction] = &heads[..] else { return Err(Error::Usage("expected an adapter of one head".into())) };
         let head = &adapted.heads()[0];

@@ -4,12 +4,14 @@
 mod events;
 mod host;
 mod jobs;
+mod memory;
 mod plugins;
 
 use serde_json::{Value, json};
 use sparta_core::files::{self, Kind};
+use sparta_graph::memory_size;
 use std::cell::RefCell;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use wasm_bindgen::prelude::wasm_bindgen;
 
@@ -28,28 +30,27 @@ fn path(name: &str) -> PathBuf {
     Path::new(files::MEMORY).join(name)
 }
 
-/// Makes a file of this many bytes, all zero, in place of what was there.
+/// Makes an empty file with room for this many bytes, in place of what was there.
 ///
 /// Errors: more bytes than there is memory for.
 #[wasm_bindgen]
-pub fn create(name: &str, size: f64) -> Result<(), String> {
+pub fn create(name: &str, room: f64) -> Result<(), String> {
     let mut bytes = Vec::new();
-    let reserved = bytes.try_reserve_exact(size as usize);
-    reserved.map_err(|_| format!("{name}: a page has no memory for {size} bytes more"))?;
-    bytes.resize(size as usize, 0);
+    bytes.try_reserve_exact(room as usize).map_err(|_| {
+        let room = memory_size(room as u64);
+        format!(
+            "{name}: it has {room}, for which this tab has no memory: it has 4 GiB for all files, and 2 GiB for one"
+        )
+    })?;
     files::put(&path(name), bytes).map_err(|e| format!("{name}: {e}"))
 }
 
-/// Writes a part of a file that [`create`] has made.
+/// Writes the next part of a file that [`create`] has made.
 ///
 /// Errors: there is no such file.
 #[wasm_bindgen]
-pub fn fill(name: &str, offset: f64, part: &[u8]) -> Result<(), String> {
-    let write = || {
-        let mut file = files::open(&path(name))?;
-        file.seek(SeekFrom::Start(offset as u64))?;
-        file.write_all(part)
-    };
+pub fn append(name: &str, part: &[u8]) -> Result<(), String> {
+    let write = || files::File::append(&path(name))?.write_all(part);
     write().map_err(|e: std::io::Error| format!("{name}: {e}"))
 }
 
@@ -91,6 +92,7 @@ pub fn ask(request: String) {
 #[unsafe(no_mangle)]
 pub extern "C" fn sparta_work() {
     let Some(request) = ASKED.take() else { return };
+    memory::forget_refused();
     let outcome = serde_json::from_str(&request).map_err(|e| format!("the request cannot be read: {e}"));
     let outcome = outcome.and_then(|request| jobs::perform(request).map_err(|e| e.to_string()));
     host::tell(&match outcome {

@@ -119,7 +119,8 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
     Adapter {
         info: DeviceInfo {
             id: format!("wgpu:{index}"),
-            name: info.name.clone(),
+            // Browsers do not tell it.
+            name: if info.name.is_empty() { "the GPU".into() } else { info.name.clone() },
             kind: kind(info.device_type),
             card: Some(info.device_pci_bus_id.clone()).filter(|card| !card.is_empty()),
             driver: driver.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(" "),

@@ -7,6 +7,8 @@ pub use wgpu::Features as DeviceFeatures;
 /// How to open a device.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
+    /// Bytes of the device's memory, where the driver does not report them or where fewer are to be used.
+    pub memory: Option<u64>,
     /// Lowers the adapter's limit on the bytes of a storage binding; at least 256.
     pub max_binding: Option<u64>,
     /// Lowers the adapter's limit on the bytes of a buffer; at least 256.
@@ -23,6 +25,7 @@ impl Options {
         limits.max_storage_buffer_binding_size = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let most = adapter.info.max_binding.unwrap_or(u64::MAX).min(limits.max_buffer_size);
         let binding = self.max_binding.map_or(most, |lower| lower.min(most));
+        adapter.info.memory = adapter.info.memory.into_iter().chain(self.memory).min();
         (adapter.info.max_buffer, adapter.info.max_binding) = (limits.max_buffer_size, Some(binding));
         adapter.features.timestamp_query &= !self.without.contains(DeviceFeatures::TIMESTAMP_QUERY);
         if self.without.intersects(UNITS_FEATURES) {

@@ -18,6 +18,10 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::processors::template::TemplateProcessing;
 
+/// The most characters in a row, all white space or none, in a text. Without a library of C, regular expressions need memory for
+/// each of them, and beyond a million they would silently stop splitting the text.
+const LONGEST_RUN: Option<usize> = if cfg!(target_arch = "wasm32") { Some(500_000) } else { None };
+
 /// The parts of `tokenizer.json` that can lengthen a text.
 #[derive(Serialize, Deserialize)]
 struct Pipeline {
@@ -105,6 +109,16 @@ impl Tokenizer {
                 text.len()
             )));
         }
+        if let Some(most) = LONGEST_RUN
+            && longest_run(text) > most
+        {
+            let run = longest_run(text);
+            return Err(Error::Tokenizer(format!(
+                "{}: a text has {run} characters in a row without white space, or of it; in a browser at most {most} can be split: \
+                 make it several texts, or use sparta-cli",
+                self.path.display()
+            )));
+        }
         let encoding = caught(encode).map_err(|e| {
             let start: String = text.chars().take(40).collect();
             Error::Tokenizer(format!("{}: cannot encode {start:?}: {e}", self.path.display()))
@@ -189,6 +203,17 @@ impl Tokenizer {
     pub fn eos_id(&self) -> Option<u32> {
         self.eos_id
     }
+}
+
+/// The most characters in a row of which all or none are white space.
+fn longest_run(text: &str) -> usize {
+    let (mut longest, mut run, mut white) = (0, 0, false);
+    for c in text.chars() {
+        run = if c.is_whitespace() == white { run + 1 } else { 1 };
+        white = c.is_whitespace();
+        longest = longest.max(run);
+    }
+    longest
 }
 
 thread_local! {
@@ -328,6 +353,14 @@ mod tests {
     use serde_json::json;
     use std::collections::BTreeMap;
     use tempfile::TempDir;
+
+    #[test]
+    fn runs_are_of_white_space_or_of_all_else() {
+        assert_eq!(
+            ["", "a", " ", "ab \u{3000}\n c", "   ab", "\u{4f60}\u{597d} a"].map(longest_run),
+            [0, 1, 1, 4, 3, 2]
+        );
+    }
 
     fn tiny() -> Value {
         json!({

@@ -143,7 +143,8 @@ async function resume() {
 
 async function run(asked, work) {
     const curve = new Curve(losses);
-    const showTab = () => sparta.memory().then((bytes) => { element('tab').textContent = mebibytes(bytes); });
+    // A program that has ended does not say.
+    const showTab = () => sparta.memory().then((bytes) => { element('tab').textContent = mebibytes(bytes); }, () => {});
     let [result, begun] = [null, false];
     unfinished = null;
     delete document.body.dataset.result;
@@ -176,7 +177,7 @@ async function run(asked, work) {
             await describe();
             element('save').hidden = false;
         }
-        await showTab().catch(() => {});
+        await showTab();
     }
     if (result.dev !== null) {
         showDev(result.dev);
@@ -336,6 +337,8 @@ for (const area of document.querySelectorAll('.drop')) {
             return takeAdapter(files);
         }
         has[into] = false;
+        // A run on the files before cannot go on with others.
+        unfinished = unfinished?.model === 'model' ? null : unfinished;
         await (into === 'model' ? takeModel(files) : take(into, files));
         has[into] = true;
     }));

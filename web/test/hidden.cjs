@@ -61,7 +61,8 @@ async function hidden(url) {
     try {
         const target = async () => (await control.send('Target.getTargets')).targetInfos.find(({ type }) => type === 'page');
         await until(target, 'a tab');
-        const { sessionId } = await control.send('Target.attachToTarget', { targetId: (await target()).targetId, flatten: true });
+        const { targetId } = await target();
+        const { sessionId } = await control.send('Target.attachToTarget', { targetId, flatten: true });
         const ask = async (expression) => (await control.send('Runtime.evaluate', { expression, returnByValue: true }, sessionId)).result?.value;
         const step = async () => Number.parseInt(await ask('document.getElementById("step").textContent'), 10) || 0;
         await until(() => ask('document.body?.dataset.ready'), 'the page is ready');
@@ -74,13 +75,14 @@ async function hidden(url) {
         assert.equal(await ask('document.visibilityState'), 'hidden');
         await control.send('Page.setWebLifecycleState', { state: 'frozen' }, sessionId);
         await control.send('Page.setWebLifecycleState', { state: 'active' }, sessionId);
+        await control.send('Target.activateTarget', { targetId });
         const frozen = await step();
         await until(async () => await step() > frozen, 'the tab that was frozen is a step further');
         await ask('document.getElementById("stop").click()');
         await until(() => ask('document.body.dataset.result ?? document.getElementById("error").textContent'), 'the run has ended');
         assert.equal(await ask('document.getElementById("error").textContent'), '');
         assert.match(await ask('document.getElementById("log").textContent'), /had frozen this tab/);
-        console.log(`a hidden tab: trained on from step ${before}, and went on after it was frozen`);
+        console.log(`a hidden tab: trained on from step ${before}, and on when it was shown after being frozen`);
     } finally {
         await control.close();
         rmSync(profile, { recursive: true, force: true });

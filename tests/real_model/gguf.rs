@@ -57,6 +57,11 @@ fn tokenizer_and_template_are_those_of_the_converted_model() {
     assert_eq!(render(&file), render(&model));
 }
 
+/// The plan of a run.
+fn plan(run: &str) -> Value {
+    serde_json::from_slice(&fs::read(Path::new(run).join("plan.json")).unwrap()).unwrap()
+}
+
 #[test]
 fn it_writes_trains_and_is_merged() {
     let Some((file, _)) = both() else { return };
@@ -89,6 +94,9 @@ fn it_writes_trains_and_is_merged() {
     let common = ["--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
     let result = last_json(&succeed(&[&run[..], &common].concat()));
     assert_eq!(result["steps"], 2, "{result}");
+    // By default, quantized weights are computed with like 16-bit ones.
+    let reason = plan(&lora)["precision"]["reason"].to_string();
+    assert!(reason.contains("quantized") || reason.contains("does not multiply 16-bit floats"), "{reason}");
     let own = HOME.path().join("own.gguf").to_str().unwrap().to_owned();
     let said = succeed(&["adapter", "merge", &out, "--out", &own, "--dtype", "own", "--device", "cpu"]);
     assert!(said.contains("rounded to blocks"), "{said}");
@@ -121,8 +129,7 @@ fn gemma_3_trains_in_its_blocks() {
         let result: Value = last_json(&succeed(&[&run[..], &more, method].concat()));
         assert_eq!(result["steps"], 2, "{result}");
         assert_eq!(result["device_memory"], result["planned_memory"], "{result}");
-        let plan: Value = serde_json::from_slice(&fs::read(Path::new(&out).join("plan.json")).unwrap()).unwrap();
-        let weights = plan["memory"]["weights"].as_u64().unwrap();
+        let weights = plan(&out)["memory"]["weights"].as_u64().unwrap();
         assert!(weights < stored, "{weights} bytes of weights on the device, {stored} in the file");
         // The merged model has the decoded weights of all blocks.
         let check = |key: &str| result["merge_check"][key].as_f64().unwrap();

@@ -82,10 +82,12 @@ impl Stored {
         };
         let count = |of: Stored| parameters.iter().filter(|p| kind(p) == of).map(Parameter::numel).sum::<u64>();
         let [wide, half, quantized] = [Stored::Wide, Stored::Half, Stored::Quantized].map(count);
-        match () {
-            _ if wide >= half + quantized => Stored::Wide,
-            _ if quantized > half => Stored::Quantized,
-            _ => Stored::Half,
+        if wide >= half + quantized {
+            Stored::Wide
+        } else if quantized > half {
+            Stored::Quantized
+        } else {
+            Stored::Half
         }
     }
 }

@@ -54,7 +54,7 @@ fn published(llama: &Llama, file: &Path) -> (Vec<f32>, f64) {
 }
 
 /// Compares models merged in these types, each with how much further off than the published file it may be. Those with
-/// weights in f32 round nothing; for f16, activations are rounded to 11 bits.
+/// weights in f32 round nothing; for f16, activations are rounded to 11 bits of precision, for bf16 to 8.
 fn compared(llama: &Llama, file: &Path, name: &str, types: &[(&str, f64)]) {
     let (base, eight_bits) = published(llama, file);
     let run = trained(file, &["sparta", "--density", "0.005"], &format!("llama-{name}"));
@@ -70,7 +70,8 @@ fn compared(llama: &Llama, file: &Path, name: &str, types: &[(&str, f64)]) {
 #[test]
 fn llama_cpp_computes_what_the_trainer_does() {
     let (Some(llama), Some((file, _))) = (Llama::find(), both()) else { return };
-    compared(&llama, &file, "smollm2", &[("f32", 0.01), ("f16", 0.125), ("q8_0", 2.0), ("own", 2.0)]);
+    let types = [("f32", 0.01), ("f16", 0.125), ("bf16", 1.0), ("q8_0", 2.0), ("own", 2.0)];
+    compared(&llama, &file, "smollm2", &types);
 }
 
 /// In Q4_K, Q5_0, Q6_K and Q8_0.

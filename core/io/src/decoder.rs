@@ -101,9 +101,7 @@ fn other_kind(path: &Path) -> Option<String> {
         return Some(format!("an adapter of PEFT, not a model; {merge}"));
     }
     let inside: Vec<String> = files::list(path).ok()?.iter().map(|path| name(path)).collect();
-    if config.is_none()
-        && let Some(what) = inside.iter().find_map(|name| piece(&path.join(name)))
-    {
+    if let Some(what) = inside.iter().find_map(|name| piece(&path.join(name))) {
         return Some(what);
     }
     let has = |wanted: fn(&str) -> bool| inside.iter().any(|name| wanted(name));

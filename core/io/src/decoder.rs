@@ -26,6 +26,9 @@ pub fn is_model(path: &Path) -> bool {
 
 /// As [`open`], for a `config.json` under any name.
 pub fn read(path: &Path) -> Result<Decoder> {
+    if let Some(what) = piece(path) {
+        return Err(Error::Config(format!("{}: {what}", path.display())));
+    }
     let map = object(path)?;
     Decoder::parse(path, &map)
 }
@@ -67,12 +70,20 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
     serde_json::from_str(&text).map_err(|e| Error::Config(format!("{}: not a JSON object: {e}", path.display())))
 }
 
+/// What to do with a piece of a GGUF file that was cut up.
+fn piece(path: &Path) -> Option<String> {
+    let whole = gguf::cut_from(&path.file_name()?.to_string_lossy())?.to_owned();
+    Some(format!(
+        "a piece of {whole}; join all pieces in their order to one file (cat {whole}?* > {whole}), and give that"
+    ))
+}
+
 /// Describes a path that is not a model directory, and what to do about it; `None` if it may be one.
 fn other_kind(path: &Path) -> Option<String> {
     const LAYOUT: &str = "the directory in the Hugging Face layout (config.json, model.safetensors, tokenizer.json)";
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if files::is_file(path) {
-        return Some(format!("{} is a file; give a GGUF file, or {LAYOUT}", name(path)));
+        return piece(path).or_else(|| Some(format!("{} is a file; give a GGUF file, or {LAYOUT}", name(path))));
     }
     let config = path.join("config.json");
     let config = files::is_file(&config).then(|| object(&config).unwrap_or_default());
@@ -90,6 +101,9 @@ fn other_kind(path: &Path) -> Option<String> {
         return Some(format!("an adapter of PEFT, not a model; {merge}"));
     }
     let inside: Vec<String> = files::list(path).ok()?.iter().map(|path| name(path)).collect();
+    if let Some(what) = inside.iter().find_map(|name| piece(&path.join(name))) {
+        return Some(what);
+    }
     let has = |wanted: fn(&str) -> bool| inside.iter().any(|name| wanted(name));
     if has(|name| name.starts_with("models--")) {
         return Some("a cache of the hub with several models; give a name, ORG/NAME, in its place".into());

@@ -147,7 +147,8 @@ impl Applied {
     ) -> Result<Session> {
         let info = device.info();
         self.recorded.check(PluginKind::Backend, info.id.split(':').next().unwrap_or_default())?;
-        adaptation.precision = self.precision.choose(&adaptation.parameters, &info)?.precision;
+        let blocks = |parameter: &Parameter| self.weights.get(&parameter.name)?.blocks();
+        adaptation.precision = self.precision.choose(&adaptation.parameters, blocks, &info)?.precision;
         let mut setup = Setup {
             decoder: self.decoder.clone(),
             adaptation,
@@ -167,7 +168,7 @@ impl Applied {
         let arena = match decoded {
             Some(planned) => planned.arena,
             None => {
-                setup.adaptation.keep_blocks(|parameter| self.weights.get(&parameter.name)?.blocks());
+                setup.adaptation.keep_blocks(blocks);
                 plan_memory(&setup, &info)?.arena
             }
         };

@@ -82,6 +82,18 @@ pub fn write(
     Ok((1, total))
 }
 
+/// What llama.cpp does not read of the file.
+pub fn note(applied: &Applied) -> Option<String> {
+    let architecture = Architecture::of_family(applied.decoder.family)?;
+    (applied.objective.pools() && !architecture.classifies()).then(|| {
+        format!(
+            "llama.cpp has classifiers for {} only and refuses one of {}; sparta-cli reads the file",
+            Architecture::classifiers().join(", "),
+            architecture.name
+        )
+    })
+}
+
 /// Reads back the model's description in the file, on which other programs rely.
 ///
 /// Errors: another architecture, or other tokens.

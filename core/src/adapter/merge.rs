@@ -60,6 +60,9 @@ pub struct Merged {
     pub files: usize,
     pub bytes: u64,
     pub check: MergeCheck,
+    /// What other programs do not read of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Plugins that are not those that the run was made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_plugins: Vec<String>,
@@ -118,7 +121,8 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     drop(stored);
     written.finish()?;
     let other_plugins = applied.recorded.accepted.clone();
-    Ok(Merged { out: request.out.clone(), files, bytes, check, other_plugins })
+    let note = is_gguf(&request.out).then(|| gguf_model::note(applied)).flatten();
+    Ok(Merged { out: request.out.clone(), files, bytes, check, note, other_plugins })
 }
 
 /// Errors: a weight does not read back as the merged one rounded to blocks, to those of `base` if there is one.

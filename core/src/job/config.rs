@@ -219,8 +219,8 @@ pub struct RunConfig {
     /// Recompute each layer's activations in the backward pass, which saves memory; auto: only if they would not fit
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
-    /// Float types of activations and products; auto: bf16 for a 16-bit model on a device that multiplies such numbers
-    /// in hardware, else f32
+    /// Float types of activations and products; auto: bf16 for a 16-bit or quantized model on a device that
+    /// multiplies 16-bit numbers in hardware, else f32
     #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
     #[serde(default = "before_there_was_a_choice")]
     pub precision: PrecisionChoice,

@@ -3,7 +3,7 @@
 use crate::model::Precision;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{Blocks, DType, DeviceInfo};
 use sparta_plugin::method::Parameter;
 use std::fmt;
 
@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the checkpoint is 16-bit and the device multiplies 16-bit floats in hardware, else f32.
+    /// bf16 where the weights are 16-bit or quantized and the device multiplies 16-bit floats in hardware, else f32.
     #[default]
     Auto,
     F32,
@@ -26,10 +26,15 @@ pub struct ChosenPrecision {
 }
 
 impl PrecisionChoice {
-    /// Decides for a model of these parameters on a device.
+    /// Decides for a model of these parameters on a device. `blocks` are those in which a parameter is quantized.
     ///
     /// Errors: bf16 was requested, which the device does not support.
-    pub fn choose(self, parameters: &[Parameter], device: &DeviceInfo) -> Result<ChosenPrecision> {
+    pub fn choose(
+        self,
+        parameters: &[Parameter],
+        blocks: impl Fn(&Parameter) -> Option<Blocks>,
+        device: &DeviceInfo,
+    ) -> Result<ChosenPrecision> {
         let chosen = |precision, reason: &str| Ok(ChosenPrecision { precision, reason: reason.into() });
         let offered = device.activations.contains(&DType::BF16);
         match self {
@@ -39,14 +44,18 @@ impl PrecisionChoice {
                 "--precision bf16: {} ({}) computes with f32 activations only; use --precision f32, or another --device",
                 device.id, device.name
             ))),
-            PrecisionChoice::Auto if !is_16_bit(parameters) => chosen(Precision::F32, "the checkpoint is not 16-bit"),
-            PrecisionChoice::Auto => match device.products.iter().find(|dtype| dtype.size() == 2) {
-                Some(dtype) if offered => chosen(
-                    Precision::BF16,
-                    &format!("the checkpoint is 16-bit, and the device multiplies {dtype} in hardware"),
-                ),
-                _ => chosen(Precision::F32, "the device does not multiply 16-bit floats in hardware"),
-            },
+            PrecisionChoice::Auto => {
+                let multiplied = device.products.iter().find(|dtype| dtype.size() == 2).filter(|_| offered);
+                match (Stored::of(parameters, blocks), multiplied) {
+                    (Stored::Wide, _) => chosen(Precision::F32, "the checkpoint is not 16-bit"),
+                    (_, None) => chosen(Precision::F32, "the device does not multiply 16-bit floats in hardware"),
+                    (stored, Some(dtype)) => {
+                        let what = if stored == Stored::Half { "16-bit" } else { "quantized" };
+                        let reason = format!("the checkpoint is {what}, and the device multiplies {dtype} in hardware");
+                        chosen(Precision::BF16, &reason)
+                    }
+                }
+            }
         }
     }
 
@@ -56,11 +65,31 @@ impl PrecisionChoice {
     }
 }
 
-/// Whether most of the model is stored in 16-bit floats.
-fn is_16_bit(parameters: &[Parameter]) -> bool {
-    let count =
-        |wanted: bool| parameters.iter().filter(|p| (p.dtype.size() == 2) == wanted).map(Parameter::numel).sum::<u64>();
-    count(true) > count(false)
+/// What most of a model is stored in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    Wide,
+    Half,
+    Quantized,
+}
+
+impl Stored {
+    fn of(parameters: &[Parameter], blocks: impl Fn(&Parameter) -> Option<Blocks>) -> Stored {
+        let kind = |p: &Parameter| match blocks(p) {
+            Some(_) => Stored::Quantized,
+            None if p.dtype.size() == 2 => Stored::Half,
+            None => Stored::Wide,
+        };
+        let count = |of: Stored| parameters.iter().filter(|p| kind(p) == of).map(Parameter::numel).sum::<u64>();
+        let [wide, half, quantized] = [Stored::Wide, Stored::Half, Stored::Quantized].map(count);
+        if wide >= half + quantized {
+            Stored::Wide
+        } else if quantized > half {
+            Stored::Quantized
+        } else {
+            Stored::Half
+        }
+    }
 }
 
 impl fmt::Display for ChosenPrecision {
@@ -110,8 +139,9 @@ mod tests {
     #[test]
     fn auto_is_bf16_where_checkpoint_and_device_are_for_it() {
         let both = [DType::F32, DType::BF16];
-        let auto =
-            |dtype, device: DeviceInfo| PrecisionChoice::Auto.choose(&parameters(dtype), &device).unwrap().precision;
+        let auto = |dtype, device: DeviceInfo| {
+            PrecisionChoice::Auto.choose(&parameters(dtype), |_| None, &device).unwrap().precision
+        };
         assert_eq!(auto(DType::BF16, device(&both, &[DType::BF16])), Precision::BF16);
         assert_eq!(auto(DType::F16, device(&both, &[DType::F16])), Precision::BF16);
         assert_eq!(auto(DType::F32, device(&both, &[DType::BF16])), Precision::F32);
@@ -119,13 +149,30 @@ mod tests {
         assert_eq!(auto(DType::BF16, device(&[DType::F32], &[DType::F16])), Precision::F32);
     }
 
+    /// Values of up to 8 bits lose nothing that matters in products of bf16.
+    #[test]
+    fn quantized_weights_count_as_16_bit() {
+        let auto = |name: &str, products: &[DType]| {
+            let device = device(&[DType::F32, DType::BF16], products);
+            let blocks = |p: &Parameter| (p.name == name).then_some(Blocks::Q4K);
+            PrecisionChoice::Auto.choose(&parameters(DType::F32), blocks, &device).unwrap().to_string()
+        };
+        assert_eq!(
+            auto("q", &[DType::BF16]),
+            "bf16: the checkpoint is quantized, and the device multiplies bf16 in hardware"
+        );
+        assert_eq!(auto("q", &[]), "f32: the device does not multiply 16-bit floats in hardware");
+        assert_eq!(auto("score.weight", &[DType::BF16]), "f32: the checkpoint is not 16-bit");
+    }
+
     #[test]
     fn what_is_asked_for_is_given_or_refused() {
         let cpu = device(&[DType::F32, DType::BF16], &[]);
-        let chosen = PrecisionChoice::Bf16.choose(&parameters(DType::F32), &cpu).unwrap();
+        let chosen = PrecisionChoice::Bf16.choose(&parameters(DType::F32), |_| None, &cpu).unwrap();
         assert_eq!(chosen.to_string(), "bf16: as asked for");
         assert_eq!(PrecisionChoice::of(chosen.precision), PrecisionChoice::Bf16);
-        let error = PrecisionChoice::Bf16.choose(&parameters(DType::BF16), &device(&[DType::F32], &[])).unwrap_err();
+        let plain = device(&[DType::F32], &[]);
+        let error = PrecisionChoice::Bf16.choose(&parameters(DType::BF16), |_| None, &plain).unwrap_err();
         assert!(error.to_string().contains("cpu (Some CPU) computes with f32 activations only"), "{error}");
     }
 }

@@ -9,6 +9,7 @@ use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
 use sparta_graph::ops::IGNORED;
+use sparta_plugin::method::Parameter;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -65,10 +66,11 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         let wanted = if request.task == InspectTask::CausalLm { "lm_labels" } else { "labels" };
         return Err(Error::Data(format!("{}: --grads needs `{wanted}`", request.batch.display())));
     }
-    let precision = request.precision.choose(&parameters, &device.info())?;
+    let blocks = |parameter: &Parameter| weights.get(&parameter.name)?.blocks();
+    let precision = request.precision.choose(&parameters, blocks, &device.info())?;
     let mut adaptation = if request.grads { Adaptation::whole(parameters) } else { Adaptation::none(parameters) };
     adaptation.precision = precision.precision;
-    adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
+    adaptation.keep_blocks(blocks);
     let size = Size { rows: batch.tokens.len(), examples: batch.batch };
     let setup = Setup {
         decoder,

@@ -1,6 +1,6 @@
 //! Plans the memory of fine-tuning a model from its `config.json` alone.
 
-use super::prepare::{default_head_std, expect_blocks, expected_parameters, quantized_note};
+use super::prepare::{blocks_of, default_head_std, expect_blocks, expected_parameters, quantized_note};
 use super::score::scorings;
 use crate::job::{
     ChosenPrecision, Needs, PaperMemory, PrecisionChoice, ScoringPlan, TrainablePlan, body_size, thousands,
@@ -14,7 +14,7 @@ use crate::weights::Weights;
 use crate::{Error, Result, decoder, files, gguf};
 use serde::Serialize;
 use sparta_graph::{DType, DeviceInfo, memory_size};
-use sparta_plugin::method::Options;
+use sparta_plugin::method::{Options, Parameter};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -91,10 +91,11 @@ pub fn plan(request: &MemoryRequest, plugins: &PluginSet, device: &DeviceInfo) -
     let options = options::check(&format!("method {}", request.method), &method.info().options, &given.collect())?;
     let objective = request.objective.clone();
     let parameters = expected_parameters(&decoder, &*objective);
-    let precision = request.precision.choose(&parameters, device)?;
+    let stored = gguf::locate(&request.model)?.map(|_| Weights::open(&request.model)).transpose()?;
+    let blocks = |parameter: &Parameter| blocks_of(parameter, request.quantize, stored.as_ref());
+    let precision = request.precision.choose(&parameters, blocks, device)?;
     let mut adaptation = Adaptation::expected(method.clone(), parameters, options)?;
     adaptation.precision = precision.precision;
-    let stored = gguf::locate(&request.model)?.map(|_| Weights::open(&request.model)).transpose()?;
     expect_blocks(&mut adaptation, request.quantize, stored.as_ref());
     adaptation.check_trainable()?;
     if request.residual {

@@ -19,7 +19,7 @@ use crate::train::objective::{Classification, MultiLabel, NextToken, Regression}
 use crate::train::{self, Batch, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::{DType, DeviceInfo, memory_size};
+use sparta_graph::{Blocks, DType, DeviceInfo, memory_size};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
 use std::collections::BTreeMap;
@@ -107,14 +107,17 @@ pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<
     parameters
 }
 
+/// The blocks of a parameter: those that it is stored in, or else those that quantizing rounds it to.
+pub fn blocks_of(parameter: &Parameter, quantize: Option<Quantize>, stored: Option<&Weights>) -> Option<Blocks> {
+    let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
+    own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
+}
+
 /// Marks the parameters that will be in blocks, of a model whose weights are not read: those that `stored`, if given,
 /// has in blocks, and those that will be quantized.
 pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
     let decoded = adaptation.precision.activations;
-    let blocks = |parameter: &Parameter| {
-        let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
-        own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
-    };
+    let blocks = |parameter: &Parameter| blocks_of(parameter, quantize, stored);
     let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
     of_blocks.for_each(|parameter| parameter.dtype = decoded);
     adaptation.keep_blocks(blocks);
@@ -149,7 +152,8 @@ pub fn prepare_for(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo,
         false => (check_weights(&decoder, &weights, objective.head())?, None),
     };
 
-    let precision = config.precision.choose(&parameters, device)?;
+    let blocks = |parameter: &Parameter| blocks_of(parameter, config.quantize, Some(&weights));
+    let precision = config.precision.choose(&parameters, blocks, device)?;
     let decoded = precision.precision.activations;
     if (decoded != DType::F32 || config.quantize.is_some()) && absent.is_none() {
         weights.quantize(config.quantize);

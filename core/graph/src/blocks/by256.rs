@@ -8,14 +8,12 @@ pub(super) const ELEMENTS: usize = 256;
 
 type Values = [f32; ELEMENTS];
 
+#[inline(always)]
 pub(super) fn q4_k(block: &[u8; 144], out: &mut Values) {
-    let (scales, numbers) = (&block[4..16], &block[16..]);
-    for (pair, (values, bytes)) in out.chunks_exact_mut(64).zip(numbers.chunks_exact(32)).enumerate() {
-        let [(d1, m1), (d2, m2)] = [2 * pair, 2 * pair + 1].map(|group| affine(block, scales, group));
-        for (i, &byte) in bytes.iter().enumerate() {
-            values[i] = d1 * f32::from(byte & 15) - m1;
-            values[32 + i] = d2 * f32::from(byte >> 4) - m2;
-        }
+    let numbers = &block[16..];
+    for (group, (values, (d, m))) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(affine(block)).enumerate() {
+        let (bytes, shift) = (&numbers[GROUP * (group / 2)..][..GROUP], 4 * (group % 2));
+        values.iter_mut().zip(bytes).for_each(|(value, byte)| *value = d * f32::from(byte >> shift & 15) - m);
     }
 }
 
@@ -45,8 +43,7 @@ pub(super) fn encode_q4_k(values: &[f32; ELEMENTS]) -> [u8; 144] {
             }
         }
     }
-    for (group, values) in values.chunks_exact(GROUP).enumerate() {
-        let (d, m) = affine(head, &head[4..], group);
+    for (group, (values, (d, m))) in values.chunks_exact(GROUP).zip(affine(head)).enumerate() {
         let bytes = &mut numbers[32 * (group / 2)..32 * (group / 2 + 1)];
         for (byte, &x) in bytes.iter_mut().zip(values) {
             let q = if d == 0.0 { 0 } else { ((x + m) / d).round_ties_even().clamp(0.0, 15.0) as u8 };
@@ -56,7 +53,7 @@ pub(super) fn encode_q4_k(values: &[f32; ELEMENTS]) -> [u8; 144] {
     block
 }
 
-/// Elements of a group of Q4_K.
+/// Elements of a group of Q4_K and Q5_K.
 const GROUP: usize = 32;
 
 /// Scale and offset with which 4-bit numbers come closest to the values, larger ones counting more: llama.cpp's
@@ -106,20 +103,20 @@ fn fit(values: &[f32; GROUP]) -> (f32, f32) {
 }
 
 /// As [`q4_k`]; the fifth bit of element i of group g is bit g of byte i.
+#[inline(always)]
 pub(super) fn q5_k(block: &[u8; 176], out: &mut Values) {
-    let (scales, fifth, numbers) = (&block[4..16], &block[16..48], &block[48..]);
-    for (pair, (values, bytes)) in out.chunks_exact_mut(64).zip(numbers.chunks_exact(32)).enumerate() {
-        let [(d1, m1), (d2, m2)] = [2 * pair, 2 * pair + 1].map(|group| affine(block, scales, group));
-        for (i, (&byte, &bits)) in bytes.iter().zip(fifth).enumerate() {
-            let bits = bits >> (2 * pair);
-            values[i] = d1 * f32::from(byte & 15 | (bits & 1) << 4) - m1;
-            values[32 + i] = d2 * f32::from(byte >> 4 | (bits >> 1 & 1) << 4) - m2;
+    let (fifth, numbers) = (&block[16..48], &block[48..]);
+    for (group, (values, (d, m))) in out.as_chunks_mut::<GROUP>().0.iter_mut().zip(affine(block)).enumerate() {
+        let (bytes, shift) = (&numbers[GROUP * (group / 2)..][..GROUP], 4 * (group % 2));
+        for (value, (byte, bits)) in values.iter_mut().zip(bytes.iter().zip(fifth)) {
+            *value = d * f32::from(byte >> shift & 15 | (bits >> group & 1) << 4) - m;
         }
     }
 }
 
 /// Halves of 128 elements: four runs of 32, of which the first two are the low halves of 64 bytes, with two bits more
 /// each.
+#[inline(always)]
 pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
     let d = half(block, 208);
     for (n, values) in out.chunks_exact_mut(128).enumerate() {
@@ -136,16 +133,20 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut Values) {
     }
 }
 
-/// Scale and offset of a group: six bits each, in twelve bytes. For the first four groups they are the low bits of
+/// Scale and offset of each group: six bits each, in twelve bytes. For the first four groups they are the low bits of
 /// bytes 0 to 3 and 4 to 7; for the others, the low four bits are in bytes 8 to 11, and the high two are the top bits
 /// of the first.
-pub(super) fn affine(block: &[u8], scales: &[u8], group: usize) -> (f32, f32) {
-    let (scale, offset) = match group {
-        0..4 => (scales[group] & 63, scales[group + 4] & 63),
-        _ => {
-            let low = scales[group + 4];
-            (low & 15 | scales[group - 4] >> 6 << 4, low >> 4 | scales[group] >> 6 << 4)
-        }
-    };
-    (half(block, 0) * f32::from(scale), half(block, 2) * f32::from(offset))
+#[inline(always)]
+pub(super) fn affine(block: &[u8]) -> [(f32, f32); ELEMENTS / GROUP] {
+    let (d, m, scales) = (half(block, 0), half(block, 2), &block[4..16]);
+    std::array::from_fn(|group| {
+        let (scale, offset) = match group {
+            0..4 => (scales[group] & 63, scales[group + 4] & 63),
+            _ => {
+                let low = scales[group + 4];
+                (low & 15 | scales[group - 4] >> 6 << 4, low >> 4 | scales[group] >> 6 << 4)
+            }
+        };
+        (d * f32::from(scale), m * f32::from(offset))
+    })
 }

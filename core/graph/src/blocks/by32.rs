@@ -7,6 +7,7 @@ pub(super) const ELEMENTS: usize = 32;
 
 type Values = [f32; ELEMENTS];
 
+#[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], out: &mut Values) {
     let d = half(block, 0);
     for i in 0..16 {
@@ -16,6 +17,7 @@ pub(super) fn q4_0(block: &[u8; 18], out: &mut Values) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q4_1(block: &[u8; 20], out: &mut Values) {
     let (d, m) = (half(block, 0), half(block, 2));
     for i in 0..16 {
@@ -25,6 +27,7 @@ pub(super) fn q4_1(block: &[u8; 20], out: &mut Values) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q5_0(block: &[u8; 22], out: &mut Values) {
     let (d, fifth) = (half(block, 0), word(block, 2));
     for i in 0..16 {
@@ -34,6 +37,7 @@ pub(super) fn q5_0(block: &[u8; 22], out: &mut Values) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q5_1(block: &[u8; 24], out: &mut Values) {
     let (d, m, fifth) = (half(block, 0), half(block, 2), word(block, 4));
     for i in 0..16 {
@@ -43,6 +47,7 @@ pub(super) fn q5_1(block: &[u8; 24], out: &mut Values) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], out: &mut Values) {
     let d = half(block, 0);
     out.iter_mut().zip(&block[2..]).for_each(|(value, &q)| *value = d * f32::from(q as i8));
@@ -58,11 +63,13 @@ pub(super) fn encode_q8_0(values: &Values) -> [u8; 34] {
     block
 }
 
+#[inline(always)]
 fn word(block: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
 /// Elements `i` and `16 + i`.
+#[inline(always)]
 fn five_bits(byte: u8, fifth: u32, i: usize) -> [u32; 2] {
     let byte = u32::from(byte);
     [byte & 15 | (fifth >> i & 1) << 4, byte >> 4 | (fifth >> (16 + i) & 1) << 4]

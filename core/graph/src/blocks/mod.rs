@@ -72,7 +72,9 @@ impl Blocks {
         }
     }
 
-    /// Decodes `out.len() / elements` whole blocks; anything beyond the shorter of the two is left unchanged.
+    /// Decodes `out.len() / elements` whole blocks; anything beyond the shorter of the two is left unchanged. Inlined, so that
+    /// a caller that is compiled for more instructions decodes with them.
+    #[inline(always)]
     pub fn decode(self, blocks: &[u8], out: &mut [f32]) {
         match self {
             Blocks::Q4_0 => each(blocks, out, by32::q4_0),
@@ -103,6 +105,7 @@ impl fmt::Display for Blocks {
     }
 }
 
+#[inline(always)]
 fn each<const BYTES: usize, const ELEMENTS: usize>(
     blocks: &[u8],
     out: &mut [f32],
@@ -113,6 +116,7 @@ fn each<const BYTES: usize, const ELEMENTS: usize>(
 }
 
 /// The little-endian f16 at byte `at`, as f32.
+#[inline(always)]
 fn half(block: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }

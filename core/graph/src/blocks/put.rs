@@ -42,7 +42,7 @@ impl Blocks {
             Blocks::Q8_0 => place(half(block, 0), -128.0 * half(block, 0), 255, [(2 + i, 0, 8), none]),
             Blocks::Q4K | Blocks::Q5K => {
                 let group = i / 32;
-                let (scale, less) = affine(block, &block[4..16], group);
+                let (scale, less) = affine(block)[group];
                 let nibble = |begin: usize| (begin + 32 * (group / 2) + i % 32, 4 * (group % 2), 4);
                 match self {
                     Blocks::Q4K => place(scale, -less, 15, [nibble(16), none]),

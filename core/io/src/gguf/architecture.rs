@@ -38,6 +38,15 @@ impl Architecture {
         ALL.into_iter().find(|known| known.model_type == model_type)
     }
 
+    /// The architectures whose files may have a classifier in llama.cpp, which refuses tensors that it does not expect.
+    pub fn classifiers() -> Vec<&'static str> {
+        ALL.iter().filter(|known| known.classifies()).map(|known| known.name).collect()
+    }
+
+    pub fn classifies(&self) -> bool {
+        self.name == "qwen3"
+    }
+
     /// Errors: no architecture; one that is not supported; a mixture of experts.
     pub fn of(metadata: &Metadata) -> Result<Architecture, String> {
         let Some(name) = metadata.text("general.architecture")? else {

@@ -82,6 +82,16 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned()
 }
 
+/// The name of the file that this one is a piece of by its name, such as `NAME.gguf.part01`, `NAME.gguf-split-a` or
+/// `NAME.gguf.aa`.
+pub fn cut_from(name: &str) -> Option<&str> {
+    let whole = name.to_ascii_lowercase().rfind(".gguf")? + 5;
+    let end = name.get(whole..)?.strip_prefix(['.', '-'])?.to_ascii_lowercase();
+    let all = |of: fn(&char) -> bool| !end.is_empty() && end.len() <= 3 && end.chars().all(|c| of(&c));
+    let counted = all(char::is_ascii_digit) || end.starts_with('a') && all(char::is_ascii_lowercase);
+    (counted || end.starts_with("part") || end.starts_with("split")).then(|| &name[..whole])
+}
+
 /// Splits `NAME-00002-of-00003.gguf` into name, part and number of parts.
 pub fn part(name: &str) -> Option<(&str, usize, usize)> {
     let (stem, end) = name.split_at_checked(name.len().checked_sub(5)?)?;

@@ -30,10 +30,9 @@ const INSIDE: [(&str, &str); 14] = [
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
-    // With norms after attention and MLP, those before have other names.
+    ("ffn_norm", "post_attention_layernorm"),
     ("post_attention_norm", "post_attention_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
-    ("ffn_norm", "post_attention_layernorm"),
 ];
 
 /// The name of a tensor in the Hugging Face layout, and the arrangement of its values. An unknown tensor keeps its own
@@ -100,7 +99,9 @@ fn canonical(architecture: &Architecture, name: &str) -> Option<String> {
     let (module, part) = rest.rsplit_once('.')?;
     let four_norms = matches!(architecture.name, "gemma2" | "gemma3");
     let known = match module {
+        // With norms after attention and MLP, those before have other names.
         "ffn_norm" if four_norms => "pre_feedforward_layernorm",
+        "post_attention_norm" | "post_ffw_norm" if !four_norms => return None,
         "ffn_up" if architecture.name == "phi3" => "mlp.gate_up_proj",
         _ => INSIDE.iter().find(|(own, _)| *own == module)?.1,
     };

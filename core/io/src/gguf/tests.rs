@@ -325,3 +325,27 @@ fn of_tokenizer(file: &Value, prefix: bool) -> Fields {
         set(fields, "tokenizer.ggml.tokens", Field::Texts(tokens));
     })
 }
+
+#[test]
+fn pieces_of_a_file_are_known_by_their_names() {
+    for (name, whole) in [
+        ("x.gguf.part00", Some("x.gguf")),
+        ("x.GGUF-split-b", Some("x.GGUF")),
+        ("x.gguf.aa", Some("x.gguf")),
+        ("x.gguf.001", Some("x.gguf")),
+        ("x.gguf", None),
+        ("x-00001-of-00002.gguf", None),
+        ("x.gguf.metadata", None),
+        ("x.gguf.md", None),
+        ("x.gguf.", None),
+    ] {
+        assert_eq!(cut_from(name), whole, "{name}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf.part00");
+    fs::write(&file, "GGUF").unwrap();
+    for path in [dir.path(), &file] {
+        let error = crate::decoder::open(path).unwrap_err().to_string();
+        assert!(error.contains("a piece of x.gguf; join all pieces in their order"), "{error}");
+    }
+}

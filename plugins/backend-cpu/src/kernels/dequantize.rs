@@ -4,11 +4,12 @@ use crate::bind::{Io, Kernel};
 use crate::memory::{Floats, Need};
 use crate::parallel::{GRAIN, try_tasks};
 use crate::real::Real;
+use crate::simd::simd;
 use sparta_graph::Blocks;
 use sparta_graph::ops::Dequantize;
 
-/// Elements of the longest block.
-const LONGEST: usize = 256;
+/// Elements decoded at once: one of the longest blocks, or several shorter ones.
+const AT_ONCE: usize = 256;
 
 pub fn prepare<T: Real>(op: &Dequantize, io: &Io) -> Result<Kernel, String> {
     let (blocks, stored) = io.bytes(0)?;
@@ -41,28 +42,30 @@ pub fn prepare<T: Real>(op: &Dequantize, io: &Io) -> Result<Kernel, String> {
     }))
 }
 
-/// Decodes blocks into the elements from `start` on.
-///
-/// # Safety
-/// The elements lie in `y`, and nobody else reads or writes them meanwhile.
-unsafe fn decode_row<T: Real>(format: Blocks, bytes: &[u8], y: Floats<T>, start: usize) {
-    let n = format.elements();
-    let (mut values, mut numbers) = ([0f32; LONGEST], [T::ZERO; LONGEST]);
-    let single = T::single(y);
-    for (i, block) in bytes.chunks_exact(format.bytes()).enumerate() {
-        let at = start + i * n;
-        // SAFETY: the caller vouches for the elements.
-        unsafe {
-            match single {
-                Some(Floats::Full(y)) => format.decode(block, y.slice_mut(at, n)),
-                Some(y) => {
-                    format.decode(block, &mut values[..n]);
-                    y.store(at, n, values.as_ptr());
-                }
-                None => {
-                    format.decode(block, &mut values[..n]);
-                    numbers.iter_mut().zip(&values).for_each(|(number, &value)| *number = T::from_f32(value));
-                    y.store(at, n, numbers.as_ptr());
+simd! {
+    /// Decodes blocks into the elements from `start` on.
+    ///
+    /// # Safety
+    /// The elements lie in `y`, and nobody else reads or writes them meanwhile.
+    unsafe fn decode_row<T: Real>(format: Blocks, bytes: &[u8], y: Floats<T>, start: usize) {
+        let (mut values, mut numbers) = ([0f32; AT_ONCE], [T::ZERO; AT_ONCE]);
+        let single = T::single(y);
+        for (i, blocks) in bytes.chunks(AT_ONCE / format.elements() * format.bytes()).enumerate() {
+            let (at, n) = (start + i * AT_ONCE, blocks.len() / format.bytes() * format.elements());
+            // SAFETY: the caller vouches for the elements.
+            unsafe {
+                let out = match single {
+                    Some(Floats::Full(y)) => y.slice_mut(at, n),
+                    _ => &mut values[..n],
+                };
+                format.decode(blocks, out);
+                match single {
+                    Some(Floats::Full(_)) => {}
+                    Some(y) => y.store(at, n, values.as_ptr()),
+                    None => {
+                        numbers.iter_mut().zip(&values).for_each(|(number, &value)| *number = T::from_f32(value));
+                        y.store(at, n, numbers.as_ptr());
+                    }
                 }
             }
         }

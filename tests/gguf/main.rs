@@ -1,4 +1,7 @@
-//! Writes GGUF files: models with a classifier, which are read back and give the golden logits, and LoRA layers.
+//! Writes GGUF files: models with a classifier, which are read back and give the golden logits, and LoRA layers. llama.cpp reads
+//! them, too, where it is installed.
+
+mod llama;
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;
@@ -128,6 +131,8 @@ fn a_model_in_a_file_computes_what_it_did() {
         assert_eq!(decoder.labels, ["LABEL_0", "LABEL_1", "LABEL_2"]);
         let file = GgufFile::open(&out).unwrap();
         assert_eq!(file.get("cls.output.weight").unwrap().0.shape, [3, decoder.hidden_size]);
+        // llama.cpp's name of the norm before the MLP.
+        assert!(file.get("blk.0.ffn_norm.weight").is_some() && file.get("blk.0.post_attention_norm.weight").is_none());
         let [ours, theirs] = [&out, &base.path().to_owned()].map(|path| Tokenizer::open(path).unwrap());
         assert_eq!(ours.encode("is a\n<s>b", None).unwrap(), theirs.encode("is a\n<s>b", None).unwrap());
         // A second copy, made from the file.

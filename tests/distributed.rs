@@ -114,6 +114,19 @@ fn every_method_has_the_bytes_of_one_process() {
     }
 }
 
+/// The gradients of all micro-batches of a step are exchanged at once, however many of them a process computes.
+#[test]
+fn a_step_exchanges_once() {
+    let home = tempfile::tempdir().unwrap();
+    let options = "--max-steps 5 --batch-size 8 --max-train 32 --max-dev 8 --max-test 8 --micro-batches 4 --device cpu";
+    let config = alone(home.path(), options);
+    let exchanges = [2, 4].map(|size| {
+        let results = all_together(&at(&config, home.path().join(size.to_string())), size, Start::New);
+        results[0].exchanged.unwrap().exchanges
+    });
+    assert_eq!(exchanges[0], exchanges[1]);
+}
+
 /// Methods that choose elements by scores, and that act between steps on gradients and moments.
 #[test]
 fn scores_and_acts_have_the_bytes_of_one_process() {

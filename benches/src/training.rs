@@ -81,6 +81,7 @@ impl Case {
             shape: self.shape.clone(),
             batch: self.batch,
             tokens: self.tokens,
+            processes: 1,
             method: MethodCase { name: self.method.clone(), plugin: self.method.clone(), options },
             precision: self.precision,
             recompute: if self.recompute { Recompute::On } else { Recompute::Off },

@@ -1,24 +1,26 @@
 //! `sparta-cli bench comm`.
 
-use crate::devices;
-use crate::output::{Output, bytes, table};
+use crate::output::{Output, bytes, is_silent, table};
+use crate::{devices, together};
 use clap::Args;
-use sparta_core::Result;
-use sparta_core::bench::{Bencher, CommStep, Link, MethodCase, Workload};
+use sparta_core::bench::{Bencher, CommStep, Link, MethodCase, Together, Workload};
 use sparta_core::job::config::{DEVICE, OUTPUT, at_least};
 use sparta_core::plugin::PluginSet;
+use sparta_core::team::Team;
+use sparta_core::{Error, Result};
+use sparta_graph::DeviceInfo;
 
 #[derive(Args)]
 pub struct CommArgs {
-    /// Latency of the link between two processes: 20ms, 50us, 0.1s
-    #[arg(long, value_name = "TIME", default_value = "0.1ms", value_parser = latency)]
-    latency: f64,
-    /// Bandwidth of the link: 50Mbit, 1Gbit, 100MB
-    #[arg(long, value_name = "RATE", default_value = "1Gbit", value_parser = bandwidth)]
-    bandwidth: f64,
-    /// Processes, each with a device
-    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least(2))]
-    processes: usize,
+    /// Latency of the simulated link between two processes: 20ms, 50us, 0.1s [default: 0.1ms]
+    #[arg(long, value_name = "TIME", value_parser = latency)]
+    latency: Option<f64>,
+    /// Bandwidth of the simulated link: 50Mbit, 1Gbit, 100MB [default: 1Gbit]
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    bandwidth: Option<f64>,
+    /// Simulated processes, each with a device [default: 2]
+    #[arg(long, value_name = "N", value_parser = at_least(2))]
+    processes: Option<usize>,
     /// Models, each with the batch of one process, named as in `bench` [default: 15M]
     #[arg(long = "shape", value_name = "SHAPE", value_parser = Workload::parse)]
     shapes: Vec<Workload>,
@@ -51,31 +53,60 @@ fn in_units(text: &str, units: &[(&str, f64)]) -> Option<f64> {
     (number.is_finite() && number >= 0.0).then_some(number * factor)
 }
 
+/// Measures the processes that a launcher has started over their own link; without a launcher, simulates both.
 pub fn comm(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
+    let mut team = together::team(plugins)?;
+    if team.size() == 1 {
+        return simulate(args, plugins);
+    }
+    let result = measure(args, plugins, &mut team);
+    let result = result.and_then(|()| team.end()).map_err(|error| team.fail(error));
+    if team.leads() { result } else { Ok(()) }
+}
+
+impl CommArgs {
+    /// Models with their batches, and methods.
+    fn cells(&self) -> Result<Vec<(Workload, MethodCase)>> {
+        let shapes = match self.shapes.is_empty() {
+            true => vec![Workload::parse("15M")?],
+            false => self.shapes.clone(),
+        };
+        let methods: Vec<MethodCase> =
+            if self.methods.is_empty() { MethodCase::standard().collect() } else { self.methods.clone() };
+        let with = |work: &Workload| methods.iter().map(|method| (work.clone(), method.clone())).collect::<Vec<_>>();
+        Ok(shapes.iter().flat_map(with).collect())
+    }
+}
+
+fn progress(what: &str) {
+    if !is_silent() {
+        eprintln!("  {what}");
+    }
+}
+
+fn of_link(link: Link, info: &DeviceInfo, processes: usize) -> String {
+    let (megabits, milliseconds) = (link.bandwidth * 8e-6, link.latency * 1e3);
+    format!(
+        "{processes} processes, each on {} ({}), {megabits:.0} Mbit/s and {milliseconds:.3} ms from one to the next",
+        info.name, info.id
+    )
+}
+
+fn ms(seconds: f64) -> String {
+    format!("{:.1}", 1e3 * seconds)
+}
+
+fn simulate(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.json);
     let found = devices::find(plugins);
     let info = found.select(&args.device)?;
-    let progress = |what: &str| eprintln!("  {what}");
     let bencher = Bencher { plugins, devices: &found, progress: &progress };
-    let shapes = match args.shapes.is_empty() {
-        true => vec![Workload::parse("15M")?],
-        false => args.shapes.clone(),
-    };
-    let methods: Vec<MethodCase> =
-        if args.methods.is_empty() { MethodCase::standard().collect() } else { args.methods.clone() };
-    let link = Link { latency: args.latency, bandwidth: args.bandwidth };
-    let mut steps: Vec<CommStep> = Vec::new();
-    for work in &shapes {
-        for method in &methods {
-            steps.push(bencher.comm(work, method, info, (args.processes, link))?);
-        }
-    }
-    let (megabits, milliseconds) = (link.bandwidth * 8e-6, link.latency * 1e3);
-    output.say(format!(
-        "{} processes, each on {} ({}), {megabits} Mbit/s and {milliseconds} ms from one to the next",
-        args.processes, info.name, info.id
-    ))?;
-    let ms = |seconds: f64| format!("{:.1}", 1e3 * seconds);
+    let link = Link { latency: args.latency.unwrap_or(1e-4), bandwidth: args.bandwidth.unwrap_or(1.25e8) };
+    let processes = args.processes.unwrap_or(2);
+    let cells = args.cells()?;
+    let steps = cells.iter().map(|(work, method)| bencher.comm(work, method, info, (processes, link)));
+    let steps = steps.collect::<Result<Vec<CommStep>>>()?;
+    output.say(of_link(link, info, processes))?;
     let row = |step: &CommStep| {
         let exchanged = &step.exchanged;
         let (step_of_one, expected, played) = (ms(exchanged.compute), ms(step.expected), ms(step.played));
@@ -83,6 +114,48 @@ pub fn comm(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
         vec![step.cell.clone(), bytes(exchanged.bytes), step_of_one, expected, played, faster]
     };
     let header = ["micro-batch", "gradients", "alone ms", "step ms", "played ms", "times one process"];
+    output.say(table(&header, &steps.iter().map(row).collect::<Vec<_>>()))?;
+    output.result(&steps)
+}
+
+fn measure(args: &CommArgs, plugins: &PluginSet, team: &mut Team) -> Result<()> {
+    let given = [("--latency", args.latency.is_some()), ("--bandwidth", args.bandwidth.is_some())];
+    let given = given.into_iter().chain([("--processes", args.processes.is_some())]);
+    if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+        return Err(Error::Usage(format!(
+            "{option} is of a simulation, and a launcher has started {} processes, which are measured: leave it out, or start \
+             the command without a launcher",
+            team.size()
+        )));
+    }
+    let output = Output::new(args.json);
+    let found = devices::find(plugins);
+    let info = found.select_for(&args.device, team.local_rank())?;
+    team.introduce(&format!("{} ({})", info.name, info.id))?;
+    let bencher = Bencher { plugins, devices: &found, progress: &progress };
+    let link = Link::measure(team)?;
+    let cells = args.cells()?;
+    let steps = cells.iter().map(|(work, method)| bencher.together(work, method, info, link, team));
+    let steps = steps.collect::<Result<Vec<Together>>>()?;
+    output.say(of_link(link, info, team.size()))?;
+    let row = |step: &Together| {
+        let Together { cell, alone, apart, together, exchange, allowed, waiting, .. } = step;
+        let times = [*alone, *apart, *together, *exchange, *allowed, *waiting].map(ms);
+        let faster = [step.speedup, step.possible].map(|times| format!("{times:.2}"));
+        [cell.clone(), bytes(step.bytes as u64)].into_iter().chain(times).chain(faster).collect()
+    };
+    let header = [
+        "micro-batch",
+        "received",
+        "alone ms",
+        "apart ms",
+        "together ms",
+        "exchange ms",
+        "allowed ms",
+        "waited ms",
+        "times one process",
+        "possible",
+    ];
     output.say(table(&header, &steps.iter().map(row).collect::<Vec<_>>()))?;
     output.result(&steps)
 }

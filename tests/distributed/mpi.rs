@@ -1,7 +1,7 @@
 //! Real processes under the `mpiexec` of MPICH.
 
 use super::{FILES, OPTIONS, assert_equal_runs};
-use sparta_tests::command::{binary, command, ran};
+use sparta_tests::command::{binary, in_home, ran};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -20,19 +20,17 @@ fn mpich() -> Option<PathBuf> {
     found
 }
 
+/// `mpiexec` in this home; each process has a thread.
+fn launcher(mpich: &Path, home: &Path) -> Command {
+    let mut command = in_home(Command::new(mpich.join("bin/mpiexec")), home);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("RAYON_NUM_THREADS", "1");
+    command
+}
+
 /// `mpiexec` with these words and then the command with those.
 fn mpiexec(mpich: &Path, home: &Path, words: &str, line: &str) -> Command {
-    let like = command(home, &[]);
-    let mut command = Command::new(mpich.join("bin/mpiexec"));
-    command.args(words.split_whitespace()).arg(binary()).args(line.split_whitespace()).current_dir(home);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for (name, value) in like.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command.env("RAYON_NUM_THREADS", "1");
+    let mut command = launcher(mpich, home);
+    command.args(words.split_whitespace()).arg(binary()).args(line.split_whitespace());
     command
 }
 
@@ -131,31 +129,39 @@ fn a_launch_needs_no_option() {
     assert_equal_runs("two processes", &home.path().join("alone"), &out);
 }
 
-/// In a network namespace of its own, without shared memory.
+/// Without shared memory, in a network namespace of its own, which counts the bytes.
 #[test]
 fn messages_by_tcp_change_nothing() {
     let Some(mpich) = mpich() else { return };
     let home = tempfile::tempdir().unwrap();
     ran(home.path(), &format!("run {OPTIONS} --out alone"));
-    let mut plain = mpiexec(&mpich, home.path(), "-n 2", &format!("run {OPTIONS} --out tcp"));
-    plain.env("MPIR_CVAR_NOLOCAL", "1").env("FI_PROVIDER", "tcp");
+    let mut plain = mpiexec(&mpich, home.path(), "-n 2", &format!("run {OPTIONS} --out tcp --json"));
+    // The wheel's default is UCX, which takes shared memory all the same.
+    plain.env("MPIR_CVAR_NOLOCAL", "1").env("MPIR_CVAR_CH4_NETMOD", "ofi").env("FI_PROVIDER", "tcp");
     let namespace = Command::new("unshare").args(["-n", "true"]).status().is_ok_and(|status| status.success());
-    let output = match namespace {
-        false => {
-            sparta_tests::skipped("no right to make a network namespace: the processes use that of the machine");
-            plain.output().unwrap()
+    if namespace {
+        let mut inside = in_home(Command::new("unshare"), home.path());
+        inside.args(["-n", "sh", "-c", "ip link set lo up; \"$0\" \"$@\" && grep lo: /proc/net/dev"]);
+        inside.arg(plain.get_program()).args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            inside.env(name, value.unwrap_or_default());
         }
-        true => {
-            let mut inside = Command::new("unshare");
-            inside.args(["-n", "sh", "-c", "ip link set lo up; exec \"$0\" \"$@\""]);
-            inside.arg(plain.get_program()).args(plain.get_args()).current_dir(home.path());
-            for (name, value) in plain.get_envs() {
-                inside.env(name, value.unwrap_or_default());
-            }
-            inside.output().unwrap()
-        }
-    };
-    succeeded(&output);
+        let output = inside.output().unwrap();
+        succeeded(&output);
+        let out = String::from_utf8_lossy(&output.stdout);
+        let (result, device) = out.trim().split_once('\n').unwrap();
+        let result: serde_json::Value = serde_json::from_str(result).unwrap();
+        let received = device.split_once("lo:").and_then(|(_, rest)| rest.split_whitespace().next()).unwrap();
+        // Each of the two has received as much.
+        let exchanged = 2 * result["exchanged"]["bytes"].as_u64().unwrap();
+        assert!(
+            received.parse::<u64>().unwrap() > exchanged,
+            "{received} bytes on the loopback device, {exchanged} sent"
+        );
+    } else {
+        sparta_tests::skipped("no right to make a network namespace: the processes use that of the machine");
+        succeeded(&plain.output().unwrap());
+    }
     assert_equal_runs("tcp", &home.path().join("alone"), &home.path().join("tcp"));
 }
 
@@ -254,23 +260,99 @@ fn a_full_disk_ends_all_with_its_message() {
     assert_eq!(equal, Some([true; 3]), "{}", self::text(&resumed));
 }
 
+/// What two processes print of which the second one has other words before its program, another program or another line.
+/// They must differ, and nothing may be begun.
+fn refused(mpich: &Path, home: &Path, line: &str, (words, program, other): (&[&str], &Path, &str)) -> String {
+    let out = home.join("run").display().to_string();
+    let mut command = launcher(mpich, home);
+    command.args(["-n", "1", "-wdir"]).arg(home.join("same")).arg(binary());
+    command.args(line.split_whitespace()).args(["--out", &out]);
+    command.args([":", "-n", "1"]).args(words).arg(program).args(other.split_whitespace()).args(["--out", &out]);
+    let output = command.output().unwrap();
+    let text = text(&output);
+    let named = text.contains("the processes differ: ") && text.contains("process 1 on ");
+    assert!(!output.status.success() && named, "{text}");
+    assert!(!Path::new(&out).exists());
+    text
+}
+
+/// Copies a file with a change.
+fn changed(from: &Path, to: &Path, change: impl Fn(&mut Vec<u8>)) {
+    let mut bytes = fs::read(from).unwrap();
+    change(&mut bytes);
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::write(to, bytes).unwrap();
+    fs::set_permissions(to, fs::metadata(from).unwrap().permissions()).unwrap();
+}
+
+/// The program, a plugin, a weight, labels and an option: each differs in one of two processes.
 #[test]
-fn a_mixed_pair_of_programs_is_refused() {
+fn a_mixed_pair_is_refused_with_what_differs() {
     let Some(mpich) = mpich() else { return };
     let home = tempfile::tempdir().unwrap();
-    let other = home.path().join("sparta-cli");
-    let bytes = fs::read(binary()).unwrap();
-    fs::write(&other, [&bytes[..], b"another build"].concat()).unwrap();
-    fs::set_permissions(&other, fs::metadata(binary()).unwrap().permissions()).unwrap();
-    // The libraries beside it are the same; only the program is another.
+    let home = home.path();
+    ran(home, &format!("run {OPTIONS} --out alone"));
+    let shipped = fs::read_dir(home.join("cache/sparta")).unwrap().next().unwrap().unwrap().path();
+    for (place, part) in [("same", ""), ("model", "model.safetensors"), ("data", "train.jsonl")] {
+        for (directory, file) in ["model", "data"].into_iter().flat_map(|directory| {
+            let files = fs::read_dir(shipped.join(directory)).unwrap();
+            files.map(move |file| (directory, file.unwrap().file_name().into_string().unwrap()))
+        }) {
+            changed(&shipped.join(directory).join(&file), &home.join(place).join(directory).join(&file), |bytes| {
+                match file == part {
+                    true if part == "train.jsonl" => {
+                        bytes.iter_mut().filter(|byte| byte.is_ascii_digit()).for_each(|digit| *digit ^= 1);
+                    }
+                    // The low byte of the last weight.
+                    true => *bytes.iter_mut().nth_back(1).unwrap() ^= 1,
+                    false => {}
+                }
+            });
+        }
+    }
     let plugins = binary().parent().unwrap().to_owned();
-    let mut command = mpiexec(&mpich, home.path(), "-n 1", &format!("run {OPTIONS} --out run"));
-    command.args([":", "-n", "1"]).arg(&other).args(format!("run {OPTIONS} --out run").split_whitespace());
-    let output = command.env("SPARTA_PLUGIN_PATH", plugins).output().unwrap();
-    let text = text(&output);
-    assert!(
-        !output.status.success() && text.contains("sparta-cli (SHA-256) is") && text.contains("process 1 on"),
-        "{text}"
-    );
-    assert!(!home.path().join("run").exists());
+    let append = |bytes: &mut Vec<u8>| bytes.extend(b"another build");
+    changed(&binary(), &home.join("sparta-cli"), append);
+    let library = format!("{}sparta_method_sparta{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+    changed(&plugins.join(&library), &home.join("plugins").join(&library), append);
+
+    let line = &format!("run {OPTIONS} --model model --task sst2 --data data");
+    let [same, model, data] = ["same", "model", "data"].map(|place| home.join(place).display().to_string());
+    let [beside, others] = [plugins, home.join("plugins")].map(|path| path.display().to_string());
+    let (own, program) = (binary(), home.join("sparta-cli"));
+    let seeded = &format!("{line} --seed 7");
+    let cases: [(&[&str], &Path, &str, &str); 5] = [
+        (&["-wdir", &same, "-env", "SPARTA_PLUGIN_PATH", &beside], &program, line, "sparta-cli (SHA-256) is "),
+        (&["-wdir", &same, "-env", "SPARTA_PLUGIN_PATH", &others], &own, line, "method plugin sparta is "),
+        (&["-wdir", &model], &own, line, "model weights (SHA-256) is "),
+        (&["-wdir", &data], &own, line, "train data (SHA-256) is "),
+        (&["-wdir", &same], &own, seeded, "seed is 0 for process 0 on "),
+    ];
+    for (words, program, other, what) in cases {
+        let text = refused(&mpich, home, line, (words, program, other));
+        assert!(text.contains(what), "{what}: {text}");
+    }
+}
+
+/// `bench comm` measures what a launcher has started.
+#[test]
+fn a_launch_is_measured() {
+    let Some(mpich) = mpich() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let line = "bench comm --shape 64,2,4,2,128,512:2x16 --method sparta-0.05 --device cpu --json";
+    let output = launched(&mpich, home.path(), 2, line);
+    succeeded(&output);
+    let steps: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |name: &str| steps[0][name].as_f64().unwrap();
+    assert!(steps.as_array().unwrap().len() == 1 && number("processes") == 2.0, "{steps}");
+    // The gradients of the other one, of which there is one micro-batch in a step.
+    let one = launched(&mpich, home.path(), 1, line);
+    succeeded(&one);
+    let simulated: serde_json::Value = serde_json::from_slice(&one.stdout).unwrap();
+    assert_eq!(number("bytes"), simulated[0]["exchanged"]["bytes"].as_f64().unwrap(), "{steps}");
+    let times = ["alone", "apart", "together", "exchange", "speedup", "possible"];
+    assert!(times.into_iter().all(|name| number(name) > 0.0), "{steps}");
+    assert!(number("together") > number("exchange"), "{steps}");
+    let refused = text(&launched(&mpich, home.path(), 2, &format!("{line} --latency 1ms")));
+    assert!(refused.contains("--latency is of a simulation"), "{refused}");
 }

@@ -47,6 +47,8 @@ pub struct Case {
     /// Sequences of a batch, and tokens of each.
     pub batch: usize,
     pub tokens: usize,
+    /// Processes that share a step, each with such a batch.
+    pub processes: usize,
     pub method: MethodCase,
     pub precision: Precision,
     pub recompute: Recompute,
@@ -67,10 +69,12 @@ pub struct Prepared {
 /// An open session with its one batch.
 pub struct Bench {
     pub session: Session,
-    batches: Vec<Batch>,
+    pub(super) batches: Vec<Batch>,
+    /// The same sequences, divided among the processes that share a step.
+    pub(super) shares: Vec<Batch>,
     /// The first sequences, for [`Bench::trajectory`].
     check: Vec<Batch>,
-    lr: f64,
+    pub(super) lr: f64,
     flops: u64,
 }
 
@@ -114,15 +118,16 @@ impl Case {
         adaptation.precision = self.precision;
         adaptation.keep_blocks(|parameter| weights.get(&parameter.name)?.blocks());
         let trained = adaptation.trained_count();
+        let (sequences, shared) = (self.sequences(), self.processes > 1);
         let demand = Demand {
-            batch: self.batch,
-            largest_batch: self.batch * self.tokens,
+            batch: sequences,
+            largest_batch: sequences * self.tokens,
             longest_train: self.tokens,
             longest: self.tokens,
             head_features: false,
             cache: None,
-            split: false,
-            shared: false,
+            split: shared,
+            shared,
         };
         let mut setup = Setup {
             // Logits of about 1, so that the loss reveals errors in the body.
@@ -134,26 +139,33 @@ impl Case {
             dropout: 0.0,
             recompute: false,
             seed: 0,
-            limits: demand.limits(self.batch * self.tokens),
+            limits: demand.limits(sequences * self.tokens),
         };
         let fit = fit(&mut setup, &demand, None, self.recompute, device)?;
         let mut prepared =
             Prepared { setup, planned: fit.planned, micro_batch_tokens: fit.micro_batch_tokens, trained, flops: 0 };
-        prepared.flops = prepared.count_flops(&self.batches(&prepared, self.batch)?, device)?;
+        prepared.flops = prepared.count_flops(&self.batches(&prepared, sequences, sequences)?, device)?;
         Ok(prepared)
     }
 
     /// Allocates everything on the device and uploads the weights.
     pub fn open(&self, prepared: Prepared, weights: &dyn WeightSource, device: Box<dyn Backend>) -> Result<Bench> {
-        let batches = self.batches(&prepared, self.batch)?;
-        let check = self.batches(&prepared, (CHECK_TOKENS / self.tokens).clamp(1, self.batch))?;
+        let (all, few) = (self.sequences(), (CHECK_TOKENS / self.tokens).clamp(1, self.batch));
+        let batches = self.batches(&prepared, all, all)?;
+        let shares = self.batches(&prepared, all, self.batch)?;
+        let check = self.batches(&prepared, few, few)?;
         let Prepared { setup, planned, flops, trained, .. } = prepared;
         let lr = LR * LR_TRAINED as f64 / trained.max(LR_TRAINED) as f64;
-        Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, check, lr, flops })
+        Ok(Bench { session: Session::open(device, weights, setup, &planned.arena)?, batches, shares, check, lr, flops })
     }
 
-    /// Micro-batches of this many random sequences.
-    fn batches(&self, prepared: &Prepared, sequences: usize) -> Result<Vec<Batch>> {
+    /// Sequences of a step.
+    fn sequences(&self) -> usize {
+        self.batch * self.processes
+    }
+
+    /// Micro-batches of this many random sequences, each of at most `share`.
+    fn batches(&self, prepared: &Prepared, sequences: usize, share: usize) -> Result<Vec<Batch>> {
         let mut words = philox::Stream::new(0, "bench", "tokens").words();
         let mut below = |n: usize| words.next().map_or(0, |word| word % n.max(1) as u32);
         let example = |_| {
@@ -162,7 +174,7 @@ impl Case {
         };
         let examples: Vec<Encoded> = (0..sequences).map(example).collect();
         let lengths = vec![self.tokens; sequences];
-        let ends = split_by_budget(&lengths, prepared.micro_batch_tokens, sequences);
+        let ends = split_by_budget(&lengths, prepared.micro_batch_tokens, share);
         let begins = std::iter::once(0).chain(ends.iter().copied());
         begins.zip(&ends).map(|(begin, &end)| prepared.setup.objective.pack(&examples[begin..end])).collect()
     }
@@ -260,7 +272,7 @@ impl Bench {
 }
 
 /// The median; of two middle values, the lower one.
-fn median(values: &[f64]) -> f64 {
+pub(super) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)

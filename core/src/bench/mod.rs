@@ -7,6 +7,7 @@ mod energy;
 mod kernels;
 mod report;
 mod shape;
+mod together;
 mod trajectory;
 
 pub use case::{Bench, Case, Measured, MethodCase, Prepared};
@@ -15,6 +16,7 @@ pub use compare::{Comparison, html};
 pub use kernels::Kernel;
 pub use report::{Device, DeviceReport, Figures, Outcome, Report, Step, VERSION};
 pub use shape::{Noise, RandomWeights, Shape};
+pub use together::Together;
 pub use trajectory::Trajectories;
 
 use crate::device::Devices;
@@ -237,7 +239,7 @@ impl Workload {
     fn case(&self, method: &MethodCase, precision: Precision) -> Case {
         let Workload { shape, batch, tokens } = self.clone();
         let (method, recompute, weights) = (method.clone(), Recompute::Auto, DType::BF16);
-        Case { shape, batch, tokens, method, precision, recompute, weights }
+        Case { shape, batch, tokens, processes: 1, method, precision, recompute, weights }
     }
 }
 

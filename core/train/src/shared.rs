@@ -1,8 +1,8 @@
 //! Optimizer steps whose micro-batches are divided among processes.
 //!
-//! Each process computes the gradients of every n-th micro-batch. They are exchanged one by one, and every process adds
-//! them up on its device in the order of the micro-batches, as a single process does, so all have the same sums, bit
-//! for bit, and make the same update.
+//! Each process computes the gradients of every n-th micro-batch. They are exchanged, and every process adds them up on
+//! its device in the order of the micro-batches, as a single process does, so all have the same sums, bit for bit, and
+//! make the same update. A step has one exchange, unless its gradients exceed what the host holds.
 
 use crate::Result;
 use crate::batch::Batch;
@@ -12,6 +12,7 @@ use crate::peers::Peers;
 use crate::session::Session;
 use crate::setup::Setup;
 use crate::step::{Submitted, check_targets};
+use crate::tensors::Requested;
 use sparta_graph::ops::step as step_input;
 
 /// A tensor of gradients that is exchanged, with the plan that adds the received ones to the sum.
@@ -49,6 +50,12 @@ fn exchanged(setup: &Setup) -> Vec<Vec<Exchanged>> {
 
 fn elements(group: &[Exchanged]) -> usize {
     group.iter().map(|tensor| tensor.len).sum()
+}
+
+/// Rounds of micro-batches, one of each process, that are exchanged at once: as many as [`LARGEST`] elements, at least one.
+fn rounds_at_once(groups: &[Vec<Exchanged>], size: usize) -> usize {
+    let round = size * groups.iter().map(|group| elements(group)).sum::<usize>();
+    (LARGEST / round.max(1)).max(1)
 }
 
 impl Setup {
@@ -92,6 +99,7 @@ impl Session {
         self.apply(lr)
     }
 
+    /// A round has a micro-batch of each process.
     fn sum_in_order(
         &mut self,
         micro_batches: &[Batch],
@@ -99,18 +107,29 @@ impl Session {
         groups: &[Vec<Exchanged>],
         peers: &mut dyn Peers,
     ) -> Result<()> {
-        let size = peers.size();
-        for first in (0..micro_batches.len()).step_by(size) {
-            let (own, count) = (first + peers.rank(), size.min(micro_batches.len() - first));
-            let has_one = own < micro_batches.len();
-            if has_one {
-                self.differentiate(micro_batches, own, numbers)?;
-            }
-            for group in groups {
-                let gradients = if has_one { self.incoming(group)? } else { vec![0.0; elements(group)] };
+        let (rank, size, count) = (peers.rank(), peers.size(), micro_batches.len());
+        let at_once = size * rounds_at_once(groups, size);
+        for first in (0..count).step_by(at_once) {
+            let end = count.min(first + at_once);
+            let rounds = (end - first).div_ceil(size);
+            for (number, group) in groups.iter().enumerate() {
+                let (len, mut requested) = (elements(group), Vec::new());
+                for i in (first + rank..end).step_by(size) {
+                    // Where there are several groups, a round is exchanged at a time.
+                    if number == 0 {
+                        self.differentiate(micro_batches, i, numbers)?;
+                    }
+                    requested.extend(self.request(group)?);
+                }
+                let mut gradients = Vec::with_capacity(rounds * len);
+                for part in requested {
+                    gradients.extend(self.tensors().fetch_f32(part)?);
+                }
+                gradients.resize(rounds * len, 0.0);
                 let all = peers.gather(&gradients)?;
-                for (i, gradients) in all.chunks(elements(group)).take(count).enumerate() {
-                    self.add_up(group, gradients, first + i == 0)?;
+                for i in first..end {
+                    let (round, owner) = ((i - first) / size, (i - first) % size);
+                    self.add_up(group, &all[(owner * rounds + round) * len..][..len], i == 0)?;
                 }
                 self.tensors().submit()?;
             }
@@ -129,7 +148,12 @@ impl Session {
         for i in own_share(micro_batches.len(), peers.rank(), peers.size()) {
             self.differentiate(micro_batches, i, numbers)?;
             for (group, sum) in groups.iter().zip(&mut sums) {
-                sum.iter_mut().zip(self.incoming(group)?).for_each(|(sum, gradient)| *sum += gradient);
+                let requested = self.request(group)?;
+                let mut sum = sum.iter_mut();
+                for part in requested {
+                    let gradients = self.tensors().fetch_f32(part)?;
+                    sum.by_ref().zip(gradients).for_each(|(sum, gradient)| *sum += gradient);
+                }
             }
         }
         for (group, sum) in groups.iter().zip(&mut sums) {
@@ -156,12 +180,9 @@ impl Session {
         Ok(())
     }
 
-    fn incoming(&mut self, group: &[Exchanged]) -> Result<Vec<f32>> {
-        let mut values = Vec::with_capacity(elements(group));
-        for tensor in group {
-            values.extend(self.tensors().read_f32(&tensor.incoming, tensor.len)?);
-        }
-        Ok(values)
+    /// Requests the gradients that were computed last, without waiting for them.
+    fn request(&mut self, group: &[Exchanged]) -> Result<Vec<Requested>> {
+        group.iter().map(|tensor| self.tensors().request_f32(&tensor.incoming, tensor.len)).collect()
     }
 
     /// Queues the addition of gradients to the sums, or their first values.
@@ -178,5 +199,20 @@ impl Session {
             self.tensors().queue_run(plan);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_rounds_are_exchanged_as_a_buffer_holds() {
+        let tensor =
+            |len: usize| Exchanged { incoming: String::new(), sum: String::new(), len, add: Purpose::AddIncoming(0) };
+        assert_eq!(rounds_at_once(&[vec![tensor(1), tensor(LARGEST / 8 - 1)]], 2), 4);
+        assert_eq!(rounds_at_once(&[vec![tensor(LARGEST / 2)]], 4), 1);
+        // What needs several groups is exchanged a round at a time.
+        assert_eq!(rounds_at_once(&[vec![tensor(1)], vec![tensor(LARGEST)]], 2), 1);
     }
 }

@@ -2,32 +2,47 @@
 
 use sparta_plugin::communicator::Launch;
 
-/// A launcher: how people call it, and the variables with a process's rank, the number of processes, and their number on this
-/// machine.
+/// A launcher: how people call it, whether it starts processes of Open MPI, and the variables with a process's rank, the number
+/// of processes, and their number on this machine.
 struct Launcher {
     name: &'static str,
+    open_mpi: bool,
     rank: &'static str,
     size: &'static str,
     local_size: &'static str,
 }
 
-const LAUNCHERS: [Launcher; 3] = [
+const LAUNCHERS: [Launcher; 4] = [
     Launcher {
         name: "mpirun of Open MPI",
+        open_mpi: true,
         rank: "OMPI_COMM_WORLD_RANK",
         size: "OMPI_COMM_WORLD_SIZE",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     },
     // Of MPICH and what comes from it; of srun with --mpi=pmi2, too.
-    Launcher { name: "mpiexec", rank: "PMI_RANK", size: "PMI_SIZE", local_size: "MPI_LOCALNRANKS" },
+    Launcher { name: "mpiexec", open_mpi: false, rank: "PMI_RANK", size: "PMI_SIZE", local_size: "MPI_LOCALNRANKS" },
+    Launcher {
+        name: "srun --mpi=pmix",
+        open_mpi: true,
+        rank: "PMIX_RANK",
+        size: "SLURM_STEP_NUM_TASKS",
+        local_size: "SLURM_STEP_TASKS_PER_NODE",
+    },
     // A batch script has the rank, but is no step.
     Launcher {
         name: "srun",
+        open_mpi: false,
         rank: "SLURM_PROCID",
         size: "SLURM_STEP_NUM_TASKS",
         local_size: "SLURM_STEP_TASKS_PER_NODE",
     },
 ];
+
+/// Whether the processes of a launch are to use Open MPI's library, and not MPICH's.
+pub fn uses_open_mpi(launch: &Launch) -> bool {
+    LAUNCHERS.iter().any(|launcher| launcher.open_mpi && launcher.name == launch.launcher)
+}
 
 /// The launcher of this process, where it has started others, too.
 pub fn launch(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launch> {
@@ -57,8 +72,12 @@ fn local_size_in(variable: &dyn Fn(&str) -> Option<String>) -> usize {
 mod tests {
     use super::*;
 
+    fn in_environment(variables: &[(&str, &str)]) -> impl Fn(&str) -> Option<String> {
+        |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+    }
+
     fn with(variables: &[(&str, &str)]) -> (Option<(usize, usize)>, usize) {
-        let variable = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let variable = in_environment(variables);
         (launch(&variable).map(|launch| (launch.rank, launch.size)), local_size_in(&variable))
     }
 
@@ -68,6 +87,21 @@ mod tests {
         assert_eq!(with(&[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")]), (Some((0, 2)), 1));
         let step = [("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_STEP_TASKS_PER_NODE", "4(x2)")];
         assert_eq!(with(&step), (Some((3, 8)), 4));
+    }
+
+    /// What `srun` of SLURM 22.05 sets for the second of two tasks.
+    #[test]
+    fn the_library_is_that_which_srun_speaks_to() {
+        let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_STEP_TASKS_PER_NODE", "2")];
+        for (more, open_mpi) in [
+            (&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("SLURM_MPI_TYPE", "pmi2")][..], false),
+            (&[("PMIX_RANK", "1"), ("PMIX_NAMESPACE", "slurm.pmix.7.0")], true),
+            (&[], false),
+        ] {
+            let variables = [&step[..], more].concat();
+            assert_eq!(with(&variables), (Some((1, 2)), 2));
+            assert_eq!(launch(&in_environment(&variables)).map(|launch| uses_open_mpi(&launch)), Some(open_mpi));
+        }
     }
 
     #[test]

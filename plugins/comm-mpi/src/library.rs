@@ -2,6 +2,7 @@
 
 use crate::api::{Functions, Names};
 use crate::engine;
+use crate::launch::uses_open_mpi;
 use libloading::Library;
 use sparta_plugin::Error;
 use sparta_plugin::communicator::{Communicator, Launch};
@@ -41,8 +42,7 @@ fn find(launch: &Launch) -> Result<(PathBuf, Library), Error> {
         let opened = open(&path).map_err(|why| Error(format!("{VARIABLE}: {why}")))?;
         return Ok((path, opened));
     }
-    let open_mpi = launch.launcher.contains("Open MPI");
-    let names: Vec<&str> = match open_mpi {
+    let names: Vec<&str> = match uses_open_mpi(launch) {
         true => OPEN_MPI.iter().chain(&STANDARD).copied().collect(),
         false => STANDARD.iter().chain(&MPICH).chain(&OPEN_MPI).copied().collect(),
     };

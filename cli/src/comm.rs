@@ -56,7 +56,7 @@ pub fn comm(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
     let found = devices::find(plugins);
     let info = found.select(&args.device)?;
     let progress = |what: &str| eprintln!("  {what}");
-    let bencher = Bencher { plugins, devices: &found, progress: &progress };
+    let bencher = Bencher { plugins, devices: &found, autotune: false, progress: &progress };
     let shapes = match args.shapes.is_empty() {
         true => vec![Workload::parse("15M")?],
         false => args.shapes.clone(),

@@ -46,6 +46,8 @@ pub struct PretrainConfig {
     pub checkpoint_interval: usize,
     pub seed: u64,
     pub precision: PrecisionChoice,
+    /// Whether kernels are chosen by rules alone.
+    pub no_autotune: bool,
     /// Type of the saved weights.
     pub dtype: DType,
     /// The run directory, with the initial weights in `start` and the trained model in `model`.
@@ -151,6 +153,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> RunConfig {
         exchange: Exchange::Exact,
         recompute: Recompute::Auto,
         precision: config.precision,
+        no_autotune: config.no_autotune,
         control: Control {
             epochs: config.epochs,
             max_steps: config.max_steps,

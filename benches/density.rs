@@ -65,6 +65,7 @@ fn main() -> Result<()> {
         precision: Precision::F32,
         device: args.device.clone(),
         threads: args.threads,
+        autotune: false,
         weights: Weights::F32,
         quantize: None,
     };

@@ -33,6 +33,7 @@ fn case(hidden: usize, layers: usize, batch: usize, density: f64) -> Case {
         precision: Precision::F32,
         device: "cpu".into(),
         threads: None,
+        autotune: false,
         weights: Weights::F32,
         quantize: None,
     }

@@ -58,6 +58,7 @@ fn main() -> Result<()> {
             weights: Weights::Bf16,
             quantize,
             threads: args.threads,
+            autotune: false,
         };
         let mut bf16 = f64::INFINITY;
         let kinds = [None, Some(Quantize::Q8_0), Some(Quantize::Q4K)];

@@ -44,6 +44,9 @@ struct Args {
     /// Threads of the CPU [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
+    /// Choose kernels by rules, without measuring which are fastest
+    #[arg(long)]
+    no_autotune: bool,
     /// Seconds to measure for
     #[arg(long, default_value = "10")]
     seconds: f64,
@@ -71,6 +74,8 @@ struct Line {
     /// The peak memory of the process above that at its start.
     peak_above_start_mib: Option<f64>,
     start_to_first_step_s: f64,
+    /// The number of choices among kernels that were made by measuring, now or in an earlier process.
+    tuned: Option<usize>,
 }
 
 fn main() -> Result<()> {
@@ -93,6 +98,7 @@ fn main() -> Result<()> {
         precision: args.precision,
         device: args.device,
         threads: args.threads,
+        autotune: !args.no_autotune,
     };
     model::directory(&case.shape, case.weights)?;
     let start = Instant::now();
@@ -108,6 +114,7 @@ fn main() -> Result<()> {
         device_peak_mib: opened.bench.session.tensors().memory_use().map(|used| training::mib(used.peak)),
         peak_above_start_mib: training::peak_above(resident),
         start_to_first_step_s,
+        tuned: opened.bench.session.tensors().tuned().map(|tuned| tuned.choices.len()),
     };
     println!("{}", serde_json::to_string(&line)?);
     if let Some(file) = args.profile {

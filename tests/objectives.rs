@@ -259,6 +259,7 @@ fn pretraining(home: &Path) -> PretrainConfig {
         eval_interval: None,
         checkpoint_interval: 100,
         seed: 3,
+        no_autotune: false,
         precision: PrecisionChoice::F32,
         dtype: DType::F32,
         out: home.join("whole"),

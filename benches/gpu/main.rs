@@ -23,6 +23,7 @@ enum Part {
     Peer,
     Profile,
     Suites,
+    Untuned,
     F32,
 }
 
@@ -99,12 +100,13 @@ fn main() -> Result<()> {
     for part in parts {
         match part {
             Part::Devices => {}
-            Part::Steps => runner.steps("bf16")?,
+            Part::Steps => runner.steps("bf16", true)?,
             Part::Peer => runner.peer()?,
             Part::Profile => runner.profile("bf16")?,
             Part::Suites => runner.suites()?,
+            Part::Untuned => runner.steps("bf16", false)?,
             Part::F32 => {
-                runner.steps("f32")?;
+                runner.steps("f32", true)?;
                 runner.profile("f32")?;
             }
         }
@@ -168,13 +170,17 @@ impl Runner {
         backends.iter().map(best).collect()
     }
 
-    /// Measures each workload on one device after the other. The weights are bf16 on disk in either precision.
-    fn steps(&mut self, precision: &str) -> Result<()> {
-        let ids = self.chosen()?;
+    /// Measures each workload on one device after the other, with kernels that were measured or that rules choose. The weights
+    /// are bf16 on disk in either precision.
+    fn steps(&mut self, precision: &str, autotune: bool) -> Result<()> {
+        let mut ids = self.chosen()?;
+        // Other backends have no choices.
+        ids.retain(|id| autotune || id.starts_with("wgpu:"));
         for work in self.workloads() {
             for (method, arguments) in METHODS {
                 for id in &ids {
-                    self.step(id, work, precision, method, arguments)?;
+                    let rules = if autotune { &[][..] } else { &["--no-autotune"] };
+                    self.step(id, work, precision, method, &[arguments, rules].concat())?;
                 }
             }
         }
@@ -182,14 +188,16 @@ impl Runner {
     }
 
     fn step(&mut self, id: &str, work: &Workload, precision: &str, method: &str, arguments: &[&str]) -> Result<()> {
-        let what = format!("steps {} {method} {precision} on {id}", work.shape);
+        let untuned = arguments.contains(&"--no-autotune");
+        let rules = if untuned { ", kernels by rule" } else { "" };
+        let what = format!("steps {} {method} {precision} on {id}{rules}", work.shape);
         eprintln!("{what}");
         let mut command = self.steps_command(work, id, precision);
         command.args(arguments);
         match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json()) {
             Ok(measured) => {
                 let [device, method, precision] = [id, method, precision].map(str::to_owned);
-                self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, measured });
+                self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, untuned, measured });
                 self.save()
             }
             Err(why) => self.failed(&what, &why),

@@ -26,6 +26,8 @@ pub struct StepsCell {
     pub cell: String,
     pub method: String,
     pub precision: String,
+    /// Whether rules chose the kernels.
+    pub untuned: bool,
     pub measured: Json,
 }
 
@@ -109,8 +111,9 @@ impl Report {
                 show(peer("peak_allocated_mib"), 1.0, 0),
                 show(ratio, 1.0, 2),
             ];
-            let StepsCell { device, cell, method, precision, .. } = ours;
-            writeln!(out, "| {cell} | {method} | {device} | {precision} | {} |", columns.join(" | "))?;
+            let StepsCell { device, cell, method, precision, untuned, .. } = ours;
+            let rules = if *untuned { ", kernels by rule" } else { "" };
+            writeln!(out, "| {cell} | {method} | {device}{rules} | {precision} | {} |", columns.join(" | "))?;
         }
         let alone = |(cell, method, _): &&(String, String, Json)| {
             !self.steps.iter().any(|ours| ours.cell == *cell && ours.method == *method)

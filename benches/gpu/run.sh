@@ -3,8 +3,8 @@
 #
 #   run.sh [PART...] [--device wgpu:0 | --cuda] [--out DIR] [--minutes 8] [--tiny]
 #
-# Parts: devices, steps (bf16), peer, profile, suites, f32 (steps and profile); without any, all of them in this order, so
-# that what matters most is there when the time is up. --tiny takes shapes that a software driver can run, and leaves out
+# Parts: devices, steps (bf16), peer, profile, suites, untuned (steps in bf16 with kernels by rule instead of measured ones),
+# f32 (steps and profile); without any, all of them in this order, so that what matters most is there when the time is up. --tiny takes shapes that a software driver can run, and leaves out
 # the peer; --cuda measures the best card through CUDA and through Vulkan, side by side. Needs what build.sh has put into a
 # folder, no network and no compiler; Python with torch, transformers and peft for the peer alone, which is skipped where
 # they are missing.

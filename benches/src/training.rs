@@ -37,6 +37,8 @@ pub struct Case {
     pub quantize: Option<Quantize>,
     /// Threads of the CPU; `None`: all cores.
     pub threads: Option<usize>,
+    /// Whether the device chooses kernels by measuring.
+    pub autotune: bool,
 }
 
 /// An opened session with its one batch.
@@ -66,6 +68,11 @@ impl Case {
         weights.quantize(self.quantize);
         weights.decode_as(self.precision.activations);
         let mut device = open_device(&self.device, self.threads)?;
+        if self.autotune
+            && let Some(warning) = device.autotune(None)
+        {
+            eprintln!("warning: {warning}");
+        }
         let ceiling = if profile { Some(Ceiling::measure(&mut *device)?) } else { None };
         let case = self.in_core()?;
         let prepared = case.prepare(&plugins(), &weights, &device.info())?;

@@ -402,6 +402,9 @@ pub struct PretrainArgs {
     /// such numbers in hardware, else f32
     #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = one_of(PRECISIONS))]
     pub precision: PrecisionChoice,
+    /// Choose a GPU's kernels by rules, without measuring which are fastest
+    #[arg(long)]
+    pub no_autotune: bool,
     /// Type of the saved weights
     #[arg(long, value_name = "TYPE", default_value = "bf16")]
     pub dtype: SavedType,

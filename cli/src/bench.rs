@@ -48,6 +48,9 @@ pub struct BenchArgs {
     /// A device, or `all` [default: every GPU, and the CPU]
     #[arg(long, value_name = "D", help_heading = DEVICE)]
     device: Option<String>,
+    /// Choose kernels by rules, without measuring which are fastest on the device
+    #[arg(long, help_heading = DEVICE)]
+    no_autotune: bool,
     /// Directory for bench.json and bench.html
     #[arg(long, value_name = "DIR", default_value = ".", help_heading = OUTPUT)]
     out: PathBuf,
@@ -96,7 +99,7 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
     let found = devices::find(plugins);
     let chosen = choose(&args, &found)?;
     let progress = |what: &str| eprintln!("  {what}");
-    let bencher = Bencher { plugins, devices: &found, progress: &progress };
+    let bencher = Bencher { plugins, devices: &found, autotune: !args.no_autotune, progress: &progress };
     if let Some(file) = &args.record {
         return record(&args, &bencher, chosen[0], file);
     }

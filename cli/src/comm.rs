@@ -100,7 +100,7 @@ fn simulate(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.json);
     let found = devices::find(plugins);
     let info = found.select(&args.device)?;
-    let bencher = Bencher { plugins, devices: &found, progress: &progress };
+    let bencher = Bencher { plugins, devices: &found, autotune: false, progress: &progress };
     let link = Link { latency: args.latency.unwrap_or(1e-4), bandwidth: args.bandwidth.unwrap_or(1.25e8) };
     let processes = args.processes.unwrap_or(2);
     let cells = args.cells()?;

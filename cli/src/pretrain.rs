@@ -32,6 +32,7 @@ pub fn pretrain(args: PretrainArgs, method_options: Options, plugins: &PluginSet
         checkpoint_interval: args.checkpoint_interval,
         seed: args.seed,
         precision: args.precision,
+        no_autotune: args.no_autotune,
         dtype: args.dtype.into(),
         out: args.out,
     };

@@ -1,6 +1,7 @@
 use crate::ops::OwnKernel;
 use crate::{DType, Graph, Plan, expand};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A tensor's memory on a device, made by [`Backend::alloc`].
@@ -98,6 +99,18 @@ pub struct SampledCost {
     pub bf16: u32,
 }
 
+/// A choice among kernels that compute the same but for the order of their sums: its numbers by name.
+pub type Choice = BTreeMap<String, u32>;
+
+/// The choices that a device has made by measuring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tuned {
+    /// For which adapter, driver and kernels they were made.
+    pub device: String,
+    /// By what they are for.
+    pub choices: BTreeMap<String, Choice>,
+}
+
 impl DeviceInfo {
     /// Bytes of the largest segment of a plan's arena.
     pub fn segment_limit(&self) -> usize {
@@ -185,6 +198,20 @@ pub trait Backend: Send {
     fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
         let _ = plan;
         Ok(())
+    }
+
+    /// From now on, measures which of several kernels that compute the same is fastest, whenever a plan needs a choice that is
+    /// neither among the `known` ones, those of a run that goes on, nor stored. Does nothing on a device that has no choices.
+    ///
+    /// Returns a warning if stored choices cannot be used.
+    fn autotune(&mut self, known: Option<&Tuned>) -> Option<String> {
+        let _ = known;
+        None
+    }
+
+    /// The measured choices that the plans so far depend on; `None` if the device does not measure.
+    fn tuned(&self) -> Option<Tuned> {
+        None
     }
 
     /// Overwrites elements from element `offset` on. `data` holds little-endian values of the buffer's dtype; for

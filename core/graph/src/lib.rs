@@ -17,8 +17,8 @@ pub mod recompute;
 
 pub use autodiff::{GradRequest, gradients};
 pub use backend::{
-    Backend, BackendError, BufferId, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, SampledCost, Work, copy_ready,
-    memory_size,
+    Backend, BackendError, BufferId, Choice, DeviceInfo, DeviceKind, MemoryUse, PlanId, ReadId, SampledCost, Tuned,
+    Work, copy_ready, memory_size,
 };
 pub use blocks::Blocks;
 pub use dtype::DType;

@@ -18,6 +18,9 @@ mod source;
 #[cfg(test)]
 mod portable;
 
-pub use lower::{Bounds, Dispatch, Lowered, MatrixUnits, Memory, Step, View, check, lower, parts, sampled_cost};
+pub use lower::{
+    Bounds, Choosing, Dispatch, Lowered, MatrixUnits, Memory, Question, Step, Trial, View, check, lower, parts,
+    sampled_cost,
+};
 pub use own::check as check_own;
-pub use source::{Constants, Kernel, LANES, RNG_BINDING};
+pub use source::{Constants, Kernel, LANES, RNG_BINDING, texts};

@@ -54,6 +54,11 @@ impl Kernel {
     }
 }
 
+/// The texts of all files, of which kernels are made.
+pub fn texts() -> impl Iterator<Item = &'static str> {
+    SHADERS.iter().filter_map(|name| shader(name))
+}
+
 /// Threads of a workgroup, unless a kernel sets another number.
 pub const LANES: u32 = 256;
 
@@ -70,7 +75,6 @@ macro_rules! shaders {
             }
         }
 
-        #[cfg(test)]
         pub(crate) const SHADERS: &[&str] = &[$($name),+];
     };
 }

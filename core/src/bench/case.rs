@@ -28,6 +28,10 @@ const UNTIMED: usize = 3;
 /// Tokens and steps of [`Bench::trajectory`]: few enough for a CPU to record a model of billions of parameters.
 const CHECK_TOKENS: usize = 512;
 const CHECK_STEPS: usize = 3;
+/// Layers that these steps have in models with more parameters than this. All their kernels have the sizes of the whole
+/// model's, and full fine-tuning of them fits the memory of a laptop.
+const CHECK_LAYERS: usize = 2;
+const CHECK_PARAMETERS: u64 = 1_000_000_000;
 /// Steps of [`Bench::profile`].
 const PROFILED: usize = 5;
 
@@ -100,6 +104,13 @@ impl Measured {
 }
 
 impl Case {
+    /// The case whose first steps are compared with stored ones: of a large model, the first layers.
+    pub fn checked(&self) -> Result<Case> {
+        let parameters: u64 = self.shape.tensors(self.weights)?.iter().map(|tensor| tensor.numel()).sum();
+        let most = if parameters > CHECK_PARAMETERS { CHECK_LAYERS } else { usize::MAX };
+        Ok(Case { shape: self.shape.first_layers(most), ..self.clone() })
+    }
+
     /// Plans the session like a run. `weights` are those of the shape.
     ///
     /// Errors: a method that is not found; a shape that is not a valid model.

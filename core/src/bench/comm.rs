@@ -168,7 +168,7 @@ impl Bencher<'_> {
             let needed = sparta_graph::memory_size(prepared.planned.total());
             return Err(Error::Usage(format!("{}: it needs {needed} on the device", case.step().cell())));
         }
-        let mut bench = case.open(prepared, &weights, self.devices.open(info)?)?;
+        let mut bench = case.open(prepared, &weights, self.open(info)?)?;
         let bytes = bench.session.setup().exchanged_bytes();
         let compute = bench.measure(Duration::from_millis(500), super::AT_LEAST)?.step_s;
         let exchanged = Exchanged { processes, link, bytes, compute };

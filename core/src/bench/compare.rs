@@ -167,7 +167,14 @@ mod tests {
             program: "0".into(),
             system: "linux x86_64".into(),
             date: "2026-01-01".into(),
-            devices: vec![DeviceReport { device, ceiling, kernels: vec![], steps: vec![step], notes: vec![] }],
+            devices: vec![DeviceReport {
+                device,
+                ceiling,
+                kernels: vec![],
+                steps: vec![step],
+                tuned: None,
+                notes: vec![],
+            }],
         }
     }
 

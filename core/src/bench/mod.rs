@@ -22,7 +22,7 @@ pub use trajectory::Trajectories;
 use crate::device::Devices;
 use crate::plugin::PluginSet;
 use energy::Meter;
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{Backend, DType, DeviceInfo};
 use sparta_model::{Error, Precision, Result};
 use sparta_train::{Ceiling, Recompute};
 use std::time::Duration;
@@ -113,11 +113,23 @@ impl MethodCase {
 pub struct Bencher<'a> {
     pub plugins: &'a PluginSet,
     pub devices: &'a Devices,
+    /// Whether devices choose kernels by measuring.
+    pub autotune: bool,
     /// Called before each op and step.
     pub progress: &'a dyn Fn(&str),
 }
 
 impl Bencher<'_> {
+    pub(super) fn open(&self, info: &DeviceInfo) -> Result<Box<dyn Backend>> {
+        let mut device = self.devices.open(info)?;
+        if self.autotune
+            && let Some(warning) = device.autotune(None)
+        {
+            (self.progress)(&format!("warning: {warning}"));
+        }
+        Ok(device)
+    }
+
     /// Measures a device. `found` gets the report as it grows, so that nothing is lost if a later step fails.
     ///
     /// Errors: the device cannot be opened, or its ceiling cannot be measured; those of `found`. Later failures are in
@@ -129,8 +141,9 @@ impl Bencher<'_> {
         mut found: impl FnMut(&DeviceReport) -> Result<()>,
     ) -> Result<DeviceReport> {
         (self.progress)("ceiling");
-        let ceiling = Ceiling::measure(&mut *self.devices.open(info)?)?;
-        let mut report = DeviceReport { device: info.into(), ceiling, kernels: vec![], steps: vec![], notes: vec![] };
+        let ceiling = Ceiling::measure(&mut *self.open(info)?)?;
+        let (kernels, steps, notes) = (vec![], vec![], vec![]);
+        let mut report = DeviceReport { device: info.into(), ceiling, kernels, steps, tuned: None, notes };
         found(&report)?;
         let precisions = request.precisions.clone().unwrap_or_else(|| offered(info));
         for shape in &request.kernels {
@@ -147,7 +160,7 @@ impl Bencher<'_> {
                     let case = work.case(method, *precision);
                     let mut step = case.step();
                     (self.progress)(&format!("{} {}", step.cell(), step.precision));
-                    let outcome = self.cell(request, info, &case, &weights, &mut report.ceiling, &stored);
+                    let outcome = self.cell(request, info, (&case, &weights), &mut report, &stored);
                     step.outcome = outcome.unwrap_or_else(|e| Outcome::NotMeasured(e.to_string()));
                     report.steps.push(step);
                     found(&report)?;
@@ -169,9 +182,12 @@ impl Bencher<'_> {
     ) {
         (self.progress)(&format!("ops of {} {precision}", shape.name));
         let mut notes = Vec::new();
-        let measured = self.devices.open(info).and_then(|mut device| {
+        let measured = self.open(info).and_then(|mut device| {
             let left_out = |note| notes.push(note);
-            kernels::measure(&mut *device, shape, precision, &mut report.ceiling, request.longest, left_out)
+            let found =
+                kernels::measure(&mut *device, shape, precision, &mut report.ceiling, request.longest, left_out);
+            report.add_tuned(device.tuned());
+            found
         });
         match measured {
             Ok(kernels) => report.kernels.extend(kernels),
@@ -184,11 +200,11 @@ impl Bencher<'_> {
         &self,
         request: &Request,
         info: &DeviceInfo,
-        case: &Case,
-        weights: &RandomWeights,
-        ceiling: &mut Ceiling,
+        (case, weights): (&Case, &RandomWeights),
+        report: &mut DeviceReport,
         stored: &Trajectories,
     ) -> Result<Outcome> {
+        let ceiling = &mut report.ceiling;
         let precision = case.precision.activations;
         let prepared = case.prepare(self.plugins, weights, info)?;
         if !prepared.planned.fits(info) {
@@ -200,18 +216,30 @@ impl Bencher<'_> {
             return Ok(Outcome::NotMeasured(format!("left out: a step takes at least {least:.1} s")));
         }
         let (planned, trained) = (prepared.planned.total(), prepared.trained);
-        let mut bench = case.open(prepared, weights, self.devices.open(info)?)?;
-        let trajectory = bench.trajectory()?;
-        let checked = match trajectory::check(stored, &case.step().cell(), precision, &trajectory) {
+        let cell = case.step().cell();
+        let judge = |found: &[[f64; 2]]| trajectory::check(stored, &cell, precision, found);
+        let of_layers = case.checked()?.shape != case.shape;
+        let mut checked = None;
+        if of_layers && stored.contains_key(&trajectory::key(&cell, precision)) {
+            checked = judge(&self.trajectory(case, weights, info)?);
+        }
+        if let Some(Err(wrong)) = checked {
+            return Ok(Outcome::NotMeasured(wrong));
+        }
+        let mut bench = case.open(prepared, weights, self.open(info)?)?;
+        if !of_layers {
+            checked = judge(&bench.trajectory()?);
+        }
+        let checked = match checked {
             Some(Err(wrong)) => return Ok(Outcome::NotMeasured(wrong)),
-            Some(Ok(())) => true,
-            None => false,
+            checked => checked.is_some(),
         };
         let meter = Meter::start(info);
         let measured = bench.measure(Duration::from_secs_f64(request.seconds), AT_LEAST)?;
         let joules = meter.joules().map(|joules| joules / measured.done() as f64);
         let memory = bench.session.tensors().memory_use().map_or(planned, |used| used.peak);
         ceiling.raise(precision, (measured.gflop_per_step * 1e9) as u64, 0, measured.step_s);
+        report.add_tuned(bench.session.tensors().tuned());
         Ok(Outcome::Measured(Figures { measured, trained, share_of_ceiling: 0.0, memory, joules, checked }))
     }
 
@@ -225,13 +253,20 @@ impl Bencher<'_> {
                     let case = work.case(method, precision);
                     let cell = case.step().cell();
                     (self.progress)(&format!("{cell} {precision}"));
-                    let prepared = case.prepare(self.plugins, &weights, info)?;
-                    let mut bench = case.open(prepared, &weights, self.devices.open(info)?)?;
-                    found.insert(trajectory::key(&cell, precision.activations), bench.trajectory()?);
+                    let steps = self.trajectory(&case, &weights, info)?;
+                    found.insert(trajectory::key(&cell, precision.activations), steps);
                 }
             }
         }
         Ok(found)
+    }
+
+    /// The first steps of a case, or of its first layers ([`Case::checked`]).
+    fn trajectory(&self, case: &Case, weights: &RandomWeights, info: &DeviceInfo) -> Result<Vec<[f64; 2]>> {
+        let checked = case.checked()?;
+        let weights = weights.of(&checked.shape)?;
+        let prepared = checked.prepare(self.plugins, &weights, info)?;
+        checked.open(prepared, &weights, self.open(info)?)?.trajectory()
     }
 }
 

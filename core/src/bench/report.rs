@@ -3,7 +3,7 @@
 use super::case::Measured;
 use super::kernels::Kernel;
 use serde::{Deserialize, Serialize};
-use sparta_graph::{DType, DeviceInfo};
+use sparta_graph::{DType, DeviceInfo, Tuned};
 use sparta_model::{Error, Result};
 use sparta_train::Ceiling;
 use std::path::Path;
@@ -33,6 +33,9 @@ pub struct DeviceReport {
     pub ceiling: Ceiling,
     pub kernels: Vec<Kernel>,
     pub steps: Vec<Step>,
+    /// The kernels that were chosen by measuring, if the device measures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
     /// What was not measured, and why; failures.
     pub notes: Vec<String>,
 }
@@ -101,6 +104,15 @@ impl Step {
             Outcome::Measured(figures) => Some(figures),
             Outcome::NotMeasured(_) => None,
         }
+    }
+}
+
+impl DeviceReport {
+    /// Adds the choices that a measurement depended on.
+    pub(super) fn add_tuned(&mut self, tuned: Option<Tuned>) {
+        let Some(tuned) = tuned.filter(|tuned| !tuned.choices.is_empty()) else { return };
+        let Tuned { device, choices } = tuned;
+        self.tuned.get_or_insert(Tuned { device, ..Tuned::default() }).choices.extend(choices);
     }
 }
 

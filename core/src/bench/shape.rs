@@ -8,6 +8,7 @@ use sparta_model::{Decoder, Error, HeadKind, Result, TensorView, WeightSource};
 use sparta_plugin::method::Parameter;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The architecture of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,11 @@ impl Shape {
     fn of(name: &str, [hidden, layers, heads, kv_heads, head_dim, intermediate, vocab]: [usize; 7]) -> Shape {
         let name = name.to_owned();
         Shape { name, hidden, layers, heads, kv_heads, head_dim, intermediate, vocab, gemma: false }
+    }
+
+    /// The first `most` layers, or fewer if it has no more.
+    pub fn first_layers(&self, most: usize) -> Shape {
+        Shape { layers: self.layers.min(most), ..self.clone() }
     }
 
     /// The model's `config.json`, with weights of this type.
@@ -156,10 +162,11 @@ impl Default for Noise {
 /// largest one.
 pub struct RandomWeights {
     origin: String,
+    dtype: DType,
     tensors: BTreeMap<String, Parameter>,
-    matrices: Vec<u8>,
+    matrices: Arc<Vec<u8>>,
     /// The values of the longest norm.
-    norms: Vec<u8>,
+    norms: Arc<Vec<u8>>,
     /// The offset of each tensor's bytes.
     begin: BTreeMap<String, usize>,
 }
@@ -168,18 +175,31 @@ impl RandomWeights {
     /// Makes weights of this type.
     pub fn new(shape: &Shape, dtype: DType) -> Result<RandomWeights> {
         let tensors = shape.tensors(dtype)?;
+        let largest = tensors.iter().map(|p| p.numel() as usize).max().unwrap_or(0);
+        let longest = tensors.iter().filter(|p| p.shape.len() == 1).max_by_key(|p| p.numel());
+        let noise = Noise::new();
+        let matrices = Arc::new(noise.bytes(dtype, 0, largest + Noise::BLOCK));
+        let norms = Arc::new(longest.map(|p| shape.values(p, &noise, 0)).unwrap_or_default());
+        RandomWeights::over(shape, dtype, matrices, norms)
+    }
+
+    /// Weights of a shape with the same tensors or fewer, over the same numbers.
+    pub fn of(&self, shape: &Shape) -> Result<RandomWeights> {
+        RandomWeights::over(shape, self.dtype, self.matrices.clone(), self.norms.clone())
+    }
+
+    fn over(shape: &Shape, dtype: DType, matrices: Arc<Vec<u8>>, norms: Arc<Vec<u8>>) -> Result<RandomWeights> {
+        let tensors = shape.tensors(dtype)?;
         let begin = |(place, p): (usize, &Parameter)| {
             let elements = if p.shape.len() > 1 { place * Noise::STRIDE % Noise::BLOCK } else { 0 };
             (p.name.clone(), elements * dtype.size())
         };
         let begin = tensors.iter().enumerate().map(begin).collect();
-        let largest = tensors.iter().map(|p| p.numel() as usize).max().unwrap_or(0);
-        let longest = tensors.iter().filter(|p| p.shape.len() == 1).max_by_key(|p| p.numel());
-        let noise = Noise::new();
         Ok(RandomWeights {
             origin: format!("random weights of the shape {}", shape.name),
-            matrices: noise.bytes(dtype, 0, largest + Noise::BLOCK),
-            norms: longest.map(|p| shape.values(p, &noise, 0)).unwrap_or_default(),
+            dtype,
+            matrices,
+            norms,
             tensors: tensors.into_iter().map(|p| (p.name.clone(), p)).collect(),
             begin,
         })
@@ -239,6 +259,13 @@ mod tests {
         let bytes = |name: &str| weights.get(name).unwrap().raw()[..64].to_vec();
         assert_ne!(bytes("model.layers.0.self_attn.q_proj.weight"), bytes("model.layers.1.self_attn.q_proj.weight"));
         assert_eq!(bytes("model.norm.weight"), 1f32.to_le_bytes().repeat(16));
+        let first = weights.of(&shape.first_layers(1)).unwrap();
+        check_weights(
+            &shape.first_layers(1).decoder(DType::F32).unwrap(),
+            &first,
+            HeadKind::Classification { classes: 2 },
+        )
+        .unwrap();
         let noise = Noise::new();
         let tensors = shape.tensors(DType::F32).unwrap();
         for (place, parameter) in tensors.iter().enumerate() {

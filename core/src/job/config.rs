@@ -224,6 +224,11 @@ pub struct RunConfig {
     #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
     #[serde(default = "before_there_was_a_choice")]
     pub precision: PrecisionChoice,
+    /// Choose a GPU's kernels by rules, without measuring which are fastest
+    #[arg(long, value_name = "BOOL", help_heading = DEVICE, action = ArgAction::Set, num_args = 0..=1,
+          default_value = "false", default_missing_value = "true")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_autotune: bool,
     /// The options that a resumed run may change.
     #[command(flatten)]
     #[serde(flatten)]

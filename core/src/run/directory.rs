@@ -2,6 +2,7 @@
 
 use super::prepare::Prepared;
 use super::score::CHOSEN;
+use super::tune;
 use crate::adapter::{self, Head};
 use crate::files::File;
 use crate::job::{RunConfig, RunResult, Stopped};
@@ -11,6 +12,7 @@ use crate::weights::atomic_write;
 use crate::{Error, Result, files};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use sparta_graph::Tuned;
 use std::collections::BTreeMap;
 use std::fs::{self, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -296,6 +298,12 @@ impl RunDirectory {
             return Ok(None);
         }
         Ok(report::write(std::slice::from_ref(&self.path), &self.path.join(report::FILE)).err())
+    }
+
+    /// Records the choices of kernels on which the run's numbers depend.
+    pub fn record(&self, tuned: &Tuned) -> Result<()> {
+        let same = tuned.choices.is_empty() || tune::recorded(&self.path)?.as_ref() == Some(tuned);
+        if same { Ok(()) } else { self.write_json(tune::TUNED, tuned) }
     }
 
     fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {

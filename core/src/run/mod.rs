@@ -17,6 +17,7 @@ mod score;
 mod show;
 mod together;
 mod train;
+mod tune;
 
 pub use generate::{Finish, Generated, Generator, Prompt, Sampling, Turn, Writing};
 pub use infer::{Adapted, EvalRequest, Predictor, evaluate};

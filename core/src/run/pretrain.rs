@@ -45,6 +45,8 @@ pub struct PretrainConfig {
     pub checkpoint_interval: usize,
     pub seed: u64,
     pub precision: PrecisionChoice,
+    /// Whether kernels are chosen by rules alone.
+    pub no_autotune: bool,
     /// Type of the saved weights.
     pub dtype: DType,
     /// The run directory, with the initial weights in `start` and the trained model in `model`.
@@ -129,6 +131,7 @@ fn run_config(config: &PretrainConfig, model: &Path) -> Result<RunConfig> {
         max_length: Some(config.max_length),
         micro_batch_tokens: Some(config.micro_batch_tokens.unwrap_or(config.batch_tokens.max(config.max_length))),
         precision: config.precision,
+        no_autotune: config.no_autotune,
         control: Control {
             epochs: config.epochs,
             max_steps: config.max_steps,

@@ -1,6 +1,7 @@
 //! Profiles a run's steps.
 
 use super::prepare::prepare_for;
+use super::tune;
 use crate::job::{RunConfig, Spent};
 use crate::plugin::PluginSet;
 use crate::team::Team;
@@ -22,6 +23,7 @@ pub fn profile(
     mut device: Box<dyn Backend>,
     team: &mut Team,
 ) -> Result<(Profile, Option<Spent>)> {
+    tune::start(&mut *device, config, team.size())?;
     let prepared = prepare_for(config, plugins, &device.info(), team.size())?;
     prepared.plan.check_fit()?;
     prepared.weights.check_present()?;

@@ -8,7 +8,7 @@ mod scoring;
 use super::directory::{Counters, RunDirectory};
 use super::identity::identity;
 use super::prepare::{Prepared, prepare_for};
-use super::together;
+use super::{together, tune};
 use crate::checkpoint::{Checkpoint, Checkpoints, Position};
 use crate::job::{EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
 use crate::method::Part;
@@ -78,6 +78,14 @@ fn run_in(
         RunDirectory::check_free(&config.out)?;
     }
     let mut device = open()?;
+    if let Some(warning) = tune::start(&mut *device, config, team.size())? {
+        observer.message(&format!("warning: {warning}"));
+    }
+    let processes = team.size();
+    let open = || {
+        let mut device = open()?;
+        tune::start(&mut *device, config, processes).map(|_| device)
+    };
     let info = device.info();
     team.introduce(&format!("{} ({})", info.name, info.id))?;
     let mut prepared = prepare_for(config, plugins, &info, team.size())?;
@@ -95,7 +103,7 @@ fn run_in(
         Start::New => RunDirectory::create(&prepared)?,
         Start::Resume => RunDirectory::reopen(&prepared)?,
     };
-    let device = scoring::choose(&mut prepared, &directory, device, open, observer, team).inspect_err(|_| {
+    let device = scoring::choose(&mut prepared, &directory, device, &open, observer, team).inspect_err(|_| {
         if start == Start::New {
             directory.abandon();
         }
@@ -120,7 +128,7 @@ fn run_in(
         }
         trainer.resume(newest)?;
     }
-    trainer.run(open)
+    trainer.run(&open)
 }
 
 struct Trainer<'a> {
@@ -491,6 +499,7 @@ impl<'a> Trainer<'a> {
             indices: self.session.setup().adaptation.changed_indices(),
             method_state: self.method_state.clone(),
         };
+        self.record_tuned()?;
         if self.team.leads() {
             let (state, session) = (self.session.state(), &mut self.session);
             self.checkpoints.save(&checkpoint, &state, |tensor| session.read_state(tensor))?;
@@ -498,6 +507,10 @@ impl<'a> Trainer<'a> {
         self.saved_at = Some(self.position.step);
         self.save_counters();
         Ok(())
+    }
+
+    fn record_tuned(&mut self) -> Result<()> {
+        self.session.tensors().tuned().map_or(Ok(()), |tuned| self.directory.record(&tuned))
     }
 
     /// A failure to write time and tokens does not end a run.

@@ -58,9 +58,10 @@ impl Profile {
         self.calls.iter().map(|call| call.seconds).sum()
     }
 
-    /// Seconds that the call would take if only the device's arithmetic or memory limited it.
+    /// Seconds that the call would take if only the device's arithmetic or memory limited it. What a device does not time,
+    /// such as copies, counts as nothing, or sums of calls would exceed the ceiling.
     fn least_seconds(&self, call: &CallTime) -> f64 {
-        self.ceiling.least_seconds(call.activations, call.flops, call.bytes)
+        self.ceiling.least_seconds(call.activations, call.flops, call.bytes).min(call.seconds)
     }
 
     /// The calls as a JSON timeline for `chrome://tracing` and Perfetto.
@@ -193,6 +194,18 @@ mod tests {
         profile.calls[0].seconds = 0.0;
         assert!(!profile.to_string().contains("NaN") && !profile.to_string().contains("inf"), "{profile}");
         assert!(!profile.trace().contains("null"));
+    }
+
+    /// A device may not time copies; a slow call of the same op does not lend them its time.
+    #[test]
+    fn no_share_exceeds_the_ceiling() {
+        let mut profile = profile();
+        profile.calls[1].seconds = 0.0;
+        profile.calls[2].seconds = 0.015;
+        for row in profile.to_string().lines().skip(2) {
+            let share: f64 = row.split_whitespace().last().unwrap().trim_end_matches('%').parse().unwrap();
+            assert!(share <= 100.0, "{profile}");
+        }
     }
 
     #[test]

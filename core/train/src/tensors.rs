@@ -1,7 +1,7 @@
 //! Named tensors on one device, which plans bind by name.
 
 use crate::{Error, Result};
-use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
+use sparta_graph::{Backend, BufferId, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Tuned, Work};
 use sparta_model::to_f32;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -114,6 +114,11 @@ impl Tensors {
 
     pub fn device(&self) -> DeviceInfo {
         self.device.info()
+    }
+
+    /// The measured choices of kernels on which the plans so far depend, if the device measures.
+    pub fn tuned(&self) -> Option<Tuned> {
+        self.device.tuned()
     }
 
     /// What the backend has allocated on the device, if it counts.

@@ -1,7 +1,7 @@
 //! How many launches a training step takes on a GPU, counted from the plans of a large model without its weights.
 
 use sparta_graph::{DType, DeviceKind, Plan};
-use sparta_kernels::{Bounds, Memory, Step, View, lower};
+use sparta_kernels::{Bounds, Choosing, Memory, Step, View, lower};
 use sparta_model::Decoder;
 use sparta_model::method::Adaptation;
 use sparta_plugin::Error;
@@ -9,7 +9,7 @@ use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Select
 use sparta_train::graphs::Purpose;
 use sparta_train::objective::Classification;
 use sparta_train::{HeadInit, Limits, Objective, Optimization, Setup, Size};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -108,4 +108,40 @@ fn a_sparse_step_of_gemma_2b() {
     println!("{total} steps in {} calls: {steps:?}", plan.calls.len());
     assert!(plan.arena_buffers().iter().all(|&bytes| bytes <= limit), "{:?}", plan.segments);
     assert!(total <= 1000, "{total} steps: {steps:?}");
+}
+
+/// What a first run measures: few products and few kernels, as compiling them takes most of the time, and little arithmetic.
+#[test]
+fn few_kernels_are_measured_for_gemma_2b() {
+    let setup = setup();
+    let size = setup.limits.train.expect("a size");
+    let graph = setup.graphs().build(Purpose::Step(size)).expect("a graph");
+    let limit = (1 << 31) - 256;
+    let plan = Plan::in_segments(&graph, false, limit);
+    let known = BTreeMap::new();
+    let bounds = Bounds { unroll: 16, ..Bounds::new(DeviceKind::DiscreteGpu, limit) };
+    let (mut questions, mut kernels, mut trials, mut flops) = (BTreeSet::new(), HashSet::new(), 0, 0);
+    for call in &plan.calls {
+        let lowered = lower(call, Bounds { choosing: Choosing::Measured(&known), ..bounds }).expect("a lowering");
+        for question in lowered.questions.into_iter().filter(|question| questions.insert(question.name.clone())) {
+            for trial in &question.trials {
+                let lowered = lower(&trial.call, Bounds { choosing: Choosing::Only(&trial.choice), ..bounds });
+                let steps = lowered.expect("a lowering").steps.into_iter();
+                kernels.extend(steps.filter_map(|step| match step {
+                    Step::Dispatch(dispatch) => Some(dispatch.kernel),
+                    Step::Copy { .. } => None,
+                }));
+                trials += 1;
+                flops += trial.call.flops();
+            }
+        }
+    }
+    println!(
+        "{} questions, {trials} trials, {} kernels, {:.2} TFLOP: {questions:#?}",
+        questions.len(),
+        kernels.len(),
+        flops as f64 * 1e-12
+    );
+    assert!((5..=20).contains(&questions.len()) && kernels.len() <= 40, "{questions:?}, {} kernels", kernels.len());
+    assert!(flops <= 1_000_000_000_000, "{flops} operations in each round");
 }

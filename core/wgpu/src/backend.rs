@@ -1,14 +1,18 @@
 use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select, unroll};
+use crate::cache::Cache as Stored;
 use crate::options::Options;
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
 use crate::prepared::{MOST_STORAGE, PlanMemory, Prepared, PreparedStep, params_slot, prepare};
 use crate::report::{Caught, Reports, scoped};
 use crate::transfer::Reading;
+use crate::tune::Tuning;
 use crate::wait::{Submitted, block_on};
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Work};
-use sparta_kernels::{Bounds, Step, lower};
+use sparta_graph::{
+    Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Tuned, Work,
+};
+use sparta_kernels::{Bounds, Lowered, Step};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -25,7 +29,7 @@ pub struct WgpuBackend {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     reports: Reports,
-    pub(crate) bounds: Bounds,
+    pub(crate) bounds: Bounds<'static>,
     pipelines: Cache,
     buffers: HashMap<u64, Buffer>,
     plans: HashMap<u64, Prepared>,
@@ -43,6 +47,11 @@ pub struct WgpuBackend {
     /// Reads requested but not fetched yet.
     reads: HashMap<u64, Reading>,
     pub(crate) pace: RefCell<Pace>,
+    /// Absent where kernels are chosen by rule.
+    pub(crate) tuning: Option<Tuning>,
+    /// Where choices are stored.
+    pub(crate) cache: Stored,
+    pub(crate) tunes_software: bool,
 }
 
 pub(crate) struct Buffer {
@@ -115,6 +124,9 @@ impl WgpuBackend {
             upload: None,
             staging: RefCell::default(),
             reads: HashMap::new(),
+            tuning: None,
+            cache: Stored::of_user(),
+            tunes_software: false,
         };
         backend.choose_units(index, &units)?;
         info!("{id} is open, 16-bit floats are multiplied in {:?}", backend.adapter.info.multiplier);
@@ -201,7 +213,7 @@ impl WgpuBackend {
     }
 
     /// Waits until the device has finished everything.
-    fn wait(&self, during: &str) -> Result<(), BackendError> {
+    pub(crate) fn wait(&self, during: &str) -> Result<(), BackendError> {
         let waited = Submitted::new(&self.queue, self.queue.submit([])).wait(&self.device);
         self.told(waited, during)
     }
@@ -230,6 +242,34 @@ impl WgpuBackend {
             &buffer.label,
             format!("{bytes} bytes from element {offset} on are not part of {} {}", buffer.len, buffer.dtype),
         ))
+    }
+
+    /// The steps of each call with their bindings, and the bytes of their parameters.
+    pub(crate) fn prepare_calls(
+        &mut self,
+        plan: &Plan,
+        lowered: &[Lowered],
+        arena: Vec<wgpu::Buffer>,
+        externals: Vec<(wgpu::Buffer, u64)>,
+        scratch: wgpu::Buffer,
+    ) -> Result<(Vec<Vec<PreparedStep>>, u64), BackendError> {
+        let params: Vec<u8> = lowered.iter().flat_map(|l| &l.steps).flat_map(params_slot).collect();
+        let unused = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::UNIFORM;
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let memory = PlanMemory {
+            plan,
+            arena,
+            externals,
+            scratch,
+            unused: self.create((MOST_STORAGE * ALIGNMENT) as u64, unused, "unused")?,
+            params: self.create(params.len() as u64, uniform, "parameters")?,
+        };
+        self.queue.write_buffer(&memory.params, 0, &params);
+        let (mut calls, mut slot) = (Vec::new(), 0);
+        for (call, lowered) in plan.calls.iter().zip(lowered) {
+            calls.push(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
+        }
+        Ok((calls, memory.params.size()))
     }
 
     fn prepare_call(
@@ -295,6 +335,14 @@ impl Backend for WgpuBackend {
         Some(MemoryUse { in_use: self.in_use(), peak: self.peak, plans: self.in_plans() })
     }
 
+    fn autotune(&mut self, known: Option<&Tuned>) -> Option<String> {
+        self.start_tuning(known)
+    }
+
+    fn tuned(&self) -> Option<Tuned> {
+        self.chosen()
+    }
+
     fn supports(&self, plan: &Plan) -> Result<(), BackendError> {
         sparta_kernels::check(plan, self.bounds).map_err(|reason| other(self.id(), reason))
     }
@@ -357,34 +405,19 @@ impl Backend for WgpuBackend {
                 self.sized(buffer, external.offset, bytes, dtype, &external.name)
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut lowered = Vec::new();
-        for call in &plan.calls {
-            let name = || format!("{} ({})", call.op.name(), call.label);
-            lowered.push(lower(call, self.bounds).map_err(|reason| self.op(&name(), reason))?);
-        }
-        let params: Vec<u8> = lowered.iter().flat_map(|l| &l.steps).flat_map(params_slot).collect();
+        let lowered = self.lower_plan(plan)?;
         let scratch = lowered.iter().map(|l| l.scratch).max().unwrap_or(0);
-        let storage = wgpu::BufferUsages::STORAGE;
-        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let memory = PlanMemory {
-            plan,
-            arena,
-            externals,
-            scratch: self.shared_scratch(scratch as u64)?,
-            unused: self.create((MOST_STORAGE * ALIGNMENT) as u64, storage | wgpu::BufferUsages::UNIFORM, "unused")?,
-            params: self.create(params.len() as u64, uniform, "parameters")?,
-        };
-        self.queue.write_buffer(&memory.params, 0, &params);
+        let scratch = self.shared_scratch(scratch as u64)?;
+        let (calls, parameters) = self.prepare_calls(plan, &lowered, arena, externals, scratch.clone())?;
         let (mut steps, mut ends, mut works) = (Vec::new(), Vec::new(), Vec::new());
-        let mut slot = 0;
-        for (call, lowered) in plan.calls.iter().zip(&lowered) {
-            steps.extend(self.prepare_call(call, &lowered.steps, &memory, &mut slot)?);
-            works.resize(steps.len(), work(call) / lowered.steps.len() as f64);
+        for (call, prepared) in plan.calls.iter().zip(calls) {
+            let work = work(call) / prepared.len() as f64;
+            steps.extend(prepared);
+            works.resize(steps.len(), work);
             ends.push(steps.len());
         }
         self.check("prepare")?;
         let id = self.new_id();
-        let (parameters, scratch) = (memory.params.size(), memory.scratch);
         self.plans.insert(id, Prepared { steps, work: works, ends, parameters, scratch });
         self.peak = self.peak.max(self.in_use());
         Ok(PlanId(id))

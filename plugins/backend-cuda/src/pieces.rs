@@ -91,7 +91,7 @@ impl Launch {
 /// What the choice of pieces depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Device {
-    pub bounds: Bounds,
+    pub bounds: Bounds<'static>,
     /// Major and minor compute capability.
     pub capability: (u32, u32),
 }

@@ -1,6 +1,7 @@
 //! Attention on matrix units: operands are converted to f16 once per call, and one kernel makes each kind of sum.
 
 use super::attention::{MAX_HEAD_DIM, params, variant};
+use super::choice::{Question, class, others_of};
 use super::{Lowering, MatrixUnits, Target, UNUSED, View, code, rows_of};
 use crate::source::LANES;
 use sparta_graph::DType;
@@ -12,8 +13,12 @@ const TILE: usize = 64;
 const BUSY: usize = 256;
 /// Columns of a slice of the operands of the scores.
 const DEPTH: u32 = 32;
+/// Rows of the other side of a tile of scores: by rule the first if there is memory for it.
+const SIDES: [u32; 2] = [64, 32];
 /// Bytes of workgroup memory required for tiles of scores with 64 rows on both sides.
 const SQUARE: u32 = 47 << 10;
+/// Calls with more rows are alike.
+const MOST_ROWS: usize = 4096;
 
 /// The kind of sum made by a launch of `attention_units`.
 #[derive(Clone, Copy)]
@@ -58,9 +63,10 @@ impl Lowering<'_> {
         let used = self.used;
         let halves = self.push_halves(op, units, &inputs[..3])?;
         let lse = self.whole(self.output(1)?, "lse")?;
-        self.push_units(op, units, Kind::LogSumExp, (halves, inputs[3], lse), None, 1)?;
+        let others = self.others(op, units, 3);
+        self.push_units(op, units, Kind::LogSumExp, (halves, inputs[3], lse, others), None, 1)?;
         let o = self.head_target(0, "o", op)?;
-        self.push_units(op, units, Kind::O, (halves, inputs[3], lse), Some(&o), 1)?;
+        self.push_units(op, units, Kind::O, (halves, inputs[3], lse, others), Some(&o), 1)?;
         self.finish(o);
         self.used = used;
         Ok(())
@@ -70,7 +76,7 @@ impl Lowering<'_> {
         let inputs = self.inputs(&["q", "k", "v", "do", "ld", "spans"])?;
         let used = self.used;
         let halves = self.push_halves(op, units, &inputs[..4])?;
-        let operands = (halves, inputs[5], inputs[4]);
+        let operands = (halves, inputs[5], inputs[4], self.others(op, units, 5));
         let dq = self.head_target(0, "dq", op)?;
         self.push_units(op, units, Kind::Dq, operands, Some(&dq), 1)?;
         self.finish(dq);
@@ -111,13 +117,26 @@ impl Lowering<'_> {
         Ok(Halves { values, exponents })
     }
 
-    /// Launches one kind of sum. `terms` are the log-sum-exp, or what the op `attention_delta` makes.
+    /// Rows of the other side of a tile of scores; `spans` is the position of that input.
+    fn others(&mut self, op: &Attention, units: &MatrixUnits, spans: usize) -> u32 {
+        if units.memory < SQUARE {
+            return SIDES[1];
+        }
+        let (call, flops) = (self.call, self.bounds.flops);
+        let rows = call.inputs.first().map_or(0, rows_of);
+        let name = || format!("{} units {}x{} {}", call.op.name(), op.heads, op.head_dim, class(rows, MOST_ROWS));
+        let chosen = self.chosen(name, |name| Question::attention(name, op, call, spans, flops, &SIDES));
+        chosen.and_then(others_of).filter(|others| SIDES.contains(others)).unwrap_or(SIDES[0])
+    }
+
+    /// Launches one kind of sum. `terms` are the log-sum-exp, or what the op `attention_delta` makes; a tile has `others` rows of
+    /// the other side.
     fn push_units(
         &mut self,
         op: &Attention,
         units: &MatrixUnits,
         kind: Kind,
-        (halves, spans, terms): (Halves, View, View),
+        (halves, spans, terms, others): (Halves, View, View, u32),
         target: Option<&Target>,
         parts: usize,
     ) -> Result<(), String> {
@@ -128,7 +147,6 @@ impl Lowering<'_> {
             Kind::Dk | Kind::Dv => (true, 6),
         };
         let lanes = lanes(op, units, kind);
-        let others = if units.memory >= SQUARE { 64 } else { 32 };
         let mut constants = variant(op).to_vec();
         constants.extend([("LANES", lanes), ("UNITS", units.size), ("SUBGROUP", units.subgroup)]);
         constants.extend([("VECTOR_MEMORY", u32::from(units.vectors)), ("OTHERS", others), ("DEPTH", DEPTH)]);

@@ -88,11 +88,12 @@ impl Lowering<'_> {
             ("BIAS", bias.map_or(0, |bias| 1 + code(bias.ty.dtype))),
             ("RESIDUAL", residual.map_or(0, |residual| 1 + code(residual.ty.dtype))),
         ];
-        let tiling = self.tiling(&product);
-        let params = Self::product_params(&product, &epilogue, &tiling);
         // With several tiles, matrix units are faster even where most of each tile is empty.
-        let small = m <= SMALL || n <= SMALL && (m <= 64 || self.units(&product).is_none());
-        if op.layout == Layout::Nt && small {
+        let few = m <= SMALL || n <= SMALL && (m <= 64 || self.units(&product).is_none());
+        let small = op.layout == Layout::Nt && few;
+        let tiling = if small { self.tiling_by_rule(&product) } else { self.tiling(&product) };
+        let params = Self::product_params(&product, &epilogue, &tiling);
+        if small {
             let types = [("TYPE_A", code(a.ty.dtype)), ("TYPE_B", code(b.ty.dtype)), ("LANES", 64)];
             let bindings = [&[product.a.view, product.b.view], &output[..]].concat();
             self.push("linear_small", &[&types, &constants[..]].concat(), &params, &bindings)
@@ -111,7 +112,7 @@ impl Lowering<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::{Bounds, Step, lower, sampled_cost};
+    use crate::lower::{Bounds, Step, lower};
     use sparta_graph::graph::TensorType;
     use sparta_graph::ops::{Layout, Linear};
     use sparta_graph::{Call, DeviceKind, Operand, Place};
@@ -126,15 +127,7 @@ mod tests {
             outputs: vec![operand(2, [1000, 48])],
             label: String::new(),
         };
-        let bounds = Bounds {
-            binding: 1 << 27,
-            flops: 2 * 1000 * 48 * 64 / 3,
-            rounds: usize::MAX,
-            units: None,
-            attention_units: None,
-            sampled_cost: sampled_cost(DeviceKind::Other, None),
-            unroll: 1,
-        };
+        let bounds = Bounds { flops: 2 * 1000 * 48 * 64 / 3, ..Bounds::new(DeviceKind::Other, 1 << 27) };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {
             let Step::Dispatch(dispatch) = step else { panic!("a copy") };

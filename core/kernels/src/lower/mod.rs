@@ -9,6 +9,7 @@
 
 mod attention;
 mod attention_units;
+mod choice;
 mod dequantize;
 mod elementwise;
 mod linear;
@@ -21,6 +22,7 @@ mod product;
 mod rows;
 mod sparse;
 
+pub use choice::{Choosing, Question, Trial};
 pub use parts::parts;
 
 use crate::source::{Constants, Kernel, LANES};
@@ -84,7 +86,7 @@ pub enum Step {
 
 /// Limits of a device that the lowering respects.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct Bounds<'c> {
     /// Bytes of the largest storage binding, a multiple of [`ALIGNMENT`].
     pub binding: usize,
     /// The most floating point operations of one dispatch, to avoid watchdog timeouts on slow devices.
@@ -99,6 +101,7 @@ pub struct Bounds {
     /// Unroll factor of the k loop in large f32 tiles. 16 is up to 1.5 times as fast on an H100 and costs AMD's
     /// compiler no spills; Intel's runs out of registers, and llvmpipe compiles it slowly.
     pub unroll: u32,
+    pub choosing: Choosing<'c>,
 }
 
 /// The costs on a device. A dot product reads, for each multiplication, a sector of 32 bytes from a GPU's second-level
@@ -158,7 +161,7 @@ impl MatrixUnits {
     }
 }
 
-impl Bounds {
+impl Bounds<'_> {
     /// The bounds of a device that runs these kernels; `None` for one with its own kernels
     /// ([`DeviceInfo::max_binding`]).
     pub fn of(device: &DeviceInfo) -> Option<Self> {
@@ -182,6 +185,7 @@ impl Bounds {
             attention_units: None,
             sampled_cost: sampled_cost(kind, None),
             unroll: 1,
+            choosing: Choosing::ByRule,
         }
     }
 }
@@ -193,6 +197,9 @@ pub struct Lowered {
     pub steps: Vec<Step>,
     /// Bytes of [`Memory::Scratch`].
     pub scratch: usize,
+    /// With [`Choosing::Measured`]: the names of the choices that the steps depend on, and those not made yet.
+    pub asked: Vec<String>,
+    pub questions: Vec<Question>,
 }
 
 /// Checks that every call of a plan can be lowered. Errors: the first that cannot, with the reason.
@@ -210,18 +217,22 @@ pub fn lower(call: &Call, bounds: Bounds) -> Result<Lowered, String> {
             return Err(format!("a tensor of shape {:?} has more than 2^32 elements", operand.ty.shape));
         }
     }
-    let mut lowering = Lowering { call, bounds, steps: Vec::new(), used: 0, scratch: 0 };
+    let (steps, asked, questions) = (Vec::new(), Vec::new(), Vec::new());
+    let mut lowering = Lowering { call, bounds, steps, used: 0, scratch: 0, asked, questions };
     lowering.op()?;
-    Ok(Lowered { steps: lowering.steps, scratch: lowering.scratch })
+    let Lowering { steps, scratch, asked, questions, .. } = lowering;
+    Ok(Lowered { steps, scratch, asked, questions })
 }
 
 struct Lowering<'a> {
     call: &'a Call,
-    bounds: Bounds,
+    bounds: Bounds<'a>,
     steps: Vec<Step>,
     /// Bytes of scratch memory in use, and the peak.
     used: usize,
     scratch: usize,
+    asked: Vec<String>,
+    questions: Vec<Question>,
 }
 
 impl<'a> Lowering<'a> {
@@ -522,16 +533,9 @@ mod tests {
     #[test]
     fn shards_are_aligned_and_cover_everything() {
         let call = Call { op: Add {}.into(), inputs: vec![], outputs: vec![], label: String::new() };
-        let bounds = Bounds {
-            binding: 64 << 10,
-            flops: u64::MAX,
-            rounds: usize::MAX,
-            units: None,
-            attention_units: None,
-            sampled_cost: sampled_cost(DeviceKind::Other, None),
-            unroll: 1,
-        };
-        let lowering = Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0 };
+        let bounds = Bounds { flops: u64::MAX, ..Bounds::new(DeviceKind::Other, 64 << 10) };
+        let lowering =
+            Lowering { call: &call, bounds, steps: vec![], used: 0, scratch: 0, asked: vec![], questions: vec![] };
         for (rows, widths) in [(1000, &[300][..]), (777, &[2, 300]), (5, &[4, 4]), (100_000, &[2, 4]), (0, &[8])] {
             let shards = lowering.shards(rows, widths).unwrap();
             assert_eq!(shards.first().map(|s| s.start), Some(0));

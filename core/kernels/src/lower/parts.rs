@@ -49,6 +49,8 @@ impl Lowering<'_> {
         for (part, operands) in parts(self.call)? {
             let lowered = lower(&part, self.bounds)?;
             self.scratch = self.scratch.max(lowered.scratch);
+            self.asked.extend(lowered.asked);
+            self.questions.extend(lowered.questions);
             self.steps.extend(lowered.steps.into_iter().map(|step| match step {
                 Step::Dispatch(mut dispatch) => {
                     dispatch.bindings.iter_mut().for_each(|binding| *binding = binding.within(&operands));

@@ -1,10 +1,11 @@
 //! Tiled matrix products: the division of a product into workgroups, and the launch of the tiles.
 
+use super::choice::{Question, classes};
 use super::{Lowering, MatrixUnits, UNUSED, View, code, rows, width_of};
 use crate::source::LANES;
 use sparta_graph::ops::Layout;
 use sparta_graph::plan::ALIGNMENT;
-use sparta_graph::{DType, Operand};
+use sparta_graph::{Choice, DType, Operand};
 use std::ops::Range;
 
 /// Enough workgroups to keep a large GPU busy.
@@ -73,34 +74,103 @@ pub(super) struct Epilogue {
     pub chosen: (usize, usize),
 }
 
+/// The tiles of a product, as a rule or a measurement chooses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    /// Tiles are 64 or 128 wide: 64 times this.
+    blocks: usize,
+    /// The number of ranges of k that are summed separately.
+    pieces: usize,
+    /// The unroll factor of the k loop in f32.
+    unroll: u32,
+}
+
+impl Form {
+    /// What sizes suggest. `unroll` is for large tiles in f32; unrolling gains nothing in small ones.
+    fn by_rule([m, n, k]: [usize; 3], unroll: u32) -> Self {
+        let most = most_pieces(k);
+        let blocks = if m.min(n) > 64 && tiles(2, m, n) * most >= LARGE_TILES { 2 } else { 1 };
+        let wanted = if tiles(blocks, m, n) < ENOUGH_TILES { BUSY / tiles(blocks, m, n) } else { 1 };
+        Form { blocks, pieces: wanted.min(most).max(1), unroll: if blocks == 1 { 1 } else { unroll } }
+    }
+
+    /// What may be faster on some device, beginning with what sizes suggest.
+    fn candidates([m, n, k]: [usize; 3], unroll: u32, on_units: bool) -> Vec<Self> {
+        let mut all = vec![Form::by_rule([m, n, k], unroll)];
+        for blocks in if m.min(n) > 64 { 1..=2 } else { 1..=1 } {
+            let unrolls = if on_units || blocks == 1 { &[1][..] } else { &UNROLLS };
+            let busy = BUSY / tiles(blocks, m, n);
+            let pieces = [1, busy / 2, busy, 2 * busy].map(|pieces| pieces.clamp(1, most_pieces(k)));
+            all.extend(
+                pieces.iter().flat_map(|&pieces| unrolls.iter().map(move |&unroll| Form { blocks, pieces, unroll })),
+            );
+        }
+        let mut seen = Vec::new();
+        all.retain(|form| {
+            !seen.contains(form) && {
+                seen.push(*form);
+                true
+            }
+        });
+        all
+    }
+
+    fn choice(&self) -> Choice {
+        let numbers = [self.blocks, self.pieces, self.unroll as usize].map(|number| number as u32);
+        CHOSEN.into_iter().map(str::to_owned).zip(numbers).collect()
+    }
+
+    /// `None`: no kernel is like this.
+    fn of(choice: &Choice) -> Option<Self> {
+        let [blocks, pieces, unroll] = CHOSEN.map(|name| choice.get(name).copied());
+        let (blocks, pieces, unroll) = (blocks?, pieces?, unroll?);
+        let valid = matches!(blocks, 1 | 2) && pieces > 0 && (unroll == 1 || blocks == 2 && UNROLLS.contains(&unroll));
+        valid.then_some(Form { blocks: blocks as usize, pieces: pieces as usize, unroll })
+    }
+}
+
+/// Names of a form's numbers.
+const CHOSEN: [&str; 3] = ["blocks", "pieces", "unroll"];
+/// Unroll factors of large tiles.
+const UNROLLS: [u32; 2] = [1, 16];
+
+fn tiles(blocks: usize, m: usize, n: usize) -> usize {
+    (m.div_ceil(64 * blocks) * n.div_ceil(64 * blocks)).max(1)
+}
+
+fn most_pieces(k: usize) -> usize {
+    (k / SHORTEST_PIECE).max(1)
+}
+
 /// The workgroups of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
-    /// Tiles are 64 or 128 wide: 64 times this.
     blocks: usize,
     /// The number of ranges of k that are summed separately, and the length of each.
     pub pieces: usize,
     piece: usize,
+    unroll: u32,
 }
 
 impl Tiling {
     /// The tiling for a device that limits the iterations of a thread's loops and the bytes of a binding.
-    pub fn new(m: usize, n: usize, k: usize, rounds: usize, binding: usize) -> Self {
-        let tiles = |blocks: usize| (m.div_ceil(64 * blocks) * n.div_ceil(64 * blocks)).max(1);
-        let most = (k / SHORTEST_PIECE).max(1);
-        let blocks = if m.min(n) > 64 && tiles(2) * most >= LARGE_TILES { 2 } else { 1 };
+    fn new(form: Form, [m, n, k]: [usize; 3], rounds: usize, binding: usize) -> Self {
         let bytes = 4 * (m * n.next_multiple_of(4)).max(1);
         // A thread has an iteration for each k, and one more for each tile of k.
         let needed = k.div_ceil((rounds / 2).max(DEPTH));
-        let wanted = if tiles(blocks) < ENOUGH_TILES { BUSY / tiles(blocks) } else { 1 };
-        let pieces = wanted.min(most).min(binding / bytes).max(1).max(needed);
+        let pieces = form.pieces.min(k.div_ceil(DEPTH)).min(binding / bytes).max(1).max(needed);
         let piece = k.div_ceil(pieces).next_multiple_of(DEPTH).max(DEPTH);
-        Tiling { blocks, pieces: k.div_ceil(piece).max(1), piece }
+        Tiling { blocks: form.blocks, pieces: k.div_ceil(piece).max(1), piece, unroll: form.unroll }
     }
 
     fn groups(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(64 * self.blocks) * n.div_ceil(64 * self.blocks) * self.pieces
+        tiles(self.blocks, m, n) * self.pieces
     }
+}
+
+/// What multiplies, in the names of choices.
+pub(super) fn multiplier(on_units: bool) -> &'static str {
+    if on_units { "units" } else { "f32" }
 }
 
 impl Lowering<'_> {
@@ -117,8 +187,35 @@ impl Lowering<'_> {
     }
 
     /// The tiling of a product on this device.
-    pub(super) fn tiling(&self, product: &Product) -> Tiling {
-        Tiling::new(product.m, product.n, product.k, self.bounds.rounds, self.bounds.binding)
+    pub(super) fn tiling(&mut self, product: &Product) -> Tiling {
+        let Product { layout, a, b, m, n, k } = *product;
+        let (sizes, types) = ([m, n, k], [a.dtype, b.dtype]);
+        let on_units = self.units(product).is_some();
+        let (unroll, flops) = (self.unroll(product), self.bounds.flops);
+        let name = || {
+            let [m, n, k] = classes(sizes);
+            let layout = format!("{layout:?}").to_lowercase();
+            format!("product {} {layout} {}*{} {m}x{n}x{k}", multiplier(on_units), types[0], types[1])
+        };
+        let question = |name| {
+            let forms = Form::candidates(sizes, unroll, on_units).iter().map(Form::choice).collect();
+            Question::product(name, layout, types, sizes, flops, forms)
+        };
+        match self.chosen(name, question).and_then(Form::of) {
+            Some(form) => Tiling::new(form, sizes, self.bounds.rounds, self.bounds.binding),
+            None => self.tiling_by_rule(product),
+        }
+    }
+
+    pub(super) fn tiling_by_rule(&self, product: &Product) -> Tiling {
+        let sizes = [product.m, product.n, product.k];
+        let form = Form::by_rule(sizes, self.unroll(product));
+        Tiling::new(form, sizes, self.bounds.rounds, self.bounds.binding)
+    }
+
+    /// The unroll factor of large tiles by rule; matrix units have none.
+    fn unroll(&self, product: &Product) -> u32 {
+        if self.units(product).is_some() { 1 } else { self.bounds.unroll }
     }
 
     /// The `Params` of all kernels of products.
@@ -167,9 +264,7 @@ impl Lowering<'_> {
             }
             None => {
                 all.push(("VECTORS", u32::from(a.in_vectors(4) && b.in_vectors(4))));
-                // Unrolling gains nothing in small tiles.
-                let unroll = if tiling.blocks == 1 { 1 } else { self.bounds.unroll };
-                all.push(("UNROLL", unroll));
+                all.push(("UNROLL", tiling.unroll));
             }
         }
         self.push(name, &all, &params, &bindings).groups(tiling.groups(product.m, product.n));
@@ -240,10 +335,32 @@ mod tests {
         assert!(!on_units(DType::BF16, DType::BF16, 36));
     }
 
+    fn by_rule(sizes: [usize; 3], rounds: usize, binding: usize) -> Tiling {
+        Tiling::new(Form::by_rule(sizes, 1), sizes, rounds, binding)
+    }
+
+    #[test]
+    fn candidates_are_few_and_differ() {
+        for (sizes, on_units, most) in [
+            ([4096, 16384, 2048], false, 3),
+            ([4096, 16384, 2048], true, 2),
+            ([512, 512, 2048], false, 12),
+            ([8, 2048, 4096], false, 4),
+            ([20, 30, 40], false, 1),
+        ] {
+            let unroll = if on_units { 1 } else { 16 };
+            let forms = Form::candidates(sizes, unroll, on_units);
+            assert!((1..=most).contains(&forms.len()), "{sizes:?}: {forms:?}");
+            assert_eq!(forms[0], Form::by_rule(sizes, unroll));
+            assert!(forms.iter().enumerate().all(|(i, form)| !forms[..i].contains(form)), "{forms:?}");
+            assert!(forms.iter().all(|form| Form::of(&form.choice()) == Some(*form)), "{forms:?}");
+        }
+    }
+
     #[test]
     fn products_are_cut_to_keep_a_gpu_busy() {
         let cut = |m, n, k| {
-            let tiling = Tiling::new(m, n, k, usize::MAX, 1 << 27);
+            let tiling = by_rule([m, n, k], usize::MAX, 1 << 27);
             (tiling.blocks, tiling.pieces, tiling.piece)
         };
         // The layers of a large model: enough tiles.
@@ -255,9 +372,9 @@ mod tests {
         // Too short to be cut, and empty.
         assert_eq!(cut(64, 64, 500), (1, 1, 512));
         assert_eq!(cut(20, 30, 0), (1, 1, 32));
-        assert_eq!(Tiling::new(20, 30, 100_000, 60_000, 0).pieces, 4);
+        assert_eq!(by_rule([20, 30, 100_000], 60_000, 0).pieces, 4);
         for k in [1, 257, 4097, 99_999] {
-            let tiling = Tiling::new(100, 100, k, usize::MAX, 1 << 27);
+            let tiling = by_rule([100, 100, k], usize::MAX, 1 << 27);
             assert!(tiling.piece * tiling.pieces >= k && tiling.piece * (tiling.pieces - 1) < k);
         }
     }

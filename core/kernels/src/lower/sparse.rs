@@ -1,6 +1,7 @@
 //! Ops on chosen elements of a weight.
 
-use super::product::{Epilogue, Factor, Product};
+use super::choice::{Question, cost_of};
+use super::product::{Epilogue, Factor, Product, multiplier};
 use super::{Lowering, UNUSED, View, code, elements, rows, rows_for_rounds, rows_of, split, width_of, words};
 use sparta_graph::ops::{Layout, SampledGrad, Sampling, Scatter, SparseLinear};
 use sparta_graph::{Operand, SampledCost};
@@ -14,9 +15,7 @@ impl Lowering<'_> {
         let tiled = match op.sampling {
             Sampling::Auto => {
                 let whole = self.sampled_product(0..rows_of(dy))?;
-                let SampledCost { f32, bf16 } = self.bounds.sampled_cost;
-                let cost = if self.units(&whole).is_some() { bf16 } else { f32 };
-                index.ty.numel() as u64 * u64::from(cost) > (out * columns) as u64
+                index.ty.numel() as u64 * u64::from(self.cost(&whole)) > (out * columns) as u64
             }
             Sampling::Sampled => false,
             Sampling::Tiled => true,
@@ -46,6 +45,16 @@ impl Lowering<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The cost of a multiplication in a dot product, relative to one in this dense product.
+    fn cost(&mut self, dense: &Product) -> u32 {
+        let on_units = self.units(dense).is_some();
+        let SampledCost { f32, bf16 } = self.bounds.sampled_cost;
+        let (types, flops) = ([dense.a.dtype, dense.b.dtype], self.bounds.flops);
+        let name = || format!("sampled_grad {} {}*{}", multiplier(on_units), types[0], types[1]);
+        let measured = self.chosen(name, |name| Question::cost(name, types, flops));
+        measured.and_then(cost_of).unwrap_or(if on_units { bf16 } else { f32 })
     }
 
     /// The dense product over a range of rows of dy and x.

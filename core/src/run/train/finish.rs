@@ -31,6 +31,7 @@ impl Trainer<'_> {
         if let Some(metrics) = &test {
             self.report("test", metrics, false)?;
         }
+        self.record_tuned()?;
         let answers = if interrupted || !self.team.leads() { Vec::new() } else { self.answers() };
         let device_memory = self.session.tensors().memory().values().sum();
         let visible = self.visible()?;

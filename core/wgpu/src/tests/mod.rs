@@ -7,6 +7,7 @@ mod long;
 mod optimizer;
 mod rows;
 mod sparse;
+mod tune;
 
 use crate::{Options, WgpuBackend, devices};
 use half::{bf16, f16};

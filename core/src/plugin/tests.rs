@@ -451,6 +451,7 @@ fn memory_info() -> DeviceInfo {
         products: vec![],
         multiplier: None,
         rounds_in_attention: false,
+        tf32: false,
         sampled_cost: None,
         own_kernels: vec![],
     }

@@ -1,6 +1,10 @@
 //! The CUDA backend on a CPU: conformance and golden suites on its kernels compiled by g++, in several orders of
 //! threads, with and without a library of products.
 
+#[path = "cuda/card.rs"]
+mod card;
+#[path = "cuda/faults.rs"]
+mod faults;
 #[path = "cuda/machine.rs"]
 mod machine;
 
@@ -24,7 +28,7 @@ fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
         sparta_tests::skipped_unless_in_ci("no g++");
         return None;
     }
-    let options = Options { order, products };
+    let options = Options { order, products, fault: None };
     let open = move || CudaBackend::new(Box::new(Emulated::new(options)));
     Some(Subject::new(format!("{options:?}"), move || Ok(Box::new(open()?))))
 }
@@ -38,6 +42,9 @@ fn check_area(area: &Area) {
         for (order, products) in [(0, false), (1, true), (2, true)] {
             let Some(mut subject) = subject(order, products) else { return };
             failures.extend_from_slice(&judged.check(&mut subject).failures);
+            if precision == Precision::F32 && products {
+                failures.extend_from_slice(&judged.check_tf32(&mut subject).failures);
+            }
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

@@ -39,6 +39,7 @@ impl Machine for Collecting {
             products: vec![DType::BF16],
             multiplier: None,
             rounds_in_attention: false,
+            tf32: false,
             sampled_cost: None,
             own_kernels: vec![],
         }

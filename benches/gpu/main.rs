@@ -19,9 +19,12 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     Devices,
+    Products,
     Steps,
-    Peer,
+    Tf32,
     Profile,
+    Peer,
+    Sanitizer,
     Suites,
     Untuned,
     F32,
@@ -75,6 +78,18 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
+/// The tests of `plugin check` whose products a vendor's library makes.
+const PRODUCTS: [&str; 5] = [
+    "conformance bf16: matrix products",
+    "conformance bf16: chosen elements",
+    "conformance tf32",
+    "conformance f32: matrix products",
+    "conformance bf16: attention",
+];
+
+/// What compute-sanitizer watches: small shapes through every kernel of a training step and its products.
+const WATCHED: [&str; 2] = ["conformance bf16: attention", "golden bf16: training gemma sparta_adamw"];
+
 /// The time limits of a single measurement and of a whole suite.
 const CELL: Duration = Duration::from_secs(75);
 const SUITE: Duration = Duration::from_secs(240);
@@ -92,7 +107,8 @@ fn main() -> Result<()> {
     let mut parts = args.parts.clone();
     if parts.is_empty() {
         parts = Part::value_variants().to_vec();
-        parts.retain(|part| !args.tiny || *part != Part::Peer);
+        let for_cards = [Part::Peer, Part::Products, Part::Tf32, Part::Sanitizer];
+        parts.retain(|part| !args.tiny || !for_cards.contains(part));
     }
     let mut runner = Runner { args, end, report: Report::default() };
     // The other parts need the list of devices.
@@ -100,10 +116,13 @@ fn main() -> Result<()> {
     for part in parts {
         match part {
             Part::Devices => {}
+            Part::Products => runner.suites(&PRODUCTS)?,
             Part::Steps => runner.steps("bf16", true)?,
-            Part::Peer => runner.peer()?,
+            Part::Tf32 => runner.tf32()?,
             Part::Profile => runner.profile("bf16")?,
-            Part::Suites => runner.suites()?,
+            Part::Peer => runner.peer()?,
+            Part::Sanitizer => runner.sanitizer()?,
+            Part::Suites => runner.suites(&[])?,
             Part::Untuned => runner.steps("bf16", false)?,
             Part::F32 => {
                 runner.steps("f32", true)?;
@@ -187,6 +206,44 @@ impl Runner {
         Ok(())
     }
 
+    /// One step of each workload with products in TF32, and without, on the devices that have it.
+    fn tf32(&mut self) -> Result<()> {
+        let has = |id: &String| self.report.devices.iter().any(|device| device["id"] == **id && device["tf32"] == true);
+        let ids: Vec<String> = self.chosen()?.into_iter().filter(has).collect();
+        let (method, arguments) = METHODS[2];
+        for work in self.workloads() {
+            for (id, precision) in ids.iter().flat_map(|id| ["tf32", "f32"].map(|precision| (id, precision))) {
+                self.step(id, work, precision, method, arguments)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs small shapes under compute-sanitizer, for accesses out of bounds, and races in shared memory.
+    fn sanitizer(&mut self) -> Result<()> {
+        let cards: Vec<String> = self.chosen()?.into_iter().filter(|id| id.starts_with("cuda:")).collect();
+        if cards.is_empty() {
+            return Ok(());
+        }
+        if let Err(why) = self.run(Command::new("compute-sanitizer").arg("--version"), CELL) {
+            return self.failed("sanitizer", &why);
+        }
+        for (id, tool) in cards.iter().flat_map(|id| ["memcheck", "racecheck"].map(|tool| (id, tool))) {
+            let what = format!("compute-sanitizer {tool} on {id}");
+            eprintln!("{what}");
+            let mut command = Command::new("compute-sanitizer");
+            command.args(["--tool", tool, "--error-exitcode", "86", "--target-processes", "all"]);
+            command.arg(self.args.programs.join("sparta-cli")).args(["plugin", "check", "--device", id]);
+            command.args(WATCHED.iter().flat_map(|name| ["--test", name]));
+            match self.run(&mut command, SUITE) {
+                Ok(child) => self.report.profiles.push((what, child.stdout)),
+                Err(why) => self.failed(&what, &why)?,
+            }
+            self.save()?;
+        }
+        Ok(())
+    }
+
     fn step(&mut self, id: &str, work: &Workload, precision: &str, method: &str, arguments: &[&str]) -> Result<()> {
         let untuned = arguments.contains(&"--no-autotune");
         let rules = if untuned { ", kernels by rule" } else { "" };
@@ -232,8 +289,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Conformance and golden data on each adapter.
-    fn suites(&mut self) -> Result<()> {
+    /// Conformance and golden data on each adapter: the tests of these names, or all.
+    fn suites(&mut self, names: &[&str]) -> Result<()> {
         let ids: Vec<String> = match &self.args.device {
             Some(id) => vec![id.clone()],
             None if self.args.cuda => self.chosen()?,
@@ -246,7 +303,8 @@ impl Runner {
             eprintln!("suites on {id}");
             let mut command = self.program("sparta-cli");
             command.args(["plugin", "check", "--json", "--device", id]);
-            if self.args.tiny {
+            command.args(names.iter().flat_map(|name| ["--test", name]));
+            if self.args.tiny && names.is_empty() {
                 command.args(["--test", "elementwise", "--test", "classifier gemma"]);
             }
             match self.run(&mut command, SUITE).and_then(|child| child.last_line_as_json()) {

@@ -71,8 +71,7 @@ impl Report {
             let seconds: f64 = result.results.iter().map(|test| test.seconds).sum();
             writeln!(out, "\nSuites on `{device}`: {passed} of {} passed in {seconds:.0} s", result.results.len())?;
             for test in result.results.iter().filter(|test| !test.passed) {
-                let first = test.details.lines().next().unwrap_or_default();
-                writeln!(out, "- failed: {}: {first}", test.name)?;
+                writeln!(out, "- failed: {}:\n\n```\n{}\n```", test.name, test.details.trim_end())?;
             }
         }
         for (what, table) in &self.profiles {

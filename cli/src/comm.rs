@@ -132,7 +132,7 @@ fn measure(args: &CommArgs, plugins: &PluginSet, team: &mut Team) -> Result<()> 
     let found = devices::find(plugins);
     let info = found.select_for(&args.device, team.local_rank())?;
     team.introduce(&format!("{} ({})", info.name, info.id))?;
-    let bencher = Bencher { plugins, devices: &found, progress: &progress };
+    let bencher = Bencher { plugins, devices: &found, autotune: false, progress: &progress };
     let link = Link::measure(team)?;
     let cells = args.cells()?;
     let steps = cells.iter().map(|(work, method)| bencher.together(work, method, info, link, team));

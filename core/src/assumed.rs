@@ -23,6 +23,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         products: vec![DType::BF16],
         multiplier: None,
         rounds_in_attention: false,
+        tf32: false,
         sampled_cost: None,
         own_kernels: vec![],
     };

@@ -250,6 +250,7 @@ mod tests {
             products: vec![],
             multiplier: None,
             rounds_in_attention: false,
+            tf32: false,
             sampled_cost: None,
             own_kernels: vec![],
         }

@@ -29,6 +29,22 @@ pub struct Options {
     pub order: i32,
     /// Whether there is a library of products.
     pub products: bool,
+    /// What is wrong in a kernel.
+    pub fault: Option<Fault>,
+}
+
+/// A kernel, a part of its text, and what stands there instead.
+pub type Fault = (&'static str, &'static str, &'static str);
+
+impl Options {
+    /// A kernel with the fault that is meant for it. Panics if its text has no such part.
+    fn planted(&self, kernel: &KernelText) -> KernelText {
+        let Some((_, from, to)) = self.fault.filter(|(entry, ..)| *entry == kernel.entry) else {
+            return kernel.clone();
+        };
+        assert!(kernel.text.contains(from), "{} does not contain: {from}", kernel.entry);
+        KernelText { text: kernel.text.replacen(from, to, 1), ..kernel.clone() }
+    }
 }
 
 type Emulate = unsafe extern "C" fn(*const u32, u32, i32, *mut *mut c_void) -> *const c_char;
@@ -153,6 +169,7 @@ impl Machine for Emulated {
             products: vec![DType::BF16],
             multiplier: None,
             rounds_in_attention: false,
+            tf32: self.options.products,
             sampled_cost: None,
             own_kernels: vec![],
         }
@@ -212,6 +229,7 @@ impl Machine for Emulated {
 
     fn load(&mut self, kernels: &[KernelText]) -> Result<Vec<KernelId>, Failure> {
         let mut ids = vec![];
+        let kernels: Vec<KernelText> = kernels.iter().map(|kernel| self.options.planted(kernel)).collect();
         for some in kernels.chunks(COMPILERS) {
             let compiling: Vec<_> = some.iter().map(compile).collect();
             for (text, (path, child)) in some.iter().zip(compiling) {
@@ -243,10 +261,11 @@ impl Machine for Emulated {
     }
 
     fn product(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
-        let Product { a, b, c, bias, .. } = product;
-        let narrow = c.dtype == a.dtype || c.dtype == DType::F32;
-        assert!(a.dtype == b.dtype && narrow, "no library multiplies {product:?}");
-        if !self.options.products || bias.is_some_and(|bias| bias != c.dtype) {
+        let Product { a, b, c, bias, tf32, .. } = product;
+        let narrow = c.dtype == a.dtype && !bias || c.dtype == DType::F32;
+        let alike = a.dtype == b.dtype && (!tf32 || a.dtype == DType::F32);
+        assert!(alike && narrow, "no library multiplies {product:?}");
+        if !self.options.products {
             return Ok(None);
         }
         self.products.push(*product);
@@ -254,18 +273,22 @@ impl Machine for Emulated {
     }
 
     unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure> {
-        let Product { layout, m, n, k, a, b, c, bias, residual } = self.products[product.0];
+        let Product { layout, m, n, k, a, b, c, bias, residual, tf32 } = self.products[product.0];
+        let wide = a.dtype == DType::F32 && !tf32;
+        // Cut off to TF32.
+        let cut = |x: f64| if tf32 { f64::from(f32::from_bits((x as f32).to_bits() & !0x1fff)) } else { x };
         let turned = |turned: bool, rows: usize, columns: usize| if turned { (columns, rows) } else { (rows, columns) };
         let a = Values::new(self, factors.a, a, turned(layout == Layout::Tn, m, k));
         let b = Values::new(self, factors.b, b, turned(layout == Layout::Nt, k, n));
         let added = residual.then(|| Values::new(self, factors.residual, c, (m, n)));
-        let bias = bias.map(|dtype| Values::new(self, factors.bias, Matrix { dtype, stride: n }, (1, n)));
+        let bias = bias.then(|| Values::new(self, factors.bias, Matrix { dtype: DType::F32, stride: n }, (1, n)));
         let c = Values::new(self, factors.c, c, (m, n));
         for i in 0..m {
             for j in 0..n {
                 let a = |t| if layout == Layout::Tn { a.get(t, i) } else { a.get(i, t) };
                 let b = |t| if layout == Layout::Nt { b.get(j, t) } else { b.get(t, j) };
-                let sum: f64 = (0..k).map(|t| a(t) * b(t)).sum();
+                let products = (0..k).map(|t| cut(a(t)) * cut(b(t)));
+                let sum = if wide { products.sum() } else { tensor_core_sum(products) };
                 let more = bias.as_ref().map_or(0.0, |bias| bias.get(0, j));
                 let more = more + added.as_ref().map_or(0.0, |added| added.get(i, j));
                 c.set(i, j, (f64::from(factors.scale) * sum + more) as f32);
@@ -291,6 +314,24 @@ impl Drop for Emulated {
             self.free(address);
         }
     }
+}
+
+/// A sum as tensor cores make it: 16 addends and the sum so far are cut off two bits below f32's last, as seen from the
+/// largest of them, and what they add up to is cut off to f32.
+fn tensor_core_sum(addends: impl Iterator<Item = f64>) -> f64 {
+    let addends: Vec<f64> = addends.collect();
+    addends.chunks(16).fold(0.0, |sum, some| {
+        let all = || some.iter().chain([&sum]);
+        let largest = all().fold(0f64, |most, x| most.max(x.abs()));
+        if largest == 0.0 || all().any(|x| !x.is_finite()) {
+            return all().sum();
+        }
+        let unit = 2f64.powi(largest.log2().floor() as i32 - 25);
+        let exact: f64 = all().map(|x| (x / unit).trunc() * unit).sum();
+        let near = exact as f32;
+        let beyond = f64::from(near).abs() > exact.abs();
+        f64::from(if beyond { f32::from_bits(near.to_bits() - 1) } else { near })
+    })
 }
 
 /// A matrix in memory.

@@ -148,6 +148,13 @@ inline const char* launch(void (*k)(A...), const unsigned* grid, unsigned lanes,
     return nullptr;
 }
 
+// How many arguments a kernel has, and the bytes of each.
+template <class... A> inline size_t sizes(void (*)(A...), const size_t** each) {
+    static const size_t all[] = {sizeof(A)..., 0};
+    *each = all;
+    return sizeof...(A);
+}
+
 // Every lane of the warp gives one value and sees all.
 template <class T> struct Exchange {
     static inline T slots[MAX];
@@ -216,6 +223,7 @@ inline void copies_done() { shim::copies_done(); }
 
 #define __syncthreads() shim::yield(shim::BLOCK, __LINE__)
 #define SHIM_EXPORT(kernel) \
+    extern "C" size_t argument_sizes(const size_t** each) { return shim::sizes(kernel, each); } \
     extern "C" const char* emulate(const unsigned* grid, unsigned lanes, int order, void** arguments) { \
         shim::late = order == 2; \
         return shim::launch(kernel, grid, lanes, order, arguments); \

@@ -82,6 +82,9 @@ pub struct DeviceInfo {
     /// units; otherwise only its results are rounded.
     #[serde(default)]
     pub rounds_in_attention: bool,
+    /// Whether the device multiplies f32 in TF32 where a plan allows it ([`Plan::tf32`]).
+    #[serde(default)]
+    pub tf32: bool,
     /// The costs by which the device chooses between sampled and dense gradients; `None` if it does not choose.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampled_cost: Option<SampledCost>,

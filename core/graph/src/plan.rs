@@ -17,6 +17,10 @@ pub struct Plan {
     pub segments: Vec<usize>,
     pub externals: Vec<External>,
     pub calls: Vec<Call>,
+    /// Whether matrix products may round f32 factors to TF32, to 10 bits after the leading one. Plans are built without
+    /// it; a device gets such a plan only if [`crate::DeviceInfo::tf32`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
 }
 
 /// A tensor that lives outside the plan.
@@ -93,7 +97,7 @@ impl Plan {
         let (calls, externals) = (calls.collect(), placement.externals.iter().filter_map(external).collect());
         let arena = segments.iter().sum();
         let segments = if segments.len() > 1 { segments } else { Vec::new() };
-        Plan { arena, segments, externals, calls }
+        Plan { arena, segments, externals, calls, tf32: false }
     }
 
     /// Size in bytes of each buffer of the arena, one per segment.

@@ -14,11 +14,15 @@ pub struct Precision {
     pub activations: DType,
     /// The type in which products read trained tensors: f32 for the tensors themselves, or that of rounded copies.
     pub products: DType,
+    /// Whether products may round f32 factors to TF32 ([`sparta_graph::Plan::tf32`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tf32: bool,
 }
 
 impl Precision {
-    pub const F32: Precision = Precision { activations: DType::F32, products: DType::F32 };
-    pub const BF16: Precision = Precision { activations: DType::BF16, products: DType::BF16 };
+    pub const F32: Precision = Precision { activations: DType::F32, products: DType::F32, tf32: false };
+    pub const TF32: Precision = Precision { tf32: true, ..Precision::F32 };
+    pub const BF16: Precision = Precision { activations: DType::BF16, products: DType::BF16, tf32: false };
 }
 
 impl Default for Precision {
@@ -34,7 +38,8 @@ impl FromStr for Precision {
         match name {
             "f32" => Ok(Precision::F32),
             "bf16" => Ok(Precision::BF16),
-            _ => Err(format!("expected f32 or bf16, got `{name}`")),
+            "tf32" => Ok(Precision::TF32),
+            _ => Err(format!("expected f32, bf16 or tf32, got `{name}`")),
         }
     }
 }
@@ -42,6 +47,7 @@ impl FromStr for Precision {
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.activations == self.products {
+            true if self.tf32 => f.write_str("tf32"),
             true => self.activations.fmt(f),
             false => write!(f, "{} with products of {}", self.activations, self.products),
         }

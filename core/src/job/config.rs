@@ -220,7 +220,8 @@ pub struct RunConfig {
     #[arg(long, value_name = "WHEN", help_heading = DEVICE, default_value = "auto", value_parser = one_of(RECOMPUTE))]
     pub recompute: Recompute,
     /// Float types of activations and products; auto: bf16 for a 16-bit or quantized model on a device that
-    /// multiplies 16-bit numbers in hardware, else f32
+    /// multiplies 16-bit numbers in hardware, else f32; tf32: f32 with factors of products rounded to 11 bits, on
+    /// NVIDIA cards through CUDA
     #[arg(long, value_name = "TYPE", help_heading = DEVICE, default_value = "auto", value_parser = one_of(PRECISIONS))]
     #[serde(default = "before_there_was_a_choice")]
     pub precision: PrecisionChoice,
@@ -471,8 +472,12 @@ pub fn explanation(error: &clap::Error) -> String {
 }
 
 /// The values of `--precision`.
-pub const PRECISIONS: &[(&str, PrecisionChoice)] =
-    &[("auto", PrecisionChoice::Auto), ("f32", PrecisionChoice::F32), ("bf16", PrecisionChoice::Bf16)];
+pub const PRECISIONS: &[(&str, PrecisionChoice)] = &[
+    ("auto", PrecisionChoice::Auto),
+    ("f32", PrecisionChoice::F32),
+    ("bf16", PrecisionChoice::Bf16),
+    ("tf32", PrecisionChoice::Tf32),
+];
 const SCHEDULES: &[(&str, Schedule)] =
     &[("constant", Schedule::Constant), ("linear", Schedule::Linear), ("cosine", Schedule::Cosine)];
 const TRAIN_ON: &[(&str, TrainOn)] = &[("answers", TrainOn::Answers), ("all", TrainOn::All), ("last", TrainOn::Last)];

@@ -16,6 +16,7 @@ pub enum PrecisionChoice {
     Auto,
     F32,
     Bf16,
+    Tf32,
 }
 
 /// The precision of a job, and the reason for it.
@@ -28,7 +29,7 @@ pub struct ChosenPrecision {
 impl PrecisionChoice {
     /// Decides for a model of these parameters on a device. `blocks` are those in which a parameter is quantized.
     ///
-    /// Errors: bf16 was requested, which the device does not support.
+    /// Errors: bf16 or tf32 was requested, which the device does not support.
     pub fn choose(
         self,
         parameters: &[Parameter],
@@ -42,6 +43,12 @@ impl PrecisionChoice {
             PrecisionChoice::Bf16 if offered => chosen(Precision::BF16, "as asked for"),
             PrecisionChoice::Bf16 => Err(Error::Usage(format!(
                 "--precision bf16: {} ({}) computes with f32 activations only; use --precision f32, or another --device",
+                device.id, device.name
+            ))),
+            PrecisionChoice::Tf32 if device.tf32 => chosen(Precision::TF32, "as asked for"),
+            PrecisionChoice::Tf32 => Err(Error::Usage(format!(
+                "--precision tf32: {} ({}) does not multiply in TF32, as NVIDIA cards from compute capability 8.0 on do \
+                 through cuBLASLt (--device cuda); use --precision f32, or another --device",
                 device.id, device.name
             ))),
             PrecisionChoice::Auto => {
@@ -61,7 +68,11 @@ impl PrecisionChoice {
 
     /// The choice that leads to this precision.
     pub fn of(precision: Precision) -> Self {
-        if precision.activations == DType::F32 { PrecisionChoice::F32 } else { PrecisionChoice::Bf16 }
+        match precision.activations {
+            DType::F32 if precision.tf32 => PrecisionChoice::Tf32,
+            DType::F32 => PrecisionChoice::F32,
+            _ => PrecisionChoice::Bf16,
+        }
     }
 }
 
@@ -120,6 +131,7 @@ mod tests {
             products: products.to_vec(),
             multiplier: None,
             rounds_in_attention: false,
+            tf32: false,
             sampled_cost: None,
             own_kernels: vec![],
         }
@@ -174,5 +186,13 @@ mod tests {
         let plain = device(&[DType::F32], &[]);
         let error = PrecisionChoice::Bf16.choose(&parameters(DType::BF16), |_| None, &plain).unwrap_err();
         assert!(error.to_string().contains("cpu (Some CPU) computes with f32 activations only"), "{error}");
+        let error = PrecisionChoice::Tf32.choose(&parameters(DType::F32), &cpu).unwrap_err().to_string();
+        assert!(error.contains("--precision tf32: cpu (Some CPU) does not multiply in TF32"), "{error}");
+        let card = DeviceInfo { tf32: true, ..cpu };
+        let chosen = PrecisionChoice::Tf32.choose(&parameters(DType::BF16), &card).unwrap();
+        assert_eq!(chosen.to_string(), "tf32: as asked for");
+        assert_eq!(PrecisionChoice::of(chosen.precision), PrecisionChoice::Tf32);
+        let auto = PrecisionChoice::Auto.choose(&parameters(DType::F32), &card).unwrap();
+        assert_eq!(auto.precision, Precision::F32);
     }
 }

@@ -451,6 +451,7 @@ fn memory_info() -> DeviceInfo {
         products: vec![],
         multiplier: None,
         rounds_in_attention: false,
+        tf32: false,
         sampled_cost: None,
         own_kernels: vec![],
     }
@@ -550,8 +551,9 @@ fn a_backend_crosses() {
     assert!(backend.fetch(ReadId::Pending(77), &mut out).unwrap_err().to_string().contains("no requested read 77"));
     assert_eq!(backend.memory_use(), None, "this backend does not count");
     let mut out = [9; 6];
-    let plan =
-        backend.prepare(&Plan { arena: 256, segments: vec![], externals: vec![], calls: vec![] }, &[a], &[b]).unwrap();
+    let plan = backend
+        .prepare(&Plan { arena: 256, segments: vec![], externals: vec![], calls: vec![], tf32: false }, &[a], &[b])
+        .unwrap();
     assert_eq!(plan, PlanId(257));
     assert!(matches!(backend.run(plan), Err(BackendError::DeviceLost { during, .. }) if during == "plan 257"));
     backend.release(plan);

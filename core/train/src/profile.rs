@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn times_of_another_plan_are_refused() {
-        let plan = Plan { arena: 0, segments: vec![], externals: vec![], calls: vec![] };
+        let plan = Plan { arena: 0, segments: vec![], externals: vec![], calls: vec![], tf32: false };
         assert!(Profile::new(&plan, &[], &[Duration::ZERO], profile().ceiling).is_err());
     }
 }

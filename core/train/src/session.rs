@@ -266,7 +266,7 @@ impl Session {
 
     /// Runs a graph outside the usual purposes once; [`Session::reserve_arena`] must have made room for it.
     pub fn run_graph(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
-        let plan = self.device.plan_within(graph, &self.tensors.arena());
+        let plan = self.plan(graph);
         let plan = self.tensors.prepare(&plan)?;
         let result = self.tensors.run(plan);
         self.tensors.release(plan);
@@ -275,7 +275,13 @@ impl Session {
 
     /// Makes room for the plan of a graph outside the usual purposes.
     pub fn reserve_arena(&mut self, graph: &sparta_graph::Graph) -> Result<()> {
-        self.make_room(&self.device.plan_within(graph, &self.tensors.arena()))
+        self.make_room(&self.plan(graph))
+    }
+
+    /// The plan of a graph in this session's arena and precision.
+    fn plan(&self, graph: &sparta_graph::Graph) -> Plan {
+        let plan = self.device.plan_within(graph, &self.tensors.arena());
+        Plan { tf32: self.setup().adaptation.precision.tf32, ..plan }
     }
 
     fn make_room(&mut self, plan: &Plan) -> Result<()> {
@@ -431,7 +437,7 @@ impl Session {
 
     fn prepare(&mut self, purpose: Purpose) -> Result<PlanId> {
         let graph = self.setup.graphs().build(purpose)?;
-        let plan = self.device.plan_within(&graph, &self.tensors.arena());
+        let plan = self.plan(&graph);
         self.make_room(&plan)?;
         self.forget_oldest_plan();
         self.tensors.prepare(&plan)

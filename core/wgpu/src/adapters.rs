@@ -136,6 +136,7 @@ pub(crate) fn describe(index: usize, adapter: &wgpu::Adapter) -> Adapter {
             products: if units.is_empty() { vec![] } else { vec![DType::F16] },
             multiplier: Some(units.first().map_or("f32".into(), MatrixUnits::to_string)),
             rounds_in_attention: false,
+            tf32: false,
             sampled_cost: Some(sampled_cost(kind(info.device_type), units.first())),
             own_kernels: vec![OwnKernel::Wgsl],
         },
@@ -289,6 +290,7 @@ mod tests {
             products: vec![],
             multiplier: None,
             rounds_in_attention: false,
+            tf32: false,
             sampled_cost: None,
             own_kernels: vec![OwnKernel::Wgsl],
         }

@@ -347,7 +347,7 @@ mod tests {
         let x = backend.alloc(DType::F32, 64, "x").unwrap();
         let externals = vec![External { name: "x".into(), offset: 0, ty: TensorType::f32([64]) }];
         let call = Call { op, inputs, outputs: vec![output], label: "layers.1".into() };
-        let plan = Plan { arena: 512, segments: vec![], externals, calls: vec![call] };
+        let plan = Plan { arena: 512, segments: vec![], externals, calls: vec![call], tf32: false };
         backend.prepare(&plan, &[arena], &[x]).expect_err("a bad plan was accepted").to_string()
     }
 
@@ -381,7 +381,7 @@ mod tests {
         let mut prepare = |a, b, c| {
             let call =
                 Call { op: Add {}.into(), inputs: vec![wide(a), wide(b)], outputs: vec![wide(c)], label: "".into() };
-            let plan = Plan { arena: 1024, segments: vec![], externals: vec![], calls: vec![call] };
+            let plan = Plan { arena: 1024, segments: vec![], externals: vec![], calls: vec![call], tf32: false };
             backend.prepare(&plan, &[arena], &[])
         };
         assert!(prepare(0, 512, 0).is_ok());

@@ -26,6 +26,7 @@ pub fn info(threads: usize, f32s: bool) -> DeviceInfo {
         products: if Unit::in_hardware() { vec![DType::BF16] } else { vec![] },
         multiplier: Some(if Unit::in_hardware() { "bf16 instructions" } else { "f32" }.into()),
         rounds_in_attention: false,
+        tf32: false,
         sampled_cost: None,
         own_kernels: if f32s { vec![OwnKernel::Function] } else { vec![] },
     }

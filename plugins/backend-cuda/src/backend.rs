@@ -2,7 +2,7 @@ use crate::overrides::TENSOR_CORES;
 use crate::pieces::{Device, Pieces};
 use crate::plan::{Addresses, Cache, Step};
 use crate::products::SAMPLED_COST;
-use crate::{Failure, MAX_BINDING, Machine, Reading};
+use crate::{Failure, GraphId, MAX_BINDING, Machine, Reading};
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{
     Backend, BackendError, BufferId, Call, DType, DeviceInfo, DeviceKind, MemoryUse, Plan, PlanId, ReadId,
@@ -32,6 +32,8 @@ pub struct CudaBackend {
     memory: MemoryUse,
     /// Why the device is lost, once it is.
     lost: Option<String>,
+    /// Whether it was said that plans cannot be recorded.
+    warned: bool,
 }
 
 struct Buffer {
@@ -50,7 +52,23 @@ struct Scratch {
 struct Prepared {
     calls: Vec<PreparedCall>,
     scratch: Arc<Scratch>,
+    run: Run,
 }
+
+/// How a plan runs next.
+#[derive(Clone, Copy)]
+enum Run {
+    /// Step by step, which loads what libraries load on first use and a recording could not.
+    First,
+    /// Recorded, if it has steps enough for that to save time.
+    Second,
+    Recorded(GraphId),
+    /// Step by step, as it cannot be recorded or is too short.
+    Steps,
+}
+
+/// The least steps of a plan that is recorded: queueing one costs the host some microseconds, and a recording as much.
+const RECORDED: usize = 4;
 
 struct PreparedCall {
     name: String,
@@ -65,7 +83,7 @@ impl CudaBackend {
         let mut bounds = Bounds::new(DeviceKind::DiscreteGpu, usize::try_from(binding).unwrap_or(usize::MAX));
         bounds.sampled_cost = *info.sampled_cost.get_or_insert(SAMPLED_COST);
         info.rounds_in_attention = machine.capability() >= TENSOR_CORES;
-        let device = Device { bounds, capability: machine.capability() };
+        let device = Device { bounds, capability: machine.capability(), tf32: false };
         let unused = machine.alloc(GRANULE).map_err(|failure| named(&info.id, "opening", failure))?;
         Ok(CudaBackend {
             machine,
@@ -80,6 +98,7 @@ impl CudaBackend {
             next_id: 0,
             memory: MemoryUse { in_use: GRANULE as u64, peak: GRANULE as u64, plans: GRANULE as u64 },
             lost: None,
+            warned: false,
         })
     }
 
@@ -203,11 +222,12 @@ impl CudaBackend {
     /// The pieces of each call, with products prepared and kernels loaded.
     fn pieces(&mut self, plan: &Plan) -> Result<Vec<Pieces>, BackendError> {
         let mut all = Vec::new();
+        let device = Device { tf32: plan.tf32, ..self.device };
         for call in &plan.calls {
             let (cache, machine) = (&mut self.cache, self.machine.as_mut());
             let mut failure = None;
             let mut serves = |form: &_| cache.serves(machine, form).map_err(|why| failure.insert(why).reason());
-            match Pieces::of(call, &self.device, &mut serves) {
+            match Pieces::of(call, &device, &mut serves) {
                 Ok(pieces) => all.push(pieces),
                 Err(reason) => {
                     return Err(match failure {
@@ -220,6 +240,27 @@ impl CudaBackend {
         let loaded = self.cache.load(self.machine.as_mut(), &all);
         loaded.map_err(|failure| self.failed("preparing kernels", failure))?;
         Ok(all)
+    }
+
+    /// Records a plan, and says how it runs from now on.
+    fn record(&mut self, plan: PlanId) -> Result<Run, BackendError> {
+        self.alive("a run")?;
+        let Some(prepared) = self.plans.get_mut(&plan.0) else { return Ok(Run::Steps) };
+        let calls = &mut prepared.calls;
+        let recorded = self.machine.record(&mut |machine| {
+            calls.iter_mut().flat_map(|call| &mut call.steps).try_for_each(|step| step.run(machine))
+        });
+        match recorded {
+            Ok(graph) => Ok(graph.map_or(Run::Steps, Run::Recorded)),
+            Err(failure @ Failure::Lost(_)) => Err(self.failed("recording a plan", failure)),
+            Err(failure) => {
+                if !std::mem::replace(&mut self.warned, true) {
+                    let (device, reason) = (&self.info.id, failure.reason());
+                    eprintln!("warning: {device}: plans run launch by launch, since they cannot be recorded: {reason}");
+                }
+                Ok(Run::Steps)
+            }
+        }
     }
 
     /// Runs all steps of a plan; calls `between` after those of each call.
@@ -314,12 +355,31 @@ impl Backend for CudaBackend {
             calls.push(PreparedCall { name: name(call), steps });
         }
         let id = self.new_id();
-        self.plans.insert(id, Prepared { calls, scratch });
+        self.plans.insert(id, Prepared { calls, scratch, run: Run::First });
         Ok(PlanId(id))
     }
 
     fn run(&mut self, plan: PlanId) -> Result<(), BackendError> {
-        self.run_calls(plan, |_| Ok(()))
+        let run = match self.plans.get(&plan.0).map_or(Run::Steps, |prepared| prepared.run) {
+            Run::Second => self.record(plan)?,
+            run => run,
+        };
+        match run {
+            Run::Recorded(graph) => {
+                self.alive("a run")?;
+                self.machine.replay(graph).map_err(|failure| self.failed("a run", failure))?;
+            }
+            Run::First | Run::Second | Run::Steps => self.run_calls(plan, |_| Ok(()))?,
+        }
+        if let Some(prepared) = self.plans.get_mut(&plan.0) {
+            let steps: usize = prepared.calls.iter().map(|call| call.steps.len()).sum();
+            prepared.run = match run {
+                Run::First if steps < RECORDED => Run::Steps,
+                Run::First => Run::Second,
+                run => run,
+            };
+        }
+        Ok(())
     }
 
     fn request(&mut self, buffer: BufferId, offset: usize, bytes: usize) -> Result<ReadId, BackendError> {
@@ -355,6 +415,9 @@ impl Backend for CudaBackend {
 
     fn release(&mut self, plan: PlanId) {
         if let Some(prepared) = self.plans.remove(&plan.0) {
+            if let Run::Recorded(graph) = prepared.run {
+                self.machine.forget(graph);
+            }
             self.forget_scratch(Some(prepared.scratch));
         }
     }

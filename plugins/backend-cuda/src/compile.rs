@@ -108,7 +108,8 @@ impl Compiler {
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 let Some(kernel) = kernels.get(i) else { return done };
-                let key = self.key(kernel, &options);
+                let parts = [self.title(), options.join(" "), kernel.entry.clone(), kernel.text.clone()];
+                let key = format!("{}.cubin", key(parts.iter().map(String::as_str)));
                 let code = cache
                     .get(&key)
                     .map_or_else(|| self.compile(kernel, &options).inspect(|code| cache.put(&key, code)), Ok);
@@ -194,16 +195,16 @@ impl Compiler {
         let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
         Err(format!("{call}: {}", text.unwrap_or_else(|| format!("error {code}"))))
     }
+}
 
-    /// What a kernel's code depends on.
-    fn key(&self, kernel: &KernelText, options: &[String]) -> String {
-        let mut hash = Sha256::new();
-        for part in [&self.title(), &options.join(" "), &kernel.entry, &kernel.text] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        hex(&hash.finalize())
+/// A name for what is made of these parts.
+pub(crate) fn key<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
+    hex(&hash.finalize())
 }
 
 fn options(architecture: &str) -> Vec<String> {
@@ -229,8 +230,8 @@ impl Drop for Owned<'_> {
     }
 }
 
-/// Machine code on disk, shared by any number of processes. A file is the code and its SHA-256. Nothing here
-/// fails: what cannot be cached is compiled again.
+/// Machine code and choices of algorithms on disk, shared by any number of processes. A file is the content and its
+/// SHA-256. Nothing here fails: what cannot be cached is made again.
 #[derive(Clone)]
 pub struct Cache {
     dir: Option<PathBuf>,
@@ -251,16 +252,16 @@ impl Cache {
     }
 
     fn path(&self, key: &str) -> Option<PathBuf> {
-        Some(self.dir.as_ref()?.join(format!("{key}.cubin")))
+        Some(self.dir.as_ref()?.join(key))
     }
 
-    fn get(&self, key: &str) -> Option<Vec<u8>> {
+    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
         let mut bytes = fs::read(self.path(key)?).ok()?;
         let check = bytes.split_off(bytes.len().checked_sub(CHECK)?);
         (Sha256::digest(&bytes).as_slice() == check).then_some(bytes)
     }
 
-    fn put(&self, key: &str, code: &[u8]) {
+    pub(crate) fn put(&self, key: &str, code: &[u8]) {
         if let Some(path) = self.path(key) {
             let _ = write(&path, code);
         }

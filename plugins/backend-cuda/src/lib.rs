@@ -17,7 +17,7 @@ pub use backend::CudaBackend;
 pub use compile::{Cache, Compiler};
 pub use libraries::Search;
 pub use machine::{
-    Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId, Reading,
-    Threads,
+    Arguments, Factors, Failure, GraphId, KernelId, KernelText, MAX_BINDING, Machine, Matrix, Product, ProductId,
+    Reading, Threads,
 };
 pub use plugin::{Plugin, entry};

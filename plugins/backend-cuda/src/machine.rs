@@ -78,6 +78,28 @@ pub trait Machine: Send {
     /// that it may be the residual's place.
     unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure>;
 
+    /// Records the work that `work` queues in place of doing it, for [`Machine::replay`]. `None`, without a call of
+    /// `work`, if the machine cannot. What is recorded may be used as long as its kernels, products and memory are.
+    ///
+    /// Errors: those of `work`; what cannot be recorded. Nothing was done or recorded then.
+    fn record(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Machine) -> Result<(), Failure>,
+    ) -> Result<Option<GraphId>, Failure> {
+        let _ = work;
+        Ok(None)
+    }
+
+    /// Queues recorded work.
+    fn replay(&mut self, graph: GraphId) -> Result<(), Failure> {
+        Err(Failure::Other(format!("there is no recorded work {}", graph.0)))
+    }
+
+    /// Forgets recorded work once it is done.
+    fn forget(&mut self, graph: GraphId) {
+        let _ = graph;
+    }
+
     /// Marks this place in the queue.
     fn mark(&mut self) -> Result<(), Failure>;
 
@@ -117,6 +139,10 @@ pub struct KernelId(pub usize);
 /// A prepared form of product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProductId(pub usize);
+
+/// Recorded work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GraphId(pub usize);
 
 /// A queued read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -193,7 +219,7 @@ pub struct Matrix {
 }
 
 /// A form of product, `c [m, n] = scale * op(a) op(b) + bias + residual`, summed in f32 and rounded once to the type of
-/// `c`. It always gives the same bits. f32 factors are not rounded.
+/// `c`. It always gives the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Whether `a` is stored as `[m, k]` or `[k, m]`, and `b` as `[k, n]` or `[n, k]`.
@@ -206,10 +232,12 @@ pub struct Product {
     pub b: Matrix,
     /// The result: f32, or the type of the factors.
     pub c: Matrix,
-    /// Whether there is a bias `[n]`, and its type.
-    pub bias: Option<DType>,
+    /// Whether there is a bias `[n]` of f32. The result is f32 then.
+    pub bias: bool,
     /// Whether there is a residual, which has the form of `c`.
     pub residual: bool,
+    /// Whether f32 factors may be rounded to TF32.
+    pub tf32: bool,
 }
 
 /// The addresses of a product's factors. They are multiples of 16; those of absent factors are not read.

@@ -94,6 +94,8 @@ pub(crate) struct Device {
     pub bounds: Bounds<'static>,
     /// Major and minor compute capability.
     pub capability: (u32, u32),
+    /// Whether the plan lets products round f32 factors to TF32.
+    pub tf32: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -135,7 +137,7 @@ impl Pieces {
             if let Some(pieces) = overrides::pieces(call, device)? {
                 return Ok(pieces);
             }
-            return match products::pieces(call, device.bounds, serves)? {
+            return match products::pieces(call, device, serves)? {
                 Some(pieces) => Ok(pieces),
                 None => Pieces::lowered(call, device.bounds),
             };

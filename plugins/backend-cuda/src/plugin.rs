@@ -1,6 +1,6 @@
 use crate::backend::CudaBackend;
 use crate::compile::Cache;
-use crate::gpu::{Card, Gpu, NoDriver, Tools};
+use crate::gpu::{Card, Gpu, NoDriver, Settings, Tools};
 use crate::libraries::Search;
 use crate::machine::Failure;
 use sparta_graph::{Backend, BackendError, DeviceInfo, Op};
@@ -51,7 +51,8 @@ impl BackendPlugin for Plugin {
 /// The cards and libraries, found on first use.
 fn tools() -> Result<&'static Tools, &'static NoDriver> {
     static TOOLS: OnceLock<Result<Tools, NoDriver>> = OnceLock::new();
-    TOOLS.get_or_init(|| Tools::load(&Search::of_environment(), Cache::of_user())).as_ref()
+    let load = || Tools::load(&Search::of_environment(), Cache::of_user(), Settings::of_environment());
+    TOOLS.get_or_init(load).as_ref()
 }
 
 fn error(device: &str, reason: String) -> BackendError {

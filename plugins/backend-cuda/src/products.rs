@@ -1,6 +1,6 @@
 //! Uses the vendor's library for matrix products instead of translated kernels.
 
-use crate::pieces::{Argument, Launch, Multiply, Piece, Pieces, Program, Written, bytes_of, whole};
+use crate::pieces::{Argument, Device, Launch, Multiply, Piece, Pieces, Program, Written, bytes_of, whole};
 use crate::{Matrix, Product, Threads};
 use sparta_graph::graph::TensorType;
 use sparta_graph::ops::{Cast, Layout, Linear, SampledGrad, Sampling};
@@ -25,10 +25,10 @@ const WIDENED: usize = 64 << 20;
 type Serves<'s> = &'s mut dyn FnMut(&Product) -> Result<bool, String>;
 
 /// The pieces of a call that uses the library; `None` if translated kernels are used.
-pub(crate) fn pieces(call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
+pub(crate) fn pieces(call: &Call, device: &Device, serves: Serves) -> Result<Option<Pieces>, String> {
     match &call.op {
-        Op::Linear(op) => linear(op, call, bounds, serves),
-        Op::SampledGrad(op) => sampled_grad(op, call, bounds, serves),
+        Op::Linear(op) => linear(op, call, device, serves),
+        Op::SampledGrad(op) => sampled_grad(op, call, device, serves),
         _ => Ok(None),
     }
 }
@@ -46,7 +46,8 @@ fn matrix(operand: &Operand) -> Matrix {
 }
 
 /// One product, or several if f32 meets a narrower type, of which ranges of rows are widened one after the other.
-fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
+fn linear(op: &Linear, call: &Call, device: &Device, serves: Serves) -> Result<Option<Pieces>, String> {
+    let bounds = device.bounds;
     let (a, b, c) = (operand(&call.inputs, 0)?, operand(&call.inputs, 1)?, operand(&call.outputs, 0)?);
     let (m, n, k) = op.dims(&a.ty, &b.ty)?;
     if m * n * k == 0 {
@@ -62,8 +63,9 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
         a: matrix(a),
         b: matrix(b),
         c: matrix(c),
-        bias: bias.map(|bias| bias.ty.dtype),
+        bias: bias.is_some(),
         residual: residual.is_some(),
+        tf32: device.tf32 && a.ty.dtype == DType::F32,
     };
     let mut multiply = Multiply {
         form,
@@ -75,24 +77,63 @@ fn linear(op: &Linear, call: &Call, bounds: Bounds, serves: Serves) -> Result<Op
         scale: op.scale,
     };
     let mut all = Pieces::default();
-    if let Some(bias) = bias.filter(|bias| c.ty.dtype == DType::F32 && bias.ty.dtype != DType::F32) {
+    if let Some(bias) = bias.filter(|bias| bias.ty.dtype != DType::F32) {
         let wide = View { memory: Memory::Scratch, offset: 0, bytes: 4 * n };
-        all = widen(whole(bias), bias.ty.dtype, wide, n, bounds)?;
+        all = cast([whole(bias), wide], [bias.ty.dtype, DType::F32], n, bounds)?;
         all.scratch = all.scratch.max(wide.bytes.next_multiple_of(ALIGNMENT));
-        (multiply.bias, multiply.form.bias) = (Some(wide), Some(DType::F32));
+        multiply.bias = Some(wide);
     }
-    match (a.ty.dtype, b.ty.dtype, c.ty.dtype) {
-        (a, b, c) if a == b && (c == a || c == DType::F32) => {
+    let products = match (a.ty.dtype, b.ty.dtype, c.ty.dtype) {
+        (a, b, c) if a == b && (c == DType::F32 || c == a && bias.is_none()) => {
             let served = serves(&multiply.form)?;
-            all.pieces.push(Piece::Multiply(multiply));
-            Ok(served.then_some(all))
+            served.then(|| Pieces { pieces: vec![Piece::Multiply(multiply)], scratch: 0 })
         }
-        (DType::F32, _, DType::F32) => Ok(widened(&multiply, b, bounds, all.scratch, serves)?.map(|products| {
-            all.append(products);
-            all
-        })),
-        _ => Ok(None),
+        (a, b, to) if a == b && to == a => rounded(&multiply, c, bounds, all.scratch, serves)?,
+        (DType::F32, _, DType::F32) => widened(&multiply, b, bounds, all.scratch, serves)?,
+        _ => None,
+    };
+    Ok(products.map(|products| {
+        all.append(products);
+        all
+    }))
+}
+
+/// A product with a bias and a 16-bit result. cuBLASLt may round such a result, add the bias and round again, as it seems
+/// to do on an H100 where rows are odd. So sums stay f32 in scratch memory from byte `from` on, a range of rows at a
+/// time, and are rounded once.
+fn rounded(
+    product: &Multiply,
+    c: &Operand,
+    bounds: Bounds,
+    from: usize,
+    serves: Serves,
+) -> Result<Option<Pieces>, String> {
+    let Product { m, n, a, .. } = product.form;
+    let most = (WIDENED / (4 * n) / ROW_UNIT * ROW_UNIT).max(ROW_UNIT);
+    let bytes = 4 * n * m.min(most);
+    if bytes > bounds.binding {
+        return Ok(None);
     }
+    let mut all = Pieces { pieces: vec![], scratch: from + bytes };
+    for start in (0..m).step_by(most) {
+        let count = most.min(m - start);
+        let wide = View { memory: Memory::Scratch, offset: from, bytes: 4 * n * count };
+        let row = n * c.ty.dtype.size();
+        let narrow = |whole: View| View { offset: whole.offset + start * row, bytes: count * row, ..whole };
+        let mut part = product.clone();
+        (part.form.m, part.form.c, part.c) = (count, Matrix { dtype: DType::F32, stride: n }, wide);
+        part.a.offset += start * a.dtype.size() * if part.form.layout == Layout::Tn { 1 } else { a.stride };
+        if let Some(residual) = &mut part.residual {
+            let residual = std::mem::replace(residual, wide);
+            all.append(cast([narrow(residual), wide], [c.ty.dtype, DType::F32], n * count, bounds)?);
+        }
+        if !serves(&part.form)? {
+            return Ok(None);
+        }
+        all.pieces.push(Piece::Multiply(part));
+        all.append(cast([wide, narrow(whole(c))], [DType::F32, c.ty.dtype], n * count, bounds)?);
+    }
+    Ok(Some(all))
 }
 
 /// The product of f32 and a narrower `b`, whose stored rows are widened to f32, a range at a time, in scratch memory
@@ -121,7 +162,7 @@ fn widened(
         }
         let row = width * b.ty.dtype.size();
         let narrow = bytes_of(b, start * row, (start + count) * row);
-        all.append(widen(narrow, b.ty.dtype, wide, width * count, bounds)?);
+        all.append(cast([narrow, wide], [b.ty.dtype, DType::F32], width * count, bounds)?);
         all.pieces.push(Piece::Multiply(part));
     }
     Ok(Some(all))
@@ -143,32 +184,36 @@ fn part(product: &Multiply, start: usize, count: usize, b: View) -> Multiply {
     let step = if part.form.layout == Layout::Nn { 1 } else { part.form.a.stride };
     part.a.offset += f32s(step * start);
     if start > 0 {
-        (part.bias, part.form.bias) = (None, None);
+        (part.bias, part.form.bias) = (None, false);
         (part.residual, part.form.residual) = (Some(part.c), true);
     }
     part
 }
 
-/// Widens `elements` numbers to f32.
-fn widen(from: View, dtype: DType, to: View, elements: usize, bounds: Bounds) -> Result<Pieces, String> {
+/// Copies `elements` numbers from one view into the other, of these types.
+fn cast(views: [View; 2], [from, to]: [DType; 2], elements: usize, bounds: Bounds) -> Result<Pieces, String> {
     let operand = |i, dtype| Operand { place: Place::External(i), ty: TensorType::new(dtype, [elements]) };
-    let call = Call {
-        op: Cast { to: DType::F32 }.into(),
-        inputs: vec![operand(0, dtype)],
-        outputs: vec![operand(1, DType::F32)],
-        label: String::new(),
-    };
-    Ok(Pieces::lowered(&call, bounds)?.within(&[from, to]))
+    let (inputs, outputs) = (vec![operand(0, from)], vec![operand(1, to)]);
+    let call = Call { op: Cast { to }.into(), inputs, outputs, label: String::new() };
+    Ok(Pieces::lowered(&call, bounds)?.within(&views))
 }
 
 /// Dense gradients of ranges of rows, from which the chosen elements are gathered.
-fn sampled_grad(op: &SampledGrad, call: &Call, bounds: Bounds, serves: Serves) -> Result<Option<Pieces>, String> {
+fn sampled_grad(op: &SampledGrad, call: &Call, device: &Device, serves: Serves) -> Result<Option<Pieces>, String> {
     let (dy, x) = (operand(&call.inputs, 0)?, operand(&call.inputs, 1)?);
     let (index, row_ptr) = (operand(&call.inputs, 2)?, operand(&call.inputs, 3)?);
     let g = operand(&call.outputs, 0)?;
     let (tokens, out, columns, chosen) = (dy.ty.shape[0], width(dy), width(x), index.ty.numel());
-    let SampledCost { f32, bf16 } = bounds.sampled_cost;
-    let cost = if dy.ty.dtype == DType::F32 { f32 } else { bf16 };
+    let tf32 = device.tf32 && dy.ty.dtype == DType::F32;
+    let SampledCost { f32, bf16 } = device.bounds.sampled_cost;
+    // Tensor cores multiply TF32 at half the rate of bf16.
+    let cost = if tf32 {
+        bf16 / 2
+    } else if dy.ty.dtype == DType::F32 {
+        f32
+    } else {
+        bf16
+    };
     let dense = match op.sampling {
         Sampling::Auto => chosen as u64 * u64::from(cost) > (out * columns) as u64,
         Sampling::Sampled => false,
@@ -190,8 +235,9 @@ fn sampled_grad(op: &SampledGrad, call: &Call, bounds: Bounds, serves: Serves) -
             a: matrix(dy),
             b: matrix(x),
             c: Matrix { dtype: DType::F32, stride: columns },
-            bias: None,
+            bias: false,
             residual: false,
+            tf32,
         };
         if !serves(&form)? {
             return Ok(None);
@@ -216,7 +262,6 @@ fn sampled_grad(op: &SampledGrad, call: &Call, bounds: Bounds, serves: Serves) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pieces::Device;
     use sparta_graph::DeviceKind;
     use sparta_graph::ops::Attention;
 
@@ -227,7 +272,8 @@ mod tests {
     /// The names of a call's pieces on a card of this capability: kernels, and `product` with its sizes.
     fn names(call: &Call, capability: (u32, u32)) -> Vec<String> {
         let bounds = Bounds { sampled_cost: SAMPLED_COST, ..Bounds::new(DeviceKind::DiscreteGpu, 1 << 30) };
-        let pieces = Pieces::of(call, &Device { bounds, capability }, &mut |_| Ok(true)).unwrap();
+        let device = Device { bounds, capability, tf32: false };
+        let pieces = Pieces::of(call, &device, &mut |_| Ok(true)).unwrap();
         let name = |piece: Piece| match piece {
             Piece::Launch(launch) => launch.text().unwrap().entry,
             Piece::Copy { .. } => "copy".into(),
@@ -248,7 +294,11 @@ mod tests {
     fn the_library_multiplies_what_it_can() {
         let (wide, narrow, size) = (DType::F32, DType::BF16, [9, 24, 16]);
         let product = ["product 9x24x16"];
-        assert_eq!(linear(narrow, narrow, narrow, Some(narrow), size), product);
+        assert_eq!(linear(narrow, narrow, narrow, None, size), product);
+        assert_eq!(linear(narrow, narrow, narrow, Some(wide), size), ["product 9x24x16", "cast_"]);
+        assert_eq!(linear(narrow, narrow, narrow, Some(narrow), size), ["cast_", "product 9x24x16", "cast_"]);
+        let parts = ["product 1024x16384x8", "cast_", "product 7x16384x8", "cast_"];
+        assert_eq!(linear(narrow, narrow, narrow, Some(wide), [1031, 16384, 8]), parts);
         assert_eq!(linear(narrow, narrow, wide, None, size), product);
         assert_eq!(linear(wide, wide, wide, Some(wide), size), product);
         assert_eq!(linear(narrow, narrow, wide, Some(narrow), size), ["cast_", "product 9x24x16"]);

@@ -297,7 +297,8 @@ typedef struct SpartaWork {
  *                    much of a buffer WGSL kernels may bind, null for a backend with its own kernels. May have
  *                    "multiplier": "...", which tells people how 16-bit floats are multiplied, and
  *                    "own_kernels": ["wgsl", "function"] (5): the kernels that it runs of plugins' own operations
- *                    whose tensors are all f32, through prepare_own; otherwise plans contain their subgraphs
+ *                    whose tensors are all f32, through prepare_own; otherwise plans contain their subgraphs. May
+ *                    have "tf32": true: it takes plans with "tf32": true, whose products may round f32 factors to TF32
  * BackendError      {"out_of_memory": {"device": "...", "what": "...", "bytes": 1}}
  *                   | {"device_lost": {"device": "...", "during": "...", "reason": "..."}}
  *                   | {"op": {"device": "...", "op": "...", "reason": "..."}} | {"other": {"device": "...",

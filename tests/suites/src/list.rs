@@ -19,6 +19,10 @@ enum Kind {
         area: &'static Area,
         precision: Precision,
     },
+    /// Products of f32 in TF32.
+    Tf32 {
+        area: &'static Area,
+    },
     Parity {
         family: &'static str,
         lm: bool,
@@ -46,6 +50,9 @@ pub struct Outcome {
 pub fn tests() -> Vec<Test> {
     let mut tests = vec![Test { name: "contract".into(), kind: Kind::Contract }];
     tests.extend([Precision::F32, Precision::Bf16].into_iter().flat_map(numbers));
+    for area in AREAS.iter().filter(|area| ["matrix products", "chosen elements"].contains(&area.name)) {
+        tests.push(Test { name: format!("conformance tf32: {}", area.name), kind: Kind::Tf32 { area } });
+    }
     tests.push(Test { name: "golden f32: prompts and answers".into(), kind: Kind::Answers });
     tests
 }
@@ -84,6 +91,10 @@ impl Test {
                 let outcome = judged.check(subject);
                 let failures = [judged.failures, outcome.failures].concat();
                 return Outcome { failures, refused: outcome.refused };
+            }
+            Kind::Tf32 { area } => {
+                let outcome = Judged::new(&(area.cases)(), Precision::F32).check_tf32(subject);
+                return Outcome { failures: outcome.failures, refused: outcome.refused };
             }
             Kind::Parity { precision, .. } | Kind::Training { precision, .. } if !subject.offers(*precision) => {
                 return Outcome { failures: vec![], refused: vec![format!("{precision} is not offered")] };

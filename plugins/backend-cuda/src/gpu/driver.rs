@@ -11,10 +11,12 @@ pub type Stream = *mut c_void;
 pub type Event = *mut c_void;
 pub type Module = *mut c_void;
 pub type Function = *mut c_void;
+pub type Graph = *mut c_void;
+pub type GraphExec = *mut c_void;
 type Code = c_int;
 
 functions! {
-    /// The functions of libcuda, as declared in `cuda.h`. The newest is from CUDA 11.
+    /// The functions of libcuda, as declared in `cuda.h`. The newest is from CUDA 11.4.
     pub struct Functions {
         cuInit: fn(c_uint) -> Code;
         cuDriverGetVersion: fn(*mut c_int) -> Code;
@@ -42,6 +44,13 @@ functions! {
         cuEventRecord: fn(Event, Stream) -> Code;
         cuEventSynchronize: fn(Event) -> Code;
         cuEventElapsedTime: fn(*mut f32, Event, Event) -> Code;
+        cuEventDestroy_v2: fn(Event) -> Code;
+        cuStreamBeginCapture_v2: fn(Stream, c_int) -> Code;
+        cuStreamEndCapture: fn(Stream, *mut Graph) -> Code;
+        cuGraphInstantiateWithFlags: fn(*mut GraphExec, Graph, u64) -> Code;
+        cuGraphLaunch: fn(GraphExec, Stream) -> Code;
+        cuGraphDestroy: fn(Graph) -> Code;
+        cuGraphExecDestroy: fn(GraphExec) -> Code;
         cuModuleLoadData: fn(*mut Module, *const c_void) -> Code;
         cuModuleGetFunction: fn(*mut Function, Module, *const c_char) -> Code;
         cuFuncSetAttribute: fn(Function, c_int, c_int) -> Code;

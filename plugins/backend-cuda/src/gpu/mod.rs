@@ -1,35 +1,59 @@
 //! A GPU: the driver's memory and queue, kernels from NVRTC, products from cuBLASLt.
 
 mod driver;
+mod graph;
 mod product;
 #[cfg(all(test, unix))]
 mod tests;
 mod transfer;
+mod tune;
 
 pub use driver::{Card, NoDriver};
 
 use crate::compile::{Cache, Compiler};
 use crate::libraries::Search;
 use crate::machine::{
-    Arguments, Factors, Failure, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading, Threads,
+    Arguments, Factors, Failure, GraphId, KernelId, KernelText, MAX_BINDING, Machine, Product, ProductId, Reading,
+    Threads,
 };
 use crate::overrides::TENSOR_CORES;
 use crate::products::SAMPLED_COST;
 use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
+use graph::Graphs;
 use product::{CublasLt, Products};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use std::env;
 use std::ffi::CString;
 use std::ptr;
 use std::sync::Arc;
 use std::time::Duration;
 use transfer::{Downloads, Upload};
+use tune::Tuner;
 
 /// Bytes that a context uses on a card, including the code of its kernels and of cuBLASLt.
 const CONTEXT: u64 = 512 << 20;
 
+/// What a user may change.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Measure cuBLASLt's algorithms and keep the choice on disk, rather than take the one that it expects to be fastest.
+    pub tunes: bool,
+    /// Record plans as CUDA graphs.
+    pub graphs: bool,
+}
+
+impl Settings {
+    /// `SPARTA_CUDA_TUNE=1` and `SPARTA_CUDA_GRAPHS=0` change the defaults.
+    pub fn of_environment() -> Settings {
+        let is = |name: &str, value: &str| env::var_os(name).is_some_and(|set| set == value);
+        Settings { tunes: is("SPARTA_CUDA_TUNE", "1"), graphs: !is("SPARTA_CUDA_GRAPHS", "0") }
+    }
+}
+
 /// The machine's cards, and the libraries to use them with.
 pub struct Tools {
     pub cards: Vec<Card>,
+    settings: Settings,
     driver: Arc<Driver>,
     compiler: Arc<Compiler>,
     /// The library for products, or why there is none.
@@ -41,7 +65,7 @@ impl Tools {
     /// Loads the libraries. Creates no context on any card.
     ///
     /// Errors: no driver or no card; a missing library, and how to get it.
-    pub fn load(search: &Search, cache: Cache) -> Result<Tools, NoDriver> {
+    pub fn load(search: &Search, cache: Cache, settings: Settings) -> Result<Tools, NoDriver> {
         let driver = Driver::start(search)?;
         let cards = driver.cards()?;
         if cards.is_empty() {
@@ -51,7 +75,13 @@ impl Tools {
         let compiler =
             compiler.map_err(|why| NoDriver::Broken(format!("{} is installed, but {why}", driver.title())))?;
         let products = CublasLt::open(search, driver.major()).map(Arc::new);
-        Ok(Tools { cards, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
+        Ok(Tools { cards, settings, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
+    }
+
+    /// What chooses the algorithms of products on a card, if they are to be measured.
+    fn tuner(&self, card: &Card) -> Option<Tuner> {
+        let title = format!("{} {:?}, {}", card.name, card.capability, self.info(card).driver);
+        self.settings.tunes.then(|| Tuner { cache: self.cache.clone(), title })
     }
 
     /// The entry of a card in `devices`.
@@ -59,6 +89,7 @@ impl Tools {
         let memory = card.memory.saturating_sub(CONTEXT);
         let tensor_cores = card.capability >= TENSOR_CORES && self.products.is_ok();
         let products = match &self.products {
+            Ok(library) if self.settings.tunes => format!("{} (tuned)", library.title()),
             Ok(library) => library.title(),
             Err(reason) => format!("products are slow, as {reason}"),
         };
@@ -77,6 +108,7 @@ impl Tools {
             products: if tensor_cores { vec![DType::BF16] } else { vec![] },
             multiplier: Some(if tensor_cores { "tensor cores bf16" } else { "f32" }.into()),
             rounds_in_attention: card.capability >= TENSOR_CORES,
+            tf32: tensor_cores,
             sampled_cost: Some(SAMPLED_COST),
             own_kernels: vec![],
         }
@@ -135,6 +167,20 @@ impl Session {
         self.driver.check("cuEventSynchronize", unsafe { (self.driver.functions.cuEventSynchronize)(event) })
     }
 
+    /// The time between two events whose work is done.
+    pub fn elapsed(&self, start: Event, end: Event) -> Result<Duration, Failure> {
+        let mut milliseconds = 0f32;
+        // SAFETY: as in `record`, and the pointer is to a live local.
+        let asked = unsafe { (self.driver.functions.cuEventElapsedTime)(&mut milliseconds, start, end) };
+        self.driver.check("cuEventElapsedTime", asked)?;
+        Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
+    }
+
+    pub fn forget(&self, event: Event) -> Result<(), Failure> {
+        // SAFETY: the event was made in this context and is destroyed once.
+        self.driver.check("cuEventDestroy", unsafe { (self.driver.functions.cuEventDestroy_v2)(event) })
+    }
+
     /// Memory filled with zeros.
     pub fn alloc(&self, bytes: usize) -> Result<u64, Failure> {
         let (functions, mut address) = (&self.driver.functions, 0);
@@ -145,6 +191,12 @@ impl Session {
         let cleared = unsafe { (functions.cuMemsetD8Async)(address, 0, bytes, self.stream) };
         self.driver.check("cuMemsetD8Async", cleared)?;
         Ok(address)
+    }
+
+    /// Frees what `alloc` returned, which no work in the queue uses.
+    pub fn free(&self, address: u64) -> Result<(), Failure> {
+        // SAFETY: the address is one of `alloc`.
+        self.driver.check("cuMemFree", unsafe { (self.driver.functions.cuMemFree_v2)(address) })
     }
 }
 
@@ -167,6 +219,8 @@ pub struct Gpu {
 /// Everything in a context. Fields are dropped in this order, so the context comes last.
 struct Work {
     products: Option<Products>,
+    /// `None` if plans are not recorded.
+    graphs: Option<Graphs>,
     upload: Upload,
     downloads: Downloads,
     kernels: Vec<Function>,
@@ -188,11 +242,12 @@ impl Gpu {
         let architecture = tools.compiler.architecture(card.capability).map_err(Failure::Other)?;
         let session = Session::open(&tools.driver, card)?;
         let products = match &tools.products {
-            Ok(library) => Some(Products::new(library.clone(), &session)?),
+            Ok(library) => Some(Products::new(library.clone(), &session, tools.tuner(card))?),
             Err(_) => None,
         };
         let work = Work {
             products,
+            graphs: tools.settings.graphs.then(Graphs::default),
             upload: Upload::new(&session)?,
             downloads: Downloads::new(&session)?,
             kernels: Vec::new(),
@@ -259,14 +314,7 @@ impl Work {
 
     fn times(&mut self) -> Result<Vec<Duration>, Failure> {
         let marks = std::mem::take(&mut self.marks);
-        let between = marks.windows(2).map(|pair| {
-            let mut milliseconds = 0f32;
-            // SAFETY: both events were recorded, and the pointer is to a live local.
-            let asked =
-                unsafe { (self.session.driver.functions.cuEventElapsedTime)(&mut milliseconds, pair[0], pair[1]) };
-            self.session.driver.check("cuEventElapsedTime", asked)?;
-            Ok(Duration::try_from_secs_f64(f64::from(milliseconds) / 1e3).unwrap_or_default())
-        });
+        let between = marks.windows(2).map(|pair| self.session.elapsed(pair[0], pair[1]));
         let times = self.session.wait().and_then(|()| between.collect());
         self.spare.extend(marks);
         times
@@ -288,12 +336,7 @@ impl Machine for Gpu {
 
     fn free(&mut self, address: u64) {
         // The trait's `free` cannot fail: what the driver does not free is leaked until the context is destroyed.
-        let _ = self.run(|work| {
-            work.session.wait()?;
-            let driver = &work.session.driver;
-            // SAFETY: the address is one of `alloc`, and no work is in the queue.
-            driver.check("cuMemFree", unsafe { (driver.functions.cuMemFree_v2)(address) })
-        });
+        let _ = self.run(|work| work.session.wait().and_then(|()| work.session.free(address)));
     }
 
     unsafe fn write(&mut self, to: u64, data: &[u8]) -> Result<(), Failure> {
@@ -362,7 +405,7 @@ impl Machine for Gpu {
 
     fn product(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
         self.run(|work| match &mut work.products {
-            Some(products) => products.prepare(product),
+            Some(products) => products.prepare(&work.session, product),
             None => Ok(None),
         })
     }
@@ -371,8 +414,40 @@ impl Machine for Gpu {
         self.run(|work| {
             let missing = || Failure::Other("no such product".into());
             // SAFETY: the caller vouches for the factors.
-            unsafe { work.products.as_ref().ok_or_else(missing)?.multiply(&work.session, product, factors) }
+            unsafe { work.products.as_mut().ok_or_else(missing)?.multiply(&work.session, product, factors) }
         })
+    }
+
+    fn record(
+        &mut self,
+        work: &mut dyn FnMut(&mut dyn Machine) -> Result<(), Failure>,
+    ) -> Result<Option<GraphId>, Failure> {
+        if self.work.graphs.is_none() {
+            return Ok(None);
+        }
+        self.run(|work| graph::begin(&work.session))?;
+        let queued = work(self);
+        // What was begun ends, whatever has failed.
+        let ended = self.run(|work| work.graphs.as_mut().map(|graphs| graphs.end(&work.session)).transpose());
+        match (queued, ended) {
+            (Ok(()), ended) => ended,
+            (Err(failure), ended) => {
+                ended.ok().flatten().into_iter().for_each(|graph| self.forget(graph));
+                Err(failure)
+            }
+        }
+    }
+
+    fn replay(&mut self, graph: GraphId) -> Result<(), Failure> {
+        self.run(|work| {
+            let missing = || Failure::Other("no such graph".into());
+            work.graphs.as_ref().ok_or_else(missing)?.launch(&work.session, graph)
+        })
+    }
+
+    fn forget(&mut self, graph: GraphId) {
+        // What the driver does not destroy is leaked until the context is.
+        let _ = self.run(|work| work.graphs.as_mut().map_or(Ok(()), |graphs| graphs.forget(&work.session, graph)));
     }
 
     fn mark(&mut self) -> Result<(), Failure> {

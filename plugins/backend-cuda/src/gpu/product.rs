@@ -2,6 +2,7 @@
 //! computes `c^T = op(b)^T op(a)^T`.
 
 use super::Session;
+use super::tune::Tuner;
 use crate::libraries::{Part, Search, functions};
 use crate::machine::{Factors, Failure, Matrix, Product, ProductId};
 use sparta_graph::DType;
@@ -39,11 +40,11 @@ functions! {
     }
 }
 
-/// `cublasLtMatmulAlgo_t`.
+/// `cublasLtMatmulAlgo_t`: opaque, but valid wherever the same version of cuBLASLt runs on the same card.
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Algorithm {
-    data: [u64; 8],
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Algorithm {
+    pub data: [u64; 8],
 }
 
 /// `cublasLtMatmulHeuristicResult_t`.
@@ -59,8 +60,13 @@ struct Heuristic {
 
 const NOT_SUPPORTED: Code = 15;
 
+/// How many algorithms cuBLASLt is asked for.
+const CANDIDATES: usize = 8;
+
 /// `CUBLAS_COMPUTE_32F`: sums in f32, and no rounding of f32 factors.
 const COMPUTE_32F: c_int = 68;
+/// `CUBLAS_COMPUTE_32F_FAST_TF32`: the same, with f32 factors rounded to TF32.
+const COMPUTE_TF32: c_int = 77;
 /// `cudaDataType_t`.
 const R_32F: c_int = 0;
 const R_16F: c_int = 2;
@@ -147,42 +153,54 @@ pub struct Products {
     library: Arc<CublasLt>,
     forms: Vec<Form>,
     workspace: u64,
+    /// Chooses algorithms by time; `None`: the one that cuBLASLt expects to be fastest.
+    tuner: Option<Tuner>,
     handle: Object,
 }
 
 struct Form {
+    product: Product,
     operation: Object,
     /// cuBLASLt's A, which is our `b`.
     a: Object,
     b: Object,
     c: Object,
-    algorithm: Algorithm,
-    bias: bool,
-    residual: bool,
+    /// What is used comes first; the others are tried if cuBLASLt refuses it.
+    algorithms: Vec<Algorithm>,
 }
 
 impl Products {
     /// Creates a handle in the current context.
-    pub fn new(library: Arc<CublasLt>, session: &Session) -> Result<Products, Failure> {
+    pub fn new(library: Arc<CublasLt>, session: &Session, tuner: Option<Tuner>) -> Result<Products, Failure> {
         let functions = &library.functions;
         let handle = library.object("cublasLtCreate", functions.cublasLtDestroy, |handle| {
             // SAFETY: the pointer is to a live local.
             unsafe { (functions.cublasLtCreate)(handle) }
         })?;
         let workspace = session.alloc(WORKSPACE)?;
-        Ok(Products { library, forms: Vec::new(), workspace, handle })
+        Ok(Products { library, forms: Vec::new(), workspace, tuner, handle })
     }
 
     /// Chooses an algorithm for a form.
-    pub fn prepare(&mut self, product: &Product) -> Result<Option<ProductId>, Failure> {
-        let Some(form) = self.form(product)? else { return Ok(None) };
+    pub fn prepare(&mut self, session: &Session, product: &Product) -> Result<Option<ProductId>, Failure> {
+        let Some(mut form) = self.form(product)? else { return Ok(None) };
+        if let Some(tuner) = &self.tuner {
+            let mut run = |algorithm: &Algorithm, factors: &Factors| -> Result<bool, Failure> {
+                form.set_bias(&self.library, factors.bias)?;
+                // SAFETY: the tuner has allocated the factors of this form.
+                Ok(unsafe { self.start(session, &form, algorithm, factors) } == 0)
+            };
+            let chosen = tuner.choose(session, product, &form.algorithms, &mut run)?;
+            form.algorithms.retain(|other| *other != chosen);
+            form.algorithms.insert(0, chosen);
+        }
         self.forms.push(form);
         Ok(Some(ProductId(self.forms.len() - 1)))
     }
 
     fn form(&self, product: &Product) -> Result<Option<Form>, Failure> {
-        // cuBLASLt adds a bias of the output's type.
-        let other_bias = product.bias.is_some_and(|dtype| dtype != product.c.dtype);
+        // The bias of a 16-bit result might be added after a rounding.
+        let other_bias = product.bias && product.c.dtype != DType::F32;
         if product.a.dtype != product.b.dtype || other_bias || product.m * product.n * product.k == 0 {
             return Ok(None);
         }
@@ -196,16 +214,17 @@ impl Products {
         let a = self.layout(product.b, b_shape)?;
         let b = self.layout(product.a, a_shape)?;
         let c = self.layout(product.c, (m, n))?;
-        let Some(algorithm) = self.algorithm(&operation, [&a, &b, &c])? else { return Ok(None) };
-        Ok(Some(Form { operation, a, b, c, algorithm, bias: product.bias.is_some(), residual: product.residual }))
+        let algorithms = self.algorithms(&operation, [&a, &b, &c])?;
+        Ok((!algorithms.is_empty()).then_some(Form { product: *product, operation, a, b, c, algorithms }))
     }
 
     fn operation(&self, product: &Product) -> Result<Object, Failure> {
         let functions = &self.library.functions;
+        let compute = if product.tf32 { COMPUTE_TF32 } else { COMPUTE_32F };
         let operation =
             self.library.object("cublasLtMatmulDescCreate", functions.cublasLtMatmulDescDestroy, |operation| {
                 // SAFETY: the pointer is to a live local.
-                unsafe { (functions.cublasLtMatmulDescCreate)(operation, COMPUTE_32F, R_32F) }
+                unsafe { (functions.cublasLtMatmulDescCreate)(operation, compute, R_32F) }
             })?;
         let set = |attribute, value: u32| {
             let value = (&raw const value).cast();
@@ -217,7 +236,7 @@ impl Products {
         };
         set(DESC_TRANSA, u32::from(product.layout == Layout::Nt))?;
         set(DESC_TRANSB, u32::from(product.layout == Layout::Tn))?;
-        if product.bias.is_some() {
+        if product.bias {
             set(DESC_EPILOGUE, EPILOGUE_BIAS)?;
         }
         Ok(operation)
@@ -239,8 +258,8 @@ impl Products {
         })
     }
 
-    /// The algorithm that cuBLASLt expects to be fastest; `None` if it has none.
-    fn algorithm(&self, operation: &Object, [a, b, c]: [&Object; 3]) -> Result<Option<Algorithm>, Failure> {
+    /// The algorithms that cuBLASLt has for a form, the one that it expects to be fastest first.
+    fn algorithms(&self, operation: &Object, [a, b, c]: [&Object; 3]) -> Result<Vec<Algorithm>, Failure> {
         let (library, functions) = (&self.library, &self.library.functions);
         let destroy = functions.cublasLtMatmulPreferenceDestroy;
         let preference = library.object("cublasLtMatmulPreferenceCreate", destroy, |preference| {
@@ -259,8 +278,8 @@ impl Products {
         for attribute in PREF_MIN_ALIGNMENT_BYTES {
             set(attribute, &ALIGNMENT.to_ne_bytes())?;
         }
-        let (mut best, mut count) = (Heuristic::default(), 0);
-        // SAFETY: the objects were made and live, and there is place for the one algorithm that is asked for.
+        let (mut found, mut count) = ([Heuristic::default(); CANDIDATES], 0);
+        // SAFETY: the objects were made and live, and there is place for as many algorithms as are asked for.
         let asked = unsafe {
             (functions.cublasLtMatmulAlgoGetHeuristic)(
                 self.handle.handle,
@@ -270,37 +289,55 @@ impl Products {
                 c.handle,
                 c.handle,
                 preference.handle,
-                1,
-                &mut best,
+                CANDIDATES as c_int,
+                found.as_mut_ptr(),
                 &mut count,
             )
         };
         if asked == NOT_SUPPORTED {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         library.check("cublasLtMatmulAlgoGetHeuristic", asked)?;
-        Ok((count > 0 && best.state == 0).then_some(best.algorithm))
+        let count = usize::try_from(count).unwrap_or(0);
+        Ok(found.iter().take(count).filter(|found| found.state == 0).map(|found| found.algorithm).collect())
+    }
+
+    /// Queues a product. An algorithm that cuBLASLt refuses is given up for the next one, of all later runs, too.
+    ///
+    /// # Safety
+    /// The factors are those of the prepared form, in memory of the device.
+    pub unsafe fn multiply(&mut self, session: &Session, id: ProductId, factors: &Factors) -> Result<(), Failure> {
+        let missing = || Failure::Other("no such product".into());
+        let form = self.forms.get(id.0).ok_or_else(missing)?;
+        form.set_bias(&self.library, factors.bias)?;
+        let mut refused = 0;
+        let done = loop {
+            let Some(algorithm) = form.algorithms.get(refused) else { break NOT_SUPPORTED };
+            // SAFETY: the caller vouches for the factors.
+            match unsafe { self.start(session, form, algorithm, factors) } {
+                NOT_SUPPORTED => refused += 1,
+                code => break code,
+            }
+        };
+        if let Err(failure) = self.library.check("cublasLtMatmul", done) {
+            let said = format!("{} for {}", failure.reason(), form.title(factors, refused));
+            // If the context is broken, the driver knows why.
+            return session.wait().and(Err(Failure::Other(said)));
+        }
+        self.forms.get_mut(id.0).ok_or_else(missing)?.algorithms.drain(..refused);
+        Ok(())
     }
 
     /// # Safety
-    /// The factors are those of the prepared form, in memory of the device.
-    pub unsafe fn multiply(&self, session: &Session, id: ProductId, factors: &Factors) -> Result<(), Failure> {
-        let functions = &self.library.functions;
-        let form = self.forms.get(id.0).ok_or_else(|| Failure::Other("no such product".into()))?;
-        if form.bias {
-            let (bias, bytes) = ((&raw const factors.bias).cast(), size_of::<u64>());
-            // SAFETY: the attribute is an address of 8 bytes, which is copied.
-            let set = unsafe {
-                (functions.cublasLtMatmulDescSetAttribute)(form.operation.handle, DESC_BIAS_POINTER, bias, bytes)
-            };
-            self.library.check("cublasLtMatmulDescSetAttribute of the bias", set)?;
-        }
-        let (added, beta) = if form.residual { (factors.residual, 1f32) } else { (factors.c, 0f32) };
+    /// As of `multiply`.
+    unsafe fn start(&self, session: &Session, form: &Form, algorithm: &Algorithm, factors: &Factors) -> Code {
+        let residual = form.product.residual;
+        let (added, beta) = if residual { (factors.residual, 1f32) } else { (factors.c, 0f32) };
         let address = |address: u64| address as *mut c_void;
         // SAFETY: the caller vouches for the factors; all objects were made and live, and the two numbers are read
         // before it returns.
-        let done = unsafe {
-            (functions.cublasLtMatmul)(
+        unsafe {
+            (self.library.functions.cublasLtMatmul)(
                 self.handle.handle,
                 form.operation.handle,
                 &factors.scale,
@@ -313,16 +350,42 @@ impl Products {
                 form.c.handle,
                 address(factors.c),
                 form.c.handle,
-                &form.algorithm,
+                algorithm,
                 address(self.workspace),
                 WORKSPACE,
                 session.stream,
             )
-        };
-        match self.library.check("cublasLtMatmul", done) {
-            Ok(()) => Ok(()),
-            // If the context is broken, the driver knows why.
-            Err(failure) => session.wait().and(Err(failure)),
         }
+    }
+}
+
+impl Form {
+    fn set_bias(&self, library: &CublasLt, bias: u64) -> Result<(), Failure> {
+        if !self.product.bias {
+            return Ok(());
+        }
+        let (bias, bytes) = ((&raw const bias).cast(), size_of::<u64>());
+        // SAFETY: the attribute is an address of 8 bytes, which is copied.
+        let set = unsafe {
+            (library.functions.cublasLtMatmulDescSetAttribute)(self.operation.handle, DESC_BIAS_POINTER, bias, bytes)
+        };
+        library.check("cublasLtMatmulDescSetAttribute of the bias", set)
+    }
+
+    /// The product for messages: sizes, types, strides and alignments, all that cuBLASLt's requirements are about.
+    fn title(&self, factors: &Factors, refused: usize) -> String {
+        let Product { layout, m, n, k, a, b, c, bias, residual, tf32 } = self.product;
+        let matrix = |name, matrix: Matrix, address: u64| {
+            let aligned = if address == 0 { 0 } else { 1u64 << address.trailing_zeros().min(8) };
+            format!("{name} {} stride {} at a multiple of {aligned}", matrix.dtype, matrix.stride)
+        };
+        let mut parts = vec![format!("{layout:?} {m}x{n}x{k}{}", if tf32 { " in TF32" } else { "" })];
+        parts.extend([matrix("a", a, factors.a), matrix("b", b, factors.b), matrix("c", c, factors.c)]);
+        parts.extend(bias.then(|| matrix("bias", Matrix { dtype: DType::F32, stride: n }, factors.bias)));
+        parts.extend(residual.then(|| matrix("residual", c, factors.residual)));
+        let count = self.algorithms.len();
+        let algorithm = self.algorithms.get(refused).map_or(String::new(), |used| format!(" {:x?}", used.data));
+        parts.push(format!("algorithm {} of {count}{algorithm}", (refused + 1).min(count)));
+        parts.join(", ")
     }
 }

@@ -27,7 +27,14 @@ fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
 }
 
 fn tools(dir: &tempfile::TempDir) -> Result<Tools, NoDriver> {
-    Tools::load(&Search::within(dir.path()), Cache::at(None))
+    Tools::load(&Search::within(dir.path()), Cache::at(None), Settings { tunes: false, graphs: true })
+}
+
+/// Algorithms are chosen by time, and the choices kept in the directory.
+fn tuned(dir: &tempfile::TempDir) -> Gpu {
+    let settings = Settings { tunes: true, graphs: true };
+    let tools = Tools::load(&Search::within(dir.path()), Cache::at(Some(dir.path().into())), settings).unwrap();
+    Gpu::open(&tools, &tools.cards[0]).unwrap()
 }
 
 fn open(definitions: &[&str]) -> Option<Gpu> {
@@ -148,7 +155,9 @@ fn a_card_that_does_not_open_says_which_call_failed() {
 
 /// What a run does with a card, from the search for libraries on.
 fn everything(dir: &tempfile::TempDir) -> Result<(), String> {
-    let tools = tools(dir).map_err(|none| none.reason().to_owned())?;
+    let settings = Settings { tunes: true, graphs: true };
+    let tools = Tools::load(&Search::within(dir.path()), Cache::at(None), settings);
+    let tools = tools.map_err(|none| none.reason().to_owned())?;
     let reason = |failure: Failure| failure.reason();
     let mut gpu = Gpu::open(&tools, &tools.cards[0]).map_err(reason)?;
     let work = |gpu: &mut Gpu| {
@@ -167,12 +176,20 @@ fn everything(dir: &tempfile::TempDir) -> Result<(), String> {
             gpu.finish_read(reading, &mut out)?;
         }
         gpu.times()?;
-        let form = Product { bias: Some(DType::F32), ..product(Layout::Nt, DType::F32, DType::F32) };
+        let form = Product { bias: true, ..product(Layout::Nt, DType::F32, DType::F32) };
         let id = gpu.product(&form)?.ok_or_else(|| Failure::Other("no algorithm".into()))?;
-        let place = gpu.alloc(256)?;
-        let factors = Factors { a: place, b: place, c: place, bias: place, residual: place, scale: 1.0 };
-        // SAFETY: all matrices lie within 256 bytes.
+        let place = gpu.alloc(5 * 256)?;
+        let [a, b, c, bias, residual] = [0, 1, 2, 3, 4].map(|i| place + 256 * i);
+        let factors = Factors { a, b, c, bias, residual, scale: 1.0 };
+        // SAFETY: each matrix lies within 256 bytes.
         unsafe { gpu.multiply(id, &factors) }?;
+        let graph = gpu.record(&mut |machine| {
+            // SAFETY: as above.
+            unsafe { machine.multiply(id, &factors) }
+        })?;
+        let graph = graph.ok_or_else(|| Failure::Other("nothing recorded".into()))?;
+        gpu.replay(graph)?;
+        gpu.forget(graph);
         gpu.mark()?;
         gpu.free(address);
         Ok(())
@@ -219,7 +236,7 @@ fn each_call_that_fails_is_named() {
     assert!(calls.len() > 40, "{calls:?}");
     // A card without a place on the bus is a card; what is not given back goes with its context, and the waits for that
     // are the last.
-    let harmless = ["cuDeviceGetPCIBusId", "cuMemFree_v2"];
+    let harmless = ["cuDeviceGetPCIBusId", "cuGraphExecDestroy"];
     for (name, count) in &calls {
         let shown = name.to_str().unwrap();
         for (code, from) in [(3, 0), (3, count / 2), (700, 0), (700, count / 2)] {
@@ -349,7 +366,7 @@ fn a_lost_device_stays_lost_and_other_errors_pass() {
 fn product(layout: Layout, factors: DType, result: DType) -> Product {
     let matrix = |dtype| Matrix { dtype, stride: 8 };
     let (a, b, c) = (matrix(factors), matrix(factors), matrix(result));
-    Product { layout, m: 3, n: 5, k: 4, a, b, c, bias: None, residual: false }
+    Product { layout, m: 3, n: 5, k: 4, a, b, c, bias: false, residual: false, tf32: false }
 }
 
 #[test]
@@ -373,11 +390,10 @@ fn products_are_those_of_rows() {
     for layout in [Layout::Nt, Layout::Nn, Layout::Tn] {
         for (factors, result) in [(DType::F32, DType::F32), (DType::BF16, DType::BF16), (DType::BF16, DType::F32)] {
             for (with_bias, with_residual) in [(false, false), (true, false), (false, true), (true, true)] {
-                let form = Product {
-                    bias: with_bias.then_some(result),
-                    residual: with_residual,
-                    ..product(layout, factors, result)
-                };
+                if with_bias && result != DType::F32 {
+                    continue;
+                }
+                let form = Product { bias: with_bias, residual: with_residual, ..product(layout, factors, result) };
                 let id = gpu.product(&form).unwrap().unwrap();
                 let place = Factors {
                     a: put(&mut gpu, &encode(&a, factors)),
@@ -415,15 +431,127 @@ fn products_that_the_library_lacks_are_none() {
     let Some(mut gpu) = open(&[]) else { return };
     let mut mixed = product(Layout::Nt, DType::BF16, DType::F32);
     mixed.a.dtype = DType::F32;
-    let other_bias = Product { bias: Some(DType::BF16), ..product(Layout::Nt, DType::BF16, DType::F32) };
+    let narrow_bias = Product { bias: true, ..product(Layout::Nt, DType::BF16, DType::BF16) };
     let empty = Product { k: 0, ..product(Layout::Nt, DType::F32, DType::F32) };
-    for form in [mixed, other_bias, empty] {
+    for form in [mixed, narrow_bias, empty] {
         assert_eq!(gpu.product(&form).unwrap(), None, "{form:?}");
     }
     let mut narrow = product(Layout::Nt, DType::F32, DType::F32);
     narrow.a.stride = 2;
     let failure = gpu.product(&narrow).unwrap_err();
     assert_eq!(failure, Failure::Other("cublasLtMatrixLayoutCreate: some status (7)".into()));
+}
+
+/// 3 x 5 matrices of 8-element rows for [`product`], the elements of `a` and `b` all `value`.
+fn factors(gpu: &mut Gpu, value: f32) -> Factors {
+    let [a, b, c] = [value, value, 0.0].map(|value| put(gpu, &bytes(&[value; 64])));
+    Factors { a, b, c, bias: 0, residual: 0, scale: 1.0 }
+}
+
+#[test]
+fn an_algorithm_that_is_refused_gives_way_to_the_next() {
+    let Some(mut gpu) = open(&["-DREFUSED=2"]) else { return };
+    let id = gpu.product(&product(Layout::Nt, DType::F32, DType::F32)).unwrap().unwrap();
+    let place = factors(&mut gpu, 2.0);
+    for _ in 0..2 {
+        // SAFETY: the factors are of the form.
+        unsafe { gpu.multiply(id, &place) }.unwrap();
+        assert_eq!(floats(&get(&mut gpu, place.c, 20)), [16.0; 5]);
+    }
+    let Some(mut gpu) = open(&["-DREFUSED=3"]) else { return };
+    let id = gpu.product(&product(Layout::Nt, DType::F32, DType::F32)).unwrap().unwrap();
+    let place = factors(&mut gpu, 2.0);
+    // SAFETY: as above.
+    let Err(Failure::Other(said)) = (unsafe { gpu.multiply(id, &place) }) else { panic!("all are refused") };
+    assert!(
+        said.starts_with("cublasLtMatmul: not supported (15) for Nt 3x5x4, a f32 stride 8 at a multiple of 256, b ")
+    );
+    assert!(said.ends_with(", algorithm 3 of 3"), "{said}");
+}
+
+#[test]
+fn tf32_is_for_products_that_allow_it() {
+    let Some(mut gpu) = open(&[]) else { return };
+    // The last bit of this number is not one of TF32's.
+    let value = 1.0 + 2f32.powi(-11);
+    for (tf32, wanted) in [(false, 4.0 * value * value), (true, 4.0)] {
+        let form = Product { tf32, ..product(Layout::Nt, DType::F32, DType::F32) };
+        let (id, place) = (gpu.product(&form).unwrap().unwrap(), factors(&mut gpu, value));
+        // SAFETY: the factors are of the form.
+        unsafe { gpu.multiply(id, &place) }.unwrap();
+        assert_eq!(floats(&get(&mut gpu, place.c, 4)), [wanted], "{form:?}");
+    }
+}
+
+#[test]
+fn measured_choices_are_kept() {
+    let Some(dir) = libraries(&["-DREFUSED=1"]) else { return };
+    let form = product(Layout::Nn, DType::F32, DType::F32);
+    let stored = || {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|end| end == "product")).collect::<Vec<_>>()
+    };
+    let mut gpu = tuned(&dir);
+    assert!(gpu.info().driver.ends_with("cuBLASLt 13.0.2 (tuned)"));
+    gpu.product(&form).unwrap().unwrap();
+    let files = stored();
+    assert_eq!(files.len(), 1, "{files:?}");
+    let kept = std::fs::read(&files[0]).unwrap();
+    // The stand-in counts launches as time, and products are none: of equals, the first that is not refused.
+    assert_eq!(kept[56..64], 4712u64.to_le_bytes());
+    drop(gpu);
+    let mut gpu = tuned(&dir);
+    let (id, place) = (gpu.product(&form).unwrap().unwrap(), factors(&mut gpu, 1.0));
+    // SAFETY: the factors are of the form.
+    unsafe { gpu.multiply(id, &place) }.unwrap();
+    assert_eq!(floats(&get(&mut gpu, place.c, 20)), [4.0; 5]);
+    assert_eq!((stored(), std::fs::read(&files[0]).unwrap()), (files.clone(), kept));
+}
+
+#[test]
+fn recorded_work_is_done_whenever_it_is_replayed() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let kernel = gpu.load(&[add(0)]).unwrap()[0];
+    let [from, to] = [0, 1].map(|_| put(&mut gpu, &bytes(&[1.0, 2.0])));
+    let mut arguments = Arguments::default();
+    arguments.address(from);
+    arguments.words(&[2, 10f32.to_bits()]);
+    let graph = gpu.record(&mut |machine| {
+        // SAFETY: the arguments are those of the stand-in's kernel, and both ranges have 8 bytes.
+        unsafe {
+            machine.launch(kernel, [1, 1, 1], Threads { block: 32, shared: 0 }, &mut arguments)?;
+            machine.copy(from, to, 8)
+        }
+    });
+    let graph = graph.unwrap().unwrap();
+    assert_eq!(floats(&get(&mut gpu, to, 8)), [1.0, 2.0], "recorded, not done");
+    for round in 1..=3 {
+        gpu.replay(graph).unwrap();
+        let sum = 10.0 * round as f32;
+        assert_eq!(floats(&get(&mut gpu, to, 8)), [1.0 + sum, 2.0 + sum]);
+    }
+    // What it reads is in memory, not in the recording.
+    // SAFETY: the memory has 8 bytes.
+    unsafe { gpu.write(from, &bytes(&[5.0, 6.0])) }.unwrap();
+    gpu.replay(graph).unwrap();
+    assert_eq!(floats(&get(&mut gpu, to, 8)), [15.0, 16.0]);
+    gpu.forget(graph);
+    assert_eq!(gpu.replay(graph), Err(Failure::Other("no such graph".into())));
+}
+
+#[test]
+fn what_cannot_be_recorded_leaves_the_queue_as_it_was() {
+    let Some(mut gpu) = open(&[]) else { return };
+    let kernel = gpu.load(&[add(0)]).unwrap()[0];
+    let address = put(&mut gpu, &bytes(&[1.0]));
+    // A read waits, which a recording cannot.
+    let recorded = gpu.record(&mut |machine| {
+        // SAFETY: the memory has 4 bytes.
+        unsafe { machine.read(address, &mut [0; 4]) }
+    });
+    assert!(matches!(recorded, Err(Failure::Other(_))), "{recorded:?}");
+    launch(&mut gpu, kernel, address, 1, 1.0).unwrap();
+    assert_eq!(floats(&get(&mut gpu, address, 4)), [2.0]);
 }
 
 #[test]
@@ -433,5 +561,7 @@ fn a_failing_product_says_what_the_driver_says() {
     let place = Factors { a: 0, b: 0, c: 0, bias: 0, residual: 0, scale: 1.0 };
     // SAFETY: the stand-in fails before it reads.
     let failure = unsafe { gpu.multiply(id, &place) };
-    assert_eq!(failure, Err(Failure::Other("cublasLtMatmul: some status (13)".into())));
+    let Err(Failure::Other(said)) = failure else { panic!("{failure:?}") };
+    assert!(said.starts_with("cublasLtMatmul: some status (13) for Nn 3x5x4, a f32 stride 8"), "{said}");
+    assert!(said.contains("algorithm 1 of 3"), "{said}");
 }

@@ -4,7 +4,7 @@ use super::case::{Case, Program, gradient_of};
 use super::narrow;
 use crate::device::Tensors;
 use crate::{Device, Precision, Random, Session, Subject, Tensor};
-use sparta_graph::{BackendError, DType, Plan};
+use sparta_graph::{BackendError, DType, Op, Plan};
 use std::fmt;
 
 /// Cases with what the reference computes in each of them.
@@ -106,6 +106,33 @@ impl Judged {
         outcome
     }
 
+    /// Judges a backend that rounds f32 factors to TF32, op by op, in the cases that have products.
+    pub fn check_tf32(&self, subject: &mut Subject) -> Outcome {
+        let mut outcome = Outcome { backend: subject.name.clone(), outputs: vec![], failures: vec![], refused: vec![] };
+        let mut device = match subject.device() {
+            Ok(device) => device,
+            Err(e) => {
+                outcome.failures.push(format!("{}: {e}", subject.name));
+                return outcome;
+            }
+        };
+        if !device.info().tf32 {
+            outcome.refused.push(format!("{}: products in TF32 are not offered", subject.name));
+            return outcome;
+        }
+        let multiplies = |op: &Op| matches!(op, Op::Linear(_) | Op::SampledGrad(_));
+        for JudgedCase { name, program, .. } in &self.cases {
+            let multiplies = program.graph.nodes().iter().any(|node| multiplies(&node.op));
+            if !multiplies || !narrow::is_pure(&program.graph) || !narrow::is_small(program) {
+                continue;
+            }
+            println!("{}: {name} in TF32", subject.name);
+            let judged = narrow::judge(program, &mut device, true, |b| tolerance(program, DType::F32, b));
+            outcome.failures.extend(judged.err().map(|failure| format!("{name} in TF32: {}: {failure}", subject.name)));
+        }
+        outcome
+    }
+
     /// Where two backends computed different bits.
     pub fn differences(&self, a: &Outcome, b: &Outcome) -> Vec<String> {
         let mut failures = vec![];
@@ -150,7 +177,7 @@ impl JudgedCase {
         let reference = Device::reference().run(&Plan::build(&program.graph, false), &program.data).map_err(fail)?;
         if narrow::is_pure(&program.graph) {
             // The reference rounds where the graph says bf16, and nowhere else.
-            narrow::judge(&program, &mut Device::reference(), |x| 1e-12 * (x.abs() + program.magnitude))
+            narrow::judge(&program, &mut Device::reference(), false, |x| 1e-12 * (x.abs() + program.magnitude))
                 .map_err(|failure| format!("{}: reference: {failure}", case.name))?;
         }
         Ok(Some(JudgedCase { name: case.name.clone(), program, reference }))
@@ -257,7 +284,7 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
     // With roundings on the way, each op is judged by what it was given.
     let alone = program.narrowed && narrow::is_pure(&program.graph);
     if alone {
-        narrow::judge(program, device, |b| tolerance(program, DType::F32, b))?;
+        narrow::judge(program, device, false, |b| tolerance(program, DType::F32, b))?;
     }
     for (name, tensor) in &first {
         let context = format!("{name} {:?}", tensor.ty.shape);

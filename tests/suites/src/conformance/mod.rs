@@ -10,6 +10,7 @@ mod attention;
 pub mod case;
 mod check;
 mod elementwise;
+mod inside;
 mod linear;
 mod losses;
 pub mod naive;

@@ -7,14 +7,12 @@
 
 use super::case::Program;
 use super::check::Failure;
-use super::naive;
+use super::inside::{Rounding, inside};
 use crate::device::Tensors;
 use crate::tensor::round;
 use crate::{Device, Tensor};
 use sparta_graph::graph::{Node, TensorType};
-use sparta_graph::ops::{
-    Attention, Cast, Dequantize, IGNORED, Layout, Linear, LinearCrossEntropy, RmsNorm, Store, WeightGrad, step,
-};
+use sparta_graph::ops::{Cast, Dequantize, Linear, RmsNorm, Store, WeightGrad};
 use sparta_graph::{DType, Graph, GraphError, Op, Plan, Value};
 use std::collections::HashMap;
 
@@ -141,16 +139,22 @@ fn place_of(value: Value) -> String {
     format!("value {}", value.0)
 }
 
-/// Runs the program with everything observed and judges each op on the values that it was given. `tolerance(x)` is that
-/// of arithmetic before rounding, in an element whose true value is x.
-pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> f64) -> Result<(), Failure> {
+/// Runs the program with everything observed and judges each op on the values that it was given. `tf32`: products may
+/// round to TF32. `tolerance(x)` is that of arithmetic before rounding, in an element whose true value is x.
+pub fn judge(
+    program: &Program,
+    device: &mut Device,
+    tf32: bool,
+    tolerance: impl Fn(f64) -> f64,
+) -> Result<(), Failure> {
     let wrong = |e: GraphError| Failure::Wrong(e.to_string());
     let (graph, places) = observed(&program.graph).map_err(wrong)?;
     let mut data = program.data.clone();
     data.extend(places.into_iter().map(|(name, ty)| (name, Tensor::zeros(ty))));
-    let plan = Plan::in_segments(&graph, false, device.info().segment_limit());
+    let info = device.info();
+    let plan = Plan { tf32, ..Plan::in_segments(&graph, false, info.segment_limit()) };
     let outputs = device.run(&plan, &data)?;
-    let in_attention = device.info().rounds_in_attention;
+    let rounding = Rounding::of(&info, tf32);
     let value = |v: Value| {
         let name = program.graph.values()[v.0 as usize].external.clone().unwrap_or_else(|| place_of(v));
         outputs.get(&name).or_else(|| program.data.get(&name)).cloned()
@@ -158,7 +162,7 @@ pub fn judge(program: &Program, device: &mut Device, tolerance: impl Fn(f64) -> 
     for node in program.graph.nodes().iter().filter(|node| !matches!(node.op, Op::Store(_))) {
         let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| value(v)).collect();
         let inputs = inputs.ok_or_else(|| Failure::Wrong(format!("{}: an input is not there", node.op.name())))?;
-        let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs, in_attention));
+        let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs, rounding));
         for (o, (&output, exact)) in node.outputs.iter().zip(exact).take(results(&node.op)).enumerate() {
             let Some(got) = value(output) else { continue };
             let context = format!("{:?}, output {o} {} {:?}", node.op, got.ty.dtype, got.ty.shape);
@@ -198,91 +202,6 @@ fn results(op: &Op) -> usize {
         Op::LinearCrossEntropy(op) => 2 + usize::from(op.hidden_grad) + usize::from(op.weight_grad != WeightGrad::None),
         _ => usize::MAX,
     }
-}
-
-/// The largest relative change when a number is rounded to bf16. If one factor of a product is rounded, the product
-/// changes by at most this share of the product of the absolute values.
-const ROUNDING: f64 = 1.0 / 256.0;
-
-/// What rounding inside of the op can change in each element of its outputs. `in_attention`: the device rounds there.
-fn inside(op: &Op, inputs: &[Tensor], in_attention: bool) -> Vec<Vec<f64>> {
-    if inputs.first().is_none_or(|input| input.ty.dtype != DType::BF16) {
-        return vec![];
-    }
-    match op {
-        Op::LinearCrossEntropy(op) => inside_linear_cross_entropy(op, inputs),
-        Op::Attention(op) if in_attention => inside_attention(op, inputs),
-        Op::AttentionGrad(op) if in_attention => inside_attention_grad(&op.0, inputs),
-        _ => vec![],
-    }
-}
-
-/// The probabilities are rounded and multiplied by v.
-fn inside_attention(op: &Attention, inputs: &[Tensor]) -> Vec<Vec<f64>> {
-    let [q, k, v, spans, rng @ ..] = inputs else { return vec![] };
-    let (rng, v) = (rng.first().map(|rng| &rng.values[..]), absolute(v));
-    let (pairs, _) = naive::attention_pairs(op, &q.values, &k.values, &spans.values, rng);
-    let mut o = vec![0.0; q.values.len()];
-    for pair in pairs {
-        let change = ROUNDING * pair.probability * pair.factor;
-        naive::add_row(&mut o[pair.query..][..op.head_dim], change, &v[pair.key..]);
-    }
-    vec![o]
-}
-
-/// The gradients of the scores are rounded and multiplied by k and q, the probabilities by the gradient of the result.
-fn inside_attention_grad(op: &Attention, inputs: &[Tensor]) -> Vec<Vec<f64>> {
-    let [q, k, v, d_o, ld, spans, rng @ ..] = inputs else { return vec![] };
-    let (d, rng) = (op.head_dim, rng.first().map(|rng| &rng.values[..]));
-    let (pairs, _) = naive::attention_pairs(op, &q.values, &k.values, &spans.values, rng);
-    let [q, k, to] = [q, k, d_o].map(absolute);
-    let [mut dq, mut dk, mut dv] = [&q, &k, &k].map(|like| vec![0.0; like.len()]);
-    for pair in pairs {
-        let row = d_o.values[pair.query..][..d].iter();
-        let dot: f64 = row.zip(&v.values[pair.key..]).map(|(a, b)| a * b).sum();
-        let d_score = pair.probability * (pair.factor * dot - ld.values[2 * pair.row + 1]) * pair.slope;
-        let change = ROUNDING * (f64::from(op.scale) * d_score).abs();
-        naive::add_row(&mut dq[pair.query..][..d], change, &k[pair.key..]);
-        naive::add_row(&mut dk[pair.key..][..d], change, &q[pair.query..]);
-        let change = ROUNDING * pair.probability * pair.factor;
-        naive::add_row(&mut dv[pair.key..][..d], change, &to[pair.query..]);
-    }
-    vec![dq, dk, dv]
-}
-
-fn absolute(tensor: &Tensor) -> Vec<f64> {
-    tensor.values.iter().map(|x| x.abs()).collect()
-}
-
-/// The gradient of the logits is rounded to the type of the hidden states and multiplied by weight and hidden states.
-fn inside_linear_cross_entropy(op: &LinearCrossEntropy, inputs: &[Tensor]) -> Vec<Vec<f64>> {
-    let [hidden, weight, labels, scalars, more @ ..] = inputs else { return vec![] };
-    let ([rows, width], vocabulary) = ([hidden.ty.shape[0], hidden.ty.shape[1]], weight.ty.shape[0]);
-    let scale = f64::from(op.scale);
-    let products = naive::product(Layout::Nt, [rows, vocabulary, width], &hidden.values, &weight.values);
-    let mut gradient = Vec::with_capacity(products.len());
-    for (row, &label) in products.chunks(vocabulary).zip(&labels.values) {
-        let tanh = |x: f64| op.soft_cap.map_or(0.0, |cap| (x * scale / f64::from(cap)).tanh());
-        let logit = |x: f64| op.soft_cap.map_or(x * scale, |cap| f64::from(cap) * tanh(x));
-        let lse = naive::log_sum_exp(&row.iter().map(|&x| logit(x)).collect::<Vec<_>>());
-        let counts = if label == f64::from(IGNORED) { 0.0 } else { scalars.values[step::LOSS_WEIGHT] };
-        gradient.extend(row.iter().enumerate().map(|(v, &x)| {
-            let hit = f64::from(u8::from(v as f64 == label));
-            (counts * ((logit(x) - lse).exp() - hit) * (1.0 - tanh(x).powi(2))).abs()
-        }));
-    }
-    let bound = |product: Vec<f64>| product.into_iter().map(|x| ROUNDING * scale.abs() * x).collect::<Vec<_>>();
-    let mut all = vec![vec![], vec![]];
-    if op.hidden_grad {
-        all.push(bound(naive::product(Layout::Nn, [rows, width, vocabulary], &gradient, &absolute(weight))));
-    }
-    let whole = bound(naive::product(Layout::Tn, [vocabulary, width, rows], &gradient, &absolute(hidden)));
-    match (op.weight_grad, more) {
-        (WeightGrad::Dense, _) => all.push(whole),
-        (WeightGrad::Sampled, [index, ..]) => all.push(index.values.iter().map(|&i| whole[i as usize]).collect()),
-        _ => {}
-    }
-    all
 }
 
 fn between(

@@ -1,0 +1,99 @@
+//! The whole backend, as it uses a card, on stand-ins for NVIDIA's libraries: NVRTC that compiles for the CPU, a driver
+//! that runs such kernels, and a cuBLASLt that checks what the real one asks for. Needs `cargo build --release` first.
+
+use serde_json::Value as Json;
+use sparta_tests::command::command;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The stand-ins with these definitions in a directory; `None` with a message where they cannot be made.
+fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
+    super::subject(0, true)?;
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let driver = dir.path().join("libcuda.so.1");
+    let shim = format!("-DSHIM=\"{}\"", folder.join("shim.h").display());
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O2", "-fno-math-errno", "-o"]).arg(&driver).arg(folder.join("libraries.c"));
+    let Ok(done) = compiler.arg(shim).args(definitions).args(["-lm", "-ldl"]).output() else {
+        sparta_tests::skipped_unless_in_ci("no C compiler `cc`");
+        return None;
+    };
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
+        std::fs::hard_link(&driver, dir.path().join(name)).unwrap();
+    }
+    Some(dir)
+}
+
+/// Where compiled kernels are kept between runs, as long as the stand-ins stay the same.
+fn cache() -> PathBuf {
+    let mut hash = DefaultHasher::new();
+    (include_str!("libraries.c"), include_str!("shim.h")).hash(&mut hash);
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("card{:016x}", hash.finish()))
+}
+
+/// What the command does where the stand-ins are the only libraries, with these variables.
+fn run(dir: &tempfile::TempDir, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = command(home.path(), arguments);
+    command.env("SPARTA_CUDA_PATH", dir.path()).env("XDG_CACHE_HOME", cache()).envs(variables.iter().copied());
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The tests of `plugin check` with these names pass, and none of their cases is left out.
+fn passes(dir: &tempfile::TempDir, names: &[&str], variables: &[(&str, &str)]) {
+    let mut arguments = vec!["plugin", "check", "--json", "--device", "cuda:0", "--limit", "900"];
+    arguments.extend(names.iter().flat_map(|name| ["--test", name]));
+    let output = run(dir, &arguments, variables);
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    let report: Json = serde_json::from_str(stdout.lines().last().unwrap_or_default()).unwrap_or_default();
+    let results = report["results"].as_array().unwrap_or_else(|| panic!("{stdout}{stderr}"));
+    assert!(results.len() >= names.len(), "{report}");
+    for result in results {
+        assert_eq!((&result["passed"], &result["details"]), (&Json::Bool(true), &Json::from("")), "{result}");
+    }
+}
+
+#[test]
+fn products_on_a_card_are_right() {
+    let Some(dir) = libraries(&[]) else { return };
+    passes(&dir, &["contract", "conformance bf16: matrix products", "conformance tf32"], &[]);
+    // The first algorithm is refused for every product, and the second one is measured to be the best.
+    let Some(dir) = libraries(&["-DREFUSED=1"]) else { return };
+    passes(&dir, &["conformance bf16: chosen elements"], &[("SPARTA_CUDA_TUNE", "1")]);
+}
+
+/// Recorded plans give the bits of plans that run launch by launch, also where recording fails, which is said.
+#[test]
+fn training_on_a_card_is_the_same_recorded_or_not() {
+    let Some(dir) = libraries(&[]) else { return };
+    let line = "run --device cuda:0 --precision tf32 --method lora --max-steps 4 --batch-size 2 --max-train 16 \
+                --max-dev 8 --max-test 8 --out out --json";
+    let arguments: Vec<&str> = line.split_whitespace().collect();
+    let trained = |dir: &tempfile::TempDir, graphs: &str| {
+        let output = run(dir, &arguments, &[("SPARTA_CUDA_GRAPHS", graphs)]);
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{stdout}{stderr}");
+        let losses = |line: &str| {
+            let record: Json = serde_json::from_str(line).ok()?;
+            Some(record.get("loss")?.to_string())
+        };
+        let losses: Vec<String> = stdout.lines().filter_map(losses).collect();
+        assert!(losses.len() >= 4, "{stdout}");
+        (losses, stderr)
+    };
+    let (recorded, said) = trained(&dir, "1");
+    assert!(!said.contains("cannot be recorded"), "{said}");
+    assert_eq!(trained(&dir, "0").0, recorded);
+    let Some(dir) = libraries(&["-DFAIL=\"cuGraphInstantiateWithFlags\"", "-DCODE=1"]) else { return };
+    let (losses, said) = trained(&dir, "1");
+    assert_eq!(losses, recorded);
+    assert_eq!(said.matches("plans run launch by launch, since they cannot be recorded").count(), 1, "{said}");
+}

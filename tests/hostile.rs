@@ -129,6 +129,30 @@ fn what_it_answers_is_checked() {
     refused(12, &RUN, &["its answer has 314572800 bytes"]);
     refused(13, &RUN, &["the output has the type bf16, expected f32"]);
     refused(14, &RUN, &["the moon is not full"]);
+    refused(46, &RUN, &["`select` gave no answer"]);
+}
+
+/// The library is named once.
+#[test]
+fn one_without_a_description_is_refused() {
+    let Some((output, _home)) = with(47, &OTHER) else { return };
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("case47") && stderr.contains(": it has no function `describe`"), "{stderr}");
+    assert_eq!(stderr.matches("case47").count(), 1, "{stderr}");
+}
+
+/// `plugin install` loads a library in another process first, so a crash is an error that leaves no file behind.
+#[test]
+fn one_that_crashes_is_not_installed() {
+    let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let Some(library) = compile(45, elsewhere.path()) else { return };
+    let output = command(home.path(), &["plugin", "install", library.to_str().unwrap()]).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert_eq!((output.status.code(), stdout.as_str()), (Some(1), ""), "{stderr}");
+    let parts = ["case45", "SIGSEGV", "loading the library"];
+    assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+    assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
 }
 
 #[test]

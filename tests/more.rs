@@ -233,6 +233,15 @@ fn the_largest_weights_are_trained_alone() {
     assert!(chosen >= left, "{chosen} is trained, {left} is not");
 }
 
+/// `plugin check` interrupts a run once its elements are chosen: one that is stopped before has nothing to resume.
+#[test]
+fn a_method_that_scores_passes_the_check_of_cancelling() {
+    let home = tempfile::tempdir().unwrap();
+    let check = format!("plugin check {} --test cancelling", library("gradient-mask").display());
+    let (said, _) = ran(home.path(), &check);
+    assert!(said.contains("1 tests"), "{said}");
+}
+
 /// Tensors that adapters do not store are the same in another process and after resuming.
 #[test]
 fn shared_and_frozen_tensors_follow_from_the_seed() {

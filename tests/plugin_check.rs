@@ -2,6 +2,14 @@
 //! fail. Needs `cargo build --release` first.
 
 use serde_json::Value as Json;
+use sparta_backend_cpu::Reference;
+use sparta_plugin::Error;
+use sparta_plugin::graph::Value;
+use sparta_plugin::graph::ops::{Fill, Mul, Scale};
+use sparta_plugin::method::{
+    ExtraTensor, GraphBuilder, Init, Method, MethodInfo, Options, Parameter, Role, Selection, Site,
+};
+use sparta_plugin::testing::{Gradients, layers, sites};
 use sparta_suites::list::tests;
 use sparta_tests::command::{binary, command};
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
@@ -102,4 +110,61 @@ fn what_is_no_plugin_is_refused() {
     std::fs::write(&path, "no library").unwrap();
     let (code, _, text) = check(&path, &[]);
     assert!(code == Some(1) && text.contains("not a readable shared library"), "{text}");
+}
+
+/// Scales norms, biases and the embedding, which have no `forward`, as its one field says.
+struct Scales(&'static str);
+
+impl Method for Scales {
+    fn describe(&self) -> MethodInfo {
+        let (name, version, summary) = ("scales".into(), "0".into(), String::new());
+        MethodInfo { name, version, summary, options: vec![], default_lr: 1e-3 }
+    }
+
+    fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
+        let scale =
+            |p: &Parameter| ExtraTensor::new("scale", [*p.shape.last().unwrap()], Init::Constant { value: 1.0 });
+        let choose = |p: &Parameter| match p.role {
+            Role::Norm | Role::Bias | Role::Embedding => Selection::Reparam { tensors: vec![scale(p)] },
+            _ => Selection::Frozen,
+        };
+        Ok(parameters.iter().map(choose).collect())
+    }
+
+    fn merge(&self, _: &Site, graph: &mut dyn GraphBuilder, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        match self.0 {
+            "doubles" => {
+                let scaled = graph.one(Mul {}, &[w, extra[0]])?;
+                graph.one(Scale { factor: 2.0 }, &[scaled])
+            }
+            "forgets" => Ok(w),
+            "another shape" => graph.one(Fill { value: 1.0, shape: vec![3] }, &[]),
+            _ => graph.one(Mul {}, &[w, extra[0]]),
+        }
+    }
+}
+
+/// What `plugin check` asks of parameters that are merged and have no `forward`.
+#[test]
+fn parameters_without_a_forward_are_tested_by_what_merge_returns() {
+    let mut backend = Reference::new(None).unwrap();
+    let options = Options::new();
+    assert!(layers(&Scales("well"), &options).unwrap().is_empty());
+    // Norms and biases of two layers, the last norm and the embedding.
+    assert_eq!(sites(&Scales("well"), &options).unwrap().len(), 12);
+    for site in sites(&Scales("well"), &options).unwrap() {
+        assert_eq!(site.change_at_start(&mut backend).unwrap(), 0.0, "{}", site.name());
+        assert_eq!(site.check_gradients(&mut backend).unwrap(), Gradients::Agree, "{}", site.name());
+    }
+    for site in sites(&Scales("doubles"), &options).unwrap() {
+        assert_eq!(site.change_at_start(&mut backend).unwrap(), 1.0, "{}", site.name());
+    }
+    for site in sites(&Scales("forgets"), &options).unwrap() {
+        let why = site.check_gradients(&mut backend).unwrap_err().0;
+        assert!(why.contains("scale"), "{why}");
+    }
+    for site in sites(&Scales("another shape"), &options).unwrap() {
+        let why = site.change_at_start(&mut backend).unwrap_err().0;
+        assert!(why.contains("`merge` gave the shape [3], expected "), "{why}");
+    }
 }

@@ -2,6 +2,7 @@
    that no plugin should. */
 #define _GNU_SOURCE
 #include "sparta_plugin.h"
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,9 @@
 #define OWN_FUNCTION_FAILS 42
 #define OWN_BODY_IS_NONE 43
 #define OWN_FUNCTION_FOR_ADD 44
+#define CRASHES 45
+#define ANSWERS_NOTHING 46
+#define NO_DESCRIBE 47
 
 #define SPARSE (CASE >= ACTS && CASE <= NO_JSON)
 
@@ -72,6 +76,8 @@ extern int a_function_that_is_nowhere(void);
 __attribute__((constructor)) static void opened(void) {
 #if CASE == EXIT_IN_CONSTRUCTOR
     exit(0);
+#elif CASE == CRASHES
+    raise(SIGSEGV);
 #elif CASE == SLOW
     sleep(4);
 #elif CASE == MOVES
@@ -124,6 +130,8 @@ static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
 #elif CASE == HUGE_ANSWER
     SpartaBytes huge = {calloc(1, (size_t)300 << 20), (size_t)300 << 20};
     host->result(call, huge);
+    return SPARTA_OK;
+#elif CASE == ANSWERS_NOTHING
     return SPARTA_OK;
 #endif
     static char answer[1 << 20];
@@ -290,7 +298,7 @@ static SpartaStatus on_step(SpartaCall call, SpartaBytes request) {
 
 static const SpartaMethod table = {
     .size = sizeof(SpartaMethod),
-    .describe = describe,
+    .describe = CASE == NO_DESCRIBE ? NULL : describe,
     .select = select_parameters,
     .forward = forward,
     .merge = CASE == NO_MERGE ? NULL : merge,

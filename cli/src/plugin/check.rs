@@ -2,7 +2,7 @@
 //!
 //! The library is loaded only in child processes, one per test, so that a crash or a hang is one failed test.
 
-use super::child::{self, NOTE, REFUSED, SKIPPED};
+use super::child::{self, Ended, Input, NOTE, REFUSED, SKIPPED};
 use super::jobs;
 use crate::devices;
 use crate::output::{self, Output};
@@ -44,7 +44,7 @@ pub struct CheckArgs {
     /// Print one JSON object as the last line on stdout, and everything else on stderr
     #[arg(long)]
     json: bool,
-    /// The work of a child process: `list`, or the name of a test
+    /// The work of a child process: `load`, `list`, or the name of a test
     #[arg(long, hide = true, value_name = "WHAT")]
     child: Option<String>,
 }
@@ -85,6 +85,7 @@ struct TestResult {
 /// Errors: a library that cannot be loaded, or that fails a test.
 pub fn check(args: &CheckArgs, explicit: &[PathBuf], plugins: &PluginSet) -> Result<()> {
     match args.child.as_deref() {
+        Some("load") => args.path.as_deref().map_or(Ok(()), |path| load(path).map(drop)),
         Some("list") => output::json_line(&contents(args, plugins)?),
         Some(name) => run_test(args, name, plugins),
         None => check_all(args, explicit),
@@ -94,11 +95,9 @@ pub fn check(args: &CheckArgs, explicit: &[PathBuf], plugins: &PluginSet) -> Res
 /// `explicit` is what `--plugin` names.
 fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     let output = Output::new(args.json);
-    let list = child::run(&arguments(args, explicit, "list"), args.limit, true)?;
+    let list = child::run(&arguments(args, explicit, "list"), args.limit, Input::Closed)?;
     if !list.passed() {
-        let why = list.why(args.limit);
-        let usage = list.status.is_some_and(|status| status.code() == Some(2));
-        return Err(if usage { Error::Usage(why) } else { Error::Plugin(why) });
+        return Err(refusal(&list, args.limit, args.path.as_deref()));
     }
     let contents: Contents = serde_json::from_str(list.stdout.trim().lines().last().unwrap_or_default())
         .map_err(|e| Error::Plugin(format!("the list of tests cannot be read: {e}")))?;
@@ -109,7 +108,7 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     output.say(format!("{} tests{device}", contents.tests.len()))?;
     let mut results = vec![];
     for name in &contents.tests {
-        let ended = child::run(&arguments(args, explicit, name), args.limit, false)?;
+        let ended = child::run(&arguments(args, explicit, name), args.limit, Input::Open)?;
         ended.stderr.lines().for_each(|line| tracing::info!("{name}: {line}"));
         let passed = ended.passed();
         let details = if passed { ended.said() } else { ended.why(args.limit) };
@@ -129,6 +128,28 @@ fn check_all(args: &CheckArgs, explicit: &[PathBuf]) -> Result<()> {
     match failed {
         0 => output.say(format!("passed: {}, skipped: {skipped}", all - skipped)),
         n => Err(Error::Plugin(format!("{n} of {all} tests failed"))),
+    }
+}
+
+/// Loads a library in a child process, where a crash or a hang does no harm.
+///
+/// Errors: it cannot be loaded.
+pub fn try_load(path: &Path) -> Result<()> {
+    let arguments = ["plugin", "check", "--child", "load"].map(OsString::from).into_iter();
+    let ended = child::run(&arguments.chain([path.into()]).collect::<Vec<_>>(), LOADING, Input::Closed)?;
+    if ended.passed() { Ok(()) } else { Err(refusal(&ended, LOADING, Some(path))) }
+}
+
+/// The seconds that a library may take to load before it is installed.
+const LOADING: u64 = 60;
+
+/// Why the first child process failed. A child that crashed or hung could not name the library.
+fn refusal(ended: &Ended, limit: u64, path: Option<&Path>) -> Error {
+    let why = ended.why(limit);
+    match (ended.status.and_then(|status| status.code()), path) {
+        (Some(2), _) => Error::Usage(why),
+        (Some(1), _) | (_, None) => Error::Plugin(why),
+        (_, Some(path)) => Error::Plugin(format!("{}: {why}", path.display())),
     }
 }
 

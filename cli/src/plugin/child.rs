@@ -3,6 +3,7 @@
 use sparta_core::{Error, Result};
 use std::ffi::OsString;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,17 @@ pub const NOTE: &str = "note: ";
 /// Interval at which a child is polled.
 const POLL: Duration = Duration::from_millis(10);
 
+/// When the standard input of a child ends.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// With the child.
+    Open,
+    /// At once.
+    Closed,
+    /// When this file is there.
+    Until(&'a Path),
+}
+
 /// A child process that has ended.
 pub struct Ended {
     /// `None` if it was killed at its time limit.
@@ -23,27 +35,34 @@ pub struct Ended {
     pub stderr: String,
 }
 
-/// Runs this program with these arguments, for at most `limit` seconds. Its standard input stays open until it ends,
-/// or, if `closed`, is closed from the start.
+/// Runs this program with these arguments, for at most `limit` seconds.
 ///
 /// Errors: it cannot be started.
-pub fn run(arguments: &[OsString], limit: u64, closed: bool) -> Result<Ended> {
+pub fn run(arguments: &[OsString], limit: u64, input: Input) -> Result<Ended> {
     let program = std::env::current_exe().map_err(Error::io("sparta-cli"))?;
     let mut command = Command::new(&program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().map_err(Error::io(&program))?;
-    let stdin = child.stdin.take().filter(|_| !closed);
+    let mut stdin = child.stdin.take().filter(|_| !matches!(input, Input::Closed));
+    let poll = || {
+        if let Input::Until(file) = input
+            && file.exists()
+        {
+            stdin = None;
+        }
+    };
     let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
-    let status = wait(&mut child, start + Duration::from_secs(limit)).map_err(Error::io(&program))?;
+    let status = wait(&mut child, start + Duration::from_secs(limit), poll).map_err(Error::io(&program))?;
     drop(stdin);
     let text = |thread: std::thread::JoinHandle<String>| thread.join().unwrap_or_default();
     Ok(Ended { status, seconds: start.elapsed().as_secs_f64(), stdout: text(stdout), stderr: text(stderr) })
 }
 
 /// `None`: the child did not end in time and was killed.
-fn wait(child: &mut Child, end: Instant) -> std::io::Result<Option<ExitStatus>> {
+fn wait(child: &mut Child, end: Instant, mut poll: impl FnMut()) -> std::io::Result<Option<ExitStatus>> {
     loop {
+        poll();
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
@@ -80,7 +99,7 @@ impl Ended {
 
     /// Why it failed. For a crash or a hang, which leave no message, this names the last case that was begun.
     pub fn why(&self, limit: u64) -> String {
-        let last = self.stdout.trim().lines().last().unwrap_or("its start");
+        let last = self.stdout.trim().lines().last().unwrap_or("loading the library");
         let message = self.stderr.trim().trim_start_matches("error: ");
         match self.status {
             None => format!("did not end within {limit} s; it was at: {last}"),

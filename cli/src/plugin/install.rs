@@ -1,5 +1,6 @@
 //! `sparta-cli plugin install` and `plugin remove`.
 
+use super::check;
 use crate::output;
 use clap::Args;
 use sparta_core::job::config::one_of;
@@ -38,6 +39,7 @@ fn directory() -> Result<PathBuf> {
 }
 
 pub fn install(args: &InstallArgs) -> Result<()> {
+    check::try_load(&args.path)?;
     let installed = plugin::install(&args.path, &directory()?)?;
     let (manifest, library) = (&installed.manifest, installed.library.display());
     output::print(format!("installed the {} {} as {library}", manifest.kind, manifest.name))?;

@@ -1,11 +1,12 @@
 //! Whole runs within a check: a few steps with a method or on a task, each a child process started as a user would.
 
 use super::check::CheckArgs;
-use super::child::{self, Ended};
+use super::child::{self, Ended, Input};
 use crate::default_job::DefaultJob;
 use crate::progress::INTERRUPTED;
 use serde_json::Value as Json;
 use sparta_core::plugin::{LoadedMethod, PluginKind, PluginSet};
+use sparta_core::run::CHOSEN;
 use sparta_plugin::method::{Method, Steps};
 use sparta_plugin::options::OptionInfo;
 use sparta_plugin::task::Target;
@@ -104,9 +105,9 @@ impl Runs<'_> {
         self.scratch.path().join(name)
     }
 
-    fn call(&self, arguments: Vec<OsString>, closed: bool) -> Result<Ended, String> {
+    fn call(&self, arguments: Vec<OsString>, input: Input) -> Result<Ended, String> {
         let all = [vec!["--plugin".into(), self.path.clone().into()], arguments].concat();
-        child::run(&all, self.args.limit, closed).map_err(|e| e.to_string())
+        child::run(&all, self.args.limit, input).map_err(|e| e.to_string())
     }
 
     /// The arguments of `run` or `plan` for this many steps.
@@ -141,11 +142,11 @@ impl Runs<'_> {
     fn train(&self, out: &str, steps: usize) -> Result<(), Ending> {
         let mut arguments = self.options("run", steps)?;
         arguments.extend(["--until-eof".into(), "--out".into(), self.at(out).into()]);
-        let ended = self.call(arguments, false)?;
+        let ended = self.call(arguments, Input::Open)?;
         if ended.passed() {
             return Ok(());
         }
-        let plan = self.call(self.options("plan", steps)?, true)?;
+        let plan = self.call(self.options("plan", steps)?, Input::Closed)?;
         let (why, refusal) = (ended.why(self.args.limit), plan.why(self.args.limit));
         let broken = ["the process was ended", "the plugin panicked"].iter().any(|sign| refusal.contains(sign));
         // A method may need what the built-in model lacks; what it computes in layers is checked without the model.
@@ -165,7 +166,7 @@ impl Runs<'_> {
         let steps = format!("--max-steps={steps}");
         let arguments = ["run", "--resume"].map(OsString::from).into_iter().chain([self.at(out).into()]);
         let ended =
-            self.call(arguments.chain(["--device=cpu", "--json", &steps].map(OsString::from)).collect(), false)?;
+            self.call(arguments.chain(["--device=cpu", "--json", &steps].map(OsString::from)).collect(), Input::Open)?;
         match ended.passed() {
             true => Ok(()),
             false => Err(Ending::Failed(format!("resuming: {}", ended.why(self.args.limit)))),
@@ -191,7 +192,7 @@ impl Runs<'_> {
             )));
         }
         let eval = ["eval".into(), self.at("run").into(), "--split=dev".into(), "--device=cpu".into(), "--json".into()];
-        let ended = self.call(eval.to_vec(), true)?;
+        let ended = self.call(eval.to_vec(), Input::Closed)?;
         if !ended.passed() {
             return Err(Ending::Failed(format!("eval in another process: {}", ended.why(self.args.limit))));
         }
@@ -227,7 +228,13 @@ impl Runs<'_> {
         self.train("whole", self.job.steps)?;
         let mut arguments = self.options("run", self.job.steps)?;
         arguments.extend(["--until-eof".into(), "--out".into(), self.at("half").into()]);
-        let ended = self.call(arguments, true)?;
+        // A run that is stopped while it scores elements has nothing to resume.
+        let chosen = self.at("half").join(CHOSEN);
+        let scores = self.at("whole").join(CHOSEN).exists();
+        let ended = self.call(arguments, if scores { Input::Until(&chosen) } else { Input::Closed })?;
+        if scores && ended.passed() {
+            return Err(Ending::Skipped("the run was over before it could be interrupted".into()));
+        }
         if ended.status.and_then(|status| status.code()) != Some(INTERRUPTED.into()) {
             return Err(Ending::Failed(format!("an interrupted run: {}", ended.why(self.args.limit))));
         }

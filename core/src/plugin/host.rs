@@ -3,6 +3,7 @@
 //! A call is identified by an integer, looked up among the calls of the current thread, so a plugin that keeps one or
 //! passes it to another thread gets an error instead of access to foreign memory.
 
+use super::library::unreadable;
 use sparta_graph::ops::CpuFunction;
 use sparta_plugin::abi::*;
 use sparta_plugin::export::panic_message;
@@ -177,8 +178,9 @@ unsafe extern "C" fn graph_own(
     on_graph(call, |graph| {
         // SAFETY: the plugin passes bytes and an array that live until this function returns.
         let (op, inputs) = unsafe { (op.as_slice(), slice(inputs, input_count)) };
-        let mut op: Op = serde_json::from_slice(op)
-            .map_err(|e| format!("not an operation of this host: {e}: {}", String::from_utf8_lossy(op)))?;
+        let mut op: Op = serde_json::from_slice(op).map_err(|e| {
+            format!("not an operation of this host: {}: {}", unreadable(&e), String::from_utf8_lossy(op))
+        })?;
         if output_count.is_null() || (outputs.is_null() && capacity > 0) {
             return Err("there is no place for the outputs of an operation: a pointer is null".into());
         }

@@ -103,14 +103,32 @@ impl<T> Implementation<T> {
             function.ok_or_else(|| Error::new(format!("plugin {}: it has no function `{what}`", self.name)))?;
         let _running = running::Call::begin(|| format!("{}: {what}", self.name), WORK.contains(&what));
         call(function).map_err(|message| {
-            Error(message.unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)))
+            Error(
+                message
+                    .filter(|message| !message.trim().is_empty())
+                    .unwrap_or_else(|| format!("plugin {}: `{what}` failed without a message", self.name)),
+            )
         })
     }
 
     /// Parses the result of a function.
     pub fn parse<M: DeserializeOwned>(&self, what: &str, result: &[u8]) -> Result<M, Error> {
-        serde_json::from_slice(result)
-            .map_err(|e| Error::new(format!("plugin {}: the answer of `{what}` cannot be read: {e}", self.name)))
+        if result.is_empty() {
+            let message = format!("plugin {}: `{what}` gave no answer: pass one to the host's `result`", self.name);
+            return Err(Error(message));
+        }
+        serde_json::from_slice(result).map_err(|e| {
+            Error(format!("plugin {}: the answer of `{what}` cannot be read: {}", self.name, unreadable(&e)))
+        })
+    }
+}
+
+/// Why JSON of a plugin cannot be read. A serializer writes null for NaN.
+pub fn unreadable(error: &serde_json::Error) -> String {
+    let why = error.to_string();
+    match why.starts_with("invalid type: null, expected f") {
+        true => format!("{why}; a number that is not finite becomes null in JSON"),
+        false => why,
     }
 }
 

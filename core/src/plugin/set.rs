@@ -266,16 +266,19 @@ impl PluginSet {
 
     fn add(&mut self, functions: Functions, found: &mut Found, promised: &str) -> std::result::Result<(), String> {
         let place = found.path.display().to_string();
+        // What reports the reason names the library.
+        let prefix = format!("plugin {place}: ");
+        let plain = |e: sparta_plugin::Error| e.0.strip_prefix(&prefix).unwrap_or(&e.0).to_owned();
         match functions {
             Functions::Method(table) => {
-                let method = LoadedMethod::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let method = LoadedMethod::new(Implementation { table, name: place.clone() }).map_err(plain)?;
                 let info = method.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
                     self.methods.push(Arc::new(method));
                 }
             }
             Functions::Task(table) => {
-                let task = LoadedTask::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let task = LoadedTask::new(Implementation { table, name: place.clone() }).map_err(plain)?;
                 let info = task.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
                     let ids = info.tasks.iter().map(|task| task.id.clone());
@@ -284,7 +287,7 @@ impl PluginSet {
                 }
             }
             Functions::Backend(table) => {
-                let backend = LoadedBackendPlugin::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                let backend = LoadedBackendPlugin::new(Implementation { table, name: place.clone() }).map_err(plain)?;
                 let info = backend.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
                     self.backends.push(Arc::new(backend));
@@ -292,7 +295,7 @@ impl PluginSet {
             }
             Functions::Communicator(table) => {
                 let communicator =
-                    LoadedCommunicatorPlugin::new(Implementation { table, name: place }).map_err(|e| e.0)?;
+                    LoadedCommunicatorPlugin::new(Implementation { table, name: place.clone() }).map_err(plain)?;
                 let info = communicator.info();
                 if self.accept(found, promised, &info.name, &info.version)? {
                     self.communicators.push(Arc::new(communicator));

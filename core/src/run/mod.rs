@@ -25,6 +25,7 @@ pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};
 pub use profile::profile;
+pub use score::CHOSEN;
 pub use show::{ShownData, ShownExample, ShownSplit, show};
 pub use train::{OpenDevice, Start, run, run_together};
 

@@ -16,3 +16,5 @@ pub mod testing;
 
 pub use error::Error;
 pub use host::host_memory;
+/// The crate that [`method::Method::on_step`] returns its state with.
+pub use serde_json;

@@ -20,7 +20,7 @@ use crate::Error;
 use crate::backend::Backend;
 use crate::graph::Recorder;
 use crate::method::{ExtraTensor, GraphBuilder, Init, Method, Options, Parameter, Role, Selection, Site};
-use sparta_graph::ops::{Add, Fill, Layout, Linear, Mul, OwnKernel, RowSum, Scale, Store};
+use sparta_graph::ops::{Add, Broadcast, Fill, Layout, Linear, Mul, OwnKernel, RowSum, Scale, Store};
 use sparta_graph::{DType, GradRequest, Graph, Op, Value, gradients, philox4x32_10};
 use std::f64::consts::TAU;
 
@@ -288,17 +288,38 @@ impl Layer<'_> {
         }
     }
 
+    fn merge(&self, graph: &mut Recorder, w: Value, extra: &[Value]) -> Result<Value, Error> {
+        let merged = self.method.merge(&self.site(graph.rng.is_some()), graph, w, extra)?;
+        let (got, expected) = (graph.shape(merged)?, &self.parameter.shape);
+        match got == *expected {
+            true => Ok(merged),
+            false => Err(self.wrong(format!("`merge` gave the shape {got:?}, expected {expected:?}"))),
+        }
+    }
+
+    /// What the model uses: the output of a linear layer, or the merged parameter.
+    fn output(&self, graph: &mut Recorder, values: &[Value]) -> Result<Value, Error> {
+        match is_linear(&self.parameter) {
+            true => self.forward(graph, values),
+            false => self.merge(graph, values[1], &values[2..]),
+        }
+    }
+
     fn wrong(&self, what: String) -> Error {
         Error(format!("{}: {what}", self.name()))
     }
 
-    /// How much the method changes what the layer computes before any training, relative to the largest output.
+    /// How much the method changes what the layer computes, or any other parameter, before any training, relative to
+    /// the largest number.
     ///
-    /// Errors: those of `forward` and of the backend.
+    /// Errors: those of `forward`, or of `merge`, and of the backend.
     pub fn change_at_start(&self, backend: &mut dyn Backend) -> Result<f64, Error> {
         let outputs = compute(backend, &self.inputs(false), false, |graph, values| {
-            let plain = plain(graph, values[0], values[1])?;
-            Ok(vec![plain, self.forward(graph, values)?])
+            let before = match is_linear(&self.parameter) {
+                true => plain(graph, values[0], values[1])?,
+                false => values[1],
+            };
+            Ok(vec![before, self.output(graph, values)?])
         })?;
         Ok(outputs[0].difference(&outputs[1]))
     }
@@ -310,11 +331,7 @@ impl Layer<'_> {
     pub fn check_merge(&self, backend: &mut dyn Backend) -> Result<(), Error> {
         let outputs = compute(backend, &self.inputs(true), false, |graph, values| {
             let y = self.forward(graph, values)?;
-            let merged = self.method.merge(&self.site(false), graph, values[1], &values[2..])?;
-            let (got, expected) = (graph.shape(merged)?, &self.parameter.shape);
-            if got != *expected {
-                return Err(self.wrong(format!("`merge` gave the shape {got:?}, expected {expected:?}")));
-            }
+            let merged = self.merge(graph, values[1], &values[2..])?;
             Ok(vec![y, plain(graph, values[0], merged)?])
         })?;
         self.merged_difference(&outputs, "`forward`")
@@ -413,16 +430,22 @@ impl Layer<'_> {
         Ok(changed.into_iter().map(|(_, tensor): (Value, &ExtraTensor)| tensor.name.as_str()).collect())
     }
 
-    /// Compares the gradients of the trained tensors and of x with central differences. Meant for a backend in f64.
+    /// Compares the gradients of the trained tensors, and of a layer's x, with central differences. Meant for a backend
+    /// in f64.
     ///
-    /// Errors: they disagree; a trained tensor that no gradient reaches; those of `forward` and of the backend.
+    /// Errors: they disagree; a trained tensor that no gradient reaches; those of `forward`, or of `merge`, and of the
+    /// backend.
     pub fn check_gradients(&self, backend: &mut dyn Backend) -> Result<Gradients, Error> {
         let inputs = self.inputs(true);
         let trained = self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained).map(|(i, _)| i + 2);
-        let moved: Vec<usize> = [0].into_iter().chain(trained).collect();
+        let linear = is_linear(&self.parameter);
+        let moved: Vec<usize> = linear.then_some(0).into_iter().chain(trained).collect();
         let directions = moved.iter().zip(200..).map(|(&at, seed)| Tensor::normal(&inputs[at].shape, seed));
         let directions: Vec<Tensor> = directions.collect();
-        let upstream = Tensor::normal(&[ROWS, self.parameter.shape[0]], 300);
+        let upstream = match linear {
+            true => Tensor::normal(&[ROWS, self.parameter.shape[0]], 300),
+            false => Tensor::normal(&self.parameter.shape, 300),
+        };
         let all = [&inputs[..], &directions, &[upstream]].concat();
         let mut detached = false;
         let outputs = compute(backend, &all, true, |graph, values| {
@@ -432,7 +455,7 @@ impl Layer<'_> {
             for (&at, &direction) in moved.iter().zip(directions) {
                 differences.push(self.difference(graph, own, (at, direction), upstream[0])?);
             }
-            let y = self.forward(graph, own)?;
+            let y = self.output(graph, own)?;
             detached = graph.graph.nodes().iter().any(|node| match &node.op {
                 Op::Detach(_) => true,
                 Op::Own(own) => own.0.gradient.as_ref().is_some_and(|rule| rule.straight_through),
@@ -465,8 +488,8 @@ impl Layer<'_> {
         Ok(Gradients::Agree)
     }
 
-    /// The derivative of the outputs, weighted by `upstream` and summed over each row `[5, 1]`, along a direction of an
-    /// input.
+    /// The derivative of the output, weighted by `upstream` and summed over each row `[T, 1]`, along a direction of an
+    /// input; a vector is one row.
     fn difference(
         &self,
         graph: &mut Recorder,
@@ -478,13 +501,16 @@ impl Layer<'_> {
             let mut values = values.to_vec();
             let change = one(graph, Scale { factor: step }, &[direction])?;
             values[at] = one(graph, Add {}, &[values[at], change])?;
-            let y = self.forward(graph, &values)?;
+            let y = self.output(graph, &values)?;
             one(graph, Scale { factor: 0.5 / step }, &[y])
         };
         // Both are divided by the distance, the second with its sign.
         let (after, before) = (at_step(STEP)?, at_step(-STEP)?);
         let slope = one(graph, Add {}, &[after, before])?;
-        let weighted = one(graph, Mul {}, &[slope, upstream])?;
+        let mut weighted = one(graph, Mul {}, &[slope, upstream])?;
+        if let [n] = graph.shape(weighted)?[..] {
+            weighted = one(graph, Broadcast { shape: [1, n] }, &[weighted])?;
+        }
         one(graph, RowSum {}, &[weighted])
     }
 

@@ -94,14 +94,18 @@ fn check(parameter: &Parameter, selection: &Selection) -> Checked {
             Err(format!("it has {} elements, but an index has 32 bits", parameter.numel()))
         }
         Selection::Chosen { indices } => {
-            let ascending = indices.windows(2).all(|pair| pair[0] < pair[1]);
-            match ascending && indices.last().is_none_or(|&last| u64::from(last) < parameter.numel()) {
-                true => Ok(()),
-                false => Err("the chosen elements do not ascend within its shape".into()),
+            if let Some(pair) = indices.windows(2).find(|pair| pair[0] >= pair[1]) {
+                return Err(format!("expected ascending indices, got {} before {}", pair[0], pair[1]));
+            }
+            match indices.last() {
+                Some(&last) if u64::from(last) >= parameter.numel() => {
+                    Err(format!("expected indices below {}, its elements, got {last}", parameter.numel()))
+                }
+                _ => Ok(()),
             }
         }
         Selection::Scored(Scored { score, .. }) if score.count() == 0 => {
-            Err(format!("its elements are scored by nothing: {score:?}"))
+            Err("its elements are scored by 0 batches or steps, expected at least 1".into())
         }
         Selection::Sparse { .. } | Selection::Magnitude(_) | Selection::Scored(_) => Ok(()),
         Selection::Reparam { tensors } => {
@@ -209,6 +213,10 @@ mod tests {
         assert!(answer(scored(0.0, Scope::Model)).unwrap_err().contains("w: the share 0 is"));
         let none = Score::Change { steps: 0 };
         let scored = Scored { share: 0.5, order: Order::Largest, scope: Scope::Tensor, score: none };
-        assert!(answer(Selection::Scored(scored)).unwrap_err().contains("scored by nothing"));
+        assert!(answer(Selection::Scored(scored)).unwrap_err().contains("scored by 0 batches or steps"));
+        let chosen = |indices: &[u32]| answer(Selection::Chosen { indices: indices.to_vec() });
+        chosen(&[0, 23]).unwrap();
+        assert!(chosen(&[5, 1]).unwrap_err().contains("expected ascending indices, got 5 before 1"));
+        assert!(chosen(&[0, 24]).unwrap_err().contains("expected indices below 24, its elements, got 24"));
     }
 }

@@ -146,7 +146,8 @@ impl SparseExport<'_> {
                 _ => {
                     return Err(Error::Usage(format!(
                         "{} is changed, but PEFT's Super-Tuning holds only single elements of linear layers, whole norms and the \
-                         head: write a merged model with `adapter merge`, or --format sparse-deltas",
+                         head: train without it, as sparta does with --targets, write a merged model with `adapter merge`, or use \
+                         --format sparse-deltas",
                         parameter.name
                     )));
                 }

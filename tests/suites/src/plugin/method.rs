@@ -78,6 +78,15 @@ fn selection(method: &LoadedMethod) -> Outcome {
     }
 }
 
+/// All parameters that it reparametrizes, or why the test does not apply.
+fn all_sites(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Ending> {
+    let sites = sites(method, &defaults(&method.info().options))?;
+    if sites.is_empty() {
+        return Err(Ending::Skipped("it reparametrizes nothing".into()));
+    }
+    Ok(sites)
+}
+
 /// The layers that it reparametrizes, or why the test does not apply.
 fn reparametrized(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Ending> {
     let layers = layers(method, &defaults(&method.info().options))?;
@@ -89,29 +98,29 @@ fn reparametrized(method: &LoadedMethod) -> Result<Vec<testing::Layer<'_>>, Endi
 
 /// Whether training begins with what the model computes.
 fn start(method: &LoadedMethod) -> Outcome {
-    let layers = reparametrized(method)?;
+    let sites = all_sites(method)?;
     let (mut backend, mut largest) = (reference()?, (0.0, ""));
-    for layer in &layers {
-        let change = layer.change_at_start(&mut backend)?;
+    for site in &sites {
+        let change = site.change_at_start(&mut backend)?;
         if !change.is_finite() {
-            return failed(format!("{}: its outputs are not finite before anything is trained", layer.name()));
+            return failed(format!("{}: it is not finite before anything is trained", site.name()));
         }
-        largest = if change > largest.0 { (change, layer.name()) } else { largest };
+        largest = if change > largest.0 { (change, site.name()) } else { largest };
     }
     // Rounding of another order of the same operations, in f64 read as f32.
     match largest {
         (change, _) if change < 1e-6 => Ok("training begins with what the model computes".into()),
         (change, name) => {
-            Ok(format!("the untrained method changes the outputs, those of {name} by {change:.1e} of the largest"))
+            Ok(format!("the untrained method changes the model, {name} by {change:.1e} of the largest number"))
         }
     }
 }
 
 fn gradients(method: &LoadedMethod) -> Outcome {
-    let layers = reparametrized(method)?;
+    let sites = all_sites(method)?;
     let mut backend = reference()?;
-    for layer in &layers {
-        if layer.check_gradients(&mut backend)? == Gradients::Detached {
+    for site in &sites {
+        if site.check_gradients(&mut backend)? == Gradients::Detached {
             return Err(Ending::Skipped(
                 "it stops gradients on purpose (detach): differences say something else".into(),
             ));
@@ -181,10 +190,7 @@ fn with_bias(method: &LoadedMethod) -> Outcome {
 
 /// Terms of the loss are numbers, and updated tensors keep their shapes.
 fn penalties(method: &LoadedMethod) -> Outcome {
-    let sites = sites(method, &defaults(&method.info().options))?;
-    if sites.is_empty() {
-        return Err(Ending::Skipped("it reparametrizes nothing".into()));
-    }
+    let sites = all_sites(method)?;
     let (mut backend, mut terms, mut updated) = (reference()?, 0, Vec::new());
     for site in &sites {
         terms += usize::from(site.penalty(&mut backend)?.is_some());

@@ -111,7 +111,7 @@ impl Lowering<'_> {
 
 #[cfg(test)]
 mod tests {
-    use crate::lower::{Bounds, Step, lower, sampled_cost};
+    use crate::lower::{Bounds, Step, lower};
     use sparta_graph::graph::TensorType;
     use sparta_graph::ops::{Layout, Linear};
     use sparta_graph::{Call, DeviceKind, Operand, Place};
@@ -126,15 +126,7 @@ mod tests {
             outputs: vec![operand(2, [1000, 48])],
             label: String::new(),
         };
-        let bounds = Bounds {
-            binding: 1 << 27,
-            flops: 2 * 1000 * 48 * 64 / 3,
-            rounds: usize::MAX,
-            units: None,
-            attention_units: None,
-            sampled_cost: sampled_cost(DeviceKind::Other, None),
-            unroll: 1,
-        };
+        let bounds = Bounds { flops: 2 * 1000 * 48 * 64 / 3, ..Bounds::new(DeviceKind::Other, 1 << 27) };
         let mut end = 0;
         for step in lower(&call, bounds).unwrap().steps {
             let Step::Dispatch(dispatch) = step else { panic!("a copy") };

@@ -4,9 +4,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> y: array<u32>;
-@group(0) @binding(2) var<storage, read_write> x: array<u32>;
+{{- bound("y", 1) }}
+{{- bound("x", 2) }}
 
-fn result(e: u32) -> f32 {
-    return decode(Y, y[word_of(Y, e)], e) + decode(X, x[word_of(X, e)], e);
+fn result(y: f32, x: f32) -> f32 {
+    return y + x;
 }
+{{ elementwise([["y", Y], ["x", X]], [["y", Y]]) }}

@@ -1,31 +1,33 @@
-// y = sum of all rows; 32 columns per workgroup.
+// The sum of all rows, or of chunks of them.
 struct Params {
     rows: u32,
     width: u32,
     accumulate: u32,
+    chunk: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+{{- bound("x", 1) }}
+@group(0) @binding(2) var<storage, read_write> y: array<{{ NUMBERS }}>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let column = group.x * 32u + lane % 32u;
-    var sum = 0.0;
-    if (column < p.width) {
-        for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
-            let i = t * p.width + column;
-            sum += decode(X, x[word_of(X, i)], i);
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    {{- columns("p.width") }}
+    if (e < steps) {
+        for (var t = chunk * p.chunk + lane / 32u; t < end; t += 8u) {
+            let at = t * steps + e;
+            {%- if VECTORS %}
+                {%- for part in range(PARTS) %}
+            sum{{ part }} += {{ four("x", X, "at", part) }};
+                {%- endfor %}
+            {%- else %}
+            sum0 += {{ one("x", X, "at") }};
+            {%- endif %}
         }
     }
-    reduction[lane] = sum;
-    workgroupBarrier();
-    if (lane < 32u && column < p.width) {
-        var total = select(0.0, y[column], p.accumulate == 1u);
-        for (var part = 0u; part < LANES / 32u; part++) {
-            total += reduction[part * 32u + lane];
-        }
-        y[column] = total;
-    }
+    {{- write("y") }}
 }

@@ -1,3 +1,3 @@
-fn result(e: u32) -> f32 {
-    return first(e) / second(e);
+fn result(a: f32, b: f32) -> f32 {
+    return a / b;
 }

@@ -5,8 +5,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+{{- bound("y", 1) }}
 
-fn result(e: u32) -> f32 {
+fn result() -> f32 {
     return p.value;
 }
+{{ elementwise([], [["y", Y]]) }}

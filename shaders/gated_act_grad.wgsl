@@ -1,36 +1,18 @@
-// dgate = dy * up * act'(gate), dup = dy * act(gate), all of type X; one thread per word.
+// dgate = dy * up * act'(gate), dup = dy * act(gate), all of type X.
 struct Params {
     n: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> gate: array<u32>;
-@group(0) @binding(2) var<storage, read_write> up: array<u32>;
-@group(0) @binding(3) var<storage, read_write> dy: array<u32>;
-@group(0) @binding(4) var<storage, read_write> dgate: array<u32>;
-@group(0) @binding(5) var<storage, read_write> dup: array<u32>;
+{{- bound("gate", 1) }}
+{{- bound("up", 2) }}
+{{- bound("dy", 3) }}
+{{- bound("dgate", 4) }}
+{{- bound("dup", 5) }}
 
-const PER_WORD: u32 = 1u + min(X, 1u);
-
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (PER_WORD * i >= p.n) {
-        return;
-    }
-    let words = vec3<u32>(gate[i], up[i], dy[i]);
-    var dgate_word = 0u;
-    var dup_word = 0u;
-    for (var j = 0u; j < PER_WORD; j++) {
-        let act = activate(decode(X, words.x, j));
-        let d = decode(X, words.z, j);
-        dgate_word = insert(X, dgate_word, j, d * decode(X, words.y, j) * act.y);
-        dup_word = insert(X, dup_word, j, d * act.x);
-    }
-    dgate[i] = dgate_word;
-    dup[i] = dup_word;
+// dgate and dup.
+fn result(gate: f32, up: f32, dy: f32) -> vec2<f32> {
+    let act = activate(gate);
+    return vec2<f32>(dy * up * act.y, dy * act.x);
 }
+{{ elementwise([["gate", X], ["up", X], ["dy", X]], [["dgate", X], ["dup", X]]) }}

@@ -4,22 +4,22 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+{{- bound("x", 1) }}
+{{- bound("y", 2) }}
 
-fn result(e: u32) -> f32 {
-    let number = decode(X, x[word_of(X, e)], e);
+fn result(x: f32) -> f32 {
 {%- if FUNCTION == 0 %}
-    return exp(number);
+    return exp(x);
 {%- elif FUNCTION == 1 %}
-    return 1.0 / sqrt(number);
+    return 1.0 / sqrt(x);
 {%- elif FUNCTION == 2 %}
-    return abs(number);
+    return abs(x);
 {%- elif FUNCTION == 3 %}
-    return select(number, 0.0, number < 0.0);
+    return select(x, 0.0, x < 0.0);
 {%- elif FUNCTION == 4 %}
-    return round(number);
+    return round(x);
 {%- else %}
-    return select(0.0, 1.0, number > 0.0);
+    return select(0.0, 1.0, x > 0.0);
 {%- endif %}
 }
+{{ elementwise([["x", X]], [["y", Y]]) }}

@@ -4,22 +4,21 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> dy: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+{{- bound("x", 1) }}
+{{- bound("dy", 2) }}
+{{- bound("y", 3) }}
 
-fn result(e: u32) -> f32 {
-    let number = decode(X, x[word_of(X, e)], e);
-    let upstream = decode(DY, dy[word_of(DY, e)], e);
+fn result(x: f32, dy: f32) -> f32 {
 {%- if FUNCTION == 0 %}
-    return upstream * exp(number);
+    return dy * exp(x);
 {%- elif FUNCTION == 1 %}
-    return -upstream / (2.0 * number * sqrt(number));
+    return -dy / (2.0 * x * sqrt(x));
 {%- elif FUNCTION == 2 %}
-    return select(select(0.0, -upstream, number < 0.0), upstream, number > 0.0);
+    return select(select(0.0, -dy, x < 0.0), dy, x > 0.0);
 {%- elif FUNCTION == 3 %}
-    return select(0.0, upstream, number > 0.0);
+    return select(0.0, dy, x > 0.0);
 {%- else %}
     return 0.0;
 {%- endif %}
 }
+{{ elementwise([["x", X], ["dy", DY]], [["y", Y]]) }}

@@ -1,5 +1,5 @@
 // Element (i, j) of y is element (i + top) * down + (j + left) * across of x, where it lies in the block [height, width] that
-// begins at (i + top, j + left) = 0; elsewhere 0. `row` is the number of the first row bound.
+// begins at (i + top, j + left) = 0; elsewhere 0. One thread per word. `row` is the number of the first row bound.
 struct Params {
     n: u32,
     row: u32,
@@ -24,4 +24,26 @@ fn result(e: u32) -> f32 {
     }
     let source = u32(i) * p.down + u32(j) * p.across;
     return decode(X, x[word_of(X, source)], source);
+}
+
+const PER_WORD: u32 = 1u + min(Y, 1u);
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let i = linear_id(group, groups) * LANES + lane;
+    if (PER_WORD * i >= p.n) {
+        return;
+    }
+    var word = 0u;
+    for (var j = 0u; j < PER_WORD; j++) {
+        let e = PER_WORD * i + j;
+        if (e < p.n) {
+            word = insert(Y, word, e, result(e));
+        }
+    }
+    y[i] = word;
 }

@@ -31,6 +31,16 @@ fn decode(dtype: u32, word: u32, i: u32) -> f32 {
     return decode_f16(half);
 }
 
+// Four 16-bit elements.
+fn decode_four(dtype: u32, words: vec2<u32>) -> vec4<f32> {
+    return vec4<f32>(
+        decode(dtype, words.x, 0u),
+        decode(dtype, words.x, 1u),
+        decode(dtype, words.y, 0u),
+        decode(dtype, words.y, 1u),
+    );
+}
+
 // By integers, for not every device has unpack2x16float, and those that have it may flush small numbers to zero.
 fn decode_f16(half: u32) -> f32 {
     let exponent = half & 0x7c00u;

@@ -9,16 +9,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> w: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+{{- bound("x", 1) }}
+{{- bound("w", 2) }}
+{{- bound("y", 3) }}
 @group(0) @binding(4) var<storage, read_write> rate: array<f32>;
-
-const PER_WORD: u32 = 1u + min(Y, 1u);
-
-fn x_at(i: u32) -> f32 {
-    return decode(X, x[word_of(X, i)], i);
-}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -30,20 +24,40 @@ fn main(
     if (norm >= p.norms) {
         return;
     }
-    let base = norm * p.width;
+    {%- set STEP = VECTORS or (2 if Y else 1) %}
+    let steps = p.width / {{ STEP }}u;
+    let base = norm * p.width{{ " / " ~ VECTORS ~ "u" if VECTORS }};
     var squares = 0.0;
-    for (var i = lane; i < p.width; i += LANES) {
-        squares += x_at(base + i) * x_at(base + i);
+    {%- if VECTORS %}
+    for (var i = lane; i < steps; i += LANES) {
+        {%- for part in range(PARTS) %}
+        let x{{ part }} = {{ four("x", X, "base + i", part) }};
+        let square{{ part }} = x{{ part }} * x{{ part }};
+        squares += (square{{ part }}.x + square{{ part }}.y) + (square{{ part }}.z + square{{ part }}.w);
+        {%- endfor %}
     }
+    {%- else %}
+    for (var i = lane; i < p.width; i += LANES) {
+        let number = {{ one("x", X, "(base + i)") }};
+        squares += number * number;
+    }
+    {%- endif %}
     let r = 1.0 / sqrt(sum_lanes(lane, squares) / f32(p.width) + p.eps);
     if (RATE == 1u && lane == 0u) {
         rate[p.first + norm] = r;
     }
-    for (var first = PER_WORD * lane; first < p.width; first += PER_WORD * LANES) {
+    for (var i = lane; i < steps; i += LANES) {
+    {%- if VECTORS %}
+        {%- for part in range(PARTS) %}
+        let y{{ part }} = {{ four("x", X, "base + i", part) }} * r * (p.offset + {{ four("w", W, "i", part) }});
+        {%- endfor %}
+        {{- put("y", Y, "base + i", "y") }}
+    {%- else %}
         var word = 0u;
-        for (var i = first; i < first + PER_WORD; i++) {
-            word = insert(Y, word, i, x_at(base + i) * r * (p.offset + decode(W, w[word_of(W, i)], i)));
+        for (var e = {{ STEP }}u * i; e < {{ STEP }}u * (i + 1u); e++) {
+            word = insert(Y, word, e, {{ one("x", X, "(base + e)") }} * r * (p.offset + {{ one("w", W, "e") }}));
         }
-        y[word_of(Y, base + first)] = word;
+        y[base / {{ STEP }}u + i] = word;
+    {%- endif %}
     }
 }

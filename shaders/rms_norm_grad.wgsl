@@ -8,25 +8,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> w: array<u32>;
-@group(0) @binding(3) var<storage, read_write> dy: array<u32>;
-@group(0) @binding(4) var<storage, read_write> acc: array<u32>;
-@group(0) @binding(5) var<storage, read_write> dx: array<u32>;
-
-const PER_WORD: u32 = 1u + min(Y, 1u);
-
-fn x_at(i: u32) -> f32 {
-    return decode(X, x[word_of(X, i)], i);
-}
-
-fn dy_at(i: u32) -> f32 {
-    return decode(DY, dy[word_of(DY, i)], i);
-}
-
-fn weight(i: u32) -> f32 {
-    return p.offset + decode(W, w[word_of(W, i)], i);
-}
+{{- bound("x", 1) }}
+{{- bound("w", 2) }}
+{{- bound("dy", 3) }}
+{{- bound("acc", 4) }}
+{{- bound("dx", 5) }}
 
 @compute @workgroup_size(LANES)
 fn main(
@@ -38,24 +24,45 @@ fn main(
     if (norm >= p.norms) {
         return;
     }
-    let base = norm * p.width;
+    {%- set STEP = VECTORS or (2 if Y else 1) %}
+    let steps = p.width / {{ STEP }}u;
+    let base = norm * p.width{{ " / " ~ VECTORS ~ "u" if VECTORS }};
     var squares = 0.0;
     var products = 0.0;
-    for (var i = lane; i < p.width; i += LANES) {
-        squares += x_at(base + i) * x_at(base + i);
-        products += dy_at(base + i) * weight(i) * x_at(base + i);
+    {%- if VECTORS %}
+    for (var i = lane; i < steps; i += LANES) {
+        {%- for part in range(PARTS) %}
+        let x{{ part }} = {{ four("x", X, "base + i", part) }};
+        let square{{ part }} = x{{ part }} * x{{ part }};
+        let product{{ part }} = {{ four("dy", DY, "base + i", part) }} * (p.offset + {{ four("w", W, "i", part) }}) * x{{ part }};
+        squares += (square{{ part }}.x + square{{ part }}.y) + (square{{ part }}.z + square{{ part }}.w);
+        products += (product{{ part }}.x + product{{ part }}.y) + (product{{ part }}.z + product{{ part }}.w);
+        {%- endfor %}
     }
+    {%- else %}
+    for (var i = lane; i < p.width; i += LANES) {
+        let number = {{ one("x", X, "(base + i)") }};
+        squares += number * number;
+        products += {{ one("dy", DY, "(base + i)") }} * (p.offset + {{ one("w", W, "i") }}) * number;
+    }
+    {%- endif %}
     let r = 1.0 / sqrt(sum_lanes(lane, squares) / f32(p.width) + p.eps);
     let shift = r * r * sum_lanes(lane, products) / f32(p.width);
-    for (var first = PER_WORD * lane; first < p.width; first += PER_WORD * LANES) {
+    for (var i = lane; i < steps; i += LANES) {
+    {%- if VECTORS %}
+        {%- for part in range(PARTS) %}
+        let weight{{ part }} = p.offset + {{ four("w", W, "i", part) }};
+        let dx{{ part }} = {{ four("acc", X, "base + i", part) ~ " + " if ACC }}r * ({{ four("dy", DY, "base + i", part) }} * weight{{ part }} - {{ four("x", X, "base + i", part) }} * shift);
+        {%- endfor %}
+        {{- put("dx", Y, "base + i", "dx") }}
+    {%- else %}
         var word = 0u;
-        for (var i = first; i < first + PER_WORD; i++) {
-            var sum = r * (dy_at(base + i) * weight(i) - x_at(base + i) * shift);
-            if (ACC == 1u) {
-                sum += decode(X, acc[word_of(X, base + i)], base + i);
-            }
-            word = insert(Y, word, i, sum);
+        for (var e = {{ STEP }}u * i; e < {{ STEP }}u * (i + 1u); e++) {
+            let weight = p.offset + {{ one("w", W, "e") }};
+            let at = base + e;
+            word = insert(Y, word, e, {{ one("acc", X, "at") ~ " + " if ACC }}r * ({{ one("dy", DY, "at") }} * weight - {{ one("x", X, "at") }} * shift));
         }
-        dx[word_of(Y, base + first)] = word;
+        dx[base / {{ STEP }}u + i] = word;
+    {%- endif %}
     }
 }

@@ -1,8 +1,10 @@
-// dw = sum over norms of dy * x * rate; 32 columns per workgroup. CHOSEN: 0 or 1, whether the columns are those at `index`.
+// dw = sum over norms of dy * x * rate, or over chunks of them. CHOSEN: 0 or 1, whether the columns are those at `index`; then
+// nothing is bound by vectors.
 struct Params {
     rows: u32,
     width: u32,
     accumulate: u32,
+    chunk: u32,
     // The norm of the first row bound, in `rate`.
     first: u32,
     // Elements of dw.
@@ -10,33 +12,35 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> dy: array<u32>;
+{{- bound("x", 1) }}
+{{- bound("dy", 2) }}
 @group(0) @binding(3) var<storage, read_write> rate: array<f32>;
 @group(0) @binding(4) var<storage, read_write> index: array<u32>;
-@group(0) @binding(5) var<storage, read_write> dw: array<f32>;
+@group(0) @binding(5) var<storage, read_write> dw: array<{{ NUMBERS }}>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let e = group.x * 32u + lane % 32u;
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    {{- columns("p.sums") }}
     var column = e;
-    if (CHOSEN == 1u && e < p.sums) {
+    if (CHOSEN == 1u && e < steps) {
         column = index[e];
     }
-    var sum = 0.0;
-    if (e < p.sums && column < p.width) {
-        for (var t = lane / 32u; t < p.rows; t += LANES / 32u) {
-            let i = t * p.width + column;
-            sum += decode(DY, dy[word_of(DY, i)], i) * decode(X, x[word_of(X, i)], i) * rate[p.first + t];
+    if (e < steps && column < p.width) {
+        for (var t = chunk * p.chunk + lane / 32u; t < end; t += 8u) {
+            let at = t * (p.width / {{ WIDE }}u) + column;
+            let factor = rate[p.first + t];
+            {%- if VECTORS %}
+                {%- for part in range(PARTS) %}
+            sum{{ part }} += factor * {{ four("dy", DY, "at", part) }} * {{ four("x", X, "at", part) }};
+                {%- endfor %}
+            {%- else %}
+            sum0 += factor * {{ one("dy", DY, "at") }} * {{ one("x", X, "at") }};
+            {%- endif %}
         }
     }
-    reduction[lane] = sum;
-    workgroupBarrier();
-    if (lane < 32u && e < p.sums) {
-        var total = select(0.0, dw[e], p.accumulate == 1u);
-        for (var part = 0u; part < LANES / 32u; part++) {
-            total += reduction[part * 32u + lane];
-        }
-        dw[e] = total;
-    }
+    {{- write("dw") }}
 }

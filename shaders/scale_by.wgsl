@@ -4,10 +4,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+{{- bound("x", 1) }}
 @group(0) @binding(2) var<storage, read_write> s: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+{{- bound("y", 3) }}
 
-fn result(e: u32) -> f32 {
-    return s[0] * decode(X, x[word_of(X, e)], e);
+fn result(x: f32) -> f32 {
+    return s[0] * x;
 }
+{{ elementwise([["x", X]], [["y", Y]]) }}

@@ -5,11 +5,12 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> dy: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+{{- bound("x", 1) }}
+{{- bound("dy", 2) }}
+{{- bound("y", 3) }}
 
-fn result(e: u32) -> f32 {
-    let t = safe_tanh(decode(X, x[word_of(X, e)], e) / p.cap);
-    return decode(X, dy[word_of(X, e)], e) * (1.0 - t * t);
+fn result(x: f32, dy: f32) -> f32 {
+    let t = safe_tanh(x / p.cap);
+    return dy * (1.0 - t * t);
 }
+{{ elementwise([["x", X], ["dy", X]], [["y", Y]]) }}

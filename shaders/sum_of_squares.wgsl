@@ -13,7 +13,7 @@ const PARTIALS: u32 = 64u;
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
-@group(0) @binding(2) var<storage, read_write> x: array<u32>;
+{{- bound("x", 2) }}
 @group(0) @binding(3) var<storage, read_write> parts: array<u32>;
 
 @compute @workgroup_size(LANES)
@@ -31,14 +31,30 @@ fn main(
         start = min(parts[2u * slot], p.n);
         length = min(parts[2u * slot + 1u], p.n - start);
     }
-    let chunk = (length + PARTIALS - 1u) / PARTIALS;
+    {%- set STEP = VECTORS or 1 %}
+    // A chunk is made of whole steps.
+    let chunk = (length + PARTIALS * {{ STEP }}u - 1u) / (PARTIALS * {{ STEP }}u) * {{ STEP }}u;
     let begin = max(p.first, start + min(length, (id % PARTIALS) * chunk));
     let end = min(p.last, start + min(length, (id % PARTIALS + 1u) * chunk));
     var sum = 0.0;
+    {%- if VECTORS %}
+    for (var i = begin / {{ STEP }}u + lane; {{ STEP }}u * i < end; i += LANES) {
+        {%- for part in range(PARTS) %}
+        let x{{ part }} = {{ four("x", X, "i - p.first / " ~ STEP ~ "u", part) }};
+            {%- for e in E %}
+        {
+            let e = {{ STEP }}u * i + {{ 4 * part + loop.index0 }}u;
+            sum += select(0.0, x{{ part }}.{{ e }} * x{{ part }}.{{ e }}, (e >= begin) & (e < end));
+        }
+            {%- endfor %}
+        {%- endfor %}
+    }
+    {%- else %}
     for (var e = begin + lane; e < end; e += LANES) {
-        let value = decode(X, x[word_of(X, e - p.first)], e - p.first);
+        let value = {{ one("x", X, "(e - p.first)") }};
         sum += value * value;
     }
+    {%- endif %}
     sum = sum_lanes(lane, sum);
     if (lane == 0u) {
         partials[id] = select(0.0, partials[id], p.accumulate == 1u) + sum;

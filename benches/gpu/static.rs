@@ -1,9 +1,10 @@
-//! Prints what a Vulkan driver's compiler makes of the hot kernels: registers, spills, scratch, occupancy. No card is
-//! needed: `static.sh` runs this on Mesa's compiler for AMD cards.
+//! Prints what compilers make of the hot kernels, without a card: a Vulkan driver's (registers, spills, scratch, occupancy;
+//! `static.sh` runs this on Mesa's for AMD cards), or with the argument `cuda` NVRTC (registers and spills).
 
 use ash::{khr, vk};
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use sparta_backend_cuda::{Compiler, Search};
 use sparta_kernels::{Kernel, MatrixUnits};
 use std::error::Error;
 use std::ffi::{CStr, c_char};
@@ -23,7 +24,13 @@ const UNITS: MatrixUnits =
 /// Bindings 0 and 9 are uniform, those between are storage.
 const BINDINGS: u32 = 10;
 
+/// The architectures of an A100 and of an H100.
+const ARCHITECTURES: [(u32, u32); 2] = [(8, 0), (9, 0)];
+
 fn main() -> Result<(), Box<dyn Error>> {
+    if std::env::args().any(|argument| argument == "cuda") {
+        return cuda();
+    }
     let driver = Driver::load()?;
     println!("{}\n", driver.name);
     println!("| kernel | threads of a subgroup | {} |", COLUMNS.map(|(heading, _)| heading).join(" | "));
@@ -36,7 +43,40 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The kernels that dominate a training step in bf16 with head_dim 256, each with a label.
+/// The table of NVRTC. Kernels on matrix units are not among those that are translated.
+fn cuda() -> Result<(), Box<dyn Error>> {
+    let compiler = Compiler::open(&Search::of_environment(), 13)?;
+    let architectures = ARCHITECTURES.map(|capability| compiler.architecture(capability));
+    let architectures = architectures.into_iter().collect::<Result<Vec<_>, _>>()?;
+    println!("{}\n", compiler.title());
+    let headings: Vec<String> = architectures.iter().map(|a| format!("{a}: registers | spilled B | stack B")).collect();
+    println!("| kernel | {} |", headings.join(" | "));
+    println!("|---|{}", "---|---|---|".repeat(architectures.len()));
+    for (label, kernel) in kernels().into_iter().filter(|(_, kernel)| !on_units(kernel)) {
+        let text = sparta_backend_cuda::translate(&kernel)?;
+        let columns = architectures.iter().map(|architecture| {
+            let report = compiler.report(&text, architecture)?;
+            let number = |before: &str, after: &str| number_before(&report, before, after);
+            let spilled = number("frame, ", " bytes spill stores");
+            Ok(format!("{} | {spilled} | {}", number("Used ", " registers"), number(". ", " bytes stack frame")))
+        });
+        println!("| {label} | {} |", columns.collect::<Result<Vec<_>, String>>()?.join(" | "));
+    }
+    Ok(())
+}
+
+fn on_units(kernel: &Kernel) -> bool {
+    kernel.constants.iter().any(|(name, _)| *name == "UNITS")
+}
+
+/// The number that ends before `after` in a report, where the text before it ends in `before`.
+fn number_before(report: &str, before: &str, after: &str) -> String {
+    let found = report.split(after).next().filter(|found| found.len() < report.len());
+    let number = found.and_then(|found| found.rsplit(before).next()).map(str::trim);
+    number.filter(|number| number.bytes().all(|digit| digit.is_ascii_digit())).unwrap_or("?").to_owned()
+}
+
+/// The kernels that dominate a training step, each with a label.
 fn kernels() -> Vec<(String, Kernel)> {
     let mut all = Vec::new();
     let output = [("TYPE_C", 1), ("BIAS", 0), ("RESIDUAL", 0)];
@@ -62,19 +102,16 @@ fn kernels() -> Vec<(String, Kernel)> {
             }
         }
     }
-    let attention = [("LANES", 128), ("X", 1), ("Y", 1), ("HEAD_DIM", 256), ("SOFT_CAP", 0), ("DROPOUT", 0)];
-    let others: [(&'static str, &[(&'static str, u32)]); 12] = [
+    let others: [(&'static str, &[(&'static str, u32)]); 10] = [
         ("magnitude", &[("A", 1), ("B", 1)]),
         ("linear_small", &[("LANES", 64), ("TYPE_A", 1), ("TYPE_B", 1), output[0], output[1], output[2]]),
         ("sampled_grad", &[("X", 1), ("DY", 1)]),
-        ("attention", &attention),
-        ("attention_grad_q", &attention),
-        ("attention_grad_kv", &attention),
-        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1), ("RATE", 0)]),
-        ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0)]),
-        ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
-        ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1)]),
-        ("adam", &[]),
+        ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1), ("RATE", 0), ("VECTORS", 8)]),
+        ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0), ("VECTORS", 8)]),
+        ("rms_norm_grad_w", &[("X", 0), ("DY", 1), ("CHOSEN", 0), ("VECTORS", 8)]),
+        ("gated_act", &[("ACTIVATION", 1), ("X", 1), ("Y", 1), ("VECTORS", 8)]),
+        ("gated_act_grad", &[("ACTIVATION", 1), ("X", 1), ("Y", 1), ("VECTORS", 8)]),
+        ("adam", &[("VECTORS", 4)]),
         ("scatter", &[("W", 1), ("BASE", 1), ("REMAINDER", 0)]),
     ];
     for head_dim in [64, 256] {
@@ -84,6 +121,20 @@ fn kernels() -> Vec<(String, Kernel)> {
             let constants = [&UNITS.constants()[..], &tile, &op].concat();
             let kernel = Kernel::new("attention_units", constants);
             all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
+        }
+    }
+    for (head_dim, rows) in [64, 128, 256].into_iter().flat_map(|head_dim| [(head_dim, 32), (head_dim, 64)]) {
+        let tile = [("X", 0), ("Y", 0), ("OTHERS", rows)];
+        let op = [("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0)];
+        let kernels: &[(&str, &'static str, [u32; 2])] = match head_dim {
+            256 => &[("dk", "attention_grad_kv", [1, 0]), ("dv", "attention_grad_kv", [0, 1])],
+            _ => &[("dk and dv", "attention_grad_kv", [1, 1])],
+        };
+        let first = [("o", "attention", [0; 2]), ("dq", "attention_grad_q", [0; 2])];
+        for &(sum, name, [dk, dv]) in first.iter().chain(kernels) {
+            let constants = [&tile[..], &op, &[("DK", dk), ("DV", dv)]].concat();
+            let label = format!("attention in f32, {sum}, heads of {head_dim}, tiles of 64 x {rows}");
+            all.push((label, Kernel::new(name, constants)));
         }
     }
     all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel::new(name, constants.to_vec()))));
@@ -214,6 +265,17 @@ fn text(bytes: &[c_char]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_found_in_reports() {
+        let report = "ptxas info    : Function properties for k\n\
+                      ptxas         .     256 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
+                      ptxas info    : Used 32 registers, used 0 barriers";
+        assert_eq!(number_before(report, "Used ", " registers"), "32");
+        assert_eq!(number_before(report, "frame, ", " bytes spill stores"), "8");
+        assert_eq!(number_before(report, ". ", " bytes stack frame"), "256");
+        assert_eq!(number_before(report, "Used ", " barriers of"), "?");
+    }
 
     /// A kernel's constants change with its text.
     #[test]

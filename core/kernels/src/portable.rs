@@ -2,7 +2,7 @@
 //! translates to the languages of all three APIs.
 
 use crate::lower::MatrixUnits;
-use crate::source::{Kernel, LANES, SHADERS};
+use crate::source::{Kernel, LANES, SHADERS, shader};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use sparta_graph::Blocks;
@@ -12,6 +12,24 @@ use std::thread;
 
 /// The constants that kernels need, besides LANES.
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
+    let all = variants(name);
+    let text = shader(name).unwrap();
+    if !text.contains("bound(") && !matches!(name, "add" | "div" | "mul") {
+        return all;
+    }
+    // In words, and in vectors where these do not exclude it.
+    let in_vectors = |constants: Vec<(&'static str, u32)>| {
+        let narrow = constants.iter().any(|&(c, t)| matches!(c, "A" | "B" | "X" | "Y" | "W" | "DY") && t > 0);
+        let words = constants.contains(&("BROADCAST", 2)) || constants.contains(&("CHOSEN", 1));
+        let vectors = (!words).then_some(if narrow { 8 } else { 4 });
+        let choices: Vec<u32> = [0].into_iter().chain(vectors).collect();
+        choices.into_iter().map(move |vectors| [&constants[..], &[("VECTORS", vectors)]].concat())
+    };
+    all.into_iter().flat_map(in_vectors).collect()
+}
+
+/// [`specialisations`] without the choice between vectors and words.
+fn variants(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     // All of one type.
     let types = |constants: &[&'static str]| {
         (0..3).map(|t| constants.iter().map(|&constant| (constant, t)).collect::<Vec<_>>()).collect::<Vec<_>>()
@@ -59,12 +77,14 @@ fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 vec![("LANES", 64), ("TYPE_A", c), ("TYPE_B", b), ("TYPE_C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
             })
             .collect(),
-        "attention" | "attention_cached" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
+        "attention" | "attention_cached" | "attention_grad_q" | "attention_grad_kv" => [16, 42, 80, 128, 192, 256]
             .into_iter()
             .flat_map(|d| {
                 [0, 1].map(|on| {
-                    let types = [("LANES", 128), ("X", on), ("Y", on)];
-                    [&types[..], &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
+                    let types = [("X", on), ("Y", on), ("OTHERS", 32)];
+                    let both = u32::from(d <= 128);
+                    let sums = [("DK", on | both), ("DV", 1 - on | both)];
+                    [&types[..], &sums, &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
                 })
             })
             .collect(),
@@ -93,7 +113,6 @@ fn every_shader_is_portable() {
     let parts = [
         "prelude",
         "binary",
-        "elementwise",
         "element_loss",
         "element_loss_grad",
         "activation",
@@ -108,11 +127,22 @@ fn every_shader_is_portable() {
         "product_params",
         "product_units",
         "units",
+        "vectors",
+        "column_sums",
     ];
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
             let text = Kernel::new(name, constants.clone()).source().unwrap();
-            check(&text, &format!("{name} {constants:?}"));
+            check(&text, &format!("{name} {constants:?}"), MEMORY);
+        }
+    }
+    // With more memory, tiles are larger.
+    for name in ["attention", "attention_grad_q", "attention_grad_kv"] {
+        for mut constants in specialisations(name) {
+            constants.retain(|(constant, _)| *constant != "OTHERS");
+            constants.push(("OTHERS", 64));
+            let text = Kernel::new(name, constants.clone()).source().unwrap();
+            check(&text, &format!("{name} {constants:?}"), 25 << 10);
         }
     }
 }
@@ -134,7 +164,7 @@ fn products_on_matrix_units_are_valid() {
                 let constants = [&constants[..], if name == "linear" { &output } else { &[] }].concat();
                 let what = format!("{name} {constants:?}");
                 let text = Kernel::new(name, constants).source().unwrap_or_else(|e| panic!("{what}: {e}"));
-                check_units(&text, !vectors, &what);
+                check_units(&text, !vectors, MatrixUnits::MEMORY, &what);
             }
         }
     }
@@ -147,6 +177,7 @@ fn attention_on_matrix_units_is_valid() {
         (8, 8, 128, 1),
         (8, 8, 256, 1),
         (8, 32, 128, 0),
+        (8, 32, 256, 0),
         (16, 32, 128, 1),
         (16, 16, 128, 1),
         (16, 32, 256, 1),
@@ -164,13 +195,14 @@ fn attention_on_matrix_units_is_valid() {
                 let constants = [&shared[..], &constants, &[("HEAD_DIM", head_dim)]].concat();
                 let what = format!("{name} {constants:?}");
                 let text = Kernel::new(name, constants).source().unwrap_or_else(|e| panic!("{what}: {e}"));
-                check_units(&text, vectors == 0, &what);
+                let memory = if i < 2 { MatrixUnits::MEMORY } else { MatrixUnits::MOST_MEMORY };
+                check_units(&text, vectors == 0, memory, &what);
             }
         }
     }
 }
 
-fn check_units(text: &str, metal: bool, what: &str) {
+fn check_units(text: &str, metal: bool, memory: u32, what: &str) {
     let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
     let capabilities = Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP;
     let info = Validator::new(ValidationFlags::all(), capabilities)
@@ -178,13 +210,15 @@ fn check_units(text: &str, metal: bool, what: &str) {
         .subgroup_operations(naga::valid::SubgroupOperationSet::all())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
+    default_limits(&module, &info, memory, what);
     let options = spv::Options { lang_version: (1, 6), ..spv::Options::default() };
     let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
     if let Some(validator) = std::env::var_os("SPARTA_SPIRV_VAL") {
         let file = std::env::temp_dir().join(format!("sparta-{}-{:?}.spv", std::process::id(), thread::current().id()));
         fs::write(&file, words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
         let run = Command::new(validator).args(["--target-env", "spv1.6"]).arg(&file).output().unwrap();
-        assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&run.stdout));
+        let said = [run.stdout, run.stderr].concat();
+        assert!(run.status.success(), "{what}: {}", String::from_utf8_lossy(&said));
         fs::remove_file(file).unwrap();
     }
     if metal {
@@ -207,12 +241,15 @@ fn every_file_in_shaders_is_embedded() {
     assert_eq!(files, embedded);
 }
 
-fn check(text: &str, what: &str) {
+/// WebGPU's default limit of workgroup memory.
+const MEMORY: u32 = 16 << 10;
+
+fn check(text: &str, what: &str, memory: u32) {
     let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
     let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
-    default_limits(&module, &info, what);
+    default_limits(&module, &info, memory, what);
     spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
@@ -229,8 +266,8 @@ fn check(text: &str, what: &str) {
         .unwrap_or_else(|e| panic!("{what}: HLSL: {e}"));
 }
 
-/// WebGPU's default limits: 256 threads and 16 KiB per workgroup, 8 storage buffers, parameters in one slot.
-fn default_limits(module: &naga::Module, info: &naga::valid::ModuleInfo, what: &str) {
+/// WebGPU's default limits but for workgroup memory: 256 threads, 8 storage buffers, parameters in one slot.
+fn default_limits(module: &naga::Module, info: &naga::valid::ModuleInfo, memory: u32, what: &str) {
     let entry = &module.entry_points[0];
     assert!(entry.workgroup_size.iter().product::<u32>() <= LANES, "{what}: {:?}", entry.workgroup_size);
     let (mut workgroup, mut storage) = (0, 0);
@@ -243,6 +280,6 @@ fn default_limits(module: &naga::Module, info: &naga::valid::ModuleInfo, what: &
             _ => {}
         }
     }
-    assert!(workgroup <= 16 << 10, "{what}: {workgroup} bytes of workgroup memory");
+    assert!(workgroup <= memory, "{what}: {workgroup} bytes of workgroup memory");
     assert!(storage <= 8, "{what}: {storage} storage buffers");
 }

@@ -68,7 +68,7 @@ pub const RNG_BINDING: u32 = 9;
 macro_rules! shaders {
     ($($name:literal),+ $(,)?) => {
         /// The text of a file in `shaders/`.
-        fn shader(name: &str) -> Option<&'static str> {
+        pub(crate) fn shader(name: &str) -> Option<&'static str> {
             match name {
                 $($name => Some(include_str!(concat!("../../../shaders/", $name, ".wgsl"))),)+
                 _ => None,
@@ -103,6 +103,7 @@ shaders!(
     "cast",
     "clip_coef",
     "column_sum",
+    "column_sums",
     "columns",
     "concat",
     "cross_entropy",
@@ -112,7 +113,6 @@ shaders!(
     "dropout",
     "element_loss",
     "element_loss_grad",
-    "elementwise",
     "embed",
     "embed_grad",
     "fill",
@@ -154,6 +154,7 @@ shaders!(
     "squared_error_grad",
     "sum_of_squares",
     "units",
+    "vectors",
 );
 
 /// Files that come before a kernel's own.
@@ -168,7 +169,7 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         "attention_units" => &["prelude", "units", "attention_params"],
         "binary_cross_entropy" | "squared_error" => &["prelude", "element_loss"],
         "binary_cross_entropy_grad" | "squared_error_grad" => &["prelude", "element_loss_grad"],
-        "gated_act" | "gated_act_grad" => &["prelude", "activation"],
+        "gated_act" | "gated_act_grad" => &["prelude", "vectors", "activation"],
         "linear" if units => {
             &["prelude", "units", "product_params", "product_operands", "product_units", "linear_output"]
         }
@@ -179,9 +180,10 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         }
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
-        "add" | "div" | "mul" => &["prelude", "binary", "elementwise"],
-        "accumulate" | "cast" | "fill" | "map" | "map_grad" | "moved" | "rope" | "scale" | "scale_by" | "soft_cap"
-        | "soft_cap_grad" => &["prelude", "elementwise"],
+        "add" | "div" | "mul" => &["prelude", "vectors", "binary"],
+        "accumulate" | "adam" | "cast" | "fill" | "map" | "map_grad" | "rms_norm" | "rms_norm_grad" | "rope"
+        | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "sum_of_squares" => &["prelude", "vectors"],
+        "column_sum" | "rms_norm_grad_w" => &["prelude", "vectors", "column_sums"],
         _ => &["prelude"],
     }
 }

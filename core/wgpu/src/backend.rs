@@ -12,7 +12,7 @@ use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{
     Backend, BackendError, BufferId, Call, DType, DeviceInfo, MemoryUse, Plan, PlanId, ReadId, Tuned, Work,
 };
-use sparta_kernels::{Bounds, Lowered, Step};
+use sparta_kernels::{Bounds, Lowered, MatrixUnits, Step};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -79,13 +79,12 @@ impl WgpuBackend {
         let bounds = Bounds::of(&adapter.info).filter(|bounds| bounds.binding > 0);
         let binding = adapter.info.max_binding.unwrap_or_default();
         let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
-        let bounds = Bounds { unroll: unroll(raw), ..bounds.ok_or_else(too_low)? };
+        let memory = adapter.limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);
+        let bounds = Bounds { unroll: unroll(raw), memory, ..bounds.ok_or_else(too_low)? };
         let mut features = wgpu::Features::TIMESTAMP_QUERY;
-        let mut memory = wgpu::Limits::default().max_compute_workgroup_storage_size;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
-        if let Some(units) = units.first() {
+        if !units.is_empty() {
             features |= UNITS_FEATURES;
-            memory = memory.max(units.memory);
             // SAFETY: the one experimental feature in use is cooperative matrices, in kernels of ours whose indices
             // stay in bounds, and no driver's product is used before it has been compared.
             experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };

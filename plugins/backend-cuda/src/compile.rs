@@ -94,7 +94,7 @@ impl Compiler {
 
     /// Machine code of all kernels in order, from `cache` or compiled in parallel.
     ///
-    /// Errors: that of the first kernel that does not compile, see [`Compiler::compile`].
+    /// Errors: that of the first kernel that does not compile, see [`Compiler::program`].
     pub fn compile_all(
         &self,
         kernels: &[KernelText],
@@ -129,8 +129,10 @@ impl Compiler {
         done.into_iter().map(|(_, code)| code).collect()
     }
 
+    /// A compiled kernel.
+    ///
     /// Errors: the compiler's log, which begins with the kernel's name and a line.
-    fn compile(&self, kernel: &KernelText, options: &[String]) -> Result<Vec<u8>, String> {
+    fn program(&self, kernel: &KernelText, options: &[String]) -> Result<Owned<'_>, String> {
         let whole = |text: &str| CString::new(text).map_err(|_| format!("kernel {}: a zero in its text", kernel.entry));
         let (text, name) = (whole(&kernel.text)?, whole(&kernel.entry)?);
         let options = options.iter().map(|option| whole(option)).collect::<Result<Vec<_>, _>>()?;
@@ -146,13 +148,26 @@ impl Compiler {
         let compiled =
             unsafe { (self.functions.nvrtcCompileProgram)(program.program, options.len() as c_int, options.as_ptr()) };
         match compiled {
-            0 => {}
-            COMPILATION => return Err(self.wrong(kernel, &self.log(&program))),
+            0 => Ok(program),
+            COMPILATION => Err(self.wrong(kernel, &self.log(&program))),
             code => {
                 let said = self.check("nvrtcCompileProgram", code).err().unwrap_or_default();
-                return Err(format!("kernel {}: {said}: {}", kernel.entry, self.log(&program).trim()));
+                Err(format!("kernel {}: {said}: {}", kernel.entry, self.log(&program).trim()))
             }
         }
+    }
+
+    /// What the assembler says of a kernel for an architecture: registers, spills, stack.
+    ///
+    /// Errors: those of compiling.
+    pub fn report(&self, kernel: &KernelText, architecture: &str) -> Result<String, String> {
+        let options = [options(architecture), vec!["--ptxas-options=-v".into()]].concat();
+        Ok(self.log(&self.program(kernel, &options)?))
+    }
+
+    /// The machine code of a kernel. Errors: those of [`Compiler::program`].
+    fn compile(&self, kernel: &KernelText, options: &[String]) -> Result<Vec<u8>, String> {
+        let program = self.program(kernel, options)?;
         let mut size = 0;
         // SAFETY: the program was compiled; the pointer is to a live local.
         self.check("nvrtcGetCUBINSize", unsafe { (self.functions.nvrtcGetCUBINSize)(program.program, &mut size) })?;

@@ -21,3 +21,4 @@ pub use machine::{
     Reading, Threads,
 };
 pub use plugin::{Plugin, entry};
+pub use writer::translate;

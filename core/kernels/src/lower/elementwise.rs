@@ -1,8 +1,8 @@
 //! Ops that work on each element alone, in shards of the flattened tensors.
 
-use super::{Lowering, Step, code, dropout_threshold, elements, rows, view, width_of, words};
-use sparta_graph::Operand;
+use super::{Lowering, Step, code, dropout_threshold, elements, rows, vectors, view, width_of};
 use sparta_graph::ops::{Activation, Broadcasting, Dropout, Function};
+use sparta_graph::{DType, Operand};
 
 impl Lowering<'_> {
     /// A kernel that binds all operands, inputs before outputs, and takes `n` and `attributes`. X is the type of its
@@ -17,12 +17,13 @@ impl Lowering<'_> {
         let y = self.call.outputs.first().or(self.call.inputs.first()).ok_or("expected an operand")?.ty.dtype;
         let x = self.call.inputs.last().map_or(y, |x| x.ty.dtype);
         let types = [("X", code(x)), ("Y", code(y))];
+        let all: Vec<DType> = operands.iter().map(|operand| operand.ty.dtype).collect();
         for shard in self.element_shards(&operands)? {
             let bindings: Vec<_> = operands.iter().map(|o| elements(o, &shard)).collect();
             let mut params = vec![shard.len() as u32];
             params.extend(attributes.iter().map(|x| x.to_bits()));
-            let threads = words(shard.len(), y);
-            self.push(name, &[&types, constants].concat(), &params, &bindings).threads(threads);
+            let elements = (shard.len(), vectors(shard.len(), &all), y);
+            self.push_elements(name, &[&types, constants].concat(), elements, &params, &bindings);
         }
         Ok(())
     }
@@ -33,11 +34,12 @@ impl Lowering<'_> {
         let kind = Broadcasting::of(&a.ty, &b.ty)?;
         let types = [("A", code(a.ty.dtype)), ("B", code(b.ty.dtype)), ("Y", code(c.ty.dtype))];
         let constants = [&types[..], &[("BROADCAST", kind as u32)]].concat();
+        let (all, y) = ([a, b, c].map(|t| t.ty.dtype), c.ty.dtype);
         if kind == Broadcasting::None {
             for shard in self.element_shards(&[a, b, c])? {
                 let bindings = [a, b, c].map(|t| elements(t, &shard));
-                let threads = words(shard.len(), c.ty.dtype);
-                self.push(name, &constants, &[shard.len() as u32, 0], &bindings).threads(threads);
+                let elements = (shard.len(), vectors(shard.len(), &all), y);
+                self.push_elements(name, &constants, elements, &[shard.len() as u32, 0], &bindings);
             }
             return Ok(());
         }
@@ -47,8 +49,9 @@ impl Lowering<'_> {
         for shard in self.row_shards(&operands)? {
             let n = shard.len() * width;
             let bindings = [rows(a, &shard), repeated.unwrap_or_else(|| rows(b, &shard)), rows(c, &shard)];
-            let threads = words(n, c.ty.dtype);
-            self.push(name, &constants, &[n as u32, width as u32], &bindings).threads(threads);
+            // A column's elements are not next to each other in vectors.
+            let vectors = if row { vectors(width, &all) } else { 0 };
+            self.push_elements(name, &constants, (n, vectors, y), &[n as u32, width as u32], &bindings);
         }
         Ok(())
     }
@@ -59,8 +62,9 @@ impl Lowering<'_> {
         let constants = [&types[..], &[("FUNCTION", function as u32)]].concat();
         for shard in self.element_shards(&[x, dy, dx])? {
             let bindings = [x, dy, dx].map(|t| elements(t, &shard));
-            let threads = words(shard.len(), dx.ty.dtype);
-            self.push("map_grad", &constants, &[shard.len() as u32], &bindings).threads(threads);
+            let vectors = vectors(shard.len(), &[x, dy, dx].map(|t| t.ty.dtype));
+            let elements = (shard.len(), vectors, dx.ty.dtype);
+            self.push_elements("map_grad", &constants, elements, &[shard.len() as u32], &bindings);
         }
         Ok(())
     }
@@ -71,8 +75,8 @@ impl Lowering<'_> {
         let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
         for shard in self.element_shards(&[x, y])? {
             let bindings = [elements(x, &shard), factor, elements(y, &shard)];
-            let threads = words(shard.len(), y.ty.dtype);
-            self.push("scale_by", &types, &[shard.len() as u32], &bindings).threads(threads);
+            let elements = (shard.len(), vectors(shard.len(), &[x.ty.dtype, y.ty.dtype]), y.ty.dtype);
+            self.push_elements("scale_by", &types, elements, &[shard.len() as u32], &bindings);
         }
         Ok(())
     }
@@ -108,8 +112,8 @@ impl Lowering<'_> {
         let constants = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
         for shard in self.element_shards(&[x, y])? {
             let bindings = [elements(x, &shard), elements(y, &shard)];
-            let threads = words(shard.len(), y.ty.dtype);
-            self.push("cast", &constants, &[shard.len() as u32], &bindings).threads(threads);
+            let elements = (shard.len(), vectors(shard.len(), &[x.ty.dtype, y.ty.dtype]), y.ty.dtype);
+            self.push_elements("cast", &constants, elements, &[shard.len() as u32], &bindings);
         }
         Ok(())
     }

@@ -93,6 +93,8 @@ pub struct Bounds<'c> {
     pub flops: u64,
     /// The most iterations of a thread's loops in total: llvmpipe silently ends loops after 65,535.
     pub rounds: usize,
+    /// Bytes of workgroup memory that a kernel may take; WebGPU's default is the least.
+    pub memory: u32,
     /// Matrix units for 16-bit floats, if the device has them: for products and attention.
     pub units: Option<MatrixUnits>,
     pub attention_units: Option<MatrixUnits>,
@@ -181,6 +183,7 @@ impl Bounds<'_> {
             binding: binding / ALIGNMENT * ALIGNMENT,
             flops,
             rounds,
+            memory: 16 << 10,
             units: None,
             attention_units: None,
             sampled_cost: sampled_cost(kind, None),
@@ -373,6 +376,20 @@ impl<'a> Lowering<'a> {
         Launch { steps: &mut self.steps, dispatch: Dispatch { kernel, params, bindings, rng: None, groups: 0 } }
     }
 
+    /// Launches a kernel on `n` elements of a tensor of type `y`, in vectors of this many or, with 0, in words.
+    fn push_elements(
+        &mut self,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        (n, vectors, y): (usize, usize, DType),
+        params: &[u32],
+        bindings: &[View],
+    ) {
+        let threads = if vectors > 0 { n / vectors } else { words(n, y) };
+        let constants = [constants, &[("VECTORS", vectors as u32)]].concat();
+        self.push(name, &constants, params, bindings).threads(threads);
+    }
+
     /// Scratch memory of `elements` f32.
     fn scratch(&mut self, elements: usize, what: &str) -> Result<View, String> {
         let bytes = 4 * elements.max(1);
@@ -408,7 +425,8 @@ impl<'a> Lowering<'a> {
     fn finish(&mut self, target: Target) {
         let Some((view, dtype, n)) = target.rounded_to else { return };
         let constants = [("X", code(target.dtype)), ("Y", code(dtype))];
-        self.push("cast", &constants, &[n as u32], &[target.view, view]).threads(words(n, dtype));
+        let elements = (n, vectors(n, &[target.dtype, dtype]), dtype);
+        self.push_elements("cast", &constants, elements, &[n as u32], &[target.view, view]);
         self.used = target.view.offset;
     }
 }
@@ -481,6 +499,13 @@ fn shares_words(operand: &Operand, run: usize) -> bool {
 /// The 32-bit words that a number of elements fill: one thread each in elementwise kernels.
 fn words(elements: usize, dtype: DType) -> usize {
     elements.div_ceil(4 / dtype.size())
+}
+
+/// Elements of a thread's step through tensors of these types whose rows, or which themselves, have `n` elements: what fills
+/// vectors of 16 bytes, 4 or 8; 0 where `n` does not end at one.
+fn vectors(n: usize, types: &[DType]) -> usize {
+    let most = if types.iter().any(|dtype| dtype.size() == 2) { 8 } else { 4 };
+    if n.is_multiple_of(most) { most } else { 0 }
 }
 
 fn rows_of(operand: &Operand) -> usize {

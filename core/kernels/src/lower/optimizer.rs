@@ -1,8 +1,8 @@
 //! Joining and measuring gradients, and updating trained values.
 
-use super::{Lowering, UNUSED, code, elements, row_bytes, split, view};
-use sparta_graph::Operand;
+use super::{Lowering, UNUSED, code, elements, row_bytes, split, vectors, view};
 use sparta_graph::ops::{Adam, AdamBf16, ClipCoef, Concat, PARTIALS, Sgd, SumOfSquares};
+use sparta_graph::{DType, Operand};
 use std::ops::Range;
 
 /// Gaps that one launch of `concat` fills: their ends are among its parameters.
@@ -25,7 +25,9 @@ impl Lowering<'_> {
                 let to = begin + shard.start..begin + shard.end;
                 let constants = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
                 let bindings = [elements(x, &shard), elements(y, &to)];
-                self.push("cast", &constants, &[shard.len() as u32], &bindings).threads(shard.len());
+                let vectors = vectors(shard.len(), &[x.ty.dtype, y.ty.dtype]);
+                let n = (shard.len(), vectors, y.ty.dtype);
+                self.push_elements("cast", &constants, n, &[shard.len() as u32], &bindings);
             }
         }
         let ends = inputs.iter().zip(&begins).map(|(x, begin)| begin + x.ty.numel());
@@ -50,7 +52,8 @@ impl Lowering<'_> {
             bindings.extend(small);
             let mut params = vec![shard.len() as u32];
             params.extend(adam_attributes(op));
-            self.push("adam", &[], &params, &bindings).threads(shard.len());
+            let n = (shard.len(), vectors(shard.len(), &[DType::F32]), DType::F32);
+            self.push_elements("adam", &[], n, &params, &bindings);
         }
         Ok(())
     }
@@ -90,8 +93,9 @@ impl Lowering<'_> {
         let (norms, x, parts) = (self.input(0)?, self.input(1)?, self.call.inputs.get(2));
         let count = parts.map_or(1, |parts| parts.ty.shape[0]);
         let table = parts.map_or(Ok(UNUSED), |parts| self.whole(parts, "parts"))?;
-        let constants = [("X", code(x.ty.dtype)), ("PARTS", u32::from(parts.is_some()))];
         for shard in self.element_shards(&[x])? {
+            let vectors = vectors(shard.len(), &[x.ty.dtype]) as u32;
+            let constants = [("X", code(x.ty.dtype)), ("PARTS", u32::from(parts.is_some())), ("VECTORS", vectors)];
             // Rows of 256 bytes: any of them can begin a binding.
             for rows in split(&(0..count), (self.bounds.binding / row_bytes(norms)).max(1)) {
                 let slots = op.slot + rows.start..op.slot + rows.end;

@@ -1,14 +1,28 @@
 //! Ops on rows: norms, rotary embedding, lookups and sums.
 
 use super::{
-    Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, width_of, words,
+    Lowering, UNUSED, View, code, elements, lanes_for, rows, rows_for_rounds, rows_of, split, vectors, width_of, words,
 };
 use sparta_graph::ops::{EmbedGrad, RmsNorm, RmsNormGrad, RmsNormGradW, Rope};
 use sparta_graph::{DType, Operand};
 use std::ops::Range;
 
-/// Columns of a workgroup of the column sums.
+/// Steps of columns of a workgroup of the column sums.
 const COLUMNS: usize = 32;
+/// Enough workgroups to keep a large GPU busy.
+const BUSY: usize = 256;
+/// Rows below which dividing a sum gains nothing.
+const SHORTEST_CHUNK: usize = 64;
+
+/// Sums of columns: `sums` of the `width` columns of each of `rows` rows, in steps of `vectors` columns or of one.
+struct ColumnSums {
+    rows: usize,
+    width: usize,
+    sums: usize,
+    vectors: usize,
+    /// Whether they are added to what is there.
+    accumulate: bool,
+}
 
 fn offset(plus_one: bool) -> u32 {
     f32::from(u8::from(plus_one)).to_bits()
@@ -23,12 +37,14 @@ impl Lowering<'_> {
         let per_row = width_of(x) / width;
         for shard in self.target_shards(y, width, &[x])? {
             let target = self.target(y, &shard, width)?;
+            let vectors = vectors(width, &[x.ty.dtype, w.ty.dtype, target.dtype]);
             let constants = [
-                ("LANES", lanes_for(width)),
+                ("LANES", lanes_for(width / vectors.max(1))),
                 ("X", code(x.ty.dtype)),
                 ("W", code(w.ty.dtype)),
                 ("Y", code(target.dtype)),
                 ("RATE", u32::from(op.rate)),
+                ("VECTORS", vectors as u32),
             ];
             let (norms, first) = (shard.len() * per_row, shard.start * per_row);
             let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one), first as u32];
@@ -46,13 +62,15 @@ impl Lowering<'_> {
         let width = w.ty.numel();
         for shard in self.target_shards(dx, width, &[x, dy])? {
             let target = self.target(dx, &shard, width)?;
+            let vectors = vectors(width, &[x.ty.dtype, w.ty.dtype, dy.ty.dtype, target.dtype]);
             let constants = [
-                ("LANES", lanes_for(width)),
+                ("LANES", lanes_for(width / vectors.max(1))),
                 ("X", code(x.ty.dtype)),
                 ("W", code(w.ty.dtype)),
                 ("DY", code(dy.ty.dtype)),
                 ("ACC", u32::from(acc.is_some())),
                 ("Y", code(target.dtype)),
+                ("VECTORS", vectors as u32),
             ];
             let norms = shard.len() * (width_of(x) / width);
             let params = [norms as u32, width as u32, op.eps.to_bits(), offset(op.plus_one)];
@@ -71,13 +89,15 @@ impl Lowering<'_> {
         let per_row = width_of(x) / op.width;
         let index = self.call.inputs.get(3);
         let chosen = index.map_or(Ok(UNUSED), |index| self.whole(index, "index"))?;
-        let constants = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype)), ("CHOSEN", u32::from(index.is_some()))];
+        let vectors = if index.is_some() { 0 } else { vectors(op.width, &[x.ty.dtype, dy.ty.dtype]) };
+        let types = [("X", code(x.ty.dtype)), ("DY", code(dy.ty.dtype))];
+        let constants = [&types[..], &[("CHOSEN", u32::from(index.is_some()))]].concat();
         let sums = self.output(0)?.ty.numel();
         for shard in self.row_shards(&[x, dy])? {
             let (norms, first) = (shard.len() * per_row, shard.start * per_row);
-            let params = [norms, op.width, usize::from(shard.start > 0), first, sums].map(|x| x as u32);
-            let bindings = [rows(x, &shard), rows(dy, &shard), rate, chosen, dw];
-            self.push("rms_norm_grad_w", &constants, &params, &bindings).groups(sums.div_ceil(COLUMNS));
+            let summed = ColumnSums { rows: norms, width: op.width, sums, vectors, accumulate: shard.start > 0 };
+            let bindings = [rows(x, &shard), rows(dy, &shard), rate, chosen];
+            self.column_sums("rms_norm_grad_w", &constants, &summed, &[first, sums], &bindings, dw)?;
         }
         Ok(())
     }
@@ -86,11 +106,47 @@ impl Lowering<'_> {
         let x = self.input(0)?;
         let y = self.whole(self.output(0)?, "y")?;
         let width = width_of(x);
+        let vectors = vectors(width, &[x.ty.dtype]);
         for shard in self.row_shards(&[x])? {
-            let params = [shard.len() as u32, width as u32, u32::from(shard.start > 0)];
-            self.push("column_sum", &[("X", code(x.ty.dtype))], &params, &[rows(x, &shard), y])
-                .groups(width.div_ceil(COLUMNS));
+            let accumulate = shard.start > 0;
+            let summed = ColumnSums { rows: shard.len(), width, sums: width, vectors, accumulate };
+            self.column_sums("column_sum", &[("X", code(x.ty.dtype))], &summed, &[], &[rows(x, &shard)], y)?;
         }
+        Ok(())
+    }
+
+    /// Launches a kernel that adds up rows: in chunks that keep a GPU busy, whose sums are then added up in order.
+    fn column_sums(
+        &mut self,
+        name: &'static str,
+        constants: &[(&'static str, u32)],
+        summed: &ColumnSums,
+        more: &[usize],
+        bindings: &[View],
+        to: View,
+    ) -> Result<(), String> {
+        let &ColumnSums { rows, width, sums, vectors, accumulate } = summed;
+        let groups = sums.div_ceil(COLUMNS * vectors.max(1));
+        let most = (BUSY / groups.max(1)).min(self.bounds.binding / (4 * sums.max(1))).max(1);
+        let chunk = rows.div_ceil(most).max(SHORTEST_CHUNK);
+        let chunks = rows.div_ceil(chunk).max(1);
+        let constants = [constants, &[("VECTORS", vectors as u32)]].concat();
+        let params = |accumulate: bool| {
+            let shared = [rows, width, usize::from(accumulate), chunk];
+            shared.iter().chain(more).map(|&x| x as u32).collect::<Vec<_>>()
+        };
+        if chunks == 1 {
+            self.push(name, &constants, &params(accumulate), &[bindings, &[to]].concat()).groups(groups);
+            return Ok(());
+        }
+        let partial = self.scratch(chunks * sums, "sums of chunks of rows")?;
+        self.push(name, &constants, &params(false), &[bindings, &[partial]].concat()).groups(groups * chunks);
+        let vectors = self::vectors(sums, &[DType::F32]);
+        let constants = [("X", code(DType::F32)), ("VECTORS", vectors as u32)];
+        let params = [chunks, sums, usize::from(accumulate), chunks].map(|x| x as u32);
+        let groups = sums.div_ceil(COLUMNS * vectors.max(1));
+        self.push("column_sum", &constants, &params, &[partial, to]).groups(groups);
+        self.used = partial.offset;
         Ok(())
     }
 
@@ -113,12 +169,14 @@ impl Lowering<'_> {
         let direction = if op.inverse { -1.0f32 } else { 1.0 };
         let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
         let width = width_of(x);
+        let whole = [op.head_dim, op.width(), op.width() / 2].map(|n| vectors(n, &[x.ty.dtype, y.ty.dtype]));
+        let vectors = whole.into_iter().min().unwrap_or(0);
         for shard in self.row_shards(&[x, spans, y])? {
             let n = shard.len() * width;
             let sizes = [width, op.head_dim, op.width()].map(|n| n as u32);
             let params = [&[n as u32, shard.start as u32], &sizes[..], &[positions, direction.to_bits()]].concat();
             let bindings = [rows(x, &shard), rows(spans, &shard), table, rows(y, &shard)];
-            self.push("rope", &types, &params, &bindings).threads(words(n, y.ty.dtype));
+            self.push_elements("rope", &types, (n, vectors, y.ty.dtype), &params, &bindings);
         }
         Ok(())
     }
@@ -160,7 +218,8 @@ impl Lowering<'_> {
     fn zeros(&mut self, view: View) {
         let words = view.bytes / 4;
         let params = [words as u32, 0f32.to_bits()];
-        self.push("fill", &[("Y", code(DType::F32))], &params, &[view]).threads(words);
+        let n = (words, vectors(words, &[DType::F32]), DType::F32);
+        self.push_elements("fill", &[("Y", code(DType::F32))], n, &params, &[view]);
     }
 
     pub(super) fn embed_grad(&mut self, op: &EmbedGrad) -> Result<(), String> {

@@ -41,8 +41,12 @@ const LOW: u64 = 64 << 10;
 /// Software drivers use all cores, so devices in parallel would only wait for each other.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The best adapter, with a binding limit; `None` on a machine without one, which is an error in CI.
+/// The best adapter, with lower limits; `None` on a machine without one, which is an error in CI.
 fn open(max_binding: Option<u64>) -> Option<WgpuBackend> {
+    open_with(Options { max_binding, ..Options::default() })
+}
+
+fn open_with(options: Options) -> Option<WgpuBackend> {
     if devices().is_empty() {
         assert!(std::env::var_os("CI").is_none(), "no wgpu adapter; CI needs one");
         println!("SKIPPED: no wgpu adapter on this machine");
@@ -50,7 +54,7 @@ fn open(max_binding: Option<u64>) -> Option<WgpuBackend> {
     }
     let best = WgpuBackend::open("wgpu").unwrap();
     let index = best.info().id.trim_start_matches("wgpu:").parse().unwrap();
-    Some(WgpuBackend::open_with(index, Options { max_binding, ..Options::default() }).unwrap())
+    Some(WgpuBackend::open_with(index, options).unwrap())
 }
 
 /// A tensor's little-endian bytes.

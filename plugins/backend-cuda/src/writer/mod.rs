@@ -34,7 +34,7 @@ impl Source<'_> {
 /// The CUDA C++ of a kernel; its entry point has the kernel's name with `_` appended.
 ///
 /// Errors: the kernel has no text, or naga rejects it; something that cannot be translated, with its line.
-pub(crate) fn translate(kernel: &Kernel) -> Result<KernelText, String> {
+pub fn translate(kernel: &Kernel) -> Result<KernelText, String> {
     let text = kernel.source()?;
     let module = naga::front::wgsl::parse_str(&text)
         .map_err(|e| format!("kernel `{}`: {}", kernel.name, e.emit_to_string(&text)))?;

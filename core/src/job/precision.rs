@@ -186,13 +186,13 @@ mod tests {
         let plain = device(&[DType::F32], &[]);
         let error = PrecisionChoice::Bf16.choose(&parameters(DType::BF16), |_| None, &plain).unwrap_err();
         assert!(error.to_string().contains("cpu (Some CPU) computes with f32 activations only"), "{error}");
-        let error = PrecisionChoice::Tf32.choose(&parameters(DType::F32), &cpu).unwrap_err().to_string();
+        let error = PrecisionChoice::Tf32.choose(&parameters(DType::F32), |_| None, &cpu).unwrap_err().to_string();
         assert!(error.contains("--precision tf32: cpu (Some CPU) does not multiply in TF32"), "{error}");
         let card = DeviceInfo { tf32: true, ..cpu };
-        let chosen = PrecisionChoice::Tf32.choose(&parameters(DType::BF16), &card).unwrap();
+        let chosen = PrecisionChoice::Tf32.choose(&parameters(DType::BF16), |_| None, &card).unwrap();
         assert_eq!(chosen.to_string(), "tf32: as asked for");
         assert_eq!(PrecisionChoice::of(chosen.precision), PrecisionChoice::Tf32);
-        let auto = PrecisionChoice::Auto.choose(&parameters(DType::F32), &card).unwrap();
+        let auto = PrecisionChoice::Auto.choose(&parameters(DType::F32), |_| None, &card).unwrap();
         assert_eq!(auto.precision, Precision::F32);
     }
 }

@@ -59,7 +59,7 @@ impl Lowering<'_> {
         let used = self.used;
         let halves = self.push_halves(op, units, &inputs[..3])?;
         let lse = self.whole(self.output(1)?, "lse")?;
-        let others = self.others(op, units, 3);
+        let others = self.other_rows(op, units, 3);
         self.push_units(op, units, Kind::LogSumExp, (halves, inputs[3], lse, others), None, 1)?;
         let o = self.head_target(0, "o", op)?;
         self.push_units(op, units, Kind::O, (halves, inputs[3], lse, others), Some(&o), 1)?;
@@ -72,7 +72,7 @@ impl Lowering<'_> {
         let inputs = self.inputs(&["q", "k", "v", "do", "ld", "spans"])?;
         let used = self.used;
         let halves = self.push_halves(op, units, &inputs[..4])?;
-        let operands = (halves, inputs[5], inputs[4], self.others(op, units, 5));
+        let operands = (halves, inputs[5], inputs[4], self.other_rows(op, units, 5));
         let dq = self.head_target(0, "dq", op)?;
         self.push_units(op, units, Kind::Dq, operands, Some(&dq), 1)?;
         self.finish(dq);
@@ -111,7 +111,7 @@ impl Lowering<'_> {
     }
 
     /// Rows of the other side of a tile of scores; `spans` is the position of that input.
-    fn others(&mut self, op: &Attention, units: &MatrixUnits, spans: usize) -> u32 {
+    fn other_rows(&mut self, op: &Attention, units: &MatrixUnits, spans: usize) -> u32 {
         if units.memory < SQUARE {
             return SIDES[1];
         }

@@ -60,6 +60,7 @@ impl Llama {
 
 /// Logits as logarithms of probabilities.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    assert!(logits.iter().all(|logit| logit.is_finite()), "the trainer's logits are not finite");
     let largest = logits.iter().copied().fold(f32::MIN, f32::max);
     let shifted = || logits.iter().map(|&x| f64::from(x) - f64::from(largest));
     let sum = shifted().map(f64::exp).sum::<f64>().ln();

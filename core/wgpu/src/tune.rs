@@ -63,7 +63,7 @@ impl WgpuBackend {
     }
 
     /// What measured times depend on.
-    fn described(&self) -> String {
+    pub(crate) fn described(&self) -> String {
         let info = &self.adapter.info;
         let multiplier = info.multiplier.as_deref().unwrap_or_default();
         format!("{}, {}, {multiplier}, kernels {}", info.name, info.driver, Cache::kernels())

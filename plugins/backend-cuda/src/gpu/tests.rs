@@ -13,7 +13,7 @@ fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cuda/libraries.c");
     let driver = dir.path().join("libcuda.so.1");
     let mut compiler = Command::new("cc");
-    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&driver).arg(source).args(definitions);
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&driver).arg(source).args(definitions).arg("-lm");
     let Ok(done) = compiler.output() else {
         eprintln!("SKIPPED: no C compiler `cc`");
         return None;

@@ -142,7 +142,7 @@ mod tests {
             (|op| op.inputs[1] = "a".into(), "two operands are called `a`"),
             (|op| op.outputs[0] = "y z".into(), "the name `y z` is not a word"),
             (|op| op.outputs.push("z".into()), "it names 2 outputs and has 1"),
-            (|op| op.inputs.truncate(1), "expected 1 to 1 inputs, got 2"),
+            (|op| op.inputs.truncate(1), "expected 1 inputs, got 2"),
         ] {
             let message = refused(change);
             assert!(message.contains(expected), "{message}");

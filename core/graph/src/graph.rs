@@ -232,7 +232,7 @@ mod tests {
         let reason = refusal(&mut graph, Linear::plain(Layout::Nt), &[a, b]);
         assert_eq!(reason, "layers.3.mlp: linear: inner dimensions differ in Nt: a [3, 5], b [7, 6]");
         assert!(refusal(&mut graph, Linear::plain(Layout::Tn), &[a, b]).contains("b must be f32 or bf16, got f16"));
-        assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 to 2 inputs, got 1"));
+        assert!(refusal(&mut graph, Add {}, &[a]).contains("expected 2 inputs, got 1"));
         assert!(
             refusal(&mut graph, Rope { head_dim: 3, inverse: false, rotated: None }, &[a, a, a]).contains("even heads")
         );

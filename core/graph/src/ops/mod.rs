@@ -231,7 +231,9 @@ fn count(inputs: &[&TensorType], expected: std::ops::RangeInclusive<usize>) -> R
     if expected.contains(&inputs.len()) {
         return Ok(());
     }
-    Err(format!("expected {} to {} inputs, got {}", expected.start(), expected.end(), inputs.len()))
+    let (least, most) = (expected.start(), expected.end());
+    let count = if least == most { format!("{least}") } else { format!("{least} to {most}") };
+    Err(format!("expected {count} inputs, got {}", inputs.len()))
 }
 
 fn dtype(ty: &TensorType, what: &str, expected: DType) -> Result<(), String> {

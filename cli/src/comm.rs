@@ -87,7 +87,7 @@ fn progress(what: &str) {
 fn of_link(link: Link, info: &DeviceInfo, processes: usize) -> String {
     let (megabits, milliseconds) = (link.bandwidth * 8e-6, link.latency * 1e3);
     format!(
-        "{processes} processes, each on {} ({}), {megabits:.0} Mbit/s and {milliseconds:.3} ms from one to the next",
+        "{processes} processes, each on {} ({}), {megabits:.1} Mbit/s and {milliseconds:.3} ms from one to the next",
         info.name, info.id
     )
 }

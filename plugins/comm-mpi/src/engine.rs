@@ -29,6 +29,9 @@ const EAGERLY: Duration = Duration::from_millis(100);
 const DATA: usize = 4096;
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// The end of a message about lost processes.
+const GO_ON: &str = "All end; --resume goes on from what was saved before";
+
 /// The time between two looks of the second thread.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -170,10 +173,11 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
         let neighbours = Neighbours::new(others.map(|(other, process)| (other, process.id)));
         let look = move || {
             while !shared.ended.load(Ordering::Acquire) {
-                if let Some(other) = neighbours.wait(LOOK) {
+                let ended = neighbours.wait(LOOK);
+                if !ended.is_empty() {
                     match shared.parting.load(Ordering::Acquire) {
                         true => std::thread::sleep(LOOK),
-                        false => shared.lost(other, "it has ended"),
+                        false => shared.lost_one_of(&ended),
                     }
                 }
                 // Where the other thread has it, it looks itself.
@@ -276,11 +280,23 @@ impl<H: Copy> Shared<H> {
 
     /// Ends all because of a process that is gone.
     fn lost(&self, rank: usize, why: &str) -> ! {
-        let process =
-            self.processes.get(rank).map_or(String::new(), |Process { id, host }| format!(" on {host} ({id})"));
-        self.abort(&format!(
-            "process {rank}{process} was lost: {why}. All end; --resume goes on from what was saved before"
-        ))
+        self.abort(&format!("{} was lost: {why}. {GO_ON}", self.name(rank)))
+    }
+
+    /// Ends all because of processes that have ended; where there are several, the launcher may have ended all but one.
+    fn lost_one_of(&self, ranks: &[usize]) -> ! {
+        if let [rank] = ranks {
+            self.lost(*rank, "it has ended");
+        }
+        let names = ranks.iter().map(|&rank| self.name(rank)).collect::<Vec<_>>().join(", ");
+        self.abort(&format!("one of these processes was lost, and the others ended after it: {names}. {GO_ON}"))
+    }
+
+    fn name(&self, rank: usize) -> String {
+        match self.processes.get(rank) {
+            Some(Process { id, host }) => format!("process {rank} on {host} ({id})"),
+            None => format!("process {rank}"),
+        }
     }
 
     /// Ends all processes.

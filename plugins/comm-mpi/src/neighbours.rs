@@ -35,14 +35,14 @@ mod system {
         Some(unsafe { OwnedFd::from_raw_fd(file) })
     }
 
-    /// The first of these whose process has ended, within this time.
-    pub fn wait(files: &[&OwnedFd], time: Duration) -> Option<usize> {
+    /// Those of which the process has ended, once there is one; none after this time.
+    pub fn wait(files: &[&OwnedFd], time: Duration) -> Vec<usize> {
         let poll_of = |file: &&OwnedFd| Poll { file: file.as_raw_fd(), events: POLLIN, found: 0 };
         let mut all: Vec<Poll> = files.iter().map(poll_of).collect();
         let milliseconds = c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX);
         // SAFETY: as many records as are said to be there, of files that are open.
         unsafe { poll(all.as_mut_ptr(), all.len() as c_ulong, milliseconds) };
-        all.iter().position(|poll| poll.found & POLLIN != 0)
+        (0..all.len()).filter(|&i| all[i].found & POLLIN != 0).collect()
     }
 }
 
@@ -56,9 +56,9 @@ mod system {
         None
     }
 
-    pub fn wait(_: &[&OwnedFd], time: Duration) -> Option<usize> {
+    pub fn wait(_: &[&OwnedFd], time: Duration) -> Vec<usize> {
         std::thread::sleep(time);
-        None
+        Vec::new()
     }
 }
 
@@ -76,10 +76,10 @@ impl Neighbours {
         Neighbours(processes.filter_map(|(rank, process)| Some((rank, system::open(process)?))).collect())
     }
 
-    /// The rank of one that has ended, or `None` after this time.
-    pub fn wait(&self, time: Duration) -> Option<usize> {
+    /// The ranks of those that have ended, once there is one; none after this time.
+    pub fn wait(&self, time: Duration) -> Vec<usize> {
         let files: Vec<&OwnedFd> = self.0.iter().map(|(_, file)| file).collect();
-        system::wait(&files, time).map(|place| self.0[place].0)
+        system::wait(&files, time).into_iter().map(|place| self.0[place].0).collect()
     }
 }
 
@@ -92,9 +92,9 @@ mod tests {
     fn the_end_of_a_process_is_seen() {
         let mut sleeping = Command::new("sleep").arg("60").spawn().unwrap();
         let neighbours = Neighbours::new([(3, std::process::id()), (5, sleeping.id())].into_iter());
-        assert_eq!(neighbours.wait(Duration::ZERO), None);
+        assert!(neighbours.wait(Duration::ZERO).is_empty());
         sleeping.kill().unwrap();
-        assert_eq!(neighbours.wait(Duration::from_secs(60)), Some(5));
+        assert_eq!(neighbours.wait(Duration::from_secs(60)), [5]);
         sleeping.wait().unwrap();
     }
 }

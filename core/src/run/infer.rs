@@ -324,7 +324,8 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         }
         for (i, (_, pair)) in texts.iter().enumerate() {
             let checked = adapted.tasks.iter().try_for_each(|task| check_pair(task, pair.is_some()));
-            checked.map_err(|what| Error::Data(format!("text {}: {what}", self.done + i + 1)))?;
+            let hint = if pair.is_none() { "; give a table with a column for each text of a pair" } else { "" };
+            checked.map_err(|what| Error::Data(format!("text {}: {what}{hint}", self.done + i + 1)))?;
         }
         self.done += texts.len();
         let example = |(text, pair): &(String, Option<String>)| {

@@ -502,10 +502,10 @@ fn words(elements: usize, dtype: DType) -> usize {
 }
 
 /// Elements of a thread's step through tensors of these types whose rows, or which themselves, have `n` elements: what fills
-/// vectors of 16 bytes, 4 or 8; 0 where `n` does not end at one.
+/// vectors of 16 bytes, 4 or 8; 0 where `n` does not end at one, and for empty tensors, which bind a single word.
 fn vectors(n: usize, types: &[DType]) -> usize {
     let most = if types.iter().any(|dtype| dtype.size() == 2) { 8 } else { 4 };
-    if n.is_multiple_of(most) { most } else { 0 }
+    if n > 0 && n.is_multiple_of(most) { most } else { 0 }
 }
 
 fn rows_of(operand: &Operand) -> usize {

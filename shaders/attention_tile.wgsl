@@ -10,7 +10,6 @@ rows of the other tile that are in memory at a time when weights are multiplied 
 {%- set DIM = (HEAD_DIM + 31) // 32 * 32 %}
 {%- set HALVES = 64 // OTHERS %}
 {%- set KEEP = 4 // HALVES %}
-{%- set STEPS = 8 // HALVES %}
 {%- set ACROSS = OTHERS // 4 %}
 {%- set R = 8 if DIM % 128 == 0 else 4 if DIM % 64 == 0 else 2 %}
 {%- set C = DIM // 16 // R %}
@@ -148,9 +147,8 @@ before and after. #}
                     h{{ n }} = {{ other }}_load(other0 + slot_row + {{ 32 * n }}u, {{ other_head }}, d + 32u + slot_d);
                     {%- endfor %}
                 }
-                // Written out, this would take AMD's compiler up to 1.4 times as many registers.
-                for (var step = 0u; step < {{ STEPS }}u; step++) {
-                    let at = half * {{ STEPS }}u + step;
+                // Not a constant number of steps: compilers would write the loop out and load ahead until registers run out.
+                for (var at = half * p.steps; at < (half + 1u) * p.steps; at++) {
                     {%- for i in range(4) %}
                     let a{{ i }} = tile[y * 8u + {{ 128 * i }}u + (at ^ (y % 8u))];
                     {%- endfor %}

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The table of NVRTC. Kernels on matrix units are not among those that are translated.
+/// The table of NVRTC, of the kernels that are translated.
 fn cuda() -> Result<(), Box<dyn Error>> {
     let compiler = Compiler::open(&Search::of_environment(), 13)?;
     let architectures = ARCHITECTURES.map(|capability| compiler.architecture(capability));
@@ -52,7 +52,7 @@ fn cuda() -> Result<(), Box<dyn Error>> {
     let headings: Vec<String> = architectures.iter().map(|a| format!("{a}: registers | spilled B | stack B")).collect();
     println!("| kernel | {} |", headings.join(" | "));
     println!("|---|{}", "---|---|---|".repeat(architectures.len()));
-    for (label, kernel) in kernels().into_iter().filter(|(_, kernel)| !on_units(kernel)) {
+    for (label, kernel) in translated() {
         let text = sparta_backend_cuda::translate(&kernel)?;
         let columns = architectures.iter().map(|architecture| {
             let report = compiler.report(&text, architecture)?;
@@ -65,8 +65,10 @@ fn cuda() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn on_units(kernel: &Kernel) -> bool {
-    kernel.constants.iter().any(|(name, _)| *name == "UNITS")
+/// All but those that only products and attention on matrix units need.
+fn translated() -> impl Iterator<Item = (String, Kernel)> {
+    let on_units = |kernel: &Kernel| kernel.constants.iter().any(|(name, _)| *name == "UNITS");
+    kernels().into_iter().filter(move |(_, kernel)| !on_units(kernel) && kernel.name != "magnitude")
 }
 
 /// The number that ends before `after` in a report, where the text before it ends in `before`.
@@ -275,6 +277,14 @@ mod tests {
         assert_eq!(number_before(report, "frame, ", " bytes spill stores"), "8");
         assert_eq!(number_before(report, ". ", " bytes stack frame"), "256");
         assert_eq!(number_before(report, "Used ", " barriers of"), "?");
+    }
+
+    #[test]
+    fn cuda_cpp_is_written_for_every_kernel_of_its_table() {
+        for (label, kernel) in translated() {
+            let written = sparta_backend_cuda::translate(&kernel);
+            assert!(written.is_ok(), "{label}: {}", written.unwrap_err());
+        }
     }
 
     /// A kernel's constants change with its text.

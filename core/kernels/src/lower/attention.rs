@@ -53,7 +53,7 @@ impl Lowering<'_> {
             let target = self.target(o, &shard, op.head_dim)?;
             let constants = [&self.types(op, target.dtype)?[..], &[("LANES", CACHED_LANES)]].concat();
             let bindings = [rows(q, &shard), k, v, rows(spans, &shard), target.view];
-            self.push("attention_cached", &constants, &params(op, shard.len(), kept), &bindings)
+            self.push("attention_cached", &constants, &params(op, shard.len(), kept, 0), &bindings)
                 .groups(shard.len() * op.heads);
             self.finish(target);
         }
@@ -193,8 +193,9 @@ impl Lowering<'_> {
         parts: usize,
     ) -> Result<(Constants, Vec<u32>), String> {
         let mut constants = self.types(op, output)?;
-        constants.push(("OTHERS", self.others()));
-        Ok((constants, params(op, rows, parts)))
+        let others = self.others();
+        constants.push(("OTHERS", others));
+        Ok((constants, params(op, rows, parts, others / 8)))
     }
 
     /// The constants that all kernels in f32 have.
@@ -217,7 +218,7 @@ pub(super) fn variant(op: &Attention) -> [(&'static str, u32); 3] {
 }
 
 /// The `Params` of all attention kernels.
-pub(super) fn params(op: &Attention, rows: usize, parts: usize) -> Vec<u32> {
+pub(super) fn params(op: &Attention, rows: usize, parts: usize, steps: u32) -> Vec<u32> {
     let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
     vec![
         rows as u32,
@@ -230,5 +231,6 @@ pub(super) fn params(op: &Attention, rows: usize, parts: usize) -> Vec<u32> {
         op.scale.to_bits(),
         op.soft_cap.unwrap_or(0.0).to_bits(),
         parts as u32,
+        steps,
     ]
 }

@@ -148,7 +148,7 @@ impl Lowering<'_> {
         bindings.extend(target.map(|target| target.view));
         let rng = self.call.inputs.get(rng_at).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
         let groups = rows.div_ceil(TILE) * if keys { op.kv_heads * parts } else { op.heads };
-        let params = params(op, rows, parts);
+        let params = params(op, rows, parts, 0);
         self.push("attention_units", &constants, &params, &bindings).rng(rng).groups(groups);
         Ok(())
     }

@@ -125,7 +125,9 @@ impl Lowering<'_> {
         bindings: &[View],
         to: View,
     ) -> Result<(), String> {
-        let &ColumnSums { rows, width, sums, vectors, accumulate } = summed;
+        let &ColumnSums { rows, width, sums, accumulate, .. } = summed;
+        // Tensors without rows bind a single word.
+        let vectors = if rows > 0 { summed.vectors } else { 0 };
         let groups = sums.div_ceil(COLUMNS * vectors.max(1));
         let most = (BUSY / groups.max(1)).min(self.bounds.binding / (4 * sums.max(1))).max(1);
         let chunk = rows.div_ceil(most).max(SHORTEST_CHUNK);

@@ -212,7 +212,7 @@ impl Run<'_> {
         vec![
             Distance::new("99.9 % of the parameters", most, PARAMETERS),
             Distance::new("all parameters", largest, lr),
-            Distance::new("logits after training", after.fold(0.0, nan_max), LOGITS_AFTER),
+            Distance::of_few("logits after training", after.fold(0.0, nan_max), LOGITS_AFTER),
         ]
     }
 }

@@ -55,7 +55,7 @@ const OF_LONGEST: u64 = 100;
 const WIDE: usize = 4096;
 const LONG: usize = 16384;
 /// No dimension is shortened below this.
-const SHORT: usize = 1024;
+const SHORT: usize = 512;
 /// A measured gradient takes one in this many elements.
 const ONE_IN: usize = 64;
 /// Attention is measured with at least this many rows.
@@ -197,7 +197,8 @@ fn call(op: Op, inputs: Vec<TensorType>, output: TensorType) -> Call {
 }
 
 impl<'a> Lowering<'a> {
-    /// The choice by this name; notes that it was asked for, and the question if nobody has answered it.
+    /// The choice by this name; notes that it was asked for, and the question if nobody has answered it and there is
+    /// something to choose from.
     pub(super) fn chosen(
         &mut self,
         name: impl FnOnce() -> String,
@@ -210,7 +211,11 @@ impl<'a> Lowering<'a> {
                 let name = name();
                 let found = known.get(&name);
                 if found.is_none() {
-                    self.questions.push(question(name.clone()));
+                    let question = question(name.clone());
+                    if question.trials.len() < 2 {
+                        return None;
+                    }
+                    self.questions.push(question);
                 }
                 self.asked.push(name);
                 found

@@ -94,11 +94,11 @@ impl Form {
         Form { blocks, pieces: wanted.min(most).max(1), unroll: if blocks == 1 { 1 } else { unroll } }
     }
 
-    /// What may be faster on some device, beginning with what sizes suggest.
-    fn candidates([m, n, k]: [usize; 3], unroll: u32, on_units: bool) -> Vec<Self> {
+    /// What may be faster on some device, beginning with what sizes suggest. Large tiles are tried with each of `unrolls`.
+    fn candidates([m, n, k]: [usize; 3], unroll: u32, unrolls: &[u32]) -> Vec<Self> {
         let mut all = vec![Form::by_rule([m, n, k], unroll)];
         for blocks in if m.min(n) > 64 { 1..=2 } else { 1..=1 } {
-            let unrolls = if on_units || blocks == 1 { &[1][..] } else { &UNROLLS };
+            let unrolls = if blocks == 1 { &[1] } else { unrolls };
             let busy = BUSY / tiles(blocks, m, n);
             let pieces = [1, busy / 2, busy, 2 * busy].map(|pieces| pieces.clamp(1, most_pieces(k)));
             all.extend(
@@ -197,8 +197,10 @@ impl Lowering<'_> {
             let layout = format!("{layout:?}").to_lowercase();
             format!("product {} {layout} {}*{} {m}x{n}x{k}", multiplier(on_units), types[0], types[1])
         };
+        // A software driver, whose compiler takes long over unrolled loops, limits rounds.
+        let unrolls = if on_units || self.bounds.rounds < usize::MAX { &UNROLLS[..1] } else { &UNROLLS };
         let question = |name| {
-            let forms = Form::candidates(sizes, unroll, on_units).iter().map(Form::choice).collect();
+            let forms = Form::candidates(sizes, unroll, unrolls).iter().map(Form::choice).collect();
             Question::product(name, layout, types, sizes, flops, forms)
         };
         match self.chosen(name, question).and_then(Form::of) {
@@ -348,8 +350,8 @@ mod tests {
             ([8, 2048, 4096], false, 4),
             ([20, 30, 40], false, 1),
         ] {
-            let unroll = if on_units { 1 } else { 16 };
-            let forms = Form::candidates(sizes, unroll, on_units);
+            let (unroll, unrolls) = if on_units { (1, &UNROLLS[..1]) } else { (16, &UNROLLS[..]) };
+            let forms = Form::candidates(sizes, unroll, unrolls);
             assert!((1..=most).contains(&forms.len()), "{sizes:?}: {forms:?}");
             assert_eq!(forms[0], Form::by_rule(sizes, unroll));
             assert!(forms.iter().enumerate().all(|(i, form)| !forms[..i].contains(form)), "{forms:?}");

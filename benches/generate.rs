@@ -2,7 +2,7 @@
 //! `cargo bench -p sparta-benches --bench generate -- MODEL [DEVICE]`.
 
 use sparta_benches::{Result, open_device};
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::plugin::PluginSet;
 use sparta_train::{Ceiling, MemoryKind};
 use std::path::Path;
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     };
     let mut device = open_device(args.get(1).map_or("cpu", String::as_str), None)?;
     let (name, rate) = (device.info().name, Ceiling::measure(&mut *device)?.memory());
-    let applied = Applied::open(Path::new(model), None, &PluginSet::default())?;
+    let applied = AppliedAdapter::open(Path::new(model), None, &PluginSet::default())?;
     let mut session = applied.generation(device, PROMPT + WRITTEN)?;
     let prompt: Vec<u32> = (0..PROMPT as u32).map(|i| 3 + i % 97).collect();
     // Once to prepare the plans.

@@ -6,7 +6,7 @@ use parquet::data_type::ByteArray;
 use parquet::file::properties::WriterProperties;
 use safetensors::SafeTensors;
 use serde::Deserialize;
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::hash::{fingerprint, hash_file};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights::{Dtype, OutTensor, Weights, save};
@@ -344,7 +344,7 @@ fn index_sets_that_do_not_fit_are_named() {
             "values_sha256": hash_file(&dir.join("adapter.safetensors")).unwrap(),
         });
         fs::write(dir.join("adapter.json"), manifest.to_string()).unwrap();
-        Applied::open(&dir, None, &PluginSet::default()).err().map(|e| e.to_string()).unwrap_or_default()
+        AppliedAdapter::open(&dir, None, &PluginSet::default()).err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert_eq!(message(&[0, width - 1], &[1.0, 2.0]), "");
     for indices in [[0, width], [0, u32::MAX], [5, 4], [5, 5]] {

@@ -5,7 +5,7 @@ use sparta_backend_cpu::Cpu;
 use sparta_core::files::{self, MEMORY};
 use sparta_core::job::{RunConfig, Silent, Stopped};
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, Adapted, EvalRequest, Start};
+use sparta_core::run::{self, AdaptedModel, EvalRequest, Start};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +36,7 @@ fn job(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let resumed = RunConfig::of_run(&config.out).unwrap();
     assert_eq!(run::run(&resumed, &plugins, &open, Start::Resume, &mut Silent).unwrap().steps, 4);
 
-    let adapted = Adapted::open(&config.out, None, &plugins).unwrap();
+    let adapted = AdaptedModel::open(&config.out, None, &plugins).unwrap();
     let request = EvalRequest {
         split: "test".into(),
         head: None,

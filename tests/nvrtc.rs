@@ -7,7 +7,7 @@ use sparta_backend_cuda::{
 };
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_suites::conformance::AREAS;
-use sparta_suites::{Device, Precision, Session};
+use sparta_suites::{BoundPlan, Device, Precision};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -116,7 +116,7 @@ fn kernels(capability: (u32, u32)) -> Vec<KernelText> {
                 [(Precision::F32, false), (Precision::F32, true), (Precision::Bf16, false), (Precision::Bf16, true)]
             {
                 let plan = info.plan(&case.program(precision, false, backward).graph);
-                Session::open(&mut device, &plan).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+                BoundPlan::open(&mut device, &plan).unwrap_or_else(|error| panic!("{}: {error}", case.name));
             }
         }
     }

@@ -2,18 +2,20 @@
 //! with any method, and its results are read and merged like those of classification.
 
 use serde_json::json;
-use sparta_core::adapter::{self, Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
+use sparta_core::adapter::{self, AppliedAdapter, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::checkpoint::{Checkpoint, Checkpoints, Position};
 use sparta_core::decoder;
 use sparta_core::job::{EvalReport, Observer, OptimizerOptions, PrecisionChoice, RunPlan, StepReport, Stopped};
 use sparta_core::method::Adaptation;
 use sparta_core::model::{HEAD, HeadKind, Precision, check_weights};
-use sparta_core::run::{self, Adapted, EvalRequest, PretrainConfig, Start, pretrain};
+use sparta_core::run::{self, AdaptedModel, EvalRequest, PretrainConfig, Start, pretrain};
 use sparta_core::train::evaluate::evaluate;
 use sparta_core::train::graphs::Purpose;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::{Classification, MultiLabel, NextToken, Regression};
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Metrics, Objective, Optimization, Session, Setup, Target};
+use sparta_core::train::{
+    Batch, Encoded, HeadInit, Metrics, Objective, Optimization, Session, SessionLimits, Setup, Target,
+};
 use sparta_core::weights::{Dtype, OutTensor, Weights, safetensors_dtype, save};
 use sparta_graph::{Backend, DType};
 use sparta_suites::Random;
@@ -48,7 +50,7 @@ fn session(objective: Arc<dyn Objective>) -> Session {
         recompute: false,
         seed: 0,
         head_init: HeadInit::Normal { std: 0.01 },
-        limits: Limits {
+        limits: SessionLimits {
             train: Some(size_of(96, 8)),
             micro_batches: true,
             shared: false,
@@ -311,7 +313,7 @@ fn pretraining_is_evaluated_interrupted_and_resumed_exactly() {
 /// The loss on held-out text of a run, an adapter or a model.
 fn held_out(path: &Path, base: Option<&Path>, config: &PretrainConfig) -> f64 {
     let plugins = subjects::methods();
-    let adapted = Adapted::open(path, base, &plugins).unwrap();
+    let adapted = AdaptedModel::open(path, base, &plugins).unwrap();
     let (task, data) = (Some("text".to_owned()), Some(config.data.clone()));
     let request =
         EvalRequest { split: "dev".into(), head: None, task, data, task_options: BTreeMap::new(), max_examples: None };
@@ -359,11 +361,11 @@ fn every_method_learns_text_and_its_adapter_is_resumed_evaluated_exported_and_me
         assert!(described.contains("LlamaForCausalLM") && !described.contains("id2label"), "{described}");
         if let Some(format) = format {
             let out = home.path().join(format!("{method}-exported"));
-            export(&Applied::open(&config.out, None, &plugins).unwrap(), format, &out).unwrap();
+            export(&AppliedAdapter::open(&config.out, None, &plugins).unwrap(), format, &out).unwrap();
             close(held_out(&out, Some(&config.out.join("start")), &config));
         }
     }
-    let adapted = Adapted::open(&home.path().join("lora"), None, &plugins).unwrap();
+    let adapted = AdaptedModel::open(&home.path().join("lora"), None, &plugins).unwrap();
     let refused = adapted.predict(|| Ok(cpu()), &[("the food".into(), None)]).unwrap_err().to_string();
     assert!(refused.contains("next-token prediction, which does not classify"), "{refused}");
 }
@@ -412,7 +414,7 @@ fn a_model_says_what_its_head_is_for_and_a_merged_one_says_so_again() {
         classifier(&from, outputs, problem);
         let head = &adapter::load(&from, None).unwrap().heads[0];
         assert_eq!((&*head.objective, head.labels.len()), (objective, outputs));
-        let applied = Applied::open(&from, None, &plugins).unwrap();
+        let applied = AppliedAdapter::open(&from, None, &plugins).unwrap();
         let request = MergeRequest { out: out.clone(), dtype: MergeDtype::Keep, shard_bytes: 1 << 30 };
         merge(&applied, &request, cpu()).unwrap();
         assert_eq!(adapter::load(&out, None).unwrap().heads[0], *head);

@@ -3,12 +3,12 @@
 
 use half::f16;
 use serde_json::json;
-use sparta_core::method::{Adaptation, Part, options};
+use sparta_core::method::{Adaptation, TrainMode, options};
 use sparta_core::model::{Arrangement, Precision};
-use sparta_core::model::{Decoder, HeadKind, Quantize, Stored, TensorView, WeightSource, check_weights};
+use sparta_core::model::{Decoder, HeadKind, Quantize, Storage, TensorView, WeightSource, check_weights};
 use sparta_core::train::layout::plan_memory;
 use sparta_core::train::objective::{Classification, NextToken};
-use sparta_core::train::{Encoded, Limits, MemoryKind, Objective, Session, Setup, Target};
+use sparta_core::train::{Encoded, MemoryKind, Objective, Session, SessionLimits, Setup, Target};
 use sparta_graph::{Blocks, DType};
 use sparta_suites::{Random, Subject};
 use sparta_tests::command::{ran, refused};
@@ -23,7 +23,7 @@ const LAYERS: usize = 2;
 /// Weights of a Llama whose rows are whole blocks of all formats.
 struct Model {
     decoder: Decoder,
-    tensors: BTreeMap<String, (Stored, Vec<usize>, Vec<u8>)>,
+    tensors: BTreeMap<String, (Storage, Vec<usize>, Vec<u8>)>,
     /// What floats are rounded to when they are read.
     quantize: Option<Quantize>,
     decoded: DType,
@@ -64,9 +64,9 @@ fn model(tied: bool, head: HeadKind, formats: &[Blocks]) -> Model {
         let mut random = Random::named(&p.name);
         let n = p.numel() as usize;
         let (stored, bytes) = match (p.shape.len(), turn.next()) {
-            (1, _) => (Stored::Plain(DType::F32), floats(DType::F32, (0..n).map(|_| 1.0 + 0.1 * random.normal()))),
-            (_, Some(&blocks)) => (Stored::Blocks(blocks), random_blocks(blocks, n, &mut random)),
-            (_, None) => (Stored::Plain(DType::BF16), floats(DType::BF16, (0..n).map(|_| 0.06 * random.normal()))),
+            (1, _) => (Storage::Plain(DType::F32), floats(DType::F32, (0..n).map(|_| 1.0 + 0.1 * random.normal()))),
+            (_, Some(&blocks)) => (Storage::Blocks(blocks), random_blocks(blocks, n, &mut random)),
+            (_, None) => (Storage::Plain(DType::BF16), floats(DType::BF16, (0..n).map(|_| 0.06 * random.normal()))),
         };
         (p.name, (stored, p.shape, bytes))
     };
@@ -164,7 +164,7 @@ fn course(mut session: Session, lm: bool) -> Vec<(String, Vec<u32>)> {
 fn same(subject: &mut Subject, run: &Run, model: &Model) {
     let what = format!("{}: {} {}, residual {}, lm {}", subject.name, run.method, run.precision, run.residual, run.lm);
     let (kept, decoded) = (setup_of(run, model, true), setup_of(run, model, false));
-    let held = (0..kept.adaptation.parts.len()).filter(|&i| kept.adaptation.blocks_of(i).is_some()).count();
+    let held = (0..kept.adaptation.modes.len()).filter(|&i| kept.adaptation.blocks_of(i).is_some()).count();
     assert!(held >= 7 * LAYERS, "{what}: {held} weights in blocks");
     let mut session = open(subject, model, kept);
     let used = session.tensors().memory();
@@ -224,7 +224,7 @@ fn floats_are_rounded_to_blocks_when_they_are_loaded() {
         // As a file of these blocks.
         let view = model.get("model.layers.0.mlp.up_proj.weight").unwrap();
         let bytes = view.in_blocks().unwrap();
-        let stored = Stored::Blocks(view.blocks().unwrap());
+        let stored = Storage::Blocks(view.blocks().unwrap());
         let of_file = TensorView::stored(stored, view.shape, &bytes, Arrangement::None);
         assert_eq!(of_file.to_f32().unwrap(), view.to_f32().unwrap());
         assert_eq!(of_file.pick(&[1, 255, 256, 70_000]).unwrap(), view.pick(&[1, 255, 256, 70_000]).unwrap());
@@ -265,7 +265,7 @@ fn what_needs_the_whole_weight_is_refused_or_decoded() {
     let table = embeddings.position("model.embed_tokens.weight").unwrap();
     assert!(embeddings.blocks_of(table).is_some());
     embeddings.check_trainable().unwrap();
-    embeddings.parts[table] = Part::Dense;
+    embeddings.modes[table] = TrainMode::Dense;
     assert!(embeddings.blocks_of(table).is_none());
 }
 
@@ -291,7 +291,7 @@ fn texts_are_written_from_blocks() {
         let model = model(tied, HeadKind::CausalLm, &Blocks::ALL);
         let written = |subject: &mut Subject, kept| {
             let run = Run { lm: true, method: "lora", options: &[("lora-r", "4")], ..SPARTA };
-            let setup = Setup { limits: Limits::generation(16), ..setup_of(&run, &model, kept) };
+            let setup = Setup { limits: SessionLimits::generation(16), ..setup_of(&run, &model, kept) };
             let mut session = open(subject, &model, setup);
             let first = session.decode(&[3, 1, 4, 1, 5], 0).unwrap();
             let second = session.decode(&[9], 5).unwrap();

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sparta_core::adapter::{self, MergeDtype, MergeRequest};
 use sparta_core::job::{EvalReport, Observer, RunConfig, RunPlan, StepReport};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
-use sparta_core::run::{self, Adapted, EvalRequest, Start};
+use sparta_core::run::{self, AdaptedModel, EvalRequest, Start};
 use sparta_core::text::Tokenizer;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, save};
 use sparta_graph::{Backend, DType};
@@ -263,7 +263,7 @@ fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     let result = run::run(&config, &plugins, &cpu, Start::New, &mut Silent).unwrap();
     assert!(result.merge_check.unwrap().agrees());
 
-    let adapted = Adapted::open(&out, None, &plugins).unwrap();
+    let adapted = AdaptedModel::open(&out, None, &plugins).unwrap();
     let request = EvalRequest {
         split: "test".into(),
         head: None,
@@ -278,7 +278,7 @@ fn a_new_head_that_a_method_leaves_frozen_is_saved() {
     let request_merge = MergeRequest { out: merged.clone(), dtype: MergeDtype::To(DType::F32), shard_bytes: 1 << 30 };
     adapter::merge(adapted.applied(), &request_merge, cpu().unwrap()).unwrap();
     let (task, data) = (Some(config.task.clone()), Some(config.data.clone()));
-    let of_merged = Adapted::open(&merged, None, &plugins).unwrap();
+    let of_merged = AdaptedModel::open(&merged, None, &plugins).unwrap();
     let request = EvalRequest { task, data, ..request };
     let again = run::evaluate(&of_merged, &request, &plugins, cpu().unwrap(), |_, _| {}).unwrap();
     assert_eq!(again.confusion, result.test.unwrap().confusion);

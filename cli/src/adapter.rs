@@ -5,7 +5,9 @@ use crate::output::{self, Output, bytes, table};
 use crate::{devices, hub};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
-use sparta_core::adapter::{self, Applied, Difference, ExportFormat, Info, LayerDifference, MergeDtype, MergeRequest};
+use sparta_core::adapter::{
+    self, AppliedAdapter, Difference, ExportFormat, Info, LayerDifference, MergeDtype, MergeRequest,
+};
 use sparta_core::job::thousands;
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::Session;
@@ -149,8 +151,8 @@ pub fn run(command: AdapterCommand, plugins: &PluginSet) -> Result<()> {
 }
 
 /// Opens an adapter on its base model, and reports plugins that differ from those it was made with.
-fn open(adapter: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Applied> {
-    let applied = Applied::open(adapter, hub::optional_model(model)?.as_deref(), plugins)?;
+fn open(adapter: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<AppliedAdapter> {
+    let applied = AppliedAdapter::open(adapter, hub::optional_model(model)?.as_deref(), plugins)?;
     applied.recorded.accepted.iter().for_each(output::warn);
     Ok(applied)
 }
@@ -191,7 +193,7 @@ fn export(args: ExportArgs, plugins: &PluginSet) -> Result<()> {
 }
 
 /// The adapter on a device, if its changes can only be computed there.
-fn session(applied: &Applied, device: &str, plugins: &PluginSet) -> Result<Option<Session>> {
+fn session(applied: &AppliedAdapter, device: &str, plugins: &PluginSet) -> Result<Option<Session>> {
     if !adapter::needs_device(applied) {
         return Ok(None);
     }
@@ -238,7 +240,7 @@ fn describe(info: &Info) -> String {
 
 fn diff(args: DiffArgs, plugins: &PluginSet) -> Result<()> {
     let output = Output::new(args.device.json);
-    let open = |path: &Path| -> Result<(Applied, Option<Session>)> {
+    let open = |path: &Path| -> Result<(AppliedAdapter, Option<Session>)> {
         let applied = self::open(path, args.model.clone(), plugins)?;
         let session = session(&applied, &args.device.device, plugins)?;
         Ok((applied, session))

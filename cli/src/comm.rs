@@ -109,11 +109,11 @@ fn simulate(args: &CommArgs, plugins: &PluginSet) -> Result<()> {
     output.say(of_link(link, info, processes))?;
     let row = |step: &CommStep| {
         let exchanged = &step.exchanged;
-        let (step_of_one, expected, played) = (ms(exchanged.compute), ms(step.expected), ms(step.played));
+        let (step_of_one, expected, simulated) = (ms(exchanged.compute), ms(step.expected), ms(step.simulated));
         let faster = format!("{:.2}", step.speedup);
-        vec![step.cell.clone(), bytes(exchanged.bytes), step_of_one, expected, played, faster]
+        vec![step.cell.clone(), bytes(exchanged.bytes), step_of_one, expected, simulated, faster]
     };
-    let header = ["micro-batch", "gradients", "alone ms", "step ms", "played ms", "times one process"];
+    let header = ["micro-batch", "gradients", "alone ms", "step ms", "simulated ms", "times one process"];
     output.say(table(&header, &steps.iter().map(row).collect::<Vec<_>>()))?;
     output.result(&steps)
 }

@@ -5,7 +5,7 @@ use crate::output::{self, Output};
 use crate::texts::{Incoming, Shape};
 use crate::{devices, hub};
 use serde_json::Value;
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::plugin::PluginSet;
 use sparta_core::run::{Finish, Generator, Prompt, Sampling, Turn, Writing};
 use sparta_core::{Error, Result};
@@ -39,7 +39,7 @@ pub fn generate(args: GenerateArgs, plugins: &PluginSet) -> Result<()> {
 
 fn open(args: &GenerateArgs, plugins: &PluginSet) -> Result<Generator> {
     let path = hub::run_or_model(args.run.clone())?;
-    let mut applied = Applied::open(&path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
+    let mut applied = AppliedAdapter::open(&path, hub::optional_model(args.model.clone())?.as_deref(), plugins)?;
     applied.recorded.accepted.iter().for_each(output::warn);
     if let Some(precision) = args.precision {
         applied.precision = precision;

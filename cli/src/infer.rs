@@ -9,7 +9,7 @@ use serde_json::Value;
 use sparta_core::adapter::Head;
 use sparta_core::model::shown;
 use sparta_core::plugin::PluginSet;
-use sparta_core::run::{self, Adapted, EvalRequest, InspectRequest};
+use sparta_core::run::{self, AdaptedModel, EvalRequest, InspectRequest};
 use sparta_core::train::objective::{MultiLabel, Regression};
 use sparta_core::train::{Metrics, Prediction};
 use sparta_core::{Error, Result};
@@ -33,8 +33,8 @@ struct EvalResult<'a> {
 }
 
 /// Opens a run or an adapter, and reports plugins that differ from those it was made with.
-pub fn open(run: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<Adapted> {
-    let adapted = Adapted::open(run, hub::optional_model(model)?.as_deref(), plugins)?;
+pub fn open(run: &Path, model: Option<PathBuf>, plugins: &PluginSet) -> Result<AdaptedModel> {
+    let adapted = AdaptedModel::open(run, hub::optional_model(model)?.as_deref(), plugins)?;
     adapted.applied().recorded.accepted.iter().for_each(output::warn);
     Ok(adapted)
 }
@@ -115,7 +115,7 @@ fn per_label(metrics: &Metrics) -> String {
 }
 
 /// Data other than the run's, possibly a name on the hub.
-fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option<&str>) -> Result<PathBuf> {
+fn named_data(data: PathBuf, task: Option<&str>, adapted: &AdaptedModel, head: Option<&str>) -> Result<PathBuf> {
     let config = adapted.heads()[adapted.head(head)?].config.as_ref();
     match task.or(config.map(|config| config.task.as_str())) {
         Some(task) => hub::data(data, task),
@@ -124,7 +124,7 @@ fn named_data(data: PathBuf, task: Option<&str>, adapted: &Adapted, head: Option
 }
 
 /// The columns that were named for the training data.
-fn trained_columns(adapted: &Adapted) -> Named {
+fn trained_columns(adapted: &AdaptedModel) -> Named {
     let options = adapted.heads().iter().find_map(|head| Some(&head.config.as_ref()?.task_options));
     let name = |option: &str| Some(options?.get(option)?.as_str()?.to_owned()).filter(|name| !name.is_empty());
     Named { text: name("text"), pair: name("pair"), label: None }

@@ -4,7 +4,7 @@
 mod runs;
 
 use serde_json::Value;
-use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
+use sparta_core::adapter::{AppliedAdapter, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::train::Encoded;
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
@@ -40,20 +40,20 @@ fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(family)
 }
 
-fn open(adapter: &Path, family: &str) -> Applied {
-    Applied::open(adapter, Some(&golden(family)), &PLUGINS).unwrap_or_else(|e| panic!("{e}"))
+fn open(adapter: &Path, family: &str) -> AppliedAdapter {
+    AppliedAdapter::open(adapter, Some(&golden(family)), &PLUGINS).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn peft(family: &str) -> Applied {
+fn peft(family: &str) -> AppliedAdapter {
     open(&golden(family).join("peft_adapter"), family)
 }
 
 /// Logits of the golden static batch, row by row.
-fn logits(applied: &Applied, family: &str) -> Vec<f32> {
+fn logits(applied: &AppliedAdapter, family: &str) -> Vec<f32> {
     logits_on(cpu(), applied, family)
 }
 
-fn logits_on(device: Box<dyn Backend>, applied: &Applied, family: &str) -> Vec<f32> {
+fn logits_on(device: Box<dyn Backend>, applied: &AppliedAdapter, family: &str) -> Vec<f32> {
     let file = TensorFile::open(golden(family).join("batch.safetensors")).unwrap();
     let (shape, ids) = file.integers("input_ids").unwrap();
     let lengths = file.integers("lengths").unwrap().1;
@@ -80,7 +80,7 @@ fn close(a: &[f32], b: &[f32], tolerance: f32) {
     assert!(largest <= tolerance, "differ by {largest}, above {tolerance}");
 }
 
-fn merged(applied: &Applied, dtype: MergeDtype, shard_bytes: u64) -> (tempfile::TempDir, PathBuf) {
+fn merged(applied: &AppliedAdapter, dtype: MergeDtype, shard_bytes: u64) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("merged");
     let result = merge(applied, &MergeRequest { out: out.clone(), dtype, shard_bytes }, cpu());
@@ -107,7 +107,7 @@ fn a_merged_peft_adapter_is_peft_merged() {
         let applied = peft(family);
         let (_dir, out) = merged(&applied, MergeDtype::To(DType::F32), 1 << 30);
         let weights = Weights::open(&out).unwrap();
-        close(&logits(&Applied::open(&out, None, &PLUGINS).unwrap(), family), &golden_logits(family), 5e-5);
+        close(&logits(&AppliedAdapter::open(&out, None, &PLUGINS).unwrap(), family), &golden_logits(family), 5e-5);
         // W0 + (alpha / r) B A, here in f64, with alpha 16 and r 8.
         let base = Weights::open(golden(family)).unwrap();
         for (parameter, a) in applied.adapter.values.iter().filter(|(name, _)| name.ends_with("lora_A")) {
@@ -231,18 +231,18 @@ fn with_images() -> tempfile::TempDir {
 fn the_text_part_of_a_model_with_images_is_trained_merged_and_exported() {
     let base = with_images();
     let expected = TensorFile::open(golden("gemma3").join("cls.safetensors")).unwrap().floats("logits").unwrap().1;
-    let whole = Applied::open(base.path(), None, &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    let whole = AppliedAdapter::open(base.path(), None, &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
     close(&logits(&whole, "gemma3"), &expected, 5e-5);
 
     let adapter = golden("gemma3").join("peft_adapter");
-    let applied = Applied::open(&adapter, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    let applied = AppliedAdapter::open(&adapter, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
     close(&logits(&applied, "gemma3"), &golden_logits("gemma3"), 5e-5);
     let (_dir, out) = merged(&applied, MergeDtype::To(DType::F32), 1 << 30);
     let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["model_type"], "gemma3_text");
     assert_eq!(config["architectures"], serde_json::json!(["Gemma3TextForSequenceClassification"]));
     assert!(config.get("vision_config").is_none());
-    close(&logits(&Applied::open(&out, None, &PLUGINS).unwrap(), "gemma3"), &golden_logits("gemma3"), 5e-5);
+    close(&logits(&AppliedAdapter::open(&out, None, &PLUGINS).unwrap(), "gemma3"), &golden_logits("gemma3"), 5e-5);
 
     // PEFT finds the layers by the names that transformers gives them in the whole model.
     let exported = base.path().join("peft");
@@ -252,7 +252,7 @@ fn the_text_part_of_a_model_with_images_is_trained_merged_and_exported() {
     assert_eq!(first, "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight");
     let config: Value = serde_json::from_slice(&fs::read(exported.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(config["target_modules"][0], "model.language_model.layers.0.self_attn.q_proj");
-    let again = Applied::open(&exported, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
+    let again = AppliedAdapter::open(&exported, Some(base.path()), &PLUGINS).unwrap_or_else(|e| panic!("{e}"));
     close(&logits(&again, "gemma3"), &golden_logits("gemma3"), 5e-5);
 }
 
@@ -287,7 +287,7 @@ fn settings_of_peft_count_or_are_refused() {
         let dir = reconfigured(|config| {
             config.insert(key.into(), value);
         });
-        let error = Applied::open(dir.path(), Some(&base), &PLUGINS).err().unwrap().to_string();
+        let error = AppliedAdapter::open(dir.path(), Some(&base), &PLUGINS).err().unwrap().to_string();
         assert!(error.contains(key) && error.contains("adapter_config.json"), "{error}");
     };
     refused("use_dora", true.into());
@@ -297,8 +297,8 @@ fn settings_of_peft_count_or_are_refused() {
     refused("task_type", "CAUSAL_LM".into());
     let pickle = reconfigured(|_| {});
     fs::rename(pickle.path().join("adapter_model.safetensors"), pickle.path().join("adapter_model.bin")).unwrap();
-    let error = Applied::open(pickle.path(), Some(&base), &PLUGINS).err().unwrap().to_string();
+    let error = AppliedAdapter::open(pickle.path(), Some(&base), &PLUGINS).err().unwrap().to_string();
     assert!(error.contains("pickle") && error.contains("safe_serialization"), "{error}");
-    let error = Applied::open(&golden("mistral").join("peft_adapter"), Some(&base), &PLUGINS).err().unwrap();
+    let error = AppliedAdapter::open(&golden("mistral").join("peft_adapter"), Some(&base), &PLUGINS).err().unwrap();
     assert!(error.to_string().contains("expected"), "{error}");
 }

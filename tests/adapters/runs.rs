@@ -2,7 +2,7 @@
 
 use super::{PLUGINS, close, floats, golden, reconfigured};
 use serde_json::Value;
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_tests::command::{self, failed, last_json, succeeded};
 use std::fs;
@@ -166,7 +166,7 @@ fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
             }
             config.extend(more.as_object().unwrap().clone());
         });
-        let error = Applied::open(dir.path(), Some(&golden("gemma")), &PLUGINS).err().unwrap().to_string();
+        let error = AppliedAdapter::open(dir.path(), Some(&golden("gemma")), &PLUGINS).err().unwrap().to_string();
         assert!(error.contains(part), "{error}");
     };
     refused("SUPERTUNING", serde_json::json!({"r": 4}), "`r` is 4");

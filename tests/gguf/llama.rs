@@ -2,7 +2,7 @@
 
 use super::{base, cpu, language_model, open};
 use serde_json::{Value, json};
-use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
+use sparta_core::adapter::{AppliedAdapter, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::train::Encoded;
 use sparta_core::weights::{OutTensor, TensorFile, save};
 use sparta_graph::DType;
@@ -74,13 +74,13 @@ fn without_head(path: &Path) {
     save(path, &tensors, &BTreeMap::new()).unwrap();
 }
 
-fn written(applied: &Applied, out: PathBuf) -> PathBuf {
+fn written(applied: &AppliedAdapter, out: PathBuf) -> PathBuf {
     let request = MergeRequest { out: out.clone(), dtype: MergeDtype::To(DType::F32), shard_bytes: 1 << 30 };
     merge(applied, &request, cpu()).unwrap_or_else(|e| panic!("{}: {e}", out.display()));
     out
 }
 
-fn next(applied: &Applied) -> Vec<f32> {
+fn next(applied: &AppliedAdapter) -> Vec<f32> {
     applied.generation(cpu(), 64).unwrap().decode(&TOKENS, 0).unwrap()
 }
 

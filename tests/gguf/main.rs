@@ -5,10 +5,10 @@ mod llama;
 
 use serde_json::{Value, json};
 use sparta_backend_cpu::Cpu;
-use sparta_core::adapter::{Applied, ExportFormat, MergeDtype, MergeRequest, export, merge};
+use sparta_core::adapter::{AppliedAdapter, ExportFormat, MergeDtype, MergeRequest, export, merge};
 use sparta_core::decoder;
 use sparta_core::gguf::GgufFile;
-use sparta_core::model::{Arrangement, Stored, TensorView};
+use sparta_core::model::{Arrangement, Storage, TensorView};
 use sparta_core::plugin::{DiscoverOptions, PluginSet};
 use sparta_core::text::Tokenizer;
 use sparta_core::train::Encoded;
@@ -68,16 +68,16 @@ fn without_windows(family: &str) -> TempDir {
     dir
 }
 
-fn open(path: &Path, base: Option<&Path>) -> Applied {
-    Applied::open(path, base, &PLUGINS).unwrap_or_else(|e| panic!("{e}"))
+fn open(path: &Path, base: Option<&Path>) -> AppliedAdapter {
+    AppliedAdapter::open(path, base, &PLUGINS).unwrap_or_else(|e| panic!("{e}"))
 }
 
-fn peft(family: &str, base: &Path) -> Applied {
+fn peft(family: &str, base: &Path) -> AppliedAdapter {
     open(&golden(family).join("peft_adapter"), Some(base))
 }
 
 /// Logits of the golden batch, row by row.
-fn logits(applied: &Applied, family: &str) -> Vec<f32> {
+fn logits(applied: &AppliedAdapter, family: &str) -> Vec<f32> {
     let file = TensorFile::open(golden(family).join("batch.safetensors")).unwrap();
     let (shape, ids) = file.integers("input_ids").unwrap();
     let lengths = file.integers("lengths").unwrap().1;
@@ -155,7 +155,7 @@ fn a_model_in_a_file_computes_what_it_did() {
 #[test]
 fn a_quantized_base_goes_back_to_its_own_types() {
     let base = base("gemma");
-    let write = |applied: &Applied, name: &str, dtype| {
+    let write = |applied: &AppliedAdapter, name: &str, dtype| {
         let out = base.path().join(name);
         let merged = merge(applied, &MergeRequest { out: out.clone(), dtype, shard_bytes: 1 << 30 }, cpu());
         (merged.unwrap_or_else(|e| panic!("{e}")).check, out)
@@ -252,7 +252,7 @@ fn lora_layers_are_written_for_llama_cpp() {
             let head_rows = b.shape[0] / applied.decoder.heads;
             let arrangement = if pairs { Arrangement::RotatedPairs { head_rows } } else { Arrangement::None };
             let view = TensorView::stored(b.stored, &b.shape, bytes, arrangement);
-            assert_eq!(b.stored, Stored::Plain(DType::F32));
+            assert_eq!(b.stored, Storage::Plain(DType::F32));
             let expected = values("lora_B").iter().map(|x| x * (own / alpha));
             assert!(view.to_f32().unwrap().into_iter().eq(expected), "{family} {layer}");
         }

@@ -3,7 +3,7 @@
 use sparta_core::method::Adaptation;
 use sparta_core::model::{Decoder, WeightSource};
 use sparta_core::train::layout::{plan_memory, size_of};
-use sparta_core::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
+use sparta_core::train::{HeadInit, Objective, Optimization, Session, SessionLimits, Setup};
 use sparta_graph::Backend;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub fn setup(decoder: Decoder, adaptation: Adaptation, objective: Arc<dyn Object
         dropout: 0.0,
         seed: 7,
         head_init: HeadInit::Normal { std: 0.02 },
-        limits: Limits {
+        limits: SessionLimits {
             train: Some(size_of(64, 4)),
             micro_batches: true,
             shared: false,

@@ -5,10 +5,10 @@ use crate::host::{machine_memory, tell};
 use crate::{path, plugins};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::files;
 use sparta_core::job::{Observer, RunConfig};
-use sparta_core::run::{self, Adapted, EvalRequest, Generator, Prompt, Sampling, Start, Turn, Writing};
+use sparta_core::run::{self, AdaptedModel, EvalRequest, Generator, Prompt, Sampling, Start, Turn, Writing};
 use sparta_core::text::Instruct;
 use sparta_core::{Error, Result};
 use sparta_graph::{Backend, BackendError, DeviceKind};
@@ -178,7 +178,7 @@ pub fn perform(request: Request) -> Result<Value> {
         }
         Request::Predict { adapter, model, texts } => predict(&adapted(&adapter, &model, &plugins)?, &texts),
         Request::Generate { adapter, model, prompt, chat, max_tokens, temperature, seed } => {
-            let applied = Applied::open(&path(&adapter), Some(&path(&model)), &plugins)?;
+            let applied = AppliedAdapter::open(&path(&adapter), Some(&path(&model)), &plugins)?;
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
             let mut generator = Generator::open(&applied, open(None)?, None, now)?;
             let prompt = match chat {
@@ -198,8 +198,8 @@ pub fn perform(request: Request) -> Result<Value> {
     }
 }
 
-fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet) -> Result<Adapted> {
-    let adapted = Adapted::open(&path(adapter), Some(&path(model)), plugins)?;
+fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet) -> Result<AdaptedModel> {
+    let adapted = AdaptedModel::open(&path(adapter), Some(&path(model)), plugins)?;
     for text in &adapted.applied().recorded.accepted {
         Events.message(text);
     }
@@ -207,7 +207,7 @@ fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet)
 }
 
 /// For each text the labels with their probabilities, or the number that it is given.
-fn predict(adapted: &Adapted, texts: &[(String, Option<String>)]) -> Result<Value> {
+fn predict(adapted: &AdaptedModel, texts: &[(String, Option<String>)]) -> Result<Value> {
     let mut predictions = Vec::new();
     let found = adapted.predict(|| open(None), texts)?;
     for heads in &found {

@@ -41,10 +41,10 @@ pub fn expand<'g>(graph: &'g Graph, kernels: &[OwnKernel]) -> Cow<'g, Graph> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Add, Body, BodyCall, CpuFunction, GradientRule, Mul, Own, OwnOp, OwnTensor, Scale, Store};
+    use crate::ops::{Add, Body, BodyCall, CpuFunction, GradientRule, Mul, Own, OwnOp, RawTensor, Scale, Store};
     use crate::{DType, GradRequest, GraphError, gradients};
 
-    unsafe extern "C" fn nothing(_: *const OwnTensor, _: usize, _: *const OwnTensor, _: usize) -> i32 {
+    unsafe extern "C" fn nothing(_: *const RawTensor, _: usize, _: *const RawTensor, _: usize) -> i32 {
         0
     }
 

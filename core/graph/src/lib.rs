@@ -24,7 +24,7 @@ pub use blocks::Blocks;
 pub use dtype::DType;
 pub use expand::expand;
 pub use graph::{Graph, GraphError, Node, Value, ValueInfo};
-pub use ops::{Op, Part, Rows, Slot};
+pub use ops::{Op, PartCall, Rows, Slot};
 pub use philox::philox4x32_10;
 pub use plan::{Call, Operand, Place, Plan};
 pub use probe::{Probe, probe};

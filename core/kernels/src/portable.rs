@@ -83,7 +83,7 @@ fn variants(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 [0, 1].map(|on| {
                     let types = [("X", on), ("Y", on), ("OTHERS", 32)];
                     let both = u32::from(d <= 128);
-                    let sums = [("DK", on | both), ("DV", 1 - on | both)];
+                    let sums = [("DK", on | both), ("DV", (1 - on) | both)];
                     [&types[..], &sums, &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
                 })
             })

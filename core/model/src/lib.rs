@@ -18,4 +18,4 @@ pub use error::{Error, Result};
 pub use precision::Precision;
 pub use quantize::Quantize;
 pub use shown::{shown, shown_lines};
-pub use weights::{Arrangement, Stored, TensorView, WeightSource};
+pub use weights::{Arrangement, Storage, TensorView, WeightSource};

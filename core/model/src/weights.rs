@@ -14,7 +14,7 @@ pub struct TensorView<'a> {
     /// The type of the values.
     pub dtype: DType,
     pub shape: &'a [usize],
-    stored: Stored,
+    stored: Storage,
     bytes: &'a [u8],
     arrangement: Arrangement,
     /// The blocks that plain values are rounded to when they are read.
@@ -23,27 +23,27 @@ pub struct TensorView<'a> {
 
 /// How values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum Storage {
     Plain(DType),
     /// Quantized rows of whole blocks, whose values are f32.
     Blocks(Blocks),
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for Storage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stored::Plain(dtype) => dtype.fmt(f),
-            Stored::Blocks(blocks) => blocks.fmt(f),
+            Storage::Plain(dtype) => dtype.fmt(f),
+            Storage::Blocks(blocks) => blocks.fmt(f),
         }
     }
 }
 
-impl Stored {
+impl Storage {
     /// Bytes of this many elements, which must be whole blocks; `None` if they exceed usize.
     pub fn bytes(self, elements: usize) -> Option<usize> {
         match self {
-            Stored::Plain(dtype) => elements.checked_mul(dtype.size()),
-            Stored::Blocks(blocks) => (elements / blocks.elements()).checked_mul(blocks.bytes()),
+            Storage::Plain(dtype) => elements.checked_mul(dtype.size()),
+            Storage::Blocks(blocks) => (elements / blocks.elements()).checked_mul(blocks.bytes()),
         }
     }
 }
@@ -105,13 +105,13 @@ impl Arrangement {
 impl<'a> TensorView<'a> {
     /// A view of plain values, of any alignment.
     pub fn new(dtype: DType, shape: &'a [usize], bytes: &'a [u8]) -> TensorView<'a> {
-        TensorView::stored(Stored::Plain(dtype), shape, bytes, Arrangement::None)
+        TensorView::stored(Storage::Plain(dtype), shape, bytes, Arrangement::None)
     }
 
     /// A view of values that may be stored in blocks and rearranged.
-    pub fn stored(stored: Stored, shape: &'a [usize], bytes: &'a [u8], arrangement: Arrangement) -> TensorView<'a> {
+    pub fn stored(stored: Storage, shape: &'a [usize], bytes: &'a [u8], arrangement: Arrangement) -> TensorView<'a> {
         let dtype = match stored {
-            Stored::Plain(dtype) if arrangement != Arrangement::PlusOne => dtype,
+            Storage::Plain(dtype) if arrangement != Arrangement::PlusOne => dtype,
             _ => DType::F32,
         };
         TensorView { dtype, shape, stored, bytes, arrangement, rounded: None }
@@ -125,7 +125,7 @@ impl<'a> TensorView<'a> {
     /// The same with plain values rounded to these blocks, of which rows must be whole ones; its values are f32 then.
     pub fn rounded_to(self, blocks: Blocks) -> TensorView<'a> {
         let plain =
-            matches!(self.stored, Stored::Plain(dtype) if dtype.is_float()) && self.arrangement == Arrangement::None;
+            matches!(self.stored, Storage::Plain(dtype) if dtype.is_float()) && self.arrangement == Arrangement::None;
         let whole = self.shape.last().is_some_and(|columns| columns.is_multiple_of(blocks.elements()));
         match plain && whole {
             true => TensorView { dtype: DType::F32, rounded: Some(blocks), ..self },
@@ -136,7 +136,7 @@ impl<'a> TensorView<'a> {
     /// The blocks that its values are made of, if they are.
     pub fn blocks(&self) -> Option<Blocks> {
         match (self.stored, self.arrangement) {
-            (Stored::Blocks(blocks), Arrangement::None | Arrangement::RotatedPairs { .. }) => Some(blocks),
+            (Storage::Blocks(blocks), Arrangement::None | Arrangement::RotatedPairs { .. }) => Some(blocks),
             _ => self.rounded,
         }
     }
@@ -199,8 +199,8 @@ impl<'a> TensorView<'a> {
 
     fn stored_dtype(&self) -> DType {
         match self.stored {
-            Stored::Plain(dtype) => dtype,
-            Stored::Blocks(_) => DType::F32,
+            Storage::Plain(dtype) => dtype,
+            Storage::Blocks(_) => DType::F32,
         }
     }
 
@@ -225,7 +225,7 @@ impl<'a> TensorView<'a> {
         self.bytes
     }
 
-    pub fn format(&self) -> Stored {
+    pub fn format(&self) -> Storage {
         self.stored
     }
 
@@ -242,7 +242,7 @@ impl<'a> TensorView<'a> {
     pub fn bytes(&self) -> Cow<'a, [u8]> {
         let all = 0..self.numel();
         if let (Some(blocks), Some(encoded)) = (self.rounded, self.in_blocks()) {
-            let view = TensorView::stored(Stored::Blocks(blocks), self.shape, &encoded, Arrangement::None);
+            let view = TensorView::stored(Storage::Blocks(blocks), self.shape, &encoded, Arrangement::None);
             return Cow::Owned(view.decoded_as(self.dtype).part(all).unwrap_or_default().into_owned());
         }
         // The constructors' callers hold as many bytes as the shape needs.
@@ -267,7 +267,7 @@ impl<'a> TensorView<'a> {
         if range.start > range.end || range.end > self.numel() {
             return None;
         }
-        if let (Stored::Plain(dtype), Arrangement::None, None) = (self.stored, self.arrangement, self.rounded) {
+        if let (Storage::Plain(dtype), Arrangement::None, None) = (self.stored, self.arrangement, self.rounded) {
             return self.bytes.get(range.start * dtype.size()..range.end * dtype.size()).map(Cow::Borrowed);
         }
         let width = self.shape.last().copied().unwrap_or(1).max(1);
@@ -289,7 +289,7 @@ impl<'a> TensorView<'a> {
         }
         let begin = self.stored.bytes(row * width)?;
         match self.stored {
-            Stored::Plain(dtype) => {
+            Storage::Plain(dtype) => {
                 let bytes = begin + columns.start * dtype.size()..begin + columns.end * dtype.size();
                 let bytes = self.bytes.get(bytes)?;
                 match self.arrangement {
@@ -297,7 +297,7 @@ impl<'a> TensorView<'a> {
                     _ => out.extend_from_slice(bytes),
                 }
             }
-            Stored::Blocks(blocks) => {
+            Storage::Blocks(blocks) => {
                 let n = blocks.elements();
                 let whole = columns.start / n..columns.end.div_ceil(n);
                 let bytes = self.bytes.get(begin + whole.start * blocks.bytes()..begin + whole.end * blocks.bytes())?;
@@ -402,7 +402,7 @@ mod tests {
         let bytes: Vec<u8> = (0..12u8)
             .flat_map(|block| [&half::f16::from_f32(f32::from(block) + 1.0).to_le_bytes()[..], &[1; 32]].concat())
             .collect();
-        let stored = Stored::Blocks(Blocks::Q8_0);
+        let stored = Storage::Blocks(Blocks::Q8_0);
         for arrangement in [Arrangement::None, Arrangement::RotatedPairs { head_rows: 6 }, Arrangement::PlusOne] {
             let view = TensorView::stored(stored, &shape, &bytes, arrangement);
             let whole = view.to_f32().unwrap();
@@ -418,15 +418,15 @@ mod tests {
     fn what_a_file_has_done_is_undone() {
         let bytes = from_f32(DType::F16, &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]).unwrap();
         let pairs = Arrangement::RotatedPairs { head_rows: 6 };
-        let view = TensorView::stored(Stored::Plain(DType::F16), &[6, 1], &bytes, pairs);
+        let view = TensorView::stored(Storage::Plain(DType::F16), &[6, 1], &bytes, pairs);
         assert_eq!((view.dtype, view.to_f32().unwrap()), (DType::F16, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
-        let norm = TensorView::stored(Stored::Plain(DType::F16), &[6], &bytes, Arrangement::PlusOne);
+        let norm = TensorView::stored(Storage::Plain(DType::F16), &[6], &bytes, Arrangement::PlusOne);
         assert_eq!(pairs.apply(1, &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
         assert_eq!(pairs.arrange(1, &[0, 1, 2, 3, 4, 5]), [0, 3, 1, 4, 2, 5]);
         assert_eq!(Arrangement::PlusOne.apply(2, &[0.5, -1.0]), [1.5, 0.0]);
         assert_eq!((norm.dtype, norm.to_f32().unwrap()), (DType::F32, vec![-1.0, 2.0, 0.0, 3.0, 1.0, 4.0]));
         let blocks = [0x00, 0x3c].into_iter().chain((0..32).map(|q| 97 + q % 31)).collect::<Vec<u8>>();
-        let exact = TensorView::stored(Stored::Blocks(Blocks::Q8_0), &[1, 32], &blocks, Arrangement::None);
+        let exact = TensorView::stored(Storage::Blocks(Blocks::Q8_0), &[1, 32], &blocks, Arrangement::None);
         let rounded = exact.decoded_as(DType::BF16);
         assert_eq!((rounded.dtype, rounded.size()), (DType::BF16, 64));
         assert_eq!(*rounded.bytes(), *from_f32(DType::BF16, &exact.to_f32().unwrap()).unwrap());

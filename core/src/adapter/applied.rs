@@ -1,16 +1,16 @@
-use super::stored::{Stored, sparse_and_whole};
+use super::stored::{StoredMethod, sparse_and_whole};
 use super::{Adapter, Head, Kind, align_head, load};
 use crate::hash::fingerprint;
 use crate::job::PrecisionChoice;
 use crate::method::options::{self, Given};
-use crate::method::{Adaptation, IndexSet, Part, index_set};
+use crate::method::{Adaptation, IndexSet, TrainMode, index_set};
 use crate::model::{Decoder, HEAD, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded};
 use crate::text::{Padding, Tokenizer};
 use crate::train::evaluate::EVAL_EXAMPLES;
 use crate::train::layout::{plan_memory, size_of};
 use crate::train::objective::Classification;
-use crate::train::{HeadInit, Limits, Objective, Optimization, Session, Setup};
+use crate::train::{HeadInit, Objective, Optimization, Session, SessionLimits, Setup};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
 use sparta_graph::{Backend, DType};
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// An adapter on its base model, ready to be loaded onto a device.
-pub struct Applied {
+pub struct AppliedAdapter {
     pub adapter: Adapter,
     pub weights: Weights,
     pub decoder: Decoder,
@@ -32,12 +32,12 @@ pub struct Applied {
     pub recorded: Recorded,
 }
 
-impl Applied {
+impl AppliedAdapter {
     /// Opens an adapter, of any format, on its base model, or on `model`.
     ///
     /// Errors: a damaged adapter; a missing or a different base model; a method plugin that is missing, draws other
     /// index sets, or is not the one that the run used; index sets or tensors that do not fit the model.
-    pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Applied> {
+    pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<AppliedAdapter> {
         let adapter = load(path, model)?;
         let configs = adapter.heads.iter().filter_map(|head| head.config.as_ref());
         let recorded = Recorded::new(configs.flat_map(|config| &config.plugins), plugins)?;
@@ -80,7 +80,7 @@ impl Applied {
         adaptation.residual =
             adapter.heads.iter().filter_map(|head| head.config.as_ref()).any(|config| config.residual);
         check_values(&adapter, &adaptation)?;
-        Ok(Applied { precision, adapter, weights, decoder, adaptation, objective, recorded })
+        Ok(AppliedAdapter { precision, adapter, weights, decoder, adaptation, objective, recorded })
     }
 
     /// The padding token of the texts that the adapter is applied to. Language models have none.
@@ -111,7 +111,7 @@ impl Applied {
 
     /// Loads model and adapter onto a device, for batches of up to `tokens` tokens in sequences of up to `longest`.
     pub fn session(&self, device: Box<dyn Backend>, tokens: usize, longest: usize) -> Result<Session> {
-        let limits = Limits {
+        let limits = SessionLimits {
             train: None,
             micro_batches: false,
             shared: false,
@@ -135,15 +135,15 @@ impl Applied {
                 self.objective.name()
             )));
         }
-        self.session_with(device, self.adaptation.clone(), Limits::generation(context))
+        self.session_with(device, self.adaptation.clone(), SessionLimits::generation(context))
     }
 
-    /// As [`Applied::session`], for another adaptation of the model, whose trained values are then not set.
+    /// As [`AppliedAdapter::session`], for another adaptation of the model, whose trained values are then not set.
     pub(super) fn session_with(
         &self,
         device: Box<dyn Backend>,
         mut adaptation: Adaptation,
-        limits: Limits,
+        limits: SessionLimits,
     ) -> Result<Session> {
         let info = device.info();
         self.recorded.check(PluginKind::Backend, info.id.split(':').next().unwrap_or_default())?;
@@ -193,7 +193,7 @@ fn objective_of(heads: &[Head]) -> Result<Arc<dyn Objective>> {
 
 /// The adaptation that an adapter describes, for a model with these parameters.
 fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugins: &PluginSet) -> Result<Adaptation> {
-    let stored = |method: Stored, parameters| {
+    let stored = |method: StoredMethod, parameters| {
         let sets = |p: &Parameter| stored_set(adapter, p);
         Adaptation::with_indices(Arc::new(method), parameters, Options::new(), sets)
     };
@@ -211,11 +211,11 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
                 }
             }
             let whole = adapter.values.keys().filter(|name| !name.contains(".lora_")).cloned();
-            stored(Stored::lora(lora, whole, plugins)?, parameters)
+            stored(StoredMethod::lora(lora, whole, plugins)?, parameters)
         }
         Kind::Deltas { .. } | Kind::Combined(_) => {
             let selections = sparse_and_whole(&parameters, &adapter.indices, &adapter.values)?;
-            stored(Stored::new("deltas", selections), parameters)
+            stored(StoredMethod::new("deltas", selections), parameters)
         }
         Kind::Native(manifest) => {
             let method = plugins.method(&manifest.method)?;
@@ -241,9 +241,9 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
                 )));
             }
             // A new head that the method did not train is stored whole.
-            for (parameter, part) in adaptation.parameters.iter().zip(&mut adaptation.parts) {
-                if matches!(part, Part::Frozen) && adapter.values.contains_key(&parameter.name) {
-                    *part = Part::Dense;
+            for (parameter, part) in adaptation.parameters.iter().zip(&mut adaptation.modes) {
+                if matches!(part, TrainMode::Frozen) && adapter.values.contains_key(&parameter.name) {
+                    *part = TrainMode::Dense;
                 }
             }
             Ok(adaptation)

@@ -2,8 +2,8 @@ use super::gguf_lora::GgufLora;
 use super::native::{read_manifest, save_manifest, save_values};
 use super::patch::Patch;
 use super::peft::{Lora, LoraExport, LoraLayer, SparseExport};
-use super::{Applied, Head, Kind, Manifest, sparse_deltas};
-use crate::method::Part;
+use super::{AppliedAdapter, Head, Kind, Manifest, sparse_deltas};
+use crate::method::TrainMode;
 use crate::{Error, Result, files};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,7 +26,7 @@ pub enum ExportFormat {
 /// Writes an adapter in another format into the new directory `out`.
 ///
 /// Returns notes for the user. Errors: a format that cannot hold this adapter; `out` already exists.
-pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
+pub fn export(applied: &AppliedAdapter, format: ExportFormat, out: &Path) -> Result<Vec<String>> {
     if files::exists(out) {
         return Err(Error::Usage(format!("{} already exists; give another --out, or remove it", out.display())));
     }
@@ -52,7 +52,7 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec
         }
         ExportFormat::Gguf => {
             let lora = lora(applied)?;
-            let Applied { adapter, decoder, .. } = applied;
+            let AppliedAdapter { adapter, decoder, .. } = applied;
             GgufLora { lora: &lora, values: &adapter.values, head: one_head()?, decoder }.write(out)?;
         }
         ExportFormat::WithIndices => with_indices(applied, out)?,
@@ -60,8 +60,8 @@ pub fn export(applied: &Applied, format: ExportFormat, out: &Path) -> Result<Vec
     Ok(notes)
 }
 
-fn peft(applied: &Applied, head: &Head, out: &Path) -> Result<()> {
-    let Applied { adapter, adaptation, weights, decoder, .. } = applied;
+fn peft(applied: &AppliedAdapter, head: &Head, out: &Path) -> Result<()> {
+    let AppliedAdapter { adapter, adaptation, weights, decoder, .. } = applied;
     let (values, model) = (&adapter.values, &*adapter.model);
     if !adaptation.index_sets().is_empty() {
         return SparseExport { adaptation, values, weights, head, model, decoder }.write(out);
@@ -75,7 +75,7 @@ fn peft(applied: &Applied, head: &Head, out: &Path) -> Result<()> {
 }
 
 /// Notes on what neither PEFT's directory nor the base model can store.
-fn unsaid_in_peft(applied: &Applied, head: &Head) -> Result<Vec<String>> {
+fn unsaid_in_peft(applied: &AppliedAdapter, head: &Head) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     if let Some(pad) = applied.pad()?.filter(|_| applied.decoder.pad_token_id.is_none()) {
         notes.push(format!(
@@ -93,7 +93,7 @@ fn unsaid_in_peft(applied: &Applied, head: &Head) -> Result<Vec<String>> {
     Ok(notes)
 }
 
-fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
+fn with_indices(applied: &AppliedAdapter, out: &Path) -> Result<()> {
     let adapter = &applied.adapter;
     if !matches!(adapter.kind, Kind::Native(_)) {
         return Err(Error::Usage(format!(
@@ -114,7 +114,7 @@ fn with_indices(applied: &Applied, out: &Path) -> Result<()> {
 }
 
 /// The adapter's layers, if it consists of LoRA layers and a head.
-fn lora(applied: &Applied) -> Result<Lora> {
+fn lora(applied: &AppliedAdapter) -> Result<Lora> {
     if let Kind::Peft(lora) = &applied.adapter.kind {
         return Ok(lora.clone());
     }
@@ -130,8 +130,8 @@ fn lora(applied: &Applied) -> Result<Lora> {
     let alpha = alpha.ok_or_else(|| refuse("its manifest has no `lora-alpha`".into()))?;
     let stabilised = manifest.options.get("lora-rs").and_then(|v| v.as_bool()) == Some(true);
     let mut layers = BTreeMap::new();
-    for (parameter, part) in applied.adaptation.parameters.iter().zip(&applied.adaptation.parts) {
-        let Part::Reparam(tensors) = part else { continue };
+    for (parameter, part) in applied.adaptation.parameters.iter().zip(&applied.adaptation.modes) {
+        let TrainMode::Reparam(tensors) = part else { continue };
         let shapes: Vec<(&str, &[usize])> = tensors.iter().map(|t| (&*t.name, &*t.shape)).collect();
         let [("lora_A", &[r, input]), ("lora_B", &[output, _])] = shapes[..] else {
             return Err(refuse(format!("{} has tensors other than lora_A and lora_B", parameter.name)));

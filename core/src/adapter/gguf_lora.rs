@@ -4,7 +4,7 @@ use super::Head;
 use super::peft::Lora;
 use crate::gguf::{self, Architecture, Field, Fields, GgufFile, Heads, TensorOut};
 use crate::method::adaptation::extra_name;
-use crate::model::{Arrangement, Decoder, Stored};
+use crate::model::{Arrangement, Decoder, Storage};
 use crate::weights::atomic_write;
 use crate::{Error, Result, files};
 use sparta_graph::DType;
@@ -83,7 +83,7 @@ impl GgufLora<'_> {
                 let columns = tensor.shape.last().copied().unwrap_or(1);
                 let mut values = arrangement.apply(columns, values);
                 values.iter_mut().for_each(|value| *value *= factor as f32);
-                let stored = Stored::Plain(DType::F32);
+                let stored = Storage::Plain(DType::F32);
                 let out = TensorOut { name: format!("{name}.{end}"), stored, shape: tensor.shape };
                 found.push((out, values.iter().flat_map(|value| value.to_le_bytes()).collect()));
             }

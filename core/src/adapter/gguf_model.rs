@@ -1,9 +1,9 @@
 //! Writes a merged model as a GGUF file.
 
 use super::merge::{MergeDtype, merged_tensor};
-use super::{Applied, Head};
+use super::{AppliedAdapter, Head};
 use crate::gguf::{self, Architecture, Field, Fields, Gguf, Heads, TensorOut, fields};
-use crate::model::{Arrangement, Decoder, Stored, from_f32};
+use crate::model::{Arrangement, Decoder, Storage, from_f32};
 use crate::text::Tokenizer;
 use crate::train::Session;
 use crate::weights::atomic_write;
@@ -27,7 +27,7 @@ enum Source {
 /// Errors: a family or a head that GGUF does not support; kept types that cannot be written; a value that the type
 /// cannot hold.
 pub fn write(
-    applied: &Applied,
+    applied: &AppliedAdapter,
     session: &mut Session,
     (head, pad): (&Head, Option<u32>),
     dtype: MergeDtype,
@@ -49,7 +49,7 @@ pub fn write(
         })?;
         let base = applied.weights.get(&parameter.name).and_then(|view| view.blocks());
         let stored = match base.filter(|_| dtype == MergeDtype::Own) {
-            Some(blocks) => Stored::Blocks(blocks),
+            Some(blocks) => Storage::Blocks(blocks),
             None => stored(dtype, dtype.of(&applied.adaptation.parameters, position), &parameter.shape),
         };
         sources.insert(name.clone(), Source::Parameter(position, arrangement));
@@ -67,7 +67,7 @@ pub fn write(
             let values: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
             let columns = tensor.shape.last().copied().unwrap_or(1);
             match (dtype, tensor.stored) {
-                (MergeDtype::Own, Stored::Blocks(blocks)) => {
+                (MergeDtype::Own, Storage::Blocks(blocks)) => {
                     let base = applied.weights.get(&applied.adaptation.parameters[position].name);
                     let changed = base.and_then(|base| base.changed_to(&values)).unwrap_or_default();
                     Ok(arrangement.arrange(blocks.bytes_of(columns).unwrap_or_default(), &changed))
@@ -83,7 +83,7 @@ pub fn write(
 }
 
 /// What llama.cpp does not read of the file.
-pub fn note(applied: &Applied) -> Option<String> {
+pub fn note(applied: &AppliedAdapter) -> Option<String> {
     let architecture = Architecture::of_family(applied.decoder.family)?;
     (applied.objective.pools() && !architecture.classifies()).then(|| {
         format!(
@@ -97,7 +97,7 @@ pub fn note(applied: &Applied) -> Option<String> {
 /// Reads back the model's description in the file, on which other programs rely.
 ///
 /// Errors: another architecture, or other tokens.
-fn check_described(applied: &Applied, path: &Path) -> Result<()> {
+fn check_described(applied: &AppliedAdapter, path: &Path) -> Result<()> {
     let base = &applied.adapter.model;
     let unsaid = |what: &str| {
         Error::Usage(format!("GGUF has no place for {what} of {}; write a directory instead", base.display()))
@@ -139,13 +139,13 @@ const TEXTS: [&str; 4] = [
     "fn main() { println!(\"{:?}\", x_1 != 2.5e-3); } // https://a.b/c?d=e",
 ];
 
-fn stored(dtype: MergeDtype, plain: DType, shape: &[usize]) -> Stored {
+fn stored(dtype: MergeDtype, plain: DType, shape: &[usize]) -> Storage {
     let whole = shape.last().is_some_and(|columns| columns.is_multiple_of(Blocks::Q8_0.elements()));
     match dtype {
-        _ if shape.len() < 2 => Stored::Plain(DType::F32),
-        MergeDtype::Q8_0 if whole => Stored::Blocks(Blocks::Q8_0),
-        MergeDtype::Q8_0 => Stored::Plain(DType::F16),
-        _ => Stored::Plain(plain),
+        _ if shape.len() < 2 => Storage::Plain(DType::F32),
+        MergeDtype::Q8_0 if whole => Storage::Blocks(Blocks::Q8_0),
+        MergeDtype::Q8_0 => Storage::Plain(DType::F16),
+        _ => Storage::Plain(plain),
     }
 }
 
@@ -153,9 +153,9 @@ fn encode(tensor: &TensorOut, values: &[f32]) -> Result<Vec<u8>> {
     let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     // The scale of a block is f16, too.
     let most = match tensor.stored {
-        Stored::Plain(DType::F16) => 65504.0,
-        Stored::Blocks(_) => 127.0 * 65504.0,
-        Stored::Plain(_) => f32::MAX,
+        Storage::Plain(DType::F16) => 65504.0,
+        Storage::Blocks(_) => 127.0 * 65504.0,
+        Storage::Plain(_) => f32::MAX,
     };
     if largest > most {
         return Err(Error::Usage(format!(
@@ -164,8 +164,8 @@ fn encode(tensor: &TensorOut, values: &[f32]) -> Result<Vec<u8>> {
         )));
     }
     match tensor.stored {
-        Stored::Blocks(_) => Ok(blocks::encode_q8_0(values)),
-        Stored::Plain(dtype) => {
+        Storage::Blocks(_) => Ok(blocks::encode_q8_0(values)),
+        Storage::Plain(dtype) => {
             from_f32(dtype, values).ok_or_else(|| Error::Weights(format!("{} is no float", tensor.name)))
         }
     }
@@ -194,7 +194,7 @@ fn describe_head(fields: &mut Fields, architecture: &Architecture, head: &Head, 
 /// Frequency factors, from the base model's file or its configuration.
 fn rotations(base: &Path, decoder: &Decoder) -> Result<Vec<(TensorOut, Vec<u8>)>> {
     let tensor =
-        |name: &str, shape: Vec<usize>| TensorOut { name: name.into(), stored: Stored::Plain(DType::F32), shape };
+        |name: &str, shape: Vec<usize>| TensorOut { name: name.into(), stored: Storage::Plain(DType::F32), shape };
     let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
     if let Some(file) = gguf::locate(base)? {
         let gguf = Gguf::open(&file)?;

@@ -2,8 +2,8 @@
 
 use super::merge::is_head;
 use super::vector::{Delta, delta};
-use super::{Applied, Kind};
-use crate::method::{Adaptation, Part};
+use super::{AppliedAdapter, Kind};
+use crate::method::{Adaptation, TrainMode};
 use crate::model::from_f32;
 use crate::train::Session;
 use crate::weights::Weights;
@@ -49,11 +49,12 @@ pub struct LayerInfo {
 }
 
 /// Describes an adapter. `session` is needed where [`super::vector::needs_device`] says so.
-pub fn info(applied: &Applied, mut session: Option<Session>) -> Result<Info> {
+pub fn info(applied: &AppliedAdapter, mut session: Option<Session>) -> Result<Info> {
     let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, [0u64; 2]);
     for (position, parameter) in applied.adaptation.parameters.iter().enumerate() {
         // A layer that the method cannot merge has no weight to compare with the base model's.
-        if matches!(applied.adaptation.parts[position], Part::Reparam(_)) && !applied.adaptation.method.mergeable() {
+        if matches!(applied.adaptation.modes[position], TrainMode::Reparam(_)) && !applied.adaptation.method.mergeable()
+        {
             continue;
         }
         let Some(delta) = delta(applied, session.as_mut(), position)? else { continue };
@@ -131,8 +132,8 @@ pub fn visible_share(
     values: &BTreeMap<String, Vec<f32>>,
 ) -> Result<Option<f64>> {
     let (mut changed, mut visible) = (0, 0);
-    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
-        let (Part::Sparse(set), Some(values)) = (part, values.get(&format!("delta.{}", parameter.name))) else {
+    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.modes) {
+        let (TrainMode::Sparse(set), Some(values)) = (part, values.get(&format!("delta.{}", parameter.name))) else {
             continue;
         };
         let delta = Delta::Sparse { indices: set.indices.clone(), values: values.clone() };
@@ -217,7 +218,7 @@ impl Sums {
 /// Compares two adapters. Each session is needed where [`super::vector::needs_device`] says so.
 ///
 /// Errors: adapters of different base models.
-pub fn difference(a: (&Applied, Option<Session>), b: (&Applied, Option<Session>)) -> Result<Difference> {
+pub fn difference(a: (&AppliedAdapter, Option<Session>), b: (&AppliedAdapter, Option<Session>)) -> Result<Difference> {
     let ((a, mut session_a), (b, mut session_b)) = (a, b);
     same_base(a, b)?;
     let mut layers: Vec<(String, Sums)> = Vec::new();
@@ -244,8 +245,8 @@ pub fn difference(a: (&Applied, Option<Session>), b: (&Applied, Option<Session>)
 }
 
 /// Errors: the base models differ.
-pub fn same_base(a: &Applied, b: &Applied) -> Result<()> {
-    let fingerprint = |applied: &Applied| hash::fingerprint(&applied.weights);
+pub fn same_base(a: &AppliedAdapter, b: &AppliedAdapter) -> Result<()> {
+    let fingerprint = |applied: &AppliedAdapter| hash::fingerprint(&applied.weights);
     if fingerprint(a) == fingerprint(b) {
         return Ok(());
     }

@@ -2,10 +2,10 @@
 
 use super::model_dir::{self, is_gguf};
 use super::verify::{SAMPLE_LENGTH, check_merged, examples, sample_texts};
-use super::{Applied, Head, gguf_model};
+use super::{AppliedAdapter, Head, gguf_model};
 use crate::job::MergeCheck;
-use crate::method::{AdaptedLayers, IndexSet, Part};
-use crate::model::{HEAD, Stored, TensorView, from_f32, to_f32};
+use crate::method::{AdaptedLayers, IndexSet, TrainMode};
+use crate::model::{HEAD, Storage, TensorView, from_f32, to_f32};
 use crate::train::{MemoryKind, Session};
 use crate::weights::{TensorSpec, Weights, safetensors_dtype};
 use crate::{Error, Result, decoder};
@@ -74,7 +74,7 @@ pub struct Merged {
 ///
 /// Errors: `out` already exists; an adapter with several heads; logits that differ by more than
 /// [`MergeCheck::bound`].
-pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>) -> Result<Merged> {
+pub fn merge(applied: &AppliedAdapter, request: &MergeRequest, device: Box<dyn Backend>) -> Result<Merged> {
     let [head] = &applied.adapter.heads[..] else {
         return Err(Error::Usage(format!(
             "{} has {} heads; a model in the Hugging Face layout has one: merge the adapters of one task",
@@ -106,7 +106,7 @@ pub fn merge(applied: &Applied, request: &MergeRequest, device: Box<dyn Backend>
     let check = check_merged(&mut session, [&examples, &read], budget, |session, position| {
         let name = &parameters[position].name;
         let view = stored.get(name).ok_or_else(|| Error::Weights(format!("{name} was not written")))?;
-        if let Stored::Blocks(blocks) = view.format() {
+        if let Storage::Blocks(blocks) = view.format() {
             quantized = true;
             let base = applied.weights.get(name).filter(|_| request.dtype == MergeDtype::Own);
             let exact = merged_tensor(session, &applied.weights, &applied.adapter.values, position, DType::F32)?;
@@ -144,7 +144,7 @@ fn check_blocks(blocks: Blocks, exact: &[u8], base: Option<TensorView>, read: &T
 ///
 /// Errors: a type that safetensors does not have.
 fn in_layout(
-    applied: &Applied,
+    applied: &AppliedAdapter,
     session: &mut Session,
     (head, pad): (&Head, Option<u32>),
     request: &MergeRequest,
@@ -184,14 +184,14 @@ pub fn merged_tensor<'a>(
     }
     let adaptation = &session.setup().adaptation;
     let parameter = &adaptation.parameters[position];
-    match &adaptation.parts[position] {
-        Part::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
-        Part::Frozen | Part::Reparam(_) => match weights.get(&name) {
+    match &adaptation.modes[position] {
+        TrainMode::Dense => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
+        TrainMode::Frozen | TrainMode::Reparam(_) => match weights.get(&name) {
             Some(view) => recode(&name, view.dtype, view.bytes(), dtype),
             // A new head that was not trained.
             None => convert(&name, find(values, &name)?, dtype).map(Cow::Owned),
         },
-        Part::Sparse(set) => {
+        TrainMode::Sparse(set) => {
             let rounded = if adaptation.residual { Some(dtype) } else { None };
             let (stored, bytes) = with_deltas(weights, values, parameter, set, rounded)?;
             recode(&name, stored, bytes, dtype)
@@ -250,8 +250,8 @@ pub fn merged_by_method(session: &mut Session, position: usize) -> Result<Option
     const RESULT: &str = "out.merged";
     let adaptation = &session.setup().adaptation;
     if !adaptation.method.mergeable() {
-        return match adaptation.parts[position] {
-            Part::Reparam(_) => Err(Error::Method(format!(
+        return match adaptation.modes[position] {
+            TrainMode::Reparam(_) => Err(Error::Method(format!(
                 "method `{}` says that it cannot be merged; use the adapter with its base model",
                 adaptation.info.name
             ))),

@@ -19,7 +19,7 @@ mod stored;
 mod vector;
 mod verify;
 
-pub use applied::Applied;
+pub use applied::AppliedAdapter;
 pub use combine::{Combination, CombineRequest, Conflict, Strategy, combine};
 pub use export::{ExportFormat, export};
 pub use head::{align_head, order_of};

@@ -4,7 +4,7 @@
 
 use super::Head;
 use super::merge::{find, with_deltas};
-use crate::method::{Adaptation, Part};
+use crate::method::{Adaptation, TrainMode};
 use crate::model::to_f32;
 use crate::weights::{Dtype, OutTensor, Weights, save};
 use crate::{Error, Result, files};
@@ -29,10 +29,10 @@ impl Patch<'_> {
     /// Errors: layers changed as a whole through added tensors; no difference in bf16.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let (mut tensors, mut changed, mut total) = (Vec::new(), 0, 0);
-        for (parameter, part) in self.adaptation.parameters.iter().zip(&self.adaptation.parts) {
+        for (parameter, part) in self.adaptation.parameters.iter().zip(&self.adaptation.modes) {
             let (positions, values) = match part {
-                Part::Frozen => continue,
-                Part::Reparam(_) => {
+                TrainMode::Frozen => continue,
+                TrainMode::Reparam(_) => {
                     return Err(Error::Usage(format!(
                         "{} is changed through added tensors, but a patch holds single elements; merge the adapter instead",
                         parameter.name
@@ -63,12 +63,12 @@ impl Patch<'_> {
 
     /// Ascending positions and new values of the elements that differ in bf16; all elements of a tensor that the base
     /// lacks.
-    fn changes(&self, parameter: &Parameter, part: &Part) -> Result<(Vec<u32>, Vec<bf16>)> {
+    fn changes(&self, parameter: &Parameter, part: &TrainMode) -> Result<(Vec<u32>, Vec<bf16>)> {
         let name = &parameter.name;
         let missing = || Error::Weights(format!("{name} is missing"));
         let base = self.weights.get(name).and_then(|view| view.to_f32());
         let new = match part {
-            Part::Sparse(set) => {
+            TrainMode::Sparse(set) => {
                 let (dtype, bytes) = with_deltas(self.weights, self.values, parameter, set, None)?;
                 Cow::Owned(to_f32(dtype, &bytes).ok_or_else(missing)?)
             }

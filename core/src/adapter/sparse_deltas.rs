@@ -4,7 +4,7 @@
 //! `head_init.safetensors` with the initial head `head` `[classes, hidden]`, to which the head's delta is added.
 
 use super::{Adapter, Head, Kind, model_dir, score_head};
-use crate::method::{Adaptation, Part};
+use crate::method::{Adaptation, TrainMode};
 use crate::model::HEAD;
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder, files};
@@ -149,12 +149,12 @@ pub fn write(
     pad: Option<u32>,
 ) -> Result<()> {
     let (mut tensors, mut head_init): (Vec<OutTensor>, Vec<OutTensor>) = Default::default();
-    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
+    for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.modes) {
         let (name, all);
         let set: &[u32] = match part {
-            Part::Frozen => &[],
-            Part::Sparse(set) => &set.indices,
-            Part::Dense if parameter.name == HEAD => {
+            TrainMode::Frozen => &[],
+            TrainMode::Sparse(set) => &set.indices,
+            TrainMode::Dense if parameter.name == HEAD => {
                 all = (0..parameter.numel() as u32).collect::<Vec<u32>>();
                 &all
             }

@@ -9,26 +9,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Selects what is stored, and delegates LoRA's arithmetic to the plugin `lora`.
-pub struct Stored {
+pub struct StoredMethod {
     name: String,
     selections: BTreeMap<String, Selection>,
     lora: Option<(Lora, Arc<dyn Method>)>,
 }
 
-impl Stored {
+impl StoredMethod {
     /// `selections` by parameter; those not listed are frozen.
-    pub fn new(name: &str, selections: BTreeMap<String, Selection>) -> Stored {
-        Stored { name: name.to_owned(), selections, lora: None }
+    pub fn new(name: &str, selections: BTreeMap<String, Selection>) -> StoredMethod {
+        StoredMethod { name: name.to_owned(), selections, lora: None }
     }
 
     /// LoRA layers of PEFT and tensors that are stored whole.
-    pub fn lora(lora: &Lora, whole: impl Iterator<Item = String>, plugins: &PluginSet) -> Result<Stored> {
+    pub fn lora(lora: &Lora, whole: impl Iterator<Item = String>, plugins: &PluginSet) -> Result<StoredMethod> {
         let plugin = plugins.method("lora")?;
         let mut selections: BTreeMap<String, Selection> = whole.map(|name| (name, Selection::Dense)).collect();
         for (parameter, layer) in &lora.layers {
             selections.insert(parameter.clone(), Selection::Reparam { tensors: layer.tensors() });
         }
-        Ok(Stored { name: "lora".into(), selections, lora: Some((lora.clone(), plugin)) })
+        Ok(StoredMethod { name: "lora".into(), selections, lora: Some((lora.clone(), plugin)) })
     }
 
     /// The plugin, and the site with this layer's options.
@@ -47,7 +47,7 @@ impl Stored {
     }
 }
 
-impl Method for Stored {
+impl Method for StoredMethod {
     fn describe(&self) -> MethodInfo {
         MethodInfo {
             name: self.name.clone(),

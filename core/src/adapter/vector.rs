@@ -1,9 +1,9 @@
 //! Task vectors (Ilharco et al. 2023, "Editing models with task arithmetic", section 2): what an adapter adds to each
 //! weight of its base model.
 
-use super::Applied;
+use super::AppliedAdapter;
 use super::merge::merged_by_method;
-use crate::method::Part;
+use crate::method::TrainMode;
 use crate::train::Session;
 use crate::{Error, Result};
 
@@ -58,14 +58,14 @@ impl Delta {
 }
 
 /// Whether [`delta`] needs a device: reparametrized weights are merged by the method's own graph.
-pub fn needs_device(applied: &Applied) -> bool {
-    applied.adaptation.parts.iter().any(|part| matches!(part, Part::Reparam(_)))
+pub fn needs_device(applied: &AppliedAdapter) -> bool {
+    applied.adaptation.modes.iter().any(|part| matches!(part, TrainMode::Reparam(_)))
 }
 
 /// What the adapter adds to a parameter; `None` if nothing. If the base model has no head, a head's values count in
 /// full.
-/// `session` comes from [`Applied::session`].
-pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) -> Result<Option<Delta>> {
+/// `session` comes from [`AppliedAdapter::session`].
+pub fn delta(applied: &AppliedAdapter, session: Option<&mut Session>, position: usize) -> Result<Option<Delta>> {
     let parameter = &applied.adaptation.parameters[position];
     let values = |name: &str| {
         let found = applied.adapter.values.get(name);
@@ -84,15 +84,15 @@ pub fn delta(applied: &Applied, session: Option<&mut Session>, position: usize) 
     {
         return Ok(from_base(tuned));
     }
-    Ok(match &applied.adaptation.parts[position] {
-        Part::Frozen => None,
-        Part::Sparse(set) if set.indices.is_empty() => None,
-        Part::Sparse(set) => Some(Delta::Sparse {
+    Ok(match &applied.adaptation.modes[position] {
+        TrainMode::Frozen => None,
+        TrainMode::Sparse(set) if set.indices.is_empty() => None,
+        TrainMode::Sparse(set) => Some(Delta::Sparse {
             indices: set.indices.clone(),
             values: values(&format!("delta.{}", parameter.name))?.clone(),
         }),
-        Part::Dense => from_base(values(&parameter.name)?.clone()),
-        Part::Reparam(_) => {
+        TrainMode::Dense => from_base(values(&parameter.name)?.clone()),
+        TrainMode::Reparam(_) => {
             return Err(Error::Usage(format!("{} is reparametrized: a device must merge it", parameter.name)));
         }
     })

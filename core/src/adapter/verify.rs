@@ -1,7 +1,7 @@
 //! Verifies that a merged model computes the same as the base model with its adapter.
 
 use crate::job::MergeCheck;
-use crate::method::Part;
+use crate::method::TrainMode;
 use crate::method::philox::Stream;
 use crate::model::{Decoder, HEAD, to_f32};
 use crate::text::without_padding;
@@ -123,18 +123,18 @@ pub fn check_merged<'a>(
 fn roundoff(session: &Session, position: usize, to: DType) -> f64 {
     let adaptation = &session.setup().adaptation;
     let parameter = &adaptation.parameters[position];
-    match &adaptation.parts[position] {
+    match &adaptation.modes[position] {
         _ if parameter.dtype != to => deviation(to),
-        Part::Dense | Part::Reparam(_) => deviation(to),
+        TrainMode::Dense | TrainMode::Reparam(_) => deviation(to),
         // The method may merge the bias with the weight.
-        Part::Frozen if adaptation.weight_of(position).is_some_and(|weight| adaptation.is_linear_site(weight)) => {
+        TrainMode::Frozen if adaptation.weight_of(position).is_some_and(|weight| adaptation.is_linear_site(weight)) => {
             deviation(to)
         }
         // Only the chosen elements are rounded; the adapter's products are not.
-        Part::Sparse(set) if adaptation.residual => {
+        TrainMode::Sparse(set) if adaptation.residual => {
             deviation(to) * (set.indices.len() as f64 / parameter.numel() as f64).sqrt()
         }
-        Part::Sparse(_) | Part::Frozen => 0.0,
+        TrainMode::Sparse(_) | TrainMode::Frozen => 0.0,
     }
 }
 

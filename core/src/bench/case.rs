@@ -12,8 +12,8 @@ use sparta_train::batch::split_by_budget;
 use sparta_train::graphs::Purpose;
 use sparta_train::objective::Classification;
 use sparta_train::{
-    Batch, Ceiling, Demand, Encoded, HeadInit, Objective, Optimization, Planned, Profile, Recompute, Session, Setup,
-    Size, StepOutput, Submitted, fit,
+    Batch, Ceiling, Demand, Encoded, HeadInit, Objective, Optimization, Profile, Recompute, Session, SessionMemory,
+    Setup, Size, StepOutput, Submitted, fit,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -63,7 +63,7 @@ pub struct Case {
 /// A case planned for a device.
 pub struct Prepared {
     setup: Setup,
-    pub planned: Planned,
+    pub planned: SessionMemory,
     micro_batch_tokens: usize,
     pub trained: u64,
     /// Floating-point operations of one step.

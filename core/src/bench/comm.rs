@@ -36,7 +36,7 @@ pub struct CommStep {
     pub exchanged: Exchanged,
     /// Seconds per step: calculated, and simulated.
     pub expected: f64,
-    pub played: f64,
+    pub simulated: f64,
     /// Speed relative to one process.
     pub speedup: f64,
 }
@@ -51,7 +51,7 @@ impl Exchanged {
     /// The median time of a few steps on threads that wait as long as the link would take, in seconds.
     ///
     /// Errors: a thread that failed.
-    pub fn play(&self) -> Result<f64> {
+    pub fn simulate(&self) -> Result<f64> {
         const STEPS: usize = 3;
         let gradients = vec![0f32; self.bytes as usize / 4];
         let one = |inner: Box<dyn Communicator>| -> Result<Vec<f64>> {
@@ -69,12 +69,12 @@ impl Exchanged {
             let begin = |inner: Box<dyn Communicator>| scope.spawn(move || one(inner));
             let all: Vec<_> = threads(self.processes).into_iter().map(begin).collect();
             let ended = all.into_iter().map(|thread| {
-                thread.join().map_err(|_| Error::Training("a thread of the played step panicked".into()))?
+                thread.join().map_err(|_| Error::Training("a thread of the simulated step panicked".into()))?
             });
             Ok::<_, Error>(ended.collect::<Result<Vec<_>>>()?.concat())
         })?;
         seconds.sort_by(f64::total_cmp);
-        seconds.get(seconds.len() / 2).copied().ok_or_else(|| Error::Training("no step was played".into()))
+        seconds.get(seconds.len() / 2).copied().ok_or_else(|| Error::Training("no step was simulated".into()))
     }
 }
 
@@ -172,9 +172,9 @@ impl Bencher<'_> {
         let bytes = bench.session.setup().exchanged_bytes();
         let compute = bench.measure(Duration::from_millis(500), super::AT_LEAST)?.step_s;
         let exchanged = Exchanged { processes, link, bytes, compute };
-        let (expected, played) = (exchanged.expected(), exchanged.play()?);
-        let speedup = processes as f64 * compute / played;
-        Ok(CommStep { cell: case.step().cell(), exchanged, expected, played, speedup })
+        let (expected, simulated) = (exchanged.expected(), exchanged.simulate()?);
+        let speedup = processes as f64 * compute / simulated;
+        Ok(CommStep { cell: case.step().cell(), exchanged, expected, simulated, speedup })
     }
 }
 
@@ -191,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn a_played_step_waits_as_long_as_it_should() {
+    fn a_simulated_step_waits_as_long_as_it_should() {
         let link = Link { latency: 1e-3, bandwidth: 1e6 };
         let exchanged = Exchanged { processes: 3, link, bytes: 4000, compute: 2e-3 };
-        assert!(exchanged.play().unwrap() >= exchanged.expected());
+        assert!(exchanged.simulate().unwrap() >= exchanged.expected());
     }
 }

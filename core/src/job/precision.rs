@@ -53,11 +53,11 @@ impl PrecisionChoice {
             ))),
             PrecisionChoice::Auto => {
                 let multiplied = device.products.iter().find(|dtype| dtype.size() == 2).filter(|_| offered);
-                match (Stored::of(parameters, blocks), multiplied) {
-                    (Stored::Wide, _) => chosen(Precision::F32, "the checkpoint is not 16-bit"),
+                match (StoredIn::of(parameters, blocks), multiplied) {
+                    (StoredIn::Wide, _) => chosen(Precision::F32, "the checkpoint is not 16-bit"),
                     (_, None) => chosen(Precision::F32, "the device does not multiply 16-bit floats in hardware"),
                     (stored, Some(dtype)) => {
-                        let what = if stored == Stored::Half { "16-bit" } else { "quantized" };
+                        let what = if stored == StoredIn::Half { "16-bit" } else { "quantized" };
                         let reason = format!("the checkpoint is {what}, and the device multiplies {dtype} in hardware");
                         chosen(Precision::BF16, &reason)
                     }
@@ -78,27 +78,27 @@ impl PrecisionChoice {
 
 /// What most of a model is stored in.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stored {
+enum StoredIn {
     Wide,
     Half,
     Quantized,
 }
 
-impl Stored {
-    fn of(parameters: &[Parameter], blocks: impl Fn(&Parameter) -> Option<Blocks>) -> Stored {
+impl StoredIn {
+    fn of(parameters: &[Parameter], blocks: impl Fn(&Parameter) -> Option<Blocks>) -> StoredIn {
         let kind = |p: &Parameter| match blocks(p) {
-            Some(_) => Stored::Quantized,
-            None if p.dtype.size() == 2 => Stored::Half,
-            None => Stored::Wide,
+            Some(_) => StoredIn::Quantized,
+            None if p.dtype.size() == 2 => StoredIn::Half,
+            None => StoredIn::Wide,
         };
-        let count = |of: Stored| parameters.iter().filter(|p| kind(p) == of).map(Parameter::numel).sum::<u64>();
-        let [wide, half, quantized] = [Stored::Wide, Stored::Half, Stored::Quantized].map(count);
+        let count = |of: StoredIn| parameters.iter().filter(|p| kind(p) == of).map(Parameter::numel).sum::<u64>();
+        let [wide, half, quantized] = [StoredIn::Wide, StoredIn::Half, StoredIn::Quantized].map(count);
         if wide >= half + quantized {
-            Stored::Wide
+            StoredIn::Wide
         } else if quantized > half {
-            Stored::Quantized
+            StoredIn::Quantized
         } else {
-            Stored::Half
+            StoredIn::Half
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::encode::{Coder, kept, max_length};
 use super::prepare::{has_turns, lesson_encoder, objective_of, target};
-use crate::adapter::{Applied, Head, order_of};
+use crate::adapter::{AppliedAdapter, Head, order_of};
 use crate::job::{PrecisionChoice, RunConfig};
 use crate::method::options;
 use crate::plugin::check_pair;
@@ -39,8 +39,8 @@ pub struct EvalRequest {
 }
 
 /// An adapter with its base model and tokenizer.
-pub struct Adapted {
-    applied: Applied,
+pub struct AdaptedModel {
+    applied: AppliedAdapter,
     /// The encoders of the heads, and which encoder each head uses.
     encoders: Vec<Encoder>,
     encoder_of: Vec<usize>,
@@ -48,11 +48,11 @@ pub struct Adapted {
     tasks: Vec<TaskInfo>,
 }
 
-impl Adapted {
+impl AdaptedModel {
     /// Opens an adapter of any format, a run directory or a full classifier on its base model, or on `model`. Errors as
-    /// [`Applied::open`].
-    pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<Adapted> {
-        let applied = Applied::open(path, model, plugins)?;
+    /// [`AppliedAdapter::open`].
+    pub fn open(path: &Path, model: Option<&Path>, plugins: &PluginSet) -> Result<AdaptedModel> {
+        let applied = AppliedAdapter::open(path, model, plugins)?;
         let (mut encoders, mut encoder_of) = (Vec::<Encoder>::new(), Vec::new());
         for head in &applied.adapter.heads {
             let instruct = head.config.as_ref().and_then(|config| config.instruct.as_ref());
@@ -69,10 +69,10 @@ impl Adapted {
         }
         let configs = applied.adapter.heads.iter().filter_map(|head| head.config.as_ref());
         let tasks = configs.filter_map(|config| Some(config.task_info(plugins).ok()?.1)).collect();
-        Ok(Adapted { applied, encoders, encoder_of, tasks })
+        Ok(AdaptedModel { applied, encoders, encoder_of, tasks })
     }
 
-    pub fn applied(&self) -> &Applied {
+    pub fn applied(&self) -> &AppliedAdapter {
         &self.applied
     }
 
@@ -81,7 +81,7 @@ impl Adapted {
         self.applied.precision = precision;
     }
 
-    pub fn into_applied(self) -> Applied {
+    pub fn into_applied(self) -> AppliedAdapter {
         self.applied
     }
 
@@ -301,7 +301,7 @@ fn longest(examples: &[Encoded]) -> usize {
 
 /// An adapter that predicts texts as they arrive.
 pub struct Predictor<'a, D> {
-    adapted: &'a Adapted,
+    adapted: &'a AdaptedModel,
     /// Opens the device.
     device: D,
     /// The open session, and the length of the longest text that it takes.
@@ -311,7 +311,7 @@ pub struct Predictor<'a, D> {
 }
 
 impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
-    /// As [`Adapted::predict`].
+    /// As [`AdaptedModel::predict`].
     pub fn predict(&mut self, texts: &[(String, Option<String>)]) -> Result<Vec<Vec<Prediction>>> {
         let adapted = self.adapted;
         if !adapted.applied.objective.pools() {
@@ -364,7 +364,7 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
 
 /// Metrics of an adapter on a split of its own data or of other data.
 pub fn evaluate(
-    adapted: &Adapted,
+    adapted: &AdaptedModel,
     request: &EvalRequest,
     plugins: &PluginSet,
     device: Box<dyn Backend>,

@@ -4,7 +4,7 @@ use crate::job::PrecisionChoice;
 use crate::method::Adaptation;
 use crate::model::{Decoder, PROBLEM_TYPES, check_weights};
 use crate::train::objective::{Classification, NextToken};
-use crate::train::{Batch, HeadInit, Labels, Limits, Objective, Optimization, Session, Setup, Size, layout};
+use crate::train::{Batch, HeadInit, Labels, Objective, Optimization, Session, SessionLimits, Setup, Size, layout};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use crate::{Error, Result, decoder};
 use sparta_graph::Backend;
@@ -81,7 +81,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
         recompute: false,
         seed: 0,
         head_init: HeadInit::Normal { std: 0.0 },
-        limits: Limits {
+        limits: SessionLimits {
             train: request.grads.then_some(size),
             micro_batches: request.grads,
             shared: false,

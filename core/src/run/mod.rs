@@ -20,7 +20,7 @@ mod train;
 mod tune;
 
 pub use generate::{Finish, Generated, Generator, Prompt, Sampling, Turn, Writing};
-pub use infer::{Adapted, EvalRequest, Predictor, evaluate};
+pub use infer::{AdaptedModel, EvalRequest, Predictor, evaluate};
 pub use inspect::{InspectRequest, InspectTask, inspect_forward};
 pub use prepare::{Prepared, default_head_std, objective_of, prepare};
 pub use pretrain::{PretrainConfig, PretrainResult, pretrain};

@@ -1,7 +1,7 @@
 //! Pre-training of small models: an ordinary run on text that starts from random weights and ends in a model.
 
 use super::train::{OpenDevice, Start, run};
-use crate::adapter::{Applied, MergeDtype, MergeRequest, merge, write_tokenizer};
+use crate::adapter::{AppliedAdapter, MergeDtype, MergeRequest, merge, write_tokenizer};
 use crate::job::{Control, Observer, OptimizerOptions, PrecisionChoice, RunConfig, Stopped};
 use crate::model::{Decoder, HeadKind, from_f32};
 use crate::plugin::PluginSet;
@@ -94,7 +94,7 @@ pub fn pretrain(
         files::remove(&model).map_err(Error::io(&model))?;
     }
     let request = MergeRequest { out: model.clone(), dtype: MergeDtype::To(config.dtype), shard_bytes: SHARD };
-    merge(&Applied::open(&config.out, None, plugins)?, &request, open()?)?;
+    merge(&AppliedAdapter::open(&config.out, None, plugins)?, &request, open()?)?;
     let data = RunData::read(&config.out)?;
     let last = &data.steps[data.steps.len() - data.steps.len().div_ceil(10)..];
     let loss = last.iter().map(|step| step.loss).sum::<f64>() / last.len().max(1) as f64;

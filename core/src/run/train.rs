@@ -11,7 +11,7 @@ use super::prepare::{Prepared, prepare_for};
 use super::{together, tune};
 use crate::checkpoint::{Checkpoint, Checkpoints, Position};
 use crate::job::{EvalReport, Observer, RunConfig, RunResult, StepReport, Stopped};
-use crate::method::Part;
+use crate::method::TrainMode;
 use crate::plugin::PluginSet;
 use crate::team::Team;
 use crate::train::evaluate::{EVAL_EXAMPLES, Features, evaluate, evaluate_shared};
@@ -561,8 +561,8 @@ impl<'a> Trainer<'a> {
     fn values(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut values = self.session.trained_values()?;
         let adaptation = &self.run.setup.adaptation;
-        for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.parts) {
-            if matches!(part, Part::Frozen) && self.run.weights.get(&parameter.name).is_none() {
+        for (parameter, part) in adaptation.parameters.iter().zip(&adaptation.modes) {
+            if matches!(part, TrainMode::Frozen) && self.run.weights.get(&parameter.name).is_none() {
                 let drawn = self.session.tensors().read_f32(&parameter.name, parameter.numel() as usize)?;
                 values.insert(parameter.name.clone(), drawn);
             }

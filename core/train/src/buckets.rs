@@ -23,7 +23,7 @@ pub struct Bucket {
     pub kind: MemoryKind,
     /// Where the rates of all its tensors come from.
     pub rates: RatesOf,
-    pub parts: Vec<Part>,
+    pub parts: Vec<BucketPart>,
     /// Elements, including gaps between the parts.
     pub len: usize,
     /// How many parts the buckets before this one have.
@@ -32,7 +32,7 @@ pub struct Bucket {
 
 /// A trained tensor and the element at which it begins in its bucket.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub struct BucketPart {
     pub trained: Trained,
     pub begin: usize,
 }
@@ -82,8 +82,8 @@ pub fn buckets(trained: Vec<Trained>, optimization: &Optimization) -> Vec<Bucket
     let mut first = 0;
     let laid_out = collected.into_iter().enumerate().map(|(number, (kind, rates, tensors))| {
         let (begins, len) = Concat::layout(tensors.iter().map(Trained::numel));
-        let parts: Vec<Part> =
-            tensors.into_iter().zip(begins).map(|(trained, begin)| Part { trained, begin }).collect();
+        let parts: Vec<BucketPart> =
+            tensors.into_iter().zip(begins).map(|(trained, begin)| BucketPart { trained, begin }).collect();
         first += parts.len();
         Bucket { number, kind, rates, len, first: first - parts.len(), parts }
     });

@@ -5,14 +5,14 @@ use crate::Result;
 use crate::batch::ROW_MULTIPLE;
 use crate::graphs::{Purpose, StepNumbers, names, results};
 use crate::session::Session;
-use crate::setup::Limits;
+use crate::setup::SessionLimits;
 use sparta_graph::ops::{IGNORED, step as step_input};
 
 impl Session {
     /// Reads the tokens that follow `past` cached ones, and caches their keys and values. Returns
     /// the vocabulary logits after the last token.
     ///
-    /// Errors: no tokens, or more than [`Limits::cache`] can hold; a device that fails.
+    /// Errors: no tokens, or more than [`SessionLimits::cache`] can hold; a device that fails.
     pub fn decode(&mut self, tokens: &[u32], past: usize) -> Result<Vec<f32>> {
         let cache = self.setup().limits.cache.unwrap_or(0);
         if tokens.is_empty() || past + tokens.len() > cache {
@@ -20,7 +20,7 @@ impl Session {
             return Err(Error::Training(format!("{count} tokens after {past} do not fit into a cache of {cache}")));
         }
         let mut begin = past;
-        for chunk in tokens.chunks(Limits::DECODED) {
+        for chunk in tokens.chunks(SessionLimits::DECODED) {
             let plan = self.prepared(Purpose::Decode { rows: rows_for(chunk.len()), cache })?;
             self.queue_decoding(chunk, begin)?;
             self.tensors().queue_run(plan);
@@ -29,7 +29,7 @@ impl Session {
         let vocabulary = self.setup().decoder.vocab_size;
         let ([canary, logits], len) = results::of_decoding(vocabulary);
         let mut values = self.tensors().read_f32(names::RESULTS, len)?;
-        let numbers = numbers((tokens.len() - 1) / Limits::DECODED * Limits::DECODED + past);
+        let numbers = numbers((tokens.len() - 1) / SessionLimits::DECODED * SessionLimits::DECODED + past);
         self.check_canary(&numbers, &values[canary..canary + step_input::LEN])?;
         values.truncate(logits + vocabulary);
         Ok(values.split_off(logits))
@@ -73,6 +73,6 @@ mod tests {
     #[test]
     fn few_sizes_serve_all() {
         assert_eq!([1, 2, 16, 17, 33, 256].map(rows_for), [1, 16, 16, 32, 64, 256]);
-        assert!((1..=Limits::DECODED).all(|n| (n..=Limits::DECODED).contains(&rows_for(n))));
+        assert!((1..=SessionLimits::DECODED).all(|n| (n..=SessionLimits::DECODED).contains(&rows_for(n))));
     }
 }

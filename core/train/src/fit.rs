@@ -3,8 +3,8 @@
 use crate::batch::Size;
 use crate::batch::padded_rows;
 use crate::evaluate::EVAL_EXAMPLES;
-use crate::layout::{Planned, plan_memory, size_of};
-use crate::setup::{Limits, Recompute, Setup};
+use crate::layout::{SessionMemory, plan_memory, size_of};
+use crate::setup::{Recompute, SessionLimits, Setup};
 use crate::{Error, Result};
 use sparta_graph::DeviceInfo;
 
@@ -37,9 +37,9 @@ pub struct Demand {
 
 impl Demand {
     /// The largest batches of a session whose micro-batches have at most `tokens` tokens or one example.
-    pub fn limits(&self, tokens: usize) -> Limits {
+    pub fn limits(&self, tokens: usize) -> SessionLimits {
         let rows = self.largest_batch.min(tokens.max(self.longest_train));
-        Limits {
+        SessionLimits {
             train: Some(Size { rows: padded_rows(rows), examples: self.batch }),
             micro_batches: (self.largest_batch > tokens || self.split) && !self.head_features,
             shared: self.shared,
@@ -62,13 +62,13 @@ impl Demand {
 /// The choices, and what the run then needs.
 #[derive(Clone, Debug)]
 pub struct Fit {
-    pub planned: Planned,
+    pub planned: SessionMemory,
     /// Tokens per micro-batch.
     pub micro_batch_tokens: usize,
     /// Whether the backward pass recomputes activations.
     pub recompute: bool,
     /// What the run would need with the fastest choices, if that does not fit.
-    pub refused: Option<Planned>,
+    pub refused: Option<SessionMemory>,
 }
 
 /// Chooses the fastest settings with which the run fits `device` or, if none fit, those that need
@@ -82,8 +82,8 @@ pub fn fit(
     recompute: Recompute,
     device: &DeviceInfo,
 ) -> Result<Fit> {
-    let mut refused: Option<Planned> = None;
-    let mut least: Option<(u64, Planned, usize, bool)> = None;
+    let mut refused: Option<SessionMemory> = None;
+    let mut least: Option<(u64, SessionMemory, usize, bool)> = None;
     for (tokens, recompute) in candidates(demand, tokens, recompute) {
         (setup.limits, setup.recompute) = (demand.limits(tokens), recompute);
         let planned = plan_memory(setup, device)?;

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 use serde_json::Value as Json;
 use sparta_graph::ops::step as step_input;
 use sparta_model::WeightSource;
-use sparta_model::method::{Form, Part, Trained};
+use sparta_model::method::{Form, TrainMode, Trained};
 use sparta_plugin::method::{OwnForm, OwnTensor, StepInfo, StepTensors};
 use std::collections::BTreeMap;
 
@@ -99,7 +99,7 @@ impl Session {
     /// Trains other elements of a parameter: those that stay keep value and optimizer state, new ones start at zero.
     fn exchange(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
         let adaptation = &self.setup().adaptation;
-        let Part::Sparse(set) = &adaptation.parts[position] else { return Ok(()) };
+        let TrainMode::Sparse(set) = &adaptation.modes[position] else { return Ok(()) };
         let before: Vec<Option<usize>> = indices.iter().map(|i| set.indices.binary_search(i).ok()).collect();
         let trained = adaptation.trained().into_iter().find(|t| t.parameter == position && t.form == Form::Sparse);
         let Some(Trained { name, .. }) = trained else { return Ok(()) };
@@ -166,7 +166,7 @@ impl Access<'_, '_> {
     /// The position of a parameter that the method changes.
     fn parameter(&self, name: &str) -> Answer<usize> {
         let adaptation = &self.session.setup().adaptation;
-        let changed = |&position: &usize| !matches!(adaptation.parts[position], Part::Frozen);
+        let changed = |&position: &usize| !matches!(adaptation.modes[position], TrainMode::Frozen);
         let position = adaptation.position(name).filter(changed);
         position.ok_or_else(|| {
             format!("`{name}` is not a parameter that it trains, trains elements of or reparametrizes").into()
@@ -253,8 +253,8 @@ impl StepTensors for Access<'_, '_> {
     }
 
     fn indices(&mut self, name: &str) -> Answer<Vec<u32>> {
-        match &self.session.setup().adaptation.parts[self.parameter(name)?] {
-            Part::Sparse(set) => Ok(set.indices.clone()),
+        match &self.session.setup().adaptation.modes[self.parameter(name)?] {
+            TrainMode::Sparse(set) => Ok(set.indices.clone()),
             _ => Err(format!("`{name}` is not trained by elements, so it has no `indices`").into()),
         }
     }

@@ -3,8 +3,8 @@
 use crate::batch::{Size, padded_rows};
 use crate::buckets::Bucket;
 use crate::graphs::{Purpose, names, results};
-use crate::setup::{HeadInit, Limits, Setup};
-use crate::tensors::{MemoryKind, Tensors, buffer_bytes, make_room};
+use crate::setup::{HeadInit, SessionLimits, Setup};
+use crate::tensors::{DeviceTensors, MemoryKind, buffer_bytes, make_room};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sparta_graph::ops::{PARTIALS, step as step_input};
@@ -14,8 +14,8 @@ use sparta_model::forward::cache_names;
 use sparta_model::method::layers::{
     base_name, column_ptr_name, index_name, order_name, remainder_name, row_ptr_name, shadow_name,
 };
-use sparta_model::method::{Form, Part, philox};
-use sparta_model::{Arrangement, Stored, TensorView, WeightSource, to_f32};
+use sparta_model::method::{Form, TrainMode, philox};
+use sparta_model::{Arrangement, Storage, TensorView, WeightSource, to_f32};
 use sparta_plugin::method::{Init, Parameter};
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub(crate) fn slot_name(slot: &str, trained: &str) -> String {
 pub fn tensors(setup: &Setup) -> Vec<TensorSpec> {
     let mut list = Vec::new();
     let adaptation = &setup.adaptation;
-    let whole = |i: &usize| !matches!(adaptation.parts[*i], Part::Dense);
+    let whole = |i: &usize| !matches!(adaptation.modes[*i], TrainMode::Dense);
     for (i, parameter) in adaptation.parameters.iter().enumerate().filter(|(i, _)| whole(i)) {
         let ty = adaptation.device_type(i);
         list.push(TensorSpec::new(parameter.name.clone(), ty.dtype, ty.numel(), MemoryKind::Weights));
@@ -177,7 +177,7 @@ fn buffers(setup: &Setup, trained: usize, list: &mut Vec<TensorSpec>) {
 
 /// The memory that a session will allocate.
 #[derive(Clone, Debug)]
-pub struct Planned {
+pub struct SessionMemory {
     /// Bytes by kind.
     pub memory: BTreeMap<MemoryKind, u64>,
     /// Bytes of each segment of the arena.
@@ -197,7 +197,7 @@ pub struct LargestBuffer {
     pub bytes: u64,
 }
 
-impl Planned {
+impl SessionMemory {
     pub fn total(&self) -> u64 {
         self.memory.values().sum()
     }
@@ -210,7 +210,7 @@ impl Planned {
 }
 
 /// Computes what [`crate::Session::open`] will allocate, from shapes alone.
-pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
+pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<SessionMemory> {
     let mut memory: BTreeMap<MemoryKind, u64> = BTreeMap::new();
     let mut largest = LargestBuffer::default();
     for tensor in tensors(setup) {
@@ -235,7 +235,7 @@ pub fn plan_memory(setup: &Setup, device: &DeviceInfo) -> Result<Planned> {
     if segment > largest.bytes {
         largest = LargestBuffer { name: "activations and scratch".into(), bytes: segment };
     }
-    Ok(Planned { memory, arena, largest, unbound, own_operations })
+    Ok(SessionMemory { memory, arena, largest, unbound, own_operations })
 }
 
 /// Whether a graph has operations of the method's own.
@@ -264,9 +264,9 @@ pub fn check_support(setup: &Setup, device: &dyn Backend) -> Result<()> {
 
 /// The plans of the largest batches.
 fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
-    let Limits { train, evaluate, head_features, batch, cache, .. } = setup.limits;
+    let SessionLimits { train, evaluate, head_features, batch, cache, .. } = setup.limits;
     let mut purposes = vec![Purpose::Evaluate(evaluate)];
-    purposes.extend(cache.map(|cache| Purpose::Decode { rows: Limits::DECODED, cache }));
+    purposes.extend(cache.map(|cache| Purpose::Decode { rows: SessionLimits::DECODED, cache }));
     if head_features {
         purposes.extend([Purpose::Pool(evaluate), Purpose::HeadStep(batch), Purpose::HeadEvaluate(evaluate.examples)]);
     } else if let Some(size) = train {
@@ -290,13 +290,13 @@ fn largest_purposes(setup: &Setup) -> Vec<Purpose> {
 /// Writes the weights, the index sets with their base values, the initial values of new tensors and the rope tables.
 ///
 /// Errors: a weight that is NaN or infinite; a device that fails.
-pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
+pub fn upload(tensors: &mut DeviceTensors, weights: &dyn WeightSource, setup: &Setup) -> Result<()> {
     let adaptation = &setup.adaptation;
     for position in 0..adaptation.parameters.len() {
         upload_parameter(tensors, weights, setup, position)?;
     }
     for t in adaptation.trained().into_iter().chain(adaptation.constants()) {
-        if let (Form::Extra(k), Part::Reparam(extra)) = (t.form, &adaptation.parts[t.parameter]) {
+        if let (Form::Extra(k), TrainMode::Reparam(extra)) = (t.form, &adaptation.modes[t.parameter]) {
             let values = match extra[k].init {
                 Init::RowNorms => row_norms(weights, &adaptation.parameters[t.parameter])?,
                 init => initial(setup.seed, &t.name, &t.shape, init),
@@ -316,7 +316,7 @@ pub fn upload(tensors: &mut Tensors, weights: &dyn WeightSource, setup: &Setup) 
 ///
 /// Errors: those of [`upload`].
 pub(crate) fn upload_parameter(
-    tensors: &mut Tensors,
+    tensors: &mut DeviceTensors,
     weights: &dyn WeightSource,
     setup: &Setup,
     position: usize,
@@ -338,7 +338,7 @@ pub(crate) fn upload_parameter(
             false => tensors.write_f32(&parameter.name, &as_f32(parameter, stored, &bytes)?)?,
         }
     }
-    if let Part::Sparse(set) = &adaptation.parts[position]
+    if let TrainMode::Sparse(set) = &adaptation.modes[position]
         && adaptation.sparse_size(position) > 0
     {
         if adaptation.scored().contains_key(&position) {
@@ -352,9 +352,8 @@ pub(crate) fn upload_parameter(
             Error::Method(format!("{} is new: it can be trained whole or not at all", parameter.name))
         })?;
         let view = match adaptation.blocks_of(position) {
-            Some(blocks) => {
-                TensorView::stored(Stored::Blocks(blocks), view.shape, &words, Arrangement::None).decoded_as(view.dtype)
-            }
+            Some(blocks) => TensorView::stored(Storage::Blocks(blocks), view.shape, &words, Arrangement::None)
+                .decoded_as(view.dtype),
             None => view,
         };
         let chosen = view.pick(&set.indices).ok_or_else(|| {
@@ -380,7 +379,7 @@ pub(crate) fn upload_parameter(
 }
 
 /// Errors: more positions than a rotation can compute.
-fn write_ropes(tensors: &mut Tensors, setup: &Setup) -> Result<()> {
+fn write_ropes(tensors: &mut DeviceTensors, setup: &Setup) -> Result<()> {
     let positions = setup.limits.positions;
     for (i, rope) in setup.decoder.ropes.iter().enumerate() {
         if let Some(most) = rope.positions().filter(|&most| most < positions) {

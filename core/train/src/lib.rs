@@ -4,7 +4,6 @@
 //! returned as values.
 
 pub mod batch;
-mod blame;
 mod buckets;
 mod ceiling;
 mod decode;
@@ -15,6 +14,7 @@ mod hook;
 mod inspect;
 pub mod layout;
 mod metrics;
+mod non_finite;
 pub mod objective;
 pub mod optimizer;
 mod peers;
@@ -30,23 +30,23 @@ mod update;
 mod whole;
 
 pub use batch::{Batch, Encoded, Labels, Size, Target};
-pub use blame::Blame;
 pub use ceiling::{Bandwidth, Ceiling, best_time, numbers};
 pub use evaluate::{Evaluation, Prediction};
 pub use fit::{Demand, Fit, MICRO_BATCH_TOKENS, fit};
 pub use hook::StepPoint;
 pub use inspect::Inspected;
-pub use layout::{LargestBuffer, Planned};
+pub use layout::{LargestBuffer, SessionMemory};
 pub use metrics::{LabelMetrics, Metrics, Scores};
+pub use non_finite::NonFinite;
 pub use objective::Objective;
 pub use optimizer::{Optimization, Optimizer};
 pub use peers::{Alone, Peers};
 pub use profile::{CallTime, Profile};
 pub use schedule::Schedule;
 pub use session::{Session, Snapshot, StateTensor};
-pub use setup::{HeadInit, Limits, Recompute, Setup};
+pub use setup::{HeadInit, Recompute, SessionLimits, Setup};
 pub use shared::own_share;
 pub use step::{StepOutput, Submitted};
-pub use tensors::{MemoryKind, Tensors};
+pub use tensors::{DeviceTensors, MemoryKind};
 
 use sparta_model::{Error, Result};

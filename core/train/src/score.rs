@@ -3,7 +3,7 @@
 
 use crate::layout::slot_name;
 use crate::optimizer::{Optimizer, Slot, Target};
-use crate::{Error, Limits, Result, Session, Setup};
+use crate::{Error, Result, Session, SessionLimits, Setup};
 use sparta_graph::ops::{Accumulate, Function, Map, Mul};
 use sparta_graph::{DType, Graph, GraphError};
 use sparta_model::WeightSource;
@@ -40,7 +40,7 @@ impl Optimizer for Sum {
 /// The session that computes scores of one kind for a run of this setup: each of its steps is one of [`Score::count`].
 pub fn setup(run: &Setup, score: Score) -> Setup {
     let mut setup = Setup { adaptation: run.adaptation.for_score(score), ..run.clone() };
-    setup.limits = Limits { head_features: false, ..setup.limits };
+    setup.limits = SessionLimits { head_features: false, ..setup.limits };
     let squared = match score {
         Score::Change { .. } => return setup,
         Score::Gradient { squared, .. } => squared,

@@ -4,14 +4,14 @@ use crate::batch::{Batch, Labels, Size};
 use crate::graphs::{Purpose, StepNumbers, names, results};
 use crate::layout::slot_name;
 use crate::setup::Setup;
-use crate::tensors::{MemoryKind, Tensors, make_room};
+use crate::tensors::{DeviceTensors, MemoryKind, make_room};
 use crate::{Error, Result, layout};
 use sparta_graph::ops::{PARTIALS, step as step_input};
 use sparta_graph::{Backend, BackendError, DType, DeviceInfo, Plan, PlanId};
 use sparta_model::method::adaptation::delta_name;
 use sparta_model::method::layers::base_name;
 use sparta_model::method::philox::Stream;
-use sparta_model::method::{Part, Trained};
+use sparta_model::method::{TrainMode, Trained};
 use sparta_model::{WeightSource, from_f32, to_f32};
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hasher};
@@ -47,7 +47,7 @@ const PLANS_KEPT: usize = 256;
 
 pub struct Session {
     setup: Setup,
-    tensors: Tensors,
+    tensors: DeviceTensors,
     pub(crate) device: DeviceInfo,
     plans: HashMap<Purpose, (PlanId, u64)>,
     clock: u64,
@@ -72,7 +72,7 @@ impl Session {
     ) -> Result<Session> {
         let info = device.info();
         layout::check_support(&setup, device.as_ref())?;
-        let mut tensors = Tensors::new(device);
+        let mut tensors = DeviceTensors::new(device);
         for tensor in layout::tensors(&setup) {
             match &tensor.part_of {
                 Some((whole, begin)) => tensors.name_part(&tensor.name, whole, *begin, tensor.len)?,
@@ -102,7 +102,7 @@ impl Session {
         &self.setup
     }
 
-    pub fn tensors(&mut self) -> &mut Tensors {
+    pub fn tensors(&mut self) -> &mut DeviceTensors {
         &mut self.tensors
     }
 
@@ -224,7 +224,7 @@ impl Session {
     pub fn set_indices(&mut self, weights: &dyn WeightSource, sets: &BTreeMap<String, Vec<u32>>) -> Result<()> {
         for (name, indices) in sets {
             let position = self.setup.adaptation.position(name);
-            let position = position.filter(|&i| matches!(self.setup.adaptation.parts[i], Part::Sparse(_)));
+            let position = position.filter(|&i| matches!(self.setup.adaptation.modes[i], TrainMode::Sparse(_)));
             let position = position.ok_or_else(|| {
                 Error::Weights(format!("there is an index set for {name}, of which no elements are trained"))
             })?;
@@ -236,7 +236,7 @@ impl Session {
 
     /// Resets a weight to the model's values, with a new index set.
     pub(crate) fn put_indices(&mut self, weights: &dyn WeightSource, position: usize, indices: Vec<u32>) -> Result<()> {
-        if let Part::Sparse(set) = &mut self.setup.adaptation.parts[position]
+        if let TrainMode::Sparse(set) = &mut self.setup.adaptation.modes[position]
             && set.indices != indices
         {
             set.indices = indices;
@@ -300,8 +300,8 @@ impl Session {
         let adaptation = &self.setup.adaptation;
         let name = adaptation.parameters[position].name.clone();
         let Some(op) = adaptation.decoding(position) else { return self.tensors.read_floats(&name) };
-        let chosen = match &adaptation.parts[position] {
-            Part::Sparse(set) if op.overlay => set.indices.clone(),
+        let chosen = match &adaptation.modes[position] {
+            TrainMode::Sparse(set) if op.overlay => set.indices.clone(),
             _ => Vec::new(),
         };
         let mut values = vec![0f32; op.rows * op.columns];
@@ -327,12 +327,12 @@ impl Session {
         self.tensors.write(&parameter.name, bytes)?;
         parameter.dtype = dtype;
         adaptation.formats.remove(&position);
-        adaptation.parts[position] = Part::Frozen;
+        adaptation.modes[position] = TrainMode::Frozen;
         Ok(())
     }
 
     /// Gradients of the batch's mean loss with respect to the trained tensors, by name. Needs
-    /// [`Limits::micro_batches`].
+    /// [`SessionLimits::micro_batches`].
     pub fn gradients(&mut self, batch: &Batch) -> Result<BTreeMap<String, Vec<f32>>> {
         let plan = self.prepared(Purpose::FirstMicroBatch(self.size_of(batch)?))?;
         let numbers = self.step_numbers(0.0, batch.targets().max(1));

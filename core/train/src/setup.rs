@@ -25,7 +25,7 @@ pub struct Setup {
     pub recompute: bool,
     pub seed: u64,
     pub head_init: HeadInit,
-    pub limits: Limits,
+    pub limits: SessionLimits,
 }
 
 /// Initial values of a head that the checkpoint lacks.
@@ -45,7 +45,7 @@ impl Setup {
 
     /// Whether a step's gradients are stored in sums, to add up micro-batches or for the method to read.
     pub(crate) fn keeps_sums(&self) -> bool {
-        let Limits { train, micro_batches, head_features, .. } = self.limits;
+        let SessionLimits { train, micro_batches, head_features, .. } = self.limits;
         train.is_some() && !head_features && (micro_batches || self.adaptation.keeps_gradients())
     }
 
@@ -74,7 +74,7 @@ impl Setup {
 
 /// The largest batches of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct SessionLimits {
     /// The largest training micro-batch; `None` if nothing is trained.
     pub train: Option<Size>,
     /// Whether steps may be split into micro-batches.
@@ -92,13 +92,13 @@ pub struct Limits {
     pub cache: Option<usize>,
 }
 
-impl Limits {
+impl SessionLimits {
     /// The most rows to decode at once.
     pub const DECODED: usize = 256;
 
     /// The limits of a session that generates texts of up to `tokens` tokens.
-    pub fn generation(tokens: usize) -> Limits {
-        Limits {
+    pub fn generation(tokens: usize) -> SessionLimits {
+        SessionLimits {
             train: None,
             micro_batches: false,
             shared: false,
@@ -130,7 +130,7 @@ impl Limits {
     }
 
     pub(crate) fn max_rows(&self) -> usize {
-        let decoded = self.cache.map_or(0, |_| Limits::DECODED);
+        let decoded = self.cache.map_or(0, |_| SessionLimits::DECODED);
         self.train.map_or(0, |s| s.rows).max(self.evaluate.rows).max(decoded)
     }
 

@@ -72,7 +72,7 @@ pub fn own_share(count: usize, rank: usize, size: usize) -> impl Iterator<Item =
 
 impl Session {
     /// [`Session::submit_step`] for all processes together: each gets all micro-batches. If there is only one, all
-    /// compute it, and nothing is exchanged. Needs [`crate::Limits::shared`].
+    /// compute it, and nothing is exchanged. Needs [`crate::SessionLimits::shared`].
     pub fn submit_shared(&mut self, micro_batches: &[Batch], lr: f64, peers: &mut dyn Peers) -> Result<Submitted> {
         if peers.size() == 1 || micro_batches.len() == 1 {
             return self.submit_step(micro_batches, lr);

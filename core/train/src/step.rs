@@ -62,7 +62,7 @@ impl Session {
     }
 
     /// Adds the gradients of micro-batches to the sums of a step with this many targets in total. They are computed
-    /// with the next [`Session::apply`] or when something is read. Needs [`crate::Limits::micro_batches`].
+    /// with the next [`Session::apply`] or when something is read. Needs [`crate::SessionLimits::micro_batches`].
     pub fn accumulate(&mut self, micro_batches: &[Batch], targets: usize) -> Result<()> {
         check_targets(targets)?;
         let numbers = self.step_numbers(0.0, targets);

@@ -67,7 +67,7 @@ struct Tensor {
     part: bool,
 }
 
-/// Work waiting for [`Tensors::submit`].
+/// Work waiting for [`DeviceTensors::submit`].
 enum Queued {
     Write { buffer: BufferId, offset: usize, data: Vec<u8> },
     Run(PlanId),
@@ -82,7 +82,7 @@ pub struct Requested {
 /// A device and the tensors on it.
 ///
 /// Work can be queued and submitted together; direct reads, writes and runs come after everything queued.
-pub struct Tensors {
+pub struct DeviceTensors {
     device: Box<dyn Backend>,
     by_name: HashMap<String, Tensor>,
     arena: Vec<Segment>,
@@ -107,9 +107,9 @@ pub fn make_room(segments: &mut Vec<usize>, plan: &Plan) {
     segments.iter_mut().zip(needed).for_each(|(segment, &bytes)| *segment = bytes.max(*segment));
 }
 
-impl Tensors {
+impl DeviceTensors {
     pub fn new(device: Box<dyn Backend>) -> Self {
-        Tensors { device, by_name: HashMap::new(), arena: Vec::new(), queue: Vec::new() }
+        DeviceTensors { device, by_name: HashMap::new(), arena: Vec::new(), queue: Vec::new() }
     }
 
     pub fn device(&self) -> DeviceInfo {
@@ -199,7 +199,7 @@ impl Tensors {
         self.write(name, bytemuck::cast_slice(data))
     }
 
-    /// Like [`Tensors::write`], at the next [`Tensors::submit`].
+    /// Like [`DeviceTensors::write`], at the next [`DeviceTensors::submit`].
     pub fn queue_write<E: bytemuck::NoUninit>(&mut self, name: &str, data: &[E]) -> Result<()> {
         let data: &[u8] = bytemuck::cast_slice(data);
         let (buffer, offset) = self.place(name, data.len())?;
@@ -207,7 +207,7 @@ impl Tensors {
         Ok(())
     }
 
-    /// Like [`Tensors::run`], at the next [`Tensors::submit`].
+    /// Like [`DeviceTensors::run`], at the next [`DeviceTensors::submit`].
     pub fn queue_run(&mut self, plan: PlanId) {
         self.queue.push(Queued::Run(plan));
     }
@@ -318,7 +318,7 @@ impl Tensors {
         Ok(self.device.run(plan)?)
     }
 
-    /// Like [`Tensors::run`], with the time of each call.
+    /// Like [`DeviceTensors::run`], with the time of each call.
     pub fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>> {
         self.submit()?;
         Ok(self.device.run_profiled(plan)?)

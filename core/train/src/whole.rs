@@ -3,7 +3,7 @@
 
 use crate::buckets::LARGEST;
 use sparta_graph::ops::Concat;
-use sparta_model::method::{Adaptation, Part};
+use sparta_model::method::{Adaptation, TrainMode};
 
 /// Weights whose gradients are computed together, and where each begins in the memory for them.
 #[derive(Debug, PartialEq)]
@@ -21,8 +21,8 @@ pub fn whole_groups(adaptation: &Adaptation) -> Vec<WholeGroup> {
     if !adaptation.steps.is_some_and(|steps| steps.whole_gradients) {
         return groups;
     }
-    for (position, part) in adaptation.parts.iter().enumerate() {
-        if !matches!(part, Part::Sparse(_) | Part::Reparam(_)) {
+    for (position, part) in adaptation.modes.iter().enumerate() {
+        if !matches!(part, TrainMode::Sparse(_) | TrainMode::Reparam(_)) {
             continue;
         }
         let (_, size) = Concat::layout([adaptation.parameters[position].numel() as usize]);

@@ -8,7 +8,7 @@ use sparta_plugin::Error;
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Role, Selection};
 use sparta_train::graphs::Purpose;
 use sparta_train::objective::Classification;
-use sparta_train::{HeadInit, Limits, Objective, Optimization, Setup, Size};
+use sparta_train::{HeadInit, Objective, Optimization, SessionLimits, Setup, Size};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ fn setup() -> Setup {
         dropout: 0.0,
         recompute: false,
         seed: 0,
-        limits: Limits {
+        limits: SessionLimits {
             train: Some(size),
             micro_batches: false,
             shared: false,

@@ -1,5 +1,5 @@
 use crate::adapters::{Adapter, UNITS_FEATURES, adapters, describe, devices, matrix_units, select, unroll};
-use crate::cache::Cache as Stored;
+use crate::cache::Cache as Storage;
 use crate::options::Options;
 use crate::pace::{Pace, work};
 use crate::pipelines::Cache;
@@ -50,7 +50,7 @@ pub struct WgpuBackend {
     /// Absent where kernels are chosen by rule.
     pub(crate) tuning: Option<Tuning>,
     /// Where choices are stored.
-    pub(crate) cache: Stored,
+    pub(crate) cache: Storage,
     pub(crate) tunes_software: bool,
 }
 
@@ -124,7 +124,7 @@ impl WgpuBackend {
             staging: RefCell::default(),
             reads: HashMap::new(),
             tuning: None,
-            cache: Stored::of_user(),
+            cache: Storage::of_user(),
             tunes_software: false,
         };
         backend.choose_units(index, &units)?;

@@ -18,7 +18,7 @@ const LARGEST: u64 = 1 << 20;
 pub(crate) struct Cache(Option<PathBuf>);
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct Storage {
     sparta_tuning: u32,
     #[serde(flatten)]
     tuned: Tuned,
@@ -58,7 +58,7 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
             text => text.map_err(|error| wrong(format!("measured choices that cannot be read: {error}")))?,
         };
-        let stored: Stored =
+        let stored: Storage =
             serde_json::from_str(&text).map_err(|error| wrong(format!("not a file of measured choices: {error}")))?;
         if (stored.sparta_tuning, stored.tuned.device.as_str()) != (VERSION, device) {
             let (version, of) = (stored.sparta_tuning, stored.tuned.device);
@@ -75,7 +75,7 @@ impl Cache {
         let Some(path) = self.path(device) else { return Ok(()) };
         let mut all = choices;
         all.extend(self.load(device).unwrap_or_default());
-        let stored = Stored { sparta_tuning: VERSION, tuned: Tuned { device: device.into(), choices: all } };
+        let stored = Storage { sparta_tuning: VERSION, tuned: Tuned { device: device.into(), choices: all } };
         let text = serde_json::to_string_pretty(&stored).map_err(|error| error.to_string())?;
         write(&path, &text).map_err(|error| format!("{}: {error}", path.display()))
     }

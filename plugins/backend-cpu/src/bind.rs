@@ -6,7 +6,7 @@ use crate::memory::{Buffer, Floats, Need, Ptr, Scratch};
 use crate::real::Real;
 use sparta_graph::graph::TensorType;
 use sparta_graph::plan::{ALIGNMENT, External};
-use sparta_graph::{Call, DType, Op, Operand, Part, Place, Plan, Rows, Slot};
+use sparta_graph::{Call, DType, Op, Operand, PartCall, Place, Plan, Rows, Slot};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ impl Io {
     }
 
     /// The operands of a part of a composite op, checked like those of any call.
-    pub fn part<T>(&self, part: &Part) -> Result<Io, String> {
+    pub fn part<T>(&self, part: &PartCall) -> Result<Io, String> {
         let rows = |rows: &Rows| {
             let whole = match rows.slot {
                 Slot::Input(i) => self.input_at(i)?,

@@ -13,7 +13,7 @@
 //! - A function returns [`OK`], or [`FAILED`] after passing a message to `SpartaHost::error`. Neither side lets a
 //!   panic or a C++ exception cross the boundary.
 
-pub use sparta_graph::ops::{OwnFunction, OwnTensor};
+pub use sparta_graph::ops::{OwnFunction, RawTensor};
 use std::ffi::c_void;
 
 /// The version of [`SpartaHost`], [`SpartaPlugin`] and [`SpartaInterface`].

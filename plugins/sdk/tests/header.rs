@@ -1,7 +1,7 @@
 //! Proves that `include/sparta_plugin.h` describes the structs and constants of `abi.rs`: a C compiler checks every
 //! size and offset.
 
-use sparta_plugin::abi::{OwnTensor as SpartaTensor, *};
+use sparta_plugin::abi::{RawTensor as SpartaTensor, *};
 use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::process::Command;

@@ -2,7 +2,7 @@
 
 use crate::place::{self, place, put, tensor};
 use serde_json::json;
-use sparta_core::adapter::{self, Applied};
+use sparta_core::adapter::{self, AppliedAdapter};
 use sparta_core::hash::{fingerprint, hash_file};
 use sparta_core::plugin::PluginSet;
 use sparta_core::weights::{Dtype, Weights};
@@ -54,7 +54,7 @@ pub fn values(bytes: &[u8]) -> bool {
     let hash = hash_file(&dir.join("adapter.safetensors")).expect("it was written");
     let weights = Weights::open(&dir).expect("the weights are good");
     put(&dir, "adapter.json", combined(&dir, &fingerprint(&weights), &hash));
-    Applied::open(&dir, None, &PluginSet::default()).is_ok()
+    AppliedAdapter::open(&dir, None, &PluginSet::default()).is_ok()
 }
 
 pub fn good_values() -> Vec<Vec<u8>> {
@@ -128,7 +128,7 @@ pub fn sparse_deltas(bytes: &[u8]) -> bool {
         put(dir, "head_init.safetensors", place::file(&[tensor("head", Dtype::F32, &[2, 8], &[0; 64])]));
     });
     put(&dir, "sparse_deltas.safetensors", bytes);
-    Applied::open(&dir, Some(&dir), &PluginSet::default()).is_ok()
+    AppliedAdapter::open(&dir, Some(&dir), &PluginSet::default()).is_ok()
 }
 
 pub fn good_deltas() -> Vec<Vec<u8>> {

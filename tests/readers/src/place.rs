@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sparta_core::decoder;
 use sparta_core::gguf::{Field, TensorOut, save as save_gguf};
-use sparta_core::model::{HeadKind, Stored};
+use sparta_core::model::{HeadKind, Storage};
 use sparta_core::weights::{Dtype, OutTensor, save};
 use sparta_graph::{Blocks, DType};
 use std::cell::RefCell;
@@ -113,8 +113,8 @@ pub fn gguf(tokenizer: &str) -> Vec<u8> {
         ("tokenizer.chat_template", text("{{ bos_token }}{{ messages[0].content }}")),
     ];
     let fields = fields.map(|(key, field)| (key.to_owned(), field)).to_vec();
-    let (square, f32) = ([32usize, 32], Stored::Plain(DType::F32));
-    let blocks = [Blocks::Q8_0, Blocks::Q4_0, Blocks::Q4_1, Blocks::Q5_0, Blocks::Q5_1].map(Stored::Blocks);
+    let (square, f32) = ([32usize, 32], Storage::Plain(DType::F32));
+    let blocks = [Blocks::Q8_0, Blocks::Q4_0, Blocks::Q4_1, Blocks::Q5_0, Blocks::Q5_1].map(Storage::Blocks);
     let layer = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
     let matrices = layer.into_iter().zip(blocks.into_iter().cycle());
     let mut tensors: Vec<TensorOut> = ["attn_norm", "ffn_norm"]
@@ -123,7 +123,11 @@ pub fn gguf(tokenizer: &str) -> Vec<u8> {
         .chain(matrices.map(|(name, stored)| (name, stored, &square[..])))
         .map(|(name, stored, shape)| TensorOut { name: format!("blk.0.{name}.weight"), stored, shape: shape.to_vec() })
         .collect();
-    tensors.push(TensorOut { name: "token_embd.weight".into(), stored: Stored::Plain(DType::F16), shape: vec![8, 32] });
+    tensors.push(TensorOut {
+        name: "token_embd.weight".into(),
+        stored: Storage::Plain(DType::F16),
+        shape: vec![8, 32],
+    });
     tensors.push(TensorOut { name: "output_norm.weight".into(), stored: f32, shape: vec![32] });
     let mut file = Vec::new();
     let zeros = |tensor: &TensorOut| {

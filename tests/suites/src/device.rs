@@ -37,15 +37,15 @@ impl Device {
 
     /// Uploads the data, runs the plan once and returns every tensor that it wrote.
     pub fn run(&mut self, plan: &Plan, data: &Tensors) -> Result<Tensors, BackendError> {
-        let mut session = Session::open(self, plan)?;
-        session.upload(data)?;
-        session.run()?;
-        session.download()
+        let mut bound = BoundPlan::open(self, plan)?;
+        bound.upload(data)?;
+        bound.run()?;
+        bound.download()
     }
 }
 
 /// A plan with memory of its own on a device.
-pub struct Session<'a> {
+pub struct BoundPlan<'a> {
     device: &'a mut Device,
     plan: &'a Plan,
     buffers: Vec<BufferId>,
@@ -53,7 +53,7 @@ pub struct Session<'a> {
     id: PlanId,
 }
 
-impl<'a> Session<'a> {
+impl<'a> BoundPlan<'a> {
     pub fn open(device: &'a mut Device, plan: &'a Plan) -> Result<Self, BackendError> {
         let backend = device.backend();
         let externals = plan.externals.iter();
@@ -65,7 +65,7 @@ impl<'a> Session<'a> {
             .map(|bytes| backend.alloc(DType::F32, bytes / 4, "arena"))
             .collect::<Result<Vec<_>, BackendError>>()?;
         let id = backend.prepare(plan, &arena, &buffers)?;
-        Ok(Session { device, plan, buffers, arena, id })
+        Ok(BoundPlan { device, plan, buffers, arena, id })
     }
 
     pub fn run(&mut self) -> Result<(), BackendError> {
@@ -99,7 +99,7 @@ impl<'a> Session<'a> {
     }
 }
 
-impl Drop for Session<'_> {
+impl Drop for BoundPlan<'_> {
     fn drop(&mut self) {
         let backend = self.device.backend();
         backend.release(self.id);

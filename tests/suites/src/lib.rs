@@ -13,7 +13,7 @@ pub mod random;
 pub mod subject;
 pub mod tensor;
 
-pub use device::{Device, Session};
+pub use device::{BoundPlan, Device};
 pub use random::Random;
 pub use subject::{Precision, Subject};
 pub use tensor::Tensor;

@@ -141,7 +141,7 @@ struct Outputs {
 struct Calls<'a> {
     inputs: &'a [&'a TensorType],
     outputs: Vec<TensorType>,
-    parts: Vec<Part>,
+    parts: Vec<PartCall>,
 }
 
 impl Calls<'_> {
@@ -154,7 +154,7 @@ impl Calls<'_> {
     }
 
     fn push(&mut self, op: impl Into<Op>, inputs: &[Rows], outputs: impl IntoIterator<Item = Rows>) {
-        self.parts.push(Part { op: op.into(), inputs: inputs.to_vec(), outputs: outputs.into_iter().collect() });
+        self.parts.push(PartCall { op: op.into(), inputs: inputs.to_vec(), outputs: outputs.into_iter().collect() });
     }
 }
 
@@ -236,7 +236,7 @@ impl Operation for LinearCrossEntropy {
         true
     }
 
-    fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+    fn parts(&self, inputs: &[&TensorType]) -> Vec<PartCall> {
         let (at, outputs) = self.outputs(inputs);
         let rows = inputs[0].shape[0];
         let mut calls = Calls { inputs, outputs, parts: vec![] };

@@ -56,7 +56,7 @@ pub trait Operation {
     }
 
     /// The op as calls of other ops, if it is a composite.
-    fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+    fn parts(&self, inputs: &[&TensorType]) -> Vec<PartCall> {
         let _ = inputs;
         vec![]
     }
@@ -152,8 +152,8 @@ pub use grad_norm::PARTIALS;
 pub use linear::Layout;
 pub use linear_cross_entropy::WeightGrad;
 pub use map::Function;
-pub use own::{Body, BodyCall, CpuFunction, GradientRule, Launch, OwnFunction, OwnKernel, OwnOp, OwnTensor, Wgsl};
-pub use parts::{Part, Rows, Slot};
+pub use own::{Body, BodyCall, CpuFunction, GradientRule, Launch, OwnFunction, OwnKernel, OwnOp, RawTensor, Wgsl};
+pub use parts::{PartCall, Rows, Slot};
 pub use sampled_grad::Sampling;
 
 impl Op {
@@ -187,7 +187,7 @@ impl Op {
 
     /// The op as calls of other ops on rows of its operands, in order; empty for an op that is not a composite.
     /// `inputs` are types that [`Op::infer`] accepts.
-    pub fn parts(&self, inputs: &[&TensorType]) -> Vec<Part> {
+    pub fn parts(&self, inputs: &[&TensorType]) -> Vec<PartCall> {
         self.rule().parts(inputs)
     }
 

@@ -92,7 +92,7 @@ pub enum OwnKernel {
 /// A tensor that a [`CpuFunction`] gets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
-pub struct OwnTensor {
+pub struct RawTensor {
     /// Its elements, row by row.
     pub data: *mut f32,
     pub shape: *const u64,
@@ -101,9 +101,9 @@ pub struct OwnTensor {
 
 /// Computes an operation's outputs on f32; anything but 0 is a failure.
 pub type OwnFunction = unsafe extern "C" fn(
-    inputs: *const OwnTensor,
+    inputs: *const RawTensor,
     input_count: usize,
-    outputs: *const OwnTensor,
+    outputs: *const RawTensor,
     output_count: usize,
 ) -> i32;
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// One call of another op. The calls of a composite run in order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub struct PartCall {
     pub op: Op,
     pub inputs: Vec<Rows>,
     pub outputs: Vec<Rows>,

@@ -7,7 +7,7 @@ use super::names::Heads;
 use super::{rope, tokenizer};
 use serde_json::{Map, Value, json};
 use sparta_graph::DType;
-use sparta_model::Stored;
+use sparta_model::Storage;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -91,8 +91,8 @@ fn dtype(gguf: &Gguf) -> &'static str {
         gguf.files.iter().find_map(|file| file.get(name)).map(|(entry, _)| entry.stored)
     });
     match projection {
-        Some(Stored::Plain(DType::F16)) => "float16",
-        Some(Stored::Plain(DType::BF16)) => "bfloat16",
+        Some(Storage::Plain(DType::F16)) => "float16",
+        Some(Storage::Plain(DType::BF16)) => "bfloat16",
         _ => "float32",
     }
 }

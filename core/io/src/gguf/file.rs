@@ -5,7 +5,7 @@ use super::kinds::stored;
 use super::metadata::{Metadata, Reader};
 use crate::files::Map;
 use crate::{Error, Result, files};
-use sparta_model::Stored;
+use sparta_model::Storage;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ pub struct GgufFile {
 /// An entry of the tensor table.
 #[derive(Debug)]
 pub struct Entry {
-    pub stored: Stored,
+    pub stored: Storage,
     /// Rows before columns, as in safetensors.
     pub shape: Vec<usize>,
     /// Its bytes, within the map.
@@ -119,7 +119,7 @@ fn header(bytes: &[u8]) -> std::result::Result<Header, String> {
 struct Info {
     name: String,
     shape: Vec<usize>,
-    stored: Stored,
+    stored: Storage,
     offset: u64,
 }
 
@@ -144,7 +144,7 @@ impl Info {
 
     /// Size of the values in bytes.
     fn bytes(&self) -> std::result::Result<usize, String> {
-        if let Stored::Blocks(blocks) = self.stored {
+        if let Storage::Blocks(blocks) = self.stored {
             let columns = self.shape.last().copied().unwrap_or(1);
             if !columns.is_multiple_of(blocks.elements()) {
                 return Err(format!(

@@ -1,21 +1,21 @@
 //! Tensor types by their numbers in a file.
 
 use sparta_graph::{Blocks, DType};
-use sparta_model::Stored;
+use sparta_model::Storage;
 
 /// The supported types.
-const READ: [(u32, Stored); 11] = [
-    (0, Stored::Plain(DType::F32)),
-    (1, Stored::Plain(DType::F16)),
-    (30, Stored::Plain(DType::BF16)),
-    (2, Stored::Blocks(Blocks::Q4_0)),
-    (3, Stored::Blocks(Blocks::Q4_1)),
-    (6, Stored::Blocks(Blocks::Q5_0)),
-    (7, Stored::Blocks(Blocks::Q5_1)),
-    (8, Stored::Blocks(Blocks::Q8_0)),
-    (12, Stored::Blocks(Blocks::Q4K)),
-    (13, Stored::Blocks(Blocks::Q5K)),
-    (14, Stored::Blocks(Blocks::Q6K)),
+const READ: [(u32, Storage); 11] = [
+    (0, Storage::Plain(DType::F32)),
+    (1, Storage::Plain(DType::F16)),
+    (30, Storage::Plain(DType::BF16)),
+    (2, Storage::Blocks(Blocks::Q4_0)),
+    (3, Storage::Blocks(Blocks::Q4_1)),
+    (6, Storage::Blocks(Blocks::Q5_0)),
+    (7, Storage::Blocks(Blocks::Q5_1)),
+    (8, Storage::Blocks(Blocks::Q8_0)),
+    (12, Storage::Blocks(Blocks::Q4K)),
+    (13, Storage::Blocks(Blocks::Q5K)),
+    (14, Storage::Blocks(Blocks::Q6K)),
 ];
 
 /// Names of the others, for messages.
@@ -43,12 +43,12 @@ const OTHERS: [(u32, &str); 20] = [
 ];
 
 /// The number of a type.
-pub fn number(stored: Stored) -> Option<u32> {
+pub fn number(stored: Storage) -> Option<u32> {
     READ.iter().find(|(_, known)| *known == stored).map(|(number, _)| *number)
 }
 
 /// How the values of a type are stored. Errors: an unsupported type.
-pub(super) fn stored(kind: u32) -> std::result::Result<Stored, String> {
+pub(super) fn stored(kind: u32) -> std::result::Result<Storage, String> {
     if let Some((_, stored)) = READ.iter().find(|(number, _)| *number == kind) {
         return Ok(*stored);
     }

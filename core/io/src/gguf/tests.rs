@@ -2,7 +2,7 @@ use super::*;
 use crate::text::Tokenizer;
 use crate::weights::Weights;
 use sparta_graph::{Blocks, DType};
-use sparta_model::{Decoder, HeadKind, Stored, check_weights, from_f32};
+use sparta_model::{Decoder, HeadKind, Storage, check_weights, from_f32};
 use std::fs::{self, File};
 use tempfile::TempDir;
 
@@ -33,21 +33,21 @@ fn fields(change: impl FnOnce(&mut Fields)) -> Fields {
 }
 
 fn tensors() -> Vec<TensorOut> {
-    let f32 = Stored::Plain(DType::F32);
+    let f32 = Storage::Plain(DType::F32);
     let tensor = |name: &str, stored, shape: &[usize]| TensorOut { name: name.into(), stored, shape: shape.to_vec() };
     let layer = |name: &str, stored, shape: &[usize]| tensor(&format!("blk.0.{name}.weight"), stored, shape);
     vec![
-        tensor("token_embd.weight", Stored::Blocks(Blocks::Q8_0), &[9, 64]),
+        tensor("token_embd.weight", Storage::Blocks(Blocks::Q8_0), &[9, 64]),
         tensor("output_norm.weight", f32, &[64]),
         layer("attn_norm", f32, &[64]),
         layer("attn_q", f32, &[64, 64]),
-        layer("attn_k", Stored::Plain(DType::F16), &[32, 64]),
-        layer("attn_v", Stored::Plain(DType::BF16), &[32, 64]),
-        layer("attn_output", Stored::Blocks(Blocks::Q5_0), &[64, 64]),
+        layer("attn_k", Storage::Plain(DType::F16), &[32, 64]),
+        layer("attn_v", Storage::Plain(DType::BF16), &[32, 64]),
+        layer("attn_output", Storage::Blocks(Blocks::Q5_0), &[64, 64]),
         layer("ffn_norm", f32, &[64]),
-        layer("ffn_gate", Stored::Blocks(Blocks::Q4_1), &[32, 64]),
-        layer("ffn_up", Stored::Blocks(Blocks::Q4_0), &[32, 64]),
-        layer("ffn_down", Stored::Blocks(Blocks::Q5_1), &[64, 32]),
+        layer("ffn_gate", Storage::Blocks(Blocks::Q4_1), &[32, 64]),
+        layer("ffn_up", Storage::Blocks(Blocks::Q4_0), &[32, 64]),
+        layer("ffn_down", Storage::Blocks(Blocks::Q5_1), &[64, 32]),
     ]
 }
 
@@ -55,11 +55,11 @@ fn tensors() -> Vec<TensorOut> {
 fn values(tensor: &TensorOut) -> Vec<u8> {
     let n: usize = tensor.shape.iter().product();
     match tensor.stored {
-        Stored::Plain(dtype) => {
+        Storage::Plain(dtype) => {
             let columns = *tensor.shape.last().unwrap();
             from_f32(dtype, &(0..n).map(|i| (i / columns) as f32).collect::<Vec<_>>()).unwrap()
         }
-        Stored::Blocks(blocks) => vec![1; n / blocks.elements() * blocks.bytes()],
+        Storage::Blocks(blocks) => vec![1; n / blocks.elements() * blocks.bytes()],
     }
 }
 
@@ -163,7 +163,7 @@ fn what_is_not_supported_is_named() {
         refused(&fields(|fields| fields.retain(|(own, _)| own != key)), &tensors(), key);
     }
     let mut more = tensors();
-    more.push(TensorOut { name: "blk.0.ssm_a".into(), stored: Stored::Plain(DType::F32), shape: vec![4] });
+    more.push(TensorOut { name: "blk.0.ssm_a".into(), stored: Storage::Plain(DType::F32), shape: vec![4] });
     refused(&fields(|_| ()), &more, "not part of this architecture: blk.0.ssm_a");
     refused(&fields(|_| ()), &tensors()[..10], "missing: model.layers.0.mlp.down_proj.weight");
 }

@@ -2,7 +2,7 @@
 
 use super::kinds::number;
 use crate::{Error, Result};
-use sparta_model::Stored;
+use sparta_model::Storage;
 use std::io::Write;
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub type Fields = Vec<(String, Field)>;
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorOut {
     pub name: String,
-    pub stored: Stored,
+    pub stored: Storage,
     /// Rows before columns.
     pub shape: Vec<usize>,
 }

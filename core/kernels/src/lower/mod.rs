@@ -385,7 +385,7 @@ impl<'a> Lowering<'a> {
         params: &[u32],
         bindings: &[View],
     ) {
-        let threads = if vectors > 0 { n / vectors } else { words(n, y) };
+        let threads = n.checked_div(vectors).unwrap_or_else(|| words(n, y));
         let constants = [constants, &[("VECTORS", vectors as u32)]].concat();
         self.push(name, &constants, params, bindings).threads(threads);
     }

@@ -1,7 +1,7 @@
 //! Composite ops: their parts one after the other, on ranges of rows of the operands.
 
 use super::{Lowering, Memory, Step, View, lower, row_bytes, view};
-use sparta_graph::{Call, Operand, Part, Place, Rows, Slot};
+use sparta_graph::{Call, Operand, PartCall, Place, Rows, Slot};
 
 /// The parts of a composite's call, in order, as calls of their own; none of another op. The operands of each are
 /// numbered, and the views say where their rows lie ([`View::within`]).
@@ -12,7 +12,7 @@ pub fn parts(call: &Call) -> Result<Vec<(Call, Vec<View>)>, String> {
     call.op.parts(&types).iter().map(|part| one(call, part)).collect()
 }
 
-fn one(call: &Call, part: &Part) -> Result<(Call, Vec<View>), String> {
+fn one(call: &Call, part: &PartCall) -> Result<(Call, Vec<View>), String> {
     let mut views = Vec::new();
     let mut operand = |rows: &Rows| -> Result<Operand, String> {
         let whole = match rows.slot {

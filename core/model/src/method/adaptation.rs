@@ -12,9 +12,9 @@ use sparta_plugin::method::{
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-/// What is trained of one parameter.
+/// How one parameter is trained.
 #[derive(Clone, Debug)]
-pub enum Part {
+pub enum TrainMode {
     Frozen,
     Dense,
     /// The elements in the index set.
@@ -61,22 +61,22 @@ pub struct Adaptation {
     /// The whole model, the head last.
     pub parameters: Vec<Parameter>,
     /// One per parameter, in order.
-    pub parts: Vec<Part>,
+    pub modes: Vec<TrainMode>,
     /// The types the adapted model is computed in, f32 by default.
     pub precision: Precision,
-    /// Whether products add what 16-bit weights cannot represent of their trained elements; other sparse parts are then
+    /// Whether products add what 16-bit weights cannot represent of their trained elements; other sparse parameters are then
     /// f32 on the device.
     pub residual: bool,
     /// Weights that are stored in blocks, by position. See [`Adaptation::blocks_of`].
     pub formats: BTreeMap<usize, Blocks>,
     /// How often the method acts between steps, if it does.
     pub steps: Option<Steps>,
-    /// The number of elements of each sparse part by position, since the index sets of [`Adaptation::expected`] are
+    /// The number of elements of each sparse parameter by position, since the index sets of [`Adaptation::expected`] are
     /// empty.
     sparse_sizes: BTreeMap<usize, usize>,
-    /// Rates of dense and sparse parts that are not the run's, by position.
+    /// Rates of dense and sparse parameters that are not the run's, by position.
     rates: BTreeMap<usize, Rates>,
-    /// Sparse parts whose elements are yet to be chosen by their scores, by position.
+    /// Sparse parameters whose elements are yet to be chosen by their scores, by position.
     scored: BTreeMap<usize, Scored>,
     /// Whether index sets depend on the data of a run, so that adapters must store them.
     pub sets_stored: bool,
@@ -127,10 +127,11 @@ impl Adaptation {
             };
             sets.map(size).collect()
         })?;
-        let reparametrized = |part: &Part| matches!(part, Part::Reparam(_));
-        let new =
-            |(parameter, part): &(&Parameter, &Part)| reparametrized(part) && weights.get(&parameter.name).is_none();
-        match adaptation.parameters.iter().zip(&adaptation.parts).find(new) {
+        let reparametrized = |mode: &TrainMode| matches!(mode, TrainMode::Reparam(_));
+        let new = |(parameter, mode): &(&Parameter, &TrainMode)| {
+            reparametrized(mode) && weights.get(&parameter.name).is_none()
+        };
+        match adaptation.parameters.iter().zip(&adaptation.modes).find(new) {
             Some((new, _)) => Err(Error::Method(format!(
                 "{} is new: it can be trained whole or left as it is drawn, not reparametrized",
                 new.name
@@ -175,15 +176,15 @@ impl Adaptation {
         let pairs = parameters.iter().zip(&selections).map(|(parameter, (selection, _))| (parameter, selection));
         let chosen: Vec<_> = pairs.filter(|(_, selection)| is_sparse(selection)).collect();
         let mut sets = sparse(&chosen)?.into_iter();
-        let mut parts = Vec::with_capacity(parameters.len());
+        let mut modes = Vec::with_capacity(parameters.len());
         let (mut sparse_sizes, mut all_rates, mut scored) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (position, (selection, rates)) in selections.into_iter().enumerate() {
             if rates != Rates::default() {
                 all_rates.insert(position, rates);
             }
-            parts.push(match selection {
-                Selection::Dense => Part::Dense,
-                Selection::Reparam { tensors } => Part::Reparam(tensors),
+            modes.push(match selection {
+                Selection::Dense => TrainMode::Dense,
+                Selection::Reparam { tensors } => TrainMode::Reparam(tensors),
                 sparse if is_sparse(&sparse) => {
                     let set = sets.next();
                     let (size, set) = set.ok_or_else(|| broken(&info, "a tensor has no index set".into()))?;
@@ -193,9 +194,9 @@ impl Adaptation {
                         scored.insert(position, rule);
                     }
                     sparse_sizes.insert(position, size);
-                    Part::Sparse(set)
+                    TrainMode::Sparse(set)
                 }
-                _ => Part::Frozen,
+                _ => TrainMode::Frozen,
             });
         }
         let steps = method.steps(&options).map_err(|e| Error::Method(e.to_string()))?;
@@ -207,7 +208,7 @@ impl Adaptation {
             rates: all_rates,
             scored,
             steps,
-            ..Self::of_parts(method, info, options, parameters, parts)
+            ..Self::of_modes(method, info, options, parameters, modes)
         };
         if adaptation.trained_count() == 0 {
             return Err(Error::Method(format!(
@@ -218,25 +219,25 @@ impl Adaptation {
         Ok(adaptation)
     }
 
-    /// An adaptation with given parts, one per parameter.
-    pub fn of_parts(
+    /// An adaptation with given modes, one per parameter.
+    pub fn of_modes(
         method: Arc<dyn Method>,
         info: MethodInfo,
         options: Options,
         parameters: Vec<Parameter>,
-        parts: Vec<Part>,
+        modes: Vec<TrainMode>,
     ) -> Self {
-        let size = |(i, part): (usize, &Part)| match part {
-            Part::Sparse(set) => Some((i, set.indices.len())),
+        let size = |(i, mode): (usize, &TrainMode)| match mode {
+            TrainMode::Sparse(set) => Some((i, set.indices.len())),
             _ => None,
         };
-        let sparse_sizes = parts.iter().enumerate().filter_map(size).collect();
+        let sparse_sizes = modes.iter().enumerate().filter_map(size).collect();
         Adaptation {
             method,
             info,
             options,
             parameters,
-            parts,
+            modes,
             precision: Precision::F32,
             residual: false,
             formats: BTreeMap::new(),
@@ -248,7 +249,7 @@ impl Adaptation {
         }
     }
 
-    /// Sparse parts whose elements are yet to be chosen by their scores, by position; they have the expected size.
+    /// Sparse parameters whose elements are yet to be chosen by their scores, by position; they have the expected size.
     pub fn scored(&self) -> &BTreeMap<usize, Scored> {
         &self.scored
     }
@@ -258,18 +259,18 @@ impl Adaptation {
     pub fn for_score(&self, score: Score) -> Adaptation {
         let mut adaptation = Adaptation { residual: false, steps: None, ..self.clone() };
         let trains = matches!(score, Score::Change { .. });
-        for (position, part) in adaptation.parts.iter_mut().enumerate() {
+        for (position, mode) in adaptation.modes.iter_mut().enumerate() {
             match self.scored.get(&position) {
-                Some(rule) if rule.score == score => *part = Part::Dense,
-                None if trains || matches!(part, Part::Reparam(_)) => {}
-                _ => *part = Part::Frozen,
+                Some(rule) if rule.score == score => *mode = TrainMode::Dense,
+                None if trains || matches!(mode, TrainMode::Reparam(_)) => {}
+                _ => *mode = TrainMode::Frozen,
             }
         }
         adaptation.scored.clear();
         adaptation
     }
 
-    /// Chooses the elements of scored parts. `scores` gives a parameter's scores, compared by magnitude, and is called
+    /// Chooses the elements of scored parameters. `scores` gives a parameter's scores, compared by magnitude, and is called
     /// repeatedly.
     ///
     /// Errors: those of `scores`; groups that do not divide a row.
@@ -284,27 +285,27 @@ impl Adaptation {
         Ok(())
     }
 
-    /// Trains these elements of a scored part.
+    /// Trains these elements of a scored parameter.
     pub fn set_chosen(&mut self, position: usize, set: IndexSet) {
         self.scored.remove(&position);
         self.sets_stored = true;
         self.sparse_sizes.insert(position, set.indices.len());
-        self.parts[position] = Part::Sparse(set);
+        self.modes[position] = TrainMode::Sparse(set);
     }
 
-    /// The trained tensors in a fixed order, without empty ones (sparse parts with no elements).
+    /// The trained tensors in a fixed order, without empty ones (sparse parameters with no elements).
     pub fn trained(&self) -> Vec<Trained> {
         let mut trained = Vec::new();
-        for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
+        for (i, (parameter, mode)) in self.parameters.iter().zip(&self.modes).enumerate() {
             let rates = self.rates.get(&i).copied().unwrap_or_default();
             let mut push = |name, shape, form, rates| trained.push(Trained { name, shape, parameter: i, form, rates });
-            match part {
-                Part::Frozen => {}
-                Part::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense, rates),
-                Part::Sparse(_) => {
+            match mode {
+                TrainMode::Frozen => {}
+                TrainMode::Dense => push(parameter.name.clone(), parameter.shape.clone(), Form::Dense, rates),
+                TrainMode::Sparse(_) => {
                     push(delta_name(&parameter.name), vec![self.sparse_size(i)], Form::Sparse, rates);
                 }
-                Part::Reparam(tensors) => {
+                TrainMode::Reparam(tensors) => {
                     for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.trained) {
                         let name = extra_name(&parameter.name, tensor);
                         push(name, tensor.shape.clone(), Form::Extra(k), tensor.rates);
@@ -319,8 +320,8 @@ impl Adaptation {
     /// Added tensors that are not trained, in a fixed order.
     pub fn constants(&self) -> Vec<Trained> {
         let mut constants = Vec::new();
-        for (i, (parameter, part)) in self.parameters.iter().zip(&self.parts).enumerate() {
-            let Part::Reparam(tensors) = part else { continue };
+        for (i, (parameter, mode)) in self.parameters.iter().zip(&self.modes).enumerate() {
+            let TrainMode::Reparam(tensors) = mode else { continue };
             for (k, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !tensor.trained) {
                 let (name, shape) = (extra_name(&parameter.name, tensor), tensor.shape.clone());
                 constants.push(Trained { name, shape, parameter: i, form: Form::Extra(k), rates: tensor.rates });
@@ -390,9 +391,9 @@ impl Adaptation {
     /// The type a parameter has on the device: f32 if all of it is trained.
     pub fn device_dtype(&self, parameter: usize) -> DType {
         let own = &self.parameters[parameter];
-        match self.parts[parameter] {
-            Part::Dense => DType::F32,
-            Part::Sparse(_) if self.residual && !own.role.is_projection() => DType::F32,
+        match self.modes[parameter] {
+            TrainMode::Dense => DType::F32,
+            TrainMode::Sparse(_) if self.residual && !own.role.is_projection() => DType::F32,
             _ => own.dtype,
         }
     }
@@ -407,12 +408,12 @@ impl Adaptation {
     /// itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
     pub fn blocks_of(&self, parameter: usize) -> Option<Blocks> {
         let own = &self.parameters[parameter];
-        let kept = match self.parts[parameter] {
-            Part::Frozen => true,
-            Part::Dense => false,
+        let kept = match self.modes[parameter] {
+            TrainMode::Frozen => true,
+            TrainMode::Dense => false,
             // Lookups cannot overlay chosen elements.
-            Part::Sparse(_) => own.role != Role::Embedding && self.device_dtype(parameter) == own.dtype,
-            Part::Reparam(_) => self.is_linear_site(parameter),
+            TrainMode::Sparse(_) => own.role != Role::Embedding && self.device_dtype(parameter) == own.dtype,
+            TrainMode::Reparam(_) => self.is_linear_site(parameter),
         };
         let blocks = *self.formats.get(&parameter)?;
         (kept && own.shape.len() == 2).then_some(blocks)
@@ -439,8 +440,8 @@ impl Adaptation {
     pub fn check_trainable(&self) -> Result<()> {
         // A head is small, and decoded.
         let body = |position: &usize| self.parameters[*position].role != Role::Head;
-        let whole = |(position, part): (usize, &Part)| matches!(part, Part::Dense).then_some(position);
-        let mut whole = self.parts.iter().enumerate().filter_map(whole).filter(body);
+        let whole = |(position, mode): (usize, &TrainMode)| matches!(mode, TrainMode::Dense).then_some(position);
+        let mut whole = self.modes.iter().enumerate().filter_map(whole).filter(body);
         let quantized = |position: usize| Some((&self.parameters[position].name, self.formats.get(&position)?));
         let Some((name, blocks)) = whole.find_map(quantized) else { return Ok(()) };
         Err(Error::Method(format!(
@@ -467,7 +468,7 @@ impl Adaptation {
     /// Errors: there is no such weight.
     pub fn add_residual(&mut self) -> Result<()> {
         self.residual = true;
-        if (0..self.parts.len()).any(|position| self.has_remainder(position)) {
+        if (0..self.modes.len()).any(|position| self.has_remainder(position)) {
             return Ok(());
         }
         Err(Error::Method(format!(
@@ -476,9 +477,9 @@ impl Adaptation {
         )))
     }
 
-    /// The number of trained elements of a sparse part; 0 for other parts.
+    /// The number of trained elements of a sparse parameter; 0 for others.
     pub fn sparse_size(&self, parameter: usize) -> usize {
-        let size = self.sparse_sizes.get(&parameter).filter(|_| matches!(self.parts[parameter], Part::Sparse(_)));
+        let size = self.sparse_sizes.get(&parameter).filter(|_| matches!(self.modes[parameter], TrainMode::Sparse(_)));
         size.copied().unwrap_or_default()
     }
 
@@ -496,13 +497,15 @@ impl Adaptation {
             Role::LmHead => true,
             role => role.is_projection(),
         };
-        factor && matches!(self.parts[parameter], Part::Dense) && self.precision.products != DType::F32
+        factor && matches!(self.modes[parameter], TrainMode::Dense) && self.precision.products != DType::F32
     }
 
     /// The index sets by parameter name.
     pub fn index_sets(&self) -> BTreeMap<&str, &IndexSet> {
-        let pairs = self.parameters.iter().zip(&self.parts);
-        pairs.filter_map(|(p, part)| if let Part::Sparse(set) = part { Some((&*p.name, set)) } else { None }).collect()
+        let pairs = self.parameters.iter().zip(&self.modes);
+        pairs
+            .filter_map(|(p, mode)| if let TrainMode::Sparse(set) = mode { Some((&*p.name, set)) } else { None })
+            .collect()
     }
 
     pub fn position(&self, name: &str) -> Option<usize> {
@@ -511,13 +514,13 @@ impl Adaptation {
 
     /// The positions of the parameters that the method reparametrizes.
     pub fn reparametrized(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.parts.len()).filter(|&position| matches!(self.parts[position], Part::Reparam(_)))
+        (0..self.modes.len()).filter(|&position| matches!(self.modes[position], TrainMode::Reparam(_)))
     }
 
     /// Whether this is the weight of a reparametrized layer, which computes the method's `forward`.
     pub fn is_linear_site(&self, position: usize) -> bool {
         let role = self.parameters[position].role;
-        matches!(self.parts[position], Part::Reparam(_)) && (role.is_projection() || role == Role::Head)
+        matches!(self.modes[position], TrainMode::Reparam(_)) && (role.is_projection() || role == Role::Head)
     }
 
     /// The bias of the layer whose weight this is, by position.

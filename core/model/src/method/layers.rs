@@ -1,6 +1,6 @@
 //! The model's tensors in a graph, with the method's changes applied.
 
-use super::adaptation::{Adaptation, Form, Part, Trained, delta_name, extra_name};
+use super::adaptation::{Adaptation, Form, TrainMode, Trained, delta_name, extra_name};
 use crate::decoder::forward::{Layers, plain_linear};
 use crate::{Error, Precision, Result};
 use sparta_graph::ops::{Add, Cast, Dequantize, Embed, Scale, Scatter, SparseLinear, Store};
@@ -219,7 +219,7 @@ impl<'a> AdaptedLayers<'a> {
 
     fn extras(&mut self, graph: &mut Graph, position: usize) -> Vec<Value> {
         let adaptation = self.adaptation;
-        let Part::Reparam(tensors) = &adaptation.parts[position] else { return Vec::new() };
+        let TrainMode::Reparam(tensors) = &adaptation.modes[position] else { return Vec::new() };
         let parameter = &adaptation.parameters[position].name;
         tensors.iter().map(|t| self.external(graph, extra_name(parameter, t), DType::F32, &t.shape)).collect()
     }
@@ -240,7 +240,9 @@ impl<'a> AdaptedLayers<'a> {
         }
         match adaptation.bias_of(position).filter(|_| adaptation.is_linear_site(position)) {
             Some(bias) => Ok(Some(self.merged_layer(graph, [position, bias])?.0)),
-            None if matches!(adaptation.parts[position], Part::Reparam(_)) => self.effective(graph, position).map(Some),
+            None if matches!(adaptation.modes[position], TrainMode::Reparam(_)) => {
+                self.effective(graph, position).map(Some)
+            }
             None => Ok(None),
         }
     }
@@ -249,8 +251,8 @@ impl<'a> AdaptedLayers<'a> {
     fn merged_layer(&mut self, graph: &mut Graph, [weight, bias]: [usize; 2]) -> Result<(Value, Option<Value>)> {
         let (site, extras) = (self.site(weight), self.extras(graph, weight));
         let w = self.parameter(graph, weight)?;
-        let own = match self.adaptation.parts[bias] {
-            Part::Reparam(_) => Some(self.effective(graph, bias)?),
+        let own = match self.adaptation.modes[bias] {
+            TrainMode::Reparam(_) => Some(self.effective(graph, bias)?),
             _ => None,
         };
         let b = own.map_or_else(|| self.parameter(graph, bias), Ok)?;
@@ -308,7 +310,7 @@ impl<'a> AdaptedLayers<'a> {
             let mut host = Recorder { graph, rng: None };
             let values = self.adaptation.method.update(&site, &mut host, &extras, lr);
             let values = values.map_err(|e| self.failed(position, "update", &e.to_string()))?;
-            let Part::Reparam(tensors) = &self.adaptation.parts[position] else { continue };
+            let TrainMode::Reparam(tensors) = &self.adaptation.modes[position] else { continue };
             if values.len() != tensors.len() {
                 let what = format!("{} values for {} tensors", values.len(), tensors.len());
                 return Err(self.failed(position, "update", &what));
@@ -371,8 +373,8 @@ impl Layers for AdaptedLayers<'_> {
 
     fn tensor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
-        match self.adaptation.parts[position] {
-            Part::Reparam(_) => self.effective(graph, position),
+        match self.adaptation.modes[position] {
+            TrainMode::Reparam(_) => self.effective(graph, position),
             _ => self.parameter(graph, position),
         }
     }
@@ -391,7 +393,7 @@ impl Layers for AdaptedLayers<'_> {
 
     fn factor(&mut self, graph: &mut Graph, name: &str) -> Result<Value> {
         let position = self.position(name)?;
-        if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
+        if !matches!(self.adaptation.modes[position], TrainMode::Reparam(_)) {
             return self.weight(graph, position);
         }
         let effective = self.effective(graph, position)?;
@@ -411,7 +413,7 @@ impl Layers for AdaptedLayers<'_> {
     ) -> Result<Value> {
         let position = self.position(&format!("{module}.weight"))?;
         let bias = if bias { Some(self.tensor(graph, &format!("{module}.bias"))?) } else { None };
-        if !matches!(self.adaptation.parts[position], Part::Reparam(_)) {
+        if !matches!(self.adaptation.modes[position], TrainMode::Reparam(_)) {
             return self.linear_with_remainder(graph, position, x, bias, residual);
         }
         let weight = self.weight(graph, position)?;
@@ -459,7 +461,7 @@ mod tests {
         });
         let decoder = Decoder::parse(Path::new("config.json"), config.as_object().unwrap()).unwrap();
         let mut adaptation = Adaptation::none(decoder.parameters(HeadKind::CausalLm));
-        adaptation.parts.iter_mut().for_each(|part| *part = Part::Dense);
+        adaptation.modes.iter_mut().for_each(|part| *part = TrainMode::Dense);
         adaptation.precision = precision;
         let mut graph = Graph::new();
         let mut layers = AdaptedLayers::new(&adaptation, None);

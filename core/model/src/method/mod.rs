@@ -10,7 +10,7 @@ pub mod philox;
 mod selection;
 mod unadapted;
 
-pub use adaptation::{Adaptation, Form, Part, Trained};
+pub use adaptation::{Adaptation, Form, TrainMode, Trained};
 pub use index_set::IndexSet;
 pub use layers::AdaptedLayers;
 pub use selection::check_selections;

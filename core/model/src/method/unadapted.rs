@@ -1,25 +1,25 @@
 //! The method that changes nothing.
 
-use super::adaptation::{Adaptation, Part};
+use super::adaptation::{Adaptation, TrainMode};
 use sparta_plugin::method::{Method, MethodInfo, Options, Parameter, Selection};
 use std::sync::Arc;
 
 impl Adaptation {
     /// The unchanged model.
     pub fn none(parameters: Vec<Parameter>) -> Self {
-        Self::plain(parameters, || Part::Frozen)
+        Self::plain(parameters, || TrainMode::Frozen)
     }
 
     /// The unchanged model with every parameter trained, to get all gradients.
     pub fn whole(parameters: Vec<Parameter>) -> Self {
-        Self::plain(parameters, || Part::Dense)
+        Self::plain(parameters, || TrainMode::Dense)
     }
 
-    fn plain(parameters: Vec<Parameter>, part: fn() -> Part) -> Self {
+    fn plain(parameters: Vec<Parameter>, mode: fn() -> TrainMode) -> Self {
         let method = Arc::new(Unadapted);
-        let parts = parameters.iter().map(|_| part()).collect();
+        let modes = parameters.iter().map(|_| mode()).collect();
         let info = method.describe();
-        Adaptation::of_parts(method, info, Options::new(), parameters, parts)
+        Adaptation::of_modes(method, info, Options::new(), parameters, modes)
     }
 }
 

@@ -1,5 +1,5 @@
 use super::strategy::Aligned;
-use crate::adapter::Applied;
+use crate::adapter::AppliedAdapter;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -22,7 +22,7 @@ pub struct Conflict {
 }
 
 /// Compares each pair of adapters. A change of exactly 0 does not count.
-pub fn conflicts(adapters: &[Applied], all: &[Option<Aligned>]) -> Vec<Conflict> {
+pub fn conflicts(adapters: &[AppliedAdapter], all: &[Option<Aligned>]) -> Vec<Conflict> {
     let mut reports = Vec::new();
     for i in 0..adapters.len() {
         for j in i + 1..adapters.len() {

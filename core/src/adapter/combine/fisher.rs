@@ -2,13 +2,13 @@
 
 use super::strategy::Aligned;
 use super::{base_weight, head_values};
-use crate::adapter::Applied;
-use crate::adapter::stored::{Stored, sparse_and_whole};
+use crate::adapter::AppliedAdapter;
+use crate::adapter::stored::{StoredMethod, sparse_and_whole};
 use crate::method::{Adaptation, IndexSet};
 use crate::model::HEAD;
 use crate::train::batch::padded_rows;
 use crate::train::layout::size_of;
-use crate::train::{Encoded, Limits, Prediction, Session, Size};
+use crate::train::{Encoded, Prediction, Session, SessionLimits, Size};
 use crate::{Error, Result};
 use sparta_graph::Backend;
 use sparta_plugin::method::Options;
@@ -37,7 +37,7 @@ impl Diagonal {
 ///
 /// Errors: an adapter of several heads, or without examples.
 pub fn fisher(
-    adapters: &[Applied],
+    adapters: &[AppliedAdapter],
     aligned: &[Option<Aligned>],
     examples: &[Vec<Encoded>],
     with_head: bool,
@@ -65,7 +65,7 @@ pub fn fisher(
 }
 
 fn diagonal(
-    applied: &Applied,
+    applied: &AppliedAdapter,
     aligned: &[Option<Aligned>],
     k: usize,
     examples: &[Encoded],
@@ -74,7 +74,7 @@ fn diagonal(
 ) -> Result<Diagonal> {
     let (adaptation, values) = at_union(applied, aligned, k, with_head)?;
     let longest = examples.iter().map(|e| e.tokens.len()).max().unwrap_or(1);
-    let limits = Limits {
+    let limits = SessionLimits {
         train: Some(Size { rows: padded_rows(longest), examples: 1 }),
         micro_batches: true,
         shared: false,
@@ -98,7 +98,7 @@ fn diagonal(
 /// The adapter's model with every position of the union trained, and its values there; also the head, if the adapter
 /// has one.
 fn at_union(
-    applied: &Applied,
+    applied: &AppliedAdapter,
     aligned: &[Option<Aligned>],
     k: usize,
     with_head: bool,
@@ -121,7 +121,7 @@ fn at_union(
     if with_head || applied.adapter.values.contains_key(HEAD) {
         values.insert(HEAD.to_owned(), head_values(applied)?);
     }
-    let method = Stored::new("fisher", sparse_and_whole(&parameters, &indices, &values)?);
+    let method = StoredMethod::new("fisher", sparse_and_whole(&parameters, &indices, &values)?);
     let adaptation = Adaptation::with_indices(Arc::new(method), parameters, Options::new(), |parameter| {
         let (tensor, numel) = (parameter.name.clone(), parameter.numel());
         Ok(IndexSet { tensor, numel, indices: indices.get(&parameter.name).cloned().unwrap_or_default() })

@@ -12,7 +12,7 @@ use super::info::same_base;
 use super::merge::is_head;
 use super::native::{MANIFEST, read_manifest, read_values, save_manifest, save_values};
 use super::vector::{Delta, delta, needs_device};
-use super::{Adapter, Applied, Head, Kind};
+use super::{Adapter, AppliedAdapter, Head, Kind};
 use crate::hash::fingerprint;
 use crate::job::thousands;
 use crate::method::index_set;
@@ -45,7 +45,7 @@ pub struct Manifest {
 }
 
 pub struct CombineRequest<'a> {
-    pub adapters: &'a [Applied],
+    pub adapters: &'a [AppliedAdapter],
     pub strategy: Strategy,
     pub out: &'a Path,
     /// For [`Strategy::Fisher`]: examples for each adapter, from its own data.
@@ -140,8 +140,8 @@ pub fn combine(request: &CombineRequest, device: &dyn Fn() -> Result<Box<dyn Bac
 }
 
 /// A note for each pair of adapters that change the same weights because they share a seed.
-fn same_weights(adapters: &[Applied]) -> Vec<String> {
-    let fingerprint = |applied: &Applied| -> Option<(u64, String)> {
+fn same_weights(adapters: &[AppliedAdapter]) -> Vec<String> {
+    let fingerprint = |applied: &AppliedAdapter| -> Option<(u64, String)> {
         let sets: Vec<_> = applied.adaptation.index_sets().into_values().cloned().collect();
         let count: usize = sets.iter().map(|set| set.indices.len()).sum();
         (count > 0).then(|| (count as u64, index_set::fingerprint(&sets)))
@@ -183,8 +183,11 @@ pub fn load(dir: &Path) -> Result<Adapter> {
 }
 
 /// The changes of all adapters, parameter by parameter, at the union of their positions; the head is left out.
-fn align_all(adapters: &[Applied], device: &dyn Fn() -> Result<Box<dyn Backend>>) -> Result<Vec<Option<Aligned>>> {
-    let open = |applied: &Applied| -> Result<Option<Session>> {
+fn align_all(
+    adapters: &[AppliedAdapter],
+    device: &dyn Fn() -> Result<Box<dyn Backend>>,
+) -> Result<Vec<Option<Aligned>>> {
+    let open = |applied: &AppliedAdapter| -> Result<Option<Session>> {
         if needs_device(applied) { Ok(Some(applied.session(device()?, 1, 1)?)) } else { Ok(None) }
     };
     let mut sessions = adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
@@ -206,7 +209,7 @@ fn align_all(adapters: &[Applied], device: &dyn Fn() -> Result<Box<dyn Backend>>
 
 /// Adds the combined change of a parameter to what is saved: the changed elements, or the whole weight.
 fn store(
-    base: &Applied,
+    base: &AppliedAdapter,
     position: usize,
     column: &Aligned,
     combined: Vec<f32>,
@@ -228,14 +231,14 @@ fn store(
     Ok(())
 }
 
-fn base_weight(base: &Applied, position: usize) -> Result<Vec<f32>> {
+fn base_weight(base: &AppliedAdapter, position: usize) -> Result<Vec<f32>> {
     let name = &base.adaptation.parameters[position].name;
     let weight = base.weights.get(name).and_then(|view| view.to_f32());
     weight.ok_or_else(|| Error::Weights(format!("{name} is missing in the base model")))
 }
 
 /// All heads of an adapter, f32 `[classes, hidden]`: its own, or the base model's.
-fn head_values(applied: &Applied) -> Result<Vec<f32>> {
+fn head_values(applied: &AppliedAdapter) -> Result<Vec<f32>> {
     let own = applied.adapter.values.get(HEAD).cloned();
     let base = || applied.weights.get(HEAD).and_then(|view| view.to_f32());
     own.or_else(base).ok_or_else(|| {
@@ -244,8 +247,8 @@ fn head_values(applied: &Applied) -> Result<Vec<f32>> {
 }
 
 /// Whether the adapters were trained for the same task.
-fn same_heads(adapters: &[Applied]) -> bool {
-    let names = |applied: &Applied| -> Vec<(String, Vec<String>)> {
+fn same_heads(adapters: &[AppliedAdapter]) -> bool {
+    let names = |applied: &AppliedAdapter| -> Vec<(String, Vec<String>)> {
         applied.adapter.heads.iter().map(|head| (head.name.clone(), head.labels.clone())).collect()
     };
     adapters.windows(2).all(|pair| names(&pair[0]) == names(&pair[1]))

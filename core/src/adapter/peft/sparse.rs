@@ -4,7 +4,7 @@
 use super::{PREFIX, PeftType, module, named, names, of_text, targets, task_type, write_files};
 use crate::adapter::Head;
 use crate::adapter::merge::{find, with_deltas};
-use crate::method::{Adaptation, IndexSet, Part};
+use crate::method::{Adaptation, IndexSet, TrainMode};
 use crate::model::{Decoder, HEAD, to_f32};
 use crate::weights::{Dtype, OutTensor, TensorFile, Weights};
 use crate::{Error, Result};
@@ -129,18 +129,18 @@ impl SparseExport<'_> {
     /// Errors: changes that the format cannot hold.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let (mut layers, mut whole) = (Vec::new(), Vec::new());
-        for (parameter, part) in self.adaptation.parameters.iter().zip(&self.adaptation.parts) {
+        for (parameter, part) in self.adaptation.parameters.iter().zip(&self.adaptation.modes) {
             match part {
-                Part::Frozen => {}
-                Part::Sparse(set) if parameter.role.is_projection() => {
+                TrainMode::Frozen => {}
+                TrainMode::Sparse(set) if parameter.role.is_projection() => {
                     let changes = self.changes(parameter, set)?;
                     layers.push(Layer { parameter, positions: &set.indices, changes });
                 }
-                Part::Sparse(set) if set.indices.is_empty() => {}
-                Part::Sparse(set) if parameter.role == Role::Norm => {
+                TrainMode::Sparse(set) if set.indices.is_empty() => {}
+                TrainMode::Sparse(set) if parameter.role == Role::Norm => {
                     whole.push((parameter, self.merged(parameter, set)?))
                 }
-                Part::Dense if matches!(parameter.role, Role::Norm | Role::Head) => {
+                TrainMode::Dense if matches!(parameter.role, Role::Norm | Role::Head) => {
                     whole.push((parameter, find(self.values, &parameter.name)?.to_vec()));
                 }
                 _ => {

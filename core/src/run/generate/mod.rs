@@ -5,7 +5,7 @@ mod stops;
 
 pub use sampler::{Sampling, most_probable};
 
-use crate::adapter::Applied;
+use crate::adapter::AppliedAdapter;
 use crate::model::Decoder;
 use crate::text::{ChatTemplate, Message, TextStream, Tokenizer};
 use crate::train::Session;
@@ -87,7 +87,12 @@ impl Generator {
     ///
     /// Errors: a model that is not a language model; a context that is too long for it; a tokenizer or chat template
     /// that cannot be read; a device without enough memory.
-    pub fn open(applied: &Applied, device: Box<dyn Backend>, context: Option<usize>, now: i64) -> Result<Generator> {
+    pub fn open(
+        applied: &AppliedAdapter,
+        device: Box<dyn Backend>,
+        context: Option<usize>,
+        now: i64,
+    ) -> Result<Generator> {
         let model = &applied.adapter.model;
         let positions = positions(&applied.decoder);
         let context = context.unwrap_or(positions.min(CONTEXT));

@@ -5,7 +5,7 @@ use crate::job::Observer;
 use crate::method::Form;
 use crate::run::prepare::Prepared;
 use crate::train::graphs::Purpose;
-use crate::train::{Blame, StepOutput};
+use crate::train::{NonFinite, StepOutput};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use sparta_graph::Backend;
@@ -96,7 +96,7 @@ impl Trainer<'_> {
             false => format!("the loss is {}", output.loss),
         };
         // The step's error is reported even if its cause cannot be found.
-        let cause = self.blame(chosen).ok().flatten().map_or(String::new(), |blame| format!(": {blame}"));
+        let cause = self.find_non_finite(chosen).ok().flatten().map_or(String::new(), |found| format!(": {found}"));
         // A step that has updated the tensors can no longer be skipped.
         if !self.run.config.control.skip_nonfinite || output.clip_coef >= 0.0 {
             return Err(Error::Training(format!(
@@ -110,13 +110,13 @@ impl Trainer<'_> {
     }
 
     /// The first op of a step on these examples whose results are not finite.
-    fn blame(&mut self, chosen: &[usize]) -> Result<Option<Blame>> {
+    fn find_non_finite(&mut self, chosen: &[usize]) -> Result<Option<NonFinite>> {
         let batches = self.run.micro_batches(chosen, self.run.config.micro_batch_tokens())?;
         if self.features.is_none() {
-            return self.session.blame(&batches, Purpose::Step);
+            return self.session.find_non_finite(&batches, Purpose::Step);
         }
-        let head = self.session.blame_purpose(Purpose::HeadStep(chosen.len()))?;
-        Ok(self.session.blame(&batches, Purpose::Pool)?.or(head))
+        let head = self.session.find_non_finite_in(Purpose::HeadStep(chosen.len()))?;
+        Ok(self.session.find_non_finite(&batches, Purpose::Pool)?.or(head))
     }
 
     /// Checks the trained tensors for values that are not finite, in which case no batch is to blame. The model's

@@ -3,7 +3,7 @@
 use crate::bind::{Io, Kernel};
 use crate::memory::{Need, Ptr};
 use crate::real::Real;
-use sparta_graph::ops::{Own, OwnTensor};
+use sparta_graph::ops::{Own, RawTensor};
 
 /// Where a tensor lies, and its shape.
 struct Bound {
@@ -12,8 +12,8 @@ struct Bound {
 }
 
 impl Bound {
-    fn tensor(&self) -> OwnTensor {
-        OwnTensor { data: self.data.at(0), shape: self.shape.as_ptr(), rank: self.shape.len() }
+    fn tensor(&self) -> RawTensor {
+        RawTensor { data: self.data.at(0), shape: self.shape.as_ptr(), rank: self.shape.len() }
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use sparta_graph::ops::{Body, BodyCall, CpuFunction, Mul, OwnOp};
 
     /// `y = a b` of two matrices, or a failure where the first number is negative.
-    unsafe extern "C" fn product(inputs: *const OwnTensor, count: usize, outputs: *const OwnTensor, _: usize) -> i32 {
+    unsafe extern "C" fn product(inputs: *const RawTensor, count: usize, outputs: *const RawTensor, _: usize) -> i32 {
         // SAFETY: two inputs and an output of one shape.
         unsafe {
             let (a, b, y) = (*inputs, *inputs.add(count - 1), *outputs);

@@ -4,7 +4,7 @@ use super::cross_entropy;
 use crate::bind::{Io, Kernel};
 use crate::memory::Need;
 use crate::real::Real;
-use sparta_graph::{Op, Part};
+use sparta_graph::{Op, PartCall};
 
 /// A kernel that runs the parts of `op`.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
@@ -15,7 +15,7 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
 
 /// One for each part; but a cross-entropy and its gradient, rounded if a cast follows, are one, which has a row of logits
 /// in the cache for all three.
-fn kernels<T: Real>(parts: &[Part], io: &Io) -> Result<Vec<Kernel>, String> {
+fn kernels<T: Real>(parts: &[PartCall], io: &Io) -> Result<Vec<Kernel>, String> {
     let (mut kernels, mut rest) = (Vec::new(), parts);
     while let [part, after @ ..] = rest {
         rest = after;

@@ -4,7 +4,7 @@ use super::Recorder;
 use crate::Error;
 use crate::method::GraphBuilder;
 use sparta_graph::ops::{
-    Body, BodyCall, CpuFunction, GradientRule, Launch, Own as OwnNode, OwnFunction, OwnOp, OwnTensor, Wgsl,
+    Body, BodyCall, CpuFunction, GradientRule, Launch, Own as OwnNode, OwnFunction, OwnOp, RawTensor, Wgsl,
 };
 use sparta_graph::{DType, Graph, Op, Value};
 use std::panic::catch_unwind;
@@ -188,19 +188,19 @@ pub trait CpuKernel {
 }
 
 unsafe extern "C" fn call<K: CpuKernel>(
-    inputs: *const OwnTensor,
+    inputs: *const RawTensor,
     input_count: usize,
-    outputs: *const OwnTensor,
+    outputs: *const RawTensor,
     output_count: usize,
 ) -> i32 {
     let done = catch_unwind(|| {
         // SAFETY: the backend passes arrays of tensors whose shapes are those of the operation and whose memory is
         // theirs; outputs overlap nothing.
         unsafe {
-            let shape = |t: &OwnTensor| crate::abi::slice(t.shape, t.rank);
-            let count = |t: &OwnTensor| shape(t).iter().product::<u64>() as usize;
-            let input = |t: &OwnTensor| CpuInput { shape: shape(t), values: crate::abi::slice(t.data, count(t)) };
-            let output = |t: &OwnTensor| CpuOutput {
+            let shape = |t: &RawTensor| crate::abi::slice(t.shape, t.rank);
+            let count = |t: &RawTensor| shape(t).iter().product::<u64>() as usize;
+            let input = |t: &RawTensor| CpuInput { shape: shape(t), values: crate::abi::slice(t.data, count(t)) };
+            let output = |t: &RawTensor| CpuOutput {
                 shape: shape(t),
                 values: match count(t) {
                     0 => &mut [],

@@ -3,7 +3,7 @@
 use super::case::{Case, Program, gradient_of};
 use super::narrow;
 use crate::device::Tensors;
-use crate::{Device, Precision, Random, Session, Subject, Tensor};
+use crate::{BoundPlan, Device, Precision, Random, Subject, Tensor};
 use sparta_graph::{BackendError, DType, Op, Plan};
 use std::fmt;
 
@@ -211,8 +211,8 @@ fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
     let fail = |e| format!("{}: reference: {e}", case.name);
     let mut device = Device::reference();
     let plan = device.plan(&program.graph, false);
-    let mut session = Session::open(&mut device, &plan).map_err(fail)?;
-    session.upload(&program.data).map_err(fail)?;
+    let mut bound = BoundPlan::open(&mut device, &plan).map_err(fail)?;
+    bound.upload(&program.data).map_err(fail)?;
     let mut random = Random::named(&case.name);
     for wrt in &program.wrt {
         let x = &program.data[&wrt.name];
@@ -232,8 +232,8 @@ fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
             let mut loss = |t: f64| -> Result<f64, String> {
                 let mut moved = x.clone();
                 chosen.iter().zip(&direction).for_each(|(&i, d)| moved.values[i] += t * d / length);
-                session.write(&wrt.name, &moved).and_then(|()| session.run()).map_err(fail)?;
-                Ok(seeded_loss(&program, &session.download().map_err(fail)?))
+                bound.write(&wrt.name, &moved).and_then(|()| bound.run()).map_err(fail)?;
+                Ok(seeded_loss(&program, &bound.download().map_err(fail)?))
             };
             if chosen.is_empty() {
                 continue;
@@ -249,7 +249,7 @@ fn against_differences(case: &Case, reference: &Tensors) -> Result<(), String> {
                 ));
             }
         }
-        session.write(&wrt.name, x).map_err(fail)?;
+        bound.write(&wrt.name, x).map_err(fail)?;
     }
     Ok(())
 }
@@ -266,14 +266,14 @@ fn seeded_loss(program: &Program, outputs: &Tensors) -> f64 {
 fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, Failure> {
     let JudgedCase { program, reference, .. } = case;
     let plan = device.plan(&program.graph, false);
-    let mut session = Session::open(device, &plan)?;
+    let mut bound = BoundPlan::open(device, &plan)?;
     let mut run = || {
-        session.upload(&program.data)?;
-        session.run()?;
-        session.download()
+        bound.upload(&program.data)?;
+        bound.run()?;
+        bound.download()
     };
     let (first, second) = (run()?, run()?);
-    drop(session);
+    drop(bound);
     let shared = match device.info().in_place {
         true => {
             let plan = device.plan(&program.graph, true);

@@ -10,7 +10,7 @@ use sparta_core::model::check_weights;
 use sparta_core::text::{Encoder, Instruct, TrainOn};
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::NextToken;
-use sparta_core::train::{Encoded, HeadInit, Limits, Objective, Optimization, Session, Setup, Target};
+use sparta_core::train::{Encoded, HeadInit, Objective, Optimization, Session, SessionLimits, Setup, Target};
 use sparta_core::weights::Weights;
 use sparta_plugin::task::{Example, Message};
 use std::collections::BTreeMap;
@@ -129,7 +129,7 @@ fn train(
         dropout: 0.0,
         seed: 0,
         head_init: HeadInit::Normal { std: 0.02 },
-        limits: Limits {
+        limits: SessionLimits {
             train: Some(size),
             micro_batches: false,
             shared: false,

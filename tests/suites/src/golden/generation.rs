@@ -5,7 +5,7 @@ use super::data::{Layout, Source, model_directory};
 use super::distance::{self, Distance};
 use super::parity::{LM_LOGITS, worst};
 use crate::{Precision, Subject};
-use sparta_core::adapter::Applied;
+use sparta_core::adapter::AppliedAdapter;
 use sparta_core::job::PrecisionChoice;
 use sparta_core::plugin::PluginSet;
 use sparta_core::train::Session;
@@ -93,7 +93,7 @@ fn write(
 }
 
 fn open(subject: &mut Subject, model: &Path, precision: Precision) -> Result<Session, String> {
-    let mut applied = Applied::open(model, None, &PluginSet::default()).map_err(|e| e.to_string())?;
+    let mut applied = AppliedAdapter::open(model, None, &PluginSet::default()).map_err(|e| e.to_string())?;
     applied.precision = match precision {
         Precision::F32 => PrecisionChoice::F32,
         Precision::Bf16 => PrecisionChoice::Bf16,

@@ -11,7 +11,7 @@ use sparta_core::plugin::PluginSet;
 use sparta_core::train::graphs::names;
 use sparta_core::train::layout::{self, size_of};
 use sparta_core::train::objective::Classification;
-use sparta_core::train::{Batch, Encoded, HeadInit, Limits, Optimization, Session, Setup};
+use sparta_core::train::{Batch, Encoded, HeadInit, Optimization, Session, SessionLimits, Setup};
 use sparta_core::weights::{TensorFile, Weights};
 use sparta_graph::Backend;
 use std::collections::BTreeMap;
@@ -115,7 +115,7 @@ impl Run<'_> {
             max_grad_norm: Some(number("max_grad_norm")),
             ..Optimization::default()
         };
-        let limits = Limits {
+        let limits = SessionLimits {
             train: Some(size_of(48, 4)),
             micro_batches: self.steps == Steps::Split,
             shared: false,

@@ -11,13 +11,13 @@ use std::fmt;
 
 /// The op whose result was the first not to be finite.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Blame {
+pub struct NonFinite {
     probe: Probe,
     /// The weights and trained tensors that it reads.
     tensors: Vec<String>,
 }
 
-impl fmt::Display for Blame {
+impl fmt::Display for NonFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let pass = if self.probe.backward { "backward" } else { "forward" };
         write!(f, "the first to overflow is op `{}` of {} in the {pass} pass", self.probe.op, self.probe.label)?;
@@ -31,20 +31,24 @@ const NORMS: &str = "probe.norms";
 impl Session {
     /// Repeats the micro-batches of the last step, or only their hidden states, without an update, and finds
     /// the first tensor that is not finite; `None` if all are.
-    pub fn blame(&mut self, micro_batches: &[Batch], purpose: fn(Size) -> Purpose) -> Result<Option<Blame>> {
+    pub fn find_non_finite(
+        &mut self,
+        micro_batches: &[Batch],
+        purpose: fn(Size) -> Purpose,
+    ) -> Result<Option<NonFinite>> {
         for (i, batch) in micro_batches.iter().enumerate() {
             let size = self.size_of(batch)?;
             self.queue_batch(batch)?;
             self.queue_rng(i)?;
-            if let Some(found) = self.blame_purpose(purpose(size))? {
+            if let Some(found) = self.find_non_finite_in(purpose(size))? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
 
-    /// Like [`Session::blame`], for a graph whose inputs are already on the device.
-    pub fn blame_purpose(&mut self, purpose: Purpose) -> Result<Option<Blame>> {
+    /// Like [`Session::find_non_finite`], for a graph whose inputs are already on the device.
+    pub fn find_non_finite_in(&mut self, purpose: Purpose) -> Result<Option<NonFinite>> {
         let graph = self.setup().graphs().build(purpose)?;
         let (probed, probes) = probe(&graph, NORMS)?;
         self.reserve_arena(&probed)?;
@@ -61,6 +65,6 @@ impl Session {
                 || name == names::FEATURES
         };
         let tensors = probe.externals.iter().filter(|name| known(name)).cloned().collect();
-        Ok(Some(Blame { probe, tensors }))
+        Ok(Some(NonFinite { probe, tensors }))
     }
 }

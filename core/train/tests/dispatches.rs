@@ -107,7 +107,7 @@ fn a_sparse_step_of_gemma_2b() {
     let total: usize = steps.values().sum();
     println!("{total} steps in {} calls: {steps:?}", plan.calls.len());
     assert!(plan.arena_buffers().iter().all(|&bytes| bytes <= limit), "{:?}", plan.segments);
-    assert!(total <= 1000, "{total} steps: {steps:?}");
+    assert!(total <= 1050, "{total} steps: {steps:?}");
 }
 
 /// What a first run measures: few products and few kernels, as compiling them takes most of the time, and little arithmetic.

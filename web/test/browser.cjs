@@ -11,8 +11,9 @@ const program = process.env.CHROMIUM;
 /** Chromium's own driver, which the native command can use, too. */
 const DRIVER = join(dirname(program), '../lib/chromium/vk_swiftshader_icd.json');
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.wasm': 'application/wasm' };
-const FLAGS = ['--no-sandbox', '--enable-unsafe-webgpu', '--disable-gpu-process-crash-limit', '--disable-domain-blocking-for-3d-apis',
-    '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+/** The watchdog takes a software driver that compiles for seconds for one that hangs. */
+const FLAGS = ['--no-sandbox', '--enable-unsafe-webgpu', '--disable-gpu-watchdog', '--disable-gpu-process-crash-limit',
+    '--disable-domain-blocking-for-3d-apis', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 /** Serves the page, and directories under the names in `more`. */
 function serve() {

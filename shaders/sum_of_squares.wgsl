@@ -32,8 +32,8 @@ fn main(
         length = min(parts[2u * slot + 1u], p.n - start);
     }
     {%- set STEP = VECTORS or 1 %}
-    // A chunk is made of whole steps.
-    let chunk = (length + PARTIALS * {{ STEP }}u - 1u) / (PARTIALS * {{ STEP }}u) * {{ STEP }}u;
+    // `elements_per_partial`: whole steps of every width, as shards of one tensor may take different ones.
+    let chunk = (length + PARTIALS * 8u - 1u) / (PARTIALS * 8u) * 8u;
     let begin = max(p.first, start + min(length, (id % PARTIALS) * chunk));
     let end = min(p.last, start + min(length, (id % PARTIALS + 1u) * chunk));
     var sum = 0.0;

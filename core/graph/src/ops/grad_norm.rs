@@ -3,6 +3,12 @@ use super::*;
 /// Partial sums per tensor of [`SumOfSquares`]: the order of additions does not depend on the device.
 pub const PARTIALS: usize = 64;
 
+/// Elements per partial sum of a tensor with `len` elements: whole vectors of 8, so that devices with and without
+/// vectors add the same elements.
+pub const fn elements_per_partial(len: usize) -> usize {
+    len.div_ceil(8 * PARTIALS) * 8
+}
+
 /// Partial sums of squares of tensors, a row of `norms` for each.
 ///
 /// Inputs: `norms` f32 `[tensors, PARTIALS]`, rows from `slot` on overwritten; `x` f32 or bf16; optionally

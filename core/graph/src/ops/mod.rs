@@ -148,7 +148,7 @@ mod parts;
 pub use broadcast::Broadcasting;
 use broadcast::{add_broadcast, broadcast_grad};
 pub use gated_act::Activation;
-pub use grad_norm::PARTIALS;
+pub use grad_norm::{PARTIALS, elements_per_partial};
 pub use linear::Layout;
 pub use linear_cross_entropy::WeightGrad;
 pub use map::Function;

@@ -4,7 +4,7 @@ use crate::memory::{Floats, Need};
 use crate::parallel::{tasks, try_tasks};
 use crate::real::Real;
 use crate::simd::{simd, sum};
-use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares};
+use sparta_graph::ops::{ClipCoef, PARTIALS, SumOfSquares, elements_per_partial};
 
 pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
     let (norms, x, n) = (io.real::<T>(0)?, io.floats::<T>(1)?, io.numel(1)?);
@@ -35,7 +35,7 @@ pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
 /// # Safety
 /// The tensor is in x, and nothing else writes it meanwhile.
 unsafe fn partial<T: Real>(x: Floats<T>, begin: usize, len: usize, i: usize) -> T {
-    let chunk = len.div_ceil(PARTIALS);
+    let chunk = elements_per_partial(len);
     let start = len.min(i * chunk);
     let mut sum = T::ZERO;
     // SAFETY: the caller vouches for it.

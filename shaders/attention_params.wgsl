@@ -14,8 +14,6 @@ struct Params {
     // On matrix units: workgroups that share the query heads of one key head and one tile of keys. Where keys are kept: rows
     // of k and v.
     parts: u32,
-    // In f32: vectors of a slice of the operands of scores that a thread multiplies.
-    steps: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

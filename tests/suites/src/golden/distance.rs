@@ -22,7 +22,7 @@ impl Distance {
         Distance { what: what.into(), off, allowed, times: OF_MANY }
     }
 
-    /// The largest difference of about eight values.
+    /// The largest difference of about eight values, or of one value over steps that share most of their roundings.
     pub fn of_few(what: impl Into<String>, off: f64, allowed: f64) -> Distance {
         Distance { times: OF_FEW, ..Distance::new(what, off, allowed) }
     }

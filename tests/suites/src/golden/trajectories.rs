@@ -171,7 +171,7 @@ impl Run<'_> {
         // The clip factor follows from the norm; in bf16 that is its measure, as few of the steps are clipped.
         let counted = if self.precision == Precision::F32 { 3 } else { 2 };
         for (i, (what, allowed)) in kinds.into_iter().enumerate().take(counted) {
-            distances.push(Distance::new(what, self.distance(steps_off.iter().map(|off| off[i])), allowed));
+            distances.push(Distance::of_few(what, self.distance(steps_off.iter().map(|off| off[i])), allowed));
         }
         distances
     }

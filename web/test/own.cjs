@@ -50,7 +50,8 @@ async function write(page, model) {
 }
 
 /** The embedded model as one's own: a text, a plan beyond the memory that the visitor states, and training. */
-async function small(page) {
+async function small(browser, url) {
+    const { page, wrong } = await visit(browser, url);
     const model = join(dist, 'job/model');
     await give(page, model);
     await write(page, model);
@@ -62,6 +63,8 @@ async function small(page) {
     console.log(`a plan without memory: ${said}`);
     await page.fill('input[name=memory]', '');
     await train(page);
+    assert.deepEqual(wrong, []);
+    await page.close();
 }
 
 async function own(browser, url) {

@@ -1,5 +1,5 @@
 // node visit.cjs DIST SPARTA_CLI OUT [PART...]: uses the page as a visitor does, and holds what it does against the native command.
-// NODE_PATH has playwright-core, CHROMIUM is the browser. With parts named, only these; `own` takes minutes, and must be named.
+// NODE_PATH has playwright-core, CHROMIUM is the browser. With parts named, only these.
 const assert = require('node:assert/strict');
 const { mkdirSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
@@ -11,13 +11,11 @@ const { own, small } = require('./own.cjs');
 const { tokens } = require('./tokens.cjs');
 const trouble = require('./trouble.cjs');
 
-/** The page from a model of one's own to the adapter of the embedded job, without a request after loading. */
+/** The page with the embedded job, without a request after loading. */
 async function first(browser, server) {
     const { page, wrong } = await visit(browser, server.url);
     console.log(await page.textContent('#device'));
     const loaded = server.asked.length;
-    await small(page);
-    await page.check('input[value=embedded]');
     await embedded(page);
     await looks(page);
     assert.equal(server.asked.length, loaded, `asked for after loading: ${server.asked.slice(loaded)}`);
@@ -32,8 +30,12 @@ const PARTS = {
     tab: (browser, { url }) => trouble.tab(browser, url),
     hidden: (_, { url }) => hidden(url),
     tokens: (browser, server) => tokens(browser, server, join(dist, 'job/model')),
+    small: (browser, { url }) => small(browser, url),
     own: (browser, { url }) => own(browser, url),
 };
+
+/** Parts that take a software driver minutes: only if named. */
+const NAMED = ['lost', 'hidden', 'small', 'own'];
 
 async function main() {
     const server = await serve();
@@ -41,7 +43,7 @@ async function main() {
     const wanted = process.argv.slice(5);
     try {
         for (const [name, part] of Object.entries(PARTS)) {
-            if (wanted.length === 0 ? name !== 'own' : wanted.includes(name)) {
+            if (wanted.length === 0 ? !NAMED.includes(name) : wanted.includes(name)) {
                 const begun = Date.now();
                 await part(browser, server);
                 console.log(`-- ${name}: ${((Date.now() - begun) / 1000).toFixed(0)} s`);

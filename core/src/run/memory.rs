@@ -1,6 +1,7 @@
 //! Plans the memory of fine-tuning a model from its `config.json` alone.
 
-use super::prepare::{blocks_of, default_head_std, expect_blocks, expected_parameters, quantized_note};
+use super::blocks::{blocks_of, expect_blocks, quantized_note};
+use super::prepare::{default_head_std, expected_parameters};
 use super::score::scorings;
 use crate::job::{
     ChosenPrecision, Needs, PaperMemory, PrecisionChoice, ScoringPlan, TrainablePlan, body_size, thousands,

@@ -1,6 +1,7 @@
 //! Whole jobs: plan, train, evaluate, predict, generate, pre-train, and the comparison with other implementations.
 
 mod answers;
+mod blocks;
 mod directory;
 mod encode;
 mod epochs;

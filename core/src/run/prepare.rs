@@ -1,6 +1,7 @@
 //! From a configuration to everything a run needs, before anything is allocated on a device.
 
 use super::answers;
+use super::blocks::{blocks_of, expect_blocks, quantized_note};
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use super::score::{Scoring, restore, scorings};
@@ -10,7 +11,7 @@ use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, Traina
 use crate::method::Adaptation;
 use crate::method::layers::check_merge;
 use crate::method::options;
-use crate::model::{Decoder, HEAD, IMAGES, Quantize, check_weights};
+use crate::model::{Decoder, HEAD, IMAGES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
@@ -19,10 +20,9 @@ use crate::train::objective::{Classification, MultiLabel, NextToken, Regression}
 use crate::train::{self, Batch, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
 use crate::{Error, Result, decoder};
-use sparta_graph::{Blocks, DType, DeviceInfo, memory_size};
+use sparta_graph::{DType, DeviceInfo};
 use sparta_plugin::method::{Options, Parameter, Role};
 use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo, TaskPluginInfo};
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -105,22 +105,6 @@ pub fn expected_parameters(decoder: &Decoder, objective: &dyn Objective) -> Vec<
     let mut parameters = decoder.parameters(objective.head());
     parameters.iter_mut().filter(|p| p.role == Role::Head).for_each(|p| p.dtype = DType::F32);
     parameters
-}
-
-/// The blocks of a parameter: those that it is stored in, or else those that quantizing rounds it to.
-pub fn blocks_of(parameter: &Parameter, quantize: Option<Quantize>, stored: Option<&Weights>) -> Option<Blocks> {
-    let own = stored.and_then(|weights| weights.get(&parameter.name)?.blocks());
-    own.or_else(|| quantize?.of(&parameter.name, &parameter.shape))
-}
-
-/// Marks the parameters that will be in blocks, of a model whose weights are not read: those that `stored`, if given,
-/// has in blocks, and those that will be quantized.
-pub fn expect_blocks(adaptation: &mut Adaptation, quantize: Option<Quantize>, stored: Option<&Weights>) {
-    let decoded = adaptation.precision.activations;
-    let blocks = |parameter: &Parameter| blocks_of(parameter, quantize, stored);
-    let of_blocks = adaptation.parameters.iter_mut().filter(|parameter| blocks(parameter).is_some());
-    of_blocks.for_each(|parameter| parameter.dtype = decoded);
-    adaptation.keep_blocks(blocks);
 }
 
 /// Reads model, data and method, checks that they are consistent, and plans steps and memory. A model without weights
@@ -513,38 +497,6 @@ fn images_note(weights: &Weights) -> Option<String> {
     let count = weights.names().filter(|name| of_images(name)).count();
     (count > 0)
         .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
-}
-
-/// Which weights are quantized, what they take on the device, and which are decoded anyway.
-pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
-    let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
-    let (mut stored, mut decoded, mut largest) = (0, 0, 0);
-    // Otherwise the embedding is the vocabulary head, too.
-    let has_head = adaptation.parameters.iter().any(|p| matches!(p.role, Role::Head | Role::LmHead));
-    for (position, parameter) in adaptation.parameters.iter().enumerate() {
-        let Some(blocks) = adaptation.blocks_of(position) else { continue };
-        *kept.entry(blocks.name()).or_default() += 1;
-        let values = parameter.numel() * adaptation.device_dtype(position).size() as u64;
-        stored += adaptation.device_type(position).bytes() as u64;
-        decoded += values;
-        largest = largest.max(if parameter.role == Role::Embedding && has_head { 0 } else { values });
-    }
-    let others = adaptation.formats.len() - kept.values().sum::<usize>();
-    let types: Vec<String> = kept.iter().map(|(name, count)| format!("{count} {name}")).collect();
-    let mut note = format!(
-        "quantized weights stay so on the device: {}, {} in place of {}; products decode a matrix at a time, of up to {}",
-        types.join(", "),
-        memory_size(stored),
-        memory_size(decoded),
-        memory_size(largest)
-    );
-    if kept.is_empty() {
-        note = "quantized weights are decoded on the device".to_owned();
-    }
-    if others > 0 {
-        note += &format!("; {others} are held decoded, as what is trained of them asks for that");
-    }
-    (!adaptation.formats.is_empty()).then_some(note)
 }
 
 /// Initial values of the head: the vocabulary rows of the prompt's words, or else normal values.

@@ -7,9 +7,12 @@
 use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use tokenizers::AddedToken;
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 /// Keys of the special tokens that have a name, in the order in which transformers adds them.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -79,6 +82,56 @@ impl SpecialTokens {
             split: config.get("split_special_tokens").and_then(Value::as_bool) == Some(true),
             prefix_space: prefix_space(&config),
         })
+    }
+
+    /// Adds the tokens declared in the files beside `tokenizer.json`, as transformers does.
+    pub fn declare(&self, inner: &mut tokenizers::Tokenizer) -> std::result::Result<(), String> {
+        inner.add_tokens(self.numbered.clone()).map_err(|e| e.to_string())?;
+        let known: HashSet<String> = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
+        let missing = self.special.iter().filter(|token| !known.contains(&token.content));
+        inner.add_tokens(missing.cloned().collect::<Vec<_>>()).map_err(|e| e.to_string())?;
+        inner.set_encode_special_tokens(self.split);
+        self.prefix_space.map_or(Ok(()), |space| set_prefix_space(inner, space))
+    }
+}
+
+/// Sets whether a space precedes a text.
+///
+/// Errors: `add_prefix_space` contradicts `tokenizer.json` in a way that versions of transformers resolve differently.
+fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> std::result::Result<(), String> {
+    let mut pre_tokenizer = inner.get_pre_tokenizer().cloned();
+    let prepended = matches!(inner.get_normalizer(), Some(normalizer) if prepends(normalizer));
+    let contradiction = |wanted: bool| {
+        Err(format!(
+            "add_prefix_space is {wanted} in tokenizer_config.json, but this file disagrees; versions of transformers \
+             differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
+        ))
+    };
+    match (&mut pre_tokenizer, space) {
+        (Some(PreTokenizerWrapper::ByteLevel(level)), PrefixSpace::ByteLevel(wanted)) => {
+            level.add_prefix_space = wanted
+        }
+        (_, PrefixSpace::Metaspace(false)) if prepended => return contradiction(false),
+        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(false)) => {
+            meta.prepend_scheme = PrependScheme::Never;
+        }
+        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(true))
+            if meta.prepend_scheme == PrependScheme::Never && !prepended =>
+        {
+            return contradiction(true);
+        }
+        _ => return Ok(()),
+    }
+    inner.with_pre_tokenizer(pre_tokenizer);
+    Ok(())
+}
+
+/// Whether a normalizer prepends something to the text.
+fn prepends(normalizer: &NormalizerWrapper) -> bool {
+    match normalizer {
+        NormalizerWrapper::Prepend(_) => true,
+        NormalizerWrapper::Sequence(all) => all.as_ref().iter().any(prepends),
+        _ => false,
     }
 }
 

@@ -1,21 +1,17 @@
 //! The tokenizer of a model directory.
 
 use super::growth::{Growth, LARGEST};
-use super::special::{Add, PrefixSpace, SpecialTokens};
+use super::special::{Add, SpecialTokens};
 use crate::gguf::{self, Gguf};
 use crate::{Error, Result, files};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::cell::Cell;
-use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Once, OnceLock};
 use tokenizers::models::ModelWrapper;
-use tokenizers::normalizers::NormalizerWrapper;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::processors::template::TemplateProcessing;
 
 /// The most characters in a row, all white space or none, in a text. Without a library of C, regular expressions need memory for
@@ -64,7 +60,7 @@ impl Tokenizer {
         }
 
         let special = SpecialTokens::open(dir)?;
-        declare(&mut inner, &special).map_err(error)?;
+        special.declare(&mut inner).map_err(error)?;
         if let Some(add) = &special.add {
             let template = template(&inner, &special, add).map_err(error)?;
             inner.with_post_processor(Some(template));
@@ -238,54 +234,6 @@ fn caught<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result
     match outcome {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(_) => Err("its parts contradict each other".into()),
-    }
-}
-
-/// Adds the tokens declared in the files beside `tokenizer.json`, as transformers does.
-fn declare(inner: &mut tokenizers::Tokenizer, special: &SpecialTokens) -> std::result::Result<(), String> {
-    inner.add_tokens(special.numbered.clone()).map_err(|e| e.to_string())?;
-    let known: HashSet<String> = inner.get_added_vocabulary().get_vocab().keys().cloned().collect();
-    let missing = special.special.iter().filter(|token| !known.contains(&token.content));
-    inner.add_tokens(missing.cloned().collect::<Vec<_>>()).map_err(|e| e.to_string())?;
-    inner.set_encode_special_tokens(special.split);
-    special.prefix_space.map_or(Ok(()), |space| set_prefix_space(inner, space))
-}
-
-/// Errors: `add_prefix_space` contradicts `tokenizer.json` in a way that versions of transformers resolve differently.
-fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> std::result::Result<(), String> {
-    let mut pre_tokenizer = inner.get_pre_tokenizer().cloned();
-    let prepended = matches!(inner.get_normalizer(), Some(normalizer) if prepends(normalizer));
-    let contradiction = |wanted: bool| {
-        Err(format!(
-            "add_prefix_space is {wanted} in tokenizer_config.json, but this file disagrees; versions of transformers \
-             differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
-        ))
-    };
-    match (&mut pre_tokenizer, space) {
-        (Some(PreTokenizerWrapper::ByteLevel(level)), PrefixSpace::ByteLevel(wanted)) => {
-            level.add_prefix_space = wanted
-        }
-        (_, PrefixSpace::Metaspace(false)) if prepended => return contradiction(false),
-        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(false)) => {
-            meta.prepend_scheme = PrependScheme::Never;
-        }
-        (Some(PreTokenizerWrapper::Metaspace(meta)), PrefixSpace::Metaspace(true))
-            if meta.prepend_scheme == PrependScheme::Never && !prepended =>
-        {
-            return contradiction(true);
-        }
-        _ => return Ok(()),
-    }
-    inner.with_pre_tokenizer(pre_tokenizer);
-    Ok(())
-}
-
-/// Whether a normalizer prepends something to the text.
-fn prepends(normalizer: &NormalizerWrapper) -> bool {
-    match normalizer {
-        NormalizerWrapper::Prepend(_) => true,
-        NormalizerWrapper::Sequence(all) => all.as_ref().iter().any(prepends),
-        _ => false,
     }
 }
 

@@ -31,6 +31,19 @@ pub struct Outcome {
     pub refused: Vec<String>,
 }
 
+impl Outcome {
+    fn of(subject: &Subject) -> Outcome {
+        Outcome { backend: subject.name.clone(), outputs: vec![], failures: vec![], refused: vec![] }
+    }
+
+    /// Opens the device; if that fails, it is a failure of the outcome.
+    fn open(&mut self, subject: &mut Subject) -> Option<Device> {
+        let opened = subject.device();
+        self.failures.extend(opened.as_ref().err().map(|e| format!("{}: {e}", subject.name)));
+        opened.ok()
+    }
+}
+
 pub(super) enum Failure {
     Device(BackendError),
     Wrong(String),
@@ -72,14 +85,8 @@ impl Judged {
 
     /// Runs a backend on the cases and compares it with the reference.
     pub fn check(&self, subject: &mut Subject) -> Outcome {
-        let mut outcome = Outcome { backend: subject.name.clone(), outputs: vec![], failures: vec![], refused: vec![] };
-        let mut device = match subject.device() {
-            Ok(device) => device,
-            Err(e) => {
-                outcome.failures.push(format!("{}: {e}", subject.name));
-                return outcome;
-            }
-        };
+        let mut outcome = Outcome::of(subject);
+        let Some(mut device) = outcome.open(subject) else { return outcome };
         let offered = device.info().activations;
         if self.precision == Precision::Bf16 && !offered.contains(&DType::BF16) {
             outcome.refused.push(format!("{}: activations in bf16 are not offered", subject.name));
@@ -108,14 +115,8 @@ impl Judged {
 
     /// Judges a backend that rounds f32 factors to TF32, op by op, in the cases that have products.
     pub fn check_tf32(&self, subject: &mut Subject) -> Outcome {
-        let mut outcome = Outcome { backend: subject.name.clone(), outputs: vec![], failures: vec![], refused: vec![] };
-        let mut device = match subject.device() {
-            Ok(device) => device,
-            Err(e) => {
-                outcome.failures.push(format!("{}: {e}", subject.name));
-                return outcome;
-            }
-        };
+        let mut outcome = Outcome::of(subject);
+        let Some(mut device) = outcome.open(subject) else { return outcome };
         if !device.info().tf32 {
             outcome.refused.push(format!("{}: products in TF32 are not offered", subject.name));
             return outcome;

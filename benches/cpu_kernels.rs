@@ -1,4 +1,4 @@
-//! Speed of the CPU backend's kernels: `cargo bench -p sparta-benches --bench cpu_kernels [-- FILTER]`.
+//! Speed of the CPU backend's kernels: `cargo bench --workspace --bench cpu_kernels [-- FILTER]`.
 
 use sparta_backend_cpu::Cpu;
 use sparta_graph::graph::TensorType;

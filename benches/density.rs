@@ -1,6 +1,6 @@
 //! Time of a training step and device memory by the share of scalars that SpaRTA trains, compared with full
 //! fine-tuning:
-//! `cargo bench -p sparta-benches --bench density [-- --shape 15M --svg benches/density.svg]`.
+//! `cargo bench --workspace --bench density [-- --shape 15M --svg benches/density.svg]`.
 
 use clap::Parser;
 use sparta_benches::model::Weights;

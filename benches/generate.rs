@@ -1,5 +1,5 @@
 //! Tokens per second of text generation, compared with the time to read the weights once:
-//! `cargo bench -p sparta-benches --bench generate -- MODEL [DEVICE]`.
+//! `cargo bench --workspace --bench generate -- MODEL [DEVICE]`.
 
 use sparta_benches::{Result, open_device};
 use sparta_core::adapter::AppliedAdapter;
@@ -16,7 +16,7 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let Some(model) = args.first() else {
         // Without arguments, as when cargo runs all benchmarks.
-        eprintln!("SKIPPED: give a model directory: cargo bench -p sparta-benches --bench generate -- MODEL [DEVICE]");
+        eprintln!("SKIPPED: give a model directory: cargo bench --workspace --bench generate -- MODEL [DEVICE]");
         return Ok(());
     };
     let mut device = open_device(args.get(1).map_or("cpu", String::as_str), None)?;

@@ -1,5 +1,5 @@
 //! How the cost of a step grows over a factor of 16 in tokens, in layers and, for the update, in chosen scalars:
-//! `cargo bench -p sparta-benches --bench linearity`. Growth is linear if each further unit costs the same; the fixed
+//! `cargo bench --workspace --bench linearity`. Growth is linear if each further unit costs the same; the fixed
 //! part of a step, and the last layer, of which only the pooled rows are computed, are in the first column alone.
 
 use sparta_benches::model::Weights;

@@ -1,5 +1,5 @@
 //! Time and memory of a training step on a quantized model beside the same model in bf16, in turns:
-//! `cargo bench -p sparta-benches --bench quantized [-- --shape 110M --tokens 256 --batch 4 --device cpu]`.
+//! `cargo bench --workspace --bench quantized [-- --shape 110M --tokens 256 --batch 4 --device cpu]`.
 
 use clap::Parser;
 use sparta_benches::model::Weights;

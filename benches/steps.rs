@@ -1,5 +1,5 @@
 //! Whole training steps on a synthetic model, as one JSON line:
-//! `cargo bench -p sparta-benches --bench steps -- --shape 15M --batch 16 --tokens 64 --method sparta --density 0.05`.
+//! `cargo bench --workspace --bench steps -- --shape 15M --batch 16 --tokens 64 --method sparta --density 0.05`.
 
 use clap::Parser;
 use serde::Serialize;

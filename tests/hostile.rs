@@ -173,7 +173,7 @@ fn what_it_does_between_steps_is_checked() {
         (27, &["its state has 68157440 bytes"]),
         (28, &["after every 0 steps"]),
         (29, &[" values, got "]),
-        (30, &["it wants to act between steps and has no `on_step`"]),
+        (30, &["it wants to act between steps but has no `on_step`"]),
         (31, &["`weight` cannot be changed"]),
         (32, &["are not a whole number of elements of 4"]),
         (33, &["the answer of `on_step` cannot be read"]),

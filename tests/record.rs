@@ -335,7 +335,7 @@ fn a_head_of_the_model_is_matched_by_name_or_refused() {
     for (model, run, said) in [
         (&same, "a", "note     the head is the model's own\n"),
         (&swapped, "b", "for the labels POSITIVE, Negative, matched by name"),
-        (&unnamed, "c", "have no names and count as negative, positive"),
+        (&unnamed, "c", "have no names and are taken to be negative, positive"),
     ] {
         let (plan, _) = ran(home, &format!("{} --out {run}", options(model)));
         assert!(plan.contains(said), "{plan}");

@@ -225,7 +225,7 @@ fn describe(info: &Info) -> String {
             thousands(info.trained_in_head)
         ),
         format!(
-            "visible    {:.1} % of the changed weights differ from the base model as it is stored, {:.1} % in bf16",
+            "visible    {:.1} % of the changed weights differ from the base model as stored, {:.1} % in bf16",
             100.0 * info.differs_as_stored,
             100.0 * info.differs_in_bf16
         ),

@@ -88,7 +88,7 @@ fn run() -> ExitCode {
     let text = |argument: OsString| {
         argument.into_string().map_err(|argument| {
             Stop::Error(Error::Usage(format!(
-                "the argument {argument:?} is not UTF-8, in which names of files are stored; rename the file"
+                "the argument {argument:?} is not UTF-8, so it cannot be stored; rename the file"
             )))
         })
     };

@@ -48,7 +48,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
     };
     let plan = memory::plan(&request, plugins, info)?;
     output.say(&plan)?;
-    output.say("note       no --data was given, so this is about memory alone")?;
+    output.say("note       no --data was given, so only the memory is planned")?;
     output.result(&plan)?;
     plan.check_fit()
 }

@@ -1,4 +1,4 @@
-//! Runs of several processes: those that a launcher has started, or threads of this one, each with a device of its own.
+//! Runs of several processes: those that a launcher has started, or threads of this one, each with its own device.
 
 use crate::{devices, output};
 use sparta_core::job::{Observer, RunConfig, RunResult, Silent};
@@ -31,7 +31,8 @@ pub fn refuse(command: &str, plugins: &PluginSet) -> Result<()> {
     for plugin in plugins.communicators() {
         if let Some(launch) = plugin.launched().map_err(|error| Error::Plugin(error.0))? {
             return Err(Error::Usage(format!(
-                "{} has started {} processes, and `{command}` is for one: start it without a launcher; `run` is for several",
+                "{} has started {} processes, but `{command}` runs in one: start it without a launcher; `run` is for \
+                 several",
                 launch.launcher, launch.size
             )));
         }

@@ -167,7 +167,7 @@ fn summary(result: &RunResult) -> String {
     ));
     let resident = result.peak_resident.map(|n| format!(", process peak {}", bytes(n))).unwrap_or_default();
     lines.extend(result.visible.map(|share| {
-        format!("visible    {:.1} % of the chosen weights differ from the model's as it is stored", 100.0 * share)
+        format!("visible    {:.1} % of the chosen weights differ from the model's as stored", 100.0 * share)
     }));
     lines.push(format!("speed      {:.0} tokens/s", result.tokens_per_second));
     lines.push(format!(

@@ -141,7 +141,7 @@ fn a_launch_needs_no_option() {
     let home = tempfile::tempdir().unwrap();
     let options = "--max-steps 4 --max-dev 16 --max-test 16 --device cpu";
     let text = succeeded(&launched(&mpich, home.path(), 2, &format!("run {options}")));
-    assert!(text.contains("the same bytes as of one process with --micro-batches 2"), "{text}");
+    assert!(text.contains("the same bytes as one process with --micro-batches 2"), "{text}");
     ran(home.path(), &format!("run {options} --micro-batches 2 --out alone"));
     let out = home
         .path()

@@ -65,7 +65,7 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
         (PluginKind::Task, Language::C) => directory_of(include_str!("../../assets/plugin/task-c/plugin.c")),
         (PluginKind::Communicator, _) => {
             return Err(Error::Usage(
-                "there is no scaffold of a communicator; begin with plugins/comm-mpi of the repository, or write the \
+                "there is no scaffold for a communicator; begin with plugins/comm-mpi of the repository, or write the \
                  SpartaCommunicator of sparta_plugin.h"
                     .into(),
             ));

@@ -26,7 +26,7 @@ struct Counter {
 
 enum Source {
     File(PathBuf),
-    /// A card of NVIDIA's, whose energy counts from when its driver was loaded.
+    /// An NVIDIA card, whose energy counts from when its driver was loaded.
     #[cfg(feature = "libraries")]
     Card(nvml::Card),
 }

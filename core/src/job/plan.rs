@@ -265,9 +265,9 @@ impl fmt::Display for RunPlan {
         }
         let micro = match (self.micro_batches, self.micro_batch_parts) {
             (false, _) => String::new(),
-            (true, None) => ", split into micro-batches where longer than the token budget".to_owned(),
+            (true, None) => ", split into micro-batches where it exceeds the token budget".to_owned(),
             (true, Some(parts)) => {
-                format!(", split into {parts} micro-batches, and where these are longer than the token budget")
+                format!(", split into {parts} micro-batches, and further where these exceed the token budget")
             }
         };
         let again = if self.recompute { ", activations recomputed by layer" } else { "" };

@@ -86,8 +86,8 @@ impl fmt::Display for TogetherPlan {
         )?;
         let (step, one) = (memory_size(self.step_bytes()), memory_size(self.gradient_bytes));
         let order = match self.exchange {
-            Exchange::Exact => format!("added in their order: the same bytes as of one process{}", self.alone),
-            Exchange::Fast => "added in any order: not the bytes of another number of processes".to_owned(),
+            Exchange::Exact => format!("added in their order, with the same bytes as one process{}", self.alone),
+            Exchange::Fast => "added in any order: another number of processes gives different bytes".to_owned(),
         };
         writeln!(
             f,
@@ -125,7 +125,7 @@ impl fmt::Display for Spent {
         let Spent { waiting, exchanging, bytes, exchanges } = self;
         write!(
             f,
-            "{} exchanges, {} received in {exchanging:.3} s, {waiting:.3} s waited for other processes",
+            "{} exchanges, {} received in {exchanging:.3} s, {waiting:.3} s waiting for other processes",
             thousands(*exchanges),
             memory_size(*bytes)
         )

@@ -174,7 +174,8 @@ impl AdaptedModel {
         match found.predictions.iter().position(|p| !finite(p)) {
             None => Ok(found),
             Some(at) => Err(Error::Training(format!(
-                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
+                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and check the model's \
+                 weights",
                 at + 1,
                 found.predictions[at].logits
             ))),

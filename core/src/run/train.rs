@@ -205,7 +205,7 @@ impl<'a> Trainer<'a> {
     fn run(mut self, open: OpenDevice) -> Result<RunResult> {
         match self.attempt() {
             Err(Error::Device(lost @ BackendError::DeviceLost { .. })) if self.team.size() == 1 => {
-                self.observer.message(&format!("{lost}; the device is opened again"));
+                self.observer.message(&format!("{lost}; reopening the device"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
                 let newest = self.checkpoints.load_newest(|_| Ok(()))?;
@@ -239,7 +239,7 @@ impl<'a> Trainer<'a> {
         let _ = self.settle();
         let step = self.position.step;
         let kept = match self.keep_last_good() {
-            Ok(Some(step)) => format!("the last good state, that after step {step}, is saved"),
+            Ok(Some(step)) => format!("the last good state, after step {step}, is saved"),
             Ok(None) => "no state before it was good, so none is saved".into(),
             Err(error) => format!("and the last good state could not be saved: {error}"),
         };

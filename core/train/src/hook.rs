@@ -169,7 +169,7 @@ impl Access<'_, '_> {
         let changed = |&position: &usize| !matches!(adaptation.modes[position], TrainMode::Frozen);
         let position = adaptation.position(name).filter(changed);
         position.ok_or_else(|| {
-            format!("`{name}` is not a parameter that it trains, trains elements of or reparametrizes").into()
+            format!("`{name}` is not a parameter that it trains, in whole or in part, or reparametrizes").into()
         })
     }
 

@@ -226,7 +226,7 @@ impl Session {
             let position = self.setup.adaptation.position(name);
             let position = position.filter(|&i| matches!(self.setup.adaptation.modes[i], TrainMode::Sparse(_)));
             let position = position.ok_or_else(|| {
-                Error::Weights(format!("there is an index set for {name}, of which no elements are trained"))
+                Error::Weights(format!("there is an index set for {name}, but none of its elements are trained"))
             })?;
             self.setup.adaptation.check_indices(position, indices).map_err(Error::Weights)?;
             self.put_indices(weights, position, indices.clone())?;
@@ -369,7 +369,7 @@ impl Session {
         if got == expected {
             return Ok(());
         }
-        let reason = format!("it was told to copy {expected:?} and returned {got:?}; update its driver");
+        let reason = format!("it had to copy {expected:?} but returned {got:?}; update its driver");
         let device = self.tensors.device().id;
         Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }

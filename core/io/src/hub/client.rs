@@ -101,7 +101,7 @@ impl Client {
             return Err(self.refusal(repo, None, response));
         }
         let not_understood =
-            |what: String| Failure::Refused(format!("{url}: not an answer of the hub: {what}; check HF_ENDPOINT"));
+            |what: String| Failure::Refused(format!("{url}: not an answer from the hub: {what}; check HF_ENDPOINT"));
         let body = response.into_body().into_with_config().limit(LISTING).read_to_vec();
         let body = body.map_err(|e| Failure::Unreachable(format!("{url}: {e}")))?;
         let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| not_understood(e.to_string()))?;

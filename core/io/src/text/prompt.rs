@@ -269,7 +269,7 @@ impl Encoder {
                         && !word.is_empty()
                     {
                         return Err(
-                            chat.unfit(&format!("leaves no place for an answer: {text:?} after it is no token"))
+                            chat.unfit(&format!("leaves no place for an answer: {text:?} after it is not a token"))
                         );
                     }
                     let ids = added.unwrap_or(&after[after.len().min(before.len().saturating_sub(1))..]);

@@ -228,7 +228,7 @@ fn add(config: &Map<String, Value>) -> Option<Add> {
     Some(Add { bos: bos.unwrap_or(true), eos: eos.unwrap_or(false) })
 }
 
-/// transformers 4.57 changes a `ByteLevel`, 5 does not. The class `LlamaTokenizer` makes a `Metaspace` of its own in 5,
+/// transformers 4.57 changes a `ByteLevel`, 5 does not. The class `LlamaTokenizer` makes its own `Metaspace` in 5,
 /// and is not read from `tokenizer.json` by 4.57 when this key is given.
 fn prefix_space(config: &Map<String, Value>) -> Option<PrefixSpace> {
     let space = config.get("add_prefix_space").and_then(Value::as_bool)?;

@@ -14,8 +14,8 @@ use std::sync::{Once, OnceLock};
 use tokenizers::models::ModelWrapper;
 use tokenizers::processors::template::TemplateProcessing;
 
-/// The most characters in a row, all white space or none, in a text. Without a library of C, regular expressions need memory for
-/// each of them, and beyond a million they would silently stop splitting the text.
+/// The longest run of characters in a text that are all white space, or all not. Without a C library, regular
+/// expressions need memory for each of them, and beyond a million they would silently stop splitting the text.
 const LONGEST_RUN: Option<usize> = if cfg!(target_arch = "wasm32") { Some(500_000) } else { None };
 
 /// The parts of `tokenizer.json` that can lengthen a text.
@@ -97,12 +97,13 @@ impl Tokenizer {
     fn ids(&self, text: &str, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<u32>> {
         if !self.growth.allows(text.len()) {
             return Err(Error::Tokenizer(format!(
-                "{}: its normalizer and pre_tokenizer can make more than {} MiB from a text of more than {:.0} bytes, and there \
-                 is one of {}; use the model's own tokenizer, or shorter texts",
+                "{}: its normalizer and pre_tokenizer can turn a text of {} bytes into more than {} MiB; use the \
+                 model's own \
+                 tokenizer, or texts of at most {:.0} bytes",
                 self.path.display(),
+                text.len(),
                 LARGEST as u64 >> 20,
-                self.growth.longest(),
-                text.len()
+                self.growth.longest()
             )));
         }
         if let Some(most) = LONGEST_RUN
@@ -110,8 +111,8 @@ impl Tokenizer {
         {
             let run = longest_run(text);
             return Err(Error::Tokenizer(format!(
-                "{}: a text has {run} characters in a row without white space, or of it; in a browser at most {most} can be split: \
-                 make it several texts, or use sparta-cli",
+                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split \
+                 at most {most}: divide the text, or use sparta-cli",
                 self.path.display()
             )));
         }
@@ -123,7 +124,7 @@ impl Tokenizer {
         match ids.iter().find(|&&id| id as usize >= rows) {
             Some(&id) => Err(Error::Tokenizer(format!(
                 "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} embeddings; \
-                 take it out of the text",
+                 remove it from the text",
                 self.path.display(),
                 self.token(id).unwrap_or_default()
             ))),

@@ -158,7 +158,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok(())
     }
 
-    /// What decoding a weight with its chosen elements will round off these.
+    /// Stores what will be rounded off the chosen elements when the weight is decoded with them.
     fn store_remainder(&mut self, graph: &mut Graph, position: usize) -> Result<()> {
         let [_, base, delta] = self.chosen(graph, position);
         let base = in_f32(graph, base)?;

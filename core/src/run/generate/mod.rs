@@ -226,7 +226,7 @@ fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str
     let logits = session.decode(tokens, kept.len())?;
     if let Some(at) = logits.iter().position(|z| !z.is_finite()) {
         return Err(Error::Training(format!(
-            "{name}: the logit of token {at} is {} after {} tokens; try --precision f32, and look at the model's weights",
+            "{name}: the logit of token {at} is {} after {} tokens; try --precision f32, and check the model's weights",
             logits[at],
             kept.len() + tokens.len()
         )));

@@ -211,7 +211,10 @@ fn what_an_operation_of_its_own_says_is_checked() {
     let cases: [(u32, &[&str]); 6] = [
         (39, &["the WGSL kernel of `twice`, line 2"]),
         (40, &["the WGSL kernel of `twice`: it writes to its input `x`"]),
-        (41, &["`twice` of model.layers.0.self_attn.q_proj.weight", "its function for the CPU computes another `y`"]),
+        (
+            41,
+            &["`twice` of model.layers.0.self_attn.q_proj.weight", "its function for the CPU computes a different `y`"],
+        ),
         (42, &["the plugin's function for `twice` failed"]),
         (43, &["own: `twice`: operation 0, scale: there is no value 8, only 1 so far"]),
         (44, &["a function can be given for an operation of the plugin's own, not for `scale`"]),

@@ -233,7 +233,7 @@ fn print(output: &Output, comparison: &Comparison) -> Result<()> {
     Ok(())
 }
 
-/// The devices' names, with their ids where several have the same name.
+/// The devices' names, with their ids if several have the same name.
 fn column_names(comparison: &Comparison) -> Vec<String> {
     let same = |name: &str| comparison.devices.iter().filter(|entry| entry.device.name == name).count();
     let column = |device: &bench::Device| {

@@ -16,7 +16,7 @@ use sparta_core::{Error, Result, files, report};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Trains, as one of the processes that a launcher has started where there are several.
+/// Trains, as one of the processes that a launcher has started if there are several.
 pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> {
     let mut team = together::team(plugins)?;
     let result = run_in(job, watch, plugins, &mut team).map_err(|error| team.fail(error));

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-/// A weight: its values row-major and little-endian, decoded on demand where they are stored in another form.
+/// A weight: its values row-major and little-endian, decoded on demand if they are stored in another form.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// The type of the values.

@@ -228,7 +228,8 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         let same_reading = (&other.labels, other.pad_token_id) == (&decoder.labels, decoder.pad_token_id);
         if other.family != decoder.family || !same_reading || !same_shape {
             return Err(Error::Usage(format!(
-                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only models alike in these can be averaged",
+                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only models \
+                 that agree in these can be averaged",
                 first.display(),
                 dir.display()
             )));

@@ -32,7 +32,7 @@ enum Source {
 }
 
 enum Unit {
-    /// A counter of microjoules, and what to add where it has wrapped around to 0.
+    /// A counter of microjoules, and what to add if it has wrapped around to 0.
     Microjoules { wraps: f64 },
     /// A sensor of microwatts; the mean power since then is taken to be the mean of the two readings.
     Microwatts { since: Instant },

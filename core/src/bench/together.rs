@@ -9,7 +9,7 @@ use sparta_model::{Error, Precision, Result};
 use sparta_train::{Batch, Peers, Session, Submitted, own_share};
 use std::time::Instant;
 
-/// Each way of doing a step is repeated `STEPS` times in a round, so that all ways meet the same disturbances.
+/// Each way of doing a step is repeated `STEPS` times in a round, so that all ways face the same disturbances.
 const ROUNDS: usize = 7;
 const STEPS: usize = 4;
 /// The link is measured with exchanges of headers, and of enough values to take a fast link a few milliseconds.

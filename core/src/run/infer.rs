@@ -18,7 +18,7 @@ use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Tokens per batch, unless the run that made the adapter has another number.
+/// Tokens per batch, unless the run that made the adapter has a different number.
 const BATCH_TOKENS: usize = 4096;
 
 /// What to evaluate.

@@ -90,7 +90,7 @@ fn run_in(
     team.introduce(&format!("{} ({})", info.name, info.id))?;
     let mut prepared = prepare_for(config, plugins, &info, team.size())?;
     if team.size() > 1 {
-        team.agree("what is to be done", &together::agreement(&prepared)?)?;
+        team.agree("what to do", &together::agreement(&prepared)?)?;
         team.set_exact(prepared.config.exchange.is_exact());
         prepared.plan.together = together::plan(&prepared, team);
     }

@@ -1,7 +1,8 @@
 //! The processes that train one model together: what they say to each other, and how they end together.
 //!
-//! Every exchange begins with a header of each process: where it is, whether its user asks to stop, and whether it has
-//! failed. So a process that fails ends the others at their next exchange with its message, and all stop after the same step.
+//! Every exchange begins with a header from each process: where it is, whether its user has asked to stop, and whether
+//! it has failed. So a process that fails ends the others at their next exchange with its message, and all stop after
+//! the same step.
 
 mod agreement;
 mod header;

@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Elements that are converted at a time, a multiple of 4: dropout draws four at once.
 const PIECE: usize = 512;
 
-/// Calls `kernel(elements, inputs, outputs)` for ranges that cover `0..n`, in parallel. The pointers lead to the first
+/// Calls `kernel(elements, inputs, outputs)` for ranges that cover `0..n`, in parallel. The pointers point to the first
 /// element of the range, as numbers; what the kernel writes to the outputs is rounded to their types.
 ///
 /// # Safety

@@ -125,8 +125,8 @@ simd! {
     }
 }
 
-/// The nearest bf16, ties to even, without branches: the increment carries into the exponent where it must. A NaN stays
-/// one.
+/// The nearest bf16, ties to even, without branches: the increment carries into the exponent where it must. NaN stays
+/// NaN.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();

@@ -5,7 +5,7 @@ use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// What the kernels need of a float type.
+/// What the kernels need from a float type.
 ///
 /// The elementwise functions of f32 are branch-free, so that loops over them vectorise; fused multiply-add is always
 /// one rounding, so that every instruction set gives the same bits.
@@ -43,7 +43,7 @@ pub trait Real:
     fn ln_1p(self) -> Self;
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
-    /// To the nearest whole number, of two the even one.
+    /// To the nearest whole number, ties to even.
     fn round(self) -> Self;
 
     /// `c = read * c + scale * a b` of an `m x n` and depth `k` product; (column, row) strides in elements.

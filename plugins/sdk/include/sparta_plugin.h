@@ -79,7 +79,7 @@ typedef struct SpartaHost {
     SpartaStatus (*graph_shape)(SpartaCall call, uint32_t value, uint64_t *dims, size_t capacity, size_t *rank);
     /* Writes the value that random operations take as their counter. */
     SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
-    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, where capacity is as large, its
+    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, if capacity is large enough, its
      * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or an optimizer slot ("m"
      * and "v" of AdamW), all f32, or "indices", u32; see on_step. */
     SpartaStatus (*step_read)(SpartaCall call, SpartaBytes what, SpartaBytes name, uint8_t *out, size_t capacity,

@@ -52,7 +52,7 @@ pub enum Role {
     GateUpProj,
     /// Biases of the query, key and value projections.
     Bias,
-    /// The vocabulary head of a causal model, where it is not tied to the embeddings.
+    /// The vocabulary head of a causal model, if it is not tied to the embeddings.
     LmHead,
     /// The classification head `score.weight`.
     Head,

@@ -1,4 +1,4 @@
-//! What a method that acts between optimizer steps is told, and what it may read and change.
+//! What a method that acts between optimizer steps gets to know, and what it may read and change.
 
 use crate::Error;
 use crate::method::{Options, Parameter};

@@ -124,7 +124,7 @@ impl OpenRequest {
 /// One text or pair of texts, with only what the task's target needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Example {
-    /// The text; empty where there are messages or segments instead.
+    /// The text; empty if there are messages or segments instead.
     #[serde(default)]
     pub text: String,
     /// The second text, only in a task of pairs.

@@ -94,8 +94,8 @@ fn given(graph: &mut Graph, inputs: &[Tensor]) -> (Vec<Value>, Value) {
     (inputs.iter().enumerate().map(external).collect(), graph.external("rng", DType::U32, [4]))
 }
 
-/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, in place
-/// of all that the device takes.
+/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, instead
+/// of all that the device supports.
 fn run(
     backend: &mut dyn Backend,
     mut graph: Graph,

@@ -121,8 +121,8 @@ fn task(files: &Files, settings: &Settings, seen: &Seen) -> Result<TaskInfo, Err
     let file = files.all().next().map_or(String::new(), |part| format!("{}: ", part.path.display()));
     if target != Target::Number && seen.are_no_classes() {
         return Err(Error(format!(
-            "{file}the column `{column}` has {} different labels in {} rows; name the label column with --label or, for \
-             numbers say --target number",
+            "{file}the column `{column}` has {} different labels in {} rows; name the label column with --label or, \
+             for numbers, use --target number",
             seen.names.len(),
             seen.rows
         )));

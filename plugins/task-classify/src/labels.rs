@@ -80,7 +80,7 @@ impl Row {
     }
 }
 
-/// What is known of the labels of one or more files.
+/// What is known about the labels of one or more files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// Each label with its number of rows.

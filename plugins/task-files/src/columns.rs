@@ -120,7 +120,7 @@ pub fn text(values: &Map<String, Value>, name: &str) -> Result<String, String> {
     }
 }
 
-/// A label as text: a number by its digits, with 1.0 as 1; `None` where there is none.
+/// A label as text: a number by its digits, with 1.0 as 1; `None` if there is none.
 ///
 /// # Errors
 /// The value is a list or an object; the message leaves out the place.

@@ -17,16 +17,16 @@ use std::path::Path;
 /// Rows that are decoded at a time. A decoded text is a slice of its page, so a page that names one long text for every
 /// row costs no more than the page.
 const BATCH: usize = 256;
-/// Columns in columns.
+/// The deepest nesting of columns.
 const DEPTH: usize = 8;
-/// Values of a list.
+/// The most values of a list.
 const LONGEST_LIST: usize = 1 << 16;
 
 /// The rows of a file, decoded batch by batch. An unreadable page is an error of the iterator, and its last item.
 ///
 /// # Errors
-/// The file is not a readable parquet file; a wanted column that is there twice, is nested too deeply, or holds something
-/// else than texts, numbers, lists and structs; a page that unpacks to too much.
+/// The file is not a readable parquet file; a wanted column that is there twice, is nested too deeply, or holds
+/// something other than texts, numbers, lists and structs; a page that unpacks to too much.
 pub(crate) fn table(path: &Path, reading: Reading) -> Result<Table, Error> {
     let file = open(path)?;
     let name = path.display().to_string();
@@ -298,7 +298,7 @@ impl Node {
         }
     }
 
-    /// Passes over the entry that says in each column below this field that it is not there.
+    /// Skips the entry that marks this field as absent in each column below it.
     fn absent(&self, leaves: &mut [Leaf]) -> Result<(), String> {
         match &self.shape {
             Shape::Leaf(leaf) => leaves[*leaf].pass(),
@@ -354,7 +354,7 @@ impl Leaf {
             ColumnReader::BoolColumnReader(column) => self.read(column, rows, |b| Cell::Number(b.into())),
             ColumnReader::FloatColumnReader(column) => self.read(column, rows, |x| Cell::Number(decimal(x))),
             ColumnReader::DoubleColumnReader(column) => self.read(column, rows, |x| Cell::Number(x.into())),
-            _ => Err(ParquetError::General("a column of another type than the schema says".into())),
+            _ => Err(ParquetError::General("a column whose type differs from the schema's".into())),
         }?;
         self.reader = Some(reader);
         Ok(())
@@ -401,7 +401,7 @@ impl Leaf {
 
     fn take(&mut self) -> Result<Value, String> {
         self.pass()?;
-        let cell = self.values.get(self.next_value).ok_or("it has less values than it says")?;
+        let cell = self.values.get(self.next_value).ok_or("it has fewer values than it declares")?;
         self.next_value += 1;
         match cell {
             Cell::Number(value) => Ok(value.clone()),
@@ -442,7 +442,7 @@ mod tests {
         records.map(|record| record.map(|r| Value::Object(r.values))).collect::<Result<_, _>>().map_err(|e| e.0)
     }
 
-    /// Two rows a row group.
+    /// Two rows per row group.
     fn read(columns: &[(&str, Column)]) -> Result<Vec<Value>, String> {
         let properties = WriterProperties::builder().set_max_row_group_row_count(Some(2)).build();
         read_bytes(&parquet(columns, properties), Reading::default())

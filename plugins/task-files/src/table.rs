@@ -32,7 +32,7 @@ pub struct Reading<'a> {
     pub wanted: Option<&'a dyn Fn(&str) -> bool>,
     /// The columns of a TSV file without a header line.
     pub header: Option<&'a [&'a str]>,
-    /// Whether a TSV row may go on in the next line, because the texts contain line breaks.
+    /// Whether a TSV row may continue on the next line, because the texts contain line breaks.
     pub wrapped_rows: bool,
 }
 

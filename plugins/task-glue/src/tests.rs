@@ -1,4 +1,4 @@
-//! Every task in every layout: on small files, and on the real ones where they are available.
+//! Every task in every layout: on small files, and on the real ones if they are available.
 
 use super::*;
 use sparta_plugin::task::{Example, Recipe, Source, Take};

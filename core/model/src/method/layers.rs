@@ -75,7 +75,7 @@ impl<'a> AdaptedLayers<'a> {
         self.external(graph, name, ty.dtype, &ty.shape)
     }
 
-    /// The values of a parameter; where it is held in blocks, decoded anew at each call.
+    /// The values of a parameter; if it is held in blocks, decoded anew at each call.
     fn parameter(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
         let stored = self.stored(graph, position);
         let Some(op) = self.adaptation.decoding(position) else { return Ok(stored) };

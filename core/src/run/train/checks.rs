@@ -12,7 +12,7 @@ use sparta_graph::Backend;
 use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
 
-/// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a
+/// Compares the kernels of the method's own operations with their subgraphs, on the run's device in a
 /// small model. If the method refuses that model, a message says that nothing was compared.
 ///
 /// Errors: results that differ; a device that fails.

@@ -82,7 +82,7 @@ struct Inputs<T> {
     ld: Ptr<T>,
 }
 
-/// The scratch memory of a thread. Rows of one head are there where they have to be converted.
+/// The scratch memory of a thread. It has rows of one head if they must be converted.
 struct Buffers<T> {
     /// `[rows, QUERIES]`
     p: Ptr<T>,

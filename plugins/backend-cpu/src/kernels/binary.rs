@@ -67,7 +67,8 @@ pub mod testing {
     use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::{DType, Op};
 
-    /// Holds an op against `f`, for operands of one shape, rows and columns of all types. The second has no numbers near 0.
+    /// Compares an op with `f`, for operands of one shape, rows and columns of all types. The second has no numbers
+    /// near 0.
     pub fn check_binary(op: impl Into<Op>, f: impl Fn(f64, f64) -> f64) {
         let op = op.into();
         for (rows, columns) in [(1, 1), (3, 70), (300, 129)] {

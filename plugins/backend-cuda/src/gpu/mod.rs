@@ -427,7 +427,7 @@ impl Machine for Gpu {
         }
         self.run(|work| graph::begin(&work.session))?;
         let queued = work(self);
-        // What was begun ends, whatever has failed.
+        // The recording is ended whatever has failed.
         let ended = self.run(|work| work.graphs.as_mut().map(|graphs| graphs.end(&work.session)).transpose());
         match (queued, ended) {
             (Ok(()), ended) => ended,

@@ -137,7 +137,7 @@ impl Downloads {
         let (memory, bytes) = (download.memory.start, download.bytes);
         self.spare.push(download);
         if bytes != out.len() {
-            return Err(Failure::Other(format!("{bytes} bytes were requested, {} are to be fetched", out.len())));
+            return Err(Failure::Other(format!("{bytes} bytes were requested, but {} are fetched", out.len())));
         }
         // SAFETY: the device has written these bytes and is done.
         unsafe { ptr::copy_nonoverlapping(memory, out.as_mut_ptr(), bytes) };

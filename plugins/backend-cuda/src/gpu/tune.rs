@@ -25,7 +25,7 @@ pub struct Tuner {
 type Run<'r> = &'r mut dyn FnMut(&Algorithm, &Factors) -> Result<bool, Failure>;
 
 impl Tuner {
-    /// The stored choice for a form, or the fastest of `candidates`, of which there is one at least. Without memory to
+    /// The stored choice for a form, or the fastest of `candidates`, of which there is at least one. Without memory to
     /// measure in, the first of them, which is not stored.
     pub fn choose(
         &self,

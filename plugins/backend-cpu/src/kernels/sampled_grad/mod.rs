@@ -127,8 +127,8 @@ const COLUMNS: usize = 384;
 const TILE_ROWS: usize = 128;
 const TILE_COLUMNS: usize = 512;
 
-/// How the sampled algorithm divides the weight: a piece for each thread, which transposes what it needs into memory of
-/// its own. What is transposed together would go from core to core twice, which takes longer than transposing it.
+/// How the sampled algorithm divides the weight: a piece for each thread, which transposes what it needs into its own
+/// memory. What is transposed together would go from core to core twice, which takes longer than transposing it.
 #[derive(Clone, Copy)]
 struct Pieces {
     rows: usize,
@@ -189,7 +189,9 @@ impl<T: Real, L: Lines<T>> Choice<T, L> {
         match (index as usize).checked_sub(row * columns) {
             Some(column) if range.contains(&column) => Ok(column - range.start),
             Some(column) if column < columns => Err(format!("the indices of row {row} do not ascend")),
-            _ => Err(format!("element {index} is chosen in row {row} of {columns} columns, where it does not lie")),
+            _ => Err(format!(
+                "element {index} is chosen in row {row}, but lies outside of it; rows have {columns} columns"
+            )),
         }
     }
 

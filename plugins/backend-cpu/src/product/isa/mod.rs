@@ -1,4 +1,4 @@
-//! What the product needs of an instruction set.
+//! What the product needs from an instruction set.
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
@@ -215,7 +215,7 @@ pub fn round(x: f32) -> u16 {
 }
 
 /// Compiles an unsafe function that is generic over [`Isa`] for the instructions of each [`Unit`]; a call takes those of
-/// its first argument. What the body calls must be `#[inline(always)]` to be compiled along.
+/// its first argument. What the body calls must be `#[inline(always)]` to be compiled with it.
 macro_rules! for_units {
     (
         $(#[$attribute:meta])*

@@ -154,7 +154,7 @@ fn request(args: &BenchArgs, info: &DeviceInfo) -> Result<Request> {
     };
     let fastest = if info.products.is_empty() { Precision::F32 } else { Precision::BF16 };
     if args.precisions.contains(&Precision::TF32) {
-        let said = "--precision tf32: bench compares devices, of which few have TF32; use f32 or bf16";
+        let said = "--precision tf32: bench compares devices, few of which have TF32; use f32 or bf16";
         return Err(Error::Usage(said.into()));
     }
     let precisions = match (args.precisions.is_empty(), quick) {

@@ -38,7 +38,7 @@ pub fn prepare() -> Result<(), String> {
     }
     let shared = sparta_communicator_mpi::local_size() > 1;
     if Some(threads) != asked && (threads < wanted || asked.is_some() || shared) {
-        let why = if threads < wanted { "the system allows no more" } else { "more are of no use here" };
+        let why = if threads < wanted { "the system allows no more" } else { "more would not help here" };
         if threads < wanted || asked.is_some() {
             crate::output::aside(format!("note: {threads} threads are used: {why}"));
         }

@@ -8,8 +8,7 @@ use sparta_core::team::{Team, threads};
 use sparta_core::{Error, Result};
 use std::path::PathBuf;
 
-/// The processes that a launcher started, of which only rank 0 prints from now on; this one alone if there is no
-/// launcher.
+/// The processes that a launcher started; only rank 0 prints from now on. Without a launcher, this process alone.
 ///
 /// Errors: the processes cannot connect.
 pub fn team(plugins: &PluginSet) -> Result<Team> {

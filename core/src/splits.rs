@@ -58,7 +58,7 @@ pub fn open<'a>(source: &'a Source, described: &TaskInfo) -> Result<Opened<'a>> 
 
 /// Reads each part of the wanted splits once and distributes its examples; the other splits stay empty.
 ///
-/// If a part has less than three times the number to draw, a fifth of it is drawn instead, with a note. Errors: a
+/// If a part has fewer than three times the number to draw, a fifth of it is drawn instead, with a note. Errors: a
 /// malformed row; an empty split, unless the recipe leaves out dev or test; an example that does not suit the task;
 /// examples that take too much memory, see [`Source`].
 pub fn load(opened: Opened, wanted: &[&str], seed: u64) -> Result<Splits> {

@@ -122,7 +122,7 @@ impl<'a> TensorView<'a> {
         if self.blocks().is_some() { TensorView { dtype, ..self } } else { self }
     }
 
-    /// The same with plain values rounded to these blocks, of which rows must be whole ones; its values are f32 then.
+    /// The same with plain values rounded to these blocks, into which rows must divide; its values are f32 then.
     pub fn rounded_to(self, blocks: Blocks) -> TensorView<'a> {
         let plain =
             matches!(self.stored, Storage::Plain(dtype) if dtype.is_float()) && self.arrangement == Arrangement::None;

@@ -48,7 +48,7 @@ pub struct RunPlan {
     /// The number of parts that a batch is split into in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_parts: Option<usize>,
-    /// Who does what, where several processes train together.
+    /// Who does what, if several processes train together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub together: Option<TogetherPlan>,
     /// Whether activations are recomputed in the backward pass.

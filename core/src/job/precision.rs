@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the weights are 16-bit or quantized and the device multiplies 16-bit floats in hardware, else f32.
+    /// bf16 if the weights are 16-bit or quantized and the device multiplies 16-bit floats in hardware, else f32.
     #[default]
     Auto,
     F32,

@@ -80,10 +80,7 @@ impl fmt::Display for TogetherPlan {
             return writeln!(f, "  share    features and evaluations; each process does all steps of the head");
         }
         let (count, size) = (thousands(*micro_batches as u64), members.len());
-        writeln!(
-            f,
-            "  share    a step of the mean length has {count} micro-batches, of which each process computes one in {size}"
-        )?;
+        writeln!(f, "  share    a step of mean length has {count} micro-batches; each process computes one in {size}")?;
         let (step, one) = (memory_size(self.step_bytes()), memory_size(self.gradient_bytes));
         let order = match self.exchange {
             Exchange::Exact => format!("added in their order, with the same bytes as one process{}", self.alone),

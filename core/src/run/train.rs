@@ -50,10 +50,11 @@ pub fn run(
     run_together(config, plugins, open, start, observer, &mut Team::alone())
 }
 
-/// [`run`] as one of the processes of a team, of which the leading one writes the run directory: all compute what one
-/// process alone would, and write the same bytes.
+/// [`run`] as one of the processes of a team, whose leading process writes the run directory: they compute what a
+/// single process would, and the same bytes are written.
 ///
-/// Errors: those of [`run`]; another process that has failed, with its message, or that is about to do something else.
+/// Errors: those of [`run`]; another process that has failed, with its message, or that is about to do something
+/// different.
 pub fn run_together(
     config: &RunConfig,
     plugins: &PluginSet,

@@ -126,7 +126,8 @@ impl Team {
         self.others.as_ref().map_or(asks, |others| others.stops)
     }
 
-    /// What each process has, in the order of ranks; `what` names it where processes are not at the same place.
+    /// What each process has, in the order of ranks; `what` names it in the error if processes are not at the same
+    /// place.
     ///
     /// Errors: a process that has failed, with its message.
     pub fn exchange(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// The state of a run when its method acts.
 pub struct StepPoint<'a> {
-    /// Steps done, of which the last changed something.
+    /// Steps done, the last of which changed something.
     pub step: u64,
     pub total_steps: u64,
     /// The factor that clipped the step's gradients.

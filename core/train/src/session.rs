@@ -295,7 +295,7 @@ impl Session {
         Ok(())
     }
 
-    /// The values of a weight as products read it, but for what is added to it.
+    /// The values of a weight as products read it, except for what is added to it.
     pub fn read_weight(&mut self, position: usize) -> Result<Vec<f32>> {
         let adaptation = &self.setup.adaptation;
         let name = adaptation.parameters[position].name.clone();

@@ -45,7 +45,7 @@ impl<T: Real> Floats<T> {
     /// Elements `start .. start + n` as numbers: where they lie, or converted into `buffer`.
     ///
     /// # Safety
-    /// As for [`Floats::load`], where the tensor does not hold numbers.
+    /// As for [`Floats::load`], if the tensor does not hold numbers.
     #[inline(always)]
     pub unsafe fn read(self, start: usize, n: usize, buffer: *mut T) -> *const T {
         if let Floats::Full(x) = self {

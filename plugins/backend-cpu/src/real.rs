@@ -32,10 +32,10 @@ pub trait Real:
     fn from_f32(x: f32) -> Self;
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
-    /// Rounded to odd where f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
+    /// Rounded to odd if f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
     fn to_f32_odd(self) -> f32;
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// The tensor again, where the number type is f32.
+    /// The tensor itself, if the number type is f32.
     fn single(tensor: Floats<Self>) -> Option<Floats<f32>>;
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;

@@ -162,8 +162,8 @@ fn compare(op: &Op, got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
     }
 }
 
-/// With the inputs `which` rounded to bf16, an op computes what it computes from the same numbers in f32, and rounds that
-/// once where its output is bf16: up to a last bit of f32 in f64, and up to `tolerance` before it is rounded in f32.
+/// With the inputs `which` rounded to bf16, an op computes what it computes from the same numbers in f32, and rounds
+/// that once if its output is bf16: up to a last bit of f32 in f64, and up to `tolerance` before it is rounded in f32.
 pub fn check_bf16(op: impl Into<Op>, inputs: &[Tensor], which: &[usize], tolerance: f64) {
     let op = op.into();
     let (mut stored, mut wide) = (inputs.to_vec(), inputs.to_vec());

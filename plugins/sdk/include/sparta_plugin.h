@@ -246,7 +246,7 @@ typedef struct SpartaMethod {
  *                as it was when a model was trained on it, whose labels must be kept in their order;
  *                "other_data" says that the model was not trained on this data: a single file is then the requested split
  * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."], "task": TaskInfo (3)}; "task" is the
- *                task as found in the data, where the description leaves something open
+ *                task as found in the data, if the description leaves something open
  * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}
  *                 | {"share": {"from": 0.8, "to": 1.0}} (3)}; no parts: no such split. A share takes the examples in an
  *                order drawn by the seed, in which each label gets about its share and equal texts stay together
@@ -363,7 +363,7 @@ typedef struct SpartaCommunicator {
     size_t size;
     /* Result: CommunicatorPluginInfo. */
     SpartaStatus (*describe)(SpartaCall call);
-    /* Result: Launch, or null where this process was started alone. Looks at the environment, no more. */
+    /* Result: Launch, or null if this process was started alone. Looks at the environment, no more. */
     SpartaStatus (*launched)(SpartaCall call);
     /* Meets the other processes, once. Result: Place; writes a handle. */
     SpartaStatus (*join)(SpartaCall call, uint64_t *communicator);

@@ -56,8 +56,8 @@ impl Tensor {
         self.values.iter().map(magnitude).fold(0.0, f64::max)
     }
 
-    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite where one of
-    /// them is not finite.
+    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite if one of them
+    /// is not finite.
     pub fn difference(&self, other: &Tensor) -> f64 {
         let (a, b) = (self.values.iter(), other.values.iter());
         let both = Tensor { shape: self.shape.clone(), values: a.zip(b).map(|(a, b)| a - b).collect() };
@@ -244,7 +244,7 @@ impl Layer<'_> {
         Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
     }
 
-    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, where
+    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, if
     /// trained, moved away from them.
     fn inputs(&self, moved: bool) -> Vec<Tensor> {
         let input = self.parameter.shape.iter().skip(1).product();

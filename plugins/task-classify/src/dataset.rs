@@ -89,7 +89,7 @@ impl Opened {
         }
     }
 
-    /// The position of a label, which may also be given by number where the labels are not numbers themselves.
+    /// The position of a label, which may also be given by number if the labels are not numbers themselves.
     fn label(&self, name: &str) -> Result<u32, String> {
         let labels = &self.task.labels;
         let by_name = labels.iter().position(|label| label == name);

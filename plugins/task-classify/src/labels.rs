@@ -55,7 +55,7 @@ impl Row {
         }
     }
 
-    /// Its labels, trimmed; `None` where the field is empty.
+    /// Its labels, trimmed; `None` if the field is empty.
     pub fn labels(&self, separator: Option<&str>) -> Result<Option<Vec<String>>, String> {
         let Some(value) = self.columns.label.as_ref().and_then(|label| self.values.get(label)) else { return Ok(None) };
         let one = |value: &Value| {

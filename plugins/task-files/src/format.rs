@@ -66,7 +66,7 @@ impl Format {
         Self::ENDINGS.iter().find(|(known, _)| *known == ending).map(|(_, format)| *format)
     }
 
-    /// [`Format::named`], or [`Format::of`] where no name is given.
+    /// [`Format::named`], or [`Format::of`] if no name is given.
     ///
     /// # Errors
     /// Neither gives a format.

@@ -120,7 +120,7 @@ struct Schema {
 
 impl Schema {
     /// # Errors
-    /// What the field holds, where that cannot be read.
+    /// What the field holds, if that cannot be read.
     fn node(&mut self, field: &Type, depth: usize) -> Result<Node, String> {
         let depth = depth.checked_sub(1).ok_or("columns nested too deeply")?;
         let info = field.get_basic_info();
@@ -324,7 +324,7 @@ struct Leaf {
     /// As the file numbers those that hold values.
     column: usize,
     reader: Option<ColumnReader>,
-    /// One for each entry; none where all are equal.
+    /// One for each entry; none if all are equal.
     definitions: Vec<i16>,
     repetitions: Vec<i16>,
     /// The values of the entries that have one, from `next_value` on still to be given out.
@@ -380,7 +380,7 @@ impl Leaf {
         Ok(())
     }
 
-    /// The definition level of the next entry; the highest where the column has none.
+    /// The definition level of the next entry; the highest if the column has none.
     fn definition(&self) -> Result<i16, String> {
         match self.definitions.is_empty() {
             true if self.entry < self.entries => Ok(i16::MAX),
@@ -388,7 +388,7 @@ impl Leaf {
         }
     }
 
-    /// The repetition level of the next entry; 0 where there is none, as at the next row.
+    /// The repetition level of the next entry; 0 if there is none, as at the next row.
     fn repetition(&self) -> i16 {
         self.repetitions.get(self.entry).copied().unwrap_or(0)
     }

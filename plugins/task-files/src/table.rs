@@ -20,7 +20,7 @@ pub type Records = Box<dyn Iterator<Item = Result<Record, Error>> + Send>;
 
 /// An opened file. Records are read on demand; after an error, the next ones are unspecified.
 pub struct Table {
-    /// The names of all columns, where the file gives them before its records.
+    /// The names of all columns, if the file gives them before its records.
     pub columns: Option<Vec<String>>,
     pub records: Records,
 }

@@ -9,7 +9,7 @@ pub(crate) struct GlueTask {
     pub title: &'static str,
     pub schema: Schema,
     pub pair: bool,
-    /// The name of the number, where the label is one.
+    /// The name of the number, if the label is one.
     pub number: Option<&'static str>,
     /// What an instruction model is asked, including the word for each class; empty for a number.
     pub prompt: &'static str,
@@ -17,7 +17,7 @@ pub(crate) struct GlueTask {
     pub metrics: &'static [&'static str],
     pub primary: &'static str,
     pub layouts: &'static [Layout],
-    /// How many development examples are drawn from the training split where GLUE's own are the test split.
+    /// How many development examples are drawn from the training split if GLUE's own are the test split.
     pub dev: usize,
     /// The most training examples to keep after the draw.
     pub cap: Option<usize>,

@@ -15,7 +15,7 @@ pub(crate) enum Form {
     Prompt { answer: &'static str },
     /// An instruction with or without an input, as in Alpaca's and Dolly's files.
     Instruction { input: &'static str, answer: &'static str },
-    /// A text of which everything is learned.
+    /// A text that is learned as a whole.
     Text,
 }
 

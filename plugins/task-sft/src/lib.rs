@@ -1,4 +1,4 @@
-//! Supervised fine-tuning on prompts and answers, conversations and texts, of which the answers are learned.
+//! Supervised fine-tuning on prompts and answers, conversations and texts; the answers are learned.
 
 mod form;
 

@@ -1,4 +1,4 @@
-//! Continued pretraining: documents without labels, of which every next token is learned, from files in any format.
+//! Continued pretraining: documents without labels, every next token of which is learned, from files in any format.
 
 use sparta_plugin::Error;
 use sparta_plugin::task::{

@@ -42,7 +42,7 @@ enum Kind {
 #[derive(Default)]
 pub struct Outcome {
     pub failures: Vec<String>,
-    /// What the backend says it cannot run, and need not.
+    /// What the backend says it cannot run, and need not run.
     pub refused: Vec<String>,
 }
 

@@ -46,7 +46,7 @@ pub(super) fn parameters(gguf: &Gguf, keys: &Keys, head_dim: u64) -> Result<Map<
     Ok(found)
 }
 
-/// The settings of Llama 3.1 to 3.3 whose factors these are, the divisors of each frequency; `None` where all are 1.
+/// The settings of Llama 3.1 to 3.3 whose factors these are, the divisors of each frequency; `None` if all are 1.
 fn llama3(factors: &[f32], theta: f64, width: u64) -> Result<Option<Value>> {
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;

@@ -51,7 +51,7 @@ fn tensors() -> Vec<TensorOut> {
     ]
 }
 
-/// Row number plus a hundredth of the column's, where numbers are whole.
+/// The row number of each element; in blocks, every byte is 1.
 fn values(tensor: &TensorOut) -> Vec<u8> {
     let n: usize = tensor.shape.iter().product();
     match tensor.stored {

@@ -202,7 +202,7 @@ impl Tokenizer {
     }
 }
 
-/// The most characters in a row of which all or none are white space.
+/// The longest run of characters that are all white space, or all not.
 fn longest_run(text: &str) -> usize {
     let (mut longest, mut run, mut white) = (0, 0, false);
     for c in text.chars() {
@@ -416,7 +416,7 @@ mod tests {
                 bytes[i] ^= change;
                 std::fs::write(dir.path().join("tokenizer.json"), &bytes).unwrap();
                 if let Ok(tokenizer) = Tokenizer::open(dir.path()) {
-                    // An error where the unknown token is gone.
+                    // An error if the unknown token is gone.
                     let _ = tokenizer.encode("good bad what", Some("film"));
                 }
             }

@@ -44,7 +44,7 @@ pub enum Scaling {
 /// A family's defaults, and what it supports.
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// The theta of layers with sliding windows, in families where these rotate by other angles.
+    /// The theta of layers with sliding windows, in families where these rotate by different angles.
     pub local_theta: Option<f64>,
     /// Whether the rotation may cover only part of a head.
     pub partial: bool,

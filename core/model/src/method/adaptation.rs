@@ -253,8 +253,8 @@ impl Adaptation {
         &self.scored
     }
 
-    /// The adaptation that computes scores of one kind: it trains all of the scored tensors, and the rest as the method
-    /// says where that is trained as well.
+    /// The adaptation that computes scores of one kind: it trains all of the scored tensors; [`Score::Change`] also
+    /// trains the rest, as the method says.
     pub fn for_score(&self, score: Score) -> Adaptation {
         let mut adaptation = Adaptation { residual: false, steps: None, ..self.clone() };
         let trains = matches!(score, Score::Change { .. });

@@ -119,7 +119,7 @@ struct Head<T> {
     shape: Shape<T>,
     inputs: Inputs<T>,
     dq: Floats<T>,
-    /// Per query head, also where several share a key head.
+    /// Per query head, even if several share a key head.
     dk: Ptr<T>,
     dv: Ptr<T>,
     dropout: Option<Dropout<T>>,

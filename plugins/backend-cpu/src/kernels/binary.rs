@@ -1,4 +1,4 @@
-//! Elementwise ops of two operands, of which the second may be a row or a column that is repeated.
+//! Elementwise ops of two operands, the second of which may be a repeated row or column.
 
 use crate::bind::{Io, Kernel};
 use crate::elementwise::{elementwise, pieces};

@@ -47,7 +47,7 @@ mod tests {
     use crate::testing::{Tensor, run};
     use sparta_graph::ops::{Body, BodyCall, CpuFunction, Mul, OwnOp};
 
-    /// `y = a b` of two matrices, or a failure where the first number is negative.
+    /// `y = a b` of two matrices, or a failure if the first number is negative.
     unsafe extern "C" fn product(inputs: *const RawTensor, count: usize, outputs: *const RawTensor, _: usize) -> i32 {
         // SAFETY: two inputs and an output of one shape.
         unsafe {

@@ -88,7 +88,7 @@ pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, Str
     }))
 }
 
-/// Bytes of one row of each tensor as numbers; none where all of them hold numbers.
+/// Bytes of one row of each tensor as numbers; none if all of them hold numbers.
 fn row_buffers<T: Real>(width: usize, tensors: &[Floats<T>]) -> usize {
     if tensors.iter().all(|tensor| tensor.is_full()) { 0 } else { tensors.len() * width * size_of::<T>() }
 }

@@ -186,7 +186,7 @@ impl Product {
         pack::Panels { lines: columns, width, step: self.unit.lanes(), pairs: depth.div_ceil(2) }
     }
 
-    /// Computes c, in one thread or, where it pays, with those of the pool.
+    /// Computes c, in one thread or, if it pays, with those of the pool.
     ///
     /// # Safety
     /// The operands are in live memory that nothing else writes meanwhile, and nothing else touches c; c overlaps no

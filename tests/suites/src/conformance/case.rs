@@ -276,7 +276,7 @@ impl Build {
             expected: self.expected,
             ignored: self.ignored,
             magnitude: self.magnitude,
-            // Rows of an odd number of 16-bit elements start where a binding can only at every 128th row.
+            // Of rows with an odd number of 16-bit elements, only every 128th starts where a binding may.
             refusable: self.refusable || self.narrowed,
             narrowed: self.narrowed,
         })

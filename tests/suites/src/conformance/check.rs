@@ -24,7 +24,7 @@ struct JudgedCase {
 /// What a backend did in the cases.
 pub struct Outcome {
     backend: String,
-    /// What it computed, by case; empty where it failed.
+    /// What it computed, by case; empty if it failed.
     outputs: Vec<Tensors>,
     pub failures: Vec<String>,
     /// Cases that the backend says it cannot run, and may refuse.

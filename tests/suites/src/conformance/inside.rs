@@ -5,8 +5,8 @@ use crate::Tensor;
 use sparta_graph::ops::{Attention, IGNORED, Layout, LinearCrossEntropy, WeightGrad, step};
 use sparta_graph::{DType, DeviceInfo, Op};
 
-/// The most that rounding to bf16 changes a number, as a share of it. A product of which one factor is rounded changes
-/// by at most this share of the product of the absolute values.
+/// The most that rounding to bf16 changes a number, as a share of it. A product with one rounded factor changes by at
+/// most this share of the product of the absolute values.
 const ROUNDING: f64 = 1.0 / 256.0;
 
 /// The same for TF32, which may be truncated after 10 bits.

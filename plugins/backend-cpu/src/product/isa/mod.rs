@@ -5,7 +5,7 @@ pub mod x86;
 
 use crate::simd::sum_lanes;
 
-/// The instructions that multiply. The others exist only where the processor has what they need.
+/// The instructions that multiply. The others exist only if the processor has what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// `vdpbf16ps` of AVX-512 BF16.
@@ -84,7 +84,7 @@ fn size<S: Isa>() -> [usize; 2] {
 /// Vectors of f32 sums, and of pairs of bf16: the element of k in the low half of 32 bits, that of k + 1 in the high.
 ///
 /// # Safety
-/// Methods may be called where the processor has the instructions, with pointers to whole vectors.
+/// Methods may be called if the processor has the instructions, with pointers to whole vectors.
 pub trait Isa {
     type Vector: Copy;
     type Pairs: Copy;

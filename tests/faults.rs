@@ -181,7 +181,9 @@ fn a_lost_device_is_opened_once_more_and_nothing_changes() {
 fn a_device_that_is_lost_twice_or_lies_ends_the_run() {
     let home = tempfile::tempdir().unwrap();
     let base = config(home.path(), 12);
-    for (name, fault, part) in [("lost", Fault::Lost, "the plug was pulled"), ("idle", Fault::Idle, "it had to copy")] {
+    for (name, fault, part) in
+        [("lost", Fault::Lost, "the plug was pulled"), ("idle", Fault::Idle, "it should have copied")]
+    {
         let config = RunConfig { out: home.path().join(name), ..base.clone() };
         let text = train(&config, 2, fault, 6).0.unwrap_err().to_string();
         assert!(text.contains(part) && text.contains("second time") && text.contains("--resume"), "{text}");

@@ -549,7 +549,7 @@ fn predictions_are_finite_and_texts_are_what_the_task_has() {
     let home = home.path();
     let model = classifier(home, "same", &["negative", "positive"], &[0, 1]);
     fs::write(home.join("pairs"), "{\"text\": \"a\"}\n{\"text\": \"a\", \"pair\": \"b\"}\n").unwrap();
-    refused(home, "predict trained pairs --device cpu", &["text 2: expected a single text, as task sst2 has them"]);
+    refused(home, "predict trained pairs --device cpu", &["text 2: expected a single text for task sst2"]);
     let path = Path::new(&model).join("model.safetensors");
     let file = TensorFile::open(&path).unwrap();
     let tensors: Vec<OutTensor> = file

@@ -125,7 +125,7 @@ fn what_is_shown_is_marked_and_counted() {
         "dev 1: ",
         "1 of more than 20 tokens are left out",
         "1 are left out, as they have no tokens to train on",
-        "conversations are written by the model's chat template; the loss covers the answers",
+        "conversations are formatted by the model's chat template; the loss covers the answers",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }

@@ -248,7 +248,7 @@ fn cell(step: &bench::Step) -> String {
         Outcome::NotMeasured(why) => why.replace(['|', '\n'], " "),
         Outcome::Measured(figures) => {
             let (speed, share) = (thousands(figures.measured.tokens_per_s.round() as u64), figures.share_of_ceiling);
-            let joules = figures.joules.map(|joules| format!(", {joules:.1} J a step")).unwrap_or_default();
+            let joules = figures.joules.map(|joules| format!(", {joules:.1} J per step")).unwrap_or_default();
             let checked = if figures.checked { "" } else { ", not compared" };
             format!("{speed} ({:.0} %, {}{joules}{checked})", 100.0 * share, memory_size(figures.memory))
         }

@@ -463,7 +463,7 @@ mod tests {
     fn pairs_are_for_tasks_of_pairs() {
         let pairs = TaskInfo { pair: true, ..task(2) };
         let error = read_all(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
-        assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
+        assert!(error.contains("train, example 1: expected a pair of texts for task t"), "{error}");
     }
 
     #[test]

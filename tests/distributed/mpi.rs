@@ -386,5 +386,5 @@ fn a_launch_is_measured() {
     assert!(times.into_iter().all(|name| number(name) > 0.0), "{steps}");
     assert!(number("together") > number("exchange"), "{steps}");
     let refused = text(&launched(&mpich, home.path(), 2, &format!("{line} --latency 1ms")));
-    assert!(refused.contains("--latency is of a simulation"), "{refused}");
+    assert!(refused.contains("--latency is for simulations"), "{refused}");
 }

@@ -88,9 +88,9 @@ fn other_kind(path: &Path) -> Option<String> {
     if config.as_ref().is_some_and(|config| config.contains_key("model_type") || !config.contains_key("method")) {
         return None;
     }
-    let merge = format!("make a model of it first: sparta-cli adapter merge {} --out MODEL", path.display());
+    let merge = format!("merge it into a model first: sparta-cli adapter merge {} --out MODEL", path.display());
     if config.is_some() {
-        return Some(format!("the directory of a run, not a model; {merge}"));
+        return Some(format!("a run directory, not a model; {merge}"));
     }
     if files::is_file(&path.join("adapter.json")) {
         return Some(format!("an adapter, not a model; {merge}"));
@@ -150,7 +150,7 @@ mod tests {
             open(&place).unwrap_err().to_string()
         };
         for (name, files, said) in [
-            ("run", &[("config.json", "{\"method\": \"lora\"}")][..], "the directory of a run"),
+            ("run", &[("config.json", "{\"method\": \"lora\"}")][..], "a run directory"),
             ("own", &[("adapter.json", "{}")], "an adapter, not a model"),
             ("peft", &[("adapter_config.json", "{}")], "a PEFT adapter"),
             ("root", &[("models--a--b/refs/main", "")], "several models"),

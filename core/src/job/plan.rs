@@ -174,7 +174,7 @@ impl ScoringPlan {
     /// Errors: it does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self, device: &DeviceInfo) -> Result<()> {
         let fits = self.needs.check(&self.memory, device);
-        fits.map_err(|e| Error::Training(format!("the scores before the training, {}: {e}", self.title())))
+        fits.map_err(|e| Error::Training(format!("the scores before training, {}: {e}", self.title())))
     }
 
     fn title(&self) -> String {
@@ -276,7 +276,7 @@ impl fmt::Display for RunPlan {
             None => format!("{} examples", self.batch_size),
         };
         let (total, epoch) = (thousands(self.total_steps as u64), thousands(self.steps_per_epoch as u64));
-        writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
+        writeln!(f, "steps      {total} in all, {epoch} per epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         for GroupPlan { group, by_method, tensors, trained } in &self.groups {

@@ -88,7 +88,7 @@ impl fmt::Display for TogetherPlan {
         };
         writeln!(
             f,
-            "  exchange each process receives {step} a step; the gradients of a micro-batch have {one}, {order}"
+            "  exchange each process receives {step} per step; the gradients of a micro-batch have {one}, {order}"
         )
     }
 }

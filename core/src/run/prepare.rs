@@ -284,7 +284,7 @@ fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) ->
 fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
     match max_steps {
         Some(max) if max > epochs => {
-            Some(format!("--max-steps is {max}, but the run ends after its epochs, with step {epochs}; see --epochs"))
+            Some(format!("--max-steps is {max}, but the run ends after its epochs, at step {epochs}; see --epochs"))
         }
         Some(max) if max < epochs => {
             Some(format!("--max-steps ends the run after step {max} of {epochs} in its epochs"))
@@ -440,7 +440,7 @@ fn unlabelled_encoder(
         TrainOn::Last => "the last answer of each",
     };
     let written = match encoder.instruct() {
-        Some(_) => "conversations are written by the model's chat template",
+        Some(_) => "conversations are formatted by the model's chat template",
         None => "texts are concatenated, followed by the end-of-text token",
     };
     Ok((encoder, (!plain).then(|| format!("{written}; the loss covers {trained}"))))

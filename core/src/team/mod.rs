@@ -313,5 +313,6 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Training(format!("what another process says cannot be read: {e}")))
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::Training(format!("the message of another process cannot be read: {e}")))
 }

@@ -241,8 +241,8 @@ impl StepTensors for Access<'_, '_> {
                 let slot = slots.iter().find(|known| known.name == slot).ok_or_else(|| {
                     let slots: Vec<&str> = slots.iter().map(|slot| slot.name).collect();
                     sparta_plugin::Error(format!(
-                        "there is no `{slot}` to read; there are values, gradient, whole_gradient, weight, indices, and of \
-                         this run's optimizer {}",
+                        "there is no `{slot}` to read; there are values, gradient, whole_gradient, weight, indices \
+                         and, from this run's optimizer, {}",
                         slots.join(", ")
                     ))
                 })?;

@@ -369,7 +369,7 @@ impl Session {
         if got == expected {
             return Ok(());
         }
-        let reason = format!("it had to copy {expected:?} but returned {got:?}; update its driver");
+        let reason = format!("it should have copied {expected:?}, but returned {got:?}; update its driver");
         let device = self.tensors.device().id;
         Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }

@@ -495,7 +495,7 @@ impl WgpuBackend {
         Err(self.op(
             "prepare",
             format!(
-                "{what} needs {bytes} bytes of {dtype} from byte {begin} on, its buffer has {has} of {}",
+                "{what} needs {bytes} bytes of {dtype} from byte {begin} on, but its buffer has {has} of {}",
                 buffer.dtype
             ),
         ))

@@ -193,7 +193,7 @@ impl CudaBackend {
         }
         let of = buffer.dtype;
         let reason =
-            format!("{what} needs {bytes} bytes of {dtype} from byte {begin} on, its buffer has {has} of {of}");
+            format!("{what} needs {bytes} bytes of {dtype} from byte {begin} on, but its buffer has {has} of {of}");
         Err(self.op("prepare", reason))
     }
 

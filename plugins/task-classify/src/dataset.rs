@@ -56,7 +56,9 @@ impl Opened {
             let each = task.labels.iter().zip(&task.weights).map(|(label, weight)| format!("{label} {weight:.3}"));
             notes.push(format!("Weights of the classes in training: {}.", each.collect::<Vec<_>>().join(", ")));
         }
-        notes.push(format!("The labels are in the column `{column}`, {kind}; --label and --target choose otherwise."));
+        notes.push(format!(
+            "The labels are in the column `{column}`, {kind}; use --label and --target to choose differently."
+        ));
         Ok(Opened { files, settings, task, notes })
     }
 
@@ -108,8 +110,8 @@ impl Opened {
 fn unlabelled(part: &Part, settings: &Settings, seen: &Seen) -> Error {
     let expected = match (&settings.named.label, &seen.column) {
         (_, Some(column)) => format!("labels in the column `{column}`"),
-        (Some(label), None) => format!("a column `{label}`, as --label names it"),
-        (None, None) => "a column label, labels, target or class, or one that --label names".to_owned(),
+        (Some(label), None) => format!("a column `{label}`, named by --label"),
+        (None, None) => "a column label, labels, target or class, or one named by --label".to_owned(),
     };
     Error(format!("{}: expected {expected}, got none", part.path.display()))
 }

@@ -76,7 +76,7 @@ impl Format {
             None => Self::of(path).ok_or_else(|| {
                 let known: Vec<&str> = Self::ENDINGS.iter().map(|(ending, _)| *ending).collect();
                 let (path, known) = (path.display(), known.join(", ."));
-                Error(format!("{path}: its name does not tell its format; expected .{known}, or give it with --format"))
+                Error(format!("{path}: its name does not show its format; expected .{known}, or give it with --format"))
             }),
         }
     }

@@ -113,7 +113,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
     GlueTask {
         id: "mrpc",
         folder: "MRPC",
-        title: "MRPC: do two news sentences mean the same",
+        title: "MRPC: do two news sentences mean the same thing",
         schema: Schema {
             texts: &[("sentence1", Some("sentence2")), ("#1 String", Some("#2 String")), ("text", Some("pair"))],
             label: &["label", "Quality"],
@@ -198,7 +198,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
     GlueTask {
         id: "qqp",
         folder: "QQP",
-        title: "QQP: do two questions ask the same",
+        title: "QQP: do two questions ask the same thing",
         schema: Schema {
             texts: &[("question1", Some("question2")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
             label: &["label", "is_duplicate"],

@@ -189,7 +189,7 @@ impl Client {
             _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 let wait = text(response.headers(), "retry-after").and_then(|text| text.trim().parse().ok());
                 let after = wait.map(|seconds| format!(" in {seconds} s")).unwrap_or(" later".into());
-                let reason = format!("{what}: the hub answers {status}{said}; try again{after}");
+                let reason = format!("{what}: the hub answered {status}{said}; try again{after}");
                 return Failure::Busy(reason, wait.map(Duration::from_secs));
             }
             _ if gated && self.token.is_none() => {
@@ -220,7 +220,7 @@ impl Client {
                 format!("{noun} {id} has no revision {revision}: see the branches and tags at {page}/tree/main")
             }
             StatusCode::NOT_FOUND => format!("{what}: not found at revision {revision}; see {page}/tree/{revision}"),
-            _ => format!("{what}: the hub answers {status}{said}"),
+            _ => format!("{what}: the hub answered {status}{said}"),
         })
     }
 

@@ -104,7 +104,7 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> st
     let contradiction = |wanted: bool| {
         Err(format!(
             "add_prefix_space is {wanted} in tokenizer_config.json, but this file disagrees; versions of transformers \
-             differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
+             differ here. Rewrite the files: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
         ))
     };
     match (&mut pre_tokenizer, space) {

@@ -29,7 +29,7 @@ pub(super) fn own_kernels(run: &Prepared, device: &mut dyn Backend, observer: &m
         return Ok(());
     };
     let other = |e: sparta_plugin::Error| {
-        Error::Method(format!("method `{name}`: {e}; run it on another device, and tell its author"))
+        Error::Method(format!("method `{name}`: {e}; run it on another device, and report this to its author"))
     };
     cases.iter().try_for_each(|case| case.check_kernels(device).map(drop).map_err(other))
 }

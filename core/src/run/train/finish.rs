@@ -96,7 +96,7 @@ impl Trainer<'_> {
                 }
                 false => {
                     "the other changes are too small for it and have no effect: use --residual, raise --lr, train \
-                     longer, or take a model in f32"
+                     longer, or use a model in f32"
                 }
             };
             let share = 100.0 * share;

@@ -24,7 +24,7 @@ pub fn prepare<T: Real>(op: &AttentionCached, io: &Io) -> Result<Kernel, String>
     let (window, kv_heads) = (op.window.unwrap_or(usize::MAX), op.kv_heads);
     let elements = group.heads.checked_mul(kept.min(window)).and_then(|scores| scores.checked_add(group.fixed()?));
     let per_thread = elements.and_then(|n| n.checked_mul(size_of::<T>()));
-    let need = Need { shared: 0, per_thread: per_thread.ok_or("the scores of a row are too many to address")? };
+    let need = Need { shared: 0, per_thread: per_thread.ok_or("a row has too many scores to address")? };
     Ok(Kernel::new(need, move |scratch| {
         try_tasks(rows * kv_heads, |task| {
             let (row, kv_head) = (task / kv_heads, task % kv_heads);

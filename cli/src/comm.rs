@@ -124,8 +124,7 @@ fn measure(args: &CommArgs, plugins: &PluginSet, team: &mut Team) -> Result<()> 
     if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Error::Usage(format!(
             "{option} is for simulations, but a launcher has started {} processes, which are measured: leave it out, \
-             or start \
-             the command without a launcher",
+             or start the command without a launcher",
             team.size()
         )));
     }

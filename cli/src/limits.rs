@@ -31,8 +31,8 @@ pub fn prepare() -> Result<(), String> {
     let threads = wanted.min(possible.saturating_sub(OTHERS) / 2);
     if threads == 0 {
         return Err(format!(
-            "the system lets this process have {possible} threads (`ulimit -u`, `ulimit -v`, a control group), and \
-             {} are needed; raise the limit",
+            "the system lets this process have {possible} threads (`ulimit -u`, `ulimit -v`, a control group), and {} are \
+             needed; raise the limit",
             OTHERS + 2
         ));
     }

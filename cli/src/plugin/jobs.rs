@@ -188,8 +188,7 @@ impl Runs<'_> {
         {
             return Err(Ending::Failed(format!(
                 "the merged model's logits differ from the adapted model's by {difference:.1e}; rounding explains at \
-                 most \
-                 {bound:.1e}"
+                 most {bound:.1e}"
             )));
         }
         let eval = ["eval".into(), self.at("run").into(), "--split=dev".into(), "--device=cpu".into(), "--json".into()];

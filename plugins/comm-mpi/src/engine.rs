@@ -85,9 +85,8 @@ pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     let (rank, size) = (rank as usize, size as usize);
     if size != launch.size {
         return Err(Error(format!(
-            "{} has started {} processes, but {} sees {size}: it is not this launcher's library, or the launcher \
-             does not support it (srun --mpi=list shows what is available); name the right one with \
-             SPARTA_MPI_LIBRARY",
+            "{} has started {} processes, but {} sees {size}: it is not this launcher's library, or the launcher does \
+             not support it (srun --mpi=list shows what is available); name the right one with SPARTA_MPI_LIBRARY",
             launch.launcher,
             launch.size,
             path.display()

@@ -57,8 +57,8 @@ fn find(launch: &Launch) -> Result<(PathBuf, Library), Error> {
         }
     }
     Err(Error(format!(
-        "{} has started {} processes, but no MPI library was found to connect them: looked for {} beside the \
-         launcher and in the system's library directories ({}); name one with {VARIABLE}",
+        "{} has started {} processes, but no MPI library was found to connect them: looked for {} beside the launcher \
+         and in the system's library directories ({}); name one with {VARIABLE}",
         launch.launcher,
         launch.size,
         names.join(", "),

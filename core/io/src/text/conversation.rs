@@ -58,8 +58,8 @@ impl Conversations {
         let begin = Beginning { chat, tokenizer, turn: 1, text: &asked };
         match begin.within(&whole, &tokenizer.encode_plain(&whole)?) {
             Ok((_, true)) => Err(chat.unfit(
-                "is not prefix-stable: the prompt ends within a token of the answer, as with trailing white space; \
-                 use --train-on all, or another template",
+                "is not prefix-stable: the prompt ends within a token of the answer, as with trailing white space; use \
+                 --train-on all, or another template",
             )),
             _ => Ok(()),
         }

@@ -98,8 +98,7 @@ impl Tokenizer {
         if !self.growth.allows(text.len()) {
             return Err(Error::Tokenizer(format!(
                 "{}: its normalizer and pre_tokenizer can turn a text of {} bytes into more than {} MiB; use the \
-                 model's own \
-                 tokenizer, or texts of at most {:.0} bytes",
+                 model's own tokenizer, or texts of at most {:.0} bytes",
                 self.path.display(),
                 text.len(),
                 LARGEST as u64 >> 20,
@@ -111,8 +110,8 @@ impl Tokenizer {
         {
             let run = longest_run(text);
             return Err(Error::Tokenizer(format!(
-                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split \
-                 at most {most}: divide the text, or use sparta-cli",
+                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split at \
+                 most {most}: divide the text, or use sparta-cli",
                 self.path.display()
             )));
         }
@@ -123,8 +122,8 @@ impl Tokenizer {
         let (ids, rows) = (encoding.get_ids(), self.rows.get().copied().unwrap_or(usize::MAX));
         match ids.iter().find(|&&id| id as usize >= rows) {
             Some(&id) => Err(Error::Tokenizer(format!(
-                "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} embeddings; \
-                 remove it from the text",
+                "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} \
+                 embeddings; remove it from the text",
                 self.path.display(),
                 self.token(id).unwrap_or_default()
             ))),

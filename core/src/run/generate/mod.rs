@@ -203,8 +203,7 @@ impl Generator {
             0 => Err(Error::Data("the prompt has no tokens; give a text".into())),
             n if n > self.context => Err(Error::Data(format!(
                 "the context is full: the prompt has {n} tokens, but there is room for {}; shorten it, or give a \
-                 longer \
-                 --context, up to the model's {}",
+                 longer --context, up to the model's {}",
                 self.context,
                 self.session.setup().decoder.max_position_embeddings
             ))),

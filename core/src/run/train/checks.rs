@@ -69,8 +69,8 @@ impl Trainer<'_> {
             member.map_or(String::new(), |member| format!("{} on {}", member.device, member.host))
         };
         Err(Error::Training(format!(
-            "after step {} process {other} ({}) has different values from process 0 ({}), so they compute \
-             differently: give all processes the same kind of device, with the same driver",
+            "after step {} process {other} ({}) has different values from process 0 ({}), so they compute differently: \
+             give all processes the same kind of device, with the same driver",
             self.position.step,
             name(other),
             name(0)

@@ -111,8 +111,7 @@ impl OwnCase {
                     };
                     return Err(self.wrong(format!(
                         "{what} computes a different `{name}` than its subgraph: they differ by {difference:.1e} of \
-                         the \
-                         largest number, expected at most {KERNEL:e}"
+                         the largest number, expected at most {KERNEL:e}"
                     )));
                 }
             }
@@ -137,8 +136,8 @@ impl OwnCase {
             if !agree {
                 let input = &self.op.inputs[at];
                 return Err(self.wrong(format!(
-                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; if that is \
-                     intended, declare it as straight-through"
+                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; if that is intended, \
+                     declare it as straight-through"
                 )));
             }
         }

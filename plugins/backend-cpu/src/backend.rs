@@ -122,7 +122,7 @@ impl CpuBackend<f64> {
     /// Overwrites elements of an f32 tensor from element `offset` on, unrounded.
     pub fn write_f64(&mut self, buffer: BufferId, offset: usize, data: &[f64]) -> Result<(), BackendError> {
         let at = self.doubles(buffer, offset, data.len())?;
-        // SAFETY: the range was checked, the memory is aligned, and nothing runs meanwhile.
+        // SAFETY: the range was checked, the memory is aligned, and nothing runs concurrently.
         unsafe { at.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
         Ok(())
     }
@@ -192,7 +192,7 @@ impl<T: Real> Backend for CpuBackend<T> {
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
         let (dtype, at) = self.elements(buffer, offset, self.count(buffer, data.len())?)?;
-        // SAFETY: the range was checked, and nothing runs meanwhile.
+        // SAFETY: the range was checked, and nothing runs concurrently.
         unsafe {
             match dtype {
                 DType::F32 => store(at, data, |b| T::from_f32(f32::from_le_bytes(b))),

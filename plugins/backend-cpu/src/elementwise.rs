@@ -27,7 +27,7 @@ pub unsafe fn elementwise<T: Real, const I: usize, const O: usize>(
 /// [`elementwise`] on a range, in order and on the calling thread. Tensors that all hold numbers are one piece.
 ///
 /// # Safety
-/// As for [`elementwise`], and nothing else writes these elements meanwhile.
+/// As for [`elementwise`], and nothing else writes these elements concurrently.
 pub unsafe fn pieces<T: Real, const I: usize, const O: usize>(
     range: Range<usize>,
     inputs: [Floats<T>; I],

@@ -9,7 +9,7 @@ impl<T: Real> Floats<T> {
     /// Converts elements `start .. start + n` into `out`.
     ///
     /// # Safety
-    /// The elements are in the tensor, `out` has room for them, and nothing else writes either meanwhile.
+    /// The elements are in the tensor, `out` has room for them, and nothing else writes either concurrently.
     pub unsafe fn load(self, start: usize, n: usize, out: *mut T) {
         // SAFETY: the caller vouches for it.
         unsafe {
@@ -81,7 +81,7 @@ impl<T: Real> Floats<T> {
     /// Element i.
     ///
     /// # Safety
-    /// Element i is in the tensor, and nothing else writes it meanwhile.
+    /// Element i is in the tensor, and nothing else writes it concurrently.
     #[inline(always)]
     pub unsafe fn get(self, i: usize) -> T {
         // SAFETY: the caller vouches for it.
@@ -97,7 +97,7 @@ impl<T: Real> Floats<T> {
     /// Rounds x into element i: to nearest, ties to even.
     ///
     /// # Safety
-    /// Element i is in the tensor, and nothing else reads or writes it meanwhile.
+    /// Element i is in the tensor, and nothing else reads or writes it concurrently.
     #[inline(always)]
     pub unsafe fn set(self, i: usize, x: T) {
         // SAFETY: the caller vouches for it.

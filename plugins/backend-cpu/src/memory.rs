@@ -86,7 +86,7 @@ impl<E> Ptr<E> {
     }
 
     /// # Safety
-    /// `start .. start + len` lies in the tensor, and nobody writes there meanwhile.
+    /// `start .. start + len` lies in the tensor, and nobody writes there concurrently.
     #[inline(always)]
     pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a [E] {
         // SAFETY: the caller vouches for it.
@@ -94,7 +94,7 @@ impl<E> Ptr<E> {
     }
 
     /// # Safety
-    /// `start .. start + len` lies in the tensor, and nothing else reads or writes there meanwhile.
+    /// `start .. start + len` lies in the tensor, and nothing else reads or writes there concurrently.
     #[inline(always)]
     pub unsafe fn slice_mut<'a>(self, start: usize, len: usize) -> &'a mut [E] {
         // SAFETY: the caller vouches for it.

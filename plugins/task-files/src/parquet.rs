@@ -25,7 +25,7 @@ const LONGEST_LIST: usize = 1 << 16;
 /// The rows of a file, decoded batch by batch. An unreadable page is an error of the iterator, and its last item.
 ///
 /// # Errors
-/// The file is not a readable parquet file; a wanted column that is there twice, is nested too deeply, or holds
+/// The file is not a readable parquet file; a wanted column that occurs twice, is nested too deeply, or holds
 /// something other than texts, numbers, lists and structs; a page that unpacks to too much.
 pub(crate) fn table(path: &Path, reading: Reading) -> Result<Table, Error> {
     let file = open(path)?;

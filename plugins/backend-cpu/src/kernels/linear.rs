@@ -114,7 +114,7 @@ impl<T: Real> Product<T> {
     }
 
     /// # Safety
-    /// The block is in c and nothing else touches it meanwhile; `scratch` holds what `prepare` asked for.
+    /// The block is in c and nothing else touches it concurrently; `scratch` holds what `prepare` asked for.
     unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>, scratch: Ptr<T>) {
         let [_, n, k] = self.size;
         let [b_area, a_area, _] = self.areas();

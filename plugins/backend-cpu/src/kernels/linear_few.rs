@@ -58,7 +58,7 @@ impl FewRows {
     /// Writes element (row, column) from its sum over k.
     ///
     /// # Safety
-    /// It lies in c, which nothing else writes meanwhile.
+    /// It lies in c, which nothing else writes concurrently.
     #[inline(always)]
     unsafe fn finish(&self, row: usize, column: usize, sum: f32) {
         let at = row * self.size[1] + column;

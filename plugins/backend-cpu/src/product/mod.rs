@@ -97,7 +97,7 @@ impl Output {
     /// Element `i`.
     ///
     /// # Safety
-    /// It lies in the tensor, and nothing else writes it meanwhile.
+    /// It lies in the tensor, and nothing else writes it concurrently.
     unsafe fn get(self, i: usize) -> f32 {
         // SAFETY: the caller vouches for it.
         unsafe {
@@ -189,7 +189,7 @@ impl Product {
     /// Computes c, in one thread or, if it pays, with those of the pool.
     ///
     /// # Safety
-    /// The operands are in live memory that nothing else writes meanwhile, and nothing else touches c; c overlaps no
+    /// The operands are in live memory that nothing else writes concurrently, and nothing else touches c; c overlaps no
     /// operand but the residual, and that exactly. `scratch` has the bytes of [`Product::scratch`], aligned to 64.
     pub unsafe fn run(&self, scratch: Ptr<u32>, threads: bool) {
         // SAFETY: the caller vouches for it.

@@ -54,7 +54,7 @@ impl Upload {
                 // An event that was never recorded counts as done.
                 session.wait_for(self.halves[self.half].1)?;
             }
-            // SAFETY: the piece fits behind what is taken, which alone the device may be reading.
+            // SAFETY: the piece fits after the part that is taken, the only one that the device may be reading.
             let sent = unsafe {
                 let place = self.halves[self.half].0.start.add(self.taken);
                 ptr::copy_nonoverlapping(piece.as_ptr(), place, piece.len());

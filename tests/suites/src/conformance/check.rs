@@ -282,7 +282,7 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
         }
         false => None,
     };
-    // With roundings on the way, each op is judged by what it was given.
+    // With intermediate roundings, each op is judged by what it was given.
     let alone = program.narrowed && narrow::is_pure(&program.graph);
     if alone {
         narrow::judge(program, device, false, |b| tolerance(program, DType::F32, b))?;

@@ -264,7 +264,7 @@ fn changes_between_steps_are_in_the_model_and_its_state() {
         assert_eq!(other.evaluate(&micro_batches[0]).unwrap(), after);
         let wrong = BTreeMap::from([("model.norm.weight".to_owned(), vec![1])]);
         let message = other.set_indices(&weights, &wrong).unwrap_err().to_string();
-        assert!(message.contains("model.norm.weight, of which no elements are trained"), "{message}");
+        assert!(message.contains("model.norm.weight, but none of its elements are trained"), "{message}");
     }
 }
 

@@ -183,7 +183,7 @@ fn plan_answers_for_devices_that_are_not_here() {
     }
     let (code, text) = plan("memory=4GiB", &sparse);
     assert_eq!(code, Some(1), "{text}");
-    assert!(text.contains("GiB, and the device has 4.00 GiB. To make it fit: "), "{text}");
+    assert!(text.contains("GiB, but the device has 4.00 GiB. To make it fit: "), "{text}");
     assert_eq!(text.split("To make it fit: ").nth(1).unwrap().split("; ").count(), 3, "{text}");
     let (code, text) = plan("memory=80GiB,max-buffer=256MiB", &sparse);
     assert_eq!(code, Some(1), "{text}");

@@ -165,7 +165,11 @@ fn a_lost_device_is_opened_once_more_and_nothing_changes() {
     for (name, fault, good_runs) in [("early", Fault::Lost, 2), ("late", Fault::Lost, 9), ("idle", Fault::Idle, 6)] {
         let (result, watching) = train(&at(name), 1, fault, good_runs);
         result.unwrap();
-        assert!(watching.messages.iter().any(|m| m.contains("opened again")), "{name}: {:?}", watching.messages);
+        assert!(
+            watching.messages.iter().any(|m| m.contains("reopening the device")),
+            "{name}: {:?}",
+            watching.messages
+        );
         for file in ["metrics.jsonl", "adapter/adapter.safetensors"] {
             let [a, b] = ["good", name].map(|run| fs::read(home.path().join(run).join(file)).unwrap());
             assert!(a == b, "{name}: {file} differs");
@@ -178,7 +182,7 @@ fn a_device_that_is_lost_twice_or_lies_ends_the_run() {
     let home = tempfile::tempdir().unwrap();
     let base = config(home.path(), 12);
     for (name, fault, part) in
-        [("lost", Fault::Lost, "the plug was pulled"), ("idle", Fault::Idle, "it was told to copy")]
+        [("lost", Fault::Lost, "the plug was pulled"), ("idle", Fault::Idle, "it should have copied")]
     {
         let config = RunConfig { out: home.path().join(name), ..base.clone() };
         let text = train(&config, 2, fault, 6).0.unwrap_err().to_string();
@@ -211,7 +215,7 @@ fn nan_ends_the_run_with_step_op_and_tensor_and_the_last_good_state() {
     let poisoned = RunConfig { out: at("poisoned"), ..base.clone() };
     let text = train(&poisoned, 1, Fault::Poisoned, UNTIL_STEP_7).0.unwrap_err().to_string();
     let cause = format!("op `linear` of layers.1.mlp in the forward pass, which reads {WEIGHT}");
-    for part in ["after step 6: step 7: the loss is NaN", &cause, "the last good state, that after step 4, is saved"] {
+    for part in ["after step 6: step 7: the loss is NaN", &cause, "the last good state, after step 4, is saved"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     let adapter = |run: &str| fs::read(at(run).join("adapter/adapter.safetensors")).unwrap();

@@ -116,7 +116,7 @@ fn a_full_context_is_a_clear_end() {
     let long = generate(LLAMA.path(), &["--prompt", &prompt, "--context", "4"], "");
     let message = String::from_utf8_lossy(&long.stderr).into_owned();
     assert_eq!(long.status.code(), Some(1));
-    assert!(message.contains("the prompt has 5 tokens, and there is room for 4") && message.contains("--context"));
+    assert!(message.contains("the prompt has 5 tokens, but there is room for 4") && message.contains("--context"));
     let wide = generate(LLAMA.path(), &["--prompt", &prompt, "--context", "65"], "");
     assert_eq!(wide.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wide.stderr).contains("takes up to 64 tokens"));

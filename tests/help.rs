@@ -1,5 +1,4 @@
-//! Compares the texts of `--help` with those in `tests/help`, so that a change of an option shows up where users see
-//! it. Needs
+//! Compares the texts of `--help` with those in `tests/help`, so a changed option shows up where users see it. Needs
 //! `cargo build --release` first. `SPARTA_WRITE_HELP=1 cargo test --release --workspace --test help` updates them.
 
 use sparta_tests::command::command;

@@ -173,9 +173,9 @@ fn what_it_does_between_steps_is_checked() {
         (27, &["its state has 68157440 bytes"]),
         (28, &["after every 0 steps"]),
         (29, &[" values, got "]),
-        (30, &["it wants to act between steps and has no `on_step`"]),
+        (30, &["it wants to act between steps but has no `on_step`"]),
         (31, &["`weight` cannot be changed"]),
-        (32, &["are not a whole number of elements of 4"]),
+        (32, &["are not a whole number of 4-byte elements"]),
         (33, &["the answer of `on_step` cannot be read"]),
     ];
     for (case, parts) in cases {
@@ -211,10 +211,13 @@ fn what_an_operation_of_its_own_says_is_checked() {
     let cases: [(u32, &[&str]); 6] = [
         (39, &["the WGSL kernel of `twice`, line 2"]),
         (40, &["the WGSL kernel of `twice`: it writes to its input `x`"]),
-        (41, &["`twice` of model.layers.0.self_attn.q_proj.weight", "its function for the CPU computes another `y`"]),
+        (
+            41,
+            &["`twice` of model.layers.0.self_attn.q_proj.weight", "its function for the CPU computes a different `y`"],
+        ),
         (42, &["the plugin's function for `twice` failed"]),
         (43, &["own: `twice`: operation 0, scale: there is no value 8, only 1 so far"]),
-        (44, &["a function can be given for an operation of the plugin's own, not for `scale`"]),
+        (44, &["a function can only be given for one of the plugin's own operations, not for `scale`"]),
     ];
     for (case, parts) in cases {
         refused(case, &RUN, parts);

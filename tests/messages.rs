@@ -54,9 +54,9 @@ fn an_interrupted_run_exits_as_shells_have_it() {
 fn the_length_of_a_run_is_said() {
     let plan = |args: &[&str]| run(&[&["plan", "--method", "head"], args].concat(), &SMALL);
     let more = plan(&["--epochs", "1", "--max-steps", "1000", "--batch-size", "16"]);
-    check(&more, 0, &["4 in all, 4 to an epoch, each of 16 examples", "--max-steps is 1000, but the run ends"]);
+    check(&more, 0, &["4 in all, 4 per epoch, each of 16 examples", "--max-steps is 1000, but the run ends"]);
     let less = plan(&["--epochs", "2", "--max-steps", "3", "--batch-size", "16"]);
-    check(&less, 0, &["3 in all, 4 to an epoch", "--max-steps ends the run after step 3 of 8"]);
+    check(&less, 0, &["3 in all, 4 per epoch", "--max-steps ends the run after step 3 of 8"]);
     check(&run(&["run", "--method", "lora", "--help"], &[]), 0, &["[default: 2e-4, that of method lora]"]);
 }
 
@@ -74,7 +74,7 @@ fn a_mistyped_directory_is_told_from_a_name_on_the_hub() {
         check(&output, 1, &["there is no directory models/tiny-lama here, so it was looked for on the hub", "OFFLINE"]);
         check(&job(option, "./tiny/lama/x"), 1, &["./tiny/lama/x: there is no such file or directory"]);
     }
-    check(&job("model", "run"), 1, &["the directory of a run, not a model", "adapter merge"]);
+    check(&job("model", "run"), 1, &["a run directory, not a model", "adapter merge"]);
 }
 
 #[test]

@@ -301,7 +301,7 @@ fn chosen_elements_are_stored_with_run_and_adapter() {
     ran(home, "adapter merge whole --out merged --device cpu");
     // Training all of the scored tensors takes more memory than the run itself.
     let small = "--share 0.02 --assume memory=3MiB";
-    refused(home, &format!("plan {method} {small}"), &["scores before the training, |change| in 100 steps", "3.0 MiB"]);
+    refused(home, &format!("plan {method} {small}"), &["scores before training, |change| in 100 steps", "3.0 MiB"]);
     ran(home, &format!("plan --plugin {} --method magnitude {small}", library("magnitude").display()));
 }
 

@@ -42,7 +42,7 @@ fn the_cpu_backend_passes() {
     assert_eq!(results.len(), tests().len());
     for result in results {
         let in_tf32 = result["name"].as_str().is_some_and(|name| name.starts_with("conformance tf32"));
-        let said = if in_tf32 { "refused: cpu: products in TF32 are not offered" } else { "" };
+        let said = if in_tf32 { "refused: cpu: products in TF32 are not supported" } else { "" };
         assert_eq!((&result["passed"], &result["details"]), (&Json::Bool(true), &Json::from(said)), "{result}");
     }
     assert_eq!((&result["plugins"][0]["kind"], &result["device"]), (&Json::from("backend"), &Json::from("cpu")));

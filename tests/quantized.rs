@@ -312,7 +312,7 @@ fn the_command_quantizes_trains_and_merges() {
         ["--method sparta --quantize q4_k", "--method lora --quantize q8_0 --precision bf16"].into_iter().enumerate()
     {
         let (out, err) = ran(home.path(), &format!("{run} {options} --out run{i}"));
-        assert!((out + &err).contains("quantized weights stay so on the device: "), "{options}");
+        assert!((out + &err).contains("quantized weights stay quantized on the device: "), "{options}");
         // The adapter is compared with the merged model, whose weights are those that the blocks stand for.
         ran(home.path(), &format!("adapter merge run{i} --out merged{i} --dtype f32 --device cpu"));
         ran(home.path(), &format!("eval run{i} --split dev --device cpu"));

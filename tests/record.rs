@@ -335,7 +335,7 @@ fn a_head_of_the_model_is_matched_by_name_or_refused() {
     for (model, run, said) in [
         (&same, "a", "note     the head is the model's own\n"),
         (&swapped, "b", "for the labels POSITIVE, Negative, matched by name"),
-        (&unnamed, "c", "have no names and count as negative, positive"),
+        (&unnamed, "c", "have no names and are taken to be negative, positive"),
     ] {
         let (plan, _) = ran(home, &format!("{} --out {run}", options(model)));
         assert!(plan.contains(said), "{plan}");
@@ -549,7 +549,7 @@ fn predictions_are_finite_and_texts_are_what_the_task_has() {
     let home = home.path();
     let model = classifier(home, "same", &["negative", "positive"], &[0, 1]);
     fs::write(home.join("pairs"), "{\"text\": \"a\"}\n{\"text\": \"a\", \"pair\": \"b\"}\n").unwrap();
-    refused(home, "predict trained pairs --device cpu", &["text 2: expected a single text, as task sst2 has them"]);
+    refused(home, "predict trained pairs --device cpu", &["text 2: expected a single text for task sst2"]);
     let path = Path::new(&model).join("model.safetensors");
     let file = TensorFile::open(&path).unwrap();
     let tensors: Vec<OutTensor> = file

@@ -125,7 +125,7 @@ fn what_is_shown_is_marked_and_counted() {
         "dev 1: ",
         "1 of more than 20 tokens are left out",
         "1 are left out, as they have no tokens to train on",
-        "conversations are written by the model's chat template; trained on are the answers",
+        "conversations are formatted by the model's chat template; the loss covers the answers",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -240,7 +240,7 @@ fn wrong_input_is_explained() {
     let keys = file("keys.jsonl", &[json!({"question": "hello", "reply": "hi"})]);
     show(&chat, &keys, &[], &["keys.jsonl:1: expected `messages`", "got question, reply"]);
     let other = file("other.jsonl", &[json!({"prompt": "a", "completion": "b"}), json!({"text": "c"})]);
-    show(&chat, &other, &[], &["other.jsonl:2: expected `prompt`, as the rows before have it, got text"]);
+    show(&chat, &other, &[], &["other.jsonl:2: expected `prompt`, as in the rows before, got text"]);
     let turns = file("turns-only.jsonl", &[json!({"messages": [turn("user", "a"), turn("assistant", "b")]})]);
     show(&base, &turns, &[], &["example 1", "needs the model's chat template"]);
     show(&base, &turns, &["--instruct"], &["--instruct needs a chat template"]);

@@ -215,11 +215,7 @@ fn options_come_from_files_and_are_explained() {
     );
     let named = ["--task", "classify", "--text", "body"];
     refused(home, &[&base[..], &named].concat(), &["t.csv: expected a column label, labels, target or class"]);
-    refused(
-        home,
-        &[&base[..], &named, &["--label", "grad"]].concat(),
-        &["expected a column `grad`, as --label names it"],
-    );
+    refused(home, &[&base[..], &named, &["--label", "grad"]].concat(), &["expected a column `grad`, named by --label"]);
     let sweep = format!(
         "[base]\nmodel = {model:?}\ntask = 'classify'\ndata = 't.csv'\ntext = 'body'\nlabel = 'grade'\nmethod = 'head'\n\
          max-steps = 2\n[grid]\ntarget = ['number']\nseed = [1, 2]\n"

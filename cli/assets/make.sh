@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes everything in this directory but default.toml: the sentences and the tokenizer from the generator in
-# cli/examples/default_data, the model by pre-training on the generator's text. A few minutes on two cores.
+# cli/examples/default_data, the model by pre-training on the generator's text. Takes a few minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The binary embeds this directory, so that it must be complete for a build: to begin from nothing, put any model of the
+# The binary embeds this directory, so it must be complete before a build: to start from nothing, put any model of the
 # right shape here first.
 cargo build --release
 cargo run --release -p sparta-cli --example default_data -- "$work"

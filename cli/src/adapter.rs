@@ -46,7 +46,7 @@ pub struct MergeArgs {
     /// New directory for the model, in the Hugging Face layout; or a GGUF file, whose name ends with .gguf
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Type of the weights: keep is the base model's own, as floats where it is quantized; for GGUF files also q8_0,
+    /// Type of the weights: keep is the base model's own, as floats if it is quantized; for GGUF files also q8_0,
     /// and own, the base model's own blocks
     #[arg(long, value_name = "TYPE", default_value = "keep")]
     dtype: DtypeArg,
@@ -225,7 +225,7 @@ fn describe(info: &Info) -> String {
             thousands(info.trained_in_head)
         ),
         format!(
-            "visible    {:.1} % of the changed weights differ from the base model as it is stored, {:.1} % in bf16",
+            "visible    {:.1} % of the changed weights differ from the base model as stored, {:.1} % in bf16",
             100.0 * info.differs_as_stored,
             100.0 * info.differs_in_bf16
         ),

@@ -223,7 +223,7 @@ pub struct EvalArgs {
     /// Use at most N examples
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub max_examples: Option<usize>,
-    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    /// Float types of activations and products [default: those of the run if there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
     #[command(flatten)]
@@ -244,10 +244,10 @@ pub struct PredictArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub columns: ColumnArgs,
-    /// Use only this head, where there are several
+    /// Use only this head, if there are several
     #[arg(long, value_name = "NAME")]
     pub head: Option<String>,
-    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    /// Float types of activations and products [default: those of the run if there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
     /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or part of a device's name
@@ -314,7 +314,7 @@ pub struct GenerateArgs {
     /// Stop before this text; may be repeated
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
-    /// Float types of activations and products [default: those of the run, where there is one, else f32]
+    /// Float types of activations and products [default: those of the run if there is one, else f32]
     #[arg(long, value_name = "TYPE", value_parser = one_of(PRECISIONS))]
     pub precision: Option<PrecisionChoice>,
     #[command(flatten)]

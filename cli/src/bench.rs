@@ -154,7 +154,7 @@ fn request(args: &BenchArgs, info: &DeviceInfo) -> Result<Request> {
     };
     let fastest = if info.products.is_empty() { Precision::F32 } else { Precision::BF16 };
     if args.precisions.contains(&Precision::TF32) {
-        let said = "--precision tf32: bench compares devices, of which few have TF32; use f32 or bf16";
+        let said = "--precision tf32: bench compares devices, few of which have TF32; use f32 or bf16";
         return Err(Error::Usage(said.into()));
     }
     let precisions = match (args.precisions.is_empty(), quick) {
@@ -233,7 +233,7 @@ fn print(output: &Output, comparison: &Comparison) -> Result<()> {
     Ok(())
 }
 
-/// The devices' names, with their ids where several have the same name.
+/// The devices' names, with their ids if several have the same name.
 fn column_names(comparison: &Comparison) -> Vec<String> {
     let same = |name: &str| comparison.devices.iter().filter(|entry| entry.device.name == name).count();
     let column = |device: &bench::Device| {
@@ -248,7 +248,7 @@ fn cell(step: &bench::Step) -> String {
         Outcome::NotMeasured(why) => why.replace(['|', '\n'], " "),
         Outcome::Measured(figures) => {
             let (speed, share) = (thousands(figures.measured.tokens_per_s.round() as u64), figures.share_of_ceiling);
-            let joules = figures.joules.map(|joules| format!(", {joules:.1} J a step")).unwrap_or_default();
+            let joules = figures.joules.map(|joules| format!(", {joules:.1} J per step")).unwrap_or_default();
             let checked = if figures.checked { "" } else { ", not compared" };
             format!("{speed} ({:.0} %, {}{joules}{checked})", 100.0 * share, memory_size(figures.memory))
         }

@@ -27,7 +27,7 @@ pub struct CommArgs {
     /// Methods, named as in `bench` [default: all]
     #[arg(long = "method", value_name = "NAME", value_parser = MethodCase::parse)]
     methods: Vec<MethodCase>,
-    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or a part of a device's name
+    /// auto, cpu, wgpu, wgpu:N, cuda, cuda:N, or part of a device's name
     #[arg(long, value_name = "D", default_value = "auto", help_heading = DEVICE)]
     device: String,
     /// Print the steps as one line of JSON on stdout, and everything else on stderr
@@ -123,8 +123,8 @@ fn measure(args: &CommArgs, plugins: &PluginSet, team: &mut Team) -> Result<()> 
     let given = given.into_iter().chain([("--processes", args.processes.is_some())]);
     if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
         return Err(Error::Usage(format!(
-            "{option} is of a simulation, and a launcher has started {} processes, which are measured: leave it out, or start \
-             the command without a launcher",
+            "{option} is for simulations, but a launcher has started {} processes, which are measured: leave it out, \
+             or start the command without a launcher",
             team.size()
         )));
     }

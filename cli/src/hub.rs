@@ -13,7 +13,7 @@ pub fn model(value: PathBuf, revision: Option<&str>) -> Result<PathBuf> {
     match (Repo::parse(Kind::Model, &value, revision)?, revision) {
         (Some(repo), _) => get(&repo, &Files::Model),
         (None, Some(revision)) => Err(Error::Usage(format!(
-            "--revision {revision} is for models of the hub, but {} is a directory, or not a name like ORG/NAME",
+            "--revision {revision} is for models on the hub, but {} is a directory, or not a name like ORG/NAME",
             value.display()
         ))),
         (None, None) => there("--model", value),
@@ -28,7 +28,7 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     match absolute.to_str() {
         Some(_) => Ok(absolute),
         None => Err(Error::Usage(format!(
-            "the path {absolute:?} is not UTF-8, in which it is stored; rename its directories"
+            "the path {absolute:?} is not UTF-8, so it cannot be stored; rename its directories"
         ))),
     }
 }

@@ -27,7 +27,7 @@ struct EvalResult<'a> {
     /// Plugins other than those the run was made with.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     other_plugins: &'a [String],
-    /// Those of each head by name, where several were evaluated.
+    /// Those of each head by name, if several were evaluated.
     #[serde(skip_serializing_if = "Option::is_none")]
     heads: Option<&'a BTreeMap<String, Metrics>>,
 }

@@ -38,7 +38,7 @@ pub fn prepare() -> Result<(), String> {
     }
     let shared = sparta_communicator_mpi::local_size() > 1;
     if Some(threads) != asked && (threads < wanted || asked.is_some() || shared) {
-        let why = if threads < wanted { "the system allows no more" } else { "more are of no use here" };
+        let why = if threads < wanted { "the system allows no more" } else { "more would not help here" };
         if threads < wanted || asked.is_some() {
             crate::output::aside(format!("note: {threads} threads are used: {why}"));
         }
@@ -49,7 +49,7 @@ pub fn prepare() -> Result<(), String> {
 }
 
 /// How many processors this process may use if a launcher started several on this machine: launchers either bind each
-/// process to its own processors, or let all use all.
+/// process to its own processors, or let every process use all of them.
 fn own_share(processors: usize) -> usize {
     let processes = sparta_communicator_mpi::local_size();
     let bound = online().filter(|&online| processors < online);
@@ -103,7 +103,7 @@ mod signals {
     /// The number is the same on Linux (except MIPS), macOS and the BSDs.
     const SIGXFSZ: c_int = 25;
 
-    /// Makes a file that grows too large an error of the write, and makes a process that runs out of memory, which Rust
+    /// Turns exceeding the file size limit into a write error, and makes a process that runs out of memory, which Rust
     /// aborts, say so and exit with code 1.
     pub fn prepare() {
         // SAFETY: a constant of the system, and a handler that is async-signal-safe.

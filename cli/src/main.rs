@@ -88,7 +88,7 @@ fn run() -> ExitCode {
     let text = |argument: OsString| {
         argument.into_string().map_err(|argument| {
             Stop::Error(Error::Usage(format!(
-                "the argument {argument:?} is not UTF-8, in which names of files are stored; rename the file"
+                "the argument {argument:?} is not UTF-8, so it cannot be stored; rename the file"
             )))
         })
     };
@@ -154,7 +154,7 @@ fn plugin_options(explicit: &[PathBuf], allow_other: bool) -> Vec<String> {
 
 /// Where shells look for completions.
 const COMPLETIONS: &str = "\
-sparta-cli completions SHELL prints a script, to be stored once and again after an update:
+sparta-cli completions SHELL prints a script; store it once, and again after each update:
 
   bash        sparta-cli completions bash > ~/.local/share/bash-completion/completions/sparta-cli
   zsh         sparta-cli completions zsh > ~/.zfunc/_sparta-cli        (with ~/.zfunc in fpath)

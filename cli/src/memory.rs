@@ -21,7 +21,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
     let output = Output::new(device.json);
     let model = sources
         .model
-        .ok_or_else(|| Error::Usage("--model is missing: a model directory, or the config.json of a model".into()))?;
+        .ok_or_else(|| Error::Usage("--model is missing: give a model directory, or a model's config.json".into()))?;
     let objective = match &sources.task {
         Some(task) => match plugins.task(task)?.1 {
             found if found.labels.is_empty() && found.target() == Target::Class => {
@@ -48,7 +48,7 @@ pub fn plan(args: RunArgs, info: &DeviceInfo, method_options: Options, plugins: 
     };
     let plan = memory::plan(&request, plugins, info)?;
     output.say(&plan)?;
-    output.say("note       no --data was given, so this is about memory alone")?;
+    output.say("note       no --data was given, so only the memory is planned")?;
     output.result(&plan)?;
     plan.check_fit()
 }

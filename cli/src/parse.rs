@@ -319,7 +319,7 @@ pub fn command(method: Option<&MethodInfo>, task: Option<&TaskPluginInfo>) -> Re
         if let Some(method) = method {
             command = with_options(command, subcommand, &format!("method {}", method.name), &method.options)?;
             let lr = format!("Peak learning rate [default: {:e}, that of method {}]", method.default_lr, method.name);
-            // `pretrain` has a default of its own.
+            // `pretrain` has its own default.
             let is_lr = |arg: &Arg| arg.get_id() == "lr" && arg.get_default_values().is_empty();
             let default_lr = |arg: Arg| if is_lr(&arg) && !method.name.is_empty() { arg.help(lr.clone()) } else { arg };
             command = command.mut_subcommand(subcommand, |c| c.after_help(method.summary.clone()).mut_args(default_lr));

@@ -38,7 +38,7 @@ impl Preset {
     pub fn method(&self, given: Option<String>) -> Result<String> {
         match given {
             Some(other) if other != self.method => Err(Error::Usage(format!(
-                "preset {} is for method {}, not {other}: leave out --method, or take another preset",
+                "preset {} is for method {}, not {other}: leave out --method, or use another preset",
                 self.name, self.method
             ))),
             _ => Ok(self.method.clone()),

@@ -41,8 +41,8 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Creates the file for the last line of the metrics and those to come: the earlier ones are a resumed run's, and in
-    /// another file.
+    /// Creates the file for the last line of the metrics and those to come: earlier ones were logged before the run was
+    /// resumed, and are in another file.
     ///
     /// Errors: those of [`EventFile::create`]; metrics that cannot be read.
     pub fn continued(directory: &Path) -> Result<EventFile> {

@@ -45,8 +45,8 @@ pub trait Shape: Send + 'static {
 /// Reads entries in its own thread, so that work on some overlaps with waiting for more.
 pub struct Incoming<E> {
     entries: Receiver<Result<E>>,
-    /// Whether entries may come at any time, from standard input or a pipe. Those of files are taken in full batches, so
-    /// that what is computed together, and with it the last bit, does not depend on how fast they are read.
+    /// Whether entries may come at any time, from standard input or a pipe. Those of files are taken in full batches,
+    /// so what is computed together, and with it the last bit, does not depend on how fast they are read.
     live: bool,
 }
 
@@ -109,8 +109,8 @@ impl<E: Send + 'static> Incoming<E> {
         Ok(Incoming { entries, live: true })
     }
 
-    /// Waits for an entry, and takes all others that are ready, or of a file a full batch. Entries read before an error come
-    /// with it. Empty at the end.
+    /// Waits for an entry, and takes all others that are ready, or from a file a full batch. Entries read before an
+    /// error come with it. Empty at the end.
     pub fn some(&self) -> (Vec<E>, Result<()>) {
         let mut entries = Vec::new();
         let mut next = self.entries.recv().ok();

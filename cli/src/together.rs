@@ -1,4 +1,4 @@
-//! Runs of several processes: those that a launcher has started, or threads of this one, each with a device of its own.
+//! Runs of several processes: those that a launcher has started, or threads of this one, each with its own device.
 
 use crate::{devices, output};
 use sparta_core::job::{Observer, RunConfig, RunResult, Silent};
@@ -8,8 +8,7 @@ use sparta_core::team::{Team, threads};
 use sparta_core::{Error, Result};
 use std::path::PathBuf;
 
-/// The processes that a launcher started, of which only rank 0 prints from now on; this one alone if there is no
-/// launcher.
+/// The processes that a launcher started; only rank 0 prints from now on. Without a launcher, this process alone.
 ///
 /// Errors: the processes cannot connect.
 pub fn team(plugins: &PluginSet) -> Result<Team> {
@@ -31,7 +30,8 @@ pub fn refuse(command: &str, plugins: &PluginSet) -> Result<()> {
     for plugin in plugins.communicators() {
         if let Some(launch) = plugin.launched().map_err(|error| Error::Plugin(error.0))? {
             return Err(Error::Usage(format!(
-                "{} has started {} processes, and `{command}` is for one: start it without a launcher; `run` is for several",
+                "{} has started {} processes, but `{command}` runs in one: start it without a launcher; `run` is for \
+                 several",
                 launch.launcher, launch.size
             )));
         }

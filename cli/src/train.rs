@@ -16,7 +16,7 @@ use sparta_core::{Error, Result, files, report};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// Trains, as one of the processes that a launcher has started where there are several.
+/// Trains, as one of the processes that a launcher has started if there are several.
 pub fn run(job: Job, watch: &WatchArgs, plugins: &PluginSet) -> Result<Stopped> {
     let mut team = together::team(plugins)?;
     let result = run_in(job, watch, plugins, &mut team).map_err(|error| team.fail(error));
@@ -167,7 +167,7 @@ fn summary(result: &RunResult) -> String {
     ));
     let resident = result.peak_resident.map(|n| format!(", process peak {}", bytes(n))).unwrap_or_default();
     lines.extend(result.visible.map(|share| {
-        format!("visible    {:.1} % of the chosen weights differ from the model's as it is stored", 100.0 * share)
+        format!("visible    {:.1} % of the chosen weights differ from the model's as stored", 100.0 * share)
     }));
     lines.push(format!("speed      {:.0} tokens/s", result.tokens_per_second));
     lines.push(format!(

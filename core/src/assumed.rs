@@ -46,7 +46,7 @@ pub fn device(text: &str) -> Result<DeviceInfo> {
         }
     }
     let Some(memory) = info.memory else {
-        return Err(Error::Usage(format!("--assume: `{text}` gives no memory, for example memory=8GiB")));
+        return Err(Error::Usage(format!("--assume: `{text}` has no memory=SIZE, for example memory=8GiB")));
     };
     if info.max_buffer == 0 {
         info.max_buffer = memory;

@@ -152,7 +152,7 @@ impl Devices {
             [] => Err(self.error(format!("no device has the id `{part}` or a name with `{part}` in it"))),
             _ => {
                 let ids: Vec<&str> = matches.iter().map(|device| device.id.as_str()).collect();
-                Err(self.error(format!("`{part}` is not one device but {}; give an id", ids.join(", "))))
+                Err(self.error(format!("`{part}` matches several devices: {}; give an id", ids.join(", "))))
             }
         }
     }
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(picked(&devices, "wgpu:0"), "wgpu:0");
         assert_eq!(picked(&devices, "LLVMpipe"), "wgpu:0");
         assert_eq!(picked(&devices, "780m"), "wgpu:2");
-        assert!(picked(&devices, "radeon").starts_with("`radeon` is not one device but wgpu:1, wgpu:2; give an id"));
+        assert!(picked(&devices, "radeon").starts_with("`radeon` matches several devices: wgpu:1, wgpu:2; give an id"));
         for unknown in ["geforce", "", "wgpu:3", "wgpu:x", "cpu:1"] {
             let message = picked(&devices, unknown);
             assert!(message.contains("Devices here:\n  wgpu:0   llvmpipe"), "{unknown}: {message}");

@@ -58,7 +58,7 @@ pub fn open<'a>(source: &'a Source, described: &TaskInfo) -> Result<Opened<'a>> 
 
 /// Reads each part of the wanted splits once and distributes its examples; the other splits stay empty.
 ///
-/// If a part has less than three times the number to draw, a fifth of it is drawn instead, with a note. Errors: a
+/// If a part has fewer than three times the number to draw, a fifth of it is drawn instead, with a note. Errors: a
 /// malformed row; an empty split, unless the recipe leaves out dev or test; an example that does not suit the task;
 /// examples that take too much memory, see [`Source`].
 pub fn load(opened: Opened, wanted: &[&str], seed: u64) -> Result<Splits> {
@@ -463,7 +463,7 @@ mod tests {
     fn pairs_are_for_tasks_of_pairs() {
         let pairs = TaskInfo { pair: true, ..task(2) };
         let error = read_all(&|| Ok(Box::new(fake(50))), &SPLITS, &pairs, 7).unwrap_err().to_string();
-        assert!(error.contains("train, example 1: expected a pair of texts, as task t has them"), "{error}");
+        assert!(error.contains("train, example 1: expected a pair of texts for task t"), "{error}");
     }
 
     #[test]

@@ -141,7 +141,7 @@ fn a_launch_needs_no_option() {
     let home = tempfile::tempdir().unwrap();
     let options = "--max-steps 4 --max-dev 16 --max-test 16 --device cpu";
     let text = succeeded(&launched(&mpich, home.path(), 2, &format!("run {options}")));
-    assert!(text.contains("the same bytes as of one process with --micro-batches 2"), "{text}");
+    assert!(text.contains("the same bytes as one process with --micro-batches 2"), "{text}");
     ran(home.path(), &format!("run {options} --micro-batches 2 --out alone"));
     let out = home
         .path()
@@ -386,5 +386,5 @@ fn a_launch_is_measured() {
     assert!(times.into_iter().all(|name| number(name) > 0.0), "{steps}");
     assert!(number("together") > number("exchange"), "{steps}");
     let refused = text(&launched(&mpich, home.path(), 2, &format!("{line} --latency 1ms")));
-    assert!(refused.contains("--latency is of a simulation"), "{refused}");
+    assert!(refused.contains("--latency is for simulations"), "{refused}");
 }

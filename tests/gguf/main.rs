@@ -190,8 +190,8 @@ fn a_quantized_base_goes_back_to_its_own_types() {
 fn what_a_file_cannot_say_is_refused() {
     for (family, dtype, name, said) in [
         // A query scale that no Gemma has, and windows in a Llama.
-        ("gemma3", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
-        ("mistral", MergeDtype::Keep, "x.gguf", "GGUF has no place for some setting"),
+        ("gemma3", MergeDtype::Keep, "x.gguf", "GGUF has no place for a setting"),
+        ("mistral", MergeDtype::Keep, "x.gguf", "GGUF has no place for a setting"),
         ("gemma", MergeDtype::Q8_0, "x", "use an --out that ends with .gguf"),
     ] {
         let base = base(family);

@@ -219,7 +219,7 @@ async function take(into, files) {
     let [done, total] = [0, 0];
     files.forEach(([, file]) => { total += file.size; });
     if (total > 2 ** 32) {
-        throw new Error(`these files have ${mebibytes(total)}, and a tab has 4096 MiB in all: take a smaller model, or one in bf16 or quantized`);
+        throw new Error(`these files have ${mebibytes(total)}, and a tab has 4096 MiB in all: use a smaller model, or one in bf16 or quantized`);
     }
     for (const [name, file] of files) {
         await sparta.put(`${into}/${name}`, file, (part) => {

@@ -59,7 +59,7 @@ async function small(browser, url) {
     await page.click('#start');
     await page.waitForSelector('#error:not([hidden])');
     const said = await error(page);
-    assert.match(said, /the run needs .*, and the device has 0\.5 MiB\. To make it fit: /);
+    assert.match(said, /the run needs .*, but the device has 0\.5 MiB\. To make it fit: /);
     console.log(`a plan without memory: ${said}`);
     await page.fill('input[name=memory]', '');
     await train(page);

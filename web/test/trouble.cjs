@@ -40,7 +40,7 @@ async function lost(browser, url) {
     assert.equal(undisturbed.result.stopped, 'completed', JSON.stringify(undisturbed));
     const once = await run(page, false);
     assert.equal(once.result.stopped, 'completed', JSON.stringify(once));
-    assert.ok(once.messages.some((text) => /the device was lost .* opened again/.test(text)), once.messages.join('\n'));
+    assert.ok(once.messages.some((text) => /the device was lost .* reopening the device/.test(text)), once.messages.join('\n'));
     assert.deepEqual(once.losses, undisturbed.losses);
     const twice = await run(page, true);
     assert.match(twice.result.error ?? '', /the device was lost .* for the second time/, JSON.stringify(twice));

@@ -22,7 +22,7 @@ pub enum Input<'a> {
     Open,
     /// At once.
     Closed,
-    /// When this file is there.
+    /// When this file exists.
     Until(&'a Path),
 }
 

@@ -112,7 +112,7 @@ impl Runs<'_> {
 
     /// The arguments of `run` or `plan` for this many steps.
     fn options(&self, verb: &str, steps: usize) -> Result<Vec<OsString>, String> {
-        // The same for a run that stops half-way.
+        // The same for a run that stops halfway.
         let (epochs, steps) = (self.job.steps / STEPS_PER_EPOCH + 4, format!("--max-steps={steps}"));
         let fixed =
             ["--device=cpu", "--precision=f32", "--batch-size=8", "--max-train=64", "--max-dev=16", "--max-test=16"];
@@ -187,8 +187,8 @@ impl Runs<'_> {
             && difference > bound
         {
             return Err(Ending::Failed(format!(
-                "the merged model's logits differ from the adapted model's by {difference:.1e}, which rounding explains up to \
-                 {bound:.1e}"
+                "the merged model's logits differ from the adapted model's by {difference:.1e}; rounding explains at \
+                 most {bound:.1e}"
             )));
         }
         let eval = ["eval".into(), self.at("run").into(), "--split=dev".into(), "--device=cpu".into(), "--json".into()];
@@ -215,10 +215,11 @@ impl Runs<'_> {
         self.train("whole", self.job.steps)?;
         self.train("half", self.job.steps / 2)?;
         self.resume("half", self.job.steps)?;
-        match self.same("half", "a run that is resumed half-way") {
+        match self.same("half", "a run that was resumed halfway") {
             // Such a method knows the number of steps, which is larger in the resumed run.
             Err(Ending::Failed(what)) if self.job.acts => Err(Ending::Skipped(format!(
-                "{what}, as it may where it depends on the length of the run; the next test resumes at one length"
+                "{what}, which is allowed if it depends on the length of the run; the next test resumes at the same \
+                 length"
             ))),
             outcome => outcome,
         }
@@ -251,7 +252,7 @@ impl Runs<'_> {
         match read(out)? == read("whole")? {
             true => Ok(String::new()),
             false => Err(Ending::Failed(format!(
-                "{what} comes to other numbers than one of {} steps at once",
+                "{what} gives different numbers from an uninterrupted one of {} steps",
                 self.job.steps
             ))),
         }

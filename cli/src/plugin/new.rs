@@ -65,15 +65,15 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
         (PluginKind::Task, Language::C) => directory_of(include_str!("../../assets/plugin/task-c/plugin.c")),
         (PluginKind::Communicator, _) => {
             return Err(Error::Usage(
-                "there is no scaffold of a communicator; begin with plugins/comm-mpi of the repository, or write the \
+                "there is no scaffold for a communicator; start from plugins/comm-mpi in the repository, or write the \
                  SpartaCommunicator of sparta_plugin.h"
                     .into(),
             ));
         }
         (PluginKind::Backend, Language::C) => {
             return Err(Error::Usage(
-                "there is no scaffold for a backend in C, which would start every operation from scratch; take --lang rust, which \
-                 starts from the CPU backend, or implement SpartaBackend of sparta_plugin.h"
+                "there is no scaffold for a backend in C, which would start every operation from scratch; use --lang \
+                 rust, which starts from the CPU backend, or implement SpartaBackend of sparta_plugin.h"
                     .into(),
             ));
         }

@@ -108,7 +108,7 @@ impl Definition {
         }
         let task_keys = ["task", "name"].into_iter().find(|key| definition.task.values().any(|t| t.contains_key(*key)));
         if let Some(key) = task_keys {
-            return Err(format!("{key}: [task.ID] has options of the runs of one task; {key} is none of them"));
+            return Err(format!("{key}: [task.ID] sets options for the runs of one task; {key} is not such an option"));
         }
         if definition.random.is_some_and(|random| random.samples == 0) {
             return Err("random: samples must be at least 1".into());

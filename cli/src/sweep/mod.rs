@@ -135,7 +135,9 @@ fn check_tasks(definition: &Definition, some: bool, plugins: &PluginSet) -> Resu
         plugins.task(task).map_err(|e| Error::Usage(format!("[task.{task}]: {e}")))?;
         if !some {
             let given = definition.given_tasks().into_iter().collect::<Vec<_>>().join(", ");
-            return Err(Error::Usage(format!("[task.{task}]: no run has this task; those of the runs are: {given}")));
+            return Err(Error::Usage(format!(
+                "[task.{task}]: no run has this task; the tasks of the runs are: {given}"
+            )));
         }
     }
     Ok(())
@@ -193,7 +195,7 @@ fn list(output: Output, jobs: &[Job]) -> Result<()> {
     output.result(&names)
 }
 
-/// Keeps a second sweep out of the directory as long as this process lives.
+/// Keeps a second sweep out of the directory while this process lives.
 fn lock(out: &Path) -> Result<File> {
     files::create_dirs(out).map_err(Error::io(out))?;
     let path = out.join(".lock");

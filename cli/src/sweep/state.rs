@@ -55,7 +55,7 @@ impl Job {
         self.directory.join("log.txt")
     }
 
-    /// The primary metric: a task that finds its labels in the data may have another one than it declares.
+    /// The primary metric: a task that finds its labels in the data may have a different one from what it declares.
     pub fn metric(&self) -> String {
         #[derive(Deserialize)]
         struct Plan {

@@ -280,7 +280,7 @@ pub trait Backend: Send {
 /// Errors: a length other than requested.
 pub fn copy_ready(bytes: &[u8], out: &mut [u8]) -> Result<(), String> {
     if bytes.len() != out.len() {
-        return Err(format!("{} bytes were requested, {} are to be fetched", bytes.len(), out.len()));
+        return Err(format!("{} bytes were requested, but {} are fetched", bytes.len(), out.len()));
     }
     out.copy_from_slice(bytes);
     Ok(())

@@ -73,9 +73,7 @@ fn object(path: &Path) -> Result<Map<String, Value>> {
 /// What to do with a piece of a GGUF file that was cut up.
 fn piece(path: &Path) -> Option<String> {
     let whole = gguf::cut_from(&path.file_name()?.to_string_lossy())?.to_owned();
-    Some(format!(
-        "a piece of {whole}; join all pieces in their order to one file (cat {whole}?* > {whole}), and give that"
-    ))
+    Some(format!("a piece of {whole}; join all pieces in order into one file (cat {whole}?* > {whole}), and give that"))
 }
 
 /// Describes a path that is not a model directory, and what to do about it; `None` if it may be one.
@@ -90,15 +88,15 @@ fn other_kind(path: &Path) -> Option<String> {
     if config.as_ref().is_some_and(|config| config.contains_key("model_type") || !config.contains_key("method")) {
         return None;
     }
-    let merge = format!("make a model of it first: sparta-cli adapter merge {} --out MODEL", path.display());
+    let merge = format!("merge it into a model first: sparta-cli adapter merge {} --out MODEL", path.display());
     if config.is_some() {
-        return Some(format!("the directory of a run, not a model; {merge}"));
+        return Some(format!("a run directory, not a model; {merge}"));
     }
     if files::is_file(&path.join("adapter.json")) {
         return Some(format!("an adapter, not a model; {merge}"));
     }
     if files::is_file(&path.join("adapter_config.json")) {
-        return Some(format!("an adapter of PEFT, not a model; {merge}"));
+        return Some(format!("a PEFT adapter, not a model; {merge}"));
     }
     let inside: Vec<String> = files::list(path).ok()?.iter().map(|path| name(path)).collect();
     if let Some(what) = inside.iter().find_map(|name| piece(&path.join(name))) {
@@ -106,7 +104,7 @@ fn other_kind(path: &Path) -> Option<String> {
     }
     let has = |wanted: fn(&str) -> bool| inside.iter().any(|name| wanted(name));
     if has(|name| name.starts_with("models--")) {
-        return Some("a cache of the hub with several models; give a name, ORG/NAME, in its place".into());
+        return Some("a hub cache with several models; give a name, ORG/NAME, instead".into());
     }
     if has(|name| name == "snapshots") && has(|name| name == "blobs") {
         return Some("the hub's cache of a model; give a directory below its snapshots, or the model's name".into());
@@ -152,9 +150,9 @@ mod tests {
             open(&place).unwrap_err().to_string()
         };
         for (name, files, said) in [
-            ("run", &[("config.json", "{\"method\": \"lora\"}")][..], "the directory of a run"),
+            ("run", &[("config.json", "{\"method\": \"lora\"}")][..], "a run directory"),
             ("own", &[("adapter.json", "{}")], "an adapter, not a model"),
-            ("peft", &[("adapter_config.json", "{}")], "an adapter of PEFT"),
+            ("peft", &[("adapter_config.json", "{}")], "a PEFT adapter"),
             ("root", &[("models--a--b/refs/main", "")], "several models"),
             ("cache", &[("snapshots/x/config.json", "{}"), ("blobs/y", "")], "below its snapshots"),
             ("gguf", &[("a.Q4.gguf", "GGUF")], "a.Q4.gguf: is truncated"),

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
-/// A weight: its values row-major and little-endian, decoded on demand where they are stored in another form.
+/// A weight: its values row-major and little-endian, decoded on demand if they are stored in another form.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorView<'a> {
     /// The type of the values.
@@ -122,7 +122,7 @@ impl<'a> TensorView<'a> {
         if self.blocks().is_some() { TensorView { dtype, ..self } } else { self }
     }
 
-    /// The same with plain values rounded to these blocks, of which rows must be whole ones; its values are f32 then.
+    /// The same with plain values rounded to these blocks, into which rows must divide; its values are f32 then.
     pub fn rounded_to(self, blocks: Blocks) -> TensorView<'a> {
         let plain =
             matches!(self.stored, Storage::Plain(dtype) if dtype.is_float()) && self.arrangement == Arrangement::None;

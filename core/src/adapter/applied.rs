@@ -233,7 +233,7 @@ fn adapt(adapter: &Adapter, parameters: Vec<Parameter>, weights: &Weights, plugi
                 && index_set::fingerprint(&sets) != *expected
             {
                 return Err(Error::Method(format!(
-                    "{}: method `{}` {} chooses other elements than version {} did",
+                    "{}: method `{}` {} chooses different elements than version {} did",
                     adapter.dir.display(),
                     manifest.method,
                     adaptation.info.version,

@@ -97,8 +97,8 @@ fn with_indices(applied: &AppliedAdapter, out: &Path) -> Result<()> {
     let adapter = &applied.adapter;
     if !matches!(adapter.kind, Kind::Native(_)) {
         return Err(Error::Usage(format!(
-            "{} is not an adapter of our own format; every command reads it as it is, and where it has indices, they are \
-             stored",
+            "{} is not an adapter of our own format; every command reads it as it is, and any indices are already \
+             stored in it",
             adapter.dir.display()
         )));
     }

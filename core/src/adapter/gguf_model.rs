@@ -82,12 +82,12 @@ pub fn write(
     Ok((1, total))
 }
 
-/// What llama.cpp does not read of the file.
+/// What llama.cpp does not support in the file.
 pub fn note(applied: &AppliedAdapter) -> Option<String> {
     let architecture = Architecture::of_family(applied.decoder.family)?;
     (applied.objective.pools() && !architecture.classifies()).then(|| {
         format!(
-            "llama.cpp has classifiers for {} only and refuses one of {}; sparta-cli reads the file",
+            "llama.cpp supports classifiers of {} only, not of {}; sparta-cli reads the file",
             Architecture::classifiers().join(", "),
             architecture.name
         )
@@ -96,7 +96,7 @@ pub fn note(applied: &AppliedAdapter) -> Option<String> {
 
 /// Reads back the model's description in the file, on which other programs rely.
 ///
-/// Errors: another architecture, or other tokens.
+/// Errors: a different architecture, or different tokens.
 fn check_described(applied: &AppliedAdapter, path: &Path) -> Result<()> {
     let base = &applied.adapter.model;
     let unsaid = |what: &str| {
@@ -120,7 +120,7 @@ fn check_described(applied: &AppliedAdapter, path: &Path) -> Result<()> {
         ..applied.decoder.clone()
     };
     if read != expected {
-        return Err(unsaid("some setting"));
+        return Err(unsaid("a setting"));
     }
     let (ours, theirs) = (Tokenizer::open(path)?, Tokenizer::open(base)?);
     for text in TEXTS {
@@ -166,7 +166,7 @@ fn encode(tensor: &TensorOut, values: &[f32]) -> Result<Vec<u8>> {
     match tensor.stored {
         Storage::Blocks(_) => Ok(blocks::encode_q8_0(values)),
         Storage::Plain(dtype) => {
-            from_f32(dtype, values).ok_or_else(|| Error::Weights(format!("{} is no float", tensor.name)))
+            from_f32(dtype, values).ok_or_else(|| Error::Weights(format!("{} is not a float tensor", tensor.name)))
         }
     }
 }

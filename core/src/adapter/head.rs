@@ -31,7 +31,9 @@ pub fn align_head(weights: &mut Weights, decoder: &Decoder, wanted: &[String]) -
     }
     if unnamed && classes == wanted.len() {
         let wanted = wanted.join(", ");
-        return Ok(Some(format!("the head is the model's own; its classes have no names and count as {wanted}")));
+        return Ok(Some(format!(
+            "the head is the model's own; its classes have no names and are taken to be {wanted}"
+        )));
     }
     let order = order_of(&own, wanted).ok_or_else(|| {
         Error::Usage(format!(

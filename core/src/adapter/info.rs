@@ -48,7 +48,7 @@ pub struct LayerInfo {
     pub norm: f64,
 }
 
-/// Describes an adapter. `session` is needed where [`super::vector::needs_device`] says so.
+/// Describes an adapter. `session` is needed if [`super::vector::needs_device`] says so.
 pub fn info(applied: &AppliedAdapter, mut session: Option<Session>) -> Result<Info> {
     let (mut layers, mut changed, mut differs) = (Vec::<LayerInfo>::new(), 0u64, [0u64; 2]);
     for (position, parameter) in applied.adaptation.parameters.iter().enumerate() {
@@ -215,7 +215,7 @@ impl Sums {
     }
 }
 
-/// Compares two adapters. Each session is needed where [`super::vector::needs_device`] says so.
+/// Compares two adapters. Each session is needed if [`super::vector::needs_device`] says so.
 ///
 /// Errors: adapters of different base models.
 pub fn difference(a: (&AppliedAdapter, Option<Session>), b: (&AppliedAdapter, Option<Session>)) -> Result<Difference> {

@@ -60,10 +60,10 @@ pub struct Merged {
     pub files: usize,
     pub bytes: u64,
     pub check: MergeCheck,
-    /// What other programs do not read of a file.
+    /// What other programs do not support in a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// Plugins that are not those that the run was made with.
+    /// Plugins other than those that the run was made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub other_plugins: Vec<String>,
 }
@@ -116,7 +116,7 @@ pub fn merge(applied: &AppliedAdapter, request: &MergeRequest, device: Box<dyn B
     })?;
     let check = MergeCheck { quantized, ..check };
     if !check.agrees() {
-        return Err(Error::Weights(format!("nothing is written to {}: {check}", request.out.display())));
+        return Err(Error::Weights(format!("nothing was written to {}: {check}", request.out.display())));
     }
     drop(stored);
     written.finish()?;

@@ -38,7 +38,7 @@ pub fn is_gguf(out: &Path) -> bool {
 }
 
 impl Output {
-    /// Errors: something is at `out` already; the place cannot be written.
+    /// Errors: `out` already exists, or cannot be written.
     pub fn create(out: &Path) -> Result<Output> {
         let empty = files::is_dir(out) && files::list(out).map_err(Error::io(out))?.is_empty();
         if files::exists(out) && !empty {
@@ -228,7 +228,8 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         let same_reading = (&other.labels, other.pad_token_id) == (&decoder.labels, decoder.pad_token_id);
         if other.family != decoder.family || !same_reading || !same_shape {
             return Err(Error::Usage(format!(
-                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only models alike in these can be averaged",
+                "{} and {} are not the same architecture with the same labels and the same pad_token_id; only models \
+                 that agree in these can be averaged",
                 first.display(),
                 dir.display()
             )));
@@ -236,7 +237,7 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         let checked = check_weights(&decoder, weights, kind)?;
         if own_head(dir)? != head {
             return Err(Error::Usage(format!(
-                "{} and {} are not for one task: their heads differ",
+                "{} and {} were trained for different tasks: their heads differ",
                 first.display(),
                 dir.display()
             )));
@@ -258,7 +259,9 @@ pub fn average_models(models: &[PathBuf], weights: &[f64], out: &Path, shard_byt
         }
         let mean: Vec<f32> = sum.into_iter().map(|x| x as f32).collect();
         let dtype = parameters.iter().find(|p| p.name == spec.name).map_or(DType::F32, |p| p.dtype);
-        from_f32(dtype, &mean).map(Cow::Owned).ok_or_else(|| Error::Weights(format!("{} is no float", spec.name)))
+        from_f32(dtype, &mean)
+            .map(Cow::Owned)
+            .ok_or_else(|| Error::Weights(format!("{} is not a float tensor", spec.name)))
     })?;
     output.finish()?;
     Ok(written)

@@ -1,6 +1,6 @@
 //! Sparse patches of a checkpoint, as TRL writes them for vLLM, which applies them in place: for each tensor
-//! `<name>.val`, the new bf16 values, and `<name>.idx`, their flat positions as gaps, u16 where all of them fit and u32
-//! elsewhere. Four bytes for each element that differs from the base model.
+//! `<name>.val`, the new bf16 values, and `<name>.idx`, their flat positions as gaps, u16 if all of them fit, else u32.
+//! Four bytes for each element that differs from the base model.
 
 use super::Head;
 use super::merge::{find, with_deltas};

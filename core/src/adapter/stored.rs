@@ -109,7 +109,7 @@ pub fn sparse_and_whole(
             return Err(Error::Weights(format!("the adapter changes `{parameter}`, which the model does not have")));
         };
         let selection = match indices.get(parameter) {
-            // The set is given, so the probability is not used; it only has to be in (0, 1].
+            // The set is given, so the probability is not used; it must only be in (0, 1].
             Some(set) => Selection::Sparse { probability: (set.len() as f64 / p.numel() as f64).clamp(1e-300, 1.0) },
             None if name != parameter => {
                 return Err(Error::Weights(format!("the adapter holds `{name}` without its index set")));

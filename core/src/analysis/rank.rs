@@ -126,8 +126,8 @@ pub fn rank(name: &str, base: TensorView, tuned: TensorView, precision: Precisio
 /// Rows of a block per column: large enough that the triangle carried along adds only a quarter to the work.
 const BLOCK: usize = 4;
 
-/// The difference of two matrices, computed block by block. The blocks are rows of the matrix or, where that is taller,
-/// of its transpose.
+/// The difference of two matrices, computed block by block. The blocks are rows of the matrix or, if that is taller, of
+/// its transpose.
 struct Difference<'a> {
     name: &'a str,
     base: TensorView<'a>,

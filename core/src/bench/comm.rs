@@ -148,8 +148,8 @@ impl Communicator for Delayed {
 }
 
 impl Bencher<'_> {
-    /// A step of `processes` processes, each with the batch of the workload as its micro-batch. `precision` is the first that
-    /// the device takes.
+    /// A step of `processes` processes, each with the batch of the workload as its micro-batch. `precision` is the
+    /// first that the device supports.
     ///
     /// Errors: a model that does not fit; a device that fails.
     pub fn comm(

@@ -133,7 +133,7 @@ fn step_row(row: &StepRow) -> Value {
             percent => format!("{:.1}", 100.0 * figures.measured.tokens_per_s / fastest),
             share => format!("{:.0} %", 100.0 * figures.share_of_ceiling),
             memory => memory_size(figures.memory),
-            joules => figures.joules.map(|joules| format!("{joules:.1} J a step")),
+            joules => figures.joules.map(|joules| format!("{joules:.1} J per step")),
             checked => figures.checked,
         }
     };

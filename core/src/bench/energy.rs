@@ -26,13 +26,13 @@ struct Counter {
 
 enum Source {
     File(PathBuf),
-    /// A card of NVIDIA's, whose energy counts from when its driver was loaded.
+    /// An NVIDIA card, whose energy counts from when its driver was loaded.
     #[cfg(feature = "libraries")]
     Card(nvml::Card),
 }
 
 enum Unit {
-    /// A counter of microjoules, and what to add where it has wrapped around to 0.
+    /// A counter of microjoules, and what to add if it has wrapped around to 0.
     Microjoules { wraps: f64 },
     /// A sensor of microwatts; the mean power since then is taken to be the mean of the two readings.
     Microwatts { since: Instant },

@@ -1,4 +1,4 @@
-//! Training steps of several processes, measured over the link that they have.
+//! Training steps of several processes, measured over their real link.
 
 use super::case::{Bench, median};
 use super::{Bencher, Link, MethodCase, Workload, offered};
@@ -9,14 +9,14 @@ use sparta_model::{Error, Precision, Result};
 use sparta_train::{Batch, Peers, Session, Submitted, own_share};
 use std::time::Instant;
 
-/// Each way of doing a step is repeated `STEPS` times in a round, so that all ways meet the same disturbances.
+/// Each way of doing a step is repeated `STEPS` times in a round, so that all ways face the same disturbances.
 const ROUNDS: usize = 7;
 const STEPS: usize = 4;
-/// The link is measured with exchanges of headers, and of as many values as a fast link takes some milliseconds for.
+/// The link is measured with exchanges of headers, and of enough values to take a fast link a few milliseconds.
 const HEADERS: usize = 64;
 const GATHERS: usize = 8;
 const VALUES: usize = 1 << 20;
-/// What an exchange may take in addition to its bytes over the bandwidth: a factor, and seconds.
+/// How much longer than its bytes over the bandwidth an exchange may take: a factor, and seconds.
 const ALLOWED: (f64, f64) = (1.2, 1e-3);
 
 /// A step on a batch that is divided among processes; medians of rounds, times in seconds.
@@ -32,30 +32,30 @@ pub struct Together {
     /// All compute their shares at the same time and exchange nothing.
     pub apart: f64,
     pub together: f64,
-    /// Of a step together: exchanges from when the last process is there, and what that may take over this link.
+    /// In a step together: exchanges from when the last process is ready, and how long they may take over this link.
     pub exchange: f64,
     pub allowed: f64,
-    /// Of a step together: the mean wait for other processes.
+    /// In a step together: the mean wait for other processes.
     pub waiting: f64,
     /// How many times as fast as one process all are, and would be if exchanges took no time.
     pub speedup: f64,
     pub possible: f64,
 }
 
-/// What a round of one process has taken, for each step.
+/// Times of one process in a round, per step.
 struct Round {
     alone: f64,
     apart: f64,
     together: f64,
-    /// Of the last one to arrive, since it waits for no other.
+    /// That of the last process to arrive, as it waits for no other.
     exchange: f64,
     waiting: f64,
     bytes: f64,
 }
 
 impl Bencher<'_> {
-    /// Steps of the processes of a team, of which each has the batch of the workload. `precision` is the first that the device
-    /// takes. All processes call it with the same arguments.
+    /// Steps of the processes of a team, each of which has the workload's batch. `precision` is the first that the
+    /// device supports. All processes call it with the same arguments.
     ///
     /// Errors: a model that does not fit; a device that fails; another process that has failed.
     pub fn together(

@@ -51,7 +51,7 @@ pub fn check(
             let agrees = distance(found[i], expected[i]) <= allowed[i];
             if !agrees {
                 return Some(Err(format!(
-                    "wrong results: the {quantity} of step {} is {}, and {} within {:.1e} is right",
+                    "wrong results: the {quantity} of step {} is {}, expected {} within {:.1e}",
                     step + 1,
                     found[i],
                     expected[i],
@@ -83,7 +83,7 @@ mod tests {
         let check = |precision, found: &[[f64; 2]]| check(&trajectories(), "cell", precision, found).unwrap();
         assert_eq!(check(DType::F32, &[[1.00005, 10.005], [0.5, 5.0]]), Ok(()));
         let wrong = check(DType::F32, &[[1.0, 10.0], [0.5, 5.1]]).unwrap_err();
-        assert!(wrong.contains("gradient norm of step 2 is 5.1, and 5 "), "{wrong}");
+        assert!(wrong.contains("gradient norm of step 2 is 5.1, expected 5 "), "{wrong}");
         assert_eq!(check(DType::BF16, &[[1.04, 10.0], [0.509, 5.4]]), Ok(()));
         assert!(check(DType::BF16, &[[1.01, 10.3], [0.5, 5.1]]).is_err(), "rounding comes to the norm in step 2");
         assert!(check(DType::BF16, &[[1.06, 10.0], [0.5, 5.1]]).is_err());

@@ -200,7 +200,7 @@ pub struct RunConfig {
     /// Stop after N evaluations on dev without improvement, and keep the best state
     #[arg(long, value_name = "N", help_heading = TRAINING, value_parser = at_least(1))]
     pub patience: Option<usize>,
-    /// Least gain of the dev metric that counts as an improvement
+    /// Smallest gain in the dev metric that counts as an improvement
     #[arg(long, value_name = "X", help_heading = TRAINING, default_value = "0", value_parser = not_negative)]
     pub min_delta: f64,
     /// Tokens per micro-batch; a larger batch is split and its gradients are summed [default: 4096, or as many as fit]
@@ -211,8 +211,8 @@ pub struct RunConfig {
     #[arg(long, value_name = "N", help_heading = DEVICE, value_parser = at_least(1))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batches: Option<usize>,
-    /// How processes add up their gradients: exact, in the order of the micro-batches, with the bytes of one process; fast, in
-    /// any order
+    /// How processes add up their gradients: exact, in the order of the micro-batches, with the same bytes as one
+    /// process; fast, in any order
     #[arg(long, value_name = "HOW", help_heading = DEVICE, default_value = "exact", value_parser = one_of(Exchange::ALL))]
     #[serde(default, skip_serializing_if = "Exchange::is_exact")]
     pub exchange: Exchange,

@@ -55,23 +55,23 @@ impl Needs {
         let mut ways = Vec::new();
         let what = match (device.memory, &self.unbound) {
             (Some(most), _) if needed > most => {
-                format!("the run needs {}, and the device has {}", memory_size(needed), memory_size(most))
+                format!("the run needs {}, but the device has {}", memory_size(needed), memory_size(most))
             }
             _ if self.largest.bytes > device.max_buffer => {
                 let (bytes, most) = (memory_size(self.largest.bytes), memory_size(device.max_buffer));
-                ways.push("take a device with larger buffers, such as --device cpu".to_owned());
+                ways.push("use a device with larger buffers, such as --device cpu".to_owned());
                 let name = &self.largest.name;
-                format!("the run needs a buffer of {bytes} for {name}, and the device's buffers hold at most {most}")
+                format!("the run needs a buffer of {bytes} for {name}, but the device's buffers hold at most {most}")
             }
             (_, Some(unbound)) => {
-                ways.push("take a device that binds more at once, such as --device cpu".to_owned());
+                ways.push("use a device that binds more at once, such as --device cpu".to_owned());
                 unbound.clone()
             }
             _ => return Ok(()),
         };
         let bytes = |kind| memory_size(memory.get(&kind).copied().unwrap_or(0));
         if self.kept {
-            ways.push("let activations be recomputed: --recompute auto".into());
+            ways.push("allow activations to be recomputed: --recompute auto".into());
         }
         let activations = bytes(MemoryKind::Activations);
         ways.push(match self.fixed {
@@ -84,7 +84,7 @@ impl Needs {
             "train less: --method lora, or sparta with a lower --density (optimizer state takes {})",
             bytes(MemoryKind::Optimizer)
         ));
-        ways.push(format!("take a smaller model, or one stored in bf16 (weights take {})", bytes(MemoryKind::Weights)));
+        ways.push(format!("use a smaller model, or one stored in bf16 (weights take {})", bytes(MemoryKind::Weights)));
         ways.truncate(3);
         Err(Error::Training(format!("{}: {what}. To make it fit: {}", device.name, ways.join("; "))))
     }

@@ -48,7 +48,7 @@ pub struct RunPlan {
     /// The number of parts that a batch is split into in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_parts: Option<usize>,
-    /// Who does what, where several processes train together.
+    /// Who does what, if several processes train together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub together: Option<TogetherPlan>,
     /// Whether activations are recomputed in the backward pass.
@@ -174,7 +174,7 @@ impl ScoringPlan {
     /// Errors: it does not fit the device, with three ways to make it fit.
     pub fn check_fit(&self, device: &DeviceInfo) -> Result<()> {
         let fits = self.needs.check(&self.memory, device);
-        fits.map_err(|e| Error::Training(format!("the scores before the training, {}: {e}", self.title())))
+        fits.map_err(|e| Error::Training(format!("the scores before training, {}: {e}", self.title())))
     }
 
     fn title(&self) -> String {
@@ -265,9 +265,9 @@ impl fmt::Display for RunPlan {
         }
         let micro = match (self.micro_batches, self.micro_batch_parts) {
             (false, _) => String::new(),
-            (true, None) => ", split into micro-batches where longer than the token budget".to_owned(),
+            (true, None) => ", split into micro-batches where it exceeds the token budget".to_owned(),
             (true, Some(parts)) => {
-                format!(", split into {parts} micro-batches, and where these are longer than the token budget")
+                format!(", split into {parts} micro-batches, and further where these exceed the token budget")
             }
         };
         let again = if self.recompute { ", activations recomputed by layer" } else { "" };
@@ -276,7 +276,7 @@ impl fmt::Display for RunPlan {
             None => format!("{} examples", self.batch_size),
         };
         let (total, epoch) = (thousands(self.total_steps as u64), thousands(self.steps_per_epoch as u64));
-        writeln!(f, "steps      {total} in all, {epoch} to an epoch, each of {size}{micro}{again}")?;
+        writeln!(f, "steps      {total} in all, {epoch} per epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
         writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
         for GroupPlan { group, by_method, tensors, trained } in &self.groups {

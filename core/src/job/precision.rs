@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PrecisionChoice {
-    /// bf16 where the weights are 16-bit or quantized and the device multiplies 16-bit floats in hardware, else f32.
+    /// bf16 if the weights are 16-bit or quantized and the device multiplies 16-bit floats in hardware, else f32.
     #[default]
     Auto,
     F32,
@@ -39,13 +39,13 @@ impl PrecisionChoice {
         let chosen = |precision, reason: &str| Ok(ChosenPrecision { precision, reason: reason.into() });
         let offered = device.activations.contains(&DType::BF16);
         match self {
-            PrecisionChoice::F32 => chosen(Precision::F32, "as asked for"),
-            PrecisionChoice::Bf16 if offered => chosen(Precision::BF16, "as asked for"),
+            PrecisionChoice::F32 => chosen(Precision::F32, "as requested"),
+            PrecisionChoice::Bf16 if offered => chosen(Precision::BF16, "as requested"),
             PrecisionChoice::Bf16 => Err(Error::Usage(format!(
                 "--precision bf16: {} ({}) computes with f32 activations only; use --precision f32, or another --device",
                 device.id, device.name
             ))),
-            PrecisionChoice::Tf32 if device.tf32 => chosen(Precision::TF32, "as asked for"),
+            PrecisionChoice::Tf32 if device.tf32 => chosen(Precision::TF32, "as requested"),
             PrecisionChoice::Tf32 => Err(Error::Usage(format!(
                 "--precision tf32: {} ({}) does not multiply in TF32, as NVIDIA cards from compute capability 8.0 on do \
                  through cuBLASLt (--device cuda); use --precision f32, or another --device",
@@ -181,7 +181,7 @@ mod tests {
     fn what_is_asked_for_is_given_or_refused() {
         let cpu = device(&[DType::F32, DType::BF16], &[]);
         let chosen = PrecisionChoice::Bf16.choose(&parameters(DType::F32), |_| None, &cpu).unwrap();
-        assert_eq!(chosen.to_string(), "bf16: as asked for");
+        assert_eq!(chosen.to_string(), "bf16: as requested");
         assert_eq!(PrecisionChoice::of(chosen.precision), PrecisionChoice::Bf16);
         let plain = device(&[DType::F32], &[]);
         let error = PrecisionChoice::Bf16.choose(&parameters(DType::BF16), |_| None, &plain).unwrap_err();
@@ -190,7 +190,7 @@ mod tests {
         assert!(error.contains("--precision tf32: cpu (Some CPU) does not multiply in TF32"), "{error}");
         let card = DeviceInfo { tf32: true, ..cpu };
         let chosen = PrecisionChoice::Tf32.choose(&parameters(DType::BF16), |_| None, &card).unwrap();
-        assert_eq!(chosen.to_string(), "tf32: as asked for");
+        assert_eq!(chosen.to_string(), "tf32: as requested");
         assert_eq!(PrecisionChoice::of(chosen.precision), PrecisionChoice::Tf32);
         let auto = PrecisionChoice::Auto.choose(&parameters(DType::F32), |_| None, &card).unwrap();
         assert_eq!(auto.precision, Precision::F32);

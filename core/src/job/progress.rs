@@ -10,7 +10,7 @@ pub struct StepReport {
     pub step: usize,
     pub total_steps: usize,
     pub epoch: usize,
-    /// `null` in the file where it is not finite: the step was skipped.
+    /// `null` in the file if it is not finite: the step was skipped.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
     pub lr: f64,

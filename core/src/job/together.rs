@@ -80,18 +80,15 @@ impl fmt::Display for TogetherPlan {
             return writeln!(f, "  share    features and evaluations; each process does all steps of the head");
         }
         let (count, size) = (thousands(*micro_batches as u64), members.len());
-        writeln!(
-            f,
-            "  share    a step of the mean length has {count} micro-batches, of which each process computes one in {size}"
-        )?;
+        writeln!(f, "  share    a step of mean length has {count} micro-batches; each process computes one in {size}")?;
         let (step, one) = (memory_size(self.step_bytes()), memory_size(self.gradient_bytes));
         let order = match self.exchange {
-            Exchange::Exact => format!("added in their order: the same bytes as of one process{}", self.alone),
-            Exchange::Fast => "added in any order: not the bytes of another number of processes".to_owned(),
+            Exchange::Exact => format!("added in their order, with the same bytes as one process{}", self.alone),
+            Exchange::Fast => "added in any order: another number of processes gives different bytes".to_owned(),
         };
         writeln!(
             f,
-            "  exchange each process receives {step} a step; the gradients of a micro-batch have {one}, {order}"
+            "  exchange each process receives {step} per step; the gradients of a micro-batch have {one}, {order}"
         )
     }
 }
@@ -125,7 +122,7 @@ impl fmt::Display for Spent {
         let Spent { waiting, exchanging, bytes, exchanges } = self;
         write!(
             f,
-            "{} exchanges, {} received in {exchanging:.3} s, {waiting:.3} s waited for other processes",
+            "{} exchanges, {} received in {exchanging:.3} s, {waiting:.3} s waiting for other processes",
             thousands(*exchanges),
             memory_size(*bytes)
         )

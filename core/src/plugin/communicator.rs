@@ -47,7 +47,7 @@ impl LoadedCommunicatorPlugin {
         let Place { rank, size, local_rank, .. } = place;
         if rank >= size || local_rank > rank {
             return Err(Error(format!(
-                "plugin {}: process {rank} of {size}, {local_rank} on its machine, cannot be",
+                "plugin {}: process {rank} of {size}, {local_rank} on its machine, is impossible",
                 plugin.name
             )));
         }

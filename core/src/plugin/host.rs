@@ -189,7 +189,11 @@ unsafe extern "C" fn graph_own(
             (_, None) => {}
             // SAFETY: the plugin passes a function of this operation, as the header says; libraries stay loaded.
             (Op::Own(own), Some(function)) => own.0.function = Some(unsafe { CpuFunction::new(function) }),
-            _ => return Err(format!("a function can be given for an operation of the plugin's own, not for `{name}`")),
+            _ => {
+                return Err(format!(
+                    "a function can only be given for one of the plugin's own operations, not for `{name}`"
+                ));
+            }
         }
         let inputs: Vec<Value> = inputs.iter().map(|&v| Value(v)).collect();
         let values = graph.apply(op, &inputs).map_err(|e| e.0)?;
@@ -294,7 +298,7 @@ unsafe extern "C" fn step_write(
         // SAFETY: the plugin passes bytes that live until this function returns.
         let (what, name, data) = unsafe { (utf8(what)?, utf8(name)?, data.as_slice()) };
         let (words, []) = data.as_chunks() else {
-            return Err(format!("{name}: {} bytes are not a whole number of elements of 4", data.len()));
+            return Err(format!("{name}: {} bytes are not a whole number of 4-byte elements", data.len()));
         };
         let changed = match what {
             "values" => tensors.set(name, &words.iter().map(|&word| f32::from_le_bytes(word)).collect::<Vec<_>>()),

@@ -76,7 +76,7 @@ fn is_same(a: &File, b: &File) -> bool {
     identity(a).is_some_and(|a| identity(b) == Some(a))
 }
 
-/// By size and time of the last change, where files have no number.
+/// By size and time of the last change, if files have no number.
 #[cfg(not(unix))]
 fn is_same(a: &File, b: &File) -> bool {
     let identity = |file: &File| file.metadata().ok().and_then(|found| Some((found.len(), found.modified().ok()?)));

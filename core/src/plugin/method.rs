@@ -264,7 +264,7 @@ impl Method for LoadedMethod {
             plugin.call("steps", Some(steps), None, |f, call| unsafe { f(call, SpartaBytes::new(&options)) })?;
         let steps: Option<Steps> = plugin.parse("steps", &answer)?;
         if steps.is_some() && plugin.table.on_step.is_none() {
-            return Err(Error(format!("plugin {}: it wants to act between steps and has no `on_step`", plugin.name)));
+            return Err(Error(format!("plugin {}: it wants to act between steps but has no `on_step`", plugin.name)));
         }
         Ok(steps)
     }

@@ -4,8 +4,7 @@ use super::library::Functions;
 use std::fs::File;
 use std::path::Path;
 
-const NONE: &str =
-    "this program was built without support for libraries, and has the plugins that are linked into it alone";
+const NONE: &str = "this program was built without support for libraries, and has only the plugins linked into it";
 
 pub fn check(_: &[u8]) -> Result<(), String> {
     Err(NONE.into())

@@ -65,7 +65,7 @@ impl Task for LoadedTask {
         let task = recipe.task.as_ref().unwrap_or(task).clone();
         let named = match task.id == request.task {
             true => task_check::resolved(&task),
-            false => Err(format!("the opened data are of another task, `{}`", task.id)),
+            false => Err(format!("the opened data belong to a different task, `{}`", task.id)),
         };
         named.map_err(|reason| Error(format!("plugin {}: task `{}`: {reason}", plugin.name, request.task)))?;
         Ok(Box::new(LoadedDataset { handle, task, recipe }))

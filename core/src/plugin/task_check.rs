@@ -124,8 +124,8 @@ pub fn check_example(task: &TaskInfo, example: &Example) -> Result<(), String> {
 /// Errors: a pair for a task of single texts, or the reverse.
 pub fn check_pair(task: &TaskInfo, pair: bool) -> Result<(), String> {
     match (task.pair, pair) {
-        (true, false) => Err(format!("expected a pair of texts, as task {} has them, got a single one", task.id)),
-        (false, true) => Err(format!("expected a single text, as task {} has them, got a pair", task.id)),
+        (true, false) => Err(format!("expected a pair of texts for task {}, got a single text", task.id)),
+        (false, true) => Err(format!("expected a single text for task {}, got a pair", task.id)),
         _ => Ok(()),
     }
 }

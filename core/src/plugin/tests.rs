@@ -133,7 +133,7 @@ impl Method for Fickle {
     }
 }
 
-/// Fails in this function, with an error or with a panic, where the mode says so.
+/// Fails in this function, with an error or with a panic, if the mode says so.
 fn fails(options: &Options, function: &str) -> Result<(), Error> {
     match options["mode"].as_str() {
         Some("panics") => panic!("{function} burns"),

@@ -98,7 +98,7 @@ fn state(run: &RunData) -> String {
         None => format!("not finished: {done} of {} steps are logged", run.plan.total_steps),
         Some(result) => match (result.stopped, result.best_step) {
             (Stopped::Completed, Some(best)) if best != result.steps => {
-                format!("{} steps, the best state on dev, of step {best}, kept", result.steps)
+                format!("{} steps; kept the best state on dev, that of step {best}", result.steps)
             }
             (Stopped::Completed, _) => format!("{} steps", result.steps),
             (Stopped::Interrupted, _) => format!("interrupted after {} steps", result.steps),

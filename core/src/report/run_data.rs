@@ -65,6 +65,6 @@ impl RunData {
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = files::read_text(path, files::CONFIGURATION).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| {
-        Error::Usage(format!("{}: {e}; it is damaged, or of another version of this program", path.display()))
+        Error::Usage(format!("{}: {e}; it is damaged, or from another version of this program", path.display()))
     })
 }

@@ -40,7 +40,8 @@ pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
     let others = adaptation.formats.len() - kept.values().sum::<usize>();
     let types: Vec<String> = kept.iter().map(|(name, count)| format!("{count} {name}")).collect();
     let mut note = format!(
-        "quantized weights stay so on the device: {}, {} in place of {}; products decode a matrix at a time, of up to {}",
+        "quantized weights stay quantized on the device: {}, {} instead of {}; products decode one matrix at a time, \
+         of up to {}",
         types.join(", "),
         memory_size(stored),
         memory_size(decoded),
@@ -50,7 +51,7 @@ pub fn quantized_note(adaptation: &Adaptation) -> Option<String> {
         note = "quantized weights are decoded on the device".to_owned();
     }
     if others > 0 {
-        note += &format!("; {others} are held decoded, as what is trained of them asks for that");
+        note += &format!("; {others} are kept decoded, as what is trained in them requires");
     }
     (!adaptation.formats.is_empty()).then_some(note)
 }

@@ -106,7 +106,7 @@ impl Coder<'_> {
             let wrong = |what: String| Error::Data(format!("{split}, example {}: {what}", place + 1));
             let Lesson { tokens, trained, joined } = lesson.map_err(|error| wrong(error.to_string()))?;
             if tokens.is_empty() {
-                return Err(wrong(format!("the text {:?} gives no token", example.text)));
+                return Err(wrong(format!("the text {:?} gives no tokens", example.text)));
             }
             let target = match (self.target)(example) {
                 Target::Tokens(None) if !example.is_plain() => Target::Tokens(Some(trained)),
@@ -205,7 +205,7 @@ impl Coder<'_> {
         }
         let way = match max < self.positions {
             true => "raise --max-length",
-            false => "that exceeds the model's positions: take shorter texts or another model",
+            false => "that exceeds the model's positions: use shorter texts or another model",
         };
         Error::Data(format!("no training example is left: all {all} have more than {max} tokens; {way}"))
     }

@@ -8,7 +8,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepSize {
     Examples(usize),
-    /// Whole examples with at most this many tokens in total; a longer one is a step of its own.
+    /// Whole examples with at most this many tokens in total; a longer one is a separate step.
     Tokens(usize),
 }
 

@@ -18,7 +18,7 @@ use sparta_plugin::task::{self, Example, OpenRequest, Task, TaskInfo};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Tokens per batch, unless the run that made the adapter has another number.
+/// Tokens per batch, unless the run that made the adapter has a different number.
 const BATCH_TOKENS: usize = 4096;
 
 /// What to evaluate.
@@ -174,7 +174,8 @@ impl AdaptedModel {
         match found.predictions.iter().position(|p| !finite(p)) {
             None => Ok(found),
             Some(at) => Err(Error::Training(format!(
-                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and look at the model's weights",
+                "the logits of text {} are not finite numbers: {:?}; try --precision f32, and check the model's \
+                 weights",
                 at + 1,
                 found.predictions[at].logits
             ))),
@@ -205,13 +206,13 @@ impl AdaptedModel {
         let head = &self.heads()[position];
         let config = head.config.as_ref();
         let id = request.task.as_deref().or(config.map(|c| &*c.task));
-        let id = id.ok_or_else(|| Error::Usage("the adapter does not say its task; give --task and --data".into()))?;
+        let id = id.ok_or_else(|| Error::Usage("the adapter does not name its task; give --task and --data".into()))?;
         let (plugin, described) = plugins.task(id)?;
         self.applied.recorded.check(PluginKind::Task, &plugin.info().name)?;
         // A task that finds its labels in the data gets those of the head.
         let trained = (described.labels.is_empty() && !head.labels.is_empty()).then(|| trained_task(head, &described));
         let data = request.data.clone().or(config.map(|c| c.data.clone()));
-        let data = data.ok_or_else(|| Error::Usage("the adapter does not say its data; give --data".into()))?;
+        let data = data.ok_or_else(|| Error::Usage("the adapter does not name its data; give --data".into()))?;
         let split = request.split.as_str();
         let own = config.filter(|config| config.task == id).map(|config| config.task_options.clone());
         let mut given = own.unwrap_or_default();
@@ -317,7 +318,7 @@ impl<D: Fn() -> Result<Box<dyn Backend>>> Predictor<'_, D> {
         if !adapted.applied.objective.pools() {
             return Err(Error::Usage(format!(
                 "{}: made by {}, which does not classify; `eval` measures it, and `adapter merge` makes a model that \
-                 writes texts",
+                 generates text",
                 adapted.applied.adapter.dir.display(),
                 adapted.applied.objective.name()
             )));

@@ -56,7 +56,7 @@ pub fn inspect_forward(request: &InspectRequest, device: Box<dyn Backend>) -> Re
     let problem = decoder.problem_type.as_deref().unwrap_or(PROBLEM_TYPES[0]);
     if request.task == InspectTask::Classification && problem != PROBLEM_TYPES[0] {
         return Err(Error::Config(format!(
-            "{}: `problem_type` is {problem}, and only the loss of {} is computed here",
+            "{}: `problem_type` is {problem}, but only the loss of {} is computed here",
             request.model.display(),
             PROBLEM_TYPES[0]
         )));

@@ -284,7 +284,7 @@ fn used_plugins(config: &RunConfig, plugins: &PluginSet, device: &DeviceInfo) ->
 fn step_note(max_steps: Option<usize>, epochs: usize) -> Option<String> {
     match max_steps {
         Some(max) if max > epochs => {
-            Some(format!("--max-steps is {max}, but the run ends after its epochs, with step {epochs}; see --epochs"))
+            Some(format!("--max-steps is {max}, but the run ends after its epochs, at step {epochs}; see --epochs"))
         }
         Some(max) if max < epochs => {
             Some(format!("--max-steps ends the run after step {max} of {epochs} in its epochs"))
@@ -440,10 +440,10 @@ fn unlabelled_encoder(
         TrainOn::Last => "the last answer of each",
     };
     let written = match encoder.instruct() {
-        Some(_) => "conversations are written by the model's chat template",
-        None => "texts are laid one after the other, with the end-of-text token behind the last",
+        Some(_) => "conversations are formatted by the model's chat template",
+        None => "texts are concatenated, followed by the end-of-text token",
     };
-    Ok((encoder, (!plain).then(|| format!("{written}; trained on are {trained}"))))
+    Ok((encoder, (!plain).then(|| format!("{written}; the loss covers {trained}"))))
 }
 
 /// Whether any of the examples is a conversation.
@@ -477,7 +477,7 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
     let note = align_head(weights, decoder, &task.labels)?;
     if note.is_some() && config.head_init_std.is_some() {
         return Err(Error::Usage(format!(
-            "--head-init-std is for a new head, and {} has one, {HEAD}: leave it out, or start anew with --new-head",
+            "--head-init-std is for a new head, but {} already has one, {HEAD}: leave it out, or add --new-head",
             config.model.display()
         )));
     }
@@ -495,8 +495,7 @@ fn own_head(config: &RunConfig, decoder: &Decoder, weights: &mut Weights, task: 
 fn images_note(weights: &Weights) -> Option<String> {
     let of_images = |name: &str| IMAGES.iter().any(|prefix| name.starts_with(prefix));
     let count = weights.names().filter(|name| of_images(name)).count();
-    (count > 0)
-        .then(|| format!("only text is supported: {count} tensors of the model that are for images are left out"))
+    (count > 0).then(|| format!("only text is supported: the model's {count} tensors for images are left out"))
 }
 
 /// Initial values of the head: the vocabulary rows of the prompt's words, or else normal values.

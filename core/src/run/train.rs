@@ -50,10 +50,11 @@ pub fn run(
     run_together(config, plugins, open, start, observer, &mut Team::alone())
 }
 
-/// [`run`] as one of the processes of a team, of which the leading one writes the run directory: all compute what one
-/// process alone would, and write the same bytes.
+/// [`run`] as one of the processes of a team, whose leading process writes the run directory: they compute what a
+/// single process would, and the same bytes are written.
 ///
-/// Errors: those of [`run`]; another process that has failed, with its message, or that is about to do something else.
+/// Errors: those of [`run`]; another process that has failed, with its message, or that is about to do something
+/// different.
 pub fn run_together(
     config: &RunConfig,
     plugins: &PluginSet,
@@ -90,7 +91,7 @@ fn run_in(
     team.introduce(&format!("{} ({})", info.name, info.id))?;
     let mut prepared = prepare_for(config, plugins, &info, team.size())?;
     if team.size() > 1 {
-        team.agree("what is to be done", &together::agreement(&prepared)?)?;
+        team.agree("what to do", &together::agreement(&prepared)?)?;
         team.set_exact(prepared.config.exchange.is_exact());
         prepared.plan.together = together::plan(&prepared, team);
     }
@@ -205,7 +206,7 @@ impl<'a> Trainer<'a> {
     fn run(mut self, open: OpenDevice) -> Result<RunResult> {
         match self.attempt() {
             Err(Error::Device(lost @ BackendError::DeviceLost { .. })) if self.team.size() == 1 => {
-                self.observer.message(&format!("{lost}; the device is opened again"));
+                self.observer.message(&format!("{lost}; reopening the device"));
                 let setup = self.run.setup.clone();
                 self.session = Session::open(open()?, &self.run.weights, setup, &self.run.arena)?;
                 let newest = self.checkpoints.load_newest(|_| Ok(()))?;
@@ -239,7 +240,7 @@ impl<'a> Trainer<'a> {
         let _ = self.settle();
         let step = self.position.step;
         let kept = match self.keep_last_good() {
-            Ok(Some(step)) => format!("the last good state, that after step {step}, is saved"),
+            Ok(Some(step)) => format!("the last good state, after step {step}, is saved"),
             Ok(None) => "no state before it was good, so none is saved".into(),
             Err(error) => format!("and the last good state could not be saved: {error}"),
         };

@@ -8,9 +8,9 @@ use std::path::Path;
 /// The file of a run directory with the choices.
 pub const TUNED: &str = "tuning.json";
 
-/// Lets a newly opened device measure, if the run may, beginning with the choices recorded in the run directory: a resumed
-/// run computes the same bits. Several processes would choose differently, so they do not measure, nor does one whose batches
-/// are split as theirs.
+/// Lets a newly opened device measure, if the run may, beginning with the choices recorded in the run directory: a
+/// resumed run computes the same bits. Several processes would choose differently, so they do not measure, nor does a
+/// process whose batches are split like theirs.
 ///
 /// Returns a warning if stored choices cannot be used.
 ///
@@ -24,7 +24,7 @@ pub fn start(device: &mut dyn Backend, config: &RunConfig, processes: usize) -> 
 
 /// The choices recorded in a run directory; `None` without a record.
 ///
-/// Errors: a file that is no record.
+/// Errors: a file that is not a record.
 pub fn recorded(out: &Path) -> Result<Option<Tuned>> {
     let path = out.join(TUNED);
     if !files::exists(&path) {
@@ -34,7 +34,7 @@ pub fn recorded(out: &Path) -> Result<Option<Tuned>> {
     let tuned = serde_json::from_str(&text);
     tuned.map(Some).map_err(|e| {
         Error::Usage(format!(
-            "{}: expected the kernels that the run has chosen: {e}; without the file they are measured again, and sums may \
+            "{}: expected the kernels that the run chose: {e}; without the file they are measured again, and sums may \
              round differently",
             path.display()
         ))

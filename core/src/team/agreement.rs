@@ -4,14 +4,14 @@ use super::{Team, json, parse};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
-/// Names and values of what has to be the same in all processes.
+/// Names and values of what must be the same in all processes.
 pub type Agreement = BTreeMap<String, String>;
 
 /// Differences that are listed.
 const LISTED: usize = 5;
 
 impl Team {
-    /// Errors: a process for which something is not as it is for the first one; names both.
+    /// Errors: a process that differs from the first one; names both.
     pub fn agree(&mut self, what: &str, own: &Agreement) -> Result<()> {
         let all = self.exchange(what, &json(own)?)?;
         let all = all.iter().map(|bytes| parse(bytes)).collect::<Result<Vec<Agreement>>>()?;

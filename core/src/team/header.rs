@@ -2,23 +2,23 @@
 
 use sha2::{Digest, Sha256};
 
-/// The first bytes, which tell versions of this format apart.
+/// The first bytes, which distinguish versions of this format.
 const FORMAT: [u8; 4] = *b"SpT1";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// Exchanges before this one.
     pub turn: u64,
-    /// Stands for what is exchanged.
+    /// A [`place`]: what is exchanged.
     pub place: u32,
     /// Bytes that follow.
     pub len: u64,
-    /// Whether the user of the process asks to stop.
+    /// Whether the user of this process has asked to stop.
     pub stops: bool,
     pub failed: bool,
 }
 
-/// Stands for what is exchanged.
+/// The number that identifies what is exchanged.
 pub fn place(what: &str) -> u32 {
     let hash = Sha256::digest(what.as_bytes());
     u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]])
@@ -37,7 +37,7 @@ impl Header {
         bytes
     }
 
-    /// A header of another format is at no place that there is.
+    /// A header of another format gets a turn that never comes.
     pub fn from_bytes(bytes: &[u8]) -> Header {
         let number = |range: std::ops::Range<usize>| {
             bytes[range].iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte))

@@ -1,7 +1,8 @@
 //! The processes that train one model together: what they say to each other, and how they end together.
 //!
-//! Every exchange begins with a header of each process: where it is, whether its user asks to stop, and whether it has
-//! failed. So a process that fails ends the others at their next exchange with its message, and all stop after the same step.
+//! Every exchange begins with a header from each process: where it is, whether its user has asked to stop, and whether
+//! it has failed. So a process that fails ends the others at their next exchange with its message, and all stop after
+//! the same step.
 
 mod agreement;
 mod header;
@@ -30,7 +31,7 @@ struct Others {
     members: Vec<Member>,
     /// Exchanges so far.
     turn: u64,
-    /// Whether the user of this process asks to stop, and whether all know that one of them does.
+    /// Whether the user of this process has asked to stop, and whether all know that some user has.
     asks: bool,
     stops: bool,
     /// Whether all know that one of them has failed, or nothing can be exchanged any more.
@@ -88,12 +89,12 @@ impl Team {
         self.others.as_ref().map_or(0, |others| others.place.local_rank)
     }
 
-    /// Whether this process writes and prints: there is one that does.
+    /// Whether this process is the one that writes and prints.
     pub fn leads(&self) -> bool {
         self.rank() == 0
     }
 
-    /// The processes in the order of their ranks; none of a process alone.
+    /// The processes in the order of their ranks; none for a process alone.
     pub fn members(&self) -> &[Member] {
         self.others.as_ref().map_or(&[], |others| &others.members)
     }
@@ -103,7 +104,7 @@ impl Team {
         self.others.as_ref().map_or("", |others| &others.place.library)
     }
 
-    /// What exchanges have taken; `None` of a process alone.
+    /// What exchanges have cost; `None` for a process alone.
     pub fn spent(&self) -> Option<Spent> {
         self.others.as_ref().map(|others| others.spent)
     }
@@ -113,19 +114,20 @@ impl Team {
         self.others.as_ref().map_or(0, |others| others.turn)
     }
 
-    /// Tells the others with the next exchange whether the user of this process asks to stop.
+    /// Tells the others with the next exchange whether the user of this process has asked to stop.
     pub fn ask_to_stop(&mut self, asks: bool) {
         if let Some(others) = &mut self.others {
             others.asks = asks;
         }
     }
 
-    /// Whether the team stops: as all knew at the last exchange, or where there are no others, as this process `asks`.
+    /// Whether the team stops: as all knew at the last exchange or, for a process alone, because it `asks`.
     pub fn stops(&self, asks: bool) -> bool {
         self.others.as_ref().map_or(asks, |others| others.stops)
     }
 
-    /// What each process has, in the order of ranks; `what` names it where processes are not at the same place.
+    /// What each process has, in the order of ranks; `what` names it in the error if processes are not at the same
+    /// place.
     ///
     /// Errors: a process that has failed, with its message.
     pub fn exchange(&mut self, what: &str, own: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -139,7 +141,7 @@ impl Team {
         Ok(lengths.iter().enumerate().map(|(rank, len)| all[rank * longest..][..*len].to_vec()).collect())
     }
 
-    /// What the leading process has, in all of them. The others' `own` counts for nothing.
+    /// Gives all processes what the leading one has. The others' `own` is ignored.
     ///
     /// Errors: a process that has failed, with its message.
     pub fn share(&mut self, what: &str, own: Vec<u8>) -> Result<Vec<u8>> {
@@ -171,11 +173,11 @@ impl Team {
         Ok(())
     }
 
-    /// Ends the others with this error, unless they know already that it is over. Returns what the user is to be told.
+    /// Ends the others with this error, unless they already know that it is over. Returns the error for the user.
     pub fn fail(&mut self, error: Error) -> Error {
         let Some(others) = self.others.as_mut().filter(|others| !others.over) else { return error };
         let message = error.to_string();
-        // The header makes all know; what comes back is the same message again, or that of another process.
+        // The header tells all of them; what comes back is the same message again, or that of another process.
         let _ = others.headers("an error", message.len(), true).and_then(|headers| others.messages(&headers, &message));
         error
     }
@@ -205,8 +207,8 @@ impl Others {
         if let Some(rank) = headers.iter().position(|other| (other.turn, other.place) != (own.turn, own.place)) {
             let own_rank = self.place.rank;
             let error = format!(
-                "process {own_rank} is at {what} and process {rank} is elsewhere: all must be the same program with the \
-                 same options and data"
+                "process {own_rank} is at {what} and process {rank} is elsewhere: all must run the same program with \
+                 the same options and data"
             );
             return Err(self.broken(sparta_plugin::Error(error)));
         }
@@ -311,5 +313,6 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|e| Error::Training(format!("what another process says cannot be read: {e}")))
+    serde_json::from_slice(bytes)
+        .map_err(|e| Error::Training(format!("the message of another process cannot be read: {e}")))
 }

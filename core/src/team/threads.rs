@@ -18,7 +18,7 @@ struct Room {
 }
 
 struct Round {
-    /// Threads that have given what they have in this round, and those that have taken what is there.
+    /// Threads that have contributed in this round, and those that have taken the result.
     arrived: usize,
     left: usize,
     /// By rank.
@@ -46,7 +46,7 @@ impl Room {
         let waited = self.changed.wait_while(guard, |round| round.gone.is_none() && !until(round));
         let round = waited.unwrap_or_else(PoisonError::into_inner);
         match &round.gone {
-            // What a thread has given before it ended is still there.
+            // What a thread contributed before it ended is still there.
             Some(reason) if !until(&round) => Err(Error(reason.clone())),
             _ => Ok(round),
         }
@@ -54,7 +54,7 @@ impl Room {
 }
 
 impl Thread {
-    /// Gives something to all, and takes what all have given.
+    /// Contributes bytes, and takes those of all.
     fn meet<T>(&mut self, own: &[u8], take: impl FnOnce(&[Vec<u8>]) -> T) -> Result<T, Error> {
         let (room, size) = (self.room.clone(), self.size);
         let mut round = room.wait(room.round(), |round| round.arrived < size)?;
@@ -117,7 +117,7 @@ impl Communicator for Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        // The others have what they need of this one, or it has failed.
+        // The others have what they need from this one, or it has failed.
         self.end(format!("process {} has ended", self.rank));
     }
 }

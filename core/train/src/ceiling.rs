@@ -30,7 +30,7 @@ const SIDES: [usize; 4] = [512, 1024, 2048, 4096];
 const LONG: Duration = Duration::from_millis(20);
 /// Elements of the vectors to add: operands of 192 KiB to 192 MiB.
 const LENGTHS: [usize; 6] = [1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24];
-/// Runs of each measurement, of which the fastest counts.
+/// Runs of each measurement; the fastest counts.
 const RUNS: usize = 6;
 /// How long a GPU works before it is timed, since its clock drops while idle.
 const WARM_UP: Duration = Duration::from_millis(200);
@@ -122,7 +122,7 @@ fn sum(device: &dyn Backend, length: usize) -> Result<Plan> {
     Ok(device.info().plan(&graph))
 }
 
-/// `None` where the device has too little memory.
+/// `None` if the device has too little memory.
 fn fitting(time: std::result::Result<Duration, BackendError>) -> Result<Option<Duration>> {
     match time {
         Ok(time) => Ok(Some(time)),

@@ -17,7 +17,7 @@ impl Session {
         let cache = self.setup().limits.cache.unwrap_or(0);
         if tokens.is_empty() || past + tokens.len() > cache {
             let count = tokens.len();
-            return Err(Error::Training(format!("{count} tokens after {past} do not fit into a cache of {cache}")));
+            return Err(Error::Training(format!("{count} tokens after {past} do not fit in a cache of {cache}")));
         }
         let mut begin = past;
         for chunk in tokens.chunks(SessionLimits::DECODED) {

@@ -141,7 +141,7 @@ impl Prediction {
         weights.into_iter().map(|w| w / sum).collect()
     }
 
-    /// The probability of each label where labels do not exclude each other: the sigmoid of its logit.
+    /// The probability of each label if labels do not exclude each other: the sigmoid of its logit.
     pub fn independent(&self) -> Vec<f64> {
         self.logits.iter().map(|&z| 1.0 / (1.0 + f64::from(-z).exp())).collect()
     }

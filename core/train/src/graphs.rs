@@ -65,7 +65,7 @@ pub mod names {
 pub(crate) type StepNumbers = [f32; step_input::LEN];
 
 /// The parts of [`names::RESULTS`]: the element at which each begins, and the total length. They include the step's
-/// numbers, which the host knows beforehand: if they differ, the device did not run what it was told to.
+/// numbers, which the host knows beforehand: if they differ, the device did not run what was submitted.
 pub mod results {
     use sparta_graph::ops::{Concat, step};
 
@@ -242,7 +242,7 @@ impl Graphs<'_> {
         let one = g.one(Fill { value: 1.0, shape: vec![1] }, &[])?;
         let positions = || group.parts.iter().map(|&(position, _)| position);
         let names = positions().map(|position| self.adaptation.parameters[position].name.as_str());
-        // By the weights themselves: a reparametrized one is not used as it is merged.
+        // With respect to the stored weights: a reparametrized one is not used in its merged form.
         let requests: Vec<_> = positions().map(|position| (layers.stored(g, position), GradRequest::Dense)).collect();
         for (name, gradient) in names.zip(gradients(g, &[(loss, one)], &requests)?) {
             let shape = g.shape(gradient)?.to_vec();

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 /// The state of a run when its method acts.
 pub struct StepPoint<'a> {
-    /// Steps done, of which the last changed something.
+    /// Steps done, the last of which changed something.
     pub step: u64,
     pub total_steps: u64,
     /// The factor that clipped the step's gradients.
@@ -169,7 +169,7 @@ impl Access<'_, '_> {
         let changed = |&position: &usize| !matches!(adaptation.modes[position], TrainMode::Frozen);
         let position = adaptation.position(name).filter(changed);
         position.ok_or_else(|| {
-            format!("`{name}` is not a parameter that it trains, trains elements of or reparametrizes").into()
+            format!("`{name}` is not a parameter that it trains, in whole or in part, or reparametrizes").into()
         })
     }
 
@@ -241,8 +241,8 @@ impl StepTensors for Access<'_, '_> {
                 let slot = slots.iter().find(|known| known.name == slot).ok_or_else(|| {
                     let slots: Vec<&str> = slots.iter().map(|slot| slot.name).collect();
                     sparta_plugin::Error(format!(
-                        "there is no `{slot}` to read; there are values, gradient, whole_gradient, weight, indices, and of \
-                         this run's optimizer {}",
+                        "there is no `{slot}` to read; there are values, gradient, whole_gradient, weight, indices \
+                         and, from this run's optimizer, {}",
                         slots.join(", ")
                     ))
                 })?;

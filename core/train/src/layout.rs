@@ -384,8 +384,8 @@ fn write_ropes(tensors: &mut DeviceTensors, setup: &Setup) -> Result<()> {
     for (i, rope) in setup.decoder.ropes.iter().enumerate() {
         if let Some(most) = rope.positions().filter(|&most| most < positions) {
             return Err(Error::Data(format!(
-                "there are texts of up to {positions} tokens, but with this model's longrope only up to {most} are supported, as \
-                 longer ones use other angles: use shorter texts, or set --max-length {most}"
+                "there are texts of up to {positions} tokens, but with this model's longrope only up to {most} are \
+                 supported, as longer ones use different angles: use shorter texts, or set --max-length {most}"
             )));
         }
         tensors.write_f32(&names::rope(i), &rope.table(positions))?;

@@ -94,7 +94,7 @@ fn name(op: &Op) -> String {
     }
 }
 
-/// The rate, or 0 where no time was measured: a device may not time copies.
+/// The rate, or 0 if no time was measured: a device may not time copies.
 fn ratio(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }

@@ -226,7 +226,7 @@ impl Session {
             let position = self.setup.adaptation.position(name);
             let position = position.filter(|&i| matches!(self.setup.adaptation.modes[i], TrainMode::Sparse(_)));
             let position = position.ok_or_else(|| {
-                Error::Weights(format!("there is an index set for {name}, of which no elements are trained"))
+                Error::Weights(format!("there is an index set for {name}, but none of its elements are trained"))
             })?;
             self.setup.adaptation.check_indices(position, indices).map_err(Error::Weights)?;
             self.put_indices(weights, position, indices.clone())?;
@@ -295,7 +295,7 @@ impl Session {
         Ok(())
     }
 
-    /// The values of a weight as products read it, but for what is added to it.
+    /// The values of a weight as products read it, except for what is added to it.
     pub fn read_weight(&mut self, position: usize) -> Result<Vec<f32>> {
         let adaptation = &self.setup.adaptation;
         let name = adaptation.parameters[position].name.clone();
@@ -369,7 +369,7 @@ impl Session {
         if got == expected {
             return Ok(());
         }
-        let reason = format!("it was told to copy {expected:?} and returned {got:?}; update its driver");
+        let reason = format!("it should have copied {expected:?}, but returned {got:?}; update its driver");
         let device = self.tensors.device().id;
         Err(BackendError::DeviceLost { device, during: "the check of its results".into(), reason }.into())
     }

@@ -18,8 +18,7 @@ pub struct StepOutput {
     /// The global norm of all trained gradients before clipping.
     pub grad_norm: f64,
     /// The factor that clipped the gradients. Negative if this step's loss or norm, or that of an earlier step not yet
-    /// settled, is not finite: nothing was updated
-    /// then.
+    /// settled, is not finite: nothing was updated then.
     pub clip_coef: f64,
 }
 

@@ -313,7 +313,7 @@ impl Backend for WgpuBackend {
     }
 
     fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
-        let too_many = || other(self.id(), format!("{label}: {len} elements are more bytes than an address holds"));
+        let too_many = || other(self.id(), format!("{label}: {len} elements exceed the address space"));
         let bytes = len.checked_mul(dtype.size()).ok_or_else(too_many)? as u64;
         let mut usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         if bytes <= UNIFORM_BYTES {
@@ -495,7 +495,7 @@ impl WgpuBackend {
         Err(self.op(
             "prepare",
             format!(
-                "{what} needs {bytes} bytes of {dtype} from byte {begin} on, its buffer has {has} of {}",
+                "{what} needs {bytes} bytes of {dtype} from byte {begin} on, but its buffer has {has} of {}",
                 buffer.dtype
             ),
         ))

@@ -95,7 +95,7 @@ impl WgpuBackend {
     pub(crate) fn finish_read(&self, reading: Reading, out: &mut [u8]) -> Result<(), BackendError> {
         let Reading { staging, bytes, mapped, submission, number, label } = reading;
         if out.len() != bytes {
-            let reason = format!("{label}: {bytes} bytes were requested, {} are to be fetched", out.len());
+            let reason = format!("{label}: {bytes} bytes were requested, but {} are fetched", out.len());
             return Err(other(self.id(), reason));
         }
         self.wait_for(submission, number, &label)?;

@@ -14,13 +14,13 @@ pub const DEVICE: &str = "cpu";
 /// Runs plans on the CPU, with f32 tensors held as `T`.
 ///
 /// Results do not depend on the number of threads. Memory that a plan is bound to lives until the plan is released,
-/// also when its buffer is freed before.
+/// even if its buffer is freed earlier.
 pub struct CpuBackend<T: Real> {
     pool: rayon::ThreadPool,
     info: DeviceInfo,
     buffers: HashMap<u64, Arc<Buffer>>,
     plans: HashMap<u64, Prepared>,
-    /// For all plans, of which one runs at a time.
+    /// Shared by all plans, as only one runs at a time.
     scratch: Scratch,
     /// The most bytes that were in use.
     peak: u64,
@@ -84,7 +84,7 @@ impl<T: Real> CpuBackend<T> {
         self.buffers.get(&id.0).ok_or_else(|| other(format!("there is no buffer {}", id.0)))
     }
 
-    /// Bytes of all buffers, those that only plans still hold among them, and of scratch memory.
+    /// Bytes of all buffers, including those that only plans still hold, and of scratch memory.
     fn in_use(&self) -> u64 {
         let bound = self.plans.values().flat_map(|plan| &plan.buffers);
         let buffers: HashMap<*const Buffer, usize> =
@@ -97,7 +97,7 @@ impl<T: Real> CpuBackend<T> {
         let buffer = self.buffer(id)?;
         if offset.checked_add(count).is_none_or(|end| end > buffer.len) {
             return Err(other(format!(
-                "`{}` holds {} elements: {count} at element {offset} are not among them",
+                "`{}` holds {} elements; {count} from element {offset} on are out of range",
                 buffer.label, buffer.len
             )));
         }
@@ -110,7 +110,7 @@ impl<T: Real> CpuBackend<T> {
         let size = buffer.dtype.size();
         if !bytes.is_multiple_of(size) {
             return Err(other(format!(
-                "`{}` holds {}: {bytes} bytes are no whole number of elements",
+                "`{}` holds {}: {bytes} bytes are not a whole number of elements",
                 buffer.label, buffer.dtype
             )));
         }
@@ -122,7 +122,7 @@ impl CpuBackend<f64> {
     /// Overwrites elements of an f32 tensor from element `offset` on, unrounded.
     pub fn write_f64(&mut self, buffer: BufferId, offset: usize, data: &[f64]) -> Result<(), BackendError> {
         let at = self.doubles(buffer, offset, data.len())?;
-        // SAFETY: the range was checked, the memory is aligned, and nothing runs meanwhile.
+        // SAFETY: the range was checked, the memory is aligned, and nothing runs concurrently.
         unsafe { at.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
         Ok(())
     }
@@ -192,7 +192,7 @@ impl<T: Real> Backend for CpuBackend<T> {
 
     fn write(&mut self, buffer: BufferId, offset: usize, data: &[u8]) -> Result<(), BackendError> {
         let (dtype, at) = self.elements(buffer, offset, self.count(buffer, data.len())?)?;
-        // SAFETY: the range was checked, and nothing runs meanwhile.
+        // SAFETY: the range was checked, and nothing runs concurrently.
         unsafe {
             match dtype {
                 DType::F32 => store(at, data, |b| T::from_f32(f32::from_le_bytes(b))),

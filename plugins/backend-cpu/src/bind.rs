@@ -263,7 +263,7 @@ fn place<T: Real>(
             let begin = begin::<T>(external, buffer).filter(|begin| bytes <= buffer.memory.bytes() - begin);
             let (Some(begin), true) = (begin, buffer.dtype == ty.dtype) else {
                 return Err(format!(
-                    "the call wants {} {:?} in `{}`, which holds {} elements of {}",
+                    "the call expects {} {:?} in `{}`, which holds {} elements of {}",
                     ty.dtype, ty.shape, buffer.label, buffer.len, buffer.dtype
                 ));
             };

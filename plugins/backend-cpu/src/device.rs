@@ -6,8 +6,8 @@ use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use sparta_plugin::host_memory;
 use std::fs;
 
-/// The CPU as a device with that many worker threads, on which plugins' functions may compute their own operations
-/// where numbers are f32.
+/// The CPU as a device with this many worker threads. If its numbers are f32, plugins' functions may compute their own
+/// operations on it.
 pub fn info(threads: usize, f32s: bool) -> DeviceInfo {
     let memory = host_memory();
     let plural = if threads == 1 { "" } else { "s" };

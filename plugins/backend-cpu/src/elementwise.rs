@@ -9,7 +9,7 @@ use std::ops::Range;
 /// Elements that are converted at a time, a multiple of 4: dropout draws four at once.
 const PIECE: usize = 512;
 
-/// Calls `kernel(elements, inputs, outputs)` for ranges that cover `0..n`, in parallel. The pointers lead to the first
+/// Calls `kernel(elements, inputs, outputs)` for ranges that cover `0..n`, in parallel. The pointers point to the first
 /// element of the range, as numbers; what the kernel writes to the outputs is rounded to their types.
 ///
 /// # Safety
@@ -27,7 +27,7 @@ pub unsafe fn elementwise<T: Real, const I: usize, const O: usize>(
 /// [`elementwise`] on a range, in order and on the calling thread. Tensors that all hold numbers are one piece.
 ///
 /// # Safety
-/// As for [`elementwise`], and nothing else writes these elements meanwhile.
+/// As for [`elementwise`], and nothing else writes these elements concurrently.
 pub unsafe fn pieces<T: Real, const I: usize, const O: usize>(
     range: Range<usize>,
     inputs: [Floats<T>; I],

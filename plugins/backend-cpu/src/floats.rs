@@ -9,7 +9,7 @@ impl<T: Real> Floats<T> {
     /// Converts elements `start .. start + n` into `out`.
     ///
     /// # Safety
-    /// The elements are in the tensor, `out` has room for them, and nothing else writes either meanwhile.
+    /// The elements are in the tensor, `out` has room for them, and nothing else writes either concurrently.
     pub unsafe fn load(self, start: usize, n: usize, out: *mut T) {
         // SAFETY: the caller vouches for it.
         unsafe {
@@ -45,7 +45,7 @@ impl<T: Real> Floats<T> {
     /// Elements `start .. start + n` as numbers: where they lie, or converted into `buffer`.
     ///
     /// # Safety
-    /// As for [`Floats::load`], where the tensor does not hold numbers.
+    /// As for [`Floats::load`], if the tensor does not hold numbers.
     #[inline(always)]
     pub unsafe fn read(self, start: usize, n: usize, buffer: *mut T) -> *const T {
         if let Floats::Full(x) = self {
@@ -81,7 +81,7 @@ impl<T: Real> Floats<T> {
     /// Element i.
     ///
     /// # Safety
-    /// Element i is in the tensor, and nothing else writes it meanwhile.
+    /// Element i is in the tensor, and nothing else writes it concurrently.
     #[inline(always)]
     pub unsafe fn get(self, i: usize) -> T {
         // SAFETY: the caller vouches for it.
@@ -97,7 +97,7 @@ impl<T: Real> Floats<T> {
     /// Rounds x into element i: to nearest, ties to even.
     ///
     /// # Safety
-    /// Element i is in the tensor, and nothing else reads or writes it meanwhile.
+    /// Element i is in the tensor, and nothing else reads or writes it concurrently.
     #[inline(always)]
     pub unsafe fn set(self, i: usize, x: T) {
         // SAFETY: the caller vouches for it.
@@ -125,8 +125,8 @@ simd! {
     }
 }
 
-/// The nearest bf16, ties to even, without branches: the increment carries into the exponent where it must. A NaN stays
-/// one.
+/// The nearest bf16, ties to even, without branches: the increment carries into the exponent where it must. NaN stays
+/// NaN.
 #[inline(always)]
 fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();

@@ -21,7 +21,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `None`: the system has not that much memory.
+    /// `None`: the system does not have that much memory.
     pub fn zeroed(bytes: usize) -> Option<Memory> {
         // The standard library zeroes lazily only up to an alignment of 16; the rest is ours.
         let layout = Layout::from_size_align(bytes.checked_add(ALIGNMENT)?, 16).ok()?;
@@ -56,8 +56,8 @@ pub struct Buffer {
 }
 
 /// A pointer that threads share. A plan keeps the memory alive, and checks at binding that operands which a kernel
-/// writes overlap no other operand except where the op allows it; within a kernel each chunk of work writes elements
-/// of its own.
+/// writes overlap no other operand except where the op allows it; within a kernel each chunk of work writes its own
+/// elements.
 #[derive(Debug)]
 pub struct Ptr<E>(*mut E);
 
@@ -86,7 +86,7 @@ impl<E> Ptr<E> {
     }
 
     /// # Safety
-    /// `start .. start + len` lies in the tensor, and nobody writes there meanwhile.
+    /// `start .. start + len` lies in the tensor, and nobody writes there concurrently.
     #[inline(always)]
     pub unsafe fn slice<'a>(self, start: usize, len: usize) -> &'a [E] {
         // SAFETY: the caller vouches for it.
@@ -94,7 +94,7 @@ impl<E> Ptr<E> {
     }
 
     /// # Safety
-    /// `start .. start + len` lies in the tensor, and nothing else reads or writes there meanwhile.
+    /// `start .. start + len` lies in the tensor, and nothing else reads or writes there concurrently.
     #[inline(always)]
     pub unsafe fn slice_mut<'a>(self, start: usize, len: usize) -> &'a mut [E] {
         // SAFETY: the caller vouches for it.
@@ -117,7 +117,7 @@ impl<T> Floats<T> {
     }
 }
 
-/// What the planned scratch memory of a kernel is: `shared` bytes, and `per_thread` bytes for each thread.
+/// The planned scratch memory of a kernel: `shared` bytes, and `per_thread` bytes for each thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Need {
     pub shared: usize,
@@ -125,7 +125,7 @@ pub struct Need {
 }
 
 impl Need {
-    /// What is enough for both.
+    /// The least that suffices for both.
     pub fn max(self, other: Need) -> Need {
         Need { shared: self.shared.max(other.shared), per_thread: self.per_thread.max(other.per_thread) }
     }
@@ -148,7 +148,7 @@ impl Scratch {
         Some(Scratch { memory: Memory::zeroed(bytes)?, need, shared, per_thread })
     }
 
-    /// What it is enough for.
+    /// The need that it covers.
     pub fn need(&self) -> Need {
         self.need
     }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Elements of elementwise work that are worth a piece of their own.
+/// Elements of elementwise work that are worth a separate piece.
 pub const GRAIN: usize = 16 * 1024;
 
 /// Calls `f` for chunks of `size` that cover `0..n`, in parallel.

@@ -5,7 +5,7 @@ use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// What the kernels need of a float type.
+/// What the kernels need from a float type.
 ///
 /// The elementwise functions of f32 are branch-free, so that loops over them vectorise; fused multiply-add is always
 /// one rounding, so that every instruction set gives the same bits.
@@ -32,10 +32,10 @@ pub trait Real:
     fn from_f32(x: f32) -> Self;
     fn from_f64(x: f64) -> Self;
     fn to_f64(self) -> f64;
-    /// Rounded to odd where f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
+    /// Rounded to odd if f32 cannot hold the number, so that rounding again to 16 bits gives the nearest.
     fn to_f32_odd(self) -> f32;
     fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// The tensor again, where the number type is f32.
+    /// The tensor itself, if the number type is f32.
     fn single(tensor: Floats<Self>) -> Option<Floats<f32>>;
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;
@@ -43,7 +43,7 @@ pub trait Real:
     fn ln_1p(self) -> Self;
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
-    /// To the nearest whole number, of two the even one.
+    /// To the nearest whole number, ties to even.
     fn round(self) -> Self;
 
     /// `c = read * c + scale * a b` of an `m x n` and depth `k` product; (column, row) strides in elements.

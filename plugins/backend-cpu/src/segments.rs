@@ -21,7 +21,7 @@ pub fn segments(spans: Ptr<u32>, rows: usize) -> Result<Vec<Range<usize>>, Strin
         if let Some(offset) = wrong {
             let row = start + offset;
             let [a, b] = spans[row];
-            return Err(format!("row {row} has the span {a}..{b}, which is no segment that starts at row {start}"));
+            return Err(format!("row {row} has the span {a}..{b}, which is not a segment that starts at row {start}"));
         }
         segments.push(start..end);
         start = end;

@@ -41,7 +41,7 @@ impl Isa {
 }
 
 /// Compiles an unsafe function for every [`Isa`]; a call takes the best one. What the body calls must be
-/// `#[inline(always)]` to be compiled along.
+/// `#[inline(always)]` to be compiled with it.
 macro_rules! simd {
     ($(
         $(#[$attribute:meta])*

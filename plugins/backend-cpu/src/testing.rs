@@ -134,7 +134,7 @@ pub fn run<T: Real>(op: impl Into<Op>, inputs: &[Tensor]) -> Result<Vec<Vec<f64>
     let one = run_with::<T>(&op, inputs, 1, false)?;
     for (threads, in_place) in [(2, false), (3, true)] {
         let other = run_with::<T>(&op, inputs, threads, in_place)?;
-        assert!(one == other, "{}: other bits with {threads} threads, in place: {in_place}", op.name());
+        assert!(one == other, "{}: different bits with {threads} threads, in place: {in_place}", op.name());
     }
     let types: Vec<_> = inputs.iter().map(|t| &t.ty).collect();
     let dtypes = op.infer(&types).unwrap().into_iter().map(|ty| ty.dtype);
@@ -154,7 +154,7 @@ fn compare(op: &Op, got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
     assert_eq!(got.len(), expected.len());
     for (o, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert_eq!(got.len(), expected.len());
-        // Where the exact result is 0, rounding leaves what it leaves of numbers around 1.
+        // Where the exact result is 0, the rounding error is that of numbers around 1.
         let scale = expected.iter().fold(0.1, |m: f64, x| m.max(x.abs()));
         for (i, (g, e)) in got.iter().zip(expected).enumerate() {
             assert!((g - e).abs() <= tolerance * scale, "{op:?}: output {o}, element {i}: got {g}, expected {e}");
@@ -162,8 +162,8 @@ fn compare(op: &Op, got: &[Vec<f64>], expected: &[Vec<f64>], tolerance: f64) {
     }
 }
 
-/// With the inputs `which` rounded to bf16, an op computes what it computes from the same numbers in f32, and rounds that
-/// once where its output is bf16: up to a last bit of f32 in f64, and up to `tolerance` before it is rounded in f32.
+/// With the inputs `which` rounded to bf16, an op computes what it computes from the same numbers in f32, and rounds
+/// that once if its output is bf16: up to a last bit of f32 in f64, and up to `tolerance` before it is rounded in f32.
 pub fn check_bf16(op: impl Into<Op>, inputs: &[Tensor], which: &[usize], tolerance: f64) {
     let op = op.into();
     let (mut stored, mut wide) = (inputs.to_vec(), inputs.to_vec());

@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(128) attention(
 #pragma unroll
         for (u32 n = 0; n < TK / 8; n++) {
             for (u32 i = 0; i < 4; i++) {
-                // Not the other way around: a NaN stays one.
+                // Not the other way around: NaN stays NaN.
                 float e = s[n][i] < -1e29f ? 0.0f : expf(s[n][i] - largest[i / 2]);
                 sum[i / 2] += e;
                 u32 key = k0 + 8 * n + 2 * t + i % 2;

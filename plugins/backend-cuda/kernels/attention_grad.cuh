@@ -1,5 +1,5 @@
 // What the gradients of attention share. A block of 8 warps owns 64 rows (keys for dk and dv, queries for dq) and goes over
-// tiles of OTHER rows of the other kind, the next of which is copied meanwhile. Warps w and w + 4 are a pair with two
+// tiles of OTHER rows of the other kind, copying the next one at the same time. Warps w and w + 4 are a pair with two
 // roles on the same 16 rows: role 0 makes the scores q.k and from them the probabilities, role 1 makes do.v. They
 // exchange what the other needs, lane by lane, and go on with what lies in their registers: role 0 with dv and role 1
 // with dk, or each with one half of the columns of dq. No atomics: sums have a fixed order.

@@ -38,7 +38,7 @@ __device__ __forceinline__ void ldmatrix4t(u32* r, const u16* row) {
 
 __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(~0u, x, mask); }
 
-// Copies 16 or 8 bytes while the thread goes on, or zeros where there is nothing.
+// Copies 16 or 8 bytes while the thread continues, or zeros if there is nothing to copy.
 __device__ __forceinline__ void copy16(void* shared, const void* global, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes));

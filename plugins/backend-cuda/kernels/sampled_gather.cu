@@ -9,7 +9,7 @@ struct Params {
 extern "C" __global__ void __launch_bounds__(256) sampled_gather(
     const Params p, const float* rows, const u32* row_ptr, const u32* index, float* g
 ) {
-    // What comes from data is held to the tensors.
+    // Numbers from data are checked against the tensors.
     const u32 end = min(row_ptr[p.first + p.count], p.chosen);
     const u32 base = p.first * p.columns;
     const u32 most = p.count * p.columns;

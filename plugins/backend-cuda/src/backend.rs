@@ -32,7 +32,7 @@ pub struct CudaBackend {
     memory: MemoryUse,
     /// Why the device is lost, once it is.
     lost: Option<String>,
-    /// Whether it was said that plans cannot be recorded.
+    /// Whether the user was told that plans cannot be recorded.
     warned: bool,
 }
 
@@ -67,7 +67,8 @@ enum Run {
     Steps,
 }
 
-/// The least steps of a plan that is recorded: queueing one costs the host some microseconds, and a recording as much.
+/// The fewest steps of a plan that is recorded: queueing a step costs the host a few microseconds, and so does queueing
+/// a recording.
 const RECORDED: usize = 4;
 
 struct PreparedCall {
@@ -192,7 +193,7 @@ impl CudaBackend {
         }
         let of = buffer.dtype;
         let reason =
-            format!("{what} needs {bytes} bytes of {dtype} from byte {begin} on, its buffer has {has} of {of}");
+            format!("{what} needs {bytes} bytes of {dtype} from byte {begin} on, but its buffer has {has} of {of}");
         Err(self.op("prepare", reason))
     }
 
@@ -307,7 +308,7 @@ impl Backend for CudaBackend {
     fn alloc(&mut self, dtype: DType, len: usize, label: &str) -> Result<BufferId, BackendError> {
         self.alive(label)?;
         let bytes = len.checked_mul(dtype.size());
-        let too_many = || self.other(format!("{label}: {len} elements are more bytes than an address holds"));
+        let too_many = || self.other(format!("{label}: {len} elements exceed the address space"));
         let (address, bytes) = self.allocate(bytes.ok_or_else(too_many)?, label)?;
         let id = self.new_id();
         self.buffers.insert(id, Buffer { address, bytes, dtype, len, label: label.into() });

@@ -86,8 +86,8 @@ impl Compiler {
             Some(nearest) => Ok(format!("sm_{nearest}")),
             None => {
                 let too_new = self.architectures.iter().all(|&known| known > device);
-                let other = if too_new { "an older NVRTC has" } else { "a newer NVRTC may have" };
-                Err(format!("{} has no code for compute capability {major}.{minor}; {other}", self.title()))
+                let other = if too_new { "an older NVRTC can" } else { "a newer NVRTC may" };
+                Err(format!("{} cannot compile for compute capability {major}.{minor}; {other}", self.title()))
             }
         }
     }
@@ -157,7 +157,7 @@ impl Compiler {
         }
     }
 
-    /// What the assembler says of a kernel for an architecture: registers, spills, stack.
+    /// What the assembler says about a kernel for an architecture: registers, spills, stack.
     ///
     /// Errors: those of compiling.
     pub fn report(&self, kernel: &KernelText, architecture: &str) -> Result<String, String> {
@@ -204,7 +204,7 @@ impl Compiler {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: NVRTC answers a text of its own for every code.
+        // SAFETY: NVRTC returns one of its own texts for every code.
         let text = unsafe { (self.functions.nvrtcGetErrorString)(code) };
         // SAFETY: the text ends with a zero and lives as long as the library.
         let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
@@ -212,7 +212,7 @@ impl Compiler {
     }
 }
 
-/// A name for what is made of these parts.
+/// A name for what is made from these parts.
 pub(crate) fn key<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(compiler.architecture((9, 0)).unwrap(), "sm_90");
         assert_eq!(compiler.architecture((8, 5)).unwrap(), "sm_80");
         let (old, new) = (compiler.architecture((3, 5)), compiler.architecture((99, 0)));
-        assert!(old.unwrap_err().ends_with("capability 3.5; an older NVRTC has"));
-        assert!(new.unwrap_err().ends_with("capability 99.0; a newer NVRTC may have"));
+        assert!(old.unwrap_err().ends_with("capability 3.5; an older NVRTC can"));
+        assert!(new.unwrap_err().ends_with("capability 99.0; a newer NVRTC may"));
     }
 }

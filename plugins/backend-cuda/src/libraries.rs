@@ -255,7 +255,7 @@ macro_rules! functions {
                         let name = concat!(stringify!($name), "\0").as_bytes();
                         // SAFETY: the type is the one that NVIDIA's header declares for the function of this name.
                         let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> $result>(name) };
-                        *found.map_err(|error| format!("a library of CUDA lacks a function: {error}"))?
+                        *found.map_err(|error| format!("a CUDA library lacks a function: {error}"))?
                     },)*
                 };
                 std::mem::forget(library);

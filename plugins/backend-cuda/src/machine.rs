@@ -25,25 +25,25 @@ pub trait Machine: Send {
     /// Overwrites memory. `data` has been copied when it returns.
     ///
     /// # Safety
-    /// `to` and as many bytes after it as `data` has lie in memory of `alloc`.
+    /// `to` and as many bytes after it as `data` has lie in memory from `alloc`.
     unsafe fn write(&mut self, to: u64, data: &[u8]) -> Result<(), Failure>;
 
     /// Waits for all work in the queue and reads.
     ///
     /// # Safety
-    /// As of `write`.
+    /// As for `write`.
     unsafe fn read(&mut self, from: u64, out: &mut [u8]) -> Result<(), Failure>;
 
     /// Copies within the device; the ranges do not overlap.
     ///
     /// # Safety
-    /// Both ranges lie in memory of `alloc`.
+    /// Both ranges lie in memory from `alloc`.
     unsafe fn copy(&mut self, from: u64, to: u64, bytes: usize) -> Result<(), Failure>;
 
     /// Queues a read, which `finish_read` waits for.
     ///
     /// # Safety
-    /// As of `write`.
+    /// As for `write`.
     unsafe fn start_read(&mut self, from: u64, bytes: usize) -> Result<Reading, Failure>;
 
     /// Waits for a read, but not for work after it, and copies it into `out`, which has as many bytes.
@@ -58,7 +58,7 @@ pub trait Machine: Send {
     /// Queues a launch.
     ///
     /// # Safety
-    /// `arguments` are those of the kernel, and with them it stays within memory of `alloc`.
+    /// `arguments` are those of the kernel, and with them it stays within memory from `alloc`.
     unsafe fn launch(
         &mut self,
         kernel: KernelId,
@@ -74,11 +74,11 @@ pub trait Machine: Send {
     /// Queues a product.
     ///
     /// # Safety
-    /// The factors are those of the prepared form, in memory of `alloc`, and the result overlaps none of them, except
+    /// The factors are those of the prepared form, in memory from `alloc`, and the result overlaps none of them, except
     /// that it may be the residual's place.
     unsafe fn multiply(&mut self, product: ProductId, factors: &Factors) -> Result<(), Failure>;
 
-    /// Records the work that `work` queues in place of doing it, for [`Machine::replay`]. `None`, without a call of
+    /// Records the work that `work` queues instead of doing it, for [`Machine::replay`]. `None`, without a call of
     /// `work`, if the machine cannot. What is recorded may be used as long as its kernels, products and memory are.
     ///
     /// Errors: those of `work`; what cannot be recorded. Nothing was done or recorded then.

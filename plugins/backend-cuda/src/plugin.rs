@@ -40,7 +40,7 @@ impl BackendPlugin for Plugin {
         })?;
         let gpu = Gpu::open(tools, card).map_err(|failure| match failure {
             Failure::OutOfMemory { bytes } => {
-                BackendError::OutOfMemory { device: device.into(), what: "the device's opening".into(), bytes }
+                BackendError::OutOfMemory { device: device.into(), what: "opening the device".into(), bytes }
             }
             Failure::Lost(reason) | Failure::Other(reason) => error(device, reason),
         })?;

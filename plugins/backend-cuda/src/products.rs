@@ -45,7 +45,7 @@ fn matrix(operand: &Operand) -> Matrix {
     Matrix { dtype: operand.ty.dtype, stride: width(operand) }
 }
 
-/// One product, or several if f32 meets a narrower type, of which ranges of rows are widened one after the other.
+/// One product, or several if f32 is multiplied by a narrower type, whose rows are widened a range at a time.
 fn linear(op: &Linear, call: &Call, device: &Device, serves: Serves) -> Result<Option<Pieces>, String> {
     let bounds = device.bounds;
     let (a, b, c) = (operand(&call.inputs, 0)?, operand(&call.inputs, 1)?, operand(&call.outputs, 0)?);

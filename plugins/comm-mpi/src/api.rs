@@ -4,17 +4,17 @@ use libloading::Library;
 use sparta_plugin::Error;
 use std::ffi::{c_char, c_int, c_void};
 
-/// A handle of the standard ABI and of Open MPI: a pointer that only MPI follows.
+/// A handle of the standard ABI and of Open MPI: a pointer that only MPI dereferences.
 #[derive(Clone, Copy, PartialEq)]
 #[repr(transparent)]
 pub struct Pointer(pub *mut c_void);
 
-// SAFETY: it is never followed here.
+// SAFETY: it is never dereferenced here.
 unsafe impl Send for Pointer {}
 // SAFETY: as above.
 unsafe impl Sync for Pointer {}
 
-/// What an ABI calls things. `H` is its type of handles: a [`Pointer`], or an integer in MPICH.
+/// The constants of an ABI. `H` is its handle type: a [`Pointer`], or an integer in MPICH.
 #[derive(Clone, Copy)]
 pub struct Names<H> {
     pub world: H,
@@ -22,14 +22,14 @@ pub struct Names<H> {
     pub float: H,
     pub sum: H,
     pub errors_return: H,
-    /// In place of a status that nobody reads.
+    /// Stands for a status that nobody reads.
     pub no_status: usize,
     /// MPI_THREAD_SERIALIZED: several threads call functions, one at a time.
     pub serialized: c_int,
 }
 
 impl Names<Pointer> {
-    /// Of the standard ABI of MPI 5.0: `mpi_abi.h`.
+    /// Those of the standard ABI of MPI 5.0: `mpi_abi.h`.
     pub fn standard() -> Self {
         let handle = |n: usize| Pointer(n as *mut c_void);
         Names {
@@ -43,7 +43,7 @@ impl Names<Pointer> {
         }
     }
 
-    /// Of Open MPI, whose handles are addresses of its variables. `None` where it is another library.
+    /// Those of Open MPI, whose handles are addresses of its variables. `None` if it is another library.
     pub fn open_mpi(library: &Library) -> Option<Self> {
         let handle = |name: &str| {
             // SAFETY: only the address of the variable is taken, of a library that stays open.
@@ -65,7 +65,7 @@ impl Names<Pointer> {
 const SERIALIZED_OF_STANDARD: c_int = 2048;
 
 impl Names<c_int> {
-    /// Of MPICH and what comes from it: `mpi.h`.
+    /// Those of MPICH and its derivatives: `mpi.h`.
     pub fn mpich() -> Self {
         Names {
             world: 0x4400_0000,
@@ -88,7 +88,7 @@ macro_rules! functions {
         }
 
         impl<H> Functions<H> {
-            /// Errors: a function that is not there.
+            /// Errors: a missing function.
             ///
             /// # Safety
             /// The library is an MPI whose handles are `H`, and stays open.
@@ -97,7 +97,7 @@ macro_rules! functions {
                     $($field: {
                         // SAFETY: the caller vouches for the library, and the MPI standard for the function's type.
                         let found = unsafe { library.get($symbol.as_bytes()) };
-                        *found.map_err(|_| Error(format!("it has no {}, so it is no MPI of version 3 or later", $symbol)))?
+                        *found.map_err(|_| Error(format!("it has no {}, so it is not MPI 3 or later", $symbol)))?
                     },)*
                 })
             }

@@ -1,8 +1,7 @@
 //! Exchanges through an MPI library.
 //!
-//! All calls return at once: a collective is begun, and then asked whether it is done. So the process can look whether the
-//! others live while it waits, and sleeps in place of turning in a circle. The library is used by two threads, one at a
-//! time.
+//! No call blocks: a collective is started and then polled. While the process waits, it checks that the others are
+//! alive, and sleeps instead of spinning. Two threads use the library, one at a time.
 
 use crate::api::{Functions, Names};
 use crate::neighbours::Neighbours;
@@ -16,23 +15,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes that a process gives to one collective: counts are of 31 bits, and libraries multiply them by the number of processes.
+/// The most bytes that a process passes to one collective: counts have 31 bits, and libraries multiply them by the
+/// number of processes.
 const PIECE: usize = 64 << 20;
 
 /// Bytes of the name of a process: its number and its machine.
 const PROCESS: usize = 64;
 
-/// How long a thread asks without a pause: the others are here, or may not be for long.
+/// How long a thread polls without sleeping before the others are known to be ready, and after.
 const BRIEFLY: Duration = Duration::from_micros(200);
 const EAGERLY: Duration = Duration::from_millis(100);
-/// From these many bytes on, the others are known to be here.
+/// An exchange of at least this many bytes follows one of headers, so the others are ready.
 const DATA: usize = 4096;
 const PAUSE: Duration = Duration::from_micros(50);
 
 /// The end of a message about lost processes.
-const GO_ON: &str = "All end; --resume goes on from what was saved before";
+const GO_ON: &str = "All processes end; --resume continues from the newest checkpoint";
 
-/// The time between two looks of the second thread.
+/// The interval at which the second thread checks.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// What both threads use.
@@ -41,7 +41,7 @@ pub struct Shared<H> {
     names: Names<H>,
     beats: Mutex<Beats<H>>,
     processes: Vec<Process>,
-    /// Set when this process has nothing more to exchange: another one may end from then on.
+    /// Set when this process has nothing more to exchange: others may end from then on.
     parting: AtomicBool,
     /// Set when the second thread has nothing more to do.
     ended: AtomicBool,
@@ -58,12 +58,12 @@ struct Mpi<H: Copy + Send + Sync + 'static> {
     place: Place,
 }
 
-/// Begins MPI and meets the other processes.
+/// Initialises MPI and connects to the other processes.
 ///
-/// Errors: a library that fails, or sees another number of processes than the launcher has started.
+/// Errors: a library that fails, or sees a different number of processes than the launcher started.
 ///
 /// # Safety
-/// `functions` and `names` are of one library, which stays open.
+/// `functions` and `names` belong to one library, which stays open.
 pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     launch: &Launch,
     functions: Functions<H>,
@@ -74,7 +74,7 @@ pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     let failed = |what: &str, code: c_int| Error(format!("{}: {what} failed with code {code}", path.display()));
     let check = |what: &str, code: c_int| if code == 0 { Ok(()) } else { Err(failed(what, code)) };
     let (mut provided, mut rank, mut size, mut beats) = (0, 0, 0, names.world);
-    // SAFETY: called as the MPI standard says, with pointers to live locals; MPI has not begun before.
+    // SAFETY: called as the MPI standard says, with pointers to live locals; MPI was not initialised before.
     unsafe {
         let none = std::ptr::null_mut();
         check("MPI_Init_thread", (f.init_thread)(none, none.cast(), names.serialized, &mut provided))?;
@@ -85,8 +85,8 @@ pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     let (rank, size) = (rank as usize, size as usize);
     if size != launch.size {
         return Err(Error(format!(
-            "{} has started {} processes, and {} sees {size}: it is not the library of this launcher, or the launcher does not \
-             speak to it (srun --mpi=list shows what it has); name the right one with SPARTA_MPI_LIBRARY",
+            "{} has started {} processes, but {} sees {size}: it is not this launcher's library, or the launcher does \
+             not support it (srun --mpi=list shows what is available); name the right one with SPARTA_MPI_LIBRARY",
             launch.launcher,
             launch.size,
             path.display()
@@ -117,7 +117,7 @@ pub unsafe fn join<H: Copy + Send + Sync + 'static>(
     Ok(Box::new(mpi))
 }
 
-/// What the library calls itself, in a line.
+/// The library's name and version, on one line.
 fn version<H>(functions: &Functions<H>, path: &Path) -> String {
     let (mut text, mut len) = (vec![0u8; 8192], 0);
     // SAFETY: the text has room for MPI_MAX_LIBRARY_VERSION_STRING bytes.
@@ -163,7 +163,7 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
         Ok(())
     }
 
-    /// Begins the thread that shows the others that this process lives, and looks whether they do, while it computes.
+    /// Starts the thread that, while this process computes, shows the others that it is alive and checks that they are.
     fn watch(&self) {
         let (shared, rank) = (self.shared.clone(), self.place.rank);
         let others = shared.processes.iter().enumerate().filter(|(other, process)| {
@@ -180,7 +180,7 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
                         false => shared.lost_one_of(&ended),
                     }
                 }
-                // Where the other thread has it, it looks itself.
+                // If the other thread holds the lock, it does the check itself.
                 if let Ok(mut beats) = shared.beats.try_lock()
                     && !shared.ended.load(Ordering::Acquire)
                 {
@@ -188,11 +188,11 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
                 }
             }
         };
-        // Without a thread for it, only the launcher sees that a process is gone.
+        // Without this thread, only the launcher notices that a process is gone.
         let _ = std::thread::Builder::new().name("mpi".into()).spawn(look);
     }
 
-    /// Begins a collective and waits until it is done; `bytes` says how much is on its way.
+    /// Starts a collective and waits until it is done; `bytes` is how much it transfers.
     fn collective(&self, bytes: usize, begin: impl FnOnce(&Functions<H>, &Names<H>, *mut H) -> c_int) {
         let shared = &*self.shared;
         let mut request = shared.names.world;
@@ -230,7 +230,7 @@ impl<H: Copy + Send + Sync + 'static> Mpi<H> {
 }
 
 fn silence<H: Copy>() -> String {
-    format!("nothing was heard of it for {} s", Beats::<H>::PATIENCE.as_secs())
+    format!("nothing was heard from it for {} s", Beats::<H>::PATIENCE.as_secs())
 }
 
 impl<H: Copy> Shared<H> {
@@ -241,12 +241,12 @@ impl<H: Copy> Shared<H> {
     /// Whether a request is done.
     fn test(&self, request: &mut H) -> (c_int, bool) {
         let mut done = 0;
-        // SAFETY: a request that was begun and not found done; the status is the ABI's constant for none.
+        // SAFETY: a request that was started and not found done; the status is the ABI's constant for none.
         let code = unsafe { (self.functions.test)(request, &mut done, self.names.no_status as *mut c_void) };
         (code, done != 0)
     }
 
-    /// Shows that this process lives, and looks whether the one before it does.
+    /// Shows that this process is alive, and checks that the one before it is.
     fn look(&self, beats: &mut Beats<H>) {
         match beats.look(&self.functions, &self.names, Instant::now()) {
             Seen::Alive => {}
@@ -255,7 +255,7 @@ impl<H: Copy> Shared<H> {
         }
     }
 
-    /// Ends all where a call has failed: most often another process is gone, which the beats tell.
+    /// Ends all processes if a call has failed: most often another process is gone, which the heartbeats show.
     fn check(&self, beats: &mut Beats<H>, code: c_int) {
         if code == 0 {
             return;
@@ -278,12 +278,12 @@ impl<H: Copy> Shared<H> {
         String::from_utf8_lossy(&text).trim().to_owned()
     }
 
-    /// Ends all because of a process that is gone.
+    /// Ends all processes because one is gone.
     fn lost(&self, rank: usize, why: &str) -> ! {
         self.abort(&format!("{} was lost: {why}. {GO_ON}", self.name(rank)))
     }
 
-    /// Ends all because of processes that have ended; where there are several, the launcher may have ended all but one.
+    /// Ends all processes because some have ended; if there are several, the launcher may have ended all but one.
     fn lost_one_of(&self, ranks: &[usize]) -> ! {
         if let [rank] = ranks {
             self.lost(*rank, "it has ended");
@@ -301,9 +301,9 @@ impl<H: Copy> Shared<H> {
 
     /// Ends all processes.
     fn abort(&self, reason: &str) -> ! {
-        // In one write, as the launcher that passes it on may end between two.
+        // In one write, as the launcher that forwards it may end between two.
         let _ = std::io::stderr().write_all(format!("error: {reason}\n").as_bytes());
-        // A launcher that ends all by itself says more.
+        // A launcher that ends all processes itself reports more.
         std::thread::sleep(LOOK);
         // SAFETY: called as the MPI standard says.
         unsafe { (self.functions.abort)(self.names.world, 1) };
@@ -370,7 +370,7 @@ impl<H: Copy + Send + Sync + 'static> Communicator for Mpi<H> {
 impl<H: Copy + Send + Sync + 'static> Drop for Mpi<H> {
     fn drop(&mut self) {
         self.shared.parting.store(true, Ordering::Release);
-        // Nobody looks for the others any more once all are here.
+        // Once all have arrived, nobody checks the others any more.
         let _ = self.barrier();
         self.shared.ended.store(true, Ordering::Release);
         let shared = &*self.shared;
@@ -378,7 +378,7 @@ impl<H: Copy + Send + Sync + 'static> Drop for Mpi<H> {
         while !beats.part(&shared.functions, &shared.names) {
             std::thread::sleep(PAUSE);
         }
-        // SAFETY: all requests are done, and the other thread calls nothing any more.
+        // SAFETY: all requests are done, and the other thread makes no more calls.
         unsafe { (shared.functions.finalize)() };
     }
 }

@@ -2,8 +2,8 @@
 
 use sparta_plugin::communicator::Launch;
 
-/// A launcher: how people call it, whether it starts processes of Open MPI, and the variables with a process's rank, the number
-/// of processes, and their number on this machine.
+/// A launcher: its usual name, whether it starts processes of Open MPI, and the variables with a process's rank, the
+/// number of processes, and their number on this machine.
 struct Launcher {
     name: &'static str,
     open_mpi: bool,
@@ -20,7 +20,7 @@ const LAUNCHERS: [Launcher; 4] = [
         size: "OMPI_COMM_WORLD_SIZE",
         local_size: "OMPI_COMM_WORLD_LOCAL_SIZE",
     },
-    // Of MPICH and what comes from it; of srun with --mpi=pmi2, too.
+    // MPICH and its derivatives, and srun with --mpi=pmi2.
     Launcher { name: "mpiexec", open_mpi: false, rank: "PMI_RANK", size: "PMI_SIZE", local_size: "MPI_LOCALNRANKS" },
     Launcher {
         name: "srun --mpi=pmix",
@@ -29,7 +29,7 @@ const LAUNCHERS: [Launcher; 4] = [
         size: "SLURM_STEP_NUM_TASKS",
         local_size: "SLURM_STEP_TASKS_PER_NODE",
     },
-    // A batch script has the rank, but is no step.
+    // A batch script has the rank, but is not a step.
     Launcher {
         name: "srun",
         open_mpi: false,
@@ -44,7 +44,7 @@ pub fn uses_open_mpi(launch: &Launch) -> bool {
     LAUNCHERS.iter().any(|launcher| launcher.open_mpi && launcher.name == launch.launcher)
 }
 
-/// The launcher of this process, where it has started others, too.
+/// The launcher of this process, if it has started others, too.
 pub fn launch(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launch> {
     let number = |name: &str| variable(name)?.parse::<usize>().ok();
     let launch = LAUNCHERS.iter().find_map(|launcher| {
@@ -54,7 +54,7 @@ pub fn launch(variable: &dyn Fn(&str) -> Option<String>) -> Option<Launch> {
     launch.filter(|launch| launch.size > 1 && launch.rank < launch.size)
 }
 
-/// Processes of the launch on this machine, as far as the launcher tells; 1 where there is none.
+/// Processes of the launch on this machine, if the launcher says; 1 without a launcher.
 pub fn local_size() -> usize {
     local_size_in(&|name| std::env::var(name).ok())
 }

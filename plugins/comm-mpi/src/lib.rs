@@ -1,7 +1,7 @@
 //! Processes that train together over MPI.
 //!
-//! Nothing of MPI is needed to build this: the library is opened at run time, with the standard ABI of MPI 5.0 where it has
-//! that, else with what MPICH and Open MPI had before.
+//! Building this needs nothing from MPI: the library is opened at run time, through the standard ABI of MPI 5.0 if it
+//! has that, else through the older one of MPICH or Open MPI.
 
 mod api;
 mod engine;

@@ -1,4 +1,4 @@
-//! Which MPI library a process is to use: that of its launcher.
+//! Which MPI library a process uses: that of its launcher.
 
 use crate::api::{Functions, Names};
 use crate::engine;
@@ -8,17 +8,17 @@ use sparta_plugin::Error;
 use sparta_plugin::communicator::{Communicator, Launch};
 use std::path::{Path, PathBuf};
 
-/// Names a library in place of those that are looked for.
+/// Names a library to use instead of searching for one.
 const VARIABLE: &str = "SPARTA_MPI_LIBRARY";
 
-/// Names of libraries: of the standard ABI, of MPICH and what comes from it, and of Open MPI.
+/// Names of libraries: of the standard ABI, of MPICH and its derivatives, and of Open MPI.
 const STANDARD: [&str; 2] = ["libmpi_abi.so.1", "libmpi_abi.so.0"];
 const MPICH: [&str; 2] = ["libmpi.so.12", "libmpich.so.12"];
 const OPEN_MPI: [&str; 1] = ["libmpi.so.40"];
 
-/// Opens the library of the launcher, and meets the other processes.
+/// Opens the library of the launcher, and connects to the other processes.
 ///
-/// Errors: no library, or one that sees another number of processes than the launcher has started.
+/// Errors: no library, or one that sees a different number of processes than the launcher started.
 pub fn join(launch: &Launch) -> Result<Box<dyn Communicator>, Error> {
     let (path, library) = find(launch)?;
     // MPI keeps threads and memory until the process ends.
@@ -57,8 +57,8 @@ fn find(launch: &Launch) -> Result<(PathBuf, Library), Error> {
         }
     }
     Err(Error(format!(
-        "{} has started {} processes, and no MPI library was found for them to meet: looked for {} beside the launcher and \
-         where the system has its libraries ({}); name one with {VARIABLE}",
+        "{} has started {} processes, but no MPI library was found to connect them: looked for {} beside the launcher \
+         and in the system's library directories ({}); name one with {VARIABLE}",
         launch.launcher,
         launch.size,
         names.join(", "),
@@ -66,7 +66,7 @@ fn find(launch: &Launch) -> Result<(PathBuf, Library), Error> {
     )))
 }
 
-/// All symbols are there for the modules that Open MPI loads itself.
+/// Makes all symbols visible to the modules that Open MPI loads itself.
 #[cfg(unix)]
 fn open(path: &Path) -> Result<Library, String> {
     use libloading::os::unix::{self, RTLD_GLOBAL, RTLD_NOW};
@@ -84,7 +84,7 @@ fn open(path: &Path) -> Result<Library, String> {
 /// How many processes there may be between the launcher and this one: shells and scripts.
 const ANCESTORS: usize = 6;
 
-/// The directories `lib` beside those that the processes above this one were started from: a launcher of MPI that is not
+/// The `lib` directories beside those of the executables of this process's ancestors: an MPI launcher that is not
 /// installed where the loader looks has its library there.
 fn beside_launcher() -> Vec<PathBuf> {
     let mut found = Vec::new();

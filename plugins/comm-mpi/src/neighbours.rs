@@ -25,22 +25,22 @@ mod system {
     /// The same number on all architectures.
     const PIDFD_OPEN: c_long = 434;
 
-    /// A file that can be read from when the process has ended. `None` where the system has none.
+    /// A file that becomes readable when the process ends. `None` if the system has no such files.
     pub fn open(process: u32) -> Option<OwnedFd> {
         let flags: c_long = 0;
         // SAFETY: the system call takes two integers, and returns a new file or a negative number.
         let file = unsafe { syscall(PIDFD_OPEN, process as c_long, flags) };
         let file = c_int::try_from(file).ok().filter(|&file| file >= 0)?;
-        // SAFETY: it is open, and nobody else's.
+        // SAFETY: it is open, and nobody else owns it.
         Some(unsafe { OwnedFd::from_raw_fd(file) })
     }
 
-    /// Those of which the process has ended, once there is one; none after this time.
+    /// Those whose processes have ended, as soon as there are any; none once this time has passed.
     pub fn wait(files: &[&OwnedFd], time: Duration) -> Vec<usize> {
         let poll_of = |file: &&OwnedFd| Poll { file: file.as_raw_fd(), events: POLLIN, found: 0 };
         let mut all: Vec<Poll> = files.iter().map(poll_of).collect();
         let milliseconds = c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: as many records as are said to be there, of files that are open.
+        // SAFETY: the count is that of the records, whose files are open.
         unsafe { poll(all.as_mut_ptr(), all.len() as c_ulong, milliseconds) };
         (0..all.len()).filter(|&i| all[i].found & POLLIN != 0).collect()
     }
@@ -71,12 +71,12 @@ use system::OwnedFd;
 pub struct Neighbours(Vec<(usize, OwnedFd)>);
 
 impl Neighbours {
-    /// Those with these ranks and numbers.
+    /// Those with these ranks and process IDs.
     pub fn new(processes: impl Iterator<Item = (usize, u32)>) -> Neighbours {
         Neighbours(processes.filter_map(|(rank, process)| Some((rank, system::open(process)?))).collect())
     }
 
-    /// The ranks of those that have ended, once there is one; none after this time.
+    /// The ranks of those that have ended, as soon as there are any; none once this time has passed.
     pub fn wait(&self, time: Duration) -> Vec<usize> {
         let files: Vec<&OwnedFd> = self.0.iter().map(|(_, file)| file).collect();
         system::wait(&files, time).into_iter().map(|place| self.0[place].0).collect()

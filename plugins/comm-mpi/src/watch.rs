@@ -1,11 +1,12 @@
-//! Whether the other processes live: each sends a byte to the next one twice a second, and misses those of the one before.
+//! Whether the other processes are alive: each sends a byte to the next one twice a second, and notices when none come
+//! from the one before.
 
 use crate::api::{Functions, Names};
 use std::ffi::{c_int, c_void};
 use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The most that counts as silence between two looks: this process itself may have stood still.
+/// The most that counts as silence between two checks: this process itself may have been suspended.
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 const ALIVE: u8 = 1;
@@ -13,7 +14,7 @@ const ALIVE: u8 = 1;
 const PARTING: u8 = 2;
 const TAG: c_int = 7;
 
-/// What a look has shown.
+/// The result of a check.
 pub enum Seen {
     Alive,
     /// Nothing was heard for [`Beats::PATIENCE`].
@@ -22,12 +23,12 @@ pub enum Seen {
     Failed(c_int),
 }
 
-/// The beats between this process and its neighbours in the circle of ranks, on a communicator of their own.
+/// The heartbeats between this process and its neighbours in the ring of ranks, on their own communicator.
 pub struct Beats<H> {
     communicator: H,
     rank: usize,
     size: usize,
-    /// What comes in and goes out, where it stays until the request is done.
+    /// The bytes received and sent, which stay in place until the request is done.
     incoming: Box<u8>,
     outgoing: Box<u8>,
     receiving: Option<H>,
@@ -41,7 +42,7 @@ pub struct Beats<H> {
 }
 
 impl<H: Copy> Beats<H> {
-    /// After which a silent process counts as lost.
+    /// The silence after which a process counts as lost.
     pub const PATIENCE: Duration = Duration::from_secs(7);
 
     pub fn new(communicator: H, rank: usize, size: usize) -> Self {
@@ -66,7 +67,7 @@ impl<H: Copy> Beats<H> {
         (self.rank + self.size - 1) % self.size
     }
 
-    /// Sends a beat where one is due, and takes those that have come.
+    /// Sends a beat if one is due, and takes those that have come.
     pub fn look(&mut self, f: &Functions<H>, names: &Names<H>, now: Instant) -> Seen {
         self.silence += self.looked.map_or(Duration::ZERO, |looked| (now - looked).min(LONGEST_LOOK));
         self.looked = Some(now);
@@ -79,7 +80,7 @@ impl<H: Copy> Beats<H> {
         }
     }
 
-    /// Sends the last beat and waits for that of the process before: true once nothing is on its way any more.
+    /// Sends the last beat and waits for that of the process before: true once nothing is in transit any more.
     pub fn part(&mut self, f: &Functions<H>, names: &Names<H>) -> bool {
         if self.receive(f, names).is_err() || self.finish_sending(f, names).is_err() {
             return true;
@@ -150,7 +151,7 @@ fn done(code: c_int) -> Result<(), c_int> {
 /// Whether a request is done.
 fn test<H>(f: &Functions<H>, names: &Names<H>, request: &mut H) -> Result<bool, c_int> {
     let mut flag = 0;
-    // SAFETY: a request that was begun and not found done; the status is the ABI's constant for none.
+    // SAFETY: a request that was started and not found done; the status is the ABI's constant for none.
     done(unsafe { (f.test)(request, &mut flag, names.no_status as *mut c_void) })?;
     Ok(flag != 0)
 }

@@ -79,7 +79,7 @@ typedef struct SpartaHost {
     SpartaStatus (*graph_shape)(SpartaCall call, uint32_t value, uint64_t *dims, size_t capacity, size_t *rank);
     /* Writes the value that random operations take as their counter. */
     SpartaStatus (*graph_rng)(SpartaCall call, uint32_t *value);
-    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, where capacity is as large, its
+    /* (4) In on_step: writes the size in bytes of what is read to byte_count and, if capacity is large enough, its
      * little-endian elements to out. what is "values", "gradient", "whole_gradient", "weight" or an optimizer slot ("m"
      * and "v" of AdamW), all f32, or "indices", u32; see on_step. */
     SpartaStatus (*step_read)(SpartaCall call, SpartaBytes what, SpartaBytes name, uint8_t *out, size_t capacity,
@@ -246,7 +246,7 @@ typedef struct SpartaMethod {
  *                as it was when a model was trained on it, whose labels must be kept in their order;
  *                "other_data" says that the model was not trained on this data: a single file is then the requested split
  * Recipe         {"train": Source, "dev": Source, "test": Source, "notes": ["..."], "task": TaskInfo (3)}; "task" is the
- *                task as found in the data, where the description leaves something open
+ *                task as found in the data, if the description leaves something open
  * Source         {"parts": ["train.tsv"], "take": "all" | {"draw": {"count": 300}} | {"rest": {"cap": 100000 | null}}
  *                 | {"share": {"from": 0.8, "to": 1.0}} (3)}; no parts: no such split. A share takes the examples in an
  *                order drawn by the seed, in which each label gets about its share and equal texts stay together
@@ -363,7 +363,7 @@ typedef struct SpartaCommunicator {
     size_t size;
     /* Result: CommunicatorPluginInfo. */
     SpartaStatus (*describe)(SpartaCall call);
-    /* Result: Launch, or null where this process was started alone. Looks at the environment, no more. */
+    /* Result: Launch, or null if this process was started alone. Looks at the environment, no more. */
     SpartaStatus (*launched)(SpartaCall call);
     /* Meets the other processes, once. Result: Place; writes a handle. */
     SpartaStatus (*join)(SpartaCall call, uint64_t *communicator);

@@ -117,8 +117,8 @@ pub struct SpartaHost {
     ) -> SpartaStatus,
     /// Writes the value that random operations take as their counter.
     pub graph_rng: unsafe extern "C" fn(call: SpartaCall, value: *mut u32) -> SpartaStatus,
-    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, where
-    /// `capacity` is as large, little-endian f32 to `out`, of `indices` u32. `what` and `name` as in
+    /// Since minor version 4, in `on_step`. Writes the size in bytes of what is read to `byte_count` and, if `capacity`
+    /// is large enough, its little-endian elements to `out`: u32 for `indices`, else f32. `what` and `name` as in
     /// [`crate::method::StepTensors`].
     pub step_read: unsafe extern "C" fn(
         call: SpartaCall,
@@ -129,8 +129,7 @@ pub struct SpartaHost {
         byte_count: *mut usize,
     ) -> SpartaStatus,
     /// Since minor version 4, in `on_step`. Sets `values` (f32) or `indices` (u32), little-endian. Once one call of it
-    /// fails,
-    /// `on_step` counts as failed.
+    /// fails, `on_step` counts as failed.
     pub step_write:
         unsafe extern "C" fn(call: SpartaCall, what: SpartaBytes, name: SpartaBytes, data: SpartaBytes) -> SpartaStatus,
     /// Since minor version 5. Like `graph_apply` for the plugin's own operation, with its function for the CPU, or null.
@@ -195,7 +194,7 @@ pub struct SpartaMethod {
     pub describe: Option<unsafe extern "C" fn(SpartaCall) -> SpartaStatus>,
     /// Request: `{"parameters": [Parameter], "options": Options}`; result: `[Selection]`.
     pub select: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
-    /// `site` is a `Site`; writes the output to `y`. May be null where nothing is reparametrized.
+    /// `site` is a `Site`; writes the output to `y`. May be null if nothing is reparametrized.
     pub forward: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -207,7 +206,7 @@ pub struct SpartaMethod {
             y: *mut u32,
         ) -> SpartaStatus,
     >,
-    /// Writes the merged weight to `merged`. May be null where nothing is reparametrized.
+    /// Writes the merged weight to `merged`. May be null if nothing is reparametrized.
     pub merge: Option<
         unsafe extern "C" fn(
             call: SpartaCall,
@@ -266,11 +265,11 @@ pub struct SpartaMethod {
             value_count: usize,
         ) -> SpartaStatus,
     >,
-    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` where `on_step` is never
+    /// Since minor version 4, may be null. `options` are `Options`; result: `Steps`, or `null` if `on_step` is never
     /// called.
     pub steps: Option<unsafe extern "C" fn(SpartaCall, options: SpartaBytes) -> SpartaStatus>,
-    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call, without a result
-    /// the one that it was given. Reads and changes tensors with `step_read` and `step_write`.
+    /// Since minor version 4, may be null. Request: `StepInfo`; result: the state for the next call; without a result,
+    /// the state stays. Reads and changes tensors with `step_read` and `step_write`.
     pub on_step: Option<unsafe extern "C" fn(SpartaCall, request: SpartaBytes) -> SpartaStatus>,
 }
 
@@ -380,10 +379,10 @@ pub struct SpartaBackend {
     /// Since minor version 1, may be null. As `run`; result: `[u64]`, the nanoseconds of each call of the plan.
     pub run_profiled: Option<unsafe extern "C" fn(SpartaCall, backend: u64, prepared: u64) -> SpartaStatus>,
     /// Since minor version 2, may be null. Writes the bytes that the backend has allocated on the device: now, and at
-    /// most so far. Fails where it does not count.
+    /// most so far. Fails if it does not count.
     pub memory:
         Option<unsafe extern "C" fn(SpartaCall, backend: u64, in_use: *mut u64, peak: *mut u64) -> SpartaStatus>,
-    /// Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission where the
+    /// Since minor version 2, may be null. Does pieces of work in order, with one upload and one submission if the
     /// device can.
     pub submit: Option<
         unsafe extern "C" fn(SpartaCall, backend: u64, work: *const SpartaWork, work_count: usize) -> SpartaStatus,

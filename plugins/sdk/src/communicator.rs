@@ -67,7 +67,7 @@ pub trait Communicator: Send {
     fn all_gather(&mut self, own: &[u8], all: &mut [u8]) -> Result<(), Error>;
 
     /// Adds values of all processes, in an order that the implementation chooses: the sums may differ in their last
-    /// bits from those of another number of processes, never between processes.
+    /// bits from those of a different number of processes, never between processes.
     fn all_reduce(&mut self, values: &mut [f32]) -> Result<(), Error>;
 
     /// Ends all processes, for this reason. Does not return if it ends this process, too.

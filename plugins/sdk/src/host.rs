@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes of memory: the machine's, or less where a control group or the address space limit (`ulimit -v`) says
-/// so. `None` where the system does not report it.
+/// Bytes of memory: the machine's, or less if a control group or the address space limit (`ulimit -v`) says so. `None`
+/// if the system does not report it.
 pub fn host_memory() -> Option<u64> {
     let machine = kilobytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal:");
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();

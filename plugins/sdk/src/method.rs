@@ -52,7 +52,7 @@ pub enum Role {
     GateUpProj,
     /// Biases of the query, key and value projections.
     Bias,
-    /// The vocabulary head of a causal model, where it is not tied to the embeddings.
+    /// The vocabulary head of a causal model, if it is not tied to the embeddings.
     LmHead,
     /// The classification head `score.weight`.
     Head,
@@ -459,7 +459,7 @@ pub trait Method: Send + Sync {
     }
 
     /// The values the extra tensors take after an optimizer step, given those the optimizer computed, f32: one per
-    /// tensor, of its shape. A value returned as it came stays unchanged, and so do all of them where a step is not
+    /// tensor, of its shape. A value returned as it came stays unchanged, and so do all of them if a step is not
     /// finite. `lr` is the step's learning rate, f32 `[1]`. For a shared tensor, the first weight decides. Since ABI
     /// minor version 4.
     fn update(

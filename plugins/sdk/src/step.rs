@@ -1,4 +1,4 @@
-//! What a method that acts between optimizer steps is told, and what it may read and change.
+//! What a method that acts between optimizer steps gets to know, and what it may read and change.
 
 use crate::Error;
 use crate::method::{Options, Parameter};
@@ -41,7 +41,7 @@ pub struct OwnTensor {
     pub name: String,
     /// How it relates to the parameter.
     pub form: OwnForm,
-    /// The dimensions of its values: `[n]` where n elements of a parameter are trained.
+    /// The dimensions of its values: `[n]` if n elements of a parameter are trained.
     pub shape: Vec<usize>,
     /// The parameter it belongs to; for a shared tensor, the first of them.
     pub parameter: Parameter,

@@ -26,9 +26,8 @@ pub struct TaskInfo {
     pub id: String,
     /// One line for listings.
     pub title: String,
-    /// Names of the classes or labels in the order 0, 1, ...: at least two classes, or the name of a number. Empty
-    /// where each next token of the texts is learned, and in the description of a task that finds its labels in the
-    /// data.
+    /// Names of the classes or labels in the order 0, 1, ...: at least two classes, or the name of a number. Empty if
+    /// each next token of the texts is learned, and in the description of a task that finds its labels in the data.
     pub labels: Vec<String>,
     /// What an example is labelled with. `None` (as from plugins built with earlier versions): a class if there are
     /// labels, else its tokens.
@@ -124,13 +123,13 @@ impl OpenRequest {
 /// One text or pair of texts, with only what the task's target needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Example {
-    /// The text; empty where there are messages or segments instead.
+    /// The text; empty if there are messages or segments instead.
     #[serde(default)]
     pub text: String,
     /// The second text, only in a task of pairs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pair: Option<String>,
-    /// Its class; 0 where the target is not a class.
+    /// Its class; 0 if the target is not a class.
     #[serde(default)]
     pub label: u32,
     /// Its labels for [`Target::Classes`], ascending.
@@ -144,7 +143,7 @@ pub struct Example {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub messages: Vec<Message>,
     /// For [`Target::Tokens`], instead of a text: texts that are concatenated, with the model's end-of-text token
-    /// after the last. Given along with messages, they are used where the model has no template.
+    /// after the last. Given along with messages, they are used if the model has no template.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<Segment>,
 }
@@ -195,7 +194,7 @@ pub struct Recipe {
     pub test: Source,
     /// Sentences for the plan, such as what stands in for a missing file.
     pub notes: Vec<String>,
-    /// The task as found in the data, where the description leaves something open: its labels, pairs or not.
+    /// The task as found in the data, if the description leaves something open: its labels, pairs or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskInfo>,
 }
@@ -217,7 +216,7 @@ pub struct Source {
 pub enum Take {
     /// Every example.
     All,
-    /// `count` examples drawn by the seed, or a fifth of the parts where `count` would leave less than twice as many;
+    /// `count` examples drawn by the seed, or a fifth of the parts if `count` would leave fewer than twice as many;
     /// the plan says which.
     Draw {
         /// How many.

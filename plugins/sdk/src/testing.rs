@@ -56,8 +56,8 @@ impl Tensor {
         self.values.iter().map(magnitude).fold(0.0, f64::max)
     }
 
-    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite where one of
-    /// them is not finite.
+    /// How much two tensors of one shape differ, relative to the largest magnitude of `self`; infinite if one of them
+    /// is not finite.
     pub fn difference(&self, other: &Tensor) -> f64 {
         let (a, b) = (self.values.iter(), other.values.iter());
         let both = Tensor { shape: self.shape.clone(), values: a.zip(b).map(|(a, b)| a - b).collect() };
@@ -94,8 +94,8 @@ fn given(graph: &mut Graph, inputs: &[Tensor]) -> (Vec<Value>, Value) {
     (inputs.iter().enumerate().map(external).collect(), graph.external("rng", DType::U32, [4]))
 }
 
-/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, in place
-/// of all that the device takes.
+/// Computes values of a graph with [`given`] inputs. `kernels` are those that plugins' own operations may use, instead
+/// of all that the device supports.
 fn run(
     backend: &mut dyn Backend,
     mut graph: Graph,
@@ -244,7 +244,7 @@ impl Layer<'_> {
         Site { parameter: self.parameter.clone(), options: self.options.clone(), training }
     }
 
-    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, where
+    /// x `[5, in]`, the parameter (w `[out, in]` of a layer) and the added tensors: at their initial values or, if
     /// trained, moved away from them.
     fn inputs(&self, moved: bool) -> Vec<Tensor> {
         let input = self.parameter.shape.iter().skip(1).product();

@@ -56,7 +56,9 @@ impl Opened {
             let each = task.labels.iter().zip(&task.weights).map(|(label, weight)| format!("{label} {weight:.3}"));
             notes.push(format!("Weights of the classes in training: {}.", each.collect::<Vec<_>>().join(", ")));
         }
-        notes.push(format!("The labels are in the column `{column}`, {kind}; --label and --target choose otherwise."));
+        notes.push(format!(
+            "The labels are in the column `{column}`, {kind}; use --label and --target to choose differently."
+        ));
         Ok(Opened { files, settings, task, notes })
     }
 
@@ -89,7 +91,7 @@ impl Opened {
         }
     }
 
-    /// The position of a label, which may also be given by number where the labels are not numbers themselves.
+    /// The position of a label, which may also be given by number if the labels are not numbers themselves.
     fn label(&self, name: &str) -> Result<u32, String> {
         let labels = &self.task.labels;
         let by_name = labels.iter().position(|label| label == name);
@@ -108,8 +110,8 @@ impl Opened {
 fn unlabelled(part: &Part, settings: &Settings, seen: &Seen) -> Error {
     let expected = match (&settings.named.label, &seen.column) {
         (_, Some(column)) => format!("labels in the column `{column}`"),
-        (Some(label), None) => format!("a column `{label}`, as --label names it"),
-        (None, None) => "a column label, labels, target or class, or one that --label names".to_owned(),
+        (Some(label), None) => format!("a column `{label}`, named by --label"),
+        (None, None) => "a column label, labels, target or class, or one named by --label".to_owned(),
     };
     Error(format!("{}: expected {expected}, got none", part.path.display()))
 }
@@ -121,8 +123,8 @@ fn task(files: &Files, settings: &Settings, seen: &Seen) -> Result<TaskInfo, Err
     let file = files.all().next().map_or(String::new(), |part| format!("{}: ", part.path.display()));
     if target != Target::Number && seen.are_no_classes() {
         return Err(Error(format!(
-            "{file}the column `{column}` has {} different labels in {} rows; name the label column with --label or, for \
-             numbers say --target number",
+            "{file}the column `{column}` has {} different labels in {} rows; name the label column with --label or, \
+             for numbers, use --target number",
             seen.names.len(),
             seen.rows
         )));

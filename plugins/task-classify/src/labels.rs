@@ -55,7 +55,7 @@ impl Row {
         }
     }
 
-    /// Its labels, trimmed; `None` where the field is empty.
+    /// Its labels, trimmed; `None` if the field is empty.
     pub fn labels(&self, separator: Option<&str>) -> Result<Option<Vec<String>>, String> {
         let Some(value) = self.columns.label.as_ref().and_then(|label| self.values.get(label)) else { return Ok(None) };
         let one = |value: &Value| {
@@ -80,7 +80,7 @@ impl Row {
     }
 }
 
-/// What is known of the labels of one or more files.
+/// What is known about the labels of one or more files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// Each label with its number of rows.

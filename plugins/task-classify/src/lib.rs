@@ -56,7 +56,7 @@ fn info(target: Target, labels: Vec<String>, pair: bool) -> TaskInfo {
 const AUTO: &str = "auto";
 
 sparta_plugin::options! {
-    /// The options as given; empty where they are not.
+    /// The options as given; empty if they were not.
     struct Given {
         /// Column of the texts [default: text, sentence, content ...]
         text: String = "";

@@ -27,7 +27,7 @@ pub(crate) fn files(tables: Tables, request: &OpenRequest) -> Result<Files, Erro
             if train.is_empty() && request.wants("train") {
                 let there = [names(&dev), names(&test)].concat().join(", ");
                 let data = request.data.display();
-                return Err(Error(format!("{data}: expected a table called train for the training, got only {there}")));
+                return Err(Error(format!("{data}: expected a table called train, got only {there}")));
             }
             let cut = dev.is_empty() && test.is_empty();
             Ok(Files { train, dev, test, cut })

@@ -154,8 +154,8 @@ fn what_does_not_fit_says_what_was_found() {
     let numbered = format!("text,label\n{numbered}");
     for (content, options, expected) in [
         ("a,b\n1,2\n", &[][..], "my.csv: expected a column of texts"),
-        ("text,x\n1,2\n", &[], "expected a column label, labels, target or class, or one that --label names, got none"),
-        ("text,x\n1,2\n", &[("label", "y")], "expected a column `y`, as --label names it, got none"),
+        ("text,x\n1,2\n", &[], "expected a column label, labels, target or class, or one named by --label, got none"),
+        ("text,x\n1,2\n", &[("label", "y")], "expected a column `y`, named by --label, got none"),
         ("text,label\na,\nb,\n", &[], "expected labels in the column `label`, got none"),
         ("text,label\na,\nb,x\nc,y\n", &[], "my.csv:2: expected a label in `label`, got none"),
         ("text,label\na,x\nb,x\n", &[], "expected two labels or more in `label`, got only `x`"),

@@ -96,7 +96,7 @@ fn find(name: &str, all: &[&str]) -> Option<String> {
 }
 
 fn find_named(option: &str, name: &str, all: &[&str]) -> Result<String, String> {
-    find(name, all).ok_or_else(|| format!("expected a column `{name}`, as --{option} names it, got {}", shown(all)))
+    find(name, all).ok_or_else(|| format!("expected a column `{name}`, named by --{option}, got {}", shown(all)))
 }
 
 fn shown(all: &[&str]) -> String {
@@ -120,7 +120,7 @@ pub fn text(values: &Map<String, Value>, name: &str) -> Result<String, String> {
     }
 }
 
-/// A label as text: a number by its digits, with 1.0 as 1; `None` where there is none.
+/// A label as text: a number by its digits, with 1.0 as 1; `None` if there is none.
 ///
 /// # Errors
 /// The value is a list or an object; the message leaves out the place.
@@ -180,7 +180,7 @@ mod tests {
         check(["body", "", "stars"], &["text", "pair", "body", "stars"], ["body", "", "stars"]);
         check(["a", "b", ""], &["a", "b", "label"], ["a", "b", "label"]);
         let error = columns(["body", "", ""], &["Boby", "x"]).unwrap_err();
-        assert_eq!(error, "expected a column `body`, as --text names it, got Boby, x");
+        assert_eq!(error, "expected a column `body`, named by --text, got Boby, x");
         check(["body", "", "y"], &["body", "label"], ["body", "", ""]);
     }
 

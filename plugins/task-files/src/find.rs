@@ -77,7 +77,7 @@ impl Folder {
         Ok(shards.iter().map(|shard| part(shard.2)).collect())
     }
 
-    /// The files that are tables by their names, or all files where a format is given.
+    /// The files that are tables by their names, or all files if a format is given.
     pub fn tables(&self, format: Option<Format>) -> Vec<Part> {
         let part = |name: &String| {
             let path = self.path.join(name);

@@ -66,7 +66,7 @@ impl Format {
         Self::ENDINGS.iter().find(|(known, _)| *known == ending).map(|(_, format)| *format)
     }
 
-    /// [`Format::named`], or [`Format::of`] where no name is given.
+    /// [`Format::named`], or [`Format::of`] if no name is given.
     ///
     /// # Errors
     /// Neither gives a format.
@@ -76,7 +76,7 @@ impl Format {
             None => Self::of(path).ok_or_else(|| {
                 let known: Vec<&str> = Self::ENDINGS.iter().map(|(ending, _)| *ending).collect();
                 let (path, known) = (path.display(), known.join(", ."));
-                Error(format!("{path}: its name does not tell its format; expected .{known}, or give it with --format"))
+                Error(format!("{path}: its name does not show its format; expected .{known}, or give it with --format"))
             }),
         }
     }

@@ -93,7 +93,7 @@ impl<R: Read> Utf16<R> {
         self.rest = odd.to_vec();
         self.high = units.pop_if(|last| (0xd800..0xdc00).contains(last));
         for c in char::decode_utf16(units) {
-            let c = c.map_err(|_| wrong("half a pair of units"))?;
+            let c = c.map_err(|_| wrong("half a surrogate pair"))?;
             self.text.extend(c.encode_utf8(&mut [0; 4]).bytes());
         }
         Ok(true)

@@ -98,7 +98,7 @@ impl Objects {
         let (mut bytes, mut depth) = (vec![b'{'], 1);
         let (mut in_string, mut escaped) = (false, false);
         while depth > 0 {
-            let Some(byte) = self.byte()? else { return Err(self.fail(number, "an object has no end")) };
+            let Some(byte) = self.byte()? else { return Err(self.fail(number, "an object is not closed")) };
             bytes.push(byte);
             match byte {
                 _ if escaped => escaped = false,
@@ -149,7 +149,7 @@ mod tests {
             ("[{},]", "expected an object, got `]`"),
             ("[{}", "got the end"),
             ("[{}] x", "expected nothing after the array, got `x`"),
-            ("{\"a\": 1", "f.json:1: an object has no end"),
+            ("{\"a\": 1", "f.json:1: an object is not closed"),
             ("{\"a\": }", "f.json:1: expected a JSON object, got `{\"a\": }`"),
         ] {
             let message = read(content).unwrap_err();

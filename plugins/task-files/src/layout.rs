@@ -43,7 +43,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Whether a development or test split was found and, where requested, the training split.
+    /// Whether a development or test split was found and, if requested, the training split.
     fn is_complete(&self, train: bool) -> bool {
         (!train || !self.train.is_empty()) && (!self.dev.is_empty() || !self.test.is_empty())
     }

@@ -7,11 +7,12 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 
-/// Bytes of an unpacked page. Writers begin a new page at about 1 MiB, looked at after a thousand texts or so.
+/// The most bytes of an unpacked page. Writers start a new page at about 1 MiB, which they check every thousand texts
+/// or so.
 const LARGEST_PAGE: usize = 256 << 20;
-/// Values of a column of lists in a row group, which may hold a million rows.
+/// The most values of a column of lists in a row group, which may hold a million rows.
 const MOST_VALUES: u64 = 1 << 26;
-/// Structs in structs of a header.
+/// The deepest nesting of structs in a header.
 const DEPTH: usize = 8;
 
 /// Passes over the pages of a column chunk.

@@ -17,16 +17,16 @@ use std::path::Path;
 /// Rows that are decoded at a time. A decoded text is a slice of its page, so a page that names one long text for every
 /// row costs no more than the page.
 const BATCH: usize = 256;
-/// Columns in columns.
+/// The deepest nesting of columns.
 const DEPTH: usize = 8;
-/// Values of a list.
+/// The most values of a list.
 const LONGEST_LIST: usize = 1 << 16;
 
 /// The rows of a file, decoded batch by batch. An unreadable page is an error of the iterator, and its last item.
 ///
 /// # Errors
-/// The file is not a readable parquet file; a wanted column that is there twice, is nested too deeply, or holds something
-/// else than texts, numbers, lists and structs; a page that unpacks to too much.
+/// The file is not a readable parquet file; a wanted column that occurs twice, is nested too deeply, or holds
+/// something other than texts, numbers, lists and structs; a page that unpacks to too much.
 pub(crate) fn table(path: &Path, reading: Reading) -> Result<Table, Error> {
     let file = open(path)?;
     let name = path.display().to_string();
@@ -120,7 +120,7 @@ struct Schema {
 
 impl Schema {
     /// # Errors
-    /// What the field holds, where that cannot be read.
+    /// What the field holds, if that cannot be read.
     fn node(&mut self, field: &Type, depth: usize) -> Result<Node, String> {
         let depth = depth.checked_sub(1).ok_or("columns nested too deeply")?;
         let info = field.get_basic_info();
@@ -298,7 +298,7 @@ impl Node {
         }
     }
 
-    /// Passes over the entry that says in each column below this field that it is not there.
+    /// Skips the entry that marks this field as absent in each column below it.
     fn absent(&self, leaves: &mut [Leaf]) -> Result<(), String> {
         match &self.shape {
             Shape::Leaf(leaf) => leaves[*leaf].pass(),
@@ -324,7 +324,7 @@ struct Leaf {
     /// As the file numbers those that hold values.
     column: usize,
     reader: Option<ColumnReader>,
-    /// One for each entry; none where all are equal.
+    /// One for each entry; none if all are equal.
     definitions: Vec<i16>,
     repetitions: Vec<i16>,
     /// The values of the entries that have one, from `next_value` on still to be given out.
@@ -354,7 +354,7 @@ impl Leaf {
             ColumnReader::BoolColumnReader(column) => self.read(column, rows, |b| Cell::Number(b.into())),
             ColumnReader::FloatColumnReader(column) => self.read(column, rows, |x| Cell::Number(decimal(x))),
             ColumnReader::DoubleColumnReader(column) => self.read(column, rows, |x| Cell::Number(x.into())),
-            _ => Err(ParquetError::General("a column of another type than the schema says".into())),
+            _ => Err(ParquetError::General("a column whose type differs from the schema's".into())),
         }?;
         self.reader = Some(reader);
         Ok(())
@@ -380,7 +380,7 @@ impl Leaf {
         Ok(())
     }
 
-    /// The definition level of the next entry; the highest where the column has none.
+    /// The definition level of the next entry; the highest if the column has none.
     fn definition(&self) -> Result<i16, String> {
         match self.definitions.is_empty() {
             true if self.entry < self.entries => Ok(i16::MAX),
@@ -388,7 +388,7 @@ impl Leaf {
         }
     }
 
-    /// The repetition level of the next entry; 0 where there is none, as at the next row.
+    /// The repetition level of the next entry; 0 if there is none, as at the next row.
     fn repetition(&self) -> i16 {
         self.repetitions.get(self.entry).copied().unwrap_or(0)
     }
@@ -401,7 +401,7 @@ impl Leaf {
 
     fn take(&mut self) -> Result<Value, String> {
         self.pass()?;
-        let cell = self.values.get(self.next_value).ok_or("it has less values than it says")?;
+        let cell = self.values.get(self.next_value).ok_or("it has fewer values than it declares")?;
         self.next_value += 1;
         match cell {
             Cell::Number(value) => Ok(value.clone()),
@@ -442,7 +442,7 @@ mod tests {
         records.map(|record| record.map(|r| Value::Object(r.values))).collect::<Result<_, _>>().map_err(|e| e.0)
     }
 
-    /// Two rows a row group.
+    /// Two rows per row group.
     fn read(columns: &[(&str, Column)]) -> Result<Vec<Value>, String> {
         let properties = WriterProperties::builder().set_max_row_group_row_count(Some(2)).build();
         read_bytes(&parquet(columns, properties), Reading::default())

@@ -9,7 +9,7 @@ pub struct Schema {
     pub texts: &'static [(&'static str, Option<&'static str>)],
     /// Names of the label column. The first one that a file has is used.
     pub label: &'static [&'static str],
-    /// Class names in the order of the labels 0, 1, ...; empty where the label is a number.
+    /// Class names in the order of the labels 0, 1, ...; empty if the label is a number.
     pub classes: &'static [&'static str],
     /// The columns of a TSV file without a header line.
     pub headerless: Option<&'static [&'static str]>,

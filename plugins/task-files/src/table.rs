@@ -20,7 +20,7 @@ pub type Records = Box<dyn Iterator<Item = Result<Record, Error>> + Send>;
 
 /// An opened file. Records are read on demand; after an error, the next ones are unspecified.
 pub struct Table {
-    /// The names of all columns, where the file gives them before its records.
+    /// The names of all columns, if the file gives them before its records.
     pub columns: Option<Vec<String>>,
     pub records: Records,
 }
@@ -32,7 +32,7 @@ pub struct Reading<'a> {
     pub wanted: Option<&'a dyn Fn(&str) -> bool>,
     /// The columns of a TSV file without a header line.
     pub header: Option<&'a [&'a str]>,
-    /// Whether a TSV row may go on in the next line, because the texts contain line breaks.
+    /// Whether a TSV row may continue on the next line, because the texts contain line breaks.
     pub wrapped_rows: bool,
 }
 

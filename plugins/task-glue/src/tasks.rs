@@ -9,7 +9,7 @@ pub(crate) struct GlueTask {
     pub title: &'static str,
     pub schema: Schema,
     pub pair: bool,
-    /// The name of the number, where the label is one.
+    /// The name of the number, if the label is one.
     pub number: Option<&'static str>,
     /// What an instruction model is asked, including the word for each class; empty for a number.
     pub prompt: &'static str,
@@ -17,7 +17,7 @@ pub(crate) struct GlueTask {
     pub metrics: &'static [&'static str],
     pub primary: &'static str,
     pub layouts: &'static [Layout],
-    /// How many development examples are drawn from the training split where GLUE's own are the test split.
+    /// How many development examples are drawn from the training split if GLUE's own are the test split.
     pub dev: usize,
     /// The most training examples to keep after the draw.
     pub cap: Option<usize>,
@@ -113,7 +113,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
     GlueTask {
         id: "mrpc",
         folder: "MRPC",
-        title: "MRPC: do two news sentences mean the same",
+        title: "MRPC: do two news sentences mean the same thing",
         schema: Schema {
             texts: &[("sentence1", Some("sentence2")), ("#1 String", Some("#2 String")), ("text", Some("pair"))],
             label: &["label", "Quality"],
@@ -198,7 +198,7 @@ pub(crate) const TASKS: &[GlueTask] = &[
     GlueTask {
         id: "qqp",
         folder: "QQP",
-        title: "QQP: do two questions ask the same",
+        title: "QQP: do two questions ask the same thing",
         schema: Schema {
             texts: &[("question1", Some("question2")), ("sentence1", Some("sentence2")), ("text", Some("pair"))],
             label: &["label", "is_duplicate"],

@@ -1,4 +1,4 @@
-//! Every task in every layout: on small files, and on the real ones where they are available.
+//! Every task in every layout: on small files, and on the real ones if they are available.
 
 use super::*;
 use sparta_plugin::task::{Example, Recipe, Source, Take};
@@ -274,7 +274,7 @@ fn counts(task: &str, data: &Path) -> [usize; 3] {
 #[test]
 fn the_real_files_have_the_official_sizes() {
     let Some(glue) = real("glue") else { return };
-    // Train and dev are both of the training file where dev is drawn from it.
+    // Train and dev both come from the training file if dev is drawn from it.
     assert_eq!(counts("sst2", &glue), [67_349, 67_349, 872]);
     assert_eq!(counts("cola", &glue), [8_551, 8_551, 1_043]);
     assert_eq!(counts("rte", &glue), [2_490, 2_490, 277]);

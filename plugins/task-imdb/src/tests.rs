@@ -1,4 +1,4 @@
-//! Every layout: on small files, and on the real ones where they are available.
+//! Every layout: on small files, and on the real ones if they are available.
 
 use super::*;
 use sparta_plugin::task::Example;

@@ -6,7 +6,7 @@ use sparta_task_files::clip;
 
 pub(crate) type Row = Map<String, Value>;
 
-/// The form of a row. Their keys are tried in this order.
+/// The form of a row. Forms are tried in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
     /// The turns of a conversation, as in OpenAI's and ShareGPT's files.
@@ -15,7 +15,7 @@ pub(crate) enum Form {
     Prompt { answer: &'static str },
     /// An instruction with or without an input, as in Alpaca's and Dolly's files.
     Instruction { input: &'static str, answer: &'static str },
-    /// A text of which everything is learned.
+    /// A text that is learned as a whole.
     Text,
 }
 
@@ -116,7 +116,7 @@ fn of_turns(messages: Vec<Message>) -> Example {
     Example { messages, ..Example::default() }
 }
 
-/// A prompt and its answer: texts, which are concatenated where there is no template, or turns.
+/// A prompt and its answer: texts, which are concatenated if there is no template, or turns.
 fn prompt(row: &Row, answer: &str, system: Option<&str>) -> Result<Example, String> {
     let (before, after) = (value(row, "prompt")?, value(row, answer)?);
     if let (Value::String(before), Value::String(after)) = (before, after) {
@@ -192,7 +192,7 @@ fn part(part: &Value) -> Result<String, String> {
 fn value<'a>(row: &'a Row, key: &str) -> Result<&'a Value, String> {
     row.get(key).filter(|value| !value.is_null()).ok_or_else(|| {
         let keys: Vec<&str> = row.iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str()).collect();
-        format!("expected `{key}`, as the rows before have it, got {}", keys.join(", "))
+        format!("expected `{key}`, as in the rows before, got {}", keys.join(", "))
     })
 }
 
@@ -201,7 +201,7 @@ fn text<'a>(row: &'a Row, key: &str) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("expected a text for `{key}`, got {}", shown(Some(value))))
 }
 
-/// The text of a key; `None` where it is empty or missing.
+/// The text of a key; `None` if it is empty or missing.
 fn optional<'a>(row: &'a Row, key: &str) -> Result<Option<&'a str>, String> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -320,7 +320,7 @@ mod tests {
         }
         let other = Form::Text.example(&row(json!({"prompt": "p", "completion": "c"}))).unwrap_err();
         assert!(
-            other.starts_with("expected `text`, as the rows before have it, got ") && other.contains("prompt"),
+            other.starts_with("expected `text`, as in the rows before, got ") && other.contains("prompt"),
             "{other}"
         );
     }

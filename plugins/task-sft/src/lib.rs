@@ -1,4 +1,4 @@
-//! Supervised fine-tuning on prompts and answers, conversations and texts, of which the answers are learned.
+//! Supervised fine-tuning on prompts and answers, conversations and texts; the answers are learned.
 
 mod form;
 
@@ -53,7 +53,7 @@ impl Task for Sft {
         let [train, dev, test] = tables.splits(request);
         if train.is_empty() && request.wants("train") {
             let (data, there) = (request.data.display(), [names(&dev), names(&test)].concat().join(", "));
-            return Err(Error(format!("{data}: expected a file called train for the training, got only {there}")));
+            return Err(Error(format!("{data}: expected a file called train, got only {there}")));
         }
         let all = |parts: &[Part]| Source { parts: names(parts), take: Take::All };
         let share = |from, to| Source { parts: names(&train), take: Take::Share { from, to } };
@@ -61,7 +61,7 @@ impl Task for Sft {
             (Recipe { train: all(&train), dev: all(&dev), test: all(&test), notes: vec![], task: None }, test);
         if dev.is_empty() && !train.is_empty() && !request.other_data {
             recipe.notes.push(format!(
-                "There is no file for dev: {:.0} % of {} are drawn for it by the seed; equal examples stay together.",
+                "There is no dev file: {:.0} % of {} are drawn for it by the seed; equal examples stay together.",
                 100.0 * DEV,
                 names(&train).join(", ")
             ));

@@ -73,7 +73,7 @@ fn the_first_row_decides_for_all() {
     let dataset = open(home.path()).unwrap();
     let found: Vec<_> = dataset.examples("train.jsonl").unwrap().collect();
     let error = found[1].as_ref().unwrap_err();
-    assert!(error.0.contains("train.jsonl:2: expected `text`, as the rows before have it"), "{error}");
+    assert!(error.0.contains("train.jsonl:2: expected `text`, as in the rows before"), "{error}");
     assert_eq!(found.len(), 2, "it ends with the first error");
 }
 
@@ -83,7 +83,7 @@ fn what_is_missing_is_named() {
     assert!(open(home.path()).is_err());
     fs::write(home.path().join("dev.jsonl"), ROW).unwrap();
     let error = open(home.path()).err().unwrap();
-    assert!(error.0.contains("expected a file called train for the training, got only dev.jsonl"), "{error}");
+    assert!(error.0.contains("expected a file called train, got only dev.jsonl"), "{error}");
     let eval = OpenRequest { splits: vec!["dev".into()], ..OpenRequest::new("sft", home.path()) };
     assert_eq!(Sft.open(&eval).unwrap().recipe().dev.parts, ["dev.jsonl"]);
 }

@@ -1,4 +1,4 @@
-//! Continued pretraining: documents without labels, of which every next token is learned, from files in any format.
+//! Continued pretraining: documents without labels, every next token of which is learned, from files in any format.
 
 use sparta_plugin::Error;
 use sparta_plugin::task::{
@@ -51,11 +51,11 @@ impl Task for Text {
         let [train, dev, test] = &splits;
         if train.is_empty() && request.wants("train") {
             let (data, there) = (request.data.display(), [names(dev), names(test)].concat().join(", "));
-            return Err(Error(format!("{data}: expected a file called train for the training, got only {there}")));
+            return Err(Error(format!("{data}: expected a file called train, got only {there}")));
         }
         let none = dev.is_empty() && !request.other_data;
         let [train, dev, test] = splits.each_ref().map(|parts| Source { parts: names(parts), take: Take::All });
-        let notes = none.then(|| "There is no file for dev: nothing is held out.".to_owned()).into_iter().collect();
+        let notes = none.then(|| "There is no dev file: nothing is held out.".to_owned()).into_iter().collect();
         Ok(Box::new(Documents { parts: splits.concat(), recipe: Recipe { train, dev, test, notes, task: None } }))
     }
 }
@@ -120,7 +120,7 @@ mod tests {
 
         let file = home.path().join("train.txt");
         let single = open(&file).unwrap().recipe();
-        assert!(single.dev.parts.is_empty() && single.notes[0].contains("no file for dev"), "{single:?}");
+        assert!(single.dev.parts.is_empty() && single.notes[0].contains("no dev file"), "{single:?}");
         let other = OpenRequest { splits: vec!["dev".into()], other_data: true, ..OpenRequest::new("text", &file) };
         let other = Text.open(&other).unwrap().recipe();
         assert!(other.dev.parts == ["train.txt"] && other.train.parts.is_empty() && other.notes.is_empty());

@@ -8,10 +8,10 @@ use sparta_graph::{Backend, BackendError, BufferId, DType, Plan, PlanId, ReadId,
 type Check = fn(&mut dyn Backend) -> Result<(), String>;
 
 const CHECKS: [(&str, Check); 7] = [
-    ("what the device says of itself", describes_itself),
+    ("what the device says about itself", describes_itself),
     ("new memory is zero", new_memory_is_zero),
     ("elements are written and read where they belong", offsets_count_elements),
-    ("what does not exist is an error", unknown_handles_are_errors),
+    ("using what does not exist is an error", unknown_handles_are_errors),
     ("a plan runs as often as asked, in order", plans_run_in_order),
     ("work that is submitted together is done in order", submitted_work_is_done_in_order),
     ("memory in use is counted", memory_is_counted),
@@ -45,7 +45,7 @@ fn describes_itself(backend: &mut dyn Backend) -> Result<(), String> {
     let info = backend.info();
     expect(!info.id.is_empty() && !info.name.is_empty(), "its id or its name is empty")?;
     expect(info.max_buffer >= 1 << 20, format!("max_buffer is {} bytes, less than 1 MiB", info.max_buffer))?;
-    expect(info.activations.contains(&DType::F32), "it does not offer f32 activations, which every backend has to")
+    expect(info.activations.contains(&DType::F32), "it does not offer f32 activations, which every backend must")
 }
 
 fn new_memory_is_zero(backend: &mut dyn Backend) -> Result<(), String> {
@@ -91,8 +91,8 @@ fn unknown_handles_are_errors(backend: &mut dyn Backend) -> Result<(), String> {
     let freed = backend.alloc(DType::F32, 4, "freed").map_err(text)?;
     backend.free(freed);
     expect(backend.read(freed, 0, &mut [0; 4]).is_err(), "a freed buffer can be read")?;
-    expect(backend.write(BufferId(u64::MAX), 0, &[0; 4]).is_err(), "a buffer that never was can be written")?;
-    expect(backend.run(PlanId(u64::MAX)).is_err(), "a plan that never was can be run")?;
+    expect(backend.write(BufferId(u64::MAX), 0, &[0; 4]).is_err(), "a buffer that never existed can be written")?;
+    expect(backend.run(PlanId(u64::MAX)).is_err(), "a plan that never existed can be run")?;
     let plan = doubling()?;
     let (arena, buffers) = memory_of(backend, &plan)?;
     expect(backend.prepare(&plan, &arena, &[]).is_err(), "a plan can be prepared without its buffers")?;
@@ -164,8 +164,8 @@ fn submitted_work_is_done_in_order(backend: &mut dyn Backend) -> Result<(), Stri
         format!("the first read gave the bytes {early_bytes:?}"),
     )?;
     expect(late_bytes[..] == bytes(&[40.0, 24.0]), format!("the second read gave the bytes {late_bytes:?}"))?;
-    expect(backend.fetch(ReadId::Pending(u64::MAX), &mut [0; 4]).is_err(), "a read that never was can be fetched")?;
-    expect(backend.submit(&[Work::Run(PlanId(u64::MAX))]).is_err(), "a plan that never was can be submitted")
+    expect(backend.fetch(ReadId::Pending(u64::MAX), &mut [0; 4]).is_err(), "a read that never existed can be fetched")?;
+    expect(backend.submit(&[Work::Run(PlanId(u64::MAX))]).is_err(), "a plan that never existed can be submitted")
 }
 
 /// A backend need not count.

@@ -44,7 +44,7 @@ impl Device {
     }
 }
 
-/// A plan with memory of its own on a device.
+/// A plan with its own memory on a device.
 pub struct BoundPlan<'a> {
     device: &'a mut Device,
     plan: &'a Plan,

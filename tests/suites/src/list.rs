@@ -1,4 +1,4 @@
-//! The suites as a list of tests that can run one by one, each in a process of its own.
+//! The suites as a list of tests that can run one by one, each in its own process.
 
 use crate::conformance::{AREAS, Area, Judged};
 use crate::golden::trajectories::{self, METHODS, Method, Steps};
@@ -42,7 +42,7 @@ enum Kind {
 #[derive(Default)]
 pub struct Outcome {
     pub failures: Vec<String>,
-    /// What the backend says it cannot run, and need not.
+    /// What the backend says it cannot run, and need not run.
     pub refused: Vec<String>,
 }
 
@@ -97,7 +97,7 @@ impl Test {
                 return Outcome { failures: outcome.failures, refused: outcome.refused };
             }
             Kind::Parity { precision, .. } | Kind::Training { precision, .. } if !subject.offers(*precision) => {
-                return Outcome { failures: vec![], refused: vec![format!("{precision} is not offered")] };
+                return Outcome { failures: vec![], refused: vec![format!("{precision} is not supported")] };
             }
             Kind::Parity { family, lm, precision } => {
                 let layout = Layout { lm: *lm, f32: false, version_4: false };

@@ -25,7 +25,7 @@ static SpartaStatus describe(SpartaCall call) {
     return SPARTA_OK;
 }
 
-/* What follows `key` in a text, or NULL. The host writes JSON without spaces; a JSON library does this in earnest. */
+/* What follows `key` in a text, or NULL. The host writes JSON without spaces; a real plugin uses a JSON library. */
 static const char *after(const char *at, const char *key) {
     const char *found = strstr(at, key);
     return found ? found + strlen(key) : NULL;
@@ -60,7 +60,7 @@ static const char *choose(const char *request, char *answer, size_t capacity) {
 }
 
 static SpartaStatus select_parameters(SpartaCall call, SpartaBytes request) {
-    /* No answer is longer than its question and so much for each parameter. */
+    /* More than the longest answer: a parameter's selection is shorter than four times its part of the request. */
     size_t capacity = 4 * request.len + 1024;
     char *copy = malloc(request.len + 1), *answer = malloc(capacity);
     const char *why = "out of memory for the answer";

@@ -24,7 +24,7 @@ static const char *const labels[] = {"negative", "positive"};
 
 static SpartaStatus describe(SpartaCall call) {
     host->result(call, text(
-        "{\"name\": \"@name@\", \"version\": \"0.1.0\", \"tasks\": [{\"id\": \"@name@\", \"title\": \"Lines of two labels\", "
+        "{\"name\": \"@name@\", \"version\": \"0.1.0\", \"tasks\": [{\"id\": \"@name@\", \"title\": \"Lines with one of two labels\", "
         "\"labels\": [\"negative\", \"positive\"], \"metrics\": [\"accuracy\", \"f1\"], \"primary\": \"accuracy\", "
         "\"pair\": false}]}"));
     return SPARTA_OK;
@@ -51,7 +51,7 @@ static SpartaStatus open_dataset(SpartaCall call, SpartaBytes request, uint64_t 
         *dataset = (uint64_t)(uintptr_t)path;
         return SPARTA_OK;
     }
-    return fail(call, "--data", "expected the path of a directory, of less than 1000 bytes");
+    return fail(call, "--data", "expected the path of a directory, shorter than 1000 bytes");
 }
 
 static SpartaStatus recipe(SpartaCall call, uint64_t dataset) {
@@ -71,7 +71,7 @@ static SpartaStatus examples(SpartaCall call, uint64_t dataset, SpartaBytes part
     return SPARTA_OK;
 }
 
-/* One example a call, and none at the end. */
+/* One example per call, and none at the end. */
 static SpartaStatus next(SpartaCall call, uint64_t iterator, size_t max) {
     (void)max;
     char line[4096], answer[4300];

@@ -17,7 +17,7 @@ impl Task for @type@ {
     fn describe(&self) -> TaskPluginInfo {
         let task = TaskInfo {
             id: "@name@".into(),
-            title: "Lines of two labels".into(),
+            title: "Lines with one of two labels".into(),
             labels: LABELS.map(String::from).to_vec(),
             target: Some(Target::Class),
             weights: vec![],

@@ -55,7 +55,7 @@ impl Architecture {
         let names = || ALL.map(|known| known.name).join(", ");
         let Some(known) = ALL.into_iter().find(|known| known.name == name) else {
             let what = match name {
-                "clip" => ": this file is the image encoder; give that of the language model".to_owned(),
+                "clip" => ": this file is the image encoder; give the language model's file".to_owned(),
                 _ if name.contains("moe") => ": mixtures of experts are not supported".to_owned(),
                 _ => String::new(),
             };

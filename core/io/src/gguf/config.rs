@@ -49,13 +49,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     let hidden = keys.required("embedding_length")?;
     let head_dim = match keys.count("attention.key_length")? {
         Some(length) => length,
-        // Phi-3 rotates a part of a head.
+        // Phi-3 rotates part of a head.
         None if architecture.model_type == "phi3" => hidden / heads.queries.max(1),
         None => keys.count("rope.dimension_count")?.unwrap_or(hidden / heads.queries.max(1)),
     };
-    if keys.count("attention.value_length")?.is_some_and(|length| length != head_dim) {
+    if let Some(length) = keys.count("attention.value_length")?.filter(|&length| length != head_dim) {
         return Err(format!(
-            "has heads of {head_dim} elements whose values have another number, which is not supported"
+            "has value heads of {length} elements and key heads of {head_dim}; only equal ones are supported"
         ));
     }
     let config = json!({

@@ -54,8 +54,8 @@ pub(super) fn stored(kind: u32) -> std::result::Result<Storage, String> {
     }
     let known = OTHERS.iter().find(|(number, _)| *number == kind);
     Err(format!(
-        "has the type {}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K or Q6_K \
-         (a Q4_K_M file, for example, has only these)",
-        known.map_or(format!("of number {kind}"), |(_, name)| (*name).to_owned())
+        "has type {}, which is not supported; use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K \
+         or Q6_K (a Q4_K_M file, for example, has only these)",
+        known.map_or(format!("number {kind}"), |(_, name)| (*name).to_owned())
     ))
 }

@@ -31,7 +31,8 @@ impl<'a> Reader<'a> {
         let taken = usize::try_from(count).ok().and_then(|count| rest.get(..count));
         let Some(taken) = taken else {
             return Err(format!(
-                "is truncated or damaged: its header goes on for {count} bytes at byte {}, and the file has {}; download it again",
+                "is truncated or damaged: its header needs {count} bytes from byte {} on, but the file has {}; \
+                 download it again",
                 self.at,
                 self.bytes.len()
             ));

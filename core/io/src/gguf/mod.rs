@@ -82,8 +82,8 @@ fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned()
 }
 
-/// The name of the file that this one is a piece of by its name, such as `NAME.gguf.part01`, `NAME.gguf-split-a` or
-/// `NAME.gguf.aa`.
+/// The name of the whole file, if the name of this one says that it is a piece: `NAME.gguf.part01`, `NAME.gguf-split-a`
+/// or `NAME.gguf.aa`.
 pub fn cut_from(name: &str) -> Option<&str> {
     let whole = name.to_ascii_lowercase().rfind(".gguf")? + 5;
     let end = name.get(whole..)?.strip_prefix(['.', '-'])?.to_ascii_lowercase();

@@ -99,7 +99,7 @@ fn canonical(architecture: &Architecture, name: &str) -> Option<String> {
     let (module, part) = rest.rsplit_once('.')?;
     let four_norms = matches!(architecture.name, "gemma2" | "gemma3");
     let known = match module {
-        // With norms after attention and MLP, those before have other names.
+        // With norms after attention and MLP, those before have different names.
         "ffn_norm" if four_norms => "pre_feedforward_layernorm",
         "post_attention_norm" | "post_ffw_norm" if !four_norms => return None,
         "ffn_up" if architecture.name == "phi3" => "mlp.gate_up_proj",

@@ -46,7 +46,7 @@ pub(super) fn parameters(gguf: &Gguf, keys: &Keys, head_dim: u64) -> Result<Map<
     Ok(found)
 }
 
-/// The settings of Llama 3.1 to 3.3 whose factors these are, the divisors of each frequency; `None` where all are 1.
+/// The settings of Llama 3.1 to 3.3 whose factors these are, the divisors of each frequency; `None` if all are 1.
 fn llama3(factors: &[f32], theta: f64, width: u64) -> Result<Option<Value>> {
     const LOW: f64 = 1.0;
     const HIGH: f64 = 4.0;
@@ -63,8 +63,8 @@ fn llama3(factors: &[f32], theta: f64, width: u64) -> Result<Option<Value>> {
     let same = |(i, &got): (usize, &f32)| (f64::from(got) / expected(i) - 1.0).abs() < 1e-4;
     if factors.len() as u64 != width / 2 || !factors.iter().enumerate().all(same) {
         return Err(
-            "`rope_freqs.weight` scales frequencies by other factors than Llama 3.1 to 3.3 do; only those are \
-                    supported"
+            "`rope_freqs.weight` does not scale frequencies by the factors of Llama 3.1 to 3.3; only those are \
+             supported"
                 .into(),
         );
     }

@@ -6,7 +6,7 @@ use sparta_model::{Decoder, HeadKind, Storage, check_weights, from_f32};
 use std::fs::{self, File};
 use tempfile::TempDir;
 
-/// A tiny Llama with the tokenizer of SentencePiece's kind; `change` may spoil it.
+/// A tiny Llama with a SentencePiece tokenizer; `change` may damage it.
 fn fields(change: impl FnOnce(&mut Fields)) -> Fields {
     let text = |text: &str| Field::Text(text.into());
     let tokens = ["<unk>", "<s>", "</s>", "\u{2581}", "a", "b", "ab", "\u{2581}ab", "<0x0A>"];
@@ -51,7 +51,7 @@ fn tensors() -> Vec<TensorOut> {
     ]
 }
 
-/// Row number plus a hundredth of the column's, where numbers are whole.
+/// The row number of each element; in blocks, every byte is 1.
 fn values(tensor: &TensorOut) -> Vec<u8> {
     let n: usize = tensor.shape.iter().product();
     match tensor.stored {
@@ -232,22 +232,21 @@ fn damage_is_described() {
     assert!(with(8, &u64::MAX.to_le_bytes()).contains("18446744073709551615 tensors"));
     assert!(with(16, &65u64.to_le_bytes()).contains("header"));
     // The first key's length.
-    assert!(with(24, &u64::MAX.to_le_bytes()).contains("goes on for 18446744073709551615 bytes"));
+    assert!(with(24, &u64::MAX.to_le_bytes()).contains("needs 18446744073709551615 bytes"));
     let at = |name: &str| good.windows(name.len()).position(|window| window == name.as_bytes()).unwrap() + name.len();
     let (embedding, norm) = (at("token_embd.weight"), at("output_norm.weight"));
     assert!(with(embedding, &9u32.to_le_bytes()).contains("9 axes"));
     assert!(with(embedding + 4, &65u64.to_le_bytes()).contains("expected a multiple of 32"));
     assert!(with(embedding + 4, &(1u64 << 62).to_le_bytes()).contains("larger than any file"));
     assert!(with(embedding + 20, &10u32.to_le_bytes()).contains("Q2_K, which is not supported"));
-    assert!(with(embedding + 20, &77u32.to_le_bytes()).contains("of number 77"));
+    assert!(with(embedding + 20, &77u32.to_le_bytes()).contains("type number 77"));
     assert!(with(norm + 16, &1u64.to_le_bytes()).contains("expected a multiple of 32"));
     assert!(with(norm + 16, &32u64.to_le_bytes()).contains("begins inside another one"));
     assert!(with(norm + 16, &(1u64 << 63).to_le_bytes()).contains("is truncated or damaged: tensor"));
 }
 
-/// Tokenizers of published models, as llama.cpp's converter stores them: the merges that are made from scores are those
-/// of
-/// `tokenizer.json`, and so are the ids of texts.
+/// Tokenizers of published models, as llama.cpp's converter stores them: the merges made from scores equal those of
+/// `tokenizer.json`, and so do the ids of texts.
 #[test]
 fn pieces_become_the_models_own_merges() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/tokenizers");
@@ -346,6 +345,6 @@ fn pieces_of_a_file_are_known_by_their_names() {
     fs::write(&file, "GGUF").unwrap();
     for path in [dir.path(), &file] {
         let error = crate::decoder::open(path).unwrap_err().to_string();
-        assert!(error.contains("a piece of x.gguf; join all pieces in their order"), "{error}");
+        assert!(error.contains("a piece of x.gguf; join all pieces in order"), "{error}");
     }
 }

@@ -101,7 +101,7 @@ impl Client {
             return Err(self.refusal(repo, None, response));
         }
         let not_understood =
-            |what: String| Failure::Refused(format!("{url}: not an answer of the hub: {what}; check HF_ENDPOINT"));
+            |what: String| Failure::Refused(format!("{url}: not an answer from the hub: {what}; check HF_ENDPOINT"));
         let body = response.into_body().into_with_config().limit(LISTING).read_to_vec();
         let body = body.map_err(|e| Failure::Unreachable(format!("{url}: {e}")))?;
         let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| not_understood(e.to_string()))?;
@@ -189,7 +189,7 @@ impl Client {
             _ if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 let wait = text(response.headers(), "retry-after").and_then(|text| text.trim().parse().ok());
                 let after = wait.map(|seconds| format!(" in {seconds} s")).unwrap_or(" later".into());
-                let reason = format!("{what}: the hub answers {status}{said}; try again{after}");
+                let reason = format!("{what}: the hub answered {status}{said}; try again{after}");
                 return Failure::Busy(reason, wait.map(Duration::from_secs));
             }
             _ if gated && self.token.is_none() => {
@@ -220,7 +220,7 @@ impl Client {
                 format!("{noun} {id} has no revision {revision}: see the branches and tags at {page}/tree/main")
             }
             StatusCode::NOT_FOUND => format!("{what}: not found at revision {revision}; see {page}/tree/{revision}"),
-            _ => format!("{what}: the hub answers {status}{said}"),
+            _ => format!("{what}: the hub answered {status}{said}"),
         })
     }
 

@@ -150,7 +150,7 @@ impl Part<'_> {
             let after = self.len()?;
             let failure = match outcome {
                 Ok(()) if self.metadata.size.is_none_or(|size| after == size) => return Ok(()),
-                Ok(()) => Failure::Unreachable(format!("{}: the connection ends after {after} bytes", self.url)),
+                Ok(()) => Failure::Unreachable(format!("{}: the connection ended after {after} bytes", self.url)),
                 Err(failure) => failure,
             };
             if after > before {

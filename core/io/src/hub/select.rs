@@ -92,7 +92,7 @@ fn choose_task(task: &str, listing: &[String]) -> Result<Vec<String>, String> {
             return Err(format!("there is no parquet file of a split; there are {}", some(listing)));
         }
         let folders: Vec<&str> = folders.into_iter().collect();
-        return Err(format!("no folder is called like task {task}; there are {}", folders.join(", ")));
+        return Err(format!("no folder is named after task {task}; there are {}", folders.join(", ")));
     };
     Ok(parquet.iter().filter(|(own, _)| own == folder).map(|(_, path)| (*path).clone()).collect())
 }

@@ -49,7 +49,7 @@ pub struct Conversations {
 }
 
 impl Conversations {
-    /// Errors: whatever the answer is, the prompt ends within a token of what is learned.
+    /// Errors: whatever the answer is, the prompt ends within one of its tokens.
     pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
         let Some(chat) = self.chat.as_ref().filter(|_| self.train_on != TrainOn::All) else { return Ok(()) };
         let turns = ["user", ANSWERS].map(|role| Message { role, content: "Good." });
@@ -58,8 +58,8 @@ impl Conversations {
         let begin = Beginning { chat, tokenizer, turn: 1, text: &asked };
         match begin.within(&whole, &tokenizer.encode_plain(&whole)?) {
             Ok((_, true)) => Err(chat.unfit(
-                "is not prefix-stable: what the model is asked ends within a token of what it would learn, as with white \
-                 space at the end; take --train-on all, or another template",
+                "is not prefix-stable: the prompt ends within a token of the answer, as with trailing white space; use \
+                 --train-on all, or another template",
             )),
             _ => Ok(()),
         }
@@ -75,8 +75,8 @@ impl Conversations {
             _ if !example.segments.is_empty() => self.laid_out(tokenizer, &example.segments)?,
             _ => {
                 return Err(Error::Usage(format!(
-                    "a conversation of {} turns needs the model's chat template: leave out --instruct false, or, where the \
-                     model has none, take another model or data of prompts and answers",
+                    "a conversation of {} turns needs the model's chat template: leave out --instruct false, or, if \
+                     the model has none, use another model, or data with prompts and answers",
                     example.messages.len()
                 )));
             }
@@ -115,7 +115,7 @@ impl Conversations {
     fn laid_out(&self, tokenizer: &Tokenizer, segments: &[Segment]) -> Result<Lesson> {
         let Some(eos) = self.eos else {
             return Err(Error::Tokenizer(
-                "the model has no token for the end of a text: name it as `eos_token` in tokenizer_config.json, or as \
+                "the model has no end-of-text token: name one as `eos_token` in tokenizer_config.json, or as \
                  `eos_token_id` in config.json"
                     .into(),
             ));
@@ -184,9 +184,9 @@ impl Beginning<'_> {
             None => "its end".to_owned(),
         };
         Err(self.chat.unfit(&format!(
-            "is not prefix-stable: it writes the start of a conversation differently when more follows. Around the answer \
-             in turn {}, token {} is {} in the beginning and {} in the whole, so it is not known which tokens are the \
-             answer; take --train-on last or all, data without such turns, or another template",
+            "is not prefix-stable: it writes the start of a conversation differently when more follows. Around the \
+             answer in turn {}, token {} is {} at the start and {} in the whole conversation, so the answer's tokens \
+             cannot be determined; use --train-on last or all, data without such turns, or another template",
             self.turn + 1,
             at + 1,
             shown(&own),

@@ -178,7 +178,7 @@ fn strftime(now: i64, format: &str) -> Result<String, minijinja::Error> {
     let local = DateTime::from_timestamp(now, 0).map(|time| time.with_timezone(&Local));
     match local.map(|local| write!(text, "{}", local.format(format))) {
         Some(Ok(())) => Ok(text),
-        _ => Err(invalid(format!("no format of a date: {format:?}"))),
+        _ => Err(invalid(format!("not a date format: {format:?}"))),
     }
 }
 

@@ -53,7 +53,7 @@ impl Instruct {
         }
         if verbalizers.len() != task.labels.len() {
             return Err(Error::Usage(format!(
-                "task {} has the labels {}, and there must be a verbalizer for each in this order; got {verbalizers:?}",
+                "task {} has the labels {}; expected a verbalizer for each, in this order, got {verbalizers:?}",
                 task.id,
                 task.labels.join(", ")
             )));
@@ -169,7 +169,7 @@ impl Encoder {
         if let Some(given) = instruct {
             let template = ChatTemplate::open(dir, given.now)?.ok_or_else(|| {
                 let dir = dir.display();
-                Error::Usage(format!("{dir}: --instruct needs a chat template, and the model has none; leave it out"))
+                Error::Usage(format!("{dir}: --instruct needs a chat template, but the model has none; leave it out"))
             })?;
             let now = if template.shows_date() { given.now } else { 0 };
             (chat, stored) = (Some(template), Some(Instruct { now, ..given.clone() }));
@@ -269,7 +269,7 @@ impl Encoder {
                         && !word.is_empty()
                     {
                         return Err(
-                            chat.unfit(&format!("leaves no place for an answer: {text:?} after it is no token"))
+                            chat.unfit(&format!("leaves no place for an answer: {text:?} after it is not a token"))
                         );
                     }
                     let ids = added.unwrap_or(&after[after.len().min(before.len().saturating_sub(1))..]);

@@ -100,7 +100,7 @@ impl Process {
     }
 
     fn ask(&mut self, request: &Request) -> Answer {
-        let mut line = serde_json::to_string(request).map_err(|e| format!("cannot be asked for: {e}"))?;
+        let mut line = serde_json::to_string(request).map_err(|e| format!("cannot be passed to its renderer: {e}"))?;
         line.push('\n');
         let mut answer = String::new();
         // Fails or reads nothing if the process has ended.
@@ -150,7 +150,7 @@ fn answer_all(input: impl BufRead, output: &Mutex<impl Write>, begun: &Mutex<Opt
 }
 
 fn answer(line: &str, jinja: &mut Option<Jinja>) -> Answer {
-    match (serde_json::from_str(line).map_err(|e| format!("cannot be asked for: {e}"))?, &jinja) {
+    match (serde_json::from_str(line).map_err(|e| format!("cannot be passed to its renderer: {e}"))?, &jinja) {
         (Request::Compile { template, tokens, now }, _) => {
             *jinja = Some(Jinja::new(&template, tokens, now)?);
             Ok(String::new())

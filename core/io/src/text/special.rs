@@ -104,7 +104,7 @@ fn set_prefix_space(inner: &mut tokenizers::Tokenizer, space: PrefixSpace) -> st
     let contradiction = |wanted: bool| {
         Err(format!(
             "add_prefix_space is {wanted} in tokenizer_config.json, but this file disagrees; versions of transformers \
-             differ here. Write the files anew: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
+             differ here. Rewrite the files: in Python, `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`"
         ))
     };
     match (&mut pre_tokenizer, space) {
@@ -228,7 +228,7 @@ fn add(config: &Map<String, Value>) -> Option<Add> {
     Some(Add { bos: bos.unwrap_or(true), eos: eos.unwrap_or(false) })
 }
 
-/// transformers 4.57 changes a `ByteLevel`, 5 does not. The class `LlamaTokenizer` makes a `Metaspace` of its own in 5,
+/// transformers 4.57 changes a `ByteLevel`, 5 does not. The class `LlamaTokenizer` makes its own `Metaspace` in 5,
 /// and is not read from `tokenizer.json` by 4.57 when this key is given.
 fn prefix_space(config: &Map<String, Value>) -> Option<PrefixSpace> {
     let space = config.get("add_prefix_space").and_then(Value::as_bool)?;

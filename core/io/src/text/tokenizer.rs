@@ -14,8 +14,8 @@ use std::sync::{Once, OnceLock};
 use tokenizers::models::ModelWrapper;
 use tokenizers::processors::template::TemplateProcessing;
 
-/// The most characters in a row, all white space or none, in a text. Without a library of C, regular expressions need memory for
-/// each of them, and beyond a million they would silently stop splitting the text.
+/// The longest run of characters in a text that are all white space, or all not. Without a C library, regular
+/// expressions need memory for each of them, and beyond a million they would silently stop splitting the text.
 const LONGEST_RUN: Option<usize> = if cfg!(target_arch = "wasm32") { Some(500_000) } else { None };
 
 /// The parts of `tokenizer.json` that can lengthen a text.
@@ -97,12 +97,12 @@ impl Tokenizer {
     fn ids(&self, text: &str, encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>) -> Result<Vec<u32>> {
         if !self.growth.allows(text.len()) {
             return Err(Error::Tokenizer(format!(
-                "{}: its normalizer and pre_tokenizer can make more than {} MiB from a text of more than {:.0} bytes, and there \
-                 is one of {}; use the model's own tokenizer, or shorter texts",
+                "{}: its normalizer and pre_tokenizer can turn a text of {} bytes into more than {} MiB; use the \
+                 model's own tokenizer, or texts of at most {:.0} bytes",
                 self.path.display(),
+                text.len(),
                 LARGEST as u64 >> 20,
-                self.growth.longest(),
-                text.len()
+                self.growth.longest()
             )));
         }
         if let Some(most) = LONGEST_RUN
@@ -110,8 +110,8 @@ impl Tokenizer {
         {
             let run = longest_run(text);
             return Err(Error::Tokenizer(format!(
-                "{}: a text has {run} characters in a row without white space, or of it; in a browser at most {most} can be split: \
-                 make it several texts, or use sparta-cli",
+                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split at \
+                 most {most}: divide the text, or use sparta-cli",
                 self.path.display()
             )));
         }
@@ -122,8 +122,8 @@ impl Tokenizer {
         let (ids, rows) = (encoding.get_ids(), self.rows.get().copied().unwrap_or(usize::MAX));
         match ids.iter().find(|&&id| id as usize >= rows) {
             Some(&id) => Err(Error::Tokenizer(format!(
-                "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} embeddings; \
-                 take it out of the text",
+                "{}: a text has the token {:?} with the id {id}, for which the model has no row among its {rows} \
+                 embeddings; remove it from the text",
                 self.path.display(),
                 self.token(id).unwrap_or_default()
             ))),
@@ -201,7 +201,7 @@ impl Tokenizer {
     }
 }
 
-/// The most characters in a row of which all or none are white space.
+/// The longest run of characters that are all white space, or all not.
 fn longest_run(text: &str) -> usize {
     let (mut longest, mut run, mut white) = (0, 0, false);
     for c in text.chars() {
@@ -415,7 +415,7 @@ mod tests {
                 bytes[i] ^= change;
                 std::fs::write(dir.path().join("tokenizer.json"), &bytes).unwrap();
                 if let Ok(tokenizer) = Tokenizer::open(dir.path()) {
-                    // An error where the unknown token is gone.
+                    // An error if the unknown token is gone.
                     let _ = tokenizer.encode("good bad what", Some("film"));
                 }
             }

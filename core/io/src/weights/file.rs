@@ -166,7 +166,8 @@ fn explain(path: &Path, bytes: &[u8], error: SafeTensorError) -> Error {
                     "is truncated or damaged: its header describes {expected} bytes, the file has {size}; download it again"
                 ),
                 None => format!(
-                    "is truncated or damaged: the file has {size} bytes, its header describes another number; download it again"
+                    "is truncated or damaged: the file has {size} bytes, its header describes a different number; \
+                     download it again"
                 ),
             },
             SafeTensorError::InvalidOffset(name) => format!(

@@ -33,7 +33,7 @@ pub fn save_snapshot(
     save(path, &floats.chain(sets).collect::<Vec<_>>(), metadata)
 }
 
-/// Reads the output of [`save_snapshot`]. Errors: values that are not floats; indices that do not fit 32 bits.
+/// Reads the output of [`save_snapshot`]. Errors: values that are not floats; indices that do not fit in 32 bits.
 pub fn read_snapshot(path: &Path) -> Result<Snapshot> {
     let file = TensorFile::open(path)?;
     let mut read = Snapshot::default();
@@ -43,7 +43,7 @@ pub fn read_snapshot(path: &Path) -> Result<Snapshot> {
                 let indices =
                     file.integers(name)?.1.into_iter().map(u32::try_from).collect::<std::result::Result<_, _>>();
                 let indices = indices.map_err(|_| {
-                    Error::Weights(format!("{}: `{name}` holds an index that does not fit 32 bits", path.display()))
+                    Error::Weights(format!("{}: `{name}` holds an index that does not fit in 32 bits", path.display()))
                 })?;
                 read.indices.insert(parameter.to_owned(), indices);
             }

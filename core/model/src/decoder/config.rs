@@ -253,8 +253,8 @@ fn head_dim(keys: &Keys, hidden_size: usize, heads: usize, defaults: &Defaults) 
     };
     if head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(2) {
         return Err(keys.error(format_args!(
-            "heads have {head_dim} elements (`head_dim`, or hidden_size / num_attention_heads), expected an even number \
-             up to {MAX_HEAD_DIM}, as rotary embeddings turn pairs"
+            "heads have {head_dim} elements (`head_dim`, or hidden_size / num_attention_heads), expected an even \
+             number up to {MAX_HEAD_DIM}, as rotary embeddings rotate pairs"
         )));
     }
     Ok(head_dim)

@@ -176,7 +176,7 @@ fn check_tied(weights: &dyn WeightSource) -> Result<()> {
         return Ok(());
     }
     Err(Error::Weights(format!(
-        "{}: config.json ties the vocabulary head to the embedding, but lm_head.weight has values of its own; set \
+        "{}: config.json ties the vocabulary head to the embedding, but lm_head.weight has different values; set \
          `tie_word_embeddings` to false, or remove the tensor",
         weights.origin()
     )))

@@ -44,7 +44,7 @@ pub enum Scaling {
 /// A family's defaults, and what it supports.
 pub(super) struct RopeDefaults {
     pub theta: f64,
-    /// The theta of layers with sliding windows, in families where these rotate by other angles.
+    /// The theta of layers with sliding windows, in families where these rotate by different angles.
     pub local_theta: Option<f64>,
     /// Whether the rotation may cover only part of a head.
     pub partial: bool,
@@ -195,7 +195,7 @@ impl Reader<'_> {
         if width == 0 || width > self.head_dim || !width.is_multiple_of(2) {
             return Err(holder.invalid(
                 KEY,
-                format_args!("a part of a head of {} elements that is an even number of them", self.head_dim),
+                format_args!("a fraction that gives an even number of the {} elements of a head", self.head_dim),
             ));
         }
         Ok(width)

@@ -1,4 +1,4 @@
-//! The text part of a model that also reads images, as a model of its own.
+//! The text part of a model that also reads images, as a model in its own right.
 
 use super::keys::Keys;
 use crate::Result;

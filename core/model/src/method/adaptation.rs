@@ -84,8 +84,7 @@ pub struct Adaptation {
 
 impl Adaptation {
     /// Asks the method what to train, and draws or computes the index sets, except those by score
-    /// ([`Adaptation::scored`]).
-    /// `options` must have been checked.
+    /// ([`Adaptation::scored`]). `options` must have been checked.
     ///
     /// Errors: those of the method; a selection that breaks the rules of [`Selection`]; a weight that is needed to
     /// choose its elements or to be reparametrized, but is new.
@@ -133,7 +132,7 @@ impl Adaptation {
         };
         match adaptation.parameters.iter().zip(&adaptation.modes).find(new) {
             Some((new, _)) => Err(Error::Method(format!(
-                "{} is new: it can be trained whole or left as it is drawn, not reparametrized",
+                "{} is new: it can be trained whole or left as drawn, not reparametrized",
                 new.name
             ))),
             None => Ok(adaptation),
@@ -254,8 +253,8 @@ impl Adaptation {
         &self.scored
     }
 
-    /// The adaptation that computes scores of one kind: it trains all of the scored tensors, and the rest as the method
-    /// says where that is trained as well.
+    /// The adaptation that computes scores of one kind: it trains all of the scored tensors; [`Score::Change`] also
+    /// trains the rest, as the method says.
     pub fn for_score(&self, score: Score) -> Adaptation {
         let mut adaptation = Adaptation { residual: false, steps: None, ..self.clone() };
         let trains = matches!(score, Score::Change { .. });
@@ -452,8 +451,8 @@ impl Adaptation {
         )))
     }
 
-    /// Whether something on the device follows from the values of a trained tensor: a weight that its elements are written
-    /// into, what that cannot hold of them, or a rounded copy.
+    /// Whether something on the device depends on the values of a trained tensor: a weight that its elements are
+    /// written into, what that weight cannot represent of them, or a rounded copy.
     pub fn is_followed(&self, trained: &Trained) -> bool {
         let position = trained.parameter;
         match trained.form {
@@ -542,8 +541,7 @@ pub fn delta_name(parameter: &str) -> String {
 }
 
 /// The name of an added tensor on the device and in adapters: `model.layers.0.self_attn.q_proj.weight` and `lora_A`
-/// give
-/// `model.layers.0.self_attn.q_proj.lora_A`, a shared one `shared.lora_A`.
+/// give `model.layers.0.self_attn.q_proj.lora_A`, a shared one `shared.lora_A`.
 pub fn extra_name(parameter: &str, extra: &ExtraTensor) -> String {
     match extra.shared {
         true => format!("shared.{}", extra.name),

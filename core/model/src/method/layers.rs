@@ -75,7 +75,7 @@ impl<'a> AdaptedLayers<'a> {
         self.external(graph, name, ty.dtype, &ty.shape)
     }
 
-    /// The values of a parameter; where it is held in blocks, decoded anew at each call.
+    /// The values of a parameter; if it is held in blocks, decoded anew at each call.
     fn parameter(&mut self, graph: &mut Graph, position: usize) -> Result<Value> {
         let stored = self.stored(graph, position);
         let Some(op) = self.adaptation.decoding(position) else { return Ok(stored) };
@@ -158,7 +158,7 @@ impl<'a> AdaptedLayers<'a> {
         Ok(())
     }
 
-    /// What decoding a weight with its chosen elements will round off these.
+    /// Stores what will be rounded off the chosen elements when the weight is decoded with them.
     fn store_remainder(&mut self, graph: &mut Graph, position: usize) -> Result<()> {
         let [_, base, delta] = self.chosen(graph, position);
         let base = in_f32(graph, base)?;

@@ -61,7 +61,7 @@ pub fn expected(selection: &Selection, numel: u64) -> usize {
 fn check_shared<'a>(known: &mut BTreeMap<&'a str, &'a ExtraTensor>, tensor: &'a ExtraTensor) -> Checked {
     let first = known.entry(&tensor.name).or_insert(tensor);
     if *first != tensor {
-        return Err(format!("the shared tensor `{}` is {first:?} and {tensor:?}", tensor.name));
+        return Err(format!("the shared tensor `{}` is described as {first:?} and as {tensor:?}", tensor.name));
     }
     if tensor.init == Init::RowNorms {
         return Err(format!("the shared tensor `{}` has the row norms of one weight", tensor.name));
@@ -130,7 +130,7 @@ fn check_extra(parameter: &Parameter, tensor: &ExtraTensor) -> Checked {
     let rows = &parameter.shape[..1];
     match *init {
         Init::RowNorms if shape != rows => {
-            Err(format!("`{name}` has the norms of its rows, so the shape {rows:?}, got {shape:?}"))
+            Err(format!("`{name}` holds the norms of rows, so its shape must be {rows:?}, got {shape:?}"))
         }
         Init::Constant { value } if !value.is_finite() => Err(format!("`{name}` has the initial value {value}")),
         Init::Uniform { bound: size } | Init::Normal { std: size } if !(size >= 0.0 && size.is_finite()) => {

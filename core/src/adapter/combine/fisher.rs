@@ -48,7 +48,7 @@ pub fn fisher(
         let dir = applied.adapter.dir.display();
         if !applied.objective.pools() {
             return Err(Error::Usage(format!(
-                "{dir}: the Fisher information is computed over classes, and this adapter has none"
+                "{dir}: the Fisher information is computed over classes, but this adapter has none"
             )));
         }
         if applied.adapter.heads.len() != 1 {

@@ -102,7 +102,7 @@ impl Strategy {
         }
     }
 
-    /// Trims or drops changes of each adapter by itself. `all` has one entry per parameter.
+    /// Trims or drops changes of each adapter on its own. `all` has one entry per parameter.
     pub fn prepare(&self, all: &mut [Option<Aligned>]) {
         match self {
             Strategy::Ties { keep, .. } => {
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(combined, [2.25, 1.0, -0.75]);
     }
 
-    /// The example of figure 1 in spirit: redundant values go, signs are elected, the agreeing values averaged.
+    /// In the spirit of figure 1: redundant values go, signs are elected, and agreeing values are averaged.
     #[test]
     fn ties_by_hand() {
         let a = Some(Delta::Dense(vec![4.0, -3.0, 0.1, 2.0]));

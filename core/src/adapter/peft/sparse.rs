@@ -122,9 +122,8 @@ struct Layer<'a> {
 }
 
 impl SparseExport<'_> {
-    /// Writes a directory that `peft.PeftModel.from_pretrained` loads. The changes are those between the base's values
-    /// and
-    /// `round(w0 + delta)`, so that the model is the one that was trained and that merging gives.
+    /// Writes a directory that `peft.PeftModel.from_pretrained` loads. The changes are those from the base's values to
+    /// `round(w0 + delta)`, so the model is the one that was trained and that merging gives.
     ///
     /// Errors: changes that the format cannot hold.
     pub fn write(&self, dir: &Path) -> Result<()> {

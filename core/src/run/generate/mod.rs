@@ -202,8 +202,8 @@ impl Generator {
         match tokens.len() {
             0 => Err(Error::Data("the prompt has no tokens; give a text".into())),
             n if n > self.context => Err(Error::Data(format!(
-                "the context is full: the prompt has {n} tokens, and there is room for {}; shorten it, or give a longer \
-                 --context, up to the model's {}",
+                "the context is full: the prompt has {n} tokens, but there is room for {}; shorten it, or give a \
+                 longer --context, up to the model's {}",
                 self.context,
                 self.session.setup().decoder.max_position_embeddings
             ))),
@@ -226,7 +226,7 @@ fn decode(session: &mut Session, kept: &mut Vec<u32>, tokens: &[u32], name: &str
     let logits = session.decode(tokens, kept.len())?;
     if let Some(at) = logits.iter().position(|z| !z.is_finite()) {
         return Err(Error::Training(format!(
-            "{name}: the logit of token {at} is {} after {} tokens; try --precision f32, and look at the model's weights",
+            "{name}: the logit of token {at} is {} after {} tokens; try --precision f32, and check the model's weights",
             logits[at],
             kept.len() + tokens.len()
         )));

@@ -12,7 +12,7 @@ use sparta_graph::Backend;
 use sparta_plugin::testing::own_operations;
 use std::collections::BTreeMap;
 
-/// Compares the kernels that the method brings for operations of its own with their subgraphs, on the run's device in a
+/// Compares the kernels of the method's own operations with their subgraphs, on the run's device in a
 /// small model. If the method refuses that model, a message says that nothing was compared.
 ///
 /// Errors: results that differ; a device that fails.
@@ -29,7 +29,7 @@ pub(super) fn own_kernels(run: &Prepared, device: &mut dyn Backend, observer: &m
         return Ok(());
     };
     let other = |e: sparta_plugin::Error| {
-        Error::Method(format!("method `{name}`: {e}; run it on another device, and tell its author"))
+        Error::Method(format!("method `{name}`: {e}; run it on another device, and report this to its author"))
     };
     cases.iter().try_for_each(|case| case.check_kernels(device).map(drop).map_err(other))
 }
@@ -69,8 +69,8 @@ impl Trainer<'_> {
             member.map_or(String::new(), |member| format!("{} on {}", member.device, member.host))
         };
         Err(Error::Training(format!(
-            "after step {} process {other} ({}) has other values than process 0 ({}), so they compute differently: give all \
-             processes the same kind of device, with the same driver",
+            "after step {} process {other} ({}) has different values from process 0 ({}), so they compute differently: \
+             give all processes the same kind of device, with the same driver",
             self.position.step,
             name(other),
             name(0)

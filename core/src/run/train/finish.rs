@@ -95,13 +95,14 @@ impl Trainer<'_> {
                     "the adapter has the other changes, but a merged model has them only in f32 (adapter merge --dtype f32)"
                 }
                 false => {
-                    "the other changes are too small for its type, so they change nothing: use --residual, raise --lr, train \
-                     longer, or take a model in f32"
+                    "the other changes are too small for it and have no effect: use --residual, raise --lr, train \
+                     longer, or use a model in f32"
                 }
             };
             let share = 100.0 * share;
             self.observer.message(&format!(
-                "warning: of the chosen weights only {share:.1} % have changed as the model stores them; {consequence}"
+                "warning: only {share:.1} % of the chosen weights have changed in the type that the model stores; \
+                 {consequence}"
             ));
         }
         Ok(visible)

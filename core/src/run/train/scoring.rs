@@ -91,7 +91,7 @@ fn one_step(
     match output.clip_coef >= 0.0 {
         true => Ok(()),
         false => Err(Error::Training(format!(
-            "batch {} of the scores has the loss {} and a gradient of norm {}, which are to be finite; lower --lr",
+            "batch {} of the scores has the loss {} and a gradient of norm {}, which must be finite; lower --lr",
             step + 1,
             output.loss,
             output.grad_norm

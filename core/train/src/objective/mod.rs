@@ -44,7 +44,7 @@ pub trait Objective: Debug + Send + Sync {
     /// How many numbers an evaluation returns for each example, possibly 0.
     fn outputs(&self) -> usize;
 
-    /// A placeholder target for an example of which only the outputs are needed.
+    /// A placeholder target for an example when only its outputs are needed.
     fn blank(&self) -> Target;
 
     /// Adds the loss to the graph: `step[LOSS_WEIGHT]` times the sum over the targets.
@@ -105,7 +105,7 @@ pub struct LossInputs {
 pub struct Loss {
     /// f32 `[1]`
     pub loss: Value,
-    /// f32 `[N, outputs]`, where the objective has outputs.
+    /// f32 `[N, outputs]`, if the objective has outputs.
     pub outputs: Option<Value>,
 }
 

@@ -22,7 +22,7 @@ impl MultiLabel {
 
 /// The target of an example as `count` numbers.
 ///
-/// Errors: another kind of target, or another number of them.
+/// Errors: a different kind of target, or a different number of them.
 pub(super) fn numbers<'a>(objective: &dyn Objective, example: &'a Encoded, count: usize) -> Result<&'a [f32]> {
     match &example.target {
         Target::Numbers(values) if values.len() == count && values.iter().all(|x| !x.is_infinite()) => Ok(values),
@@ -70,8 +70,7 @@ impl Objective for MultiLabel {
     }
 
     /// `accuracy`: share of correct answers; `exact`: share of examples with only correct answers; `f1`, `precision`
-    /// and
-    /// `recall`: over all answers (micro).
+    /// and `recall`: over all answers (micro).
     fn score(&self, metrics: &[String], examples: &[Encoded], found: &Evaluation) -> Result<Metrics> {
         let mut counts = vec![Counts::default(); self.labels];
         let (mut loss, mut exact) = (0.0, 0.0);

@@ -35,7 +35,7 @@ impl Objective for NextToken {
             };
             if trained.as_ref().is_some_and(|mask| mask.len() != example.tokens.len()) {
                 return Err(Error::Data(
-                    "an example does not say of each of its tokens whether it is trained on".into(),
+                    "an example does not say for each of its tokens whether it is trained on".into(),
                 ));
             }
             let counts = |i: usize| trained.as_ref().is_none_or(|mask| mask[i]);

@@ -72,7 +72,7 @@ fn wide<T: Real>(bits: u16) -> T {
     T::from_f32(f32::from_bits((bits as u32) << 16))
 }
 
-/// The bits of x as bf16, rounded up with the probability of what is cut off; `random` has 16 bits.
+/// The bits of x as bf16, rounded up with a probability equal to the part cut off; `random` has 16 bits.
 #[inline(always)]
 fn round<T: Real>(x: T, random: u32) -> u16 {
     let bits = x.to_f32_odd().to_bits();

@@ -18,7 +18,7 @@ pub fn prepare<T: Real>(op: &Attention, io: &Io) -> Result<Kernel, String> {
     let (q, k, v, spans) = (io.floats::<T>(0)?, io.floats::<T>(1)?, io.floats::<T>(2)?, io.words(3)?);
     let rng = if op.dropout > 0.0 { Some(io.words(4)?) } else { None };
     let (o, lse) = (io.float_output::<T>(0)?, io.output::<T>(1)?);
-    // Scores; where they are converted, keys or values, and queries or outputs.
+    // Scores; if they are converted, also keys or values, and queries or outputs.
     let converted = if q.is_full() { 0 } else { (shape.rows + QUERIES) * shape.head_dim };
     let need = Need { shared: 0, per_thread: (shape.rows * QUERIES + converted) * size_of::<T>() };
     Ok(Kernel::new(need, move |scratch| {

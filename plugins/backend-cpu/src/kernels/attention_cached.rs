@@ -24,7 +24,7 @@ pub fn prepare<T: Real>(op: &AttentionCached, io: &Io) -> Result<Kernel, String>
     let (window, kv_heads) = (op.window.unwrap_or(usize::MAX), op.kv_heads);
     let elements = group.heads.checked_mul(kept.min(window)).and_then(|scores| scores.checked_add(group.fixed()?));
     let per_thread = elements.and_then(|n| n.checked_mul(size_of::<T>()));
-    let need = Need { shared: 0, per_thread: per_thread.ok_or("the scores of a row are too many to address")? };
+    let need = Need { shared: 0, per_thread: per_thread.ok_or("a row has too many scores to address")? };
     Ok(Kernel::new(need, move |scratch| {
         try_tasks(rows * kv_heads, |task| {
             let (row, kv_head) = (task / kv_heads, task % kv_heads);
@@ -43,9 +43,7 @@ fn seen(spans: Ptr<u32>, row: usize, kept: usize, window: usize) -> Result<Range
     // SAFETY: spans are u32 `[rows, 2]`, which the op does not write.
     let [start, end] = unsafe { [*spans.at(2 * row), *spans.at(2 * row + 1)] }.map(|x| x as usize);
     if start > end || end > kept {
-        return Err(format!(
-            "row {row} has the span {start}..{end}, which is no range of the {kept} rows that are kept"
-        ));
+        return Err(format!("row {row} has the span {start}..{end}, which is not a range of the {kept} rows kept"));
     }
     Ok(start.max(end.saturating_sub(window))..end)
 }
@@ -107,7 +105,7 @@ simd! {
     }
 }
 
-/// Scores to `exp(s - max)`; returns 1 / their sum, of no scores 0.
+/// Scores to `exp(s - max)`; returns 1 / their sum, or 0 without scores.
 #[inline(always)]
 fn softmax<T: Real>(scores: &mut [T], cap: Option<T>) -> T {
     if let Some(cap) = cap {
@@ -143,7 +141,7 @@ mod tests {
         }
     }
 
-    /// Rows with spans of their own on more rows of k and v, in any order, one of them empty.
+    /// Rows with their own spans over more rows of k and v, in any order, one of them empty.
     #[test]
     fn rows_see_their_spans() {
         let op = Attention { window: Some(6), ..op(4, 2, 8) };
@@ -177,7 +175,7 @@ mod tests {
         let rows = |n| Tensor::random(DType::F32, &[n, 4], 1);
         for span in [[0, 6], [3, 2]] {
             let inputs = [rows(1), rows(5), rows(5), Tensor::u32(&[1, 2], &span)];
-            assert!(error(AttentionCached(op(1, 1, 4)), &inputs).contains("which is no range of the 5 rows"));
+            assert!(error(AttentionCached(op(1, 1, 4)), &inputs).contains("which is not a range of the 5 rows"));
         }
     }
 }

@@ -82,7 +82,7 @@ struct Inputs<T> {
     ld: Ptr<T>,
 }
 
-/// The scratch memory of a thread. Rows of one head are there where they have to be converted.
+/// The scratch memory of a thread. It has rows of one head if they must be converted.
 struct Buffers<T> {
     /// `[rows, QUERIES]`
     p: Ptr<T>,
@@ -119,7 +119,7 @@ struct Head<T> {
     shape: Shape<T>,
     inputs: Inputs<T>,
     dq: Floats<T>,
-    /// Per query head, also where several share a key head.
+    /// Per query head, even if several share a key head.
     dk: Ptr<T>,
     dv: Ptr<T>,
     dropout: Option<Dropout<T>>,

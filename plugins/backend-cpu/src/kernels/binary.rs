@@ -1,4 +1,4 @@
-//! Elementwise ops of two operands, of which the second may be a row or a column that is repeated.
+//! Elementwise ops of two operands, the second of which may be a repeated row or column.
 
 use crate::bind::{Io, Kernel};
 use crate::elementwise::{elementwise, pieces};
@@ -67,7 +67,8 @@ pub mod testing {
     use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::{DType, Op};
 
-    /// Holds an op against `f`, for operands of one shape, rows and columns of all types. The second has no numbers near 0.
+    /// Compares an op with `f`, for operands of one shape, rows and columns of all types. The second has no numbers
+    /// near 0.
     pub fn check_binary(op: impl Into<Op>, f: impl Fn(f64, f64) -> f64) {
         let op = op.into();
         for (rows, columns) in [(1, 1), (3, 70), (300, 129)] {

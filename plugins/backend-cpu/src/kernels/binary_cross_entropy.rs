@@ -11,14 +11,14 @@ pub fn prepare_grad<T: Real>(io: &Io) -> Result<Kernel, String> {
     prepare_loss_grad(io, |x: T, y| x.sigmoid() - y)
 }
 
-/// `ln(1 + e^x) - y x`, which overflows for no x.
+/// `ln(1 + e^x) - y x`, which never overflows.
 fn softplus_minus<T: Real>(x: T, y: T) -> T {
     let positive = if x > T::ZERO { x } else { T::ZERO };
     let magnitude = if x > T::ZERO { x } else { -x };
     positive - y * x + (-magnitude).exp().ln_1p()
 }
 
-/// A loss that is a sum over elements `(x, label)`; NaN labels count nothing.
+/// A loss that is a sum over elements `(x, label)`; NaN labels do not count.
 pub(super) fn prepare_loss<T: Real>(io: &Io, term: fn(T, T) -> T) -> Result<Kernel, String> {
     let (x, labels, step) = (io.real::<T>(0)?, io.real::<T>(1)?, io.real::<T>(2)?);
     let (loss, n) = (io.output::<T>(0)?, io.numel(0)?);

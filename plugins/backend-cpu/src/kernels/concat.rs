@@ -29,7 +29,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
                     y.slice_mut(part.begin + c.start, c.len()).copy_from_slice(part.from.slice(c.start, c.len()))
                 });
             }
-            // SAFETY: the gap behind the part, which belongs to the output alone.
+            // SAFETY: the gap after the part, which belongs to the output alone.
             unsafe { y.slice_mut(part.begin + part.n, part.end - part.begin - part.n).fill(T::ZERO) };
         }
     }))

@@ -46,7 +46,7 @@ simd! {
     /// Decodes blocks into the elements from `start` on.
     ///
     /// # Safety
-    /// The elements lie in `y`, and nobody else reads or writes them meanwhile.
+    /// The elements lie in `y`, and nobody else reads or writes them concurrently.
     unsafe fn decode_row<T: Real>(format: Blocks, bytes: &[u8], y: Floats<T>, start: usize) {
         let (mut values, mut numbers) = ([0f32; AT_ONCE], [T::ZERO; AT_ONCE]);
         let single = T::single(y);

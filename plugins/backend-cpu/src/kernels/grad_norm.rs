@@ -33,7 +33,7 @@ pub fn prepare<T: Real>(op: &SumOfSquares, io: &Io) -> Result<Kernel, String> {
 /// Partial sum i of the tensor that begins at `begin`.
 ///
 /// # Safety
-/// The tensor is in x, and nothing else writes it meanwhile.
+/// The tensor is in x, and nothing else writes it concurrently.
 unsafe fn partial<T: Real>(x: Floats<T>, begin: usize, len: usize, i: usize) -> T {
     let chunk = elements_per_partial(len);
     let start = len.min(i * chunk);

@@ -43,7 +43,7 @@ pub fn prepare<T: Real>(op: &Linear, io: &Io) -> Result<Kernel, String> {
         tasks(down * across, |task| {
             let (row, column) = (task % down * ROWS, task / down * COLUMNS);
             let (rows, columns) = (row..m.min(row + ROWS), column..n.min(column + COLUMNS));
-            // SAFETY: each task writes a block of c of its own, and the scratch memory of its thread.
+            // SAFETY: each task writes its own block of c, and the scratch memory of its thread.
             unsafe { product.block(rows, columns, scratch.thread()) }
         });
         Ok(())
@@ -86,8 +86,8 @@ impl<T: Real> Product<T> {
         Some(product)
     }
 
-    /// The product of a few rows with contiguous columns. Of bf16 by bf16 it is one row: more of them, which
-    /// training has, add in the order of all others.
+    /// The product of a few rows with contiguous columns. For bf16 by bf16 only of one row: several, as in training,
+    /// must add in the order of larger products.
     fn few_rows(&self) -> Option<FewRows> {
         let narrow = matches!((self.a, self.b), (Floats::Bf16(_), Floats::Bf16(_)));
         if self.layout != Layout::Nt || self.size[0] > if narrow { 1 } else { linear_few::ROWS } {
@@ -105,7 +105,7 @@ impl<T: Real> Product<T> {
     }
 
     /// Elements of the areas of a thread's scratch memory: converted blocks of b, of a and of c. The first holds the
-    /// bias before.
+    /// bias beforehand.
     fn areas(&self) -> [usize; 3] {
         let [m, n, k] = [self.size[0].min(ROWS), self.size[1].min(COLUMNS), self.size[2].min(DEPTH)];
         let converted = |tensor: Floats<T>, len| if tensor.is_full() { 0 } else { len };
@@ -114,7 +114,7 @@ impl<T: Real> Product<T> {
     }
 
     /// # Safety
-    /// The block is in c and nothing else touches it meanwhile; `scratch` holds what `prepare` asked for.
+    /// The block is in c and nothing else touches it concurrently; `scratch` holds what `prepare` asked for.
     unsafe fn block(&self, rows: Range<usize>, columns: Range<usize>, scratch: Ptr<T>) {
         let [_, n, k] = self.size;
         let [b_area, a_area, _] = self.areas();
@@ -150,7 +150,7 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// Writes what the product is added to into the block of c; false when it is nothing.
+    /// Writes what the product is added to into the block of c; false if there is nothing.
     ///
     /// # Safety
     /// As for [`Product::block`].

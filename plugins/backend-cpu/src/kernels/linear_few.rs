@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// The most rows: beyond them tiles, which read b into registers once for more rows, are faster.
 pub const ROWS: usize = 4;
-/// Bytes of b that are one piece of work, about.
+/// Approximate bytes of b in one piece of work.
 const PIECE: usize = 96 << 10;
 /// Vectors of the narrowest instruction set that hold the sums of an element.
 const VECTORS: usize = LANES / 8;
@@ -38,10 +38,10 @@ impl FewRows {
         let columns = PIECE.div_ceil(self.b.bytes(k).max(1));
         let need = Need { shared: if self.a.is_full() { 0 } else { m * k * size_of::<f32>() }, per_thread: 0 };
         Kernel::new(need, move |scratch| {
-            // SAFETY: a has m * k elements, and so has the scratch memory where they have to be converted.
+            // SAFETY: a has m * k elements, and so has the scratch memory if they must be converted.
             let a = Ptr::new(unsafe { self.a.read(0, m * k, scratch.shared::<f32>().at(0)) }.cast_mut());
             chunks(n, columns, |columns| {
-                // SAFETY: the operands are those of the op, dense and checked; each piece writes columns of its own.
+                // SAFETY: the operands are those of the op, dense and checked; each piece writes its own columns.
                 unsafe {
                     match m {
                         1 => multiply::<1>(unit, &self, a, columns),
@@ -58,11 +58,11 @@ impl FewRows {
     /// Writes element (row, column) from its sum over k.
     ///
     /// # Safety
-    /// It lies in c, which nothing else writes meanwhile.
+    /// It lies in c, which nothing else writes concurrently.
     #[inline(always)]
     unsafe fn finish(&self, row: usize, column: usize, sum: f32) {
         let at = row * self.size[1] + column;
-        // SAFETY: the bias has an element a column, the residual one for each of c.
+        // SAFETY: the bias has an element per column, the residual one for each of c.
         unsafe {
             let added = [self.bias.map(|bias| bias.get(column)), self.residual.map(|residual| residual.get(at))];
             self.c.set(at, added.into_iter().flatten().fold(self.scale * sum, |sum, x| sum + x));
@@ -196,7 +196,7 @@ mod tests {
     use crate::testing::random;
     use half::{bf16, f16};
 
-    /// Every unit gives the bits of plain code, for each type of b, whole vectors and rests.
+    /// Every unit gives the bits of plain code, for each type of b, whole vectors and remainders.
     #[test]
     fn every_unit_has_the_same_bits() {
         for [n, k] in [[1, 1], [2, 31], [3, 32], [5, 97], [7, 640]] {

@@ -35,7 +35,7 @@ pub fn prepare_grad<T: Real>(op: &MapGrad, io: &Io) -> Result<Kernel, String> {
     }))
 }
 
-/// What has the sign of x and the size of y; 0 where x is 0 or no number.
+/// What has the sign of x and the size of y; 0 where x is 0 or NaN.
 #[inline(always)]
 fn signed<T: Real>(x: T, y: T) -> T {
     if x > T::ZERO {

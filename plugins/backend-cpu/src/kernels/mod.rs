@@ -52,7 +52,7 @@ mod store;
 mod store_rows;
 mod transpose;
 
-/// Errors: operands that do not fit in a way that the shape rule does not see.
+/// Errors: operands that do not fit in ways that the shape rule does not check.
 pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
     match op {
         Op::Embed(op) => embed::prepare::<T>(op, io),

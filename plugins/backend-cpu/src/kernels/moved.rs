@@ -4,7 +4,7 @@ use crate::bind::{Io, Kernel};
 use crate::parallel;
 use crate::real::Real;
 
-/// A kernel that makes element (row, column) of its result of the element of x that `source` names.
+/// A kernel that makes element (row, column) of its result from the element of x that `source` names.
 pub fn prepare<T: Real>(
     io: &Io,
     [rows, columns]: [usize; 2],
@@ -28,7 +28,7 @@ pub mod testing {
     use crate::testing::{Tensor, check, check_bf16};
     use sparta_graph::{DType, Op};
 
-    /// Holds an op on a tensor of this shape against what `expected` makes of its numbers.
+    /// Compares an op on a tensor of this shape with what `expected` makes of its numbers.
     pub fn check_moved(
         op: impl Into<Op>,
         shape: &[usize],

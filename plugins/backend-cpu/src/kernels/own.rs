@@ -31,8 +31,8 @@ pub fn prepare<T: Real>(op: &Own, io: &Io) -> Result<Kernel, String> {
     let outputs = (0..io.outputs()).map(output).collect::<Result<Vec<Bound>, String>>()?;
     Ok(Kernel::new(Need::default(), move |_| {
         let [inputs, outputs] = [&inputs, &outputs].map(|all| all.iter().map(Bound::tensor).collect::<Vec<_>>());
-        // SAFETY: tensors of the operation's types, f32 in this backend, which nobody else writes meanwhile and whose
-        // outputs overlap nothing; the rest is the contract of `CpuFunction::new`.
+        // SAFETY: tensors of the operation's types, f32 in this backend, which nobody else writes concurrently, and
+        // whose outputs overlap nothing; the rest is the contract of `CpuFunction::new`.
         let status = unsafe { (function.raw())(inputs.as_ptr(), inputs.len(), outputs.as_ptr(), outputs.len()) };
         match status {
             0 => Ok(()),
@@ -47,7 +47,7 @@ mod tests {
     use crate::testing::{Tensor, run};
     use sparta_graph::ops::{Body, BodyCall, CpuFunction, Mul, OwnOp};
 
-    /// `y = a b` of two matrices, or a failure where the first number is negative.
+    /// `y = a b` of two matrices, or a failure if the first number is negative.
     unsafe extern "C" fn product(inputs: *const RawTensor, count: usize, outputs: *const RawTensor, _: usize) -> i32 {
         // SAFETY: two inputs and an output of one shape.
         unsafe {

@@ -13,7 +13,7 @@ pub fn prepare<T: Real>(op: &Op, io: &Io) -> Result<Kernel, String> {
     Ok(Kernel::new(need, move |scratch| kernels.iter().try_for_each(|kernel| (kernel.run)(scratch))))
 }
 
-/// One for each part; but a cross-entropy and its gradient, rounded if a cast follows, are one, which has a row of logits
+/// One per part, except that a cross-entropy, its gradient and a cast that follows are one, which keeps a row of logits
 /// in the cache for all three.
 fn kernels<T: Real>(parts: &[PartCall], io: &Io) -> Result<Vec<Kernel>, String> {
     let (mut kernels, mut rest) = (Vec::new(), parts);

@@ -67,7 +67,7 @@ pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, Str
     let index = if io.inputs() > 3 { Some(io.words(3)?) } else { None };
     let need = Need { per_thread: row_buffers(width, &[x, dy]), ..column_sum::need::<T>(norms, elements) };
     Ok(Kernel::new(need, move |scratch| {
-        // SAFETY: the index has as many elements as the output, and nobody writes them meanwhile.
+        // SAFETY: the index has as many elements as the output, and nobody writes them concurrently.
         let index = index.map(|index| unsafe { index.slice(0, elements) });
         if let Some(wrong) = index.and_then(|index| index.iter().find(|&&i| i as usize >= width)) {
             return Err(format!("the index {wrong} is not below {width}"));
@@ -88,7 +88,7 @@ pub fn prepare_grad_w<T: Real>(op: &RmsNormGradW, io: &Io) -> Result<Kernel, Str
     }))
 }
 
-/// Bytes of one row of each tensor as numbers; none where all of them hold numbers.
+/// Bytes of one row of each tensor as numbers; none if all of them hold numbers.
 fn row_buffers<T: Real>(width: usize, tensors: &[Floats<T>]) -> usize {
     if tensors.iter().all(|tensor| tensor.is_full()) { 0 } else { tensors.len() * width * size_of::<T>() }
 }
@@ -136,7 +136,7 @@ fn inverse_rms<T: Real>(x: &[T], eps: T) -> T {
 /// Adds `dy * x * r` of chosen columns to their sums.
 ///
 /// # Safety
-/// x and dy have elements at each index, and there is a sum for each, which nothing else uses meanwhile.
+/// x and dy have elements at each index, and there is a sum for each, which nothing else uses concurrently.
 unsafe fn add_chosen<T: Real>(index: &[u32], x: *const T, dy: *const T, sums: *mut T, r: T) {
     for (j, &i) in index.iter().enumerate() {
         // SAFETY: the caller vouches for it.
@@ -150,7 +150,7 @@ unsafe fn add_chosen<T: Real>(index: &[u32], x: *const T, dy: *const T, sums: *m
 /// (r, c) of `dx = r g - c x`.
 ///
 /// # Safety
-/// The pointers have n elements, which nothing else writes meanwhile.
+/// The pointers have n elements, which nothing else writes concurrently.
 #[inline(always)]
 unsafe fn grad_factors<T: Real>(n: usize, x: *const T, w: *const T, dy: *const T, eps: T) -> (T, T) {
     // SAFETY: the caller vouches for it.

@@ -24,7 +24,7 @@ pub fn prepare<T: Real>(op: &Rope, io: &Io) -> Result<Kernel, String> {
             for row in rows {
                 let at = row * columns;
                 // SAFETY: heads of row `row`, and the row of its position in the table, which was checked. The row is
-                // rotated in place where it is converted.
+                // rotated in place if it is converted.
                 unsafe {
                     let angles = table.at((row - *spans.at(2 * row) as usize) * width);
                     let (x, target) = (x.read(at, columns, buffer.at(0)), y.target(at, buffer.at(0)));

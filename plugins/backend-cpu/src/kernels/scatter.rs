@@ -39,7 +39,7 @@ impl<T: Real> Overlay<T> {
     /// Writes those of its elements that lie in a range of w.
     ///
     /// # Safety
-    /// The indices are checked; the range lies in w, and nobody else reads or writes it meanwhile.
+    /// The indices are checked; the range lies in w, and nobody else reads or writes it concurrently.
     pub unsafe fn write(&self, w: Floats<T>, range: Range<usize>) {
         let index = self.indices();
         let at = |element: usize| index.partition_point(|&i| (i as usize) < element);

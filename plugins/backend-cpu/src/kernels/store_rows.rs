@@ -26,7 +26,7 @@ pub fn prepare<T: Real>(io: &Io) -> Result<Kernel, String> {
     }))
 }
 
-/// Errors: a row that is not there, or is there twice.
+/// Errors: a row that does not exist, or occurs twice.
 fn check(places: &[u32], sorted: &mut [u32], kept: usize) -> Result<(), String> {
     let goes = |row: &u32| *row != IGNORED;
     if let Some((i, row)) = places.iter().enumerate().find(|(_, row)| goes(row) && **row as usize >= kept) {

@@ -23,9 +23,9 @@ use tile::{Finish, Start};
 
 /// The longest chain of additions, in elements of k: a panel of b then stays in the second-level cache.
 pub const DEPTH: usize = 2048;
-/// Elements of an operand that are packed at a time, about.
+/// Approximate elements of an operand that are packed at a time.
 const PACKED: usize = 4 << 20;
-/// The part of c that is one piece of work, about.
+/// The approximate part of c in one piece of work.
 const ROWS: usize = 64;
 const COLUMNS: usize = 384;
 /// Rows of a and columns of b that one piece of work packs.
@@ -97,7 +97,7 @@ impl Output {
     /// Element `i`.
     ///
     /// # Safety
-    /// It lies in the tensor, and nothing else writes it meanwhile.
+    /// It lies in the tensor, and nothing else writes it concurrently.
     unsafe fn get(self, i: usize) -> f32 {
         // SAFETY: the caller vouches for it.
         unsafe {
@@ -186,10 +186,10 @@ impl Product {
         pack::Panels { lines: columns, width, step: self.unit.lanes(), pairs: depth.div_ceil(2) }
     }
 
-    /// Computes c, in one thread or, where it pays, with those of the pool.
+    /// Computes c, in one thread or, if it pays, with those of the pool.
     ///
     /// # Safety
-    /// The operands are in live memory that nothing else writes meanwhile, and nothing else touches c; c overlaps no
+    /// The operands are in live memory that nothing else writes concurrently, and nothing else touches c; c overlaps no
     /// operand but the residual, and that exactly. `scratch` has the bytes of [`Product::scratch`], aligned to 64.
     pub unsafe fn run(&self, scratch: Ptr<u32>, threads: bool) {
         // SAFETY: the caller vouches for it.
@@ -299,7 +299,7 @@ impl<'a> Block<'a> {
         let (rows, columns) = (self.rows.len(), self.columns.len());
         let (a_lines, b_lines) = (PACKED_ROWS / height * height, PACKED_COLUMNS / width * width);
         let (a_tasks, b_tasks) = (self.a.lines.div_ceil(a_lines), columns.div_ceil(b_lines));
-        // SAFETY: the caller vouches for the operands; each task packs lines of its own.
+        // SAFETY: the caller vouches for the operands; each task packs its own lines.
         let pack = |task: usize| unsafe {
             if task < b_tasks {
                 let lines = task * b_lines..columns.min((task + 1) * b_lines);
@@ -314,7 +314,7 @@ impl<'a> Block<'a> {
         let down = rows.div_ceil(high);
         let multiply = |task: usize| {
             let (row, column) = (task % down * high, task / down * wide);
-            // SAFETY: as above; each task writes a part of c of its own, and the packing has ended.
+            // SAFETY: as above; each task writes its own part of c, and the packing has ended.
             unsafe { sweep(self.product.unit, self, row..rows.min(row + high), column..columns.min(column + wide)) }
         };
         let (packs, products) = (a_tasks + b_tasks, down * columns.div_ceil(wide));

@@ -33,7 +33,7 @@ impl Panels {
     }
 }
 
-/// Lines of a bf16 matrix: element k of line i lies at `i * stride + k`, or, where lines do not run along k, at
+/// Lines of a bf16 matrix: element k of line i lies at `i * stride + k`, or, if lines do not run along k, at
 /// `k * stride + i`.
 #[derive(Clone, Copy)]
 pub struct Source {

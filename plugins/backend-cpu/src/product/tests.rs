@@ -54,7 +54,7 @@ impl Case {
         GAP + if self.along_k[operand] { self.size[2] } else { self.size[operand] }
     }
 
-    /// c, where it is added to `residual`.
+    /// c, if it is added to `residual`.
     fn expected(&self, residual: &[f32]) -> Vec<f32> {
         let [m, n, k] = self.size;
         let element = |operand: usize, x: &[bf16], i: usize, k: usize| {
@@ -108,9 +108,9 @@ impl Case {
             }
             let case = (self.size, self.along_k, self.scale, self.with_bias, self.with_residual);
             let same = c.iter().zip(&expected).all(|(x, y)| x.to_bits() == y.to_bits());
-            assert!(same, "{unit:?} {case:?} with {threads} threads: other bits in f32");
+            assert!(same, "{unit:?} {case:?} with {threads} threads: different bits in f32");
             let same = half.iter().zip(&expected_half).all(|(x, &y)| x.to_bits() == round(y).to_bits());
-            assert!(same, "{unit:?} {case:?} with {threads} threads: other bits in bf16");
+            assert!(same, "{unit:?} {case:?} with {threads} threads: different bits in bf16");
         }
     }
 }

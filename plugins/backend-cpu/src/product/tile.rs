@@ -47,7 +47,7 @@ pub struct Finish {
     pub transposed: bool,
 }
 
-/// Multiplies a tile of `S::ROWS` rows and `vectors` vectors of columns, of which those of `part` exist.
+/// Multiplies a tile of `S::ROWS` rows and `vectors` vectors of columns; only those in `part` exist.
 ///
 /// # Safety
 /// `a` and `b` hold `pairs` pairs of the tile, `finish` the memory of the part, and the processor has the instructions

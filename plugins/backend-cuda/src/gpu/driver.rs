@@ -181,7 +181,7 @@ impl Driver {
             self.check("cuDeviceGetName", (functions.cuDeviceGetName)(name.as_mut_ptr(), length, device))?;
             self.check("cuDeviceTotalMem", (functions.cuDeviceTotalMem_v2)(&mut memory, device))?;
         }
-        // SAFETY: the array ends with a zero: the driver was told of one byte less than it has.
+        // SAFETY: the array ends with a zero: the driver was given one byte less than its length.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
         let attribute = |which| {
             let mut value = 0;
@@ -201,7 +201,7 @@ impl Driver {
         // SAFETY: the pointer is to a live local of this size.
         let asked =
             unsafe { (self.functions.cuDeviceGetPCIBusId)(place.as_mut_ptr(), place.len() as c_int - 1, device) };
-        // SAFETY: the array ends with a zero: the driver was told of one byte less than it has.
+        // SAFETY: the array ends with a zero: the driver was given one byte less than its length.
         (asked == 0).then(|| unsafe { CStr::from_ptr(place.as_ptr()) }.to_string_lossy().to_lowercase())
     }
 
@@ -223,7 +223,7 @@ impl Driver {
     fn describe(&self, call: &str, code: Code) -> String {
         let text = |function: unsafe extern "C" fn(Code, *mut *const c_char) -> Code| {
             let mut text = ptr::null();
-            // SAFETY: the driver sets the pointer to a text of its own, or fails; it lives as long as the driver.
+            // SAFETY: the driver sets the pointer to one of its own texts, or fails; it lives as long as the driver.
             unsafe {
                 (function(code, &mut text) == 0 && !text.is_null())
                     .then(|| CStr::from_ptr(text).to_string_lossy().into_owned())

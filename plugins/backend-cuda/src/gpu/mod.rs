@@ -36,7 +36,8 @@ const CONTEXT: u64 = 512 << 20;
 /// What a user may change.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Measure cuBLASLt's algorithms and keep the choice on disk, rather than take the one that it expects to be fastest.
+    /// Measure cuBLASLt's algorithms and keep the choice on disk, rather than use the one that it expects to be
+    /// fastest.
     pub tunes: bool,
     /// Record plans as CUDA graphs.
     pub graphs: bool,
@@ -427,7 +428,7 @@ impl Machine for Gpu {
         }
         self.run(|work| graph::begin(&work.session))?;
         let queued = work(self);
-        // What was begun ends, whatever has failed.
+        // The recording is ended whatever has failed.
         let ended = self.run(|work| work.graphs.as_mut().map(|graphs| graphs.end(&work.session)).transpose());
         match (queued, ended) {
             (Ok(()), ended) => ended,

@@ -107,7 +107,7 @@ impl CublasLt {
 
     /// `cuBLASLt 13.0.2`.
     pub fn title(&self) -> String {
-        // SAFETY: it takes nothing and answers a number.
+        // SAFETY: it takes nothing and returns a number.
         let version = unsafe { (self.functions.cublasLtGetVersion)() };
         format!("cuBLASLt {}.{}.{}", version / 10000, version / 100 % 100, version % 100)
     }
@@ -116,7 +116,7 @@ impl CublasLt {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: cuBLASLt answers a text of its own for every code.
+        // SAFETY: cuBLASLt returns one of its own texts for every code.
         let text = unsafe { (self.functions.cublasLtGetStatusString)(code) };
         // SAFETY: the text ends with a zero and lives as long as the library.
         let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned());
@@ -143,7 +143,7 @@ struct Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
-        // SAFETY: the object was made and is destroyed once. What it answers changes nothing any more.
+        // SAFETY: the object was made and is destroyed once. Its result no longer matters.
         unsafe { (self.destroy)(self.handle) };
     }
 }
@@ -302,7 +302,7 @@ impl Products {
         Ok(found.iter().take(count).filter(|found| found.state == 0).map(|found| found.algorithm).collect())
     }
 
-    /// Queues a product. An algorithm that cuBLASLt refuses is given up for the next one, of all later runs, too.
+    /// Queues a product. An algorithm that cuBLASLt refuses is replaced by the next one, in all later runs, too.
     ///
     /// # Safety
     /// The factors are those of the prepared form, in memory of the device.
@@ -329,7 +329,7 @@ impl Products {
     }
 
     /// # Safety
-    /// As of `multiply`.
+    /// As for `multiply`.
     unsafe fn start(&self, session: &Session, form: &Form, algorithm: &Algorithm, factors: &Factors) -> Code {
         let residual = form.product.residual;
         let (added, beta) = if residual { (factors.residual, 1f32) } else { (factors.c, 0f32) };

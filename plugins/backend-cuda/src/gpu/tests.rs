@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::process::Command;
 
-/// The stand-ins with these definitions, in a directory of their own; `None` where there is no C compiler.
+/// The stand-ins with these definitions, in their own directory; `None` without a C compiler.
 fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
     let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/cuda/libraries.c");
@@ -224,7 +224,7 @@ impl StandIn {
     }
 }
 
-/// Whatever fails, and whenever, the error names it; what can do without goes on.
+/// Whatever fails, and whenever, the error names it; what can do without it goes on.
 #[test]
 fn each_call_that_fails_is_named() {
     let Some(dir) = libraries(&[]) else { return };
@@ -234,8 +234,8 @@ fn each_call_that_fails_is_named() {
     everything(&dir).unwrap();
     let calls = stand_in.called();
     assert!(calls.len() > 40, "{calls:?}");
-    // A card without a place on the bus is a card; what is not given back goes with its context, and the waits for that
-    // are the last.
+    // A card without a bus address is still a card; what is not freed goes with its context, and the waits for that
+    // come last.
     let harmless = ["cuDeviceGetPCIBusId", "cuGraphExecDestroy"];
     for (name, count) in &calls {
         let shown = name.to_str().unwrap();

@@ -54,7 +54,7 @@ impl Upload {
                 // An event that was never recorded counts as done.
                 session.wait_for(self.halves[self.half].1)?;
             }
-            // SAFETY: the piece fits behind what is taken, which alone the device may be reading.
+            // SAFETY: the piece fits after the part that is taken, the only one that the device may be reading.
             let sent = unsafe {
                 let place = self.halves[self.half].0.start.add(self.taken);
                 ptr::copy_nonoverlapping(piece.as_ptr(), place, piece.len());
@@ -137,7 +137,7 @@ impl Downloads {
         let (memory, bytes) = (download.memory.start, download.bytes);
         self.spare.push(download);
         if bytes != out.len() {
-            return Err(Failure::Other(format!("{bytes} bytes were requested, {} are to be fetched", out.len())));
+            return Err(Failure::Other(format!("{bytes} bytes were requested, but {} are fetched", out.len())));
         }
         // SAFETY: the device has written these bytes and is done.
         unsafe { ptr::copy_nonoverlapping(memory, out.as_mut_ptr(), bytes) };

@@ -11,7 +11,7 @@ use crate::machine::{Factors, Failure, Product};
 use sparta_graph::ops::Layout;
 use std::time::Duration;
 
-/// Timed runs of an algorithm, of which the fastest counts.
+/// Timed runs of an algorithm; the fastest counts.
 const RUNS: usize = 5;
 
 /// Chooses algorithms for one card.
@@ -25,7 +25,7 @@ pub struct Tuner {
 type Run<'r> = &'r mut dyn FnMut(&Algorithm, &Factors) -> Result<bool, Failure>;
 
 impl Tuner {
-    /// The stored choice for a form, or the fastest of `candidates`, of which there is one at least. Without memory to
+    /// The stored choice for a form, or the fastest of `candidates`, at least one. Without memory to
     /// measure in, the first of them, which is not stored.
     pub fn choose(
         &self,

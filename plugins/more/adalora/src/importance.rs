@@ -49,7 +49,7 @@ pub fn allocate(sites: &[&String], averages: &Averages, target: u64, left: f64) 
     scores.into_iter().map(|(name, scores)| (name, stay(scores))).collect()
 }
 
-/// Sets the singular values to zero that do not stay.
+/// Sets the singular values that do not stay to zero.
 pub fn mask(tensors: &mut dyn StepTensors, kept: &BTreeMap<String, Vec<bool>>) -> Result<(), Error> {
     for (name, kept) in kept {
         let mut values = tensors.values(name)?;

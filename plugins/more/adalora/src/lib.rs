@@ -1,6 +1,6 @@
 //! AdaLoRA (Zhang et al., 2023): `y = x W^T + (alpha / r) x (E A)^T B^T` with singular values E that are set to zero
-//! where the importance of their triplets is small, until the run has its budget of ranks, as PEFT's `AdaLoraConfig`
-//! has it for q and v. Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
+//! where the importance of their triplets is small, until the run is within its budget of ranks, as PEFT's
+//! `AdaLoraConfig` does for q and v. Its `orth_reg_weight` is `--orth-weight` times the number of all A and B.
 
 mod importance;
 mod orthogonal;

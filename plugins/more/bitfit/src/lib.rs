@@ -20,7 +20,7 @@ impl Method for BitFit {
 
     fn select(&self, parameters: &[Parameter], _: &Options) -> Result<Vec<Selection>, Error> {
         if !parameters.iter().any(|p| p.role == Role::Bias) {
-            return Err(Error::new("bitfit trains biases, and this model has none; Qwen 2 has them"));
+            return Err(Error::new("bitfit trains biases, but this model has none; Qwen 2 has them"));
         }
         let choose = |p: &Parameter| match p.role {
             Role::Head | Role::Bias => Selection::Dense,

@@ -1,7 +1,6 @@
 //! Low-rank additions under delta dropout, as DARE (Yu et al., 2024) drops and rescales a finished delta, here in
-//! training:
-//! `W' = W + dropout((alpha / r) B A)`. In each step every element of the delta is left out with probability p, and
-//! what stays is divided by 1 - p; evaluation and merging take the whole delta.
+//! training: `W' = W + dropout((alpha / r) B A)`. In each step every element of the delta is left out with probability
+//! p, and what stays is divided by 1 - p; evaluation and merging take the whole delta.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::Value;

@@ -1,6 +1,6 @@
 //! LR-QAT (Bondarenko et al., 2024): `y = x (s q(W / s + (alpha / r) B A))^T`, where q rounds to the whole numbers of a
-//! few bits, so that the merged weights are a quantized model. Of q's gradient only what is outside of its range is
-//! left out. The step s of a row follows from its norm and stays.
+//! few bits, so that the merged weights are a quantized model. The gradient passes through q, except outside of its
+//! range. The step s of a row follows from its norm and stays fixed.
 
 use sparta_plugin::Error;
 use sparta_plugin::graph::ops::{

@@ -12,7 +12,7 @@ sparta_plugin::options! {
     struct Settings {
         /// Fraction of the weights of linear layers to train
         share: f64 = 0.05, Above(0.0, 1.0);
-        /// Steps of the first training
+        /// Steps of the preliminary training run
         first_steps: u32 = 100, 1..=1_000_000;
     }
 }
@@ -22,7 +22,7 @@ impl Method for LtSft {
         MethodInfo {
             name: "lt-sft".into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            summary: "LT-SFT: trains the weights that a first training changes most".into(),
+            summary: "LT-SFT: trains the weights that a preliminary training run changes most".into(),
             options: Settings::declared(),
             default_lr: 5e-5,
         }

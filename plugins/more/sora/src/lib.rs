@@ -17,7 +17,7 @@ sparta_plugin::options! {
         sora_r: usize = 8, 1..=1024;
         /// Scale: additions are multiplied by alpha / r
         sora_alpha: f64 = 16.0, Above(0.0, 1e6);
-        /// Strength with which gates are drawn to 0
+        /// Strength with which gates are pulled towards 0
         sora_lambda: f64 = 10.0, 0.0..=1e6;
     }
 }

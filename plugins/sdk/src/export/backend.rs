@@ -293,7 +293,7 @@ unsafe extern "C" fn fetch(call: SpartaCall, backend: u64, read: u64, out: *mut 
     })
 }
 
-/// The plan, or an error where it has a key this version does not know: ignoring one would change the result.
+/// The plan, or an error if it has a key this version does not know: ignoring one would change the result.
 fn understood(given: Json) -> Result<Plan, Error> {
     let wrong = |e: serde_json::Error| Error::new(format!("the plugin does not understand the plan: {e}"));
     let plan = Plan::deserialize(&given).map_err(wrong)?;

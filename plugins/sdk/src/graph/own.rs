@@ -37,11 +37,11 @@ pub struct Own {
     outputs: Vec<Vec<usize>>,
 }
 
-/// Builds a part of an operation from values of its own.
+/// Builds a part of an operation on separate values.
 type Build<'b> = &'b mut dyn FnMut(&mut dyn GraphBuilder, &[Value]) -> Result<Vec<Value>, Error>;
 
 impl Own {
-    /// An operation of inputs with these names and shapes, which `body` makes outputs of. Names are words.
+    /// An operation on inputs with these names and shapes, from which `body` makes the outputs. Names are words.
     ///
     /// Errors: those of `body`, which gets f32 inputs.
     pub fn new<const I: usize, const O: usize>(
@@ -52,7 +52,7 @@ impl Own {
     ) -> Result<Self, Error> {
         let shapes = inputs.iter().map(|(_, shape)| shape.clone()).collect::<Vec<_>>();
         let (body, made) = record(&shapes, &mut |graph, values| {
-            let values = values.try_into().map_err(|_| Error::new("another number of inputs"))?;
+            let values = values.try_into().map_err(|_| Error::new("a different number of inputs"))?;
             body(graph, values).map(Vec::from)
         })?;
         let op = OwnOp {

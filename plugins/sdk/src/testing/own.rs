@@ -1,4 +1,4 @@
-//! Operations of a method's own: kernels against the subgraph, and gradient rules against differences.
+//! A method's own operations: kernels compared with the subgraph, and gradient rules with differences.
 
 use super::{Layer, STEP, TOLERANCE, Tensor, given, is_linear, one, run, sites};
 use crate::Error;
@@ -12,17 +12,17 @@ use sparta_graph::{DType, GradRequest, Graph, Op, Value, gradients};
 /// sums of a few numbers in another order, and functions that are a few last places off.
 const KERNEL: f64 = 1e-4;
 
-/// An operation of a method's own, on inputs that it has in a small model.
+/// A method's own operation, on inputs that it has in a small model.
 pub struct OwnCase {
-    /// What the method says of it.
+    /// The operation as the method defines it.
     pub op: OwnOp,
-    /// The parameter at which it was met.
+    /// The parameter at which it was found.
     pub place: String,
     /// All of them f32.
     pub inputs: Vec<Tensor>,
 }
 
-/// The operations of a method's own in [`model`](super::model), each once for each shape of its inputs; those of f32.
+/// The method's own operations on f32 in [`model`](super::model), each once for each shape of its inputs.
 ///
 /// Errors: those of the method, and of the backend that computes the inputs.
 pub fn own_operations(
@@ -43,7 +43,7 @@ pub fn own_operations(
 }
 
 impl Layer<'_> {
-    /// The operations of the method's own in all that it builds for this parameter.
+    /// The method's own operations in everything that it builds for this parameter.
     fn own(&self, backend: &mut dyn Backend) -> Result<Vec<OwnCase>, Error> {
         let (inputs, mut graph) = (self.inputs(true), Graph::new());
         let (values, rng) = given(&mut graph, &inputs);
@@ -93,7 +93,7 @@ impl OwnCase {
 
     /// Compares what its kernels compute on this backend with what the subgraph does; returns those that were compared.
     ///
-    /// Errors: other numbers; those of the backend.
+    /// Errors: different results; those of the backend.
     pub fn check_kernels(&self, backend: &mut dyn Backend) -> Result<Vec<OwnKernel>, Error> {
         let mut compared = backend.info().own_kernels;
         compared.retain(|&kernel| self.op.runs(kernel, &[]));
@@ -110,8 +110,8 @@ impl OwnCase {
                         OwnKernel::Function => "its function for the CPU",
                     };
                     return Err(self.wrong(format!(
-                        "{what} computes another `{name}` than its subgraph: they differ by {difference:.1e} of the \
-                         largest number, expected at most {KERNEL:e}"
+                        "{what} computes a different `{name}` than its subgraph: they differ by {difference:.1e} of \
+                         the largest number, expected at most {KERNEL:e}"
                     )));
                 }
             }
@@ -119,7 +119,7 @@ impl OwnCase {
         Ok(compared)
     }
 
-    /// Compares its gradient rule with differences; `false` where it has none, or one that passes gradients straight
+    /// Compares its gradient rule with differences; `false` if it has none, or one that passes gradients straight
     /// through on purpose. Meant for a backend in f64.
     ///
     /// Errors: they disagree; those of the backend.
@@ -136,7 +136,7 @@ impl OwnCase {
             if !agree {
                 let input = &self.op.inputs[at];
                 return Err(self.wrong(format!(
-                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; if that is meant, \
+                    "its gradient of `{input}` along a direction is {a:e}, by differences {n:e}; if that is intended, \
                      declare it as straight-through"
                 )));
             }

@@ -210,7 +210,7 @@ fn many_segments(rows: usize, heads: usize) -> Case {
     })
 }
 
-/// The path of a real layer, of which only the value projection is trained.
+/// The path of a real layer, in which only the value projection is trained.
 fn only_some_gradients() -> Case {
     Case::new("attention layer with a trained value projection", |b| {
         let op = op(2, 1, 8);

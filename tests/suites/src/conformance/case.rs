@@ -18,7 +18,7 @@ impl Case {
         Case { name: name.into(), build: Box::new(build) }
     }
 
-    /// The case as a graph. With `exact`, weights are f32 of the same values, so that they can be varied by little;
+    /// The case as a graph. With `exact`, weights are f32 of the same values, so that they can be varied slightly;
     /// with `backward`, the gradients of what the case differentiates are part of it.
     pub fn program(&self, precision: Precision, exact: bool, backward: bool) -> Program {
         let mut build = Build {
@@ -276,7 +276,7 @@ impl Build {
             expected: self.expected,
             ignored: self.ignored,
             magnitude: self.magnitude,
-            // Rows of an odd number of 16-bit elements start where a binding can only at every 128th row.
+            // Of rows with an odd number of 16-bit elements, only every 128th starts where a binding may.
             refusable: self.refusable || self.narrowed,
             narrowed: self.narrowed,
         })

@@ -24,7 +24,7 @@ struct JudgedCase {
 /// What a backend did in the cases.
 pub struct Outcome {
     backend: String,
-    /// What it computed, by case; empty where it failed.
+    /// What it computed, by case; empty if it failed.
     outputs: Vec<Tensors>,
     pub failures: Vec<String>,
     /// Cases that the backend says it cannot run, and may refuse.
@@ -89,7 +89,7 @@ impl Judged {
         let Some(mut device) = outcome.open(subject) else { return outcome };
         let offered = device.info().activations;
         if self.precision == Precision::Bf16 && !offered.contains(&DType::BF16) {
-            outcome.refused.push(format!("{}: activations in bf16 are not offered", subject.name));
+            outcome.refused.push(format!("{}: activations in bf16 are not supported", subject.name));
             return outcome;
         }
         for case in &self.cases {
@@ -118,7 +118,7 @@ impl Judged {
         let mut outcome = Outcome::of(subject);
         let Some(mut device) = outcome.open(subject) else { return outcome };
         if !device.info().tf32 {
-            outcome.refused.push(format!("{}: products in TF32 are not offered", subject.name));
+            outcome.refused.push(format!("{}: products in TF32 are not supported", subject.name));
             return outcome;
         }
         let multiplies = |op: &Op| matches!(op, Op::Linear(_) | Op::SampledGrad(_));
@@ -282,7 +282,7 @@ fn against_reference(case: &JudgedCase, device: &mut Device) -> Result<Tensors, 
         }
         false => None,
     };
-    // With roundings on the way, each op is judged by what it was given.
+    // With intermediate roundings, each op is judged by what it was given.
     let alone = program.narrowed && narrow::is_pure(&program.graph);
     if alone {
         narrow::judge(program, device, false, |b| tolerance(program, DType::F32, b))?;
@@ -339,5 +339,5 @@ fn compare(context: &str, got: &[f64], expected: &[f64], tolerance: impl Fn(f64)
 
 fn same_bits(context: &str, a: &Tensor, b: &Tensor) -> Result<(), String> {
     let different = a.values.iter().zip(&b.values).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-    if different == 0 { Ok(()) } else { Err(format!("{context}: {different} elements have other bits")) }
+    if different == 0 { Ok(()) } else { Err(format!("{context}: {different} elements have different bits")) }
 }

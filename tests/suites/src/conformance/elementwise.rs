@@ -193,7 +193,7 @@ fn a_scalar_shape() -> Case {
     })
 }
 
-/// More elements than 65,535 workgroups of 256 hold; a few of them are looked at.
+/// More elements than 65,535 workgroups of 256 hold; a few of them are checked.
 fn millions() -> Case {
     Case::new("elementwise ops on 16.9 million elements", |b| {
         b.refusable = true;

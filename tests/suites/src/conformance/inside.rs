@@ -5,14 +5,14 @@ use crate::Tensor;
 use sparta_graph::ops::{Attention, IGNORED, Layout, LinearCrossEntropy, WeightGrad, step};
 use sparta_graph::{DType, DeviceInfo, Op};
 
-/// What rounding to bf16 changes of a number at most, as a share of it: that much, a product changes of the product of the
-/// absolute values when one of its factors is rounded.
+/// The most that rounding to bf16 changes a number, as a share of it. A product with one rounded factor changes by at
+/// most this share of the product of the absolute values.
 const ROUNDING: f64 = 1.0 / 256.0;
 
-/// The same for TF32, which may be cut off after 10 bits.
+/// The same for TF32, which may be truncated after 10 bits.
 const TF32: f64 = 1.0 / 1024.0;
 
-/// What a device rounds inside of its ops.
+/// What a device rounds inside its ops.
 #[derive(Clone, Copy)]
 pub struct Rounding {
     in_attention: bool,
@@ -26,7 +26,7 @@ impl Rounding {
     }
 }
 
-/// What rounding inside of the op can change in each element of its outputs.
+/// How much rounding inside the op can change each element of its outputs.
 pub fn inside(op: &Op, inputs: &[Tensor], rounding: Rounding) -> Vec<Vec<f64>> {
     let [first, second, ..] = inputs else { return vec![] };
     match op {
@@ -43,13 +43,13 @@ pub fn inside(op: &Op, inputs: &[Tensor], rounding: Rounding) -> Vec<Vec<f64>> {
     }
 }
 
-/// What TF32 changes in each element of a product; `None` if it is not used.
+/// How much TF32 can change each element of a product; `None` if it is not used.
 ///
-/// Both factors may be cut off. Tensor cores also cut off in place of rounding: each product and each sum of a few of
-/// them, at the last bit of f32 at least, as seen from the largest number in that addition. Sums are made of ranges of k,
-/// one after the other, so that no number in them is larger than the distance between the least and the greatest sum of
-/// the first l products over all l. There are k products and at most k / 4 sums, as the smallest units add 4 products at
-/// a time.
+/// Both factors may be truncated. Tensor cores also truncate instead of rounding: each product and each sum of a few of
+/// them, at worst at the last bit of an f32 as large as the largest number in that addition. Sums are made over ranges
+/// of k, one after the other, so no number in them is larger than the distance between the least and the greatest sum
+/// of the first l products over all l. There are k products and at most k / 4 sums, as the smallest units add 4
+/// products at a time.
 fn product(layout: Layout, scale: f32, [a, b]: [&Tensor; 2], rounding: Rounding) -> Option<Vec<f64>> {
     if !(rounding.tf32 && a.ty.dtype == DType::F32 && b.ty.dtype.is_float()) {
         return None;

@@ -37,7 +37,7 @@ pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
     for (i, size) in SIZES.into_iter().enumerate() {
         for (l, layout) in [Layout::Nt, Layout::Nn, Layout::Tn].into_iter().enumerate() {
-            // Every pair of layout, type, bias and residual meets somewhere in the grid.
+            // Every pair of layout, type, bias and residual occurs somewhere in the grid.
             let dtype = if layout == Layout::Tn { DType::F32 } else { FLOATS[(i + l) % 3] };
             let op = Linear {
                 layout,

@@ -1,7 +1,7 @@
 //! Every op, forward and backward.
 //!
 //! The reference is the CPU backend in f64. It is compared with formulas written again here, and its gradients with
-//! differences of its forward pass. A backend is compared with the reference, with itself in a second run and, where it
+//! differences of its forward pass. A backend is compared with the reference, with itself in a second run and, if it
 //! works in place, with shared memory. A new op needs a case in one of the areas.
 //!
 //! In bf16 the same cases run with their inputs rounded; [`narrow`] has the rule by which they are judged.

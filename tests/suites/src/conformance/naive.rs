@@ -179,7 +179,7 @@ pub fn adam(op: &Adam, state: [&mut f64; 3], grad: f64, lr: f64, bias: [f64; 2])
     *p -= lr * decay * *p + lr * (*m / bias[0]) / ((*v / bias[1]).sqrt() + eps);
 }
 
-/// x, which f32 holds exactly, rounded to bf16 by 16 random bits: up with the probability of what is cut off.
+/// x, which f32 holds exactly, rounded to bf16 by 16 random bits: up with a probability equal to the part cut off.
 pub fn stochastic_bf16(x: f64, random: u32) -> f64 {
     assert_eq!(f64::from(x as f32), x, "not exact in f32");
     let bits = (x as f32).to_bits() + random;

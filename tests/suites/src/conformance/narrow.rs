@@ -161,7 +161,7 @@ pub fn judge(
     };
     for node in program.graph.nodes().iter().filter(|node| !matches!(node.op, Op::Store(_))) {
         let inputs: Option<Vec<Tensor>> = node.inputs.iter().map(|&v| value(v)).collect();
-        let inputs = inputs.ok_or_else(|| Failure::Wrong(format!("{}: an input is not there", node.op.name())))?;
+        let inputs = inputs.ok_or_else(|| Failure::Wrong(format!("{}: an input is missing", node.op.name())))?;
         let (exact, inside) = (one_op(node, &inputs)?, inside(&node.op, &inputs, rounding));
         for (o, (&output, exact)) in node.outputs.iter().zip(exact).take(results(&node.op)).enumerate() {
             let Some(got) = value(output) else { continue };

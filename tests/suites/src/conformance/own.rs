@@ -1,4 +1,4 @@
-//! Operations that plugins define, with kernels of their own where the device takes those.
+//! Operations that plugins define, with their own kernels if the device supports those.
 
 use super::case::{Build, Case};
 use sparta_graph::Value;

@@ -14,8 +14,8 @@ use sparta_graph::{Blocks, DType, Value};
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![];
     for blocks in Blocks::ALL {
-        // The smallest device of the suite binds 80 KiB: rows of 256 elements are few, and those of Q6_K, which begin at
-        // bindings' alignment every 128 rows, are bound at once.
+        // The smallest device of the suite binds 80 KiB: rows of 256 elements are few, and those of Q6_K, only every
+        // 128th of which is aligned as bindings must be, are bound at once.
         let sizes = match blocks {
             Blocks::Q6K => [(1, 1), (7, 3), (65, 1), (80, 1)],
             _ if blocks.elements() == 256 => [(1, 1), (7, 3), (65, 1), (300, 1)],
@@ -41,7 +41,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Random blocks whose scales make numbers near 1, some with the smallest scales there are.
 fn stored(b: &mut Build, blocks: Blocks, [rows, columns]: [usize; 2]) -> (Value, Vec<f64>) {
-    // Where a block has an f16, and the largest number that is multiplied by the first.
+    // Where a block has f16 scales, and the largest number that the first one multiplies.
     let (halves, largest): (&[usize], f64) = match blocks {
         Blocks::Q4_0 => (&[0], 8.0),
         Blocks::Q4_1 => (&[0, 2], 15.0),

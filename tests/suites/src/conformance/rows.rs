@@ -53,7 +53,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// Numbers that bf16 holds and numbers that are rounded to it, over numbers that are there.
+/// Numbers that bf16 holds and numbers that are rounded to it, over existing numbers.
 fn store_rows(kept: usize, width: usize, rows: Vec<usize>, dtype: DType) -> Case {
     Case::new(format!("store_rows {} of {kept}x{width} {dtype}", rows.len()), move |b| {
         let dst = b.weight(dtype, &[kept, width]);

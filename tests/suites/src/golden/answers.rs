@@ -91,7 +91,7 @@ fn encode(model: &Path, train_on: TrainOn, examples: &[Example]) -> Vec<Encoded>
     examples.iter().map(encode).collect()
 }
 
-/// The first conversation of which other tokens are trained on.
+/// The first conversation in which the wrong tokens are trained on.
 fn misread(trl: &Trl, train_on: TrainOn, encoded: &[Encoded]) -> Option<String> {
     assert_eq!((encoded.len(), trl.ids.len()), (trl.begins.len(), trl.begins.len()));
     let expected = |i: usize| {

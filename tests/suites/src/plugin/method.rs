@@ -1,4 +1,4 @@
-//! A method in layers of its own, in f64, and its answers to what a user may ask.
+//! A method in single layers, in f64, and its answers to what a user may request.
 
 use super::{Ending, OpenDevices, Outcome, check_message, check_no_panic, defaults, failed, passed, settings, steps};
 use sparta_backend_cpu::{Cpu, Reference};
@@ -31,7 +31,7 @@ fn reference() -> Result<Reference, String> {
     Reference::new(None).map_err(|e| e.to_string())
 }
 
-/// Each option at the ends of its range is taken or refused with a sentence; one that is not declared is refused.
+/// Each option at the ends of its range is accepted or refused with a message; one that is not declared is refused.
 fn options(method: &LoadedMethod) -> Outcome {
     let (info, mut refused) = (method.info(), Vec::new());
     let unknown = BTreeMap::from([("no-such-option".to_owned(), Given::Text("1".into()))]);
@@ -46,18 +46,18 @@ fn options(method: &LoadedMethod) -> Outcome {
     }
     let known = settings(&info.options).len();
     match refused.len() {
-        n if n == known => failed(format!("`select` refuses every setting, also the defaults: {}", refused[0])),
+        n if n == known => failed(format!("`select` refuses every setting, even the defaults: {}", refused[0])),
         0 => passed(),
         n => Ok(format!("{n} of {known} settings at the ends of ranges are refused: {}", refused[0])),
     }
 }
 
-/// The same question gets the same answer, a new head is not left out, and a model without one is answered for, too.
+/// The same request gets the same answer, a new head is not left out, and a model without one gets an answer, too.
 fn selection(method: &LoadedMethod) -> Outcome {
     let (options, parameters) = (defaults(&method.info().options), model());
     let first = method.select(&parameters, &options)?;
     if method.select(&parameters, &options)? != first {
-        return failed("`select` gives two answers to one question: no run could be resumed");
+        return failed("`select` gives different answers to the same request: no run could be resumed");
     }
     let left_out = |(parameter, selection): (&Parameter, &Selection)| {
         parameter.role == Role::Head && *selection == Selection::Frozen
@@ -121,9 +121,7 @@ fn gradients(method: &LoadedMethod) -> Outcome {
     let mut backend = reference()?;
     for site in &sites {
         if site.check_gradients(&mut backend)? == Gradients::Detached {
-            return Err(Ending::Skipped(
-                "it stops gradients on purpose (detach): differences say something else".into(),
-            ));
+            return Err(Ending::Skipped("it stops gradients on purpose (detach), so differences must disagree".into()));
         }
     }
     passed()
@@ -139,7 +137,7 @@ fn merged(method: &LoadedMethod) -> Outcome {
     passed()
 }
 
-/// Kernels are valid on every device and compute what the subgraphs do, on the CPU and on the devices that are there; gradient
+/// Kernels are valid on every device and compute what the subgraphs do, on the CPU and on the devices present; gradient
 /// rules agree with differences.
 fn own(method: &LoadedMethod, devices: OpenDevices) -> Outcome {
     let mut reference = reference()?;
@@ -204,7 +202,7 @@ fn penalties(method: &LoadedMethod) -> Outcome {
     Ok(said.join("; "))
 }
 
-/// What no host asks ends in an error or an answer, and not in a crash: this process goes on.
+/// Requests that no host makes end in an error or an answer, not in a crash: this process goes on.
 fn wrong_requests(method: &LoadedMethod) -> Outcome {
     let options = defaults(&method.info().options);
     let answer = |what: &str, outcome: Result<(), sparta_plugin::Error>| {

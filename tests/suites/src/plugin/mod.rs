@@ -1,4 +1,4 @@
-//! What every method and every task has to pass, as tests that can run one by one, each in a process of its own.
+//! What every method and every task has to pass, as tests that can run one by one, each in its own process.
 
 mod method;
 mod steps;
@@ -10,10 +10,10 @@ use sparta_graph::Backend;
 use sparta_plugin::options::{OptionInfo, OptionKind, Options};
 use std::path::{Path, PathBuf};
 
-/// What there is to say about a test that was passed, if anything, or how it ended otherwise.
+/// A remark on a passed test, if any, or how it ended otherwise.
 pub type Outcome = Result<String, Ending>;
 
-/// How a test ended that was not passed.
+/// How a test ended that did not pass.
 pub enum Ending {
     /// What is wrong, in a sentence.
     Failed(String),
@@ -33,7 +33,7 @@ impl From<sparta_plugin::Error> for Ending {
     }
 }
 
-/// A test that is passed, with nothing to say.
+/// A passed test, without remarks.
 fn passed() -> Outcome {
     Ok(String::new())
 }
@@ -91,7 +91,7 @@ pub fn run(test: &PluginTest, plugins: &PluginSet, data: Option<&Path>, devices:
     }
 }
 
-/// A value for each option: its default, or where it has none, the smallest.
+/// A value for each option: its default or, if it has none, the smallest.
 pub fn defaults(declared: &[OptionInfo]) -> Options {
     let value = |option: &OptionInfo| option.default.clone().unwrap_or_else(|| ends(option)[0].clone());
     declared.iter().map(|option| (option.name.clone(), value(option))).collect()
@@ -121,7 +121,7 @@ fn settings(declared: &[OptionInfo]) -> Vec<Options> {
     [all.clone()].into_iter().chain(ends.map(|(option, value)| moved(option, value))).collect()
 }
 
-/// What has to be true of an error: that it says something.
+/// What every error must do: say something.
 fn check_message(what: &str, error: &sparta_plugin::Error) -> Result<(), String> {
     match error.0.trim().is_empty() {
         true => Err(format!("{what} failed without a message")),
@@ -129,7 +129,8 @@ fn check_message(what: &str, error: &sparta_plugin::Error) -> Result<(), String>
     }
 }
 
-/// Whether an error is a panic that was caught at the plugin's border: a user can cause it, so it should be a sentence.
+/// Whether an error is a panic that was caught at the plugin's boundary: a user can cause it, so it should be a
+/// message.
 fn check_no_panic(what: &str, error: &sparta_plugin::Error) -> Result<(), String> {
     check_message(what, error)?;
     match error.0.contains("the plugin panicked") {

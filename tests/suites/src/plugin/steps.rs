@@ -8,10 +8,10 @@ use sparta_plugin::method::{Method, Options, OwnForm, OwnTensor, Parameter, Sele
 use sparta_plugin::testing::{Tensor, model};
 use std::collections::BTreeMap;
 
-/// Calls that are made, so that state and other elements are met again.
+/// How many calls are made: enough that stored state and exchanged elements come back.
 const CALLS: u64 = 4;
 
-/// It acts on what it is given, alike each time, within the rules; its state survives being stored.
+/// It acts on what it is given, the same way each time, within the rules; its state survives being stored.
 pub fn between(method: &LoadedMethod) -> Outcome {
     let options = defaults(&method.info().options);
     let Some(steps) = method.steps(&options)? else {
@@ -22,7 +22,7 @@ pub fn between(method: &LoadedMethod) -> Outcome {
     }
     let (first, second) = (Acted::by(method, &options, steps)?, Acted::by(method, &options, steps)?);
     if first != second {
-        return failed("`on_step` answers one request in two ways: no run could be resumed");
+        return failed("`on_step` gives different answers to the same request: no run could be resumed");
     }
     let sets = first.tensors.values().filter(|held| held.exchanged).count();
     let set = first.tensors.values().filter(|held| held.set).count();
@@ -32,7 +32,7 @@ pub fn between(method: &LoadedMethod) -> Outcome {
     ))
 }
 
-/// What a few calls came to.
+/// The results of a few calls.
 #[derive(PartialEq)]
 struct Acted {
     tensors: BTreeMap<String, Held>,
@@ -139,9 +139,9 @@ impl StepTensors for Access<'_> {
         if matches!(what, "weight" | "whole_gradient") {
             let own = self.tensors.values().find(|held| held.own.parameter.name == name);
             let shape = own.map(|held| held.own.parameter.shape.clone());
-            let shape = shape.ok_or_else(|| Error(format!("`{name}` is no parameter that it changes")))?;
+            let shape = shape.ok_or_else(|| Error(format!("`{name}` is not a parameter that it changes")))?;
             if what == "whole_gradient" && !self.steps.whole_gradients {
-                return Err(Error::new("it reads gradients of whole weights and does not say so in `steps`"));
+                return Err(Error::new("it reads gradients of whole weights without declaring it in `steps`"));
             }
             return Ok(self.drawn(what, name, &shape));
         }
@@ -151,7 +151,7 @@ impl StepTensors for Access<'_> {
         match what {
             "values" => Ok(values),
             _ if !trained => Err(Error(format!("`{name}` is not trained, so it has no `{what}`"))),
-            "gradient" if !gradients => Err(Error::new("it reads gradients and does not say so in `steps`")),
+            "gradient" if !gradients => Err(Error::new("it reads gradients without declaring it in `steps`")),
             "gradient" | "m" => Ok(self.drawn(what, name, &shape)),
             "v" => Ok(self.drawn(what, name, &shape).into_iter().map(|x| x * x).collect()),
             _ => Err(Error(format!("there is no `{what}` to read with AdamW"))),

@@ -61,7 +61,7 @@ fn all(dataset: &dyn Dataset) -> Result<Vec<(String, Vec<Example>)>, String> {
     parts(dataset).into_iter().map(read).collect()
 }
 
-/// Each option at the ends of its range is taken or refused with a sentence.
+/// Each option at the ends of its range is accepted or refused with a message.
 fn options(subject: &Subject) -> Outcome {
     let declared = &subject.plugin.info().options;
     if declared.is_empty() {
@@ -81,7 +81,7 @@ fn options(subject: &Subject) -> Outcome {
     }
 }
 
-/// The host makes splits of it: no example in two of them, and some to train on.
+/// The host makes splits from it: no example in two of them, and some to train on.
 fn recipe(subject: &Subject) -> Outcome {
     let data = subject.data()?;
     let request = subject.request(data, defaults(&subject.plugin.info().options));
@@ -124,16 +124,16 @@ fn deterministic(subject: &Subject) -> Outcome {
     let data = subject.data()?;
     let (first, second) = (subject.open(data)?, subject.open(data)?);
     if first.recipe() != second.recipe() {
-        return failed("opened twice, the same data have two recipes");
+        return failed("opened twice, the same data give different recipes");
     }
     let (before, other) = (all(&*first)?, all(&*second)?);
     match before == other && before == all(&*first)? {
         true => passed(),
-        false => failed("read twice, the same data have other examples, or in another order"),
+        false => failed("read twice, the same data give different examples, or a different order"),
     }
 }
 
-/// Data sets that are used side by side, and iterators that are dropped half-way.
+/// Data sets that are used side by side, and iterators that are dropped halfway.
 fn close(subject: &Subject) -> Outcome {
     let data = subject.data()?;
     let mut kept = vec![subject.open(data)?];
@@ -147,7 +147,7 @@ fn close(subject: &Subject) -> Outcome {
             let first = half.next().transpose().map_err(|e| e.to_string())?;
             drop(half);
             if whole.next().transpose().map_err(|e| e.to_string())? != first {
-                return failed(format!("two iterators of `{part}` do not begin alike"));
+                return failed(format!("two iterators of `{part}` start differently"));
             }
         }
         if opening % 5 == 0 {
@@ -156,13 +156,13 @@ fn close(subject: &Subject) -> Outcome {
     }
     for dataset in &kept {
         if all(&**dataset)? != expected {
-            return failed("a data set gives other examples after another one was closed");
+            return failed("a data set gives different examples after another one was closed");
         }
     }
     passed()
 }
 
-/// What is not there is an error with a sentence, or needs nothing.
+/// Missing data is an error with a message, or is not needed.
 fn wrong_requests(subject: &Subject) -> Outcome {
     let empty = tempfile::tempdir().map_err(|e| e.to_string())?;
     let mut generated = false;

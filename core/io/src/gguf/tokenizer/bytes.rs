@@ -62,7 +62,7 @@ const SPLITS: [Split; 6] = [
     },
 ];
 
-/// GGUF's name of the way in which a `pre_tokenizer` splits texts.
+/// GGUF's name for the way in which a `pre_tokenizer` splits texts.
 pub(in crate::gguf) fn split_name(pre_tokenizer: &Value) -> Option<&'static str> {
     let steps = match pre_tokenizer["pretokenizers"].as_array() {
         Some(steps) => steps.as_slice(),

@@ -72,7 +72,7 @@ pub(super) fn tokenizer(metadata: &Metadata) -> Result<Value> {
         match token {
             _ if !add => Ok(None),
             Some(token) => Ok(Some(token.clone())),
-            None => Err(format!("`tokenizer.ggml.add_{key}_token` is true, and no `{key}_token_id` is given")),
+            None => Err(format!("`tokenizer.ggml.add_{key}_token` is true, but no `{key}_token_id` is given")),
         }
     };
     let bos = wanted("bos", adds_bos && named.bos.is_some(), &named.bos)?;
@@ -118,7 +118,7 @@ impl Named {
         let of = |role: &str| -> Result<Option<(u32, String)>> {
             let Some(id) = id(metadata, role)? else { return Ok(None) };
             let token = tokens.get(id as usize).ok_or_else(|| {
-                format!("`tokenizer.ggml.{role}_token_id` is {id}, and there are {} tokens", tokens.len())
+                format!("`tokenizer.ggml.{role}_token_id` is {id}, but there are {} tokens", tokens.len())
             })?;
             Ok(Some((id, token.clone())))
         };

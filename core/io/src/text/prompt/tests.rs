@@ -157,8 +157,8 @@ fn prompts_that_do_not_fit_the_task_are_errors() {
     assert!(none.contains("no prompt of its own; give --prompt"), "{none}");
 }
 
-/// Ids of `apply_chat_template(messages, add_generation_prompt=True)` of transformers 5.23; those of TinyLlama are of its
-/// tokenizer.json, as in transformers 4: version 5 builds a pre-tokenizer of its own that has no 29871 after `</s>`.
+/// Ids of `apply_chat_template(messages, add_generation_prompt=True)` of transformers 5.23; those of TinyLlama follow
+/// its tokenizer.json, as in transformers 4: version 5 builds its own pre-tokenizer, which gives no 29871 after `</s>`.
 #[test]
 fn real_tokenizers_give_the_ids_of_transformers() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");

@@ -1,4 +1,4 @@
-//! Mistral: Llama with grouped heads and, where one is set, a sliding window in every layer.
+//! Mistral: Llama with grouped heads and, if one is set, a sliding window in every layer.
 
 use super::super::config::{Defaults, activation, base, layer_types, sliding_window};
 use super::super::keys::Keys;

@@ -113,7 +113,7 @@ fn prepare_with<T: Real, L: Lines<T>>(op: &SampledGrad, io: &Io, lines: L, g: Pt
     Ok(Kernel::new(Need { shared: 0, per_thread }, move |scratch| choice.sampled(pieces, scratch)))
 }
 
-/// Bytes of a tile in scratch memory; what lies behind it is aligned.
+/// Bytes of a tile in scratch memory; what follows it is aligned.
 fn tile_bytes<T>(rows: usize, columns: usize) -> usize {
     (rows * columns * size_of::<T>()).next_multiple_of(64)
 }
@@ -127,8 +127,8 @@ const COLUMNS: usize = 384;
 const TILE_ROWS: usize = 128;
 const TILE_COLUMNS: usize = 512;
 
-/// How the sampled algorithm divides the weight: a piece for each thread, which transposes what it needs into memory of
-/// its own. What is transposed together would go from core to core twice, which takes longer than transposing it.
+/// How the sampled algorithm divides the weight: a piece for each thread, which transposes what it needs into its own
+/// memory. What is transposed together would go from core to core twice, which takes longer than transposing it.
 #[derive(Clone, Copy)]
 struct Pieces {
     rows: usize,
@@ -189,7 +189,9 @@ impl<T: Real, L: Lines<T>> Choice<T, L> {
         match (index as usize).checked_sub(row * columns) {
             Some(column) if range.contains(&column) => Ok(column - range.start),
             Some(column) if column < columns => Err(format!("the indices of row {row} do not ascend")),
-            _ => Err(format!("element {index} is chosen in row {row} of {columns} columns, where it does not lie")),
+            _ => Err(format!(
+                "element {index} is chosen in row {row}, but lies outside of it; rows have {columns} columns"
+            )),
         }
     }
 
@@ -232,7 +234,7 @@ impl<T: Real, L: Lines<T>> Choice<T, L> {
             let x_lines = Ptr::new(scratch.at(rows.len() * line));
             let strip = Ptr::new(x_lines.at(columns.len().min(COLUMNS) * line));
             let at = first * all_rows + rows.start;
-            // SAFETY: the columns lie in dy; the scratch memory holds them, and behind them those of x and a strip.
+            // SAFETY: the columns lie in dy; the scratch memory holds them, and after them those of x and a strip.
             unsafe { self.lines.lines_of_dy(at, all_rows, [deep, rows.len()], scratch, strip) };
             for columns in split(columns.clone(), COLUMNS) {
                 let at = first * all_columns + columns.start;
@@ -297,7 +299,7 @@ impl<T: Real, L: Lines<T>> Choice<T, L> {
         let width = tile_columns.len();
         let rest = Ptr::new(scratch.at(0).cast::<u8>().wrapping_add(tile_bytes::<T>(tile_rows.len(), width)));
         let (size, at) = ([t, tile_rows.len(), width], [tile_rows.start, tile_columns.start]);
-        // SAFETY: the tile lies in the product; the scratch memory holds it, and behind it what the lines need.
+        // SAFETY: the tile lies in the product; the scratch memory holds it, and after it what the lines need.
         unsafe { self.lines.tile(size, at, [rows, columns], self.scale, scratch, rest) };
         for (r, row) in tile_rows.enumerate() {
             let (start, chosen) = self.row(row);

@@ -5,7 +5,7 @@ use crate::memory::{Floats, Ptr};
 use crate::real::{Matrix, Operand, Real};
 use crate::simd::{simd, sum_lanes};
 
-/// Tensors of any types, which are converted where they hold none.
+/// Tensors of any types, which are converted unless they hold numbers.
 #[derive(Clone, Copy)]
 pub struct Numbers<T> {
     pub dy: Floats<T>,

@@ -1,11 +1,11 @@
-//! What the product needs of an instruction set.
+//! What the product needs from an instruction set.
 
 #[cfg(target_arch = "x86_64")]
 pub mod x86;
 
 use crate::simd::sum_lanes;
 
-/// The instructions that multiply. The others exist only where the processor has what they need.
+/// The instructions that multiply. The others exist only if the processor has what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     /// `vdpbf16ps` of AVX-512 BF16.
@@ -84,7 +84,7 @@ fn size<S: Isa>() -> [usize; 2] {
 /// Vectors of f32 sums, and of pairs of bf16: the element of k in the low half of 32 bits, that of k + 1 in the high.
 ///
 /// # Safety
-/// Methods may be called where the processor has the instructions, with pointers to whole vectors.
+/// Methods may be called if the processor has the instructions, with pointers to whole vectors.
 pub trait Isa {
     type Vector: Copy;
     type Pairs: Copy;
@@ -215,7 +215,7 @@ pub fn round(x: f32) -> u16 {
 }
 
 /// Compiles an unsafe function that is generic over [`Isa`] for the instructions of each [`Unit`]; a call takes those of
-/// its first argument. What the body calls must be `#[inline(always)]` to be compiled along.
+/// its first argument. What the body calls must be `#[inline(always)]` to be compiled with it.
 macro_rules! for_units {
     (
         $(#[$attribute:meta])*

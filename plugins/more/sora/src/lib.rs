@@ -17,8 +17,9 @@ sparta_plugin::options! {
         sora_r: usize = 8, 1..=1024;
         /// Scale: additions are multiplied by alpha / r
         sora_alpha: f64 = 16.0, Above(0.0, 1e6);
+        // The authors' threshold, 3e-4 per step at a learning rate of 8e-4.
         /// Strength with which gates are pulled towards 0
-        sora_lambda: f64 = 10.0, 0.0..=1e6;
+        sora_lambda: f64 = 0.375, 0.0..=1e6;
     }
 }
 

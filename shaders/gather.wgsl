@@ -13,16 +13,7 @@ struct Params {
 
 const PER_WORD: u32 = 1u + min(X, 1u);
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (PER_WORD * i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "PER_WORD * i >= p.n") %}
     // Another dispatch may have written the other half.
     var word = y[i];
     for (var e = PER_WORD * i; e < min(PER_WORD * (i + 1u), p.n); e++) {
@@ -32,4 +23,4 @@ fn main(
         }
     }
     y[i] = word;
-}
+{% endcall %}

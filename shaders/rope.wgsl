@@ -25,16 +25,7 @@ fn table_at(t: u32, d: u32) -> u32 {
     return position * p.rotated + select(d, d - half, d >= half);
 }
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if ({{ STEP }}u * i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", STEP ~ "u * i >= p.n") %}
     let half = p.rotated / 2u;
     {%- if VECTORS %}
     let d = {{ VECTORS }}u * i % p.head_dim;
@@ -67,4 +58,4 @@ fn main(
     }
     y[i] = word;
     {%- endif %}
-}
+{% endcall %}

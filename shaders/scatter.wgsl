@@ -18,16 +18,7 @@ fn value(i: u32) -> f32 {
     return decode(BASE, base[word_of(BASE, i)], i) + delta[i];
 }
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.n") %}
     let e = index[i];
     if (e < p.first || e >= p.last) {
         return;
@@ -49,4 +40,4 @@ fn main(
         word = insert(W, word, index[i + 1u], value(i + 1u));
     }
     w[at] = word;
-}
+{% endcall %}

@@ -181,9 +181,7 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
         "add" | "div" | "mul" => &["prelude", "vectors", "binary"],
-        "accumulate" | "adam" | "cast" | "fill" | "map" | "map_grad" | "rms_norm" | "rms_norm_grad" | "rope"
-        | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "sum_of_squares" => &["prelude", "vectors"],
         "column_sum" | "rms_norm_grad_w" => &["prelude", "vectors", "column_sums"],
-        _ => &["prelude"],
+        _ => &["prelude", "vectors"],
     }
 }

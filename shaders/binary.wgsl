@@ -8,7 +8,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("a", 1) }}
 {%- if BROADCAST == 2 %}
-@group(0) @binding(2) var<storage, read_write> b: array<u32>;
+@group(0) @binding(2) var<storage, read> b: array<u32>;
 
 // What meets elements 4 `at` to 4 `at` + 3 of a row.
 fn column(at: u32) -> vec4<f32> {
@@ -18,7 +18,7 @@ fn column(at: u32) -> vec4<f32> {
 {%- else %}
 {{- bound("b", 2) }}
 {%- endif %}
-{{- bound("y", 3) }}
+{{- written("y", 3) }}
 {%- set STEP = ["i", "i % (p.width / " ~ VECTORS ~ "u)", ""][BROADCAST] %}
 {%- set ELEMENT = ["e", "e % p.width", "e / p.width"][BROADCAST] %}
 {%- set B_OF = ["b", "column"] if BROADCAST == 2 and VECTORS else ["b", B, STEP, ELEMENT] %}

@@ -7,14 +7,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-{{- bound("matrix", 1) }}
-{{- bound("block", 2) }}
+{{- bound("matrix", 1, "read_write" if JOIN else "read") }}
+{{- bound("block", 2, "read" if JOIN else "read_write") }}
 
 {% call each("thread", "i", "i >= p.n") %}
     let at = i / p.width * p.stride + p.begin + i % p.width;
-    if (JOIN == 1u) {
-        matrix[at] = block[i];
-    } else {
-        block[i] = matrix[at];
-    }
+    {{ "matrix[at] = block[i];" if JOIN else "block[i] = matrix[at];" }}
 {% endcall %}

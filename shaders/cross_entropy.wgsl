@@ -6,8 +6,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> logits: array<{{ NUMBERS }}>;
-@group(0) @binding(2) var<storage, read_write> labels: array<u32>;
+@group(0) @binding(1) var<storage, read> logits: array<{{ NUMBERS }}>;
+@group(0) @binding(2) var<storage, read> labels: array<u32>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 @group(0) @binding(4) var<storage, read_write> losses: array<f32>;
 

@@ -7,11 +7,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> logits: array<{{ NUMBERS }}>;
-@group(0) @binding(2) var<storage, read_write> labels: array<u32>;
-@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
-@group(0) @binding(4) var<storage, read_write> step: array<f32>;
-@group(0) @binding(5) var<storage, read_write> d_loss: array<f32>;
+@group(0) @binding(1) var<storage, read> logits: array<{{ NUMBERS }}>;
+@group(0) @binding(2) var<storage, read> labels: array<u32>;
+@group(0) @binding(3) var<storage, read> lse: array<f32>;
+@group(0) @binding(4) var<storage, read> step: array<f32>;
+@group(0) @binding(5) var<storage, read> d_loss: array<f32>;
 @group(0) @binding(6) var<storage, read_write> dlogits: array<{{ NUMBERS }}>;
 
 // The gradient for class i of a row, but for the loss's factor.

@@ -9,7 +9,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-{{- bound("y", 2) }}
+{{- written("y", 2) }}
 @group(0) @binding(9) var<uniform> rng: vec4<u32>;
 
 fn draws(at: u32) -> vec4<u32> {

@@ -5,10 +5,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> labels: array<u32>;
-@group(0) @binding(3) var<storage, read_write> step: array<f32>;
-@group(0) @binding(4) var<storage, read_write> d_loss: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> labels: array<u32>;
+@group(0) @binding(3) var<storage, read> step: array<f32>;
+@group(0) @binding(4) var<storage, read> d_loss: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
 
 {% call each("thread", "i", "i >= p.n") %}

@@ -10,8 +10,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("table", 1) }}
-@group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
-{{- bound("y", 3) }}
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
+{{- written("y", 3) }}
 
 // The place in the table of part i of y, for rows of `width` parts.
 fn source(i: u32, width: u32) -> u32 {

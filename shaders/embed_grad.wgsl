@@ -10,8 +10,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> dy: array<{{ NUMBERS }}>;
-@group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
+@group(0) @binding(1) var<storage, read> dy: array<{{ NUMBERS }}>;
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
 @group(0) @binding(3) var<storage, read_write> dtable: array<{{ NUMBERS }}>;
 
 {% call each("workgroup", "row", "row >= p.rows") %}

@@ -1,5 +1,5 @@
 // linear from the products of pieces of k, which are added in order; one thread per four columns.
-@group(0) @binding(1) var<storage, read_write> partial: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> partial: array<vec4<f32>>;
 
 {% call each("thread", "i", "i >= p.m * ((p.n + 3u) / 4u)") %}
     let width = (p.n + 3u) / 4u;

@@ -15,7 +15,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-{{- bound("y", 2) }}
+{{- written("y", 2) }}
 
 const OUTSIDE: u32 = 0xffffffffu;
 

@@ -12,7 +12,7 @@ struct Params {
 {{- bound("w", 2) }}
 {{- bound("dy", 3) }}
 {{- bound("acc", 4) }}
-{{- bound("dx", 5) }}
+{{- written("dx", 5) }}
 
 {% call each("workgroup", "norm", "norm >= p.norms") %}
     {%- set STEP = VECTORS or (2 if Y else 1) %}

@@ -12,10 +12,10 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-@group(0) @binding(2) var<storage, read_write> spans: array<u32>;
+@group(0) @binding(2) var<storage, read> spans: array<u32>;
 // Rows of cosines and sines.
-@group(0) @binding(3) var<storage, read_write> table: array<{{ "vec4<f32>" if VECTORS else "f32" }}>;
-{{- bound("y", 4) }}
+@group(0) @binding(3) var<storage, read> table: array<{{ "vec4<f32>" if VECTORS else "f32" }}>;
+{{- written("y", 4) }}
 {%- set STEP = VECTORS or (2 if Y else 1) %}
 
 // The element of the table for element d of a head in row t.

@@ -1,6 +1,6 @@
 // sampled_grad from the dense products of pieces of k, which are added in order; one thread per chosen element.
-@group(0) @binding(1) var<storage, read_write> partial: array<f32>;
-@group(0) @binding(2) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> partial: array<f32>;
+@group(0) @binding(2) var<storage, read> index: array<u32>;
 @group(0) @binding(3) var<storage, read_write> g: array<f32>;
 
 {% call each("thread", "i", "i >= p.last - p.first") %}

@@ -8,8 +8,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-@group(0) @binding(2) var<storage, read_write> rows: array<u32>;
-{{- bound("y", 3) }}
+@group(0) @binding(2) var<storage, read> rows: array<u32>;
+{{- written("y", 3) }}
 
 // The place in y of part i of x, for rows of `width` parts.
 fn place(i: u32, width: u32) -> u32 {

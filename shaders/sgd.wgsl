@@ -8,11 +8,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-{{- bound("w", 1) }}
+{{- written("w", 1) }}
 {{- bound("grad", 2) }}
-@group(0) @binding(3) var<storage, read_write> clip: array<f32>;
-@group(0) @binding(4) var<storage, read_write> step: array<f32>;
-{{- bound("b", 5) }}
+@group(0) @binding(3) var<storage, read> clip: array<f32>;
+@group(0) @binding(4) var<storage, read> step: array<f32>;
+{{- bound("b", 5, "read_write" if STATE else "read") }}
 
 fn direction(w: f32, grad: f32) -> f32 {
     return clip[1] * grad + p.weight_decay * w;

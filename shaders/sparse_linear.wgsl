@@ -9,13 +9,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> values: array<f32>;
-@group(0) @binding(3) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<u32>;
+@group(0) @binding(2) var<storage, read> values: array<f32>;
+@group(0) @binding(3) var<storage, read> index: array<u32>;
 // Where each line begins.
-@group(0) @binding(4) var<storage, read_write> starts: array<u32>;
+@group(0) @binding(4) var<storage, read> starts: array<u32>;
 // The elements by column.
-@group(0) @binding(5) var<storage, read_write> order: array<u32>;
+@group(0) @binding(5) var<storage, read> order: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
 {% call each("thread", "e", "e >= p.n") %}

@@ -5,9 +5,12 @@
 {#- What a step loads from a tensor in f32, and its elements. #}
 {%- set NUMBERS = "vec4<f32>" if VECTORS else "f32" %}
 {%- set EACH = [".x", ".y", ".z", ".w"] if VECTORS else [""] %}
-{#- A tensor. #}
-{% macro bound(x, binding) %}
-@group(0) @binding({{ binding }}) var<storage, read_write> {{ x }}: array<{{ "vec4<u32>" if VECTORS else "u32" }}>;
+{#- A tensor that is only read, and one that is written. #}
+{% macro bound(x, binding, access="read") %}
+@group(0) @binding({{ binding }}) var<storage, {{ access }}> {{ x }}: array<{{ "vec4<u32>" if VECTORS else "u32" }}>;
+{%- endmacro %}
+{% macro written(x, binding) -%}
+{{ bound(x, binding, "read_write") }}
 {%- endmacro %}
 {#- Elements 4 `part` to 4 `part` + 3 of step `at` of a tensor. #}
 {% macro four(x, type, at, part) -%}

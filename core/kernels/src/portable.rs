@@ -14,7 +14,9 @@ use std::thread;
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     let all = variants(name);
     let text = shader(name).unwrap();
-    if !["bound(", "NUMBERS"].iter().any(|used| text.contains(used)) && !matches!(name, "add" | "div" | "mul") {
+    if !["bound(", "written(", "NUMBERS"].iter().any(|used| text.contains(used))
+        && !matches!(name, "add" | "div" | "mul")
+    {
         return all;
     }
     // In words, and in vectors where these do not exclude it.

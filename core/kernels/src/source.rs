@@ -54,6 +54,15 @@ impl Kernel {
     }
 }
 
+/// How a text declares storage that it only reads, and other storage.
+pub const READ: &str = "var<storage, read>";
+pub const READ_WRITE: &str = "var<storage, read_write>";
+
+/// Whether a kernel's text writes each of its storage bindings, from 1 on.
+pub fn writes(text: &str, storage: usize) -> Vec<bool> {
+    (1..=storage).map(|binding| text.contains(&format!("@binding({binding}) {READ_WRITE}"))).collect()
+}
+
 /// The texts of all files, of which kernels are made.
 pub fn texts() -> impl Iterator<Item = &'static str> {
     SHADERS.iter().filter_map(|name| shader(name))

@@ -4,7 +4,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-{{- bound("y", 1) }}
+{{- written("y", 1) }}
 {{- bound("x", 2) }}
 
 fn result(y: f32, x: f32) -> f32 {

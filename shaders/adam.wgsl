@@ -10,12 +10,12 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-{{- bound("w", 1) }}
-{{- bound("m", 2) }}
-{{- bound("v", 3) }}
+{{- written("w", 1) }}
+{{- written("m", 2) }}
+{{- written("v", 3) }}
 {{- bound("grad", 4) }}
-@group(0) @binding(5) var<storage, read_write> clip: array<f32>;
-@group(0) @binding(6) var<storage, read_write> step: array<f32>;
+@group(0) @binding(5) var<storage, read> clip: array<f32>;
+@group(0) @binding(6) var<storage, read> step: array<f32>;
 
 // w, m and v after the update.
 fn result(w: f32, m: f32, v: f32, grad: f32) -> vec3<f32> {

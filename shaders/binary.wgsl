@@ -1,5 +1,5 @@
 // Comes before elementwise kernels of two operands, which define `result`. BROADCAST 1: b is a row that meets every row of a;
-// 2: a column, and nothing is bound by vectors.
+// 2: a column, which is bound by words.
 struct Params {
     n: u32,
     width: u32,
@@ -7,8 +7,19 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("a", 1) }}
+{%- if BROADCAST == 2 %}
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+
+// What meets elements 4 `at` to 4 `at` + 3 of a row.
+fn column(at: u32) -> vec4<f32> {
+    let row = 4u * at / p.width;
+    return vec4<f32>({{ one("b", B, "row") }});
+}
+{%- else %}
 {{- bound("b", 2) }}
-{{- bound("y", 3) }}
+{%- endif %}
+{{- written("y", 3) }}
 {%- set STEP = ["i", "i % (p.width / " ~ VECTORS ~ "u)", ""][BROADCAST] %}
 {%- set ELEMENT = ["e", "e % p.width", "e / p.width"][BROADCAST] %}
-{{ elementwise([["a", A], ["b", B, STEP, ELEMENT]], [["y", Y]]) }}
+{%- set B_OF = ["b", "column"] if BROADCAST == 2 and VECTORS else ["b", B, STEP, ELEMENT] %}
+{{ elementwise([["a", A], B_OF], [["y", Y]]) }}

@@ -7,8 +7,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> norms: array<f32>;
-@group(0) @binding(2) var<storage, read_write> loss: array<f32>;
+@group(0) @binding(1) var<storage, read> norms: array<f32>;
+@group(0) @binding(2) var<storage, read> loss: array<f32>;
 @group(0) @binding(3) var<storage, read_write> latch: array<f32>;
 @group(0) @binding(4) var<storage, read_write> clip: array<f32>;
 

@@ -1,4 +1,4 @@
-// A block of columns of a matrix, copied out of it or with JOIN into it; one thread per word. Sizes are in words.
+// A block of columns of a matrix, copied out of it or with JOIN into it. Sizes are in words, or in vectors of four.
 struct Params {
     n: u32,
     width: u32,
@@ -7,23 +7,10 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> matrix: array<u32>;
-@group(0) @binding(2) var<storage, read_write> block: array<u32>;
+{{- bound("matrix", 1, "read_write" if JOIN else "read") }}
+{{- bound("block", 2, "read" if JOIN else "read_write") }}
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.n") %}
     let at = i / p.width * p.stride + p.begin + i % p.width;
-    if (JOIN == 1u) {
-        matrix[at] = block[i];
-    } else {
-        block[i] = matrix[at];
-    }
-}
+    {{ "matrix[at] = block[i];" if JOIN else "block[i] = matrix[at];" }}
+{% endcall %}

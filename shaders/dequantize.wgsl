@@ -9,9 +9,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> blocks: array<u32>;
-@group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<u32>;
+@group(0) @binding(1) var<storage, read> blocks: array<u32>;
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<{{ "vec2<u32>" if Y else "vec4<u32>" }}>;
 
 const Q4_0: u32 = 0u;
 const Q4_1: u32 = 1u;
@@ -119,16 +119,7 @@ fn values(row: u32, i: u32) -> vec4<f32> {
     return of_32((row * (p.width / 8u) + i / 32u) * BYTES, i % 32u);
 }
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let at = linear_id(group, groups) * LANES + lane;
-    if (at >= p.n) {
-        return;
-    }
+{% call each("thread", "at", "at >= p.n") %}
     var row = at / p.width;
     if (LOOKUP == 1u) {
         let token = tokens[row];
@@ -138,13 +129,5 @@ fn main(
         row = token - p.first;
     }
     let x = values(row, 4u * (at % p.width));
-    if (Y == F32) {
-        y[4u * at] = bitcast<u32>(x.x);
-        y[4u * at + 1u] = bitcast<u32>(x.y);
-        y[4u * at + 2u] = bitcast<u32>(x.z);
-        y[4u * at + 3u] = bitcast<u32>(x.w);
-        return;
-    }
-    y[2u * at] = pack(Y, x.xy);
-    y[2u * at + 1u] = pack(Y, x.zw);
-}
+    y[at] = {{ "vec2<u32>(pack(Y, x.xy), pack(Y, x.zw))" if Y else "bitcast<vec4<u32>>(x)" }};
+{% endcall %}

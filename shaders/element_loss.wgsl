@@ -5,20 +5,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> labels: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> labels: array<u32>;
 @group(0) @binding(3) var<storage, read_write> losses: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let row = linear_id(group, groups);
-    if (row >= p.rows) {
-        return;
-    }
+{% call each("workgroup", "row", "row >= p.rows") %}
     var sum = 0.0;
     for (var c = lane; c < p.columns; c += LANES) {
         let i = row * p.columns + c;
@@ -30,4 +21,4 @@ fn main(
     if (lane == 0u) {
         losses[row] = sum;
     }
-}
+{% endcall %}

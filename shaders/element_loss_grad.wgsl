@@ -5,25 +5,16 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;
-@group(0) @binding(2) var<storage, read_write> labels: array<u32>;
-@group(0) @binding(3) var<storage, read_write> step: array<f32>;
-@group(0) @binding(4) var<storage, read_write> d_loss: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> labels: array<u32>;
+@group(0) @binding(3) var<storage, read> step: array<f32>;
+@group(0) @binding(4) var<storage, read> d_loss: array<f32>;
 @group(0) @binding(5) var<storage, read_write> dx: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.n") %}
     if (is_nan(labels[i])) {
         dx[i] = 0.0;
         return;
     }
     dx[i] = d_loss[0] * step[3] * derivative(x[i], bitcast<f32>(labels[i]));
-}
+{% endcall %}

@@ -1,5 +1,5 @@
 // dtable[v] += scale * sum of dy[t] over tokens[t] == v, for the bound rows [first, last) of the table; one workgroup
-// per row of dy, of which the first with a token adds all rows with that token, in order.
+// per row of dy, of which the first with a token adds all rows with that token, in order. Rows of `width` steps.
 struct Params {
     rows: u32,
     width: u32,
@@ -10,20 +10,11 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> dy: array<f32>;
-@group(0) @binding(2) var<storage, read_write> tokens: array<u32>;
-@group(0) @binding(3) var<storage, read_write> dtable: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<{{ NUMBERS }}>;
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
+@group(0) @binding(3) var<storage, read_write> dtable: array<{{ NUMBERS }}>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let row = linear_id(group, groups);
-    if (row >= p.rows) {
-        return;
-    }
+{% call each("workgroup", "row", "row >= p.rows") %}
     let token = tokens[row];
     if (token < p.first || token >= p.last || token == p.padding) {
         return;
@@ -41,4 +32,4 @@ fn main(
             }
         }
     }
-}
+{% endcall %}

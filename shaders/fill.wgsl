@@ -5,7 +5,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-{{- bound("y", 1) }}
+{{- written("y", 1) }}
 
 fn result() -> f32 {
     return p.value;

@@ -6,7 +6,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("gate", 1) }}
 {{- bound("up", 2) }}
-{{- bound("y", 3) }}
+{{- written("y", 3) }}
 
 fn result(gate: f32, up: f32) -> f32 {
     return activate(gate).x * up;

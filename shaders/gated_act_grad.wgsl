@@ -7,8 +7,8 @@ struct Params {
 {{- bound("gate", 1) }}
 {{- bound("up", 2) }}
 {{- bound("dy", 3) }}
-{{- bound("dgate", 4) }}
-{{- bound("dup", 5) }}
+{{- written("dgate", 4) }}
+{{- written("dup", 5) }}
 
 // dgate and dup.
 fn result(gate: f32, up: f32, dy: f32) -> vec2<f32> {

@@ -7,22 +7,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<u32>;
+@group(0) @binding(2) var<storage, read> index: array<u32>;
 @group(0) @binding(3) var<storage, read_write> y: array<u32>;
 
 const PER_WORD: u32 = 1u + min(X, 1u);
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (PER_WORD * i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "PER_WORD * i >= p.n") %}
     // Another dispatch may have written the other half.
     var word = y[i];
     for (var e = PER_WORD * i; e < min(PER_WORD * (i + 1u), p.n); e++) {
@@ -32,4 +23,4 @@ fn main(
         }
     }
     y[i] = word;
-}
+{% endcall %}

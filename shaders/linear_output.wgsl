@@ -1,7 +1,7 @@
 // The result of linear, from products. TYPE_C is its type, BIAS and RESIDUAL are 0 for none, otherwise 1 + the type. Where it has
 // 16 bits, rows of c have an even width, the range begins at an even column, and nothing accumulates.
-@group(0) @binding(3) var<storage, read_write> bias: array<u32>;
-@group(0) @binding(4) var<storage, read_write> residual: array<u32>;
+@group(0) @binding(3) var<storage, read> bias: array<u32>;
+@group(0) @binding(4) var<storage, read> residual: array<u32>;
 @group(0) @binding(5) var<storage, read_write> c: array<u32>;
 
 // The element at i of c, in this column, from its product.

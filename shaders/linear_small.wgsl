@@ -1,7 +1,7 @@
 // linear in layout NT where c has few rows or few columns (heads, pooled rows, low-rank factors): one workgroup per 8
 // rows of the columns of one word of c, its threads along k.
-@group(0) @binding(1) var<storage, read_write> a: array<u32>;
-@group(0) @binding(2) var<storage, read_write> b: array<u32>;
+@group(0) @binding(1) var<storage, read> a: array<u32>;
+@group(0) @binding(2) var<storage, read> b: array<u32>;
 
 const ROWS: u32 = 8u;
 const COLUMNS: u32 = 1u + min(TYPE_C, 1u);

@@ -4,8 +4,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> losses: array<f32>;
-@group(0) @binding(2) var<storage, read_write> step: array<f32>;
+@group(0) @binding(1) var<storage, read> losses: array<f32>;
+@group(0) @binding(2) var<storage, read> step: array<f32>;
 @group(0) @binding(3) var<storage, read_write> loss: array<f32>;
 
 @compute @workgroup_size(LANES)

@@ -8,8 +8,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> a: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> b: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read_write> a_magnitudes: array<f32>;
 @group(0) @binding(4) var<storage, read_write> b_magnitudes: array<f32>;
 

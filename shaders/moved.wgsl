@@ -1,5 +1,6 @@
 // Element (i, j) of y is element (i + top) * down + (j + left) * across of x, where it lies in the block [height, width] that
-// begins at (i + top, j + left) = 0; elsewhere 0. One thread per word. `row` is the number of the first row bound.
+// begins at (i + top, j + left) = 0; elsewhere 0. `row` is the number of the first row bound. VECTORS also requires that rows
+// of x and the block begin and end at whole steps, and that elements of a row are next to each other in x.
 struct Params {
     n: u32,
     row: u32,
@@ -13,37 +14,42 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+{{- bound("x", 1) }}
+{{- written("y", 2) }}
 
-fn result(e: u32) -> f32 {
+const OUTSIDE: u32 = 0xffffffffu;
+
+// The element of x that is element e of y.
+fn source(e: u32) -> u32 {
     let i = i32(p.row + e / p.columns) + p.top;
     let j = i32(e % p.columns) + p.left;
     if (i < 0 || j < 0 || u32(i) >= p.height || u32(j) >= p.width) {
-        return 0.0;
+        return OUTSIDE;
     }
-    let source = u32(i) * p.down + u32(j) * p.across;
-    return decode(X, x[word_of(X, source)], source);
+    return u32(i) * p.down + u32(j) * p.across;
 }
+{%- set STEP = VECTORS or (2 if Y else 1) %}
 
-const PER_WORD: u32 = 1u + min(Y, 1u);
-
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (PER_WORD * i >= p.n) {
-        return;
+{% call each("thread", "i", STEP ~ "u * i >= p.n") %}
+    {%- if VECTORS %}
+        {%- for part in range(PARTS) %}
+    var y{{ part }} = vec4<f32>();
+        {%- endfor %}
+    let at = source({{ VECTORS }}u * i);
+    if (at != OUTSIDE) {
+        {%- for part in range(PARTS) %}
+        y{{ part }} = {{ four("x", X, "at / " ~ VECTORS ~ "u", part) }};
+        {%- endfor %}
     }
+        {{- put("y", Y, "i", "y") }}
+    {%- else %}
     var word = 0u;
-    for (var j = 0u; j < PER_WORD; j++) {
-        let e = PER_WORD * i + j;
-        if (e < p.n) {
-            word = insert(Y, word, e, result(e));
+    for (var e = {{ STEP }}u * i; e < min({{ STEP }}u * (i + 1u), p.n); e++) {
+        let at = source(e);
+        if (at != OUTSIDE) {
+            word = insert(Y, word, e, {{ one("x", X, "at") }});
         }
     }
     y[i] = word;
-}
+    {%- endif %}
+{% endcall %}

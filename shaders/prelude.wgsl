@@ -1,6 +1,22 @@
 // Comes before every kernel, after its specialisation constants: `const NAME: u32 = value;`, among them LANES, the
 // threads of a workgroup.
 
+{#- A kernel's entry point. Each "thread" of a launch, or each "workgroup", has a number; it does what is called with this,
+unless `unless`. -#}
+{% macro each(who, number, unless) %}
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let {{ number }} = linear_id(group, groups){{ " * LANES + lane" if who == "thread" }};
+    if ({{ unless }}) {
+        return;
+    }
+    {{- caller() }}
+}
+{% endmacro %}
 // Element types of tensors, which are bound as words: one f32 or two 16-bit elements each. No two threads write one word
 // of a dispatch.
 const F32: u32 = 0u;

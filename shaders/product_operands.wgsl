@@ -21,7 +21,7 @@ const TILE: u32 = {{ TILE }}u;
 const DEPTH: u32 = {{ DEPTH }}u;
 
 {% macro operand(x, binding, type, along_k) %}
-@group(0) @binding({{ binding }}) var<storage, read_write> {{ x }}: array<{% if not VECTORS %}u32{% elif type and UNIT == 4 %}vec2<u32>{% else %}vec4<u32>{% endif %}>;
+@group(0) @binding({{ binding }}) var<storage, read> {{ x }}: array<{% if not VECTORS %}u32{% elif type and UNIT == 4 %}vec2<u32>{% else %}vec4<u32>{% endif %}>;
 
 // The position of an element in the binding, in units of what is bound.
 fn {{ x }}_start(row: u32, k: u32) -> u32 {

@@ -31,8 +31,8 @@ var<workgroup> b_tile: array<{{ "vec4<f16>" if VECTOR_MEMORY else "f16" }}, {{ (
 var<workgroup> sums: array<{{ "vec4<f32>" if VECTOR_MEMORY else "f32" }}, {{ SUBGROUPS * 16 * BLOCK // PER }}>;
 
 // The largest finite magnitudes of ranges of a and of b, from the kernel `magnitude`.
-@group(0) @binding(6) var<storage, read_write> a_magnitudes: array<f32>;
-@group(0) @binding(7) var<storage, read_write> b_magnitudes: array<f32>;
+@group(0) @binding(6) var<storage, read> a_magnitudes: array<f32>;
+@group(0) @binding(7) var<storage, read> b_magnitudes: array<f32>;
 
 // Vector i of the blocks.
 fn sums_at(i: u32) -> vec4<f32> {

@@ -11,19 +11,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
 {{- bound("w", 2) }}
-{{- bound("y", 3) }}
-@group(0) @binding(4) var<storage, read_write> rate: array<f32>;
+{{- written("y", 3) }}
+@group(0) @binding(4) var<storage, {{ "read_write" if RATE else "read" }}> rate: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let norm = linear_id(group, groups);
-    if (norm >= p.norms) {
-        return;
-    }
+{% call each("workgroup", "norm", "norm >= p.norms") %}
     {%- set STEP = VECTORS or (2 if Y else 1) %}
     let steps = p.width / {{ STEP }}u;
     let base = norm * p.width{{ " / " ~ VECTORS ~ "u" if VECTORS }};
@@ -43,9 +34,11 @@ fn main(
     }
     {%- endif %}
     let r = 1.0 / sqrt(sum_lanes(lane, squares) / f32(p.width) + p.eps);
-    if (RATE == 1u && lane == 0u) {
+    {%- if RATE %}
+    if (lane == 0u) {
         rate[p.first + norm] = r;
     }
+    {%- endif %}
     for (var i = lane; i < steps; i += LANES) {
     {%- if VECTORS %}
         {%- for part in range(PARTS) %}
@@ -60,4 +53,4 @@ fn main(
         y[base / {{ STEP }}u + i] = word;
     {%- endif %}
     }
-}
+{% endcall %}

@@ -12,18 +12,9 @@ struct Params {
 {{- bound("w", 2) }}
 {{- bound("dy", 3) }}
 {{- bound("acc", 4) }}
-{{- bound("dx", 5) }}
+{{- written("dx", 5) }}
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let norm = linear_id(group, groups);
-    if (norm >= p.norms) {
-        return;
-    }
+{% call each("workgroup", "norm", "norm >= p.norms") %}
     {%- set STEP = VECTORS or (2 if Y else 1) %}
     let steps = p.width / {{ STEP }}u;
     let base = norm * p.width{{ " / " ~ VECTORS ~ "u" if VECTORS }};
@@ -65,4 +56,4 @@ fn main(
         dx[base / {{ STEP }}u + i] = word;
     {%- endif %}
     }
-}
+{% endcall %}

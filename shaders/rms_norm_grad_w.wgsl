@@ -14,8 +14,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
 {{- bound("dy", 2) }}
-@group(0) @binding(3) var<storage, read_write> rate: array<f32>;
-@group(0) @binding(4) var<storage, read_write> index: array<u32>;
+@group(0) @binding(3) var<storage, read> rate: array<f32>;
+@group(0) @binding(4) var<storage, read> index: array<u32>;
 @group(0) @binding(5) var<storage, read_write> dw: array<{{ NUMBERS }}>;
 
 @compute @workgroup_size(LANES)

@@ -12,10 +12,10 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-@group(0) @binding(2) var<storage, read_write> spans: array<u32>;
+@group(0) @binding(2) var<storage, read> spans: array<u32>;
 // Rows of cosines and sines.
-@group(0) @binding(3) var<storage, read_write> table: array<{{ "vec4<f32>" if VECTORS else "f32" }}>;
-{{- bound("y", 4) }}
+@group(0) @binding(3) var<storage, read> table: array<{{ "vec4<f32>" if VECTORS else "f32" }}>;
+{{- written("y", 4) }}
 {%- set STEP = VECTORS or (2 if Y else 1) %}
 
 // The element of the table for element d of a head in row t.
@@ -25,16 +25,7 @@ fn table_at(t: u32, d: u32) -> u32 {
     return position * p.rotated + select(d, d - half, d >= half);
 }
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if ({{ STEP }}u * i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", STEP ~ "u * i >= p.n") %}
     let half = p.rotated / 2u;
     {%- if VECTORS %}
     let d = {{ VECTORS }}u * i % p.head_dim;
@@ -67,4 +58,4 @@ fn main(
     }
     y[i] = word;
     {%- endif %}
-}
+{% endcall %}

@@ -5,26 +5,25 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
+{{- bound("x", 1) }}
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let row = linear_id(group, groups);
-    if (row >= p.rows) {
-        return;
-    }
+{% call each("workgroup", "row", "row >= p.rows") %}
+    {%- set STEP = VECTORS or 1 %}
+    let steps = p.width / {{ STEP }}u;
     var sum = 0.0;
-    for (var column = lane; column < p.width; column += LANES) {
-        let i = row * p.width + column;
-        sum += decode(X, x[word_of(X, i)], i);
+    for (var i = row * steps + lane; i < (row + 1u) * steps; i += LANES) {
+    {%- if VECTORS %}
+        {%- for part in range(PARTS) %}
+        let x{{ part }} = {{ four("x", X, "i", part) }};
+        sum += (x{{ part }}.x + x{{ part }}.y) + (x{{ part }}.z + x{{ part }}.w);
+        {%- endfor %}
+    {%- else %}
+        sum += {{ one("x", X, "i") }};
+    {%- endif %}
     }
     let total = sum_lanes(lane, sum);
     if (lane == 0u) {
         y[row] = total;
     }
-}
+{% endcall %}

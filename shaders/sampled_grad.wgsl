@@ -9,21 +9,12 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> dy: array<u32>;
-@group(0) @binding(2) var<storage, read_write> x: array<u32>;
-@group(0) @binding(3) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> dy: array<u32>;
+@group(0) @binding(2) var<storage, read> x: array<u32>;
+@group(0) @binding(3) var<storage, read> index: array<u32>;
 @group(0) @binding(4) var<storage, read_write> g: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.n") %}
     let r = min(index[i] / p.columns, p.out - 1u);
     let c = index[i] % p.columns;
     var sum = 0.0;
@@ -32,4 +23,4 @@ fn main(
         sum += decode(DY, dy[word_of(DY, source.x)], source.x) * decode(X, x[word_of(X, source.y)], source.y);
     }
     g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * sum;
-}
+{% endcall %}

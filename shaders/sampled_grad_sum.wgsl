@@ -1,18 +1,9 @@
 // sampled_grad from the dense products of pieces of k, which are added in order; one thread per chosen element.
-@group(0) @binding(1) var<storage, read_write> partial: array<f32>;
-@group(0) @binding(2) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> partial: array<f32>;
+@group(0) @binding(2) var<storage, read> index: array<u32>;
 @group(0) @binding(3) var<storage, read_write> g: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.last - p.first) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.last - p.first") %}
     let width = (p.n + 3u) / 4u * 4u;
     let at = min(index[i] / p.n, p.m - 1u) * width + index[i] % p.n;
     var sum = 0.0;
@@ -20,4 +11,4 @@ fn main(
         sum += partial[piece * p.m * width + at];
     }
     g[i] = select(0.0, g[i], p.accumulate == 1u) + p.scale * sum;
-}
+{% endcall %}

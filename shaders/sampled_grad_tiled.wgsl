@@ -1,7 +1,7 @@
 // g[i] = scale * sum over t of dy[t, r] x[t, c], index[i] = r * columns + c: the dense product (TN) in tiles, of which only
 // the chosen elements are written. The elements [first, last) of index and g are bound.
-@group(0) @binding(3) var<storage, read_write> index: array<u32>;
-@group(0) @binding(4) var<storage, read_write> row_ptr: array<u32>;
+@group(0) @binding(3) var<storage, read> index: array<u32>;
+@group(0) @binding(4) var<storage, read> row_ptr: array<u32>;
 @group(0) @binding(5) var<storage, read_write> g: array<f32>;
 
 // The first chosen element of a row that lies in column n or after it.

@@ -9,32 +9,23 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> w: array<u32>;
-@group(0) @binding(2) var<storage, read_write> index: array<u32>;
-@group(0) @binding(3) var<storage, read_write> base: array<u32>;
-@group(0) @binding(4) var<storage, read_write> delta: array<f32>;
-@group(0) @binding(5) var<storage, read_write> remainder: array<f32>;
+@group(0) @binding(2) var<storage, read> index: array<u32>;
+@group(0) @binding(3) var<storage, read> base: array<u32>;
+@group(0) @binding(4) var<storage, read> delta: array<f32>;
+@group(0) @binding(5) var<storage, {{ "read_write" if REMAINDER else "read" }}> remainder: array<f32>;
 
 fn value(i: u32) -> f32 {
     return decode(BASE, base[word_of(BASE, i)], i) + delta[i];
 }
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n) {
-        return;
-    }
+{% call each("thread", "i", "i >= p.n") %}
     let e = index[i];
     if (e < p.first || e >= p.last) {
         return;
     }
-    if (REMAINDER == 1u) {
-        remainder[i] = value(i) - decode(W, insert(W, 0u, e, value(i)), e);
-    }
+    {%- if REMAINDER %}
+    remainder[i] = value(i) - decode(W, insert(W, 0u, e, value(i)), e);
+    {%- endif %}
     if (W == F32) {
         w[e - p.first] = bitcast<u32>(value(i));
         return;
@@ -49,4 +40,4 @@ fn main(
         word = insert(W, word, index[i + 1u], value(i + 1u));
     }
     w[at] = word;
-}
+{% endcall %}

@@ -8,26 +8,30 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> w: array<f32>;
-@group(0) @binding(2) var<storage, read_write> grad: array<f32>;
-@group(0) @binding(3) var<storage, read_write> clip: array<f32>;
-@group(0) @binding(4) var<storage, read_write> step: array<f32>;
-@group(0) @binding(5) var<storage, read_write> b: array<f32>;
+{{- written("w", 1) }}
+{{- bound("grad", 2) }}
+@group(0) @binding(3) var<storage, read> clip: array<f32>;
+@group(0) @binding(4) var<storage, read> step: array<f32>;
+{{- bound("b", 5, "read_write" if STATE else "read") }}
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let i = linear_id(group, groups) * LANES + lane;
-    if (i >= p.n || clip[1] < 0.0) {
-        return;
-    }
-    var direction = clip[1] * grad[i] + p.weight_decay * w[i];
-    if (STATE == 1u) {
-        direction = p.momentum * b[i] + direction;
-        b[i] = direction;
-    }
-    w[i] = w[i] - p.lr_factor * step[0] * direction;
+fn direction(w: f32, grad: f32) -> f32 {
+    return clip[1] * grad + p.weight_decay * w;
 }
+
+fn moved(w: f32, along: f32) -> f32 {
+    return w - p.lr_factor * step[0] * along;
+}
+{%- if STATE %}
+
+fn result(w: f32, grad: f32, b: f32) -> vec2<f32> {
+    let along = p.momentum * b + direction(w, grad);
+    return vec2<f32>(moved(w, along), along);
+}
+{{ elementwise([["w", 0], ["grad", 0], ["b", 0]], [["w", 0], ["b", 0]], "clip[1] < 0.0") }}
+{%- else %}
+
+fn result(w: f32, grad: f32) -> f32 {
+    return moved(w, direction(w, grad));
+}
+{{ elementwise([["w", 0], ["grad", 0]], [["w", 0]], "clip[1] < 0.0") }}
+{%- endif %}

@@ -6,7 +6,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
-{{- bound("y", 2) }}
+{{- written("y", 2) }}
 
 fn result(x: f32) -> f32 {
     return p.cap * safe_tanh(x / p.cap);

@@ -7,7 +7,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 {{- bound("x", 1) }}
 {{- bound("dy", 2) }}
-{{- bound("y", 3) }}
+{{- written("y", 3) }}
 
 fn result(x: f32, dy: f32) -> f32 {
     let t = safe_tanh(x / p.cap);

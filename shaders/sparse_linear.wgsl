@@ -9,25 +9,16 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<u32>;
-@group(0) @binding(2) var<storage, read_write> values: array<f32>;
-@group(0) @binding(3) var<storage, read_write> index: array<u32>;
+@group(0) @binding(1) var<storage, read> x: array<u32>;
+@group(0) @binding(2) var<storage, read> values: array<f32>;
+@group(0) @binding(3) var<storage, read> index: array<u32>;
 // Where each line begins.
-@group(0) @binding(4) var<storage, read_write> starts: array<u32>;
+@group(0) @binding(4) var<storage, read> starts: array<u32>;
 // The elements by column.
-@group(0) @binding(5) var<storage, read_write> order: array<u32>;
+@group(0) @binding(5) var<storage, read> order: array<u32>;
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(LANES)
-fn main(
-    @builtin(workgroup_id) group: vec3<u32>,
-    @builtin(num_workgroups) groups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let e = linear_id(group, groups) * LANES + lane;
-    if (e >= p.n) {
-        return;
-    }
+{% call each("thread", "e", "e >= p.n") %}
     let row = e / p.made;
     let line = e % p.made;
     let end = min(starts[line + 1u], p.elements);
@@ -42,4 +33,4 @@ fn main(
         sum += decode(X, x[word_of(X, source)], source) * values[i];
     }
     y[e] = sum;
-}
+{% endcall %}

@@ -14,7 +14,7 @@ const PARTIALS: u32 = 64u;
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> partials: array<f32>;
 {{- bound("x", 2) }}
-@group(0) @binding(3) var<storage, read_write> parts: array<u32>;
+@group(0) @binding(3) var<storage, read> parts: array<u32>;
 
 @compute @workgroup_size(LANES)
 fn main(

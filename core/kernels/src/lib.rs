@@ -5,8 +5,9 @@
 //! a [`Dispatch`]: a [`Kernel`], whose text is [`Kernel::source`], its parameters, and the byte ranges that it binds:
 //!
 //! - binding 0 of group 0: the uniform `Params`, [`Dispatch::params`] as consecutive 32-bit words;
-//! - bindings 1, 2, ...: storage, [`Dispatch::bindings`] in order, each readable and writable, because ranges of one
-//!   buffer may be input and output of one dispatch;
+//! - bindings 1, 2, ...: storage, [`Dispatch::bindings`] in order. The text declares those as [`READ`] that it only reads; a
+//!   backend that may not bind ranges of one buffer as such and as output of the same dispatch replaces this by
+//!   [`READ_WRITE`];
 //! - binding [`RNG_BINDING`], where [`Dispatch::rng`] is given: the uniform `vec4<u32>` with the random key.
 //!
 //! The entry point is `main`, launched with [`Dispatch::grid`] workgroups. Each step sees the writes of earlier steps.
@@ -23,4 +24,4 @@ pub use lower::{
     sampled_cost,
 };
 pub use own::check as check_own;
-pub use source::{Constants, Kernel, LANES, RNG_BINDING, texts};
+pub use source::{Constants, Kernel, LANES, READ, READ_WRITE, RNG_BINDING, texts, writes};

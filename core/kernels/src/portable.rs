@@ -14,13 +14,16 @@ use std::thread;
 fn specialisations(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
     let all = variants(name);
     let text = shader(name).unwrap();
-    if !text.contains("bound(") && !matches!(name, "add" | "div" | "mul") {
+    if !["bound(", "written(", "NUMBERS"].iter().any(|used| text.contains(used))
+        && !matches!(name, "add" | "div" | "mul")
+    {
         return all;
     }
     // In words, and in vectors where these do not exclude it.
     let in_vectors = |constants: Vec<(&'static str, u32)>| {
-        let narrow = constants.iter().any(|&(c, t)| matches!(c, "A" | "B" | "X" | "Y" | "W" | "DY") && t > 0);
-        let words = constants.contains(&("BROADCAST", 2)) || constants.contains(&("CHOSEN", 1));
+        let narrow = constants.iter().any(|&(c, t)| matches!(c, "A" | "B" | "X" | "Y" | "W" | "DY" | "TABLE") && t > 0);
+        let narrow = narrow || name == "adam_bf16";
+        let words = constants.contains(&("CHOSEN", 1));
         let vectors = (!words).then_some(if narrow { 8 } else { 4 });
         let choices: Vec<u32> = [0].into_iter().chain(vectors).collect();
         choices.into_iter().map(move |vectors| [&constants[..], &[("VECTORS", vectors)]].concat())

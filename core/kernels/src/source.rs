@@ -54,6 +54,15 @@ impl Kernel {
     }
 }
 
+/// How a text declares storage that it only reads, and other storage.
+pub const READ: &str = "var<storage, read>";
+pub const READ_WRITE: &str = "var<storage, read_write>";
+
+/// Whether a kernel's text writes each of its storage bindings, from 1 on.
+pub fn writes(text: &str, storage: usize) -> Vec<bool> {
+    (1..=storage).map(|binding| text.contains(&format!("@binding({binding}) {READ_WRITE}"))).collect()
+}
+
 /// The texts of all files, of which kernels are made.
 pub fn texts() -> impl Iterator<Item = &'static str> {
     SHADERS.iter().filter_map(|name| shader(name))
@@ -181,9 +190,7 @@ fn shared(name: &str, units: bool) -> &'static [&'static str] {
         "product_partial" | "sampled_grad_tiled" => &["prelude", "product_params", "product_operands", "product"],
         "sampled_grad_sum" => &["prelude", "product_params"],
         "add" | "div" | "mul" => &["prelude", "vectors", "binary"],
-        "accumulate" | "adam" | "cast" | "fill" | "map" | "map_grad" | "rms_norm" | "rms_norm_grad" | "rope"
-        | "scale" | "scale_by" | "soft_cap" | "soft_cap_grad" | "sum_of_squares" => &["prelude", "vectors"],
         "column_sum" | "rms_norm_grad_w" => &["prelude", "vectors", "column_sums"],
-        _ => &["prelude"],
+        _ => &["prelude", "vectors"],
     }
 }

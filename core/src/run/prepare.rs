@@ -5,7 +5,7 @@ use super::blocks::{blocks_of, expect_blocks, quantized_note};
 use super::encode::{Coder, Splits, max_length};
 use super::epochs::{Epochs, StepSize};
 use super::score::{Scoring, restore, scorings};
-use super::together::deal;
+use super::together::{deal, deal_within};
 use crate::adapter::{align_head, score_objective};
 use crate::job::{Needs, PaperMemory, PrecisionChoice, RunConfig, RunPlan, TrainablePlan, body_size};
 use crate::method::Adaptation;
@@ -15,7 +15,6 @@ use crate::model::{Decoder, HEAD, IMAGES, check_weights};
 use crate::plugin::{PluginKind, PluginSet, Recorded, UsedPlugin};
 use crate::splits;
 use crate::text::{ChatTemplate, Encoder, Instruct, Padding, PromptPlan, TrainOn};
-use crate::train::batch::split_by_budget;
 use crate::train::objective::{Classification, MultiLabel, NextToken, Regression};
 use crate::train::{self, Batch, Demand, Encoded, HeadInit, MICRO_BATCH_TOKENS, Objective, Setup, Target};
 use crate::weights::Weights;
@@ -64,11 +63,9 @@ impl Prepared {
             let mut chosen: Vec<usize> = part.into_iter().map(|place| chosen[place]).collect();
             chosen.sort_by(|a, b| weight(a).total_cmp(&weight(b)));
             for equal in chosen.chunk_by(|a, b| weight(a) == weight(b)) {
-                let ends = split_by_budget(&lengths(equal), tokens, usize::MAX);
-                let starts = std::iter::once(0).chain(ends.iter().copied());
-                for (start, &end) in starts.zip(&ends) {
-                    let batch = self.setup.objective.pack(equal[start..end].iter().map(|&i| &examples[i]))?;
-                    batches.push(Batch { weight: weight(&equal[start]), ..batch });
+                for part in deal_within(&lengths(equal), tokens) {
+                    let batch = self.setup.objective.pack(part.iter().map(|&place| &examples[equal[place]]))?;
+                    batches.push(Batch { weight: weight(&equal[0]), ..batch });
                 }
             }
         }

@@ -16,20 +16,40 @@ use sha2::{Digest, Sha256};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// Deals examples of these lengths into at most `parts` parts with about equally many tokens: the longest first, each
-/// to the part with the fewest. Within a part, they keep their order.
+/// Deals examples of these lengths into at most `parts` parts with about equally many tokens. Within a part, they keep
+/// their order.
 pub fn deal(lengths: &[usize], parts: usize) -> Vec<Vec<usize>> {
+    deal_at_most(lengths, parts, usize::MAX)
+}
+
+/// The longest first, each to the part with the fewest tokens among those with less than `most` examples.
+fn deal_at_most(lengths: &[usize], parts: usize, most: usize) -> Vec<Vec<usize>> {
     let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
     longest_first.sort_by_key(|&i| Reverse(lengths[i]));
     let mut dealt: Vec<(usize, Vec<usize>)> = vec![(0, Vec::new()); parts.clamp(1, lengths.len().max(1))];
     for i in longest_first {
-        if let Some((tokens, part)) = dealt.iter_mut().min_by_key(|(tokens, _)| *tokens) {
+        let open = dealt.iter_mut().filter(|(_, part)| part.len() < most);
+        if let Some((tokens, part)) = open.min_by_key(|(tokens, _)| *tokens) {
             *tokens += lengths[i];
             part.push(i);
         }
     }
     dealt.iter_mut().for_each(|(_, part)| part.sort_unstable());
     dealt.into_iter().map(|(_, part)| part).collect()
+}
+
+/// Deals examples of these lengths into as few parts as have at most `budget` tokens each, or one longer example, with
+/// about equally many tokens and examples: then the micro-batches of a run have few sizes, each of which takes a plan.
+pub fn deal_within(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
+    let tokens = |part: &Vec<usize>| part.iter().map(|&i| lengths[i]).sum::<usize>();
+    let mut parts = lengths.iter().sum::<usize>().div_ceil(budget.max(1)).max(1);
+    loop {
+        let dealt = deal_at_most(lengths, parts, lengths.len().div_ceil(parts));
+        if dealt.iter().all(|part| part.len() <= 1 || tokens(part) <= budget) {
+            return dealt;
+        }
+        parts += 1;
+    }
 }
 
 /// What all processes must agree on before the first step.
@@ -134,11 +154,51 @@ fn share_tensors<T: bytemuck::Pod>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::MICRO_BATCH_TOKENS;
+    use crate::train::batch::padded_rows;
+    use sparta_model::method::philox::Stream;
+    use std::collections::BTreeSet;
 
     #[test]
     fn parts_have_about_as_many_tokens_and_every_example_once() {
         assert_eq!(deal(&[5, 1, 1, 3, 2], 2), [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(deal(&[1, 1], 4), [vec![0], vec![1]]);
         assert_eq!(deal(&[7, 7, 7], 1), [vec![0, 1, 2]]);
+    }
+
+    #[test]
+    fn parts_within_a_budget_are_few_and_never_drop_an_example() {
+        assert_eq!(deal_within(&[3, 4, 2, 1], 10), [vec![0, 1, 2, 3]]);
+        assert_eq!(deal_within(&[3, 4, 9, 1, 1], 9), [vec![2], vec![1, 4], vec![0, 3]]);
+        assert_eq!(deal_within(&[20, 1], 10), [vec![0], vec![1]]);
+        assert!(deal_within(&[], 10).concat().is_empty());
+    }
+
+    /// 25,000 lengths as those of film reviews: lognormal, half of them up to 235 tokens.
+    fn reviews() -> Vec<usize> {
+        let words: Vec<u32> = Stream::new(0, "test", "reviews").words().take(12 * 25_000).collect();
+        let length = |words: &[u32]| {
+            let normal = words.iter().map(|&word| f64::from(word) / f64::from(u32::MAX)).sum::<f64>() - 6.0;
+            (235.0 * (0.65 * normal).exp()) as usize + 1
+        };
+        words.chunks(12).map(length).collect()
+    }
+
+    #[test]
+    fn a_run_on_film_reviews_prepares_tens_of_plans() {
+        let within = MICRO_BATCH_TOKENS;
+        for (longest, batch) in [(256, 16), (256, 32), (512, 16), (512, 32), (usize::MAX, 16)] {
+            let lengths: Vec<usize> = reviews().into_iter().filter(|&length| length <= longest).collect();
+            let mut plans = BTreeSet::new();
+            for step in lengths.chunks(batch) {
+                let parts = deal_within(step, within);
+                for (i, part) in parts.iter().enumerate() {
+                    let tokens = part.iter().map(|&i| step[i]).sum();
+                    plans.insert((parts.len() > 1, i > 0, padded_rows(tokens), part.len()));
+                }
+            }
+            println!("{longest} tokens, batches of {batch}: {} plans", plans.len());
+            assert!(plans.len() < 100, "{longest} tokens, batches of {batch}: {}", plans.len());
+        }
     }
 }

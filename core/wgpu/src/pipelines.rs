@@ -1,8 +1,9 @@
 //! Compiles kernels to pipelines.
 
 use crate::report::{Caught, scoped};
-use sparta_kernels::{Kernel, RNG_BINDING};
+use sparta_kernels::{Kernel, READ, READ_WRITE, RNG_BINDING, writes};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// A compiled kernel and the layout of its bindings.
 #[derive(Clone)]
@@ -11,32 +12,61 @@ pub(crate) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
-/// Caches pipelines by kernel, and layouts by what they bind.
+/// Caches pipelines by kernel, and layouts by which storage buffers they only read, and whether there is a random key.
 #[derive(Default)]
 pub(crate) struct Cache {
-    pipelines: HashMap<Kernel, Pipeline>,
-    layouts: HashMap<(usize, bool), (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+    kernels: HashMap<Kernel, Compiled>,
+    layouts: HashMap<(Vec<bool>, bool), (wgpu::BindGroupLayout, wgpu::PipelineLayout)>,
+}
+
+struct Compiled {
+    text: String,
+    /// Which storage bindings it writes.
+    writes: Vec<bool>,
+    /// With all bindings writable, and with those read-only that it only reads.
+    pipelines: [Option<Pipeline>; 2],
+}
+
+impl Compiled {
+    fn new(kernel: &Kernel, storage: usize) -> Result<Self, Caught> {
+        let text = kernel.source().map_err(Caught::Other)?;
+        Ok(Compiled { writes: writes(&text, storage), text, pipelines: [None, None] })
+    }
+
+    /// Whether no buffer that is only read is also written.
+    fn apart(&self, places: &[wgpu::BufferBinding]) -> bool {
+        let all = || places.iter().zip(&self.writes);
+        let written = |buffer: &wgpu::Buffer| all().any(|(place, &writes)| writes && place.buffer == buffer);
+        all().all(|(place, &writes)| writes || !written(place.buffer))
+    }
 }
 
 impl Cache {
-    /// The pipeline of a kernel that binds `storage` storage buffers, and the random key if `rng`.
+    /// The pipeline of a kernel that binds these storage buffers, and the random key if `rng`.
+    ///
+    /// Between two dispatches that only read a buffer, wgpu puts no barrier, so that the device may overlap them. But a
+    /// dispatch cannot bind ranges of one buffer, such as the arena, as read-only and as writable.
     pub fn get(
         &mut self,
         device: &wgpu::Device,
         kernel: &Kernel,
-        storage: usize,
+        places: &[wgpu::BufferBinding],
         rng: bool,
     ) -> Result<Pipeline, Caught> {
-        if let Some(pipeline) = self.pipelines.get(kernel) {
+        let compiled = match self.kernels.entry(kernel.clone()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Compiled::new(kernel, places.len())?),
+        };
+        let apart = compiled.apart(places);
+        if let Some(pipeline) = &compiled.pipelines[usize::from(apart)] {
             return Ok(pipeline.clone());
         }
+        let reads: Vec<bool> = compiled.writes.iter().map(|writes| apart && !writes).collect();
         let (layout, pipeline_layout) =
-            self.layouts.entry((storage, rng)).or_insert_with(|| layouts(device, storage, rng)).clone();
-        let text = kernel.source().map_err(Caught::Other)?;
+            self.layouts.entry((reads, rng)).or_insert_with_key(|(reads, rng)| layouts(device, reads, *rng)).clone();
+        let text = if apart { compiled.text.clone() } else { compiled.text.replace(READ, READ_WRITE) };
         let pipeline = scoped(device, || compile(device, kernel, text, &pipeline_layout))?;
-        let pipeline = Pipeline { pipeline, layout };
-        self.pipelines.insert(kernel.clone(), pipeline.clone());
-        Ok(pipeline)
+        Ok(compiled.pipelines[usize::from(apart)].insert(Pipeline { pipeline, layout }).clone())
     }
 }
 
@@ -71,11 +101,9 @@ fn compile(
     })
 }
 
-/// Binding 0: parameters. 1 and on: storage, all read-write, because ranges of one buffer are bound as input and output
-/// of one dispatch. 9: the random key.
-fn layouts(device: &wgpu::Device, storage: usize, rng: bool) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
+/// Binding 0: parameters. 1 and on: storage, read-only where `reads`. 9: the random key.
+fn layouts(device: &wgpu::Device, reads: &[bool], rng: bool) -> (wgpu::BindGroupLayout, wgpu::PipelineLayout) {
     let uniform = wgpu::BufferBindingType::Uniform;
-    let read_write = wgpu::BufferBindingType::Storage { read_only: false };
     let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,
         visibility: wgpu::ShaderStages::COMPUTE,
@@ -83,7 +111,8 @@ fn layouts(device: &wgpu::Device, storage: usize, rng: bool) -> (wgpu::BindGroup
         count: None,
     };
     let mut entries = vec![entry(0, uniform)];
-    entries.extend((1..).take(storage).map(|binding| entry(binding, read_write)));
+    let storage = reads.iter().map(|&read_only| wgpu::BufferBindingType::Storage { read_only });
+    entries.extend((1..).zip(storage).map(|(binding, ty)| entry(binding, ty)));
     entries.extend(rng.then(|| entry(RNG_BINDING, uniform)));
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries });
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {

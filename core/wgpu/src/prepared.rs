@@ -61,8 +61,6 @@ fn dispatch(
     memory: &PlanMemory,
     params_offset: u64,
 ) -> Result<PreparedStep, Caught> {
-    let storage = launch.bindings.len();
-    let pipeline = pipelines.get(device, &launch.kernel, storage, launch.rng.is_some())?;
     let params = wgpu::BufferBinding {
         buffer: &memory.params,
         offset: params_offset,
@@ -77,6 +75,7 @@ fn dispatch(
     let mut entries = vec![entry(0, params)];
     let places: Vec<wgpu::BufferBinding> = launch.bindings.iter().enumerate().map(|(i, view)| bind(view, i)).collect();
     debug_assert!(!overlap(&places), "{name}: two bindings overlap, which WebGPU refuses");
+    let pipeline = pipelines.get(device, &launch.kernel, &places, launch.rng.is_some())?;
     entries.extend((1u32..).zip(places).map(|(i, place)| entry(i, place)));
     entries.extend(launch.rng.iter().map(|view| entry(RNG_BINDING, bind(view, 0))));
     let descriptor = wgpu::BindGroupDescriptor { label: Some(name), layout: &pipeline.layout, entries: &entries };

@@ -1,6 +1,6 @@
 //! Ops that work on each element alone, in shards of the flattened tensors.
 
-use super::{Lowering, Step, code, dropout_threshold, elements, rows, vectors, view, width_of};
+use super::{Lowering, Step, code, dropout_threshold, elements, rows, steps, vectors, view, width_of};
 use sparta_graph::ops::{Activation, Broadcasting, Dropout, Function};
 use sparta_graph::{DType, Operand};
 
@@ -49,9 +49,7 @@ impl Lowering<'_> {
         for shard in self.row_shards(&operands)? {
             let n = shard.len() * width;
             let bindings = [rows(a, &shard), repeated.unwrap_or_else(|| rows(b, &shard)), rows(c, &shard)];
-            // A column's elements are not next to each other in vectors.
-            let vectors = if row { vectors(width, &all) } else { 0 };
-            self.push_elements(name, &constants, (n, vectors, y), &[n as u32, width as u32], &bindings);
+            self.push_elements(name, &constants, (n, vectors(width, &all), y), &[n as u32, width as u32], &bindings);
         }
         Ok(())
     }
@@ -98,12 +96,14 @@ impl Lowering<'_> {
         let rng = self.whole(self.input(1)?, "rng")?;
         let keep = (1.0 / (1.0 - f64::from(op.p))) as f32;
         for shard in self.element_shards(&[x, y])? {
-            let n = shard.len().div_ceil(4);
+            let (n, dtype) = (shard.len(), x.ty.dtype);
+            let vectors = vectors(n, &[dtype]);
             // Shards start at a multiple of 256 bytes, so at the first lane of a counter.
             let counter = (shard.start / 4) as u32;
-            let params = [n as u32, shard.len() as u32, counter, op.salt, dropout_threshold(op.p), keep.to_bits()];
+            let params = [n as u32, counter, op.salt, dropout_threshold(op.p), keep.to_bits()];
             let bindings = [elements(x, &shard), elements(y, &shard)];
-            self.push("dropout", &[("X", code(x.ty.dtype))], &params, &bindings).rng(rng).threads(n);
+            let constants = [("X", code(dtype)), ("VECTORS", vectors as u32)];
+            self.push("dropout", &constants, &params, &bindings).rng(rng).threads(steps(n, vectors, dtype));
         }
         Ok(())
     }

@@ -1,9 +1,14 @@
 //! Losses and their gradients, in shards of rows.
 
-use super::{Lowering, lanes_for, rows, rows_of, width_of};
+use super::{Lowering, lanes_for, rows, rows_of, vectors, width_of};
+use sparta_graph::DType;
 
-fn cap(soft_cap: Option<f32>) -> ([(&'static str, u32); 1], u32) {
-    ([("CAP", u32::from(soft_cap.is_some()))], soft_cap.unwrap_or(1.0).to_bits())
+/// The constants of kernels with a workgroup for each row of logits, and what caps these.
+fn of_logits(classes: usize, soft_cap: Option<f32>) -> ([(&'static str, u32); 3], u32) {
+    let vectors = vectors(classes, &[DType::F32]);
+    let lanes = lanes_for(classes / vectors.max(1));
+    let constants = [("LANES", lanes), ("CAP", u32::from(soft_cap.is_some())), ("VECTORS", vectors as u32)];
+    (constants, soft_cap.unwrap_or(1.0).to_bits())
 }
 
 impl Lowering<'_> {
@@ -13,8 +18,7 @@ impl Lowering<'_> {
         let (loss, lse) = (self.whole(self.output(0)?, "loss")?, self.output(1)?);
         let total = rows_of(logits);
         let losses = self.scratch(total, "the losses of the rows")?;
-        let ([capped], cap) = cap(soft_cap);
-        let constants = [("LANES", lanes_for(width_of(logits))), capped];
+        let (constants, cap) = of_logits(width_of(logits), soft_cap);
         for shard in self.row_shards(&[logits, labels, lse])? {
             let mut part = losses;
             part.offset += 4 * shard.start;
@@ -31,13 +35,12 @@ impl Lowering<'_> {
         let (logits, labels, lse, dx) = (self.input(0)?, self.input(1)?, self.input(2)?, self.output(0)?);
         let step = self.whole(self.input(3)?, "step")?;
         let d_loss = self.whole(self.input(4)?, "d_loss")?;
-        let (constants, cap) = cap(soft_cap);
+        let (constants, cap) = of_logits(width_of(logits), soft_cap);
         for shard in self.row_shards(&[logits, labels, lse, dx])? {
-            let n = shard.len() * width_of(logits);
-            let params = [n as u32, width_of(logits) as u32, cap];
+            let params = [shard.len() as u32, width_of(logits) as u32, cap];
             let bindings =
                 [rows(logits, &shard), rows(labels, &shard), rows(lse, &shard), step, d_loss, rows(dx, &shard)];
-            self.push("cross_entropy_grad", &constants, &params, &bindings).threads(n);
+            self.push("cross_entropy_grad", &constants, &params, &bindings).groups(shard.len());
         }
         Ok(())
     }

@@ -382,9 +382,8 @@ impl<'a> Lowering<'a> {
         params: &[u32],
         bindings: &[View],
     ) {
-        let threads = n.checked_div(vectors).unwrap_or_else(|| words(n, y));
         let constants = [constants, &[("VECTORS", vectors as u32)]].concat();
-        self.push(name, &constants, params, bindings).threads(threads);
+        self.push(name, &constants, params, bindings).threads(steps(n, vectors, y));
     }
 
     /// Scratch memory of `elements` f32.
@@ -503,6 +502,11 @@ fn words(elements: usize, dtype: DType) -> usize {
 fn vectors(n: usize, types: &[DType]) -> usize {
     let most = if types.iter().any(|dtype| dtype.size() == 2) { 8 } else { 4 };
     if n > 0 && n.is_multiple_of(most) { most } else { 0 }
+}
+
+/// The threads for `n` elements of a type, each with so many or, with 0, with one word.
+fn steps(n: usize, vectors: usize, dtype: DType) -> usize {
+    n.checked_div(vectors).unwrap_or_else(|| words(n, dtype))
 }
 
 fn rows_of(operand: &Operand) -> usize {

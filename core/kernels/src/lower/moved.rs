@@ -1,6 +1,6 @@
 //! Ops that move elements of a matrix.
 
-use super::{Lowering, code, rows, rows_of, width_of, words};
+use super::{Lowering, code, rows, rows_of, vectors, width_of};
 use sparta_graph::ops::{Slice, Unslice};
 
 /// Maps elements of the result to elements of x: see `shaders/moved.wgsl`.
@@ -19,13 +19,17 @@ impl Lowering<'_> {
         let whole = self.whole(x, "x")?;
         let types = [("X", code(x.ty.dtype)), ("Y", code(y.ty.dtype))];
         let columns = width_of(y);
+        let vectors = vectors(columns, &[x.ty.dtype, y.ty.dtype]);
+        let whole_steps = [source.left.unsigned_abs() as usize, source.width, source.down];
+        let streams = source.across == 1 && x.ty.numel() > 0 && whole_steps.iter().all(|n| n.is_multiple_of(vectors));
+        let vectors = if streams { vectors } else { 0 };
         for shard in self.row_shards(&[y])? {
             let n = shard.len() * columns;
             let sizes = [source.height, source.width, source.down, source.across].map(|x| x as u32);
             let begin =
                 [n as u32, shard.start as u32, columns as u32, source.top as i32 as u32, source.left as i32 as u32];
             let params = [&begin[..], &sizes].concat();
-            self.push("moved", &types, &params, &[whole, rows(y, &shard)]).threads(words(n, y.ty.dtype));
+            self.push_elements("moved", &types, (n, vectors, y.ty.dtype), &params, &[whole, rows(y, &shard)]);
         }
         Ok(())
     }

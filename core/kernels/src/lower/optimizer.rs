@@ -1,6 +1,6 @@
 //! Joining and measuring gradients, and updating trained values.
 
-use super::{Lowering, UNUSED, code, elements, row_bytes, split, vectors, view};
+use super::{Lowering, UNUSED, code, elements, row_bytes, split, steps, vectors, view};
 use sparta_graph::ops::{Adam, AdamBf16, ClipCoef, Concat, PARTIALS, Sgd, SumOfSquares};
 use sparta_graph::{DType, Operand};
 use std::ops::Range;
@@ -68,8 +68,9 @@ impl Lowering<'_> {
             // Shards start at a multiple of 64 elements, so at the first lane of a counter.
             let mut params = vec![shard.len() as u32, (shard.start / 4) as u32, op.salt];
             params.extend(adam_attributes(&op.adam));
-            let threads = shard.len().div_ceil(4);
-            self.push("adam_bf16", &[], &params, &bindings).rng(rng).threads(threads);
+            let vectors = vectors(shard.len(), &[DType::BF16]);
+            let threads = steps(shard.len(), vectors, DType::BF16);
+            self.push("adam_bf16", &[("VECTORS", vectors as u32)], &params, &bindings).rng(rng).threads(threads);
         }
         Ok(())
     }
@@ -84,7 +85,8 @@ impl Lowering<'_> {
             let mut params = vec![shard.len() as u32];
             params.extend(attributes);
             let constants = [("STATE", u32::from(op.momentum != 0.0))];
-            self.push("sgd", &constants, &params, &bindings).threads(shard.len());
+            let n = (shard.len(), vectors(shard.len(), &[DType::F32]), DType::F32);
+            self.push_elements("sgd", &constants, n, &params, &bindings);
         }
         Ok(())
     }

@@ -156,7 +156,9 @@ impl Lowering<'_> {
         let (x, y) = (self.input(0)?, self.output(0)?);
         let width = width_of(x);
         for shard in self.row_shards(&[x, y])? {
-            let constants = [("LANES", lanes_for(width)), ("X", code(x.ty.dtype))];
+            let vectors = vectors(width, &[x.ty.dtype]);
+            let lanes = lanes_for(width / vectors.max(1));
+            let constants = [("LANES", lanes), ("X", code(x.ty.dtype)), ("VECTORS", vectors as u32)];
             let params = [shard.len() as u32, width as u32];
             self.push("row_sum", &constants, &params, &[rows(x, &shard), rows(y, &shard)]).groups(shard.len());
         }
@@ -189,11 +191,14 @@ impl Lowering<'_> {
         let mut begin = 0;
         for block in blocks {
             let width = words(width_of(block), block.ty.dtype);
+            // Vectors of words.
+            let whole = [width, stride, begin].iter().all(|n| n.is_multiple_of(4));
+            let vectors = if whole { 4 } else { 0 };
+            let constants = [("JOIN", u32::from(join)), ("VECTORS", vectors)];
             for shard in self.row_shards(&[matrix, block])? {
-                let n = shard.len() * width;
-                let params = [n, width, stride, begin].map(|n| n as u32);
+                let sizes = [shard.len() * width, width, stride, begin].map(|n| n as u32 / vectors.max(1));
                 let bindings = [rows(matrix, &shard), rows(block, &shard)];
-                self.push("columns", &[("JOIN", u32::from(join))], &params, &bindings).threads(n);
+                self.push("columns", &constants, &sizes, &bindings).threads(sizes[0] as usize);
             }
             begin += width;
         }
@@ -204,14 +209,17 @@ impl Lowering<'_> {
     pub(super) fn embed(&mut self, scale: f32) -> Result<(), String> {
         let (table, tokens, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         let width = width_of(table);
-        let constants = [("TABLE", code(table.ty.dtype)), ("Y", code(y.ty.dtype))];
-        for shard in self.row_shards(&[tokens, y])? {
+        for shard in self.target_shards(y, width, &[tokens])? {
+            let target = self.target(y, &shard, width)?;
+            let constants = [("TABLE", code(table.ty.dtype)), ("Y", code(target.dtype))];
+            let n = shard.len() * width;
+            let elements = (n, vectors(width, &[table.ty.dtype, target.dtype]), target.dtype);
             for part in self.row_shards(&[table])? {
-                let n = shard.len() * width;
                 let params = [n as u32, width as u32, part.start as u32, part.end as u32, scale.to_bits()];
-                let bindings = [rows(table, &part), rows(tokens, &shard), rows(y, &shard)];
-                self.push("embed", &constants, &params, &bindings).threads(words(n, y.ty.dtype));
+                let bindings = [rows(table, &part), rows(tokens, &shard), target.view];
+                self.push_elements("embed", &constants, elements, &params, &bindings);
             }
+            self.finish(target);
         }
         Ok(())
     }
@@ -231,14 +239,17 @@ impl Lowering<'_> {
         }
         let width = width_of(dy);
         let padding = op.padding.unwrap_or(u32::MAX);
-        let constants = [("LANES", lanes_for(width))];
+        let vectors = vectors(width, &[DType::F32]);
+        let steps = width / vectors.max(1);
+        let lanes = lanes_for(steps);
+        let constants = [("LANES", lanes), ("VECTORS", vectors as u32)];
         // A row finds its token, then loops over all rows, and over its own columns in each.
-        let most = rows_for_rounds(3 + width.div_ceil(lanes_for(width) as usize));
+        let most = rows_for_rounds(3 + steps.div_ceil(lanes as usize));
         for part in self.row_shards(&[table])? {
             let shards = self.row_shards(&[dy, tokens])?;
             for shard in shards.iter().flat_map(|shard| split(shard, most)) {
                 let params =
-                    [shard.len() as u32, width as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
+                    [shard.len() as u32, steps as u32, part.start as u32, part.end as u32, padding, op.scale.to_bits()];
                 let bindings = [rows(dy, &shard), rows(tokens, &shard), rows(table, &part)];
                 self.push("embed_grad", &constants, &params, &bindings).groups(shard.len());
             }
@@ -267,7 +278,8 @@ impl Lowering<'_> {
             let n = shard.len() * width;
             let params = [n as u32, width as u32, part.start as u32, part.end as u32];
             let bindings = [rows(x, &shard), rows(places, &shard), view];
-            self.push("scatter_rows", &types, &params, &bindings).threads(words(n, dtype));
+            let elements = (n, vectors(width, &[x.ty.dtype, dtype]), dtype);
+            self.push_elements("scatter_rows", &types, elements, &params, &bindings);
         }
         Ok(())
     }

@@ -154,51 +154,11 @@ fn share_tensors<T: bytemuck::Pod>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::MICRO_BATCH_TOKENS;
-    use crate::train::batch::padded_rows;
-    use sparta_model::method::philox::Stream;
-    use std::collections::BTreeSet;
 
     #[test]
     fn parts_have_about_as_many_tokens_and_every_example_once() {
         assert_eq!(deal(&[5, 1, 1, 3, 2], 2), [vec![0, 1], vec![2, 3, 4]]);
         assert_eq!(deal(&[1, 1], 4), [vec![0], vec![1]]);
         assert_eq!(deal(&[7, 7, 7], 1), [vec![0, 1, 2]]);
-    }
-
-    #[test]
-    fn parts_within_a_budget_are_few_and_never_drop_an_example() {
-        assert_eq!(deal_within(&[3, 4, 2, 1], 10), [vec![0, 1, 2, 3]]);
-        assert_eq!(deal_within(&[3, 4, 9, 1, 1], 9), [vec![2], vec![1, 4], vec![0, 3]]);
-        assert_eq!(deal_within(&[20, 1], 10), [vec![0], vec![1]]);
-        assert!(deal_within(&[], 10).concat().is_empty());
-    }
-
-    /// 25,000 lengths as those of film reviews: lognormal, half of them up to 235 tokens.
-    fn reviews() -> Vec<usize> {
-        let words: Vec<u32> = Stream::new(0, "test", "reviews").words().take(12 * 25_000).collect();
-        let length = |words: &[u32]| {
-            let normal = words.iter().map(|&word| f64::from(word) / f64::from(u32::MAX)).sum::<f64>() - 6.0;
-            (235.0 * (0.65 * normal).exp()) as usize + 1
-        };
-        words.chunks(12).map(length).collect()
-    }
-
-    #[test]
-    fn a_run_on_film_reviews_prepares_tens_of_plans() {
-        let within = MICRO_BATCH_TOKENS;
-        for (longest, batch) in [(256, 16), (256, 32), (512, 16), (512, 32), (usize::MAX, 16)] {
-            let lengths: Vec<usize> = reviews().into_iter().filter(|&length| length <= longest).collect();
-            let mut plans = BTreeSet::new();
-            for step in lengths.chunks(batch) {
-                let parts = deal_within(step, within);
-                for (i, part) in parts.iter().enumerate() {
-                    let tokens = part.iter().map(|&i| step[i]).sum();
-                    plans.insert((parts.len() > 1, i > 0, padded_rows(tokens), part.len()));
-                }
-            }
-            println!("{longest} tokens, batches of {batch}: {} plans", plans.len());
-            assert!(plans.len() < 100, "{longest} tokens, batches of {batch}: {}", plans.len());
-        }
     }
 }

@@ -1,51 +1,12 @@
-// dk = ds^T q, dv = p^T do, for each query head on its own: [rows, heads, head_dim]. One workgroup per tile of 32 key
-// rows of one query head.
-@group(0) @binding(7) var<storage, read_write> dk: array<u32>;
-@group(0) @binding(8) var<storage, read_write> dv: array<u32>;
-
-// Elements d and d + 1 of the head that begins at `base`.
-fn store_dk(base: u32, d: u32, pair: vec2<f32>) {
-    if (d >= HEAD_DIM) {
-        return;
-    }
-    if (Y != F32) {
-        dk[(base + d) >> 1u] = pack(Y, pair);
-        return;
-    }
-    dk[base + d] = bitcast<u32>(pair.x);
-    if (d + 1u < HEAD_DIM) {
-        dk[base + d + 1u] = bitcast<u32>(pair.y);
-    }
-}
-
-// Elements d and d + 1 of the head that begins at `base`.
-fn store_dv(base: u32, d: u32, pair: vec2<f32>) {
-    if (d >= HEAD_DIM) {
-        return;
-    }
-    if (Y != F32) {
-        dv[(base + d) >> 1u] = pack(Y, pair);
-        return;
-    }
-    dv[base + d] = bitcast<u32>(pair.x);
-    if (d + 1u < HEAD_DIM) {
-        dv[base + d + 1u] = bitcast<u32>(pair.y);
-    }
-}
-
-// The row after the last query row that sees any of the key rows from k0 on.
-fn end_query(lane: u32, k0: u32) -> u32 {
-    load_bounds(lane, k0);
-    if (lane == 0u) {
-        bound = 0u;
-        for (var i = 0u; i < TILE && k0 + i < p.rows; i++) {
-            bound = max(bound, end_of_seeing(k0 + i, bounds[TILE + i]));
-        }
-        bound = min(bound, p.rows);
-    }
-    return workgroupUniformLoad(&bound);
-}
-
+{#- After attention_grad_tile. DK, DV: whether each of the gradients is made. -#}
+// dk = ds^T q, dv = p^T do, added up over the query heads of each part of those that share a key head: [rows, kv_heads *
+// parts, head_dim]. One workgroup per tile of 64 key rows and part.
+{%- if DK %}
+{{- result("dk", 7) }}
+{%- endif %}
+{%- if DV %}
+{{- result("dv", 8 if DK else 7) }}
+{%- endif %}
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
@@ -53,67 +14,62 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let id = linear_id(group, groups);
-    let head = id % p.heads;
-    let k0 = (id / p.heads) * TILE;
-    if (k0 >= p.rows) {
+    let count = p.kv_heads * p.parts;
+    let own0 = id / count * 64u;
+    if (own0 >= p.rows) {
         return;
     }
-    let kv_head = head / (p.heads / p.kv_heads);
-    let r = 4u * (lane / 16u);
-    let c = 2u * (lane % 16u);
-    let end = end_query(lane, k0);
-    var dk_sums: array<Block, SLICES>;
-    var dv_sums: array<Block, SLICES>;
-    for (var q0 = k0; q0 < end; q0 += TILE) {
-        let products = scores(lane, q0, k0, head, kv_head);
-        let d_weight = d_weights(lane, q0, k0, head, kv_head);
-        load_bounds(lane, q0);
-        // Of rows r + i: the gradients of the scores at columns c and c + 1.
-        var ds: array<vec2<f32>, 4>;
-        for (var i = 0u; i < 4u; i++) {
-            let t = q0 + r + i;
-            let start = bounds[r + i];
-            let near = element(products.a[i], d_weight.a[i], t, k0 + c, head, start);
-            let far = element(products.b[i], d_weight.b[i], t, k0 + c + 1u, head, start);
-            weights[(r + i) * STRIDE + c] = near.x;
-            weights[(r + i) * STRIDE + c + 1u] = far.x;
-            ds[i] = vec2<f32>(near.y, far.y);
-        }
-        for (var slice = 0u; slice < SLICES; slice++) {
-            for (var i = 0u; i < LOADS; i++) {
-                let row = (i * LANES + lane) / TILE;
-                let d = lane % TILE;
-                right[row * STRIDE + d] = d_o_at(q0 + row, head, slice * TILE + d);
-            }
-            workgroupBarrier();
-            dv_sums[slice] = weigh(lane, true, dv_sums[slice]);
-            workgroupBarrier();
-        }
-        for (var i = 0u; i < 4u; i++) {
-            weights[(r + i) * STRIDE + c] = ds[i].x;
-            weights[(r + i) * STRIDE + c + 1u] = ds[i].y;
-        }
-        for (var slice = 0u; slice < SLICES; slice++) {
-            for (var i = 0u; i < LOADS; i++) {
-                let row = (i * LANES + lane) / TILE;
-                let d = lane % TILE;
-                right[row * STRIDE + d] = q_at(q0 + row, head, slice * TILE + d);
-            }
-            workgroupBarrier();
-            dk_sums[slice] = weigh(lane, true, dk_sums[slice]);
-            workgroupBarrier();
+    let kv_head = id % count / p.parts;
+    let heads = p.heads / count;
+    {{- places() }}
+    if (lane == 0u) {
+        let last = min(own0 + 63u, p.rows - 1u);
+        bound = min(end_of_seeing(last, spans[2u * last + 1u]), p.rows);
+    }
+    let end = workgroupUniformLoad(&bound);
+    {%- if DK %}
+    {{- declare("dk") }}
+    {%- endif %}
+    {%- if DV %}
+    {{- declare("dv") }}
+    {%- endif %}
+    for (var i = 0u; i < heads; i++) {
+        let head = id % count * heads + i;
+        for (var other0 = own0; other0 < end; other0 += OTHERS) {
+            {{- multiply("scores", "k", "kv_head", "q", "head") }}
+            {%- if DK %}
+            {{- multiply("d_weights", "v", "kv_head", "d_o", "head") }}
+            {%- else %}
+                {%- for n in range(KEEP) %}
+            let d_weights{{ n }} = vec4<f32>();
+                {%- endfor %}
+            {%- endif %}
+            {%- for e in range(4) %}
+            let t{{ e }} = other0 + 4u * x + {{ e }}u;
+            let start{{ e }} = spans[2u * min(t{{ e }}, p.rows - 1u)];
+            let terms{{ e }} = terms(t{{ e }}, head);
+                {%- for n in range(KEEP) %}
+            let element{{ n }}_{{ e }} = element(scores{{ n }}.{{ E[e] }}, d_weights{{ n }}.{{ E[e] }}, t{{ e }}, row{{ n }}, head, start{{ e }}, terms{{ e }});
+                {%- endfor %}
+            {%- endfor %}
+            {%- for n in range(KEEP) %}
+            let weights{{ n }} = vec4<f32>({% for e in range(4) %}element{{ n }}_{{ e }}.x{{ ", " if e < 3 }}{% endfor %});
+            let d_scores{{ n }} = vec4<f32>({% for e in range(4) %}element{{ n }}_{{ e }}.y{{ ", " if e < 3 }}{% endfor %});
+            {%- endfor %}
+            {%- if DV %}
+            {{- keep_weights("weights") }}
+            {{- accumulate("dv", "d_o", "head", false) }}
+            {%- endif %}
+            {%- if DK %}
+            {{- keep_weights("d_scores") }}
+            {{- accumulate("dk", "q", "head", false) }}
+            {%- endif %}
         }
     }
-    for (var i = 0u; i < 4u; i++) {
-        let row = k0 + r + i;
-        if (row >= p.rows) {
-            continue;
-        }
-        let base = (row * p.heads + head) * HEAD_DIM;
-        for (var slice = 0u; slice < SLICES; slice++) {
-            let d = slice * TILE + c;
-            store_dk(base, d, vec2<f32>(dk_sums[slice].a[i], dk_sums[slice].b[i]));
-            store_dv(base, d, vec2<f32>(dv_sums[slice].a[i], dv_sums[slice].b[i]));
-        }
-    }
+    {%- if DK %}
+    {{- store("dk", "dk", "count", "id % count", false) }}
+    {%- endif %}
+    {%- if DV %}
+    {{- store("dv", "dv", "count", "id % count", false) }}
+    {%- endif %}
 }

@@ -14,6 +14,8 @@ struct Params {
     // On matrix units: workgroups that share the query heads of one key head and one tile of keys. Where keys are kept: rows
     // of k and v.
     parts: u32,
+    // In f32: vectors of a slice of the operands of scores that a thread multiplies.
+    steps: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -39,9 +41,10 @@ fn slope(s: f32) -> f32 {
     return 1.0;
 }
 
-// Whether query row t sees key row j, given the first row of t's segment.
+// Whether query row t sees key row j, given the first row of t's segment. Without short circuits: what one driver, SwiftShader,
+// needs to compile a loop doubles with every branch in it.
 fn sees(t: u32, j: u32, start: u32) -> bool {
-    return t < p.rows && j >= start && j <= t && t - j < p.window;
+    return (t < p.rows) & (j >= start) & (j <= t) & (t - j < p.window);
 }
 
 // What dropout multiplies a probability by.

@@ -104,14 +104,10 @@ fn kernels() -> Vec<(String, Kernel)> {
             }
         }
     }
-    let attention = [("LANES", 128), ("X", 1), ("Y", 1), ("HEAD_DIM", 256), ("SOFT_CAP", 0), ("DROPOUT", 0)];
-    let others: [(&'static str, &[(&'static str, u32)]); 13] = [
+    let others: [(&'static str, &[(&'static str, u32)]); 10] = [
         ("magnitude", &[("A", 1), ("B", 1)]),
         ("linear_small", &[("LANES", 64), ("TYPE_A", 1), ("TYPE_B", 1), output[0], output[1], output[2]]),
         ("sampled_grad", &[("X", 1), ("DY", 1)]),
-        ("attention", &attention),
-        ("attention_grad_q", &attention),
-        ("attention_grad_kv", &attention),
         ("rms_norm", &[("X", 0), ("W", 1), ("Y", 1), ("RATE", 0), ("VECTORS", 8)]),
         ("rms_norm_grad", &[("X", 0), ("W", 1), ("DY", 1), ("ACC", 1), ("Y", 0), ("VECTORS", 8)]),
         ("rms_norm_grad_w", &[("X", 0), ("DY", 1), ("CHOSEN", 0), ("VECTORS", 8)]),
@@ -127,6 +123,20 @@ fn kernels() -> Vec<(String, Kernel)> {
             let constants = [&UNITS.constants()[..], &tile, &op].concat();
             let kernel = Kernel::new("attention_units", constants);
             all.push((format!("attention on matrix units, {sum}, heads of {head_dim}"), kernel));
+        }
+    }
+    for (head_dim, rows) in [64, 128, 256].into_iter().flat_map(|head_dim| [(head_dim, 32), (head_dim, 64)]) {
+        let tile = [("X", 0), ("Y", 0), ("OTHERS", rows)];
+        let op = [("HEAD_DIM", head_dim), ("SOFT_CAP", 0), ("DROPOUT", 0)];
+        let kernels: &[(&str, &'static str, [u32; 2])] = match head_dim {
+            256 => &[("dk", "attention_grad_kv", [1, 0]), ("dv", "attention_grad_kv", [0, 1])],
+            _ => &[("dk and dv", "attention_grad_kv", [1, 1])],
+        };
+        let first = [("o", "attention", [0; 2]), ("dq", "attention_grad_q", [0; 2])];
+        for &(sum, name, [dk, dv]) in first.iter().chain(kernels) {
+            let constants = [&tile[..], &op, &[("DK", dk), ("DV", dv)]].concat();
+            let label = format!("attention in f32, {sum}, heads of {head_dim}, tiles of 64 x {rows}");
+            all.push((label, Kernel::new(name, constants)));
         }
     }
     all.extend(others.map(|(name, constants)| (name.to_owned(), Kernel::new(name, constants.to_vec()))));

@@ -5,6 +5,7 @@ use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS, shader};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::{Block, Statement};
 use sparta_graph::Blocks;
 use std::fs;
 use std::process::Command;
@@ -80,12 +81,14 @@ fn variants(name: &'static str) -> Vec<Vec<(&'static str, u32)>> {
                 vec![("LANES", 64), ("TYPE_A", c), ("TYPE_B", b), ("TYPE_C", c), ("BIAS", 3 - b), ("RESIDUAL", 1 + c)]
             })
             .collect(),
-        "attention" | "attention_cached" | "attention_grad_q" | "attention_grad_kv" => [16, 80, 256]
+        "attention" | "attention_cached" | "attention_grad_q" | "attention_grad_kv" => [16, 42, 80, 128, 192, 256]
             .into_iter()
             .flat_map(|d| {
                 [0, 1].map(|on| {
-                    let types = [("LANES", 128), ("X", on), ("Y", on)];
-                    [&types[..], &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
+                    let types = [("X", on), ("Y", on), ("OTHERS", 32)];
+                    let both = u32::from(d <= 128);
+                    let sums = [("DK", on | both), ("DV", (1 - on) | both)];
+                    [&types[..], &sums, &[("HEAD_DIM", d), ("SOFT_CAP", on), ("DROPOUT", on)]].concat()
                 })
             })
             .collect(),
@@ -134,11 +137,22 @@ fn every_shader_is_portable() {
     for name in SHADERS.iter().filter(|name| !parts.contains(name)) {
         for constants in specialisations(name) {
             let text = Kernel::new(name, constants.clone()).source().unwrap();
-            check(&text, &format!("{name} {constants:?}"));
+            check(&text, &format!("{name} {constants:?}"), MEMORY);
+        }
+    }
+    // With more memory, tiles are larger.
+    for name in ["attention", "attention_grad_q", "attention_grad_kv"] {
+        for mut constants in specialisations(name) {
+            constants.retain(|(constant, _)| *constant != "OTHERS");
+            constants.push(("OTHERS", 64));
+            let text = Kernel::new(name, constants.clone()).source().unwrap();
+            check(&text, &format!("{name} {constants:?}"), 25 << 10);
         }
     }
 }
 
+/// Products on matrix units of every kind, in SPIR-V, which the program that SPARTA_SPIRV_VAL names validates, and in
+/// MSL where Metal has the size.
 #[test]
 fn products_on_matrix_units_are_valid() {
     let all = [(8, 8, true, true), (8, 32, false, true), (16, 32, true, false), (16, 64, true, true)];
@@ -234,12 +248,14 @@ fn every_file_in_shaders_is_embedded() {
 /// WebGPU's default limit of workgroup memory.
 const MEMORY: u32 = 16 << 10;
 
-fn check(text: &str, what: &str) {
+fn check(text: &str, what: &str, memory: u32) {
     let module = naga::front::wgsl::parse_str(text).unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
     let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
-    default_limits(&module, &info, MEMORY, what);
+    default_limits(&module, &info, memory, what);
+    let branches = branches(&module, &module.entry_points[0].function.body).in_a_loop;
+    assert!(branches <= MOST_BRANCHES, "{what}: {branches} branches in a loop");
     spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
@@ -254,6 +270,37 @@ fn check(text: &str, what: &str) {
     hlsl::Writer::new(&mut translated, &options, &hlsl::PipelineOptions::default())
         .write(&module, &info, None)
         .unwrap_or_else(|e| panic!("{what}: HLSL: {e}"));
+}
+
+/// What SwiftShader, which browsers fall back to, takes to compile a loop may double with every branch in it, `&&` and
+/// `||` included: it looks for paths through the loop and queues a block once for each way there.
+const MOST_BRANCHES: usize = 48;
+
+/// Branches of a block, and of the loop in it that has most; those of called functions count.
+#[derive(Default)]
+struct Branches {
+    all: usize,
+    in_a_loop: usize,
+}
+
+fn branches(module: &naga::Module, block: &Block) -> Branches {
+    let mut sum = Branches::default();
+    for statement in block {
+        let (own, parts): (usize, Vec<&Block>) = match statement {
+            Statement::If { accept, reject, .. } => (1, vec![accept, reject]),
+            Statement::Switch { cases, .. } => (cases.len(), cases.iter().map(|case| &case.body).collect()),
+            Statement::Loop { body, continuing, .. } => (0, vec![body, continuing]),
+            Statement::Block(block) => (0, vec![block]),
+            Statement::Call { function, .. } => (0, vec![&module.functions[*function].body]),
+            _ => continue,
+        };
+        let parts: Vec<Branches> = parts.into_iter().map(|part| branches(module, part)).collect();
+        let all = own + parts.iter().map(|part| part.all).sum::<usize>();
+        sum.all += all;
+        let here = if matches!(statement, Statement::Loop { .. }) { all } else { 0 };
+        sum.in_a_loop = parts.iter().map(|part| part.in_a_loop).fold(sum.in_a_loop.max(here), usize::max);
+    }
+    sum
 }
 
 /// WebGPU's default limits but for workgroup memory: 256 threads, 8 storage buffers, parameters in one slot.

@@ -5,6 +5,7 @@ use super::library::{Entry, Functions, enter};
 use super::running;
 use crate::files;
 use crate::hash::hash_open;
+use same_file::Handle;
 use sparta_plugin::abi::ENTRY;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -21,19 +22,20 @@ pub fn check(bytes: &[u8]) -> Result<(), String> {
 /// loaded, even if another file has replaced it.
 pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     let path = canonical(path)?;
+    let descriptor = descriptor_path(&file).filter(|descriptor| descriptor.exists());
+    let file = Handle::from_file(file).map_err(|e| format!("cannot be read: {e}"))?;
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, interfaces)) = opened.iter().find(|(other, _)| is_same(other, &file)) {
+    if let Some((_, interfaces)) = opened.iter().find(|(other, _)| *other == file) {
         return Ok(interfaces.clone());
     }
     let _running = running::Call::begin(|| format!("{}: loading it", path.display()), false);
-    let handle = handle_path(&file).filter(|handle| handle.exists());
     // SAFETY: opening runs the library's initialisers. The user, the configuration or the installation named the file,
     // and `binary::check` has seen that it is a whole library for this machine with our entry point.
     let library =
-        unsafe { load(handle.as_ref().unwrap_or(&path)) }.map_err(|e| match std::error::Error::source(&e) {
+        unsafe { load(descriptor.as_ref().unwrap_or(&path)) }.map_err(|e| match std::error::Error::source(&e) {
             Some(loader) => {
                 let loader = loader.to_string();
-                let name = handle.as_ref().map_or(String::new(), |handle| handle.display().to_string());
+                let name = descriptor.as_ref().map_or(String::new(), |path| path.display().to_string());
                 match name.is_empty() {
                     true => format!("cannot be opened: {loader}"),
                     false => format!("cannot be opened: {}", loader.replace(&name, &path.display().to_string())),
@@ -47,51 +49,37 @@ pub fn open(path: &Path, file: File) -> Result<Vec<Functions>, String> {
     std::mem::forget(library);
     // SAFETY: it is the entry point of a library that stays loaded.
     let interfaces = unsafe { enter(entry) };
-    // The loader knows libraries by their names, so this handle's must not become that of another file.
+    // The loader knows libraries by their names, so this descriptor's must not become that of another file.
     opened.push((file, interfaces.clone().unwrap_or_default()));
     interfaces
 }
 
 /// The files of the libraries that are loaded, never closed, and their interfaces.
-static OPENED: Mutex<Vec<(File, Vec<Functions>)>> = Mutex::new(Vec::new());
+static OPENED: Mutex<Vec<(Handle, Vec<Functions>)>> = Mutex::new(Vec::new());
 
 /// SHA-256 of a library that is loaded, from the file that was loaded.
 ///
 /// Errors: the file at the path has been replaced.
 pub fn hash_of(path: &Path) -> crate::Result<String> {
-    let now = files::open_on_disk(path).map_err(crate::Error::io(path))?;
+    let now = files::open_on_disk(path).and_then(Handle::from_file).map_err(crate::Error::io(path))?;
     let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    match opened.iter().find(|(file, _)| is_same(file, &now)) {
-        Some((file, _)) => hash_open(path, file),
+    match opened.iter().find(|(file, _)| *file == now) {
+        Some((file, _)) => hash_open(path, file.as_file()),
         None => {
             Err(crate::Error::Plugin(format!("{}: it was replaced after it was loaded; try again", path.display())))
         }
     }
 }
 
-#[cfg(unix)]
-fn is_same(a: &File, b: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let identity = |file: &File| file.metadata().ok().map(|found| (found.dev(), found.ino()));
-    identity(a).is_some_and(|a| identity(b) == Some(a))
-}
-
-/// By size and time of the last change, if files have no number.
-#[cfg(not(unix))]
-fn is_same(a: &File, b: &File) -> bool {
-    let identity = |file: &File| file.metadata().ok().and_then(|found| Some((found.len(), found.modified().ok()?)));
-    identity(a).is_some_and(|a| identity(b) == Some(a))
-}
-
 /// The path of an open file.
 #[cfg(target_os = "linux")]
-fn handle_path(file: &File) -> Option<PathBuf> {
+fn descriptor_path(file: &File) -> Option<PathBuf> {
     use std::os::fd::AsRawFd;
     Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
 }
 
 #[cfg(not(target_os = "linux"))]
-fn handle_path(_file: &File) -> Option<PathBuf> {
+fn descriptor_path(_file: &File) -> Option<PathBuf> {
     None
 }
 

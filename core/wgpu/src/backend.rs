@@ -80,7 +80,7 @@ impl WgpuBackend {
         let binding = adapter.info.max_binding.unwrap_or_default();
         let too_low = || other(&id, format!("a binding limit of {binding} bytes is below {ALIGNMENT}"));
         let memory = adapter.limits.max_compute_workgroup_storage_size.min(MatrixUnits::MOST_MEMORY);
-        let bounds = Bounds { unroll: unroll(raw), ..bounds.ok_or_else(too_low)? };
+        let bounds = Bounds { unroll: unroll(raw), memory, ..bounds.ok_or_else(too_low)? };
         let mut features = wgpu::Features::TIMESTAMP_QUERY;
         let mut experimental = wgpu::ExperimentalFeatures::disabled();
         if !units.is_empty() {

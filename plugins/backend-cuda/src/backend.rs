@@ -82,6 +82,8 @@ impl CudaBackend {
         let mut info = machine.info();
         let binding = info.max_binding.map_or(MAX_BINDING, |most| most.min(MAX_BINDING));
         let mut bounds = Bounds::new(DeviceKind::DiscreteGpu, usize::try_from(binding).unwrap_or(usize::MAX));
+        // What a kernel may declare on every card.
+        bounds.memory = 48 << 10;
         bounds.sampled_cost = *info.sampled_cost.get_or_insert(SAMPLED_COST);
         info.rounds_in_attention = machine.capability() >= TENSOR_CORES;
         let device = Device { bounds, capability: machine.capability(), tf32: false };

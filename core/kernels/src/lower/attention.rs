@@ -1,15 +1,23 @@
-//! Attention: tiles of 32 query rows or 32 key rows per workgroup.
+//! Attention: tiles of 64 query rows or 64 key rows per workgroup.
 
 use super::{Lowering, Target, UNUSED, View, code, dropout_threshold, lanes_for, rows, rows_of, words};
 use crate::source::Constants;
 use sparta_graph::DType;
 use sparta_graph::ops::{Attention, AttentionDelta};
 
-const TILE: usize = 32;
-const LANES: u32 = 128;
+/// Rows of a workgroup's own tile.
+pub(super) const TILE: usize = 64;
+/// Enough workgroups to keep a large GPU busy.
+const BUSY: usize = 256;
+/// Bytes of workgroup memory required for tiles of scores with 64 rows on both sides.
+const SQUARE: u32 = 25 << 10;
+/// Threads of a workgroup where keys are kept.
+const CACHED_LANES: u32 = 128;
 
 /// The largest head that the kernels support, as they keep a tile's sums in registers.
 pub(super) const MAX_HEAD_DIM: usize = 256;
+/// The largest head for which one kernel makes the gradients of both keys and values.
+const MOST_FOR_BOTH: usize = 128;
 
 impl Lowering<'_> {
     pub(super) fn attention(&mut self, op: &Attention) -> Result<(), String> {
@@ -21,8 +29,8 @@ impl Lowering<'_> {
         let o = self.head_target(0, "o", op)?;
         bindings.extend([o.view, self.whole(self.output(1)?, "lse")?]);
         let rng = self.call.inputs.get(4).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
-        self.check_rounds(op, rows, 2)?;
-        let (constants, params) = self.arguments(op, rows, o.dtype)?;
+        self.check_rounds(op, rows, 1, 2)?;
+        let (constants, params) = self.arguments(op, rows, o.dtype, 1)?;
         self.push("attention", &constants, &params, &bindings).rng(rng).groups(rows.div_ceil(TILE) * op.heads);
         self.finish(o);
         Ok(())
@@ -30,22 +38,22 @@ impl Lowering<'_> {
 
     pub(super) fn attention_cached(&mut self, op: &Attention) -> Result<(), String> {
         let kept = rows_of(self.input(1)?);
-        let per_tile = op.head_dim + LANES as usize + 16;
-        if kept.div_ceil(LANES as usize) * per_tile > self.bounds.rounds {
+        let per_tile = op.head_dim + CACHED_LANES as usize + 16;
+        if kept.div_ceil(CACHED_LANES as usize) * per_tile > self.bounds.rounds {
             return Err(format!(
                 "{kept} kept rows with heads of {} are more than the {} that this software driver can loop over; keep \
                  fewer with --context, or use the CPU backend",
                 op.head_dim,
-                self.bounds.rounds / per_tile * LANES as usize
+                self.bounds.rounds / per_tile * CACHED_LANES as usize
             ));
         }
         let (q, spans, o) = (self.input(0)?, self.input(3)?, self.output(0)?);
         let (k, v) = (self.whole(self.input(1)?, "k")?, self.whole(self.input(2)?, "v")?);
         for shard in self.target_shards(o, op.head_dim, &[q, spans])? {
             let target = self.target(o, &shard, op.head_dim)?;
-            let (constants, _) = self.arguments(op, shard.len(), target.dtype)?;
+            let constants = [&self.types(op, target.dtype)?[..], &[("LANES", CACHED_LANES)]].concat();
             let bindings = [rows(q, &shard), k, v, rows(spans, &shard), target.view];
-            self.push("attention_cached", &constants, &params(op, shard.len(), kept), &bindings)
+            self.push("attention_cached", &constants, &params(op, shard.len(), kept, 0), &bindings)
                 .groups(shard.len() * op.heads);
             self.finish(target);
         }
@@ -71,28 +79,57 @@ impl Lowering<'_> {
         let [q, k, v, d_o, ld, spans] = inputs[..] else { return Err("expected 6 inputs".into()) };
         let shared = [q, k, v, spans, d_o, ld];
         let rng = self.call.inputs.get(6).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
-        self.check_rounds(op, rows, 4)?;
-        let groups = rows.div_ceil(TILE) * op.heads;
+        let parts = self.grad_parts_of(op)?;
+        self.check_rounds(op, rows, op.heads / op.kv_heads / parts, 4)?;
         let dq = self.head_target(0, "dq", op)?;
-        let (constants, params) = self.arguments(op, rows, dq.dtype)?;
+        let (constants, params) = self.arguments(op, rows, dq.dtype, 1)?;
         let bindings = [&shared[..], &[dq.view]].concat();
-        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(groups);
+        self.push("attention_grad_q", &constants, &params, &bindings).rng(rng).groups(rows.div_ceil(TILE) * op.heads);
         self.finish(dq);
-        let shared_by = op.heads / op.kv_heads;
-        if shared_by == 1 {
+        if parts == 1 {
             let (dk, dv) = (self.head_target(1, "dk", op)?, self.head_target(2, "dv", op)?);
-            let bindings = [&shared[..], &[dk.view, dv.view]].concat();
-            self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+            self.attention_grad_kv(op, &shared, rng, [&dk, &dv], 1)?;
             self.finish(dv);
             self.finish(dk);
             return Ok(());
         }
-        // Each query head separately, in f32, then the sums.
-        let parts = self.grad_parts(op, shared_by)?;
-        let bindings = [&shared[..], &parts].concat();
-        let (constants, params) = self.arguments(op, rows, DType::F32)?;
-        self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
-        self.sum_grad_parts(op, shared_by, parts)
+        let views = self.grad_parts(op, parts)?;
+        let [dk, dv] = views.map(|view| Target { view, dtype: DType::F32, rounded_to: None });
+        self.attention_grad_kv(op, &shared, rng, [&dk, &dv], parts)?;
+        self.sum_grad_parts(op, parts, views)
+    }
+
+    /// Launches the gradients of keys and values: both at once, or each on its own if the sums of both take too many
+    /// registers.
+    fn attention_grad_kv(
+        &mut self,
+        op: &Attention,
+        shared: &[View],
+        rng: View,
+        [dk, dv]: [&Target; 2],
+        parts: usize,
+    ) -> Result<(), String> {
+        let rows = rows_of(self.input(0)?);
+        let (constants, params) = self.arguments(op, rows, dk.dtype, parts)?;
+        let launches = if op.head_dim > MOST_FOR_BOTH { vec![(1, 0), (0, 1)] } else { vec![(1, 1)] };
+        for (with_dk, with_dv) in launches {
+            let constants = [&constants[..], &[("DK", with_dk), ("DV", with_dv)]].concat();
+            let mut bindings = shared.to_vec();
+            bindings.extend((with_dk == 1).then_some(dk.view));
+            bindings.extend((with_dv == 1).then_some(dv.view));
+            let groups = rows.div_ceil(TILE) * op.kv_heads * parts;
+            self.push("attention_grad_kv", &constants, &params, &bindings).rng(rng).groups(groups);
+        }
+        Ok(())
+    }
+
+    /// The number of parts into which the query heads of a key head are divided for the gradients of keys and values:
+    /// as few as keep a GPU busy.
+    pub(super) fn grad_parts_of(&self, op: &Attention) -> Result<usize, String> {
+        let tiles = rows_of(self.input(0)?).div_ceil(TILE) * op.kv_heads;
+        let shared_by = op.heads / op.kv_heads;
+        let enough = |parts: &usize| shared_by.is_multiple_of(*parts) && tiles * parts >= BUSY;
+        Ok((1..shared_by).find(enough).unwrap_or(shared_by))
     }
 
     /// Scratch memory for dk and dv, split into this many parts for each key head, f32 `[rows, kv_heads * parts,
@@ -121,13 +158,16 @@ impl Lowering<'_> {
         self.target(output, &(0..rows_of(output)), op.head_dim)
     }
 
-    /// Refuses sizes that a device with limited loops would silently get wrong; `products` is the number per tile.
-    fn check_rounds(&self, op: &Attention, rows: usize, products: usize) -> Result<(), String> {
-        let per_tile = 48 + 8 * products * op.head_dim.div_ceil(TILE);
-        if rows.div_ceil(TILE) * per_tile <= self.bounds.rounds {
+    /// Refuses sizes that a device with limited loops would silently get wrong. `products` is the number per tile, and
+    /// a workgroup does `heads` heads one after another.
+    fn check_rounds(&self, op: &Attention, rows: usize, heads: usize, products: usize) -> Result<(), String> {
+        let others = self.others() as usize;
+        // A slice of 32 columns takes a round and 8 steps; where there is but one, weights take twice as many.
+        let per_tile = 20 + 9 * products * op.head_dim.div_ceil(32);
+        if rows.div_ceil(others) * per_tile * heads <= self.bounds.rounds {
             return Ok(());
         }
-        let most = self.bounds.rounds / per_tile * TILE;
+        let most = self.bounds.rounds / per_tile / heads * others;
         Err(format!(
             "{rows} rows with heads of {} are more than the {most} that this software driver can loop over; use fewer \
              tokens per micro-batch, or the CPU backend",
@@ -135,18 +175,36 @@ impl Lowering<'_> {
         ))
     }
 
+    /// Rows of the tiles that a workgroup goes over.
+    fn others(&self) -> u32 {
+        if self.bounds.memory >= SQUARE { 64 } else { 32 }
+    }
+
     pub(super) fn inputs(&self, names: &[&str]) -> Result<Vec<View>, String> {
         names.iter().enumerate().map(|(i, name)| self.whole(self.input(i)?, name)).collect()
     }
 
     /// Constants and parameters of the kernels in f32, for outputs of this type.
-    fn arguments(&self, op: &Attention, rows: usize, output: DType) -> Result<(Constants, Vec<u32>), String> {
+    fn arguments(
+        &self,
+        op: &Attention,
+        rows: usize,
+        output: DType,
+        parts: usize,
+    ) -> Result<(Constants, Vec<u32>), String> {
+        let mut constants = self.types(op, output)?;
+        let others = self.others();
+        constants.push(("OTHERS", others));
+        Ok((constants, params(op, rows, parts, others / 8)))
+    }
+
+    /// The constants that all kernels in f32 have.
+    fn types(&self, op: &Attention, output: DType) -> Result<Constants, String> {
         if op.head_dim == 0 || op.head_dim > MAX_HEAD_DIM {
             return Err(format!("head_dim must be 1 to {MAX_HEAD_DIM} on this backend, got {}", op.head_dim));
         }
-        let mut constants = variant(op).to_vec();
-        constants.extend([("LANES", LANES), ("X", code(self.input(0)?.ty.dtype)), ("Y", code(output))]);
-        Ok((constants, params(op, rows, 1)))
+        let types = [("X", code(self.input(0)?.ty.dtype)), ("Y", code(output))];
+        Ok([&variant(op)[..], &types].concat())
     }
 }
 
@@ -160,7 +218,7 @@ pub(super) fn variant(op: &Attention) -> [(&'static str, u32); 3] {
 }
 
 /// The `Params` of all attention kernels.
-pub(super) fn params(op: &Attention, rows: usize, parts: usize) -> Vec<u32> {
+pub(super) fn params(op: &Attention, rows: usize, parts: usize, steps: u32) -> Vec<u32> {
     let keep = (1.0 / (1.0 - f64::from(op.dropout))) as f32;
     vec![
         rows as u32,
@@ -173,5 +231,6 @@ pub(super) fn params(op: &Attention, rows: usize, parts: usize) -> Vec<u32> {
         op.scale.to_bits(),
         op.soft_cap.unwrap_or(0.0).to_bits(),
         parts as u32,
+        steps,
     ]
 }

@@ -1,16 +1,12 @@
 //! Attention on matrix units: operands are converted to f16 once per call, and one kernel makes each kind of sum.
 
-use super::attention::{MAX_HEAD_DIM, params, variant};
+use super::attention::{MAX_HEAD_DIM, TILE, params, variant};
 use super::choice::{Question, class, others_of};
 use super::{Lowering, MatrixUnits, Target, UNUSED, View, code, rows_of};
 use crate::source::LANES;
 use sparta_graph::DType;
 use sparta_graph::ops::Attention;
 
-/// Rows of a workgroup's own tile.
-const TILE: usize = 64;
-/// Enough workgroups to keep a large GPU busy.
-const BUSY: usize = 256;
 /// Columns of a slice of the operands of the scores.
 const DEPTH: u32 = 32;
 /// Rows of the other side of a tile of scores: by rule the first if there is memory for it.
@@ -80,10 +76,7 @@ impl Lowering<'_> {
         let dq = self.head_target(0, "dq", op)?;
         self.push_units(op, units, Kind::Dq, operands, Some(&dq), 1)?;
         self.finish(dq);
-        let tiles = rows_of(self.input(0)?).div_ceil(TILE) * op.kv_heads;
-        let shared_by = op.heads / op.kv_heads;
-        let enough = |parts: &usize| shared_by.is_multiple_of(*parts) && tiles * parts >= BUSY;
-        let parts = (1..shared_by).find(enough).unwrap_or(shared_by);
+        let parts = self.grad_parts_of(op)?;
         if parts == 1 {
             for (i, what, kind) in [(1, "dk", Kind::Dk), (2, "dv", Kind::Dv)] {
                 let target = self.head_target(i, what, op)?;
@@ -155,7 +148,7 @@ impl Lowering<'_> {
         bindings.extend(target.map(|target| target.view));
         let rng = self.call.inputs.get(rng_at).map_or(Ok(UNUSED), |rng| self.whole(rng, "rng"))?;
         let groups = rows.div_ceil(TILE) * if keys { op.kv_heads * parts } else { op.heads };
-        let params = params(op, rows, parts);
+        let params = params(op, rows, parts, 0);
         self.push("attention_units", &constants, &params, &bindings).rng(rng).groups(groups);
         Ok(())
     }

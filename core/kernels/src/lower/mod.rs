@@ -93,6 +93,8 @@ pub struct Bounds<'c> {
     pub flops: u64,
     /// The most iterations of a thread's loops in total: llvmpipe silently ends loops after 65,535.
     pub rounds: usize,
+    /// Bytes of workgroup memory that a kernel may take; WebGPU's default is the least.
+    pub memory: u32,
     /// Matrix units for 16-bit floats, if the device has them: for products and attention.
     pub units: Option<MatrixUnits>,
     pub attention_units: Option<MatrixUnits>,
@@ -181,6 +183,7 @@ impl Bounds<'_> {
             binding: binding / ALIGNMENT * ALIGNMENT,
             flops,
             rounds,
+            memory: 16 << 10,
             units: None,
             attention_units: None,
             sampled_cost: sampled_cost(kind, None),

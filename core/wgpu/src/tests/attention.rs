@@ -1,4 +1,5 @@
-use super::{Data, bench, f32s, rng, spans};
+use super::{Data, bench, f32s, open_with, rng, spans};
+use crate::Options;
 use sparta_graph::Op;
 use sparta_graph::ops::{Attention, AttentionDelta, AttentionGrad};
 
@@ -6,8 +7,9 @@ use sparta_graph::ops::{Attention, AttentionDelta, AttentionGrad};
 /// kernels need not know that it belongs to these scores.
 pub(super) fn check(op: Attention, lengths: &[usize]) {
     let Some(mut bench) = bench() else { return };
-    // Attention binds whole tensors, larger than the low limit here.
+    // Attention binds whole tensors, larger than the low limit here; its tiles depend on the workgroup memory.
     bench.backends.truncate(1);
+    bench.backends.extend(open_with(Options { max_workgroup_memory: Some(16 << 10), ..Options::default() }));
     let t = lengths.iter().sum::<usize>();
     let (wide, narrow) = ([t, op.heads * op.head_dim], [t, op.kv_heads * op.head_dim]);
     let extra: Vec<Data> = (op.dropout > 0.0).then(rng).into_iter().collect();

@@ -561,6 +561,14 @@ mod tests {
     }
 
     #[test]
+    fn a_run_stored_before_an_option_existed_is_read() {
+        let stored = include_str!("../../../tests/readers/seeds/config.json");
+        let config: RunConfig = serde_json::from_str(stored).unwrap();
+        config.check().unwrap();
+        assert_eq!((config.precision, config.control.answers), (PrecisionChoice::F32, ANSWERS));
+    }
+
+    #[test]
     fn groups_are_part_of_a_runs_identity() {
         let config = parsed(&["--group", "a:lr=2;b:decay=0", "--group=*norm*:lr=0.5"]);
         config.check().unwrap();

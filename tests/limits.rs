@@ -254,7 +254,7 @@ fn masked_features_and_the_limits_of_webgpu_train_to_the_same_numbers() {
     let config = embedded(home.path());
     let units = DeviceFeatures::EXPERIMENTAL_COOPERATIVE_MATRIX | DeviceFeatures::SHADER_F16 | DeviceFeatures::SUBGROUP;
     let all = units | DeviceFeatures::TIMESTAMP_QUERY;
-    // Workgroup memory stays: attention has other tiles with less, which round elsewhere.
+    // Workgroup memory stays: with less, attention has other tiles, whose sums round differently (see `golden`).
     let webgpu =
         Options { max_binding: Some(128 << 20), max_buffer: Some(256 << 20), without: all, ..Options::default() };
     let masked = all.iter().map(|feature| Options { without: feature, ..Options::default() });

@@ -26,9 +26,14 @@ pub fn wgpu() -> Option<Subject<'static>> {
 /// As [`wgpu`], with tensors above 80 KiB as several bindings, and arenas above `max_buffer` bytes as several segments;
 /// refuses what a kernel needs whole, and larger tensors.
 pub fn wgpu_limited(max_buffer: u64) -> Option<Subject<'static>> {
-    let name = format!("wgpu with bindings of 80 KiB and buffers of {} KiB", max_buffer >> 10);
-    let subject =
-        open_wgpu(&name, Options { max_binding: Some(80 << 10), max_buffer: Some(max_buffer), ..Options::default() })?;
+    let name = format!("wgpu with bindings of 80 KiB, buffers of {} KiB and workgroups of 16 KiB", max_buffer >> 10);
+    let limits = Options {
+        max_binding: Some(80 << 10),
+        max_buffer: Some(max_buffer),
+        max_workgroup_memory: Some(16 << 10),
+        ..Options::default()
+    };
+    let subject = open_wgpu(&name, limits)?;
     Some(subject.may_refuse(&[
         LONG_LOOP,
         "this device binds at most",

@@ -5,7 +5,6 @@ use crate::lower::MatrixUnits;
 use crate::source::{Kernel, LANES, SHADERS, shader};
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use naga::{Block, Statement};
 use sparta_graph::Blocks;
 use std::fs;
 use std::process::Command;
@@ -254,8 +253,6 @@ fn check(text: &str, what: &str, memory: u32) {
         .validate(&module)
         .unwrap_or_else(|e| panic!("{what}: {}", e.emit_to_string(text)));
     default_limits(&module, &info, memory, what);
-    let branches = branches(&module, &module.entry_points[0].function.body).in_a_loop;
-    assert!(branches <= MOST_BRANCHES, "{what}: {branches} branches in a loop");
     spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| panic!("{what}: SPIR-V: {e}"));
     let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
     msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
@@ -270,37 +267,6 @@ fn check(text: &str, what: &str, memory: u32) {
     hlsl::Writer::new(&mut translated, &options, &hlsl::PipelineOptions::default())
         .write(&module, &info, None)
         .unwrap_or_else(|e| panic!("{what}: HLSL: {e}"));
-}
-
-/// What SwiftShader, which browsers fall back to, takes to compile a loop may double with every branch in it, `&&` and
-/// `||` included: it looks for paths through the loop and queues a block once for each way there.
-const MOST_BRANCHES: usize = 48;
-
-/// Branches of a block, and of the loop in it that has most; those of called functions count.
-#[derive(Default)]
-struct Branches {
-    all: usize,
-    in_a_loop: usize,
-}
-
-fn branches(module: &naga::Module, block: &Block) -> Branches {
-    let mut sum = Branches::default();
-    for statement in block {
-        let (own, parts): (usize, Vec<&Block>) = match statement {
-            Statement::If { accept, reject, .. } => (1, vec![accept, reject]),
-            Statement::Switch { cases, .. } => (cases.len(), cases.iter().map(|case| &case.body).collect()),
-            Statement::Loop { body, continuing, .. } => (0, vec![body, continuing]),
-            Statement::Block(block) => (0, vec![block]),
-            Statement::Call { function, .. } => (0, vec![&module.functions[*function].body]),
-            _ => continue,
-        };
-        let parts: Vec<Branches> = parts.into_iter().map(|part| branches(module, part)).collect();
-        let all = own + parts.iter().map(|part| part.all).sum::<usize>();
-        sum.all += all;
-        let here = if matches!(statement, Statement::Loop { .. }) { all } else { 0 };
-        sum.in_a_loop = parts.iter().map(|part| part.in_a_loop).fold(sum.in_a_loop.max(here), usize::max);
-    }
-    sum
 }
 
 /// WebGPU's default limits but for workgroup memory: 256 threads, 8 storage buffers, parameters in one slot.

@@ -23,8 +23,8 @@ pub fn wgpu() -> Option<Subject<'static>> {
     open_wgpu("wgpu", Options::default()).map(|subject| subject.may_refuse(&[LONG_LOOP]))
 }
 
-/// As [`wgpu`], with 16 KiB per workgroup, tensors above 80 KiB as several bindings, and arenas above `max_buffer` bytes as several segments;
-/// refuses what a kernel needs whole, and larger tensors.
+/// As [`wgpu`], with 16 KiB per workgroup, tensors above 80 KiB as several bindings, and arenas above `max_buffer` bytes
+/// as several segments; refuses what a kernel needs whole, and larger tensors.
 pub fn wgpu_limited(max_buffer: u64) -> Option<Subject<'static>> {
     let name = format!("wgpu with bindings of 80 KiB, buffers of {} KiB and workgroups of 16 KiB", max_buffer >> 10);
     let limits = Options {

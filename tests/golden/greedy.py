@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes greedy.json: how transformers goes on with the first tokens of each family's batch, one token at a time the most
-probable one. Needs PyTorch and transformers, and the complete golden data of the oracle.
+"""Writes greedy.json: how transformers continues the first tokens of each family's batch, always with the most probable
+token.
 
-    python3 greedy.py ../../../shared/oracle/golden
+    python3 greedy.py        # with torch, transformers and safetensors
 """
 
 import json
@@ -15,13 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from make import FAMILIES
 
 HERE = pathlib.Path(__file__).parent
-# Fewer together than Phi-3's angles are the short ones for.
+# Together within the original context of Phi-3's longrope, so that its short factors apply.
 PROMPT, TOKENS = 5, 24
 # The logits of the two most probable tokens differ by more than implementations in f32 do.
 MARGIN = 1e-3
 
 
-def go_on(directory):
+def continued(directory):
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory)).float().eval()
     weights = load_file(directory / "model.safetensors")
     if (directory / "lm_head.safetensors").exists():
@@ -44,7 +44,7 @@ def go_on(directory):
 
 
 def main():
-    found = {family: go_on(HERE / family) for family in FAMILIES}
+    found = {family: continued(HERE / family) for family in FAMILIES}
     lines = ",\n".join(f" {json.dumps(family)}: {json.dumps(value)}" for family, value in found.items())
     (HERE / "greedy.json").write_text(f"{{\n{lines}\n}}\n")
 

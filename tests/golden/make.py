@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Makes this folder from the full golden data of the reference oracle. Needs nothing but Python.
+"""Makes the folders of the families from the complete golden data of the reference oracle. Needs nothing but Python.
 
-    python3 make.py ../../../shared/oracle/golden
+    python3 make.py ORACLE/golden
 
-The oracle runs PyTorch and transformers on tiny checkpoints of nine decoder families. What is kept here:
+The oracle, which is not part of the repository, runs PyTorch and transformers on tiny checkpoints of nine decoder families.
+What is kept here:
 
 <family>/config.json, config.v4.json   as they are (layouts of transformers 5 and 4)
 <family>/model.safetensors             the classifier's weights in bf16, in which they are exact

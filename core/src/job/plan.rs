@@ -278,7 +278,8 @@ impl fmt::Display for RunPlan {
         let (total, epoch) = (thousands(self.total_steps as u64), thousands(self.steps_per_epoch as u64));
         writeln!(f, "steps      {total} in all, {epoch} per epoch, each of {size}{micro}{again}")?;
         let (optimizer, lr) = (&self.optimizer, self.lr);
-        writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {:?} schedule, seed {}", self.schedule, self.seed)?;
+        let schedule = format!("{:?}", self.schedule).to_lowercase();
+        writeln!(f, "optimizer  {optimizer}, learning rate {lr:e}, {schedule} schedule, seed {}", self.seed)?;
         for GroupPlan { group, by_method, tensors, trained } in &self.groups {
             let decay = group.weight_decay.map_or(String::new(), |decay| format!(", weight decay {decay}"));
             let (pattern, factor, trained) = (&group.pattern, group.lr_factor, thousands(*trained));

@@ -17,14 +17,14 @@ let embedded = null;
 /** The adapter that can be used, and the model and data that it belongs to. */
 let adapter = null;
 let busy = false;
-/** The run that can go on: its directory, model and data, and the memory it may take. */
+/** The run that can be continued: its directory, model and data, and the memory it may take. */
 let unfinished = null;
 
 function fail(error) {
     element('error').textContent = error.message ?? String(error);
     element('error').hidden = false;
-    say(unfinished === null ? 'It has ended with an error, which stands above.'
-        : 'It has ended with an error, which stands above. It can go on from its last checkpoint.');
+    say(unfinished === null ? 'It ended with the error shown above.'
+        : 'It ended with the error shown above. It can be continued from its last checkpoint.');
 }
 
 function show() {
@@ -137,7 +137,7 @@ async function train() {
 
 async function resume() {
     const asked = unfinished;
-    say('Going on from the last checkpoint …');
+    say('Continuing from the last checkpoint …');
     await run(asked, (on) => sparta.resume(asked, on));
 }
 
@@ -183,7 +183,7 @@ async function run(asked, work) {
         showDev(result.dev);
     }
     const test = result.test === null ? '' : ` Test: ${scores(result.test)}.`;
-    const how = { completed: 'Done', early_stopping: 'Stopped early', interrupted: 'Stopped by you, and what was learned is kept' };
+    const how = { completed: 'Done', early_stopping: 'Stopped early', interrupted: 'Stopped, keeping what was learned' };
     say(`${how[result.stopped]}: ${result.steps} steps.${test}`);
     document.body.dataset.result = JSON.stringify({ losses, result });
 }
@@ -337,7 +337,7 @@ for (const area of document.querySelectorAll('.drop')) {
             return takeAdapter(files);
         }
         has[into] = false;
-        // A run on the files before cannot go on with others.
+        // A run on earlier files cannot be continued with others.
         unfinished = unfinished?.model === 'model' ? null : unfinished;
         await (into === 'model' ? takeModel(files) : take(into, files));
         has[into] = true;

@@ -137,7 +137,7 @@ export class Sparta {
     plan(job: Job): Promise<{ plan: Plan; text: string }>;
     /** Trains. The run's directory then has all that `sparta-cli run` writes; `adapter` in it is the adapter. */
     train(job: Job, on?: Listener): Promise<Result>;
-    /** Goes on with the run in `out` from its last checkpoint, after a stop or an error. */
+    /** Continues the run in `out` from its last checkpoint, after a stop or an error. */
     resume(run: { out: string; memory?: number | null }, on?: Listener): Promise<Result>;
     /** The first examples of a split as a run would train on them. */
     examples(job: Job, which?: { split?: 'train' | 'dev' | 'test'; first?: number }): Promise<Example[]>;

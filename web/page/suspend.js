@@ -1,4 +1,4 @@
-// Lets the program wait: its stack is put aside until `wake` is called, and the browser goes on meanwhile.
+// Lets the program wait: its stack is suspended until `wake` is called, while the browser carries on.
 let waiting = null;
 let woken = false;
 

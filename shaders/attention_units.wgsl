@@ -406,7 +406,7 @@ fn main(
         {
             let at = row * {{ WEIGHTS_LINE }}u + 4u * part + {{ 4 * ROW_LANES * i }}u;
             let weight = factor * weights{{ i }};
-            // By bits: a driver may take it that rounding to f16 and back changes nothing.
+            // By bits: a driver may assume that rounding to f16 and back changes nothing.
             let rounded = bitcast<vec4<f32>>((bitcast<vec4<u32>>(weight) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
             keep_high(at, vec4<f16>(rounded));
             keep_low(at, vec4<f16>(weight - rounded));

@@ -112,7 +112,7 @@ fn encode(dtype: u32, x: f32) -> u32 {
     return encode_f16(x);
 }
 
-// Whether a word is an f32 NaN: by its bits, for drivers may take it that no float is NaN.
+// Whether a word is an f32 NaN: by its bits, as drivers may assume that no float is NaN.
 fn is_nan(bits: u32) -> bool {
     return (bits & 0x7fffffffu) > 0x7f800000u;
 }

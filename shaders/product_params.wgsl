@@ -13,7 +13,7 @@ struct Params {
     scale: f32,
     // Add to what the result holds (in place of bias and residual).
     accumulate: u32,
-    // k is cut into so many pieces of this length, whose sums are made apart.
+    // k is cut into this many pieces, of this length, which are summed separately.
     pieces: u32,
     piece: u32,
     // Sampled gradients: the chosen elements that are bound.

@@ -56,7 +56,7 @@ impl Observer for Watching {
 
 type Outcome = Result<RunResult, Error>;
 
-/// Runs the configurations at the same time, each on a thread that stops after so many steps.
+/// Runs the configurations at the same time, each on a thread that stops after the given number of steps.
 fn together(configs: &[(RunConfig, usize)], start: Start) -> Vec<Outcome> {
     let one = |((config, steps), communicator): (&(RunConfig, usize), _)| {
         let beside = vec![binary().parent().unwrap().to_owned()];

@@ -1,5 +1,6 @@
-//! Prints what compilers make of the hot kernels, without a card: a Vulkan driver's (registers, spills, scratch, occupancy;
-//! `static.sh` runs this on Mesa's for AMD cards), or with the argument `cuda` NVRTC (registers and spills).
+//! Prints what a compiler makes of the hot kernels, without a card: that of a Vulkan driver (registers, spills,
+//! scratch, occupancy; `static.sh` runs this on Mesa's for AMD cards), or with the argument `cuda` NVRTC (registers and
+//! spills).
 
 use ash::{khr, vk};
 use naga::back::spv;
@@ -43,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The table of NVRTC, of the kernels that are translated.
+/// NVRTC's table of the translated kernels.
 fn cuda() -> Result<(), Box<dyn Error>> {
     let compiler = Compiler::open(&Search::of_environment(), 13)?;
     let architectures = ARCHITECTURES.map(|capability| compiler.architecture(capability));

@@ -7,8 +7,8 @@ gradients and moments are bf16, but for SpaRTA's deltas and what peft keeps in f
 
 SpaRTA in f32 has its published form: before each forward pass the chosen elements are written into the frozen weight by
 `index_put_`, and autograd differentiates that, which computes the dense gradient of every weight. In bf16 a hook gathers
-the chosen elements of each dense gradient and frees it, which is faster. LoRA is peft's, r 8 on q and v. For `head` the frozen body builds no
-autograd graph.
+the chosen elements of each dense gradient and frees it, which is faster. LoRA is peft's, r 8 on q and v. For `head` the
+frozen body builds no autograd graph.
 """
 
 import argparse

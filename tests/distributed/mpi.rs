@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// A run that has a checkpoint after each step, and steps enough to be disturbed.
+/// A run with a checkpoint after each step, long enough to be disturbed.
 const LONG: &str = "--max-steps 60 --batch-size 8 --checkpoint-interval 1 --eval-interval 100 --max-dev 8 --max-test 8 \
                     --micro-batches 4 --device cpu";
 
@@ -186,8 +186,8 @@ fn messages_by_tcp_change_nothing() {
     assert_equal_runs("tcp", &home.path().join("alone"), &home.path().join("tcp"));
 }
 
-/// Kills three times, and another number of processes goes on. Once the launcher ends the others; on a busy machine it may
-/// name one of those. Then it stands still, and the others find out themselves which one was killed.
+/// Kills three times, and a different number of processes continues. At first the launcher ends the others, and on a
+/// busy machine may name one of those. Then the launcher is stopped, and the others find out which one was killed.
 #[test]
 fn a_killed_process_ends_all_and_the_run_goes_on() {
     let Some(mpich) = mpich() else { return };

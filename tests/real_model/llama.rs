@@ -1,4 +1,4 @@
-//! llama.cpp computes from the files that are written what the trainer does. Its products of quantized weights round the
+//! From the files that we write, llama.cpp computes what the trainer does. Its products of quantized weights round the
 //! activations to 8 bits; how far that takes its results from ours is known from the published file.
 
 use super::gguf::{both, gemma};

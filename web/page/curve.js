@@ -13,7 +13,7 @@ export class Curve {
         this.#draw();
     }
 
-    /** Draws what there is at the next frame, of a run of so many steps. */
+    /** Draws what there is at the next frame, of a run of `total` steps. */
     show(total) {
         this.#total = total;
         if (!this.#waits) {

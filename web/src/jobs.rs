@@ -53,7 +53,7 @@ pub enum Request {
     Train {
         job: Job,
     },
-    /// Goes on with the run in `out` from its last checkpoint.
+    /// Continues the run in `out` from its last checkpoint.
     Resume {
         out: String,
         memory: Option<u64>,
@@ -111,7 +111,7 @@ impl Job {
     }
 }
 
-/// Opens the browser's device for a job that may take so many bytes of its memory.
+/// Opens the browser's device for a job that may take this many bytes of its memory.
 fn open(memory: Option<u64>) -> Result<Box<dyn Backend>> {
     Ok(Box::new(device(memory)?))
 }
@@ -133,7 +133,7 @@ fn value(result: impl serde::Serialize) -> Result<Value> {
 
 /// Does a job.
 ///
-/// Errors: those of the job, as the command line tells them.
+/// Errors: those of the job, as the command line words them.
 pub fn perform(request: Request) -> Result<Value> {
     let plugins = plugins::all();
     match request {

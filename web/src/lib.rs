@@ -1,5 +1,5 @@
-//! The trainer in a browser. The page's worker puts files into memory, asks for a job, and calls `sparta_work`, which does it
-//! and tells what happens by [`host::emit`]. See `page/sparta.js` for the interface that pages use.
+//! The trainer in a browser. The page's worker puts files into memory, requests a job, and calls `sparta_work`, which
+//! does the job and reports what happens through [`host::emit`]. See `page/sparta.js` for the interface that pages use.
 
 mod events;
 mod host;
@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 use wasm_bindgen::prelude::wasm_bindgen;
 
 thread_local! {
-    /// The job that is asked for.
+    /// The job that was requested.
     static ASKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// What is wrong with the program itself ends it; the page then says why.
+/// A bug in the program ends it; the page then says why.
 #[wasm_bindgen(start)]
 pub fn start() {
     std::panic::set_hook(Box::new(|panic| host::tell(&json!({ "event": "panic", "value": panic.to_string() }))));
@@ -38,9 +38,7 @@ pub fn create(name: &str, room: f64) -> Result<(), String> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(room as usize).map_err(|_| {
         let room = memory_size(room as u64);
-        format!(
-            "{name}: it has {room}, for which this tab has no memory: it has 4 GiB for all files, and 2 GiB for one"
-        )
+        format!("{name}: this tab has no memory for its {room}: it has 4 GiB for all files, and 2 GiB for one")
     })?;
     files::put(&path(name), bytes).map_err(|e| format!("{name}: {e}"))
 }

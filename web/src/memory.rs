@@ -1,4 +1,4 @@
-//! The program's allocator: the platform's, which remembers what it had no memory for.
+//! The program's allocator: the platform's, but it remembers the last request that it had no memory for.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

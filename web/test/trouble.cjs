@@ -31,7 +31,7 @@ function run(page, always) {
     }, [SHORT, always]);
 }
 
-/** A lost device is opened once more, and the run ends as if nothing had happened; lost again, the run can go on later. */
+/** A lost device is opened once more, and the run ends as if nothing had happened; after a second loss it can continue. */
 async function lost(browser, url) {
     const { page } = await visit(browser, url);
     const control = await browser.newBrowserCDPSession();
@@ -103,7 +103,7 @@ async function tab(browser, url) {
         const job = { model: 'job/model', data: 'job/data', task: 'sst2', method: 'sparta', options: { ...options, lr: 5e-3, 'max-steps': 2 }, out: 'run' };
         return { large, ended: await failed(sparta.train(job)), after: await failed(sparta.list('job')) };
     });
-    assert.match(said.large, /^second: it has 2.00 GiB, for which this tab has no memory/);
+    assert.match(said.large, /^second: this tab has no memory for its 2.00 GiB/);
     assert.match(said.ended, /^the tab has no memory for \d+ MiB more/);
     assert.equal(said.after, said.ended);
     console.log(`no memory in the tab: ${said.ended}`);

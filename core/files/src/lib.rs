@@ -36,7 +36,7 @@ pub enum Kind {
     Other,
 }
 
-/// Errors: there is nothing; those of the system.
+/// Errors: nothing is there; those of the system.
 pub fn kind(path: &Path) -> io::Result<Kind> {
     match memory::is_in(path) {
         true => memory::kind(path),

@@ -118,7 +118,7 @@ impl fmt::Display for RankReport {
             writeln!(f, "{title:<18} {dims:>17}  {layers:<22} {:>6}  {}{full}", matrix.rank, matrix.deficiency)?;
         }
         for name in &self.unmatched {
-            writeln!(f, "{name} is in one of the models only")?;
+            writeln!(f, "{name} is in only one of the models")?;
         }
         write!(f, "singular values above sigma_max * max(rows, columns) * {} count", self.eps())
     }

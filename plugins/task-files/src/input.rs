@@ -37,8 +37,8 @@ impl Input {
             [0xfe, 0xff] => Box::new(BufReader::new(Utf16::new(raw, u16::from_be_bytes))),
             [0, _] | [_, 0] => {
                 return Err(Error(format!(
-                    "{name}:1: expected text, got a zero byte at its beginning: UTF-16 without a byte-order mark, or no text; \
-                     convert the file to UTF-8"
+                    "{name}:1: expected text, got a zero byte at its beginning: it is UTF-16 without a byte-order \
+                     mark, or not text; convert the file to UTF-8"
                 )));
             }
             _ => Box::new(BufReader::new(Cursor::new(mark).chain(raw))),

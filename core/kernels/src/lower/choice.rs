@@ -27,7 +27,7 @@ pub struct Question {
     pub name: String,
     /// What to time. All have the same operands: external tensors in order, inputs first.
     pub trials: Vec<Trial>,
-    /// Contents of operands, by position, that zeros would not do for.
+    /// Contents of the operands for which zeros would not do, by position.
     pub contents: Vec<(usize, Vec<u32>)>,
     answer: Answer,
 }

@@ -507,7 +507,7 @@ fn vectors(n: usize, types: &[DType]) -> usize {
     if n > 0 && n.is_multiple_of(most) { most } else { 0 }
 }
 
-/// The threads for `n` elements of a type, each with so many or, with 0, with one word.
+/// The threads for `n` elements of a type, each with `vectors` elements or, if that is 0, with one word.
 fn steps(n: usize, vectors: usize, dtype: DType) -> usize {
     n.checked_div(vectors).unwrap_or_else(|| words(n, dtype))
 }

@@ -14,10 +14,10 @@ pub struct NewArgs {
     /// Directory to create; its last part names the crate and the plugin
     #[arg(value_name = "NAME")]
     path: PathBuf,
-    /// method, task or backend
+    /// Kind of plugin to create; there is no scaffold for a communicator
     #[arg(long, value_name = "KIND", value_parser = one_of(KINDS))]
     kind: PluginKind,
-    /// rust or c
+    /// Language
     #[arg(long, value_name = "LANG", default_value = "rust", value_parser = one_of(LANGUAGES))]
     lang: Language,
     /// Directory of the SDK to depend on, plugins/sdk of the repository [default: the published version]

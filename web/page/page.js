@@ -190,7 +190,7 @@ async function run(asked, work) {
                 showTab();
             },
             eval: evaluated,
-            progress: ({ split }) => say(`Measuring on ${split} …`),
+            progress: ({ split }) => say(`Measuring ${split} …`),
             message: log,
         });
     } finally {

@@ -98,6 +98,7 @@ export interface Listener {
     plan?(plan: Plan, more: { text: string }): void;
     step?(step: Step, more: { tokensPerSecond: number }): void;
     eval?(evaluation: Evaluation): void;
+    /** Examples measured of a split or, before training, for the `scores` by which a method chooses. */
     progress?(progress: { split: string; done: number; total: number }): void;
     message?(text: string): void;
     /** A piece of a text that is being written. */

@@ -24,11 +24,12 @@ function below(files) {
     return same ? files.map(([name, file]) => [name.slice(first.length + 1), file]) : files;
 }
 
-/** Calls `take` with `[name, file]` of what is chosen or dropped; the names are those below the chosen folder. */
+/** Calls `take` with what reads `[name, file]` of all that is chosen or dropped; the names are those below the chosen folder. */
 export function watch(area, take) {
     for (const input of area.querySelectorAll('input')) {
         input.addEventListener('change', () => {
-            take(below([...input.files].map((file) => [file.webkitRelativePath || file.name, file])));
+            const files = [...input.files].map((file) => [file.webkitRelativePath || file.name, file]);
+            take(async () => below(files));
         });
     }
     const over = (on) => (event) => {
@@ -37,10 +38,9 @@ export function watch(area, take) {
     };
     area.addEventListener('dragover', over(true));
     area.addEventListener('dragleave', over(false));
-    area.addEventListener('drop', async (event) => {
+    area.addEventListener('drop', (event) => {
         over(false)(event);
         const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry()).filter((entry) => entry !== null);
-        const files = await Promise.all(entries.map((entry) => inside(entry, entry.name)));
-        take(below(files.flat()));
+        take(async () => below((await Promise.all(entries.map((entry) => inside(entry, entry.name)))).flat()));
     });
 }

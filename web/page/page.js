@@ -6,9 +6,11 @@ import { pack, unpack } from './tar.js';
 const element = (id) => document.getElementById(id);
 const form = element('job');
 const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 27 ? 1 : 0)} MiB`;
+/** JSON has no number that is not finite. */
+const digits = (x, count) => x?.toFixed(count) ?? 'not finite';
 /** The metrics of a task, which stand beside what every evaluation has. */
 const scored = ({ examples, loss, confusion, per_label, ...scores }) => Object.entries(scores);
-const scores = (metrics) => scored(metrics).map(([name, x]) => `${name} ${x.toFixed(4)}`).join(', ');
+const scores = (metrics) => scored(metrics).map(([name, x]) => `${name} ${digits(x, 4)}`).join(', ');
 
 let sparta = null;
 /** What of the model, the table and the adapter is in the program's memory. */
@@ -16,45 +18,65 @@ const has = { model: false, data: false };
 let embedded = null;
 /** The adapter that can be used, and the model and data that it belongs to. */
 let adapter = null;
-let busy = false;
+/** The directory of runs. */
+const RUN = 'run';
+/** Whether the last run's adapter is downloaded, if there is one. */
+let saved = true;
+/** The metric that the run is compared by. */
+let primary = '';
+/** What is being done: `train`, `write`, which can be stopped, or something else; nothing else is done beside it. */
+let doing = null;
 /** The run that can be continued: its directory, model and data, and the memory it may take. */
 let unfinished = null;
 
 function fail(error) {
     element('error').textContent = error.message ?? String(error);
     element('error').hidden = false;
-    say(unfinished === null ? 'It ended with the error shown above.'
-        : 'It ended with the error shown above. It can be continued from its last checkpoint.');
+    element('error').scrollIntoView({ block: 'nearest' });
 }
 
 function show() {
     const own = form.source.value === 'own';
+    const free = sparta !== null && doing === null;
     element('own').hidden = !own;
-    const ready = sparta !== null && !busy && (own ? has.model && has.data : embedded !== null);
+    // The browser does not ask for fields that it does not show.
+    element('own').disabled = !own;
+    const ready = free && (own ? has.model && has.data : embedded !== null);
     element('start').disabled = !ready;
     element('plan').disabled = !ready;
-    element('stop').disabled = !busy;
+    element('stop').disabled = doing !== 'train' && doing !== 'write';
     element('resume').hidden = unfinished === null;
-    element('resume').disabled = busy;
+    element('resume').disabled = !free;
+    for (const input of document.querySelectorAll('.drop input')) {
+        input.disabled = !free;
+    }
     for (const id of ['predict', 'measure', 'write']) {
-        element(id).disabled = sparta === null || busy || adapter === null;
+        element(id).disabled = !free || adapter === null;
     }
     // A model of one's own writes without an adapter, too.
-    element('write').disabled &&= sparta === null || busy || !(own && has.model);
+    element('write').disabled &&= !free || !(own && has.model);
 }
 
-/** Does something that nothing else may be done beside. */
-async function alone(work) {
-    busy = true;
+/** Does something that nothing else may be done beside. The keyboard's place is kept, although buttons are disabled meanwhile. */
+async function alone(what, work) {
+    const focused = document.activeElement;
+    doing = what;
     element('error').hidden = true;
     show();
     try {
         await work();
     } catch (error) {
         fail(error);
+        if (what === 'train' || what === 'plan') {
+            const on = what === 'train' && unfinished !== null ? ' It can go on from its last checkpoint.' : '';
+            say(`It has ended with an error, which stands above.${on}`);
+        }
     } finally {
-        busy = false;
+        doing = null;
         show();
+        if (document.activeElement === document.body) {
+            focused.focus({ preventScroll: true });
+        }
     }
 }
 
@@ -80,20 +102,21 @@ function job() {
     const general = options({ epochs: 'epochs', 'max-steps': 'maxSteps', lr: 'lr' });
     if (form.source.value === 'embedded') {
         const given = { ...embedded.options, ...embedded.methods[method], ...general };
-        return { model: 'job/model', data: 'job/data', task: embedded.task, method, options: given, out: 'run' };
+        return { model: 'job/model', data: 'job/data', task: embedded.task, method, options: given, out: RUN };
     }
     const given = { ...general, ...options({ 'max-length': 'maxLength', 'micro-batch-tokens': 'atOnce' }) };
     const columns = { text: form.textColumn.value, label: form.labelColumn.value };
     const named = Object.fromEntries(Object.entries(columns).filter(([, value]) => value !== ''));
     const task = form.task.value;
     const memory = form.memory.value === '' ? null : Math.floor(Number(form.memory.value) * 2 ** 30);
-    return { model: 'model', data: 'data', task, method, options: given, taskOptions: task === 'classify' ? named : {}, memory, out: 'run' };
+    return { model: 'model', data: 'data', task, method, options: given, taskOptions: task === 'classify' ? named : {}, memory, out: RUN };
 }
 
 function planned(plan, text) {
     const bytes = Object.values(plan.memory).reduce((sum, part) => sum + part, 0);
     element('memory').textContent = mebibytes(bytes);
     element('step').textContent = `0 / ${plan.total_steps}`;
+    primary = plan.primary;
     log(text);
 }
 
@@ -102,8 +125,6 @@ function clear() {
     element('log').textContent = '';
     element('evaluations').hidden = true;
     element('evaluations').tBodies[0].replaceChildren();
-    element('sets').hidden = true;
-    element('save').hidden = true;
     element('progress').value = 0;
     for (const id of ['step', 'loss', 'dev', 'speed', 'memory', 'tab']) {
         element(id).textContent = '–';
@@ -111,12 +132,12 @@ function clear() {
 }
 
 function showDev(metrics) {
-    element('dev').textContent = (scored(metrics)[0]?.[1] ?? metrics.loss).toFixed(3);
+    element('dev').textContent = digits(metrics[primary] ?? metrics.loss, 3);
 }
 
 function evaluated({ step, split, metrics }) {
     const row = element('evaluations').tBodies[0].insertRow();
-    [step, split, metrics.loss.toFixed(4), scores(metrics)].forEach((value) => { row.insertCell().textContent = value; });
+    [step, split, digits(metrics.loss, 4), scores(metrics)].forEach((value) => { row.insertCell().textContent = value; });
     element('evaluations').hidden = false;
     if (split === 'dev') {
         showDev(metrics);
@@ -131,6 +152,10 @@ async function train() {
     const asked = job();
     clear();
     losses.length = 0;
+    // The run's directory is emptied.
+    element('save').hidden = true;
+    saved = true;
+    forget(`${RUN}/adapter`);
     say('Planning, and preparing the GPU …');
     await run(asked, (on) => sparta.train(asked, on));
 }
@@ -160,11 +185,12 @@ async function run(asked, work) {
                 }
                 element('progress').value = step.step / step.total_steps;
                 element('step').textContent = `${step.step} / ${step.total_steps}`;
-                element('loss').textContent = step.loss?.toFixed(4) ?? 'not finite';
+                element('loss').textContent = digits(step.loss, 4);
                 element('speed').textContent = tokensPerSecond.toFixed(0);
                 showTab();
             },
             eval: evaluated,
+            progress: ({ split }) => say(`Measuring ${split} …`),
             message: log,
         });
     } finally {
@@ -176,6 +202,7 @@ async function run(asked, work) {
             adapter = { name: `${asked.out}/adapter`, model: asked.model, data: asked.data };
             await describe();
             element('save').hidden = false;
+            saved = false;
         }
         await showTab();
     }
@@ -188,46 +215,74 @@ async function run(asked, work) {
     document.body.dataset.result = JSON.stringify({ losses, result });
 }
 
+/** The adapter of this name is gone. */
+function forget(name) {
+    if (adapter?.name === name) {
+        adapter = null;
+        element('has').textContent = 'There is none now: train one, or open one.';
+        element('sets').hidden = true;
+    }
+}
+
 /** Says what the adapter is, and the hash of the elements that it changes. */
 async function describe() {
     const manifest = JSON.parse(new TextDecoder().decode(await sparta.read(`${adapter.name}/adapter.json`)));
     const density = (100 * (manifest.density ?? 0)).toPrecision(3);
     element('has').textContent = `${manifest.method} for ${(manifest.labels ?? []).join(', ') || 'text'}: `
         + `${manifest.trained_in_body} weights of the model, ${density} % of it.`;
-    if (manifest.index_sha256) {
-        element('sets').textContent = `SHA-256 of the chosen elements: ${manifest.index_sha256}`;
-        element('sets').hidden = false;
-    }
+    element('sets').textContent = `SHA-256 of the chosen elements: ${manifest.index_sha256}`;
+    element('sets').hidden = !manifest.index_sha256;
 }
 
+/** Gives the last run's adapter to the visitor. */
 async function download() {
     const files = [];
-    for (const name of await sparta.list(adapter.name)) {
-        files.push([`adapter/${name.slice(adapter.name.length + 1)}`, await sparta.read(name)]);
+    for (const name of await sparta.list(`${RUN}/adapter`)) {
+        files.push([name.slice(RUN.length + 1), await sparta.read(name)]);
     }
     const link = document.createElement('a');
     link.href = URL.createObjectURL(pack(files));
     link.download = 'adapter.tar';
     link.click();
     URL.revokeObjectURL(link.href);
+    saved = true;
 }
 
-/** Puts chosen files into the program's memory. */
+/** Shows in `said` what changes while `work` is done, and is read out only when it is complete. */
+async function quietly(said, work) {
+    said.ariaBusy = 'true';
+    try {
+        await work();
+    } finally {
+        said.ariaBusy = 'false';
+    }
+}
+
+/** Puts chosen files into the program's memory, in place of those there. */
 async function take(into, files) {
-    const said = element(`${into}-has`);
-    await sparta.remove(into);
     let [done, total] = [0, 0];
     files.forEach(([, file]) => { total += file.size; });
+    if (files.length === 0) {
+        throw new Error('no file was chosen or dropped');
+    }
     if (total > 2 ** 32) {
         throw new Error(`these files have ${mebibytes(total)}, and a tab has 4096 MiB in all: use a smaller model, or one in bf16 or quantized`);
     }
-    for (const [name, file] of files) {
-        await sparta.put(`${into}/${name}`, file, (part) => {
-            said.textContent = `Reading ${name}: ${mebibytes(done + part)} of ${mebibytes(total)}.`;
-        });
-        done += file.size;
-    }
-    said.textContent = `${files.length === 1 ? files[0][0] : `${files.length} files`}, ${mebibytes(total)}.`;
+    has[into] = false;
+    // A run on the files before cannot go on with others.
+    unfinished = into !== 'adapter' && unfinished?.model === 'model' ? null : unfinished;
+    await sparta.remove(into);
+    const said = element(`${into}-has`);
+    await quietly(said, async () => {
+        for (const [name, file] of files) {
+            await sparta.put(`${into}/${name}`, file, (part) => {
+                said.textContent = `${name}: ${mebibytes(done + part)} of ${mebibytes(total)} are read.`;
+            });
+            done += file.size;
+        }
+        said.textContent = `${files.length === 1 ? files[0][0] : `${files.length} files`}, ${mebibytes(total)}.`;
+    });
+    has[into] = true;
 }
 
 /** The files by which a model is loaded, of all that may lie in its folder. */
@@ -247,6 +302,7 @@ async function takeAdapter(files) {
     if (!wanted.some(([name]) => name === 'adapter.json')) {
         throw new Error('there is no adapter.json among these files: choose the directory "adapter" of a run');
     }
+    forget('adapter');
     await take('adapter', wanted);
     const own = form.source.value === 'own';
     adapter = { name: 'adapter', model: own ? 'model' : 'job/model', data: own ? 'data' : 'job/data' };
@@ -266,17 +322,31 @@ async function predict() {
 }
 
 async function measure() {
-    const metrics = await sparta.evaluate({ ...used(), data: adapter.data }, { message: log });
-    element('answer').textContent = `test: ${scores(metrics)}, loss ${metrics.loss.toFixed(4)}`;
+    const said = element('answer');
+    const progress = ({ done, total }) => { said.textContent = `${done} of ${total} examples are measured.`; };
+    await quietly(said, async () => {
+        const metrics = await sparta.evaluate({ ...used(), data: adapter.data }, { progress, message: log });
+        said.textContent = `test: ${scores(metrics)}, loss ${digits(metrics.loss, 4)}`;
+    });
 }
 
 async function write() {
-    element('answer').textContent = '';
+    const said = element('answer');
+    said.textContent = '';
     const model = form.source.value === 'own' ? 'model' : 'job/model';
     const from = adapter?.model === model ? used() : { adapter: model, model };
     const prompt = element('texts').value;
     const maxTokens = Number(element('use').tokens.value);
-    await sparta.generate({ ...from, prompt, maxTokens }, { piece: (text) => { element('answer').textContent += text; } });
+    await quietly(said, async () => {
+        try {
+            await sparta.generate({ ...from, prompt, maxTokens }, { piece: (text) => { said.textContent += text; } });
+        } catch (error) {
+            // By the visitor, who keeps what is written.
+            if (error.message !== 'stopped') {
+                throw error;
+            }
+        }
+    });
 }
 
 /** As many epochs as suit the method. */
@@ -286,16 +356,19 @@ function recommend() {
 }
 
 async function begin() {
-    sparta = await Sparta.start();
-    const device = await sparta.device();
-    const { info } = await navigator.gpu.requestAdapter();
+    const started = await Sparta.start();
+    const device = await started.device();
+    sparta = started;
+    const info = (await navigator.gpu.requestAdapter())?.info ?? {};
     const name = [info.vendor, info.architecture, info.description].filter((text) => text).join(' ') || device.name;
     const slow = device.kind === 'software_gpu' ? ', which is this machine\'s CPU: slow' : '';
     element('device').textContent = `On ${name}${slow}. Buffers have up to ${mebibytes(device.max_buffer)}.`;
-    const answer = await fetch(new URL('./job/job.json', import.meta.url));
-    const described = await answer.json();
+    show();
+    const load = (file) => sparta.load(`job/${file}`, new URL(`./job/${file}`, import.meta.url));
+    await load('job.json');
+    const described = JSON.parse(new TextDecoder().decode(await sparta.read('job/job.json')));
     for (const file of described.files) {
-        await sparta.load(`job/${file}`, new URL(`./job/${file}`, import.meta.url));
+        await load(file);
     }
     embedded = described;
     show();
@@ -309,9 +382,9 @@ for (const source of form.source) {
 }
 form.addEventListener('submit', (event) => {
     event.preventDefault();
-    alone(train);
+    alone('train', train);
 });
-element('plan').addEventListener('click', () => alone(async () => {
+element('plan').addEventListener('click', () => form.reportValidity() && alone('plan', async () => {
     clear();
     const { plan, text } = await sparta.plan(job());
     planned(plan, text);
@@ -320,37 +393,45 @@ element('plan').addEventListener('click', () => alone(async () => {
 }));
 element('stop').addEventListener('click', () => {
     sparta.stop();
-    say('Stopping after this step …');
+    if (doing === 'train') {
+        say('Stopping after this step …');
+    }
 });
-element('resume').addEventListener('click', () => alone(resume));
+element('resume').addEventListener('click', () => alone('train', resume));
 element('save').addEventListener('click', () => download().catch(fail));
 element('use').addEventListener('submit', (event) => {
     event.preventDefault();
-    alone(predict);
+    alone('predict', predict);
 });
-element('measure').addEventListener('click', () => alone(measure));
-element('write').addEventListener('click', () => alone(write));
+element('measure').addEventListener('click', () => alone('measure', measure));
+element('write').addEventListener('click', () => element('use').reportValidity() && alone('write', write));
+const taking = { model: takeModel, data: (files) => take('data', files), adapter: takeAdapter };
 for (const area of document.querySelectorAll('.drop')) {
     const { into } = area.dataset;
-    watch(area, (files) => alone(async () => {
-        if (into === 'adapter') {
-            return takeAdapter(files);
+    watch(area, (chosen) => {
+        if (doing !== null) {
+            fail(new Error('no files can be given while something else is done: wait, or stop it'));
+        } else if (sparta !== null) {
+            alone('take', async () => taking[into](await chosen()));
         }
-        has[into] = false;
-        // A run on earlier files cannot be continued with others.
-        unfinished = unfinished?.model === 'model' ? null : unfinished;
-        await (into === 'model' ? takeModel(files) : take(into, files));
-        has[into] = true;
-    }));
+    });
+}
+// A file that is dropped beside these areas would replace the page.
+for (const type of ['dragover', 'drop']) {
+    addEventListener(type, (event) => {
+        if (event.dataTransfer.types.includes('Files')) {
+            event.preventDefault();
+        }
+    });
 }
 document.addEventListener('resume', () => log('The browser had frozen this tab while it was hidden.'));
 addEventListener('beforeunload', (event) => {
-    if (busy) {
+    if (doing !== null || !saved) {
         event.preventDefault();
     }
 });
 show();
 begin().catch((error) => {
-    element('device').textContent = 'Training is not possible here.';
+    element('device').textContent = sparta === null ? 'Training is not possible here.' : 'The example could not be loaded.';
     fail(error);
 });

@@ -17,7 +17,7 @@ export interface Job {
     taskOptions?: Record<string, unknown>;
     /** Puts texts to an instruction model as a prompt. */
     instruct?: boolean;
-    /** The run's directory, which is emptied before. */
+    /** The run's directory, which is emptied before; neither `model` nor `data` is in it. */
     out: string;
     /** Bytes that the run may take on the GPU. Browsers do not tell how many it has; if given, the run is planned to fit them. */
     memory?: number | null;
@@ -28,6 +28,8 @@ export interface Device {
     name: string;
     kind: string;
     driver: string;
+    /** Bytes, of a software device as far as the browser tells. */
+    memory: number | null;
     max_buffer: number;
     max_binding: number | null;
 }
@@ -39,16 +41,22 @@ export interface Plan {
     trainable: { body: number; head: number; density: number };
     /** Bytes on the device by kind. */
     memory: Record<string, number>;
-    notes: string[];
+    /** The metric that the run is compared by; empty without any. */
+    primary: string;
+    labels: string[];
+    /** Anything unusual. */
+    notes?: string[];
 }
 
 export interface Step {
     step: number;
     total_steps: number;
     epoch: number;
-    loss: number;
+    /** `null` if it is not finite: the step was skipped. */
+    loss: number | null;
     lr: number;
-    grad_norm: number;
+    /** As `loss`. */
+    grad_norm: number | null;
     tokens: number;
 }
 
@@ -71,6 +79,11 @@ export interface Evaluation {
 export interface Result {
     stopped: 'completed' | 'early_stopping' | 'interrupted';
     steps: number;
+    /** Steps without an update, as a gradient was not finite. */
+    skipped_steps: number;
+    /** The step whose state was kept, with early stopping. */
+    best_step: number | null;
+    /** Metrics of the saved state; absent after an interruption. */
     dev: Metrics | null;
     test: Metrics | null;
     training_seconds: number;
@@ -85,6 +98,7 @@ export interface Listener {
     plan?(plan: Plan, more: { text: string }): void;
     step?(step: Step, more: { tokensPerSecond: number }): void;
     eval?(evaluation: Evaluation): void;
+    /** Examples measured of a split or, before training, for the `scores` by which a method chooses. */
     progress?(progress: { split: string; done: number; total: number }): void;
     message?(text: string): void;
     /** A piece of a text that is being written. */
@@ -101,6 +115,7 @@ export interface Generated {
     text: string;
     tokens: number;
     finish: 'stop' | 'length' | 'context';
+    prompt_tokens: number;
 }
 
 /** An example as it is trained on, token by token. */
@@ -113,13 +128,19 @@ export interface Example {
     /** Whether each token is trained on; empty if the example has a label instead. */
     trained: boolean[];
     label?: string;
+    /** Why it is not used. */
     left_out?: string;
+    /** Its number of tokens before it was cut. */
     cut_from?: number;
 }
 
 /** The trainer in a worker. Jobs are done one after the other; each promise is rejected with the sentence that `sparta-cli` would print. */
 export class Sparta {
-    /** Loads the program. Errors: a browser without WebGPU or without JavaScript Promise Integration. */
+    private constructor();
+    /**
+     * Loads the program; `worker` is the address of `worker.js`, on the page's own origin. Errors: a browser without WebGPU or
+     * without JavaScript Promise Integration.
+     */
     static start(worker?: URL | string): Promise<Sparta>;
     /** Opens the browser's device, and says what it offers. */
     device(): Promise<Device>;
@@ -164,8 +185,11 @@ export class Sparta {
         },
         on?: Listener,
     ): Promise<Generated>;
-    /** Ends the job that is being done after its step; what was learned is kept. */
+    /**
+     * Ends training after its step, and what was learned is kept; or a text that is being written, whose promise is rejected with
+     * `stopped` after its pieces. Other jobs do not stop.
+     */
     stop(): void;
-    /** Ends the worker and gives its memory back. */
+    /** Ends the worker and gives its memory back. All promises, later ones too, are rejected. */
     close(): void;
 }

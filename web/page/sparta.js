@@ -26,6 +26,8 @@ export class Sparta {
     #worker;
     #open = new Map();
     #next = 0;
+    /** Why nothing more can be done. */
+    #ended = null;
 
     constructor(worker) {
         this.#worker = worker;
@@ -35,7 +37,12 @@ export class Sparta {
 
     static async start(url = new URL('./worker.js', import.meta.url)) {
         const sparta = new Sparta(new Worker(url, { type: 'module' }));
-        await sparta.#call('start');
+        try {
+            await sparta.#call('start');
+        } catch (error) {
+            sparta.close();
+            throw error;
+        }
         return sparta;
     }
 
@@ -53,7 +60,7 @@ export class Sparta {
     }
 
     async load(name, url, progress = () => {}) {
-        const response = await fetch(url);
+        const response = await fetch(url).catch((error) => { throw new Error(`${url}: ${error.message}`); });
         if (!response.ok) {
             throw new Error(`${url}: ${response.status} ${response.statusText}`);
         }
@@ -131,6 +138,9 @@ export class Sparta {
     }
 
     #call(call, values = {}, on = {}, moved = []) {
+        if (this.#ended !== null) {
+            return Promise.reject(new Error(this.#ended));
+        }
         const id = this.#next;
         this.#next += 1;
         return new Promise((resolve, reject) => {
@@ -154,6 +164,7 @@ export class Sparta {
     }
 
     #fail(message) {
+        this.#ended = message;
         for (const { reject } of this.#open.values()) {
             reject(new Error(message));
         }

@@ -65,7 +65,8 @@ async function answer({ id, call, ...arguments_ }) {
             const value = await calls[call](loaded, { ...arguments_, id });
             postMessage({ id, done: true, value }, value instanceof Uint8Array ? [value.buffer] : []);
         } catch (error) {
-            if (!(error instanceof WebAssembly.RuntimeError)) {
+            // A stack that is full is a RangeError, and leaves the program half-way, too.
+            if (!(error instanceof WebAssembly.RuntimeError || (call === 'work' && error instanceof RangeError))) {
                 throw error;
             }
             end(error, loaded.program);

@@ -147,6 +147,10 @@ pub fn perform(request: Request) -> Result<Value> {
         }
         Request::Train { job } => {
             let config = job.config()?;
+            if config.model.starts_with(&config.out) || config.data.starts_with(&config.out) {
+                let out = &job.out;
+                return Err(Error::Usage(format!("out {out:?}: it is emptied, so neither model nor data may be in it")));
+            }
             files::remove(&config.out).map_err(Error::io(&config.out))?;
             value(run::run(&config, &plugins, &|| open(job.memory), Start::New, &mut Events)?)
         }

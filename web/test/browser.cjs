@@ -11,6 +11,8 @@ const program = process.env.CHROMIUM;
 /** Chromium's own driver, which the native command can use, too. */
 const DRIVER = join(dirname(program), '../lib/chromium/vk_swiftshader_icd.json');
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.json': 'application/json', '.wasm': 'application/wasm' };
+/** What docs/browser.md says that a host may allow. */
+const POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; img-src data:";
 /** The watchdog takes a software driver that compiles for seconds for one that hangs. */
 const FLAGS = ['--no-sandbox', '--enable-unsafe-webgpu', '--disable-gpu-watchdog', '--disable-gpu-process-crash-limit',
     '--disable-domain-blocking-for-3d-apis', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
@@ -29,6 +31,7 @@ function serve() {
             return;
         }
         answer.setHeader('content-type', TYPES[extname(file)] ?? 'application/octet-stream');
+        answer.setHeader('content-security-policy', POLICY);
         answer.end(readFileSync(file));
     });
     return new Promise((ready) => server.listen(0, '127.0.0.1', () => {

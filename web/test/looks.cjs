@@ -21,7 +21,7 @@ async function looks(page) {
     assert.deepEqual(live, ['status', 'alert', 'status', 'polite']);
 }
 
-/** Texts with less contrast than 4.5 against what is behind them. */
+/** Texts, also those in empty fields, with less contrast than 4.5 against what is behind them. */
 function pale(page) {
     return page.evaluate(() => {
         const parsed = (colour) => colour.match(/[\d.]+/g).map(Number);
@@ -33,18 +33,20 @@ function pale(page) {
         };
         const shown = [...document.querySelectorAll('body *')].filter((element) => element.checkVisibility() && !element.disabled
             && [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()));
-        const contrast = (element) => {
-            const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
+        const hints = [...document.querySelectorAll('input[placeholder]')].filter((element) => element.checkVisibility());
+        const contrast = (element, part) => {
+            const [a, b] = [light(getComputedStyle(element, part).color), light(behind(element))];
             return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         };
-        return shown.filter((element) => contrast(element) < 4.5).map((element) => element.outerHTML.slice(0, 80));
+        const pale = [...shown.filter((element) => contrast(element) < 4.5), ...hints.filter((element) => contrast(element, '::placeholder') < 4.5)];
+        return pale.map((element) => element.outerHTML.slice(0, 80));
     });
 }
 
 /** Fields and buttons without a name for a screen reader. */
 function unnamed(page) {
     return page.$$eval('input, select, textarea, button, svg, table, progress', (all) => all
-        .filter((e) => !(e.labels?.length || e.ariaLabel || e.textContent.trim()))
+        .filter((e) => !(e.labels?.length || e.ariaLabel || e.caption || (e.matches('button') && e.textContent.trim())))
         .map((e) => e.outerHTML.slice(0, 80)));
 }
 

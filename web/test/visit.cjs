@@ -38,9 +38,10 @@ const PARTS = {
 const NAMED = ['lost', 'hidden', 'small', 'own'];
 
 async function main() {
+    const wanted = process.argv.slice(5);
+    assert.deepEqual(wanted.filter((name) => !(name in PARTS)), [], `there is no such part, only ${Object.keys(PARTS)}`);
     const server = await serve();
     const browser = await launch();
-    const wanted = process.argv.slice(5);
     try {
         for (const [name, part] of Object.entries(PARTS)) {
             if (wanted.length === 0 ? !NAMED.includes(name) : wanted.includes(name)) {

@@ -68,8 +68,8 @@ async function alone(what, work) {
     } catch (error) {
         fail(error);
         if (what === 'train' || what === 'plan') {
-            const on = what === 'train' && unfinished !== null ? ' It can go on from its last checkpoint.' : '';
-            say(`It has ended with an error, which stands above.${on}`);
+            const on = what === 'train' && unfinished !== null ? ' It can be continued from its last checkpoint.' : '';
+            say(`It ended with the error shown above.${on}`);
         }
     } finally {
         doing = null;
@@ -269,7 +269,7 @@ async function take(into, files) {
         throw new Error(`these files have ${mebibytes(total)}, and a tab has 4096 MiB in all: use a smaller model, or one in bf16 or quantized`);
     }
     has[into] = false;
-    // A run on the files before cannot go on with others.
+    // A run on earlier files cannot be continued with others.
     unfinished = into !== 'adapter' && unfinished?.model === 'model' ? null : unfinished;
     await sparta.remove(into);
     const said = element(`${into}-has`);

@@ -131,9 +131,9 @@ fn pack(dtype: u32, pair: vec2<f32>) -> u32 {
     return encode(dtype, pair.x) | (encode(dtype, pair.y) << 16u);
 }
 
-// tanh of drivers may overflow to NaN; beyond 15 the result is 1 in f32.
+// tanh of drivers may overflow to NaN; beyond 15 the result is 1 in f32. A NaN stays one, which clamping may end.
 fn safe_tanh(x: f32) -> f32 {
-    return tanh(clamp(x, -15.0, 15.0));
+    return select(tanh(clamp(x, -15.0, 15.0)), x, is_nan(bitcast<u32>(x)));
 }
 
 fn mul_high(a: u32, b: u32) -> u32 {

@@ -6,15 +6,17 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What a successful process wrote.
+/// A process that has ended.
 pub struct Child {
     pub stdout: String,
     pub stderr: String,
+    /// What went wrong, with the last line of the process; `None` if it was successful.
+    pub failure: Option<String>,
 }
 
 /// Runs a command, for at most `limit`.
 ///
-/// Errors: what went wrong, with the last line of the process.
+/// Errors: it cannot be started or waited for.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child =
@@ -34,14 +36,15 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
         }
     };
     let text = |thread: thread::JoinHandle<String>| thread.join().unwrap_or_default();
-    let child = Child { stdout: text(stdout), stderr: text(stderr) };
-    let texts = [&child.stderr, &child.stdout];
-    let last = texts.iter().find_map(|text| text.trim().lines().last()).unwrap_or("it wrote nothing").to_owned();
-    match status {
-        Some(status) if status.success() => Ok(child),
-        Some(status) => Err(format!("{status}: {last}")),
-        None => Err(format!("ended after {:.0} s: {last}", limit.as_secs_f64())),
-    }
+    let (stdout, stderr) = (text(stdout), text(stderr));
+    let texts = [&stderr, &stdout];
+    let last = texts.iter().find_map(|text| text.trim().lines().last()).unwrap_or("it wrote nothing");
+    let failure = match status {
+        Some(status) if status.success() => None,
+        Some(status) => Some(format!("{status}: {last}")),
+        None => Some(format!("ended after {:.0} s: {last}", limit.as_secs_f64())),
+    };
+    Ok(Child { stdout, stderr, failure })
 }
 
 fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
@@ -54,6 +57,14 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String
 }
 
 impl Child {
+    /// Errors: what went wrong.
+    pub fn success(self) -> Result<Child, String> {
+        match self.failure {
+            Some(why) => Err(why),
+            None => Ok(self),
+        }
+    }
+
     pub fn last_line_as_json<T: DeserializeOwned>(&self) -> Result<T, String> {
         let line = self.stdout.trim().lines().last().unwrap_or_default();
         serde_json::from_str(line).map_err(|e| format!("its answer cannot be read: {e}: {line}"))

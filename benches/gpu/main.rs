@@ -142,8 +142,13 @@ impl Runner {
         Command::new(self.args.programs.join(name))
     }
 
-    /// Runs a command within its limit and the remaining time.
+    /// Runs a command within its limit and the remaining time, to success.
     fn run(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
+        self.end_of(command, limit)?.success()
+    }
+
+    /// Runs a command, whose output counts even if it fails.
+    fn end_of(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left < Duration::from_secs(5) {
             return Err("not run: the time was up".into());
@@ -234,9 +239,15 @@ impl Runner {
             let mut command = Command::new("compute-sanitizer");
             command.args(["--tool", tool, "--error-exitcode", "86", "--target-processes", "all"]);
             command.arg(self.args.programs.join("sparta-cli")).args(["plugin", "check", "--device", id]);
-            command.args(WATCHED.iter().flat_map(|name| ["--test", name]));
-            match self.run(&mut command, SUITE) {
-                Ok(child) => self.report.profiles.push((what, child.stdout)),
+            // Its three tests end before SUITE: ended by this process, the sanitizer might leave behind what it watches.
+            command.args(WATCHED.iter().flat_map(|name| ["--test", name])).args(["--limit", "75"]);
+            match self.end_of(&mut command, SUITE) {
+                Ok(child) => {
+                    self.report.profiles.push((what.clone(), child.stdout));
+                    if let Some(why) = child.failure {
+                        self.failed(&what, &why)?;
+                    }
+                }
                 Err(why) => self.failed(&what, &why)?,
             }
             self.save()?;
@@ -295,8 +306,14 @@ impl Runner {
             Some(id) => vec![id.clone()],
             None if self.args.cuda => self.chosen()?,
             None => {
-                let ids = self.report.devices.iter().filter_map(|device| device["id"].as_str());
-                ids.filter(|id| *id != "cpu").map(str::to_owned).collect()
+                // Software drivers would take the time of the cards.
+                let wanted = |device: &&Json| match device["kind"].as_str() {
+                    Some("cpu") => false,
+                    Some("software_gpu") => self.args.tiny,
+                    _ => true,
+                };
+                let devices = self.report.devices.iter().filter(wanted);
+                devices.filter_map(|device| device["id"].as_str()).map(str::to_owned).collect()
             }
         };
         for id in &ids {
@@ -307,13 +324,28 @@ impl Runner {
             if self.args.tiny && names.is_empty() {
                 command.args(["--test", "elementwise", "--test", "classifier gemma"]);
             }
-            match self.run(&mut command, SUITE).and_then(|child| child.last_line_as_json()) {
-                Ok(result) => self.report.suites.push((id.clone(), result)),
-                Err(why) => self.failed(&format!("suites on {id}"), &why)?,
+            let failure = match self.end_of(&mut command, SUITE) {
+                Ok(child) => self.keep_suite(id, child),
+                Err(why) => Some(why),
+            };
+            if let Some(why) = failure {
+                self.failed(&format!("suites on {id}"), &why)?;
             }
             self.save()?;
         }
         Ok(())
+    }
+
+    /// Keeps what a check has found; returns why it failed, as it does if a test fails.
+    fn keep_suite(&mut self, id: &str, child: Child) -> Option<String> {
+        match child.last_line_as_json() {
+            Ok(result) => {
+                self.report.suites.push((id.to_owned(), result));
+                child.failure
+            }
+            // It was ended, but has printed each test.
+            Err(why) => Some(format!("{}\n{}", child.failure.unwrap_or(why), child.stderr)),
+        }
     }
 
     fn peer(&mut self) -> Result<()> {
@@ -326,12 +358,9 @@ impl Runner {
                 let what = format!("peer {} {method}", work.peer);
                 eprintln!("{what}");
                 let mut command = Command::new("python3");
-                command.arg(self.args.programs.join("peer.py")).args([
-                    "--cells",
-                    &work.peer_cell(),
-                    "--methods",
-                    method,
-                ]);
+                command.arg(self.args.programs.join("peer.py"));
+                // In this process, without ceilings: each process needs many seconds for its imports.
+                command.args(["--one", "--cells", &work.peer_cell(), "--methods", method]);
                 match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
                     Ok(line) => {
                         self.report.peer.push((work.cell(), method.to_owned(), line));

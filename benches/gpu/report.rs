@@ -78,7 +78,7 @@ impl Report {
             writeln!(out, "\n{what}\n\n```\n{}\n```", table.trim_end())?;
         }
         if !self.failures.is_empty() {
-            writeln!(out, "\nDid not run to the end:")?;
+            writeln!(out, "\nFailed, or did not run to the end:")?;
         }
         self.failures.iter().try_for_each(|failure| writeln!(out, "- {failure}"))
     }

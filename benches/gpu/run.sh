@@ -20,8 +20,8 @@ mounted=/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json
 if [ -z "${VK_DRIVER_FILES:-}" ] && [ -f "$mounted" ]; then
     export VK_DRIVER_FILES=$mounted
 fi
-# The Vulkan loader skips a driver that lacks libraries, without a message.
-driver=$(ldconfig -p 2>/dev/null | awk '/libGLX_nvidia\.so\.0/ && !n++ {print $NF}')
-missing=$([ -z "$driver" ] || ldd "$driver" 2>/dev/null | awk '/not found/ {printf " %s", $1}')
+# The Vulkan loader skips a driver that lacks libraries, without a message. Without ldconfig or ldd nothing is checked.
+driver=$(ldconfig -p 2>/dev/null | awk '/libGLX_nvidia\.so\.0/ && !n++ {print $NF}') || true
+missing=$([ -z "$driver" ] || ldd "$driver" 2>/dev/null | awk '/not found/ {printf " %s", $1}') || true
 [ -z "$missing" ] || echo "NVIDIA's Vulkan driver cannot be loaded: it needs$missing" >&2
 exec "$here/gpu" --programs "$here" "$@"

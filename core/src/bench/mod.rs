@@ -73,7 +73,7 @@ const AT_LEAST: usize = 4;
 impl Workload {
     /// A shape's name, with its standard batch, or `SHAPE:BATCHxTOKENS`.
     ///
-    /// Errors: an unknown shape; an invalid batch; an unnamed shape without a batch.
+    /// Errors: an unknown shape, or one that is not a valid model; an invalid batch; an unnamed shape without a batch.
     pub fn parse(text: &str) -> Result<Workload> {
         let (name, batch) = text.split_once(':').map_or((text, None), |(name, batch)| (name, Some(batch)));
         let shape = Shape::parse(name)?;
@@ -83,7 +83,10 @@ impl Workload {
             Some((batch.parse().ok()?, tokens.parse().ok()?))
         };
         match batch.map_or(standard, given) {
-            Some((batch, tokens)) if batch > 0 && tokens > 0 => Ok(Workload { shape, batch, tokens }),
+            Some((batch, tokens)) if batch > 0 && tokens > 0 => {
+                shape.decoder(DType::BF16)?;
+                Ok(Workload { shape, batch, tokens })
+            }
             _ => Err(Error::Usage(format!("`{text}`: expected a batch, as in {name}:8x256"))),
         }
     }
@@ -325,7 +328,7 @@ mod tests {
         let work = Workload::parse("64,2,4,2,128,512:2x16").unwrap();
         assert_eq!((work.shape.hidden, work.batch, work.tokens), (64, 2, 16));
         assert_eq!(Workload::parse("110M:1x2").unwrap().tokens, 2);
-        for text in ["110", "110M:", "110M:3", "110M:0x4", "64,2,4,2,128,512"] {
+        for text in ["110", "110M:", "110M:3", "110M:0x4", "64,2,4,2,128,512", "64,2,4,3,128,512:2x16"] {
             assert!(Workload::parse(text).is_err(), "{text}");
         }
         assert!(MethodCase::parse("sparta").unwrap_err().to_string().contains("sparta-0.005"));

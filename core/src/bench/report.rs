@@ -129,7 +129,8 @@ impl Report {
             serde_json::from_str(&text).map_err(|e| wrong(format!("not a report of `sparta-cli bench`: {e}")))?;
         if version.sparta_bench != VERSION {
             let found = version.sparta_bench;
-            return Err(wrong(format!("expected a report of version {VERSION}, got version {found}: measure again")));
+            let advice = "measure again, or use the sparta-cli that wrote it";
+            return Err(wrong(format!("expected a report of version {VERSION}, got version {found}: {advice}")));
         }
         serde_json::from_str(&text).map_err(|e| wrong(format!("a damaged report: {e}")))
     }

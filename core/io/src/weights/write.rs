@@ -105,7 +105,7 @@ pub fn atomic_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resu
     let temporary =
         files::temporary(path).ok_or_else(|| Error::Usage(format!("{}: not the name of a file", path.display())))?;
     let written =
-        write_synced(&temporary, fill).and_then(|()| files::rename(&temporary, path).map_err(Error::io(path)));
+        write_synced(&temporary, path, fill).and_then(|()| files::rename(&temporary, path).map_err(Error::io(path)));
     if written.is_err() {
         // The first error is the one to report.
         let _ = files::remove(&temporary);
@@ -114,8 +114,9 @@ pub fn atomic_write(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Resu
     files::sync_parent(path).map_err(Error::io(path))
 }
 
-fn write_synced(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let file = File::create(path).map_err(Error::io(path))?;
+/// Errors name `path`, which the user knows.
+fn write_synced(temporary: &Path, path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let file = File::create(temporary).map_err(Error::io(path))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
     fill(&mut out)?;
     out.flush().and_then(|()| out.get_ref().sync()).map_err(Error::io(path))

@@ -46,7 +46,7 @@ pub fn cases() -> Vec<Case> {
     cases.push(attention(Attention { scale: -3.0, ..op(2, 1, 8) }, vec![40]));
     cases.push(huge_scores());
     cases.extend([0, 11, 39].map(nan_in_a_key));
-    cases.push(nan_in_a_query());
+    cases.extend([None, Some(5.0)].map(nan_in_a_query));
     cases.push(many_segments(70_001, 1));
     cases.push(many_segments(20_001, 4));
     cases.push(only_some_gradients());
@@ -70,7 +70,7 @@ fn cached_cases() -> Vec<Case> {
         cases.push(cached(op, 200, (0..13).map(|i| (7 * i, 100 + 8 * i)).collect()));
     }
     cases.push(cached(Attention { scale: -3.0, ..op(2, 1, 8) }, 40, vec![(0, 40), (10, 30)]));
-    cases.push(nan_in_a_kept_key());
+    cases.extend([None, Some(2.0)].map(nan_in_a_kept_key));
     cases.push(steps_with_a_cache());
     cases
 }
@@ -87,9 +87,9 @@ fn cached(op: Attention, kept: usize, spans: Vec<(usize, usize)>) -> Case {
 }
 
 /// The result of a row that sees the key is NaN, and no other.
-fn nan_in_a_kept_key() -> Case {
-    Case::new("cached attention with a NaN in key row 130", |b| {
-        let (op, spans) = (op(2, 1, 8), [(0, 140), (0, 130), (131, 140), (100, 131)]);
+fn nan_in_a_kept_key(soft_cap: Option<f32>) -> Case {
+    Case::new(format!("cached attention with a NaN in key row 130, cap {soft_cap:?}"), move |b| {
+        let (op, spans) = (Attention { soft_cap, ..op(2, 1, 8) }, [(0, 140), (0, 130), (131, 140), (100, 131)]);
         let mut keys = b.random.normals(140 * 8);
         keys[130 * 8 + 3] = f64::NAN;
         let (q, k, v) = (b.normal(&[4, 16]), b.f32s(&[140, 8], keys), b.normal(&[140, 8]));
@@ -177,17 +177,18 @@ fn huge_scores() -> Case {
 
 /// The result of every row that sees the key is NaN, and no other.
 fn nan_in_a_key(row: usize) -> Case {
-    with_nan(format!("attention with a NaN in key row {row}"), move |_, k| k[8 * row + 3] = f64::NAN)
+    with_nan(format!("attention with a NaN in key row {row}"), None, move |_, k| k[8 * row + 3] = f64::NAN)
 }
 
-fn nan_in_a_query() -> Case {
-    with_nan("attention with a NaN in query row 33".into(), |q, _| q[16 * 33 + 9] = f64::NAN)
+fn nan_in_a_query(soft_cap: Option<f32>) -> Case {
+    let name = format!("attention with a NaN in query row 33, cap {soft_cap:?}");
+    with_nan(name, soft_cap, |q, _| q[16 * 33 + 9] = f64::NAN)
 }
 
 /// Segments of 35 and 12 rows, with q and k changed by `spoil`.
-fn with_nan(name: String, spoil: impl Fn(&mut [f64], &mut [f64]) + 'static) -> Case {
+fn with_nan(name: String, soft_cap: Option<f32>, spoil: impl Fn(&mut [f64], &mut [f64]) + 'static) -> Case {
     Case::new(name, move |b| {
-        let op = op(2, 1, 8);
+        let op = Attention { soft_cap, ..op(2, 1, 8) };
         let [mut q, mut k] = [16, 8].map(|width| b.random.normals(47 * width));
         spoil(&mut q, &mut k);
         let (q, k) = (b.f32s(&[47, 16], q), b.f32s(&[47, 8], k));

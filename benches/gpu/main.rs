@@ -173,6 +173,9 @@ impl Runner {
         let listed = self.run(self.program("sparta-cli").args(["devices", "--json"]), CELL)?;
         let devices: Vec<Json> = listed.last_line_as_json()?;
         self.report.devices = devices;
+        if self.args.cuda && self.chosen()?.len() == 1 {
+            return self.failed("wgpu", "no driver lists a GPU, so CUDA is measured alone");
+        }
         self.save()
     }
 
@@ -180,18 +183,23 @@ impl Runner {
         if self.args.tiny { &TINY } else { &WORKLOADS }
     }
 
-    /// The devices for steps and profiles: one, the best if none is named, or with `--cuda` one of each backend.
+    /// The devices for steps and profiles: one, the best if none is named, or with `--cuda` one of each backend. In a
+    /// container, wgpu may have no driver, or a software one, which says nothing about the card.
     fn chosen(&self) -> Result<Vec<String>> {
-        let backends = if self.args.cuda { &["cuda:", "wgpu:"][..] } else { &[""] };
         let named = self.args.device.as_deref();
-        let best = |backend: &&str| {
+        let best = |backend: &str| -> Result<String> {
             let id = |device: &Json| device["id"].as_str().unwrap_or_default().to_owned();
             let wanted = |id: &str| id.starts_with(backend) && named.is_none_or(|named| id == named);
-            let found = self.report.devices.iter().filter(|device| wanted(&id(device))).min_by_key(|d| rank(d));
+            let serves = |device: &Json| !self.args.cuda || self.args.tiny || device["kind"] != "software_gpu";
+            let found = self.report.devices.iter().filter(|device| wanted(&id(device)) && serves(device));
             let what = named.or(Some(backend)).filter(|what| !what.is_empty()).unwrap_or("at all");
-            found.map(id).ok_or_else(|| format!("there is no device `{what}`").into())
+            let best = found.min_by_key(|device| rank(device)).map(id);
+            best.ok_or_else(|| format!("there is no device `{what}`").into())
         };
-        backends.iter().map(best).collect()
+        if !self.args.cuda {
+            return Ok(vec![best("")?]);
+        }
+        Ok([best("cuda:")?].into_iter().chain(best("wgpu:").ok()).collect())
     }
 
     /// Measures each workload on one device after the other, with kernels that were measured or that rules choose. The weights

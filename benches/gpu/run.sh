@@ -7,10 +7,10 @@
 # in f32), profile, peer, sanitizer (compute-sanitizer on small shapes), suites, untuned (steps in bf16 with kernels
 # chosen by rule), f32 (steps and profile); without any, all of them in this order, so that what matters most is there
 # when the time is up. --tiny takes shapes that a software driver can run, and leaves out what only cards have; --cuda
-# measures the best card through CUDA and through Vulkan, side by side. Needs what build.sh has put into a folder, no
-# network and no compiler; Python with torch, transformers and peft for the peer alone, which is skipped where they
-# are missing. SPARTA_CUDA_GRAPHS=0 and SPARTA_CUDA_TUNE=1 (docs/cuda.md) compare what they change: `run.sh --cuda
-# steps`.
+# measures the best card through CUDA and, with a driver, through Vulkan, side by side. Needs what build.sh has put
+# into a folder, no network and no compiler; Python with torch, transformers and peft for the peer alone, which is
+# skipped where they are missing. SPARTA_CUDA_GRAPHS=0 and SPARTA_CUDA_TUNE=1 (docs/cuda.md) compare what they change:
+# `run.sh --cuda steps`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ -x "$here/gpu" ] || { echo "$here/gpu is not there: run.sh belongs into the folder that build.sh makes" >&2; exit 1; }

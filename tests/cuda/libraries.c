@@ -3,6 +3,7 @@
  *
  * -DFAIL="name" -DCODE=700 -DAFTER=2   this call fails with this code from its third time on; as stand_in_fails says later
  * -DCARDS=2 -DVERSION=12080            cards and the driver's version
+ * -DCAPABILITY=6                       the cards' compute capability is 6.0
  * -DSHIM="path"                        NVRTC compiles with g++ on top of `shim.h`, and launches run the kernels; without
  *                                      it, `add` is the only kernel
  *
@@ -32,6 +33,9 @@
 #endif
 #ifndef VERSION
 #define VERSION 13000
+#endif
+#ifndef CAPABILITY
+#define CAPABILITY 9
 #endif
 
 /* What fails, which a test may change, and how often each function was called since then. */
@@ -194,7 +198,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 }
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     CALL(cuDeviceGetAttribute);
-    *value = attribute == 75 ? 9 : attribute == 76 || attribute == 18 ? 0 : -1;
+    *value = attribute == 75 ? CAPABILITY : attribute == 76 || attribute == 18 ? 0 : -1;
     return device >= 10 ? 0 : 1;
 }
 int cuDeviceGetPCIBusId(char *place, int length, int device) {

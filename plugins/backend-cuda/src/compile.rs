@@ -4,7 +4,7 @@
 //! options are NVRTC's defaults: division and square roots are rounded as IEEE 754 says, subnormal numbers are kept,
 //! and `a * b + c` may be one rounding instead of two, as in WGSL.
 
-use crate::libraries::{Part, Search, functions};
+use crate::libraries::{PATH_VARIABLE, Part, Search, functions};
 use crate::machine::KernelText;
 use sha2::{Digest, Sha256};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -86,7 +86,11 @@ impl Compiler {
             Some(nearest) => Ok(format!("sm_{nearest}")),
             None => {
                 let too_new = self.architectures.iter().all(|&known| known > device);
-                let other = if too_new { "an older NVRTC can" } else { "a newer NVRTC may" };
+                let other = if too_new {
+                    format!("an older NVRTC can: let {PATH_VARIABLE} name its directory")
+                } else {
+                    "a newer NVRTC may".into()
+                };
                 Err(format!("{} cannot compile for compute capability {major}.{minor}; {other}", self.title()))
             }
         }
@@ -370,7 +374,7 @@ mod tests {
         assert_eq!(compiler.architecture((9, 0)).unwrap(), "sm_90");
         assert_eq!(compiler.architecture((8, 5)).unwrap(), "sm_80");
         let (old, new) = (compiler.architecture((3, 5)), compiler.architecture((99, 0)));
-        assert!(old.unwrap_err().ends_with("capability 3.5; an older NVRTC can"));
+        assert!(old.unwrap_err().contains("capability 3.5; an older NVRTC can: let SPARTA_CUDA_PATH name "));
         assert!(new.unwrap_err().ends_with("capability 99.0; a newer NVRTC may"));
     }
 }

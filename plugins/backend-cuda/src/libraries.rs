@@ -122,24 +122,25 @@ impl Search {
         Search { first, then }
     }
 
-    /// Opens the library for the newest installed major version of CUDA up to `newest`; the driver has one name for
-    /// all versions.
+    /// Opens the library for the newest installed major version of CUDA up to `newest`, whatever the version if
+    /// `SPARTA_CUDA_PATH` names one; the driver has one name for all versions.
     ///
     /// Errors: what is missing and how to get it; what cannot be loaded, and why.
     pub fn open(&self, part: Part, newest: u32) -> Result<Library, String> {
         let oldest = if part == Part::Driver { newest } else { OLDEST };
+        let majors = || (oldest..=newest).rev();
+        let first = majors().flat_map(|major| self.first.iter().flat_map(move |dir| files(dir, part, major)));
+        let then = majors().flat_map(|major| {
+            let later = self.then.iter().flat_map(move |dir| files(dir, part, major));
+            [PathBuf::from(part.name(major))].into_iter().chain(later)
+        });
         let mut broken = None;
-        for major in (oldest..=newest).rev() {
-            let named = [PathBuf::from(part.name(major))];
-            let found = self.first.iter().flat_map(|dir| files(dir, part, major));
-            let later = self.then.iter().flat_map(|dir| files(dir, part, major));
-            for path in found.chain(named).chain(later) {
-                match open(&path) {
-                    Ok(library) => return Ok(library),
-                    // If the loader does not find a name, the library is just not there.
-                    Err(error) if path.is_absolute() => broken = broken.or(Some((path, error))),
-                    Err(_) => {}
-                }
+        for path in first.chain(then) {
+            match open(&path) {
+                Ok(library) => return Ok(library),
+                // If the loader does not find a name, the library is just not there.
+                Err(error) if path.is_absolute() => broken = broken.or(Some((path, error))),
+                Err(_) => {}
             }
         }
         Err(match broken {
@@ -186,9 +187,16 @@ fn open(path: &Path) -> Result<Library, libloading::Error> {
 /// The files in a directory that are this library, the shortest name first, since it links to the others.
 fn files(dir: &Path, part: Part, major: u32) -> Vec<PathBuf> {
     let mut names: Vec<String> = entries(dir).into_iter().filter(|name| part.is(name, major)).collect();
-    // A name without a version may be any version, so names with one are preferred.
+    // A name without a version may be any version: what it links to says which, and names with one are preferred.
+    names.retain(|name| part == Part::Driver || name != part.stem() || part.is(&linked(&dir.join(name)), major));
     names.sort_by_key(|name| (name == part.stem(), name.len(), name.clone()));
     names.into_iter().map(|name| dir.join(name)).collect()
+}
+
+/// The name of the file that a link leads to, or its own.
+fn linked(path: &Path) -> String {
+    let file = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    file.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn entries(dir: &Path) -> Vec<String> {
@@ -349,6 +357,15 @@ mod tests {
         ] {
             assert_eq!(found(dir.path(), &[(PATH_VARIABLE, value)], Part::CublasLt, 13), [path], "{value}");
         }
+    }
+
+    #[test]
+    fn a_link_without_a_version_has_that_of_its_file() {
+        let dir = tree(&["lib/libnvrtc.so.13.0.88"]);
+        std::os::unix::fs::symlink("libnvrtc.so.13.0.88", dir.path().join("lib/libnvrtc.so")).unwrap();
+        let of = |major| found(dir.path(), &[("CUDA_HOME", "DIR")], Part::Nvrtc, major);
+        assert_eq!(of(13), ["lib/libnvrtc.so.13.0.88", "lib/libnvrtc.so"]);
+        assert!(of(12).is_empty());
     }
 
     #[test]

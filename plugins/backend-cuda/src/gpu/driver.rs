@@ -64,6 +64,9 @@ const OUT_OF_MEMORY: Code = 2;
 const STUB_LIBRARY: Code = 34;
 const NO_DEVICE: Code = 100;
 
+/// What to look at if no card is found.
+pub const HIDDEN: &str = "CUDA_VISIBLE_DEVICES may hide it";
+
 pub const STREAM_NON_BLOCKING: c_uint = 1;
 pub const EVENT_DEFAULT: c_uint = 0;
 pub const EVENT_DISABLE_TIMING: c_uint = 2;
@@ -88,11 +91,14 @@ fn is_sticky(code: Code) -> bool {
     // launch failed.
     const HARDWARE_STACK_ERROR: Code = 714;
     const LAUNCH_FAILED: Code = 719;
+    const TENSOR_MEMORY_LEAK: Code = 721;
+    const MPS_CLIENT_TERMINATED: Code = 810;
     const EXTERNAL_DEVICE: Code = 911;
     const UNKNOWN: Code = 999;
     matches!(code, HARDWARE_STACK_ERROR..=LAUNCH_FAILED)
         || [DEINITIALIZED, DEVICE_UNAVAILABLE, ECC_UNCORRECTABLE, NVLINK_UNCORRECTABLE, CONTAINED].contains(&code)
-        || [ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, CONTEXT_IS_DESTROYED, ASSERT, EXTERNAL_DEVICE, UNKNOWN].contains(&code)
+        || [ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, CONTEXT_IS_DESTROYED, ASSERT, TENSOR_MEMORY_LEAK].contains(&code)
+        || [MPS_CLIENT_TERMINATED, EXTERNAL_DEVICE, UNKNOWN].contains(&code)
 }
 
 /// The driver, started.
@@ -129,15 +135,16 @@ impl Driver {
     pub fn start(search: &Search) -> Result<Driver, NoDriver> {
         let library = search.open(Part::Driver, 1).map_err(NoDriver::Absent)?;
         let functions = Functions::of(library)
-            .map_err(|error| NoDriver::Broken(format!("the CUDA driver is too old or not NVIDIA's: {error}")))?;
+            .map_err(|error| NoDriver::Broken(format!("the CUDA driver is older than 470 or not NVIDIA's: {error}")))?;
         let mut driver = Driver { functions, version: 0, release: release() };
         // SAFETY: as cuda.h says: the flags are 0.
         let started = unsafe { (driver.functions.cuInit)(0) };
         match started {
             0 => {}
-            NO_DEVICE => return Err(NoDriver::Absent("the CUDA driver found no card".into())),
+            NO_DEVICE => return Err(NoDriver::Absent(format!("the CUDA driver found no card; {HIDDEN}"))),
             STUB_LIBRARY => {
-                return Err(NoDriver::Absent("libcuda is the toolkit's stub, not a driver".into()));
+                let reason = "libcuda is the toolkit's stub: install NVIDIA's driver, or let the loader find it first";
+                return Err(NoDriver::Absent(reason.into()));
             }
             code => return Err(NoDriver::Broken(driver.describe("cuInit", code))),
         }

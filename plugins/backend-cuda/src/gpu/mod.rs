@@ -18,14 +18,14 @@ use crate::machine::{
 };
 use crate::overrides::TENSOR_CORES;
 use crate::products::SAMPLED_COST;
-use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
+use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, HIDDEN, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
 use graph::Graphs;
 use product::{CublasLt, Products};
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
 use std::env;
 use std::ffi::CString;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use transfer::{Downloads, Upload};
 use tune::Tuner;
@@ -53,6 +53,7 @@ impl Settings {
 
 /// The machine's cards, and the libraries to use them with.
 pub struct Tools {
+    /// Those that kernels can be compiled for.
     pub cards: Vec<Card>,
     settings: Settings,
     driver: Arc<Driver>,
@@ -65,16 +66,24 @@ pub struct Tools {
 impl Tools {
     /// Loads the libraries. Creates no context on any card.
     ///
-    /// Errors: no driver or no card; a missing library, and how to get it.
+    /// Errors: no driver or no card; a missing library, and how to get it; no card that NVRTC can compile for.
     pub fn load(search: &Search, cache: Cache, settings: Settings) -> Result<Tools, NoDriver> {
         let driver = Driver::start(search)?;
-        let cards = driver.cards()?;
+        let mut cards = driver.cards()?;
         if cards.is_empty() {
-            return Err(NoDriver::Absent(format!("{} found no card", driver.title())));
+            return Err(NoDriver::Absent(format!("{} found no card; {HIDDEN}", driver.title())));
         }
         let compiler = Compiler::open(search, driver.major());
         let compiler =
             compiler.map_err(|why| NoDriver::Broken(format!("{} is installed, but {why}", driver.title())))?;
+        // A card that is listed must open: `--device auto` may choose it.
+        let unfit = |card: &Card| -> Option<String> {
+            compiler.architecture(card.capability).err().map(|why| format!("{}: {why}", card.name))
+        };
+        if let Some(reasons) = cards.iter().map(unfit).collect::<Option<Vec<String>>>() {
+            return Err(NoDriver::Broken(reasons.join("; ")));
+        }
+        cards.retain(|card| unfit(card).is_none());
         let products = CublasLt::open(search, driver.major()).map(Arc::new);
         Ok(Tools { cards, settings, driver: Arc::new(driver), compiler: Arc::new(compiler), products, cache })
     }
@@ -129,7 +138,8 @@ impl Session {
         // SAFETY: the pointers are to live locals.
         unsafe {
             driver.check("cuDeviceGet", (driver.functions.cuDeviceGet)(&mut device, card.ordinal))?;
-            driver.check("cuCtxCreate", (driver.functions.cuCtxCreate_v2)(&mut context, 0, device))?;
+            let made = (driver.functions.cuCtxCreate_v2)(&mut context, 0, device);
+            driver.check_memory("cuCtxCreate", made, CONTEXT as usize)?;
         }
         let mut session = Session { driver: driver.clone(), context, stream: ptr::null_mut() };
         // SAFETY: the context is current to this thread now; the pointer is to a live field.
@@ -212,9 +222,8 @@ impl Drop for Session {
 pub struct Gpu {
     info: DeviceInfo,
     card: Card,
-    /// Why the device is lost, once it is.
-    lost: Option<String>,
-    work: Work,
+    /// What is in the context, or why the device is lost.
+    work: Result<Work, String>,
 }
 
 /// Everything in a context. Fields are dropped in this order, so the context comes last.
@@ -244,7 +253,11 @@ impl Gpu {
         let session = Session::open(&tools.driver, card)?;
         let products = match &tools.products {
             Ok(library) => Some(Products::new(library.clone(), &session, tools.tuner(card))?),
-            Err(_) => None,
+            Err(reason) => {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| eprintln!("warning: cuda:{}: products are slow, as {reason}", card.ordinal));
+                None
+            }
         };
         let work = Work {
             products,
@@ -259,17 +272,16 @@ impl Gpu {
             cache: tools.cache.clone(),
             session,
         };
-        Ok(Gpu { info: tools.info(card), card: card.clone(), lost: None, work })
+        Ok(Gpu { info: tools.info(card), card: card.clone(), work: Ok(work) })
     }
 
-    /// Runs `call` in the context. After an error that loses the device, every call returns that error.
+    /// Runs `call` in the context. After an error that loses the device, every call returns that error, and the context
+    /// is gone with its memory, which the device needs when it is opened again.
     fn run<T>(&mut self, call: impl FnOnce(&mut Work) -> Result<T, Failure>) -> Result<T, Failure> {
-        if let Some(reason) = &self.lost {
-            return Err(Failure::Lost(reason.clone()));
-        }
-        let done = self.work.session.enter().and_then(|()| call(&mut self.work));
+        let work = self.work.as_mut().map_err(|reason| Failure::Lost(reason.clone()))?;
+        let done = work.session.enter().and_then(|()| call(work));
         if let Err(Failure::Lost(reason)) = &done {
-            self.lost = Some(reason.clone());
+            self.work = Err(reason.clone());
         }
         done
     }
@@ -278,7 +290,9 @@ impl Gpu {
 impl Drop for Gpu {
     fn drop(&mut self) {
         // Queued work uses what is dropped here. Errors no longer matter.
-        let _ = self.work.session.enter().and_then(|()| self.work.session.wait());
+        if let Ok(work) = &self.work {
+            let _ = work.session.enter().and_then(|()| work.session.wait());
+        }
     }
 }
 
@@ -423,7 +437,7 @@ impl Machine for Gpu {
         &mut self,
         work: &mut dyn FnMut(&mut dyn Machine) -> Result<(), Failure>,
     ) -> Result<Option<GraphId>, Failure> {
-        if self.work.graphs.is_none() {
+        if self.work.as_ref().is_ok_and(|work| work.graphs.is_none()) {
             return Ok(None);
         }
         self.run(|work| graph::begin(&work.session))?;

@@ -114,6 +114,13 @@ fn what_is_missing_is_said_with_the_package_that_has_it() {
 }
 
 #[test]
+fn a_card_that_nothing_compiles_for_is_no_device() {
+    let Some(dir) = libraries(&["-DCAPABILITY=6"]) else { return };
+    let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("the stand-in compiles from 7.5 on") };
+    assert!(reason.starts_with("Stand-in A: NVRTC 13.0 cannot compile for compute capability 6.0; "), "{reason}");
+}
+
+#[test]
 fn no_driver_is_absent_and_a_failing_one_broken() {
     let kind = |definitions: &[&str]| Some(tools(&libraries(definitions)?).err());
     let Some(absent) = kind(&["-DFAIL=\"cuInit\"", "-DCODE=100"]) else { return };
@@ -150,6 +157,7 @@ fn a_card_that_does_not_open_says_which_call_failed() {
         assert_eq!(failure, Failure::Other(format!("{shown}: CUDA_ERROR_OTHER (something else)")));
     }
     assert_eq!(opened("cuMemAlloc_v2", "2"), Some(Failure::OutOfMemory { bytes: 32 << 20 }));
+    assert_eq!(opened("cuCtxCreate_v2", "2"), Some(Failure::OutOfMemory { bytes: CONTEXT }));
     assert_eq!(opened("cublasLtCreate", "1"), Some(Failure::Other("cublasLtCreate: some status (1)".into())));
 }
 

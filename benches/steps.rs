@@ -20,7 +20,7 @@ struct Args {
     /// Tokens of each sequence
     #[arg(long, default_value = "64")]
     tokens: usize,
-    /// full, lora (r 8 on q and v), head (with a forward pass in each step) or sparta
+    /// full, lora (r 8 on q and v), lora-all (on all projections), head (with a forward pass in each step) or sparta
     #[arg(long, default_value = "sparta")]
     method: String,
     /// The share of the scalars of all layers and norms that SpaRTA trains

@@ -246,6 +246,7 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
     @builtin(subgroup_id) subgroup_id: u32,
+    @builtin(subgroup_size) subgroup_size: u32,
 ) {
     // Not by a function: the reader of WGSL takes what one returns to differ between threads.
     let id = group.y * groups.x + group.x;
@@ -267,8 +268,8 @@ fn main(
     let head = id % count;
     let kv_head = head / group_heads;
     {%- endif %}
-    // On a device whose subgroups are smaller than expected results are wrong, which the test at its opening sees; no index
-    // goes astray.
+    let valid = one_if(subgroup_size == SUBGROUP);
+    // Where subgroups are smaller than expected, no index goes astray.
     let subgroup = min(subgroup_id, {{ SUBGROUPS - 1 }}u);
     let from_own = subgroup / {{ SCORES_N }}u * {{ TALL * LINE // PER }}u;
     let from_other = {{ 64 * LINE // PER }}u + subgroup % {{ SCORES_N }}u * {{ WIDE * LINE // PER }}u;
@@ -435,7 +436,7 @@ fn main(
         for (var i = 0u; i < {{ ROW_LANES }}u; i++) {
             sum += seen[lane + i].y * exp(seen[lane + i].x - most);
         }
-        ld[t * p.heads + head] = most + log(sum);
+        ld[t * p.heads + head] = valid * (most + log(sum));
     }
     {%- else %}
         {%- if OWN_KEYS %}
@@ -448,7 +449,7 @@ fn main(
         {%- for i in range(SUM_TALL // T) %}
             {%- for j in range(SUM_WIDE // T) %}
         if ((first_column + {{ j * T }}u) / OTHERS * OTHERS == column0) {
-            let value = {{ "" if GRADS else "p.keep * " }}(first_factor(-sum_exponent) * (second_factor(-sum_exponent) * s{{ i }}_{{ j }}));
+            let value = {{ "valid" if GRADS else "valid * p.keep" }} * (first_factor(-sum_exponent) * (second_factor(-sum_exponent) * s{{ i }}_{{ j }}));
             let line = {{ SCORES_LINE // PER }}u;
             let row = subgroup / {{ SUMS_N }}u * {{ SUM_TALL }}u + {{ i * T }}u;
             let to = (row * {{ SCORES_LINE }}u + first_column + {{ j * T }}u - column0) / {{ PER }}u;

@@ -85,11 +85,14 @@ fn what_does_not_run_is_left_out_with_its_reason_and_wrong_arguments_are_refused
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     let why = report["devices"][0]["steps"][0]["not_measured"].as_str().unwrap();
     assert!(why.contains("left out"), "{why}");
+    fs::write(home.path().join("file"), "").unwrap();
     for (args, part) in [
         (&["--shape", "16M"][..], "gemma-2b"),
         (&["--shape", "1,2,3,4,5,6"], "batch"),
         (&["--method", "sparta"], "sparta-0.005"),
         (&["--precision", "f16"], "bf16"),
+        (&["--precision", "tf32", "--device", "cpu"], "expected f32 or bf16, got `tf32`"),
+        (&["--out", "file", "--device", "cpu"], "--out file: expected a directory, got a file"),
         (&["--device", "nothing"], "nothing"),
         (&["compare", "none.json"], "none.json"),
     ] {
@@ -97,6 +100,40 @@ fn what_does_not_run_is_left_out_with_its_reason_and_wrong_arguments_are_refused
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && error.contains(part), "{args:?}: {error}");
     }
+}
+
+/// A card that does not open, on stand-ins for NVIDIA's libraries.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_device_that_fails_is_left_out_and_an_error_where_it_is_the_only_one() {
+    let home = tempfile::tempdir().unwrap();
+    let driver = home.path().join("libcuda.so.1");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/libraries.c");
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-DFAIL=\"cuCtxCreate_v2\"", "-DCODE=3", "-o"]).arg(&driver);
+    let Ok(done) = compiler.arg(source).arg("-lm").output() else {
+        return sparta_tests::skipped_unless_in_ci("no C compiler `cc`");
+    };
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
+        fs::hard_link(&driver, home.path().join(name)).unwrap();
+    }
+    let bench = |more: &[&str]| {
+        let args = ["bench", "--shape", SMALL, "--steps-only", "--method", "lora", "--seconds", "0.01", "--json"];
+        let mut command = command(home.path(), &[&args[..], more].concat());
+        command.env("SPARTA_CUDA_PATH", home.path()).stdin(Stdio::null()).output().unwrap()
+    };
+    let failure = "cuda:0: cuCtxCreate: CUDA_ERROR_OTHER (something else)";
+    let output = bench(&[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains(&format!("warning: Stand-in A (cuda:0) is left out: {failure}")), "{said}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ids = report["devices"].as_array().unwrap().iter().map(|device| &device["device"]["id"]);
+    assert!(ids.clone().any(|id| id == "cpu") && !ids.clone().any(|id| id == "cuda:0"), "{report}");
+    let output = bench(&["--device", "cuda:0"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.ends_with(&format!("error: {failure}\n")), "{said}");
 }
 
 /// The reports in `docs/results`, with their comparison in its README. `SPARTA_WRITE_RESULTS=1` writes the comparison.

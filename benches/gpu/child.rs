@@ -2,6 +2,8 @@
 
 use serde::de::DeserializeOwned;
 use std::io::Read;
+#[cfg(unix)]
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,11 +16,13 @@ pub struct Child {
     pub failure: Option<String>,
 }
 
-/// Runs a command, for at most `limit`.
+/// Runs a command, for at most `limit`; then it is ended with all that it has started.
 ///
 /// Errors: it cannot be started or waited for.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
     let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    #[cfg(unix)]
+    command.process_group(0);
     let mut child =
         command.spawn().map_err(|e| format!("{} cannot be started: {e}", command.get_program().display()))?;
     let (stdout, stderr) = (reader(child.stdout.take()), reader(child.stderr.take()));
@@ -27,6 +31,7 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) => break Some(status),
             None if Instant::now() > end => {
+                end_group(child.id());
                 // It may have just ended by itself.
                 let _ = child.kill();
                 child.wait().map_err(|e| e.to_string())?;
@@ -46,6 +51,18 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Child, String> {
     };
     Ok(Child { stdout, stderr, failure })
 }
+
+/// Ends the processes of a child's group, any of which may keep its pipes open. The child must not have been waited
+/// for, or the number may be another's.
+#[cfg(unix)]
+fn end_group(child: u32) {
+    // The shell has a `kill` of its own on every system. Without one, only the child ends.
+    let mut kill = Command::new("sh");
+    let _ = kill.args(["-c", "kill -s KILL -- -$0", &child.to_string()]).stderr(Stdio::null()).status();
+}
+
+#[cfg(not(unix))]
+fn end_group(_: u32) {}
 
 fn reader(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
     thread::spawn(move || {
@@ -68,5 +85,18 @@ impl Child {
     pub fn last_line_as_json<T: DeserializeOwned>(&self) -> Result<T, String> {
         let line = self.stdout.trim().lines().last().unwrap_or_default();
         serde_json::from_str(line).map_err(|e| format!("its answer cannot be read: {e}: {line}"))
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_has_started_ends_with_it() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & wait"]);
+        let child = run(&mut command, Duration::from_millis(300)).unwrap();
+        assert_eq!(child.failure.as_deref(), Some("ended after 0 s: it wrote nothing"));
     }
 }

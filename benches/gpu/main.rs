@@ -21,9 +21,10 @@ enum Part {
     Devices,
     Products,
     Steps,
+    Cpu,
+    Peer,
     Tf32,
     Profile,
-    Peer,
     Sanitizer,
     Suites,
     Untuned,
@@ -68,6 +69,9 @@ const WORKLOADS: [Workload; 3] = [
     Workload { shape: "110M", peer: "110m", batch: 4, tokens: 128 },
     Workload { shape: "SmolLM2-135M", peer: "smollm2-135m", batch: 8, tokens: 512 },
 ];
+/// Where portable trainers on GPUs have been slower than the CPU beside them, with LoRA on all projections.
+const SMALL: Workload = Workload { shape: "SmolLM2-135M", peer: "smollm2-135m", batch: 1, tokens: 512 };
+const LORA_ALL: &str = "lora-all";
 const TINY: [Workload; 1] = [Workload { shape: "64,2,4,2,128,512", peer: "tiny", batch: 2, tokens: 16 }];
 
 /// Names of the peer's methods, and the arguments of `steps`. Densities are of all parameters.
@@ -90,12 +94,14 @@ const PRODUCTS: [&str; 5] = [
 /// What compute-sanitizer watches: small shapes through every kernel of a training step and its products.
 const WATCHED: [&str; 2] = ["conformance bf16: attention", "golden bf16: training gemma sparta_adamw"];
 
-/// The time limits of a single measurement and of a whole suite.
+/// The time limits of a single measurement, of a whole suite, and of one of its tests in seconds.
 const CELL: Duration = Duration::from_secs(75);
 const SUITE: Duration = Duration::from_secs(240);
+const TEST: &str = "120";
 
 struct Runner {
     args: Args,
+    /// When the current part ends at the latest.
     end: Instant,
     report: Report,
 }
@@ -113,14 +119,27 @@ fn main() -> Result<()> {
     let mut runner = Runner { args, end, report: Report::default() };
     // The other parts need the list of devices.
     runner.devices()?;
-    for part in parts {
+    for (i, &part) in parts.iter().enumerate() {
+        let now = Instant::now();
+        let left = end.saturating_duration_since(now);
+        // These would leave no time to what follows.
+        let share = match part {
+            Part::Products if i + 1 < parts.len() => 0.25,
+            Part::Steps if i + 1 < parts.len() => 0.5,
+            _ => 1.0,
+        };
+        runner.end = now + left.mul_f64(share);
         match part {
             Part::Devices => {}
-            Part::Products => runner.suites(&PRODUCTS)?,
+            Part::Products => {
+                runner.products()?;
+                runner.suites(&PRODUCTS)?;
+            }
             Part::Steps => runner.steps("bf16", true)?,
+            Part::Cpu => runner.cpu()?,
+            Part::Peer => runner.peer()?,
             Part::Tf32 => runner.tf32()?,
             Part::Profile => runner.profile("bf16")?,
-            Part::Peer => runner.peer()?,
             Part::Sanitizer => runner.sanitizer()?,
             Part::Suites => runner.suites(&[])?,
             Part::Untuned => runner.steps("bf16", false)?,
@@ -151,7 +170,7 @@ impl Runner {
     fn end_of(&self, command: &mut Command, limit: Duration) -> std::result::Result<Child, String> {
         let left = self.end.saturating_duration_since(Instant::now());
         if left < Duration::from_secs(5) {
-            return Err("not run: the time was up".into());
+            return Err("not run: its time was up".into());
         }
         child::run(command, limit.min(left))
     }
@@ -214,6 +233,37 @@ impl Runner {
                     let rules = if autotune { &[][..] } else { &["--no-autotune"] };
                     self.step(id, work, precision, method, &[arguments, rules].concat())?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// The small step on each device, and on the CPU beside it, whose faster precision counts.
+    fn cpu(&mut self) -> Result<()> {
+        let work = if self.args.tiny { &self.workloads()[0] } else { &SMALL };
+        let cards = self.chosen()?.into_iter().filter(|id| id != "cpu").map(|id| (id, "bf16"));
+        let on_cpu = ["bf16", "f32"].map(|precision| ("cpu".to_owned(), precision));
+        for (id, precision) in cards.chain(on_cpu) {
+            self.step(&id, work, precision, LORA_ALL, &["--method", LORA_ALL])?;
+        }
+        Ok(())
+    }
+
+    /// The rate of a large product on each device: what is left of `bench` where every step is left out as too long.
+    fn products(&mut self) -> Result<()> {
+        for id in self.chosen()? {
+            let what = format!("product on {id}");
+            eprintln!("{what}");
+            let mut command = self.program("sparta-cli");
+            command.args(["bench", "--json", "--steps-only", "--shape", "64,2,4,2,128,512:2x16", "--method", "lora"]);
+            command.args(["--longest", "1e-12", "--device", &id, "--out"]).arg(self.args.out.join("products"));
+            match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
+                Ok(found) => {
+                    let rate = found["devices"][0]["ceiling"]["bf16_flops"].as_f64().map(|flops| flops * 1e-12);
+                    self.report.products.push((id, rate));
+                    self.save()?;
+                }
+                Err(why) => self.failed(&what, &why)?,
             }
         }
         Ok(())
@@ -327,7 +377,7 @@ impl Runner {
         for id in &ids {
             eprintln!("suites on {id}");
             let mut command = self.program("sparta-cli");
-            command.args(["plugin", "check", "--json", "--device", id]);
+            command.args(["plugin", "check", "--json", "--limit", TEST, "--device", id]);
             command.args(names.iter().flat_map(|name| ["--test", name]));
             if self.args.tiny && names.is_empty() {
                 command.args(["--test", "elementwise", "--test", "classifier gemma"]);
@@ -361,24 +411,31 @@ impl Runner {
         if let Err(why) = self.run(Command::new("python3").args(["-c", check]), CELL) {
             return self.failed("peer", &why);
         }
-        for work in self.workloads() {
-            for (method, _) in METHODS {
-                let what = format!("peer {} {method}", work.peer);
-                eprintln!("{what}");
-                let mut command = Command::new("python3");
-                command.arg(self.args.programs.join("peer.py"));
-                // In this process, without ceilings: each process needs many seconds for its imports.
-                command.args(["--one", "--cells", &work.peer_cell(), "--methods", method]);
-                match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
-                    Ok(line) => {
-                        self.report.peer.push((work.cell(), method.to_owned(), line));
-                        self.save()?;
-                    }
-                    Err(why) => self.failed(&what, &why)?,
+        match self.ask_peer(&["--product"]) {
+            Ok(line) => self.report.peer_product = line["tflop_s"].as_f64(),
+            Err(why) => self.failed("peer, product", &why)?,
+        }
+        let all = self.workloads().iter().flat_map(|work| METHODS.map(|(method, _)| (work, method)));
+        for (work, method) in [(&SMALL, LORA_ALL)].into_iter().chain(all) {
+            let what = format!("peer {} {method}", work.peer_cell());
+            eprintln!("{what}");
+            // In this process, without ceilings: each process needs many seconds for its imports.
+            match self.ask_peer(&["--one", "--cells", &work.peer_cell(), "--methods", method]) {
+                Ok(line) => {
+                    self.report.peer.push((work.cell(), method.to_owned(), line));
+                    self.save()?;
                 }
+                Err(why) => self.failed(&what, &why)?,
             }
         }
         Ok(())
+    }
+
+    /// What peer.py prints last.
+    fn ask_peer(&self, arguments: &[&str]) -> std::result::Result<Json, String> {
+        let mut command = Command::new("python3");
+        command.arg(self.args.programs.join("peer.py")).args(arguments);
+        self.run(&mut command, CELL)?.last_line_as_json()
     }
 }
 

@@ -8,6 +8,10 @@ use std::fmt::Write as _;
 pub struct Report {
     /// As `sparta-cli devices --json` lists them.
     pub devices: Vec<Json>,
+    /// (device, TFLOP/s of a product of 4096 x 4096 x 4096 in bf16; of a smaller one on a slow card).
+    pub products: Vec<(String, Option<f64>)>,
+    /// That of PyTorch, and so of cuBLAS.
+    pub peer_product: Option<f64>,
     pub steps: Vec<StepsCell>,
     /// (cell, method, line of peer.py).
     pub peer: Vec<(String, String, Json)>,
@@ -65,7 +69,9 @@ impl Report {
             let text = |key: &str| device[key].as_str().unwrap_or("?").to_owned();
             writeln!(out, "- `{}` {} ({}, {})", text("id"), text("name"), text("kind"), text("driver"))?;
         }
+        self.write_products(out)?;
         self.write_steps(out)?;
+        self.write_beside_cpu(out)?;
         for (device, result) in &self.suites {
             let passed = result.results.iter().filter(|test| test.passed).count();
             let seconds: f64 = result.results.iter().map(|test| test.seconds).sum();
@@ -81,6 +87,32 @@ impl Report {
             writeln!(out, "\nFailed, or did not run to the end:")?;
         }
         self.failures.iter().try_for_each(|failure| writeln!(out, "- {failure}"))
+    }
+
+    fn write_products(&self, out: &mut String) -> std::fmt::Result {
+        if !self.products.is_empty() {
+            writeln!(out, "\n| device | bf16 product, 4096^3, TFLOP/s | PyTorch | % of PyTorch |\n|---|---|---|---|")?;
+        }
+        for (device, rate) in &self.products {
+            let share = rate.zip(self.peer_product).map(|(ours, theirs)| ours / theirs);
+            let columns = [show(*rate, 1.0, 1), show(self.peer_product, 1.0, 1), show(share, 100.0, 0)];
+            writeln!(out, "| {device} | {} |", columns.join(" | "))?;
+        }
+        Ok(())
+    }
+
+    /// Where the CPU has taken the same step: in its faster precision.
+    fn write_beside_cpu(&self, out: &mut String) -> std::fmt::Result {
+        let seconds = |step: &StepsCell| step.measured["step_s"].as_f64();
+        for ours in self.steps.iter().filter(|ours| ours.device != "cpu") {
+            let StepsCell { device, cell, method, precision, .. } = ours;
+            let beside = |cpu: &&StepsCell| cpu.device == "cpu" && cpu.cell == *cell && cpu.method == *method;
+            let cpu = self.steps.iter().filter(beside).filter_map(seconds).min_by(f64::total_cmp);
+            if let Some((cpu, own)) = cpu.zip(seconds(ours)) {
+                writeln!(out, "\n{cell} {method} {precision}: {device} is {:.1} times as fast as the CPU", cpu / own)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_steps(&self, out: &mut String) -> std::fmt::Result {
@@ -127,4 +159,36 @@ impl Report {
 
 fn show(value: Option<f64>, factor: f64, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{:.digits$}", value * factor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_compared_with_the_peer_and_with_the_cpu() {
+        let step = |device: &str, precision: &str, step_s: f64| StepsCell {
+            device: device.into(),
+            cell: "SmolLM2-135M 1x512".into(),
+            method: "lora-all".into(),
+            precision: precision.into(),
+            untuned: false,
+            measured: serde_json::json!({ "step_s": step_s }),
+        };
+        let report = Report {
+            products: vec![("cuda:0".into(), Some(300.0)), ("wgpu:1".into(), None)],
+            peer_product: Some(600.0),
+            steps: vec![step("cuda:0", "bf16", 0.01), step("cpu", "bf16", 0.5), step("cpu", "f32", 0.25)],
+            ..Report::default()
+        };
+        let text = report.markdown();
+        for part in [
+            "| cuda:0 | 300.0 | 600.0 | 50 |\n",
+            "| wgpu:1 | - | 600.0 | - |\n",
+            "\nSmolLM2-135M 1x512 lora-all bf16: cuda:0 is 25.0 times as fast as the CPU\n",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains("cpu is"), "{text}");
+    }
 }

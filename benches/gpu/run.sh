@@ -3,14 +3,15 @@
 #
 #   run.sh [PART...] [--device wgpu:0 | --cuda] [--out DIR] [--minutes 8] [--tiny]
 #
-# Parts: devices, products (the suites of what a vendor's library multiplies), steps (bf16), tf32 (steps beside those
-# in f32), profile, peer, sanitizer (compute-sanitizer on small shapes), suites, untuned (steps in bf16 with kernels
-# chosen by rule), f32 (steps and profile); without any, all of them in this order, so that what matters most is there
-# when the time is up. --tiny takes shapes that a software driver can run, and leaves out what only cards have; --cuda
-# measures the best card through CUDA and, with a driver, through Vulkan, side by side. Needs what build.sh has put
-# into a folder, no network and no compiler; Python with torch, transformers and peft for the peer alone, which is
-# skipped where they are missing. SPARTA_CUDA_GRAPHS=0 and SPARTA_CUDA_TUNE=1 (docs/cuda.md) compare what they change:
-# `run.sh --cuda steps`.
+# Parts: devices, products (their rate, and the suites of what a vendor's library multiplies), steps (bf16), cpu (one
+# step beside the CPU), peer (also its rate of products), tf32 (steps beside those in f32), profile, sanitizer
+# (compute-sanitizer on small shapes), suites, untuned (steps in bf16 with kernels chosen by rule), f32 (steps and
+# profile); without any, all of them in this order, so that what matters most is there when the time is up. Products
+# take a quarter of the time at most, and steps half of the rest. --tiny takes shapes that a software driver can run,
+# and leaves out what only cards have; --cuda measures the best card through CUDA and, with a driver, through Vulkan,
+# side by side. Needs what build.sh has put into a folder, no network and no compiler; Python with torch, transformers
+# and peft for the peer alone, which is skipped where they are missing. SPARTA_CUDA_GRAPHS=0 and SPARTA_CUDA_TUNE=1
+# (docs/cuda.md) compare what they change: `run.sh --cuda steps`.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ -x "$here/gpu" ] || { echo "$here/gpu is not there: run.sh belongs into the folder that build.sh makes" >&2; exit 1; }

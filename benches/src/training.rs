@@ -24,7 +24,7 @@ pub struct Case {
     /// Sequences of a batch, and tokens of each.
     pub batch: usize,
     pub tokens: usize,
-    /// `full`, `lora`, `head` (with a forward pass in each step) or `sparta`.
+    /// `full`, `lora`, `lora-all` (on all projections), `head` (with a forward pass in each step) or `sparta`.
     pub method: String,
     /// The share of the scalars of all layers and norms that SpaRTA trains.
     pub density: f64,
@@ -82,14 +82,20 @@ impl Case {
 
     fn in_core(&self) -> Result<bench::Case> {
         let of_all = self.density * model::share_of_layers(&self.shape)?;
-        let density = [("density".to_owned(), of_all.into())];
-        let options = if self.method == "sparta" { BTreeMap::from(density) } else { BTreeMap::new() };
+        let method = match self.method.as_str() {
+            "lora-all" => MethodCase::parse("lora-all")?,
+            name => {
+                let density = [("density".to_owned(), of_all.into())];
+                let options = if name == "sparta" { BTreeMap::from(density) } else { BTreeMap::new() };
+                MethodCase { name: name.into(), plugin: name.into(), options }
+            }
+        };
         Ok(bench::Case {
             shape: self.shape.clone(),
             batch: self.batch,
             tokens: self.tokens,
             processes: 1,
-            method: MethodCase { name: self.method.clone(), plugin: self.method.clone(), options },
+            method,
             precision: self.precision,
             recompute: if self.recompute { Recompute::On } else { Recompute::Off },
             weights: self.weights.dtype(),

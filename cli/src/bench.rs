@@ -2,7 +2,7 @@
 
 use crate::comm::{self, CommArgs};
 use crate::devices;
-use crate::output::Output;
+use crate::output::{Output, warn};
 use clap::{Args, Subcommand};
 use sparta_core::bench::{
     self, Bencher, Comparison, MethodCase, Outcome, Report, Request, Shape, Trajectories, Workload,
@@ -34,7 +34,7 @@ pub struct BenchArgs {
     #[arg(long = "method", value_name = "NAME", value_parser = MethodCase::parse)]
     methods: Vec<MethodCase>,
     /// f32, bf16 [default: those that the device supports]
-    #[arg(long = "precision", value_name = "TYPE")]
+    #[arg(long = "precision", value_name = "TYPE", value_parser = precision)]
     precisions: Vec<Precision>,
     /// Skip the single ops
     #[arg(long)]
@@ -89,6 +89,15 @@ const QUICK_METHODS: [&str; 2] = ["lora", "sparta-0.05"];
 /// Shapes whose ops are measured singly; with --quick only the first.
 const KERNELS: [&str; 2] = ["110M", "gemma-2b"];
 
+/// Those that are compared: few devices have TF32.
+fn precision(name: &str) -> std::result::Result<Precision, String> {
+    match name {
+        "f32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::BF16),
+        _ => Err(format!("expected f32 or bf16, got `{name}`")),
+    }
+}
+
 pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
     match args.what {
         Some(BenchCommand::Compare(args)) => return compare(args),
@@ -103,6 +112,9 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
     if let Some(file) = &args.record {
         return record(&args, &bencher, chosen[0], file);
     }
+    if args.out.is_file() {
+        return Err(Error::Usage(format!("--out {}: expected a directory, got a file", args.out.display())));
+    }
     std::fs::create_dir_all(&args.out).map_err(Error::io(&args.out))?;
     let environment = Environment::of_this_process();
     let mut report = Report {
@@ -112,10 +124,20 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
         date: chrono::Local::now().format("%Y-%m-%d").to_string(),
         devices: Vec::new(),
     };
-    for info in chosen {
+    for (i, &info) in chosen.iter().enumerate() {
         eprintln!("{} ({})", info.name, info.id);
+        let wanted = request(&args, info)?;
+        let begun = match bencher.begin(info) {
+            Ok(begun) => begun,
+            // The last one's error is that of the command if none could be measured.
+            Err(error) if report.devices.is_empty() && i + 1 == chosen.len() => return Err(error),
+            Err(error) => {
+                warn(format!("{} ({}) is left out: {error}", info.name, info.id));
+                continue;
+            }
+        };
         let done = report.clone();
-        let measured = bencher.measure(&request(&args, info)?, info, |device| {
+        let measured = bencher.measure(&wanted, info, begun, |device| {
             let mut so_far = done.clone();
             so_far.devices.push(device.clone());
             save(&args.out, &so_far)
@@ -130,14 +152,12 @@ pub fn bench(args: BenchArgs, plugins: &PluginSet) -> Result<()> {
 
 /// The devices to measure, in the order of their listing.
 fn choose<'a>(args: &BenchArgs, found: &'a Devices) -> Result<Vec<&'a DeviceInfo>> {
-    match args.device.as_deref() {
-        Some("all") => Ok(found.distinct().collect()),
-        Some(wanted) => Ok(vec![found.select(wanted)?]),
-        None => {
-            let chosen: Vec<_> = found.distinct().filter(|info| info.kind != DeviceKind::SoftwareGpu).collect();
-            if chosen.is_empty() { Err(Error::Usage("there is no device to measure".into())) } else { Ok(chosen) }
-        }
-    }
+    let chosen: Vec<_> = match args.device.as_deref() {
+        Some("all") => found.distinct().collect(),
+        Some(wanted) => vec![found.select(wanted)?],
+        None => found.distinct().filter(|info| info.kind != DeviceKind::SoftwareGpu).collect(),
+    };
+    if chosen.is_empty() { Err(Error::Usage("there is no device to measure".into())) } else { Ok(chosen) }
 }
 
 fn request(args: &BenchArgs, info: &DeviceInfo) -> Result<Request> {
@@ -153,10 +173,6 @@ fn request(args: &BenchArgs, info: &DeviceInfo) -> Result<Request> {
         (true, false) => MethodCase::standard().collect(),
     };
     let fastest = if info.products.is_empty() { Precision::F32 } else { Precision::BF16 };
-    if args.precisions.contains(&Precision::TF32) {
-        let said = "--precision tf32: bench compares devices, few of which have TF32; use f32 or bf16";
-        return Err(Error::Usage(said.into()));
-    }
     let precisions = match (args.precisions.is_empty(), quick) {
         (false, _) => Some(args.precisions.clone()),
         (true, true) => Some(vec![fastest]),
@@ -215,7 +231,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// As Markdown, to be pasted into a message.
 fn print(output: &Output, comparison: &Comparison) -> Result<()> {
-    let names = column_names(comparison);
+    let names: Vec<String> = comparison.titles().iter().map(|title| title.replace('|', "/")).collect();
     output.say("\n| device | f32 GFLOP/s | bf16 GFLOP/s | GB/s | driver |\n|---|---|---|---|---|")?;
     for (entry, name) in comparison.devices.iter().zip(&names) {
         let bf16 = entry.bf16_gflops.map_or("-".into(), |gflops| thousands(gflops.round() as u64));
@@ -231,16 +247,6 @@ fn print(output: &Output, comparison: &Comparison) -> Result<()> {
         output.say(format!("| {} | {} |{}", row.cell, row.precision, cells.collect::<String>()))?;
     }
     Ok(())
-}
-
-/// The devices' names, with their ids if several have the same name.
-fn column_names(comparison: &Comparison) -> Vec<String> {
-    let same = |name: &str| comparison.devices.iter().filter(|entry| entry.device.name == name).count();
-    let column = |device: &bench::Device| {
-        let name = device.name.replace('|', "/");
-        if same(&device.name) > 1 { format!("{name} ({})", device.id) } else { name }
-    };
-    comparison.devices.iter().map(|entry| column(&entry.device)).collect()
 }
 
 fn cell(step: &bench::Step) -> String {

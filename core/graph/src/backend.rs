@@ -268,7 +268,7 @@ pub trait Backend: Send {
     /// Errors: those of `run`; a device that cannot time single calls.
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
         let _ = plan;
-        let reason = "this backend cannot time single calls: leave out --profile".into();
+        let reason = "this backend cannot time single calls, which --profile and bench need".into();
         Err(BackendError::Other { device: self.info().id, reason })
     }
 

@@ -46,6 +46,15 @@ pub struct KernelRow {
     pub precision: DType,
     /// GFLOP/s and GB/s of each device, in their order.
     pub rates: Vec<Option<(f64, f64)>>,
+    /// Their shares of the ceiling.
+    pub shares: Vec<Option<f64>>,
+}
+
+impl Entry {
+    /// What tells devices of one name apart, most telling first.
+    fn facts(&self) -> [&str; 5] {
+        [&self.device.id, &self.device.driver, &self.date, &self.system, &self.program]
+    }
 }
 
 impl Comparison {
@@ -78,20 +87,46 @@ impl Comparison {
                 let (name, precision) = (kernel.name.clone(), kernel.precision);
                 let known = kernels.iter().position(|row| row.name == name && row.precision == precision);
                 let row = known.unwrap_or_else(|| {
-                    kernels.push(KernelRow { name, precision, rates: vec![None; devices.len()] });
+                    let (rates, shares) = (vec![None; devices.len()], vec![None; devices.len()]);
+                    kernels.push(KernelRow { name, precision, rates, shares });
                     kernels.len() - 1
                 });
                 kernels[row].rates[i] = Some((kernel.gflops, kernel.gb_per_s));
+                kernels[row].shares[i] = Some(kernel.share_of_ceiling);
             }
         }
         Comparison { devices: devices.iter().map(entry).collect(), steps, kernels }
+    }
+
+    /// A title for each device, which no other has: its name, with as many facts as it takes.
+    pub fn titles(&self) -> Vec<String> {
+        self.devices.iter().map(|entry| self.title(entry)).collect()
+    }
+
+    fn title(&self, entry: &Entry) -> String {
+        let name = &entry.device.name;
+        let mut alike: Vec<&Entry> = self.devices.iter().filter(|other| other.device.name == *name).collect();
+        let mut telling = Vec::new();
+        for (i, fact) in entry.facts().into_iter().enumerate() {
+            if alike.iter().any(|other| other.facts()[i] != fact) {
+                telling.push(fact.to_owned());
+                alike.retain(|other| other.facts()[i] == fact);
+            }
+        }
+        if alike.len() > 1 {
+            let place = alike.iter().position(|other| std::ptr::eq(*other, entry)).unwrap_or_default();
+            telling.push(format!("no. {}", place + 1));
+        }
+        if telling.is_empty() { name.clone() } else { format!("{name} ({})", telling.join(", ")) }
     }
 }
 
 /// The comparison as a page without scripts or network.
 pub fn html(comparison: &Comparison) -> Result<String> {
-    let devices: Vec<Value> = comparison.devices.iter().enumerate().map(|(i, entry)| device(i, entry)).collect();
-    let steps: Vec<Value> = comparison.steps.iter().map(step_row).collect();
+    let titles = comparison.titles();
+    let entries = comparison.devices.iter().zip(&titles).enumerate();
+    let devices: Vec<Value> = entries.map(|(i, (entry, title))| device(i, entry, title)).collect();
+    let steps: Vec<Value> = comparison.steps.iter().map(|row| step_row(row, &titles)).collect();
     let kernels: Vec<Value> = comparison.kernels.iter().map(kernel_row).collect();
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
@@ -100,11 +135,11 @@ pub fn html(comparison: &Comparison) -> Result<String> {
     page.map_err(|e| Error::Usage(format!("the comparison cannot be written: {e:#}")))
 }
 
-fn device(i: usize, entry: &Entry) -> Value {
+fn device(i: usize, entry: &Entry, title: &str) -> Value {
     let rate = |gflops: f64| format!("{} GFLOP/s", thousands(gflops.round() as u64));
     context! {
         colour => hex(colour(i)),
-        name => entry.device.name,
+        title,
         id => entry.device.id,
         driver => entry.device.driver,
         memory => entry.device.memory.map(memory_size),
@@ -118,16 +153,17 @@ fn device(i: usize, entry: &Entry) -> Value {
     }
 }
 
-fn step_row(row: &StepRow) -> Value {
+fn step_row(row: &StepRow, titles: &[String]) -> Value {
     let speed = |step: &Step| step.figures().map_or(0.0, |figures| figures.measured.tokens_per_s);
     let fastest = row.steps.iter().flatten().map(speed).fold(0.0, f64::max);
-    let cell = |(i, step): (usize, &Option<Step>)| {
-        let Some(step) = step else { return context! { colour => hex(colour(i)), why => "not requested" } };
+    let cell = |(i, (step, title)): (usize, (&Option<Step>, &String))| {
+        let Some(step) = step else { return context! { title, colour => hex(colour(i)), why => "not requested" } };
         let Some(figures) = step.figures() else {
             let super::Outcome::NotMeasured(why) = &step.outcome else { return Value::UNDEFINED };
-            return context! { colour => hex(colour(i)), why };
+            return context! { title, colour => hex(colour(i)), why };
         };
         context! {
+            title,
             colour => hex(colour(i)),
             speed => thousands(figures.measured.tokens_per_s.round() as u64),
             percent => format!("{:.1}", 100.0 * figures.measured.tokens_per_s / fastest),
@@ -137,22 +173,22 @@ fn step_row(row: &StepRow) -> Value {
             checked => figures.checked,
         }
     };
-    let cells: Vec<Value> = row.steps.iter().enumerate().map(cell).collect();
+    let cells: Vec<Value> = row.steps.iter().zip(titles).enumerate().map(cell).collect();
     context! { cell => row.cell, precision => row.precision.to_string(), cells }
 }
 
 fn kernel_row(row: &KernelRow) -> Value {
-    let cell = |rates: &Option<(f64, f64)>| match rates {
-        Some((gflops, gb)) => format!("{gflops:.0} GFLOP/s, {gb:.0} GB/s"),
-        None => "not measured".into(),
+    let cell = |(rates, share): (&Option<(f64, f64)>, &Option<f64>)| match (rates, share) {
+        (Some((gflops, gb)), Some(share)) => format!("{gflops:.0} GFLOP/s, {gb:.0} GB/s, {:.0} %", 100.0 * share),
+        _ => "not measured".into(),
     };
-    let cells: Vec<String> = row.rates.iter().map(cell).collect();
+    let cells: Vec<String> = row.rates.iter().zip(&row.shares).map(cell).collect();
     context! { name => row.name, precision => row.precision.to_string(), cells }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Figures, Measured, Outcome, VERSION};
+    use super::super::{Figures, Kernel, Measured, Outcome, VERSION};
     use super::*;
     use sparta_train::{Bandwidth, Ceiling};
 
@@ -201,14 +237,17 @@ mod tests {
     #[test]
     fn equal_cells_are_one_row_and_what_is_missing_is_said() {
         let wrong = Outcome::NotMeasured("wrong results".into());
-        let reports =
+        let mut reports =
             [report("a <b>", "full", measured()), report("c", "full", wrong), report("d", "lora", measured())];
+        let (name, precision) = ("add".into(), DType::F32);
+        let kernel = Kernel { name, precision, seconds: 1.0, gflops: 3.0, gb_per_s: 4.0, share_of_ceiling: 0.25 };
+        reports[0].devices[0].kernels.push(kernel);
         let comparison = Comparison::new(&reports);
         assert_eq!(comparison.devices.len(), 3);
         assert_eq!(comparison.steps.len(), 2);
         assert!(comparison.steps[0].steps[2].is_none() && comparison.steps[1].steps[0].is_none());
         let page = html(&comparison).unwrap();
-        for text in ["a &lt;b&gt;", "wrong results", "not requested", "2,048", "1.00 GiB"] {
+        for text in ["a &lt;b&gt;", "wrong results", "not requested", "2,048", "1.00 GiB", "s, 25 %", "not measured"] {
             assert!(page.contains(text), "{text} in {page}");
         }
         assert!(!page.contains("<b>"));
@@ -221,12 +260,33 @@ mod tests {
         let report = report("a", "full", measured());
         std::fs::write(&file, serde_json::to_string(&report).unwrap()).unwrap();
         assert_eq!(Report::read(&file).unwrap(), report);
-        for (text, part) in
-            [("{}", "not a report"), ("{\"sparta_bench\": 2}", "version 2"), ("{\"sparta_bench\": 1}", "damaged")]
-        {
+        let empty = r#"{"sparta_bench": 1, "program": "0", "system": "s", "date": "d", "devices": []}"#;
+        for (text, part) in [
+            ("{}", "got JSON without a number `sparta_bench`"),
+            ("<html>", "got a file that is no JSON in line 1, column 1"),
+            ("", "got a file that ends too early"),
+            (&empty[..40], "got a file that ends too early, in line 1, column 40"),
+            (r#"{"sparta_bench": 2}"#, "expected a report of version 1, got version 2"),
+            (r#"{"sparta_bench": 1}"#, "a damaged report: a key is missing or wrong in line 1, column 19"),
+            (empty, "a report without devices"),
+        ] {
             std::fs::write(&file, text).unwrap();
             let message = Report::read(&file).unwrap_err().to_string();
-            assert!(message.contains(part), "{message}");
+            assert!(message.contains(file.to_str().unwrap()) && message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn a_title_tells_a_device_from_others_of_its_name() {
+        let mut reports = ["card", "card", "card", "card", "other"].map(|name| report(name, "full", measured()));
+        reports[1].devices[0].device.driver = "e".into();
+        reports[2].date = "2026-01-02".into();
+        reports[3].devices[0].device.id = "cuda:0".into();
+        let [old, other, new] = ["wgpu:0, d, 2026-01-01", "wgpu:0, e", "wgpu:0, d, 2026-01-02"];
+        let expected = [old, other, new, "cuda:0"].map(|telling| format!("card ({telling})"));
+        let titles = Comparison::new(&reports).titles();
+        assert_eq!((&titles[..4], titles[4].as_str()), (&expected[..], "other"));
+        let twice = [reports[4].clone(), reports[4].clone()];
+        assert_eq!(Comparison::new(&twice).titles(), ["other (no. 1)", "other (no. 2)"]);
     }
 }

@@ -133,20 +133,27 @@ impl Bencher<'_> {
         Ok(device)
     }
 
-    /// Measures a device. `found` gets the report as it grows, so that nothing is lost if a later step fails.
+    /// The beginning of a device's report: its ceiling.
     ///
-    /// Errors: the device cannot be opened, or its ceiling cannot be measured; those of `found`. Later failures are in
-    /// the report.
+    /// Errors: the device cannot be opened or measured.
+    pub fn begin(&self, info: &DeviceInfo) -> Result<DeviceReport> {
+        (self.progress)("ceiling");
+        let ceiling = Ceiling::measure(&mut *self.open(info)?)?;
+        let (kernels, steps, notes) = (vec![], vec![], vec![]);
+        Ok(DeviceReport { device: info.into(), ceiling, kernels, steps, tuned: None, notes })
+    }
+
+    /// Measures what is requested of a device whose report has begun. `found` gets the report as it grows, so that
+    /// nothing is lost if a later step ends the process.
+    ///
+    /// Errors: those of `found`. The device's failures are in the report.
     pub fn measure(
         &self,
         request: &Request,
         info: &DeviceInfo,
+        mut report: DeviceReport,
         mut found: impl FnMut(&DeviceReport) -> Result<()>,
     ) -> Result<DeviceReport> {
-        (self.progress)("ceiling");
-        let ceiling = Ceiling::measure(&mut *self.open(info)?)?;
-        let (kernels, steps, notes) = (vec![], vec![], vec![]);
-        let mut report = DeviceReport { device: info.into(), ceiling, kernels, steps, tuned: None, notes };
         found(&report)?;
         let precisions = request.precisions.clone().unwrap_or_else(|| offered(info));
         for shape in &request.kernels {

@@ -117,21 +117,33 @@ impl DeviceReport {
 }
 
 impl Report {
-    /// Reads a report. Errors: a file that is not a report, or of another version.
+    /// Reads a report. Errors: a file that is not a report, is of another version, or has no device.
     pub fn read(path: &Path) -> Result<Report> {
-        #[derive(Deserialize)]
-        struct Version {
-            sparta_bench: u32,
-        }
         let text = sparta_io::files::read_text(path, LARGEST).map_err(Error::io(path))?;
         let wrong = |what: String| Error::Usage(format!("{}: {what}", path.display()));
-        let version: Version =
-            serde_json::from_str(&text).map_err(|e| wrong(format!("not a report of `sparta-cli bench`: {e}")))?;
-        if version.sparta_bench != VERSION {
-            let found = version.sparta_bench;
+        let foreign = |got: String| wrong(format!("expected a report of `sparta-cli bench` (bench.json), got {got}"));
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| {
+            let (line, column) = (e.line(), e.column());
+            foreign(match e.is_eof() {
+                true => format!("a file that ends too early, in line {line}, column {column}"),
+                false => format!("a file that is no JSON in line {line}, column {column}"),
+            })
+        })?;
+        let version = json.get("sparta_bench").and_then(serde_json::Value::as_u64);
+        let version = version.ok_or_else(|| foreign("JSON without a number `sparta_bench`".into()))?;
+        if version != u64::from(VERSION) {
             let advice = "measure again, or use the sparta-cli that wrote it";
-            return Err(wrong(format!("expected a report of version {VERSION}, got version {found}: {advice}")));
+            return Err(wrong(format!("expected a report of version {VERSION}, got version {version}: {advice}")));
         }
-        serde_json::from_str(&text).map_err(|e| wrong(format!("a damaged report: {e}")))
+        // The reader's own words name types of this program.
+        let damaged = |e: serde_json::Error| {
+            let (line, column) = (e.line(), e.column());
+            wrong(format!("a damaged report: a key is missing or wrong in line {line}, column {column}; measure again"))
+        };
+        let report: Report = serde_json::from_str(&text).map_err(damaged)?;
+        if report.devices.is_empty() {
+            return Err(wrong("a report without devices: there is nothing to compare; measure again".into()));
+        }
+        Ok(report)
     }
 }

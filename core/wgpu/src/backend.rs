@@ -466,7 +466,7 @@ impl Backend for WgpuBackend {
     fn run_profiled(&mut self, plan: PlanId) -> Result<Vec<Duration>, BackendError> {
         let prepared = self.prepared(plan)?;
         let starts = [0].iter().chain(&prepared.ends);
-        let times = self.time_calls(starts.zip(&prepared.ends).map(|(&start, &end)| &prepared.steps[start..end]))?;
+        let times = self.time_calls(starts.zip(&prepared.ends).map(|(&start, &end)| &prepared.steps[start..end]), 1)?;
         self.staged = 0;
         Ok(times)
     }

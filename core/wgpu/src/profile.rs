@@ -1,25 +1,28 @@
-//! Times single calls by timestamps that the device writes before and after each.
+//! Times single calls by timestamps that the device writes before and after each, or else by the host's clock.
 
-use crate::backend::{WgpuBackend, other};
+use crate::backend::WgpuBackend;
 use crate::prepared::{PreparedStep, encode};
+use crate::wait::Submitted;
 use sparta_graph::BackendError;
 use std::time::Duration;
+use web_time::Instant;
 
+/// What measurements are called in errors.
+pub(crate) const MEASUREMENT: &str = "a measurement";
 /// How many calls fit a query set, with two timestamps each.
 const CALLS: usize = wgpu::QUERY_SET_MAX_QUERIES as usize / 2;
 const TIMESTAMP_BYTES: usize = wgpu::QUERY_SIZE as usize;
 
 impl WgpuBackend {
     /// Runs the steps of each call and returns their times. Copies have no timestamps, so a call that consists
-    /// only of copies counts as 0.
+    /// only of copies counts as 0. A device without timestamps runs each call `repeated` times for the clock.
     pub(crate) fn time_calls<'a>(
         &self,
         calls: impl Iterator<Item = &'a [PreparedStep]>,
+        repeated: u32,
     ) -> Result<Vec<Duration>, BackendError> {
         if !self.adapter().features.timestamp_query {
-            let reason =
-                format!("{} has no timestamps to time single calls: leave out --profile", self.adapter().info.name);
-            return Err(other(&self.adapter().info.id, reason));
+            return calls.map(|steps| self.time_by_clock(steps, repeated)).collect();
         }
         let calls: Vec<&[PreparedStep]> = calls.collect();
         let mut times = Vec::with_capacity(calls.len());
@@ -76,6 +79,20 @@ impl WgpuBackend {
             Duration::from_nanos((elapsed as f64 * period) as u64)
         };
         Ok(first_query.iter().map(time).collect())
+    }
+
+    /// The time of the steps on a device without timestamps, from submission to the end.
+    fn time_by_clock(&self, steps: &[PreparedStep], repeated: u32) -> Result<Duration, BackendError> {
+        let mut encoder = self.device.create_command_encoder(&Default::default());
+        for _ in 0..repeated {
+            steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
+        }
+        let commands = encoder.finish();
+        self.wait(MEASUREMENT)?;
+        let start = Instant::now();
+        let waited = Submitted::new(&self.queue, self.queue.submit([commands])).wait(&self.device);
+        self.told(waited, MEASUREMENT)?;
+        Ok(start.elapsed() / repeated)
     }
 }
 

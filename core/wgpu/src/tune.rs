@@ -5,9 +5,8 @@
 
 use crate::WgpuBackend;
 use crate::cache::Cache;
-use crate::prepared::{PreparedStep, encode};
-use crate::profile::both_dispatch;
-use crate::wait::Submitted;
+use crate::prepared::PreparedStep;
+use crate::profile::MEASUREMENT;
 use sparta_graph::{BackendError, Call, Choice, DeviceKind, Plan, Tuned};
 use sparta_kernels::{Bounds, Choosing, Lowered, Question, lower};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,8 +14,6 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 use web_time::Instant;
 
-/// What measurements are called in errors.
-const MEASUREMENT: &str = "a measurement";
 /// How often each trial runs; the fastest run counts. They alternate, so that all meet the same clock rates.
 const ROUNDS: usize = 4;
 /// How long the device works before it is timed, since its clock drops while it waits for kernels to be compiled.
@@ -170,13 +167,14 @@ impl WgpuBackend {
     ///
     /// Errors: a clock that says nothing; a device that fails.
     fn best_times(&self, trials: &[Vec<PreparedStep>]) -> Result<Vec<Duration>, BackendError> {
+        let times = |trials: &[Vec<PreparedStep>]| self.time_calls(trials.iter().map(Vec::as_slice), REPEATED);
         let start = Instant::now();
         while start.elapsed() < WARM_UP {
-            self.times(&trials[..1])?;
+            times(&trials[..1])?;
         }
         let mut best = vec![Duration::MAX; trials.len()];
         for _ in 0..ROUNDS {
-            for (best, time) in best.iter_mut().zip(self.times(trials)?) {
+            for (best, time) in best.iter_mut().zip(times(trials)?) {
                 // Zero: the counter wrapped.
                 *best = if time.is_zero() { *best } else { time.min(*best) };
             }
@@ -185,26 +183,5 @@ impl WgpuBackend {
             true => Err(self.op(MEASUREMENT, "the device's clock did not advance")),
             false => Ok(best),
         }
-    }
-
-    fn times(&self, trials: &[Vec<PreparedStep>]) -> Result<Vec<Duration>, BackendError> {
-        match self.adapter.features.timestamp_query {
-            true => self.time_calls(trials.iter().map(Vec::as_slice)),
-            false => trials.iter().map(|steps| self.time_by_clock(steps)).collect(),
-        }
-    }
-
-    /// The time of the steps on a device without timestamps, from submission to the end.
-    fn time_by_clock(&self, steps: &[PreparedStep]) -> Result<Duration, BackendError> {
-        let mut encoder = self.device.create_command_encoder(&Default::default());
-        for _ in 0..REPEATED {
-            steps.chunk_by(both_dispatch).for_each(|run| encode(&mut encoder, run, None));
-        }
-        let commands = encoder.finish();
-        self.wait(MEASUREMENT)?;
-        let start = Instant::now();
-        let waited = Submitted::new(&self.queue, self.queue.submit([commands])).wait(&self.device);
-        self.told(waited, MEASUREMENT)?;
-        Ok(start.elapsed() / REPEATED)
     }
 }

@@ -1,5 +1,5 @@
-use super::{ONE_AT_A_TIME, exactly, f32s, open, run};
-use crate::WgpuBackend;
+use super::{ONE_AT_A_TIME, exactly, f32s, open, open_with, run};
+use crate::{DeviceFeatures, Options, WgpuBackend};
 use sparta_graph::ops::{Accumulate, Add, Attention, Fill, Layout, Linear, Scale, Store};
 use sparta_graph::{Backend, BackendError, BufferId, DType, Graph, Op, Plan, PlanId, ReadId, Work};
 use std::sync::PoisonError;
@@ -257,10 +257,14 @@ fn an_arena_may_have_segments() {
 #[test]
 fn a_profiled_run_times_each_call_and_computes_the_same() {
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut backend) = open(None) else { return };
-    if !backend.adapter().features.timestamp_query {
-        return println!("SKIPPED: this adapter has no timestamps");
+    // By timestamps, where the adapter has them, and by the clock.
+    for without in [DeviceFeatures::empty(), DeviceFeatures::TIMESTAMP_QUERY] {
+        let Some(backend) = open_with(Options { without, ..Options::default() }) else { return };
+        check_profiled_run(backend);
     }
+}
+
+fn check_profiled_run(mut backend: WgpuBackend) {
     let mut graph = Graph::new();
     let [x, w, out] = ["x", "w", "out"].map(|name| graph.external(name, DType::F32, [256, 256]));
     let y = graph.one(Linear::plain(Layout::Nt), &[x, w]).unwrap();

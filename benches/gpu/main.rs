@@ -78,6 +78,13 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
+/// The largest model, which is measured last, and with one method: that of this place in `METHODS`.
+const LARGE: Workload = Workload { shape: "mistral-7b", peer: "mistral-7b", batch: 8, tokens: 256 };
+const OF_LARGE: usize = 1;
+
+/// What changes the results of a card (docs/cuda.md).
+const VARIABLES: [&str; 2] = ["SPARTA_CUDA_GRAPHS", "SPARTA_CUDA_TUNE"];
+
 /// The tests of `plugin check` whose products a vendor's library makes.
 const PRODUCTS: [&str; 5] = [
     "conformance bf16: matrix products",
@@ -173,11 +180,20 @@ impl Runner {
         let listed = self.run(self.program("sparta-cli").args(["devices", "--json"]), CELL)?;
         let devices: Vec<Json> = listed.last_line_as_json()?;
         self.report.devices = devices;
+        let set = |name: &&str| Some(format!("`{name}={}`", std::env::var(name).ok()?));
+        self.report.variables = VARIABLES.iter().filter_map(set).collect();
         self.save()
     }
 
     fn workloads(&self) -> &'static [Workload] {
         if self.args.tiny { &TINY } else { &WORKLOADS }
+    }
+
+    /// The workloads with their methods and the arguments of `steps`.
+    fn cells(&self) -> Vec<(&'static Workload, &'static str, &'static [&'static str])> {
+        let all = self.workloads().iter().flat_map(|work| METHODS.map(|(method, arguments)| (work, method, arguments)));
+        let (method, arguments) = METHODS[OF_LARGE];
+        all.chain((!self.args.tiny).then_some((&LARGE, method, arguments))).collect()
     }
 
     /// The devices for steps and profiles: one, the best if none is named, or with `--cuda` one of each backend.
@@ -200,12 +216,10 @@ impl Runner {
         let mut ids = self.chosen()?;
         // Other backends have no choices.
         ids.retain(|id| autotune || id.starts_with("wgpu:"));
-        for work in self.workloads() {
-            for (method, arguments) in METHODS {
-                for id in &ids {
-                    let rules = if autotune { &[][..] } else { &["--no-autotune"] };
-                    self.step(id, work, precision, method, &[arguments, rules].concat())?;
-                }
+        for (work, method, arguments) in self.cells() {
+            for id in &ids {
+                let rules = if autotune { &[][..] } else { &["--no-autotune"] };
+                self.step(id, work, precision, method, &[arguments, rules].concat())?;
             }
         }
         Ok(())
@@ -262,7 +276,9 @@ impl Runner {
         eprintln!("{what}");
         let mut command = self.steps_command(work, id, precision);
         command.args(arguments);
-        match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json()) {
+        // Its weights are written first, which may take longer than a cell.
+        let limit = if work.shape == LARGE.shape { SUITE } else { CELL };
+        match self.run(&mut command, limit).and_then(|child| child.last_line_as_json()) {
             Ok(measured) => {
                 let [device, method, precision] = [id, method, precision].map(str::to_owned);
                 self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, untuned, measured });
@@ -353,21 +369,19 @@ impl Runner {
         if let Err(why) = self.run(Command::new("python3").args(["-c", check]), CELL) {
             return self.failed("peer", &why);
         }
-        for work in self.workloads() {
-            for (method, _) in METHODS {
-                let what = format!("peer {} {method}", work.peer);
-                eprintln!("{what}");
-                let mut command = Command::new("python3");
-                command.arg(self.args.programs.join("peer.py"));
-                // In this process, without ceilings: each process needs many seconds for its imports.
-                command.args(["--one", "--cells", &work.peer_cell(), "--methods", method]);
-                match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
-                    Ok(line) => {
-                        self.report.peer.push((work.cell(), method.to_owned(), line));
-                        self.save()?;
-                    }
-                    Err(why) => self.failed(&what, &why)?,
+        for (work, method, _) in self.cells() {
+            let what = format!("peer {} {method}", work.peer);
+            eprintln!("{what}");
+            let mut command = Command::new("python3");
+            command.arg(self.args.programs.join("peer.py"));
+            // In this process, without ceilings: each process needs many seconds for its imports.
+            command.args(["--one", "--cells", &work.peer_cell(), "--methods", method]);
+            match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json::<Json>()) {
+                Ok(line) => {
+                    self.report.peer.push((work.cell(), method.to_owned(), line));
+                    self.save()?;
                 }
+                Err(why) => self.failed(&what, &why)?,
             }
         }
         Ok(())

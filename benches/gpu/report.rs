@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 pub struct Report {
     /// As `sparta-cli devices --json` lists them.
     pub devices: Vec<Json>,
+    /// Variables that change its results, and their values.
+    pub variables: Vec<String>,
     pub steps: Vec<StepsCell>,
     /// (cell, method, line of peer.py).
     pub peer: Vec<(String, String, Json)>,
@@ -65,6 +67,7 @@ impl Report {
             let text = |key: &str| device[key].as_str().unwrap_or("?").to_owned();
             writeln!(out, "- `{}` {} ({}, {})", text("id"), text("name"), text("kind"), text("driver"))?;
         }
+        self.variables.iter().try_for_each(|variable| writeln!(out, "- {variable} was set"))?;
         self.write_steps(out)?;
         for (device, result) in &self.suites {
             let passed = result.results.iter().filter(|test| test.passed).count();

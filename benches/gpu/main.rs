@@ -297,7 +297,7 @@ impl Runner {
         command
     }
 
-    /// Profiles a SpaRTA step of the largest workload.
+    /// Profiles a SpaRTA step of the first workload.
     fn profile(&mut self, precision: &str) -> Result<()> {
         let work = &self.workloads()[0];
         for id in self.chosen()? {

@@ -267,8 +267,8 @@ fn cuda_needs_its_libraries() {
         let output = command(args).env("SPARTA_CUDA_PATH", &dir).output().unwrap();
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned())
     };
-    let nvrtc = "cuda: driver for CUDA 13.0 is installed, but NVRTC is missing (libnvrtc.so.13): `pip install nvidia-cuda-nvrtc \
-                 nvidia-cublas` in the active Python environment";
+    let nvrtc = "cuda: driver for CUDA 13.0 is installed, but NVRTC is missing (libnvrtc.so.13): `pip install \
+                 nvidia-cuda-nvrtc~=13.0 nvidia-cublas~=13.0` in the active Python environment";
     let [listed, _] = told(&["devices"]);
     let [_, refused] = told(&["plan", "--device", "cuda"]);
     // A machine may have NVRTC and a driver version of its own.

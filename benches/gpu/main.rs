@@ -82,6 +82,13 @@ const METHODS: [(&str, &[&str]); 4] = [
     ("full", &["--method", "full"]),
 ];
 
+/// The largest model, which is measured last, and with one method: that of this place in `METHODS`.
+const LARGE: Workload = Workload { shape: "mistral-7b", peer: "mistral-7b", batch: 8, tokens: 256 };
+const OF_LARGE: usize = 1;
+
+/// What changes the results of a card (docs/cuda.md).
+const VARIABLES: [&str; 2] = ["SPARTA_CUDA_GRAPHS", "SPARTA_CUDA_TUNE"];
+
 /// The tests of `plugin check` whose products a vendor's library makes.
 const PRODUCTS: [&str; 5] = [
     "conformance bf16: matrix products",
@@ -192,6 +199,8 @@ impl Runner {
         let listed = self.run(self.program("sparta-cli").args(["devices", "--json"]), CELL)?;
         let devices: Vec<Json> = listed.last_line_as_json()?;
         self.report.devices = devices;
+        let set = |name: &&str| Some(format!("`{name}={}`", std::env::var(name).ok()?));
+        self.report.variables = VARIABLES.iter().filter_map(set).collect();
         if self.args.cuda && self.chosen()?.len() == 1 {
             return self.failed("wgpu", "no driver lists a GPU, so CUDA is measured alone");
         }
@@ -200,6 +209,13 @@ impl Runner {
 
     fn workloads(&self) -> &'static [Workload] {
         if self.args.tiny { &TINY } else { &WORKLOADS }
+    }
+
+    /// The workloads with their methods and the arguments of `steps`.
+    fn cells(&self) -> Vec<(&'static Workload, &'static str, &'static [&'static str])> {
+        let all = self.workloads().iter().flat_map(|work| METHODS.map(|(method, arguments)| (work, method, arguments)));
+        let (method, arguments) = METHODS[OF_LARGE];
+        all.chain((!self.args.tiny).then_some((&LARGE, method, arguments))).collect()
     }
 
     /// The devices for steps and profiles: one, the best if none is named, or with `--cuda` one of each backend. In a
@@ -227,12 +243,10 @@ impl Runner {
         let mut ids = self.chosen()?;
         // Other backends have no choices.
         ids.retain(|id| autotune || id.starts_with("wgpu:"));
-        for work in self.workloads() {
-            for (method, arguments) in METHODS {
-                for id in &ids {
-                    let rules = if autotune { &[][..] } else { &["--no-autotune"] };
-                    self.step(id, work, precision, method, &[arguments, rules].concat())?;
-                }
+        for (work, method, arguments) in self.cells() {
+            for id in &ids {
+                let rules = if autotune { &[][..] } else { &["--no-autotune"] };
+                self.step(id, work, precision, method, &[arguments, rules].concat())?;
             }
         }
         Ok(())
@@ -320,7 +334,9 @@ impl Runner {
         eprintln!("{what}");
         let mut command = self.steps_command(work, id, precision);
         command.args(arguments);
-        match self.run(&mut command, CELL).and_then(|child| child.last_line_as_json()) {
+        // Its weights are written first, which may take longer than a cell.
+        let limit = if work.shape == LARGE.shape { SUITE } else { CELL };
+        match self.run(&mut command, limit).and_then(|child| child.last_line_as_json()) {
             Ok(measured) => {
                 let [device, method, precision] = [id, method, precision].map(str::to_owned);
                 self.report.steps.push(StepsCell { device, cell: work.cell(), method, precision, untuned, measured });
@@ -339,7 +355,7 @@ impl Runner {
         command
     }
 
-    /// Profiles a SpaRTA step of the largest workload.
+    /// Profiles a SpaRTA step of the first workload.
     fn profile(&mut self, precision: &str) -> Result<()> {
         let work = &self.workloads()[0];
         for id in self.chosen()? {
@@ -415,7 +431,7 @@ impl Runner {
             Ok(line) => self.report.peer_product = line["tflop_s"].as_f64(),
             Err(why) => self.failed("peer, product", &why)?,
         }
-        let all = self.workloads().iter().flat_map(|work| METHODS.map(|(method, _)| (work, method)));
+        let all = self.cells().into_iter().map(|(work, method, _)| (work, method));
         for (work, method) in [(&SMALL, LORA_ALL)].into_iter().chain(all) {
             let what = format!("peer {} {method}", work.peer_cell());
             eprintln!("{what}");

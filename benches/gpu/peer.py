@@ -37,7 +37,7 @@ SHAPES = {  # hidden, layers, heads, kv_heads, head_dim, intermediate, vocabular
     "smollm2-135m": (576, 30, 9, 3, 64, 1536, 49152, "llama"),
     "tinyllama-1.1b": (2048, 22, 32, 4, 64, 5632, 32000, "llama"),
     "gemma-2b": (2048, 18, 8, 1, 256, 16384, 256000, "gemma"),
-    "mistral-7b": (4096, 32, 32, 8, 128, 14336, 32768, "mistral"),
+    "mistral-7b": (4096, 32, 32, 8, 128, 14336, 32000, "mistral"),
 }
 
 

@@ -12,6 +12,8 @@ pub struct Report {
     pub products: Vec<(String, Option<f64>)>,
     /// That of PyTorch, and so of cuBLAS.
     pub peer_product: Option<f64>,
+    /// Variables that change its results, and their values.
+    pub variables: Vec<String>,
     pub steps: Vec<StepsCell>,
     /// (cell, method, line of peer.py).
     pub peer: Vec<(String, String, Json)>,
@@ -69,6 +71,7 @@ impl Report {
             let text = |key: &str| device[key].as_str().unwrap_or("?").to_owned();
             writeln!(out, "- `{}` {} ({}, {})", text("id"), text("name"), text("kind"), text("driver"))?;
         }
+        self.variables.iter().try_for_each(|variable| writeln!(out, "- {variable} was set"))?;
         self.write_products(out)?;
         self.write_steps(out)?;
         self.write_beside_cpu(out)?;

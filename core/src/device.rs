@@ -4,6 +4,7 @@ use crate::plugin::{LoadedBackendPlugin, PluginSet};
 use crate::{Error, Result};
 use sparta_graph::{Backend, BackendError, DeviceInfo, DeviceKind};
 use std::cell::OnceCell;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 /// A source of devices: a backend of the host itself, or a plugin's.
@@ -89,8 +90,9 @@ impl Devices {
     /// name of one device.
     ///
     /// `auto` is a discrete GPU, else an integrated one, else the CPU. A backend's name selects its best device, a
-    /// software GPU only if it has no other. Among equal devices the one with the most memory wins, then the first. A
-    /// card that two backends list counts as one device for `auto` and for parts of names ([`Devices::distinct`]).
+    /// software GPU only if it has no other. Among devices of a kind those that multiply 16-bit floats in hardware come
+    /// first, of them the one with the most memory, then the first. A card that two backends list counts as one device
+    /// for `auto` and for parts of names ([`Devices::distinct`]).
     ///
     /// Errors: an unknown or ambiguous name; a backend that is not installed, or has no device, and why. They list the
     /// devices found.
@@ -204,7 +206,8 @@ fn best<'a>(devices: impl Iterator<Item = &'a DeviceInfo>) -> Option<&'a DeviceI
         DeviceKind::Other => 4,
         DeviceKind::SoftwareGpu => 5,
     };
-    devices.min_by_key(|device| (rank(device), std::cmp::Reverse(device.memory.unwrap_or(0))))
+    // A card without an address may be listed by two backends, of which one leaves more memory to its own use.
+    devices.min_by_key(|device| (rank(device), device.products.is_empty(), Reverse(device.memory.unwrap_or(0))))
 }
 
 #[cfg(test)]
@@ -354,6 +357,15 @@ mod tests {
         for (wanted, id) in [("auto", "cuda:0"), ("h100", "cuda:0"), ("wgpu", "wgpu:0"), ("wgpu:0", "wgpu:0")] {
             assert_eq!(picked(&one, wanted), id);
         }
+    }
+
+    #[test]
+    fn fast_products_count_for_more_than_memory() {
+        // The same card, without an address, as a translating driver lists it.
+        let cuda = DeviceInfo { products: vec![DType::BF16], ..device("cuda:0", "H100", DiscreteGpu, Some(79)) };
+        let wgpu = device("wgpu:0", "Microsoft Direct3D12 (H100)", DiscreteGpu, Some(80));
+        let devices = Devices::new(vec![Box::new(Fake("wgpu", vec![wgpu])), Box::new(Fake("cuda", vec![cuda]))]);
+        assert_eq!(picked(&devices, "auto"), "cuda:0");
     }
 
     #[test]

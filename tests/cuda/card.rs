@@ -90,3 +90,15 @@ fn training_on_a_card_is_the_same_recorded_or_not() {
     assert_eq!(same, metrics);
     assert_eq!(said.matches("plans run launch by launch, since they cannot be recorded").count(), 1, "{said}");
 }
+
+/// A run is planned for the memory that others leave, and says why it is so little.
+#[test]
+fn what_others_use_of_a_card_is_left_to_them() {
+    let Some(dir) = libraries(&["-DCARDS=2", "-DUSED=(2047ull<<20)"]) else { return };
+    let home = tempfile::tempdir().unwrap();
+    let output = run(&dir, home.path(), &["run", "--device", "cuda:1", "--max-steps", "1", "--out", "out"], &[]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success(), "{}{said}", text(&output.stdout));
+    let warning = "warning: cuda:1: others use the card: 1.0 MiB of 1.50 GiB are left";
+    assert!(said.contains(warning) && said.contains("but the device has 1.0 MiB. To make it fit"), "{said}");
+}

@@ -4,6 +4,7 @@
  * -DFAIL="name" -DCODE=700 -DAFTER=2   this call fails with this code from its third time on; as stand_in_fails says later
  * -DCARDS=2 -DVERSION=12080            cards and the driver's version
  * -DCAPABILITY=6                       the cards' compute capability is 6.0
+ * -DUSED=1024                          bytes that others use of every card
  * -DSHIM="path"                        NVRTC compiles with g++ on top of `shim.h`, and launches run the kernels; without
  *                                      it, `add` is the only kernel
  *
@@ -36,6 +37,9 @@
 #endif
 #ifndef CAPABILITY
 #define CAPABILITY 9
+#endif
+#ifndef USED
+#define USED 0
 #endif
 
 /* What fails, which a test may change, and how often each function was called since then. */
@@ -211,13 +215,19 @@ int cuCtxCreate_v2(void **made, unsigned flags, int device) {
     CALL(cuCtxCreate_v2);
     if (flags || device < 10) return 1;
     *made = &context;
-    current = 1;
+    current = device;
     return 0;
 }
 int cuCtxDestroy_v2(void *destroyed) { return destroyed == &context ? 0 : 1; }
 int cuCtxSetCurrent(void *wanted) {
     CALL(cuCtxSetCurrent);
     return wanted == &context ? 0 : 1;
+}
+int cuMemGetInfo_v2(size_t *unused, size_t *all) {
+    CALL(cuMemGetInfo_v2);
+    *all = (size_t)(current - 9) << 30;
+    *unused = *all - (size_t)USED;
+    return 0;
 }
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     CALL(cuMemAlloc_v2);

@@ -54,7 +54,7 @@ pub struct DeviceInfo {
     pub card: Option<String>,
     /// API and driver with their versions.
     pub driver: String,
-    /// Bytes of memory available to one process, if the driver reports them.
+    /// Bytes of memory available to one process, if the driver reports them; of an open device, what others leave.
     pub memory: Option<u64>,
     /// Bytes of the largest single buffer.
     pub max_buffer: u64,

@@ -292,12 +292,17 @@ fn name(call: &Call) -> String {
     format!("{} ({})", call.op.name(), call.label)
 }
 
+/// CUDA reports some errors late, and those of a recorded plan without saying which of its calls has failed.
+const ONE_BY_ONE: &str = "with SPARTA_CUDA_GRAPHS=0 and CUDA_LAUNCH_BLOCKING=1, this message names the op";
+
 /// The error for a failure of `what`.
 fn named(device: &str, what: &str, failure: Failure) -> BackendError {
     let (device, what) = (device.to_owned(), what.to_owned());
     match failure {
         Failure::OutOfMemory { bytes } => BackendError::OutOfMemory { device, what, bytes },
-        Failure::Lost(reason) => BackendError::DeviceLost { device, during: what, reason },
+        Failure::Lost(reason) => {
+            BackendError::DeviceLost { device, during: what, reason: format!("{reason}; {ONE_BY_ONE}") }
+        }
         Failure::Other(reason) => BackendError::Op { device, op: what, reason },
     }
 }

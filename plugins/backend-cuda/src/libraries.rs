@@ -37,17 +37,19 @@ impl Part {
         match (self, cfg!(windows)) {
             (Part::Driver, false) => "libcuda.so.1".into(),
             (Part::Driver, true) => "nvcuda.dll".into(),
+            // CUDA 11 froze NVRTC's names at 11.2.
+            (Part::Nvrtc, false) if major == 11 => "libnvrtc.so.11.2".into(),
+            (Part::Nvrtc, true) if major == 11 => "nvrtc64_112_0.dll".into(),
             (Part::Nvrtc, true) => format!("nvrtc64_{major}0_0.dll"),
             (Part::CublasLt, true) => format!("cublasLt64_{major}.dll"),
-            // CUDA 11 froze NVRTC's name at 11.2.
-            (Part::Nvrtc, false) if major == 11 => "libnvrtc.so.11.2".into(),
             _ => format!("{}.{major}", self.stem()),
         }
     }
 
     /// Whether a file of this name is this library, for CUDA `major` if the name includes it.
     fn is(self, file: &str, major: u32) -> bool {
-        let Some(version) = file.strip_prefix(self.stem()) else { return false };
+        let plain = without_hash(file);
+        let Some(version) = plain.as_deref().unwrap_or(file).strip_prefix(self.stem()) else { return false };
         match self {
             Part::Driver => matches!(version, "" | ".1"),
             Part::Nvrtc if cfg!(windows) => {
@@ -63,9 +65,10 @@ impl Part {
 
     /// The Python packages to install if it is missing: cuBLASLt is needed as well as NVRTC.
     fn packages(self, major: u32) -> String {
-        let suffix = if major < 13 { format!("-cu{major}") } else { String::new() };
-        let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{suffix} ") } else { String::new() };
-        format!("{nvrtc}nvidia-cublas{suffix}")
+        // From 13 on, a package's version begins with that of CUDA, and its name has none.
+        let of = if major < 13 { format!("-cu{major}") } else { format!("~={major}.0") };
+        let nvrtc = if self == Part::Nvrtc { format!("nvidia-cuda-nvrtc{of} ") } else { String::new() };
+        format!("{nvrtc}nvidia-cublas{of}")
     }
 }
 
@@ -79,6 +82,15 @@ impl fmt::Display for Part {
     }
 }
 
+/// `libnvrtc.so.11.2` for `libnvrtc-672ee683.so.11.2`: wheels add a part of its hash to the name of a library that they
+/// contain.
+fn without_hash(file: &str) -> Option<String> {
+    let (name, rest) = file.split_once('-')?;
+    let (hash, version) = rest.split_once(".so")?;
+    let is_hash = hash.len() == 8 && hash.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_hash.then(|| format!("{name}.so{version}"))
+}
+
 /// The directories to look in, in order.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -86,6 +98,8 @@ pub struct Search {
     first: Vec<PathBuf>,
     /// Directories searched after the system's loader.
     then: Vec<PathBuf>,
+    /// Directories that the user has named, but that are not there.
+    absent: Vec<PathBuf>,
 }
 
 impl Search {
@@ -98,7 +112,7 @@ impl Search {
     /// Searches one directory.
     #[cfg(test)]
     pub fn within(dir: &Path) -> Search {
-        Search { first: vec![dir.to_path_buf()], then: Vec::new() }
+        Search { first: vec![dir.to_path_buf()], then: Vec::new(), absent: Vec::new() }
     }
 
     fn of(variable: impl Fn(&str) -> Option<PathBuf>) -> Search {
@@ -119,7 +133,8 @@ impl Search {
             then.push(prefix.join("lib"));
             then.extend(environment(&prefix));
         }
-        Search { first, then }
+        let absent = listed.into_iter().filter(|dir| !dir.is_dir()).collect();
+        Search { first, then, absent }
     }
 
     /// Opens the library for the newest installed major version of CUDA up to `newest`, whatever the version if
@@ -136,18 +151,33 @@ impl Search {
         });
         let mut broken = None;
         for path in first.chain(then) {
-            match open(&path) {
+            let said = match open(&path, part) {
                 Ok(library) => return Ok(library),
-                // If the loader does not find a name, the library is just not there.
-                Err(error) if path.is_absolute() => broken = broken.or(Some((path, error))),
-                Err(_) => {}
+                Err(error) => loader_says(&error),
+            };
+            if !is_absent(&path, &said) {
+                broken = broken.or_else(|| Some(format!("{} cannot be loaded: {said}", path.display())));
             }
         }
-        Err(match broken {
-            Some((path, error)) => format!("{} cannot be loaded: {error}", path.display()),
-            None => missing(part, newest),
-        })
+        Err(broken.unwrap_or_else(|| {
+            let absent = self.absent.iter();
+            let absent = absent.map(|dir| format!("; {PATH_VARIABLE} names {}, which is no directory", dir.display()));
+            missing(part, newest) + &absent.collect::<String>()
+        }))
     }
+}
+
+/// What the loader says about a library or a function.
+pub(crate) fn loader_says(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// Whether the loader has looked for a name in vain, which is no error. On Linux it says so of another name if it has
+/// found a library that needs others.
+fn is_absent(path: &Path, said: &str) -> bool {
+    let is_name = path.file_name() == Some(path.as_os_str());
+    let in_vain = said.contains(&format!("{}: ", path.display())) && said.ends_with("No such file or directory");
+    is_name && (in_vain || !cfg!(target_os = "linux"))
 }
 
 /// The oldest CUDA whose libraries are used.
@@ -168,16 +198,14 @@ fn missing(part: Part, major: u32) -> String {
     }
 }
 
-fn open(path: &Path) -> Result<Library, libloading::Error> {
+fn open(path: &Path, part: Part) -> Result<Library, libloading::Error> {
     // NVRTC loads its second library by name alone, and packages before 13.5 do not say where that is.
-    let second = path.parent().filter(|_| path.is_absolute()).and_then(|dir| {
-        let is_nvrtc = path.file_name()?.to_str()?.starts_with(Part::Nvrtc.stem());
-        is_nvrtc.then(|| entries(dir).into_iter().filter(|name| name.contains("nvrtc-builtins")).map(|n| dir.join(n)))
-    });
-    for builtins in second.into_iter().flatten() {
-        // SAFETY: loading NVIDIA's library runs its initialisers only.
-        if let Ok(library) = unsafe { Library::new(&builtins) } {
-            std::mem::forget(library);
+    if let Some(dir) = path.parent().filter(|_| part == Part::Nvrtc) {
+        for builtins in entries(dir).iter().filter(|name| name.contains("nvrtc-builtins")) {
+            // SAFETY: loading NVIDIA's library runs its initialisers only.
+            if let Ok(library) = unsafe { Library::new(dir.join(builtins)) } {
+                std::mem::forget(library);
+            }
         }
     }
     // SAFETY: as above.
@@ -222,14 +250,14 @@ fn environment(prefix: &Path) -> Vec<PathBuf> {
     sites.flat_map(|site| packages(&site)).collect()
 }
 
-/// Where the packages in a `site-packages` have their libraries: `nvidia/*/lib`, and PyTorch's.
+/// Where the packages in a `site-packages` have their libraries: `nvidia/*/lib` (on Windows `bin`), and PyTorch's.
 fn packages(site: &Path) -> Vec<PathBuf> {
     let nvidia = site.join("nvidia");
     let mut names = entries(&nvidia);
     // cu13 has all of CUDA 13; older packages have separate directories.
     names.sort();
     let mut dirs: Vec<PathBuf> =
-        names.iter().flat_map(|name| ["lib", "bin"].map(|kind| nvidia.join(name).join(kind))).collect();
+        names.iter().flat_map(|name| ["lib", "bin", "bin/x86_64"].map(|kind| nvidia.join(name).join(kind))).collect();
     dirs.push(site.join("torch/lib"));
     dirs.retain(|dir| dir.is_dir());
     dirs
@@ -263,7 +291,9 @@ macro_rules! functions {
                         let name = concat!(stringify!($name), "\0").as_bytes();
                         // SAFETY: the type is the one that NVIDIA's header declares for the function of this name.
                         let found = unsafe { library.get::<unsafe extern "C" fn($($argument),*) -> $result>(name) };
-                        *found.map_err(|error| format!("a CUDA library lacks a function: {error}"))?
+                        *found.map_err(|e| {
+                            format!("a CUDA library lacks a function: {}", $crate::libraries::loader_says(&e))
+                        })?
                     },)*
                 };
                 std::mem::forget(library);
@@ -320,6 +350,8 @@ mod tests {
             "venv/lib/python3.12/site-packages/nvidia/cu13/lib/libnvrtc.so.13",
             "path/bin/python3",
             "path/lib/python3.11/site-packages/torch/lib/libnvrtc.so.13",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc-672ee683.so.11.2",
+            "path/lib/python3.11/site-packages/torch/lib/libnvrtc-builtins.so.11.8",
             "home/.local/lib/python3.11/site-packages/nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
         ]);
         let variables = [
@@ -341,6 +373,8 @@ mod tests {
         let of_12 = found(dir.path(), &variables, Part::Nvrtc, 12);
         assert_eq!(of_12[0], "toolkit/lib64/libnvrtc.so.12");
         assert!(of_12[2].ends_with("nvidia/cuda_nvrtc/lib/libnvrtc.so.12"), "{of_12:?}");
+        let of_11 = found(dir.path(), &variables, Part::Nvrtc, 11);
+        assert_eq!(of_11[1..], ["path/lib/python3.11/site-packages/torch/lib/libnvrtc-672ee683.so.11.2"]);
         assert!(found(dir.path(), &variables, Part::CublasLt, 13).is_empty());
     }
 
@@ -374,7 +408,28 @@ mod tests {
         let search = Search::within(dir.path());
         let Err(message) = search.open(Part::Nvrtc, 13) else { return };
         assert!(message.contains("libnvrtc.so.13 cannot be loaded: "), "{message}");
+        assert!(!message.ends_with("dlopen failed"), "the loader says why: {message}");
         let Err(message) = search.open(Part::CublasLt, 12) else { return };
         assert!(message.contains("`pip install nvidia-cublas-cu12`"), "{message}");
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let dir = tree(&["here/file"]);
+        let [here, nowhere] = ["here", "nowhere"].map(|name| dir.path().join(name));
+        let named = env::join_paths([&here, &nowhere]).unwrap();
+        let search = Search::of(|name| (name == PATH_VARIABLE).then(|| named.clone().into()));
+        let Err(message) = search.open(Part::CublasLt, 12) else { return };
+        let said = format!("; SPARTA_CUDA_PATH names {}, which is no directory", nowhere.display());
+        assert!(message.contains("cuBLASLt is missing") && message.ends_with(&said), "{message}");
+    }
+
+    #[test]
+    fn only_a_name_that_is_not_found_is_absent() {
+        let (name, file) = (Path::new("libcuda.so.1"), Path::new("/lib/libcuda.so.1"));
+        let in_vain = "libcuda.so.1: cannot open shared object file: No such file or directory";
+        let lacking = "libnvidia-ml.so.1: cannot open shared object file: No such file or directory";
+        let absent = [(name, in_vain), (name, lacking), (file, in_vain)].map(|(path, said)| is_absent(path, said));
+        assert_eq!(absent, [true, !cfg!(target_os = "linux"), false]);
     }
 }

@@ -113,7 +113,7 @@ pub const MAX_BINDING: u64 = (1 << 32) - 256;
 /// A failure on a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// There is too little memory.
+    /// There is too little memory, which was noticed before any work of a step.
     OutOfMemory {
         bytes: u64,
     },

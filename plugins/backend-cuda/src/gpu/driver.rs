@@ -31,6 +31,7 @@ functions! {
         cuCtxCreate_v2: fn(*mut Context, c_uint, c_int) -> Code;
         cuCtxDestroy_v2: fn(Context) -> Code;
         cuCtxSetCurrent: fn(Context) -> Code;
+        cuMemGetInfo_v2: fn(*mut usize, *mut usize) -> Code;
         cuMemAlloc_v2: fn(*mut u64, usize) -> Code;
         cuMemFree_v2: fn(u64) -> Code;
         cuMemsetD8Async: fn(u64, u8, usize, Stream) -> Code;
@@ -59,6 +60,9 @@ functions! {
         ) -> Code;
     }
 }
+
+/// What to do about too little memory.
+pub const TO_HAVE_MEMORY: &str = "end other programs, or lower --micro-batch-tokens";
 
 const OUT_OF_MEMORY: Code = 2;
 const STUB_LIBRARY: Code = 34;
@@ -212,10 +216,12 @@ impl Driver {
         (asked == 0).then(|| unsafe { CStr::from_ptr(place.as_ptr()) }.to_string_lossy().to_lowercase())
     }
 
-    /// What a call's code means.
+    /// What a call's code means. Launches may need memory, too, in the middle of a step, so that is not
+    /// [`Failure::OutOfMemory`].
     pub fn check(&self, call: &str, code: Code) -> Result<(), Failure> {
         match code {
             0 => Ok(()),
+            OUT_OF_MEMORY => Err(Failure::Other(format!("{}; {TO_HAVE_MEMORY}", self.describe(call, code)))),
             code if is_sticky(code) => Err(Failure::Lost(self.describe(call, code))),
             code => Err(Failure::Other(self.describe(call, code))),
         }

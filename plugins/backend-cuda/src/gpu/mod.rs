@@ -21,7 +21,7 @@ use crate::products::SAMPLED_COST;
 use driver::{Context, Driver, EVENT_DEFAULT, Event, Function, HIDDEN, MAX_DYNAMIC_SHARED_SIZE_BYTES, Stream};
 use graph::Graphs;
 use product::{CublasLt, Products};
-use sparta_graph::{DType, DeviceInfo, DeviceKind};
+use sparta_graph::{DType, DeviceInfo, DeviceKind, memory_size};
 use std::env;
 use std::ffi::CString;
 use std::ptr;
@@ -192,6 +192,15 @@ impl Session {
         self.driver.check("cuEventDestroy", unsafe { (self.driver.functions.cuEventDestroy_v2)(event) })
     }
 
+    /// Bytes of the card that nobody uses.
+    fn unused(&self) -> Result<u64, Failure> {
+        let (mut unused, mut all) = (0, 0);
+        // SAFETY: the context is current to this thread, and the pointers are to live locals.
+        let asked = unsafe { (self.driver.functions.cuMemGetInfo_v2)(&mut unused, &mut all) };
+        self.driver.check("cuMemGetInfo", asked)?;
+        Ok(unused as u64)
+    }
+
     /// Memory filled with zeros.
     pub fn alloc(&self, bytes: usize) -> Result<u64, Failure> {
         let (functions, mut address) = (&self.driver.functions, 0);
@@ -216,6 +225,17 @@ impl Drop for Session {
         // SAFETY: the context was made by `open` and is destroyed once. Errors no longer matter.
         unsafe { (self.driver.functions.cuCtxDestroy_v2)(self.context) };
     }
+}
+
+/// The memory that a card has for us, of which `unused` bytes are unused now that it is open. Says how much others use,
+/// unless it is little.
+fn left(info: &DeviceInfo, unused: u64) -> Option<u64> {
+    let all = info.memory?;
+    if unused.saturating_add(CONTEXT) < all {
+        let (id, left, all) = (&info.id, memory_size(unused), memory_size(all));
+        eprintln!("warning: {id}: others use the card: {left} of {all} are left, and runs are planned for those");
+    }
+    Some(all.min(unused))
 }
 
 /// An open card.
@@ -272,7 +292,12 @@ impl Gpu {
             cache: tools.cache.clone(),
             session,
         };
-        Ok(Gpu { info: tools.info(card), card: card.clone(), work: Ok(work) })
+        let mut info = tools.info(card);
+        // A card that shares the host's memory gets more than is unused, as the system makes room.
+        if !card.integrated {
+            info.memory = left(&info, work.session.unused()?);
+        }
+        Ok(Gpu { info, card: card.clone(), work: Ok(work) })
     }
 
     /// Runs `call` in the context. After an error that loses the device, every call returns that error, and the context
@@ -316,7 +341,8 @@ impl Work {
             let loaded = (functions.cuModuleLoadData)(&mut module, code.as_ptr().cast());
             driver.check_memory(&named("cuModuleLoadData"), loaded, code.len())?;
             let found = (functions.cuModuleGetFunction)(&mut function, module, entry.as_ptr());
-            driver.check(&named("cuModuleGetFunction"), found)?;
+            // It may load the code.
+            driver.check_memory(&named("cuModuleGetFunction"), found, code.len())?;
         }
         if kernel.shared > 0 {
             let shared = i32::try_from(kernel.shared).unwrap_or(i32::MAX);

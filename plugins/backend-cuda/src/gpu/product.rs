@@ -1,8 +1,9 @@
 //! Products from cuBLASLt. It stores matrices by column, so our matrices, stored by row, are transposed for it: it
 //! computes `c^T = op(b)^T op(a)^T`.
 
-use super::Session;
+use super::driver::TO_HAVE_MEMORY;
 use super::tune::Tuner;
+use super::{CONTEXT, Session};
 use crate::libraries::{Part, Search, functions};
 use crate::machine::{Factors, Failure, Matrix, Product, ProductId};
 use sparta_graph::DType;
@@ -58,6 +59,7 @@ struct Heuristic {
     reserved: [c_int; 4],
 }
 
+const ALLOC_FAILED: Code = 3;
 const NOT_SUPPORTED: Code = 15;
 
 /// How many algorithms cuBLASLt is asked for.
@@ -172,12 +174,16 @@ struct Form {
 impl Products {
     /// Creates a handle in the current context.
     pub fn new(library: Arc<CublasLt>, session: &Session, tuner: Option<Tuner>) -> Result<Products, Failure> {
-        let functions = &library.functions;
+        let (functions, mut code) = (&library.functions, 0);
         let handle = library.object("cublasLtCreate", functions.cublasLtDestroy, |handle| {
             // SAFETY: the pointer is to a live local.
-            unsafe { (functions.cublasLtCreate)(handle) }
-        })?;
-        let workspace = session.alloc(WORKSPACE)?;
+            code = unsafe { (functions.cublasLtCreate)(handle) };
+            code
+        });
+        if code == ALLOC_FAILED {
+            return Err(Failure::OutOfMemory { bytes: CONTEXT });
+        }
+        let (handle, workspace) = (handle?, session.alloc(WORKSPACE)?);
         Ok(Products { library, forms: Vec::new(), workspace, tuner, handle })
     }
 
@@ -320,7 +326,8 @@ impl Products {
             }
         };
         if let Err(failure) = self.library.check("cublasLtMatmul", done) {
-            let said = format!("{} for {}", failure.reason(), form.title(factors, refused));
+            let advice = if done == ALLOC_FAILED { format!("; {TO_HAVE_MEMORY}") } else { String::new() };
+            let said = format!("{} for {}{advice}", failure.reason(), form.title(factors, refused));
             // If the context is broken, the driver knows why.
             return session.wait().and(Err(Failure::Other(said)));
         }

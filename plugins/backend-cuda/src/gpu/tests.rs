@@ -1,7 +1,9 @@
 //! Tests the GPU code on stand-ins for NVIDIA's libraries, whose queue does its work only when waited for.
 
 use super::*;
+use crate::CudaBackend;
 use crate::machine::Matrix;
+use sparta_graph::Backend;
 use sparta_graph::ops::Layout;
 use std::ffi::{CStr, c_char};
 use std::path::Path;
@@ -104,10 +106,8 @@ fn what_is_missing_is_said_with_the_package_that_has_it() {
     std::fs::remove_file(dir.path().join("libcublasLt.so.13")).unwrap();
     let tools = tools(&dir).unwrap();
     let info = tools.info(&tools.cards[0]);
-    assert!(
-        info.driver
-            .contains("products are slow, as cuBLASLt is missing (libcublasLt.so.13): `pip install nvidia-cublas`")
-    );
+    let said = "products are slow, as cuBLASLt is missing (libcublasLt.so.13): `pip install nvidia-cublas~=13.0`";
+    assert!(info.driver.contains(said), "{}", info.driver);
     assert_eq!((info.products.len(), info.multiplier.as_deref()), (0, Some("f32")));
     let mut gpu = Gpu::open(&tools, &tools.cards[0]).unwrap();
     assert_eq!(gpu.product(&product(Layout::Nt, DType::F32, DType::F32)).unwrap(), None);
@@ -152,12 +152,14 @@ fn a_card_that_does_not_open_says_which_call_failed() {
         ("cuMemHostAlloc", "cuMemHostAlloc of 16777216 bytes"),
         ("cuEventCreate", "cuEventCreate"),
         ("cuMemsetD8Async", "cuMemsetD8Async"),
+        ("cuMemGetInfo_v2", "cuMemGetInfo"),
     ] {
         let Some(failure) = opened(call, "3") else { return };
         assert_eq!(failure, Failure::Other(format!("{shown}: CUDA_ERROR_OTHER (something else)")));
     }
     assert_eq!(opened("cuMemAlloc_v2", "2"), Some(Failure::OutOfMemory { bytes: 32 << 20 }));
     assert_eq!(opened("cuCtxCreate_v2", "2"), Some(Failure::OutOfMemory { bytes: CONTEXT }));
+    assert_eq!(opened("cublasLtCreate", "3"), Some(Failure::OutOfMemory { bytes: CONTEXT }));
     assert_eq!(opened("cublasLtCreate", "1"), Some(Failure::Other("cublasLtCreate: some status (1)".into())));
 }
 
@@ -247,7 +249,8 @@ fn each_call_that_fails_is_named() {
     let harmless = ["cuDeviceGetPCIBusId", "cuGraphExecDestroy"];
     for (name, count) in &calls {
         let shown = name.to_str().unwrap();
-        for (code, from) in [(3, 0), (3, count / 2), (700, 0), (700, count / 2)] {
+        // No library has a meaning of its own for the first code.
+        for (code, from) in [(5, 0), (5, count / 2), (700, 0), (700, count / 2)] {
             stand_in.fail(name, code, from);
             match everything(&dir) {
                 Ok(()) if from > 0 && shown == "cuStreamSynchronize" => {}
@@ -258,6 +261,34 @@ fn each_call_that_fails_is_named() {
             }
         }
     }
+}
+
+#[test]
+fn what_others_use_of_a_card_is_left_to_them() {
+    for (used, left) in [("0", (1 << 30) - CONTEXT), ("(700ull<<20)", 324 << 20)] {
+        let Some(gpu) = open(&[&format!("-DUSED={used}")]) else { return };
+        let info = gpu.info();
+        assert_eq!((info.memory, info.max_buffer), (Some(left), (1 << 30) - CONTEXT));
+    }
+}
+
+#[test]
+fn memory_that_a_launch_lacks_may_be_made() {
+    let Some(mut gpu) = open(&["-DFAIL=\"cuLaunchKernel\"", "-DCODE=2"]) else { return };
+    let (kernel, address) = (gpu.load(&[add(0)]).unwrap()[0], gpu.alloc(4).unwrap());
+    let said = format!("cuLaunchKernel: CUDA_ERROR_OUT_OF_MEMORY (out of memory); {}", driver::TO_HAVE_MEMORY);
+    assert_eq!(launch(&mut gpu, kernel, address, 1, 1.0), Err(Failure::Other(said)));
+}
+
+#[test]
+fn a_lost_device_says_how_to_find_the_op() {
+    let Some(gpu) = open(&["-DFAIL=\"cuMemcpyHtoDAsync_v2\"", "-DCODE=700"]) else { return };
+    let mut backend = CudaBackend::new(Box::new(gpu)).unwrap();
+    let buffer = backend.alloc(DType::F32, 2, "x").unwrap();
+    let said = "cuda:0: the device was lost during x: cuMemcpyHtoDAsync: CUDA_ERROR_ILLEGAL_ADDRESS (an illegal \
+                memory access was encountered); with SPARTA_CUDA_GRAPHS=0 and CUDA_LAUNCH_BLOCKING=1, this message \
+                names the op";
+    assert_eq!(backend.write(buffer, 0, &[0; 8]).unwrap_err().to_string(), said);
 }
 
 #[test]

@@ -204,11 +204,7 @@ fn what_is_missing_is_said() {
 /// Templates of published models: the answer is trained on, with the token that ends it.
 #[test]
 fn real_templates_give_the_answers() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
-    if !data.is_dir() {
-        eprintln!("skipped: {} is absent", data.display());
-        return;
-    }
+    let Some(data) = sparta_test_data::find("data/tokenizers") else { return };
     let turns = ["user Say hi.", "assistant Hi, there!", "user Why?", "assistant Because.\nYou asked."];
     let trained = |model: &str, turns: &[&str]| {
         let lesson = encoder(&data.join(model), true, TrainOn::Answers, None).lesson(&conversation(turns))?;

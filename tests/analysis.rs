@@ -1,22 +1,16 @@
 //! Ranks of whole trained models against an independent implementation, and the commands `rank`, `plan` without data
-//! and
-//! `report` end to end. Needs `cargo build --release` first; the golden data and real configurations are read from
-//! `../shared` if it exists.
+//! and `report` end to end. Needs `cargo build --release` first; complete golden data and real configurations are
+//! optional test data.
 
 use serde_json::Value;
 use sparta_core::analysis::rank::{Precision, ranks};
 use sparta_core::weights::{Dtype, OutTensor, TensorFile, Weights, save};
 use sparta_tests::command::{run, succeeded};
-use sparta_tests::skipped;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 use std::sync::LazyLock;
-
-fn shared(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path)
-}
 
 /// The command in an empty home.
 fn command(args: &[&str]) -> Output {
@@ -79,9 +73,8 @@ fn trained(golden: &Path, method: &str) -> Tensors {
 
 #[test]
 fn ranks_agree_with_the_oracle() {
-    let Ok(text) = fs::read_to_string(shared("oracle/golden/rank_report.json")) else {
-        return skipped("../shared/oracle/golden is not there: ranks are not compared with the oracle's");
-    };
+    let Some(oracle) = sparta_test_data::find("oracle/golden") else { return };
+    let text = fs::read_to_string(oracle.join("rank_report.json")).unwrap();
     let expected: Value = serde_json::from_str(&text).unwrap();
     let mut compared = 0;
     for (case, report) in expected.as_object().unwrap() {
@@ -89,7 +82,7 @@ fn ranks_agree_with_the_oracle() {
         if method == "head" {
             continue;
         }
-        let golden = shared("oracle/golden").join(family);
+        let golden = oracle.join(family);
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &trained(&golden, method));
         let (base, tuned) = (Weights::open(&golden).unwrap(), Weights::open(dir.path()).unwrap());
@@ -139,12 +132,7 @@ fn plan_reproduces_table_1_without_weights() {
         ("gemma-2b-it", "GB for P = 2e9, as in Table 1 16.0 16.0 8.8 6.4 5.2 4.2"),
         ("mistral-7b-instruct-v0.3", "GB for P = 7e9, as in Table 1 56.0 56.0 30.8 22.4 18.2 14.8"),
     ] {
-        let model = shared("data/tokenizers").join(model);
-        if !model.exists() {
-            return skipped(
-                "../shared/data/tokenizers is not there: Table 1 is not planned for the real configurations",
-            );
-        }
+        let Some(model) = sparta_test_data::find(&format!("data/tokenizers/{model}")) else { return };
         for path in [model.clone(), model.join("config.json")] {
             let path = path.to_str().unwrap();
             let assume = "memory=1TiB";
@@ -162,10 +150,7 @@ fn plan_reproduces_table_1_without_weights() {
 /// Plans for devices that are not present: what fits with which choices, and the advice if nothing does.
 #[test]
 fn plan_answers_for_devices_that_are_not_here() {
-    let model = shared("data/tokenizers/gemma-2b-it");
-    if !model.exists() {
-        return skipped("../shared/data/tokenizers is not there: gemma-2b is not planned for");
-    }
+    let Some(model) = sparta_test_data::find("data/tokenizers/gemma-2b-it") else { return };
     let plan = |assume: &str, method: &[&str]| {
         let model = ["plan", "--model", model.to_str().unwrap(), "--batch-size", "16", "--max-length", "256"];
         let output = command(&[&model[..], &["--assume", assume], method].concat());

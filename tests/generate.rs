@@ -7,7 +7,7 @@ use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{command, last_json, succeeded};
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::LazyLock;
 
@@ -222,10 +222,7 @@ fn a_classifier_writes_nothing() {
 
 #[test]
 fn a_small_real_model_tells_a_story() {
-    let model = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/models/stories260K"));
-    if !model.is_dir() {
-        return sparta_tests::skipped("the model stories260K is not beside the repository");
-    }
+    let Some(model) = sparta_test_data::find("data/models/stories260K") else { return };
     let story = ", there was a little girl named Lily. She loved to play outside in the park.";
     let model = fs::canonicalize(model).unwrap();
     assert!(succeed(&model, &["--prompt", "Once upon a time"], "").starts_with(story));

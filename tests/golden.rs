@@ -1,13 +1,12 @@
 //! Logits, losses, gradients of all parameters, whole training runs and generated texts agree with PyTorch and
 //! transformers.
 //!
-//! A fresh clone has a compact set of golden data; the complete set is used if it is beside the repository.
+//! The repository has a compact set of golden data; a complete one is used, too, if it is among the optional test data.
 
 use sparta_suites::golden::trajectories::{self, METHODS, Steps};
 use sparta_suites::golden::{FAMILIES, Layout, Source, answers, generation, parity};
 use sparta_suites::{Precision, Subject};
 use sparta_tests::subjects::{cpu, methods, wgpu, wgpu_limited};
-use std::path::Path;
 
 const CLASSIFIER: Layout = Layout { lm: false, f32: false, version_4: false };
 const LANGUAGE_MODEL: Layout = Layout { lm: true, ..CLASSIFIER };
@@ -17,12 +16,8 @@ const BUFFER: u64 = 480 << 10;
 
 /// The sets that are present.
 fn sources() -> Vec<Source> {
-    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/oracle/golden");
-    if full.is_dir() {
-        return vec![Source::compact(), Source::full(full)];
-    }
-    sparta_tests::skipped("the complete golden data is not beside the repository; the compact set is used");
-    vec![Source::compact()]
+    let full = sparta_test_data::find("oracle/golden").map(Source::full);
+    [Source::compact()].into_iter().chain(full).collect()
 }
 
 fn has(source: &Source, family: &str) -> bool {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Crates from bottom to top; those on one line do not depend on each other.
 const LAYERS: &[&[&str]] = &[
-    &["sparta-graph", "sparta-files"],
+    &["sparta-graph", "sparta-files", "sparta-test-data"],
     &["sparta-plugin"],
     &["sparta-kernels", "sparta-model", "sparta-backend-cpu", "sparta-task-files"],
     &[

@@ -95,6 +95,7 @@ fn a_scaffold_is_made_whole_or_not_at_all() {
     refused(home.path(), "plugin new My_Method --kind method", &["cannot be the name of a plugin", "my-method"]);
     refused(home.path(), "plugin new x --kind method --sdk .", &["is not a crate", "plugins/sdk"]);
     refused(home.path(), "plugin new x --kind backend --lang c", &["--lang rust"]);
+    refused(home.path(), "plugin new x --kind backend", &["sparta-backend-cpu", "not published", "give --sdk PATH"]);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
     let there = scaffold(home.path(), "a/b", "--kind method");
     assert!(fs::read_to_string(there.join("Cargo.toml")).unwrap().contains("sparta-plugin = \"0.1\""));

@@ -123,10 +123,11 @@ fn a_merged_peft_adapter_is_peft_merged() {
                 w0.iter().enumerate().map(|(i, &w)| (f64::from(w) + 2.0 * product(i)) as f32).collect();
             close(&floats(&weights, &name), &expected, 1e-6);
         }
-        let reference = golden(family).join(format!("../../../../shared/oracle/golden/{family}/train/lora"));
-        match TensorFile::open(reference.join("merged.safetensors")) {
-            Ok(file) => file.names().for_each(|n| close(&floats(&weights, n), &file.floats(n).unwrap().1, 1e-6)),
-            Err(_) => sparta_tests::skipped("peft's own merged weights are not beside the repository"),
+        // PEFT's own.
+        let reference = format!("oracle/golden/{family}/train/lora/merged.safetensors");
+        if let Some(path) = sparta_test_data::find(&reference) {
+            let file = TensorFile::open(path).unwrap();
+            file.names().for_each(|n| close(&floats(&weights, n), &file.floats(n).unwrap().1, 1e-6));
         }
     }
 }

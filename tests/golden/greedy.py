@@ -2,7 +2,7 @@
 """Writes greedy.json: how transformers continues the first tokens of each family's batch, always with the most probable
 token.
 
-    python3 greedy.py        # with torch, transformers and safetensors
+    python3 greedy.py        # with the packages that make.py needs
 """
 
 import json

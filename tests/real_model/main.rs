@@ -15,7 +15,7 @@ use sparta_tests::command::command;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::LazyLock;
 
@@ -143,10 +143,7 @@ fn it_writes_and_answers() {
 #[test]
 fn sparta_learns_sst2_with_it() {
     let Some(model) = model() else { return };
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/glue/SST-2");
-    if !data.is_dir() {
-        return sparta_tests::skipped("SST-2 is not beside the repository");
-    }
+    let Some(data) = sparta_test_data::find("data/glue/SST-2") else { return };
     let out = HOME.path().join("sst2");
     let paths = [&model, &data, &out].map(|path| path.to_str().unwrap());
     let run =

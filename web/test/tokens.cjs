@@ -5,7 +5,8 @@ const { join } = require('node:path');
 const { lines, native, out, visit } = require('./browser.cjs');
 
 const FILES = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'];
-const data = join(__dirname, '../../../shared/data');
+// Optional test data: see CONTRIBUTING.md.
+const data = join(process.env.SPARTA_TEST_DATA || join(__dirname, '../../../shared'), 'data');
 const real = join(__dirname, '../../target/tools/smollm2/model');
 
 /** Numbers below `below`, the same each time. */
@@ -56,7 +57,7 @@ function tokenizers() {
 async function tokens(browser, server, embedded) {
     const all = [embedded, ...tokenizers()];
     if (all.length === 1) {
-        console.log('SKIPPED: only the embedded tokenizer is compared: there is no ../shared/data');
+        console.log(`SKIPPED: only the embedded tokenizer is compared: ${data} is missing; it is optional test data: see CONTRIBUTING.md`);
     }
     const table = join(out, 'texts');
     mkdirSync(table, { recursive: true });

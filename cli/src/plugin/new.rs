@@ -20,7 +20,8 @@ pub struct NewArgs {
     /// Language
     #[arg(long, value_name = "LANG", default_value = "rust", value_parser = one_of(LANGUAGES))]
     lang: Language,
-    /// Directory of the SDK to depend on, plugins/sdk of the repository [default: the published version]
+    /// Directory of the SDK to depend on, plugins/sdk of the repository; required for a backend
+    /// [default: the published version]
     #[arg(long, value_name = "PATH")]
     sdk: Option<PathBuf>,
 }
@@ -84,13 +85,15 @@ fn files_of(kind: PluginKind, lang: Language) -> Result<Files> {
     Ok(all)
 }
 
-/// Errors: an invalid name; a path that already exists or cannot be written; no SDK at the given path.
+/// Errors: an invalid name; a path that already exists or cannot be written; no SDK at the given path, or none given for a
+/// backend.
 pub fn new(args: &NewArgs) -> Result<()> {
     let name = args.path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     check_name(name)?;
     if fs::symlink_metadata(&args.path).is_ok() {
         return Err(Error::Usage(format!("{}: it already exists; give another name", args.path.display())));
     }
+    let contents = files_of(args.kind, args.lang)?;
     let dependencies = dependencies(args)?;
     let filled = |text: &str| {
         let text = text.replace("@name@", name).replace("@file@", &name.replace('-', "_"));
@@ -99,7 +102,7 @@ pub fn new(args: &NewArgs) -> Result<()> {
     let parent = args.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     files::create_dirs(parent).map_err(Error::io(parent))?;
     let scaffold = tempfile::tempdir_in(parent).map_err(Error::io(parent))?;
-    for (path, text) in files_of(args.kind, args.lang)? {
+    for (path, text) in contents {
         let path = scaffold.path().join(path);
         let directory = path.parent().unwrap_or(scaffold.path());
         files::create_dirs(directory).map_err(Error::io(directory))?;
@@ -152,8 +155,14 @@ fn dependencies(args: &NewArgs) -> Result<String> {
         crates.push(("sparta-backend-cpu", "backend-cpu"));
     }
     let Some(sdk) = &args.sdk else {
-        let line = |(name, _): &(&str, &str)| format!("{name} = \"{SDK_VERSION}\"");
-        return Ok(crates.iter().map(line).collect::<Vec<_>>().join("\n"));
+        return match args.kind {
+            PluginKind::Backend => Err(Error::Usage(
+                "a new backend starts from the crate sparta-backend-cpu, which is not published; give --sdk PATH, the \
+                 directory plugins/sdk of the repository, which has the crate beside it"
+                    .into(),
+            )),
+            _ => Ok(format!("sparta-plugin = \"{SDK_VERSION}\"")),
+        };
     };
     let sdk = sdk.canonicalize().map_err(Error::io(sdk))?;
     let mut lines = Vec::new();

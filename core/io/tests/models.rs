@@ -29,15 +29,6 @@ fn small(family: &str, more: Value) -> Value {
     Value::Object(map)
 }
 
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is absent", path.display());
-        return None;
-    }
-    Some(path)
-}
-
 /// The golden classifier of a family.
 fn golden(family: Family) -> PathBuf {
     let name = family.model_type().trim_end_matches("_text");
@@ -109,7 +100,7 @@ fn golden_values_are_parsed() {
 #[test]
 fn real_indexes_list_exactly_our_tensors() {
     for model in ["gemma-2b-it", "mistral-7b-instruct-v0.3"] {
-        let Some(dir) = shared(&format!("data/tokenizers/{model}")) else { return };
+        let Some(dir) = sparta_test_data::find(&format!("data/tokenizers/{model}")) else { return };
         let index: Value =
             serde_json::from_slice(&fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let theirs: BTreeSet<&str> = index["weight_map"].as_object().unwrap().keys().map(String::as_str).collect();

@@ -42,16 +42,6 @@ fn write_parquet(path: PathBuf, texts: [&str; 2], labels: &[i64]) {
     fs::write(path, parquet(&columns, Default::default())).unwrap();
 }
 
-/// A file of the real data, or `None` with a message.
-fn real(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
-}
-
 #[test]
 fn the_description_is_consistent() {
     let info = Glue.describe();
@@ -273,7 +263,7 @@ fn counts(task: &str, data: &Path) -> [usize; 3] {
 
 #[test]
 fn the_real_files_have_the_official_sizes() {
-    let Some(glue) = real("glue") else { return };
+    let Some(glue) = sparta_test_data::find("data/glue") else { return };
     // Train and dev both come from the training file if dev is drawn from it.
     assert_eq!(counts("sst2", &glue), [67_349, 67_349, 872]);
     assert_eq!(counts("cola", &glue), [8_551, 8_551, 1_043]);
@@ -286,7 +276,7 @@ fn the_real_files_have_the_official_sizes() {
 
 #[test]
 fn real_dev_files_without_a_train_file_are_read_beside_one() {
-    let Some(glue) = real("glue") else { return };
+    let Some(glue) = sparta_test_data::find("data/glue") else { return };
     for (task, file, rows) in
         [("qnli", "QNLI/dev.tsv", 5_463), ("qqp", "QQP/dev.tsv", 78), ("mnli", "MNLI/dev_matched.tsv", 9_815)]
     {
@@ -302,7 +292,8 @@ fn real_dev_files_without_a_train_file_are_read_beside_one() {
 
 #[test]
 fn the_real_zip_and_hub_say_the_same() {
-    let (Some(glue), Some(hub)) = (real("glue"), real("hub/glue")) else { return };
+    let Some(glue) = sparta_test_data::find("data/glue") else { return };
+    let Some(hub) = sparta_test_data::find("data/hub/glue") else { return };
     let pairs = [
         ("sst2", "SST-2/train.tsv", "sst2/train"),
         ("sst2", "SST-2/dev.tsv", "sst2/validation"),

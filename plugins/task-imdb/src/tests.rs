@@ -4,7 +4,7 @@ use super::*;
 use sparta_plugin::task::Example;
 use sparta_task_files::testing::{self, Column, parquet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tempfile::TempDir;
 
 fn open(data: &Path) -> Result<Box<dyn Dataset>, Error> {
@@ -24,16 +24,6 @@ fn dir(files: &[(&str, &str)]) -> TempDir {
 
 fn source(part: &str, take: Take) -> Source {
     Source { parts: vec![part.to_owned()], take }
-}
-
-/// A file of the real data, or `None` with a message.
-fn real(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED: {} is not there", path.display());
-    None
 }
 
 #[test]
@@ -118,7 +108,7 @@ fn missing_files_and_unknown_tasks_are_errors() {
 
 #[test]
 fn the_real_parquet_files_are_whole() {
-    let Some(hub) = real("hub") else { return };
+    let Some(hub) = sparta_test_data::find("data/hub") else { return };
     for root in [&hub, &hub.join("imdb"), &hub.join("imdb/plain_text")] {
         assert_eq!(open(root).unwrap().recipe().dev.take, Take::Draw { count: 5000 });
     }
@@ -133,7 +123,7 @@ fn the_real_parquet_files_are_whole() {
 
 #[test]
 fn the_real_archive_has_400_files() {
-    let Some(archive) = real("aclImdb-sample") else { return };
+    let Some(archive) = sparta_test_data::find("data/aclImdb-sample") else { return };
     let data = open(&archive).unwrap();
     let recipe = data.recipe();
     assert_eq!(recipe.dev.take, Take::Draw { count: 40 });

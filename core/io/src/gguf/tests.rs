@@ -249,10 +249,7 @@ fn damage_is_described() {
 /// `tokenizer.json`, and so do the ids of texts.
 #[test]
 fn pieces_become_the_models_own_merges() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/tokenizers");
-    if !data.is_dir() {
-        return eprintln!("skipped: {} is absent", data.display());
-    }
+    let Some(data) = sparta_test_data::find("data/tokenizers") else { return };
     for (name, prefix) in [("gemma-2", false), ("tinyllama-1.1b-chat", true)] {
         let file = fs::read(data.join(name).join("tokenizer.json")).unwrap();
         let own: Value = serde_json::from_slice(&file).unwrap();

@@ -341,7 +341,6 @@ mod tests {
     use super::super::special::SpecialTokens;
     use super::*;
     use serde::Deserialize;
-    use std::path::PathBuf;
 
     /// Rendered by transformers: see testdata/make_chat_cases.py.
     #[derive(Deserialize)]
@@ -400,11 +399,7 @@ mod tests {
 
     #[test]
     fn templates_of_real_tokenizers_are_rendered_as_by_transformers() {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
-        if !root.is_dir() {
-            println!("skipped: {} is not there", root.display());
-            return;
-        }
+        let Some(root) = sparta_test_data::find("data/tokenizers") else { return };
         for case in cases().iter().filter(|case| case.template.is_none()) {
             let dir = root.join(&case.name);
             let tokens = SpecialTokens::open(&dir).unwrap().named;

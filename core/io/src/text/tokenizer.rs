@@ -501,11 +501,7 @@ mod tests {
     /// Ids of `tokenizers` 0.23 in Python.
     #[test]
     fn real_tokenizers_give_the_ids_of_the_python_package() {
-        let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
-        if !data.is_dir() {
-            eprintln!("skipped: {} is absent", data.display());
-            return;
-        }
+        let Some(data) = sparta_test_data::find("data") else { return };
         type Case = (&'static str, Option<&'static str>, &'static [u32]);
         let text = " Héllo  wörld\n\t日本 🎉";
         let pair = Some("not so.");

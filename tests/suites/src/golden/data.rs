@@ -25,7 +25,7 @@ pub struct Source {
 enum SourceLayout {
     /// Weights in bf16, long tensors thinned.
     Compact,
-    /// The complete numbers of the oracle, in f32.
+    /// Complete numbers, in f32.
     Full,
 }
 

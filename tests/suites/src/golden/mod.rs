@@ -1,8 +1,8 @@
 //! Logits, losses, gradients of all parameters and whole training runs agree with PyTorch and transformers.
 //!
 //! The numbers are those of an independent implementation on tiny models of nine families. A compact set of them is
-//! part of this crate, in `tests/golden`; `make.py` there makes it from the complete one. Tolerances are derived from
-//! that implementation's distance between f32 and f64; in bf16, from the distance of a reference that rounds.
+//! part of this crate, in `tests/golden`, where `make.py` makes it. Tolerances are derived from that implementation's
+//! distance between f32 and f64; in bf16, from the distance of a reference that rounds.
 
 pub mod answers;
 mod data;

@@ -8,13 +8,15 @@ use sparta_core::job::PrecisionChoice;
 use sparta_core::run::{InspectRequest, InspectTask, inspect_forward};
 use sparta_core::weights::TensorFile;
 
-// The tolerances of the oracle's README, from the distance of f32 to f64.
+// PyTorch in f32 is off from f64 by at most 1.9e-6 in class logits, 1.4e-5 in the logits of language models, 8e-7 in
+// losses, and 1.2e-6 in gradients, 3.4e-6 in their relative L2. An implementation that adds in another order may be off
+// 12 to 27 times as far; a typical mistake moves class logits by 3e-4 or more.
 const CLASS_LOGITS: f64 = 5e-5;
 pub(super) const LM_LOGITS: f64 = 2e-4;
 const LOSS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
-/// Not in the table: hidden states after the final norm have the magnitude of the logits computed from them.
+/// Hidden states after the final norm have the magnitude of the logits computed from them.
 const HIDDEN: f64 = 5e-5;
 
 /// What is wrong with a family's model on a backend.

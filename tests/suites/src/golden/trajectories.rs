@@ -18,14 +18,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-// The tolerances of the oracle's README.
+// PyTorch in f32 is off from f64 by at most 7.6e-6 in the losses of these steps, and by 7.3e-7 in 99.9 % of the parameters
+// after them. Here 14 times as much is allowed; gradients of the first step may be as far off as in `parity.rs`.
 const LOSS: f64 = 1e-4;
 const PARAMETERS: f64 = 1e-5;
 const GRADIENT_MAX: f64 = 2e-5;
 const GRADIENT_L2: f64 = 5e-5;
-/// Not in the table: relative, for norms of the size 1 to 20; the clip factor follows from the norm.
+/// Relative, for norms of the size 1 to 20; the clip factor follows from the norm.
 const NORM: f64 = 1e-4;
-/// Not in the table: logits of the static batch after training, which depend on all parameters.
+/// Logits of the static batch after training, which depend on all parameters.
 const LOGITS_AFTER: f64 = 1e-3;
 
 /// A run of the golden data.

@@ -204,11 +204,7 @@ fn what_is_missing_is_said() {
 /// Templates of published models: the answer is trained on, with the token that ends it.
 #[test]
 fn real_templates_give_the_answers() {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
-    if !data.is_dir() {
-        eprintln!("skipped: {} is absent", data.display());
-        return;
-    }
+    let Some(data) = sparta_test_data::find("data/tokenizers") else { return };
     let turns = ["user Say hi.", "assistant Hi, there!", "user Why?", "assistant Because.\nYou asked."];
     let trained = |model: &str, turns: &[&str]| {
         let lesson = encoder(&data.join(model), true, TrainOn::Answers, None).lesson(&conversation(turns))?;
@@ -220,7 +216,7 @@ fn real_templates_give_the_answers() {
     assert_eq!(trained("gemma-2", &turns).unwrap(), gemma);
     let mistral = "▁Hi , ▁there ! </s> ▁Because . <0x0A> You ▁asked . </s>";
     assert_eq!(trained("mistral-7b-instruct-v0.3", &turns).unwrap(), mistral);
-    let llama = "<0x0A> Hi , ▁there ! </s> ▁ <0x0A> <0x0A> Be cause . <0x0A> You ▁asked . </s> ▁ <0x0A>";
+    let llama = "Hi , ▁there ! </s> ▁ <0x0A> B ecause . <0x0A> You ▁asked . </s> ▁ <0x0A>";
     assert_eq!(trained("tinyllama-1.1b-chat", &turns).unwrap(), llama);
     // This one writes the system's turn before the last question, and not at all when an answer follows.
     let system: Vec<&str> = ["system Be brief."].into_iter().chain(turns).collect();

@@ -1,7 +1,6 @@
 use super::*;
 use serde_json::json;
 use sparta_plugin::task;
-use std::path::PathBuf;
 use tempfile::TempDir;
 
 const NONE: Padding = Padding::Is(None);
@@ -161,11 +160,7 @@ fn prompts_that_do_not_fit_the_task_are_errors() {
 /// its tokenizer.json, as in transformers 4: version 5 builds its own pre-tokenizer, which gives no 29871 after `</s>`.
 #[test]
 fn real_tokenizers_give_the_ids_of_transformers() {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/tokenizers");
-    if !root.is_dir() {
-        println!("skipped: {} is not there", root.display());
-        return;
-    }
+    let Some(root) = sparta_test_data::find("data/tokenizers") else { return };
     let task = info(false, Some("Is this film review positive? Answer Yes or No.\n\n{text}"));
     let text = "A <b>fine</b> film.\nReally!";
     for (name, expected, words) in IDS {

@@ -3,10 +3,15 @@
 //! a real one if the shared data exists.
 
 use serde_json::{Value, json};
+use sparta_backend_cpu::Cpu;
+use sparta_core::adapter::AppliedAdapter;
+use sparta_core::plugin::PluginSet;
+use sparta_core::run::{Finish, Generator, Prompt, Sampling, Writing};
 use sparta_suites::golden::{Layout, Source, model_directory};
 use sparta_tests::command::{command, last_json, succeeded};
 use std::fs;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::sync::LazyLock;
@@ -84,6 +89,24 @@ fn greedy_text_is_that_of_transformers() {
     assert_eq!(succeed(LLAMA.path(), &["--prompt", &prompt, "--max-tokens", "24"], ""), format!("{text}\n"));
     let result = result(LLAMA.path(), &prompt, &["--max-tokens", "7"]);
     assert_eq!(result, json!({"text": first(&text, 7), "tokens": 7, "finish": "length", "prompt_tokens": 5}));
+}
+
+#[test]
+fn whoever_is_shown_a_text_can_end_it() {
+    let applied = AppliedAdapter::open(LLAMA.path(), None, &PluginSet::default()).unwrap();
+    let device = Box::new(Cpu::new(Some(1)).unwrap());
+    let mut generator = Generator::open(&applied, device, None, 0).unwrap();
+    let (prompt, text) = golden("llama");
+    let sampling = Sampling { temperature: 0.0, top_k: None, top_p: 1.0, seed: 0 };
+    let writing = Writing { sampling, max_tokens: 24, stop: vec![] };
+    let mut shown = String::new();
+    let written = generator.write(&Prompt::Text(prompt), &writing, |piece| {
+        shown.push_str(piece);
+        Ok(if shown.len() > 8 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    });
+    let written = written.unwrap();
+    assert_eq!((written.text.as_str(), written.finish), (shown.as_str(), Finish::Interrupted));
+    assert!(written.tokens < 24 && text.starts_with(&shown), "{shown}");
 }
 
 #[test]

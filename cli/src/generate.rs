@@ -11,6 +11,7 @@ use sparta_core::run::{Finish, Generator, Prompt, Sampling, Turn, Writing};
 use sparta_core::{Error, Result};
 use sparta_task_files::Record;
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -76,7 +77,7 @@ fn turn(role: &str, content: &str) -> Turn {
 
 /// Streams one text.
 fn one(generator: &mut Generator, prompt: &Prompt, writing: &Writing, output: Output) -> Result<()> {
-    let generated = generator.write(prompt, writing, |piece| output.piece(piece))?;
+    let generated = generator.write(prompt, writing, |piece| output.piece(piece).map(ControlFlow::Continue))?;
     output.piece("\n")?;
     output.result(&generated)
 }
@@ -90,7 +91,7 @@ fn each(generator: &mut Generator, input: Option<PathBuf>, asked: &Asked, writin
         let end = prompts.is_empty();
         for prompt in prompts {
             number += 1;
-            let generated = generator.write(&asked.prompt(prompt), writing, |_| Ok(()));
+            let generated = generator.write(&asked.prompt(prompt), writing, |_| Ok(ControlFlow::Continue(())));
             output::json_line(&generated.map_err(|error| match error {
                 Error::Data(what) => Error::Data(format!("prompt {number}: {what}")),
                 other => other,
@@ -118,11 +119,12 @@ fn converse(generator: &mut Generator, asked: &Asked, writing: &Writing, output:
             continue;
         }
         turns.push(turn("user", line.trim_end_matches(['\n', '\r'])));
-        let answer = generator.go_on(&Prompt::Turns(turns.clone()), writing, |piece| output.piece(piece))?;
+        let prompt = Prompt::Turns(turns.clone());
+        let answer = generator.go_on(&prompt, writing, |piece| output.piece(piece).map(ControlFlow::Continue))?;
         output.piece("\n")?;
         output.result(&answer)?;
         match answer.finish {
-            Finish::Stop => {}
+            Finish::Stop | Finish::Interrupted => {}
             Finish::Length => output::aside(format!("(ended after {} tokens, see --max-tokens)", answer.tokens)),
             Finish::Context => {
                 output::aside("(the context is full: the conversation ends here, see --context)");

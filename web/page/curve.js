@@ -4,12 +4,13 @@ const element = (id) => document.getElementById(id);
 
 export class Curve {
     #losses;
-    #total = 1;
+    #total;
     #waits = false;
 
-    /** `losses` are those of the steps done, and may get more. */
-    constructor(losses) {
+    /** `losses` are those of the steps done, of `total`, and may get more. */
+    constructor(losses, total) {
         this.#losses = losses;
+        this.#total = total;
         this.#draw();
     }
 

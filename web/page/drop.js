@@ -27,6 +27,8 @@ function below(files) {
 /** Calls `take` with what reads `[name, file]` of all that is chosen or dropped; the names are those below the chosen folder. */
 export function watch(area, take) {
     for (const input of area.querySelectorAll('input')) {
+        // The same files can be chosen again, as after an error: otherwise nothing would change.
+        input.addEventListener('click', () => { input.value = ''; });
         input.addEventListener('change', () => {
             const files = [...input.files].map((file) => [file.webkitRelativePath || file.name, file]);
             take(async () => below(files));

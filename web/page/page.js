@@ -68,7 +68,7 @@ async function alone(what, work) {
     } catch (error) {
         fail(error);
         if (what === 'train' || what === 'plan') {
-            const on = what === 'train' && unfinished !== null ? ' It can be continued from its last checkpoint.' : '';
+            const on = what === 'train' && unfinished !== null ? ' The unfinished run can be continued from its last checkpoint.' : '';
             say(`It ended with the error shown above.${on}`);
         }
     } finally {
@@ -145,17 +145,15 @@ function evaluated({ step, split, metrics }) {
     }
 }
 
-/** The losses of the run, for whoever looks at the page by a program. */
+/** The losses of the run, for whoever looks at the page by a program, and the number of its steps. */
 const losses = [];
+let total = 1;
 
 async function train() {
     const asked = job();
     clear();
     losses.length = 0;
-    // The run's directory is emptied.
     element('save').hidden = true;
-    saved = true;
-    forget(`${RUN}/adapter`);
     say('Planning, and preparing the GPU …');
     await run(asked, (on) => sparta.train(asked, on));
 }
@@ -167,10 +165,11 @@ async function resume() {
 }
 
 async function run(asked, work) {
-    const curve = new Curve(losses);
+    const curve = new Curve(losses, total);
     // A program that has ended does not say.
     const showTab = () => sparta.memory().then((bytes) => { element('tab').textContent = mebibytes(bytes); }, () => {});
     let [result, begun] = [null, false];
+    const earlier = unfinished;
     unfinished = null;
     delete document.body.dataset.result;
     try {
@@ -178,7 +177,8 @@ async function run(asked, work) {
             plan: (plan, { text }) => planned(plan, text),
             step: (step, { tokensPerSecond }) => {
                 losses[step.step - 1] = step.loss;
-                curve.show(step.total_steps);
+                total = step.total_steps;
+                curve.show(total);
                 if (!begun) {
                     begun = true;
                     say('Training.');
@@ -194,14 +194,20 @@ async function run(asked, work) {
             message: log,
         });
     } finally {
-        // What an error has left can be used, too. A program that has ended has nothing.
+        // What an error has left can be used, too: the earlier run, if this one has not begun. A program that has ended has nothing.
         const left = await sparta.list(asked.out).catch(() => []);
+        const own = begun || result !== null;
         const over = result !== null && result.stopped !== 'interrupted';
-        unfinished = !over && left.some((name) => name.startsWith(`${asked.out}/checkpoints/`)) ? asked : null;
-        if (left.includes(`${asked.out}/adapter/adapter.json`)) {
+        const resumable = !over && left.some((name) => name.startsWith(`${asked.out}/checkpoints/`));
+        unfinished = resumable ? (own ? asked : earlier) : null;
+        const trained = left.includes(`${asked.out}/adapter/adapter.json`);
+        element('save').hidden = !trained;
+        if (!trained) {
+            forget(`${asked.out}/adapter`);
+            saved = true;
+        } else if (own) {
             adapter = { name: `${asked.out}/adapter`, model: asked.model, data: asked.data };
             await describe();
-            element('save').hidden = false;
             saved = false;
         }
         await showTab();
@@ -338,14 +344,7 @@ async function write() {
     const prompt = element('texts').value;
     const maxTokens = Number(element('use').tokens.value);
     await quietly(said, async () => {
-        try {
-            await sparta.generate({ ...from, prompt, maxTokens }, { piece: (text) => { said.textContent += text; } });
-        } catch (error) {
-            // By the visitor, who keeps what is written.
-            if (error.message !== 'stopped') {
-                throw error;
-            }
-        }
+        await sparta.generate({ ...from, prompt, maxTokens }, { piece: (text) => { said.textContent += text; } });
     });
 }
 
@@ -356,6 +355,7 @@ function recommend() {
 }
 
 async function begin() {
+    element('device').textContent = 'Loading the program …';
     const started = await Sparta.start();
     const device = await started.device();
     sparta = started;

@@ -17,7 +17,7 @@ export interface Job {
     taskOptions?: Record<string, unknown>;
     /** Puts texts to an instruction model as a prompt. */
     instruct?: boolean;
-    /** The run's directory, which is emptied before; neither `model` nor `data` is in it. */
+    /** The run's directory, which is emptied once the plan fits; neither `model` nor `data` is in it. */
     out: string;
     /** Bytes that the run may take on the GPU. Browsers do not tell how many it has; if given, the run is planned to fit them. */
     memory?: number | null;
@@ -114,7 +114,8 @@ export interface Output {
 export interface Generated {
     text: string;
     tokens: number;
-    finish: 'stop' | 'length' | 'context';
+    /** Why the text ended: by the model, by the number of tokens, by its context, or by `stop`. */
+    finish: 'stop' | 'length' | 'context' | 'interrupted';
     prompt_tokens: number;
 }
 
@@ -186,8 +187,8 @@ export class Sparta {
         on?: Listener,
     ): Promise<Generated>;
     /**
-     * Ends training after its step, and what was learned is kept; or a text that is being written, whose promise is rejected with
-     * `stopped` after its pieces. Other jobs do not stop.
+     * Ends training after its step, and what was learned is kept; or a text that is being written, which is then what there is of
+     * it. Other jobs do not stop.
      */
     stop(): void;
     /** Ends the worker and gives its memory back. All promises, later ones too, are rejected. */

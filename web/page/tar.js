@@ -1,13 +1,18 @@
 // Archives of a few small files, as `tar` reads and writes them.
 const BLOCK = 512;
+/** The most bytes of a name. */
+const NAME = 100;
 const text = new TextEncoder();
 
 function header(name, size) {
+    if (text.encode(name).length > NAME) {
+        throw new Error(`${name}: a name in an archive has at most ${NAME} bytes`);
+    }
     const block = new Uint8Array(BLOCK);
     const put = (at, value) => block.set(text.encode(value), at);
     const octal = (number, digits) => `${number.toString(8).padStart(digits, '0')}\0`;
     put(0, name);
-    put(100, octal(0o644, 7));
+    put(NAME, octal(0o644, 7));
     put(108, octal(0, 7));
     put(116, octal(0, 7));
     put(124, octal(size, 11));
@@ -19,7 +24,7 @@ function header(name, size) {
     return block;
 }
 
-/** An archive of `[name, bytes]`, with names of at most 100 bytes. */
+/** An archive of `[name, bytes]`. Errors: a name of more than 100 bytes. */
 export function pack(files) {
     const parts = files.flatMap(([name, bytes]) => {
         const filling = new Uint8Array((BLOCK - bytes.length % BLOCK) % BLOCK);
@@ -34,7 +39,7 @@ export async function unpack(archive) {
     for (let at = 0; at + BLOCK <= archive.size;) {
         const block = new Uint8Array(await archive.slice(at, at + BLOCK).arrayBuffer());
         const field = (from, to) => new TextDecoder().decode(block.slice(from, to)).split('\0')[0];
-        const [name, size, kind] = [field(0, 100), parseInt(field(124, 136), 8), field(156, 157)];
+        const [name, size, kind] = [field(0, NAME), parseInt(field(124, 136), 8), field(156, 157)];
         if (name === '') {
             break;
         }

@@ -17,7 +17,11 @@ async function start() {
 }
 
 const started = start();
+// Each call is answered with its error.
+started.catch(() => {});
 let last = Promise.resolve();
+/** Rejects the job that is being done. */
+let fail = () => {};
 
 /** Why the program has ended, if this error has ended it. */
 function end(error, program) {
@@ -29,6 +33,18 @@ function end(error, program) {
     ended ??= `the program has failed, reload the page: ${error.message ?? error}`;
 }
 
+// A trap in a callback of the browser reaches no call, and the job would wait for ever.
+for (const type of ['error', 'unhandledrejection']) {
+    addEventListener(type, (event) => {
+        const error = event.reason ?? event.error;
+        if (error instanceof WebAssembly.RuntimeError || error instanceof RangeError) {
+            event.preventDefault();
+            started.then(({ program }) => end(error, program));
+            fail(error);
+        }
+    });
+}
+
 const calls = {
     start: async () => true,
     create: async ({ program }, { name, room }) => program.create(name, room),
@@ -38,6 +54,7 @@ const calls = {
     remove: async ({ program }, { name }) => program.remove(name),
     memory: async ({ memory }) => memory.buffer.byteLength,
     work: ({ program, work }, { request, id }) => new Promise((resolve, reject) => {
+        fail = reject;
         host.stop = false;
         host.listener = ({ event, value, ...more }) => {
             if (event === 'result') {

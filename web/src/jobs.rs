@@ -1,19 +1,21 @@
 //! The jobs that a page can ask for.
 
 use crate::events::Events;
-use crate::host::{machine_memory, tell};
+use crate::host::{machine_memory, stopped, tell};
 use crate::{path, plugins};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sparta_core::adapter::AppliedAdapter;
 use sparta_core::files;
 use sparta_core::job::{Observer, RunConfig};
+use sparta_core::plugin::PluginSet;
 use sparta_core::run::{self, AdaptedModel, EvalRequest, Generator, Prompt, Sampling, Start, Turn, Writing};
 use sparta_core::text::Instruct;
 use sparta_core::{Error, Result};
 use sparta_graph::{Backend, BackendError, DeviceKind};
 use sparta_wgpu::{Options, WgpuBackend};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use web_time::{SystemTime, UNIX_EPOCH};
 
 type Named = BTreeMap<String, Value>;
@@ -118,8 +120,9 @@ fn open(memory: Option<u64>) -> Result<Box<dyn Backend>> {
 
 fn device(memory: Option<u64>) -> Result<WgpuBackend> {
     let Some(first) = sparta_wgpu::devices().into_iter().next() else {
-        let reason = "this browser offers no device through WebGPU: use one that does, and see chrome://gpu or about:support for \
-                      why it may be turned off, as after repeated crashes until the browser is started again";
+        let reason = "this browser offers no device through WebGPU: use one that does, and see chrome://gpu or \
+                      about:support for why it may be turned off, as after repeated crashes until the browser is \
+                      started again";
         return Err(BackendError::Other { device: "wgpu".into(), reason: reason.into() }.into());
     };
     // A software device's memory is the machine's.
@@ -145,18 +148,10 @@ pub fn perform(request: Request) -> Result<Value> {
             plan.check_fit()?;
             Ok(json!({ "plan": plan, "text": text }))
         }
-        Request::Train { job } => {
-            let config = job.config()?;
-            if config.model.starts_with(&config.out) || config.data.starts_with(&config.out) {
-                let out = &job.out;
-                return Err(Error::Usage(format!("out {out:?}: it is emptied, so neither model nor data may be in it")));
-            }
-            files::remove(&config.out).map_err(Error::io(&config.out))?;
-            value(run::run(&config, &plugins, &|| open(job.memory), Start::New, &mut Events)?)
-        }
+        Request::Train { job } => train(&job, &plugins),
         Request::Resume { out, memory } => {
             let config = RunConfig::of_run(&path(&out))?;
-            value(run::run(&config, &plugins, &|| open(memory), Start::Resume, &mut Events)?)
+            value(run::run(&config, &plugins, &|| open(memory), Start::Resume, &mut Events::default())?)
         }
         Request::Examples { job, split, first } => {
             let mut shown = Vec::new();
@@ -177,7 +172,7 @@ pub fn perform(request: Request) -> Result<Value> {
                 task_options: BTreeMap::new(),
                 max_examples,
             };
-            let progress = |done, total| Events.eval_progress(&request.split, done, total);
+            let progress = |done, total| Events::default().eval_progress(&request.split, done, total);
             value(run::evaluate(&adapted, &request, &plugins, open(None)?, progress)?)
         }
         Request::Predict { adapter, model, texts } => predict(&adapted(&adapter, &model, &plugins)?, &texts),
@@ -193,19 +188,36 @@ pub fn perform(request: Request) -> Result<Value> {
             let writing = Writing { sampling, max_tokens, stop: vec![] };
             value(generator.write(&prompt, &writing, |piece| {
                 tell(&json!({ "event": "piece", "value": piece }));
-                match Events.stop_requested() {
-                    true => Err(Error::Usage("stopped".into())),
-                    false => Ok(()),
-                }
+                Ok(if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?)
         }
     }
 }
 
-fn adapted(adapter: &str, model: &str, plugins: &sparta_core::plugin::PluginSet) -> Result<AdaptedModel> {
+/// Trains in place of the earlier run in `out`, which is there until the plan of the new one fits.
+fn train(job: &Job, plugins: &PluginSet) -> Result<Value> {
+    let config = job.config()?;
+    let out = &config.out;
+    if config.model.starts_with(out) || config.data.starts_with(out) {
+        let out = &job.out;
+        return Err(Error::Usage(format!("out {out:?}: it is emptied, so neither model nor data may be in it")));
+    }
+    let earlier = files::temporary(out).filter(|_| files::exists(out));
+    if let Some(earlier) = &earlier {
+        files::rename(out, earlier).map_err(Error::io(out))?;
+    }
+    let mut events = Events { earlier };
+    let result = run::run(&config, plugins, &|| open(job.memory), Start::New, &mut events);
+    if let Some(earlier) = events.earlier {
+        files::rename(&earlier, out).map_err(Error::io(out))?;
+    }
+    value(result?)
+}
+
+fn adapted(adapter: &str, model: &str, plugins: &PluginSet) -> Result<AdaptedModel> {
     let adapted = AdaptedModel::open(&path(adapter), Some(&path(model)), plugins)?;
     for text in &adapted.applied().recorded.accepted {
-        Events.message(text);
+        Events::default().message(text);
     }
     Ok(adapted)
 }

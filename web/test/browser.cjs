@@ -54,13 +54,29 @@ async function visit(browser, url, options = {}) {
 
 /** Waits until `done` is true in the page. Errors: the page shows one. */
 async function settled(page, done, limit = 300_000) {
-    await page.waitForFunction(`(${done})() || !document.getElementById('error').hidden`, null, { timeout: limit });
+    for (const end = Date.now() + limit; !await page.evaluate(done);) {
+        assert.equal(await error(page), null);
+        assert.ok(Date.now() < end, `it has not come to this: ${done}`);
+        await new Promise((resolve) => { setTimeout(resolve, 100); });
+    }
     assert.equal(await error(page), null);
 }
 
 /** The sentence of an error on the page. */
 async function error(page) {
     return await page.isVisible('#error') ? page.textContent('#error') : null;
+}
+
+/** Drops a file or a folder, as a mouse does. */
+async function drop(page, into, path) {
+    const area = page.locator(`[data-into=${into}]`);
+    await area.scrollIntoViewIfNeeded();
+    const { x, y } = await area.boundingBox();
+    const control = await page.context().newCDPSession(page);
+    const data = { items: [], files: [path], dragOperationsMask: 1 };
+    for (const type of ['dragEnter', 'dragOver', 'drop']) {
+        await control.send('Input.dispatchDragEvent', { type, x: x + 9, y: y + 9, data });
+    }
 }
 
 /** The native command; on the adapter that the browser has, where its driver can be used natively. */
@@ -72,4 +88,4 @@ function native(...given) {
 /** Lines of JSON. */
 const lines = (text) => text.trim().split('\n').map((line) => JSON.parse(line));
 
-module.exports = { DRIVER, FLAGS, dist, error, launch, lines, native, out, program, serve, settled, visit };
+module.exports = { DRIVER, FLAGS, dist, drop, error, launch, lines, native, out, program, serve, settled, visit };

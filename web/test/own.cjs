@@ -2,7 +2,7 @@
 const assert = require('node:assert/strict');
 const { existsSync, readdirSync, statSync, writeFileSync } = require('node:fs');
 const { join } = require('node:path');
-const { dist, error, lines, native, out, settled, visit } = require('./browser.cjs');
+const { dist, drop, error, lines, native, out, settled, visit } = require('./browser.cjs');
 
 const large = join(__dirname, '../../target/tools/smollm2/model');
 const PROMPT = 'The capital of France is';
@@ -84,18 +84,6 @@ async function own(browser, url) {
     assert.ok(parseFloat(used) < 1.5 * files, `${used} in the tab for ${files} MiB of files`);
     assert.deepEqual(wrong, []);
     await page.close();
-}
-
-/** Drops a file or a folder, as a mouse does. */
-async function drop(page, into, path) {
-    const area = page.locator(`[data-into=${into}]`);
-    await area.scrollIntoViewIfNeeded();
-    const { x, y } = await area.boundingBox();
-    const control = await page.context().newCDPSession(page);
-    const data = { items: [], files: [path], dragOperationsMask: 1 };
-    for (const type of ['dragEnter', 'dragOver', 'drop']) {
-        await control.send('Input.dispatchDragEvent', { type, x: x + 9, y: y + 9, data });
-    }
 }
 
 module.exports = { own, small };

@@ -8,6 +8,7 @@ const { embedded } = require('./embedded.cjs');
 const { hidden } = require('./hidden.cjs');
 const { looks } = require('./looks.cjs');
 const { own, small } = require('./own.cjs');
+const { page } = require('./page.cjs');
 const { tokens } = require('./tokens.cjs');
 const trouble = require('./trouble.cjs');
 
@@ -24,6 +25,7 @@ async function first(browser, server) {
 }
 
 const PARTS = {
+    page: (browser, { url }) => page(browser, url),
     first,
     lost: (browser, { url }) => trouble.lost(browser, url),
     memory: (browser, { url }) => trouble.memory(browser, url),

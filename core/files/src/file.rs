@@ -71,13 +71,16 @@ impl File {
 
     /// Truncates the file, or extends it with zeros, to this size.
     ///
-    /// Errors: those of the system.
+    /// Errors: those of the system; more than there is memory for.
     pub fn set_size(&self, size: u64) -> io::Result<()> {
         match self {
             File::System(file) => file.set_len(size),
             File::Memory(file) => {
                 let size = usize::try_from(size).map_err(io::Error::other)?;
-                Arc::make_mut(&mut bytes(&file.content)).resize(size, 0);
+                let mut content = bytes(&file.content);
+                let content = Arc::make_mut(&mut content);
+                content.try_reserve_exact(size.saturating_sub(content.len()))?;
+                content.resize(size, 0);
                 Ok(())
             }
         }
@@ -92,6 +95,15 @@ impl File {
             File::Memory(_) => Ok(()),
         }
     }
+}
+
+/// Extends a file with zeros to `end` bytes. The room for more is an eighth, as a file may take most of the memory.
+fn grow(content: &mut Vec<u8>, end: usize) -> io::Result<()> {
+    if content.capacity() < end {
+        content.try_reserve_exact((end - content.len()).max(content.len() / 8))?;
+    }
+    content.resize(end, 0);
+    Ok(())
 }
 
 impl Read for File {
@@ -118,7 +130,7 @@ impl Write for File {
                 let begin = if file.append { content.len() } else { file.position };
                 let end = begin + buffer.len();
                 if content.len() < end {
-                    content.resize(end, 0);
+                    grow(content, end)?;
                 }
                 content[begin..end].copy_from_slice(buffer);
                 file.position = end;

@@ -87,3 +87,14 @@ fn a_map_keeps_its_bytes_while_the_file_is_written() {
     assert!(put(Path::new("f"), Vec::new()).is_err() && put(&root("kept"), Vec::new()).is_err());
     assert_eq!(open_on_disk(&file).unwrap_err().kind(), ErrorKind::Unsupported);
 }
+
+#[test]
+fn a_file_that_memory_has_no_room_for_is_an_error() {
+    let file = root("large").join("f");
+    put(&file, b"old".to_vec()).unwrap();
+    let mut large = open(&file).unwrap();
+    assert_eq!(large.set_size(u64::MAX).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    large.seek(SeekFrom::Start(i64::MAX as u64)).unwrap();
+    assert_eq!(large.write_all(b"er").unwrap_err().kind(), ErrorKind::OutOfMemory);
+    assert_eq!(read(&file, 9).unwrap(), b"old");
+}

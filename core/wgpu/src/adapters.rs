@@ -1,4 +1,4 @@
-use crate::wait::block_on;
+use crate::wait::{IN_BROWSER, block_on};
 use sparta_graph::ops::OwnKernel;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_graph::{DType, DeviceInfo, DeviceKind};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use tracing::{debug, info};
 
 /// The graphics APIs this backend runs on, without OpenGL: its compute shaders lack what the kernels need.
-const BACKENDS: wgpu::Backends = match cfg!(target_arch = "wasm32") {
+const BACKENDS: wgpu::Backends = match IN_BROWSER {
     true => wgpu::Backends::BROWSER_WEBGPU,
     false => wgpu::Backends::VULKAN.union(wgpu::Backends::METAL).union(wgpu::Backends::DX12),
 };
@@ -72,7 +72,7 @@ pub fn devices() -> Vec<Adapter> {
 /// each call requests a new one.
 pub(crate) fn adapters() -> Vec<wgpu::Adapter> {
     static ADAPTERS: OnceLock<Vec<wgpu::Adapter>> = OnceLock::new();
-    if cfg!(target_arch = "wasm32") { find() } else { ADAPTERS.get_or_init(find).clone() }
+    if IN_BROWSER { find() } else { ADAPTERS.get_or_init(find).clone() }
 }
 
 fn find() -> Vec<wgpu::Adapter> {
@@ -216,7 +216,7 @@ fn cooperative_matrices(adapter: &wgpu::Adapter) -> Vec<CooperativeMatrix> {
 }
 
 /// Bytes of the largest device-local heap. Only Vulkan reports it.
-#[cfg(not(any(target_vendor = "apple", target_arch = "wasm32")))]
+#[cfg(not(any(target_vendor = "apple", all(target_family = "wasm", target_os = "unknown"))))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     const DEVICE_LOCAL: u32 = 1;
     // SAFETY: the guard is only read from, and dropped before `adapter`.
@@ -228,7 +228,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
-#[cfg(any(target_vendor = "apple", target_arch = "wasm32"))]
+#[cfg(any(target_vendor = "apple", all(target_family = "wasm", target_os = "unknown")))]
 fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }

@@ -296,7 +296,7 @@ impl WgpuBackend {
 }
 
 /// A browser frees dropped buffers only when it collects garbage, and that does not depend on the device's memory.
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
 impl Drop for WgpuBackend {
     fn drop(&mut self) {
         self.device.destroy();

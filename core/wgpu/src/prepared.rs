@@ -2,6 +2,7 @@
 
 use crate::pipelines::Cache;
 use crate::report::{Caught, scoped};
+use crate::wait::IN_BROWSER;
 use sparta_graph::Plan;
 use sparta_graph::plan::ALIGNMENT;
 use sparta_kernels::{Dispatch, Memory, RNG_BINDING, Step, View};
@@ -87,7 +88,7 @@ fn dispatch(
 /// surface at the next check.
 fn bind_group(device: &wgpu::Device, descriptor: &wgpu::BindGroupDescriptor) -> Result<wgpu::BindGroup, Caught> {
     let create = || device.create_bind_group(descriptor);
-    if cfg!(target_arch = "wasm32") { Ok(create()) } else { scoped(device, create) }
+    if IN_BROWSER { Ok(create()) } else { scoped(device, create) }
 }
 
 /// Whether two bindings overlap.

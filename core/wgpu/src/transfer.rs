@@ -1,7 +1,7 @@
 //! Uploads as part of a submission, and reads that do not wait.
 
 use crate::backend::{WgpuBackend, other};
-use crate::wait::{Signal, Submitted, block_on};
+use crate::wait::{IN_BROWSER, Signal, Submitted, block_on};
 use sparta_graph::{BackendError, Work};
 
 /// How many staging buffers are kept for later reads.
@@ -118,7 +118,7 @@ impl WgpuBackend {
 
     /// The result of a mapping whose submission is done; in a browser it may arrive later.
     fn mapped<T>(&self, mapped: Signal<T>) -> Option<T> {
-        if cfg!(target_arch = "wasm32") { Some(block_on(mapped)) } else { mapped.take() }
+        if IN_BROWSER { Some(block_on(mapped)) } else { mapped.take() }
     }
 
     /// Reads and waits.

@@ -7,6 +7,7 @@ use crate::WgpuBackend;
 use crate::cache::Cache;
 use crate::prepared::PreparedStep;
 use crate::profile::MEASUREMENT;
+use crate::wait::IN_BROWSER;
 use sparta_graph::{BackendError, Call, Choice, DeviceKind, Plan, Tuned};
 use sparta_kernels::{Bounds, Choosing, Lowered, Question, lower};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +42,7 @@ impl WgpuBackend {
     /// Starts tuning with what is stored and known; returns a warning if what is stored cannot be used.
     pub(crate) fn start_tuning(&mut self, known: Option<&Tuned>) -> Option<String> {
         let software = matches!(self.adapter.info.kind, DeviceKind::SoftwareGpu | DeviceKind::Cpu);
-        if cfg!(target_arch = "wasm32") || software && !self.tunes_software {
+        if IN_BROWSER || software && !self.tunes_software {
             return None;
         }
         let device = self.described();

@@ -1,46 +1,22 @@
 //! Waiting for a device. Code in a browser must not block: there the WebAssembly stack is suspended until a promise settles
 //! (JavaScript Promise Integration), so that callers need not be asynchronous.
 
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+mod browser;
+#[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+mod native;
+
+#[cfg(all(target_family = "wasm", target_os = "unknown"))]
+pub(crate) use browser::{Submitted, block_on};
+#[cfg(not(all(target_family = "wasm", target_os = "unknown")))]
+pub(crate) use native::{Submitted, block_on};
+
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-#[cfg(not(target_arch = "wasm32"))]
-pub(crate) use pollster::block_on;
-
-/// Waits for a future.
-#[cfg(target_arch = "wasm32")]
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let waker = Waker::from(Arc::new(Wake));
-    let mut future = std::pin::pin!(future);
-    loop {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            return value;
-        }
-        // SAFETY: a function without arguments. Callbacks that run before it returns use the stack below this frame and
-        // restore it.
-        unsafe { suspend() };
-    }
-}
-
-#[cfg(target_arch = "wasm32")]
-#[link(wasm_import_module = "./suspend.js")]
-unsafe extern "C" {
-    /// Returns after the next [`wake`], or at once if there was one since it last returned.
-    fn suspend();
-    fn wake();
-}
-
-#[cfg(target_arch = "wasm32")]
-struct Wake;
-
-#[cfg(target_arch = "wasm32")]
-impl std::task::Wake for Wake {
-    fn wake(self: Arc<Self>) {
-        // SAFETY: a function without arguments, which settles a promise.
-        unsafe { wake() }
-    }
-}
+/// Whether this is compiled for a browser, the one platform of WebAssembly without an operating system.
+pub(crate) const IN_BROWSER: bool = cfg!(all(target_family = "wasm", target_os = "unknown"));
 
 /// A value that a callback of the device delivers once.
 pub(crate) struct Signal<T>(Arc<Mutex<State<T>>>);
@@ -93,41 +69,6 @@ impl<T> Future for Signal<T> {
                 Poll::Pending
             }
         }
-    }
-}
-
-/// A submission that can be waited for.
-#[derive(Clone)]
-pub(crate) struct Submitted {
-    #[cfg(not(target_arch = "wasm32"))]
-    index: wgpu::SubmissionIndex,
-    #[cfg(target_arch = "wasm32")]
-    done: Signal<()>,
-}
-
-#[cfg(not(target_arch = "wasm32"))]
-impl Submitted {
-    pub fn new(_: &wgpu::Queue, index: wgpu::SubmissionIndex) -> Self {
-        Submitted { index }
-    }
-
-    pub fn wait(self, device: &wgpu::Device) -> Result<(), wgpu::PollError> {
-        device.poll(wgpu::PollType::Wait { submission_index: Some(self.index), timeout: None }).map(|_| ())
-    }
-}
-
-#[cfg(target_arch = "wasm32")]
-impl Submitted {
-    pub fn new(queue: &wgpu::Queue, _: wgpu::SubmissionIndex) -> Self {
-        let done = Signal::new();
-        let set = done.clone();
-        queue.on_submitted_work_done(move || set.set(()));
-        Submitted { done }
-    }
-
-    pub fn wait(self, _: &wgpu::Device) -> Result<(), wgpu::PollError> {
-        block_on(self.done);
-        Ok(())
     }
 }
 

@@ -27,7 +27,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if folder.exists() {
         fs::remove_dir_all(folder)?;
     }
-    Bindgen::new().input_path(wasm).out_name("program").typescript(false).remove_name_section(true).web(true)?.generate(folder)?;
+    Bindgen::new()
+        .input_path(wasm)
+        .out_name("program")
+        .typescript(false)
+        .remove_name_section(true)
+        .web(true)?
+        .generate(folder)?;
     for entry in fs::read_dir(web.join("page"))? {
         let path = entry?.path();
         fs::copy(&path, folder.join(path.file_name().unwrap_or_default()))?;

@@ -16,7 +16,8 @@ use tokenizers::processors::template::TemplateProcessing;
 
 /// The longest run of characters in a text that are all white space, or all not. Without a C library, regular
 /// expressions need memory for each of them, and beyond a million they would silently stop splitting the text.
-const LONGEST_RUN: Option<usize> = if cfg!(target_arch = "wasm32") { Some(500_000) } else { None };
+const LONGEST_RUN: Option<usize> =
+    if cfg!(all(target_family = "wasm", target_os = "unknown")) { Some(500_000) } else { None };
 
 /// The parts of `tokenizer.json` that can lengthen a text.
 #[derive(Serialize, Deserialize)]

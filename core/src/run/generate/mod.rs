@@ -13,6 +13,7 @@ use crate::{Error, Result, decoder};
 use sampler::Sampler;
 use serde::{Deserialize, Serialize};
 use sparta_graph::Backend;
+use std::ops::ControlFlow;
 use stops::Stops;
 
 /// The default limit of the context length; models may support more.
@@ -54,6 +55,8 @@ pub enum Finish {
     Length,
     /// Prompt and text fill the context.
     Context,
+    /// Whoever asked for it wants no more.
+    Interrupted,
 }
 
 /// A generated text.
@@ -120,7 +123,7 @@ impl Generator {
         &mut self.session
     }
 
-    /// Continues a prompt, and streams the text to `show`.
+    /// Continues a prompt, and streams the text to `show`, which may end it.
     ///
     /// Errors: a conversation without a chat template; a prompt without tokens, or with more than the context; logits
     /// that are not finite; those of `show`.
@@ -128,7 +131,7 @@ impl Generator {
         &mut self,
         prompt: &Prompt,
         writing: &Writing,
-        show: impl FnMut(&str) -> Result<()>,
+        show: impl FnMut(&str) -> Result<ControlFlow<()>>,
     ) -> Result<Generated> {
         // A prefix kept from another text would change the grouping of sums, and so the last bits.
         self.kept.clear();
@@ -140,7 +143,7 @@ impl Generator {
         &mut self,
         prompt: &Prompt,
         writing: &Writing,
-        mut show: impl FnMut(&str) -> Result<()>,
+        mut show: impl FnMut(&str) -> Result<ControlFlow<()>>,
     ) -> Result<Generated> {
         let tokens = self.tokens(prompt)?;
         let mut logits = self.read(&tokens)?;
@@ -153,7 +156,7 @@ impl Generator {
         let (mut text, mut count) = (String::new(), 0);
         let mut give = |piece: &str| {
             text.push_str(piece);
-            if piece.is_empty() { Ok(()) } else { show(piece) }
+            if piece.is_empty() { Ok(ControlFlow::Continue(())) } else { show(piece) }
         };
         let finish = loop {
             if count == writing.max_tokens {
@@ -165,9 +168,10 @@ impl Generator {
             }
             count += 1;
             let (piece, stopped) = stops.push(&stream.push(token)?);
-            give(&piece)?;
-            if stopped {
-                return Ok(Generated { text, tokens: count, finish: Finish::Stop, prompt_tokens: tokens.len() });
+            let wanted = give(&piece)?;
+            if stopped || wanted.is_break() {
+                let finish = if stopped { Finish::Stop } else { Finish::Interrupted };
+                return Ok(Generated { text, tokens: count, finish, prompt_tokens: tokens.len() });
             }
             if kept.len() == self.context {
                 break Finish::Context;
@@ -177,9 +181,9 @@ impl Generator {
             }
         };
         let (piece, stopped) = stops.push(&stream.finish()?);
-        give(&piece)?;
+        let _ = give(&piece)?;
         if !stopped {
-            give(&stops.finish())?;
+            let _ = give(&stops.finish())?;
         }
         Ok(Generated { text, tokens: count, finish, prompt_tokens: tokens.len() })
     }

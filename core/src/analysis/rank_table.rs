@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(lines[1], ["embed_tokens", "[", "16,", "8", "]", "-", "8", "0", "(full", "rank)"]);
         assert_eq!(lines[2][..8], ["self_attn.q_proj", "[", "16,", "8", "]", "4", "0", "8"]);
         assert_eq!((lines[3].join(" "), lines[4].join(" ")), ("1 5 3".into(), "0,2,3 7 1".into()));
-        assert!(lines[5].join(" ").starts_with("score.weight is in one"));
+        assert!(lines[5].join(" ").starts_with("score.weight is in only one"));
     }
 
     #[test]

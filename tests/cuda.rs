@@ -33,21 +33,22 @@ fn subject(order: i32, products: bool) -> Option<Subject<'static>> {
     Some(Subject::new(format!("{options:?}"), move || Ok(Box::new(open()?))))
 }
 
-/// Checks an area in both precisions, with translated products in one order of threads and the library's in two others:
-/// all cases in f32 in the first order, else the short ones.
+/// Checks an area in both precisions, each in two orders of threads: with translated products, and with the library's. Cases
+/// of very many rows run once.
 fn check_area(area: &Area) {
     let mut failures = vec![];
     for precision in PRECISIONS {
         let judged = Judged::new(&(area.cases)(), precision);
         failures.extend_from_slice(&judged.failures);
-        for (order, products) in [(0, false), (1, true), (2, true)] {
-            let Some(mut subject) = subject(order, products) else { return };
-            let all = precision == Precision::F32 && !products;
-            let outcome = if all { judged.check(&mut subject) } else { judged.check_short(&mut subject) };
-            failures.extend_from_slice(&outcome.failures);
-            if precision == Precision::F32 && products {
-                failures.extend_from_slice(&judged.check_tf32(&mut subject).failures);
-            }
+        let wide = precision == Precision::F32;
+        let Some(mut translated) = subject(0, false) else { return };
+        let outcome = if wide { judged.check(&mut translated) } else { judged.check_short(&mut translated) };
+        failures.extend_from_slice(&outcome.failures);
+        // In order 2, asynchronous copies come late; only kernels in bf16 have any.
+        let Some(mut multiplied) = subject(if wide { 1 } else { 2 }, true) else { return };
+        failures.extend_from_slice(&judged.check_short(&mut multiplied).failures);
+        if wide {
+            failures.extend_from_slice(&judged.check_tf32(&mut multiplied).failures);
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));

@@ -2,8 +2,8 @@
 
 use sparta_graph::Op;
 use sparta_graph::ops::{Embed, Scale};
-use sparta_suites::conformance::{AREAS, Area, Case, Judged, Outcome, naive};
 use sparta_suites::Precision;
+use sparta_suites::conformance::{AREAS, Area, Case, Judged, Outcome, naive};
 use sparta_tests::subjects;
 use std::collections::BTreeSet;
 

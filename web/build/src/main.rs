@@ -46,7 +46,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let compressed = encoder.finish()?.len();
         println!("{name}: {} bytes, {compressed} compressed", bytes.len());
         if compressed > limit {
-            return Err(format!("{name}: {compressed} bytes are more than the {limit} that a visitor shall load").into());
+            return Err(
+                format!("{name}: {compressed} bytes are more than the {limit} that a visitor shall load").into()
+            );
         }
     }
     Ok(())

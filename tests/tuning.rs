@@ -96,7 +96,7 @@ fn a_tuned_run_has_the_numbers_of_an_untuned_one_and_its_record_says_what_was_ch
     let (tuned, plugins) = (config(home.path(), "sparta"), plugins());
     let by_rule = RunConfig { no_autotune: true, ..tuned.clone() };
     let losses = |config: &RunConfig, name: &str| {
-        let run = Run { config, plugins: &plugins, cache: home.path().join("cache") };
+        let run = Run { config, plugins: &plugins, cache: home.path().join("choices") };
         let (stopped, seen) = run.go(&home.path().join(name), Start::New, usize::MAX);
         assert_eq!((stopped, seen.losses.len()), (Stopped::Completed, 6));
         seen.losses
@@ -119,7 +119,7 @@ fn a_resumed_run_keeps_the_choices_that_it_began_with() {
     }
     let home = tempfile::tempdir().unwrap();
     let (config, plugins) = (config(home.path(), "lora"), plugins());
-    let cache = home.path().join("cache");
+    let cache = home.path().join("choices");
     let run = Run { config: &config, plugins: &plugins, cache: cache.clone() };
     let [whole, split, other] = ["whole", "split", "other"].map(|name| home.path().join(name));
     run.go(&whole, Start::New, usize::MAX);

@@ -110,10 +110,10 @@ NVIDIA's compiler seems to wait for loads where control flow merges. #}
 {% macro begin_b(r) %}{{ begin("b", NT, "n0", "n", r) }}{% endmacro %}
 {#- What a thread knows before its first load: its piece of k, its tile, what it loads. #}
 {% macro begin_all() %}
-    // Tiles in bands of 8, so that tiles that are made at a time share rows of a and b in the cache.
+    // Tiles in bands of 8, so that tiles made at the same time share rows of a and b in the cache.
     let tiles_m = (p.m + TILE - 1u) / TILE;
     let tiles_n = (p.n + TILE - 1u) / TILE;
-    // Not by a function: the reader of WGSL takes what one returns to differ between threads.
+    // Not by a function: the WGSL front end assumes that what a function returns differs between threads.
     let number = group.y * groups.x + group.x;
     let piece = number / (tiles_m * tiles_n);
     if (piece >= p.pieces) {

@@ -1,4 +1,4 @@
-//! Replaces good files by hostile ones, which the real binary reads under a memory limit: each is an error that names
+//! Replaces good files with hostile ones, which the real binary reads under a memory limit: each is an error that names
 //! the place, never a panic, a crash or an endless run. Small files are in `bad/`, large ones are made here.
 
 use parquet::basic::{Compression, ZstdLevel};

@@ -1,5 +1,5 @@
 //! Training with operations that a method defines, with and without kernels, compared with the same method built from
-//! the host's operations alone. Needs `cargo build --release` before.
+//! the host's operations alone. Needs `cargo build --release` first.
 
 use sparta_core::decoder;
 use sparta_core::method::{Adaptation, options};
@@ -186,7 +186,7 @@ fn its_kernels_are_compared_with_the_subgraph_on_every_device() {
     }
 }
 
-/// Training, resuming, merging and evaluating by the real binary, where the CPU backend is a library of its own.
+/// Training, resuming, merging and evaluating by the real binary, where the CPU backend is a separate library.
 #[test]
 fn lr_qat_passes_the_check() {
     let home = tempfile::tempdir().unwrap();
@@ -207,7 +207,7 @@ fn lr_qat_passes_the_check() {
         std::env::consts::DLL_PREFIX,
         std::env::consts::DLL_SUFFIX
     ));
-    assert!(backend.exists(), "the CPU backend is no library here");
+    assert!(backend.exists(), "the CPU backend is not a library here");
 }
 
 /// 4 bits: at most 15 whole multiples of a row's step.

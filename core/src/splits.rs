@@ -94,7 +94,7 @@ fn texts(example: &Example) -> Vec<&str> {
     example.texts().collect()
 }
 
-/// A note on texts of another file that also occur in train's; `None` if there are none.
+/// A note on the texts that another file shares with those of train; `None` if there are none.
 fn shared(
     split: &str,
     parts: &[String],
@@ -352,7 +352,7 @@ mod tests {
         assert!(overlapping.contains("share examples of train"), "{overlapping}");
     }
 
-    /// Texts that are numbered from another start in each part.
+    /// Texts that are numbered from a different start in each part.
     struct Overlapping(Recipe);
 
     impl Dataset for Overlapping {

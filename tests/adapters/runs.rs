@@ -176,7 +176,7 @@ fn settings_of_sparse_adapters_of_peft_are_read_or_refused() {
         "`save_precomputed_indices` is false",
     );
     refused("SHIRA", serde_json::json!({"fan_in_fan_out": true}), "`fan_in_fan_out` is true");
-    // The values of LoRA are whole tensors of no model here.
+    // LoRA's values would be whole tensors that the model does not have.
     refused("SHIRA", serde_json::json!({}), "lora_A");
 }
 

@@ -110,7 +110,7 @@ fn kept() -> PathBuf {
 }
 
 fn flags() -> Vec<&'static str> {
-    // Without unique symbols, of which a process has one each: threads with machines of their own would share stacks.
+    // Without unique symbols, of which a process has only one copy: threads with separate machines would share stacks.
     let mut flags = vec!["-std=c++17", "-O1", "-ffp-contract=off", "-fno-gnu-unique", "-fPIC", "-shared", "-w"];
     flags.extend(std::env::var_os("SPARTA_CUDA_ADDRESSES").map(|_| "-fsanitize=address"));
     flags
@@ -367,7 +367,7 @@ impl Values {
 
     fn set(&self, row: usize, column: usize, value: f32) {
         let at = self.at(row, column);
-        // SAFETY: as of `get`.
+        // SAFETY: as in `get`.
         unsafe {
             match self.form.dtype {
                 DType::BF16 => at.cast::<u16>().write(bf16::from_f32(value).to_bits()),

@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn without_a_rule_the_subgraph_is_differentiated() {
         let graph = built(product(), &[0, 1]).unwrap();
-        // The square once more, of which db is made; da twice, and their sum.
+        // The square is computed again, for db; da has two terms, which are added.
         assert_eq!(names(&graph)[..2], ["own", "store"]);
         assert_eq!(names(&graph)[2..].iter().filter(|name| **name == "mul").count(), 2 + 4);
         let only_b = built(product(), &[1]).unwrap();

@@ -359,8 +359,8 @@ mod tests {
         check(&graph, &Plan::build(&graph, true), true);
     }
 
-    /// Products are made inside the joined tensor, even one that is added to another in place; not so an external
-    /// tensor, or one that is read later.
+    /// Products are made inside the joined tensor, even one that is added to another in place; external tensors, and
+    /// products that are read later, are copied.
     #[test]
     fn joined_tensors_are_made_where_they_belong() {
         let mut graph = Graph::new();

@@ -122,7 +122,8 @@ impl Checkpoints {
         let name = format!("step-{:08}", checkpoint.position.step);
         let temporary = self.dir.join(format!(".{name}.tmp"));
         let saved = self.write(&temporary, checkpoint, state, read).and_then(|()| {
-            // One of the same step is moved to a name that still counts as a checkpoint, so that there always is one.
+            // A checkpoint of the same step is first moved to a name that still counts as one, so that there always is
+            // one.
             let (target, aside) = (self.dir.join(&name), self.dir.join(format!("{name}.old")));
             if files::exists(&target) {
                 remove(&aside)?;

@@ -133,7 +133,7 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// The blocks that its values are made of, if they are.
+    /// The kind of blocks that its values are stored in, if any.
     pub fn blocks(&self) -> Option<Blocks> {
         match (self.stored, self.arrangement) {
             (Storage::Blocks(blocks), Arrangement::None | Arrangement::RotatedPairs { .. }) => Some(blocks),
@@ -191,7 +191,8 @@ impl<'a> TensorView<'a> {
         Some(parts.into_iter().collect::<Option<Vec<_>>>()?.concat())
     }
 
-    /// The flat index of the first NaN or infinity among `bytes`, its values, and what they are rounded from.
+    /// The flat index of the first NaN or infinity among its values, `bytes`, and the values that they are rounded
+    /// from.
     fn first_not_finite(&self, bytes: &[u8]) -> Option<usize> {
         let from = self.rounded.and_then(|_| first_not_finite(self.stored_dtype(), self.bytes));
         from.or_else(|| first_not_finite(self.dtype, bytes))

@@ -98,7 +98,7 @@ impl Comparison {
         Comparison { devices: devices.iter().map(entry).collect(), steps, kernels }
     }
 
-    /// A title for each device, which no other has: its name, with as many facts as it takes.
+    /// A distinct title for each device: its name, with as many facts as that takes.
     pub fn titles(&self) -> Vec<String> {
         self.devices.iter().map(|entry| self.title(entry)).collect()
     }
@@ -263,9 +263,9 @@ mod tests {
         let empty = r#"{"sparta_bench": 1, "program": "0", "system": "s", "date": "d", "devices": []}"#;
         for (text, part) in [
             ("{}", "got JSON without a number `sparta_bench`"),
-            ("<html>", "got a file that is no JSON in line 1, column 1"),
+            ("<html>", "got a file that is not JSON, at line 1, column 1"),
             ("", "got a file that ends too early"),
-            (&empty[..40], "got a file that ends too early, in line 1, column 40"),
+            (&empty[..40], "got a file that ends too early, at line 1, column 40"),
             (r#"{"sparta_bench": 2}"#, "expected a report of version 1, got version 2"),
             (r#"{"sparta_bench": 1}"#, "a damaged report: a key is missing or wrong in line 1, column 19"),
             (empty, "a report without devices"),

@@ -16,7 +16,7 @@ const STEPS: usize = 4;
 const HEADERS: usize = 64;
 const GATHERS: usize = 8;
 const VALUES: usize = 1 << 20;
-/// How much longer than its bytes over the bandwidth an exchange may take: a factor, and seconds.
+/// By how much an exchange may exceed the time that the link's bandwidth allows for its bytes: a factor, and seconds.
 const ALLOWED: (f64, f64) = (1.2, 1e-3);
 
 /// A step on a batch that is divided among processes; medians of rounds, times in seconds.

@@ -123,7 +123,7 @@ mod tests {
         let library = used(Some("aa"), "1", "1");
         let moved = UsedPlugin { library: Some("/b/libm.so".into()), host: "2".into(), ..library.clone() };
         assert!(library.is(&moved));
-        assert!(!library.is(&used(Some("ab"), "1", "1")), "the same version of another build");
+        assert!(!library.is(&used(Some("ab"), "1", "1")), "the same version from a different build");
         let linked = used(None, "1", "1");
         assert!(linked.is(&used(None, "1", "1")) && !linked.is(&library));
         assert!(!linked.is(&used(None, "2", "1")) && !linked.is(&used(None, "1", "2")));

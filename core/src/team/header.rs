@@ -37,7 +37,7 @@ impl Header {
         bytes
     }
 
-    /// A header of another format gets a turn that never comes.
+    /// A header of a different format gets a turn that never comes.
     pub fn from_bytes(bytes: &[u8]) -> Header {
         let number = |range: std::ops::Range<usize>| {
             bytes[range].iter().rev().fold(0u64, |number, &byte| number << 8 | u64::from(byte))

@@ -1,4 +1,4 @@
-//! Choices among kernels that compute the same, made by timing them on the device.
+//! Choices among equivalent kernels, made by timing them on the device.
 //!
 //! When a plan is prepared, its lowering asks for choices by name. What no earlier run has stored is measured with buffers
 //! of its own, and stored for the next run.
@@ -26,7 +26,7 @@ const REPEATED: u32 = 4;
 pub(crate) struct Tuning {
     /// The device, and what is known of it.
     known: Tuned,
-    /// The names that the plans so far have asked for, those of the run that goes on among them.
+    /// The names that the plans so far have asked for, including those of a resumed run.
     asked: BTreeSet<String>,
     cache: Cache,
 }

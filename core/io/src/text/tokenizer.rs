@@ -111,7 +111,7 @@ impl Tokenizer {
         {
             let run = longest_run(text);
             return Err(Error::Tokenizer(format!(
-                "{}: a text has {run} characters in a row that are all white space, or all not; a browser can split at \
+                "{}: a text has a run of {run} characters that are all white space, or all not; a browser can split at \
                  most {most}: divide the text, or use sparta-cli",
                 self.path.display()
             )));

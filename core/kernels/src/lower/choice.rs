@@ -1,5 +1,5 @@
-//! Choices among kernels that compute the same, which only a measurement on the device can make: a lowering asks
-//! questions, and a backend that can time kernels answers them.
+//! Choices among equivalent kernels, which only a measurement on the device can make: a lowering asks questions, and a
+//! backend that can time kernels answers them.
 
 use super::Lowering;
 use sparta_graph::graph::TensorType;
@@ -8,13 +8,13 @@ use sparta_graph::{Call, Choice, DType, Op, Operand, Place};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How a lowering chooses among kernels that compute the same, but for the order of their sums.
+/// How a lowering chooses among kernels that differ only in the order of their sums.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Choosing<'c> {
     /// By rules, which know sizes alone.
     #[default]
     ByRule,
-    /// As measured; by rule what is not known yet, and a [`Question`] about it.
+    /// As measured; what is not known yet is chosen by rule, and a [`Question`] asks about it.
     Measured(&'c BTreeMap<String, Choice>),
     /// This wherever it fits: for measurements.
     Only(&'c Choice),
@@ -124,7 +124,7 @@ impl Question {
             Trial { call: call(op.into(), inputs.clone(), TensorType::f32([chosen])), choice: Choice::new() }
         };
         let trials = vec![trial(Sampling::Sampled), trial(Sampling::Tiled)];
-        // One in each run of elements, at a changing place.
+        // One in each run of elements, at a varying position.
         let index = (0..chosen).map(|i| (i * ONE_IN + i * 37 % ONE_IN) as u32).collect();
         let row_ptr = (0..=out).map(|row| (row * columns / ONE_IN) as u32).collect();
         Question { name, trials, contents: vec![(2, index), (3, row_ptr)], answer: Answer::Cost }

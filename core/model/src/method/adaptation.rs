@@ -74,7 +74,7 @@ pub struct Adaptation {
     /// The number of elements of each sparse parameter by position, since the index sets of [`Adaptation::expected`] are
     /// empty.
     sparse_sizes: BTreeMap<usize, usize>,
-    /// Rates of dense and sparse parameters that are not the run's, by position.
+    /// Rates of dense and sparse parameters, by position, where they differ from the run's.
     rates: BTreeMap<usize, Rates>,
     /// Sparse parameters whose elements are yet to be chosen by their scores, by position.
     scored: BTreeMap<usize, Scored>,
@@ -437,7 +437,7 @@ impl Adaptation {
 
     /// Errors: a weight that is stored in blocks and would be trained as a whole, which blocks cannot hold.
     pub fn check_trainable(&self) -> Result<()> {
-        // A head is small, and decoded.
+        // A head is small, so it is decoded instead.
         let body = |position: &usize| self.parameters[*position].role != Role::Head;
         let whole = |(position, mode): (usize, &TrainMode)| matches!(mode, TrainMode::Dense).then_some(position);
         let mut whole = self.modes.iter().enumerate().filter_map(whole).filter(body);

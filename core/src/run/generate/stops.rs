@@ -2,7 +2,7 @@
 
 /// Holds back text that may be the start of a stop text.
 pub struct Stops<'s> {
-    /// Not empty strings.
+    /// None of them is empty.
     texts: &'s [String],
     held: String,
 }

@@ -23,7 +23,7 @@ fn libraries(definitions: &[&str]) -> Option<tempfile::TempDir> {
         return None;
     };
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    // One file, so that the loader takes all for one library.
+    // One file, so that the loader treats them all as one library.
     for name in ["libnvrtc.so.13", "libcublasLt.so.13"] {
         std::fs::hard_link(&driver, dir.path().join(name)).unwrap();
     }
@@ -236,7 +236,7 @@ impl StandIn {
     }
 }
 
-/// Whatever fails, and whenever, the error names it; what can do without it goes on.
+/// Whatever fails, at whatever point, the error names it; anything that can do without it continues.
 #[test]
 fn each_call_that_fails_is_named() {
     let Some(dir) = libraries(&[]) else { return };
@@ -251,7 +251,7 @@ fn each_call_that_fails_is_named() {
     let harmless = ["cuDeviceGetPCIBusId", "cuGraphExecDestroy"];
     for (name, count) in &calls {
         let shown = name.to_str().unwrap();
-        // No library has a meaning of its own for the first code.
+        // The first code has no special meaning in any library.
         for (code, from) in [(5, 0), (5, count / 2), (700, 0), (700, count / 2)] {
             stand_in.fail(name, code, from);
             match everything(&dir) {

@@ -144,7 +144,7 @@ after, and a barrier has passed since scores were written. #}
                 }
                 {%- endfor %}
                 workgroupBarrier();
-                // The next slice comes while this one is multiplied.
+                // The next slice is loaded while this one is multiplied.
                 if (d + {{ DEPTH }}u < DIM) {
                     {%- for n in range(SLICE_LOADS) %}
                     x{{ n }} = halves[from{{ n }} + (d + {{ DEPTH }}u) / 4u];

@@ -194,7 +194,8 @@ async function run(asked, work) {
             message: log,
         });
     } finally {
-        // What is left after an error can be used, too: the earlier run, if this one has not begun. A program that has ended has nothing.
+        // What is left after an error can be used, too: the earlier run, if this one has not begun. A program that has ended has
+        // nothing.
         const left = await sparta.list(asked.out).catch(() => []);
         const own = begun || result !== null;
         const over = result !== null && result.stopped !== 'interrupted';

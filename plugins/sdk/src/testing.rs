@@ -394,7 +394,7 @@ impl Layer<'_> {
         }
     }
 
-    /// The names of the added tensors to which `update` gives other values, at a learning rate of 0.01.
+    /// The names of the added tensors that `update` changes, at a learning rate of 0.01.
     ///
     /// Errors: values that are not finite, of the wrong shape, or of a tensor that is not trained; those of the method
     /// and the backend.

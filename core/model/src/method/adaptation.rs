@@ -403,8 +403,8 @@ impl Adaptation {
         self.formats = formats.collect();
     }
 
-    /// The blocks in which the device holds a parameter: a matrix that is read by products or lookups alone and not trained
-    /// itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
+    /// The blocks in which the device holds a parameter: a matrix that is read only by products or lookups and is not
+    /// trained itself. [`Adaptation::device_dtype`] is the type that it is decoded to.
     pub fn blocks_of(&self, parameter: usize) -> Option<Blocks> {
         let own = &self.parameters[parameter];
         let kept = match self.modes[parameter] {

@@ -167,7 +167,7 @@ fn a_fast_exchange_is_close() {
 
 /// Stopped after some steps, then resumed by a different number of processes, and by one.
 #[test]
-fn another_number_of_processes_goes_on_with_the_same_bytes() {
+fn a_different_number_of_processes_continues_with_the_same_bytes() {
     for method in ["sparta --dropout 0.1", "full --optimizer adamw-bf16"] {
         let home = tempfile::tempdir().unwrap();
         let config = alone(home.path(), &format!("{OPTIONS} --method {method}"));

@@ -176,7 +176,7 @@ fn the_next_token_of_answers_alone() {
 }
 
 #[test]
-fn a_target_of_another_kind_is_refused() {
+fn a_target_of_a_different_kind_is_refused() {
     let objectives: [Arc<dyn Objective>; 3] =
         [Arc::new(Classification { classes: 2 }), Arc::new(MultiLabel { labels: 2 }), Arc::new(Regression {})];
     for objective in objectives {

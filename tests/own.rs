@@ -153,7 +153,7 @@ fn agree(what: &str, a: &(Vec<f64>, BTreeMap<String, Vec<f32>>), b: &(Vec<f64>, 
 /// By its function on the CPU, by its WGSL on a GPU, and by the host's operations alone; the merged weight has few
 /// values.
 #[test]
-fn lr_qat_trains_alike_with_kernels_and_without() {
+fn lr_qat_trains_to_the_same_values_with_and_without_kernels() {
     let method = lr_qat();
     let (mut by_host, _) = open(&mut subjects::cpu(None), Arc::new(Detached(method.clone())));
     let expected = trained(&mut by_host);

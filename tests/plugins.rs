@@ -148,7 +148,7 @@ fn a_plugin_in_cpp_builds_and_passes() {
 }
 
 #[test]
-fn what_fails_is_said() {
+fn failures_are_described() {
     let home = tempfile::tempdir().unwrap();
     let compile = |case: u32| {
         let library = home.path().join(format!("case{case}{DLL_SUFFIX}"));

@@ -47,7 +47,7 @@ fn runs(home: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
+fn a_sweep_keeps_failures_and_continues_where_it_stopped() {
     let home = tempfile::tempdir().unwrap();
     let first = sweep(home.path(), &["--jobs", "2"]);
     let found = summary(&first);
@@ -88,7 +88,7 @@ fn a_sweep_keeps_failures_and_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_dry_run_lists_and_mistakes_are_told_before_anything_runs() {
+fn a_dry_run_lists_and_mistakes_are_reported_before_anything_runs() {
     let home = tempfile::tempdir().unwrap();
     let listed = sweep(home.path(), &["--dry-run"]);
     assert_eq!(summary(&listed).as_array().unwrap().len(), 3);

@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_was_not_meant_is_not_asked() {
+    fn a_backend_that_is_not_named_is_not_asked() {
         let devices = Devices::new(vec![Box::new(Fake("broken", Vec::new())), Box::new(cpu())]);
         assert_eq!(picked(&devices, "cpu"), "cpu");
     }

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_part_gives_a_fifth_and_says_so() {
+    fn a_small_part_gives_a_fifth_and_a_note() {
         let splits = deal(&fake(50), 2, 7).unwrap();
         assert_eq!((splits.train.len(), splits.dev.len()), (40, 10));
         assert!(splits.origins.notes[0].contains("only 50"), "{:?}", splits.origins.notes);

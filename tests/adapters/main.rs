@@ -181,7 +181,7 @@ fn a_merged_model_has_the_hugging_face_layout() {
 }
 
 #[test]
-fn what_is_exported_for_peft_is_what_peft_wrote() {
+fn an_export_for_peft_equals_what_peft_wrote() {
     for family in FAMILIES {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("peft");

@@ -94,7 +94,7 @@ fn training_on_a_card_is_the_same_recorded_or_not() {
 
 /// A run is planned for the memory that other processes leave, with a warning that says why it is so little.
 #[test]
-fn what_others_use_of_a_card_is_left_to_them() {
+fn memory_that_others_use_on_a_card_is_left_to_them() {
     let Some(dir) = libraries(&["-DCARDS=2", "-DUSED=(2047ull<<20)"]) else { return };
     let home = tempfile::tempdir().unwrap();
     let output = run(&dir, home.path(), &["run", "--device", "cuda:1", "--max-steps", "1", "--out", "out"], &[]);

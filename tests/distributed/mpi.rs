@@ -190,7 +190,7 @@ fn messages_by_tcp_change_nothing() {
 /// ends the others, and on a busy machine may name one of them. Then the launcher is suspended, and the others find out
 /// which process was killed.
 #[test]
-fn a_killed_process_ends_all_and_the_run_goes_on() {
+fn a_killed_process_ends_all_and_the_run_can_be_continued() {
     let Some(mpich) = mpich() else { return };
     let home = tempfile::tempdir().unwrap();
     ran(home.path(), &format!("run {LONG} --out alone"));

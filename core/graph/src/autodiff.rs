@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_that_goes_through_a_log_sum_exp_is_an_error() {
+    fn a_loss_that_depends_on_a_log_sum_exp_output_is_an_error() {
         let mut graph = Graph::new();
         let logits = graph.external("logits", DType::F32, [4, 3]);
         let labels = graph.external("labels", DType::U32, [4]);

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_subgraph_is_refused_with_its_place() {
+    fn an_invalid_subgraph_is_refused_with_its_place() {
         let refused = |change: fn(&mut OwnOp)| {
             let mut op = product();
             change(&mut op);

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn no_segment_exceeds_the_limit_but_for_a_tensor_that_does() {
+    fn no_segment_exceeds_the_limit_unless_a_tensor_does() {
         let mut several = 0;
         for seed in 1..=150 {
             let graph = random_graph(seed);

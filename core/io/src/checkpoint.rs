@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn another_run_is_refused_and_the_difference_named() {
+    fn a_different_run_is_refused_and_the_difference_named() {
         let dir = tempfile::tempdir().unwrap();
         save(&Checkpoints::new(dir.path(), 2, identity("sparta")), 1);
         let error = Checkpoints::new(dir.path(), 2, identity("lora")).load_newest(|_| Ok(())).unwrap_err().to_string();

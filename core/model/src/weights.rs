@@ -397,7 +397,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_what_the_whole_has_there() {
+    fn a_part_equals_that_region_of_the_whole() {
         // Six rows of two blocks whose bytes count up, so that every element differs.
         let shape = [6, 64];
         let bytes: Vec<u8> = (0..12u8)
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_has_done_is_undone() {
+    fn arrangements_of_a_file_are_undone() {
         let bytes = from_f32(DType::F16, &[0.0, 3.0, 1.0, 4.0, 2.0, 5.0]).unwrap();
         let pairs = Arrangement::RotatedPairs { head_rows: 6 };
         let view = TensorView::stored(Storage::Plain(DType::F16), &[6, 1], &bytes, pairs);

@@ -65,7 +65,7 @@ pub struct RankReport {
 
 /// Compares two models, one matrix at a time. `progress(done, total, name)` is called before each matrix.
 ///
-/// Errors: no matrix in common; a matrix of two shapes; a weight that is not finite.
+/// Errors: no matrix in common; a matrix whose two shapes differ; a weight that is not finite.
 pub fn ranks(
     base: &Weights,
     tuned: &Weights,
@@ -93,7 +93,7 @@ pub fn ranks(
     Ok(RankReport { base: base.dir().into(), tuned: tuned.dir().into(), precision, matrices, unmatched })
 }
 
-/// The rank of one difference of two `[rows, columns]` matrices.
+/// The rank of the difference of two `[rows, columns]` matrices.
 ///
 /// Errors: different shapes; a weight that is not finite.
 pub fn rank(name: &str, base: TensorView, tuned: TensorView, precision: Precision) -> Result<MatrixRank> {

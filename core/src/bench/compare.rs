@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_cells_are_one_row_and_what_is_missing_is_said() {
+    fn equal_cells_are_one_row_and_missing_ones_are_reported() {
         let wrong = Outcome::NotMeasured("wrong results".into());
         let mut reports =
             [report("a <b>", "full", measured()), report("c", "full", wrong), report("d", "lora", measured())];
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_title_tells_a_device_from_others_of_its_name() {
+    fn a_title_distinguishes_devices_of_the_same_name() {
         let mut reports = ["card", "card", "card", "card", "other"].map(|name| report(name, "full", measured()));
         reports[1].devices[0].device.driver = "e".into();
         reports[2].date = "2026-01-02".into();

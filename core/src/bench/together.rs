@@ -175,7 +175,7 @@ mod tests {
     use crate::team::threads;
 
     #[test]
-    fn the_link_of_threads_is_measured_alike_by_all() {
+    fn all_threads_measure_the_same_link() {
         let one = |communicator| Link::measure(&mut Team::meet(communicator)).unwrap();
         let links: Vec<Link> = std::thread::scope(|scope| {
             let all: Vec<_> = threads(3).into_iter().map(|own| scope.spawn(move || one(own))).collect();

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_or_too_short_is_wrong_and_what_is_not_stored_is_not_judged() {
+    fn values_that_are_nan_or_too_few_are_wrong_and_unstored_steps_are_not_judged() {
         let stored = trajectories();
         assert!(check(&stored, "cell", DType::F32, &[[1.0, f64::NAN], [0.5, 5.0]]).unwrap().is_err());
         assert!(check(&stored, "cell", DType::F32, &[[1.0, 10.0]]).unwrap().is_err());

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_s_library_is_opened_only_as_it_was_and_from_outside() {
+    fn a_run_s_library_is_opened_only_unchanged_and_from_outside() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         std::fs::create_dir(&run).unwrap();

@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_read_back_and_another_format_is_elsewhere() {
+    fn a_header_is_read_back_and_a_different_format_is_out_of_turn() {
         let header = Header { turn: 1 << 40, place: place("gradients"), len: 77, stops: true, failed: false };
         let mut bytes = header.to_bytes();
         assert_eq!(Header::from_bytes(&bytes), header);

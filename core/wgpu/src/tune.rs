@@ -55,7 +55,7 @@ impl WgpuBackend {
         let known = known.unwrap_or_default();
         let asked = known.keys().cloned().collect();
         tuned.choices.extend(known);
-        info!("{} measured choices are known of {}", tuned.choices.len(), tuned.device);
+        info!("{} measured choices are known for {}", tuned.choices.len(), tuned.device);
         self.tuning = Some(Tuning { known: tuned, asked, cache: self.cache.clone() });
         warning
     }

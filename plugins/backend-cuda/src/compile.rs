@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_a_name_and_a_line() {
+    fn compile_errors_name_kernel_and_line() {
         let Some(compiler) = nvrtc() else { return };
         let cache = Cache::at(None);
         let bad = [kernel(GOOD), kernel(&GOOD.replace("x[threadIdx.x]", "y[threadIdx.x]"))];

@@ -137,8 +137,8 @@ impl Search {
         Search { first, then, absent }
     }
 
-    /// Opens the library for the newest installed major version of CUDA up to `newest`, whatever the version if
-    /// `SPARTA_CUDA_PATH` names one; the driver has one name for all versions.
+    /// Opens the library for the newest installed major version of CUDA up to `newest`; any that `SPARTA_CUDA_PATH`
+    /// leads to come first. The driver has one name for all versions.
     ///
     /// Errors: what is missing and how to get it; what cannot be loaded, and why.
     pub fn open(&self, part: Part, newest: u32) -> Result<Library, String> {

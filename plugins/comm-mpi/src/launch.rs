@@ -91,7 +91,7 @@ mod tests {
 
     /// What `srun` of SLURM 22.05 sets for the second of two tasks.
     #[test]
-    fn the_library_is_that_which_srun_speaks_to() {
+    fn the_library_is_the_one_that_srun_works_with() {
         let step = [("SLURM_PROCID", "1"), ("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_STEP_TASKS_PER_NODE", "2")];
         for (more, open_mpi) in [
             (&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("SLURM_MPI_TYPE", "pmi2")][..], false),

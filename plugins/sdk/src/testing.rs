@@ -5,7 +5,7 @@
 //! use sparta_plugin::testing::layers;
 //!
 //! #[test]
-//! fn merged_layers_compute_the_same() {
+//! fn merged_layers_give_the_same_outputs() {
 //!     let mut backend = sparta_backend_cpu::Reference::new(None).unwrap();
 //!     for layer in layers(&MyMethod, &Options::new()).unwrap() {
 //!         layer.check_gradients(&mut backend).unwrap();

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_and_other_fields_passed_over() {
+    fn sizes_are_read_and_other_fields_skipped() {
         // type 0, unpacked 1000, packed 3, crc, and a data page header with statistics that hold a binary.
         let mut header =
             vec![0x15, 0, 0x15, 0xd0, 0x0f, 0x15, 6, 0x15, 9, 0x1c, 0x15, 2, 0x4c, 0x18, 2, b'a', b'b', 0, 0];

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_used_and_not_asked_again() {
+    fn known_choices_are_used_and_not_measured_again() {
         let mut known = BTreeMap::new();
         let first = lowered(&linear(300), Choosing::Measured(&known));
         let name = first.questions[0].name.clone();
@@ -282,7 +282,7 @@ mod tests {
 
     /// What a file says is used only if a kernel can be made of it.
     #[test]
-    fn a_choice_that_no_kernel_has_is_passed_over() {
+    fn a_choice_that_no_kernel_has_is_ignored() {
         let name = "product f32 nt f32*f32 512x256x512";
         let by_rule = lowered(&linear(300), Choosing::ByRule);
         for wrong in [
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_timed_takes_little() {
+    fn timed_products_are_small() {
         for (sizes, flops) in [([100_000, 100_000, 100_000], 2_000_000_000_000), ([4096, 16384, 2048], 100_000_000_000)]
         {
             let [m, n, k] = typical(sizes, flops);

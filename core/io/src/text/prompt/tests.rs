@@ -77,13 +77,13 @@ fn an_answer_is_written_as_the_template_writes_it() {
     assert_eq!(text(" {{ m.content }}</s>", "Yes"), " Yes");
     assert_eq!(text("{{ m.content }} .", "Yes"), "Yes");
     assert_eq!(text("  {{ m.content | trim }}", " Yes"), "  Yes");
-    // Room for thoughts comes first, or nothing at all.
+    // Templates that write something before the answer, or no answer at all.
     assert_eq!(text("Not really {{ m.content }}", "Yes"), "Yes");
     assert_eq!(text("", "Yes"), "Yes");
 }
 
 #[test]
-fn what_a_run_stores_asks_in_the_same_way_again() {
+fn a_stored_prompt_asks_in_the_same_way_again() {
     for chat in [None, Some(CHAT)] {
         let dir = directory(chat);
         let task = info(true, Some("Good? {text} Answer {pair}"));

@@ -53,7 +53,7 @@ fn {{ x }}_load(i: u32, count: u32) -> vec4<u32> {
 {{ operand("a", 1, TYPE_A, not TN) }}
 {{ operand("b", 2, TYPE_B, NT) }}
 
-// How many places of a vector from `at` on lie before `end`.
+// How many elements of a vector at `at` lie before `end`.
 fn count_of(at: u32, end: u32) -> u32 {
     return min(end - min(at, end), {{ UNIT }}u);
 }

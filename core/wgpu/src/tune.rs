@@ -109,8 +109,8 @@ impl WgpuBackend {
             .map_err(|reason| self.op(&format!("{} ({})", call.op.name(), call.label), reason))
     }
 
-    /// Measures, and notes the choice. One that cannot be measured, for lack of memory for example, stays with the rule in
-    /// this session, and is neither stored nor recorded.
+    /// Measures, and notes the choice. A choice that cannot be measured, for example for lack of memory, is made by the
+    /// rule in this session, and is neither stored nor recorded.
     ///
     /// Errors: the loss of the device.
     fn answer(&mut self, question: &Question, measured: &mut BTreeMap<String, Choice>) -> Result<(), BackendError> {

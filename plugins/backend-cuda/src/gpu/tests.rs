@@ -99,7 +99,7 @@ fn cards_are_listed_with_the_versions_of_all_libraries() {
 #[test]
 fn missing_libraries_are_reported_with_their_package() {
     let Some(dir) = libraries(&["-DVERSION=12080"]) else { return };
-    // A driver for CUDA 12 runs no library of CUDA 13.
+    // A driver for CUDA 12 cannot run libraries of CUDA 13.
     let Err(NoDriver::Broken(reason)) = tools(&dir) else { panic!("there is no NVRTC 12") };
     let said =
         ["CUDA 12.8", "NVRTC is missing (libnvrtc.so.12)", "`pip install nvidia-cuda-nvrtc-cu12 nvidia-cublas-cu12`"];

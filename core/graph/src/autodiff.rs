@@ -342,7 +342,7 @@ mod tests {
         let grads = net.gradients(&[(h, GradRequest::Dense), (net.a, GradRequest::Dense)]).unwrap();
         let ops = net.backward();
         assert_eq!(ops.len(), 2);
-        assert_eq!(ops[1].2[0], grads[0], "the lower layer goes on from the gradient that is returned");
+        assert_eq!(ops[1].2[0], grads[0], "the lower layer continues from the gradient that is returned");
     }
 
     #[test]

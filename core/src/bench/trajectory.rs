@@ -9,8 +9,8 @@ pub type Trajectories = BTreeMap<String, Vec<[f64; 2]>>;
 
 const STORED: &str = include_str!("trajectories.json");
 
-/// Relative differences of loss and norm that another order of f32 sums may cause. The CPU backend and a software GPU
-/// differ by at most 9e-7 and 1.2e-4.
+/// Relative differences of loss and norm that a different order of f32 sums may cause. The CPU backend and a software
+/// GPU differ by at most 9e-7 and 1.2e-4.
 const F32: [f64; 2] = [1e-4, 1e-3];
 /// Tolerance of bf16, as a multiple of the distance that rounding to it causes on the CPU: two independent roundings
 /// differ by sqrt(2) times as much on average, and either may be small by chance.

@@ -15,7 +15,7 @@ const MOST_VALUES: u64 = 1 << 26;
 /// The deepest nesting of structs in a header.
 const DEPTH: usize = 8;
 
-/// Passes over the pages of a column chunk.
+/// Checks the pages of a column chunk by their headers.
 ///
 /// Errors: a chunk outside of the file, a malformed header, a page above 256 MiB, more values than lists may have.
 pub(crate) fn check(file: &File, chunk: &ColumnChunkMetaData) -> Result<(), String> {
@@ -57,7 +57,7 @@ struct Pages<'a> {
 }
 
 impl Pages<'_> {
-    /// Reads a header and passes over its page.
+    /// Reads a header and skips its page.
     fn next_page(&mut self) -> Result<Page, String> {
         let (mut unpacked, mut packed, mut values) = (None, None, 0);
         let mut id = 0;

@@ -130,8 +130,8 @@ impl Question {
         Question { name, trials, contents: vec![(2, index), (3, row_ptr)], answer: Answer::Cost }
     }
 
-    /// How many rows of the other side a tile of attention has, for an op like this one on fewer rows. `spans` is the
-    /// position of that input; `others` begins with what the rule says.
+    /// Asks how many rows of the other side an attention tile should have, measured with this op on fewer rows. `spans`
+    /// is the position of that input; the first of `others` is the rule's choice.
     pub(super) fn attention(
         name: String,
         op: &Attention,
